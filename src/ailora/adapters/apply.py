@@ -1,0 +1,252 @@
+"""Apply a plan: give every planned projection its adapter, all of them or none."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft import PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+
+from ailora.adapters.anchored import AnchoredA, AnchoredB, require_same_starts
+from ailora.adapters.lora_config import live_config
+from ailora.adapters.plan import Form, Plan, PlannedAdapter, make_plan
+from ailora.adapters.sidecar import Sidecar
+from ailora.adapters.weights import base_layer, fingerprint, read_weight, residual_weight
+from ailora.errors import InputError, ModelError
+from ailora.inits import Factors, Policy
+
+_SIDECARS = "ailora_sidecars"
+
+
+class LossyResidualWarning(UserWarning):
+    """A residual weight was rounded to a dtype that loses much of what was subtracted."""
+
+
+@dataclass(frozen=True)
+class _Start:
+    """The start of one planned adapter, on the device of its layer."""
+
+    planned: PlannedAdapter
+    factors: Factors
+    residual: Tensor | None
+
+
+def adapt(
+    model: nn.Module,
+    policy: Policy | str | Mapping[str, Any] = "ailora",
+    *,
+    adapter_name: str = "default",
+    **plan_options: Any,
+) -> PeftModel:
+    """Adapt a pretrained model: `make_plan` and `apply_plan` in one call.
+
+    The result is an ordinary `peft.PeftModel`. At the start its outputs equal the base model's bit for bit, the base
+    weights are untouched, and every `save_pretrained` writes a stock PEFT adapter for the base model.
+
+    Args:
+        model: the base model, or a `PeftModel` that gets one more adapter.
+        policy: a preset (`ailora`, `reversed`, `pissa`, `milora`, `lora`), `{role: init}`, or a `Policy`.
+        adapter_name: PEFT's name for the adapter.
+        **plan_options: as `make_plan`: rank, alpha, roles, role_names, form, dropout, rslora, dora, modules_to_save,
+            task_type.
+
+    Raises:
+        InputError, ModelError: as `make_plan` and `apply_plan`; the model is then as it was.
+    """
+    _require_free_name(model, adapter_name)
+    plan = make_plan(_base_of(model), policy, **plan_options)
+    return apply_plan(model, plan, adapter_name=adapter_name)
+
+
+def apply_plan(model: nn.Module, plan: Plan, *, adapter_name: str = "default") -> PeftModel:
+    """Give every planned projection its adapter.
+
+    Nothing is half done: if anything fails, the model is as it was. The global random state is as before.
+
+    Args:
+        model: the base model that the plan was made for, or a `PeftModel` of it that gets one more adapter.
+        plan: from `make_plan` or `Plan.from_json`.
+        adapter_name: PEFT's name for the adapter.
+
+    Raises:
+        ModelError: the name is taken, a planned module is missing or has another shape, a weight has no decomposition.
+        InputError: the adapter name cannot be used.
+    """
+    _require_free_name(model, adapter_name)
+    base = _base_of(model)
+    generator = torch.Generator()
+    generator.set_state(torch.get_rng_state())
+    starts = _compute_starts(base, plan, generator)
+    fingerprints = {
+        a.projection.module: fingerprint(base_layer(base, a.projection.module).weight) for a in plan.adapters
+    }
+    with _unchanged_on_error(model, adapter_name), torch.random.fork_rng():
+        adapted = _inject(model, plan, adapter_name)
+        for start in starts:
+            _place(base.get_submodule(start.planned.projection.module), start, adapter_name, plan.form)
+        _require_exact_cover(base, plan, adapter_name)
+    for start in starts:
+        if start.residual is not None:
+            with torch.no_grad():
+                base_layer(base, start.planned.projection.module).weight.copy_(start.residual)
+    if not hasattr(adapted, _SIDECARS):
+        adapted.register_load_state_dict_pre_hook(require_same_starts)
+    sidecar = Sidecar.of(plan, fingerprints, getattr(base, "name_or_path", None) or None)
+    setattr(adapted, _SIDECARS, {**getattr(adapted, _SIDECARS, {}), adapter_name: sidecar})
+    return adapted
+
+
+def sidecar_of(model: nn.Module, adapter_name: str = "default") -> Sidecar:
+    """The sidecar of an adapter that this process put on a model.
+
+    Raises:
+        ModelError: the model has no such adapter of ours.
+    """
+    sidecars = getattr(model, _SIDECARS, {})
+    if adapter_name not in sidecars:
+        raise ModelError(
+            f"the model has no adapter {adapter_name!r} made by ailora; it has: {', '.join(sidecars) or 'none'}"
+        )
+    return sidecars[adapter_name]
+
+
+def plan_of(model: nn.Module, adapter_name: str = "default") -> Plan:
+    """The plan behind an adapter that this process put on a model.
+
+    Raises:
+        ModelError: the model has no such adapter of ours.
+    """
+    return Plan.from_json(sidecar_of(model, adapter_name).plan)
+
+
+def _base_of(model: nn.Module) -> nn.Module:
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def _require_free_name(model: nn.Module, adapter_name: str) -> None:
+    if isinstance(model, PeftModel):
+        if adapter_name in model.peft_config:
+            raise ModelError(f"the model already has an adapter named {adapter_name!r}: choose another adapter_name")
+    elif any(isinstance(module, BaseTunerLayer) for module in model.modules()):
+        raise ModelError(
+            "the model already carries adapters: pass the PeftModel itself with another adapter_name, or unload() first"
+        )
+    if not adapter_name or "." in adapter_name or adapter_name in "lora_":
+        raise InputError(f"adapter_name {adapter_name!r} cannot be used: not empty, no dot, not part of 'lora_'")
+
+
+def _compute_starts(base: nn.Module, plan: Plan, generator: torch.Generator) -> list[_Start]:
+    """All factors, before the model is touched. Tied layers share one weight, which is decomposed once."""
+    modules = dict(base.named_modules())
+    starts, by_weight = [], {}
+    for planned in plan.adapters:
+        projection = planned.projection
+        if projection.module not in modules:
+            raise ModelError(f"the plan names {projection.module}, which this {type(base).__name__} does not have")
+        layer = base_layer(base, projection.module)
+        weight = read_weight(layer, projection.module)
+        if tuple(weight.shape) != (projection.out_features, projection.in_features):
+            raise ModelError(
+                f"{projection.module} is {tuple(weight.shape)}, the plan says "
+                f"{(projection.out_features, projection.in_features)}"
+            )
+        key = (id(layer.weight), planned.init, planned.rank, planned.scaling)
+        if key not in by_weight:
+            by_weight[key] = planned.init.factors(weight, planned.rank, scaling=planned.scaling, generator=generator)
+        starts.append(_Start(planned, by_weight[key], _residual(plan, planned, weight, by_weight[key])))
+    return starts
+
+
+def _residual(plan: Plan, planned: PlannedAdapter, weight: Tensor, factors: Factors) -> Tensor | None:
+    if plan.form is not Form.RESIDUAL or not planned.init.anchored:
+        return None
+    exact = residual_weight(weight, factors, planned.scaling)
+    stored = exact.to(weight.dtype)
+    moved = (exact - weight.to(exact.dtype)).norm()
+    lost = (stored.to(exact.dtype) - exact).norm() / moved if moved > 0 else 0.0
+    if lost > 1e-3:
+        warnings.warn(
+            f"{planned.projection.module}: storing W - s B0 A0 as {weight.dtype} loses {lost:.0%} of the subtracted "
+            "part; use float32 weights or form='anchored'",
+            LossyResidualWarning,
+            stacklevel=4,
+        )
+    return stored
+
+
+def _inject(model: nn.Module, plan: Plan, adapter_name: str) -> PeftModel:
+    config = live_config(plan, _base_of(model))
+    if not isinstance(model, PeftModel):
+        return get_peft_model(model, config, adapter_name=adapter_name)  # type: ignore[return-value]
+    model.add_adapter(adapter_name, config)
+    model.set_adapter(adapter_name)
+    return model
+
+
+def _place(layer: nn.Module, start: _Start, adapter_name: str, form: Form) -> None:
+    """Put a start's factors into the PEFT layer, in the dtype and on the device that PEFT chose for them."""
+    assert isinstance(layer, LoraLayer)
+    stock_A, stock_B = layer.lora_A[adapter_name], layer.lora_B[adapter_name]
+    assert isinstance(stock_A, nn.Linear)
+    assert isinstance(stock_B, nn.Linear)
+    A, B = start.factors.A.to(stock_A.weight), start.factors.B.to(stock_B.weight)
+    if start.planned.init.anchored and form is Form.ANCHORED:
+        layer.lora_A[adapter_name] = AnchoredA(A).requires_grad_(stock_A.weight.requires_grad)
+        layer.lora_B[adapter_name] = AnchoredB(B).requires_grad_(stock_B.weight.requires_grad)
+        return
+    if start.planned.init.anchored and form is Form.STOCK:
+        anchored_A, anchored_B = AnchoredA(A), AnchoredB(B)
+        A, B = anchored_A.stack(), anchored_B.stack()
+    with torch.no_grad():
+        stock_A.weight.copy_(A)
+        stock_B.weight.copy_(B)
+    if start.residual is not None:
+        # Kept so that the base can be restored and the update written as a file for it.
+        stock_A.register_buffer("anchor", A.clone(), persistent=False)
+        stock_B.register_buffer("anchor", B.clone(), persistent=False)
+
+
+def _require_exact_cover(base: nn.Module, plan: Plan, adapter_name: str) -> None:
+    """PEFT adapted the planned modules, no other, with the planned scaling."""
+    adapted = {
+        name: layer.scaling[adapter_name]
+        for name, layer in base.named_modules()
+        if isinstance(layer, LoraLayer) and adapter_name in layer.lora_A
+    }
+    planned = {a.projection.module: a.scaling for a in plan.adapters}
+    close = all(abs(adapted[name] - planned[name]) <= 1e-12 * planned[name] for name in adapted.keys() & planned.keys())
+    if adapted.keys() != planned.keys() or not close:
+        raise ModelError(f"PEFT adapted {sorted(adapted.items())}, the plan says {sorted(planned.items())}")
+
+
+@contextmanager
+def _unchanged_on_error(model: nn.Module, adapter_name: str) -> Iterator[None]:
+    """Put a model's modules, gradient flags and adapters back if the body fails."""
+    base = _base_of(model)
+    children = [(parent, dict(parent.named_children())) for parent in base.modules()]
+    flags = [(parameter, parameter.requires_grad) for parameter in base.parameters()]
+    active = model.active_adapters if isinstance(model, PeftModel) else []
+    try:
+        yield
+    except BaseException:
+        if isinstance(model, PeftModel):
+            if adapter_name in model.peft_config:
+                model.delete_adapter(adapter_name)
+            model.base_model.set_adapter(active)
+        elif hasattr(base, "peft_config"):
+            delattr(base, "peft_config")
+        for parent, before in children:
+            for name in dict(parent.named_children()).keys() - before.keys():
+                delattr(parent, name)
+            for name, child in before.items():
+                setattr(parent, name, child)
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
+        raise

@@ -1,0 +1,96 @@
+"""`ailora.json`: what made an adapter, beside the stock files that every loader reads."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import pydantic
+
+from ailora.adapters.plan import Plan
+from ailora.errors import InputError
+
+SIDECAR_NAME = "ailora.json"
+_LIBRARIES = ("ailora", "torch", "peft", "transformers", "safetensors")
+
+
+class Sidecar(pydantic.BaseModel):
+    """The schema of `ailora.json`.
+
+    Attributes:
+        format_version: raised when the meaning of a field changes.
+        plan: `Plan.to_json`: policy, form, and per module its role, rows, init, rank, alpha and scaling.
+        fingerprints: module -> SHA-256 of the base weight that it was made from (`weights.fingerprint`).
+        base_model: the base model's name or path, as PEFT records it.
+        versions: the libraries that made it.
+    """
+
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
+
+    format_version: Literal[1] = 1
+    plan: dict[str, Any]
+    fingerprints: dict[str, str]
+    base_model: str | None
+    versions: dict[str, str]
+
+    @classmethod
+    def of(cls, plan: Plan, fingerprints: dict[str, str], base_model: str | None) -> Sidecar:
+        """The sidecar of an adapter that this process makes."""
+        return cls(
+            plan=json.loads(json.dumps(plan.to_json())),
+            fingerprints=fingerprints,
+            base_model=base_model,
+            versions=library_versions(),
+        )
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over all modules' fingerprints: the identity of the adapted base tensors."""
+        lines = "\n".join(f"{module} {digest}" for module, digest in sorted(self.fingerprints.items()))
+        return hashlib.sha256(lines.encode()).hexdigest()
+
+    def write(self, folder: Path) -> None:
+        """Write `folder/ailora.json`, all of it or nothing."""
+        write_text(folder / SIDECAR_NAME, self.model_dump_json(indent=2) + "\n")
+
+    @classmethod
+    def read(cls, file: Path) -> Sidecar:
+        """Read a sidecar.
+
+        Raises:
+            InputError: the file is not a sidecar, or one of a format that this version does not know.
+        """
+        try:
+            sidecar = cls.model_validate_json(file.read_bytes())
+        except (OSError, pydantic.ValidationError) as error:
+            raise InputError(f"{file}: not an ailora.json of format 1: {error}") from error
+        Plan.from_json(sidecar.plan)
+        return sidecar
+
+
+def find_sidecar(folder: Path | str) -> Sidecar | None:
+    """The sidecar in an adapter's folder, or the nearest one above it (a Trainer's checkpoint has none of its own)."""
+    folder = Path(folder).resolve()
+    for place in (folder, *folder.parents):
+        if (place / SIDECAR_NAME).is_file():
+            return Sidecar.read(place / SIDECAR_NAME)
+    return None
+
+
+def library_versions() -> dict[str, str]:
+    """The versions of the libraries that decide what an adapter is."""
+    return {name: version(name) for name in _LIBRARIES}
+
+
+def write_text(file: Path, text: str) -> None:
+    """Write a text file so that a reader sees the old one or the new one, never a part of it."""
+    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    with temporary.open("w", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    temporary.replace(file)

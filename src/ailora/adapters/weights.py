@@ -1,0 +1,52 @@
+"""The one place that knows how a base weight is stored, and the one that splits it."""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ailora.errors import ModelError
+from ailora.inits import Factors
+
+_READABLE = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def base_layer(model: nn.Module, module: str) -> nn.Linear:
+    """The layer of the base model that a projection names, without the PEFT layer around it."""
+    layer = model.get_submodule(module)
+    inner = getattr(layer, "base_layer", layer)
+    assert isinstance(inner, nn.Linear)
+    return inner
+
+
+def read_weight(layer: nn.Linear, module: str) -> Float[Tensor, "out in_"]:
+    """A base weight as a plain floating matrix (out, in), detached, in its own dtype.
+
+    Raises:
+        ModelError: the weight is on the meta device, in a dtype without a decomposition, or not finite.
+    """
+    weight = layer.weight.detach()
+    what = f"{module}: weight {tuple(weight.shape)} of dtype {weight.dtype}"
+    if weight.is_meta:
+        raise ModelError(f"{what} is on the meta device: load the model's weights before adapting it")
+    if weight.dtype not in _READABLE:
+        allowed = ", ".join(str(d).removeprefix("torch.") for d in _READABLE)
+        raise ModelError(f"{what} cannot be decomposed; allowed dtypes: {allowed}")
+    if not torch.isfinite(weight).all():
+        raise ModelError(f"{what} holds NaN or infinite entries")
+    return weight
+
+
+def residual_weight(weight: Float[Tensor, "out in_"], factors: Factors, scaling: float) -> Float[Tensor, "out in_"]:
+    """`W_res = W - s B0 A0`, in the dtype of the factors (float32 or float64)."""
+    return weight.to(factors.A.dtype) - scaling * (factors.B @ factors.A)
+
+
+def fingerprint(weight: Tensor) -> str:
+    """SHA-256 over dtype, shape and bytes of a stored weight, as hex."""
+    digest = hashlib.sha256(f"{weight.dtype} {tuple(weight.shape)} ".encode())
+    digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()

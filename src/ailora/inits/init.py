@@ -1,0 +1,159 @@
+"""Inits: how the factors of one projection start."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ailora.errors import unknown_name
+from ailora.spectral import Band, truncated_svd
+
+#: Norm of a row of LoRA's Kaiming-uniform A: entries are uniform in +-1/sqrt(in), so the row norm tends to 1/sqrt(3).
+KAIMING_ROW_NORM = 1 / math.sqrt(3)
+
+
+@dataclass(frozen=True)
+class Factors:
+    """The start of one adapter.
+
+    Attributes:
+        A: (rank, in).
+        B: (out, rank).
+    """
+
+    A: Float[Tensor, "rank in_"]
+    B: Float[Tensor, "out rank"]
+
+
+class Init(ABC):
+    """How the factors of one projection start from its weight."""
+
+    #: Whether `B A` differs from zero at the start, so that the adapter needs an anchor.
+    anchored: ClassVar[bool]
+
+    @abstractmethod
+    def factors(
+        self, weight: Float[Tensor, "out in_"], rank: int, *, scaling: float, generator: torch.Generator
+    ) -> Factors:
+        """The factors `A` (rank, in) and `B` (out, rank), in float32 or, for a float64 weight, float64.
+
+        Args:
+            weight: the base weight, floating, (out, in).
+            rank: 1 <= rank <= min(out, in).
+            scaling: the `s` in `dW = s B A`, positive.
+            generator: the only source of random numbers, on the CPU.
+
+        Raises:
+            InputError: the weight has no decomposition (NaN, infinite), or the rank is out of range.
+        """
+
+    @abstractmethod
+    def describe(self) -> dict[str, str]:
+        """The init as plain data; `parse_init` reads it back."""
+
+
+class Size(StrEnum):
+    """How long the factors of a spectral init are.
+
+    `singular` splits the singular values evenly (the paper's equation); `unit` gives every direction the row norm of
+    plain LoRA's A, so that the start tolerates plain LoRA's learning rate.
+    """
+
+    SINGULAR = "singular"
+    UNIT = "unit"
+
+
+@dataclass(frozen=True)
+class Spectral(Init):
+    """Start from one band of the weight's own spectrum.
+
+    With the band's triplets `U, S, Vh` and size `singular`: `B = U (S/s)^1/2`, `A = (S/s)^1/2 Vh`, so that `s B A` is
+    the part of W in the band (AILoRA, arXiv 2510.08034; PiSSA, arXiv 2404.02948; MiLoRA, arXiv 2406.09044).
+    """
+
+    band: Band
+    size: Size = Size.SINGULAR
+    anchored: ClassVar[bool] = True
+
+    def factors(
+        self, weight: Float[Tensor, "out in_"], rank: int, *, scaling: float, generator: torch.Generator
+    ) -> Factors:
+        triplets = truncated_svd(weight, rank, self.band)
+        root = (triplets.S / scaling).sqrt() if self.size is Size.SINGULAR else KAIMING_ROW_NORM
+        return Factors(A=(triplets.Vh.T * root).T.contiguous(), B=(triplets.U * root).contiguous())
+
+    def describe(self) -> dict[str, str]:
+        return {"init": self.band.value, "size": self.size.value}
+
+
+@dataclass(frozen=True)
+class Kaiming(Init):
+    """Plain LoRA (arXiv 2106.09685): A uniform in +-1/sqrt(in) (Kaiming with a = sqrt(5), as PEFT), B zero."""
+
+    anchored: ClassVar[bool] = False
+
+    def factors(
+        self, weight: Float[Tensor, "out in_"], rank: int, *, scaling: float, generator: torch.Generator
+    ) -> Factors:
+        out, in_ = weight.shape
+        dtype = torch.promote_types(weight.dtype, torch.float32)
+        A = (torch.rand(rank, in_, generator=generator, dtype=dtype) * 2 - 1) / math.sqrt(in_)
+        return Factors(A=A.to(weight.device), B=torch.zeros(out, rank, dtype=dtype, device=weight.device))
+
+    def describe(self) -> dict[str, str]:
+        return {"init": "lora"}
+
+
+@dataclass(frozen=True)
+class _Word:
+    """One word of the configuration language and the init that it stands for."""
+
+    init: Init | None
+    options: frozenset[str] = field(default_factory=frozenset)
+
+
+WORDS: dict[str, _Word] = {
+    "principal": _Word(Spectral(Band.PRINCIPAL), frozenset({"size"})),
+    "minor": _Word(Spectral(Band.MINOR), frozenset({"size"})),
+    "lora": _Word(Kaiming()),
+    "none": _Word(None),
+}
+
+
+def parse_init(spec: Init | str | Mapping[str, str] | None) -> Init | None:
+    """The init that a word (`principal`, `minor`, `lora`, `none`) or a mapping (`{init: minor, size: unit}`) names.
+
+    Returns:
+        The init; None for `none`: such a projection stays frozen.
+
+    Raises:
+        InputError: unknown word, option or size.
+    """
+    if spec is None or isinstance(spec, Init):
+        return spec
+    fields = dict(spec) if isinstance(spec, Mapping) else {"init": spec}
+    name = fields.pop("init", None)
+    if name not in WORDS:
+        raise unknown_name("init", name, WORDS)
+    word = WORDS[name]
+    for option in fields:
+        if option not in word.options:
+            raise unknown_name(f"option of init {name!r}", option, sorted(word.options))
+    if isinstance(word.init, Spectral) and "size" in fields:
+        return Spectral(word.init.band, _parse_size(fields["size"]))
+    return word.init
+
+
+def _parse_size(name: str) -> Size:
+    try:
+        return Size(name)
+    except ValueError:
+        raise unknown_name("size", name, [s.value for s in Size]) from None
