@@ -196,5 +196,5 @@ class _StackedWeight(Tensor):
         with torch._C.DisableTorchFunctionSubclass():
             result = func(*args, **(kwargs or {}))
             plain = result.as_subclass(Tensor) if isinstance(result, cls) else result
-            reads_data = name == "__get__" and func is Tensor.data.__get__  # type: ignore[attr-defined]
+            reads_data = name == "__get__" and func == Tensor.data.__get__  # type: ignore[attr-defined]
         return cls.of(plain) if reads_data else plain

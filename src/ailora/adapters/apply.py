@@ -232,14 +232,15 @@ def _unchanged_on_error(model: nn.Module, adapter_name: str) -> Iterator[None]:
     base = _base_of(model)
     children = [(parent, dict(parent.named_children())) for parent in base.modules()]
     flags = [(parameter, parameter.requires_grad) for parameter in base.parameters()]
-    active = model.active_adapters if isinstance(model, PeftModel) else []
+    active = list(model.active_adapters) if isinstance(model, PeftModel) else []
     try:
         yield
     except BaseException:
         if isinstance(model, PeftModel):
             if adapter_name in model.peft_config:
                 model.delete_adapter(adapter_name)
-            model.base_model.set_adapter(active)
+            tuner: Any = model.base_model
+            tuner.set_adapter(active)
         elif hasattr(base, "peft_config"):
             delattr(base, "peft_config")
         for parent, before in children:

@@ -1,0 +1,1 @@
+"""Runs from a configuration: one readable file per kind of task."""

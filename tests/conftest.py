@@ -1,0 +1,41 @@
+"""Shared fixtures. Shapes in `ailora.spectral` and `ailora.inits` are checked while tests run."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from jaxtyping import install_import_hook
+
+with install_import_hook(["ailora.spectral", "ailora.inits"], "beartype.beartype"):
+    import ailora
+
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+
+transformers.logging.set_verbosity_error()
+transformers.logging.disable_progress_bar()
+torch.set_num_threads(2)
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.fixture
+def shared() -> Path:
+    """The folder with the real data sets and the small Llama."""
+    if not SHARED.is_dir():
+        pytest.skip("the real data of ../shared is not here")
+    return SHARED
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def presets() -> tuple[str, ...]:
+    return tuple(ailora.PRESETS)
