@@ -1,0 +1,38 @@
+"""The command line: one small file per command, heavy imports inside the commands so that help is instant."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from ailora.cli.demo import demo
+from ailora.cli.evaluate import evaluate
+from ailora.cli.plan import plan
+from ailora.cli.predict import predict
+from ailora.cli.roles import roles
+from ailora.cli.train import train
+from ailora.errors import AiloraError
+
+app = typer.Typer(
+    name="ailora",
+    help="LoRA that starts right: function-aware asymmetric initialization on stock PEFT models.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+for command in (train, evaluate, predict, roles, plan, demo):
+    app.command()(command)
+
+
+def main() -> None:
+    """Run a command; a mistake in its input ends with one message and exit code 2, not with a traceback."""
+    try:
+        app()
+    except AiloraError as error:
+        sys.exit(_report(error))
+
+
+def _report(error: AiloraError) -> int:
+    print(f"ailora: error: {error}", file=sys.stderr)
+    return 2

@@ -1,0 +1,20 @@
+"""`ailora predict`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def predict(
+    run: Annotated[Path, typer.Argument(help="The folder of a finished run.")],
+    input: Annotated[str, typer.Option(help="A file with the run's text columns.")],
+    output: Annotated[Path, typer.Option(help="Where to write: .tsv, .csv, .jsonl or .parquet.")],
+) -> None:
+    """Predict with a finished run."""
+    from ailora.recipes.finished import FinishedRun
+
+    rows = FinishedRun(run).predict(input, output)
+    typer.echo(f"{rows} predictions written to {output}")

@@ -1,0 +1,74 @@
+"""Tables for the terminal."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from ailora.adapters import Plan, PlannedAdapter
+from ailora.roles import Projection
+
+#: A pipe has no width of its own; names of modules should not be cut there.
+console = Console(width=None if sys.stdout.isatty() else 160)
+
+
+def projection_table(projections: Iterable[Projection]) -> Table:
+    """The projections, equal ones of repeated layers folded into one line."""
+    rows = (
+        (p.role.value, p.attention.value if p.attention else "", _folded(p), _shape(p), p.dtype, p.rule)
+        for p in projections
+    )
+    table = Table("role", "attention", "module", "shape", "dtype", "decided by", "modules")
+    for row, count in Counter(rows).items():
+        table.add_row(*row, str(count))
+    return table
+
+
+def plan_table(plan: Plan) -> Table:
+    """What the adapted projections get, equal ones of repeated layers folded into one line, and the totals."""
+
+    def row(a: PlannedAdapter) -> tuple[str, ...]:
+        start = ", ".join(a.init.describe().values())
+        numbers = (str(a.rank), f"{a.alpha:g}", f"{a.scaling:g}", f"{a.trainable:,}")
+        return (_folded(a.projection), a.projection.role.value, _shape(a.projection), start, *numbers)
+
+    table = Table("module", "role", "shape", "start", "r", "alpha", "s", "trains each", "modules", show_footer=True)
+    for cells, count in Counter(map(row, plan.adapters)).items():
+        table.add_row(*cells, str(count))
+    table.columns[0].footer = f"{plan.policy.name}, {plan.form} form, file {plan.file_bytes / 2**20:.2f} MiB"
+    table.columns[-2].footer = f"{plan.trainable:,} in all"
+    table.columns[-1].footer = str(len(plan.adapters))
+    return table
+
+
+def _folded(projection: Projection) -> str:
+    return re.sub(r"\.\d+(?=\.|$)", ".*", projection.module)
+
+
+def _shape(projection: Projection) -> str:
+    return f"{projection.out_features} x {projection.in_features}"
+
+
+def result_table(results: Mapping[str, dict[str, Any]]) -> Table:
+    """One line per run: its metrics on every split, what it trained, and how long."""
+    first = next(iter(results.values()))
+    scored = [(split, metric) for split, metrics in first["metrics"].items() for metric in metrics]
+    table = Table("run", *(f"{split} {metric}" for split, metric in scored), "best", "trains", "steps", "seconds")
+    for name, result in results.items():
+        deciding = list(result["best"])[-1]
+        best = result["best"][deciding]
+        table.add_row(
+            name,
+            *(f"{result['metrics'][split][metric]:.4f}" for split, metric in scored),
+            f"{best[deciding]:.4f} at {best['step']}" if best else "",
+            f"{result['trainable_parameters']:,}",
+            str(result["steps"]),
+            f"{result['train_seconds']:.0f}",
+        )
+    return table

@@ -1,0 +1,23 @@
+"""`ailora train`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def train(
+    config: Annotated[Path, typer.Argument(help="A YAML configuration.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="dotted.key=value", metavar="[KEY=VALUE]...")] = None,
+) -> None:
+    """Train and evaluate; the same command after a kill continues."""
+    from ailora.cli.tables import console, result_table
+    from ailora.recipes import classification
+    from ailora.recipes.config import load_config
+
+    resolved = load_config(config, overrides or [])
+    result = classification.run(resolved)
+    console.print(result_table({resolved.output: result}))
+    console.print(f"written to {resolved.output}")

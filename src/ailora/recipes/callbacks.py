@@ -1,0 +1,79 @@
+"""What a run does besides training: log every step that counts, mark checkpoints, show progress."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from ailora.recipes.run_folder import RunFolder
+
+_LOGGED = ("loss", "learning_rate", "grad_norm")
+
+
+class RunLog(TrainerCallback):
+    """Keeps `log.jsonl` and the completeness marks of checkpoints.
+
+    A logging step is forced wherever the model is saved: the Trainer's running loss is not part of a checkpoint, so
+    that a resumed run would otherwise report another mean.
+    """
+
+    def __init__(self, folder: RunFolder, seconds_before: float) -> None:
+        self.folder = folder
+        self.started = time.perf_counter() - seconds_before
+
+    @property
+    def train_seconds(self) -> float:
+        """Seconds since training began, those before a resume included."""
+        return time.perf_counter() - self.started
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.folder.log.write_text("".join(map(_line, logged_steps(state))), encoding="utf-8")
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if state.global_step >= state.max_steps:
+            control.should_evaluate = args.eval_strategy != "no"
+            control.should_save = args.save_strategy != "no"
+        if control.should_save:
+            control.should_log = True
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if control.should_save:
+            control.should_log = True
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        record = state.log_history[-1]
+        if "loss" in record:
+            with self.folder.log.open("a", encoding="utf-8") as log:
+                log.write(_line(_logged(record)))
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self.folder.mark_complete(state.global_step, self.train_seconds)
+
+
+class ProgressBar(ProgressCallback):
+    """The Trainer's bar with the last loss beside it, instead of a line per log."""
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        shown = {k.removeprefix("eval_"): f"{v:.4f}" for k, v in (logs or {}).items() if k in ("loss", "eval_loss")}
+        if self.training_bar is not None and shown:
+            self.training_bar.set_postfix(shown)
+
+
+def logged_steps(state: TrainerState) -> list[dict[str, float]]:
+    """Step, epoch, loss, learning rate and gradient norm of every logging step so far."""
+    return [_logged(record) for record in state.log_history if "loss" in record]
+
+
+def _logged(record: dict[str, Any]) -> dict[str, float]:
+    return {key: record[key] for key in ("step", "epoch", *_LOGGED) if key in record}
+
+
+def _line(record: dict[str, float]) -> str:
+    return json.dumps(record) + "\n"

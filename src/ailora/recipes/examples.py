@@ -1,0 +1,149 @@
+"""From tables to examples: texts, labels, and what the labels are called."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import datasets
+from datasets.exceptions import DatasetsError
+
+from ailora.errors import InputError
+from ailora.recipes.config import DataConfig
+from ailora.recipes.tables import Table, read_tables
+
+#: Which rows `max_train_samples` keeps does not depend on the run's seed: runs are compared on the same rows.
+_CUT_SEED = 20251008
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What the classes are called, or that labels are numbers.
+
+    Attributes:
+        names: the classes' names in the order of their ids; None for regression.
+    """
+
+    names: tuple[str, ...] | None
+
+    @classmethod
+    def of(cls, values: Sequence[Any], *, regression: bool) -> Labels:
+        """The labels of a training set: its distinct values, sorted, as numbers where all are whole numbers.
+
+        Raises:
+            InputError: a single class.
+        """
+        if regression:
+            return cls(None)
+        distinct = {str(value) for value in values}
+        if len(distinct) < 2:
+            raise InputError(f"the training data hold the single class {distinct.pop()!r}: at least two are needed")
+        numeric = all(name.lstrip("-").isdigit() for name in distinct)
+        return cls(tuple(sorted(distinct, key=int if numeric else str)))
+
+    @property
+    def count(self) -> int:
+        """Outputs of the head: the number of classes, or 1 for regression."""
+        return len(self.names) if self.names else 1
+
+    def encode(self, value: Any, where: str) -> int | float:
+        """The id of a class, or the number itself.
+
+        Raises:
+            InputError: a class that training never had; not a finite number where regression needs one.
+        """
+        if self.names is not None:
+            if str(value) not in self.names:
+                raise InputError(f"{where}: label {str(value)!r} is not in the training data: {', '.join(self.names)}")
+            return self.names.index(str(value))
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            number = math.nan
+        if not math.isfinite(number):
+            raise InputError(f"{where}: label {value!r} is not a number, which regression needs")
+        return number
+
+    def name(self, prediction: float) -> str | float:
+        """What a predicted id is called; the number itself for regression."""
+        return self.names[int(prediction)] if self.names else float(prediction)
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Rows ready for tokenization.
+
+    Attributes:
+        texts: one or two texts per row.
+        labels: the rows' labels as the file has them; None where the file has none.
+        where: the origin of each row, for messages.
+    """
+
+    texts: list[tuple[str, ...]]
+    labels: list[Any] | None
+    where: list[str]
+
+    def encoded(self, labels: Labels) -> list[int | float]:
+        """The labels as numbers.
+
+        Raises:
+            InputError: as `Labels.encode`; no labels at all.
+        """
+        if self.labels is None:
+            raise InputError(f"{self.where[0]}: the data have no labels")
+        return [labels.encode(value, place) for value, place in zip(self.labels, self.where, strict=True)]
+
+
+def load_examples(data: DataConfig, split: str) -> Examples:
+    """The examples of `train`, `validation` or `test`, cut to the configured number.
+
+    Raises:
+        InputError: missing or broken data, missing columns, rows without text or label.
+    """
+    source = getattr(data, split)
+    table = read_tables(source, data.columns) if data.dataset is None else _read_dataset(data, source)
+    examples = to_examples(table, data)
+    limit = getattr(data, f"max_{split}_samples", None)
+    if limit is None or limit >= len(examples.texts):
+        return examples
+    kept = sorted(random.Random(_CUT_SEED).sample(range(len(examples.texts)), limit))
+    labels = examples.labels and [examples.labels[i] for i in kept]
+    return Examples([examples.texts[i] for i in kept], labels, [examples.where[i] for i in kept])
+
+
+def to_examples(table: Table, data: DataConfig, *, labelled: bool = True) -> Examples:
+    """The text columns of a table and, if `labelled`, its label column.
+
+    Raises:
+        InputError: a missing column, a row without text or label.
+    """
+    texts = list(zip(*(table.column(name) for name in data.text), strict=True))
+    for row, place in zip(texts, table.where, strict=True):
+        if not all(isinstance(text, str) for text in row):
+            raise InputError(f"{place}: the text columns {data.text} hold {row!r}, expected text")
+    labels = table.column(data.label) if labelled else None
+    for value, place in zip(labels or [], table.where, strict=False):
+        if value is None or value == "":
+            raise InputError(f"{place}: the row has no label in column {data.label!r}")
+    return Examples(texts, labels, table.where)
+
+
+def _read_dataset(data: DataConfig, split: str) -> Table:
+    try:
+        loaded = datasets.load_dataset(str(data.dataset), data.subset, split=split)
+    except (OSError, ValueError, DatasetsError) as error:
+        raise InputError(f"cannot load split {split!r} of data set {data.dataset!r}: {error}") from error
+    columns = tuple(loaded.column_names)
+    values = [_names_of_classes(loaded, column) for column in columns]
+    rows = list(zip(*values, strict=True))
+    return Table(columns, rows, [f"{data.dataset}/{split}: row {i}" for i in range(len(rows))])
+
+
+def _names_of_classes(loaded: Any, column: str) -> list[Any]:
+    feature = loaded.features[column]
+    if isinstance(feature, datasets.ClassLabel):
+        return [feature.int2str(value) if value >= 0 else None for value in loaded[column]]
+    return list(loaded[column])

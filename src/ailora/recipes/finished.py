@@ -1,0 +1,94 @@
+"""Use a finished run: score it on data, predict with it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from transformers import Trainer, TrainingArguments
+
+from ailora.errors import InputError
+from ailora.recipes.config import ClassificationConfig
+from ailora.recipes.examples import Examples, Labels, load_examples, to_examples
+from ailora.recipes.models import load_classifier, load_tokenizer, model_path
+from ailora.recipes.predictions import Predictions, check_output_kind, write_frame
+from ailora.recipes.run_folder import RunFolder
+from ailora.recipes.tables import Table, read_tables
+from ailora.recipes.tokens import collator, tokenize
+
+
+class FinishedRun:
+    """A run that has ended, with its model loaded as any stock loader would.
+
+    Raises:
+        InputError: the folder holds no finished run.
+    """
+
+    def __init__(self, folder: Path | str) -> None:
+        self._folder = RunFolder(folder)
+        self.config: ClassificationConfig = self._folder.read_config()
+        names = self._folder.read_result()["labels"]
+        self.labels = Labels(tuple(names) if names else None)
+
+    def evaluate(self, data_file: str | None = None) -> dict[str, float]:
+        """Loss and metrics on the run's validation data, or on a file with the same columns.
+
+        Raises:
+            InputError: bad data.
+        """
+        data = self.config.data
+        if data_file is None:
+            examples = load_examples(data, "validation")
+        else:
+            examples = to_examples(read_tables(data_file, data.columns), data)
+        encoded = examples.encoded(self.labels)
+        return self._predict(examples, encoded).scores(self.config.metrics, self.labels, encoded)
+
+    def predict(self, input_file: str, output_file: Path | str) -> int:
+        """Write text columns, prediction and scores for every row of a file; returns the number of rows.
+
+        The input needs the text columns only; the output ends in .tsv, .csv, .jsonl or .parquet.
+
+        Raises:
+            InputError: bad data, an output of another kind.
+        """
+        output, text = Path(output_file), self.config.data.text
+        check_output_kind(output)
+        examples = to_examples(self._read_input(input_file), self.config.data, labelled=False)
+        frame = self._predict(examples).frame(self.labels, examples)
+        for position, name in enumerate(text):
+            frame.insert(position + 1, name, [texts[position] for texts in examples.texts])
+        if "scores" in frame:
+            frame["scores"] = [list(scores) for scores in frame["scores"]]
+        write_frame(frame, output)
+        return len(frame)
+
+    def _read_input(self, input_file: str) -> Table:
+        """Files without a header may hold all of the run's columns or its text columns alone."""
+        columns = self.config.data.columns
+        try:
+            return read_tables(input_file, columns)
+        except InputError:
+            if columns is None:
+                raise
+            return read_tables(input_file, self.config.data.text)
+
+    def _predict(self, examples: Examples, encoded: list[int | float] | None = None) -> Predictions:
+        tokenizer = load_tokenizer(self.config.model)
+        dataset = tokenize(examples, tokenizer, self.config.data.max_length)
+        if encoded is not None:
+            dataset = dataset.add_column("labels", encoded)
+        if self.config.adapter.full:
+            model = load_classifier(str(self._folder.model), self.labels, tokenizer)
+        else:
+            base = load_classifier(model_path(self.config.model), self.labels, tokenizer)
+            model = PeftModel.from_pretrained(base, self._folder.adapter)
+        arguments = TrainingArguments(
+            output_dir=str(self._folder.checkpoints),
+            per_device_eval_batch_size=self.config.training["per_device_eval_batch_size"],
+            dataloader_pin_memory=torch.accelerator.is_available(),
+            report_to="none",
+            disable_tqdm=self.config.training.get("disable_tqdm", False),
+        )
+        return Predictions.of(Trainer(model=model, args=arguments, data_collator=collator(tokenizer)), dataset)
