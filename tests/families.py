@@ -11,7 +11,12 @@ from typing import Any
 
 import torch
 import transformers as tf
-from peft import AutoPeftModel, AutoPeftModelForCausalLM, AutoPeftModelForSeq2SeqLM, AutoPeftModelForSequenceClassification
+from peft import (
+    AutoPeftModel,
+    AutoPeftModelForCausalLM,
+    AutoPeftModelForSeq2SeqLM,
+    AutoPeftModelForSequenceClassification,
+)
 from torch import Tensor, nn
 
 RANK = 4

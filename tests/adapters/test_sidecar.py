@@ -1,0 +1,66 @@
+"""`ailora.json`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import ailora
+from ailora.adapters import SIDECAR_NAME, Plan, Sidecar, find_sidecar
+from ailora.adapters.apply import sidecar_of
+from tests.families import FAMILIES
+
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+
+
+def saved(folder: Path) -> Sidecar:
+    model = ailora.adapt(FAMILIES["bert"].model(), rank=4)
+    ailora.save_adapter(model, folder)
+    return sidecar_of(model)
+
+
+def test_it_says_what_the_adapter_is(tmp_path: Path) -> None:
+    sidecar = saved(tmp_path)
+    data = json.loads((tmp_path / SIDECAR_NAME).read_text())
+    assert data["format_version"] == 1
+    assert data["plan"]["policy"]["name"] == "ailora"
+    assert data["plan"]["form"] == "anchored"
+    assert [a["role"] for a in data["plan"]["adapters"]] == ["query", "value"] * 2
+    assert all(a["rows"] == [[0, 32]] and a["rank"] == 4 and a["scaling"] == 1.0 for a in data["plan"]["adapters"])
+    assert set(data["versions"]) >= {"ailora", "torch", "peft", "transformers"}
+    assert Sidecar.read(tmp_path / SIDECAR_NAME) == sidecar
+    assert Plan.from_json(sidecar.plan) == ailora.make_plan(FAMILIES["bert"].model(), rank=4)
+
+
+def test_the_fingerprint_is_that_of_the_base_tensors() -> None:
+    def fingerprint(change: float) -> str:
+        model = FAMILIES["bert"].model()
+        with torch.no_grad():
+            model.bert.encoder.layer[1].attention.self.value.weight[0, 0] += change
+        return sidecar_of(ailora.adapt(model)).fingerprint
+
+    assert fingerprint(0.0) == fingerprint(0.0) != fingerprint(1e-3)
+
+
+def test_a_checkpoint_is_read_with_the_nearest_one_above(tmp_path: Path) -> None:
+    sidecar = saved(tmp_path)
+    (tmp_path / "checkpoints" / "checkpoint-3").mkdir(parents=True)
+    assert find_sidecar(tmp_path / "checkpoints" / "checkpoint-3") == sidecar
+    assert find_sidecar("/") is None
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"format_version": 2}', '{"format_version": 1, "plan": {}}'])
+def test_what_is_no_sidecar_is_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / SIDECAR_NAME).write_text(content)
+    with pytest.raises(ailora.InputError, match=r"ailora\.json: not an ailora\.json of format 1"):
+        Sidecar.read(tmp_path / SIDECAR_NAME)
+
+
+def test_a_sidecar_with_a_broken_plan_is_refused(tmp_path: Path) -> None:
+    sidecar = saved(tmp_path)
+    sidecar.model_copy(update={"plan": {}}).write(tmp_path)
+    with pytest.raises(ailora.InputError, match="not a plan"):
+        Sidecar.read(tmp_path / SIDECAR_NAME)

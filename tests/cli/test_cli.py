@@ -1,0 +1,73 @@
+"""The commands as a user types them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.recipes.conftest import *  # noqa: F403
+
+
+def ailora(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "TRANSFORMERS_VERBOSITY": "error", "COLUMNS": "160"}
+    command = [sys.executable, "-c", "from ailora.cli import main; main()", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, cwd=cwd, check=False)
+
+
+def test_help_is_instant() -> None:
+    """Help must not import torch: that is what makes it instant, and unlike a time it does not depend on the machine."""
+    script = "import sys; sys.argv = ['ailora', '--help']\nfrom ailora.cli import main\ntry: main()\nfinally: "
+    check = script + "assert not {'torch', 'peft', 'transformers'} & sys.modules.keys()"
+    made = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
+    for command in ("train", "evaluate", "predict", "roles", "plan", "demo"):
+        assert command in made.stdout
+
+
+def test_plan_and_roles_read_no_weights() -> None:
+    plan = json.loads(ailora("plan", "builtin:minilm", "--rank", "4", "--json").stdout)
+    assert len(plan["adapters"]) == 12
+    assert {a["rank"] for a in plan["adapters"]} == {4}
+    shown = ailora("plan", "builtin:minilm", "--policy", "reversed", "--role", "query", "--role", "output").stdout
+    assert "minor, singular" in shown
+    assert "encoder.layer.*.attention.output.dense" in shown
+    roles = json.loads(ailora("roles", "builtin:minilm", "--json").stdout)
+    assert sum(p["role"] == "value" for p in roles) == 6
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("plan", "builtin:minilm", "--policy", "ailroa"), "ailora: error: unknown policy 'ailroa' (did you mean"),
+        (("plan", "builtin:minilm", "--rank", "0"), "rank 0 is not possible for encoder.layer.0.attention.self.query"),
+        (("roles", "./nowhere"), "'./nowhere' is not a folder"),
+        (("roles", "builtin:minilm", "--role-name", "zzz=query"), "'zzz' (query) matches no linear module"),
+        (("train", "nowhere.yaml"), "cannot read the configuration nowhere.yaml"),
+        (("evaluate", "."), "is not the folder of a run"),
+    ],
+)
+def test_mistakes_end_with_one_message_and_no_traceback(arguments: tuple[str, ...], message: str) -> None:
+    made = ailora(*arguments)
+    assert made.returncode == 2
+    assert message in made.stderr
+    assert "Traceback" not in made.stderr
+
+
+def test_train_evaluate_predict(config: dict[str, Any], tmp_path: Path, verdicts: dict[str, Path]) -> None:
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(config))
+    made = ailora("train", "c.yaml", "data.max_train_samples=32", "output=run", cwd=tmp_path)
+    assert made.returncode == 0, made.stderr
+    assert "test accuracy" in made.stdout
+    scores = json.loads(ailora("evaluate", str(tmp_path / "run"), "--data", str(verdicts["test"])).stdout)
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert scores == pytest.approx(result["metrics"]["test"], abs=1e-6)
+    out = tmp_path / "p.jsonl"
+    made = ailora("predict", str(tmp_path / "run"), "--input", str(verdicts["test"]), "--output", str(out))
+    assert "24 predictions written" in made.stdout
+    assert len(out.read_text().splitlines()) == 24

@@ -1,0 +1,53 @@
+"""A tiny BERT with MiniLM's tokenizer, and small data that it can be trained on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers as tf
+
+from ailora.recipes.models import model_path
+from ailora.recipes.verdicts import write_verdicts
+
+SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+
+
+@pytest.fixture(scope="session")
+def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A BERT of two narrow layers, with dropout, saved with a real tokenizer."""
+    folder = tmp_path_factory.mktemp("tiny-bert")
+    tokenizer = tf.AutoTokenizer.from_pretrained(model_path("builtin:minilm"))
+    torch.manual_seed(1)
+    tf.BertModel(tf.BertConfig(**SIZES, vocab_size=len(tokenizer))).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def verdicts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The demo's task, small."""
+    return write_verdicts(tmp_path_factory.mktemp("verdicts"), train=96, held_out=24)
+
+
+@pytest.fixture
+def config(tiny_bert: str, verdicts: dict[str, Path], tmp_path: Path) -> dict[str, Any]:
+    """A configuration that runs in a second or two."""
+    return {
+        "recipe": "classification",
+        "model": tiny_bert,
+        "adapter": {"policy": "ailora", "rank": 4},
+        "data": {**{split: str(path) for split, path in verdicts.items()}, "text": ["sentence"]},
+        "metric": ["accuracy", "f1"],
+        "training": {
+            "learning_rate": 5e-3,
+            "per_device_train_batch_size": 8,
+            "num_train_epochs": 2,
+            "eval_steps": 5,
+            "logging_steps": 3,
+            "disable_tqdm": True,
+        },
+        "output": str(tmp_path / "run"),
+    }

@@ -1,0 +1,302 @@
+"""Runs: what they write, how they repeat, how they survive being killed."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+from peft import AutoPeftModelForSequenceClassification
+from safetensors.torch import load_file
+
+import ailora
+from ailora.adapters import find_sidecar
+from ailora.recipes import classification
+from ailora.recipes.config import load_config
+from ailora.recipes.finished import FinishedRun
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
+]
+TIMES = ("init_seconds", "train_seconds", "peak_memory_bytes", "config")
+
+
+def run(config: dict[str, Any], *overrides: str) -> dict[str, Any]:
+    return classification.run(load_config(config, overrides))
+
+
+def outcome(folder: Path) -> dict[str, Any]:
+    """What two runs of the same configuration have in common: all but times, memory and the folder's name."""
+    result = json.loads((folder / "result.json").read_text())
+    predictions = pd.read_parquet(folder / "predictions.parquet")
+    weights = load_file(next(folder.glob("*/*model.safetensors")))
+    return {
+        "result": {key: value for key, value in result.items() if key not in TIMES},
+        "log": (folder / "log.jsonl").read_text(),
+        "predictions": {name: [np.asarray(v).tolist() for v in predictions[name]] for name in predictions},
+        "weights": {name: tensor.numpy().tobytes() for name, tensor in weights.items()},
+    }
+
+
+def test_a_run_writes_all_that_it_promises(config: dict[str, Any], tmp_path: Path) -> None:
+    result = run(config)
+    folder = tmp_path / "run"
+    assert json.loads((folder / "result.json").read_text()) == result
+    assert set(result["metrics"]) == {"validation", "test"}
+    assert set(result["metrics"]["test"]) == {"loss", "accuracy", "f1"}
+    assert result["steps"] == 24
+    assert [record["step"] for record in result["history"]] == [5, 10, 15, 20, 24]
+    assert result["history"][-1]["accuracy"] == result["metrics"]["validation"]["accuracy"]
+    assert result["best"]["accuracy"]["accuracy"] == max(record["accuracy"] for record in result["history"])
+    assert result["labels"] == ["blame", "praise"]
+    # Two projections in two layers, r (in + out) each, and the head.
+    assert result["trainable_parameters"] == 4 * 4 * (32 + 32) + 2 * 32 + 2
+
+    log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    assert {record["step"] for record in log} == {3, 5, 6, 9, 10, 12, 15, 18, 20, 21, 24}
+    assert all({"loss", "learning_rate", "grad_norm"} <= record.keys() for record in log)
+
+    predictions = pd.read_parquet(folder / "predictions.parquet")
+    assert list(predictions.groupby("split").size()) == [24, 24]
+    test = predictions[predictions.split == "test"]
+    assert (test.label == test.prediction).mean() == result["metrics"]["test"]["accuracy"]
+
+    sidecar = find_sidecar(folder / "checkpoints" / "checkpoint-24")
+    assert sidecar is not None
+    assert sidecar == find_sidecar(folder / "adapter")
+    card = (folder / "adapter" / "README.md").read_text()
+    for part in ("policy `ailora`", "rank 4", config["model"], "num_labels=2", "blame, praise"):
+        assert part in card
+
+
+def test_the_cards_snippet_loads_the_adapter(config: dict[str, Any], tmp_path: Path) -> None:
+    config["data"]["max_train_samples"] = 32
+    result = run(config)
+    card = (tmp_path / "run" / "adapter" / "README.md").read_text()
+    snippet = card.split("```python\n")[1].split("```")[0].replace("PATH/TO/THIS/FOLDER", str(tmp_path / "run/adapter"))
+    scope: dict[str, Any] = {}
+    exec(snippet, scope)
+    assert isinstance(scope["model"], torch.nn.Module)
+    assert type(scope["model"]).__name__ == AutoPeftModelForSequenceClassification._target_class.__name__
+    run_again = FinishedRun(tmp_path / "run")
+    assert run_again.evaluate() == pytest.approx(result["metrics"]["validation"], abs=1e-6)
+
+
+@pytest.mark.parametrize("policy", ["ailora", "lora", "full"])
+def test_the_resolved_config_repeats_the_run(config: dict[str, Any], tmp_path: Path, policy: str) -> None:
+    run(config, f"adapter.policy={policy}")
+    resolved = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    run(resolved, f"output={tmp_path / 'again'}")
+    assert outcome(tmp_path / "again") == outcome(tmp_path / "run")
+
+
+def test_methods_share_head_order_and_dropout(config: dict[str, Any], tmp_path: Path) -> None:
+    """At rate 0 every method stays at the base: the losses of all steps, dropout on, are then equal bit for bit."""
+    config["training"]["learning_rate"] = 0.0
+    logs = set()
+    for policy in ("lora", "ailora", "pissa", "full"):
+        run(config, f"adapter.policy={policy}", f"output={tmp_path / policy}")
+        lines = (tmp_path / policy / "log.jsonl").read_text().splitlines()
+        logs.add(tuple(json.loads(line)["loss"] for line in lines))
+    assert len(logs) == 1
+
+
+def test_seeds_change_head_and_order(config: dict[str, Any], tmp_path: Path) -> None:
+    config["data"]["max_train_samples"] = 32
+    losses = [run(config, f"training.seed={s}", f"output={tmp_path / str(s)}")["metrics"] for s in (0, 1)]
+    assert losses[0] != losses[1]
+
+
+def test_regression(config: dict[str, Any], tmp_path: Path) -> None:
+    rows = "".join(f'{{"a": "word {i % 7}", "b": "more {i}", "score": {i % 5 - 0.5}}}\n' for i in range(40))
+    (tmp_path / "d.jsonl").write_text(rows)
+    path = str(tmp_path / "d.jsonl")
+    config |= {"metric": ["pearson", "spearman"]}
+    config["data"] = {"train": path, "validation": path, "text": ["a", "b"], "label": "score"}
+    result = run(config)
+    assert result["labels"] is None
+    assert set(result["metrics"]["validation"]) == {"loss", "pearson", "spearman"}
+    predictions = pd.read_parquet(tmp_path / "run" / "predictions.parquet")
+    assert predictions.prediction.dtype == float
+    assert "scores" not in predictions
+
+
+@pytest.mark.parametrize("form", ["stock", "residual"])
+def test_other_forms_give_the_same_kind_of_file(config: dict[str, Any], tmp_path: Path, form: str) -> None:
+    result = run(config, f"adapter.form={form}", "training.weight_decay=0.1")
+    assert FinishedRun(tmp_path / "run").evaluate() == pytest.approx(result["metrics"]["validation"], abs=1e-5)
+
+
+def test_weight_decay_spares_the_factors_of_the_residual_form(config: dict[str, Any], tmp_path: Path) -> None:
+    """At rate 1e-3 and decay 1000 the factors would vanish in a step."""
+    decay = ("training.weight_decay=1000", "training.learning_rate=1e-3", "data.max_train_samples=8")
+    run(config, "adapter.form=residual", *decay)
+    weights = load_file(tmp_path / "run" / "adapter" / "adapter_model.safetensors")
+    starts = [tensor[:4] for name, tensor in weights.items() if "lora_A" in name]
+    moves = [tensor[4:] for name, tensor in weights.items() if "lora_A" in name]
+    assert all(move.norm() < 0.2 * start.norm() for start, move in zip(starts, moves, strict=True))
+
+
+def test_predict_and_evaluate_use_a_finished_run(config: dict[str, Any], tmp_path: Path, verdicts: Any) -> None:
+    result = run(config)
+    finished = FinishedRun(tmp_path / "run")
+    assert finished.evaluate(str(verdicts["test"])) == pytest.approx(result["metrics"]["test"], abs=1e-6)
+    made = pd.read_parquet(tmp_path / "run" / "predictions.parquet")
+    sentences = pd.read_csv(verdicts["test"], sep="\t")[["sentence"]]
+    sentences.to_csv(tmp_path / "in.csv", index=False)
+    for kind in ("tsv", "csv", "jsonl", "parquet"):
+        assert finished.predict(str(tmp_path / "in.csv"), tmp_path / f"out.{kind}") == 24
+    frame = pd.read_parquet(tmp_path / "out.parquet")
+    assert list(frame.columns) == ["row", "sentence", "prediction", "scores"]
+    assert list(frame.prediction) == list(made[made.split == "test"].prediction)
+    with pytest.raises(ailora.InputError, match=r"ends in one of \.tsv"):
+        finished.predict(str(tmp_path / "in.csv"), tmp_path / "out.txt")
+
+
+def test_a_finished_run_is_not_run_again(config: dict[str, Any], tmp_path: Path) -> None:
+    result = run(config)
+    before = (tmp_path / "run" / "result.json").stat().st_mtime_ns
+    assert run(config) == result
+    assert (tmp_path / "run" / "result.json").stat().st_mtime_ns == before
+
+
+def test_another_runs_folder_is_refused(config: dict[str, Any], tmp_path: Path) -> None:
+    config["data"]["max_train_samples"] = 16
+    run(config)
+    before = outcome(tmp_path / "run")
+    with pytest.raises(ailora.InputError, match=r"holds another run \(adapter\.rank: 4 there, 8 now\)"):
+        run(config, "adapter.rank=8")
+    assert outcome(tmp_path / "run") == before
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").touch()
+    with pytest.raises(ailora.InputError, match="holds files but no run"):
+        run(config, f"output={tmp_path / 'mine'}")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data.train=nowhere.tsv", "no such file"),
+        ("data.label=gold", "no column 'gold'"),
+        ("metric=pearson", "is not a number, which regression needs"),
+        ("adapter.rank=64", "rank 64 is not possible"),
+        ("model=./nowhere", "is not a folder"),
+        ("model=builtin:maxilm", "did you mean 'builtin:minilm'"),
+    ],
+)
+def test_bad_input_leaves_no_folder(config: dict[str, Any], tmp_path: Path, override: str, message: str) -> None:
+    with pytest.raises(ailora.AiloraError, match=message):
+        run(config, override)
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_unfinished_run_cannot_be_used(tmp_path: Path) -> None:
+    with pytest.raises(ailora.InputError, match="not the folder of a run"):
+        FinishedRun(tmp_path)
+
+
+# --- kills ---------------------------------------------------------------------------------------------------------
+
+#: Dies by SIGKILL when a function is entered for the n-th time: in a save, between saves, while results are written.
+_KILLED = """
+import os, signal, sys
+from transformers import Trainer
+from ailora.recipes import classification, run_folder
+from ailora.recipes.config import load_config
+
+owners = {"Trainer": Trainer, "RunFolder": run_folder.RunFolder, "classification": classification}
+owner, name, count = sys.argv[2].partition(".")[0], sys.argv[2].partition(".")[2], int(sys.argv[3])
+if count:
+    real, calls = getattr(owners[owner], name), []
+    def die(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == count:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(*args, **kwargs)
+    setattr(owners[owner], name, die)
+classification.run(load_config(sys.argv[1]))
+"""
+
+
+def run_process(config_file: Path, point: str, count: int) -> int:
+    environment = {**os.environ, "OMP_NUM_THREADS": "2", "TRANSFORMERS_VERBOSITY": "error"}
+    command = [sys.executable, "-c", _KILLED, str(config_file), point, str(count)]
+    return subprocess.run(command, env=environment, capture_output=True, timeout=300, check=False).returncode
+
+
+@pytest.mark.parametrize(
+    "kills",
+    [
+        # A chain of deaths in one run: each process continues where the one before it had come to.
+        [
+            ("Trainer.training_step", 3),  # before the first checkpoint
+            ("Trainer._save_optimizer_and_scheduler", 2),  # adapter written, optimizer not
+            ("Trainer.training_step", 8),
+            ("Trainer._save_rng_state", 1),
+            ("RunFolder.mark_complete", 1),
+            ("classification._save", 1),  # trained, nothing written yet
+            ("classification.write_frame", 1),  # adapter written, predictions not
+        ],
+    ],
+    ids=["chain"],
+)
+def test_a_killed_run_continues_bit_for_bit(
+    config: dict[str, Any], tmp_path: Path, kills: list[tuple[str, int]]
+) -> None:
+    whole, broken = copy.deepcopy(config), copy.deepcopy(config)
+    whole["output"], broken["output"] = str(tmp_path / "whole"), str(tmp_path / "broken")
+    for name, content in (("whole", whole), ("broken", broken)):
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(content))
+    assert run_process(tmp_path / "whole.yaml", "", 0) == 0
+    for point, count in kills:
+        assert run_process(tmp_path / "broken.yaml", point, count) == -signal.SIGKILL, point
+        assert not (tmp_path / "broken" / "result.json").exists()
+    assert run_process(tmp_path / "broken.yaml", "", 0) == 0
+    assert outcome(tmp_path / "broken") == outcome(tmp_path / "whole")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("policy", ["ailora", "full", "lora"])
+@pytest.mark.parametrize("step", [1, 6, 11, 17, 23])
+def test_a_run_killed_at_any_step_continues(config: dict[str, Any], tmp_path: Path, policy: str, step: int) -> None:
+    config["adapter"]["policy"] = policy
+    for name in ("whole", "broken"):
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump({**config, "output": str(tmp_path / name)}))
+    assert run_process(tmp_path / "whole.yaml", "", 0) == 0
+    assert run_process(tmp_path / "broken.yaml", "Trainer.training_step", step) == -signal.SIGKILL
+    assert run_process(tmp_path / "broken.yaml", "", 0) == 0
+    assert outcome(tmp_path / "broken") == outcome(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_real_data_on_the_real_model(shared: Path, tmp_path: Path) -> None:
+    """100 steps on SST-2 bring the validation loss well below chance (ln 2), and the file loads to the same score."""
+    result = run(
+        {
+            "recipe": "classification",
+            "model": "builtin:minilm",
+            "adapter": {"policy": "ailora", "rank": 8},
+            "data": {
+                "train": str(shared / "data/sst2/train.tsv"),
+                "validation": str(shared / "data/sst2/dev.tsv"),
+                "text": ["sentence"],
+                "max_train_samples": 3200,
+                "max_validation_samples": 500,
+            },
+            "training": {"learning_rate": 4e-3, "per_device_train_batch_size": 32, "num_train_epochs": 1},
+            "output": str(tmp_path / "run"),
+        },
+    )
+    assert result["metrics"]["validation"]["loss"] < 0.5
+    again = FinishedRun(tmp_path / "run").evaluate()
+    assert again == pytest.approx(result["metrics"]["validation"], abs=1e-5)

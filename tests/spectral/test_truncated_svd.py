@@ -1,0 +1,80 @@
+"""Triplets against LAPACK in float64 through numpy: values and subspaces, never vectors."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ailora import Band, InputError, Triplets, truncated_svd
+
+
+def matrix(out: int, in_: int, seed: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(out, in_, generator=generator, dtype=torch.float64).to(dtype)
+
+
+def rows_of(band: Band, rank: int, count: int) -> slice:
+    return slice(0, rank) if band is Band.PRINCIPAL else slice(count - rank, count)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    out=st.integers(1, 24),
+    in_=st.integers(1, 24),
+    band=st.sampled_from(Band),
+    dtype=st.sampled_from([torch.float16, torch.bfloat16, torch.float32, torch.float64]),
+    data=st.data(),
+)
+def test_triplets_equal_lapacks(out: int, in_: int, band: Band, dtype: torch.dtype, data: st.DataObject) -> None:
+    rank = data.draw(st.integers(1, min(out, in_)))
+    weight = matrix(out, in_, data.draw(st.integers(0, 99)), dtype)
+    made = truncated_svd(weight, rank, band)
+    exact = weight.double().numpy()
+    S = np.linalg.svd(exact, compute_uv=False)[rows_of(band, rank, min(out, in_))]
+    eps = torch.finfo(made.S.dtype).eps
+    assert made.S.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    assert np.allclose(made.S.double(), S, atol=4 * eps * np.linalg.norm(exact, 2))
+    for basis in (made.U.double(), made.Vh.double().T):
+        assert torch.linalg.matrix_norm(basis.T @ basis - torch.eye(rank), 2) <= 8 * rank * eps
+    scale = 16 * eps * np.linalg.norm(exact, 2) * max(out, in_) ** 0.5
+    assert torch.linalg.matrix_norm(weight.double() @ made.Vh.double().T - made.U.double() * made.S.double()) <= scale
+
+
+@pytest.mark.parametrize("band", Band)
+@pytest.mark.parametrize("shape", [(12, 7), (7, 12), (9, 9)])
+def test_a_matrix_and_its_transpose_have_the_same_factors(band: Band, shape: tuple[int, int]) -> None:
+    weight = matrix(*shape, seed=5)
+    made, transposed = truncated_svd(weight, 3, band), truncated_svd(weight.T, 3, band)
+    assert torch.allclose(made.U, transposed.Vh.T, atol=1e-6)
+    assert torch.allclose(made.Vh, transposed.U.T, atol=1e-6)
+
+
+@pytest.mark.parametrize("band", Band)
+def test_signs_do_not_depend_on_those_of_lapack(band: Band) -> None:
+    made = truncated_svd(matrix(10, 6, seed=2), 4, band)
+    flip = torch.tensor([1.0, -1.0, -1.0, 1.0])
+    again = Triplets(made.U * flip, made.S, made.Vh * flip[:, None]).with_fixed_signs()
+    assert torch.equal(again.U, made.U)
+    assert torch.equal(again.Vh, made.Vh)
+
+
+@pytest.mark.parametrize(
+    ("weight", "rank", "band", "method", "message"),
+    [
+        (torch.ones(4, 3), 0, "minor", "auto", "rank 0 is not possible .* allowed 1 to 3"),
+        (torch.ones(4, 3), 4, "minor", "auto", "rank 4 is not possible"),
+        (torch.ones(4, 3), 1, "smallest", "auto", "unknown band 'smallest'; allowed: principal, minor"),
+        (torch.ones(4, 3), 1, "minor", "exakt", "did you mean 'exact'"),
+        (torch.tensor([[1.0, torch.nan]]), 1, "minor", "auto", "NaN or infinite"),
+        (torch.tensor([[1.0, torch.inf]]), 1, "minor", "auto", "NaN or infinite"),
+        (torch.ones(4, 3, dtype=torch.int8), 1, "minor", "auto", "expected a floating matrix"),
+    ],
+)
+def test_bad_input_is_refused(weight: torch.Tensor, rank: int, band: str, method: str, message: str) -> None:
+    # The shape checker of the tests would refuse an integer matrix before the function does.
+    call = getattr(truncated_svd, "__wrapped__", truncated_svd)
+    with pytest.raises(InputError, match=message):
+        call(weight, rank, band, method=method)
