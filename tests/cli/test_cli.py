@@ -22,7 +22,7 @@ def ailora(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProc
 
 
 def test_help_is_instant() -> None:
-    """Help must not import torch: that is what makes it instant, and unlike a time it does not depend on the machine."""
+    """Help does not import torch: that makes it instant, and unlike a time it does not depend on the machine."""
     script = "import sys; sys.argv = ['ailora', '--help']\nfrom ailora.cli import main\ntry: main()\nfinally: "
     check = script + "assert not {'torch', 'peft', 'transformers'} & sys.modules.keys()"
     made = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)

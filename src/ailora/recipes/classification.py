@@ -173,7 +173,7 @@ def _result(config: ClassificationConfig, trainer: Trainer, data: _Data) -> dict
         },
         "history": history,
         "steps": trainer.state.global_step,
-        "labels": data.labels.names,
+        "labels": list(data.labels.names) if data.labels.names else None,
         "trainable_parameters": sum(p.numel() for p in parameters if p.requires_grad),
         "total_parameters": sum(p.numel() for p in parameters),
         "seed": config.training["seed"],
