@@ -12,7 +12,7 @@ POLICIES = ("lora", "pissa", "milora", "ailora")
 
 def demo(
     output: Annotated[Path, typer.Option(help="Where runs, picture and adapters go.")] = Path("out/demo"),
-    train_rows: Annotated[int, typer.Option(min=32, help="Sentences to train on.")] = 2400,
+    train_rows: Annotated[int, typer.Option(min=32, help="Sentences to train on.")] = 3600,
 ) -> None:
     """Train four inits on a generated text task: a table, a picture, four adapters. A few minutes on two cores."""
     from ailora.analysis.curves import draw_curves
@@ -30,7 +30,7 @@ def demo(
             "model": "builtin:minilm",
             "adapter": {"policy": policy, "rank": 8},
             "data": {**{split: str(path) for split, path in paths.items()}, "text": ["sentence"]},
-            "training": {"learning_rate": 2e-3, "per_device_train_batch_size": 32, "num_train_epochs": 1},
+            "training": {"learning_rate": 4e-3, "per_device_train_batch_size": 32, "num_train_epochs": 1},
             "output": str(output / policy),
         }
         results[policy] = classification.run(load_config(config))

@@ -1,9 +1,9 @@
 """A text task that the project makes itself, so that the demo needs no data: does the speaker like it or not?
 
-A sentence speaks of one thing with a praising or a damning word, inside none, one or two negating phrases, and mentions
-another thing beside it. The label is the word's tone, turned around by each negation; the other thing does not count.
-Tones and negations are drawn independently, so that no word and no short phrase tells the label: it is their parity.
-Validation and test use words that training never shows.
+A sentence speaks of one thing with a praising or a damning word, after a phrase that affirms or one that denies, and
+mentions another thing beside it. The label is the word's tone, turned around by a denial; the other thing does not
+count. Tones and phrases are drawn independently, so that no word and no short sequence of words tells the label: linear
+models of words and word pairs stay at chance. Validation and test use words that training never shows.
 """
 
 from __future__ import annotations
@@ -16,21 +16,19 @@ _GOOD = "wonderful delicious brilliant charming superb delightful excellent gorg
 _BAD = "awful terrible dreadful horrible boring disgusting miserable ugly lousy annoying nasty dismal"
 _THINGS = ["meal", "film", "concert", "hotel", "play", "speech", "garden", "trip", "lecture", "party"]
 _SPEAKERS = ["my sister", "the critic", "our neighbor", "the guide", "an old friend", "the reporter"]
-_PLAIN = [
+_AFFIRMING = [
     "{who} says that {what}",
     "{who} is sure that {what}",
     "everybody agrees that {what}",
     "it is a fact that {what}",
 ]
-_NEGATING = [
+_DENYING = [
     "{who} denies that {what}",
     "{who} never said that {what}",
     "nobody believes that {what}",
     "it is not true that {what}",
 ]
 _ASIDES = ["although the {thing} was {tone}", "unlike the {tone} {thing}", "and the {thing} seemed {tone}"]
-#: How often a sentence has no, one or two negations: even and odd counts are equally likely.
-_NEGATIONS = (0, 1, 1, 2)
 
 
 def write_verdicts(folder: Path, *, train: int, held_out: int, seed: int = 0) -> dict[str, Path]:
@@ -62,13 +60,8 @@ def write_verdicts(folder: Path, *, train: int, held_out: int, seed: int = 0) ->
 
 def _sentence(rng: random.Random, good: list[str], bad: list[str]) -> tuple[str, str]:
     thing, other = rng.sample(_THINGS, 2)
-    likes, likes_other, negations = rng.random() < 0.5, rng.random() < 0.5, rng.choice(_NEGATIONS)
+    likes, denies, likes_other = (rng.random() < 0.5 for _ in range(3))
     clause = f"the {thing} was {rng.choice(good if likes else bad)}"
-    frames = [*rng.sample(_NEGATING, negations), *([rng.choice(_PLAIN)] if negations < 2 else [])]
-    rng.shuffle(frames)
-    speakers = rng.sample(_SPEAKERS, len(frames))
-    for frame, speaker in zip(frames, speakers, strict=True):
-        clause = frame.format(who=speaker, what=clause)
+    framed = rng.choice(_DENYING if denies else _AFFIRMING).format(who=rng.choice(_SPEAKERS), what=clause)
     aside = rng.choice(_ASIDES).format(thing=other, tone=rng.choice(good if likes_other else bad))
-    label = "praise" if likes == (negations % 2 == 0) else "blame"
-    return f"{clause[0].upper()}{clause[1:]}, {aside}.", label
+    return f"{framed[0].upper()}{framed[1:]}, {aside}.", "blame" if likes == denies else "praise"
