@@ -1,7 +1,9 @@
-"""The truncated singular value decomposition that inits ask for."""
+"""The truncated singular value decomposition that inits ask for: choose a method, certify, fall back."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -9,48 +11,123 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ailora.errors import InputError, unknown_name
-from ailora.spectral.triplets import Band, Triplets
+from ailora.spectral import methods
+from ailora.spectral.lanczos import NotConvergedError
+from ailora.spectral.triplets import Band, Certificate, Triplets
 
-Method = Literal["auto", "exact"]
-METHODS: tuple[str, ...] = ("auto", "exact")
+Method = Literal["auto", "exact", "gram", "lanczos", "inverse"]
+_METHODS: dict[str, Callable[[Tensor, int, Band], Triplets]] = {
+    "exact": methods.exact,
+    "gram": methods.gram,
+    "lanczos": methods.lanczos,
+    "inverse": methods.inverse,
+}
+#: Certificates allow this multiple of the result's machine precision (LAPACK's own errors are a few of them).
+_BOUND = 16.0
+#: Up to this size of the smaller side a few eigenvectors of the Gram matrix cost less than any iteration.
+_GRAM_SIDE = 1024
 
 
 def truncated_svd(
-    weight: Float[Tensor, "out in_"], rank: int, band: Band | str, *, method: Method = "auto"
+    weight: Float[Tensor, "*batch out in_"], rank: int, band: Band | str, *, method: Method = "auto"
 ) -> Triplets:
-    """The `rank` singular triplets at one end of the spectrum of `weight`.
+    """The `rank` singular triplets at one end of the spectrum of `weight`, certified.
 
-    The decomposition runs in float64: a float32 one leaves the minor subspace with an error of about 1e-4, because
-    the gaps between the smallest singular values are of the size of its rounding errors.
+    The result's residuals are computed with the weight itself. A result that misses the bound is not returned: the
+    exact method takes over. Deterministic: iterations start from a seeded block.
 
     Args:
-        weight: matrix of any floating dtype, (out, in).
+        weight: matrix of any floating dtype, (out, in), or a batch of equal shapes, decomposed at once.
         rank: how many triplets, 1 <= rank <= min(out, in).
         band: `principal` (largest singular values) or `minor` (smallest).
-        method: `auto` chooses; `exact` is LAPACK's divide and conquer on the whole matrix.
+        method: `auto` chooses (`choose_method`); or `exact`, `gram`, `lanczos` (principal), `inverse` (minor, square).
 
     Returns:
-        Triplets in float32, or float64 for a float64 weight, on the weight's device, S descending, signs fixed.
+        Triplets in float32, or float64 for a float64 weight, on the weight's device, S descending, signs fixed, with
+        their certificate.
 
     Raises:
-        InputError: unknown band or method, rank out of range, not a finite floating matrix.
+        InputError: unknown band or method, a method that cannot serve this weight, rank out of range, not a finite
+            floating matrix.
     """
     band = parse_band(band)
-    if method not in METHODS:
-        raise unknown_name("decomposition method", method, METHODS)
-    if weight.ndim != 2 or not weight.is_floating_point():
+    if method != "auto" and method not in _METHODS:
+        raise unknown_name("decomposition method", method, ["auto", *_METHODS])
+    if weight.ndim < 2 or not weight.is_floating_point():
         raise InputError(f"expected a floating matrix (out, in), got {weight.dtype} {tuple(weight.shape)}")
-    if not 1 <= rank <= min(weight.shape):
-        raise InputError(
-            f"rank {rank} is not possible for a matrix {tuple(weight.shape)}: allowed 1 to {min(weight.shape)}"
-        )
-    if not torch.isfinite(weight).all():
-        raise InputError(f"a matrix {tuple(weight.shape)} holds NaN or infinite entries and has no decomposition")
-    result_dtype = torch.promote_types(weight.dtype, torch.float32)
-    U, S, Vh = torch.linalg.svd(weight.detach().double(), full_matrices=False)
-    rows = slice(0, rank) if band is Band.PRINCIPAL else slice(S.numel() - rank, S.numel())
-    triplets = Triplets(U[:, rows], S[rows], Vh[rows]).with_fixed_signs()
-    return Triplets(*(part.to(result_dtype).contiguous() for part in (triplets.U, triplets.S, triplets.Vh)))
+    out, in_ = weight.shape[-2:]
+    if not 1 <= rank <= min(out, in_):
+        raise InputError(f"rank {rank} is not possible for a matrix {(out, in_)}: allowed 1 to {min(out, in_)}")
+    working = weight.detach().to(torch.promote_types(weight.dtype, torch.float32))
+    size = torch.linalg.vector_norm(working, dim=(-2, -1))
+    if not torch.isfinite(size).all() and not torch.isfinite(working).all():
+        raise InputError(f"a matrix {(out, in_)} holds NaN or infinite entries and has no decomposition")
+    if method == "auto":
+        method = choose_method((out, in_), rank, band, dtype=working.dtype)
+    _require_served(method, (out, in_), band)
+    try:
+        return _certified(working, rank, band, method=method, size=size)
+    except (NotConvergedError, torch.linalg.LinAlgError):  # pyright: ignore[reportPrivateImportUsage]
+        return _certified(working, rank, band, method="exact", size=size)
+
+
+def choose_method(shape: tuple[int, int], rank: int, band: Band, *, dtype: torch.dtype) -> Method:
+    """The method that `auto` takes; a pure function of what is asked.
+
+    - float64 weights up to 1024 on the smaller side, or many triplets of them: `exact`;
+    - up to 1024 on the smaller side: `gram`;
+    - principal: `lanczos`;
+    - minor: `inverse` for square weights, `gram` for others.
+    """
+    small = min(shape)
+    if rank > small // 3 or (dtype is torch.float64 and (small <= _GRAM_SIDE or shape[0] != shape[1])):
+        return "exact"
+    if small <= _GRAM_SIDE:
+        return "gram"
+    if band is Band.PRINCIPAL:
+        return "lanczos"
+    return "inverse" if shape[0] == shape[1] else "gram"
+
+
+def _require_served(method: str, shape: tuple[int, int], band: Band) -> None:
+    if method == "lanczos" and band is not Band.PRINCIPAL:
+        raise InputError("method 'lanczos' gives principal triplets only; for minor ones: inverse, gram, exact, auto")
+    if method == "inverse" and (band is not Band.MINOR or shape[0] != shape[1]):
+        raise InputError(f"method 'inverse' gives minor triplets of square matrices only, not {band} of {shape}")
+
+
+def _certified(weight: Tensor, rank: int, band: Band, *, method: str, size: Tensor) -> Triplets:
+    """Run a method, cut the band out, and check it against the weight.
+
+    Raises:
+        NotConvergedError: the method gave up, or its result misses the bound.
+    """
+    found = _METHODS[method](weight, rank, band)
+    rows = slice(0, rank) if band is Band.PRINCIPAL else slice(found.S.shape[-1] - rank, found.S.shape[-1])
+    gap = None
+    if found.S.shape[-1] > rank:
+        upper = rank if band is Band.PRINCIPAL else found.S.shape[-1] - rank
+        distances = found.S[..., upper - 1] - found.S[..., upper]
+        gap = float((distances / size).min()) if (size > 0).all() else 0.0
+    cut = Triplets(found.U[..., rows], found.S[..., rows], found.Vh[..., rows, :]).with_fixed_signs().to(weight.dtype)
+    certificate = _certify(weight, cut, size, method=method, gap=gap)
+    if not max(certificate.residual, certificate.orthogonality) <= certificate.bound:
+        raise NotConvergedError(f"{method}: {certificate}")
+    return replace(cut, certificate=certificate)
+
+
+def _certify(weight: Tensor, triplets: Triplets, size: Tensor, *, method: str, gap: float | None) -> Certificate:
+    U, S, V = triplets.U, triplets.S[..., None, :], triplets.Vh.mT
+    residuals = [(weight @ V - U * S).norm(dim=-2), (weight.mT @ U - V * S).norm(dim=-2)]
+    scale = torch.where(size > 0, size, 1.0)[..., None]
+    identity = torch.eye(S.shape[-1], dtype=U.dtype, device=U.device)
+    return Certificate(
+        method=method,
+        residual=float(torch.stack(residuals).div(scale).max()),
+        orthogonality=float(max((basis.mT @ basis - identity).abs().max() for basis in (U, V))),
+        bound=_BOUND * torch.finfo(weight.dtype).eps,
+        gap=gap,
+    )
 
 
 def parse_band(band: Band | str) -> Band:

@@ -1,8 +1,9 @@
-"""Singular triplets and the end of the spectrum they come from."""
+"""Singular triplets, the end of the spectrum they come from, and how well they hold."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 import torch
@@ -18,18 +19,49 @@ class Band(StrEnum):
 
 
 @dataclass(frozen=True)
-class Triplets:
-    """`rank` singular triplets of a matrix `W` (out, in): `W Vh.T = U diag(S)`.
+class Certificate:
+    """What was checked of a set of triplets, after it was computed, with products of the weight itself.
 
     Attributes:
-        U: left singular vectors, (out, rank), orthonormal columns.
-        S: singular values, (rank,), descending in both bands.
-        Vh: right singular vectors, (rank, in), orthonormal rows.
+        method: what computed the triplets.
+        residual: the largest of `|W v - s u|` and `|W' u - s v|` over the triplets, relative to W's Frobenius norm.
+        orthogonality: the largest entry of `U' U - I` and `Vh Vh' - I`.
+        bound: what neither of the two exceeds.
+        gap: distance of the band from the next singular value, relative to W's Frobenius norm; None where unknown.
     """
 
-    U: Float[Tensor, "out rank"]
-    S: Float[Tensor, " rank"]
-    Vh: Float[Tensor, "rank in_"]
+    method: str
+    residual: float
+    orthogonality: float
+    bound: float
+    gap: float | None
+
+    @property
+    def subspace_error(self) -> float:
+        """Upper estimate of the sine of the angle to the true subspaces (Wedin): residual / gap.
+
+        Far above the truth for minor triplets, whose residuals lie along directions that are easy to tell apart.
+        Infinite where the cut falls inside a cluster of equal values: the subspace is not unique there, and what is
+        certified are the triplets.
+        """
+        return self.residual / self.gap if self.gap else math.inf
+
+
+@dataclass(frozen=True)
+class Triplets:
+    """`rank` singular triplets of a matrix `W` (out, in), or of each matrix of a batch: `W Vh' = U diag(S)`.
+
+    Attributes:
+        U: left singular vectors, (..., out, rank), orthonormal columns.
+        S: singular values, (..., rank), descending in both bands.
+        Vh: right singular vectors, (..., rank, in), orthonormal rows.
+        certificate: how well they hold, the worst over a batch; None until it was checked.
+    """
+
+    U: Float[Tensor, "*batch out rank"]
+    S: Float[Tensor, "*batch rank"]
+    Vh: Float[Tensor, "*batch rank in_"]
+    certificate: Certificate | None = None
 
     def with_fixed_signs(self) -> Triplets:
         """The same triplets with `sum(u**3) + sum(v**3) >= 0` for each pair `u, v`.
@@ -37,6 +69,10 @@ class Triplets:
         A singular pair is defined up to a common sign. This rule treats `u` and `v` alike, so that a matrix and
         its transpose agree, and it changes smoothly with the vectors, so that rounding does not flip it.
         """
-        skew = self.U.pow(3).sum(dim=0) + self.Vh.pow(3).sum(dim=1)
+        skew = self.U.pow(3).sum(dim=-2) + self.Vh.pow(3).sum(dim=-1)
         sign = torch.where(skew < 0, -1.0, 1.0).to(self.U.dtype)
-        return Triplets(self.U * sign, self.S, self.Vh * sign[:, None])
+        return replace(self, U=self.U * sign[..., None, :], Vh=self.Vh * sign[..., :, None])
+
+    def to(self, dtype: torch.dtype) -> Triplets:
+        """The same triplets in another dtype, contiguous."""
+        return Triplets(*(x.to(dtype).contiguous() for x in (self.U, self.S, self.Vh)), certificate=self.certificate)
