@@ -1,0 +1,230 @@
+"""Truncated decompositions against full SVDs: time, error, scaling, a whole model.
+
+    python benchmarks/bench_spectral.py [--device cpu] [--quick]
+
+Every case is timed in one run with its reference, `torch.linalg.svd` in the weight's float32 (what peft's `pissa` and
+`mica` run) and `torch.svd_lowrank` with 16 iterations (`pissa_niter_16`). Medians, ratios, and the error of the subspaces
+against the SVD in float64. Spectra are those of trained attention weights: a power-law head and a bulk that goes down to
+nearly zero. The real weights of MiniLM come after. Writes `results/spectral-DEVICE.json` and a plot in docs/images.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from machine import write_results
+from matplotlib.figure import Figure
+from safetensors.torch import load_file
+
+from ailora.recipes.models import model_path
+from ailora.spectral import truncated_svd
+
+RANK = 16
+ROOT = Path(__file__).resolve().parents[1]
+Timed = tuple[float, Any]
+
+
+def spectrum(size: int) -> torch.Tensor:
+    """Singular values (size,): 10 i^-1/2 for the first eighth, then a straight line down to nearly zero."""
+    values = 10 * torch.arange(1, size + 1, dtype=torch.float64) ** -0.5
+    heads = size // 8
+    rest = size - heads
+    values[heads:] = values[heads - 1] * (rest - torch.arange(rest, dtype=torch.float64) - 0.5) / rest
+    return values
+
+
+def trained_like(out: int, in_: int, *, seed: int, device: str) -> torch.Tensor:
+    """A float32 weight (out, in) with that spectrum and random singular vectors."""
+    generator = torch.Generator().manual_seed(seed)
+    small = min(out, in_)
+    U, V = (torch.linalg.qr(torch.randn(n, small, generator=generator, dtype=torch.float64))[0] for n in (out, in_))
+    return ((U * spectrum(small)) @ V.T).float().to(device)
+
+
+def timed(call: Callable[[], Any], repeats: int) -> Timed:
+    """Median seconds and the result."""
+    seconds, result = [], None
+    for _ in range(repeats):
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        started = time.perf_counter()
+        result = call()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - started)
+    return statistics.median(seconds), result
+
+
+def distance(reference: torch.Tensor, basis: torch.Tensor) -> float:
+    """Sine of the largest angle between two subspaces, given by orthonormal columns."""
+    basis = torch.linalg.qr(basis.double()).Q
+    return float(torch.linalg.matrix_norm(basis - reference @ (reference.mT @ basis), 2))
+
+
+def worst(reference: tuple[torch.Tensor, ...], rows: slice, U: torch.Tensor, Vh: torch.Tensor) -> float:
+    """The larger of the left and the right subspace error."""
+    return max(distance(reference[0][:, rows], U), distance(reference[2][rows].mT, Vh.mT))
+
+
+def case(weight: torch.Tensor, band: str, repeats: int, full: Timed, reference: Any) -> dict[str, Any]:
+    """One weight and band: ours, the full SVD in float32, and for principal `svd_lowrank(niter=16)`."""
+    small = min(weight.shape)
+    rows = slice(0, RANK) if band == "principal" else slice(small - RANK, small)
+    seconds, made = timed(lambda: truncated_svd(weight, RANK, band), repeats)
+    figures = {
+        "shape": list(weight.shape),
+        "band": band,
+        "method": made.certificate.method,
+        "seconds": seconds,
+        "full_svd_seconds": full[0],
+        "speedup": full[0] / seconds,
+        "error": worst(reference, rows, made.U, made.Vh),
+        "full_svd_error": worst(reference, rows, full[1][0][:, rows], full[1][2][rows]),
+        "certified_residual": made.certificate.residual,
+    }
+    if band == "principal":
+        lowrank_seconds, (U, _, V) = timed(lambda: torch.svd_lowrank(weight, q=RANK, niter=16), repeats)
+        figures |= {"svd_lowrank_seconds": lowrank_seconds, "svd_lowrank_error": worst(reference, rows, U, V.mT)}
+    print(
+        f"{weight.shape[0]:5} x {weight.shape[1]:<5} {band:9} {figures['method']:8} {seconds:8.4f} s  "
+        f"{figures['speedup']:6.1f} x full SVD   error {figures['error']:.1e} (full SVD {figures['full_svd_error']:.1e}"
+        + (
+            f", svd_lowrank {figures['svd_lowrank_error']:.2f} in {figures['svd_lowrank_seconds']:.3f} s)"
+            if band == "principal"
+            else ")"
+        ),
+        flush=True,
+    )
+    return figures
+
+
+def square_cases(sizes: tuple[int, ...], device: str) -> list[dict[str, Any]]:
+    made = []
+    for size in sizes:
+        weight = trained_like(size, size, seed=size, device=device)
+        repeats = 3 if size >= 4096 else 9
+        full = timed(lambda w=weight: torch.linalg.svd(w, full_matrices=False), 1 if size >= 4096 else repeats)
+        reference = torch.linalg.svd(weight.double(), full_matrices=False)
+        made += [case(weight, band, repeats, full, reference) for band in ("principal", "minor")]
+    return made
+
+
+def grouped_value(device: str) -> dict[str, Any]:
+    weight = trained_like(1024, 4096, seed=7, device=device)
+    full = timed(lambda: torch.linalg.svd(weight, full_matrices=False), 3)
+    reference = torch.linalg.svd(weight.double(), full_matrices=False)
+    return case(weight, "minor", 5, full, reference)
+
+
+def minilm(device: str) -> dict[str, Any]:
+    """All query and value weights of MiniLM, both bands: total times and the worst error."""
+    weights = load_file(f"{model_path('builtin:minilm')}/model.safetensors")
+    chosen = [w.to(device) for n, w in weights.items() if n.endswith(("self.query.weight", "self.value.weight"))]
+    ours, full, errors = 0.0, 0.0, []
+    for weight in chosen:
+        reference = torch.linalg.svd(weight.double(), full_matrices=False)
+        full += timed(lambda w=weight: torch.linalg.svd(w, full_matrices=False), 9)[0]
+        for band, rows in (("principal", slice(0, RANK)), ("minor", slice(384 - RANK, 384))):
+            seconds, made = timed(lambda w=weight, b=band: truncated_svd(w, RANK, b), 9)
+            ours += seconds / 2
+            errors.append(worst(reference, rows, made.U, made.Vh))
+    print(f"MiniLM, {len(chosen)} weights: {ours:.3f} s a band, full SVD {full:.3f} s; worst error {max(errors):.1e}")
+    return {"weights": len(chosen), "seconds_per_band": ours, "full_svd_seconds": full, "worst_error": max(errors)}
+
+
+def floor(weight: torch.Tensor, seconds: float) -> dict[str, float]:
+    """Minor at this size as a multiple of one LU's flops, 2/3 n^3, at the rate of a product measured here."""
+    n = weight.shape[0]
+    product, _ = timed(lambda: weight @ weight, 3)
+    rate = 2 * n**3 / product
+    least = (2 / 3 * n**3) / rate
+    print(
+        f"{rate / 1e9:.0f} GFLOP/s in float32; minor {n} takes {seconds / least:.1f} x the flops of one LU at that rate"
+    )
+    return {"gflops": rate / 1e9, "multiple_of_one_lu": seconds / least}
+
+
+def scaling(sizes: tuple[int, ...], ranks: tuple[int, ...], device: str) -> list[dict[str, Any]]:
+    made = []
+    for size in sizes:
+        weight = trained_like(size, size, seed=size, device=device)
+        for rank in (r for r in ranks if r <= size // 4):
+            for band in ("principal", "minor"):
+                if (size > 2048 and rank not in (16, 64)) and size != 4096:
+                    continue
+                seconds, triplets = timed(lambda w=weight, r=rank, b=band: truncated_svd(w, r, b), 1)
+                made.append(
+                    {"size": size, "rank": rank, "band": band, "seconds": seconds}
+                    | {"method": triplets.certificate.method}
+                )
+                print(f"  {size:5} r={rank:<4} {band:9} {seconds:8.3f} s  {triplets.certificate.method}", flush=True)
+    return made
+
+
+def whole_model(layers: int, device: str) -> dict[str, Any]:
+    """Query (principal) and value (minor) of a 7B-shaped model, one matrix at a time."""
+    started, weights = time.perf_counter(), 0.0
+    for layer in range(layers):
+        made_at = time.perf_counter()
+        generator = torch.Generator().manual_seed(layer)
+        weight = torch.randn(4096, 4096, generator=generator).div_(64).to(device)
+        weights += time.perf_counter() - made_at
+        truncated_svd(weight, RANK, "minor")
+        truncated_svd(weight, RANK, "principal")
+    seconds = time.perf_counter() - started - weights
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    print(f"{layers} layers of a 7B-shaped model: {seconds:.0f} s; peak of the whole benchmark {peak:.0f} MiB")
+    return {"layers": layers, "seconds": seconds}
+
+
+def plot(rows: list[dict[str, Any]], file: Path) -> None:
+    """Seconds over size at rank 16, and over rank at 4096."""
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for band, mark in (("principal", "o-"), ("minor", "s--")):
+        sizes = [(r["size"], r["seconds"]) for r in rows if r["band"] == band and r["rank"] == RANK]
+        ranks = [(r["rank"], r["seconds"]) for r in rows if r["band"] == band and r["size"] == 4096]
+        left.loglog(*zip(*sizes, strict=True), mark, label=band)
+        right.loglog(*zip(*ranks, strict=True), mark, label=band)
+    left.set(xlabel="n of an n x n weight, r = 16", ylabel="seconds")
+    right.set(xlabel="r, n = 4096", ylabel="seconds")
+    for axis in (left, right):
+        axis.grid(alpha=0.3, which="both")
+        axis.legend(frameon=False)
+    figure.savefig(file, dpi=150)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--quick", action="store_true", help="the cases of the table only")
+    arguments = parser.parse_args()
+    device = arguments.device
+    cases = square_cases((384, 768, 4096), device)
+    cases.append(grouped_value(device))
+    by = {(tuple(c["shape"]), c["band"]): c for c in cases}
+    query, value, grouped = by[(4096, 4096), "principal"], by[(4096, 4096), "minor"], by[(1024, 4096), "minor"]
+    pairs = {
+        name: (query["full_svd_seconds"] + v["full_svd_seconds"]) / (query["seconds"] + v["seconds"])
+        for name, v in (("Q and V 4096 x 4096", value), ("Q 4096 x 4096, V 1024 x 4096", grouped))
+    }
+    for name, speedup in pairs.items():
+        print(f"one layer, {name}: {speedup:.1f} x full SVDs")
+    figures: dict[str, Any] = {"rank": RANK, "cases": cases, "layers": pairs, "minilm": minilm(device)}
+    figures["floor"] = floor(trained_like(4096, 4096, seed=4096, device=device), value["seconds"])
+    if not arguments.quick:
+        figures["scaling"] = scaling((512, 1024, 2048, 4096, 8192), (1, 4, 16, 64, 256), device)
+        plot(figures["scaling"], ROOT / "docs" / "images" / "spectral-scaling.png")
+        figures["whole_model"] = whole_model(32, device)
+    print("written to", write_results(f"spectral-{device}", figures))
+
+
+if __name__ == "__main__":
+    main()
