@@ -3,16 +3,21 @@
     python benchmarks/bench_spectral.py [--device cpu] [--quick]
 
 Every case is timed in one run with its reference, `torch.linalg.svd` in the weight's float32 (what peft's `pissa` and
-`mica` run) and `torch.svd_lowrank` with 16 iterations (`pissa_niter_16`). Medians, ratios, and the error of the subspaces
-against the SVD in float64. Spectra are those of trained attention weights: a power-law head and a bulk that goes down to
-nearly zero. The real weights of MiniLM come after. Writes `results/spectral-DEVICE.json` and a plot in docs/images.
+`mica` run) and `torch.svd_lowrank` with 16 iterations (`pissa_niter_16`). Medians, ratios, and the error of the
+subspaces against the SVD in float64. Spectra are those of trained attention weights: a power-law head and a bulk that
+goes down to nearly zero. The real weights of MiniLM come after. Writes `results/spectral-DEVICE.json` and a plot in
+docs/images.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import resource
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,12 +27,14 @@ import torch
 from machine import write_results
 from matplotlib.figure import Figure
 from safetensors.torch import load_file
+from torch.utils.flop_counter import FlopCounterMode
 
 from ailora.recipes.models import model_path
-from ailora.spectral import truncated_svd
+from ailora.spectral import methods, truncated_svd
 
 RANK = 16
-ROOT = Path(__file__).resolve().parents[1]
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
 Timed = tuple[float, Any]
 
 
@@ -73,8 +80,9 @@ def worst(reference: tuple[torch.Tensor, ...], rows: slice, U: torch.Tensor, Vh:
     return max(distance(reference[0][:, rows], U), distance(reference[2][rows].mT, Vh.mT))
 
 
-def case(weight: torch.Tensor, band: str, repeats: int, full: Timed, reference: Any) -> dict[str, Any]:
+def case(weight: torch.Tensor, band: str, repeats: int, *, full: Timed) -> dict[str, Any]:
     """One weight and band: ours, the full SVD in float32, and for principal `svd_lowrank(niter=16)`."""
+    reference = torch.linalg.svd(weight.double(), full_matrices=False)
     small = min(weight.shape)
     rows = slice(0, RANK) if band == "principal" else slice(small - RANK, small)
     seconds, made = timed(lambda: truncated_svd(weight, RANK, band), repeats)
@@ -111,16 +119,14 @@ def square_cases(sizes: tuple[int, ...], device: str) -> list[dict[str, Any]]:
         weight = trained_like(size, size, seed=size, device=device)
         repeats = 3 if size >= 4096 else 9
         full = timed(lambda w=weight: torch.linalg.svd(w, full_matrices=False), 1 if size >= 4096 else repeats)
-        reference = torch.linalg.svd(weight.double(), full_matrices=False)
-        made += [case(weight, band, repeats, full, reference) for band in ("principal", "minor")]
+        made += [case(weight, band, repeats, full=full) for band in ("principal", "minor")]
     return made
 
 
 def grouped_value(device: str) -> dict[str, Any]:
     weight = trained_like(1024, 4096, seed=7, device=device)
     full = timed(lambda: torch.linalg.svd(weight, full_matrices=False), 3)
-    reference = torch.linalg.svd(weight.double(), full_matrices=False)
-    return case(weight, "minor", 5, full, reference)
+    return case(weight, "minor", 5, full=full)
 
 
 def minilm(device: str) -> dict[str, Any]:
@@ -140,15 +146,31 @@ def minilm(device: str) -> dict[str, Any]:
 
 
 def floor(weight: torch.Tensor, seconds: float) -> dict[str, float]:
-    """Minor at this size as a multiple of one LU's flops, 2/3 n^3, at the rate of a product measured here."""
+    """Minor triplets as a multiple of the flops that they use, at the rate of a product measured in this run.
+
+    Counted: one LU, 2/3 n^3; every column that goes through a product or through the factorization, 2 n^2.
+    """
     n = weight.shape[0]
     product, _ = timed(lambda: weight @ weight, 3)
     rate = 2 * n**3 / product
-    least = (2 / 3 * n**3) / rate
+    solved: list[int] = []
+    solve, adjoint = methods._Factors.solve, methods._Factors.solve_adjoint
+
+    def counting(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        return lambda self, X: (solved.append(X.shape[-1]), function(self, X))[1]
+
+    methods._Factors.solve, methods._Factors.solve_adjoint = counting(solve), counting(adjoint)
+    try:
+        with FlopCounterMode(display=False) as products:
+            truncated_svd(weight, RANK, "minor")
+    finally:
+        methods._Factors.solve, methods._Factors.solve_adjoint = solve, adjoint
+    flops = 2 / 3 * n**3 + 2 * n**2 * sum(solved) + products.get_total_flops()
+    multiple = seconds / (flops / rate)
     print(
-        f"{rate / 1e9:.0f} GFLOP/s in float32; minor {n} takes {seconds / least:.1f} x the flops of one LU at that rate"
+        f"{rate / 1e9:.0f} GFLOP/s in float32; minor {n}: {flops / 1e9:.0f} GFLOP, {multiple:.1f} x the time of these"
     )
-    return {"gflops": rate / 1e9, "multiple_of_one_lu": seconds / least}
+    return {"gflops_rate": rate / 1e9, "gflop_used": flops / 1e9, "multiple_of_floor": multiple}
 
 
 def scaling(sizes: tuple[int, ...], ranks: tuple[int, ...], device: str) -> list[dict[str, Any]]:
@@ -169,19 +191,45 @@ def scaling(sizes: tuple[int, ...], ranks: tuple[int, ...], device: str) -> list
 
 
 def whole_model(layers: int, device: str) -> dict[str, Any]:
-    """Query (principal) and value (minor) of a 7B-shaped model, one matrix at a time."""
-    started, weights = time.perf_counter(), 0.0
+    """Query (principal) and value (minor) of a 7B-shaped model, one matrix at a time, in a process of its own.
+
+    Every layer's weight is one matrix with its rows permuted: new work for every method, the same spectrum.
+    """
+    script = f"from bench_spectral import measure_model; measure_model({layers}, {device!r})"
+    made = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=HERE)
+    figures = json.loads(made.stdout.splitlines()[-1])
+    print(
+        f"{layers} layers of a 7B-shaped model: {figures['seconds']:.0f} s; peak memory {figures['peak_mib']:.0f} MiB "
+        f"over the start's, bound {figures['bound_mib']:.0f} MiB"
+    )
+    return figures
+
+
+def measure_model(layers: int, device: str) -> None:
+    """The body of `whole_model`; prints its figures as JSON."""
+    weight = trained_like(4096, 4096, seed=0, device=device)
+    torch.save(weight, file := Path(tempfile.mkdtemp()) / "weight.pt")
+    del weight
+    script = f"from bench_spectral import decompose_model; decompose_model({layers}, {str(file)!r})"
+    made = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=HERE)
+    file.unlink()
+    print(made.stdout.splitlines()[-1])
+
+
+def decompose_model(layers: int, file: str) -> None:
+    """The decompositions alone, so that the peak memory is theirs."""
+    start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    weight, seconds = torch.load(file), 0.0
     for layer in range(layers):
-        made_at = time.perf_counter()
         generator = torch.Generator().manual_seed(layer)
-        weight = torch.randn(4096, 4096, generator=generator).div_(64).to(device)
-        weights += time.perf_counter() - made_at
-        truncated_svd(weight, RANK, "minor")
+        weight = weight[torch.randperm(4096, generator=generator)]
+        began = time.perf_counter()
         truncated_svd(weight, RANK, "principal")
-    seconds = time.perf_counter() - started - weights
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-    print(f"{layers} layers of a 7B-shaped model: {seconds:.0f} s; peak of the whole benchmark {peak:.0f} MiB")
-    return {"layers": layers, "seconds": seconds}
+        truncated_svd(weight, RANK, "minor")
+        seconds += time.perf_counter() - began
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10 - start
+    bound = 6 * 4 * 4096**2 / 2**20 + 128
+    print(json.dumps({"layers": layers, "seconds": seconds, "peak_mib": peak, "bound_mib": bound}))
 
 
 def plot(rows: list[dict[str, Any]], file: Path) -> None:

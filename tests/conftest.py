@@ -1,9 +1,12 @@
 """Shared fixtures. Shapes in `ailora.spectral` and `ailora.inits` are checked while tests run."""
 
 import os
+import tempfile
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Tests neither use nor fill the user's cache.
+os.environ["AILORA_CACHE"] = tempfile.mkdtemp(prefix="ailora-cache-")
 
 from jaxtyping import install_import_hook
 

@@ -2,40 +2,26 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from peft import PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
-from torch import Tensor, nn
+from torch import nn
 
 from ailora.adapters.anchored import AnchoredA, AnchoredB, require_same_starts
 from ailora.adapters.lora_config import live_config
-from ailora.adapters.plan import Form, Plan, PlannedAdapter, make_plan
+from ailora.adapters.plan import Form, Plan, make_plan
 from ailora.adapters.sidecar import Sidecar
-from ailora.adapters.weights import base_layer, fingerprint, read_weight, residual_weight
+from ailora.adapters.starts import Start, compute_starts
+from ailora.adapters.weights import base_layer, fingerprint
 from ailora.errors import InputError, ModelError
-from ailora.inits import Factors, Policy
+from ailora.inits import Policy
 
 _SIDECARS = "ailora_sidecars"
-
-
-class LossyResidualWarning(UserWarning):
-    """A residual weight was rounded to a dtype that loses much of what was subtracted."""
-
-
-@dataclass(frozen=True)
-class _Start:
-    """The start of one planned adapter, on the device of its layer."""
-
-    planned: PlannedAdapter
-    factors: Factors
-    residual: Tensor | None
 
 
 def adapt(
@@ -83,7 +69,7 @@ def apply_plan(model: nn.Module, plan: Plan, *, adapter_name: str = "default") -
     base = _base_of(model)
     generator = torch.Generator()
     generator.set_state(torch.get_rng_state())
-    starts = _compute_starts(base, plan, generator)
+    starts = compute_starts(base, plan, generator)
     fingerprints = {
         a.projection.module: fingerprint(base_layer(base, a.projection.module).weight) for a in plan.adapters
     }
@@ -98,7 +84,8 @@ def apply_plan(model: nn.Module, plan: Plan, *, adapter_name: str = "default") -
                 base_layer(base, start.planned.projection.module).weight.copy_(start.residual)
     if not hasattr(adapted, _SIDECARS):
         adapted.register_load_state_dict_pre_hook(require_same_starts)
-    sidecar = Sidecar.of(plan, fingerprints, getattr(base, "name_or_path", None) or None)
+    floored = {s.planned.projection.module: int(s.factors.floored) for s in starts if s.factors.floored}
+    sidecar = Sidecar.of(plan, fingerprints, floored=floored, base_model=getattr(base, "name_or_path", None) or None)
     setattr(adapted, _SIDECARS, {**getattr(adapted, _SIDECARS, {}), adapter_name: sidecar})
     return adapted
 
@@ -142,45 +129,6 @@ def _require_free_name(model: nn.Module, adapter_name: str) -> None:
         raise InputError(f"adapter_name {adapter_name!r} cannot be used: not empty, no dot, not part of 'lora_'")
 
 
-def _compute_starts(base: nn.Module, plan: Plan, generator: torch.Generator) -> list[_Start]:
-    """All factors, before the model is touched. Tied layers share one weight, which is decomposed once."""
-    modules = dict(base.named_modules())
-    starts, by_weight = [], {}
-    for planned in plan.adapters:
-        projection = planned.projection
-        if projection.module not in modules:
-            raise ModelError(f"the plan names {projection.module}, which this {type(base).__name__} does not have")
-        layer = base_layer(base, projection.module)
-        weight = read_weight(layer, projection.module)
-        if tuple(weight.shape) != (projection.out_features, projection.in_features):
-            raise ModelError(
-                f"{projection.module} is {tuple(weight.shape)}, the plan says "
-                f"{(projection.out_features, projection.in_features)}"
-            )
-        key = (id(layer.weight), planned.init, planned.rank, planned.scaling)
-        if key not in by_weight:
-            by_weight[key] = planned.init.factors(weight, planned.rank, scaling=planned.scaling, generator=generator)
-        starts.append(_Start(planned, by_weight[key], _residual(plan, planned, weight, by_weight[key])))
-    return starts
-
-
-def _residual(plan: Plan, planned: PlannedAdapter, weight: Tensor, factors: Factors) -> Tensor | None:
-    if plan.form is not Form.RESIDUAL or not planned.init.anchored:
-        return None
-    exact = residual_weight(weight, factors, planned.scaling)
-    stored = exact.to(weight.dtype)
-    moved = (exact - weight.to(exact.dtype)).norm()
-    lost = (stored.to(exact.dtype) - exact).norm() / moved if moved > 0 else 0.0
-    if lost > 1e-3:
-        warnings.warn(
-            f"{planned.projection.module}: storing W - s B0 A0 as {weight.dtype} loses {lost:.0%} of the subtracted "
-            "part; use float32 weights or form='anchored'",
-            LossyResidualWarning,
-            stacklevel=4,
-        )
-    return stored
-
-
 def _inject(model: nn.Module, plan: Plan, adapter_name: str) -> PeftModel:
     config = live_config(plan, _base_of(model))
     if not isinstance(model, PeftModel):
@@ -190,7 +138,7 @@ def _inject(model: nn.Module, plan: Plan, adapter_name: str) -> PeftModel:
     return model
 
 
-def _place(layer: nn.Module, start: _Start, adapter_name: str, form: Form) -> None:
+def _place(layer: nn.Module, start: Start, adapter_name: str, form: Form) -> None:
     """Put a start's factors into the PEFT layer, in the dtype and on the device that PEFT chose for them."""
     assert isinstance(layer, LoraLayer)
     stock_A, stock_B = layer.lora_A[adapter_name], layer.lora_B[adapter_name]

@@ -25,6 +25,7 @@ class Sidecar(pydantic.BaseModel):
         format_version: raised when the meaning of a field changes.
         plan: `Plan.to_json`: policy, form, and per module its role, rows, init, rank, alpha and scaling.
         fingerprints: module -> SHA-256 of the base weight that it was made from (`weights.fingerprint`).
+        floored: module -> how many directions of its start got a size in place of a negligible singular value.
         base_model: the base model's name or path, as PEFT records it.
         versions: the libraries that made it.
     """
@@ -34,15 +35,19 @@ class Sidecar(pydantic.BaseModel):
     format_version: Literal[1] = 1
     plan: dict[str, Any]
     fingerprints: dict[str, str]
+    floored: dict[str, int]
     base_model: str | None
     versions: dict[str, str]
 
     @classmethod
-    def of(cls, plan: Plan, fingerprints: dict[str, str], base_model: str | None) -> Sidecar:
+    def of(
+        cls, plan: Plan, fingerprints: dict[str, str], *, floored: dict[str, int], base_model: str | None
+    ) -> Sidecar:
         """The sidecar of an adapter that this process makes."""
         return cls(
             plan=json.loads(json.dumps(plan.to_json())),
             fingerprints=fingerprints,
+            floored=floored,
             base_model=base_model,
             versions=library_versions(),
         )

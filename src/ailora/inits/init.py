@@ -10,14 +10,18 @@ from enum import StrEnum
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from ailora.errors import unknown_name
-from ailora.spectral import Band, truncated_svd
+from ailora.spectral import Band, cached_svd
 
 #: Norm of a row of LoRA's Kaiming-uniform A: entries are uniform in +-1/sqrt(in), so the row norm tends to 1/sqrt(3).
 KAIMING_ROW_NORM = 1 / math.sqrt(3)
+
+#: Least singular value that factors are made of, relative to the root mean square of the weight's singular values.
+#: Where `A` and `B` of a direction are both zero, both gradients vanish and it never trains.
+_LEAST_VALUE = 1e-4
 
 
 @dataclass(frozen=True)
@@ -25,12 +29,14 @@ class Factors:
     """The start of one adapter.
 
     Attributes:
-        A: (rank, in).
-        B: (out, rank).
+        A: (..., rank, in).
+        B: (..., out, rank).
+        floored: how many of its directions got a size in place of a negligible singular value, (...,).
     """
 
-    A: Float[Tensor, "rank in_"]
-    B: Float[Tensor, "out rank"]
+    A: Float[Tensor, "*batch rank in_"]
+    B: Float[Tensor, "*batch out rank"]
+    floored: Int[Tensor, "*batch"] = field(default_factory=lambda: torch.tensor(0))
 
 
 class Init(ABC):
@@ -41,12 +47,12 @@ class Init(ABC):
 
     @abstractmethod
     def factors(
-        self, weight: Float[Tensor, "out in_"], rank: int, *, scaling: float, generator: torch.Generator
+        self, weight: Float[Tensor, "*batch out in_"], rank: int, *, scaling: float, generator: torch.Generator
     ) -> Factors:
         """The factors `A` (rank, in) and `B` (out, rank), in float32 or, for a float64 weight, float64.
 
         Args:
-            weight: the base weight, floating, (out, in).
+            weight: the base weight, floating, (out, in); inits with an anchor take batches (..., out, in) too.
             rank: 1 <= rank <= min(out, in).
             scaling: the `s` in `dW = s B A`, positive.
             generator: the only source of random numbers, on the CPU.
@@ -76,7 +82,9 @@ class Spectral(Init):
     """Start from one band of the weight's own spectrum.
 
     With the band's triplets `U, S, Vh` and size `singular`: `B = U (S/s)^1/2`, `A = (S/s)^1/2 Vh`, so that `s B A` is
-    the part of W in the band (AILoRA, arXiv 2510.08034; PiSSA, arXiv 2404.02948; MiLoRA, arXiv 2406.09044).
+    the part of W in the band (AILoRA, arXiv 2510.08034; PiSSA, arXiv 2404.02948; MiLoRA, arXiv 2406.09044). Negligible
+    singular values are replaced by a small one (`Factors.floored` counts them): in the anchored form any start is
+    exact, and in the residual form what is added is subtracted.
     """
 
     band: Band
@@ -84,11 +92,18 @@ class Spectral(Init):
     anchored: ClassVar[bool] = True
 
     def factors(
-        self, weight: Float[Tensor, "out in_"], rank: int, *, scaling: float, generator: torch.Generator
+        self, weight: Float[Tensor, "*batch out in_"], rank: int, *, scaling: float, generator: torch.Generator
     ) -> Factors:
-        triplets = truncated_svd(weight, rank, self.band)
-        root = (triplets.S / scaling).sqrt() if self.size is Size.SINGULAR else KAIMING_ROW_NORM
-        return Factors(A=(triplets.Vh.T * root).T.contiguous(), B=(triplets.U * root).contiguous())
+        triplets = cached_svd(weight, rank, self.band)
+        if self.size is Size.UNIT:
+            return Factors(A=triplets.Vh * KAIMING_ROW_NORM, B=triplets.U * KAIMING_ROW_NORM)
+        size = torch.linalg.vector_norm(weight.to(triplets.S.dtype), dim=(-2, -1), keepdim=True)[..., 0]
+        least = _LEAST_VALUE * size / math.sqrt(min(weight.shape[-2:]))
+        # A weight that is zero throughout gives no scale: take plain LoRA's.
+        least = torch.where(least > 0, least, KAIMING_ROW_NORM**2 * scaling)
+        root = (triplets.S.clamp_min(least) / scaling).sqrt()
+        floored = (least > triplets.S).sum(dim=-1)
+        return Factors(A=triplets.Vh * root[..., :, None], B=triplets.U * root[..., None, :], floored=floored)
 
     def describe(self) -> dict[str, str]:
         return {"init": self.band.value, "size": self.size.value}
@@ -101,9 +116,9 @@ class Kaiming(Init):
     anchored: ClassVar[bool] = False
 
     def factors(
-        self, weight: Float[Tensor, "out in_"], rank: int, *, scaling: float, generator: torch.Generator
+        self, weight: Float[Tensor, "*batch out in_"], rank: int, *, scaling: float, generator: torch.Generator
     ) -> Factors:
-        out, in_ = weight.shape
+        out, in_ = weight.shape[-2:]
         dtype = torch.promote_types(weight.dtype, torch.float32)
         A = (torch.rand(rank, in_, generator=generator, dtype=dtype) * 2 - 1) / math.sqrt(in_)
         return Factors(A=A.to(weight.device), B=torch.zeros(out, rank, dtype=dtype, device=weight.device))

@@ -73,6 +73,6 @@ class Triplets:
         sign = torch.where(skew < 0, -1.0, 1.0).to(self.U.dtype)
         return replace(self, U=self.U * sign[..., None, :], Vh=self.Vh * sign[..., :, None])
 
-    def to(self, dtype: torch.dtype) -> Triplets:
-        """The same triplets in another dtype, contiguous."""
-        return Triplets(*(x.to(dtype).contiguous() for x in (self.U, self.S, self.Vh)), certificate=self.certificate)
+    def to(self, target: torch.dtype | torch.device) -> Triplets:
+        """The same triplets in another dtype or on another device, contiguous."""
+        return Triplets(*(x.to(target).contiguous() for x in (self.U, self.S, self.Vh)), certificate=self.certificate)
