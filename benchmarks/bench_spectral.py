@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -216,9 +215,15 @@ def measure_model(layers: int, device: str) -> None:
     print(made.stdout.splitlines()[-1])
 
 
+def peak_mib() -> float:
+    """Peak resident memory of this program; `ru_maxrss` would count what ran before `exec`."""
+    status = Path("/proc/self/status").read_text()
+    return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) / 2**10
+
+
 def decompose_model(layers: int, file: str) -> None:
     """The decompositions alone, so that the peak memory is theirs."""
-    start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    start = peak_mib()
     weight, seconds = torch.load(file), 0.0
     for layer in range(layers):
         generator = torch.Generator().manual_seed(layer)
@@ -227,7 +232,7 @@ def decompose_model(layers: int, file: str) -> None:
         truncated_svd(weight, RANK, "principal")
         truncated_svd(weight, RANK, "minor")
         seconds += time.perf_counter() - began
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10 - start
+    peak = peak_mib() - start
     bound = 6 * 4 * 4096**2 / 2**20 + 128
     print(json.dumps({"layers": layers, "seconds": seconds, "peak_mib": peak, "bound_mib": bound}))
 

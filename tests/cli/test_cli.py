@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
+from ailora.spectral import cached_svd
 from tests.recipes.conftest import *  # noqa: F403
 
 
@@ -26,7 +28,7 @@ def test_help_is_instant() -> None:
     script = "import sys; sys.argv = ['ailora', '--help']\nfrom ailora.cli import main\ntry: main()\nfinally: "
     check = script + "assert not {'torch', 'peft', 'transformers'} & sys.modules.keys()"
     made = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
-    for command in ("train", "evaluate", "predict", "roles", "plan", "demo"):
+    for command in ("train", "evaluate", "predict", "roles", "plan", "demo", "cache"):
         assert command in made.stdout
 
 
@@ -59,9 +61,18 @@ def test_mistakes_end_with_one_message_and_no_traceback(arguments: tuple[str, ..
     assert "Traceback" not in made.stderr
 
 
+def test_cache_is_shown_and_cleared() -> None:
+    cached_svd(torch.randn(600, 520), 4, "minor")
+    shown = ailora("cache", "show").stdout
+    assert "1 entries" in shown
+    assert os.environ["AILORA_CACHE"] in shown
+    assert "1 entries removed" in ailora("cache", "clear").stdout
+    assert "0 entries" in ailora("cache", "show").stdout
+
+
 def test_train_evaluate_predict(config: dict[str, Any], tmp_path: Path, verdicts: dict[str, Path]) -> None:
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(config))
-    made = ailora("train", "c.yaml", "data.max_train_samples=32", "output=run", cwd=tmp_path)
+    made = ailora("train", "c.yaml", "--no-cache", "data.max_train_samples=32", "output=run", cwd=tmp_path)
     assert made.returncode == 0, made.stderr
     assert "test accuracy" in made.stdout
     scores = json.loads(ailora("evaluate", str(tmp_path / "run"), "--data", str(verdicts["test"])).stdout)

@@ -6,6 +6,7 @@ import sys
 
 import typer
 
+from ailora.cli.cache import cache
 from ailora.cli.demo import demo
 from ailora.cli.evaluate import evaluate
 from ailora.cli.plan import plan
@@ -23,6 +24,7 @@ app = typer.Typer(
 )
 for command in (train, evaluate, predict, roles, plan, demo):
     app.command()(command)
+app.add_typer(cache, name="cache")
 
 
 def main() -> None:

@@ -1,0 +1,37 @@
+"""`ailora cache`."""
+
+from __future__ import annotations
+
+import typer
+
+cache = typer.Typer(help="Decompositions kept on disk.", no_args_is_help=True)
+
+
+@cache.command()
+def show() -> None:
+    """Show where the cache is, what it holds and when each entry was last used."""
+    from datetime import datetime
+
+    from rich.table import Table
+
+    from ailora.cli.tables import console
+    from ailora.spectral import SpectralCache
+
+    kept = SpectralCache()
+    entries = kept.entries()
+    table = Table("entry", "MiB", "last used")
+    for file, size, used in reversed(entries):
+        when = datetime.fromtimestamp(used).isoformat(sep=" ", timespec="seconds")
+        table.add_row(file.stem[:16], f"{size / 2**20:.2f}", when)
+    if entries:
+        console.print(table)
+    total = sum(size for _, size, _ in entries)
+    typer.echo(f"{kept.folder}: {len(entries)} entries, {total / 2**20:.1f} of at most {kept.limit / 2**20:.0f} MiB")
+
+
+@cache.command()
+def clear() -> None:
+    """Remove every entry."""
+    from ailora.spectral import SpectralCache
+
+    typer.echo(f"{SpectralCache().clear()} entries removed")
