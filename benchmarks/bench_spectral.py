@@ -25,7 +25,9 @@ from typing import Any
 import torch
 from machine import write_results
 from matplotlib.figure import Figure
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ailora.recipes.models import model_path
@@ -178,8 +180,6 @@ def scaling(sizes: tuple[int, ...], ranks: tuple[int, ...], device: str) -> list
         weight = trained_like(size, size, seed=size, device=device)
         for rank in (r for r in ranks if r <= size // 4):
             for band in ("principal", "minor"):
-                if (size > 2048 and rank not in (16, 64)) and size != 4096:
-                    continue
                 seconds, triplets = timed(lambda w=weight, r=rank, b=band: truncated_svd(w, r, b), 1)
                 made.append(
                     {"size": size, "rank": rank, "band": band, "seconds": seconds}
@@ -237,6 +237,22 @@ def decompose_model(layers: int, file: str) -> None:
     print(json.dumps({"layers": layers, "seconds": seconds, "peak_mib": peak, "bound_mib": bound}))
 
 
+def peers(size: int, device: str) -> dict[str, float]:
+    """Seconds in which peft initialises one layer with each of its SVD inits, and ours for both bands of it."""
+    weight = trained_like(size, size, seed=0, device=device)
+    seconds = {}
+    for init in ("pissa", "pissa_niter_16", "mica"):
+        model = nn.Sequential(nn.Linear(size, size, bias=False, device=device))
+        with torch.no_grad():
+            model[0].weight.copy_(weight)
+        config = LoraConfig(r=RANK, lora_alpha=RANK, target_modules=["0"], init_lora_weights=init)
+        seconds[f"peft {init}"] = timed(lambda m=model, c=config: get_peft_model(m, c), 1)[0]
+    for band in ("principal", "minor"):
+        seconds[f"ailora {band}"] = timed(lambda b=band: truncated_svd(weight, RANK, b), 3)[0]
+    print(f"one {size} x {size} layer: " + ", ".join(f"{name} {took:.3f} s" for name, took in seconds.items()))
+    return seconds
+
+
 def plot(rows: list[dict[str, Any]], file: Path) -> None:
     """Seconds over size at rank 16, and over rank at 4096."""
     figure = Figure(figsize=(9, 3.6), layout="constrained")
@@ -244,12 +260,15 @@ def plot(rows: list[dict[str, Any]], file: Path) -> None:
     for band, mark in (("principal", "o-"), ("minor", "s--")):
         sizes = [(r["size"], r["seconds"]) for r in rows if r["band"] == band and r["rank"] == RANK]
         ranks = [(r["rank"], r["seconds"]) for r in rows if r["band"] == band and r["size"] == 4096]
-        left.loglog(*zip(*sizes, strict=True), mark, label=band)
-        right.loglog(*zip(*ranks, strict=True), mark, label=band)
+        for axis, points in ((left, sizes), (right, ranks)):
+            x, y = zip(*points, strict=True)
+            axis.loglog(x, y, mark, label=band)
+            axis.set_xticks(x, [str(value) for value in x])
+            axis.minorticks_off()
     left.set(xlabel="n of an n x n weight, r = 16", ylabel="seconds")
     right.set(xlabel="r, n = 4096", ylabel="seconds")
     for axis in (left, right):
-        axis.grid(alpha=0.3, which="both")
+        axis.grid(alpha=0.3)
         axis.legend(frameon=False)
     figure.savefig(file, dpi=150)
 
@@ -273,6 +292,7 @@ def main() -> None:
     figures: dict[str, Any] = {"rank": RANK, "cases": cases, "layers": pairs, "minilm": minilm(device)}
     figures["floor"] = floor(trained_like(4096, 4096, seed=4096, device=device), value["seconds"])
     if not arguments.quick:
+        figures["peers"] = peers(4096, device)
         figures["scaling"] = scaling((512, 1024, 2048, 4096, 8192), (1, 4, 16, 64, 256), device)
         plot(figures["scaling"], ROOT / "docs" / "images" / "spectral-scaling.png")
         figures["whole_model"] = whole_model(32, device)
