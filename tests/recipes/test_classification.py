@@ -189,6 +189,7 @@ def test_another_runs_folder_is_refused(config: dict[str, Any], tmp_path: Path) 
         ("metric=pearson", "is not a number, which regression needs"),
         ("adapter.rank=64", "rank 64 is not possible"),
         ("model=./nowhere", "is not a folder"),
+        ("training.eval_strategy=sometimes", "training: 'sometimes' is not a valid"),
         ("model=builtin:maxilm", "did you mean 'builtin:minilm'"),
     ],
 )

@@ -72,6 +72,8 @@ def test_what_is_given_wins_over_the_task() -> None:
         ("data.lable=x", "unknown key in data 'lable' .did you mean 'label'"),
         ("training.learning_rat=1", "unknown key in training 'learning_rat' .did you mean 'learning_rate'"),
         ("training.output_dir=x", "training.output_dir cannot be set: it follows from output"),
+        ("training.learning_rate=fast", "training.learning_rate: .*, got 'fast'"),
+        ("training.num_train_epochs=[1]", "training.num_train_epochs: .*, got"),
         ("metric=accurracy", "unknown metric 'accurracy' .did you mean 'accuracy'"),
         ("metric=[accuracy, pearson]", "cannot be mixed"),
         ("adapter.policy=ailroa", "unknown policy 'ailroa' .did you mean 'ailora'.*; allowed: .*full"),

@@ -28,6 +28,7 @@ from transformers import (
 from ailora.adapters import Form, adapt, save_adapter
 from ailora.adapters.apply import sidecar_of
 from ailora.adapters.sidecar import library_versions, write_text
+from ailora.errors import InputError
 from ailora.recipes.callbacks import ProgressBar, RunLog
 from ailora.recipes.card import model_card
 from ailora.recipes.config import ClassificationConfig
@@ -56,6 +57,7 @@ def run(config: ClassificationConfig) -> dict[str, Any]:
     if folder.result.exists():
         folder.claim(config)
         return folder.read_result()
+    arguments = _training_arguments(config)
     data = _load_data(config)
     tokenizer = load_tokenizer(config.model)
     started = time.perf_counter()
@@ -66,7 +68,7 @@ def run(config: ClassificationConfig) -> dict[str, Any]:
     if isinstance(model, PeftModel):
         sidecar_of(model).write(folder.path)
     checkpoint = folder.newest_checkpoint()
-    trainer = _trainer(config, model, tokenizer, data)
+    trainer = _trainer(config, arguments, data, model=model, tokenizer=tokenizer)
     log = RunLog(folder, folder.train_seconds(checkpoint))
     trainer.add_callback(log)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -129,11 +131,12 @@ class _Trainer(Trainer):
         return [name for name in names if not (self.residual and "lora_" in name)]
 
 
-def _trainer(config: ClassificationConfig, model: Any, tokenizer: PreTrainedTokenizerBase, data: _Data) -> Trainer:
-    def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
-        decided = decide(first_output(prediction.predictions), data.labels)
-        return compute(config.metrics, np.asarray(prediction.label_ids), decided)
+def _training_arguments(config: ClassificationConfig) -> TrainingArguments:
+    """The Trainer's arguments; made before anything else, so that bad ones leave no trace.
 
+    Raises:
+        InputError: transformers refuses a value.
+    """
     # Pinned memory is for an accelerator: torch warns where there is none.
     derived = {
         "output_dir": str(RunFolder(config.output).checkpoints),
@@ -141,7 +144,24 @@ def _trainer(config: ClassificationConfig, model: Any, tokenizer: PreTrainedToke
         "dataloader_pin_memory": torch.accelerator.is_available(),
         "label_names": ["labels"],
     }
-    arguments = TrainingArguments(**{**derived, **config.training})
+    try:
+        return TrainingArguments(**{**derived, **config.training})
+    except (ValueError, TypeError) as error:
+        raise InputError(f"training: {error}") from error
+
+
+def _trainer(
+    config: ClassificationConfig,
+    arguments: TrainingArguments,
+    data: _Data,
+    *,
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+) -> Trainer:
+    def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
+        decided = decide(first_output(prediction.predictions), data.labels)
+        return compute(config.metrics, np.asarray(prediction.label_ids), decided)
+
     trainer = _Trainer(
         model=model,
         args=arguments,

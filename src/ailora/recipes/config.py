@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_type_hints
 
 import pydantic
 import yaml
@@ -259,14 +259,24 @@ def _absolute(paths: str | list[str] | None) -> str | list[str] | None:
     return [str(Path(path).expanduser().absolute()) for path in paths]
 
 
+def _check_training_value(key: str, value: Any) -> None:
+    """Check a training argument's type: transformers itself would fail only when it uses the value."""
+    try:
+        kind = pydantic.TypeAdapter(get_type_hints(TrainingArguments)[key], config={"arbitrary_types_allowed": True})
+        kind.validate_python(value)
+    except pydantic.ValidationError as error:
+        raise InputError(f"training.{key}: {error.errors()[0]['msg'].lower()}, got {value!r}") from None
+
+
 def _training(given: dict[str, Any]) -> dict[str, Any]:
     """The training arguments with our defaults; a save strategy that is not given follows the evaluations."""
     allowed = [field.name for field in dataclasses.fields(TrainingArguments) if field.init]
-    for key in given:
+    for key, value in given.items():
         if key in _OWNED:
             raise InputError(f"training.{key} cannot be set: it follows from {_OWNED[key]}")
         if key not in allowed:
             raise unknown_name("key in training", key, allowed)
+        _check_training_value(key, value)
     merged = {**TRAINING_DEFAULTS, **given}
     if merged["eval_strategy"] != "steps" and "eval_steps" not in given:
         del merged["eval_steps"]
