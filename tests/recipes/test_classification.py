@@ -181,6 +181,20 @@ def test_another_runs_folder_is_refused(config: dict[str, Any], tmp_path: Path) 
         run(config, f"output={tmp_path / 'mine'}")
 
 
+def test_an_output_that_is_a_file_is_refused(config: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ailora.InputError, match="cannot write to the output"):
+        run(config, f"output={tmp_path / 'file'}", "data.max_train_samples=16")
+
+
+def test_a_damaged_adapter_is_named(config: dict[str, Any], tmp_path: Path) -> None:
+    run(config, "data.max_train_samples=16")
+    weights = tmp_path / "run" / "adapter" / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    with pytest.raises(ailora.InputError, match="cannot load the adapter"):
+        FinishedRun(tmp_path / "run").evaluate()
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [

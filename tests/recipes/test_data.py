@@ -40,6 +40,12 @@ def test_every_format_gives_the_same_rows(tmp_path: Path, kind: str) -> None:
     assert table.rows == ROWS
 
 
+def test_a_byte_order_mark_is_no_part_of_a_column(tmp_path: Path) -> None:
+    (tmp_path / "d.csv").write_bytes(b"\xef\xbb\xbfsentence,label\r\na,1\r\n")
+    table = read_tables(str(tmp_path / "d.csv"))
+    assert (table.columns, table.rows) == (("sentence", "label"), [("a", "1")])
+
+
 def test_files_without_a_header(tmp_path: Path) -> None:
     path = write(tmp_path, "d.tsv", "a\t1\t*\tone\nb\t0\t\ttwo\n")
     table = read_tables(path, ["source", "label", "mark", "sentence"])
@@ -62,6 +68,7 @@ def test_lists_of_files_are_joined(tmp_path: Path) -> None:
         ("d.jsonl", "[1]\n", r"d\.jsonl:1: expected an object"),
         ("d.parquet", "no", r"d\.parquet: not a Parquet file"),
         ("d.tsv", "sentence\tlabel\n", "holds no rows"),
+        ("d.csv", "a,b,a\n1,2,3\n", r"d\.csv:1: the column 'a' is there twice"),
         ("d.tsv", "", "holds no rows"),
         ("d.txt", "a", r"ends in one of \.tsv"),
     ],

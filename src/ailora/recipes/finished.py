@@ -6,7 +6,8 @@ from pathlib import Path
 
 import torch
 from peft import PeftModel
-from transformers import Trainer, TrainingArguments
+from safetensors import SafetensorError
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
 
 from ailora.errors import InputError
 from ailora.recipes.config import ClassificationConfig
@@ -74,16 +75,21 @@ class FinishedRun:
                 raise
             return read_tables(input_file, self.config.data.text)
 
+    def _load_model(self, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel | PeftModel:
+        if self.config.adapter.full:
+            return load_classifier(str(self._folder.model), self.labels, tokenizer)
+        base = load_classifier(model_path(self.config.model), self.labels, tokenizer)
+        try:
+            return PeftModel.from_pretrained(base, self._folder.adapter)
+        except (SafetensorError, OSError, ValueError, RuntimeError, KeyError) as error:
+            raise InputError(f"cannot load the adapter {self._folder.adapter}: {error}") from error
+
     def _predict(self, examples: Examples, encoded: list[int | float] | None = None) -> Predictions:
         tokenizer = load_tokenizer(self.config.model)
         dataset = tokenize(examples, tokenizer, self.config.data.max_length)
         if encoded is not None:
             dataset = dataset.add_column("labels", encoded)
-        if self.config.adapter.full:
-            model = load_classifier(str(self._folder.model), self.labels, tokenizer)
-        else:
-            base = load_classifier(model_path(self.config.model), self.labels, tokenizer)
-            model = PeftModel.from_pretrained(base, self._folder.adapter)
+        model = self._load_model(tokenizer)
         arguments = TrainingArguments(
             output_dir=str(self._folder.checkpoints),
             per_device_eval_batch_size=self.config.training["per_device_eval_batch_size"],

@@ -45,10 +45,13 @@ class RunFolder:
                 changes = "; ".join(f"{k}: {theirs.get(k)!r} there, {ours.get(k)!r} now" for k in different)
                 raise InputError(f"{self.path} holds another run ({changes}): choose another output or remove it")
             return
-        if self.path.exists() and any(not entry.name.startswith(".") for entry in self.path.iterdir()):
-            raise InputError(f"{self.path} holds files but no run: choose another output")
-        self.path.mkdir(parents=True, exist_ok=True)
-        write_text(self.config, to_yaml(config))
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            if any(not entry.name.startswith(".") for entry in self.path.iterdir()):
+                raise InputError(f"{self.path} holds files but no run: choose another output")
+            write_text(self.config, to_yaml(config))
+        except OSError as error:
+            raise InputError(f"cannot write to the output {self.path}: {error.strerror}") from None
 
     def read_config(self) -> ClassificationConfig:
         """The run's configuration.

@@ -77,7 +77,7 @@ def _read(file: Path, columns: Sequence[str] | None) -> Table:
     try:
         if file.suffix == ".parquet":
             return _read_parquet(file)
-        with file.open(encoding="utf-8", newline="") as lines:
+        with file.open(encoding="utf-8-sig", newline="") as lines:
             if file.suffix in (".jsonl", ".json"):
                 return _from_records(list(_json_records(file, lines)))
             return _read_separated(file, lines, columns)
@@ -96,6 +96,8 @@ def _read_separated(file: Path, lines: Iterator[str], columns: Sequence[str] | N
                 continue
             if header is None:
                 header = tuple(fields)
+                if repeated := [name for name in header if header.count(name) > 1]:
+                    raise InputError(f"{file}:{reader.line_num}: the column {repeated[0]!r} is there twice")
             elif len(fields) != len(header):
                 kind = "tabs" if tabs else "commas"
                 raise InputError(
