@@ -203,7 +203,7 @@ def test_a_damaged_adapter_is_named(config: dict[str, Any], tmp_path: Path) -> N
         ("metric=pearson", "is not a number, which regression needs"),
         ("adapter.rank=64", "rank 64 is not possible"),
         ("model=./nowhere", "is not a folder"),
-        ("training.eval_strategy=sometimes", "training: 'sometimes' is not a valid"),
+        ("training.eval_strategy=sometimes", "training.*sometimes"),
         ("model=builtin:maxilm", "did you mean 'builtin:minilm'"),
     ],
 )

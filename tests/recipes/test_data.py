@@ -153,10 +153,12 @@ def test_metrics_are_those_of_the_literature() -> None:
     import numpy as np
 
     labels, predictions = np.array([0, 0, 1, 1]), np.array([0, 1, 1, 1])
-    assert METRICS["accuracy"].score(labels, predictions) == 0.75
-    assert METRICS["f1"].score(labels, predictions) == pytest.approx(0.8)
+    assert METRICS["accuracy"].score(labels, predictions, 2) == 0.75
+    assert METRICS["f1"].score(labels, predictions, 2) == pytest.approx(0.8)
     # (TP TN - FP FN) / sqrt((TP+FP)(TP+FN)(TN+FP)(TN+FN)) = (2 - 0) / sqrt(3 * 2 * 2 * 1)
-    assert METRICS["matthews_correlation"].score(labels, predictions) == pytest.approx(2 / 12**0.5)
-    assert METRICS["pearson"].score(labels * 1.0, labels * 2.0) == pytest.approx(1)
-    assert METRICS["spearman"].score(labels * 1.0, np.zeros(4)) == 0.0
-    assert METRICS["f1"].score(np.array([0, 1, 2]), np.array([0, 1, 1])) == pytest.approx((1 + 2 / 3 + 0) / 3)
+    assert METRICS["matthews_correlation"].score(labels, predictions, 2) == pytest.approx(2 / 12**0.5)
+    assert METRICS["pearson"].score(labels * 1.0, labels * 2.0, 1) == pytest.approx(1)
+    assert METRICS["spearman"].score(labels * 1.0, np.zeros(4), 1) == 0.0
+    assert METRICS["f1"].score(np.array([0, 1, 2]), np.array([0, 1, 1]), 3) == pytest.approx((1 + 2 / 3 + 0) / 3)
+    # The number of classes is the task's, not that of the rows at hand.
+    assert METRICS["f1"].score(np.array([0, 1, 1]), np.array([0, 1, 0]), 3) == pytest.approx(2 / 3)

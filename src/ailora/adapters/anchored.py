@@ -116,7 +116,7 @@ class AnchoredB(AnchoredFactor):
 def _snap_to_grid(B: Tensor) -> Tensor:
     """`B` rounded to multiples of a power of two, 2^-19 to 2^-18 of its largest entry.
 
-    Moves `B` by less than 1e-5 of its norm and leaves room for `B + dB` with `dB` up to 16 times as large: the
+    Moves a start by less than 1e-5 of its norm and leaves room for `B + dB` with `dB` up to eight times as large: the
     rounding errors of the sum and of the difference in float32 stay below half a step. The threshold between two
     steps lies between grid points, so that a recovered `B0` finds the step that it was put on.
     """
@@ -187,7 +187,8 @@ class _StackedWeight(Tensor):
         writes = name in ("__set__", "__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__") or (
             name.endswith("_") and not name.endswith("__")
         )
-        if writes and isinstance(args[0], cls):
+        target = args[0] if args else (kwargs or {}).get("tensor")
+        if writes and isinstance(target, cls):
             raise ModelError(
                 "an anchored factor cannot be written through `.weight`: it is made of a frozen anchor and a trained "
                 "difference. Hot-swap into a model that was loaded with PeftModel.from_pretrained, or load the new "

@@ -34,7 +34,8 @@ def adapt(
     """Adapt a pretrained model: `make_plan` and `apply_plan` in one call.
 
     The result is an ordinary `peft.PeftModel`. At the start its outputs equal the base model's bit for bit, the base
-    weights are untouched, and every `save_pretrained` writes a stock PEFT adapter for the base model.
+    weights are untouched, and every `save_pretrained` writes a stock PEFT adapter for the base model. Not so with
+    `form="residual"`, which changes the base; `save_adapter` converts it.
 
     Args:
         model: the base model, or a `PeftModel` that gets one more adapter.
@@ -66,6 +67,7 @@ def apply_plan(model: nn.Module, plan: Plan, *, adapter_name: str = "default") -
         InputError: the adapter name cannot be used.
     """
     _require_free_name(model, adapter_name)
+    _require_untouched_base(model, plan)
     base = _base_of(model)
     generator = torch.Generator()
     generator.set_state(torch.get_rng_state())
@@ -73,6 +75,8 @@ def apply_plan(model: nn.Module, plan: Plan, *, adapter_name: str = "default") -
     fingerprints = {
         a.projection.module: fingerprint(base_layer(base, a.projection.module).weight) for a in plan.adapters
     }
+    floored = {s.planned.projection.module: int(s.factors.floored) for s in starts if s.factors.floored}
+    sidecar = Sidecar.of(plan, fingerprints, floored=floored, base_model=getattr(base, "name_or_path", None) or None)
     with _unchanged_on_error(model, adapter_name), torch.random.fork_rng():
         adapted = _inject(model, plan, adapter_name)
         for start in starts:
@@ -84,8 +88,6 @@ def apply_plan(model: nn.Module, plan: Plan, *, adapter_name: str = "default") -
                 base_layer(base, start.planned.projection.module).weight.copy_(start.residual)
     if not hasattr(adapted, _SIDECARS):
         adapted.register_load_state_dict_pre_hook(require_same_starts)
-    floored = {s.planned.projection.module: int(s.factors.floored) for s in starts if s.factors.floored}
-    sidecar = Sidecar.of(plan, fingerprints, floored=floored, base_model=getattr(base, "name_or_path", None) or None)
     setattr(adapted, _SIDECARS, {**getattr(adapted, _SIDECARS, {}), adapter_name: sidecar})
     return adapted
 
@@ -127,6 +129,19 @@ def _require_free_name(model: nn.Module, adapter_name: str) -> None:
         )
     if not adapter_name or "." in adapter_name or adapter_name in "lora_":
         raise InputError(f"adapter_name {adapter_name!r} cannot be used: not empty, no dot, not part of 'lora_'")
+
+
+def _require_untouched_base(model: nn.Module, plan: Plan) -> None:
+    """The residual form changes the base: it cannot live beside another adapter of the same base."""
+    if not isinstance(model, PeftModel):
+        return
+    residual = [n for n, s in getattr(model, _SIDECARS, {}).items() if s.plan["form"] == Form.RESIDUAL]
+    if residual or plan.form is Form.RESIDUAL:
+        raise ModelError(
+            "an adapter in the residual form changes the base weights and cannot live beside another adapter"
+            + (f" (the model has {residual[0]!r})" if residual else "")
+            + ": use form='anchored'"
+        )
 
 
 def _inject(model: nn.Module, plan: Plan, adapter_name: str) -> PeftModel:
@@ -178,7 +193,8 @@ def _require_exact_cover(base: nn.Module, plan: Plan, adapter_name: str) -> None
 def _unchanged_on_error(model: nn.Module, adapter_name: str) -> Iterator[None]:
     """Put a model's modules, gradient flags and adapters back if the body fails."""
     base = _base_of(model)
-    children = [(parent, dict(parent.named_children())) for parent in base.modules()]
+    # Not `named_children()`, which leaves out a module that a parent holds under two names.
+    children = [(parent, dict(parent._modules)) for parent in base.modules()]
     flags = [(parameter, parameter.requires_grad) for parameter in base.parameters()]
     active = list(model.active_adapters) if isinstance(model, PeftModel) else []
     try:
@@ -192,7 +208,7 @@ def _unchanged_on_error(model: nn.Module, adapter_name: str) -> Iterator[None]:
         elif hasattr(base, "peft_config"):
             delattr(base, "peft_config")
         for parent, before in children:
-            for name in dict(parent.named_children()).keys() - before.keys():
+            for name in parent._modules.keys() - before.keys():
                 delattr(parent, name)
             for name, child in before.items():
                 setattr(parent, name, child)

@@ -59,11 +59,14 @@ def restore_base(model: PeftModel, *, adapter_name: str = "default") -> nn.Modul
         ModelError: the model has no such adapter of ours.
     """
     plan_of(model, adapter_name)
+    restored: set[int] = set()
     with torch.no_grad():
         for layer in _lora_layers(model).values():
             anchor = _residual_anchor(layer, adapter_name)
-            if anchor is not None:
-                weight = layer.get_base_layer().weight
+            weight = layer.get_base_layer().weight
+            # Tied layers share one weight, from which one part was subtracted.
+            if anchor is not None and id(weight) not in restored:
+                restored.add(id(weight))
                 weight.copy_(weight.to(anchor.A.dtype) + layer.scaling[adapter_name] * (anchor.B @ anchor.A))
     return model.unload()
 

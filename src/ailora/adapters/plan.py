@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from ailora.adapters.task import infer_task_type, parse_task_type
+from ailora.adapters.task import infer_task_type, parse_task_type, usual_heads
 from ailora.errors import InputError, ModelError, unknown_name
 from ailora.inits import Init, Policy, parse_init, parse_policy
 from ailora.roles import Attention, Projection, Role, find_projections, parse_role
@@ -130,7 +130,7 @@ class Plan:
                     "modules_to_save": tuple(data["modules_to_save"]),
                 }
             )
-        except (KeyError, TypeError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise InputError(f"this is not a plan: {type(error).__name__}: {error}") from error
 
 
@@ -203,7 +203,8 @@ def make_plan(
     chosen = _choose(find_projections(model, role_names=role_names), policy, roles)
     ranks = _per_module("rank", rank, chosen)
     alphas = _per_module("alpha", alpha, chosen) if alpha is not None else ranks
-    saved = _check_saved(model, modules_to_save)
+    task_type = infer_task_type(model) if task_type is None else parse_task_type(task_type)
+    saved = usual_heads(model, task_type) if modules_to_save is None else _check_saved(model, modules_to_save)
     return Plan(
         policy=policy,
         form=form,
@@ -212,7 +213,7 @@ def make_plan(
         rslora=bool(rslora),
         dora=bool(dora),
         modules_to_save=saved,
-        task_type=infer_task_type(model) if task_type is None else parse_task_type(task_type),
+        task_type=task_type,
     )
 
 
@@ -273,7 +274,7 @@ def _planned(
     if init is None:
         raise InputError(f"the policy {policy.name!r} has no init for {where}, role {projection.role}")
     scaling = alpha / math.sqrt(rank) if rslora else alpha / rank
-    return PlannedAdapter(projection, init, int(rank), alpha, scaling)
+    return PlannedAdapter(projection, init, int(rank), float(alpha), float(scaling))
 
 
 def _check_saved(model: nn.Module, modules_to_save: Iterable[str] | None) -> tuple[str, ...]:

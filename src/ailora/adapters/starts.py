@@ -45,6 +45,7 @@ class _Job:
 
     weight: Tensor
     sharing: list[PlannedAdapter]
+    layer_weight: Tensor
 
     @property
     def planned(self) -> PlannedAdapter:
@@ -98,7 +99,12 @@ def _jobs(base: nn.Module, plan: Plan) -> list[_Job]:
                 f"{(projection.out_features, projection.in_features)}"
             )
         key = (id(layer.weight), planned.init, planned.rank, planned.scaling)
-        jobs.setdefault(key, _Job(weight, [])).sharing.append(planned)
+        jobs.setdefault(key, _Job(weight, [], layer.weight)).sharing.append(planned)
+    weights = [id(job.layer_weight) for job in jobs.values() if job.planned.init.anchored]
+    if plan.form is Form.RESIDUAL and len(set(weights)) < len(weights):
+        raise ModelError(
+            "a tied weight has two different starts, which the residual form cannot subtract: use anchored"
+        )
     return list(jobs.values())
 
 

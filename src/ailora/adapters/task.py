@@ -27,7 +27,15 @@ def infer_task_type(model: nn.Module) -> str | None:
     if getattr(model, "main_input_name", None) != "input_ids":
         return None
     name = type(model).__name__
+    if name.endswith("ForConditionalGeneration") and not getattr(model.config, "is_encoder_decoder", False):
+        return None
     return next((task for suffix, task in _TASKS.items() if name.endswith(suffix)), None)
+
+
+def usual_heads(model: nn.Module, task_type: str | None) -> tuple[str, ...]:
+    """New heads that PEFT does not know of for a task: it trains `classifier` and `score`, BART and T5 have others."""
+    heads = ("classification_head",) if task_type in ("SEQ_CLS", "TOKEN_CLS") else ()
+    return tuple(name for name, _ in model.named_children() if name in heads)
 
 
 def parse_task_type(name: str) -> str:

@@ -15,10 +15,15 @@ _READABLE = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def base_layer(model: nn.Module, module: str) -> nn.Linear:
-    """The layer of the base model that a projection names, without the PEFT layer around it."""
+    """The layer of the base model that a projection names, without the PEFT layer around it.
+
+    Raises:
+        ModelError: the module is not a linear map.
+    """
     layer = model.get_submodule(module)
     inner = getattr(layer, "base_layer", layer)
-    assert isinstance(inner, nn.Linear)
+    if not isinstance(inner, nn.Linear):
+        raise ModelError(f"{module} is a {type(inner).__name__}, not a linear map")
     return inner
 
 

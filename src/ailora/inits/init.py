@@ -156,7 +156,7 @@ def parse_init(spec: Init | str | Mapping[str, str] | None) -> Init | None:
         return spec
     fields = dict(spec) if isinstance(spec, Mapping) else {"init": spec}
     name = fields.pop("init", None)
-    if name not in WORDS:
+    if not isinstance(name, str) or name not in WORDS:
         raise unknown_name("init", name, WORDS)
     word = WORDS[name]
     for option in fields:

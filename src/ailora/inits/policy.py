@@ -79,7 +79,7 @@ def parse_policy(spec: Policy | str | Mapping[str, Any]) -> Policy:
     if not isinstance(spec, Mapping):
         raise InputError(f"a policy is a preset's name or a mapping from role to init, not {spec!r}")
     if "by_role" in spec:
-        return Policy(str(spec["name"]), _inits_by_role(spec["by_role"]), parse_init(spec["default"]))
+        return Policy(str(spec.get("name", "custom")), _inits_by_role(spec["by_role"]), parse_init(spec.get("default")))
     by_role = _inits_by_role(spec)
     if not by_role:
         raise InputError(f"the policy {dict(spec)!r} adapts no role: give at least one an init other than none")

@@ -21,6 +21,7 @@ from transformers import (
     PreTrainedTokenizerBase,
     ProgressCallback,
     Trainer,
+    TrainerState,
     TrainingArguments,
     set_seed,
 )
@@ -68,11 +69,17 @@ def run(config: ClassificationConfig) -> dict[str, Any]:
     if isinstance(model, PeftModel):
         sidecar_of(model).write(folder.path)
     checkpoint = folder.newest_checkpoint()
+    finished = _finished_state(checkpoint)
+    if checkpoint and finished:
+        model = _load_weights(model, checkpoint)
     trainer = _trainer(config, arguments, data, model=model, tokenizer=tokenizer)
     log = RunLog(folder, folder.train_seconds(checkpoint))
     trainer.add_callback(log)
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    train_seconds = log.train_seconds
+    if finished:
+        trainer.state = finished
+    else:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    train_seconds = folder.train_seconds(checkpoint) if finished else log.train_seconds
     predictions = {
         split: Predictions.of(trainer, data.tokenized(split, tokenizer)) for split in data.splits if split != "train"
     }
@@ -121,6 +128,21 @@ def _start_model(
     return adapt(model, config.adapter.policy, **config.adapter.plan_options(), task_type="SEQ_CLS")
 
 
+def _finished_state(checkpoint: Path | None) -> TrainerState | None:
+    """The state of a checkpoint at which training had ended; the Trainer would take one more step from there."""
+    if checkpoint is None:
+        return None
+    state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+    return state if state.global_step >= state.max_steps else None
+
+
+def _load_weights(model: PreTrainedModel | PeftModel, checkpoint: Path) -> PreTrainedModel | PeftModel:
+    if isinstance(model, PeftModel):
+        model.load_adapter(str(checkpoint), "default", is_trainable=True)
+        return model
+    return type(model).from_pretrained(checkpoint)
+
+
 class _Trainer(Trainer):
     """The stock Trainer; in the residual form it does not decay the factors, which hold a part of the base."""
 
@@ -160,7 +182,7 @@ def _trainer(
 ) -> Trainer:
     def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
         decided = decide(first_output(prediction.predictions), data.labels)
-        return compute(config.metrics, np.asarray(prediction.label_ids), decided)
+        return compute(config.metrics, np.asarray(prediction.label_ids), decided, classes=data.labels.count)
 
     trainer = _Trainer(
         model=model,

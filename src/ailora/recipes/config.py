@@ -202,7 +202,8 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
     place: Any = raw
     *parents, leaf = key.split(".")
     for parent in parents:
-        place = place.setdefault(parent, {})
+        place[parent] = {} if place.get(parent) is None else place[parent]
+        place = place[parent]
         if not isinstance(place, dict):
             raise InputError(f"override {override!r}: {parent!r} has no keys below it")
     try:
@@ -227,6 +228,8 @@ def _explain(error: pydantic.ValidationError) -> InputError:
 
 def _checked(config: ClassificationConfig) -> ClassificationConfig:
     """Check every name, and complete what is derived: training defaults and absolute paths."""
+    if not config.metrics:
+        raise InputError("metric is empty: name at least one of " + ", ".join(METRICS))
     for metric in config.metrics:
         if metric not in METRICS:
             raise unknown_name("metric", metric, METRICS)
@@ -242,9 +245,14 @@ def _checked(config: ClassificationConfig) -> ClassificationConfig:
     if data.dataset is None:
         paths = {split: _absolute(getattr(data, split)) for split in ("train", "validation", "test")}
         data = data.model_copy(update=paths)
-    return config.model_copy(
-        update={"data": data, "training": _training(config.training), "output": str(Path(config.output).absolute())}
-    )
+    model = Path(config.model).expanduser()
+    update = {
+        "data": data,
+        "model": str(model.absolute()) if model.is_dir() else config.model,
+        "output": str(Path(config.output).expanduser().absolute()),
+        "training": _training(config.training),
+    }
+    return config.model_copy(update=update)
 
 
 def _check_policy(policy: str | dict[str, Any]) -> None:
@@ -259,11 +267,16 @@ def _absolute(paths: str | list[str] | None) -> str | list[str] | None:
     return [str(Path(path).expanduser().absolute()) for path in paths]
 
 
-def _check_training_value(key: str, value: Any) -> None:
-    """Check a training argument's type: transformers itself would fail only when it uses the value."""
+def _training_value(key: str, value: Any) -> Any:
+    """A training argument as its declared type: transformers itself would fail only when it uses the value.
+
+    A bare `no` is False in YAML 1.1; under a strategy it means the word.
+    """
+    if value is False and key.endswith("_strategy"):
+        value = "no"
     try:
         kind = pydantic.TypeAdapter(get_type_hints(TrainingArguments)[key], config={"arbitrary_types_allowed": True})
-        kind.validate_python(value)
+        return kind.validate_python(value, strict=False)
     except pydantic.ValidationError as error:
         raise InputError(f"training.{key}: {error.errors()[0]['msg'].lower()}, got {value!r}") from None
 
@@ -271,13 +284,12 @@ def _check_training_value(key: str, value: Any) -> None:
 def _training(given: dict[str, Any]) -> dict[str, Any]:
     """The training arguments with our defaults; a save strategy that is not given follows the evaluations."""
     allowed = [field.name for field in dataclasses.fields(TrainingArguments) if field.init]
-    for key, value in given.items():
+    for key in given:
         if key in _OWNED:
             raise InputError(f"training.{key} cannot be set: it follows from {_OWNED[key]}")
         if key not in allowed:
             raise unknown_name("key in training", key, allowed)
-        _check_training_value(key, value)
-    merged = {**TRAINING_DEFAULTS, **given}
+    merged = {**TRAINING_DEFAULTS, **{key: _training_value(key, value) for key, value in given.items()}}
     if merged["eval_strategy"] != "steps" and "eval_steps" not in given:
         del merged["eval_steps"]
     for save, evaluate in (("save_strategy", "eval_strategy"), ("save_steps", "eval_steps")):

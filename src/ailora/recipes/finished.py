@@ -61,7 +61,7 @@ class FinishedRun:
         for position, name in enumerate(text):
             frame.insert(position + 1, name, [texts[position] for texts in examples.texts])
         if "scores" in frame:
-            frame["scores"] = [list(scores) for scores in frame["scores"]]
+            frame["scores"] = [scores.tolist() for scores in frame["scores"]]
         write_frame(frame, output)
         return len(frame)
 

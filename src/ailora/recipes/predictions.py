@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +39,7 @@ class Predictions:
     def scores(self, metrics: tuple[str, ...], labels: Labels, encoded: list[int | float]) -> dict[str, float]:
         """Loss and metrics against encoded labels."""
         loss = {} if self.loss is None else {"loss": self.loss}
-        return loss | compute(metrics, np.asarray(encoded), decide(self.logits, labels))
+        return loss | compute(metrics, np.asarray(encoded), decide(self.logits, labels), classes=labels.count)
 
     def frame(self, labels: Labels, examples: Examples) -> pd.DataFrame:
         """One row per example: its row number, label (where there is one), prediction and scores.
@@ -71,7 +72,7 @@ def _softmax(logits: np.ndarray) -> np.ndarray:
 
 
 _WRITERS: dict[str, Callable[[pd.DataFrame, Path], object]] = {
-    ".tsv": lambda frame, path: frame.to_csv(path, sep="\t", index=False),
+    ".tsv": lambda frame, path: frame.to_csv(path, sep="\t", index=False, quoting=csv.QUOTE_NONE, escapechar="\\"),
     ".csv": lambda frame, path: frame.to_csv(path, index=False),
     ".jsonl": lambda frame, path: frame.to_json(path, orient="records", lines=True),
     ".parquet": lambda frame, path: frame.to_parquet(path, index=False),
@@ -86,6 +87,8 @@ def check_output_kind(file: Path) -> None:
     """
     if file.suffix not in _WRITERS:
         raise InputError(f"{file}: the output ends in one of {', '.join(_WRITERS)}")
+    if not file.parent.is_dir():
+        raise InputError(f"{file}: there is no folder {file.parent}")
 
 
 def write_frame(frame: pd.DataFrame, file: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -78,7 +79,8 @@ class RunFolder:
 
     def newest_checkpoint(self) -> Path | None:
         """The newest checkpoint that was written to its end; newer, half-written ones are removed."""
-        found = {int(path.name.rpartition("-")[2]): path for path in self.checkpoints.glob("checkpoint-*")}
+        named = [re.fullmatch(r"checkpoint-(\d+)", path.name) for path in self.checkpoints.glob("checkpoint-*")]
+        found = {int(match[1]): self.checkpoints / match[0] for match in named if match}
         for _, checkpoint in sorted(found.items(), reverse=True):
             if (checkpoint / _COMPLETE).is_file():
                 return checkpoint

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -99,12 +99,14 @@ class SpectralCache:
             if _checksum(tensors) != metadata["checksum"]:
                 raise ValueError("checksum")
             certificate = Certificate(**json.loads(metadata["certificate"]))
+        except OSError:
+            return None
+        except (SafetensorError, KeyError, TypeError, ValueError):
+            with suppress(OSError):
+                file.unlink(missing_ok=True)
+            return None
+        with suppress(OSError):
             os.utime(file)
-        except FileNotFoundError:
-            return None
-        except (SafetensorError, OSError, KeyError, TypeError, ValueError):
-            file.unlink(missing_ok=True)
-            return None
         return Triplets(**tensors, certificate=certificate)
 
     def write(self, key: str, triplets: Triplets) -> None:
@@ -118,9 +120,10 @@ class SpectralCache:
             self.folder.mkdir(parents=True, exist_ok=True)
             save_file(tensors, temporary, metadata=metadata)
             temporary.replace(self._file(key))
+            self._shrink()
         except (OSError, SafetensorError):
-            return
-        self._shrink()
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
 
     def entries(self) -> list[tuple[Path, int, float]]:
         """File, bytes and time of last use of every entry, longest unused first."""
@@ -136,7 +139,7 @@ class SpectralCache:
     def clear(self) -> int:
         """Remove every entry; how many there were."""
         entries = self.entries()
-        for file, _, _ in entries:
+        for file in (*(file for file, _, _ in entries), *self.folder.glob("*.tmp")):
             file.unlink(missing_ok=True)
         return len(entries)
 

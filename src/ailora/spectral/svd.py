@@ -67,27 +67,44 @@ def truncated_svd(
         method = choose_method((out, in_), rank, band, dtype=working.dtype)
     _require_served(method, (out, in_), band)
     try:
-        return _certified(working, rank, band, method=method, size=size)
+        # Products in an autocast region would run in half precision.
+        with torch.autocast(working.device.type, enabled=False):
+            return _decompose(working, rank, band, method=method, size=size)
+    except NotConvergedError as error:
+        raise InputError(f"a matrix {(out, in_)} has no decomposition that can be certified: {error}") from error
+
+
+def _decompose(weight: Tensor, rank: int, band: Band, *, method: str, size: Tensor) -> Triplets:
+    """Run a method; where it fails, the exact one.
+
+    Raises:
+        NotConvergedError: the exact method's result misses the bound as well.
+    """
+    try:
+        return _certified(weight, rank, band, method=method, size=size)
     except (NotConvergedError, torch.linalg.LinAlgError):  # pyright: ignore[reportPrivateImportUsage]
-        return _certified(working, rank, band, method="exact", size=size)
+        return _certified(weight, rank, band, method="exact", size=size)
 
 
 def choose_method(shape: tuple[int, int], rank: int, band: Band, *, dtype: torch.dtype) -> Method:
     """The method that `auto` takes; a pure function of what is asked.
 
-    - float64 weights up to 1024 on the smaller side, or many triplets of them: `exact`;
+    - more than a third of all triplets; float64 up to 1024 on the smaller side, or minor and not square: `exact`;
     - up to 1024 on the smaller side: `gram`;
     - principal: `lanczos`;
     - minor: `inverse` for square weights, `gram` for others.
     """
     small = min(shape)
-    if rank > small // 3 or (dtype is torch.float64 and (small <= _GRAM_SIDE or shape[0] != shape[1])):
+    square = shape[0] == shape[1]
+    if rank > small // 3:
+        return "exact"
+    if dtype is torch.float64 and (small <= _GRAM_SIDE or (band is Band.MINOR and not square)):
         return "exact"
     if small <= _GRAM_SIDE:
         return "gram"
     if band is Band.PRINCIPAL:
         return "lanczos"
-    return "inverse" if shape[0] == shape[1] else "gram"
+    return "inverse" if square else "gram"
 
 
 def _require_served(method: str, shape: tuple[int, int], band: Band) -> None:
@@ -119,6 +136,8 @@ def _certified(weight: Tensor, rank: int, band: Band, *, method: str, size: Tens
 
 def _certify(weight: Tensor, triplets: Triplets, size: Tensor, *, method: str, gap: float | None) -> Certificate:
     U, S, V = triplets.U, triplets.S[..., None, :], triplets.Vh.mT
+    if weight.is_cuda:  # where float32 products may be rounded to TF32
+        weight, U, S, V = weight.double(), U.double(), S.double(), V.double()
     residuals = [(weight @ V - U * S).norm(dim=-2), (weight.mT @ U - V * S).norm(dim=-2)]
     scale = torch.where(size > 0, size, 1.0)[..., None]
     identity = torch.eye(S.shape[-1], dtype=U.dtype, device=U.device)
@@ -126,7 +145,7 @@ def _certify(weight: Tensor, triplets: Triplets, size: Tensor, *, method: str, g
         method=method,
         residual=float(torch.stack(residuals).div(scale).max()),
         orthogonality=float(max((basis.mT @ basis - identity).abs().max() for basis in (U, V))),
-        bound=_BOUND[weight.dtype] * torch.finfo(weight.dtype).eps,
+        bound=_BOUND[triplets.U.dtype] * torch.finfo(triplets.U.dtype).eps,
         gap=gap,
     )
 
