@@ -278,6 +278,20 @@ def test_a_killed_run_continues_bit_for_bit(
     assert outcome(tmp_path / "broken") == outcome(tmp_path / "whole")
 
 
+@pytest.mark.parametrize("policy", ["ailora", "full"])
+def test_a_run_that_ended_inside_an_epoch_is_not_trained_further(
+    config: dict[str, Any], tmp_path: Path, policy: str
+) -> None:
+    """Killed after its last checkpoint and before its results: no step is left to take."""
+    config["training"] |= {"max_steps": 7, "lr_scheduler_type": "constant"}
+    config["adapter"]["policy"] = policy
+    run(config)
+    before = outcome(tmp_path / "run")
+    (tmp_path / "run" / "result.json").unlink()
+    assert run(config)["steps"] == 7
+    assert outcome(tmp_path / "run") == before
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("policy", ["ailora", "full", "lora"])
 @pytest.mark.parametrize("step", [1, 6, 11, 17, 23])
