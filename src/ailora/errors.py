@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from enum import StrEnum
+from typing import TypeVar
+
+Choice = TypeVar("Choice", bound=StrEnum)
 
 
 class AiloraError(Exception):
@@ -28,3 +32,15 @@ def unknown_name(kind: str, name: object, allowed: Iterable[str]) -> InputError:
     near = difflib.get_close_matches(str(name), names, n=1)
     hint = f" (did you mean {near[0]!r}?)" if near else ""
     return InputError(f"unknown {kind} {name!r}{hint}; allowed: {', '.join(names) or 'none'}")
+
+
+def parse_choice(kind: str, name: object, choices: type[Choice]) -> Choice:
+    """The member of an enumeration that a name stands for.
+
+    Raises:
+        InputError: no member has that name.
+    """
+    try:
+        return choices(name)
+    except ValueError:
+        raise unknown_name(kind, name, [choice.value for choice in choices]) from None

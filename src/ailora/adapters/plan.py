@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from ailora.adapters.task import infer_task_type, parse_task_type, usual_heads
-from ailora.errors import InputError, ModelError, unknown_name
+from ailora.errors import InputError, ModelError, parse_choice
 from ailora.inits import Init, Policy, parse_init, parse_policy
 from ailora.roles import Attention, Projection, Role, find_projections, parse_role
 
@@ -154,10 +154,7 @@ def parse_form(form: Form | str) -> Form:
     Raises:
         InputError: there is no such form.
     """
-    try:
-        return Form(form)
-    except ValueError:
-        raise unknown_name("form", form, [f.value for f in Form]) from None
+    return parse_choice("form", form, Form)
 
 
 def make_plan(

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ailora.errors import unknown_name
+from ailora.errors import parse_choice, unknown_name
 from ailora.spectral import Band, cached_svd
 
 #: Norm of a row of LoRA's Kaiming-uniform A: entries are uniform in +-1/sqrt(in), so the row norm tends to 1/sqrt(3).
@@ -163,12 +163,5 @@ def parse_init(spec: Init | str | Mapping[str, str] | None) -> Init | None:
         if option not in word.options:
             raise unknown_name(f"option of init {name!r}", option, sorted(word.options))
     if isinstance(word.init, Spectral) and "size" in fields:
-        return Spectral(word.init.band, _parse_size(fields["size"]))
+        return Spectral(word.init.band, parse_choice("size", fields["size"], Size))
     return word.init
-
-
-def _parse_size(name: str) -> Size:
-    try:
-        return Size(name)
-    except ValueError:
-        raise unknown_name("size", name, [s.value for s in Size]) from None

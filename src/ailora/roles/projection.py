@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from ailora.errors import unknown_name
+from ailora.errors import parse_choice
 
 
 class Role(StrEnum):
@@ -63,7 +63,4 @@ def parse_role(role: Role | str) -> Role:
     Raises:
         InputError: no role has that name.
     """
-    try:
-        return Role(role)
-    except ValueError:
-        raise unknown_name("role", role, [r.value for r in Role]) from None
+    return parse_choice("role", role, Role)

@@ -13,7 +13,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import platformdirs
@@ -31,7 +31,6 @@ _VERSION = 1
 _RANK_STEPS = (16, 64, 256)
 #: Below this size of the smaller side, decomposing costs about as much as reading.
 _LEAST_SIDE = 512
-_DEFAULT_LIMIT = 2 * 2**30
 
 _enabled: ContextVar[bool] = ContextVar("spectral_cache_enabled", default=True)
 
@@ -72,6 +71,10 @@ def without_cache() -> Iterator[None]:
         _enabled.reset(token)
 
 
+def _default_folder() -> Path:
+    return Path(os.environ.get("AILORA_CACHE") or platformdirs.user_cache_path("ailora") / "spectral")
+
+
 @dataclass(frozen=True)
 class SpectralCache:
     """The folder of entries, one safetensors file each. Safe to share between processes.
@@ -81,13 +84,8 @@ class SpectralCache:
         limit: bytes; when a write goes beyond, the entries that were used longest ago are removed.
     """
 
-    folder: Path
-    limit: int
-
-    def __init__(self, folder: Path | None = None, limit: int = _DEFAULT_LIMIT) -> None:
-        chosen = folder or Path(os.environ.get("AILORA_CACHE") or platformdirs.user_cache_path("ailora") / "spectral")
-        object.__setattr__(self, "folder", chosen)
-        object.__setattr__(self, "limit", limit)
+    folder: Path = field(default_factory=_default_folder)
+    limit: int = 2 * 2**30
 
     def read(self, key: str) -> Triplets | None:
         """An entry on the CPU; None where there is none. A damaged one is removed."""

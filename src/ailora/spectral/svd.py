@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ailora.errors import InputError, unknown_name
+from ailora.errors import InputError, parse_choice, unknown_name
 from ailora.spectral import methods
 from ailora.spectral.lanczos import NotConvergedError
 from ailora.spectral.triplets import Band, Certificate, Triplets
@@ -156,7 +156,4 @@ def parse_band(band: Band | str) -> Band:
     Raises:
         InputError: the name is neither `principal` nor `minor`.
     """
-    try:
-        return Band(band)
-    except ValueError:
-        raise unknown_name("band", band, [b.value for b in Band]) from None
+    return parse_choice("band", band, Band)
