@@ -84,12 +84,44 @@ def test_what_is_given_wins_over_the_task() -> None:
         ("adapter.rank=many", "configuration key adapter.rank"),
         ("data.text=[]", "configuration key data.text"),
         ("data.text=[a, b, c]", "configuration key data.text"),
-        ("data.max_train_samples=0", "data.max_train_samples: .*, got 0"),
+        ("data.max_train_samples=0", "data.max_train_samples is 0; expected a whole number from 1$"),
         ("recipe=clasification", "unknown recipe 'clasification'"),
         ("task=colla", "unknown task 'colla' .did you mean 'cola'"),
         ("model.x=1", "'model' has no keys below it"),
         ("adapter.rank", "not of the form dotted.key=value"),
         ("data.text=[a", "not a YAML value"),
+        ("data={text: [a], text: [b]}", "not a YAML value: line 1: the key 'text' is there twice"),
+        ("model=2024-13-45", "not a YAML value: month must be"),
+        ("1=x", "unknown key '1'"),
+        ("output=", "configuration key output is missing; expected a folder"),
+        ("output=''", "configuration key output is ''; expected a folder"),
+        ("model=5", "configuration key model is 5; expected a hub id, a folder, or builtin:minilm$"),
+        ("data=[]", r"configuration key data is \[\]; expected a section with keys of train, validation, .*samples$"),
+        ("adapter=lora", "configuration key adapter is 'lora'; expected a section with keys of policy, rank, .*save$"),
+        ("training=[]", r"configuration key training is \[\]; expected fields of transformers.TrainingArguments$"),
+        ("metric=7", "configuration key metric is 7; expected a metric's name or a list of names$"),
+        ("adapter.policy=[a]", "adapter.policy is .*; expected a preset's name, full, or a mapping from role to init$"),
+        ("adapter.rank=true", "adapter.rank is True; expected a whole number from 1, or one per role or regular expr"),
+        ("adapter.rank={query: true}", "adapter.rank is .*True.*; expected a whole number from 1, or one per role"),
+        ("adapter.rank='8'", "adapter.rank is '8'; expected a whole number"),
+        ("adapter.rank=0", "adapter.rank is 0; expected a whole number from 1"),
+        ("adapter.alpha=yes", "adapter.alpha is True; expected a number above 0, or one per role"),
+        ("adapter.alpha=-1", "adapter.alpha is -1; expected a number above 0"),
+        ("adapter.dropout=1", "adapter.dropout is 1; expected a number from 0 and below 1$"),
+        ("adapter.rslora='no'", "adapter.rslora is 'no'; expected true or false$"),
+        ("adapter.dora='no'", "adapter.dora is 'no'; expected true or false$"),
+        ("adapter={policy: full, rank: 8, dora: true}", "full .*: adapter.dora, adapter.rank cannot be set beside it"),
+        ("data.subset=cola", "data.subset 'cola' is a part of a data set: name it in data.dataset"),
+        ("data={dataset: d, subset: '', train: t, validation: v, text: [a]}", "data.subset is ''; expected the name"),
+        (
+            "data={dataset: d, columns: [a], train: t, validation: v, text: [a]}",
+            "data.columns .* not with data.dataset",
+        ),
+        ("data.text=[a, a]", "data.text names 'a' twice"),
+        ("data.columns=[a, label, a]", "data.columns names 'a' twice"),
+        ("data.text=[prediction]", "data.text: 'prediction' is a column of the predictions' own"),
+        ("data.text=[a, row]", "data.text: 'row' is a column of the predictions' own"),
+        ("data.text=[label]", "data.label: 'label' is a text column too"),
     ],
 )
 def test_what_is_wrong_is_named(override: str, message: str) -> None:
@@ -100,7 +132,7 @@ def test_what_is_wrong_is_named(override: str, message: str) -> None:
 def test_missing_keys_and_files_are_named(tmp_path: Path) -> None:
     raw = minimal()
     del raw["model"]
-    with pytest.raises(ailora.InputError, match="configuration key model: field required"):
+    with pytest.raises(ailora.InputError, match="configuration key model is missing; expected a hub id"):
         load_config(raw)
     with pytest.raises(ailora.InputError, match=r"cannot read the configuration .*nowhere"):
         load_config(tmp_path / "nowhere.yaml")
@@ -110,3 +142,111 @@ def test_missing_keys_and_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "list.yaml").write_text("- a")
     with pytest.raises(ailora.InputError, match="expected keys such as recipe"):
         load_config(tmp_path / "list.yaml")
+    (tmp_path / "empty.yaml").touch()
+    with pytest.raises(ailora.InputError, match=r"empty\.yaml: .*; got nothing"):
+        load_config(tmp_path / "empty.yaml")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("learning_rate=-1", "at least 0, got -1"),
+        ("learning_rate=true", "a number, got True"),
+        ("learning_rate=.nan", "a finite number"),
+        ("weight_decay=-0.1", "at least 0, got -0.1"),
+        ("max_steps=0", "at least 1, or -1 for num_train_epochs, got 0"),
+        ("max_steps=-2", "at least 1, or -1 for num_train_epochs, got -2"),
+        ("num_train_epochs=0", "more than 0 where max_steps is not set, got 0"),
+        ("num_train_epochs=-1", "more than 0"),
+        ("per_device_train_batch_size=0", "at least 1, got 0"),
+        ("per_device_eval_batch_size=0", "at least 1, got 0"),
+        ("gradient_accumulation_steps=0", "at least 1, got 0"),
+        ("seed=-1", "a whole number from 0 to 4294967295, got -1"),
+        ("data_seed=4294967296", "a whole number from 0 to"),
+        ("label_smoothing_factor=1", "at least 0 and below 1, got 1"),
+        ("label_smoothing_factor=-0.1", "at least 0 and below 1"),
+        ("eval_steps=0", "a whole number of steps from 1, or a share .* between 0 and 1, got 0"),
+        ("eval_steps=-5", "a whole number of steps"),
+        ("save_steps=2.5", "a whole number of steps .*, got 2.5"),
+        ("logging_steps=0", "a whole number of steps"),
+    ],
+)
+def test_training_values_out_of_range_are_named(override: str, message: str) -> None:
+    key = override.partition("=")[0]
+    with pytest.raises(ailora.InputError, match=rf"training\.{key}: expected {message}"):
+        load_config(minimal(), [f"training.{override}"])
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("eval_steps=null", "training.eval_steps: .*number, got None"),
+        ("metric_for_best_model=foo", "unknown training.metric_for_best_model 'foo'; allowed: accuracy, loss$"),
+        ("metric_for_best_model=eval_f1", "allowed: accuracy, loss$"),
+        ("label_names=[y]", "training.label_names cannot be set: it follows from what the recipe needs"),
+        ("prediction_loss_only=true", "training.prediction_loss_only cannot be set"),
+        ("resume_from_checkpoint=x", "training.resume_from_checkpoint cannot be set"),
+        ("save_strategy=best", "training.save_strategy: 'best' .*; allowed: no, steps, epoch$"),
+        ("report_to=foo", "training.report_to: foo is not supported, only .*wandb.*; or none, or all$"),
+        ("report_to=[comet_ml]", "training.report_to: the package of 'comet_ml' is not installed"),
+    ],
+)
+def test_training_words_that_cannot_be_used_are_named(override: str, message: str) -> None:
+    with pytest.raises(ailora.InputError, match=message):
+        load_config(minimal(), [f"training.{override}"])
+
+
+def test_training_values_at_their_limits_are_taken() -> None:
+    given = {
+        "learning_rate": 0,
+        "max_steps": 1,
+        "num_train_epochs": 0,
+        "label_smoothing_factor": 0.0,
+        "eval_steps": 0.5,
+        "save_steps": 3.0,
+        "metric_for_best_model": "eval_loss",
+        "report_to": ["none"],
+        "save_strategy": False,
+        "save_total_limit": None,
+    }
+    training = load_config({**minimal(), "training": given}).training
+    assert (training["eval_steps"], training["save_steps"], training["save_strategy"]) == (0.5, 3, "no")
+
+
+def test_sections_with_nothing_in_them_mean_the_defaults() -> None:
+    empty = {"adapter": None, "training": None, "metric": None, "task": None}
+    assert load_config({**minimal(), **empty}) == load_config(minimal())
+    assert load_config({**minimal(), **empty}, ["training.seed=3"]).training["seed"] == 3
+
+
+def test_files_in_the_place_of_a_tasks_data_set_leave_its_subset(tmp_path: Path) -> None:
+    raw = {"recipe": "classification", "task": "cola", "model": "m", "output": "o"}
+    data = {"dataset": None, "train": str(tmp_path / "a.tsv"), "validation": str(tmp_path / "b.tsv")}
+    assert load_config({**raw, "data": data}).data.subset is None
+
+
+def test_full_fine_tuning_is_written_without_the_keys_of_adapters() -> None:
+    config = load_config(minimal(), ["adapter={policy: full}"])
+    assert yaml.safe_load(to_yaml(config))["adapter"] == {"policy": "full"}
+    assert load_config(yaml.safe_load(to_yaml(config))) == config
+
+
+def test_keys_that_are_there_twice_are_named_with_their_lines(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("recipe: classification\nadapter:\n  rank: 4\n  policy: lora\n  rank: 8\n")
+    with pytest.raises(ailora.InputError, match=r"c\.yaml is not YAML: line 5: the key 'rank' .* first in line 3"):
+        load_config(file)
+    # A key beside a merged one is no repetition.
+    shared = yaml.safe_dump(minimal()) + "adapter: &a {rank: 4}\ntraining: {seed: 1}\n"
+    file.write_text(shared.replace("adapter: &a {rank: 4}", "adapter: {<<: {rank: 4, form: stock}, rank: 2}"))
+    adapter = load_config(file).adapter
+    assert (adapter.rank, adapter.form) == (2, "stock")
+
+
+def test_what_is_wrong_in_a_file_is_said_with_its_name(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text(yaml.safe_dump({**minimal(), "modle": "x"}))
+    with pytest.raises(ailora.InputError, match=r"^\S+c\.yaml: unknown key 'modle'"):
+        load_config(file)
+    with pytest.raises(ailora.InputError, match=r"^\S+c\.yaml with overrides: unknown key in adapter 'rnak'"):
+        load_config(file, ["adapter.rnak=4"])

@@ -8,9 +8,9 @@ import pandas as pd
 import pytest
 
 import ailora
-from ailora.recipes.config import DataConfig
 from ailora.recipes.examples import Labels, load_examples
 from ailora.recipes.metrics import METRICS
+from ailora.recipes.schema import DataConfig
 from ailora.recipes.tables import read_tables
 
 ROWS = [('He said "no', "0"), ("Yes, he did", "1")]

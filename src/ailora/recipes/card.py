@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ailora.recipes.config import ClassificationConfig
 from ailora.recipes.models import model_path
+from ailora.recipes.schema import ClassificationConfig
 
 _CARD = """---
 library_name: peft

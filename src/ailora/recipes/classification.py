@@ -32,12 +32,12 @@ from ailora.adapters.sidecar import library_versions, write_text
 from ailora.errors import InputError
 from ailora.recipes.callbacks import ProgressBar, RunLog
 from ailora.recipes.card import model_card
-from ailora.recipes.config import ClassificationConfig
 from ailora.recipes.examples import Examples, Labels, load_examples
 from ailora.recipes.metrics import compute
 from ailora.recipes.models import load_classifier, load_tokenizer, model_path
 from ailora.recipes.predictions import Predictions, decide, first_output, write_frame
 from ailora.recipes.run_folder import RunFolder
+from ailora.recipes.schema import ClassificationConfig
 from ailora.recipes.tokens import collator, tokenize
 
 

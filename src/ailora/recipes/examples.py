@@ -12,7 +12,7 @@ import datasets
 from datasets.exceptions import DatasetsError
 
 from ailora.errors import InputError
-from ailora.recipes.config import DataConfig
+from ailora.recipes.schema import DataConfig
 from ailora.recipes.tables import Table, read_tables
 
 #: Which rows `max_train_samples` keeps does not depend on the run's seed: runs are compared on the same rows.

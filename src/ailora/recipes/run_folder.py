@@ -11,7 +11,8 @@ from typing import Any
 
 from ailora.adapters.sidecar import write_text
 from ailora.errors import InputError
-from ailora.recipes.config import ClassificationConfig, load_config, to_yaml
+from ailora.recipes.config import load_config, to_yaml
+from ailora.recipes.schema import ClassificationConfig
 
 _COMPLETE = "complete.json"
 

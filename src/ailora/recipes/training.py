@@ -1,0 +1,163 @@
+"""`training:`: the fields of `transformers.TrainingArguments`, their values checked before anything is loaded.
+
+Transformers accepts many values that it only fails on when it uses them, or that it silently reads as another one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, get_args, get_type_hints
+
+import pydantic
+from transformers import TrainingArguments
+from transformers.integrations import get_available_reporting_integrations, get_reporting_integration_callbacks
+
+from ailora.errors import InputError, unknown_name
+
+#: What `training:` starts from, where it differs from `transformers.TrainingArguments`.
+TRAINING_DEFAULTS: dict[str, Any] = {
+    "seed": 0,
+    "eval_strategy": "steps",
+    "eval_steps": 0.1,
+    "logging_steps": 10,
+    "per_device_eval_batch_size": 64,
+    "report_to": "none",
+    "save_total_limit": 2,
+}
+_RECIPE = "what the recipe needs for its metrics"
+#: Training arguments that another key of the configuration, or the recipe itself, decides.
+_OWNED = {
+    "output_dir": "output",
+    "do_train": "ailora train",
+    "do_eval": "ailora train",
+    "do_predict": "data.test",
+    "resume_from_checkpoint": "what the output folder holds",
+    **dict.fromkeys(("label_names", "prediction_loss_only", "include_for_metrics", "batch_eval_metrics"), _RECIPE),
+    "eval_do_concat_batches": _RECIPE,
+}
+
+
+class _Limit(NamedTuple):
+    """Which values of the declared type are allowed."""
+
+    holds: Callable[[Any], bool]
+    words: str
+
+
+_FROM_0 = _Limit(lambda value: value >= 0, "at least 0")
+_FROM_1 = _Limit(lambda value: value >= 1, "at least 1")
+_BELOW_1 = _Limit(lambda value: 0 <= value < 1, "at least 0 and below 1")
+_STEPS = _Limit(
+    lambda value: 0 < value < 1 or (value >= 1 and value == int(value)),
+    "a whole number of steps from 1, or a share of all steps between 0 and 1",
+)
+# NumPy's generators take no larger one.
+_SEED = _Limit(lambda value: 0 <= value < 2**32, "a whole number from 0 to 4294967295")
+_LIMITS = {
+    "max_steps": _Limit(lambda value: value == -1 or value >= 1, "at least 1, or -1 for num_train_epochs"),
+    **dict.fromkeys(("eval_steps", "save_steps", "logging_steps"), _STEPS),
+    **dict.fromkeys(("seed", "data_seed"), _SEED),
+    **dict.fromkeys(("label_smoothing_factor", "adam_beta1", "adam_beta2"), _BELOW_1),
+    **dict.fromkeys(
+        (
+            "per_device_train_batch_size",
+            "per_device_eval_batch_size",
+            "gradient_accumulation_steps",
+            "eval_accumulation_steps",
+        ),
+        _FROM_1,
+    ),
+    **dict.fromkeys(
+        (
+            "learning_rate",
+            "weight_decay",
+            "adam_epsilon",
+            "max_grad_norm",
+            "warmup_steps",
+            "eval_delay",
+            "save_total_limit",
+            "dataloader_num_workers",
+        ),
+        _FROM_0,
+    ),
+}
+
+
+def complete_training(given: dict[str, Any], metrics: Sequence[str]) -> dict[str, Any]:
+    """The training arguments with our defaults; a save strategy that is not given follows the evaluations.
+
+    Args:
+        given: what `training:` holds.
+        metrics: the names of the run's metrics; with `loss`, what may decide which checkpoint is best.
+
+    Raises:
+        InputError: an unknown key, or one that something else decides; a value that training could not use.
+    """
+    allowed = [field.name for field in dataclasses.fields(TrainingArguments) if field.init]
+    for key in given:
+        if key in _OWNED:
+            raise InputError(f"training.{key} cannot be set: it follows from {_OWNED[key]}")
+        if key not in allowed:
+            raise unknown_name("key in training", key, allowed)
+    merged = {**TRAINING_DEFAULTS, **{key: _value(key, value) for key, value in given.items()}}
+    if merged["eval_strategy"] != "steps" and "eval_steps" not in given:
+        del merged["eval_steps"]
+    for save, evaluate in (("save_strategy", "eval_strategy"), ("save_steps", "eval_steps")):
+        if evaluate in merged:
+            merged.setdefault(save, merged[evaluate])
+    _check_together(merged, metrics)
+    return merged
+
+
+def _value(key: str, value: Any) -> Any:
+    """A training argument as its declared type, within its limits.
+
+    A bare `no` is False in YAML 1.1; under a strategy it means the word.
+    """
+    if value is False and key.endswith("_strategy"):
+        value = "no"
+    # Without eval_steps the Trainer would take logging_steps, and the saves that follow would have none.
+    hint = float if key == "eval_steps" else get_type_hints(TrainingArguments)[key]
+    limit = _LIMITS.get(key)
+    kinds = {hint, *get_args(hint)}
+    # pydantic would read `learning_rate: true` as 1.
+    if isinstance(value, bool) and kinds & {int, float} and bool not in kinds:
+        raise InputError(f"training.{key}: expected a number, got {value}")
+    try:
+        typed = pydantic.TypeAdapter(hint, config={"arbitrary_types_allowed": True}).validate_python(value)
+    except pydantic.ValidationError as error:
+        raise InputError(f"training.{key}: {error.errors()[0]['msg'].lower()}, got {value!r}") from None
+    if isinstance(typed, float) and not math.isfinite(typed):
+        raise InputError(f"training.{key}: expected a finite number, got {value!r}")
+    if limit and typed is not None and not limit.holds(typed):
+        raise InputError(f"training.{key}: expected {limit.words}, got {value!r}")
+    return typed
+
+
+def _check_together(training: dict[str, Any], metrics: Sequence[str]) -> None:
+    """What depends on other keys, or on what is installed."""
+    epochs = training.get("num_train_epochs", 1)
+    if training.get("max_steps", -1) == -1 and epochs <= 0:
+        raise InputError(f"training.num_train_epochs: expected more than 0 where max_steps is not set, got {epochs!r}")
+    if training.get("save_strategy") == "best":
+        raise InputError("training.save_strategy: 'best' cannot be continued after a kill; allowed: no, steps, epoch")
+    deciding = training.get("metric_for_best_model")
+    known = [*metrics, "loss"]
+    if deciding is not None and str(deciding).removeprefix("eval_") not in known:
+        raise unknown_name("training.metric_for_best_model", deciding, known)
+    _check_report_to(training["report_to"])
+
+
+def _check_report_to(report_to: str | list[str] | None) -> None:
+    if report_to in (None, "none", "all", ["none"], ["all"]):
+        return
+    for name in [report_to] if isinstance(report_to, str) else report_to or []:
+        try:
+            get_reporting_integration_callbacks([name])
+        except ValueError as error:
+            raise InputError(f"training.report_to: {str(error).rstrip('.')}; or none, or all") from None
+        # transformers does not list flyte, installed or not.
+        if name not in (*get_available_reporting_integrations(), "flyte"):
+            raise InputError(f"training.report_to: the package of {name!r} is not installed")
