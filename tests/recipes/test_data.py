@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 import ailora
-from ailora.recipes.examples import Labels, load_examples
+from ailora.recipes.examples import load_examples
+from ailora.recipes.labels import Labels
 from ailora.recipes.metrics import METRICS
 from ailora.recipes.schema import DataConfig
 from ailora.recipes.tables import read_tables
@@ -71,11 +75,34 @@ def test_lists_of_files_are_joined(tmp_path: Path) -> None:
         ("d.csv", "a,b,a\n1,2,3\n", r"d\.csv:1: the column 'a' is there twice"),
         ("d.tsv", "", "holds no rows"),
         ("d.txt", "a", r"ends in one of \.tsv"),
+        ("d.jsonl", '{"a": 1}\n{"a": 1, "a": 2}\n', r"d\.jsonl:2: the column 'a' is there twice"),
     ],
 )
 def test_broken_files_are_named_with_the_line(tmp_path: Path, name: str, text: str, message: str) -> None:
     with pytest.raises(ailora.InputError, match=message):
         read_tables(write(tmp_path, name, text))
+
+
+def test_columns_of_parquet_that_are_there_twice_are_named(tmp_path: Path) -> None:
+    table = pa.Table.from_arrays([pa.array(["x"]), pa.array(["y"])], names=["a", "a"])
+    pq.write_table(table, tmp_path / "d.parquet")
+    with pytest.raises(ailora.InputError, match=r"d\.parquet: the column 'a' is there twice"):
+        read_tables(str(tmp_path / "d.parquet"))
+
+
+def test_a_folder_is_no_data_file(tmp_path: Path) -> None:
+    for name in ("d.tsv", "data"):
+        (tmp_path / name).mkdir()
+        with pytest.raises(ailora.InputError, match=rf"{name} is a folder; give a file"):
+            read_tables(str(tmp_path / name))
+
+
+@pytest.mark.parametrize(("name", "separator"), [("d.tsv", "\t"), ("d.csv", ",")])
+def test_long_texts_are_read_whole(tmp_path: Path, name: str, separator: str) -> None:
+    limit, text = csv.field_size_limit(), "word " * 40_000
+    path = write(tmp_path, name, f"sentence{separator}label\n{text}{separator}1\n")
+    assert read_tables(path).column("sentence") == [text]
+    assert csv.field_size_limit() == limit
 
 
 def test_missing_files_and_other_encodings(tmp_path: Path) -> None:
@@ -132,21 +159,76 @@ def test_a_data_set_by_name(tmp_path: Path) -> None:
         load_examples(config.model_copy(update={"train": "trian"}), "train")
 
 
+def labels_of(*values: object, regression: bool = False) -> Labels:
+    return Labels.of(values, [f"f.tsv:{i}" for i in range(2, len(values) + 2)], regression=regression)
+
+
 def test_labels_are_sorted_as_numbers_or_as_text() -> None:
-    assert Labels.of(["10", "9", 1], regression=False).names == ("1", "9", "10")
-    labels = Labels.of(["no", "yes", "maybe"], regression=False)
+    assert labels_of("10", "9", "-1").names == ("-1", "9", "10")
+    assert labels_of("02", "1").names == ("1", "02")
+    labels = labels_of("no", "yes", "maybe")
     assert labels.names == ("maybe", "no", "yes")
     assert (labels.encode("yes", "f:1"), labels.name(1)) == (2, "no")
 
 
+@pytest.mark.parametrize("names", [("--1", "2"), ("²", "1"), ("1-", "2"), ("٣", "4"), ("1.2.3", "1.0")])
+def test_labels_that_only_resemble_numbers_are_text(names: tuple[str, str]) -> None:
+    assert labels_of(*names).names == tuple(sorted(names))
+
+
+def test_blanks_around_labels_do_not_count() -> None:
+    labels = labels_of("1", "1 ", " 0", "0")
+    assert labels.names == ("0", "1")
+    assert labels.encode("1 ", "f:1") == 1
+
+
+def test_files_of_several_formats_share_their_labels(tmp_path: Path) -> None:
+    paths = [
+        write(tmp_path, "a.tsv", "sentence\tlabel\na\t1\nb\t0\n"),
+        write(tmp_path, "b.jsonl", '{"sentence": "c", "label": 1}\n'),
+    ]
+    examples = load_examples(data(paths[0], train=paths), "train")
+    assert Labels.of(examples.labels or [], examples.where, regression=False).names == ("0", "1")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (("a", "a"), "the single class 'a'"),
+        (("1", "0", "01"), r"f\.tsv:4: label '01' is the same number as '1' \(f\.tsv:2\): write all labels alike"),
+        ((1, "1"), r"f\.tsv:3: label '1' is of another kind than 1 \(f\.tsv:2\): write all labels alike"),
+        ((1, 0, True), r"f\.tsv:4: label True is of another kind than 1 "),
+        ((1, 1.5), r"f\.tsv:3: label 1\.5 is a decimal number, no class: for regression choose metric pearson or"),
+        ((0.0, 1.0), r"f\.tsv:2: label 0\.0 is a decimal number.*, for classes write labels as text or whole numbers"),
+        (("1", "2.5", "3"), r"f\.tsv:3: label '2\.5' is a decimal number"),
+        (([1], [2]), r"f\.tsv:2: label \[1\] is a list; expected a text or a whole number"),
+    ],
+)
+def test_labels_that_are_no_classes_are_named(values: tuple[object, ...], message: str) -> None:
+    with pytest.raises(ailora.InputError, match=message):
+        labels_of(*values)
+
+
 def test_bad_labels_are_named() -> None:
     with pytest.raises(ailora.InputError, match=r"f\.tsv:7: label 'x' is not in the training data: a, b"):
-        Labels.of(["a", "b"], regression=False).encode("x", "f.tsv:7")
-    with pytest.raises(ailora.InputError, match="single class 'a'"):
-        Labels.of(["a", "a"], regression=False)
-    for value in ("good", "nan", None):
+        labels_of("a", "b").encode("x", "f.tsv:7")
+    for value in ("good", "nan", None, True):
         with pytest.raises(ailora.InputError, match=r"f\.tsv:7: label .* is not a number"):
-            Labels.of([], regression=True).encode(value, "f.tsv:7")
+            labels_of(regression=True).encode(value, "f.tsv:7")
+
+
+@pytest.mark.parametrize("missing", ["null", "NaN", '""', '" "'])
+def test_missing_labels_of_json_are_named(tmp_path: Path, missing: str) -> None:
+    rows = f'{{"sentence": "a", "label": 1}}\n{{"sentence": "b", "label": {missing}}}\n'
+    with pytest.raises(ailora.InputError, match=r"d\.jsonl:2: the row has no label in column 'label'"):
+        load_examples(data(write(tmp_path, "d.jsonl", rows)), "train")
+
+
+@pytest.mark.parametrize("values", [["x", None], [1.0, float("nan")], pd.array([1, None], dtype="Int64")])
+def test_missing_labels_of_parquet_are_named(tmp_path: Path, values: object) -> None:
+    pd.DataFrame({"sentence": ["a", "b"], "label": values}).to_parquet(tmp_path / "d.parquet")
+    with pytest.raises(ailora.InputError, match=r"d\.parquet: row 1: the row has no label"):
+        load_examples(data(str(tmp_path / "d.parquet")), "train")
 
 
 def test_metrics_are_those_of_the_literature() -> None:

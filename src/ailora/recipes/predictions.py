@@ -13,7 +13,8 @@ import pandas as pd
 from transformers import Trainer
 
 from ailora.errors import InputError
-from ailora.recipes.examples import Examples, Labels
+from ailora.recipes.examples import Examples
+from ailora.recipes.labels import Labels
 from ailora.recipes.metrics import compute
 
 

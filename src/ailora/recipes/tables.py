@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,8 @@ import pyarrow.parquet
 
 from ailora.errors import InputError
 
+#: The largest length that every C compiler's `long` holds; Python's own limit of a field is 131072 characters.
+_LONGEST_FIELD = 2**31 - 1
 _FORMATS = (".tsv", ".csv", ".jsonl", ".json", ".parquet")
 
 
@@ -24,7 +28,7 @@ class Table:
     Attributes:
         columns: the column names.
         rows: one tuple of values per row.
-        where: `file:line` (files of text) or `file, row n` of each row, for messages.
+        where: `file:line` (files of text) or `file: row n` of each row, for messages.
     """
 
     columns: tuple[str, ...]
@@ -38,7 +42,7 @@ class Table:
             InputError: there is no such column.
         """
         if name not in self.columns:
-            source = self.where[0].partition(":")[0] if self.where else "the table"
+            source = self.where[0].rpartition(":")[0] if self.where else "the table"
             raise InputError(f"{source} has no column {name!r}; it has: {', '.join(self.columns)}")
         index = self.columns.index(name)
         return [row[index] for row in self.rows]
@@ -70,6 +74,8 @@ def read_tables(paths: str | Sequence[str], columns: Sequence[str] | None = None
 
 
 def _read(file: Path, columns: Sequence[str] | None) -> Table:
+    if file.is_dir():
+        raise InputError(f"{file} is a folder; give a file, a list of files, or a folder as data.dataset")
     if file.suffix not in _FORMATS:
         raise InputError(f"{file}: a data file ends in one of {', '.join(_FORMATS)}")
     if not file.is_file():
@@ -80,9 +86,27 @@ def _read(file: Path, columns: Sequence[str] | None) -> Table:
         with file.open(encoding="utf-8-sig", newline="") as lines:
             if file.suffix in (".jsonl", ".json"):
                 return _from_records(list(_json_records(file, lines)))
-            return _read_separated(file, lines, columns)
+            with _long_fields():
+                return _read_separated(file, lines, columns)
+    except OSError as error:
+        raise InputError(f"cannot read {file}: {error.strerror or error}") from None
     except UnicodeDecodeError as error:
         raise InputError(f"{file}: not UTF-8 text: {error.reason} at byte {error.start}") from None
+
+
+@contextmanager
+def _long_fields() -> Iterator[None]:
+    """Long texts are read whole; the limit is the process's, so it is put back."""
+    limit = csv.field_size_limit(_LONGEST_FIELD)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(limit)
+
+
+def _refuse_repeated(columns: Sequence[str], where: str) -> None:
+    if repeated := [name for name in columns if columns.count(name) > 1]:
+        raise InputError(f"{where}: the column {repeated[0]!r} is there twice")
 
 
 def _read_separated(file: Path, lines: Iterator[str], columns: Sequence[str] | None) -> Table:
@@ -96,8 +120,7 @@ def _read_separated(file: Path, lines: Iterator[str], columns: Sequence[str] | N
                 continue
             if header is None:
                 header = tuple(fields)
-                if repeated := [name for name in header if header.count(name) > 1]:
-                    raise InputError(f"{file}:{reader.line_num}: the column {repeated[0]!r} is there twice")
+                _refuse_repeated(header, f"{file}:{reader.line_num}")
             elif len(fields) != len(header):
                 kind = "tabs" if tabs else "commas"
                 raise InputError(
@@ -118,12 +141,17 @@ def _json_records(file: Path, lines: Iterator[str]) -> Iterator[tuple[str, dict[
             continue
         where = f"{file}:{number}"
         try:
-            record = json.loads(line)
+            record = json.loads(line, object_pairs_hook=partial(_object, where))
         except json.JSONDecodeError as error:
             raise InputError(f"{where}: not JSON: {error.msg}") from None
         if not isinstance(record, dict):
             raise InputError(f"{where}: expected an object a line, got {type(record).__name__}")
         yield where, record
+
+
+def _object(where: str, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    _refuse_repeated([key for key, _ in pairs], where)
+    return dict(pairs)
 
 
 def _from_records(records: list[tuple[str, dict[str, Any]]]) -> Table:
@@ -137,8 +165,9 @@ def _from_records(records: list[tuple[str, dict[str, Any]]]) -> Table:
 
 def _read_parquet(file: Path) -> Table:
     try:
+        _refuse_repeated(pyarrow.parquet.read_schema(file).names, str(file))
         table = pyarrow.parquet.read_table(file)
-    except pyarrow.ArrowInvalid as error:
+    except pyarrow.ArrowException as error:
         raise InputError(f"{file}: not a Parquet file: {error}") from None
     rows = list(zip(*(column.to_pylist() for column in table.columns), strict=True))
     return Table(tuple(table.column_names), rows, [f"{file}: row {i}" for i in range(len(rows))])

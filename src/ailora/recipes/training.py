@@ -12,7 +12,10 @@ from typing import Any, NamedTuple, get_args, get_type_hints
 
 import pydantic
 from transformers import TrainingArguments
-from transformers.integrations import get_available_reporting_integrations, get_reporting_integration_callbacks
+from transformers.integrations.integration_utils import (
+    get_available_reporting_integrations,
+    get_reporting_integration_callbacks,
+)
 
 from ailora.errors import InputError, unknown_name
 
