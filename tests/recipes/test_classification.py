@@ -34,6 +34,11 @@ def run(config: dict[str, Any], *overrides: str) -> dict[str, Any]:
     return classification.run(load_config(config, overrides))
 
 
+def adapter(policy: str) -> str:
+    """The override that chooses a policy; full fine-tuning has no rank."""
+    return "adapter={policy: full}" if policy == "full" else f"adapter={{policy: {policy}, rank: 4}}"
+
+
 def outcome(folder: Path) -> dict[str, Any]:
     """What two runs of the same configuration have in common: all but times, memory and the folder's name."""
     result = json.loads((folder / "result.json").read_text())
@@ -92,7 +97,7 @@ def test_the_cards_snippet_loads_the_adapter(config: dict[str, Any], tmp_path: P
 
 @pytest.mark.parametrize("policy", ["ailora", "lora", "full"])
 def test_the_resolved_config_repeats_the_run(config: dict[str, Any], tmp_path: Path, policy: str) -> None:
-    run(config, f"adapter.policy={policy}")
+    run(config, adapter(policy))
     resolved = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
     run(resolved, f"output={tmp_path / 'again'}")
     assert outcome(tmp_path / "again") == outcome(tmp_path / "run")
@@ -103,7 +108,7 @@ def test_methods_share_head_order_and_dropout(config: dict[str, Any], tmp_path: 
     config["training"]["learning_rate"] = 0.0
     logs = set()
     for policy in ("lora", "ailora", "pissa", "full"):
-        run(config, f"adapter.policy={policy}", f"output={tmp_path / policy}")
+        run(config, adapter(policy), f"output={tmp_path / policy}")
         lines = (tmp_path / policy / "log.jsonl").read_text().splitlines()
         logs.add(tuple(json.loads(line)["loss"] for line in lines))
     assert len(logs) == 1
@@ -284,11 +289,10 @@ def test_a_run_that_ended_inside_an_epoch_is_not_trained_further(
 ) -> None:
     """Killed after its last checkpoint and before its results: no step is left to take."""
     config["training"] |= {"max_steps": 7, "lr_scheduler_type": "constant"}
-    config["adapter"]["policy"] = policy
-    run(config)
+    run(config, adapter(policy))
     before = outcome(tmp_path / "run")
     (tmp_path / "run" / "result.json").unlink()
-    assert run(config)["steps"] == 7
+    assert run(config, adapter(policy))["steps"] == 7
     assert outcome(tmp_path / "run") == before
 
 
@@ -296,7 +300,7 @@ def test_a_run_that_ended_inside_an_epoch_is_not_trained_further(
 @pytest.mark.parametrize("policy", ["ailora", "full", "lora"])
 @pytest.mark.parametrize("step", [1, 6, 11, 17, 23])
 def test_a_run_killed_at_any_step_continues(config: dict[str, Any], tmp_path: Path, policy: str, step: int) -> None:
-    config["adapter"]["policy"] = policy
+    config["adapter"] = yaml.safe_load(adapter(policy).removeprefix("adapter="))
     for name in ("whole", "broken"):
         (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump({**config, "output": str(tmp_path / name)}))
     assert run_process(tmp_path / "whole.yaml", "", 0) == 0

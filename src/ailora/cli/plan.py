@@ -24,8 +24,13 @@ def plan(
 
     from ailora.adapters import make_plan
     from ailora.cli.tables import console, plan_table
+    from ailora.errors import InputError
+    from ailora.inits import PRESETS
     from ailora.recipes.models import meta_model
 
+    if policy == "full":
+        known = ", ".join(PRESETS)
+        raise InputError(f"policy 'full' trains the whole model: there is no adapter to plan; policies of one: {known}")
     made = make_plan(
         meta_model(model),
         policy,

@@ -32,6 +32,7 @@ from ailora.adapters.sidecar import library_versions, write_text
 from ailora.errors import InputError
 from ailora.recipes.callbacks import ProgressBar, RunLog
 from ailora.recipes.card import model_card
+from ailora.recipes.checkpoints import train_seconds
 from ailora.recipes.examples import Examples, load_examples
 from ailora.recipes.labels import Labels
 from ailora.recipes.metrics import compute
@@ -39,7 +40,7 @@ from ailora.recipes.models import load_classifier, load_tokenizer, model_path
 from ailora.recipes.predictions import Predictions, decide, first_output, write_frame
 from ailora.recipes.run_folder import RunFolder
 from ailora.recipes.schema import ClassificationConfig
-from ailora.recipes.tokens import collator, tokenize
+from ailora.recipes.tokens import check_max_length, collator, tokenize
 
 
 def run(config: ClassificationConfig) -> dict[str, Any]:
@@ -62,34 +63,63 @@ def run(config: ClassificationConfig) -> dict[str, Any]:
     arguments = _training_arguments(config)
     data = _load_data(config)
     tokenizer = load_tokenizer(config.model)
+    check_max_length(tokenizer, config.data.max_length, pairs=len(config.data.text) == 2)
     started = time.perf_counter()
     model = _start_model(config, data.labels, tokenizer)
     init_seconds = time.perf_counter() - started
     # Claimed only now: bad input leaves no folder behind.
     folder.claim(config)
-    if isinstance(model, PeftModel):
-        sidecar_of(model).write(folder.path)
+    with folder.attempt():
+        if isinstance(model, PeftModel):
+            sidecar_of(model).write(folder.path)
+        trainer, seconds = _train(config, arguments, data, model=model, tokenizer=tokenizer)
+        times = {"init_seconds": init_seconds, "train_seconds": seconds}
+        return _finish(config, trainer, data, tokenizer=tokenizer, times=times)
+
+
+def _train(
+    config: ClassificationConfig,
+    arguments: TrainingArguments,
+    data: _Data,
+    *,
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+) -> tuple[Trainer, float]:
+    """Train to the end, from the newest checkpoint if there is one; the trainer, and the seconds of all processes."""
+    folder = RunFolder(config.output)
     checkpoint = folder.newest_checkpoint()
+    seconds_before = train_seconds(checkpoint) if checkpoint else 0.0
     finished = _finished_state(checkpoint)
     if checkpoint and finished:
         model = _load_weights(model, checkpoint)
     trainer = _trainer(config, arguments, data, model=model, tokenizer=tokenizer)
-    log = RunLog(folder, folder.train_seconds(checkpoint))
+    log = RunLog(folder, seconds_before)
     trainer.add_callback(log)
     if finished:
         trainer.state = finished
-    else:
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    train_seconds = folder.train_seconds(checkpoint) if finished else log.train_seconds
+        return trainer, seconds_before
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    return trainer, log.train_seconds
+
+
+def _finish(
+    config: ClassificationConfig,
+    trainer: Trainer,
+    data: _Data,
+    *,
+    tokenizer: PreTrainedTokenizerBase,
+    times: dict[str, float],
+) -> dict[str, Any]:
+    """Evaluate every split, and write all that a finished run holds, `result.json` last."""
+    folder = RunFolder(config.output)
     predictions = {
         split: Predictions.of(trainer, data.tokenized(split, tokenizer)) for split in data.splits if split != "train"
     }
     metrics = {
         split: made.scores(config.metrics, data.labels, data.encoded[split]) for split, made in predictions.items()
     }
-    result = {"metrics": metrics} | _result(config, trainer, data)
-    result |= {"init_seconds": init_seconds, "train_seconds": train_seconds, "peak_memory_bytes": _peak_memory()}
-    _save(model, config, result)
+    result = {"metrics": metrics} | _result(config, trainer, data) | times | {"peak_memory_bytes": _peak_memory()}
+    _save(trainer.model, config, result)
     frames = [made.frame(data.labels, data.splits[split]).assign(split=split) for split, made in predictions.items()]
     write_frame(pd.concat(frames), folder.predictions)
     write_text(folder.result, json.dumps(result, indent=2) + "\n")

@@ -42,7 +42,7 @@ def load_config(source: Path | str | Mapping[str, Any], overrides: Sequence[str]
     try:
         return _load(raw, overrides)
     except InputError as error:
-        raise InputError(f"{source}{' with overrides' if overrides else ''}: {error}") from error
+        raise InputError(f"{source}{' with overrides' if overrides else ''}: {error}") from None
 
 
 def _load(raw: dict[str, Any], overrides: Sequence[str]) -> ClassificationConfig:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch
@@ -57,6 +58,10 @@ class FinishedRun:
         """
         output, text = Path(output_file), self.config.data.text
         check_output_kind(output)
+        if output.exists() and Path(input_file).exists() and output.samefile(input_file):
+            raise InputError(
+                f"{output} is the input: predictions written there would replace it; choose another output"
+            )
         examples = to_examples(self._read_input(input_file), self.config.data, labelled=False)
         frame = self._predict(examples).frame(self.labels, examples)
         for position, name in enumerate(text):
@@ -77,13 +82,24 @@ class FinishedRun:
             return read_tables(input_file, self.config.data.text)
 
     def _load_model(self, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel | PeftModel:
+        folder = self._folder.model if self.config.adapter.full else self._folder.adapter
+        self._check_written(folder)
         if self.config.adapter.full:
-            return load_classifier(str(self._folder.model), self.labels, tokenizer)
+            return load_classifier(str(folder), self.labels, tokenizer)
         base = load_classifier(model_path(self.config.model), self.labels, tokenizer)
         try:
-            return PeftModel.from_pretrained(base, self._folder.adapter)
-        except (SafetensorError, OSError, ValueError, RuntimeError, KeyError) as error:
-            raise InputError(f"cannot load the adapter {self._folder.adapter}: {error}") from error
+            return PeftModel.from_pretrained(base, folder)
+        except (SafetensorError, json.JSONDecodeError) as error:
+            raise InputError(f"cannot load the adapter {folder} ({error}): {self._folder.rewriting}") from error
+        except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+            raise InputError(f"cannot load the adapter {folder}: {error}") from error
+
+    def _check_written(self, folder: Path) -> None:
+        """transformers and PEFT would look for a missing file on the hub."""
+        prefix = "" if self.config.adapter.full else "adapter_"
+        for name in (f"{prefix}config.json", f"{prefix}model*.safetensors"):
+            if not any(folder.glob(name)):
+                raise InputError(f"{folder} has no {name.replace('*', '')}: {self._folder.rewriting}")
 
     def _predict(self, examples: Examples, encoded: list[int | float] | None = None) -> Predictions:
         tokenizer = load_tokenizer(self.config.model)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -74,7 +75,7 @@ def load_classifier(path: str, labels: Labels, tokenizer: PreTrainedTokenizerBas
         meaning["label2id"] = {name: i for i, name in enumerate(labels.names)}
     try:
         model = AutoModelForSequenceClassification.from_pretrained(path, **meaning)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise InputError(f"cannot load {path!r} for sequence classification: {error}") from error
     if model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id

@@ -90,6 +90,8 @@ def check_output_kind(file: Path) -> None:
         raise InputError(f"{file}: the output ends in one of {', '.join(_WRITERS)}")
     if not file.parent.is_dir():
         raise InputError(f"{file}: there is no folder {file.parent}")
+    if file.is_dir():
+        raise InputError(f"{file} is a folder: the output is a file")
 
 
 def write_frame(frame: pd.DataFrame, file: Path) -> None:

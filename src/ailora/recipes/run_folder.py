@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from ailora.adapters import SIDECAR_NAME
 from ailora.adapters.sidecar import write_text
 from ailora.errors import InputError
+from ailora.recipes import checkpoints
 from ailora.recipes.config import load_config, to_yaml
 from ailora.recipes.schema import ClassificationConfig
 
-_COMPLETE = "complete.json"
+#: What every `result.json` holds, whatever the run.
+_RESULT_KEYS = {"metrics", "best", "labels"}
 
 
 class RunFolder:
     """Paths and states of one run's folder.
 
     `config.yaml` (what runs), `ailora.json` (what the adapter is), `checkpoints/`, `log.jsonl`, and, written when the
-    run ends, `adapter/` or `model/`, `predictions.parquet` and, last, `result.json`.
+    run ends, `adapter/` or `model/`, `predictions.parquet` and, last, `result.json`. `failed.txt` says that an error
+    ended the run before its first checkpoint: nothing would be lost if another run took the folder.
     """
 
     def __init__(self, path: Path | str) -> None:
@@ -33,6 +37,7 @@ class RunFolder:
         self.model = self.path / "model"
         self.predictions = self.path / "predictions.parquet"
         self.result = self.path / "result.json"
+        self.failed = self.path / "failed.txt"
 
     def claim(self, config: ClassificationConfig) -> None:
         """Make the folder this run's, or recognise it as such.
@@ -40,18 +45,14 @@ class RunFolder:
         Raises:
             InputError: it holds another run's configuration (the keys that differ are named), or other files.
         """
-        if self.config.exists():
-            ours, theirs = _flat(config.model_dump()), _flat(self.read_config().model_dump())
-            different = [k for k in sorted(ours.keys() | theirs.keys()) if ours.get(k) != theirs.get(k)]
-            if different:
-                changes = "; ".join(f"{k}: {theirs.get(k)!r} there, {ours.get(k)!r} now" for k in different)
-                raise InputError(f"{self.path} holds another run ({changes}): choose another output or remove it")
-            return
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            if any(not entry.name.startswith(".") for entry in self.path.iterdir()):
-                raise InputError(f"{self.path} holds files but no run: choose another output")
-            write_text(self.config, to_yaml(config))
+            if self._abandoned():
+                self._take_over(config)
+            elif self.config.exists():
+                self._recognise(config)
+                self.failed.unlink(missing_ok=True)
+            else:
+                self._take(config)
         except OSError as error:
             raise InputError(f"cannot write to the output {self.path}: {error.strerror}") from None
 
@@ -74,27 +75,36 @@ class RunFolder:
         if not self.result.is_file():
             raise InputError(f"{self.path} has no result.json: the run has not finished; run it again to continue it")
         try:
-            return json.loads(self.result.read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
-            raise InputError(f"{self.result} is damaged: {error}") from None
+            result = json.loads(self.result.read_text(encoding="utf-8"))
+            if not (isinstance(result, dict) and result.keys() >= _RESULT_KEYS):
+                raise ValueError(f"expected an object with {', '.join(sorted(_RESULT_KEYS))}")
+        except ValueError as error:
+            raise InputError(f"{self.result} is damaged ({error}): {self.rewriting}") from None
+        return result
+
+    @property
+    def rewriting(self) -> str:
+        """How what a finished run wrote at its end is written again."""
+        return f"delete {self.result} and run `ailora train {self.config}` to write it anew from the last checkpoint"
 
     def newest_checkpoint(self) -> Path | None:
-        """The newest checkpoint that was written to its end; newer, half-written ones are removed."""
-        named = [re.fullmatch(r"checkpoint-(\d+)", path.name) for path in self.checkpoints.glob("checkpoint-*")]
-        found = {int(match[1]): self.checkpoints / match[0] for match in named if match}
-        for _, checkpoint in sorted(found.items(), reverse=True):
-            if (checkpoint / _COMPLETE).is_file():
-                return checkpoint
-            shutil.rmtree(checkpoint)
-        return None
+        """As `checkpoints.newest_checkpoint`."""
+        return checkpoints.newest_checkpoint(self.checkpoints)
 
     def mark_complete(self, step: int, train_seconds: float) -> None:
         """Say that the checkpoint of a step is written to its end."""
-        write_text(self.checkpoints / f"checkpoint-{step}" / _COMPLETE, json.dumps({"train_seconds": train_seconds}))
+        checkpoints.mark_complete(self.checkpoints / f"checkpoint-{step}", train_seconds)
 
-    def train_seconds(self, checkpoint: Path | None) -> float:
-        """Seconds that were trained until a checkpoint, by all processes of the run."""
-        return json.loads((checkpoint / _COMPLETE).read_text())["train_seconds"] if checkpoint else 0.0
+    @contextmanager
+    def attempt(self) -> Iterator[None]:
+        """What trains in the claimed folder; an error before the first checkpoint is noted in `failed.txt`."""
+        try:
+            yield
+        except BaseException as error:
+            if not self._holds_work():
+                with suppress(OSError):
+                    write_text(self.failed, f"ended before the first checkpoint: {type(error).__name__}: {error}\n")
+            raise
 
     def write_folder(self, target: Path, write: Callable[[Path], object]) -> None:
         """Write a folder so that it is there whole or not at all."""
@@ -104,6 +114,37 @@ class RunFolder:
                 shutil.rmtree(leftover)
         write(partial)
         partial.rename(target)
+
+    def _holds_work(self) -> bool:
+        """Whether anything is here that a new start would lose."""
+        return bool(checkpoints.complete_checkpoints(self.checkpoints)) or any(
+            made.exists() for made in (self.adapter, self.model, self.result)
+        )
+
+    def _abandoned(self) -> bool:
+        return self.config.is_file() and self.failed.is_file() and not self._holds_work()
+
+    def _take(self, config: ClassificationConfig) -> None:
+        self.path.mkdir(parents=True, exist_ok=True)
+        if any(not entry.name.startswith(".") for entry in self.path.iterdir()):
+            raise InputError(f"{self.path} holds files but no run: choose another output")
+        write_text(self.config, to_yaml(config))
+
+    def _take_over(self, config: ClassificationConfig) -> None:
+        # Full fine-tuning would leave the sidecar of the adapter that was here.
+        (self.path / SIDECAR_NAME).unlink(missing_ok=True)
+        write_text(self.config, to_yaml(config))
+        self.failed.unlink()
+
+    def _recognise(self, config: ClassificationConfig) -> None:
+        if changes := _differences(config, self.read_config()):
+            raise InputError(f"{self.path} holds another run ({changes}): choose another output or remove it")
+
+
+def _differences(ours: ClassificationConfig, theirs: ClassificationConfig) -> str:
+    now, there = _flat(ours.model_dump()), _flat(theirs.model_dump())
+    different = [key for key in sorted(now.keys() | there.keys()) if now.get(key) != there.get(key)]
+    return "; ".join(f"{key}: {there.get(key)!r} there, {now.get(key)!r} now" for key in different)
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:

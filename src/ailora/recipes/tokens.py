@@ -5,7 +5,22 @@ from __future__ import annotations
 from datasets import Dataset
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 
+from ailora.errors import InputError
 from ailora.recipes.examples import Examples
+
+
+def check_max_length(tokenizer: PreTrainedTokenizerBase, max_length: int, *, pairs: bool) -> None:
+    """Refuse a length that leaves no room for a text: the tokenizer would then not cut at all, in silence.
+
+    Raises:
+        InputError: not one token of every text fits beside the special tokens.
+    """
+    special, texts = tokenizer.num_special_tokens_to_add(pair=pairs), 1 + pairs
+    if max_length < special + texts:
+        raise InputError(
+            f"data.max_length {max_length} leaves no room for text: the tokenizer adds {special} special tokens; "
+            f"expected at least {special + texts}"
+        )
 
 
 def tokenize(examples: Examples, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Dataset:

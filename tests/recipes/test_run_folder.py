@@ -1,0 +1,157 @@
+"""Folders of runs that failed, or that were damaged after they were written."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from safetensors.torch import load_file
+from transformers import Trainer
+
+import ailora
+from ailora.recipes import classification
+from ailora.recipes.config import load_config
+from ailora.recipes.finished import FinishedRun
+from ailora.recipes.run_folder import RunFolder
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
+]
+#: Eight steps, checkpoints after five and eight.
+SMALL = ("data.max_train_samples=32",)
+
+
+def run(config: dict[str, Any], *overrides: str) -> dict[str, Any]:
+    return classification.run(load_config(config, [*SMALL, *overrides]))
+
+
+def fail_at_step(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    real, calls = Trainer.training_step, []
+
+    def failing(*args: Any, **kwargs: Any) -> Any:
+        calls.append(1)
+        if len(calls) == step:
+            raise RuntimeError("out of memory")
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(Trainer, "training_step", failing)
+
+
+def test_an_error_before_the_first_checkpoint_leaves_the_folder_to_the_next_attempt(
+    config: dict[str, Any], tmp_path: Path
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        fail_at_step(patch, 3)
+        with pytest.raises(RuntimeError, match="out of memory"):
+            run(config)
+    failed = (tmp_path / "run" / "failed.txt").read_text()
+    assert failed == "ended before the first checkpoint: RuntimeError: out of memory\n"
+    result = run(config, "adapter={policy: full}")
+    assert result["config"]["adapter"] == {"policy": "full"}
+    assert RunFolder(config["output"]).read_config().adapter.full
+    assert not {"failed.txt", "ailora.json", "adapter"} & {path.name for path in (tmp_path / "run").iterdir()}
+
+
+def test_an_error_after_a_checkpoint_keeps_the_folder(config: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        fail_at_step(patch, 7)
+        with pytest.raises(RuntimeError, match="out of memory"):
+            run(config)
+    assert not (tmp_path / "run" / "failed.txt").exists()
+    with pytest.raises(ailora.InputError, match=r"holds another run \(training\.learning_rate"):
+        run(config, "training.learning_rate=1e-4")
+    assert run(config)["steps"] == 8
+
+
+def test_a_file_of_the_users_named_failed_is_no_run(config: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "failed.txt").write_text("mine")
+    with pytest.raises(ailora.InputError, match="holds files but no run"):
+        run(config)
+    assert (tmp_path / "run" / "failed.txt").read_text() == "mine"
+
+
+def test_after_a_damaged_checkpoint_the_one_before_gives_the_same_run(config: dict[str, Any], tmp_path: Path) -> None:
+    result = run(config)
+    folder = tmp_path / "run"
+    weights = (folder / "adapter" / "adapter_model.safetensors").read_bytes()
+    (folder / "result.json").unlink()
+    last = folder / "checkpoints" / "checkpoint-8"
+    (last / "optimizer.pt").write_bytes(b"")
+    with pytest.raises(ailora.InputError, match=r"optimizer\.pt is damaged .* go on from checkpoint-5"):
+        run(config)
+    shutil.rmtree(last)
+    assert run(config)["metrics"] == result["metrics"]
+    assert (folder / "adapter" / "adapter_model.safetensors").read_bytes() == weights
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}"])
+def test_a_damaged_result_is_written_anew_when_it_is_deleted(
+    config: dict[str, Any], tmp_path: Path, content: str
+) -> None:
+    folder = RunFolder(tmp_path / "run")
+    folder.claim(load_config(config))
+    folder.result.write_text(content)
+    with pytest.raises(ailora.InputError, match=r"result\.json is damaged .*: delete \S+ and run `ailora train \S+`"):
+        FinishedRun(folder.path)
+    with pytest.raises(ailora.InputError, match=r"result\.json is damaged"):
+        classification.run(load_config(config))
+
+
+@pytest.mark.parametrize("policy", ["lora", "full"])
+def test_missing_files_of_a_finished_run_are_named(config: dict[str, Any], tmp_path: Path, policy: str) -> None:
+    result = run(config, f"adapter={{policy: {policy}}}")
+    made = tmp_path / "run" / ("model" if policy == "full" else "adapter")
+    prefix = "" if policy == "full" else "adapter_"
+    for name in (f"{prefix}model.safetensors", f"{prefix}config.json"):
+        (made / name).rename(tmp_path / name)
+        with pytest.raises(ailora.InputError, match=rf"{made} has no {name}: delete \S+result\.json and run"):
+            FinishedRun(tmp_path / "run").evaluate()
+        (tmp_path / name).rename(made / name)
+    weights = made / f"{prefix}model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    with pytest.raises(ailora.InputError, match=r"cannot load"):
+        FinishedRun(tmp_path / "run").evaluate()
+    # The way out that the message names.
+    (tmp_path / "run" / "result.json").unlink()
+    assert run(config, f"adapter={{policy: {policy}}}")["metrics"] == result["metrics"]
+    assert load_file(weights)
+
+
+def test_predictions_do_not_replace_their_input(config: dict[str, Any], tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    folder.claim(load_config(config))
+    folder.result.write_text(json.dumps({"metrics": {}, "best": {}, "labels": ["a", "b"]}))
+    file, link = tmp_path / "in.csv", tmp_path / "link.csv"
+    pd.DataFrame({"sentence": ["x"]}).to_csv(file, index=False)
+    link.symlink_to(file)
+    before = file.read_bytes()
+    for output in (file, link, tmp_path / "run" / ".." / "in.csv"):
+        with pytest.raises(ailora.InputError, match=r"csv is the input: predictions written there would replace it"):
+            FinishedRun(folder.path).predict(str(file), output)
+    (tmp_path / "out.csv").mkdir()
+    with pytest.raises(ailora.InputError, match=r"out\.csv is a folder: the output is a file"):
+        FinishedRun(folder.path).predict(str(file), tmp_path / "out.csv")
+    assert file.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["data.max_length=2"], "data.max_length 2 leaves no room .* adds 2 special tokens; expected at least 3$"),
+        (["training.max_steps=0"], "training.max_steps"),
+        (["adapter.rank=true"], "adapter.rank is True"),
+    ],
+)
+def test_bad_values_leave_no_folder(config: dict[str, Any], tmp_path: Path, overrides: list[str], message: str) -> None:
+    with pytest.raises(ailora.InputError, match=message):
+        run(config, *overrides)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_shortest_length_trains(config: dict[str, Any]) -> None:
+    assert run(config, "data.max_length=3")["steps"] == 8
