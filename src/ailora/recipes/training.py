@@ -8,7 +8,9 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, get_args, get_type_hints
+from enum import Enum
+from types import NoneType
+from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 
 import pydantic
 from transformers import TrainingArguments
@@ -39,6 +41,17 @@ _OWNED = {
     "resume_from_checkpoint": "what the output folder holds",
     **dict.fromkeys(("label_names", "prediction_loss_only", "include_for_metrics", "batch_eval_metrics"), _RECIPE),
     "eval_do_concat_batches": _RECIPE,
+}
+
+
+_KINDS = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "a text",
+    list: "a list of texts",
+    dict: "a mapping",
+    NoneType: "null",
 }
 
 
@@ -123,20 +136,32 @@ def _value(key: str, value: Any) -> Any:
         value = "no"
     # Without eval_steps the Trainer would take logging_steps, and the saves that follow would have none.
     hint = float if key == "eval_steps" else get_type_hints(TrainingArguments)[key]
-    limit = _LIMITS.get(key)
-    kinds = {hint, *get_args(hint)}
-    # pydantic would read `learning_rate: true` as 1.
-    if isinstance(value, bool) and kinds & {int, float} and bool not in kinds:
-        raise InputError(f"training.{key}: expected a number, got {value}")
-    try:
-        typed = pydantic.TypeAdapter(hint, config={"arbitrary_types_allowed": True}).validate_python(value)
-    except pydantic.ValidationError as error:
-        raise InputError(f"training.{key}: {error.errors()[0]['msg'].lower()}, got {value!r}") from None
+    typed = _typed(key, value, hint)
     if isinstance(typed, float) and not math.isfinite(typed):
         raise InputError(f"training.{key}: expected a finite number, got {value!r}")
+    limit = _LIMITS.get(key)
     if limit and typed is not None and not limit.holds(typed):
         raise InputError(f"training.{key}: expected {limit.words}, got {value!r}")
     return typed
+
+
+def _typed(key: str, value: Any, hint: Any) -> Any:
+    kinds = get_args(hint) or (hint,)
+    for kind in kinds:
+        # The other branch of the type is any text; transformers would refuse it, with the name of a class.
+        if isinstance(kind, type) and issubclass(kind, Enum) and isinstance(value, str):
+            words = [str(member.value) for member in kind]
+            if value not in words:
+                raise unknown_name(f"training.{key}", value, words)
+    expected = " or ".join(dict.fromkeys(word for kind in kinds if (word := _KINDS.get(get_origin(kind) or kind))))
+    wrong = InputError(f"training.{key}: expected {expected}, got {value!r}")
+    # pydantic would read `learning_rate: true` as 1.
+    if isinstance(value, bool) and {int, float} & set(kinds) and bool not in kinds:
+        raise wrong
+    try:
+        return pydantic.TypeAdapter(hint, config={"arbitrary_types_allowed": True}).validate_python(value)
+    except pydantic.ValidationError:
+        raise wrong from None
 
 
 def _check_together(training: dict[str, Any], metrics: Sequence[str]) -> None:
@@ -144,6 +169,7 @@ def _check_together(training: dict[str, Any], metrics: Sequence[str]) -> None:
     epochs = training.get("num_train_epochs", 1)
     if training.get("max_steps", -1) == -1 and epochs <= 0:
         raise InputError(f"training.num_train_epochs: expected more than 0 where max_steps is not set, got {epochs!r}")
+    # It saves where the metric improved, which is not where a run that was killed could go on.
     if training.get("save_strategy") == "best":
         raise InputError("training.save_strategy: 'best' cannot be continued after a kill; allowed: no, steps, epoch")
     deciding = training.get("metric_for_best_model")
