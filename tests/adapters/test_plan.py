@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 
 import ailora
 from ailora.adapters import Plan, make_plan
+from ailora.adapters.lora_config import lora_config
 from tests.families import FAMILIES
 
 BERT, LLAMA, VIT = (FAMILIES[name].model() for name in ("bert", "llama", "vit"))
@@ -31,10 +33,14 @@ def test_a_plan_travels_as_json(**options: Any) -> None:
     plan = make_plan(BERT, options.pop("policy"), **options)
     assert Plan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
     for adapter in plan.adapters:
-        r, s = plan.file_rank(adapter), adapter.scaling
+        s = adapter.scaling
         alpha = options["alpha"] or adapter.rank
         assert s == pytest.approx(alpha / (math.sqrt(adapter.rank) if plan.rslora else adapter.rank))
-        assert plan.file_alpha(adapter) / (math.sqrt(r) if plan.rslora else r) == pytest.approx(s, rel=1e-15)
+        config = lora_config(plan, BERT)
+        module = next(k for k in [*config.rank_pattern, ""] if not k or re.search(rf"{k}$", adapter.projection.module))
+        r, alpha = config.rank_pattern.get(module, config.r), config.alpha_pattern.get(module, config.lora_alpha)
+        assert r == adapter.file_rank
+        assert alpha / (math.sqrt(r) if plan.rslora else r) == pytest.approx(s, rel=1e-15)
 
 
 def test_a_meta_model_will_do() -> None:

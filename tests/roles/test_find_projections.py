@@ -12,7 +12,7 @@ from torch import nn
 
 import ailora
 from ailora.roles import Attention
-from ailora.roles.catalog import FAMILIES, FUSED
+from ailora.roles.catalog import FAMILIES
 
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
 TWO_STACKS = {
@@ -54,7 +54,9 @@ def meta_model(model_type: str) -> nn.Module:
 
 
 def test_every_family_of_the_catalog_is_tried() -> None:
-    assert EXPECTED.keys() == FAMILIES.keys()
+    from tests.contracts.test_fused import FUSED
+
+    assert EXPECTED.keys() | {f.config.model_type for f in FUSED.values()} | {"chatglm"} == FAMILIES.keys()
 
 
 @pytest.mark.parametrize("model_type", EXPECTED)
@@ -64,7 +66,8 @@ def test_the_roles_of_a_family(model_type: str) -> None:
     assert len({p.module for p in projections}) == len(projections)
     for p in projections:
         assert p.rows == ((0, p.out_features),)
-        assert p.rule == model_type
+        # CLIP itself has no projections: its towers have configurations of their own.
+        assert p.rule.startswith(model_type)
 
 
 @pytest.mark.parametrize("model_type", ["t5", "bart", "whisper"])
@@ -116,13 +119,3 @@ def test_roles_named_by_hand() -> None:
 def test_bad_role_names_are_refused(role_names: dict[str, str], message: str) -> None:
     with pytest.raises(ailora.InputError, match=message):
         ailora.find_projections(custom(), role_names=role_names)
-
-
-@pytest.mark.parametrize("model_type", ["gpt2", "phi3", "gpt_neox", "bloom", "falcon", "modernbert", "deberta"])
-def test_fused_weights_are_said_to_be_unsupported(model_type: str) -> None:
-    assert model_type in FUSED
-    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "vocab_size": 64, "pad_token_id": 0}
-    with torch.device("meta"):
-        model = tf.AutoModel.from_config(tf.AutoConfig.for_model(model_type, **sizes))
-    with pytest.raises(ailora.ModelError, match=f"{model_type}.*one fused weight .*not supported yet"):
-        ailora.find_projections(model)

@@ -23,11 +23,61 @@ from ailora.errors import AnchorMismatchError, ModelError
 _SAME_START = 1e-3
 
 
-class AnchoredFactor(nn.Module):
-    """One factor of an anchored adapter, in place of the `nn.Linear` that PEFT puts there.
+class StackedFactor(nn.Module):
+    """One factor of an adapter, in place of the `nn.Linear` that PEFT puts there: made of parts, one `weight` outside.
 
-    Holds the anchor as a buffer (as a parameter it would be woken by PEFT's `requires_grad_` on its parent) and the
-    difference from it as the parameter `delta`. In a state dict both are packed into the one key `weight`.
+    In a state dict the parts are packed into the one key `weight`, and PEFT's merging code reads `.weight`.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_state_dict_post_hook(_pack)
+        self.register_load_state_dict_pre_hook(_unpack)
+
+    @abstractmethod
+    def stack(self) -> Tensor:
+        """The whole factor, contiguous, with gradients to what trains."""
+
+    @abstractmethod
+    def unpack(self, weight: Tensor) -> dict[str, Tensor]:
+        """The entries of a state dict that a whole factor stands for, by key."""
+
+    @abstractmethod
+    def require_same_start(self, weight: Tensor, name: str) -> None:
+        """Refuse a whole factor that was made for another start.
+
+        Raises:
+            AnchorMismatchError: another shape, or another start.
+        """
+
+    @property
+    def weight(self) -> Tensor:
+        """The whole factor, as PEFT's merging code reads it. Writing to it is refused: it is made anew each time."""
+        if torch.compiler.is_compiling():
+            return self.stack()
+        return _StackedWeight.of(self.stack())
+
+    def forward(self, x: Float[Tensor, "*batch in_"]) -> Float[Tensor, "*batch out"]:
+        return F.linear(x, self.stack())
+
+    def require_shape(self, weight: Tensor, name: str) -> None:
+        """Refuse a factor of another shape.
+
+        Raises:
+            AnchorMismatchError: the shapes differ.
+        """
+        expected = self.stack().shape
+        if weight.shape != expected:
+            raise AnchorMismatchError(
+                f"{name}: the file holds a factor {tuple(weight.shape)}, the adapter has {tuple(expected)}. "
+                "It was made with another rank or form; load it under another adapter name."
+            )
+
+
+class AnchoredFactor(StackedFactor):
+    """A factor that holds the anchor as a buffer and the difference from it as the parameter `delta`.
+
+    As a parameter the anchor would be woken by PEFT's `requires_grad_` on its parent.
     """
 
     anchor: Tensor
@@ -37,39 +87,17 @@ class AnchoredFactor(nn.Module):
         super().__init__()
         self.register_buffer("anchor", anchor.contiguous().clone())
         self.delta = nn.Parameter(torch.zeros_like(self.anchor))
-        self.register_state_dict_post_hook(_pack)
-        self.register_load_state_dict_pre_hook(_unpack)
-
-    @abstractmethod
-    def stack(self) -> Tensor:
-        """The factor of the rank-2r LoRA, contiguous, with gradients to `delta`."""
 
     @abstractmethod
     def unstack(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         """The anchor and the delta inside a factor that `stack` made."""
 
-    @property
-    def weight(self) -> Tensor:
-        """The stacked factor, as PEFT's merging code reads it. Writing to it is refused: it is made anew each time."""
-        if torch.compiler.is_compiling():
-            return self.stack()
-        return _StackedWeight.of(self.stack())
-
-    def forward(self, x: Float[Tensor, "*batch in_"]) -> Float[Tensor, "*batch out"]:
-        return F.linear(x, self.stack())
+    def unpack(self, weight: Tensor) -> dict[str, Tensor]:
+        anchor, delta = self.unstack(weight.to(self.anchor))
+        return {"anchor": anchor.clone(), "delta": delta.to(self.delta.dtype).clone()}
 
     def require_same_start(self, weight: Tensor, name: str) -> None:
-        """Refuse a stacked factor whose anchor is not this one's.
-
-        Raises:
-            AnchorMismatchError: another shape, or another start.
-        """
-        expected = self.stack().shape
-        if weight.shape != expected:
-            raise AnchorMismatchError(
-                f"{name}: the file holds a factor {tuple(weight.shape)}, the anchored adapter has {tuple(expected)}. "
-                "It was made with another rank or form; load it under another adapter name."
-            )
+        self.require_shape(weight, name)
         anchor, delta = self.unstack(weight.to(self.anchor))
         size = self.anchor.norm() + 2 * delta.norm()
         eps = max(torch.finfo(dtype).eps for dtype in (weight.dtype, self.anchor.dtype))
@@ -129,8 +157,9 @@ def _snap_to_grid(B: Tensor) -> Tensor:
 
 
 def _pack(module: nn.Module, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any]) -> None:
-    assert isinstance(module, AnchoredFactor)
-    del state_dict[prefix + "anchor"], state_dict[prefix + "delta"]
+    assert isinstance(module, StackedFactor)
+    for key in [key for key in state_dict if key.startswith(prefix)]:
+        del state_dict[key]
     state_dict[prefix + "weight"] = module.stack().detach()
 
 
@@ -141,25 +170,23 @@ def _unpack(
     local_metadata: dict[str, Any],
     *_: Any,
 ) -> None:
-    assert isinstance(module, AnchoredFactor)
+    assert isinstance(module, StackedFactor)
     weight = state_dict.pop(prefix + "weight", None)
     if weight is None:
         return
     module.require_same_start(weight, prefix.removesuffix("."))
-    anchor, delta = module.unstack(weight.to(module.anchor))
-    state_dict[prefix + "anchor"] = anchor.clone()
-    state_dict[prefix + "delta"] = delta.to(module.delta.dtype).clone()
+    state_dict.update({prefix + key: value for key, value in module.unpack(weight).items()})
 
 
 def require_same_starts(model: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
     """A load hook for a whole model: compare every anchor before the first one is loaded.
 
     Raises:
-        AnchorMismatchError: as `AnchoredFactor.require_same_start`, for the first module that differs.
+        AnchorMismatchError: as `StackedFactor.require_same_start`, for the first module that differs.
     """
     for name, module in model.named_modules():
         weight = state_dict.get(f"{prefix}{name}.weight")
-        if isinstance(module, AnchoredFactor) and weight is not None:
+        if isinstance(module, StackedFactor) and weight is not None:
             module.require_same_start(weight, f"{prefix}{name}")
 
 

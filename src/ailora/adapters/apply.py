@@ -12,12 +12,13 @@ from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
-from ailora.adapters.anchored import AnchoredA, AnchoredB, require_same_starts
+from ailora.adapters.anchored import AnchoredA, AnchoredB, StackedFactor, require_same_starts
+from ailora.adapters.fused import FusedA, FusedB, PlainFactor
 from ailora.adapters.lora_config import live_config
 from ailora.adapters.plan import Form, Plan, make_plan
 from ailora.adapters.sidecar import Sidecar
 from ailora.adapters.starts import Start, compute_starts
-from ailora.adapters.weights import base_layer, fingerprint
+from ailora.adapters.weights import base_layer, fingerprint, read_weight, stored_weight, write_rows
 from ailora.errors import InputError, ModelError
 from ailora.inits import Policy
 
@@ -72,20 +73,21 @@ def apply_plan(model: nn.Module, plan: Plan, *, adapter_name: str = "default") -
     generator = torch.Generator()
     generator.set_state(torch.get_rng_state())
     starts = compute_starts(base, plan, generator)
-    fingerprints = {
-        a.projection.module: fingerprint(base_layer(base, a.projection.module).weight) for a in plan.adapters
-    }
-    floored = {s.planned.projection.module: int(s.factors.floored) for s in starts if s.factors.floored}
+    fingerprints = {module: fingerprint(stored_weight(base_layer(base, module))) for module in plan.modules}
+    floored = {s.planned.projection.name: int(s.factors.floored) for s in starts if s.factors.floored}
     sidecar = Sidecar.of(plan, fingerprints, floored=floored, base_model=getattr(base, "name_or_path", None) or None)
     with _unchanged_on_error(model, adapter_name), torch.random.fork_rng():
         adapted = _inject(model, plan, adapter_name)
-        for start in starts:
-            _place(base.get_submodule(start.planned.projection.module), start, adapter_name, plan.form)
+        for module, group in _by_module(starts).items():
+            _place(base.get_submodule(module), group, adapter_name, plan.form)
         _require_exact_cover(base, plan, adapter_name)
     for start in starts:
         if start.residual is not None:
+            projection = start.planned.projection
             with torch.no_grad():
-                base_layer(base, start.planned.projection.module).weight.copy_(start.residual)
+                write_rows(
+                    read_weight(base_layer(base, projection.module), projection.module), projection, start.residual
+                )
     if not hasattr(adapted, _SIDECARS):
         adapted.register_load_state_dict_pre_hook(require_same_starts)
     setattr(adapted, _SIDECARS, {**getattr(adapted, _SIDECARS, {}), adapter_name: sidecar})
@@ -153,27 +155,55 @@ def _inject(model: nn.Module, plan: Plan, adapter_name: str) -> PeftModel:
     return model
 
 
-def _place(layer: nn.Module, start: Start, adapter_name: str, form: Form) -> None:
-    """Put a start's factors into the PEFT layer, in the dtype and on the device that PEFT chose for them."""
+def _by_module(starts: list[Start]) -> dict[str, list[Start]]:
+    by_module: dict[str, list[Start]] = {}
+    for start in starts:
+        by_module.setdefault(start.planned.projection.module, []).append(start)
+    return by_module
+
+
+def _place(layer: nn.Module, starts: list[Start], adapter_name: str, form: Form) -> None:
+    """Put the starts of a module into its PEFT layer, in the dtype and on the device that PEFT chose for them."""
     assert isinstance(layer, LoraLayer)
     stock_A, stock_B = layer.lora_A[adapter_name], layer.lora_B[adapter_name]
     assert isinstance(stock_A, nn.Linear)
     assert isinstance(stock_B, nn.Linear)
-    A, B = start.factors.A.to(stock_A.weight), start.factors.B.to(stock_B.weight)
-    if start.planned.init.anchored and form is Form.ANCHORED:
-        layer.lora_A[adapter_name] = AnchoredA(A).requires_grad_(stock_A.weight.requires_grad)
-        layer.lora_B[adapter_name] = AnchoredB(B).requires_grad_(stock_B.weight.requires_grad)
+    factors = [_factors(start, stock_A, stock_B, form) for start in starts]
+    A, B = factors[0]
+    fused = starts[0].planned.projection.fused
+    if fused:
+        projections = [start.planned.projection for start in starts]
+        A = FusedA({p.role: A for p, (A, _) in zip(projections, factors, strict=True)})
+        rows = {p.role: p.rows for p in projections}
+        parts = {p.role: B for p, (_, B) in zip(projections, factors, strict=True)}
+        B = FusedB(parts, rows, projections[0].shape[0])
+    if form is not Form.STOCK and (fused or isinstance(A, AnchoredA)):
+        layer.lora_A[adapter_name] = A.requires_grad_(stock_A.weight.requires_grad)
+        layer.lora_B[adapter_name] = B.requires_grad_(stock_B.weight.requires_grad)
         return
-    if start.planned.init.anchored and form is Form.STOCK:
-        anchored_A, anchored_B = AnchoredA(A), AnchoredB(B)
-        A, B = anchored_A.stack(), anchored_B.stack()
     with torch.no_grad():
-        stock_A.weight.copy_(A)
-        stock_B.weight.copy_(B)
+        stock_A.weight.copy_(A.stack())
+        stock_B.weight.copy_(B.stack())
+    if starts[0].residual is not None:
+        _keep_anchor(stock_A, stock_A.weight)
+        _keep_anchor(stock_B, stock_B.weight)
+
+
+def _factors(start: Start, like_A: nn.Linear, like_B: nn.Linear, form: Form) -> tuple[StackedFactor, StackedFactor]:
+    """The factors of one projection in the form that trains (residual) or is filed (anchored, stock)."""
+    A, B = start.factors.A.to(like_A.weight), start.factors.B.to(like_B.weight)
+    if start.planned.init.anchored and form is not Form.RESIDUAL:
+        return AnchoredA(A), AnchoredB(B)
+    plain_A, plain_B = PlainFactor(A), PlainFactor(B)
     if start.residual is not None:
-        # Kept so that the base can be restored and the update written as a file for it.
-        stock_A.register_buffer("anchor", A.clone(), persistent=False)
-        stock_B.register_buffer("anchor", B.clone(), persistent=False)
+        _keep_anchor(plain_A, A)
+        _keep_anchor(plain_B, B)
+    return plain_A, plain_B
+
+
+def _keep_anchor(factor: nn.Module, anchor: torch.Tensor) -> None:
+    """Keep a start beside a factor in the residual form, to restore the base and to write the update as a file."""
+    factor.register_buffer("anchor", anchor.detach().clone(), persistent=False)
 
 
 def _require_exact_cover(base: nn.Module, plan: Plan, adapter_name: str) -> None:

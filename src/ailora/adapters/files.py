@@ -12,9 +12,12 @@ from safetensors.torch import save_file
 from torch import nn
 
 from ailora.adapters.apply import plan_of, sidecar_of
+from ailora.adapters.fused import FusedA, FusedB, FusedFactor, PlainFactor
 from ailora.adapters.lora_config import lora_config
-from ailora.adapters.plan import Form
-from ailora.inits import Factors
+from ailora.adapters.plan import Form, Plan
+from ailora.adapters.weights import read_weight, rows_of, write_rows
+from ailora.roles import Projection
+from ailora.roles.layout import Rows
 
 _WEIGHTS = "adapter_model.safetensors"
 
@@ -45,7 +48,7 @@ def save_adapter(model: PeftModel, folder: Path | str, *, adapter_name: str = "d
         config.base_model_name_or_path = model.peft_config[adapter_name].base_model_name_or_path
         config.inference_mode = True
         config.save_pretrained(str(target))
-        save_file(_stacked_state_dict(model, adapter_name), target / _WEIGHTS, metadata={"format": "pt"})
+        save_file(_stacked_state_dict(model, plan, adapter_name), target / _WEIGHTS, metadata={"format": "pt"})
     sidecar.write(target)
     return target
 
@@ -58,37 +61,62 @@ def restore_base(model: PeftModel, *, adapter_name: str = "default") -> nn.Modul
     Raises:
         ModelError: the model has no such adapter of ours.
     """
-    plan_of(model, adapter_name)
-    restored: set[int] = set()
+    plan = plan_of(model, adapter_name)
+    base = model.get_base_model()
+    restored: set[tuple[int, Rows]] = set()
     with torch.no_grad():
-        for layer in _lora_layers(model).values():
-            anchor = _residual_anchor(layer, adapter_name)
-            weight = layer.get_base_layer().weight
+        for planned in plan.adapters:
+            projection = planned.projection
+            layer: Any = base.get_submodule(projection.module)
+            A, B = (_anchor(_part(half[adapter_name], projection)) for half in (layer.lora_A, layer.lora_B))
+            whole = read_weight(layer.get_base_layer(), projection.module)
             # Tied layers share one weight, from which one part was subtracted.
-            if anchor is not None and id(weight) not in restored:
-                restored.add(id(weight))
-                weight.copy_(weight.to(anchor.A.dtype) + layer.scaling[adapter_name] * (anchor.B @ anchor.A))
+            key = (whole.data_ptr(), projection.rows)
+            if A is not None and B is not None and key not in restored:
+                restored.add(key)
+                rows = rows_of(whole, projection)
+                write_rows(whole, projection, (rows.to(A.dtype) + planned.scaling * (B @ A)).to(rows.dtype))
     return model.unload()
 
 
-def _stacked_state_dict(model: PeftModel, adapter_name: str) -> dict[str, torch.Tensor]:
+def _stacked_state_dict(model: PeftModel, plan: Plan, adapter_name: str) -> dict[str, torch.Tensor]:
     """The state dict of a residual-form adapter, its factors replaced by those of the file."""
     state = get_peft_model_state_dict(model, adapter_name=adapter_name)
-    for name, layer in _lora_layers(model).items():
-        anchor = _residual_anchor(layer, adapter_name)
-        if anchor is not None:
-            A, B = layer.lora_A[adapter_name].weight.detach(), layer.lora_B[adapter_name].weight.detach()
-            state[f"{name}.lora_A.weight"] = torch.cat([anchor.A, A - anchor.A], dim=0)
-            state[f"{name}.lora_B.weight"] = torch.cat([B - anchor.B, B], dim=1)
+    names = {layer: name for name, layer in model.named_modules() if isinstance(layer, LoraLayer)}
+    for module, group in plan.modules.items():
+        layer: Any = model.get_base_model().get_submodule(module)
+        parts_A, parts_B = {}, {}
+        for planned in group:
+            A, B = (_part(half[adapter_name], planned.projection) for half in (layer.lora_A, layer.lora_B))
+            parts_A[planned.projection.role] = PlainFactor(_filed_A(A))
+            parts_B[planned.projection.role] = PlainFactor(_filed_B(B))
+        rows = {planned.projection.role: planned.projection.rows for planned in group}
+        state[f"{names[layer]}.lora_A.weight"] = FusedA(parts_A).stack().detach()
+        state[f"{names[layer]}.lora_B.weight"] = FusedB(parts_B, rows, group[0].projection.shape[0]).stack().detach()
     return {key: value.contiguous() for key, value in state.items()}
 
 
-def _lora_layers(model: nn.Module) -> dict[str, Any]:
-    return {name: layer for name, layer in model.named_modules() if isinstance(layer, LoraLayer)}
+def _part(factor: nn.Module, projection: Projection) -> nn.Module:
+    """The factor of one role of a fused projection; the factor itself where there is one role only."""
+    return factor.parts[projection.role.value] if isinstance(factor, FusedFactor) else factor
 
 
-def _residual_anchor(layer: Any, adapter_name: str) -> Factors | None:
-    """The `A0, B0` that were subtracted from a layer's weight; None where nothing was (plain LoRA, other adapters)."""
-    if adapter_name not in layer.lora_A or not hasattr(layer.lora_A[adapter_name], "anchor"):
-        return None
-    return Factors(A=layer.lora_A[adapter_name].anchor, B=layer.lora_B[adapter_name].anchor)
+def _anchor(factor: nn.Module) -> torch.Tensor | None:
+    """The start that was subtracted from the weight; None where nothing was (plain LoRA)."""
+    return getattr(factor, "anchor", None)
+
+
+def _weight(factor: nn.Module) -> torch.Tensor:
+    weight = factor.stack() if isinstance(factor, PlainFactor) else factor.weight
+    assert isinstance(weight, torch.Tensor)
+    return weight.detach()
+
+
+def _filed_A(factor: nn.Module) -> torch.Tensor:
+    A, anchor = _weight(factor), _anchor(factor)
+    return A if anchor is None else torch.cat([anchor, A - anchor], dim=0)
+
+
+def _filed_B(factor: nn.Module) -> torch.Tensor:
+    B, anchor = _weight(factor), _anchor(factor)
+    return B if anchor is None else torch.cat([B - anchor, B], dim=1)

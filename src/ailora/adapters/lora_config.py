@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import TypeVar, cast
@@ -10,6 +11,7 @@ from peft import LoraConfig
 from torch import nn
 
 from ailora.adapters.plan import Form, Plan
+from ailora.adapters.weights import base_layer, stored_transposed
 
 Number = TypeVar("Number", int, float)
 
@@ -22,13 +24,11 @@ def lora_config(plan: Plan, model: nn.Module, *, of_file: bool = True) -> LoraCo
         model: the base model; decides how short the module names can be.
         of_file: the ranks of the file (2r where there is an anchor); False: those that train in the residual form.
     """
-    planned = plan.adapters
-    if of_file:
-        ranks = {a.projection.module: plan.file_rank(a) for a in planned}
-        alphas = {a.projection.module: plan.file_alpha(a) for a in planned}
-    else:
-        ranks = {a.projection.module: a.rank for a in planned}
-        alphas = {a.projection.module: a.alpha for a in planned}
+    ranks = {module: sum(a.file_rank if of_file else a.rank for a in group) for module, group in plan.modules.items()}
+    alphas = {
+        module: group[0].scaling * (math.sqrt(ranks[module]) if plan.rslora else ranks[module])
+        for module, group in plan.modules.items()
+    }
     default_rank, rank_pattern = _default_and_exceptions(ranks)
     default_alpha, alpha_pattern = _default_and_exceptions(alphas)
     return LoraConfig(
@@ -38,6 +38,7 @@ def lora_config(plan: Plan, model: nn.Module, *, of_file: bool = True) -> LoraCo
         alpha_pattern={name: _whole(alpha) for name, alpha in alpha_pattern.items()},
         target_modules=_target_modules(ranks, model),
         lora_dropout=plan.dropout,
+        fan_in_fan_out=all(stored_transposed(base_layer(model, module)) for module in ranks),
         use_rslora=plan.rslora,
         use_dora=plan.dora,
         modules_to_save=list(plan.modules_to_save) or None,

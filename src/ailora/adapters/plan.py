@@ -48,6 +48,11 @@ class PlannedAdapter:
     scaling: float
 
     @property
+    def file_rank(self) -> int:
+        """The rank that it takes in the file: 2r where there is an anchor, else r."""
+        return 2 * self.rank if self.init.anchored else self.rank
+
+    @property
     def trainable(self) -> int:
         """How many numbers it trains in the anchored and the residual form: r (in + out)."""
         return self.rank * (self.projection.in_features + self.projection.out_features)
@@ -77,14 +82,13 @@ class Plan:
     modules_to_save: tuple[str, ...]
     task_type: str | None
 
-    def file_rank(self, adapter: PlannedAdapter) -> int:
-        """The rank of a projection's adapter in its file: 2r where there is an anchor, else r."""
-        return 2 * adapter.rank if adapter.init.anchored else adapter.rank
-
-    def file_alpha(self, adapter: PlannedAdapter) -> float:
-        """The alpha that gives the file's rank the same scaling."""
-        rank = self.file_rank(adapter)
-        return adapter.scaling * (math.sqrt(rank) if self.rslora else rank)
+    @property
+    def modules(self) -> dict[str, tuple[PlannedAdapter, ...]]:
+        """The adapters by module: one, or one for each adapted role of a fused weight, in the order of its rows."""
+        by_module: dict[str, list[PlannedAdapter]] = {}
+        for adapter in self.adapters:
+            by_module.setdefault(adapter.projection.module, []).append(adapter)
+        return {module: tuple(adapters) for module, adapters in by_module.items()}
 
     @property
     def trainable(self) -> int:
@@ -95,7 +99,8 @@ class Plan:
     @property
     def file_bytes(self) -> int:
         """Bytes of the adapters' tensors in a float32 file, heads and other saved modules aside."""
-        return sum(4 * a.trainable * self.file_rank(a) // a.rank for a in self.adapters)
+        shapes = [(a.projection.shape, a.file_rank) for a in self.adapters]
+        return sum(4 * rank * (out + in_) for (out, in_), rank in shapes)
 
     def to_json(self) -> dict[str, Any]:
         """The plan as plain data for JSON; `Plan.from_json` reads it back."""
@@ -141,6 +146,7 @@ def _adapter_from_json(data: Mapping[str, Any]) -> PlannedAdapter:
         "role": parse_role(data["role"]),
         "attention": Attention(data["attention"]) if data["attention"] else None,
         "rows": tuple((start, stop) for start, stop in data["rows"]),
+        "shape": tuple(data["shape"]),
     }
     init = parse_init(data["init"])
     if init is None:
@@ -202,16 +208,28 @@ def make_plan(
     alphas = _per_module("alpha", alpha, chosen) if alpha is not None else ranks
     task_type = infer_task_type(model) if task_type is None else parse_task_type(task_type)
     saved = usual_heads(model, task_type) if modules_to_save is None else _check_saved(model, modules_to_save)
-    return Plan(
+    plan = Plan(
         policy=policy,
         form=form,
-        adapters=tuple(_planned(p, policy, (ranks[p.module], alphas[p.module]), rslora=rslora) for p in chosen),
+        adapters=tuple(_planned(p, policy, (ranks[p], alphas[p]), rslora=rslora) for p in chosen),
         dropout=float(dropout),
         rslora=bool(rslora),
         dora=bool(dora),
         modules_to_save=saved,
         task_type=task_type,
     )
+    _require_one_scaling(plan)
+    return plan
+
+
+def _require_one_scaling(plan: Plan) -> None:
+    """A fused weight gets one LoRA, which has one scaling."""
+    for adapters in plan.modules.values():
+        if len({a.scaling for a in adapters}) > 1:
+            scalings = ", ".join(f"{a.projection.name} s = {a.scaling:g}" for a in adapters)
+            raise InputError(
+                f"the roles of a fused weight share one scaling, but {scalings}: choose ranks and alphas that agree"
+            )
 
 
 def _choose(
@@ -233,36 +251,38 @@ def _choose(
     return tuple(p for p in projections if p.role in wanted)
 
 
-def _per_module(name: str, value: PerModule, projections: tuple[Projection, ...]) -> dict[str, float]:
-    """`value` for each module: the number itself, or that of the first key that is its role or a regex for it."""
+def _per_module(name: str, value: PerModule, projections: tuple[Projection, ...]) -> dict[Projection, float]:
+    """`value` for each projection: the number itself, or that of the first key that is its role or a regex for it."""
     if not isinstance(value, Mapping):
-        return {p.module: value for p in projections}
+        return dict.fromkeys(projections, value)
     fits = {key: _fitting(name, key, projections) for key in value}
-    for key, modules in fits.items():
-        if not modules:
+    for key, fitting in fits.items():
+        if not fitting:
             raise InputError(f"{name}: {key!r} is neither the role nor part of the name of an adapted module")
-    found = {p.module: next((value[key] for key in value if p.module in fits[key]), None) for p in projections}
-    for module, number in found.items():
+    found = {p: next((value[key] for key in value if p in fits[key]), None) for p in projections}
+    for projection, number in found.items():
         if number is None:
-            raise InputError(f"{name}: no key of {dict(value)!r} fits {module}; add one ('' fits every module)")
-    return {module: number for module, number in found.items() if number is not None}
+            raise InputError(
+                f"{name}: no key of {dict(value)!r} fits {projection.name}; add one ('' fits every module)"
+            )
+    return {projection: number for projection, number in found.items() if number is not None}
 
 
-def _fitting(name: str, key: str, projections: tuple[Projection, ...]) -> set[str]:
+def _fitting(name: str, key: str, projections: tuple[Projection, ...]) -> set[Projection]:
     if key in {role.value for role in Role}:
-        return {p.module for p in projections if p.role == key}
+        return {p for p in projections if p.role == key}
     try:
         pattern = re.compile(key)
     except re.error as error:
         raise InputError(f"{name}: {key!r} is neither a role nor a regular expression: {error}") from None
-    return {p.module for p in projections if pattern.search(p.module)}
+    return {p for p in projections if pattern.search(p.module)}
 
 
 def _planned(
     projection: Projection, policy: Policy, rank_and_alpha: tuple[float, float], *, rslora: bool
 ) -> PlannedAdapter:
     rank, alpha = rank_and_alpha
-    where = f"{projection.module} ({projection.out_features} x {projection.in_features})"
+    where = f"{projection.name} ({projection.out_features} x {projection.in_features})"
     if isinstance(rank, bool) or rank != int(rank) or not 1 <= rank <= projection.max_rank:
         raise InputError(f"rank {rank!r} is not possible for {where}: a whole number from 1 to {projection.max_rank}")
     if isinstance(alpha, bool) or not (alpha > 0 and math.isfinite(alpha)):

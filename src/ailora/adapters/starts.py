@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from ailora.adapters.plan import Form, Plan, PlannedAdapter
-from ailora.adapters.weights import base_layer, read_weight, residual_weight
+from ailora.adapters.weights import base_layer, read_weight, residual_weight, rows_of, stored_weight
 from ailora.errors import ModelError
 from ailora.inits import Factors
+from ailora.roles import Projection
 
 #: fp32 copies of a matrix that a decomposition needs at its peak.
 _COPIES = 6
@@ -31,7 +32,7 @@ class Start:
     Attributes:
         planned: what was planned.
         factors: `A0` and `B0`.
-        residual: `W - s B0 A0` in the dtype of W, for the residual form; else None.
+        residual: `W - s B0 A0` in the dtype of W (rows of the projection), for the residual form; else None.
     """
 
     planned: PlannedAdapter
@@ -43,19 +44,32 @@ class Start:
 class _Job:
     """One decomposition, and the planned adapters that share it: tied layers have one weight."""
 
-    weight: Tensor
+    whole: Tensor
     sharing: list[PlannedAdapter]
-    layer_weight: Tensor
+    stored: Tensor
 
     @property
     def planned(self) -> PlannedAdapter:
         return self.sharing[0]
 
     @property
+    def weight(self) -> Tensor:
+        """The rows that are decomposed, (out, in); a copy where the weight is fused."""
+        return rows_of(self.whole, self.planned.projection)
+
+    @property
     def kind(self) -> tuple[object, ...]:
         """Jobs of one kind can be decomposed at once."""
         p = self.planned
-        return (tuple(self.weight.shape), self.weight.dtype, self.weight.device, p.init, p.rank, p.scaling)
+        return (
+            p.projection.out_features,
+            p.projection.in_features,
+            self.whole.dtype,
+            self.whole.device,
+            p.init,
+            p.rank,
+            p.scaling,
+        )
 
 
 def compute_starts(base: nn.Module, plan: Plan, generator: torch.Generator) -> list[Start]:
@@ -73,15 +87,15 @@ def compute_starts(base: nn.Module, plan: Plan, generator: torch.Generator) -> l
         ModelError: a planned module is missing or has another shape, a weight has no decomposition.
     """
     jobs = _jobs(base, plan)
-    made: dict[str, Start] = {}
+    made: dict[Projection, Start] = {}
     with tqdm(total=len(jobs), desc="decomposing", unit="matrix", leave=False, disable=None) as bar:
         for batch in _batches(jobs):
-            bar.set_postfix_str(batch[0].planned.projection.module)
+            bar.set_postfix_str(batch[0].planned.projection.name)
             for job, factors in zip(batch, _factors(batch, generator), strict=True):
                 residual = _residual(plan, job, factors)
-                made |= {p.projection.module: Start(p, factors, residual) for p in job.sharing}
+                made |= {p.projection: Start(p, factors, residual) for p in job.sharing}
             bar.update(len(batch))
-    return [made[planned.projection.module] for planned in plan.adapters]
+    return [made[planned.projection] for planned in plan.adapters]
 
 
 def _jobs(base: nn.Module, plan: Plan) -> list[_Job]:
@@ -93,14 +107,12 @@ def _jobs(base: nn.Module, plan: Plan) -> list[_Job]:
             raise ModelError(f"the plan names {projection.module}, which this {type(base).__name__} does not have")
         layer = base_layer(base, projection.module)
         weight = read_weight(layer, projection.module)
-        if tuple(weight.shape) != (projection.out_features, projection.in_features):
-            raise ModelError(
-                f"{projection.module} is {tuple(weight.shape)}, the plan says "
-                f"{(projection.out_features, projection.in_features)}"
-            )
-        key = (id(layer.weight), planned.init, planned.rank, planned.scaling)
-        jobs.setdefault(key, _Job(weight, [], layer.weight)).sharing.append(planned)
-    weights = [id(job.layer_weight) for job in jobs.values() if job.planned.init.anchored]
+        if tuple(weight.shape) != projection.shape:
+            raise ModelError(f"{projection.module} is {tuple(weight.shape)}, the plan says {projection.shape}")
+        stored = stored_weight(layer)
+        key = (id(stored), projection.rows, planned.init, planned.rank, planned.scaling)
+        jobs.setdefault(key, _Job(weight, [], stored)).sharing.append(planned)
+    weights = [(id(job.stored), job.planned.projection.rows) for job in jobs.values() if job.planned.init.anchored]
     if plan.form is Form.RESIDUAL and len(set(weights)) < len(weights):
         raise ModelError(
             "a tied weight has two different starts, which the residual form cannot subtract: use anchored"
@@ -116,7 +128,7 @@ def _batches(jobs: Sequence[_Job]) -> Iterator[list[_Job]]:
         by_kind.setdefault(kind, []).append(job)
     for same in by_kind.values():
         rest = iter(same)
-        while chunk := list(islice(rest, _chunk_size(same[0].weight))):
+        while chunk := list(islice(rest, _chunk_size(same[0].whole))):
             yield chunk
 
 
@@ -147,7 +159,7 @@ def _residual(plan: Plan, job: _Job, factors: Factors) -> Tensor | None:
     lost = (stored.to(exact.dtype) - exact).norm() / moved if moved > 0 else 0.0
     if lost > 1e-3:
         warnings.warn(
-            f"{planned.projection.module}: storing W - s B0 A0 as {weight.dtype} loses {lost:.0%} of the subtracted "
+            f"{planned.projection.name}: storing W - s B0 A0 as {weight.dtype} loses {lost:.0%} of the subtracted "
             "part; use float32 weights or form='anchored'",
             LossyResidualWarning,
             stacklevel=5,

@@ -7,14 +7,16 @@ import hashlib
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from ailora.errors import ModelError
 from ailora.inits import Factors
+from ailora.roles import Projection, shape_of
 
 _READABLE = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-def base_layer(model: nn.Module, module: str) -> nn.Linear:
+def base_layer(model: nn.Module, module: str) -> nn.Module:
     """The layer of the base model that a projection names, without the PEFT layer around it.
 
     Raises:
@@ -22,18 +24,25 @@ def base_layer(model: nn.Module, module: str) -> nn.Linear:
     """
     layer = model.get_submodule(module)
     inner = getattr(layer, "base_layer", layer)
-    if not isinstance(inner, nn.Linear):
+    if shape_of(inner) is None:
         raise ModelError(f"{module} is a {type(inner).__name__}, not a linear map")
     return inner
 
 
-def read_weight(layer: nn.Linear, module: str) -> Float[Tensor, "out in_"]:
-    """A base weight as a plain floating matrix (out, in), detached, in its own dtype.
+def stored_weight(layer: nn.Module) -> Tensor:
+    """The tensor that a layer stores, as it stores it."""
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
+    return weight
+
+
+def read_weight(layer: nn.Module, module: str) -> Float[Tensor, "out in_"]:
+    """A base weight as a plain floating matrix (out, in), detached, in its own dtype; shares memory with the layer's.
 
     Raises:
         ModelError: the weight is on the meta device, in a dtype without a decomposition, or not finite.
     """
-    weight = layer.weight.detach()
+    weight = stored_weight(layer).detach()
     what = f"{module}: weight {tuple(weight.shape)} of dtype {weight.dtype}"
     if weight.is_meta:
         raise ModelError(f"{what} is on the meta device: load the model's weights before adapting it")
@@ -42,7 +51,26 @@ def read_weight(layer: nn.Linear, module: str) -> Float[Tensor, "out in_"]:
         raise ModelError(f"{what} cannot be decomposed; allowed dtypes: {allowed}")
     if not torch.isfinite(weight).all():
         raise ModelError(f"{what} holds NaN or infinite entries")
-    return weight
+    return weight.T if stored_transposed(layer) else weight
+
+
+def stored_transposed(layer: nn.Module) -> bool:
+    """Whether a layer stores its weight as (in, out), as transformers' `Conv1D` does."""
+    return isinstance(layer, Conv1D)
+
+
+def rows_of(weight: Float[Tensor, "out in_"], projection: Projection) -> Float[Tensor, "rows in_"]:
+    """The rows of a whole weight that are the projection's; the weight itself where all are."""
+    if not projection.fused:
+        return weight
+    return torch.cat([weight[start:stop] for start, stop in projection.rows])
+
+
+def write_rows(weight: Float[Tensor, "out in_"], projection: Projection, rows: Float[Tensor, "rows in_"]) -> None:
+    """Overwrite the rows of a whole weight that are the projection's."""
+    sizes = [stop - start for start, stop in projection.rows]
+    for (start, stop), block in zip(projection.rows, rows.split(sizes), strict=True):
+        weight[start:stop] = block
 
 
 def residual_weight(weight: Float[Tensor, "out in_"], factors: Factors, scaling: float) -> Float[Tensor, "out in_"]:

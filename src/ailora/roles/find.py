@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from torch import nn
 
 from ailora.errors import InputError, ModelError
-from ailora.roles.catalog import FAMILIES, FUSED, Match, ends_with, match_family
+from ailora.roles.catalog import FAMILIES, Rule, match_family
 from ailora.roles.projection import Attention, Projection, Role, parse_role
 
 _SHOWN_MODULES = 12
 
 
 def find_projections(model: nn.Module, *, role_names: Mapping[str, Role | str] | None = None) -> tuple[Projection, ...]:
-    """The projections of `model`, in the order of its modules.
+    """The projections of `model`, in the order of its modules, those of a fused weight in the order of their rows.
 
     A module that is used in several places (ALBERT's shared layers) is listed once. A base model that carries PEFT
-    layers works too: its projections keep the names that they have without them.
+    layers works too: its projections keep the names that they have without them. The parts of a composite model
+    (CLIP's towers) are told apart by their own configurations.
 
     Args:
         model: a model of transformers, or any module when `role_names` says what is what. Weights are not read:
@@ -28,45 +30,77 @@ def find_projections(model: nn.Module, *, role_names: Mapping[str, Role | str] |
 
     Raises:
         InputError: a regular expression is broken or matches no linear module; a role is unknown.
-        ModelError: no rule knows the model, or it keeps several roles in one fused weight.
+        ModelError: no rule knows the model, or the rows of a fused weight do not fit the configuration's head counts.
     """
     named = _compile(role_names or {})
     linear = _linear_modules(model)
     _refuse_idle_patterns(named, linear)
-    model_type = getattr(getattr(model, "config", None), "model_type", None)
-    projections = []
+    configs = _configs(model)
+    projections: list[Projection] = []
     for name, module in linear.items():
-        match = _match_named(named, name) or (match_family(model_type, name) if model_type else None)
-        if match is not None:
-            projections.append(_projection(name, module, match))
+        role = _named_role(named, name)
+        if role is not None:
+            attends = role in (Role.QUERY, Role.KEY, Role.VALUE, Role.OUTPUT)
+            rule = Rule(name, (role,), Attention.SELF if attends else None)
+            projections += _projections(name, module, rule)
+            continue
+        for config in _enclosing(configs, name):
+            if rule := match_family(config.model_type, name):
+                projections += _projections(name, module, rule, config)
+                break
     if not any(p.role in (Role.QUERY, Role.VALUE) for p in projections) and not named:
-        raise _unknown_model(model, model_type, linear)
+        raise _unknown_model(model, linear)
     return tuple(projections)
 
 
-def _linear_modules(model: nn.Module) -> dict[str, nn.Linear]:
-    """The linear maps of a model (`nn.Linear` and its kin) by the name that they have without PEFT layers.
+def shape_of(module: nn.Module) -> tuple[int, int] | None:
+    """(out, in) of a linear map, whichever way it stores its weight; None for a module that is none."""
+    names = ("nf", "nx") if type(module).__name__ == "Conv1D" else ("out_features", "in_features")
+    out, in_ = (getattr(module, name, None) for name in names)
+    # A PEFT layer answers for the layer that it holds, which is listed itself.
+    if isinstance(out, int) and isinstance(in_, int) and not hasattr(module, "base_layer"):
+        return out, in_
+    return None
+
+
+def _linear_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """The linear maps of a model (`nn.Linear`, transformers' `Conv1D`, quantized ones) by their name without PEFT.
 
     PEFT moves a wrapped module to `NAME.base_layer` and puts factors below `NAME.lora_A`.
     """
     return {
         name.removesuffix(".base_layer"): module
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and ".lora_" not in name
+        if shape_of(module) is not None and ".lora_" not in name
     }
 
 
-def _projection(name: str, module: nn.Linear, match: Match) -> Projection:
-    return Projection(
-        module=name,
-        role=match.role,
-        attention=match.attention,
-        out_features=module.out_features,
-        in_features=module.in_features,
-        dtype=str(module.weight.dtype).removeprefix("torch."),
-        rule=match.rule,
-        rows=((0, module.out_features),),
-    )
+def _configs(model: nn.Module) -> dict[str, Any]:
+    """The configurations of a model and of its parts, by the name of the module that carries one."""
+    found = {name.removesuffix(".base_layer"): getattr(m, "config", None) for name, m in model.named_modules()}
+    return {name: config for name, config in found.items() if getattr(config, "model_type", None)}
+
+
+def _enclosing(configs: Mapping[str, Any], module: str) -> Iterator[Any]:
+    """The configurations of the modules around `module`, from the nearest to the model's own."""
+    name = module
+    while name:
+        name = name.rpartition(".")[0]
+        if name in configs:
+            yield configs[name]
+
+
+def _projections(name: str, module: nn.Module, rule: Rule, config: Any = None) -> list[Projection]:
+    source = config.model_type if config is not None else "role_names"
+    shape = shape_of(module)
+    assert shape is not None
+    try:
+        layout = rule.split(rule.roles, config, shape[0])
+    except ModelError as error:
+        raise ModelError(f"{name} ({shape[0]} x {shape[1]}), a fused weight of {source!r}: {error}") from None
+    weight = getattr(module, "weight", None)
+    dtype = str(getattr(weight, "dtype", "unknown")).removeprefix("torch.")
+    return [Projection(name, role, rule.attention, layout.rows(role), shape, dtype, source) for role in rule.roles]
 
 
 def _compile(role_names: Mapping[str, Role | str]) -> list[tuple[re.Pattern[str], Role]]:
@@ -79,7 +113,7 @@ def _compile(role_names: Mapping[str, Role | str]) -> list[tuple[re.Pattern[str]
     return compiled
 
 
-def _refuse_idle_patterns(named: list[tuple[re.Pattern[str], Role]], linear: Mapping[str, nn.Linear]) -> None:
+def _refuse_idle_patterns(named: list[tuple[re.Pattern[str], Role]], linear: Mapping[str, nn.Module]) -> None:
     for pattern, role in named:
         if not any(pattern.search(name) for name in linear):
             raise InputError(
@@ -88,32 +122,29 @@ def _refuse_idle_patterns(named: list[tuple[re.Pattern[str], Role]], linear: Map
             )
 
 
-def _match_named(named: list[tuple[re.Pattern[str], Role]], module: str) -> Match | None:
-    for pattern, role in named:
-        if pattern.search(module):
-            attends = role in (Role.QUERY, Role.KEY, Role.VALUE, Role.OUTPUT)
-            return Match(role, Attention.SELF if attends else None, "role_names")
-    return None
+def _named_role(named: list[tuple[re.Pattern[str], Role]], module: str) -> Role | None:
+    return next((role for pattern, role in named if pattern.search(module)), None)
 
 
-def _listing(linear: Mapping[str, nn.Linear]) -> str:
+def _listing(linear: Mapping[str, nn.Module]) -> str:
     """The linear modules, those of repeated layers folded into one line each."""
     shapes: dict[str, str] = {}
     for name, module in linear.items():
         folded = re.sub(r"\.\d+(?=\.|$)", ".*", name)
-        shapes.setdefault(folded, f"  {folded}  ({module.out_features} x {module.in_features})")
+        shapes.setdefault(folded, f"  {folded}  ({' x '.join(map(str, shape_of(module) or ()))})")
     lines = list(shapes.values())
     more = [f"  ... and {len(lines) - _SHOWN_MODULES} more"] if len(lines) > _SHOWN_MODULES else []
     return "\n".join(lines[:_SHOWN_MODULES] + more) or "  (none)"
 
 
-def _unknown_model(model: nn.Module, model_type: str | None, linear: Mapping[str, nn.Linear]) -> ModelError:
+def _unknown_model(model: nn.Module, linear: Mapping[str, nn.Module]) -> ModelError:
+    model_type = getattr(getattr(model, "config", None), "model_type", None)
     what = f"model type {model_type!r}" if model_type else f"a {type(model).__name__} without config.model_type"
-    if model_type in FUSED:
-        fused = [n for n, _ in model.named_modules() if ends_with(FUSED[model_type], n)]
-        return ModelError(
-            f"{what} keeps query, key and value in one fused weight ({fused[0] if fused else FUSED[model_type]}), "
-            "which is not supported yet; supported model types: " + ", ".join(sorted(FAMILIES))
+    packed = [name for name, module in model.named_modules() if isinstance(module, nn.MultiheadAttention)]
+    if packed:
+        what += (
+            f" ({packed[0]} is an nn.MultiheadAttention: PEFT's LoRA for it rewrites the base weight in every forward "
+            "pass and always adapts out_proj too, so that it is not supported)"
         )
     return ModelError(
         f"no rule knows the roles of {what}. Its linear modules are:\n{_listing(linear)}\n"

@@ -29,27 +29,45 @@ class Attention(StrEnum):
 
 @dataclass(frozen=True)
 class Projection:
-    """One linear map `y = W x` of a model, W (out, in).
+    """One linear map `y = W x` of a model, W (out, in): a whole weight, or the rows of one role in a fused weight.
 
     Attributes:
         module: name of the module in the model, as in `named_modules()`.
         role: what it is for.
         attention: self or cross; None for a projection of a feed-forward block.
-        out_features: rows of W.
-        in_features: columns of W.
-        dtype: the storage dtype of W, as torch prints it without its prefix.
+        rows: the rows of the module's weight that are W, as ranges (start, stop).
+        shape: the module's whole map (out, in), whichever way it is stored.
+        dtype: the storage dtype of the weight, as torch prints it without its prefix.
         rule: what decided the role: the name of the catalog's family, or `role_names`.
-        rows: the rows of the module's weight that belong to this projection, as ranges (start, stop).
     """
 
     module: str
     role: Role
     attention: Attention | None
-    out_features: int
-    in_features: int
+    rows: tuple[tuple[int, int], ...]
+    shape: tuple[int, int]
     dtype: str
     rule: str
-    rows: tuple[tuple[int, int], ...]
+
+    @property
+    def out_features(self) -> int:
+        """Rows of W."""
+        return sum(stop - start for start, stop in self.rows)
+
+    @property
+    def in_features(self) -> int:
+        """Columns of W."""
+        return self.shape[1]
+
+    @property
+    def fused(self) -> bool:
+        """Whether the module's weight holds more than this projection."""
+        return self.out_features != self.shape[0]
+
+    @property
+    def name(self) -> str:
+        """The module's name, with the role where the module has several."""
+        return f"{self.module}[{self.role}]" if self.fused else self.module
 
     @property
     def max_rank(self) -> int:

@@ -1,0 +1,315 @@
+"""What fused projections promise, proven by how each family's own attention behaves."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers as tf
+from peft import PeftModel
+from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
+from torch import Tensor, nn
+
+import ailora
+from ailora.adapters.anchored import StackedFactor
+from ailora.adapters.weights import base_layer, read_weight, rows_of
+from ailora.roles import Projection, Role
+from tests.contracts.test_adapted_model import close
+
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+
+SIZES = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "vocab_size": 64,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "cls_token_id": 1,
+    "sep_token_id": 2,
+}
+NO_DROPOUT = {"attn_pdrop": 0.0, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attention_dropout": 0.0, "hidden_dropout": 0.0}
+POSITIONS = 6
+
+
+@dataclass(frozen=True)
+class Fused:
+    """A family that keeps several roles in one weight."""
+
+    config: Any
+    #: Where another term than q k' decides the attention: positions, by bias or by a weight of their own.
+    biased: bool = False
+
+
+def config(model_type: str, **options: Any) -> Any:
+    return tf.AutoConfig.for_model(model_type, **{**SIZES, **NO_DROPOUT, **options})
+
+
+def dbrx() -> Any:
+    made = tf.DbrxConfig(
+        d_model=32, n_heads=4, n_layers=2, vocab_size=64, pad_token_id=0, attn_config={"kv_n_heads": 2},
+        ffn_config={"ffn_hidden_size": 16, "moe_num_experts": 2, "moe_top_k": 1},
+    )  # fmt: skip
+    made.attn_config.rope_theta = 10000.0
+    return made
+
+
+FUSED = {
+    "gpt2": Fused(config("gpt2")),
+    "gpt_bigcode, multi-query": Fused(config("gpt_bigcode")),
+    "gpt_bigcode": Fused(config("gpt_bigcode", multi_query=False)),
+    "phi3, grouped queries": Fused(config("phi3", num_key_value_heads=2)),
+    "gpt_neox": Fused(config("gpt_neox")),
+    "bloom": Fused(config("bloom"), biased=True),
+    "falcon, multi-query": Fused(config("falcon")),
+    "falcon, multi-head": Fused(config("falcon", multi_query=False)),
+    "falcon, new": Fused(config("falcon", new_decoder_architecture=True, num_kv_heads=2)),
+    "persimmon": Fused(config("persimmon")),
+    "codegen": Fused(config("codegen", rotary_dim=4)),
+    "mpt": Fused(config("mpt"), biased=True),
+    "glm": Fused(config("glm", head_dim=8, num_key_value_heads=2)),
+    "glm4": Fused(config("glm4", head_dim=8, num_key_value_heads=2)),
+    "modernbert": Fused(config("modernbert")),
+    "dbrx": Fused(dbrx()),
+    "deberta": Fused(
+        config("deberta", relative_attention=True, pos_att_type=["c2p", "p2c"], hidden_dropout_prob=0.0,
+               attention_probs_dropout_prob=0.0), biased=True,
+    ),
+}  # fmt: skip
+QKV_FUSED = [name for name in FUSED if not name.startswith("glm")]
+
+
+@cache
+def _made(name: str) -> nn.Module:
+    torch.manual_seed(3)
+    config = copy.deepcopy(FUSED[name].config)
+    config._attn_implementation = "eager"
+    model = tf.AutoModel.from_config(config).float().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.3) if parameter.ndim == 2 else parameter.add_(0.1 * torch.randn_like(parameter))
+    return model
+
+
+def fresh(name: str) -> nn.Module:
+    return copy.deepcopy(_made(name))
+
+
+def run(model: nn.Module) -> Tensor:
+    ids = torch.randint(5, 64, (2, POSITIONS), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        return model(input_ids=ids).last_hidden_state
+
+
+def projection(model: nn.Module, role: Role) -> Projection:
+    """The first layer's projection of a role."""
+    return next(p for p in ailora.find_projections(model) if p.role is role)
+
+
+@contextmanager
+def changed(model: nn.Module, of: Projection, change: Any) -> Iterator[None]:
+    """The rows of a projection's output (batch, positions, rows) changed in place while the body runs."""
+    rows = [row for start, stop in of.rows for row in range(start, stop)]
+
+    def hook(_: nn.Module, __: Any, output: Tensor) -> Tensor:
+        output = output.clone()
+        shape = output.shape
+        output = output.view(2, POSITIONS, -1)
+        output[..., rows] = change(output[..., rows])
+        return output.view(shape)
+
+    handle = model.get_submodule(of.module).register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def attention_output(model: nn.Module) -> Tensor:
+    """What the first layer's output projection receives: (batch, positions, heads x head size)."""
+    seen: list[Tensor] = []
+    module = model.get_submodule(projection(model, Role.OUTPUT).module)
+    handle = module.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach().clone()))
+    try:
+        run(model)
+    finally:
+        handle.remove()
+    return seen[0].view(2, POSITIONS, -1)
+
+
+def moved(position: int) -> Any:
+    noise = torch.randn(1000, generator=torch.Generator().manual_seed(4))
+
+    def change(rows: Tensor) -> Tensor:
+        rows = rows.clone()
+        rows[:, position] += 3 * noise[: rows.shape[-1]]
+        return rows
+
+    return change
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_the_roles_partition_every_fused_weight(name: str) -> None:
+    by_module: dict[str, list[Projection]] = {}
+    for p in ailora.find_projections(fresh(name)):
+        by_module.setdefault(p.module, []).append(p)
+    assert any(len(group) > 1 for group in by_module.values())
+    for group in by_module.values():
+        rows = [row for p in group for start, stop in p.rows for row in range(start, stop)]
+        assert sorted(rows) == list(range(group[0].shape[0]))
+
+
+@pytest.mark.parametrize("name", QKV_FUSED)
+def test_without_values_the_attention_is_constant_over_positions(name: str) -> None:
+    model = fresh(name)
+    with changed(model, projection(model, Role.VALUE), torch.zeros_like):
+        output = attention_output(model)
+    # DeBERTa adds a bias to the values after the projection.
+    assert (output - output[:, :1]).abs().max() <= 1e-6
+    for role in (Role.QUERY, Role.KEY):
+        with changed(model, projection(model, role), torch.zeros_like):
+            output = attention_output(model)
+        assert (output - output[:, :1]).abs().max() > (1e-6 if role is Role.KEY or FUSED[name].biased else -1)
+
+
+@pytest.mark.parametrize("name", QKV_FUSED)
+def test_without_queries_the_attention_is_uniform_over_the_mask(name: str) -> None:
+    """Uniform, the keys have no say: neither their positions nor their size. With a bias, at least that."""
+    model = fresh(name)
+    if name == "deberta":
+        # Its positions meet the keys in a term of their own, and the query has a bias of its own.
+        attention = model.encoder.layer[0].attention.self
+        attention.pos_att_type = []
+        with torch.no_grad():
+            attention.q_bias.zero_()
+    query, key, value = (projection(model, role) for role in (Role.QUERY, Role.KEY, Role.VALUE))
+    with changed(model, query, torch.zeros_like):
+        output = attention_output(model)
+        with changed(model, key, lambda rows: 5 - 2 * rows):
+            assert torch.allclose(attention_output(model), output, atol=1e-5)
+        if FUSED[name].biased:
+            return
+        heads = query.out_features // 8
+        with changed(model, value, torch.arange(1.0, POSITIONS + 1)[None, :, None].expand_as):
+            mean = attention_output(model)
+    positions = torch.arange(1.0, POSITIONS + 1)
+    causal = positions.cumsum(0) / positions
+    expected = positions.mean().expand(POSITIONS) if name == "modernbert" else causal
+    assert heads == 4
+    assert torch.allclose(mean, expected[None, :, None].expand_as(mean), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", QKV_FUSED)
+def test_a_query_is_of_its_position_and_a_key_of_the_others_too(name: str) -> None:
+    model = fresh(name)
+    output = attention_output(model)
+    others = [p for p in range(POSITIONS) if p != 2]
+    with changed(model, projection(model, Role.QUERY), moved(2)):
+        difference = (attention_output(model) - output).abs().amax(dim=(0, 2))
+    assert difference[others].max() <= 1e-6
+    assert difference[2] > 1e-3
+    for role in (Role.KEY, Role.VALUE):
+        with changed(model, projection(model, role), moved(2)):
+            difference = (attention_output(model) - output).abs().amax(dim=(0, 2))
+        assert difference[3:].min() > 1e-4
+
+
+def adapt(name: str, policy: Any = "ailora", **options: Any) -> PeftModel:
+    return ailora.adapt(fresh(name), policy, **{"rank": 4, "task_type": "FEATURE_EXTRACTION", **options})
+
+
+def train(model: nn.Module, *, steps: int = 3) -> None:
+    target = torch.randn(2, POSITIONS, 32, generator=torch.Generator().manual_seed(2))
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    ids = torch.randint(5, 64, (2, POSITIONS), generator=torch.Generator().manual_seed(1))
+    for _ in range(steps):
+        ((model(input_ids=ids).last_hidden_state - target) ** 2).mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+@pytest.mark.parametrize("form", ["anchored", "stock"])
+@pytest.mark.parametrize("name", FUSED)
+def test_the_start_is_exact_and_the_file_is_stock(name: str, form: str, tmp_path: Path) -> None:
+    present = {p.role for p in ailora.find_projections(fresh(name))}
+    roles = sorted(present - {Role.KEY}) if name.startswith("glm") else None
+    policy: Any = "milora" if name.startswith("glm") else "ailora"
+    model = adapt(name, policy, form=form, roles=roles, alpha=6.0)
+    expected = run(fresh(name))
+    assert torch.equal(run(model), expected)
+    train(model)
+    assert not torch.equal(run(model), expected)
+    ailora.save_adapter(model, tmp_path)
+    loaded = PeftModel.from_pretrained(fresh(name), tmp_path).eval()
+    assert not any(isinstance(m, StackedFactor) for m in loaded.modules())
+    assert close(run(loaded), run(model), 1e-5)
+    with model.disable_adapter():
+        assert torch.equal(run(model), expected)
+    if form == "anchored":
+        again = adapt(name, policy, roles=roles, alpha=6.0)
+        again.load_adapter(tmp_path, "default", is_trainable=True)
+        assert torch.equal(run(again), run(model))
+    assert close(run(model.merge_and_unload()), run(loaded), 1e-4)
+
+
+@pytest.mark.parametrize("name", QKV_FUSED)
+def test_each_role_starts_from_its_own_rows_and_trains_only_them(name: str) -> None:
+    model = adapt(name)
+    train(model)
+    base = fresh(name)
+    for planned in ailora.plan_of(model).adapters:
+        p = planned.projection
+        whole = read_weight(base_layer(base, p.module), p.module)
+        part = rows_of(whole, p)
+        _, _, Vh = torch.linalg.svd(part.double(), full_matrices=False)
+        band = Vh[:4] if p.role is Role.QUERY else Vh[-4:]
+        layer = model.get_base_model().get_submodule(p.module)
+        anchor = layer.lora_A["default"].parts[p.role.value].anchor.double()
+        basis = torch.linalg.qr(anchor.T).Q
+        assert torch.linalg.matrix_norm(basis @ basis.T - band.T @ band, 2) <= 1e-4
+    keys = [p for p in ailora.find_projections(base) if p.role is Role.KEY]
+    for p in keys:
+        layer = model.get_base_model().get_submodule(p.module)
+        delta = layer.get_delta_weight("default")
+        delta = delta.T if type(layer.base_layer).__name__ == "Conv1D" else delta
+        assert (rows_of(delta, p) == 0).all()
+        assert delta.abs().max() > 0
+
+
+@pytest.mark.parametrize("name", ["gpt2", "phi3, grouped queries", "codegen"])
+def test_the_residual_form_of_a_fused_weight(name: str, tmp_path: Path) -> None:
+    expected = run(fresh(name))
+    model = adapt(name, form="residual")
+    assert close(run(model), expected, 1e-5)
+    train(model)
+    ailora.save_adapter(model, tmp_path)
+    loaded = PeftModel.from_pretrained(fresh(name), tmp_path).eval()
+    assert close(run(loaded), run(model), 1e-5)
+    assert close(run(ailora.restore_base(model)), expected, 1e-5)
+
+
+def test_a_role_of_another_scaling_is_refused() -> None:
+    with pytest.raises(ailora.InputError, match=r"share one scaling.*\[query\] s = 2.*\[value\] s = 1"):
+        ailora.make_plan(fresh("gpt2"), alpha={"query": 16, "value": 8})
+
+
+def test_a_file_that_reaches_other_rows_is_refused() -> None:
+    """A stock trainer trains all rows of `lora_B`; such a file is no state of the anchored form."""
+    model = adapt("gpt2")
+    expected = run(model)
+    state = get_peft_model_state_dict(model)
+    last = [key for key in state if "lora_B" in key][-1]
+    state[last] = state[last].clone()
+    state[last][40, 0] = 1e-3
+    with pytest.raises(ailora.AnchorMismatchError, match="rows of other roles"):
+        set_peft_model_state_dict(model, state)
+    assert torch.equal(run(model), expected)
