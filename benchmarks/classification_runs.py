@@ -64,7 +64,7 @@ def main() -> None:
                 config = {
                     "recipe": "classification",
                     "model": "builtin:minilm",
-                    "adapter": {"policy": policy, "rank": 8},
+                    "adapter": {"policy": policy} if policy == "full" else {"policy": policy, "rank": 8},
                     "training": {**TRAINING, "learning_rate": rate},
                     "output": str(arguments.out / f"{task}-{policy}-{rate:g}"),
                     **fixed,

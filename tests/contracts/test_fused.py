@@ -57,7 +57,8 @@ def config(model_type: str, **options: Any) -> Any:
 def dbrx() -> Any:
     made = tf.DbrxConfig(
         d_model=32, n_heads=4, n_layers=2, vocab_size=64, pad_token_id=0,
-        attn_config={"kv_n_heads": 2, "clip_qkv": 1e3}, ffn_config={"ffn_hidden_size": 16, "moe_num_experts": 2, "moe_top_k": 1},
+        attn_config={"kv_n_heads": 2, "clip_qkv": 1e3},
+        ffn_config={"ffn_hidden_size": 16, "moe_num_experts": 2, "moe_top_k": 1},
     )  # fmt: skip
     made.attn_config.rope_theta = 10000.0
     return made
@@ -293,7 +294,7 @@ class Separate(nn.Module):
         super().__init__()
         weights, biases = fused.weight.detach().chunk(3, dim=1), fused.bias.detach().chunk(3)
         for name, weight, bias in zip("qkv", weights, biases, strict=True):
-            linear = nn.Linear(*weight.shape)
+            linear = nn.Linear(*weight.shape, dtype=weight.dtype)
             linear.load_state_dict({"weight": weight.T, "bias": bias})
             self.add_module(name, linear)
 
