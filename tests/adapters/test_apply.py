@@ -11,7 +11,7 @@ from torch import nn
 
 import ailora
 from ailora.adapters import apply as apply_module
-from ailora.adapters.starts import LossyResidualWarning
+from ailora.adapters.residual import LossyResidualWarning
 from tests.families import FAMILIES
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")

@@ -35,12 +35,12 @@ def test_a_plan_travels_as_json(**options: Any) -> None:
     for adapter in plan.adapters:
         s = adapter.scaling
         alpha = options["alpha"] or adapter.rank
-        assert s == pytest.approx(alpha / (math.sqrt(adapter.rank) if plan.rslora else adapter.rank))
+        assert s == pytest.approx(alpha / (math.sqrt(adapter.rank) if plan.options.rslora else adapter.rank))
         config = lora_config(plan, BERT)
         module = next(k for k in [*config.rank_pattern, ""] if not k or re.search(rf"{k}$", adapter.projection.module))
         r, alpha = config.rank_pattern.get(module, config.r), config.alpha_pattern.get(module, config.lora_alpha)
         assert r == adapter.file_rank
-        assert alpha / (math.sqrt(r) if plan.rslora else r) == pytest.approx(s, rel=1e-15)
+        assert alpha / (math.sqrt(r) if plan.options.rslora else r) == pytest.approx(s, rel=1e-15)
 
 
 def test_a_meta_model_will_do() -> None:
@@ -63,7 +63,7 @@ def test_ranks_and_alphas_by_role_and_regex() -> None:
 
 
 def test_the_task_type_follows_the_class() -> None:
-    assert [make_plan(m).task_type for m in (BERT, LLAMA, VIT)] == ["SEQ_CLS", "CAUSAL_LM", None]
+    assert [make_plan(m).options.task_type for m in (BERT, LLAMA, VIT)] == ["SEQ_CLS", "CAUSAL_LM", None]
 
 
 @pytest.mark.parametrize(
@@ -84,6 +84,12 @@ def test_the_task_type_follows_the_class() -> None:
         ({"roles": ["gate"]}, "no projection has the role gate; this model has: query, key, value, output, up, down"),
         ({"roles": []}, "roles is empty"),
         ({"roles": "query"}, "roles is a list"),
+        ({"roles": 5}, "roles is a list"),
+        ({"rank": None}, "rank None is not possible"),
+        ({"alpha": "8"}, "alpha '8' is not allowed"),
+        ({"modules": "("}, "modules: '.' is not a regular expression"),
+        ({"modules": "decoder"}, "modules: 'decoder' finds none of the model's projections, such as bert.encoder"),
+        ({"modules": "layer.0", "roles": ["gate"]}, "no projection has the role gate"),
         ({"roles": ["querry"]}, "did you mean 'query'"),
         ({"form": "anchor"}, "did you mean 'anchored'"),
         ({"dropout": 1.0}, "dropout 1.0 is not allowed"),
@@ -104,6 +110,14 @@ def test_rank_is_bounded_by_the_narrowest_projection() -> None:
 
 def test_what_is_not_a_plan_is_refused() -> None:
     data = make_plan(BERT).to_json()
-    for key in data:
+    for key in data.keys() - {"couple_roles", "layer_replication"}:
         with pytest.raises(ailora.InputError):
             Plan.from_json({k: v for k, v in data.items() if k != key})
+    with pytest.raises(ailora.InputError):
+        Plan.from_json({**data, "unknown": 1})
+
+
+def test_a_plan_from_before_an_option_is_read_without_it() -> None:
+    plan = make_plan(BERT)
+    data = {k: v for k, v in plan.to_json().items() if k not in ("couple_roles", "layer_replication")}
+    assert Plan.from_json(data) == plan

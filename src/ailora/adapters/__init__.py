@@ -3,7 +3,8 @@
 from ailora.adapters.anchored import AnchoredFactor
 from ailora.adapters.apply import adapt, apply_plan, plan_of
 from ailora.adapters.files import restore_base, save_adapter
-from ailora.adapters.plan import Form, Plan, PlannedAdapter, make_plan
+from ailora.adapters.plan import Form, Plan, PlannedAdapter
+from ailora.adapters.planning import make_plan
 from ailora.adapters.sidecar import SIDECAR_NAME, Sidecar, find_sidecar
 
 __all__ = [

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
@@ -15,14 +18,19 @@ from torch import nn
 from ailora.adapters.anchored import AnchoredA, AnchoredB, StackedFactor, require_same_starts
 from ailora.adapters.fused import FusedA, FusedB, PlainFactor
 from ailora.adapters.lora_config import live_config
-from ailora.adapters.plan import Form, Plan, make_plan
+from ailora.adapters.plan import Form, Plan
+from ailora.adapters.planning import make_plan
+from ailora.adapters.replication import replicated
+from ailora.adapters.residual import Residual, compute_residuals, require_residual_form
 from ailora.adapters.sidecar import Sidecar
+from ailora.adapters.sources import checkpoint_source, model_source
 from ailora.adapters.starts import Start, compute_starts
-from ailora.adapters.weights import base_layer, fingerprint, read_weight, stored_weight, write_rows
+from ailora.adapters.weights import base_layer, fingerprint, write_rows
 from ailora.errors import InputError, ModelError
 from ailora.inits import Policy
 
 _SIDECARS = "ailora_sidecars"
+_LOG = logging.getLogger("ailora")
 
 
 def adapt(
@@ -30,6 +38,7 @@ def adapt(
     policy: Policy | str | Mapping[str, Any] = "ailora",
     *,
     adapter_name: str = "default",
+    weights_from: Path | str | None = None,
     **plan_options: Any,
 ) -> PeftModel:
     """Adapt a pretrained model: `make_plan` and `apply_plan` in one call.
@@ -42,18 +51,21 @@ def adapt(
         model: the base model, or a `PeftModel` that gets one more adapter.
         policy: a preset (`ailora`, `reversed`, `pissa`, `milora`, `lora`), `{role: init}`, or a `Policy`.
         adapter_name: PEFT's name for the adapter.
-        **plan_options: as `make_plan`: rank, alpha, roles, role_names, form, dropout, rslora, dora, modules_to_save,
-            task_type.
+        weights_from: as `apply_plan`.
+        **plan_options: as `make_plan`: rank, alpha, roles, role_names, modules, form, dropout, rslora, dora,
+            modules_to_save, task_type, couple_roles, layer_replication.
 
     Raises:
         InputError, ModelError: as `make_plan` and `apply_plan`; the model is then as it was.
     """
     _require_free_name(model, adapter_name)
     plan = make_plan(_base_of(model), policy, **plan_options)
-    return apply_plan(model, plan, adapter_name=adapter_name)
+    return apply_plan(model, plan, adapter_name=adapter_name, weights_from=weights_from)
 
 
-def apply_plan(model: nn.Module, plan: Plan, *, adapter_name: str = "default") -> PeftModel:
+def apply_plan(
+    model: nn.Module, plan: Plan, *, adapter_name: str = "default", weights_from: Path | str | None = None
+) -> PeftModel:
     """Give every planned projection its adapter.
 
     Nothing is half done: if anything fails, the model is as it was. The global random state is as before.
@@ -62,6 +74,8 @@ def apply_plan(model: nn.Module, plan: Plan, *, adapter_name: str = "default") -
         model: the base model that the plan was made for, or a `PeftModel` of it that gets one more adapter.
         plan: from `make_plan` or `Plan.from_json`.
         adapter_name: PEFT's name for the adapter.
+        weights_from: folder of safetensors files, or one such file, whose weights are decomposed in place of the
+            model's: the unquantized checkpoint of a quantized model.
 
     Raises:
         ModelError: the name is taken, a planned module is missing or has another shape, a weight has no decomposition.
@@ -72,26 +86,45 @@ def apply_plan(model: nn.Module, plan: Plan, *, adapter_name: str = "default") -
     base = _base_of(model)
     generator = torch.Generator()
     generator.set_state(torch.get_rng_state())
-    starts = compute_starts(base, plan, generator)
-    fingerprints = {module: fingerprint(stored_weight(base_layer(base, module))) for module in plan.modules}
-    floored = {s.planned.projection.name: int(s.factors.floored) for s in starts if s.factors.floored}
-    sidecar = Sidecar.of(plan, fingerprints, floored=floored, base_model=getattr(base, "name_or_path", None) or None)
+    built = replicated(base, plan.options.layer_replication) if plan.options.layer_replication else base
+    source = model_source(built) if weights_from is None else checkpoint_source(built, weights_from, plan.modules)
+    residual = plan.form is Form.RESIDUAL
+    if residual:
+        require_residual_form(built, plan)
+    starts = compute_starts(built, plan, generator, source)
+    residuals = compute_residuals(built, starts, source) if residual else []
+    sidecar = _sidecar(built, plan, starts, residuals=residuals, weights_from=weights_from)
     with _unchanged_on_error(model, adapter_name), torch.random.fork_rng():
-        adapted = _inject(model, plan, adapter_name)
+        adapted = _inject(model, live_config(plan, built), adapter_name)
         for module, group in _by_module(starts).items():
-            _place(base.get_submodule(module), group, adapter_name, plan.form)
+            _place(base.get_submodule(module), group, adapter_name, plan)
         _require_exact_cover(base, plan, adapter_name)
-    for start in starts:
-        if start.residual is not None:
-            projection = start.planned.projection
-            with torch.no_grad():
-                write_rows(
-                    read_weight(base_layer(base, projection.module), projection.module), projection, start.residual
-                )
+    with torch.no_grad():
+        for made in residuals:
+            made.write()
     if not hasattr(adapted, _SIDECARS):
         adapted.register_load_state_dict_pre_hook(require_same_starts)
     setattr(adapted, _SIDECARS, {**getattr(adapted, _SIDECARS, {}), adapter_name: sidecar})
+    _LOG.info("adapted %s: %s", type(base).__name__, plan)
     return adapted
+
+
+def _sidecar(
+    base: nn.Module,
+    plan: Plan,
+    starts: list[Start],
+    *,
+    residuals: list[Residual],
+    weights_from: Path | str | None,
+) -> Sidecar:
+    return Sidecar.of(
+        plan,
+        {module: fingerprint(base_layer(base, module), module) for module in plan.modules},
+        floored={s.planned.projection.name: int(s.factors.floored) for s in starts if s.factors.floored},
+        base_model=getattr(base, "name_or_path", None) or None,
+        weights_from=None if weights_from is None else str(weights_from),
+        quantization_errors={module: made.errors for made in residuals if made.errors for module in made.modules},
+    )
 
 
 def sidecar_of(model: nn.Module, adapter_name: str = "default") -> Sidecar:
@@ -134,9 +167,11 @@ def _require_free_name(model: nn.Module, adapter_name: str) -> None:
 
 
 def _require_untouched_base(model: nn.Module, plan: Plan) -> None:
-    """The residual form changes the base: it cannot live beside another adapter of the same base."""
+    """The residual form and layer replication change the base: neither can join another adapter of the same base."""
     if not isinstance(model, PeftModel):
         return
+    if plan.options.layer_replication:
+        raise ModelError("layer_replication rebuilds the model: give it to the first adapter only")
     residual = [n for n, s in getattr(model, _SIDECARS, {}).items() if s.plan["form"] == Form.RESIDUAL]
     if residual or plan.form is Form.RESIDUAL:
         raise ModelError(
@@ -146,8 +181,7 @@ def _require_untouched_base(model: nn.Module, plan: Plan) -> None:
         )
 
 
-def _inject(model: nn.Module, plan: Plan, adapter_name: str) -> PeftModel:
-    config = live_config(plan, _base_of(model))
+def _inject(model: nn.Module, config: LoraConfig, adapter_name: str) -> PeftModel:
     if not isinstance(model, PeftModel):
         return get_peft_model(model, config, adapter_name=adapter_name)  # type: ignore[return-value]
     model.add_adapter(adapter_name, config)
@@ -162,31 +196,42 @@ def _by_module(starts: list[Start]) -> dict[str, list[Start]]:
     return by_module
 
 
-def _place(layer: nn.Module, starts: list[Start], adapter_name: str, form: Form) -> None:
+def _place(layer: nn.Module, starts: list[Start], adapter_name: str, plan: Plan) -> None:
     """Put the starts of a module into its PEFT layer, in the dtype and on the device that PEFT chose for them."""
     assert isinstance(layer, LoraLayer)
     stock_A, stock_B = layer.lora_A[adapter_name], layer.lora_B[adapter_name]
     assert isinstance(stock_A, nn.Linear)
     assert isinstance(stock_B, nn.Linear)
-    factors = [_factors(start, stock_A, stock_B, form) for start in starts]
+    coupled = plan.couple_roles and starts[0].planned.projection.fused
+    if coupled:
+        starts = [_on_all_rows(start) for start in starts]
+    factors = [_factors(start, stock_A, stock_B, plan.form) for start in starts]
     A, B = factors[0]
     fused = starts[0].planned.projection.fused
     if fused:
         projections = [start.planned.projection for start in starts]
         A = FusedA({p.role: A for p, (A, _) in zip(projections, factors, strict=True)})
-        rows = {p.role: p.rows for p in projections}
-        parts = {p.role: B for p, (_, B) in zip(projections, factors, strict=True)}
-        B = FusedB(parts, rows, projections[0].shape[0])
-    if form is not Form.STOCK and (fused or isinstance(A, AnchoredA)):
+        out_features = projections[0].shape[0]
+        rows = {p.role: ((0, out_features),) if coupled else p.rows for p in projections}
+        B = FusedB({p.role: B for p, (_, B) in zip(projections, factors, strict=True)}, rows, out_features)
+    if plan.form is not Form.STOCK and (fused or isinstance(A, AnchoredA)):
         layer.lora_A[adapter_name] = A.requires_grad_(stock_A.weight.requires_grad)
         layer.lora_B[adapter_name] = B.requires_grad_(stock_B.weight.requires_grad)
         return
     with torch.no_grad():
         stock_A.weight.copy_(A.stack())
         stock_B.weight.copy_(B.stack())
-    if starts[0].residual is not None:
+    if plan.form is Form.RESIDUAL and starts[0].planned.init.anchored:
         _keep_anchor(stock_A, stock_A.weight)
         _keep_anchor(stock_B, stock_B.weight)
+
+
+def _on_all_rows(start: Start) -> Start:
+    """A start whose `B0` reaches all rows of a fused weight, zero outside those of its role."""
+    projection, B = start.planned.projection, start.factors.B
+    whole = B.new_zeros(projection.shape[0], B.shape[1])
+    write_rows(whole, projection, B)
+    return Start(start.planned, replace(start.factors, B=whole))
 
 
 def _factors(start: Start, like_A: nn.Linear, like_B: nn.Linear, form: Form) -> tuple[StackedFactor, StackedFactor]:
@@ -195,7 +240,7 @@ def _factors(start: Start, like_A: nn.Linear, like_B: nn.Linear, form: Form) -> 
     if start.planned.init.anchored and form is not Form.RESIDUAL:
         return AnchoredA(A), AnchoredB(B)
     plain_A, plain_B = PlainFactor(A), PlainFactor(B)
-    if start.residual is not None:
+    if start.planned.init.anchored:
         _keep_anchor(plain_A, A)
         _keep_anchor(plain_B, B)
     return plain_A, plain_B
@@ -227,6 +272,8 @@ def _unchanged_on_error(model: nn.Module, adapter_name: str) -> Iterator[None]:
     children = [(parent, dict(parent._modules)) for parent in base.modules()]
     flags = [(parameter, parameter.requires_grad) for parameter in base.parameters()]
     active = list(model.active_adapters) if isinstance(model, PeftModel) else []
+    configs: list[Any] = [m.config for m in base.modules() if hasattr(getattr(m, "config", None), "num_hidden_layers")]
+    depths = [(config, config.num_hidden_layers) for config in configs]
     try:
         yield
     except BaseException:
@@ -244,4 +291,6 @@ def _unchanged_on_error(model: nn.Module, adapter_name: str) -> Iterator[None]:
                 setattr(parent, name, child)
         for parameter, flag in flags:
             parameter.requires_grad_(flag)
+        for config, depth in depths:
+            config.num_hidden_layers = depth
         raise

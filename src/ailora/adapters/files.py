@@ -15,7 +15,8 @@ from ailora.adapters.apply import plan_of, sidecar_of
 from ailora.adapters.fused import FusedA, FusedB, FusedFactor, PlainFactor
 from ailora.adapters.lora_config import lora_config
 from ailora.adapters.plan import Form, Plan
-from ailora.adapters.weights import read_weight, rows_of, write_rows
+from ailora.adapters.weights import base_layer, identity_of, read_weight, rows_of, write_rows
+from ailora.errors import ModelError
 from ailora.roles import Projection
 from ailora.roles.layout import Rows
 
@@ -59,23 +60,29 @@ def restore_base(model: PeftModel, *, adapter_name: str = "default") -> nn.Modul
     Equal to the original to rounding. In the other forms the base never changed and `unload()` does it.
 
     Raises:
-        ModelError: the model has no such adapter of ours.
+        ModelError: the model has no such adapter of ours, or a quantized base, which rounding has changed for good.
     """
     plan = plan_of(model, adapter_name)
     base = model.get_base_model()
+    if plan.form is Form.RESIDUAL and sidecar_of(model, adapter_name).quantization_errors:
+        raise ModelError("the residual was quantized, so that the base cannot be restored from it: load the base again")
     restored: set[tuple[int, Rows]] = set()
     with torch.no_grad():
         for planned in plan.adapters:
             projection = planned.projection
             layer: Any = base.get_submodule(projection.module)
             A, B = (_anchor(_part(half[adapter_name], projection)) for half in (layer.lora_A, layer.lora_B))
-            whole = read_weight(layer.get_base_layer(), projection.module)
+            inner = base_layer(base, projection.module)
+            whole = read_weight(inner, projection.module)
             # Tied layers share one weight, from which one part was subtracted.
-            key = (whole.data_ptr(), projection.rows)
+            key = (identity_of(inner), projection.rows)
             if A is not None and B is not None and key not in restored:
                 restored.add(key)
                 rows = rows_of(whole, projection)
-                write_rows(whole, projection, (rows.to(A.dtype) + planned.scaling * (B @ A)).to(rows.dtype))
+                part = (
+                    rows_of(planned.scaling * (B @ A), projection) if plan.couple_roles else planned.scaling * (B @ A)
+                )
+                write_rows(whole, projection, (rows.to(A.dtype) + part).to(rows.dtype))
     return model.unload()
 
 
@@ -90,9 +97,10 @@ def _stacked_state_dict(model: PeftModel, plan: Plan, adapter_name: str) -> dict
             A, B = (_part(half[adapter_name], planned.projection) for half in (layer.lora_A, layer.lora_B))
             parts_A[planned.projection.role] = PlainFactor(_filed_A(A))
             parts_B[planned.projection.role] = PlainFactor(_filed_B(B))
-        rows = {planned.projection.role: planned.projection.rows for planned in group}
+        out_features = group[0].projection.shape[0]
+        rows = {p.projection.role: ((0, out_features),) if plan.couple_roles else p.projection.rows for p in group}
         state[f"{names[layer]}.lora_A.weight"] = FusedA(parts_A).stack().detach()
-        state[f"{names[layer]}.lora_B.weight"] = FusedB(parts_B, rows, group[0].projection.shape[0]).stack().detach()
+        state[f"{names[layer]}.lora_B.weight"] = FusedB(parts_B, rows, out_features).stack().detach()
     return {key: value.contiguous() for key, value in state.items()}
 
 

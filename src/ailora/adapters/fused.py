@@ -78,7 +78,7 @@ class FusedB(FusedFactor):
     """`lora_B` of a fused projection: the roles' factors side by side, each on its own rows.
 
     Args:
-        parts: the factor of each role, (rows of the role, r).
+        parts: the factor of each role, (rows of the role, r), or (out, r) where the roles are coupled.
         rows: role -> its rows in the weight, as ranges.
         out_features: rows of the whole weight.
     """

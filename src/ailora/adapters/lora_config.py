@@ -21,12 +21,13 @@ def lora_config(plan: Plan, model: nn.Module, *, of_file: bool = True) -> LoraCo
 
     Args:
         plan: the plan.
-        model: the base model; decides how short the module names can be.
+        model: the base model, its layers replicated if the plan says so; decides how short the module names can be.
         of_file: the ranks of the file (2r where there is an anchor); False: those that train in the residual form.
     """
+    options = plan.options
     ranks = {module: sum(a.file_rank if of_file else a.rank for a in group) for module, group in plan.modules.items()}
     alphas = {
-        module: group[0].scaling * (math.sqrt(ranks[module]) if plan.rslora else ranks[module])
+        module: group[0].scaling * (math.sqrt(ranks[module]) if options.rslora else ranks[module])
         for module, group in plan.modules.items()
     }
     default_rank, rank_pattern = _default_and_exceptions(ranks)
@@ -37,12 +38,13 @@ def lora_config(plan: Plan, model: nn.Module, *, of_file: bool = True) -> LoraCo
         rank_pattern=rank_pattern,
         alpha_pattern={name: _whole(alpha) for name, alpha in alpha_pattern.items()},
         target_modules=_target_modules(ranks, model),
-        lora_dropout=plan.dropout,
+        lora_dropout=options.dropout,
         fan_in_fan_out=all(stored_transposed(base_layer(model, module)) for module in ranks),
-        use_rslora=plan.rslora,
-        use_dora=plan.dora,
-        modules_to_save=list(plan.modules_to_save) or None,
-        task_type=plan.task_type,
+        use_rslora=options.rslora,
+        use_dora=options.dora,
+        modules_to_save=list(options.modules_to_save) or None,
+        task_type=options.task_type,
+        layer_replication=list(options.layer_replication) if options.layer_replication else None,
     )
 
 

@@ -27,6 +27,9 @@ class Sidecar(pydantic.BaseModel):
         fingerprints: module -> SHA-256 of the base weight that it was made from (`weights.fingerprint`).
         floored: module -> how many directions of its start got a size in place of a negligible singular value.
         base_model: the base model's name or path, as PEFT records it.
+        weights_from: the checkpoint whose weights were decomposed in place of the base model's own.
+        quantization_errors: module -> relative error of its quantized weight before and after the residual was
+            quantized.
         versions: the libraries that made it.
     """
 
@@ -37,20 +40,15 @@ class Sidecar(pydantic.BaseModel):
     fingerprints: dict[str, str]
     floored: dict[str, int]
     base_model: str | None
+    weights_from: str | None = None
+    quantization_errors: dict[str, tuple[float, float]] = {}
     versions: dict[str, str]
 
     @classmethod
-    def of(
-        cls, plan: Plan, fingerprints: dict[str, str], *, floored: dict[str, int], base_model: str | None
-    ) -> Sidecar:
-        """The sidecar of an adapter that this process makes."""
-        return cls(
-            plan=json.loads(json.dumps(plan.to_json())),
-            fingerprints=fingerprints,
-            floored=floored,
-            base_model=base_model,
-            versions=library_versions(),
-        )
+    def of(cls, plan: Plan, fingerprints: dict[str, str], **facts: Any) -> Sidecar:
+        """The sidecar of an adapter that this process makes; `facts` are the other fields."""
+        data = json.loads(json.dumps(plan.to_json()))
+        return cls(plan=data, fingerprints=fingerprints, versions=library_versions(), **facts)
 
     @property
     def fingerprint(self) -> str:

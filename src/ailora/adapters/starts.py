@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -12,17 +11,14 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from ailora.adapters.plan import Form, Plan, PlannedAdapter
-from ailora.adapters.weights import base_layer, read_weight, residual_weight, rows_of, stored_weight
+from ailora.adapters.sources import Source
+from ailora.adapters.weights import base_layer, device_of, identity_of, require_readable, rows_of
 from ailora.errors import ModelError
 from ailora.inits import Factors
-from ailora.roles import Projection
+from ailora.roles import Projection, shape_of
 
 #: fp32 copies of a matrix that a decomposition needs at its peak.
 _COPIES = 6
-
-
-class LossyResidualWarning(UserWarning):
-    """A residual weight was rounded to a dtype that loses much of what was subtracted."""
 
 
 @dataclass(frozen=True)
@@ -32,88 +28,76 @@ class Start:
     Attributes:
         planned: what was planned.
         factors: `A0` and `B0`.
-        residual: `W - s B0 A0` in the dtype of W (rows of the projection), for the residual form; else None.
     """
 
     planned: PlannedAdapter
     factors: Factors
-    residual: Tensor | None
 
 
 @dataclass(frozen=True)
 class _Job:
     """One decomposition, and the planned adapters that share it: tied layers have one weight."""
 
-    whole: Tensor
+    source: Source
+    layer: nn.Module
     sharing: list[PlannedAdapter]
-    stored: Tensor
 
     @property
     def planned(self) -> PlannedAdapter:
         return self.sharing[0]
 
-    @property
     def weight(self) -> Tensor:
-        """The rows that are decomposed, (out, in); a copy where the weight is fused."""
-        return rows_of(self.whole, self.planned.projection)
+        """The rows that are decomposed, (out, in); a copy where the weight is fused or quantized."""
+        projection = self.planned.projection
+        return rows_of(self.source(projection.module), projection)
 
     @property
     def kind(self) -> tuple[object, ...]:
         """Jobs of one kind can be decomposed at once."""
         p = self.planned
-        return (
-            p.projection.out_features,
-            p.projection.in_features,
-            self.whole.dtype,
-            self.whole.device,
-            p.init,
-            p.rank,
-            p.scaling,
-        )
+        shape = (p.projection.out_features, p.projection.in_features)
+        dtype = getattr(getattr(self.layer, "weight", None), "dtype", None)
+        return (shape, dtype, device_of(self.layer), p.init, p.rank, p.scaling)
 
 
-def compute_starts(base: nn.Module, plan: Plan, generator: torch.Generator) -> list[Start]:
+def compute_starts(base: nn.Module, plan: Plan, generator: torch.Generator, source: Source) -> list[Start]:
     """The start of every planned adapter, in the plan's order, with a progress bar on a terminal.
 
     On a GPU, matrices of equal shape are decomposed at once, as many as fit into a quarter of its free memory; on a CPU
-    one after the other with all cores.
+    one after the other with all cores. A quantized weight is dequantized when its turn comes.
 
     Args:
         base: the base model; not changed.
         plan: what is planned.
         generator: draws the random starts, in the plan's order.
+        source: where the weights come from.
 
     Raises:
         ModelError: a planned module is missing or has another shape, a weight has no decomposition.
     """
-    jobs = _jobs(base, plan)
+    jobs = _jobs(base, plan, source)
     made: dict[Projection, Start] = {}
     with tqdm(total=len(jobs), desc="decomposing", unit="matrix", leave=False, disable=None) as bar:
         for batch in _batches(jobs):
             bar.set_postfix_str(batch[0].planned.projection.name)
             for job, factors in zip(batch, _factors(batch, generator), strict=True):
-                residual = _residual(plan, job, factors)
-                made |= {p.projection: Start(p, factors, residual) for p in job.sharing}
+                made |= {p.projection: Start(p, factors) for p in job.sharing}
             bar.update(len(batch))
     return [made[planned.projection] for planned in plan.adapters]
 
 
-def _jobs(base: nn.Module, plan: Plan) -> list[_Job]:
-    modules = dict(base.named_modules())
+def _jobs(base: nn.Module, plan: Plan, source: Source) -> list[_Job]:
     jobs: dict[tuple[object, ...], _Job] = {}
-    for planned in plan.adapters:
-        projection = planned.projection
-        if projection.module not in modules:
-            raise ModelError(f"the plan names {projection.module}, which this {type(base).__name__} does not have")
-        layer = base_layer(base, projection.module)
-        weight = read_weight(layer, projection.module)
-        if tuple(weight.shape) != projection.shape:
-            raise ModelError(f"{projection.module} is {tuple(weight.shape)}, the plan says {projection.shape}")
-        stored = stored_weight(layer)
-        key = (id(stored), projection.rows, planned.init, planned.rank, planned.scaling)
-        jobs.setdefault(key, _Job(weight, [], stored)).sharing.append(planned)
-    weights = [(id(job.stored), job.planned.projection.rows) for job in jobs.values() if job.planned.init.anchored]
-    if plan.form is Form.RESIDUAL and len(set(weights)) < len(weights):
+    for module, group in plan.modules.items():
+        layer = base_layer(base, module)
+        if shape_of(layer) != group[0].projection.shape:
+            raise ModelError(f"{module} is {shape_of(layer)}, the plan says {group[0].projection.shape}")
+        require_readable(layer, module)
+        for planned in group:
+            key = (identity_of(layer), planned.projection.rows, planned.init, planned.rank, planned.scaling)
+            jobs.setdefault(key, _Job(source, layer, [])).sharing.append(planned)
+    anchored = [key[:2] for key, job in jobs.items() if job.planned.init.anchored]
+    if plan.form is Form.RESIDUAL and len(set(anchored)) < len(anchored):
         raise ModelError(
             "a tied weight has two different starts, which the residual form cannot subtract: use anchored"
         )
@@ -128,40 +112,24 @@ def _batches(jobs: Sequence[_Job]) -> Iterator[list[_Job]]:
         by_kind.setdefault(kind, []).append(job)
     for same in by_kind.values():
         rest = iter(same)
-        while chunk := list(islice(rest, _chunk_size(same[0].whole))):
+        while chunk := list(islice(rest, _chunk_size(same[0]))):
             yield chunk
 
 
-def _chunk_size(weight: Tensor) -> int:
-    if not weight.is_cuda:
+def _chunk_size(job: _Job) -> int:
+    device = device_of(job.layer)
+    if device.type != "cuda":
         return 1
-    free, _ = torch.cuda.mem_get_info(weight.device)
-    return max(1, free // 4 // (4 * _COPIES * weight.numel()))
+    free, _ = torch.cuda.mem_get_info(device)
+    out, in_ = job.planned.projection.shape
+    return max(1, free // 4 // (4 * _COPIES * out * in_))
 
 
 def _factors(batch: list[_Job], generator: torch.Generator) -> list[Factors]:
     planned = batch[0].planned
-    weight = batch[0].weight if len(batch) == 1 else torch.stack([job.weight for job in batch])
+    weight = batch[0].weight() if len(batch) == 1 else torch.stack([job.weight() for job in batch])
     made = planned.init.factors(weight, planned.rank, scaling=planned.scaling, generator=generator)
     if len(batch) == 1:
         return [made]
     floored = made.floored.tolist()
     return [Factors(A, B, torch.tensor(n)) for A, B, n in zip(made.A, made.B, floored, strict=True)]
-
-
-def _residual(plan: Plan, job: _Job, factors: Factors) -> Tensor | None:
-    planned, weight = job.planned, job.weight
-    if plan.form is not Form.RESIDUAL or not planned.init.anchored:
-        return None
-    exact = residual_weight(weight, factors, planned.scaling)
-    stored = exact.to(weight.dtype)
-    moved = (exact - weight.to(exact.dtype)).norm()
-    lost = (stored.to(exact.dtype) - exact).norm() / moved if moved > 0 else 0.0
-    if lost > 1e-3:
-        warnings.warn(
-            f"{planned.projection.name}: storing W - s B0 A0 as {weight.dtype} loses {lost:.0%} of the subtracted "
-            "part; use float32 weights or form='anchored'",
-            LossyResidualWarning,
-            stacklevel=5,
-        )
-    return stored

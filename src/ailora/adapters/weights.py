@@ -1,4 +1,4 @@
-"""The one place that knows how a base weight is stored, and the one that splits it."""
+"""Base weights as plain matrices (out, in), whichever way a layer stores them, and the rows of a role."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from ailora.adapters.quantized import dequantized, storage_of
 from ailora.errors import ModelError
-from ailora.inits import Factors
 from ailora.roles import Projection, shape_of
 
 _READABLE = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -20,38 +20,82 @@ def base_layer(model: nn.Module, module: str) -> nn.Module:
     """The layer of the base model that a projection names, without the PEFT layer around it.
 
     Raises:
-        ModelError: the module is not a linear map.
+        ModelError: the module is not there, or not a linear map.
     """
-    layer = model.get_submodule(module)
+    try:
+        layer = model.get_submodule(module)
+    except AttributeError:
+        raise ModelError(f"the plan names {module}, which this {type(model).__name__} does not have") from None
     inner = getattr(layer, "base_layer", layer)
     if shape_of(inner) is None:
         raise ModelError(f"{module} is a {type(inner).__name__}, not a linear map")
     return inner
 
 
-def stored_weight(layer: nn.Module) -> Tensor:
-    """The tensor that a layer stores, as it stores it."""
-    weight = layer.weight
-    assert isinstance(weight, Tensor)
-    return weight
+def identity_of(layer: nn.Module) -> int:
+    """What tells two stored weights apart: tied layers have one."""
+    return id(layer.weight) if isinstance(getattr(layer, "weight", None), Tensor) else id(layer)
+
+
+def device_of(layer: nn.Module) -> torch.device:
+    """Where a layer's weight is."""
+    return next(t.device for t in (*layer.parameters(), *layer.buffers()))
+
+
+def require_readable(layer: nn.Module, module: str) -> None:
+    """Refuse a layer whose weight cannot be decomposed, as far as can be seen without dequantizing it.
+
+    Raises:
+        ModelError: as `read_weight`.
+    """
+    if device_of(layer).type == "meta":
+        raise ModelError(f"{_described(layer, module)} is on the meta device: load the model's weights before adapting")
+    if storage_of(layer) is None:
+        read_weight(layer, module)
 
 
 def read_weight(layer: nn.Module, module: str) -> Float[Tensor, "out in_"]:
-    """A base weight as a plain floating matrix (out, in), detached, in its own dtype; shares memory with the layer's.
+    """A base weight as a plain floating matrix (out, in), detached.
+
+    A plain weight comes in its own dtype and shares memory with the layer's; a quantized one is dequantized.
 
     Raises:
-        ModelError: the weight is on the meta device, in a dtype without a decomposition, or not finite.
+        ModelError: the weight is in a dtype without a decomposition, packed in a way that nobody knows, or not finite.
     """
-    weight = stored_weight(layer).detach()
-    what = f"{module}: weight {tuple(weight.shape)} of dtype {weight.dtype}"
-    if weight.is_meta:
-        raise ModelError(f"{what} is on the meta device: load the model's weights before adapting it")
-    if weight.dtype not in _READABLE:
-        allowed = ", ".join(str(d).removeprefix("torch.") for d in _READABLE)
-        raise ModelError(f"{what} cannot be decomposed; allowed dtypes: {allowed}")
+    storage = storage_of(layer)
+    if storage is not None:
+        weight = dequantized(layer, storage, module)
+    else:
+        stored = layer.weight
+        assert isinstance(stored, Tensor)
+        weight = stored.detach().T if stored_transposed(layer) else stored.detach()
+        if weight.dtype not in _READABLE:
+            allowed = ", ".join(str(d).removeprefix("torch.") for d in _READABLE)
+            raise ModelError(f"{_described(layer, module)} cannot be decomposed; allowed dtypes: {allowed}")
+    require_matrix(weight, shape_of(layer), _described(layer, module))
+    return weight
+
+
+def require_matrix(weight: Tensor, shape: tuple[int, ...] | None, what: str) -> None:
+    """Refuse what is no finite matrix of a shape.
+
+    Raises:
+        ModelError: another shape, NaN or infinite entries.
+    """
+    if tuple(weight.shape) != shape:
+        raise ModelError(
+            f"{what} is {tuple(weight.shape)}, the layer maps {shape}: it looks packed, by a library that is unknown. "
+            "Give the folder of the unquantized checkpoint: weights_from=..."
+        )
     if not torch.isfinite(weight).all():
         raise ModelError(f"{what} holds NaN or infinite entries")
-    return weight.T if stored_transposed(layer) else weight
+
+
+def _described(layer: nn.Module, module: str) -> str:
+    weight = getattr(layer, "weight", None)
+    if not isinstance(weight, Tensor):
+        return f"{module}: the weight {shape_of(layer)} of {type(layer).__name__}"
+    return f"{module}: weight {tuple(weight.shape)} of dtype {weight.dtype}"
 
 
 def stored_transposed(layer: nn.Module) -> bool:
@@ -73,13 +117,17 @@ def write_rows(weight: Float[Tensor, "out in_"], projection: Projection, rows: F
         weight[start:stop] = block
 
 
-def residual_weight(weight: Float[Tensor, "out in_"], factors: Factors, scaling: float) -> Float[Tensor, "out in_"]:
-    """`W_res = W - s B0 A0`, in the dtype of the factors (float32 or float64)."""
-    return weight.to(factors.A.dtype) - scaling * (factors.B @ factors.A)
-
-
-def fingerprint(weight: Tensor) -> str:
-    """SHA-256 over dtype, shape and bytes of a stored weight, as hex."""
+def fingerprint(layer: nn.Module, module: str) -> str:
+    """SHA-256 over dtype, shape and bytes of a weight, as hex: as it is stored, or of a quantized one as it is read."""
+    weight = layer.weight if storage_of(layer) is None else read_weight(layer, module)
+    assert isinstance(weight, Tensor)
     digest = hashlib.sha256(f"{weight.dtype} {tuple(weight.shape)} ".encode())
     digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def relative_error(exact: Tensor, stored: Tensor) -> float:
+    """`|stored - exact| / |exact|` in the Frobenius norm; 0 where `exact` is zero."""
+    exact = exact.to(torch.promote_types(exact.dtype, torch.float32))
+    size = exact.norm()
+    return float((stored.to(exact.dtype) - exact).norm() / size) if size > 0 else 0.0

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import nn
 
 from ailora.errors import InputError, ModelError
@@ -98,9 +99,17 @@ def _projections(name: str, module: nn.Module, rule: Rule, config: Any = None) -
         layout = rule.split(rule.roles, config, shape[0])
     except ModelError as error:
         raise ModelError(f"{name} ({shape[0]} x {shape[1]}), a fused weight of {source!r}: {error}") from None
-    weight = getattr(module, "weight", None)
-    dtype = str(getattr(weight, "dtype", "unknown")).removeprefix("torch.")
+    dtype = _stored_as(module)
     return [Projection(name, role, rule.attention, layout.rows(role), shape, dtype, source) for role in rule.roles]
+
+
+def _stored_as(module: nn.Module) -> str:
+    """The dtype of a weight, with the class of the tensor or of the layer that holds it quantized."""
+    weight = getattr(module, "weight", None)
+    if not isinstance(weight, torch.Tensor):
+        return type(module).__name__
+    dtype = str(weight.dtype).removeprefix("torch.")
+    return dtype if type(weight) in (torch.Tensor, nn.Parameter) else f"{dtype} ({type(weight).__name__})"
 
 
 def _compile(role_names: Mapping[str, Role | str]) -> list[tuple[re.Pattern[str], Role]]:

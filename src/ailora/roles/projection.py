@@ -37,7 +37,8 @@ class Projection:
         attention: self or cross; None for a projection of a feed-forward block.
         rows: the rows of the module's weight that are W, as ranges (start, stop).
         shape: the module's whole map (out, in), whichever way it is stored.
-        dtype: the storage dtype of the weight, as torch prints it without its prefix.
+        dtype: the storage dtype of the weight, as torch prints it without its prefix; of a quantized one with the class
+            that holds it.
         rule: what decided the role: the name of the catalog's family, or `role_names`.
     """
 

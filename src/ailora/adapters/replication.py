@@ -1,0 +1,44 @@
+"""Layer replication: a model built of ranges of its own layers, which share their weights (PEFT's option)."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from itertools import chain
+
+from peft.tuners.tuners_utils import replicate_layers
+from torch import nn
+
+from ailora.errors import InputError
+
+Layers = tuple[tuple[int, int], ...]
+
+
+def parse_layers(layers: Sequence[Sequence[int]]) -> Layers:
+    """Ranges of layers, as PEFT takes them: `[[0, 4], [2, 5]]` are the layers 0 1 2 3 2 3 4.
+
+    Raises:
+        InputError: no list of ranges [start, stop] of whole numbers, 0 <= start < stop.
+    """
+    try:
+        parsed = tuple((start, stop) for start, stop in layers)
+    except (TypeError, ValueError):
+        parsed = ()
+    if not parsed or not all(type(a) is int and type(b) is int and 0 <= a < b for a, b in parsed):
+        raise InputError(f"layer_replication is a list of ranges [start, stop] of layers, not {layers!r}")
+    return parsed
+
+
+def replicated(model: nn.Module, layers: Layers) -> nn.Module:
+    """The model that PEFT will build. It shares every tensor with `model`, which is left as it is.
+
+    Raises:
+        InputError: PEFT does not know where the layers of the model are, or the model has fewer.
+    """
+    shared = {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())}
+    built = copy.deepcopy(model, shared)
+    try:
+        replicate_layers(built, [list(pair) for pair in layers])  # type: ignore[misc]
+    except (ValueError, IndexError) as error:
+        raise InputError(f"layer_replication {[list(pair) for pair in layers]}: {error}") from error
+    return built

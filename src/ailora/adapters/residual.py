@@ -1,0 +1,136 @@
+"""The residual form: `W_res = W - s B0 A0` in the place of every adapted weight, quantized again where W is."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ailora.adapters.plan import Plan
+from ailora.adapters.quantized import Storage, requantized, require_quantizer, storage_of, take_weight
+from ailora.adapters.sources import Source
+from ailora.adapters.starts import Start
+from ailora.adapters.weights import base_layer, identity_of, read_weight, relative_error, write_rows
+
+
+class LossyResidualWarning(UserWarning):
+    """A residual weight was rounded, or quantized, so that much of what was subtracted is lost."""
+
+
+@dataclass(frozen=True)
+class Residual:
+    """What takes the place of one stored weight.
+
+    Attributes:
+        modules: the modules that share the weight.
+        layers: their layers.
+        made: `W_res` (out, in) in the dtype of W, or a layer that holds it quantized.
+        errors: of a quantized weight, the relative error of the model's weight before and after: of `W`, and of
+            `W_res + s B0 A0`, against the weight that was decomposed.
+    """
+
+    modules: tuple[str, ...]
+    layers: tuple[nn.Module, ...]
+    made: Tensor | nn.Module
+    errors: tuple[float, float] | None
+
+    def write(self) -> None:
+        """Overwrite the weight."""
+        if isinstance(self.made, Tensor):
+            read_weight(self.layers[0], self.modules[0]).copy_(self.made)
+            return
+        for layer in self.layers:
+            storage = storage_of(layer)
+            assert storage is not None
+            take_weight(layer, self.made, storage)
+
+
+def require_residual_form(base: nn.Module, plan: Plan) -> None:
+    """Refuse weights that cannot be quantized again.
+
+    Raises:
+        ModelError: which ones, and why.
+    """
+    for module in plan.modules:
+        layer = base_layer(base, module)
+        if storage := storage_of(layer):
+            require_quantizer(layer, storage, base, module)
+
+
+def compute_residuals(base: nn.Module, starts: Sequence[Start], source: Source) -> list[Residual]:
+    """The residual of every weight that has an anchored start, each weight once; the model is not changed.
+
+    Args:
+        base: the base model.
+        starts: what is subtracted.
+        source: where the decomposed weights came from.
+    """
+    by_weight: dict[int, list[Start]] = {}
+    for start in starts:
+        if start.planned.init.anchored:
+            layer = base_layer(base, start.planned.projection.module)
+            by_weight.setdefault(identity_of(layer), []).append(start)
+    residuals = [_residual(base, group, source) for group in by_weight.values()]
+    _warn_of_quantization(residuals)
+    return residuals
+
+
+def _residual(base: nn.Module, starts: list[Start], source: Source) -> Residual:
+    modules = tuple(dict.fromkeys(start.planned.projection.module for start in starts))
+    layers = tuple(base_layer(base, module) for module in modules)
+    stored = read_weight(layers[0], modules[0])
+    storage = storage_of(layers[0])
+    # What a plain weight holds must come back exactly; a quantized one may come from its checkpoint.
+    weight = stored if storage is None else source(modules[0])
+    subtracted = _subtracted(weight, starts)
+    exact = weight.to(subtracted.dtype) - subtracted
+    if storage is None:
+        made = exact.to(stored.dtype)
+        _warn_of_rounding(made, exact, subtracted, modules[0])
+        return Residual(modules, layers, made, None)
+    packed = requantized(layers[0], storage, exact, base)
+    after = _read(packed, storage).to(subtracted.dtype) + subtracted
+    return Residual(modules, layers, packed, (relative_error(weight, stored), relative_error(weight, after)))
+
+
+def _subtracted(weight: Tensor, starts: list[Start]) -> Tensor:
+    """`s B0 A0` on the rows of each role, in the dtype of the factors (float32 or float64)."""
+    whole = torch.zeros_like(weight, dtype=starts[0].factors.A.dtype)
+    # Tied layers start alike, and one weight is subtracted from once.
+    for start in {start.planned.projection.rows: start for start in starts}.values():
+        part = start.planned.scaling * (start.factors.B @ start.factors.A)
+        write_rows(whole, start.planned.projection, part.to(whole.device))
+    return whole
+
+
+def _read(layer: nn.Module, storage: Storage) -> Tensor:
+    with torch.no_grad():
+        return storage.read(layer)
+
+
+def _warn_of_rounding(made: Tensor, exact: Tensor, subtracted: Tensor, module: str) -> None:
+    moved = subtracted.norm()
+    lost = float((made.to(exact.dtype) - exact).norm() / moved) if moved > 0 else 0.0
+    if lost > 1e-3:
+        warnings.warn(
+            f"{module}: storing W - s B0 A0 as {made.dtype} loses {lost:.0%} of the subtracted part; use float32 "
+            "weights or form='anchored'",
+            LossyResidualWarning,
+            stacklevel=6,
+        )
+
+
+def _warn_of_quantization(residuals: list[Residual]) -> None:
+    errors = [residual.errors for residual in residuals if residual.errors]
+    if errors:
+        before, after = (sum(error[i] for error in errors) / len(errors) for i in (0, 1))
+        warnings.warn(
+            f"the residual form quantized {len(errors)} weights again. Their mean relative error was {before:.2%}, "
+            f"with the adapter it is {after:.2%}; ailora.json has each. The file is for the untouched base, where it "
+            "differs from this model by as much. form='anchored' has no such error",
+            LossyResidualWarning,
+            stacklevel=5,
+        )

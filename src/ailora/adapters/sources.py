@@ -1,0 +1,117 @@
+"""Where the weights that are decomposed come from: the model itself, or the checkpoint that it was quantized from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from ailora.adapters.weights import (
+    base_layer,
+    device_of,
+    read_weight,
+    relative_error,
+    require_matrix,
+    stored_transposed,
+)
+from ailora.errors import InputError, ModelError
+from ailora.roles import shape_of
+
+#: The name of a module -> its weight (out, in), floating, on the device of its layer.
+Source = Callable[[str], Float[Tensor, "out in_"]]
+
+#: A weight that is farther than this from the quantized one, relative to it, is another weight: two bits leave about
+#: 0.4, an unrelated matrix is at least 1 away.
+_SAME_WEIGHT = 0.8
+
+
+def model_source(base: nn.Module) -> Source:
+    """The weights of the model, quantized ones dequantized."""
+    return lambda module: read_weight(base_layer(base, module), module)
+
+
+def checkpoint_source(base: nn.Module, checkpoint: Path | str, modules: Iterable[str]) -> Source:
+    """The weights of a checkpoint, read one at a time. Finds all of them before the first one is read.
+
+    Args:
+        base: the model that they stand in for.
+        checkpoint: a folder with safetensors files, or one such file.
+        modules: the modules that will be asked for.
+
+    Raises:
+        InputError: no such files.
+        ModelError: a module's weight is not among them, or has another shape.
+    """
+    files = _files_by_tensor(Path(checkpoint))
+    tensors = {module: _tensor_name(base, module, files) for module in modules}
+
+    def read(module: str) -> Tensor:
+        name = tensors[module]
+        with safe_open(files[name], framework="pt") as file:
+            weight: Tensor = file.get_tensor(name)
+        return _fitting(weight, base_layer(base, module), module, f"{name} in {files[name]}")
+
+    return read
+
+
+def _fitting(weight: Tensor, layer: nn.Module, module: str, what: str) -> Float[Tensor, "out in_"]:
+    """A tensor of a checkpoint as the matrix of a layer, which may be stored the other way round.
+
+    Raises:
+        ModelError: it is quantized, of another shape, not finite, or far from the layer's own.
+    """
+    if not weight.is_floating_point() or weight.dtype.itemsize == 1:
+        raise ModelError(f"{what} is of dtype {weight.dtype}: weights_from takes an unquantized checkpoint")
+    ways = [way for way in (weight, weight.T) if tuple(way.shape) == shape_of(layer)] or [weight]
+    for way in ways:
+        require_matrix(way, shape_of(layer), what)
+    try:
+        own = read_weight(layer, module)
+    except ModelError:
+        # Packed for another device. Then the names have to do.
+        return ways[-1 if stored_transposed(layer) else 0].to(device_of(layer))
+    distance, way = min(((relative_error(own, way.to(own.device)), way) for way in ways), key=lambda pair: pair[0])
+    if distance > _SAME_WEIGHT:
+        raise ModelError(f"{what} is another weight than that of {module}: {distance:.2f} away, relative to it")
+    return way.to(own.device)
+
+
+def _files_by_tensor(checkpoint: Path) -> dict[str, Path]:
+    """The file of each tensor of a checkpoint."""
+    files = [checkpoint] if checkpoint.is_file() else sorted(checkpoint.glob("*.safetensors"))
+    if not files:
+        raise InputError(f"weights_from: {checkpoint} holds no safetensors files")
+    found: dict[str, Path] = {}
+    for path in files:
+        try:
+            with safe_open(path, framework="pt") as file:
+                found |= dict.fromkeys(file.keys(), path)
+        except (OSError, SafetensorError, json.JSONDecodeError) as error:
+            raise InputError(f"weights_from: cannot read {path}: {error}") from error
+    return found
+
+
+def _tensor_name(base: nn.Module, module: str, files: dict[str, Path]) -> str:
+    """The tensor of a module: by its name, with or without the prefix of the model without its head, as transformers
+    does, or else the only one whose name ends alike."""
+    prefix = getattr(base, "base_model_prefix", "")
+    name = f"{module}.weight"
+    candidates = [name, f"{prefix}.{name}"]
+    if prefix:
+        candidates.append(name.removeprefix(f"{prefix}."))
+    for candidate in candidates:
+        if candidate in files:
+            return candidate
+    parts = name.split(".")
+    for start in range(1, len(parts) - 2):
+        ends = [known for known in files if f".{known}".endswith("." + ".".join(parts[start:]))]
+        if len(ends) == 1:
+            return ends[0]
+    raise ModelError(
+        f"weights_from: no tensor for {module}; looked for {', '.join(dict.fromkeys(candidates))} among "
+        f"{len(files)} tensors such as {', '.join(sorted(files)[:3])}"
+    )
