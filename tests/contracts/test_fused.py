@@ -345,6 +345,51 @@ def test_a_role_of_another_scaling_is_refused() -> None:
         ailora.make_plan(fresh("gpt2"), alpha={"query": 16, "value": 8})
 
 
+@pytest.mark.parametrize("form", ["anchored", "residual"])
+def test_coupled_roles_train_all_rows_from_the_same_start(form: str, tmp_path: Path) -> None:
+    model, apart = (adapt("phi3, grouped queries", couple_roles=c, form=form) for c in (True, False))
+    assert close(run(model), run(fresh("phi3, grouped queries")), 0 if form == "anchored" else 1e-5)
+    starts = [get_peft_model_state_dict(m) for m in (model, apart)]
+    assert all(torch.equal(starts[0][key], starts[1][key]) for key in starts[1])
+    trained = [sum(p.numel() for p in m.parameters() if p.requires_grad) for m in (model, apart)]
+    assert trained[0] == ailora.plan_of(model).trainable > trained[1] == ailora.plan_of(apart).trainable
+    train(model)
+    keys = projection(fresh("phi3, grouped queries"), Role.KEY)
+    layer = model.get_base_model().get_submodule(keys.module)
+    reached = layer.get_delta_weight("default")
+    if form == "anchored":
+        assert rows_of(reached, keys).abs().max() > 0
+    ailora.save_adapter(model, tmp_path)
+    loaded = PeftModel.from_pretrained(fresh("phi3, grouped queries"), tmp_path).eval()
+    assert close(run(loaded), run(model), 1e-5)
+    if form == "anchored":
+        again = adapt("phi3, grouped queries", couple_roles=True)
+        again.load_adapter(tmp_path, "default", is_trainable=True)
+        assert torch.equal(run(again), run(model))
+    else:
+        assert close(run(ailora.restore_base(model)), run(fresh("phi3, grouped queries")), 1e-5)
+
+
+def test_coupled_roles_continue_what_a_stock_trainer_made(tmp_path: Path) -> None:
+    """A stock trainer trains all rows of `lora_B`, as the coupled form does; here the anchor stays in its place."""
+    ailora.save_adapter(adapt("gpt2", couple_roles=True), tmp_path / "start")
+    stock = PeftModel.from_pretrained(fresh("gpt2"), tmp_path / "start", is_trainable=True)
+    for name, parameter in stock.named_parameters():
+        if "lora_A" in name:
+            parameter.requires_grad_(False)
+    for name, parameter in stock.named_parameters():
+        if "lora_B" in name:
+            halves = parameter.data.chunk(4, dim=1)
+            for role in (halves[:2], halves[2:]):
+                noise = 0.01 * torch.randn_like(role[0])
+                for half in role:
+                    half.add_(noise)
+    stock.save_pretrained(tmp_path / "trained")
+    model = adapt("gpt2", couple_roles=True)
+    model.load_adapter(tmp_path / "trained", "default", is_trainable=True)
+    assert close(run(model), run(stock.eval()), 1e-5)
+
+
 def test_a_file_that_reaches_other_rows_is_refused() -> None:
     """A stock trainer trains all rows of `lora_B`; such a file is no state of the anchored form."""
     model = adapt("gpt2")

@@ -99,9 +99,8 @@ def apply_plan(
         for module, group in _by_module(starts).items():
             _place(base.get_submodule(module), group, adapter_name, plan)
         _require_exact_cover(base, plan, adapter_name)
-    with torch.no_grad():
-        for made in residuals:
-            made.write()
+    for made in residuals:
+        made.write(base)
     if not hasattr(adapted, _SIDECARS):
         adapted.register_load_state_dict_pre_hook(require_same_starts)
     setattr(adapted, _SIDECARS, {**getattr(adapted, _SIDECARS, {}), adapter_name: sidecar})

@@ -88,9 +88,7 @@ def require_quantizer(
         reason = "the model does not carry the TorchAoConfig that it was quantized with"
     else:
         return storage.quantize
-    raise ModelError(
-        f"{module}: form='residual' quantizes the residual weight again, but {reason}: use form='anchored'"
-    )
+    raise ModelError(f"{module}: form='residual' would quantize the residual again, but {reason}: use form='anchored'")
 
 
 def take_weight(layer: nn.Module, other: nn.Module, storage: Storage) -> None:
@@ -173,9 +171,9 @@ def _read_hqq(layer: Any) -> Tensor:
 
 
 def _quantize_hqq(layer: Any, weight: Tensor, _: nn.Module) -> None:
-    made = type(layer)(
-        _linear(weight, layer.bias), layer.quant_config, compute_dtype=layer.compute_dtype, device=str(layer.device)
-    )
+    config = {**layer.quant_config, "offload_meta": layer.offload_meta}
+    linear = _linear(weight, layer.bias)
+    made = type(layer)(linear, config, compute_dtype=layer.compute_dtype, device=str(layer.device))
     layer.W_q, layer.meta = made.W_q, made.meta
 
 

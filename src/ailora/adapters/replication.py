@@ -9,7 +9,7 @@ from itertools import chain
 from peft.tuners.tuners_utils import replicate_layers
 from torch import nn
 
-from ailora.errors import InputError
+from ailora.errors import InputError, ModelError
 
 Layers = tuple[tuple[int, int], ...]
 
@@ -34,7 +34,11 @@ def replicated(model: nn.Module, layers: Layers) -> nn.Module:
 
     Raises:
         InputError: PEFT does not know where the layers of the model are, or the model has fewer.
+        ModelError: bitsandbytes holds it in 8 bits: the first forward pass takes the scales away from a shared weight,
+            so that the second layer computes nonsense, with stock PEFT too.
     """
+    if any(type(parameter).__name__ == "Int8Params" for parameter in model.parameters()):
+        raise ModelError("layer_replication: 8-bit weights of bitsandbytes cannot be shared by layers; use 4 bits")
     shared = {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())}
     built = copy.deepcopy(model, shared)
     try:

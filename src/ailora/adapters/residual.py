@@ -26,23 +26,23 @@ class Residual:
 
     Attributes:
         modules: the modules that share the weight.
-        layers: their layers.
         made: `W_res` (out, in) in the dtype of W, or a layer that holds it quantized.
         errors: of a quantized weight, the relative error of the model's weight before and after: of `W`, and of
             `W_res + s B0 A0`, against the weight that was decomposed.
     """
 
     modules: tuple[str, ...]
-    layers: tuple[nn.Module, ...]
     made: Tensor | nn.Module
     errors: tuple[float, float] | None
 
-    def write(self) -> None:
-        """Overwrite the weight."""
+    @torch.no_grad()
+    def write(self, base: nn.Module) -> None:
+        """Overwrite the weight in the model, which carries its adapters by now."""
+        layers = [base_layer(base, module) for module in self.modules]
         if isinstance(self.made, Tensor):
-            read_weight(self.layers[0], self.modules[0]).copy_(self.made)
+            read_weight(layers[0], self.modules[0]).copy_(self.made)
             return
-        for layer in self.layers:
+        for layer in layers:
             storage = storage_of(layer)
             assert storage is not None
             take_weight(layer, self.made, storage)
@@ -80,9 +80,9 @@ def compute_residuals(base: nn.Module, starts: Sequence[Start], source: Source) 
 
 def _residual(base: nn.Module, starts: list[Start], source: Source) -> Residual:
     modules = tuple(dict.fromkeys(start.planned.projection.module for start in starts))
-    layers = tuple(base_layer(base, module) for module in modules)
-    stored = read_weight(layers[0], modules[0])
-    storage = storage_of(layers[0])
+    layer = base_layer(base, modules[0])
+    stored = read_weight(layer, modules[0])
+    storage = storage_of(layer)
     # What a plain weight holds must come back exactly; a quantized one may come from its checkpoint.
     weight = stored if storage is None else source(modules[0])
     subtracted = _subtracted(weight, starts)
@@ -90,10 +90,10 @@ def _residual(base: nn.Module, starts: list[Start], source: Source) -> Residual:
     if storage is None:
         made = exact.to(stored.dtype)
         _warn_of_rounding(made, exact, subtracted, modules[0])
-        return Residual(modules, layers, made, None)
-    packed = requantized(layers[0], storage, exact, base)
+        return Residual(modules, made, None)
+    packed = requantized(layer, storage, exact, base)
     after = _read(packed, storage).to(subtracted.dtype) + subtracted
-    return Residual(modules, layers, packed, (relative_error(weight, stored), relative_error(weight, after)))
+    return Residual(modules, packed, (relative_error(weight, stored), relative_error(weight, after)))
 
 
 def _subtracted(weight: Tensor, starts: list[Start]) -> Tensor:

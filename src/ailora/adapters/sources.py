@@ -97,7 +97,7 @@ def _files_by_tensor(checkpoint: Path) -> dict[str, Path]:
 
 def _tensor_name(base: nn.Module, module: str, files: dict[str, Path]) -> str:
     """The tensor of a module: by its name, with or without the prefix of the model without its head, as transformers
-    does, or else the only one whose name ends alike."""
+    looks it up, or else the only one with the same name from the number of its layer on, or from farther out."""
     prefix = getattr(base, "base_model_prefix", "")
     name = f"{module}.weight"
     candidates = [name, f"{prefix}.{name}"]
@@ -107,10 +107,12 @@ def _tensor_name(base: nn.Module, module: str, files: dict[str, Path]) -> str:
         if candidate in files:
             return candidate
     parts = name.split(".")
-    for start in range(1, len(parts) - 2):
-        ends = [known for known in files if f".{known}".endswith("." + ".".join(parts[start:]))]
-        if len(ends) == 1:
-            return ends[0]
+    layer = next((i for i, part in enumerate(parts) if part.isdigit()), 0)
+    for start in range(1, layer + 1):
+        end = "." + ".".join(parts[start:])
+        alike = [known for known in files if f".{known}".endswith(end)]
+        if len(alike) == 1:
+            return alike[0]
     raise ModelError(
         f"weights_from: no tensor for {module}; looked for {', '.join(dict.fromkeys(candidates))} among "
         f"{len(files)} tensors such as {', '.join(sorted(files)[:3])}"

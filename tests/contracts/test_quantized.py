@@ -1,0 +1,324 @@
+"""What an adapter of a quantized model promises, whichever library quantized it."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers as tf
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+import ailora
+from ailora.adapters.quantized import storage_of
+from ailora.adapters.residual import LossyResidualWarning
+from ailora.adapters.weights import base_layer, read_weight, rows_of
+from ailora.roles import Role
+from tests.contracts.test_adapted_model import close
+from tests.quantized import PACKED, QUANTIZATIONS, Quantization, original, run, saved
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:MatMul8bitLt. inputs will be cast:UserWarning"),
+    pytest.mark.filterwarnings("ignore:Merge lora module to .-bit linear may get different:UserWarning"),
+    pytest.mark.filterwarnings("ignore:TorchaoLoraLinear was instantiated without:UserWarning"),
+]
+REWRITABLE = [name for name, q in QUANTIZATIONS.items() if q.rewritable]
+RANK = 4
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return saved(tmp_path_factory.mktemp("original"))
+
+
+@pytest.fixture(params=QUANTIZATIONS)
+def quantization(request: pytest.FixtureRequest) -> Quantization:
+    return QUANTIZATIONS[request.param]
+
+
+def stored(model: nn.Module) -> dict[str, Any]:
+    """Every tensor of a model's base, as it is stored."""
+    state = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
+    return {name: copy.deepcopy(value) for name, value in state.items() if "lora_" not in name}
+
+
+def same(a: Any, b: Any) -> bool:
+    if hasattr(a, "dequantize") and type(a) is not Tensor:
+        a, b = a.dequantize(), b.dequantize()
+    # As bytes: packed bits that are stored as bfloat16 may spell NaN.
+    return torch.equal(a.reshape(-1).view(torch.uint8), b.reshape(-1).view(torch.uint8))
+
+
+def train(model: nn.Module, *, steps: int = 3) -> None:
+    ids = torch.randint(5, 64, (2, 6), generator=torch.Generator().manual_seed(1))
+    target = torch.randn(2, 6, 64, generator=torch.Generator().manual_seed(2))
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    for _ in range(steps):
+        ((model(input_ids=ids).logits.float() - target) ** 2).mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def adapt(model: nn.Module, **options: Any) -> PeftModel:
+    return ailora.adapt(model, **{"rank": RANK, **options}).eval()
+
+
+@pytest.mark.parametrize("quantization", [*QUANTIZATIONS.values(), PACKED], ids=lambda q: q.name)
+def test_the_weight_is_read_as_the_layer_computes_with_it(quantization: Quantization, folder: Path) -> None:
+    model = quantization.model(folder)
+    projections = ailora.find_projections(model)
+    assert {p.role for p in projections} == set(Role)
+    for p in projections:
+        layer = base_layer(model, p.module)
+        storage = storage_of(layer)
+        assert storage is not None
+        assert storage.name == quantization.storage
+        weight = read_weight(layer, p.module)
+        exact = original().get_submodule(p.module).weight
+        assert (weight.float() - exact).norm() <= quantization.error * exact.norm()
+        x = torch.randn(5, p.in_features, dtype=weight.dtype)
+        expected = x @ weight.T
+        # int8 layers of bitsandbytes quantize their input too, to 127 steps; bfloat16 has 8 bits.
+        with torch.no_grad():
+            assert (layer(x) - expected).norm() <= 0.02 * expected.norm()
+
+
+def test_the_start_is_exact_and_the_base_is_never_rewritten(
+    quantization: Quantization, folder: Path, tmp_path: Path
+) -> None:
+    model = quantization.model(folder)
+    expected, before = run(model), stored(model)
+    adapted = adapt(model)
+    assert torch.equal(run(adapted), expected)
+    train(adapted)
+    moved = run(adapted)
+    assert not torch.equal(moved, expected)
+    for name, tensor in stored(adapted.get_base_model()).items():
+        assert same(tensor, before[name.replace(".base_layer", "")]), name
+    with adapted.disable_adapter():
+        assert torch.equal(run(adapted), expected)
+    ailora.save_adapter(adapted, tmp_path)
+    again = PeftModel.from_pretrained(quantization.model(folder), tmp_path).eval()
+    dtype_eps = 0.02 if moved.dtype is torch.bfloat16 else 1e-5
+    assert close(run(again), moved, dtype_eps)
+    on_full = PeftModel.from_pretrained(copy.deepcopy(original()), tmp_path).eval()
+    update = (moved - expected).float()
+    # The same update on the full base moves the outputs alike: they differ by what quantizing the base costs.
+    assert ((run(on_full) - run(original())) - update).norm() < 0.75 * update.norm()
+    assert torch.equal(run(adapted.unload()), expected)
+
+
+def test_the_anchor_is_that_of_the_dequantized_weight_or_of_the_checkpoint(
+    quantization: Quantization, folder: Path
+) -> None:
+    for weights_from in (None, folder):
+        model = quantization.model(folder)
+        sources = {p.module: read_weight(base_layer(model, p.module), p.module) for p in ailora.find_projections(model)}
+        adapted = adapt(model, weights_from=weights_from)
+        for planned in ailora.plan_of(adapted).adapters:
+            p = planned.projection
+            weight = sources[p.module] if weights_from is None else original().get_submodule(p.module).weight
+            _, _, Vh = torch.linalg.svd(weight.detach().double(), full_matrices=False)
+            band = Vh[:RANK] if p.role is Role.QUERY else Vh[-RANK:]
+            anchor = adapted.get_base_model().get_submodule(p.module).lora_A["default"].anchor.double()
+            basis = torch.linalg.qr(anchor.T).Q
+            tolerance = 0.05 if anchor.dtype is torch.bfloat16 or "bfloat16" in quantization.name else 1e-4
+            assert torch.linalg.matrix_norm(basis @ basis.T - band.T @ band, 2) <= tolerance
+
+
+@pytest.mark.parametrize("name", REWRITABLE)
+@pytest.mark.parametrize("from_checkpoint", [False, True])
+def test_the_residual_form_quantizes_again_and_reports_the_error(
+    name: str, from_checkpoint: bool, folder: Path, tmp_path: Path
+) -> None:
+    quantization = QUANTIZATIONS[name]
+    model = quantization.model(folder)
+    weights = {p.module: read_weight(base_layer(model, p.module), p.module) for p in ailora.find_projections(model)}
+    kinds = {module: type(base_layer(model, module).state_dict().get("weight")) for module in weights}
+    expected = run(model)
+    with pytest.warns(LossyResidualWarning, match=r"quantized 4 weights again.* relative error was \d+\.\d+%"):
+        adapted = adapt(model, form="residual", weights_from=folder if from_checkpoint else None)
+    for planned in ailora.plan_of(adapted).adapters:
+        module = planned.projection.module
+        layer = adapted.get_base_model().get_submodule(module)
+        exact = original().get_submodule(module).weight.detach() if from_checkpoint else weights[module]
+        whole = read_weight(layer.get_base_layer(), module) + layer.get_delta_weight("default").detach()
+        error = float((whole.float() - exact.float()).norm() / exact.float().norm())
+        ailora.save_adapter(adapted, tmp_path)
+        before, after = json.loads((tmp_path / "ailora.json").read_text())["quantization_errors"][module]
+        assert after == pytest.approx(error, rel=0.05)
+        assert (before > 0) == from_checkpoint
+        assert after <= quantization.error
+        assert type(layer.get_base_layer().state_dict().get("weight")) is kinds[module]
+        assert storage_of(layer.get_base_layer()).name == quantization.storage
+    assert (run(adapted) - expected).norm() <= 2 * quantization.error * expected.norm()
+    train(adapted)
+    with pytest.raises(ailora.ModelError, match="load the base again"):
+        ailora.restore_base(adapted)
+
+
+@pytest.mark.filterwarnings("ignore::ailora.adapters.residual.LossyResidualWarning")
+@pytest.mark.parametrize("name", ["bitsandbytes nf4", "torchao int8"])
+def test_replicated_layers_of_a_quantized_model(name: str, folder: Path) -> None:
+    layers = [[0, 2], [0, 2]]
+    start = run(adapt(QUANTIZATIONS[name].model(folder), layer_replication=layers))
+    residual = adapt(QUANTIZATIONS[name].model(folder), layer_replication=layers, form="residual")
+    assert (run(residual) - start).norm() <= 4 * QUANTIZATIONS[name].error * start.norm()
+    assert not torch.equal(run(residual), start)
+
+
+def test_layers_that_share_8_bit_weights_of_bitsandbytes_are_refused(folder: Path) -> None:
+    """Stock PEFT replicates them, and the second of two layers computes nonsense."""
+    with pytest.raises(ailora.ModelError, match="8-bit weights of bitsandbytes cannot be shared"):
+        adapt(QUANTIZATIONS["bitsandbytes int8"].model(folder), layer_replication=[[0, 2], [0, 2]])
+
+
+@pytest.mark.parametrize("form", ["anchored", "residual"])
+@pytest.mark.filterwarnings("ignore::ailora.adapters.residual.LossyResidualWarning")
+def test_the_roles_of_a_fused_and_transposed_weight_that_is_quantized(form: str, tmp_path: Path) -> None:
+    """GPT-2's `Conv1D`: bitsandbytes keeps it as (out, in)."""
+    base = tf.GPT2LMHeadModel(tf.GPT2Config(n_embd=64, n_layer=2, n_head=4, vocab_size=64)).eval()
+    base.save_pretrained(tmp_path)
+    model = QUANTIZATIONS["bitsandbytes nf4"].model(tmp_path)
+    expected = run(model)
+    adapted = adapt(model, form=form, weights_from=tmp_path)
+    for planned in ailora.plan_of(adapted).adapters:
+        p = planned.projection
+        exact = rows_of(base.get_submodule(p.module).weight.detach().T, p)
+        layer = adapted.get_base_model().get_submodule(p.module)
+        whole = rows_of(read_weight(layer.get_base_layer(), p.module), p)
+        if form == "residual":
+            whole = whole + rows_of(layer.get_delta_weight("default").detach(), p)
+        assert (whole - exact).norm() <= 0.15 * exact.norm()
+    if form == "anchored":
+        assert torch.equal(run(adapted), expected)
+
+
+@pytest.mark.parametrize("quantization", [QUANTIZATIONS["quanto int8"], PACKED], ids=lambda q: q.name)
+def test_a_residual_that_cannot_be_quantized_is_refused_before_anything_changes(
+    quantization: Quantization, folder: Path
+) -> None:
+    model = quantization.model(folder)
+    expected = run(model)
+    with pytest.raises(ailora.ModelError, match=r"q_proj: form='residual' would quantize .* use form='anchored'"):
+        adapt(model, form="residual")
+    assert torch.equal(run(model), expected)
+
+
+def test_torchao_without_its_configuration_is_refused_in_the_residual_form(folder: Path) -> None:
+    model = QUANTIZATIONS["torchao int8"].model(folder)
+    del model.hf_quantizer
+    with pytest.raises(ailora.ModelError, match="does not carry the TorchAoConfig"):
+        adapt(model, form="residual")
+
+
+def test_a_layer_that_is_quantized_after_adapting_starts_from_the_full_weight(folder: Path) -> None:
+    """bitsandbytes quantizes when a model moves to its device; until then the layer holds a plain weight."""
+    from bitsandbytes.nn import Linear4bit
+
+    layer = Linear4bit(64, 32, bias=False)
+    assert storage_of(layer) is None
+    assert torch.equal(read_weight(layer, "layer"), layer.weight.data)
+
+
+def test_a_packed_weight_that_looks_like_bfloat16_is_refused() -> None:
+    model = copy.deepcopy(original())
+    layer = model.model.layers[1].self_attn.v_proj
+    layer.weight = nn.Parameter(torch.zeros(layer.weight.numel() // 4, 1, dtype=torch.bfloat16), requires_grad=False)
+    message = (
+        r"layers\.1\.self_attn\.v_proj: weight \(512, 1\) of dtype torch\.bfloat16 is .* maps \(32, 64\): it looks"
+    )
+    with pytest.raises(ailora.ModelError, match=message):
+        adapt(model)
+
+
+def test_a_layer_that_cannot_run_here_names_the_way_out(folder: Path) -> None:
+    model = PACKED.model(folder)
+    model.model.layers[0].self_attn.q_proj.scales = None
+    with pytest.raises(ailora.ModelError, match=r"q_proj: the packed weight of PackedLinear .*weights_from=\.\.\."):
+        read_weight(model.model.layers[0].self_attn.q_proj, "model.layers.0.self_attn.q_proj")
+
+
+# --- the checkpoint that the weights come from -----------------------------------------------------------------------
+
+
+def headless(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix("model."): tensor for name, tensor in state.items() if name.startswith("model.")}
+
+
+def outer(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {f"language_model.{name}": tensor for name, tensor in state.items()}
+
+
+def sharded(state: dict[str, Tensor]) -> list[dict[str, Tensor]]:
+    names = sorted(state)
+    return [{n: state[n] for n in names[::2]}, {n: state[n] for n in names[1::2]}]
+
+
+@pytest.mark.parametrize("change", [headless, outer, sharded])
+def test_tensors_are_found_in_checkpoints_of_other_heads_and_in_shards(
+    change: Any, folder: Path, tmp_path: Path
+) -> None:
+    changed = change(load_file(folder / "model.safetensors"))
+    for number, shard in enumerate(changed if isinstance(changed, list) else [changed]):
+        save_file(shard, tmp_path / f"model-{number}.safetensors")
+    model = QUANTIZATIONS["bitsandbytes nf4"].model(folder)
+    adapted, expected = adapt(model, weights_from=tmp_path), adapt(copy.deepcopy(original()))
+    for name, tensor in expected.state_dict().items():
+        if "lora_A" in name:
+            assert torch.allclose(adapted.state_dict()[name], tensor, atol=1e-5)
+
+
+def without_values(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in state.items() if "1.self_attn.v_proj" not in name}
+
+
+def of_another_model(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: 0.2 * torch.randn_like(tensor) for name, tensor in state.items()}
+
+
+def narrower(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor[..., :8].contiguous() for name, tensor in state.items()}
+
+
+def with_a_hole(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    state["model.layers.1.self_attn.v_proj.weight"][0, 0] = torch.nan
+    return state
+
+
+def eight_bits(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.to(torch.int8) for name, tensor in state.items()}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (without_values, r"no tensor for model\.layers\.1\.self_attn\.v_proj; looked for"),
+        (of_another_model, r"is another weight than that of model\.layers\.0\.self_attn\.q_proj: 1\.[34]\d away"),
+        (narrower, r"is \(64, 8\), the layer maps \(64, 64\)"),
+        (with_a_hole, r"v_proj\.weight in .* holds NaN"),
+        (eight_bits, "of dtype torch.int8: weights_from takes an unquantized checkpoint"),
+    ],
+)
+def test_checkpoints_that_do_not_fit_are_refused(change: Any, message: str, folder: Path, tmp_path: Path) -> None:
+    save_file(change(load_file(folder / "model.safetensors")), tmp_path / "model.safetensors")
+    model = QUANTIZATIONS["bitsandbytes nf4"].model(folder)
+    expected = run(model)
+    with pytest.raises(ailora.ModelError, match=message):
+        adapt(model, weights_from=tmp_path)
+    assert torch.equal(run(model), expected)
+
+
+def test_folders_without_a_checkpoint_are_refused(folder: Path, tmp_path: Path) -> None:
+    model = QUANTIZATIONS["bitsandbytes nf4"].model(folder)
+    with pytest.raises(ailora.InputError, match="holds no safetensors files"):
+        adapt(model, weights_from=tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"no tensors")
+    with pytest.raises(ailora.InputError, match="cannot read"):
+        adapt(model, weights_from=tmp_path)
