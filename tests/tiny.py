@@ -285,10 +285,7 @@ _OVERRIDES: dict[str, dict[str, Any]] = {
     **{name: {"@images": 4} for name in ["aya_vision", "cohere2_vision", "internvl", "qianfan_ocr"]},
     **{name: {"@images": 16} for name in ["deepseek_vl", "janus", "llava", "ovis2", "paligemma"]},
     **{name: {"@images": 1} for name in ["got_ocr2", "step3p7"]},
-    **{
-        name: {"@input_features_mask": _ones(BATCH, 128)}
-        for name in ["audioflamingo3", "audioflamingo3_encoder", "musicflamingo"]
-    },
+    "audioflamingo3_encoder": {"@input_features_mask": _ones(BATCH, 128)},
     **dict.fromkeys(["autoformer", "informer", "time_series_transformer"], _FORECAST),
     **{
         name: {"@input_features": _MEL}
@@ -315,7 +312,7 @@ _OVERRIDES: dict[str, dict[str, Any]] = {
     },
     **{name: {"@input_features": None} for name in ["embedding_gemma2", "gemma4", "gemma4_unified"]},
     **{
-        name: {"backbone_config": _RESNET}
+        name: {"backbone_config": _RESNET, "@pixel_values": (BATCH, 3, 96, 96)}
         for name in ["detr", "conditional_detr", "dab-detr", "deformable_detr", "table-transformer"]
     },
     **dict.fromkeys(["swin", "donut-swin", "maskformer-swin"], _SWIN),
@@ -328,21 +325,29 @@ _OVERRIDES: dict[str, dict[str, Any]] = {
         for name in ["mistral3", "lighton_ocr", "mistral_large4"]
     },
     **{name: {"rotary_dim": 4} for name in ["codegen", "gptj"]},
-    **{
-        name: {"@input_values": (BATCH, 1, 800)}
-        for name in ["dac", "encodec", "mimi_encoder", "pe_audio", "pe_audio_encoder"]
-    },
+    **{name: {"@input_values": (BATCH, 1, 800)} for name in ["dac", "encodec"]},
     "align": {"projection_dim": 640},
     "audio-spectrogram-transformer": {"@input_values": (BATCH, 64, 16)},
-    "bamba": {"attn_layer_indices": [1], "layer_types": ["linear_attention", "full_attention"]},
-    "granitemoehybrid": {"layer_types": ["mamba", "attention"]},
+    "bamba": {"attn_layer_indices": [1]},
+    "granitemoehybrid": {"layer_types": ["linear_attention", "full_attention"]},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
     "recurrent_gemma": {"num_hidden_layers": 3},
     "blip-2": _QUERIES,
     "instructblip": _QUERIES | {"@qformer_input_ids": [[5, 6, 7]] * BATCH},
     "instructblipvideo": _QUERIES | {"@qformer_input_ids": [[5, 6, 7]] * BATCH, "@pixel_values": _VIDEO, "@images": 16},
     "blip_2_qformer": {"@query_embeds": (BATCH, 4, 32), "@encoder_hidden_states": (BATCH, 5, 32)},
+    # Texts alone: their images and sounds have towers that are model types of their own.
+    **{
+        name: {"@pixel_values": None, "@image_grid_thw": None}
+        for name in ["paddleocr_vl", "ernie4_5_vl_moe", "lfm2_vl", "video_llama_3", "t5gemma2", "florence2"]
+    },
+    **{
+        name: {"@input_features": None}
+        for name in ["voxtral", "audioflamingo3", "musicflamingo", "glmasr", "fun_asr_nano"]
+    },
     "blt": {"use_cache": False},
+    "dots1": {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1},
+    "esmc": {"num_key_value_heads": 4},
     "hrm_text": {"use_cache": False},
     "bridgetower": {"hidden_size": 128, "text_config.hidden_size": 128, "vision_config.hidden_size": 128},
     "bros": {"dim_bbox_projection": 8},
@@ -358,7 +363,7 @@ _OVERRIDES: dict[str, dict[str, Any]] = {
         "@returns_to_go": (BATCH, 3, 1),
         "@timesteps": [[0, 1, 2]] * BATCH,
     },
-    "dia": {"@decoder_input_ids": _ones(BATCH, POSITIONS, 9)},
+    "dia": {"@decoder_input_ids": torch.arange(BATCH * POSITIONS * 9).view(BATCH, POSITIONS, 9) % 60},
     "emu3": {"vocabulary_map": {"<|extra_200|>": 64, "<image>": 65}, "@pixel_values": None},
     "esm": {"vocab_size": 99, "pad_token_id": 1, "mask_token_id": 64},
     "flava": {"@pixel_values": (BATCH, 3, 32, 32)},
@@ -371,7 +376,7 @@ _OVERRIDES: dict[str, dict[str, Any]] = {
         "intermediate_size": [48] * 4,
         "activation_sparsity_pattern": [0.95, 0.0, 0.0, 0.0],
     },
-    "granite_speech": {"encoder_config.context_size": 16},
+    "granite_speech": {"@input_features": None},
     "granite_speech_plus": {"encoder_config.context_size": 16},
     "granite_speech5_ctc": {"@input_features": (BATCH, 16, 64)},
     "granite_speech5_encoder": {"@input_features": (BATCH, 16, 64)},
@@ -411,7 +416,11 @@ _OVERRIDES: dict[str, dict[str, Any]] = {
     "lxmert": {"@visual_feats": (BATCH, 3, 2048), "@visual_pos": (BATCH, 3, 4)},
     "mamba2": {"head_dim": 16, "num_heads": 4},
     "falcon_h1": {"mamba_d_ssm": 64, "mamba_n_heads": 4},
-    "mimi": {"upsample_groups": 32, "@input_values": (BATCH, 1, 800)},
+    "mimi": {"upsample_groups": 32, "@input_values": (BATCH, 1, 8000)},
+    "mimi_encoder": {"@input_values": (BATCH, 1, 8000)},
+    **{name: {"@input_values": (BATCH, 4000)} for name in ["sew", "sew-d"]},
+    **{name: {"image_size": 128, "@pixel_values": (BATCH, 3, 128, 128)} for name in ["mobilevit", "pvt", "pvt_v2"]},
+    "deepseek_v2": {"num_experts_per_tok": 2},
     "mimi_decoder": {"upsample_groups": 32},
     "mllama": {
         "text_config.cross_attention_layers": [1],
@@ -422,14 +431,15 @@ _OVERRIDES: dict[str, dict[str, Any]] = {
         "@aspect_ratio_mask": _ones(BATCH, 1, 4),
         "@cross_attention_mask": _ones(BATCH, POSITIONS, 1, 4),
     },
-    "moonshine": {"@input_values": (BATCH, 4000)},
+    "moonshine": {"encoder_num_key_value_heads": 4, "decoder_num_key_value_heads": 4, "@input_values": (BATCH, 4000)},
     "nemotron": {"num_key_value_heads": 2},
-    "patchtst": {"@past_values": (BATCH, 32, 1)},
-    "patchtsmixer": {"@past_values": (BATCH, 32, 2)},
+    "patchtst": {"@past_values": (BATCH, 64, 1)},
+    "patchtsmixer": {"@past_values": (BATCH, 64, 2)},
+    **{name: {"@input_values": (BATCH, 1, 16000)} for name in ["pe_audio", "pe_audio_encoder"]},
     "perceiver": {"@inputs": (BATCH, 6, 32)},
     "qwen2_audio": {"@input_features": None},
-    "qwen2_5_omni_thinker": {"@input_features": None},
-    "qwen3_omni_moe_thinker": {"@input_features": None},
+    "qwen2_5_omni_thinker": {"@pixel_values": None, "@image_grid_thw": None, "@input_features": None},
+    "qwen3_omni_moe_thinker": {"@pixel_values": None, "@image_grid_thw": None, "@input_features": None},
     "qwen3_asr": {"@input_features": (BATCH, 16, 100), "@input_features_mask": _ones(BATCH, 100)},
     "qwen3_asr_encoder": {"@input_features": (BATCH, 16, 100), "@input_features_mask": _ones(BATCH, 100)},
     "fun_asr_nano_encoder": {"@input_features_mask": _ones(BATCH, 16)},
@@ -459,9 +469,15 @@ _OVERRIDES: dict[str, dict[str, Any]] = {
     "video_llava": {"@images": 16, "@pixel_values": None, "@pixel_values_images": (BATCH, 3, 32, 32)},
     "vipllava": {"vision_feature_layer": (-2, -1), "@images": 16},
     "xmod": {"default_language": "en_XX"},
-    "zamba2": {"mamba_headdim": 16, "n_mamba_heads": 4},
-    "timesfm": {"@past_values": (BATCH, 64), "@past_values_padding": torch.zeros(BATCH, 64), "@freq": [[0]] * BATCH},
-    "timesfm2_5": {"@past_values": (BATCH, 64)},
+    "zamba2": {"mamba_headdim": 16, "n_mamba_heads": 4, "attention_hidden_size": 64, "attention_head_dim": 16},
+    "kyutai_speech_to_text": {"@input_ids": torch.arange(BATCH * POSITIONS * 33).view(BATCH, POSITIONS, 33) % 60},
+    "gemma4_vision": {
+        "@pixel_values": (BATCH, 16, 192),
+        "@pixel_position_ids": torch.tensor([[x, y] for x in range(4) for y in range(4)]).expand(BATCH, 16, 2),
+    },
+    "hunyuan_vl": {"@images": 8},
+    "timesfm": {"@past_values": (BATCH, 256), "@past_values_padding": torch.zeros(BATCH, 256), "@freq": [[0]] * BATCH},
+    "timesfm2_5": {"@past_values": (BATCH, 256)},
 }
 
 TINY: dict[str, dict[str, Any]] = {**_OVERRIDES}

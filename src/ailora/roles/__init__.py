@@ -3,5 +3,16 @@
 from ailora.roles.find import find_projections, shape_of
 from ailora.roles.layout import FusedLayout
 from ailora.roles.projection import Attention, Projection, Role, parse_role
+from ailora.roles.rest import LeftAlone, left_alone
 
-__all__ = ["Attention", "FusedLayout", "Projection", "Role", "find_projections", "parse_role", "shape_of"]
+__all__ = [
+    "Attention",
+    "FusedLayout",
+    "LeftAlone",
+    "Projection",
+    "Role",
+    "find_projections",
+    "left_alone",
+    "parse_role",
+    "shape_of",
+]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -10,10 +11,17 @@ import torch
 from torch import nn
 
 from ailora.errors import InputError, ModelError
-from ailora.roles.catalog import FAMILIES, Rule, match_family
+from ailora.roles.catalog import FAMILIES, LEFT_OUT, match_family
+from ailora.roles.conventions import Rule
 from ailora.roles.projection import Attention, Projection, Role, parse_role
 
 _SHOWN_MODULES = 12
+
+#: Why `nn.MultiheadAttention` is left alone.
+MULTIHEAD = (
+    "PEFT's LoRA for it rewrites the base weight in every forward pass and always adapts out_proj too, so that it is "
+    "not supported"
+)
 
 
 def find_projections(model: nn.Module, *, role_names: Mapping[str, Role | str] | None = None) -> tuple[Projection, ...]:
@@ -34,15 +42,15 @@ def find_projections(model: nn.Module, *, role_names: Mapping[str, Role | str] |
         ModelError: no rule knows the model, or the rows of a fused weight do not fit the configuration's head counts.
     """
     named = _compile(role_names or {})
-    linear = _linear_modules(model)
+    linear = linear_modules(model)
     _refuse_idle_patterns(named, linear)
     configs = _configs(model)
     projections: list[Projection] = []
     for name, module in linear.items():
-        role = _named_role(named, name)
-        if role is not None:
+        if named_role := _named_role(named, name):
+            pattern, role = named_role
             attends = role in (Role.QUERY, Role.KEY, Role.VALUE, Role.OUTPUT)
-            rule = Rule(name, (role,), Attention.SELF if attends else None)
+            rule = Rule(pattern, (role,), Attention.SELF if attends else None)
             projections += _projections(name, module, rule)
             continue
         for config in _enclosing(configs, name):
@@ -64,16 +72,22 @@ def shape_of(module: nn.Module) -> tuple[int, int] | None:
     return None
 
 
-def _linear_modules(model: nn.Module) -> dict[str, nn.Module]:
+def linear_modules(model: nn.Module) -> dict[str, nn.Module]:
     """The linear maps of a model (`nn.Linear`, transformers' `Conv1D`, quantized ones) by their name without PEFT.
 
     PEFT moves a wrapped module to `NAME.base_layer` and puts factors below `NAME.lora_A`.
     """
+    packed = tuple(f"{name}." for name in multihead_attentions(model))
     return {
         name.removesuffix(".base_layer"): module
         for name, module in model.named_modules()
-        if shape_of(module) is not None and ".lora_" not in name
+        if shape_of(module) is not None and ".lora_" not in name and not name.startswith(packed)
     }
+
+
+def multihead_attentions(model: nn.Module) -> tuple[str, ...]:
+    """The `nn.MultiheadAttention` modules. They read the weights of their parts past any adapter around them."""
+    return tuple(name for name, module in model.named_modules() if isinstance(module, nn.MultiheadAttention))
 
 
 def _configs(model: nn.Module) -> dict[str, Any]:
@@ -92,7 +106,7 @@ def _enclosing(configs: Mapping[str, Any], module: str) -> Iterator[Any]:
 
 
 def _projections(name: str, module: nn.Module, rule: Rule, config: Any = None) -> list[Projection]:
-    source = config.model_type if config is not None else "role_names"
+    source = config.model_type if config is not None else f"role_names: {rule.pattern}"
     shape = shape_of(module)
     assert shape is not None
     try:
@@ -100,7 +114,10 @@ def _projections(name: str, module: nn.Module, rule: Rule, config: Any = None) -
     except ModelError as error:
         raise ModelError(f"{name} ({shape[0]} x {shape[1]}), a fused weight of {source!r}: {error}") from None
     dtype = _stored_as(module)
-    return [Projection(name, role, rule.attention, layout.rows(role), shape, dtype, source) for role in rule.roles]
+    shown = str(layout) if len(rule.roles) > 1 else ""
+    return [
+        Projection(name, role, rule.attention, layout.rows(role), shape, dtype, source, shown) for role in rule.roles
+    ]
 
 
 def _stored_as(module: nn.Module) -> str:
@@ -131,8 +148,8 @@ def _refuse_idle_patterns(named: list[tuple[re.Pattern[str], Role]], linear: Map
             )
 
 
-def _named_role(named: list[tuple[re.Pattern[str], Role]], module: str) -> Role | None:
-    return next((role for pattern, role in named if pattern.search(module)), None)
+def _named_role(named: list[tuple[re.Pattern[str], Role]], module: str) -> tuple[str, Role] | None:
+    return next(((pattern.pattern, role) for pattern, role in named if pattern.search(module)), None)
 
 
 def _listing(linear: Mapping[str, nn.Module]) -> str:
@@ -149,15 +166,14 @@ def _listing(linear: Mapping[str, nn.Module]) -> str:
 def _unknown_model(model: nn.Module, linear: Mapping[str, nn.Module]) -> ModelError:
     model_type = getattr(getattr(model, "config", None), "model_type", None)
     what = f"model type {model_type!r}" if model_type else f"a {type(model).__name__} without config.model_type"
-    packed = [name for name, module in model.named_modules() if isinstance(module, nn.MultiheadAttention)]
-    if packed:
-        what += (
-            f" ({packed[0]} is an nn.MultiheadAttention: PEFT's LoRA for it rewrites the base weight in every forward "
-            "pass and always adapts out_proj too, so that it is not supported)"
-        )
+    if model_type in LEFT_OUT:
+        what += f" ({LEFT_OUT[model_type]})"
+    if packed := multihead_attentions(model):
+        what += f" ({packed[0]} is an nn.MultiheadAttention: {MULTIHEAD})"
+    near = difflib.get_close_matches(str(model_type), FAMILIES, n=3)
     return ModelError(
         f"no rule knows the roles of {what}. Its linear modules are:\n{_listing(linear)}\n"
         'Name them by hand: role_names={"attn\\\\.wq$": "query", "attn\\\\.wv$": "value"} '
         '(in YAML: adapter: {role_names: {"attn\\\\.wq$": query, "attn\\\\.wv$": value}}). '
-        "Known model types: " + ", ".join(sorted(FAMILIES))
+        f"{len(FAMILIES)} model types are known" + (f", such as {', '.join(near)}" if near else "")
     )

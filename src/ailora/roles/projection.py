@@ -39,7 +39,8 @@ class Projection:
         shape: the module's whole map (out, in), whichever way it is stored.
         dtype: the storage dtype of the weight, as torch prints it without its prefix; of a quantized one with the class
             that holds it.
-        rule: what decided the role: the name of the catalog's family, or `role_names`.
+        rule: what decided the role: the name of the catalog's family, or the regular expression of `role_names`.
+        layout: how the rows of a fused weight are dealt out, in words; empty for a whole weight.
     """
 
     module: str
@@ -49,6 +50,7 @@ class Projection:
     shape: tuple[int, int]
     dtype: str
     rule: str
+    layout: str = ""
 
     @property
     def out_features(self) -> int:
