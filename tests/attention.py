@@ -17,12 +17,39 @@ from torch import Tensor, nn
 from ailora.roles import Projection, Role
 from tests.tiny import BATCH
 
+
+def names(listed: str) -> set[str]:
+    return set(listed.split())
+
+
+#: A term of positions beside `q k'` decides too: ALiBi, relative biases. The weights are then not uniform.
+BIASED = names(
+    """
+    bloom clap_audio_model cpmant donut-swin layoutlmv3 lilt longt5 maskformer-swin mpnet mpt mt5 prophetnet sam3_detr_decoder sam3_lite_text_detr_decoder swin
+    swin2sr swinv2 switch_transformers t5 t5gemma2_decoder udop umt5
+    """
+)
+#: The weights do not add up to one: a gate or a norm follows, a sink takes a share, a padded window does, heads are
+#: subtracted from one another, or there is no softmax (YOSO).
+SCALED = names(
+    """
+    afmoe beam bitnet diffllama flint gpt_oss granite_swa granitemoe_swa hrm_text hy_v4 laguna lfm3 longformer led
+    mimo_v2_flash muse_glimmer_text muse_spark_text openai_privacy_filter qwen3_5_moe_text qwen3_5_text qwen3_next yoso
+    """
+)
+#: A norm with a mean follows the attention, so that the values reach the output with weights of both signs.
+NORMED = {"kosmos_2_text_model"}
+#: Its first attention is of chunks, one after the other: a change of a position is not one of the whole sequence.
+CHUNKED = {"canine"}
+#: At the first layer of the decoder all values are equal, as they start from zero or from one code.
+START_EQUAL = {"detr", "mimi", "table-transformer"}
+
 Change = Callable[[Tensor], Tensor]
 #: Entries that float32 leaves of zero, relative to the largest.
 CLOSE = 1e-5
 
 
-class _Seen(Exception):  # noqa: N818 (ends a forward pass early, no error)
+class _Seen(Exception):
     """The input of the observed module."""
 
 
@@ -128,6 +155,20 @@ def _beside(model: Model, value: Projection, role: Role) -> Projection | None:
     return max(mates, key=lambda mate: _shared(mate, value), default=None)
 
 
+def without_biases(model: nn.Module) -> nn.Module:
+    """The model without the biases that stand beside the query after its projection."""
+    beside = re.compile(r"(^|\.)((pos_)?bias_[uv]|[qv]_bias|(q|k|query|key)_(layer)?norm\.bias)$")
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if beside.search(name):
+                parameter.zero_()
+    for module in model.modules():
+        if type(module).__name__ == "DisentangledSelfAttention":
+            # Positions meet queries and keys in terms of their own.
+            module.pos_att_type = []
+    return model
+
+
 # --- what every attention does -------------------------------------------------------------------------------------
 
 
@@ -158,7 +199,7 @@ def moved(position: int) -> Change:
     def change(rows: Tensor) -> Tensor:
         noise = torch.randn(rows.shape[-1], generator=torch.Generator().manual_seed(4))
         rows = rows.clone()
-        rows[..., position, :] += 3 * noise
+        rows[..., position, :] += 3 * noise * rows.std().clamp(min=1)
         return rows
 
     return change
@@ -232,16 +273,27 @@ def positions_matter(site: Site) -> str | None:
     return None
 
 
+def problems(site: Site) -> list[str]:
+    """What an attention does that its roles do not say."""
+    family = site.value.rule
+    found = [without_values(site)]
+    if family not in NORMED:
+        found.append(without_queries(site, biased=family in BIASED, scaled=family in SCALED))
+    if family not in CHUNKED:
+        found.append(positions_matter(site))
+    return [problem for problem in found if problem]
+
+
 # --- what every feed-forward block does ------------------------------------------------------------------------------
 
 
-def feed_forward(model: Model) -> dict[str, str | None]:
-    """For the first feed-forward block of each kind what is wrong, or None: without its first part, or its gate, what
-    the last one receives is constant, and it is linear in the part that the gate is not."""
+def feed_forward(model: Model, family: str) -> dict[str, str | None]:
+    """For the first feed-forward block of each kind in a family what is wrong, or None: without its first part, or its
+    gate, what the last one receives is constant, and it is linear in the part that the gate is not."""
     found: dict[str, str | None] = {}
     for down in model.projections:
         name = folded(down.module)
-        if down.role is Role.DOWN and name not in found:
+        if down.role is Role.DOWN and down.rule == family and name not in found:
             up, gate = (_beside(model, down, role) for role in (Role.UP, Role.GATE))
             if up and gate and _shared(gate, down) < _shared(up, down):
                 gate = None

@@ -6,7 +6,6 @@ The models are made from the families' own configurations (`tests/tiny.py`). `te
 from __future__ import annotations
 
 import copy
-import re
 from functools import lru_cache
 from pathlib import Path
 
@@ -14,15 +13,32 @@ import pytest
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 import ailora
 from ailora.roles import FusedLayout, Role, splits
 from ailora.roles.catalog import FAMILIES, LEFT_OUT
-from tests.attention import Model, Site, feed_forward, positions_matter, sites, without_queries, without_values
+from tests.attention import (
+    BIASED,
+    CHUNKED,
+    NORMED,
+    SCALED,
+    START_EQUAL,
+    Model,
+    feed_forward,
+    names,
+    problems,
+    sites,
+    without_biases,
+)
 from tests.contracts.test_adapted_model import close
 from tests.tiny import tiny_inputs, tiny_model
 
-pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths:UserWarning"),
+]
+
 
 #: Its modeling file is remote code.
 REMOTE = {"chatglm"}
@@ -56,8 +72,7 @@ _PARTS = """
     kosmos-2: kosmos_2_vision_model kosmos_2_text_model
     kosmos-2.5: kosmos_2_5_text_model
     llama4: llama4_vision_model
-    lw_detr: lw_detr_vit
-    metaclip_2: metaclip_2_text_model metaclip_2_vision_model
+       metaclip_2: metaclip_2_text_model metaclip_2_vision_model
     minimax_m3_vl: minimax_m3_vl_vision
     mllama: mllama_vision_model mllama_text_model
     ovis2: ovis2_vision
@@ -80,30 +95,8 @@ _PARTS = """
 _LINES = [line.split(":") for line in _PARTS.strip().splitlines()]
 MADE_AS = {part: model_type.strip() for model_type, parts in _LINES for part in parts.split()}
 
-#: A term of positions beside `q k'` decides too: ALiBi, relative biases. The weights are then not uniform.
-BIASED = set(
-    """
-    bloom clap_audio_model cpmant donut-swin layoutlmv3 lilt longt5 maskformer-swin mpnet mpt mt5 prophetnet swin
-    swin2sr swinv2 switch_transformers t5 t5gemma2_decoder udop umt5
-    """.split()
-)
-#: The weights do not add up to one: a gate or a norm follows, a sink takes a share, a padded window does, heads are
-#: subtracted from one another, or there is no softmax (YOSO).
-SCALED = set(
-    """
-    afmoe beam bitnet diffllama flint gpt_oss granite_swa granitemoe_swa hrm_text hy_v4 laguna lfm3 longformer
-    mimo_v2_flash muse_glimmer_text muse_spark_text openai_privacy_filter qwen3_5_moe_text qwen3_5_text qwen3_next yoso
-    """.split()
-)
-#: A norm with a mean follows the attention, so that the values reach the output with weights of both signs.
-NORMED = {"kosmos_2_text_model"}
-#: Its first attention is of chunks, one after the other: a change of a position is not one of the whole sequence.
-CHUNKED = {"canine"}
-#: At the first layer of the decoder all values are equal: the queries are learned, the values start from zero.
-START_EQUAL = {"detr", "table-transformer"}
-
 #: Conventions, and what users have most: these in the fast tier, the others in the slow one.
-OFTEN = set(
+OFTEN = names(
     """
     albert bart bert bitnet blip_text_model bloom camembert chatglm clip_text_model clip_vision_model codegen cohere
     cpmant ctrl cvt dbrx deberta deberta-v2 deepseek_v2 deepseek_v3 dinov2 dinov3_vit distilbert electra esm falcon
@@ -115,7 +108,7 @@ OFTEN = set(
     qwen3_moe qwen3_next recurrent_gemma roberta sam_vision_model seamless_m4t segformer siglip_text_model
     siglip_vision_model smollm3 speecht5 stablelm starcoder2 swin swinv2 t5 t5gemma2_text timesformer unispeech
     videomae vit vitdet wav2vec2 wav2vec2-bert whisper xglm xlm xlm-roberta
-    """.split()
+    """
 )
 
 
@@ -128,43 +121,17 @@ def _made(model_type: str) -> nn.Module:
     return tiny_model(model_type)
 
 
-def prepared(model_type: str) -> nn.Module:
-    """A copy without the biases that stand beside the query after its projection."""
-    model = copy.deepcopy(_made(model_type))
-    beside = re.compile(r"(^|\.)((pos_)?bias_[uv]|[qv]_bias|(q|k|query|key)_(layer)?norm\.bias)$")
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if beside.search(name):
-                parameter.zero_()
-    for module in model.modules():
-        if type(module).__name__ == "DisentangledSelfAttention":
-            # Positions meet queries and keys in terms of their own.
-            module.pos_att_type = []
-    return model
-
-
 def whole(family: str) -> Model:
     """The model that a family is tried in."""
     model_type = MADE_AS.get(family, family)
-    model = prepared(model_type)
+    model = without_biases(copy.deepcopy(_made(model_type)))
     return Model(model, tiny_inputs(model_type), ailora.find_projections(model))
-
-
-def problems(site: Site) -> list[str]:
-    """What an attention does that its roles do not say."""
-    family = site.value.rule
-    found = [without_values(site)]
-    if family not in NORMED:
-        found.append(without_queries(site, biased=family in BIASED, scaled=family in SCALED))
-    if family not in CHUNKED:
-        found.append(positions_matter(site))
-    return [problem for problem in found if problem]
 
 
 @pytest.mark.parametrize("family", _tiers(FAMILIES.keys() - REMOTE))
 def test_the_roles_are_what_the_attention_does(family: str) -> None:
     model = whole(family)
-    own = [site for site in sites(model) if site.value.rule == family]
+    own = [site for site in sites(model) if family in (site.value.rule, site.output.rule)]
     tried = [site for site in own if site.result() is not None]
     if family in START_EQUAL:
         tried = [site for site in tried if "decoder" not in site.name or site.value.attention == "cross"]
@@ -185,7 +152,7 @@ def test_the_roles_partition_every_weight(family: str) -> None:
 @pytest.mark.parametrize("family", _tiers(FAMILIES.keys() - REMOTE - {"bitnet"}))
 def test_the_gate_is_the_part_that_what_follows_is_not_linear_in(family: str) -> None:
     """BitNet has a norm there."""
-    found = {name: problem for name, problem in feed_forward(whole(family)).items() if problem}
+    found = {name: problem for name, problem in feed_forward(whole(family), family).items() if problem}
     assert {name: p for name, p in found.items() if p != "the last part is not called"} == {}
 
 
@@ -194,12 +161,14 @@ def run(model: nn.Module, model_type: str) -> list[Tensor]:
     torch.manual_seed(0)
     with torch.no_grad():
         output = model(**tiny_inputs(model_type))
-    return [value for value in output.values() if isinstance(value, Tensor) and value.is_floating_point()]
+    found = [value for value in tree_leaves(tuple(output.values())) if isinstance(value, Tensor)]
+    return [value for value in found if value.is_floating_point()]
 
 
 @pytest.mark.parametrize("model_type", _tiers(FAMILIES.keys() - REMOTE - MADE_AS.keys()))
 def test_every_family_starts_exact_and_saves_a_stock_file(model_type: str, tmp_path: Path) -> None:
-    base = copy.deepcopy(_made(model_type))
+    # Frozen, as under an adapter: torch picks other kernels for weights that train.
+    base = copy.deepcopy(_made(model_type)).requires_grad_(False)
     expected = run(base, model_type)
     model = ailora.adapt(base, rank=RANK, task_type=None).eval()
     assert ailora.plan_of(model).counts.keys() == {Role.QUERY, Role.VALUE}
@@ -217,13 +186,13 @@ def test_every_family_starts_exact_and_saves_a_stock_file(model_type: str, tmp_p
 
 
 def test_how_many_families_are_proven_and_which_are_left_out() -> None:
-    assert len(FAMILIES.keys() - REMOTE) == 392
+    assert len(FAMILIES.keys() - REMOTE) == 388
     assert len(OFTEN - REMOTE) >= 60
-    assert OFTEN <= FAMILIES.keys()
+    assert FAMILIES.keys() >= OFTEN
     assert not FAMILIES.keys() & LEFT_OUT.keys()
     assert len(LEFT_OUT) == 55
     named = MADE_AS.keys() | BIASED | SCALED | NORMED | CHUNKED | START_EQUAL
-    assert named <= FAMILIES.keys()
+    assert FAMILIES.keys() >= named
 
 
 def test_a_swapped_or_shifted_layout_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,7 +18,9 @@ import ailora
 from ailora.adapters.anchored import StackedFactor
 from ailora.adapters.weights import base_layer, read_weight, rows_of
 from ailora.roles import Projection, Role
+from tests.attention import Model, problems, sites, without_biases
 from tests.contracts.test_adapted_model import close
+from tests.tiny import BATCH, POSITIONS
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 
@@ -38,16 +37,6 @@ SIZES = {
     "sep_token_id": 2,
 }
 NO_DROPOUT = {"attn_pdrop": 0.0, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attention_dropout": 0.0, "hidden_dropout": 0.0}
-POSITIONS = 6
-
-
-@dataclass(frozen=True)
-class Fused:
-    """A family that keeps several roles in one weight."""
-
-    config: Any
-    #: Where another term than q k' decides the attention: positions, by bias or by a weight of their own.
-    biased: bool = False
 
 
 def config(model_type: str, **options: Any) -> Any:
@@ -65,34 +54,37 @@ def dbrx() -> Any:
 
 
 FUSED = {
-    "gpt2": Fused(config("gpt2")),
-    "gpt_bigcode, multi-query": Fused(config("gpt_bigcode")),
-    "gpt_bigcode": Fused(config("gpt_bigcode", multi_query=False)),
-    "phi3, grouped queries": Fused(config("phi3", num_key_value_heads=2)),
-    "gpt_neox": Fused(config("gpt_neox")),
-    "bloom": Fused(config("bloom"), biased=True),
-    "falcon, multi-query": Fused(config("falcon")),
-    "falcon, multi-head": Fused(config("falcon", multi_query=False)),
-    "falcon, new": Fused(config("falcon", new_decoder_architecture=True, num_kv_heads=2)),
-    "persimmon": Fused(config("persimmon", qk_layernorm=False)),
-    "codegen": Fused(config("codegen", rotary_dim=4)),
-    "mpt": Fused(config("mpt"), biased=True),
-    "glm": Fused(config("glm", head_dim=8, num_key_value_heads=2)),
-    "glm4": Fused(config("glm4", head_dim=8, num_key_value_heads=2)),
-    "modernbert": Fused(config("modernbert")),
-    "dbrx": Fused(dbrx()),
-    "deberta": Fused(
-        config("deberta", relative_attention=True, pos_att_type=["c2p", "p2c"], hidden_dropout_prob=0.0,
-               attention_probs_dropout_prob=0.0), biased=True,
+    "gpt2": config("gpt2"),
+    "gpt_bigcode, multi-query": config("gpt_bigcode"),
+    "gpt_bigcode": config("gpt_bigcode", multi_query=False),
+    "phi3, grouped queries": config("phi3", num_key_value_heads=2),
+    "gpt_neox": config("gpt_neox"),
+    "bloom": config("bloom"),
+    "falcon, multi-query": config("falcon"),
+    "falcon, multi-head": config("falcon", multi_query=False),
+    "falcon, new": config("falcon", new_decoder_architecture=True, num_kv_heads=2),
+    "persimmon": config("persimmon", qk_layernorm=False),
+    "codegen": config("codegen", rotary_dim=4),
+    "mpt": config("mpt"),
+    "glm": config("glm", head_dim=8, num_key_value_heads=2),
+    "glm4": config("glm4", head_dim=8, num_key_value_heads=2),
+    "modernbert": config("modernbert"),
+    "dbrx": dbrx(),
+    "deberta": config(
+        "deberta",
+        relative_attention=True,
+        pos_att_type=["c2p", "p2c"],
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
     ),
-}  # fmt: skip
+}
 QKV_FUSED = [name for name in FUSED if not name.startswith("glm")]
 
 
 @cache
 def _made(name: str) -> nn.Module:
     torch.manual_seed(3)
-    config = copy.deepcopy(FUSED[name].config)
+    config = copy.deepcopy(FUSED[name])
     config._attn_implementation = "eager"
     model = tf.AutoModel.from_config(config).float().eval()
     with torch.no_grad():
@@ -106,9 +98,8 @@ def fresh(name: str) -> nn.Module:
 
 
 def run(model: nn.Module) -> Tensor:
-    ids = torch.randint(5, 64, (2, POSITIONS), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        return model(input_ids=ids).last_hidden_state
+        return model(**inputs()).last_hidden_state
 
 
 def projection(model: nn.Module, role: Role) -> Projection:
@@ -116,113 +107,17 @@ def projection(model: nn.Module, role: Role) -> Projection:
     return next(p for p in ailora.find_projections(model) if p.role is role)
 
 
-@contextmanager
-def changed(model: nn.Module, of: Projection, change: Any) -> Iterator[None]:
-    """The rows of a projection's output (batch, positions, rows) changed in place while the body runs."""
-    rows = [row for start, stop in of.rows for row in range(start, stop)]
-
-    def hook(_: nn.Module, __: Any, output: Tensor) -> Tensor:
-        output = output.clone()
-        shape = output.shape
-        output = output.view(2, POSITIONS, -1)
-        output[..., rows] = change(output[..., rows])
-        return output.view(shape)
-
-    handle = model.get_submodule(of.module).register_forward_hook(hook)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-def attention_output(model: nn.Module) -> Tensor:
-    """What the first layer's output projection receives: (batch, positions, heads x head size)."""
-    seen: list[Tensor] = []
-    module = model.get_submodule(projection(model, Role.OUTPUT).module)
-    handle = module.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach().clone()))
-    try:
-        run(model)
-    finally:
-        handle.remove()
-    return seen[0].view(2, POSITIONS, -1)
-
-
-def moved(position: int) -> Any:
-    noise = torch.randn(1000, generator=torch.Generator().manual_seed(4))
-
-    def change(rows: Tensor) -> Tensor:
-        rows = rows.clone()
-        rows[:, position] += 3 * noise[: rows.shape[-1]]
-        return rows
-
-    return change
-
-
-@pytest.mark.parametrize("name", FUSED)
-def test_the_roles_partition_every_fused_weight(name: str) -> None:
-    by_module: dict[str, list[Projection]] = {}
-    for p in ailora.find_projections(fresh(name)):
-        by_module.setdefault(p.module, []).append(p)
-    assert any(len(group) > 1 for group in by_module.values())
-    for group in by_module.values():
-        rows = [row for p in group for start, stop in p.rows for row in range(start, stop)]
-        assert sorted(rows) == list(range(group[0].shape[0]))
+def inputs() -> dict[str, Tensor]:
+    return {"input_ids": torch.randint(5, 64, (BATCH, POSITIONS), generator=torch.Generator().manual_seed(1))}
 
 
 @pytest.mark.parametrize("name", QKV_FUSED)
-def test_without_values_the_attention_is_constant_over_positions(name: str) -> None:
-    model = fresh(name)
-    with changed(model, projection(model, Role.VALUE), torch.zeros_like):
-        output = attention_output(model)
-    # Not zero in every family: DeBERTa adds a bias to the values after the projection.
-    assert (output - output[:, :1]).abs().max() <= 1e-6
-    if name != "modernbert":
-        # Causal or biased: without keys it still differs between positions.
-        with changed(model, projection(model, Role.KEY), torch.zeros_like):
-            output = attention_output(model)
-        assert (output - output[:, :1]).abs().max() > 1e-2
-
-
-@pytest.mark.parametrize("name", QKV_FUSED)
-def test_without_queries_the_attention_is_uniform_over_the_mask(name: str) -> None:
-    """Uniform, the keys have no say: neither their positions nor their size. With a bias, at least that."""
-    model = fresh(name)
-    if name == "deberta":
-        # Its positions meet the keys in a term of their own, and the query has a bias of its own.
-        attention = model.encoder.layer[0].attention.self
-        attention.pos_att_type = []
-        with torch.no_grad():
-            attention.q_bias.zero_()
-    query, key, value = (projection(model, role) for role in (Role.QUERY, Role.KEY, Role.VALUE))
-    with changed(model, query, torch.zeros_like):
-        output = attention_output(model)
-        with changed(model, key, lambda rows: 5 - 2 * rows):
-            assert torch.allclose(attention_output(model), output, atol=1e-5)
-        if FUSED[name].biased:
-            return
-        heads = query.out_features // 8
-        with changed(model, value, torch.arange(1.0, POSITIONS + 1)[None, :, None].expand_as):
-            mean = attention_output(model)
-    positions = torch.arange(1.0, POSITIONS + 1)
-    causal = positions.cumsum(0) / positions
-    expected = positions.mean().expand(POSITIONS) if name == "modernbert" else causal
-    assert heads == 4
-    assert torch.allclose(mean, expected[None, :, None].expand_as(mean), atol=1e-5)
-
-
-@pytest.mark.parametrize("name", QKV_FUSED)
-def test_a_query_is_of_its_position_and_a_key_of_the_others_too(name: str) -> None:
-    model = fresh(name)
-    output = attention_output(model)
-    others = [p for p in range(POSITIONS) if p != 2]
-    with changed(model, projection(model, Role.QUERY), moved(2)):
-        difference = (attention_output(model) - output).abs().amax(dim=(0, 2))
-    assert difference[others].max() <= 1e-6
-    assert difference[2] > 1e-3
-    for role in (Role.KEY, Role.VALUE):
-        with changed(model, projection(model, role), moved(2)):
-            difference = (attention_output(model) - output).abs().amax(dim=(0, 2))
-        assert difference[3:].min() > 1e-4
+def test_the_roles_are_what_the_attention_does(name: str) -> None:
+    """Every form of a family that has several."""
+    model = without_biases(fresh(name))
+    (site,) = sites(Model(model, inputs(), ailora.find_projections(model)))
+    assert site.query.module == site.value.module
+    assert problems(site) == []
 
 
 def adapt(name: str, policy: Any = "ailora", **options: Any) -> PeftModel:
@@ -232,9 +127,8 @@ def adapt(name: str, policy: Any = "ailora", **options: Any) -> PeftModel:
 def train(model: nn.Module, *, steps: int = 3) -> None:
     target = torch.randn(2, POSITIONS, 32, generator=torch.Generator().manual_seed(2))
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
-    ids = torch.randint(5, 64, (2, POSITIONS), generator=torch.Generator().manual_seed(1))
     for _ in range(steps):
-        ((model(input_ids=ids).last_hidden_state - target) ** 2).mean().backward()
+        ((model(**inputs()).last_hidden_state - target) ** 2).mean().backward()
         optimizer.step()
         optimizer.zero_grad()
 

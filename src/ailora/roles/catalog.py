@@ -24,7 +24,7 @@ FAMILIES: dict[str, Rules] = {
         conventions.SEPARATE,
         """
         afmoe aimv2_text_model aimv2_vision_model altclip_vision_model apertus arcee aria_text bamba
-        audio-spectrogram-transformer audioflamingo3_encoder bart beam beit bigbird_pegasus biogpt bitnet blenderbot
+        audio-spectrogram-transformer audioflamingo3_encoder bart beam beit biogpt bitnet blenderbot
         blenderbot-small blt_local_encoder blt_patcher canary_decoder chameleon chinese_clip_vision_model
         clip_text_model clip_vision_model clipseg_text_model clipseg_vision_model clvp_decoder cohere cohere2
         cohere2_moe cohere_asr cosmos3_edge_text cosmos3_edge_vision cwm data2vec-audio deformable_detr deit detr
@@ -36,19 +36,19 @@ FAMILIES: dict[str, Rules] = {
         higgs_audio_v2 hrm_text hubert hunyuan_v1_dense hunyuan_v1_moe hunyuan_vl_text hunyuan_vl_vision hy_v3
         hyperclovax idefics idefics2_perceiver idefics2_vision idefics3_vision idefics_vision ijepa informer internlm3
         internvl_vision iquestcoder jais2 jamba janus_vision_model jina_embeddings_v3 kolibri1 kosmos_2_5_text_model
-        kosmos_2_text_model kosmos_2_vision_model laguna lasr_encoder led lfm2 lfm2_moe lfm3 lfm3_vl_vision llama
-        llama4_text llama4_vision_model lw_detr_vit m2m_100 marian mask2former mbart mellum metaclip_2_text_model
+        kosmos_2_text_model kosmos_2_vision_model laguna lasr_encoder lfm2 lfm2_moe lfm3 lfm3_vl_vision llama
+        llama4_text llama4_vision_model m2m_100 marian mask2former mbart mellum metaclip_2_text_model
         metaclip_2_vision_model mimi mimi_encoder mimo_v2_flash minimax_m2 minimax_m3_vl_text minimax_m3_vl_vision
         ministral ministral3 mistral mixtral mlcd_vision_model mllama_text_model mllama_vision_model molmo2_text
         moss_transcribe_diarize_audio muse_glimmer_text muse_spark_text mvp nanochat nemotron nllb-moe nomic_bert olmo
         olmo2 olmo3 olmo_hybrid olmoe openai_privacy_filter opt ovis2_vision owlv2_text_model owlv2_vision_model
-        owlvit_text_model owlvit_vision_model parakeet_encoder patchtst pe_audio_encoder pegasus pegasus_x phi phimoe
+        owlvit_text_model owlvit_vision_model parakeet_encoder patchtst pe_audio_encoder pegasus phi phimoe
         pixio pixtral plbart pocket_tts qianfan_ocr_vision qwen2 qwen2_5_omni_text qwen2_5_vl_text qwen2_audio_encoder
         qwen2_moe qwen2_vl_text qwen3 qwen3_asr_encoder qwen3_moe qwen3_omni_moe_text qwen3_vl_moe_text qwen3_vl_text
-        radio rf_detr_dinov2 rt_detr rt_detr_v2 sam3_detr_decoder sam3_detr_encoder sam3_lite_text_detr_decoder
-        sam3_lite_text_detr_encoder sam3_vit_model seamless_m4t seamless_m4t_v2 seed_oss segformer sew
+        radio rf_detr_dinov2 sam3_detr_decoder sam3_detr_encoder sam3_lite_text_detr_decoder
+        sam3_lite_text_detr_encoder sam3_vit_model seed_oss segformer sew
         siglip2_text_model siglip2_vision_model siglip_text_model siglip_vision_model smollm3 smolvlm_vision solar_open
-        speech_to_text speecht5 stablelm starcoder2 step3p5_vision swin t5_gemma_module t5gemma2_decoder t5gemma2_text
+        speech_to_text speecht5 stablelm starcoder2 step3p5_vision t5_gemma_module t5gemma2_decoder t5gemma2_text
         table-transformer time_series_transformer timesfm2_5 tipsv2_text_model tipsv2_vision_model ultrabert unispeech
         unispeech-sat vaultgemma vit vit_mae vit_msn vivit voxtral_encoder voxtral_realtime_encoder wav2vec2 whisper
         xclip xclip_text_model xclip_vision_model xglm
@@ -149,6 +149,11 @@ FAMILIES: dict[str, Rules] = {
     "prophetnet": conventions.PROPHETNET,
     "recurrent_gemma": conventions.RECURRENT_GEMMA,
     "timesformer": conventions.TIMESFORMER,
+    "bigbird_pegasus": conventions.BIGBIRD_PEGASUS,
+    "led": conventions.LED,
+    "seamless_m4t": conventions.SEAMLESS,
+    "seamless_m4t_v2": conventions.SEAMLESS,
+    "swin": conventions.SWIN,
     # Remote code: the family has no modeling file in transformers.
     "chatglm": conventions.CHATGLM,
 }
@@ -181,6 +186,7 @@ LEFT_OUT: dict[str, str] = {
     "jetmoe": "its queries are computed by experts",
     "levit": "its projections are normalised before they are split",
     "nemotron_asr_streaming_encoder": "its attention sees a cache of the stream",
+    "pegasus_x": "global and local tokens pass the same projections one after the other",
     "squeezebert": "its projections are convolutions",
     "vits": "relative positions have values of their own",
     "wavlm": "it hands the weights of its projections to a function, past any adapter",

@@ -70,7 +70,7 @@ _W123 = _mlp("feed_forward", gate="w1", up="w3", down="w2")
 _Q_K_V = "q_proj k_proj v_proj"
 _OUTPUT = r"(?:o_proj|out_proj|dense|proj|c_proj|projection_layer|output_projection\.o_proj)"
 _OWN = r"(?:self_attn|self_attention|attention|attn)"
-_OTHER = r"(?:encoder_attn|cross_attn|cross_attention|encoder_attention)"
+_OTHER = r"(?:encoder_attn|(?:text_|vision_)?cross_attn|cross_attention|x_attn)"
 
 #: `self_attn.q_proj`, `k_proj`, `v_proj` and an output: most families since 2020.
 SEPARATE = (
@@ -178,6 +178,16 @@ CONFORMER = (
     *attention("self_attn", "linear_q linear_k linear_v linear_out"),
     *_mlp(r"ffn[12]", up="intermediate_dense", down="output_dense"),
 )
+SEAMLESS = (*SEPARATE, *CONFORMER)
+#: Shifted windows: as a model, and as the backbone of others, which name its modules as BERT's.
+SWIN = (*SEPARATE, *BERT)
+LED = (
+    *attention(
+        "self_attn", r"longformer_self_attn\.query longformer_self_attn\.key longformer_self_attn\.value output"
+    ),
+    *SEPARATE,
+)
+BIGBIRD_PEGASUS = (*attention("self_attn", r"self\.query self\.key self\.value output"), *SEPARATE)
 #: Linear maps inside a module of their own.
 WRAPPED = (
     *attention("self_attn", r"q_proj\.linear k_proj\.linear v_proj\.linear o_proj\.linear"),
