@@ -1,4 +1,4 @@
-"""MiniLM quantized four ways, adapted, trained on CoLA for 100 steps, saved, reloaded on the quantized and the full base.
+"""MiniLM quantized four ways: adapted, trained on CoLA for 100 steps, reloaded on the quantized and the full base.
 
     python benchmarks/quantized_runs.py [--data ../shared/data/cola] [--steps 100]
 

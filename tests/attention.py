@@ -25,8 +25,8 @@ def names(listed: str) -> set[str]:
 #: A term of positions beside `q k'` decides too: ALiBi, relative biases. The weights are then not uniform.
 BIASED = names(
     """
-    bloom clap_audio_model cpmant donut-swin layoutlmv3 lilt longt5 maskformer-swin mpnet mpt mt5 prophetnet sam3_detr_decoder sam3_lite_text_detr_decoder swin
-    swin2sr swinv2 switch_transformers t5 t5gemma2_decoder udop umt5
+    bloom clap_audio_model cpmant donut-swin layoutlmv3 lilt longt5 maskformer-swin mpnet mpt mt5 prophetnet
+    sam3_detr_decoder sam3_lite_text_detr_decoder swin swin2sr swinv2 switch_transformers t5 t5gemma2_decoder udop umt5
     """
 )
 #: The weights do not add up to one: a gate or a norm follows, a sink takes a share, a padded window does, heads are

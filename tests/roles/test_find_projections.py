@@ -11,8 +11,8 @@ import transformers as tf
 from torch import nn
 
 import ailora
-from ailora.roles import Attention
-from ailora.roles.catalog import FAMILIES
+from ailora.roles import Attention, Role, left_alone
+from tests.tiny import tiny_config
 
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
 TWO_STACKS = {
@@ -51,12 +51,6 @@ EXPECTED: dict[str, tuple[dict[str, Any], dict[str, int]]] = {
 def meta_model(model_type: str) -> nn.Module:
     with torch.device("meta"):
         return tf.AutoModel.from_config(tf.AutoConfig.for_model(model_type, **EXPECTED[model_type][0]))
-
-
-def test_every_family_of_the_catalog_is_tried() -> None:
-    from tests.contracts.test_fused import FUSED
-
-    assert EXPECTED.keys() | {f.config.model_type for f in FUSED.values()} | {"chatglm"} == FAMILIES.keys()
 
 
 @pytest.mark.parametrize("model_type", EXPECTED)
@@ -103,8 +97,8 @@ def test_an_unknown_model_lists_its_modules_and_shows_the_way() -> None:
 def test_roles_named_by_hand() -> None:
     found = ailora.find_projections(custom(), role_names={r"\.wq$": "query", r"\.wv$": "value"})
     assert [(p.module, p.role.value, p.rule) for p in found] == [
-        ("blocks.0.wq", "query", "role_names"),
-        ("blocks.0.wv", "value", "role_names"),
+        ("blocks.0.wq", "query", r"role_names: \.wq$"),
+        ("blocks.0.wv", "value", r"role_names: \.wv$"),
     ]
 
 
@@ -119,3 +113,108 @@ def test_roles_named_by_hand() -> None:
 def test_bad_role_names_are_refused(role_names: dict[str, str], message: str) -> None:
     with pytest.raises(ailora.InputError, match=message):
         ailora.find_projections(custom(), role_names=role_names)
+
+
+def small(model_type: str) -> nn.Module:
+    with torch.device("meta"):
+        return tf.AutoModel.from_config(tiny_config(model_type))
+
+
+@pytest.mark.parametrize(
+    ("model_type", "towers"),
+    [
+        ("llava", {"language_model": "llama", "vision_tower": "clip_vision_model"}),
+        ("qwen2_vl", {"language_model": "qwen2_vl_text", "visual": "qwen2_vl_vision"}),
+        ("clip", {"text_model": "clip_text_model", "vision_model": "clip_vision_model"}),
+    ],
+)
+def test_the_towers_of_a_multimodal_model_are_told_apart(model_type: str, towers: dict[str, str]) -> None:
+    model = small(model_type)
+    projections = ailora.find_projections(model)
+    for tower, rule in towers.items():
+        assert {p.rule for p in projections if p.module.startswith(tower)} == {rule}
+        plan = ailora.make_plan(model, rank=2, modules=rf"^{tower}")
+        assert all(a.projection.module.startswith(tower) for a in plan.adapters)
+        assert plan.counts == {Role.QUERY: 2, Role.VALUE: 2}
+
+
+def test_latent_attention_has_its_query_and_the_value_rows_of_its_latent() -> None:
+    """DeepSeek-V3: 4 heads, in each a key without position of 8 rows, then a value of 8."""
+    projections = [
+        p for p in ailora.find_projections(small("deepseek_v3")) if p.module.startswith("layers.0.self_attn")
+    ]
+    by_role = {p.role: p for p in projections}
+    assert by_role[Role.QUERY].module.endswith("q_b_proj")
+    assert by_role[Role.VALUE].module == by_role[Role.KEY].module == "layers.0.self_attn.kv_b_proj"
+    assert by_role[Role.VALUE].rows == ((8, 16), (24, 32), (40, 48), (56, 64))
+    assert by_role[Role.VALUE].layout == "4 x (key 8 + value 8)"
+
+
+def test_the_gate_in_a_querys_weight_is_no_query() -> None:
+    by_role = {p.role: p for p in ailora.find_projections(small("qwen3_next")) if p.module.endswith("q_proj")}
+    assert by_role[Role.QUERY].rows == ((0, 8), (16, 24), (32, 40), (48, 56))
+    assert by_role[Role.GATE].rows == ((8, 16), (24, 32), (40, 48), (56, 64))
+
+
+@pytest.mark.parametrize(
+    ("model_type", "module", "reason"),
+    [
+        ("qwen3_next", "layers.0.linear_attn.in_proj_qkvz", "linear attention"),
+        ("jamba", "layers.0.mamba.in_proj", "state space"),
+        ("deepseek_v3", "layers.0.self_attn.kv_a_proj_with_mqa", "narrow half of a latent"),
+        ("deepseek_v3", "layers.1.mlp.shared_experts.up_proj", "an expert"),
+        ("bert", "pooler.dense", "a head"),
+        ("siglip_vision_model", "head.attention", "rewrites the base weight"),
+    ],
+)
+def test_what_is_left_alone_is_said(model_type: str, module: str, reason: str) -> None:
+    model = small(model_type)
+    found = {rest.module: rest.reason for rest in left_alone(model, ailora.find_projections(model))}
+    assert reason in found[module]
+
+
+@pytest.mark.parametrize(
+    ("model_type", "reason"),
+    [("mamba", "there is no query and no value"), ("wavlm", "past any adapter"), ("kimi_linear", "linear attention")],
+)
+def test_a_model_type_that_is_left_out_says_why(model_type: str, reason: str) -> None:
+    with pytest.raises(ailora.ModelError, match=rf"model type '{model_type}' \(.*{reason}"):
+        ailora.find_projections(small(model_type))
+
+
+def test_an_unknown_model_type_names_its_neighbours() -> None:
+    model = small("llama")
+    model.config.model_type = "lama4"
+    with pytest.raises(ailora.ModelError, match=r"389 model types are known, such as llama"):
+        ailora.find_projections(model)
+
+
+class _Packed(nn.Module):
+    """Queries and values in an `nn.MultiheadAttention`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(8, 2)
+
+
+def test_multihead_attention_is_refused_with_the_reason_and_never_adapted_by_name() -> None:
+    with pytest.raises(ailora.ModelError, match=r"nn\.MultiheadAttention: PEFT's LoRA for it rewrites the base weight"):
+        ailora.find_projections(_Packed())
+    with pytest.raises(ailora.InputError, match="matches no linear module"):
+        ailora.find_projections(_Packed(), role_names={"out_proj": "output"})
+
+
+def test_rows_that_do_not_fit_the_head_counts_are_refused() -> None:
+    model = small("phi3")
+    for wrong in (5, 7):
+        model.config.num_attention_heads = wrong
+        message = r"self_attn\.qkv_proj \(64 x 32\), a fused weight of 'phi3': 64 rows do not divide into"
+        with pytest.raises(ailora.ModelError, match=message):
+            ailora.find_projections(model)
+
+
+def test_a_configuration_without_head_counts_is_refused() -> None:
+    model = small("gpt_neox")
+    model.config.num_attention_heads = None
+    with pytest.raises(ailora.ModelError, match="names no head count; looked for num_attention_heads"):
+        ailora.find_projections(model)

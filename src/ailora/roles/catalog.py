@@ -23,8 +23,8 @@ FAMILIES: dict[str, Rules] = {
     **_each(
         conventions.SEPARATE,
         """
-        afmoe aimv2_text_model aimv2_vision_model altclip_vision_model apertus arcee aria_text bamba
-        audio-spectrogram-transformer audioflamingo3_encoder bart beam beit biogpt bitnet blenderbot
+        afmoe aimv2_text_model aimv2_vision_model altclip_vision_model apertus arcee aria_text
+        audio-spectrogram-transformer audioflamingo3_encoder bamba bart beam beit biogpt bitnet blenderbot
         blenderbot-small blt_local_encoder blt_patcher canary_decoder chameleon chinese_clip_vision_model
         clip_text_model clip_vision_model clipseg_text_model clipseg_vision_model clvp_decoder cohere cohere2
         cohere2_moe cohere_asr cosmos3_edge_text cosmos3_edge_vision cwm data2vec-audio deformable_detr deit detr
@@ -42,16 +42,15 @@ FAMILIES: dict[str, Rules] = {
         ministral ministral3 mistral mixtral mlcd_vision_model mllama_text_model mllama_vision_model molmo2_text
         moss_transcribe_diarize_audio muse_glimmer_text muse_spark_text mvp nanochat nemotron nllb-moe nomic_bert olmo
         olmo2 olmo3 olmo_hybrid olmoe openai_privacy_filter opt ovis2_vision owlv2_text_model owlv2_vision_model
-        owlvit_text_model owlvit_vision_model parakeet_encoder patchtst pe_audio_encoder pegasus phi phimoe
-        pixio pixtral plbart pocket_tts qianfan_ocr_vision qwen2 qwen2_5_omni_text qwen2_5_vl_text qwen2_audio_encoder
+        owlvit_text_model owlvit_vision_model parakeet_encoder patchtst pe_audio_encoder pegasus phi phimoe pixio
+        pixtral plbart pocket_tts qianfan_ocr_vision qwen2 qwen2_5_omni_text qwen2_5_vl_text qwen2_audio_encoder
         qwen2_moe qwen2_vl_text qwen3 qwen3_asr_encoder qwen3_moe qwen3_omni_moe_text qwen3_vl_moe_text qwen3_vl_text
-        radio rf_detr_dinov2 sam3_detr_decoder sam3_detr_encoder sam3_lite_text_detr_decoder
-        sam3_lite_text_detr_encoder sam3_vit_model seed_oss segformer sew
-        siglip2_text_model siglip2_vision_model siglip_text_model siglip_vision_model smollm3 smolvlm_vision solar_open
-        speech_to_text speecht5 stablelm starcoder2 step3p5_vision t5_gemma_module t5gemma2_decoder t5gemma2_text
-        table-transformer time_series_transformer timesfm2_5 tipsv2_text_model tipsv2_vision_model ultrabert unispeech
-        unispeech-sat vaultgemma vit vit_mae vit_msn vivit voxtral_encoder voxtral_realtime_encoder wav2vec2 whisper
-        xclip xclip_text_model xclip_vision_model xglm
+        radio rf_detr_dinov2 sam3_detr_decoder sam3_detr_encoder sam3_lite_text_detr_decoder sam3_lite_text_detr_encoder
+        sam3_vit_model seed_oss segformer sew siglip2_text_model siglip2_vision_model siglip_text_model
+        siglip_vision_model smollm3 smolvlm_vision solar_open speech_to_text speecht5 stablelm starcoder2 step3p5_vision
+        t5_gemma_module t5gemma2_decoder t5gemma2_text table-transformer time_series_transformer timesfm2_5
+        tipsv2_text_model tipsv2_vision_model ultrabert unispeech unispeech-sat vaultgemma vit vit_mae vit_msn vivit
+        voxtral_encoder voxtral_realtime_encoder wav2vec2 whisper xclip xclip_text_model xclip_vision_model xglm
         """,
     ),
     **_each(
