@@ -15,6 +15,7 @@ import yaml
 
 from ailora.spectral import cached_svd
 from tests.recipes.conftest import *  # noqa: F403
+from tests.tiny import tiny_config
 
 
 def ailora(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -40,7 +41,20 @@ def test_plan_and_roles_read_no_weights() -> None:
     assert "minor, singular" in shown
     assert "encoder.layer.*.attention.output.dense" in shown
     roles = json.loads(ailora("roles", "builtin:minilm", "--json").stdout)
-    assert sum(p["role"] == "value" for p in roles) == 6
+    assert sum(p["role"] == "value" for p in roles["projections"]) == 6
+    assert roles["left_alone"] == [{"module": "pooler.dense", "shape": [384, 384], "reason": "a head"}]
+
+
+def test_roles_shows_the_rows_and_the_layout_of_fused_weights(tmp_path: Path) -> None:
+    tiny_config("gpt_neox").save_pretrained(tmp_path)
+    shown = " ".join(ailora("roles", str(tmp_path)).stdout.split())
+    assert "0-7, 24-31, ... , 72-79" in shown.replace("...,", "... ,")
+    assert "4 x (query 8 + key 8 + value 8)" in shown
+    assert "left alone" not in shown
+    tiny_config("jamba").save_pretrained(tmp_path)
+    shown = ailora("roles", str(tmp_path)).stdout
+    assert "left alone" in shown
+    assert "state space" in shown
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,8 @@ def adapt(
 ) -> PeftModel:
     """Adapt a pretrained model: `make_plan` and `apply_plan` in one call.
 
-    The result is an ordinary `peft.PeftModel`. At the start its outputs equal the base model's bit for bit, the base
+    The result is an ordinary `peft.PeftModel`; `print(ailora.plan_of(model))` says how many projections of each role it
+    adapts, and so does the logger `ailora`. At the start its outputs equal the base model's bit for bit, the base
     weights are untouched, and every `save_pretrained` writes a stock PEFT adapter for the base model. Not so with
     `form="residual"`, which changes the base; `save_adapter` converts it.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 
 import typer
@@ -29,6 +30,9 @@ app.add_typer(cache, name="cache")
 
 def main() -> None:
     """Run a command; a mistake in its input ends with one message and exit code 2, not with a traceback."""
+    log = logging.getLogger("ailora")
+    log.addHandler(logging.StreamHandler())
+    log.setLevel(logging.INFO)
     try:
         app()
     except AiloraError as error:

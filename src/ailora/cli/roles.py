@@ -14,16 +14,21 @@ def roles(
     role_names: RoleNames = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Show which module plays which role. Reads the configuration only, no weights."""
+    """Show which module, and which of its rows, plays which role, and what is left alone. Reads no weights."""
     import dataclasses
     import json as json_module
 
-    from ailora.cli.tables import console, projection_table
+    from ailora.cli.tables import console, projection_table, rest_table
     from ailora.recipes.models import meta_model
-    from ailora.roles import find_projections
+    from ailora.roles import find_projections, left_alone
 
-    projections = find_projections(meta_model(model), role_names=parse_role_names(role_names))
+    made = meta_model(model)
+    projections = find_projections(made, role_names=parse_role_names(role_names))
+    rest = left_alone(made, projections)
     if json:
-        typer.echo(json_module.dumps([dataclasses.asdict(p) for p in projections]))
-    else:
-        console.print(projection_table(projections))
+        found = {"projections": projections, "left_alone": rest}
+        typer.echo(json_module.dumps({key: [dataclasses.asdict(x) for x in value] for key, value in found.items()}))
+        return
+    console.print(projection_table(projections))
+    if rest:
+        console.print(rest_table(rest))

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ailora.adapters import Plan, PlannedAdapter
-from ailora.roles import Projection
+from ailora.roles import LeftAlone, Projection
 
 #: A pipe has no width of its own; names of modules should not be cut there.
 console = Console(width=None if sys.stdout.isatty() else 160)
@@ -21,13 +21,41 @@ console = Console(width=None if sys.stdout.isatty() else 160)
 def projection_table(projections: Iterable[Projection]) -> Table:
     """The projections, equal ones of repeated layers folded into one line."""
     rows = (
-        (p.role.value, p.attention.value if p.attention else "", _folded(p), _shape(p), p.dtype, p.rule)
+        (
+            p.role.value,
+            p.attention.value if p.attention else "",
+            _folded(p.module),
+            _rows(p),
+            _shape(p),
+            p.dtype,
+            p.layout,
+            p.rule,
+        )
         for p in projections
     )
-    table = Table("role", "attention", "module", "shape", "dtype", "decided by", "modules")
+    columns = ("role", "attention", "module", "rows", "shape", "dtype", "layout", "decided by", "modules")
+    return _folded_table("projections", columns, rows)
+
+
+def rest_table(rest: Iterable[LeftAlone]) -> Table:
+    """The linear modules without a role, equal ones of repeated layers folded into one line."""
+    rows = ((_folded(r.module), " x ".join(map(str, r.shape or ())), r.reason) for r in rest)
+    return _folded_table("left alone", ("module", "shape", "why", "modules"), rows)
+
+
+def _folded_table(title: str, columns: Iterable[str], rows: Iterable[tuple[str, ...]]) -> Table:
+    """A table of rows, each once, with their number in the last column."""
+    table = Table(*columns, title=title, title_justify="left")
     for row, count in Counter(rows).items():
         table.add_row(*row, str(count))
     return table
+
+
+def _rows(projection: Projection) -> str:
+    """The rows of a projection in its module's weight, from the first to the last of each range."""
+    ranges = [f"{start}-{stop - 1}" for start, stop in projection.rows]
+    shown = ranges if len(ranges) <= 3 else [*ranges[:2], "...", ranges[-1]]
+    return ", ".join(shown) if projection.fused else "all"
 
 
 def plan_table(plan: Plan) -> Table:
@@ -36,7 +64,7 @@ def plan_table(plan: Plan) -> Table:
     def row(a: PlannedAdapter) -> tuple[str, ...]:
         start = ", ".join(a.init.describe().values())
         numbers = (str(a.rank), f"{a.alpha:g}", f"{a.scaling:g}", f"{a.trainable:,}")
-        return (_folded(a.projection), a.projection.role.value, _shape(a.projection), start, *numbers)
+        return (_folded(a.projection.module), a.projection.role.value, _shape(a.projection), start, *numbers)
 
     table = Table("module", "role", "shape", "start", "r", "alpha", "s", "trains each", "modules", show_footer=True)
     for cells, count in Counter(map(row, plan.adapters)).items():
@@ -47,8 +75,8 @@ def plan_table(plan: Plan) -> Table:
     return table
 
 
-def _folded(projection: Projection) -> str:
-    return re.sub(r"\.\d+(?=\.|$)", ".*", projection.module)
+def _folded(module: str) -> str:
+    return re.sub(r"\.\d+(?=\.|$)", ".*", module)
 
 
 def _shape(projection: Projection) -> str:

@@ -26,7 +26,7 @@ from transformers import (
     set_seed,
 )
 
-from ailora.adapters import Form, adapt, save_adapter
+from ailora.adapters import Form, adapt, plan_of, save_adapter
 from ailora.adapters.apply import sidecar_of
 from ailora.adapters.sidecar import library_versions, write_text
 from ailora.errors import InputError
@@ -249,6 +249,7 @@ def _result(config: ClassificationConfig, trainer: Trainer, data: _Data) -> dict
         "labels": list(data.labels.names) if data.labels.names else None,
         "trainable_parameters": sum(p.numel() for p in parameters if p.requires_grad),
         "total_parameters": sum(p.numel() for p in parameters),
+        "adapted": dict(plan_of(trainer.model).counts) if isinstance(trainer.model, PeftModel) else {},
         "seed": config.training["seed"],
         "config": config.model_dump(),
         "versions": library_versions(),

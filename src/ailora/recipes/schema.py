@@ -13,6 +13,7 @@ from ailora.recipes.metrics import METRICS
 _Text = Annotated[str, pydantic.Field(min_length=1)]
 _Count = Annotated[int, pydantic.Field(strict=True, ge=1)]
 _Alpha = Annotated[float, pydantic.Field(strict=True, gt=0, allow_inf_nan=False)]
+_Range = Annotated[list[Annotated[int, pydantic.Field(strict=True, ge=0)]], pydantic.Field(min_length=2, max_length=2)]
 _PER_MODULE = ", or one per role or regular expression"
 _SOURCE = "a file, a list of files, or with data.dataset the name of a split"
 
@@ -33,11 +34,14 @@ class AdapterConfig(_Section):
     alpha: _Alpha | dict[str, _Alpha] | None = _field(f"a number above 0{_PER_MODULE}", None)
     roles: list[str] | None = _field("a list of roles", None)
     role_names: dict[str, str] | None = _field("a mapping from regular expression to role", None)
+    modules: _Text | None = _field("a regular expression over module names", None)
     form: str = _field("anchored, stock or residual", "anchored")
     dropout: float = _field("a number from 0 and below 1", 0.0, strict=True, ge=0, lt=1)
     rslora: bool = _field("true or false", False, strict=True)
     dora: bool = _field("true or false", False, strict=True)
     modules_to_save: list[str] | None = _field("a list of module names", None)
+    couple_roles: bool = _field("true or false", False, strict=True)
+    layer_replication: list[_Range] | None = _field("a list of ranges [start, stop] of layers", None)
 
     @property
     def full(self) -> bool:
