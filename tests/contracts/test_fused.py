@@ -128,7 +128,8 @@ def train(model: nn.Module, *, steps: int = 3) -> None:
     target = torch.randn(2, POSITIONS, 32, generator=torch.Generator().manual_seed(2))
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
     for _ in range(steps):
-        ((model(**inputs()).last_hidden_state - target) ** 2).mean().backward()
+        output = model(**inputs()).last_hidden_state
+        ((output.to(torch.promote_types(output.dtype, torch.float32)) - target) ** 2).mean().backward()
         optimizer.step()
         optimizer.zero_grad()
 
@@ -155,6 +156,19 @@ def test_the_start_is_exact_and_the_file_is_stock(name: str, form: str, tmp_path
         again.load_adapter(tmp_path, "default", is_trainable=True)
         assert torch.equal(run(again), run(model))
     assert close(run(model.merge_and_unload()), run(loaded), 1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("name", ["gpt2", "phi3, grouped queries", "gpt_neox"])
+def test_the_start_is_exact_in_every_dtype(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    expected = run(fresh(name).to(dtype).requires_grad_(False))
+    model = ailora.adapt(fresh(name).to(dtype), rank=4, task_type="FEATURE_EXTRACTION")
+    assert torch.equal(run(model), expected)
+    train(model)
+    model.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(fresh(name).to(dtype), tmp_path).eval()
+    # A sum of r products in the dtype of the base, over two layers.
+    assert close(run(loaded).double(), run(model).double(), 16 * torch.finfo(dtype).eps)
 
 
 @pytest.mark.parametrize("name", QKV_FUSED)

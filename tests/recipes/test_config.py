@@ -97,7 +97,10 @@ def test_what_is_given_wins_over_the_task() -> None:
         ("output=''", "configuration key output is ''; expected a folder"),
         ("model=5", "configuration key model is 5; expected a hub id, a folder, or builtin:minilm$"),
         ("data=[]", r"configuration key data is \[\]; expected a section with keys of train, validation, .*samples$"),
-        ("adapter=lora", "configuration key adapter is 'lora'; expected a section with keys of policy, rank, .*layer_replication$"),
+        (
+            "adapter=lora",
+            "configuration key adapter is 'lora'; expected a section with keys of policy, .*layer_replication$",
+        ),
         ("training=[]", r"configuration key training is \[\]; expected fields of transformers.TrainingArguments$"),
         ("metric=7", "configuration key metric is 7; expected a metric's name or a list of names$"),
         ("adapter.policy=[a]", "adapter.policy is .*; expected a preset's name, full, or a mapping from role to init$"),
