@@ -58,7 +58,8 @@ Some of these checks do not fit some families; `tests/attention.py` names them, 
   value, and is left alone.
 - **A gate inside the query's weight** (Qwen3-Next): its rows have the role `gate`.
 - **Experts** are left alone, shared ones too: `role_names` can name them where they are linear modules. Experts that lie in
-  one three-dimensional parameter are out of reach of LoRA layers.
+  one three-dimensional parameter are out of reach of LoRA layers. PEFT takes the names `gate_proj`, `up_proj` and `down_proj`
+  for those of the experts in such models, so that the roles gate, up and down of their dense layers are refused.
 - **State-space, recurrent and linear-attention layers** have no query and no value. In hybrid models only the layers with
   full attention are adapted.
 - **`nn.MultiheadAttention`**: {multihead}. Modules around it are adapted as usual.

@@ -13,6 +13,7 @@ import ailora
 from ailora.adapters import apply as apply_module
 from ailora.adapters.residual import LossyResidualWarning
 from tests.families import FAMILIES
+from tests.tiny import tiny_model
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 FAMILY = FAMILIES["bert"]
@@ -147,6 +148,18 @@ def test_ranks_by_module_reach_peft_and_the_file(tmp_path: Any) -> None:
         assert layer.r["default"] == 2 * planned.rank
         assert layer.scaling["default"] == planned.scaling
     assert set(config.target_modules) == {"query", "value"}
+
+
+@pytest.mark.filterwarnings("ignore:The following rank_pattern keys did not match:RuntimeWarning")
+@pytest.mark.filterwarnings("ignore:The following alpha_pattern keys did not match:RuntimeWarning")
+@pytest.mark.parametrize("roles", [["up"], ["gate", "up", "down"], ["query", "value", "down"]])
+def test_names_that_peft_takes_for_those_of_experts_are_refused(roles: list[str]) -> None:
+    """The dense layers of a mixture of experts: PEFT converts their names, whatever way they are given."""
+    model = tiny_model("deepseek_v3")
+    before = snapshot(model)
+    with pytest.raises(ailora.ModelError, match=r"PEFT (cannot adapt|did not adapt layers\.0\.mlp).*(experts|fused)"):
+        ailora.adapt(model, "milora", rank=2, roles=roles)
+    assert_unchanged(model, before)
 
 
 def test_target_names_do_not_reach_other_modules() -> None:

@@ -87,6 +87,12 @@ def test_the_task_type_follows_the_class() -> None:
         ({"roles": 5}, "roles is a list"),
         ({"rank": None}, "rank None is not possible"),
         ({"alpha": "8"}, "alpha '8' is not allowed"),
+        ({"couple_roles": "yes"}, "couple_roles 'yes' is not allowed: True or False"),
+        ({"rslora": 1}, "rslora 1 is not allowed"),
+        ({"modules_to_save": "classifier"}, "modules_to_save is a list of names"),
+        ({"modules_to_save": 5}, "modules_to_save is a list of names"),
+        ({"role_names": ["query"]}, "role_names maps regular expressions to roles"),
+        ({"role_names": {5: "query"}}, "role_names: 5 is not a regular expression"),
         ({"modules": "("}, "modules: '.' is not a regular expression"),
         ({"modules": "decoder"}, "modules: 'decoder' finds none of the model's projections, such as bert.encoder"),
         ({"modules": "layer.0", "roles": ["gate"]}, "no projection has the role gate"),
@@ -101,6 +107,11 @@ def test_the_task_type_follows_the_class() -> None:
 def test_bad_options_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ailora.AiloraError, match=message):
         make_plan(BERT, options.pop("policy", "ailora"), **options)
+
+
+def test_what_is_no_model_is_refused() -> None:
+    with pytest.raises(ailora.InputError, match="a model is an nn.Module, not 'bert'"):
+        make_plan("bert")
 
 
 def test_rank_is_bounded_by_the_narrowest_projection() -> None:

@@ -315,10 +315,24 @@ def test_checkpoints_that_do_not_fit_are_refused(change: Any, message: str, fold
     assert torch.equal(run(model), expected)
 
 
+def test_a_layer_that_peft_cannot_adapt_is_refused_and_left_as_it_is(folder: Path) -> None:
+    model = PACKED.model(folder)
+    expected = run(model)
+    with pytest.raises(
+        ailora.ModelError, match="PEFT cannot adapt LlamaForCausalLM as planned: Target module PackedLin"
+    ):
+        adapt(model)
+    assert torch.equal(run(model), expected)
+
+
 def test_folders_without_a_checkpoint_are_refused(folder: Path, tmp_path: Path) -> None:
     model = QUANTIZATIONS["bitsandbytes nf4"].model(folder)
     with pytest.raises(ailora.InputError, match="holds no safetensors files"):
         adapt(model, weights_from=tmp_path)
+    with pytest.raises(ailora.InputError, match="there is no .*nowhere"):
+        adapt(model, weights_from=tmp_path / "nowhere")
+    with pytest.raises(ailora.InputError, match="weights_from is a folder or a safetensors file, not 5"):
+        adapt(model, weights_from=5)
     (tmp_path / "model.safetensors").write_bytes(b"no tensors")
     with pytest.raises(ailora.InputError, match="cannot read"):
         adapt(model, weights_from=tmp_path)

@@ -97,9 +97,9 @@ def apply_plan(
     sidecar = _sidecar(built, plan, starts, residuals=residuals, weights_from=weights_from)
     with _unchanged_on_error(model, adapter_name), torch.random.fork_rng():
         adapted = _inject(model, live_config(plan, built), adapter_name)
+        _require_exact_cover(base, plan, adapter_name)
         for module, group in _by_module(starts).items():
             _place(base.get_submodule(module), group, adapter_name, plan)
-        _require_exact_cover(base, plan, adapter_name)
     for made in residuals:
         made.write(base)
     if not hasattr(adapted, _SIDECARS):
@@ -182,9 +182,12 @@ def _require_untouched_base(model: nn.Module, plan: Plan) -> None:
 
 
 def _inject(model: nn.Module, config: LoraConfig, adapter_name: str) -> PeftModel:
-    if not isinstance(model, PeftModel):
-        return get_peft_model(model, config, adapter_name=adapter_name)  # type: ignore[return-value]
-    model.add_adapter(adapter_name, config)
+    try:
+        if not isinstance(model, PeftModel):
+            return get_peft_model(model, config, adapter_name=adapter_name)  # type: ignore[return-value]
+        model.add_adapter(adapter_name, config)
+    except (TypeError, ValueError) as error:
+        raise ModelError(f"PEFT cannot adapt {type(_base_of(model)).__name__} as planned: {error}") from error
     model.set_adapter(adapter_name)
     return model
 
@@ -259,9 +262,20 @@ def _require_exact_cover(base: nn.Module, plan: Plan, adapter_name: str) -> None
         if isinstance(layer, LoraLayer) and adapter_name in layer.lora_A
     }
     planned = {a.projection.module: a.scaling for a in plan.adapters}
-    close = all(abs(adapted[name] - planned[name]) <= 1e-12 * planned[name] for name in adapted.keys() & planned.keys())
-    if adapted.keys() != planned.keys() or not close:
-        raise ModelError(f"PEFT adapted {sorted(adapted.items())}, the plan says {sorted(planned.items())}")
+    if missing := sorted(planned.keys() - adapted.keys()):
+        raise ModelError(
+            f"PEFT did not adapt {missing[0]}{_and_more(missing)}. In a model with experts it takes the names gate_proj, "
+            "up_proj and down_proj for theirs: leave out the roles gate, up and down there"
+        )
+    if other := sorted(adapted.keys() - planned.keys()):
+        raise ModelError(f"PEFT adapted {other[0]}{_and_more(other)}, which the plan does not name")
+    for module, scaling in planned.items():
+        if abs(adapted[module] - scaling) > 1e-12 * scaling:
+            raise ModelError(f"PEFT scales {module} by {adapted[module]}, the plan by {scaling}")
+
+
+def _and_more(modules: list[str]) -> str:
+    return f" and {len(modules) - 1} more" if len(modules) > 1 else ""
 
 
 @contextmanager

@@ -67,6 +67,9 @@ def make_plan(
     policy, form = parse_policy(policy), parse_form(form)
     if not _is_number(dropout) or not 0 <= dropout < 1:
         raise InputError(f"dropout {dropout!r} is not allowed: a probability, 0 <= dropout < 1")
+    for name, flag in {"rslora": rslora, "dora": dora, "couple_roles": couple_roles}.items():
+        if not isinstance(flag, bool):
+            raise InputError(f"{name} {flag!r} is not allowed: True or False")
     if dora and form is Form.RESIDUAL:
         raise InputError("dora does not go with form 'residual': its magnitudes would start from the residual weight")
     replication = parse_layers(layer_replication) if layer_replication is not None else None
@@ -81,8 +84,8 @@ def make_plan(
         policy=policy,
         form=form,
         adapters=tuple(_planned(p, policy, (ranks[p], alphas[p]), rslora=rslora) for p in chosen),
-        options=LoraOptions(float(dropout), bool(rslora), bool(dora), saved, task_type, replication),
-        couple_roles=bool(couple_roles),
+        options=LoraOptions(float(dropout), rslora, dora, saved, task_type, replication),
+        couple_roles=couple_roles,
     )
     _require_one_scaling(plan)
     return plan
@@ -183,8 +186,10 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _check_saved(model: nn.Module, modules_to_save: Iterable[str] | None) -> tuple[str, ...]:
-    saved = tuple(modules_to_save or ())
+def _check_saved(model: nn.Module, modules_to_save: Iterable[str]) -> tuple[str, ...]:
+    if isinstance(modules_to_save, str) or not isinstance(modules_to_save, Iterable):
+        raise InputError(f"modules_to_save is a list of names, such as ['classifier'], not {modules_to_save!r}")
+    saved = tuple(modules_to_save)
     names = [name for name, _ in model.named_modules() if name]
     for module in saved:
         if not any(name == module or name.endswith(f".{module}") for name in names):

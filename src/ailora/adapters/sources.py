@@ -46,7 +46,9 @@ def checkpoint_source(base: nn.Module, checkpoint: Path | str, modules: Iterable
         InputError: no such files.
         ModelError: a module's weight is not among them, or has another shape.
     """
-    files = _files_by_tensor(Path(checkpoint))
+    if not isinstance(checkpoint, str | Path):
+        raise InputError(f"weights_from is a folder or a safetensors file, not {checkpoint!r}")
+    files = _files_by_tensor(Path(checkpoint).expanduser())
     tensors = {module: _tensor_name(base, module, files) for module in modules}
 
     def read(module: str) -> Tensor:
@@ -82,6 +84,8 @@ def _fitting(weight: Tensor, layer: nn.Module, module: str, what: str) -> Float[
 
 def _files_by_tensor(checkpoint: Path) -> dict[str, Path]:
     """The file of each tensor of a checkpoint."""
+    if not checkpoint.exists():
+        raise InputError(f"weights_from: there is no {checkpoint}")
     files = [checkpoint] if checkpoint.is_file() else sorted(checkpoint.glob("*.safetensors"))
     if not files:
         raise InputError(f"weights_from: {checkpoint} holds no safetensors files")

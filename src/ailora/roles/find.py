@@ -38,9 +38,11 @@ def find_projections(model: nn.Module, *, role_names: Mapping[str, Role | str] |
             these go before the rules of the catalog.
 
     Raises:
-        InputError: a regular expression is broken or matches no linear module; a role is unknown.
+        InputError: no model; a regular expression is broken or matches no linear module; a role is unknown.
         ModelError: no rule knows the model, or the rows of a fused weight do not fit the configuration's head counts.
     """
+    if not isinstance(model, nn.Module):
+        raise InputError(f"a model is an nn.Module, not {model!r}")
     named = _compile(role_names or {})
     linear = linear_modules(model)
     _refuse_idle_patterns(named, linear)
@@ -130,11 +132,15 @@ def _stored_as(module: nn.Module) -> str:
 
 
 def _compile(role_names: Mapping[str, Role | str]) -> list[tuple[re.Pattern[str], Role]]:
+    if not isinstance(role_names, Mapping):
+        raise InputError(
+            f"role_names maps regular expressions to roles, such as {{'wq$': 'query'}}, not {role_names!r}"
+        )
     compiled = []
     for pattern, role in role_names.items():
         try:
             compiled.append((re.compile(pattern), parse_role(role)))
-        except re.error as error:
+        except (re.error, TypeError) as error:
             raise InputError(f"role_names: {pattern!r} is not a regular expression: {error}") from None
     return compiled
 
