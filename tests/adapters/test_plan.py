@@ -110,7 +110,7 @@ def test_bad_options_are_refused(options: dict[str, Any], message: str) -> None:
 
 
 def test_what_is_no_model_is_refused() -> None:
-    with pytest.raises(ailora.InputError, match="a model is an nn.Module, not 'bert'"):
+    with pytest.raises(ailora.InputError, match=r"a model is an nn\.Module, not 'bert'"):
         make_plan("bert")
 
 

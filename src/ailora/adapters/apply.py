@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,9 @@ from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
-from ailora.adapters.anchored import AnchoredA, AnchoredB, StackedFactor, require_same_starts
-from ailora.adapters.fused import FusedA, FusedB, PlainFactor
+from ailora.adapters.anchored import require_same_starts
 from ailora.adapters.lora_config import live_config
+from ailora.adapters.placing import place
 from ailora.adapters.plan import Form, Plan
 from ailora.adapters.planning import make_plan
 from ailora.adapters.replication import replicated
@@ -25,7 +24,7 @@ from ailora.adapters.residual import Residual, compute_residuals, require_residu
 from ailora.adapters.sidecar import Sidecar
 from ailora.adapters.sources import checkpoint_source, model_source
 from ailora.adapters.starts import Start, compute_starts
-from ailora.adapters.weights import base_layer, fingerprint, write_rows
+from ailora.adapters.weights import base_layer, fingerprint
 from ailora.errors import InputError, ModelError
 from ailora.inits import Policy
 
@@ -99,7 +98,7 @@ def apply_plan(
         adapted = _inject(model, live_config(plan, built), adapter_name)
         _require_exact_cover(base, plan, adapter_name)
         for module, group in _by_module(starts).items():
-            _place(base.get_submodule(module), group, adapter_name, plan)
+            place(base.get_submodule(module), group, adapter_name, plan)
     for made in residuals:
         made.write(base)
     if not hasattr(adapted, _SIDECARS):
@@ -199,61 +198,6 @@ def _by_module(starts: list[Start]) -> dict[str, list[Start]]:
     return by_module
 
 
-def _place(layer: nn.Module, starts: list[Start], adapter_name: str, plan: Plan) -> None:
-    """Put the starts of a module into its PEFT layer, in the dtype and on the device that PEFT chose for them."""
-    assert isinstance(layer, LoraLayer)
-    stock_A, stock_B = layer.lora_A[adapter_name], layer.lora_B[adapter_name]
-    assert isinstance(stock_A, nn.Linear)
-    assert isinstance(stock_B, nn.Linear)
-    coupled = plan.couple_roles and starts[0].planned.projection.fused
-    if coupled:
-        starts = [_on_all_rows(start) for start in starts]
-    factors = [_factors(start, stock_A, stock_B, plan.form) for start in starts]
-    A, B = factors[0]
-    fused = starts[0].planned.projection.fused
-    if fused:
-        projections = [start.planned.projection for start in starts]
-        A = FusedA({p.role: A for p, (A, _) in zip(projections, factors, strict=True)})
-        out_features = projections[0].shape[0]
-        rows = {p.role: ((0, out_features),) if coupled else p.rows for p in projections}
-        B = FusedB({p.role: B for p, (_, B) in zip(projections, factors, strict=True)}, rows, out_features)
-    if plan.form is not Form.STOCK and (fused or isinstance(A, AnchoredA)):
-        layer.lora_A[adapter_name] = A.requires_grad_(stock_A.weight.requires_grad)
-        layer.lora_B[adapter_name] = B.requires_grad_(stock_B.weight.requires_grad)
-        return
-    with torch.no_grad():
-        stock_A.weight.copy_(A.stack())
-        stock_B.weight.copy_(B.stack())
-    if plan.form is Form.RESIDUAL and starts[0].planned.init.anchored:
-        _keep_anchor(stock_A, stock_A.weight)
-        _keep_anchor(stock_B, stock_B.weight)
-
-
-def _on_all_rows(start: Start) -> Start:
-    """A start whose `B0` reaches all rows of a fused weight, zero outside those of its role."""
-    projection, B = start.planned.projection, start.factors.B
-    whole = B.new_zeros(projection.shape[0], B.shape[1])
-    write_rows(whole, projection, B)
-    return Start(start.planned, replace(start.factors, B=whole))
-
-
-def _factors(start: Start, like_A: nn.Linear, like_B: nn.Linear, form: Form) -> tuple[StackedFactor, StackedFactor]:
-    """The factors of one projection in the form that trains (residual) or is filed (anchored, stock)."""
-    A, B = start.factors.A.to(like_A.weight), start.factors.B.to(like_B.weight)
-    if start.planned.init.anchored and form is not Form.RESIDUAL:
-        return AnchoredA(A), AnchoredB(B)
-    plain_A, plain_B = PlainFactor(A), PlainFactor(B)
-    if start.planned.init.anchored:
-        _keep_anchor(plain_A, A)
-        _keep_anchor(plain_B, B)
-    return plain_A, plain_B
-
-
-def _keep_anchor(factor: nn.Module, anchor: torch.Tensor) -> None:
-    """Keep a start beside a factor in the residual form, to restore the base and to write the update as a file."""
-    factor.register_buffer("anchor", anchor.detach().clone(), persistent=False)
-
-
 def _require_exact_cover(base: nn.Module, plan: Plan, adapter_name: str) -> None:
     """PEFT adapted the planned modules, no other, with the planned scaling."""
     adapted = {
@@ -264,8 +208,8 @@ def _require_exact_cover(base: nn.Module, plan: Plan, adapter_name: str) -> None
     planned = {a.projection.module: a.scaling for a in plan.adapters}
     if missing := sorted(planned.keys() - adapted.keys()):
         raise ModelError(
-            f"PEFT did not adapt {missing[0]}{_and_more(missing)}. In a model with experts it takes the names gate_proj, "
-            "up_proj and down_proj for theirs: leave out the roles gate, up and down there"
+            f"PEFT did not adapt {missing[0]}{_and_more(missing)}. In a model with experts it takes gate_proj, up_proj "
+            "and down_proj for the names of theirs: leave out the roles gate, up and down there"
         )
     if other := sorted(adapted.keys() - planned.keys()):
         raise ModelError(f"PEFT adapted {other[0]}{_and_more(other)}, which the plan does not name")

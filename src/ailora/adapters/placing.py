@@ -1,0 +1,70 @@
+"""Putting starts into PEFT's layers: as the factors that train, or as the factors of the file."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from peft.tuners.lora import LoraLayer
+from torch import nn
+
+from ailora.adapters.anchored import AnchoredA, AnchoredB, StackedFactor
+from ailora.adapters.fused import FusedA, FusedB, PlainFactor
+from ailora.adapters.plan import Form, Plan
+from ailora.adapters.starts import Start
+from ailora.adapters.weights import write_rows
+
+
+def place(layer: nn.Module, starts: list[Start], adapter_name: str, plan: Plan) -> None:
+    """Put the starts of a module into its PEFT layer, in the dtype and on the device that PEFT chose for them."""
+    assert isinstance(layer, LoraLayer)
+    stock_A, stock_B = layer.lora_A[adapter_name], layer.lora_B[adapter_name]
+    assert isinstance(stock_A, nn.Linear)
+    assert isinstance(stock_B, nn.Linear)
+    coupled = plan.couple_roles and starts[0].planned.projection.fused
+    if coupled:
+        starts = [_on_all_rows(start) for start in starts]
+    factors = [_factors(start, stock_A, stock_B, plan.form) for start in starts]
+    A, B = factors[0]
+    fused = starts[0].planned.projection.fused
+    if fused:
+        projections = [start.planned.projection for start in starts]
+        A = FusedA({p.role: A for p, (A, _) in zip(projections, factors, strict=True)})
+        out_features = projections[0].shape[0]
+        rows = {p.role: ((0, out_features),) if coupled else p.rows for p in projections}
+        B = FusedB({p.role: B for p, (_, B) in zip(projections, factors, strict=True)}, rows, out_features)
+    if plan.form is not Form.STOCK and (fused or isinstance(A, AnchoredA)):
+        layer.lora_A[adapter_name] = A.requires_grad_(stock_A.weight.requires_grad)
+        layer.lora_B[adapter_name] = B.requires_grad_(stock_B.weight.requires_grad)
+        return
+    with torch.no_grad():
+        stock_A.weight.copy_(A.stack())
+        stock_B.weight.copy_(B.stack())
+    if plan.form is Form.RESIDUAL and starts[0].planned.init.anchored:
+        _keep_anchor(stock_A, stock_A.weight)
+        _keep_anchor(stock_B, stock_B.weight)
+
+
+def _on_all_rows(start: Start) -> Start:
+    """A start whose `B0` reaches all rows of a fused weight, zero outside those of its role."""
+    projection, B = start.planned.projection, start.factors.B
+    whole = B.new_zeros(projection.shape[0], B.shape[1])
+    write_rows(whole, projection, B)
+    return Start(start.planned, replace(start.factors, B=whole))
+
+
+def _factors(start: Start, like_A: nn.Linear, like_B: nn.Linear, form: Form) -> tuple[StackedFactor, StackedFactor]:
+    """The factors of one projection in the form that trains (residual) or is filed (anchored, stock)."""
+    A, B = start.factors.A.to(like_A.weight), start.factors.B.to(like_B.weight)
+    if start.planned.init.anchored and form is not Form.RESIDUAL:
+        return AnchoredA(A), AnchoredB(B)
+    plain_A, plain_B = PlainFactor(A), PlainFactor(B)
+    if start.planned.init.anchored:
+        _keep_anchor(plain_A, A)
+        _keep_anchor(plain_B, B)
+    return plain_A, plain_B
+
+
+def _keep_anchor(factor: nn.Module, anchor: torch.Tensor) -> None:
+    """Keep a start beside a factor in the residual form, to restore the base and to write the update as a file."""
+    factor.register_buffer("anchor", anchor.detach().clone(), persistent=False)
