@@ -173,6 +173,16 @@ def test_replicated_layers_of_a_quantized_model(name: str, folder: Path) -> None
     assert not torch.equal(run(residual), start)
 
 
+def test_replicated_layers_take_the_weights_of_the_layers_that_they_are(folder: Path) -> None:
+    """The third layer is the second of the checkpoint, whatever the checkpoint calls its third."""
+    layers = [[1, 2], [0, 2]]
+    adapted = adapt(QUANTIZATIONS["bitsandbytes nf4"].model(folder), layer_replication=layers, weights_from=folder)
+    expected = adapt(copy.deepcopy(original()), layer_replication=layers)
+    for name, tensor in expected.state_dict().items():
+        if "lora_A" in name:
+            assert torch.allclose(adapted.state_dict()[name], tensor, atol=1e-5)
+
+
 def test_layers_that_share_8_bit_weights_of_bitsandbytes_are_refused(folder: Path) -> None:
     """Stock PEFT replicates them, and the second of two layers computes nonsense."""
     with pytest.raises(ailora.ModelError, match="8-bit weights of bitsandbytes cannot be shared"):

@@ -15,7 +15,9 @@ import ailora
 from ailora.roles.catalog import FAMILIES, LEFT_OUT
 from tests.tiny import tiny_config
 
-#: With the transformers that the constraints pin.
+#: With the transformers that the page was written for; another release has other model types, which are unknown here.
+VERSION = "5.23.0"
+of_the_page = pytest.mark.skipif(tf.__version__ != VERSION, reason=f"the page is for transformers {VERSION}")
 EXPECTED = {"row": 388, "parts": 172, "left out": 55, "unknown": 189}
 
 
@@ -24,17 +26,20 @@ def walk() -> dict[str, list[str]]:
     return architectures.walk()
 
 
+@of_the_page
 def test_every_model_type_has_a_row_or_known_parts_or_a_reason_or_is_unknown(walk: dict[str, list[str]]) -> None:
     """A new release's types show up as unknown, in the page and here."""
     assert {status: len(names) for status, names in walk.items()} == EXPECTED
     assert len(set(CONFIG_MAPPING.keys())) == sum(EXPECTED.values())
 
 
+@of_the_page
 def test_every_row_and_every_reason_is_for_a_model_type_that_there_is() -> None:
     assert FAMILIES.keys() - set(CONFIG_MAPPING.keys()) == {"chatglm"}
     assert not LEFT_OUT.keys() - set(CONFIG_MAPPING.keys())
 
 
+@of_the_page
 def test_the_page_is_current() -> None:
     """Written by `python -m docs.architectures`."""
     assert architectures.FILE.read_text() == architectures.render()

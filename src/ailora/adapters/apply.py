@@ -87,7 +87,9 @@ def apply_plan(
     generator = torch.Generator()
     generator.set_state(torch.get_rng_state())
     built = replicated(base, plan.options.layer_replication) if plan.options.layer_replication else base
-    source = model_source(built) if weights_from is None else checkpoint_source(built, weights_from, plan.modules)
+    source = model_source(built)
+    if weights_from is not None:
+        source = checkpoint_source(base, weights_from, {module: base_layer(built, module) for module in plan.modules})
     residual = plan.form is Form.RESIDUAL
     if residual:
         require_residual_form(built, plan)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from jaxtyping import Float
@@ -13,13 +13,14 @@ from torch import Tensor, nn
 from ailora.adapters.weights import (
     base_layer,
     device_of,
+    identity_of,
     read_weight,
     relative_error,
     require_matrix,
     stored_transposed,
 )
 from ailora.errors import InputError, ModelError
-from ailora.roles import shape_of
+from ailora.roles import linear_modules, shape_of
 
 #: The name of a module -> its weight (out, in), floating, on the device of its layer.
 Source = Callable[[str], Float[Tensor, "out in_"]]
@@ -34,13 +35,14 @@ def model_source(base: nn.Module) -> Source:
     return lambda module: read_weight(base_layer(base, module), module)
 
 
-def checkpoint_source(base: nn.Module, checkpoint: Path | str, modules: Iterable[str]) -> Source:
+def checkpoint_source(base: nn.Module, checkpoint: Path | str, layers: Mapping[str, nn.Module]) -> Source:
     """The weights of a checkpoint, read one at a time. Finds all of them before the first one is read.
 
     Args:
-        base: the model that they stand in for.
+        base: the model whose checkpoint it is, as it was loaded.
         checkpoint: a folder with safetensors files, or one such file.
-        modules: the modules that will be asked for.
+        layers: the layers of the modules that will be asked for; those of replicated layers have other names than in
+            `base`, and share their weights with it.
 
     Raises:
         InputError: no such files.
@@ -49,13 +51,16 @@ def checkpoint_source(base: nn.Module, checkpoint: Path | str, modules: Iterable
     if not isinstance(checkpoint, str | Path):
         raise InputError(f"weights_from is a folder or a safetensors file, not {checkpoint!r}")
     files = _files_by_tensor(Path(checkpoint).expanduser())
-    tensors = {module: _tensor_name(base, module, files) for module in modules}
+    loaded = {identity_of(layer): name for name, layer in reversed(linear_modules(base).items())}
+    tensors = {
+        module: _tensor_name(base, loaded.get(identity_of(layer), module), files) for module, layer in layers.items()
+    }
 
     def read(module: str) -> Tensor:
         name = tensors[module]
         with safe_open(files[name], framework="pt") as file:
             weight: Tensor = file.get_tensor(name)
-        return _fitting(weight, base_layer(base, module), module, f"{name} in {files[name]}")
+        return _fitting(weight, layers[module], module, f"{name} in {files[name]}")
 
     return read
 

@@ -1,6 +1,6 @@
 """Which module of a transformer plays which role, and which rows of a fused weight."""
 
-from ailora.roles.find import find_projections, shape_of
+from ailora.roles.find import find_projections, linear_modules, shape_of
 from ailora.roles.layout import FusedLayout
 from ailora.roles.projection import Attention, Projection, Role, parse_role
 from ailora.roles.rest import LeftAlone, left_alone
@@ -13,6 +13,7 @@ __all__ = [
     "Role",
     "find_projections",
     "left_alone",
+    "linear_modules",
     "parse_role",
     "shape_of",
 ]
