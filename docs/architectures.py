@@ -16,7 +16,6 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from ailora.roles import conventions
 from ailora.roles.catalog import FAMILIES, LEFT_OUT
 from ailora.roles.conventions import Rule
-from ailora.roles.find import MULTIHEAD
 
 FILE = Path(__file__).with_suffix(".md")
 
@@ -62,7 +61,9 @@ Some of these checks do not fit some families; `tests/attention.py` names them, 
   for those of the experts in such models, so that the roles gate, up and down of their dense layers are refused.
 - **State-space, recurrent and linear-attention layers** have no query and no value. In hybrid models only the layers with
   full attention are adapted.
-- **`nn.MultiheadAttention`**: {multihead}. Modules around it are adapted as usual.
+- **`nn.MultiheadAttention`**: PEFT's LoRA for it rewrites the base weight in every forward pass and always adapts `out_proj`
+  too, so that it is left alone, as is `nn.TransformerEncoderLayer`, which reads the weights of its linear layers past any
+  adapter in eval mode. Modules around them are adapted as usual.
 
 ## Fused weights
 
@@ -133,7 +134,6 @@ def render() -> str:
         inner=len(FAMILIES.keys() - set(found["row"])),
         biased=len(BIASED),
         scaled=len(SCALED),
-        multihead=MULTIHEAD,
         fused=_fused(),
         conventions=_conventions(),
         composite=", ".join(found["parts"]),

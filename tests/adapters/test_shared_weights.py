@@ -129,3 +129,56 @@ def test_layers_are_replicated_with_the_first_adapter_only() -> None:
     model = ailora.adapt(LLAMA.model(), rank=4)
     with pytest.raises(ailora.ModelError, match="give it to the first adapter only"):
         ailora.adapt(model, rank=4, adapter_name="second", layer_replication=LAYERS)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"modules": r"layers\.0\."},
+        {"modules": r"layers\.[01]\.", "layer_replication": [[0, 2], [0, 2]]},
+        {"rank": {r"layers\.0": 4, "": 2}},
+    ],
+    ids=["one of two tied layers", "two of four replicated layers", "two ranks"],
+)
+def test_a_weight_that_not_all_users_adapt_alike_is_not_subtracted_from(options: dict) -> None:
+    model = LLAMA.model() if "layer_replication" in options else tied()
+    expected = LLAMA.output(model)
+    with pytest.raises(ailora.ModelError, match=r"shares the weight of model\.layers\.0|two different starts"):
+        ailora.adapt(model, **{"rank": 4, **options}, form="residual")
+    assert torch.equal(LLAMA.output(model), expected)
+    ailora.adapt(model, **{"rank": 4, **options})
+
+
+def test_a_head_that_is_tied_to_the_embedding_is_not_subtracted_from() -> None:
+    model = LLAMA.model()
+    with pytest.raises(ailora.ModelError, match=r"embed_tokens shares the weight of lm_head"):
+        ailora.adapt(model, "pissa", rank=4, role_names={"lm_head$": "output"}, roles=["output"], form="residual",
+                     modules="lm_head")  # fmt: skip
+
+
+def test_a_second_adapter_of_replicated_layers_is_refused() -> None:
+    """Its file would not say that the layers are replicated."""
+    model = ailora.adapt(LLAMA.model(), rank=4, layer_replication=LAYERS)
+    with pytest.raises(ailora.ModelError, match="would not say so, and would not load"):
+        ailora.adapt(model, rank=4, adapter_name="second")
+
+
+class _AsItIs(nn.Module):
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        return weight * 1.0
+
+
+def test_a_weight_that_is_computed_is_nobodys_twin() -> None:
+    """Parametrizations make a tensor anew at each look; its id says nothing."""
+    model, plain = LLAMA.model(), ailora.adapt(LLAMA.model(), rank=4)
+    for layer in model.model.layers:
+        for name in ("q_proj", "v_proj"):
+            nn.utils.parametrize.register_parametrization(getattr(layer.self_attn, name), "weight", _AsItIs())
+    for adapted in (ailora.adapt(model, rank=4),):
+        for layer, expected in zip(
+            adapted.get_base_model().model.layers, plain.get_base_model().model.layers, strict=True
+        ):
+            anchor = layer.self_attn.v_proj.lora_A["default"].anchor
+            assert torch.equal(anchor, expected.self_attn.v_proj.lora_A["default"].anchor)
+    with pytest.raises(ailora.ModelError, match="its weight is computed, not stored"):
+        ailora.adapt(ailora.restore_base(adapted), rank=4, form="residual")

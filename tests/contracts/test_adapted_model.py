@@ -405,6 +405,24 @@ def test_the_residual_form_exports_the_stock_file(family: Family, tmp_path: Path
     assert close(family.output(restored), family.output(family.model()), 1e-5)
 
 
+@pytest.mark.parametrize("form", ["anchored", "stock"])
+def test_restoring_an_untouched_base_leaves_it_untouched(family: Family, form: str) -> None:
+    expected = family.output(family.model())
+    model = adapt(family, form=form)
+    train(model, family)
+    assert torch.equal(family.output(with_base_head(family, ailora.restore_base(model))), expected)
+
+
+def test_a_merged_residual_is_not_restored(family: Family) -> None:
+    model = adapt(family, form="residual")
+    model.merge_adapter()
+    with pytest.raises(ailora.ModelError, match="is merged into the base: unmerge_adapter"):
+        ailora.restore_base(model)
+    model.unmerge_adapter()
+    restored = with_base_head(family, ailora.restore_base(model))
+    assert close(family.output(restored), family.output(family.model()), 1e-5)
+
+
 def test_the_stock_form_is_the_file(family: Family, adapted: PeftModel) -> None:
     stock = adapt(family, form="stock")
     ours, theirs = get_peft_model_state_dict(adapted), get_peft_model_state_dict(stock)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 import torch
 import transformers as tf
 from peft import PeftModel
+from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -20,7 +22,7 @@ from ailora.adapters.residual import LossyResidualWarning
 from ailora.adapters.weights import base_layer, read_weight, rows_of
 from ailora.roles import Role
 from tests.contracts.test_adapted_model import close
-from tests.quantized import PACKED, QUANTIZATIONS, Quantization, original, run, saved
+from tests.quantized import PACKED, QUANTIZATIONS, PackedLinear, Quantization, original, run, saved
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
@@ -219,6 +221,66 @@ def test_a_residual_that_cannot_be_quantized_is_refused_before_anything_changes(
     with pytest.raises(ailora.ModelError, match=r"q_proj: form='residual' would quantize .* use form='anchored'"):
         adapt(model, form="residual")
     assert torch.equal(run(model), expected)
+
+
+def test_a_failing_write_puts_the_quantized_weights_back(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ailora.adapters import residual
+
+    real, calls = residual.take_weight, []
+
+    def fail_late(*arguments: Any) -> None:
+        calls.append(arguments)
+        if len(calls) == 3:
+            raise RuntimeError("out of luck")
+        real(*arguments)
+
+    for name in ("bitsandbytes nf4", "torchao int8"):
+        model = QUANTIZATIONS[name].model(folder)
+        expected = run(model)
+        calls.clear()
+        monkeypatch.setattr(residual, "take_weight", fail_late)
+        with pytest.raises(RuntimeError, match="out of luck"), pytest.warns(LossyResidualWarning):
+            adapt(model, form="residual")
+        monkeypatch.undo()
+        assert torch.equal(run(model), expected)
+        assert not isinstance(model.model.layers[0].self_attn.q_proj, LoraLayer)
+
+
+def test_dora_on_8_bit_weights_of_bitsandbytes_is_refused(folder: Path) -> None:
+    with pytest.raises(ailora.ModelError, match="dora does not work on 8-bit weights"):
+        adapt(QUANTIZATIONS["bitsandbytes int8"].model(folder), dora=True)
+
+
+@pytest.mark.parametrize("std", [0.0, 1.0, 100.0])
+def test_a_large_bias_does_not_hide_a_packed_weight(std: float) -> None:
+    """In float16 `W + b - b` would lose half of W beside a bias of 100."""
+    layer = nn.Linear(64, 32)
+    with torch.no_grad():
+        layer.weight.mul_(0.2)
+        layer.bias.normal_(std=std)
+    packed = PackedLinear(layer.half())
+    weight = read_weight(packed, "layer").float()
+    exact = (packed.qweight.float() * packed.scales.float()).T
+    assert (weight - exact).norm() <= 2 * torch.finfo(torch.float16).eps * exact.norm()
+    assert packed.bias is not None
+
+
+def test_an_unreadable_weight_is_decomposed_from_its_checkpoint(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Packed for another device: the way out that the error names."""
+    from ailora.adapters import quantized
+
+    def unreadable(_: nn.Module) -> Tensor:
+        raise RuntimeError("no kernel for this device")
+
+    nf4 = next(s for s in quantized.STORAGES if s.name == "bitsandbytes 4-bit")
+    monkeypatch.setattr(quantized, "STORAGES", (dataclasses.replace(nf4, read=unreadable),))
+    model = QUANTIZATIONS["bitsandbytes nf4"].model(folder)
+    with pytest.raises(ailora.ModelError, match=r"no kernel for this device.*weights_from"):
+        adapt(model)
+    adapted, expected = adapt(model, weights_from=folder), adapt(copy.deepcopy(original()))
+    for name, tensor in expected.state_dict().items():
+        if "lora_A" in name:
+            assert torch.allclose(adapted.state_dict()[name], tensor, atol=1e-5)
 
 
 def test_torchao_without_its_configuration_is_refused_in_the_residual_form(folder: Path) -> None:

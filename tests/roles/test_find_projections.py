@@ -221,3 +221,13 @@ def test_a_configuration_without_head_counts_is_refused() -> None:
             module.config = SimpleNamespace(model_type="gpt_neox")
     with pytest.raises(ailora.ModelError, match="names no head count; looked for num_attention_heads"):
         ailora.find_projections(model)
+
+
+def test_linear_layers_that_torch_reads_past_any_adapter_are_left_alone() -> None:
+    """In eval mode `nn.TransformerEncoderLayer` computes with the weights of its parts: an adapter would have no effect."""
+    model = nn.ModuleDict({"encoder": nn.TransformerEncoderLayer(8, 2, 16), "up": nn.Linear(8, 8)})
+    with pytest.raises(ailora.InputError, match="matches no linear module"):
+        ailora.find_projections(model, role_names={"linear1": "up"})
+    projections = ailora.find_projections(model, role_names={"up": "up"})
+    assert [p.module for p in projections] == ["up"]
+    assert "past any adapter" in {r.module: r.reason for r in left_alone(model, projections)}["encoder"]

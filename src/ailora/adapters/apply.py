@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,8 @@ def adapt(
 
     The result is an ordinary `peft.PeftModel`; `print(ailora.plan_of(model))` says how many projections of each role it
     adapts, and so does the logger `ailora`. At the start its outputs equal the base model's bit for bit, the base
-    weights are untouched, and every `save_pretrained` writes a stock PEFT adapter for the base model. Not so with
+    weights are untouched, and every `save_pretrained` writes a stock PEFT adapter for the base model. DoRA rounds in half
+    precision, as PEFT's does. Not so with
     `form="residual"`, which changes the base; `save_adapter` converts it.
 
     Args:
@@ -90,10 +91,11 @@ def apply_plan(
     source = model_source(built)
     if weights_from is not None:
         source = checkpoint_source(base, weights_from, {module: base_layer(built, module) for module in plan.modules})
+    _require_dora(built, plan)
     residual = plan.form is Form.RESIDUAL
     if residual:
         require_residual_form(built, plan)
-    starts = compute_starts(built, plan, generator, source)
+    starts = compute_starts(built, plan, generator, source, from_checkpoint=weights_from is not None)
     residuals = compute_residuals(built, starts, source) if residual else []
     sidecar = _sidecar(built, plan, starts, residuals=residuals, weights_from=weights_from)
     with _unchanged_on_error(model, adapter_name), torch.random.fork_rng():
@@ -101,8 +103,10 @@ def apply_plan(
         _require_exact_cover(base, plan, adapter_name)
         for module, group in _by_module(starts).items():
             place(base.get_submodule(module), group, adapter_name, plan)
-    for made in residuals:
-        made.write(base)
+        with ExitStack() as undo:
+            for made in residuals:
+                made.write(base, undo)
+            undo.pop_all()
     if not hasattr(adapted, _SIDECARS):
         adapted.register_load_state_dict_pre_hook(require_same_starts)
     setattr(adapted, _SIDECARS, {**getattr(adapted, _SIDECARS, {}), adapter_name: sidecar})
@@ -173,6 +177,10 @@ def _require_untouched_base(model: nn.Module, plan: Plan) -> None:
         return
     if plan.options.layer_replication:
         raise ModelError("layer_replication rebuilds the model: give it to the first adapter only")
+    if any(getattr(config, "layer_replication", None) for config in model.peft_config.values()):
+        raise ModelError(
+            "the layers of this model are replicated: the file of a second adapter would not say so, and would not load"
+        )
     residual = [n for n, s in getattr(model, _SIDECARS, {}).items() if s.plan["form"] == Form.RESIDUAL]
     if residual or plan.form is Form.RESIDUAL:
         raise ModelError(
@@ -180,6 +188,13 @@ def _require_untouched_base(model: nn.Module, plan: Plan) -> None:
             + (f" (the model has {residual[0]!r})" if residual else "")
             + ": use form='anchored'"
         )
+
+
+def _require_dora(base: nn.Module, plan: Plan) -> None:
+    """PEFT's DoRA asks an 8-bit layer of bitsandbytes for scales that its first forward pass has moved away."""
+    for module in plan.modules if plan.options.dora else ():
+        if type(base_layer(base, module)._parameters.get("weight")).__name__ == "Int8Params":
+            raise ModelError(f"{module}: dora does not work on 8-bit weights of bitsandbytes in PEFT; use 4 bits")
 
 
 def _inject(model: nn.Module, config: LoraConfig, adapter_name: str) -> PeftModel:

@@ -57,14 +57,19 @@ def save_adapter(model: PeftModel, folder: Path | str, *, adapter_name: str = "d
 def restore_base(model: PeftModel, *, adapter_name: str = "default") -> nn.Module:
     """Unload an adapter in the residual form and give its part back to the base: `W = W_res + s B0 A0`.
 
-    Equal to the original to rounding. In the other forms the base never changed and `unload()` does it.
+    Equal to the original to rounding. In the other forms the base never changed, and this is `unload()`.
 
     Raises:
-        ModelError: the model has no such adapter of ours, or a quantized base, which rounding has changed for good.
+        ModelError: the model has no such adapter of ours, it is merged, or the base is quantized, which rounding has
+            changed for good.
     """
     plan = plan_of(model, adapter_name)
     base = model.get_base_model()
-    if plan.form is Form.RESIDUAL and sidecar_of(model, adapter_name).quantization_errors:
+    if plan.form is not Form.RESIDUAL:
+        return model.unload()
+    if any(isinstance(module, LoraLayer) and module.merged for module in base.modules()):
+        raise ModelError("the adapter is merged into the base: unmerge_adapter() first")
+    if sidecar_of(model, adapter_name).quantization_errors:
         raise ModelError("the residual was quantized, so that the base cannot be restored from it: load the base again")
     restored: set[tuple[int, Rows]] = set()
     with torch.no_grad():

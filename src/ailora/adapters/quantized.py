@@ -66,11 +66,17 @@ def requantized(layer: nn.Module, storage: Storage, weight: Float[Tensor, "out i
     """A copy of a layer with another weight, quantized as the layer's own is.
 
     Raises:
-        ModelError: as `require_quantizer`.
+        ModelError: as `require_quantizer`, or the library cannot do it.
     """
     quantize = require_quantizer(layer, storage, base, type(layer).__name__)
     made = copy.deepcopy(layer)
-    quantize(made, weight, base)
+    try:
+        quantize(made, weight, base)
+    except Exception as error:
+        raise ModelError(
+            f"{storage.name} cannot quantize the residual of a {type(layer).__name__} {shape_of(layer)} again "
+            f"({type(error).__name__}: {error}): use form='anchored'"
+        ) from error
     return made
 
 
@@ -91,10 +97,15 @@ def require_quantizer(
     raise ModelError(f"{module}: form='residual' would quantize the residual again, but {reason}: use form='anchored'")
 
 
-def take_weight(layer: nn.Module, other: nn.Module, storage: Storage) -> None:
-    """Give `layer` the weight of `other`, as it is stored."""
-    for part in storage.parts:
-        setattr(layer, part, getattr(other, part))
+def stored_parts(layer: nn.Module, storage: Storage) -> dict[str, Any]:
+    """What a layer's weight is stored as, by attribute."""
+    return {part: getattr(layer, part) for part in storage.parts}
+
+
+def set_parts(layer: nn.Module, parts: dict[str, Any]) -> None:
+    """Give a layer the weight that `stored_parts` took from one like it."""
+    for part, value in parts.items():
+        setattr(layer, part, value)
 
 
 # --- the libraries -------------------------------------------------------------------------------------------------
@@ -201,8 +212,16 @@ def _read_response(layer: Any) -> Tensor:
     shape = shape_of(layer)
     assert shape is not None
     eye = torch.eye(shape[1], dtype=floating[0] if floating else torch.float32, device=tensors[0].device)
-    with torch.autocast(eye.device.type, enabled=False):
-        return (layer(eye) - layer(torch.zeros_like(eye[:1]))).T
+    bias = getattr(layer, "bias", None)
+    try:
+        # Taken off, not subtracted: beside a large bias the entries of a weight are below what float16 holds.
+        if bias is not None:
+            layer.bias = None
+        with torch.autocast(eye.device.type, enabled=False):
+            return layer(eye).T
+    finally:
+        if bias is not None:
+            layer.bias = bias
 
 
 _TORCHAO = Storage("torchao", _weight_of("torchao"), _read_tensor, _quantize_torchao)

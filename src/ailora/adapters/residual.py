@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +16,8 @@ from ailora.adapters.plan import Plan
 from ailora.adapters.quantized import Storage, requantized, require_quantizer, storage_of, take_weight
 from ailora.adapters.sources import Source
 from ailora.adapters.starts import Start
-from ailora.adapters.weights import base_layer, identity_of, read_weight, relative_error, write_rows
+from ailora.adapters.weights import base_layer, identity_of, read_weight, relative_error, stored_transposed, write_rows
+from ailora.errors import ModelError
 
 
 class LossyResidualWarning(UserWarning):
@@ -36,28 +40,51 @@ class Residual:
     errors: tuple[float, float] | None
 
     @torch.no_grad()
-    def write(self, base: nn.Module) -> None:
-        """Overwrite the weight in the model, which carries its adapters by now."""
+    def write(self, base: nn.Module, undo: ExitStack) -> None:
+        """Overwrite the weight in the model, which carries its adapters by now; `undo` learns how to put it back."""
         layers = [base_layer(base, module) for module in self.modules]
         if isinstance(self.made, Tensor):
-            read_weight(layers[0], self.modules[0]).copy_(self.made)
+            weight: Any = layers[0].weight
+            undo.callback(_copy, weight.data, weight.detach().clone())
+            _copy(weight.data, self.made.T if stored_transposed(layers[0]) else self.made)
             return
         for layer in layers:
             storage = storage_of(layer)
             assert storage is not None
+            undo.callback(take_weight, layer, copy.copy(layer), storage)
             take_weight(layer, self.made, storage)
 
 
+def _copy(target: Tensor, source: Tensor) -> None:
+    target.copy_(source)
+
+
 def require_residual_form(base: nn.Module, plan: Plan) -> None:
-    """Refuse weights that cannot be quantized again.
+    """Refuse weights that cannot be overwritten: quantized ones that cannot be quantized again, and shared ones whose
+    other users do not get the same start.
 
     Raises:
         ModelError: which ones, and why.
     """
-    for module in plan.modules:
+    subtracted: dict[int, dict[str, tuple[object, ...]]] = {}
+    for module, group in plan.modules.items():
         layer = base_layer(base, module)
+        if not any(planned.init.anchored for planned in group):
+            continue
         if storage := storage_of(layer):
             require_quantizer(layer, storage, base, module)
+        elif layer._parameters.get("weight") is None:
+            raise ModelError(f"{module}: its weight is computed, not stored, so that nothing can be subtracted from it")
+        parts = tuple((p.projection.rows, p.init, p.rank, p.scaling) for p in group)
+        subtracted.setdefault(identity_of(layer), {})[module] = parts
+    for name, module in base.named_modules():
+        users = subtracted.get(identity_of(module), {})
+        first = next(iter(users), None)
+        if first and users.get(name.removesuffix(".base_layer")) != users[first]:
+            raise ModelError(
+                f"{name} shares the weight of {first}, from which the residual form subtracts, but has no adapter that "
+                "starts alike: use form='anchored'"
+            )
 
 
 def compute_residuals(base: nn.Module, starts: Sequence[Start], source: Source) -> list[Residual]:

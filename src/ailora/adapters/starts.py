@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 
 from ailora.adapters.plan import Form, Plan, PlannedAdapter
 from ailora.adapters.sources import Source
-from ailora.adapters.weights import base_layer, device_of, identity_of, require_readable, rows_of
+from ailora.adapters.weights import base_layer, device_of, identity_of, require_loaded, require_readable, rows_of
 from ailora.errors import ModelError
 from ailora.inits import Factors
 from ailora.roles import Projection, shape_of
@@ -60,7 +60,9 @@ class _Job:
         return (shape, dtype, device_of(self.layer), p.init, p.rank, p.scaling)
 
 
-def compute_starts(base: nn.Module, plan: Plan, generator: torch.Generator, source: Source) -> list[Start]:
+def compute_starts(
+    base: nn.Module, plan: Plan, generator: torch.Generator, source: Source, *, from_checkpoint: bool = False
+) -> list[Start]:
     """The start of every planned adapter, in the plan's order, with a progress bar on a terminal.
 
     On a GPU, matrices of equal shape are decomposed at once, as many as fit into a quarter of its free memory; on a CPU
@@ -71,11 +73,12 @@ def compute_starts(base: nn.Module, plan: Plan, generator: torch.Generator, sour
         plan: what is planned.
         generator: draws the random starts, in the plan's order.
         source: where the weights come from.
+        from_checkpoint: whether they come from a checkpoint, so that the model's own need not be readable.
 
     Raises:
         ModelError: a planned module is missing or has another shape, a weight has no decomposition.
     """
-    jobs = _jobs(base, plan, source)
+    jobs = _jobs(base, plan, source, from_checkpoint=from_checkpoint)
     made: dict[Projection, Start] = {}
     with tqdm(total=len(jobs), desc="decomposing", unit="matrix", leave=False, disable=None) as bar:
         for batch in _batches(jobs):
@@ -86,13 +89,15 @@ def compute_starts(base: nn.Module, plan: Plan, generator: torch.Generator, sour
     return [made[planned.projection] for planned in plan.adapters]
 
 
-def _jobs(base: nn.Module, plan: Plan, source: Source) -> list[_Job]:
+def _jobs(base: nn.Module, plan: Plan, source: Source, *, from_checkpoint: bool) -> list[_Job]:
     jobs: dict[tuple[object, ...], _Job] = {}
     for module, group in plan.modules.items():
         layer = base_layer(base, module)
         if shape_of(layer) != group[0].projection.shape:
             raise ModelError(f"{module} is {shape_of(layer)}, the plan says {group[0].projection.shape}")
-        require_readable(layer, module)
+        require_loaded(layer, module)
+        if not from_checkpoint:
+            require_readable(layer, module)
         for planned in group:
             key = (identity_of(layer), planned.projection.rows, planned.init, planned.rank, planned.scaling)
             jobs.setdefault(key, _Job(source, layer, [])).sharing.append(planned)

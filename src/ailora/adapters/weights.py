@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -33,13 +34,19 @@ def base_layer(model: nn.Module, module: str) -> nn.Module:
 
 
 def identity_of(layer: nn.Module) -> int:
-    """What tells two stored weights apart: tied layers have one."""
-    return id(layer.weight) if isinstance(getattr(layer, "weight", None), Tensor) else id(layer)
+    """What tells two stored weights apart: tied layers have one.
+
+    Not `layer.weight`, which parametrizations compute anew each time.
+    """
+    stored = next(
+        (layer._parameters[name] for name in ("weight", "W_q") if layer._parameters.get(name) is not None), None
+    )
+    return id(layer if stored is None else stored)
 
 
 def device_of(layer: nn.Module) -> torch.device:
     """Where a layer's weight is."""
-    return next(t.device for t in (*layer.parameters(), *layer.buffers()))
+    return next((t.device for t in (*layer.parameters(), *layer.buffers())), torch.device("cpu"))
 
 
 def require_readable(layer: nn.Module, module: str) -> None:
@@ -48,10 +55,18 @@ def require_readable(layer: nn.Module, module: str) -> None:
     Raises:
         ModelError: as `read_weight`.
     """
-    if device_of(layer).type == "meta":
-        raise ModelError(f"{_described(layer, module)} is on the meta device: load the model's weights before adapting")
     if storage_of(layer) is None:
         read_weight(layer, module)
+
+
+def require_loaded(layer: nn.Module, module: str) -> None:
+    """Refuse a layer without data.
+
+    Raises:
+        ModelError: the layer is on the meta device.
+    """
+    if device_of(layer).type == "meta":
+        raise ModelError(f"{_described(layer, module)} is on the meta device: load the model's weights before adapting")
 
 
 def read_weight(layer: nn.Module, module: str) -> Float[Tensor, "out in_"]:
@@ -118,11 +133,23 @@ def write_rows(weight: Float[Tensor, "out in_"], projection: Projection, rows: F
 
 
 def fingerprint(layer: nn.Module, module: str) -> str:
-    """SHA-256 over dtype, shape and bytes of a weight, as hex: as it is stored, or of a quantized one as it is read."""
-    weight = layer.weight if storage_of(layer) is None else read_weight(layer, module)
-    assert isinstance(weight, Tensor)
-    digest = hashlib.sha256(f"{weight.dtype} {tuple(weight.shape)} ".encode())
-    digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+    """SHA-256 over dtype, shape and bytes of a weight, as hex: as it is stored, or of a quantized one as it is read.
+
+    Of a weight that cannot be read here, over all tensors that the layer stores.
+    """
+    if storage_of(layer) is None:
+        return _digest(layer.weight)
+    try:
+        return _digest(read_weight(layer, module))
+    except ModelError:
+        return _digest(*layer.parameters(), *layer.buffers())
+
+
+def _digest(*tensors: Any) -> str:
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(f"{tensor.dtype} {tuple(tensor.shape)} ".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

@@ -126,7 +126,7 @@ FAMILIES: dict[str, Rules] = {
     "flaubert": conventions.XLM,
     "xlm": conventions.XLM,
     "phi3": conventions.PHI3,
-    "phi4_multimodal": conventions.PHI3,
+    "phi4_multimodal": conventions.PHI4,
     "codegen": conventions.CODEGEN,
     "cpmant": conventions.CPMANT,
     "ctrl": conventions.CTRL,

@@ -126,6 +126,8 @@ GPT2 = (
 )
 BIGCODE = (*fused("attn", "c_attn", "c_proj", bigcode), *TWO_LAYERS)
 PHI3 = (*fused("self_attn", "qkv_proj", "o_proj", grouped), *FUSED_GATED)
+#: Its sound and image towers have blocks of the same names, and other attentions.
+PHI4 = (*fused(r"layers\.\d+\.self_attn", "qkv_proj", "o_proj", grouped), *FUSED_GATED)
 NEOX = (*fused("(?:attention|self_attention|self_attn)", "query_key_value", "dense", per_head), *TWO_LAYERS)
 FALCON = (*fused("self_attention", "query_key_value", "dense", falcon), *TWO_LAYERS)
 CODEGEN = (

@@ -17,11 +17,13 @@ from ailora.roles.projection import Attention, Projection, Role, parse_role
 
 _SHOWN_MODULES = 12
 
-#: Why `nn.MultiheadAttention` is left alone.
-MULTIHEAD = (
-    "PEFT's LoRA for it rewrites the base weight in every forward pass and always adapts out_proj too, so that it is "
-    "not supported"
-)
+#: Modules of torch that compute with the weights of their parts themselves.
+_BYPASSING: dict[type[nn.Module], str] = {
+    nn.TransformerEncoderLayer: "nn.TransformerEncoderLayer: in eval mode torch reads the weights of its linear layers "
+    "past any adapter",
+    nn.MultiheadAttention: "nn.MultiheadAttention: PEFT's LoRA for it rewrites the base weight in every forward pass and "
+    "always adapts out_proj too, so that it is not supported",
+}
 
 
 def find_projections(model: nn.Module, *, role_names: Mapping[str, Role | str] | None = None) -> tuple[Projection, ...]:
@@ -79,7 +81,7 @@ def linear_modules(model: nn.Module) -> dict[str, nn.Module]:
 
     PEFT moves a wrapped module to `NAME.base_layer` and puts factors below `NAME.lora_A`.
     """
-    packed = tuple(f"{name}." for name in multihead_attentions(model))
+    packed = tuple(f"{name}." for name in bypassed(model))
     return {
         name.removesuffix(".base_layer"): module
         for name, module in model.named_modules()
@@ -87,9 +89,14 @@ def linear_modules(model: nn.Module) -> dict[str, nn.Module]:
     }
 
 
-def multihead_attentions(model: nn.Module) -> tuple[str, ...]:
-    """The `nn.MultiheadAttention` modules. They read the weights of their parts past any adapter around them."""
-    return tuple(name for name, module in model.named_modules() if isinstance(module, nn.MultiheadAttention))
+def bypassed(model: nn.Module) -> dict[str, str]:
+    """The modules that read the weights of their parts past any adapter around them, and how they do."""
+    return {
+        name: reason
+        for name, module in model.named_modules()
+        for kind, reason in _BYPASSING.items()
+        if isinstance(module, kind)
+    }
 
 
 def _configs(model: nn.Module) -> dict[str, Any]:
@@ -174,8 +181,8 @@ def _unknown_model(model: nn.Module, linear: Mapping[str, nn.Module]) -> ModelEr
     what = f"model type {model_type!r}" if model_type else f"a {type(model).__name__} without config.model_type"
     if model_type in LEFT_OUT:
         what += f" ({LEFT_OUT[model_type]})"
-    if packed := multihead_attentions(model):
-        what += f" ({packed[0]} is an nn.MultiheadAttention: {MULTIHEAD})"
+    for name, reason in list(bypassed(model).items())[:1]:
+        what += f" ({name} is an {reason})"
     near = difflib.get_close_matches(str(model_type), FAMILIES, n=3)
     return ModelError(
         f"no rule knows the roles of {what}. Its linear modules are:\n{_listing(linear)}\n"

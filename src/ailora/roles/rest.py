@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from ailora.roles.find import MULTIHEAD, linear_modules, multihead_attentions, shape_of
+from ailora.roles.find import bypassed, linear_modules, shape_of
 from ailora.roles.projection import Projection
 
 #: Part of a module's name -> what it is. The first that fits counts.
@@ -38,14 +38,14 @@ class LeftAlone:
 
 
 def left_alone(model: nn.Module, projections: Iterable[Projection]) -> tuple[LeftAlone, ...]:
-    """The linear modules of a model that are no projections, in its order, `nn.MultiheadAttention` last."""
+    """The linear modules of a model that are no projections, in its order, modules of torch that compute past adapters last."""
     known = {projection.module for projection in projections}
     rest = [
         LeftAlone(name, shape_of(module), _reason(name))
         for name, module in linear_modules(model).items()
         if name not in known
     ]
-    return (*rest, *(LeftAlone(name, None, MULTIHEAD) for name in multihead_attentions(model)))
+    return (*rest, *(LeftAlone(name, None, reason) for name, reason in bypassed(model).items()))
 
 
 def _reason(module: str) -> str:
