@@ -226,7 +226,7 @@ def test_a_residual_that_cannot_be_quantized_is_refused_before_anything_changes(
 def test_a_failing_write_puts_the_quantized_weights_back(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from ailora.adapters import residual
 
-    real, calls = residual.take_weight, []
+    real, calls = residual.set_parts, []
 
     def fail_late(*arguments: Any) -> None:
         calls.append(arguments)
@@ -238,7 +238,7 @@ def test_a_failing_write_puts_the_quantized_weights_back(folder: Path, monkeypat
         model = QUANTIZATIONS[name].model(folder)
         expected = run(model)
         calls.clear()
-        monkeypatch.setattr(residual, "take_weight", fail_late)
+        monkeypatch.setattr(residual, "set_parts", fail_late)
         with pytest.raises(RuntimeError, match="out of luck"), pytest.warns(LossyResidualWarning):
             adapt(model, form="residual")
         monkeypatch.undo()

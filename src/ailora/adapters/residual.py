@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ailora.adapters.plan import Plan
-from ailora.adapters.quantized import Storage, requantized, require_quantizer, storage_of, take_weight
+from ailora.adapters.quantized import Storage, requantized, require_quantizer, set_parts, storage_of, stored_parts
 from ailora.adapters.sources import Source
 from ailora.adapters.starts import Start
 from ailora.adapters.weights import base_layer, identity_of, read_weight, relative_error, stored_transposed, write_rows
@@ -51,8 +50,8 @@ class Residual:
         for layer in layers:
             storage = storage_of(layer)
             assert storage is not None
-            undo.callback(take_weight, layer, copy.copy(layer), storage)
-            take_weight(layer, self.made, storage)
+            undo.callback(set_parts, layer, stored_parts(layer, storage))
+            set_parts(layer, stored_parts(self.made, storage))
 
 
 def _copy(target: Tensor, source: Tensor) -> None:

@@ -21,8 +21,8 @@ _SHOWN_MODULES = 12
 _BYPASSING: dict[type[nn.Module], str] = {
     nn.TransformerEncoderLayer: "nn.TransformerEncoderLayer: in eval mode torch reads the weights of its linear layers "
     "past any adapter",
-    nn.MultiheadAttention: "nn.MultiheadAttention: PEFT's LoRA for it rewrites the base weight in every forward pass and "
-    "always adapts out_proj too, so that it is not supported",
+    nn.MultiheadAttention: "nn.MultiheadAttention: PEFT's LoRA for it rewrites the base weight in every forward pass "
+    "and always adapts out_proj too, so that it is not supported",
 }
 
 

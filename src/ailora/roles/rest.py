@@ -38,7 +38,7 @@ class LeftAlone:
 
 
 def left_alone(model: nn.Module, projections: Iterable[Projection]) -> tuple[LeftAlone, ...]:
-    """The linear modules of a model that are no projections, in its order, modules of torch that compute past adapters last."""
+    """The linear modules of a model that are no projections, in its order, then what computes past adapters."""
     known = {projection.module for projection in projections}
     rest = [
         LeftAlone(name, shape_of(module), _reason(name))
