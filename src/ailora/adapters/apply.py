@@ -45,7 +45,7 @@ def adapt(
     The result is an ordinary `peft.PeftModel`; `print(ailora.plan_of(model))` says how many projections of each role it
     adapts, and so does the logger `ailora`. At the start its outputs equal the base model's bit for bit, the base
     weights are untouched, and every `save_pretrained` writes a stock PEFT adapter for the base model. Not so with
-    `form="residual"`, which changes the base (`save_adapter` converts it), and with `dora` in half precision, where PEFT
+    `form="residual"`, which changes the base (`save_adapter` converts it), nor with `dora` in half precision, where PEFT
     rounds.
 
     Args:
