@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import PeftModel, PromptTuningConfig, get_peft_model
 from torch import nn
 
 import ailora
@@ -167,3 +167,30 @@ def test_target_names_do_not_reach_other_modules() -> None:
     model = ailora.adapt(FAMILY.model(), "pissa", roles=["output"])
     adapted = [n for n, m in model.get_base_model().named_modules() if hasattr(m, "lora_A")]
     assert adapted == [f"bert.encoder.layer.{i}.attention.output.dense" for i in (0, 1)]
+
+
+def test_a_merged_adapter_is_unmerged_before_another_one_is_made() -> None:
+    model = ailora.adapt(FAMILY.model(), rank=4)
+    model.merge_adapter()
+    with pytest.raises(ailora.ModelError, match="merged into the base: unmerge_adapter"):
+        ailora.adapt(model, adapter_name="second")
+
+
+def test_a_peft_model_of_another_kind_is_refused() -> None:
+    base = FAMILIES["llama"].model()
+    model = get_peft_model(base, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3))
+    with pytest.raises(ailora.ModelError, match="not one of LoRA adapters"):
+        ailora.adapt(model, adapter_name="second")
+
+
+def test_an_adapter_that_was_taken_off_is_not_saved(tmp_path: Any) -> None:
+    model = ailora.adapt(FAMILY.model(), rank=4)
+    model.unload()
+    with pytest.raises(ailora.ModelError, match="is not on the model any more"):
+        ailora.save_adapter(model, tmp_path)
+
+
+@pytest.mark.parametrize("alpha", [1e-40, 1e60, 10**400])
+def test_scalings_beyond_float32_are_refused(alpha: float) -> None:
+    with pytest.raises(ailora.InputError, match="is not allowed for"):
+        ailora.make_plan(FAMILY.model(), alpha=alpha)

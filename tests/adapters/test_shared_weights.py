@@ -13,6 +13,7 @@ from torch import nn
 import ailora
 from ailora.adapters import starts as starts_module
 from tests.families import FAMILIES, train
+from tests.tiny import tiny_model
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 LLAMA = FAMILIES["llama"]
@@ -182,3 +183,12 @@ def test_a_weight_that_is_computed_is_nobodys_twin() -> None:
             assert torch.equal(anchor, expected.self_attn.v_proj.lora_A["default"].anchor)
     with pytest.raises(ailora.ModelError, match="its weight is computed, not stored"):
         ailora.adapt(ailora.restore_base(adapted), rank=4, form="residual")
+
+
+def test_layers_whose_kinds_are_listed_are_not_replicated() -> None:
+    """PEFT replicates the layers and not the list: Qwen2 would fail, Gemma 2 would mask the wrong layers."""
+    for model_type in ("qwen2", "gemma2"):
+        with pytest.raises(
+            ailora.ModelError, match=rf"the configuration of {model_type} lists the kind of every layer"
+        ):
+            ailora.make_plan(tiny_model(model_type), rank=2, layer_replication=LAYERS)

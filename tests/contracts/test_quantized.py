@@ -246,6 +246,12 @@ def test_a_failing_write_puts_the_quantized_weights_back(folder: Path, monkeypat
         assert not isinstance(model.model.layers[0].self_attn.q_proj, LoraLayer)
 
 
+@pytest.mark.parametrize("name", ["bitsandbytes nf4", "torchao int8", "HQQ 4-bit"])
+def test_quantized_modules_are_not_trained_whole(name: str, folder: Path) -> None:
+    with pytest.raises(ailora.ModelError, match=r"o_proj is quantized and cannot be trained whole"):
+        adapt(QUANTIZATIONS[name].model(folder), modules_to_save=["o_proj"])
+
+
 def test_dora_on_8_bit_weights_of_bitsandbytes_is_refused(folder: Path) -> None:
     with pytest.raises(ailora.ModelError, match="dora does not work on 8-bit weights"):
         adapt(QUANTIZATIONS["bitsandbytes int8"].model(folder), dora=True)

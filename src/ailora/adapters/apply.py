@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from peft.tuners.lora import LoraLayer
+from peft.tuners.lora import LoraLayer, LoraModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
@@ -19,6 +19,7 @@ from ailora.adapters.lora_config import live_config
 from ailora.adapters.placing import place
 from ailora.adapters.plan import Form, Plan
 from ailora.adapters.planning import make_plan
+from ailora.adapters.quantized import storage_of
 from ailora.adapters.replication import replicated
 from ailora.adapters.residual import Residual, compute_residuals, require_residual_form
 from ailora.adapters.sidecar import Sidecar
@@ -27,6 +28,7 @@ from ailora.adapters.starts import Start, compute_starts
 from ailora.adapters.weights import base_layer, fingerprint
 from ailora.errors import InputError, ModelError
 from ailora.inits import Policy
+from ailora.roles import shape_of
 
 _SIDECARS = "ailora_sidecars"
 _LOG = logging.getLogger("ailora")
@@ -45,8 +47,7 @@ def adapt(
     The result is an ordinary `peft.PeftModel`; `print(ailora.plan_of(model))` says how many projections of each role it
     adapts, and so does the logger `ailora`. At the start its outputs equal the base model's bit for bit, the base
     weights are untouched, and every `save_pretrained` writes a stock PEFT adapter for the base model. Not so with
-    `form="residual"`, which changes the base (`save_adapter` converts it), nor with `dora` in half precision, where PEFT
-    rounds.
+    `form="residual"`, which changes the base (`save_adapter` converts it), nor with `dora` in half precision.
 
     Args:
         model: the base model, or a `PeftModel` that gets one more adapter.
@@ -92,6 +93,7 @@ def apply_plan(
     if weights_from is not None:
         source = checkpoint_source(base, weights_from, {module: base_layer(built, module) for module in plan.modules})
     _require_dora(built, plan)
+    _require_trainable(built, plan)
     residual = plan.form is Form.RESIDUAL
     if residual:
         require_residual_form(built, plan)
@@ -143,6 +145,10 @@ def sidecar_of(model: nn.Module, adapter_name: str = "default") -> Sidecar:
         raise ModelError(
             f"the model has no adapter {adapter_name!r} made by ailora; it has: {', '.join(sidecars) or 'none'}"
         )
+    for module in Plan.from_json(sidecars[adapter_name].plan).modules:
+        layer = _base_of(model).get_submodule(module)
+        if not isinstance(layer, LoraLayer) or adapter_name not in layer.lora_A:
+            raise ModelError(f"the adapter {adapter_name!r} is not on the model any more: {module} does not carry it")
     return sidecars[adapter_name]
 
 
@@ -167,7 +173,7 @@ def _require_free_name(model: nn.Module, adapter_name: str) -> None:
         raise ModelError(
             "the model already carries adapters: pass the PeftModel itself with another adapter_name, or unload() first"
         )
-    if not adapter_name or "." in adapter_name or adapter_name in "lora_":
+    if not isinstance(adapter_name, str) or not adapter_name or "." in adapter_name or adapter_name in "lora_":
         raise InputError(f"adapter_name {adapter_name!r} cannot be used: not empty, no dot, not part of 'lora_'")
 
 
@@ -175,6 +181,10 @@ def _require_untouched_base(model: nn.Module, plan: Plan) -> None:
     """The residual form and layer replication change the base: neither can join another adapter of the same base."""
     if not isinstance(model, PeftModel):
         return
+    if not isinstance(model.base_model, LoraModel) or not model.peft_config:
+        raise ModelError("the PeftModel is not one of LoRA adapters: pass its base model instead")
+    if any(isinstance(module, LoraLayer) and module.merged for module in model.modules()):
+        raise ModelError("an adapter is merged into the base: unmerge_adapter() first")
     if plan.options.layer_replication:
         raise ModelError("layer_replication rebuilds the model: give it to the first adapter only")
     if any(getattr(config, "layer_replication", None) for config in model.peft_config.values()):
@@ -195,6 +205,14 @@ def _require_dora(base: nn.Module, plan: Plan) -> None:
     for module in plan.modules if plan.options.dora else ():
         if type(base_layer(base, module)._parameters.get("weight")).__name__ == "Int8Params":
             raise ModelError(f"{module}: dora does not work on 8-bit weights of bitsandbytes in PEFT; use 4 bits")
+
+
+def _require_trainable(base: nn.Module, plan: Plan) -> None:
+    """Modules that are saved whole are trained whole, which takes plain weights."""
+    for name, module in base.named_modules():
+        saved = any(f".{name}.".find(f".{wanted}.") >= 0 for wanted in plan.options.modules_to_save)
+        if saved and shape_of(module) is not None and storage_of(module) is not None:
+            raise ModelError(f"modules_to_save: {name} is quantized and cannot be trained whole")
 
 
 def _inject(model: nn.Module, config: LoraConfig, adapter_name: str) -> PeftModel:

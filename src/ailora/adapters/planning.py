@@ -16,6 +16,9 @@ from ailora.errors import InputError, ModelError
 from ailora.inits import Policy, parse_policy
 from ailora.roles import Projection, Role, find_projections, parse_role
 
+#: Scalings between this and its inverse leave the factors room in float32.
+_LEAST_SCALING = 1e-30
+
 #: A number for every projection, or one per role or per regular expression over module names.
 PerModule = float | Mapping[str, float]
 
@@ -156,7 +159,7 @@ def _fitting(name: str, key: str, projections: tuple[Projection, ...]) -> set[Pr
         return {p for p in projections if p.role == key}
     try:
         pattern = re.compile(key)
-    except re.error as error:
+    except (re.error, TypeError) as error:
         raise InputError(f"{name}: {key!r} is neither a role nor a regular expression: {error}") from None
     return {p for p in projections if pattern.search(p.module)}
 
@@ -179,11 +182,15 @@ def _planned(
     if init is None:
         raise InputError(f"the policy {policy.name!r} has no init for {where}, role {projection.role}")
     scaling = alpha / math.sqrt(rank) if rslora else alpha / rank
+    if not _LEAST_SCALING <= scaling <= 1 / _LEAST_SCALING:
+        raise InputError(
+            f"alpha {alpha!r} is not allowed for {where}: its scaling {scaling:g} is out of float32's range"
+        )
     return PlannedAdapter(projection, init, int(rank), float(alpha), float(scaling))
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
 
 
 def _check_saved(model: nn.Module, modules_to_save: Iterable[str]) -> tuple[str, ...]:

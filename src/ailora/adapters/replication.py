@@ -34,13 +34,24 @@ def replicated(model: nn.Module, layers: Layers) -> nn.Module:
 
     Raises:
         InputError: PEFT does not know where the layers of the model are, or the model has fewer.
-        ModelError: bitsandbytes holds it in 8 bits: the first forward pass takes the scales away from a shared weight,
+        ModelError: the configuration lists the kind of every layer, which PEFT leaves as it was, so that layers would run
+            as another kind or not at all; the tensors cannot be shared by a copy; bitsandbytes holds it in 8 bits: the first forward pass takes the scales away from a shared weight,
             so that the second layer computes nonsense, with stock PEFT too.
     """
     if any(type(parameter).__name__ == "Int8Params" for parameter in model.parameters()):
         raise ModelError("layer_replication: 8-bit weights of bitsandbytes cannot be shared by layers; use 4 bits")
+    for config in {id(m.config): m.config for m in model.modules() if hasattr(m, "config")}.values():
+        listed = getattr(config, "layer_types", None) or getattr(config, "layers_block_type", None)
+        if listed:
+            raise ModelError(
+                f"layer_replication: the configuration of {config.model_type} lists the kind of every layer "
+                "(layer_types), which PEFT does not replicate"
+            )
     shared = {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())}
-    built = copy.deepcopy(model, shared)
+    try:
+        built = copy.deepcopy(model, shared)
+    except RuntimeError as error:
+        raise ModelError(f"layer_replication: the weights cannot be shared by a copy: {error}") from error
     try:
         replicate_layers(built, [list(pair) for pair in layers])  # type: ignore[misc]
     except (ValueError, IndexError) as error:
