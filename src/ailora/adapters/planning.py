@@ -183,9 +183,7 @@ def _planned(
         raise InputError(f"the policy {policy.name!r} has no init for {where}, role {projection.role}")
     scaling = alpha / math.sqrt(rank) if rslora else alpha / rank
     if not _LEAST_SCALING <= scaling <= 1 / _LEAST_SCALING:
-        raise InputError(
-            f"alpha {alpha!r} is not allowed for {where}: its scaling {scaling:g} is out of float32's range"
-        )
+        raise InputError(f"alpha {alpha!r} is not allowed for {where}: a scaling of {scaling:g} is beyond float32")
     return PlannedAdapter(projection, init, int(rank), float(alpha), float(scaling))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from itertools import chain
+from typing import Any
 
 from peft.tuners.tuners_utils import replicate_layers
 from torch import nn
@@ -34,13 +35,15 @@ def replicated(model: nn.Module, layers: Layers) -> nn.Module:
 
     Raises:
         InputError: PEFT does not know where the layers of the model are, or the model has fewer.
-        ModelError: the configuration lists the kind of every layer, which PEFT leaves as it was, so that layers would run
-            as another kind or not at all; the tensors cannot be shared by a copy; bitsandbytes holds it in 8 bits: the first forward pass takes the scales away from a shared weight,
-            so that the second layer computes nonsense, with stock PEFT too.
+        ModelError: the configuration lists the kind of every layer, which PEFT leaves as it is, so that layers would
+            run as another kind or not at all; the tensors cannot be shared by a copy; bitsandbytes holds them in 8
+            bits: the first forward pass takes the scales away from a shared weight, so that the second layer computes
+            nonsense, with stock PEFT too.
     """
     if any(type(parameter).__name__ == "Int8Params" for parameter in model.parameters()):
         raise ModelError("layer_replication: 8-bit weights of bitsandbytes cannot be shared by layers; use 4 bits")
-    for config in {id(m.config): m.config for m in model.modules() if hasattr(m, "config")}.values():
+    configs: dict[int, Any] = {id(m.config): m.config for m in model.modules() if hasattr(m, "config")}
+    for config in configs.values():
         listed = getattr(config, "layer_types", None) or getattr(config, "layers_block_type", None)
         if listed:
             raise ModelError(
