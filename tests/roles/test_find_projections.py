@@ -224,7 +224,7 @@ def test_a_configuration_without_head_counts_is_refused() -> None:
 
 
 def test_linear_layers_that_torch_reads_past_any_adapter_are_left_alone() -> None:
-    """In eval mode `nn.TransformerEncoderLayer` computes with the weights of its parts: an adapter would have no effect."""
+    """In eval mode `nn.TransformerEncoderLayer` reads the weights of its parts: an adapter would have no effect."""
     model = nn.ModuleDict({"encoder": nn.TransformerEncoderLayer(8, 2, 16), "up": nn.Linear(8, 8)})
     with pytest.raises(ailora.InputError, match="matches no linear module"):
         ailora.find_projections(model, role_names={"linear1": "up"})
