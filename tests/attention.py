@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ailora.roles import Projection, Role
+from ailora.roles import Projection, Role, folded
 from tests.tiny import BATCH
 
 
@@ -130,11 +130,6 @@ class Site:
         role, change = changes.popitem()
         with self.model.changed(getattr(self, role), change):
             return self.result(**changes)
-
-
-def folded(module: str) -> str:
-    """A module's name without the numbers of its layers."""
-    return re.sub(r"\.\d+(?=\.|$)", ".*", module)
 
 
 def sites(model: Model) -> tuple[Site, ...]:

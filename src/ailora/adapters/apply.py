@@ -183,8 +183,7 @@ def _require_untouched_base(model: nn.Module, plan: Plan) -> None:
         return
     if not isinstance(model.base_model, LoraModel) or not model.peft_config:
         raise ModelError("the PeftModel is not one of LoRA adapters: pass its base model instead")
-    if any(isinstance(module, LoraLayer) and module.merged for module in model.modules()):
-        raise ModelError("an adapter is merged into the base: unmerge_adapter() first")
+    require_unmerged(model)
     if plan.options.layer_replication:
         raise ModelError("layer_replication rebuilds the model: give it to the first adapter only")
     if any(getattr(config, "layer_replication", None) for config in model.peft_config.values()):
@@ -198,6 +197,16 @@ def _require_untouched_base(model: nn.Module, plan: Plan) -> None:
             + (f" (the model has {residual[0]!r})" if residual else "")
             + ": use form='anchored'"
         )
+
+
+def require_unmerged(model: nn.Module) -> None:
+    """Refuse a model whose base weights hold an adapter.
+
+    Raises:
+        ModelError: an adapter is merged.
+    """
+    if any(isinstance(module, LoraLayer) and module.merged for module in model.modules()):
+        raise ModelError("the adapter is merged into the base: unmerge_adapter() first")
 
 
 def _require_dora(base: nn.Module, plan: Plan) -> None:

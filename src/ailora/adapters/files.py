@@ -11,7 +11,7 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import save_file
 from torch import nn
 
-from ailora.adapters.apply import plan_of, sidecar_of
+from ailora.adapters.apply import plan_of, require_unmerged, sidecar_of
 from ailora.adapters.fused import FusedA, FusedB, FusedFactor, PlainFactor
 from ailora.adapters.lora_config import lora_config
 from ailora.adapters.plan import Form, Plan
@@ -67,8 +67,7 @@ def restore_base(model: PeftModel, *, adapter_name: str = "default") -> nn.Modul
     base = model.get_base_model()
     if plan.form is not Form.RESIDUAL:
         return model.unload()
-    if any(isinstance(module, LoraLayer) and module.merged for module in base.modules()):
-        raise ModelError("the adapter is merged into the base: unmerge_adapter() first")
+    require_unmerged(base)
     if sidecar_of(model, adapter_name).quantization_errors:
         raise ModelError("the residual was quantized, so that the base cannot be restored from it: load the base again")
     restored: set[tuple[int, Rows]] = set()
@@ -102,10 +101,9 @@ def _stacked_state_dict(model: PeftModel, plan: Plan, adapter_name: str) -> dict
             A, B = (_part(half[adapter_name], planned.projection) for half in (layer.lora_A, layer.lora_B))
             parts_A[planned.projection.role] = PlainFactor(_filed_A(A))
             parts_B[planned.projection.role] = PlainFactor(_filed_B(B))
-        out_features = group[0].projection.shape[0]
-        rows = {p.projection.role: ((0, out_features),) if plan.couple_roles else p.projection.rows for p in group}
+        rows = {planned.projection.role: plan.reached_rows(planned.projection) for planned in group}
         state[f"{names[layer]}.lora_A.weight"] = FusedA(parts_A).stack().detach()
-        state[f"{names[layer]}.lora_B.weight"] = FusedB(parts_B, rows, out_features).stack().detach()
+        state[f"{names[layer]}.lora_B.weight"] = FusedB(parts_B, rows, group[0].projection.shape[0]).stack().detach()
     return {key: value.contiguous() for key, value in state.items()}
 
 

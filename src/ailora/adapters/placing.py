@@ -21,18 +21,16 @@ def place(layer: nn.Module, starts: list[Start], adapter_name: str, plan: Plan) 
     stock_A, stock_B = layer.lora_A[adapter_name], layer.lora_B[adapter_name]
     assert isinstance(stock_A, nn.Linear)
     assert isinstance(stock_B, nn.Linear)
-    coupled = plan.couple_roles and starts[0].planned.projection.fused
-    if coupled:
+    fused = starts[0].planned.projection.fused
+    if plan.couple_roles and fused:
         starts = [_on_all_rows(start) for start in starts]
     factors = [_factors(start, stock_A, stock_B, plan.form) for start in starts]
     A, B = factors[0]
-    fused = starts[0].planned.projection.fused
     if fused:
         projections = [start.planned.projection for start in starts]
         A = FusedA({p.role: A for p, (A, _) in zip(projections, factors, strict=True)})
-        out_features = projections[0].shape[0]
-        rows = {p.role: ((0, out_features),) if coupled else p.rows for p in projections}
-        B = FusedB({p.role: B for p, (_, B) in zip(projections, factors, strict=True)}, rows, out_features)
+        rows = {p.role: plan.reached_rows(p) for p in projections}
+        B = FusedB({p.role: B for p, (_, B) in zip(projections, factors, strict=True)}, rows, projections[0].shape[0])
     if plan.form is not Form.STOCK and (fused or isinstance(A, AnchoredA)):
         layer.lora_A[adapter_name] = A.requires_grad_(stock_A.weight.requires_grad)
         layer.lora_B[adapter_name] = B.requires_grad_(stock_B.weight.requires_grad)

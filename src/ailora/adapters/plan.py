@@ -12,6 +12,7 @@ from typing import Any
 from ailora.errors import InputError, parse_choice
 from ailora.inits import Init, Policy, parse_init, parse_policy
 from ailora.roles import Attention, Projection, Role, parse_role
+from ailora.roles.layout import Rows
 
 
 class Form(StrEnum):
@@ -98,6 +99,10 @@ class Plan:
         for adapter in self.adapters:
             by_module.setdefault(adapter.projection.module, []).append(adapter)
         return {module: tuple(adapters) for module, adapters in by_module.items()}
+
+    def reached_rows(self, projection: Projection) -> Rows:
+        """The rows of its module's weight that the `B` of a projection reaches."""
+        return ((0, projection.shape[0]),) if self.couple_roles else projection.rows
 
     @property
     def trainable(self) -> int:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ailora.adapters.plan import Plan
-from ailora.adapters.quantized import Storage, requantized, require_quantizer, set_parts, storage_of, stored_parts
+from ailora.adapters.quantized import dequantized, requantized, require_quantizer, set_parts, storage_of, stored_parts
 from ailora.adapters.sources import Source
 from ailora.adapters.starts import Start
 from ailora.adapters.weights import base_layer, identity_of, read_weight, relative_error, stored_transposed, write_rows
@@ -118,7 +118,7 @@ def _residual(base: nn.Module, starts: list[Start], source: Source) -> Residual:
         _warn_of_rounding(made, exact, subtracted, modules[0])
         return Residual(modules, made, None)
     packed = requantized(layer, storage, exact, base)
-    after = _read(packed, storage).to(subtracted.dtype) + subtracted
+    after = dequantized(packed, storage, modules[0]).to(subtracted.dtype) + subtracted
     return Residual(modules, packed, (relative_error(weight, stored), relative_error(weight, after)))
 
 
@@ -130,11 +130,6 @@ def _subtracted(weight: Tensor, starts: list[Start]) -> Tensor:
         part = start.planned.scaling * (start.factors.B @ start.factors.A)
         write_rows(whole, start.planned.projection, part.to(whole.device))
     return whole
-
-
-def _read(layer: nn.Module, storage: Storage) -> Tensor:
-    with torch.no_grad():
-        return storage.read(layer)
 
 
 def _warn_of_rounding(made: Tensor, exact: Tensor, subtracted: Tensor, module: str) -> None:

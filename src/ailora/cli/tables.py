@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -12,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ailora.adapters import Plan, PlannedAdapter
-from ailora.roles import LeftAlone, Projection
+from ailora.roles import LeftAlone, Projection, folded
 
 #: A pipe has no width of its own; names of modules should not be cut there.
 console = Console(width=None if sys.stdout.isatty() else 160)
@@ -24,7 +23,7 @@ def projection_table(projections: Iterable[Projection]) -> Table:
         (
             p.role.value,
             p.attention.value if p.attention else "",
-            _folded(p.module),
+            folded(p.module),
             _rows(p),
             _shape(p),
             p.dtype,
@@ -39,7 +38,7 @@ def projection_table(projections: Iterable[Projection]) -> Table:
 
 def rest_table(rest: Iterable[LeftAlone]) -> Table:
     """The linear modules without a role, equal ones of repeated layers folded into one line."""
-    rows = ((_folded(r.module), " x ".join(map(str, r.shape or ())), r.reason) for r in rest)
+    rows = ((folded(r.module), " x ".join(map(str, r.shape or ())), r.reason) for r in rest)
     return _folded_table("left alone", ("module", "shape", "why", "modules"), rows)
 
 
@@ -64,7 +63,7 @@ def plan_table(plan: Plan) -> Table:
     def row(a: PlannedAdapter) -> tuple[str, ...]:
         start = ", ".join(a.init.describe().values())
         numbers = (str(a.rank), f"{a.alpha:g}", f"{a.scaling:g}", f"{a.trainable:,}")
-        return (_folded(a.projection.module), a.projection.role.value, _shape(a.projection), start, *numbers)
+        return (folded(a.projection.module), a.projection.role.value, _shape(a.projection), start, *numbers)
 
     table = Table("module", "role", "shape", "start", "r", "alpha", "s", "trains each", "modules", show_footer=True)
     for cells, count in Counter(map(row, plan.adapters)).items():
@@ -73,10 +72,6 @@ def plan_table(plan: Plan) -> Table:
     table.columns[-2].footer = f"{plan.trainable:,} in all"
     table.columns[-1].footer = str(len(plan.adapters))
     return table
-
-
-def _folded(module: str) -> str:
-    return re.sub(r"\.\d+(?=\.|$)", ".*", module)
 
 
 def _shape(projection: Projection) -> str:

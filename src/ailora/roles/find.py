@@ -76,6 +76,11 @@ def shape_of(module: nn.Module) -> tuple[int, int] | None:
     return None
 
 
+def folded(module: str) -> str:
+    """A module's name with a star for the numbers of its layers."""
+    return re.sub(r"\.\d+(?=\.|$)", ".*", module)
+
+
 def linear_modules(model: nn.Module) -> dict[str, nn.Module]:
     """The linear maps of a model (`nn.Linear`, transformers' `Conv1D`, quantized ones) by their name without PEFT.
 
@@ -169,8 +174,8 @@ def _listing(linear: Mapping[str, nn.Module]) -> str:
     """The linear modules, those of repeated layers folded into one line each."""
     shapes: dict[str, str] = {}
     for name, module in linear.items():
-        folded = re.sub(r"\.\d+(?=\.|$)", ".*", name)
-        shapes.setdefault(folded, f"  {folded}  ({' x '.join(map(str, shape_of(module) or ()))})")
+        line = folded(name)
+        shapes.setdefault(line, f"  {line}  ({' x '.join(map(str, shape_of(module) or ()))})")
     lines = list(shapes.values())
     more = [f"  ... and {len(lines) - _SHOWN_MODULES} more"] if len(lines) > _SHOWN_MODULES else []
     return "\n".join(lines[:_SHOWN_MODULES] + more) or "  (none)"
