@@ -30,7 +30,7 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ailora.recipes.models import model_path
+from ailora.checkpoints.models import model_path
 from ailora.spectral import methods, truncated_svd
 
 RANK = 16

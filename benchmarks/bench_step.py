@@ -19,7 +19,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForSequenceClassification
 
 import ailora
-from ailora.recipes.models import model_path
+from ailora.checkpoints.models import model_path
 
 RANK = 8
 

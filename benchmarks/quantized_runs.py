@@ -30,7 +30,8 @@ from ailora.adapters.residual import LossyResidualWarning
 from ailora.adapters.weights import base_layer, read_weight, relative_error
 from ailora.recipes.examples import load_examples
 from ailora.recipes.metrics import compute
-from ailora.recipes.models import load_tokenizer, model_path
+from ailora.checkpoints.models import model_path
+from ailora.recipes.models import load_tokenizer
 from ailora.recipes.schema import DataConfig
 from ailora.recipes.tokens import collator, tokenize
 

@@ -103,7 +103,7 @@ def _vit() -> nn.Module:
 
 
 def _minilm() -> nn.Module:
-    from ailora.recipes.models import model_path
+    from ailora.checkpoints.models import model_path
 
     torch.manual_seed(3)
     return tf.AutoModelForSequenceClassification.from_pretrained(

@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers as tf
 
-from ailora.recipes.models import model_path
+from ailora.checkpoints.models import model_path
 from ailora.recipes.verdicts import write_verdicts
 
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}

@@ -21,16 +21,8 @@ def place(layer: nn.Module, starts: list[Start], adapter_name: str, plan: Plan) 
     stock_A, stock_B = layer.lora_A[adapter_name], layer.lora_B[adapter_name]
     assert isinstance(stock_A, nn.Linear)
     assert isinstance(stock_B, nn.Linear)
+    A, B = build_factors(starts, plan, like_A=stock_A.weight, like_B=stock_B.weight)
     fused = starts[0].planned.projection.fused
-    if plan.couple_roles and fused:
-        starts = [_on_all_rows(start) for start in starts]
-    factors = [_factors(start, stock_A, stock_B, plan.form) for start in starts]
-    A, B = factors[0]
-    if fused:
-        projections = [start.planned.projection for start in starts]
-        A = FusedA({p.role: A for p, (A, _) in zip(projections, factors, strict=True)})
-        rows = {p.role: plan.reached_rows(p) for p in projections}
-        B = FusedB({p.role: B for p, (_, B) in zip(projections, factors, strict=True)}, rows, projections[0].shape[0])
     if plan.form is not Form.STOCK and (fused or isinstance(A, AnchoredA)):
         layer.lora_A[adapter_name] = A.requires_grad_(stock_A.weight.requires_grad)
         layer.lora_B[adapter_name] = B.requires_grad_(stock_B.weight.requires_grad)
@@ -43,6 +35,30 @@ def place(layer: nn.Module, starts: list[Start], adapter_name: str, plan: Plan) 
         _keep_anchor(stock_B, stock_B.weight)
 
 
+def build_factors(
+    starts: list[Start], plan: Plan, *, like_A: torch.Tensor | None = None, like_B: torch.Tensor | None = None
+) -> tuple[StackedFactor, StackedFactor]:
+    """The factors of a module in the form that trains (residual) or is filed (anchored, stock).
+
+    Args:
+        starts: those of the module: one, or one for each adapted role of a fused weight.
+        plan: the plan that they are of.
+        like_A: a tensor of the dtype and on the device that the factors `A` take; None: as they are.
+        like_B: likewise for `B`.
+    """
+    fused = starts[0].planned.projection.fused
+    if plan.couple_roles and fused:
+        starts = [_on_all_rows(start) for start in starts]
+    factors = [_factors(start, like_A, like_B, plan.form) for start in starts]
+    if not fused:
+        return factors[0]
+    projections = [start.planned.projection for start in starts]
+    rows = {p.role: plan.reached_rows(p) for p in projections}
+    A = FusedA({p.role: A for p, (A, _) in zip(projections, factors, strict=True)})
+    B = FusedB({p.role: B for p, (_, B) in zip(projections, factors, strict=True)}, rows, projections[0].shape[0])
+    return A, B
+
+
 def _on_all_rows(start: Start) -> Start:
     """A start whose `B0` reaches all rows of a fused weight, zero outside those of its role."""
     projection, B = start.planned.projection, start.factors.B
@@ -51,9 +67,11 @@ def _on_all_rows(start: Start) -> Start:
     return Start(start.planned, replace(start.factors, B=whole))
 
 
-def _factors(start: Start, like_A: nn.Linear, like_B: nn.Linear, form: Form) -> tuple[StackedFactor, StackedFactor]:
-    """The factors of one projection in the form that trains (residual) or is filed (anchored, stock)."""
-    A, B = start.factors.A.to(like_A.weight), start.factors.B.to(like_B.weight)
+def _factors(
+    start: Start, like_A: torch.Tensor | None, like_B: torch.Tensor | None, form: Form
+) -> tuple[StackedFactor, StackedFactor]:
+    A, B = start.factors.A, start.factors.B
+    A, B = A if like_A is None else A.to(like_A), B if like_B is None else B.to(like_B)
     if start.planned.init.anchored and form is not Form.RESIDUAL:
         return AnchoredA(A), AnchoredB(B)
     plain_A, plain_B = PlainFactor(A), PlainFactor(B)

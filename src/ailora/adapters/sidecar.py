@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +12,7 @@ import pydantic
 
 from ailora.adapters.plan import Plan
 from ailora.errors import InputError
+from ailora.shards import write_text
 
 SIDECAR_NAME = "ailora.json"
 _LIBRARIES = ("ailora", "torch", "peft", "transformers", "safetensors")
@@ -87,13 +87,3 @@ def find_sidecar(folder: Path | str) -> Sidecar | None:
 def library_versions() -> dict[str, str]:
     """The versions of the libraries that decide what an adapter is."""
     return {name: version(name) for name in _LIBRARIES}
-
-
-def write_text(file: Path, text: str) -> None:
-    """Write a text file so that a reader sees the old one or the new one, never a part of it."""
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    with temporary.open("w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(file)

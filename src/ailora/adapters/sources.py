@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from ailora.adapters.tensor_names import stored_weights
 from ailora.adapters.weights import (
     base_layer,
     device_of,
@@ -21,6 +20,7 @@ from ailora.adapters.weights import (
 )
 from ailora.errors import InputError, ModelError
 from ailora.roles import linear_modules, shape_of
+from ailora.shards import Checkpoint, read_tensor
 
 #: The name of a module -> its weight (out, in), floating, on the device of its layer.
 Source = Callable[[str], Float[Tensor, "out in_"]]
@@ -50,19 +50,26 @@ def checkpoint_source(base: nn.Module, checkpoint: Path | str, layers: Mapping[s
     """
     if not isinstance(checkpoint, str | Path):
         raise InputError(f"weights_from is a folder or a safetensors file, not {checkpoint!r}")
-    files = _files_by_tensor(Path(checkpoint).expanduser())
+    stored = _opened(checkpoint)
     loaded = {identity_of(layer): name for name, layer in reversed(linear_modules(base).items())}
-    tensors = {
-        module: _tensor_name(base, loaded.get(identity_of(layer), module), files) for module, layer in layers.items()
-    }
+    names = {module: loaded.get(identity_of(layer), module) for module, layer in layers.items()}
+    try:
+        tensors = stored_weights(base, names.values(), stored.tensors)
+    except ModelError as error:
+        raise ModelError(f"weights_from: {error}") from None
 
     def read(module: str) -> Tensor:
-        name = tensors[module]
-        with safe_open(files[name], framework="pt") as file:
-            weight: Tensor = file.get_tensor(name)
-        return _fitting(weight, layers[module], module, f"{name} in {files[name]}")
+        entry = stored.tensors[tensors[names[module]]]
+        return _fitting(read_tensor(entry), layers[module], module, f"{entry.name} in {entry.file}")
 
     return read
+
+
+def _opened(checkpoint: Path | str) -> Checkpoint:
+    try:
+        return Checkpoint.open(checkpoint)
+    except InputError as error:
+        raise InputError(f"weights_from: {error}") from None
 
 
 def _fitting(weight: Tensor, layer: nn.Module, module: str, what: str) -> Float[Tensor, "out in_"]:
@@ -85,44 +92,3 @@ def _fitting(weight: Tensor, layer: nn.Module, module: str, what: str) -> Float[
     if distance > _SAME_WEIGHT:
         raise ModelError(f"{what} is another weight than that of {module}: {distance:.2f} away, relative to it")
     return way.to(own.device)
-
-
-def _files_by_tensor(checkpoint: Path) -> dict[str, Path]:
-    """The file of each tensor of a checkpoint."""
-    if not checkpoint.exists():
-        raise InputError(f"weights_from: there is no {checkpoint}")
-    files = [checkpoint] if checkpoint.is_file() else sorted(checkpoint.glob("*.safetensors"))
-    if not files:
-        raise InputError(f"weights_from: {checkpoint} holds no safetensors files")
-    found: dict[str, Path] = {}
-    for path in files:
-        try:
-            with safe_open(path, framework="pt") as file:
-                found |= dict.fromkeys(file.keys(), path)
-        except (OSError, SafetensorError, json.JSONDecodeError) as error:
-            raise InputError(f"weights_from: cannot read {path}: {error}") from error
-    return found
-
-
-def _tensor_name(base: nn.Module, module: str, files: dict[str, Path]) -> str:
-    """The tensor of a module: by its name, with or without the prefix of the model without its head, as transformers
-    looks it up, or else the only one with the same name from the number of its layer on, or from farther out."""
-    prefix = getattr(base, "base_model_prefix", "")
-    name = f"{module}.weight"
-    candidates = [name, f"{prefix}.{name}"]
-    if prefix:
-        candidates.append(name.removeprefix(f"{prefix}."))
-    for candidate in candidates:
-        if candidate in files:
-            return candidate
-    parts = name.split(".")
-    layer = next((i for i, part in enumerate(parts) if part.isdigit()), 0)
-    for start in range(1, layer + 1):
-        end = "." + ".".join(parts[start:])
-        alike = [known for known in files if f".{known}".endswith(end)]
-        if len(alike) == 1:
-            return alike[0]
-    raise ModelError(
-        f"weights_from: no tensor for {module}; looked for {', '.join(dict.fromkeys(candidates))} among "
-        f"{len(files)} tensors such as {', '.join(sorted(files)[:3])}"
-    )

@@ -138,19 +138,20 @@ def fingerprint(layer: nn.Module, module: str) -> str:
     Of a weight that cannot be read here, over all tensors that the layer stores.
     """
     if storage_of(layer) is None:
-        return _digest(layer.weight)
+        return digest(layer.weight)
     try:
-        return _digest(read_weight(layer, module))
+        return digest(read_weight(layer, module))
     except ModelError:
-        return _digest(*layer.parameters(), *layer.buffers())
+        return digest(*layer.parameters(), *layer.buffers())
 
 
-def _digest(*tensors: Any) -> str:
-    digest = hashlib.sha256()
+def digest(*tensors: Tensor) -> str:
+    """SHA-256 over dtypes, shapes and bytes, as hex."""
+    hashed = hashlib.sha256()
     for tensor in tensors:
-        digest.update(f"{tensor.dtype} {tuple(tensor.shape)} ".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+        hashed.update(f"{tensor.dtype} {tuple(tensor.shape)} ".encode())
+        hashed.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return hashed.hexdigest()
 
 
 def relative_error(exact: Tensor, stored: Tensor) -> float:

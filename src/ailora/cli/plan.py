@@ -26,7 +26,7 @@ def plan(
     from ailora.cli.tables import console, plan_table
     from ailora.errors import InputError
     from ailora.inits import PRESETS
-    from ailora.recipes.models import meta_model
+    from ailora.checkpoints.models import meta_model
 
     if policy == "full":
         known = ", ".join(PRESETS)

@@ -19,7 +19,7 @@ def roles(
     import json as json_module
 
     from ailora.cli.tables import console, projection_table, rest_table
-    from ailora.recipes.models import meta_model
+    from ailora.checkpoints.models import meta_model
     from ailora.roles import find_projections, left_alone
 
     made = meta_model(model)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ailora.recipes.models import model_path
+from ailora.checkpoints.models import model_path
 from ailora.recipes.schema import ClassificationConfig
 
 _CARD = """---

@@ -11,8 +11,8 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from ailora.adapters.sidecar import write_text
 from ailora.errors import InputError
+from ailora.shards import write_text
 
 _COMPLETE = "complete.json"
 #: What training reads again; others, as a model card, may well be changed by hand.

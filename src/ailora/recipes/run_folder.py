@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from ailora.adapters import SIDECAR_NAME
-from ailora.adapters.sidecar import write_text
 from ailora.errors import InputError
 from ailora.recipes import checkpoints
 from ailora.recipes.config import load_config, to_yaml
 from ailora.recipes.schema import ClassificationConfig
+from ailora.shards import write_text
 
 #: What every `result.json` holds, whatever the run.
 _RESULT_KEYS = {"metrics", "best", "labels"}

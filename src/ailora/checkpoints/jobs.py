@@ -1,0 +1,193 @@
+"""The work of `init`, module by module: read a weight, decompose it, keep the factors of the file as a piece."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from ailora.adapters.placing import build_factors
+from ailora.adapters.plan import Form, Plan, PlannedAdapter
+from ailora.adapters.starts import Start
+from ailora.adapters.weights import digest, require_matrix, rows_of, write_rows
+from ailora.errors import ModelError
+from ailora.inits import Factors, Spectral
+from ailora.shards import StoredTensor, read_tensor, read_tensors, write_bytes
+from ailora.spectral import Band, cost, without_cache
+
+
+@dataclass(frozen=True)
+class Job:
+    """One module: everything that decides its factors.
+
+    Attributes:
+        number: its place in the plan.
+        stored: its weight in the checkpoint.
+        transposed: whether the weight is stored as (in, out).
+        adapters: what is planned for it.
+        plan: the plan without its adapters.
+        seed: of the random starts.
+        device: where it is decomposed.
+        cached: whether decompositions are kept.
+        pieces: the folder of the pieces.
+    """
+
+    number: int
+    stored: StoredTensor
+    transposed: bool
+    adapters: tuple[PlannedAdapter, ...]
+    plan: Plan
+    seed: int
+    device: str
+    cached: bool
+    pieces: Path
+
+    @property
+    def module(self) -> str:
+        """The module's name."""
+        return self.adapters[0].projection.module
+
+    @property
+    def piece(self) -> Path:
+        """The file of its factors."""
+        return self.pieces / f"{self.number:06d}.safetensors"
+
+    @property
+    def flops(self) -> float:
+        """What its decompositions cost."""
+        return sum(cost.flops(*what, dtype=self._dtype) for what in self._bands)
+
+    def seconds(self, speed: float) -> float:
+        """What its decompositions take, at a speed of `cost.matmul_speed`."""
+        return sum(cost.seconds(*what, dtype=self._dtype, speed=speed) for what in self._bands)
+
+    @property
+    def _bands(self) -> list[tuple[tuple[int, int], int, Band]]:
+        return [
+            ((a.projection.out_features, a.projection.in_features), a.rank, a.init.band)
+            for a in self.adapters
+            if isinstance(a.init, Spectral)
+        ]
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return torch.promote_types(self.stored.torch_dtype, torch.float32)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What a job made.
+
+    Attributes:
+        tensors: the tensors of the file, by the end of their names: `lora_A.weight`, `lora_B.weight`, and
+            `lora_magnitude_vector` of a DoRA.
+        fingerprint: of the weight as it is stored (`adapters.weights.fingerprint`).
+        floored: by projection, how many directions got a size in place of a negligible singular value.
+    """
+
+    tensors: dict[str, Tensor]
+    fingerprint: str
+    floored: dict[str, int]
+
+    def write(self, file: Path) -> None:
+        """Write the piece, whole or not at all."""
+        metadata = {"fingerprint": self.fingerprint, "floored": json.dumps(self.floored)}
+        write_bytes(file, save({name: tensor.contiguous() for name, tensor in self.tensors.items()}, metadata))
+
+    @classmethod
+    def read(cls, file: Path) -> Piece:
+        """A piece that a run before left; its tensors are mapped."""
+        tensors, header = read_tensors(file)
+        return cls(tensors, header.metadata["fingerprint"], json.loads(header.metadata["floored"]))
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Where the time of a job went, in seconds."""
+
+    read: float
+    decompose: float
+    write: float
+
+
+def run(job: Job) -> Timing:
+    """Make the piece of a job.
+
+    Raises:
+        ModelError: the weight is quantized, of another shape than planned, or not finite.
+    """
+    started = time.perf_counter()
+    raw = read_tensor(job.stored)
+    fingerprint = digest(raw)
+    weight = _matrix(raw, job).to(job.device)
+    read = time.perf_counter()
+    if job.cached:
+        starts = [_start(job, planned, weight) for planned in job.adapters]
+    else:
+        with without_cache():
+            starts = [_start(job, planned, weight) for planned in job.adapters]
+    decomposed = time.perf_counter()
+    tensors = _tensors(job, starts, weight)
+    floored = {s.planned.projection.name: int(s.factors.floored) for s in starts if s.factors.floored}
+    Piece(tensors, fingerprint, floored).write(job.piece)
+    return Timing(read - started, decomposed - read, time.perf_counter() - decomposed)
+
+
+def _matrix(raw: Tensor, job: Job) -> Tensor:
+    if not raw.is_floating_point() or raw.dtype.itemsize == 1:
+        raise ModelError(
+            f"{job.stored}: a quantized weight cannot be decomposed out of core; give the unquantized checkpoint"
+        )
+    weight = raw.T if job.transposed else raw
+    require_matrix(weight, job.adapters[0].projection.shape, str(job.stored))
+    return weight
+
+
+def _start(job: Job, planned: PlannedAdapter, weight: Tensor) -> Start:
+    generator = torch.Generator().manual_seed(_seed(job.seed, planned.projection.name))
+    rows = rows_of(weight, planned.projection)
+    made = planned.init.factors(rows, planned.rank, scaling=planned.scaling, generator=generator)
+    return Start(planned, Factors(made.A.cpu(), made.B.cpu(), made.floored.cpu()))
+
+
+def _seed(seed: int, name: str) -> int:
+    """A seed of its own for every projection, so that the order of the work does not matter."""
+    return int.from_bytes(sha256(f"{seed} {name}".encode()).digest()[:8], "little") >> 1
+
+
+@torch.no_grad()
+def _tensors(job: Job, starts: list[Start], weight: Tensor) -> dict[str, Tensor]:
+    A, B = build_factors(starts, job.plan)
+    tensors = {"lora_A.weight": A.stack(), "lora_B.weight": B.stack()}
+    if job.plan.options.dora:
+        tensors["lora_magnitude_vector"] = weight.to(A.stack().dtype).norm(dim=1).cpu()
+    return tensors
+
+
+def residual_rows(job: Job, raw: Tensor) -> Tensor:
+    """`W - s B0 A0` as it is stored, for the residual form.
+
+    Args:
+        job: a finished job, whose piece holds `A0` and `B0`.
+        raw: the weight as it is stored.
+    """
+    assert job.plan.form is Form.RESIDUAL
+    weight = _matrix(raw, job)
+    tensors = Piece.read(job.piece).tensors
+    A, B = tensors["lora_A.weight"], tensors["lora_B.weight"]
+    residual = weight.to(A.dtype)
+    first = 0
+    for planned in job.adapters:
+        last = first + planned.rank
+        if planned.init.anchored:
+            update = planned.scaling * (B[:, first:last] @ A[first:last])
+            reached = rows_of(residual, planned.projection)
+            write_rows(residual, planned.projection, reached - rows_of(update, planned.projection))
+        first = last
+    return residual.T if job.transposed else residual

@@ -1,0 +1,230 @@
+"""Write a checkpoint again with some tensors changed: shard by shard, everything else byte for byte."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ailora.checkpoints.output import Output
+from ailora.errors import ModelError
+from ailora.shards import Checkpoint, Header, Planned, StoredTensor, header_bytes, read_tensor, write_bytes
+from ailora.shards.durable import sync_folder
+from ailora.shards.header import TORCH_DTYPES
+
+#: A stored tensor -> its new rows, as it is stored, block by block in any floating dtype.
+Change = Callable[[Tensor], Iterator[Tensor]]
+
+_BLOCK = 16 * 2**20
+#: Bytes that a kill can cost: so often is written data forced to the disk and noted.
+_STEP = 256 * 2**20
+#: What a model needs beside its weights: configurations, tokenizers, chat templates.
+_COMPANIONS = re.compile(r".*\.(json|txt|model|jinja|tiktoken)|LICENSE.*|NOTICE.*")
+_NOT_COPIED = re.compile(r".*\.index\.json|adapter_.*|ailora\.json|training_args.*|trainer_state.*|\..*")
+WORDS = {dtype: word for word, dtype in TORCH_DTYPES.items()}
+
+
+def rewrite(
+    checkpoint: Checkpoint,
+    output: Output,
+    changes: Mapping[str, Change],
+    *,
+    dtype: torch.dtype | None = None,
+    added: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Write all shards of a checkpoint into a folder, and its index last. Goes on where a killed run stopped.
+
+    Args:
+        checkpoint: what is written again.
+        output: the claimed folder.
+        changes: by tensor, what takes its place.
+        dtype: of all floating tensors; None: as they are.
+        added: tensors that the checkpoint does not have; they go into its last shard.
+
+    Raises:
+        ModelError: a changed tensor is not finite in its dtype.
+    """
+    plans = _shard_plans(checkpoint, dtype, added or {})
+    total = sum(entry.planned.size for plan in plans for entry in plan.entries)
+    with tqdm(total=total, desc="writing", unit="B", unit_scale=True, leave=False, disable=None) as bar:
+        for plan in plans:
+            _Shard(plan, output, changes, bar).write()
+    if checkpoint.index is not None:
+        write_bytes(output.folder / checkpoint.index.name, _index(checkpoint, plans, same=dtype is None and not added))
+
+
+def copy_companions(source: Path, output: Output, *, changed: Mapping[str, bytes] | None = None) -> None:
+    """Copy what a model needs beside its weights.
+
+    Args:
+        source: the folder of the model.
+        output: the claimed folder.
+        changed: files with another content.
+    """
+    for file in sorted(source.iterdir()):
+        if file.is_file() and _COMPANIONS.fullmatch(file.name) and not _NOT_COPIED.fullmatch(file.name):
+            write_bytes(output.folder / file.name, (changed or {}).get(file.name) or file.read_bytes())
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A tensor of a new shard, and where it comes from."""
+
+    planned: Planned
+    source: StoredTensor | Tensor
+
+    @property
+    def kept(self) -> bool:
+        return isinstance(self.source, StoredTensor) and self.source.dtype == self.planned.dtype
+
+
+@dataclass(frozen=True)
+class _ShardPlan:
+    """A new shard: its file's name, its first bytes, its tensors in their order."""
+
+    name: str
+    header: bytes
+    entries: tuple[_Entry, ...]
+
+
+def _shard_plans(checkpoint: Checkpoint, dtype: torch.dtype | None, added: Mapping[str, Tensor]) -> list[_ShardPlan]:
+    plans = []
+    last = list(checkpoint.headers)[-1]
+    for name, header in checkpoint.headers.items():
+        entries = [_Entry(_planned(stored, dtype), stored) for stored in header.tensors.values()]
+        if name == last:
+            entries += [_Entry(Planned(n, WORDS[t.dtype], tuple(t.shape)), t) for n, t in added.items()]
+        same = all(entry.kept for entry in entries)
+        plans.append(_ShardPlan(name, _header(header, entries, same=same), tuple(entries)))
+    return plans
+
+
+def _planned(stored: StoredTensor, dtype: torch.dtype | None) -> Planned:
+    floating = stored.dtype in ("F64", "F32", "F16", "BF16")
+    word = WORDS[dtype] if dtype is not None and floating else stored.dtype
+    return Planned(stored.name, word, stored.shape)
+
+
+def _header(header: Header, entries: list[_Entry], *, same: bool) -> bytes:
+    """The header of a shard: the very bytes of the old one where nothing in it changes."""
+    first = next(iter(header.tensors.values()), None)
+    if same and first is not None:
+        with first.file.open("rb") as stream:
+            return stream.read(min(stored.start for stored in header.tensors.values()))
+    return header_bytes([entry.planned for entry in entries], header.metadata or {"format": "pt"})
+
+
+def _index(checkpoint: Checkpoint, plans: list[_ShardPlan], *, same: bool) -> bytes:
+    assert checkpoint.index is not None
+    if same:
+        return checkpoint.index.read_bytes()
+    weight_map = {entry.planned.name: plan.name for plan in plans for entry in plan.entries}
+    total = sum(entry.planned.size for plan in plans for entry in plan.entries)
+    index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+    return (json.dumps(index, indent=2) + "\n").encode()
+
+
+class _Shard:
+    """One shard in the making: a file that grows, and beside it how many bytes of it are certain."""
+
+    def __init__(self, plan: _ShardPlan, output: Output, changes: Mapping[str, Change], bar: tqdm) -> None:
+        self._plan, self._changes, self._bar = plan, changes, bar
+        self._target = output.folder / plan.name
+        self._file = output.pieces / plan.name
+        self._journal = output.pieces / f"{plan.name}.done"
+        self._certain = 0
+
+    def write(self) -> None:
+        total = sum(entry.planned.size for entry in self._plan.entries)
+        if self._target.exists():
+            self._bar.update(total)
+            return
+        done = self._finished_tensors()
+        with self._file.open("r+b" if done else "wb") as stream:
+            reached = self._offset(done)
+            stream.truncate(reached)
+            stream.seek(reached)
+            if not done:
+                stream.write(self._plan.header)
+            self._certain = reached
+            self._bar.update(max(0, reached - len(self._plan.header)))
+            for number, entry in enumerate(self._plan.entries[done:], done):
+                self._write_entry(entry, stream)
+                self._bar.update(entry.planned.size)
+                if stream.tell() - self._certain >= _STEP:
+                    self._note(stream, number + 1)
+            stream.flush()
+            os.fsync(stream.fileno())
+        self._file.replace(self._target)
+        sync_folder(self._target.parent)
+        self._journal.unlink(missing_ok=True)
+
+    def _write_entry(self, entry: _Entry, stream: BinaryIO) -> None:
+        if isinstance(entry.source, Tensor):
+            stream.write(_bytes(entry.source))
+            return
+        change = self._changes.get(entry.source.name)
+        if change is None and entry.kept:
+            _copy(entry.source, stream)
+            return
+        weight = read_tensor(entry.source)
+        written, dtype = 0, TORCH_DTYPES[entry.planned.dtype]
+        for block in change(weight) if change else _blocks(weight):
+            made = block.to(dtype)
+            if change and not torch.isfinite(made).all():
+                raise ModelError(f"{entry.source}: the changed weight is not finite in {dtype}: choose another dtype")
+            stream.write(_bytes(made))
+            written += made.numel() * made.itemsize
+        assert written == entry.planned.size, entry
+
+    def _note(self, stream: BinaryIO, tensors: int) -> None:
+        stream.flush()
+        os.fsync(stream.fileno())
+        write_bytes(self._journal, str(tensors).encode())
+        self._certain = stream.tell()
+
+    def _finished_tensors(self) -> int:
+        """How many tensors an earlier run has certainly written."""
+        try:
+            done = int(self._journal.read_bytes())
+            size = self._file.stat().st_size
+        except (OSError, ValueError):
+            return 0
+        return done if 0 < done <= len(self._plan.entries) and size >= self._offset(done) else 0
+
+    def _offset(self, tensors: int) -> int:
+        """Where the first tensors end in the file; 0 for an empty file."""
+        if not tensors:
+            return 0
+        return len(self._plan.header) + sum(entry.planned.size for entry in self._plan.entries[:tensors])
+
+
+def _copy(stored: StoredTensor, stream: BinaryIO) -> None:
+    buffer = memoryview(bytearray(min(_BLOCK, stored.size) or 1))
+    left = stored.size
+    with stored.file.open("rb", buffering=0) as source:
+        source.seek(stored.start)
+        while left:
+            count = source.readinto(buffer[: min(left, len(buffer))])
+            if not count:
+                raise ModelError(f"{stored.file} has shrunk: tensor {stored.name!r} ends at byte {stored.stop}")
+            stream.write(buffer[:count])
+            left -= count
+
+
+def _blocks(weight: Tensor) -> Iterator[Tensor]:
+    """A tensor in pieces that can be converted one at a time."""
+    flat = weight.reshape(-1)
+    yield from flat.split(_BLOCK // 8) if flat.numel() else [flat]
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data

@@ -1,0 +1,112 @@
+"""Who shares a piece of work: processes that this one starts, or the ranks that torchrun or accelerate started."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from multiprocessing import get_context, parent_process
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+
+from ailora.errors import AiloraError, InputError
+
+Job = TypeVar("Job")
+Made = TypeVar("Made")
+
+#: A rank waits this long for the others: the largest models take hours.
+_PATIENCE = timedelta(hours=24)
+
+
+@dataclass(frozen=True)
+class Team:
+    """This process among the ranks.
+
+    Attributes:
+        rank: from 0.
+        size: how many ranks there are.
+    """
+
+    rank: int
+    size: int
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is the process that claims the folder and writes what is made of all parts."""
+        return self.rank == 0
+
+    def share(self, jobs: Sequence[Job]) -> list[Job]:
+        """The jobs of this rank, of jobs in the order of falling cost."""
+        return list(jobs[self.rank :: self.size])
+
+    def wait(self) -> None:
+        """Wait until all ranks are here."""
+        if self.size > 1:
+            dist.barrier()
+
+
+@contextmanager
+def joined() -> Iterator[Team]:
+    """The team of this process: its ranks if a launcher started several, else it alone."""
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if dist.is_initialized():
+        yield Team(dist.get_rank(), dist.get_world_size())
+    elif size > 1 and "RANK" in os.environ:
+        dist.init_process_group("gloo", timeout=_PATIENCE)
+        try:
+            yield Team(dist.get_rank(), size)
+        finally:
+            dist.destroy_process_group()
+    else:
+        yield Team(0, 1)
+
+
+def run_all(run: Callable[[Job], Made], jobs: Sequence[Job], *, workers: int) -> Iterator[tuple[Job, Made]]:
+    """Run every job, here or in processes that end with this one; results come as they are made.
+
+    Args:
+        run: a function of a module, as processes import it.
+        jobs: what it is called with; they travel to the processes.
+        workers: how many processes; 1: this one. They share the cores.
+
+    Raises:
+        InputError: no whole number of workers.
+        AiloraError: a worker was killed.
+    """
+    if type(workers) is not int or workers < 1:
+        raise InputError(f"workers {workers!r} is not allowed: a whole number from 1")
+    if workers == 1 or len(jobs) < 2:
+        yield from ((job, run(job)) for job in jobs)
+        return
+    threads = max(1, torch.get_num_threads() // workers)
+    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=_start, initargs=(threads,)) as pool:
+        pending = {pool.submit(run, job): job for job in jobs}
+        try:
+            for future in as_completed(pending):
+                yield pending[future], future.result()
+        except BrokenProcessPool:
+            raise AiloraError(
+                "a worker was killed, perhaps for want of memory: take fewer workers; the same command goes on from here"
+            ) from None
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _start(threads: int) -> None:
+    torch.set_num_threads(threads)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """Leave no process behind when the one that started this was killed."""
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
