@@ -25,12 +25,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 import ailora
-from ailora.adapters.apply import sidecar_of
+from ailora.adapters.attach import sidecar_of
 from ailora.adapters.residual import LossyResidualWarning
 from ailora.adapters.weights import base_layer, read_weight, relative_error
+from ailora.checkpoints.models import model_path
 from ailora.recipes.examples import load_examples
 from ailora.recipes.metrics import compute
-from ailora.checkpoints.models import model_path
 from ailora.recipes.models import load_tokenizer
 from ailora.recipes.schema import DataConfig
 from ailora.recipes.tokens import collator, tokenize

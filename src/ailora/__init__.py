@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ailora.adapters import Plan, adapt, apply_plan, make_plan, plan_of, restore_base, save_adapter
+    from ailora.adapters import Plan, adapt, apply_plan, make_plan, plan_of, restore_base, resume, save_adapter
     from ailora.errors import AiloraError, AnchorMismatchError, InputError, ModelError
     from ailora.inits import PRESETS, Kaiming, Policy, Spectral
     from ailora.roles import Projection, Role, find_projections
@@ -34,6 +34,7 @@ __all__ = [
     "make_plan",
     "plan_of",
     "restore_base",
+    "resume",
     "save_adapter",
     "truncated_svd",
 ]

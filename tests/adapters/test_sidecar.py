@@ -10,7 +10,7 @@ import torch
 
 import ailora
 from ailora.adapters import SIDECAR_NAME, Plan, Sidecar, find_sidecar
-from ailora.adapters.apply import sidecar_of
+from ailora.adapters.attach import sidecar_of
 from tests.families import FAMILIES
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")

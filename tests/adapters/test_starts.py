@@ -8,7 +8,7 @@ from torch import nn
 
 import ailora
 from ailora.adapters import starts as starts_module
-from ailora.adapters.apply import sidecar_of
+from ailora.adapters.attach import sidecar_of
 from tests.families import FAMILIES, train
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")

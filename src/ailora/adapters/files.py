@@ -11,7 +11,8 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import save_file
 from torch import nn
 
-from ailora.adapters.apply import plan_of, require_unmerged, sidecar_of
+from ailora.adapters.apply import plan_of
+from ailora.adapters.attach import require_unmerged, sidecar_of
 from ailora.adapters.fused import FusedA, FusedB, FusedFactor, PlainFactor
 from ailora.adapters.lora_config import lora_config
 from ailora.adapters.plan import Form, Plan

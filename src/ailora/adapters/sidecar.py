@@ -18,6 +18,22 @@ SIDECAR_NAME = "ailora.json"
 _LIBRARIES = ("ailora", "torch", "peft", "transformers", "safetensors")
 
 
+class Exported(pydantic.BaseModel):
+    """What an export has in place of the factors that were trained.
+
+    Attributes:
+        rank: the one rank of all its modules.
+        dtype: the dtype of its factors.
+        error: Frobenius norm of what it lost of the update, relative to the update.
+    """
+
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
+
+    rank: int
+    dtype: str
+    error: float
+
+
 class Sidecar(pydantic.BaseModel):
     """The schema of `ailora.json`.
 
@@ -30,6 +46,7 @@ class Sidecar(pydantic.BaseModel):
         weights_from: the checkpoint whose weights were decomposed in place of the base model's own.
         quantization_errors: module -> relative error of its quantized weight before and after the residual was
             quantized.
+        exported: of an export, the rank and the dtype of its file, which has no anchor.
         versions: the libraries that made it.
     """
 
@@ -42,6 +59,7 @@ class Sidecar(pydantic.BaseModel):
     base_model: str | None
     weights_from: str | None = None
     quantization_errors: dict[str, tuple[float, float]] = {}
+    exported: Exported | None = None
     versions: dict[str, str]
 
     @classmethod

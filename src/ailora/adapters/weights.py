@@ -138,11 +138,32 @@ def fingerprint(layer: nn.Module, module: str) -> str:
     Of a weight that cannot be read here, over all tensors that the layer stores.
     """
     if storage_of(layer) is None:
-        return digest(layer.weight)
+        weight: Any = layer.weight
+        return digest(weight)
     try:
         return digest(read_weight(layer, module))
     except ModelError:
         return digest(*layer.parameters(), *layer.buffers())
+
+
+def matches_fingerprint(weight: Tensor, expected: str, made_from: str) -> bool | None:
+    """Whether a plain weight is the one of a fingerprint, whatever dtype it was loaded in.
+
+    Args:
+        weight: as it is stored here.
+        expected: `fingerprint` of the weight that something was made from.
+        made_from: the dtype of that weight, as `Projection.dtype` has it.
+
+    Returns:
+        None where it cannot be told: that weight was quantized, or had bits that this one has lost.
+    """
+    dtype = getattr(torch, made_from, None)
+    if not isinstance(dtype, torch.dtype) or not weight.is_floating_point():
+        return None
+    if torch.promote_types(weight.dtype, dtype) is not weight.dtype and weight.dtype is not dtype:
+        # From a coarser dtype nothing can be told, unless that weight was itself as coarse before.
+        return True if digest(weight.to(dtype)) == expected else None
+    return digest(weight.to(dtype)) == expected
 
 
 def digest(*tensors: Tensor) -> str:

@@ -47,6 +47,7 @@ def model_path(name: str) -> str:
         raise InputError(f"model {name!r} is not a folder; give a folder, a hub id, or builtin:minilm")
     return str(Path(name).expanduser()) if name.startswith("~") else name
 
+
 #: PEFT task type -> the class of transformers whose models it wraps.
 _CLASSES: dict[str, Any] = {
     "SEQ_CLS": AutoModelForSequenceClassification,

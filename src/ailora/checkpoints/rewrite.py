@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ailora.checkpoints.adapter_files import WORDS, tensor_bytes
 from ailora.checkpoints.output import Output
 from ailora.errors import ModelError
 from ailora.shards import Checkpoint, Header, Planned, StoredTensor, header_bytes, read_tensor, write_bytes
@@ -29,7 +30,6 @@ _STEP = 256 * 2**20
 #: What a model needs beside its weights: configurations, tokenizers, chat templates.
 _COMPANIONS = re.compile(r".*\.(json|txt|model|jinja|tiktoken)|LICENSE.*|NOTICE.*")
 _NOT_COPIED = re.compile(r".*\.index\.json|adapter_.*|ailora\.json|training_args.*|trainer_state.*|\..*")
-WORDS = {dtype: word for word, dtype in TORCH_DTYPES.items()}
 
 
 def rewrite(
@@ -38,7 +38,7 @@ def rewrite(
     changes: Mapping[str, Change],
     *,
     dtype: torch.dtype | None = None,
-    added: Mapping[str, Tensor] | None = None,
+    replaced: Mapping[str, StoredTensor] | None = None,
 ) -> None:
     """Write all shards of a checkpoint into a folder, and its index last. Goes on where a killed run stopped.
 
@@ -47,18 +47,21 @@ def rewrite(
         output: the claimed folder.
         changes: by tensor, what takes its place.
         dtype: of all floating tensors; None: as they are.
-        added: tensors that the checkpoint does not have; they go into its last shard.
+        replaced: by name, tensors of other files that take a place; names that the checkpoint does not have go into
+            its last shard.
 
     Raises:
         ModelError: a changed tensor is not finite in its dtype.
     """
-    plans = _shard_plans(checkpoint, dtype, added or {})
+    plans = _shard_plans(checkpoint, dtype, replaced or {})
     total = sum(entry.planned.size for plan in plans for entry in plan.entries)
     with tqdm(total=total, desc="writing", unit="B", unit_scale=True, leave=False, disable=None) as bar:
         for plan in plans:
             _Shard(plan, output, changes, bar).write()
     if checkpoint.index is not None:
-        write_bytes(output.folder / checkpoint.index.name, _index(checkpoint, plans, same=dtype is None and not added))
+        write_bytes(
+            output.folder / checkpoint.index.name, _index(checkpoint, plans, same=dtype is None and not replaced)
+        )
 
 
 def copy_companions(source: Path, output: Output, *, changed: Mapping[str, bytes] | None = None) -> None:
@@ -79,11 +82,11 @@ class _Entry:
     """A tensor of a new shard, and where it comes from."""
 
     planned: Planned
-    source: StoredTensor | Tensor
+    source: StoredTensor
 
     @property
-    def kept(self) -> bool:
-        return isinstance(self.source, StoredTensor) and self.source.dtype == self.planned.dtype
+    def same_bytes(self) -> bool:
+        return self.source.dtype == self.planned.dtype
 
 
 @dataclass(frozen=True)
@@ -95,22 +98,25 @@ class _ShardPlan:
     entries: tuple[_Entry, ...]
 
 
-def _shard_plans(checkpoint: Checkpoint, dtype: torch.dtype | None, added: Mapping[str, Tensor]) -> list[_ShardPlan]:
+def _shard_plans(
+    checkpoint: Checkpoint, dtype: torch.dtype | None, replaced: Mapping[str, StoredTensor]
+) -> list[_ShardPlan]:
     plans = []
     last = list(checkpoint.headers)[-1]
     for name, header in checkpoint.headers.items():
-        entries = [_Entry(_planned(stored, dtype), stored) for stored in header.tensors.values()]
+        sources = {stored.name: replaced.get(stored.name, stored) for stored in header.tensors.values()}
         if name == last:
-            entries += [_Entry(Planned(n, WORDS[t.dtype], tuple(t.shape)), t) for n, t in added.items()]
-        same = all(entry.kept for entry in entries)
+            sources |= {tensor: stored for tensor, stored in replaced.items() if tensor not in checkpoint.tensors}
+        entries = [_Entry(_planned(tensor, stored, dtype), stored) for tensor, stored in sources.items()]
+        same = dtype is None and not sources.keys() & replaced.keys()
         plans.append(_ShardPlan(name, _header(header, entries, same=same), tuple(entries)))
     return plans
 
 
-def _planned(stored: StoredTensor, dtype: torch.dtype | None) -> Planned:
+def _planned(name: str, stored: StoredTensor, dtype: torch.dtype | None) -> Planned:
     floating = stored.dtype in ("F64", "F32", "F16", "BF16")
     word = WORDS[dtype] if dtype is not None and floating else stored.dtype
-    return Planned(stored.name, word, stored.shape)
+    return Planned(name, word, stored.shape)
 
 
 def _header(header: Header, entries: list[_Entry], *, same: bool) -> bytes:
@@ -168,11 +174,8 @@ class _Shard:
         self._journal.unlink(missing_ok=True)
 
     def _write_entry(self, entry: _Entry, stream: BinaryIO) -> None:
-        if isinstance(entry.source, Tensor):
-            stream.write(_bytes(entry.source))
-            return
-        change = self._changes.get(entry.source.name)
-        if change is None and entry.kept:
+        change = self._changes.get(entry.planned.name)
+        if change is None and entry.same_bytes:
             _copy(entry.source, stream)
             return
         weight = read_tensor(entry.source)
@@ -181,7 +184,7 @@ class _Shard:
             made = block.to(dtype)
             if change and not torch.isfinite(made).all():
                 raise ModelError(f"{entry.source}: the changed weight is not finite in {dtype}: choose another dtype")
-            stream.write(_bytes(made))
+            stream.write(tensor_bytes(made))
             written += made.numel() * made.itemsize
         assert written == entry.planned.size, entry
 
@@ -224,7 +227,3 @@ def _blocks(weight: Tensor) -> Iterator[Tensor]:
     """A tensor in pieces that can be converted one at a time."""
     flat = weight.reshape(-1)
     yield from flat.split(_BLOCK // 8) if flat.numel() else [flat]
-
-
-def _bytes(tensor: Tensor) -> memoryview:
-    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data

@@ -93,7 +93,7 @@ def run_all(run: Callable[[Job], Made], jobs: Sequence[Job], *, workers: int) ->
                 yield pending[future], future.result()
         except BrokenProcessPool:
             raise AiloraError(
-                "a worker was killed, perhaps for want of memory: take fewer workers; the same command goes on from here"
+                "a worker was killed, perhaps for want of memory: take fewer; the same command goes on from here"
             ) from None
         finally:
             pool.shutdown(wait=True, cancel_futures=True)

@@ -10,10 +10,15 @@ import typer
 from ailora.cli.cache import cache
 from ailora.cli.demo import demo
 from ailora.cli.evaluate import evaluate
+from ailora.cli.export import export
+from ailora.cli.init import init
+from ailora.cli.inspect import inspect
+from ailora.cli.merge import merge
 from ailora.cli.plan import plan
 from ailora.cli.predict import predict
 from ailora.cli.roles import roles
 from ailora.cli.train import train
+from ailora.cli.verify import verify
 from ailora.errors import AiloraError
 
 app = typer.Typer(
@@ -23,7 +28,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for command in (train, evaluate, predict, roles, plan, demo):
+for command in (init, train, evaluate, predict, export, merge, verify, inspect, roles, plan, demo):
     app.command()(command)
 app.add_typer(cache, name="cache")
 

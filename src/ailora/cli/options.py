@@ -11,6 +11,9 @@ RoleNames = Annotated[
     typer.Option("--role-name", help="REGEX=ROLE, for modules that no rule knows; may be repeated."),
 ]
 
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace what the folder holds.")]
+
 
 def parse_role_names(values: list[str] | None) -> dict[str, str] | None:
     """`["wq$=query"]` as `{"wq$": "query"}`.

@@ -23,10 +23,10 @@ def plan(
     import json as json_module
 
     from ailora.adapters import make_plan
+    from ailora.checkpoints.models import meta_model
     from ailora.cli.tables import console, plan_table
     from ailora.errors import InputError
     from ailora.inits import PRESETS
-    from ailora.checkpoints.models import meta_model
 
     if policy == "full":
         known = ", ".join(PRESETS)

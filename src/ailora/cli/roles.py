@@ -18,8 +18,8 @@ def roles(
     import dataclasses
     import json as json_module
 
-    from ailora.cli.tables import console, projection_table, rest_table
     from ailora.checkpoints.models import meta_model
+    from ailora.cli.tables import console, projection_table, rest_table
     from ailora.roles import find_projections, left_alone
 
     made = meta_model(model)

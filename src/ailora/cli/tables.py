@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json as json_module
 import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from ailora.adapters import Plan, PlannedAdapter
+from ailora.checkpoints import Verdict
 from ailora.roles import LeftAlone, Projection, folded
 
 #: A pipe has no width of its own; names of modules should not be cut there.
@@ -95,3 +97,81 @@ def result_table(results: Mapping[str, dict[str, Any]]) -> Table:
             f"{result['train_seconds']:.0f}",
         )
     return table
+
+
+def print_report(title: str, report: Mapping[str, Any], *, json: bool) -> None:
+    """What a command did: as JSON, or as one line per figure."""
+    if json:
+        print(json_module.dumps(report))
+        return
+    table = Table(title=title, title_justify="left", show_header=False)
+    for key, value in report.items():
+        table.add_row(key.replace("_", " "), _figure(key, value))
+    console.print(table)
+
+
+def _figure(key: str, value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_figure(key, figure)}" for name, figure in value.items()) or "none"
+    if "bytes" in key and isinstance(value, int):
+        return f"{value:,} ({value / 2**20:,.1f} MiB)"
+    if isinstance(value, float):
+        return f"{value:,.4g}"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value)) or "none"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def error_table(errors: Mapping[str, tuple[float, float]]) -> Table:
+    """What an export lost, module by module, layers folded: the worst of each."""
+    table = Table("module", "update |dW|", "lost", "share", "modules", title="the worst module of each kind")
+    worst: dict[str, list[tuple[float, float]]] = {}
+    for module, pair in errors.items():
+        worst.setdefault(folded(module), []).append(pair)
+    for name, pairs in worst.items():
+        lost, whole = max(pairs, key=lambda pair: pair[0] / pair[1] if pair[1] else 0.0)
+        share = f"{lost / whole:.2e}" if whole else "0"
+        table.add_row(name, f"{whole:.4g}", f"{lost:.2e}", share, str(len(pairs)))
+    return table
+
+
+def check_table(verdict: Verdict) -> Table:
+    """The checks of an adapter, and what they found."""
+    words = {True: "passed", False: "FAILED", None: "not applicable"}
+    table = Table(
+        "check", "result", "what was found", title=f"{verdict.adapter} on {verdict.base}", title_justify="left"
+    )
+    for check in verdict.checks:
+        table.add_row(check.name, words[check.passed], check.detail)
+    return table
+
+
+def inspection_tables(found: Mapping[str, Any]) -> Iterator[Table]:
+    """What `inspect` found: the facts, then a line for each role."""
+    lines = found["roles"] if found["kind"] == "model" else found["lines"]
+    facts = Table(title=f"{found['kind']} {found['folder']}", title_justify="left", show_header=False)
+    for key, value in found.items():
+        if key not in ("kind", "folder", "lines", "roles") and value not in (None, [], {}):
+            facts.add_row(key.replace("_", " "), _figure(key, value))
+    yield facts
+    table = Table(*(_HEADS.get(key, key) for key in lines[0]), title="by role, root mean square", title_justify="left")
+    for line in lines:
+        table.add_row(*("" if value is None else _short_figure(value) for value in line.values()))
+    yield table
+
+
+_HEADS = {
+    "scaling": "s",
+    "anchor": "|s B0 A0|",
+    "update": "|dW|",
+    "moved_A": "|dA|/|A0|",
+    "moved_B": "|dB|/|B0|",
+    "stable_rank": "stable rank of dW",
+    "values": "largest values of dW",
+}
+
+
+def _short_figure(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return " ".join(_short_figure(each) for each in value)
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

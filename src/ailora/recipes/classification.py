@@ -27,8 +27,9 @@ from transformers import (
 )
 
 from ailora.adapters import Form, adapt, plan_of, save_adapter
-from ailora.adapters.apply import sidecar_of
+from ailora.adapters.attach import sidecar_of
 from ailora.adapters.sidecar import library_versions
+from ailora.checkpoints.models import model_path
 from ailora.errors import InputError
 from ailora.recipes.callbacks import ProgressBar, RunLog
 from ailora.recipes.card import model_card
@@ -36,12 +37,12 @@ from ailora.recipes.checkpoints import train_seconds
 from ailora.recipes.examples import Examples, load_examples
 from ailora.recipes.labels import Labels
 from ailora.recipes.metrics import compute
-from ailora.checkpoints.models import model_path
 from ailora.recipes.models import load_classifier, load_tokenizer
 from ailora.recipes.predictions import Predictions, decide, first_output, write_frame
 from ailora.recipes.run_folder import RunFolder
 from ailora.recipes.schema import ClassificationConfig
 from ailora.recipes.tokens import check_max_length, collator, tokenize
+from ailora.shards import write_text
 
 
 def run(config: ClassificationConfig) -> dict[str, Any]:

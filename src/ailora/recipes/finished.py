@@ -10,10 +10,10 @@ from peft import PeftModel
 from safetensors import SafetensorError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
 
+from ailora.checkpoints.models import model_path
 from ailora.errors import InputError
 from ailora.recipes.examples import Examples, load_examples, to_examples
 from ailora.recipes.labels import Labels
-from ailora.checkpoints.models import model_path
 from ailora.recipes.models import load_classifier, load_tokenizer
 from ailora.recipes.predictions import Predictions, check_output_kind, write_frame
 from ailora.recipes.run_folder import RunFolder

@@ -16,6 +16,7 @@ from ailora.checkpoints.models import model_path
 from ailora.errors import InputError
 from ailora.recipes.labels import Labels
 
+
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """The tokenizer of a model; one without a padding token pads with its end-of-text token.
 

@@ -1,4 +1,4 @@
-"""Safetensors files as bytes on a disk: checked headers, checkpoints of many shards, writing that a kill cannot spoil."""
+"""Safetensors files on a disk: checked headers, checkpoints of many shards, writing that a kill cannot spoil."""
 
 from ailora.shards.checkpoint import Checkpoint
 from ailora.shards.durable import replacing, write_bytes, write_text

@@ -11,16 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from tqdm.auto import tqdm
 
+from ailora.adapters.filed import CONFIG_NAME, WEIGHTS_NAME
 from ailora.adapters.lora_config import lora_config
 from ailora.adapters.plan import Form, Plan
 from ailora.adapters.planning import make_plan
-from ailora.adapters.sidecar import SIDECAR_NAME, Sidecar, library_versions
+from ailora.adapters.sidecar import Sidecar, library_versions
 from ailora.adapters.tensor_names import stored_weights
 from ailora.adapters.weights import base_layer, stored_transposed
 from ailora.checkpoints import jobs
+from ailora.checkpoints.adapter_files import WORDS, write_tensors
 from ailora.checkpoints.jobs import Job, Piece, Timing
 from ailora.checkpoints.models import meta_model, model_folder
 from ailora.checkpoints.output import Output
@@ -28,11 +30,9 @@ from ailora.checkpoints.rewrite import copy_companions, rewrite
 from ailora.checkpoints.team import Team, joined, run_all
 from ailora.errors import InputError
 from ailora.inits import Policy
-from ailora.shards import Checkpoint, Planned, StoredTensor, header_bytes, replacing, write_bytes
+from ailora.shards import Checkpoint, Planned, StoredTensor, write_bytes
 from ailora.spectral import cost
 
-WEIGHTS_NAME = "adapter_model.safetensors"
-CONFIG_NAME = "adapter_config.json"
 #: fp32 copies of the largest matrix that decomposing it takes, and what everything else takes at most.
 _COPIES, _MARGIN = 6, 128 * 2**20
 
@@ -210,15 +210,18 @@ def init(
         report = InitReport(str(out), len(made), 0, {}, {}, len(made))
         if done:
             return replace(report, seconds={"total": time.perf_counter() - started})
-        left = [job for job in made if not job.piece.exists()]
-        timings = _run(left, team, workers=workers)
+        # Shared before it is looked what is left: other ranks may be at work already.
+        left = [job for job in team.share(sorted(made, key=lambda job: -job.flops)) if not job.piece.exists()]
+        timings = _run(left, workers=workers)
         team.wait()
         if team.leads:
             floored = _write(work, output, made)
             output.finish()
             report = replace(report, floored=floored)
         team.wait()
-        seconds = {name: sum(getattr(t, name) for t in timings) for name in ("read", "decompose", "write")}
+        seconds: dict[str, float] = {
+            name: sum(getattr(t, name) for t in timings) for name in ("read", "decompose", "write")
+        }
         read = sum(job.stored.size for job in left)
         seconds["total"] = time.perf_counter() - started
         return replace(report, bytes_read=read, seconds=seconds, resumed=len(made) - len(left))
@@ -236,17 +239,16 @@ def _claimed(output: Output, work: Initialization, team: Team, *, force: bool) -
         yield not output.pieces.exists()
 
 
-def _run(left: list[Job], team: Team, *, workers: int) -> list[Timing]:
+def _run(left: list[Job], *, workers: int) -> list[Timing]:
     """Make the pieces that are missing, the dearest first, with a bar whose estimate counts operations."""
-    mine = team.share(sorted(left, key=lambda job: -job.flops))
-    total = sum(job.flops for job in mine) or None
-    timings = []
+    timings: list[Timing] = []
+    total = int(sum(job.flops for job in left)) or None
     bar = tqdm(total=total, desc="decomposing", unit="flop", unit_scale=True, leave=False, disable=None)
     with bar:
-        for job, timing in run_all(jobs.run, mine, workers=workers):
+        for job, timing in run_all(jobs.run, left, workers=workers):
             timings.append(timing)
             bar.set_postfix_str(job.module, refresh=False)
-            bar.update(job.flops)
+            bar.update(round(job.flops))
     return timings
 
 
@@ -281,17 +283,13 @@ def _residual_of(job: Job) -> Any:
 
 def _write_weights(file: Path, pieces: Mapping[str, Piece]) -> None:
     """The stock file, one piece in memory at a time."""
-    words = {torch.float32: "F32", torch.float64: "F64"}
-    tensors: dict[str, Tensor] = {
+    tensors = {
         f"base_model.model.{module}.{end}": tensor
         for module, piece in pieces.items()
         for end, tensor in piece.tensors.items()
     }
-    planned = [Planned(name, words[tensor.dtype], tuple(tensor.shape)) for name, tensor in tensors.items()]
-    with replacing(file) as stream:
-        stream.write(header_bytes(planned, {"format": "pt"}))
-        for tensor in tensors.values():
-            stream.write(tensor.contiguous().view(torch.uint8).numpy().data)
+    planned = [Planned(name, WORDS[tensor.dtype], tuple(tensor.shape)) for name, tensor in tensors.items()]
+    write_tensors(file, planned, tensors.__getitem__)
 
 
 def _config(work: Initialization, base: str) -> bytes:
@@ -333,6 +331,3 @@ def _require_device(device: str) -> None:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"device {device!r} is not here: {error}") from None
-
-
-__all__ = ["CONFIG_NAME", "SIDECAR_NAME", "WEIGHTS_NAME", "InitReport", "Initialization", "init"]

@@ -1,0 +1,301 @@
+"""An adapter as it lies in its folder: the stock files, checked, and what our sidecar says of them."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import regex
+import torch
+from torch import Tensor
+
+from ailora.adapters.plan import Form, Plan, PlannedAdapter
+from ailora.adapters.sidecar import SIDECAR_NAME, Sidecar, find_sidecar
+from ailora.adapters.weights import rows_of
+from ailora.errors import InputError
+from ailora.shards import StoredTensor, read_header, read_tensor
+
+CONFIG_NAME = "adapter_config.json"
+WEIGHTS_NAME = "adapter_model.safetensors"
+
+_PREFIX = "base_model.model."
+#: Ends of the names that a LoRA of a linear module has in a file.
+_PARTS = {
+    "lora_A.weight": "A",
+    "lora_B.weight": "B",
+    "lora_magnitude_vector": "magnitude",
+    "lora_magnitude_vector.weight": "magnitude",
+}
+#: A pattern of a hostile file must not search for ever.
+_PATIENCE = 1.0
+
+
+@dataclass(frozen=True)
+class FiledModule:
+    """The LoRA of one module.
+
+    Attributes:
+        module: the module's name in the base model.
+        A: where `A` (r, in) lies.
+        B: where `B` (out, r) lies.
+        magnitude: where the magnitudes (out,) of a DoRA lie.
+        alpha: the alpha that the configuration gives it.
+        scaling: the `s` in `dW = s B A`.
+    """
+
+    module: str
+    A: StoredTensor
+    B: StoredTensor
+    magnitude: StoredTensor | None
+    alpha: float
+    scaling: float
+
+    @property
+    def rank(self) -> int:
+        """The rank in the file."""
+        return self.A.shape[0]
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """`A` and `B` in float32, or float64 where they are that."""
+        A, B = read_tensor(self.A), read_tensor(self.B)
+        dtype = torch.promote_types(torch.promote_types(A.dtype, B.dtype), torch.float32)
+        return A.to(dtype), B.to(dtype)
+
+
+@dataclass(frozen=True)
+class FiledRole:
+    """What one planned adapter has in the file of its module.
+
+    Attributes:
+        planned: what was planned.
+        A: its rows of the module's `A`: `[A0; dA]` where there is an anchor.
+        B: its columns of the module's `B`, on the rows that they reach: `[dB, B]` where there is an anchor.
+        anchored: whether the factors are stacked so.
+    """
+
+    planned: PlannedAdapter
+    A: Tensor
+    B: Tensor
+    anchored: bool
+
+    @property
+    def start(self) -> tuple[Tensor, Tensor]:
+        """`A0` and `B0`."""
+        (anchor, _), (delta, total) = self.A.chunk(2, dim=0), self.B.chunk(2, dim=1)
+        return anchor, total - delta
+
+    @property
+    def deltas(self) -> tuple[Tensor, Tensor]:
+        """`dA` and `dB`."""
+        return self.A.chunk(2, dim=0)[1], self.B.chunk(2, dim=1)[0]
+
+    @property
+    def trained_whole(self) -> bool:
+        """Whether code that knows of no anchor trained all of it: `B - dB` has left the grid of `B0`.
+
+        Half-precision files cannot tell.
+        """
+        (delta, total) = self.B.chunk(2, dim=1)
+        start = total - delta
+        largest = start.abs().max()
+        if not self.anchored or largest == 0:
+            return False
+        # The grid of `anchored._snap_to_grid`, asked a little coarser than its rounding.
+        step = torch.ldexp(torch.ones(()), torch.frexp(largest * (1 + 2.0**-21)).exponent - 19)
+        off = (start / step - (start / step).round()).abs() * step
+        return bool((off > 2**-23 * (total.abs() + delta.abs() + start.abs())).any())
+
+
+@dataclass(frozen=True)
+class FiledAdapter:
+    """A LoRA adapter in its folder; its tensors are read when they are asked for.
+
+    Attributes:
+        folder: the folder.
+        config: PEFT's configuration, as plain data.
+        modules: by name of the module in the base model.
+        saved: tensors of modules that were trained whole, by the name of the parameter in the base model.
+        sidecar: what made it, where that is known and fits.
+    """
+
+    folder: Path
+    config: dict[str, Any]
+    modules: dict[str, FiledModule]
+    saved: dict[str, StoredTensor]
+    sidecar: Sidecar | None
+
+    @classmethod
+    def open(cls, path: Path | str) -> FiledAdapter:
+        """Read the configuration and the header of an adapter.
+
+        Args:
+            path: the folder of an adapter, or that of a run, whose adapter is in `adapter/`.
+
+        Raises:
+            InputError: no adapter, not a LoRA, one of another kind of layer, or files that contradict themselves.
+        """
+        folder = adapter_folder(path)
+        config = _config(folder / CONFIG_NAME)
+        header = read_header(folder / WEIGHTS_NAME)
+        parts: dict[str, dict[str, StoredTensor]] = {}
+        saved: dict[str, StoredTensor] = {}
+        for name, stored in header.tensors.items():
+            _require_floating(stored)
+            bare = name.removeprefix(_PREFIX)
+            end = next((end for end in _PARTS if bare.endswith(f".{end}")), None)
+            if end is not None:
+                parts.setdefault(bare.removesuffix(f".{end}"), {})[_PARTS[end]] = stored
+            elif re.search(r"(^|\.)lora_", bare):
+                raise InputError(
+                    f"{stored.file}: {name!r} is not the factor of a linear module, which is all that is read"
+                )
+            else:
+                saved[bare] = stored
+        if not parts:
+            raise InputError(f"{folder / WEIGHTS_NAME} holds no LoRA factors")
+        modules = {module: _module(module, found, config, folder) for module, found in parts.items()}
+        adapter = cls(folder, config, modules, saved, None)
+        return cls(folder, config, modules, saved, adapter._fitting_sidecar())
+
+    @property
+    def plan(self) -> Plan | None:
+        """The plan, where it is known."""
+        return Plan.from_json(self.sidecar.plan) if self.sidecar else None
+
+    @property
+    def task_type(self) -> str | None:
+        """PEFT's task type."""
+        return self.config.get("task_type")
+
+    @property
+    def dora(self) -> bool:
+        """Whether it is a DoRA."""
+        return any(module.magnitude for module in self.modules.values())
+
+    def holds_anchor(self, plan: Plan) -> bool:
+        """Whether the factors are those of the file, with the anchor inside: not while the residual form trains."""
+        return all(
+            self.modules[module].rank == sum(planned.file_rank for planned in group)
+            for module, group in plan.modules.items()
+        )
+
+    def roles(self, plan: Plan) -> Iterator[FiledRole]:
+        """The factors of every planned adapter, module by module."""
+        stacked = self.holds_anchor(plan)
+        for module, group in plan.modules.items():
+            A, B = self.modules[module].factors()
+            first = 0
+            for planned in group:
+                last = first + (planned.file_rank if stacked else planned.rank)
+                columns = B[:, first:last]
+                reached = columns if plan.couple_roles else rows_of(columns, planned.projection)
+                yield FiledRole(planned, A[first:last], reached, stacked and planned.init.anchored)
+                first = last
+
+    def _fitting_sidecar(self) -> Sidecar | None:
+        """The sidecar in the folder, or one above it that fits; another one above it is of another adapter."""
+        sidecar = find_sidecar(self.folder)
+        if sidecar is None:
+            return None
+        reason = self._misfit(sidecar)
+        if reason and (self.folder / SIDECAR_NAME).is_file():
+            raise InputError(f"{self.folder / SIDECAR_NAME} is of another adapter than {WEIGHTS_NAME}: {reason}")
+        return None if reason else sidecar
+
+    def _misfit(self, sidecar: Sidecar) -> str | None:
+        plan = Plan.from_json(sidecar.plan)
+        planned = plan.modules
+        if planned.keys() != self.modules.keys():
+            odd = sorted(planned.keys() ^ self.modules.keys())
+            return f"{odd[0]} is in one of them only"
+        exported = sidecar.exported is not None
+        for module, group in planned.items():
+            out, in_ = group[0].projection.shape
+            found = self.modules[module]
+            if (found.B.shape[0], found.A.shape[1]) != (out, in_):
+                return f"{module} maps {(out, in_)} there, {(found.B.shape[0], found.A.shape[1])} here"
+            ranks = [sum(p.file_rank for p in group)]
+            if plan.form is Form.RESIDUAL:
+                ranks.append(sum(p.rank for p in group))
+            if not exported and found.rank not in ranks:
+                return f"{module} has rank {ranks[0]} there, {found.rank} here"
+        return None
+
+
+def adapter_folder(path: Path | str) -> Path:
+    """The folder of an adapter's files, given itself or the folder of a run.
+
+    Raises:
+        InputError: neither holds an adapter.
+    """
+    path = Path(path).expanduser()
+    for folder in (path, path / "adapter"):
+        if (folder / CONFIG_NAME).is_file():
+            if not (folder / WEIGHTS_NAME).is_file():
+                pickled = " (pickled adapters are never opened)" if (folder / "adapter_model.bin").exists() else ""
+                raise InputError(f"{folder} has no {WEIGHTS_NAME}{pickled}")
+            return folder
+    raise InputError(f"{path} holds no adapter: no {CONFIG_NAME} in it, nor in its folder adapter/")
+
+
+def _config(file: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(file.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"cannot read {file}: {error}") from None
+    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
+        kind = config.get("peft_type") if isinstance(config, dict) else None
+        raise InputError(f"{file}: only LoRA adapters are read, this is {str(kind)[:80]!r}")
+    if not _is_positive(config.get("r")) or not _is_positive(config.get("lora_alpha", 8)):
+        raise InputError(f"{file}: r and lora_alpha are positive numbers")
+    for name in ("rank_pattern", "alpha_pattern"):
+        pattern = config.get(name) or {}
+        if not isinstance(pattern, dict) or not all(_is_positive(value) for value in pattern.values()):
+            raise InputError(f"{file}: {name} maps names to positive numbers")
+    if not isinstance(config.get("task_type"), str | None):
+        raise InputError(f"{file}: task_type is a name")
+    if config.get("bias", "none") != "none" or config.get("lora_bias"):
+        raise InputError(f"{file}: adapters with trained biases are not read")
+    return config
+
+
+def _is_positive(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 1e12
+
+
+def _require_floating(stored: StoredTensor) -> None:
+    if stored.dtype not in ("F64", "F32", "F16", "BF16"):
+        raise InputError(f"{stored}: adapters hold floating tensors")
+
+
+def _module(module: str, parts: Mapping[str, StoredTensor], config: Mapping[str, Any], folder: Path) -> FiledModule:
+    where = f"{folder / WEIGHTS_NAME}: {module}"
+    if "A" not in parts or "B" not in parts:
+        raise InputError(f"{where} has no lora_{'A' if 'A' not in parts else 'B'}")
+    A, B, magnitude = parts["A"], parts["B"], parts.get("magnitude")
+    if len(A.shape) != 2 or len(B.shape) != 2 or A.shape[0] != B.shape[1]:
+        raise InputError(f"{where}: lora_A {A.shape} and lora_B {B.shape} are not (r, in) and (out, r)")
+    if magnitude is not None and magnitude.shape != B.shape[:1]:
+        raise InputError(f"{where}: the magnitudes are {magnitude.shape}, the weight has {B.shape[0]} rows")
+    file = folder / CONFIG_NAME
+    rank = _by_pattern("rank_pattern", config, module, file)
+    alpha = _by_pattern("alpha_pattern", config, module, file)
+    if rank != A.shape[0]:
+        raise InputError(f"{where} has rank {A.shape[0]}, {CONFIG_NAME} says {rank}")
+    return FiledModule(module, A, B, magnitude, alpha, alpha / (math.sqrt(rank) if config.get("use_rslora") else rank))
+
+
+def _by_pattern(name: str, config: Mapping[str, Any], module: str, file: Path) -> float:
+    """PEFT's rule: the first key that is the whole name, its end after a dot, or a regular expression for either."""
+    for key, value in (config.get(name) or {}).items():
+        try:
+            if regex.match(rf"(.*\.)?({key})$", module, timeout=_PATIENCE):
+                return value
+        except (regex.error, TimeoutError, RecursionError, OverflowError, MemoryError) as error:
+            raise InputError(f"{file}: {name}: {key[:80]!r} cannot be searched for: {error}") from None
+    return config["r"] if name == "rank_pattern" else config.get("lora_alpha", 8)

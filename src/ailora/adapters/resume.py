@@ -1,0 +1,129 @@
+"""Continue the training of an adapter from its file, with the anchor that is inside."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from peft import PeftModel, set_peft_model_state_dict
+from torch import Tensor, nn
+
+from ailora.adapters.apply import apply_plan
+from ailora.adapters.attach import attach, prepare
+from ailora.adapters.filed import FiledAdapter, FiledRole
+from ailora.adapters.plan import Form, Plan
+from ailora.adapters.quantized import storage_of
+from ailora.adapters.residual import compute_residuals
+from ailora.adapters.sidecar import SIDECAR_NAME, Sidecar
+from ailora.adapters.sources import model_source
+from ailora.adapters.starts import Start
+from ailora.adapters.weights import base_layer, matches_fingerprint
+from ailora.errors import AnchorMismatchError, InputError, ModelError
+from ailora.inits import Factors
+from ailora.shards import read_tensor
+
+
+def resume(
+    model: nn.Module, adapter: Path | str, *, adapter_name: str = "default", sidecar: Path | str | None = None
+) -> PeftModel:
+    """Put a filed adapter on its base model so that it trains on as it did: the anchor frozen, the differences trained.
+
+    Nothing is decomposed: the anchor is read from the file. Only an adapter in the residual form that was saved by
+    PEFT while it trained has none inside; its start is computed again.
+
+    Args:
+        model: the base model that the adapter was made for.
+        adapter: the folder of `ailora init`, of `save_adapter`, of a checkpoint of a Trainer, or of a run.
+        adapter_name: PEFT's name for the adapter.
+        sidecar: the folder with the adapter's `ailora.json`, where neither `adapter` nor a folder above it has one.
+
+    Raises:
+        InputError: no adapter there, or nothing says how it was made.
+        ModelError: the model is another base.
+        AnchorMismatchError: all of the file was trained, by code that knows of no anchor.
+    """
+    filed = FiledAdapter.open(adapter)
+    known = filed.sidecar if sidecar is None else Sidecar.read(Path(sidecar) / SIDECAR_NAME)
+    if known is None:
+        raise InputError(
+            f"no {SIDECAR_NAME} in {filed.folder} or above it fits the adapter: give the folder that has it "
+            "(sidecar=...), or train on with PeftModel.from_pretrained(model, folder, is_trainable=True)"
+        )
+    if known.exported is not None:
+        raise InputError(
+            f"{filed.folder} is an export, without its anchor: resume from the adapter that was exported, or train on "
+            "with PeftModel.from_pretrained(model, folder, is_trainable=True)"
+        )
+    plan = Plan.from_json(known.plan)
+    built = prepare(model, plan, adapter_name=adapter_name)
+    _require_same_base(built, plan, known)
+    if not filed.holds_anchor(plan):
+        adapted = apply_plan(model, plan, adapter_name=adapter_name)
+    else:
+        starts = [_start(role, plan, filed.folder) for role in filed.roles(plan)]
+        residual = plan.form is Form.RESIDUAL
+        residuals = compute_residuals(built, starts, model_source(built)) if residual else []
+        adapted = attach(model, plan, starts, adapter_name=adapter_name, sidecar=known, residuals=residuals)
+    set_peft_model_state_dict(adapted, _state(filed, plan), adapter_name=adapter_name)
+    return adapted
+
+
+def _start(role: FiledRole, plan: Plan, folder: Path) -> Start:
+    if plan.form is Form.ANCHORED and role.trained_whole:
+        raise AnchorMismatchError(
+            f"{role.planned.projection.name}: the anchor in {folder} has moved: all of the file was trained, by code "
+            "that knows of no anchor. Train on with PeftModel.from_pretrained(model, folder, is_trainable=True)"
+        )
+    if not role.anchored:
+        return Start(role.planned, Factors(role.A, role.B))
+    A, B = role.start
+    if plan.couple_roles and role.planned.projection.fused:
+        B = torch.cat([B[start:stop] for start, stop in role.planned.projection.rows])
+    return Start(role.planned, Factors(A.contiguous(), B.contiguous()))
+
+
+def _state(filed: FiledAdapter, plan: Plan) -> dict[str, Tensor]:
+    """The tensors that are loaded. The residual form trains `A = A0 + dA` and `B` in place of the file's stacks."""
+    stored = [tensor for m in filed.modules.values() for tensor in (m.A, m.B, m.magnitude) if tensor]
+    state = {tensor.name: read_tensor(tensor).clone() for tensor in (*stored, *filed.saved.values())}
+    if plan.form is Form.RESIDUAL and filed.holds_anchor(plan):
+        parts: dict[str, list[FiledRole]] = {}
+        for role in filed.roles(plan):
+            parts.setdefault(role.planned.projection.module, []).append(role)
+        for module, roles in parts.items():
+            where = filed.modules[module]
+            state[where.A.name], state[where.B.name] = _live(roles, where.B.shape[0], plan)
+    return state
+
+
+def _live(roles: list[FiledRole], out: int, plan: Plan) -> tuple[Tensor, Tensor]:
+    As, Bs = [], []
+    for role in roles:
+        A, B = role.A, role.B
+        if role.anchored:
+            (anchor, delta), (_, B) = A.chunk(2, dim=0), B.chunk(2, dim=1)
+            A = anchor + delta
+        whole = B.new_zeros(out, B.shape[1])
+        rows = [range(start, stop) for start, stop in plan.reached_rows(role.planned.projection)]
+        whole[[row for part in rows for row in part]] = B
+        As.append(A)
+        Bs.append(whole)
+    return torch.cat(As, dim=0), torch.cat(Bs, dim=1)
+
+
+def _require_same_base(base: nn.Module, plan: Plan, sidecar: Sidecar) -> None:
+    """The weights that the adapter was made from, in whatever dtype they are loaded; quantized ones cannot tell."""
+    for module, group in plan.modules.items():
+        layer = base_layer(base, module)
+        expected = sidecar.fingerprints.get(module)
+        if storage_of(layer) is not None or expected is None:
+            continue
+        weight = layer.weight
+        assert isinstance(weight, Tensor)
+        if weight.device.type == "meta":
+            raise ModelError(f"{module} is on the meta device: load the model's weights first")
+        if matches_fingerprint(weight, expected, group[0].projection.dtype) is False:
+            raise ModelError(
+                f"{module}: the weight is not the one that the adapter was made from ({sidecar.base_model}): "
+                "load that base model; ailora verify says more"
+            )

@@ -1,0 +1,37 @@
+"""Writing the stock files of an adapter, one tensor in memory at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ailora.shards import Planned, header_bytes, replacing
+from ailora.shards.header import TORCH_DTYPES
+
+#: dtype of torch -> the file's word for it.
+WORDS = {dtype: word for word, dtype in TORCH_DTYPES.items()}
+
+
+def tensor_bytes(tensor: Tensor) -> memoryview:
+    """The bytes of a tensor, as a file holds them."""
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+
+
+def write_tensors(file: Path, planned: Iterable[Planned], make: Callable[[str], Tensor]) -> None:
+    """Write a safetensors file, whole or not at all.
+
+    Args:
+        file: where.
+        planned: what it holds, in its order.
+        make: makes the tensor of a name when its turn comes.
+    """
+    planned = list(planned)
+    with replacing(file) as stream:
+        stream.write(header_bytes(planned, {"format": "pt"}))
+        for entry in planned:
+            tensor = make(entry.name)
+            assert tuple(tensor.shape) == entry.shape
+            stream.write(tensor_bytes(tensor.to(TORCH_DTYPES[entry.dtype])))

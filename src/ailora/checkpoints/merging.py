@@ -1,0 +1,195 @@
+"""`ailora merge`: a checkpoint with an adapter worked into its weights, shard by shard."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ailora.adapters.filed import CONFIG_NAME, WEIGHTS_NAME, FiledAdapter, FiledModule
+from ailora.adapters.plan import Form
+from ailora.adapters.tensor_names import loaded_names, stored_weights
+from ailora.adapters.weights import base_layer, matches_fingerprint, stored_transposed
+from ailora.checkpoints.dtypes import parse_dtype
+from ailora.checkpoints.models import meta_model, model_folder
+from ailora.checkpoints.output import Output
+from ailora.checkpoints.rewrite import Change, copy_companions, rewrite
+from ailora.errors import InputError, ModelError
+from ailora.shards import Checkpoint, StoredTensor, read_tensor
+
+#: Entries of a weight that are merged at a time.
+_BLOCK = 4 * 2**20
+
+
+@dataclass(frozen=True)
+class MergeReport:
+    """What `merge` made.
+
+    Attributes:
+        folder: the merged model's folder.
+        merged: how many weights the adapter changed.
+        saved_modules: tensors that were trained whole and took the place of the base's.
+        bytes: of the merged model's tensors.
+    """
+
+    folder: str
+    merged: int
+    saved_modules: tuple[str, ...]
+    bytes: int
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as plain data."""
+        return asdict(self)
+
+
+def merge(
+    base: str, adapter: Path | str, out: Path | str, *, dtype: str | None = None, force: bool = False
+) -> MergeReport:
+    """Write `W + s B A` in the place of every adapted weight of a checkpoint, which is never loaded whole.
+
+    Sums are made in float32 and rounded once. What the adapter does not change is copied byte for byte, with
+    configuration and tokenizer. The result loads with `from_pretrained`. The same call after a kill goes on where it
+    stopped.
+
+    Args:
+        base: the base model: a folder, a hub id in the cache, or `builtin:minilm`.
+        adapter: any LoRA adapter of linear modules, ours or not; its folder, or a run's.
+        out: the folder to write.
+        dtype: fp32, bf16 or fp16, of all floating tensors; None: each keeps its own.
+        force: replace what `out` holds.
+
+    Raises:
+        InputError, ModelError: no LoRA there, one that was made for another base, a weight that is quantized, missing,
+            of another shape or not finite after merging, a head that does not fit.
+    """
+    target = None if dtype is None else parse_dtype(dtype)
+    filed = FiledAdapter.open(adapter)
+    if filed.config.get("layer_replication"):
+        raise InputError("an adapter of replicated layers cannot be merged: the layers share their weights")
+    model = meta_model(base, filed.task_type)
+    folder = model_folder(base)
+    checkpoint = Checkpoint.open(folder)
+    names = stored_weights(model, filed.modules, checkpoint.tensors)
+    changes = {
+        names[module]: _change(found, model, checkpoint.tensors[names[module]], filed)
+        for module, found in filed.modules.items()
+    }
+    if len(changes) < len(filed.modules):
+        raise ModelError("two adapted modules share one weight, which cannot hold both updates")
+    replaced = _replaced(filed, model, checkpoint)
+    request = {
+        "command": "merge",
+        "base": {file: _identity(folder / file) for file in checkpoint.headers},
+        "adapter": [_identity(filed.folder / name) for name in (CONFIG_NAME, WEIGHTS_NAME)],
+        "dtype": dtype,
+    }
+    output = Output(out)
+    with output.claimed(request, force=force) as done:
+        if not done:
+            copy_companions(folder, output, changed={"config.json": _config(folder, model, filed, target)})
+            rewrite(checkpoint, output, changes, dtype=target, replaced=replaced)
+            output.finish()
+    written = Checkpoint.open(output.folder)
+    return MergeReport(str(out), len(changes), tuple(sorted(filed.saved)), written.size)
+
+
+def _identity(file: Path) -> list[int]:
+    status = file.stat()
+    return [status.st_size, status.st_mtime_ns]
+
+
+def _change(found: FiledModule, model: nn.Module, stored: StoredTensor, filed: FiledAdapter) -> Change:
+    """How a stored weight changes, block by block of its stored rows."""
+    layer = base_layer(model, found.module)
+    shape = (found.B.shape[0], found.A.shape[1])
+    transposed = stored_transposed(layer)
+    if stored.shape != (shape[::-1] if transposed else shape):
+        raise ModelError(f"{stored}: the adapter maps {shape} there; is it of this model?")
+    if not stored.torch_dtype.is_floating_point or stored.torch_dtype.itemsize == 1:
+        raise ModelError(f"{stored}: merge into the unquantized checkpoint")
+
+    def merged(weight: Tensor) -> Iterator[Tensor]:
+        _require_base(filed, found.module, weight)
+        A, B = found.factors()
+        left, right = (A.mT, B.mT) if transposed else (B, A)
+        magnitude = read_tensor(found.magnitude) if found.magnitude else None
+        # The magnitudes are those of rows (out, in), which a transposed weight has in its columns.
+        rows = len(weight) if transposed and magnitude is not None else max(1, _BLOCK // weight.shape[1])
+        for first in range(0, len(weight), rows):
+            block = weight[first : first + rows].to(A.dtype)
+            block = torch.addmm(block, left[first : first + rows], right, alpha=found.scaling)
+            if magnitude is not None:
+                block = _with_magnitude(block, magnitude, slice(first, first + rows), transposed=transposed)
+            yield block
+
+    return merged
+
+
+def _with_magnitude(block: Tensor, magnitude: Tensor, rows: slice, *, transposed: bool) -> Tensor:
+    """DoRA (arXiv 2402.09353): every row of (out, in) in the direction of `W + s B A`, as long as its magnitude."""
+    if transposed:
+        return block * (magnitude.to(block.dtype) / block.norm(dim=0))
+    return block * (magnitude[rows].to(block.dtype) / block.norm(dim=1))[:, None]
+
+
+def _require_base(filed: FiledAdapter, module: str, weight: Tensor) -> None:
+    """The weight is the one that the adapter was made from, where a sidecar says which that is.
+
+    An adapter in the residual form that is saved as it trains belongs on the residual weight instead.
+    """
+    sidecar, plan = filed.sidecar, filed.plan
+    if sidecar is None or plan is None or module not in sidecar.fingerprints:
+        return
+    planned = plan.modules[module][0].projection
+    same = matches_fingerprint(weight, sidecar.fingerprints[module], planned.dtype)
+    live = plan.form is Form.RESIDUAL and sidecar.exported is None and not filed.holds_anchor(plan)
+    if live and same:
+        raise ModelError(
+            f"{filed.folder} is in the residual form: merge it into the residual checkpoint that it was trained on, or "
+            "export it with --start first"
+        )
+    if not live and same is False:
+        raise ModelError(
+            f"{module}: the weight is not the one that {filed.folder} was made from ({sidecar.base_model}); "
+            "`ailora verify` says more"
+        )
+
+
+def _replaced(filed: FiledAdapter, model: nn.Module, checkpoint: Checkpoint) -> dict[str, StoredTensor]:
+    """Tensors that were trained whole, by the name of the one whose place they take, or their own."""
+    loaded = {name: tensor for tensor, name in loaded_names(model, checkpoint.tensors).items()}
+    own: Mapping[str, Tensor] = model.state_dict()
+    replaced = {}
+    for name, stored in filed.saved.items():
+        if name not in own:
+            raise ModelError(f"{stored}: the model {type(model).__name__} has no parameter {name}")
+        shape = tuple(own[name].shape)
+        if stored.shape[1:] != shape[1:] or (stored.shape != shape and _labels(filed) is None):
+            raise ModelError(f"{stored}: the parameter {name} of {type(model).__name__} is {shape}")
+        replaced[loaded.get(name, name)] = stored
+    return replaced
+
+
+def _labels(filed: FiledAdapter) -> int | None:
+    """How many labels the head of a classification model has, which was trained whole."""
+    heads = [stored.shape[0] for stored in filed.saved.values() if len(stored.shape) == 2]
+    return heads[-1] if heads and filed.task_type in ("SEQ_CLS", "TOKEN_CLS") else None
+
+
+def _config(folder: Path, model: nn.Module, filed: FiledAdapter, dtype: torch.dtype | None) -> bytes:
+    config = json.loads((folder / "config.json").read_bytes())
+    if filed.saved:
+        config["architectures"] = [type(model).__name__]
+        labels = _labels(filed)
+        if labels is not None and labels != getattr(model.config, "num_labels", None):
+            config["id2label"] = {str(i): f"LABEL_{i}" for i in range(labels)}
+            config["label2id"] = {f"LABEL_{i}": i for i in range(labels)}
+    if dtype is not None:
+        config.pop("torch_dtype", None)
+        config["dtype"] = str(dtype).removeprefix("torch.")
+    return (json.dumps(config, indent=2) + "\n").encode()

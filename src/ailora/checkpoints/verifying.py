@@ -1,0 +1,223 @@
+"""`ailora verify`: is this adapter the one that was made for this base?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ailora.adapters.filed import FiledAdapter, FiledModule, FiledRole
+from ailora.adapters.plan import Plan
+from ailora.adapters.sidecar import Sidecar
+from ailora.adapters.tensor_names import stored_weights
+from ailora.adapters.weights import base_layer, matches_fingerprint, require_matrix, rows_of, stored_transposed
+from ailora.checkpoints.models import meta_model, model_folder
+from ailora.errors import InputError
+from ailora.inits import Spectral
+from ailora.shards import Checkpoint, StoredTensor, read_tensor
+
+#: Decompositions of other machines differ by about 1e-5, those of other weights or bands by about 1.
+_SAME_START = 1e-3
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at.
+
+    Attributes:
+        name: what.
+        passed: whether it is as it should be; None where it does not apply or cannot be told.
+        detail: figures, or the first module that fails.
+    """
+
+    name: str
+    passed: bool | None
+    detail: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """All checks of an adapter.
+
+    Attributes:
+        adapter: its folder.
+        base: the base model.
+        checks: in the order in which they were made.
+    """
+
+    adapter: str
+    base: str
+    checks: tuple[Check, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether no check failed."""
+        return all(check.passed is not False for check in self.checks)
+
+    def to_json(self) -> dict[str, Any]:
+        """The verdict as plain data."""
+        return {**asdict(self), "passed": self.passed}
+
+
+def verify(adapter: Path | str, base: str) -> Verdict:
+    """Check an adapter against a base model: files, ranks, base tensors, anchor, start. Reads the adapted weights only.
+
+    Args:
+        adapter: an adapter's folder, or a run's.
+        base: the model: a folder, a hub id in the cache, or `builtin:minilm`.
+
+    Raises:
+        InputError, ModelError: either cannot be read, or nothing says how the adapter was made.
+    """
+    filed = FiledAdapter.open(adapter)
+    if filed.sidecar is None or filed.plan is None:
+        raise InputError(f"no ailora.json in {filed.folder} or above it fits the adapter: nothing says how it was made")
+    checks = [_finite(filed), _scalings(filed, filed.plan)]
+    weights = _Weights(filed, base)
+    checks.append(_base(weights, filed.plan, filed.sidecar))
+    checks += _anchors(weights, filed, filed.plan, filed.sidecar)
+    return Verdict(str(filed.folder), base, tuple(checks))
+
+
+class _Weights:
+    """The adapted weights of the base model, read one at a time."""
+
+    def __init__(self, filed: FiledAdapter, base: str) -> None:
+        self._model = meta_model(base, filed.task_type)
+        checkpoint = Checkpoint.open(model_folder(base))
+        names = stored_weights(self._model, filed.modules, checkpoint.tensors)
+        self._stored = {module: checkpoint.tensors[name] for module, name in names.items()}
+        self._shapes = {module: _shape(found) for module, found in filed.modules.items()}
+
+    def stored(self, module: str) -> StoredTensor:
+        """Where the weight of a module lies."""
+        return self._stored[module]
+
+    def read(self, module: str) -> Tensor:
+        """The weight (out, in) of a module.
+
+        Raises:
+            ModelError: not a finite matrix of the adapter's shape.
+        """
+        raw = read_tensor(self._stored[module])
+        weight = raw.T if stored_transposed(base_layer(self._model, module)) else raw
+        require_matrix(weight, self._shapes[module], str(self._stored[module]))
+        return weight
+
+
+def _shape(found: FiledModule) -> tuple[int, int]:
+    return found.B.shape[0], found.A.shape[1]
+
+
+def _finite(filed: FiledAdapter) -> Check:
+    stored = [t for m in filed.modules.values() for t in (m.A, m.B, m.magnitude) if t] + list(filed.saved.values())
+    for tensor in stored:
+        if not torch.isfinite(read_tensor(tensor)).all():
+            return Check("finite numbers", False, f"{tensor.name} holds NaN or infinite entries")
+    return Check("finite numbers", True, f"{len(stored)} tensors")
+
+
+def _scalings(filed: FiledAdapter, plan: Plan) -> Check:
+    if filed.sidecar and filed.sidecar.exported:
+        return Check("ranks and scalings", None, f"an export of rank {filed.sidecar.exported.rank}")
+    for module, group in plan.modules.items():
+        found = filed.modules[module]
+        if abs(found.scaling - group[0].scaling) > 1e-9 * group[0].scaling:
+            return Check(
+                "ranks and scalings",
+                False,
+                f"{module} is scaled by {found.scaling:g}, its plan says {group[0].scaling:g}",
+            )
+    ranks = sorted({found.rank for found in filed.modules.values()})
+    return Check("ranks and scalings", True, f"{len(filed.modules)} modules, rank {', '.join(map(str, ranks))}")
+
+
+def _base(weights: _Weights, plan: Plan, sidecar: Sidecar) -> Check:
+    """The stored bytes of every adapted weight."""
+    unknown = 0
+    for module, group in plan.modules.items():
+        expected = sidecar.fingerprints.get(module)
+        raw = read_tensor(weights.stored(module))
+        same = None if expected is None else matches_fingerprint(raw, expected, group[0].projection.dtype)
+        if same is False:
+            return Check("base weights", False, f"{module} is not the weight that the adapter was made from")
+        unknown += same is None
+    if unknown:
+        return Check("base weights", None, f"{unknown} of {len(plan.modules)} cannot be compared: other dtypes")
+    return Check("base weights", True, f"{len(plan.modules)} fingerprints agree")
+
+
+def _anchors(weights: _Weights, filed: FiledAdapter, plan: Plan, sidecar: Sidecar) -> Iterator[Check]:
+    """The anchor against a fresh decomposition, and whether the adapter was trained."""
+    if sidecar.exported is not None:
+        yield Check("anchor", None, "an export has none")
+        return
+    if not filed.holds_anchor(plan):
+        yield Check("anchor", None, "an adapter in the residual form that PEFT saved has none inside")
+        return
+    worst, failed, moved = 0.0, "", False
+    count = 0
+    roles = tqdm(
+        filed.roles(plan), total=len(plan.adapters), desc="verifying", unit="matrix", leave=False, disable=None
+    )
+    for role in roles:
+        name = role.planned.projection.name
+        if role.anchored:
+            count += 1
+            error = _anchor_error(role, weights.read(role.planned.projection.module), filed, plan)
+            worst = max(worst, error)
+            failed = failed or (f"{name}: {error:.1e} from a fresh decomposition" if error > 1 else "")
+            moved = moved or any(bool(delta.any()) for delta in role.deltas)
+        else:
+            moved = moved or bool(role.B.any())
+    detail = failed or f"{count} anchors, the worst at {worst:.1e} of what is allowed"
+    yield Check("anchor", not failed if count else None, detail if count else "plain LoRA has none")
+    if moved:
+        yield Check("start", None, "trained: the update is not zero")
+    else:
+        yield Check("start", True, "untrained: the update is exactly zero, as a product with zero blocks")
+
+
+def _anchor_error(role: FiledRole, weight: Tensor, filed: FiledAdapter, plan: Plan) -> float:
+    """How far an anchor is from a fresh start, as a multiple of what is allowed: in its subspaces and in its sizes.
+
+    Where singular values lie close together the subspace is not unique; then the gains of the weight along the anchor
+    have to be the band's singular values.
+    """
+    planned = role.planned
+    assert isinstance(planned.init, Spectral)
+    rows = rows_of(weight, planned.projection).float()
+    A, B = role.start
+    if plan.couple_roles and planned.projection.fused:
+        B = rows_of(B, planned.projection)
+    fresh = planned.init.factors(rows, planned.rank, scaling=planned.scaling, generator=torch.Generator())
+    module = filed.modules[planned.projection.module]
+    eps = max(torch.finfo(stored.torch_dtype).eps for stored in (module.A, module.B))
+    allowed = _SAME_START + 8 * eps
+    sizes = max(_relative(A.norm(dim=1), fresh.A.norm(dim=1)), _relative(B.norm(dim=0), fresh.B.norm(dim=0)))
+    angles = max(_angle(A.mT, fresh.A.mT), _angle(B, fresh.B))
+    gains = max(
+        _relative(_gains(rows, A.mT), _gains(rows, fresh.A.mT)), _relative(_gains(rows.mT, B), _gains(rows.mT, fresh.B))
+    )
+    return max(sizes, min(angles, gains)) / allowed
+
+
+def _relative(these: Tensor, those: Tensor) -> float:
+    these, those = these.double(), those.double()
+    return float((these - those).abs().max() / those.abs().max().clamp_min(1e-30))
+
+
+def _angle(these: Tensor, those: Tensor) -> float:
+    """The sine of the largest angle between two column spaces."""
+    P, Q = (torch.linalg.qr(columns.double()).Q for columns in (these, those))
+    return float(torch.linalg.matrix_norm(Q - P @ (P.mT @ Q), 2))
+
+
+def _gains(weight: Tensor, directions: Tensor) -> Tensor:
+    """The singular values of a weight on the span of directions."""
+    return torch.linalg.svdvals(weight.double() @ torch.linalg.qr(directions.double()).Q)

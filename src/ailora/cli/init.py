@@ -1,0 +1,56 @@
+"""`ailora init`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ailora.cli.options import Force, Json, RoleNames, parse_role_names
+
+
+def init(
+    model: Annotated[str, typer.Argument(help="Local folder, hub id in the cache, or builtin:minilm.")],
+    out: Annotated[Path, typer.Option(help="The folder to write.")],
+    policy: Annotated[str, typer.Option(help="ailora, reversed, pissa, milora or lora.")] = "ailora",
+    rank: Annotated[int, typer.Option(help="The rank r.")] = 8,
+    alpha: Annotated[float | None, typer.Option(help="Default: the rank.")] = None,
+    role: Annotated[list[str] | None, typer.Option(help="Adapt this role; may be repeated.")] = None,
+    role_names: RoleNames = None,
+    form: Annotated[str, typer.Option(help="anchored or stock (one file), or residual.")] = "anchored",
+    task_type: Annotated[
+        str | None, typer.Option(help="PEFT's, such as SEQ_CLS; default: from the configuration's architecture.")
+    ] = None,
+    rslora: Annotated[bool, typer.Option("--rslora", help="Scaling alpha / sqrt(r).")] = False,
+    dora: Annotated[bool, typer.Option("--dora", help="A DoRA.")] = False,
+    seed: Annotated[int, typer.Option(help="Of random starts.")] = 0,
+    device: Annotated[str, typer.Option(help="Where matrices are decomposed: cpu, cuda.")] = "cpu",
+    workers: Annotated[int, typer.Option(min=1, help="Processes that share the cores.")] = 1,
+    no_cache: Annotated[bool, typer.Option("--no-cache", help="Neither read nor keep decompositions.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what it would take.")] = False,
+    force: Force = False,
+    json: Json = False,
+) -> None:
+    """Write the adapter that training starts from, without loading the model; the same command after a kill goes on."""
+    from ailora.checkpoints import Initialization
+    from ailora.checkpoints import init as write
+    from ailora.cli.tables import print_report
+
+    options: dict[str, Any] = {
+        "policy": policy,
+        "rank": rank,
+        "alpha": alpha,
+        "roles": role,
+        "role_names": parse_role_names(role_names),
+        "form": form,
+        "task_type": task_type,
+        "rslora": rslora,
+        "dora": dora,
+        "seed": seed,
+    }
+    if dry_run:
+        print_report("would take", Initialization.of(model, **options).estimate(device=device), json=json)
+        return
+    made = write(model, out, device=device, workers=workers, cached=not no_cache, force=force, **options)
+    print_report(f"written to {out}", made.to_json(), json=json)
