@@ -15,7 +15,6 @@ from ailora.adapters.residual import LossyResidualWarning
 from tests.families import FAMILIES
 from tests.tiny import tiny_model
 
-pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 FAMILY = FAMILIES["bert"]
 
 

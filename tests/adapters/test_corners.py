@@ -11,7 +11,6 @@ import ailora
 from ailora.adapters import apply as apply_module
 from tests.families import FAMILIES
 
-pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 FAMILY = FAMILIES["bert"]
 
 

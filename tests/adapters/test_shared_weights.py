@@ -15,7 +15,6 @@ from ailora.adapters import starts as starts_module
 from tests.families import FAMILIES, train
 from tests.tiny import tiny_model
 
-pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 LLAMA = FAMILIES["llama"]
 LAYERS = [[0, 2], [0, 1], [1, 2]]
 

@@ -13,8 +13,6 @@ from ailora.adapters import SIDECAR_NAME, Plan, Sidecar, find_sidecar
 from ailora.adapters.attach import sidecar_of
 from tests.families import FAMILIES
 
-pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
-
 
 def saved(folder: Path) -> Sidecar:
     model = ailora.adapt(FAMILIES["bert"].model(), rank=4)

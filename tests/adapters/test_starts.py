@@ -11,7 +11,6 @@ from ailora.adapters import starts as starts_module
 from ailora.adapters.attach import sidecar_of
 from tests.families import FAMILIES, train
 
-pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 FAMILY = FAMILIES["bert"]
 
 

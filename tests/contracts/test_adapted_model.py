@@ -19,8 +19,6 @@ from ailora.adapters import AnchoredFactor
 from tests.families import FAMILIES, RANK, Family, train
 
 # PEFT asks a property that transformers deprecates while it builds a PeftModel.
-pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
-
 EPS = torch.finfo(torch.float32).eps
 
 

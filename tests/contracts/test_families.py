@@ -35,7 +35,6 @@ from tests.contracts.test_adapted_model import close
 from tests.tiny import tiny_inputs, tiny_model
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
     pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths:UserWarning"),
 ]
 

@@ -22,8 +22,6 @@ from tests.attention import Model, problems, sites, without_biases
 from tests.contracts.test_adapted_model import close
 from tests.tiny import BATCH, POSITIONS
 
-pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
-
 SIZES = {
     "hidden_size": 32,
     "intermediate_size": 48,

@@ -25,7 +25,6 @@ from tests.contracts.test_adapted_model import close
 from tests.quantized import PACKED, QUANTIZATIONS, PackedLinear, Quantization, original, run, saved
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
     pytest.mark.filterwarnings("ignore:MatMul8bitLt. inputs will be cast:UserWarning"),
     pytest.mark.filterwarnings("ignore:Merge lora module to .-bit linear may get different:UserWarning"),
     pytest.mark.filterwarnings("ignore:TorchaoLoraLinear was instantiated without:UserWarning"),

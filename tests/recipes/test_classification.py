@@ -24,9 +24,6 @@ from ailora.recipes import classification
 from ailora.recipes.config import load_config
 from ailora.recipes.finished import FinishedRun
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
-]
 TIMES = ("init_seconds", "train_seconds", "peak_memory_bytes", "config")
 
 

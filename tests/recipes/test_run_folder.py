@@ -18,9 +18,6 @@ from ailora.recipes.config import load_config
 from ailora.recipes.finished import FinishedRun
 from ailora.recipes.run_folder import RunFolder
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
-]
 #: Eight steps, checkpoints after five and eight.
 SMALL = ("data.max_train_samples=32",)
 

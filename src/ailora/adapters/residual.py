@@ -115,7 +115,7 @@ def _residual(base: nn.Module, starts: list[Start], source: Source) -> Residual:
     exact = weight.to(subtracted.dtype) - subtracted
     if storage is None:
         made = exact.to(stored.dtype)
-        _warn_of_rounding(made, exact, subtracted, modules[0])
+        warn_of_rounding(made, exact, subtracted, modules[0])
         return Residual(modules, made, None)
     packed = requantized(layer, storage, exact, base)
     after = dequantized(packed, storage, modules[0]).to(subtracted.dtype) + subtracted
@@ -132,7 +132,8 @@ def _subtracted(weight: Tensor, starts: list[Start]) -> Tensor:
     return whole
 
 
-def _warn_of_rounding(made: Tensor, exact: Tensor, subtracted: Tensor, module: str) -> None:
+def warn_of_rounding(made: Tensor, exact: Tensor, subtracted: Tensor, module: str) -> None:
+    """Warn where a residual weight, stored, has lost much of what was subtracted."""
     moved = subtracted.norm()
     lost = float((made.to(exact.dtype) - exact).norm() / moved) if moved > 0 else 0.0
     if lost > 1e-3:

@@ -11,18 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from tqdm.auto import tqdm
+from transformers import PreTrainedModel
 
 from ailora.adapters.filed import CONFIG_NAME, WEIGHTS_NAME
 from ailora.adapters.lora_config import lora_config
 from ailora.adapters.plan import Form, Plan
 from ailora.adapters.planning import make_plan
-from ailora.adapters.sidecar import Sidecar, library_versions
+from ailora.adapters.sidecar import SIDECAR_NAME, Sidecar, library_versions
 from ailora.adapters.tensor_names import stored_weights
 from ailora.adapters.weights import base_layer, stored_transposed
 from ailora.checkpoints import jobs
 from ailora.checkpoints.adapter_files import WORDS, write_tensors
+from ailora.checkpoints.heads import head_tensors
 from ailora.checkpoints.jobs import Job, Piece, Timing
 from ailora.checkpoints.models import meta_model, model_folder
 from ailora.checkpoints.output import Output
@@ -51,7 +53,7 @@ class Initialization:
     """
 
     model: str
-    base: nn.Module
+    base: PreTrainedModel
     checkpoint: Checkpoint
     plan: Plan
     stored: dict[str, StoredTensor]
@@ -64,6 +66,7 @@ class Initialization:
         policy: Policy | str | Mapping[str, Any] = "ailora",
         *,
         task_type: str | None = None,
+        num_labels: int | None = None,
         seed: int = 0,
         **plan_options: Any,
     ) -> Initialization:
@@ -74,7 +77,8 @@ class Initialization:
             policy: as `make_plan`.
             task_type: PEFT's, which decides the class that the adapter will be loaded into, and so the names in its
                 file; None: the class that the configuration names.
-            seed: of the random starts of plain LoRA.
+            num_labels: outputs of a classification head; None: as the configuration says.
+            seed: of the random starts of plain LoRA and of new heads.
             **plan_options: as `make_plan`, `layer_replication` aside.
 
         Raises:
@@ -85,7 +89,7 @@ class Initialization:
             raise InputError("layer_replication changes the model in memory: use ailora.adapt on the loaded model")
         if type(seed) is not int:
             raise InputError(f"seed {seed!r} is not allowed: a whole number")
-        base = meta_model(model, task_type)
+        base = meta_model(model, task_type, num_labels=num_labels)
         plan = make_plan(base, policy, task_type=task_type, **plan_options)
         checkpoint = Checkpoint.open(model_folder(model))
         names = stored_weights(base, plan.modules, checkpoint.tensors)
@@ -135,6 +139,7 @@ class Initialization:
         files = {tensor.file for tensor in self.checkpoint.tensors.values()}
         stats = {file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in sorted(files)}
         named = {"command": "init", "model": _recorded_name(self.model), "seed": self.seed, "files": stats}
+        named["labels"] = self.base.config.num_labels
         return named | {"plan": self.plan.to_json(), "versions": library_versions()}
 
 
@@ -169,6 +174,7 @@ def init(
     policy: Policy | str | Mapping[str, Any] = "ailora",
     *,
     task_type: str | None = None,
+    num_labels: int | None = None,
     seed: int = 0,
     device: str = "cpu",
     workers: int = 1,
@@ -190,6 +196,7 @@ def init(
         out: the folder to write.
         policy: as `make_plan`.
         task_type: as `Initialization.of`.
+        num_labels: as `Initialization.of`.
         seed: as `Initialization.of`.
         device: where matrices are decomposed: `cpu`, `cuda`.
         workers: processes that share the cores.
@@ -203,13 +210,14 @@ def init(
     """
     started = time.perf_counter()
     _require_device(device)
-    work = Initialization.of(model, policy, task_type=task_type, seed=seed, **plan_options)
+    work = Initialization.of(model, policy, task_type=task_type, num_labels=num_labels, seed=seed, **plan_options)
     output = Output(out)
     with joined() as team, _claimed(output, work, team, force=force) as done:
         made = work.jobs(output.pieces, device=device, cached=cached)
         report = InitReport(str(out), len(made), 0, {}, {}, len(made))
         if done:
-            return replace(report, seconds={"total": time.perf_counter() - started})
+            floored = Sidecar.read(_adapter_folder(work, output) / SIDECAR_NAME).floored
+            return replace(report, floored=floored, seconds={"total": time.perf_counter() - started})
         # Shared before it is looked what is left: other ranks may be at work already.
         left = [job for job in team.share(sorted(made, key=lambda job: -job.flops)) if not job.piece.exists()]
         timings = _run(left, workers=workers)
@@ -219,9 +227,8 @@ def init(
             output.finish()
             report = replace(report, floored=floored)
         team.wait()
-        seconds: dict[str, float] = {
-            name: sum(getattr(t, name) for t in timings) for name in ("read", "decompose", "write")
-        }
+        parts = ("read", "decompose", "write")
+        seconds: dict[str, float] = {part: sum(getattr(t, part) for t in timings) for part in parts}
         read = sum(job.stored.size for job in left)
         seconds["total"] = time.perf_counter() - started
         return replace(report, bytes_read=read, seconds=seconds, resumed=len(made) - len(left))
@@ -257,9 +264,10 @@ def _write(work: Initialization, output: Output, made: list[Job]) -> dict[str, i
     pieces = {job.module: Piece.read(job.piece) for job in made}
     floored = {name: count for piece in pieces.values() for name, count in piece.floored.items()}
     residual = work.plan.form is Form.RESIDUAL
-    adapter = output.folder / "adapter" if residual else output.folder
+    adapter = _adapter_folder(work, output)
     adapter.mkdir(exist_ok=True)
-    _write_weights(adapter / WEIGHTS_NAME, pieces)
+    heads = head_tensors(work.base, work.plan.options, work.checkpoint, work.seed)
+    _write_weights(adapter / WEIGHTS_NAME, pieces, heads)
     recorded = str(output.folder.resolve()) if residual else _recorded_name(work.model)
     sidecar = Sidecar.of(
         work.plan,
@@ -277,17 +285,22 @@ def _write(work: Initialization, output: Output, made: list[Job]) -> dict[str, i
     return floored
 
 
+def _adapter_folder(work: Initialization, output: Output) -> Path:
+    return output.folder / "adapter" if work.plan.form is Form.RESIDUAL else output.folder
+
+
 def _residual_of(job: Job) -> Any:
     return lambda raw: iter([jobs.residual_rows(job, raw)])
 
 
-def _write_weights(file: Path, pieces: Mapping[str, Piece]) -> None:
+def _write_weights(file: Path, pieces: Mapping[str, Piece], heads: Mapping[str, Tensor]) -> None:
     """The stock file, one piece in memory at a time."""
     tensors = {
         f"base_model.model.{module}.{end}": tensor
         for module, piece in pieces.items()
         for end, tensor in piece.tensors.items()
     }
+    tensors |= {f"base_model.model.{name}": tensor for name, tensor in heads.items()}
     planned = [Planned(name, WORDS[tensor.dtype], tuple(tensor.shape)) for name, tensor in tensors.items()]
     write_tensors(file, planned, tensors.__getitem__)
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ailora.adapters.placing import build_factors
 from ailora.adapters.plan import Form, Plan, PlannedAdapter
+from ailora.adapters.residual import warn_of_rounding
 from ailora.adapters.starts import Start
 from ailora.adapters.weights import digest, require_matrix, rows_of, write_rows
 from ailora.errors import ModelError
@@ -150,14 +151,14 @@ def _matrix(raw: Tensor, job: Job) -> Tensor:
 
 
 def _start(job: Job, planned: PlannedAdapter, weight: Tensor) -> Start:
-    generator = torch.Generator().manual_seed(_seed(job.seed, planned.projection.name))
+    generator = torch.Generator().manual_seed(seed_of(job.seed, planned.projection.name))
     rows = rows_of(weight, planned.projection)
     made = planned.init.factors(rows, planned.rank, scaling=planned.scaling, generator=generator)
     return Start(planned, Factors(made.A.cpu(), made.B.cpu(), made.floored.cpu()))
 
 
-def _seed(seed: int, name: str) -> int:
-    """A seed of its own for every projection, so that the order of the work does not matter."""
+def seed_of(seed: int, name: str) -> int:
+    """A seed of its own for everything that is drawn, so that the order of the work does not matter."""
     return int.from_bytes(sha256(f"{seed} {name}".encode()).digest()[:8], "little") >> 1
 
 
@@ -181,13 +182,14 @@ def residual_rows(job: Job, raw: Tensor) -> Tensor:
     weight = _matrix(raw, job)
     tensors = Piece.read(job.piece).tensors
     A, B = tensors["lora_A.weight"], tensors["lora_B.weight"]
-    residual = weight.to(A.dtype)
+    update = torch.zeros_like(weight, dtype=A.dtype)
     first = 0
     for planned in job.adapters:
         last = first + planned.rank
         if planned.init.anchored:
-            update = planned.scaling * (B[:, first:last] @ A[first:last])
-            reached = rows_of(residual, planned.projection)
-            write_rows(residual, planned.projection, reached - rows_of(update, planned.projection))
+            part = planned.scaling * (B[:, first:last] @ A[first:last])
+            write_rows(update, planned.projection, rows_of(part, planned.projection))
         first = last
+    residual = weight.to(A.dtype) - update
+    warn_of_rounding(residual.to(raw.dtype), residual, update, job.module)
     return residual.T if job.transposed else residual

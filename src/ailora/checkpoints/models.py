@@ -76,18 +76,20 @@ def model_folder(name: str) -> Path:
         ) from None
 
 
-def meta_model(name: str, task_type: str | None = None) -> PreTrainedModel:
+def meta_model(name: str, task_type: str | None = None, *, num_labels: int | None = None) -> PreTrainedModel:
     """A model without weights, on the meta device; the code of a repository is never run.
 
     Args:
         name: a hub id, a local folder, or `builtin:minilm`.
         task_type: PEFT's, which decides the class; None: the class that the configuration names.
+        num_labels: outputs of a classification head; None: as the configuration says.
 
     Raises:
         InputError: no configuration of transformers at that path or hub id, a damaged one, or no such class for it.
     """
+    labels = {} if num_labels is None else {"num_labels": num_labels}
     try:
-        config = AutoConfig.from_pretrained(model_path(name), trust_remote_code=False)
+        config = AutoConfig.from_pretrained(model_path(name), trust_remote_code=False, **labels)
     except InputError:
         raise
     # A damaged file can fail in any way.

@@ -22,6 +22,7 @@ def init(
     task_type: Annotated[
         str | None, typer.Option(help="PEFT's, such as SEQ_CLS; default: from the configuration's architecture.")
     ] = None,
+    num_labels: Annotated[int | None, typer.Option(min=1, help="Outputs of a classification head.")] = None,
     rslora: Annotated[bool, typer.Option("--rslora", help="Scaling alpha / sqrt(r).")] = False,
     dora: Annotated[bool, typer.Option("--dora", help="A DoRA.")] = False,
     seed: Annotated[int, typer.Option(help="Of random starts.")] = 0,
@@ -45,6 +46,7 @@ def init(
         "role_names": parse_role_names(role_names),
         "form": form,
         "task_type": task_type,
+        "num_labels": num_labels,
         "rslora": rslora,
         "dora": dora,
         "seed": seed,

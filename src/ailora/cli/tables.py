@@ -111,6 +111,8 @@ def print_report(title: str, report: Mapping[str, Any], *, json: bool) -> None:
 
 
 def _figure(key: str, value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     if isinstance(value, dict):
         return ", ".join(f"{name} {_figure(key, figure)}" for name, figure in value.items()) or "none"
     if "bytes" in key and isinstance(value, int):
@@ -138,9 +140,8 @@ def error_table(errors: Mapping[str, tuple[float, float]]) -> Table:
 def check_table(verdict: Verdict) -> Table:
     """The checks of an adapter, and what they found."""
     words = {True: "passed", False: "FAILED", None: "not applicable"}
-    table = Table(
-        "check", "result", "what was found", title=f"{verdict.adapter} on {verdict.base}", title_justify="left"
-    )
+    title = f"{verdict.adapter} on {verdict.base}"
+    table = Table("check", "result", "what was found", title=title, title_justify="left")
     for check in verdict.checks:
         table.add_row(check.name, words[check.passed], check.detail)
     return table
@@ -154,13 +155,15 @@ def inspection_tables(found: Mapping[str, Any]) -> Iterator[Table]:
         if key not in ("kind", "folder", "lines", "roles") and value not in (None, [], {}):
             facts.add_row(key.replace("_", " "), _figure(key, value))
     yield facts
-    table = Table(*(_HEADS.get(key, key) for key in lines[0]), title="by role, root mean square", title_justify="left")
+    title = "by role" if found["kind"] == "model" else "by role, root mean square over its modules"
+    heads = [str(_HEADS.get(key, key)) for key in lines[0]]
+    table = Table(*heads, title=title, title_justify="left")
     for line in lines:
         table.add_row(*("" if value is None else _short_figure(value) for value in line.values()))
     yield table
 
 
-_HEADS = {
+_HEADS: dict[str, str] = {
     "scaling": "s",
     "anchor": "|s B0 A0|",
     "update": "|dW|",

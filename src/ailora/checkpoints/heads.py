@@ -1,0 +1,56 @@
+"""Modules that PEFT trains whole and looks for in an adapter's file: heads, and what the plan adds to them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from ailora.adapters.plan import LoraOptions
+from ailora.adapters.tensor_names import loaded_names
+from ailora.checkpoints.jobs import seed_of
+from ailora.shards import Checkpoint
+
+#: What PEFT's classes add to `modules_to_save`.
+_HEADS = {"SEQ_CLS": ("classifier", "score"), "TOKEN_CLS": ("classifier", "score"), "QUESTION_ANS": ("qa_outputs",)}
+
+
+def head_tensors(model: PreTrainedModel, options: LoraOptions, checkpoint: Checkpoint, seed: int) -> dict[str, Tensor]:
+    """The tensors of all modules that are trained whole, by the name of the parameter in the model.
+
+    Those of the checkpoint where it has them, mapped; else fresh ones, drawn as transformers does for a new head.
+
+    Args:
+        model: the base model on the meta device.
+        options: the plan's.
+        checkpoint: the base model's.
+        seed: of fresh heads.
+    """
+    names = (*options.modules_to_save, *_HEADS.get(options.task_type or "", ()))
+    stored = {name: tensor for tensor, name in loaded_names(model, checkpoint.tensors).items()}
+    found: dict[str, Tensor] = {}
+    for module, part in model.named_modules():
+        # PEFT's rule.
+        if not any(module.endswith(name) for name in names):
+            continue
+        shapes = {f"{module}.{key}": tuple(tensor.shape) for key, tensor in part.state_dict().items()}
+        kept = {name for name, shape in shapes.items() if _fits(stored.get(name), shape, checkpoint)}
+        fresh = {} if kept == shapes.keys() else _fresh(model, module, seed)
+        found |= {name: checkpoint.read(stored[name]) if name in kept else fresh[name] for name in shapes}
+    return found
+
+
+def _fits(tensor: str | None, shape: tuple[int, ...], checkpoint: Checkpoint) -> bool:
+    return tensor is not None and checkpoint.tensors[tensor].shape == shape
+
+
+def _fresh(model: PreTrainedModel, module: str, seed: int) -> Mapping[str, Tensor]:
+    """The state of a new module, whatever the state of the global generator, which is left as it is."""
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(seed_of(seed, module))
+        made = copy.deepcopy(model.get_submodule(module)).to_empty(device="cpu")
+        made.apply(model._init_weights)
+    return {f"{module}.{key}": tensor for key, tensor in made.state_dict().items()}

@@ -1,0 +1,331 @@
+"""`init`: the adapter that `adapt` would start with, without the model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+import transformers as tf
+from safetensors.torch import load_file, save_file
+
+import ailora
+from ailora.adapters.residual import LossyResidualWarning
+from ailora.checkpoints import Initialization, init, verify
+from ailora.roles.catalog import FAMILIES as CATALOG
+from tests.contracts.test_families import MADE_AS, OFTEN, REMOTE
+from tests.families import FAMILIES
+from tests.tiny import tiny_model
+
+RANK = 4
+WEIGHTS = "adapter_model.safetensors"
+
+#: Their checkpoints hold queries, keys and values in one tensor that transformers splits when it loads them.
+CONVERTED = {
+    *("gradium_phonon_tts", "gte", "hrm_text", "jina_embeddings_v3", "molmo2_text", "nomic_bert", "radio", "step3p7"),
+    *("tipsv2_text_model", "tipsv2_vision_model"),
+}
+MADE = sorted({MADE_AS.get(family, family) for family in CATALOG if family not in REMOTE})
+
+
+def saved(family: str, folder: Path, **options: Any) -> str:
+    FAMILIES[family].model().save_pretrained(folder, **options)
+    return str(folder)
+
+
+def same_files(one: Path, other: Path) -> None:
+    ours, theirs = load_file(one / WEIGHTS), load_file(other / WEIGHTS)
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        assert ours[name].dtype == theirs[name].dtype
+        assert torch.equal(ours[name], theirs[name]), name
+
+
+def factors_of(folder: Path) -> dict[str, torch.Tensor]:
+    return {name: tensor for name, tensor in load_file(folder / WEIGHTS).items() if ".lora_" in name}
+
+
+@pytest.mark.parametrize("model_type", [m if m in OFTEN else pytest.param(m, marks=pytest.mark.slow) for m in MADE])
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths:UserWarning")
+def test_every_family_gets_the_file_that_adapt_saves(model_type: str, tmp_path: Path) -> None:
+    model = tiny_model(model_type)
+    model.save_pretrained(tmp_path / "base")
+    if model_type in CONVERTED:
+        with pytest.raises(ailora.ModelError, match="transformers makes it from other tensors"):
+            init(str(tmp_path / "base"), tmp_path / "adapter", rank=2, roles=tuple(_roles(model)))
+        return
+    init(str(tmp_path / "base"), tmp_path / "adapter", rank=2)
+    adapted = ailora.adapt(model, rank=2, modules_to_save=[])
+    ailora.save_adapter(adapted, tmp_path / "live")
+    same_files(tmp_path / "adapter", tmp_path / "live")
+    ours, theirs = (json.loads((tmp_path / f / "ailora.json").read_text()) for f in ("adapter", "live"))
+    assert ours["fingerprints"] == theirs["fingerprints"]
+    assert [a["module"] for a in ours["plan"]["adapters"]] == [a["module"] for a in theirs["plan"]["adapters"]]
+
+
+def _roles(model: torch.nn.Module) -> list[str]:
+    return list(dict.fromkeys(p.role.value for p in ailora.find_projections(model)))
+
+
+@pytest.mark.parametrize("options", [{"rslora": True}, {"alpha": 6}, {"policy": {"query": "minor", "value": "lora"}}])
+def test_options_reach_the_file(options: dict[str, Any], tmp_path: Path) -> None:
+    base = saved("llama", tmp_path / "base")
+    init(base, tmp_path / "adapter", rank={"query": 4, "value": 2}, **options)
+    model = tf.AutoModelForCausalLM.from_pretrained(base)
+    adapted = ailora.adapt(model, rank={"query": 4, "value": 2}, **options)
+    ailora.save_adapter(adapted, tmp_path / "live")
+    ours, theirs = factors_of(tmp_path / "adapter"), factors_of(tmp_path / "live")
+    assert ours.keys() == theirs.keys()
+    for name, tensor in ours.items():
+        assert tensor.shape == theirs[name].shape
+        # Plain LoRA draws its A from a seed of its own here.
+        if "v_proj.lora_A" not in name or "policy" not in options:
+            assert torch.equal(tensor, theirs[name]), name
+    configs = [json.loads((tmp_path / f / "adapter_config.json").read_text()) for f in ("adapter", "live")]
+    for config in configs:
+        config.pop("base_model_name_or_path")
+        config["target_modules"] = sorted(config["target_modules"])
+    assert configs[0] == configs[1]
+
+
+def test_a_dora_starts_with_the_magnitudes_of_the_weights(tmp_path: Path) -> None:
+    base = saved("llama", tmp_path / "base")
+    init(base, tmp_path / "adapter", rank=4, dora=True)
+    model = tf.AutoModelForCausalLM.from_pretrained(base)
+    ailora.save_adapter(ailora.adapt(model, rank=4, dora=True), tmp_path / "live")
+    ours, theirs = load_file(tmp_path / "adapter" / WEIGHTS), load_file(tmp_path / "live" / WEIGHTS)
+    assert ours.keys() == theirs.keys()
+    assert any("magnitude" in name for name in ours)
+    for name, tensor in ours.items():
+        torch.testing.assert_close(tensor, theirs[name], rtol=1e-6, atol=0)
+
+
+TASKS = {
+    "SEQ_CLS": (tf.AutoModelForSequenceClassification, peft.PeftModelForSequenceClassification),
+    "TOKEN_CLS": (tf.AutoModelForTokenClassification, peft.PeftModelForTokenClassification),
+    "QUESTION_ANS": (tf.AutoModelForQuestionAnswering, peft.PeftModelForQuestionAnswering),
+    "CAUSAL_LM": (tf.AutoModelForCausalLM, peft.PeftModelForCausalLM),
+    "FEATURE_EXTRACTION": (tf.AutoModel, peft.PeftModelForFeatureExtraction),
+}
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("family", ["llama", "bert"])
+def test_the_file_loads_under_the_class_of_every_task(task: str, family: str, tmp_path: Path) -> None:
+    """Names in the file depend on the class: a `LlamaModel` has no `model.` before its layers."""
+    base = saved(family, tmp_path / "base")
+    init(base, tmp_path / "adapter", rank=4, task_type=task, num_labels=2)
+    auto, wrapped = TASKS[task]
+    options = {} if task in ("CAUSAL_LM", "FEATURE_EXTRACTION") else {"num_labels": 2, "ignore_mismatched_sizes": True}
+    model = auto.from_pretrained(base, **options).eval()
+    inputs = {"input_ids": FAMILIES[family].inputs()["input_ids"][:1]}
+    with torch.no_grad():
+        adapted = peft.PeftModel.from_pretrained(model, tmp_path / "adapter")
+        assert type(adapted) is wrapped
+        started = adapted(**inputs)[0]
+        with adapted.disable_adapter():
+            expected = adapted(**inputs)[0]
+        if not options:
+            assert torch.equal(started, expected)
+    state = peft.get_peft_model_state_dict(adapted)
+    filed = load_file(tmp_path / "adapter" / WEIGHTS)
+    assert state.keys() == filed.keys()
+    assert any(".lora_" not in name for name in filed) == bool(options)
+    for name, tensor in filed.items():
+        assert torch.equal(state[name], tensor)
+
+
+def test_a_head_of_the_checkpoint_is_kept_and_a_new_one_is_drawn(tmp_path: Path) -> None:
+    base = saved("bert", tmp_path / "base")
+    init(base, tmp_path / "kept", rank=4)
+    model = tf.AutoModelForSequenceClassification.from_pretrained(base).eval()
+    inputs = FAMILIES["bert"].inputs()
+    with torch.no_grad():
+        expected = model(**inputs).logits
+        assert torch.equal(peft.PeftModel.from_pretrained(model, tmp_path / "kept")(**inputs).logits, expected)
+    heads = []
+    for name, seed in {"one": 1, "same": 1, "other": 2}.items():
+        torch.manual_seed(len(heads))
+        state = torch.get_rng_state()
+        init(base, tmp_path / name, rank=4, num_labels=5, seed=seed)
+        assert torch.equal(torch.get_rng_state(), state)
+        heads.append(load_file(tmp_path / name / WEIGHTS)["base_model.model.classifier.weight"])
+    assert heads[0].shape == (5, 32)
+    assert 0.01 < heads[0].std() < 0.03  # the configuration's initializer_range is 0.02
+    assert torch.equal(heads[0], heads[1])
+    assert not torch.equal(heads[0], heads[2])
+
+
+def test_a_sequence_to_sequence_model_is_known_by_its_architecture(tmp_path: Path) -> None:
+    base = saved("t5", tmp_path / "base")
+    init(base, tmp_path / "adapter", rank=4)
+    assert json.loads((tmp_path / "adapter/adapter_config.json").read_text())["task_type"] == "SEQ_2_SEQ_LM"
+    peft.AutoPeftModelForSeq2SeqLM.from_pretrained(tmp_path / "adapter")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_shards_in_any_dtype(dtype: torch.dtype, tmp_path: Path) -> None:
+    model = FAMILIES["llama"].model().to(dtype)
+    model.save_pretrained(tmp_path / "base", max_shard_size="10KB")
+    assert len(list((tmp_path / "base").glob("model-*.safetensors"))) > 2
+    init(str(tmp_path / "base"), tmp_path / "adapter", rank=4)
+    loaded = tf.AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    assert loaded.dtype is dtype
+    ailora.save_adapter(ailora.adapt(loaded, rank=4), tmp_path / "live")
+    same_files(tmp_path / "adapter", tmp_path / "live")
+    assert verify(tmp_path / "live", str(tmp_path / "base")).passed
+
+
+def test_the_residual_form_is_a_checkpoint_of_residual_weights(tmp_path: Path) -> None:
+    model = FAMILIES["llama"].model()
+    model.save_pretrained(tmp_path / "base", max_shard_size="20KB")
+    init(str(tmp_path / "base"), tmp_path / "residual", rank=4, form="residual")
+    before, after = tmp_path / "base", tmp_path / "residual"
+    index = "model.safetensors.index.json"
+    assert (before / index).read_bytes() == (after / index).read_bytes()
+    adapted = ailora.adapt(tf.AutoModelForCausalLM.from_pretrained(before), rank=4, form="residual")
+    live = adapted.get_base_model()
+    changed = 0
+    for shard in sorted(before.glob("model-*.safetensors")):
+        assert shard.stat().st_size == (after / shard.name).stat().st_size
+        old, new = load_file(shard), load_file(after / shard.name)
+        for name in old:
+            if any(leaf in name for leaf in ("q_proj", "v_proj")):
+                changed += 1
+                module = name.removesuffix(".weight")
+                assert torch.equal(new[name], live.get_submodule(module).base_layer.weight), name
+            else:
+                assert torch.equal(old[name], new[name])
+    assert changed == 4
+    loaded = peft.AutoPeftModelForCausalLM.from_pretrained(after / "adapter")
+    inputs = FAMILIES["llama"].inputs()
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(**inputs).logits, model(**inputs).logits, rtol=1e-4, atol=1e-4)
+
+
+def test_the_residual_form_says_what_half_precision_loses(tmp_path: Path) -> None:
+    FAMILIES["llama"].model().to(torch.bfloat16).save_pretrained(tmp_path / "base")
+    with pytest.warns(LossyResidualWarning, match=r"loses \d+% of the subtracted part"):
+        init(str(tmp_path / "base"), tmp_path / "residual", policy="milora", rank=2, form="residual")
+
+
+def test_workers_make_the_same_file(tmp_path: Path) -> None:
+    base = saved("llama", tmp_path / "base")
+    init(base, tmp_path / "one", {"query": "principal", "value": "minor", "output": "lora"}, rank=4)
+    report = init(base, tmp_path / "two", {"query": "principal", "value": "minor", "output": "lora"}, rank=4, workers=2)
+    assert report.modules == 6
+    same_files(tmp_path / "one", tmp_path / "two")
+
+
+def test_the_real_llama_on_the_real_device(shared: Path, tmp_path: Path) -> None:
+    base = str(shared / "lm" / "pico-llama")
+    report = init(base, tmp_path / "adapter", rank=8)
+    assert report.modules == 12
+    assert report.bytes_read == Initialization.of(base).bytes_to_read == 12 // 2 * (256 * 256 + 128 * 256) * 4
+    loaded = tf.AutoModelForCausalLM.from_pretrained(base)
+    ailora.save_adapter(ailora.adapt(loaded, rank=8), tmp_path / "live")
+    same_files(tmp_path / "adapter", tmp_path / "live")
+
+
+def test_the_same_call_finds_nothing_left_to_do(tmp_path: Path) -> None:
+    base = saved("llama", tmp_path / "base")
+    first = init(base, tmp_path / "adapter", rank=4)
+    stamp = (tmp_path / "adapter" / WEIGHTS).stat().st_mtime_ns
+    again = init(base, tmp_path / "adapter", rank=4)
+    assert (again.resumed, again.bytes_read, again.floored) == (4, 0, first.floored)
+    assert (tmp_path / "adapter" / WEIGHTS).stat().st_mtime_ns == stamp
+
+
+def test_other_work_in_the_folder_is_not_overwritten(tmp_path: Path) -> None:
+    base = saved("llama", tmp_path / "base")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years")
+    with pytest.raises(ailora.InputError, match=r"is not empty and not made by this command .*thesis\.txt.*--force"):
+        init(base, tmp_path / "mine", rank=4)
+    assert [f.name for f in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
+    init(base, tmp_path / "mine", rank=4, force=True)
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "years"
+    with pytest.raises(ailora.InputError, match="holds the finished result of another request"):
+        init(base, tmp_path / "mine", rank=2)
+    init(base, tmp_path / "mine", rank=2, force=True)
+    same = init(base, tmp_path / "other", rank=2)
+    assert same.modules == 4
+    same_files(tmp_path / "mine", tmp_path / "other")
+
+
+def test_an_estimate_reads_nothing(tmp_path: Path) -> None:
+    base = saved("llama", tmp_path / "base")
+    work = Initialization.of(base, rank=4)
+    for file in (tmp_path / "base").glob("*.safetensors"):
+        size = file.stat().st_size
+        header = file.read_bytes()[: min(t.start for t in work.checkpoint.tensors.values())]
+        file.write_bytes(header)
+        with file.open("r+b") as stream:
+            stream.truncate(size)
+    estimate = work.estimate()
+    assert estimate["modules"] == 4
+    assert estimate["bytes_to_read"] == 2 * (32 * 32 + 16 * 32) * 4
+    assert estimate["memory_bound_bytes"] == 6 * 4 * 32 * 32 + 128 * 2**20
+    assert estimate["flops"] > 0
+    assert estimate["seconds"] > 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rank": 40}, "rank 40 is not possible for model.layers.0.self_attn.q_proj"),
+        ({"seed": "x"}, "seed 'x' is not allowed"),
+        ({"workers": 0}, "workers 0 is not allowed"),
+        ({"device": "tpu"}, "device 'tpu' is not here"),
+        ({"task_type": "SEQ_CLASS"}, "unknown task type 'SEQ_CLASS'"),
+        ({"layer_replication": [[0, 1]]}, "use ailora.adapt on the loaded model"),
+    ],
+)
+def test_impossible_requests_leave_nothing(options: dict[str, Any], message: str, tmp_path: Path) -> None:
+    base = saved("llama", tmp_path / "base")
+    with pytest.raises(ailora.AiloraError, match=message):
+        init(base, tmp_path / "adapter", **options)
+    assert not (tmp_path / "adapter" / "adapter_config.json").exists()
+
+
+def test_models_that_are_not_here(tmp_path: Path) -> None:
+    with pytest.raises(ailora.InputError, match=r"cannot load the configuration of model 'nobody/nothing'"):
+        init("nobody/nothing", tmp_path / "adapter")
+    base = Path(saved("llama", tmp_path / "base"))
+    (base / "model.safetensors").unlink()
+    with pytest.raises(ailora.InputError, match="holds no safetensors files"):
+        init(str(base), tmp_path / "adapter")
+    torch.save({}, base / "pytorch_model.bin")
+    with pytest.raises(ailora.InputError, match=r"never opened\. Convert it once.*save_pretrained"):
+        init(str(base), tmp_path / "adapter")
+
+
+def test_weights_that_have_no_decomposition(tmp_path: Path) -> None:
+    base = Path(saved("llama", tmp_path / "base"))
+    state = load_file(base / "model.safetensors")
+    name = "model.layers.1.self_attn.v_proj.weight"
+    save_file({**state, name: state[name].fill_(float("nan"))}, base / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ailora.ModelError, match=r"v_proj\.weight .* holds NaN or infinite entries"):
+        init(str(base), tmp_path / "adapter", rank=4)
+    assert not (tmp_path / "adapter" / "adapter_config.json").exists()
+    save_file({**state, name: state[name].zero_().to(torch.int8)}, base / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ailora.InputError, match="holds the beginning of another request"):
+        init(str(base), tmp_path / "adapter", rank=4)
+    with pytest.raises(ailora.ModelError, match="a quantized weight cannot be decomposed out of core"):
+        init(str(base), tmp_path / "adapter", rank=4, force=True)
+    save_file({**state, name: state[name][:, :8].clone()}, base / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ailora.InputError, match=r"the configuration says \(16, 32\)"):
+        init(str(base), tmp_path / "adapter", rank=4, force=True)
+
+
+def test_a_zero_weight_is_floored_and_said(tmp_path: Path) -> None:
+    base = Path(saved("llama", tmp_path / "base"))
+    state = load_file(base / "model.safetensors")
+    name = "model.layers.1.self_attn.v_proj.weight"
+    save_file({**state, name: torch.zeros_like(state[name])}, base / "model.safetensors", {"format": "pt"})
+    report = init(str(base), tmp_path / "adapter", rank=4)
+    assert report.floored == {"model.layers.1.self_attn.v_proj": 4}
+    assert verify(tmp_path / "adapter", str(base)).passed
