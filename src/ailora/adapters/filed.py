@@ -76,12 +76,14 @@ class FiledRole:
         A: its rows of the module's `A`: `[A0; dA]` where there is an anchor.
         B: its columns of the module's `B`, on the rows that they reach: `[dB, B]` where there is an anchor.
         anchored: whether the factors are stacked so.
+        eps: machine precision of the file's factors.
     """
 
     planned: PlannedAdapter
     A: Tensor
     B: Tensor
     anchored: bool
+    eps: float
 
     @property
     def start(self) -> tuple[Tensor, Tensor]:
@@ -98,7 +100,7 @@ class FiledRole:
     def trained_whole(self) -> bool:
         """Whether code that knows of no anchor trained all of it: `B - dB` has left the grid of `B0`.
 
-        Half-precision files cannot tell.
+        The rounding of half-precision files is coarser than the grid: there it cannot be told, and is taken for no.
         """
         (delta, total) = self.B.chunk(2, dim=1)
         start = total - delta
@@ -108,7 +110,7 @@ class FiledRole:
         # The grid of `anchored._snap_to_grid`, asked a little coarser than its rounding.
         step = torch.ldexp(torch.ones(()), torch.frexp(largest * (1 + 2.0**-21)).exponent - 19)
         off = (start / step - (start / step).round()).abs() * step
-        return bool((off > 2**-23 * (total.abs() + delta.abs() + start.abs())).any())
+        return bool((off > self.eps * (total.abs() + delta.abs() + start.abs())).any())
 
 
 @dataclass(frozen=True)
@@ -188,13 +190,15 @@ class FiledAdapter:
         """The factors of every planned adapter, module by module."""
         stacked = self.holds_anchor(plan)
         for module, group in plan.modules.items():
-            A, B = self.modules[module].factors()
+            filed = self.modules[module]
+            A, B = filed.factors()
+            eps = max(torch.finfo(stored.torch_dtype).eps for stored in (filed.A, filed.B))
             first = 0
             for planned in group:
                 last = first + (planned.file_rank if stacked else planned.rank)
                 columns = B[:, first:last]
                 reached = columns if plan.couple_roles else rows_of(columns, planned.projection)
-                yield FiledRole(planned, A[first:last], reached, stacked and planned.init.anchored)
+                yield FiledRole(planned, A[first:last], reached, stacked and planned.init.anchored, eps)
                 first = last
 
     def _fitting_sidecar(self) -> Sidecar | None:

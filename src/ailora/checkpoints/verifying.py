@@ -169,7 +169,7 @@ def _anchors(weights: _Weights, filed: FiledAdapter, plan: Plan, sidecar: Sideca
         name = role.planned.projection.name
         if role.anchored:
             count += 1
-            error = _anchor_error(role, weights.read(role.planned.projection.module), filed, plan)
+            error = _anchor_error(role, weights.read(role.planned.projection.module), plan)
             worst = max(worst, error)
             failed = failed or (f"{name}: {error:.1e} from a fresh decomposition" if error > 1 else "")
             moved = moved or any(bool(delta.any()) for delta in role.deltas)
@@ -183,7 +183,7 @@ def _anchors(weights: _Weights, filed: FiledAdapter, plan: Plan, sidecar: Sideca
         yield Check("start", True, "untrained: the update is exactly zero, as a product with zero blocks")
 
 
-def _anchor_error(role: FiledRole, weight: Tensor, filed: FiledAdapter, plan: Plan) -> float:
+def _anchor_error(role: FiledRole, weight: Tensor, plan: Plan) -> float:
     """How far an anchor is from a fresh start, as a multiple of what is allowed: in its subspaces and in its sizes.
 
     Where singular values lie close together the subspace is not unique; then the gains of the weight along the anchor
@@ -196,9 +196,7 @@ def _anchor_error(role: FiledRole, weight: Tensor, filed: FiledAdapter, plan: Pl
     if plan.couple_roles and planned.projection.fused:
         B = rows_of(B, planned.projection)
     fresh = planned.init.factors(rows, planned.rank, scaling=planned.scaling, generator=torch.Generator())
-    module = filed.modules[planned.projection.module]
-    eps = max(torch.finfo(stored.torch_dtype).eps for stored in (module.A, module.B))
-    allowed = _SAME_START + 8 * eps
+    allowed = _SAME_START + 8 * role.eps
     sizes = max(_relative(A.norm(dim=1), fresh.A.norm(dim=1)), _relative(B.norm(dim=0), fresh.B.norm(dim=0)))
     angles = max(_angle(A.mT, fresh.A.mT), _angle(B, fresh.B))
     gains = max(

@@ -1,0 +1,209 @@
+"""`merge`: out of core, byte for byte where nothing changes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+import ailora
+from ailora.checkpoints import export, init, merge
+from ailora.shards import Checkpoint
+from tests.checkpoints.conftest import LLAMA, loaded, trained
+from tests.contracts.test_adapted_model import close
+from tests.families import FAMILIES, train
+from tests.tiny import tiny_inputs, tiny_model
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    found = Checkpoint.open(folder)
+    return {name: found.read(name) for name in found.tensors}
+
+
+def merged_by_peft(base: nn.Module, adapter: Path) -> nn.Module:
+    return PeftModel.from_pretrained(base, adapter).merge_and_unload()
+
+
+def test_it_is_what_peft_merges_in_memory(base: Path, adapter: Path, tmp_path: Path) -> None:
+    report = merge(str(base), adapter, tmp_path / "out")
+    assert report.merged == 4
+    expected = merged_by_peft(loaded(base), adapter).state_dict()
+    for name, tensor in weights(tmp_path / "out").items():
+        torch.testing.assert_close(tensor, expected[name], rtol=1e-6, atol=1e-7)
+    with torch.no_grad():
+        model = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+        close(model(**LLAMA.inputs()).logits, merged_by_peft(loaded(base), adapter)(**LLAMA.inputs()).logits)
+
+
+def test_the_rest_is_copied_byte_for_byte(base: Path, adapter: Path, tmp_path: Path) -> None:
+    merge(str(base), adapter, tmp_path / "out")
+    before, after = Checkpoint.open(base), Checkpoint.open(tmp_path / "out")
+    index = "model.safetensors.index.json"
+    assert (base / index).read_bytes() == (tmp_path / "out" / index).read_bytes()
+    assert before.headers.keys() == after.headers.keys()
+    for name, stored in before.tensors.items():
+        now = after.tensors[name]
+        assert (now.file.name, now.start, now.stop, now.dtype) == (
+            stored.file.name,
+            stored.start,
+            stored.stop,
+            stored.dtype,
+        )
+        same = torch.equal(before.read(name), after.read(name))
+        assert same != any(leaf in name for leaf in ("q_proj", "v_proj"))
+    for name in ("config.json", "generation_config.json"):
+        assert json.loads((base / name).read_text()) == json.loads((tmp_path / "out" / name).read_text())
+
+
+@pytest.mark.parametrize(("dtype", "stored"), [("bf16", torch.bfloat16), ("fp16", torch.float16), (None, None)])
+def test_any_dtype(dtype: str | None, stored: torch.dtype | None, adapter: Path, tmp_path: Path) -> None:
+    """Sums in float32, rounded once: the result is the exact one, rounded, in all but ties of the rounding."""
+    LLAMA.model().to(torch.bfloat16).save_pretrained(tmp_path / "base")
+    init(str(tmp_path / "base"), tmp_path / "adapter", rank=4)
+    model = ailora.resume(loaded(tmp_path / "base"), tmp_path / "adapter")
+    train(model, LLAMA, steps=3)
+    ailora.save_adapter(model, tmp_path / "trained")
+    merge(str(tmp_path / "base"), tmp_path / "trained", tmp_path / "out", dtype=dtype)
+    exact = merged_by_peft(loaded(tmp_path / "base"), tmp_path / "trained").state_dict()
+    for name, tensor in weights(tmp_path / "out").items():
+        assert tensor.dtype is (stored or torch.bfloat16)
+        eps = torch.finfo(tensor.dtype).eps
+        torch.testing.assert_close(tensor.float(), exact[name].float(), rtol=eps, atol=1e-7)
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").dtype is (stored or torch.bfloat16)
+
+
+@pytest.mark.parametrize("options", [{"rslora": True, "alpha": 3}, {"rank": {"query": 4, "value": 2}}, {"dora": True}])
+def test_every_kind_of_adapter(base: Path, options: dict[str, Any], tmp_path: Path) -> None:
+    trained(base, tmp_path / "adapter", **options)
+    merge(str(base), tmp_path / "adapter", tmp_path / "out")
+    with torch.no_grad():
+        expected = PeftModel.from_pretrained(loaded(base), tmp_path / "adapter")(**LLAMA.inputs()).logits
+        close(loaded(tmp_path / "out")(**LLAMA.inputs()).logits, expected)
+
+
+@pytest.mark.parametrize("dora", [False, True])
+def test_weights_that_are_stored_the_other_way_round(dora: bool, tmp_path: Path) -> None:
+    model = tiny_model("gpt2")
+    model.save_pretrained(tmp_path / "base")
+    adapted = ailora.adapt(model, rank=2, dora=dora)
+    for parameter in adapted.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.02 * torch.randn_like(parameter)
+    ailora.save_adapter(adapted, tmp_path / "adapter")
+    merge(str(tmp_path / "base"), tmp_path / "adapter", tmp_path / "out")
+    merged = type(model).from_pretrained(tmp_path / "out").eval()
+    with torch.no_grad():
+        close(merged(**tiny_inputs("gpt2"))[0], adapted.eval()(**tiny_inputs("gpt2"))[0])
+
+
+def test_adapters_of_others(base: Path, tmp_path: Path) -> None:
+    """All-linear, with patterns of ranks and alphas, never near our code."""
+    config = LoraConfig(
+        r=4,
+        lora_alpha=6,
+        target_modules="all-linear",
+        rank_pattern={"q_proj": 2, r"^model.layers.1.mlp.up_proj": 3},
+        alpha_pattern={"layers.0.self_attn.v_proj": 5},
+        init_lora_weights=False,
+        task_type="CAUSAL_LM",
+    )
+    model = get_peft_model(loaded(base), config)
+    model.save_pretrained(tmp_path / "adapter")
+    assert merge(str(base), tmp_path / "adapter", tmp_path / "out").merged == 14
+    with torch.no_grad():
+        close(loaded(tmp_path / "out")(**LLAMA.inputs()).logits, model.eval()(**LLAMA.inputs()).logits)
+
+
+def test_heads_take_the_place_of_the_base_models(tmp_path: Path) -> None:
+    """From a bare encoder to a classifier with labels of its own."""
+    family = FAMILIES["bert"]
+    family.model().bert.save_pretrained(tmp_path / "bare")
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "bare", num_labels=5)
+    adapted = ailora.adapt(model, rank=4)
+    adapted(input_ids=family.inputs()["input_ids"]).logits.square().mean().backward()
+    torch.optim.SGD([p for p in adapted.parameters() if p.requires_grad], lr=0.1).step()
+    ailora.save_adapter(adapted, tmp_path / "adapter")
+    report = merge(str(tmp_path / "bare"), tmp_path / "adapter", tmp_path / "out")
+    assert report.saved_modules == ("classifier.bias", "classifier.weight")
+    merged = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out").eval()
+    assert merged.config.num_labels == 5
+    with torch.no_grad():
+        close(merged(**family.inputs()).logits, adapted.eval()(**family.inputs()).logits)
+
+
+def test_an_untrained_adapter_changes_nothing(base: Path, tmp_path: Path) -> None:
+    init(str(base), tmp_path / "adapter", rank=4)
+    merge(str(base), tmp_path / "adapter", tmp_path / "out")
+    before, after = weights(base), weights(tmp_path / "out")
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_exports_merge_too(base: Path, adapter: Path, tmp_path: Path) -> None:
+    export(adapter, tmp_path / "export", rank=8)
+    merge(str(base), tmp_path / "export", tmp_path / "out")
+    with torch.no_grad():
+        expected = PeftModel.from_pretrained(loaded(base), adapter)(**LLAMA.inputs()).logits
+        close(loaded(tmp_path / "out")(**LLAMA.inputs()).logits, expected)
+
+
+def test_another_base_is_refused(adapter: Path, tmp_path: Path) -> None:
+    other = LLAMA.model()
+    with torch.no_grad():
+        other.model.layers[1].self_attn.q_proj.weight[3, 3] += 0.1
+    other.save_pretrained(tmp_path / "other")
+    with pytest.raises(ailora.ModelError, match=r"layers\.1\.self_attn\.q_proj: the weight is not the one"):
+        merge(str(tmp_path / "other"), adapter, tmp_path / "out")
+    assert not list((tmp_path / "out").glob("*.safetensors"))
+    FAMILIES["bert"].model().save_pretrained(tmp_path / "bert")
+    with pytest.raises(ailora.AiloraError, match="BertConfig|no tensor of the checkpoint|has no|does not have"):
+        merge(str(tmp_path / "bert"), adapter, tmp_path / "none")
+
+
+def test_an_adapter_in_the_residual_form_belongs_on_its_residual(base: Path, tmp_path: Path) -> None:
+    init(str(base), tmp_path / "residual", rank=4, form="residual")
+    with pytest.raises(ailora.ModelError, match="merge it into the residual checkpoint"):
+        merge(str(base), tmp_path / "residual" / "adapter", tmp_path / "wrong")
+    merge(str(tmp_path / "residual"), tmp_path / "residual" / "adapter", tmp_path / "out")
+    before, after = weights(base), weights(tmp_path / "out")
+    for name in before:
+        torch.testing.assert_close(after[name], before[name], rtol=1e-5, atol=1e-6)
+
+
+def test_sums_that_overflow_are_refused(base: Path, tmp_path: Path) -> None:
+    config = LoraConfig(r=2, lora_alpha=2, target_modules=["q_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
+    model = get_peft_model(loaded(base), config)
+    with torch.no_grad():
+        model.get_base_model().model.layers[0].self_attn.q_proj.lora_B["default"].weight.fill_(1e6)
+    model.save_pretrained(tmp_path / "adapter")
+    with pytest.raises(ailora.ModelError, match=r"q_proj\.weight .* is not finite in torch\.float16"):
+        merge(str(base), tmp_path / "adapter", tmp_path / "out", dtype="fp16")
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (peft.LoraConfig(r=2, target_modules=["embed_tokens"], task_type="CAUSAL_LM"), "is not the factor of a linear"),
+        (peft.LoraConfig(r=2, target_modules=["q_proj"], bias="lora_only", task_type="CAUSAL_LM"), "trained biases"),
+        (peft.LoHaConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM"), "only LoRA adapters are read"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`:UserWarning")
+def test_adapters_of_other_kinds_are_refused(base: Path, config: Any, message: str, tmp_path: Path) -> None:
+    get_peft_model(loaded(base), config).save_pretrained(tmp_path / "adapter")
+    with pytest.raises(ailora.InputError, match=message):
+        merge(str(base), tmp_path / "adapter", tmp_path / "out")
+
+
+def test_shards_are_written_again_in_another_dtype(base: Path, adapter: Path, tmp_path: Path) -> None:
+    merge(str(base), adapter, tmp_path / "out", dtype="bf16")
+    index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
+    assert index["metadata"]["total_size"] == sum(t.numel() * 2 for t in weights(tmp_path / "out").values())
+    assert load_file(tmp_path / "out" / next(iter(index["weight_map"].values())))
