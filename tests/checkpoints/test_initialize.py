@@ -70,7 +70,6 @@ def test_every_family_gets_the_file_that_adapt_saves(model_type: str, tmp_path: 
 def _mend_configuration(file: Path) -> None:
     """Shrinking a configuration leaves the names of stages and layers that are not there any more."""
 
-
     def mended(config: dict[str, Any]) -> dict[str, Any]:
         kept = {k: v for k, v in config.items() if k not in ("out_features", "out_indices", "stage_names")}
         if layers := kept.get("per_layer_config"):

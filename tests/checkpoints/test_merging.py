@@ -163,7 +163,7 @@ def test_another_base_is_refused(adapter: Path, tmp_path: Path) -> None:
         merge(str(tmp_path / "other"), adapter, tmp_path / "out")
     assert not list((tmp_path / "out").glob("*.safetensors"))
     FAMILIES["bert"].model().save_pretrained(tmp_path / "bert")
-    with pytest.raises(ailora.AiloraError, match="BertConfig|no tensor of the checkpoint|has no|does not have"):
+    with pytest.raises(ailora.AiloraError, match=r"BertConfig|no tensor of the checkpoint|has no|does not have"):
         merge(str(tmp_path / "bert"), adapter, tmp_path / "none")
 
 
@@ -196,6 +196,7 @@ def test_sums_that_overflow_are_refused(base: Path, tmp_path: Path) -> None:
     ],
 )
 @pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`:UserWarning")
+@pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers` to `True`:UserWarning")
 def test_adapters_of_other_kinds_are_refused(base: Path, config: Any, message: str, tmp_path: Path) -> None:
     get_peft_model(loaded(base), config).save_pretrained(tmp_path / "adapter")
     with pytest.raises(ailora.InputError, match=message):

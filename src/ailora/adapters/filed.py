@@ -61,8 +61,15 @@ class FiledModule:
         return self.A.shape[0]
 
     def factors(self) -> tuple[Tensor, Tensor]:
-        """`A` and `B` in float32, or float64 where they are that."""
+        """`A` and `B` in float32, or float64 where they are that.
+
+        Raises:
+            InputError: NaN or infinite entries.
+        """
         A, B = read_tensor(self.A), read_tensor(self.B)
+        for stored, tensor in ((self.A, A), (self.B, B)):
+            if not torch.isfinite(tensor).all():
+                raise InputError(f"{stored} holds NaN or infinite entries")
         dtype = torch.promote_types(torch.promote_types(A.dtype, B.dtype), torch.float32)
         return A.to(dtype), B.to(dtype)
 

@@ -80,7 +80,8 @@ def verify(adapter: Path | str, base: str) -> Verdict:
     checks = [_finite(filed), _scalings(filed, filed.plan)]
     weights = _Weights(filed, base)
     checks.append(_base(weights, filed.plan, filed.sidecar))
-    checks += _anchors(weights, filed, filed.plan, filed.sidecar)
+    if checks[0].passed:
+        checks += _anchors(weights, filed, filed.plan, filed.sidecar)
     return Verdict(str(filed.folder), base, tuple(checks))
 
 

@@ -1,0 +1,208 @@
+"""`verify`: whether an adapter was made for a base, and what is found when it was not."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import ailora
+from ailora.checkpoints import Verdict, export, init, verify
+from tests.checkpoints.conftest import LLAMA, loaded, trained
+from tests.families import FAMILIES
+from tests.tiny import tiny_model
+
+WEIGHTS = "adapter_model.safetensors"
+Q0 = "base_model.model.model.layers.0.self_attn.q_proj"
+
+
+def results(verdict: Verdict) -> dict[str, bool | None]:
+    return {check.name: check.passed for check in verdict.checks}
+
+
+def detail(verdict: Verdict, name: str) -> str:
+    return next(check.detail for check in verdict.checks if check.name == name)
+
+
+PASSED = dict.fromkeys(("finite numbers", "ranks and scalings", "base weights", "anchor"), True)
+
+
+@pytest.mark.parametrize("options", [{}, {"policy": "reversed"}, {"alpha": 3, "rslora": True}, {"form": "stock"}])
+def test_what_init_wrote_is_untrained_and_passes(base: Path, options: dict[str, Any], tmp_path: Path) -> None:
+    init(str(base), tmp_path, rank=4, **options)
+    verdict = verify(tmp_path, str(base))
+    assert verdict.passed
+    assert results(verdict) == {**PASSED, "start": True}
+    assert "exactly zero" in detail(verdict, "start")
+
+
+def test_a_trained_adapter_passes(base: Path, adapter: Path) -> None:
+    verdict = verify(adapter, str(base))
+    assert verdict.passed
+    assert results(verdict) == {**PASSED, "start": None}
+
+
+@pytest.mark.parametrize("model_type", ["gpt2", "gpt_neox", "bert"])
+@pytest.mark.parametrize("couple_roles", [False, True])
+def test_fused_and_transposed_weights(model_type: str, couple_roles: bool, tmp_path: Path) -> None:
+    tiny_model(model_type).save_pretrained(tmp_path / "base")
+    init(str(tmp_path / "base"), tmp_path / "adapter", rank=2, couple_roles=couple_roles)
+    assert results(verify(tmp_path / "adapter", str(tmp_path / "base"))) == {**PASSED, "start": True}
+
+
+def test_the_unit_size(base: Path, tmp_path: Path) -> None:
+    init(str(base), tmp_path, {"query": {"init": "principal", "size": "unit"}}, rank=4)
+    assert verify(tmp_path, str(base)).passed
+
+
+def test_plain_lora_has_no_anchor(base: Path, tmp_path: Path) -> None:
+    init(str(base), tmp_path, "lora", rank=4)
+    verdict = verify(tmp_path, str(base))
+    assert results(verdict) == {**PASSED, "anchor": None, "start": True}
+    assert verdict.passed
+
+
+def test_half_precision_files_are_judged_by_their_rounding(base: Path, adapter: Path, tmp_path: Path) -> None:
+    state = {name: tensor.to(torch.bfloat16) for name, tensor in load_file(adapter / WEIGHTS).items()}
+    shutil.copytree(adapter, tmp_path / "half")
+    save_file(state, tmp_path / "half" / WEIGHTS)
+    assert verify(tmp_path / "half", str(base)).passed
+
+
+def test_the_same_weights_in_another_dtype(tmp_path: Path) -> None:
+    model = LLAMA.model().to(torch.bfloat16)
+    model.save_pretrained(tmp_path / "half")
+    model.float().save_pretrained(tmp_path / "whole")
+    init(str(tmp_path / "half"), tmp_path / "adapter", rank=4)
+    assert results(verify(tmp_path / "adapter", str(tmp_path / "whole"))) == {**PASSED, "start": True}
+    init(str(tmp_path / "whole"), tmp_path / "other", rank=4)
+    assert results(verify(tmp_path / "other", str(tmp_path / "half"))) == {**PASSED, "start": True}
+
+
+def test_another_base_fails(adapter: Path, tmp_path: Path) -> None:
+    other = LLAMA.model()
+    with torch.no_grad():
+        other.model.layers[1].self_attn.v_proj.weight.normal_(std=0.2)
+    other.save_pretrained(tmp_path)
+    verdict = verify(adapter, str(tmp_path))
+    assert not verdict.passed
+    assert results(verdict)["base weights"] is False
+    assert results(verdict)["anchor"] is False
+    assert "layers.1.self_attn.v_proj" in detail(verdict, "anchor")
+
+
+def changed(adapter: Path, folder: Path, name: str, change: Any) -> Path:
+    shutil.copytree(adapter, folder)
+    state = load_file(folder / WEIGHTS)
+    state[name] = change(state[name].clone())
+    save_file({key: tensor.contiguous() for key, tensor in state.items()}, folder / WEIGHTS)
+    return folder
+
+
+def with_a_hole(tensor: torch.Tensor) -> torch.Tensor:
+    tensor[0, 0] = float("inf")
+    return tensor
+
+
+def turned(tensor: torch.Tensor) -> torch.Tensor:
+    """The first direction of the anchor turned by three hundredths."""
+    tensor[0] += 0.03 * tensor[0].norm() * torch.nn.functional.normalize(torch.randn(tensor.shape[1]), dim=0)
+    return tensor
+
+
+def longer(tensor: torch.Tensor) -> torch.Tensor:
+    tensor[:4] *= 1.02
+    return tensor
+
+
+@pytest.mark.parametrize(("change", "check"), [(with_a_hole, "finite numbers"), (turned, "anchor"), (longer, "anchor")])
+def test_damage_is_found(change: Any, check: str, base: Path, adapter: Path, tmp_path: Path) -> None:
+    verdict = verify(changed(adapter, tmp_path / "damaged", f"{Q0}.lora_A.weight", change), str(base))
+    assert not verdict.passed
+    assert results(verdict)[check] is False
+
+
+def test_another_scaling_is_found(base: Path, adapter: Path, tmp_path: Path) -> None:
+    shutil.copytree(adapter, tmp_path / "scaled")
+    file = tmp_path / "scaled" / "adapter_config.json"
+    config = json.loads(file.read_text())
+    file.write_text(json.dumps({**config, "lora_alpha": 2 * config["lora_alpha"]}))
+    verdict = verify(tmp_path / "scaled", str(base))
+    assert results(verdict)["ranks and scalings"] is False
+    assert "is scaled by 2, its plan says 1" in detail(verdict, "ranks and scalings")
+
+
+def test_a_file_that_was_trained_whole_has_another_anchor(base: Path, tmp_path: Path) -> None:
+    from peft import PeftModel
+
+    from tests.families import train
+
+    init(str(base), tmp_path / "start", rank=4)
+    model = PeftModel.from_pretrained(loaded(base), tmp_path / "start", is_trainable=True)
+    train(model, LLAMA, steps=5, rate=3e-2)
+    model.save_pretrained(tmp_path / "trained")
+    shutil.copy(tmp_path / "start" / "ailora.json", tmp_path / "trained")
+    assert results(verify(tmp_path / "trained", str(base)))["anchor"] is False
+
+
+def test_equal_singular_values_leave_the_subspace_open_and_pass(tmp_path: Path) -> None:
+    """Of a multiple of an orthogonal matrix every direction is as principal as any other."""
+    model = LLAMA.model()
+    with torch.no_grad():
+        weight = model.model.layers[0].self_attn.q_proj.weight
+        weight.copy_(torch.linalg.qr(torch.randn(32, 32)).Q)
+    model.save_pretrained(tmp_path / "base")
+    init(str(tmp_path / "base"), tmp_path / "adapter", rank=4)
+    turned = load_file(tmp_path / "adapter" / WEIGHTS)
+    Q = torch.linalg.qr(torch.randn(32, 32)).Q[:4]
+    turned[f"{Q0}.lora_A.weight"][:4] = Q
+    turned[f"{Q0}.lora_B.weight"][:, 4:] = weight.detach() @ Q.T
+    save_file(turned, tmp_path / "adapter" / WEIGHTS)
+    assert verify(tmp_path / "adapter", str(tmp_path / "base")).passed
+
+
+def test_exports_and_residual_adapters_have_no_anchor_to_look_at(base: Path, adapter: Path, tmp_path: Path) -> None:
+    export(adapter, tmp_path / "export", rank=3)
+    assert results(verify(tmp_path / "export", str(base)))["anchor"] is None
+    init(str(base), tmp_path / "residual", rank=4, form="residual")
+    verdict = verify(tmp_path / "residual" / "adapter", str(base))
+    assert results(verdict)["anchor"] is None
+    assert verdict.passed
+
+
+def test_heads_are_looked_at_too(tmp_path: Path) -> None:
+    family = FAMILIES["bert"]
+    family.model().save_pretrained(tmp_path / "base")
+    init(str(tmp_path / "base"), tmp_path / "adapter", rank=4)
+    assert verify(tmp_path / "adapter", str(tmp_path / "base")).passed
+    head = changed(
+        tmp_path / "adapter", tmp_path / "hole", "base_model.model.classifier.weight", lambda t: t.fill_(float("nan"))
+    )
+    assert results(verify(head, str(tmp_path / "base")))["finite numbers"] is False
+
+
+def test_without_a_sidecar_nothing_can_be_said(base: Path, adapter: Path, tmp_path: Path) -> None:
+    shutil.copytree(adapter, tmp_path / "alone")
+    (tmp_path / "alone" / "ailora.json").unlink()
+    with pytest.raises(ailora.InputError, match=r"no ailora\.json"):
+        verify(tmp_path / "alone", str(base))
+
+
+def test_a_sidecar_of_another_adapter_is_told_apart(base: Path, adapter: Path, tmp_path: Path) -> None:
+    trained(base, tmp_path / "small", rank=2)
+    shutil.copytree(adapter, tmp_path / "mixed")
+    shutil.copy(tmp_path / "small" / "ailora.json", tmp_path / "mixed")
+    with pytest.raises(ailora.InputError, match=r"is of another adapter .* has rank 4 there, 8 here"):
+        verify(tmp_path / "mixed", str(base))
+    # One that only lies above it says nothing of it.
+    (tmp_path / "above" / "below").mkdir(parents=True)
+    for name in (WEIGHTS, "adapter_config.json"):
+        shutil.copy(adapter / name, tmp_path / "above" / "below")
+    shutil.copy(tmp_path / "small" / "ailora.json", tmp_path / "above")
+    with pytest.raises(ailora.InputError, match="fits the adapter: nothing says how it was made"):
+        verify(tmp_path / "above" / "below", str(base))
