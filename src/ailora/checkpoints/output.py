@@ -47,7 +47,8 @@ class Output:
 
         Raises:
             InputError: the folder holds other files, the result of another request or of one that was changed since,
-                the beginning of another request (the keys that differ are named), or another process writes to it.
+                the beginning of another request (the keys that differ are named), or another process writes to it;
+                or writing fails while the body runs, for want of space or for another reason of the system's.
         """
         try:
             self._own_folder(force=force)
@@ -56,6 +57,11 @@ class Output:
                 yield done
         except Timeout:
             raise InputError(f"another process is writing to {self.folder}") from None
+        except OSError as error:
+            raise InputError(
+                f"cannot go on writing to {self.folder} ({error.strerror or error}): what is there is kept, and the "
+                "same command goes on from it"
+            ) from error
 
     def finish(self) -> None:
         """Say that everything is made, and drop what was kept to go on after a kill."""

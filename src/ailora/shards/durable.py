@@ -11,8 +11,11 @@ from typing import BinaryIO
 
 @contextmanager
 def replacing(file: Path) -> Iterator[BinaryIO]:
-    """A stream whose content takes the place of `file` when the body ends, and is lost when it fails."""
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    """A stream whose content takes the place of `file` when the body ends, and is lost when it fails.
+
+    One process at a time may write a file. What a kill leaves has a name that the next attempt takes again.
+    """
+    temporary = file.with_name(f".{file.name}.partial")
     try:
         with temporary.open("wb") as stream:
             yield stream
