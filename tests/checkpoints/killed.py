@@ -13,6 +13,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +52,9 @@ def run_and_kill(command: Command, out: Path, delay: float, how: signal.Signals 
     process = _CONTEXT.Process(target=_command, args=(command, str(out), None, None, None, started))
     process.start()
     started.wait()
+    assert process.pid is not None
     time.sleep(delay)
-    if process.pid and process.is_alive():
+    with suppress(ProcessLookupError):
         os.kill(process.pid, how)
     process.join()
     assert process.exitcode is not None

@@ -29,7 +29,22 @@ def test_help_is_instant() -> None:
     script = "import sys; sys.argv = ['ailora', '--help']\nfrom ailora.cli import main\ntry: main()\nfinally: "
     check = script + "assert not {'torch', 'peft', 'transformers'} & sys.modules.keys()"
     made = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
-    for command in ("train", "evaluate", "predict", "roles", "plan", "demo", "cache"):
+    for command in (
+        *(
+            "init",
+            "train",
+            "evaluate",
+            "predict",
+            "export",
+            "merge",
+            "verify",
+            "inspect",
+            "roles",
+            "plan",
+            "demo",
+            "cache",
+        ),
+    ):
         assert command in made.stdout
 
 

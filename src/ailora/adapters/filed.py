@@ -32,7 +32,7 @@ _PARTS = {
     "lora_magnitude_vector.weight": "magnitude",
 }
 #: A pattern of a hostile file must not search for ever.
-_PATIENCE = 1.0
+_PATIENCE = 0.25
 
 
 @dataclass(frozen=True)

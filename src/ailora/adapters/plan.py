@@ -164,9 +164,11 @@ class Plan:
             missing = {"dropout", "rslora", "dora", "task_type"} - rest.keys()
             if missing:
                 raise KeyError(*sorted(missing))
-            return cls(policy, form, adapters, LoraOptions(**rest), couple_roles)
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise InputError(f"this is not a plan: {type(error).__name__}: {error}") from error
+            plan = cls(policy, form, adapters, LoraOptions(**rest), couple_roles)
+            _require_sound(plan)
+        except (AttributeError, KeyError, OverflowError, RecursionError, TypeError, ValueError) as error:
+            raise InputError(f"this is not a plan: {type(error).__name__}: {str(error)[:500]}") from error
+        return plan
 
 
 def _adapter_from_json(data: Mapping[str, Any]) -> PlannedAdapter:
@@ -182,6 +184,47 @@ def _adapter_from_json(data: Mapping[str, Any]) -> PlannedAdapter:
     if init is None:
         raise InputError(f"this is not a plan: {data['module']} has no init")
     return PlannedAdapter(Projection(**projection), init, data["rank"], data["alpha"], data["scaling"])
+
+
+def _require_sound(plan: Plan) -> None:
+    """Refuse values that no plan of ours has; it may come from a file that was changed.
+
+    Raises:
+        ValueError: which.
+    """
+    options = plan.options
+    flags = (options.rslora, options.dora, plan.couple_roles)
+    if not plan.adapters or not all(isinstance(flag, bool) for flag in flags) or not 0 <= options.dropout < 1:
+        raise ValueError("it needs adapters, true or false, and a dropout from 0 to 1")
+    if not all(isinstance(name, str) for name in (*options.modules_to_save, options.task_type or "")):
+        raise ValueError("modules_to_save and task_type are names")
+    seen: set[tuple[str, Role]] = set()
+    shapes: dict[str, tuple[int, int]] = {}
+    for planned in plan.adapters:
+        projection = planned.projection
+        key = (projection.module, projection.role)
+        texts = (projection.module, projection.dtype, projection.rule, projection.layout)
+        if not all(isinstance(text, str) for text in texts) or not projection.module:
+            raise ValueError("modules, dtypes, rules and layouts are names")
+        if key in seen or shapes.setdefault(projection.module, projection.shape) != projection.shape:
+            raise ValueError(f"{projection.module} occurs twice, or with two shapes")
+        seen.add(key)
+        _require_sound_numbers(planned)
+
+
+def _require_sound_numbers(planned: PlannedAdapter) -> None:
+    projection = planned.projection
+    out, in_ = projection.shape
+    ends = [end for pair in projection.rows for end in pair]
+    whole = all(type(number) is int for number in (out, in_, planned.rank, *ends))
+    if not whole or not (0 < out < 2**31 and 0 < in_ < 2**31):
+        raise ValueError(f"{projection.module} has the shape {projection.shape}")
+    if not ends or ends != sorted(ends) or ends[0] < 0 or ends[-1] > out or projection.out_features == 0:
+        raise ValueError(f"{projection.module} has the rows {projection.rows} of {out}")
+    if not 1 <= planned.rank <= projection.max_rank:
+        raise ValueError(f"{projection.module} has the rank {planned.rank}")
+    if not (0 < planned.alpha < 1e300 and 0 < planned.scaling < 1e300):
+        raise ValueError(f"{projection.module} has the alpha {planned.alpha} and the scaling {planned.scaling}")
 
 
 def parse_form(form: Form | str) -> Form:

@@ -275,8 +275,8 @@ def _write(work: Initialization, output: Output, made: list[Job]) -> dict[str, i
         floored=floored,
         base_model=_recorded_name(work.model),
     )
-    write_bytes(adapter / CONFIG_NAME, _config(work, recorded))
     sidecar.write(adapter)
+    write_bytes(adapter / CONFIG_NAME, _config(work, recorded))
     if residual:
         by_tensor = {job.stored.name: job for job in made}
         copy_companions(work.checkpoint.folder, output)

@@ -1,0 +1,271 @@
+"""Adapters for checkpoints that are never loaded: time, memory and bytes of init and merge.
+
+    python benchmarks/bench_checkpoints.py [--folder DIR] [--quick]
+
+Writes two checkpoints of a Llama layout (4096 wide, grouped-query, bf16, shards of 2 GiB) of about 2 and 8 GiB into a
+folder, whose attention weights have the spectra of trained ones, and measures in processes of their own: `init`, peft's
+`pissa` and `pissa_niter_16` on the loaded model, `merge` beside copying the files. The page cache is dropped before all.
+Memory is the peak of the resident size beyond that of the process right after its imports. Writes
+`results/checkpoints.json`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from bench_spectral import trained_like
+from machine import write_results
+from transformers import LlamaConfig
+
+from ailora.checkpoints import Initialization
+from ailora.shards import Planned, header_bytes
+
+WIDTH, KEYS, INNER, VOCABULARY = 4096, 1024, 14336, 32000
+RANK = 16
+HERE = Path(__file__).resolve().parent
+MIB = 2**20
+
+
+def shapes(layers: int) -> dict[str, tuple[int, ...]]:
+    """The tensors of the model, in the order of its modules."""
+    found: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (VOCABULARY, WIDTH)}
+    for layer in range(layers):
+        prefix = f"model.layers.{layer}"
+        found |= {
+            f"{prefix}.self_attn.q_proj.weight": (WIDTH, WIDTH),
+            f"{prefix}.self_attn.k_proj.weight": (KEYS, WIDTH),
+            f"{prefix}.self_attn.v_proj.weight": (KEYS, WIDTH),
+            f"{prefix}.self_attn.o_proj.weight": (WIDTH, WIDTH),
+            f"{prefix}.mlp.gate_proj.weight": (INNER, WIDTH),
+            f"{prefix}.mlp.up_proj.weight": (INNER, WIDTH),
+            f"{prefix}.mlp.down_proj.weight": (WIDTH, INNER),
+            f"{prefix}.input_layernorm.weight": (WIDTH,),
+            f"{prefix}.post_attention_layernorm.weight": (WIDTH,),
+        }
+    return found | {"model.norm.weight": (WIDTH,)}
+
+
+def generate(folder: Path, layers: int) -> None:
+    """A checkpoint and its configuration; a layer's weights are those of the first, rows and columns reordered."""
+    folder.mkdir(parents=True)
+    kinds = {shape: trained_like(*shape, seed=sum(shape), device="cpu") for shape in ((WIDTH, WIDTH), (KEYS, WIDTH))}
+    generator = torch.Generator().manual_seed(0)
+    shards: list[list[Planned]] = [[]]
+    for name, shape in shapes(layers).items():
+        planned = Planned(name, "BF16", shape)
+        if sum(p.size for p in shards[-1]) + planned.size > 2 * 2**30:
+            shards.append([])
+        shards[-1].append(planned)
+    weight_map = {}
+    for number, shard in enumerate(shards, 1):
+        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        with (folder / file).open("wb") as stream:
+            stream.write(header_bytes(shard, {"format": "pt"}))
+            for planned in shard:
+                weight_map[planned.name] = file
+                stream.write(_weight(planned.shape, kinds, generator).view(torch.uint8).numpy().data)
+            stream.flush()
+            os.fsync(stream.fileno())
+    total = sum(p.size for shard in shards for p in shard)
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    config = LlamaConfig(
+        hidden_size=WIDTH,
+        intermediate_size=INNER,
+        num_hidden_layers=layers,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        vocab_size=VOCABULARY,
+        tie_word_embeddings=True,
+        architectures=["LlamaForCausalLM"],
+        dtype="bfloat16",
+    )
+    config.save_pretrained(folder)
+
+
+def _weight(
+    shape: tuple[int, ...], kinds: dict[tuple[int, ...], torch.Tensor], generator: torch.Generator
+) -> torch.Tensor:
+    if shape in kinds:
+        rows, columns = (torch.randperm(size, generator=generator) for size in shape)
+        return kinds[shape][rows][:, columns].to(torch.bfloat16).contiguous()
+    if len(shape) == 1:
+        return torch.ones(shape, dtype=torch.bfloat16)
+    return (torch.empty(shape, dtype=torch.bfloat16).uniform_(-0.03, 0.03, generator=generator)).contiguous()
+
+
+def forget(folder: Path) -> None:
+    """Drop a folder's files from the page cache."""
+    os.sync()
+    for file in folder.iterdir():
+        descriptor = os.open(file, os.O_RDONLY)
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(descriptor)
+
+
+def measured(statement: str, *, threads: int | None = None) -> dict[str, Any]:
+    """Run a statement in a process that has imported what it needs: seconds, peak memory beyond that, bytes read."""
+    script = f"import bench_checkpoints as bench; bench.measure_here({statement!r}, {threads!r})"
+    made = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=HERE, check=False)
+    if made.returncode:
+        raise RuntimeError(made.stderr[-4000:])
+    return json.loads(made.stdout.splitlines()[-1])
+
+
+def measure_here(statement: str, threads: int | None) -> None:
+    """What runs in that process."""
+    import peft  # noqa: F401
+    import transformers
+
+    from ailora import checkpoints
+
+    transformers.logging.set_verbosity_error()
+    if threads:
+        torch.set_num_threads(threads)
+    scope = {"checkpoints": checkpoints, "torch": torch, "pissa": _pissa}
+    resident = _status("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew from here
+    read = _bytes_read()
+    started = time.perf_counter()
+    report = eval(statement, scope)
+    seconds = time.perf_counter() - started
+    print(
+        json.dumps(
+            {
+                "seconds": seconds,
+                "imports_mib": resident / 1024,
+                "peak_mib": (_status("VmHWM") - resident) / 1024,
+                "read_mib": (_bytes_read() - read) / MIB,
+                "report": report.to_json() if hasattr(report, "to_json") else None,
+            }
+        )
+    )
+
+
+def _status(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(field)).split()[1])
+
+
+def _bytes_read() -> int:
+    return int(Path("/proc/self/io").read_text().split("read_bytes: ")[1].split()[0])
+
+
+def _pissa(folder: str, how: str) -> None:
+    """What a user of peft runs: load the model, let peft decompose."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    config = LoraConfig(
+        r=RANK, lora_alpha=RANK, target_modules=["q_proj", "v_proj"], init_lora_weights=how, task_type="CAUSAL_LM"
+    )
+    get_peft_model(model, config)
+
+
+def init_case(folder: Path, out: Path, *, workers: int = 1, threads: int | None = None) -> dict[str, Any]:
+    """`init` on a checkpoint that is not in the page cache."""
+    forget(folder)
+    call = f"checkpoints.init({str(folder)!r}, {str(out)!r}, rank={RANK}, cached=False, force=True, workers={workers})"
+    made = measured(call, threads=threads)
+    work = Initialization.of(str(folder), rank=RANK)
+    estimate = work.estimate()
+    parts = made["report"]["seconds"]
+    figures = {
+        "seconds": made["seconds"],
+        "parts": parts,
+        "decompose_share": parts["decompose"] / (parts["read"] + parts["decompose"] + parts["write"]),
+        "peak_mib": made["peak_mib"],
+        "bound_mib": estimate["memory_bound_bytes"] / MIB,
+        "imports_mib": made["imports_mib"],
+        "read_mib": made["read_mib"],
+        "target_mib": estimate["bytes_to_read"] / MIB,
+        "estimated_seconds": estimate["seconds"],
+    }
+    print(f"init {folder.name}, {workers} workers, threads {threads}: {json.dumps(figures)}", flush=True)
+    return figures
+
+
+def merge_case(folder: Path, adapter: Path, out: Path) -> dict[str, Any]:
+    """`merge` beside a copy of the same files, in turn; both end when the bytes are on the disk."""
+    merged, copied = [], []
+    for _ in range(3):
+        forget(folder)
+        call = f"checkpoints.merge({str(folder)!r}, {str(adapter)!r}, {str(out)!r}, force=True)"
+        merged.append(measured(call))
+        shutil.rmtree(out)
+        forget(folder)
+        started = time.perf_counter()
+        shutil.copytree(folder, out)
+        for file in out.iterdir():
+            descriptor = os.open(file, os.O_RDONLY)
+            os.fsync(descriptor)
+            os.close(descriptor)
+        copied.append(time.perf_counter() - started)
+        shutil.rmtree(out)
+    seconds = statistics.median(made["seconds"] for made in merged)
+    figures = {
+        "seconds": seconds,
+        "copy_seconds": statistics.median(copied),
+        "share_of_copy_speed": statistics.median(copied) / seconds,
+        "peak_mib": max(made["peak_mib"] for made in merged),
+        "all_seconds": [made["seconds"] for made in merged],
+        "all_copy_seconds": copied,
+    }
+    print(f"merge {folder.name}: {json.dumps(figures)}", flush=True)
+    return figures
+
+
+def pissa_case(folder: Path) -> dict[str, Any]:
+    """peft on the loaded model."""
+    figures = {}
+    for how in ("pissa", "pissa_niter_16"):
+        forget(folder)
+        made = measured(f"pissa({str(folder)!r}, {how!r})")
+        figures[how] = {"seconds": made["seconds"], "peak_mib": made["peak_mib"]}
+        print(f"{how} {folder.name}: {json.dumps(figures[how])}", flush=True)
+    return figures
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, help="where the checkpoints go; default: a temporary folder")
+    parser.add_argument("--quick", action="store_true", help="two small checkpoints, to see that it runs")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=options.folder) as made:
+        run(Path(made), (1, 2) if options.quick else (5, 20), write=not options.quick)
+
+
+def run(work: Path, layers: tuple[int, int], *, write: bool) -> None:
+    """Every case, on a small and a large checkpoint."""
+    small, large = work / "small", work / "large"
+    for folder, count in zip((small, large), layers, strict=True):
+        generate(folder, count)
+    figures: dict[str, Any] = {"rank": RANK, "layers": list(layers)}
+    figures["init"] = {"small": init_case(small, work / "a"), "large": init_case(large, work / "b")}
+    figures["workers"] = {
+        "one worker, one thread": init_case(small, work / "c", threads=1),
+        "two workers, one thread each": init_case(small, work / "d", workers=2, threads=2),
+    }
+    figures["peft"] = pissa_case(large)
+    exact = figures["peft"]["pissa"]
+    figures["pissa_over_init"] = {key: exact[key] / figures["init"]["large"][key] for key in ("seconds", "peak_mib")}
+    figures["merge"] = merge_case(large, work / "b", work / "merged")
+    print(json.dumps(figures["pissa_over_init"]))
+    if write:
+        print(write_results("checkpoints", figures))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,235 @@
+"""Adapters and sidecars that lie: every reader refuses them in our words, and writes nothing outside its folder."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoConfig
+
+import ailora
+from ailora.adapters import Sidecar
+from ailora.adapters.filed import FiledAdapter
+from ailora.checkpoints import export, init, inspect, merge, verify
+from ailora.checkpoints.models import meta_model
+from tests.shards.test_checkpoint import json_values
+from tests.shards.test_header import FUZZ
+
+WEIGHTS, CONFIG, SIDECAR = "adapter_model.safetensors", "adapter_config.json", "ailora.json"
+
+
+@pytest.fixture
+def copied(adapter: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(adapter, tmp_path / "adapter"))
+
+
+def rewritten(folder: Path, name: str, **changes: Any) -> None:
+    data = json.loads((folder / name).read_text())
+    (folder / name).write_text(json.dumps({**data, **changes}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"peft_type": "LOHA"}, "only LoRA adapters are read, this is 'LOHA'"),
+        ({"r": 4}, "has rank 8, adapter_config.json says 4"),
+        ({"r": 0}, "r and lora_alpha are positive numbers"),
+        ({"r": "8"}, "r and lora_alpha are positive numbers"),
+        ({"lora_alpha": float("inf")}, "r and lora_alpha are positive numbers"),
+        ({"rank_pattern": {"q_proj": 3}}, "has rank 8, adapter_config.json says 3"),
+        ({"rank_pattern": [1]}, "rank_pattern maps names to positive numbers"),
+        ({"alpha_pattern": {"q_proj": -1}}, "alpha_pattern maps names to positive numbers"),
+        ({"alpha_pattern": {"(": 1}}, r"alpha_pattern: '\(' cannot be searched for"),
+        ({"alpha_pattern": {r"(.|..)*\d\d": 1}}, "cannot be searched for"),
+        ({"bias": "all"}, "trained biases"),
+        ({"task_type": 3}, "task_type is a name"),
+    ],
+)
+def test_configurations_that_lie(changes: dict[str, Any], message: str, copied: Path) -> None:
+    rewritten(copied, CONFIG, **changes)
+    with pytest.raises(ailora.InputError, match=message):
+        FiledAdapter.open(copied)
+
+
+def header_of(folder: Path) -> tuple[dict[str, Any], bytes]:
+    content = (folder / WEIGHTS).read_bytes()
+    (length,) = struct.unpack("<Q", content[:8])
+    return json.loads(content[8 : 8 + length]), content[8 + length :]
+
+
+def with_header(folder: Path, header: dict[str, Any], data: bytes) -> None:
+    text = json.dumps(header).encode()
+    (folder / WEIGHTS).write_bytes(struct.pack("<Q", len(text)) + text + data)
+
+
+def renamed(old: str, new: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    return lambda header: {name.replace(old, new): entry for name, entry in header.items()}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (renamed("layers.0.self_attn.q_proj.lora_A", "layers.0.self_attn.q_proj.x"), "q_proj has no lora_A"),
+        (renamed("lora_A.weight", "lora_A.bias"), "is not the factor of a linear module"),
+        (renamed("lora_", "nothing_"), "holds no LoRA factors"),
+        (renamed("layers.0", "layers.7"), r"is of another adapter .* in one of them only"),
+    ],
+)
+def test_files_of_other_names(change: Any, message: str, copied: Path) -> None:
+    header, data = header_of(copied)
+    with_header(copied, change(header), data)
+    with pytest.raises(ailora.InputError, match=message):
+        FiledAdapter.open(copied)
+
+
+def test_pickled_adapters_are_not_opened(copied: Path) -> None:
+    (copied / WEIGHTS).rename(copied / "adapter_model.bin")
+    with pytest.raises(ailora.InputError, match=r"has no adapter_model\.safetensors \(pickled adapters are never"):
+        FiledAdapter.open(copied)
+
+
+PLAN_LIES: dict[str, Any] = {
+    "rank": 10**9,
+    "rows": [[0, 10**9]],
+    "shape": [-1, 4],
+    "alpha": -1,
+    "scaling": 0,
+    "module": "",
+    "role": "queen",
+    "dtype": 7,
+    "init": {"init": "none"},
+}
+
+
+@pytest.mark.parametrize("lie", PLAN_LIES)
+def test_plans_that_lie(lie: str, copied: Path) -> None:
+    sidecar = json.loads((copied / SIDECAR).read_text())
+    sidecar["plan"]["adapters"][1][lie] = PLAN_LIES[lie]
+    (copied / SIDECAR).write_text(json.dumps(sidecar))
+    with pytest.raises(ailora.InputError, match="this is not a plan"):
+        Sidecar.read(copied / SIDECAR)
+
+
+def test_plans_without_or_with_two_of_an_adapter(copied: Path) -> None:
+    plan = json.loads((copied / SIDECAR).read_text())["plan"]
+    for adapters in ([], plan["adapters"][:1] * 2):
+        rewritten(copied, SIDECAR, plan={**plan, "adapters": adapters})
+        with pytest.raises(ailora.InputError, match="this is not a plan"):
+            FiledAdapter.open(copied)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", "[" * 100_000, '{"format_version": 2}', "\0"])
+def test_what_is_no_sidecar(content: str, copied: Path) -> None:
+    (copied / SIDECAR).write_text(content)
+    with pytest.raises(ailora.InputError, match=r"ailora\.json"):
+        FiledAdapter.open(copied)
+
+
+def test_code_of_a_repository_is_never_run(base: Path, tmp_path: Path) -> None:
+    shutil.copytree(base, tmp_path / "model")
+    (tmp_path / "model" / "code.py").write_text(f"open({str(tmp_path / 'exploded')!r}, 'w')\n")
+    auto = {"AutoConfig": "code.Config", "AutoModelForCausalLM": "code.Model"}
+    rewritten(tmp_path / "model", "config.json", auto_map=auto, model_type="mine", architectures=["Mine"])
+    for command in (
+        lambda: init(str(tmp_path / "model"), tmp_path / "out", rank=4),
+        lambda: inspect(str(tmp_path / "model")),
+    ):
+        with pytest.raises(ailora.InputError, match="cannot load the configuration"):
+            command()
+    assert not (tmp_path / "exploded").exists()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"num_attention_heads": 0},
+        {"hidden_size": "wide"},
+        {"num_hidden_layers": -1},
+        {"hidden_act": "none"},
+        {"torch_dtype": "x"},
+        {"architectures": "Llama"},
+        {"architectures": [3]},
+        {"architectures": ["AutoModel"]},
+    ],
+)
+def test_damaged_configurations_of_models(changes: dict[str, Any], base: Path, tmp_path: Path) -> None:
+    shutil.copytree(base, tmp_path / "model")
+    rewritten(tmp_path / "model", "config.json", **changes)
+    expected = AutoConfig.from_pretrained(base).model_type
+    shown = ""
+    try:
+        assert meta_model(str(tmp_path / "model")).config.model_type == expected
+    except ailora.InputError as error:
+        shown = str(error)
+    assert not shown or "the configuration of model" in shown
+
+
+# Fuzzing: a file of an adapter with one value changed, removed, or with raw bytes in its place.
+
+mutations = st.tuples(
+    st.sampled_from([CONFIG, SIDECAR, WEIGHTS]),
+    st.lists(st.integers(0, 30), min_size=1, max_size=5),
+    st.one_of(json_values, st.sampled_from([2**31, 2**63, 1e308, -1, "", "../../x", "(a+)+$", [], {}]), st.just(...)),
+)
+
+
+def mutated(data: Any, path: list[int], value: Any) -> Any:
+    """`data` with the value at a path of positions replaced; `...` removes it."""
+    if not isinstance(data, dict | list) or not data or not path:
+        return None if value is ... else value
+    keys = list(data) if isinstance(data, dict) else list(range(len(data)))
+    chosen, copy = keys[path[0] % len(keys)], data.copy()
+    if value is ... and len(path) == 1:
+        del copy[chosen]
+    else:
+        copy[chosen] = mutated(data[chosen], path[1:], value)
+    return copy
+
+
+def fuzz_adapter(
+    original: Path, base: Path, folder: Path, mutation: tuple[str, list[int], Any], raw: bytes | None
+) -> None:
+    name, path, value = mutation
+    shutil.rmtree(folder, ignore_errors=True)
+    work = Path(shutil.copytree(original, folder / "adapter"))
+    if raw is not None:
+        (work / name).write_bytes(raw)
+    elif name == WEIGHTS:
+        header, data = header_of(work)
+        with_header(work, mutated(header, path, value), data)
+    else:
+        (work / name).write_text(json.dumps(mutated(json.loads((work / name).read_text()), path, value)))
+    for command in (
+        lambda: inspect(str(work)),
+        lambda: export(work, folder / "export", rank=2),
+        lambda: verify(work, str(base)),
+        lambda: merge(str(base), work, folder / "merge"),
+    ):
+        try:
+            command()
+        except ailora.AiloraError:
+            continue
+    assert {entry.name for entry in folder.iterdir()} <= {"adapter", "export", "merge"}
+
+
+raws = st.one_of(st.none(), st.none(), st.none(), st.binary(max_size=40))
+
+
+@given(mutations, raws)
+@settings(FUZZ, max_examples=60)
+def test_fuzzed_adapters(adapter: Path, base: Path, tmp_path: Path, mutation: Any, raw: bytes | None) -> None:
+    fuzz_adapter(adapter, base, tmp_path / "fuzz", mutation, raw)
+
+
+@pytest.mark.slow
+@given(mutations, raws)
+@settings(FUZZ, max_examples=3000)
+def test_many_fuzzed_adapters(adapter: Path, base: Path, tmp_path: Path, mutation: Any, raw: bytes | None) -> None:
+    fuzz_adapter(adapter, base, tmp_path / "fuzz", mutation, raw)

@@ -1,0 +1,74 @@
+"""init, export, merge, verify and inspect as a user types them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.cli.test_cli import ailora
+from tests.families import FAMILIES
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("base")
+    FAMILIES["llama"].model().save_pretrained(folder)
+    return folder
+
+
+def test_from_init_to_merge(base: Path, tmp_path: Path) -> None:
+    dry = json.loads(
+        ailora("init", str(base), "--rank", "4", "--out", str(tmp_path / "a"), "--dry-run", "--json").stdout
+    )
+    assert dry["modules"] == 4
+    assert not (tmp_path / "a").exists()
+    made = ailora("init", str(base), "--rank", "4", "--out", str(tmp_path / "a"), "--workers", "2")
+    assert made.returncode == 0, made.stderr
+    assert "bytes read" in made.stdout
+    verdict = ailora("verify", str(tmp_path / "a"), "--base", str(base))
+    assert verdict.returncode == 0
+    assert "the update is exactly zero" in verdict.stdout
+    shown = ailora("inspect", str(tmp_path / "a")).stdout
+    for word in ("ailora", "anchored", "query", "principal", "|s B0 A0|", "|dA|/|A0|", "stable rank"):
+        assert word in shown
+    exported = ailora("export", str(tmp_path / "a"), "--out", str(tmp_path / "e"), "--rank", "2", "--dtype", "bf16")
+    assert "A server needs max_lora_rank >= 2." in exported.stdout
+    merged = json.loads(ailora("merge", str(base), str(tmp_path / "e"), "--out", str(tmp_path / "m"), "--json").stdout)
+    assert merged["merged"] == 4
+    model = json.loads(ailora("inspect", str(tmp_path / "m"), "--json").stdout)
+    assert model["class"] == "LlamaForCausalLM"
+
+
+def test_a_failed_check_is_exit_code_1_and_a_mistake_2(base: Path, tmp_path: Path) -> None:
+    ailora("init", str(base), "--rank", "4", "--out", str(tmp_path / "a"))
+    config = json.loads((tmp_path / "a" / "adapter_config.json").read_text())
+    (tmp_path / "a" / "adapter_config.json").write_text(json.dumps({**config, "lora_alpha": 1}))
+    failed = ailora("verify", str(tmp_path / "a"), "--base", str(base), "--json")
+    assert failed.returncode == 1
+    assert json.loads(failed.stdout)["passed"] is False
+    mistake = ailora("init", str(base), "--rank", "4", "--out", str(base))
+    assert mistake.returncode == 2
+    assert "is not empty and not made by this command" in mistake.stderr
+    assert "Traceback" not in mistake.stderr
+
+
+@pytest.mark.slow
+def test_ranks_of_a_launcher_share_the_work(base: Path, tmp_path: Path) -> None:
+    """Two processes of torchrun, one folder, the same file as one process makes."""
+    import subprocess
+    import sys
+
+    script = tmp_path / "run.py"
+    script.write_text("from ailora.cli import main\nmain()\n")
+    out, alone = tmp_path / "shared", tmp_path / "alone"
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-addr=127.0.0.1"]
+    arguments = ["init", str(base), "--rank", "4", "--no-cache", "--out"]
+    for _ in range(2):  # the second time nothing is left to do
+        made = subprocess.run(
+            [*command, str(script), *arguments, str(out)], capture_output=True, text=True, timeout=300, check=False
+        )
+        assert made.returncode == 0, made.stderr
+    ailora(*arguments, str(alone))
+    assert (out / "adapter_model.safetensors").read_bytes() == (alone / "adapter_model.safetensors").read_bytes()
