@@ -3,8 +3,8 @@
     python benchmarks/bench_checkpoints.py [--folder DIR] [--quick]
 
 Writes two checkpoints of a Llama layout (4096 wide, grouped-query, bf16, shards of 2 GiB) of about 2 and 8 GiB into a
-folder, whose attention weights have the spectra of trained ones, and measures in processes of their own: `init`, peft's
-`pissa` and `pissa_niter_16` on the loaded model, `merge` beside copying the files. The page cache is dropped before all.
+folder, whose attention weights have the spectra of trained ones. Measures in processes of their own: `init`, peft's
+`pissa` and `pissa_niter_16` on the loaded model, `merge` beside copying the files. The page cache is dropped each time.
 Memory is the peak of the resident size beyond that of the process right after its imports. Writes
 `results/checkpoints.json`.
 """
@@ -197,6 +197,27 @@ def init_case(folder: Path, out: Path, *, workers: int = 1, threads: int | None 
     return figures
 
 
+def ranks_case(folder: Path, out: Path, *, ranks: int) -> dict[str, Any]:
+    """`ailora init` under torchrun, one thread each; the seconds are those of `init`, after the imports."""
+    forget(folder)
+    with tempfile.NamedTemporaryFile("w", suffix=".py") as script:
+        script.write("from ailora.cli import main\nmain()\n")
+        script.flush()
+        launch = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={ranks}", "--master-port=29777"]
+        command = ["init", str(folder), "--rank", str(RANK), "--no-cache", "--json", "--out", str(out)]
+        made = subprocess.run(
+            [*launch, script.name, *command],
+            capture_output=True,
+            text=True,
+            check=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+    reports = [json.loads(line) for line in made.stdout.splitlines() if line.startswith("{")]
+    figures = {"seconds": max(report["seconds"]["total"] for report in reports), "ranks": ranks}
+    print(f"{ranks} ranks {folder.name}: {json.dumps(figures)}", flush=True)
+    return figures
+
+
 def merge_case(folder: Path, adapter: Path, out: Path) -> dict[str, Any]:
     """`merge` beside a copy of the same files, in turn; both end when the bytes are on the disk."""
     merged, copied = [], []
@@ -254,9 +275,15 @@ def run(work: Path, layers: tuple[int, int], *, write: bool) -> None:
         generate(folder, count)
     figures: dict[str, Any] = {"rank": RANK, "layers": list(layers)}
     figures["init"] = {"small": init_case(small, work / "a"), "large": init_case(large, work / "b")}
+    figures["ranks"] = {
+        "one rank, one thread": ranks_case(large, work / "c", ranks=1),
+        "two ranks, one thread each": ranks_case(large, work / "d", ranks=2),
+    }
+    one, two = figures["ranks"].values()
+    figures["ranks"]["speedup"] = one["seconds"] / two["seconds"]
     figures["workers"] = {
-        "one worker, one thread": init_case(small, work / "c", threads=1),
-        "two workers, one thread each": init_case(small, work / "d", workers=2, threads=2),
+        "one worker, two threads": figures["init"]["large"]["seconds"],
+        "two workers, one thread each": init_case(large, work / "e", workers=2)["seconds"],
     }
     figures["peft"] = pissa_case(large)
     exact = figures["peft"]["pissa"]

@@ -16,14 +16,15 @@ from torch import Tensor
 
 from ailora.adapters.plan import Form, Plan, PlannedAdapter
 from ailora.adapters.sidecar import SIDECAR_NAME, Sidecar, find_sidecar
-from ailora.adapters.weights import rows_of
+from ailora.adapters.weights import all_finite, rows_of
 from ailora.errors import InputError
 from ailora.shards import StoredTensor, read_header, read_tensor
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
 
-_PREFIX = "base_model.model."
+#: What PEFT puts before the names of the base model's modules.
+PREFIX = "base_model.model."
 #: Ends of the names that a LoRA of a linear module has in a file.
 _PARTS = {
     "lora_A.weight": "A",
@@ -68,7 +69,7 @@ class FiledModule:
         """
         A, B = read_tensor(self.A), read_tensor(self.B)
         for stored, tensor in ((self.A, A), (self.B, B)):
-            if not torch.isfinite(tensor).all():
+            if not all_finite(tensor):
                 raise InputError(f"{stored} holds NaN or infinite entries")
         dtype = torch.promote_types(torch.promote_types(A.dtype, B.dtype), torch.float32)
         return A.to(dtype), B.to(dtype)
@@ -155,7 +156,7 @@ class FiledAdapter:
         saved: dict[str, StoredTensor] = {}
         for name, stored in header.tensors.items():
             _require_floating(stored)
-            bare = name.removeprefix(_PREFIX)
+            bare = name.removeprefix(PREFIX)
             end = next((end for end in _PARTS if bare.endswith(f".{end}")), None)
             if end is not None:
                 parts.setdefault(bare.removesuffix(f".{end}"), {})[_PARTS[end]] = stored

@@ -17,6 +17,7 @@ from ailora.adapters.filed import CONFIG_NAME, WEIGHTS_NAME, FiledAdapter
 from ailora.adapters.measure import best_approximation, difference, padded, size, spectrum
 from ailora.adapters.plan import Form
 from ailora.adapters.sidecar import Exported
+from ailora.adapters.weights import all_finite
 from ailora.checkpoints.adapter_files import WORDS, write_tensors
 from ailora.checkpoints.dtypes import parse_dtype
 from ailora.checkpoints.output import Output
@@ -176,7 +177,7 @@ class _Factors:
         if self.scaling is None:
             made_B = made_B.double() * self.source.scaling(module)
         made_B, made_A = made_B.to(self.dtype), made_A.to(self.dtype)
-        if not (torch.isfinite(made_A).all() and torch.isfinite(made_B).all()):
+        if not (all_finite(made_A) and all_finite(made_B)):
             raise InputError(f"{module}: factors of the export are not finite in {self.dtype}")
         return made_B, made_A
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from ailora.adapters.filed import CONFIG_NAME, WEIGHTS_NAME
+from ailora.adapters.filed import CONFIG_NAME, PREFIX, WEIGHTS_NAME
 from ailora.adapters.lora_config import lora_config
 from ailora.adapters.plan import Form, Plan
 from ailora.adapters.planning import make_plan
@@ -25,14 +26,14 @@ from ailora.adapters.weights import base_layer, stored_transposed
 from ailora.checkpoints import jobs
 from ailora.checkpoints.adapter_files import WORDS, write_tensors
 from ailora.checkpoints.heads import head_tensors
-from ailora.checkpoints.jobs import Job, Piece, Timing
+from ailora.checkpoints.jobs import Job, Timing
 from ailora.checkpoints.models import meta_model, model_folder
 from ailora.checkpoints.output import Output
 from ailora.checkpoints.rewrite import copy_companions, rewrite
 from ailora.checkpoints.team import Team, joined, run_all
 from ailora.errors import InputError
 from ailora.inits import Policy
-from ailora.shards import Checkpoint, Planned, StoredTensor, write_bytes
+from ailora.shards import Checkpoint, Header, Planned, StoredTensor, read_header, read_tensor, write_bytes
 from ailora.spectral import cost
 
 #: fp32 copies of the largest matrix that decomposing it takes, and what everything else takes at most.
@@ -261,17 +262,17 @@ def _run(left: list[Job], *, workers: int) -> list[Timing]:
 
 def _write(work: Initialization, output: Output, made: list[Job]) -> dict[str, int]:
     """Put the pieces together; the file that a loader looks for first is written last."""
-    pieces = {job.module: Piece.read(job.piece) for job in made}
-    floored = {name: count for piece in pieces.values() for name, count in piece.floored.items()}
+    headers = {job.module: read_header(job.piece) for job in made}
+    floored = {name: n for h in headers.values() for name, n in json.loads(h.metadata["floored"]).items()}
     residual = work.plan.form is Form.RESIDUAL
     adapter = _adapter_folder(work, output)
     adapter.mkdir(exist_ok=True)
     heads = head_tensors(work.base, work.plan.options, work.checkpoint, work.seed)
-    _write_weights(adapter / WEIGHTS_NAME, pieces, heads)
+    _write_weights(adapter / WEIGHTS_NAME, headers, heads)
     recorded = str(output.folder.resolve()) if residual else _recorded_name(work.model)
     sidecar = Sidecar.of(
         work.plan,
-        {module: piece.fingerprint for module, piece in pieces.items()},
+        {module: header.metadata["fingerprint"] for module, header in headers.items()},
         floored=floored,
         base_model=_recorded_name(work.model),
     )
@@ -293,16 +294,17 @@ def _residual_of(job: Job) -> Any:
     return lambda raw: iter([jobs.residual_rows(job, raw)])
 
 
-def _write_weights(file: Path, pieces: Mapping[str, Piece], heads: Mapping[str, Tensor]) -> None:
-    """The stock file, one piece in memory at a time."""
-    tensors = {
-        f"base_model.model.{module}.{end}": tensor
-        for module, piece in pieces.items()
-        for end, tensor in piece.tensors.items()
-    }
-    tensors |= {f"base_model.model.{name}": tensor for name, tensor in heads.items()}
-    planned = [Planned(name, WORDS[tensor.dtype], tuple(tensor.shape)) for name, tensor in tensors.items()]
-    write_tensors(file, planned, tensors.__getitem__)
+def _write_weights(file: Path, pieces: Mapping[str, Header], heads: Mapping[str, Tensor]) -> None:
+    """The stock file, one tensor of the pieces in memory at a time."""
+    factors = {f"{module}.{end}": stored for module, piece in pieces.items() for end, stored in piece.tensors.items()}
+    planned = [Planned(PREFIX + name, stored.dtype, stored.shape) for name, stored in factors.items()]
+    planned += [Planned(PREFIX + name, WORDS[tensor.dtype], tuple(tensor.shape)) for name, tensor in heads.items()]
+
+    def made(name: str) -> Tensor:
+        name = name.removeprefix(PREFIX)
+        return heads[name] if name in heads else read_tensor(factors[name])
+
+    write_tensors(file, planned, made)
 
 
 def _config(work: Initialization, base: str) -> bytes:

@@ -103,7 +103,7 @@ class Piece:
 
     @classmethod
     def read(cls, file: Path) -> Piece:
-        """A piece that a run before left; its tensors are mapped."""
+        """A piece that `write` wrote."""
         tensors, header = read_tensors(file)
         return cls(tensors, header.metadata["fingerprint"], json.loads(header.metadata["floored"]))
 

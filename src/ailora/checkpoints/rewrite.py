@@ -5,19 +5,22 @@ from __future__ import annotations
 import json
 import os
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
-from typing import BinaryIO
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ailora.adapters.weights import all_finite
 from ailora.checkpoints.adapter_files import WORDS, tensor_bytes
 from ailora.checkpoints.output import Output
 from ailora.errors import ModelError
-from ailora.shards import Checkpoint, Header, Planned, StoredTensor, header_bytes, read_tensor, write_bytes
+from ailora.shards import Checkpoint, Header, Planned, StoredTensor, header_bytes, read_blocks, read_tensor, write_bytes
 from ailora.shards.durable import sync_folder
 from ailora.shards.header import TORCH_DTYPES
 
@@ -146,7 +149,6 @@ class _Shard:
         self._target = output.folder / plan.name
         self._file = output.pieces / plan.name
         self._journal = output.pieces / f"{plan.name}.done"
-        self._certain = 0
 
     def write(self) -> None:
         total = sum(entry.planned.size for entry in self._plan.entries)
@@ -154,45 +156,46 @@ class _Shard:
             self._bar.update(total)
             return
         done = self._finished_tensors()
-        with self._file.open("r+b" if done else "wb") as stream:
+        with self._file.open("r+b" if done else "wb", buffering=0) as stream, ThreadPoolExecutor(1) as notes:
             reached = self._offset(done)
             stream.truncate(reached)
             stream.seek(reached)
             if not done:
-                stream.write(self._plan.header)
-            self._certain = reached
+                _write(stream, self._plan.header)
             self._bar.update(max(0, reached - len(self._plan.header)))
+            noted, note = reached, None
             for number, entry in enumerate(self._plan.entries[done:], done):
                 self._write_entry(entry, stream)
                 self._bar.update(entry.planned.size)
-                if stream.tell() - self._certain >= _STEP:
-                    self._note(stream, number + 1)
-            stream.flush()
+                # Forced to the disk while the next tensors are written: waiting would cost a third of the time.
+                if stream.tell() - noted >= _STEP and (note is None or note.done()):
+                    noted = stream.tell()
+                    note = notes.submit(self._note, stream, number + 1)
+            if note is not None:
+                note.result()
             os.fsync(stream.fileno())
         self._file.replace(self._target)
         sync_folder(self._target.parent)
         self._journal.unlink(missing_ok=True)
 
-    def _write_entry(self, entry: _Entry, stream: BinaryIO) -> None:
+    def _write_entry(self, entry: _Entry, stream: FileIO) -> None:
         change = self._changes.get(entry.planned.name)
         if change is None and entry.same_bytes:
             _copy(entry.source, stream)
             return
-        weight = read_tensor(entry.source)
         written, dtype = 0, TORCH_DTYPES[entry.planned.dtype]
-        for block in change(weight) if change else _blocks(weight):
+        for block in change(read_tensor(entry.source)) if change else read_blocks(entry.source, _BLOCK // 8):
             made = block.to(dtype)
-            if change and not torch.isfinite(made).all():
+            if change and not all_finite(made):
                 raise ModelError(f"{entry.source}: the changed weight is not finite in {dtype}: choose another dtype")
-            stream.write(tensor_bytes(made))
+            _write(stream, tensor_bytes(made))
             written += made.numel() * made.itemsize
         assert written == entry.planned.size, entry
 
-    def _note(self, stream: BinaryIO, tensors: int) -> None:
-        stream.flush()
+    def _note(self, stream: FileIO, tensors: int) -> None:
+        """Have the first tensors on the disk, and say so."""
         os.fsync(stream.fileno())
         write_bytes(self._journal, str(tensors).encode())
-        self._certain = stream.tell()
 
     def _finished_tensors(self) -> int:
         """How many tensors an earlier run has certainly written."""
@@ -210,20 +213,32 @@ class _Shard:
         return len(self._plan.header) + sum(entry.planned.size for entry in self._plan.entries[:tensors])
 
 
-def _copy(stored: StoredTensor, stream: BinaryIO) -> None:
-    buffer = memoryview(bytearray(min(_BLOCK, stored.size) or 1))
-    left = stored.size
-    with stored.file.open("rb", buffering=0) as source:
-        source.seek(stored.start)
-        while left:
-            count = source.readinto(buffer[: min(left, len(buffer))])
-            if not count:
-                raise ModelError(f"{stored.file} has shrunk: tensor {stored.name!r} ends at byte {stored.stop}")
-            stream.write(buffer[:count])
-            left -= count
+def _copy(stored: StoredTensor, target: FileIO) -> None:
+    """Copy the bytes of a tensor, in the kernel where the system can."""
+    try:
+        with stored.file.open("rb", buffering=0) as source:
+            left = stored.size
+            while left:
+                count = _transfer(source, target, stored.stop - left, left)
+                if not count:
+                    raise ModelError(f"{stored.file} has shrunk: tensor {stored.name!r} ends at byte {stored.stop}")
+                left -= count
+    except FileNotFoundError as error:
+        raise ModelError(f"{stored.file} is gone") from error
 
 
-def _blocks(weight: Tensor) -> Iterator[Tensor]:
-    """A tensor in pieces that can be converted one at a time."""
-    flat = weight.reshape(-1)
-    yield from flat.split(_BLOCK // 8) if flat.numel() else [flat]
+def _transfer(source: FileIO, target: FileIO, offset: int, count: int) -> int:
+    """Some bytes of a file to the end of another; how many."""
+    if sys.platform == "linux":
+        return os.sendfile(target.fileno(), source.fileno(), offset, min(count, _BLOCK))
+    source.seek(offset)
+    block = source.read(min(count, _BLOCK))
+    _write(target, memoryview(block))
+    return len(block)
+
+
+def _write(target: FileIO, content: memoryview | bytes) -> None:
+    """All of the content: one call writes at most 2 GiB."""
+    rest = memoryview(content)
+    while rest:
+        rest = rest[target.write(rest) :]

@@ -15,7 +15,14 @@ from ailora.adapters.filed import FiledAdapter, FiledModule, FiledRole
 from ailora.adapters.plan import Plan
 from ailora.adapters.sidecar import Sidecar
 from ailora.adapters.tensor_names import stored_weights
-from ailora.adapters.weights import base_layer, matches_fingerprint, require_matrix, rows_of, stored_transposed
+from ailora.adapters.weights import (
+    all_finite,
+    base_layer,
+    matches_fingerprint,
+    require_matrix,
+    rows_of,
+    stored_transposed,
+)
 from ailora.checkpoints.models import meta_model, model_folder
 from ailora.errors import InputError
 from ailora.inits import Spectral
@@ -118,7 +125,7 @@ def _shape(found: FiledModule) -> tuple[int, int]:
 def _finite(filed: FiledAdapter) -> Check:
     stored = [t for m in filed.modules.values() for t in (m.A, m.B, m.magnitude) if t] + list(filed.saved.values())
     for tensor in stored:
-        if not torch.isfinite(read_tensor(tensor)).all():
+        if not all_finite(read_tensor(tensor)):
             return Check("finite numbers", False, f"{tensor.name} holds NaN or infinite entries")
     return Check("finite numbers", True, f"{len(stored)} tensors")
 

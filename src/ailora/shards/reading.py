@@ -1,9 +1,14 @@
-"""Reading single tensors: only their bytes are touched."""
+"""Reading single tensors: their bytes and no others.
+
+Not through a memory map: where only some tensors of a file are wanted, the system reads ahead of a map and reads 1.4
+times as many bytes as were asked for; told not to, it reads page by page, six times as slowly. A map also ends the
+process if the file shrinks meanwhile.
+"""
 
 from __future__ import annotations
 
-import mmap
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -14,39 +19,51 @@ from ailora.shards.header import Header, StoredTensor, read_header
 
 
 def read_tensor(stored: StoredTensor) -> Tensor:
-    """A tensor, mapped into memory: its pages are read when they are used, and given back with the tensor.
+    """A tensor, read into memory of its own.
 
     Raises:
         InputError: the file cannot be read, has shrunk since its header was read, or the dtype is unknown to torch.
     """
     dtype = stored.torch_dtype
-    if stored.size == 0:
-        return torch.empty(stored.shape, dtype=dtype)
-    offset = stored.start - stored.start % mmap.ALLOCATIONGRANULARITY
-    try:
-        with stored.file.open("rb") as stream:
-            if os.fstat(stream.fileno()).st_size < stored.stop:
-                raise InputError(f"{stored.file} has shrunk: tensor {stored.name!r} ends at byte {stored.stop}")
-            # A private copy on write: torch warns of buffers that it may not write to.
-            mapped = mmap.mmap(stream.fileno(), stored.stop - offset, access=mmap.ACCESS_COPY, offset=offset)
-    except OSError as error:
-        raise InputError(f"cannot read {stored.file}: {error.strerror or error}") from None
-    within = stored.start - offset
-    if within % dtype.itemsize:
-        # Torch asks for aligned elements, the format does not.
-        buffer, within = bytearray(mapped[within:]), 0
-        mapped.close()
-    else:
-        buffer = mapped
-    count = stored.size // dtype.itemsize
-    return torch.frombuffer(buffer, dtype=dtype, count=count, offset=within).reshape(stored.shape)
+    return _read(stored, 0, stored.size).view(dtype).reshape(stored.shape)
+
+
+def read_blocks(stored: StoredTensor, entries: int) -> Iterator[Tensor]:
+    """A tensor as flat pieces of some entries each, one in memory at a time.
+
+    Raises:
+        InputError: as `read_tensor`.
+    """
+    dtype = stored.torch_dtype
+    step = entries * dtype.itemsize
+    for first in range(0, stored.size, step):
+        yield _read(stored, first, min(step, stored.size - first)).view(dtype)
 
 
 def read_tensors(file: Path) -> tuple[dict[str, Tensor], Header]:
-    """All tensors of a file, mapped, and its header.
+    """All tensors of a file, and its header.
 
     Raises:
         InputError: as `read_header` and `read_tensor`.
     """
     header = read_header(file)
     return {name: read_tensor(stored) for name, stored in header.tensors.items()}, header
+
+
+def _read(stored: StoredTensor, first: int, count: int) -> Tensor:
+    """Bytes of a tensor, from its `first`."""
+    buffer = torch.empty(count, dtype=torch.uint8)
+    rest = buffer.numpy().data
+    try:
+        with stored.file.open("rb", buffering=0) as stream:
+            if hasattr(os, "posix_fadvise"):
+                os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
+            stream.seek(stored.start + first)
+            while rest:
+                read = stream.readinto(rest)
+                if not read:
+                    raise InputError(f"{stored.file} has shrunk: tensor {stored.name!r} ends at byte {stored.stop}")
+                rest = rest[read:]
+    except OSError as error:
+        raise InputError(f"cannot read {stored.file}: {error.strerror or error}") from None
+    return buffer

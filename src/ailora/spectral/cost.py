@@ -12,7 +12,7 @@ from ailora.spectral.triplets import Band
 
 #: How fast a method computes, relative to a large product of float32 matrices on the same machine; measured by
 #: `benchmarks/bench_checkpoints.py` on two cores. Thin products wait for memory, eigenvectors are half serial.
-_SHARE = {"exact": 0.18, "gram": 0.3, "lanczos": 0.12, "inverse": 0.35}
+_SHARE = {"exact": 0.08, "gram": 0.25, "lanczos": 0.3, "inverse": 0.35}
 
 
 def flops(shape: tuple[int, int], rank: int, band: Band, *, dtype: torch.dtype = torch.float32) -> float:
