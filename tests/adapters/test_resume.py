@@ -191,3 +191,41 @@ def test_heads_are_restored(tmp_path: Path) -> None:
     train(model, BERT, steps=3)
     ailora.save_adapter(model, tmp_path)
     assert torch.equal(BERT.output(ailora.resume(BERT.model(), tmp_path)), BERT.output(model))
+
+
+class _Tokens(torch.utils.data.Dataset[dict[str, Any]]):
+    def __len__(self) -> int:
+        return 16
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        ids = torch.randint(0, 64, (6,), generator=torch.Generator().manual_seed(index))
+        return {"input_ids": ids, "labels": ids}
+
+
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing` is deprecated:FutureWarning")
+def test_a_trainer_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    """From a checkpoint of a stock Trainer: a fresh base, resumed, and the Trainer's own state."""
+    from transformers import Trainer, TrainingArguments
+
+    def trainer(model: nn.Module, folder: str, steps: int) -> Trainer:
+        arguments = TrainingArguments(
+            str(tmp_path / folder),
+            max_steps=steps,
+            per_device_train_batch_size=4,
+            learning_rate=1e-2,
+            lr_scheduler_type="constant",
+            save_steps=2,
+            report_to=[],
+            use_cpu=True,
+            disable_tqdm=True,
+        )
+        return Trainer(model, arguments, train_dataset=_Tokens())
+
+    whole = ailora.adapt(LLAMA.model(), rank=4)
+    ailora.save_adapter(whole, tmp_path / "start")
+    trainer(whole, "whole", 6).train()
+    trainer(ailora.resume(LLAMA.model(), tmp_path / "start"), "half", 2).train()
+    checkpoint = tmp_path / "half" / "checkpoint-2"
+    resumed = ailora.resume(LLAMA.model(), checkpoint, sidecar=tmp_path / "start")
+    trainer(resumed, "half", 6).train(resume_from_checkpoint=str(checkpoint))
+    same_state(resumed, whole)

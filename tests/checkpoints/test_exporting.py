@@ -170,6 +170,7 @@ def test_an_export_says_what_it_is(adapter: Path, base: Path, tmp_path: Path) ->
     ("options", "message"),
     [
         ({"rank": 0}, "rank 0 is not possible"),
+        ({"rank": 33}, "rank 33 is not possible: a whole number from 1 to 32"),
         ({"energy": 1.5}, "energy 1.5 is not possible"),
         ({"rank": 2, "energy": 0.9}, "not both"),
         ({"dtype": "int8"}, "unknown dtype 'int8'"),

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 import ailora
 from ailora.adapters.residual import LossyResidualWarning
-from ailora.checkpoints import Initialization, init, verify
+from ailora.checkpoints import Initialization, export, init, merge, verify
 from ailora.roles.catalog import FAMILIES as CATALOG
 from tests.contracts.test_families import MADE_AS, OFTEN, REMOTE
 from tests.families import FAMILIES
@@ -269,6 +269,20 @@ def test_other_work_in_the_folder_is_not_overwritten(tmp_path: Path) -> None:
     same_files(tmp_path / "mine", tmp_path / "other")
 
 
+def test_what_is_read_is_never_written_into(adapter: Path, tmp_path: Path) -> None:
+    base = Path(saved("llama", tmp_path / "base"))
+    before = {file.name: file.read_bytes() for file in base.iterdir()}
+    for command in (
+        lambda: init(str(base), base, rank=4, force=True),
+        lambda: merge(str(base), adapter, tmp_path / "x" / ".." / "base", force=True),
+        lambda: merge(str(base), adapter, adapter, force=True),
+        lambda: export(adapter, adapter, force=True),
+    ):
+        with pytest.raises(ailora.InputError, match="is what is read: choose another folder"):
+            command()
+    assert {file.name: file.read_bytes() for file in base.iterdir()} == before
+
+
 def test_an_estimate_reads_nothing(tmp_path: Path) -> None:
     base = saved("llama", tmp_path / "base")
     work = Initialization.of(base, rank=4)
@@ -342,3 +356,22 @@ def test_a_zero_weight_is_floored_and_said(tmp_path: Path) -> None:
     report = init(str(base), tmp_path / "adapter", rank=4)
     assert report.floored == {"model.layers.1.self_attn.v_proj": 4}
     assert verify(tmp_path / "adapter", str(base)).passed
+
+
+def test_a_hub_id_is_found_in_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the hub's client lays it out: links from the snapshot to the blobs beside it."""
+    cache = tmp_path / "hub"
+    repository = cache / "models--org--name"
+    snapshot, blobs = repository / "snapshots" / ("a" * 40), repository / "blobs"
+    FAMILIES["llama"].model().save_pretrained(snapshot)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("a" * 40)
+    blobs.mkdir()
+    for number, file in enumerate(sorted(snapshot.iterdir())):
+        file.rename(blobs / str(number))
+        file.symlink_to(Path("../../blobs") / str(number))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+    init("org/name", tmp_path / "adapter", rank=4)
+    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "org/name"
+    assert verify(tmp_path / "adapter", "org/name").passed

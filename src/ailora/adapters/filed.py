@@ -211,11 +211,15 @@ class FiledAdapter:
 
     def _fitting_sidecar(self) -> Sidecar | None:
         """The sidecar in the folder, or one above it that fits; another one above it is of another adapter."""
-        sidecar = find_sidecar(self.folder)
-        if sidecar is None:
+        own = (self.folder / SIDECAR_NAME).is_file()
+        try:
+            sidecar = find_sidecar(self.folder)
+        except InputError:
+            if own:
+                raise
             return None
-        reason = self._misfit(sidecar)
-        if reason and (self.folder / SIDECAR_NAME).is_file():
+        reason = self._misfit(sidecar) if sidecar else None
+        if reason and own:
             raise InputError(f"{self.folder / SIDECAR_NAME} is of another adapter than {WEIGHTS_NAME}: {reason}")
         return None if reason else sidecar
 

@@ -95,7 +95,7 @@ def export(
         "options": [rank, energy, dtype],
     }
     output = Output(out)
-    with output.claimed(request, force=force) as done:
+    with output.claimed(request, sources=source.folders, force=force) as done:
         factors = _Factors(source, target, scaling, made, exact=rank is None and energy is None)
         errors = factors.errors()
         lost, whole = (math.sqrt(sum(pair[i] ** 2 for pair in errors.values())) for i in (0, 1))
@@ -135,9 +135,14 @@ class _Source:
                 raise InputError(f"{start.folder} is not the start of {filed.folder}: {module} has another rank")
 
     @property
+    def folders(self) -> list[Path]:
+        """What is read."""
+        return [found.folder for found in (self.filed, self._start) if found]
+
+    @property
     def fingerprint(self) -> str:
         """What tells two adapters apart, from their files' headers and times."""
-        files = [folder.folder / WEIGHTS_NAME for folder in (self.filed, self._start) if folder]
+        files = [folder / WEIGHTS_NAME for folder in self.folders]
         return " ".join(f"{file.stat().st_size}-{file.stat().st_mtime_ns}" for file in files)
 
     @property
@@ -218,8 +223,9 @@ class _Factors:
 def _require_range(rank: int | None, energy: float | None, source: _Source) -> None:
     if rank is not None and energy is not None:
         raise InputError("give a rank or an energy, not both")
-    if rank is not None and (type(rank) is not int or rank < 1):
-        raise InputError(f"rank {rank!r} is not possible: a whole number from 1")
+    most = max(min(found.B.shape[0], found.A.shape[1]) for found in source.filed.modules.values())
+    if rank is not None and (type(rank) is not int or not 1 <= rank <= most):
+        raise InputError(f"rank {rank!r} is not possible: a whole number from 1 to {most}")
     if energy is not None and not (isinstance(energy, int | float) and 0 < energy <= 1):
         raise InputError(f"energy {energy!r} is not possible: a share, 0 < energy <= 1")
     if source.filed.dora and (rank is not None or energy is not None):

@@ -12,16 +12,18 @@ from transformers import PreTrainedModel
 from ailora.adapters.plan import LoraOptions
 from ailora.adapters.tensor_names import loaded_names
 from ailora.checkpoints.jobs import seed_of
-from ailora.shards import Checkpoint
+from ailora.shards import Checkpoint, StoredTensor
 
 #: What PEFT's classes add to `modules_to_save`.
 _HEADS = {"SEQ_CLS": ("classifier", "score"), "TOKEN_CLS": ("classifier", "score"), "QUESTION_ANS": ("qa_outputs",)}
 
 
-def head_tensors(model: PreTrainedModel, options: LoraOptions, checkpoint: Checkpoint, seed: int) -> dict[str, Tensor]:
+def head_tensors(
+    model: PreTrainedModel, options: LoraOptions, checkpoint: Checkpoint, seed: int
+) -> dict[str, StoredTensor | Tensor]:
     """The tensors of all modules that are trained whole, by the name of the parameter in the model.
 
-    Those of the checkpoint where it has them, mapped; else fresh ones, drawn as transformers does for a new head.
+    Those of the checkpoint where it has them, unread; else fresh ones, drawn as transformers does for a new head.
 
     Args:
         model: the base model on the meta device.
@@ -31,7 +33,7 @@ def head_tensors(model: PreTrainedModel, options: LoraOptions, checkpoint: Check
     """
     names = (*options.modules_to_save, *_HEADS.get(options.task_type or "", ()))
     stored = {name: tensor for tensor, name in loaded_names(model, checkpoint.tensors).items()}
-    found: dict[str, Tensor] = {}
+    found: dict[str, StoredTensor | Tensor] = {}
     for module, part in model.named_modules():
         # PEFT's rule.
         if not any(module.endswith(name) for name in names):
@@ -39,7 +41,7 @@ def head_tensors(model: PreTrainedModel, options: LoraOptions, checkpoint: Check
         shapes = {f"{module}.{key}": tuple(tensor.shape) for key, tensor in part.state_dict().items()}
         kept = {name for name, shape in shapes.items() if _fits(stored.get(name), shape, checkpoint)}
         fresh = {} if kept == shapes.keys() else _fresh(model, module, seed)
-        found |= {name: checkpoint.read(stored[name]) if name in kept else fresh[name] for name in shapes}
+        found |= {name: checkpoint.tensors[stored[name]] if name in kept else fresh[name] for name in shapes}
     return found
 
 

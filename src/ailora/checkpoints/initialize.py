@@ -30,7 +30,7 @@ from ailora.checkpoints.jobs import Job, Timing
 from ailora.checkpoints.models import meta_model, model_folder
 from ailora.checkpoints.output import Output
 from ailora.checkpoints.rewrite import copy_companions, rewrite
-from ailora.checkpoints.team import Team, joined, run_all
+from ailora.checkpoints.team import Team, joined, run_in_processes
 from ailora.errors import InputError
 from ailora.inits import Policy
 from ailora.shards import Checkpoint, Header, Planned, StoredTensor, read_header, read_tensor, write_bytes
@@ -210,6 +210,8 @@ def init(
             decomposition.
     """
     started = time.perf_counter()
+    if type(workers) is not int or workers < 1:
+        raise InputError(f"workers {workers!r} is not allowed: a whole number from 1")
     _require_device(device)
     work = Initialization.of(model, policy, task_type=task_type, num_labels=num_labels, seed=seed, **plan_options)
     output = Output(out)
@@ -239,7 +241,7 @@ def init(
 def _claimed(output: Output, work: Initialization, team: Team, *, force: bool) -> Iterator[bool]:
     """The leading rank claims the folder; the others work in it as long as it does."""
     if team.leads:
-        with output.claimed(work.request, force=force) as done:
+        with output.claimed(work.request, sources=[work.checkpoint.folder], force=force) as done:
             team.wait()
             yield done
     else:
@@ -253,7 +255,9 @@ def _run(left: list[Job], *, workers: int) -> list[Timing]:
     total = int(sum(job.flops for job in left)) or None
     bar = tqdm(total=total, desc="decomposing", unit="flop", unit_scale=True, leave=False, disable=None)
     with bar:
-        for job, timing in run_all(jobs.run, left, workers=workers):
+        several = workers > 1 and len(left) > 1
+        made = run_in_processes(jobs.run, left, workers=workers) if several else jobs.run_in_turn(left)
+        for job, timing in made:
             timings.append(timing)
             bar.set_postfix_str(job.module, refresh=False)
             bar.update(round(job.flops))
@@ -294,15 +298,20 @@ def _residual_of(job: Job) -> Any:
     return lambda raw: iter([jobs.residual_rows(job, raw)])
 
 
-def _write_weights(file: Path, pieces: Mapping[str, Header], heads: Mapping[str, Tensor]) -> None:
-    """The stock file, one tensor of the pieces in memory at a time."""
-    factors = {f"{module}.{end}": stored for module, piece in pieces.items() for end, stored in piece.tensors.items()}
-    planned = [Planned(PREFIX + name, stored.dtype, stored.shape) for name, stored in factors.items()]
-    planned += [Planned(PREFIX + name, WORDS[tensor.dtype], tuple(tensor.shape)) for name, tensor in heads.items()]
+def _write_weights(file: Path, pieces: Mapping[str, Header], heads: Mapping[str, StoredTensor | Tensor]) -> None:
+    """The stock file, one tensor in memory at a time."""
+    parts: dict[str, StoredTensor | Tensor] = {
+        f"{module}.{end}": stored for module, piece in pieces.items() for end, stored in piece.tensors.items()
+    }
+    parts |= heads
+    planned = [
+        Planned(PREFIX + name, WORDS[part.dtype] if isinstance(part, Tensor) else part.dtype, tuple(part.shape))
+        for name, part in parts.items()
+    ]
 
     def made(name: str) -> Tensor:
-        name = name.removeprefix(PREFIX)
-        return heads[name] if name in heads else read_tensor(factors[name])
+        part = parts[name.removeprefix(PREFIX)]
+        return part if isinstance(part, Tensor) else read_tensor(part)
 
     write_tensors(file, planned, made)
 

@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from tqdm.auto import tqdm
+
 from ailora.adapters.filed import CONFIG_NAME, FiledAdapter
 from ailora.adapters.measure import Measured, measured, root_mean_square, spectrum
 from ailora.adapters.plan import Plan
@@ -98,7 +100,8 @@ def _trained_whole(filed: FiledAdapter, plan: Plan | None) -> bool | None:
 
 def _lines_of_plan(filed: FiledAdapter, plan: Plan) -> Iterator[Line]:
     groups: dict[tuple[str, str], list[tuple[Measured, int, float]]] = {}
-    for role in filed.roles(plan):
+    roles = filed.roles(plan)
+    for role in tqdm(roles, "measuring", len(plan.adapters), unit="matrix", leave=False, disable=None):
         planned = role.planned
         key = (planned.projection.role.value, ", ".join(planned.init.describe().values()))
         groups.setdefault(key, []).append((measured(role), role.A.shape[0], planned.scaling))
@@ -108,7 +111,7 @@ def _lines_of_plan(filed: FiledAdapter, plan: Plan) -> Iterator[Line]:
 
 def _lines_of_files(filed: FiledAdapter) -> Iterator[Line]:
     groups: dict[str, list[tuple[Measured, int, float]]] = {}
-    for module in filed.modules.values():
+    for module in tqdm(filed.modules.values(), "measuring", unit="matrix", leave=False, disable=None):
         A, B = module.factors()
         values = (module.scaling * spectrum(B, A)).tolist()
         update = sum(value**2 for value in values) ** 0.5

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -110,11 +113,19 @@ class Piece:
 
 @dataclass(frozen=True)
 class Timing:
-    """Where the time of a job went, in seconds."""
+    """Where the time of a job went, in seconds that its decomposition had to wait or took."""
 
     read: float
     decompose: float
     write: float
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """The weight (out, in) of a job, and the fingerprint of what is stored."""
+
+    weight: Tensor
+    fingerprint: str
 
 
 def run(job: Job) -> Timing:
@@ -123,21 +134,46 @@ def run(job: Job) -> Timing:
     Raises:
         ModelError: the weight is quantized, of another shape than planned, or not finite.
     """
-    started = time.perf_counter()
+    ((_, timing),) = run_in_turn([job])
+    return timing
+
+
+def run_in_turn(jobs: Sequence[Job]) -> Iterator[tuple[Job, Timing]]:
+    """Make the pieces of jobs: while a weight is decomposed, a thread reads the next one and writes the last piece.
+
+    Raises:
+        ModelError: as `run`.
+    """
+    with ThreadPoolExecutor(1) as aside:
+        following = aside.submit(_load, jobs[0]) if jobs else None
+        written: Future[None] | None = None
+        for number, job in enumerate(jobs):
+            assert following is not None
+            started = time.perf_counter()
+            loaded = following.result()
+            read = time.perf_counter()
+            following = aside.submit(_load, jobs[number + 1]) if number + 1 < len(jobs) else None
+            piece = _decompose(job, loaded)
+            decomposed = time.perf_counter()
+            if written is not None:
+                written.result()
+            written = aside.submit(piece.write, job.piece)
+            if following is None:
+                written.result()
+            yield job, Timing(read - started, decomposed - read, time.perf_counter() - decomposed)
+
+
+def _load(job: Job) -> _Loaded:
     raw = read_tensor(job.stored)
-    fingerprint = digest(raw)
-    weight = _matrix(raw, job).to(job.device)
-    read = time.perf_counter()
-    if job.cached:
+    return _Loaded(_matrix(raw, job), digest(raw))
+
+
+def _decompose(job: Job, loaded: _Loaded) -> Piece:
+    weight = loaded.weight.to(job.device)
+    with nullcontext() if job.cached else without_cache():
         starts = [_start(job, planned, weight) for planned in job.adapters]
-    else:
-        with without_cache():
-            starts = [_start(job, planned, weight) for planned in job.adapters]
-    decomposed = time.perf_counter()
-    tensors = _tensors(job, starts, weight)
     floored = {s.planned.projection.name: int(s.factors.floored) for s in starts if s.factors.floored}
-    Piece(tensors, fingerprint, floored).write(job.piece)
-    return Timing(read - started, decomposed - read, time.perf_counter() - decomposed)
+    return Piece(_tensors(job, starts, weight), loaded.fingerprint, floored)
 
 
 def _matrix(raw: Tensor, job: Job) -> Tensor:

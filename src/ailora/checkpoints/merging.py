@@ -89,7 +89,7 @@ def merge(
         "dtype": dtype,
     }
     output = Output(out)
-    with output.claimed(request, force=force) as done:
+    with output.claimed(request, sources=[folder, filed.folder], force=force) as done:
         if not done:
             copy_companions(folder, output, changed={"config.json": _config(folder, model, filed, target)})
             rewrite(checkpoint, output, changes, dtype=target, replaced=replaced)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -38,18 +38,22 @@ class Output:
         self._done = self._own / "done.json"
 
     @contextmanager
-    def claimed(self, request: Mapping[str, Any], *, force: bool) -> Iterator[bool]:
+    def claimed(self, request: Mapping[str, Any], *, sources: Iterable[Path], force: bool) -> Iterator[bool]:
         """Hold the folder for a request while the body runs; yields whether all of it is made already.
 
         Args:
             request: everything that decides the result, as plain data.
+            sources: folders that are read, which the result may not be written into.
             force: remove what another command of ours, or someone else, has written under the names that we use.
 
         Raises:
-            InputError: the folder holds other files, the result of another request or of one that was changed since,
-                the beginning of another request (the keys that differ are named), or another process writes to it;
-                or writing fails while the body runs, for want of space or for another reason of the system's.
+            InputError: the folder is one of the sources, holds other files, the result of another request or of one
+                that was changed since, or the beginning of another request (the keys that differ are named); another
+                process writes to it; or writing fails while the body runs, for want of space or the like.
         """
+        for source in sources:
+            if self.folder.resolve() == source.resolve():
+                raise InputError(f"{self.folder} is what is read: choose another folder to write")
         try:
             self._own_folder(force=force)
             with FileLock(self._own / "lock", timeout=0):

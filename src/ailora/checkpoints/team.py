@@ -16,7 +16,7 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 
-from ailora.errors import AiloraError, InputError
+from ailora.errors import AiloraError
 
 Job = TypeVar("Job")
 Made = TypeVar("Made")
@@ -68,23 +68,17 @@ def joined() -> Iterator[Team]:
         yield Team(0, 1)
 
 
-def run_all(run: Callable[[Job], Made], jobs: Sequence[Job], *, workers: int) -> Iterator[tuple[Job, Made]]:
-    """Run every job, here or in processes that end with this one; results come as they are made.
+def run_in_processes(run: Callable[[Job], Made], jobs: Sequence[Job], *, workers: int) -> Iterator[tuple[Job, Made]]:
+    """Run every job in processes that end with this one and share the cores; results come as they are made.
 
     Args:
         run: a function of a module, as processes import it.
         jobs: what it is called with; they travel to the processes.
-        workers: how many processes; 1: this one. They share the cores.
+        workers: how many processes.
 
     Raises:
-        InputError: no whole number of workers.
         AiloraError: a worker was killed.
     """
-    if type(workers) is not int or workers < 1:
-        raise InputError(f"workers {workers!r} is not allowed: a whole number from 1")
-    if workers == 1 or len(jobs) < 2:
-        yield from ((job, run(job)) for job in jobs)
-        return
     threads = max(1, torch.get_num_threads() // workers)
     with ProcessPoolExecutor(workers, get_context("spawn"), initializer=_start, initargs=(threads,)) as pool:
         pending = {pool.submit(run, job): job for job in jobs}

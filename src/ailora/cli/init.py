@@ -34,6 +34,8 @@ def init(
     json: Json = False,
 ) -> None:
     """Write the adapter that training starts from, without loading the model; the same command after a kill goes on."""
+    import os
+
     from ailora.checkpoints import Initialization
     from ailora.checkpoints import init as write
     from ailora.cli.tables import print_report
@@ -55,4 +57,5 @@ def init(
         print_report("would take", Initialization.of(model, **options).estimate(device=device), json=json)
         return
     made = write(model, out, device=device, workers=workers, cached=not no_cache, force=force, **options)
-    print_report(f"written to {out}", made.to_json(), json=json)
+    if os.environ.get("RANK", "0") == "0":  # of several processes of a launcher one speaks
+        print_report(f"written to {out}", made.to_json(), json=json)
