@@ -20,6 +20,9 @@ def saved(folder: Path) -> Sidecar:
     return sidecar_of(model)
 
 
+SIDECARS = Path(__file__).parent / "sidecars"
+
+
 def test_it_says_what_the_adapter_is(tmp_path: Path) -> None:
     sidecar = saved(tmp_path)
     data = json.loads((tmp_path / SIDECAR_NAME).read_text())
@@ -62,3 +65,17 @@ def test_a_sidecar_with_a_broken_plan_is_refused(tmp_path: Path) -> None:
     sidecar.model_copy(update={"plan": {}}).write(tmp_path)
     with pytest.raises(ailora.InputError, match="not a plan"):
         Sidecar.read(tmp_path / SIDECAR_NAME)
+
+
+@pytest.mark.parametrize("file", sorted(SIDECARS.glob("*.json")), ids=lambda file: file.stem)
+def test_files_of_every_version_stay_readable(file: Path) -> None:
+    """As they were written then: before fused weights, and with them."""
+    sidecar = Sidecar.read(file)
+    plan = Plan.from_json(sidecar.plan)
+    assert plan.policy.name == "ailora"
+    assert [a.projection.role.value for a in plan.adapters] == ["query", "value"]
+    assert all(a.rank == 2 and a.scaling == 1 for a in plan.adapters)
+    assert plan.adapters[0].projection.shape in ((32, 32), (96, 32))
+    assert sidecar.fingerprints.keys() == plan.modules.keys()
+    assert sidecar.exported is None
+    assert Plan.from_json(plan.to_json()) == plan

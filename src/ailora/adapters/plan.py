@@ -178,7 +178,8 @@ def _adapter_from_json(data: Mapping[str, Any]) -> PlannedAdapter:
         "role": parse_role(data["role"]),
         "attention": Attention(data["attention"]) if data["attention"] else None,
         "rows": tuple((start, stop) for start, stop in data["rows"]),
-        "shape": tuple(data["shape"]),
+        # Plans of the first weeks had no fused weights, and named the two sides.
+        "shape": tuple(data["shape"] if "shape" in data else (data["out_features"], data["in_features"])),
     }
     init = parse_init(data["init"])
     if init is None:

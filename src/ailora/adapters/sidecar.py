@@ -55,7 +55,7 @@ class Sidecar(pydantic.BaseModel):
     format_version: Literal[1] = 1
     plan: dict[str, Any]
     fingerprints: dict[str, str]
-    floored: dict[str, int]
+    floored: dict[str, int] = {}
     base_model: str | None
     weights_from: str | None = None
     quantization_errors: dict[str, tuple[float, float]] = {}

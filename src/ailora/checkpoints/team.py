@@ -15,6 +15,7 @@ from typing import TypeVar
 
 import torch
 import torch.distributed as dist
+from threadpoolctl import threadpool_limits
 
 from ailora.errors import AiloraError
 
@@ -94,7 +95,9 @@ def run_in_processes(run: Callable[[Job], Made], jobs: Sequence[Job], *, workers
 
 
 def _start(threads: int) -> None:
+    # scipy brings a BLAS of its own, with threads of its own.
     torch.set_num_threads(threads)
+    threadpool_limits(threads)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
