@@ -285,11 +285,15 @@ def run(work: Path, layers: tuple[int, int], *, write: bool) -> None:
         "one worker, two threads": figures["init"]["large"]["seconds"],
         "two workers, one thread each": init_case(large, work / "e", workers=2)["seconds"],
     }
-    figures["peft"] = pissa_case(large)
-    exact = figures["peft"]["pissa"]
-    figures["pissa_over_init"] = {key: exact[key] / figures["init"]["large"][key] for key in ("seconds", "peak_mib")}
+    figures["peft"] = pissa_case(small)
+    # The machine is noisy: ours before and after.
+    again = init_case(small, work / "f")
+    ours = {key: (figures["init"]["small"][key] + again[key]) / 2 for key in ("seconds", "peak_mib")}
+    figures["peft_over_init"] = {
+        how: {key: made[key] / ours[key] for key in ours} for how, made in figures["peft"].items()
+    }
     figures["merge"] = merge_case(large, work / "b", work / "merged")
-    print(json.dumps(figures["pissa_over_init"]))
+    print(json.dumps(figures["peft_over_init"]))
     if write:
         print(write_results("checkpoints", figures))
 

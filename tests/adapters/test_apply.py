@@ -10,7 +10,7 @@ from peft import PeftModel, PromptTuningConfig, get_peft_model
 from torch import nn
 
 import ailora
-from ailora.adapters import apply as apply_module
+from ailora.adapters import attach as attach_module
 from ailora.adapters.residual import LossyResidualWarning
 from tests.families import FAMILIES
 from tests.tiny import tiny_model
@@ -66,7 +66,7 @@ def test_a_meta_model_cannot_be_adapted() -> None:
 def test_a_failure_inside_changes_nothing(monkeypatch: pytest.MonkeyPatch, form: str, fails_at: str) -> None:
     model = FAMILY.model()
     before = snapshot(model)
-    real, calls = getattr(apply_module, fails_at), []
+    real, calls = getattr(attach_module, fails_at), []
 
     def fail_late(*args: Any) -> Any:
         calls.append(real(*args))
@@ -74,7 +74,7 @@ def test_a_failure_inside_changes_nothing(monkeypatch: pytest.MonkeyPatch, form:
             raise RuntimeError("out of luck")
         return calls[-1]
 
-    monkeypatch.setattr(apply_module, fails_at, fail_late)
+    monkeypatch.setattr(attach_module, fails_at, fail_late)
     with pytest.raises(RuntimeError, match="out of luck"):
         ailora.adapt(model, form=form)
     assert_unchanged(model, before)
@@ -86,7 +86,7 @@ def test_a_failure_inside_changes_nothing(monkeypatch: pytest.MonkeyPatch, form:
 def test_a_failing_second_adapter_leaves_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
     model = ailora.adapt(FAMILY.model(), rank=4)
     before, output = snapshot(model), FAMILY.output(model)
-    monkeypatch.setattr(apply_module, "_require_exact_cover", lambda *_: (_ for _ in ()).throw(RuntimeError("no")))
+    monkeypatch.setattr(attach_module, "_require_exact_cover", lambda *_: (_ for _ in ()).throw(RuntimeError("no")))
     with pytest.raises(RuntimeError, match="no"):
         ailora.adapt(model, "pissa", adapter_name="second", roles=["query", "key"])
     assert model.active_adapter == "default"

@@ -91,11 +91,11 @@ def test_replicated_layers_share_weights_and_get_adapters_of_their_own(
 
 
 def test_a_failure_gives_the_layers_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    from ailora.adapters import apply as apply_module
+    from ailora.adapters import attach as attach_module
 
     model = LLAMA.model()
     expected, layers = LLAMA.output(model), list(model.model.layers)
-    monkeypatch.setattr(apply_module, "_require_exact_cover", lambda *_: (_ for _ in ()).throw(RuntimeError("no")))
+    monkeypatch.setattr(attach_module, "_require_exact_cover", lambda *_: (_ for _ in ()).throw(RuntimeError("no")))
     with pytest.raises(RuntimeError, match="no"):
         ailora.adapt(model, rank=4, layer_replication=LAYERS)
     assert [id(layer) for layer in model.model.layers] == [id(layer) for layer in layers]
