@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterator, Mapping
@@ -10,18 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import regex
 import torch
 from torch import Tensor
 
+from ailora.adapters.folder import CONFIG_NAME, WEIGHTS_NAME, adapter_folder, by_pattern, read_config
 from ailora.adapters.plan import Form, Plan, PlannedAdapter
 from ailora.adapters.sidecar import SIDECAR_NAME, Sidecar, find_sidecar
 from ailora.adapters.weights import all_finite, rows_of
 from ailora.errors import InputError
 from ailora.shards import StoredTensor, read_header, read_tensor
-
-CONFIG_NAME = "adapter_config.json"
-WEIGHTS_NAME = "adapter_model.safetensors"
 
 #: What PEFT puts before the names of the base model's modules.
 PREFIX = "base_model.model."
@@ -32,8 +28,6 @@ _PARTS = {
     "lora_magnitude_vector": "magnitude",
     "lora_magnitude_vector.weight": "magnitude",
 }
-#: A pattern of a hostile file must not search for ever.
-_PATIENCE = 0.25
 
 
 @dataclass(frozen=True)
@@ -150,7 +144,7 @@ class FiledAdapter:
             InputError: no adapter, not a LoRA, one of another kind of layer, or files that contradict themselves.
         """
         folder = adapter_folder(path)
-        config = _config(folder / CONFIG_NAME)
+        config = read_config(folder / CONFIG_NAME)
         header = read_header(folder / WEIGHTS_NAME)
         parts: dict[str, dict[str, StoredTensor]] = {}
         saved: dict[str, StoredTensor] = {}
@@ -243,47 +237,6 @@ class FiledAdapter:
         return None
 
 
-def adapter_folder(path: Path | str) -> Path:
-    """The folder of an adapter's files, given itself or the folder of a run.
-
-    Raises:
-        InputError: neither holds an adapter.
-    """
-    path = Path(path).expanduser()
-    for folder in (path, path / "adapter"):
-        if (folder / CONFIG_NAME).is_file():
-            if not (folder / WEIGHTS_NAME).is_file():
-                pickled = " (pickled adapters are never opened)" if (folder / "adapter_model.bin").exists() else ""
-                raise InputError(f"{folder} has no {WEIGHTS_NAME}{pickled}")
-            return folder
-    raise InputError(f"{path} holds no adapter: no {CONFIG_NAME} in it, nor in its folder adapter/")
-
-
-def _config(file: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(file.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"cannot read {file}: {error}") from None
-    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
-        kind = config.get("peft_type") if isinstance(config, dict) else None
-        raise InputError(f"{file}: only LoRA adapters are read, this is {str(kind)[:80]!r}")
-    if not _is_positive(config.get("r")) or not _is_positive(config.get("lora_alpha", 8)):
-        raise InputError(f"{file}: r and lora_alpha are positive numbers")
-    for name in ("rank_pattern", "alpha_pattern"):
-        pattern = config.get(name) or {}
-        if not isinstance(pattern, dict) or not all(_is_positive(value) for value in pattern.values()):
-            raise InputError(f"{file}: {name} maps names to positive numbers")
-    if not isinstance(config.get("task_type"), str | None):
-        raise InputError(f"{file}: task_type is a name")
-    if config.get("bias", "none") != "none" or config.get("lora_bias"):
-        raise InputError(f"{file}: adapters with trained biases are not read")
-    return config
-
-
-def _is_positive(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 1e12
-
-
 def _require_floating(stored: StoredTensor) -> None:
     if stored.dtype not in ("F64", "F32", "F16", "BF16"):
         raise InputError(f"{stored}: adapters hold floating tensors")
@@ -299,19 +252,8 @@ def _module(module: str, parts: Mapping[str, StoredTensor], config: Mapping[str,
     if magnitude is not None and magnitude.shape != B.shape[:1]:
         raise InputError(f"{where}: the magnitudes are {magnitude.shape}, the weight has {B.shape[0]} rows")
     file = folder / CONFIG_NAME
-    rank = _by_pattern("rank_pattern", config, module, file)
-    alpha = _by_pattern("alpha_pattern", config, module, file)
+    rank = by_pattern("rank_pattern", config, module, file)
+    alpha = by_pattern("alpha_pattern", config, module, file)
     if rank != A.shape[0]:
         raise InputError(f"{where} has rank {A.shape[0]}, {CONFIG_NAME} says {rank}")
     return FiledModule(module, A, B, magnitude, alpha, alpha / (math.sqrt(rank) if config.get("use_rslora") else rank))
-
-
-def _by_pattern(name: str, config: Mapping[str, Any], module: str, file: Path) -> float:
-    """PEFT's rule: the first key that is the whole name, its end after a dot, or a regular expression for either."""
-    for key, value in (config.get(name) or {}).items():
-        try:
-            if regex.match(rf"(.*\.)?({key})$", module, timeout=_PATIENCE):
-                return value
-        except (regex.error, TimeoutError, RecursionError, OverflowError, MemoryError) as error:
-            raise InputError(f"{file}: {name}: {key[:80]!r} cannot be searched for: {error}") from None
-    return config["r"] if name == "rank_pattern" else config.get("lora_alpha", 8)

@@ -13,6 +13,7 @@ from torch import nn
 
 from ailora.adapters.apply import plan_of
 from ailora.adapters.attach import require_unmerged, sidecar_of
+from ailora.adapters.folder import WEIGHTS_NAME
 from ailora.adapters.fused import FusedA, FusedB, FusedFactor, PlainFactor
 from ailora.adapters.lora_config import lora_config
 from ailora.adapters.plan import Form, Plan
@@ -20,8 +21,6 @@ from ailora.adapters.weights import base_layer, identity_of, read_weight, rows_o
 from ailora.errors import ModelError
 from ailora.roles import Projection
 from ailora.roles.layout import Rows
-
-_WEIGHTS = "adapter_model.safetensors"
 
 
 def save_adapter(model: PeftModel, folder: Path | str, *, adapter_name: str = "default") -> Path:
@@ -50,7 +49,7 @@ def save_adapter(model: PeftModel, folder: Path | str, *, adapter_name: str = "d
         config.base_model_name_or_path = model.peft_config[adapter_name].base_model_name_or_path
         config.inference_mode = True
         config.save_pretrained(str(target))
-        save_file(_stacked_state_dict(model, plan, adapter_name), target / _WEIGHTS, metadata={"format": "pt"})
+        save_file(_stacked_state_dict(model, plan, adapter_name), target / WEIGHTS_NAME, metadata={"format": "pt"})
     sidecar.write(target)
     return target
 

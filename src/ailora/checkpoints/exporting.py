@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ailora.adapters.filed import CONFIG_NAME, WEIGHTS_NAME, FiledAdapter
+from ailora.adapters.filed import FiledAdapter
+from ailora.adapters.folder import CONFIG_NAME, WEIGHTS_NAME
 from ailora.adapters.measure import best_approximation, difference, padded, size, spectrum
 from ailora.adapters.plan import Form
 from ailora.adapters.sidecar import Exported

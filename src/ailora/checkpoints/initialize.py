@@ -12,136 +12,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel
 
-from ailora.adapters.filed import CONFIG_NAME, PREFIX, WEIGHTS_NAME
+from ailora.adapters.filed import PREFIX
+from ailora.adapters.folder import CONFIG_NAME, WEIGHTS_NAME
 from ailora.adapters.lora_config import lora_config
-from ailora.adapters.plan import Form, Plan
-from ailora.adapters.planning import make_plan
-from ailora.adapters.sidecar import SIDECAR_NAME, Sidecar, library_versions
-from ailora.adapters.tensor_names import stored_weights
-from ailora.adapters.weights import base_layer, stored_transposed
+from ailora.adapters.plan import Form
+from ailora.adapters.sidecar import SIDECAR_NAME, Sidecar
 from ailora.checkpoints import jobs
 from ailora.checkpoints.adapter_files import WORDS, write_tensors
 from ailora.checkpoints.heads import head_tensors
 from ailora.checkpoints.jobs import Job, Timing
-from ailora.checkpoints.models import meta_model, model_folder
 from ailora.checkpoints.output import Output
+from ailora.checkpoints.planning import Initialization
 from ailora.checkpoints.rewrite import copy_companions, rewrite
 from ailora.checkpoints.team import Team, joined, run_in_processes
 from ailora.errors import InputError
 from ailora.inits import Policy
-from ailora.shards import Checkpoint, Header, Planned, StoredTensor, read_header, read_tensor, write_bytes
-from ailora.spectral import cost
-
-#: fp32 copies of the largest matrix that decomposing it takes, and what everything else takes at most.
-_COPIES, _MARGIN = 6, 128 * 2**20
-
-
-@dataclass(frozen=True)
-class Initialization:
-    """What `init` is going to do, decided from the configuration and the headers alone.
-
-    Attributes:
-        model: as it was named.
-        base: the model on the meta device, of the class that the task type asks for.
-        checkpoint: its tensors, none of them read.
-        plan: what every module gets.
-        stored: the tensor of each planned module.
-        seed: of the random starts.
-    """
-
-    model: str
-    base: PreTrainedModel
-    checkpoint: Checkpoint
-    plan: Plan
-    stored: dict[str, StoredTensor]
-    seed: int
-
-    @classmethod
-    def of(
-        cls,
-        model: str,
-        policy: Policy | str | Mapping[str, Any] = "ailora",
-        *,
-        task_type: str | None = None,
-        num_labels: int | None = None,
-        seed: int = 0,
-        **plan_options: Any,
-    ) -> Initialization:
-        """Plan an adapter for a checkpoint.
-
-        Args:
-            model: a local folder, a hub id whose snapshot is in the cache, or `builtin:minilm`.
-            policy: as `make_plan`.
-            task_type: PEFT's, which decides the class that the adapter will be loaded into, and so the names in its
-                file; None: the class that the configuration names.
-            num_labels: outputs of a classification head; None: as the configuration says.
-            seed: of the random starts of plain LoRA and of new heads.
-            **plan_options: as `make_plan`, `layer_replication` aside.
-
-        Raises:
-            InputError, ModelError: as `make_plan`, `Checkpoint.open` and `meta_model`; a planned module's weight is not
-                in the checkpoint as it is.
-        """
-        if plan_options.get("layer_replication") is not None:
-            raise InputError("layer_replication changes the model in memory: use ailora.adapt on the loaded model")
-        if type(seed) is not int:
-            raise InputError(f"seed {seed!r} is not allowed: a whole number")
-        base = meta_model(model, task_type, num_labels=num_labels)
-        plan = make_plan(base, policy, task_type=task_type, **plan_options)
-        checkpoint = Checkpoint.open(model_folder(model))
-        names = stored_weights(base, plan.modules, checkpoint.tensors)
-        stored = {module: checkpoint.tensors[name] for module, name in names.items()}
-        for module, tensor in stored.items():
-            _require_fit(tensor, base_layer(base, module), plan.modules[module][0].projection.shape)
-        return cls(model, base, checkpoint, _with_stored_dtypes(plan, stored), stored, seed)
-
-    @property
-    def bytes_to_read(self) -> int:
-        """Bytes of the planned modules' weights."""
-        return sum(tensor.size for tensor in {tensor.name: tensor for tensor in self.stored.values()}.values())
-
-    @property
-    def memory_bound(self) -> int:
-        """Bytes beyond those of the process at its start that decomposing takes at most, with one worker."""
-        return max(4 * _COPIES * _entries(tensor) for tensor in self.stored.values()) + _MARGIN
-
-    def estimate(self, *, device: str = "cpu") -> dict[str, float]:
-        """Modules, bytes, operations, memory and a rough time, as plain data; nothing is read."""
-        made = self.jobs(Path(), device=device, cached=False)
-        speed = cost.matmul_speed(torch.device(device))
-        return {
-            "modules": len(made),
-            "bytes_to_read": self.bytes_to_read,
-            "flops": sum(job.flops for job in made),
-            "memory_bound_bytes": self.memory_bound,
-            "file_bytes": self.plan.file_bytes,
-            "seconds": sum(job.seconds(speed) for job in made),
-        }
-
-    def jobs(self, pieces: Path, *, device: str, cached: bool) -> list[Job]:
-        """The work, module by module, in the order of the plan."""
-        bare = replace(self.plan, adapters=())
-        return [
-            Job(number, self.stored[module], self.transposed(module), group, bare, self.seed, device, cached, pieces)
-            for number, (module, group) in enumerate(self.plan.modules.items())
-        ]
-
-    def transposed(self, module: str) -> bool:
-        """Whether the weight of a module is stored as (in, out)."""
-        return stored_transposed(base_layer(self.base, module))
-
-    @property
-    def request(self) -> dict[str, Any]:
-        """What decides the result, as plain data."""
-        files = {tensor.file for tensor in self.checkpoint.tensors.values()}
-        stats = {file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in sorted(files)}
-        named = {"command": "init", "model": _recorded_name(self.model), "seed": self.seed, "files": stats}
-        named["labels"] = self.base.config.num_labels
-        return named | {"plan": self.plan.to_json(), "versions": library_versions()}
+from ailora.shards import Header, Planned, StoredTensor, read_header, read_tensor, write_bytes
 
 
 @dataclass(frozen=True)
@@ -151,10 +40,10 @@ class InitReport:
     Attributes:
         folder: the adapter's folder.
         modules: how many modules it adapts.
-        bytes_read: bytes of the weights that were read.
+        bytes_read: bytes of the weights that this process read.
         floored: by projection, directions that got a size in place of a negligible singular value.
         seconds: by part: `read`, `decompose`, `write` (over all processes), and `total` of this one.
-        resumed: how many modules an earlier run had finished.
+        resumed: how many of this process's modules an earlier run had finished.
     """
 
     folder: str
@@ -222,7 +111,8 @@ def init(
             floored = Sidecar.read(_adapter_folder(work, output) / SIDECAR_NAME).floored
             return replace(report, floored=floored, seconds={"total": time.perf_counter() - started})
         # Shared before it is looked what is left: other ranks may be at work already.
-        left = [job for job in team.share(sorted(made, key=lambda job: -job.flops)) if not job.piece.exists()]
+        mine = team.share(sorted(made, key=lambda job: -job.flops))
+        left = [job for job in mine if not job.piece.exists()]
         timings = _run(left, workers=workers)
         team.wait()
         if team.leads:
@@ -234,7 +124,7 @@ def init(
         seconds: dict[str, float] = {part: sum(getattr(t, part) for t in timings) for part in parts}
         read = sum(job.stored.size for job in left)
         seconds["total"] = time.perf_counter() - started
-        return replace(report, bytes_read=read, seconds=seconds, resumed=len(made) - len(left))
+        return replace(report, bytes_read=read, seconds=seconds, resumed=len(mine) - len(left))
 
 
 @contextmanager
@@ -273,12 +163,12 @@ def _write(work: Initialization, output: Output, made: list[Job]) -> dict[str, i
     adapter.mkdir(exist_ok=True)
     heads = head_tensors(work.base, work.plan.options, work.checkpoint, work.seed)
     _write_weights(adapter / WEIGHTS_NAME, headers, heads)
-    recorded = str(output.folder.resolve()) if residual else _recorded_name(work.model)
+    recorded = str(output.folder.resolve()) if residual else work.recorded_name
     sidecar = Sidecar.of(
         work.plan,
         {module: header.metadata["fingerprint"] for module, header in headers.items()},
         floored=floored,
-        base_model=_recorded_name(work.model),
+        base_model=work.recorded_name,
     )
     sidecar.write(adapter)
     write_bytes(adapter / CONFIG_NAME, _config(work, recorded))
@@ -323,31 +213,6 @@ def _config(work: Initialization, base: str) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         config.save_pretrained(folder)
         return (Path(folder) / CONFIG_NAME).read_bytes()
-
-
-def _recorded_name(model: str) -> str:
-    """What loaders find the base model by: a folder by its whole path, a hub id as it is."""
-    folder = model_folder(model)
-    return str(folder) if model.startswith("builtin:") or Path(model).expanduser().is_dir() else model
-
-
-def _require_fit(tensor: StoredTensor, layer: nn.Module, shape: tuple[int, int]) -> None:
-    expected = shape[::-1] if stored_transposed(layer) else shape
-    if tensor.shape != expected:
-        raise InputError(f"{tensor}: the configuration says {expected}; is the checkpoint quantized or damaged?")
-
-
-def _with_stored_dtypes(plan: Plan, stored: Mapping[str, StoredTensor]) -> Plan:
-    """The plan with the dtypes of the checkpoint, which a model without weights does not know."""
-    adapters = []
-    for planned in plan.adapters:
-        dtype = str(stored[planned.projection.module].torch_dtype).removeprefix("torch.")
-        adapters.append(replace(planned, projection=replace(planned.projection, dtype=dtype)))
-    return replace(plan, adapters=tuple(adapters))
-
-
-def _entries(tensor: StoredTensor) -> int:
-    return tensor.size // tensor.torch_dtype.itemsize
 
 
 def _require_device(device: str) -> None:

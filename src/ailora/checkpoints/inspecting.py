@@ -10,7 +10,8 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from ailora.adapters.filed import CONFIG_NAME, FiledAdapter
+from ailora.adapters.filed import FiledAdapter
+from ailora.adapters.folder import CONFIG_NAME
 from ailora.adapters.measure import Measured, measured, root_mean_square, spectrum
 from ailora.adapters.plan import Plan
 from ailora.adapters.tensor_names import stored_weights

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ailora.adapters.filed import CONFIG_NAME, WEIGHTS_NAME, FiledAdapter, FiledModule
+from ailora.adapters.filed import FiledAdapter, FiledModule
+from ailora.adapters.folder import CONFIG_NAME, WEIGHTS_NAME
 from ailora.adapters.plan import Form
 from ailora.adapters.tensor_names import loaded_names, stored_weights
 from ailora.adapters.weights import base_layer, matches_fingerprint, stored_transposed

@@ -1,0 +1,156 @@
+"""What `init` is going to do, decided from a configuration and headers alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from ailora.adapters.plan import Plan
+from ailora.adapters.planning import make_plan
+from ailora.adapters.sidecar import library_versions
+from ailora.adapters.tensor_names import stored_weights
+from ailora.adapters.weights import base_layer, stored_transposed
+from ailora.checkpoints.jobs import Job
+from ailora.checkpoints.models import meta_model, model_folder
+from ailora.errors import InputError
+from ailora.inits import Policy
+from ailora.shards import Checkpoint, StoredTensor
+from ailora.spectral import cost
+
+#: fp32 copies of the largest matrix that decomposing it takes, and what everything else takes at most.
+_COPIES, _MARGIN = 6, 128 * 2**20
+
+
+@dataclass(frozen=True)
+class Initialization:
+    """What `init` is going to do, decided from the configuration and the headers alone.
+
+    Attributes:
+        model: as it was named.
+        base: the model on the meta device, of the class that the task type asks for.
+        checkpoint: its tensors, none of them read.
+        plan: what every module gets.
+        stored: the tensor of each planned module.
+        seed: of the random starts.
+    """
+
+    model: str
+    base: PreTrainedModel
+    checkpoint: Checkpoint
+    plan: Plan
+    stored: dict[str, StoredTensor]
+    seed: int
+
+    @classmethod
+    def of(
+        cls,
+        model: str,
+        policy: Policy | str | Mapping[str, Any] = "ailora",
+        *,
+        task_type: str | None = None,
+        num_labels: int | None = None,
+        seed: int = 0,
+        **plan_options: Any,
+    ) -> Initialization:
+        """Plan an adapter for a checkpoint.
+
+        Args:
+            model: a local folder, a hub id whose snapshot is in the cache, or `builtin:minilm`.
+            policy: as `make_plan`.
+            task_type: PEFT's, which decides the class that the adapter will be loaded into, and so the names in its
+                file; None: the class that the configuration names.
+            num_labels: outputs of a classification head; None: as the configuration says.
+            seed: of the random starts of plain LoRA and of new heads.
+            **plan_options: as `make_plan`, `layer_replication` aside.
+
+        Raises:
+            InputError, ModelError: as `make_plan`, `Checkpoint.open` and `meta_model`; a planned module's weight is not
+                in the checkpoint as it is.
+        """
+        if plan_options.get("layer_replication") is not None:
+            raise InputError("layer_replication changes the model in memory: use ailora.adapt on the loaded model")
+        if type(seed) is not int:
+            raise InputError(f"seed {seed!r} is not allowed: a whole number")
+        base = meta_model(model, task_type, num_labels=num_labels)
+        plan = make_plan(base, policy, task_type=task_type, **plan_options)
+        checkpoint = Checkpoint.open(model_folder(model))
+        names = stored_weights(base, plan.modules, checkpoint.tensors)
+        stored = {module: checkpoint.tensors[name] for module, name in names.items()}
+        for module, tensor in stored.items():
+            _require_fit(tensor, base_layer(base, module), plan.modules[module][0].projection.shape)
+        return cls(model, base, checkpoint, _with_stored_dtypes(plan, stored), stored, seed)
+
+    @property
+    def bytes_to_read(self) -> int:
+        """Bytes of the planned modules' weights."""
+        return sum(tensor.size for tensor in {tensor.name: tensor for tensor in self.stored.values()}.values())
+
+    @property
+    def memory_bound(self) -> int:
+        """Bytes beyond those of the process at its start that decomposing takes at most, with one worker."""
+        return max(4 * _COPIES * _entries(tensor) for tensor in self.stored.values()) + _MARGIN
+
+    def estimate(self, *, device: str = "cpu") -> dict[str, float]:
+        """Modules, bytes, operations, memory and a rough time, as plain data; nothing is read."""
+        made = self.jobs(Path(), device=device, cached=False)
+        speed = cost.matmul_speed(torch.device(device))
+        return {
+            "modules": len(made),
+            "bytes_to_read": self.bytes_to_read,
+            "flops": sum(job.flops for job in made),
+            "memory_bound_bytes": self.memory_bound,
+            "file_bytes": self.plan.file_bytes,
+            "seconds": sum(job.seconds(speed) for job in made),
+        }
+
+    def jobs(self, pieces: Path, *, device: str, cached: bool) -> list[Job]:
+        """The work, module by module, in the order of the plan."""
+        bare = replace(self.plan, adapters=())
+        return [
+            Job(number, self.stored[module], self.transposed(module), group, bare, self.seed, device, cached, pieces)
+            for number, (module, group) in enumerate(self.plan.modules.items())
+        ]
+
+    def transposed(self, module: str) -> bool:
+        """Whether the weight of a module is stored as (in, out)."""
+        return stored_transposed(base_layer(self.base, module))
+
+    @property
+    def recorded_name(self) -> str:
+        """What loaders find the base model by: a folder by its whole path, a hub id as it is."""
+        local = self.model.startswith("builtin:") or Path(self.model).expanduser().is_dir()
+        return str(model_folder(self.model)) if local else self.model
+
+    @property
+    def request(self) -> dict[str, Any]:
+        """What decides the result, as plain data."""
+        files = {tensor.file for tensor in self.checkpoint.tensors.values()}
+        stats = {file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in sorted(files)}
+        named = {"command": "init", "model": self.recorded_name, "seed": self.seed, "files": stats}
+        named["labels"] = self.base.config.num_labels
+        return named | {"plan": self.plan.to_json(), "versions": library_versions()}
+
+
+def _require_fit(tensor: StoredTensor, layer: nn.Module, shape: tuple[int, int]) -> None:
+    expected = shape[::-1] if stored_transposed(layer) else shape
+    if tensor.shape != expected:
+        raise InputError(f"{tensor}: the configuration says {expected}; is the checkpoint quantized or damaged?")
+
+
+def _with_stored_dtypes(plan: Plan, stored: Mapping[str, StoredTensor]) -> Plan:
+    """The plan with the dtypes of the checkpoint, which a model without weights does not know."""
+    adapters = []
+    for planned in plan.adapters:
+        dtype = str(stored[planned.projection.module].torch_dtype).removeprefix("torch.")
+        adapters.append(replace(planned, projection=replace(planned.projection, dtype=dtype)))
+    return replace(plan, adapters=tuple(adapters))
+
+
+def _entries(tensor: StoredTensor) -> int:
+    return tensor.size // tensor.torch_dtype.itemsize
