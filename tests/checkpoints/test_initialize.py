@@ -278,7 +278,7 @@ def test_what_is_read_is_never_written_into(adapter: Path, tmp_path: Path) -> No
         lambda: merge(str(base), adapter, adapter, force=True),
         lambda: export(adapter, adapter, force=True),
     ):
-        with pytest.raises(ailora.InputError, match="is what is read: choose another folder"):
+        with pytest.raises(ailora.InputError, match="is read and lies in .*: choose another folder"):
             command()
     assert {file.name: file.read_bytes() for file in base.iterdir()} == before
 
@@ -319,7 +319,9 @@ def test_impossible_requests_leave_nothing(options: dict[str, Any], message: str
 
 
 def test_models_that_are_not_here(tmp_path: Path) -> None:
-    with pytest.raises(ailora.InputError, match=r"cannot load the configuration of model 'nobody/nothing'"):
+    with pytest.raises(
+        ailora.InputError, match=r"model 'nobody/nothing' is neither a folder nor in the hub's cache; .* hf download"
+    ):
         init("nobody/nothing", tmp_path / "adapter")
     base = Path(saved("llama", tmp_path / "base"))
     (base / "model.safetensors").unlink()

@@ -166,7 +166,7 @@ def test_two_processes_do_not_write_to_one_folder(base: Path, tmp_path: Path) ->
     from ailora.checkpoints.output import Output
 
     with (
-        Output(tmp_path / "out").claimed({"command": "other"}, sources=[], force=False),
+        Output(tmp_path / "out").claimed({"command": "other"}, reads=[], writes=[], force=False),
         pytest.raises(ailora.InputError, match="another process is writing to"),
     ):
         init(str(base), tmp_path / "out", rank=4)

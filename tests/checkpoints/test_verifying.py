@@ -169,10 +169,65 @@ def test_equal_singular_values_leave_the_subspace_open_and_pass(tmp_path: Path) 
 def test_exports_and_residual_adapters_have_no_anchor_to_look_at(base: Path, adapter: Path, tmp_path: Path) -> None:
     export(adapter, tmp_path / "export", rank=3)
     assert results(verify(tmp_path / "export", str(base)))["anchor"] is None
+    assert verify(tmp_path / "export", str(base)).passed
+
+
+def test_an_adapter_in_the_residual_form_belongs_on_its_residual(base: Path, tmp_path: Path) -> None:
     init(str(base), tmp_path / "residual", rank=4, form="residual")
-    verdict = verify(tmp_path / "residual" / "adapter", str(base))
-    assert results(verdict)["anchor"] is None
-    assert verdict.passed
+    wrong = verify(tmp_path / "residual" / "adapter", str(base))
+    assert not wrong.passed
+    assert "belongs on the residual checkpoint" in detail(wrong, "base weights")
+    right = verify(tmp_path / "residual" / "adapter", str(tmp_path / "residual"))
+    assert right.passed
+    assert results(right)["anchor"] is True
+
+
+def test_what_nothing_speaks_for_does_not_pass(tmp_path: Path) -> None:
+    """Plain LoRA has no anchor, and weights in another dtype no fingerprint that could be compared."""
+    LLAMA.model().save_pretrained(tmp_path / "base")
+    init(str(tmp_path / "base"), tmp_path / "adapter", "lora", rank=4)
+    other = LLAMA.model()
+    with torch.no_grad():
+        other.model.layers[0].self_attn.q_proj.weight.normal_()
+    other.to(torch.bfloat16).save_pretrained(tmp_path / "other")
+    verdict = verify(tmp_path / "adapter", str(tmp_path / "other"))
+    assert False not in results(verdict).values()
+    assert not verdict.passed
+
+
+@pytest.mark.parametrize("family", ["bert", "t5"])
+def test_a_model_of_another_kind_fails(family: str, adapter: Path, tmp_path: Path) -> None:
+    FAMILIES[family].model().save_pretrained(tmp_path)
+    try:
+        verdict = verify(adapter, str(tmp_path))
+    except ailora.InputError:
+        return  # it has no class for the adapter's task
+    assert results(verdict)["base weights"] is False
+
+
+def test_a_model_of_another_size_fails(adapter: Path, tmp_path: Path) -> None:
+    import transformers as tf
+
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 4, "num_key_value_heads": 2}
+    tf.LlamaForCausalLM(tf.LlamaConfig(**sizes, num_hidden_layers=2, vocab_size=64)).save_pretrained(
+        tmp_path / "narrow"
+    )
+    verdict = verify(adapter, str(tmp_path / "narrow"))
+    assert results(verdict)["base weights"] is False
+    assert "the adapter maps (32, 32) there" in detail(verdict, "base weights")
+
+
+def test_the_stock_form_trains_its_anchor(base: Path, tmp_path: Path) -> None:
+    trained(base, tmp_path, form="stock")
+    assert results(verify(tmp_path, str(base))) == {**PASSED, "anchor": None, "start": None}
+
+
+def test_quantized_bases_are_told_apart(adapter: Path, base: Path, tmp_path: Path) -> None:
+    shutil.copytree(base, tmp_path / "fp8")
+    for file in (tmp_path / "fp8").glob("*.safetensors"):
+        save_file({n: t.to(torch.float8_e4m3fn) for n, t in load_file(file).items()}, file, {"format": "pt"})
+    with pytest.raises(ailora.ModelError, match="is quantized: verify against the unquantized checkpoint"):
+        verify(adapter, str(tmp_path / "fp8"))
 
 
 def test_heads_are_looked_at_too(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,6 @@ class FiledModule:
         A: where `A` (r, in) lies.
         B: where `B` (out, r) lies.
         magnitude: where the magnitudes (out,) of a DoRA lie.
-        alpha: the alpha that the configuration gives it.
         scaling: the `s` in `dW = s B A`.
     """
 
@@ -47,7 +47,6 @@ class FiledModule:
     A: StoredTensor
     B: StoredTensor
     magnitude: StoredTensor | None
-    alpha: float
     scaling: float
 
     @property
@@ -78,6 +77,7 @@ class FiledRole:
         A: its rows of the module's `A`: `[A0; dA]` where there is an anchor.
         B: its columns of the module's `B`, on the rows that they reach: `[dB, B]` where there is an anchor.
         anchored: whether the factors are stacked so.
+        all_rows: whether `B` has all rows of a fused weight: the roles are coupled, or a stock trainer filled them.
         eps: machine precision of the file's factors.
     """
 
@@ -85,6 +85,7 @@ class FiledRole:
     A: Tensor
     B: Tensor
     anchored: bool
+    all_rows: bool
     eps: float
 
     @property
@@ -166,7 +167,7 @@ class FiledAdapter:
         adapter = cls(folder, config, modules, saved, None)
         return cls(folder, config, modules, saved, adapter._fitting_sidecar())
 
-    @property
+    @cached_property
     def plan(self) -> Plan | None:
         """The plan, where it is known."""
         return Plan.from_json(self.sidecar.plan) if self.sidecar else None
@@ -180,6 +181,17 @@ class FiledAdapter:
     def dora(self) -> bool:
         """Whether it is a DoRA."""
         return any(module.magnitude for module in self.modules.values())
+
+    @property
+    def exported(self) -> bool:
+        """Whether it is an export, without an anchor."""
+        return self.sidecar is not None and self.sidecar.exported is not None
+
+    @property
+    def on_residual(self) -> bool:
+        """Whether it belongs on residual weights: the residual form as PEFT saves it while it trains."""
+        plan = self.plan
+        return plan is not None and plan.form is Form.RESIDUAL and not self.exported and not self.holds_anchor(plan)
 
     def holds_anchor(self, plan: Plan) -> bool:
         """Whether the factors are those of the file, with the anchor inside: not while the residual form trains."""
@@ -199,8 +211,12 @@ class FiledAdapter:
             for planned in group:
                 last = first + (planned.file_rank if stacked else planned.rank)
                 columns = B[:, first:last]
-                reached = columns if plan.couple_roles else rows_of(columns, planned.projection)
-                yield FiledRole(planned, A[first:last], reached, stacked and planned.init.anchored, eps)
+                own = rows_of(columns, planned.projection)
+                all_rows = planned.projection.fused and (
+                    plan.couple_roles or int(own.count_nonzero()) < int(columns.count_nonzero())
+                )
+                reached = columns if all_rows else own
+                yield FiledRole(planned, A[first:last], reached, stacked and planned.init.anchored, all_rows, eps)
                 first = last
 
     def _fitting_sidecar(self) -> Sidecar | None:
@@ -212,12 +228,13 @@ class FiledAdapter:
             if own:
                 raise
             return None
-        reason = self._misfit(sidecar) if sidecar else None
+        reason = self.misfit(sidecar) if sidecar else None
         if reason and own:
             raise InputError(f"{self.folder / SIDECAR_NAME} is of another adapter than {WEIGHTS_NAME}: {reason}")
         return None if reason else sidecar
 
-    def _misfit(self, sidecar: Sidecar) -> str | None:
+    def misfit(self, sidecar: Sidecar) -> str | None:
+        """What tells that a sidecar is of another adapter; None where nothing does."""
         plan = Plan.from_json(sidecar.plan)
         planned = plan.modules
         if planned.keys() != self.modules.keys():
@@ -256,4 +273,4 @@ def _module(module: str, parts: Mapping[str, StoredTensor], config: Mapping[str,
     alpha = by_pattern("alpha_pattern", config, module, file)
     if rank != A.shape[0]:
         raise InputError(f"{where} has rank {A.shape[0]}, {CONFIG_NAME} says {rank}")
-    return FiledModule(module, A, B, magnitude, alpha, alpha / (math.sqrt(rank) if config.get("use_rslora") else rank))
+    return FiledModule(module, A, B, magnitude, alpha / (math.sqrt(rank) if config.get("use_rslora") else rank))

@@ -14,6 +14,24 @@ from ailora.errors import InputError
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
 
+#: Inits that leave the base weights as they are. PEFT records the others and changes the weights again when it loads.
+_HARMLESS_INITS = (True, False, None, "gaussian", "orthogonal", "eva")
+#: What else PEFT's configuration of a LoRA says that changes nothing in `W + s B A`.
+_HARMLESS = {
+    *("alpha_pattern", "auto_mapping", "base_model_name_or_path", "bias", "ensure_weight_tying", "eva_config"),
+    *(
+        "exclude_modules",
+        "fan_in_fan_out",
+        "inference_mode",
+        "init_lora_weights",
+        "layer_replication",
+        "layers_pattern",
+    ),
+    *("layers_to_transform", "loftq_config", "lora_alpha", "lora_bias", "lora_dropout", "megatron_core"),
+    *("modules_to_save", "peft_type", "peft_version", "qalora_group_size", "r", "rank_pattern", "revision"),
+    *("target_modules", "task_type", "use_dora", "use_rslora", "runtime_config", "peft_library_name"),
+}
+
 #: Seconds: a pattern of a hostile file must not search for ever.
 _PATIENCE = 0.25
 
@@ -62,6 +80,23 @@ def read_config(file: Path) -> dict[str, Any]:
 
 def _is_positive(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 1e12
+
+
+def require_plain(config: Mapping[str, Any], folder: Path) -> None:
+    """Refuse a LoRA whose product is not all that it does: one that changed its base, or computes something else.
+
+    Raises:
+        InputError: which option says so.
+    """
+    init = config.get("init_lora_weights", True)
+    if init not in _HARMLESS_INITS:
+        raise InputError(
+            f"{folder}: init_lora_weights {str(init)[:40]!r} changed the base weights, and does so again when PEFT "
+            "loads it: convert it first, with save_pretrained(..., path_initial_model_for_weight_conversion=...)"
+        )
+    odd = [key for key, value in config.items() if key not in _HARMLESS and value not in (None, False, {}, [], "")]
+    if odd:
+        raise InputError(f"{folder}: {odd[0]} is set: only plain LoRA, rsLoRA and DoRA are read here")
 
 
 def by_pattern(name: str, config: Mapping[str, Any], module: str, file: Path) -> float:

@@ -61,7 +61,7 @@ class Measured:
     Attributes:
         update: `|dW|`, the Frobenius norm of what the adapter adds to the weight.
         start: `|s B0 A0|`; None without an anchor.
-        moved_A: `|dA| / |A0|`, how far `A` has moved from its anchor; None without one.
+        moved_A: `|dA| / |A0|`, how far `A` has moved from its anchor; None without one, or where it is zero.
         moved_B: `|dB| / |B0|`; None without one.
         values: singular values of `dW`, descending.
     """
@@ -86,9 +86,11 @@ def measured(role: FiledRole) -> Measured:
     if not role.anchored:
         return Measured(update, None, None, None, tuple(values))
     (A0, B0), (dA, dB) = role.start, role.deltas
-    return Measured(
-        update, scaling * size(B0, A0), float(dA.norm() / A0.norm()), float(dB.norm() / B0.norm()), tuple(values)
-    )
+    return Measured(update, scaling * size(B0, A0), _share(dA, A0), _share(dB, B0), tuple(values))
+
+
+def _share(moved: Tensor, start: Tensor) -> float | None:
+    return float(moved.norm() / start.norm()) if start.any() else None
 
 
 def root_mean_square(values: Iterable[float]) -> float:

@@ -9,7 +9,7 @@ from peft import PeftModel, set_peft_model_state_dict
 from torch import Tensor, nn
 
 from ailora.adapters.apply import apply_plan
-from ailora.adapters.attach import attach, prepare
+from ailora.adapters.attach import attach, base_of, prepare
 from ailora.adapters.filed import FiledAdapter, FiledRole
 from ailora.adapters.plan import Form, Plan
 from ailora.adapters.quantized import storage_of
@@ -17,7 +17,7 @@ from ailora.adapters.residual import compute_residuals
 from ailora.adapters.sidecar import SIDECAR_NAME, Sidecar
 from ailora.adapters.sources import model_source
 from ailora.adapters.starts import Start
-from ailora.adapters.weights import base_layer, matches_fingerprint
+from ailora.adapters.weights import base_layer, matches_fingerprint, rows_of
 from ailora.errors import AnchorMismatchError, InputError, ModelError
 from ailora.inits import Factors
 from ailora.shards import read_tensor
@@ -54,7 +54,10 @@ def resume(
             f"{filed.folder} is an export, without its anchor: resume from the adapter that was exported, or train on "
             "with PeftModel.from_pretrained(model, folder, is_trainable=True)"
         )
+    if reason := filed.misfit(known):
+        raise InputError(f"the {SIDECAR_NAME} is of another adapter than {filed.folder}: {reason}")
     plan = Plan.from_json(known.plan)
+    _require_saved(model, filed)
     built = prepare(model, plan, adapter_name=adapter_name)
     _require_same_base(built, plan, known)
     if not filed.holds_anchor(plan):
@@ -77,8 +80,8 @@ def _start(role: FiledRole, plan: Plan, folder: Path) -> Start:
     if not role.anchored:
         return Start(role.planned, Factors(role.A, role.B))
     A, B = role.start
-    if plan.couple_roles and role.planned.projection.fused:
-        B = torch.cat([B[start:stop] for start, stop in role.planned.projection.rows])
+    if role.all_rows:
+        B = rows_of(B, role.planned.projection)
     return Start(role.planned, Factors(A.contiguous(), B.contiguous()))
 
 
@@ -109,6 +112,18 @@ def _live(roles: list[FiledRole], out: int, plan: Plan) -> tuple[Tensor, Tensor]
         As.append(A)
         Bs.append(whole)
     return torch.cat(As, dim=0), torch.cat(Bs, dim=1)
+
+
+def _require_saved(model: nn.Module, filed: FiledAdapter) -> None:
+    """Modules that were trained whole have their place in the model."""
+    own = base_of(model).state_dict()
+    for name, stored in filed.saved.items():
+        # Beside another adapter PEFT keeps the base's own below the module.
+        module, _, parameter = name.rpartition(".")
+        place = own.get(name, own.get(f"{module}.original_module.{parameter}"))
+        if place is None or tuple(place.shape) != stored.shape:
+            found = "has no such parameter" if place is None else f"has {tuple(place.shape)} there"
+            raise ModelError(f"{stored}: the {type(base_of(model)).__name__} {found}")
 
 
 def _require_same_base(base: nn.Module, plan: Plan, sidecar: Sidecar) -> None:

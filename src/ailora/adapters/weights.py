@@ -14,7 +14,8 @@ from ailora.adapters.quantized import dequantized, storage_of
 from ailora.errors import ModelError
 from ailora.roles import Projection, shape_of
 
-_READABLE = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+#: Dtypes that are decomposed.
+READABLE = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def base_layer(model: nn.Module, module: str) -> nn.Module:
@@ -84,8 +85,8 @@ def read_weight(layer: nn.Module, module: str) -> Float[Tensor, "out in_"]:
         stored = layer.weight
         assert isinstance(stored, Tensor)
         weight = stored.detach().T if stored_transposed(layer) else stored.detach()
-        if weight.dtype not in _READABLE:
-            allowed = ", ".join(str(d).removeprefix("torch.") for d in _READABLE)
+        if weight.dtype not in READABLE:
+            allowed = ", ".join(str(d).removeprefix("torch.") for d in READABLE)
             raise ModelError(f"{_described(layer, module)} cannot be decomposed; allowed dtypes: {allowed}")
     require_matrix(weight, shape_of(layer), _described(layer, module))
     return weight
@@ -163,7 +164,7 @@ def matches_fingerprint(weight: Tensor, expected: str, made_from: str) -> bool |
         None where it cannot be told: that weight was quantized, or had bits that this one has lost.
     """
     dtype = getattr(torch, made_from, None)
-    if not isinstance(dtype, torch.dtype) or not weight.is_floating_point():
+    if dtype not in READABLE or weight.dtype not in READABLE:
         return None
     if torch.promote_types(weight.dtype, dtype) is not weight.dtype and weight.dtype is not dtype:
         # From a coarser dtype nothing can be told, unless that weight was itself as coarse before.

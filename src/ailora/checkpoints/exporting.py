@@ -14,14 +14,13 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ailora.adapters.filed import FiledAdapter
-from ailora.adapters.folder import CONFIG_NAME, WEIGHTS_NAME
+from ailora.adapters.folder import CONFIG_NAME, WEIGHTS_NAME, read_config, require_plain
 from ailora.adapters.measure import best_approximation, difference, padded, size, spectrum
-from ailora.adapters.plan import Form
-from ailora.adapters.sidecar import Exported
+from ailora.adapters.sidecar import SIDECAR_NAME, Exported, Sidecar, library_versions
 from ailora.adapters.weights import all_finite
 from ailora.checkpoints.adapter_files import WORDS, write_tensors
 from ailora.checkpoints.dtypes import parse_dtype
-from ailora.checkpoints.output import Output
+from ailora.checkpoints.output import Output, identity
 from ailora.errors import InputError
 from ailora.shards import Planned, read_tensor, write_text
 
@@ -86,27 +85,31 @@ def export(
     if filed.config.get("layer_replication"):
         raise InputError("an adapter of replicated layers changes the model: other loaders cannot take its export")
     source = _Source(filed, None if start is None else FiledAdapter.open(start))
+    for folder in source.folders:
+        require_plain(read_config(folder / CONFIG_NAME), folder)
     _require_range(rank, energy, source)
     target = _target_rank(source, rank, energy)
     scaling = _shared_scaling(source, target)
     request = {
         "command": "export",
-        "adapter": [file.stat().st_size for file in (filed.folder / CONFIG_NAME, filed.folder / WEIGHTS_NAME)],
-        "fingerprint": source.fingerprint,
+        "files": [identity(file) for file in source.files],
         "options": [rank, energy, dtype],
+        "versions": library_versions(),
     }
     output = Output(out)
-    with output.claimed(request, sources=source.folders, force=force) as done:
+    with output.claimed(
+        request, reads=source.files, writes=[WEIGHTS_NAME, CONFIG_NAME, SIDECAR_NAME], force=force
+    ) as done:
         factors = _Factors(source, target, scaling, made, exact=rank is None and energy is None)
         errors = factors.errors()
         lost, whole = (math.sqrt(sum(pair[i] ** 2 for pair in errors.values())) for i in (0, 1))
         error = lost / whole if whole > 0 else 0.0
         if not done:
             write_tensors(output.folder / WEIGHTS_NAME, factors.planned(), factors.tensor)
-            if filed.sidecar:
+            if source.sidecar:
                 exported = Exported(rank=target, dtype=str(made).removeprefix("torch."), error=error)
-                filed.sidecar.model_copy(update={"exported": exported}).write(output.folder)
-            write_text(output.folder / CONFIG_NAME, _config(filed, target, scaling))
+                source.sidecar.model_copy(update={"exported": exported}).write(output.folder)
+            write_text(output.folder / CONFIG_NAME, _config(source, target, scaling))
             output.finish()
     name = str(made).removeprefix("torch.")
     return ExportReport(str(out), target, name, errors, error, tuple(sorted(filed.saved)))
@@ -117,11 +120,7 @@ class _Source:
 
     def __init__(self, filed: FiledAdapter, start: FiledAdapter | None) -> None:
         self.filed, self._start = filed, start
-        plan = filed.plan
-        live = plan is not None and plan.form is Form.RESIDUAL and not filed.holds_anchor(plan)
-        if filed.sidecar and filed.sidecar.exported:
-            live = False
-        if live and start is None:
+        if filed.on_residual and start is None:
             raise InputError(
                 f"{filed.folder} is in the residual form, for a changed base: give the folder of its start (--start), "
                 "as `ailora init --form residual` wrote it, or use save_adapter on the model"
@@ -141,10 +140,22 @@ class _Source:
         return [found.folder for found in (self.filed, self._start) if found]
 
     @property
-    def fingerprint(self) -> str:
-        """What tells two adapters apart, from their files' headers and times."""
-        files = [folder / WEIGHTS_NAME for folder in self.folders]
-        return " ".join(f"{file.stat().st_size}-{file.stat().st_mtime_ns}" for file in files)
+    def files(self) -> list[Path]:
+        """The files that are read."""
+        names = (WEIGHTS_NAME, CONFIG_NAME, SIDECAR_NAME)
+        return [file for folder in self.folders for name in names if (file := folder / name).exists()]
+
+    @property
+    def sidecar(self) -> Sidecar | None:
+        """What says how it was made."""
+        return self._start.sidecar if self._start else self.filed.sidecar
+
+    @property
+    def base_model(self) -> str | None:
+        """What the export is for: with a start, the base whose weights became the residual."""
+        if self._start and self._start.sidecar:
+            return self._start.sidecar.base_model
+        return self.filed.config.get("base_model_name_or_path")
 
     @property
     def modules(self) -> list[str]:
@@ -259,15 +270,18 @@ def _shared_scaling(source: _Source, rank: int) -> float | None:
         (scaling,) = scalings
         if scaling * rank == int(scaling * rank):
             return scaling
-    return None if not source.filed.dora else _refuse_dora()
+    return None
 
 
-def _refuse_dora() -> None:
-    raise InputError("a DoRA whose modules have several scalings cannot be exported as one")
-
-
-def _config(filed: FiledAdapter, rank: int, scaling: float | None) -> str:
+def _config(source: _Source, rank: int, scaling: float | None) -> str:
     alpha = rank if scaling is None else int(scaling * rank)
-    changes = {"r": rank, "lora_alpha": alpha, "rank_pattern": {}, "alpha_pattern": {}, "use_rslora": False}
-    config = {**filed.config, **changes, "init_lora_weights": True, "inference_mode": True}
+    changes: dict[str, Any] = {
+        "r": rank,
+        "lora_alpha": alpha,
+        "rank_pattern": {},
+        "alpha_pattern": {},
+        "use_rslora": False,
+    }
+    changes |= {"init_lora_weights": True, "inference_mode": True, "base_model_name_or_path": source.base_model}
+    config = {**source.filed.config, **changes}
     return json.dumps(config, indent=2, sort_keys=True) + "\n"

@@ -10,8 +10,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ailora.adapters.plan import LoraOptions
+from ailora.adapters.task import usual_heads
 from ailora.adapters.tensor_names import loaded_names
 from ailora.checkpoints.jobs import seed_of
+from ailora.errors import ModelError
 from ailora.shards import Checkpoint, StoredTensor
 
 #: What PEFT's classes add to `modules_to_save`.
@@ -29,10 +31,17 @@ def head_tensors(
         model: the base model on the meta device.
         options: the plan's.
         checkpoint: the base model's.
-        seed: of fresh heads.
+        seed: of fresh heads, which are float32.
+
+    Raises:
+        ModelError: a module that is no new head is not in the checkpoint.
     """
-    names = (*options.modules_to_save, *_HEADS.get(options.task_type or "", ()))
+    heads = (*_HEADS.get(options.task_type or "", ()), *usual_heads(model, options.task_type))
+    names = saved_modules(model, options)
     stored = {name: tensor for tensor, name in loaded_names(model, checkpoint.tensors).items()}
+    for name, tied in (getattr(model, "all_tied_weights_keys", None) or {}).items():
+        if name not in stored and tied in stored:
+            stored[name] = stored[tied]
     found: dict[str, StoredTensor | Tensor] = {}
     for module, part in model.named_modules():
         # PEFT's rule.
@@ -40,9 +49,17 @@ def head_tensors(
             continue
         shapes = {f"{module}.{key}": tuple(tensor.shape) for key, tensor in part.state_dict().items()}
         kept = {name for name, shape in shapes.items() if _fits(stored.get(name), shape, checkpoint)}
+        if kept != shapes.keys() and not any(module.endswith(name) for name in heads):
+            raise ModelError(f"modules_to_save: {sorted(shapes.keys() - kept)[0]} is not in the checkpoint as it is")
         fresh = {} if kept == shapes.keys() else _fresh(model, module, seed)
         found |= {name: checkpoint.tensors[stored[name]] if name in kept else fresh[name] for name in shapes}
     return found
+
+
+def saved_modules(model: PreTrainedModel, options: LoraOptions) -> list[str]:
+    """The names in `modules_to_save` when PEFT has wrapped the model for the task, in its order."""
+    usual = _HEADS.get(options.task_type or "", ())
+    return list(dict.fromkeys([*options.modules_to_save, *usual]))
 
 
 def _fits(tensor: str | None, shape: tuple[int, ...], checkpoint: Checkpoint) -> bool:
@@ -54,5 +71,5 @@ def _fresh(model: PreTrainedModel, module: str, seed: int) -> Mapping[str, Tenso
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed_of(seed, module))
         made = copy.deepcopy(model.get_submodule(module)).to_empty(device="cpu")
-        made.apply(model._init_weights)
+        made.float().apply(model._init_weights)
     return {f"{module}.{key}": tensor for key, tensor in made.state_dict().items()}

@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -22,11 +21,12 @@ from ailora.adapters.plan import Form
 from ailora.adapters.sidecar import SIDECAR_NAME, Sidecar
 from ailora.checkpoints import jobs
 from ailora.checkpoints.adapter_files import WORDS, write_tensors
-from ailora.checkpoints.heads import head_tensors
+from ailora.checkpoints.heads import head_tensors, saved_modules
 from ailora.checkpoints.jobs import Job, Timing
+from ailora.checkpoints.models import require_device
 from ailora.checkpoints.output import Output
 from ailora.checkpoints.planning import Initialization
-from ailora.checkpoints.rewrite import copy_companions, rewrite
+from ailora.checkpoints.rewrite import companions, copy_companions, rewrite, shard_names
 from ailora.checkpoints.team import Team, joined, run_in_processes
 from ailora.errors import InputError
 from ailora.inits import Policy
@@ -40,10 +40,10 @@ class InitReport:
     Attributes:
         folder: the adapter's folder.
         modules: how many modules it adapts.
-        bytes_read: bytes of the weights that this process read.
+        bytes_read: bytes of the weights that were read.
         floored: by projection, directions that got a size in place of a negligible singular value.
-        seconds: by part: `read`, `decompose`, `write` (over all processes), and `total` of this one.
-        resumed: how many of this process's modules an earlier run had finished.
+        seconds: by part: `read`, `decompose`, `write` (sums over all processes), and `total` of this one.
+        resumed: how many modules an earlier run had finished.
     """
 
     folder: str
@@ -101,7 +101,7 @@ def init(
     started = time.perf_counter()
     if type(workers) is not int or workers < 1:
         raise InputError(f"workers {workers!r} is not allowed: a whole number from 1")
-    _require_device(device)
+    require_device(device)
     work = Initialization.of(model, policy, task_type=task_type, num_labels=num_labels, seed=seed, **plan_options)
     output = Output(out)
     with joined() as team, _claimed(output, work, team, force=force) as done:
@@ -113,25 +113,29 @@ def init(
         # Shared before it is looked what is left: other ranks may be at work already.
         mine = team.share(sorted(made, key=lambda job: -job.flops))
         left = [job for job in mine if not job.piece.exists()]
-        timings = _run(left, workers=workers)
-        team.wait()
-        if team.leads:
-            floored = _write(work, output, made)
-            output.finish()
-            report = replace(report, floored=floored)
-        team.wait()
-        parts = ("read", "decompose", "write")
-        seconds: dict[str, float] = {part: sum(getattr(t, part) for t in timings) for part in parts}
-        read = sum(job.stored.size for job in left)
-        seconds["total"] = time.perf_counter() - started
-        return replace(report, bytes_read=read, seconds=seconds, resumed=len(mine) - len(left))
+        with team.together():
+            timings = _run(left, workers=workers)
+        with team.together():
+            floored = _write(work, output, made) if team.leads else {}
+            if team.leads:
+                output.finish()
+        counted = {"read": 0.0, "decompose": 0.0, "write": 0.0}
+        counted = {part: sum(getattr(timing, part) for timing in timings) for part in counted}
+        sums = team.total(counted | {"bytes": sum(job.stored.size for job in left), "left": len(left)})
+        return replace(
+            report,
+            bytes_read=int(sums["bytes"]),
+            floored=floored,
+            seconds={part: sums[part] for part in counted} | {"total": time.perf_counter() - started},
+            resumed=len(made) - int(sums["left"]),
+        )
 
 
 @contextmanager
 def _claimed(output: Output, work: Initialization, team: Team, *, force: bool) -> Iterator[bool]:
     """The leading rank claims the folder; the others work in it as long as it does."""
     if team.leads:
-        with output.claimed(work.request, sources=[work.checkpoint.folder], force=force) as done:
+        with output.claimed(work.request, reads=work.reads, writes=_writes(work), force=force) as done:
             team.wait()
             yield done
     else:
@@ -180,6 +184,14 @@ def _write(work: Initialization, output: Output, made: list[Job]) -> dict[str, i
     return floored
 
 
+def _writes(work: Initialization) -> list[str]:
+    names = [WEIGHTS_NAME, SIDECAR_NAME, CONFIG_NAME]
+    if work.plan.form is not Form.RESIDUAL:
+        return names
+    source = work.checkpoint
+    return [*(f"adapter/{name}" for name in names), *companions(source.folder), *shard_names(source)]
+
+
 def _adapter_folder(work: Initialization, output: Output) -> Path:
     return output.folder / "adapter" if work.plan.form is Form.RESIDUAL else output.folder
 
@@ -209,14 +221,8 @@ def _write_weights(file: Path, pieces: Mapping[str, Header], heads: Mapping[str,
 def _config(work: Initialization, base: str) -> bytes:
     config = lora_config(work.plan, work.base, of_file=work.plan.form is not Form.RESIDUAL)
     config.base_model_name_or_path = base
+    config.modules_to_save = saved_modules(work.base, work.plan.options) or None
     config.inference_mode = True
     with tempfile.TemporaryDirectory() as folder:
         config.save_pretrained(folder)
         return (Path(folder) / CONFIG_NAME).read_bytes()
-
-
-def _require_device(device: str) -> None:
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"device {device!r} is not here: {error}") from None

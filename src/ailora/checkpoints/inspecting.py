@@ -67,9 +67,11 @@ def inspect(path: str) -> dict[str, Any]:
     folder = Path(path).expanduser()
     if (folder / CONFIG_NAME).is_file():
         return {"kind": "adapter", **_adapter(FiledAdapter.open(folder))}
-    if (folder / "adapter" / CONFIG_NAME).is_file():
+    if (folder / "adapter" / CONFIG_NAME).is_file() and not (folder / "config.json").is_file():
         found = {"kind": "run", **_adapter(FiledAdapter.open(folder))}
         return found | _result(folder / "result.json")
+    if (folder / "config.yaml").is_file() and (folder / "model").is_dir():
+        return _model(str(folder / "model")) | {"kind": "run"} | _result(folder / "result.json")
     return {"kind": "model", **_model(path)}
 
 
@@ -84,6 +86,7 @@ def _adapter(filed: FiledAdapter) -> dict[str, Any]:
         "policy": plan.policy.name if plan else None,
         "form": plan.form.value if plan else None,
         "exported": sidecar.exported.model_dump() if sidecar and sidecar.exported else None,
+        "on_residual_weights": filed.on_residual,
         "anchor_inside": bool(plan and not (sidecar and sidecar.exported) and filed.holds_anchor(plan)),
         "trained_whole": _trained_whole(filed, plan),
         "saved_modules": sorted(filed.saved),
@@ -156,8 +159,9 @@ def _result(file: Path) -> dict[str, Any]:
 
 
 def _model(name: str) -> dict[str, Any]:
-    model = meta_model(name)
-    checkpoint = Checkpoint.open(model_folder(name))
+    folder = model_folder(name)
+    model = meta_model(str(folder))
+    checkpoint = Checkpoint.open(folder)
     projections = find_projections(model)
     stored = stored_weights(model, {p.module for p in projections}, checkpoint.tensors)
     groups: dict[tuple[str, str, str], list[int]] = {}

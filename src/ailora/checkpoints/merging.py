@@ -10,16 +10,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from ailora.adapters.filed import FiledAdapter, FiledModule
-from ailora.adapters.folder import CONFIG_NAME, WEIGHTS_NAME
-from ailora.adapters.plan import Form
+from ailora.adapters.folder import CONFIG_NAME, WEIGHTS_NAME, require_plain
+from ailora.adapters.sidecar import library_versions
 from ailora.adapters.tensor_names import loaded_names, stored_weights
 from ailora.adapters.weights import base_layer, matches_fingerprint, stored_transposed
 from ailora.checkpoints.dtypes import parse_dtype
 from ailora.checkpoints.models import meta_model, model_folder
-from ailora.checkpoints.output import Output
-from ailora.checkpoints.rewrite import Change, copy_companions, rewrite
+from ailora.checkpoints.output import Output, identity
+from ailora.checkpoints.rewrite import Change, companions, copy_companions, rewrite, shard_names
 from ailora.errors import InputError, ModelError
 from ailora.shards import Checkpoint, StoredTensor, read_tensor
 
@@ -72,8 +73,9 @@ def merge(
     filed = FiledAdapter.open(adapter)
     if filed.config.get("layer_replication"):
         raise InputError("an adapter of replicated layers cannot be merged: the layers share their weights")
-    model = meta_model(base, filed.task_type)
+    require_plain(filed.config, filed.folder)
     folder = model_folder(base)
+    model = meta_model(str(folder), filed.task_type)
     checkpoint = Checkpoint.open(folder)
     names = stored_weights(model, filed.modules, checkpoint.tensors)
     changes = {
@@ -82,26 +84,25 @@ def merge(
     }
     if len(changes) < len(filed.modules):
         raise ModelError("two adapted modules share one weight, which cannot hold both updates")
-    replaced = _replaced(filed, model, checkpoint)
+    replaced, labels = _replaced(filed, model, checkpoint)
+    reads = [folder / name for name in (*shard_names(checkpoint), "config.json")]
+    reads += [filed.folder / name for name in (CONFIG_NAME, WEIGHTS_NAME)]
     request = {
         "command": "merge",
-        "base": {file: _identity(folder / file) for file in checkpoint.headers},
-        "adapter": [_identity(filed.folder / name) for name in (CONFIG_NAME, WEIGHTS_NAME)],
+        "files": [identity(file) for file in reads],
+        "versions": library_versions(),
         "dtype": dtype,
     }
     output = Output(out)
-    with output.claimed(request, sources=[folder, filed.folder], force=force) as done:
+    with output.claimed(
+        request, reads=reads, writes=[*companions(folder), *shard_names(checkpoint)], force=force
+    ) as done:
         if not done:
-            copy_companions(folder, output, changed={"config.json": _config(folder, model, filed, target)})
+            copy_companions(folder, output, changed={"config.json": _config(folder, model, labels, target)})
             rewrite(checkpoint, output, changes, dtype=target, replaced=replaced)
             output.finish()
     written = Checkpoint.open(output.folder)
     return MergeReport(str(out), len(changes), tuple(sorted(filed.saved)), written.size)
-
-
-def _identity(file: Path) -> list[int]:
-    status = file.stat()
-    return [status.st_size, status.st_mtime_ns]
 
 
 def _change(found: FiledModule, model: nn.Module, stored: StoredTensor, filed: FiledAdapter) -> Change:
@@ -148,49 +149,57 @@ def _require_base(filed: FiledAdapter, module: str, weight: Tensor) -> None:
         return
     planned = plan.modules[module][0].projection
     same = matches_fingerprint(weight, sidecar.fingerprints[module], planned.dtype)
-    live = plan.form is Form.RESIDUAL and sidecar.exported is None and not filed.holds_anchor(plan)
-    if live and same:
+    if filed.on_residual and same:
         raise ModelError(
             f"{filed.folder} is in the residual form: merge it into the residual checkpoint that it was trained on, or "
             "export it with --start first"
         )
-    if not live and same is False:
+    if not filed.on_residual and same is False:
         raise ModelError(
             f"{module}: the weight is not the one that {filed.folder} was made from ({sidecar.base_model}); "
             "`ailora verify` says more"
         )
 
 
-def _replaced(filed: FiledAdapter, model: nn.Module, checkpoint: Checkpoint) -> dict[str, StoredTensor]:
-    """Tensors that were trained whole, by the name of the one whose place they take, or their own."""
+def _replaced(
+    filed: FiledAdapter, model: PreTrainedModel, checkpoint: Checkpoint
+) -> tuple[dict[str, StoredTensor], int | None]:
+    """Tensors that were trained whole, by the name of the one whose place they take, or their own; and how many labels
+    the head has, where it has others than the configuration says."""
     loaded = {name: tensor for tensor, name in loaded_names(model, checkpoint.tensors).items()}
     own: Mapping[str, Tensor] = model.state_dict()
+    labels = model.config.num_labels
+    found: set[int] = set()
     replaced = {}
     for name, stored in filed.saved.items():
         if name not in own:
             raise ModelError(f"{stored}: the model {type(model).__name__} has no parameter {name}")
         shape = tuple(own[name].shape)
-        if stored.shape[1:] != shape[1:] or (stored.shape != shape and _labels(filed) is None):
-            raise ModelError(f"{stored}: the parameter {name} of {type(model).__name__} is {shape}")
+        if stored.shape != shape:
+            of_labels = filed.task_type in ("SEQ_CLS", "TOKEN_CLS") and shape[:1] == (labels,)
+            if not of_labels or stored.shape[1:] != shape[1:]:
+                raise ModelError(f"{stored}: the parameter {name} of {type(model).__name__} is {shape}")
+            found.add(stored.shape[0])
         replaced[loaded.get(name, name)] = stored
-    return replaced
+    if len(found) > 1:
+        raise ModelError(f"the heads in {filed.folder} disagree on the number of labels: {sorted(found)}")
+    return replaced, next(iter(found), None)
 
 
-def _labels(filed: FiledAdapter) -> int | None:
-    """How many labels the head of a classification model has, which was trained whole."""
-    heads = [stored.shape[0] for stored in filed.saved.values() if len(stored.shape) == 2]
-    return heads[-1] if heads and filed.task_type in ("SEQ_CLS", "TOKEN_CLS") else None
-
-
-def _config(folder: Path, model: nn.Module, filed: FiledAdapter, dtype: torch.dtype | None) -> bytes:
+def _config(folder: Path, model: PreTrainedModel, labels: int | None, dtype: torch.dtype | None) -> bytes:
     config = json.loads((folder / "config.json").read_bytes())
-    if filed.saved:
-        config["architectures"] = [type(model).__name__]
-        labels = _labels(filed)
-        if labels is not None and labels != getattr(model.config, "num_labels", None):
-            config["id2label"] = {str(i): f"LABEL_{i}" for i in range(labels)}
-            config["label2id"] = {f"LABEL_{i}": i for i in range(labels)}
+    config["architectures"] = [type(model).__name__]
+    if labels is not None:
+        config["id2label"] = {str(i): f"LABEL_{i}" for i in range(labels)}
+        config["label2id"] = {f"LABEL_{i}": i for i in range(labels)}
+        config.pop("num_labels", None)
     if dtype is not None:
-        config.pop("torch_dtype", None)
-        config["dtype"] = str(dtype).removeprefix("torch.")
+        config = _in_dtype(config, str(dtype).removeprefix("torch.")) | {"dtype": str(dtype).removeprefix("torch.")}
     return (json.dumps(config, indent=2) + "\n").encode()
+
+
+def _in_dtype(config: dict[str, Any], dtype: str) -> dict[str, Any]:
+    """A configuration, and those of its parts, with another dtype where they name one."""
+    changed = {key: _in_dtype(value, dtype) if isinstance(value, dict) else value for key, value in config.items()}
+    named = {key: value for key, value in changed.items() if key != "torch_dtype"}
+    return named | {"dtype": dtype} if "torch_dtype" in config or "dtype" in config else named

@@ -103,6 +103,21 @@ def meta_model(name: str, task_type: str | None = None, *, num_labels: int | Non
         raise InputError(f"the configuration of model {name!r} makes no model{wanted}: {_short(error)}") from error
 
 
+def require_device(device: str) -> None:
+    """Refuse a device that is not here.
+
+    Raises:
+        InputError: torch does not know it, or cannot compute there.
+    """
+    try:
+        here = torch.empty(1, device=device).device.type != "meta"
+        reason = "it holds no numbers"
+    except (RuntimeError, AssertionError, TypeError) as error:
+        here, reason = False, str(error)
+    if not here:
+        raise InputError(f"device {device!r} is not here: {reason}")
+
+
 def _class_of(config: Any, task_type: str | None) -> Any:
     if task_type is not None:
         return _CLASSES[parse_task_type(task_type)].from_config

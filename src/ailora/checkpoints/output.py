@@ -12,11 +12,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from ailora.errors import InputError
+from ailora.errors import InputError, ModelError
 from ailora.shards import write_text
-
-#: What a command of ours writes into a folder; with `force` such files make room for new ones, and no others.
-_OURS = ("*.safetensors", "*.safetensors.index.json", "adapter_config.json", "ailora.json")
 
 
 class Output:
@@ -27,38 +24,47 @@ class Output:
 
     Attributes:
         folder: the folder.
-        pieces: where unfinished parts go.
+        pieces: where finished parts of an adapter wait.
+        shards: where shards grow.
     """
 
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder)
         self._own = self.folder / ".ailora"
         self.pieces = self._own / "pieces"
+        self.shards = self._own / "shards"
+        self._failed = self._own / "failed.txt"
         self._request = self._own / "request.json"
         self._done = self._own / "done.json"
 
     @contextmanager
-    def claimed(self, request: Mapping[str, Any], *, sources: Iterable[Path], force: bool) -> Iterator[bool]:
+    def claimed(
+        self, request: Mapping[str, Any], *, reads: Iterable[Path], writes: Iterable[str], force: bool
+    ) -> Iterator[bool]:
         """Hold the folder for a request while the body runs; yields whether all of it is made already.
 
         Args:
             request: everything that decides the result, as plain data.
-            sources: folders that are read, which the result may not be written into.
-            force: remove what another command of ours, or someone else, has written under the names that we use.
+            reads: files that are read; the result may not be written to where they are.
+            writes: names of the files that will be written, below the folder.
+            force: remove files of these names, and what an earlier request wrote here.
 
         Raises:
-            InputError: the folder is one of the sources, holds other files, the result of another request or of one
-                that was changed since, or the beginning of another request (the keys that differ are named); another
-                process writes to it; or writing fails while the body runs, for want of space or the like.
+            InputError: something that is read lies in the folder; it holds other files, the result of another request
+                or of one that was changed since, or the beginning of another request (the keys that differ are named);
+                another process writes to it; or writing fails while the body runs, for want of space or the like.
         """
-        for source in sources:
-            if self.folder.resolve() == source.resolve():
-                raise InputError(f"{self.folder} is what is read: choose another folder to write")
+        self._require_apart(reads)
         try:
             self._own_folder(force=force)
             with FileLock(self._own / "lock", timeout=0):
-                done = self._take(json.loads(json.dumps(request)), force=force)
-                yield done
+                done = self._take(json.loads(json.dumps(request)), writes, force=force)
+                try:
+                    yield done
+                except (InputError, ModelError) as error:
+                    # It will fail again: another request may have the folder.
+                    write_text(self._failed, f"{error}\n")
+                    raise
         except Timeout:
             raise InputError(f"another process is writing to {self.folder}") from None
         except OSError as error:
@@ -69,7 +75,8 @@ class Output:
 
     def finish(self) -> None:
         """Say that everything is made, and drop what was kept to go on after a kill."""
-        files = {file.name: file.stat().st_size for file in sorted(self.folder.iterdir()) if file.is_file()}
+        made = (file for file in sorted(self.folder.rglob("*")) if file.is_file() and self._own not in file.parents)
+        files = {str(file.relative_to(self.folder)): identity(file) for file in made}
         digest = _digest(json.loads(self._request.read_text(encoding="utf-8")))
         write_text(self._done, json.dumps({"request": digest, "files": files}, indent=2) + "\n")
         self._tidy()
@@ -83,11 +90,19 @@ class Output:
                     f"{self.folder} is not empty and not made by this command (it holds {others[0]}): choose another "
                     "folder, or --force to write into it"
                 )
-            self.pieces.mkdir(parents=True, exist_ok=True)
+            for part in (self.pieces, self.shards):
+                part.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"cannot write to {self.folder}: {error.strerror or error}") from None
 
-    def _take(self, request: dict[str, Any], *, force: bool) -> bool:
+    def _require_apart(self, reads: Iterable[Path]) -> None:
+        """Writing, and making room for it, may not touch what is read, also not where links lead."""
+        home = self.folder.resolve()
+        for file in reads:
+            if home in (file.parent.resolve(), file.resolve().parent):
+                raise InputError(f"{file} is read and lies in {self.folder}: choose another folder to write")
+
+    def _take(self, request: dict[str, Any], writes: Iterable[str], *, force: bool) -> bool:
         if self._done.is_file():
             if self._made_of(request):
                 self._tidy()
@@ -98,14 +113,16 @@ class Output:
                     "another folder, or --force to replace it"
                 )
         started = _read(self._request)
-        if started is not None and started != request and not force:
+        failed = self._failed.exists()
+        if started is not None and started != request and not force and not failed:
             raise InputError(
                 f"{self.folder} holds the beginning of another request ({_differences(started, request)}): repeat that "
                 "one to complete it, choose another folder, or --force to replace it"
             )
         if started != request or self._done.is_file():
-            self._clear()
+            self._clear(writes)
             write_text(self._request, json.dumps(request, indent=2) + "\n")
+        self._failed.unlink(missing_ok=True)
         return False
 
     def _made_of(self, request: dict[str, Any]) -> bool:
@@ -113,21 +130,38 @@ class Output:
         files = done.get("files")
         if done.get("request") != _digest(request) or not isinstance(files, dict):
             return False
-        paths = {self.folder / name: size for name, size in files.items()}
-        return all(path.is_file() and path.stat().st_size == size for path, size in paths.items())
+        paths = {self.folder / name: then for name, then in files.items()}
+        return all(path.is_file() and identity(path) == then for path, then in paths.items())
 
-    def _clear(self) -> None:
-        """Make room: only files under the names that commands of ours write are removed."""
+    def _clear(self, writes: Iterable[str]) -> None:
+        """Make room: only files that will be written, or that an earlier request of ours wrote, are removed."""
+        writes = set(writes)
+        earlier = _read(self._done) or {}
+        ours = writes | {str(name) for name in earlier.get("files", {})}
+        weights = any(name.endswith(".safetensors") and "adapter_model" not in name for name in writes)
+        for file in self.folder.glob("*.safetensors") if weights else ():
+            if file.name not in ours:
+                raise InputError(f"{file} is not of this command, and loaders might take it: move it away first")
+        for name in ours:
+            path = self.folder / name
+            if path.resolve().is_relative_to(self.folder.resolve()) and path.is_file():
+                path.unlink()
+        for part in (self.pieces, self.shards):
+            shutil.rmtree(part)
+            part.mkdir()
         self._done.unlink(missing_ok=True)
-        shutil.rmtree(self.pieces)
-        self.pieces.mkdir()
-        for pattern in _OURS:
-            for file in self.folder.glob(pattern):
-                file.unlink()
 
     def _tidy(self) -> None:
-        shutil.rmtree(self.pieces, ignore_errors=True)
+        for part in (self.pieces, self.shards):
+            shutil.rmtree(part, ignore_errors=True)
+        self._failed.unlink(missing_ok=True)
         self._request.unlink(missing_ok=True)
+
+
+def identity(file: Path) -> list[int]:
+    """What tells two states of a file apart without reading it: bytes, and the time of the last change in ns."""
+    status = file.stat()
+    return [status.st_size, status.st_mtime_ns]
 
 
 def _read(file: Path) -> dict[str, Any] | None:

@@ -11,13 +11,14 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from ailora.adapters.plan import Plan
+from ailora.adapters.plan import Form, Plan
 from ailora.adapters.planning import make_plan
 from ailora.adapters.sidecar import library_versions
 from ailora.adapters.tensor_names import stored_weights
 from ailora.adapters.weights import base_layer, stored_transposed
 from ailora.checkpoints.jobs import Job
-from ailora.checkpoints.models import meta_model, model_folder
+from ailora.checkpoints.models import meta_model, model_folder, require_device
+from ailora.checkpoints.output import identity
 from ailora.errors import InputError
 from ailora.inits import Policy
 from ailora.shards import Checkpoint, StoredTensor
@@ -77,9 +78,10 @@ class Initialization:
             raise InputError("layer_replication changes the model in memory: use ailora.adapt on the loaded model")
         if type(seed) is not int:
             raise InputError(f"seed {seed!r} is not allowed: a whole number")
-        base = meta_model(model, task_type, num_labels=num_labels)
+        folder = model_folder(model)
+        base = meta_model(str(folder), task_type, num_labels=num_labels)
         plan = make_plan(base, policy, task_type=task_type, **plan_options)
-        checkpoint = Checkpoint.open(model_folder(model))
+        checkpoint = Checkpoint.open(folder)
         names = stored_weights(base, plan.modules, checkpoint.tensors)
         stored = {module: checkpoint.tensors[name] for module, name in names.items()}
         for module, tensor in stored.items():
@@ -94,10 +96,11 @@ class Initialization:
     @property
     def memory_bound(self) -> int:
         """Bytes beyond those of the process at its start that decomposing takes at most, with one worker."""
-        return max(4 * _COPIES * _entries(tensor) for tensor in self.stored.values()) + _MARGIN
+        return max(_working_bytes(tensor) for tensor in self.stored.values()) * _COPIES + _MARGIN
 
     def estimate(self, *, device: str = "cpu") -> dict[str, float]:
         """Modules, bytes, operations, memory and a rough time, as plain data; nothing is read."""
+        require_device(device)
         made = self.jobs(Path(), device=device, cached=False)
         speed = cost.matmul_speed(torch.device(device))
         return {
@@ -105,7 +108,7 @@ class Initialization:
             "bytes_to_read": self.bytes_to_read,
             "flops": sum(job.flops for job in made),
             "memory_bound_bytes": self.memory_bound,
-            "file_bytes": self.plan.file_bytes,
+            "file_bytes": self.plan.file_bytes // (2 if self.plan.form is Form.RESIDUAL else 1),
             "seconds": sum(job.seconds(speed) for job in made),
         }
 
@@ -128,10 +131,15 @@ class Initialization:
         return str(model_folder(self.model)) if local else self.model
 
     @property
+    def reads(self) -> list[Path]:
+        """The files that are read."""
+        folder = self.checkpoint.folder
+        return [*(folder / name for name in self.checkpoint.headers), folder / "config.json"]
+
+    @property
     def request(self) -> dict[str, Any]:
         """What decides the result, as plain data."""
-        files = {tensor.file for tensor in self.checkpoint.tensors.values()}
-        stats = {file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in sorted(files)}
+        stats = {file.name: identity(file) for file in self.reads}
         named = {"command": "init", "model": self.recorded_name, "seed": self.seed, "files": stats}
         named["labels"] = self.base.config.num_labels
         return named | {"plan": self.plan.to_json(), "versions": library_versions()}
@@ -152,5 +160,6 @@ def _with_stored_dtypes(plan: Plan, stored: Mapping[str, StoredTensor]) -> Plan:
     return replace(plan, adapters=tuple(adapters))
 
 
-def _entries(tensor: StoredTensor) -> int:
-    return tensor.size // tensor.torch_dtype.itemsize
+def _working_bytes(tensor: StoredTensor) -> int:
+    """Bytes of the matrix in float32, or float64 where it is that."""
+    return tensor.size // tensor.torch_dtype.itemsize * (8 if tensor.dtype == "F64" else 4)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +21,17 @@ from ailora.adapters.weights import all_finite
 from ailora.checkpoints.adapter_files import WORDS, tensor_bytes
 from ailora.checkpoints.output import Output
 from ailora.errors import ModelError
-from ailora.shards import Checkpoint, Header, Planned, StoredTensor, header_bytes, read_blocks, read_tensor, write_bytes
+from ailora.shards import (
+    Checkpoint,
+    Header,
+    Planned,
+    StoredTensor,
+    header_bytes,
+    read_blocks,
+    read_tensor,
+    replacing,
+    write_bytes,
+)
 from ailora.shards.durable import sync_folder
 from ailora.shards.header import TORCH_DTYPES
 
@@ -30,9 +41,13 @@ Change = Callable[[Tensor], Iterator[Tensor]]
 _BLOCK = 16 * 2**20
 #: Bytes that a kill can cost: so often is written data forced to the disk and noted.
 _STEP = 256 * 2**20
-#: What a model needs beside its weights: configurations, tokenizers, chat templates.
-_COMPANIONS = re.compile(r".*\.(json|txt|model|jinja|tiktoken)|LICENSE.*|NOTICE.*")
-_NOT_COPIED = re.compile(r".*\.index\.json|adapter_.*|ailora\.json|training_args.*|trainer_state.*|\..*")
+#: Not copied beside a model's weights: weights, states of trainers, adapters, code, pages about the base.
+_NOT_COPIED = re.compile(
+    r".*\.(safetensors|index\.json|bin|pt|pth|ckpt|h5|msgpack|gguf|onnx|ot|py|pyc|md)"
+    r"|adapter_.*|ailora\.json|(training_args|trainer_state|optimizer|scheduler|scaler|rng_state).*|\..*"
+)
+#: Folders that belong to a tokenizer.
+_COPIED_FOLDERS = ("chat_templates", "additional_chat_templates")
 
 
 def rewrite(
@@ -75,9 +90,26 @@ def copy_companions(source: Path, output: Output, *, changed: Mapping[str, bytes
         output: the claimed folder.
         changed: files with another content.
     """
-    for file in sorted(source.iterdir()):
-        if file.is_file() and _COMPANIONS.fullmatch(file.name) and not _NOT_COPIED.fullmatch(file.name):
-            write_bytes(output.folder / file.name, (changed or {}).get(file.name) or file.read_bytes())
+    for name in companions(source):
+        target = output.folder / name
+        target.parent.mkdir(exist_ok=True)
+        if name in (changed or {}):
+            write_bytes(target, (changed or {})[name])
+            continue
+        with (source / name).open("rb") as read, replacing(target) as stream:
+            shutil.copyfileobj(read, stream, _BLOCK)
+
+
+def companions(source: Path) -> list[str]:
+    """The names of the files that a model needs beside its weights: configurations, tokenizers, chat templates."""
+    folders = [source, *(source / name for name in _COPIED_FOLDERS)]
+    files = [file for folder in folders if folder.is_dir() for file in sorted(folder.iterdir()) if file.is_file()]
+    return [str(file.relative_to(source)) for file in files if not _NOT_COPIED.fullmatch(file.name)]
+
+
+def shard_names(checkpoint: Checkpoint) -> list[str]:
+    """The names of the files that `rewrite` writes."""
+    return [*checkpoint.headers, *([checkpoint.index.name] if checkpoint.index else [])]
 
 
 @dataclass(frozen=True)
@@ -147,8 +179,8 @@ class _Shard:
     def __init__(self, plan: _ShardPlan, output: Output, changes: Mapping[str, Change], bar: tqdm) -> None:
         self._plan, self._changes, self._bar = plan, changes, bar
         self._target = output.folder / plan.name
-        self._file = output.pieces / plan.name
-        self._journal = output.pieces / f"{plan.name}.done"
+        self._file = output.shards / plan.name
+        self._journal = output.shards / f"{plan.name}.done"
 
     def write(self) -> None:
         total = sum(entry.planned.size for entry in self._plan.entries)
@@ -169,6 +201,8 @@ class _Shard:
                 self._bar.update(entry.planned.size)
                 # Forced to the disk while the next tensors are written: waiting would cost a third of the time.
                 if stream.tell() - noted >= _STEP and (note is None or note.done()):
+                    if note is not None:
+                        note.result()
                     noted = stream.tell()
                     note = notes.submit(self._note, stream, number + 1)
             if note is not None:
@@ -186,8 +220,8 @@ class _Shard:
         written, dtype = 0, TORCH_DTYPES[entry.planned.dtype]
         for block in change(read_tensor(entry.source)) if change else read_blocks(entry.source, _BLOCK // 8):
             made = block.to(dtype)
-            if change and not all_finite(made):
-                raise ModelError(f"{entry.source}: the changed weight is not finite in {dtype}: choose another dtype")
+            if not all_finite(made) and (change or all_finite(block)):
+                raise ModelError(f"{entry.source} is not finite when written in {dtype}: choose another dtype")
             _write(stream, tensor_bytes(made))
             written += made.numel() * made.itemsize
         assert written == entry.planned.size, entry

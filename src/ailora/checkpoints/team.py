@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from multiprocessing import get_context, parent_process
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -51,6 +51,35 @@ class Team:
         """Wait until all ranks are here."""
         if self.size > 1:
             dist.barrier()
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Work that all ranks share: if it fails on one, all learn why.
+
+        Raises:
+            AiloraError: it failed here, or on another rank.
+        """
+        failure: Exception | None = None
+        try:
+            yield
+        except (AiloraError, OSError) as error:
+            failure = error
+        said: list[str | None] = [None] * self.size
+        if self.size > 1:
+            dist.all_gather_object(said, None if failure is None else f"{type(failure).__name__}: {failure}")
+        if failure is not None:
+            raise failure
+        for rank, text in enumerate(said):
+            if text is not None:
+                raise AiloraError(f"rank {rank} failed: {text}")
+
+    def total(self, numbers: Mapping[str, float]) -> dict[str, float]:
+        """The sums of numbers over all ranks."""
+        if self.size == 1:
+            return dict(numbers)
+        all_of: list[Any] = [None] * self.size
+        dist.all_gather_object(all_of, dict(numbers))
+        return {name: sum(each[name] for each in all_of) for name in numbers}
 
 
 @contextmanager

@@ -11,20 +11,20 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ailora.adapters.filed import FiledAdapter, FiledModule, FiledRole
-from ailora.adapters.plan import Plan
+from ailora.adapters.filed import FiledAdapter, FiledRole
+from ailora.adapters.plan import Form, Plan
 from ailora.adapters.sidecar import Sidecar
 from ailora.adapters.tensor_names import stored_weights
 from ailora.adapters.weights import (
+    READABLE,
     all_finite,
     base_layer,
     matches_fingerprint,
-    require_matrix,
     rows_of,
     stored_transposed,
 )
 from ailora.checkpoints.models import meta_model, model_folder
-from ailora.errors import InputError
+from ailora.errors import InputError, ModelError
 from ailora.inits import Spectral
 from ailora.shards import Checkpoint, StoredTensor, read_tensor
 
@@ -63,8 +63,9 @@ class Verdict:
 
     @property
     def passed(self) -> bool:
-        """Whether no check failed."""
-        return all(check.passed is not False for check in self.checks)
+        """Whether no check failed, and one shows that the adapter belongs to this base."""
+        results = {check.name: check.passed for check in self.checks}
+        return False not in results.values() and (results["base weights"] or results.get("anchor")) is True
 
     def to_json(self) -> dict[str, Any]:
         """The verdict as plain data."""
@@ -85,8 +86,12 @@ def verify(adapter: Path | str, base: str) -> Verdict:
     if filed.sidecar is None or filed.plan is None:
         raise InputError(f"no ailora.json in {filed.folder} or above it fits the adapter: nothing says how it was made")
     checks = [_finite(filed), _scalings(filed, filed.plan)]
-    weights = _Weights(filed, base)
-    checks.append(_base(weights, filed.plan, filed.sidecar))
+    try:
+        weights = _Weights(filed, base)
+    except ModelError as error:
+        checks.append(Check("base weights", False, f"another model: {error}"))
+        return Verdict(str(filed.folder), base, tuple(checks))
+    checks.append(_base(weights, filed, filed.plan, filed.sidecar))
     if checks[0].passed:
         checks += _anchors(weights, filed, filed.plan, filed.sidecar)
     return Verdict(str(filed.folder), base, tuple(checks))
@@ -96,11 +101,19 @@ class _Weights:
     """The adapted weights of the base model, read one at a time."""
 
     def __init__(self, filed: FiledAdapter, base: str) -> None:
-        self._model = meta_model(base, filed.task_type)
-        checkpoint = Checkpoint.open(model_folder(base))
+        folder = model_folder(base)
+        self._model = meta_model(str(folder), filed.task_type)
+        checkpoint = Checkpoint.open(folder)
         names = stored_weights(self._model, filed.modules, checkpoint.tensors)
         self._stored = {module: checkpoint.tensors[name] for module, name in names.items()}
-        self._shapes = {module: _shape(found) for module, found in filed.modules.items()}
+        for module, found in filed.modules.items():
+            shape = (found.B.shape[0], found.A.shape[1])
+            expected = shape[::-1] if self._transposed(module) else shape
+            if self._stored[module].shape != expected:
+                raise ModelError(f"{self._stored[module]}: the adapter maps {shape} there")
+
+    def _transposed(self, module: str) -> bool:
+        return stored_transposed(base_layer(self._model, module))
 
     def stored(self, module: str) -> StoredTensor:
         """Where the weight of a module lies."""
@@ -110,16 +123,14 @@ class _Weights:
         """The weight (out, in) of a module.
 
         Raises:
-            ModelError: not a finite matrix of the adapter's shape.
+            ModelError: not a finite floating matrix.
         """
         raw = read_tensor(self._stored[module])
-        weight = raw.T if stored_transposed(base_layer(self._model, module)) else raw
-        require_matrix(weight, self._shapes[module], str(self._stored[module]))
-        return weight
-
-
-def _shape(found: FiledModule) -> tuple[int, int]:
-    return found.B.shape[0], found.A.shape[1]
+        if raw.dtype not in READABLE:
+            raise ModelError(f"{self._stored[module]} is quantized: verify against the unquantized checkpoint")
+        if not all_finite(raw):
+            raise ModelError(f"{self._stored[module]} holds NaN or infinite entries")
+        return raw.T if self._transposed(module) else raw
 
 
 def _finite(filed: FiledAdapter) -> Check:
@@ -145,19 +156,24 @@ def _scalings(filed: FiledAdapter, plan: Plan) -> Check:
     return Check("ranks and scalings", True, f"{len(filed.modules)} modules, rank {', '.join(map(str, ranks))}")
 
 
-def _base(weights: _Weights, plan: Plan, sidecar: Sidecar) -> Check:
+def _base(weights: _Weights, filed: FiledAdapter, plan: Plan, sidecar: Sidecar) -> Check:
     """The stored bytes of every adapted weight."""
+    name = "base weights"
     unknown = 0
     for module, group in plan.modules.items():
         expected = sidecar.fingerprints.get(module)
         raw = read_tensor(weights.stored(module))
         same = None if expected is None else matches_fingerprint(raw, expected, group[0].projection.dtype)
+        if filed.on_residual:
+            if same:
+                return Check(name, False, f"{module} is untouched: the adapter belongs on the residual checkpoint")
+            return Check(name, None, "the adapter is in the residual form: residual weights have no fingerprint")
         if same is False:
-            return Check("base weights", False, f"{module} is not the weight that the adapter was made from")
+            return Check(name, False, f"{module} is not the weight that the adapter was made from")
         unknown += same is None
     if unknown:
-        return Check("base weights", None, f"{unknown} of {len(plan.modules)} cannot be compared: other dtypes")
-    return Check("base weights", True, f"{len(plan.modules)} fingerprints agree")
+        return Check(name, None, f"{unknown} of {len(plan.modules)} cannot be compared: other dtypes")
+    return Check(name, True, f"{len(plan.modules)} fingerprints agree")
 
 
 def _anchors(weights: _Weights, filed: FiledAdapter, plan: Plan, sidecar: Sidecar) -> Iterator[Check]:
@@ -165,33 +181,37 @@ def _anchors(weights: _Weights, filed: FiledAdapter, plan: Plan, sidecar: Sideca
     if sidecar.exported is not None:
         yield Check("anchor", None, "an export has none")
         return
-    if not filed.holds_anchor(plan):
-        yield Check("anchor", None, "an adapter in the residual form that PEFT saved has none inside")
-        return
-    worst, failed, moved = 0.0, "", False
-    count = 0
-    roles = tqdm(
-        filed.roles(plan), total=len(plan.adapters), desc="verifying", unit="matrix", leave=False, disable=None
-    )
-    for role in roles:
-        name = role.planned.projection.name
-        if role.anchored:
+    worst, failed, moved, count = 0.0, "", False, 0
+    total = len(plan.adapters)
+    for role in tqdm(filed.roles(plan), "verifying", total, unit="matrix", leave=False, disable=None):
+        planned = role.planned
+        if planned.init.anchored:
             count += 1
-            error = _anchor_error(role, weights.read(role.planned.projection.module), plan)
+            error = _anchor_error(role, weights.read(planned.projection.module), filed)
             worst = max(worst, error)
-            failed = failed or (f"{name}: {error:.1e} from a fresh decomposition" if error > 1 else "")
-            moved = moved or any(bool(delta.any()) for delta in role.deltas)
-        else:
-            moved = moved or bool(role.B.any())
+            failed = failed or (f"{planned.projection.name}: {error:.1e} of what is allowed" if error > 1 else "")
+        moved = moved or (any(bool(d.any()) for d in role.deltas) if role.anchored else _moved_whole(role))
+    if filed.on_residual:
+        # Then the factors are the start themselves, while they have not been trained.
+        yield Check("anchor", True if not failed else None, (failed and "trained, or of another base") or "untrained")
+        return
     detail = failed or f"{count} anchors, the worst at {worst:.1e} of what is allowed"
-    yield Check("anchor", not failed if count else None, detail if count else "plain LoRA has none")
+    if count and failed and moved and plan.form is Form.STOCK:
+        yield Check("anchor", None, "the stock form trains its anchor too")
+    else:
+        yield Check("anchor", not failed if count else None, detail if count else "plain LoRA has none")
     if moved:
         yield Check("start", None, "trained: the update is not zero")
     else:
         yield Check("start", True, "untrained: the update is exactly zero, as a product with zero blocks")
 
 
-def _anchor_error(role: FiledRole, weight: Tensor, plan: Plan) -> float:
+def _moved_whole(role: FiledRole) -> bool:
+    """Of plain LoRA: whether `B` has left zero."""
+    return bool(role.B.any())
+
+
+def _anchor_error(role: FiledRole, weight: Tensor, filed: FiledAdapter) -> float:
     """How far an anchor is from a fresh start, as a multiple of what is allowed: in its subspaces and in its sizes.
 
     Where singular values lie close together the subspace is not unique; then the gains of the weight along the anchor
@@ -200,9 +220,11 @@ def _anchor_error(role: FiledRole, weight: Tensor, plan: Plan) -> float:
     planned = role.planned
     assert isinstance(planned.init, Spectral)
     rows = rows_of(weight, planned.projection).float()
-    A, B = role.start
-    if plan.couple_roles and planned.projection.fused:
+    A, B = role.start if role.anchored else (role.A, role.B)
+    if role.all_rows:
         B = rows_of(B, planned.projection)
+    if filed.on_residual:
+        rows = rows + planned.scaling * (B @ A)
     fresh = planned.init.factors(rows, planned.rank, scaling=planned.scaling, generator=torch.Generator())
     allowed = _SAME_START + 8 * role.eps
     sizes = max(_relative(A.norm(dim=1), fresh.A.norm(dim=1)), _relative(B.norm(dim=0), fresh.B.norm(dim=0)))

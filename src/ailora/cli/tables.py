@@ -16,7 +16,8 @@ from ailora.checkpoints import Verdict
 from ailora.roles import LeftAlone, Projection, folded
 
 #: A pipe has no width of its own; names of modules should not be cut there.
-console = Console(width=None if sys.stdout.isatty() else 160)
+#: What stands in brackets, as the role of a fused weight does, is text and no markup.
+console = Console(width=None if sys.stdout.isatty() else 160, markup=False, emoji=False)
 
 
 def projection_table(projections: Iterable[Projection]) -> Table:
@@ -149,13 +150,13 @@ def check_table(verdict: Verdict) -> Table:
 
 def inspection_tables(found: Mapping[str, Any]) -> Iterator[Table]:
     """What `inspect` found: the facts, then a line for each role."""
-    lines = found["roles"] if found["kind"] == "model" else found["lines"]
+    lines = found.get("lines") or found["roles"]
     facts = Table(title=f"{found['kind']} {found['folder']}", title_justify="left", show_header=False)
     for key, value in found.items():
         if key not in ("kind", "folder", "lines", "roles") and value not in (None, [], {}):
             facts.add_row(key.replace("_", " "), _figure(key, value))
     yield facts
-    title = "by role" if found["kind"] == "model" else "by role, root mean square over its modules"
+    title = "by role" if "roles" in found else "by role, root mean square over its modules"
     heads = [str(_HEADS.get(key, key)) for key in lines[0]]
     table = Table(*heads, title=title, title_justify="left")
     for line in lines:

@@ -62,7 +62,7 @@ class Checkpoint:
         return cls._of(path, files, None)
 
     def read(self, name: str) -> Tensor:
-        """One tensor, mapped into memory.
+        """One tensor.
 
         Raises:
             InputError: as `read_tensor`.
@@ -118,7 +118,7 @@ def _shard(folder: Path, name: str, index: Path) -> Path:
     file = folder / name
     try:
         real = file.resolve(strict=True)
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         raise InputError(f"{index} points to {name[:200]!r}, which is not there ({error})") from None
     home = folder.resolve()
     allowed = [home]

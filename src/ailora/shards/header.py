@@ -49,6 +49,8 @@ TORCH_DTYPES: Mapping[str, torch.dtype] = {
 
 #: The limit of the reference implementation.
 _LONGEST_HEADER = 100_000_000
+#: torch has as many dimensions.
+_MOST_SIDES = 64
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,9 @@ def read_header(file: Path) -> Header:
     if not isinstance(entries, dict):
         raise InputError(f"{file}: the header is not a JSON object")
     metadata = entries.pop("__metadata__", None) or {}
-    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+    if not isinstance(metadata, dict) or not all(
+        isinstance(value, str) and _is_text(key + value) for key, value in metadata.items()
+    ):
         raise InputError(f"{file}: the header's __metadata__ is not a mapping of texts")
     first = 8 + raw
     tensors = [_stored(name, entry, file, first) for name, entry in entries.items()]
@@ -155,32 +159,43 @@ class _DuplicateError(ValueError):
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise _DuplicateError(f"{twice!r} occurs twice")
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise _DuplicateError(f"{name[:200]!r} occurs twice")
+        found[name] = value
     return found
 
 
 def _stored(name: str, entry: Any, file: Path, first: int) -> StoredTensor:
-    where = f"{file}: tensor {name!r}"
+    where = f"{file}: tensor {name[:200]!r}"
+    if not _is_text(name):
+        raise InputError(f"{where} has a name that is no text")
     if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= entry.keys():
         raise InputError(f"{where} has no dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in BITS:
         raise InputError(f"{where} has the unknown dtype {str(dtype)[:40]!r}; known: {', '.join(BITS)}")
-    if not isinstance(shape, list) or not all(_is_size(side) for side in shape):
+    if not isinstance(shape, list) or len(shape) > _MOST_SIDES or not all(_is_size(side) for side in shape):
         raise InputError(f"{where} has the shape {str(shape)[:80]}: a list of whole numbers was expected")
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(_is_size(offset) for offset in offsets):
         raise InputError(f"{where} has the offsets {str(offsets)[:80]}: [start, stop] was expected")
     start, stop = offsets
     if (stop - start) * 8 != math.prod(shape) * BITS[dtype]:
         raise InputError(
-            f"{where}, {dtype} {str(shape)[:80]}, takes {math.prod(shape) * BITS[dtype] / 8:g} bytes, "
+            f"{where}, {dtype} {str(shape)[:80]}, takes {math.prod(shape) * BITS[dtype] // 8} bytes, "
             f"its offsets hold {stop - start}"
         )
     return StoredTensor(name, dtype, tuple(shape), file, first + start, first + stop)
+
+
+def _is_text(name: str) -> bool:
+    """Whether it can be written again: JSON can say halves of characters."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _is_size(value: object) -> bool:

@@ -7,7 +7,6 @@ import math
 import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from ailora.shards.header import BITS, StoredTensor
 
@@ -48,8 +47,3 @@ def header_bytes(tensors: Iterable[Planned | StoredTensor], metadata: Mapping[st
     text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     return struct.pack("<Q", len(text)) + text
-
-
-def file_size(file: Path) -> int:
-    """Bytes of a file; 0 where there is none."""
-    return file.stat().st_size if file.exists() else 0
