@@ -229,3 +229,38 @@ def test_a_trainer_goes_on_bit_for_bit(tmp_path: Path) -> None:
     resumed = ailora.resume(LLAMA.model(), checkpoint, sidecar=tmp_path / "start")
     trainer(resumed, "half", 6).train(resume_from_checkpoint=str(checkpoint))
     same_state(resumed, whole)
+
+
+def test_what_does_not_fit_leaves_the_model_alone(tmp_path: Path) -> None:
+    ailora.save_adapter(ailora.adapt(LLAMA.model(), rank=4), tmp_path / "four")
+    ailora.save_adapter(ailora.adapt(LLAMA.model(), rank=2), tmp_path / "two")
+    ailora.save_adapter(ailora.adapt(LLAMA.model(), rank=4, roles=["query"]), tmp_path / "query")
+    for sidecar in ("two", "query"):
+        model = LLAMA.model()
+        with pytest.raises(ailora.InputError, match="is of another adapter than"):
+            ailora.resume(model, tmp_path / "four", sidecar=tmp_path / sidecar)
+        assert "lora" not in str(model)
+    ailora.save_adapter(ailora.adapt(BERT.model(), rank=4), tmp_path / "bert")
+    from transformers import BertForSequenceClassification
+
+    other = BERT.model()
+    wider = BertForSequenceClassification(copy.deepcopy(other.config))
+    wider.classifier = nn.Linear(32, 7)
+    wider.bert.load_state_dict(other.bert.state_dict())
+    with pytest.raises(ailora.ModelError, match=r"classifier.* has \(7,"):
+        ailora.resume(wider, tmp_path / "bert")
+    assert "lora" not in str(wider)
+
+
+def test_a_fused_weight_that_was_trained_whole_resumes_in_the_stock_form(tmp_path: Path) -> None:
+    from tests.tiny import tiny_inputs, tiny_model
+
+    base = tiny_model("gpt2")
+    model = ailora.adapt(copy.deepcopy(base), rank=2, form="stock")
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.01 * torch.randn_like(parameter)
+    ailora.save_adapter(model, tmp_path)
+    resumed = ailora.resume(base, tmp_path)
+    with torch.no_grad():
+        assert torch.equal(resumed.eval()(**tiny_inputs("gpt2"))[0], model.eval()(**tiny_inputs("gpt2"))[0])

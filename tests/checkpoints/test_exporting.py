@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import AutoPeftModelForCausalLM, PeftModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -132,6 +133,20 @@ def test_the_residual_form_needs_its_start(base: Path, tmp_path: Path) -> None:
     with torch.no_grad():
         exported = PeftModel.from_pretrained(loaded(base), tmp_path / "out")(**LLAMA.inputs()).logits
         close(exported, model(**LLAMA.inputs()).logits)
+        found = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "out")
+        close(found(**LLAMA.inputs()).logits, model(**LLAMA.inputs()).logits)
+
+
+def test_a_changed_configuration_is_another_request(adapter: Path, tmp_path: Path) -> None:
+    shutil.copytree(adapter, tmp_path / "adapter")
+    (tmp_path / "adapter" / "ailora.json").unlink()
+    export(tmp_path / "adapter", tmp_path / "out")
+    config = config_of(tmp_path / "adapter")
+    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps({**config, "lora_alpha": 4}, indent=2))
+    with pytest.raises(ailora.InputError, match="finished result of another request"):
+        export(tmp_path / "adapter", tmp_path / "out")
+    export(tmp_path / "adapter", tmp_path / "out", force=True)
+    assert config_of(tmp_path / "out")["lora_alpha"] == 4
 
 
 def test_a_dora_is_exported_exactly_or_not_at_all(base: Path, tmp_path: Path) -> None:

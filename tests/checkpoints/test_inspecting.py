@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import ailora
 from ailora.checkpoints import export, init, inspect
@@ -109,3 +109,23 @@ def test_models_are_read_from_their_headers(base: Path) -> None:
 def test_what_is_none_of_these(tmp_path: Path) -> None:
     with pytest.raises(ailora.InputError, match="cannot load the configuration"):
         inspect(str(tmp_path))
+
+
+def test_rows_that_a_stock_trainer_filled_count(tmp_path: Path) -> None:
+    """A fused weight whose LoRA was trained whole: its update reaches the rows of other roles."""
+    model = ailora.adapt(tiny_model("gpt2"), rank=2)
+    ailora.save_adapter(model, tmp_path)
+    state = load_file(tmp_path / WEIGHTS)
+    state = {name: tensor + 0.1 * torch.randn_like(tensor) for name, tensor in state.items()}
+    save_file(state, tmp_path / WEIGHTS)
+    names = [name for name in state if "lora_A" in name]
+    by_role = [slice(0, 4), slice(4, 8)]
+    for line, part in zip(inspect(str(tmp_path))["lines"], by_role, strict=True):
+        updates = [state[n.replace("lora_A", "lora_B")][:, part] @ state[n][part] for n in names]
+        assert line["update"] == pytest.approx(rms([float(update.norm()) for update in updates]), rel=1e-4)
+
+
+def test_a_residual_checkpoint_is_a_model_and_its_adapter_says_where_it_belongs(base: Path, tmp_path: Path) -> None:
+    init(str(base), tmp_path / "out", rank=4, form="residual")
+    assert inspect(str(tmp_path / "out"))["kind"] == "model"
+    assert inspect(str(tmp_path / "out" / "adapter"))["on_residual_weights"] is True

@@ -183,7 +183,7 @@ def test_sums_that_overflow_are_refused(base: Path, tmp_path: Path) -> None:
     with torch.no_grad():
         model.get_base_model().model.layers[0].self_attn.q_proj.lora_B["default"].weight.fill_(1e6)
     model.save_pretrained(tmp_path / "adapter")
-    with pytest.raises(ailora.ModelError, match=r"q_proj\.weight .* is not finite in torch\.float16"):
+    with pytest.raises(ailora.ModelError, match=r"q_proj\.weight .* is not finite when written in torch\.float16"):
         merge(str(base), tmp_path / "adapter", tmp_path / "out", dtype="fp16")
 
 
@@ -208,3 +208,114 @@ def test_shards_are_written_again_in_another_dtype(base: Path, adapter: Path, tm
     index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
     assert index["metadata"]["total_size"] == sum(t.numel() * 2 for t in weights(tmp_path / "out").values())
     assert load_file(tmp_path / "out" / next(iter(index["weight_map"].values())))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"init_lora_weights": "pissa"}, "init_lora_weights 'pissa' changed the base weights"),
+        ({"init_lora_weights": "olora"}, "init_lora_weights 'olora' changed the base weights"),
+        ({"alora_invocation_tokens": [1, 2]}, "alora_invocation_tokens is set"),
+    ],
+)
+def test_lora_that_is_more_than_its_product_is_refused(
+    base: Path, options: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    config = LoraConfig(r=2, lora_alpha=2, target_modules=["q_proj"], task_type="CAUSAL_LM", **options)
+    get_peft_model(loaded(base), config).save_pretrained(tmp_path / "adapter")
+    with pytest.raises(ailora.InputError, match=message):
+        merge(str(base), tmp_path / "adapter", tmp_path / "out")
+    with pytest.raises(ailora.InputError, match=message):
+        export(tmp_path / "adapter", tmp_path / "out")
+
+
+def test_every_config_that_peft_writes_is_plain(base: Path, adapter: Path, tmp_path: Path) -> None:
+    """The options that are let pass are those of the installed PEFT; a new one would be refused."""
+    for options in ({}, {"use_rslora": True}, {"use_dora": True}, {"init_lora_weights": "gaussian"}):
+        config = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM", **options)
+        get_peft_model(loaded(base), config).save_pretrained(tmp_path / str(options))
+        assert merge(str(base), tmp_path / str(options), tmp_path / f"{options}-out").merged == 2
+
+
+def test_what_overflows_without_the_adapter_is_refused_too(adapter: Path, tmp_path: Path) -> None:
+    model = LLAMA.model()
+    with torch.no_grad():
+        model.model.norm.weight[0] = 1e5
+    model.save_pretrained(tmp_path / "base")
+    with pytest.raises(ailora.ModelError, match=r"model\.norm\.weight .* is not finite when written in torch\.float16"):
+        merge(str(tmp_path / "base"), adapter, tmp_path / "out", dtype="fp16")
+    merge(str(tmp_path / "base"), adapter, tmp_path / "out", dtype="bf16")
+
+
+def test_a_head_with_two_layers_keeps_its_labels(tmp_path: Path) -> None:
+    import transformers as tf
+
+    config = tf.DistilBertConfig(dim=32, hidden_dim=48, n_layers=1, n_heads=4, vocab_size=64, num_labels=3)
+    model = tf.DistilBertForSequenceClassification(config)
+    tf.DistilBertModel(config).save_pretrained(tmp_path / "bare")
+    model.distilbert.save_pretrained(tmp_path / "bare")
+    adapted = ailora.adapt(model, rank=2)
+    ailora.save_adapter(adapted, tmp_path / "adapter")
+    config_file = tmp_path / "bare" / "config.json"
+    kept = json.loads(config_file.read_text())
+    config_file.write_text(json.dumps({k: v for k, v in kept.items() if k not in ("id2label", "label2id")}))
+    merge(str(tmp_path / "bare"), tmp_path / "adapter", tmp_path / "out")
+    merged = tf.AutoModelForSequenceClassification.from_pretrained(tmp_path / "out").eval()
+    assert merged.config.num_labels == 3
+    inputs = {"input_ids": torch.arange(5, 12)[None]}
+    with torch.no_grad():
+        close(merged(**inputs).logits, adapted.eval()(**inputs).logits)
+
+
+def test_files_of_tokenizers_travel_and_others_do_not(base: Path, adapter: Path, tmp_path: Path) -> None:
+    import shutil
+
+    shutil.copytree(base, tmp_path / "base")
+    kept = ("source.spm", "bpe.codes", "tokenizer.model.v3", "vocab.txt", "chat_templates/tool.jinja", "LICENSE")
+    left = (
+        "pytorch_model.bin",
+        "modeling_x.py",
+        "optimizer.pt",
+        "training_args.bin",
+        "README.md",
+        "adapter_config.json",
+    )
+    (tmp_path / "base" / "chat_templates").mkdir()
+    for name in (*kept, *left):
+        (tmp_path / "base" / name).write_text(name)
+    merge(str(tmp_path / "base"), adapter, tmp_path / "out")
+    assert all((tmp_path / "out" / name).read_text() == name for name in kept)
+    assert not any((tmp_path / "out" / name).exists() for name in left)
+
+
+def test_a_failed_merge_does_not_keep_the_folder(base: Path, adapter: Path, tmp_path: Path) -> None:
+    other = LLAMA.model()
+    with torch.no_grad():
+        other.model.layers[1].self_attn.q_proj.weight.normal_()
+    other.save_pretrained(tmp_path / "other")
+    with pytest.raises(ailora.ModelError, match="is not the one"):
+        merge(str(tmp_path / "other"), adapter, tmp_path / "out")
+    merge(str(base), adapter, tmp_path / "out")
+    assert weights(tmp_path / "out").keys() == weights(base).keys()
+
+
+def test_a_disk_that_fails_in_the_background_is_heard(
+    base: Path, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The system says so once, to whoever asks first."""
+    import os
+    import threading
+
+    from ailora.checkpoints import rewrite
+
+    real, main = os.fsync, threading.main_thread()
+
+    def fsync(descriptor: int) -> None:
+        if threading.current_thread() is not main:
+            raise OSError(5, "Input/output error")
+        real(descriptor)
+
+    monkeypatch.setattr(rewrite, "_STEP", 1)
+    monkeypatch.setattr("os.fsync", fsync)
+    with pytest.raises(ailora.InputError, match="Input/output error"):
+        merge(str(base), adapter, tmp_path / "out")

@@ -104,6 +104,14 @@ LIES: dict[str, tuple[object, bytes, int | None, str]] = {
     "deep": (b'{"a":' + b"[" * 100_000, b"", None, "the header is not JSON"),
     "long": ({}, b"", 2**40, "it says that its header has 1099511627776 bytes"),
     "longer than the file": ({}, b"", 1000, "it says that its header has 1000 bytes"),
+    "many sides": ({"a": entry(shape=[2**62] * 20)}, b"0" * 8, None, "'a', F32 .* takes .* bytes"),
+    "too many sides": ({"a": entry(shape=[1] * 100_000)}, b"0" * 4, None, "has the shape"),
+    "half a character": (
+        b'{"\\ud800":{"dtype":"I8","shape":[1],"data_offsets":[0,1]}}',
+        b"0",
+        None,
+        "a name that is no",
+    ),
     "metadata": ({"__metadata__": {"format": 3}}, b"", None, "__metadata__ is not a mapping of texts"),
 }
 

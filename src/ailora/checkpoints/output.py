@@ -36,6 +36,7 @@ class Output:
         self._failed = self._own / "failed.txt"
         self._request = self._own / "request.json"
         self._done = self._own / "done.json"
+        self._writes: list[str] = []
 
     @contextmanager
     def claimed(
@@ -54,11 +55,12 @@ class Output:
                 or of one that was changed since, or the beginning of another request (the keys that differ are named);
                 another process writes to it; or writing fails while the body runs, for want of space or the like.
         """
+        self._writes = sorted(writes)
         self._require_apart(reads)
         try:
             self._own_folder(force=force)
             with FileLock(self._own / "lock", timeout=0):
-                done = self._take(json.loads(json.dumps(request)), writes, force=force)
+                done = self._take(json.loads(json.dumps(request)), force=force)
                 try:
                     yield done
                 except (InputError, ModelError) as error:
@@ -75,8 +77,7 @@ class Output:
 
     def finish(self) -> None:
         """Say that everything is made, and drop what was kept to go on after a kill."""
-        made = (file for file in sorted(self.folder.rglob("*")) if file.is_file() and self._own not in file.parents)
-        files = {str(file.relative_to(self.folder)): identity(file) for file in made}
+        files = {name: identity(self.folder / name) for name in self._writes if (self.folder / name).is_file()}
         digest = _digest(json.loads(self._request.read_text(encoding="utf-8")))
         write_text(self._done, json.dumps({"request": digest, "files": files}, indent=2) + "\n")
         self._tidy()
@@ -102,7 +103,7 @@ class Output:
             if home in (file.parent.resolve(), file.resolve().parent):
                 raise InputError(f"{file} is read and lies in {self.folder}: choose another folder to write")
 
-    def _take(self, request: dict[str, Any], writes: Iterable[str], *, force: bool) -> bool:
+    def _take(self, request: dict[str, Any], *, force: bool) -> bool:
         if self._done.is_file():
             if self._made_of(request):
                 self._tidy()
@@ -120,7 +121,7 @@ class Output:
                 "one to complete it, choose another folder, or --force to replace it"
             )
         if started != request or self._done.is_file():
-            self._clear(writes)
+            self._clear()
             write_text(self._request, json.dumps(request, indent=2) + "\n")
         self._failed.unlink(missing_ok=True)
         return False
@@ -133,12 +134,11 @@ class Output:
         paths = {self.folder / name: then for name, then in files.items()}
         return all(path.is_file() and identity(path) == then for path, then in paths.items())
 
-    def _clear(self, writes: Iterable[str]) -> None:
+    def _clear(self) -> None:
         """Make room: only files that will be written, or that an earlier request of ours wrote, are removed."""
-        writes = set(writes)
         earlier = _read(self._done) or {}
-        ours = writes | {str(name) for name in earlier.get("files", {})}
-        weights = any(name.endswith(".safetensors") and "adapter_model" not in name for name in writes)
+        ours = set(self._writes) | {str(name) for name in earlier.get("files", {})}
+        weights = any(name.endswith(".safetensors") and "adapter_model" not in name for name in self._writes)
         for file in self.folder.glob("*.safetensors") if weights else ():
             if file.name not in ours:
                 raise InputError(f"{file} is not of this command, and loaders might take it: move it away first")
