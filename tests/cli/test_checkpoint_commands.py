@@ -48,10 +48,12 @@ def test_a_failed_check_is_exit_code_1_and_a_mistake_2(base: Path, tmp_path: Pat
     failed = ailora("verify", str(tmp_path / "a"), "--base", str(base), "--json")
     assert failed.returncode == 1
     assert json.loads(failed.stdout)["passed"] is False
-    mistake = ailora("init", str(base), "--rank", "4", "--out", str(base))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").touch()
+    mistake = ailora("init", str(base), "--rank", "4", "--out", str(tmp_path / "mine"))
     assert mistake.returncode == 2
     assert "is not empty and not made by this command" in mistake.stderr
-    assert "Traceback" not in mistake.stderr
+    assert "is read and lies in" in ailora("init", str(base), "--rank", "4", "--out", str(base)).stderr
 
 
 @pytest.mark.slow
@@ -72,3 +74,13 @@ def test_ranks_of_a_launcher_share_the_work(base: Path, tmp_path: Path) -> None:
         assert made.returncode == 0, made.stderr
     ailora(*arguments, str(alone))
     assert (out / "adapter_model.safetensors").read_bytes() == (alone / "adapter_model.safetensors").read_bytes()
+
+
+def test_brackets_are_text(capsys: pytest.CaptureFixture[str]) -> None:
+    """The role of a fused weight stands in brackets, which a terminal library takes for markup."""
+    from ailora.cli.tables import print_report
+
+    print_report("written to out[/a]", {"floored": {"h.0.attn.c_attn[query]": 2}, "folder": "[/x]"}, json=False)
+    shown = capsys.readouterr().out
+    for text in ("out[/a]", "h.0.attn.c_attn[query] 2", "[/x]"):
+        assert text in shown

@@ -2,26 +2,51 @@
 
 from __future__ import annotations
 
+import io
 import json
+import logging
 import os
 import subprocess
 import sys
+from contextlib import ExitStack, chdir, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
 import yaml
 
+from ailora.cli import main
 from ailora.spectral import cached_svd
 from tests.recipes.conftest import *  # noqa: F403
 from tests.tiny import tiny_config
 
 
 def ailora(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "TRANSFORMERS_VERBOSITY": "error", "COLUMNS": "160"}
-    command = [sys.executable, "-c", "from ailora.cli import main; main()", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, cwd=cwd, check=False)
+    """Run a command as its process would, in this one: importing torch and transformers anew takes seven seconds."""
+    out, err = io.StringIO(), io.StringIO()
+    log = logging.getLogger("ailora")
+    handlers, level, code = log.handlers[:], log.level, 0
+    with ExitStack() as stack:
+        stack.enter_context(patch.object(sys, "argv", ["ailora", *arguments]))
+        stack.enter_context(chdir(cwd or Path.cwd()))
+        stack.enter_context(redirect_stdout(out))
+        stack.enter_context(redirect_stderr(err))
+        try:
+            main()
+        except SystemExit as stop:
+            code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    log.handlers, log.level = handlers, level
+    return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
+
+
+def test_a_process_of_its_own_ends_as_told() -> None:
+    command = [sys.executable, "-c", "from ailora.cli import main; main()", "plan", "builtin:minilm", "--rank", "0"]
+    made = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert made.returncode == 2
+    assert "ailora: error: rank 0 is not possible" in made.stderr
+    assert "Traceback" not in made.stderr
 
 
 def test_help_is_instant() -> None:

@@ -29,7 +29,9 @@ class Output:
     """
 
     def __init__(self, folder: Path | str) -> None:
-        self.folder = Path(folder)
+        if not isinstance(folder, str | Path) or not str(folder):
+            raise InputError(f"the folder to write is a path, not {folder!r}")
+        self.folder = Path(folder).expanduser()
         self._own = self.folder / ".ailora"
         self.pieces = self._own / "pieces"
         self.shards = self._own / "shards"
