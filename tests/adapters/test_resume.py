@@ -264,3 +264,10 @@ def test_a_fused_weight_that_was_trained_whole_resumes_in_the_stock_form(tmp_pat
     resumed = ailora.resume(base, tmp_path)
     with torch.no_grad():
         assert torch.equal(resumed.eval()(**tiny_inputs("gpt2"))[0], model.eval()(**tiny_inputs("gpt2"))[0])
+
+
+def test_a_configuration_and_a_sidecar_that_disagree(tmp_path: Path) -> None:
+    ailora.save_adapter(ailora.adapt(LLAMA.model(), rank=4), tmp_path / "one")
+    ailora.save_adapter(ailora.adapt(LLAMA.model(), rank=4, alpha=64), tmp_path / "other")
+    with pytest.raises(ailora.InputError, match=r"its configuration scales .* by 1, its ailora\.json by 16"):
+        ailora.resume(LLAMA.model(), tmp_path / "one", sidecar=tmp_path / "other" / "ailora.json")

@@ -133,6 +133,11 @@ def test_the_residual_form_needs_its_start(base: Path, tmp_path: Path) -> None:
     with torch.no_grad():
         exported = PeftModel.from_pretrained(loaded(base), tmp_path / "out")(**LLAMA.inputs()).logits
         close(exported, model(**LLAMA.inputs()).logits)
+        with pytest.raises(ailora.InputError, match="is not a start as"):
+            export(tmp_path / "trained", tmp_path / "wrong", start=tmp_path / "trained")
+        init(str(base), tmp_path / "reversed", "reversed", rank=4, form="residual")
+        with pytest.raises(ailora.InputError, match="it was planned otherwise"):
+            export(tmp_path / "trained", tmp_path / "wrong", start=tmp_path / "reversed" / "adapter")
         found = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "out")
         close(found(**LLAMA.inputs()).logits, model(**LLAMA.inputs()).logits)
 

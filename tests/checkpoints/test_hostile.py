@@ -49,6 +49,8 @@ def rewritten(folder: Path, name: str, **changes: Any) -> None:
         ({"alpha_pattern": {"(": 1}}, r"alpha_pattern: '\(' cannot be searched for"),
         ({"alpha_pattern": {r"(.|..)*\d\d": 1}}, "cannot be searched for"),
         ({"bias": "all"}, "trained biases"),
+        ({"use_dora": True}, "says a DoRA, and the magnitudes of .* say otherwise"),
+        ({"lora_alpha": 1e-300}, "r and lora_alpha are positive numbers"),
         ({"task_type": 3}, "task_type is a name"),
     ],
 )

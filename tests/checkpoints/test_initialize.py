@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 
 import ailora
 from ailora.adapters.residual import LossyResidualWarning
-from ailora.checkpoints import Initialization, export, init, merge, verify
+from ailora.checkpoints import Initialization, export, init, jobs, merge, verify
+from ailora.checkpoints.output import Output
 from ailora.roles.catalog import FAMILIES as CATALOG
 from tests.contracts.test_families import MADE_AS, OFTEN, REMOTE
 from tests.families import FAMILIES
@@ -130,6 +131,11 @@ TASKS = {
 def test_the_file_loads_under_the_class_of_every_task(task: str, family: str, tmp_path: Path) -> None:
     """Names in the file depend on the class: a `LlamaModel` has no `model.` before its layers."""
     base = saved(family, tmp_path / "base")
+    if (family, task) == ("llama", "QUESTION_ANS"):
+        # That class calls its base `transformer`, and loads nothing of a language model's checkpoint.
+        with pytest.raises(ailora.ModelError, match=r"no tensor of the checkpoint is transformer\.layers"):
+            init(base, tmp_path / "adapter", rank=4, task_type=task)
+        return
     init(base, tmp_path / "adapter", rank=4, task_type=task, num_labels=2)
     auto, wrapped = TASKS[task]
     options = {} if task in ("CAUSAL_LM", "FEATURE_EXTRACTION") else {"num_labels": 2, "ignore_mismatched_sizes": True}
@@ -309,6 +315,12 @@ def test_an_estimate_reads_nothing(tmp_path: Path) -> None:
         ({"device": "tpu"}, "device 'tpu' is not here"),
         ({"task_type": "SEQ_CLASS"}, "unknown task type 'SEQ_CLASS'"),
         ({"layer_replication": [[0, 1]]}, "use ailora.adapt on the loaded model"),
+        ({"num_labels": 0}, "num_labels 0 is not allowed"),
+        ({"num_labels": True}, "num_labels True is not allowed"),
+        ({"rank": float("nan")}, "rank nan is not possible"),
+        ({"modules": b"q_proj"}, "modules is a regular expression, not b'q_proj'"),
+        ({"modules_to_save": [0]}, "modules_to_save is a list of names"),
+        ({"modules_to_save": ["self_attn"]}, "'self_attn' is, or holds, model.layers.0.self_attn.q_proj"),
     ],
 )
 def test_impossible_requests_leave_nothing(options: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -448,3 +460,70 @@ def test_shards_may_have_the_names_of_pieces(tmp_path: Path) -> None:
     (base / "model.safetensors.index.json").write_text(json.dumps(index))
     init(str(base), tmp_path / "residual", rank=4, form="residual")
     assert verify(tmp_path / "residual" / "adapter", str(tmp_path / "residual")).passed
+
+
+def test_odd_models_and_folders_are_refused(tmp_path: Path) -> None:
+    base = Path(saved("llama", tmp_path / "base"))
+    assert init(base, tmp_path / "adapter", rank=4).modules == 4  # a Path is a model too
+    for model in (None, 0, b"x", [], "", "a\0b"):
+        with pytest.raises(ailora.InputError, match="a model is a folder"):
+            init(model, tmp_path / "none")  # type: ignore[arg-type]
+    for out in (None, 0, "", "a\0b"):
+        with pytest.raises(ailora.InputError, match="the folder to write is a path"):
+            init(base, out, rank=4)  # type: ignore[arg-type]
+    for adapter in (None, 0, b"x"):
+        with pytest.raises(ailora.InputError, match="an adapter is a folder"):
+            verify(adapter, base)  # type: ignore[arg-type]
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps({k: v for k, v in config.items() if k != "architectures"}))
+    with pytest.raises(ailora.InputError, match=r"names no architecture .*--task-type"):
+        init(base, tmp_path / "none", rank=4)
+    init(base, tmp_path / "named", rank=4, task_type="CAUSAL_LM")
+
+
+def test_links_in_the_folder_are_not_followed(tmp_path: Path) -> None:
+    base = saved("llama", tmp_path / "base")
+    victim = tmp_path / "victim"
+    victim.mkdir()
+    (victim / "keep.json").write_text("mine")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / ".adapter_config.json.partial").symlink_to(victim / "keep.json")
+    init(base, tmp_path / "out", rank=4, force=True)
+    for name, options in {".ailora": {}, "adapter": {"form": "residual"}}.items():
+        (tmp_path / name.strip(".")).mkdir()
+        (tmp_path / name.strip(".") / name).symlink_to(victim)
+        with pytest.raises(ailora.InputError, match="is a link: what it leads to is not written to"):
+            init(base, tmp_path / name.strip("."), rank=4, force=True, **options)
+    assert {file.name: file.read_text() for file in victim.iterdir()} == {"keep.json": "mine"}
+
+
+def test_a_piece_that_is_damaged_or_of_another_module_is_made_again(tmp_path: Path) -> None:
+    base = saved("llama", tmp_path / "base")
+    init(base, tmp_path / "expected", rank=4)
+    work = Initialization.of(base, rank=4)
+    pieces = tmp_path / "out" / ".ailora" / "pieces"
+    with Output(tmp_path / "out").claimed(work.request, reads=[], writes=[], force=False):
+        for job in work.jobs(pieces, device="cpu", cached=False):
+            jobs.run(job)
+    (pieces / "000000.safetensors").write_bytes((pieces / "000001.safetensors").read_bytes())
+    (pieces / "000002.safetensors").write_bytes(b"junk")
+    report = init(base, tmp_path / "out", rank=4)
+    assert report.resumed == 2
+    same_files(tmp_path / "out", tmp_path / "expected")
+
+
+def test_variables_that_a_launcher_left_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = saved("llama", tmp_path / "base")
+    for size, message in (("2", "RANK, MASTER_ADDR, MASTER_PORT is missing"), ("x", "is missing")):
+        monkeypatch.setenv("WORLD_SIZE", size)
+        with pytest.raises(ailora.InputError, match=message):
+            init(base, tmp_path / "out", rank=4)
+
+
+def test_quantized_checkpoints_are_refused_before_anything_is_made(tmp_path: Path) -> None:
+    base = Path(saved("llama", tmp_path / "base"))
+    state = {name: tensor.to(torch.float8_e4m3fn) for name, tensor in load_file(base / "model.safetensors").items()}
+    save_file(state, base / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ailora.ModelError, match="a quantized weight cannot be decomposed out of core"):
+        init(base, tmp_path / "out", rank=4)
+    assert not (tmp_path / "out").exists()

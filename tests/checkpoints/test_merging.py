@@ -319,3 +319,38 @@ def test_a_disk_that_fails_in_the_background_is_heard(
     monkeypatch.setattr("os.fsync", fsync)
     with pytest.raises(ailora.InputError, match="Input/output error"):
         merge(str(base), adapter, tmp_path / "out")
+
+
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`:UserWarning")
+def test_one_of_two_tied_weights_cannot_be_merged(base: Path, tmp_path: Path) -> None:
+    config = LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["embed_tokens"], task_type="CAUSAL_LM")
+    get_peft_model(loaded(base), config).save_pretrained(tmp_path / "adapter")
+    with pytest.raises(ailora.ModelError, match="share one weight, and the adapter trained one of them"):
+        merge(str(base), tmp_path / "adapter", tmp_path / "out")
+
+
+@pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers` to `True`:UserWarning")
+def test_an_adapted_head_that_is_not_tied(tmp_path: Path) -> None:
+    """PEFT saves the frozen weight below the adapter along."""
+    model = LLAMA.model()
+    model.config.tie_word_embeddings = False
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
+    model.save_pretrained(tmp_path / "base")
+    config = LoraConfig(r=2, target_modules=["lm_head", "q_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
+    adapted = get_peft_model(loaded(tmp_path / "base"), config)
+    adapted.save_pretrained(tmp_path / "adapter")
+    assert merge(str(tmp_path / "base"), tmp_path / "adapter", tmp_path / "out").merged == 3
+    with torch.no_grad():
+        close(loaded(tmp_path / "out")(**LLAMA.inputs()).logits, adapted.eval()(**LLAMA.inputs()).logits)
+
+
+def test_the_same_folder_for_another_base_is_another_request(base: Path, adapter: Path, tmp_path: Path) -> None:
+    import shutil
+
+    (tmp_path / "adapter").mkdir()
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        shutil.copy(adapter / name, tmp_path / "adapter")
+    shutil.copytree(base, tmp_path / "copy")  # sizes and times are the same
+    merge(str(base), tmp_path / "adapter", tmp_path / "out")
+    with pytest.raises(ailora.InputError, match="finished result of another request"):
+        merge(str(tmp_path / "copy"), tmp_path / "adapter", tmp_path / "out")

@@ -31,6 +31,10 @@ _PARTS = {
 }
 
 
+#: Products of larger entries are beyond float64.
+_LARGEST = 1e100
+
+
 @dataclass(frozen=True)
 class FiledModule:
     """The LoRA of one module.
@@ -64,6 +68,8 @@ class FiledModule:
         for stored, tensor in ((self.A, A), (self.B, B)):
             if not all_finite(tensor):
                 raise InputError(f"{stored} holds NaN or infinite entries")
+            if tensor.dtype is torch.float64 and tensor.abs().max() > _LARGEST:
+                raise InputError(f"{stored} holds entries beyond {_LARGEST:g}")
         dtype = torch.promote_types(torch.promote_types(A.dtype, B.dtype), torch.float32)
         return A.to(dtype), B.to(dtype)
 
@@ -155,6 +161,8 @@ class FiledAdapter:
             end = next((end for end in _PARTS if bare.endswith(f".{end}")), None)
             if end is not None:
                 parts.setdefault(bare.removesuffix(f".{end}"), {})[_PARTS[end]] = stored
+            elif re.search(r"\.base_layer\.(weight|bias)$", bare):
+                continue  # PEFT saves the frozen weight of adapted embeddings and heads along
             elif re.search(r"(^|\.)lora_", bare):
                 raise InputError(
                     f"{stored.file}: {name!r} is not the factor of a linear module, which is all that is read"
@@ -164,6 +172,12 @@ class FiledAdapter:
         if not parts:
             raise InputError(f"{folder / WEIGHTS_NAME} holds no LoRA factors")
         modules = {module: _module(module, found, config, folder) for module, found in parts.items()}
+        for found in modules.values():
+            if (found.magnitude is not None) != bool(config.get("use_dora")):
+                says = "a DoRA" if config.get("use_dora") else "no DoRA"
+                raise InputError(
+                    f"{folder}: {CONFIG_NAME} says {says}, and the magnitudes of {found.module} say otherwise"
+                )
         adapter = cls(folder, config, modules, saved, None)
         return cls(folder, config, modules, saved, adapter._fitting_sidecar())
 

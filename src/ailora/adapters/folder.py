@@ -42,14 +42,24 @@ def adapter_folder(path: Path | str) -> Path:
     Raises:
         InputError: neither holds an adapter.
     """
+    if not isinstance(path, str | Path):
+        raise InputError(f"an adapter is a folder, not {path!r}")
     path = Path(path).expanduser()
     for folder in (path, path / "adapter"):
-        if (folder / CONFIG_NAME).is_file():
+        if is_file(folder / CONFIG_NAME):
             if not (folder / WEIGHTS_NAME).is_file():
                 pickled = " (pickled adapters are never opened)" if (folder / "adapter_model.bin").exists() else ""
                 raise InputError(f"{folder} has no {WEIGHTS_NAME}{pickled}")
             return folder
     raise InputError(f"{path} holds no adapter: no {CONFIG_NAME} in it, nor in its folder adapter/")
+
+
+def is_file(path: Path) -> bool:
+    """Whether a file is there; a name that no file can have names none."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def read_config(file: Path) -> dict[str, Any]:
@@ -79,7 +89,7 @@ def read_config(file: Path) -> dict[str, Any]:
 
 
 def _is_positive(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 1e12
+    return isinstance(value, int | float) and not isinstance(value, bool) and 1e-30 < value < 1e12
 
 
 def require_plain(config: Mapping[str, Any], folder: Path) -> None:

@@ -83,6 +83,7 @@ def make_plan(
     alphas = _per_module("alpha", alpha, chosen) if alpha is not None else ranks
     task_type = infer_task_type(model) if task_type is None else parse_task_type(task_type)
     saved = usual_heads(model, task_type) if modules_to_save is None else _check_saved(model, modules_to_save)
+    _require_apart(chosen, saved)
     plan = Plan(
         policy=policy,
         form=form,
@@ -98,6 +99,8 @@ def _within(projections: tuple[Projection, ...], modules: str | None) -> tuple[P
     """The projections of the modules that a regular expression finds."""
     if modules is None:
         return projections
+    if not isinstance(modules, str):
+        raise InputError(f"modules is a regular expression, not {modules!r}")
     try:
         pattern = re.compile(modules)
     except (re.error, TypeError) as error:
@@ -106,6 +109,16 @@ def _within(projections: tuple[Projection, ...], modules: str | None) -> tuple[P
     if not found:
         raise InputError(f"modules: {modules!r} finds none of the model's projections, such as {projections[0].module}")
     return found
+
+
+def _require_apart(chosen: tuple[Projection, ...], saved: tuple[str, ...]) -> None:
+    """A module that is trained whole takes what is in it along, adapters too. PEFT looks at the ends of names."""
+    for projection in chosen:
+        parts = projection.module.split(".")
+        around = [".".join(parts[: i + 1]) for i in range(len(parts))]
+        for name in saved:
+            if any(module.endswith(name) for module in around):
+                raise InputError(f"modules_to_save: {name!r} is, or holds, {projection.module}, which gets an adapter")
 
 
 def _require_one_scaling(plan: Plan) -> None:
@@ -172,6 +185,7 @@ def _planned(
     if (
         isinstance(rank, bool)
         or not isinstance(rank, int | float)
+        or not math.isfinite(rank)
         or rank != int(rank)
         or not 1 <= rank <= projection.max_rank
     ):
@@ -195,6 +209,8 @@ def _check_saved(model: nn.Module, modules_to_save: Iterable[str]) -> tuple[str,
     if isinstance(modules_to_save, str) or not isinstance(modules_to_save, Iterable):
         raise InputError(f"modules_to_save is a list of names, such as ['classifier'], not {modules_to_save!r}")
     saved = tuple(modules_to_save)
+    if not all(isinstance(name, str) and name for name in saved):
+        raise InputError(f"modules_to_save is a list of names, such as ['classifier'], not {modules_to_save!r}")
     names = [name for name, _ in model.named_modules() if name]
     for module in saved:
         if not any(name == module or name.endswith(f".{module}") for name in names):

@@ -35,7 +35,7 @@ def resume(
         model: the base model that the adapter was made for.
         adapter: the folder of `ailora init`, of `save_adapter`, of a checkpoint of a Trainer, or of a run.
         adapter_name: PEFT's name for the adapter.
-        sidecar: the folder with the adapter's `ailora.json`, where neither `adapter` nor a folder above it has one.
+        sidecar: the adapter's `ailora.json` or its folder, where neither `adapter` nor a folder above it has one.
 
     Raises:
         InputError: no adapter there, or nothing says how it was made.
@@ -43,7 +43,7 @@ def resume(
         AnchorMismatchError: all of the file was trained, by code that knows of no anchor.
     """
     filed = FiledAdapter.open(adapter)
-    known = filed.sidecar if sidecar is None else Sidecar.read(Path(sidecar) / SIDECAR_NAME)
+    known = filed.sidecar if sidecar is None else Sidecar.read(_sidecar_file(sidecar))
     if known is None:
         raise InputError(
             f"no {SIDECAR_NAME} in {filed.folder} or above it fits the adapter: give the folder that has it "
@@ -57,6 +57,7 @@ def resume(
     if reason := filed.misfit(known):
         raise InputError(f"the {SIDECAR_NAME} is of another adapter than {filed.folder}: {reason}")
     plan = Plan.from_json(known.plan)
+    _require_scalings(plan, filed)
     _require_saved(model, filed)
     built = prepare(model, plan, adapter_name=adapter_name)
     _require_same_base(built, plan, known)
@@ -112,6 +113,24 @@ def _live(roles: list[FiledRole], out: int, plan: Plan) -> tuple[Tensor, Tensor]
         As.append(A)
         Bs.append(whole)
     return torch.cat(As, dim=0), torch.cat(Bs, dim=1)
+
+
+def _sidecar_file(path: Path | str) -> Path:
+    if not isinstance(path, str | Path):
+        raise InputError(f"sidecar is the folder of an {SIDECAR_NAME}, not {path!r}")
+    path = Path(path).expanduser()
+    return path if path.is_file() else path / SIDECAR_NAME
+
+
+def _require_scalings(plan: Plan, filed: FiledAdapter) -> None:
+    """The configuration and the sidecar say the same."""
+    for module, group in plan.modules.items():
+        found, planned = filed.modules[module].scaling, group[0].scaling
+        if abs(found - planned) > 1e-9 * planned:
+            raise InputError(
+                f"{filed.folder}: its configuration scales {module} by {found:g}, its {SIDECAR_NAME} by {planned:g}: "
+                "one of them is of another adapter, or was changed"
+            )
 
 
 def _require_saved(model: nn.Module, filed: FiledAdapter) -> None:

@@ -95,11 +95,15 @@ class Sidecar(pydantic.BaseModel):
 
 def find_sidecar(folder: Path | str) -> Sidecar | None:
     """The sidecar in an adapter's folder, or the nearest one above it (a Trainer's checkpoint has none of its own)."""
+    file = sidecar_file(folder)
+    return None if file is None else Sidecar.read(file)
+
+
+def sidecar_file(folder: Path | str) -> Path | None:
+    """Where the sidecar of an adapter's folder is: in it, or in the nearest folder above that has one."""
     folder = Path(folder).resolve()
-    for place in (folder, *folder.parents):
-        if (place / SIDECAR_NAME).is_file():
-            return Sidecar.read(place / SIDECAR_NAME)
-    return None
+    files = (place / SIDECAR_NAME for place in (folder, *folder.parents))
+    return next((file for file in files if file.is_file()), None)
 
 
 def library_versions() -> dict[str, str]:

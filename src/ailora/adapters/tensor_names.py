@@ -14,7 +14,9 @@ from transformers.core_model_loading import WeightConverter, WeightRenaming, ren
 from ailora.errors import ModelError
 
 
-def stored_weights(model: nn.Module, modules: Iterable[str], stored: Iterable[str]) -> dict[str, str]:
+def stored_weights(
+    model: nn.Module, modules: Iterable[str], stored: Iterable[str], *, by_name_only: bool = False
+) -> dict[str, str]:
     """The tensor of a checkpoint that holds the weight of each module.
 
     transformers renames tensors when it loads a checkpoint (older names, and a prefix where the checkpoint was saved
@@ -25,6 +27,7 @@ def stored_weights(model: nn.Module, modules: Iterable[str], stored: Iterable[st
         model: the model that the modules are of; a model on the meta device will do.
         modules: names of linear modules.
         stored: the names of the checkpoint's tensors.
+        by_name_only: only by transformers' own rules: a weight that it would not load is not the module's.
 
     Returns:
         The tensor's name by module.
@@ -34,7 +37,8 @@ def stored_weights(model: nn.Module, modules: Iterable[str], stored: Iterable[st
     """
     stored = list(stored)
     loaded, converted = _loaded_names(model, stored)
-    return {module: _stored_weight(f"{module}.weight", stored, loaded, converted) for module in modules}
+    ends = [] if by_name_only else stored
+    return {module: _stored_weight(f"{module}.weight", ends, loaded, converted) for module in modules}
 
 
 def loaded_names(model: nn.Module, stored: Iterable[str]) -> dict[str, str]:
@@ -81,6 +85,6 @@ def _stored_weight(name: str, stored: list[str], loaded: dict[str, str], convert
         if len(alike) == 1:
             return alike[0]
     raise ModelError(
-        f"no tensor of the checkpoint is {name}, with or without a prefix; it has {len(stored)} tensors, such as "
-        + ", ".join(sorted(stored)[:3])
+        f"no tensor of the checkpoint is {name}, with or without a prefix; it has {len(loaded)} tensors, such as "
+        + ", ".join(sorted(loaded.values())[:3])
     )

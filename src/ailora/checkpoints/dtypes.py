@@ -18,6 +18,6 @@ def parse_dtype(name: str) -> torch.dtype:
     Raises:
         InputError: another name.
     """
-    if name not in _DTYPES:
+    if not isinstance(name, str) or name not in _DTYPES:
         raise unknown_name("dtype", name, _DTYPES)
     return _DTYPES[name]

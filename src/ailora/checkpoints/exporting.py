@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from ailora.adapters.filed import FiledAdapter
 from ailora.adapters.folder import CONFIG_NAME, WEIGHTS_NAME, read_config, require_plain
 from ailora.adapters.measure import best_approximation, difference, padded, size, spectrum
-from ailora.adapters.sidecar import SIDECAR_NAME, Exported, Sidecar, library_versions
+from ailora.adapters.sidecar import SIDECAR_NAME, Exported, Sidecar, library_versions, sidecar_file
 from ailora.adapters.weights import all_finite
 from ailora.checkpoints.adapter_files import WORDS, write_tensors
 from ailora.checkpoints.dtypes import parse_dtype
@@ -125,6 +125,10 @@ class _Source:
                 f"{filed.folder} is in the residual form, for a changed base: give the folder of its start (--start), "
                 "as `ailora init --form residual` wrote it, or use save_adapter on the model"
             )
+        if start is not None and (not start.on_residual or start.folder.resolve() == filed.folder.resolve()):
+            raise InputError(f"{start.folder} is not a start as `ailora init --form residual` writes it")
+        if start is not None and filed.plan is not None and filed.plan != start.plan:
+            raise InputError(f"{start.folder} is not the start of {filed.folder}: it was planned otherwise")
         if start is not None and start.modules.keys() != filed.modules.keys():
             raise InputError(f"{start.folder} is not the start of {filed.folder}: it adapts other modules")
         for module, found in filed.modules.items():
@@ -142,8 +146,9 @@ class _Source:
     @property
     def files(self) -> list[Path]:
         """The files that are read."""
-        names = (WEIGHTS_NAME, CONFIG_NAME, SIDECAR_NAME)
-        return [file for folder in self.folders for name in names if (file := folder / name).exists()]
+        stock = [folder / name for folder in self.folders for name in (WEIGHTS_NAME, CONFIG_NAME)]
+        known = [sidecar_file(found.folder) for found in (self.filed, self._start) if found and found.sidecar]
+        return stock + [file for file in known if file]
 
     @property
     def sidecar(self) -> Sidecar | None:

@@ -59,7 +59,7 @@ class InitReport:
 
 
 def init(
-    model: str,
+    model: Path | str,
     out: Path | str,
     policy: Policy | str | Mapping[str, Any] = "ailora",
     *,
@@ -112,7 +112,7 @@ def init(
             return replace(report, floored=floored, seconds={"total": time.perf_counter() - started})
         # Shared before it is looked what is left: other ranks may be at work already.
         mine = team.share(sorted(made, key=lambda job: -job.flops))
-        left = [job for job in mine if not job.piece.exists()]
+        left = [job for job in mine if not job.finished()]
         with team.together():
             timings = _run(left, workers=workers)
         with team.together():
@@ -165,6 +165,8 @@ def _write(work: Initialization, output: Output, made: list[Job]) -> dict[str, i
     residual = work.plan.form is Form.RESIDUAL
     adapter = _adapter_folder(work, output)
     adapter.mkdir(exist_ok=True)
+    if adapter.is_symlink():
+        raise InputError(f"{adapter} is a link: what it leads to is not written to")
     heads = head_tensors(work.base, work.plan.options, work.checkpoint, work.seed)
     _write_weights(adapter / WEIGHTS_NAME, headers, heads)
     recorded = str(output.folder.resolve()) if residual else work.recorded_name

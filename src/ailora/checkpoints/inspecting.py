@@ -163,7 +163,7 @@ def _model(name: str) -> dict[str, Any]:
     model = meta_model(str(folder))
     checkpoint = Checkpoint.open(folder)
     projections = find_projections(model)
-    stored = stored_weights(model, {p.module for p in projections}, checkpoint.tensors)
+    stored = stored_weights(model, {p.module for p in projections}, checkpoint.tensors, by_name_only=True)
     groups: dict[tuple[str, str, str], list[int]] = {}
     for p in projections:
         tensor = checkpoint.tensors[stored[p.module]]

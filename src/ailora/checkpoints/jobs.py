@@ -20,9 +20,9 @@ from ailora.adapters.plan import Form, Plan, PlannedAdapter
 from ailora.adapters.residual import warn_of_rounding
 from ailora.adapters.starts import Start
 from ailora.adapters.weights import digest, require_matrix, rows_of, write_rows
-from ailora.errors import ModelError
+from ailora.errors import InputError, ModelError
 from ailora.inits import Factors, Spectral
-from ailora.shards import StoredTensor, read_tensor, read_tensors, write_bytes
+from ailora.shards import StoredTensor, read_header, read_tensor, read_tensors, write_bytes
 from ailora.spectral import Band, cost, without_cache
 
 
@@ -62,6 +62,13 @@ class Job:
         """The file of its factors."""
         return self.pieces / f"{self.number:06d}.safetensors"
 
+    def finished(self) -> bool:
+        """Whether an earlier run has made the piece; one that cannot be read, or is another module's, is made again."""
+        try:
+            return read_header(self.piece).metadata.get("module") == self.module
+        except InputError:
+            return False
+
     @property
     def flops(self) -> float:
         """What its decompositions cost."""
@@ -89,26 +96,30 @@ class Piece:
     """What a job made.
 
     Attributes:
+        module: whose they are.
         tensors: the tensors of the file, by the end of their names: `lora_A.weight`, `lora_B.weight`, and
             `lora_magnitude_vector` of a DoRA.
         fingerprint: of the weight as it is stored (`adapters.weights.fingerprint`).
         floored: by projection, how many directions got a size in place of a negligible singular value.
     """
 
+    module: str
     tensors: dict[str, Tensor]
     fingerprint: str
     floored: dict[str, int]
 
     def write(self, file: Path) -> None:
         """Write the piece, whole or not at all."""
-        metadata = {"fingerprint": self.fingerprint, "floored": json.dumps(self.floored)}
+        metadata = {"module": self.module, "fingerprint": self.fingerprint, "floored": json.dumps(self.floored)}
         write_bytes(file, save({name: tensor.contiguous() for name, tensor in self.tensors.items()}, metadata))
 
     @classmethod
     def read(cls, file: Path) -> Piece:
         """A piece that `write` wrote."""
         tensors, header = read_tensors(file)
-        return cls(tensors, header.metadata["fingerprint"], json.loads(header.metadata["floored"]))
+        return cls(
+            header.metadata["module"], tensors, header.metadata["fingerprint"], json.loads(header.metadata["floored"])
+        )
 
 
 @dataclass(frozen=True)
@@ -173,7 +184,7 @@ def _decompose(job: Job, loaded: _Loaded) -> Piece:
     with nullcontext() if job.cached else without_cache():
         starts = [_start(job, planned, weight) for planned in job.adapters]
     floored = {s.planned.projection.name: int(s.factors.floored) for s in starts if s.factors.floored}
-    return Piece(_tensors(job, starts, weight), loaded.fingerprint, floored)
+    return Piece(job.module, _tensors(job, starts, weight), loaded.fingerprint, floored)
 
 
 def _matrix(raw: Tensor, job: Job) -> Tensor:

@@ -75,9 +75,9 @@ def merge(
         raise InputError("an adapter of replicated layers cannot be merged: the layers share their weights")
     require_plain(filed.config, filed.folder)
     folder = model_folder(base)
-    model = meta_model(str(folder), filed.task_type)
+    model = meta_model(str(folder), filed.task_type, any_class=True)
     checkpoint = Checkpoint.open(folder)
-    names = stored_weights(model, filed.modules, checkpoint.tensors)
+    names = stored_weights(model, filed.modules, checkpoint.tensors, by_name_only=True)
     changes = {
         names[module]: _change(found, model, checkpoint.tensors[names[module]], filed)
         for module, found in filed.modules.items()
@@ -87,8 +87,11 @@ def merge(
     replaced, labels = _replaced(filed, model, checkpoint)
     reads = [folder / name for name in (*shard_names(checkpoint), "config.json")]
     reads += [filed.folder / name for name in (CONFIG_NAME, WEIGHTS_NAME)]
+    if target and (odd := next((t for t in checkpoint.tensors.values() if t.dtype.startswith("F8")), None)):
+        raise ModelError(f"{odd} belongs to a quantized checkpoint, whose scales another dtype would spoil")
     request = {
         "command": "merge",
+        "base": str(folder),
         "files": [identity(file) for file in reads],
         "versions": library_versions(),
         "dtype": dtype,
@@ -169,11 +172,15 @@ def _replaced(
     loaded = {name: tensor for tensor, name in loaded_names(model, checkpoint.tensors).items()}
     own: Mapping[str, Tensor] = model.state_dict()
     labels = model.config.num_labels
+    ties: Mapping[str, str] = getattr(model, "all_tied_weights_keys", None) or {}
     found: set[int] = set()
     replaced = {}
     for name, stored in filed.saved.items():
         if name not in own:
             raise ModelError(f"{stored}: the model {type(model).__name__} has no parameter {name}")
+        for tied, source in ties.items():
+            if (name == source) != (name == tied) and not {tied, source} <= filed.saved.keys():
+                raise ModelError(f"{stored}: {tied} and {source} share one weight, and the adapter trained one of them")
         shape = tuple(own[name].shape)
         if stored.shape != shape:
             of_labels = filed.task_type in ("SEQ_CLS", "TOKEN_CLS") and shape[:1] == (labels,)

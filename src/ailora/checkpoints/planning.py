@@ -19,7 +19,7 @@ from ailora.adapters.weights import base_layer, stored_transposed
 from ailora.checkpoints.jobs import Job
 from ailora.checkpoints.models import meta_model, model_folder, require_device
 from ailora.checkpoints.output import identity
-from ailora.errors import InputError
+from ailora.errors import InputError, ModelError
 from ailora.inits import Policy
 from ailora.shards import Checkpoint, StoredTensor
 from ailora.spectral import cost
@@ -51,7 +51,7 @@ class Initialization:
     @classmethod
     def of(
         cls,
-        model: str,
+        model: Path | str,
         policy: Policy | str | Mapping[str, Any] = "ailora",
         *,
         task_type: str | None = None,
@@ -78,15 +78,22 @@ class Initialization:
             raise InputError("layer_replication changes the model in memory: use ailora.adapt on the loaded model")
         if type(seed) is not int:
             raise InputError(f"seed {seed!r} is not allowed: a whole number")
+        if num_labels is not None and (type(num_labels) is not int or num_labels < 1):
+            raise InputError(f"num_labels {num_labels!r} is not allowed: a whole number from 1")
         folder = model_folder(model)
         base = meta_model(str(folder), task_type, num_labels=num_labels)
+        if task_type is None and type(base).__name__ not in (base.config.architectures or []):
+            raise InputError(
+                f"the configuration of {model} names no architecture of transformers, which decides the names in the "
+                "file: give the task type (--task-type), such as CAUSAL_LM"
+            )
         plan = make_plan(base, policy, task_type=task_type, **plan_options)
         checkpoint = Checkpoint.open(folder)
-        names = stored_weights(base, plan.modules, checkpoint.tensors)
+        names = stored_weights(base, plan.modules, checkpoint.tensors, by_name_only=True)
         stored = {module: checkpoint.tensors[name] for module, name in names.items()}
         for module, tensor in stored.items():
             _require_fit(tensor, base_layer(base, module), plan.modules[module][0].projection.shape)
-        return cls(model, base, checkpoint, _with_stored_dtypes(plan, stored), stored, seed)
+        return cls(str(model), base, checkpoint, _with_stored_dtypes(plan, stored), stored, seed)
 
     @property
     def bytes_to_read(self) -> int:
@@ -146,6 +153,10 @@ class Initialization:
 
 
 def _require_fit(tensor: StoredTensor, layer: nn.Module, shape: tuple[int, int]) -> None:
+    if tensor.dtype not in ("F64", "F32", "F16", "BF16"):
+        raise ModelError(
+            f"{tensor}: a quantized weight cannot be decomposed out of core; give the unquantized checkpoint"
+        )
     expected = shape[::-1] if stored_transposed(layer) else shape
     if tensor.shape != expected:
         raise InputError(f"{tensor}: the configuration says {expected}; is the checkpoint quantized or damaged?")

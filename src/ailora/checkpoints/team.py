@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from threadpoolctl import threadpool_limits
 
-from ailora.errors import AiloraError
+from ailora.errors import AiloraError, InputError
 
 Job = TypeVar("Job")
 Made = TypeVar("Made")
@@ -85,10 +85,10 @@ class Team:
 @contextmanager
 def joined() -> Iterator[Team]:
     """The team of this process: its ranks if a launcher started several, else it alone."""
-    size = int(os.environ.get("WORLD_SIZE", "1"))
+    size = _world_size()
     if dist.is_initialized():
         yield Team(dist.get_rank(), dist.get_world_size())
-    elif size > 1 and "RANK" in os.environ:
+    elif size > 1:
         dist.init_process_group("gloo", timeout=_PATIENCE)
         try:
             yield Team(dist.get_rank(), size)
@@ -96,6 +96,26 @@ def joined() -> Iterator[Team]:
             dist.destroy_process_group()
     else:
         yield Team(0, 1)
+
+
+def _world_size() -> int:
+    """How many ranks a launcher started.
+
+    Raises:
+        InputError: its variables are there in part: they may be left from something else.
+    """
+    names = ("WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT")
+    values = {name: os.environ[name] for name in names if name in os.environ}
+    size = values.get("WORLD_SIZE", "1")
+    if size == "1":
+        return 1
+    if not size.isdigit() or len(values) < len(names):
+        missing = ", ".join(name for name in names if name not in values) or "no number in WORLD_SIZE"
+        raise InputError(
+            f"WORLD_SIZE={size} says that a launcher started several ranks, but {missing} is missing: start with "
+            "torchrun, or unset WORLD_SIZE"
+        )
+    return int(size)
 
 
 def run_in_processes(run: Callable[[Job], Made], jobs: Sequence[Job], *, workers: int) -> Iterator[tuple[Job, Made]]:

@@ -102,9 +102,9 @@ class _Weights:
 
     def __init__(self, filed: FiledAdapter, base: str) -> None:
         folder = model_folder(base)
-        self._model = meta_model(str(folder), filed.task_type)
+        self._model = meta_model(str(folder), filed.task_type, any_class=True)
         checkpoint = Checkpoint.open(folder)
-        names = stored_weights(self._model, filed.modules, checkpoint.tensors)
+        names = stored_weights(self._model, filed.modules, checkpoint.tensors, by_name_only=True)
         self._stored = {module: checkpoint.tensors[name] for module, name in names.items()}
         for module, found in filed.modules.items():
             shape = (found.B.shape[0], found.A.shape[1])

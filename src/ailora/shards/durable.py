@@ -17,7 +17,9 @@ def replacing(file: Path) -> Iterator[BinaryIO]:
     """
     temporary = file.with_name(f".{file.name}.partial")
     try:
-        with temporary.open("wb") as stream:
+        # Not through a link that someone has put there.
+        temporary.unlink(missing_ok=True)
+        with temporary.open("xb") as stream:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
