@@ -57,7 +57,11 @@ def usable(folder: Path) -> bool:
 
 def killed_and_completed(command: Command, out: Path, step: int, expected: dict[str, bytes]) -> None:
     code, _ = run(command, out, at=step)
-    assert code == -signal.SIGKILL
+    # Of what a thread forces to the disk in the background there may be a step more or less.
+    assert code in (-signal.SIGKILL, 0)
+    if code == 0:
+        assert contents(out) == expected
+        return
     if usable(out):
         # What a loader looks for first is written last: then everything is there.
         assert contents(out) == expected
