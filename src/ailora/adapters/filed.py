@@ -207,6 +207,20 @@ class FiledAdapter:
         plan = self.plan
         return plan is not None and plan.form is Form.RESIDUAL and not self.exported and not self.holds_anchor(plan)
 
+    @property
+    def tensors(self) -> list[StoredTensor]:
+        """All tensors of the file."""
+        factors = [t for module in self.modules.values() for t in (module.A, module.B, module.magnitude) if t]
+        return factors + list(self.saved.values())
+
+    def misscaled(self, plan: Plan) -> tuple[str, float, float] | None:
+        """The first module that the configuration scales otherwise than a plan, and both scalings."""
+        for module, group in plan.modules.items():
+            found, planned = self.modules[module].scaling, group[0].scaling
+            if abs(found - planned) > 1e-9 * planned:
+                return module, found, planned
+        return None
+
     def holds_anchor(self, plan: Plan) -> bool:
         """Whether the factors are those of the file, with the anchor inside: not while the residual form trains."""
         return all(
@@ -269,7 +283,7 @@ class FiledAdapter:
 
 
 def _require_floating(stored: StoredTensor) -> None:
-    if stored.dtype not in ("F64", "F32", "F16", "BF16"):
+    if not stored.floating:
         raise InputError(f"{stored}: adapters hold floating tensors")
 
 

@@ -88,8 +88,7 @@ def _start(role: FiledRole, plan: Plan, folder: Path) -> Start:
 
 def _state(filed: FiledAdapter, plan: Plan) -> dict[str, Tensor]:
     """The tensors that are loaded. The residual form trains `A = A0 + dA` and `B` in place of the file's stacks."""
-    stored = [tensor for m in filed.modules.values() for tensor in (m.A, m.B, m.magnitude) if tensor]
-    state = {tensor.name: read_tensor(tensor).clone() for tensor in (*stored, *filed.saved.values())}
+    state = {tensor.name: read_tensor(tensor) for tensor in filed.tensors}
     if plan.form is Form.RESIDUAL and filed.holds_anchor(plan):
         parts: dict[str, list[FiledRole]] = {}
         for role in filed.roles(plan):
@@ -124,13 +123,12 @@ def _sidecar_file(path: Path | str) -> Path:
 
 def _require_scalings(plan: Plan, filed: FiledAdapter) -> None:
     """The configuration and the sidecar say the same."""
-    for module, group in plan.modules.items():
-        found, planned = filed.modules[module].scaling, group[0].scaling
-        if abs(found - planned) > 1e-9 * planned:
-            raise InputError(
-                f"{filed.folder}: its configuration scales {module} by {found:g}, its {SIDECAR_NAME} by {planned:g}: "
-                "one of them is of another adapter, or was changed"
-            )
+    if odd := filed.misscaled(plan):
+        module, found, planned = odd
+        raise InputError(
+            f"{filed.folder}: its configuration scales {module} by {found:g}, its {SIDECAR_NAME} by {planned:g}: "
+            "one of them is of another adapter, or was changed"
+        )
 
 
 def _require_saved(model: nn.Module, filed: FiledAdapter) -> None:

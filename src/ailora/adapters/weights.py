@@ -13,6 +13,7 @@ from transformers.pytorch_utils import Conv1D
 from ailora.adapters.quantized import dequantized, storage_of
 from ailora.errors import ModelError
 from ailora.roles import Projection, shape_of
+from ailora.shards import tensor_bytes
 
 #: Dtypes that are decomposed.
 READABLE = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -177,7 +178,7 @@ def digest(*tensors: Tensor) -> str:
     hashed = hashlib.sha256()
     for tensor in tensors:
         hashed.update(f"{tensor.dtype} {tuple(tensor.shape)} ".encode())
-        hashed.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        hashed.update(tensor_bytes(tensor))
     return hashed.hexdigest()
 
 

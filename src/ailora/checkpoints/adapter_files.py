@@ -5,19 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
-from ailora.shards import Planned, header_bytes, replacing
+from ailora.shards import Planned, header_bytes, replacing, tensor_bytes
 from ailora.shards.header import TORCH_DTYPES
 
 #: dtype of torch -> the file's word for it.
 WORDS = {dtype: word for word, dtype in TORCH_DTYPES.items()}
-
-
-def tensor_bytes(tensor: Tensor) -> memoryview:
-    """The bytes of a tensor, as a file holds them."""
-    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 def write_tensors(file: Path, planned: Iterable[Planned], make: Callable[[str], Tensor]) -> None:

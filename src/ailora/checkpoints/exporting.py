@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ailora.adapters.filed import FiledAdapter
-from ailora.adapters.folder import CONFIG_NAME, WEIGHTS_NAME, read_config, require_plain
+from ailora.adapters.folder import CONFIG_NAME, WEIGHTS_NAME, require_plain
 from ailora.adapters.measure import best_approximation, difference, padded, size, spectrum
 from ailora.adapters.sidecar import SIDECAR_NAME, Exported, Sidecar, library_versions, sidecar_file
 from ailora.adapters.weights import all_finite
@@ -85,8 +85,8 @@ def export(
     if filed.config.get("layer_replication"):
         raise InputError("an adapter of replicated layers changes the model: other loaders cannot take its export")
     source = _Source(filed, None if start is None else FiledAdapter.open(start))
-    for folder in source.folders:
-        require_plain(read_config(folder / CONFIG_NAME), folder)
+    for read in source.adapters:
+        require_plain(read.config, read.folder)
     _require_range(rank, energy, source)
     target = _target_rank(source, rank, energy)
     scaling = _shared_scaling(source, target)
@@ -139,15 +139,16 @@ class _Source:
                 raise InputError(f"{start.folder} is not the start of {filed.folder}: {module} has another rank")
 
     @property
-    def folders(self) -> list[Path]:
+    def adapters(self) -> list[FiledAdapter]:
         """What is read."""
-        return [found.folder for found in (self.filed, self._start) if found]
+        return [found for found in (self.filed, self._start) if found]
 
     @property
     def files(self) -> list[Path]:
         """The files that are read."""
-        stock = [folder / name for folder in self.folders for name in (WEIGHTS_NAME, CONFIG_NAME)]
-        known = [sidecar_file(found.folder) for found in (self.filed, self._start) if found and found.sidecar]
+        folders = [found.folder for found in self.adapters]
+        stock = [folder / name for folder in folders for name in (WEIGHTS_NAME, CONFIG_NAME)]
+        known = [sidecar_file(found.folder) for found in self.adapters if found.sidecar]
         return stock + [file for file in known if file]
 
     @property

@@ -78,7 +78,7 @@ def inspect(path: str) -> dict[str, Any]:
 def _adapter(filed: FiledAdapter) -> dict[str, Any]:
     plan = filed.plan
     sidecar = filed.sidecar
-    lines = _lines_of_plan(filed, plan) if plan and not (sidecar and sidecar.exported) else _lines_of_files(filed)
+    lines = _lines_of_plan(filed, plan) if plan and not filed.exported else _lines_of_files(filed)
     return {
         "folder": str(filed.folder),
         "base_model": filed.config.get("base_model_name_or_path"),
@@ -87,7 +87,7 @@ def _adapter(filed: FiledAdapter) -> dict[str, Any]:
         "form": plan.form.value if plan else None,
         "exported": sidecar.exported.model_dump() if sidecar and sidecar.exported else None,
         "on_residual_weights": filed.on_residual,
-        "anchor_inside": bool(plan and not (sidecar and sidecar.exported) and filed.holds_anchor(plan)),
+        "anchor_inside": bool(plan and not filed.exported and filed.holds_anchor(plan)),
         "trained_whole": _trained_whole(filed, plan),
         "saved_modules": sorted(filed.saved),
         "max_lora_rank": max(module.rank for module in filed.modules.values()),
@@ -97,7 +97,7 @@ def _adapter(filed: FiledAdapter) -> dict[str, Any]:
 
 
 def _trained_whole(filed: FiledAdapter, plan: Plan | None) -> bool | None:
-    if plan is None or plan.form.value != "anchored" or (filed.sidecar and filed.sidecar.exported):
+    if plan is None or plan.form.value != "anchored" or filed.exported:
         return None
     return any(role.trained_whole for role in filed.roles(plan))
 

@@ -20,7 +20,7 @@ from ailora.adapters.plan import Form, Plan, PlannedAdapter
 from ailora.adapters.residual import warn_of_rounding
 from ailora.adapters.starts import Start
 from ailora.adapters.weights import digest, require_matrix, rows_of, write_rows
-from ailora.errors import InputError, ModelError
+from ailora.errors import InputError
 from ailora.inits import Factors, Spectral
 from ailora.shards import StoredTensor, read_header, read_tensor, read_tensors, write_bytes
 from ailora.spectral import Band, cost, without_cache
@@ -143,7 +143,7 @@ def run(job: Job) -> Timing:
     """Make the piece of a job.
 
     Raises:
-        ModelError: the weight is quantized, of another shape than planned, or not finite.
+        ModelError: the weight is of another shape than planned, or not finite.
     """
     ((_, timing),) = run_in_turn([job])
     return timing
@@ -188,10 +188,6 @@ def _decompose(job: Job, loaded: _Loaded) -> Piece:
 
 
 def _matrix(raw: Tensor, job: Job) -> Tensor:
-    if not raw.is_floating_point() or raw.dtype.itemsize == 1:
-        raise ModelError(
-            f"{job.stored}: a quantized weight cannot be decomposed out of core; give the unquantized checkpoint"
-        )
     weight = raw.T if job.transposed else raw
     require_matrix(weight, job.adapters[0].projection.shape, str(job.stored))
     return weight

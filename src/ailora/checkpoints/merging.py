@@ -115,7 +115,7 @@ def _change(found: FiledModule, model: nn.Module, stored: StoredTensor, filed: F
     transposed = stored_transposed(layer)
     if stored.shape != (shape[::-1] if transposed else shape):
         raise ModelError(f"{stored}: the adapter maps {shape} there; is it of this model?")
-    if not stored.torch_dtype.is_floating_point or stored.torch_dtype.itemsize == 1:
+    if not stored.floating:
         raise ModelError(f"{stored}: merge into the unquantized checkpoint")
 
     def merged(weight: Tensor) -> Iterator[Tensor]:

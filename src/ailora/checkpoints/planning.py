@@ -153,7 +153,7 @@ class Initialization:
 
 
 def _require_fit(tensor: StoredTensor, layer: nn.Module, shape: tuple[int, int]) -> None:
-    if tensor.dtype not in ("F64", "F32", "F16", "BF16"):
+    if not tensor.floating:
         raise ModelError(
             f"{tensor}: a quantized weight cannot be decomposed out of core; give the unquantized checkpoint"
         )

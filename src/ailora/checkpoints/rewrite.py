@@ -18,7 +18,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ailora.adapters.weights import all_finite
-from ailora.checkpoints.adapter_files import WORDS, tensor_bytes
+from ailora.checkpoints.adapter_files import WORDS
 from ailora.checkpoints.output import Output
 from ailora.errors import ModelError
 from ailora.shards import (
@@ -30,6 +30,7 @@ from ailora.shards import (
     read_blocks,
     read_tensor,
     replacing,
+    tensor_bytes,
     write_bytes,
 )
 from ailora.shards.durable import sync_folder
@@ -149,8 +150,7 @@ def _shard_plans(
 
 
 def _planned(name: str, stored: StoredTensor, dtype: torch.dtype | None) -> Planned:
-    floating = stored.dtype in ("F64", "F32", "F16", "BF16")
-    word = WORDS[dtype] if dtype is not None and floating else stored.dtype
+    word = WORDS[dtype] if dtype is not None and stored.floating else stored.dtype
     return Planned(name, word, stored.shape)
 
 

@@ -93,7 +93,7 @@ def verify(adapter: Path | str, base: str) -> Verdict:
         return Verdict(str(filed.folder), base, tuple(checks))
     checks.append(_base(weights, filed, filed.plan, filed.sidecar))
     if checks[0].passed:
-        checks += _anchors(weights, filed, filed.plan, filed.sidecar)
+        checks += _anchors(weights, filed, filed.plan)
     return Verdict(str(filed.folder), base, tuple(checks))
 
 
@@ -134,24 +134,18 @@ class _Weights:
 
 
 def _finite(filed: FiledAdapter) -> Check:
-    stored = [t for m in filed.modules.values() for t in (m.A, m.B, m.magnitude) if t] + list(filed.saved.values())
-    for tensor in stored:
+    for tensor in filed.tensors:
         if not all_finite(read_tensor(tensor)):
             return Check("finite numbers", False, f"{tensor.name} holds NaN or infinite entries")
-    return Check("finite numbers", True, f"{len(stored)} tensors")
+    return Check("finite numbers", True, f"{len(filed.tensors)} tensors")
 
 
 def _scalings(filed: FiledAdapter, plan: Plan) -> Check:
     if filed.sidecar and filed.sidecar.exported:
         return Check("ranks and scalings", None, f"an export of rank {filed.sidecar.exported.rank}")
-    for module, group in plan.modules.items():
-        found = filed.modules[module]
-        if abs(found.scaling - group[0].scaling) > 1e-9 * group[0].scaling:
-            return Check(
-                "ranks and scalings",
-                False,
-                f"{module} is scaled by {found.scaling:g}, its plan says {group[0].scaling:g}",
-            )
+    if odd := filed.misscaled(plan):
+        module, found, planned = odd
+        return Check("ranks and scalings", False, f"{module} is scaled by {found:g}, its plan says {planned:g}")
     ranks = sorted({found.rank for found in filed.modules.values()})
     return Check("ranks and scalings", True, f"{len(filed.modules)} modules, rank {', '.join(map(str, ranks))}")
 
@@ -176,9 +170,9 @@ def _base(weights: _Weights, filed: FiledAdapter, plan: Plan, sidecar: Sidecar) 
     return Check(name, True, f"{len(plan.modules)} fingerprints agree")
 
 
-def _anchors(weights: _Weights, filed: FiledAdapter, plan: Plan, sidecar: Sidecar) -> Iterator[Check]:
+def _anchors(weights: _Weights, filed: FiledAdapter, plan: Plan) -> Iterator[Check]:
     """The anchor against a fresh decomposition, and whether the adapter was trained."""
-    if sidecar.exported is not None:
+    if filed.exported:
         yield Check("anchor", None, "an export has none")
         return
     worst, failed, moved, count = 0.0, "", False, 0
@@ -190,7 +184,7 @@ def _anchors(weights: _Weights, filed: FiledAdapter, plan: Plan, sidecar: Sideca
             error = _anchor_error(role, weights.read(planned.projection.module), filed)
             worst = max(worst, error)
             failed = failed or (f"{planned.projection.name}: {error:.1e} of what is allowed" if error > 1 else "")
-        moved = moved or (any(bool(d.any()) for d in role.deltas) if role.anchored else _moved_whole(role))
+        moved = moved or (any(bool(d.any()) for d in role.deltas) if role.anchored else bool(role.B.any()))
     if filed.on_residual:
         # Then the factors are the start themselves, while they have not been trained.
         yield Check("anchor", True if not failed else None, (failed and "trained, or of another base") or "untrained")
@@ -204,11 +198,6 @@ def _anchors(weights: _Weights, filed: FiledAdapter, plan: Plan, sidecar: Sideca
         yield Check("start", None, "trained: the update is not zero")
     else:
         yield Check("start", True, "untrained: the update is exactly zero, as a product with zero blocks")
-
-
-def _moved_whole(role: FiledRole) -> bool:
-    """Of plain LoRA: whether `B` has left zero."""
-    return bool(role.B.any())
 
 
 def _anchor_error(role: FiledRole, weight: Tensor, filed: FiledAdapter) -> float:

@@ -3,7 +3,7 @@
 from ailora.shards.checkpoint import Checkpoint
 from ailora.shards.durable import replacing, write_bytes, write_text
 from ailora.shards.header import Header, StoredTensor, read_header
-from ailora.shards.layout import Planned, header_bytes
+from ailora.shards.layout import Planned, header_bytes, tensor_bytes
 from ailora.shards.reading import read_blocks, read_tensor, read_tensors
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "read_tensor",
     "read_tensors",
     "replacing",
+    "tensor_bytes",
     "write_bytes",
     "write_text",
 ]

@@ -89,6 +89,11 @@ class StoredTensor:
             raise InputError(f"{self.file}: the tensor {self.name!r} is of dtype {self.dtype}, which is not read here")
         return TORCH_DTYPES[self.dtype]
 
+    @property
+    def floating(self) -> bool:
+        """Whether it holds floating numbers of 16 bits or more: what is computed with, and not a quantized weight."""
+        return self.dtype in ("F64", "F32", "F16", "BF16")
+
     def __str__(self) -> str:
         return f"{self.name} {self.shape} {self.dtype} in {self.file}"
 

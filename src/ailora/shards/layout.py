@@ -8,6 +8,9 @@ import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+import torch
+from torch import Tensor
+
 from ailora.shards.header import BITS, StoredTensor
 
 
@@ -29,6 +32,11 @@ class Planned:
     def size(self) -> int:
         """Bytes."""
         return math.prod(self.shape) * BITS[self.dtype] // 8
+
+
+def tensor_bytes(tensor: Tensor) -> memoryview:
+    """The bytes of a tensor, as a file holds them."""
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 def header_bytes(tensors: Iterable[Planned | StoredTensor], metadata: Mapping[str, str] | None = None) -> bytes:
