@@ -13,7 +13,6 @@ from peft.tuners.lora import LoraLayer, LoraModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
-from ailora.adapters.anchored import require_same_starts
 from ailora.adapters.lora_config import live_config
 from ailora.adapters.placing import place
 from ailora.adapters.plan import Form, Plan
@@ -21,6 +20,7 @@ from ailora.adapters.quantized import storage_of
 from ailora.adapters.replication import replicated
 from ailora.adapters.residual import Residual, require_residual_form
 from ailora.adapters.sidecar import Sidecar
+from ailora.adapters.stacked import require_same_starts
 from ailora.adapters.starts import Start
 from ailora.adapters.weights import base_layer
 from ailora.errors import InputError, ModelError

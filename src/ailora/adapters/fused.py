@@ -13,7 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ailora.adapters.anchored import StackedFactor
+from ailora.adapters.sharding import require_whole, spread_like, whole
+from ailora.adapters.stacked import StackedFactor
 from ailora.errors import AnchorMismatchError
 from ailora.roles import Role
 
@@ -23,13 +24,18 @@ class PlainFactor(StackedFactor):
 
     def __init__(self, weight: Tensor) -> None:
         super().__init__()
+        self._shape = (weight.shape[0], weight.shape[1])
         self.value = nn.Parameter(weight.contiguous().clone())
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self._shape
+
     def stack(self) -> Tensor:
-        return self.value
+        return require_whole(whole(self.value), self._shape)
 
     def unpack(self, weight: Tensor) -> dict[str, Tensor]:
-        return {"value": weight}
+        return {"value": spread_like(weight.contiguous(), self.value)}
 
     def require_same_start(self, weight: Tensor, name: str) -> None:
         self.require_shape(weight, name)
@@ -66,11 +72,16 @@ class FusedFactor(StackedFactor):
 class FusedA(FusedFactor):
     """`lora_A` of a fused projection: the roles' factors, one above the other."""
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        shapes = [part.shape for part in self.parts.values()]
+        return sum(rows for rows, _ in shapes), shapes[0][1]
+
     def stack(self) -> Float[Tensor, "r in_"]:
         return torch.cat([part.stack() for part in self.parts.values()], dim=0)
 
     def split(self, weight: Float[Tensor, "r in_"]) -> dict[str, Tensor]:
-        sizes = [part.stack().shape[0] for part in self.parts.values()]
+        sizes = [part.shape[0] for part in self.parts.values()]
         return dict(zip(self._roles, weight.split(sizes, dim=0), strict=True))
 
 
@@ -88,34 +99,40 @@ class FusedB(FusedFactor):
     ) -> None:
         super().__init__(parts)
         self.out_features = out_features
+        self._ranges = {role.value: rows[role] for role in parts}
         for role in parts:
             numbers = list(chain.from_iterable(range(start, stop) for start, stop in rows[role]))
             device = parts[role].stack().device
             self.register_buffer(f"{role}_rows", torch.tensor(numbers, device=device), persistent=False)
 
-    def _rows(self, role: str) -> Tensor:
-        return getattr(self, f"{role}_rows")
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.out_features, sum(part.shape[1] for part in self.parts.values())
 
     def stack(self) -> Float[Tensor, "out r"]:
         blocks = []
         for role, part in self.parts.items():
             block = part.stack()
-            whole = block.new_zeros(self.out_features, block.shape[1])
-            blocks.append(whole.index_copy(0, self._rows(role), block))
+            zeros = block.new_zeros(self.out_features, block.shape[1])
+            blocks.append(zeros.index_copy(0, getattr(self, f"{role}_rows"), block))
         return torch.cat(blocks, dim=1)
 
     def split(self, weight: Float[Tensor, "out r"]) -> dict[str, Tensor]:
-        sizes = [part.stack().shape[1] for part in self.parts.values()]
+        sizes = [part.shape[1] for part in self.parts.values()]
         blocks = zip(self._roles, weight.split(sizes, dim=1), strict=True)
-        return {role: block.index_select(0, self._rows(role).to(weight.device)) for role, block in blocks}
+        # By ranges: an engine may have the buffers of rows on the meta device while it loads.
+        return {
+            role: torch.cat([block[start:stop] for start, stop in self._ranges[role]], dim=0) for role, block in blocks
+        }
 
     def require_same_start(self, weight: Tensor, name: str) -> None:
         super().require_same_start(weight, name)
-        whole = torch.zeros_like(weight)
-        sizes = [part.stack().shape[1] for part in self.parts.values()]
-        for role, block in zip(self._roles, whole.split(sizes, dim=1), strict=True):
-            block[self._rows(role).to(weight.device)] = 1
-        if (weight * (1 - whole)).any():
+        beyond = torch.ones_like(weight)
+        sizes = [part.shape[1] for part in self.parts.values()]
+        for role, block in zip(self._roles, beyond.split(sizes, dim=1), strict=True):
+            for start, stop in self._ranges[role]:
+                block[start:stop] = 0
+        if (weight * beyond).any():
             raise AnchorMismatchError(
                 f"{name}: the file's factor reaches rows of other roles: it was trained whole, by a stock "
                 "trainer. Load it under another adapter name, or with PeftModel.from_pretrained."

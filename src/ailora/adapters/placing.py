@@ -8,9 +8,10 @@ import torch
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
-from ailora.adapters.anchored import AnchoredA, AnchoredB, StackedFactor
+from ailora.adapters.anchored import AnchoredA, AnchoredB
 from ailora.adapters.fused import FusedA, FusedB, PlainFactor
 from ailora.adapters.plan import Form, Plan
+from ailora.adapters.stacked import StackedFactor
 from ailora.adapters.starts import Start
 from ailora.adapters.weights import write_rows
 

@@ -17,12 +17,12 @@ def train(
     from contextlib import nullcontext
 
     from ailora.cli.tables import console, result_table
-    from ailora.recipes import classification
+    from ailora.recipes import catalog
     from ailora.recipes.config import load_config
     from ailora.spectral import without_cache
 
     resolved = load_config(config, overrides or [])
     with without_cache() if no_cache else nullcontext():
-        result = classification.run(resolved)
+        result = catalog.run(resolved)
     console.print(result_table({resolved.output: result}))
     console.print(f"written to {resolved.output}")

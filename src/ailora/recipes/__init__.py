@@ -1,1 +1,1 @@
-"""Runs from a configuration: one readable file per kind of task."""
+"""Recipes: from a configuration to a trained, evaluated and stored model, one file per kind of task."""

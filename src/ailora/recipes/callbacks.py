@@ -8,6 +8,7 @@ from typing import Any
 
 from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from ailora.recipes.processes import wait
 from ailora.recipes.run_folder import RunFolder
 
 _LOGGED = ("loss", "learning_rate", "grad_norm")
@@ -32,7 +33,8 @@ class RunLog(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self.folder.log.write_text("".join(map(_line, logged_steps(state))), encoding="utf-8")
+        if state.is_world_process_zero:
+            self.folder.log.write_text("".join(map(_line, logged_steps(state))), encoding="utf-8")
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if state.global_step >= state.max_steps:
@@ -49,12 +51,16 @@ class RunLog(TrainerCallback):
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         record = state.log_history[-1]
-        if "loss" in record:
+        if "loss" in record and state.is_world_process_zero:
             with self.folder.log.open("a", encoding="utf-8") as log:
                 log.write(_line(_logged(record)))
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self.folder.mark_complete(state.global_step, self.train_seconds)
+        # Each process writes its part of a checkpoint.
+        wait()
+        if state.is_world_process_zero:
+            self.folder.mark_complete(state.global_step, self.train_seconds)
+        wait()
 
 
 class ProgressBar(ProgressCallback):

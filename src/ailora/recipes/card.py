@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ailora.checkpoints.models import model_path
-from ailora.recipes.schema import ClassificationConfig
+from ailora.recipes.schema import RunConfig
 
 _CARD = """---
 library_name: peft
@@ -15,41 +15,59 @@ tags: [ailora, lora]
 
 # {policy} adapter, rank {rank}, for {base}
 
-A LoRA adapter for sequence classification. It was initialised by the policy `{policy}` and trained in the {form} form
+A LoRA adapter for {task}. It was initialised by the policy `{policy}` and trained in the {form} form
 of [AILoRA](https://arxiv.org/abs/2510.08034). The file is a stock PEFT adapter for the unchanged base model.
 
 | split | {columns} |
 |---|{rule}|
 {rows}
 
-Trained numbers: {trainable:,}, the head included. Steps: {steps}. Seed: {seed}.
+Trained numbers: {trainable:,}, heads included. Steps: {steps}. Seed: {seed}.
 
 ```python
-from peft import AutoPeftModelForSequenceClassification
+from peft import {loader}
 
-model = AutoPeftModelForSequenceClassification.from_pretrained("PATH/TO/THIS/FOLDER", num_labels={num_labels})
+model = {loader}.from_pretrained("PATH/TO/THIS/FOLDER"{arguments})
 ```
-
-Labels, in the order of the model's outputs: {labels}.
 """
 
+#: recipe -> (the task in words, PEFT's class that loads base and adapter)
+_LOADED = {
+    "classification": ("sequence classification", "AutoPeftModelForSequenceClassification"),
+    "causal_lm": ("text generation", "AutoPeftModelForCausalLM"),
+    "seq2seq": ("sequence-to-sequence generation", "AutoPeftModelForSeq2SeqLM"),
+}
 
-def model_card(config: ClassificationConfig, result: dict[str, Any]) -> str:
+
+def model_card(config: RunConfig, result: dict[str, Any]) -> str:
     """A README for the adapter's folder: what it is, how good it is, how to load it."""
     policy = config.adapter.policy
     metrics: dict[str, dict[str, float]] = result["metrics"]
-    columns = list(next(iter(metrics.values())))
-    return _CARD.format(
+    columns = list(dict.fromkeys(name for scores in metrics.values() for name in scores))
+    task, loader = _LOADED[config.recipe]
+    card = _CARD.format(
         base=model_path(config.model) if config.model.startswith("builtin:") else config.model,
         policy=policy if isinstance(policy, str) else "custom: " + ", ".join(f"{r} {i}" for r, i in policy.items()),
         rank=config.adapter.rank,
         form=config.adapter.form,
+        task=task,
         columns=" | ".join(columns),
         rule="---|" * len(columns),
-        rows="\n".join(f"| {s} | " + " | ".join(f"{v:.4f}" for v in m.values()) + " |" for s, m in metrics.items()),
+        rows="\n".join(_row(split, [scores.get(name) for name in columns]) for split, scores in metrics.items()),
         trainable=result["trainable_parameters"],
         steps=result["steps"],
         seed=result["seed"],
-        num_labels=len(result["labels"] or [0]),
-        labels=", ".join(result["labels"]) if result["labels"] else "one number (regression)",
+        loader=loader,
+        arguments=f", num_labels={len(result['labels'] or [0])}" if "labels" in result else "",
+    )
+    return card + _labels(result["labels"]) if "labels" in result else card
+
+
+def _row(split: str, scores: list[float | None]) -> str:
+    return f"| {split} | " + " | ".join("" if value is None else f"{value:.4f}" for value in scores) + " |"
+
+
+def _labels(names: list[str] | None) -> str:
+    return (
+        f"\nLabels, in the order of the model's outputs: {', '.join(names) if names else 'one number (regression)'}.\n"
     )

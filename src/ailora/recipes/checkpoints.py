@@ -15,13 +15,14 @@ from ailora.errors import InputError
 from ailora.shards import write_text
 
 _COMPLETE = "complete.json"
+_NUMBERED = re.compile(r"checkpoint-(\d+)")
 #: What training reads again; others, as a model card, may well be changed by hand.
-_READ_AGAIN = (".json", ".safetensors", ".pt", ".pth")
+_READ_AGAIN = (".json", ".safetensors", ".pt", ".pth", ".bin", ".distcp")
 
 
 def mark_complete(checkpoint: Path, train_seconds: float) -> None:
     """Say that a checkpoint is written to its end: `complete.json`, with the size of every file."""
-    sizes = {file.name: file.stat().st_size for file in _files(checkpoint)}
+    sizes = {file.relative_to(checkpoint).as_posix(): file.stat().st_size for file in _files(checkpoint)}
     write_text(checkpoint / _COMPLETE, json.dumps({"train_seconds": train_seconds, "files": sizes}))
 
 
@@ -54,13 +55,13 @@ def train_seconds(checkpoint: Path) -> float:
 
 
 def _numbered(folder: Path) -> list[Path]:
-    named = [re.fullmatch(r"checkpoint-(\d+)", path.name) for path in folder.glob("checkpoint-*")]
+    named = [_NUMBERED.fullmatch(path.name) for path in folder.glob("checkpoint-*")]
     steps = sorted((int(match[1]) for match in named if match), reverse=True)
     return [folder / f"checkpoint-{step}" for step in steps]
 
 
 def _files(checkpoint: Path) -> list[Path]:
-    files = (file for file in sorted(checkpoint.iterdir()) if file.suffix in _READ_AGAIN and file.is_file())
+    files = (file for file in sorted(checkpoint.rglob("*")) if file.suffix in _READ_AGAIN and file.is_file())
     return [file for file in files if file.name != _COMPLETE and not file.name.startswith(".")]
 
 
@@ -96,6 +97,8 @@ def _unreadable(file: Path) -> str | None:
         elif file.suffix == ".safetensors":
             with safe_open(file, framework="pt"):
                 pass
+        elif file.suffix == ".distcp":
+            return None
         # What torch.save writes is a zip archive.
         elif part := zipfile.ZipFile(file).testzip():
             return f"its part {part} has changed"
@@ -105,7 +108,7 @@ def _unreadable(file: Path) -> str | None:
 
 
 def _damaged(file: Path, reason: str) -> InputError:
-    checkpoint = file.parent
+    checkpoint = next(folder for folder in file.parents if _NUMBERED.fullmatch(folder.name))
     complete = complete_checkpoints(checkpoint.parent)
     before = complete[complete.index(checkpoint) + 1 :]
     gain = f"go on from {before[0].name}, the one before" if before else "train from the start"

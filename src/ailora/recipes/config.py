@@ -10,20 +10,18 @@ from typing import Any
 
 import yaml
 
+from ailora.adapters.learning_rates import parse_multipliers
 from ailora.adapters.plan import parse_form
 from ailora.errors import InputError, unknown_name
 from ailora.inits import PRESETS, parse_policy
-from ailora.recipes.metrics import METRICS
-from ailora.recipes.schema import AdapterConfig, ClassificationConfig, DataConfig, shown, validate
+from ailora.recipes.quantization import quantization_config
+from ailora.recipes.schema import AdapterConfig, DataSource, LanguageConfig, RunConfig, shown, validate
 from ailora.recipes.training import complete_training
 from ailora.recipes.yaml_text import parse_yaml, read_yaml
 from ailora.roles import parse_role
 
-#: Columns that `ailora predict` writes beside the texts.
-_PREDICTED = ("row", "prediction", "scores")
 
-
-def load_config(source: Path | str | Mapping[str, Any], overrides: Sequence[str] = ()) -> ClassificationConfig:
+def load_config(source: Path | str | Mapping[str, Any], overrides: Sequence[str] = ()) -> RunConfig:
     """Read, complete and check a configuration.
 
     Args:
@@ -45,19 +43,17 @@ def load_config(source: Path | str | Mapping[str, Any], overrides: Sequence[str]
         raise InputError(f"{source}{' with overrides' if overrides else ''}: {error}") from None
 
 
-def _load(raw: dict[str, Any], overrides: Sequence[str]) -> ClassificationConfig:
+def _load(raw: dict[str, Any], overrides: Sequence[str]) -> RunConfig:
     for override in overrides:
         _apply_override(raw, override)
     # A section with nothing in it is not given.
     raw = {key: value for key, value in raw.items() if value is not None}
     if (task := raw.pop("task", None)) is not None:
         raw = _merged(_task(task), raw)
-    if "recipe" in raw and raw["recipe"] != "classification":
-        raise unknown_name("recipe", raw["recipe"], ["classification"])
     return _checked(validate(raw))
 
 
-def to_yaml(config: ClassificationConfig) -> str:
+def to_yaml(config: RunConfig) -> str:
     """The whole resolved configuration; `ailora train` runs it again as it is."""
     return yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True)
 
@@ -105,29 +101,23 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
         raise InputError(f"override {override!r}: {error}") from None
 
 
-def _checked(config: ClassificationConfig) -> ClassificationConfig:
+def _checked(config: RunConfig) -> RunConfig:
     """Check every name, and complete what is derived: training defaults and absolute paths."""
-    _check_metrics(config.metrics)
+    config.check()
     _check_adapter(config.adapter)
-    _check_columns(config.data)
+    _check_source(config.data)
+    quantization_config(config)
     model = Path(config.model).expanduser()
-    update = {
+    update: dict[str, Any] = {
         "data": _located(config.data),
         "model": str(model.absolute()) if model.is_dir() else config.model,
         "output": str(Path(config.output).expanduser().absolute()),
-        "training": complete_training(config.training, config.metrics),
+        "training": complete_training(config.training, config.metrics, config.arguments, config.training_defaults),
     }
+    if isinstance(config, LanguageConfig):
+        general = _absolute(config.evaluation.general_text)
+        update["evaluation"] = config.evaluation.model_copy(update={"general_text": general})
     return config.model_copy(update=update)
-
-
-def _check_metrics(metrics: Sequence[str]) -> None:
-    if not metrics:
-        raise InputError("metric is empty: name at least one of " + ", ".join(METRICS))
-    for metric in metrics:
-        if metric not in METRICS:
-            raise unknown_name("metric", metric, METRICS)
-    if len({METRICS[m].regression for m in metrics}) != 1:
-        raise InputError(f"metric {list(metrics)}: metrics of classification and of regression cannot be mixed")
 
 
 def _check_adapter(adapter: AdapterConfig) -> None:
@@ -142,28 +132,27 @@ def _check_adapter(adapter: AdapterConfig) -> None:
     parse_form(adapter.form)
     for role in [*(adapter.roles or []), *(adapter.role_names or {}).values()]:
         parse_role(role)
+    parse_multipliers(adapter.learning_rates)
 
 
-def _check_columns(data: DataConfig) -> None:
-    for key, names in (("text", data.text), ("columns", data.columns or [])):
-        if repeated := [name for name in names if names.count(name) > 1]:
-            raise InputError(f"data.{key} names {repeated[0]!r} twice")
-    if taken := [name for name in data.text if name in _PREDICTED]:
-        own = ", ".join(_PREDICTED)
-        raise InputError(f"data.text: {taken[0]!r} is a column of the predictions' own ({own}): rename it in the data")
-    if data.label in data.text:
-        raise InputError(f"data.label: {data.label!r} is a text column too")
+def _check_source(data: DataSource) -> None:
+    names = data.columns or []
+    if repeated := [name for name in names if names.count(name) > 1]:
+        raise InputError(f"data.columns names {repeated[0]!r} twice")
+    if data.dataset is not None and data.columns is not None:
+        raise InputError("data.columns names the columns of files without a header: not with data.dataset")
+    if data.dataset is None and data.subset is not None:
+        raise InputError(f"data.subset {data.subset!r} is a part of a data set: name it in data.dataset")
 
 
-def _located(data: DataConfig) -> DataConfig:
+def _located(data: DataSource) -> DataSource:
     """With absolute paths, where they are paths."""
     if data.dataset is not None:
-        if data.columns is not None:
-            raise InputError("data.columns names the columns of files without a header: not with data.dataset")
         return data
-    if data.subset is not None:
-        raise InputError(f"data.subset {data.subset!r} is a part of a data set: name it in data.dataset")
-    return data.model_copy(update={s: _absolute(getattr(data, s)) for s in ("train", "validation", "test")})
+    update = {split: _absolute(getattr(data, split)) for split in ("train", "validation", "test")}
+    if (template := getattr(data, "chat_template", None)) and Path(template).expanduser().is_file():
+        update["chat_template"] = _absolute(template)
+    return data.model_copy(update=update)
 
 
 def _absolute(paths: str | list[str] | None) -> str | list[str] | None:

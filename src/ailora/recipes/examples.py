@@ -11,7 +11,7 @@ from datasets.exceptions import DatasetsError
 
 from ailora.errors import InputError
 from ailora.recipes.labels import Labels, is_missing
-from ailora.recipes.schema import DataConfig
+from ailora.recipes.schema import DataConfig, DataSource
 from ailora.recipes.tables import Table, read_tables
 
 #: Which rows `max_train_samples` keeps does not depend on the run's seed: runs are compared on the same rows.
@@ -49,15 +49,27 @@ def load_examples(data: DataConfig, split: str) -> Examples:
     Raises:
         InputError: missing or broken data, missing columns, rows without text or label.
     """
-    source = getattr(data, split)
-    table = read_tables(source, data.columns) if data.dataset is None else _read_dataset(data, source)
-    examples = to_examples(table, data)
-    limit = getattr(data, f"max_{split}_samples", None)
-    if limit is None or limit >= len(examples.texts):
-        return examples
-    kept = sorted(random.Random(_CUT_SEED).sample(range(len(examples.texts)), limit))
+    examples = to_examples(read_split(data, split), data)
+    kept = kept_rows(len(examples.texts), getattr(data, f"max_{split}_samples", None))
     labels = examples.labels and [examples.labels[i] for i in kept]
     return Examples([examples.texts[i] for i in kept], labels, [examples.where[i] for i in kept])
+
+
+def read_split(data: DataSource, split: str) -> Table:
+    """The table of `train`, `validation` or `test`.
+
+    Raises:
+        InputError: missing or broken data.
+    """
+    source = getattr(data, split)
+    return read_tables(source, data.columns) if data.dataset is None else _read_dataset(data, source)
+
+
+def kept_rows(count: int, limit: int | None) -> list[int]:
+    """Which of `count` rows a limit keeps, in their order."""
+    if limit is None or limit >= count:
+        return list(range(count))
+    return sorted(random.Random(_CUT_SEED).sample(range(count), limit))
 
 
 def to_examples(table: Table, data: DataConfig, *, labelled: bool = True) -> Examples:
@@ -77,7 +89,7 @@ def to_examples(table: Table, data: DataConfig, *, labelled: bool = True) -> Exa
     return Examples(texts, labels, table.where)
 
 
-def _read_dataset(data: DataConfig, split: str) -> Table:
+def _read_dataset(data: DataSource, split: str) -> Table:
     try:
         loaded = datasets.load_dataset(str(data.dataset), data.subset, split=split)
     except (OSError, ValueError, DatasetsError) as error:

@@ -6,11 +6,14 @@ from typing import Any
 
 from safetensors import SafetensorError
 from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from ailora.checkpoints.models import model_path
 from ailora.errors import InputError
@@ -33,7 +36,13 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_classifier(path: str, labels: Labels, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+def load_classifier(
+    path: str,
+    labels: Labels,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    quantization: QuantizationConfigMixin | None = None,
+) -> PreTrainedModel:
     """A pretrained model with a head for the labels; the head is drawn from the global random state if it is new.
 
     Raises:
@@ -46,9 +55,43 @@ def load_classifier(path: str, labels: Labels, tokenizer: PreTrainedTokenizerBas
         meaning["id2label"] = dict(enumerate(labels.names))
         meaning["label2id"] = {name: i for i, name in enumerate(labels.names)}
     try:
-        model = AutoModelForSequenceClassification.from_pretrained(path, **meaning)
-    except (OSError, ValueError, SafetensorError) as error:
+        model = AutoModelForSequenceClassification.from_pretrained(path, **meaning, **_quantized(quantization))
+    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         raise InputError(f"cannot load {path!r} for sequence classification: {error}") from error
     if model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id
     return model
+
+
+def load_language_model(
+    path: str,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    seq2seq: bool = False,
+    quantization: QuantizationConfigMixin | None = None,
+) -> PreTrainedModel:
+    """A pretrained language model, in the dtype that its configuration names.
+
+    Args:
+        path: a folder or hub id.
+        tokenizer: the model's; its tokens for padding and the end of a text become the model's.
+        seq2seq: whether an encoder reads the prompt.
+        quantization: how the weights are quantized on loading.
+
+    Raises:
+        InputError: no such model, or none of this kind.
+    """
+    kind = AutoModelForSeq2SeqLM if seq2seq else AutoModelForCausalLM
+    try:
+        model = kind.from_pretrained(path, **_quantized(quantization))
+    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
+        name = "a sequence-to-sequence model" if seq2seq else "a causal language model"
+        raise InputError(f"cannot load {path!r} as {name}: {error}") from error
+    model.config.pad_token_id = tokenizer.pad_token_id
+    if model.generation_config is not None:
+        model.generation_config.pad_token_id = tokenizer.pad_token_id
+    return model
+
+
+def _quantized(quantization: QuantizationConfigMixin | None) -> dict[str, Any]:
+    return {} if quantization is None else {"quantization_config": quantization}

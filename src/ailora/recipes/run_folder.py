@@ -13,18 +13,19 @@ from ailora.adapters import SIDECAR_NAME
 from ailora.errors import InputError
 from ailora.recipes import checkpoints
 from ailora.recipes.config import load_config, to_yaml
-from ailora.recipes.schema import ClassificationConfig
+from ailora.recipes.processes import is_main, wait
+from ailora.recipes.schema import RunConfig
 from ailora.shards import write_text
 
 #: What every `result.json` holds, whatever the run.
-_RESULT_KEYS = {"metrics", "best", "labels"}
+_RESULT_KEYS = {"metrics", "best"}
 
 
 class RunFolder:
     """Paths and states of one run's folder.
 
     `config.yaml` (what runs), `ailora.json` (what the adapter is), `checkpoints/`, `log.jsonl`, and, written when the
-    run ends, `adapter/` or `model/`, `predictions.parquet` and, last, `result.json`. `failed.txt` says that an error
+    run ends, `adapter/` or `model/`, `predictions.parquet` or `samples.jsonl` and, last, `result.json`. `failed.txt` says that an error
     ended the run before its first checkpoint: nothing would be lost if another run took the folder.
     """
 
@@ -36,15 +37,21 @@ class RunFolder:
         self.adapter = self.path / "adapter"
         self.model = self.path / "model"
         self.predictions = self.path / "predictions.parquet"
+        self.samples = self.path / "samples.jsonl"
         self.result = self.path / "result.json"
         self.failed = self.path / "failed.txt"
 
-    def claim(self, config: ClassificationConfig) -> None:
-        """Make the folder this run's, or recognise it as such.
+    def claim(self, config: RunConfig) -> None:
+        """Make the folder this run's, or recognise it as such. Of several processes, the main one does it.
 
         Raises:
             InputError: it holds another run's configuration (the keys that differ are named), or other files.
         """
+        if is_main():
+            self._claim(config)
+        wait()
+
+    def _claim(self, config: RunConfig) -> None:
         try:
             if self._abandoned():
                 self._take_over(config)
@@ -56,7 +63,7 @@ class RunFolder:
         except OSError as error:
             raise InputError(f"cannot write to the output {self.path}: {error.strerror}") from None
 
-    def read_config(self) -> ClassificationConfig:
+    def read_config(self) -> RunConfig:
         """The run's configuration.
 
         Raises:
@@ -101,19 +108,22 @@ class RunFolder:
         try:
             yield
         except BaseException as error:
-            if not self._holds_work():
+            if is_main() and not self._holds_work():
                 with suppress(OSError):
                     write_text(self.failed, f"ended before the first checkpoint: {type(error).__name__}: {error}\n")
             raise
 
     def write_folder(self, target: Path, write: Callable[[Path], object]) -> None:
-        """Write a folder so that it is there whole or not at all."""
+        """Write a folder so that it is there whole or not at all. All processes take part in the writing."""
         partial = target.with_name(f".{target.name}.partial")
         for leftover in (partial, target):
-            if leftover.exists():
+            if is_main() and leftover.exists():
                 shutil.rmtree(leftover)
+        wait()
         write(partial)
-        partial.rename(target)
+        wait()
+        if is_main():
+            partial.rename(target)
 
     def _holds_work(self) -> bool:
         """Whether anything is here that a new start would lose."""
@@ -124,24 +134,24 @@ class RunFolder:
     def _abandoned(self) -> bool:
         return self.config.is_file() and self.failed.is_file() and not self._holds_work()
 
-    def _take(self, config: ClassificationConfig) -> None:
+    def _take(self, config: RunConfig) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
         if any(not entry.name.startswith(".") for entry in self.path.iterdir()):
             raise InputError(f"{self.path} holds files but no run: choose another output")
         write_text(self.config, to_yaml(config))
 
-    def _take_over(self, config: ClassificationConfig) -> None:
+    def _take_over(self, config: RunConfig) -> None:
         # Full fine-tuning would leave the sidecar of the adapter that was here.
         (self.path / SIDECAR_NAME).unlink(missing_ok=True)
         write_text(self.config, to_yaml(config))
         self.failed.unlink()
 
-    def _recognise(self, config: ClassificationConfig) -> None:
+    def _recognise(self, config: RunConfig) -> None:
         if changes := _differences(config, self.read_config()):
             raise InputError(f"{self.path} holds another run ({changes}): choose another output or remove it")
 
 
-def _differences(ours: ClassificationConfig, theirs: ClassificationConfig) -> str:
+def _differences(ours: RunConfig, theirs: RunConfig) -> str:
     now, there = _flat(ours.model_dump()), _flat(theirs.model_dump())
     different = [key for key in sorted(now.keys() | there.keys()) if now.get(key) != there.get(key)]
     return "; ".join(f"{key}: {there.get(key)!r} there, {now.get(key)!r} now" for key in different)

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
-from types import NoneType
+from types import MappingProxyType, NoneType
 from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 
 import pydantic
@@ -41,6 +41,14 @@ _OWNED = {
     "resume_from_checkpoint": "what the output folder holds",
     **dict.fromkeys(("label_names", "prediction_loss_only", "include_for_metrics", "batch_eval_metrics"), _RECIPE),
     "eval_do_concat_batches": _RECIPE,
+    "model_init_kwargs": "model and quantization",
+    "trust_remote_code": "the model's own code, which is never run",
+    "chat_template_path": "data.chat_template",
+    "dataset_text_field": "data.text",
+    **dict.fromkeys(("dataset_kwargs", "dataset_num_proc", "truncation_mode"), "how the recipe prepares rows"),
+    **dict.fromkeys(("eos_token", "pad_token"), "the tokenizer"),
+    "predict_with_generate": "evaluation.generate",
+    **dict.fromkeys(("generation_max_length", "generation_num_beams", "generation_config"), "evaluation.generate"),
 }
 
 
@@ -101,23 +109,30 @@ _LIMITS = {
 }
 
 
-def complete_training(given: dict[str, Any], metrics: Sequence[str]) -> dict[str, Any]:
+def complete_training(
+    given: dict[str, Any],
+    metrics: Sequence[str],
+    arguments: type[TrainingArguments] = TrainingArguments,
+    defaults: Mapping[str, Any] = MappingProxyType({}),
+) -> dict[str, Any]:
     """The training arguments with our defaults; a save strategy that is not given follows the evaluations.
 
     Args:
         given: what `training:` holds.
         metrics: the names of the run's metrics; with `loss`, what may decide which checkpoint is best.
+        arguments: the class whose fields are allowed.
+        defaults: the recipe's, over ours.
 
     Raises:
         InputError: an unknown key, or one that something else decides; a value that training could not use.
     """
-    allowed = [field.name for field in dataclasses.fields(TrainingArguments) if field.init]
+    allowed = [field.name for field in dataclasses.fields(arguments) if field.init]
     for key in given:
         if key in _OWNED:
             raise InputError(f"training.{key} cannot be set: it follows from {_OWNED[key]}")
         if key not in allowed:
             raise unknown_name("key in training", key, allowed)
-    merged = {**TRAINING_DEFAULTS, **{key: _value(key, value) for key, value in given.items()}}
+    merged = {**TRAINING_DEFAULTS, **defaults, **{key: _value(key, value, arguments) for key, value in given.items()}}
     if merged["eval_strategy"] != "steps" and "eval_steps" not in given:
         del merged["eval_steps"]
     for save, evaluate in (("save_strategy", "eval_strategy"), ("save_steps", "eval_steps")):
@@ -127,7 +142,7 @@ def complete_training(given: dict[str, Any], metrics: Sequence[str]) -> dict[str
     return merged
 
 
-def _value(key: str, value: Any) -> Any:
+def _value(key: str, value: Any, arguments: type[TrainingArguments]) -> Any:
     """A training argument as its declared type, within its limits.
 
     A bare `no` is False in YAML 1.1; under a strategy it means the word.
@@ -135,7 +150,7 @@ def _value(key: str, value: Any) -> Any:
     if value is False and key.endswith("_strategy"):
         value = "no"
     # Without eval_steps the Trainer would take logging_steps, and the saves that follow would have none.
-    hint = float if key == "eval_steps" else get_type_hints(TrainingArguments)[key]
+    hint = float if key == "eval_steps" else get_type_hints(arguments)[key]
     typed = _typed(key, value, hint)
     if isinstance(typed, float) and not math.isfinite(typed):
         raise InputError(f"training.{key}: expected a finite number, got {value!r}")

@@ -1,0 +1,57 @@
+"""Tensors that an engine spreads over processes (DTensors of FSDP2 and of tensor parallelism): whole, and spread again.
+
+Where a tensor is spread, every function here is collective: all processes of its mesh call it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
+
+from ailora.errors import ModelError
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of a tensor, on this process, with gradients to its parts; a plain tensor is that itself."""
+    if not isinstance(tensor, DTensor):
+        return tensor
+    computes_on = tensor.device_mesh.device_type
+    if tensor.device.type not in (computes_on, "meta"):
+        # What FSDP2 offloads to the CPU is gathered by the backend of the accelerator.
+        tensor = tensor.to(computes_on)
+    return tensor.full_tensor()
+
+
+def require_whole(tensor: Tensor, shape: Sequence[int]) -> Tensor:
+    """A tensor that must be all there.
+
+    Raises:
+        ModelError: another shape: an engine took the tensor apart in a way of its own.
+    """
+    if tensor.shape != torch.Size(shape):
+        raise ModelError(
+            f"a factor of the adapter has shape {tuple(tensor.shape)} in place of {tuple(shape)}: an engine has "
+            "partitioned it (ZeRO-3 of DeepSpeed, FSDP1). Use FSDP2, DDP or ZeRO-2; or form='stock', which is the "
+            "same file, trained whole"
+        )
+    return tensor
+
+
+def spread_like(tensor: Tensor, like: Tensor) -> Tensor:
+    """A whole tensor, spread as another one is: the value of its mesh's first process. Plain where that is plain."""
+    if not isinstance(like, DTensor):
+        return tensor
+    spread = distribute_tensor(tensor.detach(), like.device_mesh, like.placements)
+    return spread if like.is_meta else spread.to(like.device)
+
+
+def replicated_beside(tensor: Tensor, parts: Iterable[Tensor]) -> Tensor:
+    """A whole tensor, replicated over the mesh that one of its parts is spread over; plain where none is.
+
+    A state dict of a sharded model holds no plain tensors: loaders ask each for its mesh.
+    """
+    mesh = next((part.device_mesh for part in parts if isinstance(part, DTensor)), None)
+    return tensor if mesh is None else DTensor.from_local(tensor, mesh, [Replicate()] * mesh.ndim, run_check=False)

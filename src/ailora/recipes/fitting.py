@@ -1,0 +1,207 @@
+"""From a started model to a trained one, and to the files that say so: what every recipe does alike."""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from transformers import PreTrainedModel, ProgressCallback, Trainer, TrainerState, TrainingArguments, set_seed
+
+from ailora.adapters import adapt, plan_of, save_adapter
+from ailora.adapters.attach import sidecar_of
+from ailora.adapters.sidecar import library_versions
+from ailora.errors import InputError
+from ailora.recipes.callbacks import ProgressBar, RunLog
+from ailora.recipes.card import model_card
+from ailora.recipes.checkpoints import train_seconds
+from ailora.recipes.processes import is_main, wait
+from ailora.recipes.run_folder import RunFolder
+from ailora.recipes.schema import RunConfig
+from ailora.shards import write_text
+
+Model = PreTrainedModel | PeftModel
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A model that training has ended with.
+
+    Attributes:
+        trainer: holds the model and the history.
+        times: seconds of initialization and of training, those of earlier processes of the run included.
+    """
+
+    trainer: Trainer
+    times: dict[str, float]
+
+
+def training_arguments(config: RunConfig, **derived: Any) -> Any:
+    """The trainer's arguments; made before anything else, so that bad ones leave no trace.
+
+    Args:
+        config: the run's.
+        **derived: arguments that the recipe sets unless the configuration does.
+
+    Raises:
+        InputError: transformers refuses a value.
+    """
+    # Pinned memory is for an accelerator: torch warns where there is none. Anchors are the same everywhere from the
+    # start, when DDP compares them: sending them again each step would only cost.
+    accelerator = torch.accelerator.is_available()
+    given = {
+        "output_dir": str(RunFolder(config.output).checkpoints),
+        "data_seed": config.training["seed"],
+        "dataloader_pin_memory": accelerator,
+        "ddp_broadcast_buffers": False,
+        "label_names": ["labels"],
+        **derived,
+        **config.training,
+    }
+    try:
+        return config.arguments(**given)
+    except (ValueError, TypeError) as error:
+        raise InputError(f"training: {error}") from error
+
+
+def start(config: RunConfig, load: Callable[[], PreTrainedModel], task_type: str) -> tuple[Model, float]:
+    """The base model, adapted, and the seconds that took. New heads are drawn from the run's seed, whatever the policy.
+
+    Args:
+        config: the run's.
+        load: loads the base model.
+        task_type: PEFT's.
+
+    Raises:
+        InputError, ModelError: the model cannot be loaded, or not adapted as asked.
+    """
+    started = time.perf_counter()
+    set_seed(config.training["seed"])
+    model: Model = load()
+    if not config.adapter.full:
+        model = adapt(model, config.adapter.policy, **config.adapter.plan_options(), task_type=task_type)
+    return model, time.perf_counter() - started
+
+
+def fit(config: RunConfig, model: Model, make_trainer: Callable[[Model], Trainer], *, init_seconds: float) -> Fitted:
+    """Train to the end, from the newest checkpoint if there is one.
+
+    Args:
+        config: the run's; its folder is claimed.
+        model: from `start`.
+        make_trainer: makes the trainer of a model.
+        init_seconds: what `start` took.
+    """
+    folder = RunFolder(config.output)
+    if isinstance(model, PeftModel) and is_main():
+        sidecar_of(model).write(folder.path)
+    checkpoint = _newest_checkpoint(folder)
+    seconds_before = train_seconds(checkpoint) if checkpoint else 0.0
+    finished = _finished_state(checkpoint)
+    if checkpoint and finished:
+        model = _load_weights(model, checkpoint)
+    trainer = make_trainer(model)
+    if not trainer.args.disable_tqdm:
+        trainer.remove_callback(ProgressCallback)
+        trainer.add_callback(ProgressBar)
+    log = RunLog(folder, seconds_before)
+    trainer.add_callback(log)
+    seconds = seconds_before
+    if finished:
+        trainer.state = finished
+    else:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        seconds = log.train_seconds
+    return Fitted(trainer, {"init_seconds": init_seconds, "train_seconds": seconds})
+
+
+def _newest_checkpoint(folder: RunFolder) -> Path | None:
+    """The same one in every process: half-written ones are removed by the main one, before the others look."""
+    if is_main():
+        folder.newest_checkpoint()
+    wait()
+    return folder.newest_checkpoint()
+
+
+def _finished_state(checkpoint: Path | None) -> TrainerState | None:
+    """The state of a checkpoint at which training had ended; the Trainer would take one more step from there."""
+    if checkpoint is None:
+        return None
+    state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+    return state if state.global_step >= state.max_steps else None
+
+
+def _load_weights(model: Model, checkpoint: Path) -> Model:
+    if isinstance(model, PeftModel):
+        model.load_adapter(str(checkpoint), "default", is_trainable=True)
+        return model
+    return type(model).from_pretrained(checkpoint)
+
+
+def facts(config: RunConfig, fitted: Fitted) -> dict[str, Any]:
+    """What is known of a run when its training ends."""
+    trainer = fitted.trainer
+    evaluated = [f"eval_{metric}" for metric in config.metrics]
+    history = [
+        {key.removeprefix("eval_"): record[key] for key in ("step", "epoch", "eval_loss", *evaluated)}
+        for record in trainer.state.log_history
+        if "eval_loss" in record
+    ]
+    best: dict[str, Any] = {"loss": min(history, key=lambda record: record["loss"], default=None)}
+    for deciding in config.metrics[:1]:
+        best[deciding] = max(history, key=lambda record: record[deciding], default=None)
+    parameters = list(trainer.model.parameters()) if trainer.model else []
+    return {
+        "best": best,
+        "history": history,
+        "steps": trainer.state.global_step,
+        "trainable_parameters": sum(p.numel() for p in parameters if p.requires_grad),
+        "total_parameters": sum(p.numel() for p in parameters),
+        "adapted": dict(plan_of(trainer.model).counts) if isinstance(trainer.model, PeftModel) else {},
+        "seed": config.training["seed"],
+        "config": config.model_dump(),
+        "versions": library_versions(),
+        **fitted.times,
+        "peak_memory_bytes": _peak_memory(),
+    }
+
+
+def save_model(config: RunConfig, trainer: Trainer, result: dict[str, Any]) -> None:
+    """Write `adapter/` with its card, or after full fine-tuning `model/`. All processes take part."""
+    folder = RunFolder(config.output)
+    model: Any = trainer.model
+
+    def write_adapter(path: Path) -> None:
+        save_adapter(model, path)
+        write_text(path / "README.md", model_card(config, result))
+
+    if isinstance(model, PeftModel):
+        folder.write_folder(folder.adapter, write_adapter)
+    else:
+        folder.write_folder(folder.model, model.save_pretrained)
+
+
+def write_result(folder: RunFolder, result: dict[str, Any]) -> None:
+    """Write `result.json`, the last file of a run."""
+    write_text(folder.result, json.dumps(result, indent=2) + "\n")
+
+
+def _peak_memory() -> int:
+    """Peak bytes of this process: on the GPU where there is one, else resident."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def main_first(arguments: TrainingArguments) -> AbstractContextManager[Any]:
+    """The main process before the others: what it decomposes, they find in the cache."""
+    return arguments.main_process_first(desc="initialization") if arguments.world_size > 1 else nullcontext()

@@ -1,0 +1,114 @@
+"""The data of a run that trains a language model, and what is known of it at its end."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from datasets import Dataset
+from peft import PeftModel
+from transformers import TrainingArguments
+
+from ailora.adapters import Form
+from ailora.recipes.fitting import Fitted, Model, facts, save_model, write_result
+from ailora.recipes.language.evaluation import Evaluator, forgetting, write_samples
+from ailora.recipes.language.generation import generation_config
+from ailora.recipes.language.likelihood import Likelihood
+from ailora.recipes.language.rows import Row, Rows, load_rows
+from ailora.recipes.language.templates import Template
+from ailora.recipes.language.tokens import Tokenization
+from ailora.recipes.processes import is_main
+from ailora.recipes.run_folder import RunFolder
+from ailora.recipes.schema import LanguageConfig
+from ailora.recipes.tables import read_tables
+
+
+@dataclass(frozen=True)
+class LanguageData:
+    """The splits of a run.
+
+    Attributes:
+        rows: all rows of a split.
+        tokenized: `input_ids` and `labels` of those that are used.
+        general: likewise of general text; None: forgetting is not measured.
+    """
+
+    rows: dict[str, Rows]
+    tokenized: dict[str, Dataset]
+    general: Dataset | None
+
+
+def make_evaluator(config: LanguageConfig, tokenization: Tokenization, arguments: TrainingArguments) -> Evaluator:
+    """What measures the model of a run.
+
+    Raises:
+        InputError: generation is configured in a way that transformers refuses.
+    """
+    fields = config.evaluation.generate
+    generation = None if fields is None else generation_config(fields, tokenization.tokenizer)
+    return Evaluator(config.evaluation, tokenization, generation, arguments.per_device_eval_batch_size)
+
+
+def load_data(config: LanguageConfig, evaluator: Evaluator) -> LanguageData:
+    """Read and tokenize every split.
+
+    Raises:
+        InputError: bad data, rows of which nothing is left to learn, columns that are not there.
+    """
+    data, tokenization = config.data, evaluator.tokenization
+    rows = {split: load_rows(data, split) for split in data.splits}
+    tokenized = {
+        split: tokenization.dataset(whole.cut(getattr(data, f"max_{split}_samples", None)))
+        for split, whole in rows.items()
+    }
+    for split in data.splits[1:] if evaluator.generation else []:
+        evaluator.inputs(rows[split])
+    return LanguageData(rows, tokenized, _general(config, tokenization))
+
+
+def _general(config: LanguageConfig, tokenization: Tokenization) -> Dataset | None:
+    evaluation = config.evaluation
+    if evaluation.general_text is None:
+        return None
+    table = read_tables(evaluation.general_text)
+    template = Template.of(evaluation.general_template, "evaluation.general_template")
+    rows = []
+    for values, where in zip(table.rows, table.where, strict=True):
+        columns = dict(zip(table.columns, values, strict=True))
+        rows.append(Row(where, None, template.fill(columns, where), columns))
+    return tokenization.dataset(Rows(rows).cut(evaluation.max_general_samples))
+
+
+def likelihood_of_base(
+    config: LanguageConfig, evaluator: Evaluator, data: LanguageData, model: Model
+) -> Likelihood | None:
+    """The likelihood of general text under the model at its start, where training will overwrite the base.
+
+    None where the adapter can be switched off, or nothing is asked for.
+    """
+    overwritten = not isinstance(model, PeftModel) or config.adapter.form == Form.RESIDUAL
+    return evaluator.likelihood(model, data.general) if overwritten and data.general is not None else None
+
+
+def finish(
+    config: LanguageConfig, fitted: Fitted, data: LanguageData, *, evaluator: Evaluator, base: Likelihood | None
+) -> dict[str, Any]:
+    """Measure every split, and write all that a finished run holds, `result.json` last."""
+    folder, model = RunFolder(config.output), fitted.trainer.model
+    assert model is not None
+    metrics, samples = {}, []
+    for split in config.data.splits[1:]:
+        found = evaluator.likelihood(model, data.tokenized[split])
+        made = evaluator.samples(model, data.rows[split])
+        metrics[split] = {"loss": found.loss, "perplexity": found.perplexity} | evaluator.scores(made)
+        samples += [{"split": split, **sample} for sample in made]
+    result: dict[str, Any] = {"metrics": metrics}
+    if data.general is not None:
+        result["forgetting"] = forgetting(evaluator, model, data.general, base).described()
+    result |= facts(config, fitted)
+    save_model(config, fitted.trainer, result)
+    if is_main():
+        if evaluator.generation is not None:
+            write_samples(folder.samples, samples)
+        write_result(folder, result)
+    return result
