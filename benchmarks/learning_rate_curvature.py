@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,10 +20,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from machine import describe, write_results
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 import ailora
+from ailora.adapters.curvature import Metric, curvature_by_role, first_step_by_role
 from ailora.checkpoints.models import model_path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -145,6 +148,42 @@ def train(task: Task, policy: str, rates: dict[str, float]) -> dict[str, Any]:
     return {"held_out": held_out, "last_train": sum(losses[-10:]) / 10, "seconds": time.perf_counter() - started}
 
 
+def curvature(arguments: argparse.Namespace) -> None:
+    """Measure every policy on the same four batches: the first one, cut."""
+    task = TASKS[arguments.task](arguments)
+    first = task.train[0]
+    size = len(first["input_ids"]) // 4
+    cut = [{k: v[i * size : (i + 1) * size] for k, v in first.items()} for i in range(4)]
+    for policy in arguments.policies:
+        model = adapted(task, policy)
+        losses = [lambda batch=batch: model(**batch).loss for batch in cut]
+        found: dict[str, Any] = {"task": arguments.task, "policy": policy, "movement": movement(model)}
+        measures: dict[str, Callable[[], dict[str, Any]]] = {
+            "plain": lambda: curvature_by_role(model, losses),
+            "adam": lambda: curvature_by_role(model, losses, metric=Metric.ADAM),
+            "step": lambda: first_step_by_role(model, losses),
+        }
+        for name, measure in measures.items():
+            started = time.perf_counter()
+            found[name] = {key: vars(value) for key, value in measure().items()}
+            found[f"{name}_seconds"] = time.perf_counter() - started
+        with (OUT / "curvature.jsonl").open("a") as lines:
+            lines.write(json.dumps(found) + "\n")
+        print(json.dumps(found), flush=True)
+
+
+def movement(model: Any) -> dict[str, float]:
+    """How far W moves by a step of random signs, `(out |A0|^2 + in |B0|^2)^1/2` in total: a measure without data."""
+    squares: dict[str, float] = {}
+    for module, group in ailora.plan_of(model).modules.items():
+        layer = model.get_base_model().get_submodule(module)
+        A, B = (getattr(f, "anchor", f.weight).detach() for f in (layer.lora_A["default"], layer.lora_B["default"]))
+        square = float(B.shape[0] * A.norm() ** 2 + A.shape[1] * B.norm() ** 2)
+        for key in (group[0].projection.role.value, "all"):
+            squares[key] = squares.get(key, 0.0) + square
+    return {key: math.sqrt(square) for key, square in squares.items()}
+
+
 def sweep(arguments: argparse.Namespace) -> None:
     """Train every policy at every rate, on the same batches."""
     OUT.mkdir(parents=True, exist_ok=True)
@@ -176,7 +215,7 @@ def main() -> None:
     parser.add_argument("--value-ratio", type=float, default=1.0, help="value's rate over query's")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    {"sweep": sweep}[arguments.part](arguments)
+    {"curvature": curvature, "sweep": sweep, "summary": sweep}[arguments.part](arguments)
 
 
 if __name__ == "__main__":

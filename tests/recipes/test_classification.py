@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +18,11 @@ from safetensors.torch import load_file
 import ailora
 from ailora.adapters import find_sidecar
 from ailora.recipes import classification
+from ailora.recipes.catalog import finished_run
 from ailora.recipes.config import load_config
-from ailora.recipes.finished import FinishedRun
 
 TIMES = ("init_seconds", "train_seconds", "peak_memory_bytes", "config")
+from tests.recipes.killed import run_process
 
 
 def run(config: dict[str, Any], *overrides: str) -> dict[str, Any]:
@@ -88,7 +86,7 @@ def test_the_cards_snippet_loads_the_adapter(config: dict[str, Any], tmp_path: P
     scope: dict[str, Any] = {}
     exec(snippet, scope)
     assert isinstance(scope["model"], PeftModelForSequenceClassification)
-    run_again = FinishedRun(tmp_path / "run")
+    run_again = finished_run(tmp_path / "run")
     assert run_again.evaluate() == pytest.approx(result["metrics"]["validation"], abs=1e-6)
 
 
@@ -134,7 +132,7 @@ def test_regression(config: dict[str, Any], tmp_path: Path) -> None:
 @pytest.mark.parametrize("form", ["stock", "residual"])
 def test_other_forms_give_the_same_kind_of_file(config: dict[str, Any], tmp_path: Path, form: str) -> None:
     result = run(config, f"adapter.form={form}", "training.weight_decay=0.1")
-    assert FinishedRun(tmp_path / "run").evaluate() == pytest.approx(result["metrics"]["validation"], abs=1e-5)
+    assert finished_run(tmp_path / "run").evaluate() == pytest.approx(result["metrics"]["validation"], abs=1e-5)
 
 
 def test_weight_decay_spares_the_factors_of_the_residual_form(config: dict[str, Any], tmp_path: Path) -> None:
@@ -149,7 +147,7 @@ def test_weight_decay_spares_the_factors_of_the_residual_form(config: dict[str, 
 
 def test_predict_and_evaluate_use_a_finished_run(config: dict[str, Any], tmp_path: Path, verdicts: Any) -> None:
     result = run(config)
-    finished = FinishedRun(tmp_path / "run")
+    finished = finished_run(tmp_path / "run")
     assert finished.evaluate(str(verdicts["test"])) == pytest.approx(result["metrics"]["test"], abs=1e-6)
     made = pd.read_parquet(tmp_path / "run" / "predictions.parquet")
     sentences = pd.read_csv(verdicts["test"], sep="\t")[["sentence"]]
@@ -194,7 +192,7 @@ def test_a_damaged_adapter_is_named(config: dict[str, Any], tmp_path: Path) -> N
     weights = tmp_path / "run" / "adapter" / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:100])
     with pytest.raises(ailora.InputError, match="cannot load the adapter"):
-        FinishedRun(tmp_path / "run").evaluate()
+        finished_run(tmp_path / "run").evaluate()
 
 
 @pytest.mark.parametrize(
@@ -217,36 +215,10 @@ def test_bad_input_leaves_no_folder(config: dict[str, Any], tmp_path: Path, over
 
 def test_an_unfinished_run_cannot_be_used(tmp_path: Path) -> None:
     with pytest.raises(ailora.InputError, match="not the folder of a run"):
-        FinishedRun(tmp_path)
+        finished_run(tmp_path)
 
 
 # --- kills ---------------------------------------------------------------------------------------------------------
-
-#: Dies by SIGKILL when a function is entered for the n-th time: in a save, between saves, while results are written.
-_KILLED = """
-import os, signal, sys
-from transformers import Trainer
-from ailora.recipes import classification, run_folder
-from ailora.recipes.config import load_config
-
-owners = {"Trainer": Trainer, "RunFolder": run_folder.RunFolder, "classification": classification}
-owner, name, count = sys.argv[2].partition(".")[0], sys.argv[2].partition(".")[2], int(sys.argv[3])
-if count:
-    real, calls = getattr(owners[owner], name), []
-    def die(*args, **kwargs):
-        calls.append(1)
-        if len(calls) == count:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return real(*args, **kwargs)
-    setattr(owners[owner], name, die)
-classification.run(load_config(sys.argv[1]))
-"""
-
-
-def run_process(config_file: Path, point: str, count: int) -> int:
-    environment = {**os.environ, "OMP_NUM_THREADS": "2", "TRANSFORMERS_VERBOSITY": "error"}
-    command = [sys.executable, "-c", _KILLED, str(config_file), point, str(count)]
-    return subprocess.run(command, env=environment, capture_output=True, timeout=300, check=False).returncode
 
 
 @pytest.mark.parametrize(
@@ -259,7 +231,7 @@ def run_process(config_file: Path, point: str, count: int) -> int:
             ("Trainer.training_step", 8),
             ("Trainer._save_rng_state", 1),
             ("RunFolder.mark_complete", 1),
-            ("classification._save", 1),  # trained, nothing written yet
+            ("classification.save_model", 1),  # trained, nothing written yet
             ("classification.write_frame", 1),  # adapter written, predictions not
         ],
     ],
@@ -326,5 +298,5 @@ def test_real_data_on_the_real_model(shared: Path, tmp_path: Path) -> None:
         },
     )
     assert result["metrics"]["validation"]["loss"] < 0.5
-    again = FinishedRun(tmp_path / "run").evaluate()
+    again = finished_run(tmp_path / "run").evaluate()
     assert again == pytest.approx(result["metrics"]["validation"], abs=1e-5)

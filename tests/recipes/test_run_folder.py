@@ -14,8 +14,8 @@ from transformers import Trainer
 
 import ailora
 from ailora.recipes import classification
+from ailora.recipes.catalog import finished_run
 from ailora.recipes.config import load_config
-from ailora.recipes.finished import FinishedRun
 from ailora.recipes.run_folder import RunFolder
 
 #: Eight steps, checkpoints after five and eight.
@@ -94,7 +94,7 @@ def test_a_damaged_result_is_written_anew_when_it_is_deleted(
     folder.claim(load_config(config))
     folder.result.write_text(content)
     with pytest.raises(ailora.InputError, match=r"result\.json is damaged .*: delete \S+ and run `ailora train \S+`"):
-        FinishedRun(folder.path)
+        finished_run(folder.path)
     with pytest.raises(ailora.InputError, match=r"result\.json is damaged"):
         classification.run(load_config(config))
 
@@ -107,12 +107,12 @@ def test_missing_files_of_a_finished_run_are_named(config: dict[str, Any], tmp_p
     for name in (f"{prefix}model.safetensors", f"{prefix}config.json"):
         (made / name).rename(tmp_path / name)
         with pytest.raises(ailora.InputError, match=rf"{made} has no {name}: delete \S+result\.json and run"):
-            FinishedRun(tmp_path / "run").evaluate()
+            finished_run(tmp_path / "run").evaluate()
         (tmp_path / name).rename(made / name)
     weights = made / f"{prefix}model.safetensors"
     weights.write_bytes(weights.read_bytes()[:100])
     with pytest.raises(ailora.InputError, match=r"cannot load"):
-        FinishedRun(tmp_path / "run").evaluate()
+        finished_run(tmp_path / "run").evaluate()
     # The way out that the message names.
     (tmp_path / "run" / "result.json").unlink()
     assert run(config, f"adapter={{policy: {policy}}}")["metrics"] == result["metrics"]
@@ -129,10 +129,10 @@ def test_predictions_do_not_replace_their_input(config: dict[str, Any], tmp_path
     before = file.read_bytes()
     for output in (file, link, tmp_path / "run" / ".." / "in.csv"):
         with pytest.raises(ailora.InputError, match=r"csv is the input: predictions written there would replace it"):
-            FinishedRun(folder.path).predict(str(file), output)
+            finished_run(folder.path).predict(str(file), output)
     (tmp_path / "out.csv").mkdir()
     with pytest.raises(ailora.InputError, match=r"out\.csv is a folder: the output is a file"):
-        FinishedRun(folder.path).predict(str(file), tmp_path / "out.csv")
+        finished_run(folder.path).predict(str(file), tmp_path / "out.csv")
     assert file.read_bytes() == before
 
 

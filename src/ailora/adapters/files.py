@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from peft import PeftModel, get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import save_file
@@ -17,6 +18,7 @@ from ailora.adapters.folder import WEIGHTS_NAME
 from ailora.adapters.fused import FusedA, FusedB, FusedFactor, PlainFactor
 from ailora.adapters.lora_config import lora_config
 from ailora.adapters.plan import Form, Plan
+from ailora.adapters.sharding import any_spread, whole
 from ailora.adapters.weights import base_layer, identity_of, read_weight, rows_of, write_rows
 from ailora.errors import ModelError
 from ailora.roles import Projection
@@ -27,7 +29,8 @@ def save_adapter(model: PeftModel, folder: Path | str, *, adapter_name: str = "d
     """Write an adapter of ours as a stock PEFT adapter for the untouched base, with its `ailora.json`.
 
     The anchored and the stock form are written by `save_pretrained`. An adapter in the residual form is converted:
-    with `dA = A - A0`, `dB = B - B0`, its update is `[dB, B] [A0; dA]` as in the other forms.
+    with `dA = A - A0`, `dB = B - B0`, its update is `[dB, B] [A0; dA]` as in the other forms. Of a model that FSDP2
+    has sharded, all processes call this; the first one writes.
 
     Args:
         model: a model that `adapt` or `apply_plan` made.
@@ -43,14 +46,20 @@ def save_adapter(model: PeftModel, folder: Path | str, *, adapter_name: str = "d
     plan, sidecar = plan_of(model, adapter_name), sidecar_of(model, adapter_name)
     folder = Path(folder)
     target = folder if adapter_name == "default" else folder / adapter_name
-    model.save_pretrained(str(folder), selected_adapters=[adapter_name])
-    if plan.form is Form.RESIDUAL:
-        config = lora_config(plan, model.get_base_model())
-        config.base_model_name_or_path = model.peft_config[adapter_name].base_model_name_or_path
-        config.inference_mode = True
-        config.save_pretrained(str(target))
-        save_file(_stacked_state_dict(model, plan, adapter_name), target / WEIGHTS_NAME, metadata={"format": "pt"})
-    sidecar.write(target)
+    sharded = any_spread(model.parameters())
+    state = _whole_state_dict(model, adapter_name) if sharded else None
+    stacked = _stacked_state_dict(model, plan, adapter_name) if plan.form is Form.RESIDUAL else None
+    if not sharded or dist.get_rank() == 0:
+        model.save_pretrained(str(folder), selected_adapters=[adapter_name], state_dict=state)
+        if stacked is not None:
+            config = lora_config(plan, model.get_base_model())
+            config.base_model_name_or_path = model.peft_config[adapter_name].base_model_name_or_path
+            config.inference_mode = True
+            config.save_pretrained(str(target))
+            save_file(stacked, target / WEIGHTS_NAME, metadata={"format": "pt"})
+        sidecar.write(target)
+    if sharded:
+        dist.barrier()
     return target
 
 
@@ -90,6 +99,14 @@ def restore_base(model: PeftModel, *, adapter_name: str = "default") -> nn.Modul
     return model.unload()
 
 
+def _whole_state_dict(model: PeftModel, adapter_name: str) -> dict[str, torch.Tensor]:
+    """The entries of a sharded model's state dict that the file of an adapter takes, gathered."""
+    state = model.state_dict()
+    # PEFT says which ones, under other names; it hands on the same tensors.
+    taken = {id(tensor) for tensor in get_peft_model_state_dict(model, state, adapter_name=adapter_name).values()}
+    return {name: whole(tensor) for name, tensor in state.items() if id(tensor) in taken}
+
+
 def _stacked_state_dict(model: PeftModel, plan: Plan, adapter_name: str) -> dict[str, torch.Tensor]:
     """The state dict of a residual-form adapter, its factors replaced by those of the file."""
     state = get_peft_model_state_dict(model, adapter_name=adapter_name)
@@ -104,7 +121,7 @@ def _stacked_state_dict(model: PeftModel, plan: Plan, adapter_name: str) -> dict
         rows = {planned.projection.role: plan.reached_rows(planned.projection) for planned in group}
         state[f"{names[layer]}.lora_A.weight"] = FusedA(parts_A).stack().detach()
         state[f"{names[layer]}.lora_B.weight"] = FusedB(parts_B, rows, group[0].projection.shape[0]).stack().detach()
-    return {key: value.contiguous() for key, value in state.items()}
+    return {key: whole(value).contiguous() for key, value in state.items()}
 
 
 def _part(factor: nn.Module, projection: Projection) -> nn.Module:
@@ -120,7 +137,7 @@ def _anchor(factor: nn.Module) -> torch.Tensor | None:
 def _weight(factor: nn.Module) -> torch.Tensor:
     weight = factor.stack() if isinstance(factor, PlainFactor) else factor.weight
     assert isinstance(weight, torch.Tensor)
-    return weight.detach()
+    return whole(weight.detach())
 
 
 def _filed_A(factor: nn.Module) -> torch.Tensor:

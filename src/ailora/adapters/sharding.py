@@ -14,6 +14,11 @@ from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
 from ailora.errors import ModelError
 
 
+def any_spread(tensors: Iterable[Tensor]) -> bool:
+    """Whether an engine has spread any of some tensors."""
+    return any(isinstance(tensor, DTensor) for tensor in tensors)
+
+
 def whole(tensor: Tensor) -> Tensor:
     """All of a tensor, on this process, with gradients to its parts; a plain tensor is that itself."""
     if not isinstance(tensor, DTensor):

@@ -17,7 +17,7 @@ def demo(
     """Train four inits on a generated text task: a table, a picture, four adapters. A few minutes on two cores."""
     from ailora.analysis.curves import draw_curves
     from ailora.cli.tables import console, result_table
-    from ailora.recipes import classification
+    from ailora.recipes import catalog
     from ailora.recipes.config import load_config
     from ailora.recipes.verdicts import write_verdicts
 
@@ -33,7 +33,7 @@ def demo(
             "training": {"learning_rate": 4e-3, "per_device_train_batch_size": 32, "num_train_epochs": 1},
             "output": str(output / policy),
         }
-        results[policy] = classification.run(load_config(config))
+        results[policy] = catalog.run(load_config(config))
     picture = output / "curves.png"
     draw_curves(
         {policy: result["history"] for policy, result in results.items()},

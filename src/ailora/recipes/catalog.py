@@ -1,19 +1,45 @@
-"""Every recipe by name."""
+"""Every recipe by name: what runs it, and what uses a finished run of it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-from ailora.recipes import causal_lm, classification
+from ailora.recipes import causal_lm, classification, seq2seq
+from ailora.recipes.finished import FinishedRun
+from ailora.recipes.finished_classification import FinishedClassification
+from ailora.recipes.finished_language import FinishedLanguageModel
+from ailora.recipes.run_folder import RunFolder
 from ailora.recipes.schema import RunConfig
 
-RECIPES: dict[str, Callable[[Any], dict[str, Any]]] = {
+_RUN: dict[str, Callable[[Any], dict[str, Any]]] = {
     "classification": classification.run,
     "causal_lm": causal_lm.run,
+    "seq2seq": seq2seq.run,
+}
+_FINISHED: dict[str, Callable[[RunFolder, Any], FinishedRun]] = {
+    "classification": FinishedClassification,
+    "causal_lm": FinishedLanguageModel,
+    "seq2seq": FinishedLanguageModel,
 }
 
 
 def run(config: RunConfig) -> dict[str, Any]:
-    """Run the recipe that a configuration names; what `result.json` then holds."""
-    return RECIPES[config.recipe](config)
+    """Run the recipe that a configuration names; what `result.json` then holds.
+
+    Raises:
+        InputError, ModelError: as the recipe's own `run`.
+    """
+    return _RUN[config.recipe](config)
+
+
+def finished_run(folder: Path | str) -> FinishedRun:
+    """The finished run in a folder.
+
+    Raises:
+        InputError: the folder holds no run, or one that has not finished.
+    """
+    place = RunFolder(folder)
+    config = place.read_config()
+    return _FINISHED[config.recipe](place, config)

@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 from transformers import Trainer
-from trl import SFTConfig, SFTTrainer
+from trl.trainer.sft_config import SFTConfig
+from trl.trainer.sft_trainer import SFTTrainer
 
 from ailora.checkpoints.models import model_path
 from ailora.recipes.fitting import Model, fit, main_first, start, training_arguments

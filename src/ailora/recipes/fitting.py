@@ -16,8 +16,9 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel, ProgressCallback, Trainer, TrainerState, TrainingArguments, set_seed
 
-from ailora.adapters import adapt, plan_of, save_adapter
+from ailora.adapters import apply_plan, make_plan, plan_of, save_adapter
 from ailora.adapters.attach import sidecar_of
+from ailora.adapters.learning_rates import parse_multipliers
 from ailora.adapters.sidecar import library_versions
 from ailora.errors import InputError
 from ailora.recipes.callbacks import ProgressBar, RunLog
@@ -87,7 +88,10 @@ def start(config: RunConfig, load: Callable[[], PreTrainedModel], task_type: str
     set_seed(config.training["seed"])
     model: Model = load()
     if not config.adapter.full:
-        model = adapt(model, config.adapter.policy, **config.adapter.plan_options(), task_type=task_type)
+        multipliers = parse_multipliers(config.adapter.learning_rates)
+        plan = make_plan(model, config.adapter.policy, **config.adapter.plan_options(), task_type=task_type)
+        multipliers.require_adapted(role for role in plan.counts)
+        model = apply_plan(model, plan)
     return model, time.perf_counter() - started
 
 

@@ -17,8 +17,8 @@ from ailora.recipes.schema import RunConfig
 def quantization_config(config: RunConfig) -> QuantizationConfigMixin | None:
     """What `from_pretrained` takes; None where the model stays as it is stored.
 
-    `{load_in_4bit: true, ...}` holds fields of transformers' `BitsAndBytesConfig`; `{torchao: Int8WeightOnlyConfig, ...}`
-    names a configuration of `torchao.quantization` and its fields.
+    `{load_in_4bit: true, ...}` holds fields of transformers' `BitsAndBytesConfig`;
+    `{torchao: Int8WeightOnlyConfig, ...}` names a configuration of `torchao.quantization` and its fields.
 
     Raises:
         InputError: a field or class that does not exist, a value that the library refuses, a missing package; full

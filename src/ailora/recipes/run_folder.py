@@ -25,8 +25,8 @@ class RunFolder:
     """Paths and states of one run's folder.
 
     `config.yaml` (what runs), `ailora.json` (what the adapter is), `checkpoints/`, `log.jsonl`, and, written when the
-    run ends, `adapter/` or `model/`, `predictions.parquet` or `samples.jsonl` and, last, `result.json`. `failed.txt` says that an error
-    ended the run before its first checkpoint: nothing would be lost if another run took the folder.
+    run ends, `adapter/` or `model/`, `predictions.parquet` or `samples.jsonl` and, last, `result.json`. `failed.txt`
+    says that an error ended the run before its first checkpoint: nothing would be lost if another run took the folder.
     """
 
     def __init__(self, path: Path | str) -> None:

@@ -38,11 +38,13 @@ class AdapterTrainer(Trainer):
         optimizer = super().create_optimizer(model)
         if self.adapter.learning_rates and not made_before:
             multipliers = parse_multipliers(self.adapter.learning_rates)
-            optimizer.param_groups = multiplied_groups(optimizer.param_groups, self.model, multipliers)
+            adapted: Any = self.model
+            optimizer.param_groups = multiplied_groups(optimizer.param_groups, adapted, multipliers)
         return optimizer
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """The Trainer logs the rate of the optimizer's first group: what is logged is the configured one."""
-        if "learning_rate" in logs and self.optimizer is not None:
-            logs["learning_rate"] /= self.optimizer.param_groups[0].get("multiplier", 1.0)
+        groups = getattr(self.optimizer, "param_groups", [{}])
+        if "learning_rate" in logs:
+            logs["learning_rate"] /= groups[0].get("multiplier", 1.0)
         super().log(logs, start_time)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate.utils import reduce
@@ -77,5 +77,5 @@ def likelihood(
             )
             sums += torch.stack([nll.double().cpu(), (labels != IGNORED).sum().double().cpu()])
     model.train(training)
-    total, tokens = reduce(sums.to(device), "sum").tolist()
+    total, tokens = cast(Tensor, reduce(sums.to(device), "sum")).tolist()
     return Likelihood(total, int(tokens))

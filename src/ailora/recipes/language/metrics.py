@@ -49,9 +49,8 @@ def _corpus(metric: BLEU | CHRF | TER) -> Callable[[Texts, References], float]:
 def _rouge_l(texts: Texts, references: References) -> float:
     """The mean over texts of the F-measure of the longest common subsequence with the best reference, times 100."""
     scorer = RougeScorer(["rougeL"])
-    scores = [
-        scorer.score_multi(list(refs), text)["rougeL"].fmeasure for text, refs in zip(texts, references, strict=True)
-    ]
+    pairs = zip(texts, references, strict=True)
+    scores = [scorer.score_multi(list(refs), text)["rougeL"].fmeasure for text, refs in pairs]
     return 100 * sum(scores) / len(scores)
 
 
@@ -78,7 +77,7 @@ def _exact_match(texts: Texts, references: References) -> float:
 
 
 def final_number(text: str) -> Decimal | None:
-    """The answer of a worked solution: the first number after the last `####`, else the last number; None: no number."""
+    """The answer of a worked solution: the first number after the last `####`, else the last one; None: no number."""
     _, mark, after = text.rpartition("####")
     found = _NUMBER.findall(after)
     if not found:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -84,5 +85,5 @@ def _holds_text(value: Any) -> bool:
     if isinstance(value, bool) or value is None:
         return False
     if isinstance(value, float):
-        return value == value
+        return not math.isnan(value)
     return isinstance(value, int) or (isinstance(value, str) and bool(value.strip()))

@@ -93,7 +93,7 @@ class Tokenization:
         return list(self.tokenizer(text)["input_ids"])
 
     def _ended(self, text: str) -> str:
-        end = self.tokenizer.eos_token
+        end = str(self.tokenizer.eos_token)
         return text if text.endswith(end) else text + end
 
     def _chat(self, messages: list[Message], *, prompt: bool = False) -> list[int]:
@@ -108,7 +108,7 @@ class Tokenization:
 
     def _marked_template(self) -> str:
         """A template that says which tokens are the assistant's."""
-        template = self.tokenizer.chat_template
+        template = str(self.tokenizer.chat_template)
         if has_generation_markers(template):
             return template
         try:

@@ -12,7 +12,7 @@ from ailora.recipes.schema.sections import Count, DataSource, RunConfig, Text, f
 _PREDICTED = ("row", "prediction", "scores")
 
 
-class DataConfig(DataSource):
+class DataConfig(DataSource, frozen=True):
     """`data:`.
 
     Attributes:
@@ -26,7 +26,7 @@ class DataConfig(DataSource):
     max_length: Count = field("a whole number from 1", 128)
 
 
-class ClassificationConfig(RunConfig):
+class ClassificationConfig(RunConfig, frozen=True):
     """A run of the classification recipe; `training` holds fields of `transformers.TrainingArguments`.
 
     Attributes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar, Literal
 
 from transformers import Seq2SeqTrainingArguments, TrainingArguments
-from trl import SFTConfig
+from trl.trainer.sft_config import SFTConfig
 
 from ailora.errors import InputError, unknown_name
 from ailora.recipes.language.metrics import TEXT_METRICS, require_metric
@@ -15,14 +15,14 @@ from ailora.recipes.schema.sections import Count, DataSource, RunConfig, Section
 _TEMPLATE = "a template over columns such as '{question}', or a list of them"
 
 
-class MessageTemplate(Section):
+class MessageTemplate(Section, frozen=True):
     """One message of a conversation that is made from columns."""
 
     role: Text = field("system, user or assistant")
     content: Text | list[Text] = field(_TEMPLATE)
 
 
-class MessageColumn(Section):
+class MessageColumn(Section, frozen=True):
     """A column that holds conversations, and how their messages are written there.
 
     Attributes:
@@ -37,7 +37,7 @@ class MessageColumn(Section):
     names: dict[str, str] = field("a mapping such as {human: user, gpt: assistant}", {})
 
 
-class PromptData(DataSource):
+class PromptData(DataSource, frozen=True):
     """`data:` of a model that writes a completion to a prompt.
 
     A template names columns in braces; of a list, the first whose columns all hold text is used.
@@ -63,7 +63,7 @@ class PromptData(DataSource):
                 Template.of(template, f"data.{key}")
 
 
-class CausalData(PromptData):
+class CausalData(PromptData, frozen=True):
     """`data:` of the causal_lm recipe: prompts with completions, or plain text, or conversations.
 
     Attributes:
@@ -95,7 +95,7 @@ class CausalData(PromptData):
                 Template.of(message.content, f"data.messages[{number}].content")
 
 
-class Seq2SeqData(PromptData):
+class Seq2SeqData(PromptData, frozen=True):
     """`data:` of the seq2seq recipe.
 
     Attributes:
@@ -109,7 +109,7 @@ class Seq2SeqData(PromptData):
     max_completion_length: Count = field("a whole number from 1", 128)
 
 
-class EvaluationConfig(Section):
+class EvaluationConfig(Section, frozen=True):
     """`evaluation:`. What is measured when training has ended.
 
     Attributes:
@@ -150,7 +150,7 @@ class EvaluationConfig(Section):
         Template.of(self.general_template, "evaluation.general_template")
 
 
-class LanguageConfig(RunConfig):
+class LanguageConfig(RunConfig, frozen=True):
     """A run that trains a language model.
 
     Attributes:
@@ -172,7 +172,7 @@ class LanguageConfig(RunConfig):
             )
 
 
-class CausalLMConfig(LanguageConfig):
+class CausalLMConfig(LanguageConfig, frozen=True):
     """A run of the causal_lm recipe; `training` holds fields of `trl.SFTConfig`."""
 
     arguments: ClassVar[type[TrainingArguments]] = SFTConfig
@@ -181,7 +181,7 @@ class CausalLMConfig(LanguageConfig):
     data: CausalData
 
 
-class Seq2SeqConfig(LanguageConfig):
+class Seq2SeqConfig(LanguageConfig, frozen=True):
     """A run of the seq2seq recipe; `training` holds fields of `transformers.Seq2SeqTrainingArguments`."""
 
     arguments: ClassVar[type[TrainingArguments]] = Seq2SeqTrainingArguments

@@ -22,13 +22,11 @@ def field(allowed: str, default: Any = ..., **limits: Any) -> Any:
     return pydantic.Field(default=default, description=allowed, **limits)
 
 
-class Section(pydantic.BaseModel):
+class Section(pydantic.BaseModel, extra="forbid", frozen=True):
     """A mapping in the configuration, without keys that nobody knows."""
 
-    model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
 
-
-class AdapterConfig(Section):
+class AdapterConfig(Section, frozen=True):
     """`adapter:`. The fields of `make_plan`; `policy: full` trains the whole model without an adapter."""
 
     policy: str | dict[str, Any] = field("a preset's name, full, or a mapping from role to init", "ailora")
@@ -63,7 +61,7 @@ class AdapterConfig(Section):
         return {"policy": self.policy} if self.full else fields(self)
 
 
-class DataSource(Section):
+class DataSource(Section, frozen=True):
     """Where the rows of a run come from: files, or with `dataset` the splits that `datasets.load_dataset` finds.
 
     Attributes:
@@ -89,7 +87,7 @@ class DataSource(Section):
         return ["train", "validation", *(["test"] if self.test else [])]
 
 
-class RunConfig(Section):
+class RunConfig(Section, frozen=True):
     """What the configuration of every run holds.
 
     Attributes:
@@ -110,7 +108,7 @@ class RunConfig(Section):
     recipe: str = field("the name of a recipe")
     model: Text = field("a hub id, a folder, or builtin:minilm")
     quantization: dict[str, Any] | None = field(
-        "a mapping of fields of transformers.BitsAndBytesConfig, or with quant_method: torchao of TorchAoConfig", None
+        "a mapping: fields of transformers.BitsAndBytesConfig, or torchao: the name of a class, and its fields", None
     )
     adapter: AdapterConfig = AdapterConfig()
     data: DataSource

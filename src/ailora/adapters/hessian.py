@@ -1,0 +1,145 @@
+"""Gradients of a loss in an adapter's factors, role by role, and products with the blocks of its Hessian.
+
+Products come from differentiating twice (Pearlmutter 1994, "Fast exact multiplication by the Hessian"). A batch is run
+once a pass, forward and backward, and serves all blocks; its graph is gone before the next one starts, so that memory
+is that of one batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from peft import PeftModel
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from ailora.adapters.learning_rates import role_factors
+from ailora.errors import InputError, ModelError
+
+#: The mean loss of one batch under the model, a scalar with gradients; the same whenever it is called.
+Loss = Callable[[], Tensor]
+
+#: The key of all roles together, beside those of the roles.
+ALL = "all"
+
+_NOT_TWICE = ("does not require grad", "does not have a grad_fn", "is not implemented", "double backward", "once_diff")
+
+
+@dataclass(frozen=True)
+class Block:
+    """Parameters that are moved together, and seen as one vector (n,)."""
+
+    parameters: tuple[nn.Parameter, ...]
+
+    @property
+    def size(self) -> int:
+        """How many numbers they hold."""
+        return sum(parameter.numel() for parameter in self.parameters)
+
+    def vector(self, tensors: Mapping[nn.Parameter, Tensor]) -> Float[Tensor, " n"]:
+        """The tensors that go with the parameters, one after the other."""
+        return torch.cat([tensors[parameter].reshape(-1) for parameter in self.parameters])
+
+
+def blocks_by_role(model: PeftModel, adapter_name: str = "default") -> dict[str, Block]:
+    """The factors of every role, `A` and `B` of all layers, and under `ALL` those of all roles if there are several.
+
+    Raises:
+        ModelError: no such adapter of ours, it does not train, or one of its parameters belongs to several roles.
+    """
+    parameters = dict(model.named_parameters())
+    by_role: dict[str, list[nn.Parameter]] = {}
+    for name, (roles, _) in role_factors(model, adapter_name).items():
+        if len(roles) > 1:
+            raise ModelError(f"{name} is one parameter for {', '.join(roles)}: measure in the anchored form")
+        by_role.setdefault(roles[0].value, []).append(parameters[name])
+    if not by_role:
+        raise ModelError(f"the adapter {adapter_name!r} has no trainable factors: set_adapter() it first")
+    if len(by_role) > 1:
+        by_role[ALL] = [parameter for group in by_role.values() for parameter in group]
+    return {role: Block(tuple(group)) for role, group in by_role.items()}
+
+
+def gradients(
+    model: PeftModel, losses: Sequence[Loss], blocks: Mapping[str, Block]
+) -> dict[str, Float[Tensor, "batches n"]]:
+    """The gradient of every batch's loss in every block; `.grad` is left alone.
+
+    Raises:
+        InputError, ModelError: as `hessian_products`.
+    """
+    passes = _passes(model, losses, blocks, twice=False)
+    made = [{key: block.vector(gradient).detach() for key, block in blocks.items()} for gradient in passes]
+    return {key: torch.stack([batch[key] for batch in made]) for key in blocks}
+
+
+def hessian_products(
+    model: PeftModel, losses: Sequence[Loss], blocks: Mapping[str, Block], vectors: Mapping[str, Float[Tensor, " n"]]
+) -> dict[str, Float[Tensor, "batches n"]]:
+    """The product of every batch's Hessian, block by block, with that block's vector.
+
+    Dropout is off, and attention of `torch.nn.functional` runs in its plain kernel, the one with second derivatives.
+
+    Raises:
+        InputError: a loss that is not a scalar with gradients.
+        ModelError: a gradient that is not finite, or an operation that cannot be differentiated twice.
+    """
+    made = []
+    for gradient in _passes(model, losses, blocks, twice=True):
+        with _explained():
+            made.append({key: _product(block, gradient, vectors[key]) for key, block in blocks.items()})
+    return {key: torch.stack([batch[key] for batch in made]) for key in blocks}
+
+
+def _product(block: Block, gradient: Mapping[nn.Parameter, Tensor], vector: Tensor) -> Tensor:
+    slope = block.vector(gradient) @ vector
+    if not slope.requires_grad:
+        return torch.zeros_like(vector)
+    made = torch.autograd.grad(slope, block.parameters, retain_graph=True, allow_unused=True, materialize_grads=True)
+    return torch.cat([part.reshape(-1) for part in made])
+
+
+def _passes(
+    model: PeftModel, losses: Sequence[Loss], blocks: Mapping[str, Block], *, twice: bool
+) -> Iterator[dict[nn.Parameter, Tensor]]:
+    """The gradient of each batch by parameter, with a graph of its own if it is to be differentiated once more."""
+    every = list(dict.fromkeys(parameter for block in blocks.values() for parameter in block.parameters))
+    with _measuring(model):
+        for loss in losses:
+            value = loss()
+            if value.ndim or not value.requires_grad:
+                raise InputError(f"a loss is a scalar with gradients to the adapter, not {value}")
+            with _explained():
+                made = torch.autograd.grad(value, every, create_graph=twice, allow_unused=True, materialize_grads=True)
+            if not all(torch.isfinite(part).all() for part in made):
+                raise ModelError(f"the loss {value.item():.3g} has a gradient that is not finite")
+            yield dict(zip(every, made, strict=True))
+
+
+@contextmanager
+def _measuring(model: nn.Module) -> Iterator[None]:
+    """Eval mode, gradients on, attention that can be differentiated twice; afterwards all is as before."""
+    flags = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        for module, training in flags:
+            module.training = training
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        if any(words in str(error) for words in _NOT_TWICE):
+            raise ModelError(
+                f"the model cannot be differentiated twice ({error}): load it with attn_implementation='eager'"
+            ) from error
+        raise

@@ -1,0 +1,120 @@
+"""Sequence-to-sequence models with transformers' `Seq2SeqTrainer`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from datasets import Dataset
+from transformers import DataCollatorForSeq2Seq, Seq2SeqTrainer, Seq2SeqTrainingArguments, Trainer
+
+from ailora.checkpoints.models import model_path
+from ailora.recipes.fitting import Model, fit, main_first, start, training_arguments
+from ailora.recipes.language.outcome import LanguageData, finish, likelihood_of_base, load_data, make_evaluator
+from ailora.recipes.language.rows import Row, Rows
+from ailora.recipes.language.tokens import Tokenization, complete_tokenizer
+from ailora.recipes.models import load_language_model, load_tokenizer
+from ailora.recipes.quantization import quantization_config
+from ailora.recipes.run_folder import RunFolder
+from ailora.recipes.schema import Seq2SeqConfig
+from ailora.recipes.trainers import AdapterTrainer
+
+
+def run(config: Seq2SeqConfig) -> dict[str, Any]:
+    """Train and evaluate; the same call after a kill continues, after the end it returns the result again.
+
+    Args:
+        config: from `load_config`.
+
+    Returns:
+        What `result.json` holds.
+
+    Raises:
+        InputError: bad data, a tokenizer that lacks a token, a folder that holds another run.
+        ModelError: the model cannot be adapted as asked.
+    """
+    folder = RunFolder(config.output)
+    if folder.result.exists():
+        folder.claim(config)
+        return folder.read_result()
+    arguments: Seq2SeqTrainingArguments = training_arguments(config)
+    tokenization = seq2seq_tokenization(config)
+    evaluator = make_evaluator(config, tokenization, arguments)
+    data = load_data(config, evaluator)
+    quantization = quantization_config(config)
+    tokenizer = tokenization.tokenizer
+    load = partial(load_language_model, model_path(config.model), tokenizer, seq2seq=True, quantization=quantization)
+    with main_first(arguments):
+        model, init_seconds = start(config, load, "SEQ_2_SEQ_LM")
+    base = likelihood_of_base(config, evaluator, data, model)
+    # Claimed only now: bad input leaves no folder behind.
+    folder.claim(config)
+    with folder.attempt():
+        make = partial(_trainer, config, arguments, data, tokenization=tokenization)
+        fitted = fit(config, model, make, init_seconds=init_seconds)
+        return finish(config, fitted, data, evaluator=evaluator, base=base)
+
+
+@dataclass(frozen=True)
+class Seq2SeqTokenization(Tokenization):
+    """How rows become what an encoder reads and a decoder writes.
+
+    Attributes:
+        max_completion_length: tokens after which a completion is cut, its end included.
+    """
+
+    max_completion_length: int = 128
+
+    def dataset(self, rows: Rows) -> Dataset:
+        """`input_ids` of the prompt and `labels` of the completion of every row. A text without prompt is both."""
+        encoded = [self.encode(row) for row in rows.rows]
+        ids, labels = zip(*encoded, strict=True)
+        return Dataset.from_dict({"input_ids": list(ids), "labels": list(labels)})
+
+    def encode(self, row: Row) -> tuple[list[int], list[int]]:
+        completion = row.reference
+        prompt = completion if row.prompt is None else row.prompt
+        labels = self.tokenizer(text_target=completion, truncation=True, max_length=self.max_completion_length)
+        return self._prompt(prompt), list(labels["input_ids"])
+
+    def prompt_ids(self, row: Row) -> list[int]:
+        return self._prompt(row.prompt)
+
+    def _prompt(self, prompt: Any) -> list[int]:
+        return list(self.tokenizer(prompt, truncation=True, max_length=self.max_length)["input_ids"])
+
+
+def seq2seq_tokenization(config: Seq2SeqConfig) -> Seq2SeqTokenization:
+    """How rows become tokens.
+
+    Raises:
+        InputError: a tokenizer that lacks a token.
+    """
+    tokenizer = load_tokenizer(config.model)
+    complete_tokenizer(tokenizer, name=config.model, chat_template=None, chat=False)
+    length = config.data.max_completion_length
+    return Seq2SeqTokenization(tokenizer, config.data.max_length, max_completion_length=length)
+
+
+class _Trainer(AdapterTrainer, Seq2SeqTrainer):
+    """transformers' trainer with the learning rates of roles."""
+
+
+def _trainer(
+    config: Seq2SeqConfig,
+    arguments: Seq2SeqTrainingArguments,
+    data: LanguageData,
+    model: Model,
+    *,
+    tokenization: Tokenization,
+) -> Trainer:
+    return _Trainer(
+        adapter=config.adapter,
+        model=model,
+        args=arguments,
+        train_dataset=data.tokenized["train"],
+        eval_dataset=data.tokenized["validation"],
+        processing_class=tokenization.tokenizer,
+        data_collator=DataCollatorForSeq2Seq(tokenization.tokenizer),
+    )
