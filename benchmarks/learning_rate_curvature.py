@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from machine import describe, write_results
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 

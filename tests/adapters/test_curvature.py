@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+import itertools
+import math
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import BertConfig, BertForSequenceClassification
 
 import ailora
 from ailora.adapters import hessian
@@ -17,50 +18,63 @@ from ailora.adapters.curvature import Curvature, Metric, curvature_by_role, firs
 from ailora.adapters.hessian import ALL, blocks_by_role, gradients
 from tests.tiny import tiny_inputs, tiny_model
 
-BATCHES = 3
+BATCHES, WIDTH = 3, 6
+ROLES = {r"\.?query$": "query", r"\.?value$": "value"}
 
 
-def bert(attention: str = "eager") -> Any:
-    """A very small encoder in float64, its weights far from a fresh start."""
+class Attention(nn.Module):
+    """One head of attention with a residual path, over tokens (batch, positions, width)."""
+
+    def __init__(self, fused_kernel: bool) -> None:
+        super().__init__()
+        self.query, self.key, self.value = (nn.Linear(WIDTH, WIDTH, bias=False) for _ in range(3))
+        self.fused_kernel = fused_kernel
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.query(x), self.key(x), self.value(x)
+        if self.fused_kernel:
+            return x + nn.functional.scaled_dot_product_attention(q[:, None], k[:, None], v[:, None])[:, 0]
+        return x + (q @ k.mT / WIDTH**0.5).softmax(dim=-1) @ v
+
+
+def base(fused_kernel: bool = False) -> nn.Module:
+    """Two layers of attention and a readout, in float64, with dropout that must not be on."""
     torch.manual_seed(0)
-    config = BertConfig(
-        hidden_size=8, intermediate_size=8, num_hidden_layers=2, num_attention_heads=2, vocab_size=32, num_labels=3
-    )
-    model = BertForSequenceClassification._from_config(config, attn_implementation=attention, dtype=torch.float64)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim == 2:
-                parameter.normal_(std=0.5)
-    return model.train()
+    layers = [Attention(fused_kernel), nn.Dropout(0.5), Attention(fused_kernel), nn.Flatten(), nn.Linear(4 * WIDTH, 3)]
+    return nn.Sequential(*layers).double().train()
 
 
-def losses_of(model: Any) -> list[Callable[[], Tensor]]:
+def losses_of(model: nn.Module) -> list[Callable[[], Tensor]]:
     generator = torch.Generator().manual_seed(1)
 
-    def loss(ids: Tensor, labels: Tensor) -> Callable[[], Tensor]:
-        return lambda: model(input_ids=ids, labels=labels).loss
+    def loss(x: Tensor, labels: Tensor) -> Callable[[], Tensor]:
+        return lambda: nn.functional.cross_entropy(model(x), labels)
 
-    ids, labels = (
-        torch.randint(0, top, shape, generator=generator) for top, shape in ((32, (BATCHES, 4, 5)), (3, (BATCHES, 4)))
-    )
-    return [loss(ids[i], labels[i]) for i in range(BATCHES)]
+    return [
+        loss(
+            2 * torch.randn(5, 4, WIDTH, generator=generator, dtype=torch.float64),
+            torch.randint(0, 3, (5,), generator=generator),
+        )
+        for _ in range(BATCHES)
+    ]
 
 
 def adapted(policy: str = "ailora", **options: Any) -> tuple[Any, list[Callable[[], Tensor]]]:
-    model = ailora.adapt(bert(), policy, **{"rank": 2, **options})
+    model = ailora.adapt(base(), policy, **{"rank": 2, "role_names": ROLES, **options})
     return model, losses_of(model)
 
 
 def exact(model: Any, losses: list[Callable[[], Tensor]], key: str) -> tuple[Tensor, Tensor]:
-    """The gradients (batches, n) and the Hessians (batches, n, n) of a block, row by row."""
+    """The gradients (batches, n) and the Hessians (batches, n, n) of a block, from its columns."""
     parameters = blocks_by_role(model)[key].parameters
     slopes, hessians = [], []
     for loss in losses:
         made = torch.autograd.grad(loss(), parameters, create_graph=True)
         slope = torch.cat([part.reshape(-1) for part in made])
-        rows = [torch.autograd.grad(entry, parameters, retain_graph=True) for entry in slope]
+        every = torch.eye(len(slope), dtype=slope.dtype)
+        columns = torch.autograd.grad(slope, parameters, every, is_grads_batched=True)
         slopes.append(slope.detach())
-        hessians.append(torch.stack([torch.cat([part.reshape(-1) for part in row]) for row in rows]))
+        hessians.append(torch.cat([column.reshape(len(slope), -1) for column in columns], dim=1))
     return torch.stack(slopes), torch.stack(hessians)
 
 
@@ -71,8 +85,7 @@ def largest(hessians: Tensor) -> tuple[float, float]:
     return float(values[-1]), float(quotients.std()) / len(hessians) ** 0.5
 
 
-@pytest.mark.parametrize("policy", ["lora", "ailora", "pissa"])
-@pytest.mark.parametrize("form", ["anchored", "residual"])
+@pytest.mark.parametrize(("policy", "form"), [("lora", "anchored"), ("ailora", "anchored"), ("pissa", "residual")])
 def test_the_largest_eigenvalue_is_that_of_the_exact_hessian(policy: str, form: str) -> None:
     model, losses = adapted(policy, form=form)
     found = curvature_by_role(model, losses, iterations=80, tolerance=1e-7)
@@ -116,7 +129,7 @@ def test_the_first_step() -> None:
         other = copy.deepcopy(model)
         for parameter, part in zip(blocks_by_role(other)[ALL].parameters, split(u, block.parameters), strict=True):
             parameter.data -= t * part
-        moved.append(float(sum(loss() for loss in losses_of(other))) / BATCHES)
+        moved.append(sum(loss().item() for loss in losses_of(other)) / BATCHES)
     assert (moved[0] - moved[2]) / 2e-4 == pytest.approx(found[ALL].slope, rel=1e-5)
     assert (moved[0] - 2 * moved[1] + moved[2]) / 1e-8 == pytest.approx(found[ALL].bend, rel=1e-3)
 
@@ -130,15 +143,14 @@ def split(vector: Tensor, parameters: tuple[nn.Parameter, ...]) -> list[Tensor]:
 def test_after_few_iterations_the_error_covers_the_truth(metric: Metric) -> None:
     model, losses = adapted()
     truth = curvature_by_role(model, losses, metric=metric, iterations=120, tolerance=1e-7)
-    for seed in range(5):
-        for iterations in (3, 6, 12):
-            found = curvature_by_role(model, losses, metric=metric, iterations=iterations, seed=seed)
-            for key, curvature in found.items():
-                assert 0 < curvature.iterations <= iterations
-                # A Ritz value comes from below.
-                below = truth[key].value - curvature.value
-                assert -1e-9 * truth[key].value <= below <= curvature.error
-                assert curvature.error >= max(curvature.residual, curvature.spread)
+    settled = 0
+    for seed, iterations in itertools.product(range(5), (2, 4, 6, 8)):
+        for key, curvature in curvature_by_role(model, losses, metric=metric, iterations=iterations, seed=seed).items():
+            assert 0 < curvature.iterations <= iterations
+            # A Ritz value comes from below.
+            assert -1e-9 * truth[key].value <= truth[key].value - curvature.value <= curvature.error
+            settled += math.isfinite(curvature.error)
+    assert settled > 20
 
 
 def test_the_default_is_accurate_to_the_square_of_its_tolerance() -> None:
@@ -163,7 +175,7 @@ def test_the_same_seed_gives_the_same_numbers_and_roles_do_not_depend_on_each_ot
 
 def test_nothing_of_the_model_changes() -> None:
     model, losses = adapted()
-    model.base_model.model.bert.encoder.layer[0].eval()
+    model.get_base_model()[0].eval()
     before, flags = copy.deepcopy(model.state_dict()), [module.training for module in model.modules()]
     with torch.no_grad():
         curvature_by_role(model, losses, iterations=2, metric="adam")
@@ -219,7 +231,7 @@ def test_fused_projections_have_a_curvature_for_each_role() -> None:
 
 def test_kernels_without_second_derivatives_are_stepped_around_or_named() -> None:
     eager, losses = adapted()
-    fused = ailora.adapt(bert("sdpa"), rank=2)
+    fused = ailora.adapt(base(fused_kernel=True), rank=2, role_names=ROLES)
     expected = curvature_by_role(eager, losses, iterations=3)
     found = curvature_by_role(fused, losses_of(fused), iterations=3)
     assert found["query"].value == pytest.approx(expected["query"].value, rel=1e-9)
@@ -234,7 +246,8 @@ def test_kernels_without_second_derivatives_are_stepped_around_or_named() -> Non
         def backward(ctx: Any, *grads: Any) -> Any:
             return grads[0]
 
-    once: list[Callable[[], Tensor]] = [lambda loss=loss: Once.apply(loss()) for loss in losses]  # type: ignore[misc]
+    x = torch.ones(1, 4, WIDTH, dtype=torch.float64)
+    once: list[Callable[[], Tensor]] = [lambda: Once.apply(eager(x)).square().mean()] * 2  # type: ignore[misc]
     with pytest.raises(ailora.ModelError, match="attn_implementation='eager'"):
         curvature_by_role(eager, once)
 
@@ -247,7 +260,7 @@ def test_what_cannot_be_measured_is_refused() -> None:
         first_step_by_role(model, losses[:1])
     with pytest.raises(ailora.InputError, match="0 iterations"):
         curvature_by_role(model, losses, iterations=0)
-    with pytest.raises(ailora.InputError, match="unknown metric 'adan' .did you mean 'adam'"):
+    with pytest.raises(ailora.InputError, match=r"unknown metric 'adan' \(did you mean 'adam'"):
         curvature_by_role(model, losses, metric="adan")
     with pytest.raises(ailora.InputError, match="a scalar with gradients"):
         curvature_by_role(model, [lambda: losses[0]().detach()] * 2)

@@ -20,9 +20,9 @@ from ailora.adapters import find_sidecar
 from ailora.recipes import classification
 from ailora.recipes.catalog import finished_run
 from ailora.recipes.config import load_config
+from tests.recipes.killed import run_process
 
 TIMES = ("init_seconds", "train_seconds", "peak_memory_bytes", "config")
-from tests.recipes.killed import run_process
 
 
 def run(config: dict[str, Any], *overrides: str) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from torch import nn
 from ailora.adapters.attach import attach, base_of, prepare, require_free_name, sidecar_of
 from ailora.adapters.plan import Form, Plan
 from ailora.adapters.planning import make_plan
+from ailora.adapters.ranks import as_first_rank
 from ailora.adapters.residual import Residual, compute_residuals
 from ailora.adapters.sidecar import Sidecar
 from ailora.adapters.sources import checkpoint_source, model_source
@@ -57,7 +58,8 @@ def apply_plan(
 ) -> PeftModel:
     """Give every planned projection its adapter.
 
-    Nothing is half done: if anything fails, the model is as it was. The global random state is as before.
+    Nothing is half done: if anything fails, the model is as it was. The global random state is as before. Where
+    torch.distributed runs several ranks, all of them call this, and have the start that the first one computes.
 
     Args:
         model: the base model that the plan was made for, or a `PeftModel` of it that gets one more adapter.
@@ -77,9 +79,10 @@ def apply_plan(
     if weights_from is not None:
         layers = {module: base_layer(built, module) for module in plan.modules}
         source = checkpoint_source(base_of(model), weights_from, layers)
-    starts = compute_starts(built, plan, generator, source, from_checkpoint=weights_from is not None)
+    from_checkpoint = weights_from is not None
+    starts = as_first_rank(lambda: compute_starts(built, plan, generator, source, from_checkpoint=from_checkpoint))
     residuals = compute_residuals(built, starts, source) if plan.form is Form.RESIDUAL else []
-    sidecar = _sidecar(built, plan, starts, residuals=residuals, weights_from=weights_from)
+    sidecar = as_first_rank(lambda: _sidecar(built, plan, starts, residuals=residuals, weights_from=weights_from))
     return attach(model, plan, starts, adapter_name=adapter_name, sidecar=sidecar, residuals=residuals)
 
 

@@ -13,6 +13,7 @@ from peft.tuners.lora import LoraLayer, LoraModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
+from ailora.adapters.engines import require_engine
 from ailora.adapters.lora_config import live_config
 from ailora.adapters.placing import place
 from ailora.adapters.plan import Form, Plan
@@ -43,6 +44,7 @@ def prepare(model: nn.Module, plan: Plan, *, adapter_name: str) -> nn.Module:
     _require_untouched_base(model, plan)
     base = base_of(model)
     built = replicated(base, plan.options.layer_replication) if plan.options.layer_replication else base
+    require_engine(built, plan)
     _require_dora(built, plan)
     _require_trainable(built, plan)
     if plan.form is Form.RESIDUAL:

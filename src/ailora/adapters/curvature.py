@@ -21,6 +21,9 @@ from ailora.adapters.hessian import Block, Loss, blocks_by_role, gradients, hess
 from ailora.errors import InputError, ModelError, parse_choice
 from ailora.spectral.lanczos import orthonormalize
 
+#: A Ritz value whose residual is larger than this share of it may be far below the largest eigenvalue.
+_SETTLED = 0.25
+
 #: Adam's `eps`, as in torch and transformers.
 _EPS = 1e-8
 
@@ -44,7 +47,8 @@ class Curvature:
     Attributes:
         value: Rayleigh quotient of the last Ritz vector x; loss / parameter^2 in the plain metric, loss / parameter in
             Adam's.
-        residual: `|H x - value x|`; an eigenvalue lies within it.
+        residual: `|H x - value x|`; an eigenvalue lies within it, and after a random start it is the largest one, almost
+            surely, unless the residual is large against the value.
         spread: standard error of `value` over the batches.
         iterations: Lanczos steps, each a product with every batch's Hessian.
         batches: how many batches were averaged.
@@ -58,8 +62,9 @@ class Curvature:
 
     @property
     def error(self) -> float:
-        """Both errors together: one is of the iteration, the other of the data, and they know nothing of each other."""
-        return math.hypot(self.residual, self.spread)
+        """Residual and spread together, which know nothing of each other; infinite if the iteration had not settled."""
+        settled = self.residual <= _SETTLED * abs(self.value)
+        return math.hypot(self.residual, self.spread) if settled else math.inf
 
 
 @dataclass(frozen=True)
@@ -103,8 +108,8 @@ def curvature_by_role(
     Args:
         model: a model that `adapt` returned, with factors in float32 or float64.
         losses: the mean loss of each batch, two batches or more.
-        metric: `plain` for H; `adam` for `D^-1/2 H D^-1/2`, D the root mean square of the batches' gradients + eps, where
-            parameters without a gradient, which Adam does not move at first, are left out.
+        metric: `plain` for H; `adam` for `D^-1/2 H D^-1/2`, D the root mean square of the batches' gradients + eps,
+            where parameters without a gradient, which Adam does not move at first, are left out.
         iterations: the most Lanczos steps.
         tolerance: stop once the residual is this small relative to the value; the value's own error is its square.
         seed: of the random start vector.

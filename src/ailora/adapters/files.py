@@ -41,7 +41,7 @@ def save_adapter(model: PeftModel, folder: Path | str, *, adapter_name: str = "d
         The folder that holds the files: PEFT puts an adapter that is not named `default` in a subfolder.
 
     Raises:
-        ModelError: the model has no such adapter of ours.
+        ModelError: the model has no such adapter of ours, or its layers were renamed so that PEFT does not find it.
     """
     plan, sidecar = plan_of(model, adapter_name), sidecar_of(model, adapter_name)
     folder = Path(folder)
@@ -103,7 +103,14 @@ def _whole_state_dict(model: PeftModel, adapter_name: str) -> dict[str, torch.Te
     """The entries of a sharded model's state dict that the file of an adapter takes, gathered."""
     state = model.state_dict()
     # PEFT says which ones, under other names; it hands on the same tensors.
-    taken = {id(tensor) for tensor in get_peft_model_state_dict(model, state, adapter_name=adapter_name).values()}
+    filed = get_peft_model_state_dict(model, state, adapter_name=adapter_name)
+    if not filed:
+        raise ModelError(
+            "PEFT finds no adapter in the state dict: fsdp_config['activation_checkpointing'] has renamed the layers. "
+            "Use the argument gradient_checkpointing of the Trainer. What was trained is in its checkpoints "
+            "(pytorch_model_fsdp)"
+        )
+    taken = {id(tensor) for tensor in filed.values()}
     return {name: whole(tensor) for name, tensor in state.items() if id(tensor) in taken}
 
 

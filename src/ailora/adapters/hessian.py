@@ -26,7 +26,7 @@ Loss = Callable[[], Tensor]
 #: The key of all roles together, beside those of the roles.
 ALL = "all"
 
-_NOT_TWICE = ("does not require grad", "does not have a grad_fn", "is not implemented", "double backward", "once_diff")
+_NOT_TWICE = ("is not implemented", "once_differentiable", "no autograd formula")
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,8 @@ def blocks_by_role(model: PeftModel, adapter_name: str = "default") -> dict[str,
     for name, (roles, _) in role_factors(model, adapter_name).items():
         if len(roles) > 1:
             raise ModelError(f"{name} is one parameter for {', '.join(roles)}: measure in the anchored form")
-        by_role.setdefault(roles[0].value, []).append(parameters[name])
+        for role in roles:
+            by_role.setdefault(role.value, []).append(parameters[name])
     if not by_role:
         raise ModelError(f"the adapter {adapter_name!r} has no trainable factors: set_adapter() it first")
     if len(by_role) > 1:

@@ -11,6 +11,7 @@ from torch import nn
 from ailora.adapters.anchored import AnchoredA, AnchoredB
 from ailora.adapters.fused import FusedA, FusedB, PlainFactor
 from ailora.adapters.plan import Form, Plan
+from ailora.adapters.sharding import spread_like
 from ailora.adapters.stacked import StackedFactor
 from ailora.adapters.starts import Start
 from ailora.adapters.weights import write_rows
@@ -29,8 +30,9 @@ def place(layer: nn.Module, starts: list[Start], adapter_name: str, plan: Plan) 
         layer.lora_B[adapter_name] = B.requires_grad_(stock_B.weight.requires_grad)
         return
     with torch.no_grad():
-        stock_A.weight.copy_(A.stack())
-        stock_B.weight.copy_(B.stack())
+        # PEFT has split one of the two where the weight is split by tensor parallelism.
+        stock_A.weight.copy_(spread_like(A.stack(), stock_A.weight))
+        stock_B.weight.copy_(spread_like(B.stack(), stock_B.weight))
     if plan.form is Form.RESIDUAL and starts[0].planned.init.anchored:
         _keep_anchor(stock_A, stock_A.weight)
         _keep_anchor(stock_B, stock_B.weight)

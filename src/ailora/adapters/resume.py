@@ -17,7 +17,7 @@ from ailora.adapters.residual import compute_residuals
 from ailora.adapters.sidecar import SIDECAR_NAME, Sidecar
 from ailora.adapters.sources import model_source
 from ailora.adapters.starts import Start
-from ailora.adapters.weights import base_layer, matches_fingerprint, rows_of
+from ailora.adapters.weights import base_layer, matches_fingerprint, require_loaded, rows_of, stored_weight
 from ailora.errors import AnchorMismatchError, InputError, ModelError
 from ailora.inits import Factors
 from ailora.shards import read_tensor
@@ -150,10 +150,8 @@ def _require_same_base(base: nn.Module, plan: Plan, sidecar: Sidecar) -> None:
         expected = sidecar.fingerprints.get(module)
         if storage_of(layer) is not None or expected is None:
             continue
-        weight = layer.weight
-        assert isinstance(weight, Tensor)
-        if weight.device.type == "meta":
-            raise ModelError(f"{module} is on the meta device: load the model's weights first")
+        require_loaded(layer, module)
+        weight = stored_weight(layer)
         if matches_fingerprint(weight, expected, group[0].projection.dtype) is False:
             raise ModelError(
                 f"{module}: the weight is not the one that the adapter was made from ({sidecar.base_model}): "

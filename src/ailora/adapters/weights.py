@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from ailora.adapters.quantized import dequantized, storage_of
+from ailora.adapters.sharding import whole
 from ailora.errors import ModelError
 from ailora.roles import Projection, shape_of
 from ailora.shards import tensor_bytes
@@ -74,7 +74,8 @@ def require_loaded(layer: nn.Module, module: str) -> None:
 def read_weight(layer: nn.Module, module: str) -> Float[Tensor, "out in_"]:
     """A base weight as a plain floating matrix (out, in), detached.
 
-    A plain weight comes in its own dtype and shares memory with the layer's; a quantized one is dequantized.
+    A plain weight comes in its own dtype and shares memory with the layer's; a quantized one is dequantized, one that
+    is spread over processes is gathered, by all of them together.
 
     Raises:
         ModelError: the weight is in a dtype without a decomposition, packed in a way that nobody knows, or not finite.
@@ -83,14 +84,20 @@ def read_weight(layer: nn.Module, module: str) -> Float[Tensor, "out in_"]:
     if storage is not None:
         weight = dequantized(layer, storage, module)
     else:
-        stored = layer.weight
-        assert isinstance(stored, Tensor)
-        weight = stored.detach().T if stored_transposed(layer) else stored.detach()
+        stored = stored_weight(layer)
+        weight = stored.T if stored_transposed(layer) else stored
         if weight.dtype not in READABLE:
             allowed = ", ".join(str(d).removeprefix("torch.") for d in READABLE)
             raise ModelError(f"{_described(layer, module)} cannot be decomposed; allowed dtypes: {allowed}")
     require_matrix(weight, shape_of(layer), _described(layer, module))
     return weight
+
+
+def stored_weight(layer: nn.Module) -> Tensor:
+    """A plain weight as its layer stores it, detached, and gathered where it is spread over processes."""
+    stored = layer.weight
+    assert isinstance(stored, Tensor)
+    return whole(stored.detach())
 
 
 def require_matrix(weight: Tensor, shape: tuple[int, ...] | None, what: str) -> None:
@@ -145,8 +152,7 @@ def fingerprint(layer: nn.Module, module: str) -> str:
     Of a weight that cannot be read here, over all tensors that the layer stores.
     """
     if storage_of(layer) is None:
-        weight: Any = layer.weight
-        return digest(weight)
+        return digest(stored_weight(layer))
     try:
         return digest(read_weight(layer, module))
     except ModelError:

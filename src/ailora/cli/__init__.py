@@ -11,6 +11,7 @@ from ailora.cli.cache import cache
 from ailora.cli.demo import demo
 from ailora.cli.evaluate import evaluate
 from ailora.cli.export import export
+from ailora.cli.generate import generate
 from ailora.cli.init import init
 from ailora.cli.inspect import inspect
 from ailora.cli.merge import merge
@@ -28,7 +29,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for command in (init, train, evaluate, predict, export, merge, verify, inspect, roles, plan, demo):
+for command in (init, train, evaluate, predict, generate, export, merge, verify, inspect, roles, plan, demo):
     app.command()(command)
 app.add_typer(cache, name="cache")
 

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from ailora.adapters import Plan, PlannedAdapter
 from ailora.checkpoints import Verdict
+from ailora.recipes.dry_run import DryRun
 from ailora.roles import LeftAlone, Projection, folded
 
 #: A pipe has no width of its own; names of modules should not be cut there.
@@ -109,6 +110,15 @@ def print_report(title: str, report: Mapping[str, Any], *, json: bool) -> None:
     for key, value in report.items():
         table.add_row(key.replace("_", " "), _figure(key, value))
     console.print(table)
+
+
+def print_dry_run(made: DryRun) -> None:
+    """What a run would do: its plan, its cost, its first rows."""
+    if made.plan is not None:
+        console.print(plan_table(made.plan))
+    print_report("estimates", made.facts, json=False)
+    for number, example in enumerate(made.examples, start=1):
+        console.print(f"row {number}, the loss counts what stands in [[ ]]:", example, sep="\n")
 
 
 def _figure(key: str, value: Any) -> str:

@@ -12,17 +12,26 @@ def train(
     config: Annotated[Path, typer.Argument(help="A YAML configuration.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="dotted.key=value", metavar="[KEY=VALUE]...")] = None,
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Neither read nor keep decompositions.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything, estimate the cost, train nothing.")
+    ] = False,
 ) -> None:
     """Train and evaluate; the same command after a kill continues."""
     from contextlib import nullcontext
 
-    from ailora.cli.tables import console, result_table
+    from ailora.cli.tables import console, print_dry_run, result_table
     from ailora.recipes import catalog
     from ailora.recipes.config import load_config
+    from ailora.recipes.dry_run import dry_run as try_out
+    from ailora.recipes.processes import is_main
     from ailora.spectral import without_cache
 
     resolved = load_config(config, overrides or [])
+    if dry_run:
+        print_dry_run(try_out(resolved))
+        return
     with without_cache() if no_cache else nullcontext():
         result = catalog.run(resolved)
-    console.print(result_table({resolved.output: result}))
-    console.print(f"written to {resolved.output}")
+    if is_main():
+        console.print(result_table({resolved.output: result}))
+        console.print(f"written to {resolved.output}")

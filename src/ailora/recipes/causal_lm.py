@@ -57,7 +57,7 @@ def run(config: CausalLMConfig) -> dict[str, Any]:
 
 
 def causal_arguments(config: CausalLMConfig) -> SFTConfig:
-    """The trainer's arguments. Mixed precision and gradient checkpointing are for accelerators, as TRL means them.
+    """The trainer's arguments. Mixed precision and activation checkpointing are for accelerators, as TRL means them.
 
     Raises:
         InputError: a value that TRL refuses.
@@ -66,7 +66,7 @@ def causal_arguments(config: CausalLMConfig) -> SFTConfig:
     return training_arguments(
         config,
         bf16=accelerator and torch.cuda.is_available() and torch.cuda.is_bf16_supported(),
-        gradient_checkpointing=accelerator,
+        activation_checkpointing=accelerator,
     )
 
 

@@ -54,7 +54,7 @@ def run(config: ClassificationConfig) -> dict[str, Any]:
         folder.claim(config)
         return folder.read_result()
     arguments: TrainingArguments = training_arguments(config)
-    data = _load_data(config)
+    data = load_splits(config)
     tokenizer = load_tokenizer(config.model)
     check_max_length(tokenizer, config.data.max_length, pairs=len(config.data.text) == 2)
     quantization = quantization_config(config)
@@ -70,7 +70,7 @@ def run(config: ClassificationConfig) -> dict[str, Any]:
 
 
 def _finish(
-    config: ClassificationConfig, fitted: Fitted, data: _Data, tokenizer: PreTrainedTokenizerBase
+    config: ClassificationConfig, fitted: Fitted, data: LabelledData, tokenizer: PreTrainedTokenizerBase
 ) -> dict[str, Any]:
     """Evaluate every split, and write all that a finished run holds, `result.json` last."""
     folder = RunFolder(config.output)
@@ -95,7 +95,7 @@ def _finish(
 
 
 @dataclass(frozen=True)
-class _Data:
+class LabelledData:
     """The splits of a run and the meaning of their labels."""
 
     splits: dict[str, Examples]
@@ -108,17 +108,22 @@ class _Data:
         return tokenize(self.splits[split], tokenizer, self.max_length).add_column("labels", self.encoded[split])
 
 
-def _load_data(config: ClassificationConfig) -> _Data:
+def load_splits(config: ClassificationConfig) -> LabelledData:
+    """Read every split.
+
+    Raises:
+        InputError: bad data, labels that training does not have.
+    """
     splits = {name: load_examples(config.data, name) for name in config.data.splits}
     labels = Labels.of(splits["train"].labels or [], splits["train"].where, regression=config.regression)
     encoded = {name: examples.encoded(labels) for name, examples in splits.items()}
-    return _Data(splits, labels, encoded, config.data.max_length)
+    return LabelledData(splits, labels, encoded, config.data.max_length)
 
 
 def _trainer(
     config: ClassificationConfig,
     arguments: TrainingArguments,
-    data: _Data,
+    data: LabelledData,
     model: Model,
     *,
     tokenizer: PreTrainedTokenizerBase,

@@ -16,6 +16,7 @@ from ailora.recipes.fitting import training_arguments
 from ailora.recipes.language.evaluation import Evaluator
 from ailora.recipes.language.outcome import make_evaluator
 from ailora.recipes.language.rows import Row, load_rows, to_rows
+from ailora.recipes.language.tokens import Tokenization
 from ailora.recipes.models import load_language_model
 from ailora.recipes.predictions import write_frame
 from ailora.recipes.quantization import quantization_config
@@ -80,6 +81,11 @@ class FinishedLanguageModel:
         if self._evaluator.generation is None:
             raise InputError(f"{self._folder.path} generates nothing: its evaluation.generate is not set")
         return self._evaluator.write(self.load(), rows)
+
+    @property
+    def tokenization(self) -> Tokenization:
+        """How rows become tokens."""
+        return self._evaluator.tokenization
 
     def load(self) -> Any:
         """The trained model, on an accelerator where there is one."""

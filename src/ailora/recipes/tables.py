@@ -51,7 +51,8 @@ class Table:
 def read_tables(paths: str | Sequence[str], columns: Sequence[str] | None = None) -> Table:
     """Read one file or several with the same columns, one after the other.
 
-    TSV files are read as GLUE's are, without quoting; CSV files with it. JSONL holds an object a line.
+    TSV files are read as GLUE's are, without quoting; CSV files with it. JSONL holds an object a line; a file of JSON
+    may instead hold one list of objects.
 
     Args:
         paths: files ending in .tsv, .csv, .jsonl (.json) or .parquet.
@@ -136,6 +137,12 @@ def _read_separated(file: Path, lines: Iterator[str], columns: Sequence[str] | N
 
 
 def _json_records(file: Path, lines: Iterator[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    if file.suffix == ".json":
+        text = "".join(lines)
+        if text.lstrip().startswith("["):
+            yield from _listed_records(file, text)
+            return
+        lines = iter(text.splitlines())
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
@@ -147,6 +154,18 @@ def _json_records(file: Path, lines: Iterator[str]) -> Iterator[tuple[str, dict[
         if not isinstance(record, dict):
             raise InputError(f"{where}: expected an object a line, got {type(record).__name__}")
         yield where, record
+
+
+def _listed_records(file: Path, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The records of one list, as Alpaca's and ShareGPT's files hold it."""
+    try:
+        records = json.loads(text, object_pairs_hook=partial(_object, str(file)))
+    except json.JSONDecodeError as error:
+        raise InputError(f"{file}:{error.lineno}: not JSON: {error.msg}") from None
+    for number, record in enumerate(records):
+        if not isinstance(record, dict):
+            raise InputError(f"{file}: record {number}: expected an object, got {type(record).__name__}")
+        yield f"{file}: record {number}", record
 
 
 def _object(where: str, pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -50,7 +50,11 @@ _OWNED = {
     "predict_with_generate": "evaluation.generate",
     **dict.fromkeys(("generation_max_length", "generation_num_beams", "generation_config"), "evaluation.generate"),
 }
-
+#: Names that transformers has given up -> their successors.
+_RENAMED = {
+    "gradient_checkpointing": "activation_checkpointing",
+    "gradient_checkpointing_kwargs": "activation_checkpointing_kwargs",
+}
 
 _KINDS = {
     bool: "true or false",
@@ -127,6 +131,8 @@ def complete_training(
         InputError: an unknown key, or one that something else decides; a value that training could not use.
     """
     allowed = [field.name for field in dataclasses.fields(arguments) if field.init]
+    given = {**{new: given[old] for old, new in _RENAMED.items() if old in given}, **given}
+    given = {key: value for key, value in given.items() if key not in _RENAMED}
     for key in given:
         if key in _OWNED:
             raise InputError(f"training.{key} cannot be set: it follows from {_OWNED[key]}")

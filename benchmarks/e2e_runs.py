@@ -1,0 +1,106 @@
+"""A small Llama on E2E (meaning representation to text): every init at three learning rates, one seed.
+
+    python benchmarks/e2e_runs.py [--shared ../shared] [--out out/e2e_runs]
+
+Runs that have finished are not run again. Writes `benchmarks/results/e2e_runs.json` and the curves to `docs/images/`.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from machine import write_results
+
+from ailora.analysis.curves import draw_curves
+from ailora.recipes import causal_lm
+from ailora.recipes.config import load_config
+from ailora.recipes.schema import CausalLMConfig
+
+ROOT = Path(__file__).resolve().parents[1]
+RATES = {
+    "full": (3e-4, 1e-3, 3e-3),
+    "lora": (6e-3, 2e-2, 6e-2),
+    "pissa": (2e-3, 6e-3, 2e-2),
+    "milora": (6e-3, 2e-2, 6e-2),
+    "ailora": (2e-3, 6e-3, 2e-2),
+}
+TRAINING = {
+    "num_train_epochs": 1,
+    "per_device_train_batch_size": 16,
+    "per_device_eval_batch_size": 32,
+    "eval_steps": 0.2,
+    "save_steps": 0.2,
+    "logging_steps": 5,
+    "max_length": 192,
+    "seed": 0,
+}
+KEPT = ("metrics", "forgetting", "best", "history", "steps", "trainable_parameters", "init_seconds", "train_seconds")
+
+
+def fixed(shared: Path) -> dict[str, Any]:
+    """What all runs have in common."""
+    data = shared / "data"
+    return {
+        "recipe": "causal_lm",
+        "model": str(shared / "lm" / "pico-llama"),
+        "data": {
+            "train": str(data / "e2e" / "trainset.csv"),
+            "validation": str(data / "e2e" / "devset.csv"),
+            "prompt": "{mr} =>",
+            "completion": " {ref}",
+            "max_train_samples": 4000,
+            "max_validation_samples": 200,
+        },
+        "evaluation": {
+            "generate": {"max_new_tokens": 64},
+            "group_by": "mr",
+            "metrics": ["bleu", "rouge_l"],
+            "max_samples": 200,
+            "general_text": str(data / "gsm8k" / "test.jsonl"),
+            "general_template": "{question}",
+            "max_general_samples": 200,
+        },
+    }
+
+
+def one(policy: str, rate: float, arguments: argparse.Namespace) -> dict[str, Any]:
+    """The result of one run."""
+    adapter = {"policy": policy} if policy == "full" else {"policy": policy, "rank": 8}
+    config = load_config(
+        {
+            **fixed(arguments.shared),
+            "adapter": adapter,
+            "training": {**TRAINING, "learning_rate": rate},
+            "output": str(arguments.out / f"{policy}-{rate:g}"),
+        }
+    )
+    assert isinstance(config, CausalLMConfig)
+    result = causal_lm.run(config)
+    row = {"policy": policy, "rate": rate} | {key: result[key] for key in (*KEPT, "peak_memory_bytes")}
+    scores = {key: round(value, 3) for key, value in result["metrics"]["validation"].items()}
+    rise = f"forgetting {result['forgetting']['rise']:.3f}"
+    print(policy, f"{rate:g}", scores, rise, f"{row['train_seconds']:.0f} s", flush=True)
+    return row
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shared", type=Path, default=ROOT.parent / "shared")
+    parser.add_argument("--out", type=Path, default=ROOT / "out" / "e2e_runs")
+    arguments = parser.parse_args()
+    rows = [one(policy, rate, arguments) for policy, rates in RATES.items() for rate in rates]
+    best = {}
+    for row in rows:
+        known = best.get(row["policy"])
+        if known is None or row["metrics"]["validation"]["loss"] < known["metrics"]["validation"]["loss"]:
+            best[row["policy"]] = row
+    curves = {f"{policy} {row['rate']:g}": row["history"] for policy, row in best.items()}
+    title = "Small Llama on E2E: each init at the best of three rates"
+    draw_curves(curves, None, ROOT / "docs" / "images" / "curves-e2e.png", title=title)
+    print("written to", write_results("e2e_runs", {"training": TRAINING, "runs": rows}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,29 @@
+"""`ailora generate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def generate(
+    adapter: Annotated[Path, typer.Argument(help="The folder of a finished run or of an adapter.")],
+    prompt: Annotated[list[str], typer.Option("--prompt", help="What is given; may be repeated.")],
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to write at most.")] = 128,
+    num_beams: Annotated[int, typer.Option(min=1, help="1 is greedy.")] = 1,
+    base: Annotated[
+        str | None, typer.Option(help="The base model, where the adapter's own name for it is not here.")
+    ] = None,
+    chat: Annotated[bool, typer.Option("--chat", help="The prompt is a user's message in the chat template.")] = False,
+) -> None:
+    """Write with an adapter: each prompt's completion, a line between them."""
+    from ailora.recipes.writer import Writer
+
+    writer = Writer.load(adapter, base=base)
+    fields = {"max_new_tokens": max_new_tokens, "num_beams": num_beams}
+    for number, text in enumerate(writer.write(prompt, fields, chat=chat)):
+        if number:
+            typer.echo("")
+        typer.echo(text)

@@ -1,0 +1,272 @@
+"""Templates, rows and their tokens: what a language model is given to read, and what it learns."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from datasets import Dataset
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from trl.trainer.sft_config import SFTConfig
+from trl.trainer.sft_trainer import SFTTrainer
+
+import ailora
+from ailora.recipes.language.rows import Rows, to_rows
+from ailora.recipes.language.templates import Template
+from ailora.recipes.language.tokens import IGNORED, Tokenization, complete_tokenizer
+from ailora.recipes.schema.language import CausalData
+from ailora.recipes.tables import Table, read_tables
+from tests.recipes.language import CHAT_TEMPLATE, tokenizer
+
+ALPACA = ["Do: {instruction}\nWith: {input}\n", "Do: {instruction}\n"]
+
+
+@pytest.fixture(scope="module")
+def words() -> PreTrainedTokenizerFast:
+    made = tokenizer()
+    made.chat_template = CHAT_TEMPLATE
+    return made
+
+
+def data(**keys: Any) -> CausalData:
+    made = CausalData.model_validate({"train": "t.csv", "validation": "v.csv", **keys})
+    made.check()
+    return made
+
+
+def rows_of(columns: dict[str, list[Any]], source: CausalData) -> Rows:
+    count = len(next(iter(columns.values())))
+    table = list(zip(*columns.values(), strict=True))
+    return to_rows(Table(tuple(columns), table, [f"rows.csv:{i + 2}" for i in range(count)]), source)
+
+
+# --- templates -----------------------------------------------------------------------------------------------------
+
+
+def test_a_template_takes_the_first_alternative_whose_columns_hold_text() -> None:
+    template = Template.of(ALPACA, "data.prompt")
+    assert template.fill({"instruction": "add", "input": "1, 2"}, "") == "Do: add\nWith: 1, 2\n"
+    for empty in ("", "  ", None, float("nan")):
+        assert template.fill({"instruction": "add", "input": empty}, "") == "Do: add\n"
+    assert template.names == ("instruction", "input")
+    assert Template.of("{{{a}}}", "k").fill({"a": 3}, "") == "{3}"
+
+
+@given(st.text(alphabet=st.characters(exclude_characters="{}", exclude_categories=["Cs"])), st.text(min_size=1))
+def test_what_is_filled_in_stands_as_it_is(around: str, value: str) -> None:
+    """Braces and names inside a value are text."""
+    template = Template.of(around + "{a}" + around, "data.text")
+    if value.strip():
+        assert template.fill({"a": value}, "") == around + value + around
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "write {{ and }} for braces"),
+        ("{}", "between braces stands the name of a column"),
+        ("{a!r}", "between braces stands the name of a column"),
+        ("{a.__class__}", "between braces stands the name of a column"),
+        ("{a[0]}", "between braces stands the name of a column"),
+        ("{a:>10}", "between braces stands the name of a column"),
+        ("mr =>", "names no column"),
+        ([], "is empty"),
+    ],
+)
+def test_broken_templates_are_refused(text: Any, message: str) -> None:
+    with pytest.raises(ailora.InputError, match=message):
+        Template.of(text, "data.prompt")
+
+
+def test_a_row_without_the_column_or_text_is_named() -> None:
+    with pytest.raises(ailora.InputError, match=r"rows\.csv:2: data\.prompt names the column 'question'.*: mr, ref"):
+        rows_of({"mr": ["a"], "ref": ["b"]}, data(prompt="{question}", completion="{ref}"))
+    with pytest.raises(ailora.InputError, match=r"rows\.csv:3: data\.completion has no text to fill in: ref is empty"):
+        rows_of({"mr": ["a", "b"], "ref": ["b", ""]}, data(prompt="{mr}", completion="{ref}"))
+
+
+# --- conversations -------------------------------------------------------------------------------------------------
+
+SHAREGPT = {
+    "column": "conversations",
+    "role": "from",
+    "content": "value",
+    "names": {"human": "user", "gpt": "assistant"},
+}
+TALK = [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "ho"}, {"from": "human", "value": "thanks"}]
+
+
+def test_sharegpt_conversations_end_with_the_last_answer() -> None:
+    (row,) = rows_of({"conversations": [TALK]}, data(messages=SHAREGPT)).rows
+    assert row.prompt == [{"role": "user", "content": "hi"}]
+    assert row.completion == [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]
+    assert row.reference == "ho"
+
+
+def test_messages_are_made_from_columns() -> None:
+    messages = [{"role": "user", "content": ALPACA}, {"role": "assistant", "content": "{output}"}]
+    columns = {"instruction": ["add"], "input": [""], "output": ["3"]}
+    (row,) = rows_of(columns, data(messages=messages)).rows
+    assert row.prompt == [{"role": "user", "content": "Do: add\n"}]
+    assert row.reference == "3"
+
+
+@pytest.mark.parametrize(
+    ("talk", "source", "message"),
+    [
+        (TALK, "conversations", "expected an object with role and content"),
+        (TALK, {**SHAREGPT, "names": {}}, r"no message is of the role assistant, the roles are human, gpt"),
+        ([], SHAREGPT, "expected a list of messages"),
+        ("hi", SHAREGPT, "expected a list of messages"),
+        ([{"from": "gpt", "value": 3}], SHAREGPT, "has the text 3, expected text"),
+        (TALK, {"column": "chat"}, "names the column 'chat'; the data have: conversations"),
+    ],
+)
+def test_conversations_of_another_kind_are_refused(talk: Any, source: Any, message: str) -> None:
+    with pytest.raises(ailora.InputError, match=message):
+        rows_of({"conversations": [talk]}, data(messages=source))
+
+
+def test_alpacas_file_is_one_list_of_objects(tmp_path: Path) -> None:
+    file = tmp_path / "alpaca.json"
+    file.write_text(json.dumps([{"instruction": "add", "input": "", "output": "3"}], indent=2))
+    table = read_tables(str(file))
+    assert table.columns == ("instruction", "input", "output")
+    assert table.where == [f"{file}: record 0"]
+    file.write_text('[{"a": 1}, 3]')
+    with pytest.raises(ailora.InputError, match="record 1: expected an object, got int"):
+        read_tables(str(file))
+    file.write_text('[{"a": 1},\n')
+    with pytest.raises(ailora.InputError, match="not JSON"):
+        read_tables(str(file))
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({}, "data takes one of text, prompt with completion, or messages; got none of them"),
+        ({"text": "{a}", "messages": "m"}, "got data.text and data.messages"),
+        ({"prompt": "{a}"}, r"data\.prompt goes with data\.completion, which is missing"),
+        ({"text": "{a}", "chat_template": "{{ x }}"}, r"data\.chat_template goes with data\.messages"),
+        ({"messages": []}, r"data\.messages is empty"),
+    ],
+)
+def test_data_is_of_one_kind(keys: dict[str, Any], message: str) -> None:
+    with pytest.raises(ailora.InputError, match=message):
+        data(**keys)
+
+
+# --- tokens --------------------------------------------------------------------------------------------------------
+
+MESSAGES = [
+    {"role": "user", "content": "where is the car?"},
+    {"role": "assistant", "content": "in the garden"},
+    {"role": "user", "content": "and the cup?"},
+    {"role": "assistant", "content": "in the kitchen"},
+]
+
+
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing` is deprecated:FutureWarning")
+@pytest.mark.parametrize(
+    ("columns", "source", "stock", "options"),
+    [
+        ({"a": ["red car", "blue cup"]}, {"text": "The {a}."}, {"text": ["The red car.", "The blue cup."]}, {}),
+        (
+            {"a": ["thing[car]", "thing[cup]"], "b": ["The car.", "The cup in the garden."]},
+            {"prompt": "{a} =>", "completion": " {b}"},
+            {"prompt": ["thing[car] =>", "thing[cup] =>"], "completion": [" The car.", " The cup in the garden."]},
+            {},
+        ),
+        (
+            {"a": ["thing[car]"], "b": ["The car."]},
+            {"prompt": "{a} =>", "completion": " {b}"},
+            {"prompt": ["thing[car] =>"], "completion": [" The car."]},
+            {"completion_only_loss": False},
+        ),
+        ({"m": [MESSAGES]}, {"messages": "m"}, {"messages": [MESSAGES]}, {}),
+        ({"m": [MESSAGES]}, {"messages": "m"}, {"messages": [MESSAGES]}, {"assistant_only_loss": True}),
+        # Tokens merge across the end of this prompt.
+        (
+            {"a": ["The ca"], "b": ["r."]},
+            {"prompt": "{a}", "completion": "{b}"},
+            {"prompt": ["The ca"], "completion": ["r."]},
+            {},
+        ),
+    ],
+    ids=["text", "prompt", "whole loss", "messages", "assistant loss", "merged"],
+)
+def test_tokens_are_those_of_trl(
+    words: PreTrainedTokenizerFast,
+    tiny_llama: str,
+    tmp_path: Path,
+    columns: dict[str, Any],
+    source: dict[str, Any],
+    stock: dict[str, Any],
+    options: dict[str, Any],
+) -> None:
+    ours = Tokenization(
+        words,
+        max_length=40,
+        whole_loss=options.get("completion_only_loss") is False,
+        assistant_loss=options.get("assistant_only_loss", False),
+    ).dataset(rows_of(columns, data(**source)))
+    arguments = SFTConfig(
+        str(tmp_path), max_length=40, report_to="none", bf16=False, dataloader_pin_memory=False, **options
+    )
+    trainer = SFTTrainer(
+        model=AutoModelForCausalLM.from_pretrained(tiny_llama),
+        args=arguments,
+        train_dataset=Dataset.from_dict(stock),
+        processing_class=words,
+    )
+    theirs = trainer.train_dataset
+    assert isinstance(theirs, Dataset)
+    assert list(ours["input_ids"]) == list(theirs["input_ids"])
+    assert list(ours["labels"]) == list(theirs["labels"])
+
+
+def test_rows_of_which_nothing_is_left_are_named(words: PreTrainedTokenizerFast) -> None:
+    rows = rows_of(
+        {"a": ["car", "the " * 40, "cup", "the " * 50], "b": ["x"] * 4}, data(prompt="{a} =>", completion=" {b}")
+    )
+    with pytest.raises(ailora.InputError, match=r"rows\.csv:3, rows\.csv:5: nothing of the completion is left in 16"):
+        Tokenization(words, max_length=16).dataset(rows)
+
+
+def test_a_prompt_ends_where_its_completion_begins(words: PreTrainedTokenizerFast) -> None:
+    (row,) = rows_of({"m": [MESSAGES]}, data(messages="m")).rows
+    tokens = Tokenization(words, assistant_loss=True)
+    ids, labels = tokens.encode(row)
+    prompt = tokens.prompt_ids(row)
+    assert ids[: len(prompt)] == prompt
+    assert words.decode(ids[len(prompt) :]) == "in the kitchen</s>"
+    assert words.decode([label for label in labels if label != IGNORED]) == "in the garden</s>in the kitchen</s>"
+
+
+def test_a_tokenizer_without_what_training_needs_is_refused(tmp_path: Path) -> None:
+    made = tokenizer()
+    with pytest.raises(ailora.InputError, match=r"has no chat template, which data\.messages needs"):
+        complete_tokenizer(made, name="m", chat_template=None, chat=True)
+    with pytest.raises(ailora.InputError, match=r"there is no file nowhere\.jinja"):
+        complete_tokenizer(made, name="m", chat_template="nowhere.jinja", chat=True)
+    (tmp_path / "chat.jinja").write_text(CHAT_TEMPLATE)
+    complete_tokenizer(made, name="m", chat_template=str(tmp_path / "chat.jinja"), chat=True)
+    assert made.chat_template == CHAT_TEMPLATE
+    made.pad_token = None
+    with pytest.raises(ailora.InputError, match="has no padding token: set pad_token in its tokenizer_config"):
+        complete_tokenizer(made, name="m", chat_template=None, chat=False)
+    made.eos_token = None
+    with pytest.raises(ailora.InputError, match="has no end-of-text token"):
+        complete_tokenizer(made, name="m", chat_template=None, chat=False)
+
+
+def test_a_conversation_that_the_template_refuses_is_an_input_error() -> None:
+    made = tokenizer()
+    made.chat_template = "{{ raise_exception('roles must alternate') }}"
+    (row,) = rows_of({"m": [MESSAGES]}, data(messages="m")).rows
+    with pytest.raises(ailora.InputError, match="the chat template refuses .* roles must alternate"):
+        Tokenization(made).encode(row)
