@@ -1,174 +1,110 @@
-"""Does curvature at step 0 predict each policy's best learning rate? Curvatures, and sweeps to compare them with.
+"""Does curvature at step 0 predict each policy's best learning rate? Several rules, and the sweeps they must meet.
 
-    python benchmarks/learning_rate_curvature.py curvature [--data ../shared/data] [--lm ../shared/lm/pico-llama]
-    python benchmarks/learning_rate_curvature.py sweep --task e2e --policies lora pissa ailora --rates 1e-3 3e-3 1e-2
-    python benchmarks/learning_rate_curvature.py summary
+    python benchmarks/learning_rate_curvature.py --task e2e --policies lora pissa milora ailora reversed
+    python benchmarks/learning_rate_sweep.py --task e2e
+    python benchmarks/learning_rate_curvature.py --summary
 
-Every sweep run is a line of `out/learning_rate_curvature/sweep.jsonl` and is not run again.
+Measurements are lines of `out/learning_rate_curvature/curvature.jsonl`; the summary goes to `results/`.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import torch
+from learning_rate_sweep import OUT, RANK, STEPS, TASKS, Batch, adapted, parser
+from machine import write_results
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 import ailora
-from ailora.adapters.curvature import Metric, curvature_by_role, first_step_by_role
-from ailora.checkpoints.models import model_path
-
-ROOT = Path(__file__).resolve().parents[1]
-OUT = ROOT / "out" / "learning_rate_curvature"
-RANK, STEPS = 8, 60
-Batch = dict[str, Tensor]
-
-
-@dataclass(frozen=True)
-class Task:
-    """A base model and data for it, both seeded.
-
-    Attributes:
-        make: a fresh base model, fp32, with attention that can be differentiated twice.
-        train: batches in a fixed order, the first of which curvatures are measured on.
-        held_out: batches that the sweeps' runs are judged by.
-    """
-
-    make: Callable[[], Any]
-    train: list[Batch]
-    held_out: list[Batch]
-
-
-def e2e(arguments: argparse.Namespace) -> Task:
-    """pico-llama writes a description of a restaurant; the loss is that of the completion's tokens."""
-    tokenizer = AutoTokenizer.from_pretrained(arguments.lm)
-
-    def batch(rows: Sequence[Sequence[str]]) -> Batch:
-        pairs = [(tokenizer(f"{mr} =>")["input_ids"], tokenizer(f" {ref}")["input_ids"]) for mr, ref in rows]
-        texts = [([*a, *b, tokenizer.eos_token_id], len(a)) for a, b in pairs]
-        width = max(len(ids) for ids, _ in texts)
-        ids = torch.full((len(rows), width), tokenizer.pad_token_id)
-        labels, mask = torch.full_like(ids, -100), torch.zeros_like(ids)
-        for row, (text, prompt) in enumerate(texts):
-            ids[row, : len(text)] = torch.tensor(text)
-            labels[row, prompt : len(text)] = ids[row, prompt : len(text)]
-            mask[row, : len(text)] = 1
-        return {"input_ids": ids, "attention_mask": mask, "labels": labels}
-
-    def make() -> Any:
-        return AutoModelForCausalLM.from_pretrained(arguments.lm, attn_implementation="eager", dtype=torch.float32)
-
-    folder = arguments.data / "e2e"
-    train = [batch(rows) for rows in _drawn(_rows(folder / "trainset.csv", ",")[1:], 100, 16)]
-    return Task(make, train, [batch(rows) for rows in _drawn(_rows(folder / "devset.csv", ",")[1:], 8, 16)])
-
-
-def classification(arguments: argparse.Namespace, train: Path, held_out: Path) -> Task:
-    """MiniLM with a fresh head of two classes, on a file whose rows end in a sentence after its label."""
-    path = model_path("builtin:minilm")
-    tokenizer = AutoTokenizer.from_pretrained(path)
-
-    def batch(rows: Sequence[tuple[str, int]]) -> Batch:
-        encoded = tokenizer([text for text, _ in rows], padding=True, truncation=True, max_length=64)
-        return {name: torch.tensor(values) for name, values in encoded.items()} | {
-            "labels": torch.tensor([label for _, label in rows])
-        }
-
-    def make() -> Any:
-        torch.manual_seed(0)
-        return AutoModelForSequenceClassification.from_pretrained(
-            path, num_labels=2, attn_implementation="eager", dtype=torch.float32
-        )
-
-    return Task(
-        make,
-        [batch(rows) for rows in _drawn(_labelled(train), 100, 32)],
-        [batch(rows) for rows in _drawn(_labelled(held_out), 16, 32)],
-    )
-
-
-TASKS: dict[str, Callable[[argparse.Namespace], Task]] = {
-    "e2e": e2e,
-    "cola": lambda a: classification(a, a.data / "cola/train.tsv", a.data / "cola/dev.tsv"),
-    "sst2": lambda a: classification(a, a.data / "sst2/train.tsv", a.data / "sst2/dev.tsv"),
-}
-
-
-def _rows(file: Path, delimiter: str) -> list[list[str]]:
-    with file.open(newline="", encoding="utf-8") as lines:
-        return list(csv.reader(lines, delimiter=delimiter, quoting=csv.QUOTE_NONE if delimiter == "\t" else 0))
-
-
-def _labelled(file: Path) -> list[tuple[str, int]]:
-    rows = _rows(file, "\t")
-    return [(row[-1], int(row[1])) if len(row) == 4 else (row[0], int(row[1])) for row in rows if row[1].isdigit()]
-
-
-def _drawn(rows: list[Any], batches: int, size: int) -> list[list[Any]]:
-    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0)).tolist()
-    return [[rows[i] for i in order[start : start + size]] for start in range(0, batches * size, size)]
-
-
-def adapted(task: Task, policy: str) -> Any:
-    torch.manual_seed(1)
-    return ailora.adapt(task.make(), policy, rank=RANK, roles=("query", "value"))
-
-
-def train(task: Task, policy: str, rates: dict[str, float]) -> dict[str, Any]:
-    """AdamW with linear decay over `STEPS` batches; the head of a classifier stays as drawn."""
-    model = adapted(task, policy).train()
-    named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
-    groups = [{"params": [p for n, p in named if role in n], "lr": rate} for role, rate in rates.items()]
-    optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / STEPS)
-    torch.manual_seed(2)
-    losses = []
-    started = time.perf_counter()
-    for batch in task.train[:STEPS]:
-        loss = model(**batch).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_([p for _, p in named], 1.0)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
-        losses.append(loss.item())
-    model.eval()
-    with torch.no_grad():
-        held_out = sum(model(**batch).loss.item() for batch in task.held_out) / len(task.held_out)
-    return {"held_out": held_out, "last_train": sum(losses[-10:]) / 10, "seconds": time.perf_counter() - started}
+from ailora.adapters.curvature import curvature_by_role, largest_eigenvalues, start_vector
+from ailora.adapters.hessian import ALL, Loss, blocks_by_role, hessian_products
 
 
 def curvature(arguments: argparse.Namespace) -> None:
     """Measure every policy on the same four batches: the first one, cut."""
+    OUT.mkdir(parents=True, exist_ok=True)
     task = TASKS[arguments.task](arguments)
     first = task.train[0]
     size = len(first["input_ids"]) // 4
     cut = [{k: v[i * size : (i + 1) * size] for k, v in first.items()} for i in range(4)]
     for policy in arguments.policies:
-        model = adapted(task, policy)
-        losses = [lambda batch=batch: model(**batch).loss for batch in cut]
+        model = adapted(task, policy).eval()
+        losses = [partial(_loss, model, batch) for batch in cut]
         found: dict[str, Any] = {"task": arguments.task, "policy": policy, "movement": movement(model)}
-        measures: dict[str, Callable[[], dict[str, Any]]] = {
-            "plain": lambda: curvature_by_role(model, losses),
-            "adam": lambda: curvature_by_role(model, losses, metric=Metric.ADAM),
-            "step": lambda: first_step_by_role(model, losses),
-        }
-        for name, measure in measures.items():
+        for name in arguments.measures:
             started = time.perf_counter()
-            found[name] = {key: vars(value) for key, value in measure().items()}
+            found[name] = MEASURES[name](model, losses)
             found[f"{name}_seconds"] = time.perf_counter() - started
+        line = json.dumps(found)
         with (OUT / "curvature.jsonl").open("a") as lines:
-            lines.write(json.dumps(found) + "\n")
-        print(json.dumps(found), flush=True)
+            lines.write(line + "\n")
+        print(line, flush=True)
+
+
+def _loss(model: Any, batch: Batch) -> Tensor:
+    return model(**batch).loss
+
+
+def plain(model: Any, losses: Sequence[Loss]) -> dict[str, dict[str, float]]:
+    """The largest eigenvalue of the Hessian."""
+    return {key: vars(found) for key, found in curvature_by_role(model, losses).items()}
+
+
+def adam(model: Any, losses: Sequence[Loss]) -> dict[str, dict[str, float]]:
+    """The largest eigenvalue in Adam's metric, `D^-1/2 H D^-1/2`, where Adam moves anything at all."""
+    blocks = blocks_by_role(model)
+    scales = {key: adam_scale(g).sqrt() for key, g in gradients(model, losses).items()}
+
+    def products(vectors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        some = {key: blocks[key] for key in vectors}
+        made = hessian_products(model, losses, some, {key: scales[key] * v for key, v in vectors.items()})
+        return {key: scales[key] * product for key, product in made.items()}
+
+    starts = {key: start_vector(block, 0) * (scales[key] > 0) for key, block in blocks.items()}
+    return {key: vars(v) for key, v in largest_eigenvalues(products, starts, iterations=12, tolerance=0.1).items()}
+
+
+def step(model: Any, losses: Sequence[Loss]) -> dict[str, dict[str, float]]:
+    """The parabola along Adam's direction u: slope `<g, u>`, bend `<u, H u>`, and the error of their ratio."""
+    slopes = gradients(model, losses)
+    directions = {key: g.mean(dim=0) * adam_scale(g) for key, g in slopes.items()}
+    bends = hessian_products(model, losses, blocks_by_role(model), directions)
+    found = {}
+    for key, u in directions.items():
+        slope, bend = slopes[key] @ u, bends[key] @ u
+        ratio = slope.mean() / bend.mean()
+        error = (slope - ratio * bend).std() / len(losses) ** 0.5 / bend.mean().abs()
+        found[key] = {"slope": slope.mean().item(), "bend": bend.mean().item(), "error": error.item()}
+    return found
+
+
+MEASURES: dict[str, Callable[[Any, Sequence[Loss]], dict[str, dict[str, float]]]] = {
+    "plain": plain,
+    "adam": adam,
+    "step": step,
+}
+
+
+def gradients(model: Any, losses: Sequence[Loss]) -> dict[str, Tensor]:
+    """The gradients of the batches (batches, n) in every role's factors."""
+    blocks = blocks_by_role(model)
+    every = list(dict.fromkeys(p for block in blocks.values() for p in block.parameters))
+    made = [dict(zip(every, torch.autograd.grad(loss(), every), strict=True)) for loss in losses]
+    return {key: torch.stack([block.vector(batch) for batch in made]) for key, block in blocks.items()}
+
+
+def adam_scale(gradient: Tensor) -> Tensor:
+    """What Adam multiplies a mean gradient by, with both moments settled (n,); 0 where it does not move anything."""
+    size = gradient.square().mean(dim=0).sqrt()
+    return torch.where(size > 0, 1 / (size + 1e-8), 0)
 
 
 def movement(model: Any) -> dict[str, float]:
@@ -183,38 +119,83 @@ def movement(model: Any) -> dict[str, float]:
     return {key: math.sqrt(square) for key, square in squares.items()}
 
 
-def sweep(arguments: argparse.Namespace) -> None:
-    """Train every policy at every rate, on the same batches."""
-    OUT.mkdir(parents=True, exist_ok=True)
-    file = OUT / "sweep.jsonl"
-    file.touch()
-    done = [json.loads(line) for line in file.read_text().splitlines()]
-    task = TASKS[arguments.task](arguments)
-    for rate in arguments.rates:
-        for policy in arguments.policies:
-            run = {"task": arguments.task, "policy": policy, "query": rate, "value": rate * arguments.value_ratio}
-            if any(run.items() <= other.items() for other in done):
-                continue
-            rates = {"q_proj" if arguments.task == "e2e" else "query": run["query"]}
-            rates |= {"v_proj" if arguments.task == "e2e" else "value": run["value"]}
-            line = json.dumps(run | train(task, policy, rates))
-            with file.open("a") as lines:
-                lines.write(line + "\n")
-            print(line, flush=True)
+def predicted(own: dict[str, Any], lora: dict[str, Any], key: str) -> dict[str, float | None]:
+    """What each rule multiplies LoRA's rate by; None where it says nothing."""
+
+    def eigenvalues(name: str) -> float | None:
+        return lora[name][key]["value"] / own[name][key]["value"] if name in own and name in lora else None
+
+    def rate(found: dict[str, Any]) -> float | None:
+        made = found.get("step", {}).get(key)
+        return made["slope"] / made["bend"] if made and made["bend"] > 0 else None
+
+    ratio, ours, theirs = eigenvalues("plain"), rate(own), rate(lora)
+    return {
+        "eigenvalue": ratio,
+        "root of eigenvalue": ratio and math.sqrt(ratio),
+        "eigenvalue in Adam's metric": eigenvalues("adam"),
+        "along Adam's direction": ours / theirs if ours and theirs else None,
+        "movement": lora["movement"][key] / own["movement"][key],
+    }
+
+
+def measured(runs: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """By policy: the best rate of the sweep, and the multiple of LoRA's rates at which half of the way is as far.
+
+    The second compares whole curves: `same loss` is the mean, over the policy's rates up to its best one, of that rate
+    over LoRA's rate of the same loss, interpolated in the logarithm; above 1 a policy needs more rate than LoRA.
+    """
+    policies = dict.fromkeys(run["policy"] for run in runs)
+    curves = {p: sorted((run["query"], run["held_out"]) for run in runs if run["policy"] == p) for p in policies}
+    lora = curves["lora"]
+    falling = lora[: 1 + min(range(len(lora)), key=lambda i: lora[i][1])]
+    found = {}
+    for policy, curve in curves.items():
+        best = min(curve, key=lambda point: point[1])
+        logs = [math.log(rate / same) for rate, loss in curve if rate <= best[0] and (same := _rate_at(falling, loss))]
+        found[policy] = {"best rate": best[0], "loss": best[1], "same loss": math.exp(sum(logs) / len(logs))}
+    return found
+
+
+def _rate_at(falling: list[tuple[float, float]], loss: float) -> float | None:
+    """The rate at which a curve that falls with the rate has some loss; None beyond its ends."""
+    for (rate, high), (next_rate, low) in pairwise(falling):
+        if low <= loss <= high:
+            return math.exp(math.log(rate) + (high - loss) / (high - low) * math.log(next_rate / rate))
+    return None
+
+
+def _lines(name: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (OUT / f"{name}.jsonl").read_text().splitlines()]
+
+
+def summary() -> None:
+    """Compare the rules with the sweeps, and write all of it to `results/`."""
+    curvatures, runs = _lines("curvature"), _lines("sweep")
+    tasks = {}
+    for task in dict.fromkeys(found["task"] for found in curvatures):
+        by_policy = {found["policy"]: found for found in curvatures if found["task"] == task}
+        ratios = {
+            policy: {key: predicted(found, by_policy["lora"], key) for key in ("query", "value", ALL)}
+            for policy, found in by_policy.items()
+        }
+        swept = [run for run in runs if run["task"] == task and run["query"] == run["value"]]
+        tasks[task] = {"multiples of LoRA's rate": ratios, "measured": measured(swept) if swept else None}
+    figures = {"rank": RANK, "steps": STEPS, "tasks": tasks, "curvatures": curvatures, "runs": runs}
+    print(json.dumps(tasks, indent=1))
+    print("written to", write_results("learning_rate_curvature", figures))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=("curvature", "sweep", "summary"))
-    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
-    parser.add_argument("--lm", default=str(ROOT.parent / "shared" / "lm" / "pico-llama"))
-    parser.add_argument("--task", choices=TASKS, default="e2e")
-    parser.add_argument("--policies", nargs="+", default=["lora", "pissa", "ailora"])
-    parser.add_argument("--rates", nargs="+", type=float, default=[1e-2, 3e-2, 3e-3, 1e-1, 1e-3])
-    parser.add_argument("--value-ratio", type=float, default=1.0, help="value's rate over query's")
-    arguments = parser.parse_args()
+    options = parser(__doc__)
+    options.add_argument("--measures", nargs="+", choices=MEASURES, default=list(MEASURES))
+    options.add_argument("--summary", action="store_true")
     torch.set_num_threads(1)
-    {"curvature": curvature, "sweep": sweep, "summary": sweep}[arguments.part](arguments)
+    arguments = options.parse_args()
+    if arguments.summary:
+        summary()
+    else:
+        curvature(arguments)
 
 
 if __name__ == "__main__":

@@ -14,13 +14,14 @@ from tests.tiny import tiny_model
 QUERY, VALUE = (Role.QUERY,), (Role.VALUE,)
 
 
-@pytest.mark.parametrize("form", ["anchored", "stock", "residual"])
 @pytest.mark.parametrize("policy", ["ailora", "lora"])
-@pytest.mark.parametrize("dora", [False, True])
-def test_every_form_of_separate_projections(form: str, policy: str, dora: bool) -> None:
+@pytest.mark.parametrize(
+    ("form", "dora"), [("anchored", False), ("anchored", True), ("stock", False), ("stock", True), ("residual", False)]
+)
+def test_every_form_of_separate_projections(policy: str, form: str, dora: bool) -> None:
     model = ailora.adapt(FAMILIES["bert"].model(), policy, rank=2, form=form, dora=dora)
     found = role_factors(model)
-    trained = [n for n, p in model.named_parameters() if p.requires_grad and "magnitude" not in n]
+    trained = [n for n, p in model.named_parameters() if p.requires_grad and (".lora_A." in n or ".lora_B." in n)]
     assert list(found) == trained
     assert len(found) == 2 * len(ailora.plan_of(model).adapters)
     for name, (roles, factor) in found.items():

@@ -268,5 +268,5 @@ def test_a_conversation_that_the_template_refuses_is_an_input_error() -> None:
     made = tokenizer()
     made.chat_template = "{{ raise_exception('roles must alternate') }}"
     (row,) = rows_of({"m": [MESSAGES]}, data(messages="m")).rows
-    with pytest.raises(ailora.InputError, match="the chat template refuses .* roles must alternate"):
+    with pytest.raises(ailora.InputError, match=r"the chat template refuses .* roles must alternate"):
         Tokenization(made).encode(row)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
-from transformers.integrations import is_deepspeed_zero3_enabled
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from ailora.adapters.plan import Form, Plan
 from ailora.adapters.sharding import any_spread

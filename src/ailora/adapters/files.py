@@ -69,14 +69,16 @@ def restore_base(model: PeftModel, *, adapter_name: str = "default") -> nn.Modul
     Equal to the original to rounding. In the other forms the base never changed, and this is `unload()`.
 
     Raises:
-        ModelError: the model has no such adapter of ours, it is merged, or the base is quantized, which rounding has
-            changed for good.
+        ModelError: the model has no such adapter of ours, it is merged, spread over processes, or quantized, which
+            rounding has changed for good.
     """
     plan = plan_of(model, adapter_name)
     base = model.get_base_model()
     if plan.form is not Form.RESIDUAL:
         return model.unload()
     require_unmerged(base)
+    if any_spread(base.parameters()):
+        raise ModelError("the base is spread over processes, and its weights cannot be overwritten: load it again")
     if sidecar_of(model, adapter_name).quantization_errors:
         raise ModelError("the residual was quantized, so that the base cannot be restored from it: load the base again")
     restored: set[tuple[int, Rows]] = set()
@@ -86,32 +88,34 @@ def restore_base(model: PeftModel, *, adapter_name: str = "default") -> nn.Modul
             layer: Any = base.get_submodule(projection.module)
             A, B = (_anchor(_part(half[adapter_name], projection)) for half in (layer.lora_A, layer.lora_B))
             inner = base_layer(base, projection.module)
-            whole = read_weight(inner, projection.module)
+            weight = read_weight(inner, projection.module)
             # Tied layers share one weight, from which one part was subtracted.
             key = (identity_of(inner), projection.rows)
             if A is not None and B is not None and key not in restored:
                 restored.add(key)
-                rows = rows_of(whole, projection)
+                rows = rows_of(weight, projection)
                 part = (
                     rows_of(planned.scaling * (B @ A), projection) if plan.couple_roles else planned.scaling * (B @ A)
                 )
-                write_rows(whole, projection, (rows.to(A.dtype) + part).to(rows.dtype))
+                write_rows(weight, projection, (rows.to(A.dtype) + part).to(rows.dtype))
     return model.unload()
 
 
 def _whole_state_dict(model: PeftModel, adapter_name: str) -> dict[str, torch.Tensor]:
     """The entries of a sharded model's state dict that the file of an adapter takes, gathered."""
     state = model.state_dict()
-    # PEFT says which ones, under other names; it hands on the same tensors.
-    filed = get_peft_model_state_dict(model, state, adapter_name=adapter_name)
+    names = [*state]
+    # PEFT says which ones, under other names: it is given their numbers instead of them.
+    numbers = {name: torch.tensor(number) for number, name in enumerate(names)}
+    filed = get_peft_model_state_dict(model, numbers, adapter_name=adapter_name)
     if not filed:
         raise ModelError(
             "PEFT finds no adapter in the state dict: fsdp_config['activation_checkpointing'] has renamed the layers. "
             "Use the argument gradient_checkpointing of the Trainer. What was trained is in its checkpoints "
             "(pytorch_model_fsdp)"
         )
-    taken = {id(tensor) for tensor in filed.values()}
-    return {name: whole(tensor) for name, tensor in state.items() if id(tensor) in taken}
+    taken = [names[int(number)] for number in filed.values()]
+    return {name: whole(state[name]) for name in taken}
 
 
 def _stacked_state_dict(model: PeftModel, plan: Plan, adapter_name: str) -> dict[str, torch.Tensor]:

@@ -1,4 +1,4 @@
-"""Gradients of a loss in an adapter's factors, role by role, and products with the blocks of its Hessian.
+"""Products with the Hessian of a loss in an adapter's factors, role by role.
 
 Products come from differentiating twice (Pearlmutter 1994, "Fast exact multiplication by the Hessian"). A batch is run
 once a pass, forward and backward, and serves all blocks; its graph is gone before the next one starts, so that memory
@@ -26,7 +26,9 @@ Loss = Callable[[], Tensor]
 #: The key of all roles together, beside those of the roles.
 ALL = "all"
 
-_NOT_TWICE = ("is not implemented", "once_differentiable", "no autograd formula")
+#: transformers' names of the kernels that can be differentiated twice. Others may leave terms out in silence: autograd
+#: does not follow a gradient that was computed without it.
+_PLAIN_ATTENTION = ("eager", "sdpa")
 
 
 @dataclass(frozen=True)
@@ -65,32 +67,21 @@ def blocks_by_role(model: PeftModel, adapter_name: str = "default") -> dict[str,
     return {role: Block(tuple(group)) for role, group in by_role.items()}
 
 
-def gradients(
-    model: PeftModel, losses: Sequence[Loss], blocks: Mapping[str, Block]
-) -> dict[str, Float[Tensor, "batches n"]]:
-    """The gradient of every batch's loss in every block; `.grad` is left alone.
-
-    Raises:
-        InputError, ModelError: as `hessian_products`.
-    """
-    passes = _passes(model, losses, blocks, twice=False)
-    made = [{key: block.vector(gradient).detach() for key, block in blocks.items()} for gradient in passes]
-    return {key: torch.stack([batch[key] for batch in made]) for key in blocks}
-
-
 def hessian_products(
     model: PeftModel, losses: Sequence[Loss], blocks: Mapping[str, Block], vectors: Mapping[str, Float[Tensor, " n"]]
 ) -> dict[str, Float[Tensor, "batches n"]]:
     """The product of every batch's Hessian, block by block, with that block's vector.
 
-    Dropout is off, and attention of `torch.nn.functional` runs in its plain kernel, the one with second derivatives.
+    Dropout is off, attention of `torch.nn.functional` runs in its plain kernel, the one with second derivatives, and
+    nothing of the model changes.
 
     Raises:
         InputError: a loss that is not a scalar with gradients.
-        ModelError: a gradient that is not finite, or an operation that cannot be differentiated twice.
+        ModelError: a gradient that is not finite, or attention that cannot be differentiated twice.
     """
+    _require_plain_attention(model)
     made = []
-    for gradient in _passes(model, losses, blocks, twice=True):
+    for gradient in _passes(model, losses, blocks):
         with _explained():
             made.append({key: _product(block, gradient, vectors[key]) for key, block in blocks.items()})
     return {key: torch.stack([batch[key] for batch in made]) for key in blocks}
@@ -105,9 +96,9 @@ def _product(block: Block, gradient: Mapping[nn.Parameter, Tensor], vector: Tens
 
 
 def _passes(
-    model: PeftModel, losses: Sequence[Loss], blocks: Mapping[str, Block], *, twice: bool
+    model: PeftModel, losses: Sequence[Loss], blocks: Mapping[str, Block]
 ) -> Iterator[dict[nn.Parameter, Tensor]]:
-    """The gradient of each batch by parameter, with a graph of its own if it is to be differentiated once more."""
+    """The gradient of each batch by parameter, with a graph of its own."""
     every = list(dict.fromkeys(parameter for block in blocks.values() for parameter in block.parameters))
     with _measuring(model):
         for loss in losses:
@@ -115,7 +106,7 @@ def _passes(
             if value.ndim or not value.requires_grad:
                 raise InputError(f"a loss is a scalar with gradients to the adapter, not {value}")
             with _explained():
-                made = torch.autograd.grad(value, every, create_graph=twice, allow_unused=True, materialize_grads=True)
+                made = torch.autograd.grad(value, every, create_graph=True, allow_unused=True, materialize_grads=True)
             if not all(torch.isfinite(part).all() for part in made):
                 raise ModelError(f"the loss {value.item():.3g} has a gradient that is not finite")
             yield dict(zip(every, made, strict=True))
@@ -134,13 +125,21 @@ def _measuring(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
+def _require_plain_attention(model: PeftModel) -> None:
+    kernel = getattr(getattr(model, "config", None), "_attn_implementation", None)
+    if kernel not in (None, *_PLAIN_ATTENTION):
+        raise ModelError(
+            f"{kernel} attention has no second derivatives: load the model with attn_implementation='eager'"
+        )
+
+
 @contextmanager
 def _explained() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if any(words in str(error) for words in _NOT_TWICE):
-            raise ModelError(
-                f"the model cannot be differentiated twice ({error}): load it with attn_implementation='eager'"
-            ) from error
-        raise
+        if "is not implemented" not in str(error):
+            raise
+        raise ModelError(
+            f"the model cannot be differentiated twice ({error}): load it with attn_implementation='eager'"
+        ) from error

@@ -6,6 +6,7 @@ Where a tensor is spread, every function here is collective: all processes of it
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -24,10 +25,9 @@ def whole(tensor: Tensor) -> Tensor:
     if not isinstance(tensor, DTensor):
         return tensor
     computes_on = tensor.device_mesh.device_type
-    if tensor.device.type not in (computes_on, "meta"):
-        # What FSDP2 offloads to the CPU is gathered by the backend of the accelerator.
-        tensor = tensor.to(computes_on)
-    return tensor.full_tensor()
+    # What FSDP2 offloads to the CPU is gathered by the backend of the accelerator.
+    near = tensor if tensor.device.type in (computes_on, "meta") else cast(DTensor, tensor.to(computes_on))
+    return near.full_tensor()
 
 
 def require_whole(tensor: Tensor, shape: Sequence[int]) -> Tensor:

@@ -63,11 +63,14 @@ def causal_arguments(config: CausalLMConfig) -> SFTConfig:
         InputError: a value that TRL refuses.
     """
     accelerator = torch.accelerator.is_available()
-    return training_arguments(
+    arguments: SFTConfig = training_arguments(
         config,
-        bf16=accelerator and torch.cuda.is_available() and torch.cuda.is_bf16_supported(),
+        bf16=torch.cuda.is_available() and torch.cuda.is_bf16_supported(),
         activation_checkpointing=accelerator,
     )
+    # Rows come to the trainer with their labels, where it would look for conversations.
+    arguments.assistant_only_loss = False
+    return arguments
 
 
 def causal_tokenization(config: CausalLMConfig, arguments: SFTConfig) -> Tokenization:
@@ -84,7 +87,7 @@ def causal_tokenization(config: CausalLMConfig, arguments: SFTConfig) -> Tokeniz
         # Packing cuts at its own places.
         max_length=None if arguments.packing else arguments.max_length,
         whole_loss=arguments.completion_only_loss is False,
-        assistant_loss=arguments.assistant_only_loss,
+        assistant_loss=config.training.get("assistant_only_loss", False),
     )
 
 

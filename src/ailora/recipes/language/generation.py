@@ -24,6 +24,9 @@ def generation_config(fields: dict[str, Any], tokenizer: PreTrainedTokenizerBase
     for key in fields:
         if key not in known:
             raise unknown_name("key in evaluation.generate", key, known)
+    for key in ("max_new_tokens", "num_beams"):
+        if (value := fields.get(key, 1)) is not None and not (type(value) is int and value >= 1):
+            raise InputError(f"evaluation.generate: {key} is a whole number from 1, not {value!r}")
     special = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
     try:
         return GenerationConfig(**{"do_sample": False, "max_new_tokens": 128, **special, **fields})

@@ -166,6 +166,8 @@ class LanguageConfig(RunConfig, frozen=True):
     def check(self) -> None:
         self.data.check()
         self.evaluation.check()
+        if self.training.get("assistant_only_loss") and getattr(self.data, "messages", None) is None:
+            raise InputError("training.assistant_only_loss goes with data.messages, which is missing")
         if self.evaluation.generate is not None and getattr(self.data, "text", None) is not None:
             raise InputError(
                 "evaluation.generate needs a prompt: data.text has none; give data.prompt or data.messages"

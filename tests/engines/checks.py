@@ -1,0 +1,247 @@
+"""What two processes that torchrun started find out about adapted models; one line for each check that passed."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import transformers as tf
+from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+
+import ailora
+from ailora.adapters.stacked import StackedFactor
+from tests.engines.training import base, examples
+
+OPTIONS = {"rank": 4, "task_type": "CAUSAL_LM"}
+IDS = torch.stack([example["input_ids"] for example in examples()[:4]])
+CHECKS: list[Callable[[Path], None]] = []
+
+
+def check(function: Callable[[Path], None]) -> Callable[[Path], None]:
+    CHECKS.append(function)
+    return function
+
+
+def fused_base() -> nn.Module:
+    """A Phi-3, whose query, key and value lie in one weight."""
+    config = tf.Phi3Config(
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=64,
+        pad_token_id=0,
+        tie_word_embeddings=False,
+    )
+    torch.manual_seed(3)
+    return tf.Phi3ForCausalLM(config).eval()
+
+
+def sharded(model: nn.Module) -> nn.Module:
+    """The model with FSDP2 around each layer and the whole."""
+    for module in list(model.modules()):
+        if type(module).__name__.endswith("DecoderLayer"):
+            fully_shard(module)
+    return fully_shard(model)
+
+
+def step(model: nn.Module, ids: Tensor = IDS, optimizer: torch.optim.Optimizer | None = None) -> torch.optim.Optimizer:
+    """One step of Adam."""
+    optimizer = optimizer or torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    model(input_ids=ids, labels=ids).loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    return optimizer
+
+
+def mine() -> Tensor:
+    """This process's half of the batch."""
+    return IDS.chunk(2)[dist.get_rank()]
+
+
+def parts(model: nn.Module) -> dict[str, Tensor]:
+    """The anchors and differences of a model, gathered."""
+    named = [*model.named_parameters(), *model.named_buffers()]
+    found = {n: t.detach() for n, t in named if n.endswith((".anchor", ".delta", ".value"))}
+    assert found
+    return {n: (t.full_tensor() if isinstance(t, DTensor) else t).clone() for n, t in found.items()}
+
+
+def require_close(these: dict[str, Tensor], those: dict[str, Tensor], tolerance: float = 0.0) -> None:
+    assert these.keys() == those.keys()
+    for name, tensor in these.items():
+        assert (tensor - those[name]).norm() <= tolerance * those[name].norm(), name
+
+
+def same_everywhere(tensors: dict[str, Tensor]) -> bool:
+    """Whether all processes have the same bits."""
+    everyone: list[object] = [None, None]
+    dist.all_gather_object(everyone, {name: tensor.tolist() for name, tensor in tensors.items()})
+    return everyone[0] == everyone[1]
+
+
+def disturbed(model: nn.Module) -> nn.Module:
+    """The model with other weights on each process."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1 + dist.get_rank())
+    return model
+
+
+@check
+def the_first_process_gives_all_their_start(folder: Path) -> None:
+    for policy in ("ailora", "lora"):
+        torch.manual_seed(dist.get_rank())
+        model = ailora.adapt(disturbed(base()), policy, **OPTIONS)
+        assert same_everywhere({n: t for n, t in get_peft_model_state_dict(model).items() if "lora_" in n})
+        sidecar: list[object] = [None, None]
+        dist.all_gather_object(sidecar, ailora.adapters.attach.sidecar_of(model).fingerprints)
+        assert sidecar[0] == sidecar[1]
+
+
+@check
+def only_the_first_process_must_have_read_the_weights(folder: Path) -> None:
+    model = base()
+    if dist.get_rank() > 0:
+        with torch.no_grad():
+            model.model.layers[0].self_attn.q_proj.weight.fill_(float("nan"))
+    assert same_everywhere(parts(ailora.adapt(model, **OPTIONS)))
+    model = base()
+    if dist.get_rank() == 0:
+        with torch.no_grad():
+            model.model.layers[0].self_attn.q_proj.weight.fill_(float("nan"))
+    with pytest.raises(ailora.ModelError, match="NaN or infinite"):
+        ailora.adapt(model, **OPTIONS)
+    assert type(model.model.layers[0].self_attn.q_proj) is nn.Linear
+
+
+@check
+def ddp_gives_all_the_anchors_of_the_first_process(folder: Path) -> None:
+    model = ailora.adapt(base(), **OPTIONS)
+    with torch.no_grad():
+        for name, tensor in model.named_buffers():
+            if name.endswith("anchor"):
+                tensor.mul_(1 + 1e-3 * dist.get_rank())
+    assert not same_everywhere(parts(model))
+    wrapped = DistributedDataParallel(model, forward_sync_buffers=False)
+    assert same_everywhere(parts(model))
+    reference = ailora.adapt(base(), **OPTIONS)
+    optimizers = None, None
+    for _ in range(3):
+        optimizers = step(wrapped, mine(), optimizers[0]), step(reference, IDS, optimizers[1])
+    require_close(parts(model), parts(reference), 1e-5)
+
+
+@check
+def fsdp_trains_as_one_process(folder: Path) -> None:
+    for make in (base, fused_base):
+        for policy in ("ailora", {"query": "principal", "value": "lora"}):
+            model = sharded(ailora.adapt(make(), policy, **OPTIONS))
+            reference = ailora.adapt(make(), policy, **OPTIONS)
+            optimizers = None, None
+            for _ in range(3):
+                optimizers = step(model, mine(), optimizers[0]), step(reference, IDS, optimizers[1])
+            assert any(isinstance(parameter, DTensor) for parameter in model.parameters())
+            require_close(parts(model), parts(reference), 1e-4)
+
+
+@check
+def fsdp_states_come_back(folder: Path) -> None:
+    full = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    received = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True, cpu_offload=True, strict=False)
+    for make in (base, fused_base):
+        model = sharded(ailora.adapt(make(), **OPTIONS))
+        step(model, mine())
+        trained = parts(model)
+        shards, whole = copy.deepcopy(get_model_state_dict(model)), get_model_state_dict(model, options=full)
+        adapter = {key: value.clone() for key, value in get_peft_model_state_dict(model).items()}
+        step(model, mine())
+        for load in (
+            lambda model=model, shards=shards: set_model_state_dict(model, shards),
+            lambda model=model, whole=whole: set_model_state_dict(model, dict(whole), options=received),
+            lambda model=model, adapter=adapter: set_peft_model_state_dict(model, dict(adapter)),
+        ):
+            step(model, mine())
+            load()
+            require_close(parts(model), trained)
+            assert all(t.is_contiguous() for t in (*model.parameters(), *model.buffers()))
+        step(model, mine())
+
+
+@check
+def fsdp_refuses_the_file_of_another_start(folder: Path) -> None:
+    other = get_peft_model_state_dict(ailora.adapt(base(), "reversed", **OPTIONS))
+    model = sharded(ailora.adapt(base(), **OPTIONS))
+    before = parts(model)
+    with pytest.raises(ailora.AnchorMismatchError, match="another start"):
+        set_peft_model_state_dict(model, other)
+    require_close(parts(model), before)
+
+
+@check
+def fsdp_saves_every_form_as_the_stock_file(folder: Path) -> None:
+    for make in (base, fused_base):
+        for form in ("anchored", "stock", "residual"):
+            model = sharded(ailora.adapt(make(), form=form, **OPTIONS))
+            step(model, mine())
+            with torch.no_grad():
+                expected = model(input_ids=IDS).logits
+            target = ailora.save_adapter(model, folder / f"{make.__name__}-{form}")
+            loaded = PeftModel.from_pretrained(make(), target).eval()
+            assert not any(isinstance(module, StackedFactor) for module in loaded.modules())
+            with torch.no_grad():
+                assert (loaded(input_ids=IDS).logits - expected).abs().max() <= 1e-4 * expected.abs().max()
+
+
+@check
+def weights_that_fsdp_has_sharded_are_gathered(folder: Path) -> None:
+    model = ailora.adapt(sharded(base()), **OPTIONS)
+    require_close(parts(model), parts(ailora.adapt(base(), **OPTIONS)))
+    with torch.no_grad():
+        expected = base()(input_ids=IDS).logits
+        assert (model(input_ids=IDS).logits - expected).abs().max() <= 1e-5
+    with pytest.raises(ailora.ModelError, match=r"q_proj: its weight is spread over processes.*form='anchored'"):
+        ailora.adapt(sharded(base()), form="residual", **OPTIONS)
+
+
+@check
+def tensor_parallel_weights_take_the_stock_form(folder: Path) -> None:
+    if dist.get_rank() == 0:
+        base().save_pretrained(folder / "base")
+    dist.barrier()
+    split = tf.LlamaForCausalLM.from_pretrained(
+        folder / "base", distributed_config=tf.distributed.DistributedConfig(tp_size=2, tp_plan="auto")
+    ).eval()
+    assert isinstance(split.model.layers[0].self_attn.q_proj.weight, DTensor)
+    with pytest.raises(ailora.ModelError, match=r"q_proj: its weight is split by tensor parallelism.*form='stock'"):
+        ailora.adapt(split, **OPTIONS)
+    model = ailora.adapt(split, form="stock", **OPTIONS)
+    reference = ailora.adapt(base(), form="stock", **OPTIONS)
+    step(model)
+    step(reference)
+    loaded = PeftModel.from_pretrained(base(), ailora.save_adapter(model, folder / "tp")).eval()
+    with torch.no_grad():
+        expected = reference(input_ids=IDS).logits
+        for other in (model, loaded):
+            assert (other(input_ids=IDS).logits - expected).abs().max() <= 1e-4 * expected.abs().max()
+
+
+if __name__ == "__main__":
+    dist.init_process_group("gloo")
+    for run in CHECKS:
+        run(Path(sys.argv[1]))
+        dist.barrier()
+        if dist.get_rank() == 0:
+            print(f"passed: {run.__name__}", flush=True)
+    dist.destroy_process_group()

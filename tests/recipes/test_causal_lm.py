@@ -1,0 +1,338 @@
+"""Language models: what a run trains, measures and writes, how it repeats, how it survives being killed."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from peft import AutoPeftModelForCausalLM, PeftModel
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import ailora
+from ailora.recipes import catalog
+from ailora.recipes.config import load_config
+from ailora.recipes.language.likelihood import Likelihood
+from ailora.recipes.run_folder import RunFolder
+from ailora.recipes.writer import Writer
+from tests.recipes.killed import run_process
+from tests.recipes.language import CHAT_TEMPLATE, THINGS
+
+pytestmark = pytest.mark.filterwarnings("ignore:`gradient_checkpointing` is deprecated:FutureWarning")
+#: What differs between two runs that are the same.
+TIMES = ("init_seconds", "train_seconds", "peak_memory_bytes", "config")
+
+
+def run(config: dict[str, Any], *overrides: str) -> dict[str, Any]:
+    return catalog.run(load_config(config, overrides))
+
+
+def outcome(folder: Path) -> dict[str, Any]:
+    """Everything that a finished run has written, times aside."""
+    result = json.loads((folder / "result.json").read_text())
+    weights = load_file(folder / "adapter" / "adapter_model.safetensors")
+    return {
+        "result": {key: value for key, value in result.items() if key not in TIMES},
+        "log": (folder / "log.jsonl").read_text(),
+        "samples": (folder / "samples.jsonl").read_text(),
+        "weights": {key: value.tolist() for key, value in weights.items()},
+    }
+
+
+# --- what a run writes ---------------------------------------------------------------------------------------------
+
+
+def test_a_run_learns_and_its_files_say_so(language_config: dict[str, Any], tmp_path: Path) -> None:
+    result = run(language_config)
+    folder = tmp_path / "run"
+    losses = [record["loss"] for record in result["history"]]
+    assert losses[-1] < losses[0] - 0.1
+    scores = result["metrics"]["validation"]
+    assert scores["perplexity"] == pytest.approx(math.exp(scores["loss"]))
+    assert scores.keys() == {"loss", "perplexity", "bleu", "rouge_l"}
+    assert result["best"]["loss"]["loss"] == min(losses)
+    assert result["adapted"] == {"query": 2, "value": 2}
+    assert {"config.yaml", "ailora.json", "log.jsonl", "samples.jsonl", "result.json", "adapter"} <= {
+        file.name for file in folder.iterdir()
+    }
+    samples = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
+    assert len(samples) == 8
+    assert all(sample["prompt"].endswith(" =>") and sample["references"] for sample in samples)
+    assert run(language_config) == json.loads((folder / "result.json").read_text())
+
+
+def test_the_adapter_is_a_stock_one(language_config: dict[str, Any], tmp_path: Path) -> None:
+    """Loaded by PEFT alone, the model has the loss that the run has measured, token by token."""
+    result = run(language_config)
+    model = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "run" / "adapter")
+    tokenizer = AutoTokenizer.from_pretrained(language_config["model"])
+    total, count = 0.0, 0
+    for line in Path(language_config["data"]["validation"]).read_text().splitlines()[1:]:
+        mr, ref = line.strip('"').split('",')
+        prompt, whole = f"{mr} =>", f"{mr} => {ref}</s>"
+        ids = torch.tensor([tokenizer(whole)["input_ids"]])
+        start = len(tokenizer(prompt)["input_ids"])
+        with torch.no_grad():
+            logits = model(input_ids=ids).logits[0, start - 1 : -1]
+        total += torch.nn.functional.cross_entropy(logits, ids[0, start:], reduction="sum").item()
+        count += ids.shape[1] - start
+    assert total / count == pytest.approx(result["metrics"]["validation"]["loss"], rel=1e-4)
+    assert "AutoPeftModelForCausalLM" in (tmp_path / "run" / "adapter" / "README.md").read_text()
+
+
+def test_rows_of_one_input_are_its_references(language_config: dict[str, Any], tmp_path: Path) -> None:
+    run(language_config, "evaluation.max_samples=null", "training.max_steps=1", "training.eval_steps=1")
+    lines = Path(language_config["data"]["validation"]).read_text().splitlines()[1:]
+    inputs = {line.strip('"').split('",')[0] for line in lines}
+    samples = [json.loads(line) for line in (tmp_path / "run" / "samples.jsonl").read_text().splitlines()]
+    assert {sample["prompt"].removesuffix(" =>") for sample in samples} == inputs
+    assert sum(len(sample["references"]) for sample in samples) == len(lines)
+
+
+def test_forgetting_is_the_rise_over_the_untouched_base(language_config: dict[str, Any], tmp_path: Path) -> None:
+    general = tmp_path / "general.jsonl"
+    general.write_text("".join(json.dumps({"text": f"{thing} and {thing}"}) + "\n" for thing in THINGS))
+    language_config["evaluation"] = {"general_text": str(general)}
+    rises = {}
+    adapters = {
+        "anchored": "{policy: ailora}",
+        "residual": "{policy: ailora, form: residual}",
+        "full": "{policy: full}",
+    }
+    for name, adapter in adapters.items():
+        result = run(language_config, f"adapter={adapter}", f"output={tmp_path / name}")
+        rises[name] = result["forgetting"]
+        assert result["forgetting"]["rise"] == pytest.approx(
+            result["forgetting"]["loss"] - result["forgetting"]["base_loss"]
+        )
+    bases = [rise["base_loss"] for rise in rises.values()]
+    # Batches of a data set that is shared out alike: the same sums, but for the residual form's rounding of the base.
+    assert bases[0] == bases[2]
+    assert bases[1] == pytest.approx(bases[0], rel=1e-5)
+    model = AutoModelForCausalLM.from_pretrained(language_config["model"])
+    tokenizer = AutoTokenizer.from_pretrained(language_config["model"])
+    batch = [tokenizer(f"{t} and {t}</s>", return_tensors="pt")["input_ids"] for t in THINGS]
+    with torch.no_grad():
+        nll = [model(input_ids=ids, labels=ids).loss.item() * (ids.shape[1] - 1) for ids in batch]
+    assert bases[0] == pytest.approx(sum(nll) / sum(ids.shape[1] - 1 for ids in batch), rel=1e-4)
+
+
+def test_the_loss_is_infinite_only_beyond_numbers() -> None:
+    assert Likelihood(2.0, 4).perplexity == math.exp(0.5)
+    assert Likelihood(4e3, 4).perplexity == math.inf
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"text": "{mr} => {ref}"},
+        {
+            "messages": [{"role": "user", "content": "{mr}"}, {"role": "assistant", "content": "{ref}"}],
+            "chat_template": CHAT_TEMPLATE,
+        },
+    ],
+    ids=["text", "messages"],
+)
+@pytest.mark.parametrize("training", [{}, {"packing": True, "packing_strategy": "wrapped", "max_length": 48}])
+def test_text_and_conversations_are_trained(
+    language_config: dict[str, Any], facts: dict[str, str], data: dict[str, Any], training: dict[str, Any]
+) -> None:
+    language_config["data"] = {**facts, **data}
+    language_config["training"] |= training
+    if "text" in data:
+        del language_config["evaluation"]
+    result = run(language_config)
+    losses = [record["loss"] for record in result["history"]]
+    assert losses[-1] < losses[0]
+
+
+def test_loss_on_the_assistants_messages_only(language_config: dict[str, Any], facts: dict[str, str]) -> None:
+    messages = [{"role": "user", "content": "{mr}"}, {"role": "assistant", "content": "{ref}"}]
+    language_config["data"] = {**facts, "messages": messages, "chat_template": CHAT_TEMPLATE}
+    whole = run(language_config)
+    only = run(language_config, "training.assistant_only_loss=true", f"output={language_config['output']}-only")
+    assert only["metrics"]["validation"]["loss"] != whole["metrics"]["validation"]["loss"]
+
+
+def test_tensorboard_gets_what_the_log_gets(language_config: dict[str, Any], tmp_path: Path) -> None:
+    run(language_config, "training.report_to=tensorboard")
+    (events,) = (tmp_path / "run").rglob("events.out.tfevents.*")
+    read = EventAccumulator(str(events)).Reload()
+    losses = {event.step: event.value for event in read.Scalars("train/loss")}
+    logged = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert losses == {record["step"]: pytest.approx(record["loss"], rel=1e-5) for record in logged}
+    assert "eval/loss" in read.Tags()["scalars"]
+
+
+# --- learning rates of roles ---------------------------------------------------------------------------------------
+
+
+def changes(folder: Path) -> dict[str, float]:
+    """How far the factors of each projection have moved in the first step, by `q_proj.A` and the like."""
+    weights = load_file(folder / "adapter" / "adapter_model.safetensors")
+    moved: dict[str, float] = {}
+    for name, weight in weights.items():
+        module, factor = name.split(".")[-3], name.split(".")[-2][-1]
+        delta = weight.chunk(2, dim=0)[1] if factor == "A" else weight.chunk(2, dim=1)[0]
+        moved[f"{module}.{factor}"] = max(moved.get(f"{module}.{factor}", 0), delta.abs().max().item())
+    return moved
+
+
+def test_roles_and_factors_learn_at_their_own_rates(language_config: dict[str, Any], tmp_path: Path) -> None:
+    """The first step of Adam moves every number by the learning rate, where its gradient is not tiny."""
+    steps = (
+        "training.max_steps=1",
+        "training.eval_steps=1",
+        "training.learning_rate=1e-3",
+        "training.optim=adamw_torch",
+    )
+    rates = "adapter.learning_rates={query: 0.5, value: {A: 3, B: 2}, B: 4}"
+    result = run(language_config, *steps, rates)
+    expected = {"q_proj.A": 0.5e-3, "q_proj.B": 2e-3, "v_proj.A": 3e-3, "v_proj.B": 8e-3}
+    assert changes(tmp_path / "run") == pytest.approx(expected, rel=1e-2)
+    logged = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert logged[0]["learning_rate"] == pytest.approx(1e-3)
+    assert result["config"]["adapter"]["learning_rates"]["B"] == 4
+
+
+def test_weight_decay_pulls_toward_the_start(language_config: dict[str, Any], tmp_path: Path) -> None:
+    base = ("training.weight_decay=0", f"output={tmp_path / 'free'}")
+    decayed = ("training.weight_decay=5", f"output={tmp_path / 'decayed'}")
+    run(language_config, *base)
+    run(language_config, *decayed)
+    free, pulled = changes(tmp_path / "free"), changes(tmp_path / "decayed")
+    assert all(pulled[name] < free[name] for name in free)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["adapter.learning_rates={key: 2}"], "the role key is not adapted; adapted: query, value"),
+        (["adapter.learning_rates={keys: 2}"], "unknown role 'keys' .did you mean 'key'"),
+        (["adapter.learning_rates={query: {C: 2}}"], "unknown factor in adapter.learning_rates 'C'; allowed: A, B"),
+        (["adapter.learning_rates={query: 0}"], "adapter.learning_rates is .*; expected multipliers"),
+        (["adapter={policy: full, learning_rates: {query: 2}}"], "adapter.learning_rates cannot be set beside it"),
+        (["data.prompt='{question}'"], "names the column 'question'; the data have: mr, ref"),
+        (["training.max_length=8"], "nothing of the completion is left in 8 tokens"),
+        (["evaluation.group_by=name"], "evaluation.group_by names the column 'name'; the data have: mr, ref"),
+        (["evaluation.metrics=[blue]"], "unknown evaluation.metrics 'blue' .did you mean 'bleu'"),
+        (["evaluation.generate=null"], "evaluation.metrics scores generated texts"),
+        (["evaluation.generate={max_tokens: 3}"], "unknown key in evaluation.generate 'max_tokens'"),
+        (["evaluation.generate={num_beams: 0}"], "evaluation.generate: .*num_beams"),
+        (["data.train=a.csv"], "a.csv: no such file"),
+        (["training.chat_template_path=x"], "training.chat_template_path cannot be set: it follows from data.chat"),
+        (["training.loss_tipe=nll"], "unknown key in training 'loss_tipe' .did you mean 'loss_type'"),
+        (["training.metric_for_best_model=bleu"], "unknown training.metric_for_best_model 'bleu'; allowed: loss"),
+        (["model=builtin:minilm"], "as a causal language model|has no end-of-text token"),
+        (["recipe=causal"], "unknown recipe 'causal' .did you mean 'causal_lm'"),
+        (["quantization={load_in_5bit: true}"], "unknown key in quantization 'load_in_5bit'"),
+        (["quantization={load_in_4bit: false}"], "quantization takes load_in_4bit: true"),
+        (["quantization={torchao: Int9}"], "unknown quantization.torchao 'Int9'"),
+        (["adapter={policy: full}", "quantization={load_in_4bit: true}"], "quantized weights cannot be trained whole"),
+    ],
+)
+def test_bad_input_leaves_no_folder(
+    language_config: dict[str, Any], tmp_path: Path, overrides: list[str], message: str
+) -> None:
+    with pytest.raises(ailora.AiloraError, match=message):
+        run(language_config, *overrides)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_missing_chat_template_is_named(
+    language_config: dict[str, Any], facts: dict[str, str], tmp_path: Path
+) -> None:
+    messages = [{"role": "user", "content": "{mr}"}, {"role": "assistant", "content": "{ref}"}]
+    language_config["data"] = {**facts, "messages": messages}
+    with pytest.raises(ailora.InputError, match=r"has no chat template, which data\.messages needs"):
+        run(language_config)
+    assert not (tmp_path / "run").exists()
+
+
+# --- using a run ---------------------------------------------------------------------------------------------------
+
+
+def test_a_finished_run_scores_writes_and_predicts(language_config: dict[str, Any], tmp_path: Path) -> None:
+    result = run(language_config)
+    finished = catalog.finished_run(tmp_path / "run")
+    expected = result["metrics"]["validation"]
+    assert finished.evaluate() == pytest.approx(expected, rel=1e-4)
+    written = tmp_path / "written.jsonl"
+    assert finished.predict(language_config["data"]["validation"], written) == 24
+    by_input = {row["mr"]: row["output"] for row in map(json.loads, written.read_text().splitlines())}
+    samples = [json.loads(line) for line in (tmp_path / "run" / "samples.jsonl").read_text().splitlines()]
+    assert all(by_input[sample["prompt"].removesuffix(" =>")] == sample["output"] for sample in samples)
+    prompts = [sample["prompt"] for sample in samples]
+    for folder in (tmp_path / "run", tmp_path / "run" / "adapter"):
+        texts = Writer.load(folder).write(prompts, {"max_new_tokens": 12})
+        assert texts == [sample["output"] for sample in samples]
+
+
+def test_what_cannot_write_says_why(language_config: dict[str, Any], tmp_path: Path) -> None:
+    del language_config["evaluation"]
+    run(language_config, "training.max_steps=1", "training.eval_steps=1")
+    with pytest.raises(ailora.InputError, match=r"generates nothing: its evaluation\.generate is not set"):
+        catalog.finished_run(tmp_path / "run").predict(language_config["data"]["validation"], tmp_path / "w.csv")
+    writer = Writer.load(tmp_path / "run")
+    with pytest.raises(ailora.InputError, match="prompt 2 is empty"):
+        writer.write(["a", ""], {})
+    with pytest.raises(ailora.InputError, match="has no chat template"):
+        writer.write(["a"], {}, chat=True)
+    with pytest.raises(ailora.InputError, match="holds no adapter"):
+        Writer.load(tmp_path)
+
+
+# --- quantized ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "quantization",
+    [{"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}, {"torchao": "Int8WeightOnlyConfig"}],
+    ids=["nf4", "torchao"],
+)
+def test_a_quantized_base_is_trained(
+    language_config: dict[str, Any], tmp_path: Path, quantization: dict[str, Any]
+) -> None:
+    language_config["quantization"] = quantization
+    result = run(language_config)
+    losses = [record["loss"] for record in result["history"]]
+    assert losses[-1] < losses[0] - 0.1
+    assert catalog.finished_run(tmp_path / "run").evaluate() == pytest.approx(
+        result["metrics"]["validation"], rel=1e-3, abs=1e-3
+    )
+    plain = PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(language_config["model"]), tmp_path / "run" / "adapter"
+    )
+    assert isinstance(plain, PeftModel)
+
+
+# --- kills ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_killed_run_continues_bit_for_bit(language_config: dict[str, Any], tmp_path: Path) -> None:
+    """A chain of deaths in one run: each process continues where the one before it had come to."""
+    language_config["adapter"]["learning_rates"] = {"query": 0.3, "B": 2.0}
+    for name in ("whole", "broken"):
+        content = {**copy.deepcopy(language_config), "output": str(tmp_path / name)}
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(content))
+    assert run_process(tmp_path / "whole.yaml", "", 0) == 0
+    kills = [
+        ("Trainer.training_step", 8),
+        ("Trainer._save_optimizer_and_scheduler", 1),
+        ("RunFolder.mark_complete", 1),
+        ("outcome.save_model", 1),
+        ("outcome.write_samples", 1),
+    ]
+    for point, count in kills:
+        assert run_process(tmp_path / "broken.yaml", point, count) == -signal.SIGKILL, point
+        assert not RunFolder(tmp_path / "broken").result.exists()
+    assert run_process(tmp_path / "broken.yaml", "", 0) == 0
+    assert outcome(tmp_path / "broken") == outcome(tmp_path / "whole")
