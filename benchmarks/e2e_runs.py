@@ -19,13 +19,8 @@ from ailora.recipes.config import load_config
 from ailora.recipes.schema import CausalLMConfig
 
 ROOT = Path(__file__).resolve().parents[1]
-RATES = {
-    "full": (3e-4, 1e-3, 3e-3),
-    "lora": (6e-3, 2e-2, 6e-2),
-    "pissa": (2e-3, 6e-3, 2e-2),
-    "milora": (6e-3, 2e-2, 6e-2),
-    "ailora": (2e-3, 6e-3, 2e-2),
-}
+_ADAPTER_RATES = (1e-2, 2e-2, 4e-2)
+RATES = {"full": (5e-4, 1.5e-3, 5e-3)} | dict.fromkeys(("lora", "pissa", "milora", "ailora"), _ADAPTER_RATES)
 TRAINING = {
     "num_train_epochs": 1,
     "per_device_train_batch_size": 16,

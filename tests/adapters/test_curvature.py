@@ -6,6 +6,7 @@ import contextlib
 import copy
 import itertools
 import math
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -179,6 +180,23 @@ def test_the_cost_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     steps = [c.iterations for c in found.values()]
     assert calls[0] == (max(steps) + 1) * BATCHES < 41 * BATCHES
     assert products[0] == (sum(steps) + 3) * BATCHES
+
+
+def test_one_batch_is_in_memory_at_a_time() -> None:
+    model, losses = adapted()
+    alive: list[weakref.ref[Tensor]] = []
+
+    def watched(loss: Callable[[], Tensor]) -> Callable[[], Tensor]:
+        def call() -> Tensor:
+            assert all(old() is None for old in alive)
+            value = loss()
+            alive.append(weakref.ref(value))
+            return value
+
+        return call
+
+    curvature_by_role(model, [watched(loss) for loss in losses], iterations=2)
+    assert len(alive) == 3 * BATCHES
 
 
 def test_fused_projections_have_a_curvature_for_each_role() -> None:

@@ -109,7 +109,11 @@ def _passes(
                 made = torch.autograd.grad(value, every, create_graph=True, allow_unused=True, materialize_grads=True)
             if not all(torch.isfinite(part).all() for part in made):
                 raise ModelError(f"the loss {value.item():.3g} has a gradient that is not finite")
-            yield dict(zip(every, made, strict=True))
+            gradient = dict(zip(every, made, strict=True))
+            del value, made
+            yield gradient
+            # The caller's loop still holds the dictionary: what it held is the graph, which is to go now.
+            gradient.clear()
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from ailora.cli.merge import merge
 from ailora.cli.plan import plan
 from ailora.cli.predict import predict
 from ailora.cli.roles import roles
+from ailora.cli.suggest_lr import suggest_lr
 from ailora.cli.train import train
 from ailora.cli.verify import verify
 from ailora.errors import AiloraError
@@ -29,7 +30,21 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for command in (init, train, evaluate, predict, generate, export, merge, verify, inspect, roles, plan, demo):
+for command in (
+    init,
+    train,
+    suggest_lr,
+    evaluate,
+    predict,
+    generate,
+    export,
+    merge,
+    verify,
+    inspect,
+    roles,
+    plan,
+    demo,
+):
     app.command()(command)
 app.add_typer(cache, name="cache")
 

@@ -14,6 +14,7 @@ from rich.table import Table
 from ailora.adapters import Plan, PlannedAdapter
 from ailora.checkpoints import Verdict
 from ailora.recipes.dry_run import DryRun
+from ailora.recipes.suggest_lr import Suggestion
 from ailora.roles import LeftAlone, Projection, folded
 
 #: A pipe has no width of its own; names of modules should not be cut there.
@@ -119,6 +120,24 @@ def print_dry_run(made: DryRun) -> None:
     print_report("estimates", made.facts, json=False)
     for number, example in enumerate(made.examples, start=1):
         console.print(f"row {number}, the loss counts what stands in [[ ]]:", example, sep="\n")
+
+
+def suggestion_table(made: Suggestion) -> Table:
+    """The curvature of each role, and the rate that it suggests."""
+    table = Table("role", "curvature", "at LoRA's start", "multiple of LoRA's rate", "rate")
+    for role, each in made.roles.items():
+        table.add_row(
+            role,
+            _with_error(each.curvature.value, each.curvature.error),
+            _with_error(each.reference.value, each.reference.error),
+            _with_error(each.multiple.value, each.multiple.error),
+            f"{each.rate:.2g}",
+        )
+    return table
+
+
+def _with_error(value: float, error: float) -> str:
+    return f"{value:.3g} ± {error:.1g}"
 
 
 def _figure(key: str, value: Any) -> str:

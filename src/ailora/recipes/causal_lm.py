@@ -46,7 +46,7 @@ def run(config: CausalLMConfig) -> dict[str, Any]:
         load_language_model, model_path(config.model), tokenization.tokenizer, quantization=quantization_config(config)
     )
     with main_first(arguments):
-        model, init_seconds = start(config, load, "CAUSAL_LM")
+        model, init_seconds = start(config, load)
     base = likelihood_of_base(config, evaluator, data, model)
     # Claimed only now: bad input leaves no folder behind.
     folder.claim(config)

@@ -60,7 +60,7 @@ def run(config: ClassificationConfig) -> dict[str, Any]:
     quantization = quantization_config(config)
     load = partial(load_classifier, model_path(config.model), data.labels, tokenizer, quantization=quantization)
     with main_first(arguments):
-        model, init_seconds = start(config, load, "SEQ_CLS")
+        model, init_seconds = start(config, load)
     # Claimed only now: bad input leaves no folder behind.
     folder.claim(config)
     with folder.attempt():

@@ -10,13 +10,12 @@ from typing import Any
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
-from ailora.adapters import Plan, make_plan
-from ailora.adapters.learning_rates import parse_multipliers
+from ailora.adapters import Plan
 from ailora.checkpoints.models import meta_model
 from ailora.recipes.causal_lm import causal_arguments
 from ailora.recipes.classification import load_splits
 from ailora.recipes.finished_language import evaluator_of
-from ailora.recipes.fitting import training_arguments
+from ailora.recipes.fitting import TASK_TYPES, plan_for, training_arguments
 from ailora.recipes.language.outcome import load_data
 from ailora.recipes.language.tokens import IGNORED
 from ailora.recipes.models import load_tokenizer
@@ -24,7 +23,6 @@ from ailora.recipes.schema import CausalLMConfig, ClassificationConfig, Language
 from ailora.recipes.tokens import check_max_length
 from ailora.spectral.cost import matmul_speed
 
-_TASK_TYPES = {"classification": "SEQ_CLS", "causal_lm": "CAUSAL_LM", "seq2seq": "SEQ_2_SEQ_LM"}
 #: Floating numbers that a layer keeps per token and hidden unit for the backward pass, by Korthikanti et al. 2022
 #: (arXiv 2205.05198, 34 bytes in 2-byte numbers), attention scores aside; with checkpointing only the layer's input.
 _KEPT, _KEPT_CHECKPOINTED = 17, 1
@@ -62,12 +60,8 @@ def dry_run(config: RunConfig) -> DryRun:
         splits = load_splits(config)
         data = {split: splits.tokenized(split, tokenizer) for split in splits.splits}
         labels = splits.labels.count
-    task_type = _TASK_TYPES[config.recipe]
-    model = meta_model(config.model, task_type, num_labels=labels)
-    plan = None
-    if not config.adapter.full:
-        plan = make_plan(model, config.adapter.policy, **config.adapter.plan_options(), task_type=task_type)
-        parse_multipliers(config.adapter.learning_rates).require_adapted(plan.counts)
+    model = meta_model(config.model, TASK_TYPES[config.recipe], num_labels=labels)
+    plan = None if config.adapter.full else plan_for(config, model)
     train = data["train"]
     examples = [_shown(train[i], tokenizer) for i in range(min(2, len(train)))]
     rows = {f"{split}_rows": len(dataset) for split, dataset in data.items()}

@@ -16,7 +16,7 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel, ProgressCallback, Trainer, TrainerState, TrainingArguments, set_seed
 
-from ailora.adapters import apply_plan, make_plan, plan_of, save_adapter
+from ailora.adapters import Plan, apply_plan, make_plan, plan_of, save_adapter
 from ailora.adapters.attach import sidecar_of
 from ailora.adapters.learning_rates import parse_multipliers
 from ailora.adapters.sidecar import library_versions
@@ -30,6 +30,8 @@ from ailora.recipes.schema import RunConfig
 from ailora.shards import write_text
 
 Model = PreTrainedModel | PeftModel
+#: recipe -> PEFT's task type
+TASK_TYPES = {"classification": "SEQ_CLS", "causal_lm": "CAUSAL_LM", "seq2seq": "SEQ_2_SEQ_LM"}
 
 
 @dataclass(frozen=True)
@@ -73,13 +75,12 @@ def training_arguments(config: RunConfig, **derived: Any) -> Any:
         raise InputError(f"training: {error}") from error
 
 
-def start(config: RunConfig, load: Callable[[], PreTrainedModel], task_type: str) -> tuple[Model, float]:
+def start(config: RunConfig, load: Callable[[], PreTrainedModel]) -> tuple[Model, float]:
     """The base model, adapted, and the seconds that took. New heads are drawn from the run's seed, whatever the policy.
 
     Args:
         config: the run's.
         load: loads the base model.
-        task_type: PEFT's.
 
     Raises:
         InputError, ModelError: the model cannot be loaded, or not adapted as asked.
@@ -88,11 +89,20 @@ def start(config: RunConfig, load: Callable[[], PreTrainedModel], task_type: str
     set_seed(config.training["seed"])
     model: Model = load()
     if not config.adapter.full:
-        multipliers = parse_multipliers(config.adapter.learning_rates)
-        plan = make_plan(model, config.adapter.policy, **config.adapter.plan_options(), task_type=task_type)
-        multipliers.require_adapted(role for role in plan.counts)
+        plan = plan_for(config, model)
         model = apply_plan(model, plan)
     return model, time.perf_counter() - started
+
+
+def plan_for(config: RunConfig, model: PreTrainedModel) -> Plan:
+    """The plan of a run's adapter.
+
+    Raises:
+        InputError, ModelError: the model cannot be adapted as asked; a learning rate for a role that is not adapted.
+    """
+    plan = make_plan(model, config.adapter.policy, **config.adapter.plan_options(), task_type=TASK_TYPES[config.recipe])
+    parse_multipliers(config.adapter.learning_rates).require_adapted(plan.counts)
+    return plan
 
 
 def fit(config: RunConfig, model: Model, make_trainer: Callable[[Model], Trainer], *, init_seconds: float) -> Fitted:

@@ -46,7 +46,7 @@ def run(config: Seq2SeqConfig) -> dict[str, Any]:
     tokenizer = tokenization.tokenizer
     load = partial(load_language_model, model_path(config.model), tokenizer, seq2seq=True, quantization=quantization)
     with main_first(arguments):
-        model, init_seconds = start(config, load, "SEQ_2_SEQ_LM")
+        model, init_seconds = start(config, load)
     base = likelihood_of_base(config, evaluator, data, model)
     # Claimed only now: bad input leaves no folder behind.
     folder.claim(config)

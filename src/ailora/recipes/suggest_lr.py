@@ -1,0 +1,136 @@
+"""Learning rates for a policy's roles, from the curvature of the loss at its start and at plain LoRA's."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DataCollatorForSeq2Seq, set_seed
+
+from ailora.adapters import adapt
+from ailora.adapters.curvature import Curvature, RateMultiple, curvature_by_role, rate_multiple
+from ailora.adapters.hessian import ALL
+from ailora.checkpoints.models import model_path
+from ailora.errors import InputError
+from ailora.recipes.classification import load_splits
+from ailora.recipes.finished_language import evaluator_of
+from ailora.recipes.fitting import TASK_TYPES
+from ailora.recipes.language.outcome import load_data
+from ailora.recipes.language.tokens import IGNORED
+from ailora.recipes.models import load_classifier, load_language_model, load_tokenizer
+from ailora.recipes.schema import ClassificationConfig, LanguageConfig, RunConfig, Seq2SeqConfig
+from ailora.recipes.tokens import collator
+
+#: Rows of a batch differ with the seed of the run; which rows curvature is measured on does not.
+_ROWS_SEED = 20251008
+
+
+@dataclass(frozen=True)
+class RoleRate:
+    """A proposal for the factors of one role.
+
+    Attributes:
+        curvature: of the loss in them at the policy's start.
+        reference: at plain LoRA's start, on the same batches.
+        multiple: of LoRA's good learning rate.
+        rate: that rate times the multiple.
+    """
+
+    curvature: Curvature
+    reference: Curvature
+    multiple: RateMultiple
+    rate: float
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """What `suggest` proposes.
+
+    Attributes:
+        learning_rate: for `training.learning_rate`: the largest of the roles' rates.
+        roles: role -> its proposal.
+        seconds: what it took.
+    """
+
+    learning_rate: float
+    roles: dict[str, RoleRate]
+    seconds: float
+
+    @property
+    def multipliers(self) -> dict[str, float]:
+        """For `adapter.learning_rates`: each role's share of `learning_rate`."""
+        return {role: float(f"{each.rate / self.learning_rate:.2g}") for role, each in self.roles.items()}
+
+
+def suggest(config: RunConfig, lora_rate: float, *, batches: int = 4, rows: int = 16) -> Suggestion:
+    """Propose learning rates for the policy of a configuration.
+
+    Args:
+        config: the run that the rates are for.
+        lora_rate: a learning rate that is good for plain LoRA with the same ranks on the same task.
+        batches: how many batches the curvature is averaged over.
+        rows: rows of each.
+
+    Raises:
+        InputError: a policy without an adapter, bad numbers, bad data.
+        ModelError: the model cannot be adapted as asked, or has no second derivatives.
+    """
+    if config.adapter.full:
+        raise InputError("adapter.policy full has no roles to suggest rates for")
+    if not lora_rate > 0 or batches < 2 or rows < 1:
+        raise InputError(f"needed: a rate above 0, 2 batches or more, rows; got {lora_rate}, {batches}, {rows}")
+    started = time.perf_counter()
+    load, sample = _task(config, batches, rows)
+    found = _curvatures(config, config.adapter.policy, load, sample)
+    reference = _curvatures(config, "lora", load, sample)
+    roles = {}
+    for role in [key for key in found if key != ALL]:
+        multiple = rate_multiple(found[role], reference[role])
+        roles[role] = RoleRate(found[role], reference[role], multiple, lora_rate * multiple.value)
+    return Suggestion(max(each.rate for each in roles.values()), roles, time.perf_counter() - started)
+
+
+def _curvatures(
+    config: RunConfig, policy: str | dict[str, Any], load: Callable[[], Any], sample: list[dict[str, Tensor]]
+) -> dict[str, Curvature]:
+    """The curvature at the start of a policy; one model is in memory at a time."""
+    set_seed(config.training["seed"])
+    options = config.adapter.plan_options() | {"form": "anchored", "dropout": 0.0}
+    base = load().float()
+    model = adapt(base, policy, **options, task_type=TASK_TYPES[config.recipe])
+    model.to(torch.accelerator.current_accelerator() or "cpu")
+    device = next(model.parameters()).device
+    on_device = [{key: value.to(device) for key, value in batch.items()} for batch in sample]
+    losses = [partial(_loss, model, batch) for batch in on_device]
+    return curvature_by_role(model, losses, seed=config.training["seed"])
+
+
+def _loss(model: Any, batch: dict[str, Tensor]) -> Tensor:
+    return model(**batch).loss
+
+
+def _task(config: RunConfig, batches: int, rows: int) -> tuple[Callable[[], Any], list[dict[str, Tensor]]]:
+    """What loads the model, and batches of the training data."""
+    path = model_path(config.model)
+    if isinstance(config, LanguageConfig):
+        evaluator = evaluator_of(config)
+        dataset = load_data(config, evaluator).tokenized["train"]
+        collate: Any = DataCollatorForSeq2Seq(evaluator.tokenizer, label_pad_token_id=IGNORED)
+        seq2seq = isinstance(config, Seq2SeqConfig)
+        load = partial(load_language_model, path, evaluator.tokenizer, seq2seq=seq2seq)
+    else:
+        assert isinstance(config, ClassificationConfig)
+        tokenizer, splits = load_tokenizer(config.model), load_splits(config)
+        dataset, collate = splits.tokenized("train", tokenizer), collator(tokenizer)
+        load = partial(load_classifier, path, splits.labels, tokenizer)
+    if len(dataset) < batches * rows:
+        raise InputError(f"{batches} batches of {rows} rows need more than the {len(dataset)} rows of training data")
+    chosen = random.Random(_ROWS_SEED).sample(range(len(dataset)), batches * rows)
+    starts = range(0, len(chosen), rows)
+    return load, [dict(collate([dataset[i] for i in chosen[k : k + rows]])) for k in starts]
