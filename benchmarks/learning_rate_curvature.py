@@ -25,7 +25,8 @@ from torch import Tensor
 
 import ailora
 from ailora.adapters.curvature import curvature_by_role, largest_eigenvalues, start_vector
-from ailora.adapters.hessian import ALL, Loss, blocks_by_role, hessian_products
+from ailora.adapters.hessian import ALL, Block, Loss, blocks_by_role, hessian_products
+from ailora.adapters.learning_rates import role_factors
 
 
 def curvature(arguments: argparse.Namespace) -> None:
@@ -86,8 +87,32 @@ def step(model: Any, losses: Sequence[Loss]) -> dict[str, dict[str, float]]:
     return found
 
 
+def apart(model: Any, losses: Sequence[Loss]) -> dict[str, dict[str, float]]:
+    """The larger of the eigenvalues of the blocks of `A` alone and of `B` alone.
+
+    The block between them is left out: it holds the gradient in W, the same for every start.
+    """
+    parameters = dict(model.named_parameters())
+    groups: dict[str, list[Any]] = {}
+    for name, (roles, factor) in role_factors(model).items():
+        groups.setdefault(f"{roles[0]}.{factor}", []).append(parameters[name])
+    blocks = {key: Block(tuple(group)) for key, group in groups.items()}
+
+    def products(vectors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return hessian_products(model, losses, {key: blocks[key] for key in vectors}, vectors)
+
+    starts = {key: start_vector(block, 0) for key, block in blocks.items()}
+    found = largest_eigenvalues(products, starts, iterations=8, tolerance=0.15)
+    roles = dict.fromkeys(key.partition(".")[0] for key in found)
+    return {
+        role: vars(max((found[f"{role}.{f}"] for f in "AB" if f"{role}.{f}" in found), key=lambda c: c.value))
+        for role in roles
+    }
+
+
 MEASURES: dict[str, Callable[[Any, Sequence[Loss]], dict[str, dict[str, float]]]] = {
     "plain": plain,
+    "apart": apart,
     "adam": adam,
     "step": step,
 }
@@ -123,16 +148,18 @@ def predicted(own: dict[str, Any], lora: dict[str, Any], key: str) -> dict[str, 
     """What each rule multiplies LoRA's rate by; None where it says nothing."""
 
     def eigenvalues(name: str) -> float | None:
-        return lora[name][key]["value"] / own[name][key]["value"] if name in own and name in lora else None
+        ours, theirs = own.get(name, {}).get(key), lora.get(name, {}).get(key)
+        return theirs["value"] / ours["value"] if ours and theirs else None
 
     def rate(found: dict[str, Any]) -> float | None:
         made = found.get("step", {}).get(key)
         return made["slope"] / made["bend"] if made and made["bend"] > 0 else None
 
-    ratio, ours, theirs = eigenvalues("plain"), rate(own), rate(lora)
+    ratio, alone, ours, theirs = eigenvalues("plain"), eigenvalues("apart"), rate(own), rate(lora)
     return {
         "eigenvalue": ratio,
         "root of eigenvalue": ratio and math.sqrt(ratio),
+        "root of eigenvalue, A and B apart": alone and math.sqrt(alone),
         "eigenvalue in Adam's metric": eigenvalues("adam"),
         "along Adam's direction": ours / theirs if ours and theirs else None,
         "movement": lora["movement"][key] / own["movement"][key],
@@ -174,7 +201,10 @@ def summary() -> None:
     curvatures, runs = _lines("curvature"), _lines("sweep")
     tasks = {}
     for task in dict.fromkeys(found["task"] for found in curvatures):
-        by_policy = {found["policy"]: found for found in curvatures if found["task"] == task}
+        by_policy: dict[str, dict[str, Any]] = {}
+        for found in curvatures:
+            if found["task"] == task:
+                by_policy.setdefault(found["policy"], {}).update(found)
         ratios = {
             policy: {key: predicted(found, by_policy["lora"], key) for key in ("query", "value", ALL)}
             for policy, found in by_policy.items()

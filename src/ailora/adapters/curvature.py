@@ -31,7 +31,8 @@ class Curvature:
     """The largest eigenvalue of a role's block of the Hessian of the loss, averaged over batches.
 
     The largest algebraically: gradient descent is stable below 2 / value, and negative curvature, however large, sets
-    no such bound. (In plain LoRA's factors eigenvalues come in pairs of both signs: `A` bends nothing while `B` is 0.)
+    no such bound. The block between `A` and `B` holds the scaled gradient in W whatever the start, so that the value is
+    not below its largest singular value: this floor is what plain LoRA, and starts shorter than it, are seen to have.
 
     Attributes:
         value: Rayleigh quotient of the last Ritz vector x, in units of loss / parameter^2.

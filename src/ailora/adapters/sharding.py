@@ -34,13 +34,14 @@ def require_whole(tensor: Tensor, shape: Sequence[int]) -> Tensor:
     """A tensor that must be all there.
 
     Raises:
-        ModelError: another shape: an engine took the tensor apart in a way of its own.
+        ModelError: an engine takes the tensor apart in a way of its own. ZeRO-3 marks it (`ds_id`): it gathers it for a
+            forward pass, but would write its parts to files under their own names.
     """
-    if tensor.shape != torch.Size(shape):
+    if hasattr(tensor, "ds_id") or tensor.shape != torch.Size(shape):
         raise ModelError(
-            f"a factor of the adapter has shape {tuple(tensor.shape)} in place of {tuple(shape)}: an engine has "
-            "partitioned it (ZeRO-3 of DeepSpeed, FSDP1). Use FSDP2, DDP or ZeRO-2; or form='stock', which is the "
-            "same file, trained whole"
+            f"a factor {tuple(shape)} of the adapter was partitioned by an engine (ZeRO-3 of DeepSpeed, FSDP1) that the "
+            "anchored form does not work under. Use FSDP2, DDP or ZeRO-2; or form='stock', which is the same file, "
+            "trained whole"
         )
     return tensor
 

@@ -11,7 +11,7 @@ from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from ailora.checkpoints.models import model_path
-from ailora.recipes.fitting import Model, fit, main_first, start, training_arguments
+from ailora.recipes.fitting import Model, fit, start, training_arguments
 from ailora.recipes.language.outcome import LanguageData, finish, likelihood_of_base, load_data, make_evaluator
 from ailora.recipes.language.tokens import Tokenization, complete_tokenizer
 from ailora.recipes.models import load_language_model, load_tokenizer
@@ -45,8 +45,7 @@ def run(config: CausalLMConfig) -> dict[str, Any]:
     load = partial(
         load_language_model, model_path(config.model), tokenization.tokenizer, quantization=quantization_config(config)
     )
-    with main_first(arguments):
-        model, init_seconds = start(config, load)
+    model, init_seconds = start(config, load)
     base = likelihood_of_base(config, evaluator, data, model)
     # Claimed only now: bad input leaves no folder behind.
     folder.claim(config)

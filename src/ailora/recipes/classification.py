@@ -18,7 +18,6 @@ from ailora.recipes.fitting import (
     Model,
     facts,
     fit,
-    main_first,
     save_model,
     start,
     training_arguments,
@@ -59,8 +58,7 @@ def run(config: ClassificationConfig) -> dict[str, Any]:
     check_max_length(tokenizer, config.data.max_length, pairs=len(config.data.text) == 2)
     quantization = quantization_config(config)
     load = partial(load_classifier, model_path(config.model), data.labels, tokenizer, quantization=quantization)
-    with main_first(arguments):
-        model, init_seconds = start(config, load)
+    model, init_seconds = start(config, load)
     # Claimed only now: bad input leaves no folder behind.
     folder.claim(config)
     with folder.attempt():

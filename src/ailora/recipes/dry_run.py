@@ -94,7 +94,7 @@ def _costs(
         "steps": steps,
         "tokens_per_row": {"mean": sum(lengths) / len(lengths), "longest": max(lengths)},
         "trainable_parameters": trained,
-        "total_parameters": whole,
+        "total_parameters": whole + (0 if plan is None else trained),
         "memory_bytes": int(weights + state + longest * layers * width * kept * 4 + logits),
         "weight_bytes": int(weights),
         "optimizer_bytes": int(state),

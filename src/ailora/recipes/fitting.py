@@ -7,18 +7,18 @@ import resource
 import sys
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
-from transformers import PreTrainedModel, ProgressCallback, Trainer, TrainerState, TrainingArguments, set_seed
+from transformers import PreTrainedModel, ProgressCallback, Trainer, TrainerState, set_seed
 
 from ailora.adapters import Plan, apply_plan, make_plan, plan_of, save_adapter
 from ailora.adapters.attach import sidecar_of
 from ailora.adapters.learning_rates import parse_multipliers
+from ailora.adapters.sharding import any_spread
 from ailora.adapters.sidecar import library_versions
 from ailora.errors import InputError
 from ailora.recipes.callbacks import ProgressBar, RunLog
@@ -192,15 +192,23 @@ def save_model(config: RunConfig, trainer: Trainer, result: dict[str, Any]) -> N
     """Write `adapter/` with its card, or after full fine-tuning `model/`. All processes take part."""
     folder = RunFolder(config.output)
     model: Any = trainer.model
+    sharded = any_spread(model.parameters())
 
     def write_adapter(path: Path) -> None:
-        save_adapter(model, path)
-        write_text(path / "README.md", model_card(config, result))
+        if sharded or is_main():
+            save_adapter(model, path)
+        if is_main():
+            write_text(path / "README.md", model_card(config, result))
+
+    def write_model(path: Path) -> None:
+        state = trainer.accelerator.get_state_dict(model) if sharded else None
+        if is_main():
+            model.save_pretrained(path, state_dict=state)
 
     if isinstance(model, PeftModel):
         folder.write_folder(folder.adapter, write_adapter)
     else:
-        folder.write_folder(folder.model, model.save_pretrained)
+        folder.write_folder(folder.model, write_model)
 
 
 def write_result(folder: RunFolder, result: dict[str, Any]) -> None:
@@ -214,8 +222,3 @@ def _peak_memory() -> int:
         return torch.cuda.max_memory_allocated()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
-
-
-def main_first(arguments: TrainingArguments) -> AbstractContextManager[Any]:
-    """The main process before the others: what it decomposes, they find in the cache."""
-    return arguments.main_process_first(desc="initialization") if arguments.world_size > 1 else nullcontext()

@@ -10,7 +10,7 @@ from datasets import Dataset
 from transformers import DataCollatorForSeq2Seq, Seq2SeqTrainer, Seq2SeqTrainingArguments, Trainer
 
 from ailora.checkpoints.models import model_path
-from ailora.recipes.fitting import Model, fit, main_first, start, training_arguments
+from ailora.recipes.fitting import Model, fit, start, training_arguments
 from ailora.recipes.language.outcome import LanguageData, finish, likelihood_of_base, load_data, make_evaluator
 from ailora.recipes.language.rows import Row, Rows
 from ailora.recipes.language.tokens import Tokenization, complete_tokenizer
@@ -45,8 +45,7 @@ def run(config: Seq2SeqConfig) -> dict[str, Any]:
     quantization = quantization_config(config)
     tokenizer = tokenization.tokenizer
     load = partial(load_language_model, model_path(config.model), tokenizer, seq2seq=True, quantization=quantization)
-    with main_first(arguments):
-        model, init_seconds = start(config, load)
+    model, init_seconds = start(config, load)
     base = likelihood_of_base(config, evaluator, data, model)
     # Claimed only now: bad input leaves no folder behind.
     folder.claim(config)
