@@ -2,7 +2,8 @@
 
     python benchmarks/e2e_runs.py [--shared ../shared] [--out out/e2e_runs]
 
-Runs that have finished are not run again. Writes `benchmarks/results/e2e_runs.json` and the curves to `docs/images/`.
+Runs that have finished are not run again: several processes may share the policies (`--only`) before one reports.
+Writes `benchmarks/results/e2e_runs.json` and the curves to `docs/images/`.
 """
 
 from __future__ import annotations
@@ -84,8 +85,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shared", type=Path, default=ROOT.parent / "shared")
     parser.add_argument("--out", type=Path, default=ROOT / "out" / "e2e_runs")
+    parser.add_argument("--only", nargs="+", metavar="POLICY", help="run these, and write no report")
     arguments = parser.parse_args()
-    rows = [one(policy, rate, arguments) for policy, rates in RATES.items() for rate in rates]
+    policies = arguments.only or list(RATES)
+    rows = [one(policy, rate, arguments) for policy in policies for rate in RATES[policy]]
+    if arguments.only:
+        return
     best = {}
     for row in rows:
         known = best.get(row["policy"])

@@ -1,8 +1,12 @@
-"""What two processes that torchrun started find out about adapted models; one line for each check that passed."""
+"""What two processes that torchrun started find out about adapted models; one line for each check that passed.
+
+Two processes take as long to start as all that they do here, so that jobs of `tests.engines.training` can follow.
+"""
 
 from __future__ import annotations
 
 import copy
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import ailora
 from ailora.adapters.stacked import StackedFactor
-from tests.engines.training import base, examples
+from tests.engines.training import Job, base, examples, train
 
 OPTIONS = {"rank": 4, "task_type": "CAUSAL_LM"}
 IDS = torch.stack([example["input_ids"] for example in examples()[:4]])
@@ -192,12 +196,14 @@ def fsdp_refuses_the_file_of_another_start(folder: Path) -> None:
 @check
 def fsdp_saves_every_form_as_the_stock_file(folder: Path) -> None:
     for make in (base, fused_base):
-        for form in ("anchored", "stock", "residual"):
-            model = sharded(ailora.adapt(make(), form=form, **OPTIONS))
+        for number, options in enumerate(
+            ({}, {"form": "stock"}, {"form": "residual"}, {"modules_to_save": ["lm_head"]}, {"dora": True})
+        ):
+            model = sharded(ailora.adapt(make(), **OPTIONS, **options))
             step(model, mine())
             with torch.no_grad():
                 expected = model(input_ids=IDS).logits
-            target = ailora.save_adapter(model, folder / f"{make.__name__}-{form}")
+            target = ailora.save_adapter(model, folder / f"{make.__name__}-{number}")
             loaded = PeftModel.from_pretrained(make(), target).eval()
             assert not any(isinstance(module, StackedFactor) for module in loaded.modules())
             with torch.no_grad():
@@ -238,10 +244,13 @@ def tensor_parallel_weights_take_the_stock_form(folder: Path) -> None:
 
 
 if __name__ == "__main__":
+    wanted = json.loads(sys.argv[1])
     dist.init_process_group("gloo")
     for run in CHECKS:
-        run(Path(sys.argv[1]))
+        run(Path(wanted["folder"]))
         dist.barrier()
         if dist.get_rank() == 0:
             print(f"passed: {run.__name__}", flush=True)
+    for options in wanted["jobs"]:
+        train(Job(**options))
     dist.destroy_process_group()

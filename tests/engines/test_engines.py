@@ -13,6 +13,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 
 import ailora
+from tests.engines.checks import CHECKS
 from tests.engines.launch import launch
 from tests.engines.training import SAVED_AT, STEPS, Job, base, examples, train
 
@@ -55,62 +56,79 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out / "adapter"
 
 
-def run(tmp_path: Path, *jobs: dict[str, Any]) -> int:
-    return launch("tests.engines.training", json.dumps(jobs), log=tmp_path / "log.txt")
+def run(log: Path, *jobs: dict[str, Any]) -> int:
+    return launch("tests.engines.training", json.dumps(jobs), log=log)
 
 
-@pytest.mark.parametrize(
-    "engine",
-    [
-        pytest.param(FULL, id="fsdp2, full"),
-        pytest.param(SHARDED, id="fsdp2, sharded", marks=pytest.mark.slow),
-        pytest.param(DDP, id="ddp", marks=pytest.mark.slow),
-    ],
-)
-def test_a_killed_and_resumed_run_trains_what_one_process_trains(
-    engine: dict[str, Any], alone: Path, tmp_path: Path
-) -> None:
-    out = tmp_path / "out"
-    job = {"out": str(out), **engine}
-    assert run(tmp_path, {**job, "killed": True}) != 0
-    assert "SIGKILL" in (tmp_path / "log.txt").read_text()
-    assert sorted(path.name for path in out.iterdir()) == [f"checkpoint-{SAVED_AT}"]
-    assert run(tmp_path, {**job, "resumed": True}) == 0, (tmp_path / "log.txt").read_text()[-3000:]
+def kill(log: Path, job: dict[str, Any]) -> None:
+    """Train until both processes are killed, after the first checkpoint."""
+    assert run(log, {**job, "killed": True}) != 0
+    assert "SIGKILL" in log.read_text()
+    assert [path.name for path in Path(job["out"]).iterdir()] == [f"checkpoint-{SAVED_AT}"]
+
+
+def require_trained(out: Path, alone: Path) -> None:
+    """A resumed run went on from its checkpoint, and ended where one process ends."""
     steps = [entry["step"] for entry in json.loads((out / "log0.json").read_text()) if "loss" in entry]
     assert steps == [10, 20, 30, 40, STEPS]
     assert distance(out / "adapter", alone) <= 1e-4
     expected = logits(alone)
     assert math.isfinite(expected.sum())
     assert (logits(out / "adapter") - expected).abs().max() <= 1e-4 * expected.abs().max()
-    checkpoint = out / f"checkpoint-{STEPS}"
+
+
+@pytest.fixture(scope="module")
+def launched(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run under FSDP2 that was killed and resumed, and of the checks; one launch for the latter two."""
+    folder = tmp_path_factory.mktemp("launched")
+    job = {"out": str(folder / "out"), **FULL}
+    kill(folder / "killed.txt", job)
+    wanted = {"folder": str(folder), "jobs": [{**job, "resumed": True}]}
+    code = launch("tests.engines.checks", json.dumps(wanted), log=folder / "log.txt")
+    (folder / "code.txt").write_text(str(code))
+    return folder
+
+
+@pytest.mark.parametrize("check", [check.__name__ for check in CHECKS])
+def test_two_processes_find_that(check: str, launched: Path) -> None:
+    log = (launched / "log.txt").read_text()
+    assert f"passed: {check}\n" in log, log[-3000:]
+
+
+def test_a_killed_and_resumed_run_under_fsdp_trains_what_one_process_trains(launched: Path, alone: Path) -> None:
+    assert (launched / "code.txt").read_text() == "0", (launched / "log.txt").read_text()[-3000:]
+    require_trained(launched / "out", alone)
+    assert distance(launched / "out" / f"checkpoint-{STEPS}", launched / "out" / "adapter") == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", [pytest.param(SHARDED, id="fsdp2, sharded states"), pytest.param(DDP, id="ddp")])
+def test_other_killed_and_resumed_runs_train_what_one_process_trains(
+    engine: dict[str, Any], alone: Path, tmp_path: Path
+) -> None:
+    out, log = tmp_path / "out", tmp_path / "log.txt"
+    job = {"out": str(out), **engine}
+    kill(log, job)
+    assert run(log, {**job, "resumed": True}) == 0, log.read_text()[-3000:]
+    require_trained(out, alone)
+    file = out / f"checkpoint-{STEPS}" / "adapter_model.safetensors"
     # With sharded states the Trainer writes shards only, and no file of the adapter.
-    if engine is SHARDED:
-        assert not (checkpoint / "adapter_model.safetensors").exists()
-    else:
-        assert distance(checkpoint, out / "adapter") == 0
+    assert file.exists() == (engine is DDP)
 
 
 @pytest.mark.slow
 def test_other_settings_train_what_one_process_trains(alone: Path, tmp_path: Path) -> None:
     sft = {"trainer": "SFTTrainer", "training": {"bf16": False, "max_grad_norm": 0.5}}
     train(Job(out=str(tmp_path / "sft alone"), **sft))
-    checkpointing = {"training": {"gradient_checkpointing": True, "gradient_accumulation_steps": 2}}
-    checkpointing["training"]["per_device_train_batch_size"] = 1
+    small = {"gradient_checkpointing": True, "gradient_accumulation_steps": 2, "per_device_train_batch_size": 1}
     jobs = [
         {"out": str(tmp_path / "sft"), **FULL, **sft},
-        {"out": str(tmp_path / "checkpointing"), **FULL, **checkpointing},
-        {"out": str(tmp_path / "fused"), **FULL, "adapter": {"roles": ["query", "key", "value", "output", "up"]}},
+        {"out": str(tmp_path / "small"), **FULL, "training": small},
     ]
-    assert run(tmp_path, *jobs) == 0, (tmp_path / "log.txt").read_text()[-3000:]
-    assert distance(tmp_path / "sft" / "adapter", tmp_path / "sft alone" / "adapter") <= 1e-4
-    assert distance(tmp_path / "checkpointing" / "adapter", alone) <= 1e-4
-
-
-def test_what_two_processes_find(tmp_path: Path) -> None:
-    """The checks of `tests.engines.checks`, one launch for all."""
     log = tmp_path / "log.txt"
-    code = launch("tests.engines.checks", str(tmp_path), log=log)
-    assert code == 0, log.read_text()[-3000:]
+    assert run(log, *jobs) == 0, log.read_text()[-3000:]
+    assert distance(tmp_path / "sft" / "adapter", tmp_path / "sft alone" / "adapter") <= 1e-4
+    assert distance(tmp_path / "small" / "adapter", alone) <= 1e-4
 
 
 def test_partitions_of_zero_3_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

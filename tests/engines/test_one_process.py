@@ -10,7 +10,10 @@ import ailora
 from tests.engines.checks import fused_base
 from tests.engines.training import base, examples
 
-pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+pytestmark = [
+    pytest.mark.filterwarnings(f"ignore:`{name}` is deprecated:FutureWarning")
+    for name in ("is_gradient_checkpointing", "gradient_checkpointing_enable")
+]
 IDS = torch.stack([example["input_ids"] for example in examples()[:4]])
 
 

@@ -39,9 +39,9 @@ def require_whole(tensor: Tensor, shape: Sequence[int]) -> Tensor:
     """
     if hasattr(tensor, "ds_id") or tensor.shape != torch.Size(shape):
         raise ModelError(
-            f"a factor {tuple(shape)} of the adapter was partitioned by an engine (ZeRO-3 of DeepSpeed, FSDP1) that the "
-            "anchored form does not work under. Use FSDP2, DDP or ZeRO-2; or form='stock', which is the same file, "
-            "trained whole"
+            f"a factor {tuple(shape)} of the adapter was partitioned by an engine under which the anchored form does "
+            "not work (ZeRO-3 of DeepSpeed, FSDP1). Use FSDP2, DDP or ZeRO-2; or form='stock', which is the same "
+            "file, trained whole"
         )
     return tensor
 

@@ -35,4 +35,4 @@ def suggest_lr(
         f"training.learning_rate={made.learning_rate:.2g}",
         f"'adapter.learning_rates={{{', '.join(f'{role}: {m:g}' for role, m in made.multipliers.items())}}}'",
     )
-    console.print("A rule of thumb from the start alone: try half and twice of it as well.")
+    console.print("A rule of thumb from the start alone: try a third, half and twice of it as well.")

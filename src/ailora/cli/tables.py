@@ -124,7 +124,7 @@ def print_dry_run(made: DryRun) -> None:
 
 def suggestion_table(made: Suggestion) -> Table:
     """The curvature of each role, and the rate that it suggests."""
-    table = Table("role", "curvature", "at LoRA's start", "multiple of LoRA's rate", "rate")
+    table = Table("role", "curvature", "at LoRA's start", "multiple of LoRA's rate", "rate", "caution")
     for role, each in made.roles.items():
         table.add_row(
             role,
@@ -132,6 +132,7 @@ def suggestion_table(made: Suggestion) -> Table:
             _with_error(each.reference.value, each.reference.error),
             _with_error(each.multiple.value, each.multiple.error),
             f"{each.rate:.2g}",
+            each.caution,
         )
     return table
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from collections.abc import Callable
@@ -46,6 +47,16 @@ class RoleRate:
     reference: Curvature
     multiple: RateMultiple
     rate: float
+
+    @property
+    def caution(self) -> str:
+        """What speaks against the proposal; empty where nothing does."""
+        error = math.hypot(self.curvature.error, self.reference.error)
+        if math.isinf(error):
+            return "not settled: measure on more batches"
+        if abs(self.curvature.value - self.reference.value) <= error:
+            return "as curved as LoRA's: says nothing about this start"
+        return ""
 
 
 @dataclass(frozen=True)
