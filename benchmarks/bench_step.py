@@ -3,8 +3,8 @@
     python benchmarks/bench_step.py [--steps 15] [--models minilm pico-llama] [--shared ../shared]
     python benchmarks/bench_step.py --models llama-1b llama-7b --device cuda --compile
 
-All forms of a model live side by side and take turns, so that the machine's noise falls on all of them; medians and their
-ratios. Memory is the peak of a process of its own beyond what it had loaded, or what CUDA allocated at most.
+All forms of a model live side by side and take turns, so that the machine's noise falls on all of them; medians and
+their ratios. Memory is the peak of a process of its own beyond what it had loaded, or what CUDA allocated at most.
 """
 
 from __future__ import annotations
