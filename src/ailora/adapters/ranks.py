@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from ailora.errors import AiloraError, ModelError
+from ailora.errors import ModelError
 
 Made = TypeVar("Made")
 
@@ -25,18 +25,18 @@ def as_first_rank(make: Callable[[], Made]) -> Made:
         make: makes something that can be pickled. Its tensors come on the CPU where another rank made them.
 
     Raises:
-        AiloraError: as `make` on the first rank.
+        ModelError: it failed on the first rank; there it is the error of `make` itself.
     """
     if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
         return make()
     made: Any = None
-    failure: AiloraError | None = None
+    failure: Exception | None = None
     try:
         made = make()
-    except AiloraError as error:
+    except Exception as error:  # whatever it is, the others wait for an answer
         failure = error
     leads = dist.get_rank() == 0
-    sent: list[Any] = [(_to_bytes(made), failure and str(failure)) if leads else None]
+    sent: list[Any] = [(_to_bytes(made), failure and f"{type(failure).__name__}: {failure}") if leads else None]
     dist.broadcast_object_list(sent, src=0)
     content, said = sent[0]
     if said is not None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import DistributedType
 from peft import PeftModel
 from transformers import PreTrainedModel, ProgressCallback, Trainer, TrainerState, set_seed
 
@@ -70,9 +71,14 @@ def training_arguments(config: RunConfig, **derived: Any) -> Any:
         **config.training,
     }
     try:
-        return config.arguments(**given)
+        made = config.arguments(**given)
     except (ValueError, TypeError) as error:
         raise InputError(f"training: {error}") from error
+    if made.fsdp and made.distributed_state.distributed_type in (DistributedType.NO, DistributedType.MULTI_CPU):
+        raise InputError(
+            "training.fsdp needs an accelerator and a launcher: accelerate would train without it, in silence"
+        )
+    return made
 
 
 def start(config: RunConfig, load: Callable[[], PreTrainedModel]) -> tuple[Model, float]:
