@@ -317,22 +317,61 @@ def test_a_quantized_base_is_trained(
 # --- kills ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_killed_run_continues_bit_for_bit(language_config: dict[str, Any], tmp_path: Path) -> None:
-    """A chain of deaths in one run: each process continues where the one before it had come to."""
+@pytest.mark.parametrize(
+    "kills",
+    [
+        # In a step, before a checkpoint is whole, before the samples are: each process goes on where the last one was.
+        [("Trainer.training_step", 8), ("RunFolder.mark_complete", 1), ("outcome.write_samples", 1)],
+        pytest.param(
+            [
+                ("Trainer._save_optimizer_and_scheduler", 1),
+                ("Trainer.training_step", 7),
+                ("Trainer._save_rng_state", 1),
+                ("outcome.save_model", 1),
+                ("outcome.write_result", 1),
+            ],
+            marks=pytest.mark.slow,
+        ),
+    ],
+    ids=["few", "many"],
+)
+def test_a_killed_run_continues_bit_for_bit(
+    language_config: dict[str, Any], tmp_path: Path, kills: list[tuple[str, int]]
+) -> None:
     language_config["adapter"]["learning_rates"] = {"query": 0.3, "B": 2.0}
     for name in ("whole", "broken"):
         content = {**copy.deepcopy(language_config), "output": str(tmp_path / name)}
         (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(content))
     assert run_process(tmp_path / "whole.yaml", "", 0) == 0
-    kills = [
-        ("Trainer.training_step", 8),
-        ("Trainer._save_optimizer_and_scheduler", 1),
-        ("RunFolder.mark_complete", 1),
-        ("outcome.save_model", 1),
-        ("outcome.write_samples", 1),
-    ]
     for point, count in kills:
         assert run_process(tmp_path / "broken.yaml", point, count) == -signal.SIGKILL, point
         assert not RunFolder(tmp_path / "broken").result.exists()
+    assert run_process(tmp_path / "broken.yaml", "", 0) == 0
+    assert outcome(tmp_path / "broken") == outcome(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_a_killed_run_on_e2e_writes_the_same_samples(shared: Path, tmp_path: Path) -> None:
+    """The real model and data: killed while it trains, while it saves, and while it writes its samples."""
+    config = {
+        "recipe": "causal_lm",
+        "model": str(shared / "lm" / "pico-llama"),
+        "adapter": {"policy": "ailora", "rank": 8, "learning_rates": {"query": 0.3}},
+        "data": {
+            "train": str(shared / "data" / "e2e" / "trainset.csv"),
+            "validation": str(shared / "data" / "e2e" / "devset.csv"),
+            "prompt": "{mr} =>",
+            "completion": " {ref}",
+            "max_train_samples": 160,
+            "max_validation_samples": 32,
+        },
+        "evaluation": {"generate": {"max_new_tokens": 24}, "group_by": "mr", "metrics": ["bleu"], "max_samples": 8},
+        "training": {"learning_rate": 2e-2, "num_train_epochs": 1, "per_device_train_batch_size": 16, "eval_steps": 4},
+    }
+    for name in ("whole", "broken"):
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump({**config, "output": str(tmp_path / name)}))
+    assert run_process(tmp_path / "whole.yaml", "", 0) == 0
+    for point, count in [("Trainer.training_step", 6), ("RunFolder.mark_complete", 2), ("outcome.write_samples", 1)]:
+        assert run_process(tmp_path / "broken.yaml", point, count) == -signal.SIGKILL, point
     assert run_process(tmp_path / "broken.yaml", "", 0) == 0
     assert outcome(tmp_path / "broken") == outcome(tmp_path / "whole")
