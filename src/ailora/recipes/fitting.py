@@ -65,6 +65,8 @@ def training_arguments(config: RunConfig, **derived: Any) -> Any:
         "output_dir": str(RunFolder(config.output).checkpoints),
         "data_seed": config.training["seed"],
         "dataloader_pin_memory": accelerator,
+        # Otherwise processes without an accelerator do not look for each other, and each trains alone.
+        "use_cpu": not accelerator,
         "ddp_broadcast_buffers": False,
         "label_names": ["labels"],
         **derived,

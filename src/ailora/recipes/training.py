@@ -67,6 +67,14 @@ _KINDS = {
 }
 
 
+#: Where the declared type says less, or more, than what is meant.
+_HINTS: dict[str, Any] = {
+    # Without eval_steps the Trainer would take logging_steps, and the saves that follow would have none.
+    "eval_steps": float,
+    "fsdp": bool | str | None,
+}
+
+
 class _Limit(NamedTuple):
     """Which values of the declared type are allowed."""
 
@@ -155,8 +163,7 @@ def _value(key: str, value: Any, arguments: type[TrainingArguments]) -> Any:
     """
     if value is False and key.endswith("_strategy"):
         value = "no"
-    # Without eval_steps the Trainer would take logging_steps, and the saves that follow would have none.
-    hint = float if key == "eval_steps" else get_type_hints(arguments)[key]
+    hint = _HINTS.get(key) or get_type_hints(arguments)[key]
     typed = _typed(key, value, hint)
     if isinstance(typed, float) and not math.isfinite(typed):
         raise InputError(f"training.{key}: expected a finite number, got {value!r}")
