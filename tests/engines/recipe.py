@@ -13,7 +13,7 @@ from typing import Any
 
 import torch.distributed as dist
 import transformers as tf
-from accelerate import DistributedType, PartialState
+from accelerate import DistributedType
 from torch import nn
 from torch.distributed.tensor import DTensor
 
@@ -27,8 +27,7 @@ def main(config: str, killed_at: int | None = None) -> None:
     resolved = load_config(config)
     fsdp = bool(resolved.training.get("fsdp"))
     if fsdp:
-        # accelerate takes FSDP for granted only with an accelerator.
-        PartialState(cpu=True).distributed_type = DistributedType.MULTI_GPU
+        fitting.require_sharding = _sharding_on_cpus
     if killed_at is not None:
         tf.Trainer.training_step = _dying(tf.Trainer.training_step, killed_at)
     real = fitting.save_model
@@ -45,6 +44,11 @@ def main(config: str, killed_at: int | None = None) -> None:
     catalog.run(resolved)
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def _sharding_on_cpus(arguments: tf.TrainingArguments) -> None:
+    """accelerate takes FSDP for granted only with an accelerator."""
+    arguments.distributed_state.distributed_type = DistributedType.MULTI_GPU
 
 
 def _dying(step: Any, at: int) -> Any:

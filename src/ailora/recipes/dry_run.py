@@ -15,7 +15,7 @@ from ailora.checkpoints.models import meta_model
 from ailora.recipes.causal_lm import causal_arguments
 from ailora.recipes.classification import load_splits
 from ailora.recipes.finished_language import evaluator_of
-from ailora.recipes.fitting import TASK_TYPES, plan_for, training_arguments
+from ailora.recipes.fitting import TASK_TYPES, on_one_process, plan_for, training_arguments
 from ailora.recipes.language.outcome import load_data
 from ailora.recipes.language.tokens import IGNORED
 from ailora.recipes.models import load_tokenizer
@@ -49,7 +49,8 @@ def dry_run(config: RunConfig) -> DryRun:
     Raises:
         InputError, ModelError: as the recipe's `run` would.
     """
-    arguments = causal_arguments(config) if isinstance(config, CausalLMConfig) else training_arguments(config)
+    alone: Any = on_one_process(config)
+    arguments = causal_arguments(alone) if isinstance(alone, CausalLMConfig) else training_arguments(alone)
     if isinstance(config, LanguageConfig):
         evaluator = evaluator_of(config)
         data, tokenizer, labels = load_data(config, evaluator).tokenized, evaluator.tokenizer, None

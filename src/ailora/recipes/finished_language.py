@@ -12,7 +12,7 @@ import torch
 from ailora.errors import InputError
 from ailora.recipes.causal_lm import causal_arguments, causal_tokenization
 from ailora.recipes.finished import check_output, load_trained, result_of
-from ailora.recipes.fitting import training_arguments
+from ailora.recipes.fitting import on_one_process, training_arguments
 from ailora.recipes.language.evaluation import Evaluator
 from ailora.recipes.language.outcome import make_evaluator
 from ailora.recipes.language.rows import Row, load_rows, to_rows
@@ -102,7 +102,8 @@ class FinishedLanguageModel:
 
 
 def evaluator_of(config: Any) -> Evaluator:
-    """What measures the model of a run."""
+    """What measures the model of a run, in one process."""
+    config = on_one_process(config)
     if isinstance(config, CausalLMConfig):
         arguments = causal_arguments(config)
         return make_evaluator(config, causal_tokenization(config, arguments), arguments)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from accelerate import DistributedType
 from peft import PeftModel
-from transformers import PreTrainedModel, ProgressCallback, Trainer, TrainerState, set_seed
+from transformers import PreTrainedModel, ProgressCallback, Trainer, TrainerState, TrainingArguments, set_seed
 
 from ailora.adapters import Plan, apply_plan, make_plan, plan_of, save_adapter
 from ailora.adapters.attach import sidecar_of
@@ -31,6 +31,8 @@ from ailora.recipes.schema import RunConfig
 from ailora.shards import write_text
 
 Model = PreTrainedModel | PeftModel
+#: Training arguments that say which engine trains, and in which precision.
+_ENGINE = ("fsdp", "fsdp_config", "deepspeed", "parallelism_config", "accelerator_config", "bf16", "fp16", "tf32")
 #: recipe -> PEFT's task type
 TASK_TYPES = {"classification": "SEQ_CLS", "causal_lm": "CAUSAL_LM", "seq2seq": "SEQ_2_SEQ_LM"}
 
@@ -76,11 +78,31 @@ def training_arguments(config: RunConfig, **derived: Any) -> Any:
         made = config.arguments(**given)
     except (ValueError, TypeError) as error:
         raise InputError(f"training: {error}") from error
-    if made.fsdp and made.distributed_state.distributed_type in (DistributedType.NO, DistributedType.MULTI_CPU):
-        raise InputError(
-            "training.fsdp needs an accelerator and a launcher: accelerate would train without it, in silence"
-        )
+    if made.fsdp:
+        require_sharding(made)
     return made
+
+
+def on_one_process(config: RunConfig) -> RunConfig:
+    """A configuration without the engine and the precision that its run was trained with: another machine uses it."""
+    kept = {key: value for key, value in config.training.items() if key not in _ENGINE}
+    return config.model_copy(update={"training": kept})
+
+
+def require_sharding(arguments: TrainingArguments) -> None:
+    """Refuse FSDP where it would not do what is asked.
+
+    Raises:
+        InputError: no accelerator or launcher; FSDP's own activation checkpointing, with which checkpoints hold empty
+            adapters.
+    """
+    if arguments.distributed_state.distributed_type in (DistributedType.NO, DistributedType.MULTI_CPU):
+        raise InputError("training.fsdp needs an accelerator and a launcher: accelerate would leave it out in silence")
+    if isinstance(arguments.fsdp_config, dict) and arguments.fsdp_config.get("activation_checkpointing"):
+        raise InputError(
+            "training.fsdp_config.activation_checkpointing renames layers, so that checkpoints hold empty adapters: "
+            "set training.activation_checkpointing instead"
+        )
 
 
 def start(config: RunConfig, load: Callable[[], PreTrainedModel]) -> tuple[Model, float]:
