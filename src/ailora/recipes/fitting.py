@@ -96,7 +96,8 @@ def require_sharding(arguments: TrainingArguments) -> None:
         InputError: no accelerator or launcher; FSDP's own activation checkpointing, with which checkpoints hold empty
             adapters.
     """
-    if arguments.distributed_state.distributed_type in (DistributedType.NO, DistributedType.MULTI_CPU):
+    state = arguments.distributed_state
+    if state is None or state.distributed_type in (DistributedType.NO, DistributedType.MULTI_CPU):
         raise InputError("training.fsdp needs an accelerator and a launcher: accelerate would leave it out in silence")
     if isinstance(arguments.fsdp_config, dict) and arguments.fsdp_config.get("activation_checkpointing"):
         raise InputError(

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 from tqdm.auto import tqdm
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
@@ -76,9 +75,6 @@ def _batch(
     # A completion starts where its prompt ends, so that padding stands before it.
     padded = tokenizer.pad({"input_ids": prompts}, padding_side="right" if seq2seq else "left", return_tensors="pt")
     inputs = {key: padded[key].to(device) for key in ("input_ids", "attention_mask")}
-    if isinstance(model, FSDPModule):
-        # Otherwise what is not within a layer stays sharded: `generate` does not go through the outermost forward.
-        register_fsdp_forward_method(model, "generate")
     with torch.no_grad():
         output = model.generate(**inputs, generation_config=config)
     start = 0 if seq2seq else inputs["input_ids"].shape[1]
