@@ -96,7 +96,10 @@ def test_what_is_given_wins_over_the_task() -> None:
         ("output=", "configuration key output is missing; expected a folder"),
         ("output=''", "configuration key output is ''; expected a folder"),
         ("model=5", "configuration key model is 5; expected a hub id, a folder, or builtin:minilm$"),
-        ("data=[]", r"configuration key data is \[\]; expected a section with keys of train, validation, .*max_length$"),
+        (
+            "data=[]",
+            r"configuration key data is \[\]; expected a section with keys of train, validation, .*max_length$",
+        ),
         (
             "adapter=lora",
             "configuration key adapter is 'lora'; expected a section with keys of policy, .*learning_rates$",

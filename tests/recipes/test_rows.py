@@ -107,6 +107,19 @@ def test_sharegpt_conversations_end_with_the_last_answer() -> None:
     assert row.reference == "ho"
 
 
+def test_conversations_that_wait_for_an_answer() -> None:
+    """What `ailora predict` is given: the last answer is not there, or does not count."""
+    messages = [{"role": "user", "content": "{question}"}, {"role": "assistant", "content": "{answer}"}]
+    asked = [{"role": "user", "content": "where?"}]
+    table = Table(("question",), [("where?",)], ["rows.csv:2"])
+    (row,) = to_rows(table, data(messages=messages), complete=False).rows
+    assert (row.prompt, row.reference) == (asked, "")
+    for talk in (asked, [*asked, {"role": "assistant", "content": "here"}]):
+        table = Table(("m",), [(talk,)], ["rows.jsonl:1"])
+        (row,) = to_rows(table, data(messages="m"), complete=False).rows
+        assert row.prompt == asked
+
+
 def test_messages_are_made_from_columns() -> None:
     messages = [{"role": "user", "content": ALPACA}, {"role": "assistant", "content": "{output}"}]
     columns = {"instruction": ["add"], "input": [""], "output": ["3"]}

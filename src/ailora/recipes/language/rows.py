@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -105,13 +105,25 @@ def _reader(data: PromptData, complete: bool) -> Any:
     if data.text is not None:
         text = Template.of(data.text, "data.text")
         return lambda row, where: (None, text.fill(row, where))
-    source = data.messages
+    read = _messages_reader(data.messages, complete)
+    if complete:
+        return lambda row, where: _conversation(read(row, where), where)
+    return lambda row, where: (read(row, where), [{"role": "assistant", "content": ""}])
+
+
+def _messages_reader(source: Any, complete: bool) -> Callable[[Mapping[str, Any], str], list[Message]]:
+    """What reads the messages of a row; those that are to be answered, where the rows are not complete."""
     if isinstance(source, list):
-        filled = _Filled(source)
-        return lambda row, where: _conversation(filled(row, where), where)
+        answered = not complete and source[-1].role == "assistant"
+        return _Filled(source[:-1] if answered else source)
     column = MessageColumn(column=source) if isinstance(source, str) else source
     assert column is not None
-    return lambda row, where: _conversation(_listed(row, column, where), where)
+
+    def read(row: Mapping[str, Any], where: str) -> list[Message]:
+        messages = _listed(row, column, where)
+        return messages[:-1] if not complete and messages[-1]["role"] == "assistant" else messages
+
+    return read
 
 
 class _Filled:
