@@ -98,7 +98,7 @@ def test_what_is_given_wins_over_the_task() -> None:
         ("model=5", "configuration key model is 5; expected a hub id, a folder, or builtin:minilm$"),
         (
             "data=[]",
-            r"configuration key data is \[\]; expected a section with keys of train, validation, .*max_length$",
+            r"configuration key data is \[\]; expected a section with keys of train, .*max_length$",
         ),
         (
             "adapter=lora",
