@@ -170,10 +170,9 @@ def fit(config: RunConfig, model: Model, make_trainer: Callable[[Model], Trainer
 
 def _newest_checkpoint(folder: RunFolder) -> Path | None:
     """The same one in every process: half-written ones are removed by the main one, before the others look."""
-    if is_main():
-        folder.newest_checkpoint()
+    newest = folder.newest_checkpoint() if is_main() else None
     wait()
-    return folder.newest_checkpoint()
+    return newest if is_main() else folder.newest_checkpoint()
 
 
 def _finished_state(checkpoint: Path | None) -> TrainerState | None:

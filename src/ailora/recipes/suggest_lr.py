@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DataCollatorForSeq2Seq, set_seed
+from transformers import set_seed
 
 from ailora.adapters import adapt
 from ailora.adapters.curvature import Curvature, RateMultiple, curvature_by_role, rate_multiple
@@ -23,7 +23,6 @@ from ailora.recipes.classification import load_splits
 from ailora.recipes.finished_language import evaluator_of
 from ailora.recipes.fitting import TASK_TYPES
 from ailora.recipes.language.outcome import load_data
-from ailora.recipes.language.tokens import IGNORED
 from ailora.recipes.models import load_classifier, load_language_model, load_tokenizer
 from ailora.recipes.schema import ClassificationConfig, LanguageConfig, RunConfig, Seq2SeqConfig
 from ailora.recipes.tokens import collator
@@ -132,7 +131,7 @@ def _task(config: RunConfig, batches: int, rows: int) -> tuple[Callable[[], Any]
     if isinstance(config, LanguageConfig):
         evaluator = evaluator_of(config)
         dataset = load_data(config, evaluator).tokenized["train"]
-        collate: Any = DataCollatorForSeq2Seq(evaluator.tokenizer, label_pad_token_id=IGNORED)
+        collate: Any = evaluator.collate
         seq2seq = isinstance(config, Seq2SeqConfig)
         load = partial(load_language_model, path, evaluator.tokenizer, seq2seq=seq2seq)
     else:

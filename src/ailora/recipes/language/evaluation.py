@@ -10,7 +10,7 @@ from typing import Any
 
 from datasets import Dataset
 from peft import PeftModel
-from torch import nn
+from torch import Tensor, nn
 from transformers import DataCollatorForSeq2Seq, GenerationConfig, PreTrainedTokenizerBase
 
 from ailora.recipes.examples import kept_rows
@@ -18,7 +18,7 @@ from ailora.recipes.language.generation import generate
 from ailora.recipes.language.likelihood import Likelihood, likelihood
 from ailora.recipes.language.metrics import text_scores
 from ailora.recipes.language.rows import Row, Rows
-from ailora.recipes.language.tokens import Tokenization
+from ailora.recipes.language.tokens import IGNORED, Tokenization
 from ailora.recipes.schema.language import EvaluationConfig
 from ailora.shards import write_text
 
@@ -41,8 +41,11 @@ class Evaluator:
 
     def likelihood(self, model: nn.Module, dataset: Dataset) -> Likelihood:
         """As `likelihood`, of tokenized rows."""
-        collate = DataCollatorForSeq2Seq(self.tokenizer, label_pad_token_id=-100)
-        return likelihood(model, dataset, collate, batch_size=self.batch_size)
+        return likelihood(model, dataset, self.collate, batch_size=self.batch_size)
+
+    def collate(self, rows: list[Any]) -> dict[str, Tensor]:
+        """A batch of tokenized rows, padded to the longest of them."""
+        return dict(DataCollatorForSeq2Seq(self.tokenizer, label_pad_token_id=IGNORED)(rows))
 
     def inputs(self, rows: Rows) -> list[list[Row]]:
         """The rows to generate for: those of one input together, cut to the configured number.

@@ -57,7 +57,8 @@ def likelihood(
     device = next(model.parameters()).device
     seq2seq = bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
     sums = torch.zeros(2, dtype=torch.float64, device="cpu")
-    mine = shared_out(sorted(range(len(dataset)), key=lambda i: len(dataset[i]["input_ids"])))
+    lengths = [len(ids) for ids in dataset["input_ids"]]
+    mine = shared_out(sorted(range(len(lengths)), key=lengths.__getitem__))
     batches = DataLoader(dataset.select([i for i, _ in mine]), batch_size=batch_size, collate_fn=collate)  # type: ignore[arg-type]
     counted = iter([counts for _, counts in mine])
     training = model.training
