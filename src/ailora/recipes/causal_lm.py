@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import torch
-from transformers import Trainer
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
-from ailora.checkpoints.models import model_path
-from ailora.recipes.fitting import Model, fit, start, training_arguments
-from ailora.recipes.language.outcome import LanguageData, finish, likelihood_of_base, load_data, make_evaluator
+from ailora.recipes.fitting import training_arguments
+from ailora.recipes.language.run import run_language_model
 from ailora.recipes.language.tokens import Tokenization, complete_tokenizer
-from ailora.recipes.models import load_language_model, load_tokenizer
-from ailora.recipes.quantization import quantization_config
+from ailora.recipes.models import load_tokenizer
 from ailora.recipes.run_folder import RunFolder
 from ailora.recipes.schema import CausalLMConfig
 from ailora.recipes.trainers import AdapterTrainer
@@ -34,25 +30,10 @@ def run(config: CausalLMConfig) -> dict[str, Any]:
         InputError: bad data, a tokenizer that lacks a token or template, a folder that holds another run.
         ModelError: the model cannot be adapted as asked.
     """
-    folder = RunFolder(config.output)
-    if folder.result.exists():
-        folder.claim(config)
-        return folder.read_result()
+    if result := RunFolder(config.output).finished(config):
+        return result
     arguments = causal_arguments(config)
-    tokenization = causal_tokenization(config, arguments)
-    evaluator = make_evaluator(config, tokenization, arguments)
-    data = load_data(config, evaluator)
-    load = partial(
-        load_language_model, model_path(config.model), tokenization.tokenizer, quantization=quantization_config(config)
-    )
-    model, init_seconds = start(config, load)
-    base = likelihood_of_base(config, evaluator, data, model)
-    # Claimed only now: bad input leaves no folder behind.
-    folder.claim(config)
-    with folder.attempt():
-        make = partial(_trainer, config, arguments, data, tokenization=tokenization)
-        fitted = fit(config, model, make, init_seconds=init_seconds)
-        return finish(config, fitted, data, evaluator=evaluator, base=base)
+    return run_language_model(config, arguments, causal_tokenization(config, arguments), make_trainer=_Trainer)
 
 
 def causal_arguments(config: CausalLMConfig) -> SFTConfig:
@@ -92,16 +73,3 @@ def causal_tokenization(config: CausalLMConfig, arguments: SFTConfig) -> Tokeniz
 
 class _Trainer(AdapterTrainer, SFTTrainer):
     """TRL's trainer with the learning rates of roles."""
-
-
-def _trainer(
-    config: CausalLMConfig, arguments: SFTConfig, data: LanguageData, model: Model, *, tokenization: Tokenization
-) -> Trainer:
-    return _Trainer(
-        adapter=config.adapter,
-        model=model,
-        args=arguments,
-        train_dataset=data.tokenized["train"],
-        eval_dataset=data.tokenized["validation"],
-        processing_class=tokenization.tokenizer,
-    )

@@ -49,9 +49,8 @@ def run(config: ClassificationConfig) -> dict[str, Any]:
         ModelError: the model cannot be adapted as asked.
     """
     folder = RunFolder(config.output)
-    if folder.result.exists():
-        folder.claim(config)
-        return folder.read_result()
+    if result := folder.finished(config):
+        return result
     arguments: TrainingArguments = training_arguments(config)
     data = load_splits(config)
     tokenizer = load_tokenizer(config.model)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +15,9 @@ from ailora.recipes.fitting import on_one_process, training_arguments
 from ailora.recipes.language.evaluation import Evaluator
 from ailora.recipes.language.outcome import make_evaluator
 from ailora.recipes.language.rows import Row, load_rows, to_rows
+from ailora.recipes.language.run import language_loader
 from ailora.recipes.language.tokens import Tokenization
-from ailora.recipes.models import load_language_model
 from ailora.recipes.predictions import write_frame
-from ailora.recipes.quantization import quantization_config
 from ailora.recipes.run_folder import RunFolder
 from ailora.recipes.schema import CausalLMConfig, LanguageConfig
 from ailora.recipes.seq2seq import seq2seq_tokenization
@@ -53,9 +51,8 @@ class FinishedLanguageModel:
             rows = used = to_rows(read_tables(data_file, data.columns), data)
         dataset = self._evaluator.tokenization.dataset(used)
         model = self.load()
-        found = self._evaluator.likelihood(model, dataset)
-        scores = self._evaluator.scores(self._evaluator.samples(model, rows))
-        return {"loss": found.loss, "perplexity": found.perplexity} | scores
+        scores, _ = self._evaluator.measure(model, dataset, rows)
+        return scores
 
     def predict(self, input_file: str, output_file: Path | str) -> int:
         """Write the columns of every row of a file, and what the model writes after its prompt, as `output`.
@@ -89,13 +86,7 @@ class FinishedLanguageModel:
 
     def load(self) -> Any:
         """The trained model, on an accelerator where there is one."""
-        tokenizer = self._evaluator.tokenizer
-        load = partial(
-            load_language_model,
-            tokenizer=tokenizer,
-            seq2seq=not isinstance(self.config, CausalLMConfig),
-            quantization=quantization_config(self.config),
-        )
+        load = language_loader(self.config, self.tokenization)
         model: Any = load_trained(self._folder, self.config, load)
         # A quantized model is where its library has put it.
         return model.to(torch.accelerator.current_accelerator() or "cpu") if self.config.quantization is None else model

@@ -89,6 +89,17 @@ class RunFolder:
             raise InputError(f"{self.result} is damaged ({error}): {self.rewriting}") from None
         return result
 
+    def finished(self, config: RunConfig) -> dict[str, Any] | None:
+        """The result of a run that has finished here; None: it has not.
+
+        Raises:
+            InputError: it was another run, or its result cannot be read.
+        """
+        if not self.result.exists():
+            return None
+        self.claim(config)
+        return self.read_result()
+
     @property
     def rewriting(self) -> str:
         """How what a finished run wrote at its end is written again."""

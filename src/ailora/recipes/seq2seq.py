@@ -7,15 +7,13 @@ from functools import partial
 from typing import Any
 
 from datasets import Dataset
-from transformers import DataCollatorForSeq2Seq, Seq2SeqTrainer, Seq2SeqTrainingArguments, Trainer
+from transformers import DataCollatorForSeq2Seq, Seq2SeqTrainer
 
-from ailora.checkpoints.models import model_path
-from ailora.recipes.fitting import Model, fit, start, training_arguments
-from ailora.recipes.language.outcome import LanguageData, finish, likelihood_of_base, load_data, make_evaluator
+from ailora.recipes.fitting import training_arguments
 from ailora.recipes.language.rows import Row, Rows
+from ailora.recipes.language.run import run_language_model
 from ailora.recipes.language.tokens import Tokenization, complete_tokenizer
-from ailora.recipes.models import load_language_model, load_tokenizer
-from ailora.recipes.quantization import quantization_config
+from ailora.recipes.models import load_tokenizer
 from ailora.recipes.run_folder import RunFolder
 from ailora.recipes.schema import Seq2SeqConfig
 from ailora.recipes.trainers import AdapterTrainer
@@ -34,25 +32,11 @@ def run(config: Seq2SeqConfig) -> dict[str, Any]:
         InputError: bad data, a tokenizer that lacks a token, a folder that holds another run.
         ModelError: the model cannot be adapted as asked.
     """
-    folder = RunFolder(config.output)
-    if folder.result.exists():
-        folder.claim(config)
-        return folder.read_result()
-    arguments: Seq2SeqTrainingArguments = training_arguments(config)
+    if result := RunFolder(config.output).finished(config):
+        return result
     tokenization = seq2seq_tokenization(config)
-    evaluator = make_evaluator(config, tokenization, arguments)
-    data = load_data(config, evaluator)
-    quantization = quantization_config(config)
-    tokenizer = tokenization.tokenizer
-    load = partial(load_language_model, model_path(config.model), tokenizer, seq2seq=True, quantization=quantization)
-    model, init_seconds = start(config, load)
-    base = likelihood_of_base(config, evaluator, data, model)
-    # Claimed only now: bad input leaves no folder behind.
-    folder.claim(config)
-    with folder.attempt():
-        make = partial(_trainer, config, arguments, data, tokenization=tokenization)
-        fitted = fit(config, model, make, init_seconds=init_seconds)
-        return finish(config, fitted, data, evaluator=evaluator, base=base)
+    make_trainer = partial(_Trainer, data_collator=DataCollatorForSeq2Seq(tokenization.tokenizer))
+    return run_language_model(config, training_arguments(config), tokenization, make_trainer=make_trainer)
 
 
 @dataclass(frozen=True)
@@ -98,22 +82,3 @@ def seq2seq_tokenization(config: Seq2SeqConfig) -> Seq2SeqTokenization:
 
 class _Trainer(AdapterTrainer, Seq2SeqTrainer):
     """transformers' trainer with the learning rates of roles."""
-
-
-def _trainer(
-    config: Seq2SeqConfig,
-    arguments: Seq2SeqTrainingArguments,
-    data: LanguageData,
-    model: Model,
-    *,
-    tokenization: Tokenization,
-) -> Trainer:
-    return _Trainer(
-        adapter=config.adapter,
-        model=model,
-        args=arguments,
-        train_dataset=data.tokenized["train"],
-        eval_dataset=data.tokenized["validation"],
-        processing_class=tokenization.tokenizer,
-        data_collator=DataCollatorForSeq2Seq(tokenization.tokenizer),
-    )

@@ -24,7 +24,7 @@ from ailora.recipes.finished_language import evaluator_of
 from ailora.recipes.fitting import TASK_TYPES
 from ailora.recipes.language.outcome import load_data
 from ailora.recipes.models import load_classifier, load_language_model, load_tokenizer
-from ailora.recipes.schema import ClassificationConfig, LanguageConfig, RunConfig, Seq2SeqConfig
+from ailora.recipes.schema import ClassificationConfig, LanguageConfig, RunConfig
 from ailora.recipes.tokens import collator
 
 #: Rows of a batch differ with the seed of the run; which rows curvature is measured on does not.
@@ -132,8 +132,7 @@ def _task(config: RunConfig, batches: int, rows: int) -> tuple[Callable[[], Any]
         evaluator = evaluator_of(config)
         dataset = load_data(config, evaluator).tokenized["train"]
         collate: Any = evaluator.collate
-        seq2seq = isinstance(config, Seq2SeqConfig)
-        load = partial(load_language_model, path, evaluator.tokenizer, seq2seq=seq2seq)
+        load = partial(load_language_model, path, evaluator.tokenizer, seq2seq=config.seq2seq)
     else:
         assert isinstance(config, ClassificationConfig)
         tokenizer, splits = load_tokenizer(config.model), load_splits(config)

@@ -47,6 +47,11 @@ class Table:
         index = self.columns.index(name)
         return [row[index] for row in self.rows]
 
+    def records(self) -> Iterator[tuple[dict[str, Any], str]]:
+        """Each row's values by column, and its origin."""
+        for row, place in zip(self.rows, self.where, strict=True):
+            yield dict(zip(self.columns, row, strict=True)), place
+
 
 def read_tables(paths: str | Sequence[str], columns: Sequence[str] | None = None) -> Table:
     """Read one file or several with the same columns, one after the other.

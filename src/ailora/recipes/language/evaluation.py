@@ -47,6 +47,18 @@ class Evaluator:
         """A batch of tokenized rows, padded to the longest of them."""
         return dict(DataCollatorForSeq2Seq(self.tokenizer, label_pad_token_id=IGNORED)(rows))
 
+    def measure(self, model: nn.Module, dataset: Dataset, rows: Rows) -> tuple[dict[str, float], list[dict[str, Any]]]:
+        """Loss, perplexity and scores of a split, and the samples that were scored.
+
+        Args:
+            model: the trained model.
+            dataset: the tokenized rows whose likelihood counts.
+            rows: all rows of the split, which references are taken from.
+        """
+        found = self.likelihood(model, dataset)
+        samples = self.samples(model, rows)
+        return {"loss": found.loss, "perplexity": found.perplexity} | self.scores(samples), samples
+
     def inputs(self, rows: Rows) -> list[list[Row]]:
         """The rows to generate for: those of one input together, cut to the configured number.
 

@@ -72,10 +72,7 @@ def _general(config: LanguageConfig, tokenization: Tokenization) -> Dataset | No
         return None
     table = read_tables(evaluation.general_text)
     template = Template.of(evaluation.general_template, "evaluation.general_template")
-    rows = []
-    for values, where in zip(table.rows, table.where, strict=True):
-        columns = dict(zip(table.columns, values, strict=True))
-        rows.append(Row(where, None, template.fill(columns, where), columns))
+    rows = [Row(where, None, template.fill(columns, where), columns) for columns, where in table.records()]
     return tokenization.dataset(Rows(rows).cut(evaluation.max_general_samples))
 
 
@@ -98,9 +95,7 @@ def finish(
     assert model is not None
     metrics, samples = {}, []
     for split in config.data.splits[1:]:
-        found = evaluator.likelihood(model, data.tokenized[split])
-        made = evaluator.samples(model, data.rows[split])
-        metrics[split] = {"loss": found.loss, "perplexity": found.perplexity} | evaluator.scores(made)
+        metrics[split], made = evaluator.measure(model, data.tokenized[split], data.rows[split])
         samples += [{"split": split, **sample} for sample in made]
     result: dict[str, Any] = {"metrics": metrics}
     if data.general is not None:

@@ -89,8 +89,7 @@ def to_rows(table: Table, data: PromptData, *, complete: bool = True) -> Rows:
     """
     read = _reader(data, complete)
     rows = []
-    for values, where in zip(table.rows, table.where, strict=True):
-        row = dict(zip(table.columns, values, strict=True))
+    for row, where in table.records():
         prompt, completion = read(row, where)
         rows.append(Row(where, prompt, completion, row))
     return Rows(rows)

@@ -157,6 +157,8 @@ class LanguageConfig(RunConfig, frozen=True):
         evaluation: what is measured at the end.
     """
 
+    #: Whether an encoder reads the prompt.
+    seq2seq: ClassVar[bool] = False
     #: The logits of a batch are as large as the vocabulary.
     training_defaults: ClassVar[dict[str, Any]] = {"per_device_eval_batch_size": 8}
 
@@ -187,6 +189,7 @@ class Seq2SeqConfig(LanguageConfig, frozen=True):
     """A run of the seq2seq recipe; `training` holds fields of `transformers.Seq2SeqTrainingArguments`."""
 
     arguments: ClassVar[type[TrainingArguments]] = Seq2SeqTrainingArguments
+    seq2seq: ClassVar[bool] = True
 
     recipe: Literal["seq2seq"] = field("seq2seq")
     data: Seq2SeqData

@@ -1,0 +1,73 @@
+"""A run that trains a language model, whatever its kind: what the recipes of language models share from end to end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from transformers import PreTrainedModel, Trainer, TrainingArguments
+
+from ailora.checkpoints.models import model_path
+from ailora.recipes.fitting import Model, fit, start
+from ailora.recipes.language.outcome import finish, likelihood_of_base, load_data, make_evaluator
+from ailora.recipes.language.tokens import Tokenization
+from ailora.recipes.models import load_language_model
+from ailora.recipes.quantization import quantization_config
+from ailora.recipes.run_folder import RunFolder
+from ailora.recipes.schema import LanguageConfig
+
+
+def run_language_model(
+    config: LanguageConfig,
+    arguments: TrainingArguments,
+    tokenization: Tokenization,
+    *,
+    make_trainer: Callable[..., Trainer],
+) -> dict[str, Any]:
+    """Load, adapt, train, measure and write.
+
+    Args:
+        config: a run that has not finished.
+        arguments: the trainer's.
+        tokenization: how rows become tokens.
+        make_trainer: makes the trainer, given its arguments by name.
+
+    Returns:
+        What `result.json` holds.
+
+    Raises:
+        InputError, ModelError: as the recipe's `run`.
+    """
+    folder = RunFolder(config.output)
+    evaluator = make_evaluator(config, tokenization, arguments)
+    data = load_data(config, evaluator)
+    load = partial(language_loader(config, tokenization), model_path(config.model))
+    model, init_seconds = start(config, load)
+    base = likelihood_of_base(config, evaluator, data, model)
+
+    def trainer_of(model: Model) -> Trainer:
+        return make_trainer(
+            adapter=config.adapter,
+            model=model,
+            args=arguments,
+            train_dataset=data.tokenized["train"],
+            eval_dataset=data.tokenized["validation"],
+            processing_class=tokenization.tokenizer,
+        )
+
+    # Claimed only now: bad input leaves no folder behind.
+    folder.claim(config)
+    with folder.attempt():
+        fitted = fit(config, model, trainer_of, init_seconds=init_seconds)
+        return finish(config, fitted, data, evaluator=evaluator, base=base)
+
+
+def language_loader(config: LanguageConfig, tokenization: Tokenization) -> Callable[[str], PreTrainedModel]:
+    """What loads a model of the run's kind from a folder or hub id, quantized as the run says."""
+    return partial(
+        load_language_model,
+        tokenizer=tokenization.tokenizer,
+        seq2seq=config.seq2seq,
+        quantization=quantization_config(config),
+    )
