@@ -110,6 +110,11 @@ def sidecar_of(model: nn.Module, adapter_name: str = "default") -> Sidecar:
     return sidecars[adapter_name]
 
 
+def carries_ours(model: nn.Module, adapter_name: str = "default") -> bool:
+    """Whether this process put an adapter of that name on a model."""
+    return adapter_name in getattr(model, _SIDECARS, {})
+
+
 def base_of(model: nn.Module) -> nn.Module:
     """The model under the adapters."""
     return model.get_base_model() if isinstance(model, PeftModel) else model

@@ -13,6 +13,7 @@ from peft.tuners.lora import LoraLayer
 from ailora.adapters.apply import plan_of
 from ailora.adapters.attach import base_of
 from ailora.adapters.fused import FusedFactor
+from ailora.adapters.plan import Plan
 from ailora.errors import InputError, unknown_name
 from ailora.roles import Role, parse_role
 
@@ -33,7 +34,9 @@ class FactorRoles(NamedTuple):
     factor: Factor
 
 
-def role_factors(model: PeftModel, adapter_name: str = "default") -> dict[str, FactorRoles]:
+def role_factors(
+    model: PeftModel, adapter_name: str = "default", *, plan: Plan | None = None
+) -> dict[str, FactorRoles]:
     """The role and the factor of every trained factor parameter, in all forms.
 
     Heads and other modules that are saved whole, and DoRA's magnitudes, are no factors and are left out, as are factors
@@ -42,6 +45,7 @@ def role_factors(model: PeftModel, adapter_name: str = "default") -> dict[str, F
     Args:
         model: a model that `adapt` or `apply_plan` returned.
         adapter_name: PEFT's name for the adapter.
+        plan: what it was planned as, where PEFT itself made it; None: it is ours, and says so.
 
     Returns:
         The name of the parameter, as in `model.named_parameters()` and in its order, -> what it is.
@@ -50,7 +54,7 @@ def role_factors(model: PeftModel, adapter_name: str = "default") -> dict[str, F
         ModelError: the model has no such adapter of ours.
     """
     found: dict[int, FactorRoles] = {}
-    for module, group in plan_of(model, adapter_name).modules.items():
+    for module, group in (plan or plan_of(model, adapter_name)).modules.items():
         layer = base_of(model).get_submodule(module)
         assert isinstance(layer, LoraLayer)
         roles = tuple(adapter.projection.role for adapter in group)
@@ -123,13 +127,16 @@ def _factor(name: str) -> Factor:
     return name  # type: ignore[return-value]
 
 
-def multiplied_groups(groups: Sequence[dict[str, Any]], model: PeftModel, given: Multipliers) -> list[dict[str, Any]]:
+def multiplied_groups(
+    groups: Sequence[dict[str, Any]], model: PeftModel, given: Multipliers, *, plan: Plan | None = None
+) -> list[dict[str, Any]]:
     """An optimizer's parameter groups, split so that every factor has its learning rate.
 
     Args:
         groups: `optimizer.param_groups`, which have a rate but no scheduler yet.
         model: whose parameters they hold.
         given: the multiples.
+        plan: as `role_factors`.
 
     Returns:
         Groups in a fixed order, each with its `multiplier`: a checkpoint's states find their groups again.
@@ -137,7 +144,7 @@ def multiplied_groups(groups: Sequence[dict[str, Any]], model: PeftModel, given:
     Raises:
         InputError: roles that share a parameter have different multiples.
     """
-    factors = role_factors(model)
+    factors = role_factors(model, plan=plan)
     multiple = {id(p): _shared(factors[name], name, given) for name, p in model.named_parameters() if name in factors}
     split = []
     for group in groups:

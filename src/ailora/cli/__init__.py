@@ -18,6 +18,7 @@ from ailora.cli.merge import merge
 from ailora.cli.plan import plan
 from ailora.cli.predict import predict
 from ailora.cli.roles import roles
+from ailora.cli.study import study
 from ailora.cli.suggest_lr import suggest_lr
 from ailora.cli.train import train
 from ailora.cli.verify import verify
@@ -46,6 +47,7 @@ for command in (
     demo,
 ):
     app.command()(command)
+app.add_typer(study, name="study")
 app.add_typer(cache, name="cache")
 
 

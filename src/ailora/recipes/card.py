@@ -5,18 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 from ailora.checkpoints.models import model_path
-from ailora.recipes.schema import RunConfig
+from ailora.recipes.methods.stock import overwrites
+from ailora.recipes.schema import AdapterConfig, RunConfig
 
 _CARD = """---
 library_name: peft
 base_model: {base}
-tags: [ailora, lora]
+tags: [{tags}]
 ---
 
-# {policy} adapter, rank {rank}, for {base}
+# {policy} adapter{rank} for {base}
 
-A LoRA adapter for {task}. It was initialised by the policy `{policy}` and trained in the {form} form
-of [AILoRA](https://arxiv.org/abs/2510.08034). The file is a stock PEFT adapter for the unchanged base model.
+{kind} for {task}. {origin} The file is a stock PEFT adapter for the unchanged base model.
 
 | split | {columns} |
 |---|{rule}|
@@ -41,15 +41,18 @@ _LOADED = {
 
 def model_card(config: RunConfig, result: dict[str, Any]) -> str:
     """A README for the adapter's folder: what it is, how good it is, how to load it."""
-    policy = config.adapter.policy
+    given = config.adapter.policy
+    policy = given if isinstance(given, str) else "custom: " + ", ".join(f"{r} {i}" for r, i in given.items())
     metrics: dict[str, dict[str, float]] = result["metrics"]
     columns = list(dict.fromkeys(name for scores in metrics.values() for name in scores))
     task, loader = _LOADED[config.recipe]
     card = _CARD.format(
         base=model_path(config.model) if config.model.startswith("builtin:") else config.model,
-        policy=policy if isinstance(policy, str) else "custom: " + ", ".join(f"{r} {i}" for r, i in policy.items()),
-        rank=config.adapter.rank,
-        form=config.adapter.form,
+        policy=policy,
+        tags="peft" if config.adapter.custom else "lora" if config.adapter.stock else "ailora, lora",
+        rank="" if config.adapter.custom else f", rank {config.adapter.rank},",
+        kind="An adapter" if config.adapter.custom else "A LoRA adapter",
+        origin=_origin(config.adapter, policy),
         task=task,
         columns=" | ".join(columns),
         rule="---|" * len(columns),
@@ -61,6 +64,24 @@ def model_card(config: RunConfig, result: dict[str, Any]) -> str:
         arguments=f", num_labels={len(result['labels'] or [0])}" if "labels" in result else "",
     )
     return card + _labels(result["labels"]) if "labels" in result else card
+
+
+def _origin(adapter: AdapterConfig, policy: str) -> str:
+    """How the adapter came to be, in a sentence or two."""
+    if adapter.custom:
+        return f"It was made by the function `{policy}`, which is not part of this folder."
+    if not adapter.stock:
+        return (
+            f"It was initialised by the policy `{policy}` and trained in the {adapter.form} form of "
+            "[AILoRA](https://arxiv.org/abs/2510.08034)."
+        )
+    text = f"It was initialised by PEFT's own `{adapter.stock}` (`init_lora_weights`)."
+    if overwrites(adapter.stock):
+        text += (
+            " That takes a part out of the base weights; here it is given back, for which the file has twice the rank. "
+            "Where the base is not in float32, what rounding changed of it stays behind."
+        )
+    return text
 
 
 def _row(split: str, scores: list[float | None]) -> str:

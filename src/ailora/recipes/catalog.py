@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+from transformers import TrainerCallback
 
 from ailora.recipes import causal_lm, classification, seq2seq
 from ailora.recipes.finished import FinishedRun
@@ -13,7 +15,7 @@ from ailora.recipes.finished_language import FinishedLanguageModel
 from ailora.recipes.run_folder import RunFolder
 from ailora.recipes.schema import RunConfig
 
-_RUN: dict[str, Callable[[Any], dict[str, Any]]] = {
+_RUN: dict[str, Callable[[Any, Sequence[TrainerCallback]], dict[str, Any]]] = {
     "classification": classification.run,
     "causal_lm": causal_lm.run,
     "seq2seq": seq2seq.run,
@@ -25,13 +27,17 @@ _FINISHED: dict[str, Callable[[RunFolder, Any], FinishedRun]] = {
 }
 
 
-def run(config: RunConfig) -> dict[str, Any]:
+def run(config: RunConfig, callbacks: Sequence[TrainerCallback] = ()) -> dict[str, Any]:
     """Run the recipe that a configuration names; what `result.json` then holds.
+
+    Args:
+        config: from `load_config`.
+        callbacks: further callbacks of the Trainer.
 
     Raises:
         InputError, ModelError: as the recipe's own `run`.
     """
-    return _RUN[config.recipe](config)
+    return _RUN[config.recipe](config, callbacks)
 
 
 def finished_run(folder: Path | str) -> FinishedRun:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+from transformers import TrainerCallback
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
@@ -17,11 +19,12 @@ from ailora.recipes.schema import CausalLMConfig
 from ailora.recipes.trainers import AdapterTrainer
 
 
-def run(config: CausalLMConfig) -> dict[str, Any]:
+def run(config: CausalLMConfig, callbacks: Sequence[TrainerCallback] = ()) -> dict[str, Any]:
     """Train and evaluate; the same call after a kill continues, after the end it returns the result again.
 
     Args:
         config: from `load_config`.
+        callbacks: further callbacks of the Trainer.
 
     Returns:
         What `result.json` holds.
@@ -33,7 +36,8 @@ def run(config: CausalLMConfig) -> dict[str, Any]:
     if result := RunFolder(config.output).finished(config):
         return result
     arguments = causal_arguments(config)
-    return run_language_model(config, arguments, causal_tokenization(config, arguments), make_trainer=_Trainer)
+    tokenization = causal_tokenization(config, arguments)
+    return run_language_model(config, arguments, tokenization, make_trainer=_Trainer, callbacks=callbacks)
 
 
 def causal_arguments(config: CausalLMConfig) -> SFTConfig:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -9,13 +10,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from datasets import Dataset
-from transformers import EvalPrediction, PreTrainedTokenizerBase, Trainer, TrainingArguments
+from transformers import EvalPrediction, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
 
 from ailora.checkpoints.models import model_path
 from ailora.recipes.examples import Examples, load_examples
 from ailora.recipes.fitting import (
     Fitted,
     Model,
+    Training,
     facts,
     fit,
     save_model,
@@ -35,11 +37,12 @@ from ailora.recipes.tokens import check_max_length, collator, tokenize
 from ailora.recipes.trainers import AdapterTrainer
 
 
-def run(config: ClassificationConfig) -> dict[str, Any]:
+def run(config: ClassificationConfig, callbacks: Sequence[TrainerCallback] = ()) -> dict[str, Any]:
     """Train and evaluate; the same call after a kill continues, after the end it returns the result again.
 
     Args:
         config: from `load_config`.
+        callbacks: further callbacks of the Trainer.
 
     Returns:
         What `result.json` holds.
@@ -57,12 +60,12 @@ def run(config: ClassificationConfig) -> dict[str, Any]:
     check_max_length(tokenizer, config.data.max_length, pairs=len(config.data.text) == 2)
     quantization = quantization_config(config)
     load = partial(load_classifier, model_path(config.model), data.labels, tokenizer, quantization=quantization)
-    model, init_seconds = start(config, load)
+    training = Training(arguments, partial(_trainer, config, data, tokenizer=tokenizer))
+    model, init_seconds = start(config, load, training)
     # Claimed only now: bad input leaves no folder behind.
     folder.claim(config)
     with folder.attempt():
-        make = partial(_trainer, config, arguments, data, tokenizer=tokenizer)
-        fitted = fit(config, model, make, init_seconds=init_seconds)
+        fitted = fit(config, model, training, init_seconds=init_seconds, callbacks=callbacks)
         return _finish(config, fitted, data, tokenizer)
 
 
@@ -119,9 +122,9 @@ def load_splits(config: ClassificationConfig) -> LabelledData:
 
 def _trainer(
     config: ClassificationConfig,
-    arguments: TrainingArguments,
     data: LabelledData,
     model: Model,
+    arguments: TrainingArguments,
     *,
     tokenizer: PreTrainedTokenizerBase,
 ) -> Trainer:

@@ -14,6 +14,8 @@ from ailora.adapters.learning_rates import parse_multipliers
 from ailora.adapters.plan import parse_form
 from ailora.errors import InputError, unknown_name
 from ailora.inits import PRESETS, parse_policy
+from ailora.recipes.methods.custom import find_method
+from ailora.recipes.methods.stock import check_stock, stock_names
 from ailora.recipes.quantization import quantization_config
 from ailora.recipes.schema import AdapterConfig, DataSource, LanguageConfig, RunConfig, shown, validate
 from ailora.recipes.training import complete_training
@@ -21,36 +23,42 @@ from ailora.recipes.yaml_text import parse_yaml, read_yaml
 from ailora.roles import parse_role
 
 
-def load_config(source: Path | str | Mapping[str, Any], overrides: Sequence[str] = ()) -> RunConfig:
+def load_config(
+    source: Path | str | Mapping[str, Any], overrides: Sequence[str] = (), *, to_run: bool = True
+) -> RunConfig:
     """Read, complete and check a configuration.
 
     Args:
         source: a YAML file, or its content. A key `task: cola` fills in `data` and `metric` from `recipes/tasks`.
         overrides: `dotted.key=value` with a YAML value, later ones win.
+        to_run: whether it is to be run; else it is only looked at, and a method of the user's is not imported.
 
     Raises:
         InputError: a missing file, broken YAML, an unknown key, name or value, with what is allowed.
     """
     if isinstance(source, Mapping):
-        return _load(copy.deepcopy(dict(source)), overrides)
+        return _load(copy.deepcopy(dict(source)), overrides, to_run=to_run)
     raw = read_yaml(Path(source))
     if not isinstance(raw, dict):
         found = "nothing" if raw is None else shown(raw)
         raise InputError(f"{source}: expected keys such as recipe, model, data; got {found}")
     try:
-        return _load(raw, overrides)
+        return _load(raw, overrides, to_run=to_run)
     except InputError as error:
         raise InputError(f"{source}{' with overrides' if overrides else ''}: {error}") from None
 
 
-def _load(raw: dict[str, Any], overrides: Sequence[str]) -> RunConfig:
+def _load(raw: dict[str, Any], overrides: Sequence[str], *, to_run: bool) -> RunConfig:
     for override in overrides:
         _apply_override(raw, override)
     # A section with nothing in it is not given.
     raw = {key: value for key, value in raw.items() if value is not None}
     if (task := raw.pop("task", None)) is not None:
         raw = _merged(_task(task), raw)
-    return _checked(validate(raw))
+    config = _checked(validate(raw))
+    if config.adapter.custom and to_run:
+        find_method(str(config.adapter.policy))
+    return config
 
 
 def to_yaml(config: RunConfig) -> str:
@@ -88,17 +96,26 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
     key, equals, value = override.partition("=")
     if not equals or not key:
         raise InputError(f"override {override!r} is not of the form dotted.key=value")
+    try:
+        set_dotted(raw, key, parse_yaml(value))
+    except InputError as error:
+        raise InputError(f"override {override!r}: {error}") from None
+
+
+def set_dotted(raw: dict[str, Any], key: str, value: Any) -> None:
+    """Set a dotted key of plain data, in place; sections that are not there are made.
+
+    Raises:
+        InputError: a part of the key but the last is no section.
+    """
     place: Any = raw
     *parents, leaf = key.split(".")
     for parent in parents:
         place[parent] = {} if place.get(parent) is None else place[parent]
         place = place[parent]
         if not isinstance(place, dict):
-            raise InputError(f"override {override!r}: {parent!r} has no keys below it")
-    try:
-        place[leaf] = parse_yaml(value)
-    except InputError as error:
-        raise InputError(f"override {override!r}: {error}") from None
+            raise InputError(f"{parent!r} has no keys below it")
+    place[leaf] = value
 
 
 def _checked(config: RunConfig) -> RunConfig:
@@ -126,9 +143,12 @@ def _check_adapter(adapter: AdapterConfig) -> None:
             keys = ", ".join(f"adapter.{key}" for key in unused)
             raise InputError(f"adapter.policy full trains without an adapter: {keys} cannot be set beside it")
         return
-    if isinstance(adapter.policy, str) and adapter.policy not in PRESETS:
-        raise unknown_name("policy", adapter.policy, [*PRESETS, "full"])
-    parse_policy(adapter.policy)
+    if adapter.stock:
+        check_stock(adapter)
+    elif not adapter.custom:
+        if isinstance(adapter.policy, str) and adapter.policy not in PRESETS:
+            raise unknown_name("policy", adapter.policy, [*PRESETS, "full", *stock_names(), "package.module:function"])
+        parse_policy(adapter.policy)
     parse_form(adapter.form)
     for role in [*(adapter.roles or []), *(adapter.role_names or {}).values()]:
         parse_role(role)

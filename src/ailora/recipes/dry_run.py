@@ -12,12 +12,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArgum
 
 from ailora.adapters import Plan
 from ailora.checkpoints.models import meta_model
+from ailora.errors import InputError
 from ailora.recipes.causal_lm import causal_arguments
 from ailora.recipes.classification import load_splits
 from ailora.recipes.finished_language import evaluator_of
 from ailora.recipes.fitting import TASK_TYPES, on_one_process, plan_for, training_arguments
 from ailora.recipes.language.outcome import load_data
 from ailora.recipes.language.tokens import IGNORED
+from ailora.recipes.methods.stock import trained_numbers
 from ailora.recipes.models import load_tokenizer
 from ailora.recipes.schema import CausalLMConfig, ClassificationConfig, LanguageConfig, RunConfig
 from ailora.recipes.tokens import check_max_length
@@ -49,6 +51,8 @@ def dry_run(config: RunConfig) -> DryRun:
     Raises:
         InputError, ModelError: as the recipe's `run` would.
     """
+    if config.adapter.custom:
+        raise InputError(f"a dry run cannot say what the function {config.adapter.policy} makes of a model: run it")
     alone: Any = on_one_process(config)
     arguments = causal_arguments(alone) if isinstance(alone, CausalLMConfig) else training_arguments(alone)
     if isinstance(config, LanguageConfig):
@@ -78,7 +82,7 @@ def _costs(
     epochs = arguments.num_train_epochs
     steps = arguments.max_steps if arguments.max_steps > 0 else math.ceil(math.ceil(len(lengths) / per_step) * epochs)
     whole = sum(parameter.numel() for parameter in model.parameters())
-    trained = whole if plan is None else plan.trainable
+    trained = whole if plan is None else trained_numbers(config.adapter, plan)
     token_count = sum(lengths) / len(lengths) * per_step * steps
     checkpointed = bool(arguments.activation_checkpointing)
     # Two operations a number and token forwards, as many for the gradients of the inputs, and of weights that train.
@@ -90,12 +94,12 @@ def _costs(
     logits = longest * text.vocab_size * 4 * 2 if config.recipe != "classification" else 0
     weights = sum(p.numel() * _bytes(config, p.dtype.itemsize, p.ndim) for p in model.parameters())
     # Value, gradient and Adam's two moments in fp32; the anchor beside them.
-    state = trained * 16 + (plan.trainable * 4 if plan else 0)
+    state = trained * 16 + (plan.trainable * 4 if plan and not config.adapter.stock else 0)
     return {
         "steps": steps,
         "tokens_per_row": {"mean": sum(lengths) / len(lengths), "longest": max(lengths)},
         "trainable_parameters": trained,
-        "total_parameters": whole + (0 if plan is None else trained),
+        "total_parameters": whole + (0 if plan is None else plan.trainable),
         "memory_bytes": int(weights + state + longest * layers * width * kept * 4 + logits),
         "weight_bytes": int(weights),
         "optimizer_bytes": int(state),

@@ -51,9 +51,11 @@ def load_trained(
     Raises:
         InputError: what the run wrote is missing or damaged.
     """
-    written = folder.model if config.adapter.full else folder.adapter
-    _check_written(folder, written, full=config.adapter.full)
-    if config.adapter.full:
+    # A function of the user's may have returned either.
+    whole = config.adapter.full or (config.adapter.custom and folder.model.is_dir())
+    written = folder.model if whole else folder.adapter
+    _check_written(folder, written, whole=whole)
+    if whole:
         return load(str(written))
     base = load(model_path(config.model))
     try:
@@ -64,9 +66,9 @@ def load_trained(
         raise InputError(f"cannot load the adapter {written}: {error}") from error
 
 
-def _check_written(folder: RunFolder, written: Path, *, full: bool) -> None:
+def _check_written(folder: RunFolder, written: Path, *, whole: bool) -> None:
     """transformers and PEFT would look for a missing file on the hub."""
-    prefix = "" if full else "adapter_"
+    prefix = "" if whole else "adapter_"
     for name in (f"{prefix}config.json", f"{prefix}model*.safetensors"):
         if not any(written.glob(name)):
             raise InputError(f"{written} has no {name.replace('*', '')}: {folder.rewriting}")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import os
 import resource
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,10 +17,18 @@ from typing import Any
 import torch
 from accelerate import DistributedType
 from peft import PeftModel
-from transformers import PreTrainedModel, ProgressCallback, Trainer, TrainerState, TrainingArguments, set_seed
+from transformers import (
+    PreTrainedModel,
+    ProgressCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerState,
+    TrainingArguments,
+    set_seed,
+)
 
-from ailora.adapters import Plan, apply_plan, make_plan, plan_of, save_adapter
-from ailora.adapters.attach import sidecar_of
+from ailora.adapters import Plan, apply_plan, make_plan, save_adapter
+from ailora.adapters.attach import carries_ours, sidecar_of
 from ailora.adapters.learning_rates import parse_multipliers
 from ailora.adapters.sharding import any_spread
 from ailora.adapters.sidecar import library_versions
@@ -25,6 +36,10 @@ from ailora.errors import InputError
 from ailora.recipes.callbacks import ProgressBar, RunLog
 from ailora.recipes.card import model_card
 from ailora.recipes.checkpoints import train_seconds
+from ailora.recipes.methods.custom import apply_method
+from ailora.recipes.methods.overwritten import require_same_start, save_converted, write_start
+from ailora.recipes.methods.record import made_of
+from ailora.recipes.methods.stock import apply_stock, stock_policy
 from ailora.recipes.processes import is_main, wait
 from ailora.recipes.run_folder import RunFolder
 from ailora.recipes.schema import RunConfig
@@ -35,6 +50,31 @@ Model = PreTrainedModel | PeftModel
 _ENGINE = ("fsdp", "fsdp_config", "deepspeed", "parallelism_config", "accelerator_config", "bf16", "fp16", "tf32")
 #: recipe -> PEFT's task type
 TASK_TYPES = {"classification": "SEQ_CLS", "causal_lm": "CAUSAL_LM", "seq2seq": "SEQ_2_SEQ_LM"}
+
+
+@dataclass(frozen=True)
+class Training:
+    """What trains the model of a run.
+
+    Attributes:
+        arguments: the trainer's.
+        make: makes the trainer of a model.
+    """
+
+    arguments: Any
+    make: Callable[[Model, Any], Trainer]
+
+    def trainer(self, model: Model) -> Trainer:
+        """The trainer of a model."""
+        return self.make(model, self.arguments)
+
+    def loader(self, model: Model) -> Any:
+        """The loader of the training batches of a run that has not begun: nothing is written, nothing reported."""
+        arguments = copy.copy(self.arguments)
+        arguments.report_to = []
+        with tempfile.TemporaryDirectory() as elsewhere:
+            arguments.output_dir = elsewhere
+            return self.make(model, arguments).get_train_dataloader()
 
 
 @dataclass(frozen=True)
@@ -106,12 +146,13 @@ def require_sharding(arguments: TrainingArguments) -> None:
         )
 
 
-def start(config: RunConfig, load: Callable[[], PreTrainedModel]) -> tuple[Model, float]:
+def start(config: RunConfig, load: Callable[[], PreTrainedModel], training: Training) -> tuple[Model, float]:
     """The base model, adapted, and the seconds that took. New heads are drawn from the run's seed, whatever the policy.
 
     Args:
         config: the run's.
         load: loads the base model.
+        training: what will train it; its batches are made only for a method that looks at them.
 
     Raises:
         InputError, ModelError: the model cannot be loaded, or not adapted as asked.
@@ -120,9 +161,26 @@ def start(config: RunConfig, load: Callable[[], PreTrainedModel]) -> tuple[Model
     set_seed(config.training["seed"])
     model: Model = load()
     if not config.adapter.full:
-        plan = plan_for(config, model)
-        model = apply_plan(model, plan)
+        model = _adapted(config, model, load, training)
     return model, time.perf_counter() - started
+
+
+def _adapted(
+    config: RunConfig, model: PreTrainedModel, load: Callable[[], PreTrainedModel], training: Training
+) -> Model:
+    adapter = config.adapter
+    if adapter.stock or adapter.custom:
+        _require_no_sharding(config)
+    if adapter.custom:
+        return apply_method(config, model, training.loader, load)
+    plan = plan_for(config, model)
+    return apply_stock(config, model, plan, training.loader) if adapter.stock else apply_plan(model, plan)
+
+
+def _require_no_sharding(config: RunConfig) -> None:
+    """What is not ours is saved by code that does not gather the shards of a model."""
+    if config.training.get("fsdp") or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":
+        raise InputError(f"adapter.policy {config.adapter.policy} does not go with FSDP: use DDP, or a policy of ours")
 
 
 def plan_for(config: RunConfig, model: PreTrainedModel) -> Plan:
@@ -131,34 +189,47 @@ def plan_for(config: RunConfig, model: PreTrainedModel) -> Plan:
     Raises:
         InputError, ModelError: the model cannot be adapted as asked; a learning rate for a role that is not adapted.
     """
-    plan = make_plan(model, config.adapter.policy, **config.adapter.plan_options(), task_type=TASK_TYPES[config.recipe])
-    parse_multipliers(config.adapter.learning_rates).require_adapted(plan.counts)
+    adapter = config.adapter
+    policy = stock_policy(adapter) if adapter.stock else adapter.policy
+    plan = make_plan(model, policy, **adapter.plan_options(), task_type=TASK_TYPES[config.recipe])
+    parse_multipliers(adapter.learning_rates).require_adapted(plan.counts)
     return plan
 
 
-def fit(config: RunConfig, model: Model, make_trainer: Callable[[Model], Trainer], *, init_seconds: float) -> Fitted:
+def fit(
+    config: RunConfig,
+    model: Model,
+    training: Training,
+    *,
+    init_seconds: float,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> Fitted:
     """Train to the end, from the newest checkpoint if there is one.
 
     Args:
         config: the run's; its folder is claimed.
         model: from `start`.
-        make_trainer: makes the trainer of a model.
+        training: what trains it.
         init_seconds: what `start` took.
+        callbacks: further callbacks of the Trainer.
+
+    Raises:
+        ModelError: a checkpoint was trained over another base than this process has made.
     """
     folder = RunFolder(config.output)
-    if isinstance(model, PeftModel) and is_main():
-        sidecar_of(model).write(folder.path)
     checkpoint = _newest_checkpoint(folder)
+    _keep_start(folder, model, continued=checkpoint is not None)
     seconds_before = train_seconds(checkpoint) if checkpoint else 0.0
     finished = _finished_state(checkpoint)
     if checkpoint and finished:
         model = _load_weights(model, checkpoint)
-    trainer = make_trainer(model)
+    trainer = training.trainer(model)
     if not trainer.args.disable_tqdm:
         trainer.remove_callback(ProgressCallback)
         trainer.add_callback(ProgressBar)
     log = RunLog(folder, seconds_before)
-    trainer.add_callback(log)
+    for callback in (log, *callbacks):
+        trainer.add_callback(callback)
     seconds = seconds_before
     if finished:
         trainer.state = finished
@@ -166,6 +237,18 @@ def fit(config: RunConfig, model: Model, make_trainer: Callable[[Model], Trainer
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         seconds = log.train_seconds
     return Fitted(trainer, {"init_seconds": init_seconds, "train_seconds": seconds})
+
+
+def _keep_start(folder: RunFolder, model: Model, *, continued: bool) -> None:
+    """Write what will be needed to save the adapter, and says what it is."""
+    if carries_ours(model):
+        if is_main():
+            sidecar_of(model).write(folder.path)
+    elif isinstance(model, PeftModel) and made_of(model).overwritten:
+        if continued:
+            require_same_start(model, folder.initial)
+        else:
+            folder.write_folder(folder.initial, lambda path: write_start(model, path) if is_main() else None)
 
 
 def _newest_checkpoint(folder: RunFolder) -> Path | None:
@@ -203,13 +286,14 @@ def facts(config: RunConfig, fitted: Fitted) -> dict[str, Any]:
     for deciding in config.metrics[:1]:
         best[deciding] = max(history, key=lambda record: record[deciding], default=None)
     parameters = list(trainer.model.parameters()) if trainer.model else []
+    plan = made_of(trainer.model).plan
     return {
         "best": best,
         "history": history,
         "steps": trainer.state.global_step,
         "trainable_parameters": sum(p.numel() for p in parameters if p.requires_grad),
         "total_parameters": sum(p.numel() for p in parameters),
-        "adapted": dict(plan_of(trainer.model).counts) if isinstance(trainer.model, PeftModel) else {},
+        "adapted": dict(plan.counts) if plan else {},
         "seed": config.training["seed"],
         "config": config.model_dump(),
         "versions": library_versions(),
@@ -219,14 +303,23 @@ def facts(config: RunConfig, fitted: Fitted) -> dict[str, Any]:
 
 
 def save_model(config: RunConfig, trainer: Trainer, result: dict[str, Any]) -> None:
-    """Write `adapter/` with its card, or after full fine-tuning `model/`. All processes take part."""
+    """Write `adapter/` with its card, or of a model without one `model/`. All processes take part.
+
+    The bytes of its safetensors files go into the result, as `adapter_bytes`.
+    """
     folder = RunFolder(config.output)
     model: Any = trainer.model
     sharded = any_spread(model.parameters())
 
     def write_adapter(path: Path) -> None:
-        if sharded or is_main():
-            save_adapter(model, path)
+        if carries_ours(model):
+            if sharded or is_main():
+                save_adapter(model, path)
+        elif is_main():
+            if made_of(model).overwritten:
+                save_converted(model, path, folder.initial)
+            else:
+                model.save_pretrained(str(path))
         if is_main():
             write_text(path / "README.md", model_card(config, result))
 
@@ -235,10 +328,11 @@ def save_model(config: RunConfig, trainer: Trainer, result: dict[str, Any]) -> N
         if is_main():
             model.save_pretrained(path, state_dict=state)
 
-    if isinstance(model, PeftModel):
-        folder.write_folder(folder.adapter, write_adapter)
-    else:
-        folder.write_folder(folder.model, write_model)
+    with_adapter = isinstance(model, PeftModel)
+    target = folder.adapter if with_adapter else folder.model
+    folder.write_folder(target, write_adapter if with_adapter else write_model)
+    wait()
+    result["adapter_bytes"] = sum(file.stat().st_size for file in target.glob("*.safetensors"))
 
 
 def write_result(folder: RunFolder, result: dict[str, Any]) -> None:

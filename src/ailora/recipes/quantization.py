@@ -11,6 +11,7 @@ from transformers import BitsAndBytesConfig, TorchAoConfig
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from ailora.errors import InputError, unknown_name
+from ailora.recipes.methods.stock import overwrites
 from ailora.recipes.schema import RunConfig
 
 
@@ -22,13 +23,18 @@ def quantization_config(config: RunConfig) -> QuantizationConfigMixin | None:
 
     Raises:
         InputError: a field or class that does not exist, a value that the library refuses, a missing package; full
-            fine-tuning, which quantized weights cannot take.
+            fine-tuning and inits of PEFT that overwrite weights, which quantized weights cannot take.
     """
     fields = config.quantization
     if fields is None:
         return None
     if config.adapter.full:
         raise InputError("quantization: quantized weights cannot be trained whole; choose a policy other than full")
+    if overwrites(config.adapter.stock):
+        raise InputError(
+            f"quantization: {config.adapter.policy} overwrites weights, and quantized ones would round what is left of "
+            "them; choose ailora, or peft:lora"
+        )
     try:
         return _torchao(fields) if "torchao" in fields else _bitsandbytes(fields)
     except (TypeError, ValueError, ImportError, AttributeError) as error:

@@ -27,6 +27,7 @@ class RunFolder:
     `config.yaml` (what runs), `ailora.json` (what the adapter is), `checkpoints/`, `log.jsonl`, and, written when the
     run ends, `adapter/` or `model/`, `predictions.parquet` or `samples.jsonl` and, last, `result.json`. `failed.txt`
     says that an error ended the run before its first checkpoint: nothing would be lost if another run took the folder.
+    `.initial/` holds the start of an adapter that was taken out of the base weights.
     """
 
     def __init__(self, path: Path | str) -> None:
@@ -40,6 +41,7 @@ class RunFolder:
         self.samples = self.path / "samples.jsonl"
         self.result = self.path / "result.json"
         self.failed = self.path / "failed.txt"
+        self.initial = self.path / ".initial"
 
     def claim(self, config: RunConfig) -> None:
         """Make the folder this run's, or recognise it as such. Of several processes, the main one does it.
@@ -71,7 +73,7 @@ class RunFolder:
         """
         if not self.config.is_file():
             raise InputError(f"{self.path} is not the folder of a run: it has no config.yaml")
-        return load_config(self.config)
+        return load_config(self.config, to_run=False)
 
     def read_result(self) -> dict[str, Any]:
         """The result of a finished run.
@@ -158,12 +160,13 @@ class RunFolder:
         self.failed.unlink()
 
     def _recognise(self, config: RunConfig) -> None:
-        if changes := _differences(config, self.read_config()):
+        if changes := differences(config.model_dump(), self.read_config().model_dump()):
             raise InputError(f"{self.path} holds another run ({changes}): choose another output or remove it")
 
 
-def _differences(ours: RunConfig, theirs: RunConfig) -> str:
-    now, there = _flat(ours.model_dump()), _flat(theirs.model_dump())
+def differences(ours: dict[str, Any], theirs: dict[str, Any]) -> str:
+    """Which dotted keys of plain data differ, what they are there and now; empty: none."""
+    now, there = _flat(ours), _flat(theirs)
     different = [key for key in sorted(now.keys() | there.keys()) if now.get(key) != there.get(key)]
     return "; ".join(f"{key}: {there.get(key)!r} there, {now.get(key)!r} now" for key in different)
 

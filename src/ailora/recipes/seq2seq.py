@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from datasets import Dataset
-from transformers import DataCollatorForSeq2Seq, Seq2SeqTrainer
+from transformers import DataCollatorForSeq2Seq, Seq2SeqTrainer, TrainerCallback
 
 from ailora.recipes.fitting import training_arguments
 from ailora.recipes.language.rows import Row, Rows
@@ -19,11 +20,12 @@ from ailora.recipes.schema import Seq2SeqConfig
 from ailora.recipes.trainers import AdapterTrainer
 
 
-def run(config: Seq2SeqConfig) -> dict[str, Any]:
+def run(config: Seq2SeqConfig, callbacks: Sequence[TrainerCallback] = ()) -> dict[str, Any]:
     """Train and evaluate; the same call after a kill continues, after the end it returns the result again.
 
     Args:
         config: from `load_config`.
+        callbacks: further callbacks of the Trainer.
 
     Returns:
         What `result.json` holds.
@@ -36,7 +38,8 @@ def run(config: Seq2SeqConfig) -> dict[str, Any]:
         return result
     tokenization = seq2seq_tokenization(config)
     make_trainer = partial(_Trainer, data_collator=DataCollatorForSeq2Seq(tokenization.tokenizer))
-    return run_language_model(config, training_arguments(config), tokenization, make_trainer=make_trainer)
+    arguments = training_arguments(config)
+    return run_language_model(config, arguments, tokenization, make_trainer=make_trainer, callbacks=callbacks)
 
 
 @dataclass(frozen=True)

@@ -88,11 +88,13 @@ def suggest(config: RunConfig, lora_rate: float, *, batches: int = 4, rows: int 
         rows: rows of each.
 
     Raises:
-        InputError: a policy without an adapter, bad numbers, bad data.
+        InputError: a policy without an adapter or not of ours, bad numbers, bad data.
         ModelError: the model cannot be adapted as asked, or has no second derivatives.
     """
     if config.adapter.full:
         raise InputError("adapter.policy full has no roles to suggest rates for")
+    if config.adapter.stock or config.adapter.custom:
+        raise InputError(f"rates are suggested for policies of ours, not for adapter.policy {config.adapter.policy}")
     if not lora_rate > 0 or batches < 2 or rows < 1:
         raise InputError(f"needed: a rate above 0, 2 batches or more, rows; got {lora_rate}, {batches}, {rows}")
     started = time.perf_counter()

@@ -10,6 +10,7 @@ from transformers import Trainer
 
 from ailora.adapters import Form
 from ailora.adapters.learning_rates import multiplied_groups, parse_multipliers
+from ailora.recipes.methods.record import made_of
 from ailora.recipes.schema import AdapterConfig
 
 
@@ -39,7 +40,8 @@ class AdapterTrainer(Trainer):
         if self.adapter.learning_rates and not made_before:
             multipliers = parse_multipliers(self.adapter.learning_rates)
             adapted: Any = self.model
-            optimizer.param_groups = multiplied_groups(optimizer.param_groups, adapted, multipliers)
+            plan = made_of(adapted).plan
+            optimizer.param_groups = multiplied_groups(optimizer.param_groups, adapted, multipliers, plan=plan)
         return optimizer
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

@@ -6,10 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from datasets import Dataset
-from peft import PeftModel
 from transformers import TrainingArguments
 
-from ailora.adapters import Form
 from ailora.recipes.fitting import Fitted, Model, facts, save_model, write_result
 from ailora.recipes.language.evaluation import Evaluator, forgetting, write_samples
 from ailora.recipes.language.generation import generation_config
@@ -17,6 +15,7 @@ from ailora.recipes.language.likelihood import Likelihood
 from ailora.recipes.language.rows import Row, Rows, load_rows
 from ailora.recipes.language.templates import Template
 from ailora.recipes.language.tokens import Tokenization
+from ailora.recipes.methods.record import made_of
 from ailora.recipes.processes import is_main
 from ailora.recipes.run_folder import RunFolder
 from ailora.recipes.schema import LanguageConfig
@@ -76,14 +75,12 @@ def _general(config: LanguageConfig, tokenization: Tokenization) -> Dataset | No
     return tokenization.dataset(Rows(rows).cut(evaluation.max_general_samples))
 
 
-def likelihood_of_base(
-    config: LanguageConfig, evaluator: Evaluator, data: LanguageData, model: Model
-) -> Likelihood | None:
+def likelihood_of_base(evaluator: Evaluator, data: LanguageData, model: Model) -> Likelihood | None:
     """The likelihood of general text under the model at its start, where training will overwrite the base.
 
     None where the adapter can be switched off, or nothing is asked for.
     """
-    overwritten = not isinstance(model, PeftModel) or config.adapter.form == Form.RESIDUAL
+    overwritten = made_of(model).overwritten
     return evaluator.likelihood(model, data.general) if overwritten and data.general is not None else None
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from transformers import PreTrainedModel, Trainer, TrainingArguments
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 
 from ailora.checkpoints.models import model_path
-from ailora.recipes.fitting import Model, fit, start
+from ailora.recipes.fitting import Model, Training, fit, start
 from ailora.recipes.language.outcome import finish, likelihood_of_base, load_data, make_evaluator
 from ailora.recipes.language.tokens import Tokenization
 from ailora.recipes.models import load_language_model
@@ -24,6 +24,7 @@ def run_language_model(
     tokenization: Tokenization,
     *,
     make_trainer: Callable[..., Trainer],
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> dict[str, Any]:
     """Load, adapt, train, measure and write.
 
@@ -32,6 +33,7 @@ def run_language_model(
         arguments: the trainer's.
         tokenization: how rows become tokens.
         make_trainer: makes the trainer, given its arguments by name.
+        callbacks: further callbacks of the Trainer.
 
     Returns:
         What `result.json` holds.
@@ -43,10 +45,8 @@ def run_language_model(
     evaluator = make_evaluator(config, tokenization, arguments)
     data = load_data(config, evaluator)
     load = partial(language_loader(config, tokenization), model_path(config.model))
-    model, init_seconds = start(config, load)
-    base = likelihood_of_base(config, evaluator, data, model)
 
-    def trainer_of(model: Model) -> Trainer:
+    def trainer_of(model: Model, arguments: TrainingArguments) -> Trainer:
         return make_trainer(
             adapter=config.adapter,
             model=model,
@@ -56,10 +56,13 @@ def run_language_model(
             processing_class=tokenization.tokenizer,
         )
 
+    training = Training(arguments, trainer_of)
+    model, init_seconds = start(config, load, training)
+    base = likelihood_of_base(evaluator, data, model)
     # Claimed only now: bad input leaves no folder behind.
     folder.claim(config)
     with folder.attempt():
-        fitted = fit(config, model, trainer_of, init_seconds=init_seconds)
+        fitted = fit(config, model, training, init_seconds=init_seconds, callbacks=callbacks)
         return finish(config, fitted, data, evaluator=evaluator, base=base)
 
 

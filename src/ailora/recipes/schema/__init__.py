@@ -22,6 +22,7 @@ __all__ = [
     "PromptData",
     "RunConfig",
     "Seq2SeqConfig",
+    "explained",
     "shown",
     "validate",
 ]
@@ -47,26 +48,27 @@ def validate(raw: dict[str, Any]) -> RunConfig:
     try:
         return schema.model_validate(raw)
     except pydantic.ValidationError as error:
-        raise _explain(error, raw, schema) from None
+        raise explained(error, raw, schema) from None
 
 
-def _explain(error: pydantic.ValidationError, raw: Any, section: type[pydantic.BaseModel]) -> InputError:
+def explained(error: pydantic.ValidationError, raw: Any, section: type[pydantic.BaseModel]) -> InputError:
     """The first thing that is wrong, in our words: the key and what its field's description allows."""
     first = error.errors()[0]
     path: list[str] = []
     allowed = ""
     for part in map(str, first["loc"]):
-        if part not in section.model_fields:
-            return unknown_name("key" + (f" in {'.'.join(path)}" if path else ""), part, section.model_fields)
+        fields = {field.alias or name: field for name, field in section.model_fields.items()}
+        if part not in fields:
+            return unknown_name("key" + (f" in {'.'.join(path)}" if path else ""), part, fields)
         path.append(part)
         raw = raw.get(part)
-        field = section.model_fields[part]
+        field = fields[part]
         # What follows in the location is pydantic's: which branch of a union, which item.
         if not (isinstance(field.annotation, type) and issubclass(field.annotation, Section)):
             allowed = field.description or ""
             break
         section = field.annotation
-        allowed = "a section with keys of " + ", ".join(section.model_fields)
+        allowed = "a section with keys of " + ", ".join(f.alias or n for n, f in section.model_fields.items())
     found = "is missing" if first["type"] == "missing" else f"is {shown(raw)}"
     return InputError(f"configuration key {'.'.join(path)} {found}; expected {allowed}")
 

@@ -42,6 +42,10 @@ class ClassificationConfig(RunConfig, frozen=True):
         return (self.metric,) if isinstance(self.metric, str) else tuple(self.metric)
 
     @property
+    def scores(self) -> dict[str, bool]:
+        return {**dict.fromkeys(self.metrics, True), "loss": False}
+
+    @property
     def regression(self) -> bool:
         """Whether labels are numbers to be predicted instead of classes."""
         return METRICS[self.metrics[0]].regression

@@ -165,6 +165,11 @@ class LanguageConfig(RunConfig, frozen=True):
     data: PromptData
     evaluation: EvaluationConfig = EvaluationConfig()
 
+    @property
+    def scores(self) -> dict[str, bool]:
+        texts = {name: TEXT_METRICS[name].larger_is_better for name in self.evaluation.metrics}
+        return {"loss": False, "perplexity": False, **texts}
+
     def check(self) -> None:
         self.data.check()
         self.evaluation.check()

@@ -27,9 +27,15 @@ class Section(pydantic.BaseModel, extra="forbid", frozen=True):
 
 
 class AdapterConfig(Section, frozen=True):
-    """`adapter:`. The fields of `make_plan`; `policy: full` trains the whole model without an adapter."""
+    """`adapter:`. The fields of `make_plan`.
 
-    policy: str | dict[str, Any] = field("a preset's name, full, or a mapping from role to init", "ailora")
+    `policy: full` trains the whole model without an adapter; `policy: peft:NAME` is an init of PEFT's own, and
+    `policy: package.module:function` a method of the user's, which decides itself what it makes of the other fields.
+    """
+
+    policy: str | dict[str, Any] = field(
+        "a preset's name, full, peft:NAME, package.module:function, or a mapping from role to init", "ailora"
+    )
     rank: Count | dict[str, Count] = field(f"a whole number from 1{_PER_MODULE}", 8)
     alpha: _Alpha | dict[str, _Alpha] | None = field(f"a number above 0{_PER_MODULE}", None)
     roles: list[str] | None = field("a list of roles", None)
@@ -51,14 +57,32 @@ class AdapterConfig(Section, frozen=True):
         """Whether the whole model is trained instead of an adapter."""
         return self.policy == "full"
 
+    @property
+    def stock(self) -> str | None:
+        """The name of the policy's init in PEFT; None: it is not PEFT's."""
+        return self._text.removeprefix("peft:") if self._text.startswith("peft:") else None
+
+    @property
+    def custom(self) -> bool:
+        """Whether the policy is a function of the user's."""
+        return ":" in self._text and self.stock is None
+
+    @property
+    def _text(self) -> str:
+        return self.policy if isinstance(self.policy, str) else ""
+
     def plan_options(self) -> dict[str, Any]:
-        """What `adapt` takes beside the policy."""
-        return self.model_dump(exclude={"policy", "learning_rates"})
+        """What `adapt` takes beside the policy. An adapter of PEFT's own trains all rows of its weight."""
+        options = self.model_dump(exclude={"policy", "learning_rates"})
+        return options | ({"form": "stock", "couple_roles": True} if self.stock else {})
 
     @pydantic.model_serializer(mode="wrap")
     def _as_given(self, fields: pydantic.SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without the fields that full fine-tuning does not have, which would be refused when they are read again."""
-        return {"policy": self.policy} if self.full else fields(self)
+        """Without the fields that the policy does not have."""
+        if self.full:
+            return {"policy": self.policy}
+        without = {"form", "couple_roles"} if self.stock else set()
+        return {key: value for key, value in fields(self).items() if key not in without}
 
 
 class DataSource(Section, frozen=True):
@@ -119,6 +143,11 @@ class RunConfig(Section, frozen=True):
     def metrics(self) -> tuple[str, ...]:
         """The metrics that every evaluation during training computes beside the loss, the deciding one first."""
         return ()
+
+    @property
+    def scores(self) -> dict[str, bool]:
+        """What is measured of every split when training has ended -> whether larger is better; the deciding one first."""
+        return {"loss": False}
 
     def check(self) -> None:
         """Refuse names that do not exist and keys that do not go together.

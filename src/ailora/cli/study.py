@@ -1,0 +1,90 @@
+"""`ailora study`: run, work, status, report, export."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+study = typer.Typer(help="Compare methods fairly: learning rates tuned for each, seeds, intervals.", no_args_is_help=True)
+
+StudyFile = Annotated[Path, typer.Argument(help="A study file (YAML).")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="dotted.key=value", metavar="[KEY=VALUE]...")]
+Scale = Annotated[str | None, typer.Option(help="A set of keys below `scales:` of the file.")]
+
+
+@study.command()
+def run(
+    file: StudyFile,
+    overrides: Overrides = None,
+    workers: Annotated[int, typer.Option(min=1, help="Trials at a time on this machine.")] = 1,
+    scale: Scale = None,
+) -> None:
+    """Run what is left of a study; the same command after Ctrl-C or a kill continues."""
+    from ailora.cli.study_progress import Progress
+    from ailora.cli.tables import console
+    from ailora.studies.schema import load_study_config
+    from ailora.studies.study import open_study, run_workers
+
+    store, grid = open_study(load_study_config(file, overrides or [], scale=scale))
+    with Progress(store, grid) as progress:
+        run_workers(store, workers, progress.update)
+    console.print(f"written to {grid.config.output}; `ailora study report {file}` compares")
+
+
+@study.command()
+def work(
+    storage: Annotated[str, typer.Argument(help="The Optuna database URL of a study.")],
+    name: Annotated[str, typer.Argument(help="The study's name in it.")],
+    tied: Annotated[bool, typer.Option("--tied", hidden=True, help="Stop when standard input ends.")] = False,
+) -> None:
+    """Take trials of a study that is in a storage until none is left; run it on as many machines as there are."""
+    import signal
+    import sys
+
+    from ailora.cli.study_progress import stop_with_input
+    from ailora.studies.study import stored_study
+    from ailora.studies.worker import work as work_through
+
+    # Schedulers end a job with SIGTERM: the trial goes back, as after Ctrl-C.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if tied:
+        stop_with_input()
+    store, grid = stored_study(storage, name)
+    try:
+        work_through(store, grid)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+@study.command()
+def status(file: StudyFile, overrides: Overrides = None, scale: Scale = None) -> None:
+    """How far a study is, from any terminal."""
+    from ailora.cli.study_progress import progress_table
+    from ailora.cli.tables import console
+    from ailora.studies.schema import load_study_config
+    from ailora.studies.study import found_study
+
+    store, grid = found_study(load_study_config(file, overrides or [], scale=scale))
+    console.print(progress_table(store, grid))
+
+
+@study.command()
+def export(
+    file: StudyFile,
+    out: Annotated[Path, typer.Option(help="A .csv, .tsv, .jsonl or .parquet file.")],
+    overrides: Overrides = None,
+    scale: Scale = None,
+) -> None:
+    """Write one row per trial."""
+    from ailora.cli.tables import console
+    from ailora.recipes.predictions import check_output_kind, write_frame
+    from ailora.studies.results import frame
+    from ailora.studies.schema import load_study_config
+    from ailora.studies.study import found_study
+
+    check_output_kind(out)
+    rows = frame(*found_study(load_study_config(file, overrides or [], scale=scale)))
+    write_frame(rows, out)
+    console.print(f"{len(rows)} trials written to {out}")

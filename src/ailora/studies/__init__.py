@@ -1,0 +1,1 @@
+"""Comparisons of initializations: methods x tasks x learning rates x seeds."""

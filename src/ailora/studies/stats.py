@@ -1,0 +1,361 @@
+"""What the scores of a study say: estimates over seeds, paired differences, verdicts, ranks and good learning rates.
+
+A seed is one run of a method on a task at a learning rate. Scores are in the metric's own unit.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from itertools import takewhile
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+from statsmodels.stats.multitest import multipletests
+
+from ailora.errors import InputError
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over seeds and how well it is known.
+
+    Attributes:
+        mean: NaN where a score is not finite, as are then the numbers below.
+        sd: standard deviation over seeds, divisor n - 1; None for one seed.
+        n: number of seeds.
+        low: lower end of the two-sided t-interval; None for one seed.
+        high: its upper end.
+    """
+
+    mean: float
+    sd: float | None
+    n: int
+    low: float | None
+    high: float | None
+
+    @property
+    def standard_error(self) -> float | None:
+        """sd / sqrt(n), of the mean; None for one seed."""
+        return None if self.sd is None else self.sd / math.sqrt(self.n)
+
+
+def estimate(values: Iterable[float], confidence: float = 0.95) -> Estimate:
+    """The mean of one score per seed, with Student's interval: mean ± t(n - 1) sd / sqrt(n).
+
+    A bootstrap of so few seeds is too narrow: of 3, no resample lies outside their smallest and largest score, between
+    which the mean of a symmetric distribution lies in 1 - 2 / 2^3 = 75 % of cases, and the linearly interpolated
+    percentiles of the 27 resamples of normal scores cover 67 %. The t-interval covers 95 % of normal scores at any n.
+    Equal scores have an interval of width 0. One score that is not finite, of a run that diverged, makes all NaN.
+
+    Source: Student, "The probable error of a mean", Biometrika 6 (1), 1908.
+
+    Raises:
+        InputError: no values, or a confidence outside (0, 1).
+    """
+    scores = [float(value) for value in values]
+    if not scores or not 0 < confidence < 1:
+        raise InputError(f"needed: at least one score and a confidence in (0, 1); got {scores}, {confidence}")
+    n, finite = len(scores), all(map(math.isfinite, scores))
+    # These two are computed in rationals and rounded once, so that equal scores have their own value and sd 0.
+    mean = statistics.mean(scores) if finite else math.nan
+    if n < 2:
+        return Estimate(mean, None, n, None, None)
+    sd = statistics.stdev(scores) if finite else math.nan
+    half = float(stats.t.ppf((1 + confidence) / 2, n - 1)) * sd / math.sqrt(n)
+    return Estimate(mean, sd, n, mean - half, mean + half)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A method's scores minus a baseline's, paired by seed.
+
+    Attributes:
+        estimate: of the differences, one per seed.
+        p_value: of the two-sided paired t-test that their mean is 0; None for one seed and where `estimate` is NaN.
+        seeds: that both have, ascending.
+    """
+
+    estimate: Estimate
+    p_value: float | None
+    seeds: tuple[int, ...]
+
+
+def paired_difference(scores: Mapping[int, float], baseline: Mapping[int, float]) -> Difference:
+    """The difference of two methods over the seeds that both have.
+
+    Pairing removes what a seed does to both (order of data, head); seeds of one method only are left out. Where all
+    differences are equal, t is infinite or 0/0, and p is its limit: 0 where they are not zero, 1 where they are.
+
+    Args:
+        scores: seed -> score of the method.
+        baseline: seed -> score of the method that it is compared to.
+
+    Raises:
+        InputError: no seed is in both.
+    """
+    seeds = tuple(sorted(scores.keys() & baseline.keys()))
+    if not seeds:
+        raise InputError(f"no seed is in both {sorted(scores)} and {sorted(baseline)}")
+    found = estimate(scores[seed] - baseline[seed] for seed in seeds)
+    return Difference(found, _p_value(found), seeds)
+
+
+def _p_value(found: Estimate) -> float | None:
+    """Of the two-sided t-test that the mean is 0."""
+    error = found.standard_error
+    if error is None or math.isnan(error):
+        return None
+    if error == 0:
+        return 1.0 if found.mean == 0 else 0.0
+    return 2 * float(stats.t.sf(abs(found.mean) / error, found.n - 1))
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A value and the 95 % interval around it."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def bootstrap_difference(
+    predictions: np.ndarray,
+    baseline: np.ndarray,
+    labels: np.ndarray,
+    *,
+    metric: Callable[[np.ndarray, np.ndarray], float],
+    rng_seed: int = 0,
+    resamples: int = 1000,
+) -> Interval:
+    """How far the difference of two methods' scores depends on the examples and seeds that were drawn.
+
+    A score is the metric's mean over seeds. Each resample draws seeds and, apart from them, examples, both with
+    replacement and the same for both methods; the interval is from the 2.5 % to the 97.5 % percentile. With few seeds
+    the seeds' part of it is too narrow (see `estimate`): a win is judged by the t-interval of `paired_difference`.
+    The time goes into up to 2 x seeds calls of the metric per resample (a seed that is drawn twice is measured once):
+    a metric in plain numpy takes a thirtieth of what scikit-learn's takes, most of which is checks of its inputs.
+
+    Source: A. B. Owen, "The pigeonhole bootstrap", Annals of Applied Statistics 1 (2), 2007.
+
+    Args:
+        predictions: (seeds, examples), of the method.
+        baseline: (seeds, examples), of the method that it is compared to, for the same seeds and examples.
+        labels: (examples,).
+        metric: (labels, predictions), both (examples,), -> score.
+        rng_seed: of the draws; the same gives the same interval.
+        resamples: how many.
+
+    Returns:
+        The difference of the scores as they are, and the percentiles of the resampled differences.
+
+    Raises:
+        InputError: shapes that do not belong together, no seed, no example, or no resample.
+    """
+    if not (predictions.ndim == 2 and predictions.shape == baseline.shape and predictions.shape[1:] == labels.shape):
+        shapes = f"{predictions.shape}, {baseline.shape}, {labels.shape}"
+        raise InputError(f"needed: predictions and baseline (seeds, examples), labels (examples,); got {shapes}")
+    if not predictions.size or resamples < 1:
+        raise InputError(f"needed: a seed, an example, a resample; got {predictions.shape}, {resamples}")
+    seeds, examples = predictions.shape
+    rng = np.random.default_rng(rng_seed)
+
+    def difference(counts: np.ndarray, rows: np.ndarray) -> float:
+        """Of the scores when each seed counts so often (seeds,), on these examples (examples,)."""
+        drawn = labels[rows]
+        of_seeds = (
+            counts[seed] * (metric(drawn, predictions[seed, rows]) - metric(drawn, baseline[seed, rows]))
+            for seed in np.flatnonzero(counts)
+        )
+        return float(sum(of_seeds)) / seeds
+
+    even = np.full(seeds, 1 / seeds)
+    differences = [
+        difference(rng.multinomial(seeds, even), rng.integers(examples, size=examples)) for _ in range(resamples)
+    ]
+    low, high = np.quantile(differences, (0.025, 0.975))
+    return Interval(difference(np.ones(seeds, int), np.arange(examples)), float(low), float(high))
+
+
+def holm(p_values: Mapping[str, float]) -> dict[str, float]:
+    """p-values adjusted for the size of their family, which is the mapping: each, in ascending order, times the number
+    of those not yet passed, at least as large as the one before, at most 1.
+
+    Source: S. Holm, "A simple sequentially rejective multiple test procedure", Scandinavian Journal of Statistics 6,
+    1979.
+
+    Args:
+        p_values: name of a comparison -> p. A comparison without one is left out by the caller, who says so: a smaller
+            family is a milder adjustment.
+
+    Raises:
+        InputError: a p-value outside [0, 1].
+    """
+    wrong = {name: p for name, p in p_values.items() if not 0 <= p <= 1}
+    if wrong:
+        raise InputError(f"p-values must be in [0, 1]; got {wrong}")
+    if not p_values:
+        return {}
+    adjusted = np.asarray(multipletests(list(p_values.values()), method="holm")[1])
+    return dict(zip(p_values, adjusted.tolist(), strict=True))
+
+
+class Verdict(StrEnum):
+    """Of a method against a baseline; a tie is a difference that was not shown, not equality that was."""
+
+    WIN = "win"
+    LOSS = "loss"
+    TIE = "tie"
+
+
+def verdict(
+    difference: Difference,
+    adjusted_p: float | None,
+    *,
+    larger_is_better: bool,
+    minimum_seeds: int = 5,
+    alpha: float = 0.05,
+) -> Verdict:
+    """Whether a method beats its baseline.
+
+    A win or a loss needs enough paired seeds, an interval without 0 (an end at 0 is not without), and an adjusted p
+    below alpha. A difference of NaN ties: who wants runs that diverged to count gives them a score first.
+
+    Args:
+        difference: of the method's and the baseline's scores.
+        adjusted_p: its p-value as `holm` adjusts it; None where there is none.
+        larger_is_better: whether a larger score is.
+        minimum_seeds: how many are enough.
+        alpha: the error rate of the family.
+    """
+    low, high = difference.estimate.low, difference.estimate.high
+    if low is None or high is None or adjusted_p is None:
+        return Verdict.TIE
+    if difference.estimate.n < minimum_seeds or not adjusted_p < alpha or not (low > 0 or high < 0):
+        return Verdict.TIE
+    return Verdict.WIN if (low > 0) is larger_is_better else Verdict.LOSS
+
+
+def average_ranks(scores: pd.DataFrame, *, larger_is_better: Mapping[str, bool]) -> pd.Series:
+    """The mean over tasks of each method's rank.
+
+    Rank 1 is the best of a task; equal scores share the mean of their ranks. A missing score (NaN) ranks last in its
+    task, and several share the mean of the last ranks.
+
+    Source: J. Demšar, "Statistical comparisons of classifiers over multiple data sets", JMLR 7, 2006.
+
+    Args:
+        scores: (tasks, methods), named by its index and columns.
+        larger_is_better: task -> whether a larger score is.
+
+    Returns:
+        (methods,), in the order of the columns.
+
+    Raises:
+        InputError: no task, or a task of which nobody says what is better.
+    """
+    unknown = [task for task in scores.index if task not in larger_is_better]
+    if unknown or scores.empty:
+        raise InputError(f"needed: tasks and methods, and what is better in each task; missing for {unknown}")
+    signs = [1 if larger_is_better[task] else -1 for task in scores.index]
+    return scores.mul(signs, axis=0).rank(axis=1, method="average", ascending=False, na_option="bottom").mean()
+
+
+def peak(curve: Mapping[float, float], *, larger_is_better: bool) -> float:
+    """The learning rate with the best mean; of equal ones the smaller rate. A mean that is not finite never wins.
+
+    Args:
+        curve: learning rate -> mean score.
+        larger_is_better: whether a larger score is.
+
+    Raises:
+        InputError: no learning rate has a finite mean.
+    """
+    rates = [rate for rate in sorted(curve) if math.isfinite(curve[rate])]
+    if not rates:
+        raise InputError(f"no learning rate of {sorted(curve)} has a finite mean")
+    sign = 1 if larger_is_better else -1
+    return max(rates, key=lambda rate: sign * curve[rate])
+
+
+@dataclass(frozen=True)
+class GoodRange:
+    """Learning rates that are as good as the best one.
+
+    Attributes:
+        low: the smallest that was tried and is good; where it is the smallest that was tried, the range may go on.
+        high: the largest, likewise.
+        peak: the best.
+        decades: log10(high / low).
+    """
+
+    low: float
+    high: float
+    peak: float
+    decades: float
+
+
+def good_range(curve: Mapping[float, Estimate], *, larger_is_better: bool, point: float) -> GoodRange:
+    """The learning rates around the peak, without a gap, whose mean is within a margin of the peak's.
+
+    The margin is a point or two standard errors of the peak, whichever is larger: less cannot be told from the peak.
+
+    Args:
+        curve: learning rate -> scores there.
+        larger_is_better: whether a larger score is.
+        point: one point in the metric's unit: 0.01 for an accuracy in [0, 1].
+
+    Raises:
+        InputError: no learning rate has a finite mean, one is not positive, or a negative point.
+    """
+    rates, means = sorted(curve), {rate: found.mean for rate, found in curve.items()}
+    best = peak(means, larger_is_better=larger_is_better)
+    if not (rates[0] > 0 and point >= 0):
+        raise InputError(f"needed: learning rates above 0 and a point of 0 or more; got {rates}, {point}")
+    margin = max(point, 2 * (curve[best].standard_error or 0.0))
+
+    def good(rate: float) -> bool:
+        # 0.91 - 0.90 > 0.01 in floats: scores and means are each rounded once, the margin once.
+        rounding = 4 * np.finfo(float).eps * max(abs(means[rate]), abs(means[best]))
+        return abs(means[rate] - means[best]) <= margin + rounding
+
+    at = rates.index(best)
+    low, high = min(takewhile(good, reversed(rates[: at + 1]))), max(takewhile(good, rates[at:]))
+    return GoodRange(low, high, best, math.log10(high / low))
+
+
+@dataclass(frozen=True)
+class Reached:
+    """When a loss was reached.
+
+    Attributes:
+        step: of the first evaluation at or below it; None where the run was censored: not by `last_step`.
+        last_step: of the last evaluation.
+    """
+
+    step: int | None
+    last_step: int
+
+
+def steps_to_reach(history: Sequence[Mapping[str, Any]], target: float) -> Reached:
+    """The first evaluation whose loss is at or below a target; a loss of NaN never is.
+
+    Runs compare only where they are evaluated at the same steps: a step is known no better than their distance.
+
+    Args:
+        history: evaluations, each with `step` and `loss`, in any order.
+        target: the loss to reach.
+
+    Raises:
+        InputError: no evaluation.
+    """
+    if not history:
+        raise InputError("a history without evaluations has no last step")
+    reached = (record["step"] for record in history if record["loss"] <= target)
+    return Reached(min(reached, default=None), max(record["step"] for record in history))

@@ -1,0 +1,384 @@
+"""Trials in an Optuna storage: who runs which, what came of it, and what happens when a worker dies.
+
+A trial is known by the key of its cell. It may be started more than once; what counts is the first attempt, by number,
+that was not lost. So it does no harm when two workers add the same cell at once, or when one dies while it adds one: the
+rule says which trial counts, and what is missing is added again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+import warnings
+from collections import deque
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import optuna
+import sqlalchemy
+from optuna.exceptions import ExperimentalWarning, StorageInternalError, UpdateFinishedTrialError
+from optuna.storages import RDBStorage, fail_stale_trials
+from optuna.trial import FrozenTrial, TrialState, create_trial
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
+
+from ailora.errors import InputError
+
+# Names of what we keep beside Optuna's own: `key` and `cell` when a trial is added; then one of the others.
+_KEY, _CELL, _OUTCOME, _ERROR, _INTERRUPTED = "key", "cell", "outcome", "error", "interrupted"
+_STUDY = "study"
+#: Seconds that a connection waits for another's write to an SQLite file.
+_PATIENCE = 120
+
+
+class Status(StrEnum):
+    """Where a trial is."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+    PRUNED = "pruned"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What is known of a cell's run.
+
+    Attributes:
+        number: Optuna's, of the attempt that counts.
+        key: of the cell.
+        cell: as `Cell.described`.
+        status: where it is.
+        outcome: what came of it, when it is done.
+        error: why it failed.
+        attempts: how often it was started.
+    """
+
+    number: int
+    key: str
+    cell: dict[str, Any]
+    status: Status
+    outcome: dict[str, Any] | None = None
+    error: str | None = None
+    attempts: int = 1
+
+    @property
+    def ended(self) -> bool:
+        """Whether it will not run any more."""
+        return self.status not in (Status.WAITING, Status.RUNNING)
+
+
+class Store:
+    """The trials of one study.
+
+    Attributes:
+        url: the Optuna database.
+        name: the study's name in it.
+        study: what `create` was given: the study file.
+    """
+
+    def __init__(self, url: str, study: optuna.Study, storage: RDBStorage) -> None:
+        self.url = url
+        self.name = study.study_name
+        self._study = study
+        self._storage = storage
+        self._waiting: deque[FrozenTrial] = deque()
+        self._looked = -float("inf")
+        self.study: dict[str, Any] = study.user_attrs[_STUDY]
+
+    @classmethod
+    def create(cls, url: str, name: str, study: Mapping[str, Any]) -> Store:
+        """A new study in a storage.
+
+        Args:
+            url: an Optuna database URL.
+            name: of the study.
+            study: plain data of the study file; `retries` and `worker_timeout` rule here.
+
+        Raises:
+            InputError: the storage cannot be reached, or holds a study of that name.
+        """
+        with _reaching(url):
+            storage = _storage(url, study["worker_timeout"])
+            try:
+                made = optuna.create_study(storage=storage, study_name=name, direction="maximize")
+            except optuna.exceptions.DuplicatedStudyError:
+                raise InputError(f"{_shown(url)} holds a study {name!r} already") from None
+            made.set_user_attr(_STUDY, dict(study))
+        return cls(url, made, storage)
+
+    @classmethod
+    def open(cls, url: str, name: str) -> Store:
+        """A study that is in a storage.
+
+        Raises:
+            InputError: the storage cannot be reached, or holds no study of that name.
+        """
+        missing = InputError(f"{_shown(url)} holds no study {name!r}: `ailora study run` makes it")
+        if (file := sqlite_file(url)) is not None and not file.is_file():
+            raise missing
+        with _reaching(url):
+            try:
+                found = optuna.load_study(storage=_storage(url, None), study_name=name)
+            except KeyError:
+                raise missing from None
+            if _STUDY not in found.user_attrs:
+                raise InputError(f"{_shown(url)}: the study {name!r} was not made by ailora")
+            storage = _storage(url, found.user_attrs[_STUDY]["worker_timeout"])
+            return cls(url, optuna.load_study(storage=storage, study_name=name), storage)
+
+    @classmethod
+    def exists(cls, url: str, name: str) -> bool:
+        """Whether a storage holds a study; nothing is made.
+
+        Raises:
+            InputError: the storage cannot be reached.
+        """
+        if (file := sqlite_file(url)) is not None and not file.is_file():
+            return False
+        with _reaching(url):
+            return name in optuna.get_all_study_names(_storage(url, None))
+
+    def rewrite(self, study: Mapping[str, Any]) -> None:
+        """Keep another study file, for a grid that was extended."""
+        self._study.set_user_attr(_STUDY, dict(study))
+        self.study = dict(study)
+
+    def add(self, cells: Mapping[str, dict[str, Any]]) -> int:
+        """Queue the cells that have no trial yet; how many these were.
+
+        Args:
+            cells: key -> cell.
+        """
+        known = {trial.key for trial in self.trials()}
+        new = {key: cell for key, cell in cells.items() if key not in known}
+        for key, cell in new.items():
+            self._study.add_trial(create_trial(state=TrialState.WAITING, user_attrs={_KEY: key, _CELL: cell}))
+        if new:
+            self._looked = -float("inf")
+        return len(new)
+
+    def trials(self) -> list[Trial]:
+        """Every cell's trial, in the order in which they were added."""
+        return [self._counting(attempts) for attempts in self._attempts().values()]
+
+    def take(self) -> Running | None:
+        """The next trial that waits, now this worker's; None: none waits."""
+        # Trials of dead workers come back even while there is a long queue.
+        if not self._waiting or time.monotonic() - self._looked > self.study["worker_timeout"]:
+            self._look()
+        while self._waiting:
+            frozen = self._waiting.popleft()
+            trial_id = self._id(frozen.number)
+            with contextlib.suppress(UpdateFinishedTrialError):
+                if self._storage.set_trial_state_values(trial_id, TrialState.RUNNING):
+                    attributes = frozen.user_attrs
+                    return Running(self, trial_id, attributes[_KEY], attributes[_CELL])
+        return None
+
+    def _look(self) -> None:
+        """Find what waits; what was lost with its worker is queued again."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            fail_stale_trials(self._study)
+        for attempts in self._attempts().values():
+            if self._counting(attempts).status is Status.WAITING and all(map(_is_lost, attempts)):
+                attributes = {name: attempts[0].user_attrs[name] for name in (_KEY, _CELL)}
+                self._study.add_trial(create_trial(state=TrialState.WAITING, user_attrs=attributes))
+        self._waiting = deque(
+            frozen
+            for attempts in self._attempts().values()
+            if (frozen := _first(attempts)).state is TrialState.WAITING
+        )
+        self._looked = time.monotonic()
+
+    def _attempts(self) -> dict[str, list[FrozenTrial]]:
+        """Key -> its trials by number."""
+        found: dict[str, list[FrozenTrial]] = {}
+        for frozen in self._study.get_trials(deepcopy=False):
+            if _KEY in frozen.user_attrs:
+                found.setdefault(frozen.user_attrs[_KEY], []).append(frozen)
+        return found
+
+    def _counting(self, attempts: list[FrozenTrial]) -> Trial:
+        frozen = _first(attempts)
+        attributes = frozen.user_attrs
+        status, error = _STATUS[frozen.state], attributes.get(_ERROR)
+        started = sum(one.datetime_start is not None and _INTERRUPTED not in one.user_attrs for one in attempts)
+        if _is_lost(frozen):
+            lost_for_good = started > self.study["retries"]
+            status = Status.FAILED if lost_for_good else Status.WAITING
+            error = f"its worker died {started} times" if lost_for_good else None
+        return Trial(
+            frozen.number,
+            attributes[_KEY],
+            attributes[_CELL],
+            status,
+            attributes.get(_OUTCOME),
+            error,
+            max(started, 1),
+        )
+
+    def _id(self, number: int) -> int:
+        study_id = self._storage.get_study_id_from_name(self.name)
+        return self._storage.get_trial_id_from_study_id_trial_number(study_id, number)
+
+
+class Running:
+    """A trial that this worker runs. Inside its `with` block it shows the storage that the worker lives.
+
+    Attributes:
+        key, cell: as of `Trial`.
+    """
+
+    def __init__(self, store: Store, trial_id: int, key: str, cell: dict[str, Any]) -> None:
+        self.key = key
+        self.cell = cell
+        self._store = store
+        self._id = trial_id
+        self._stop = threading.Event()
+        self._beating = threading.Thread(target=self._beat, daemon=True)
+
+    def __enter__(self) -> Running:
+        self._beating.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stop.set()
+        self._beating.join()
+
+    def done(self, outcome: dict[str, Any], score: float) -> None:
+        """It has ended well.
+
+        Args:
+            outcome: plain data.
+            score: what decides, larger is better.
+        """
+        self._end({_OUTCOME: outcome}, TrialState.COMPLETE, [score])
+
+    def failed(self, error: str) -> None:
+        """It has ended with an error, which another attempt would meet again."""
+        self._end({_ERROR: error}, TrialState.FAIL)
+
+    def pruned(self, outcome: dict[str, Any]) -> None:
+        """It was ended early because others are better."""
+        self._end({_OUTCOME: outcome}, TrialState.PRUNED)
+
+    def interrupted(self) -> None:
+        """The worker was asked to stop: the trial waits again, and this attempt does not count."""
+        self._end({_INTERRUPTED: True}, TrialState.FAIL)
+
+    def _end(self, attributes: dict[str, Any], state: TrialState, values: list[float] | None = None) -> None:
+        storage = self._store._storage
+        # Another worker may have taken this one for dead, and started the trial again: then that attempt counts.
+        with contextlib.suppress(UpdateFinishedTrialError):
+            for name, value in attributes.items():
+                storage.set_trial_user_attr(self._id, name, value)
+            storage.set_trial_state_values(self._id, state, values)
+
+    def _beat(self) -> None:
+        interval = self._store._storage.get_heartbeat_interval()
+        assert interval is not None
+        while True:
+            # A storage that does not answer for a moment does not end the run.
+            with contextlib.suppress(StorageInternalError, SQLAlchemyError):
+                self._store._storage.record_heartbeat(self._id)
+            if self._stop.wait(interval):
+                return
+
+
+_STATUS = {
+    TrialState.WAITING: Status.WAITING,
+    TrialState.RUNNING: Status.RUNNING,
+    TrialState.COMPLETE: Status.DONE,
+    TrialState.FAIL: Status.FAILED,
+    TrialState.PRUNED: Status.PRUNED,
+}
+
+
+def sqlite_file(url: str) -> Path | None:
+    """The file of an SQLite URL; None: another database."""
+    try:
+        parsed = sqlalchemy.make_url(url)
+    except ArgumentError:
+        return None
+    return Path(parsed.database) if parsed.get_backend_name() == "sqlite" and parsed.database else None
+
+
+def _is_lost(frozen: FrozenTrial) -> bool:
+    """Whether an attempt ended without a word: its worker died, or was asked to stop."""
+    return frozen.state is TrialState.FAIL and _ERROR not in frozen.user_attrs
+
+
+def _first(attempts: list[FrozenTrial]) -> FrozenTrial:
+    """The attempt that counts: the first that was not lost, else the last."""
+    return next((frozen for frozen in attempts if not _is_lost(frozen)), attempts[-1])
+
+
+def _storage(url: str, timeout: int | None) -> RDBStorage:
+    """Optuna's storage.
+
+    Args:
+        url: of the database.
+        timeout: seconds after which a silent worker is dead; None: nothing is run.
+    """
+    file = sqlite_file(url)
+    if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    arguments = {"connect_args": {"timeout": _PATIENCE}} if file is not None else {"pool_pre_ping": True}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        storage = RDBStorage(
+            url,
+            engine_kwargs=arguments,
+            heartbeat_interval=None if timeout is None else max(1, timeout // 6),
+            grace_period=timeout,
+        )
+    if file is not None:
+        _serialize(storage.engine)
+    return storage
+
+
+def _serialize(engine: sqlalchemy.Engine) -> None:
+    """Let every transaction on an SQLite file lock it from its beginning.
+
+    Optuna reads a trial's state and then writes it, with a row lock that SQLite does not have: two workers could both
+    take a trial. After SQLAlchemy's documentation of the SQLite dialect, "transactional locking".
+    """
+
+    @sqlalchemy.event.listens_for(engine, "connect")
+    def leave_transactions_to_us(connection: Any, record: Any) -> None:
+        connection.isolation_level = None
+
+    @sqlalchemy.event.listens_for(engine, "begin")
+    def lock(connection: sqlalchemy.Connection) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    # Connections that were made before do not have the first listener.
+    engine.dispose()
+
+
+@contextlib.contextmanager
+def _reaching(url: str) -> Iterator[None]:
+    """Say which storage cannot be reached, and why."""
+    # The study's own messages would stand between those of a worker.
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        yield
+    except (ArgumentError, NoSuchModuleError) as error:
+        raise InputError(f"storage {_shown(url)} is no database URL: {error}") from None
+    except (SQLAlchemyError, StorageInternalError, ImportError, OSError) as error:
+        reason = " ".join(str(error.__cause__ or error).split())
+        raise InputError(f"storage {_shown(url)} cannot be reached: {reason[:300]}") from error
+
+
+def _shown(url: str) -> str:
+    """A URL without its password."""
+    try:
+        return sqlalchemy.make_url(url).render_as_string(hide_password=True)
+    except ArgumentError:
+        return url
