@@ -194,7 +194,8 @@ def test_learning_rates_by_role(short: dict[str, Any], tmp_path: Path) -> None:
         role: max(float(w[4:].abs().max()) for name, w in weights.items() if f"{role}.lora_A" in name)
         for role in ("query", "value")
     }
-    assert moved["query"] < 1e-6 < 1e-3 < moved["value"]
+    assert moved["query"] < 1e-6
+    assert moved["value"] > 1e-3
 
 
 def test_forgetting_is_measured_against_the_untouched_base(short_language: dict[str, Any], tmp_path: Path) -> None:

@@ -7,7 +7,11 @@ from typing import Annotated
 
 import typer
 
-study = typer.Typer(help="Compare methods fairly: learning rates tuned for each, seeds, intervals.", no_args_is_help=True)
+from ailora.cli.options import Json
+
+study = typer.Typer(
+    help="Compare methods fairly: learning rates tuned for each, seeds, intervals.", no_args_is_help=True
+)
 
 StudyFile = Annotated[Path, typer.Argument(help="A study file (YAML).")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="dotted.key=value", metavar="[KEY=VALUE]...")]
@@ -68,6 +72,41 @@ def status(file: StudyFile, overrides: Overrides = None, scale: Scale = None) ->
 
     store, grid = found_study(load_study_config(file, overrides or [], scale=scale))
     console.print(progress_table(store, grid))
+
+
+@study.command()
+def report(
+    file: StudyFile,
+    overrides: Overrides = None,
+    scale: Scale = None,
+    out: Annotated[Path | None, typer.Option(help="Write Markdown to this file.")] = None,
+    bootstrap: Annotated[bool, typer.Option(help="Intervals over seeds and examples, from kept predictions.")] = True,
+    json: Json = False,
+) -> None:
+    """Compare the methods with the baseline: scores, learning rates, speed, cost, failures."""
+    import json as json_module
+
+    from ailora.cli.tables import console, text_table
+    from ailora.shards import write_text
+    from ailora.studies import report as reporting
+    from ailora.studies.comparison import compare, described
+    from ailora.studies.results import current
+    from ailora.studies.schema import load_study_config
+    from ailora.studies.study import found_study
+
+    store, grid = found_study(load_study_config(file, overrides or [], scale=scale))
+    found = compare(current(store, grid), grid, bootstrap=bootstrap)
+    if json:
+        typer.echo(json_module.dumps(described(found)))
+        return
+    if out is not None:
+        write_text(out, reporting.markdown(found, title=store.name))
+        console.print(f"written to {out}")
+        return
+    for sentence in reporting.summary(found):
+        console.print(sentence)
+    for table in reporting.tables(found):
+        console.print(text_table(table))
 
 
 @study.command()

@@ -16,6 +16,7 @@ from ailora.checkpoints import Verdict
 from ailora.recipes.dry_run import DryRun
 from ailora.recipes.suggest_lr import Suggestion
 from ailora.roles import LeftAlone, Projection, folded
+from ailora.studies.report import TextTable
 
 #: A pipe has no width of its own; names of modules should not be cut there.
 #: What stands in brackets, as the role of a fused weight does, is text and no markup.
@@ -45,6 +46,14 @@ def rest_table(rest: Iterable[LeftAlone]) -> Table:
     """The linear modules without a role, equal ones of repeated layers folded into one line."""
     rows = ((folded(r.module), " x ".join(map(str, r.shape or ())), r.reason) for r in rest)
     return _folded_table("left alone", ("module", "shape", "why", "modules"), rows)
+
+
+def text_table(made: TextTable) -> Table:
+    """A table of a study's report."""
+    table = Table(*made.columns, title=made.title, title_justify="left", caption=" ".join(made.notes) or None)
+    for row in made.rows:
+        table.add_row(*row)
+    return table
 
 
 def _folded_table(title: str, columns: Iterable[str], rows: Iterable[tuple[str, ...]]) -> Table:

@@ -16,7 +16,8 @@ from ailora.adapters.sidecar import library_versions
 from ailora.errors import InputError, unknown_name
 from ailora.recipes.config import load_config, set_dotted
 from ailora.recipes.schema import RunConfig
-from ailora.studies.methods import Method, parse_methods
+from ailora.studies.matching import matched
+from ailora.studies.methods import parse_methods
 from ailora.studies.rates import Progress, Rates, Schedule
 from ailora.studies.schema import StudyConfig
 
@@ -99,13 +100,29 @@ class Grid:
         self._versions = library_versions()
         self._keys: dict[Cell, str] = {}
         # Everything that a trial could refuse is refused before the first one runs.
+        self._bases = {group: self._load(group) for group in self.groups}
+        if config.match_parameters:
+            bases = self._bases
+            self._bases = {group: matched(bases[group], bases[self.baseline_of(group)]) for group in self.groups}
         for group in self.groups:
-            self.base_of(group)
             self.metric_of(group)
 
     def base_of(self, group: Group) -> RunConfig:
         """The configuration of a group's runs, but for learning rate, seed and output."""
         return self._bases[group]
+
+    def baseline_of(self, group: Group) -> Group:
+        """The baseline's group on the same task, at the same point or, where the method sets its own, the nearest.
+
+        A method that the grid's keys mean nothing to, as full fine-tuning, is compared with the baseline's first point.
+        """
+        others = [other for other in self.groups if other.task == group.task and other.method == self.baseline]
+        shared = dict(group.point)
+        return max(others, key=lambda other: sum(shared.get(key) == value for key, value in other.point))
+
+    def point_of(self, group: Group) -> str:
+        """A group's point in words; empty where the study has no grid."""
+        return ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in group.values.items())
 
     def metric_of(self, group: Group) -> str:
         """What decides in a group, on the validation split.
@@ -198,10 +215,6 @@ class Grid:
     @functools.cached_property
     def _tasks(self) -> dict[str, dict[str, Any]]:
         return {name: changes or {} for name, changes in (self.config.tasks or {ONLY_TASK: {}}).items()}
-
-    @functools.cached_property
-    def _bases(self) -> dict[Group, RunConfig]:
-        return {group: self._load(group) for group in self.groups}
 
     def _load(self, group: Group) -> RunConfig:
         assert isinstance(self.config.base, dict)

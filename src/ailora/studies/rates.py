@@ -6,8 +6,8 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from ailora.studies.curves import peak
 from ailora.studies.schema import RateConfig
-from ailora.studies.stats import peak
 
 #: How far a range is extended beyond each of its ends.
 MOST_DECADES = 2

@@ -1,13 +1,15 @@
-"""The trials of a study as one table."""
+"""The trials of a study: which count, what each scored, and all of them as one table."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from typing import Any
 
 import pandas as pd
 
 from ailora.studies.grid import Cell, Grid
-from ailora.studies.store import Store, Trial
+from ailora.studies.store import Status, Store, Trial
 
 _SECONDS = ("seconds", "init_seconds", "train_seconds")
 _FACTS = (
@@ -32,6 +34,28 @@ def frame(store: Store, grid: Grid) -> pd.DataFrame:
 def current(store: Store, grid: Grid) -> list[Trial]:
     """The trials that the study would run now; those of other versions are left out."""
     return [trial for trial in store.trials() if grid.holds(Cell.of(trial.cell), trial.key)]
+
+
+def scores(trials: Iterable[Trial], grid: Grid) -> dict[Cell, float]:
+    """The score of every cell that has ended, larger is better; NaN where there is none.
+
+    Args:
+        trials: from `current`.
+        grid: the study.
+    """
+    found = {}
+    for trial in trials:
+        cell = Cell.of(trial.cell)
+        if trial.ended:
+            found[cell] = score_of(trial.outcome, grid, cell) if trial.status is Status.DONE else math.nan
+    return found
+
+
+def score_of(outcome: dict[str, Any] | None, grid: Grid, cell: Cell) -> float:
+    """What decides, from the validation split, larger is better."""
+    assert outcome is not None
+    value = outcome["metrics"]["validation"][grid.metric_of(cell.group)]
+    return value if grid.larger_is_better(cell.group) else -value
 
 
 def row(trial: Trial, grid: Grid) -> dict[str, Any]:

@@ -73,7 +73,7 @@ class StudyConfig(Section, frozen=True):
         baseline: the method that others are compared with; None: the first.
         metric: what decides, on the validation split; None: the recipe's first metric, or the loss.
         match_parameters: give each method the rank at which it trains about as many parameters as the baseline.
-        confirm_speed: where a method reaches the baseline's final validation loss earlier, run it scheduled to end there.
+        confirm_speed: where a method reaches the baseline's final loss earlier, run it scheduled to end there.
         pruning: end runs early that are worse than the median of their comparison at the same evaluation.
         retries: how often a trial whose worker died is started again.
         worker_timeout: seconds without a sign of life after which a worker counts as dead.

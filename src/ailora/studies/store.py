@@ -1,8 +1,8 @@
 """Trials in an Optuna storage: who runs which, what came of it, and what happens when a worker dies.
 
 A trial is known by the key of its cell. It may be started more than once; what counts is the first attempt, by number,
-that was not lost. So it does no harm when two workers add the same cell at once, or when one dies while it adds one: the
-rule says which trial counts, and what is missing is added again.
+that was not lost. So it does no harm when two workers add the same cell at once, or when one dies while it adds one:
+the rule says which trial counts, and what is missing is added again.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import threading
 import time
 import warnings
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -21,8 +21,10 @@ from typing import Any
 import optuna
 import sqlalchemy
 from optuna.exceptions import ExperimentalWarning, StorageInternalError, UpdateFinishedTrialError
+from optuna.pruners import MedianPruner
 from optuna.storages import RDBStorage, fail_stale_trials
 from optuna.trial import FrozenTrial, TrialState, create_trial
+from sqlalchemy import event
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
 from ailora.errors import InputError
@@ -30,6 +32,8 @@ from ailora.errors import InputError
 # Names of what we keep beside Optuna's own: `key` and `cell` when a trial is added; then one of the others.
 _KEY, _CELL, _OUTCOME, _ERROR, _INTERRUPTED = "key", "cell", "outcome", "error", "interrupted"
 _STUDY = "study"
+#: Trials that have ended before another one is compared with them.
+_ENOUGH_PEERS = 4
 #: Seconds that a connection waits for another's write to an SQLite file.
 _PATIENCE = 120
 
@@ -54,7 +58,7 @@ class Trial:
         cell: as `Cell.described`.
         status: where it is.
         outcome: what came of it, when it is done.
-        error: why it failed.
+        error: why it failed, or was pruned.
         attempts: how often it was started.
     """
 
@@ -190,9 +194,7 @@ class Store:
                 attributes = {name: attempts[0].user_attrs[name] for name in (_KEY, _CELL)}
                 self._study.add_trial(create_trial(state=TrialState.WAITING, user_attrs=attributes))
         self._waiting = deque(
-            frozen
-            for attempts in self._attempts().values()
-            if (frozen := _first(attempts)).state is TrialState.WAITING
+            frozen for attempts in self._attempts().values() if (frozen := _first(attempts)).state is TrialState.WAITING
         )
         self._looked = time.monotonic()
 
@@ -264,9 +266,28 @@ class Running:
         """It has ended with an error, which another attempt would meet again."""
         self._end({_ERROR: error}, TrialState.FAIL)
 
-    def pruned(self, outcome: dict[str, Any]) -> None:
+    def evaluated(self, step: int, score: float) -> None:
+        """Keep a score in the middle of the run."""
+        with contextlib.suppress(UpdateFinishedTrialError):
+            self._store._storage.set_trial_intermediate_value(self._id, step, score)
+
+    def falls_behind(self, peers: Collection[str]) -> bool:
+        """Whether its last evaluation is worse than the median of its peers' at that step.
+
+        Args:
+            peers: keys of trials to compare with; those that are done count, if they are enough.
+        """
+        view = optuna.create_study(direction="maximize")
+        view.add_trials(
+            frozen
+            for frozen in self._store._study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
+            if frozen.user_attrs.get(_KEY) in peers
+        )
+        return MedianPruner(n_startup_trials=_ENOUGH_PEERS).prune(view, self._store._storage.get_trial(self._id))
+
+    def pruned(self, reason: str) -> None:
         """It was ended early because others are better."""
-        self._end({_OUTCOME: outcome}, TrialState.PRUNED)
+        self._end({_ERROR: reason}, TrialState.PRUNED)
 
     def interrupted(self) -> None:
         """The worker was asked to stop: the trial waits again, and this attempt does not count."""
@@ -350,11 +371,11 @@ def _serialize(engine: sqlalchemy.Engine) -> None:
     take a trial. After SQLAlchemy's documentation of the SQLite dialect, "transactional locking".
     """
 
-    @sqlalchemy.event.listens_for(engine, "connect")
+    @event.listens_for(engine, "connect")
     def leave_transactions_to_us(connection: Any, record: Any) -> None:
         connection.isolation_level = None
 
-    @sqlalchemy.event.listens_for(engine, "begin")
+    @event.listens_for(engine, "begin")
     def lock(connection: sqlalchemy.Connection) -> None:
         connection.exec_driver_sql("BEGIN IMMEDIATE")
 

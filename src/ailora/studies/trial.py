@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -42,32 +43,46 @@ class TrialError(Exception):
     """A trial that has failed; another attempt would fail as well."""
 
 
-class _Diverged(Exception):
-    pass
+class TrialPruned(Exception):
+    """A trial that was ended early because others are better."""
 
 
-class _StopOnNaN(TrainerCallback):
-    """Ends a run whose validation loss is not a number: it would only go on to cost time."""
+#: (step, validation loss) -> whether the run goes on
+Judge = Callable[[int, float], bool]
+
+
+class _Watch(TrainerCallback):
+    """Ends a run whose validation loss is not a number, or that is judged not worth going on."""
+
+    def __init__(self, judge: Judge | None) -> None:
+        self.judge = judge
 
     def on_evaluate(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: Any = None, **kwargs: Any
     ) -> None:
-        loss = (metrics or {}).get("eval_loss", 0.0)
+        loss = (metrics or {}).get("eval_loss")
+        if loss is None:
+            return
         if not math.isfinite(loss):
-            raise _Diverged(f"the validation loss is {loss} at step {state.global_step}")
+            raise TrialError(f"diverged: the validation loss is {loss} at step {state.global_step}")
+        if self.judge is not None and not self.judge(state.global_step, loss):
+            raise TrialPruned(f"pruned at step {state.global_step} with a validation loss of {loss:.4f}")
 
 
-def run_trial(config: RunConfig, keep: str) -> dict[str, Any]:
+def run_trial(config: RunConfig, keep: str, judge: Judge | None = None) -> dict[str, Any]:
     """Run a recipe; the same call after a kill continues from the last checkpoint.
 
     Args:
         config: the run's.
         keep: `nothing`, `adapter` or `all` of the model.
+        judge: asked at every evaluation whether to go on; None: always.
 
     Returns:
         What the storage keeps.
 
     Raises:
+        TrialError: the validation loss became NaN.
+        TrialPruned: it was judged not worth going on.
         Exception: whatever the run raises.
     """
     folder = RunFolder(config.output)
@@ -75,7 +90,7 @@ def run_trial(config: RunConfig, keep: str) -> dict[str, Any]:
     folder.path.parent.mkdir(parents=True, exist_ok=True)
     # A worker that was taken for dead may still be at it; then its result is taken.
     with filelock.FileLock(folder.path.with_suffix(".lock")):
-        result = catalog.run(config, callbacks=[_StopOnNaN()])
+        result = catalog.run(config, callbacks=[_Watch(judge)])
         _tidy(folder, keep)
     seconds = time.perf_counter() - started
     return {name: result[name] for name in _KEPT if name in result} | {"seconds": seconds, "folder": str(folder.path)}
@@ -88,21 +103,33 @@ def _tidy(folder: RunFolder, keep: str) -> None:
         shutil.rmtree(made, ignore_errors=True)
 
 
-def isolated(config: RunConfig, keep: str) -> dict[str, Any]:
+def isolated(config: RunConfig, keep: str, judge: Judge | None = None) -> dict[str, Any]:
     """`run_trial` in a process of its own: what it breaks is broken there, and its memory is its own.
 
     Raises:
         TrialError: the run raised an error, or its process was killed.
+        TrialPruned: it was judged not worth going on.
     """
     context = _context()
-    receiver, sender = context.Pipe(duplex=False)
+    ours, theirs = context.Pipe()
     alive, us = context.Pipe(duplex=False)
-    process = context.Process(target=_serve, args=(sender, alive, config.model_dump(), keep))
+    process = context.Process(
+        target=_serve,
+        args=(theirs, alive, config.model_dump()),
+        kwargs={"keep": keep, "judged": judge is not None},
+    )
     process.start()
-    sender.close()
+    theirs.close()
     alive.close()
     try:
-        outcome, error = receiver.recv()
+        while True:
+            kind, *content = ours.recv()
+            if kind == "evaluated":
+                ours.send(judge is None or judge(*content))
+                continue
+            if kind == "outcome":
+                return content[0]
+            raise (TrialPruned if kind == "pruned" else TrialError)(content[0])
     except EOFError:
         process.join()
         raise TrialError(_death(process.exitcode)) from None
@@ -113,9 +140,6 @@ def isolated(config: RunConfig, keep: str) -> dict[str, Any]:
             process.kill()
             process.join()
         us.close()
-    if error is not None:
-        raise TrialError(error)
-    return outcome
 
 
 def _context() -> Any:
@@ -127,8 +151,13 @@ def _context() -> Any:
     return context
 
 
-def _serve(sender: Connection, alive: Connection, config: dict[str, Any], keep: str) -> None:
-    """The process of a trial: sends (outcome, None) or (None, error)."""
+def _serve(worker: Connection, alive: Connection, config: dict[str, Any], *, keep: str, judged: bool) -> None:
+    """The process of a trial: tells the worker its outcome, its error, or asks it whether to go on."""
+
+    def ask(step: int, loss: float) -> bool:
+        worker.send(("evaluated", step, loss))
+        return worker.recv()
+
     # Ctrl-C is the worker's to answer; a worker that is killed takes its trial along.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with, args=(alive,), daemon=True).start()
@@ -136,12 +165,14 @@ def _serve(sender: Connection, alive: Connection, config: dict[str, Any], keep: 
     output.parent.mkdir(parents=True, exist_ok=True)
     _speak_into(output.with_suffix(".log"))
     try:
-        outcome = run_trial(load_config(config), keep)
+        worker.send(("outcome", run_trial(load_config(config), keep, ask if judged else None)))
+    except TrialPruned as pruned:
+        worker.send(("pruned", str(pruned)))
+    except TrialError as error:
+        worker.send(("error", str(error)))
     except (Exception, SystemExit) as error:
         traceback.print_exc()
-        sender.send((None, _described(error)))
-    else:
-        sender.send((outcome, None))
+        worker.send(("error", f"{type(error).__name__}: {error}"))
 
 
 def _end_with(alive: Connection) -> None:
@@ -157,12 +188,6 @@ def _speak_into(log: Path) -> None:
     for stream in (1, 2):
         os.dup2(descriptor, stream)
     os.close(descriptor)
-
-
-def _described(error: BaseException) -> str:
-    if isinstance(error, _Diverged):
-        return f"diverged: {error}"
-    return f"{type(error).__name__}: {error}"
 
 
 def _death(exit_code: int | None) -> str:

@@ -9,11 +9,13 @@ from typing import Any
 
 from ailora.recipes.schema import RunConfig
 from ailora.studies.grid import Cell, Grid
-from ailora.studies.store import Running, Status, Store, Trial
-from ailora.studies.trial import TrialError, isolated
+from ailora.studies.results import current, score_of, scores
+from ailora.studies.speed import confirmations
+from ailora.studies.store import Running, Store
+from ailora.studies.trial import Judge, TrialError, TrialPruned, isolated
 
-#: (configuration of a run, what to keep) -> outcome
-Execute = Callable[[RunConfig, str], dict[str, Any]]
+#: (configuration of a run, what to keep, judge) -> outcome; as `isolated`
+Execute = Callable[[RunConfig, str, Judge | None], dict[str, Any]]
 #: Seconds between looks at a storage in which other workers still run something.
 _PAUSE = 1.0
 
@@ -36,7 +38,7 @@ def work(store: Store, grid: Grid, execute: Execute = isolated) -> int:
     while True:
         trial = store.take()
         if trial is not None:
-            _run(trial, grid, execute)
+            _run(trial, store, grid, execute)
             count += 1
         elif extend(store, grid):
             continue
@@ -49,38 +51,42 @@ def work(store: Store, grid: Grid, execute: Execute = isolated) -> int:
 
 def extend(store: Store, grid: Grid) -> int:
     """Queue the cells that the results so far ask for; how many these were."""
-    return store.add({grid.key_of(cell): cell.described() for cell in grid.wanted(scores(store.trials(), grid))})
+    trials = current(store, grid)
+    wanted = grid.wanted(scores(trials, grid))
+    if grid.config.confirm_speed and all(trial.ended for trial in trials) and len(trials) >= len(wanted):
+        wanted += confirmations(trials, grid)
+    return store.add({grid.key_of(cell): cell.described() for cell in wanted})
 
 
-def scores(trials: list[Trial], grid: Grid) -> dict[Cell, float]:
-    """The score of every cell that has ended, larger is better; NaN where there is none."""
-    found = {}
-    for trial in trials:
-        cell = Cell.of(trial.cell)
-        if trial.ended and grid.holds(cell, trial.key):
-            found[cell] = score_of(trial.outcome, grid, cell) if trial.status is Status.DONE else math.nan
-    return found
-
-
-def score_of(outcome: dict[str, Any] | None, grid: Grid, cell: Cell) -> float:
-    """What decides, from the validation split, larger is better."""
-    assert outcome is not None
-    value = outcome["metrics"]["validation"][grid.metric_of(cell.group)]
-    return value if grid.larger_is_better(cell.group) else -value
-
-
-def _run(trial: Running, grid: Grid, execute: Execute) -> None:
+def _run(trial: Running, store: Store, grid: Grid, execute: Execute) -> None:
     cell = Cell.of(trial.cell)
     with trial:
         try:
-            outcome = execute(grid.run_config(cell), grid.config.keep)
+            outcome = execute(grid.run_config(cell), grid.config.keep, _judge(trial, store, grid, cell))
             score = score_of(outcome, grid, cell)
             if math.isnan(score):
                 raise TrialError(f"{grid.metric_of(cell.group)} on the validation split is not a number")
         except KeyboardInterrupt:
             trial.interrupted()
             raise
+        except TrialPruned as pruned:
+            trial.pruned(str(pruned))
         except TrialError as error:
             trial.failed(str(error))
         else:
             trial.done(outcome, score)
+
+
+def _judge(trial: Running, store: Store, grid: Grid, cell: Cell) -> Judge | None:
+    """Compares a run with those of the same task and point; only while the best rate is sought, with the first seed."""
+    if not grid.config.pruning or cell.seed != grid.config.seeds[0] or cell.max_steps is not None:
+        return None
+    place = (cell.group.task, cell.group.point)
+    others = {one.key: Cell.of(one.cell) for one in current(store, grid)}
+    peers = {key for key, one in others.items() if (one.group.task, one.group.point) == place and one.seed == cell.seed}
+
+    def judge(step: int, loss: float) -> bool:
+        trial.evaluated(step, -loss)
+        return not trial.falls_behind(peers)
+
+    return judge

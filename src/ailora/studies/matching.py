@@ -1,0 +1,50 @@
+"""Equal numbers of trained parameters: the rank at which a method trains about as many as the baseline."""
+
+from __future__ import annotations
+
+import functools
+
+from transformers import PreTrainedModel
+
+from ailora.checkpoints.models import meta_model
+from ailora.errors import InputError
+from ailora.recipes.fitting import TASK_TYPES, plan_for
+from ailora.recipes.schema import RunConfig
+
+
+def matched(config: RunConfig, baseline: RunConfig) -> RunConfig:
+    """A configuration whose rank is scaled to the baseline's number of trained parameters; full fine-tuning as it is.
+
+    Heads and other modules that are trained whole are the same in both and do not count.
+
+    Raises:
+        InputError: a method whose adapter is not planned, or a model without a configuration.
+        ModelError: the model cannot be adapted as asked.
+    """
+    if config.adapter.full or baseline.adapter.full:
+        return config
+    rank = config.adapter.rank
+    budget, own = _trained(baseline), _trained(config)
+    scaled = {
+        key: max(1, round(one * budget / own))
+        for key, one in (rank.items() if isinstance(rank, dict) else [("", rank)])
+    }
+    adapter = config.adapter.model_copy(update={"rank": scaled if isinstance(rank, dict) else scaled[""]})
+    return config.model_copy(update={"adapter": adapter})
+
+
+def _scaled(rank: int, share: float) -> int:
+    return max(1, round(rank * share))
+
+
+def _trained(config: RunConfig) -> int:
+    if config.adapter.custom:
+        raise InputError(
+            f"match_parameters: nobody knows how many parameters the function {config.adapter.policy} trains"
+        )
+    return plan_for(config, _skeleton(config.model, config.recipe)).trainable
+
+
+@functools.lru_cache(maxsize=8)
+def _skeleton(model: str, recipe: str) -> PreTrainedModel:
+    return meta_model(model, TASK_TYPES[recipe])
