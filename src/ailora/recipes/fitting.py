@@ -240,14 +240,15 @@ def fit(
 
 
 def _keep_start(folder: RunFolder, model: Model, *, continued: bool) -> None:
-    """Write what will be needed to save the adapter, and says what it is."""
+    """Write what says what the adapter is, or what is needed to save it."""
     if carries_ours(model):
         if is_main():
             sidecar_of(model).write(folder.path)
     elif isinstance(model, PeftModel) and made_of(model).overwritten:
-        if continued:
+        # Other processes take over what the main one has.
+        if continued and is_main():
             require_same_start(model, folder.initial)
-        else:
+        elif not continued:
             folder.write_folder(folder.initial, lambda path: write_start(model, path) if is_main() else None)
 
 
@@ -270,7 +271,11 @@ def _load_weights(model: Model, checkpoint: Path) -> Model:
     if isinstance(model, PeftModel):
         model.load_adapter(str(checkpoint), "default", is_trainable=True)
         return model
-    return type(model).from_pretrained(checkpoint)
+    trained = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    loaded = type(model).from_pretrained(checkpoint)
+    for name, parameter in loaded.named_parameters():
+        parameter.requires_grad_(trained.get(name, True))
+    return loaded
 
 
 def facts(config: RunConfig, fitted: Fitted) -> dict[str, Any]:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -43,7 +47,8 @@ class Speed:
     Attributes:
         reached: by seed; a step of None is censored.
         seconds: median training seconds until then, over the seeds that reached it; None: no seed did.
-        confirmed: whether runs that were scheduled to end there reached the loss, in the mean over seeds; None: none.
+        confirmed: whether runs that were scheduled to end there reached the loss, in the mean over seeds; one that
+            failed did not. None: there are none, or not all of them have ended.
     """
 
     reached: dict[int, Reached]
@@ -68,7 +73,8 @@ class Measured:
         at_best: seed -> its trial at the best rate.
         score: on the split that is reported; None: no trial there.
         good: the rates that are as good as the best; None: there is no best.
-        ended, failed, pruned, open: numbers of trials, over all rates; `open` ones wait or run.
+        ended, failed, pruned, open: numbers of trials, over all rates, those that confirm speed included; `open` ones
+            wait or run.
         errors: of the failed trials, each with the rate and seed.
     """
 
@@ -188,7 +194,8 @@ def value_of(trial: Trial, split: str, metric: str) -> float:
 
 
 def _measure(group: Group, trials: Sequence[Trial], grid: Grid, scores: Mapping[Cell, float]) -> Measured:
-    own = {cell: t for t in trials if (cell := Cell.of(t.cell)).group == group and cell.max_steps is None}
+    every = {cell: t for t in trials if (cell := Cell.of(t.cell)).group == group}
+    own = {cell: trial for cell, trial in every.items() if cell.max_steps is None}
     done = {cell: trial for cell, trial in own.items() if trial.status is Status.DONE}
     progress = grid.progress_of(group, scores)
     metric = grid.metric_of(group)
@@ -198,27 +205,39 @@ def _measure(group: Group, trials: Sequence[Trial], grid: Grid, scores: Mapping[
     curve = {rate: estimate(found) for rate, found in sorted(by_rate.items())}
     at_best = {cell.seed: trial for cell, trial in done.items() if cell.learning_rate == progress.best}
     split = report_split(grid, group)
-    failed = {cell: trial for cell, trial in own.items() if trial.status is Status.FAILED}
+    lost = {cell.learning_rate for cell, score in scores.items() if cell in own and _is_lost(cell, score, grid)}
+    count = Counter(trial.status for trial in every.values())
     return Measured(
         group=group,
         progress=progress,
         curve=curve,
         at_best=dict(sorted(at_best.items())),
         score=estimate(value_of(trial, split, metric) for trial in at_best.values()) if at_best else None,
-        good=_good(curve, grid, group) if progress.best is not None else None,
-        ended=len(done),
-        failed=len(failed),
-        pruned=sum(trial.status is Status.PRUNED for trial in own.values()),
-        open=sum(not trial.ended for trial in own.values()),
-        errors=[f"{cell.learning_rate:g}, seed {cell.seed}: {trial.error}" for cell, trial in failed.items()],
+        good=_good(curve, lost, grid, group) if progress.best is not None else None,
+        ended=count[Status.DONE],
+        failed=count[Status.FAILED],
+        pruned=count[Status.PRUNED],
+        open=count[Status.WAITING] + count[Status.RUNNING],
+        errors=[_told(cell, trial) for cell, trial in every.items() if trial.status is Status.FAILED],
     )
 
 
-def _good(curve: dict[float, Estimate], grid: Grid, group: Group) -> GoodRange | None:
-    finite = {rate: found for rate, found in curve.items() if math.isfinite(found.mean)}
-    if not finite:
+def _is_lost(cell: Cell, score: float, grid: Grid) -> bool:
+    """Whether a cell's rate is out, as for the search: one of the seeds that choose it failed there."""
+    return math.isnan(score) and cell.seed in grid.config.seeds
+
+
+def _told(cell: Cell, trial: Trial) -> str:
+    steps = "" if cell.max_steps is None else f", {cell.max_steps} steps"
+    return f"{cell.learning_rate:g}, seed {cell.seed}{steps}: {trial.error}"
+
+
+def _good(curve: Mapping[float, Estimate], lost: Iterable[float], grid: Grid, group: Group) -> GoodRange | None:
+    # A rate that is out is a gap in the range, and not left out of it.
+    sound = {**curve, **dict.fromkeys(lost, Estimate(math.nan, None, 0, None, None))}
+    if not any(math.isfinite(found.mean) for found in sound.values()):
         return None
-    return good_range(finite, larger_is_better=grid.larger_is_better(group), point=point_of(grid.metric_of(group)))
+    return good_range(sound, larger_is_better=grid.larger_is_better(group), point=point_of(grid.metric_of(group)))
 
 
 def _difference(ours: Measured, baseline: Measured, grid: Grid) -> Difference | None:
@@ -250,16 +269,21 @@ def _speed(ours: Measured, baseline: Measured, trials: Sequence[Trial]) -> Speed
 
 def _confirmed(ours: Measured, finals: Mapping[int, float], trials: Sequence[Trial]) -> bool | None:
     """Whether runs of `confirm_speed` end at or below the baseline's losses, in the mean over their seeds."""
-    gaps = [
-        final_loss(trial) - finals[cell.seed]
+    runs = {
+        cell: trial
         for trial in trials
-        if trial.status is Status.DONE
-        and (cell := Cell.of(trial.cell)).group == ours.group
+        if (cell := Cell.of(trial.cell)).group == ours.group
         and cell.max_steps is not None
         and cell.learning_rate == ours.progress.best
         and cell.seed in finals
+    }
+    if not runs or not all(trial.ended for trial in runs.values()):
+        return None
+    gaps = [
+        final_loss(trial) - finals[cell.seed] if trial.status is Status.DONE else math.inf
+        for cell, trial in runs.items()
     ]
-    return statistics.fmean(gaps) <= 0 if gaps else None
+    return statistics.fmean(gaps) <= 0
 
 
 def final_loss(trial: Trial) -> float:
@@ -278,18 +302,31 @@ def _bootstrap(ours: Measured, baseline: Measured, grid: Grid) -> Interval | Non
     if not seeds or any(frame is None for frame in [*mine, *theirs]):
         return None
     frames: list[pd.DataFrame] = [frame for frame in [*mine, *theirs] if frame is not None]
-    labels, names = pd.factorize(frames[0]["label"], sort=True)
-    numbers = METRICS[metric].regression
-    coded = [
-        frame["prediction"].to_numpy(float) if numbers else pd.Index(names).get_indexer(pd.Index(frame["prediction"]))
-        for frame in frames
-    ]
-    truth = frames[0]["label"].to_numpy(float) if numbers else labels
-    score = partial(_score, metric, len(names))
-    half = len(seeds)
-    return bootstrap_difference(
-        np.stack(coded[:half]), np.stack(coded[half:]), truth, metric=score, resamples=_RESAMPLES
-    )
+    if not all(frame["label"].equals(frames[0]["label"]) for frame in frames):
+        return None
+    columns = [frames[0]["label"].to_numpy(), *(frame["prediction"].to_numpy() for frame in frames)]
+    truth, *coded = _coded(columns, metric)
+    classes = 1 if METRICS[metric].regression else len(frames[0]["scores"].iloc[0])
+    score, half = partial(_score, metric, classes), len(seeds)
+    with warnings.catch_warnings():
+        # scikit-learn warns of every resample without a rare class.
+        warnings.simplefilter("ignore")
+        return bootstrap_difference(
+            np.stack(coded[:half]), np.stack(coded[half:]), truth, metric=score, resamples=_RESAMPLES
+        )
+
+
+def _coded(columns: Sequence[np.ndarray], metric: str) -> list[np.ndarray]:
+    """Labels and predictions as numbers, or as ids of classes in the order of `Labels`: F1 is that of the second."""
+    if METRICS[metric].regression:
+        return [column.astype(float) for column in columns]
+    names = {name for column in columns for name in column}
+    try:
+        ordered = sorted(names, key=int)
+    except ValueError:
+        ordered = sorted(names)
+    ids = {name: number for number, name in enumerate(ordered)}
+    return [np.array([ids[name] for name in column], dtype=int) for column in columns]
 
 
 def _score(metric: str, classes: int, labels: np.ndarray, predictions: np.ndarray) -> float:
@@ -301,29 +338,35 @@ def _predictions(trial: Trial, split: str) -> pd.DataFrame | None:
     file = Path(trial.outcome["folder"]) / "predictions.parquet"
     if not file.is_file():
         return None
-    frame = pd.read_parquet(file, columns=["split", "label", "prediction"])
+    frame = pd.read_parquet(file)
     return frame.loc[frame["split"] == split].reset_index(drop=True)
 
 
 def _ranks(measured: Mapping[Group, Measured], grid: Grid) -> dict[str, float]:
     """Over tasks and points; a method that has no score there ranks last, one that knows no point is at all of them."""
     rows, better = {}, {}
-    for base in (group for group in measured if group.method == grid.baseline):
-        name = f"{base.task} {grid.point_of(base)}"
-        here = (g for g in measured if g.task == base.task and set(g.point) <= set(base.point))
+    for task, point in dict.fromkeys((g.task, point) for g in measured for point in _points(grid)):
+        here = [g for g in measured if g.task == task and set(g.point) <= point]
+        name = str(here)
         rows[name] = {g.method: found.mean for g in here if (found := measured[g].score)}
-        better[name] = grid.larger_is_better(base)
+        better[name] = grid.larger_is_better(here[0])
     frame = pd.DataFrame.from_dict(rows, orient="index", columns=None).reindex(columns=list(grid.methods))
     return {} if len(frame) < 2 else average_ranks(frame, larger_is_better=better).to_dict()
 
 
+def _points(grid: Grid) -> list[frozenset[tuple[str, str]]]:
+    """All points of the grid, as of `Group.point`."""
+    pairs = [[(key, json.dumps(value)) for value in values] for key, values in grid.config.grid.items()]
+    return [frozenset(point) for point in itertools.product(*pairs)]
+
+
 def described(found: Comparison) -> dict[str, Any]:
-    """A comparison as plain data, for files and pages."""
+    """A comparison as plain data, for files and pages. JSON has no NaN: a number that is not finite is None."""
     return {
         "baseline": found.grid.baseline,
         "family": found.family,
         "average_ranks": found.ranks,
-        "groups": [_described(found, group) for group in found.measured],
+        "groups": [_finite(_described(found, group)) for group in found.measured],
     }
 
 
@@ -359,6 +402,12 @@ def _described(found: Comparison, group: Group) -> dict[str, Any]:
             "speed_confirmed": compared.speed and compared.speed.confirmed,
         }
     return facts
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(one) for key, one in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 #: What a run costs: facts of its outcome.

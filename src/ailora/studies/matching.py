@@ -33,10 +33,6 @@ def matched(config: RunConfig, baseline: RunConfig) -> RunConfig:
     return config.model_copy(update={"adapter": adapter})
 
 
-def _scaled(rank: int, share: float) -> int:
-    return max(1, round(rank * share))
-
-
 def _trained(config: RunConfig) -> int:
     if config.adapter.custom:
         raise InputError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -36,26 +37,21 @@ class Rates:
         steps = math.floor(math.log10(config.to / config.from_) * config.per_decade + 0.01)
         return cls(tuple(_step(config.from_, k, config.per_decade) for k in range(steps + 1)), config.per_decade)
 
-    def neighbours(self, rate: float, tried: Iterable[float]) -> list[float]:
-        """The next rate below and above one; at an edge of the range new ones, within `MOST_DECADES` of its ends.
-
-        Args:
-            rate: one of `tried`.
-            tried: the rates so far.
-        """
-        ordered = sorted(set(tried) | set(self.initial))
-        place = ordered.index(rate)
-        below = ordered[place - 1] if place else self._beyond(rate, -1)
-        above = ordered[place + 1] if place + 1 < len(ordered) else self._beyond(rate, 1)
-        return [found for found in (below, above) if found is not None]
-
-    def _beyond(self, rate: float, direction: int) -> float | None:
+    @property
+    def reachable(self) -> list[float]:
+        """All rates that may be tried: a range goes on for `MOST_DECADES` beyond each of its ends."""
         if self.per_decade is None:
-            return None
-        # Counted from the range's end, so that repeated rounding does not drift.
-        end = self.initial[0] if direction < 0 else self.initial[-1]
-        steps = round(abs(math.log10(rate / end)) * self.per_decade) + 1
-        return None if steps > MOST_DECADES * self.per_decade else _step(end, direction * steps, self.per_decade)
+            return list(self.initial)
+        most = MOST_DECADES * self.per_decade
+        below = [_step(self.initial[0], -k, self.per_decade) for k in range(most, 0, -1)]
+        above = [_step(self.initial[-1], k, self.per_decade) for k in range(1, most + 1)]
+        return [*below, *self.initial, *above]
+
+    def neighbours(self, rate: float) -> list[float]:
+        """The next rate below and above one, as far as they may be tried."""
+        rates = self.reachable
+        place = rates.index(rate)
+        return [*rates[max(0, place - 1) : place], *rates[place + 1 : place + 2]]
 
 
 @dataclass(frozen=True)
@@ -80,37 +76,38 @@ class Schedule:
         Args:
             scores: (rate, seed) -> score of what has ended, larger is better; NaN: it failed.
         """
-        tried = list(self.rates.initial)
-        first = self.seeds[0]
-        wanted = dict.fromkeys((rate, seed) for rate in tried for seed in (self.seeds if self.everywhere else [first]))
+        first = self.seeds[:1]
+        initial = self.rates.initial
+        tried = {rate for rate in self.rates.reachable if rate in initial or (rate, first[0]) in scores}
+        wanted = _cells(sorted(tried), first) | _cells(initial, self.seeds if self.everywhere else [])
         if not wanted.keys() <= scores.keys():
             return Progress(list(wanted))
-        best = _best(scores, tried, self.seeds if self.everywhere else [first])
-        while best is not None:
-            near = self.rates.neighbours(best, tried)
-            tried = sorted({*tried, *near})
-            # With the first seed alone: whether the range goes on in this direction.
-            sweep = [(rate, first) for rate in near]
-            wanted |= dict.fromkeys(sweep)
-            if not wanted.keys() <= scores.keys():
-                return Progress(list(wanted))
-            if (further := _best(scores, tried, [first])) != best and not self._measured(scores, best):
-                best = further
-                continue
-            wanted |= dict.fromkeys((rate, seed) for rate in [best, *near] for seed in self.seeds)
-            if not wanted.keys() <= scores.keys():
-                return Progress(list(wanted))
-            complete = [rate for rate in tried if self._measured(scores, rate)]
-            if (chosen := _best(scores, complete, self.seeds)) in (best, None):
+        while (best := self._promising(scores, tried)) is not None:
+            near = self.rates.neighbours(best)
+            tried |= {*near}
+            # One seed tells whether the range goes on in this direction, all of them which rate is the best.
+            for seeds in (first, self.seeds):
+                wanted |= _cells([best, *near], seeds)
+                if not wanted.keys() <= scores.keys():
+                    return Progress(list(wanted))
+                if self._promising(scores, tried) != best:
+                    break
+            else:
                 break
-            best = chosen
-        if best is None:
-            return Progress(list(wanted), ended=True)
-        wanted |= dict.fromkeys((best, seed) for seed in self.extra_seeds)
+        if best is not None:
+            wanted |= _cells([best], self.extra_seeds)
         return Progress(list(wanted), best, ended=wanted.keys() <= scores.keys())
 
-    def _measured(self, scores: Mapping[tuple[float, int], float], rate: float) -> bool:
-        return all((rate, seed) in scores for seed in self.seeds)
+    def _promising(self, scores: Mapping[tuple[float, int], float], tried: Iterable[float]) -> float | None:
+        """The rate with the best mean over all seeds, or while no rate has them all, with the best first seed.
+
+        A rate with a failed run is out. None: all are.
+        """
+        found = {rate: [scores[rate, seed] for seed in self.seeds if (rate, seed) in scores] for rate in tried}
+        sound = {rate: own for rate, own in found.items() if not any(map(math.isnan, own))}
+        measured = {rate: math.fsum(own) / len(own) for rate, own in sound.items() if len(own) == len(self.seeds)}
+        means = measured or {rate: own[0] for rate, own in sound.items()}
+        return peak(means, larger_is_better=True) if means else None
 
 
 @dataclass(frozen=True)
@@ -128,12 +125,9 @@ class Progress:
     ended: bool = False
 
 
-def _best(scores: Mapping[tuple[float, int], float], rates: Iterable[float], seeds: Sequence[int]) -> float | None:
-    """The rate with the best mean over seeds; a failed run makes its rate NaN. None: all of them failed."""
-    means = {rate: math.fsum(scores[rate, seed] for seed in seeds) / len(seeds) for rate in rates}
-    if all(map(math.isnan, means.values())):
-        return None
-    return peak(means, larger_is_better=True)
+def _cells(rates: Iterable[float], seeds: Iterable[int]) -> dict[tuple[float, int], None]:
+    """All pairs, in order."""
+    return dict.fromkeys(itertools.product(rates, list(seeds)))
 
 
 def _step(rate: float, steps: int, per_decade: int) -> float:

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from ailora.studies.comparison import Comparison, Measured, Speed, report_split
+from ailora.studies.comparison import Compared, Comparison, Measured, Speed, report_split
 from ailora.studies.grid import ONLY_TASK, Group
 from ailora.studies.stats import Estimate, Verdict
 
 _NOTHING = "-"
+#: What one method, and what several do to the baseline.
+_WORDS = {
+    Verdict.WIN: ("beats", "beat"),
+    Verdict.LOSS: ("loses to", "lose to"),
+    Verdict.TIE: ("ties with", "tie with"),
+    None: ("has no seed in common with", "have no seed in common with"),
+}
 
 
 @dataclass(frozen=True)
@@ -46,13 +54,15 @@ def summary(found: Comparison) -> list[str]:
     sentences = []
     for base in (group for group in found.measured if group.method == grid.baseline):
         here = [g for g in found.compared if grid.baseline_of(g) == base]
-        by_verdict = {one: [g.method for g in here if found.compared[g].verdict is one] for one in Verdict}
+        by_verdict: dict[Verdict | None, list[str]] = {}
+        for g in here:
+            by_verdict.setdefault(_judged(found.compared[g]), []).append(_named(found, g, base))
         score = found.measured[base].score
         where = f"On {_place(found, base)}" if _place(found, base) else "Here"
         told = [
-            f"{_listed(by_verdict[one])} {word}"
-            for one, word in ((Verdict.WIN, "beat"), (Verdict.LOSS, "lose to"), (Verdict.TIE, "tie with"))
-            if by_verdict[one]
+            f"{_listed(by_verdict[one])} {word if len(by_verdict[one]) == 1 else words}"
+            for one, (word, words) in _WORDS.items()
+            if one in by_verdict
         ]
         said = "; ".join(told) or "nothing is compared with"
         at = (
@@ -107,7 +117,7 @@ def _scores(found: Comparison) -> TextTable:
                 _NOTHING if difference is None else _estimate(difference.estimate, signed=True),
                 _NOTHING if boot is None else f"[{boot.low:+.4f}, {boot.high:+.4f}]",
                 _NOTHING if compared.adjusted_p is None else f"{compared.adjusted_p:.3f}",
-                compared.verdict.value,
+                _judged(compared) or _NOTHING,
             ]
         )
     metrics = sorted({f"{grid.metric_of(group)} ({report_split(grid, group)})" for group in found.measured})
@@ -129,7 +139,7 @@ def _curves(found: Comparison) -> Iterable[TextTable]:
         metric = found.grid.metric_of(base)
         yield TextTable(
             f"Validation {metric} over learning rate" + (f", {place}" if place else ""),
-            ["learning rate", *(group.method for group in here)],
+            ["learning rate", *(_named(found, group, base) for group in here)],
             rows,
             ["Mean over seeds, their number in brackets; * the best rate."],
         )
@@ -139,7 +149,7 @@ def _at(measured: Measured, rate: float) -> str:
     if rate not in measured.curve:
         return ""
     one = measured.curve[rate]
-    return f"{one.mean:.4f} ({one.n})" + (" *" if rate == measured.progress.best else "")
+    return f"{_figure(one.mean)} ({one.n})" + (" *" if rate == measured.progress.best else "")
 
 
 def _ranges(found: Comparison) -> TextTable:
@@ -209,11 +219,21 @@ def _costs(found: Comparison) -> TextTable:
 
 def _failures(found: Comparison) -> TextTable:
     rows = [
-        [_place(found, group), group.method, error.replace("\n", " ")[:200]]
+        [_place(found, group), group.method, " ".join(error.split())[:200]]
         for group, measured in found.measured.items()
         for error in measured.errors
     ]
     return TextTable("Failed trials", ["on", "method", "learning rate, seed: error"], rows)
+
+
+def _judged(compared: Compared) -> Verdict | None:
+    """A tie needs a difference."""
+    return None if compared.difference is None else compared.verdict
+
+
+def _named(found: Comparison, group: Group, base: Group) -> str:
+    """A method beside a baseline, with its point where the baseline is at none, or at another one."""
+    return group.method if {*group.point} <= {*base.point} else f"{group.method} ({found.grid.point_of(group)})"
 
 
 def _place(found: Comparison, group: Group) -> str:
@@ -223,8 +243,12 @@ def _place(found: Comparison, group: Group) -> str:
 
 def _estimate(one: Estimate, *, signed: bool = False) -> str:
     sign = "+" if signed else ""
-    interval = "" if one.low is None else f" [{one.low:{sign}.4f}, {one.high:{sign}.4f}]"
-    return f"{one.mean:{sign}.4f}{interval}"
+    known = one.low is not None and math.isfinite(one.mean)
+    return _figure(one.mean, sign) + (f" [{one.low:{sign}.4f}, {one.high:{sign}.4f}]" if known else "")
+
+
+def _figure(value: float, sign: str = "") -> str:
+    return f"{value:{sign}.4f}" if math.isfinite(value) else "not finite"
 
 
 def _number(value: float | None, text: Callable[[float], str]) -> str:

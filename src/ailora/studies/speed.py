@@ -27,10 +27,8 @@ def confirmations(trials: Sequence[Trial], grid: Grid) -> list[Cell]:
         speed, best = compared.speed, found.measured[group].progress.best
         if speed is None or best is None:
             continue
-        steps = [one.step for one in speed.reached.values()]
-        if any(step is None for step in steps):
-            continue
-        enough = math.ceil(statistics.median(step for step in steps if step is not None))
-        if enough < max(one.last_step for one in speed.reached.values()):
+        earlier = [one.step for one in speed.reached.values() if one.step is not None and one.step < one.last_step]
+        if len(earlier) == len(speed.reached):
+            enough = math.ceil(statistics.median(earlier))
             cells += [Cell(group, best, seed, enough) for seed in grid.config.seeds]
     return cells

@@ -34,6 +34,8 @@ _KEY, _CELL, _OUTCOME, _ERROR, _INTERRUPTED = "key", "cell", "outcome", "error",
 _STUDY = "study"
 #: Trials that have ended before another one is compared with them.
 _ENOUGH_PEERS = 4
+#: Signs of life within the time after which a worker counts as dead.
+_BEATS = 6
 #: Seconds that a connection waits for another's write to an SQLite file.
 _PATIENCE = 120
 
@@ -93,6 +95,8 @@ class Store:
         self._waiting: deque[FrozenTrial] = deque()
         self._looked = -float("inf")
         self.study: dict[str, Any] = study.user_attrs[_STUDY]
+        storage.grace_period = self.study["worker_timeout"]
+        storage.heartbeat_interval = max(1, storage.grace_period // _BEATS)
 
     @classmethod
     def create(cls, url: str, name: str, study: Mapping[str, Any]) -> Store:
@@ -106,46 +110,46 @@ class Store:
         Raises:
             InputError: the storage cannot be reached, or holds a study of that name.
         """
-        with _reaching(url):
-            storage = _storage(url, study["worker_timeout"])
+        with _reaching(url) as storage:
             try:
                 made = optuna.create_study(storage=storage, study_name=name, direction="maximize")
             except optuna.exceptions.DuplicatedStudyError:
                 raise InputError(f"{_shown(url)} holds a study {name!r} already") from None
             made.set_user_attr(_STUDY, dict(study))
-        return cls(url, made, storage)
+            return cls(url, made, storage)
+
+    @classmethod
+    def find(cls, url: str, name: str) -> Store | None:
+        """A study that is in a storage; None: it is not. Nothing is made.
+
+        Raises:
+            InputError: the storage cannot be reached, or holds a study of that name that is not ours.
+        """
+        if (file := sqlite_file(url)) is not None and not file.is_file():
+            return None
+        with _reaching(url) as storage:
+            if name not in optuna.get_all_study_names(storage):
+                storage.engine.dispose()
+                return None
+            found = optuna.load_study(storage=storage, study_name=name)
+            if _STUDY not in found.user_attrs:
+                raise InputError(f"{_shown(url)}: the study {name!r} was not made by ailora")
+            return cls(url, found, storage)
 
     @classmethod
     def open(cls, url: str, name: str) -> Store:
-        """A study that is in a storage.
+        """As `find`.
 
         Raises:
-            InputError: the storage cannot be reached, or holds no study of that name.
+            InputError: the storage holds no such study too.
         """
-        missing = InputError(f"{_shown(url)} holds no study {name!r}: `ailora study run` makes it")
-        if (file := sqlite_file(url)) is not None and not file.is_file():
-            raise missing
-        with _reaching(url):
-            try:
-                found = optuna.load_study(storage=_storage(url, None), study_name=name)
-            except KeyError:
-                raise missing from None
-            if _STUDY not in found.user_attrs:
-                raise InputError(f"{_shown(url)}: the study {name!r} was not made by ailora")
-            storage = _storage(url, found.user_attrs[_STUDY]["worker_timeout"])
-            return cls(url, optuna.load_study(storage=storage, study_name=name), storage)
+        if (found := cls.find(url, name)) is None:
+            raise InputError(f"{_shown(url)} holds no study {name!r}: `ailora study run` makes it")
+        return found
 
-    @classmethod
-    def exists(cls, url: str, name: str) -> bool:
-        """Whether a storage holds a study; nothing is made.
-
-        Raises:
-            InputError: the storage cannot be reached.
-        """
-        if (file := sqlite_file(url)) is not None and not file.is_file():
-            return False
-        with _reaching(url):
-            return name in optuna.get_all_study_names(_storage(url, None))
+    def close(self) -> None:
+        """Close the connections to the storage."""
+        self._storage.engine.dispose()
 
     def rewrite(self, study: Mapping[str, Any]) -> None:
         """Keep another study file, for a grid that was extended."""
@@ -340,27 +344,13 @@ def _first(attempts: list[FrozenTrial]) -> FrozenTrial:
     return next((frozen for frozen in attempts if not _is_lost(frozen)), attempts[-1])
 
 
-def _storage(url: str, timeout: int | None) -> RDBStorage:
-    """Optuna's storage.
-
-    Args:
-        url: of the database.
-        timeout: seconds after which a silent worker is dead; None: nothing is run.
-    """
+def _storage(url: str) -> RDBStorage:
     file = sqlite_file(url)
-    if file is not None:
-        file.parent.mkdir(parents=True, exist_ok=True)
-    arguments = {"connect_args": {"timeout": _PATIENCE}} if file is not None else {"pool_pre_ping": True}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ExperimentalWarning)
-        storage = RDBStorage(
-            url,
-            engine_kwargs=arguments,
-            heartbeat_interval=None if timeout is None else max(1, timeout // 6),
-            grace_period=timeout,
-        )
-    if file is not None:
-        _serialize(storage.engine)
+    if file is None:
+        return RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
+    file.parent.mkdir(parents=True, exist_ok=True)
+    storage = RDBStorage(url, engine_kwargs={"connect_args": {"timeout": _PATIENCE}})
+    _serialize(storage.engine)
     return storage
 
 
@@ -384,17 +374,27 @@ def _serialize(engine: sqlalchemy.Engine) -> None:
 
 
 @contextlib.contextmanager
-def _reaching(url: str) -> Iterator[None]:
-    """Say which storage cannot be reached, and why."""
-    # The study's own messages would stand between those of a worker.
+def _reaching(url: str) -> Iterator[RDBStorage]:
+    """A storage, closed when an error comes; which one cannot be reached, and why, is said."""
+    # What Optuna says of every study would stand between the messages of a worker.
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    storage = None
     try:
-        yield
-    except (ArgumentError, NoSuchModuleError) as error:
-        raise InputError(f"storage {_shown(url)} is no database URL: {error}") from None
-    except (SQLAlchemyError, StorageInternalError, ImportError, OSError) as error:
-        reason = " ".join(str(error.__cause__ or error).split())
-        raise InputError(f"storage {_shown(url)} cannot be reached: {reason[:300]}") from error
+        storage = _storage(url)
+        yield storage
+    except BaseException as error:
+        if storage is not None:
+            storage.engine.dispose()
+        raise _reason(url, error) from error
+
+
+def _reason(url: str, error: BaseException) -> BaseException:
+    if isinstance(error, ArgumentError | NoSuchModuleError):
+        return InputError(f"storage {_shown(url)} is no database URL: {error}")
+    if isinstance(error, SQLAlchemyError | StorageInternalError | ImportError | OSError):
+        said = " ".join(str(error.__cause__ or error).split())
+        return InputError(f"storage {_shown(url)} cannot be reached: {said[:300]}")
+    return error
 
 
 def _shown(url: str) -> str:

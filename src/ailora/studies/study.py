@@ -38,13 +38,13 @@ def open_study(config: StudyConfig) -> tuple[Store, Grid]:
     output = Path(config.output)
     output.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(output / ".study.lock"):
-        if Store.exists(config.storage, config.name):
-            store = Store.open(config.storage, config.name)
-            _require_fit(config, store)
-            if store.study != config.model_dump(by_alias=True):
-                store.rewrite(config.model_dump(by_alias=True))
+        plain = config.model_dump(by_alias=True)
+        store = Store.find(config.storage, config.name)
+        if store is None:
+            store = Store.create(config.storage, config.name, plain)
         else:
-            store = Store.create(config.storage, config.name, config.model_dump(by_alias=True))
+            _require_fit(config, store)
+            store.rewrite(plain)
         extend(store, grid)
     return store, grid
 

@@ -126,9 +126,10 @@ def _check_learning_rates(config: RunConfig, made: Any) -> None:
 
 def _checksum(parameter: torch.Tensor) -> tuple[float, float]:
     """Two sums that no change of a weight that anyone makes on purpose leaves alone."""
-    values = parameter.detach()
-    values = values.double() if values.is_floating_point() else values.long()
-    return float(values.sum()), float((values * values).sum())
+    # On another device sums are rounded otherwise, and the trainer of the batches moves the model.
+    values = parameter.detach().cpu()
+    values = values if values.is_floating_point() else values.float()
+    return float(values.sum(dtype=torch.float64)), float(torch.linalg.vector_norm(values, dtype=torch.float64))
 
 
 def _changed(made: PeftModel, before: dict[str, tuple[float, float]]) -> dict[str, str]:

@@ -41,8 +41,8 @@ from ailora.recipes.schema import AdapterConfig, RunConfig
 _OVERWRITING = ("pissa", "olora", "lora_ga", "corda")
 _NAMES = ("lora", "gaussian", "orthogonal", "mica", "eva", *_OVERWRITING)
 _NITER = re.compile(r"pissa_niter_[1-9]\d*")
-#: Beginnings of warnings that say nothing of what was asked for: how EVA could save memory, and that LoRA-GA asks for the
-#: gradients of weights alone.
+#: Beginnings of warnings that say nothing of what was asked for: how EVA could save memory, and that LoRA-GA asks for
+#: the gradients of weights alone.
 _HINTS = ("lora with eva initialization used with low_cpu_mem_usage", "Full backward hook is firing when gradients")
 #: Training rows that CorDA and LoRA-GA look at, at most one epoch: CorDA's paper (arXiv 2406.05223) takes 256.
 _ROWS = 256

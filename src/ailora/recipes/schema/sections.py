@@ -146,7 +146,7 @@ class RunConfig(Section, frozen=True):
 
     @property
     def scores(self) -> dict[str, bool]:
-        """What is measured of every split when training has ended -> whether larger is better; the deciding one first."""
+        """What is measured of every split at the end -> whether larger is better; the deciding one first."""
         return {"loss": False}
 
     def check(self) -> None:
