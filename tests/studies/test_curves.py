@@ -6,12 +6,12 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import assume, given
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ailora import InputError
 from ailora.studies.curves import GoodRange, Reached, good_range, peak, steps_to_reach
-from ailora.studies.stats import Estimate, estimate
+from ailora.studies.stats import Estimate
 
 EPS = float(np.finfo(float).eps)
 

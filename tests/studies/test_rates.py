@@ -142,6 +142,7 @@ def test_every_schedule_ends_with_a_best_whose_neighbours_are_measured(
         return
     tried = {rate for rate, _ in scores}
     for near in [progress.best, *schedule.rates.neighbours(progress.best)]:
-        assert all((near, seed) in scores for seed in numbers)
+        own = [scores[near, seed] for seed in numbers if (near, seed) in scores]
+        assert len(own) == seeds or any(map(math.isnan, own))
     full = {r: sum(scores[r, s] for s in numbers) / seeds for r in tried if all((r, s) in scores for s in numbers)}
     assert full[progress.best] == pytest.approx(max(mean for mean in full.values() if not math.isnan(mean)))

@@ -339,7 +339,8 @@ def _predictions(trial: Trial, split: str) -> pd.DataFrame | None:
     if not file.is_file():
         return None
     frame = pd.read_parquet(file)
-    return frame.loc[frame["split"] == split].reset_index(drop=True)
+    own = frame.loc[frame["split"] == split].reset_index(drop=True)
+    return None if own.empty else own
 
 
 def _ranks(measured: Mapping[Group, Measured], grid: Grid) -> dict[str, float]:

@@ -87,7 +87,9 @@ class Schedule:
             tried |= {*near}
             # One seed tells whether the range goes on in this direction, all of them which rate is the best.
             for seeds in (first, self.seeds):
-                wanted |= _cells([best, *near], seeds)
+                # A rate at which a run failed is out: its other seeds would only cost.
+                sound = [r for r in (best, *near) if not any(math.isnan(scores.get((r, s), 0.0)) for s in self.seeds)]
+                wanted |= _cells(sound, seeds)
                 if not wanted.keys() <= scores.keys():
                     return Progress(list(wanted))
                 if self._promising(scores, tried) != best:

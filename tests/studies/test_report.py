@@ -1,0 +1,236 @@
+"""A comparison in words and tables, and the trials as one table."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from ailora.studies.comparison import compare
+from ailora.studies.grid import Cell, Grid, Group
+from ailora.studies.report import TextTable, markdown, summary, tables
+from ailora.studies.results import frame
+from ailora.studies.store import Status, Store, Trial
+from tests.studies.made import Result, grid_of, outcome, ran, trial
+
+OURS = Group("base", "ailora")
+METHODS = ["lora", "ailora", "full", {"wide|er": {"method": "lora", "adapter.rank": 16}}]
+BIG = {"methods": METHODS, "tasks": {"a": {}, "b": {"metric": "f1"}}, "grid": {"adapter.rank": [2, 8]}}
+
+
+def rows_of(text: str) -> list[list[list[str]]]:
+    """The tables of Markdown: rows of cells."""
+    found: list[list[list[str]]] = [[]]
+    for line in text.splitlines():
+        if line.startswith("|"):
+            found[-1].append([cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]])
+        elif found[-1]:
+            found.append([])
+    return [table for table in found if table]
+
+
+def both(value: float, **facts: Any) -> Result:
+    """With F1 as well."""
+    scores = {split: {"accuracy": value, "f1": value, "loss": 0.5} for split in ("validation", "test")}
+    return outcome(value, losses=(0.7, 0.5), metrics=scores, **facts)
+
+
+def table(tables: list[TextTable], title: str) -> TextTable:
+    return next(one for one in tables if one.title == title)
+
+
+def test_a_table_is_markdown_whatever_its_cells_hold() -> None:
+    made = TextTable("T", ["a", "b|c"], [["x|y", ""]], ["A note."]).markdown()
+    assert made == "### T\n\n| a | b\\|c |\n| --- | --- |\n| x\\|y |  |\n\nA note.\n"
+
+
+#: How studies can go -> what becomes of a cell.
+FATES: dict[str, Callable[[Cell], Result]] = {
+    "well": lambda cell: both(0.5 + 0.01 * cell.seed + len(cell.group.method) / 100, forgetting={"rise": 0.1}),
+    "nothing has run": lambda cell: Status.WAITING,
+    "everything fails": lambda cell: "broken | into\ntwo",
+    "the baseline fails": lambda cell: "broken" if cell.group.method == "lora" else both(0.8),
+    "one method fails": lambda cell: "broken" if cell.group.method == "ailora" else both(0.8),
+    "some are open or pruned": lambda cell: [both(0.8), Status.PRUNED, Status.RUNNING, both(0.8), both(0.7)][cell.seed],
+    "scores are not finite": lambda cell: outcome(
+        0.8, metrics={"validation": {"accuracy": 0.8, "f1": 0.8}, "test": {"accuracy": math.nan, "f1": math.inf}}
+    ),
+    "nothing was evaluated": lambda cell: both(0.8, history=[]),
+}
+
+
+@pytest.mark.parametrize("study", [{}, BIG, BIG | {"baseline": "full"}, {"seeds": [0]}], ids=str)
+@pytest.mark.parametrize("fate", FATES)
+def test_every_report_is_whole(fate: str, study: dict[str, Any]) -> None:
+    base = grid_of().config.base
+    assert isinstance(base, dict)
+    grid = grid_of(**{"base": {**base, "metric": ["accuracy", "f1"]}, **study})
+    found = compare(ran(grid, FATES[fate]), grid)
+    text = markdown(found, title="A study")
+    assert text.startswith("## A study\n\n- ")
+    for rows in rows_of(text):
+        assert {len(row) for row in rows} == {len(rows[0])}
+        assert len(rows) > 2
+        assert set(rows[1]) == {"---"}
+        assert len({*rows[0]}) == len(rows[0])
+    assert not re.search(r"\b(nan|none|inf)\b", text.replace("none of", ""), re.IGNORECASE)
+    first = rows_of(text)[0]
+    assert {row[1] for row in first[2:]} == {label.replace("|", "\\|") for label in grid.methods}
+    assert len(first) == 2 + len(grid.groups)
+    for label in grid.methods:
+        assert label in "\n".join(summary(found))
+
+
+def said(grid: Grid, value: Callable[[Cell], float | str]) -> str:
+    """The first sentence of the summary."""
+    results = lambda cell: made if isinstance(made := value(cell), str) else outcome(made)  # noqa: E731
+    return summary(compare(ran(grid, results), grid))[0]
+
+
+def test_a_sentence_says_who_wins_loses_and_ties() -> None:
+    values = {"lora": 0.5, "ailora": 0.9, "pissa": 0.8, "milora": 0.4, "peft:orthogonal": 0.5, "reversed": "broken"}
+    grid = grid_of(methods=list(values))
+    assert said(grid, lambda cell: values[cell.group.method]) == (
+        "Here, ailora and pissa beat; milora loses to; peft:orthogonal ties with; reversed has no seed in common with "
+        "the baseline lora (accuracy 0.5000 [0.5000, 0.5000] on the test split)."
+    )
+
+
+def test_the_baseline_alone_is_compared_with_nothing() -> None:
+    grid = grid_of(methods=["lora"], seeds=[0])
+    assert said(grid, lambda cell: 0.5) == (
+        "Here, nothing is compared with the baseline lora (accuracy 0.5000 on the test split)."
+    )
+    assert said(grid, lambda cell: "broken") == "Here, nothing is compared with the baseline lora."
+
+
+def test_there_is_a_sentence_for_each_task_and_point() -> None:
+    grid = grid_of(tasks={"a": {}, "b": {}}, grid={"adapter.rank": [2, 8]}, seeds=[0])
+    found = summary(compare(ran(grid, lambda cell: outcome(0.5)), grid))
+    where = [sentence.split(" ties")[0] for sentence in found[:-2]]
+    assert where == [f"On {task}, rank {rank}, ailora" for task in "ab" for rank in (2, 8)]
+
+
+def test_methods_are_told_apart_where_the_baseline_knows_no_point() -> None:
+    grid = grid_of(methods=["full", "lora"], grid={"adapter.rank": [2, 8]})
+    results = lambda cell: 0.5 if cell.group.method == "full" else 0.1 * cell.group.values["adapter.rank"]  # noqa: E731
+    assert said(grid, results).startswith("Here, lora (rank 8) beats; lora (rank 2) loses to the baseline full (")
+    found = compare(ran(grid, lambda cell: outcome(results(cell))), grid)
+    curves = table(tables(found), "Validation accuracy over learning rate")
+    assert curves.columns == ["learning rate", "full", "lora (rank 2)", "lora (rank 8)"]
+
+
+def test_the_rules_and_what_is_missing_are_said() -> None:
+    grid = grid_of(methods=["lora", "ailora", "pissa"])
+    fates = [outcome(0.8), "broken", Status.PRUNED, Status.WAITING, Status.RUNNING]
+    rules, counted = summary(compare(ran(grid, lambda cell: fates[cell.seed]), grid))[-2:]
+    assert "a family of 0 comparisons" in rules
+    assert counted == "3 trials are done, 3 failed, 3 were pruned, 6 are not run yet."
+    rules = summary(compare(ran(grid, lambda cell: outcome(0.8)), grid))[-2]
+    assert "a family of 2 comparisons" in rules
+    assert "at least 5 seeds" in rules
+
+
+def test_errors_are_shown_in_a_line_and_cut() -> None:
+    grid = grid_of(seeds=[0])
+    long = "ValueError: a\n  b " + "x" * 500
+    found = tables(compare(ran(grid, lambda cell: long if cell.group == OURS else outcome(0.8)), grid))
+    (row,) = table(found, "Failed trials").rows
+    assert row[:2] == ["", "ailora"]
+    assert row[2].startswith("0.001, seed 0: ValueError: a b xxx")
+    assert len(row[2]) == 200
+
+
+def test_a_score_is_shown_with_its_rate_seeds_interval_and_verdict() -> None:
+    grid = grid_of()
+    gain = [0.04, 0.05, 0.05, 0.05, 0.06]
+    trials = ran(grid, lambda cell: outcome(0.5 + (gain[cell.seed] if cell.group == OURS else 0)))
+    scores = table(tables(compare(trials, grid)), "Scores")
+    assert scores.rows[0] == ["", "lora", "0.001", "5", "0.5000 [0.5000, 0.5000]", "baseline", "", "", ""]
+    # t(4) is 2.776, sd / sqrt(5) is 0.01 / sqrt(2) / sqrt(5).
+    interval = "[+0.0412, +0.0588]"
+    assert scores.rows[1][3:] == ["5", "0.5500 [0.5412, 0.5588]", f"+0.0500 {interval}", "-", "0.000", "win"]
+    assert "accuracy (test)" in scores.notes[0]
+
+
+def test_a_search_that_goes_on_is_not_final() -> None:
+    grid = grid_of(seeds=[0], extra_seeds=[1])
+    trials = ran(grid, lambda cell: Status.RUNNING if cell.seed == 1 else outcome(0.8))
+    assert [row[2] for row in table(tables(compare(trials, grid)), "Scores").rows] == ["0.001 (not final)"] * 2
+
+
+def test_curves_show_every_rate_and_mark_the_best() -> None:
+    grid = grid_of(methods=["lora", {"ailora": {"learning_rate": {"values": [1e-3, 1e-2]}}}], seeds=[0, 1])
+    trials = ran(grid, lambda cell: outcome(0.5 + 10 * cell.learning_rate))
+    curves = table(tables(compare(trials, grid)), "Validation accuracy over learning rate")
+    assert curves.rows == [["0.001", "0.5100 (2) *", "0.5100 (2)"], ["0.01", "", "0.6000 (2) *"]]
+
+
+def test_speed_and_cost_are_shown() -> None:
+    grid = grid_of(seeds=[0, 1])
+    ours = {0: (0.9, 0.5, 0.4, 0.4), 1: (0.9, 0.9, 0.9, 0.9)}
+    trials = ran(
+        grid, lambda cell: outcome(0.8, losses=ours[cell.seed] if cell.group == OURS else (0.9, 0.8, 0.6, 0.5))
+    )
+    made = tables(compare(trials, grid))
+    assert table(made, "Steps to the baseline's final loss").rows == [["", "ailora", "1 of 2", "0.50", "4", "not run"]]
+    assert table(made, "Cost").rows[1] == ["", "ailora", "1,234", "0.25", "200", "256", "4", "-"]
+    again = [*trials, trial(grid, Cell(OURS, 1e-3, 0, 20), outcome(0.8, losses=(0.6,)))]
+    row = table(tables(compare(again, grid)), "Steps to the baseline's final loss").rows[0]
+    assert row[-1] == "no"
+
+
+def test_the_best_rank_stands_first() -> None:
+    grid = grid_of(methods=["lora", "ailora", "pissa"], tasks={"a": {}, "b": {}}, seeds=[0])
+    value = {"lora": 0.5, "ailora": 0.9, "pissa": 0.7}
+    made = tables(compare(ran(grid, lambda cell: outcome(value[cell.group.method])), grid))
+    assert table(made, "Average rank").rows == [["ailora", "1.00"], ["pissa", "2.00"], ["lora", "3.00"]]
+
+
+# --- all trials as one table ------------------------------------------------------------------------------------------
+
+COLUMNS = [
+    *("key", "task", "method", "adapter.rank", "learning_rate", "seed", "max_steps", "status", "attempts"),
+    *("validation_accuracy", "validation_loss", "test_accuracy", "test_loss"),
+    *("seconds", "init_seconds", "train_seconds", "steps", "trainable_parameters", "total_parameters"),
+    *("adapter_bytes", "peak_memory_bytes", "folder", "error"),
+]
+
+
+def stored(trials: list[Trial]) -> Store:
+    return cast(Store, SimpleNamespace(trials=lambda: trials))
+
+
+def test_there_is_a_row_for_every_trial() -> None:
+    grid = grid_of(methods=["lora", "full"], grid={"adapter.rank": [2, 8]}, seeds=[0, 1])
+    trials = ran(grid, lambda cell: "broken" if cell.seed else outcome(0.8, test=0.7))
+    made = frame(stored(trials), grid)
+    assert set(made.columns) == set(COLUMNS)
+    assert list(frame(stored(trials[:1]), grid).columns) == COLUMNS
+    assert len(made) == len(trials) == 3 * 2
+    assert made["key"].is_unique
+    assert sorted(made["adapter.rank"].dropna()) == [2, 2, 8, 8]
+    assert made.loc[made["method"] == "full", "adapter.rank"].isna().all()
+    done, failed = made[made["seed"] == 0], made[made["seed"] == 1]
+    assert (done["status"] == "done").all()
+    assert (done["test_accuracy"] == 0.7).all()
+    assert (failed["error"] == "broken").all()
+    assert failed["validation_loss"].isna().all()
+
+
+def test_trials_of_other_versions_and_studies_are_left_out() -> None:
+    grid = grid_of(seeds=[0])
+    other = grid_of(methods=["lora", "pissa"], seeds=[0])
+    trials = [*ran(grid, lambda cell: outcome(0.8)), *ran(other, lambda cell: outcome(0.8))]
+    old = Trial(9, "0" * 20, trials[0].cell, Status.DONE, outcome={})
+    assert list(frame(stored([*trials[:2], trials[3], old]), grid)["method"]) == ["lora", "ailora"]
+
+
+def test_forgetting_has_a_column() -> None:
+    grid = grid_of(seeds=[0])
+    made = frame(stored(ran(grid, lambda cell: outcome(0.8, forgetting={"rise": 0.25, "before": 1.0}))), grid)
+    assert list(made["forgetting"]) == [0.25, 0.25]
