@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pytest
 
 from ailora.studies.grid import Cell, Grid
 from ailora.studies.results import scores
@@ -16,7 +17,15 @@ from ailora.studies.store import Status, Trial
 
 #: An outcome, the error of a trial that failed, or what else became of it.
 Result = dict[str, Any] | str | Status
+#: Steps between evaluations.
 EVERY = 10
+
+
+@pytest.fixture(autouse=True)
+def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """statsmodels collects garbage whenever p-values are adjusted, which takes a second beside torch."""
+    monkeypatch.setattr("gc.collect", lambda *generation: 0)
+    monkeypatch.setattr("ailora.studies.comparison._RESAMPLES", 50)
 
 
 def grid_of(**changes: Any) -> Grid:

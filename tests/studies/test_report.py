@@ -15,7 +15,9 @@ from ailora.studies.grid import Cell, Grid, Group
 from ailora.studies.report import TextTable, markdown, summary, tables
 from ailora.studies.results import frame
 from ailora.studies.store import Status, Store, Trial
-from tests.studies.made import Result, grid_of, outcome, ran, trial
+from tests.studies.made import Result, grid_of, outcome, quickly, ran, trial
+
+__all__ = ["quickly"]
 
 OURS = Group("base", "ailora")
 METHODS = ["lora", "ailora", "full", {"wide|er": {"method": "lora", "adapter.rank": 16}}]
@@ -77,7 +79,7 @@ def test_every_report_is_whole(fate: str, study: dict[str, Any]) -> None:
         assert len(rows) > 2
         assert set(rows[1]) == {"---"}
         assert len({*rows[0]}) == len(rows[0])
-    assert not re.search(r"\b(nan|none|inf)\b", text.replace("none of", ""), re.IGNORECASE)
+    assert not re.search(r"\b(nan|none|inf)\b", text, re.IGNORECASE)
     first = rows_of(text)[0]
     assert {row[1] for row in first[2:]} == {label.replace("|", "\\|") for label in grid.methods}
     assert len(first) == 2 + len(grid.groups)

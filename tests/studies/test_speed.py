@@ -12,7 +12,9 @@ from ailora.studies.curves import Reached
 from ailora.studies.grid import Cell, Grid, Group
 from ailora.studies.speed import confirmations
 from ailora.studies.store import Status, Trial
-from tests.studies.made import Result, grid_of, outcome, ran, trial
+from tests.studies.made import Result, grid_of, outcome, quickly, ran, trial
+
+__all__ = ["quickly"]
 
 OURS = Group("base", "ailora")
 #: Of the baseline: 0.5 at step 40.

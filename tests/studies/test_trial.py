@@ -1,0 +1,131 @@
+"""A trial in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ailora.recipes.config import load_config
+from ailora.studies.trial import TrialError, TrialPruned, isolated, run_trial
+
+
+def poisoned(model: torch.nn.Module, context: Any) -> torch.nn.Module:
+    """A method whose model knows only NaN."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(float("nan"))
+    return model
+
+
+def killing(model: torch.nn.Module, context: Any) -> torch.nn.Module:
+    """A method that dies as one does whose memory is taken away."""
+    os.kill(os.getpid(), signal.SIGKILL)
+    return model
+
+
+def raising(model: torch.nn.Module, context: Any) -> torch.nn.Module:
+    """A method that does not work."""
+    raise RuntimeError("no such kernel")
+
+
+@pytest.fixture(autouse=True)
+def importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server of trials finds this module."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).resolve().parents[2]))
+
+
+def method(config: dict[str, Any], name: str) -> dict[str, Any]:
+    return config | {"adapter": {"policy": f"{__name__}:{name}"}}
+
+
+def test_what_is_kept_of_a_run(config: dict[str, Any]) -> None:
+    outcome = isolated(load_config(config), "adapter")
+    folder = Path(config["output"])
+    result = json.loads((folder / "result.json").read_text())
+    assert outcome["metrics"] == result["metrics"]
+    assert outcome["history"] == result["history"]
+    assert outcome["adapter_bytes"] > 0
+    assert outcome["seconds"] > 0
+    assert (folder / "adapter").is_dir()
+    assert (folder / "predictions.parquet").is_file()
+    assert not (folder / "checkpoints").exists()
+    assert "train_runtime" in folder.with_suffix(".log").read_text()
+
+
+@pytest.mark.parametrize(("keep", "left"), [("nothing", set()), ("all", {"adapter", "checkpoints"})])
+def test_what_is_kept_of_a_model(config: dict[str, Any], keep: str, left: set[str]) -> None:
+    run_trial(load_config(config), keep)
+    assert {name for name in ("adapter", "checkpoints") if (Path(config["output"]) / name).exists()} == left
+
+
+def test_an_error_is_told(config: dict[str, Any]) -> None:
+    with pytest.raises(TrialError, match="no such kernel"):
+        isolated(load_config(method(config, "raising")), "adapter")
+    assert "no such kernel" in Path(config["output"]).with_suffix(".log").read_text()
+
+
+def test_a_process_that_is_killed_is_told(config: dict[str, Any]) -> None:
+    with pytest.raises(TrialError, match=r"ended by SIGKILL \(out of memory\?\)"):
+        isolated(load_config(method(config, "killing")), "adapter")
+
+
+def test_a_run_that_turns_nan_ends_at_its_next_evaluation(config: dict[str, Any]) -> None:
+    with pytest.raises(TrialError, match="diverged: the validation loss is nan at step 5"):
+        isolated(load_config(method(config, "poisoned")), "adapter")
+
+
+def test_a_run_is_asked_whether_it_goes_on(config: dict[str, Any]) -> None:
+    asked: list[int] = []
+
+    def judge(step: int, loss: float) -> bool:
+        asked.append(step)
+        return step < 10
+
+    with pytest.raises(TrialPruned, match="pruned at step 10"):
+        isolated(load_config(config), "adapter", judge)
+    assert asked == [5, 10]
+
+
+_WORKER = """
+import sys
+from ailora.recipes.config import load_config
+from ailora.studies.trial import isolated
+isolated(load_config(sys.argv[1]), "adapter")
+"""
+
+
+def test_a_trial_dies_with_its_worker(config: dict[str, Any], tmp_path: Path) -> None:
+    import yaml
+
+    file = tmp_path / "long.yaml"
+    config["training"]["num_train_epochs"] = 10_000
+    file.write_text(yaml.safe_dump(config))
+    worker = subprocess.Popen([sys.executable, "-c", _WORKER, str(file)])
+    log = Path(config["output"]) / "log.jsonl"
+    _wait(lambda: log.is_file() and log.stat().st_size > 0)
+    worker.kill()
+    worker.wait()
+    sizes: list[int] = []
+
+    def stands_still() -> bool:
+        sizes.append(log.stat().st_size)
+        return len(sizes) > 20 and sizes[-1] == sizes[-20]
+
+    _wait(stands_still)
+
+
+def _wait(until: Any) -> None:
+    for _ in range(1200):
+        if until():
+            return
+        time.sleep(0.1)
+    raise AssertionError("it never came")
