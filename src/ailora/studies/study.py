@@ -95,9 +95,12 @@ def run_workers(store: Store, count: int, watch: Callable[[], None]) -> None:
             watch()
             for number, worker in list(workers.items()):
                 code = worker.poll()
-                if code == 0:
-                    del workers[number]
-                elif code is not None:
+                if code is None:
+                    continue
+                stopped = workers.pop(number)
+                assert stopped.stdin is not None
+                stopped.stdin.close()
+                if code != 0:
                     log = logs / f"{number}.log"
                     if time.monotonic() - born[number] < 5 * _GLANCE or code == 2:
                         raise InputError(f"a worker ended with code {code} as it began: see {log}")

@@ -64,8 +64,8 @@ def _run(trial: Running, store: Store, grid: Grid, execute: Execute) -> None:
         try:
             outcome = execute(grid.run_config(cell), grid.config.keep, _judge(trial, store, grid, cell))
             score = score_of(outcome, grid, cell)
-            if math.isnan(score):
-                raise TrialError(f"{grid.metric_of(cell.group)} on the validation split is not a number")
+            if not math.isfinite(score):
+                raise TrialError(f"{grid.metric_of(cell.group)} on the validation split is {score}")
         except KeyboardInterrupt:
             trial.interrupted()
             raise

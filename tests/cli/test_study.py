@@ -1,0 +1,104 @@
+"""`ailora study`, from the file to the table."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import yaml
+
+from tests.cli.test_cli import ailora
+from tests.recipes.conftest import config, tiny_bert, verdicts
+from tests.studies.conftest import study
+
+__all__ = ["config", "study", "tiny_bert", "verdicts"]
+
+
+@pytest.fixture
+def file(study: dict[str, Any], tmp_path: Path) -> Path:
+    """Two methods, one rate, two seeds: four trials that train."""
+    made = tmp_path / "study.yaml"
+    study["base"]["data"]["test"] = study["base"]["data"]["validation"]
+    changes = {"methods": ["lora", "ailora"], "learning_rate": {"values": [5e-3]}, "seeds": [0, 1]}
+    made.write_text(yaml.safe_dump(study | changes | {"scales": {"tiny": {"seeds": [0]}}}))
+    return made
+
+
+def test_a_study_from_its_file_to_its_report(file: Path, tmp_path: Path) -> None:
+    ran = ailora("study", "run", str(file), "--workers", "2")
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.count("done base") == 4
+
+    shown = ailora("study", "status", str(file))
+    assert shown.returncode == 0
+    assert "running" in shown.stdout
+
+    told = ailora("study", "report", str(file))
+    assert told.returncode == 0, told.stderr
+    assert "ailora ties with the baseline lora" in " ".join(told.stdout.split())
+    numbers = json.loads(ailora("study", "report", str(file), "--json").stdout)
+    assert numbers["baseline"] == "lora"
+    assert [group["trials"]["ended"] for group in numbers["groups"]] == [2, 2]
+
+    written = ailora("study", "report", str(file), "--out", str(tmp_path / "report.md"))
+    assert written.returncode == 0
+    assert (tmp_path / "report.md").read_text().startswith("## study\n")
+
+    for name in ("trials.csv", "trials.parquet"):
+        assert ailora("study", "export", str(file), "--out", str(tmp_path / name)).returncode == 0
+    rows = pd.read_csv(tmp_path / "trials.csv")
+    assert len(rows) == 4
+    needed = {"task", "method", "learning_rate", "seed", "status", "test_accuracy", "validation_loss", "seconds"}
+    assert needed <= set(rows.columns)
+    assert pd.read_parquet(tmp_path / "trials.parquet")["status"].tolist() == ["done"] * 4
+
+    again = ailora("study", "run", str(file))
+    assert again.returncode == 0
+    assert "done base" not in again.stdout
+
+
+def test_a_scale_and_overrides_are_another_grid(file: Path) -> None:
+    made = ailora("study", "status", str(file), "--scale", "tiny")
+    assert made.returncode == 2
+    assert "holds no study 'study': `ailora study run` makes it" in made.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "nowhere.yaml"], "cannot read the configuration nowhere.yaml"),
+        (["run", "{file}", "methods=[pisa]"], "unknown policy 'pisa' (did you mean 'pissa'?)"),
+        (["run", "{file}", "metric=bleu"], "unknown metric of task 'base' 'bleu'"),
+        (["run", "{file}", "baseline=full"], "unknown baseline 'full'; allowed: lora, ailora"),
+        (
+            ["run", "{file}", "storage=postgresql+psycopg://me:pw@127.0.0.1:9/x"],
+            "me:***@127.0.0.1:9/x cannot be reached",
+        ),
+        (["run", "{file}", "--scale", "large"], "unknown scale 'large'"),
+        (["export", "{file}", "--out", "trials.xls"], "trials.xls: the output ends in one of .tsv, .csv"),
+        (["work", "sqlite:////nowhere/study.db", "x"], "holds no study 'x'"),
+    ],
+)
+def test_bad_input_is_one_message(file: Path, arguments: list[str], message: str) -> None:
+    made = ailora("study", *(argument.format(file=file) for argument in arguments))
+    assert made.returncode == 2
+    assert message in made.stderr
+    assert "Traceback" not in made.stderr
+
+
+def test_a_file_that_no_longer_fits_changes_nothing(file: Path, study: dict[str, Any]) -> None:
+    assert ailora("study", "run", str(file), "seeds=[0]", "methods=[lora]").returncode == 0
+    database = Path(study["output"]) / "study.db"
+    with sqlite3.connect(database) as connection:
+        before = list(connection.iterdump())
+    connection.close()
+    made = ailora("study", "run", str(file), "base.adapter.rank=2")
+    assert made.returncode == 2
+    assert "no longer fits its storage (base.adapter.rank: 4 there, 2 now)" in made.stderr
+    connection = sqlite3.connect(database)
+    assert list(connection.iterdump()) == before
+    connection.close()
