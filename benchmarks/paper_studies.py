@@ -1,0 +1,61 @@
+"""The studies of `examples/paper`, small: what is there of them, as `docs/results.md` and `benchmarks/results/studies.json`.
+
+    ailora study run examples/paper/nlu.yaml --scale small --workers 2      # likewise the others, in STUDIES
+    python benchmarks/paper_studies.py
+
+Runs nothing: a study that has not run is left out, one that has not ended is shown as far as it is.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from machine import describe
+
+from ailora.errors import InputError
+from ailora.studies.comparison import compare, described
+from ailora.studies.report import markdown
+from ailora.studies.results import current, frame
+from ailora.studies.schema import load_study_config
+from ailora.studies.study import found_study
+
+ROOT = Path(__file__).resolve().parents[1]
+STUDIES = [
+    ("nlu", "small", "SST-2, five inits"),
+    ("figure4", "small", "Figure 4: every pair of inits for W^Q and W^V, and each alone"),
+    ("figure5", "small", "Figure 5: ranks"),
+    ("nlu", "cola", "CoLA, five inits"),
+    ("e2e", "small", "E2E on a small Llama"),
+]
+
+
+def main() -> None:
+    pages, numbers = [], {}
+    for name, scale, title in STUDIES:
+        file = ROOT / "examples" / "paper" / f"{name}.yaml"
+        try:
+            store, grid = found_study(load_study_config(file, scale=scale))
+        except InputError as error:
+            print(f"{name} {scale} is left out: {error}")
+            continue
+        found = compare(current(store, grid), grid)
+        command = f"ailora study run examples/paper/{name}.yaml --scale {scale} --workers 2"
+        pages.append(markdown(found, title=title).replace("\n\n", f"\n\n`{command}`\n\n", 1))
+        numbers[f"{name}-{scale}"] = described(found) | {"trials": trials(frame(store, grid))}
+    results = {"machine": describe(), "studies": numbers}
+    (ROOT / "benchmarks/results/studies.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    page = ROOT / "docs" / "results.md"
+    head, mark, _ = page.read_text(encoding="utf-8").partition("<!-- made by benchmarks/paper_studies.py -->\n")
+    page.write_text(head + mark + "\n" + "\n".join(pages), encoding="utf-8")
+
+
+def trials(rows: Any) -> list[dict[str, Any]]:
+    """The table of trials without what is only of this machine."""
+    kept = rows.drop(columns=["key", "folder", "max_steps"]).round(6)
+    return json.loads(kept.to_json(orient="records"))
+
+
+if __name__ == "__main__":
+    main()
