@@ -1,4 +1,4 @@
-"""The studies of `examples/paper`, small: what is there of them, as `docs/results.md` and `benchmarks/results/studies.json`.
+"""The small studies of `examples/paper`, as `docs/results.md` and `benchmarks/results/studies.json`.
 
     ailora study run examples/paper/nlu.yaml --scale small --workers 2      # likewise the others, in STUDIES
     python benchmarks/paper_studies.py
