@@ -197,3 +197,14 @@ def test_takers_of_one_sqlite_file_never_take_the_same_trial(tmp_path: Path) -> 
     ]
     taken = [line for worker in workers for line in worker.communicate(timeout=300)[0].split()]
     assert sorted(taken, key=int) == list(map(str, range(200)))
+
+
+def test_storages_may_be_made_by_several_at_once(tmp_path: Path) -> None:
+    """Each makes the tables if they are missing; all of them end with the same ones."""
+    script = "import sys\nfrom ailora.studies.store import Store\n"
+    script += "Store.create(sys.argv[1], sys.argv[2], {'retries': 2, 'worker_timeout': 2})"
+    url = f"sqlite:///{tmp_path / 'study.db'}"
+    makers = [subprocess.Popen([sys.executable, "-c", script, url, str(i)]) for i in range(4)]
+    assert [maker.wait(timeout=300) for maker in makers] == [0] * 4
+    for i in range(4):
+        Store.open(url, str(i)).close()

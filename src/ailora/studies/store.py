@@ -25,7 +25,7 @@ from optuna.pruners import MedianPruner
 from optuna.storages import RDBStorage, fail_stale_trials
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy import event
-from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, IntegrityError, NoSuchModuleError, SQLAlchemyError
 
 from ailora.errors import InputError
 
@@ -36,6 +36,8 @@ _STUDY = "study"
 _ENOUGH_PEERS = 4
 #: Signs of life within the time after which a worker counts as dead.
 _BEATS = 6
+#: Seconds after which tables that another process makes are looked for again.
+_MOMENT = 0.2
 #: Seconds that a connection waits for another's write to an SQLite file.
 _PATIENCE = 120
 
@@ -347,11 +349,23 @@ def _first(attempts: list[FrozenTrial]) -> FrozenTrial:
 def _storage(url: str) -> RDBStorage:
     file = sqlite_file(url)
     if file is None:
-        return RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
+        return _with_tables(url, {"pool_pre_ping": True})
     file.parent.mkdir(parents=True, exist_ok=True)
-    storage = RDBStorage(url, engine_kwargs={"connect_args": {"timeout": _PATIENCE}})
+    storage = _with_tables(url, {"connect_args": {"timeout": _PATIENCE}})
     _serialize(storage.engine)
     return storage
+
+
+def _with_tables(url: str, arguments: dict[str, Any]) -> RDBStorage:
+    """Optuna's storage, whose tables it makes where they are missing: another process may be doing that just now."""
+    while True:
+        try:
+            return RDBStorage(url, engine_kwargs=arguments)
+        except (SQLAlchemyError, StorageInternalError) as error:
+            told = error.__cause__ or error
+            if not (isinstance(told, IntegrityError) or "already exists" in str(told)):
+                raise
+            time.sleep(_MOMENT)
 
 
 def _serialize(engine: sqlalchemy.Engine) -> None:
