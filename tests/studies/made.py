@@ -25,7 +25,7 @@ EVERY = 10
 def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
     """statsmodels collects garbage whenever p-values are adjusted, which takes a second beside torch."""
     monkeypatch.setattr("gc.collect", lambda *generation: 0)
-    monkeypatch.setattr("ailora.studies.comparison._RESAMPLES", 50)
+    monkeypatch.setattr("ailora.studies.resampling._RESAMPLES", 50)
 
 
 def grid_of(**changes: Any) -> Grid:

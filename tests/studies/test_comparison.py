@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ailora.studies.comparison import Compared, compare, described, point_of, report_split
+from ailora.studies.comparison import Compared, compare, described
 from ailora.studies.grid import Cell, Grid, Group
+from ailora.studies.measured import point_of, report_split
 from ailora.studies.stats import Verdict, estimate, holm
 from ailora.studies.store import Status
 from tests.studies.made import Result, grid_of, outcome, predicted, quickly, ran, trial

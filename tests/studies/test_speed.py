@@ -7,10 +7,11 @@ from collections.abc import Sequence
 
 import pytest
 
-from ailora.studies.comparison import Speed, compare
+from ailora.studies.comparison import compare
+from ailora.studies.confirming import confirmations
 from ailora.studies.curves import Reached
 from ailora.studies.grid import Cell, Grid, Group
-from ailora.studies.speed import confirmations
+from ailora.studies.speed import Speed
 from ailora.studies.store import Status, Trial
 from tests.studies.made import Result, grid_of, outcome, quickly, ran, trial
 

@@ -6,8 +6,10 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from ailora.studies.comparison import Compared, Comparison, Measured, Speed, report_split
+from ailora.studies.comparison import Compared, Comparison
 from ailora.studies.grid import ONLY_TASK, Group
+from ailora.studies.measured import Measured, report_split
+from ailora.studies.speed import Speed
 from ailora.studies.stats import Estimate, Verdict
 
 _NOTHING = "-"

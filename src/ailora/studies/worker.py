@@ -8,9 +8,9 @@ from collections.abc import Callable
 from typing import Any
 
 from ailora.recipes.schema import RunConfig
+from ailora.studies.confirming import confirmations
 from ailora.studies.grid import Cell, Grid
 from ailora.studies.results import current, score_of, scores
-from ailora.studies.speed import confirmations
 from ailora.studies.store import Running, Store
 from ailora.studies.trial import Judge, TrialError, TrialPruned, isolated
 
