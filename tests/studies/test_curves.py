@@ -14,6 +14,7 @@ from ailora.studies.curves import GoodRange, Reached, good_range, peak, steps_to
 from ailora.studies.stats import Estimate
 
 EPS = float(np.finfo(float).eps)
+SCORES = st.floats(-1e3, 1e3)
 
 
 def test_a_peak_is_never_nan_and_rather_small() -> None:

@@ -47,7 +47,7 @@ def _start(command: list[str]) -> subprocess.Popen[bytes]:
 
 
 def table(study: dict[str, Any]) -> pd.DataFrame:
-    store, _ = open_study(load_study_config(study))
+    store, grid = open_study(load_study_config(study))
     rows = frame(store, grid).drop(columns=TIMES).sort_values("key").reset_index(drop=True)
     store.close()
     return rows

@@ -12,22 +12,20 @@ import threading
 import time
 import warnings
 from collections import deque
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from pathlib import Path
 from typing import Any
 
 import optuna
-import sqlalchemy
 from optuna.exceptions import ExperimentalWarning, StorageInternalError, UpdateFinishedTrialError
 from optuna.pruners import MedianPruner
 from optuna.storages import RDBStorage, fail_stale_trials
 from optuna.trial import FrozenTrial, TrialState, create_trial
-from sqlalchemy import event
-from sqlalchemy.exc import ArgumentError, IntegrityError, NoSuchModuleError, SQLAlchemyError
+from sqlalchemy.exc import SQLAlchemyError
 
 from ailora.errors import InputError
+from ailora.studies.database import reaching, shown, sqlite_file
 
 # Names of what we keep beside Optuna's own: `key` and `cell` when a trial is added; then one of the others.
 _KEY, _CELL, _OUTCOME, _ERROR, _INTERRUPTED = "key", "cell", "outcome", "error", "interrupted"
@@ -36,10 +34,6 @@ _STUDY = "study"
 _ENOUGH_PEERS = 4
 #: Signs of life within the time after which a worker counts as dead.
 _BEATS = 6
-#: Seconds after which tables that another process makes are looked for again.
-_MOMENT = 0.2
-#: Seconds that a connection waits for another's write to an SQLite file.
-_PATIENCE = 120
 
 
 class Status(StrEnum):
@@ -112,11 +106,11 @@ class Store:
         Raises:
             InputError: the storage cannot be reached, or holds a study of that name.
         """
-        with _reaching(url) as storage:
+        with reaching(url) as storage:
             try:
                 made = optuna.create_study(storage=storage, study_name=name, direction="maximize")
             except optuna.exceptions.DuplicatedStudyError:
-                raise InputError(f"{_shown(url)} holds a study {name!r} already") from None
+                raise InputError(f"{shown(url)} holds a study {name!r} already") from None
             made.set_user_attr(_STUDY, dict(study))
             return cls(url, made, storage)
 
@@ -129,13 +123,13 @@ class Store:
         """
         if (file := sqlite_file(url)) is not None and not file.is_file():
             return None
-        with _reaching(url) as storage:
+        with reaching(url) as storage:
             if name not in optuna.get_all_study_names(storage):
                 storage.engine.dispose()
                 return None
             found = optuna.load_study(storage=storage, study_name=name)
             if _STUDY not in found.user_attrs:
-                raise InputError(f"{_shown(url)}: the study {name!r} was not made by ailora")
+                raise InputError(f"{shown(url)}: the study {name!r} was not made by ailora")
             return cls(url, found, storage)
 
     @classmethod
@@ -146,7 +140,7 @@ class Store:
             InputError: the storage holds no such study too.
         """
         if (found := cls.find(url, name)) is None:
-            raise InputError(f"{_shown(url)} holds no study {name!r}: `ailora study run` makes it")
+            raise InputError(f"{shown(url)} holds no study {name!r}: `ailora study run` makes it")
         return found
 
     def close(self) -> None:
@@ -327,15 +321,6 @@ _STATUS = {
 }
 
 
-def sqlite_file(url: str) -> Path | None:
-    """The file of an SQLite URL; None: another database."""
-    try:
-        parsed = sqlalchemy.make_url(url)
-    except ArgumentError:
-        return None
-    return Path(parsed.database) if parsed.get_backend_name() == "sqlite" and parsed.database else None
-
-
 def _is_lost(frozen: FrozenTrial) -> bool:
     """Whether an attempt ended without a word: its worker died, or was asked to stop."""
     return frozen.state is TrialState.FAIL and _ERROR not in frozen.user_attrs
@@ -344,78 +329,3 @@ def _is_lost(frozen: FrozenTrial) -> bool:
 def _first(attempts: list[FrozenTrial]) -> FrozenTrial:
     """The attempt that counts: the first that was not lost, else the last."""
     return next((frozen for frozen in attempts if not _is_lost(frozen)), attempts[-1])
-
-
-def _storage(url: str) -> RDBStorage:
-    file = sqlite_file(url)
-    if file is None:
-        return _with_tables(url, {"pool_pre_ping": True})
-    file.parent.mkdir(parents=True, exist_ok=True)
-    storage = _with_tables(url, {"connect_args": {"timeout": _PATIENCE}})
-    _serialize(storage.engine)
-    return storage
-
-
-def _with_tables(url: str, arguments: dict[str, Any]) -> RDBStorage:
-    """Optuna's storage, whose tables it makes where they are missing: another process may be doing that just now."""
-    while True:
-        try:
-            return RDBStorage(url, engine_kwargs=arguments)
-        except (SQLAlchemyError, StorageInternalError) as error:
-            told = error.__cause__ or error
-            if not (isinstance(told, IntegrityError) or "already exists" in str(told)):
-                raise
-            time.sleep(_MOMENT)
-
-
-def _serialize(engine: sqlalchemy.Engine) -> None:
-    """Let every transaction on an SQLite file lock it from its beginning.
-
-    Optuna reads a trial's state and then writes it, with a row lock that SQLite does not have: two workers could both
-    take a trial. After SQLAlchemy's documentation of the SQLite dialect, "transactional locking".
-    """
-
-    @event.listens_for(engine, "connect")
-    def leave_transactions_to_us(connection: Any, record: Any) -> None:
-        connection.isolation_level = None
-        # Whoever is killed loses nothing that was written; only a machine without power might.
-        connection.execute("PRAGMA synchronous = NORMAL")
-
-    @event.listens_for(engine, "begin")
-    def lock(connection: sqlalchemy.Connection) -> None:
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
-
-    # Connections that were made before do not have the first listener.
-    engine.dispose()
-
-
-@contextlib.contextmanager
-def _reaching(url: str) -> Iterator[RDBStorage]:
-    """A storage, closed when an error comes; which one cannot be reached, and why, is said."""
-    # What Optuna says of every study would stand between the messages of a worker.
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    storage = None
-    try:
-        storage = _storage(url)
-        yield storage
-    except BaseException as error:
-        if storage is not None:
-            storage.engine.dispose()
-        raise _reason(url, error) from error
-
-
-def _reason(url: str, error: BaseException) -> BaseException:
-    if isinstance(error, ArgumentError | NoSuchModuleError):
-        return InputError(f"storage {_shown(url)} is no database URL: {error}")
-    if isinstance(error, SQLAlchemyError | StorageInternalError | ImportError | OSError):
-        said = " ".join(str(error.__cause__ or error).split())
-        return InputError(f"storage {_shown(url)} cannot be reached: {said[:300]}")
-    return error
-
-
-def _shown(url: str) -> str:
-    """A URL without its password."""
-    try:
-        return sqlalchemy.make_url(url).render_as_string(hide_password=True)
-    except ArgumentError:
-        return url
