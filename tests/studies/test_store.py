@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 from optuna.trial import TrialState
 
@@ -124,6 +125,27 @@ def test_the_study_file_is_kept(store: Store, url: str) -> None:
     again = Store.open(url, store.name)
     assert again.study == SETTINGS | {"methods": ["lora"]}
     again.close()
+
+
+def test_a_study_whose_making_was_killed_is_made_again(url: str) -> None:
+    """Optuna has its name, and nothing else was written."""
+    storage = optuna.storages.RDBStorage(url)
+    optuna.create_study(storage=storage, study_name="half", direction="maximize")
+    storage.engine.dispose()
+    assert Store.find(url, "half") is None
+    store = Store.create(url, "half", SETTINGS)
+    assert store.add({"a": {}}) == 1
+    store.close()
+
+
+def test_a_study_of_another_program_is_left_alone(url: str) -> None:
+    storage = optuna.storages.RDBStorage(url)
+    optuna.create_study(storage=storage, study_name="theirs", direction="minimize")
+    storage.engine.dispose()
+    with pytest.raises(InputError, match="was not made by ailora"):
+        Store.find(url, "theirs")
+    with pytest.raises(InputError, match=r"holds a study .* already"):
+        Store.create(url, "theirs", SETTINGS)
 
 
 def test_a_study_is_made_once(store: Store, url: str) -> None:

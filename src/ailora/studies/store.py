@@ -21,6 +21,7 @@ import optuna
 from optuna.exceptions import ExperimentalWarning, StorageInternalError, UpdateFinishedTrialError
 from optuna.pruners import MedianPruner
 from optuna.storages import RDBStorage, fail_stale_trials
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -107,10 +108,9 @@ class Store:
             InputError: the storage cannot be reached, or holds a study of that name.
         """
         with reaching(url) as storage:
-            try:
-                made = optuna.create_study(storage=storage, study_name=name, direction="maximize")
-            except optuna.exceptions.DuplicatedStudyError:
-                raise InputError(f"{shown(url)} holds a study {name!r} already") from None
+            made = optuna.create_study(storage=storage, study_name=name, direction="maximize", load_if_exists=True)
+            if not _is_being_made(made):
+                raise InputError(f"{shown(url)} holds a study {name!r} already")
             made.set_user_attr(_STUDY, dict(study))
             return cls(url, made, storage)
 
@@ -128,6 +128,9 @@ class Store:
                 storage.engine.dispose()
                 return None
             found = optuna.load_study(storage=storage, study_name=name)
+            if _is_being_made(found):
+                storage.engine.dispose()
+                return None
             if _STUDY not in found.user_attrs:
                 raise InputError(f"{shown(url)}: the study {name!r} was not made by ailora")
             return cls(url, found, storage)
@@ -319,6 +322,11 @@ _STATUS = {
     TrialState.FAIL: Status.FAILED,
     TrialState.PRUNED: Status.PRUNED,
 }
+
+
+def _is_being_made(study: optuna.Study) -> bool:
+    """Whether there is nothing but a name: `create` is at work elsewhere, or was killed there."""
+    return not study.user_attrs and not study.get_trials(deepcopy=False) and study.direction == StudyDirection.MAXIMIZE
 
 
 def _is_lost(frozen: FrozenTrial) -> bool:
