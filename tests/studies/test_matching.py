@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ailora import InputError
+from ailora import AiloraError, InputError
 from ailora.checkpoints.models import meta_model
 from ailora.recipes.config import load_config
 from ailora.recipes.fitting import TASK_TYPES, plan_for
@@ -77,6 +77,12 @@ def test_no_other_rank_trains_a_number_closer_to_the_baseline_s(rank: int, budge
     off = abs(trained(made) - trained(baseline))
     for near in {max(1, made.adapter.rank - 1), made.adapter.rank + 1}:
         assert off <= abs(trained(run(roles=roles, rank=near)) - trained(baseline))
+
+
+def test_a_match_that_needs_a_rank_beyond_the_weights_is_refused_before_anything_runs() -> None:
+    config = run(roles=["query"], rank=1)
+    with pytest.raises(AiloraError, match="rank"):
+        matched(config, run(roles=["query", "key", "value", "output"], rank=256))
 
 
 def test_a_function_of_the_user_s_cannot_be_matched() -> None:

@@ -36,14 +36,14 @@ class Compared:
     Attributes:
         difference: of the reported scores, paired by seed.
         adjusted_p: as Holm's procedure adjusts it over the report's family; None: fewer than two seeds in common.
-        verdict: win, loss or tie.
+        verdict: win, loss or tie; None: no seed in common.
         bootstrap: of the difference, over seeds and examples, where predictions are kept.
         speed: against the baseline's final validation loss.
     """
 
     difference: Difference | None
     adjusted_p: float | None
-    verdict: Verdict
+    verdict: Verdict | None
     bootstrap: Interval | None
     speed: Speed | None
 
@@ -108,8 +108,8 @@ def _difference(ours: Measured, baseline: Measured, grid: Grid) -> Difference | 
     return paired_difference(mine, theirs) if mine.keys() & theirs.keys() else None
 
 
-def _verdict(difference: Difference | None, adjusted: float | None, larger_is_better: bool) -> Verdict:
-    return Verdict.TIE if difference is None else verdict(difference, adjusted, larger_is_better=larger_is_better)
+def _verdict(difference: Difference | None, adjusted: float | None, larger_is_better: bool) -> Verdict | None:
+    return difference and verdict(difference, adjusted, larger_is_better=larger_is_better)
 
 
 def _ranks(measured: Mapping[Group, Measured], grid: Grid) -> dict[str, float]:
@@ -166,7 +166,7 @@ def _described(found: Comparison, group: Group) -> dict[str, Any]:
             "difference": compared.difference and _numbers(compared.difference.estimate),
             "p": compared.difference and compared.difference.p_value,
             "adjusted_p": compared.adjusted_p,
-            "verdict": compared.verdict.value,
+            "verdict": compared.verdict and compared.verdict.value,
             "bootstrap": compared.bootstrap and [compared.bootstrap.low, compared.bootstrap.high],
             "steps_share": compared.speed and compared.speed.share,
             "speed_confirmed": compared.speed and compared.speed.confirmed,

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ailora.adapters.sidecar import library_versions
-from ailora.errors import InputError, unknown_name
+from ailora.errors import AiloraError, InputError, unknown_name
 from ailora.recipes.config import load_config, set_dotted
 from ailora.recipes.schema import RunConfig
 from ailora.studies.matching import matched
@@ -102,8 +102,7 @@ class Grid:
         # Everything that a trial could refuse is refused before the first one runs.
         self._bases = {group: self._load(group) for group in self.groups}
         if config.match_parameters:
-            bases = self._bases
-            self._bases = {group: matched(bases[group], bases[self.baseline_of(group)]) for group in self.groups}
+            self._bases = {group: self._matched(group) for group in self.groups}
         for group in self.groups:
             self.metric_of(group)
 
@@ -202,6 +201,12 @@ class Grid:
         if cell.max_steps is not None:
             training["max_steps"] = cell.max_steps
         return base.model_copy(update={"training": training, "output": output})
+
+    def _matched(self, group: Group) -> RunConfig:
+        try:
+            return matched(self._bases[group], self._bases[self.baseline_of(group)])
+        except AiloraError as error:
+            raise InputError(f"method {group.method!r}, task {group.task!r}: {error}") from None
 
     def _all_groups(self) -> Iterable[Group]:
         keys = list(self.config.grid)

@@ -19,7 +19,7 @@ def matched(config: RunConfig, baseline: RunConfig) -> RunConfig:
 
     Raises:
         InputError: a method whose adapter is not planned, or a model without a configuration.
-        ModelError: the model cannot be adapted as asked.
+        ModelError: the model cannot be adapted as asked, or not with so large a rank.
     """
     if config.adapter.full or baseline.adapter.full:
         return config
@@ -30,7 +30,10 @@ def matched(config: RunConfig, baseline: RunConfig) -> RunConfig:
         for key, one in (rank.items() if isinstance(rank, dict) else [("", rank)])
     }
     adapter = config.adapter.model_copy(update={"rank": scaled if isinstance(rank, dict) else scaled[""]})
-    return config.model_copy(update={"adapter": adapter})
+    made = config.model_copy(update={"adapter": adapter})
+    # A rank beyond a weight's is refused now and not in every trial.
+    _trained(made)
+    return made
 
 
 def _trained(config: RunConfig) -> int:

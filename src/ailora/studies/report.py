@@ -31,12 +31,14 @@ class TextTable:
         columns: their heads.
         rows: a text for each column.
         notes: what a reader needs to know, below it.
+        topic: what it is about: scores, ranks, rates, speed, cost or failures.
     """
 
     title: str
     columns: list[str]
     rows: list[list[str]]
     notes: list[str] = field(default_factory=list)
+    topic: str = ""
 
     def markdown(self) -> str:
         """As Markdown."""
@@ -58,9 +60,9 @@ def summary(found: Comparison) -> list[str]:
         here = [g for g in found.compared if grid.baseline_of(g) == base]
         by_verdict: dict[Verdict | None, list[str]] = {}
         for g in here:
-            by_verdict.setdefault(_judged(found.compared[g]), []).append(_named(found, g, base))
+            by_verdict.setdefault(found.compared[g].verdict, []).append(_named(found, g, base))
         score = found.measured[base].score
-        where = f"On {_place(found, base)}" if _place(found, base) else "Here"
+        where = f"On {place_of(found, base)}" if place_of(found, base) else "Here"
         told = [
             f"{_listed(by_verdict[one])} {word if len(by_verdict[one]) == 1 else words}"
             for one, (word, words) in _WORDS.items()
@@ -92,7 +94,9 @@ def tables(found: Comparison) -> list[TextTable]:
     made = [_scores(found), *_curves(found), _ranges(found), _speeds(found), _costs(found), _failures(found)]
     if found.ranks:
         ordered = sorted(found.ranks.items(), key=lambda item: item[1])
-        made.insert(1, TextTable("Average rank", ["method", "rank"], [[m, f"{rank:.2f}"] for m, rank in ordered]))
+        made.insert(
+            1, TextTable("Average rank", ["method", "rank"], [[m, f"{rank:.2f}"] for m, rank in ordered], topic="ranks")
+        )
     return [table for table in made if table.rows]
 
 
@@ -102,7 +106,7 @@ def _scores(found: Comparison) -> TextTable:
     for group, measured in found.measured.items():
         compared = found.compared.get(group)
         row = [
-            _place(found, group),
+            place_of(found, group),
             group.method,
             _rate(measured.progress.best) + ("" if measured.progress.ended else " (not final)"),
             str(len(measured.at_best)),
@@ -119,7 +123,7 @@ def _scores(found: Comparison) -> TextTable:
                 _NOTHING if difference is None else _estimate(difference.estimate, signed=True),
                 _NOTHING if boot is None else f"[{boot.low:+.4f}, {boot.high:+.4f}]",
                 _NOTHING if compared.adjusted_p is None else f"{compared.adjusted_p:.3f}",
-                _judged(compared) or _NOTHING,
+                compared.verdict or _NOTHING,
             ]
         )
     metrics = sorted({f"{grid.metric_of(group)} ({report_split(grid, group)})" for group in found.measured})
@@ -129,7 +133,7 @@ def _scores(found: Comparison) -> TextTable:
         "on the validation split. Minus baseline: paired by seed. Bootstrap: 95 % over seeds and examples, where "
         "predictions are kept; with few seeds it is too narrow."
     ]
-    return TextTable("Scores", columns, rows, notes)
+    return TextTable("Scores", columns, rows, notes, "scores")
 
 
 def _curves(found: Comparison) -> Iterable[TextTable]:
@@ -137,13 +141,14 @@ def _curves(found: Comparison) -> Iterable[TextTable]:
         here = {g: m for g, m in found.measured.items() if found.grid.baseline_of(g) == base}
         rates = sorted({rate for measured in here.values() for rate in measured.curve})
         rows = [[_rate(rate), *(_at(measured, rate) for measured in here.values())] for rate in rates]
-        place = _place(found, base)
+        place = place_of(found, base)
         metric = found.grid.metric_of(base)
         yield TextTable(
             f"Validation {metric} over learning rate" + (f", {place}" if place else ""),
             ["learning rate", *(_named(found, group, base) for group in here)],
             rows,
             ["Mean over seeds, their number in brackets; * the best rate."],
+            "rates",
         )
 
 
@@ -156,12 +161,19 @@ def _at(measured: Measured, rate: float) -> str:
 
 def _ranges(found: Comparison) -> TextTable:
     rows = [
-        [_place(found, g), g.method, _rate(m.good.low), _rate(m.good.peak), _rate(m.good.high), f"{m.good.decades:.1f}"]
+        [
+            place_of(found, g),
+            g.method,
+            _rate(m.good.low),
+            _rate(m.good.peak),
+            _rate(m.good.high),
+            f"{m.good.decades:.1f}",
+        ]
         for g, m in found.measured.items()
         if m.good is not None
     ]
     notes = ["Rates around the peak whose mean is within a point, or two standard errors, of the peak's."]
-    return TextTable("Good learning rates", ["on", "method", "from", "peak", "to", "decades"], rows, notes)
+    return TextTable("Good learning rates", ["on", "method", "from", "peak", "to", "decades"], rows, notes, "rates")
 
 
 def _speeds(found: Comparison) -> TextTable:
@@ -172,7 +184,7 @@ def _speeds(found: Comparison) -> TextTable:
         count = sum(one.step is not None for one in speed.reached.values())
         rows.append(
             [
-                _place(found, group),
+                place_of(found, group),
                 group.method,
                 f"{count} of {len(speed.reached)}",
                 _share(speed),
@@ -185,7 +197,7 @@ def _speeds(found: Comparison) -> TextTable:
         "When a run first has the final validation loss of the baseline's run with the same seed, seen at its "
         "evaluations; medians over the seeds that reach it. Confirmed: runs whose schedule ends there reach it too."
     ]
-    return TextTable("Steps to the baseline's final loss", columns, rows, notes)
+    return TextTable("Steps to the baseline's final loss", columns, rows, notes, "speed")
 
 
 def _share(speed: Speed) -> str:
@@ -201,7 +213,7 @@ def _costs(found: Comparison) -> TextTable:
         each = None if seconds is None or not steps else 1000 * seconds / steps
         rows.append(
             [
-                _place(found, group),
+                place_of(found, group),
                 group.method,
                 _number(measured.mean("trainable_parameters"), lambda n: f"{n:,.0f}"),
                 _number(measured.mean("init_seconds"), lambda n: f"{n:.2f}"),
@@ -216,21 +228,16 @@ def _costs(found: Comparison) -> TextTable:
         "Means at the best rate. Init: loading the model included. A step: evaluations during training included. "
         "Forgetting: rise of the loss on general text, nats per token."
     ]
-    return TextTable("Cost", columns, rows, notes)
+    return TextTable("Cost", columns, rows, notes, "cost")
 
 
 def _failures(found: Comparison) -> TextTable:
     rows = [
-        [_place(found, group), group.method, " ".join(error.split())[:200]]
+        [place_of(found, group), group.method, " ".join(error.split())[:200]]
         for group, measured in found.measured.items()
         for error in measured.errors
     ]
-    return TextTable("Failed trials", ["on", "method", "learning rate, seed: error"], rows)
-
-
-def _judged(compared: Compared) -> Verdict | None:
-    """A tie needs a difference."""
-    return None if compared.difference is None else compared.verdict
+    return TextTable("Failed trials", ["on", "method", "learning rate, seed: error"], rows, topic="failures")
 
 
 def _named(found: Comparison, group: Group, base: Group) -> str:
@@ -238,7 +245,8 @@ def _named(found: Comparison, group: Group, base: Group) -> str:
     return group.method if {*group.point} <= {*base.point} else f"{group.method} ({found.grid.point_of(group)})"
 
 
-def _place(found: Comparison, group: Group) -> str:
+def place_of(found: Comparison, group: Group) -> str:
+    """A group's task and point in words; empty where the study has but one."""
     task = "" if group.task == ONLY_TASK else group.task
     return ", ".join(part for part in (task, found.grid.point_of(group)) if part)
 
