@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from ailora.studies.comparison import Compared, Comparison
+from ailora.studies.comparison import Comparison
 from ailora.studies.grid import ONLY_TASK, Group
 from ailora.studies.measured import Measured, report_split
 from ailora.studies.speed import Speed
