@@ -17,6 +17,7 @@ from ailora.cli.inspect import inspect
 from ailora.cli.merge import merge
 from ailora.cli.plan import plan
 from ailora.cli.predict import predict
+from ailora.cli.report import report
 from ailora.cli.roles import roles
 from ailora.cli.study import study
 from ailora.cli.suggest_lr import suggest_lr
@@ -44,6 +45,7 @@ for command in (
     inspect,
     roles,
     plan,
+    report,
     demo,
 ):
     app.command()(command)

@@ -102,6 +102,18 @@ def _reason(url: str, error: BaseException) -> BaseException:
     return error
 
 
+def names_in(url: str) -> list[str]:
+    """The names of the studies in a storage that exists.
+
+    Raises:
+        InputError: it cannot be reached.
+    """
+    with reaching(url) as storage:
+        names = optuna.get_all_study_names(storage)
+        storage.engine.dispose()
+        return names
+
+
 def shown(url: str) -> str:
     """A URL without its password."""
     try:

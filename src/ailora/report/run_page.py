@@ -1,0 +1,186 @@
+"""Runs as a part of a page: one alone, or several beside each other."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from typing import Any
+
+from ailora.report.blocks import Block, Charts, Code, Facts, Note, Part, Table, Words, section, sections
+from ailora.report.run_charts import confusion_charts, curve_charts
+from ailora.report.run_files import Run
+from ailora.report.settings import flattened, settings
+from ailora.report.words import as_yaml, counted, figure, is_number, rate, seconds, shortened, shown, size
+
+_MOST_SAMPLES = 20
+_LONGEST = 1500
+_COST = {
+    "trainable_parameters": ("trained parameters", shown),
+    "total_parameters": ("all parameters", shown),
+    "steps": ("steps", shown),
+    "init_seconds": ("to load and adapt", seconds),
+    "train_seconds": ("training", seconds),
+    "peak_memory_bytes": ("peak memory", size),
+    "adapter_bytes": ("adapter file", size),
+}
+
+
+def run_part(runs: Sequence[Run]) -> Part:
+    """One run, or several beside each other.
+
+    Args:
+        runs: from `read_run`, with different names.
+    """
+    confused = tuple(confusion_charts(runs))
+    return Part(
+        title=runs[0].name if len(runs) == 1 else counted(len(runs), "run"),
+        sort="run" if len(runs) == 1 else "runs",
+        sections=sections(
+            section("Summary", *_summary(runs)),
+            section("Curves", Charts(tuple(curve_charts(runs)))),
+            section("Metrics", _metrics(runs), Charts(confused)),
+            section("Samples", *_samples(runs)),
+            section("Cost", _costs(runs)),
+            section("Settings", *settings({(run.name,): _own(run) for run in runs if run.config}, ("run",))),
+            section("Versions", _versions(runs)),
+            section("Run it again", *_again(runs)),
+        ),
+    )
+
+
+def _summary(runs: Sequence[Run]) -> list[Block]:
+    several = len(runs) > 1
+    notes: list[Block] = [
+        Note(f"{run.name}: {note}" if several else note, "note" if run.result else "error")
+        for run in runs
+        for note in run.notes
+    ]
+    facts = () if several else tuple(_facts(runs[0]).items())
+    return [*notes, Facts(facts), Words(tuple(map(_told, runs)), listed=several), Words(tuple(_compared(runs)))]
+
+
+def _facts(run: Run) -> dict[str, str]:
+    config = flattened(run.config)
+    found = {
+        "policy": config.get("adapter.policy"),
+        "rank": config.get("adapter.rank"),
+        "learning rate": rate(config["training.learning_rate"]) if "training.learning_rate" in config else None,
+        "seed": config.get("training.seed"),
+        "steps": run.result.get("steps"),
+        "training": seconds(run.result["train_seconds"]) if "train_seconds" in run.result else None,
+    }
+    return {key: shown(value) for key, value in found.items() if value is not None}
+
+
+def _told(run: Run) -> str:
+    """A run in a sentence."""
+    policy = flattened(run.config).get("adapter.policy")
+    who = f"{run.name} ({shown(policy)})" if policy is not None and shown(policy) != run.name else run.name
+    if not run.metrics:
+        step = max((one["step"] for one in run.log if is_number(one.get("step"))), default=None)
+        return f"{who} has no result yet" + (f"; its last logged step is {step:,}." if step is not None else ".")
+    scores = "; ".join(
+        f"{split} {', '.join(f'{name} {shown(value)}' for name, value in values.items())}"
+        for split, values in run.metrics.items()
+    )
+    best = _best(run)
+    return f"{who}: {scores}." + (f" {best}" if best else "")
+
+
+def _best(run: Run) -> str:
+    found = run.result.get("best")
+    told = [
+        f"{name} {shown(record.get(name))} at step {shown(record.get('step'))}"
+        for name, record in (found.items() if isinstance(found, dict) else ())
+        if isinstance(record, dict)
+    ]
+    return f"Best evaluations: {', '.join(told)}." if told else ""
+
+
+def _compared(runs: Sequence[Run]) -> list[str]:
+    """What several runs say together, which is little."""
+    finished = [run for run in runs if run.metrics]
+    if len(finished) < 2:
+        return []
+    splits = [split for split in ("test", "validation") if all(split in run.metrics for run in finished)]
+    losses = [(run, run.metrics[splits[0]].get("loss")) for run in finished] if splits else []
+    sound = sorted((float(loss), run.name) for run, loss in losses if is_number(loss) and loss is not None)
+    if len(sound) < 2:
+        return []
+    (lowest, first), (second, next_one) = sound[:2]
+    return [
+        f"The lowest {splits[0]} loss is that of {first}, {figure(lowest)}, before {next_one}, "
+        f"{figure(second)}. One run each does not say which method is better: a study does, with the learning "
+        "rate tuned for each and several seeds."
+    ]
+
+
+def _metrics(runs: Sequence[Run]) -> Table:
+    columns = list(dict.fromkeys((s, m) for run in runs for s, values in run.metrics.items() for m in values))
+    rows = tuple(
+        (run.name, *(shown(run.metrics.get(split, {}).get(metric)) for split, metric in columns))
+        for run in runs
+        if run.metrics
+    )
+    heads = tuple(f"{split} {metric.replace('_', ' ')}" for split, metric in columns)
+    return Table("At the end of training", ("run", *heads), rows)
+
+
+def _samples(runs: Sequence[Run]) -> list[Block]:
+    made: list[Block] = []
+    for run in (run for run in runs if run.samples):
+        cells = [tuple(_text(one.get(key)) for key in ("prompt", "output", "references")) for one in run.samples]
+        few = tuple(cells[:_MOST_SAMPLES])
+        notes = (f"The first {len(few)} of {len(cells):,}; the rest is in {run.folder / 'samples.jsonl'}.",)
+        title = f"Written by {run.name}"
+        heads = ("prompt", "output", "references")
+        made.append(Table(title, heads, few, notes if len(cells) > len(few) else (), wrapped=True))
+    return made
+
+
+def _text(value: Any) -> str:
+    said = "\n".join(map(str, value)) if isinstance(value, list) else "" if value is None else str(value)
+    return shortened(said, _LONGEST)
+
+
+def _costs(runs: Sequence[Run]) -> Table:
+    used = [key for key in _COST if any(key in run.result for run in runs)]
+    finished = [run for run in runs if run.result]
+    rows = tuple((run.name, *(_COST[key][1](run.result.get(key)) for key in used)) for run in finished)
+    columns = ("run", *(_COST[key][0] for key in used))
+    if all(_forgetting(run) == "-" for run in finished):
+        return Table("Cost", columns, rows)
+    rows = tuple((*row, _forgetting(run)) for row, run in zip(rows, finished, strict=True))
+    notes = ("Forgetting: rise of the loss on general text, nats per token.",)
+    return Table("Cost", (*columns, "forgetting"), rows, notes)
+
+
+def _forgetting(run: Run) -> str:
+    found = run.result.get("forgetting")
+    return shown(found.get("rise")) if isinstance(found, dict) else "-"
+
+
+def _own(run: Run) -> dict[str, Any]:
+    return {key: value for key, value in run.config.items() if key != "output"}
+
+
+def _versions(runs: Sequence[Run]) -> Table:
+    found = {run.name: run.result.get("versions") for run in runs}
+    known = {name: versions for name, versions in found.items() if isinstance(versions, dict)}
+    libraries = dict.fromkeys(library for versions in known.values() for library in versions)
+    rows = tuple((library, *(shown(v.get(library)) for v in known.values())) for library in libraries)
+    heads = tuple(known) if len(runs) > 1 else ("version",)
+    return Table("Libraries that trained", ("library", *heads), rows)
+
+
+def _again(runs: Sequence[Run]) -> list[Block]:
+    if not any(run.config for run in runs):
+        return []
+    text = "Every run's folder holds its whole configuration. With another output the run starts anew."
+    commands = "\n".join(
+        f"ailora train {shlex.quote(str(run.folder / 'config.yaml'))} output=out/again"
+        + (f"-{number}" if len(runs) > 1 else "")
+        for number, run in enumerate(runs, start=1)
+    )
+    files = [Code(f"config.yaml of {run.name}", as_yaml(run.config), folded=True) for run in runs if run.config]
+    return [Words((text,)), Code("Commands", commands), *files[:8]]

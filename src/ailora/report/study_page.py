@@ -1,0 +1,167 @@
+"""A study as a part of a page: words first, then charts, tables, and all that it takes to run it again."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ailora.adapters.sidecar import library_versions
+from ailora.report.blocks import MISSING, Block, Charts, Code, Facts, Note, Part, Table, Words, section, sections
+from ailora.report.settings import settings
+from ailora.report.study_charts import (
+    convergence_charts,
+    cost_charts,
+    rate_charts,
+    score_charts,
+    varied,
+    varied_charts,
+)
+from ailora.report.study_pairs import pair_charts
+from ailora.report.study_trials import counting
+from ailora.report.study_words import amounts, decisions, headline
+from ailora.report.words import as_yaml, is_number, rate, shortened, shown
+from ailora.studies.comparison import Comparison, compare
+from ailora.studies.database import shown as url_shown
+from ailora.studies.grid import Cell, Grid
+from ailora.studies.report import TextTable, summary, tables
+from ailora.studies.results import row, scores
+from ailora.studies.store import Status, Trial
+
+#: Columns of the table of trials that are of no use where all of them are the same.
+_QUIET = ("task", "max_steps", "attempts", "error", "steps", "trainable_parameters", "total_parameters", "folder")
+_LONGEST_ERROR = 2000
+
+
+def study_part(name: str, study: Mapping[str, Any], every: Sequence[Trial], grid: Grid, *, bootstrap: bool) -> Part:
+    """A study.
+
+    Args:
+        name: of the study.
+        study: its file, plain data, as the storage keeps it.
+        every: all trials of the storage.
+        grid: the study.
+        bootstrap: as of `compare`.
+    """
+    counted = counting(every, grid)
+    found = compare(counted.trials, grid, bootstrap=bootstrap)
+    return Part(
+        title=name,
+        sort="study",
+        sections=sections(
+            section("Summary", *_summary(found, counted.trials, counted.notes)),
+            section("Scores", _scores(found), *_tables(found, "scores", "ranks")),
+            section("Ranks and other settings", Charts(tuple(varied_charts(found)))),
+            section("Which start for which matrix", Charts(tuple(pair_charts(found)))),
+            section("Learning rates", Charts(tuple(rate_charts(found))), *_tables(found, "rates", folded=True)),
+            section("Convergence", Charts(tuple(convergence_charts(found))), *_tables(found, "speed")),
+            section("Cost", Charts(tuple(cost_charts(found))), *_tables(found, "cost")),
+            section("Failed, pruned and missing trials", *_lost(counted.trials, grid)),
+            section("All trials", _trials(counted.trials, grid)),
+            section("Settings", *_settings(grid)),
+            section("Run it again", *_again(study)),
+        ),
+    )
+
+
+def _summary(found: Comparison, trials: Sequence[Trial], notes: Sequence[str]) -> list[Block]:
+    blocks: list[Block] = [Note(note) for note in notes]
+    count = Counter(trial.status for trial in trials)
+    if not count[Status.DONE]:
+        blocks.append(Note("No trial of this study has finished: there is nothing to compare yet.", "error"))
+    said, grid = summary(found), found.grid
+    metrics = sorted({grid.metric_of(group) for group in grid.groups})
+    facts = {
+        "baseline": grid.baseline,
+        "methods": str(len(grid.methods)),
+        "tasks": str(len({group.task for group in grid.groups})),
+        "decided by": ", ".join(metrics),
+        "seeds": str(len([*grid.config.seeds, *grid.config.extra_seeds])),
+        "trials done": f"{count[Status.DONE]:,} of {len(trials):,}",
+    }
+    blocks += [Facts(tuple(facts.items())), Words(tuple(headline(found))), Words(tuple(decisions(found)), listed=True)]
+    # How verdicts are made, and how many trials there are, are the summary's last two sentences.
+    blocks += [Words((*said[:-2], *amounts(found)), listed=True), Words(tuple(said[-2:]))]
+    return blocks
+
+
+def _scores(found: Comparison) -> Charts:
+    """For each task and point; where one setting is varied, its own charts show more with less."""
+    charts = tuple(score_charts(found))
+    return Charts(charts if varied(found) is None or len(charts) <= 4 else ())
+
+
+def _tables(found: Comparison, *topics: str, folded: bool = False) -> list[Table]:
+    return [_table(table, folded=folded) for table in tables(found) if table.topic in topics]
+
+
+def _table(made: TextTable, *, folded: bool) -> Table:
+    """Without the columns in which nothing stands, as the place in a study of one task."""
+    used = [i for i in range(len(made.columns)) if any(row[i] not in MISSING for row in made.rows)]
+    rows = tuple(tuple(row[i] for i in used) for row in made.rows)
+    return Table(made.title, tuple(made.columns[i] for i in used), rows, tuple(made.notes), folded=folded)
+
+
+def _lost(trials: Sequence[Trial], grid: Grid) -> list[Block]:
+    lost = [trial for trial in trials if trial.status in (Status.FAILED, Status.PRUNED)]
+    known = {Cell.of(trial.cell) for trial in trials if trial.ended}
+    missing = [cell for cell in grid.wanted(scores(trials, grid)) if cell not in known]
+    columns = ("on", "method", "learning rate", "seed", "what became of it", "why")
+    rows = [
+        (*_cell_words(grid, Cell.of(trial.cell)), trial.status.value, shortened(trial.error or "-", _LONGEST_ERROR))
+        for trial in lost
+    ]
+    rows += [(*_cell_words(grid, cell), "not run yet", "-") for cell in missing]
+    if not rows:
+        return [Words(("Every trial that the study asks for is done.",))]
+    notes = ("A learning rate at which a trial failed is out for that method.",) if lost else ()
+    return [Table("Trials without a score", columns, tuple(rows), notes, wrapped=True)]
+
+
+def _cell_words(grid: Grid, cell: Cell) -> tuple[str, ...]:
+    group = cell.group
+    place = ", ".join(part for part in (group.task, grid.point_of(group)) if part)
+    return (place, group.method, rate(cell.learning_rate), str(cell.seed))
+
+
+def _trials(trials: Sequence[Trial], grid: Grid) -> Table:
+    made = [row(trial, grid) for trial in trials]
+    columns = [key for key in dict.fromkeys(key for one in made for key in one) if key != "key"] + ["key"]
+    for quiet in _QUIET:
+        if len({shown(one.get(quiet)) for one in made}) <= 1 and quiet in columns:
+            columns.remove(quiet)
+    rows = tuple(tuple(_trial_cell(column, one.get(column)) for column in columns) for one in made)
+    heads = tuple(column.replace("_", " ") for column in columns)
+    return Table("Every trial", heads, rows, ("`ailora study export` writes this table to a file.",))
+
+
+def _trial_cell(column: str, value: Any) -> str:
+    if column == "learning_rate":
+        return rate(value)
+    if column.endswith("seconds") and is_number(value):
+        return f"{value:.2f}"
+    return shortened(shown(value), 160)
+
+
+def _settings(grid: Grid) -> list[Block]:
+    configs = {}
+    for group in grid.groups:
+        config = grid.base_of(group).model_dump(exclude={"output"})
+        for own in ("learning_rate", "seed"):
+            config["training"].pop(own, None)
+        configs[group.task, group.method, grid.point_of(group)] = config
+    text = "A trial has the settings of its task, method and point, with its own learning rate and seed."
+    return [Words((text,)), *settings(configs, ("task", "method", "point"))]
+
+
+def _again(study: Mapping[str, Any]) -> list[Block]:
+    plain = {key: value for key, value in study.items() if value not in (None, {}, [])}
+    if isinstance(plain.get("storage"), str):
+        plain["storage"] = url_shown(plain["storage"])
+    versions = tuple(library_versions().items())
+    return [
+        Words(("Save the file as study.yaml. The command goes on where trials are missing and runs nothing twice.",)),
+        Code("Command", "ailora study run study.yaml --workers 2"),
+        Code("study.yaml", as_yaml(plain), folded=True),
+        Table("Versions that made this page", ("library", "version"), versions),
+    ]

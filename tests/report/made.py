@@ -1,0 +1,135 @@
+"""Studies and runs that nobody ran, in real storages and folders."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+from optuna.trial import TrialState, create_trial
+
+from ailora.adapters.sidecar import library_versions
+from ailora.studies.grid import Cell, Grid
+from ailora.studies.schema import load_study_config
+from ailora.studies.store import Status, Store, Trial
+from tests.studies.made import Result, outcome, ran
+
+#: What must be shown as it stands.
+HOSTILE = "<script>alert(1)</script>"
+TEXTS = (HOSTILE, "</script>", '"><img src=x onerror=alert(2)>', "%{x} {{ 7 * 7 }} <b>bold</b> &lt;i&gt; $x_1$")
+_STATES = {
+    Status.WAITING: TrialState.WAITING,
+    Status.RUNNING: TrialState.RUNNING,
+    Status.DONE: TrialState.COMPLETE,
+    Status.FAILED: TrialState.FAIL,
+    Status.PRUNED: TrialState.PRUNED,
+}
+
+
+def study_file(folder: Path, **changes: Any) -> Path:
+    """A study file whose output is beside it."""
+    base = {
+        "recipe": "classification",
+        "model": "builtin:minilm",
+        "adapter": {"rank": 8, "roles": ["query", "value"]},
+        "data": {"train": "a.tsv", "validation": "b.tsv", "test": "c.tsv", "text": ["sentence"]},
+    }
+    study = {
+        "base": base,
+        "methods": ["lora", "pissa", "milora", "ailora", "reversed"],
+        "learning_rate": {"values": [3e-4, 1e-3, 3e-3]},
+        "seeds": [0, 1, 2, 3, 4],
+        "output": str(folder / "study"),
+    }
+    file = folder / "study.yaml"
+    file.write_text(yaml.safe_dump(study | changes, sort_keys=False), encoding="utf-8")
+    return file
+
+
+def stored(file: Path, result: Callable[[Cell], Result]) -> tuple[Store, Grid]:
+    """The study of a file with all its trials in a storage, as workers would have left it.
+
+    Args:
+        file: from `study_file`.
+        result: what becomes of a cell.
+    """
+    config = load_study_config(file)
+    grid = Grid(config)
+    Path(config.output).mkdir(parents=True)
+    assert config.storage
+    assert config.name
+    store = Store.create(config.storage, config.name, config.model_dump(by_alias=True))
+    store._study.add_trials([_frozen(trial) for trial in ran(grid, result)])
+    return store, grid
+
+
+def _frozen(trial: Trial) -> Any:
+    kept = {"key": trial.key, "cell": trial.cell, "outcome": trial.outcome, "error": trial.error}
+    value = 0.0 if trial.status is Status.DONE else None
+    attributes = {name: found for name, found in kept.items() if found is not None}
+    return create_trial(state=_STATES[trial.status], value=value, user_attrs=attributes)
+
+
+def plausible(cell: Cell, *, evaluations: int = 20) -> Result:
+    """What a run could have scored: each method has a best rate, and seeds differ."""
+    rng = random.Random(f"{cell.group} {cell.learning_rate} {cell.seed}")
+    lift = {"lora": 0.0, "pissa": -0.012, "milora": 0.002, "ailora": 0.016, "reversed": -0.03}
+    best = {"lora": -2.9, "pissa": -3.4}.get(cell.group.method, -3.0)
+    rank = cell.group.values.get("adapter.rank", 8)
+    seed = random.Random(cell.seed).gauss(0, 0.008)
+    value = 0.8 + lift.get(cell.group.method, 0.0) + seed + 0.004 * math.log2(rank) + rng.gauss(0, 0.004)
+    value -= 0.08 * (math.log10(cell.learning_rate) - best) ** 2
+    losses = [0.7 * math.exp(-3 * (i + 1) / evaluations) + (1 - value) + rng.gauss(0, 0.005) for i in range(evaluations)]
+    made = outcome(value, test=value - 0.01 + rng.gauss(0, 0.003), losses=losses)
+    assert isinstance(made, dict)
+    for i, record in enumerate(made["history"]):
+        record["accuracy"] = value - 0.3 * math.exp(-4 * (i + 1) / evaluations) + rng.gauss(0, 0.004)
+    sizes = {"init_seconds": rng.uniform(0.2, 0.9), "train_seconds": rng.uniform(20, 24), "steps": 10 * evaluations}
+    return made | sizes | {"adapter_bytes": 75_000 * rank, "peak_memory_bytes": int(8.2e8 + rng.uniform(0, 2e7))}
+
+
+def run_folder(folder: Path, **changes: Any) -> Path:
+    """The folder of a finished run.
+
+    Args:
+        folder: to make.
+        **changes: of `result.json`; `samples` are written beside it.
+    """
+    folder.mkdir(parents=True)
+    config = {
+        "recipe": "classification",
+        "model": "builtin:minilm",
+        "adapter": {"policy": "ailora", "rank": 8},
+        "data": {"train": "a.tsv", "validation": "b.tsv", "text": ["sentence"]},
+        "training": {"learning_rate": 3e-3, "seed": 0},
+        "output": str(folder),
+    }
+    history = [
+        {"step": 10 * i, "epoch": 0.1 * i, "loss": 0.7 - 0.05 * i, "accuracy": 0.5 + 0.04 * i} for i in range(1, 9)
+    ]
+    result = {
+        "metrics": {"validation": {"loss": 0.3, "accuracy": 0.82}, "test": {"loss": 0.35, "accuracy": 0.8}},
+        "best": {"loss": history[-1], "accuracy": history[-1]},
+        "history": history,
+        "steps": 80,
+        "trainable_parameters": 74498,
+        "total_parameters": 22_800_000,
+        "seed": 0,
+        "versions": library_versions(),
+        "init_seconds": 0.4,
+        "train_seconds": 42.0,
+        "peak_memory_bytes": 800 * 2**20,
+        "adapter_bytes": 590_000,
+    }
+    samples = changes.pop("samples", [])
+    log = [{"step": 5 * i, "loss": 0.7 - 0.02 * i, "learning_rate": 3e-3 * (1 - i / 17)} for i in range(1, 17)]
+    (folder / "config.yaml").write_text(yaml.safe_dump(config | changes.pop("config", {})), encoding="utf-8")
+    (folder / "log.jsonl").write_text("".join(json.dumps(one) + "\n" for one in log), encoding="utf-8")
+    if samples:
+        (folder / "samples.jsonl").write_text("".join(json.dumps(one) + "\n" for one in samples), encoding="utf-8")
+    (folder / "result.json").write_text(json.dumps(result | changes), encoding="utf-8")
+    return folder
