@@ -6,42 +6,48 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
+from ailora.analysis.charts import Axis, Plot, Series
+from ailora.analysis.drawing import draw
 
-#: Okabe and Ito's colours, told apart by colour-blind readers, in an order whose grey values differ.
-_COLOURS = ("#000000", "#E69F00", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#F0E442")
-_DASHES = ("-", "--", "-.", ":")
+
+def curve_charts(histories: Mapping[str, Sequence[Mapping[str, Any]]], metric: str | None) -> list[Plot]:
+    """Validation loss and a metric over steps, one line per run.
+
+    Args:
+        histories: name -> evaluations with `step`, `loss` and the metric, as in `result.json`.
+        metric: the name of the metric; None: the loss alone.
+    """
+    return [
+        Plot(
+            name=f"curve-{key}",
+            title=f"Validation {key.replace('_', ' ')}",
+            kind="lines",
+            x=Axis("steps"),
+            y=Axis(f"validation {key.replace('_', ' ')}"),
+            series=tuple(
+                Series(
+                    name=name,
+                    x=[record["step"] for record in history],
+                    y=[record[key] for record in history],
+                    style=style,
+                )
+                for style, (name, history) in enumerate(histories.items())
+            ),
+            caption=f"{key.replace('_', ' ').capitalize()} on the validation data over training steps, a line per run.",
+        )
+        for key in (["loss"] if metric is None else ["loss", metric])
+    ]
 
 
 def draw_curves(
     histories: Mapping[str, Sequence[Mapping[str, Any]]], metric: str | None, file: Path, *, title: str
 ) -> None:
-    """Draw validation loss and a metric over steps, one line per run.
+    """Draw `curve_charts` into one file.
 
     Args:
-        histories: name -> evaluations with `step`, `loss` and the metric, as in `result.json`.
-        metric: the name of the metric; None: the loss alone.
+        histories: as `curve_charts`.
+        metric: as `curve_charts`.
         file: where to write; the ending decides the format.
         title: what stands above.
     """
-    keys = ["loss"] if metric is None else ["loss", metric]
-    figure = Figure(figsize=(9, 3.6) if metric else (6, 3.6), layout="constrained")
-    for axis, key in zip(figure.subplots(1, len(keys), squeeze=False)[0], keys, strict=True):
-        for number, (name, history) in enumerate(histories.items()):
-            axis.plot(
-                [record["step"] for record in history],
-                [record[key] for record in history],
-                label=name,
-                color=_COLOURS[number % len(_COLOURS)],
-                linestyle=_DASHES[number % len(_DASHES)],
-                marker="o",
-                markersize=3,
-            )
-        axis.set_xlabel("steps")
-        axis.set_ylabel(f"validation {key.replace('_', ' ')}")
-        axis.grid(alpha=0.3)
-        axis.spines[["top", "right"]].set_visible(False)
-    figure.axes[-1].legend(frameon=False, fontsize=8)
-    figure.suptitle(title)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file, dpi=150)
+    draw(curve_charts(histories, metric), file, title=title)

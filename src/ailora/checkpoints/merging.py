@@ -119,7 +119,7 @@ def _change(found: FiledModule, model: nn.Module, stored: StoredTensor, filed: F
         raise ModelError(f"{stored}: merge into the unquantized checkpoint")
 
     def merged(weight: Tensor) -> Iterator[Tensor]:
-        _require_base(filed, found.module, weight)
+        require_base(filed, found.module, weight)
         A, B = found.factors()
         left, right = (A.mT, B.mT) if transposed else (B, A)
         magnitude = read_tensor(found.magnitude) if found.magnitude else None
@@ -142,10 +142,13 @@ def _with_magnitude(block: Tensor, magnitude: Tensor, rows: slice, *, transposed
     return block * (magnitude[rows].to(block.dtype) / block.norm(dim=1))[:, None]
 
 
-def _require_base(filed: FiledAdapter, module: str, weight: Tensor) -> None:
+def require_base(filed: FiledAdapter, module: str, weight: Tensor) -> None:
     """The weight is the one that the adapter was made from, where a sidecar says which that is.
 
     An adapter in the residual form that is saved as it trains belongs on the residual weight instead.
+
+    Raises:
+        ModelError: it is another weight.
     """
     sidecar, plan = filed.sidecar, filed.plan
     if sidecar is None or plan is None or module not in sidecar.fingerprints:

@@ -4,7 +4,7 @@ from ailora.shards.checkpoint import Checkpoint
 from ailora.shards.durable import replacing, write_bytes, write_text
 from ailora.shards.header import Header, StoredTensor, read_header
 from ailora.shards.layout import Planned, header_bytes, tensor_bytes
-from ailora.shards.reading import read_blocks, read_tensor, read_tensors
+from ailora.shards.reading import read_blocks, read_rows, read_tensor, read_tensors
 
 __all__ = [
     "Checkpoint",
@@ -14,6 +14,7 @@ __all__ = [
     "header_bytes",
     "read_blocks",
     "read_header",
+    "read_rows",
     "read_tensor",
     "read_tensors",
     "replacing",

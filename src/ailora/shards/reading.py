@@ -28,6 +28,17 @@ def read_tensor(stored: StoredTensor) -> Tensor:
     return _read(stored, 0, stored.size).view(dtype).reshape(stored.shape)
 
 
+def read_rows(stored: StoredTensor, start: int, stop: int) -> Tensor:
+    """Rows of a tensor, `start` to `stop` of its first side, and nothing else of it.
+
+    Raises:
+        InputError: as `read_tensor`.
+    """
+    dtype = stored.torch_dtype
+    width = stored.size // stored.shape[0]
+    return _read(stored, start * width, (stop - start) * width).view(dtype).reshape(stop - start, *stored.shape[1:])
+
+
 def read_blocks(stored: StoredTensor, entries: int) -> Iterator[Tensor]:
     """A tensor as flat pieces of some entries each, one in memory at a time.
 

@@ -1,0 +1,38 @@
+"""Rows of tables as plain data, and how charts and sentences group them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pandas as pd
+
+from ailora.analysis.charts import Series
+
+Row = dict[str, Any]
+
+
+def rows_where(table: pd.DataFrame, **wanted: object) -> list[Row]:
+    """The rows of a table with these values, in their order."""
+    rows: list[Row] = table.to_dict("records")  # pyright: ignore[reportAssignmentType]
+    return [row for row in rows if all(row[column] == value for column, value in wanted.items())]
+
+
+def mean_by(rows: list[Row], key: str, column: str) -> dict[Any, float]:
+    """The mean of a column for each value of another, in the order of the values; rows without a number aside."""
+    groups: dict[Any, list[float]] = {}
+    for row in rows:
+        if not math.isnan(row[column]):
+            groups.setdefault(row[key], []).append(row[column])
+    return {value: sum(groups[value]) / len(groups[value]) for value in sorted(groups)}
+
+
+def over_layers(rows: list[Row], column: str, *, name: str, style: int) -> list[Series]:
+    """A line over the layers, the mean where a layer has several weights; nothing where there are no numbers."""
+    means = mean_by(rows, "layer", column)
+    return [Series(name=name, x=list(means), y=list(means.values()), style=style)] if means else []
+
+
+def called(model: str) -> str:
+    """A model as legends call it."""
+    return "base (before)" if model == "base" else model
