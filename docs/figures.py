@@ -59,12 +59,12 @@ def _draw_spectrum(axis: Axes, values: Tensor, letter: str, band: str) -> None:
 
 def _draw_split(axis: Axes, letter: str, band: str) -> None:
     _prepare(axis, 7.6)
-    _block(axis, (0.0, 0.0), (2, 2), f"$W^{letter}$", FROZEN)
+    _block(axis, (0.0, 0.0), (2, 2), f"$W^{letter}$", colour=FROZEN)
     _sign(axis, 2.35, "=")
-    _block(axis, (2.7, 0.0), (2, 2), f"$W^{letter}_{{res}}$", FROZEN, note="frozen")
+    _block(axis, (2.7, 0.0), (2, 2), f"$W^{letter}_{{res}}$", colour=FROZEN, note="frozen")
     _sign(axis, 5.05, "+ s")
-    _block(axis, (5.4, 0.0), (0.32, 2), "$B$", TRAINED, note="trained")
-    _block(axis, (5.85, 1.68), (1.7, 0.32), "$A$", TRAINED)
+    _block(axis, (5.4, 0.0), (0.32, 2), "$B$", colour=TRAINED, note="trained")
+    _block(axis, (5.85, 1.68), (1.7, 0.32), "$A$", colour=TRAINED)
     axis.text(5.95, 1.25, f"start: $U_r (S_r/s)^{{1/2}}$ and $(S_r/s)^{{1/2}} V_r^T$\nof the {band} band",
               fontsize=9, va="top", color=INK)  # fmt: skip
 
@@ -74,12 +74,12 @@ def draw_anchored() -> Figure:
     figure = Figure(figsize=(10, 3.5), layout="constrained")
     axis = figure.subplots()
     _prepare(axis, 11.6)
-    _block(axis, (0.0, 0.0), (2, 2), "$W$", FROZEN, note="the base, untouched")
+    _block(axis, (0.0, 0.0), (2, 2), "$W$", colour=FROZEN, note="the base, untouched")
     _sign(axis, 2.4, "+ s")
     for left, text, colour in ((2.8, "$dB$", TRAINED), (3.22, "$B$", TRAINED)):
-        _block(axis, (left, 0.0), (0.4, 2), text, colour)
+        _block(axis, (left, 0.0), (0.4, 2), text, colour=colour)
     for bottom, text, colour in ((1.6, "$A_0$", ANCHOR), (1.18, "$dA$", TRAINED)):
-        _block(axis, (3.85, bottom), (2, 0.4), text, colour)
+        _block(axis, (3.85, bottom), (2, 0.4), text, colour=colour)
     axis.text(2.8, -0.3, "lora_B = [dB, B], with $B = B_0 + dB$", fontsize=9, va="center", color=INK)
     axis.text(3.85, 0.85, "lora_A = [$A_0$; dA]", fontsize=9, va="center", color=INK)
     explained = (
@@ -105,7 +105,7 @@ def _prepare(axis: Axes, width: float) -> None:
 
 
 def _block(
-    axis: Axes, corner: tuple[float, float], size: tuple[float, float], text: str, colour: str, *, note: str = ""
+    axis: Axes, corner: tuple[float, float], size: tuple[float, float], text: str, *, colour: str, note: str = ""
 ) -> None:
     axis.add_patch(Rectangle(corner, *size, facecolor=colour, edgecolor=INK, lw=1))
     x, y = corner[0] + size[0] / 2, corner[1] + size[1] / 2

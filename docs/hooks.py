@@ -6,6 +6,7 @@ such a link leads to the page that shows the file.
 
 from __future__ import annotations
 
+import json
 import posixpath
 import re
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ from ailora.cli import app
 
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES, CHANGES, COMMANDS = "examples.md", "changelog.md", "reference/commands.md"
-_LANGUAGES = {".yaml": "yaml", ".py": "python", ".slurm": "sh"}
+_LANGUAGES = {".yaml": "yaml", ".py": "python", ".slurm": "sh", ".ipynb": "python"}
 _LINK = re.compile(r"\]\((?P<target>[^)\s:#]+)(?P<anchor>#[^)\s]*)?\)")
 
 
@@ -72,12 +73,29 @@ def examples_page() -> Iterator[str]:
             if folder != "examples":
                 yield f"## {folder} {{ #{anchor(folder)} }}"
         yield f"### {name} {{ #{anchor(name)} }}"
-        yield f"```{_LANGUAGES[path.suffix]}\n{path.read_text(encoding='utf-8').rstrip()}\n```"
+        text = path.read_text(encoding="utf-8")
+        yield from _cells(text) if path.suffix == ".ipynb" else [_fenced(text, _LANGUAGES[path.suffix])]
+
+
+def _cells(notebook: str) -> Iterator[str]:
+    """The cells of a notebook; headings become bold, as the page has its own."""
+    for cell in json.loads(notebook)["cells"]:
+        text = "".join(cell["source"])
+        if cell["cell_type"] == "code":
+            yield _fenced(text, "python")
+        else:
+            yield re.sub(
+                r"\[([^]]*)\]\([^)]*\.ipynb\)", r"\1", re.sub(r"^#+ (.*)$", r"**\1**", text, flags=re.MULTILINE)
+            )
+
+
+def _fenced(text: str, language: str) -> str:
+    return f"```{language}\n{text.rstrip()}\n```"
 
 
 def commands_page() -> Iterator[str]:
     """Every command with its arguments and options, from the program itself."""
-    yield "# Commands\n\n`ailora COMMAND --help` shows the same. A mistake in the input ends with one message and exit code 2."
+    yield "# Commands\n\n`ailora COMMAND --help` shows the same. Wrong input ends with one message and exit code 2."
     yield from _described(get_command(app), "ailora")
 
 

@@ -2,11 +2,11 @@
 
 - `python`: runs, in the page's order, in one namespace a page.
 - `yaml`: is read by the real schema. A first line `# NAME.yaml` makes it a file that the page's commands find.
-- `sh`: every `ailora` line is parsed by the real command line, its YAML files exist, and it runs. `make` names a target,
-  `pip install` an extra. Anything else has to be marked.
+- `sh`: every `ailora` line is parsed by the real command line, its YAML files exist, and it runs. `make` names a
+  target, `pip install` an extra. Anything else has to be marked.
 
-`<!-- not run: reason -->` above a snippet leaves out running it, and nothing else: Python is still compiled, commands are
-still parsed.
+`<!-- not run: reason -->` above a snippet leaves out running it, and nothing else: Python is still compiled, commands
+are still parsed.
 """
 
 from __future__ import annotations
