@@ -1,23 +1,88 @@
-"""The built wheel, outside the checkout."""
+"""The built wheel, outside the checkout, and what says which version it is."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
+import tomllib
+import zipfile
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+import yaml
+
+import ailora
 
 ROOT = Path(__file__).resolve().parents[1]
+SOURCE = ROOT / "src"
+
+
+def test_the_version_is_in_one_place() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert "version" not in project
+    assert version("ailora") == ailora.__version__
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert cited["version"] == ailora.__version__
+    assert cited["cff-version"] == "1.2.0"
+    assert {"message", "title", "authors"} <= set(cited)
+    newest = re.search(r"^## \[([^]]+)\]", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert newest
+    assert newest[1] == ailora.__version__
+
+
+def test_the_changelog_keeps_its_form() -> None:
+    kinds = {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
+    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"^### (.+)$", text, re.MULTILINE)) <= kinds
+    for title in re.findall(r"^## (.+)$", text, re.MULTILINE):
+        assert re.fullmatch(r"\[\d+\.\d+\.\d+\] - (unreleased|\d{4}-\d\d-\d\d)", title), title
+
+
+def test_the_workflow_runs_what_a_change_must_pass_on_every_python() -> None:
+    """The same script as `.ci/run`, on the versions that the package claims."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    claimed = re.findall(r"Python :: (3\.\d+)", " ".join(project["classifiers"]))
+    job = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text(encoding="utf-8"))["jobs"]["check"]
+    assert job["strategy"]["matrix"]["python"] == claimed == ["3.11", "3.12", "3.13"]
+    assert job["steps"][-1]["run"] == "bash .ci/run"
+    assert project["requires-python"] == ">=3.11,<3.14"
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("dist")
+    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet", "wheel", "--no-deps"]
+    subprocess.run([*command, "-w", str(folder), str(ROOT)], check=True)
+    (made,) = folder.glob("ailora-*.whl")
+    return made
 
 
 @pytest.mark.slow
-def test_the_wheel_works_outside_the_checkout(tmp_path: Path) -> None:
+def test_the_wheel_holds_every_file_of_the_package(wheel: Path) -> None:
+    """Data files too: tasks, templates, styles, scripts."""
+    with zipfile.ZipFile(wheel) as archive:
+        packed = {name for name in archive.namelist() if name.startswith("ailora/")}
+    tracked = subprocess.run(
+        ["git", "ls-files", "src/ailora"], cwd=ROOT, capture_output=True, text=True, check=False
+    ).stdout.split()
+    found = tracked or [
+        path.relative_to(ROOT).as_posix()
+        for path in SOURCE.rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    ]
+    assert {name.removeprefix("src/") for name in found} <= packed
+    kinds = {Path(name).suffix for name in packed}
+    assert {".py", ".yaml", ".typed"} <= kinds
+    assert {path.suffix for path in (SOURCE / "ailora/report").rglob("*.*") if "__pycache__" not in path.parts} <= kinds
+
+
+@pytest.mark.slow
+def test_the_wheel_works_outside_the_checkout(wheel: Path, tmp_path: Path) -> None:
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
-    subprocess.run([*pip, "wheel", "--no-deps", "-w", str(tmp_path / "dist"), str(ROOT)], check=True)
-    (wheel,) = (tmp_path / "dist").glob("ailora-*.whl")
     subprocess.run([*pip, "install", "--no-deps", "--target", str(tmp_path / "site"), str(wheel)], check=True)
     script = (
         "import ailora, json; from ailora.recipes.config import task_names; from ailora.cli import app; "
