@@ -83,7 +83,8 @@ def plausible(cell: Cell, *, evaluations: int = 20) -> Result:
     seed = random.Random(cell.seed).gauss(0, 0.008)
     value = 0.8 + lift.get(cell.group.method, 0.0) + seed + 0.004 * math.log2(rank) + rng.gauss(0, 0.004)
     value -= 0.08 * (math.log10(cell.learning_rate) - best) ** 2
-    losses = [0.7 * math.exp(-3 * (i + 1) / evaluations) + (1 - value) + rng.gauss(0, 0.005) for i in range(evaluations)]
+    left = [math.exp(-3 * (i + 1) / evaluations) for i in range(evaluations)]
+    losses = [0.7 * share + (1 - value) + rng.gauss(0, 0.005) for share in left]
     made = outcome(value, test=value - 0.01 + rng.gauss(0, 0.003), losses=losses)
     assert isinstance(made, dict)
     for i, record in enumerate(made["history"]):

@@ -21,10 +21,17 @@ _NO_NUMBER = (*MISSING, "baseline", "not reached", "not finite", "not a number",
 
 @dataclass(frozen=True)
 class Words:
-    """Sentences: a paragraph each, or a list."""
+    """Sentences.
+
+    Attributes:
+        sentences: what is said.
+        listed: as a list; else a paragraph each.
+        folded: what stands above a list that is closed until somebody opens it; empty: it is open.
+    """
 
     sentences: tuple[str, ...]
     listed: bool = False
+    folded: str = ""
     kind: ClassVar[str] = "words"
 
 

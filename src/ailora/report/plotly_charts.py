@@ -23,6 +23,8 @@ _MARKED = 40
 _TICKS = 9
 #: Characters of names beside each other, from which on they stand below each other.
 _WIDE = 48
+#: Characters of a name beside an axis, and in a legend; hovering shows more.
+_LONGEST_TICK, _LONGEST_NAME = 26, 48
 _HEIGHT, _ROW, _AROUND, _LEGEND_ROW = 340, 30, 90, 22
 
 
@@ -41,6 +43,10 @@ def left_out(chart: Chart) -> int:
 def text(said: str) -> str:
     """A text that Plotly shows as it stands: neither its markup nor its templates are in it."""
     return html.escape(said, quote=False).replace("%{", "%&#123;").replace("\n", "<br>")
+
+
+def _short(said: str, most: int) -> str:
+    return said if len(said) <= most else f"{said[: most - 1]}…"
 
 
 def rounded(value: float | None) -> float | None:
@@ -64,8 +70,8 @@ def _plot(chart: Plot) -> dict[str, Any]:
     x, y = _axis(chart.x, [v for one in chart.series for v in one.x]), _axis(chart.y, [])
     height = _AROUND + _ROW * len(chart.x.categories) * _lanes(chart) if flat else _HEIGHT
     layout: dict[str, Any] = {
-        "xaxis": y if flat else x,
-        "yaxis": _downwards(x) if flat else y,
+        "xaxis": y | {"nticks": 6} if flat else x,
+        "yaxis": _downwards(x) | {"title": {"text": ""}} if flat else y,
         "showlegend": legend,
         "height": height + _LEGEND_ROW * math.ceil(len(chart.series) / 4 if legend else 0),
         "hovermode": "closest",
@@ -94,7 +100,7 @@ def _shift(chart: Plot, number: int) -> float:
 
 def _trace(series: Series) -> dict[str, Any]:
     return {
-        "name": text(series.name),
+        "name": text(_short(series.name, _LONGEST_NAME)),
         "x": [rounded(x) for x in series.x],
         "y": [rounded(y) for y in series.y],
         "meta": {"style": series.style % len(COLOURS)},
@@ -228,7 +234,7 @@ def _template(chart: Plot, series: Series, *, flat: bool) -> str:
 def _axis(axis: Axis, values: Sequence[float]) -> dict[str, Any]:
     made: dict[str, Any] = {"title": {"text": text(axis.label)}, "automargin": True}
     if axis.categories:
-        names = [text(name) for name in axis.categories]
+        names = [text(_short(name, _LONGEST_TICK)) for name in axis.categories]
         edge = len(names) - 0.5
         return made | {"tickvals": list(range(len(names))), "ticktext": names, "range": [-0.5, edge], "zeroline": False}
     if axis.log:

@@ -28,14 +28,17 @@ def score_charts(found: Comparison) -> Iterator[Plot]:
     for base, here in by_place(found):
         metric = f"{found.grid.metric_of(base)} ({report_split(found.grid, base)})"
         place, best = place_of(found, base), "larger" if found.grid.larger_is_better(base) else "smaller"
-        names = tuple(label(group, base, found) for group in here)
+        scored = [group for group in here if found.measured[group].score is not None]
+        names = tuple(label(group, base, found) for group in scored)
+        if not scored:
+            continue
         yield Plot(
             name=_named("scores", place),
             title=_titled(f"Score: {metric}", place),
             kind="points",
             x=Axis("method", categories=names),
             y=Axis(metric),
-            series=tuple(_dot(found, names, i, _score_of(found.measured[g])) for i, g in enumerate(here)),
+            series=tuple(_dot(found, names, i, _score_of(found.measured[g])) for i, g in enumerate(scored)),
             caption=f"Mean over seeds at each method's best learning rate, with its 95 % t-interval; {best} is better. "
             "Methods share seeds, so overlapping intervals do not make a tie: the differences tell.",
         )
@@ -48,10 +51,10 @@ def score_charts(found: Comparison) -> Iterator[Plot]:
                 title=_titled(f"Minus the baseline {base.method}", place),
                 kind="points",
                 x=Axis("method", categories=names),
-                y=Axis(f"difference of {metric}"),
+                y=Axis("difference"),
                 series=dots,
-                caption="Differences paired by seed, with the 95 % t-interval of their mean. An interval that "
-                f"holds 0 is a tie; {best} is better.",
+                caption=f"Differences of {metric}, paired by seed, with the 95 % t-interval of their mean. An "
+                f"interval that holds 0 is a tie; {best} is better.",
             )
 
 

@@ -31,6 +31,8 @@ from ailora.studies.store import Status, Trial
 #: Columns of the table of trials that are of no use where all of them are the same.
 _QUIET = ("task", "max_steps", "attempts", "error", "steps", "trainable_parameters", "total_parameters", "folder")
 _LONGEST_ERROR = 2000
+#: Sentences beyond which they are closed until somebody opens them.
+_MOST_SENTENCES = 8
 
 
 def study_part(name: str, study: Mapping[str, Any], every: Sequence[Trial], grid: Grid, *, bootstrap: bool) -> Part:
@@ -81,8 +83,9 @@ def _summary(found: Comparison, trials: Sequence[Trial], notes: Sequence[str]) -
     }
     blocks += [Facts(tuple(facts.items())), Words(tuple(headline(found))), Words(tuple(decisions(found)), listed=True)]
     # How verdicts are made, and how many trials there are, are the summary's last two sentences.
-    blocks += [Words((*said[:-2], *amounts(found)), listed=True), Words(tuple(said[-2:]))]
-    return blocks
+    every = (*said[:-2], *amounts(found))
+    folded = f"Place by place: {len(every)} sentences" if len(every) > _MOST_SENTENCES else ""
+    return [*blocks, Words(every, listed=True, folded=folded), Words(tuple(said[-2:]))]
 
 
 def _scores(found: Comparison) -> Charts:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -61,7 +62,15 @@ def _sound(trials: list[Trial], grid: Grid, notes: list[str]) -> Counting:
     if damaged:
         keys = ", ".join(trial.key for trial in damaged[:5])
         notes.append(f"{counted(len(damaged), 'trial')} left out, as the score that decides is missing: {keys}.")
-    return Counting([trial for trial in trials if trial not in damaged], notes)
+    return Counting([_read(trial) for trial in trials if trial not in damaged], notes)
+
+
+def _read(trial: Trial) -> Trial:
+    """With those evaluations only that say at which step which loss was."""
+    if trial.outcome is None:
+        return trial
+    history = [one for one in trial.outcome.get("history") or [] if {"step", "loss"} <= one.keys()]
+    return dataclasses.replace(trial, outcome=trial.outcome | {"history": history})
 
 
 def _has_scores(trial: Trial, grid: Grid) -> bool:

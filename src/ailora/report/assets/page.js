@@ -217,6 +217,7 @@
   const paged = (sheet) => {
     const pager = make("div");
     pager.className = "pager";
+    sheet.classList.add("paged");
     sheet.prepend(pager);
     const filter = make("input", undefined, pager);
     filter.type = "search";

@@ -1,0 +1,248 @@
+"""A study's part of a page, whatever became of its trials."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from ailora.analysis.charts import Heat, Plot
+from ailora.report.blocks import Charts, Code, Note, Page, Part, Table, Words
+from ailora.report.page import render
+from ailora.report.study_page import study_part
+from ailora.studies.grid import Cell, Grid
+from ailora.studies.schema import load_study_config
+from ailora.studies.store import Status, Trial
+from tests.report.made import HOSTILE, TEXTS, plausible, stored, study_file
+from tests.studies.made import Result, grid_of, outcome, quickly, ran
+
+__all__ = ["quickly"]
+
+FIVE = ["lora", "pissa", "milora", "ailora", "reversed"]
+
+
+def part_of(grid: Grid, trials: list[Trial], **changes: Any) -> Part:
+    study = grid.config.model_dump(by_alias=True) | changes
+    return study_part("study", study, trials, grid, bootstrap=False)
+
+
+def blocks(part: Part, title: str, kind: type) -> list[Any]:
+    return [b for section in part.sections if section.title == title for b in section.blocks if isinstance(b, kind)]
+
+
+def charts(part: Part, title: str) -> list[Any]:
+    return [chart for block in blocks(part, title, Charts) for chart in block.charts]
+
+
+def said(part: Part) -> str:
+    return "\n".join(sentence for words in blocks(part, "Summary", Words) for sentence in words.sentences)
+
+
+def test_who_wins_by_how_much_and_with_which_interval() -> None:
+    gains = {"lora": lambda seed: 0.0, "ailora": lambda seed: 0.05 + seed / 500, "milora": lambda seed: (-0.1) ** seed}
+    grid = grid_of(methods=list(gains))
+    part = part_of(grid, ran(grid, lambda cell: outcome(0.5 + gains[cell.group.method](cell.seed))))
+    told = said(part)
+    assert told.startswith("Of 2 comparisons with the baseline lora, 1 is a win and 1 is a tie.")
+    # The mean of 0, 2, .. 8 thousandths is 0.004, their sd 0.00316: 2.776 sd / sqrt(5) = 0.0039.
+    assert "ailora beats the baseline lora by +0.0540 [+0.0501, +0.0579] accuracy" in told
+    assert "milora +0.1818 [" in told
+    assert "all else is a tie" in told
+    table = blocks(part, "Scores", Table)[0]
+    assert table.columns[-1] == "verdict"
+    assert [row[-1] for row in table.rows] == ["", "win", "tie"]
+
+
+def test_scores_and_differences_are_dots_with_intervals() -> None:
+    grid = grid_of()
+    gain = {"lora": 0.0, "ailora": 0.01}
+    part = part_of(grid, ran(grid, lambda cell: outcome(0.7 + 0.01 * cell.seed + gain[cell.group.method])))
+    scores, differences = charts(part, "Scores")
+    assert scores.x.categories == differences.x.categories == ("lora", "ailora")
+    assert [one.y[0] for one in scores.series] == pytest.approx([0.72, 0.73])
+    # t(4) = 2.776; sd of 0, 1, .. 4 hundredths is 0.0158.
+    half = 2.7764 * 0.015811 / math.sqrt(5)
+    assert scores.series[0].low[0] == pytest.approx(0.72 - half, abs=1e-5)
+    assert [one.y[0] for one in differences.series] == pytest.approx([0.0, 0.01])
+    assert [one.style for one in scores.series] == [0, 1]
+
+
+def test_curves_are_means_and_ranges_of_the_seeds() -> None:
+    grid = grid_of(learning_rate={"values": [1e-3, 1e-2]}, seeds=[0, 1])
+    losses = {0: [0.9, 0.5, 0.3], 1: [0.7, 0.5]}
+    part = part_of(grid, ran(grid, lambda cell: outcome(0.8 - cell.learning_rate, losses=losses[cell.seed])))
+    (rates,) = charts(part, "Learning rates")
+    assert rates.x.log
+    assert (rates.series[0].x, rates.series[0].y) == ([1e-3, 1e-2], pytest.approx([0.799, 0.79]))
+    loss, accuracy = charts(part, "Convergence")
+    line = loss.series[0]
+    # Only the steps that every seed has.
+    assert (line.x, line.y) == ([10, 20], pytest.approx([0.8, 0.5]))
+    assert (line.low, line.high) == ([0.7, 0.5], [0.9, 0.5])
+    assert accuracy.y.label == "validation accuracy"
+
+
+def test_ranks_are_an_axis() -> None:
+    grid = grid_of(methods=["lora", "ailora", "full"], grid={"adapter.rank": [2, 8, 32], "adapter.dropout": [0.0, 0.1]})
+    part = part_of(grid, ran(grid, lambda cell: outcome(0.7 + 0.001 * cell.group.values.get("adapter.rank", 0))))
+    over = charts(part, "Ranks and other settings")
+    assert [chart.title for chart in over] == [
+        "accuracy (test) over rank, dropout 0.0",
+        "accuracy (test) over rank, dropout 0.1",
+    ]
+    assert over[0].x.log
+    assert {one.name: one.x for one in over[0].series} == {"lora": [2, 8, 32], "ailora": [2, 8, 32]}
+    assert over[0].series[1].y == pytest.approx([0.702, 0.708, 0.732])
+
+
+FIGURE_4 = Path(__file__).parents[2] / "examples/paper/figure4.yaml"
+
+
+def test_pairs_of_starts_are_a_matrix_whatever_their_names() -> None:
+    paper = yaml.safe_load(FIGURE_4.read_text(encoding="utf-8"))
+    methods = [{f"m{i}": next(iter(entry.values()))} for i, entry in enumerate(paper["methods"])]
+    grid = grid_of(methods=methods, seeds=[0], base=_two_roles())
+    part = part_of(grid, ran(grid, lambda cell: outcome(0.5 + 0.01 * int(cell.group.method[1:]))))
+    (heat,) = charts(part, "Which start for which matrix")
+    assert isinstance(heat, Heat)
+    assert heat.rows == heat.columns == ("frozen", "random", "principal", "minor")
+    assert math.isnan(heat.values[0][0])
+    # The sixth is query principal, value minor.
+    assert heat.values[2][3] == pytest.approx(0.55)
+    assert heat.notes[1][1] == "baseline"
+    # Methods that are no pairs make no matrix.
+    few = grid_of(methods=["lora", "full", "peft:olora", {"wide": {"method": "lora", "adapter.rank": 16}}])
+    assert not charts(part_of(few, ran(few, lambda cell: outcome(0.5))), "Which start for which matrix")
+
+
+def _two_roles() -> dict[str, Any]:
+    base = grid_of().config.base
+    assert isinstance(base, dict)
+    return base | {"adapter": {"rank": 4, "roles": ["query", "value"]}}
+
+
+#: What becomes of a cell -> what the page says of it.
+FATES: dict[str, tuple[Callable[[Cell], Result], str]] = {
+    "nothing has run": (lambda cell: Status.WAITING, "No trial of this study has finished"),
+    "everything fails": (lambda cell: "ValueError: broken\ntwice", "ValueError: broken\ntwice"),
+    "the baseline fails": (lambda c: "broken" if c.group.method == "lora" else outcome(0.8), "no seed in common"),
+    "pruned": (lambda cell: Status.PRUNED if cell.seed else outcome(0.8), "pruned at step 10"),
+    "running": (lambda cell: Status.RUNNING if cell.seed else outcome(0.8), "not run yet"),
+    "no evaluations": (lambda cell: outcome(0.8, losses=()), "No method is shown to differ"),
+    "test score of NaN": (lambda cell: outcome(0.8, test=math.nan), "not finite"),
+    "infinite losses": (lambda cell: outcome(0.8, losses=(math.inf, math.nan)), "not a number"),
+    "other facts": (lambda cell: {"metrics": outcome(0.8)["metrics"], "history": [{"step": 1}, {}]}, "lora"),  # type: ignore[index]
+    "no metrics": (lambda cell: outcome(0.8), "10 trials left out"),
+}
+
+
+@pytest.mark.parametrize("fate", FATES)
+def test_whatever_became_of_the_trials_there_is_a_page(fate: str) -> None:
+    result, expected = FATES[fate]
+    grid = grid_of()
+    trials = ran(grid, result)
+    if fate == "no metrics":
+        trials = [dataclasses.replace(trial, outcome={"metrics": {"validation": {"loss": 1.0}}}) for trial in trials]
+    page = render(Page("study", (part_of(grid, trials),)))
+    assert expected.replace("<", "&lt;") in page
+    json.loads(data_of(page))
+    assert "Run it again" in page
+
+
+def data_of(page: str) -> str:
+    """The figures in a page; JSON has no word for NaN."""
+    text = page.partition('<script type="application/json" id="figures">')[2].partition("</script>")[0]
+    assert "NaN" not in text
+    assert "Infinity" not in text
+    return text
+
+
+def test_trials_of_other_versions_are_left_out_or_told_of() -> None:
+    grid = grid_of()
+    now = ran(grid, lambda cell: outcome(0.8))
+    old = [dataclasses.replace(trial, key=f"old{trial.number}") for trial in ran(grid, lambda cell: outcome(0.6))]
+    both = part_of(grid, [*old, *now])
+    assert "10 trials run with other versions" in blocks(both, "Summary", Note)[0].text
+    assert charts(both, "Scores")[0].series[0].y == [0.8]
+    alone = part_of(grid, old)
+    assert "No trial was run with what is installed now" in blocks(alone, "Summary", Note)[0].text
+    assert charts(alone, "Scores")[0].series[0].y == [0.6]
+    foreign = dataclasses.replace(now[0], cell=now[0].cell | {"group": {"task": "x", "method": "y", "point": []}})
+    assert "1 trial of the storage belong" in blocks(part_of(grid, [*now, foreign]), "Summary", Note)[0].text
+
+
+def test_what_is_lost_is_listed_with_its_whole_error() -> None:
+    grid = grid_of()
+    error = "ValueError: " + "x" * 900
+    part = part_of(grid, ran(grid, lambda cell: error if cell.seed == 3 else outcome(0.8)))
+    (table,) = blocks(part, "Failed, pruned and missing trials", Table)
+    assert [row[3:] for row in table.rows] == [("3", "failed", error)] * 2
+    done = part_of(grid, ran(grid, lambda cell: outcome(0.8)))
+    (words,) = blocks(done, "Failed, pruned and missing trials", Words)
+    assert words.sentences == ("Every trial that the study asks for is done.",)
+
+
+def test_every_trial_is_in_the_table() -> None:
+    grid = grid_of(learning_rate={"values": [1e-3, 1e-2]})
+    trials = ran(grid, lambda cell: outcome(0.8 + cell.seed * 1e-2))
+    (table,) = blocks(part_of(grid, trials), "All trials", Table)
+    assert len(table.rows) == len(trials) == 20
+    numeric = dict(zip(table.columns, table.numeric, strict=True))
+    assert numeric["learning rate"]
+    assert numeric["test accuracy"]
+    assert not numeric["key"]
+    # One task: its column would say the same in every row.
+    assert "task" not in table.columns
+
+
+def test_settings_are_said_once_and_the_file_runs_again(tmp_path: Path) -> None:
+    grid = grid_of(methods=["lora", {"wide": {"method": "lora", "adapter.rank": 16}}], seeds=[0])
+    part = part_of(grid, ran(grid, lambda cell: outcome(0.8)), storage="postgresql://me:secret@host/studies")
+    differs = blocks(part, "Settings", Table)[0]
+    assert differs.columns[3:] == ("adapter.rank",)
+    assert [row[3] for row in differs.rows] == ["4", "16"]
+    file = next(code.text for code in blocks(part, "Run it again", Code) if code.title == "study.yaml")
+    assert "secret" not in file
+    (tmp_path / "study.yaml").write_text(file)
+    again = Grid(load_study_config(tmp_path / "study.yaml"))
+    keys, there = ({one.key_of(Cell(group, 1e-3, 0)) for group in one.groups} for one in (grid, again))
+    assert keys == there
+
+
+def test_names_from_outside_are_text() -> None:
+    methods = ["lora", *({said: {"method": "milora", "adapter.rank": i + 1}} for i, said in enumerate(TEXTS))]
+    grid = grid_of(methods=methods, tasks={HOSTILE: {}, "b": {"data.max_train_samples": 9}})
+    trials = ran(grid, lambda cell: f"{TEXTS[2]} in a trial" if cell.seed == 4 else outcome(0.8))
+    page = render(Page(HOSTILE, (dataclasses.replace(part_of(grid, trials), title=HOSTILE),), (TEXTS[2],)))
+    before_scripts = page.partition('<script type="application/json"')[0]
+    assert "<script" not in before_scripts
+    assert "<img" not in before_scripts
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in before_scripts
+    assert "{{ 7 * 7 }}" in before_scripts
+    assert "<" not in data_of(page)
+    # The data, Plotly, the page's own: no other element ends here.
+    assert page.count("</script>") == 3
+
+
+@pytest.mark.slow
+def test_a_thousand_trials_are_below_seven_megabytes(tmp_path: Path) -> None:
+    file = study_file(
+        tmp_path,
+        methods=FIVE,
+        tasks={name: {"data.max_train_samples": i} for i, name in enumerate("abcdef", start=1)},
+        grid={"adapter.rank": [4, 16]},
+        learning_rate={"values": [3e-4, 1e-3, 3e-3, 1e-2]},
+    )
+    store, grid = stored(file, lambda cell: plausible(cell, evaluations=100))
+    trials = store.trials()
+    store.close()
+    assert len(trials) >= 900
+    page = render(Page("study", (study_part("study", store.study, trials, grid, bootstrap=False),)))
+    assert len(page.encode()) < 7_000_000
+    assert isinstance(next(iter(Page("", (study_part("s", {}, trials, grid, bootstrap=False),)).charts)), Plot)
