@@ -16,7 +16,7 @@ from ailora.analysis.dispersion import dispersions
 from ailora.analysis.drawing import draw
 from ailora.analysis.embedding import Embedded, embed
 from ailora.analysis.findings import findings
-from ailora.analysis.folder import require_room
+from ailora.analysis.folder import plain, require_room
 from ailora.analysis.gram import clouds, gram
 from ailora.analysis.matrices import Matrices, measure_matrices
 from ailora.analysis.opening import names_of, open_after, open_base
@@ -122,7 +122,7 @@ class _Found:
             "findings": findings(self.dispersion, deltas, spectra, settings),
             "notes": list(self._notes(deltas)),
         }
-        return Analysis(info, embedding, deltas, spectra)
+        return Analysis(plain(info), embedding, deltas, spectra)
 
     def _notes(self, deltas: pd.DataFrame) -> Iterator[str]:
         for model in self.models:
@@ -130,7 +130,7 @@ class _Found:
         yield from self.matrices.notes
         for made in self.embedded:
             if "perplexity" not in made.facts:
-                yield f"{made.facts['cloud']}: {made.facts['points']} points are too few for t-SNE"
+                yield f"{made.facts['cloud']}: too few different points for t-SNE ({made.facts['points']})"
         for model in self.models:
             sizes = [row["relative"] for row in rows_where(deltas, model=model.name)]
             if sizes and median(sizes) > _ANOTHER_MODEL:

@@ -97,9 +97,11 @@ def _set_axes(panel: Axes, chart: Plot) -> None:
     """Labels, scales and ticks of both axes."""
     panel.set_xlabel(chart.x.label)
     panel.set_ylabel(chart.y.label)
-    for axis, which, scale in ((chart.x, panel.xaxis, panel.set_xscale), (chart.y, panel.yaxis, panel.set_yscale)):
-        if axis.log:
-            scale("log")
+    for axis, which, values in ((chart.x, panel.xaxis, "x"), (chart.y, panel.yaxis, "y")):
+        drawn = [value for series in chart.series for value in getattr(series, values) if value is not None]
+        # Nothing above zero cannot be seen on a logarithmic axis.
+        if axis.log and any(value > 0 for value in drawn):
+            panel.set(**{f"{values}scale": "log"})
             # Powers as plain numbers: matplotlib writes them as formulas, which are off.
             which.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=12))
             which.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))

@@ -44,7 +44,8 @@ def embed(cloud: Cloud, products: np.ndarray, settings: Settings) -> Embedded:
         settings: perplexity and seeds.
 
     Returns:
-        Rows with `pca_x`, `pca_y`, in the weights' own units, and `tsne_x`, `tsne_y`, NaN of fewer than eight points.
+        Rows with `pca_x`, `pca_y`, in the weights' own units, and `tsne_x`, `tsne_y`, NaN of fewer than eight
+        points or of points on a line.
         The facts: `perplexity`; `explained`, the shares of the variance along both axes of the PCA;
         `trustworthiness` (Venna and Kaski, 2001: 1 where all neighbours in the plane are neighbours in the space) of
         the PCA and of t-SNE by seed; `agreement`, the mean Spearman correlation of the distances in the plane over all
@@ -62,7 +63,7 @@ def embed(cloud: Cloud, products: np.ndarray, settings: Settings) -> Embedded:
         "explained": [float(v) / total for v in (*variances, 0.0, 0.0)[:2]],
     }
     picture = np.full((n, 2), np.nan)
-    if n >= _FEWEST:
+    if n >= _FEWEST and coordinates.shape[1] > 1:
         models = len({point.model.name for point in cloud.points})
         neighbours = min(max(5, 2 * models), (n - 1) // 2)
         made, more = _tsne(coordinates, settings, neighbours)

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from ailora.analysis.dispersion import mean_interval
-from ailora.analysis.rows import mean_by, rows_where
+from ailora.analysis.rows import mean_by, mean_of, rows_where
 
 
 def findings(
@@ -72,7 +72,7 @@ def _moved(deltas: pd.DataFrame, this: str, that: str) -> Iterator[str]:
             continue
         low, high = mean_interval([math.log(a[layer] / b[layer]) for layer in layers])
         larger = sum(a[layer] > b[layer] for layer in layers)
-        relative = [sum(row["relative"] for row in rows) / len(rows) for rows in (this_rows, that_rows)]
+        relative = [mean_of(rows, "relative") for rows in (this_rows, that_rows)]
         yield (
             f"{model}: |dW| of {this} is {_word({'low': low, 'high': high}, 'larger', 'smaller')} than that of {that}: "
             f"{mean(a[layer] for layer in layers):.3g} against {mean(b[layer] for layer in layers):.3g} on average, "

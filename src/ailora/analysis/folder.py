@@ -59,8 +59,8 @@ def write_whole(out: Path, write: Callable[[Path], None]) -> None:
 
 
 def write_info(folder: Path, info: dict[str, Any]) -> None:
-    """Write `analysis.json`; what is no number becomes null."""
-    write_text(folder / INFO_NAME, json.dumps(_plain(info), indent=2, allow_nan=False) + "\n")
+    """Write `analysis.json`."""
+    write_text(folder / INFO_NAME, json.dumps(info, indent=2, allow_nan=False) + "\n")
 
 
 def read_info(folder: Path) -> dict[str, Any]:
@@ -81,11 +81,12 @@ def read_info(folder: Path) -> dict[str, Any]:
     return info
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """Plain data for JSON: lists in place of tuples, None in place of what is no finite number."""
     if isinstance(value, dict):
-        return {str(key): _plain(each) for key, each in value.items()}
+        return {str(key): plain(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(each) for each in value]
+        return [plain(each) for each in value]
     if isinstance(value, float) and not -float("inf") < value < float("inf"):
         return None
     return value

@@ -18,11 +18,16 @@ def rows_where(table: pd.DataFrame, **wanted: object) -> list[Row]:
     return [row for row in rows if all(row[column] == value for column, value in wanted.items())]
 
 
+def mean_of(rows: list[Row], column: str) -> float:
+    """The mean of a column; NaN of no rows."""
+    return sum(row[column] for row in rows) / len(rows) if rows else math.nan
+
+
 def mean_by(rows: list[Row], key: str, column: str) -> dict[Any, float]:
-    """The mean of a column for each value of another, in the order of the values; rows without a number aside."""
+    """The mean of a column for each value of another, in the order of the values; rows without a finite one aside."""
     groups: dict[Any, list[float]] = {}
     for row in rows:
-        if not math.isnan(row[column]):
+        if math.isfinite(row[column]):
             groups.setdefault(row[key], []).append(row[column])
     return {value: sum(groups[value]) / len(groups[value]) for value in sorted(groups)}
 

@@ -7,6 +7,7 @@ import sys
 
 import typer
 
+from ailora.cli.analyze import analyze
 from ailora.cli.cache import cache
 from ailora.cli.demo import demo
 from ailora.cli.evaluate import evaluate
@@ -43,6 +44,7 @@ for command in (
     merge,
     verify,
     inspect,
+    analyze,
     roles,
     plan,
     report,

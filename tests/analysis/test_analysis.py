@@ -1,0 +1,168 @@
+"""The folder of an analysis, and the charts that are made of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from ailora.analysis import Analysis, analysis_charts, analyze, load_analysis
+from ailora.analysis import analysis as module
+from ailora.analysis.charts import Plot
+from ailora.errors import InputError
+from tests.analysis.conftest import Made
+
+
+@pytest.fixture(scope="module")
+def folder(models: Made, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("analysis") / "out"
+    analyze(str(models("llama")), [models("llama-full"), models("llama-adapter")], out, rank=3)
+    return out
+
+
+@pytest.fixture(scope="module")
+def made(folder: Path) -> Analysis:
+    return load_analysis(folder)
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_what_is_returned_is_what_is_read_again(models: Made, tmp_path: Path) -> None:
+    returned = analyze(str(models("gpt2")), [models("gpt2-full")], tmp_path / "out")
+    read = load_analysis(tmp_path / "out")
+    assert read.info == returned.info
+    for name in ("embedding", "deltas", "spectra"):
+        columns = [column for column in getattr(read, name) if column not in ("indices", "values")]
+        pd.testing.assert_frame_equal(getattr(read, name)[columns], getattr(returned, name)[columns])
+
+
+def test_the_folder_holds_tables_figures_and_what_was_asked(folder: Path, models: Made, made: Analysis) -> None:
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "analysis.json",
+        "deltas.parquet",
+        "embedding.parquet",
+        "figures",
+        "spectra.parquet",
+    ]
+    info = json.loads((folder / "analysis.json").read_text())
+    assert info["base"] == str(models("llama"))
+    assert info["after"] == {name: str(models(name)) for name in ("llama-full", "llama-adapter")}
+    assert info["kinds"] == {"llama-full": "full", "llama-adapter": "adapter"}
+    assert info["settings"]["rank"] == 3
+    assert info["settings"]["seeds"] == [0, 1, 2]
+    assert set(info["versions"]) >= {"ailora", "torch"}
+    assert {facts["cloud"] for facts in info["embedding"]} == {"query", "value"}
+    names = [chart.name for chart in analysis_charts(made)]
+    assert len(names) == len(set(names))
+    assert sorted(p.stem for p in (folder / "figures").iterdir()) == sorted(names)
+
+
+def test_tables_are_tidy(made: Analysis) -> None:
+    """One row for each model, layer and role (and head, in the embedding)."""
+    assert not made.deltas.duplicated(["model", "layer", "role"]).any()
+    assert not made.spectra.duplicated(["model", "layer", "role"]).any()
+    assert not made.embedding.duplicated(["model", "layer", "role", "head"]).any()
+    assert made.spectra.groupby("model").size().to_dict() == {"base": 8, "llama-full": 8, "llama-adapter": 8}
+    assert made.deltas.groupby("model").size().to_dict() == {"llama-full": 8, "llama-adapter": 8}
+    assert made.embedding.groupby("role").size().to_dict() == {"query": 3 * 16, "value": 3 * 8}
+    anchored = made.spectra[made.spectra["moved_A"].notna()]
+    assert set(anchored["model"]) == {"llama-adapter"}
+    bands = made.spectra[["principal", "middle", "minor"]].sum(axis=1)
+    assert np.allclose(bands, 1)
+
+
+def test_charts_show_the_numbers_of_the_tables(made: Analysis) -> None:
+    charts = {chart.name: chart for chart in analysis_charts(made)}
+    chart = charts["update-1-norm"]
+    assert isinstance(chart, Plot)
+    query = made.deltas[(made.deltas["model"] == "llama-full") & (made.deltas["role"] == "query")]
+    assert chart.series[0].name == "query"
+    assert list(chart.series[0].x) == [0, 1, 2, 3]
+    assert list(chart.series[0].y) == query["norm"].tolist()
+    cloud = charts["tsne-value"]
+    assert isinstance(cloud, Plot)
+    assert [(s.name, len(s.x)) for s in cloud.series] == [
+        ("base (before)", 8),
+        ("llama-full", 8),
+        ("llama-adapter", 8),
+    ]
+    assert [s.style for s in cloud.series] == [0, 1, 2]
+    assert cloud.series[0].notes[1] == "model.layers.0.self_attn.v_proj, head 1"
+    assert {"anchor-2", "intruders", "effective-rank-query", "share-value", "dispersion"} <= charts.keys()
+    assert "anchor-1" not in charts
+    assert all(chart.caption and chart.title for chart in charts.values())
+    chance = charts["share-value"]
+    assert isinstance(chance, Plot)
+    assert {s.name: s.y[0] for s in chance.series if "chance" in s.name} == {
+        "chance, left": 3 / 16,
+        "chance, right": 3 / 32,
+    }
+
+
+def test_findings_follow_the_numbers(made: Analysis) -> None:
+    moved = next(line for line in made.info["findings"] if line.startswith("llama-full: |dW|"))
+    query, value = (made.deltas[made.deltas["role"] == r] for r in ("query", "value"))
+    query, value = (t[t["model"] == "llama-full"]["norm"] for t in (query, value))
+    # The query weights have twice the rows: their random updates are 1.4 times as large.
+    assert "|dW| of query is larger than that of value" in moved
+    assert f"{query.mean():.3g} against {value.mean():.3g} on average, larger in 4 of 4 layers" in moved
+    assert any(line.startswith("base: over its 4 layers") for line in made.info["findings"])
+    assert any("2 fine-tuned models" in line for line in made.info["findings"])
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_the_base_alone(models: Made, tmp_path: Path) -> None:
+    made = analyze(str(models("llama")), [], tmp_path / "out", roles=["value"])
+    assert made.deltas.empty
+    assert list(made.spectra["model"].unique()) == ["base"]
+    assert {"pca-value", "spectrum-value"} <= {chart.name for chart in analysis_charts(load_analysis(tmp_path / "out"))}
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_folder_is_replaced_only_when_told(models: Made, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    analyze(str(models("llama")), [], out)
+    with pytest.raises(InputError, match="holds an analysis already"):
+        analyze(str(models("llama")), [], out)
+    analyze(str(models("llama")), [models("llama-full")], out, force=True)
+    assert list(load_analysis(out).info["after"]) == ["llama-full"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out"]
+    (out / "analysis.json").unlink()
+    with pytest.raises(InputError, match="is not empty and holds no analysis"):
+        analyze(str(models("llama")), [], out, force=True)
+    with pytest.raises(InputError, match="is read and lies in"):
+        analyze(str(models("llama")), [], models("llama"), force=True)
+
+
+def test_a_failure_leaves_what_was_there(models: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "out"
+    with monkeypatch.context() as quick:
+        quick.setattr(module, "analysis_charts", lambda _: [])
+        analyze(str(models("llama")), [], out)
+    before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
+
+    def fails(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(module, "draw", fails)
+    for target, force in ((out, True), (tmp_path / "new", False)):
+        with pytest.raises(InputError, match="No space left"):
+            analyze(str(models("llama")), [], target, force=force)
+    assert {p: p.read_bytes() for p in out.rglob("*") if p.is_file()} == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out"]
+
+
+def test_a_damaged_analysis_is_named(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="holds no analysis"):
+        load_analysis(tmp_path)
+    (tmp_path / "analysis.json").write_text("{")
+    with pytest.raises(InputError, match="is damaged"):
+        load_analysis(tmp_path)
+    (tmp_path / "analysis.json").write_text('{"format": 2}')
+    with pytest.raises(InputError, match="not of format 1"):
+        load_analysis(tmp_path)
+    (tmp_path / "analysis.json").write_bytes((folder / "analysis.json").read_bytes())
+    with pytest.raises(InputError, match=r"embedding\.parquet cannot be read"):
+        load_analysis(tmp_path)
