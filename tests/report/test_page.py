@@ -16,7 +16,7 @@ from ailora import InputError
 from ailora.analysis.charts import Axis, Plot, Series
 from ailora.report.blocks import Charts, Page, Part, Section
 from ailora.report.building import build
-from ailora.report.page import json_text, render, ticked, unique_names, write_page
+from ailora.report.page import file_names, json_text, render, ticked, write_page
 from ailora.report.sources import Sort, recognise
 from tests.report.made import HOSTILE, TEXTS, plausible, run_folder, stored, study_file
 
@@ -57,7 +57,8 @@ def test_plotly_is_there_once_and_only_where_something_is_drawn() -> None:
 
 
 def test_charts_of_one_name_have_files_of_their_own() -> None:
-    assert unique_names([chart("a"), chart("b"), chart("a"), chart("a")]) == ["a", "b", "a~2", "a~3"]
+    assert file_names([chart("a"), chart("b"), chart("a"), chart("a")]) == ["a", "b", "a~2", "a~3"]
+    assert file_names([chart("../x/y"), chart(HOSTILE), chart("é")]) == ["x-y", "script-alert-1-script", "chart"]
 
 
 def test_words_in_backticks_are_code_and_nothing_else_is() -> None:

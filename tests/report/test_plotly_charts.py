@@ -11,7 +11,8 @@ import plotly.graph_objects as go
 import pytest
 
 from ailora.analysis.charts import COLOURS, Axis, Chart, Heat, Plot, Series
-from ailora.report.plotly_charts import figure_of, left_out, rounded, text
+from ailora.report.plotly_charts import figure_of, left_out
+from ailora.report.plotly_texts import rounded, text
 from tests.report.made import HOSTILE, TEXTS
 
 NAN = math.nan

@@ -23,12 +23,14 @@ def report(
     """Write one self-contained page on runs, studies and analyses; exit code 1 where a part had to be left out."""
     from ailora.cli.tables import console
     from ailora.report.building import build
-    from ailora.report.page import check_place, write_page
+    from ailora.report.page import check_place, write_figures, write_page
 
     check_place(out)
     page = build(sources, scale=scale, bootstrap=bootstrap)
     write_page(page, out)
     console.print(f"written to {out}")
+    if figures is not None:
+        console.print(f"{write_figures(page, figures)} figures written to {figures}")
     for problem in page.problems:
         typer.echo(f"ailora: left out: {problem}", err=True)
     if page.problems:

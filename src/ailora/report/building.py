@@ -8,7 +8,9 @@ from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
 
+from ailora.analysis import load_analysis
 from ailora.errors import AiloraError, InputError
+from ailora.report.analysis_page import analysis_part
 from ailora.report.blocks import Page, Part
 from ailora.report.run_files import Run, read_run
 from ailora.report.run_page import run_part
@@ -38,7 +40,7 @@ def build(paths: Sequence[Path], *, scale: str | None = None, bootstrap: bool = 
         parts.append(run_part(runs))
     for source in (source for source in sources if source.sort is not Sort.RUN):
         with _told(source.path, problems):
-            parts += _studies(source, scale, bootstrap=bootstrap)
+            parts += _parts(source, scale, bootstrap=bootstrap)
     if not parts:
         raise InputError("; ".join(problems) or "nothing to report: give runs, a study or an analysis")
     titles = list(dict.fromkeys(part.title for part in parts))
@@ -70,7 +72,10 @@ def _names(folders: Sequence[Path]) -> list[str]:
     return [str(folder) for folder in folders]
 
 
-def _studies(source: Source, scale: str | None, *, bootstrap: bool) -> Iterator[Part]:
+def _parts(source: Source, scale: str | None, *, bootstrap: bool) -> Iterator[Part]:
+    if source.sort is Sort.ANALYSIS:
+        yield analysis_part(source.path.absolute().name, load_analysis(source.path))
+        return
     for store, grid in open_studies(source, scale):
         try:
             yield study_part(store.name, store.study, store.trials(), grid, bootstrap=bootstrap)

@@ -15,13 +15,17 @@ import jinja2
 from markupsafe import Markup, escape
 
 from ailora.analysis.charts import Chart
+from ailora.analysis.drawing import draw
 from ailora.errors import InputError
 from ailora.report.blocks import Page
 from ailora.report.plotly_charts import figure_of, left_out
 from ailora.report.words import counted
 from ailora.shards import write_text
 
+#: Of a figure for papers.
+FORMATS = ("svg", "pdf", "png")
 _ASSETS = files("ailora.report") / "assets"
+_NO_NAME = re.compile("[^A-Za-z0-9._-]+")
 _TICKED = re.compile("`([^`\n]+)`")
 #: What could end a script element, or begin a comment in one; JSON has another way to write each.
 _UNSAFE = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
@@ -40,6 +44,23 @@ def write_page(page: Page, out: Path) -> None:
         raise InputError(f"cannot write {out}: {error.strerror}") from None
 
 
+def write_figures(page: Page, folder: Path) -> int:
+    """Write every chart as SVG, PDF and PNG; how many charts these were.
+
+    Raises:
+        InputError: the folder cannot be made or written to.
+    """
+    charts = list(page.charts)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for chart, name in zip(charts, file_names(charts), strict=True):
+            for ending in FORMATS:
+                draw([chart], folder / f"{name}.{ending}", columns=1)
+    except OSError as error:
+        raise InputError(f"cannot write figures to {folder}: {error.strerror}") from None
+    return len(charts)
+
+
 def check_place(out: Path) -> None:
     """Refuse a file that could not be written, before anything is read.
 
@@ -56,7 +77,7 @@ def render(page: Page) -> str:
     """A page as HTML."""
     charts = list(page.charts)
     figures = {f"f{number}": figure_of(chart) for number, chart in enumerate(charts, start=1)}
-    names = unique_names(charts)
+    names = file_names(charts)
     shown = {
         id(chart): {"id": key, "name": name, "caption": _caption(chart), "height": figure["layout"]["height"]}
         for chart, name, (key, figure) in zip(charts, names, figures.items(), strict=True)
@@ -91,12 +112,13 @@ def json_text(data: Any) -> str:
     return text.translate(str.maketrans(_UNSAFE))
 
 
-def unique_names(charts: Sequence[Chart]) -> list[str]:
-    """A name for each chart, its own where no other has it."""
+def file_names(charts: Sequence[Chart]) -> list[str]:
+    """A name for each chart that a file can have: its own, where no other has it."""
     names: list[str] = []
     for chart in charts:
-        same = sum(name == chart.name or name.startswith(f"{chart.name}~") for name in names)
-        names.append(f"{chart.name}~{same + 1}" if same else chart.name)
+        name = _NO_NAME.sub("-", chart.name).strip("-.") or "chart"
+        same = sum(other == name or other.startswith(f"{name}~") for other in names)
+        names.append(f"{name}~{same + 1}" if same else name)
     return names
 
 

@@ -6,12 +6,12 @@ can exchange them. All text from outside is escaped: Plotly takes its texts for 
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Sequence
 from typing import Any
 
 from ailora.analysis.charts import COLOURS, Axis, Chart, Heat, Plot, Series
+from ailora.report.plotly_texts import rounded, short, text
 from ailora.report.words import figure
 
 _DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
@@ -40,22 +40,6 @@ def left_out(chart: Chart) -> int:
     return sum(isinstance(y, float) and not math.isfinite(y) for one in chart.series for y in one.y)
 
 
-def text(said: str) -> str:
-    """A text that Plotly shows as it stands: neither its markup nor its templates are in it."""
-    return html.escape(said, quote=False).replace("%{", "%&#123;").replace("\n", "<br>")
-
-
-def _short(said: str, most: int) -> str:
-    return said if len(said) <= most else f"{said[: most - 1]}…"
-
-
-def rounded(value: float | None) -> float | None:
-    """Six digits, which nobody can tell from more; None: it is not finite."""
-    if value is None or not math.isfinite(value):
-        return None
-    return float(f"{value:.6g}")
-
-
 def _plot(chart: Plot) -> dict[str, Any]:
     flat = _lies(chart)
     traces: list[dict[str, Any]] = []
@@ -66,7 +50,7 @@ def _plot(chart: Plot) -> dict[str, Any]:
         traces.append(made | {"hovertemplate": _template(chart, series, flat=flat)})
     if flat:
         traces = [_turned(trace) for trace in traces]
-    legend = len(chart.series) > 1 and not (chart.x.categories and all(len(one.x) == 1 for one in chart.series))
+    legend = len(chart.series) > 1 and not all(_is_its_category(chart, one) for one in chart.series)
     x, y = _axis(chart.x, [v for one in chart.series for v in one.x]), _axis(chart.y, [])
     height = _AROUND + _ROW * len(chart.x.categories) * _lanes(chart) if flat else _HEIGHT
     layout: dict[str, Any] = {
@@ -87,20 +71,32 @@ def _lies(chart: Plot) -> bool:
 
 def _lanes(chart: Plot) -> float:
     """How much room a category needs: one series each, or all of them beside each other."""
-    beside = any(len(one.x) > 1 for one in chart.series)
-    return max(1.0, len(chart.series) * 0.6) if beside else 1.0
+    return max(1.0, len(chart.series) * 0.6) if _share_places(chart) else 1.0
+
+
+def _share_places(chart: Plot) -> bool:
+    """Whether several series have points at one category."""
+    places = [place for one in chart.series for place in {round(x) for x in one.x}]
+    return len(set(places)) < len(places)
+
+
+def _is_its_category(chart: Plot, series: Series) -> bool:
+    """Whether the axis names a series already."""
+    return bool(chart.x.categories) and all(chart.x.categories[round(x)] == series.name for x in series.x)
 
 
 def _shift(chart: Plot, number: int) -> float:
-    """Points of one category stand beside each other, unless each category has its own series."""
-    if chart.kind != "points" or not chart.x.categories or all(len(one.x) <= 1 for one in chart.series):
+    """Points of one category stand beside each other, where their places do not say so already."""
+    if chart.kind != "points" or not chart.x.categories or not _share_places(chart):
+        return 0.0
+    if any(x != round(x) for one in chart.series for x in one.x):
         return 0.0
     return (number - (len(chart.series) - 1) / 2) * 0.6 / len(chart.series)
 
 
 def _trace(series: Series) -> dict[str, Any]:
     return {
-        "name": text(_short(series.name, _LONGEST_NAME)),
+        "name": text(short(series.name, _LONGEST_NAME)),
         "x": [rounded(x) for x in series.x],
         "y": [rounded(y) for y in series.y],
         "meta": {"style": series.style % len(COLOURS)},
@@ -213,7 +209,7 @@ def _custom(chart: Plot, series: Series) -> list[list[str]]:
 
 
 def _category(chart: Plot, x: float) -> str:
-    return text(chart.x.categories[int(x)]) if chart.x.categories else ""
+    return text(chart.x.categories[round(x)]) if chart.x.categories else ""
 
 
 def _below(series: Series, i: int) -> str:
@@ -234,7 +230,7 @@ def _template(chart: Plot, series: Series, *, flat: bool) -> str:
 def _axis(axis: Axis, values: Sequence[float]) -> dict[str, Any]:
     made: dict[str, Any] = {"title": {"text": text(axis.label)}, "automargin": True}
     if axis.categories:
-        names = [text(_short(name, _LONGEST_TICK)) for name in axis.categories]
+        names = [text(short(name, _LONGEST_TICK)) for name in axis.categories]
         edge = len(names) - 0.5
         return made | {"tickvals": list(range(len(names))), "ticktext": names, "range": [-0.5, edge], "zeroline": False}
     if axis.log:

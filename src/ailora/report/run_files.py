@@ -10,11 +10,11 @@ from typing import Any, TypeVar
 
 import pandas as pd
 
-from ailora.adapters.sidecar import library_versions
 from ailora.errors import InputError
 from ailora.recipes.checkpoints import complete_checkpoints
 from ailora.recipes.run_folder import RunFolder
 from ailora.recipes.yaml_text import read_yaml
+from ailora.report.versions import other_versions
 from ailora.report.words import counted
 
 Found = TypeVar("Found")
@@ -77,7 +77,7 @@ def read_run(folder: Path, name: str) -> Run:
         samples=_lines(place.samples, notes),
         notes=notes,
     )
-    notes += _other_versions(run)
+    notes += other_versions("run", run.result.get("versions"))
     return run
 
 
@@ -153,12 +153,3 @@ def _lines(file: Path, notes: list[str]) -> list[dict[str, Any]]:
     if broken:
         notes.append(f"{file.name}: {counted(broken, 'line is', 'lines are')} damaged and left out.")
     return found
-
-
-def _other_versions(run: Run) -> list[str]:
-    there = run.result.get("versions")
-    if not isinstance(there, dict):
-        return []
-    now = library_versions()
-    changed = [f"{name} {there[name]} (now {now[name]})" for name in now if name in there and there[name] != now[name]]
-    return [f"This run was made with other versions than are installed: {', '.join(changed)}."] if changed else []

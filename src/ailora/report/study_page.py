@@ -9,14 +9,8 @@ from typing import Any
 from ailora.adapters.sidecar import library_versions
 from ailora.report.blocks import MISSING, Block, Charts, Code, Facts, Note, Part, Table, Words, section, sections
 from ailora.report.settings import settings
-from ailora.report.study_charts import (
-    convergence_charts,
-    cost_charts,
-    rate_charts,
-    score_charts,
-    varied,
-    varied_charts,
-)
+from ailora.report.study_charts import rate_charts, score_charts, varied, varied_charts
+from ailora.report.study_curves import convergence_charts, cost_charts
 from ailora.report.study_pairs import pair_charts
 from ailora.report.study_trials import counting
 from ailora.report.study_words import amounts, decisions, headline

@@ -1,0 +1,84 @@
+"""An analysis' part of a page, of real weights of a small model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from ailora.analysis import analyze
+from ailora.report.blocks import Charts, Note, Page, Part, Section, Table, Words
+from ailora.report.building import build
+from ailora.report.page import render, write_figures
+from tests.analysis.conftest import Made, models
+
+__all__ = ["models"]
+
+
+@pytest.fixture(scope="session")
+def analysis(models: Made, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("analysis") / "llama"
+    analyze(str(models("llama")), [models("llama-full"), models("llama-adapter")], out, rank=4)
+    return out
+
+
+def part_of(folder: Path) -> Part:
+    return build([folder]).parts[0]
+
+
+def test_findings_charts_and_numbers_are_shown(analysis: Path) -> None:
+    part = part_of(analysis)
+    assert (part.title, part.sort) == ("llama", "analysis")
+    titles = [section.title for section in part.sections]
+    assert titles[:4] == [
+        "Summary",
+        "Where the weights lie",
+        "What fine-tuning changed",
+        "What the base's weights are",
+    ]
+    assert "More charts" not in titles
+    said = next(block for block in part.sections[0].blocks if isinstance(block, Words)).sentences
+    assert said == tuple(json.loads((analysis / "analysis.json").read_text())["findings"])
+    tables = [b for section in part.sections if section.title == "Numbers" for b in section.blocks]
+    assert [isinstance(table, Table) and len(table.rows) for table in tables] == [16, 24]
+    command = next(s for s in part.sections if s.title == "Run it again").blocks[0]
+    assert "--roles query,value --rank 4" in command.text  # type: ignore[union-attr]
+
+
+def test_every_chart_of_it_is_a_figure(analysis: Path) -> None:
+    page = build([analysis])
+    made = render(page)
+    data = json.loads(made.partition('id="figures">')[2].partition("</script>")[0])
+    assert len(data) == len(list(page.charts)) > 8
+    assert all(figure["data"] for figure in data.values())
+    dispersion = next(chart for chart in page.charts if chart.name == "dispersion")
+    figure = data[f"f{list(page.charts).index(dispersion) + 1}"]
+    # Points stand where the chart has put them.
+    assert figure["data"][0]["x"] == pytest.approx([-0.06, 0.94, 1.94])
+    assert figure["layout"]["showlegend"]
+
+
+def test_other_versions_and_damage_are_told(analysis: Path, tmp_path: Path) -> None:
+    info = json.loads((analysis / "analysis.json").read_text())
+    folder = tmp_path / "old"
+    folder.mkdir()
+    for file in analysis.glob("*.parquet"):
+        (folder / file.name).write_bytes(file.read_bytes())
+    info["versions"]["torch"] = "1.0"
+    (folder / "analysis.json").write_text(json.dumps(info))
+    notes = [block.text for block in part_of(folder).sections[0].blocks if isinstance(block, Note)]
+    assert "torch 1.0 (now" in notes[0]
+    (folder / "deltas.parquet").write_text("no")
+    page = build([folder, analysis])
+    assert len(page.parts) == 1
+    assert "deltas.parquet cannot be read" in page.problems[0]
+
+
+def test_figures_for_papers_are_written(analysis: Path, tmp_path: Path) -> None:
+    first = next(build([analysis]).charts)
+    small = Page("x", (Part("x", "analysis", (Section("S", (Charts((first,)),)),)),))
+    assert write_figures(small, tmp_path / "deep" / "figures") == 1
+    files = sorted(file.name for file in (tmp_path / "deep" / "figures").iterdir())
+    assert files == [f"{first.name}.{ending}" for ending in ("pdf", "png", "svg")]
+    assert b"<svg" in (tmp_path / "deep" / "figures" / files[2]).read_bytes()[:2000]
