@@ -51,10 +51,12 @@ def _plot(chart: Plot) -> dict[str, Any]:
     if flat:
         traces = [_turned(trace) for trace in traces]
     legend = len(chart.series) > 1 and not all(_is_its_category(chart, one) for one in chart.series)
-    x, y = _axis(chart.x, [v for one in chart.series for v in one.x]), _axis(chart.y, [])
+    # A line at 0 means something among values only.
+    x = _axis(chart.x, [v for one in chart.series for v in one.x]) | {"zeroline": False}
+    y = _axis(chart.y, [])
     height = _AROUND + _ROW * len(chart.x.categories) * _lanes(chart) if flat else _HEIGHT
     layout: dict[str, Any] = {
-        "xaxis": y | {"nticks": 6} if flat else x,
+        "xaxis": y | {"nticks": 5, "tickangle": 0} if flat else x,
         "yaxis": _downwards(x) | {"title": {"text": ""}} if flat else y,
         "showlegend": legend,
         "height": height + _LEGEND_ROW * math.ceil(len(chart.series) / 4 if legend else 0),
@@ -232,7 +234,7 @@ def _axis(axis: Axis, values: Sequence[float]) -> dict[str, Any]:
     if axis.categories:
         names = [text(short(name, _LONGEST_TICK)) for name in axis.categories]
         edge = len(names) - 0.5
-        return made | {"tickvals": list(range(len(names))), "ticktext": names, "range": [-0.5, edge], "zeroline": False}
+        return made | {"tickvals": list(range(len(names))), "ticktext": names, "range": [-0.5, edge]}
     if axis.log:
         made["type"] = "log"
     distinct = sorted(set(values))

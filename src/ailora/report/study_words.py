@@ -36,8 +36,9 @@ def headline(found: Comparison) -> list[str]:
         for verdict, one, several in _COUNTED
         if (number := count[verdict])
     ]
+    verdicts = f"all {told[0]}" if len(told) == 1 and len(judged) > 1 else listed(told)
     comparisons = counted(len(judged), "comparison")
-    return [f"Of {comparisons} with the baseline {baseline}, {listed(told)}.", *_enough(judged)]
+    return [f"Of {comparisons} with the baseline {baseline}, {verdicts}.", *_enough(judged)]
 
 
 def decisions(found: Comparison) -> list[str]:
