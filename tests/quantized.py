@@ -35,8 +35,16 @@ class Quantization:
     rewritable: bool = True
 
     def model(self, folder: Path) -> nn.Module:
-        """A fresh quantized model, in eval mode."""
-        return self.quantize(folder).eval()
+        """A fresh quantized model, in eval mode.
+
+        CPUs with AVX512-BF16 compute like any other: there bitsandbytes 0.50 packs 4-bit weights anew in eval mode, and
+        a `state_dict()`, as every save makes one, spoils them.
+        """
+        model = self.quantize(folder).eval()
+        for layer in model.modules():
+            if hasattr(layer, "support_avx512bf16_for_cpu"):
+                layer.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
+        return model
 
 
 def _loaded(make: Callable[[], Any], dtype: torch.dtype = torch.float32) -> Callable[[Path], nn.Module]:

@@ -288,6 +288,28 @@ def test_an_unreadable_weight_is_decomposed_from_its_checkpoint(folder: Path, mo
             assert torch.allclose(adapted.state_dict()[name], tensor, atol=1e-5)
 
 
+@pytest.mark.parametrize("from_checkpoint", [False, True])
+def test_4_bit_weights_that_a_forward_pass_has_packed_for_the_cpu(folder: Path, from_checkpoint: bool) -> None:
+    """They are read as the layer computes, and stay as they are."""
+    from bitsandbytes.functional import has_avx512bf16
+
+    if not has_avx512bf16():
+        pytest.skip("bitsandbytes packs 4-bit weights on CPUs with AVX512-BF16")
+    plain, packed = (QUANTIZATIONS["bitsandbytes nf4"].model(folder) for _ in range(2))
+    for layer in packed.modules():
+        if hasattr(layer, "support_avx512bf16_for_cpu"):
+            layer.support_avx512bf16_for_cpu = True  # type: ignore[assignment]
+    expected = run(packed)
+    module = "model.layers.0.self_attn.q_proj"
+    assert packed.get_submodule(module).weight.quant_state.packing_format_for_cpu
+    exact = read_weight(base_layer(plain, module), module)
+    # Packed, the scales are rounded to bfloat16, and so is what the layer gives.
+    error = (read_weight(base_layer(packed, module), module).float() - exact).norm()
+    assert error <= torch.finfo(torch.bfloat16).eps * exact.norm()
+    adapted = adapt(packed, weights_from=folder if from_checkpoint else None)
+    assert torch.equal(run(adapted), expected)
+
+
 def test_torchao_without_its_configuration_is_refused_in_the_residual_form(folder: Path) -> None:
     model = QUANTIZATIONS["torchao int8"].model(folder)
     del model.hf_quantizer

@@ -129,6 +129,10 @@ def _weight_of(library: str) -> Callable[[nn.Module], bool]:
 
 
 def _read_4bit(layer: Any) -> Tensor:
+    # CPUs with AVX512-BF16 pack the weight anew in the first forward pass in eval mode. Unpacking it (`state_dict()`)
+    # loses the scales' order in bitsandbytes 0.50, so that it is left packed, as it computes.
+    if getattr(layer.weight.quant_state, "packing_format_for_cpu", False):
+        return _read_response(layer)
     return import_module("bitsandbytes.functional").dequantize_4bit(layer.weight.data, layer.weight.quant_state)
 
 

@@ -17,7 +17,14 @@ from ailora.adapters.residual import compute_residuals
 from ailora.adapters.sidecar import SIDECAR_NAME, Sidecar
 from ailora.adapters.sources import model_source
 from ailora.adapters.starts import Start
-from ailora.adapters.weights import base_layer, matches_fingerprint, require_loaded, rows_of, stored_weight
+from ailora.adapters.weights import (
+    base_layer,
+    matches_fingerprint,
+    require_loaded,
+    rows_of,
+    stored_weight,
+    tensors_by_name,
+)
 from ailora.errors import AnchorMismatchError, InputError, ModelError
 from ailora.inits import Factors
 from ailora.shards import read_tensor
@@ -133,7 +140,7 @@ def _require_scalings(plan: Plan, filed: FiledAdapter) -> None:
 
 def _require_saved(model: nn.Module, filed: FiledAdapter) -> None:
     """Modules that were trained whole have their place in the model."""
-    own = base_of(model).state_dict()
+    own = tensors_by_name(base_of(model))
     for name, stored in filed.saved.items():
         # Beside another adapter PEFT keeps the base's own below the module.
         module, _, parameter = name.rpartition(".")

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
+from ailora.adapters.weights import tensors_by_name
 from ailora.errors import ModelError
 
 
@@ -54,7 +55,7 @@ def _loaded_names(model: nn.Module, stored: list[str]) -> tuple[dict[str, str], 
     transforms = deepcopy(get_model_conversion_mapping(model))
     renamings: Any = [transform for transform in transforms if isinstance(transform, WeightRenaming)]
     converters: Any = [transform for transform in transforms if isinstance(transform, WeightConverter)]
-    prefix, own = model.base_model_prefix, model.state_dict()
+    prefix, own = model.base_model_prefix, tensors_by_name(model)
     loaded: dict[str, str] = {}
     converted: set[str] = set()
     for tensor in sorted(stored):

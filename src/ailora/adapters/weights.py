@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from itertools import chain
 
 import torch
 from jaxtyping import Float
@@ -33,6 +34,15 @@ def base_layer(model: nn.Module, module: str) -> nn.Module:
     if shape_of(inner) is None:
         raise ModelError(f"{module} is a {type(inner).__name__}, not a linear map")
     return inner
+
+
+def tensors_by_name(model: nn.Module) -> dict[str, Tensor]:
+    """Every parameter and buffer of a model, tied ones under each of their names.
+
+    Not its `state_dict`: bitsandbytes unpacks 4-bit weights when it is asked for one, and changes them by that.
+    """
+    named = chain(model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False))
+    return dict(named)
 
 
 def identity_of(layer: nn.Module) -> int:
