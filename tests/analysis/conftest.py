@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -62,6 +62,15 @@ def adapted(model: nn.Module, folder: Path, *, seed: int = 8, **options: object)
             if parameter.requires_grad and "lora_" in name:
                 parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
     return ailora.save_adapter(made, folder)
+
+
+@pytest.fixture(autouse=True, scope="package")
+def _alone() -> Iterator[None]:
+    """One thread: those of tiny matrices do nothing but wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture

@@ -109,7 +109,7 @@ def test_findings_follow_the_numbers(made: Analysis) -> None:
     assert "|dW| of query is larger than that of value" in moved
     assert f"{query.mean():.3g} against {value.mean():.3g} on average, larger in 4 of 4 layers" in moved
     assert any(line.startswith("base: over its 4 layers") for line in made.info["findings"])
-    assert any("2 fine-tuned models" in line for line in made.info["findings"])
+    assert any("llama-full and llama-adapter" in line for line in made.info["findings"])
 
 
 @pytest.mark.usefixtures("undrawn")

@@ -35,7 +35,7 @@ def dispersions(found: Sequence[tuple[Cloud, np.ndarray]]) -> dict[str, Any]:
             record for name, (points, products) in weights.items() for record in over_layers(points, products, name)
         ],
         "differences": differences,
-        "between": [record for record in between if record],
+        "between": [record for records in between for record in records],
     }
 
 
@@ -147,36 +147,29 @@ def difference(this: np.ndarray, that: np.ndarray) -> dict[str, float]:
     }
 
 
-def between_models(points: Sequence[Point], products: np.ndarray, name: str) -> dict[str, Any] | None:
-    """How far the fine-tuned models lie apart, as a share of the base's weight; None of fewer than two.
-
-    In each layer, the root mean square of `|W_a - W_b|` over all pairs of models, over `|W|` of the base.
+def between_models(points: Sequence[Point], products: np.ndarray, name: str) -> list[dict[str, Any]]:
+    """How far each two fine-tuned models lie apart: `|W_a - W_b| / |W|`, layer by layer, W being the base's weight.
 
     Returns:
-        `cloud`, `models`, `by_layer`, `distance` (the mean over layers) and its t-interval, `low` and `high`.
+        A record for each pair that has weights of its own in the same layers: `cloud`, `models`, `by_layer`, `distance`
+        (the mean over layers) and its t-interval, `low` and `high`.
     """
     where = {(point.model.name, point.projection.module): i for i, point in enumerate(points)}
     models = [model for model in dict.fromkeys(model for model, _ in where) if model != "base"]
-    distances = []
-    for module in dict.fromkeys(module for _, module in where):
-        own = [where[model, module] for model in models if (model, module) in where]
-        base = where.get(("base", module))
-        if base is None or len(own) < max(2, len(models)):
-            continue
-        pairs = [(i, j) for k, i in enumerate(own) for j in own[k + 1 :]]
-        squares = [products[i, i] + products[j, j] - 2 * products[i, j] for i, j in pairs]
-        distances.append(float(np.sqrt(max(np.mean(squares), 0.0) / products[base, base])))
-    if not distances:
-        return None
-    low, high = mean_interval(distances)
-    return {
-        "cloud": name,
-        "models": models,
-        "by_layer": distances,
-        "distance": float(np.mean(distances)),
-        "low": low,
-        "high": high,
-    }
+    found = []
+    for this, that in combinations(models, 2):
+        distances = []
+        for module in dict.fromkeys(module for model, module in where if model == this):
+            if (that, module) not in where:
+                continue
+            i, j, base = where[this, module], where[that, module], where["base", module]
+            square = max(products[i, i] + products[j, j] - 2 * products[i, j], 0.0)
+            distances.append(float(np.sqrt(square / products[base, base])))
+        if distances:
+            low, high = mean_interval(distances)
+            numbers = {"distance": float(np.mean(distances)), "low": low, "high": high}
+            found.append({"cloud": name, "models": [this, that], "by_layer": distances, **numbers})
+    return found
 
 
 def jackknife(statistic: Callable[[np.ndarray], float], count: int) -> tuple[float, float]:

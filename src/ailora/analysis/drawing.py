@@ -85,12 +85,16 @@ def _draw_plot(panel: Axes, chart: Plot) -> None:
         _draw_bars(panel, chart)
     else:
         for series in chart.series:
-            _draw_series(panel, series, connected=chart.kind == "lines", many=_crowded(chart))
+            _draw_series(
+                panel, series, connected=chart.kind == "lines", many=chart.kind == "points" and _crowded(chart)
+            )
     _set_axes(panel, chart)
     panel.grid(alpha=0.3, linewidth=0.5)
     panel.set_axisbelow(True)
     if len(chart.series) > 1 or (chart.series and chart.series[0].name):
-        panel.legend(ncols=1 if len(chart.series) < 7 else 2)
+        # Points are everywhere: beside them is the only place where the legend hides none.
+        beside: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1, 1)}
+        panel.legend(**(beside if chart.kind == "points" or len(chart.series) > 6 else {}))
 
 
 def _set_axes(panel: Axes, chart: Plot) -> None:
@@ -129,11 +133,16 @@ def _draw_series(panel: Axes, series: Series, *, connected: bool, many: bool) ->
     """Points, joined where they are lines; an interval as a whisker, or as a band around a line."""
     y = _gaps(series.y)
     look = _look(series.style)
-    marker = {"marker": look["marker"], "markersize": 3 if many else 4.5, "markeredgewidth": 0.9}
-    # Hollow marks of later series do not hide those beneath.
+    marker = {"marker": look["marker"], "markersize": 2.5 + 1.1 * (series.style % 8) if many else 4.5}
+    # Hollow marks do not hide those beneath; where there are many, each series lies around the one before.
     face = look["color"] if series.style == 0 else "none"
     every = max(1, len(series.x) // 12) if connected else 1
-    line = {"markevery": every, "linestyle": look["linestyle"] if connected else "none", "linewidth": 1.4}
+    line = {
+        "markeredgewidth": 0.7 if many else 0.9,
+        "markevery": every,
+        "linestyle": look["linestyle"] if connected else "none",
+        "linewidth": 1.4,
+    }
     panel.plot(series.x, y, label=series.name, color=look["color"], markerfacecolor=face, **line, **marker)
     if not len(series.low):
         return
@@ -153,6 +162,8 @@ def _draw_bars(panel: Axes, chart: Plot) -> None:
         panel.bar(x, y, width * 0.92, label=series.name, color=look["color"], hatch=hatch, edgecolor="white")
         if len(series.low):
             panel.vlines(x, _gaps(series.low), _gaps(series.high), color="#444444", linewidth=1.1)
+    if all(not value for series in chart.series for value in series.y):
+        panel.set_ylim(0, 1)
 
 
 def _look(style: int) -> dict[str, Any]:

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping
 from statistics import mean
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from ailora.analysis.dispersion import mean_interval
@@ -48,19 +47,17 @@ def _dispersed(dispersion: Mapping[str, Any], this: str, that: str) -> Iterator[
 
 
 def _apart(dispersion: Mapping[str, Any], this: str, that: str) -> Iterator[str]:
-    by_role = {record["cloud"]: record for record in dispersion["between"]}
-    if this not in by_role or that not in by_role:
-        return
-    a, b = by_role[this], by_role[that]
-    if len(a["by_layer"]) != len(b["by_layer"]):
-        return
-    apart = np.subtract(a["by_layer"], b["by_layer"])
-    low, high = mean_interval(list(apart))
-    yield (
-        f"Between the {len(a['models'])} fine-tuned models, the {this} weights of a layer lie "
-        f"{_word({'low': low, 'high': high}, 'farther', 'less far')} apart than the {that} weights: "
-        f"{a['distance']:.3g} of |W| against {b['distance']:.3g}."
-    )
+    found = {(*record["models"], record["cloud"]): record for record in dispersion["between"]}
+    shown = []
+    for (first, second, cloud), a in found.items():
+        b = found.get((first, second, that))
+        if cloud != this or b is None or len(a["by_layer"]) != len(b["by_layer"]):
+            continue
+        low, high = mean_interval([x - y for x, y in zip(a["by_layer"], b["by_layer"], strict=True)])
+        word = _word({"low": low, "high": high}, "farther", "less far")
+        shown.append(f"{first} and {second} {a['distance']:.3g} against {b['distance']:.3g} ({word})")
+    if shown:
+        yield f"How far {this} weights of a layer lie apart, in |W|, against {that} weights: {'; '.join(shown)}."
 
 
 def _moved(deltas: pd.DataFrame, this: str, that: str) -> Iterator[str]:

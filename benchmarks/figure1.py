@@ -1,0 +1,144 @@
+"""The paper's Figure 1 on MiniLM: CoLA and SST-2, fine-tuned fully and by AILoRA of rank 8, and analysed.
+
+    python benchmarks/figure1.py [--data ../shared/data] [--out out/figure1]
+
+Runs that have finished are not run again. Writes `benchmarks/results/figure1.json`, and the pictures of
+`docs/analysis.md` to `docs/images/`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from machine import write_results
+
+from ailora.analysis import Analysis, analysis_charts, analyze
+from ailora.analysis.charts import Axis, Chart, Plot
+from ailora.analysis.drawing import draw
+from ailora.analysis.rows import mean_of, rows_where
+from ailora.recipes import classification
+from ailora.recipes.config import load_config
+
+ROOT = Path(__file__).resolve().parents[1]
+IMAGES = ROOT / "docs" / "images"
+RATES = {"full": 2e-4, "ailora": 3e-3}
+TRAINING = {"num_train_epochs": 2, "per_device_train_batch_size": 32, "eval_steps": 0.25, "seed": 0}
+SENTENCES = 4000
+
+
+def tasks(data: Path) -> dict[str, dict[str, Any]]:
+    """The data and the metric of each task."""
+    common = {"text": ["sentence"], "max_length": 32, "max_train_samples": SENTENCES, "max_validation_samples": 1000}
+    sst2, cola = data / "sst2", data / "cola"
+    return {
+        "cola": {
+            "metric": "matthews_correlation",
+            "data": {
+                "train": str(cola / "train.tsv"),
+                "validation": str(cola / "val.tsv"),
+                "columns": ["source", "label", "mark", "sentence"],
+                **common,
+            },
+        },
+        "sst2": {
+            "metric": "accuracy",
+            "data": {"train": str(sst2 / "train.tsv"), "validation": str(sst2 / "dev.tsv"), **common},
+        },
+    }
+
+
+def trained(data: Path, out: Path) -> dict[str, dict[str, Any]]:
+    """The results of the four runs, those that are missing trained."""
+    results = {}
+    for task, fixed in tasks(data).items():
+        for policy, rate in RATES.items():
+            config = {
+                "recipe": "classification",
+                "model": "builtin:minilm",
+                "adapter": {"policy": policy} if policy == "full" else {"policy": policy, "rank": 8},
+                "training": {**TRAINING, "learning_rate": rate},
+                "output": str(out / f"{task}-{policy}"),
+                **fixed,
+            }
+            results[f"{task}-{policy}"] = classification.run(load_config(config))
+    return results
+
+
+def pictures(made: Analysis) -> None:
+    """The four panels of the figure, the same for the adapters, and what the figure does not show."""
+    charts = {chart.name: chart for chart in analysis_charts(made)}
+    number = {name: i for i, name in enumerate(made.info["after"], start=1)}
+
+    def panels(*names: str) -> list[Chart]:
+        return [charts[name] for name in names]
+
+    def norms(policy: str) -> list[Chart]:
+        return _one_scale([charts[f"update-{number[f'{task}-{policy}']}-norm"] for task in ("cola", "sst2")])
+
+    embedding = panels("tsne-query", "tsne-value")
+    draw([*embedding, *norms("full")], IMAGES / "analysis-figure1.svg", title="MiniLM before and after fine-tuning")
+    draw([*panels("pca-query", "pca-value"), *norms("ailora")], IMAGES / "analysis-figure1-adapters.svg")
+    draw(panels("share-query", "share-value"), IMAGES / "analysis-shares.svg")
+    names = ("effective-rank-query", "effective-rank-value", "dispersion", "intruders")
+    draw(panels(*names), IMAGES / "analysis-ranks.svg")
+    draw(panels("spectrum-query", "spectrum-value"), IMAGES / "analysis-spectra.svg")
+
+
+def _one_scale(charts: Sequence[Chart]) -> list[Chart]:
+    """Charts that are read side by side, with the unit named once."""
+    return [replace(c, y=Axis("|dW|, Frobenius")) if isinstance(c, Plot) else c for c in charts]
+
+
+def numbers(made: Analysis) -> list[dict[str, Any]]:
+    """A row for each model and role, the means over layers."""
+    found = []
+    for model in made.info["after"]:
+        for role in made.info["settings"]["roles"]:
+            rows = rows_where(made.deltas, model=model, role=role)
+            spectra = rows_where(made.spectra, model=model, role=role)
+            columns = [c for c, value in rows[0].items() if isinstance(value, float)]
+            moved = {c: mean_of(spectra, c) for c in ("moved_A", "moved_B") if spectra[0][c] == spectra[0][c]}
+            found.append(
+                {"model": model, "role": role, "by_layer": [row["norm"] for row in rows]}
+                | {column: mean_of(rows, column) for column in columns}
+                | {"intruders": sum(row["intruders"] for row in spectra), **moved}
+            )
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
+    parser.add_argument("--out", type=Path, default=ROOT / "out" / "figure1")
+    arguments = parser.parse_args()
+    results = trained(arguments.data, arguments.out)
+    start = time.perf_counter()
+    made = analyze("builtin:minilm", [arguments.out / name for name in results], arguments.out / "analysis", force=True)
+    seconds = time.perf_counter() - start
+    pictures(made)
+    kept = ("metrics", "best", "steps", "train_seconds")
+    write_results(
+        "figure1",
+        {
+            "training": TRAINING | {"sentences": SENTENCES, "rates": RATES},
+            "runs": {name: {key: result[key] for key in kept} for name, result in results.items()},
+            "updates": numbers(made),
+            "embedding": made.info["embedding"],
+            "dispersion": made.info["dispersion"],
+            "findings": made.info["findings"],
+            "analysis_seconds": seconds,
+            "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        },
+    )
+    for line in made.info["findings"]:
+        print(line)
+
+
+if __name__ == "__main__":
+    main()
