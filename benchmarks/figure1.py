@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[1]
 IMAGES = ROOT / "docs" / "images"
 RATES = {"full": 2e-4, "ailora": 3e-3}
 TRAINING = {"num_train_epochs": 2, "per_device_train_batch_size": 32, "eval_steps": 0.25, "seed": 0}
-SENTENCES = 4000
+SENTENCES = 3200
 
 
 def tasks(data: Path) -> dict[str, dict[str, Any]]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ailora.shards import header_bytes, read_blocks, read_header, read_tensor, replacing, write_text
+from ailora.shards import header_bytes, read_blocks, read_header, read_rows, read_tensor, replacing, write_text
 from ailora.shards.layout import Planned
 
 
@@ -43,3 +43,5 @@ def test_blocks_are_the_tensor(entries: int, tmp_path: Path) -> None:
     stored = read_header(tmp_path / "m.safetensors").tensors["a"]
     assert torch.equal(torch.cat(list(read_blocks(stored, entries))).reshape(5, 4), tensor)
     assert torch.equal(read_tensor(stored), tensor)
+    for start, stop in ((0, 5), (1, 3), (4, 5), (2, 2)):
+        assert torch.equal(read_rows(stored, start, stop), tensor[start:stop])
