@@ -25,6 +25,7 @@ HUB_IDS = ("meta-llama/Llama-3.2-1B", "meta-llama/Llama-3.1-8B")
 _COMMIT = "0" * 40
 #: The README's configuration, for the study files that are based on it.
 _SST2 = """
+recipe: classification
 model: builtin:minilm
 data: {train: train.tsv, validation: dev.tsv, text: [sentence]}
 output: out/sst2

@@ -94,3 +94,16 @@ def test_relative_links_of_the_files_beside_the_site(name: str) -> None:
     text = (ROOT / name).read_text(encoding="utf-8")
     for target in re.findall(r"\]\((?!https?://)([^)#\s]+)", text):
         assert (ROOT / target).exists(), f"{name} links to {target}"
+
+
+def test_the_tree_of_the_readme_names_every_file() -> None:
+    """But those of folders that have one line."""
+    tree = (ROOT / "README.md").read_text(encoding="utf-8").split("## The tree")[1]
+    names = {word.strip(",") for line in tree.splitlines() for word in line.split()}
+    as_one = ("cli", "schema", "methods", "tasks", "assets")
+    for file in (ROOT / "src/ailora").rglob("*.py"):
+        if file.name != "__init__.py" and not set(file.parts) & set(as_one):
+            assert any(file.match(name) for name in names if name.endswith(".py")), file
+    for name in names:
+        if name.endswith(".py") and "/" not in name:
+            assert any(ROOT.glob(f"src/ailora/**/{name}")) or (ROOT / "docs" / name.strip(";")).exists(), name
