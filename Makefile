@@ -28,7 +28,7 @@ check: $(VENV)/.installed
 
 # The site, in out/site; it opens from disk. Needs no network.
 docs: $(VENV)/.installed
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # What is released, in dist/.
 dist: $(VENV)/.installed
