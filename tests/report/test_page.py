@@ -6,7 +6,6 @@ import base64
 import hashlib
 import json
 import re
-import zipfile
 from importlib.resources import files
 from pathlib import Path
 
@@ -148,16 +147,3 @@ def test_a_hostile_title_is_text() -> None:
 def test_the_package_carries_its_assets() -> None:
     names = {file.name for file in (files("ailora.report") / "assets").iterdir()}
     assert {"page.html", "page.js", "style.css"} <= names
-
-
-@pytest.mark.slow
-def test_the_wheel_carries_them_too(tmp_path: Path) -> None:
-    import subprocess
-    import sys
-
-    root = Path(__file__).parents[2]
-    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(root)]
-    subprocess.run(command, check=True, capture_output=True)
-    (wheel,) = tmp_path.glob("*.whl")
-    names = zipfile.ZipFile(wheel).namelist()
-    assert {f"ailora/report/assets/{name}" for name in ("page.html", "page.js", "style.css")} <= set(names)

@@ -16,7 +16,7 @@ from ailora.studies.report import place_of
 from ailora.studies.store import Trial
 
 #: Points of a curve beyond which it is thinned.
-_MOST_POINTS = 120
+_MOST_POINTS = 60
 #: The value of a fact over the runs of a group.
 Of = Callable[[Measured], float | None]
 

@@ -19,7 +19,8 @@ from ailora.studies.comparison import Comparison, compare
 from ailora.studies.database import shown as url_shown
 from ailora.studies.grid import Cell, Grid
 from ailora.studies.report import TextTable, summary, tables
-from ailora.studies.results import row, scores
+from ailora.studies.results import row
+from ailora.studies.results import scores as scores_of
 from ailora.studies.store import Status, Trial
 
 #: Columns of the table of trials that are of no use where all of them are the same.
@@ -41,13 +42,15 @@ def study_part(name: str, study: Mapping[str, Any], every: Sequence[Trial], grid
     """
     counted = counting(every, grid)
     found = compare(counted.trials, grid, bootstrap=bootstrap)
+    scored, over = _score_charts(found), section("Ranks and other settings", Charts(tuple(varied_charts(found))))
+    scores = section("Scores", scored, *_tables(found, "scores", "ranks"))
     return Part(
         title=name,
         sort="study",
         sections=sections(
             section("Summary", *_summary(found, counted.trials, counted.notes)),
-            section("Scores", _scores(found), *_tables(found, "scores", "ranks")),
-            section("Ranks and other settings", Charts(tuple(varied_charts(found)))),
+            # Pictures first.
+            *([scores, over] if scored.charts else [over, scores]),
             section("Which start for which matrix", Charts(tuple(pair_charts(found)))),
             section("Learning rates", Charts(tuple(rate_charts(found))), *_tables(found, "rates", folded=True)),
             section("Convergence", Charts(tuple(convergence_charts(found))), *_tables(found, "speed")),
@@ -82,7 +85,7 @@ def _summary(found: Comparison, trials: Sequence[Trial], notes: Sequence[str]) -
     return [*blocks, Words(every, listed=True, folded=folded), Words(tuple(said[-2:]))]
 
 
-def _scores(found: Comparison) -> Charts:
+def _score_charts(found: Comparison) -> Charts:
     """For each task and point; where one setting is varied, its own charts show more with less."""
     charts = tuple(score_charts(found))
     return Charts(charts if varied(found) is None or len(charts) <= 4 else ())
@@ -102,7 +105,7 @@ def _table(made: TextTable, *, folded: bool) -> Table:
 def _lost(trials: Sequence[Trial], grid: Grid) -> list[Block]:
     lost = [trial for trial in trials if trial.status in (Status.FAILED, Status.PRUNED)]
     known = {Cell.of(trial.cell) for trial in trials if trial.ended}
-    missing = [cell for cell in grid.wanted(scores(trials, grid)) if cell not in known]
+    missing = [cell for cell in grid.wanted(scores_of(trials, grid)) if cell not in known]
     columns = ("on", "method", "learning rate", "seed", "what became of it", "why")
     rows = [
         (*_cell_words(grid, Cell.of(trial.cell)), trial.status.value, shortened(trial.error or "-", _LONGEST_ERROR))

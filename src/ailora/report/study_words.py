@@ -13,7 +13,7 @@ from ailora.studies.report import place_of
 from ailora.studies.stats import Estimate, Verdict
 
 #: Wins and losses that are told one by one.
-_TOLD = 12
+_TOLD = 6
 _COUNTED = (
     (Verdict.WIN, "a win", "wins"),
     (Verdict.LOSS, "a loss", "losses"),

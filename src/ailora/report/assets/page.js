@@ -65,7 +65,7 @@
   const plot = (figure) => figure.querySelector(".plot");
   const settings = (figure) => ({
     responsive: true, displaylogo: false, typesetMath: false, scrollZoom: false,
-    modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"],
+    modeBarButtons: [["zoomIn2d", "zoomOut2d", "resetScale2d", "toImage"]],
     toImageButtonOptions: { format: "svg", filename: figure.dataset.name },
   });
   const render = (figure, draw) => {
@@ -105,6 +105,12 @@
     if (idle) work();
   }, { rootMargin: "500px" });
   figures.forEach((figure) => near.observe(figure));
+  // The first one is drawn in any case: soon there is something to see, or to print.
+  if (figures.length) {
+    near.unobserve(figures[0]);
+    queue.push(figures[0]);
+    work();
+  }
   window.ailoraReport = { drawAll };
 
   // Points by keyboard: left and right along a series, up and down between series.
