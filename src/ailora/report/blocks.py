@@ -12,7 +12,7 @@ from typing import ClassVar, Literal
 
 from ailora.analysis.charts import Chart
 
-_NUMBER = re.compile(r"[-+]?[0-9][0-9,]*\.?[0-9]*(e[-+]?[0-9]+)?(?![0-9A-Za-z.:-])", re.IGNORECASE)
+_NUMBER = re.compile(r"\[?[-+]?[0-9][0-9,]*\.?[0-9]*(e[-+]?[0-9]+)?(?![0-9A-Za-z.:-])", re.IGNORECASE)
 #: What a cell holds where there is nothing.
 MISSING = ("", "-")
 #: Words that stand among numbers.

@@ -276,8 +276,9 @@ def _heat(chart: Heat) -> dict[str, Any]:
         "hovertemplate": f"{text(chart.row_label)}: %{{customdata[0]}}<br>{text(chart.column_label)}: "
         f"%{{customdata[1]}}<br>{text(chart.unit)}: %{{z:.4~g}}<extra></extra>",
     }
-    x = _axis(Axis(chart.column_label, categories=chart.columns), []) | {"showgrid": False}
-    y = _downwards(_axis(Axis(chart.row_label, categories=chart.rows), [])) | {"showgrid": False}
+    bare = {"showgrid": False, "zeroline": False}
+    x = _axis(Axis(chart.column_label, categories=chart.columns), []) | bare
+    y = _downwards(_axis(Axis(chart.row_label, categories=chart.rows), [])) | bare
     height = max(_HEIGHT - 40, _AROUND + 22 * len(chart.rows))
     return {"data": [trace], "layout": {"xaxis": x, "yaxis": y, "height": height, "showlegend": False}}
 

@@ -196,7 +196,7 @@
   // Tables: sorted by a click on a head; long ones a page at a time.
   const UNITS = { KiB: 2 ** 10, MiB: 2 ** 20, GiB: 2 ** 30, min: 60, h: 3600 };
   const number = (text) => {
-    const found = /^([-+]?[0-9.]+(?:e[-+]?[0-9]+)?) ?([A-Za-z]*)/i.exec(text.replace(/,/g, ""));
+    const found = /^\[?([-+]?[0-9.]+(?:e[-+]?[0-9]+)?) ?([A-Za-z]*)/i.exec(text.replace(/,/g, ""));
     return found ? Number(found[1]) * (UNITS[found[2]] || 1) : NaN;
   };
   const compare = (numeric) => (a, b) => {
