@@ -11,15 +11,13 @@ from __future__ import annotations
 import argparse
 import resource
 import time
-from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from machine import write_results
 
 from ailora.analysis import Analysis, analysis_charts, analyze
-from ailora.analysis.charts import Axis, Chart, Plot
+from ailora.analysis.charts import Chart
 from ailora.analysis.drawing import draw
 from ailora.analysis.rows import mean_of, rows_where
 from ailora.recipes import classification
@@ -79,7 +77,7 @@ def pictures(made: Analysis) -> None:
         return [charts[name] for name in names]
 
     def norms(policy: str) -> list[Chart]:
-        return _one_scale([charts[f"update-{number[f'{task}-{policy}']}-norm"] for task in ("cola", "sst2")])
+        return panels(*(f"update-{number[f'{task}-{policy}']}-norm" for task in ("cola", "sst2")))
 
     embedding = panels("tsne-query", "tsne-value")
     draw([*embedding, *norms("full")], IMAGES / "analysis-figure1.svg", title="MiniLM before and after fine-tuning")
@@ -88,11 +86,6 @@ def pictures(made: Analysis) -> None:
     names = ("effective-rank-query", "effective-rank-value", "dispersion", "intruders")
     draw(panels(*names), IMAGES / "analysis-ranks.svg")
     draw(panels("spectrum-query", "spectrum-value"), IMAGES / "analysis-spectra.svg")
-
-
-def _one_scale(charts: Sequence[Chart]) -> list[Chart]:
-    """Charts that are read side by side, with the unit named once."""
-    return [replace(c, y=Axis("|dW|, Frobenius")) if isinstance(c, Plot) else c for c in charts]
 
 
 def numbers(made: Analysis) -> list[dict[str, Any]]:

@@ -8,12 +8,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from ailora.analysis import Analysis, analysis_charts, analyze, load_analysis
 from ailora.analysis import analysis as module
 from ailora.analysis.charts import Plot
+from ailora.analysis.drawing import draw
 from ailora.errors import InputError
-from tests.analysis.conftest import Made
+from tests.analysis.conftest import Made, adapted, llama, perturbed
+from tests.families import FAMILIES
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +113,36 @@ def test_findings_follow_the_numbers(made: Analysis) -> None:
     assert f"{query.mean():.3g} against {value.mean():.3g} on average, larger in 4 of 4 layers" in moved
     assert any(line.startswith("base: over its 4 layers") for line in made.info["findings"])
     assert any("llama-full and llama-adapter" in line for line in made.info["findings"])
+
+
+@pytest.mark.usefixtures("undrawn")
+@pytest.mark.parametrize(("name", "weights"), [("t5", 6), ("roberta", 2), ("vit", 2)])
+def test_other_families(name: str, weights: int, tmp_path: Path) -> None:
+    """Encoder, decoder and cross attention of T5 are told apart by their modules."""
+    family = FAMILIES[name]
+    family.save(tmp_path / "base")
+    perturbed(family.model()).save_pretrained(tmp_path / "after")
+    adapted(family.model(), tmp_path / "adapter")
+    made = analyze(str(tmp_path / "base"), [tmp_path / "after", tmp_path / "adapter"], tmp_path / "out", seeds=(0,))
+    assert made.deltas.groupby(["model", "role"]).size().unique().tolist() == [weights]
+    assert made.deltas.groupby(["model", "role"])["module"].nunique().unique().tolist() == [weights]
+    assert (made.deltas["norm"] > 0).all()
+    assert not made.info["notes"]
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_weights_of_zeros_and_updates_of_nothing(tmp_path: Path) -> None:
+    model = llama()
+    with torch.no_grad():
+        for layer in model.get_submodule("model.layers").children():
+            layer.get_submodule("self_attn.v_proj").weight.zero_()
+    model.save_pretrained(tmp_path / "base")
+    model.save_pretrained(tmp_path / "same")
+    made = analyze(str(tmp_path / "base"), [tmp_path / "same"], tmp_path / "out", seeds=(0,))
+    assert (made.deltas["norm"] == 0).all()
+    assert made.deltas["left_principal"].isna().all()
+    charts = {chart.name: chart for chart in analysis_charts(load_analysis(tmp_path / "out"))}
+    draw(list(charts.values()), tmp_path / "all.svg")
 
 
 @pytest.mark.usefixtures("undrawn")

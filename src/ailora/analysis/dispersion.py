@@ -69,7 +69,8 @@ def dispersion(products: np.ndarray) -> float:
         products: Gram matrix (n, n) of the weights of one role, n >= 2.
     """
     norms = np.sqrt(np.diag(products))
-    cosines = products / np.outer(norms, norms)
+    with np.errstate(invalid="ignore"):  # a weight of zeros has no direction
+        cosines = products / np.outer(norms, norms)
     n = len(products)
     return float(1 - (cosines.sum() - np.trace(cosines)) / (n * (n - 1)))
 
@@ -89,7 +90,7 @@ def spread(products: np.ndarray) -> float:
 def norm_variation(products: np.ndarray) -> float:
     """Standard deviation of the weights' norms over their mean: how unequal they are in size."""
     norms = np.sqrt(np.diag(products))
-    return float(norms.std(ddof=1) / norms.mean())
+    return float(norms.std(ddof=1)) / (float(norms.mean()) or float("nan"))
 
 
 def over_layers(points: Sequence[Point], products: np.ndarray, name: str) -> list[dict[str, Any]]:
@@ -132,7 +133,7 @@ def difference(this: np.ndarray, that: np.ndarray) -> dict[str, float]:
 
     def over(kept: np.ndarray) -> float:
         a, b = both(spread)(kept)
-        return float(np.log(a / b))
+        return float(np.log(a / b)) if a > 0 and b > 0 else float("nan")
 
     everything = np.arange(len(this))
     low, high = jackknife(minus, len(this))
@@ -164,7 +165,7 @@ def between_models(points: Sequence[Point], products: np.ndarray, name: str) -> 
                 continue
             i, j, base = where[this, module], where[that, module], where["base", module]
             square = max(products[i, i] + products[j, j] - 2 * products[i, j], 0.0)
-            distances.append(float(np.sqrt(square / products[base, base])))
+            distances.append((float(square) / (float(products[base, base]) or float("nan"))) ** 0.5)
         if distances:
             low, high = mean_interval(distances)
             numbers = {"distance": float(np.mean(distances)), "low": low, "high": high}

@@ -55,7 +55,7 @@ def embed(cloud: Cloud, products: np.ndarray, settings: Settings) -> Embedded:
     n = len(products)
     plane = np.zeros((n, 2))
     plane[:, : coordinates.shape[1]] = coordinates[:, :2]
-    total = float(variances.sum()) or float("nan")
+    total = float(variances.sum()) or 1.0
     facts: dict[str, Any] = {
         "cloud": cloud.name,
         "points": n,

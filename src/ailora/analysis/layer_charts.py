@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from ailora.analysis.charts import Axis, Plot, Series
@@ -42,7 +43,8 @@ def shares(analysis: Analysis) -> Iterator[Plot]:
             column = f"{side}_{band}"
             means = mean_by(rows, "model", column)
             own = [model for model in models if model in means]
-            values = [[row[column] for row in rows if row["model"] == model] for model in own]
+            finite = [row for row in rows if math.isfinite(row[column])]
+            values = [[row[column] for row in finite if row["model"] == model] for model in own]
             places = [models.index(model) + (style - 1.5) * 0.12 for model in own]
             low, high = [min(each) for each in values], [max(each) for each in values]
             series.append(Series(f"{band}, {side}", places, [means[model] for model in own], low, high, style=style))
