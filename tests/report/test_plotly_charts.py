@@ -99,7 +99,9 @@ def test_a_matrix_has_gaps_and_notes() -> None:
     made = figure_of(replace(HEAT, notes=(("win", "x"), ("", "tie"))))
     (trace,) = made["data"]
     assert trace["z"] == [[1.0, None], [2.0, 3.0]]
-    assert trace["text"] == [["1.0000<br>win", ""], ["2.0000", "3.0000<br>tie"]]
+    assert trace["text"] == [["1<br>win", ""], ["2", "3<br>tie"]]
+    halves = figure_of(replace(HEAT, values=((0.5, NAN), (2.0, 3.0))))["data"][0]
+    assert halves["text"] == [["0.5000", ""], ["2.0000", "3.0000"]]
 
 
 @pytest.mark.parametrize("said", TEXTS)

@@ -53,7 +53,7 @@ def _plot(chart: Plot) -> dict[str, Any]:
     legend = len(chart.series) > 1 and not all(_is_its_category(chart, one) for one in chart.series)
     # A line at 0 means something among values only.
     x = _axis(chart.x, [v for one in chart.series for v in one.x]) | {"zeroline": False}
-    y = _axis(chart.y, [])
+    y = _axis(chart.y, []) | {"zeroline": chart.kind != "points" or bool(chart.x.categories)}
     height = _AROUND + _ROW * len(chart.x.categories) * _lanes(chart) if flat else _HEIGHT
     layout: dict[str, Any] = {
         "xaxis": y | {"nticks": 5, "tickangle": 0} if flat else x,
@@ -110,7 +110,9 @@ def _line(chart: Plot, series: Series, shift: float) -> dict[str, Any]:
     colour = COLOURS[series.style % len(COLOURS)]
     lines = chart.kind == "lines"
     many = lines and len(series.x) > _MARKED
-    marker = _MARKERS[series.style % len(_MARKERS)] + ("-open" if series.style >= len(_MARKERS) else "")
+    # What lies below an open marker is seen through it.
+    covers = chart.kind == "points" and not chart.x.categories and series is not chart.series[0]
+    marker = _MARKERS[series.style % len(_MARKERS)] + ("-open" if series.style >= len(_MARKERS) or covers else "")
     made = _trace(series) | {
         "type": "scatter",
         "mode": "lines" if many else "lines+markers" if lines else "markers",
@@ -236,7 +238,8 @@ def _axis(axis: Axis, values: Sequence[float]) -> dict[str, Any]:
         edge = len(names) - 0.5
         return made | {"tickvals": list(range(len(names))), "ticktext": names, "range": [-0.5, edge]}
     if axis.log:
-        made["type"] = "log"
+        # Whole numbers at all ticks: 0.05, and not a small 5.
+        made |= {"type": "log", "tickformat": ".3~g"}
     distinct = sorted(set(values))
     if values and axis.log and len(distinct) <= _TICKS:
         made |= {"tickvals": distinct, "ticktext": [f"{value:.3g}" for value in distinct]}
@@ -288,4 +291,5 @@ def _cell(chart: Heat, i: int, j: int) -> str:
     if len(chart.rows) * len(chart.columns) > 150:
         return ""
     note = f"<br>{text(chart.notes[i][j])}" if chart.notes and chart.notes[i][j] else ""
-    return figure(chart.values[i][j]) + note
+    whole = all(value == round(value) for row in chart.values for value in row if math.isfinite(value))
+    return (f"{chart.values[i][j]:,.0f}" if whole else figure(chart.values[i][j])) + note
