@@ -3,7 +3,8 @@
     ailora study run examples/paper/nlu.yaml --scale small --workers 2      # likewise the others, in STUDIES
     python benchmarks/paper_studies.py
 
-Runs nothing: a study that has not run is left out, one that has not ended is shown as far as it is.
+Runs nothing. A study that is not in its storage here keeps what an earlier one left on the page; one that has not ended
+is shown as far as it is.
 """
 
 from __future__ import annotations
@@ -31,24 +32,28 @@ STUDIES = [
 ]
 
 
+MARK = "<!-- made by benchmarks/paper_studies.py -->\n"
+
+
 def main() -> None:
-    pages, numbers = [], {}
+    page, kept = ROOT / "docs" / "results.md", ROOT / "benchmarks/results/studies.json"
+    head, _, made = page.read_text(encoding="utf-8").partition(MARK)
+    earlier = {text.partition("\n")[0]: f"## {text.strip()}\n" for text in made.split("\n## ")[1:]}
+    pages, numbers = [], json.loads(kept.read_text(encoding="utf-8"))["studies"]
     for name, scale, title in STUDIES:
         file = ROOT / "examples" / "paper" / f"{name}.yaml"
         try:
             store, grid = found_study(load_study_config(file, scale=scale))
         except InputError as error:
-            print(f"{name} {scale} is left out: {error}")
+            print(f"{name} {scale} stays as it was: {error}")
+            pages += [earlier[title]] if title in earlier else []
             continue
         found = compare(current(store, grid), grid)
         command = f"ailora study run examples/paper/{name}.yaml --scale {scale} --workers 2"
         pages.append(markdown(found, title=title).replace("\n\n", f"\n\n`{command}`\n\n", 1))
         numbers[f"{name}-{scale}"] = described(found) | {"trials": trials(frame(store, grid))}
-    results = {"machine": describe(), "studies": numbers}
-    (ROOT / "benchmarks/results/studies.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    page = ROOT / "docs" / "results.md"
-    head, mark, _ = page.read_text(encoding="utf-8").partition("<!-- made by benchmarks/paper_studies.py -->\n")
-    page.write_text(head + mark + "\n" + "\n".join(pages), encoding="utf-8")
+    kept.write_text(json.dumps({"machine": describe(), "studies": numbers}, indent=1) + "\n", encoding="utf-8")
+    page.write_text(head + MARK + "\n" + "\n".join(pages), encoding="utf-8")
 
 
 def trials(rows: Any) -> list[dict[str, Any]]:
