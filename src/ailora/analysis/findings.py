@@ -18,12 +18,14 @@ def findings(
 ) -> list[str]:
     """One sentence for each observation.
 
-    Two roles are compared, the first two that were asked for; a difference counts where its 95 % interval leaves out
-    zero, and is called too small to tell otherwise.
+    Two roles are compared, query and value as in the paper where both were asked for, else the first two. A difference
+    counts where its 95 % interval leaves out zero.
     """
     found: list[str] = []
-    if len(settings["roles"]) > 1:
-        this, that = settings["roles"][:2]
+    roles = settings["roles"]
+    compared = roles if not {"query", "value"} <= set(roles) else [r for r in roles if r in ("query", "value")]
+    if len(compared) > 1:
+        this, that = compared[:2]
         found += _dispersed(dispersion, this, that)
         found += _apart(dispersion, this, that)
         found += _moved(deltas, this, that)
