@@ -93,12 +93,15 @@ def _time(seconds: float) -> str:
 
 
 def stop_with_input() -> None:
-    """Interrupt this process, as Ctrl-C does, when its standard input ends."""
+    """Ask this process to end, as a scheduler does, when its standard input ends.
+
+    Not as Ctrl-C does: what a shell starts in the background ignores that.
+    """
 
     def watch() -> None:
         # Unbuffered: a thread that waits in a buffered reader breaks the interpreter's end.
         while os.read(0, 1):
             pass
-        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=watch, daemon=True).start()
