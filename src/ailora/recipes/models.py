@@ -55,7 +55,7 @@ def load_classifier(
         meaning["id2label"] = dict(enumerate(labels.names))
         meaning["label2id"] = {name: i for i, name in enumerate(labels.names)}
     try:
-        model = AutoModelForSequenceClassification.from_pretrained(path, **meaning, **_quantized(quantization))
+        model = _loaded(AutoModelForSequenceClassification, path, quantization, **meaning)
     except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         raise InputError(f"cannot load {path!r} for sequence classification: {error}") from error
     if model.config.pad_token_id is None:
@@ -83,7 +83,7 @@ def load_language_model(
     """
     kind = AutoModelForSeq2SeqLM if seq2seq else AutoModelForCausalLM
     try:
-        model = kind.from_pretrained(path, **_quantized(quantization))
+        model = _loaded(kind, path, quantization)
     except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         name = "a sequence-to-sequence model" if seq2seq else "a causal language model"
         raise InputError(f"cannot load {path!r} as {name}: {error}") from error
@@ -93,5 +93,13 @@ def load_language_model(
     return model
 
 
-def _quantized(quantization: QuantizationConfigMixin | None) -> dict[str, Any]:
-    return {} if quantization is None else {"quantization_config": quantization}
+def _loaded(kind: Any, path: str, quantization: QuantizationConfigMixin | None, **arguments: Any) -> PreTrainedModel:
+    if quantization is None:
+        return kind.from_pretrained(path, **arguments)
+    model = kind.from_pretrained(path, quantization_config=quantization, **arguments)
+    # On CPUs with AVX512-BF16 bitsandbytes packs 4-bit weights anew in the first evaluation: no gradient passes through
+    # them after that, and saving a checkpoint spoils them.
+    for layer in model.modules():
+        if hasattr(layer, "support_avx512bf16_for_cpu"):
+            layer.support_avx512bf16_for_cpu = False
+    return model
