@@ -111,11 +111,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "out" / "figure1")
     arguments = parser.parse_args()
     results = trained(arguments.data, arguments.out)
-    start = time.perf_counter()
+    start = time.process_time()
     made = analyze("builtin:minilm", [arguments.out / name for name in results], arguments.out / "analysis", force=True)
-    seconds = time.perf_counter() - start
+    seconds = time.process_time() - start
     pictures(made)
-    kept = ("metrics", "best", "steps", "train_seconds")
+    kept = ("metrics", "best", "steps")
     write_results(
         "figure1",
         {
@@ -125,7 +125,7 @@ def main() -> None:
             "embedding": made.info["embedding"],
             "dispersion": made.info["dispersion"],
             "findings": made.info["findings"],
-            "analysis_seconds": seconds,
+            "analysis_processor_seconds": seconds,
             "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         },
     )
