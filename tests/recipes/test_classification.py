@@ -224,18 +224,23 @@ def test_an_unfinished_run_cannot_be_used(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "kills",
     [
+        # Before the first checkpoint, and when all is trained and nothing written yet.
+        [("Trainer.training_step", 3), ("classification.save_model", 1)],
         # A chain of deaths in one run: each process continues where the one before it had come to.
-        [
-            ("Trainer.training_step", 3),  # before the first checkpoint
-            ("Trainer._save_optimizer_and_scheduler", 2),  # adapter written, optimizer not
-            ("Trainer.training_step", 8),
-            ("Trainer._save_rng_state", 1),
-            ("RunFolder.mark_complete", 1),
-            ("classification.save_model", 1),  # trained, nothing written yet
-            ("classification.write_frame", 1),  # adapter written, predictions not
-        ],
+        pytest.param(
+            [
+                ("Trainer.training_step", 3),
+                ("Trainer._save_optimizer_and_scheduler", 2),  # adapter written, optimizer not
+                ("Trainer.training_step", 8),
+                ("Trainer._save_rng_state", 1),
+                ("RunFolder.mark_complete", 1),
+                ("classification.save_model", 1),
+                ("classification.write_frame", 1),  # adapter written, predictions not
+            ],
+            marks=pytest.mark.slow,
+        ),
     ],
-    ids=["chain"],
+    ids=["few", "chain"],
 )
 def test_a_killed_run_continues_bit_for_bit(
     config: dict[str, Any], tmp_path: Path, kills: list[tuple[str, int]]

@@ -13,7 +13,9 @@ from ailora.recipes.config import load_config
 from ailora.recipes.dry_run import dry_run
 
 
-@pytest.mark.parametrize("adapter", ["{policy: ailora, rank: 4}", "{policy: full}"])
+@pytest.mark.parametrize(
+    "adapter", ["{policy: ailora, rank: 4}", pytest.param("{policy: full}", marks=pytest.mark.slow)]
+)
 def test_counts_are_those_of_the_run(language_config: dict[str, Any], tmp_path: Path, adapter: str) -> None:
     config = load_config(language_config, [f"adapter={adapter}"])
     facts = dry_run(config).facts

@@ -68,7 +68,7 @@ def adapter(policy: str, **keys: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", [*KEEPING, *OVERWRITING])
-@pytest.mark.parametrize("recipe", ["classification", "causal_lm"])
+@pytest.mark.parametrize("recipe", ["classification", pytest.param("causal_lm", marks=pytest.mark.slow)])
 def test_every_init_of_peft_trains_and_loads_again(
     short: dict[str, Any], short_language: dict[str, Any], tmp_path: Path, recipe: str, name: str
 ) -> None:
@@ -91,7 +91,9 @@ def test_every_init_of_peft_trains_and_loads_again(
     assert loss == pytest.approx(result["metrics"]["validation"]["loss"], rel=100 * EPSILON)
 
 
-@pytest.mark.parametrize("name", ["lora", "pissa", "eva", "lora_ga", "corda"])
+@pytest.mark.parametrize(
+    "name", ["pissa", *(pytest.param(name, marks=pytest.mark.slow) for name in ("lora", "eva", "lora_ga", "corda"))]
+)
 def test_encoders_with_decoders_too(
     short_language: dict[str, Any], tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, name: str
 ) -> None:
@@ -152,6 +154,7 @@ def test_stock_lora_learns_as_ours(short_language: dict[str, Any], tmp_path: Pat
     assert losses["peft:lora"] == pytest.approx(losses["lora"], rel=0.25)
 
 
+@pytest.mark.slow
 def test_a_run_repeats_itself(short: dict[str, Any], tmp_path: Path) -> None:
     for policy in ("peft:pissa_niter_2", "peft:lora_ga", "peft:eva", f"{OWN}:residual"):
         made = []
@@ -161,7 +164,7 @@ def test_a_run_repeats_itself(short: dict[str, Any], tmp_path: Path) -> None:
         assert made[0] == made[1], policy
 
 
-@pytest.mark.parametrize("policy", ["peft:lora", "peft:pissa"])
+@pytest.mark.parametrize("policy", [pytest.param("peft:lora", marks=pytest.mark.slow), "peft:pissa"])
 def test_a_killed_run_continues_bit_for_bit(config: dict[str, Any], tmp_path: Path, policy: str) -> None:
     config["adapter"] = adapter(policy)
     for name in ("whole", "broken"):

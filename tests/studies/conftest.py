@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -53,8 +54,11 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     # The server refuses to run as root.
     user = "postgres" if os.geteuid() == 0 else None
     if user:
-        for place in [folder, *folder.parents[:2]]:
-            place.chmod(0o755)
+        # The folders of a test let only their owner in.
+        shared = Path(tempfile.gettempdir()).resolve()
+        for place in [folder, *folder.parents]:
+            if shared in place.resolve().parents:
+                place.chmod(0o755)
         shutil.chown(folder, user)
 
     def call(program: str, *arguments: str) -> None:
