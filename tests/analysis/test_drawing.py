@@ -67,6 +67,23 @@ def test_names_of_runs_are_text(tmp_path: Path) -> None:
     draw([plot(name=HOSTILE)], tmp_path / "a.pdf")
 
 
+def test_fifteen_methods_look_different(tmp_path: Path) -> None:
+    """As the paper's Figure 4 has: more than there are colours."""
+    series = tuple(Series(f"method {i}", [0, 1], [0.0, float(i)], style=i) for i in range(15))
+    draw([Plot("p", "many", "lines", Axis("x"), Axis("y"), series, "c")], tmp_path / "a.svg")
+    lines = re.findall(r'<path d="[^"]*" clip-path[^>]*style="([^"]*stroke: #[^"]*)"', (tmp_path / "a.svg").read_text())
+    drawn = [line for line in lines if "stroke-width: 1.4" in line]
+    assert len(drawn) == len(set(drawn)) == 15
+
+
+def test_cells_of_a_heat_map_show_as_many_digits(tmp_path: Path) -> None:
+    chart = Heat("h", "h", ("a",), ("x", "y"), ((0.67, 0.6712),), "row", "column", "accuracy", "c")
+    draw([chart], tmp_path / "a.svg")
+    text = (tmp_path / "a.svg").read_text()
+    assert "<!-- 0.670 -->" in text
+    assert "<!-- 0.671 -->" in text
+
+
 def test_panels_are_not_blank_and_as_many_as_asked(tmp_path: Path) -> None:
     draw(ALL[:4], tmp_path / "a.png", columns=2)
     image = imread(tmp_path / "a.png")[..., :3]

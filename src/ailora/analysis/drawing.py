@@ -167,11 +167,12 @@ def _draw_bars(panel: Axes, chart: Plot) -> None:
 
 
 def _look(style: int) -> dict[str, Any]:
-    """Colour, dash and marker of a style."""
+    """Colour, dash and marker of a style; where colours come again, it is with another dash and marker."""
+    again, colour = divmod(style, len(COLOURS))
     return {
-        "color": COLOURS[style % len(COLOURS)],
-        "linestyle": DASHES[style % len(DASHES)],
-        "marker": MARKERS[style % len(MARKERS)],
+        "color": COLOURS[colour],
+        "linestyle": DASHES[(style + 3 * again) % len(DASHES)],
+        "marker": MARKERS[(style + 3 * again) % len(MARKERS)],
     }
 
 
@@ -199,6 +200,6 @@ def _draw_heat(panel: Axes, chart: Heat) -> None:
 
 def _cell(chart: Heat, i: int, j: int) -> str:
     value = chart.values[i][j]
-    shown = f"{value:.3g}" if value is not None and math.isfinite(value) else ""
+    shown = f"{value:#.3g}".rstrip(".") if value is not None and math.isfinite(value) else ""
     note = chart.notes[i][j] if chart.notes else ""
     return "\n".join(part for part in (shown, note) if part)
