@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 WORKERS ?= 2
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: demo test test-slow check docs dist bench clean
+.PHONY: demo test test-slow notebooks check docs dist bench clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -21,6 +21,10 @@ test: $(VENV)/.installed
 
 test-slow: $(VENV)/.installed
 	$(BIN)/python -m pytest -m slow
+
+# They train for a minute or two: too long for `make test`.
+notebooks: $(VENV)/.installed
+	$(BIN)/python -m pytest -m slow tests/docs/test_notebooks.py
 
 check: $(VENV)/.installed
 	$(BIN)/ruff check .
