@@ -8,11 +8,11 @@ from collections import Counter
 import pytest
 import torch
 import transformers as tf
-from docs import architectures
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 import ailora
 from ailora.roles.catalog import FAMILIES, LEFT_OUT
+from docs import architectures
 from tests.tiny import tiny_config
 
 #: With the transformers that the page was written for; another release has other model types, which are unknown here.
