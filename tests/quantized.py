@@ -13,6 +13,8 @@ import torch
 import transformers as tf
 from torch import Tensor, nn
 
+from ailora.adapters.quantized import keep_4bit_unpacked
+
 POSITIONS = 6
 
 
@@ -35,15 +37,9 @@ class Quantization:
     rewritable: bool = True
 
     def model(self, folder: Path) -> nn.Module:
-        """A fresh quantized model, in eval mode.
-
-        CPUs with AVX512-BF16 compute like any other: there bitsandbytes 0.50 packs 4-bit weights anew in eval mode, and
-        a `state_dict()`, as every save makes one, spoils them.
-        """
+        """A fresh quantized model, in eval mode, that computes alike on every CPU."""
         model = self.quantize(folder).eval()
-        for layer in model.modules():
-            if hasattr(layer, "support_avx512bf16_for_cpu"):
-                layer.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
+        keep_4bit_unpacked(model)
         return model
 
 

@@ -9,7 +9,8 @@ import pytest
 
 from ailora.report.blocks import Charts, Facts, Note, Table, Words, section
 from ailora.report.settings import settings
-from ailora.report.words import counted, figure, listed, rate, seconds, shortened, shown, size, thinned
+from ailora.report.words import counted, figure, rate, seconds, shortened, shown, size, thinned
+from ailora.studies.report import listed
 
 
 @pytest.mark.parametrize(

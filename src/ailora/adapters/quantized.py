@@ -136,6 +136,17 @@ def _read_4bit(layer: Any) -> Tensor:
     return import_module("bitsandbytes.functional").dequantize_4bit(layer.weight.data, layer.weight.quant_state)
 
 
+def keep_4bit_unpacked(model: nn.Module) -> None:
+    """Have bitsandbytes leave 4-bit weights as they were loaded.
+
+    On CPUs with AVX512-BF16 it packs them anew in the first forward pass in eval mode: no gradient passes through them
+    after that, and a `state_dict()`, as every save makes one, spoils them. Elsewhere this changes nothing.
+    """
+    for layer in model.modules():
+        if hasattr(layer, "support_avx512bf16_for_cpu"):
+            layer.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
+
+
 def _quantize_4bit(layer: Any, weight: Tensor, _: nn.Module) -> None:
     old = layer.weight
     layer.weight = type(old)(

@@ -15,6 +15,7 @@ from transformers import (
 )
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from ailora.adapters.quantized import keep_4bit_unpacked
 from ailora.checkpoints.models import model_path
 from ailora.errors import InputError
 from ailora.recipes.labels import Labels
@@ -97,9 +98,5 @@ def _loaded(kind: Any, path: str, quantization: QuantizationConfigMixin | None, 
     if quantization is None:
         return kind.from_pretrained(path, **arguments)
     model = kind.from_pretrained(path, quantization_config=quantization, **arguments)
-    # On CPUs with AVX512-BF16 bitsandbytes packs 4-bit weights anew in the first evaluation: no gradient passes through
-    # them after that, and saving a checkpoint spoils them.
-    for layer in model.modules():
-        if hasattr(layer, "support_avx512bf16_for_cpu"):
-            layer.support_avx512bf16_for_cpu = False
+    keep_4bit_unpacked(model)
     return model

@@ -16,7 +16,7 @@ from ailora.report.run_files import Run, read_run
 from ailora.report.run_page import run_part
 from ailora.report.sources import Sort, Source, open_studies, recognise
 from ailora.report.study_page import study_part
-from ailora.report.words import listed
+from ailora.studies.report import listed
 
 
 def build(paths: Sequence[Path], *, scale: str | None = None, bootstrap: bool = True) -> Page:

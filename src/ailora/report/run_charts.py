@@ -7,7 +7,7 @@ from typing import Any
 
 from ailora.analysis.charts import Axis, Heat, Plot, Series
 from ailora.report.run_files import Run, confusion
-from ailora.report.words import thinned
+from ailora.report.words import is_real, thinned
 
 _MOST_POINTS = 400
 #: Classes beyond which a matrix of them shows nothing.
@@ -70,9 +70,5 @@ def _over_steps(runs: Sequence[Run], where: str, fact: str, words: tuple[str, st
 
 
 def _points(records: Sequence[dict[str, Any]], fact: str) -> list[tuple[float, float]]:
-    points = [(one["step"], one[fact]) for one in records if _is_real(one.get("step")) and _is_real(one.get(fact))]
+    points = [(one["step"], one[fact]) for one in records if is_real(one.get("step")) and is_real(one.get(fact))]
     return thinned(points, _MOST_POINTS)
-
-
-def _is_real(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -8,21 +8,21 @@ from typing import Any
 
 from ailora.analysis.charts import Axis, Plot, Series
 from ailora.report.study_words import difference_words, seeds_words
-from ailora.report.words import rate
+from ailora.report.words import is_real, rate
 from ailora.studies.comparison import Comparison
 from ailora.studies.grid import Group
 from ailora.studies.measured import Measured, report_split
-from ailora.studies.report import place_of
+from ailora.studies.report import beside, place_of
 from ailora.studies.stats import Estimate
 
 
 def score_charts(found: Comparison) -> Iterator[Plot]:
     """Scores with their intervals, and differences to the baseline, for each task and point."""
-    for base, here in by_place(found):
+    for base, compared in found.places:
         metric = f"{found.grid.metric_of(base)} ({report_split(found.grid, base)})"
         place, best = place_of(found, base), "larger" if found.grid.larger_is_better(base) else "smaller"
-        scored = [group for group in here if found.measured[group].score is not None]
-        names = tuple(label(group, base, found) for group in scored)
+        scored = [group for group in (base, *compared) if found.measured[group].score is not None]
+        names = tuple(beside(found, group, base) for group in scored)
         if not scored:
             continue
         yield Plot(
@@ -35,9 +35,9 @@ def score_charts(found: Comparison) -> Iterator[Plot]:
             caption=f"Mean over seeds at each method's best learning rate, with its 95 % t-interval; {best} is better. "
             "Methods share seeds, so overlapping intervals do not make a tie: the differences tell.",
         )
-        others = [group for group in here if group != base and found.compared[group].difference is not None]
+        others = [group for group in compared if found.compared[group].difference is not None]
         if others:
-            names = tuple(label(group, base, found) for group in (base, *others))
+            names = tuple(beside(found, group, base) for group in (base, *others))
             dots = (Series(names[0], [0], [0.0], notes=["the baseline"]), *_differences(found, names, others))
             yield Plot(
                 name=named("differences", place),
@@ -87,9 +87,9 @@ def varied(found: Comparison) -> str | None:
 
 def rate_charts(found: Comparison) -> Iterator[Plot]:
     """Validation score over learning rate, for each task and point."""
-    for base, here in by_place(found):
+    for base, compared in found.places:
         metric, place = found.grid.metric_of(base), place_of(found, base)
-        drawn = [(group, found.measured[group]) for group in here if found.measured[group].curve]
+        drawn = [(group, found.measured[group]) for group in (base, *compared) if found.measured[group].curve]
         if not drawn:
             continue
         yield Plot(
@@ -100,7 +100,7 @@ def rate_charts(found: Comparison) -> Iterator[Plot]:
             y=Axis(f"validation {metric}"),
             series=tuple(
                 Series(
-                    name=label(group, base, found),
+                    name=beside(found, group, base),
                     x=list(measured.curve),
                     y=[one.mean for one in measured.curve.values()],
                     **_ends(list(measured.curve.values())),
@@ -112,17 +112,6 @@ def rate_charts(found: Comparison) -> Iterator[Plot]:
             caption="Mean over seeds; the band is its 95 % t-interval where a rate has several seeds. Each method is "
             "compared at its own peak.",
         )
-
-
-def by_place(found: Comparison) -> Iterator[tuple[Group, list[Group]]]:
-    """Every baseline's group, and all groups that are compared with it, itself first."""
-    for base in (group for group in found.measured if group.method == found.grid.baseline):
-        yield base, [base, *(g for g in found.compared if found.grid.baseline_of(g) == base)]
-
-
-def label(group: Group, base: Group, found: Comparison) -> str:
-    """A method beside its baseline, with its point where that is another one."""
-    return group.method if {*group.point} <= {*base.point} else f"{group.method} ({found.grid.point_of(group)})"
 
 
 def style_of(found: Comparison, group: Group) -> int:
@@ -176,11 +165,6 @@ def _ends(estimates: Sequence[Estimate]) -> dict[str, Any]:
 def _rate_note(measured: Measured, at: float, one: Estimate) -> str:
     best = "; the best rate" if at == measured.progress.best else ""
     return f"{one.n} seed{'s' if one.n > 1 else ''}{best}"
-
-
-def is_real(value: Any) -> bool:
-    """Whether it is a number, finite or not."""
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _spans_much(values: Sequence[float]) -> bool:

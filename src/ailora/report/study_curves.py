@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ailora.analysis.charts import Axis, Plot, Series
-from ailora.report.study_charts import by_place, is_real, label, named, style_of, titled
-from ailora.report.words import thinned
+from ailora.report.study_charts import named, style_of, titled
+from ailora.report.words import is_real, thinned
 from ailora.studies.comparison import Comparison
 from ailora.studies.measured import Measured
-from ailora.studies.report import place_of
+from ailora.studies.report import beside, place_of
 from ailora.studies.store import Trial
 
 #: Points of a curve beyond which it is thinned.
@@ -23,13 +23,15 @@ Of = Callable[[Measured], float | None]
 
 def convergence_charts(found: Comparison) -> Iterator[Plot]:
     """Validation loss and the deciding metric over steps, at each method's best rate."""
-    for base, here in by_place(found):
+    for base, compared in found.places:
         metric, place = found.grid.metric_of(base), place_of(found, base)
         for fact in dict.fromkeys(("loss", metric)):
-            curves = [(group, _curve(list(found.measured[group].at_best.values()), fact)) for group in here]
+            curves = [
+                (group, _curve(list(found.measured[group].at_best.values()), fact)) for group in (base, *compared)
+            ]
             series = tuple(
                 Series(
-                    name=label(group, base, found),
+                    name=beside(found, group, base),
                     x=[step for step, _ in points],
                     y=[_mean(values) for _, values in points],
                     low=[min(values) for _, values in points] if many else (),
@@ -57,7 +59,7 @@ def convergence_charts(found: Comparison) -> Iterator[Plot]:
 def cost_charts(found: Comparison) -> Iterator[Plot]:
     """Time, memory and bytes at the best rate, a bar for each method and place."""
     facts: dict[str, tuple[str, Of]] = {
-        "step": ("milliseconds a step", _step_milliseconds),
+        "step": ("milliseconds a step", lambda m: m.step_milliseconds),
         "init": ("seconds to load and adapt", lambda m: m.mean("init_seconds")),
         "memory": ("peak memory, MiB", lambda m: _scaled(m.mean("peak_memory_bytes"), 2**20)),
         "file": ("adapter file, KiB", lambda m: _scaled(m.mean("adapter_bytes"), 2**10)),
@@ -107,11 +109,6 @@ def _by_step(history: Sequence[Mapping[str, Any]], fact: str) -> dict[int, float
 
 def _mean(values: Sequence[float]) -> float:
     return statistics.fmean(values) if all(map(math.isfinite, values)) else math.nan
-
-
-def _step_milliseconds(measured: Measured) -> float | None:
-    seconds, steps = measured.mean("train_seconds"), measured.mean("steps")
-    return None if seconds is None or not steps else 1000 * seconds / steps
 
 
 def _scaled(value: float | None, unit: int) -> float | None:

@@ -34,7 +34,7 @@ def pair_of(adapter: AdapterConfig) -> tuple[str, str] | None:
 
 def pair_charts(found: Comparison) -> Iterator[Heat]:
     """A matrix of scores for each task and point at which the methods are pairs of starts."""
-    for base in (group for group in found.measured if group.method == found.grid.baseline):
+    for base, _ in found.places:
         pairs = _pairs(found, base)
         rows = sorted({query for query, _ in pairs}, key=_rank)
         columns = sorted({value for _, value in pairs}, key=_rank)

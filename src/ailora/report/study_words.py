@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
-from ailora.report.words import counted, figure, listed
+from ailora.report.words import counted, figure
 from ailora.studies.comparison import Compared, Comparison
 from ailora.studies.grid import Group
 from ailora.studies.measured import Measured, report_split
-from ailora.studies.report import place_of
+from ailora.studies.report import listed, place_of
 from ailora.studies.stats import Estimate, Verdict
 
 #: Wins and losses that are told one by one.
@@ -53,8 +53,7 @@ def decisions(found: Comparison) -> list[str]:
 
 def amounts(found: Comparison) -> Iterator[str]:
     """By how much each method differs from the baseline: a sentence for each task and point."""
-    for base in (group for group in found.measured if group.method == found.grid.baseline):
-        here = [g for g in found.compared if found.grid.baseline_of(g) == base]
+    for base, here in found.places:
         told = [
             f"{g.method} {interval(difference.estimate, '+')} ({found.compared[g].verdict})"
             for g in here

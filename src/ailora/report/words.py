@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import yaml
@@ -65,20 +65,19 @@ def seconds(value: Any) -> str:
     return f"{minutes:.0f} min" if minutes < 100 else f"{minutes / 60:.1f} h"
 
 
+def is_real(value: Any) -> bool:
+    """Whether it is a number, finite or not."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def is_number(value: Any) -> bool:
     """Whether it is a finite number."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return is_real(value) and math.isfinite(value)
 
 
 def counted(number: int, one: str, several: str | None = None) -> str:
     """`1 trial`, `2 trials`."""
     return f"{number:,} {one if number == 1 else several or one + 's'}"
-
-
-def listed(names: Iterable[str]) -> str:
-    """`a, b and c`."""
-    *most, last = list(names)
-    return f"{', '.join(most)} and {last}" if most else last
 
 
 def shortened(text: str, most: int) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,6 +63,12 @@ class Comparison:
     measured: dict[Group, Measured]
     compared: dict[Group, Compared]
     ranks: dict[str, float]
+
+    @property
+    def places(self) -> Iterator[tuple[Group, list[Group]]]:
+        """Every baseline's group, and those that are compared with it."""
+        for base in (group for group in self.measured if group.method == self.grid.baseline):
+            yield base, [group for group in self.compared if self.grid.baseline_of(group) == base]
 
     @property
     def family(self) -> int:

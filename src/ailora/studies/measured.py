@@ -50,6 +50,12 @@ class Measured:
         return statistics.fmean(found) if found else None
 
     @property
+    def step_milliseconds(self) -> float | None:
+        """Of a step of training at the best rate, evaluations included; None: no trial knows it."""
+        seconds, steps = self.mean("train_seconds"), self.mean("steps")
+        return None if seconds is None or not steps else 1000 * seconds / steps
+
+    @property
     def forgetting(self) -> float | None:
         """Mean rise of the loss on general text, in nats per token; None: not measured."""
         rises = [

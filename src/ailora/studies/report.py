@@ -56,15 +56,14 @@ def summary(found: Comparison) -> list[str]:
     """Who wins, ties and loses, a sentence for each task and point, and what is missing."""
     grid = found.grid
     sentences = []
-    for base in (group for group in found.measured if group.method == grid.baseline):
-        here = [g for g in found.compared if grid.baseline_of(g) == base]
+    for base, here in found.places:
         by_verdict: dict[Verdict | None, list[str]] = {}
         for g in here:
-            by_verdict.setdefault(found.compared[g].verdict, []).append(_named(found, g, base))
+            by_verdict.setdefault(found.compared[g].verdict, []).append(beside(found, g, base))
         score = found.measured[base].score
         where = f"On {place_of(found, base)}" if place_of(found, base) else "Here"
         told = [
-            f"{_listed(by_verdict[one])} {word if len(by_verdict[one]) == 1 else words}"
+            f"{listed(by_verdict[one])} {word if len(by_verdict[one]) == 1 else words}"
             for one, (word, words) in _WORDS.items()
             if one in by_verdict
         ]
@@ -137,15 +136,15 @@ def _scores(found: Comparison) -> TextTable:
 
 
 def _curves(found: Comparison) -> Iterable[TextTable]:
-    for base in (group for group in found.measured if group.method == found.grid.baseline):
-        here = {g: m for g, m in found.measured.items() if found.grid.baseline_of(g) == base}
+    for base, others in found.places:
+        here = {group: found.measured[group] for group in (base, *others)}
         rates = sorted({rate for measured in here.values() for rate in measured.curve})
         rows = [[_rate(rate), *(_at(measured, rate) for measured in here.values())] for rate in rates]
         place = place_of(found, base)
         metric = found.grid.metric_of(base)
         yield TextTable(
             f"Validation {metric} over learning rate" + (f", {place}" if place else ""),
-            ["learning rate", *(_named(found, group, base) for group in here)],
+            ["learning rate", *(beside(found, group, base) for group in here)],
             rows,
             ["Mean over seeds, their number in brackets; * the best rate."],
             "rates",
@@ -209,15 +208,13 @@ def _costs(found: Comparison) -> TextTable:
     for group, measured in found.measured.items():
         if not measured.at_best:
             continue
-        seconds, steps = measured.mean("train_seconds"), measured.mean("steps")
-        each = None if seconds is None or not steps else 1000 * seconds / steps
         rows.append(
             [
                 place_of(found, group),
                 group.method,
                 _number(measured.mean("trainable_parameters"), lambda n: f"{n:,.0f}"),
                 _number(measured.mean("init_seconds"), lambda n: f"{n:.2f}"),
-                _number(each, lambda n: f"{n:.0f}"),
+                _number(measured.step_milliseconds, lambda n: f"{n:.0f}"),
                 _number(measured.mean("peak_memory_bytes"), lambda n: f"{n / 2**20:,.0f}"),
                 _number(measured.mean("adapter_bytes"), lambda n: f"{n / 2**10:,.0f}"),
                 _number(measured.forgetting, lambda n: f"{n:+.3f}"),
@@ -240,7 +237,7 @@ def _failures(found: Comparison) -> TextTable:
     return TextTable("Failed trials", ["on", "method", "learning rate, seed: error"], rows, topic="failures")
 
 
-def _named(found: Comparison, group: Group, base: Group) -> str:
+def beside(found: Comparison, group: Group, base: Group) -> str:
     """A method beside a baseline, with its point where the baseline is at none, or at another one."""
     return group.method if {*group.point} <= {*base.point} else f"{group.method} ({found.grid.point_of(group)})"
 
@@ -269,8 +266,10 @@ def _rate(rate: float | None) -> str:
     return _NOTHING if rate is None else f"{rate:.3g}"
 
 
-def _listed(names: list[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+def listed(names: Iterable[str]) -> str:
+    """`a, b and c`, of at least one name."""
+    *most, last = names
+    return f"{', '.join(most)} and {last}" if most else last
 
 
 def _line(cells: list[str]) -> str:
