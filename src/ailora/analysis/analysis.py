@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from ailora.adapters.sidecar import library_versions
-from ailora.analysis.compared import Adapted, Base, Full
+from ailora.analysis.compared import After, Base
 from ailora.analysis.dispersion import dispersions
 from ailora.analysis.drawing import draw
 from ailora.analysis.embedding import Embedded, embed
@@ -84,14 +84,14 @@ def analyze(
 class _Found:
     """What the passes over the weights gave."""
 
-    models: Sequence[Full | Adapted]
+    models: Sequence[After]
     settings: Settings
     matrices: Matrices
     embedded: list[Embedded]
     dispersion: dict[str, Any]
 
     @classmethod
-    def of(cls, base: Base, models: Sequence[Full | Adapted], settings: Settings) -> _Found:
+    def of(cls, base: Base, models: Sequence[After], settings: Settings) -> _Found:
         """Measure matrix by matrix, then all distances.
 
         Raises:
@@ -115,7 +115,7 @@ class _Found:
             "format": 1,
             "versions": library_versions(),
             **asked,
-            "kinds": {m.name: "adapter" if isinstance(m, Adapted) else "full" for m in self.models},
+            "kinds": {m.name: m.kind for m in self.models},
             "settings": settings,
             "embedding": [made.facts for made in self.embedded],
             "dispersion": self.dispersion,

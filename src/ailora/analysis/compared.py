@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import lru_cache
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from torch import Tensor, nn
 
@@ -41,7 +41,21 @@ class Compared(Protocol):
 
 
 class After(Compared, Protocol):
-    """A model that was made of the base."""
+    """A model that was made of the base.
+
+    Attributes:
+        kind: `full` or `adapter`.
+    """
+
+    kind: ClassVar[str]
+
+    def require_made_for(self, module: str, weight: Tensor) -> None:
+        """Refuse a base weight, as it is stored, that it is known not to be made from.
+
+        Raises:
+            ModelError: its fingerprint is another one.
+        """
+        ...
 
     def update(self, projection: Projection, weight: Tensor) -> Update:
         """What was added to a projection, given the whole weight (out, in) of its module in the base.
@@ -69,8 +83,7 @@ class Base:
             shape = next(p.shape for p in projections if p.module == module)
             if tensor.shape != (shape[::-1] if self.transposed(module) else shape):
                 raise ModelError(f"{tensor}: the module {module} maps {shape}")
-            if tensor.torch_dtype not in READABLE:
-                raise ModelError(f"{tensor} is quantized: analyse the unquantized checkpoint")
+            _require_readable(tensor)
 
     @property
     def modules(self) -> tuple[str, ...]:
@@ -103,6 +116,8 @@ class Base:
 class Full:
     """A model that was trained whole: `dW = W_after - W_before`."""
 
+    kind: ClassVar[str] = "full"
+
     def __init__(self, name: str, base: Base, stored: dict[str, StoredTensor]) -> None:
         self.name = name
         self.notes: list[str] = []
@@ -111,8 +126,7 @@ class Full:
         for module, tensor in stored.items():
             if tensor.shape != base.stored[module].shape:
                 raise InputError(f"{name} does not fit the base: {tensor}, where the base has {base.stored[module]}")
-            if tensor.torch_dtype not in READABLE:
-                raise ModelError(f"{tensor} is quantized: analyse the unquantized checkpoint")
+            _require_readable(tensor)
 
     def holds(self, module: str) -> bool:
         return module in self._stored
@@ -128,9 +142,14 @@ class Full:
     def moved(self, projection: Projection) -> FiledRole | None:
         return None
 
+    def require_made_for(self, module: str, weight: Tensor) -> None:
+        """A model does not say what it was made from."""
+
 
 class Adapted:
     """The base with an adapter, which is not merged: `dW = s B A`, exactly."""
+
+    kind: ClassVar[str] = "adapter"
 
     def __init__(self, name: str, base: Base, filed: FiledAdapter, modules: dict[str, FiledModule]) -> None:
         self.name = name
@@ -163,16 +182,16 @@ class Adapted:
         return next((r for r in roles if r.planned.projection.role is projection.role and r.anchored), None)
 
     def require_made_for(self, module: str, weight: Tensor) -> None:
-        """Refuse a base weight, as it is stored, that the adapter was not made from.
-
-        Raises:
-            ModelError: its fingerprint is another one.
-        """
         require_base(self.filed, self._modules[module].module, weight)
 
     def _read_factors(self, module: str) -> tuple[Tensor, Tensor]:
         A, B = self._modules[module].factors()
         return A, B * self._modules[module].scaling
+
+
+def _require_readable(stored: StoredTensor) -> None:
+    if stored.torch_dtype not in READABLE:
+        raise ModelError(f"{stored} is quantized: analyse the unquantized checkpoint")
 
 
 def _finite(stored: StoredTensor) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -12,9 +14,30 @@ from ailora.spectral import truncated_svd
 _TRIED = 4
 
 
-def nearest_cosines(
-    before: Float[Tensor, "out in_"], after: Float[Tensor, "out in_"], top: int, epsilon: float
-) -> Tensor:
+class Directions:
+    """Left singular vectors of a base weight, in float64: computed when they are asked for, once for all models.
+
+    Args:
+        weight: the base's (out, in).
+        top: how many directions of a fine-tuned weight will be compared with them, cut to the smaller side.
+    """
+
+    def __init__(self, weight: Float[Tensor, "out in_"], top: int) -> None:
+        self._weight = weight
+        self.top = min(top, *weight.shape)
+
+    @cached_property
+    def principal(self) -> Tensor:
+        """The first ones (out, 4 top)."""
+        return truncated_svd(self._weight, min(_TRIED * self.top, *self._weight.shape), "principal").U.double()
+
+    @cached_property
+    def whole(self) -> Tensor:
+        """All of them (out, small)."""
+        return torch.linalg.svd(self._weight.double(), full_matrices=False).U
+
+
+def nearest_cosines(before: Directions, after: Float[Tensor, "out in_"], epsilon: float) -> Tensor:
     """How well each of the `top` left singular vectors of a weight after fine-tuning is matched before.
 
     `max_j |<u_i, u0_j>|` over all left singular vectors `u0` of the base; below `epsilon`, `u_i` is an intruder
@@ -25,23 +48,18 @@ def nearest_cosines(
     made, which costs some ten times as much.
 
     Args:
-        before: the base's weight.
-        after: the fine-tuned one.
-        top: `k`, cut to the smaller side.
+        before: those of the base's weight.
+        after: the fine-tuned weight.
         epsilon: the limit that has to be decided.
 
     Returns:
         The cosines (k,), in the order of the singular values: exact where the whole decomposition was made, else
         exact or a lower bound that decides as the exact one does.
     """
-    small = min(before.shape)
-    top = min(top, small)
-    U = truncated_svd(after, top, "principal").U.double()
-    tried = truncated_svd(before, min(_TRIED * top, small), "principal").U.double()
-    cosines = (tried.mT @ U).abs()
+    U = truncated_svd(after, before.top, "principal").U.double()
+    cosines = (before.principal.mT @ U).abs()
     best = cosines.amax(dim=0)
     outside = (1 - cosines.square().sum(dim=0)).clamp_min(0).sqrt()
     if bool(((best >= epsilon) | (outside < epsilon)).all()):
         return best
-    whole = torch.linalg.svd(before.double(), full_matrices=False).U
-    return (whole.mT @ U).abs().amax(dim=0)
+    return (before.whole.mT @ U).abs().amax(dim=0)

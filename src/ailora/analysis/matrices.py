@@ -12,8 +12,8 @@ from tqdm.auto import tqdm
 
 from ailora.adapters.measure import measured
 from ailora.adapters.weights import rows_of
-from ailora.analysis.compared import Adapted, Base, Full
-from ailora.analysis.intruders import nearest_cosines
+from ailora.analysis.compared import After, Base
+from ailora.analysis.intruders import Directions, nearest_cosines
 from ailora.analysis.settings import Settings
 from ailora.analysis.updates import Update
 from ailora.errors import InputError
@@ -41,7 +41,7 @@ class Matrices:
     notes: list[str] = field(default_factory=list)
 
 
-def measure_matrices(base: Base, after: Sequence[Full | Adapted], settings: Settings) -> Matrices:
+def measure_matrices(base: Base, after: Sequence[After], settings: Settings) -> Matrices:
     """Read every projection of the base once, and every update of it.
 
     A matrix with NaN or infinite entries is left out, with a note; that of the base with all updates of it.
@@ -59,8 +59,7 @@ def measure_matrices(base: Base, after: Sequence[Full | Adapted], settings: Sett
             continue
         holding = [model for model in after if model.holds(module)]
         for model in holding:
-            if isinstance(model, Adapted):
-                model.require_made_for(module, stored)
+            model.require_made_for(module, stored)
         weight = stored.T if base.transposed(module) else stored
         for projection in base.roles(module):
             _measure(found, projection, weight, holding, settings=settings)
@@ -68,7 +67,7 @@ def measure_matrices(base: Base, after: Sequence[Full | Adapted], settings: Sett
 
 
 def _measure(
-    found: Matrices, projection: Projection, weight: Tensor, after: Sequence[Full | Adapted], *, settings: Settings
+    found: Matrices, projection: Projection, weight: Tensor, after: Sequence[After], *, settings: Settings
 ) -> None:
     rows = rows_of(weight, projection)
     known = identity_of(projection)
@@ -76,6 +75,7 @@ def _measure(
     bands = {band: truncated_svd(rows, rank, band) for band in ("principal", "minor")}
     values = torch.linalg.svdvals(rows.double())
     norm = float(values.norm())
+    directions = Directions(rows, settings.top)
     found.spectra.append({"model": "base", **known, **spectrum_numbers(values, rank), **_NOT_MOVED})
     for model in after:
         try:
@@ -87,7 +87,7 @@ def _measure(
             continue
         found.deltas.append({"model": model.name, **known, **delta_numbers(update, norm, bands, rank=rank)})
         changed = rows.double() + update.dense()
-        cosines = nearest_cosines(rows, changed, settings.top, settings.epsilon)
+        cosines = nearest_cosines(directions, changed, settings.epsilon)
         found.spectra.append(
             {
                 "model": model.name,
@@ -199,7 +199,7 @@ def stable_rank(values: Tensor) -> float:
 _NOT_MOVED: dict[str, float] = dict.fromkeys(("anchor", "moved_A", "moved_B", "intruders"), float("nan"))
 
 
-def _moved(model: Full | Adapted, projection: Projection) -> dict[str, float]:
+def _moved(model: After, projection: Projection) -> dict[str, float]:
     """How far an anchored adapter is from its anchor: `|s B0 A0|`, `|dA| / |A0|`, `|dB| / |B0|`."""
     role = model.moved(projection)
     if role is None:

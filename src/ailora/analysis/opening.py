@@ -12,7 +12,7 @@ from torch import nn
 from ailora.adapters.filed import FiledAdapter
 from ailora.adapters.folder import CONFIG_NAME, is_file, require_plain
 from ailora.adapters.tensor_names import stored_weights
-from ailora.analysis.compared import Adapted, Base, Full
+from ailora.analysis.compared import Adapted, After, Base, Full
 from ailora.analysis.settings import Settings
 from ailora.checkpoints.models import meta_model, model_folder
 from ailora.errors import InputError, ModelError
@@ -49,7 +49,7 @@ def open_base(name: str, settings: Settings, role_names: Mapping[str, str] | Non
     return Base(model, wanted, {module: checkpoint.tensors[tensor] for module, tensor in names.items()})
 
 
-def open_after(path: str, name: str, base: Base, base_path: str) -> Full | Adapted:
+def open_after(path: str, name: str, base: Base, base_path: str) -> After:
     """A model that was made of the base.
 
     Args:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow
 
 from ailora.analysis.folder import read_info, write_info, write_whole
 from ailora.errors import InputError
@@ -66,7 +67,6 @@ def load_analysis(path: Path | str) -> Analysis:
         file = folder / f"{name}.parquet"
         try:
             tables[name] = pd.read_parquet(file)
-        # A damaged file fails in any way.
-        except Exception as error:
+        except (OSError, ValueError, KeyError, pyarrow.ArrowException) as error:
             raise InputError(f"{file} cannot be read: {error}") from None
     return Analysis(info, **tables)

@@ -14,8 +14,9 @@ Row = dict[str, Any]
 
 def rows_where(table: pd.DataFrame, **wanted: object) -> list[Row]:
     """The rows of a table with these values, in their order."""
-    rows: list[Row] = table.to_dict("records")  # pyright: ignore[reportAssignmentType]
-    return [row for row in rows if all(row[column] == value for column, value in wanted.items())]
+    for column, value in wanted.items():
+        table = table[table[column] == value]  # pyright: ignore[reportAssignmentType]
+    return table.to_dict("records")  # pyright: ignore[reportReturnType]
 
 
 def mean_of(rows: list[Row], column: str) -> float:
