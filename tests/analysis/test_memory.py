@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -12,34 +9,21 @@ import pytest
 import torch
 import transformers as tf
 
+from tests.memory import peak
+
 MIB = 2**20
 WIDTH = 512
 
-_SCRIPT = """
-import json, sys
-from pathlib import Path
+_BEFORE = """
 from ailora.analysis import analysis, gram
-
-def status(field):
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith(field)).split()[1]) * 1024
-
 analysis.analysis_charts = lambda made: []
 gram.BLOCK = 8 * 2**20
-before = status("VmRSS")
-Path("/proc/self/clear_refs").write_text("5")
-base, after, out = json.loads(sys.argv[1])
-analysis.analyze(base, after, out, seeds=(0,))
-print(status("VmHWM") - before)
 """
 
 
-def peak(base: Path, after: list[Path], out: Path) -> int:
-    request = json.dumps([str(base), [str(path) for path in after], str(out)])
-    command, alone = [sys.executable, "-c", _SCRIPT, request], {**os.environ, "OMP_NUM_THREADS": "1"}
-    made = subprocess.run(command, capture_output=True, text=True, check=False, env=alone)
-    assert made.returncode == 0, made.stderr
-    return int(made.stdout.splitlines()[-1])
+def peak_of(base: Path, after: list[Path], out: Path) -> int:
+    request = [str(base), [str(path) for path in after], str(out)]
+    return peak(_BEFORE, "analysis.analyze(*request, seeds=(0,))", request, environment={"OMP_NUM_THREADS": "1"})
 
 
 def checkpoint(folder: Path, layers: int, seed: int) -> Path:
@@ -60,7 +44,7 @@ def checkpoint(folder: Path, layers: int, seed: int) -> Path:
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_the_peak_is_that_of_one_matrix_and_one_block(tmp_path: Path) -> None:
     few, many = (
-        peak(
+        peak_of(
             checkpoint(tmp_path / f"base-{layers}", layers, 0),
             [checkpoint(tmp_path / f"after-{layers}", layers, 1)],
             tmp_path / f"out-{layers}",

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -11,31 +9,15 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from tests.memory import peak
+
 MIB = 2**20
 WIDTH = 1536
 
-_SCRIPT = """
-import json, sys
-from pathlib import Path
-from ailora import checkpoints
 
-def status(field):
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith(field)).split()[1]) * 1024
-
-before = status("VmRSS")
-Path("/proc/self/clear_refs").write_text("5")
-name, first, out, options = json.loads(sys.argv[1])
-getattr(checkpoints, name)(*first, out, **options)
-print(status("VmHWM") - before)
-"""
-
-
-def peak(name: str, first: list[str], out: Path, **options: object) -> int:
-    request = json.dumps([name, first, str(out), options])
-    made = subprocess.run([sys.executable, "-c", _SCRIPT, request], capture_output=True, text=True, check=False)
-    assert made.returncode == 0, made.stderr
-    return int(made.stdout.splitlines()[-1])
+def peak_of(name: str, first: list[str], out: Path, **options: object) -> int:
+    measured = "name, first, out, options = request\ngetattr(checkpoints, name)(*first, out, **options)"
+    return peak("from ailora import checkpoints", measured, [name, first, str(out), options])
 
 
 def checkpoint(folder: Path, layers: int) -> int:
@@ -64,9 +46,9 @@ def test_init_and_merge_hold_one_weight(tmp_path: Path) -> None:
     peaks = {}
     for size in ("small", "large"):
         base, start = str(tmp_path / size), tmp_path / f"{size}-adapter"
-        peaks["init", size] = peak("init", [base], start, rank=8, cached=False)
-        peaks["merge", size] = peak("merge", [base, str(start)], tmp_path / f"{size}-merged")
-        peaks["half", size] = peak("merge", [base, str(start)], tmp_path / f"{size}-fp16", dtype="fp16")
+        peaks["init", size] = peak_of("init", [base], start, rank=8, cached=False)
+        peaks["merge", size] = peak_of("merge", [base, str(start)], tmp_path / f"{size}-merged")
+        peaks["half", size] = peak_of("merge", [base, str(start)], tmp_path / f"{size}-fp16", dtype="fp16")
     assert max(peaks.values()) < bound
     for command in ("init", "merge", "half"):
         # A fifth of what the checkpoint grew by would be a copy of a part of it.
