@@ -29,7 +29,7 @@ from machine import write_results
 from transformers import LlamaConfig
 
 from ailora.checkpoints import Initialization
-from ailora.shards import Planned, header_bytes
+from ailora.safetensors_io import Planned, header_bytes
 
 WIDTH, KEYS, INNER, VOCABULARY = 4096, 1024, 14336, 32000
 RANK = 16
@@ -147,7 +147,7 @@ def measure_here(statement: str, threads: int | None) -> None:
                 "imports_mib": resident / 1024,
                 "peak_mib": (_status("VmHWM") - resident) / 1024,
                 "read_mib": (_bytes_read() - read) / MIB,
-                "report": report.to_json() if hasattr(report, "to_json") else None,
+                "report": report.to_dict() if hasattr(report, "to_json") else None,
             }
         )
     )

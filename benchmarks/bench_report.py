@@ -22,8 +22,8 @@ from typing import Any
 from machine import describe, write_results
 from playwright.sync_api import Browser, sync_playwright
 
-from ailora.report.building import build
-from ailora.report.page import write_page
+from ailora.report.build import build
+from ailora.report.html import write_page
 
 ROOT = Path(__file__).resolve().parents[1]
 #: Trials of one task at one rank: five methods, four rates, and seeds at three of them.

@@ -30,8 +30,8 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ailora.checkpoints.models import model_path
-from ailora.spectral import methods, truncated_svd
+from ailora.checkpoints.model_loading import resolve_model
+from ailora.spectral import algorithms, truncated_svd
 
 RANK = 16
 HERE = Path(__file__).resolve().parent
@@ -132,7 +132,7 @@ def grouped_value(device: str) -> dict[str, Any]:
 
 def minilm(device: str) -> dict[str, Any]:
     """All query and value weights of MiniLM, both bands: total times and the worst error."""
-    weights = load_file(f"{model_path('builtin:minilm')}/model.safetensors")
+    weights = load_file(f"{resolve_model('builtin:minilm')}/model.safetensors")
     chosen = [w.to(device) for n, w in weights.items() if n.endswith(("self.query.weight", "self.value.weight"))]
     ours, full, errors = 0.0, 0.0, []
     for weight in chosen:
@@ -155,17 +155,17 @@ def floor(weight: torch.Tensor, seconds: float) -> dict[str, float]:
     product, _ = timed(lambda: weight @ weight, 3)
     rate = 2 * n**3 / product
     solved: list[int] = []
-    solve, adjoint = methods._Factors.solve, methods._Factors.solve_adjoint
+    solve, adjoint = algorithms._Factors.solve, algorithms._Factors.solve_adjoint
 
     def counting(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
         return lambda self, X: (solved.append(X.shape[-1]), function(self, X))[1]
 
-    methods._Factors.solve, methods._Factors.solve_adjoint = counting(solve), counting(adjoint)
+    algorithms._Factors.solve, algorithms._Factors.solve_adjoint = counting(solve), counting(adjoint)
     try:
         with FlopCounterMode(display=False) as products:
             truncated_svd(weight, RANK, "minor")
     finally:
-        methods._Factors.solve, methods._Factors.solve_adjoint = solve, adjoint
+        algorithms._Factors.solve, algorithms._Factors.solve_adjoint = solve, adjoint
     flops = 2 / 3 * n**3 + 2 * n**2 * sum(solved) + products.get_total_flops()
     multiple = seconds / (flops / rate)
     print(

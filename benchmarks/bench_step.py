@@ -25,7 +25,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, LlamaConfig, LlamaForCausalLM
 
 import ailora
-from ailora.checkpoints.models import model_path
+from ailora.checkpoints.model_loading import resolve_model
 
 RANK = 8
 ROOT = Path(__file__).resolve().parents[1]
@@ -38,7 +38,7 @@ def base(name: str, arguments: argparse.Namespace) -> Any:
     """A base model, the same each time."""
     torch.manual_seed(0)
     if name == "minilm":
-        return AutoModelForSequenceClassification.from_pretrained(model_path("builtin:minilm"), num_labels=2)
+        return AutoModelForSequenceClassification.from_pretrained(resolve_model("builtin:minilm"), num_labels=2)
     if name == "pico-llama":
         return AutoModelForCausalLM.from_pretrained(arguments.shared / "lm" / "pico-llama")
     hidden, intermediate, layers, heads, groups = SHAPES[name]

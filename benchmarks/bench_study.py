@@ -17,8 +17,8 @@ from typing import Any
 
 from machine import write_results
 
-from ailora.studies.schema import load_study_config
 from ailora.studies.study import open_study
+from ailora.studies.study_config import load_study_config
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLE = "text\tlabel\ngood\t1\nbad\t0\n"

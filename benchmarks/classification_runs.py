@@ -14,9 +14,9 @@ import platform
 from pathlib import Path
 from typing import Any
 
-from ailora.analysis.curves import draw_curves
+from ailora.plots.training_curves import draw_curves
 from ailora.recipes import classification
-from ailora.recipes.config import load_config
+from ailora.recipes.config.loader import load_config
 
 ROOT = Path(__file__).resolve().parents[1]
 RATES = {"full": (5e-5, 2e-4), "lora": (2e-3, 6e-3), "ailora": (2e-3, 6e-3)}

@@ -14,10 +14,10 @@ from typing import Any
 
 from machine import write_results
 
-from ailora.analysis.curves import draw_curves
+from ailora.plots.training_curves import draw_curves
 from ailora.recipes import causal_lm
-from ailora.recipes.config import load_config
-from ailora.recipes.schema import CausalLMConfig
+from ailora.recipes.config.loader import load_config
+from ailora.recipes.config.schema import CausalLMConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 _ADAPTER_RATES = (1e-2, 2e-2, 4e-2)

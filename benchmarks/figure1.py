@@ -16,12 +16,13 @@ from typing import Any
 
 from machine import write_results
 
-from ailora.analysis import Analysis, analysis_charts, analyze
-from ailora.analysis.charts import Chart
-from ailora.analysis.drawing import draw
-from ailora.analysis.rows import mean_of, rows_where
+from ailora.analysis import Analysis, analyze
+from ailora.analysis.table_ops import mean_of, rows_where
+from ailora.plots.analysis_figures import analysis_charts
+from ailora.plots.chart_spec import Chart
+from ailora.plots.matplotlib_backend import draw
 from ailora.recipes import classification
-from ailora.recipes.config import load_config
+from ailora.recipes.config.loader import load_config
 
 ROOT = Path(__file__).resolve().parents[1]
 IMAGES = ROOT / "docs" / "images"

@@ -24,9 +24,9 @@ from machine import write_results
 from torch import Tensor
 
 import ailora
-from ailora.adapters.curvature import curvature_by_role, largest_eigenvalues, start_vector
-from ailora.adapters.hessian import ALL, Block, Loss, blocks_by_role, hessian_products
-from ailora.adapters.learning_rates import role_factors
+from ailora.optim.curvature import curvature_by_role, largest_eigenvalues, start_vector
+from ailora.optim.hessian import ALL, Block, Loss, blocks_by_role, hessian_products
+from ailora.optim.param_groups import role_factors
 
 
 def curvature(arguments: argparse.Namespace) -> None:
@@ -135,7 +135,7 @@ def adam_scale(gradient: Tensor) -> Tensor:
 def movement(model: Any) -> dict[str, float]:
     """How far W moves by a step of random signs, `(out |A0|^2 + in |B0|^2)^1/2` in total: a measure without data."""
     squares: dict[str, float] = {}
-    for module, group in ailora.plan_of(model).modules.items():
+    for module, group in ailora.get_plan(model).modules.items():
         layer = model.get_base_model().get_submodule(module)
         A, B = (getattr(f, "anchor", f.weight).detach() for f in (layer.lora_A["default"], layer.lora_B["default"]))
         square = float(B.shape[0] * A.norm() ** 2 + A.shape[1] * B.norm() ** 2)

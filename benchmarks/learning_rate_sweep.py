@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 import ailora
-from ailora.checkpoints.models import model_path
+from ailora.checkpoints.model_loading import resolve_model
 
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "out" / "learning_rate_curvature"
@@ -70,7 +70,7 @@ def e2e(arguments: argparse.Namespace) -> Task:
 
 def classification(arguments: argparse.Namespace, train: Path, held_out: Path) -> Task:
     """MiniLM with a fresh head of two classes, on a file whose rows end in a sentence after its label."""
-    path = model_path("builtin:minilm")
+    path = resolve_model("builtin:minilm")
     tokenizer = AutoTokenizer.from_pretrained(path)
 
     def batch(rows: Sequence[tuple[str, int]]) -> Batch:

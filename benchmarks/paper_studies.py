@@ -17,10 +17,10 @@ from machine import describe
 
 from ailora.errors import InputError
 from ailora.studies.comparison import compare, described
-from ailora.studies.report import markdown
-from ailora.studies.results import current, frame
-from ailora.studies.schema import load_study_config
 from ailora.studies.study import found_study
+from ailora.studies.study_config import load_study_config
+from ailora.studies.summary import markdown
+from ailora.studies.trial_table import current, frame
 
 ROOT = Path(__file__).resolve().parents[1]
 STUDIES = [

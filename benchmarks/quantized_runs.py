@@ -25,15 +25,15 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 import ailora
-from ailora.adapters.attach import sidecar_of
-from ailora.adapters.residual import LossyResidualWarning
-from ailora.adapters.weights import base_layer, read_weight, relative_error
-from ailora.checkpoints.models import model_path
-from ailora.recipes.examples import load_examples
-from ailora.recipes.metrics import compute
-from ailora.recipes.models import load_tokenizer
-from ailora.recipes.schema import DataConfig
-from ailora.recipes.tokens import collator, tokenize
+from ailora.checkpoints.model_loading import resolve_model
+from ailora.lora.inject import get_metadata
+from ailora.lora.residual import LossyResidualWarning
+from ailora.recipes.config.schema import DataConfig
+from ailora.recipes.data.classification_rows import load_examples
+from ailora.recipes.data.tokenize_pairs import collator, tokenize
+from ailora.recipes.evaluation.classification_metrics import compute
+from ailora.recipes.task_models import load_tokenizer
+from ailora.weights.base_weight import base_layer, read_weight, relative_error
 
 ROOT = Path(__file__).resolve().parents[1]
 RANK, BATCH, RATE, SEED = 8, 32, 6e-3, 0
@@ -59,7 +59,7 @@ def load(config: Any = None) -> nn.Module:
     torch.manual_seed(SEED)
     options = {"quantization_config": config} if config else {}
     return tf.AutoModelForSequenceClassification.from_pretrained(
-        model_path("builtin:minilm"), num_labels=2, dtype=torch.float32, **options
+        resolve_model("builtin:minilm"), num_labels=2, dtype=torch.float32, **options
     )
 
 
@@ -143,11 +143,11 @@ def one_run(name: str, config: Callable[[], Any], data: Cola, steps: int) -> dic
 
 def residual_errors(config: Callable[[], Any], *, from_checkpoint: bool) -> dict[str, float]:
     """What quantizing the residual costs, against the dequantized weight or against the checkpoint's."""
-    weights_from = model_path("builtin:minilm") if from_checkpoint else None
+    weights_from = resolve_model("builtin:minilm") if from_checkpoint else None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", LossyResidualWarning)
         model = ailora.adapt(load(config()), rank=RANK, form="residual", weights_from=weights_from)
-    before, after = zip(*sidecar_of(model).quantization_errors.values(), strict=True)
+    before, after = zip(*get_metadata(model).quantization_errors.values(), strict=True)
     return {"before": statistics.mean(before), "after": statistics.mean(after)}
 
 

@@ -13,9 +13,9 @@ from tests.attention import BIASED, SCALED
 from transformers import PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from ailora.roles import conventions
+from ailora.roles import naming_rules
 from ailora.roles.catalog import FAMILIES, LEFT_OUT
-from ailora.roles.conventions import Rule
+from ailora.roles.naming_rules import Rule
 
 FILE = Path(__file__).with_suffix(".md")
 
@@ -75,7 +75,7 @@ Some of these checks do not fit some families; `tests/attention.py` names them, 
 
 | convention | model types |
 |---|---|
-{conventions}
+{naming_rules}
 
 ## Model types whose parts have rows
 
@@ -135,7 +135,7 @@ def render() -> str:
         biased=len(BIASED),
         scaled=len(SCALED),
         fused=_fused(),
-        conventions=_conventions(),
+        naming_rules=_naming_rules(),
         composite=", ".join(found["parts"]),
         reasons=_reasons(),
         unknowns=", ".join(found["unknown"]),
@@ -143,10 +143,12 @@ def render() -> str:
 
 
 def _names() -> dict[int, str]:
-    return {id(rules): name for name, rules in vars(conventions).items() if name.isupper() and not name.startswith("_")}
+    return {
+        id(rules): name for name, rules in vars(naming_rules).items() if name.isupper() and not name.startswith("_")
+    }
 
 
-def _conventions() -> str:
+def _naming_rules() -> str:
     names = _names()
     rows: dict[str, list[str]] = {}
     for family, rules in FAMILIES.items():

@@ -15,7 +15,7 @@ from matplotlib.patches import Rectangle
 from torch import Tensor
 from transformers import AutoModel
 
-from ailora.checkpoints.models import model_path
+from ailora.checkpoints.model_loading import resolve_model
 
 FOLDER = Path(__file__).parent / "images"
 LAYER, RANK = 2, 16
@@ -25,7 +25,7 @@ TRAINED, ANCHOR, FROZEN, INK = "#D55E00", "#56B4E9", "#D9D9D9", "#222222"
 
 def spectra() -> dict[str, Tensor]:
     """Singular values of W^Q and W^V of one layer of MiniLM, largest first."""
-    attention = AutoModel.from_pretrained(model_path("builtin:minilm")).encoder.layer[LAYER].attention.self
+    attention = AutoModel.from_pretrained(resolve_model("builtin:minilm")).encoder.layer[LAYER].attention.self
     return {
         "query": torch.linalg.svdvals(attention.query.weight.detach().double()),
         "value": torch.linalg.svdvals(attention.value.weight.detach().double()),

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ailora.roles import Projection, Role, folded
+from ailora.roles import Projection, Role, collapse_layer_index
 from tests.tiny import BATCH
 
 
@@ -120,8 +120,8 @@ class Site:
 
     @property
     def name(self) -> str:
-        """The value's module, the numbers of layers folded."""
-        return folded(self.value.module)
+        """The value's module, the layer indices collapsed."""
+        return collapse_layer_index(self.value.module)
 
     def result(self, **changes: Change) -> Tensor | None:
         """The attention's output while the projections named by role are changed."""
@@ -136,7 +136,7 @@ def sites(model: Model) -> tuple[Site, ...]:
     """The first attention of each kind that a model has."""
     found: dict[str, Site] = {}
     for value in model.projections:
-        name = folded(value.module)
+        name = collapse_layer_index(value.module)
         if value.role is Role.VALUE and name not in found:
             parts = {role: _beside(model, value, role) for role in (Role.QUERY, Role.KEY, Role.OUTPUT)}
             if all(parts.values()):
@@ -287,7 +287,7 @@ def feed_forward(model: Model, family: str) -> dict[str, str | None]:
     gate, what the last one receives is constant, and it is linear in the part that the gate is not."""
     found: dict[str, str | None] = {}
     for down in model.projections:
-        name = folded(down.module)
+        name = collapse_layer_index(down.module)
         if down.role is Role.DOWN and down.rule == family and name not in found:
             up, gate = (_beside(model, down, role) for role in (Role.UP, Role.GATE))
             if up and gate and _shared(gate, down) < _shared(up, down):

@@ -103,11 +103,11 @@ def _vit() -> nn.Module:
 
 
 def _minilm() -> nn.Module:
-    from ailora.checkpoints.models import model_path
+    from ailora.checkpoints.model_loading import resolve_model
 
     torch.manual_seed(3)
     return tf.AutoModelForSequenceClassification.from_pretrained(
-        model_path("builtin:minilm"), num_labels=3, **_NO_DROPOUT
+        resolve_model("builtin:minilm"), num_labels=3, **_NO_DROPOUT
     )
 
 

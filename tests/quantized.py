@@ -13,7 +13,7 @@ import torch
 import transformers as tf
 from torch import Tensor, nn
 
-from ailora.adapters.quantized import keep_4bit_unpacked
+from ailora.weights.quantized import keep_4bit_unpacked
 
 POSITIONS = 6
 

@@ -85,7 +85,7 @@ def test_the_wheel_works_outside_the_checkout(wheel: Path, tmp_path: Path) -> No
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
     subprocess.run([*pip, "install", "--no-deps", "--target", str(tmp_path / "site"), str(wheel)], check=True)
     script = (
-        "import ailora, json; from ailora.recipes.config import task_names; from ailora.cli import app; "
+        "import ailora, json; from ailora.recipes.config.loader import task_names; from ailora.cli import app; "
         "print(json.dumps([ailora.__file__, task_names(), ailora.adapt.__name__]))"
     )
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}

@@ -6,9 +6,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ailora.adapters import Plan, adapt, apply_plan, make_plan, plan_of, restore_base, resume, save_adapter
+    from ailora.adapter_io import restore_base, resume, save_adapter
     from ailora.errors import AiloraError, AnchorMismatchError, InputError, ModelError
     from ailora.inits import PRESETS, Kaiming, Policy, Spectral
+    from ailora.lora import adapt, apply_plan, get_plan
+    from ailora.plan import Plan, make_plan
     from ailora.roles import Projection, Role, find_projections
     from ailora.spectral import Band, Triplets, truncated_svd
 
@@ -31,8 +33,8 @@ __all__ = [
     "adapt",
     "apply_plan",
     "find_projections",
+    "get_plan",
     "make_plan",
-    "plan_of",
     "restore_base",
     "resume",
     "save_adapter",
@@ -40,16 +42,22 @@ __all__ = [
 ]
 
 # Loaded on first use: torch, peft and transformers take seconds, and `ailora --help` needs none of them.
-_PARTS = ("errors", "spectral", "roles", "inits", "adapters")
+_PACKAGES = {
+    "ailora.adapter_io": ("restore_base", "resume", "save_adapter"),
+    "ailora.errors": ("AiloraError", "AnchorMismatchError", "InputError", "ModelError"),
+    "ailora.inits": ("PRESETS", "Kaiming", "Policy", "Spectral"),
+    "ailora.lora": ("adapt", "apply_plan", "get_plan"),
+    "ailora.plan": ("Plan", "make_plan"),
+    "ailora.roles": ("Projection", "Role", "find_projections"),
+    "ailora.spectral": ("Band", "Triplets", "truncated_svd"),
+}
+_PACKAGE_OF = {name: package for package, names in _PACKAGES.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
-    if name in __all__:
-        for part in _PARTS:
-            module = import_module(f"ailora.{part}")
-            if hasattr(module, name):
-                return getattr(module, name)
-    raise AttributeError(f"module 'ailora' has no attribute {name!r}")
+    if name not in _PACKAGE_OF:
+        raise AttributeError(f"module 'ailora' has no attribute {name!r}")
+    return getattr(import_module(_PACKAGE_OF[name]), name)
 
 
 def __dir__() -> list[str]:

@@ -11,7 +11,7 @@ import transformers as tf
 from torch import nn
 
 import ailora
-from ailora.analysis import analysis
+from ailora.analysis import weight_analysis as analysis
 
 HEADS, KEY_HEADS, WIDTH, LAYERS = 4, 2, 32, 4
 

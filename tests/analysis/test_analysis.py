@@ -10,11 +10,12 @@ import pandas as pd
 import pytest
 import torch
 
-from ailora.analysis import Analysis, analysis_charts, analyze, load_analysis
-from ailora.analysis import analysis as module
-from ailora.analysis.charts import Plot
-from ailora.analysis.drawing import draw
+from ailora.analysis import Analysis, analyze, load_analysis
+from ailora.analysis import weight_analysis as module
 from ailora.errors import InputError
+from ailora.plots.analysis_figures import analysis_charts
+from ailora.plots.chart_spec import Plot
+from ailora.plots.matplotlib_backend import draw
 from tests.analysis.conftest import Made, adapted, llama, perturbed
 from tests.families import FAMILIES
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from ailora.analysis.analysis_settings import Settings
 from ailora.analysis.dispersion import (
     difference,
     dispersion,
@@ -16,9 +17,8 @@ from ailora.analysis.dispersion import (
     norm_variation,
     spread,
 )
-from ailora.analysis.gram import clouds, gram
-from ailora.analysis.opening import open_after, open_base
-from ailora.analysis.settings import Settings
+from ailora.analysis.gram_matrix import clouds, gram
+from ailora.analysis.load_models import open_after, open_base
 from tests.analysis.conftest import Made
 from tests.analysis.test_matrices import weights
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from scipy.spatial.distance import pdist
 
+from ailora.analysis.analysis_settings import Settings
 from ailora.analysis.embedding import chosen_perplexity, embed, exact_coordinates
-from ailora.analysis.gram import Cloud, Point
-from ailora.analysis.settings import Settings
+from ailora.analysis.gram_matrix import Cloud, Point
 from ailora.roles import Attention, Projection, Role
 
 RANDOM = np.random.default_rng(1)

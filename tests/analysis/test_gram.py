@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ailora.analysis import gram as module
-from ailora.analysis.gram import Cloud, clouds, gram
-from ailora.analysis.opening import open_after, open_base
-from ailora.analysis.settings import Settings
+from ailora.analysis import gram_matrix as module
+from ailora.analysis.analysis_settings import Settings
+from ailora.analysis.gram_matrix import Cloud, clouds, gram
+from ailora.analysis.load_models import open_after, open_base
 from ailora.checkpoints import merge
 from tests.analysis.conftest import HEADS, KEY_HEADS, Made
 from tests.analysis.test_matrices import weights

@@ -9,9 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ailora.analysis.matrices import effective_rank, measure_matrices, spectrum_numbers
-from ailora.analysis.opening import open_after, open_base
-from ailora.analysis.settings import Settings
+from ailora.analysis.analysis_settings import Settings
+from ailora.analysis.load_models import open_after, open_base
+from ailora.analysis.weight_stats import effective_rank, measure_matrices, spectrum_numbers
 from ailora.checkpoints import merge
 from tests.analysis.conftest import WIDTH, Made
 

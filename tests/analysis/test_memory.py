@@ -15,15 +15,15 @@ MIB = 2**20
 WIDTH = 512
 
 _BEFORE = """
-from ailora.analysis import analysis, gram
-analysis.analysis_charts = lambda made: []
-gram.BLOCK = 8 * 2**20
+from ailora.analysis import gram_matrix, weight_analysis
+weight_analysis.analysis_charts = lambda made: []
+gram_matrix.BLOCK = 8 * 2**20
 """
 
 
 def peak_of(base: Path, after: list[Path], out: Path) -> int:
     request = [str(base), [str(path) for path in after], str(out)]
-    return peak(_BEFORE, "analysis.analyze(*request, seeds=(0,))", request, environment={"OMP_NUM_THREADS": "1"})
+    return peak(_BEFORE, "weight_analysis.analyze(*request, seeds=(0,))", request, environment={"OMP_NUM_THREADS": "1"})
 
 
 def checkpoint(folder: Path, layers: int, seed: int) -> Path:

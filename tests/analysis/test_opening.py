@@ -11,11 +11,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ailora.analysis import analyze
-from ailora.analysis.compared import Adapted, Full
-from ailora.analysis.opening import names_of, open_after, open_base
-from ailora.analysis.settings import Settings
+from ailora.analysis.analysis_settings import Settings
+from ailora.analysis.load_models import names_of, open_after, open_base
+from ailora.analysis.model_weights import Adapted, Full
 from ailora.errors import AiloraError, InputError, ModelError
-from ailora.recipes.config import load_config
+from ailora.recipes.config.loader import load_config
 from ailora.recipes.run_folder import RunFolder
 from tests.analysis.conftest import Made, adapted, llama, perturbed
 

@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import ailora.checkpoints
-from ailora.checkpoints import rewrite
+from ailora.checkpoints import checkpoint_writer
 
 _STEPS = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree", "os.truncate"}
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
-    ["tests.checkpoints.killed", "ailora.checkpoints.initialize", "ailora.checkpoints.merging"]
+    ["tests.checkpoints.killed", "ailora.checkpoints.initialize", "ailora.checkpoints.merge_adapter"]
 )
 
 Command = tuple[str, tuple[Any, ...], dict[str, Any]]
@@ -68,7 +68,7 @@ def _command(command: Command, out: str, at: int | None, largest: int | None, st
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
     # The shards of the tests are small: note every tensor, not one in 256 MiB.
-    rewrite._STEP = 1
+    checkpoint_writer._STEP = 1
     function: Callable[..., Any] = getattr(ailora.checkpoints, name)
     taken = 0
 

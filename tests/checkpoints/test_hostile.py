@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 from transformers import AutoConfig
 
 import ailora
-from ailora.adapters import Sidecar
-from ailora.adapters.filed import FiledAdapter
+from ailora.adapter_io.adapter_checkpoint import AdapterCheckpoint
 from ailora.checkpoints import export, init, inspect, merge, verify
-from ailora.checkpoints.models import meta_model
-from tests.shards.test_checkpoint import json_values
-from tests.shards.test_header import FUZZ
+from ailora.checkpoints.model_loading import load_on_meta
+from ailora.plan import AdapterMetadata
+from tests.safetensors_io.test_checkpoint import json_values
+from tests.safetensors_io.test_header import FUZZ
 
 WEIGHTS, CONFIG, SIDECAR = "adapter_model.safetensors", "adapter_config.json", "ailora.json"
 
@@ -57,7 +57,7 @@ def rewritten(folder: Path, name: str, **changes: Any) -> None:
 def test_configurations_that_lie(changes: dict[str, Any], message: str, copied: Path) -> None:
     rewritten(copied, CONFIG, **changes)
     with pytest.raises(ailora.InputError, match=message):
-        FiledAdapter.open(copied)
+        AdapterCheckpoint.open(copied)
 
 
 def header_of(folder: Path) -> tuple[dict[str, Any], bytes]:
@@ -88,13 +88,13 @@ def test_files_of_other_names(change: Any, message: str, copied: Path) -> None:
     header, data = header_of(copied)
     with_header(copied, change(header), data)
     with pytest.raises(ailora.InputError, match=message):
-        FiledAdapter.open(copied)
+        AdapterCheckpoint.open(copied)
 
 
 def test_pickled_adapters_are_not_opened(copied: Path) -> None:
     (copied / WEIGHTS).rename(copied / "adapter_model.bin")
     with pytest.raises(ailora.InputError, match=r"has no adapter_model\.safetensors \(pickled adapters are never"):
-        FiledAdapter.open(copied)
+        AdapterCheckpoint.open(copied)
 
 
 PLAN_LIES: dict[str, Any] = {
@@ -116,7 +116,7 @@ def test_plans_that_lie(lie: str, copied: Path) -> None:
     sidecar["plan"]["adapters"][1][lie] = PLAN_LIES[lie]
     (copied / SIDECAR).write_text(json.dumps(sidecar))
     with pytest.raises(ailora.InputError, match="this is not a plan"):
-        Sidecar.read(copied / SIDECAR)
+        AdapterMetadata.read(copied / SIDECAR)
 
 
 def test_plans_without_or_with_two_of_an_adapter(copied: Path) -> None:
@@ -124,14 +124,14 @@ def test_plans_without_or_with_two_of_an_adapter(copied: Path) -> None:
     for adapters in ([], plan["adapters"][:1] * 2):
         rewritten(copied, SIDECAR, plan={**plan, "adapters": adapters})
         with pytest.raises(ailora.InputError, match="this is not a plan"):
-            FiledAdapter.open(copied)
+            AdapterCheckpoint.open(copied)
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", "[" * 100_000, '{"format_version": 2}', "\0"])
 def test_what_is_no_sidecar(content: str, copied: Path) -> None:
     (copied / SIDECAR).write_text(content)
     with pytest.raises(ailora.InputError, match=r"ailora\.json"):
-        FiledAdapter.open(copied)
+        AdapterCheckpoint.open(copied)
 
 
 def test_code_of_a_repository_is_never_run(base: Path, tmp_path: Path) -> None:
@@ -167,7 +167,7 @@ def test_damaged_configurations_of_models(changes: dict[str, Any], base: Path, t
     expected = AutoConfig.from_pretrained(base).model_type
     shown = ""
     try:
-        assert meta_model(str(tmp_path / "model")).config.model_type == expected
+        assert load_on_meta(str(tmp_path / "model")).config.model_type == expected
     except ailora.InputError as error:
         shown = str(error)
     assert not shown or "the configuration of model" in shown

@@ -13,9 +13,9 @@ import transformers as tf
 from safetensors.torch import load_file, save_file
 
 import ailora
-from ailora.adapters.residual import LossyResidualWarning
-from ailora.checkpoints import Initialization, export, init, jobs, merge, verify
-from ailora.checkpoints.output import Output
+from ailora.checkpoints import Initialization, export, init, merge, module_tasks, verify
+from ailora.checkpoints.output_dir import Output
+from ailora.lora.residual import LossyResidualWarning
 from ailora.roles.catalog import FAMILIES as CATALOG
 from tests.contracts.test_families import MADE_AS, OFTEN, REMOTE
 from tests.families import FAMILIES
@@ -314,7 +314,6 @@ def test_an_estimate_reads_nothing(tmp_path: Path) -> None:
         ({"workers": 0}, "workers 0 is not allowed"),
         ({"device": "tpu"}, "device 'tpu' is not here"),
         ({"task_type": "SEQ_CLASS"}, "unknown task type 'SEQ_CLASS'"),
-        ({"layer_replication": [[0, 1]]}, "use ailora.adapt on the loaded model"),
         ({"num_labels": 0}, "num_labels 0 is not allowed"),
         ({"num_labels": True}, "num_labels True is not allowed"),
         ({"rank": float("nan")}, "rank nan is not possible"),
@@ -504,7 +503,7 @@ def test_a_piece_that_is_damaged_or_of_another_module_is_made_again(tmp_path: Pa
     pieces = tmp_path / "out" / ".ailora" / "pieces"
     with Output(tmp_path / "out").claimed(work.request, reads=[], writes=[], force=False):
         for job in work.jobs(pieces, device="cpu", cached=False):
-            jobs.run(job)
+            module_tasks.run(job)
     (pieces / "000000.safetensors").write_bytes((pieces / "000001.safetensors").read_bytes())
     (pieces / "000002.safetensors").write_bytes(b"junk")
     report = init(base, tmp_path / "out", rank=4)

@@ -167,7 +167,7 @@ def test_a_base_that_has_changed_since_is_noticed(tmp_path: Path) -> None:
 
 def test_two_processes_do_not_write_to_one_folder(base: Path, tmp_path: Path) -> None:
     from ailora.checkpoints import init
-    from ailora.checkpoints.output import Output
+    from ailora.checkpoints.output_dir import Output
 
     with (
         Output(tmp_path / "out").claimed({"command": "other"}, reads=[], writes=[], force=False),

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 import ailora
 from ailora.checkpoints import export, init, merge
-from ailora.shards import Checkpoint
+from ailora.safetensors_io import Checkpoint
 from tests.checkpoints.conftest import LLAMA, loaded, trained
 from tests.contracts.test_adapted_model import close
 from tests.families import FAMILIES, train
@@ -306,7 +306,7 @@ def test_a_disk_that_fails_in_the_background_is_heard(
     import os
     import threading
 
-    from ailora.checkpoints import rewrite
+    from ailora.checkpoints import checkpoint_writer
 
     real, main = os.fsync, threading.main_thread()
 
@@ -315,7 +315,7 @@ def test_a_disk_that_fails_in_the_background_is_heard(
             raise OSError(5, "Input/output error")
         real(descriptor)
 
-    monkeypatch.setattr(rewrite, "_STEP", 1)
+    monkeypatch.setattr(checkpoint_writer, "_STEP", 1)
     monkeypatch.setattr("os.fsync", fsync)
     with pytest.raises(ailora.InputError, match="Input/output error"):
         merge(str(base), adapter, tmp_path / "out")

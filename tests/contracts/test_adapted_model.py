@@ -15,7 +15,7 @@ from peft.utils.hotswap import hotswap_adapter
 from torch import nn
 
 import ailora
-from ailora.adapters import AnchoredFactor
+from ailora.lora import AnchoredFactor
 from tests.families import FAMILIES, RANK, Family, train
 
 # PEFT asks a property that transformers deprecates while it builds a PeftModel.
@@ -88,7 +88,7 @@ def test_query_anchors_are_principal_and_value_anchors_minor(family: Family, ada
     import numpy as np
 
     seen = set()
-    for planned in ailora.plan_of(adapted).adapters:
+    for planned in ailora.get_plan(adapted).adapters:
         layer = adapted.get_base_model().get_submodule(planned.projection.module)
         U, _, Vh = np.linalg.svd(layer.base_layer.weight.detach().double().numpy(), full_matrices=False)
         A0, B0 = layer.lora_A["default"].anchor.double(), layer.lora_B["default"].anchor.double()
@@ -136,7 +136,7 @@ def test_only_the_differences_train(family: Family, adapted: PeftModel) -> None:
             assert parameter not in optimizer.state
     with_state = {id(p) for p in optimizer.state}
     assert with_state == {id(p) for p in adapted.parameters() if p.requires_grad}
-    plan = ailora.plan_of(adapted)
+    plan = ailora.get_plan(adapted)
     assert plan.trainable == sum(m.delta.numel() for m in anchored(adapted).values())
 
 
@@ -169,7 +169,7 @@ def test_the_update_is_the_papers_formula(family: Family) -> None:
     """`dW = s (B A - B0 A0)` with A = A0 + dA, B = B0 + dB, against a plain evaluation in float64."""
     model = adapt(family, alpha=6.0, rslora=True)
     train(model, family)
-    for planned in ailora.plan_of(model).adapters:
+    for planned in ailora.get_plan(model).adapters:
         layer = model.get_base_model().get_submodule(planned.projection.module)
         A0, dA = (t.double() for t in (layer.lora_A["default"].anchor, layer.lora_A["default"].delta))
         B0, dB = (t.double() for t in (layer.lora_B["default"].anchor, layer.lora_B["default"].delta))
@@ -368,7 +368,7 @@ def test_copies_and_pickles_are_equal(family: Family, adapted: PeftModel) -> Non
 def test_the_residual_form_is_the_papers(family: Family) -> None:
     base = family.model()
     model = adapt(family, form="residual", alpha=6.0)
-    for planned in ailora.plan_of(model).adapters:
+    for planned in ailora.get_plan(model).adapters:
         layer = model.get_base_model().get_submodule(planned.projection.module)
         weight = base.get_submodule(planned.projection.module).weight.detach().double()
         U, S, Vh = torch.linalg.svd(weight, full_matrices=False)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 import ailora
-from ailora.roles import FusedLayout, Role, splits
+from ailora.roles import FusedLayout, Role, fused_layouts
 from ailora.roles.catalog import FAMILIES, LEFT_OUT
 from tests.attention import (
     BIASED,
@@ -170,7 +170,7 @@ def test_every_family_starts_exact_and_saves_a_stock_file(model_type: str, tmp_p
     base = copy.deepcopy(_made(model_type)).requires_grad_(False)
     expected = run(base, model_type)
     model = ailora.adapt(base, rank=RANK, task_type=None).eval()
-    assert ailora.plan_of(model).counts.keys() == {Role.QUERY, Role.VALUE}
+    assert ailora.get_plan(model).counts.keys() == {Role.QUERY, Role.VALUE}
     assert all(torch.equal(a, b) for a, b in zip(run(model, model_type), expected, strict=True))
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
@@ -202,7 +202,7 @@ def test_a_swapped_or_shifted_layout_is_found_out(monkeypatch: pytest.MonkeyPatc
         "values second": lambda roles, config, out: FusedLayout(
             1, ((Role.QUERY, 32), (Role.VALUE, 32), (Role.KEY, 32))
         ),
-        "head by head": splits.per_head,
+        "head by head": fused_layouts.per_head,
     }
     rule = FAMILIES["gpt2"][0]
     for split in swapped.values():

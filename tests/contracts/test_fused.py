@@ -15,9 +15,9 @@ from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor, nn
 
 import ailora
-from ailora.adapters.anchored import StackedFactor
-from ailora.adapters.weights import base_layer, read_weight, rows_of
+from ailora.lora.anchored_factor import PackedFactor
 from ailora.roles import Projection, Role
+from ailora.weights.base_weight import base_layer, read_weight, select_rows
 from tests.attention import Model, problems, sites, without_biases
 from tests.contracts.test_adapted_model import close
 from tests.tiny import BATCH, POSITIONS
@@ -145,7 +145,7 @@ def test_the_start_is_exact_and_the_file_is_stock(name: str, form: str, tmp_path
     assert not torch.equal(run(model), expected)
     ailora.save_adapter(model, tmp_path)
     loaded = PeftModel.from_pretrained(fresh(name), tmp_path).eval()
-    assert not any(isinstance(m, StackedFactor) for m in loaded.modules())
+    assert not any(isinstance(m, PackedFactor) for m in loaded.modules())
     assert close(run(loaded), run(model), 1e-5)
     with model.disable_adapter():
         assert torch.equal(run(model), expected)
@@ -174,10 +174,10 @@ def test_each_role_starts_from_its_own_rows_and_trains_only_them(name: str) -> N
     model = adapt(name)
     train(model)
     base = fresh(name)
-    for planned in ailora.plan_of(model).adapters:
+    for planned in ailora.get_plan(model).adapters:
         p = planned.projection
         whole = read_weight(base_layer(base, p.module), p.module)
-        part = rows_of(whole, p)
+        part = select_rows(whole, p)
         _, _, Vh = torch.linalg.svd(part.double(), full_matrices=False)
         band = Vh[:4] if p.role is Role.QUERY else Vh[-4:]
         layer = model.get_base_model().get_submodule(p.module)
@@ -189,7 +189,7 @@ def test_each_role_starts_from_its_own_rows_and_trains_only_them(name: str) -> N
         layer = model.get_base_model().get_submodule(p.module)
         delta = layer.get_delta_weight("default")
         delta = delta.T if type(layer.base_layer).__name__ == "Conv1D" else delta
-        assert (rows_of(delta, p) == 0).all()
+        assert (select_rows(delta, p) == 0).all()
         assert delta.abs().max() > 0
 
 
@@ -258,13 +258,13 @@ def test_coupled_roles_train_all_rows_from_the_same_start(form: str, tmp_path: P
     starts = [get_peft_model_state_dict(m) for m in (model, apart)]
     assert all(torch.equal(starts[0][key], starts[1][key]) for key in starts[1])
     trained = [sum(p.numel() for p in m.parameters() if p.requires_grad) for m in (model, apart)]
-    assert trained[0] == ailora.plan_of(model).trainable > trained[1] == ailora.plan_of(apart).trainable
+    assert trained[0] == ailora.get_plan(model).trainable > trained[1] == ailora.get_plan(apart).trainable
     train(model)
     keys = projection(fresh("phi3, grouped queries"), Role.KEY)
     layer = model.get_base_model().get_submodule(keys.module)
     reached = layer.get_delta_weight("default")
     if form == "anchored":
-        assert rows_of(reached, keys).abs().max() > 0
+        assert select_rows(reached, keys).abs().max() > 0
     ailora.save_adapter(model, tmp_path)
     loaded = PeftModel.from_pretrained(fresh("phi3, grouped queries"), tmp_path).eval()
     assert close(run(loaded), run(model), 1e-5)

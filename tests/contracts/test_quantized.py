@@ -17,10 +17,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import ailora
-from ailora.adapters.quantized import storage_of
-from ailora.adapters.residual import LossyResidualWarning
-from ailora.adapters.weights import base_layer, read_weight, rows_of
+from ailora.lora.residual import LossyResidualWarning
 from ailora.roles import Role
+from ailora.weights.base_weight import base_layer, read_weight, select_rows
+from ailora.weights.quantized import find_storage
 from tests.contracts.test_adapted_model import close
 from tests.quantized import PACKED, QUANTIZATIONS, PackedLinear, Quantization, original, run, saved
 
@@ -77,7 +77,7 @@ def test_the_weight_is_read_as_the_layer_computes_with_it(quantization: Quantiza
     assert {p.role for p in projections} == set(Role)
     for p in projections:
         layer = base_layer(model, p.module)
-        storage = storage_of(layer)
+        storage = find_storage(layer)
         assert storage is not None
         assert storage.name == quantization.storage
         weight = read_weight(layer, p.module)
@@ -122,7 +122,7 @@ def test_the_anchor_is_that_of_the_dequantized_weight_or_of_the_checkpoint(
         model = quantization.model(folder)
         sources = {p.module: read_weight(base_layer(model, p.module), p.module) for p in ailora.find_projections(model)}
         adapted = adapt(model, weights_from=weights_from)
-        for planned in ailora.plan_of(adapted).adapters:
+        for planned in ailora.get_plan(adapted).adapters:
             p = planned.projection
             weight = sources[p.module] if weights_from is None else original().get_submodule(p.module).weight
             _, _, Vh = torch.linalg.svd(weight.detach().double(), full_matrices=False)
@@ -145,7 +145,7 @@ def test_the_residual_form_quantizes_again_and_reports_the_error(
     expected = run(model)
     with pytest.warns(LossyResidualWarning, match=r"quantized 4 weights again.* relative error was \d+\.\d+%"):
         adapted = adapt(model, form="residual", weights_from=folder if from_checkpoint else None)
-    for planned in ailora.plan_of(adapted).adapters:
+    for planned in ailora.get_plan(adapted).adapters:
         module = planned.projection.module
         layer = adapted.get_base_model().get_submodule(module)
         exact = original().get_submodule(module).weight.detach() if from_checkpoint else weights[module]
@@ -157,41 +157,16 @@ def test_the_residual_form_quantizes_again_and_reports_the_error(
         assert (before > 0) == from_checkpoint
         assert after <= quantization.error
         assert type(layer.get_base_layer().state_dict().get("weight")) is kinds[module]
-        assert storage_of(layer.get_base_layer()).name == quantization.storage
+        assert find_storage(layer.get_base_layer()).name == quantization.storage
     assert (run(adapted) - expected).norm() <= 2 * quantization.error * expected.norm()
     train(adapted)
     with pytest.raises(ailora.ModelError, match="load the base again"):
         ailora.restore_base(adapted)
 
 
-@pytest.mark.filterwarnings("ignore::ailora.adapters.residual.LossyResidualWarning")
-@pytest.mark.parametrize("name", ["bitsandbytes nf4", "torchao int8"])
-def test_replicated_layers_of_a_quantized_model(name: str, folder: Path) -> None:
-    layers = [[0, 2], [0, 2]]
-    start = run(adapt(QUANTIZATIONS[name].model(folder), layer_replication=layers))
-    residual = adapt(QUANTIZATIONS[name].model(folder), layer_replication=layers, form="residual")
-    assert (run(residual) - start).norm() <= 4 * QUANTIZATIONS[name].error * start.norm()
-    assert not torch.equal(run(residual), start)
-
-
-def test_replicated_layers_take_the_weights_of_the_layers_that_they_are(folder: Path) -> None:
-    """The third layer is the second of the checkpoint, whatever the checkpoint calls its third."""
-    layers = [[1, 2], [0, 2]]
-    adapted = adapt(QUANTIZATIONS["bitsandbytes nf4"].model(folder), layer_replication=layers, weights_from=folder)
-    expected = adapt(copy.deepcopy(original()), layer_replication=layers)
-    for name, tensor in expected.state_dict().items():
-        if "lora_A" in name:
-            assert torch.allclose(adapted.state_dict()[name], tensor, atol=1e-5)
-
-
-def test_layers_that_share_8_bit_weights_of_bitsandbytes_are_refused(folder: Path) -> None:
-    """Stock PEFT replicates them, and the second of two layers computes nonsense."""
-    with pytest.raises(ailora.ModelError, match="8-bit weights of bitsandbytes cannot be shared"):
-        adapt(QUANTIZATIONS["bitsandbytes int8"].model(folder), layer_replication=[[0, 2], [0, 2]])
-
-
+@pytest.mark.filterwarnings("ignore::ailora.lora.residual.LossyResidualWarning")
 @pytest.mark.parametrize("form", ["anchored", "residual"])
-@pytest.mark.filterwarnings("ignore::ailora.adapters.residual.LossyResidualWarning")
+@pytest.mark.filterwarnings("ignore::ailora.lora.residual.LossyResidualWarning")
 def test_the_roles_of_a_fused_and_transposed_weight_that_is_quantized(form: str, tmp_path: Path) -> None:
     """GPT-2's `Conv1D`: bitsandbytes keeps it as (out, in)."""
     base = tf.GPT2LMHeadModel(tf.GPT2Config(n_embd=64, n_layer=2, n_head=4, vocab_size=64)).eval()
@@ -199,13 +174,13 @@ def test_the_roles_of_a_fused_and_transposed_weight_that_is_quantized(form: str,
     model = QUANTIZATIONS["bitsandbytes nf4"].model(tmp_path)
     expected = run(model)
     adapted = adapt(model, form=form, weights_from=tmp_path)
-    for planned in ailora.plan_of(adapted).adapters:
+    for planned in ailora.get_plan(adapted).adapters:
         p = planned.projection
-        exact = rows_of(base.get_submodule(p.module).weight.detach().T, p)
+        exact = select_rows(base.get_submodule(p.module).weight.detach().T, p)
         layer = adapted.get_base_model().get_submodule(p.module)
-        whole = rows_of(read_weight(layer.get_base_layer(), p.module), p)
+        whole = select_rows(read_weight(layer.get_base_layer(), p.module), p)
         if form == "residual":
-            whole = whole + rows_of(layer.get_delta_weight("default").detach(), p)
+            whole = whole + select_rows(layer.get_delta_weight("default").detach(), p)
         assert (whole - exact).norm() <= 0.15 * exact.norm()
     if form == "anchored":
         assert torch.equal(run(adapted), expected)
@@ -223,7 +198,7 @@ def test_a_residual_that_cannot_be_quantized_is_refused_before_anything_changes(
 
 
 def test_a_failing_write_puts_the_quantized_weights_back(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ailora.adapters import residual
+    from ailora.lora import residual
 
     real, calls = residual.set_parts, []
 
@@ -272,7 +247,7 @@ def test_a_large_bias_does_not_hide_a_packed_weight(std: float) -> None:
 
 def test_an_unreadable_weight_is_decomposed_from_its_checkpoint(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Packed for another device: the way out that the error names."""
-    from ailora.adapters import quantized
+    from ailora.weights import quantized
 
     def unreadable(_: nn.Module) -> Tensor:
         raise RuntimeError("no kernel for this device")
@@ -322,7 +297,7 @@ def test_a_layer_that_is_quantized_after_adapting_starts_from_the_full_weight(fo
     from bitsandbytes.nn import Linear4bit
 
     layer = Linear4bit(64, 32, bias=False)
-    assert storage_of(layer) is None
+    assert find_storage(layer) is None
     assert torch.equal(read_weight(layer, "layer"), layer.weight.data)
 
 

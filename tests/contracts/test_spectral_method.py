@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ailora import Band, InputError, Triplets, truncated_svd
-from ailora.spectral import methods, svd
+from ailora.spectral import algorithms
 from ailora.spectral.lanczos import NotConvergedError
-from ailora.spectral.svd import choose_method
+from ailora.spectral.truncated_svd import _METHODS, choose_method
 
 #: method -> the bands that it serves
 METHODS = {
@@ -202,7 +202,7 @@ def _garbage(weight: torch.Tensor, rank: int, band: Band) -> Triplets:
 
 def _not_orthonormal(weight: torch.Tensor, rank: int, band: Band) -> Triplets:
     """The same exact triplet several times."""
-    made = methods.exact(weight, rank, band)
+    made = algorithms.exact(weight, rank, band)
     first = slice(0, 1) if band is Band.PRINCIPAL else slice(-1, None)
     return Triplets(made.U[:, first].repeat(1, rank), made.S[first].repeat(rank), made.Vh[first].repeat(rank, 1))
 
@@ -222,7 +222,7 @@ def test_a_hidden_failure_ends_in_the_exact_result(
     monkeypatch: pytest.MonkeyPatch, failure: Callable[..., Triplets], method: str, band: Band
 ) -> None:
     weight = trained_like(40).float()
-    monkeypatch.setitem(svd._METHODS, method, failure)
+    monkeypatch.setitem(_METHODS, method, failure)
     made = truncated_svd(weight, 4, band, method=method)
     assert made.certificate is not None
     assert made.certificate.method == "exact"
@@ -230,8 +230,8 @@ def test_a_hidden_failure_ends_in_the_exact_result(
 
 
 def test_a_broken_factorization_ends_in_the_exact_result(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = methods._Factors.solve
-    monkeypatch.setattr(methods._Factors, "solve", lambda self, X: real(self, X) + X)
+    real = algorithms._Factors.solve
+    monkeypatch.setattr(algorithms._Factors, "solve", lambda self, X: real(self, X) + X)
     weight = trained_like(64).float()
     check(weight, truncated_svd(weight, 4, "minor", method="inverse"), Band.MINOR, unique=True)
 

@@ -16,7 +16,7 @@ from huggingface_hub import constants
 from transformers import AutoModelForCausalLM
 
 import ailora
-from ailora.recipes.verdicts import write_verdicts
+from ailora.recipes.demo_task import write_verdicts
 from tests.docs.pages import ROOT
 from tests.recipes.language import facts, save_llama
 

@@ -27,8 +27,8 @@ from sybil.parsers.markdown import CodeBlockParser
 from typer.main import get_command
 
 from ailora.cli import app
-from ailora.recipes.config import load_config
-from ailora.studies.schema import StudyConfig, load_study_config
+from ailora.recipes.config.loader import load_config
+from ailora.studies.study_config import StudyConfig, load_study_config
 
 ROOT = Path(__file__).resolve().parents[2]
 KINDS = ("python", "yaml", "sh")

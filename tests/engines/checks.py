@@ -23,7 +23,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 import ailora
-from ailora.adapters.stacked import StackedFactor
+from ailora.lora.packed_factor import PackedFactor
 from tests.engines.training import Job, base, examples, train
 
 OPTIONS = {"rank": 4, "task_type": "CAUSAL_LM"}
@@ -82,7 +82,7 @@ def parts(model: nn.Module) -> dict[str, Tensor]:
     return {n: (t.full_tensor() if isinstance(t, DTensor) else t).clone() for n, t in found.items()}
 
 
-def require_close(these: dict[str, Tensor], those: dict[str, Tensor], tolerance: float = 0.0) -> None:
+def validate_close(these: dict[str, Tensor], those: dict[str, Tensor], tolerance: float = 0.0) -> None:
     assert these.keys() == those.keys()
     for name, tensor in these.items():
         assert (tensor - those[name]).norm() <= tolerance * those[name].norm(), name
@@ -110,7 +110,7 @@ def the_first_process_gives_all_their_start(folder: Path) -> None:
         model = ailora.adapt(disturbed(base()), policy, **OPTIONS)
         assert same_everywhere({n: t for n, t in get_peft_model_state_dict(model).items() if "lora_" in n})
         sidecar: list[object] = [None, None]
-        dist.all_gather_object(sidecar, ailora.adapters.attach.sidecar_of(model).fingerprints)
+        dist.all_gather_object(sidecar, ailora.lora.inject.get_metadata(model).fingerprints)
         assert sidecar[0] == sidecar[1]
 
 
@@ -144,7 +144,7 @@ def ddp_gives_all_the_anchors_of_the_first_process(folder: Path) -> None:
     optimizers = None, None
     for _ in range(3):
         optimizers = step(wrapped, mine(), optimizers[0]), step(reference, IDS, optimizers[1])
-    require_close(parts(model), parts(reference), 1e-5)
+    validate_close(parts(model), parts(reference), 1e-5)
 
 
 @check
@@ -157,7 +157,7 @@ def fsdp_trains_as_one_process(folder: Path) -> None:
             for _ in range(3):
                 optimizers = step(model, mine(), optimizers[0]), step(reference, IDS, optimizers[1])
             assert any(isinstance(parameter, DTensor) for parameter in model.parameters())
-            require_close(parts(model), parts(reference), 1e-4)
+            validate_close(parts(model), parts(reference), 1e-4)
 
 
 @check
@@ -178,7 +178,7 @@ def fsdp_states_come_back(folder: Path) -> None:
         ):
             step(model, mine())
             load()
-            require_close(parts(model), trained)
+            validate_close(parts(model), trained)
             assert all(t.is_contiguous() for t in (*model.parameters(), *model.buffers()))
         step(model, mine())
 
@@ -190,7 +190,7 @@ def fsdp_refuses_the_file_of_another_start(folder: Path) -> None:
     before = parts(model)
     with pytest.raises(ailora.AnchorMismatchError, match="another start"):
         set_peft_model_state_dict(model, other)
-    require_close(parts(model), before)
+    validate_close(parts(model), before)
 
 
 @check
@@ -205,7 +205,7 @@ def fsdp_saves_every_form_as_the_stock_file(folder: Path) -> None:
                 expected = model(input_ids=IDS).logits
             target = ailora.save_adapter(model, folder / f"{make.__name__}-{number}")
             loaded = PeftModel.from_pretrained(make(), target).eval()
-            assert not any(isinstance(module, StackedFactor) for module in loaded.modules())
+            assert not any(isinstance(module, PackedFactor) for module in loaded.modules())
             with torch.no_grad():
                 assert (loaded(input_ids=IDS).logits - expected).abs().max() <= 1e-4 * expected.abs().max()
 
@@ -213,7 +213,7 @@ def fsdp_saves_every_form_as_the_stock_file(folder: Path) -> None:
 @check
 def weights_that_fsdp_has_sharded_are_gathered(folder: Path) -> None:
     model = ailora.adapt(sharded(base()), **OPTIONS)
-    require_close(parts(model), parts(ailora.adapt(base(), **OPTIONS)))
+    validate_close(parts(model), parts(ailora.adapt(base(), **OPTIONS)))
     with torch.no_grad():
         expected = base()(input_ids=IDS).logits
         assert (model(input_ids=IDS).logits - expected).abs().max() <= 1e-5

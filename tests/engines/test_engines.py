@@ -67,7 +67,7 @@ def kill(log: Path, job: dict[str, Any]) -> None:
     assert [path.name for path in Path(job["out"]).iterdir()] == [f"checkpoint-{SAVED_AT}"]
 
 
-def require_trained(out: Path, alone: Path) -> None:
+def validate_trained(out: Path, alone: Path) -> None:
     """A resumed run went on from its checkpoint, and ended where one process ends."""
     steps = [entry["step"] for entry in json.loads((out / "log0.json").read_text()) if "loss" in entry]
     assert steps == [10, 20, 30, 40, STEPS]
@@ -97,7 +97,7 @@ def test_two_processes_find_that(check: str, launched: Path) -> None:
 
 def test_a_killed_and_resumed_run_under_fsdp_trains_what_one_process_trains(launched: Path, alone: Path) -> None:
     assert (launched / "code.txt").read_text() == "0", (launched / "log.txt").read_text()[-3000:]
-    require_trained(launched / "out", alone)
+    validate_trained(launched / "out", alone)
     assert distance(launched / "out" / f"checkpoint-{STEPS}", launched / "out" / "adapter") == 0
 
 
@@ -110,7 +110,7 @@ def test_other_killed_and_resumed_runs_train_what_one_process_trains(
     job = {"out": str(out), **engine}
     kill(log, job)
     assert run(log, {**job, "resumed": True}) == 0, log.read_text()[-3000:]
-    require_trained(out, alone)
+    validate_trained(out, alone)
     file = out / f"checkpoint-{STEPS}" / "adapter_model.safetensors"
     # With sharded states the Trainer writes shards only, and no file of the adapter.
     assert file.exists() == (engine is DDP)
@@ -138,7 +138,7 @@ def test_partitions_of_zero_3_are_refused(monkeypatch: pytest.MonkeyPatch) -> No
     with pytest.raises(ailora.ModelError, match=r"layers\.1\.self_attn\.v_proj: .* ZeRO-3 .*ailora init"):
         ailora.adapt(model, rank=4)
     assert model.model.layers[1].self_attn.v_proj is layer
-    monkeypatch.setattr("ailora.adapters.engines.is_deepspeed_zero3_enabled", lambda: True)
+    monkeypatch.setattr("ailora.lora.parallelism_support.is_deepspeed_zero3_enabled", lambda: True)
     with pytest.raises(ailora.ModelError, match=r"ZeRO-3 .*form='stock'"):
         ailora.adapt(base(), rank=4)
     ailora.adapt(base(), rank=4, form="stock")

@@ -37,7 +37,7 @@ def gradients(model: nn.Module, *batches: Tensor) -> dict[str, Tensor]:
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
-def require_close(these: dict[str, Tensor], those: dict[str, Tensor], tolerance: float) -> None:
+def validate_close(these: dict[str, Tensor], those: dict[str, Tensor], tolerance: float) -> None:
     assert these.keys() == those.keys()
     assert these
     for name, tensor in these.items():
@@ -49,11 +49,11 @@ def test_recomputed_activations_give_the_same_gradients(model: nn.Module, use_re
     expected = gradients(model)
     model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
     model.enable_input_require_grads()
-    require_close(gradients(model), expected, 1e-5)
+    validate_close(gradients(model), expected, 1e-5)
 
 
 def test_accumulated_gradients_are_those_of_the_whole_batch(model: nn.Module) -> None:
-    require_close(gradients(model, *IDS.chunk(2)), gradients(model), 1e-5)
+    validate_close(gradients(model, *IDS.chunk(2)), gradients(model), 1e-5)
 
 
 def test_autocast_computes_in_bfloat16_and_keeps_gradients_in_float32(model: nn.Module) -> None:
@@ -61,7 +61,7 @@ def test_autocast_computes_in_bfloat16_and_keeps_gradients_in_float32(model: nn.
     with torch.autocast("cpu", torch.bfloat16):
         found = gradients(model)
     assert {gradient.dtype for gradient in found.values()} == {torch.float32}
-    require_close(found, expected, 0.1)
+    validate_close(found, expected, 0.1)
 
 
 def test_a_layer_compiles_as_one_graph(model: nn.Module) -> None:
@@ -74,4 +74,4 @@ def test_a_layer_compiles_as_one_graph(model: nn.Module) -> None:
         function(x).square().sum().backward()
         results.append({name: p.grad.clone() for name, p in layer.named_parameters() if p.grad is not None})
     assert torch.allclose(compiled(x), layer(x), rtol=1e-5, atol=1e-6)
-    require_close(results[1], results[0], 1e-5)
+    validate_close(results[1], results[0], 1e-5)

@@ -12,8 +12,8 @@ import yaml
 from safetensors.torch import load_file
 
 import ailora
-from ailora.recipes import catalog
-from ailora.recipes.config import load_config
+from ailora.recipes import registry
+from ailora.recipes.config.loader import load_config
 from tests.engines.launch import launch
 from tests.recipes.language import save_llama, write_facts
 
@@ -58,7 +58,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def alone(config: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("alone") / "run"
-    catalog.run(load_config(config, [f"output={out}", "training.per_device_train_batch_size=8"]))
+    registry.run(load_config(config, [f"output={out}", "training.per_device_train_batch_size=8"]))
     return out
 
 
@@ -92,7 +92,7 @@ def test_two_processes_write_what_one_does(
     files = [load_file(folder / "adapter" / "adapter_model.safetensors") for folder in (tmp_path / "run", alone)]
     assert files[0].keys() == files[1].keys()
     assert max(float((files[0][name] - file).norm() / file.norm()) for name, file in files[1].items()) <= 1e-4
-    assert catalog.finished_run(tmp_path / "run").evaluate()["loss"] == pytest.approx(
+    assert registry.finished_run(tmp_path / "run").evaluate()["loss"] == pytest.approx(
         made["metrics"]["validation"]["loss"], rel=1e-4
     )
 
@@ -102,5 +102,5 @@ def test_fsdp_without_an_accelerator_is_refused(config: dict[str, Any], tmp_path
     if torch.accelerator.is_available():
         pytest.skip("there is an accelerator here")
     with pytest.raises(ailora.InputError, match=r"training\.fsdp needs an accelerator"):
-        catalog.run(load_config({**config, "output": str(tmp_path / "run"), "training": FSDP}))
+        registry.run(load_config({**config, "output": str(tmp_path / "run"), "training": FSDP}))
     assert not (tmp_path / "run").exists()

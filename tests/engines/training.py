@@ -23,7 +23,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 import ailora
-from ailora.adapters import AnchoredFactor
+from ailora.lora import AnchoredFactor
 
 STEPS, SAVED_AT, KILLED_AT, BATCH = 50, 25, 28, 4
 
@@ -154,7 +154,7 @@ def _words() -> tf.PreTrainedTokenizerFast:
     )
 
 
-def require_sharded(model: nn.Module) -> None:
+def validate_sharded(model: nn.Module) -> None:
     """The differences are DTensors, the anchors plain, and the layers FSDP2's."""
     factors = [module for module in model.modules() if isinstance(module, AnchoredFactor)]
     assert factors
@@ -173,7 +173,7 @@ def train(job: Job) -> None:
         trainer.add_callback(_KillSelf())
     trainer.train(resume_from_checkpoint=f"{job.out}/checkpoint-{SAVED_AT}" if job.resumed else None)
     if job.engine == "fsdp":
-        require_sharded(trainer.model)
+        validate_sharded(trainer.model)
     if job.engine == "fsdp" or trainer.is_world_process_zero():
         ailora.save_adapter(trainer.model, f"{job.out}/adapter")
     Path(job.out, f"log{trainer.args.process_index}.json").write_text(json.dumps(trainer.state.log_history))

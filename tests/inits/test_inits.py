@@ -58,12 +58,12 @@ def test_the_presets() -> None:
         "milora": ("minor", "minor"),
         "lora": ("lora", "lora"),
     }
-    assert all(policy.usual_roles == (Role.QUERY, Role.VALUE) for policy in ailora.PRESETS.values())
+    assert all(policy.default_roles == (Role.QUERY, Role.VALUE) for policy in ailora.PRESETS.values())
 
 
 def test_a_policy_from_yaml() -> None:
     policy = parse_policy({"query": "principal", "key": "none", "value": {"init": "minor", "size": "unit"}})
-    assert policy.usual_roles == (Role.QUERY, Role.VALUE)
+    assert policy.default_roles == (Role.QUERY, Role.VALUE)
     assert policy.init_for(Role.KEY) is None
     assert policy.init_for(Role.VALUE) == ailora.Spectral(ailora.Band.MINOR, Size.UNIT)
 

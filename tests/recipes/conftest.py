@@ -9,8 +9,8 @@ import pytest
 import torch
 import transformers as tf
 
-from ailora.checkpoints.models import model_path
-from ailora.recipes.verdicts import write_verdicts
+from ailora.checkpoints.model_loading import resolve_model
+from ailora.recipes.demo_task import write_verdicts
 from tests.recipes.language import save_llama, write_facts
 
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -20,7 +20,7 @@ SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "nu
 def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A BERT of two narrow layers, with dropout, saved with a real tokenizer."""
     folder = tmp_path_factory.mktemp("tiny-bert")
-    tokenizer = tf.AutoTokenizer.from_pretrained(model_path("builtin:minilm"))
+    tokenizer = tf.AutoTokenizer.from_pretrained(resolve_model("builtin:minilm"))
     torch.manual_seed(1)
     tf.BertModel(tf.BertConfig(**SIZES, vocab_size=len(tokenizer))).save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -11,7 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 import ailora
-from ailora.recipes.methods.custom import MethodContext
+from ailora.recipes.baselines.custom_function import MethodContext
 
 NOT_CALLABLE = 3
 #: What the last method of `looking` was told, the batches it was shown, and those that it was trained with.

@@ -18,11 +18,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import ailora
-from ailora.recipes import catalog
-from ailora.recipes.config import load_config
-from ailora.recipes.language.likelihood import Likelihood
+from ailora.recipes import registry
+from ailora.recipes.config.loader import load_config
+from ailora.recipes.evaluation.perplexity import Likelihood
+from ailora.recipes.inference.text_generator import Writer
 from ailora.recipes.run_folder import RunFolder
-from ailora.recipes.writer import Writer
 from tests.recipes.killed import run_process
 from tests.recipes.language import CHAT_TEMPLATE, THINGS
 
@@ -32,7 +32,7 @@ TIMES = ("init_seconds", "train_seconds", "peak_memory_bytes", "config")
 
 
 def run(config: dict[str, Any], *overrides: str) -> dict[str, Any]:
-    return catalog.run(load_config(config, overrides))
+    return registry.run(load_config(config, overrides))
 
 
 def outcome(folder: Path) -> dict[str, Any]:
@@ -262,7 +262,7 @@ def test_a_missing_chat_template_is_named(
 
 def test_a_finished_run_scores_writes_and_predicts(language_config: dict[str, Any], tmp_path: Path) -> None:
     result = run(language_config)
-    finished = catalog.finished_run(tmp_path / "run")
+    finished = registry.finished_run(tmp_path / "run")
     expected = result["metrics"]["validation"]
     assert finished.evaluate() == pytest.approx(expected, rel=1e-4)
     written = tmp_path / "written.jsonl"
@@ -280,7 +280,7 @@ def test_what_cannot_write_says_why(language_config: dict[str, Any], tmp_path: P
     del language_config["evaluation"]
     run(language_config, "training.max_steps=1", "training.eval_steps=1")
     with pytest.raises(ailora.InputError, match=r"generates nothing: its evaluation\.generate is not set"):
-        catalog.finished_run(tmp_path / "run").predict(language_config["data"]["validation"], tmp_path / "w.csv")
+        registry.finished_run(tmp_path / "run").predict(language_config["data"]["validation"], tmp_path / "w.csv")
     writer = Writer.load(tmp_path / "run")
     with pytest.raises(ailora.InputError, match="prompt 2 is empty"):
         writer.write(["a", ""], {})
@@ -305,7 +305,7 @@ def test_a_quantized_base_is_trained(
     result = run(language_config)
     losses = [record["loss"] for record in result["history"]]
     assert losses[-1] < losses[0] - 0.1
-    assert catalog.finished_run(tmp_path / "run").evaluate() == pytest.approx(
+    assert registry.finished_run(tmp_path / "run").evaluate() == pytest.approx(
         result["metrics"]["validation"], rel=1e-3, abs=1e-3
     )
     plain = PeftModel.from_pretrained(

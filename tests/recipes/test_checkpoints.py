@@ -10,7 +10,12 @@ import torch
 from safetensors.torch import save_file
 
 import ailora
-from ailora.recipes.checkpoints import complete_checkpoints, mark_complete, newest_checkpoint, train_seconds
+from ailora.recipes.training.trainer_checkpoints import (
+    complete_checkpoints,
+    mark_complete,
+    newest_checkpoint,
+    train_seconds,
+)
 
 
 def make(folder: Path, *steps: int) -> list[Path]:

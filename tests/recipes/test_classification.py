@@ -16,10 +16,10 @@ from peft import PeftModelForSequenceClassification
 from safetensors.torch import load_file
 
 import ailora
-from ailora.adapters import find_sidecar
+from ailora.plan import find_metadata
 from ailora.recipes import classification
-from ailora.recipes.catalog import finished_run
-from ailora.recipes.config import load_config
+from ailora.recipes.config.loader import load_config
+from ailora.recipes.registry import finished_run
 from tests.recipes.killed import run_process
 
 TIMES = ("init_seconds", "train_seconds", "peak_memory_bytes", "config")
@@ -70,9 +70,9 @@ def test_a_run_writes_all_that_it_promises(config: dict[str, Any], tmp_path: Pat
     test = predictions[predictions.split == "test"]
     assert (test.label == test.prediction).mean() == result["metrics"]["test"]["accuracy"]
 
-    sidecar = find_sidecar(folder / "checkpoints" / "checkpoint-24")
+    sidecar = find_metadata(folder / "checkpoints" / "checkpoint-24")
     assert sidecar is not None
-    assert sidecar == find_sidecar(folder / "adapter")
+    assert sidecar == find_metadata(folder / "adapter")
     card = (folder / "adapter" / "README.md").read_text()
     for part in ("policy `ailora`", "rank 4", config["model"], "num_labels=2", "blame, praise"):
         assert part in card

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 import ailora
-from ailora.recipes.config import load_config, task_names, to_yaml
+from ailora.recipes.config.loader import load_config, task_names, to_yaml
 
 
 def minimal() -> dict[str, Any]:

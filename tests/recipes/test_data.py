@@ -11,11 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 
 import ailora
-from ailora.recipes.examples import load_examples
-from ailora.recipes.labels import Labels
-from ailora.recipes.metrics import METRICS
-from ailora.recipes.schema import DataConfig
-from ailora.recipes.tables import read_tables
+from ailora.recipes.config.schema import DataConfig
+from ailora.recipes.data.classification_rows import load_examples
+from ailora.recipes.data.labels import Labels
+from ailora.recipes.data.readers import read_tables
+from ailora.recipes.evaluation.classification_metrics import METRICS
 
 ROWS = [('He said "no', "0"), ("Yes, he did", "1")]
 

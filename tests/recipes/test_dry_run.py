@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 import ailora
-from ailora.recipes import catalog
-from ailora.recipes.config import load_config
+from ailora.recipes import registry
+from ailora.recipes.config.loader import load_config
 from ailora.recipes.dry_run import dry_run
 
 
@@ -20,7 +20,7 @@ def test_counts_are_those_of_the_run(language_config: dict[str, Any], tmp_path: 
     config = load_config(language_config, [f"adapter={adapter}"])
     facts = dry_run(config).facts
     assert not (tmp_path / "run").exists()
-    result = catalog.run(config)
+    result = registry.run(config)
     for key in ("steps", "trainable_parameters", "total_parameters"):
         assert facts[key] == result[key], key
     assert 0 < facts["train_seconds"] < 60

@@ -20,9 +20,9 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
 import ailora
-from ailora.adapters import find_sidecar
-from ailora.recipes import catalog
-from ailora.recipes.config import load_config
+from ailora.plan import find_metadata
+from ailora.recipes import registry
+from ailora.recipes.config.loader import load_config
 from ailora.recipes.dry_run import dry_run
 from ailora.recipes.suggest_lr import suggest
 from tests.recipes import own_methods
@@ -60,7 +60,7 @@ def short_language(language_config: dict[str, Any]) -> dict[str, Any]:
 
 
 def run(config: dict[str, Any], *overrides: str) -> dict[str, Any]:
-    return catalog.run(load_config(config, overrides))
+    return registry.run(load_config(config, overrides))
 
 
 def adapter(policy: str, **keys: Any) -> dict[str, Any]:
@@ -82,12 +82,12 @@ def test_every_init_of_peft_trains_and_loads_again(
     assert last < first if recipe == "causal_lm" else last != first
     files = folder / "adapter"
     assert result["adapter_bytes"] == (files / "adapter_model.safetensors").stat().st_size
-    assert find_sidecar(folder) is None
+    assert find_metadata(folder) is None
     assert f"PEFT's own `{name}`" in (files / "README.md").read_text()
     stored = json.loads((files / "adapter_config.json").read_text())
     assert stored["r"] == stored["lora_alpha"] == (8 if name in OVERWRITING else 4)
     # What was trained over another base is the same function over the untouched one.
-    loss = catalog.finished_run(folder).evaluate()["loss"]
+    loss = registry.finished_run(folder).evaluate()["loss"]
     assert loss == pytest.approx(result["metrics"]["validation"]["loss"], rel=100 * EPSILON)
 
 
@@ -101,7 +101,7 @@ def test_encoders_with_decoders_too(
     result = run(short_language | {"recipe": "seq2seq", "model": model, "adapter": adapter(f"peft:{name}")})
     # The encoder's two, and the decoder's with those that look at the encoder.
     assert result["adapted"] == {"query": 6, "value": 6}
-    loss = catalog.finished_run(tmp_path / "run").evaluate()["loss"]
+    loss = registry.finished_run(tmp_path / "run").evaluate()["loss"]
     assert loss == pytest.approx(result["metrics"]["validation"]["loss"], rel=100 * EPSILON)
 
 
@@ -110,10 +110,10 @@ def test_a_stock_reload_gives_the_trained_logits(
 ) -> None:
     """Base and start are taken apart and put together in float32: a rounding of |W| + |B0 A0| each, which a layer
     multiplies by at most its norm. With DoRA the magnitudes, and for every model the head, come along."""
-    from ailora.recipes import fitting
+    from ailora.recipes.training import fit
 
     kept: list[Any] = []
-    real = fitting.fit
+    real = fit.fit
     monkeypatch.setattr("ailora.recipes.classification.fit", lambda *a, **k: (kept.append(real(*a, **k)), kept[-1])[1])
     words = tf.AutoTokenizer.from_pretrained(short["model"])(["a warm film", "a dull and cold one"], padding=True)
     batch = {key: torch.tensor(value) for key, value in words.items()}
@@ -216,7 +216,7 @@ def test_forgetting_is_measured_against_the_untouched_base(short_language: dict[
 @pytest.mark.parametrize("name", ["lora", "pissa", "mica"])
 def test_dry_runs_count_what_the_run_trains(short_language: dict[str, Any], name: str) -> None:
     config = load_config(short_language | {"adapter": adapter(f"peft:{name}")})
-    made, result = dry_run(config), catalog.run(config)
+    made, result = dry_run(config), registry.run(config)
     assert f"peft:{name}" in str(made.plan)
     for key in ("steps", "trainable_parameters", "total_parameters"):
         assert made.facts[key] == result[key], key
@@ -240,7 +240,7 @@ def test_what_peft_breaks_is_said_with_its_own_error(
         run(short_language | {"adapter": adapter("peft:olora")})
     # Of a fused weight all rows are trained, with the ranks of its roles.
     assert run(short_language | {"adapter": adapter("peft:pissa")})["trainable_parameters"] == 2 * 8 * (32 + 96)
-    loss = catalog.finished_run(tmp_path / "run").evaluate()["loss"]
+    loss = registry.finished_run(tmp_path / "run").evaluate()["loss"]
     assert loss == pytest.approx(
         json.loads((tmp_path / "run/result.json").read_text())["metrics"]["validation"]["loss"]
     )
@@ -267,7 +267,7 @@ def test_a_function_of_a_language_model(short_language: dict[str, Any], tmp_path
     for before, fed in zip(shown[:6], trained, strict=True):
         assert torch.equal(before["input_ids"], fed["input_ids"])
         assert torch.equal(before["labels"], fed["labels"])
-    loss = catalog.finished_run(tmp_path / "run").evaluate()["loss"]
+    loss = registry.finished_run(tmp_path / "run").evaluate()["loss"]
     assert loss == result["metrics"]["validation"]["loss"]
 
 
@@ -284,10 +284,10 @@ def test_what_a_function_returns_is_trained_and_written(
     assert (folder / written).is_dir()
     assert result["adapter_bytes"] == sum(f.stat().st_size for f in (folder / written).glob("*.safetensors"))
     assert result["adapted"] == ({"query": 2} if function == "ours" else {})
-    assert (find_sidecar(folder) is not None) == (function == "ours")
+    assert (find_metadata(folder) is not None) == (function == "ours")
     # A finished run needs its function no more.
     monkeypatch.delattr(own_methods, function)
-    loss = catalog.finished_run(folder).evaluate()["loss"]
+    loss = registry.finished_run(folder).evaluate()["loss"]
     assert loss == pytest.approx(result["metrics"]["validation"]["loss"], rel=100 * EPSILON)
     (folder / "result.json").unlink()
     monkeypatch.undo()
@@ -320,7 +320,6 @@ def test_what_no_run_can_train_is_refused(short: dict[str, Any], tmp_path: Path,
         ({"policy": "milor"}, r"did you mean 'milora'\?\); allowed: .*full, peft:lora.*package\.module:function"),
         ({"policy": "peft:lora", "form": "residual"}, "adapter.form 'residual' does not go with peft:lora"),
         ({"policy": "peft:eva", "couple_roles": True}, "adapter.couple_roles does not go with peft:eva"),
-        ({"policy": "peft:olora", "layer_replication": [[0, 2], [1, 2]]}, "adapter.layer_replication does not go"),
         ({"policy": "peft:mica", "dora": True}, "adapter.dora does not go with peft:mica"),
         ({"policy": "peft:orthogonal", "rank": 3}, "adapter.rank 3 does not go with peft:orthogonal"),
         ({"policy": "peft:eva", "rank": {"query": 4}}, "adapter.rank is one number for peft:eva"),
@@ -358,7 +357,7 @@ def test_what_needs_a_policy_of_ours_says_so(short: dict[str, Any], monkeypatch:
 def test_corda_needs_a_package_that_peft_does_not_install(
     config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ailora.recipes.methods.stock.find_spec", lambda name: None)
+    monkeypatch.setattr("ailora.recipes.baselines.peft_inits.find_spec", lambda name: None)
     with pytest.raises(ailora.InputError, match="peft:corda needs the package attrs"):
         load_config(config | {"adapter": adapter("peft:corda")})
 
@@ -380,5 +379,5 @@ def test_further_callbacks_are_the_trainers(short: dict[str, Any], short_languag
             self.steps += 1
 
     counts = Counts()
-    catalog.run(load_config(short if recipe == "classification" else short_language), callbacks=[counts])
+    registry.run(load_config(short if recipe == "classification" else short_language), callbacks=[counts])
     assert counts.steps == 6

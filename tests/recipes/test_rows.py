@@ -15,11 +15,11 @@ from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 import ailora
-from ailora.recipes.language.rows import Rows, to_rows
-from ailora.recipes.language.templates import Template
-from ailora.recipes.language.tokens import IGNORED, Tokenization, complete_tokenizer
-from ailora.recipes.schema.language import CausalData
-from ailora.recipes.tables import Table, read_tables
+from ailora.recipes.config.language_config import CausalData
+from ailora.recipes.data.language_rows import Rows, to_rows
+from ailora.recipes.data.readers import Table, read_tables
+from ailora.recipes.data.templates import Template
+from ailora.recipes.data.tokenize_language import IGNORED, Tokenization, complete_tokenizer
 from tests.recipes.language import CHAT_TEMPLATE, tokenizer
 
 ALPACA = ["Do: {instruction}\nWith: {input}\n", "Do: {instruction}\n"]
@@ -38,7 +38,7 @@ def data(**keys: Any) -> CausalData:
     return made
 
 
-def rows_of(columns: dict[str, list[Any]], source: CausalData) -> Rows:
+def select_rows(columns: dict[str, list[Any]], source: CausalData) -> Rows:
     count = len(next(iter(columns.values())))
     table = list(zip(*columns.values(), strict=True))
     return to_rows(Table(tuple(columns), table, [f"rows.csv:{i + 2}" for i in range(count)]), source)
@@ -84,9 +84,9 @@ def test_broken_templates_are_refused(text: Any, message: str) -> None:
 
 def test_a_row_without_the_column_or_text_is_named() -> None:
     with pytest.raises(ailora.InputError, match=r"rows\.csv:2: data\.prompt names the column 'question'.*: mr, ref"):
-        rows_of({"mr": ["a"], "ref": ["b"]}, data(prompt="{question}", completion="{ref}"))
+        select_rows({"mr": ["a"], "ref": ["b"]}, data(prompt="{question}", completion="{ref}"))
     with pytest.raises(ailora.InputError, match=r"rows\.csv:3: data\.completion has no text to fill in: ref is empty"):
-        rows_of({"mr": ["a", "b"], "ref": ["b", ""]}, data(prompt="{mr}", completion="{ref}"))
+        select_rows({"mr": ["a", "b"], "ref": ["b", ""]}, data(prompt="{mr}", completion="{ref}"))
 
 
 # --- conversations -------------------------------------------------------------------------------------------------
@@ -101,7 +101,7 @@ TALK = [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "ho"}, {"from
 
 
 def test_sharegpt_conversations_end_with_the_last_answer() -> None:
-    (row,) = rows_of({"conversations": [TALK]}, data(messages=SHAREGPT)).rows
+    (row,) = select_rows({"conversations": [TALK]}, data(messages=SHAREGPT)).rows
     assert row.prompt == [{"role": "user", "content": "hi"}]
     assert row.completion == [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]
     assert row.reference == "ho"
@@ -123,7 +123,7 @@ def test_conversations_that_wait_for_an_answer() -> None:
 def test_messages_are_made_from_columns() -> None:
     messages = [{"role": "user", "content": ALPACA}, {"role": "assistant", "content": "{output}"}]
     columns = {"instruction": ["add"], "input": [""], "output": ["3"]}
-    (row,) = rows_of(columns, data(messages=messages)).rows
+    (row,) = select_rows(columns, data(messages=messages)).rows
     assert row.prompt == [{"role": "user", "content": "Do: add\n"}]
     assert row.reference == "3"
 
@@ -141,7 +141,7 @@ def test_messages_are_made_from_columns() -> None:
 )
 def test_conversations_of_another_kind_are_refused(talk: Any, source: Any, message: str) -> None:
     with pytest.raises(ailora.InputError, match=message):
-        rows_of({"conversations": [talk]}, data(messages=source))
+        select_rows({"conversations": [talk]}, data(messages=source))
 
 
 def test_alpacas_file_is_one_list_of_objects(tmp_path: Path) -> None:
@@ -226,7 +226,7 @@ def test_tokens_are_those_of_trl(
         max_length=40,
         whole_loss=options.get("completion_only_loss") is False,
         assistant_loss=options.get("assistant_only_loss", False),
-    ).dataset(rows_of(columns, data(**source)))
+    ).dataset(select_rows(columns, data(**source)))
     arguments = SFTConfig(
         str(tmp_path), max_length=40, report_to="none", bf16=False, dataloader_pin_memory=False, **options
     )
@@ -243,7 +243,7 @@ def test_tokens_are_those_of_trl(
 
 
 def test_rows_of_which_nothing_is_left_are_named(words: PreTrainedTokenizerFast) -> None:
-    rows = rows_of(
+    rows = select_rows(
         {"a": ["car", "the " * 40, "cup", "the " * 50], "b": ["x"] * 4}, data(prompt="{a} =>", completion=" {b}")
     )
     with pytest.raises(ailora.InputError, match=r"rows\.csv:3, rows\.csv:5: nothing of the completion is left in 16"):
@@ -251,7 +251,7 @@ def test_rows_of_which_nothing_is_left_are_named(words: PreTrainedTokenizerFast)
 
 
 def test_a_prompt_ends_where_its_completion_begins(words: PreTrainedTokenizerFast) -> None:
-    (row,) = rows_of({"m": [MESSAGES]}, data(messages="m")).rows
+    (row,) = select_rows({"m": [MESSAGES]}, data(messages="m")).rows
     tokens = Tokenization(words, assistant_loss=True)
     ids, labels = tokens.encode(row)
     prompt = tokens.prompt_ids(row)
@@ -280,6 +280,6 @@ def test_a_tokenizer_without_what_training_needs_is_refused(tmp_path: Path) -> N
 def test_a_conversation_that_the_template_refuses_is_an_input_error() -> None:
     made = tokenizer()
     made.chat_template = "{{ raise_exception('roles must alternate') }}"
-    (row,) = rows_of({"m": [MESSAGES]}, data(messages="m")).rows
+    (row,) = select_rows({"m": [MESSAGES]}, data(messages="m")).rows
     with pytest.raises(ailora.InputError, match=r"the chat template refuses .* roles must alternate"):
         Tokenization(made).encode(row)

@@ -14,8 +14,8 @@ from transformers import Trainer
 
 import ailora
 from ailora.recipes import classification
-from ailora.recipes.catalog import finished_run
-from ailora.recipes.config import load_config
+from ailora.recipes.config.loader import load_config
+from ailora.recipes.registry import finished_run
 from ailora.recipes.run_folder import RunFolder
 
 #: Eight steps, checkpoints after five and eight.

@@ -12,10 +12,10 @@ from peft import AutoPeftModelForSeq2SeqLM
 from transformers import AutoTokenizer
 
 import ailora
-from ailora.recipes import catalog
-from ailora.recipes.config import load_config
+from ailora.recipes import registry
+from ailora.recipes.config.loader import load_config
 from ailora.recipes.dry_run import dry_run
-from ailora.recipes.writer import Writer
+from ailora.recipes.inference.text_generator import Writer
 from tests.recipes.language import save_t5
 
 
@@ -33,14 +33,14 @@ def seq2seq_config(language_config: dict[str, Any], tiny_t5: str) -> dict[str, A
 
 
 def run(config: dict[str, Any], *overrides: str) -> dict[str, Any]:
-    return catalog.run(load_config(config, overrides))
+    return registry.run(load_config(config, overrides))
 
 
 def test_a_run_learns_writes_and_is_used(seq2seq_config: dict[str, Any], tmp_path: Path) -> None:
     result = run(seq2seq_config)
     losses = [record["loss"] for record in result["history"]]
     assert losses[-1] < losses[0]
-    finished = catalog.finished_run(tmp_path / "run")
+    finished = registry.finished_run(tmp_path / "run")
     assert finished.evaluate() == pytest.approx(result["metrics"]["validation"], rel=1e-4)
     samples = [json.loads(line) for line in (tmp_path / "run" / "samples.jsonl").read_text().splitlines()]
     prompts = [f"{sample['prompt'].removesuffix('</s>')}" for sample in samples]

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import ailora
-from ailora.recipes.config import load_config
+from ailora.recipes.config.loader import load_config
 from ailora.recipes.suggest_lr import suggest
 
 

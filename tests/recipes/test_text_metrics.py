@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import ailora
-from ailora.recipes.language import metrics
-from ailora.recipes.language.metrics import TEXT_METRICS, final_number, require_metric, text_scores
+from ailora.recipes.evaluation import text_metrics
+from ailora.recipes.evaluation.text_metrics import TEXT_METRICS, final_number, text_scores, validate_metric
 
 TEXTS = ["the red car is in the garden", "a cup stands here"]
 REFERENCES = [["the red car is in the garden", "a red car"], ["there is a cup"]]
@@ -67,6 +67,6 @@ def test_meteor_without_its_data_says_how_to_get_them(monkeypatch: pytest.Monkey
     def missing(_: str) -> None:
         raise LookupError
 
-    monkeypatch.setattr(metrics.nltk.data, "find", missing)
+    monkeypatch.setattr(text_metrics.nltk.data, "find", missing)
     with pytest.raises(ailora.InputError, match=r"needs WordNet.*nltk\.downloader wordnet"):
-        require_metric("meteor")
+        validate_metric("meteor")

@@ -9,7 +9,7 @@ from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
-from ailora.recipes.verdicts import write_verdicts
+from ailora.recipes.demo_task import write_verdicts
 
 
 def test_words_and_word_pairs_do_not_solve_it(tmp_path: Path) -> None:

@@ -12,10 +12,10 @@ from typing import Any
 import yaml
 from optuna.trial import TrialState, create_trial
 
-from ailora.adapters.sidecar import library_versions
-from ailora.studies.grid import Cell, Grid
-from ailora.studies.schema import load_study_config
-from ailora.studies.store import Status, Store, Trial
+from ailora.plan.adapter_metadata import library_versions
+from ailora.studies.conditions import Cell, Grid
+from ailora.studies.study_config import load_study_config
+from ailora.studies.trial_storage import Status, Store, Trial
 from tests.studies.made import Result, outcome, ran
 
 #: What must be shown as it stands.

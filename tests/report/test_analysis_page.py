@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from ailora.analysis import analyze
-from ailora.report.blocks import Charts, Note, Page, Part, Section, Table, Words
-from ailora.report.building import build
-from ailora.report.page import render, write_figures
+from ailora.report.build import build
+from ailora.report.document import Charts, Note, Page, Part, Section, Table, Words
+from ailora.report.html import render, write_figures
 from tests.analysis.conftest import Made, models
 
 __all__ = ["models"]

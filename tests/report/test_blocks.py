@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from ailora.report.blocks import Charts, Facts, Note, Table, Words, section
-from ailora.report.settings import settings
-from ailora.report.words import counted, figure, rate, seconds, shortened, shown, size, thinned
-from ailora.studies.report import listed
+from ailora.formatting import counted, figure, rate, seconds, shortened, shown, size, thinned
+from ailora.report.document import Charts, Facts, Note, Table, Words, section
+from ailora.report.report_settings import settings
+from ailora.studies.summary import listed
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from ailora.report.building import build
-from ailora.report.page import write_page
+from ailora.report.build import build
+from ailora.report.html import write_page
 from tests.report.conftest import Opened
 from tests.report.made import TEXTS, plausible, run_folder, stored, study_file
 from tests.studies.made import Result

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from ailora import InputError
-from ailora.analysis.charts import Axis, Plot, Series
-from ailora.report.blocks import Charts, Page, Part, Section
-from ailora.report.building import build
-from ailora.report.page import file_names, json_text, render, ticked, write_page
-from ailora.report.sources import Sort, recognise
+from ailora.plots.chart_spec import Axis, Plot, Series
+from ailora.report.build import build
+from ailora.report.document import Charts, Page, Part, Section
+from ailora.report.html import file_names, json_text, render, ticked, write_page
+from ailora.report.inputs import Sort, recognise
 from tests.report.made import HOSTILE, TEXTS, plausible, run_folder, stored, study_file
 
 

@@ -10,12 +10,12 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from ailora.analysis.charts import Heat
-from ailora.report.blocks import Charts, Code, Note, Page, Part, Table, Words
-from ailora.report.building import build
-from ailora.report.page import render
-from ailora.report.run_files import read_run
+from ailora.plots.chart_spec import Heat
+from ailora.report.build import build
+from ailora.report.document import Charts, Code, Note, Page, Part, Table, Words
+from ailora.report.html import render
 from ailora.report.run_page import run_part
+from ailora.report.run_reader import read_run
 from tests.report.made import TEXTS, run_folder
 
 

@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 import yaml
 
-from ailora.analysis.charts import Heat, Plot
-from ailora.report.blocks import Charts, Code, Note, Page, Part, Table, Words
-from ailora.report.page import render
+from ailora.plots.chart_spec import Heat, Plot
+from ailora.report.document import Charts, Code, Note, Page, Part, Table, Words
+from ailora.report.html import render
 from ailora.report.study_page import study_part
-from ailora.studies.grid import Cell, Grid
-from ailora.studies.schema import load_study_config
-from ailora.studies.store import Status, Trial
+from ailora.studies.conditions import Cell, Grid
+from ailora.studies.study_config import load_study_config
+from ailora.studies.trial_storage import Status, Trial
 from tests.report.made import HOSTILE, TEXTS, plausible, stored, study_file
 from tests.studies.made import Result, grid_of, outcome, quickly, ran
 

@@ -12,7 +12,7 @@ import transformers as tf
 from torch import nn
 
 import ailora
-from ailora.roles import Attention, Role, left_alone
+from ailora.roles import Attention, Role, find_unmatched
 from tests.tiny import tiny_config
 
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -49,14 +49,14 @@ EXPECTED: dict[str, tuple[dict[str, Any], dict[str, int]]] = {
 }
 
 
-def meta_model(model_type: str) -> nn.Module:
+def load_on_meta(model_type: str) -> nn.Module:
     with torch.device("meta"):
         return tf.AutoModel.from_config(tf.AutoConfig.for_model(model_type, **EXPECTED[model_type][0]))
 
 
 @pytest.mark.parametrize("model_type", EXPECTED)
 def test_the_roles_of_a_family(model_type: str) -> None:
-    projections = ailora.find_projections(meta_model(model_type))
+    projections = ailora.find_projections(load_on_meta(model_type))
     assert Counter(p.role.value for p in projections) == EXPECTED[model_type][1]
     assert len({p.module for p in projections}) == len(projections)
     for p in projections:
@@ -67,7 +67,7 @@ def test_the_roles_of_a_family(model_type: str) -> None:
 
 @pytest.mark.parametrize("model_type", ["t5", "bart", "whisper"])
 def test_self_and_cross_attention_are_told_apart(model_type: str) -> None:
-    projections = ailora.find_projections(meta_model(model_type))
+    projections = ailora.find_projections(load_on_meta(model_type))
     queries = Counter(p.attention for p in projections if p.role == "query")
     assert queries == {Attention.SELF: 4, Attention.CROSS: 2}
     assert all("decoder" in p.module for p in projections if p.attention is Attention.CROSS)
@@ -170,7 +170,7 @@ def test_the_gate_in_a_querys_weight_is_no_query() -> None:
 )
 def test_what_is_left_alone_is_said(model_type: str, module: str, reason: str) -> None:
     model = small(model_type)
-    found = {rest.module: rest.reason for rest in left_alone(model, ailora.find_projections(model))}
+    found = {rest.module: rest.reason for rest in find_unmatched(model, ailora.find_projections(model))}
     assert reason in found[module]
 
 
@@ -230,4 +230,4 @@ def test_linear_layers_that_torch_reads_past_any_adapter_are_left_alone() -> Non
         ailora.find_projections(model, role_names={"linear1": "up"})
     projections = ailora.find_projections(model, role_names={"up": "up"})
     assert [p.module for p in projections] == ["up"]
-    assert "past any adapter" in {r.module: r.reason for r in left_alone(model, projections)}["encoder"]
+    assert "past any adapter" in {r.module: r.reason for r in find_unmatched(model, projections)}["encoder"]

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from ailora import Band, Triplets
 from ailora.spectral import SpectralCache, cached_svd, without_cache
-from ailora.spectral import cache as cache_module
+from ailora.spectral import svd_cache as cache_module
 
 
 @pytest.fixture

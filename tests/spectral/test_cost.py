@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from ailora.spectral import Band, cost, truncated_svd
+from ailora.spectral import Band, flops, truncated_svd
 
 
 @pytest.mark.parametrize("shape", [(1536, 1536), (1280, 2560)])
@@ -18,20 +18,22 @@ def test_products_are_counted_within_a_factor(shape: tuple[int, int]) -> None:
     )
     with FlopCounterMode(display=False) as counter:
         truncated_svd(weight, 8, Band.PRINCIPAL)
-    assert 0.2 < cost.flops(shape, 8, Band.PRINCIPAL) / counter.get_total_flops() < 5
+    assert 0.2 < flops.flops(shape, 8, Band.PRINCIPAL) / counter.get_total_flops() < 5
 
 
 @pytest.mark.parametrize("band", Band)
 def test_more_costs_more(band: Band) -> None:
     for sides in ((64, 512, 1024), (2048, 4096)):  # a method each
-        costs = [cost.flops((side, side), 8, band) for side in sides]
+        costs = [flops.flops((side, side), 8, band) for side in sides]
         assert costs == sorted(costs)
-    assert cost.flops((4096, 4096), 64, band) > cost.flops((4096, 4096), 8, band)
-    assert cost.flops((1024, 4096), 8, band) == cost.flops((4096, 1024), 8, band)
+    assert flops.flops((4096, 4096), 64, band) > flops.flops((4096, 4096), 8, band)
+    assert flops.flops((1024, 4096), 8, band) == flops.flops((4096, 1024), 8, band)
 
 
 def test_a_faster_machine_takes_less() -> None:
-    speed = cost.matmul_speed(torch.device("cpu"))
+    speed = flops.matmul_speed(torch.device("cpu"))
     assert speed > 1e8
-    one, two = (cost.seconds((512, 512), 8, Band.MINOR, dtype=torch.float32, speed=factor * speed) for factor in (1, 2))
+    one, two = (
+        flops.seconds((512, 512), 8, Band.MINOR, dtype=torch.float32, speed=factor * speed) for factor in (1, 2)
+    )
     assert one == pytest.approx(2 * two)

@@ -16,7 +16,7 @@ def matrix(out: int, in_: int, seed: int, dtype: torch.dtype = torch.float32) ->
     return torch.randn(out, in_, generator=generator, dtype=torch.float64).to(dtype)
 
 
-def rows_of(band: Band, rank: int, count: int) -> slice:
+def select_rows(band: Band, rank: int, count: int) -> slice:
     return slice(0, rank) if band is Band.PRINCIPAL else slice(count - rank, count)
 
 
@@ -33,7 +33,7 @@ def test_triplets_equal_lapacks(out: int, in_: int, band: Band, dtype: torch.dty
     weight = matrix(out, in_, data.draw(st.integers(0, 99)), dtype)
     made = truncated_svd(weight, rank, band)
     exact = weight.double().numpy()
-    S = np.linalg.svd(exact, compute_uv=False)[rows_of(band, rank, min(out, in_))]
+    S = np.linalg.svd(exact, compute_uv=False)[select_rows(band, rank, min(out, in_))]
     certificate = made.certificate
     assert certificate is not None
     assert max(certificate.residual, certificate.orthogonality) <= certificate.bound

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from ailora.studies.grid import Grid
-from ailora.studies.schema import StudyConfig, load_study_config
+from ailora.studies.conditions import Grid
+from ailora.studies.study_config import StudyConfig, load_study_config
 from tests.recipes.conftest import config, tiny_bert, verdicts
 
 __all__ = ["config", "tiny_bert", "verdicts"]

@@ -10,10 +10,10 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from ailora.studies.grid import Cell, Grid
-from ailora.studies.results import scores
-from ailora.studies.schema import load_study_config
-from ailora.studies.store import Status, Trial
+from ailora.studies.conditions import Cell, Grid
+from ailora.studies.study_config import load_study_config
+from ailora.studies.trial_storage import Status, Trial
+from ailora.studies.trial_table import scores
 
 #: An outcome, the error of a trial that failed, or what else became of it.
 Result = dict[str, Any] | str | Status
@@ -25,7 +25,7 @@ EVERY = 10
 def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
     """statsmodels collects garbage whenever p-values are adjusted, which takes a second beside torch."""
     monkeypatch.setattr("gc.collect", lambda *generation: 0)
-    monkeypatch.setattr("ailora.studies.resampling._RESAMPLES", 50)
+    monkeypatch.setattr("ailora.studies.bootstrap._RESAMPLES", 50)
 
 
 def grid_of(**changes: Any) -> Grid:

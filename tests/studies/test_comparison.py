@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ailora.studies.comparison import Compared, compare, described
-from ailora.studies.grid import Cell, Grid, Group
-from ailora.studies.measured import point_of, report_split
-from ailora.studies.stats import Verdict, estimate, holm
-from ailora.studies.store import Status
+from ailora.studies.conditions import Cell, Grid, Group
+from ailora.studies.method_results import point_of, report_split
+from ailora.studies.statistics import Verdict, estimate, holm
+from ailora.studies.trial_storage import Status
 from tests.studies.made import Result, grid_of, outcome, predicted, quickly, ran, trial
 
 __all__ = ["quickly"]

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ailora import InputError
-from ailora.studies.curves import GoodRange, Reached, good_range, peak, steps_to_reach
-from ailora.studies.stats import Estimate
+from ailora.studies.lr_sweep import GoodRange, Reached, good_range, peak, steps_to_reach
+from ailora.studies.statistics import Estimate
 
 EPS = float(np.finfo(float).eps)
 SCORES = st.floats(-1e3, 1e3)

@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from ailora import InputError
-from ailora.studies.grid import Cell, Grid, Group
-from ailora.studies.schema import load_study_config
+from ailora.studies.conditions import Cell, Grid, Group
+from ailora.studies.study_config import load_study_config
 
 PAPER = Path(__file__).resolve().parents[2] / "examples" / "paper"
 
@@ -41,7 +41,7 @@ def test_the_key_knows_everything_but_the_folder(study: dict[str, Any]) -> None:
 def test_another_version_of_a_library_is_another_key(study: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     cell = Cell(Group("base", "lora"), 1e-3, 0)
     key = made(study).key_of(cell)
-    monkeypatch.setattr("ailora.studies.grid.library_versions", lambda: {"peft": "0.0"})
+    monkeypatch.setattr("ailora.studies.conditions.library_versions", lambda: {"peft": "0.0"})
     assert made(study).key_of(cell) != key
 
 

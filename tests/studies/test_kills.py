@@ -13,10 +13,10 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from ailora.studies.results import frame
-from ailora.studies.schema import load_study_config
-from ailora.studies.store import Status, Store
 from ailora.studies.study import open_study
+from ailora.studies.study_config import load_study_config
+from ailora.studies.trial_storage import Status, Store
+from ailora.studies.trial_table import frame
 
 ROOT = Path(__file__).resolve().parents[2]
 #: What differs between two runs of the same cell.

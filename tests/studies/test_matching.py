@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ailora import AiloraError, InputError
-from ailora.checkpoints.models import meta_model
-from ailora.recipes.config import load_config
-from ailora.recipes.fitting import TASK_TYPES, plan_for
-from ailora.recipes.schema import RunConfig
-from ailora.studies.grid import Group
-from ailora.studies.matching import matched
+from ailora.checkpoints.model_loading import load_on_meta
+from ailora.recipes.config.loader import load_config
+from ailora.recipes.config.schema import RunConfig
+from ailora.recipes.training.fit import TASK_TYPES, plan_for
+from ailora.studies.conditions import Group
+from ailora.studies.parameter_budget import matched
 from tests.studies.made import grid_of
 
 
@@ -26,7 +26,7 @@ def run(**adapter: Any) -> RunConfig:
 
 def trained(config: RunConfig) -> int:
     """How many parameters its adapter trains, heads left out."""
-    return plan_for(config, meta_model(config.model, TASK_TYPES[config.recipe])).trainable
+    return plan_for(config, load_on_meta(config.model, TASK_TYPES[config.recipe])).trainable
 
 
 def test_half_the_modules_have_twice_the_rank() -> None:

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ailora.studies.rates import MOST_DECADES, Progress, Rates, Schedule
-from ailora.studies.schema import RateConfig
+from ailora.studies.lr_search import MOST_DECADES, Progress, Rates, Schedule
+from ailora.studies.study_config import RateConfig
 
 Score = Callable[[float, int], float]
 

@@ -11,10 +11,10 @@ from typing import Any, cast
 import pytest
 
 from ailora.studies.comparison import compare
-from ailora.studies.grid import Cell, Grid, Group
-from ailora.studies.report import TextTable, markdown, summary, tables
-from ailora.studies.results import frame
-from ailora.studies.store import Status, Store, Trial
+from ailora.studies.conditions import Cell, Grid, Group
+from ailora.studies.summary import TextTable, markdown, summary, tables
+from ailora.studies.trial_storage import Status, Store, Trial
+from ailora.studies.trial_table import frame
 from tests.studies.made import Result, grid_of, outcome, quickly, ran, trial
 
 __all__ = ["quickly"]
@@ -24,7 +24,7 @@ METHODS = ["lora", "ailora", "full", {"wide|er": {"method": "lora", "adapter.ran
 BIG = {"methods": METHODS, "tasks": {"a": {}, "b": {"metric": "f1"}}, "grid": {"adapter.rank": [2, 8]}}
 
 
-def rows_of(text: str) -> list[list[list[str]]]:
+def select_rows(text: str) -> list[list[list[str]]]:
     """The tables of Markdown: rows of cells."""
     found: list[list[list[str]]] = [[]]
     for line in text.splitlines():
@@ -74,13 +74,13 @@ def test_every_report_is_whole(fate: str, study: dict[str, Any]) -> None:
     found = compare(ran(grid, FATES[fate]), grid)
     text = markdown(found, title="A study")
     assert text.startswith("## A study\n\n- ")
-    for rows in rows_of(text):
+    for rows in select_rows(text):
         assert {len(row) for row in rows} == {len(rows[0])}
         assert len(rows) > 2
         assert set(rows[1]) == {"---"}
         assert len({*rows[0]}) == len(rows[0])
     assert not re.search(r"\b(nan|none|inf)\b", text, re.IGNORECASE)
-    first = rows_of(text)[0]
+    first = select_rows(text)[0]
     assert {row[1] for row in first[2:]} == {label.replace("|", "\\|") for label in grid.methods}
     assert len(first) == 2 + len(grid.groups)
     for label in grid.methods:

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 import pytest
 
 from ailora.studies.comparison import compare
-from ailora.studies.confirming import confirmations
-from ailora.studies.curves import Reached
-from ailora.studies.grid import Cell, Grid, Group
-from ailora.studies.speed import Speed
-from ailora.studies.store import Status, Trial
+from ailora.studies.conditions import Cell, Grid, Group
+from ailora.studies.lr_sweep import Reached
+from ailora.studies.time_to_loss import Speed
+from ailora.studies.time_to_loss_trials import confirmations
+from ailora.studies.trial_storage import Status, Trial
 from tests.studies.made import Result, grid_of, outcome, quickly, ran, trial
 
 __all__ = ["quickly"]

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy import integrate, stats
 
 from ailora import InputError
-from ailora.studies.stats import (
+from ailora.studies.statistics import (
     Difference,
     Estimate,
     Interval,

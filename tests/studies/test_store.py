@@ -14,7 +14,7 @@ import pytest
 from optuna.trial import TrialState
 
 from ailora import InputError
-from ailora.studies.store import Status, Store
+from ailora.studies.trial_storage import Status, Store
 
 SETTINGS = {"retries": 2, "worker_timeout": 2}
 
@@ -223,7 +223,7 @@ def test_takers_of_one_sqlite_file_never_take_the_same_trial(tmp_path: Path) -> 
 
 def test_storages_may_be_made_by_several_at_once(tmp_path: Path) -> None:
     """Each makes the tables if they are missing; all of them end with the same ones."""
-    script = "import sys\nfrom ailora.studies.store import Store\n"
+    script = "import sys\nfrom ailora.studies.trial_storage import Store\n"
     script += "Store.create(sys.argv[1], sys.argv[2], {'retries': 2, 'worker_timeout': 2})"
     url = f"sqlite:///{tmp_path / 'study.db'}"
     makers = [subprocess.Popen([sys.executable, "-c", script, url, str(i)]) for i in range(4)]

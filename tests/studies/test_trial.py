@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import torch
 
-from ailora.recipes.config import load_config
-from ailora.studies.trial import TrialError, TrialPruned, isolated, run_trial
+from ailora.recipes.config.loader import load_config
+from ailora.studies.trial_runner import TrialError, TrialPruned, isolated, run_trial
 
 
 def poisoned(model: torch.nn.Module, context: Any) -> torch.nn.Module:

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 
 from ailora import InputError
-from ailora.recipes.schema import RunConfig
-from ailora.studies.grid import Cell, Grid
-from ailora.studies.results import frame
-from ailora.studies.schema import load_study_config
-from ailora.studies.store import Status, Store
+from ailora.recipes.config.schema import RunConfig
+from ailora.studies.conditions import Cell, Grid
 from ailora.studies.study import found_study, open_study, stored_study
-from ailora.studies.trial import Judge, TrialError, TrialPruned
+from ailora.studies.study_config import load_study_config
+from ailora.studies.trial_runner import Judge, TrialError, TrialPruned
+from ailora.studies.trial_storage import Status, Store
+from ailora.studies.trial_table import frame
 from ailora.studies.worker import work
 from tests.studies.worker_process import outcome_of
 

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ailora.recipes.schema import RunConfig
+from ailora.recipes.config.schema import RunConfig
 from ailora.studies.study import stored_study
 from ailora.studies.worker import work
 

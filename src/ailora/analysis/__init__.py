@@ -1,7 +1,6 @@
-"""Weights and runs as numbers, and the numbers as figures."""
+"""Weights before and after fine-tuning, as tables."""
 
-from ailora.analysis.analysis import analyze
-from ailora.analysis.pictures import analysis_charts
-from ailora.analysis.result import Analysis, load_analysis
+from ailora.analysis.analysis_result import Analysis, load_analysis
+from ailora.analysis.weight_analysis import analyze
 
-__all__ = ["Analysis", "analysis_charts", "analyze", "load_analysis"]
+__all__ = ["Analysis", "analyze", "load_analysis"]

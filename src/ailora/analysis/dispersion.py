@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from ailora.analysis.gram import Cloud, Point
-from ailora.analysis.matrices import layer_of
+from ailora.analysis.gram_matrix import Cloud, Point
+from ailora.analysis.weight_stats import layer_of
 
 
 def dispersions(found: Sequence[tuple[Cloud, np.ndarray]]) -> dict[str, Any]:

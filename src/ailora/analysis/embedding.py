@@ -12,9 +12,9 @@ from scipy.spatial.distance import pdist
 from scipy.stats import spearmanr
 from sklearn.manifold import TSNE, trustworthiness
 
-from ailora.analysis.gram import Cloud
-from ailora.analysis.matrices import identity_of
-from ailora.analysis.settings import Settings
+from ailora.analysis.analysis_settings import Settings
+from ailora.analysis.gram_matrix import Cloud
+from ailora.analysis.weight_stats import identity_of
 
 #: With fewer points t-SNE has nothing to say.
 _FEWEST = 8

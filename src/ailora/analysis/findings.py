@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from ailora.analysis.dispersion import mean_interval
-from ailora.analysis.rows import mean_by, mean_of, rows_where
+from ailora.analysis.table_ops import mean_by, mean_of, rows_where
 
 
 def findings(

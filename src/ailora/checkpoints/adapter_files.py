@@ -7,14 +7,15 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ailora.shards import Planned, header_bytes, replacing, tensor_bytes
-from ailora.shards.header import TORCH_DTYPES
+from ailora.atomic_io import replacing
+from ailora.safetensors_io import TensorSpec, header_bytes, tensor_bytes
+from ailora.safetensors_io.header import TORCH_DTYPES
 
 #: dtype of torch -> the file's word for it.
 WORDS = {dtype: word for word, dtype in TORCH_DTYPES.items()}
 
 
-def write_tensors(file: Path, planned: Iterable[Planned], make: Callable[[str], Tensor]) -> None:
+def write_tensors(file: Path, planned: Iterable[TensorSpec], make: Callable[[str], Tensor]) -> None:
     """Write a safetensors file, whole or not at all.
 
     Args:

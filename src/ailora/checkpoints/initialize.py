@@ -14,23 +14,24 @@ from typing import Any
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ailora.adapters.filed import PREFIX
-from ailora.adapters.folder import CONFIG_NAME, WEIGHTS_NAME
-from ailora.adapters.lora_config import lora_config
-from ailora.adapters.plan import Form
-from ailora.adapters.sidecar import SIDECAR_NAME, Sidecar
-from ailora.checkpoints import jobs
+from ailora.adapter_io.adapter_checkpoint import PREFIX
+from ailora.adapter_io.peft_config_file import CONFIG_NAME, WEIGHTS_NAME
+from ailora.atomic_io import write_bytes
+from ailora.checkpoints import module_tasks
 from ailora.checkpoints.adapter_files import WORDS, write_tensors
-from ailora.checkpoints.heads import head_tensors, saved_modules
-from ailora.checkpoints.jobs import Job, Timing
-from ailora.checkpoints.models import require_device
-from ailora.checkpoints.output import Output
-from ailora.checkpoints.planning import Initialization
-from ailora.checkpoints.rewrite import companions, copy_companions, rewrite, shard_names
-from ailora.checkpoints.team import Team, joined, run_in_processes
+from ailora.checkpoints.checkpoint_writer import companions, copy_companions, rewrite, shard_names
+from ailora.checkpoints.init_plan import Initialization
+from ailora.checkpoints.model_loading import validate_device
+from ailora.checkpoints.module_tasks import Job, Timing
+from ailora.checkpoints.modules_to_save import head_tensors, saved_modules
+from ailora.checkpoints.output_dir import Output
+from ailora.distributed import Team, joined, run_in_processes
 from ailora.errors import InputError
 from ailora.inits import Policy
-from ailora.shards import Header, Planned, StoredTensor, read_header, read_tensor, write_bytes
+from ailora.lora.lora_config import lora_config
+from ailora.plan.adapter_metadata import METADATA_NAME, AdapterMetadata
+from ailora.plan.adapter_plan import Form
+from ailora.safetensors_io import Header, StoredTensor, TensorSpec, read_header, read_tensor
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class InitReport:
     seconds: dict[str, float]
     resumed: int
 
-    def to_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """The report as plain data."""
         return asdict(self)
 
@@ -101,14 +102,14 @@ def init(
     started = time.perf_counter()
     if type(workers) is not int or workers < 1:
         raise InputError(f"workers {workers!r} is not allowed: a whole number from 1")
-    require_device(device)
+    validate_device(device)
     work = Initialization.of(model, policy, task_type=task_type, num_labels=num_labels, seed=seed, **plan_options)
     output = Output(out)
     with joined() as team, _claimed(output, work, team, force=force) as done:
         made = work.jobs(output.pieces, device=device, cached=cached)
         report = InitReport(str(out), len(made), 0, {}, {}, len(made))
         if done:
-            floored = Sidecar.read(_adapter_folder(work, output) / SIDECAR_NAME).floored
+            floored = AdapterMetadata.read(_adapter_folder(work, output) / METADATA_NAME).floored
             return replace(report, floored=floored, seconds={"total": time.perf_counter() - started})
         # Shared before it is looked what is left: other ranks may be at work already.
         mine = team.share(sorted(made, key=lambda job: -job.flops))
@@ -150,7 +151,7 @@ def _run(left: list[Job], *, workers: int) -> list[Timing]:
     bar = tqdm(total=total, desc="decomposing", unit="flop", unit_scale=True, leave=False, disable=None)
     with bar:
         several = workers > 1 and len(left) > 1
-        made = run_in_processes(jobs.run, left, workers=workers) if several else jobs.run_in_turn(left)
+        made = run_in_processes(module_tasks.run, left, workers=workers) if several else module_tasks.run_in_turn(left)
         for job, timing in made:
             timings.append(timing)
             bar.set_postfix_str(job.module, refresh=False)
@@ -170,7 +171,7 @@ def _write(work: Initialization, output: Output, made: list[Job]) -> dict[str, i
     heads = head_tensors(work.base, work.plan.options, work.checkpoint, work.seed)
     _write_weights(adapter / WEIGHTS_NAME, headers, heads)
     recorded = str(output.folder.resolve()) if residual else work.recorded_name
-    sidecar = Sidecar.of(
+    sidecar = AdapterMetadata.of(
         work.plan,
         {module: header.metadata["fingerprint"] for module, header in headers.items()},
         floored=floored,
@@ -187,7 +188,7 @@ def _write(work: Initialization, output: Output, made: list[Job]) -> dict[str, i
 
 
 def _writes(work: Initialization) -> list[str]:
-    names = [WEIGHTS_NAME, SIDECAR_NAME, CONFIG_NAME]
+    names = [WEIGHTS_NAME, METADATA_NAME, CONFIG_NAME]
     if work.plan.form is not Form.RESIDUAL:
         return names
     source = work.checkpoint
@@ -199,7 +200,7 @@ def _adapter_folder(work: Initialization, output: Output) -> Path:
 
 
 def _residual_of(job: Job) -> Any:
-    return lambda raw: iter([jobs.residual_rows(job, raw)])
+    return lambda raw: iter([module_tasks.residual_rows(job, raw)])
 
 
 def _write_weights(file: Path, pieces: Mapping[str, Header], heads: Mapping[str, StoredTensor | Tensor]) -> None:
@@ -209,7 +210,7 @@ def _write_weights(file: Path, pieces: Mapping[str, Header], heads: Mapping[str,
     }
     parts |= heads
     planned = [
-        Planned(PREFIX + name, WORDS[part.dtype] if isinstance(part, Tensor) else part.dtype, tuple(part.shape))
+        TensorSpec(PREFIX + name, WORDS[part.dtype] if isinstance(part, Tensor) else part.dtype, tuple(part.shape))
         for name, part in parts.items()
     ]
 

@@ -63,7 +63,7 @@ def _table(made: Any) -> Any:
     """A line for each model and role, the mean over its layers."""
     from rich.table import Table
 
-    from ailora.analysis.rows import mean_of, rows_where
+    from ailora.analysis.table_ops import mean_of, rows_where
 
     table = Table("model", "role", "weights", "|W|", "|dW|", "|dW|/|W|", "effective rank of dW", "intruders")
     for model in ("base", *made.info["after"]):

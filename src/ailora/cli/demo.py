@@ -15,11 +15,11 @@ def demo(
     train_rows: Annotated[int, typer.Option(min=32, help="Sentences to train on.")] = 3600,
 ) -> None:
     """Train four inits on a generated text task: a table, a picture, four adapters. A few minutes on two cores."""
-    from ailora.analysis.curves import draw_curves
     from ailora.cli.tables import console, result_table
-    from ailora.recipes import catalog
-    from ailora.recipes.config import load_config
-    from ailora.recipes.verdicts import write_verdicts
+    from ailora.plots.training_curves import draw_curves
+    from ailora.recipes import registry
+    from ailora.recipes.config.loader import load_config
+    from ailora.recipes.demo_task import write_verdicts
 
     paths = write_verdicts(output / "data", train=train_rows, held_out=400)
     results = {}
@@ -33,7 +33,7 @@ def demo(
             "training": {"learning_rate": 4e-3, "per_device_train_batch_size": 32, "num_train_epochs": 1},
             "output": str(output / policy),
         }
-        results[policy] = catalog.run(load_config(config))
+        results[policy] = registry.run(load_config(config))
     picture = output / "curves.png"
     draw_curves(
         {policy: result["history"] for policy, result in results.items()},

@@ -15,6 +15,6 @@ def evaluate(
     """Score a finished run and print its metrics as JSON."""
     import json
 
-    from ailora.recipes.catalog import finished_run
+    from ailora.recipes.registry import finished_run
 
     typer.echo(json.dumps(finished_run(run).evaluate(data)))

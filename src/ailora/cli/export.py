@@ -29,6 +29,6 @@ def export(
     made = write(adapter, out, rank=rank, energy=energy, dtype=dtype, start=start, force=force)
     if not json:
         console.print(error_table(made.errors))
-    print_report(f"written to {out}", {k: v for k, v in made.to_json().items() if json or k != "errors"}, json=json)
+    print_report(f"written to {out}", {k: v for k, v in made.to_dict().items() if json or k != "errors"}, json=json)
     if not json:
         typer.echo(f"A server needs max_lora_rank >= {made.rank}.")

@@ -19,7 +19,7 @@ def generate(
     chat: Annotated[bool, typer.Option("--chat", help="The prompt is a user's message in the chat template.")] = False,
 ) -> None:
     """Write with an adapter: each prompt's completion, a line between them."""
-    from ailora.recipes.writer import Writer
+    from ailora.recipes.inference.text_generator import Writer
 
     writer = Writer.load(adapter, base=base)
     fields = {"max_new_tokens": max_new_tokens, "num_beams": num_beams}

@@ -58,4 +58,4 @@ def init(
         return
     made = write(model, out, device=device, workers=workers, cached=not no_cache, force=force, **options)
     if os.environ.get("RANK", "0") == "0":  # of several processes of a launcher one speaks
-        print_report(f"written to {out}", made.to_json(), json=json)
+        print_report(f"written to {out}", made.to_dict(), json=json)

@@ -22,4 +22,4 @@ def merge(
     from ailora.checkpoints import merge as write
     from ailora.cli.tables import print_report
 
-    print_report(f"written to {out}", write(base, adapter, out, dtype=dtype, force=force).to_json(), json=json)
+    print_report(f"written to {out}", write(base, adapter, out, dtype=dtype, force=force).to_dict(), json=json)

@@ -22,17 +22,17 @@ def plan(
     """Show what every module will get. Reads the configuration only, no weights."""
     import json as json_module
 
-    from ailora.adapters import make_plan
-    from ailora.checkpoints.models import meta_model
+    from ailora.checkpoints.model_loading import load_on_meta
     from ailora.cli.tables import console, plan_table
     from ailora.errors import InputError
     from ailora.inits import PRESETS
+    from ailora.plan import make_plan
 
     if policy == "full":
         known = ", ".join(PRESETS)
         raise InputError(f"policy 'full' trains the whole model: there is no adapter to plan; policies of one: {known}")
     made = make_plan(
-        meta_model(model),
+        load_on_meta(model),
         policy,
         rank=rank,
         alpha=alpha,
@@ -41,6 +41,6 @@ def plan(
         form=form,
     )
     if json:
-        typer.echo(json_module.dumps(made.to_json()))
+        typer.echo(json_module.dumps(made.to_dict()))
     else:
         console.print(plan_table(made))

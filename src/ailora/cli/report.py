@@ -22,8 +22,8 @@ def report(
 ) -> None:
     """Write one self-contained page on runs, studies and analyses; exit code 1 where a part had to be left out."""
     from ailora.cli.tables import console
-    from ailora.report.building import build
-    from ailora.report.page import check_place, write_figures, write_page
+    from ailora.report.build import build
+    from ailora.report.html import check_place, write_figures, write_page
 
     check_place(out)
     page = build(sources, scale=scale, bootstrap=bootstrap)

@@ -18,15 +18,15 @@ def roles(
     import dataclasses
     import json as json_module
 
-    from ailora.checkpoints.models import meta_model
+    from ailora.checkpoints.model_loading import load_on_meta
     from ailora.cli.tables import console, projection_table, rest_table
-    from ailora.roles import find_projections, left_alone
+    from ailora.roles import find_projections, find_unmatched
 
-    made = meta_model(model)
+    made = load_on_meta(model)
     projections = find_projections(made, role_names=parse_role_names(role_names))
-    rest = left_alone(made, projections)
+    rest = find_unmatched(made, projections)
     if json:
-        found = {"projections": projections, "left_alone": rest}
+        found = {"projections": projections, "find_unmatched": rest}
         typer.echo(json_module.dumps({key: [dataclasses.asdict(x) for x in value] for key, value in found.items()}))
         return
     console.print(projection_table(projections))

@@ -28,8 +28,8 @@ def run(
     """Run what is left of a study; the same command after Ctrl-C or a kill continues."""
     from ailora.cli.study_progress import Progress
     from ailora.cli.tables import console
-    from ailora.studies.schema import load_study_config
     from ailora.studies.study import open_study, run_workers
+    from ailora.studies.study_config import load_study_config
 
     store, grid = open_study(load_study_config(file, overrides or [], scale=scale))
     with Progress(store, grid) as progress:
@@ -67,8 +67,8 @@ def status(file: StudyFile, overrides: Overrides = None, scale: Scale = None) ->
     """How far a study is, from any terminal."""
     from ailora.cli.study_progress import progress_table
     from ailora.cli.tables import console
-    from ailora.studies.schema import load_study_config
     from ailora.studies.study import found_study
+    from ailora.studies.study_config import load_study_config
 
     store, grid = found_study(load_study_config(file, overrides or [], scale=scale))
     console.print(progress_table(store, grid))
@@ -86,13 +86,13 @@ def report(
     """Compare the methods with the baseline: scores, learning rates, speed, cost, failures."""
     import json as json_module
 
+    from ailora.atomic_io import write_text
     from ailora.cli.tables import console, text_table
-    from ailora.shards import write_text
-    from ailora.studies import report as reporting
+    from ailora.studies import summary as reporting
     from ailora.studies.comparison import compare, described
-    from ailora.studies.results import current
-    from ailora.studies.schema import load_study_config
     from ailora.studies.study import found_study
+    from ailora.studies.study_config import load_study_config
+    from ailora.studies.trial_table import current
 
     store, grid = found_study(load_study_config(file, overrides or [], scale=scale))
     found = compare(current(store, grid), grid, bootstrap=bootstrap)
@@ -118,10 +118,10 @@ def export(
 ) -> None:
     """Write one row per trial."""
     from ailora.cli.tables import console
-    from ailora.recipes.predictions import check_output_kind, write_frame
-    from ailora.studies.results import frame
-    from ailora.studies.schema import load_study_config
+    from ailora.recipes.evaluation.predictions import check_output_kind, write_frame
     from ailora.studies.study import found_study
+    from ailora.studies.study_config import load_study_config
+    from ailora.studies.trial_table import frame
 
     check_output_kind(out)
     rows = frame(*found_study(load_study_config(file, overrides or [], scale=scale)))

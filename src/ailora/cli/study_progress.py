@@ -11,9 +11,9 @@ from rich.live import Live
 from rich.table import Table
 
 from ailora.cli.tables import console
-from ailora.studies.grid import Cell, Grid
-from ailora.studies.results import current
-from ailora.studies.store import Status, Store, Trial
+from ailora.studies.conditions import Cell, Grid
+from ailora.studies.trial_storage import Status, Store, Trial
+from ailora.studies.trial_table import current
 
 #: Seconds between looks at the storage.
 _EVERY = 2.0

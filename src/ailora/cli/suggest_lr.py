@@ -23,7 +23,7 @@ def suggest_lr(
     from dataclasses import asdict
 
     from ailora.cli.tables import console, suggestion_table
-    from ailora.recipes.config import load_config
+    from ailora.recipes.config.loader import load_config
     from ailora.recipes.suggest_lr import suggest
 
     made = suggest(load_config(config, overrides or []), lora_rate, batches=batches, rows=rows)

@@ -11,12 +11,12 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from ailora.adapters import Plan, PlannedAdapter
 from ailora.checkpoints import Verdict
+from ailora.plan import Plan, PlannedAdapter
 from ailora.recipes.dry_run import DryRun
 from ailora.recipes.suggest_lr import Suggestion
-from ailora.roles import LeftAlone, Projection, folded
-from ailora.studies.report import TextTable
+from ailora.roles import Projection, UnmatchedModule, collapse_layer_index
+from ailora.studies.summary import TextTable
 
 #: A pipe has no width of its own; names of modules should not be cut there.
 #: What stands in brackets, as the role of a fused weight does, is text and no markup.
@@ -29,7 +29,7 @@ def projection_table(projections: Iterable[Projection]) -> Table:
         (
             p.role.value,
             p.attention.value if p.attention else "",
-            folded(p.module),
+            collapse_layer_index(p.module),
             _rows(p),
             _shape(p),
             p.dtype,
@@ -42,9 +42,9 @@ def projection_table(projections: Iterable[Projection]) -> Table:
     return _folded_table("projections", columns, rows)
 
 
-def rest_table(rest: Iterable[LeftAlone]) -> Table:
+def rest_table(rest: Iterable[UnmatchedModule]) -> Table:
     """The linear modules without a role, equal ones of repeated layers folded into one line."""
-    rows = ((folded(r.module), " x ".join(map(str, r.shape or ())), r.reason) for r in rest)
+    rows = ((collapse_layer_index(r.module), " x ".join(map(str, r.shape or ())), r.reason) for r in rest)
     return _folded_table("left alone", ("module", "shape", "why", "modules"), rows)
 
 
@@ -77,7 +77,13 @@ def plan_table(plan: Plan) -> Table:
     def row(a: PlannedAdapter) -> tuple[str, ...]:
         start = ", ".join(a.init.describe().values())
         numbers = (str(a.rank), f"{a.alpha:g}", f"{a.scaling:g}", f"{a.trainable:,}")
-        return (folded(a.projection.module), a.projection.role.value, _shape(a.projection), start, *numbers)
+        return (
+            collapse_layer_index(a.projection.module),
+            a.projection.role.value,
+            _shape(a.projection),
+            start,
+            *numbers,
+        )
 
     table = Table("module", "role", "shape", "start", "r", "alpha", "s", "trains each", "modules", show_footer=True)
     for cells, count in Counter(map(row, plan.adapters)).items():
@@ -169,7 +175,7 @@ def error_table(errors: Mapping[str, tuple[float, float]]) -> Table:
     table = Table("module", "update |dW|", "lost", "share", "modules", title="the worst module of each kind")
     worst: dict[str, list[tuple[float, float]]] = {}
     for module, pair in errors.items():
-        worst.setdefault(folded(module), []).append(pair)
+        worst.setdefault(collapse_layer_index(module), []).append(pair)
     for name, pairs in worst.items():
         lost, whole = max(pairs, key=lambda pair: pair[0] / pair[1] if pair[1] else 0.0)
         share = f"{lost / whole:.2e}" if whole else "0"

@@ -20,8 +20,8 @@ def train(
     from contextlib import nullcontext
 
     from ailora.cli.tables import console, print_dry_run, result_table
-    from ailora.recipes import catalog
-    from ailora.recipes.config import load_config
+    from ailora.recipes import registry
+    from ailora.recipes.config.loader import load_config
     from ailora.recipes.dry_run import dry_run as try_out
     from ailora.recipes.processes import is_main
     from ailora.spectral import without_cache
@@ -31,7 +31,7 @@ def train(
         print_dry_run(try_out(resolved))
         return
     with without_cache() if no_cache else nullcontext():
-        result = catalog.run(resolved)
+        result = registry.run(resolved)
     if is_main():
         console.print(result_table({resolved.output: result}))
         console.print(f"written to {resolved.output}")

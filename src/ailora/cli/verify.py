@@ -23,7 +23,7 @@ def verify(
 
     verdict = check(adapter, base)
     if json:
-        typer.echo(json_module.dumps(verdict.to_json()))
+        typer.echo(json_module.dumps(verdict.to_dict()))
     else:
         console.print(check_table(verdict))
     if not verdict.passed:

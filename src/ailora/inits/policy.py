@@ -31,7 +31,7 @@ class Policy:
         return self.by_role.get(role, self.default)
 
     @property
-    def usual_roles(self) -> tuple[Role, ...]:
+    def default_roles(self) -> tuple[Role, ...]:
         """The roles that are adapted when the user names none: those the policy speaks of, else query and value."""
         return tuple(self.by_role) or (Role.QUERY, Role.VALUE)
 

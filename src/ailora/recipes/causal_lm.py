@@ -10,13 +10,13 @@ from transformers import TrainerCallback
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
-from ailora.recipes.fitting import training_arguments
-from ailora.recipes.language.run import run_language_model
-from ailora.recipes.language.tokens import Tokenization, complete_tokenizer
-from ailora.recipes.models import load_tokenizer
+from ailora.recipes.config.schema import CausalLMConfig
+from ailora.recipes.data.tokenize_language import Tokenization, complete_tokenizer
 from ailora.recipes.run_folder import RunFolder
-from ailora.recipes.schema import CausalLMConfig
-from ailora.recipes.trainers import AdapterTrainer
+from ailora.recipes.task_models import load_tokenizer
+from ailora.recipes.training.fit import training_arguments
+from ailora.recipes.training.language_training import run_language_model
+from ailora.recipes.training.role_trainers import AdapterTrainer
 
 
 def run(config: CausalLMConfig, callbacks: Sequence[TrainerCallback] = ()) -> dict[str, Any]:

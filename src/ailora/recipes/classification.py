@@ -12,9 +12,18 @@ import pandas as pd
 from datasets import Dataset
 from transformers import EvalPrediction, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
 
-from ailora.checkpoints.models import model_path
-from ailora.recipes.examples import Examples, load_examples
-from ailora.recipes.fitting import (
+from ailora.checkpoints.model_loading import resolve_model
+from ailora.recipes.config.quantization import quantization_config
+from ailora.recipes.config.schema import ClassificationConfig
+from ailora.recipes.data.classification_rows import Examples, load_examples
+from ailora.recipes.data.labels import Labels
+from ailora.recipes.data.tokenize_pairs import check_max_length, collator, tokenize
+from ailora.recipes.evaluation.classification_metrics import compute
+from ailora.recipes.evaluation.predictions import Predictions, decide, first_output, write_frame
+from ailora.recipes.processes import is_main
+from ailora.recipes.run_folder import RunFolder
+from ailora.recipes.task_models import load_classifier, load_tokenizer
+from ailora.recipes.training.fit import (
     Fitted,
     Model,
     Training,
@@ -25,16 +34,7 @@ from ailora.recipes.fitting import (
     training_arguments,
     write_result,
 )
-from ailora.recipes.labels import Labels
-from ailora.recipes.metrics import compute
-from ailora.recipes.models import load_classifier, load_tokenizer
-from ailora.recipes.predictions import Predictions, decide, first_output, write_frame
-from ailora.recipes.processes import is_main
-from ailora.recipes.quantization import quantization_config
-from ailora.recipes.run_folder import RunFolder
-from ailora.recipes.schema import ClassificationConfig
-from ailora.recipes.tokens import check_max_length, collator, tokenize
-from ailora.recipes.trainers import AdapterTrainer
+from ailora.recipes.training.role_trainers import AdapterTrainer
 
 
 def run(config: ClassificationConfig, callbacks: Sequence[TrainerCallback] = ()) -> dict[str, Any]:
@@ -59,7 +59,7 @@ def run(config: ClassificationConfig, callbacks: Sequence[TrainerCallback] = ())
     tokenizer = load_tokenizer(config.model)
     check_max_length(tokenizer, config.data.max_length, pairs=len(config.data.text) == 2)
     quantization = quantization_config(config)
-    load = partial(load_classifier, model_path(config.model), data.labels, tokenizer, quantization=quantization)
+    load = partial(load_classifier, resolve_model(config.model), data.labels, tokenizer, quantization=quantization)
     training = Training(arguments, partial(_trainer, config, data, tokenizer=tokenizer))
     model, init_seconds = start(config, load, training)
     # Claimed only now: bad input leaves no folder behind.

@@ -10,20 +10,20 @@ from typing import Any
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
-from ailora.adapters import Plan
-from ailora.checkpoints.models import meta_model
+from ailora.checkpoints.model_loading import load_on_meta
 from ailora.errors import InputError
+from ailora.plan import Plan
+from ailora.recipes.baselines.peft_inits import trained_numbers
 from ailora.recipes.causal_lm import causal_arguments
 from ailora.recipes.classification import load_splits
-from ailora.recipes.finished_language import evaluator_of
-from ailora.recipes.fitting import TASK_TYPES, on_one_process, plan_for, training_arguments
-from ailora.recipes.language.outcome import load_data
-from ailora.recipes.language.tokens import IGNORED
-from ailora.recipes.methods.stock import trained_numbers
-from ailora.recipes.models import load_tokenizer
-from ailora.recipes.schema import CausalLMConfig, ClassificationConfig, LanguageConfig, RunConfig
-from ailora.recipes.tokens import check_max_length
-from ailora.spectral.cost import matmul_speed
+from ailora.recipes.config.schema import CausalLMConfig, ClassificationConfig, LanguageConfig, RunConfig
+from ailora.recipes.data.tokenize_language import IGNORED
+from ailora.recipes.data.tokenize_pairs import check_max_length
+from ailora.recipes.inference.language_run import evaluator_of
+from ailora.recipes.task_models import load_tokenizer
+from ailora.recipes.training.fit import TASK_TYPES, on_one_process, plan_for, training_arguments
+from ailora.recipes.training.language_results import load_data
+from ailora.spectral.flops import matmul_speed
 
 #: Floating numbers that a layer keeps per token and hidden unit for the backward pass, by Korthikanti et al. 2022
 #: (arXiv 2205.05198, 34 bytes in 2-byte numbers), attention scores aside; with checkpointing only the layer's input.
@@ -65,7 +65,7 @@ def dry_run(config: RunConfig) -> DryRun:
         splits = load_splits(config)
         data = {split: splits.tokenized(split, tokenizer) for split in splits.splits}
         labels = splits.labels.count
-    model = meta_model(config.model, TASK_TYPES[config.recipe], num_labels=labels)
+    model = load_on_meta(config.model, TASK_TYPES[config.recipe], num_labels=labels)
     plan = None if config.adapter.full else plan_for(config, model)
     train = data["train"]
     examples = [_shown(train[i], tokenizer) for i in range(min(2, len(train)))]

@@ -9,13 +9,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from ailora.adapters import SIDECAR_NAME
+from ailora.atomic_io import write_text
 from ailora.errors import InputError
-from ailora.recipes import checkpoints
-from ailora.recipes.config import load_config, to_yaml
+from ailora.plan import METADATA_NAME
+from ailora.recipes.config.loader import load_config, to_yaml
+from ailora.recipes.config.schema import RunConfig
 from ailora.recipes.processes import is_main, wait
-from ailora.recipes.schema import RunConfig
-from ailora.shards import write_text
+from ailora.recipes.training import trainer_checkpoints
 
 #: What every `result.json` holds, whatever the run.
 _RESULT_KEYS = {"metrics", "best"}
@@ -108,12 +108,12 @@ class RunFolder:
         return f"delete {self.result} and run `ailora train {self.config}` to write it anew from the last checkpoint"
 
     def newest_checkpoint(self) -> Path | None:
-        """As `checkpoints.newest_checkpoint`."""
-        return checkpoints.newest_checkpoint(self.checkpoints)
+        """As `trainer_checkpoints.newest_checkpoint`."""
+        return trainer_checkpoints.newest_checkpoint(self.checkpoints)
 
     def mark_complete(self, step: int, train_seconds: float) -> None:
         """Say that the checkpoint of a step is written to its end."""
-        checkpoints.mark_complete(self.checkpoints / f"checkpoint-{step}", train_seconds)
+        trainer_checkpoints.mark_complete(self.checkpoints / f"checkpoint-{step}", train_seconds)
 
     @contextmanager
     def attempt(self) -> Iterator[None]:
@@ -140,7 +140,7 @@ class RunFolder:
 
     def _holds_work(self) -> bool:
         """Whether anything is here that a new start would lose."""
-        return bool(checkpoints.complete_checkpoints(self.checkpoints)) or any(
+        return bool(trainer_checkpoints.complete_checkpoints(self.checkpoints)) or any(
             made.exists() for made in (self.adapter, self.model, self.result)
         )
 
@@ -155,7 +155,7 @@ class RunFolder:
 
     def _take_over(self, config: RunConfig) -> None:
         # Full fine-tuning would leave the sidecar of the adapter that was here.
-        (self.path / SIDECAR_NAME).unlink(missing_ok=True)
+        (self.path / METADATA_NAME).unlink(missing_ok=True)
         write_text(self.config, to_yaml(config))
         self.failed.unlink()
 

@@ -10,14 +10,14 @@ from typing import Any
 from datasets import Dataset
 from transformers import DataCollatorForSeq2Seq, Seq2SeqTrainer, TrainerCallback
 
-from ailora.recipes.fitting import training_arguments
-from ailora.recipes.language.rows import Row, Rows
-from ailora.recipes.language.run import run_language_model
-from ailora.recipes.language.tokens import Tokenization, complete_tokenizer
-from ailora.recipes.models import load_tokenizer
+from ailora.recipes.config.schema import Seq2SeqConfig
+from ailora.recipes.data.language_rows import Row, Rows
+from ailora.recipes.data.tokenize_language import Tokenization, complete_tokenizer
 from ailora.recipes.run_folder import RunFolder
-from ailora.recipes.schema import Seq2SeqConfig
-from ailora.recipes.trainers import AdapterTrainer
+from ailora.recipes.task_models import load_tokenizer
+from ailora.recipes.training.fit import training_arguments
+from ailora.recipes.training.language_training import run_language_model
+from ailora.recipes.training.role_trainers import AdapterTrainer
 
 
 def run(config: Seq2SeqConfig, callbacks: Sequence[TrainerCallback] = ()) -> dict[str, Any]:

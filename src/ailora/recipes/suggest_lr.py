@@ -14,18 +14,18 @@ import torch
 from torch import Tensor
 from transformers import set_seed
 
-from ailora.adapters import adapt
-from ailora.adapters.curvature import Curvature, RateMultiple, curvature_by_role, rate_multiple
-from ailora.adapters.hessian import ALL
-from ailora.checkpoints.models import model_path
+from ailora.checkpoints.model_loading import resolve_model
 from ailora.errors import InputError
+from ailora.lora import adapt
+from ailora.optim.curvature import Curvature, RateMultiple, curvature_by_role, rate_multiple
+from ailora.optim.hessian import ALL
 from ailora.recipes.classification import load_splits
-from ailora.recipes.finished_language import evaluator_of
-from ailora.recipes.fitting import TASK_TYPES
-from ailora.recipes.language.outcome import load_data
-from ailora.recipes.models import load_classifier, load_language_model, load_tokenizer
-from ailora.recipes.schema import ClassificationConfig, LanguageConfig, RunConfig
-from ailora.recipes.tokens import collator
+from ailora.recipes.config.schema import ClassificationConfig, LanguageConfig, RunConfig
+from ailora.recipes.data.tokenize_pairs import collator
+from ailora.recipes.inference.language_run import evaluator_of
+from ailora.recipes.task_models import load_classifier, load_language_model, load_tokenizer
+from ailora.recipes.training.fit import TASK_TYPES
+from ailora.recipes.training.language_results import load_data
 
 #: Rows of a batch differ with the seed of the run; which rows curvature is measured on does not.
 _ROWS_SEED = 20251008
@@ -129,7 +129,7 @@ def _loss(model: Any, batch: dict[str, Tensor]) -> Tensor:
 
 def _task(config: RunConfig, batches: int, rows: int) -> tuple[Callable[[], Any], list[dict[str, Tensor]]]:
     """What loads the model, and batches of the training data."""
-    path = model_path(config.model)
+    path = resolve_model(config.model)
     if isinstance(config, LanguageConfig):
         evaluator = evaluator_of(config)
         dataset = load_data(config, evaluator).tokenized["train"]

@@ -7,11 +7,12 @@ from collections.abc import Iterator
 
 import pandas as pd
 
-from ailora.analysis import Analysis, analysis_charts
-from ailora.analysis.charts import Chart, Heat
-from ailora.report.blocks import Block, Charts, Code, Facts, Note, Part, Table, Words, section, sections
+from ailora.analysis import Analysis
+from ailora.formatting import as_yaml, counted, shown
+from ailora.plots.analysis_figures import analysis_charts
+from ailora.plots.chart_spec import Chart, Heat
+from ailora.report.document import Block, Charts, Code, Facts, Note, Part, Table, Words, section, sections
 from ailora.report.versions import other_versions
-from ailora.report.words import as_yaml, counted, shown
 
 #: The first word of a chart's name -> the section it stands in.
 _SECTIONS = {
@@ -77,7 +78,7 @@ def _numbers(analysis: Analysis) -> Iterator[Table]:
         )
         rest = len(frame) - len(rows)
         notes = (f"{counted(rest, 'more row is', 'more rows are')} in {name}.parquet.",) if rest else ()
-        yield Table(title, tuple(column.replace("_", " ") for column in columns), rows, notes, folded=True)
+        yield Table(title, tuple(column.replace("_", " ") for column in columns), rows, notes, collapsed=True)
 
 
 def _is_list(value: object) -> bool:

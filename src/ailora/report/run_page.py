@@ -6,11 +6,11 @@ import shlex
 from collections.abc import Sequence
 from typing import Any
 
-from ailora.report.blocks import Block, Charts, Code, Facts, Note, Part, Table, Words, section, sections
-from ailora.report.run_charts import confusion_charts, curve_charts
-from ailora.report.run_files import Run
-from ailora.report.settings import flattened, settings
-from ailora.report.words import as_yaml, counted, figure, is_number, rate, seconds, shortened, shown, size
+from ailora.formatting import as_yaml, counted, figure, is_number, rate, seconds, shortened, shown, size
+from ailora.plots.run_charts import confusion_charts, curve_charts
+from ailora.report.document import Block, Charts, Code, Facts, Note, Part, Table, Words, section, sections
+from ailora.report.report_settings import flattened, settings
+from ailora.report.run_reader import Run
 
 _MOST_SAMPLES = 20
 _LONGEST = 1500
@@ -182,5 +182,5 @@ def _again(runs: Sequence[Run]) -> list[Block]:
         + (f"-{number}" if len(runs) > 1 else "")
         for number, run in enumerate(runs, start=1)
     )
-    files = [Code(f"config.yaml of {run.name}", as_yaml(run.config), folded=True) for run in runs if run.config]
+    files = [Code(f"config.yaml of {run.name}", as_yaml(run.config), collapsed=True) for run in runs if run.config]
     return [Words((text,)), Code("Commands", commands), *files[:8]]

@@ -6,22 +6,22 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ailora.adapters.sidecar import library_versions
-from ailora.report.blocks import MISSING, Block, Charts, Code, Facts, Note, Part, Table, Words, section, sections
-from ailora.report.settings import settings
-from ailora.report.study_charts import rate_charts, score_charts, varied, varied_charts
-from ailora.report.study_curves import convergence_charts, cost_charts
-from ailora.report.study_pairs import pair_charts
-from ailora.report.study_trials import counting
-from ailora.report.study_words import amounts, decisions, headline
-from ailora.report.words import as_yaml, is_number, rate, shortened, shown
+from ailora.formatting import as_yaml, is_number, rate, shortened, shown
+from ailora.plan.adapter_metadata import library_versions
+from ailora.plots.study_charts import rate_charts, score_charts, varied, varied_charts
+from ailora.plots.study_curves import convergence_charts, cost_charts
+from ailora.report.document import MISSING, Block, Charts, Code, Facts, Note, Part, Table, Words, section, sections
+from ailora.report.init_pair_heatmap import pair_charts
+from ailora.report.report_settings import settings
+from ailora.report.study_summary import amounts, decisions, headline
+from ailora.report.trial_selection import counting
 from ailora.studies.comparison import Comparison, compare
-from ailora.studies.database import shown as url_shown
-from ailora.studies.grid import Cell, Grid
-from ailora.studies.report import TextTable, summary, tables
-from ailora.studies.results import row
-from ailora.studies.results import scores as scores_of
-from ailora.studies.store import Status, Trial
+from ailora.studies.conditions import Cell, Grid
+from ailora.studies.storage_url import shown as url_shown
+from ailora.studies.summary import TextTable, summary, tables
+from ailora.studies.trial_storage import Status, Trial
+from ailora.studies.trial_table import row
+from ailora.studies.trial_table import scores as scores_of
 
 #: Columns of the table of trials that are of no use where all of them are the same.
 _QUIET = ("task", "max_steps", "attempts", "error", "steps", "trainable_parameters", "total_parameters", "folder")
@@ -52,7 +52,7 @@ def study_part(name: str, study: Mapping[str, Any], every: Sequence[Trial], grid
             # Pictures first.
             *([scores, over] if scored.charts else [over, scores]),
             section("Which start for which matrix", Charts(tuple(pair_charts(found)))),
-            section("Learning rates", Charts(tuple(rate_charts(found))), *_tables(found, "rates", folded=True)),
+            section("Learning rates", Charts(tuple(rate_charts(found))), *_tables(found, "rates", collapsed=True)),
             section("Convergence", Charts(tuple(convergence_charts(found))), *_tables(found, "speed")),
             section("Cost", Charts(tuple(cost_charts(found))), *_tables(found, "cost")),
             section("Failed, pruned and missing trials", *_lost(counted.trials, grid)),
@@ -81,8 +81,8 @@ def _summary(found: Comparison, trials: Sequence[Trial], notes: Sequence[str]) -
     blocks += [Facts(tuple(facts.items())), Words(tuple(headline(found))), Words(tuple(decisions(found)), listed=True)]
     # How verdicts are made, and how many trials there are, are the summary's last two sentences.
     every = (*said[:-2], *amounts(found))
-    folded = f"Place by place: {len(every)} sentences" if len(every) > _MOST_SENTENCES else ""
-    return [*blocks, Words(every, listed=True, folded=folded), Words(tuple(said[-2:]))]
+    collapsed = f"Place by place: {len(every)} sentences" if len(every) > _MOST_SENTENCES else ""
+    return [*blocks, Words(every, listed=True, collapsed=collapsed), Words(tuple(said[-2:]))]
 
 
 def _score_charts(found: Comparison) -> Charts:
@@ -91,15 +91,21 @@ def _score_charts(found: Comparison) -> Charts:
     return Charts(charts if varied(found) is None or len(charts) <= 4 else ())
 
 
-def _tables(found: Comparison, *topics: str, folded: bool = False) -> list[Table]:
-    return [_table(table, folded=folded) for table in tables(found) if table.topic in topics]
+def _tables(found: Comparison, *topics: str, collapsed: bool = False) -> list[Table]:
+    return [_table(table, collapsed=collapsed) for table in tables(found) if table.topic in topics]
 
 
-def _table(made: TextTable, *, folded: bool) -> Table:
+def _table(made: TextTable, *, collapsed: bool) -> Table:
     """Without the columns in which nothing stands, as the place in a study of one task."""
     used = [i for i in range(len(made.columns)) if any(row[i] not in MISSING for row in made.rows)]
     rows = tuple(tuple(row[i] for i in used) for row in made.rows)
-    return Table(made.title, tuple(made.columns[i] for i in used), rows, tuple(made.notes), folded=folded)
+    return Table(
+        made.title,
+        tuple(made.columns[i] for i in used),
+        rows,
+        tuple(made.notes),
+        collapsed=collapsed,
+    )
 
 
 def _lost(trials: Sequence[Trial], grid: Grid) -> list[Block]:
@@ -162,6 +168,6 @@ def _again(study: Mapping[str, Any]) -> list[Block]:
     return [
         Words(("Save the file as study.yaml. The command goes on where trials are missing and runs nothing twice.",)),
         Code("Command", "ailora study run study.yaml --workers 2"),
-        Code("study.yaml", as_yaml(plain), folded=True),
+        Code("study.yaml", as_yaml(plain), collapsed=True),
         Table("Versions that made this page", ("library", "version"), versions),
     ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ailora.adapters.sidecar import library_versions
+from ailora.plan.adapter_metadata import library_versions
 
 
 def other_versions(what: str, there: Any) -> list[str]:

@@ -1,20 +1,20 @@
 """Which module of a transformer plays which role, and which rows of a fused weight."""
 
-from ailora.roles.find import find_projections, folded, linear_modules, shape_of
-from ailora.roles.layout import FusedLayout
+from ailora.roles.detect import collapse_layer_index, find_projections, linear_modules, weight_shape
+from ailora.roles.fused_layout import FusedLayout
 from ailora.roles.projection import Attention, Projection, Role, parse_role
-from ailora.roles.rest import LeftAlone, left_alone
+from ailora.roles.unmatched import UnmatchedModule, find_unmatched
 
 __all__ = [
     "Attention",
     "FusedLayout",
-    "LeftAlone",
     "Projection",
     "Role",
+    "UnmatchedModule",
+    "collapse_layer_index",
     "find_projections",
-    "folded",
-    "left_alone",
+    "find_unmatched",
     "linear_modules",
     "parse_role",
-    "shape_of",
+    "weight_shape",
 ]

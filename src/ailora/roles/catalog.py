@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import re
 
-from ailora.roles import conventions
-from ailora.roles.conventions import Rule
+from ailora.roles import naming_rules
+from ailora.roles.naming_rules import Rule
 
 Rules = tuple[Rule, ...]
 
@@ -21,7 +21,7 @@ def _each(rules: Rules, model_types: str) -> dict[str, Rules]:
 #: config.model_type -> rules. A composite model has a row for each part that has a configuration of its own.
 FAMILIES: dict[str, Rules] = {
     **_each(
-        conventions.SEPARATE,
+        naming_rules.SEPARATE,
         """
         afmoe aimv2_text_model aimv2_vision_model altclip_vision_model apertus arcee aria_text
         audio-spectrogram-transformer audioflamingo3_encoder bamba bart beam beit biogpt bitnet blenderbot
@@ -54,7 +54,7 @@ FAMILIES: dict[str, Rules] = {
         """,
     ),
     **_each(
-        conventions.BERT,
+        naming_rules.BERT,
         """
         align_text_model altclip_text_model bert bert-generation big_bird blip_text_model bridgetower
         bridgetower_text_model bros camembert canine chinese_clip_text_model clap_audio_model data2vec-text
@@ -65,7 +65,7 @@ FAMILIES: dict[str, Rules] = {
         """,
     ),
     **_each(
-        conventions.VISION_QKV,
+        naming_rules.VISION_QKV,
         """
         blip_2_vision_model blip_vision_model cohere_compass_vision glm4v_moe_vision glm4v_vision glm5_next_vision
         glm_image_vision glm_ocr_vision got_ocr2_vision hiera instructblip_vision_model instructblipvideo_vision_model
@@ -74,87 +74,87 @@ FAMILIES: dict[str, Rules] = {
         """,
     ),
     **_each(
-        conventions.LATENT,
+        naming_rules.LATENT,
         """
         axk1 deepseek_v2 deepseek_v3 deepseek_v32 glm4_moe_lite glm_moe_dsa hy_v4 longcat_flash minicpm3 mistral4 youtu
         """,
     ),
     **_each(
-        conventions.GLM,
+        naming_rules.GLM,
         """
         dia_decoder dia_encoder glm glm4 glm4v_text glm_image_text glm_ocr_text
         """,
     ),
     **_each(
-        conventions.T5,
+        naming_rules.T5,
         """
         longt5 mt5 switch_transformers t5 udop umt5
         """,
     ),
     **_each(
-        conventions.NEOX,
+        naming_rules.NEOX,
         """
         bloom gpt_neox gpt_neox_japanese persimmon
         """,
     ),
     **_each(
-        conventions.GPT2,
+        naming_rules.GPT2,
         """
         decision_transformer gpt2 imagegpt openai-gpt
         """,
     ),
-    "albert": conventions.ALBERT,
-    "pvt_v2": conventions.ALBERT,
-    "vjepa2": conventions.ALBERT,
-    "blip_2_qformer": conventions.QFORMER,
-    "instructblip_qformer": conventions.QFORMER,
-    "instructblipvideo_qformer": conventions.QFORMER,
-    "fastspeech2_conformer": conventions.CONFORMER,
-    "wav2vec2-bert": conventions.CONFORMER,
-    "wav2vec2-conformer": conventions.CONFORMER,
-    "gemma4_vision": conventions.WRAPPED,
-    "kyutai_speech_to_text": conventions.WRAPPED,
-    "moshi": conventions.WRAPPED,
-    "moonshine": conventions.ATTENTION_ONLY,
-    "timesfm": conventions.ATTENTION_ONLY,
-    "zamba2": conventions.ATTENTION_ONLY,
-    "qwen3_5_moe_text": conventions.GATED_QUERY,
-    "qwen3_5_text": conventions.GATED_QUERY,
-    "qwen3_next": conventions.GATED_QUERY,
-    "deberta-v2": conventions.DEBERTA_V2,
-    "sew-d": conventions.DEBERTA_V2,
-    "flaubert": conventions.XLM,
-    "xlm": conventions.XLM,
-    "phi3": conventions.PHI3,
-    "phi4_multimodal": conventions.PHI4,
-    "codegen": conventions.CODEGEN,
-    "cpmant": conventions.CPMANT,
-    "ctrl": conventions.CTRL,
-    "cvt": conventions.CVT,
-    "dbrx": conventions.DBRX,
-    "deberta": conventions.DEBERTA,
-    "distilbert": conventions.DISTILBERT,
-    "falcon": conventions.FALCON,
-    "glm5_next_text": conventions.GLM5_NEXT,
-    "gpt_bigcode": conventions.BIGCODE,
-    "gpt_neo": conventions.GPT_NEO,
-    "lxmert": conventions.LXMERT,
-    "minimax": conventions.MINIMAX,
-    "modernbert": conventions.MODERNBERT,
-    "modernbert-decoder": conventions.MODERNBERT_DECODER,
-    "mpnet": conventions.MPNET,
-    "mpt": conventions.MPT,
-    "nemotron_h": conventions.NEMOTRON_H,
-    "prophetnet": conventions.PROPHETNET,
-    "recurrent_gemma": conventions.RECURRENT_GEMMA,
-    "timesformer": conventions.TIMESFORMER,
-    "bigbird_pegasus": conventions.BIGBIRD_PEGASUS,
-    "led": conventions.LED,
-    "seamless_m4t": conventions.SEAMLESS,
-    "seamless_m4t_v2": conventions.SEAMLESS,
-    "swin": conventions.SWIN,
+    "albert": naming_rules.ALBERT,
+    "pvt_v2": naming_rules.ALBERT,
+    "vjepa2": naming_rules.ALBERT,
+    "blip_2_qformer": naming_rules.QFORMER,
+    "instructblip_qformer": naming_rules.QFORMER,
+    "instructblipvideo_qformer": naming_rules.QFORMER,
+    "fastspeech2_conformer": naming_rules.CONFORMER,
+    "wav2vec2-bert": naming_rules.CONFORMER,
+    "wav2vec2-conformer": naming_rules.CONFORMER,
+    "gemma4_vision": naming_rules.WRAPPED,
+    "kyutai_speech_to_text": naming_rules.WRAPPED,
+    "moshi": naming_rules.WRAPPED,
+    "moonshine": naming_rules.ATTENTION_ONLY,
+    "timesfm": naming_rules.ATTENTION_ONLY,
+    "zamba2": naming_rules.ATTENTION_ONLY,
+    "qwen3_5_moe_text": naming_rules.GATED_QUERY,
+    "qwen3_5_text": naming_rules.GATED_QUERY,
+    "qwen3_next": naming_rules.GATED_QUERY,
+    "deberta-v2": naming_rules.DEBERTA_V2,
+    "sew-d": naming_rules.DEBERTA_V2,
+    "flaubert": naming_rules.XLM,
+    "xlm": naming_rules.XLM,
+    "phi3": naming_rules.PHI3,
+    "phi4_multimodal": naming_rules.PHI4,
+    "codegen": naming_rules.CODEGEN,
+    "cpmant": naming_rules.CPMANT,
+    "ctrl": naming_rules.CTRL,
+    "cvt": naming_rules.CVT,
+    "dbrx": naming_rules.DBRX,
+    "deberta": naming_rules.DEBERTA,
+    "distilbert": naming_rules.DISTILBERT,
+    "falcon": naming_rules.FALCON,
+    "glm5_next_text": naming_rules.GLM5_NEXT,
+    "gpt_bigcode": naming_rules.BIGCODE,
+    "gpt_neo": naming_rules.GPT_NEO,
+    "lxmert": naming_rules.LXMERT,
+    "minimax": naming_rules.MINIMAX,
+    "modernbert": naming_rules.MODERNBERT,
+    "modernbert-decoder": naming_rules.MODERNBERT_DECODER,
+    "mpnet": naming_rules.MPNET,
+    "mpt": naming_rules.MPT,
+    "nemotron_h": naming_rules.NEMOTRON_H,
+    "prophetnet": naming_rules.PROPHETNET,
+    "recurrent_gemma": naming_rules.RECURRENT_GEMMA,
+    "timesformer": naming_rules.TIMESFORMER,
+    "bigbird_pegasus": naming_rules.BIGBIRD_PEGASUS,
+    "led": naming_rules.LED,
+    "seamless_m4t": naming_rules.SEAMLESS,
+    "seamless_m4t_v2": naming_rules.SEAMLESS,
+    "swin": naming_rules.SWIN,
     # Remote code: the family has no modeling file in transformers.
-    "chatglm": conventions.CHATGLM,
+    "chatglm": naming_rules.CHATGLM,
 }
 
 

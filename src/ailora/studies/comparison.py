@@ -11,12 +11,10 @@ from typing import Any
 
 import pandas as pd
 
-from ailora.studies.grid import Grid, Group
-from ailora.studies.measured import Measured, measure, report_split, value_of
-from ailora.studies.resampling import resampled_difference
-from ailora.studies.results import scores as scores_of
-from ailora.studies.speed import Speed, speed_of
-from ailora.studies.stats import (
+from ailora.studies.bootstrap import resampled_difference
+from ailora.studies.conditions import Grid, Group
+from ailora.studies.method_results import Measured, measure, report_split, value_of
+from ailora.studies.statistics import (
     Difference,
     Estimate,
     Interval,
@@ -26,7 +24,9 @@ from ailora.studies.stats import (
     paired_difference,
     verdict,
 )
-from ailora.studies.store import Trial
+from ailora.studies.time_to_loss import Speed, speed_of
+from ailora.studies.trial_storage import Trial
+from ailora.studies.trial_table import scores as scores_of
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from typing import Any
 import pydantic
 
 from ailora.errors import InputError
-from ailora.recipes.config import set_dotted
-from ailora.recipes.schema import explained
-from ailora.studies.schema import RateConfig
+from ailora.recipes.config.loader import set_dotted
+from ailora.recipes.config.schema import explained
+from ailora.studies.study_config import RateConfig
 
 #: Sections of `adapter:` that only our own adapters have.
 _OURS = ("form", "couple_roles")

@@ -14,9 +14,9 @@ import filelock
 
 from ailora.errors import InputError
 from ailora.recipes.run_folder import differences
-from ailora.studies.grid import Grid
-from ailora.studies.schema import StudyConfig
-from ailora.studies.store import Store
+from ailora.studies.conditions import Grid
+from ailora.studies.study_config import StudyConfig
+from ailora.studies.trial_storage import Store
 from ailora.studies.worker import extend
 
 #: What may not change while a study is in its storage: its trials would not be comparable.
@@ -43,7 +43,7 @@ def open_study(config: StudyConfig) -> tuple[Store, Grid]:
         if store is None:
             store = Store.create(config.storage, config.name, plain)
         else:
-            _require_fit(config, store)
+            _validate_same_study(config, store)
             store.rewrite(plain)
         extend(store, grid)
     return store, grid
@@ -59,7 +59,7 @@ def found_study(config: StudyConfig) -> tuple[Store, Grid]:
     assert config.storage is not None
     assert config.name is not None
     store = Store.open(config.storage, config.name)
-    _require_fit(config, store)
+    _validate_same_study(config, store)
     return store, grid
 
 
@@ -129,7 +129,7 @@ def _start(store: Store, log: Path, count: int) -> subprocess.Popen[bytes]:
         )
 
 
-def _require_fit(config: StudyConfig, store: Store) -> None:
+def _validate_same_study(config: StudyConfig, store: Store) -> None:
     """Refuse a file under which a task, a method or the base means another thing than in the storage."""
     now, there = config.model_dump(by_alias=True), store.study
     changed = [

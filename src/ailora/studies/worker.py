@@ -7,12 +7,12 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from ailora.recipes.schema import RunConfig
-from ailora.studies.confirming import confirmations
-from ailora.studies.grid import Cell, Grid
-from ailora.studies.results import current, score_of, scores
-from ailora.studies.store import Running, Store
-from ailora.studies.trial import Judge, TrialError, TrialPruned, isolated
+from ailora.recipes.config.schema import RunConfig
+from ailora.studies.conditions import Cell, Grid
+from ailora.studies.time_to_loss_trials import confirmations
+from ailora.studies.trial_runner import Judge, TrialError, TrialPruned, isolated
+from ailora.studies.trial_storage import Running, Store
+from ailora.studies.trial_table import current, score_of, scores
 
 #: (configuration of a run, what to keep, judge) -> outcome; as `isolated`
 Execute = Callable[[RunConfig, str, Judge | None], dict[str, Any]]

@@ -1,0 +1,6 @@
+"""Adapters on disk: PEFT's files with our metadata, saved, read, resumed and measured."""
+
+from ailora.adapter_io.resume import resume
+from ailora.adapter_io.save_adapter import restore_base, save_adapter
+
+__all__ = ["restore_base", "resume", "save_adapter"]

@@ -1,0 +1,183 @@
+"""`ailora inspect`: what an adapter, a run or a model is, in numbers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from ailora.adapter_io.adapter_checkpoint import AdapterCheckpoint
+from ailora.adapter_io.peft_config_file import CONFIG_NAME
+from ailora.adapter_io.update_norms import Measured, measured, root_mean_square, spectrum
+from ailora.checkpoints.model_loading import load_on_meta, model_folder
+from ailora.errors import InputError
+from ailora.plan.adapter_plan import Plan
+from ailora.roles import collapse_layer_index, find_projections
+from ailora.safetensors_io import Checkpoint
+from ailora.weights.checkpoint_keys import match_checkpoint_keys
+
+#: Singular values of an update that are shown.
+_SHOWN = 4
+
+
+@dataclass(frozen=True)
+class Line:
+    """What the adapters of one role have in common, each number the root mean square over them.
+
+    Attributes:
+        role: query, value, ...; of an adapter that is not ours, the module's name with a star for its layer.
+        start: the init's words; empty where it is not known.
+        modules: how many.
+        rank: the ranks in the file.
+        scaling: the scalings.
+        anchor: `|s B0 A0|`.
+        update: `|dW|`.
+        moved_A: `|dA| / |A0|`.
+        moved_B: `|dB| / |B0|`.
+        stable_rank: `|dW|^2 / |dW|_2^2`.
+        values: the largest singular values of `dW`.
+    """
+
+    role: str
+    start: str
+    modules: int
+    rank: str
+    scaling: str
+    anchor: float | None
+    update: float
+    moved_A: float | None
+    moved_B: float | None
+    stable_rank: float
+    values: tuple[float, ...]
+
+
+def inspect(path: str) -> dict[str, Any]:
+    """What lies at a path, as plain data: `kind` is `adapter`, `run` or `model`.
+
+    Args:
+        path: the folder of an adapter or of a run; or a model: a folder, a hub id in the cache, `builtin:minilm`.
+
+    Raises:
+        InputError, ModelError: none of these, or it cannot be read.
+    """
+    folder = Path(path).expanduser()
+    if (folder / CONFIG_NAME).is_file():
+        return {"kind": "adapter", **_adapter(AdapterCheckpoint.open(folder))}
+    if (folder / "adapter" / CONFIG_NAME).is_file() and not (folder / "config.json").is_file():
+        found = {"kind": "run", **_adapter(AdapterCheckpoint.open(folder))}
+        return found | _result(folder / "result.json")
+    if (folder / "config.yaml").is_file() and (folder / "model").is_dir():
+        return _model(str(folder / "model")) | {"kind": "run"} | _result(folder / "result.json")
+    return {"kind": "model", **_model(path)}
+
+
+def _adapter(filed: AdapterCheckpoint) -> dict[str, Any]:
+    plan = filed.plan
+    sidecar = filed.sidecar
+    lines = _lines_of_plan(filed, plan) if plan and not filed.exported else _lines_of_files(filed)
+    return {
+        "folder": str(filed.folder),
+        "base_model": filed.config.get("base_model_name_or_path"),
+        "task_type": filed.task_type,
+        "policy": plan.policy.name if plan else None,
+        "form": plan.form.value if plan else None,
+        "exported": sidecar.exported.model_dump() if sidecar and sidecar.exported else None,
+        "on_residual_weights": filed.on_residual,
+        "anchor_inside": bool(plan and not filed.exported and filed.holds_anchor(plan)),
+        "trained_whole": _trained_whole(filed, plan),
+        "saved_modules": sorted(filed.saved),
+        "max_lora_rank": max(module.rank for module in filed.modules.values()),
+        "versions": sidecar.versions if sidecar else {},
+        "lines": [asdict(line) for line in lines],
+    }
+
+
+def _trained_whole(filed: AdapterCheckpoint, plan: Plan | None) -> bool | None:
+    if plan is None or plan.form.value != "anchored" or filed.exported:
+        return None
+    return any(role.trained_whole for role in filed.roles(plan))
+
+
+def _lines_of_plan(filed: AdapterCheckpoint, plan: Plan) -> Iterator[Line]:
+    groups: dict[tuple[str, str], list[tuple[Measured, int, float]]] = {}
+    roles = filed.roles(plan)
+    for role in tqdm(roles, "measuring", len(plan.adapters), unit="matrix", leave=False, disable=None):
+        planned = role.planned
+        key = (planned.projection.role.value, ", ".join(planned.init.describe().values()))
+        groups.setdefault(key, []).append((measured(role), role.A.shape[0], planned.scaling))
+    for (role, start), found in groups.items():
+        yield _line(role, start, found)
+
+
+def _lines_of_files(filed: AdapterCheckpoint) -> Iterator[Line]:
+    groups: dict[str, list[tuple[Measured, int, float]]] = {}
+    for module in tqdm(filed.modules.values(), "measuring", unit="matrix", leave=False, disable=None):
+        A, B = module.factors()
+        values = (module.scaling * spectrum(B, A)).tolist()
+        update = sum(value**2 for value in values) ** 0.5
+        numbers = Measured(update, None, None, None, tuple(values))
+        groups.setdefault(collapse_layer_index(module.module), []).append((numbers, module.rank, module.scaling))
+    for name, found in groups.items():
+        yield _line(name, "", found)
+
+
+def _line(role: str, start: str, found: list[tuple[Measured, int, float]]) -> Line:
+    numbers = [measured for measured, _, _ in found]
+
+    def mean(values: list[float | None]) -> float | None:
+        known = [value for value in values if value is not None]
+        return root_mean_square(known) if known else None
+
+    shown = min(_SHOWN, *(len(m.values) for m in numbers))
+    return Line(
+        role=role,
+        start=start,
+        modules=len(found),
+        rank=", ".join(map(str, sorted({rank for _, rank, _ in found}))),
+        scaling=", ".join(f"{scaling:g}" for scaling in sorted({scaling for _, _, scaling in found})),
+        anchor=mean([m.start for m in numbers]),
+        update=root_mean_square(m.update for m in numbers),
+        moved_A=mean([m.moved_A for m in numbers]),
+        moved_B=mean([m.moved_B for m in numbers]),
+        stable_rank=root_mean_square(m.stable_rank for m in numbers),
+        values=tuple(root_mean_square(m.values[i] for m in numbers) for i in range(shown)),
+    )
+
+
+def _result(file: Path) -> dict[str, Any]:
+    try:
+        result = json.loads(file.read_bytes())
+    except FileNotFoundError:
+        return {"metrics": None}
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{file} is damaged: {error}") from None
+    return {"metrics": result.get("metrics") if isinstance(result, dict) else None}
+
+
+def _model(name: str) -> dict[str, Any]:
+    folder = model_folder(name)
+    model = load_on_meta(str(folder))
+    checkpoint = Checkpoint.open(folder)
+    projections = find_projections(model)
+    stored = match_checkpoint_keys(model, {p.module for p in projections}, checkpoint.tensors, by_name_only=True)
+    groups: dict[tuple[str, str, str], list[int]] = {}
+    for p in projections:
+        tensor = checkpoint.tensors[stored[p.module]]
+        key = (p.role.value, f"{p.out_features} x {p.in_features}", tensor.dtype)
+        groups.setdefault(key, []).append(tensor.size * p.out_features // p.shape[0])
+    return {
+        "folder": str(checkpoint.folder),
+        "class": type(model).__name__,
+        "model_type": model.config.model_type,
+        "tensors": len(checkpoint.tensors),
+        "bytes": checkpoint.size,
+        "shards": len(checkpoint.headers),
+        "roles": [
+            {"role": role, "shape": shape, "dtype": dtype, "modules": len(sizes), "bytes": sum(sizes)}
+            for (role, shape, dtype), sizes in groups.items()
+        ],
+    }

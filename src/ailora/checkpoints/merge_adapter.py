@@ -1,0 +1,213 @@
+"""`ailora merge`: a checkpoint with an adapter worked into its weights, shard by shard."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from ailora.adapter_io.adapter_checkpoint import AdapterCheckpoint, LoraWeights
+from ailora.adapter_io.peft_config_file import CONFIG_NAME, WEIGHTS_NAME, validate_plain
+from ailora.checkpoints.checkpoint_writer import Change, companions, copy_companions, rewrite, shard_names
+from ailora.checkpoints.model_loading import load_on_meta, model_folder
+from ailora.checkpoints.output_dir import Output, identity
+from ailora.errors import ModelError
+from ailora.plan.adapter_metadata import library_versions
+from ailora.safetensors_io import Checkpoint, StoredTensor, read_tensor
+from ailora.safetensors_io.dtypes import parse_dtype
+from ailora.weights.base_weight import base_layer, is_stored_transposed, matches_fingerprint
+from ailora.weights.checkpoint_keys import checkpoint_key_map, match_checkpoint_keys
+
+#: Entries of a weight that are merged at a time.
+_BLOCK = 4 * 2**20
+
+
+@dataclass(frozen=True)
+class MergeReport:
+    """What `merge` made.
+
+    Attributes:
+        folder: the merged model's folder.
+        merged: how many weights the adapter changed.
+        saved_modules: tensors that were trained whole and took the place of the base's.
+        bytes: of the merged model's tensors.
+    """
+
+    folder: str
+    merged: int
+    saved_modules: tuple[str, ...]
+    bytes: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as plain data."""
+        return asdict(self)
+
+
+def merge(
+    base: str, adapter: Path | str, out: Path | str, *, dtype: str | None = None, force: bool = False
+) -> MergeReport:
+    """Write `W + s B A` in the place of every adapted weight of a checkpoint, which is never loaded whole.
+
+    Sums are made in float32 and rounded once. What the adapter does not change is copied byte for byte, with
+    configuration and tokenizer. The result loads with `from_pretrained`. The same call after a kill goes on where it
+    stopped.
+
+    Args:
+        base: the base model: a folder, a hub id in the cache, or `builtin:minilm`.
+        adapter: any LoRA adapter of linear modules, ours or not; its folder, or a run's.
+        out: the folder to write.
+        dtype: fp32, bf16 or fp16, of all floating tensors; None: each keeps its own.
+        force: replace what `out` holds.
+
+    Raises:
+        InputError, ModelError: no LoRA there, one that was made for another base, a weight that is quantized, missing,
+            of another shape or not finite after merging, a head that does not fit.
+    """
+    target = None if dtype is None else parse_dtype(dtype)
+    filed = AdapterCheckpoint.open(adapter)
+    validate_plain(filed.config, filed.folder)
+    folder = model_folder(base)
+    model = load_on_meta(str(folder), filed.task_type, any_class=True)
+    checkpoint = Checkpoint.open(folder)
+    names = match_checkpoint_keys(model, filed.modules, checkpoint.tensors, by_name_only=True)
+    changes = {
+        names[module]: _change(found, model, checkpoint.tensors[names[module]], filed)
+        for module, found in filed.modules.items()
+    }
+    if len(changes) < len(filed.modules):
+        raise ModelError("two adapted modules share one weight, which cannot hold both updates")
+    replaced, labels = _replaced(filed, model, checkpoint)
+    reads = [folder / name for name in (*shard_names(checkpoint), "config.json")]
+    reads += [filed.folder / name for name in (CONFIG_NAME, WEIGHTS_NAME)]
+    if target and (odd := next((t for t in checkpoint.tensors.values() if t.dtype.startswith("F8")), None)):
+        raise ModelError(f"{odd} belongs to a quantized checkpoint, whose scales another dtype would spoil")
+    request = {
+        "command": "merge",
+        "base": str(folder),
+        "files": [identity(file) for file in reads],
+        "versions": library_versions(),
+        "dtype": dtype,
+    }
+    output = Output(out)
+    with output.claimed(
+        request, reads=reads, writes=[*companions(folder), *shard_names(checkpoint)], force=force
+    ) as done:
+        if not done:
+            copy_companions(folder, output, changed={"config.json": _config(folder, model, labels, target)})
+            rewrite(checkpoint, output, changes, dtype=target, replaced=replaced)
+            output.finish()
+    written = Checkpoint.open(output.folder)
+    return MergeReport(str(out), len(changes), tuple(sorted(filed.saved)), written.size)
+
+
+def _change(found: LoraWeights, model: nn.Module, stored: StoredTensor, filed: AdapterCheckpoint) -> Change:
+    """How a stored weight changes, block by block of its stored rows."""
+    layer = base_layer(model, found.module)
+    shape = (found.B.shape[0], found.A.shape[1])
+    transposed = is_stored_transposed(layer)
+    if stored.shape != (shape[::-1] if transposed else shape):
+        raise ModelError(f"{stored}: the adapter maps {shape} there; is it of this model?")
+    if not stored.floating:
+        raise ModelError(f"{stored}: merge into the unquantized checkpoint")
+
+    def merged(weight: Tensor) -> Iterator[Tensor]:
+        validate_base(filed, found.module, weight)
+        A, B = found.factors()
+        left, right = (A.mT, B.mT) if transposed else (B, A)
+        magnitude = read_tensor(found.magnitude) if found.magnitude else None
+        # The magnitudes are those of rows (out, in), which a transposed weight has in its columns.
+        rows = len(weight) if transposed and magnitude is not None else max(1, _BLOCK // weight.shape[1])
+        for first in range(0, len(weight), rows):
+            block = weight[first : first + rows].to(A.dtype)
+            block = torch.addmm(block, left[first : first + rows], right, alpha=found.scaling)
+            if magnitude is not None:
+                block = _with_magnitude(block, magnitude, slice(first, first + rows), transposed=transposed)
+            yield block
+
+    return merged
+
+
+def _with_magnitude(block: Tensor, magnitude: Tensor, rows: slice, *, transposed: bool) -> Tensor:
+    """DoRA (arXiv 2402.09353): every row of (out, in) in the direction of `W + s B A`, as long as its magnitude."""
+    if transposed:
+        return block * (magnitude.to(block.dtype) / block.norm(dim=0))
+    return block * (magnitude[rows].to(block.dtype) / block.norm(dim=1))[:, None]
+
+
+def validate_base(filed: AdapterCheckpoint, module: str, weight: Tensor) -> None:
+    """The weight is the one that the adapter was made from, where a sidecar says which that is.
+
+    An adapter in the residual form that is saved as it trains belongs on the residual weight instead.
+
+    Raises:
+        ModelError: it is another weight.
+    """
+    sidecar, plan = filed.sidecar, filed.plan
+    if sidecar is None or plan is None or module not in sidecar.fingerprints:
+        return
+    planned = plan.modules[module][0].projection
+    same = matches_fingerprint(weight, sidecar.fingerprints[module], planned.dtype)
+    if filed.on_residual and same:
+        raise ModelError(
+            f"{filed.folder} is in the residual form: merge it into the residual checkpoint that it was trained on, or "
+            "export it with --start first"
+        )
+    if not filed.on_residual and same is False:
+        raise ModelError(
+            f"{module}: the weight is not the one that {filed.folder} was made from ({sidecar.base_model}); "
+            "`ailora verify` says more"
+        )
+
+
+def _replaced(
+    filed: AdapterCheckpoint, model: PreTrainedModel, checkpoint: Checkpoint
+) -> tuple[dict[str, StoredTensor], int | None]:
+    """Tensors that were trained whole, by the name of the one whose place they take, or their own; and how many labels
+    the head has, where it has others than the configuration says."""
+    loaded = {name: tensor for tensor, name in checkpoint_key_map(model, checkpoint.tensors).items()}
+    own: Mapping[str, Tensor] = model.state_dict()
+    labels = model.config.num_labels
+    ties: Mapping[str, str] = getattr(model, "all_tied_weights_keys", None) or {}
+    found: set[int] = set()
+    replaced = {}
+    for name, stored in filed.saved.items():
+        if name not in own:
+            raise ModelError(f"{stored}: the model {type(model).__name__} has no parameter {name}")
+        for tied, source in ties.items():
+            if (name == source) != (name == tied) and not {tied, source} <= filed.saved.keys():
+                raise ModelError(f"{stored}: {tied} and {source} share one weight, and the adapter trained one of them")
+        shape = tuple(own[name].shape)
+        if stored.shape != shape:
+            of_labels = filed.task_type in ("SEQ_CLS", "TOKEN_CLS") and shape[:1] == (labels,)
+            if not of_labels or stored.shape[1:] != shape[1:]:
+                raise ModelError(f"{stored}: the parameter {name} of {type(model).__name__} is {shape}")
+            found.add(stored.shape[0])
+        replaced[loaded.get(name, name)] = stored
+    if len(found) > 1:
+        raise ModelError(f"the heads in {filed.folder} disagree on the number of labels: {sorted(found)}")
+    return replaced, next(iter(found), None)
+
+
+def _config(folder: Path, model: PreTrainedModel, labels: int | None, dtype: torch.dtype | None) -> bytes:
+    config = json.loads((folder / "config.json").read_bytes())
+    config["architectures"] = [type(model).__name__]
+    if labels is not None:
+        config["id2label"] = {str(i): f"LABEL_{i}" for i in range(labels)}
+        config["label2id"] = {f"LABEL_{i}": i for i in range(labels)}
+        config.pop("num_labels", None)
+    if dtype is not None:
+        config = _in_dtype(config, str(dtype).removeprefix("torch.")) | {"dtype": str(dtype).removeprefix("torch.")}
+    return (json.dumps(config, indent=2) + "\n").encode()
+
+
+def _in_dtype(config: dict[str, Any], dtype: str) -> dict[str, Any]:
+    """A configuration, and those of its parts, with another dtype where they name one."""
+    changed = {key: _in_dtype(value, dtype) if isinstance(value, dict) else value for key, value in config.items()}
+    named = {key: value for key, value in changed.items() if key != "torch_dtype"}
+    return named | {"dtype": dtype} if "torch_dtype" in config or "dtype" in config else named

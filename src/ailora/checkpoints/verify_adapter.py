@@ -1,0 +1,240 @@
+"""`ailora verify`: is this adapter the one that was made for this base?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ailora.adapter_io.adapter_checkpoint import AdapterCheckpoint, ProjectionFactors
+from ailora.checkpoints.model_loading import load_on_meta, model_folder
+from ailora.errors import InputError, ModelError
+from ailora.inits import Spectral
+from ailora.plan.adapter_metadata import AdapterMetadata
+from ailora.plan.adapter_plan import Form, Plan
+from ailora.safetensors_io import Checkpoint, StoredTensor, read_tensor
+from ailora.weights.base_weight import (
+    READABLE,
+    all_finite,
+    base_layer,
+    is_stored_transposed,
+    matches_fingerprint,
+    select_rows,
+)
+from ailora.weights.checkpoint_keys import match_checkpoint_keys
+
+#: Decompositions of other machines differ by about 1e-5, those of other weights or bands by about 1.
+_SAME_START = 1e-3
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at.
+
+    Attributes:
+        name: what.
+        passed: whether it is as it should be; None where it does not apply or cannot be told.
+        detail: figures, or the first module that fails.
+    """
+
+    name: str
+    passed: bool | None
+    detail: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """All checks of an adapter.
+
+    Attributes:
+        adapter: its folder.
+        base: the base model.
+        checks: in the order in which they were made.
+    """
+
+    adapter: str
+    base: str
+    checks: tuple[Check, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether no check failed, and one shows that the adapter belongs to this base."""
+        results = {check.name: check.passed for check in self.checks}
+        return False not in results.values() and (results["base weights"] or results.get("anchor")) is True
+
+    def to_dict(self) -> dict[str, Any]:
+        """The verdict as plain data."""
+        return {**asdict(self), "passed": self.passed}
+
+
+def verify(adapter: Path | str, base: str) -> Verdict:
+    """Check an adapter against a base model: files, ranks, base tensors, anchor, start. Reads the adapted weights only.
+
+    Args:
+        adapter: an adapter's folder, or a run's.
+        base: the model: a folder, a hub id in the cache, or `builtin:minilm`.
+
+    Raises:
+        InputError, ModelError: either cannot be read, or nothing says how the adapter was made.
+    """
+    filed = AdapterCheckpoint.open(adapter)
+    if filed.sidecar is None or filed.plan is None:
+        raise InputError(f"no ailora.json in {filed.folder} or above it fits the adapter: nothing says how it was made")
+    checks = [_finite(filed), _scalings(filed, filed.plan)]
+    try:
+        weights = _Weights(filed, base)
+    except ModelError as error:
+        checks.append(Check("base weights", False, f"another model: {error}"))
+        return Verdict(str(filed.folder), base, tuple(checks))
+    checks.append(_base(weights, filed, filed.plan, filed.sidecar))
+    if checks[0].passed:
+        checks += _anchors(weights, filed, filed.plan)
+    return Verdict(str(filed.folder), base, tuple(checks))
+
+
+class _Weights:
+    """The adapted weights of the base model, read one at a time."""
+
+    def __init__(self, filed: AdapterCheckpoint, base: str) -> None:
+        folder = model_folder(base)
+        self._model = load_on_meta(str(folder), filed.task_type, any_class=True)
+        checkpoint = Checkpoint.open(folder)
+        names = match_checkpoint_keys(self._model, filed.modules, checkpoint.tensors, by_name_only=True)
+        self._stored = {module: checkpoint.tensors[name] for module, name in names.items()}
+        for module, found in filed.modules.items():
+            shape = (found.B.shape[0], found.A.shape[1])
+            expected = shape[::-1] if self._transposed(module) else shape
+            if self._stored[module].shape != expected:
+                raise ModelError(f"{self._stored[module]}: the adapter maps {shape} there")
+
+    def _transposed(self, module: str) -> bool:
+        return is_stored_transposed(base_layer(self._model, module))
+
+    def stored(self, module: str) -> StoredTensor:
+        """Where the weight of a module lies."""
+        return self._stored[module]
+
+    def read(self, module: str) -> Tensor:
+        """The weight (out, in) of a module.
+
+        Raises:
+            ModelError: not a finite floating matrix.
+        """
+        raw = read_tensor(self._stored[module])
+        if raw.dtype not in READABLE:
+            raise ModelError(f"{self._stored[module]} is quantized: verify against the unquantized checkpoint")
+        if not all_finite(raw):
+            raise ModelError(f"{self._stored[module]} holds NaN or infinite entries")
+        return raw.T if self._transposed(module) else raw
+
+
+def _finite(filed: AdapterCheckpoint) -> Check:
+    for tensor in filed.tensors:
+        if not all_finite(read_tensor(tensor)):
+            return Check("finite numbers", False, f"{tensor.name} holds NaN or infinite entries")
+    return Check("finite numbers", True, f"{len(filed.tensors)} tensors")
+
+
+def _scalings(filed: AdapterCheckpoint, plan: Plan) -> Check:
+    if filed.sidecar and filed.sidecar.exported:
+        return Check("ranks and scalings", None, f"an export of rank {filed.sidecar.exported.rank}")
+    if odd := filed.misscaled(plan):
+        module, found, planned = odd
+        return Check("ranks and scalings", False, f"{module} is scaled by {found:g}, its plan says {planned:g}")
+    ranks = sorted({found.rank for found in filed.modules.values()})
+    return Check("ranks and scalings", True, f"{len(filed.modules)} modules, rank {', '.join(map(str, ranks))}")
+
+
+def _base(weights: _Weights, filed: AdapterCheckpoint, plan: Plan, sidecar: AdapterMetadata) -> Check:
+    """The stored bytes of every adapted weight."""
+    name = "base weights"
+    unknown = 0
+    for module, group in plan.modules.items():
+        expected = sidecar.fingerprints.get(module)
+        raw = read_tensor(weights.stored(module))
+        same = None if expected is None else matches_fingerprint(raw, expected, group[0].projection.dtype)
+        if filed.on_residual:
+            if same:
+                return Check(name, False, f"{module} is untouched: the adapter belongs on the residual checkpoint")
+            return Check(name, None, "the adapter is in the residual form: residual weights have no fingerprint")
+        if same is False:
+            return Check(name, False, f"{module} is not the weight that the adapter was made from")
+        unknown += same is None
+    if unknown:
+        return Check(name, None, f"{unknown} of {len(plan.modules)} cannot be compared: other dtypes")
+    return Check(name, True, f"{len(plan.modules)} fingerprints agree")
+
+
+def _anchors(weights: _Weights, filed: AdapterCheckpoint, plan: Plan) -> Iterator[Check]:
+    """The anchor against a fresh decomposition, and whether the adapter was trained."""
+    if filed.exported:
+        yield Check("anchor", None, "an export has none")
+        return
+    worst, failed, moved, count = 0.0, "", False, 0
+    total = len(plan.adapters)
+    for role in tqdm(filed.roles(plan), "verifying", total, unit="matrix", leave=False, disable=None):
+        planned = role.planned
+        if planned.init.anchored:
+            count += 1
+            error = _anchor_error(role, weights.read(planned.projection.module), filed)
+            worst = max(worst, error)
+            failed = failed or (f"{planned.projection.name}: {error:.1e} of what is allowed" if error > 1 else "")
+        moved = moved or (any(bool(d.any()) for d in role.deltas) if role.anchored else bool(role.B.any()))
+    if filed.on_residual:
+        # Then the factors are the start themselves, while they have not been trained.
+        yield Check("anchor", True if not failed else None, (failed and "trained, or of another base") or "untrained")
+        return
+    detail = failed or f"{count} anchors, the worst at {worst:.1e} of what is allowed"
+    if count and failed and moved and plan.form is Form.STOCK:
+        yield Check("anchor", None, "the stock form trains its anchor too")
+    else:
+        yield Check("anchor", not failed if count else None, detail if count else "plain LoRA has none")
+    if moved:
+        yield Check("start", None, "trained: the update is not zero")
+    else:
+        yield Check("start", True, "untrained: the update is exactly zero, as a product with zero blocks")
+
+
+def _anchor_error(role: ProjectionFactors, weight: Tensor, filed: AdapterCheckpoint) -> float:
+    """How far an anchor is from a fresh start, as a multiple of what is allowed: in its subspaces and in its sizes.
+
+    Where singular values lie close together the subspace is not unique; then the gains of the weight along the anchor
+    have to be the band's singular values.
+    """
+    planned = role.planned
+    assert isinstance(planned.init, Spectral)
+    rows = select_rows(weight, planned.projection).float()
+    A, B = role.start if role.anchored else (role.A, role.B)
+    if role.all_rows:
+        B = select_rows(B, planned.projection)
+    if filed.on_residual:
+        rows = rows + planned.scaling * (B @ A)
+    fresh = planned.init.factors(rows, planned.rank, scaling=planned.scaling, generator=torch.Generator())
+    allowed = _SAME_START + 8 * role.eps
+    sizes = max(_relative(A.norm(dim=1), fresh.A.norm(dim=1)), _relative(B.norm(dim=0), fresh.B.norm(dim=0)))
+    angles = max(_angle(A.mT, fresh.A.mT), _angle(B, fresh.B))
+    gains = max(
+        _relative(_gains(rows, A.mT), _gains(rows, fresh.A.mT)), _relative(_gains(rows.mT, B), _gains(rows.mT, fresh.B))
+    )
+    return max(sizes, min(angles, gains)) / allowed
+
+
+def _relative(these: Tensor, those: Tensor) -> float:
+    these, those = these.double(), those.double()
+    return float((these - those).abs().max() / those.abs().max().clamp_min(1e-30))
+
+
+def _angle(these: Tensor, those: Tensor) -> float:
+    """The sine of the largest angle between two column spaces."""
+    P, Q = (torch.linalg.qr(columns.double()).Q for columns in (these, those))
+    return float(torch.linalg.matrix_norm(Q - P @ (P.mT @ Q), 2))
+
+
+def _gains(weight: Tensor, directions: Tensor) -> Tensor:
+    """The singular values of a weight on the span of directions."""
+    return torch.linalg.svdvals(weight.double() @ torch.linalg.qr(directions.double()).Q)

@@ -1,0 +1,249 @@
+"""Put starts on a model: all of them or none."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer, LoraModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+
+from ailora.errors import InputError, ModelError
+from ailora.lora.initial_factors import InitialFactors
+from ailora.lora.lora_config import live_config
+from ailora.lora.packed_factor import validate_same_anchors
+from ailora.lora.parallelism_support import validate_parallelism
+from ailora.lora.residual import Residual, validate_residual_form
+from ailora.lora.set_factors import set_factors
+from ailora.plan.adapter_metadata import AdapterMetadata
+from ailora.plan.adapter_plan import Form, Plan
+from ailora.roles import weight_shape
+from ailora.weights.base_weight import base_layer
+from ailora.weights.quantized import find_storage
+
+_SIDECARS = "ailora_sidecars"
+_LOG = logging.getLogger("ailora")
+
+
+def prepare(model: nn.Module, plan: Plan, *, adapter_name: str) -> nn.Module:
+    """Refuse what cannot be adapted as planned, before anything is computed.
+
+    Returns:
+        The base model.
+
+    Raises:
+        InputError, ModelError: as `apply_plan`.
+    """
+    validate_free_name(model, adapter_name)
+    _validate_untouched_base(model, plan)
+    base = get_base_model(model)
+    validate_parallelism(base, plan)
+    _validate_dora(base, plan)
+    _validate_trainable(base, plan)
+    if plan.form is Form.RESIDUAL:
+        validate_residual_form(base, plan)
+    return base
+
+
+def attach(
+    model: nn.Module,
+    plan: Plan,
+    starts: Sequence[InitialFactors],
+    *,
+    adapter_name: str,
+    sidecar: AdapterMetadata,
+    residuals: Sequence[Residual] = (),
+) -> PeftModel:
+    """Give every planned projection its start. If anything fails, the model is as it was.
+
+    Args:
+        model: a model that `prepare` has let pass.
+        plan: what is planned.
+        starts: the start of every planned adapter.
+        adapter_name: PEFT's name for the adapter.
+        sidecar: what `get_metadata` will say.
+        residuals: what takes the place of the weights in the residual form.
+
+    Raises:
+        ModelError: PEFT cannot adapt the model as planned.
+    """
+    base = get_base_model(model)
+    with _unchanged_on_error(model, adapter_name), torch.random.fork_rng():
+        adapted = _inject(model, live_config(plan, base), adapter_name)
+        _validate_exact_cover(base, plan, adapter_name)
+        for module, group in _by_module(starts).items():
+            set_factors(base.get_submodule(module), group, adapter_name, plan)
+        with ExitStack() as undo:
+            for made in residuals:
+                made.write(base, undo)
+            undo.pop_all()
+    if not hasattr(adapted, _SIDECARS):
+        adapted.register_load_state_dict_pre_hook(validate_same_anchors)
+    setattr(adapted, _SIDECARS, {**getattr(adapted, _SIDECARS, {}), adapter_name: sidecar})
+    _LOG.info("adapted %s: %s", type(base).__name__, plan)
+    return adapted
+
+
+def get_metadata(model: nn.Module, adapter_name: str = "default") -> AdapterMetadata:
+    """The sidecar of an adapter that this process put on a model.
+
+    Raises:
+        ModelError: the model has no such adapter of ours.
+    """
+    sidecars = getattr(model, _SIDECARS, {})
+    if adapter_name not in sidecars:
+        raise ModelError(
+            f"the model has no adapter {adapter_name!r} made by ailora; it has: {', '.join(sidecars) or 'none'}"
+        )
+    for module in Plan.from_dict(sidecars[adapter_name].plan).modules:
+        layer = get_base_model(model).get_submodule(module)
+        if not isinstance(layer, LoraLayer) or adapter_name not in layer.lora_A:
+            raise ModelError(f"the adapter {adapter_name!r} is not on the model any more: {module} does not carry it")
+    return sidecars[adapter_name]
+
+
+def has_ailora_adapter(model: nn.Module, adapter_name: str = "default") -> bool:
+    """Whether this process put an adapter of that name on a model."""
+    return adapter_name in getattr(model, _SIDECARS, {})
+
+
+def get_base_model(model: nn.Module) -> nn.Module:
+    """The model under the adapters."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def validate_free_name(model: nn.Module, adapter_name: str) -> None:
+    """Refuse a name that is taken or cannot be used, and adapters that no PeftModel holds.
+
+    Raises:
+        ModelError, InputError: which.
+    """
+    if isinstance(model, PeftModel):
+        if adapter_name in model.peft_config:
+            raise ModelError(f"the model already has an adapter named {adapter_name!r}: choose another adapter_name")
+    elif any(isinstance(module, BaseTunerLayer) for module in model.modules()):
+        raise ModelError(
+            "the model already carries adapters: pass the PeftModel itself with another adapter_name, or unload() first"
+        )
+    if not isinstance(adapter_name, str) or not adapter_name or "." in adapter_name or adapter_name in "lora_":
+        raise InputError(f"adapter_name {adapter_name!r} cannot be used: not empty, no dot, not part of 'lora_'")
+
+
+def _validate_untouched_base(model: nn.Module, plan: Plan) -> None:
+    """The residual form changes the base: it cannot join another adapter of the same base."""
+    if not isinstance(model, PeftModel):
+        return
+    if not isinstance(model.base_model, LoraModel) or not model.peft_config:
+        raise ModelError("the PeftModel is not one of LoRA adapters: pass its base model instead")
+    validate_unmerged(model)
+    residual = [n for n, s in getattr(model, _SIDECARS, {}).items() if s.plan["form"] == Form.RESIDUAL]
+    if residual or plan.form is Form.RESIDUAL:
+        raise ModelError(
+            "an adapter in the residual form changes the base weights and cannot live beside another adapter"
+            + (f" (the model has {residual[0]!r})" if residual else "")
+            + ": use form='anchored'"
+        )
+
+
+def validate_unmerged(model: nn.Module) -> None:
+    """Refuse a model whose base weights hold an adapter.
+
+    Raises:
+        ModelError: an adapter is merged.
+    """
+    if any(isinstance(module, LoraLayer) and module.merged for module in model.modules()):
+        raise ModelError("the adapter is merged into the base: unmerge_adapter() first")
+
+
+def _validate_dora(base: nn.Module, plan: Plan) -> None:
+    """PEFT's DoRA asks an 8-bit layer of bitsandbytes for scales that its first forward pass has moved away."""
+    for module in plan.modules if plan.options.dora else ():
+        if type(base_layer(base, module)._parameters.get("weight")).__name__ == "Int8Params":
+            raise ModelError(f"{module}: dora does not work on 8-bit weights of bitsandbytes in PEFT; use 4 bits")
+
+
+def _validate_trainable(base: nn.Module, plan: Plan) -> None:
+    """Modules that are saved whole are trained whole, which takes plain weights."""
+    for name, module in base.named_modules():
+        saved = any(f".{name}.".find(f".{wanted}.") >= 0 for wanted in plan.options.modules_to_save)
+        if saved and weight_shape(module) is not None and find_storage(module) is not None:
+            raise ModelError(f"modules_to_save: {name} is quantized and cannot be trained whole")
+
+
+def _inject(model: nn.Module, config: LoraConfig, adapter_name: str) -> PeftModel:
+    try:
+        if not isinstance(model, PeftModel):
+            return get_peft_model(model, config, adapter_name=adapter_name)  # type: ignore[return-value]
+        model.add_adapter(adapter_name, config)
+    except (TypeError, ValueError) as error:
+        raise ModelError(f"PEFT cannot adapt {type(get_base_model(model)).__name__} as planned: {error}") from error
+    model.set_adapter(adapter_name)
+    return model
+
+
+def _by_module(starts: Sequence[InitialFactors]) -> dict[str, list[InitialFactors]]:
+    by_module: dict[str, list[InitialFactors]] = {}
+    for start in starts:
+        by_module.setdefault(start.planned.projection.module, []).append(start)
+    return by_module
+
+
+def _validate_exact_cover(base: nn.Module, plan: Plan, adapter_name: str) -> None:
+    """PEFT adapted the planned modules, no other, with the planned scaling."""
+    adapted = {
+        name: layer.scaling[adapter_name]
+        for name, layer in base.named_modules()
+        if isinstance(layer, LoraLayer) and adapter_name in layer.lora_A
+    }
+    planned = {a.projection.module: a.scaling for a in plan.adapters}
+    if missing := sorted(planned.keys() - adapted.keys()):
+        raise ModelError(
+            f"PEFT did not adapt {missing[0]}{_and_more(missing)}. In a model with experts it takes gate_proj, up_proj "
+            "and down_proj for the names of theirs: leave out the roles gate, up and down there"
+        )
+    if other := sorted(adapted.keys() - planned.keys()):
+        raise ModelError(f"PEFT adapted {other[0]}{_and_more(other)}, which the plan does not name")
+    for module, scaling in planned.items():
+        if abs(adapted[module] - scaling) > 1e-12 * scaling:
+            raise ModelError(f"PEFT scales {module} by {adapted[module]}, the plan by {scaling}")
+
+
+def _and_more(modules: list[str]) -> str:
+    return f" and {len(modules) - 1} more" if len(modules) > 1 else ""
+
+
+@contextmanager
+def _unchanged_on_error(model: nn.Module, adapter_name: str) -> Iterator[None]:
+    """Put a model's modules, gradient flags and adapters back if the body fails."""
+    base = get_base_model(model)
+    # Not `named_children()`, which leaves out a module that a parent holds under two names.
+    children = [(parent, dict(parent._modules)) for parent in base.modules()]
+    flags = [(parameter, parameter.requires_grad) for parameter in base.parameters()]
+    active = list(model.active_adapters) if isinstance(model, PeftModel) else []
+    configs: list[Any] = [m.config for m in base.modules() if hasattr(getattr(m, "config", None), "num_hidden_layers")]
+    depths = [(config, config.num_hidden_layers) for config in configs]
+    try:
+        yield
+    except BaseException:
+        if isinstance(model, PeftModel):
+            if adapter_name in model.peft_config:
+                model.delete_adapter(adapter_name)
+            tuner: Any = model.base_model
+            tuner.set_adapter(active)
+        elif hasattr(base, "peft_config"):
+            delattr(base, "peft_config")
+        for parent, before in children:
+            for name in parent._modules.keys() - before.keys():
+                delattr(parent, name)
+            for name, child in before.items():
+                setattr(parent, name, child)
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
+        for config, depth in depths:
+            config.num_hidden_layers = depth
+        raise

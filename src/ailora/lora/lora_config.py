@@ -1,0 +1,85 @@
+"""The stock PEFT configuration of a plan's adapter."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import TypeVar, cast
+
+from peft import LoraConfig
+from torch import nn
+
+from ailora.plan.adapter_plan import Form, Plan
+from ailora.weights.base_weight import base_layer, is_stored_transposed
+
+Number = TypeVar("Number", int, float)
+
+
+def lora_config(plan: Plan, model: nn.Module, *, of_file: bool = True) -> LoraConfig:
+    """The `LoraConfig` that makes PEFT put an adapter on exactly the plan's modules, with the plan's scalings.
+
+    Args:
+        plan: the plan.
+        model: the base model; decides how short the module names can be.
+        of_file: the ranks of the file (2r where there is an anchor); False: those that train in the residual form.
+    """
+    options = plan.options
+    ranks = {module: sum(a.file_rank if of_file else a.rank for a in group) for module, group in plan.modules.items()}
+    alphas = {
+        module: group[0].scaling * (math.sqrt(ranks[module]) if options.rslora else ranks[module])
+        for module, group in plan.modules.items()
+    }
+    default_rank, rank_pattern = _default_and_exceptions(ranks)
+    default_alpha, alpha_pattern = _default_and_exceptions(alphas)
+    return LoraConfig(
+        r=default_rank,
+        lora_alpha=_whole(default_alpha),
+        rank_pattern=rank_pattern,
+        alpha_pattern={name: _whole(alpha) for name, alpha in alpha_pattern.items()},
+        target_modules=_target_modules(ranks, model),
+        lora_dropout=options.dropout,
+        fan_in_fan_out=all(is_stored_transposed(base_layer(model, module)) for module in ranks),
+        use_rslora=options.rslora,
+        use_dora=options.dora,
+        modules_to_save=list(options.modules_to_save) or None,
+        task_type=options.task_type,
+    )
+
+
+def live_config(plan: Plan, model: nn.Module) -> LoraConfig:
+    """The configuration under which the plan's form trains."""
+    return lora_config(plan, model, of_file=plan.form is not Form.RESIDUAL)
+
+
+def _whole(alpha: float) -> int:
+    """PEFT's lora_alpha as a whole number wherever it is one, since some loaders read nothing else.
+
+    PEFT declares `int` and computes with a float just as well; rank-stabilised LoRA needs one.
+    """
+    return cast(int, int(alpha) if alpha == int(alpha) else alpha)
+
+
+def _target_modules(targets: Iterable[str], model: nn.Module) -> list[str] | str:
+    """The shortest list of names that selects exactly the targets: PEFT matches whole names and dotted ends."""
+    wanted = set(targets)
+    names = [name for name, _ in model.named_modules()]
+    for candidates in (sorted({name.rpartition(".")[2] for name in wanted}), sorted(wanted)):
+        ends = tuple(f".{c}" for c in candidates)
+        if {name for name in names if name in candidates or name.endswith(ends)} == wanted:
+            return candidates
+    return "|".join(sorted(name.replace(".", r"\.") for name in wanted))
+
+
+def _default_and_exceptions(values: Mapping[str, Number]) -> tuple[Number, dict[str, Number]]:
+    """The commonest value, and the others by module: by the end of its name where all such modules agree."""
+    default = Counter(values.values()).most_common(1)[0][0]
+    by_leaf: dict[str, set[Number]] = {}
+    for module, value in values.items():
+        by_leaf.setdefault(module.rpartition(".")[2], set()).add(value)
+    exceptions = {}
+    for module, value in values.items():
+        leaf = module.rpartition(".")[2]
+        if value != default:
+            exceptions[leaf if len(by_leaf[leaf]) == 1 else f"^{module}"] = value
+    return default, exceptions

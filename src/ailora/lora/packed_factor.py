@@ -1,0 +1,172 @@
+"""One factor of an adapter that is made of parts: modules inside, one `weight` outside, as PEFT and files have it."""
+
+from __future__ import annotations
+
+import weakref
+from abc import abstractmethod
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ailora.errors import AnchorMismatchError, ModelError
+from ailora.weights.dtensor import full_tensor, replicate_on_mesh_of
+
+
+class PackedFactor(nn.Module):
+    """One factor of an adapter, in place of the `nn.Linear` that PEFT puts there: made of parts, one `weight` outside.
+
+    In a state dict the parts are packed into the one key `weight`, and PEFT's merging code reads `.weight`. Under
+    FSDP2 the parts are DTensors outside of a forward pass: reading `weight` and `state_dict` are then collective.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.filed = _Filed()
+        self.register_state_dict_post_hook(_pack)
+        self.register_load_state_dict_pre_hook(_unpack)
+
+    def _fqn_modifiers(self) -> dict[str, str]:
+        """The name by which torch.distributed.checkpoint knows the one key of the state dict."""
+        return {"weight": "filed"}
+
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, int]:
+        """The shape of the whole factor."""
+
+    @abstractmethod
+    def stack(self) -> Tensor:
+        """The whole factor, plain and contiguous, with gradients to what trains."""
+
+    @abstractmethod
+    def unpack(self, weight: Tensor) -> dict[str, Tensor]:
+        """The entries of a state dict that a whole factor stands for, by key."""
+
+    @abstractmethod
+    def validate_same_anchor(self, weight: Tensor, name: str) -> None:
+        """Refuse a whole factor that was made for another start.
+
+        Raises:
+            AnchorMismatchError: another shape, or another start.
+        """
+
+    @property
+    def weight(self) -> Tensor:
+        """The whole factor, as PEFT's merging code reads it. Writing to it is refused: it is made anew each time."""
+        if torch.compiler.is_compiling():
+            return self.stack()
+        stack = self.stack()
+        weight = replicate_on_mesh_of(stack, self.parameters())
+        return _PackedWeight.of(stack) if weight is stack else weight
+
+    def forward(self, x: Float[Tensor, "*batch in_"]) -> Float[Tensor, "*batch out"]:
+        return F.linear(x, self.stack())
+
+    def validate_shape(self, weight: Tensor, name: str) -> None:
+        """Refuse a factor of another shape.
+
+        Raises:
+            AnchorMismatchError: the shapes differ.
+        """
+        if tuple(weight.shape) != self.shape:
+            raise AnchorMismatchError(
+                f"{name}: the file holds a factor {tuple(weight.shape)}, the adapter has {self.shape}. "
+                "It was made with another rank or form; load it under another adapter name."
+            )
+
+
+class _Filed(nn.Module):
+    """Stands for the key `weight` where a loader asks for buffers and parameters and not for the state dict.
+
+    `torch.distributed.checkpoint` hands a full state dict only to the keys that it finds that way. It writes nothing
+    into this buffer; a scalar, as it looks at the devices of all others.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("weight", torch.zeros(()))
+
+
+def _pack(module: nn.Module, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any]) -> None:
+    assert isinstance(module, PackedFactor)
+    for key in [key for key in state_dict if key.startswith(prefix)]:
+        del state_dict[key]
+    state_dict[prefix + "weight"] = replicate_on_mesh_of(module.stack().detach(), module.parameters())
+
+
+def _unpack(
+    module: nn.Module,
+    state_dict: dict[str, Any],
+    prefix: str,
+    local_metadata: dict[str, Any],
+    *_: Any,
+) -> None:
+    assert isinstance(module, PackedFactor)
+    weight = _factor_in(state_dict, prefix)
+    state_dict.pop(prefix + "weight", None)
+    if weight is None:
+        return
+    module.validate_same_anchor(weight, prefix.removesuffix("."))
+    state_dict.update({prefix + key: value for key, value in module.unpack(weight).items()})
+    state_dict[prefix + "filed.weight"] = torch.zeros((), device=weight.device)
+
+
+def validate_same_anchors(model: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+    """A load hook for a whole model: compare every anchor before the first one is loaded.
+
+    Raises:
+        AnchorMismatchError: as `PackedFactor.validate_same_anchor`, for the first module that differs.
+    """
+    for name, module in model.named_modules():
+        if not isinstance(module, PackedFactor):
+            continue
+        weight = _factor_in(state_dict, f"{prefix}{name}.")
+        if weight is not None:
+            module.validate_same_anchor(weight, f"{prefix}{name}")
+
+
+def _factor_in(state_dict: dict[str, Any], prefix: str) -> Tensor | None:
+    """The whole factor that a state dict holds; None where it holds none, or only the scalar that stands for one."""
+    weight = state_dict.get(prefix + "weight")
+    return None if weight is None or weight.ndim == 0 else full_tensor(weight)
+
+
+class _PackedWeight(Tensor):
+    """A stacked factor that refuses to be written to.
+
+    Code that swaps adapters writes into `lora_A.weight.data` (PEFT's hot-swap). The stack is a temporary: without
+    this the write would vanish in silence. Results of reading it are ordinary tensors.
+    """
+
+    _self_reference: weakref.ref[Tensor]
+
+    @classmethod
+    def of(cls, stack: Tensor) -> _PackedWeight:
+        weight = stack.as_subclass(cls)
+        # torch.utils.swap_tensors refuses a tensor that has weak references: it would replace only the temporary.
+        weight._self_reference = weakref.ref(weight)
+        return weight
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        name = func.__name__
+        writes = name in ("__set__", "__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__") or (
+            name.endswith("_") and not name.endswith("__")
+        )
+        target = args[0] if args else (kwargs or {}).get("tensor")
+        if writes and isinstance(target, cls):
+            raise ModelError(
+                "an anchored factor cannot be written through `.weight`: it is made of a frozen anchor and a trained "
+                "difference. Hot-swap into a model that was loaded with PeftModel.from_pretrained, or load the new "
+                "adapter beside this one with load_adapter."
+            )
+        with torch._C.DisableTorchFunctionSubclass():
+            result = func(*args, **(kwargs or {}))
+            plain = result.as_subclass(Tensor) if isinstance(result, cls) else result
+            reads_data = name == "__get__" and func == Tensor.data.__get__  # type: ignore[attr-defined]
+        return cls.of(plain) if reads_data else plain

@@ -1,0 +1,235 @@
+"""A plan: what every adapted projection will get, without a tensor."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from ailora.errors import InputError, parse_choice
+from ailora.inits import Init, Policy, parse_init, parse_policy
+from ailora.roles import Attention, Projection, Role, parse_role
+from ailora.roles.fused_layout import Rows
+
+
+class Form(StrEnum):
+    """How the adapter lives in the model while it trains; all forms share one file."""
+
+    ANCHORED = "anchored"
+    STOCK = "stock"
+    RESIDUAL = "residual"
+
+
+@dataclass(frozen=True)
+class PlannedAdapter:
+    """What one projection gets.
+
+    Attributes:
+        projection: the projection.
+        init: how its factors start.
+        rank: the rank `r` of its factors while it trains.
+        alpha: the alpha that goes with `rank`.
+        scaling: the `s` in `dW = s (B A - B0 A0)`: alpha / r, or alpha / sqrt(r) for rank-stabilised LoRA.
+    """
+
+    projection: Projection
+    init: Init
+    rank: int
+    alpha: float
+    scaling: float
+
+    @property
+    def file_rank(self) -> int:
+        """The rank that it takes in the file: 2r where there is an anchor, else r."""
+        return 2 * self.rank if self.init.anchored else self.rank
+
+    @property
+    def trainable(self) -> int:
+        """How many numbers it trains in the anchored and the residual form: r (in + out)."""
+        return self.rank * (self.projection.in_features + self.projection.out_features)
+
+
+@dataclass(frozen=True)
+class LoraOptions:
+    """What goes into PEFT's `LoraConfig` as it is.
+
+    Attributes:
+        dropout: probability of dropping an entry of the adapter's input.
+        rslora: whether the scaling is alpha / sqrt(r) (arXiv 2312.03732).
+        dora: whether the adapter is a DoRA (arXiv 2402.09353).
+        modules_to_save: modules that are trained whole and travel with the adapter.
+        task_type: PEFT's task type, which decides the class of the adapted model.
+    """
+
+    dropout: float = 0.0
+    rslora: bool = False
+    dora: bool = False
+    modules_to_save: tuple[str, ...] = ()
+    task_type: str | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What an adapter will be, module by module. Holds no tensor and travels as JSON.
+
+    Attributes:
+        policy: where the inits come from.
+        form: anchored, stock or residual.
+        adapters: one entry for each adapted projection, in the order of the model's modules.
+        options: what PEFT is told as it is.
+        couple_roles: whether the adapter of a fused weight trains all its rows, not each role its own.
+    """
+
+    policy: Policy
+    form: Form
+    adapters: tuple[PlannedAdapter, ...]
+    options: LoraOptions = LoraOptions()
+    couple_roles: bool = False
+
+    @property
+    def modules(self) -> dict[str, tuple[PlannedAdapter, ...]]:
+        """The adapters by module: one, or one for each adapted role of a fused weight, in the order of its rows."""
+        by_module: dict[str, list[PlannedAdapter]] = {}
+        for adapter in self.adapters:
+            by_module.setdefault(adapter.projection.module, []).append(adapter)
+        return {module: tuple(adapters) for module, adapters in by_module.items()}
+
+    def trained_rows(self, projection: Projection) -> Rows:
+        """The rows of its module's weight that the `B` of a projection reaches."""
+        return ((0, projection.shape[0]),) if self.couple_roles else projection.rows
+
+    @property
+    def trainable(self) -> int:
+        """Numbers that the adapters train, heads and other saved modules aside (the stock form trains twice that)."""
+        return sum(self._trainable(a) for a in self.adapters)
+
+    def _trainable(self, adapter: PlannedAdapter) -> int:
+        if self.form is Form.STOCK:
+            return adapter.file_rank * sum(adapter.projection.shape)
+        return adapter.rank * sum(adapter.projection.shape) if self.couple_roles else adapter.trainable
+
+    @property
+    def counts(self) -> dict[Role, int]:
+        """How many projections of each role are adapted."""
+        return dict(Counter(a.projection.role for a in self.adapters))
+
+    def __str__(self) -> str:
+        starts = {a.projection.role: ", ".join(a.init.describe().values()) for a in self.adapters}
+        roles = "; ".join(f"{count} {role} ({starts[role]})" for role, count in self.counts.items())
+        return f"{self.policy.name}, {self.form} form: {roles}; {self.trainable:,} trainable numbers"
+
+    @property
+    def file_bytes(self) -> int:
+        """Bytes of the adapters' tensors in a float32 file, heads and other saved modules aside."""
+        shapes = [(a.projection.shape, a.file_rank) for a in self.adapters]
+        return sum(4 * rank * (out + in_) for (out, in_), rank in shapes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The plan as plain data for JSON; `Plan.from_dict` reads it back."""
+        adapters = [
+            {**dataclasses.asdict(a.projection), "init": a.init.describe(), "rank": a.rank, "alpha": a.alpha}
+            | {"scaling": a.scaling}
+            for a in self.adapters
+        ]
+        return {
+            "policy": self.policy.describe(),
+            "form": self.form.value,
+            "adapters": adapters,
+            "couple_roles": self.couple_roles,
+            **dataclasses.asdict(self.options),
+            "modules_to_save": list(self.options.modules_to_save),
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Plan:
+        """The plan that `to_dict` wrote.
+
+        Raises:
+            InputError: the data is not that of a plan.
+        """
+        try:
+            rest = dict(data)
+            policy, form = parse_policy(rest.pop("policy")), parse_form(rest.pop("form"))
+            adapters = tuple(_adapter_from_json(a) for a in rest.pop("adapters"))
+            couple_roles = bool(rest.pop("couple_roles", False))
+            rest["modules_to_save"] = tuple(rest["modules_to_save"])
+            # Plans of earlier versions hold the key, null unless it was used.
+            if rest.pop("layer_replication", None) is not None:
+                raise ValueError("layer_replication is not supported")
+            missing = {"dropout", "rslora", "dora", "task_type"} - rest.keys()
+            if missing:
+                raise KeyError(*sorted(missing))
+            plan = cls(policy, form, adapters, LoraOptions(**rest), couple_roles)
+            _validate_sound(plan)
+        except (AttributeError, KeyError, OverflowError, RecursionError, TypeError, ValueError) as error:
+            raise InputError(f"this is not a plan: {type(error).__name__}: {str(error)[:500]}") from error
+        return plan
+
+
+def _adapter_from_json(data: Mapping[str, Any]) -> PlannedAdapter:
+    names = {f.name for f in dataclasses.fields(Projection)}
+    projection = {key: value for key, value in data.items() if key in names}
+    projection |= {
+        "role": parse_role(data["role"]),
+        "attention": Attention(data["attention"]) if data["attention"] else None,
+        "rows": tuple((start, stop) for start, stop in data["rows"]),
+        # Plans of the first weeks had no fused weights, and named the two sides.
+        "shape": tuple(data["shape"] if "shape" in data else (data["out_features"], data["in_features"])),
+    }
+    init = parse_init(data["init"])
+    if init is None:
+        raise InputError(f"this is not a plan: {data['module']} has no init")
+    return PlannedAdapter(Projection(**projection), init, data["rank"], data["alpha"], data["scaling"])
+
+
+def _validate_sound(plan: Plan) -> None:
+    """Refuse values that no plan of ours has; it may come from a file that was changed.
+
+    Raises:
+        ValueError: which.
+    """
+    options = plan.options
+    flags = (options.rslora, options.dora, plan.couple_roles)
+    if not plan.adapters or not all(isinstance(flag, bool) for flag in flags) or not 0 <= options.dropout < 1:
+        raise ValueError("it needs adapters, true or false, and a dropout from 0 to 1")
+    if not all(isinstance(name, str) for name in (*options.modules_to_save, options.task_type or "")):
+        raise ValueError("modules_to_save and task_type are names")
+    seen: set[tuple[str, Role]] = set()
+    shapes: dict[str, tuple[int, int]] = {}
+    for planned in plan.adapters:
+        projection = planned.projection
+        key = (projection.module, projection.role)
+        texts = (projection.module, projection.dtype, projection.rule, projection.layout)
+        if not all(isinstance(text, str) for text in texts) or not projection.module:
+            raise ValueError("modules, dtypes, rules and layouts are names")
+        if key in seen or shapes.setdefault(projection.module, projection.shape) != projection.shape:
+            raise ValueError(f"{projection.module} occurs twice, or with two shapes")
+        seen.add(key)
+        _validate_sound_numbers(planned)
+
+
+def _validate_sound_numbers(planned: PlannedAdapter) -> None:
+    projection = planned.projection
+    out, in_ = projection.shape
+    ends = [end for pair in projection.rows for end in pair]
+    whole = all(type(number) is int for number in (out, in_, planned.rank, *ends))
+    if not whole or not (0 < out < 2**31 and 0 < in_ < 2**31):
+        raise ValueError(f"{projection.module} has the shape {projection.shape}")
+    if not ends or ends != sorted(ends) or ends[0] < 0 or ends[-1] > out or projection.out_features == 0:
+        raise ValueError(f"{projection.module} has the rows {projection.rows} of {out}")
+    if not 1 <= planned.rank <= projection.max_rank:
+        raise ValueError(f"{projection.module} has the rank {planned.rank}")
+    if not (0 < planned.alpha < 1e300 and 0 < planned.scaling < 1e300):
+        raise ValueError(f"{projection.module} has the alpha {planned.alpha} and the scaling {planned.scaling}")
+
+
+def parse_form(form: Form | str) -> Form:
+    """The form that a name stands for.
+
+    Raises:
+        InputError: there is no such form.
+    """
+    return parse_choice("form", form, Form)

@@ -1,0 +1,1 @@
+"""Inits and training methods that are not ours: PEFT's, and functions of the user."""

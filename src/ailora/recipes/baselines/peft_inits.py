@@ -1,0 +1,236 @@
+"""PEFT's own inits, `adapter.policy: peft:NAME`, on the projections, ranks and scalings that a plan of ours names.
+
+What PEFT 0.21 calls `init_lora_weights`; its defaults hold but for EVA, whose redistribution of ranks over the modules
+is off (`rho=1`): every method has the same ranks.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Callable, Iterator
+from importlib import import_module
+from importlib.util import find_spec
+from itertools import chain, islice, repeat
+from typing import Any
+
+import peft
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model, initialize_lora_eva_weights
+from peft.tuners.lora.config import CordaConfig, EvaConfig, LoraGAConfig
+from peft.tuners.lora.eva import (
+    prepare_layer_inputs_fn_language_modeling,
+    prepare_model_inputs_fn_language_modeling,
+)
+from peft.tuners.lora.loraga import preprocess_loraga
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from ailora.errors import AiloraError, InputError, ModelError, unknown_name
+from ailora.inits import Kaiming, Policy
+from ailora.lora.lora_config import lora_config
+from ailora.lora.parallelism_support import validate_parallelism
+from ailora.plan import Plan
+from ailora.recipes.baselines.adapter_origin import Made, record
+from ailora.recipes.baselines.calibration_batches import Batches
+from ailora.recipes.config.schema import AdapterConfig, RunConfig
+from ailora.weights.base_weight import base_layer, is_stored_transposed, weight_key
+
+#: Inits that overwrite the base weights.
+_OVERWRITING = ("pissa", "olora", "lora_ga", "corda")
+_NAMES = ("lora", "gaussian", "orthogonal", "mica", "eva", *_OVERWRITING)
+_NITER = re.compile(r"pissa_niter_[1-9]\d*")
+#: Beginnings of warnings that say nothing of what was asked for: how EVA could save memory, and that LoRA-GA asks for
+#: the gradients of weights alone.
+_HINTS = ("lora with eva initialization used with low_cpu_mem_usage", "Full backward hook is firing when gradients")
+#: Training rows that CorDA and LoRA-GA look at, at most one epoch: CorDA's paper (arXiv 2406.05223) takes 256.
+_ROWS = 256
+#: Batches after which EVA, which goes on until its directions stand still, is given up.
+_EVA_BATCHES = 1000
+
+
+def stock_names() -> list[str]:
+    """The policies that stand for inits of PEFT."""
+    return [f"peft:{name}" for name in (*_NAMES, "pissa_niter_N")]
+
+
+def check_stock(adapter: AdapterConfig) -> None:
+    """Refuse what PEFT's inits do not have.
+
+    Raises:
+        InputError: an unknown init, a key that only means something for ours.
+    """
+    name = adapter.stock or ""
+    if name not in _NAMES and not _NITER.fullmatch(name):
+        raise unknown_name("policy", adapter.policy, stock_names())
+    if name == "corda" and find_spec("attr") is None:
+        raise InputError(
+            f"adapter.policy peft:corda needs the package attrs, which PEFT {peft.__version__} imports there and does "
+            "not install: pip install attrs"
+        )
+    if adapter.form != "anchored":
+        raise InputError(f"adapter.form {adapter.form!r} does not go with {adapter.policy}, which PEFT trains its way")
+    if adapter.couple_roles:
+        raise InputError(f"adapter.couple_roles does not go with {adapter.policy}: PEFT always trains all rows")
+    if name == "mica" and adapter.dora:
+        raise InputError("adapter.dora does not go with peft:mica: PEFT has no such combination")
+    if name == "eva" and isinstance(adapter.rank, dict):
+        raise InputError(
+            "adapter.rank is one number for peft:eva: PEFT gives modules that read the same input one rank"
+        )
+    if name == "orthogonal" and isinstance(adapter.rank, int) and adapter.rank % 2:
+        raise InputError(f"adapter.rank {adapter.rank} does not go with peft:orthogonal: PEFT takes even ranks")
+
+
+def overwrites(name: str | None) -> bool:
+    """Whether an init of PEFT overwrites the base weights."""
+    return name in _OVERWRITING or bool(_NITER.fullmatch(name or ""))
+
+
+def stock_policy(adapter: AdapterConfig) -> Policy:
+    """The policy of a plan that says which projections an init of PEFT adapts."""
+    return Policy(str(adapter.policy), default=Kaiming())
+
+
+def trained_numbers(adapter: AdapterConfig, plan: Plan) -> int:
+    """How many numbers the adapters of a plan train, heads aside."""
+    if adapter.stock == "mica":
+        # B is frozen.
+        return sum(planned.rank * planned.projection.in_features for planned in plan.adapters)
+    return plan.trainable
+
+
+def apply_stock(
+    config: RunConfig, model: PreTrainedModel, plan: Plan, loader: Callable[[PreTrainedModel | PeftModel], Any]
+) -> PeftModel:
+    """Give every planned projection the adapter that PEFT makes.
+
+    Args:
+        config: the run's.
+        model: the base model.
+        plan: made with `stock_policy`.
+        loader: makes the loader of the training batches, given the model.
+
+    Raises:
+        ModelError: PEFT cannot adapt the model in this way; its own error is the cause.
+    """
+    adapter = config.adapter
+    validate_parallelism(model, plan)
+    if overwrites(adapter.stock):
+        _validate_untied(model, plan, str(adapter.policy))
+    if adapter.stock == "olora":
+        _validate_linear(model, plan)
+    try:
+        with warnings.catch_warnings():
+            for hint in _HINTS:
+                warnings.filterwarnings("ignore", hint, UserWarning)
+            adapted = _adapted(config, model, lora_config(plan, model), loader)
+    except AiloraError:
+        raise
+    except Exception as error:
+        raise ModelError(
+            f"adapter.policy {adapter.policy}: PEFT {peft.__version__} cannot start {type(model).__name__} in this "
+            f"way: {type(error).__name__}: {error}"
+        ) from error
+    record(adapted, Made(plan, overwrites(adapter.stock)))
+    return adapted
+
+
+def _validate_untied(model: PreTrainedModel, plan: Plan, policy: str) -> None:
+    seen: dict[Any, str] = {}
+    for module in plan.modules:
+        other = seen.setdefault(weight_key(base_layer(model, module)), module)
+        if other != module:
+            raise ModelError(
+                f"adapter.policy {policy}: {module} shares the weight of {other}; PEFT overwrites it twice"
+            )
+
+
+def _validate_linear(model: PreTrainedModel, plan: Plan) -> None:
+    for module in plan.modules:
+        if is_stored_transposed(base_layer(model, module)):
+            raise ModelError(
+                f"adapter.policy peft:olora: {module} stores its weight as (in, out), which the init of "
+                f"PEFT {peft.__version__} takes for (out, in)"
+            )
+
+
+def _adapted(
+    config: RunConfig, model: PreTrainedModel, lora: LoraConfig, loader: Callable[[PreTrainedModel | PeftModel], Any]
+) -> PeftModel:
+    init = config.adapter.stock
+    lora.init_lora_weights = True if init == "lora" else init  # type: ignore[assignment]
+    if init == "corda":
+        lora.corda_config = CordaConfig()
+        # Imported only here, for what it imports itself.
+        corda = import_module("peft.tuners.lora.corda")
+        rows = _single_rows(_few(Batches(lambda: loader(model))))
+        corda.preprocess_corda(model, lora, run_model=lambda: _run(model, rows))
+    if init == "lora_ga":
+        lora.lora_ga_config = LoraGAConfig()
+        preprocess_loraga(model, lora, train_step=lambda: _differentiate(model, _few(Batches(lambda: loader(model)))))
+    if init == "eva":
+        lora.eva_config = EvaConfig(rho=1.0, use_label_mask=config.recipe == "causal_lm")
+    adapted = get_peft_model(model, lora)
+    assert isinstance(adapted, PeftModel)
+    if init == "eva":
+        # The labels of an encoder and a decoder are no mask for both of them.
+        masked = config.recipe != "seq2seq"
+        initialize_lora_eva_weights(
+            adapted,
+            _Endless(Batches(lambda: loader(adapted))),
+            prepare_model_inputs_fn=prepare_model_inputs_fn_language_modeling if masked else None,
+            prepare_layer_inputs_fn=prepare_layer_inputs_fn_language_modeling if masked else None,
+            show_progress_bar=False,
+        )
+    return adapted
+
+
+class _Endless:
+    """Batches, again and again; EVA would go on for ever where its directions never stand still."""
+
+    def __init__(self, batches: Batches) -> None:
+        self.batches = batches
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        yield from islice(chain.from_iterable(repeat(self.batches)), _EVA_BATCHES)
+        raise ModelError(
+            f"adapter.policy peft:eva: after {_EVA_BATCHES} batches its directions still move, or no batch has as many "
+            "tokens as a module has ranks: try larger batches or a smaller rank"
+        )
+
+
+def _few(batches: Batches) -> Iterator[dict[str, Any]]:
+    rows = 0
+    for batch in batches:
+        if rows >= _ROWS:
+            return
+        rows += len(batch["labels"])
+        yield batch
+
+
+def _single_rows(batches: Iterator[dict[str, Any]]) -> Iterator[dict[str, Tensor]]:
+    """Rows one by one, without their padding: CorDA's covariance takes one row at a time, and would count padding."""
+    for batch in batches:
+        for row in range(len(batch["input_ids"])):
+            one = {key: value[row : row + 1] for key, value in batch.items() if isinstance(value, Tensor)}
+            mask = one.get("attention_mask")
+            if mask is not None:
+                kept, width = mask[0].bool(), mask.shape[1]
+                one = {key: value[:, kept] if value.shape[1:2] == (width,) else value for key, value in one.items()}
+            yield one
+
+
+def _run(model: PreTrainedModel, batches: Iterator[dict[str, Any]]) -> None:
+    for batch in batches:
+        model(**batch)
+
+
+def _differentiate(model: PreTrainedModel, batches: Iterator[dict[str, Any]]) -> None:
+    for batch in batches:
+        loss = model(**batch).loss
+        assert isinstance(loss, torch.Tensor)
+        loss.backward()

@@ -1,0 +1,1 @@
+"""The sections and keys of a run configuration: read, completed, validated."""

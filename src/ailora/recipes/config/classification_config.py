@@ -1,0 +1,75 @@
+"""The configuration of the classification recipe."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from ailora.errors import InputError, unknown_name
+from ailora.recipes.config.sections import Count, DataSource, RunConfig, Text, field
+from ailora.recipes.evaluation.classification_metrics import METRICS
+
+#: Columns that `ailora predict` writes beside the texts.
+_PREDICTED = ("row", "prediction", "scores")
+
+
+class DataConfig(DataSource, frozen=True):
+    """`data:`.
+
+    Attributes:
+        text: one or two text columns.
+        label: the label column.
+        max_length: tokens after which a text is cut.
+    """
+
+    text: list[Text] = field("a list of one or two column names", min_length=1, max_length=2)
+    label: Text = field("a column name", "label")
+    max_length: Count = field("a whole number from 1", 128)
+
+
+class ClassificationConfig(RunConfig, frozen=True):
+    """A run of the classification recipe; `training` holds fields of `transformers.TrainingArguments`.
+
+    Attributes:
+        metric: one or several names; the first decides what is best. `pearson` and `spearman` mean regression.
+    """
+
+    recipe: Literal["classification"] = field("classification")
+    data: DataConfig
+    metric: str | list[str] = field("a metric's name or a list of names", "accuracy")
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        return (self.metric,) if isinstance(self.metric, str) else tuple(self.metric)
+
+    @property
+    def scores(self) -> dict[str, bool]:
+        return {**dict.fromkeys(self.metrics, True), "loss": False}
+
+    @property
+    def regression(self) -> bool:
+        """Whether labels are numbers to be predicted instead of classes."""
+        return METRICS[self.metrics[0]].regression
+
+    def check(self) -> None:
+        _check_metrics(self.metrics)
+        _check_columns(self.data)
+
+
+def _check_metrics(metrics: tuple[str, ...]) -> None:
+    if not metrics:
+        raise InputError("metric is empty: name at least one of " + ", ".join(METRICS))
+    for metric in metrics:
+        if metric not in METRICS:
+            raise unknown_name("metric", metric, METRICS)
+    if len({METRICS[m].regression for m in metrics}) != 1:
+        raise InputError(f"metric {list(metrics)}: metrics of classification and of regression cannot be mixed")
+
+
+def _check_columns(data: DataConfig) -> None:
+    if repeated := [name for name in data.text if data.text.count(name) > 1]:
+        raise InputError(f"data.text names {repeated[0]!r} twice")
+    if taken := [name for name in data.text if name in _PREDICTED]:
+        own = ", ".join(_PREDICTED)
+        raise InputError(f"data.text: {taken[0]!r} is a column of the predictions' own ({own}): rename it in the data")
+    if data.label in data.text:
+        raise InputError(f"data.label: {data.label!r} is a text column too")

@@ -1,0 +1,163 @@
+"""Sections that every recipe has: their keys, and what each of them may hold."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar
+
+import pydantic
+from transformers import TrainingArguments
+
+# Strict: pydantic would read `true` as 1 and "no" as a boolean. Each field's description says what is allowed.
+Text = Annotated[str, pydantic.Field(min_length=1)]
+Count = Annotated[int, pydantic.Field(strict=True, ge=1)]
+_Alpha = Annotated[float, pydantic.Field(strict=True, gt=0, allow_inf_nan=False)]
+_Multiplier = _Alpha
+_PER_MODULE = ", or one per role or regular expression"
+_SOURCE = "a file, a list of files, or with data.dataset the name of a split"
+
+
+def field(allowed: str, default: Any = ..., **limits: Any) -> Any:
+    """A field; what it may hold is said in the words that an error message uses."""
+    return pydantic.Field(default=default, description=allowed, **limits)
+
+
+class Section(pydantic.BaseModel, extra="forbid", frozen=True):
+    """A mapping in the configuration, without keys that nobody knows."""
+
+
+class AdapterConfig(Section, frozen=True):
+    """`adapter:`. The fields of `make_plan`.
+
+    `policy: full` trains the whole model without an adapter; `policy: peft:NAME` is an init of PEFT's own, and
+    `policy: package.module:function` a method of the user's, which decides itself what it makes of the other fields.
+    """
+
+    policy: str | dict[str, Any] = field(
+        "a preset's name, full, peft:NAME, package.module:function, or a mapping from role to init", "ailora"
+    )
+    rank: Count | dict[str, Count] = field(f"a whole number from 1{_PER_MODULE}", 8)
+    alpha: _Alpha | dict[str, _Alpha] | None = field(f"a number above 0{_PER_MODULE}", None)
+    roles: list[str] | None = field("a list of roles", None)
+    role_names: dict[str, str] | None = field("a mapping from regular expression to role", None)
+    modules: Text | None = field("a regular expression over module names", None)
+    form: str = field("anchored, stock or residual", "anchored")
+    dropout: float = field("a number from 0 and below 1", 0.0, strict=True, ge=0, lt=1)
+    rslora: bool = field("true or false", False, strict=True)
+    dora: bool = field("true or false", False, strict=True)
+    modules_to_save: list[str] | None = field("a list of module names", None)
+    couple_roles: bool = field("true or false", False, strict=True)
+    learning_rates: dict[str, _Multiplier | dict[str, _Multiplier]] | None = field(
+        "multipliers of training.learning_rate, numbers above 0, by role, A or B, or by A and B below a role", None
+    )
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _without_removed_keys(cls, raw: Any) -> Any:
+        """Configurations of earlier versions hold `layer_replication`, null unless it was used."""
+        if isinstance(raw, dict) and raw.get("layer_replication", 0) is None:
+            return {key: value for key, value in raw.items() if key != "layer_replication"}
+        return raw
+
+    @property
+    def full(self) -> bool:
+        """Whether the whole model is trained instead of an adapter."""
+        return self.policy == "full"
+
+    @property
+    def stock(self) -> str | None:
+        """The name of the policy's init in PEFT; None: it is not PEFT's."""
+        return self._text.removeprefix("peft:") if self._text.startswith("peft:") else None
+
+    @property
+    def custom(self) -> bool:
+        """Whether the policy is a function of the user's."""
+        return ":" in self._text and self.stock is None
+
+    @property
+    def _text(self) -> str:
+        return self.policy if isinstance(self.policy, str) else ""
+
+    def plan_options(self) -> dict[str, Any]:
+        """What `adapt` takes beside the policy. An adapter of PEFT's own trains all rows of its weight."""
+        options = self.model_dump(exclude={"policy", "learning_rates"})
+        return options | ({"form": "stock", "couple_roles": True} if self.stock else {})
+
+    @pydantic.model_serializer(mode="wrap")
+    def _as_given(self, fields: pydantic.SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without the fields that the policy does not have."""
+        if self.full:
+            return {"policy": self.policy}
+        without = {"form", "couple_roles"} if self.stock else set()
+        return {key: value for key, value in fields(self).items() if key not in without}
+
+
+class DataSource(Section, frozen=True):
+    """Where the rows of a run come from: files, or with `dataset` the splits that `datasets.load_dataset` finds.
+
+    Attributes:
+        train, validation, test: a path or a list of paths (TSV, CSV, JSONL, Parquet); with `dataset`, split names.
+        dataset: hub id or local folder of a data set; None for files.
+        subset: the data set's configuration name.
+        columns: the column names of files without a header.
+        max_train_samples, max_validation_samples: keep so many rows, chosen with a fixed seed, in their order.
+    """
+
+    train: Text | list[Text] = field(_SOURCE)
+    validation: Text | list[Text] = field(_SOURCE)
+    test: Text | list[Text] | None = field(_SOURCE, None)
+    dataset: Text | None = field("a hub id or a folder", None)
+    subset: Text | None = field("the name of a configuration of data.dataset", None)
+    columns: list[Text] | None = field("a list of column names", None)
+    max_train_samples: Count | None = field("a whole number from 1", None)
+    max_validation_samples: Count | None = field("a whole number from 1", None)
+
+    @property
+    def splits(self) -> list[str]:
+        """The names of the splits that are given."""
+        return ["train", "validation", *(["test"] if self.test else [])]
+
+
+class RunConfig(Section, frozen=True):
+    """What the configuration of every run holds.
+
+    Attributes:
+        recipe: the kind of task.
+        model: hub id, local folder, or `builtin:minilm`.
+        quantization: how the base model is quantized on loading; None: as it is stored.
+        adapter: what is trained.
+        data: what it is trained on.
+        training: any field of the recipe's training arguments.
+        output: the run's folder.
+    """
+
+    #: What `training:` holds the fields of.
+    arguments: ClassVar[type[TrainingArguments]] = TrainingArguments
+    #: Where the recipe starts from other values than every recipe does.
+    training_defaults: ClassVar[dict[str, Any]] = {}
+
+    recipe: str = field("the name of a recipe")
+    model: Text = field("a hub id, a folder, or builtin:minilm")
+    quantization: dict[str, Any] | None = field(
+        "a mapping: fields of transformers.BitsAndBytesConfig, or torchao: the name of a class, and its fields", None
+    )
+    adapter: AdapterConfig = AdapterConfig()
+    data: DataSource
+    training: dict[str, Any] = field("fields of the recipe's training arguments", {})
+    output: Text = field("a folder")
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The metrics that every evaluation during training computes beside the loss, the deciding one first."""
+        return ()
+
+    @property
+    def scores(self) -> dict[str, bool]:
+        """What is measured of every split at the end -> whether larger is better; the deciding one first."""
+        return {"loss": False}
+
+    def check(self) -> None:
+        """Refuse names that do not exist and keys that do not go together.
+
+        Raises:
+            InputError: what is wrong, with what is allowed.
+        """

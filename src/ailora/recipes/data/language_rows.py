@@ -1,0 +1,171 @@
+"""From tables to what a language model reads and writes: text, a prompt with a completion, or a conversation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ailora.errors import InputError
+from ailora.recipes.config.language_config import CausalData, MessageColumn, MessageTemplate, PromptData
+from ailora.recipes.data.classification_rows import kept_rows, read_split
+from ailora.recipes.data.readers import Table
+from ailora.recipes.data.templates import Template
+
+Message = dict[str, str]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a split. Either a whole, or a prompt with its completion.
+
+    Attributes:
+        where: the row's origin, for messages.
+        prompt: what is given: a text, or the messages before the last; None: the whole is trained.
+        completion: what is to be written: a text, or the whole conversation where `prompt` has messages.
+        values: the columns of the row.
+    """
+
+    where: str
+    prompt: str | list[Message] | None
+    completion: str | list[Message]
+    values: dict[str, Any]
+
+    @property
+    def reference(self) -> str:
+        """The text that is to be written."""
+        return self.completion if isinstance(self.completion, str) else self.completion[-1]["content"]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of a split."""
+
+    rows: list[Row]
+
+    def cut(self, limit: int | None) -> Rows:
+        """So many rows, in their order; which ones does not depend on the run's seed."""
+        return self if limit is None else Rows([self.rows[i] for i in kept_rows(len(self.rows), limit)])
+
+    def grouped(self, columns: Sequence[str]) -> list[list[Row]]:
+        """Rows that agree in the columns, together; without columns, every row alone.
+
+        Raises:
+            InputError: a column that the data do not have.
+        """
+        if not columns:
+            return [[row] for row in self.rows]
+        groups: dict[tuple[Any, ...], list[Row]] = {}
+        for row in self.rows:
+            for name in columns:
+                if name not in row.values:
+                    raise InputError(
+                        f"{row.where}: evaluation.group_by names the column {name!r}; the data have: "
+                        + ", ".join(row.values)
+                    )
+            groups.setdefault(tuple(row.values[name] for name in columns), []).append(row)
+        return list(groups.values())
+
+
+def load_rows(data: PromptData, split: str) -> Rows:
+    """All rows of `train`, `validation` or `test`.
+
+    Raises:
+        InputError: missing or broken data, missing columns, rows without text.
+    """
+    return to_rows(read_split(data, split), data)
+
+
+def to_rows(table: Table, data: PromptData, *, complete: bool = True) -> Rows:
+    """The rows of a table.
+
+    Args:
+        table: the table.
+        data: how its columns are read.
+        complete: whether the rows have completions; False: they are to be written, and are empty here.
+
+    Raises:
+        InputError: missing columns, rows without text, messages that are none.
+    """
+    read = _reader(data, complete)
+    rows = []
+    for row, where in table.records():
+        prompt, completion = read(row, where)
+        rows.append(Row(where, prompt, completion, row))
+    return Rows(rows)
+
+
+def _reader(data: PromptData, complete: bool) -> Any:
+    """What turns the columns of a row into (prompt, completion)."""
+    if data.prompt is not None and data.completion is not None:
+        prompt, completion = Template.of(data.prompt, "data.prompt"), Template.of(data.completion, "data.completion")
+        return lambda row, where: (prompt.fill(row, where), completion.fill(row, where) if complete else "")
+    assert isinstance(data, CausalData)
+    if data.text is not None:
+        text = Template.of(data.text, "data.text")
+        return lambda row, where: (None, text.fill(row, where))
+    read = _messages_reader(data.messages, complete)
+    if complete:
+        return lambda row, where: _conversation(read(row, where), where)
+    return lambda row, where: (read(row, where), [{"role": "assistant", "content": ""}])
+
+
+def _messages_reader(source: Any, complete: bool) -> Callable[[Mapping[str, Any], str], list[Message]]:
+    """What reads the messages of a row; those that are to be answered, where the rows are not complete."""
+    if isinstance(source, list):
+        answered = not complete and source[-1].role == "assistant"
+        return _Filled(source[:-1] if answered else source)
+    column = MessageColumn(column=source) if isinstance(source, str) else source
+    assert column is not None
+
+    def read(row: Mapping[str, Any], where: str) -> list[Message]:
+        messages = _listed(row, column, where)
+        return messages[:-1] if not complete and messages[-1]["role"] == "assistant" else messages
+
+    return read
+
+
+class _Filled:
+    """Messages made from columns."""
+
+    def __init__(self, messages: Sequence[MessageTemplate]) -> None:
+        self.templates = [
+            (message.role, Template.of(message.content, f"data.messages[{number}].content"))
+            for number, message in enumerate(messages)
+        ]
+
+    def __call__(self, row: Mapping[str, Any], where: str) -> list[Message]:
+        return [{"role": role, "content": template.fill(row, where)} for role, template in self.templates]
+
+
+def _listed(row: Mapping[str, Any], source: MessageColumn, where: str) -> list[Message]:
+    if source.column not in row:
+        raise InputError(f"{where}: data.messages names the column {source.column!r}; the data have: {', '.join(row)}")
+    listed = row[source.column]
+    if not isinstance(listed, Sequence) or isinstance(listed, str) or not listed:
+        raise InputError(f"{where}: column {source.column!r} holds {listed!r:.80}, expected a list of messages")
+    messages = []
+    for message in listed:
+        if not isinstance(message, Mapping) or not {source.role, source.content} <= message.keys():
+            keys = f"{source.role} and {source.content}"
+            raise InputError(
+                f"{where}: a message of {source.column!r} is {message!r:.80}, expected an object with {keys}; "
+                "other keys are named with data.messages: {column, role, content, names}"
+            )
+        role, content = message[source.role], message[source.content]
+        if not isinstance(content, str):
+            raise InputError(f"{where}: a message of {source.column!r} has the text {content!r:.80}, expected text")
+        messages.append({"role": source.names.get(role, role), "content": content})
+    return messages
+
+
+def _conversation(messages: list[Message], where: str) -> tuple[list[Message], list[Message]]:
+    """The messages before the last answer, and the whole up to it."""
+    roles = [message["role"] for message in messages]
+    if "assistant" not in roles:
+        raise InputError(
+            f"{where}: no message is of the role assistant, the roles are {', '.join(dict.fromkeys(roles))}; "
+            "name others with data.messages: {column: ..., names: {gpt: assistant}}"
+        )
+    last = len(roles) - roles[::-1].index("assistant")
+    return messages[: last - 1], messages[:last]

@@ -1,0 +1,1 @@
+"""Evaluation: metrics, perplexity, generated texts and their scores."""

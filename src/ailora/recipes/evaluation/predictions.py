@@ -1,0 +1,102 @@
+"""What a model says about examples, and how good that is."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from transformers import Trainer
+
+from ailora.errors import InputError
+from ailora.recipes.data.classification_rows import Examples
+from ailora.recipes.data.labels import Labels
+from ailora.recipes.evaluation.classification_metrics import compute
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """A model's outputs for the rows of a split.
+
+    Attributes:
+        logits: (rows, classes), or (rows, 1) for regression.
+        loss: mean loss over the rows; None where there are no labels.
+    """
+
+    logits: np.ndarray
+    loss: float | None
+
+    @classmethod
+    def of(cls, trainer: Trainer, dataset: Any) -> Predictions:
+        """Run a trainer's model over a tokenized data set."""
+        output = trainer.predict(dataset)
+        loss = (output.metrics or {}).get("test_loss")
+        return cls(first_output(output.predictions), loss)
+
+    def scores(self, metrics: tuple[str, ...], labels: Labels, encoded: list[int | float]) -> dict[str, float]:
+        """Loss and metrics against encoded labels."""
+        loss = {} if self.loss is None else {"loss": self.loss}
+        return loss | compute(metrics, np.asarray(encoded), decide(self.logits, labels), classes=labels.count)
+
+    def frame(self, labels: Labels, examples: Examples) -> pd.DataFrame:
+        """One row per example: its row number, label (where there is one), prediction and scores.
+
+        Scores are probabilities of the classes in the order of the labels' names; regression has none.
+        """
+        decided = [labels.name(value) for value in decide(self.logits, labels)]
+        columns: dict[str, Any] = {"row": range(len(decided))}
+        if examples.labels is not None:
+            columns["label"] = [labels.name(value) for value in examples.encoded(labels)]
+        columns["prediction"] = decided
+        if labels.names is not None:
+            columns["scores"] = list(_softmax(self.logits).astype(np.float64))
+        return pd.DataFrame(columns)
+
+
+def first_output(outputs: Any) -> np.ndarray:
+    """The logits among a model's outputs: some models return hidden states beside them."""
+    return np.asarray(outputs[0] if isinstance(outputs, tuple) else outputs)
+
+
+def decide(logits: np.ndarray, labels: Labels) -> np.ndarray:
+    """Class ids (rows,) from logits (rows, classes), or the predicted numbers from (rows, 1)."""
+    return logits.argmax(axis=1) if labels.names is not None else logits[:, 0]
+
+
+def _softmax(logits: np.ndarray) -> np.ndarray:
+    shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return shifted / shifted.sum(axis=1, keepdims=True)
+
+
+_WRITERS: dict[str, Callable[[pd.DataFrame, Path], object]] = {
+    ".tsv": lambda frame, path: frame.to_csv(path, sep="\t", index=False, quoting=csv.QUOTE_NONE, escapechar="\\"),
+    ".csv": lambda frame, path: frame.to_csv(path, index=False),
+    ".jsonl": lambda frame, path: frame.to_json(path, orient="records", lines=True),
+    ".parquet": lambda frame, path: frame.to_parquet(path, index=False),
+}
+
+
+def check_output_kind(file: Path) -> None:
+    """Refuse a file whose ending names no format that `write_frame` knows.
+
+    Raises:
+        InputError: the ending is unknown.
+    """
+    if file.suffix not in _WRITERS:
+        raise InputError(f"{file}: the output ends in one of {', '.join(_WRITERS)}")
+    if not file.parent.is_dir():
+        raise InputError(f"{file}: there is no folder {file.parent}")
+    if file.is_dir():
+        raise InputError(f"{file} is a folder: the output is a file")
+
+
+def write_frame(frame: pd.DataFrame, file: Path) -> None:
+    """Write a table in the format of the file's ending, whole or not at all."""
+    check_output_kind(file)
+    temporary = file.with_name(f".partial.{file.name}")
+    _WRITERS[file.suffix](frame, temporary)
+    temporary.replace(file)

@@ -1,0 +1,1 @@
+"""Inference with a trained run: evaluate, predict, generate."""

@@ -1,0 +1,94 @@
+"""The model card of an adapter that a run made."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ailora.checkpoints.model_loading import resolve_model
+from ailora.recipes.baselines.peft_inits import overwrites
+from ailora.recipes.config.schema import AdapterConfig, RunConfig
+
+_CARD = """---
+library_name: peft
+base_model: {base}
+tags: [{tags}]
+---
+
+# {policy} adapter{rank} for {base}
+
+{kind} for {task}. {origin} The file is a stock PEFT adapter for the unchanged base model.
+
+| split | {columns} |
+|---|{rule}|
+{rows}
+
+Trained numbers: {trainable:,}, heads included. Steps: {steps}. Seed: {seed}.
+
+```python
+from peft import {loader}
+
+model = {loader}.from_pretrained("PATH/TO/THIS/FOLDER"{arguments})
+```
+"""
+
+#: recipe -> (the task in words, PEFT's class that loads base and adapter)
+_LOADED = {
+    "classification": ("sequence classification", "AutoPeftModelForSequenceClassification"),
+    "causal_lm": ("text generation", "AutoPeftModelForCausalLM"),
+    "seq2seq": ("sequence-to-sequence generation", "AutoPeftModelForSeq2SeqLM"),
+}
+
+
+def model_card(config: RunConfig, result: dict[str, Any]) -> str:
+    """A README for the adapter's folder: what it is, how good it is, how to load it."""
+    given = config.adapter.policy
+    policy = given if isinstance(given, str) else "custom: " + ", ".join(f"{r} {i}" for r, i in given.items())
+    metrics: dict[str, dict[str, float]] = result["metrics"]
+    columns = list(dict.fromkeys(name for scores in metrics.values() for name in scores))
+    task, loader = _LOADED[config.recipe]
+    card = _CARD.format(
+        base=resolve_model(config.model) if config.model.startswith("builtin:") else config.model,
+        policy=policy,
+        tags="peft" if config.adapter.custom else "lora" if config.adapter.stock else "ailora, lora",
+        rank="" if config.adapter.custom else f", rank {config.adapter.rank},",
+        kind="An adapter" if config.adapter.custom else "A LoRA adapter",
+        origin=_origin(config.adapter, policy),
+        task=task,
+        columns=" | ".join(columns),
+        rule="---|" * len(columns),
+        rows="\n".join(_row(split, [scores.get(name) for name in columns]) for split, scores in metrics.items()),
+        trainable=result["trainable_parameters"],
+        steps=result["steps"],
+        seed=result["seed"],
+        loader=loader,
+        arguments=f", num_labels={len(result['labels'] or [0])}" if "labels" in result else "",
+    )
+    return card + _labels(result["labels"]) if "labels" in result else card
+
+
+def _origin(adapter: AdapterConfig, policy: str) -> str:
+    """How the adapter came to be, in a sentence or two."""
+    if adapter.custom:
+        return f"It was made by the function `{policy}`, which is not part of this folder."
+    if not adapter.stock:
+        return (
+            f"It was initialised by the policy `{policy}` and trained in the {adapter.form} form of "
+            "[AILoRA](https://arxiv.org/abs/2510.08034)."
+        )
+    text = f"It was initialised by PEFT's own `{adapter.stock}` (`init_lora_weights`)."
+    if overwrites(adapter.stock):
+        text += (
+            " That takes a part out of the base weights; here it is given back, for which the file has twice the rank. "
+            "Where the base is not in float32, what rounding changed of it stays behind."
+        )
+    return text
+
+
+def _row(split: str, scores: list[float | None]) -> str:
+    return f"| {split} | " + " | ".join("" if value is None else f"{value:.4f}" for value in scores) + " |"
+
+
+def _labels(names: list[str] | None) -> str:
+    return (
+        f"\nLabels, in the order of the model's outputs: {', '.join(names) if names else 'one number (regression)'}.\n"
+    )

@@ -1,0 +1,102 @@
+"""Pretrained models and tokenizers for a task."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from safetensors import SafetensorError
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from ailora.checkpoints.model_loading import resolve_model
+from ailora.errors import InputError
+from ailora.recipes.data.labels import Labels
+from ailora.weights.quantized import keep_4bit_unpacked
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model; one without a padding token pads with its end-of-text token.
+
+    Raises:
+        InputError: no such model.
+    """
+    path = resolve_model(name)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot load the tokenizer of model {name!r}: {error}") from error
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_classifier(
+    path: str,
+    labels: Labels,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    quantization: QuantizationConfigMixin | None = None,
+) -> PreTrainedModel:
+    """A pretrained model with a head for the labels; the head is drawn from the global random state if it is new.
+
+    Raises:
+        InputError: no model of transformers at that path or hub id, or one without such a head.
+    """
+    meaning: dict[str, Any] = {"num_labels": labels.count}
+    if labels.names is None:
+        meaning["problem_type"] = "regression"
+    else:
+        meaning["id2label"] = dict(enumerate(labels.names))
+        meaning["label2id"] = {name: i for i, name in enumerate(labels.names)}
+    try:
+        model = _loaded(AutoModelForSequenceClassification, path, quantization, **meaning)
+    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
+        raise InputError(f"cannot load {path!r} for sequence classification: {error}") from error
+    if model.config.pad_token_id is None:
+        model.config.pad_token_id = tokenizer.pad_token_id
+    return model
+
+
+def load_language_model(
+    path: str,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    seq2seq: bool = False,
+    quantization: QuantizationConfigMixin | None = None,
+) -> PreTrainedModel:
+    """A pretrained language model, in the dtype that its configuration names.
+
+    Args:
+        path: a folder or hub id.
+        tokenizer: the model's; its tokens for padding and the end of a text become the model's.
+        seq2seq: whether an encoder reads the prompt.
+        quantization: how the weights are quantized on loading.
+
+    Raises:
+        InputError: no such model, or none of this kind.
+    """
+    kind = AutoModelForSeq2SeqLM if seq2seq else AutoModelForCausalLM
+    try:
+        model = _loaded(kind, path, quantization)
+    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
+        name = "a sequence-to-sequence model" if seq2seq else "a causal language model"
+        raise InputError(f"cannot load {path!r} as {name}: {error}") from error
+    model.config.pad_token_id = tokenizer.pad_token_id
+    if model.generation_config is not None:
+        model.generation_config.pad_token_id = tokenizer.pad_token_id
+    return model
+
+
+def _loaded(kind: Any, path: str, quantization: QuantizationConfigMixin | None, **arguments: Any) -> PreTrainedModel:
+    if quantization is None:
+        return kind.from_pretrained(path, **arguments)
+    model = kind.from_pretrained(path, quantization_config=quantization, **arguments)
+    keep_4bit_unpacked(model)
+    return model

@@ -1,0 +1,1 @@
+"""Training of every recipe: arguments, trainer, checkpoints, results."""

@@ -1,0 +1,52 @@
+"""What our trainers do that the stock ones do not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import Trainer
+
+from ailora.optim.param_groups import multiplied_groups, parse_multipliers
+from ailora.plan import Form
+from ailora.recipes.baselines.adapter_origin import made_of
+from ailora.recipes.config.schema import AdapterConfig
+
+
+class AdapterTrainer(Trainer):
+    """A trainer that knows how an adapter learns: mixed into a stock one, before it.
+
+    The factors of a role take their own multiple of the learning rate, as groups of the optimizer. In the residual form
+    weight decay leaves out the factors, which hold a part of the base.
+
+    Args:
+        adapter: how the adapter is made.
+        **arguments: the stock trainer's.
+    """
+
+    def __init__(self, *, adapter: AdapterConfig, **arguments: Any) -> None:
+        self.adapter = adapter
+        super().__init__(**arguments)
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        names = super().get_decay_parameter_names(model)
+        residual = not self.adapter.full and self.adapter.form == Form.RESIDUAL
+        return [name for name in names if not (residual and "lora_" in name)]
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        made_before = self.optimizer is not None
+        optimizer = super().create_optimizer(model)
+        if self.adapter.learning_rates and not made_before:
+            multipliers = parse_multipliers(self.adapter.learning_rates)
+            adapted: Any = self.model
+            plan = made_of(adapted).plan
+            optimizer.param_groups = multiplied_groups(optimizer.param_groups, adapted, multipliers, plan=plan)
+        return optimizer
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """The Trainer logs the rate of the optimizer's first group: what is logged is the configured one."""
+        groups = getattr(self.optimizer, "param_groups", [{}])
+        if "learning_rate" in logs:
+            logs["learning_rate"] /= groups[0].get("multiplier", 1.0)
+        super().log(logs, start_time)

@@ -1,0 +1,223 @@
+"""How families name the modules of an attention and of a feed-forward block, as rules.
+
+A pattern is a regular expression for the *end* of a module's name, starting at a dot or at the name's beginning; read
+it off the family's modeling file in transformers. A weight that holds several roles has a rule with all of them, in the
+order in which they lie, and a split that says how they are dealt out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ailora.roles.fused_layouts import Split, bigcode, equal, falcon, grouped, latent, per_head, quarters
+from ailora.roles.projection import Attention, Role
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What the modules whose names end with a pattern are for.
+
+    Attributes:
+        pattern: regular expression for the end of a module's name.
+        roles: the roles in the order in which their rows lie in the weight.
+        attention: self or cross; None for a feed-forward block.
+        split: how the rows of several roles are dealt out.
+    """
+
+    pattern: str
+    roles: tuple[Role, ...]
+    attention: Attention | None = Attention.SELF
+    split: Split = equal
+
+
+def attention(block: str, names: str, kind: Attention = Attention.SELF) -> tuple[Rule, ...]:
+    """An attention of four weights; their names after the block's, separated by blanks: query, key, value, output."""
+    roles = (Role.QUERY, Role.KEY, Role.VALUE, Role.OUTPUT)
+    return tuple(Rule(rf"{block}\.{name}", (role,), kind) for name, role in zip(names.split(), roles, strict=True))
+
+
+def fused(block: str, name: str, output: str, split: Split = equal) -> tuple[Rule, ...]:
+    """An attention whose query, key and value lie in one weight."""
+    return (Rule(rf"{block}\.{name}", _QKV, split=split), Rule(rf"{block}\.{output}", (Role.OUTPUT,)))
+
+
+def _mlp(block: str, **names: str) -> tuple[Rule, ...]:
+    return tuple(Rule(rf"{block}\.{name}", (Role(role),), None) for role, name in names.items())
+
+
+_QKV = (Role.QUERY, Role.KEY, Role.VALUE)
+_KV = (Role.KEY, Role.VALUE)
+_CROSS = Attention.CROSS
+
+#: Feed-forward blocks. Experts have names of their own and are left alone.
+GATED = _mlp(r"(?:mlp|mlp_block|feed_forward|ffn)", gate="gate_proj", up="up_proj", down="down_proj")
+FUSED_GATED = (
+    Rule(r"mlp\.gate_up_proj", (Role.GATE, Role.UP), None),
+    *_mlp("mlp", down="down_proj"),
+)
+TWO_LAYERS = (
+    *_mlp(r"(?:mlp|ffn|layers\.\d+)", up="fc1", down="fc2"),
+    *_mlp(r"mlp", up="lin1", down="lin2"),
+    *_mlp(r"mlp", up="linear_fc1", down="linear_fc2"),
+    *_mlp(r"mlp", up="c_fc", down="c_proj"),
+    *_mlp(r"mlp", up="dense_h_to_4h", down="dense_4h_to_h"),
+    *_mlp(r"mlp", up="fc_in", down="fc_out"),
+    *_mlp(r"mlp", up="dense1", down="dense2"),
+    *_mlp(r"feed_forward", up="intermediate_dense", down="output_dense"),
+)
+_W123 = _mlp("feed_forward", gate="w1", up="w3", down="w2")
+
+_Q_K_V = "q_proj k_proj v_proj"
+_OUTPUT = r"(?:o_proj|out_proj|dense|proj|c_proj|projection_layer|output_projection\.o_proj)"
+_OWN = r"(?:self_attn|self_attention|attention|attn)"
+_OTHER = r"(?:encoder_attn|(?:text_|vision_)?cross_attn|cross_attention|x_attn)"
+
+#: `self_attn.q_proj`, `k_proj`, `v_proj` and an output: most families since 2020.
+SEPARATE = (
+    *attention(_OWN, f"{_Q_K_V} {_OUTPUT}"),
+    *attention(_OTHER, f"{_Q_K_V} {_OUTPUT}", _CROSS),
+    *GATED,
+    *TWO_LAYERS,
+    *_W123,
+)
+#: The same, with a feed-forward block of another kind.
+ATTENTION_ONLY = SEPARATE[:8]
+GLM = ATTENTION_ONLY + FUSED_GATED
+_INNER = "(?:self|attention)"
+_BERT_NAMES = rf"{_INNER}\.query {_INNER}\.key {_INNER}\.value output\.dense"
+BERT = (
+    *attention("attention", _BERT_NAMES),
+    *attention("crossattention", _BERT_NAMES, _CROSS),
+    *_mlp(r"\d+", up=r"intermediate\.dense", down=r"output\.dense"),
+    *TWO_LAYERS,
+)
+DEBERTA_V2 = (
+    *attention(r"attention", r"self\.query_proj self\.key_proj self\.value_proj output\.dense"),
+    *BERT[8:],
+)
+DEBERTA = (
+    Rule(r"attention\.self\.in_proj", _QKV, split=per_head),
+    Rule(r"attention\.output\.dense", (Role.OUTPUT,)),
+    *BERT[8:],
+)
+ALBERT = (
+    *attention("attention", "query key value (?:dense|proj|output)"),
+    *_mlp(r"albert_layers\.\d+", up="ffn", down="ffn_output"),
+    *TWO_LAYERS,
+)
+DISTILBERT = (*attention("attention", "q_lin k_lin v_lin out_lin"), *_mlp("ffn", up="lin1", down="lin2"))
+#: All attentions of XLM stand in one list, all feed-forward blocks in another.
+XLM = (
+    *attention(r"attentions\.\d+", "q_lin k_lin v_lin out_lin"),
+    *_mlp(r"ffns\.\d+", up="lin1", down="lin2"),
+)
+MPNET = (*attention(r"attention\.attn", "q k v o"), *BERT[8:])
+T5 = (
+    *attention(r"(?:Local)?SelfAttention", "q k v o"),
+    *attention("EncDecAttention", "q k v o", _CROSS),
+    *_mlp("DenseReluDense", up="(?:wi|wi_1)", gate="wi_0", down="wo"),
+)
+GPT2 = (
+    *fused("attn", "c_attn", "c_proj"),
+    Rule(r"crossattention\.q_attn", (Role.QUERY,), _CROSS),
+    Rule(r"crossattention\.c_attn", _KV, _CROSS),
+    Rule(r"crossattention\.c_proj", (Role.OUTPUT,), _CROSS),
+    *TWO_LAYERS,
+)
+BIGCODE = (*fused("attn", "c_attn", "c_proj", bigcode), *TWO_LAYERS)
+PHI3 = (*fused("self_attn", "qkv_proj", "o_proj", grouped), *FUSED_GATED)
+#: Its sound and image towers have blocks of the same names, and other attentions.
+PHI4 = (*fused(r"layers\.\d+\.self_attn", "qkv_proj", "o_proj", grouped), *FUSED_GATED)
+NEOX = (*fused("(?:attention|self_attention|self_attn)", "query_key_value", "dense", per_head), *TWO_LAYERS)
+FALCON = (*fused("self_attention", "query_key_value", "dense", falcon), *TWO_LAYERS)
+CODEGEN = (
+    Rule(r"attn\.qkv_proj", (Role.QUERY, Role.VALUE, Role.KEY), split=quarters),
+    Rule(r"attn\.out_proj", (Role.OUTPUT,)),
+    *TWO_LAYERS,
+)
+MPT = (*fused("attn", "Wqkv", "out_proj"), *_mlp("ffn", up="up_proj", down="down_proj"))
+#: Remote code: the family has no modeling file in transformers.
+CHATGLM = (
+    *fused("self_attention", "query_key_value", "dense", grouped),
+    Rule(r"mlp\.dense_h_to_4h", (Role.GATE, Role.UP), None),
+    *_mlp("mlp", down="dense_4h_to_h"),
+)
+#: Its `Wi` holds input and gate; the activation is taken of the first.
+_MODERNBERT_MLP = (Rule(r"mlp\.Wi", (Role.GATE, Role.UP), None), *_mlp("mlp", down="Wo"))
+MODERNBERT = (*fused("attn", "Wqkv", "Wo"), *_MODERNBERT_MLP)
+MODERNBERT_DECODER = (*attention("attn", f"{_Q_K_V} Wo"), *_MODERNBERT_MLP)
+#: The feed-forward blocks of DBRX are experts, which are left alone.
+DBRX = fused("attn", "Wqkv", "out_proj", grouped)
+#: `attn.qkv` in three equal blocks: most vision transformers that fuse.
+VISION_QKV = (
+    *fused("(?:attn|attention|self_attn)", "qkv", "(?:proj|projection)"),
+    *GATED,
+    *TWO_LAYERS,
+)
+TIMESFORMER = (
+    tuple(
+        rule
+        for block in ("attention", "temporal_attention")
+        for rule in (Rule(rf"{block}\.attention\.qkv", _QKV), Rule(rf"{block}\.output\.dense", (Role.OUTPUT,)))
+    )
+    + BERT[8:]
+)
+BARK = (*fused("attn", "att_proj", "out_proj"), *_mlp("mlp", up="in_proj", down="out_proj"))
+CTRL = attention("multi_head_attention", "Wq Wk Wv dense")
+CPMANT = attention(r"self_att\.self_attention", "project_q project_k project_v attention_out")
+GPT_NEO = (*attention(r"attn\.attention", f"{_Q_K_V} out_proj"), *TWO_LAYERS)
+QWEN_OMNI_VISION = (*attention("attn", "q k v proj"), *GATED)
+GRANITE_SPEECH = (
+    Rule(r"attn\.to_q", (Role.QUERY,)),
+    Rule(r"attn\.to_kv", _KV),
+    Rule(r"attn\.to_out", (Role.OUTPUT,)),
+    *_mlp(r"ff[12]", up="up_proj", down="down_proj"),
+)
+#: Its mixers are of three kinds; only those of attention have these names.
+NEMOTRON_H = attention("mixer", f"{_Q_K_V} o_proj")
+RECURRENT_GEMMA = (*attention("temporal_block", f"{_Q_K_V} o_proj"), *GATED)
+CONFORMER = (
+    *attention("self_attn", "linear_q linear_k linear_v linear_out"),
+    *_mlp(r"ffn[12]", up="intermediate_dense", down="output_dense"),
+)
+SEAMLESS = (*SEPARATE, *CONFORMER)
+#: Shifted windows: as a model, and as the backbone of others, which name its modules as BERT's.
+SWIN = (*SEPARATE, *BERT)
+LED = (
+    *attention(
+        "self_attn", r"longformer_self_attn\.query longformer_self_attn\.key longformer_self_attn\.value output"
+    ),
+    *SEPARATE,
+)
+BIGBIRD_PEGASUS = (*attention("self_attn", r"self\.query self\.key self\.value output"), *SEPARATE)
+#: Linear maps inside a module of their own.
+WRAPPED = (
+    *attention("self_attn", r"q_proj\.linear k_proj\.linear v_proj\.linear o_proj\.linear"),
+    *_mlp("mlp", gate=r"gate_proj\.linear", up=r"up_proj\.linear", down=r"down_proj\.linear"),
+)
+PROPHETNET = (
+    *attention("self_attn", "query_proj key_proj value_proj out_proj"),
+    *attention("cross_attn", "query_proj key_proj value_proj out_proj", _CROSS),
+    *_mlp("feed_forward", up="intermediate", down="output"),
+)
+_CVT_NAMES = r"attention\.projection_query attention\.projection_key attention\.projection_value output\.dense"
+CVT = (*attention("attention", _CVT_NAMES), *BERT[8:])
+QFORMER = (*BERT[:8], *_mlp(r"\d+", up=r"intermediate_query\.dense", down=r"output_query\.dense"))
+LXMERT = (
+    *BERT,
+    *attention(r"(?:lang|visn)_self_att", r"self\.query self\.key self\.value output\.dense"),
+    *attention("visual_attention", r"att\.query att\.key att\.value output\.dense", _CROSS),
+)
+#: Latent attention (DeepSeek-V2, arXiv 2405.04434): `docs/architectures.md` says why these rows.
+LATENT = (
+    Rule(r"(?:self_attn|self_attn\.\d+)\.(?:q_proj|q_b_proj)", (Role.QUERY,)),
+    Rule(r"(?:self_attn|self_attn\.\d+)\.kv_b_proj", _KV, split=latent),
+    Rule(r"(?:self_attn|self_attn\.\d+)\.o_proj", (Role.OUTPUT,)),
+    *GATED,
+)
+#: Layers of linear attention stand between those of latent attention, with a `q_proj` of their own.
+GLM5_NEXT = (Rule(r"self_attn\.q_b_proj", (Role.QUERY,)), *LATENT[1:])
+#: Its lightning attention has an `out_proj`.
+MINIMAX = attention("self_attn", f"{_Q_K_V} o_proj")
+#: The query's weight holds a gate of the attention's output too.
+GATED_QUERY = (Rule(r"self_attn\.q_proj", (Role.QUERY, Role.GATE), split=per_head), *SEPARATE[1:])

@@ -1,0 +1,166 @@
+"""The study file: what is compared, on which tasks, at which learning rates and seeds, and where it is kept."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pydantic
+
+from ailora.errors import InputError, unknown_name
+from ailora.recipes.config.loader import set_dotted
+from ailora.recipes.config.schema import explained
+from ailora.recipes.config.sections import Count, Section, Text, field
+from ailora.recipes.config.yaml_file import parse_yaml, read_yaml
+
+Rate = Annotated[float, pydantic.Field(strict=True, gt=0, allow_inf_nan=False)]
+Seed = Annotated[int, pydantic.Field(strict=True, ge=0, lt=2**32)]
+_RATES = "a mapping: values, or from, to and per_decade"
+
+
+class RateConfig(Section, frozen=True, populate_by_name=True):
+    """`learning_rate:`. Either exact values, or a geometric range that is extended where its best is at an edge.
+
+    Attributes:
+        values: the rates.
+        from_, to: the ends of the range.
+        per_decade: how many rates there are to a factor of ten.
+    """
+
+    values: list[Rate] | None = field("a list of numbers above 0", None, min_length=1)
+    from_: Rate | None = field("a number above 0", None, alias="from")
+    to: Rate | None = field("a number above 0", None)
+    per_decade: Count = field("a whole number from 1", 2)
+
+    @pydantic.model_serializer(mode="wrap")
+    def _as_given(self, fields: pydantic.SerializerFunctionWrapHandler) -> dict[str, Any]:
+        if self.values is not None:
+            return {"values": self.values}
+        return {"from": self.from_, "to": self.to, "per_decade": self.per_decade}
+
+    def check(self, where: str) -> None:
+        """Refuse keys that do not go together.
+
+        Raises:
+            InputError: neither values nor a range, or both; a range from more to less; a rate that is there twice.
+        """
+        given = self.model_fields_set
+        if self.values is not None:
+            if given != {"values"}:
+                raise InputError(f"{where}: give values, or from, to and per_decade, not both")
+            if len(set(self.values)) < len(self.values):
+                raise InputError(f"{where}.values: the same rate is there twice")
+        elif self.from_ is None or self.to is None:
+            raise InputError(f"{where} needs values, or from and to")
+        elif self.from_ > self.to:
+            raise InputError(f"{where}: from {self.from_:g} is more than to {self.to:g}")
+
+
+class StudyConfig(Section, frozen=True):
+    """A study file; `docs/studies.md` says what each key is for.
+
+    Attributes:
+        base: the configuration of a run that every trial starts from: a file beside the study's, or its content.
+        methods: policies by name, or `{label: overrides}`; an override `method` names the policy of a label.
+        tasks: name -> overrides of the base.
+        grid: dotted key of the base -> its values.
+        learning_rate: the rates that every method is tried at; an override `learning_rate` of a method goes before it.
+        seeds: the first one finds the best rate.
+        extra_seeds: run at the best rate alone, when the others have chosen it.
+        seeds_at: whether the other seeds run at the best rate and its neighbours, or at all rates.
+        baseline: the method that others are compared with; None: the first.
+        metric: what decides, on the validation split; None: the recipe's first metric, or the loss.
+        match_parameters: give each method the rank at which it trains about as many parameters as the baseline.
+        confirm_speed: where a method reaches the baseline's final loss earlier, run it scheduled to end there.
+        pruning: end runs early that are worse than the median of their comparison at the same evaluation.
+        retries: how often a trial whose worker died is started again.
+        worker_timeout: seconds without a sign of life after which a worker counts as dead.
+        keep: what is kept of a trial's model when it has finished.
+        storage: an Optuna database URL; None: SQLite in the output folder.
+        output: the study's folder.
+        name: the study's name in the storage; None: that of the output folder.
+    """
+
+    base: Text | dict[str, Any] = field("a file or a mapping: the configuration of a run")
+    methods: list[Text | dict[str, dict[str, Any] | None]] = field(
+        "a list of names and of mappings from a label to overrides", min_length=1
+    )
+    tasks: dict[str, dict[str, Any] | None] | None = field("a mapping from a name to overrides", None, min_length=1)
+    grid: dict[str, list[Any]] = field("a mapping from dotted keys of the base to lists of values", {})
+    learning_rate: RateConfig = field(_RATES)
+    seeds: list[Seed] = field("a list of whole numbers from 0", [0], min_length=1)
+    extra_seeds: list[Seed] = field("a list of whole numbers from 0", [])
+    seeds_at: Literal["best", "all"] = field("best or all", "best")
+    baseline: Text | None = field("the label of a method", None)
+    metric: Text | None = field("the name of a metric", None)
+    match_parameters: bool = field("true or false", False, strict=True)
+    confirm_speed: bool = field("true or false", False, strict=True)
+    pruning: bool = field("true or false", False, strict=True)
+    retries: Annotated[int, pydantic.Field(strict=True, ge=0)] = field("a whole number from 0", 2)
+    worker_timeout: Annotated[int, pydantic.Field(strict=True, ge=2)] = field("a whole number of seconds from 2", 60)
+    keep: Literal["nothing", "adapter", "all"] = field("nothing, adapter or all", "adapter")
+    storage: Text | None = field("an Optuna database URL such as sqlite:///study.db", None)
+    output: Text = field("a folder")
+    name: Text | None = field("a text", None)
+
+
+def load_study_config(
+    source: Path | str | Mapping[str, Any], overrides: Sequence[str] = (), *, scale: str | None = None
+) -> StudyConfig:
+    """Read, complete and check a study file.
+
+    Args:
+        source: a YAML file, or its content.
+        overrides: `dotted.key=value` with a YAML value; the dots of `base.training.seed` lead into the base's file.
+        scale: the name of a set of keys below `scales:` that replaces the file's own.
+
+    Returns:
+        With the base's content, an absolute output folder, a storage and a name.
+
+    Raises:
+        InputError: a missing file, broken YAML, an unknown key, name or value, with what is allowed.
+    """
+    raw = copy.deepcopy(dict(source)) if isinstance(source, Mapping) else read_yaml(Path(source))
+    where = "" if isinstance(source, Mapping) else f"{source}: "
+    beside = Path() if isinstance(source, Mapping) else Path(source).parent
+    if not isinstance(raw, dict):
+        raise InputError(f"{where}expected keys such as base, methods, learning_rate")
+    try:
+        return _loaded(raw, overrides, scale, beside)
+    except InputError as error:
+        raise InputError(f"{where}{error}") from None
+
+
+def _loaded(raw: dict[str, Any], overrides: Sequence[str], scale: str | None, beside: Path) -> StudyConfig:
+    scales = raw.pop("scales", None) or {}
+    if scale is not None:
+        if scale not in scales:
+            raise unknown_name("scale", scale, scales)
+        raw |= scales[scale]
+    if isinstance(base := raw.get("base"), str):
+        raw["base"] = read_yaml(beside / base)
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals or not key:
+            raise InputError(f"override {override!r} is not of the form dotted.key=value")
+        set_dotted(raw, key, parse_yaml(value))
+    try:
+        config = StudyConfig.model_validate(raw)
+    except pydantic.ValidationError as error:
+        raise explained(error, raw, StudyConfig) from None
+    return _completed(config)
+
+
+def _completed(config: StudyConfig) -> StudyConfig:
+    config.learning_rate.check("learning_rate")
+    seeds = [*config.seeds, *config.extra_seeds]
+    if repeated := [seed for seed in seeds if seeds.count(seed) > 1]:
+        raise InputError(f"seeds: {repeated[0]} is there twice")
+    for key, values in config.grid.items():
+        if not values:
+            raise InputError(f"grid.{key} has no values: the grid has no cells")
+    output = Path(config.output).expanduser().absolute()
+    storage = config.storage or f"sqlite:///{output / 'study.db'}"
+    return config.model_copy(update={"output": str(output), "storage": storage, "name": config.name or output.name})

@@ -1,0 +1,1 @@
+"""Base weights as plain (out, in) matrices, however a layer stores them."""

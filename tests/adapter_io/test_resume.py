@@ -1,0 +1,273 @@
+"""`resume`: train on from a file, with the anchor that is inside."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+import ailora
+from ailora.checkpoints import init
+from ailora.lora.anchored_factor import AnchoredFactor
+from tests.contracts.test_adapted_model import close
+from tests.families import FAMILIES, train
+
+LLAMA, BERT = FAMILIES["llama"], FAMILIES["bert"]
+
+
+def state(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def same_state(one: nn.Module, other: nn.Module) -> None:
+    ours, theirs = state(one), state(other)
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        assert torch.equal(ours[name], theirs[name]), name
+
+
+@pytest.mark.parametrize("family", ["llama", "bert", "t5"])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"form": "stock"}, {"rslora": True, "alpha": 3}, {"policy": {"query": "principal", "value": "lora"}}],
+    ids=str,
+)
+def test_a_resumed_model_is_the_one_that_was_saved(family: str, options: dict[str, Any], tmp_path: Path) -> None:
+    made = FAMILIES[family]
+    model = ailora.adapt(made.model(), rank=4, **options)
+    train(model, made, steps=3)
+    ailora.save_adapter(model, tmp_path)
+    resumed = ailora.resume(made.model(), tmp_path)
+    same_state(resumed, model)
+    trains = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert {name for name, p in resumed.named_parameters() if p.requires_grad} == trains
+    assert ailora.get_plan(resumed) == ailora.get_plan(model)
+    for each in (model, resumed):
+        train(each, made, steps=3)
+    same_state(resumed, model)
+
+
+def test_fused_weights_resume(tmp_path: Path) -> None:
+    from tests.tiny import tiny_model
+
+    for couple in (False, True):
+        base = tiny_model("gpt2")
+        model = ailora.adapt(copy.deepcopy(base), rank=2, couple_roles=couple)
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.data += 0.01 * torch.randn_like(parameter)
+        ailora.save_adapter(model, tmp_path / str(couple))
+        same_state(ailora.resume(base, tmp_path / str(couple)), model)
+
+
+def test_from_what_init_writes(tmp_path: Path) -> None:
+    LLAMA.model().save_pretrained(tmp_path / "base")
+    init(str(tmp_path / "base"), tmp_path / "adapter", rank=4)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "base").eval()
+    expected = LLAMA.output(model)
+    resumed = ailora.resume(model, tmp_path / "adapter")
+    assert torch.equal(LLAMA.output(resumed), expected)
+    adapted = ailora.adapt(AutoModelForCausalLM.from_pretrained(tmp_path / "base").eval(), rank=4)
+    same_state(resumed, adapted)
+
+
+def test_a_base_in_another_dtype_is_recognised(tmp_path: Path) -> None:
+    LLAMA.model().to(torch.bfloat16).save_pretrained(tmp_path / "base")
+    init(str(tmp_path / "base"), tmp_path / "adapter", rank=4)
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        model = AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=dtype).eval()
+        expected = LLAMA.output(model)
+        assert torch.equal(LLAMA.output(ailora.resume(model, tmp_path / "adapter")), expected)
+
+
+@pytest.mark.parametrize("saved_by", ["ailora", "peft"])
+def test_the_residual_form(saved_by: str, tmp_path: Path) -> None:
+    model = ailora.adapt(LLAMA.model(), rank=4, form="residual")
+    train(model, LLAMA, steps=3)
+    if saved_by == "ailora":
+        ailora.save_adapter(model, tmp_path)
+    else:
+        model.save_pretrained(tmp_path)
+        (tmp_path / "ailora.json").write_text(_sidecar(model))
+    resumed = ailora.resume(LLAMA.model(), tmp_path)
+    close(LLAMA.output(resumed), LLAMA.output(model))
+    for one, other in zip(state(resumed).items(), state(model).items(), strict=True):
+        assert one[0] == other[0]
+        torch.testing.assert_close(one[1], other[1], rtol=1e-5, atol=1e-6)
+    close(LLAMA.output(ailora.restore_base(resumed)), LLAMA.output(LLAMA.model()))
+
+
+def _sidecar(model: nn.Module) -> str:
+    from ailora.lora.inject import get_metadata
+
+    return get_metadata(model).model_dump_json()
+
+
+def test_from_a_checkpoint_below_the_sidecar(tmp_path: Path) -> None:
+    model = ailora.adapt(LLAMA.model(), rank=4)
+    train(model, LLAMA, steps=2)
+    model.save_pretrained(tmp_path / "checkpoints" / "checkpoint-2")
+    (tmp_path / "ailora.json").write_text(_sidecar(model))
+    same_state(ailora.resume(LLAMA.model(), tmp_path / "checkpoints" / "checkpoint-2"), model)
+
+
+def test_where_no_sidecar_is_known_it_is_asked_for(tmp_path: Path) -> None:
+    model = ailora.adapt(LLAMA.model(), rank=4)
+    model.save_pretrained(tmp_path / "alone")
+    with pytest.raises(ailora.InputError, match=r"no ailora\.json .*sidecar=.*is_trainable=True"):
+        ailora.resume(LLAMA.model(), tmp_path / "alone")
+    ailora.save_adapter(model, tmp_path / "whole")
+    same_state(ailora.resume(LLAMA.model(), tmp_path / "alone", sidecar=tmp_path / "whole"), model)
+
+
+def test_another_base_is_refused_and_left_alone(tmp_path: Path) -> None:
+    ailora.save_adapter(ailora.adapt(LLAMA.model(), rank=4), tmp_path)
+    other = LLAMA.model()
+    with torch.no_grad():
+        other.model.layers[1].self_attn.v_proj.weight[0, 0] += 1e-3
+    before = state(other)
+    with pytest.raises(ailora.ModelError, match=r"layers\.1\.self_attn\.v_proj: the weight is not the one"):
+        ailora.resume(other, tmp_path)
+    assert all(torch.equal(before[name], tensor) for name, tensor in other.state_dict().items())
+    assert "lora" not in str(other)
+
+
+def test_a_file_that_stock_peft_trained_whole_is_told_apart(tmp_path: Path) -> None:
+    """Stock PEFT wakes both halves: the anchor moves, and the file is no longer an anchored one."""
+    ailora.save_adapter(ailora.adapt(LLAMA.model(), rank=4), tmp_path / "start")
+    model = PeftModel.from_pretrained(LLAMA.model(), tmp_path / "start", is_trainable=True)
+    train(model, LLAMA, steps=2)
+    model.save_pretrained(tmp_path / "trained")
+    shutil.copy(tmp_path / "start" / "ailora.json", tmp_path / "trained")
+    with pytest.raises(ailora.AnchorMismatchError, match=r"has moved: all of the file was trained.*is_trainable=True"):
+        ailora.resume(LLAMA.model(), tmp_path / "trained")
+    # What it was made as says what it is.
+    sidecar = json.loads((tmp_path / "trained" / "ailora.json").read_text())
+    sidecar["plan"]["form"] = "stock"
+    (tmp_path / "trained" / "ailora.json").write_text(json.dumps(sidecar))
+    close(LLAMA.output(ailora.resume(LLAMA.model(), tmp_path / "trained")), LLAMA.output(model))
+
+
+@pytest.mark.parametrize("steps", [0, 1, 50])
+def test_a_trained_anchor_is_never_taken_for_a_moved_one(steps: int, tmp_path: Path) -> None:
+    model = ailora.adapt(LLAMA.model(), rank=4)
+    if steps:
+        train(model, LLAMA, steps=steps, rate=5e-2)
+    ailora.save_adapter(model, tmp_path)
+    same_state(ailora.resume(LLAMA.model(), tmp_path), model)
+
+
+def test_half_precision_files_resume(tmp_path: Path) -> None:
+    model = ailora.adapt(LLAMA.model(), rank=4)
+    train(model, LLAMA, steps=3)
+    model.to(torch.bfloat16)
+    ailora.save_adapter(model, tmp_path)
+    resumed = ailora.resume(LLAMA.model(), tmp_path)
+    stock = PeftModel.from_pretrained(LLAMA.model(), tmp_path)
+    close(LLAMA.output(resumed), LLAMA.output(stock))
+
+
+def test_resume_beside_another_adapter(tmp_path: Path) -> None:
+    model = ailora.adapt(LLAMA.model(), rank=4)
+    train(model, LLAMA, steps=2)
+    ailora.save_adapter(model, tmp_path)
+    both = ailora.adapt(LLAMA.model(), "milora", rank=2, adapter_name="first")
+    resumed = ailora.resume(both, tmp_path, adapter_name="second")
+    assert resumed.active_adapters == ["second"]
+    assert torch.equal(LLAMA.output(resumed), LLAMA.output(model))
+    assert any(isinstance(module, AnchoredFactor) for module in resumed.modules())
+
+
+def test_heads_are_restored(tmp_path: Path) -> None:
+    model = ailora.adapt(BERT.model(), rank=4)
+    train(model, BERT, steps=3)
+    ailora.save_adapter(model, tmp_path)
+    assert torch.equal(BERT.output(ailora.resume(BERT.model(), tmp_path)), BERT.output(model))
+
+
+class _Tokens(torch.utils.data.Dataset[dict[str, Any]]):
+    def __len__(self) -> int:
+        return 16
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        ids = torch.randint(0, 64, (6,), generator=torch.Generator().manual_seed(index))
+        return {"input_ids": ids, "labels": ids}
+
+
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing` is deprecated:FutureWarning")
+def test_a_trainer_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    """From a checkpoint of a stock Trainer: a fresh base, resumed, and the Trainer's own state."""
+    from transformers import Trainer, TrainingArguments
+
+    def trainer(model: nn.Module, folder: str, steps: int) -> Trainer:
+        arguments = TrainingArguments(
+            str(tmp_path / folder),
+            max_steps=steps,
+            per_device_train_batch_size=4,
+            learning_rate=1e-2,
+            lr_scheduler_type="constant",
+            save_steps=2,
+            report_to=[],
+            use_cpu=True,
+            disable_tqdm=True,
+        )
+        return Trainer(model, arguments, train_dataset=_Tokens())
+
+    whole = ailora.adapt(LLAMA.model(), rank=4)
+    ailora.save_adapter(whole, tmp_path / "start")
+    trainer(whole, "whole", 6).train()
+    trainer(ailora.resume(LLAMA.model(), tmp_path / "start"), "half", 2).train()
+    checkpoint = tmp_path / "half" / "checkpoint-2"
+    resumed = ailora.resume(LLAMA.model(), checkpoint, sidecar=tmp_path / "start")
+    trainer(resumed, "half", 6).train(resume_from_checkpoint=str(checkpoint))
+    same_state(resumed, whole)
+
+
+def test_what_does_not_fit_leaves_the_model_alone(tmp_path: Path) -> None:
+    ailora.save_adapter(ailora.adapt(LLAMA.model(), rank=4), tmp_path / "four")
+    ailora.save_adapter(ailora.adapt(LLAMA.model(), rank=2), tmp_path / "two")
+    ailora.save_adapter(ailora.adapt(LLAMA.model(), rank=4, roles=["query"]), tmp_path / "query")
+    for sidecar in ("two", "query"):
+        model = LLAMA.model()
+        with pytest.raises(ailora.InputError, match="is of another adapter than"):
+            ailora.resume(model, tmp_path / "four", sidecar=tmp_path / sidecar)
+        assert "lora" not in str(model)
+    ailora.save_adapter(ailora.adapt(BERT.model(), rank=4), tmp_path / "bert")
+    from transformers import BertForSequenceClassification
+
+    other = BERT.model()
+    wider = BertForSequenceClassification(copy.deepcopy(other.config))
+    wider.classifier = nn.Linear(32, 7)
+    wider.bert.load_state_dict(other.bert.state_dict())
+    with pytest.raises(ailora.ModelError, match=r"classifier.* has \(7,"):
+        ailora.resume(wider, tmp_path / "bert")
+    assert "lora" not in str(wider)
+
+
+def test_a_fused_weight_that_was_trained_whole_resumes_in_the_stock_form(tmp_path: Path) -> None:
+    from tests.tiny import tiny_inputs, tiny_model
+
+    base = tiny_model("gpt2")
+    model = ailora.adapt(copy.deepcopy(base), rank=2, form="stock")
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.01 * torch.randn_like(parameter)
+    ailora.save_adapter(model, tmp_path)
+    resumed = ailora.resume(base, tmp_path)
+    with torch.no_grad():
+        assert torch.equal(resumed.eval()(**tiny_inputs("gpt2"))[0], model.eval()(**tiny_inputs("gpt2"))[0])
+
+
+def test_a_configuration_and_a_sidecar_that_disagree(tmp_path: Path) -> None:
+    ailora.save_adapter(ailora.adapt(LLAMA.model(), rank=4), tmp_path / "one")
+    ailora.save_adapter(ailora.adapt(LLAMA.model(), rank=4, alpha=64), tmp_path / "other")
+    with pytest.raises(ailora.InputError, match=r"its configuration scales .* by 1, its ailora\.json by 16"):
+        ailora.resume(LLAMA.model(), tmp_path / "one", sidecar=tmp_path / "other" / "ailora.json")

@@ -1,0 +1,195 @@
+"""Applying a plan: all or nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel, PromptTuningConfig, get_peft_model
+from torch import nn
+
+import ailora
+from ailora.lora import inject as attach_module
+from ailora.lora.residual import LossyResidualWarning
+from tests.families import FAMILIES
+from tests.tiny import tiny_model
+
+FAMILY = FAMILIES["bert"]
+
+
+def snapshot(model: nn.Module) -> tuple[Any, ...]:
+    """Everything of a model that adapting could change."""
+    modules = {name: id(module) for name, module in model.named_modules()}
+    parameters = {n: (id(p), p.requires_grad, p.detach().clone()) for n, p in model.named_parameters()}
+    return modules, parameters, hasattr(model, "peft_config"), torch.get_rng_state()
+
+
+def assert_unchanged(model: nn.Module, before: tuple[Any, ...]) -> None:
+    modules, parameters, marked, random_state = snapshot(model)
+    assert modules == before[0]
+    assert parameters.keys() == before[1].keys()
+    for name, (identity, flag, value) in parameters.items():
+        assert (identity, flag) == before[1][name][:2], name
+        assert torch.equal(torch.nan_to_num(value), torch.nan_to_num(before[1][name][2])), name
+    assert marked == before[2]
+    assert torch.equal(random_state, before[3])
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_a_bad_weight_in_the_last_module_changes_nothing(bad: float) -> None:
+    model = FAMILY.model()
+    with torch.no_grad():
+        model.bert.encoder.layer[1].attention.self.value.weight[3, 4] = bad
+    before = snapshot(model)
+    with pytest.raises(ailora.ModelError, match=r"layer\.1\.attention\.self\.value: weight .* NaN or infinite"):
+        ailora.adapt(model)
+    assert_unchanged(model, before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.int8])
+def test_a_dtype_without_a_decomposition_is_refused(dtype: torch.dtype) -> None:
+    model = FAMILY.model()
+    layer = model.bert.encoder.layer[0].attention.self.query
+    layer.weight = nn.Parameter(layer.weight.detach().to(dtype), requires_grad=False)
+    with pytest.raises(ailora.ModelError, match=f"query: weight .* of dtype {dtype} cannot be decomposed; allowed"):
+        ailora.adapt(model)
+
+
+def test_a_meta_model_cannot_be_adapted() -> None:
+    with pytest.raises(ailora.ModelError, match="is on the meta device"):
+        ailora.adapt(FAMILY.model().to("meta"))
+
+
+@pytest.mark.parametrize("form", ["anchored", "residual"])
+@pytest.mark.parametrize("fails_at", ["_inject", "place", "_validate_exact_cover"])
+def test_a_failure_inside_changes_nothing(monkeypatch: pytest.MonkeyPatch, form: str, fails_at: str) -> None:
+    model = FAMILY.model()
+    before = snapshot(model)
+    real, calls = getattr(attach_module, fails_at), []
+
+    def fail_late(*args: Any) -> Any:
+        calls.append(real(*args))
+        if len(calls) == (3 if fails_at == "place" else 1):
+            raise RuntimeError("out of luck")
+        return calls[-1]
+
+    monkeypatch.setattr(attach_module, fails_at, fail_late)
+    with pytest.raises(RuntimeError, match="out of luck"):
+        ailora.adapt(model, form=form)
+    assert_unchanged(model, before)
+    monkeypatch.undo()
+    assert isinstance(ailora.adapt(model), PeftModel)
+
+
+@pytest.mark.filterwarnings("ignore:Adapter second was active which is now deleted")
+def test_a_failing_second_adapter_leaves_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = ailora.adapt(FAMILY.model(), rank=4)
+    before, output = snapshot(model), FAMILY.output(model)
+    monkeypatch.setattr(attach_module, "_validate_exact_cover", lambda *_: (_ for _ in ()).throw(RuntimeError("no")))
+    with pytest.raises(RuntimeError, match="no"):
+        ailora.adapt(model, "pissa", adapter_name="second", roles=["query", "key"])
+    assert model.active_adapter == "default"
+    assert list(model.peft_config) == ["default"]
+    assert torch.equal(FAMILY.output(model), output)
+    assert_unchanged(model, before)
+
+
+@pytest.mark.parametrize(
+    ("model", "name", "message"),
+    [
+        ("adapted", "default", "already has an adapter named 'default'"),
+        ("inner", "second", "already carries adapters: pass the PeftModel itself"),
+        ("base", "a.b", "adapter_name 'a.b' cannot be used"),
+        ("base", "", "adapter_name '' cannot be used"),
+        ("base", "lora", "adapter_name 'lora' cannot be used"),
+    ],
+)
+def test_names_that_cannot_be_used(model: str, name: str, message: str) -> None:
+    base = FAMILY.model()
+    target = base if model == "base" else ailora.adapt(base)
+    with pytest.raises(ailora.AiloraError, match=message):
+        ailora.adapt(target.get_base_model() if model == "inner" else target, adapter_name=name)
+
+
+def test_a_plan_for_another_model_is_refused() -> None:
+    plan = ailora.make_plan(FAMILY.model(), rank=4)
+    other = FAMILIES["roberta"].model()
+    before = snapshot(other)
+    with pytest.raises(ailora.ModelError, match=r"the plan names bert\.encoder.*which this Roberta"):
+        ailora.apply_plan(other, plan)
+    assert_unchanged(other, before)
+
+
+def test_plain_loras_start_follows_the_callers_seed() -> None:
+    starts = []
+    for seed in (7, 7, 8):
+        torch.manual_seed(seed)
+        model = ailora.adapt(FAMILY.model(), "lora")
+        starts.append(model.bert.encoder.layer[0].attention.self.query.lora_A["default"].weight.detach())
+    assert torch.equal(starts[0], starts[1])
+    assert not torch.equal(starts[0], starts[2])
+
+
+def test_the_residual_form_warns_where_it_loses() -> None:
+    with pytest.warns(LossyResidualWarning, match=r"storing W - s B0 A0 as torch.bfloat16 loses \d+%"):
+        ailora.adapt(FAMILY.model().bfloat16(), form="residual")
+
+
+def test_ranks_by_module_reach_peft_and_the_file(tmp_path: Any) -> None:
+    rank = {r"layer\.0.*query": 2, "query": 4, "": 8}
+    model = ailora.adapt(FAMILY.model(), rank=rank, alpha={"value": 16, "": 4})
+    config = model.peft_config["default"]
+    ailora.save_adapter(model, tmp_path)
+    loaded = PeftModel.from_pretrained(FAMILY.model(), tmp_path)
+    for planned in ailora.get_plan(model).adapters:
+        layer = loaded.get_base_model().get_submodule(planned.projection.module)
+        assert layer.r["default"] == 2 * planned.rank
+        assert layer.scaling["default"] == planned.scaling
+    assert set(config.target_modules) == {"query", "value"}
+
+
+@pytest.mark.filterwarnings("ignore:The following rank_pattern keys did not match:RuntimeWarning")
+@pytest.mark.filterwarnings("ignore:The following alpha_pattern keys did not match:RuntimeWarning")
+@pytest.mark.parametrize("roles", [["up"], ["gate", "up", "down"], ["query", "value", "down"]])
+def test_names_that_peft_takes_for_those_of_experts_are_refused(roles: list[str]) -> None:
+    """The dense layers of a mixture of experts: PEFT converts their names, whatever way they are given."""
+    model = tiny_model("deepseek_v3")
+    before = snapshot(model)
+    with pytest.raises(ailora.ModelError, match=r"PEFT (cannot adapt|did not adapt layers\.0\.mlp).*(experts|fused)"):
+        ailora.adapt(model, "milora", rank=2, roles=roles)
+    assert_unchanged(model, before)
+
+
+def test_target_names_do_not_reach_other_modules() -> None:
+    """BERT's output projection ends in `dense`, as its pooler does: PEFT gets whole names then."""
+    model = ailora.adapt(FAMILY.model(), "pissa", roles=["output"])
+    adapted = [n for n, m in model.get_base_model().named_modules() if hasattr(m, "lora_A")]
+    assert adapted == [f"bert.encoder.layer.{i}.attention.output.dense" for i in (0, 1)]
+
+
+def test_a_merged_adapter_is_unmerged_before_another_one_is_made() -> None:
+    model = ailora.adapt(FAMILY.model(), rank=4)
+    model.merge_adapter()
+    with pytest.raises(ailora.ModelError, match="merged into the base: unmerge_adapter"):
+        ailora.adapt(model, adapter_name="second")
+
+
+def test_a_peft_model_of_another_kind_is_refused() -> None:
+    base = FAMILIES["llama"].model()
+    model = get_peft_model(base, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3))
+    with pytest.raises(ailora.ModelError, match="not one of LoRA adapters"):
+        ailora.adapt(model, adapter_name="second")
+
+
+def test_an_adapter_that_was_taken_off_is_not_saved(tmp_path: Any) -> None:
+    model = ailora.adapt(FAMILY.model(), rank=4)
+    model.unload()
+    with pytest.raises(ailora.ModelError, match="is not on the model any more"):
+        ailora.save_adapter(model, tmp_path)
+
+
+@pytest.mark.parametrize("alpha", [1e-40, 1e60, 10**400])
+def test_scalings_beyond_float32_are_refused(alpha: float) -> None:
+    with pytest.raises(ailora.InputError, match="is not allowed for"):
+        ailora.make_plan(FAMILY.model(), alpha=alpha)

@@ -1,0 +1,137 @@
+"""Plans: what is decided before a tensor is read."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import ailora
+from ailora.lora.lora_config import lora_config
+from ailora.plan import Plan, make_plan
+from tests.families import FAMILIES
+
+BERT, LLAMA, VIT = (FAMILIES[name].model() for name in ("bert", "llama", "vit"))
+ROLES = ("query", "key", "value", "output", "up", "down")
+
+
+@given(
+    policy=st.sampled_from(sorted(ailora.PRESETS)),
+    form=st.sampled_from(["anchored", "stock", "residual"]),
+    rank=st.integers(1, 16),
+    alpha=st.none() | st.floats(0.01, 100),
+    roles=st.none() | st.lists(st.sampled_from(ROLES), min_size=1, unique=True),
+    rslora=st.booleans(),
+)
+def test_a_plan_travels_as_json(**options: Any) -> None:
+    plan = make_plan(BERT, options.pop("policy"), **options)
+    assert Plan.from_dict(json.loads(json.dumps(plan.to_dict()))) == plan
+    for adapter in plan.adapters:
+        s = adapter.scaling
+        alpha = options["alpha"] or adapter.rank
+        assert s == pytest.approx(alpha / (math.sqrt(adapter.rank) if plan.options.rslora else adapter.rank))
+        config = lora_config(plan, BERT)
+        module = next(k for k in [*config.rank_pattern, ""] if not k or re.search(rf"{k}$", adapter.projection.module))
+        r, alpha = config.rank_pattern.get(module, config.r), config.alpha_pattern.get(module, config.lora_alpha)
+        assert r == adapter.file_rank
+        assert alpha / (math.sqrt(r) if plan.options.rslora else r) == pytest.approx(s, rel=1e-15)
+
+
+def test_a_meta_model_will_do() -> None:
+    with torch.device("meta"):
+        model = type(LLAMA)(LLAMA.config)
+    assert make_plan(model, rank=4) == make_plan(LLAMA, rank=4)
+
+
+def test_roles_narrow_every_preset_to_the_same_projections() -> None:
+    plans = [make_plan(BERT, name, roles=["key", "value"]) for name in ailora.PRESETS]
+    assert {tuple(a.projection.module for a in plan.adapters) for plan in plans} == {
+        tuple(f"bert.encoder.layer.{i}.attention.self.{part}" for i in (0, 1) for part in ("key", "value"))
+    }
+
+
+def test_ranks_and_alphas_by_role_and_regex() -> None:
+    plan = make_plan(BERT, rank={r"layer\.0": 2, "query": 4, "": 8}, alpha={"value": 16, "": 4})
+    got = {a.projection.module[-24:]: (a.rank, a.alpha, a.scaling) for a in plan.adapters}
+    assert list(got.values()) == [(2, 4, 2.0), (2, 16, 8.0), (4, 4, 1.0), (8, 16, 2.0)]
+
+
+def test_the_task_type_follows_the_class() -> None:
+    assert [make_plan(m).options.task_type for m in (BERT, LLAMA, VIT)] == ["SEQ_CLS", "CAUSAL_LM", None]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rank": 0}, r"rank 0 is not possible for bert\.encoder.*query \(32 x 32\): a whole number from 1 to 32"),
+        ({"rank": -1}, "rank -1 is not possible"),
+        ({"rank": 33}, "rank 33 is not possible"),
+        ({"rank": 2.5}, "rank 2.5 is not possible"),
+        ({"rank": {"query": 4}}, "no key of .* fits bert.*value"),
+        ({"rank": {"query": 4, "valeu": 4}}, "'valeu' is neither the role nor part of the name"),
+        ({"rank": {"(": 4}}, "not a regular expression|nor a regular expression"),
+        ({"alpha": 0}, "alpha 0 is not allowed for .* a positive number"),
+        ({"alpha": -2.0}, "alpha -2.0 is not allowed"),
+        ({"alpha": math.nan}, "alpha nan is not allowed"),
+        ({"policy": "pisa"}, "did you mean 'pissa'"),
+        ({"policy": {"query": "minor"}, "roles": ["value"]}, "has no init for the role value"),
+        ({"roles": ["gate"]}, "no projection has the role gate; this model has: query, key, value, output, up, down"),
+        ({"roles": []}, "roles is empty"),
+        ({"roles": "query"}, "roles is a list"),
+        ({"roles": 5}, "roles is a list"),
+        ({"rank": None}, "rank None is not possible"),
+        ({"alpha": "8"}, "alpha '8' is not allowed"),
+        ({"couple_roles": "yes"}, "couple_roles 'yes' is not allowed: True or False"),
+        ({"rslora": 1}, "rslora 1 is not allowed"),
+        ({"modules_to_save": "classifier"}, "modules_to_save is a list of names"),
+        ({"modules_to_save": 5}, "modules_to_save is a list of names"),
+        ({"role_names": ["query"]}, "role_names maps regular expressions to roles"),
+        ({"role_names": {5: "query"}}, "role_names: 5 is not a regular expression"),
+        ({"modules": "("}, "modules: '.' is not a regular expression"),
+        ({"modules": "decoder"}, "modules: 'decoder' finds none of the model's projections, such as bert.encoder"),
+        ({"modules": "layer.0", "roles": ["gate"]}, "no projection has the role gate"),
+        ({"roles": ["querry"]}, "did you mean 'query'"),
+        ({"form": "anchor"}, "did you mean 'anchored'"),
+        ({"dropout": 1.0}, "dropout 1.0 is not allowed"),
+        ({"dora": True, "form": "residual"}, "dora does not go with form 'residual'"),
+        ({"modules_to_save": ["head"]}, "the model has no module 'head'"),
+        ({"task_type": "SEQ_CLASS"}, "did you mean 'SEQ_CLS'"),
+    ],
+)
+def test_bad_options_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ailora.AiloraError, match=message):
+        make_plan(BERT, options.pop("policy", "ailora"), **options)
+
+
+def test_what_is_no_model_is_refused() -> None:
+    with pytest.raises(ailora.InputError, match=r"a model is an nn\.Module, not 'bert'"):
+        make_plan("bert")
+
+
+def test_rank_is_bounded_by_the_narrowest_projection() -> None:
+    with pytest.raises(ailora.InputError, match=r"v_proj \(16 x 32\): a whole number from 1 to 16"):
+        make_plan(LLAMA, rank=17)
+
+
+def test_what_is_not_a_plan_is_refused() -> None:
+    data = make_plan(BERT).to_dict()
+    for key in data.keys() - {"couple_roles"}:
+        with pytest.raises(ailora.InputError):
+            Plan.from_dict({k: v for k, v in data.items() if k != key})
+    with pytest.raises(ailora.InputError):
+        Plan.from_dict({**data, "unknown": 1})
+
+
+def test_a_plan_from_before_an_option_is_read_without_it() -> None:
+    plan = make_plan(BERT)
+    data = {k: v for k, v in plan.to_dict().items() if k != "couple_roles"}
+    assert Plan.from_dict(data) == plan
+    assert Plan.from_dict({**data, "layer_replication": None}) == plan
+    with pytest.raises(ailora.InputError, match="layer_replication is not supported"):
+        Plan.from_dict({**data, "layer_replication": [[0, 2], [1, 2]]})

@@ -1,0 +1,130 @@
+"""Charts as files: vector, reproducible, readable in grey, whatever things are called."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+
+from ailora.errors import InputError
+from ailora.plots.chart_spec import COLOURS, Axis, Chart, Heat, Plot, Series
+from ailora.plots.matplotlib_backend import DASHES, MARKERS, draw
+from ailora.plots.training_curves import curve_charts, draw_curves
+
+HOSTILE = "<script>alert(1)</script> $x_1^ & \\frac{"
+
+
+def plot(kind: str = "lines", name: str = "run", **axes: Axis) -> Plot:
+    series = tuple(
+        Series(f"{name} {i}", [0, 1, 2], [1.0 + i, math.nan, 3.0], [0.5, 1, 2], [2.0, 3, 4], style=i) for i in range(3)
+    )
+    return Plot("p", name, kind, axes.get("x", Axis("layer")), axes.get("y", Axis("|dW|")), series, name)  # pyright: ignore[reportArgumentType]
+
+
+HEAT = Heat(
+    "h",
+    "a heat map",
+    ("a", "b"),
+    ("x", "y", "z"),
+    ((1.0, 2.0, math.nan), (4.0, 5.0, 6.0)),
+    "row",
+    "column",
+    "points",
+    "c",
+)
+ALL: list[Chart] = [
+    plot(),
+    plot("points", x=Axis("model", categories=("one", "two", "a rather long name that turns"))),
+    plot("bars", x=Axis("model", categories=("one", "two", "three"))),
+    plot(y=Axis("condition", log=True), x=Axis("index", log=True)),
+    HEAT,
+]
+
+
+@pytest.mark.parametrize("kind", ["svg", "pdf", "png"])
+def test_the_same_charts_are_the_same_bytes_without_a_date(tmp_path: Path, kind: str) -> None:
+    for name in ("a", "b"):
+        draw(ALL, tmp_path / "deep" / f"{name}.{kind}", title="all")
+    first, second = ((tmp_path / "deep" / f"{name}.{kind}").read_bytes() for name in ("a", "b"))
+    assert first == second
+    assert not re.search(rb"20\d\d-\d\d-\d\d|CreationDate|dc:date", first)
+    assert b"ailora" in first
+
+
+def test_names_of_runs_are_text(tmp_path: Path) -> None:
+    """Markup is escaped, and a dollar sign makes no formula."""
+    draw([plot(name=HOSTILE), HEAT], tmp_path / "a.svg", title=HOSTILE)
+    text = (tmp_path / "a.svg").read_text()
+    assert "<script" not in text
+    root = ElementTree.fromstring(text)
+    assert root.tag.endswith("svg")
+    assert not [element for element in root.iter() if element.tag.endswith("script")]
+    draw([plot(name=HOSTILE)], tmp_path / "a.pdf")
+
+
+def test_fifteen_methods_look_different(tmp_path: Path) -> None:
+    """As the paper's Figure 4 has: more than there are colours."""
+    series = tuple(Series(f"method {i}", [0, 1], [0.0, float(i)], style=i) for i in range(15))
+    draw([Plot("p", "many", "lines", Axis("x"), Axis("y"), series, "c")], tmp_path / "a.svg")
+    lines = re.findall(r'<path d="[^"]*" clip-path[^>]*style="([^"]*stroke: #[^"]*)"', (tmp_path / "a.svg").read_text())
+    drawn = [line for line in lines if "stroke-width: 1.4" in line]
+    assert len(drawn) == len(set(drawn)) == 15
+
+
+def test_cells_of_a_heat_map_show_as_many_digits(tmp_path: Path) -> None:
+    chart = Heat("h", "h", ("a",), ("x", "y"), ((0.67, 0.6712),), "row", "column", "accuracy", "c")
+    draw([chart], tmp_path / "a.svg")
+    text = (tmp_path / "a.svg").read_text()
+    assert "<!-- 0.670 -->" in text
+    assert "<!-- 0.671 -->" in text
+
+
+def test_panels_are_not_blank_and_as_many_as_asked(tmp_path: Path) -> None:
+    draw(ALL[:4], tmp_path / "a.png", columns=2)
+    image = imread(tmp_path / "a.png")[..., :3]
+    height, width = image.shape[:2]
+    for panel in (image[: height // 2, : width // 2], image[height // 2 :, width // 2 :]):
+        assert (panel < 0.9).any(axis=-1).mean() > 0.01
+    assert imread(tmp_path / "a.png").shape[1] == 2 * 4.8 * 150
+    draw(ALL[:1], tmp_path / "b.png")
+    assert imread(tmp_path / "b.png").shape[:2] == (525, 720)
+
+
+def test_series_differ_without_colour() -> None:
+    """In grey: no two styles share dash and marker, and the first four colours are apart in luminance."""
+    looks = [(str(DASHES[i]), MARKERS[i]) for i in range(len(COLOURS))]
+    assert len(set(looks)) == len(COLOURS)
+    grey = [np.dot([int(c[i : i + 2], 16) for i in (1, 3, 5)], [0.299, 0.587, 0.114]) for c in COLOURS[:3]]
+    assert min(abs(a - b) for i, a in enumerate(grey) for b in grey[:i]) > 30
+
+
+def test_powers_are_plain_numbers(tmp_path: Path) -> None:
+    """Formulas are off, and matplotlib writes powers as formulas: seen as dollar signs beside the axis."""
+    series = (Series("s", [1, 10, 100], [0.001, 0.1, 10.0]),)
+    draw([Plot("p", "t", "lines", Axis("x", log=True), Axis("y", log=True), series, "c")], tmp_path / "a.svg")
+    text = (tmp_path / "a.svg").read_text()
+    assert "mathdefault" not in text
+    assert "<!-- 0.01 -->" in text
+
+
+def test_what_cannot_be_drawn(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"written as \.svg, \.pdf or \.png"):
+        draw([plot()], tmp_path / "a.gif")
+    with pytest.raises(InputError, match="no chart to draw"):
+        draw([], tmp_path / "a.svg")
+    draw([Plot("p", "t", "lines", Axis("x"), Axis("y", log=True), (Series("s", [0], [0.0]),), "c")], tmp_path / "a.svg")
+
+
+def test_curves_are_charts(tmp_path: Path) -> None:
+    histories = {"lora": [{"step": 1, "loss": 0.7, "accuracy": 0.5}, {"step": 2, "loss": 0.6, "accuracy": 0.6}]}
+    loss, accuracy = curve_charts(histories, "accuracy")
+    assert (loss.series[0].x, loss.series[0].y) == ([1, 2], [0.7, 0.6])
+    assert accuracy.series[0].y == [0.5, 0.6]
+    assert len(curve_charts(histories, None)) == 1
+    draw_curves(histories, "accuracy", tmp_path / "a.png", title="t")
+    assert (tmp_path / "a.png").stat().st_size > 5000
