@@ -8,12 +8,11 @@ from typing import Any
 
 from ailora.formatting import is_real, rate
 from ailora.plots.chart_spec import Axis, Plot, Series
-from ailora.report.study_summary import difference_words, seeds_words
 from ailora.studies.comparison import Comparison
 from ailora.studies.conditions import Group
 from ailora.studies.method_results import Measured, report_split
 from ailora.studies.statistics import Estimate
-from ailora.studies.summary import beside, place_of
+from ailora.studies.summary import beside, difference_words, place_of, seeds_words
 
 
 def score_charts(found: Comparison) -> Iterator[Plot]:

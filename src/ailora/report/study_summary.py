@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
-from ailora.formatting import counted, figure
+from ailora.formatting import counted
 from ailora.studies.comparison import Compared, Comparison
 from ailora.studies.conditions import Group
-from ailora.studies.method_results import Measured, report_split
-from ailora.studies.statistics import Estimate, Verdict
-from ailora.studies.summary import listed, place_of
+from ailora.studies.method_results import report_split
+from ailora.studies.statistics import Verdict
+from ailora.studies.summary import interval, listed, place_of
 
 #: Wins and losses that are told one by one.
 _TOLD = 6
@@ -63,26 +63,6 @@ def amounts(found: Comparison) -> Iterator[str]:
             place = place_of(found, base)
             metric = f"{found.grid.metric_of(base)} ({report_split(found.grid, base)})"
             yield f"{place + ': ' if place else ''}{metric} minus that of {base.method}: {'; '.join(told)}."
-
-
-def interval(one: Estimate, sign: str = "") -> str:
-    """A mean with its 95 % interval, where it has one."""
-    if one.low is None or one.high is None:
-        return figure(one.mean, sign)
-    return f"{figure(one.mean, sign)} [{figure(one.low, sign)}, {figure(one.high, sign)}]"
-
-
-def seeds_words(measured: Measured) -> str:
-    """How many seeds a score is of, and what each of them had."""
-    return counted(len(measured.at_best), "seed")
-
-
-def difference_words(compared: Compared) -> str:
-    """A comparison with the baseline, in a line."""
-    if compared.difference is None:
-        return "no seed in common with the baseline"
-    p = "" if compared.adjusted_p is None else f"; p {compared.adjusted_p:.3f} after Holm's correction"
-    return f"{compared.verdict}; {counted(len(compared.difference.seeds), 'seed')}{p}"
 
 
 def _decision(found: Comparison, group: Group) -> str:

@@ -6,7 +6,8 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from ailora.studies.comparison import Comparison
+from ailora.formatting import counted, figure
+from ailora.studies.comparison import Compared, Comparison
 from ailora.studies.conditions import ONLY_TASK, Group
 from ailora.studies.method_results import Measured, report_split
 from ailora.studies.statistics import Estimate, Verdict
@@ -246,6 +247,26 @@ def place_of(found: Comparison, group: Group) -> str:
     """A group's task and point in words; empty where the study has but one."""
     task = "" if group.task == ONLY_TASK else group.task
     return ", ".join(part for part in (task, found.grid.point_of(group)) if part)
+
+
+def interval(one: Estimate, sign: str = "") -> str:
+    """A mean with its 95 % interval, where it has one."""
+    if one.low is None or one.high is None:
+        return figure(one.mean, sign)
+    return f"{figure(one.mean, sign)} [{figure(one.low, sign)}, {figure(one.high, sign)}]"
+
+
+def seeds_words(measured: Measured) -> str:
+    """How many seeds a score is of, and what each of them had."""
+    return counted(len(measured.at_best), "seed")
+
+
+def difference_words(compared: Compared) -> str:
+    """A comparison with the baseline, in a line."""
+    if compared.difference is None:
+        return "no seed in common with the baseline"
+    p = "" if compared.adjusted_p is None else f"; p {compared.adjusted_p:.3f} after Holm's correction"
+    return f"{compared.verdict}; {counted(len(compared.difference.seeds), 'seed')}{p}"
 
 
 def _estimate(one: Estimate, *, signed: bool = False) -> str:
