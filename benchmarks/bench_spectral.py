@@ -30,7 +30,7 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ailora.checkpoints.model_loading import resolve_model
+from ailora.model_loading import resolve_model
 from ailora.spectral import algorithms, truncated_svd
 
 RANK = 16

@@ -25,7 +25,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, LlamaConfig, LlamaForCausalLM
 
 import ailora
-from ailora.checkpoints.model_loading import resolve_model
+from ailora.model_loading import resolve_model
 
 RANK = 8
 ROOT = Path(__file__).resolve().parents[1]

@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 import ailora
-from ailora.checkpoints.model_loading import resolve_model
+from ailora.model_loading import resolve_model
 
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "out" / "learning_rate_curvature"

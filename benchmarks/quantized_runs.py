@@ -25,9 +25,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 import ailora
-from ailora.checkpoints.model_loading import resolve_model
 from ailora.lora.inject import get_metadata
 from ailora.lora.residual import LossyResidualWarning
+from ailora.model_loading import resolve_model
 from ailora.recipes.config.schema import DataConfig
 from ailora.recipes.data.classification_rows import load_examples
 from ailora.recipes.data.tokenize_pairs import collator, tokenize

@@ -17,7 +17,7 @@ from transformers import AutoConfig
 import ailora
 from ailora.adapter_io.adapter_checkpoint import AdapterCheckpoint
 from ailora.checkpoints import export, init, inspect, merge, verify
-from ailora.checkpoints.model_loading import load_on_meta
+from ailora.model_loading import load_on_meta
 from ailora.plan import AdapterMetadata
 from tests.safetensors_io.test_checkpoint import json_values
 from tests.safetensors_io.test_header import FUZZ

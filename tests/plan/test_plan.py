@@ -11,10 +11,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from peft import TaskType
 
 import ailora
 from ailora.lora.lora_config import lora_config
 from ailora.plan import Plan, make_plan
+from ailora.plan.task_type import TASK_TYPES
 from tests.families import FAMILIES
 
 BERT, LLAMA, VIT = (FAMILIES[name].model() for name in ("bert", "llama", "vit"))
@@ -135,3 +137,7 @@ def test_a_plan_from_before_an_option_is_read_without_it() -> None:
     assert Plan.from_dict({**data, "layer_replication": None}) == plan
     with pytest.raises(ailora.InputError, match="layer_replication is not supported"):
         Plan.from_dict({**data, "layer_replication": [[0, 2], [1, 2]]})
+
+
+def test_the_task_types_are_pefts() -> None:
+    assert set(TASK_TYPES) == {task.value for task in TaskType}

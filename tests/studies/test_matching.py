@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ailora import AiloraError, InputError
-from ailora.checkpoints.model_loading import load_on_meta
+from ailora.model_loading import load_on_meta
 from ailora.recipes.config.loader import load_config
 from ailora.recipes.config.schema import RunConfig
 from ailora.recipes.training.fit import TASK_TYPES, plan_for

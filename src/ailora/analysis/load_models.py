@@ -13,8 +13,8 @@ from ailora.adapter_io.adapter_checkpoint import AdapterCheckpoint
 from ailora.adapter_io.peft_config_file import CONFIG_NAME, is_file, validate_plain
 from ailora.analysis.analysis_settings import Settings
 from ailora.analysis.model_weights import Adapted, After, Base, Full
-from ailora.checkpoints.model_loading import load_on_meta, model_folder
 from ailora.errors import InputError, ModelError
+from ailora.model_loading import load_on_meta, model_folder
 from ailora.recipes.run_folder import RunFolder
 from ailora.roles import find_projections
 from ailora.safetensors_io import Checkpoint

@@ -21,8 +21,8 @@ from ailora.analysis.load_models import names_of, open_after, open_base
 from ailora.analysis.model_weights import After, Base
 from ailora.analysis.table_ops import rows_where
 from ailora.analysis.weight_stats import Matrices, measure_matrices
-from ailora.checkpoints.model_loading import model_folder
 from ailora.errors import InputError
+from ailora.model_loading import model_folder
 from ailora.plan.adapter_metadata import library_versions
 from ailora.plots.analysis_figures import analysis_charts
 from ailora.plots.matplotlib_backend import draw

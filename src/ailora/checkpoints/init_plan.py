@@ -11,11 +11,11 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from ailora.checkpoints.model_loading import load_on_meta, model_folder, validate_device
 from ailora.checkpoints.module_tasks import Job
 from ailora.checkpoints.output_dir import identity
 from ailora.errors import InputError, ModelError
 from ailora.inits import Policy
+from ailora.model_loading import load_on_meta, model_folder, validate_device
 from ailora.plan.adapter_metadata import library_versions
 from ailora.plan.adapter_plan import Form, Plan
 from ailora.plan.make_plan import make_plan

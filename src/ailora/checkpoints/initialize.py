@@ -21,7 +21,6 @@ from ailora.checkpoints import module_tasks
 from ailora.checkpoints.adapter_files import WORDS, write_tensors
 from ailora.checkpoints.checkpoint_writer import companions, copy_companions, rewrite, shard_names
 from ailora.checkpoints.init_plan import Initialization
-from ailora.checkpoints.model_loading import validate_device
 from ailora.checkpoints.module_tasks import Job, Timing
 from ailora.checkpoints.modules_to_save import head_tensors, saved_modules
 from ailora.checkpoints.output_dir import Output
@@ -29,6 +28,7 @@ from ailora.distributed import Team, joined, run_in_processes
 from ailora.errors import InputError
 from ailora.inits import Policy
 from ailora.lora.lora_config import lora_config
+from ailora.model_loading import validate_device
 from ailora.plan.adapter_metadata import METADATA_NAME, AdapterMetadata
 from ailora.plan.adapter_plan import Form
 from ailora.safetensors_io import Header, StoredTensor, TensorSpec, read_header, read_tensor

@@ -13,8 +13,8 @@ from tqdm.auto import tqdm
 from ailora.adapter_io.adapter_checkpoint import AdapterCheckpoint
 from ailora.adapter_io.peft_config_file import CONFIG_NAME
 from ailora.adapter_io.update_norms import Measured, measured, root_mean_square, spectrum
-from ailora.checkpoints.model_loading import load_on_meta, model_folder
 from ailora.errors import InputError
+from ailora.model_loading import load_on_meta, model_folder
 from ailora.plan.adapter_plan import Plan
 from ailora.roles import collapse_layer_index, find_projections
 from ailora.safetensors_io import Checkpoint

@@ -15,9 +15,9 @@ from transformers import PreTrainedModel
 from ailora.adapter_io.adapter_checkpoint import AdapterCheckpoint, LoraWeights
 from ailora.adapter_io.peft_config_file import CONFIG_NAME, WEIGHTS_NAME, validate_plain
 from ailora.checkpoints.checkpoint_writer import Change, companions, copy_companions, rewrite, shard_names
-from ailora.checkpoints.model_loading import load_on_meta, model_folder
 from ailora.checkpoints.output_dir import Output, identity
 from ailora.errors import ModelError
+from ailora.model_loading import load_on_meta, model_folder
 from ailora.plan.adapter_metadata import library_versions
 from ailora.safetensors_io import Checkpoint, StoredTensor, read_tensor
 from ailora.safetensors_io.dtypes import parse_dtype

@@ -12,9 +12,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ailora.adapter_io.adapter_checkpoint import AdapterCheckpoint, ProjectionFactors
-from ailora.checkpoints.model_loading import load_on_meta, model_folder
 from ailora.errors import InputError, ModelError
 from ailora.inits import Spectral
+from ailora.model_loading import load_on_meta, model_folder
 from ailora.plan.adapter_metadata import AdapterMetadata
 from ailora.plan.adapter_plan import Form, Plan
 from ailora.safetensors_io import Checkpoint, StoredTensor, read_tensor

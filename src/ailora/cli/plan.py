@@ -22,10 +22,10 @@ def plan(
     """Show what every module will get. Reads the configuration only, no weights."""
     import json as json_module
 
-    from ailora.checkpoints.model_loading import load_on_meta
     from ailora.cli.tables import console, plan_table
     from ailora.errors import InputError
     from ailora.inits import PRESETS
+    from ailora.model_loading import load_on_meta
     from ailora.plan import make_plan
 
     if policy == "full":

@@ -18,8 +18,8 @@ def roles(
     import dataclasses
     import json as json_module
 
-    from ailora.checkpoints.model_loading import load_on_meta
     from ailora.cli.tables import console, projection_table, rest_table
+    from ailora.model_loading import load_on_meta
     from ailora.roles import find_projections, find_unmatched
 
     made = load_on_meta(model)

@@ -12,7 +12,7 @@ import pandas as pd
 from datasets import Dataset
 from transformers import EvalPrediction, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
 
-from ailora.checkpoints.model_loading import resolve_model
+from ailora.model_loading import resolve_model
 from ailora.recipes.config.quantization import quantization_config
 from ailora.recipes.config.schema import ClassificationConfig
 from ailora.recipes.data.classification_rows import Examples, load_examples

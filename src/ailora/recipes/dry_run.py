@@ -10,8 +10,8 @@ from typing import Any
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
-from ailora.checkpoints.model_loading import load_on_meta
 from ailora.errors import InputError
+from ailora.model_loading import load_on_meta
 from ailora.plan import Plan
 from ailora.recipes.baselines.peft_inits import trained_numbers
 from ailora.recipes.causal_lm import causal_arguments

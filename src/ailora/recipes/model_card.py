@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ailora.checkpoints.model_loading import resolve_model
+from ailora.model_loading import resolve_model
 from ailora.recipes.baselines.peft_inits import overwrites
 from ailora.recipes.config.schema import AdapterConfig, RunConfig
 

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from transformers import set_seed
 
-from ailora.checkpoints.model_loading import resolve_model
 from ailora.errors import InputError
 from ailora.lora import adapt
+from ailora.model_loading import resolve_model
 from ailora.optim.curvature import Curvature, RateMultiple, curvature_by_role, rate_multiple
 from ailora.optim.hessian import ALL
 from ailora.recipes.classification import load_splits

@@ -15,8 +15,8 @@ from transformers import (
 )
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from ailora.checkpoints.model_loading import resolve_model
 from ailora.errors import InputError
+from ailora.model_loading import resolve_model
 from ailora.recipes.data.labels import Labels
 from ailora.weights.quantized import keep_4bit_unpacked
 

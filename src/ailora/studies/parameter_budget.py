@@ -6,8 +6,8 @@ import functools
 
 from transformers import PreTrainedModel
 
-from ailora.checkpoints.model_loading import load_on_meta
 from ailora.errors import InputError
+from ailora.model_loading import load_on_meta
 from ailora.recipes.config.schema import RunConfig
 from ailora.recipes.training.fit import TASK_TYPES, plan_for
 

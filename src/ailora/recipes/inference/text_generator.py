@@ -12,8 +12,8 @@ from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
 from ailora.adapter_io.peft_config_file import CONFIG_NAME, adapter_folder, read_config
-from ailora.checkpoints.model_loading import resolve_model
 from ailora.errors import InputError
+from ailora.model_loading import resolve_model
 from ailora.recipes.config.schema import LanguageConfig
 from ailora.recipes.data.language_rows import Row
 from ailora.recipes.data.tokenize_language import Tokenization, complete_tokenizer

@@ -11,8 +11,8 @@ from peft import PeftModel
 from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
-from ailora.checkpoints.model_loading import resolve_model
 from ailora.errors import InputError
+from ailora.model_loading import resolve_model
 from ailora.recipes.config.schema import RunConfig
 from ailora.recipes.evaluation.predictions import check_output_kind
 from ailora.recipes.run_folder import RunFolder

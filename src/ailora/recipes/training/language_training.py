@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 
-from ailora.checkpoints.model_loading import resolve_model
+from ailora.model_loading import resolve_model
 from ailora.recipes.config.quantization import quantization_config
 from ailora.recipes.config.schema import LanguageConfig
 from ailora.recipes.data.tokenize_language import Tokenization
