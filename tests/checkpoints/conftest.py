@@ -10,6 +10,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 import ailora
+from ailora.lora.inject import get_metadata
 from tests.families import FAMILIES, train
 
 LLAMA = FAMILIES["llama"]
@@ -38,3 +39,12 @@ def trained(base: Path, folder: Path, **options: object) -> Path:
 def adapter(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An adapter of the small Llama, trained in the anchored form."""
     return trained(base, tmp_path_factory.mktemp("adapter"))
+
+
+def on_residual_weights(base: Path, folder: Path) -> nn.Module:
+    """A model trained in the residual form, and its adapter as PEFT saves it while it trains."""
+    model = ailora.adapt(loaded(base), rank=4, form="residual")
+    train(model, LLAMA, steps=3, rate=1e-2)
+    model.save_pretrained(folder)
+    get_metadata(model).write(folder)
+    return model.eval()

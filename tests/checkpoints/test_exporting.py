@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 import torch
-from peft import AutoPeftModelForCausalLM, PeftModel
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import ailora
-from ailora.checkpoints import export, init
-from tests.checkpoints.conftest import LLAMA, loaded, trained
+from ailora.checkpoints import export
+from tests.checkpoints.conftest import LLAMA, loaded, on_residual_weights, trained
 from tests.contracts.test_adapted_model import close
 
 WEIGHTS = "adapter_model.safetensors"
@@ -114,32 +114,15 @@ def test_servers_find_one_rank_and_one_whole_alpha(base: Path, options: dict[str
     assert report.error < 4 * torch.finfo(torch.float32).eps
 
 
-def test_the_residual_form_needs_its_start(base: Path, tmp_path: Path) -> None:
-    """Trained on the residual checkpoint by stock PEFT, exported for the untouched base."""
-    init(str(base), tmp_path / "residual", rank=4, form="residual")
-    start = tmp_path / "residual" / "adapter"
-    model = PeftModel.from_pretrained(loaded(tmp_path / "residual"), start, is_trainable=True)
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
-    for _ in range(3):
-        LLAMA.loss(model).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    model.save_pretrained(tmp_path / "trained")
-    (tmp_path / "trained" / "ailora.json").write_bytes((start / "ailora.json").read_bytes())
-    with pytest.raises(ailora.InputError, match=r"is in the residual form, for a changed base.*--start"):
+def test_an_adapter_on_residual_weights_is_saved_for_the_untouched_base_first(base: Path, tmp_path: Path) -> None:
+    model = on_residual_weights(base, tmp_path / "trained")
+    with pytest.raises(ailora.InputError, match=r"belongs on residual weights: save it for the untouched base first"):
         export(tmp_path / "trained", tmp_path / "out")
-    report = export(tmp_path / "trained", tmp_path / "out", start=start)
-    assert report.rank == 8
+    ailora.save_adapter(ailora.resume(loaded(base), tmp_path / "trained"), tmp_path / "saved")
+    assert export(tmp_path / "saved", tmp_path / "out").rank == 8
     with torch.no_grad():
         exported = PeftModel.from_pretrained(loaded(base), tmp_path / "out")(**LLAMA.inputs()).logits
         close(exported, model(**LLAMA.inputs()).logits)
-        with pytest.raises(ailora.InputError, match="is not a start as"):
-            export(tmp_path / "trained", tmp_path / "wrong", start=tmp_path / "trained")
-        init(str(base), tmp_path / "reversed", "reversed", rank=4, form="residual")
-        with pytest.raises(ailora.InputError, match="it was planned otherwise"):
-            export(tmp_path / "trained", tmp_path / "wrong", start=tmp_path / "reversed" / "adapter")
-        found = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "out")
-        close(found(**LLAMA.inputs()).logits, model(**LLAMA.inputs()).logits)
 
 
 def test_a_changed_configuration_is_another_request(adapter: Path, tmp_path: Path) -> None:
@@ -196,7 +179,6 @@ def test_an_export_says_what_it_is(adapter: Path, base: Path, tmp_path: Path) ->
         ({"energy": 1.5}, "energy 1.5 is not possible"),
         ({"rank": 2, "energy": 0.9}, "not both"),
         ({"dtype": "int8"}, "unknown dtype 'int8'"),
-        ({"start": "/nowhere"}, "holds no adapter"),
     ],
 )
 def test_impossible_exports_are_refused(options: dict[str, Any], message: str, adapter: Path, tmp_path: Path) -> None:

@@ -15,7 +15,6 @@ from safetensors.torch import load_file, save_file
 import ailora
 from ailora.checkpoints import Initialization, export, init, merge, module_tasks, verify
 from ailora.checkpoints.output_dir import Output
-from ailora.lora.residual import LossyResidualWarning
 from ailora.roles.catalog import FAMILIES as CATALOG
 from tests.contracts.test_families import MADE_AS, OFTEN, REMOTE
 from tests.families import FAMILIES
@@ -198,39 +197,6 @@ def test_shards_in_any_dtype(dtype: torch.dtype, tmp_path: Path) -> None:
     assert verify(tmp_path / "live", str(tmp_path / "base")).passed
 
 
-def test_the_residual_form_is_a_checkpoint_of_residual_weights(tmp_path: Path) -> None:
-    model = FAMILIES["llama"].model()
-    model.save_pretrained(tmp_path / "base", max_shard_size="20KB")
-    init(str(tmp_path / "base"), tmp_path / "residual", rank=4, form="residual")
-    before, after = tmp_path / "base", tmp_path / "residual"
-    index = "model.safetensors.index.json"
-    assert (before / index).read_bytes() == (after / index).read_bytes()
-    adapted = ailora.adapt(tf.AutoModelForCausalLM.from_pretrained(before), rank=4, form="residual")
-    live = adapted.get_base_model()
-    changed = 0
-    for shard in sorted(before.glob("model-*.safetensors")):
-        assert shard.stat().st_size == (after / shard.name).stat().st_size
-        old, new = load_file(shard), load_file(after / shard.name)
-        for name in old:
-            if any(leaf in name for leaf in ("q_proj", "v_proj")):
-                changed += 1
-                module = name.removesuffix(".weight")
-                assert torch.equal(new[name], live.get_submodule(module).base_layer.weight), name
-            else:
-                assert torch.equal(old[name], new[name])
-    assert changed == 4
-    loaded = peft.AutoPeftModelForCausalLM.from_pretrained(after / "adapter")
-    inputs = FAMILIES["llama"].inputs()
-    with torch.no_grad():
-        torch.testing.assert_close(loaded(**inputs).logits, model(**inputs).logits, rtol=1e-4, atol=1e-4)
-
-
-def test_the_residual_form_says_what_half_precision_loses(tmp_path: Path) -> None:
-    FAMILIES["llama"].model().to(torch.bfloat16).save_pretrained(tmp_path / "base")
-    with pytest.warns(LossyResidualWarning, match=r"loses \d+% of the subtracted part"):
-        init(str(tmp_path / "base"), tmp_path / "residual", policy="milora", rank=2, form="residual")
-
-
 def test_workers_make_the_same_file(tmp_path: Path) -> None:
     base = saved("llama", tmp_path / "base")
     init(base, tmp_path / "one", {"query": "principal", "value": "minor", "output": "lora"}, rank=4)
@@ -309,6 +275,10 @@ def test_an_estimate_reads_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (
+            {"form": "residual"},
+            r"'residual' is not written out of core: .* ailora\.adapt",
+        ),
         ({"rank": 40}, "rank 40 is not possible for model.layers.0.self_attn.q_proj"),
         ({"seed": "x"}, "seed 'x' is not allowed"),
         ({"workers": 0}, "workers 0 is not allowed"),
@@ -387,7 +357,7 @@ def test_a_hub_id_is_found_in_the_cache(tmp_path: Path, monkeypatch: pytest.Monk
     assert verify(tmp_path / "adapter", "org/name").passed
 
 
-def test_force_replaces_what_it_writes_and_no_other_file(tmp_path: Path) -> None:
+def test_force_replaces_what_it_writes_and_no_other_file(adapter: Path, tmp_path: Path) -> None:
     base = saved("llama", tmp_path / "base")
     out = tmp_path / "out"
     init(base, out, rank=4)
@@ -396,27 +366,27 @@ def test_force_replaces_what_it_writes_and_no_other_file(tmp_path: Path) -> None
     assert load_file(out / "my_embeddings.safetensors")["mine"].tolist() == [1, 1]
     # Beside the shards of a model it would be taken for one of them.
     with pytest.raises(ailora.InputError, match=r"my_embeddings\.safetensors is not of this command"):
-        init(base, out, rank=2, form="residual", force=True)
+        merge(base, adapter, out, force=True)
     assert (out / "my_embeddings.safetensors").exists()
 
 
-def test_links_do_not_lead_to_what_is_read(tmp_path: Path) -> None:
+def test_links_do_not_lead_to_what_is_read(adapter: Path, tmp_path: Path) -> None:
     store, base = Path(saved("llama", tmp_path / "store")), tmp_path / "base"
     base.mkdir()
     for file in store.iterdir():
         (base / file.name).symlink_to(file)
     with pytest.raises(ailora.InputError, match="is read and lies in"):
-        init(str(base), store, rank=4, form="residual", force=True)
+        merge(str(base), adapter, store, force=True)
     assert (store / "model.safetensors").stat().st_size > 1000
 
 
 def test_a_lost_or_changed_file_is_noticed(tmp_path: Path) -> None:
     base = saved("llama", tmp_path / "base")
-    init(base, tmp_path / "residual", rank=4, form="residual")
-    (tmp_path / "residual" / "adapter" / WEIGHTS).unlink()
+    init(base, tmp_path / "lost", rank=4)
+    (tmp_path / "lost" / WEIGHTS).unlink()
     with pytest.raises(ailora.InputError, match="or it was changed since"):
-        init(base, tmp_path / "residual", rank=4, form="residual")
-    init(base, tmp_path / "residual", rank=4, form="residual", force=True)
+        init(base, tmp_path / "lost", rank=4)
+    init(base, tmp_path / "lost", rank=4, force=True)
     init(base, tmp_path / "start", rank=4)
     model = ailora.resume(tf.AutoModelForCausalLM.from_pretrained(base), tmp_path / "start")
     ailora.save_adapter(model, tmp_path / "start")
@@ -449,18 +419,6 @@ def test_what_the_configuration_says_of_heads(tmp_path: Path) -> None:
     assert load_file(tmp_path / "adapter" / WEIGHTS)["base_model.model.score.weight"].dtype is torch.float32
 
 
-def test_shards_may_have_the_names_of_pieces(tmp_path: Path) -> None:
-    base = Path(saved("llama", tmp_path / "base", max_shard_size="20KB"))
-    index = json.loads((base / "model.safetensors.index.json").read_text())
-    names = {name: f"{number:06d}.safetensors" for number, name in enumerate(sorted(set(index["weight_map"].values())))}
-    for old, new in names.items():
-        (base / old).rename(base / new)
-    index["weight_map"] = {tensor: names[file] for tensor, file in index["weight_map"].items()}
-    (base / "model.safetensors.index.json").write_text(json.dumps(index))
-    init(str(base), tmp_path / "residual", rank=4, form="residual")
-    assert verify(tmp_path / "residual" / "adapter", str(tmp_path / "residual")).passed
-
-
 def test_odd_models_and_folders_are_refused(tmp_path: Path) -> None:
     base = Path(saved("llama", tmp_path / "base"))
     assert init(base, tmp_path / "adapter", rank=4).modules == 4  # a Path is a model too
@@ -488,11 +446,10 @@ def test_links_in_the_folder_are_not_followed(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / ".adapter_config.json.partial").symlink_to(victim / "keep.json")
     init(base, tmp_path / "out", rank=4, force=True)
-    for name, options in {".ailora": {}, "adapter": {"form": "residual"}}.items():
-        (tmp_path / name.strip(".")).mkdir()
-        (tmp_path / name.strip(".") / name).symlink_to(victim)
-        with pytest.raises(ailora.InputError, match="is a link: what it leads to is not written to"):
-            init(base, tmp_path / name.strip("."), rank=4, force=True, **options)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / ".ailora").symlink_to(victim)
+    with pytest.raises(ailora.InputError, match="is a link: what it leads to is not written to"):
+        init(base, tmp_path / "other", rank=4, force=True)
     assert {file.name: file.read_text() for file in victim.iterdir()} == {"keep.json": "mine"}
 
 

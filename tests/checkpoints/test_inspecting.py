@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 import ailora
 from ailora.checkpoints import export, init, inspect
-from tests.checkpoints.conftest import loaded, trained
+from tests.checkpoints.conftest import loaded, on_residual_weights, trained
 from tests.tiny import tiny_model
 
 WEIGHTS = "adapter_model.safetensors"
@@ -125,7 +125,6 @@ def test_rows_that_a_stock_trainer_filled_count(tmp_path: Path) -> None:
         assert line["update"] == pytest.approx(rms([float(update.norm()) for update in updates]), rel=1e-4)
 
 
-def test_a_residual_checkpoint_is_a_model_and_its_adapter_says_where_it_belongs(base: Path, tmp_path: Path) -> None:
-    init(str(base), tmp_path / "out", rank=4, form="residual")
-    assert inspect(str(tmp_path / "out"))["kind"] == "model"
-    assert inspect(str(tmp_path / "out" / "adapter"))["on_residual_weights"] is True
+def test_an_adapter_on_residual_weights_says_so(base: Path, tmp_path: Path) -> None:
+    on_residual_weights(base, tmp_path)
+    assert inspect(str(tmp_path))["on_residual_weights"] is True

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 import ailora
 from ailora.checkpoints import export, init, merge
 from ailora.safetensors_io import Checkpoint
-from tests.checkpoints.conftest import LLAMA, loaded, trained
+from tests.checkpoints.conftest import LLAMA, loaded, on_residual_weights, trained
 from tests.contracts.test_adapted_model import close
 from tests.families import FAMILIES, train
 from tests.tiny import tiny_inputs, tiny_model
@@ -167,14 +167,16 @@ def test_another_base_is_refused(adapter: Path, tmp_path: Path) -> None:
         merge(str(tmp_path / "bert"), adapter, tmp_path / "none")
 
 
-def test_an_adapter_in_the_residual_form_belongs_on_its_residual(base: Path, tmp_path: Path) -> None:
-    init(str(base), tmp_path / "residual", rank=4, form="residual")
-    with pytest.raises(ailora.ModelError, match="merge it into the residual checkpoint"):
-        merge(str(base), tmp_path / "residual" / "adapter", tmp_path / "wrong")
-    merge(str(tmp_path / "residual"), tmp_path / "residual" / "adapter", tmp_path / "out")
-    before, after = weights(base), weights(tmp_path / "out")
-    for name in before:
-        torch.testing.assert_close(after[name], before[name], rtol=1e-5, atol=1e-6)
+def test_an_adapter_on_residual_weights_is_merged_into_them(base: Path, tmp_path: Path) -> None:
+    model = on_residual_weights(base, tmp_path / "adapter")
+    with torch.no_grad():
+        expected = model(**LLAMA.inputs()).logits
+    with pytest.raises(ailora.InputError, match="belongs on residual weights"):
+        merge(str(base), tmp_path / "adapter", tmp_path / "wrong")
+    model.unload().save_pretrained(tmp_path / "residual")
+    merge(str(tmp_path / "residual"), tmp_path / "adapter", tmp_path / "out")
+    with torch.no_grad():
+        close(loaded(tmp_path / "out")(**LLAMA.inputs()).logits, expected)
 
 
 def test_sums_that_overflow_are_refused(base: Path, tmp_path: Path) -> None:

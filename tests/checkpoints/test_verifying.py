@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 import ailora
 from ailora.checkpoints import Verdict, export, init, verify
-from tests.checkpoints.conftest import LLAMA, loaded, trained
+from tests.checkpoints.conftest import LLAMA, loaded, on_residual_weights, trained
 from tests.families import FAMILIES
 from tests.tiny import tiny_model
 
@@ -172,14 +172,12 @@ def test_exports_and_residual_adapters_have_no_anchor_to_look_at(base: Path, ada
     assert verify(tmp_path / "export", str(base)).passed
 
 
-def test_an_adapter_in_the_residual_form_belongs_on_its_residual(base: Path, tmp_path: Path) -> None:
-    init(str(base), tmp_path / "residual", rank=4, form="residual")
-    wrong = verify(tmp_path / "residual" / "adapter", str(base))
-    assert not wrong.passed
-    assert "belongs on the residual checkpoint" in detail(wrong, "base weights")
-    right = verify(tmp_path / "residual" / "adapter", str(tmp_path / "residual"))
-    assert right.passed
-    assert results(right)["anchor"] is True
+def test_an_adapter_on_residual_weights_does_not_belong_on_the_untouched_base(base: Path, tmp_path: Path) -> None:
+    on_residual_weights(base, tmp_path)
+    verdict = verify(tmp_path, str(base))
+    assert not verdict.passed
+    assert "belongs on residual weights" in detail(verdict, "base weights")
+    assert results(verdict)["anchor"] is None
 
 
 def test_what_nothing_speaks_for_does_not_pass(tmp_path: Path) -> None:

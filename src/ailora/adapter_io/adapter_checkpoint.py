@@ -207,6 +207,18 @@ class AdapterCheckpoint:
         plan = self.plan
         return plan is not None and plan.form is Form.RESIDUAL and not self.exported and not self.holds_anchor(plan)
 
+    def validate_untouched_base(self) -> None:
+        """Refuse an adapter that is not for the untouched base.
+
+        Raises:
+            InputError: the residual form as PEFT saves it while it trains.
+        """
+        if self.on_residual:
+            raise InputError(
+                f"{self.folder} is in the residual form and belongs on residual weights: save it for the untouched "
+                "base first, ailora.save_adapter(ailora.resume(base_model, adapter), folder)"
+            )
+
     @property
     def tensors(self) -> list[StoredTensor]:
         """All tensors of the file."""

@@ -110,8 +110,7 @@ def _adapter(filed: AdapterCheckpoint, name: str, base: Base, base_path: str) ->
         raise InputError(
             f"{filed.folder} is a DoRA, whose update is no product: analyse the merged model (`ailora merge`)"
         )
-    if filed.on_residual:
-        raise InputError(f"{filed.folder} belongs on residual weights: `ailora export --start ...` it first")
+    filed.validate_untouched_base()
     folder = model_folder(base_path)
     model = load_on_meta(str(folder), filed.task_type, any_class=True)
     tensors = Checkpoint.open(folder).tensors

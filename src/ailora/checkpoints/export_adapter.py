@@ -20,7 +20,7 @@ from ailora.atomic_io import write_text
 from ailora.checkpoints.adapter_files import WORDS, write_tensors
 from ailora.checkpoints.output_dir import Output, identity
 from ailora.errors import InputError
-from ailora.plan.adapter_metadata import METADATA_NAME, AdapterMetadata, Exported, find_metadata_file, library_versions
+from ailora.plan.adapter_metadata import METADATA_NAME, Exported, find_metadata_file, library_versions
 from ailora.safetensors_io import TensorSpec, read_tensor
 from ailora.safetensors_io.dtypes import parse_dtype
 from ailora.weights.base_weight import all_finite
@@ -58,7 +58,6 @@ def export(
     rank: int | None = None,
     energy: float | None = None,
     dtype: str = "fp32",
-    start: Path | str | None = None,
     force: bool = False,
 ) -> ExportReport:
     """Write an adapter as a plain LoRA for the untouched base, all modules of one rank and one scaling.
@@ -73,32 +72,28 @@ def export(
         rank: recompress every module to this rank.
         energy: recompress to the least rank that keeps this share of `|dW|^2` in every module, 0 < energy <= 1.
         dtype: fp32, bf16 or fp16, of the factors; modules that were trained whole keep theirs.
-        start: of an adapter in the residual form that is saved as it trains: the folder of its start, as
-            `ailora init --form residual` wrote it. Then the export is for the untouched base.
         force: replace what `out` holds.
 
     Raises:
-        InputError: no LoRA there, `rank` and `energy` out of range or both, a DoRA to be recompressed, an adapter in
-            the residual form without its start, factors that overflow the dtype.
+        InputError: no LoRA there, `rank` and `energy` out of range or both, a DoRA to be recompressed, an adapter that
+            belongs on residual weights, factors that overflow the dtype.
     """
     made = parse_dtype(dtype)
-    filed = AdapterCheckpoint.open(adapter)
-    source = _Source(filed, None if start is None else AdapterCheckpoint.open(start))
-    for read in source.adapters:
-        validate_plain(read.config, read.folder)
+    source = AdapterCheckpoint.open(adapter)
+    validate_plain(source.config, source.folder)
+    source.validate_untouched_base()
     _validate_target(rank, energy, source)
     target = _target_rank(source, rank, energy)
     scaling = _shared_scaling(source, target)
+    files = _files(source)
     request = {
         "command": "export",
-        "files": [identity(file) for file in source.files],
+        "files": [identity(file) for file in files],
         "options": [rank, energy, dtype],
         "versions": library_versions(),
     }
     output = Output(out)
-    with output.claimed(
-        request, reads=source.files, writes=[WEIGHTS_NAME, CONFIG_NAME, METADATA_NAME], force=force
-    ) as done:
+    with output.claimed(request, reads=files, writes=[WEIGHTS_NAME, CONFIG_NAME, METADATA_NAME], force=force) as done:
         factors = _Factors(source, target, scaling, made, exact=rank is None and energy is None)
         errors = factors.errors()
         lost, whole = (math.sqrt(sum(pair[i] ** 2 for pair in errors.values())) for i in (0, 1))
@@ -111,82 +106,20 @@ def export(
             write_text(output.folder / CONFIG_NAME, _config(source, target, scaling))
             output.finish()
     name = str(made).removeprefix("torch.")
-    return ExportReport(str(out), target, name, errors, error, tuple(sorted(filed.saved)))
+    return ExportReport(str(out), target, name, errors, error, tuple(sorted(source.saved)))
 
 
-class _Source:
-    """The factors that are exported: those of the file, or `[dB, B] [A0; dA]` of a residual form and its start."""
-
-    def __init__(self, filed: AdapterCheckpoint, start: AdapterCheckpoint | None) -> None:
-        self.filed, self._start = filed, start
-        if filed.on_residual and start is None:
-            raise InputError(
-                f"{filed.folder} is in the residual form, for a changed base: give the folder of its start (--start), "
-                "as `ailora init --form residual` wrote it, or use save_adapter on the model"
-            )
-        if start is not None and (not start.on_residual or start.folder.resolve() == filed.folder.resolve()):
-            raise InputError(f"{start.folder} is not a start as `ailora init --form residual` writes it")
-        if start is not None and filed.plan is not None and filed.plan != start.plan:
-            raise InputError(f"{start.folder} is not the start of {filed.folder}: it was planned otherwise")
-        if start is not None and start.modules.keys() != filed.modules.keys():
-            raise InputError(f"{start.folder} is not the start of {filed.folder}: it adapts other modules")
-        for module, found in filed.modules.items():
-            if start and (start.modules[module].A.shape, start.modules[module].scaling) != (
-                found.A.shape,
-                found.scaling,
-            ):
-                raise InputError(f"{start.folder} is not the start of {filed.folder}: {module} has another rank")
-
-    @property
-    def adapters(self) -> list[AdapterCheckpoint]:
-        """What is read."""
-        return [found for found in (self.filed, self._start) if found]
-
-    @property
-    def files(self) -> list[Path]:
-        """The files that are read."""
-        folders = [found.folder for found in self.adapters]
-        stock = [folder / name for folder in folders for name in (WEIGHTS_NAME, CONFIG_NAME)]
-        known = [find_metadata_file(found.folder) for found in self.adapters if found.sidecar]
-        return stock + [file for file in known if file]
-
-    @property
-    def sidecar(self) -> AdapterMetadata | None:
-        """What says how it was made."""
-        return self._start.sidecar if self._start else self.filed.sidecar
-
-    @property
-    def base_model(self) -> str | None:
-        """What the export is for: with a start, the base whose weights became the residual."""
-        if self._start and self._start.sidecar:
-            return self._start.sidecar.base_model
-        return self.filed.config.get("base_model_name_or_path")
-
-    @property
-    def modules(self) -> list[str]:
-        return list(self.filed.modules)
-
-    def rank(self, module: str) -> int:
-        """The rank of a module's factors."""
-        return self.filed.modules[module].rank * (2 if self._start else 1)
-
-    def scaling(self, module: str) -> float:
-        return self.filed.modules[module].scaling
-
-    def factors(self, module: str) -> tuple[Tensor, Tensor]:
-        """`B` and `A`, in float32 or float64."""
-        A, B = self.filed.modules[module].factors()
-        if self._start is None:
-            return B, A
-        A0, B0 = self._start.modules[module].factors()
-        return torch.cat([B - B0, B], dim=1), torch.cat([A0, A - A0], dim=0)
+def _files(source: AdapterCheckpoint) -> list[Path]:
+    """List the files of an adapter that an export reads."""
+    metadata = find_metadata_file(source.folder) if source.sidecar else None
+    return [source.folder / WEIGHTS_NAME, source.folder / CONFIG_NAME, *([metadata] if metadata else [])]
 
 
 @dataclass(frozen=True)
 class _Factors:
     """The factors of the export, made when they are asked for."""
 
-    source: _Source
+    source: AdapterCheckpoint
     rank: int
     scaling: float | None
     dtype: torch.dtype
@@ -194,10 +127,10 @@ class _Factors:
 
     def of(self, module: str) -> tuple[Tensor, Tensor]:
         """`B` and `A` in the dtype of the export."""
-        B, A = self.source.factors(module)
+        A, B = self.source.modules[module].factors()
         made_B, made_A = padded(B, A, self.rank) if self.exact else best_approximation(B, A, self.rank)
         if self.scaling is None:
-            made_B = made_B.double() * self.source.scaling(module)
+            made_B = made_B.double() * self.source.modules[module].scaling
         made_B, made_A = made_B.to(self.dtype), made_A.to(self.dtype)
         if not (all_finite(made_A) and all_finite(made_B)):
             raise InputError(f"{module}: factors of the export are not finite in {self.dtype}")
@@ -207,8 +140,8 @@ class _Factors:
         """By module, the norm of what is lost, and of the update."""
         errors = {}
         for module in tqdm(self.source.modules, desc="exporting", unit="module", leave=False, disable=None):
-            B, A = self.source.factors(module)
-            scaling = self.source.scaling(module)
+            A, B = self.source.modules[module].factors()
+            scaling = self.source.modules[module].scaling
             made_B, made_A = self.of(module)
             made_scaling = 1.0 if self.scaling is None else self.scaling
             same = self.exact and self.dtype is A.dtype and self.scaling is not None
@@ -219,42 +152,43 @@ class _Factors:
     def planned(self) -> Iterator[TensorSpec]:
         """The tensors of the file."""
         word = WORDS[self.dtype]
-        for found in self.source.filed.modules.values():
+        for found in self.source.modules.values():
             yield TensorSpec(found.A.name, word, (self.rank, found.A.shape[1]))
             yield TensorSpec(found.B.name, word, (found.B.shape[0], self.rank))
             if found.magnitude:
                 yield TensorSpec(found.magnitude.name, found.magnitude.dtype, found.magnitude.shape)
-        for stored in self.source.filed.saved.values():
+        for stored in self.source.saved.values():
             yield TensorSpec(stored.name, stored.dtype, stored.shape)
 
     def tensor(self, name: str) -> Tensor:
         """The tensor of a name in the file."""
-        for module, found in self.source.filed.modules.items():
+        for module, found in self.source.modules.items():
             if name in (found.A.name, found.B.name):
                 return self.of(module)[1 if name == found.A.name else 0]
-        kept = [found.magnitude for found in self.source.filed.modules.values() if found.magnitude]
-        kept += self.source.filed.saved.values()
+        kept = [found.magnitude for found in self.source.modules.values() if found.magnitude]
+        kept += self.source.saved.values()
         return read_tensor(next(stored for stored in kept if stored.name == name))
 
 
-def _validate_target(rank: int | None, energy: float | None, source: _Source) -> None:
+def _validate_target(rank: int | None, energy: float | None, source: AdapterCheckpoint) -> None:
     if rank is not None and energy is not None:
         raise InputError("give a rank or an energy, not both")
-    most = max(min(found.B.shape[0], found.A.shape[1]) for found in source.filed.modules.values())
+    most = max(min(found.B.shape[0], found.A.shape[1]) for found in source.modules.values())
     if rank is not None and (type(rank) is not int or not 1 <= rank <= most):
         raise InputError(f"rank {rank!r} is not possible: a whole number from 1 to {most}")
     if energy is not None and not (isinstance(energy, int | float) and 0 < energy <= 1):
         raise InputError(f"energy {energy!r} is not possible: a share, 0 < energy <= 1")
-    if source.filed.dora and (rank is not None or energy is not None):
+    if source.dora and (rank is not None or energy is not None):
         raise InputError("a DoRA cannot be recompressed: its magnitudes belong to the exact directions")
 
 
-def _target_rank(source: _Source, rank: int | None, energy: float | None) -> int:
+def _target_rank(source: AdapterCheckpoint, rank: int | None, energy: float | None) -> int:
     if rank is not None:
         return rank
     if energy is None:
-        return max(source.rank(module) for module in source.modules)
-    return max(_rank_for(spectrum(*source.factors(module)), energy) for module in source.modules)
+        return max(module.rank for module in source.modules.values())
+    factors = (module.factors() for module in source.modules.values())
+    return max(_rank_for(spectrum(B, A), energy) for A, B in factors)
 
 
 def _rank_for(values: Tensor, energy: float) -> int:
@@ -268,9 +202,9 @@ def _rank_for(values: Tensor, energy: float) -> int:
     return int(reached.to(torch.uint8).argmax()) + 1
 
 
-def _shared_scaling(source: _Source, rank: int) -> float | None:
+def _shared_scaling(source: AdapterCheckpoint, rank: int) -> float | None:
     """The scaling of all modules if they have one that a whole alpha can say; None: it goes into `B`."""
-    scalings = {source.scaling(module) for module in source.modules}
+    scalings = {module.scaling for module in source.modules.values()}
     if len(scalings) == 1:
         (scaling,) = scalings
         if scaling * rank == int(scaling * rank):
@@ -278,7 +212,7 @@ def _shared_scaling(source: _Source, rank: int) -> float | None:
     return None
 
 
-def _config(source: _Source, rank: int, scaling: float | None) -> str:
+def _config(source: AdapterCheckpoint, rank: int, scaling: float | None) -> str:
     alpha = rank if scaling is None else int(scaling * rank)
     changes: dict[str, Any] = {
         "r": rank,
@@ -287,6 +221,6 @@ def _config(source: _Source, rank: int, scaling: float | None) -> str:
         "alpha_pattern": {},
         "use_rslora": False,
     }
-    changes |= {"init_lora_weights": True, "inference_mode": True, "base_model_name_or_path": source.base_model}
-    config = {**source.filed.config, **changes}
+    changes |= {"init_lora_weights": True, "inference_mode": True}
+    config = {**source.config, **changes}
     return json.dumps(config, indent=2, sort_keys=True) + "\n"

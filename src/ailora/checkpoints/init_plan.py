@@ -71,8 +71,8 @@ class Initialization:
             **plan_options: as `make_plan`.
 
         Raises:
-            InputError, ModelError: as `make_plan`, `Checkpoint.open`, `load_on_meta`; a planned module's weight is not
-                in the checkpoint as it is.
+            InputError, ModelError: as `make_plan`, `Checkpoint.open`, `load_on_meta`; the residual form; a planned
+                module's weight is not in the checkpoint as it is.
         """
         if type(seed) is not int:
             raise InputError(f"seed {seed!r} is not allowed: a whole number")
@@ -86,6 +86,11 @@ class Initialization:
                 "file: give the task type (--task-type), such as CAUSAL_LM"
             )
         plan = make_plan(base, policy, task_type=task_type, **plan_options)
+        if plan.form is Form.RESIDUAL:
+            raise InputError(
+                "form 'residual' is not written out of core: choose anchored or stock; ailora.adapt(model, "
+                "form='residual') overwrites the float32 weights of a loaded model"
+            )
         checkpoint = Checkpoint.open(folder)
         names = match_checkpoint_keys(base, plan.modules, checkpoint.tensors, by_name_only=True)
         stored = {module: checkpoint.tensors[name] for module, name in names.items()}
@@ -113,7 +118,7 @@ class Initialization:
             "bytes_to_read": self.bytes_to_read,
             "flops": sum(job.flops for job in made),
             "memory_bound_bytes": self.memory_bound,
-            "file_bytes": self.plan.file_bytes // (2 if self.plan.form is Form.RESIDUAL else 1),
+            "file_bytes": self.plan.file_bytes,
             "seconds": sum(job.seconds(speed) for job in made),
         }
 

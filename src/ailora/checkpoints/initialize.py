@@ -19,7 +19,6 @@ from ailora.adapter_io.peft_config_file import CONFIG_NAME, WEIGHTS_NAME
 from ailora.atomic_io import write_bytes
 from ailora.checkpoints import module_tasks
 from ailora.checkpoints.adapter_files import WORDS, write_tensors
-from ailora.checkpoints.checkpoint_writer import companions, copy_companions, rewrite, shard_names
 from ailora.checkpoints.init_plan import Initialization
 from ailora.checkpoints.module_tasks import Job, Timing
 from ailora.checkpoints.modules_to_save import head_tensors, saved_modules
@@ -30,8 +29,10 @@ from ailora.inits import Policy
 from ailora.lora.lora_config import lora_config
 from ailora.model_loading import validate_device
 from ailora.plan.adapter_metadata import METADATA_NAME, AdapterMetadata
-from ailora.plan.adapter_plan import Form
 from ailora.safetensors_io import Header, StoredTensor, TensorSpec, read_header, read_tensor
+
+#: The files of an adapter; loaders look for the last one first.
+_WRITTEN = (WEIGHTS_NAME, METADATA_NAME, CONFIG_NAME)
 
 
 @dataclass(frozen=True)
@@ -75,9 +76,8 @@ def init(
 ) -> InitReport:
     """Write the adapter that `adapt` would start with, without loading the model.
 
-    Reads the bytes of the adapted weights only, one matrix at a time. In the anchored and the stock form the result is
-    a stock PEFT adapter for the untouched checkpoint, whose update is exactly zero. In the residual form, `out` becomes
-    a checkpoint of the residual weights, with the adapter for it in `out/adapter`.
+    Reads the bytes of the adapted weights only, one matrix at a time. The result is a stock PEFT adapter for the
+    untouched checkpoint, whose update is exactly zero.
 
     The same call after a kill goes on where it stopped; after its end it finds that nothing is left to do. Under
     torchrun or `accelerate launch` the ranks share the work in one `out`.
@@ -109,7 +109,7 @@ def init(
         made = work.jobs(output.pieces, device=device, cached=cached)
         report = InitReport(str(out), len(made), 0, {}, {}, len(made))
         if done:
-            floored = AdapterMetadata.read(_adapter_folder(work, output) / METADATA_NAME).floored
+            floored = AdapterMetadata.read(output.folder / METADATA_NAME).floored
             return replace(report, floored=floored, seconds={"total": time.perf_counter() - started})
         # Shared before it is looked what is left: other ranks may be at work already.
         mine = team.share(sorted(made, key=lambda job: -job.flops))
@@ -136,7 +136,7 @@ def init(
 def _claimed(output: Output, work: Initialization, team: Team, *, force: bool) -> Iterator[bool]:
     """The leading rank claims the folder; the others work in it as long as it does."""
     if team.leads:
-        with output.claimed(work.request, reads=work.reads, writes=_writes(work), force=force) as done:
+        with output.claimed(work.request, reads=work.reads, writes=_WRITTEN, force=force) as done:
             team.wait()
             yield done
     else:
@@ -163,44 +163,17 @@ def _write(work: Initialization, output: Output, made: list[Job]) -> dict[str, i
     """Put the pieces together; the file that a loader looks for first is written last."""
     headers = {job.module: read_header(job.piece) for job in made}
     floored = {name: n for h in headers.values() for name, n in json.loads(h.metadata["floored"]).items()}
-    residual = work.plan.form is Form.RESIDUAL
-    adapter = _adapter_folder(work, output)
-    adapter.mkdir(exist_ok=True)
-    if adapter.is_symlink():
-        raise InputError(f"{adapter} is a link: what it leads to is not written to")
     heads = head_tensors(work.base, work.plan.options, work.checkpoint, work.seed)
-    _write_weights(adapter / WEIGHTS_NAME, headers, heads)
-    recorded = str(output.folder.resolve()) if residual else work.recorded_name
+    _write_weights(output.folder / WEIGHTS_NAME, headers, heads)
     sidecar = AdapterMetadata.of(
         work.plan,
         {module: header.metadata["fingerprint"] for module, header in headers.items()},
         floored=floored,
         base_model=work.recorded_name,
     )
-    sidecar.write(adapter)
-    write_bytes(adapter / CONFIG_NAME, _config(work, recorded))
-    if residual:
-        by_tensor = {job.stored.name: job for job in made}
-        copy_companions(work.checkpoint.folder, output)
-        changes = {name: _residual_of(job) for name, job in by_tensor.items()}
-        rewrite(work.checkpoint, output, changes)
+    sidecar.write(output.folder)
+    write_bytes(output.folder / CONFIG_NAME, _config(work))
     return floored
-
-
-def _writes(work: Initialization) -> list[str]:
-    names = [WEIGHTS_NAME, METADATA_NAME, CONFIG_NAME]
-    if work.plan.form is not Form.RESIDUAL:
-        return names
-    source = work.checkpoint
-    return [*(f"adapter/{name}" for name in names), *companions(source.folder), *shard_names(source)]
-
-
-def _adapter_folder(work: Initialization, output: Output) -> Path:
-    return output.folder / "adapter" if work.plan.form is Form.RESIDUAL else output.folder
-
-
-def _residual_of(job: Job) -> Any:
-    return lambda raw: iter([module_tasks.residual_rows(job, raw)])
 
 
 def _write_weights(file: Path, pieces: Mapping[str, Header], heads: Mapping[str, StoredTensor | Tensor]) -> None:
@@ -221,9 +194,9 @@ def _write_weights(file: Path, pieces: Mapping[str, Header], heads: Mapping[str,
     write_tensors(file, planned, made)
 
 
-def _config(work: Initialization, base: str) -> bytes:
-    config = lora_config(work.plan, work.base, of_file=work.plan.form is not Form.RESIDUAL)
-    config.base_model_name_or_path = base
+def _config(work: Initialization) -> bytes:
+    config = lora_config(work.plan, work.base)
+    config.base_model_name_or_path = work.recorded_name
     config.modules_to_save = saved_modules(work.base, work.plan.options) or None
     config.inference_mode = True
     with tempfile.TemporaryDirectory() as folder:

@@ -143,22 +143,18 @@ def _with_magnitude(block: Tensor, magnitude: Tensor, rows: slice, *, transposed
 def validate_base(filed: AdapterCheckpoint, module: str, weight: Tensor) -> None:
     """The weight is the one that the adapter was made from, where a sidecar says which that is.
 
-    An adapter in the residual form that is saved as it trains belongs on the residual weight instead.
-
     Raises:
         ModelError: it is another weight.
+        InputError: the adapter belongs on residual weights, and this is the untouched one.
     """
     sidecar, plan = filed.sidecar, filed.plan
     if sidecar is None or plan is None or module not in sidecar.fingerprints:
         return
     planned = plan.modules[module][0].projection
     same = matches_fingerprint(weight, sidecar.fingerprints[module], planned.dtype)
-    if filed.on_residual and same:
-        raise ModelError(
-            f"{filed.folder} is in the residual form: merge it into the residual checkpoint that it was trained on, or "
-            "export it with --start first"
-        )
-    if not filed.on_residual and same is False:
+    if same:
+        filed.validate_untouched_base()
+    if same is False and not filed.on_residual:
         raise ModelError(
             f"{module}: the weight is not the one that {filed.folder} was made from ({sidecar.base_model}); "
             "`ailora verify` says more"

@@ -19,12 +19,11 @@ from ailora.atomic_io import write_bytes
 from ailora.errors import InputError
 from ailora.inits import Factors, Spectral
 from ailora.lora.initial_factors import InitialFactors
-from ailora.lora.residual import warn_of_rounding
 from ailora.lora.set_factors import build_factors
-from ailora.plan.adapter_plan import Form, Plan, PlannedAdapter
-from ailora.safetensors_io import StoredTensor, read_header, read_tensor, read_tensors
+from ailora.plan.adapter_plan import Plan, PlannedAdapter
+from ailora.safetensors_io import StoredTensor, read_header, read_tensor
 from ailora.spectral import Band, flops, without_cache
-from ailora.weights.base_weight import digest, select_rows, validate_matrix, write_rows
+from ailora.weights.base_weight import digest, select_rows, validate_matrix
 
 
 @dataclass(frozen=True)
@@ -113,14 +112,6 @@ class Piece:
         """Write the piece, whole or not at all."""
         metadata = {"module": self.module, "fingerprint": self.fingerprint, "floored": json.dumps(self.floored)}
         write_bytes(file, save({name: tensor.contiguous() for name, tensor in self.tensors.items()}, metadata))
-
-    @classmethod
-    def read(cls, file: Path) -> Piece:
-        """A piece that `write` wrote."""
-        tensors, header = read_tensors(file)
-        return cls(
-            header.metadata["module"], tensors, header.metadata["fingerprint"], json.loads(header.metadata["floored"])
-        )
 
 
 @dataclass(frozen=True)
@@ -213,27 +204,3 @@ def _tensors(job: Job, starts: list[InitialFactors], weight: Tensor) -> dict[str
     if job.plan.options.dora:
         tensors["lora_magnitude_vector"] = weight.to(A.stack().dtype).norm(dim=1).cpu()
     return tensors
-
-
-def residual_rows(job: Job, raw: Tensor) -> Tensor:
-    """`W - s B0 A0` as it is stored, for the residual form.
-
-    Args:
-        job: a finished job, whose piece holds `A0` and `B0`.
-        raw: the weight as it is stored.
-    """
-    assert job.plan.form is Form.RESIDUAL
-    weight = _matrix(raw, job)
-    tensors = Piece.read(job.piece).tensors
-    A, B = tensors["lora_A.weight"], tensors["lora_B.weight"]
-    update = torch.zeros_like(weight, dtype=A.dtype)
-    first = 0
-    for planned in job.adapters:
-        last = first + planned.rank
-        if planned.init.anchored:
-            part = planned.scaling * (B[:, first:last] @ A[first:last])
-            write_rows(update, planned.projection, select_rows(part, planned.projection))
-        first = last
-    residual = weight.to(A.dtype) - update
-    warn_of_rounding(residual.to(raw.dtype), residual, update, job.module)
-    return residual.T if job.transposed else residual

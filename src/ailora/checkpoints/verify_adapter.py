@@ -160,8 +160,8 @@ def _base(weights: _Weights, filed: AdapterCheckpoint, plan: Plan, sidecar: Adap
         same = None if expected is None else matches_fingerprint(raw, expected, group[0].projection.dtype)
         if filed.on_residual:
             if same:
-                return Check(name, False, f"{module} is untouched: the adapter belongs on the residual checkpoint")
-            return Check(name, None, "the adapter is in the residual form: residual weights have no fingerprint")
+                return Check(name, False, f"{module} is untouched: the adapter belongs on residual weights")
+            return Check(name, None, "residual weights have no fingerprint")
         if same is False:
             return Check(name, False, f"{module} is not the weight that the adapter was made from")
         unknown += same is None
@@ -175,20 +175,19 @@ def _anchors(weights: _Weights, filed: AdapterCheckpoint, plan: Plan) -> Iterato
     if filed.exported:
         yield Check("anchor", None, "an export has none")
         return
+    if filed.on_residual:
+        yield Check("anchor", None, "the residual form keeps it apart while it trains")
+        return
     worst, failed, moved, count = 0.0, "", False, 0
     total = len(plan.adapters)
     for role in tqdm(filed.roles(plan), "verifying", total, unit="matrix", leave=False, disable=None):
         planned = role.planned
         if planned.init.anchored:
             count += 1
-            error = _anchor_error(role, weights.read(planned.projection.module), filed)
+            error = _anchor_error(role, weights.read(planned.projection.module))
             worst = max(worst, error)
             failed = failed or (f"{planned.projection.name}: {error:.1e} of what is allowed" if error > 1 else "")
         moved = moved or (any(bool(d.any()) for d in role.deltas) if role.anchored else bool(role.B.any()))
-    if filed.on_residual:
-        # Then the factors are the start themselves, while they have not been trained.
-        yield Check("anchor", True if not failed else None, (failed and "trained, or of another base") or "untrained")
-        return
     detail = failed or f"{count} anchors, the worst at {worst:.1e} of what is allowed"
     if count and failed and moved and plan.form is Form.STOCK:
         yield Check("anchor", None, "the stock form trains its anchor too")
@@ -200,7 +199,7 @@ def _anchors(weights: _Weights, filed: AdapterCheckpoint, plan: Plan) -> Iterato
         yield Check("start", True, "untrained: the update is exactly zero, as a product with zero blocks")
 
 
-def _anchor_error(role: ProjectionFactors, weight: Tensor, filed: AdapterCheckpoint) -> float:
+def _anchor_error(role: ProjectionFactors, weight: Tensor) -> float:
     """How far an anchor is from a fresh start, as a multiple of what is allowed: in its subspaces and in its sizes.
 
     Where singular values lie close together the subspace is not unique; then the gains of the weight along the anchor
@@ -209,11 +208,9 @@ def _anchor_error(role: ProjectionFactors, weight: Tensor, filed: AdapterCheckpo
     planned = role.planned
     assert isinstance(planned.init, Spectral)
     rows = select_rows(weight, planned.projection).float()
-    A, B = role.start if role.anchored else (role.A, role.B)
+    A, B = role.start
     if role.all_rows:
         B = select_rows(B, planned.projection)
-    if filed.on_residual:
-        rows = rows + planned.scaling * (B @ A)
     fresh = planned.init.factors(rows, planned.rank, scaling=planned.scaling, generator=torch.Generator())
     allowed = _SAME_START + 8 * role.eps
     sizes = max(_relative(A.norm(dim=1), fresh.A.norm(dim=1)), _relative(B.norm(dim=0), fresh.B.norm(dim=0)))

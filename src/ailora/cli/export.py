@@ -16,9 +16,6 @@ def export(
     rank: Annotated[int | None, typer.Option(min=1, help="Recompress to this rank.")] = None,
     energy: Annotated[float | None, typer.Option(help="Recompress, keeping this share of every |dW|^2.")] = None,
     dtype: Annotated[str, typer.Option(help="fp32, bf16 or fp16.")] = "fp32",
-    start: Annotated[
-        Path | None, typer.Option(help="Of the residual form: the folder of the adapter that it started from.")
-    ] = None,
     force: Force = False,
     json: Json = False,
 ) -> None:
@@ -26,7 +23,7 @@ def export(
     from ailora.checkpoints import export as write
     from ailora.cli.tables import console, error_table, print_report
 
-    made = write(adapter, out, rank=rank, energy=energy, dtype=dtype, start=start, force=force)
+    made = write(adapter, out, rank=rank, energy=energy, dtype=dtype, force=force)
     if not json:
         console.print(error_table(made.errors))
     print_report(f"written to {out}", {k: v for k, v in made.to_dict().items() if json or k != "errors"}, json=json)

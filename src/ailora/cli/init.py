@@ -18,7 +18,7 @@ def init(
     alpha: Annotated[float | None, typer.Option(help="Default: the rank.")] = None,
     role: Annotated[list[str] | None, typer.Option(help="Adapt this role; may be repeated.")] = None,
     role_names: RoleNames = None,
-    form: Annotated[str, typer.Option(help="anchored or stock (one file), or residual.")] = "anchored",
+    form: Annotated[str, typer.Option(help="anchored or stock.")] = "anchored",
     task_type: Annotated[
         str | None, typer.Option(help="PEFT's, such as SEQ_CLS; default: from the configuration's architecture.")
     ] = None,
