@@ -101,7 +101,7 @@ def test_roles_shows_the_rows_and_the_layout_of_fused_weights(tmp_path: Path) ->
     ("arguments", "message"),
     [
         (("plan", "builtin:minilm", "--policy", "ailroa"), "ailora: error: unknown policy 'ailroa' (did you mean"),
-        (("plan", "builtin:minilm", "--policy", "full"), "policy 'full' trains the whole model: there is no adapter"),
+        (("plan", "builtin:minilm", "--policy", "full"), "policy 'full' has no plan of ours"),
         (("plan", "builtin:minilm", "--rank", "0"), "rank 0 is not possible for encoder.layer.0.attention.self.query"),
         (("roles", "./nowhere"), "'./nowhere' is not a folder"),
         (("roles", "builtin:minilm", "--role-name", "zzz=query"), "'zzz' (query) matches no linear module"),

@@ -11,11 +11,11 @@ from pathlib import Path
 _KILLED = """
 import os, signal, sys
 from transformers import Trainer
-from ailora.recipes import catalog, causal_lm, classification, run_folder
-from ailora.recipes.config import load_config
-from ailora.recipes.language import outcome
+from ailora.recipes import causal_lm, classification, registry, run_folder
+from ailora.recipes.config.loader import load_config
+from ailora.recipes.training import language_results
 
-modules = {"causal_lm": causal_lm, "classification": classification, "outcome": outcome}
+modules = {"causal_lm": causal_lm, "classification": classification, "language_results": language_results}
 owners = {"Trainer": Trainer, "RunFolder": run_folder.RunFolder, **modules}
 owner, name, count = sys.argv[2].partition(".")[0], sys.argv[2].partition(".")[2], int(sys.argv[3])
 if count:
@@ -26,7 +26,7 @@ if count:
             os.kill(os.getpid(), signal.SIGKILL)
         return real(*args, **kwargs)
     setattr(owners[owner], name, die)
-catalog.run(load_config(sys.argv[1]))
+registry.run(load_config(sys.argv[1]))
 """
 
 

@@ -321,14 +321,14 @@ def test_a_quantized_base_is_trained(
     "kills",
     [
         # In a step, before a checkpoint is whole, before the samples are: each process goes on where the last one was.
-        [("Trainer.training_step", 8), ("RunFolder.mark_complete", 1), ("outcome.write_samples", 1)],
+        [("Trainer.training_step", 8), ("RunFolder.mark_complete", 1), ("language_results.write_samples", 1)],
         pytest.param(
             [
                 ("Trainer._save_optimizer_and_scheduler", 1),
                 ("Trainer.training_step", 7),
                 ("Trainer._save_rng_state", 1),
-                ("outcome.save_model", 1),
-                ("outcome.write_result", 1),
+                ("language_results.save_model", 1),
+                ("language_results.write_result", 1),
             ],
             marks=pytest.mark.slow,
         ),
@@ -371,7 +371,11 @@ def test_a_killed_run_on_e2e_writes_the_same_samples(shared: Path, tmp_path: Pat
     for name in ("whole", "broken"):
         (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump({**config, "output": str(tmp_path / name)}))
     assert run_process(tmp_path / "whole.yaml", "", 0) == 0
-    for point, count in [("Trainer.training_step", 6), ("RunFolder.mark_complete", 2), ("outcome.write_samples", 1)]:
+    for point, count in [
+        ("Trainer.training_step", 6),
+        ("RunFolder.mark_complete", 2),
+        ("language_results.write_samples", 1),
+    ]:
         assert run_process(tmp_path / "broken.yaml", point, count) == -signal.SIGKILL, point
     assert run_process(tmp_path / "broken.yaml", "", 0) == 0
     assert outcome(tmp_path / "broken") == outcome(tmp_path / "whole")

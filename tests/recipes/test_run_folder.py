@@ -15,6 +15,7 @@ from transformers import Trainer
 import ailora
 from ailora.recipes import classification
 from ailora.recipes.config.loader import load_config
+from ailora.recipes.config.method import FullFineTuning
 from ailora.recipes.registry import finished_run
 from ailora.recipes.run_folder import RunFolder
 
@@ -49,7 +50,7 @@ def test_an_error_before_the_first_checkpoint_leaves_the_folder_to_the_next_atte
     assert failed == "ended before the first checkpoint: RuntimeError: out of memory\n"
     result = run(config, "adapter={policy: full}")
     assert result["config"]["adapter"] == {"policy": "full"}
-    assert RunFolder(config["output"]).read_config().adapter.full
+    assert RunFolder(config["output"]).read_config().adapter.method == FullFineTuning()
     assert not {"failed.txt", "ailora.json", "adapter"} & {path.name for path in (tmp_path / "run").iterdir()}
 
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from ailora import AiloraError, InputError
 from ailora.model_loading import load_on_meta
 from ailora.recipes.config.loader import load_config
+from ailora.recipes.config.method import FullFineTuning
 from ailora.recipes.config.schema import RunConfig
 from ailora.recipes.training.fit import TASK_TYPES, plan_for
 from ailora.studies.conditions import Group
@@ -98,4 +99,4 @@ def test_a_study_matches_at_every_point_of_its_grid() -> None:
     grid = grid_of(base=base, methods=["lora", narrow, "full"], grid={"adapter.rank": [2, 4]}, match_parameters=True)
     ranks = {g.point: grid.base_of(g).adapter.rank for g in grid.groups if g.method == "narrow"}
     assert ranks == {(("adapter.rank", "2"),): 4, (("adapter.rank", "4"),): 8}
-    assert grid.base_of(Group("base", "full")).adapter.full
+    assert grid.base_of(Group("base", "full")).adapter.method == FullFineTuning()

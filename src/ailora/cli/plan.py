@@ -27,13 +27,14 @@ def plan(
     from ailora.inits import PRESETS
     from ailora.model_loading import load_on_meta
     from ailora.plan import make_plan
+    from ailora.recipes.config.method import Preset, parse_method
 
-    if policy == "full":
-        known = ", ".join(PRESETS)
-        raise InputError(f"policy 'full' trains the whole model: there is no adapter to plan; policies of one: {known}")
+    method = parse_method(policy)
+    if not isinstance(method, Preset):
+        raise InputError(f"policy '{method}' has no plan of ours; policies with one: {', '.join(PRESETS)}")
     made = make_plan(
         load_on_meta(model),
-        policy,
+        method.policy,
         rank=rank,
         alpha=alpha,
         roles=role,

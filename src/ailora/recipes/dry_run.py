@@ -13,9 +13,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArgum
 from ailora.errors import InputError
 from ailora.model_loading import load_on_meta
 from ailora.plan import Plan
-from ailora.recipes.baselines.peft_inits import trained_numbers
 from ailora.recipes.causal_lm import causal_arguments
 from ailora.recipes.classification import load_splits
+from ailora.recipes.config.method import CustomFunction, FullFineTuning, Method, PeftInit
 from ailora.recipes.config.schema import CausalLMConfig, ClassificationConfig, LanguageConfig, RunConfig
 from ailora.recipes.data.tokenize_language import IGNORED
 from ailora.recipes.data.tokenize_pairs import check_max_length
@@ -51,8 +51,9 @@ def dry_run(config: RunConfig) -> DryRun:
     Raises:
         InputError, ModelError: as the recipe's `run` would.
     """
-    if config.adapter.custom:
-        raise InputError(f"a dry run cannot say what the function {config.adapter.policy} makes of a model: run it")
+    method = config.adapter.method
+    if isinstance(method, CustomFunction):
+        raise InputError(f"a dry run cannot say what the function {method} makes of a model: run it")
     alone: Any = on_one_process(config)
     arguments = causal_arguments(alone) if isinstance(alone, CausalLMConfig) else training_arguments(alone)
     if isinstance(config, LanguageConfig):
@@ -66,7 +67,7 @@ def dry_run(config: RunConfig) -> DryRun:
         data = {split: splits.tokenized(split, tokenizer) for split in splits.splits}
         labels = splits.labels.count
     model = load_on_meta(config.model, TASK_TYPES[config.recipe], num_labels=labels)
-    plan = None if config.adapter.full else plan_for(config, model)
+    plan = None if isinstance(method, FullFineTuning) else plan_for(config, model)
     train = data["train"]
     examples = [_shown(train[i], tokenizer) for i in range(min(2, len(train)))]
     rows = {f"{split}_rows": len(dataset) for split, dataset in data.items()}
@@ -82,7 +83,8 @@ def _costs(
     epochs = arguments.num_train_epochs
     steps = arguments.max_steps if arguments.max_steps > 0 else math.ceil(math.ceil(len(lengths) / per_step) * epochs)
     whole = sum(parameter.numel() for parameter in model.parameters())
-    trained = whole if plan is None else trained_numbers(config.adapter, plan)
+    method = config.adapter.method
+    trained = whole if plan is None else _trainable_parameters(method, plan)
     token_count = sum(lengths) / len(lengths) * per_step * steps
     checkpointed = bool(arguments.activation_checkpointing)
     # Two operations a number and token forwards, as many for the gradients of the inputs, and of weights that train.
@@ -94,7 +96,7 @@ def _costs(
     logits = longest * text.vocab_size * 4 * 2 if config.recipe != "classification" else 0
     weights = sum(p.numel() * _bytes(config, p.dtype.itemsize, p.ndim) for p in model.parameters())
     # Value, gradient and Adam's two moments in fp32; the anchor beside them.
-    state = trained * 16 + (plan.trainable * 4 if plan and not config.adapter.stock else 0)
+    state = trained * 16 + (plan.trainable * 4 if plan and not isinstance(method, PeftInit) else 0)
     return {
         "steps": steps,
         "tokens_per_row": {"mean": sum(lengths) / len(lengths), "longest": max(lengths)},
@@ -105,6 +107,13 @@ def _costs(
         "optimizer_bytes": int(state),
         "train_seconds": passes * whole * token_count / matmul_speed(arguments.device),
     }
+
+
+def _trainable_parameters(method: Method, plan: Plan) -> int:
+    """Count the parameters that the adapters of a plan train, heads aside."""
+    if isinstance(method, PeftInit) and method.freezes_B:
+        return sum(planned.rank * planned.projection.in_features for planned in plan.adapters)
+    return plan.trainable
 
 
 def _bytes(config: RunConfig, stored: int, dimensions: int) -> float:

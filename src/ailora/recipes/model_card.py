@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ailora.model_loading import resolve_model
-from ailora.recipes.baselines.peft_inits import overwrites
+from ailora.recipes.config.method import CustomFunction, PeftInit
 from ailora.recipes.config.schema import AdapterConfig, RunConfig
 
 _CARD = """---
@@ -31,6 +31,11 @@ model = {loader}.from_pretrained("PATH/TO/THIS/FOLDER"{arguments})
 ```
 """
 
+_GIVEN_BACK = (
+    " That takes a part out of the base weights; here it is given back, for which the file has twice the rank. "
+    "Where the base is not in float32, what rounding changed of it stays behind."
+)
+
 #: recipe -> (the task in words, PEFT's class that loads base and adapter)
 _LOADED = {
     "classification": ("sequence classification", "AutoPeftModelForSequenceClassification"),
@@ -43,15 +48,16 @@ def model_card(config: RunConfig, result: dict[str, Any]) -> str:
     """A README for the adapter's folder: what it is, how good it is, how to load it."""
     given = config.adapter.policy
     policy = given if isinstance(given, str) else "custom: " + ", ".join(f"{r} {i}" for r, i in given.items())
+    custom = isinstance(config.adapter.method, CustomFunction)
     metrics: dict[str, dict[str, float]] = result["metrics"]
     columns = list(dict.fromkeys(name for scores in metrics.values() for name in scores))
     task, loader = _LOADED[config.recipe]
     card = _CARD.format(
         base=resolve_model(config.model) if config.model.startswith("builtin:") else config.model,
         policy=policy,
-        tags="peft" if config.adapter.custom else "lora" if config.adapter.stock else "ailora, lora",
-        rank="" if config.adapter.custom else f", rank {config.adapter.rank},",
-        kind="An adapter" if config.adapter.custom else "A LoRA adapter",
+        tags=_tags(config.adapter),
+        rank="" if custom else f", rank {config.adapter.rank},",
+        kind="An adapter" if custom else "A LoRA adapter",
         origin=_origin(config.adapter, policy),
         task=task,
         columns=" | ".join(columns),
@@ -66,22 +72,29 @@ def model_card(config: RunConfig, result: dict[str, Any]) -> str:
     return card + _labels(result["labels"]) if "labels" in result else card
 
 
+def _tags(adapter: AdapterConfig) -> str:
+    match adapter.method:
+        case CustomFunction():
+            return "peft"
+        case PeftInit():
+            return "lora"
+        case _:
+            return "ailora, lora"
+
+
 def _origin(adapter: AdapterConfig, policy: str) -> str:
     """How the adapter came to be, in a sentence or two."""
-    if adapter.custom:
-        return f"It was made by the function `{policy}`, which is not part of this folder."
-    if not adapter.stock:
-        return (
-            f"It was initialised by the policy `{policy}` and trained in the {adapter.form} form of "
-            "[AILoRA](https://arxiv.org/abs/2510.08034)."
-        )
-    text = f"It was initialised by PEFT's own `{adapter.stock}` (`init_lora_weights`)."
-    if overwrites(adapter.stock):
-        text += (
-            " That takes a part out of the base weights; here it is given back, for which the file has twice the rank. "
-            "Where the base is not in float32, what rounding changed of it stays behind."
-        )
-    return text
+    match adapter.method:
+        case CustomFunction():
+            return f"It was made by the function `{policy}`, which is not part of this folder."
+        case PeftInit(name=name, overwrites_base=overwrites_base):
+            text = f"It was initialised by PEFT's own `{name}` (`init_lora_weights`)."
+            return text + (_GIVEN_BACK if overwrites_base else "")
+        case _:
+            return (
+                f"It was initialised by the policy `{policy}` and trained in the {adapter.form} form of "
+                "[AILoRA](https://arxiv.org/abs/2510.08034)."
+            )
 
 
 def _row(split: str, scores: list[float | None]) -> str:

@@ -15,11 +15,13 @@ from torch import Tensor
 from transformers import set_seed
 
 from ailora.errors import InputError
+from ailora.inits import PRESETS, Policy
 from ailora.lora import adapt
 from ailora.model_loading import resolve_model
 from ailora.optim.curvature import Curvature, RateMultiple, curvature_by_role, rate_multiple
 from ailora.optim.hessian import ALL
 from ailora.recipes.classification import load_splits
+from ailora.recipes.config.method import Preset
 from ailora.recipes.config.schema import ClassificationConfig, LanguageConfig, RunConfig
 from ailora.recipes.data.tokenize_pairs import collator
 from ailora.recipes.inference.language_run import evaluator_of
@@ -91,16 +93,15 @@ def suggest(config: RunConfig, lora_rate: float, *, batches: int = 4, rows: int 
         InputError: a policy without an adapter or not of ours, bad numbers, bad data.
         ModelError: the model cannot be adapted as asked, or has no second derivatives.
     """
-    if config.adapter.full:
-        raise InputError("adapter.policy full has no roles to suggest rates for")
-    if config.adapter.stock or config.adapter.custom:
-        raise InputError(f"rates are suggested for policies of ours, not for adapter.policy {config.adapter.policy}")
+    method = config.adapter.method
+    if not isinstance(method, Preset):
+        raise InputError(f"rates are suggested for policies of ours, not for adapter.policy {method}")
     if not lora_rate > 0 or batches < 2 or rows < 1:
         raise InputError(f"needed: a rate above 0, 2 batches or more, rows; got {lora_rate}, {batches}, {rows}")
     started = time.perf_counter()
     load, sample = _task(config, batches, rows)
-    found = _curvatures(config, config.adapter.policy, load, sample)
-    reference = _curvatures(config, "lora", load, sample)
+    found = _curvatures(config, method.policy, load, sample)
+    reference = _curvatures(config, PRESETS["lora"], load, sample)
     roles = {}
     for role in [key for key in found if key != ALL]:
         multiple = rate_multiple(found[role], reference[role])
@@ -109,7 +110,7 @@ def suggest(config: RunConfig, lora_rate: float, *, batches: int = 4, rows: int 
 
 
 def _curvatures(
-    config: RunConfig, policy: str | dict[str, Any], load: Callable[[], Any], sample: list[dict[str, Tensor]]
+    config: RunConfig, policy: Policy, load: Callable[[], Any], sample: list[dict[str, Tensor]]
 ) -> dict[str, Curvature]:
     """The curvature at the start of a policy; one model is in memory at a time."""
     set_seed(config.training["seed"])

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from ailora.formatting import figure
-from ailora.inits import Init, Kaiming, Size, Spectral, parse_policy
+from ailora.inits import Init, Kaiming, Size, Spectral
 from ailora.plots.chart_spec import Heat
+from ailora.recipes.config.method import Preset
 from ailora.recipes.config.schema import AdapterConfig
 from ailora.roles import Role, parse_role
 from ailora.studies.comparison import Comparison
@@ -22,9 +23,10 @@ _LEAST_PAIRS = 4
 
 def pair_of(adapter: AdapterConfig) -> tuple[str, str] | None:
     """How query and value start, in words; None: the adapter is not such a pair, or adapts other roles too."""
-    if adapter.full or adapter.stock or adapter.custom:
+    method = adapter.method
+    if not isinstance(method, Preset):
         return None
-    policy = parse_policy(adapter.policy)
+    policy = method.policy
     roles = set(policy.default_roles if adapter.roles is None else map(parse_role, adapter.roles))
     if not roles or roles - {Role.QUERY, Role.VALUE}:
         return None

@@ -10,11 +10,10 @@ import pydantic
 
 from ailora.errors import InputError
 from ailora.recipes.config.loader import set_dotted
+from ailora.recipes.config.method import FullFineTuning, Preset, parse_method
 from ailora.recipes.config.schema import explained
+from ailora.recipes.config.sections import OWN_ADAPTER_KEYS
 from ailora.studies.study_config import RateConfig
-
-#: Sections of `adapter:` that only our own adapters have.
-_OURS = ("form", "couple_roles")
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,7 @@ class Method:
     @property
     def full(self) -> bool:
         """Whether the whole model is trained: keys of the adapter mean nothing."""
-        return self.policy == "full"
+        return isinstance(parse_method(self.policy), FullFineTuning)
 
     def point(self, values: dict[str, Any]) -> dict[str, Any]:
         """A point of the grid without the keys that mean nothing to the method, or that it sets itself."""
@@ -45,8 +44,8 @@ class Method:
         """Change the plain data of a run's configuration, in place."""
         if self.full:
             raw["adapter"] = {}
-        elif ":" in self.policy and isinstance(raw.get("adapter"), dict):
-            raw["adapter"] = {key: value for key, value in raw["adapter"].items() if key not in _OURS}
+        elif not isinstance(parse_method(self.policy), Preset) and isinstance(raw.get("adapter"), dict):
+            raw["adapter"] = {key: value for key, value in raw["adapter"].items() if key not in OWN_ADAPTER_KEYS}
         set_dotted(raw, "adapter.policy", self.policy)
         for key, value in self.overrides.items():
             set_dotted(raw, key, value)

@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 
 from ailora.errors import InputError
 from ailora.model_loading import load_on_meta
+from ailora.recipes.config.method import CustomFunction, FullFineTuning
 from ailora.recipes.config.schema import RunConfig
 from ailora.recipes.training.fit import TASK_TYPES, plan_for
 
@@ -21,7 +22,7 @@ def matched(config: RunConfig, baseline: RunConfig) -> RunConfig:
         InputError: a method whose adapter is not planned, or a model without a configuration.
         ModelError: the model cannot be adapted as asked, or not with so large a rank.
     """
-    if config.adapter.full or baseline.adapter.full:
+    if isinstance(config.adapter.method, FullFineTuning) or isinstance(baseline.adapter.method, FullFineTuning):
         return config
     rank = config.adapter.rank
     budget, own = _trained(baseline), _trained(config)
@@ -37,7 +38,7 @@ def matched(config: RunConfig, baseline: RunConfig) -> RunConfig:
 
 
 def _trained(config: RunConfig) -> int:
-    if config.adapter.custom:
+    if isinstance(config.adapter.method, CustomFunction):
         raise InputError(
             f"match_parameters: nobody knows how many parameters the function {config.adapter.policy} trains"
         )

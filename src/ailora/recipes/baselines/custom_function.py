@@ -21,6 +21,7 @@ from ailora.lora.inject import has_ailora_adapter
 from ailora.optim.param_groups import parse_multipliers
 from ailora.recipes.baselines.adapter_origin import Made, made_of, record
 from ailora.recipes.baselines.calibration_batches import Batches
+from ailora.recipes.config.method import CustomFunction
 from ailora.recipes.config.schema import RunConfig
 
 #: Roundings of its dtype that a weight and the start that was taken out of it may differ from the base by.
@@ -42,37 +43,40 @@ class MethodContext:
     batches: Batches
 
 
-def find_method(policy: str) -> Any:
-    """The function `(model, context) -> model` that a policy names.
+def import_function(method: CustomFunction) -> Callable[[PreTrainedModel, MethodContext], object]:
+    """Import the function `(model, context) -> model` of a method.
 
     Raises:
-        InputError: no path of that form, a module that cannot be imported, nothing callable of that name in it.
+        InputError: the module cannot be imported, or holds nothing callable of that name.
     """
-    name, _, function = policy.partition(":")
-    where = f"adapter.policy {policy!r}"
-    if not all(part.isidentifier() for part in name.split(".")) or not function.isidentifier():
-        raise InputError(f"{where} is neither peft:NAME nor the path of a function, package.module:function")
+    where = f"adapter.policy '{method}'"
     try:
-        module = import_module(name)
+        module = import_module(method.module)
     # Whatever a module raises while it is imported.
     except Exception as error:
         raise InputError(
-            f"{where}: the module {name} cannot be imported ({type(error).__name__}: {error}); its folder must be on "
-            "PYTHONPATH, or its package installed"
+            f"{where}: the module {method.module} cannot be imported ({type(error).__name__}: {error}); its folder "
+            "must be on PYTHONPATH, or its package installed"
         ) from error
-    found: Any = getattr(module, function, None)
-    if callable(found):
-        return found
-    wrong = "has nothing of that name" if found is None else f"has a {type(found).__name__} of that name"
-    raise InputError(f"{where}: {name} {wrong}; expected a function (model, context) -> model")
+    function = getattr(module, method.name, None)
+    if callable(function):
+        return function
+    problem = "has nothing of that name" if function is None else f"has a {type(function).__name__} of that name"
+    raise InputError(f"{where}: {method.module} {problem}; expected a function (model, context) -> model")
 
 
-def apply_method(
-    config: RunConfig, model: PreTrainedModel, loader: Callable[[Any], Any], load: Callable[[], PreTrainedModel]
+def apply_function(
+    method: CustomFunction,
+    config: RunConfig,
+    model: PreTrainedModel,
+    loader: Callable[[Any], Any],
+    *,
+    load: Callable[[], PreTrainedModel],
 ) -> PreTrainedModel | PeftModel:
-    """What the user's function makes of the base model.
+    """Let the user's function adapt the base model.
 
     Args:
+        method: the function.
         config: the run's.
         model: the base model.
         loader: makes the loader of the training batches, given the model.
@@ -82,38 +86,37 @@ def apply_method(
         ModelError: it returns no model that can be trained and saved.
         InputError: learning rates by role, which the function's model says nothing of.
     """
-    policy = str(config.adapter.policy)
     before = {name: _checksum(parameter) for name, parameter in model.named_parameters()}
     context = MethodContext(config, config.training["seed"], Batches(lambda: loader(model)))
-    made: Any = find_method(policy)(model, context)
-    _validate_trainable(made, policy)
+    made = _validate_trainable(import_function(method)(model, context), method)
     if isinstance(made, PeftModel) and not has_ailora_adapter(made):
         changed = _changed(made, before)
         if changed:
-            _validate_convertible(made, changed, load, policy)
+            _validate_convertible(made, changed, load, method)
         record(made, Made(None, bool(changed)))
-    _check_learning_rates(config, made)
+    _validate_learning_rates(config, made)
     return made
 
 
-def _validate_trainable(made: Any, policy: str) -> None:
+def _validate_trainable(made: object, method: CustomFunction) -> PreTrainedModel | PeftModel:
     if not isinstance(made, PreTrainedModel | PeftModel):
         raise ModelError(
-            f"adapter.policy {policy} returned {_named(made)}; expected the model to be trained: a PeftModel or a "
+            f"adapter.policy {method} returned {_named(made)}; expected the model to be trained: a PeftModel or a "
             "PreTrainedModel"
         )
     if isinstance(made, PeftModel) and list(made.peft_config) != ["default"]:
         names = ", ".join(made.peft_config)
-        raise ModelError(f"adapter.policy {policy} returned the adapters {names}; expected one, named default")
+        raise ModelError(f"adapter.policy {method} returned the adapters {names}; expected one, named default")
     if not any(parameter.requires_grad for parameter in made.parameters()):
-        raise ModelError(f"adapter.policy {policy} returned a model of which nothing trains: requires_grad is False")
+        raise ModelError(f"adapter.policy {method} returned a model of which nothing trains: requires_grad is False")
+    return made
 
 
-def _named(value: Any) -> str:
+def _named(value: object) -> str:
     return "None" if value is None else f"a {type(value).__module__}.{type(value).__qualname__}"
 
 
-def _check_learning_rates(config: RunConfig, made: Any) -> None:
+def _validate_learning_rates(config: RunConfig, made: PreTrainedModel | PeftModel) -> None:
     plan = made_of(made).plan
     if config.adapter.learning_rates and plan is None:
         raise InputError(
@@ -143,7 +146,7 @@ def _changed(made: PeftModel, before: dict[str, tuple[float, float]]) -> dict[st
 
 
 def _validate_convertible(
-    made: PeftModel, changed: dict[str, str], load: Callable[[], PreTrainedModel], policy: str
+    made: PeftModel, changed: dict[str, str], load: Callable[[], PreTrainedModel], method: CustomFunction
 ) -> None:
     """What was taken out of the base is the start of the adapter, so that it can be given back."""
     with torch.random.fork_rng():
@@ -160,7 +163,7 @@ def _validate_convertible(
             if error <= _ROUNDINGS * torch.finfo(weight.dtype).eps * size:
                 continue
         raise ModelError(
-            f"adapter.policy {policy} changed {own} of the base by something else than the start of its adapter "
+            f"adapter.policy {method} changed {own} of the base by something else than the start of its adapter "
             "(W - s B0 A0 of a LoRA): the adapter alone would not be the trained model; leave the base as it is, or "
             "return a PreTrainedModel"
         )

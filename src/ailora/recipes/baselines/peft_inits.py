@@ -6,7 +6,6 @@ is off (`rho=1`): every method has the same ranks.
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Callable, Iterator
 from importlib import import_module
@@ -26,20 +25,16 @@ from peft.tuners.lora.loraga import preprocess_loraga
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ailora.errors import AiloraError, InputError, ModelError, unknown_name
-from ailora.inits import Kaiming, Policy
+from ailora.errors import AiloraError, InputError, ModelError
 from ailora.lora.lora_config import lora_config
 from ailora.lora.parallelism_support import validate_parallelism
 from ailora.plan import Plan
 from ailora.recipes.baselines.adapter_origin import Made, record
 from ailora.recipes.baselines.calibration_batches import Batches
+from ailora.recipes.config.method import PeftInit
 from ailora.recipes.config.schema import AdapterConfig, RunConfig
 from ailora.weights.base_weight import base_layer, is_stored_transposed, weight_key
 
-#: Inits that overwrite the base weights.
-_OVERWRITING = ("pissa", "olora", "lora_ga", "corda")
-_NAMES = ("lora", "gaussian", "orthogonal", "mica", "eva", *_OVERWRITING)
-_NITER = re.compile(r"pissa_niter_[1-9]\d*")
 #: Beginnings of warnings that say nothing of what was asked for: how EVA could save memory, and that LoRA-GA asks for
 #: the gradients of weights alone.
 _HINTS = ("lora with eva initialization used with low_cpu_mem_usage", "Full backward hook is firing when gradients")
@@ -49,29 +44,22 @@ _ROWS = 256
 _EVA_BATCHES = 1000
 
 
-def stock_names() -> list[str]:
-    """The policies that stand for inits of PEFT."""
-    return [f"peft:{name}" for name in (*_NAMES, "pissa_niter_N")]
-
-
-def check_stock(adapter: AdapterConfig) -> None:
-    """Refuse what PEFT's inits do not have.
+def validate_options(init: PeftInit, adapter: AdapterConfig) -> None:
+    """Validate the other keys of `adapter:` beside an init of PEFT's.
 
     Raises:
-        InputError: an unknown init, a key that only means something for ours.
+        InputError: a key that only adapters of ours have, a rank that PEFT refuses, or a missing package.
     """
-    name = adapter.stock or ""
-    if name not in _NAMES and not _NITER.fullmatch(name):
-        raise unknown_name("policy", adapter.policy, stock_names())
+    name = init.name
     if name == "corda" and find_spec("attr") is None:
         raise InputError(
             f"adapter.policy peft:corda needs the package attrs, which PEFT {peft.__version__} imports there and does "
             "not install: pip install attrs"
         )
     if adapter.form != "anchored":
-        raise InputError(f"adapter.form {adapter.form!r} does not go with {adapter.policy}, which PEFT trains its way")
+        raise InputError(f"adapter.form {adapter.form!r} does not go with {init}, which PEFT trains its way")
     if adapter.couple_roles:
-        raise InputError(f"adapter.couple_roles does not go with {adapter.policy}: PEFT always trains all rows")
+        raise InputError(f"adapter.couple_roles does not go with {init}: PEFT always trains all rows")
     if name == "mica" and adapter.dora:
         raise InputError("adapter.dora does not go with peft:mica: PEFT has no such combination")
     if name == "eva" and isinstance(adapter.rank, dict):
@@ -82,68 +70,53 @@ def check_stock(adapter: AdapterConfig) -> None:
         raise InputError(f"adapter.rank {adapter.rank} does not go with peft:orthogonal: PEFT takes even ranks")
 
 
-def overwrites(name: str | None) -> bool:
-    """Whether an init of PEFT overwrites the base weights."""
-    return name in _OVERWRITING or bool(_NITER.fullmatch(name or ""))
-
-
-def stock_policy(adapter: AdapterConfig) -> Policy:
-    """The policy of a plan that says which projections an init of PEFT adapts."""
-    return Policy(str(adapter.policy), default=Kaiming())
-
-
-def trained_numbers(adapter: AdapterConfig, plan: Plan) -> int:
-    """How many numbers the adapters of a plan train, heads aside."""
-    if adapter.stock == "mica":
-        # B is frozen.
-        return sum(planned.rank * planned.projection.in_features for planned in plan.adapters)
-    return plan.trainable
-
-
-def apply_stock(
-    config: RunConfig, model: PreTrainedModel, plan: Plan, loader: Callable[[PreTrainedModel | PeftModel], Any]
+def apply_peft_init(
+    init: PeftInit,
+    config: RunConfig,
+    model: PreTrainedModel,
+    plan: Plan,
+    *,
+    loader: Callable[[PreTrainedModel | PeftModel], Any],
 ) -> PeftModel:
     """Give every planned projection the adapter that PEFT makes.
 
     Args:
+        init: which of PEFT's.
         config: the run's.
         model: the base model.
-        plan: made with `stock_policy`.
+        plan: made with the policy of `init`.
         loader: makes the loader of the training batches, given the model.
 
     Raises:
         ModelError: PEFT cannot adapt the model in this way; its own error is the cause.
     """
-    adapter = config.adapter
     validate_parallelism(model, plan)
-    if overwrites(adapter.stock):
-        _validate_untied(model, plan, str(adapter.policy))
-    if adapter.stock == "olora":
+    if init.overwrites_base:
+        _validate_untied(model, plan, init)
+    if init.name == "olora":
         _validate_linear(model, plan)
     try:
         with warnings.catch_warnings():
             for hint in _HINTS:
                 warnings.filterwarnings("ignore", hint, UserWarning)
-            adapted = _adapted(config, model, lora_config(plan, model), loader)
+            adapted = _adapt(init, config.recipe, model, lora_config(plan, model), loader=loader)
     except AiloraError:
         raise
     except Exception as error:
         raise ModelError(
-            f"adapter.policy {adapter.policy}: PEFT {peft.__version__} cannot start {type(model).__name__} in this "
+            f"adapter.policy {init}: PEFT {peft.__version__} cannot start {type(model).__name__} in this "
             f"way: {type(error).__name__}: {error}"
         ) from error
-    record(adapted, Made(plan, overwrites(adapter.stock)))
+    record(adapted, Made(plan, init.overwrites_base))
     return adapted
 
 
-def _validate_untied(model: PreTrainedModel, plan: Plan, policy: str) -> None:
+def _validate_untied(model: PreTrainedModel, plan: Plan, init: PeftInit) -> None:
     seen: dict[Any, str] = {}
     for module in plan.modules:
         other = seen.setdefault(weight_key(base_layer(model, module)), module)
         if other != module:
-            raise ModelError(
-                f"adapter.policy {policy}: {module} shares the weight of {other}; PEFT overwrites it twice"
-            )
+            raise ModelError(f"adapter.policy {init}: {module} shares the weight of {other}; PEFT overwrites it twice")
 
 
 def _validate_linear(model: PreTrainedModel, plan: Plan) -> None:
@@ -155,27 +128,31 @@ def _validate_linear(model: PreTrainedModel, plan: Plan) -> None:
             )
 
 
-def _adapted(
-    config: RunConfig, model: PreTrainedModel, lora: LoraConfig, loader: Callable[[PreTrainedModel | PeftModel], Any]
+def _adapt(
+    init: PeftInit,
+    recipe: str,
+    model: PreTrainedModel,
+    lora: LoraConfig,
+    *,
+    loader: Callable[[PreTrainedModel | PeftModel], Any],
 ) -> PeftModel:
-    init = config.adapter.stock
-    lora.init_lora_weights = True if init == "lora" else init  # type: ignore[assignment]
-    if init == "corda":
+    lora.init_lora_weights = True if init.name == "lora" else init.name  # type: ignore[assignment]
+    if init.name == "corda":
         lora.corda_config = CordaConfig()
         # Imported only here, for what it imports itself.
         corda = import_module("peft.tuners.lora.corda")
         rows = _single_rows(_few(Batches(lambda: loader(model))))
         corda.preprocess_corda(model, lora, run_model=lambda: _run(model, rows))
-    if init == "lora_ga":
+    if init.name == "lora_ga":
         lora.lora_ga_config = LoraGAConfig()
         preprocess_loraga(model, lora, train_step=lambda: _differentiate(model, _few(Batches(lambda: loader(model)))))
-    if init == "eva":
-        lora.eva_config = EvaConfig(rho=1.0, use_label_mask=config.recipe == "causal_lm")
+    if init.name == "eva":
+        lora.eva_config = EvaConfig(rho=1.0, use_label_mask=recipe == "causal_lm")
     adapted = get_peft_model(model, lora)
     assert isinstance(adapted, PeftModel)
-    if init == "eva":
+    if init.name == "eva":
         # The labels of an encoder and a decoder are no mask for both of them.
-        masked = config.recipe != "seq2seq"
+        masked = recipe != "seq2seq"
         initialize_lora_eva_weights(
             adapted,
             _Endless(Batches(lambda: loader(adapted))),

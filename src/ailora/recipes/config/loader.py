@@ -11,11 +11,11 @@ from typing import Any
 import yaml
 
 from ailora.errors import InputError, unknown_name
-from ailora.inits import PRESETS, parse_policy
 from ailora.optim.param_groups import parse_multipliers
 from ailora.plan.adapter_plan import parse_form
-from ailora.recipes.baselines.custom_function import find_method
-from ailora.recipes.baselines.peft_inits import check_stock, stock_names
+from ailora.recipes.baselines.custom_function import import_function
+from ailora.recipes.baselines.peft_inits import validate_options
+from ailora.recipes.config.method import CustomFunction, FullFineTuning, PeftInit
 from ailora.recipes.config.quantization import quantization_config
 from ailora.recipes.config.schema import AdapterConfig, DataSource, LanguageConfig, RunConfig, shown, validate
 from ailora.recipes.config.yaml_file import parse_yaml, read_yaml
@@ -56,8 +56,9 @@ def _load(raw: dict[str, Any], overrides: Sequence[str], *, to_run: bool) -> Run
     if (task := raw.pop("task", None)) is not None:
         raw = _merged(_task(task), raw)
     config = _checked(validate(raw))
-    if config.adapter.custom and to_run:
-        find_method(str(config.adapter.policy))
+    method = config.adapter.method
+    if isinstance(method, CustomFunction) and to_run:
+        import_function(method)
     return config
 
 
@@ -138,17 +139,14 @@ def _checked(config: RunConfig) -> RunConfig:
 
 
 def _check_adapter(adapter: AdapterConfig) -> None:
-    if adapter.full:
+    method = adapter.method
+    if isinstance(method, FullFineTuning):
         if unused := sorted(adapter.model_fields_set - {"policy"}):
             keys = ", ".join(f"adapter.{key}" for key in unused)
-            raise InputError(f"adapter.policy full trains without an adapter: {keys} cannot be set beside it")
+            raise InputError(f"adapter.policy {method} trains without an adapter: {keys} cannot be set beside it")
         return
-    if adapter.stock:
-        check_stock(adapter)
-    elif not adapter.custom:
-        if isinstance(adapter.policy, str) and adapter.policy not in PRESETS:
-            raise unknown_name("policy", adapter.policy, [*PRESETS, "full", *stock_names(), "package.module:function"])
-        parse_policy(adapter.policy)
+    if isinstance(method, PeftInit):
+        validate_options(method, adapter)
     parse_form(adapter.form)
     for role in [*(adapter.roles or []), *(adapter.role_names or {}).values()]:
         parse_role(role)

@@ -11,7 +11,7 @@ from transformers import BitsAndBytesConfig, TorchAoConfig
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from ailora.errors import InputError, unknown_name
-from ailora.recipes.baselines.peft_inits import overwrites
+from ailora.recipes.config.method import FullFineTuning, PeftInit
 from ailora.recipes.config.schema import RunConfig
 
 
@@ -28,13 +28,14 @@ def quantization_config(config: RunConfig) -> QuantizationConfigMixin | None:
     fields = config.quantization
     if fields is None:
         return None
-    if config.adapter.full:
-        raise InputError("quantization: quantized weights cannot be trained whole; choose a policy other than full")
-    if overwrites(config.adapter.stock):
-        raise InputError(
-            f"quantization: {config.adapter.policy} overwrites weights, and quantized ones would round what is left of "
-            "them; choose ailora, or peft:lora"
-        )
+    match config.adapter.method:
+        case FullFineTuning():
+            raise InputError("quantization: quantized weights cannot be trained whole; choose a policy other than full")
+        case PeftInit(overwrites_base=True) as init:
+            raise InputError(
+                f"quantization: {init} overwrites weights, and quantized ones would round what is left of them; choose "
+                "ailora, or peft:lora"
+            )
     try:
         return _torchao(fields) if "torchao" in fields else _bitsandbytes(fields)
     except (TypeError, ValueError, ImportError, AttributeError) as error:

@@ -7,12 +7,16 @@ from typing import Annotated, Any, ClassVar
 import pydantic
 from transformers import TrainingArguments
 
+from ailora.recipes.config.method import FullFineTuning, Method, PeftInit, parse_method
+
 # Strict: pydantic would read `true` as 1 and "no" as a boolean. Each field's description says what is allowed.
 Text = Annotated[str, pydantic.Field(min_length=1)]
 Count = Annotated[int, pydantic.Field(strict=True, ge=1)]
 _Alpha = Annotated[float, pydantic.Field(strict=True, gt=0, allow_inf_nan=False)]
 _Multiplier = _Alpha
 _PER_MODULE = ", or one per role or regular expression"
+#: Keys of `adapter:` that only adapters of ours have.
+OWN_ADAPTER_KEYS = frozenset({"form", "couple_roles"})
 _SOURCE = "a file, a list of files, or with data.dataset the name of a split"
 
 
@@ -59,36 +63,29 @@ class AdapterConfig(Section, frozen=True):
         return raw
 
     @property
-    def full(self) -> bool:
-        """Whether the whole model is trained instead of an adapter."""
-        return self.policy == "full"
+    def method(self) -> Method:
+        """The training method that `policy` names.
 
-    @property
-    def stock(self) -> str | None:
-        """The name of the policy's init in PEFT; None: it is not PEFT's."""
-        return self._text.removeprefix("peft:") if self._text.startswith("peft:") else None
-
-    @property
-    def custom(self) -> bool:
-        """Whether the policy is a function of the user's."""
-        return ":" in self._text and self.stock is None
-
-    @property
-    def _text(self) -> str:
-        return self.policy if isinstance(self.policy, str) else ""
+        Raises:
+            InputError: the name is unknown.
+        """
+        return parse_method(self.policy)
 
     def plan_options(self) -> dict[str, Any]:
-        """What `adapt` takes beside the policy. An adapter of PEFT's own trains all rows of its weight."""
+        """Options of `make_plan` beside the policy. PEFT trains all rows of a weight."""
         options = self.model_dump(exclude={"policy", "learning_rates"})
-        return options | ({"form": "stock", "couple_roles": True} if self.stock else {})
+        return options | ({"form": "stock", "couple_roles": True} if isinstance(self.method, PeftInit) else {})
 
     @pydantic.model_serializer(mode="wrap")
-    def _as_given(self, fields: pydantic.SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without the fields that the policy does not have."""
-        if self.full:
-            return {"policy": self.policy}
-        without = {"form", "couple_roles"} if self.stock else set()
-        return {key: value for key, value in fields(self).items() if key not in without}
+    def _serialize(self, fields: pydantic.SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out the keys that the method does not have."""
+        match self.method:
+            case FullFineTuning():
+                return {"policy": self.policy}
+            case PeftInit():
+                return {key: value for key, value in fields(self).items() if key not in OWN_ADAPTER_KEYS}
+            case _:
+                return fields(self)
 
 
 class DataSource(Section, frozen=True):

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from ailora.errors import InputError
 from ailora.model_loading import resolve_model
+from ailora.recipes.config.method import CustomFunction, FullFineTuning
 from ailora.recipes.config.schema import RunConfig
 from ailora.recipes.evaluation.predictions import check_output_kind
 from ailora.recipes.run_folder import RunFolder
@@ -52,7 +53,8 @@ def load_trained(
         InputError: what the run wrote is missing or damaged.
     """
     # A function of the user's may have returned either.
-    whole = config.adapter.full or (config.adapter.custom and folder.model.is_dir())
+    method = config.adapter.method
+    whole = isinstance(method, FullFineTuning) or (isinstance(method, CustomFunction) and folder.model.is_dir())
     written = folder.model if whole else folder.adapter
     _check_written(folder, written, whole=whole)
     if whole:

@@ -37,8 +37,9 @@ from ailora.plan import Plan, make_plan
 from ailora.plan.adapter_metadata import library_versions
 from ailora.recipes.baselines.adapter_origin import made_of
 from ailora.recipes.baselines.base_conversion import save_converted, validate_same_anchor, write_start
-from ailora.recipes.baselines.custom_function import apply_method
-from ailora.recipes.baselines.peft_inits import apply_stock, stock_policy
+from ailora.recipes.baselines.custom_function import apply_function
+from ailora.recipes.baselines.peft_inits import apply_peft_init
+from ailora.recipes.config.method import CustomFunction, FullFineTuning, Method, PeftInit, Preset
 from ailora.recipes.config.schema import RunConfig
 from ailora.recipes.model_card import model_card
 from ailora.recipes.processes import is_main, wait
@@ -161,39 +162,43 @@ def start(config: RunConfig, load: Callable[[], PreTrainedModel], training: Trai
     """
     started = time.perf_counter()
     set_seed(config.training["seed"])
-    model: Model = load()
-    if not config.adapter.full:
-        model = _adapted(config, model, load, training)
+    base = load()
+    model = _adapt(config, base, load, training)
     return model, time.perf_counter() - started
 
 
-def _adapted(
-    config: RunConfig, model: PreTrainedModel, load: Callable[[], PreTrainedModel], training: Training
-) -> Model:
-    adapter = config.adapter
-    if adapter.stock or adapter.custom:
-        _validate_no_sharding(config)
-    if adapter.custom:
-        return apply_method(config, model, training.loader, load)
-    plan = plan_for(config, model)
-    return apply_stock(config, model, plan, training.loader) if adapter.stock else apply_plan(model, plan)
+def _adapt(config: RunConfig, base: PreTrainedModel, load: Callable[[], PreTrainedModel], training: Training) -> Model:
+    match config.adapter.method:
+        case FullFineTuning():
+            return base
+        case Preset():
+            return apply_plan(base, plan_for(config, base))
+        case PeftInit() as init:
+            _validate_no_sharding(config, init)
+            return apply_peft_init(init, config, base, plan_for(config, base), loader=training.loader)
+        case CustomFunction() as function:
+            _validate_no_sharding(config, function)
+            return apply_function(function, config, base, training.loader, load=load)
 
 
-def _validate_no_sharding(config: RunConfig) -> None:
+def _validate_no_sharding(config: RunConfig, method: Method) -> None:
     """What is not ours is saved by code that does not gather the shards of a model."""
     if config.training.get("fsdp") or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":
-        raise InputError(f"adapter.policy {config.adapter.policy} does not go with FSDP: use DDP, or a policy of ours")
+        raise InputError(f"adapter.policy {method} does not go with FSDP: use DDP, or a policy of ours")
 
 
 def plan_for(config: RunConfig, model: PreTrainedModel) -> Plan:
-    """The plan of a run's adapter.
+    """Plan a run's adapter.
 
     Raises:
-        InputError, ModelError: the model cannot be adapted as asked; a learning rate for a role that is not adapted.
+        InputError: a learning rate for a role that is not adapted; a method whose adapter is not planned.
+        ModelError: the model cannot be adapted as asked.
     """
     adapter = config.adapter
-    policy = stock_policy(adapter) if adapter.stock else adapter.policy
-    plan = make_plan(model, policy, **adapter.plan_options(), task_type=TASK_TYPES[config.recipe])
+    method = adapter.method
+    if not isinstance(method, Preset | PeftInit):
+        raise InputError(f"adapter.policy {method} has no plan: it says itself what is trained")
+    plan = make_plan(model, method.policy, **adapter.plan_options(), task_type=TASK_TYPES[config.recipe])
     parse_multipliers(adapter.learning_rates).validate_adapted(plan.counts)
     return plan
 

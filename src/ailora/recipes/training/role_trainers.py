@@ -31,7 +31,7 @@ class AdapterTrainer(Trainer):
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         names = super().get_decay_parameter_names(model)
-        residual = not self.adapter.full and self.adapter.form == Form.RESIDUAL
+        residual = self.adapter.form == Form.RESIDUAL
         return [name for name in names if not (residual and "lora_" in name)]
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:

@@ -1,0 +1,130 @@
+"""Training methods: a policy of ours, an init of PEFT's, a function of the user's, or full fine-tuning."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ailora.errors import InputError, unknown_name
+from ailora.inits import PRESETS, Kaiming, Policy, parse_policy
+
+_FULL = "full"
+_PEFT = "peft:"
+#: PEFT's inits that take the start of the adapter out of the base weights.
+_OVERWRITING = ("pissa", "olora", "lora_ga", "corda")
+_PEFT_INITS = ("lora", "gaussian", "orthogonal", "mica", "eva", *_OVERWRITING)
+_PISSA_NITER = re.compile(r"pissa_niter_[1-9]\d*")
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A policy of this package: a preset, or a mapping from role to init.
+
+    Attributes:
+        policy: which init each role gets.
+    """
+
+    policy: Policy
+
+    def __str__(self) -> str:
+        return self.policy.name
+
+
+@dataclass(frozen=True)
+class PeftInit:
+    """One of PEFT's own inits, on the projections, ranks and scalings that a plan names.
+
+    Attributes:
+        name: PEFT's `init_lora_weights`; `lora` for its default.
+    """
+
+    name: str
+
+    def __str__(self) -> str:
+        return _PEFT + self.name
+
+    @property
+    def policy(self) -> Policy:
+        """A policy that names the adapted projections; PEFT draws the factors."""
+        return Policy(str(self), default=Kaiming())
+
+    @property
+    def overwrites_base(self) -> bool:
+        """Whether the init takes the start of the adapter out of the base weights."""
+        return self.name in _OVERWRITING or _PISSA_NITER.fullmatch(self.name) is not None
+
+    @property
+    def freezes_B(self) -> bool:
+        """Whether only `A` is trained."""
+        return self.name == "mica"
+
+
+@dataclass(frozen=True)
+class CustomFunction:
+    """A function `(model, context) -> model` of the user's.
+
+    Attributes:
+        module: the module that holds it.
+        name: the function's name there.
+    """
+
+    module: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.module}:{self.name}"
+
+
+@dataclass(frozen=True)
+class FullFineTuning:
+    """Training of the whole model, without an adapter."""
+
+    def __str__(self) -> str:
+        return _FULL
+
+
+Method = Preset | PeftInit | CustomFunction | FullFineTuning
+
+
+def parse_method(policy: str | Mapping[str, Any]) -> Method:
+    """Parse the value of `adapter.policy`.
+
+    Args:
+        policy: a preset's name, `full`, `peft:NAME`, `package.module:function`, or a mapping from role to init.
+
+    Raises:
+        InputError: the name is unknown, or the path of the function malformed.
+    """
+    if not isinstance(policy, str):
+        return Preset(parse_policy(policy))
+    if policy == _FULL:
+        return FullFineTuning()
+    if policy.startswith(_PEFT):
+        return _parse_peft_init(policy)
+    if ":" in policy:
+        return _parse_function(policy)
+    if policy not in PRESETS:
+        raise unknown_name("policy", policy, [*PRESETS, _FULL, *_peft_policies(), "package.module:function"])
+    return Preset(PRESETS[policy])
+
+
+def _parse_peft_init(policy: str) -> PeftInit:
+    name = policy.removeprefix(_PEFT)
+    if name not in _PEFT_INITS and not _PISSA_NITER.fullmatch(name):
+        raise unknown_name("policy", policy, _peft_policies())
+    return PeftInit(name)
+
+
+def _peft_policies() -> list[str]:
+    return [_PEFT + name for name in (*_PEFT_INITS, "pissa_niter_N")]
+
+
+def _parse_function(policy: str) -> CustomFunction:
+    module, _, name = policy.partition(":")
+    if not all(part.isidentifier() for part in module.split(".")) or not name.isidentifier():
+        raise InputError(
+            f"adapter.policy {policy!r} is neither peft:NAME nor the path of a function, package.module:function"
+        )
+    return CustomFunction(module, name)
