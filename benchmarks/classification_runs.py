@@ -14,7 +14,7 @@ import platform
 from pathlib import Path
 from typing import Any
 
-from ailora.plots.training_curves import draw_curves
+from ailora.plots.run_charts import save_validation_curves
 from ailora.recipes import classification
 from ailora.recipes.config.loader import load_config
 
@@ -73,7 +73,12 @@ def main() -> None:
                 curves[f"{policy} {rate:g}"] = result["history"]
                 kept = ("metrics", "best", "history", "steps", "init_seconds", "train_seconds", "peak_memory_bytes")
                 rows.append({"task": task, "policy": policy, "rate": rate} | {key: result[key] for key in kept})
-        draw_curves(curves, fixed["metric"], ROOT / "docs" / "images" / f"curves-{task}.png", title=f"MiniLM, {task}")
+        save_validation_curves(
+            curves,
+            ("loss", fixed["metric"]),
+            ROOT / "docs" / "images" / f"curves-{task}.png",
+            title=f"MiniLM, {task}",
+        )
     report = {"machine": platform.platform(), "training": TRAINING, "runs": rows}
     (ROOT / "benchmarks/results/classification_runs.json").write_text(json.dumps(report, indent=1) + "\n")
     for row in rows:

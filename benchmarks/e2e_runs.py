@@ -14,7 +14,7 @@ from typing import Any
 
 from machine import write_results
 
-from ailora.plots.training_curves import draw_curves
+from ailora.plots.run_charts import save_validation_curves
 from ailora.recipes import causal_lm
 from ailora.recipes.config.loader import load_config
 from ailora.recipes.config.schema import CausalLMConfig
@@ -98,7 +98,7 @@ def main() -> None:
             best[row["policy"]] = row
     curves = {f"{policy} {row['rate']:g}": row["history"] for policy, row in best.items()}
     title = "Small Llama on E2E: each init at the best of three rates"
-    draw_curves(curves, None, ROOT / "docs" / "images" / "curves-e2e.png", title=title)
+    save_validation_curves(curves, ("loss",), ROOT / "docs" / "images" / "curves-e2e.png", title=title)
     print("written to", write_results("e2e_runs", {"training": TRAINING, "runs": rows}))
 
 

@@ -18,7 +18,7 @@ from machine import write_results
 
 from ailora.analysis import Analysis, analyze
 from ailora.analysis.table_ops import mean_of, rows_where
-from ailora.plots.analysis_figures import analysis_charts
+from ailora.plots.analysis_figures import analysis_charts, write_analysis
 from ailora.plots.chart_spec import Chart
 from ailora.plots.matplotlib_backend import draw
 from ailora.recipes import classification
@@ -113,7 +113,8 @@ def main() -> None:
     arguments = parser.parse_args()
     results = trained(arguments.data, arguments.out)
     start = time.process_time()
-    made = analyze("builtin:minilm", [arguments.out / name for name in results], arguments.out / "analysis", force=True)
+    made = analyze("builtin:minilm", [arguments.out / name for name in results])
+    write_analysis(made, arguments.out / "analysis", force=True)
     seconds = time.process_time() - start
     pictures(made)
     kept = ("metrics", "best", "steps")

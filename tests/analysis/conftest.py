@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,9 @@ import transformers as tf
 from torch import nn
 
 import ailora
-from ailora.analysis import weight_analysis as analysis
+from ailora.analysis import Analysis, analyze
+from ailora.plots import analysis_figures
+from ailora.plots.analysis_figures import write_analysis
 
 HEADS, KEY_HEADS, WIDTH, LAYERS = 4, 2, 32, 4
 
@@ -73,6 +76,15 @@ def _alone() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+def analyze_into(
+    out: Path, base: Path | str, models: Sequence[Path | str] = (), *, force: bool = False, **settings: Any
+) -> Analysis:
+    """Analyse, and write the folder."""
+    analysis = analyze(str(base), models, **settings)
+    write_analysis(analysis, out, force=force)
+    return analysis
+
+
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Empty files in the place of pictures, where a test does not look at them."""
@@ -81,7 +93,7 @@ def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
         file.parent.mkdir(exist_ok=True)
         file.touch()
 
-    monkeypatch.setattr(analysis, "draw", touch)
+    monkeypatch.setattr(analysis_figures, "draw", touch)
 
 
 Made = Callable[[str], Path]

@@ -11,19 +11,20 @@ import pytest
 import torch
 
 from ailora.analysis import Analysis, analyze, load_analysis
-from ailora.analysis import weight_analysis as module
+from ailora.analysis.analysis_folder import validate_output_dir
 from ailora.errors import InputError
-from ailora.plots.analysis_figures import analysis_charts
+from ailora.plots import analysis_figures
+from ailora.plots.analysis_figures import analysis_charts, write_analysis
 from ailora.plots.chart_spec import Plot
 from ailora.plots.matplotlib_backend import draw
-from tests.analysis.conftest import Made, adapted, llama, perturbed
+from tests.analysis.conftest import Made, adapted, analyze_into, llama, perturbed
 from tests.families import FAMILIES
 
 
 @pytest.fixture(scope="module")
 def folder(models: Made, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("analysis") / "out"
-    analyze(str(models("llama")), [models("llama-full"), models("llama-adapter")], out, rank=3)
+    analyze_into(out, models("llama"), [models("llama-full"), models("llama-adapter")], rank=3)
     return out
 
 
@@ -34,7 +35,7 @@ def made(folder: Path) -> Analysis:
 
 @pytest.mark.usefixtures("undrawn")
 def test_what_is_returned_is_what_is_read_again(models: Made, tmp_path: Path) -> None:
-    returned = analyze(str(models("gpt2")), [models("gpt2-full")], tmp_path / "out")
+    returned = analyze_into(tmp_path / "out", models("gpt2"), [models("gpt2-full")])
     read = load_analysis(tmp_path / "out")
     assert read.info == returned.info
     for name in ("embedding", "deltas", "spectra"):
@@ -116,7 +117,6 @@ def test_findings_follow_the_numbers(made: Analysis) -> None:
     assert any("llama-full and llama-adapter" in line for line in made.info["findings"])
 
 
-@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize(("name", "weights"), [("t5", 6), ("roberta", 2), ("vit", 2)])
 def test_other_families(name: str, weights: int, tmp_path: Path) -> None:
     """Encoder, decoder and cross attention of T5 are told apart by their modules."""
@@ -124,7 +124,7 @@ def test_other_families(name: str, weights: int, tmp_path: Path) -> None:
     family.save(tmp_path / "base")
     perturbed(family.model()).save_pretrained(tmp_path / "after")
     adapted(family.model(), tmp_path / "adapter")
-    made = analyze(str(tmp_path / "base"), [tmp_path / "after", tmp_path / "adapter"], tmp_path / "out", seeds=(0,))
+    made = analyze(str(tmp_path / "base"), [tmp_path / "after", tmp_path / "adapter"], seeds=(0,))
     assert made.deltas.groupby(["model", "role"]).size().unique().tolist() == [weights]
     assert made.deltas.groupby(["model", "role"])["module"].nunique().unique().tolist() == [weights]
     assert (made.deltas["norm"] > 0).all()
@@ -139,7 +139,7 @@ def test_weights_of_zeros_and_updates_of_nothing(tmp_path: Path) -> None:
             layer.get_submodule("self_attn.v_proj").weight.zero_()
     model.save_pretrained(tmp_path / "base")
     model.save_pretrained(tmp_path / "same")
-    made = analyze(str(tmp_path / "base"), [tmp_path / "same"], tmp_path / "out", seeds=(0,))
+    made = analyze_into(tmp_path / "out", tmp_path / "base", [tmp_path / "same"], seeds=(0,))
     assert (made.deltas["norm"] == 0).all()
     assert made.deltas["left_principal"].isna().all()
     charts = {chart.name: chart for chart in analysis_charts(load_analysis(tmp_path / "out"))}
@@ -148,7 +148,7 @@ def test_weights_of_zeros_and_updates_of_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("undrawn")
 def test_the_base_alone(models: Made, tmp_path: Path) -> None:
-    made = analyze(str(models("llama")), [], tmp_path / "out", roles=["value"])
+    made = analyze_into(tmp_path / "out", models("llama"), roles=["value"])
     assert made.deltas.empty
     assert list(made.spectra["model"].unique()) == ["base"]
     assert {"pca-value", "spectrum-value"} <= {chart.name for chart in analysis_charts(load_analysis(tmp_path / "out"))}
@@ -157,33 +157,33 @@ def test_the_base_alone(models: Made, tmp_path: Path) -> None:
 @pytest.mark.usefixtures("undrawn")
 def test_a_folder_is_replaced_only_when_told(models: Made, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    analyze(str(models("llama")), [], out)
+    analyze_into(out, models("llama"))
     with pytest.raises(InputError, match="holds an analysis already"):
-        analyze(str(models("llama")), [], out)
-    analyze(str(models("llama")), [models("llama-full")], out, force=True)
+        analyze_into(out, models("llama"))
+    analyze_into(out, models("llama"), [models("llama-full")], force=True)
     assert list(load_analysis(out).info["after"]) == ["llama-full"]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out"]
     (out / "analysis.json").unlink()
     with pytest.raises(InputError, match="is not empty and holds no analysis"):
-        analyze(str(models("llama")), [], out, force=True)
+        analyze_into(out, models("llama"), force=True)
     with pytest.raises(InputError, match="is read and lies in"):
-        analyze(str(models("llama")), [], models("llama"), force=True)
+        validate_output_dir(models("llama"), [models("llama")], force=True)
 
 
 def test_a_failure_leaves_what_was_there(models: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "out"
     with monkeypatch.context() as quick:
-        quick.setattr(module, "analysis_charts", lambda _: [])
-        analyze(str(models("llama")), [], out)
+        quick.setattr(analysis_figures, "analysis_charts", lambda _: [])
+        analysis = analyze_into(out, models("llama"))
     before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
 
     def fails(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(module, "draw", fails)
+    monkeypatch.setattr(analysis_figures, "draw", fails)
     for target, force in ((out, True), (tmp_path / "new", False)):
         with pytest.raises(InputError, match="No space left"):
-            analyze(str(models("llama")), [], target, force=force)
+            write_analysis(analysis, target, force=force)
     assert {p: p.read_bytes() for p in out.rglob("*") if p.is_file()} == before
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out"]
 

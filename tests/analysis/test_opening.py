@@ -19,21 +19,16 @@ from ailora.recipes.config.loader import load_config
 from ailora.recipes.run_folder import RunFolder
 from tests.analysis.conftest import Made, adapted, llama, perturbed
 
-pytestmark = pytest.mark.usefixtures("undrawn")
-
 
 def opened(models: Made, after: Path | str) -> Full | Adapted:
     base = str(models("llama"))
     return open_after(str(after), "after", open_base(base, Settings()), base)
 
 
-def refused(models: Made, tmp_path: Path, *after: Path | str, base: str = "llama", **options: object) -> str:
-    """The error of an analysis, which has written nothing."""
-    out = tmp_path / "out"
+def refused(models: Made, *after: Path | str, base: str = "llama", **options: object) -> str:
+    """The error of an analysis."""
     with pytest.raises(AiloraError) as error:
-        analyze(str(models(base)), [str(path) for path in after], out, **options)  # pyright: ignore[reportArgumentType]
-    assert not out.exists()
-    assert not (tmp_path / ".out.partial").exists()
+        analyze(str(models(base)), [str(path) for path in after], **options)  # pyright: ignore[reportArgumentType]
     return str(error.value)
 
 
@@ -62,35 +57,35 @@ def test_adapters_models_and_runs_are_told_apart(models: Made, run: Path) -> Non
     assert isinstance(opened(models, run), Full)
 
 
-def test_a_run_that_has_not_finished(models: Made, run: Path, tmp_path: Path) -> None:
-    assert "the run has not finished" in refused(models, tmp_path, run)
+def test_a_run_that_has_not_finished(models: Made, run: Path) -> None:
+    assert "the run has not finished" in refused(models, run)
     (run / "result.json").write_text('{"metrics"')
-    assert "is damaged" in refused(models, tmp_path, run)
+    assert "is damaged" in refused(models, run)
     (run / "result.json").write_text(json.dumps({"metrics": {}, "best": {}}))
-    assert "holds no adapter" in refused(models, tmp_path, run)
+    assert "holds no adapter" in refused(models, run)
 
 
 def test_what_is_no_model(models: Made, tmp_path: Path) -> None:
-    assert "neither a folder nor in the hub's cache" in refused(models, tmp_path, "nowhere/at-all")
-    assert "is not a folder" in refused(models, tmp_path, tmp_path / "gone")
+    assert "neither a folder nor in the hub's cache" in refused(models, "nowhere/at-all")
+    assert "is not a folder" in refused(models, tmp_path / "gone")
     (tmp_path / "empty").mkdir()
-    assert "is no model, adapter or run" in refused(models, tmp_path, tmp_path / "empty")
+    assert "is no model, adapter or run" in refused(models, tmp_path / "empty")
 
 
 def test_a_model_of_other_shapes_names_the_tensor(models: Made, tmp_path: Path) -> None:
     model = llama()
     model.config.num_key_value_heads = 4
     type(model)(model.config).save_pretrained(tmp_path / "wide")
-    message = refused(models, tmp_path, tmp_path / "wide")
+    message = refused(models, tmp_path / "wide")
     assert "does not fit the base: model.layers.0.self_attn.v_proj.weight (32, 32)" in message
     assert "(16, 32)" in message
-    assert "does not fit the base" in refused(models, tmp_path, models("gpt2"))
+    assert "does not fit the base" in refused(models, models("gpt2"))
 
 
 @pytest.mark.parametrize("layers", [2, 6])
 def test_a_model_of_another_depth(models: Made, tmp_path: Path, layers: int) -> None:
     llama(layers).save_pretrained(tmp_path / "other")
-    message = refused(models, tmp_path, tmp_path / "other")
+    message = refused(models, tmp_path / "other")
     assert "does not fit the base" in message
     assert ("no tensor of the checkpoint is" if layers == 2 else "it has 6 projections of the role query") in message
 
@@ -98,26 +93,26 @@ def test_a_model_of_another_depth(models: Made, tmp_path: Path, layers: int) -> 
 def test_an_adapter_of_another_base(models: Made, tmp_path: Path) -> None:
     """One of other weights is known by its fingerprint, one of other shapes by these."""
     made = adapted(perturbed(llama(), seed=20), tmp_path / "a")
-    assert "is not the one that" in refused(models, tmp_path, made)
-    assert "does not fit the base" in refused(models, tmp_path, models("gpt2-adapter"))
+    assert "is not the one that" in refused(models, made)
+    assert "does not fit the base" in refused(models, models("gpt2-adapter"))
     narrow = adapted(llama(2), tmp_path / "b")
-    assert refused(models, tmp_path, narrow)
+    assert refused(models, narrow)
     deep = adapted(llama(6), tmp_path / "c")
-    assert "does not fit the base" in refused(models, tmp_path, deep)
+    assert "does not fit the base" in refused(models, deep)
 
 
 def test_adapters_whose_update_is_no_product(models: Made, tmp_path: Path) -> None:
-    assert "is a DoRA" in refused(models, tmp_path, adapted(llama(), tmp_path / "dora", dora=True))
+    assert "is a DoRA" in refused(models, adapted(llama(), tmp_path / "dora", dora=True))
     keys = adapted(llama(), tmp_path / "keys", roles=["key"], policy="pissa")
-    assert "adapts no projection of the roles" in refused(models, tmp_path, keys)
+    assert "adapts no projection of the roles" in refused(models, keys)
 
 
-def test_roles_and_options(models: Made, tmp_path: Path) -> None:
-    assert "unknown role 'qery' (did you mean 'query'?)" in refused(models, tmp_path, roles=["qery"])
-    assert "has no projection of the role gate" in refused(models, tmp_path, base="gpt2", roles=["query", "gate"])
-    assert "roles are at least one" in refused(models, tmp_path, roles=[])
+def test_roles_and_options(models: Made) -> None:
+    assert "unknown role 'qery' (did you mean 'query'?)" in refused(models, roles=["qery"])
+    assert "has no projection of the role gate" in refused(models, base="gpt2", roles=["query", "gate"])
+    assert "roles are at least one" in refused(models, roles=[])
     for option in ({"rank": 0}, {"points": "dots"}, {"perplexity": 0}, {"seeds": ()}, {"epsilon": 2.0}, {"top": 0}):
-        assert next(iter(option)).removesuffix("s") in refused(models, tmp_path, **option)
+        assert next(iter(option)).removesuffix("s") in refused(models, **option)
 
 
 def test_nan_is_named_and_the_rest_still_shown(models: Made, tmp_path: Path) -> None:
@@ -126,7 +121,7 @@ def test_nan_is_named_and_the_rest_still_shown(models: Made, tmp_path: Path) -> 
     tensors = load_file(broken / "model.safetensors")
     tensors["model.layers.2.self_attn.q_proj.weight"][3, 3] = torch.nan
     save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
-    made = analyze(str(models("llama")), [broken, models("llama-other")], tmp_path / "out", seeds=(0,))
+    made = analyze(str(models("llama")), [broken, models("llama-other")], seeds=(0,))
     assert [note for note in made.info["notes"] if "layers.2.self_attn.q_proj.weight" in note and "NaN" in note]
     counts = made.deltas.groupby(["model", "role"]).size().to_dict()
     assert counts == {
@@ -136,26 +131,26 @@ def test_nan_is_named_and_the_rest_still_shown(models: Made, tmp_path: Path) -> 
         ("llama-other", "value"): 4,
     }
     assert not made.embedding[["pca_x", "tsne_x"]].isna().any(axis=None)
-    whole = analyze(str(broken), [models("llama-full")], tmp_path / "base")
+    whole = analyze(str(broken), [models("llama-full")])
     assert len(whole.deltas) == 7
     assert sum("NaN" in note for note in whole.info["notes"]) == 1
     for name in tensors:
         tensors[name] = tensors[name] * torch.nan
     save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(InputError, match="no weight of the base can be used"):
-        analyze(str(broken), [], tmp_path / "none")
+        analyze(str(broken), [])
 
 
 def test_a_stock_adapter_without_a_fingerprint_is_taken_and_said(models: Made, tmp_path: Path) -> None:
     shutil.copytree(models("llama-adapter"), tmp_path / "stock")
     (tmp_path / "stock" / "ailora.json").unlink()
-    made = analyze(str(models("llama")), [tmp_path / "stock"], tmp_path / "out")
+    made = analyze(str(models("llama")), [tmp_path / "stock"])
     assert any("does not say which weights" in note for note in made.info["notes"])
 
 
 def test_a_model_of_other_weights_is_shown_with_a_doubt(models: Made, tmp_path: Path) -> None:
     perturbed(llama(), 1.0).save_pretrained(tmp_path / "far")
-    made = analyze(str(models("llama")), [tmp_path / "far"], tmp_path / "out")
+    made = analyze(str(models("llama")), [tmp_path / "far"])
     assert any("was it made of this base?" in note for note in made.info["notes"])
 
 
@@ -174,4 +169,4 @@ def test_a_quantized_base_is_refused(models: Made, tmp_path: Path) -> None:
     tensors[name] = tensors[name].to(torch.int8)
     save_file(tensors, tmp_path / "q" / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ModelError, match="quantized"):
-        analyze(str(tmp_path / "q"), [], tmp_path / "out")
+        analyze(str(tmp_path / "q"), [])

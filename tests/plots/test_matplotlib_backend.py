@@ -14,7 +14,7 @@ from matplotlib.image import imread
 from ailora.errors import InputError
 from ailora.plots.chart_spec import COLOURS, Axis, Chart, Heat, Plot, Series
 from ailora.plots.matplotlib_backend import DASHES, MARKERS, draw
-from ailora.plots.training_curves import curve_charts, draw_curves
+from ailora.plots.run_charts import save_validation_curves, validation_curves
 
 HOSTILE = "<script>alert(1)</script> $x_1^ & \\frac{"
 
@@ -122,9 +122,9 @@ def test_what_cannot_be_drawn(tmp_path: Path) -> None:
 
 def test_curves_are_charts(tmp_path: Path) -> None:
     histories = {"lora": [{"step": 1, "loss": 0.7, "accuracy": 0.5}, {"step": 2, "loss": 0.6, "accuracy": 0.6}]}
-    loss, accuracy = curve_charts(histories, "accuracy")
+    loss, accuracy = validation_curves(histories)
     assert (loss.series[0].x, loss.series[0].y) == ([1, 2], [0.7, 0.6])
     assert accuracy.series[0].y == [0.5, 0.6]
-    assert len(curve_charts(histories, None)) == 1
-    draw_curves(histories, "accuracy", tmp_path / "a.png", title="t")
+    assert len(list(validation_curves(histories, ["loss"]))) == 1
+    save_validation_curves(histories, ["loss", "accuracy"], tmp_path / "a.png", title="t")
     assert (tmp_path / "a.png").stat().st_size > 5000

@@ -7,11 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from ailora.analysis import analyze
 from ailora.report.build import build
 from ailora.report.document import Charts, Note, Page, Part, Section, Table, Words
 from ailora.report.html import render, write_figures
-from tests.analysis.conftest import Made, models
+from tests.analysis.conftest import Made, analyze_into, models
 
 __all__ = ["models"]
 
@@ -19,7 +18,7 @@ __all__ = ["models"]
 @pytest.fixture(scope="session")
 def analysis(models: Made, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("analysis") / "llama"
-    analyze(str(models("llama")), [models("llama-full"), models("llama-adapter")], out, rank=4)
+    analyze_into(out, models("llama"), [models("llama-full"), models("llama-adapter")], rank=4)
     return out
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import pandas as pd
 import pyarrow
 
-from ailora.analysis.analysis_folder import read_info, write_info, write_whole
+from ailora.analysis.analysis_folder import read_info, write_info
 from ailora.errors import InputError
 
 _TABLES = ("embedding", "deltas", "spectra")
@@ -33,25 +32,11 @@ class Analysis:
     spectra: pd.DataFrame
 
 
-def write_analysis(analysis: Analysis, out: Path, draw: Callable[[Path], None]) -> None:
-    """Write the folder of an analysis, whole or not at all.
-
-    Args:
-        analysis: what to write.
-        out: the folder.
-        draw: writes the pictures into a folder.
-
-    Raises:
-        InputError: it cannot be written.
-    """
-
-    def write(partial: Path) -> None:
-        for name in _TABLES:
-            getattr(analysis, name).to_parquet(partial / f"{name}.parquet", index=False)
-        draw(partial / "figures")
-        write_info(partial, analysis.info)
-
-    write_whole(out, write)
+def write_tables(analysis: Analysis, folder: Path) -> None:
+    """Write the tables of an analysis, and `analysis.json`, into an existing folder."""
+    for name in _TABLES:
+        getattr(analysis, name).to_parquet(folder / f"{name}.parquet", index=False)
+    write_info(folder, analysis.info)
 
 
 def load_analysis(path: Path | str) -> Analysis:

@@ -1,4 +1,4 @@
-"""Rows of tables as plain data, and how charts and sentences group them."""
+"""Rows of tables as plain data, and their means."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import math
 from typing import Any
 
 import pandas as pd
-
-from ailora.plots.chart_spec import Series
 
 Row = dict[str, Any]
 
@@ -31,14 +29,3 @@ def mean_by(rows: list[Row], key: str, column: str) -> dict[Any, float]:
         if math.isfinite(row[column]):
             groups.setdefault(row[key], []).append(row[column])
     return {value: sum(groups[value]) / len(groups[value]) for value in sorted(groups)}
-
-
-def over_layers(rows: list[Row], column: str, *, name: str, style: int) -> list[Series]:
-    """A line over the layers, the mean where a layer has several weights; nothing where there are no numbers."""
-    means = mean_by(rows, "layer", column)
-    return [Series(name=name, x=list(means), y=list(means.values()), style=style)] if means else []
-
-
-def called(model: str) -> str:
-    """A model as legends call it."""
-    return "base (before)" if model == "base" else model

@@ -1,4 +1,4 @@
-"""Weights before and after fine-tuning, as tables and pictures: `ailora analyze`."""
+"""Compare the weights of a model before and after fine-tuning."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any
 
 import pandas as pd
 
-from ailora.analysis.analysis_folder import plain, validate_output_dir
-from ailora.analysis.analysis_result import Analysis, write_analysis
-from ailora.analysis.analysis_settings import Settings
+from ailora.analysis.analysis_folder import plain
+from ailora.analysis.analysis_result import Analysis
+from ailora.analysis.analysis_settings import Points, Settings
 from ailora.analysis.dispersion import dispersions
 from ailora.analysis.embedding import Embedded, embed
 from ailora.analysis.findings import findings
@@ -22,10 +22,7 @@ from ailora.analysis.model_weights import After, Base
 from ailora.analysis.table_ops import rows_where
 from ailora.analysis.weight_stats import Matrices, measure_matrices
 from ailora.errors import InputError
-from ailora.model_loading import model_folder
 from ailora.plan.adapter_metadata import library_versions
-from ailora.plots.analysis_figures import analysis_charts
-from ailora.plots.matplotlib_backend import draw
 from ailora.roles import Role
 
 #: An update of this size, relative to the weight, is none: two independent weights differ by 1.4.
@@ -34,50 +31,54 @@ _ANOTHER_MODEL = 0.7
 
 def analyze(
     base: str,
-    after: Sequence[Path | str],
-    out: Path | str,
+    models: Sequence[Path | str] = (),
     *,
     roles: Iterable[Role | str] = (Role.QUERY, Role.VALUE),
     role_names: Mapping[str, str] | None = None,
-    force: bool = False,
-    **options: Any,
+    rank: int = 8,
+    points: Points = "auto",
+    perplexity: float | None = None,
+    seeds: Sequence[int] = (0, 1, 2),
+    top: int = 10,
+    epsilon: float = 0.5,
 ) -> Analysis:
-    """Compare a model with what was made of it, and write tables and pictures.
+    """Compare a model with the models that were fine-tuned from it.
 
     Checkpoints and adapters are streamed: one matrix, or one block of rows of all matrices, is in memory at a time.
     The cost is that of a few decompositions of every projection of the roles, for the base and for each model.
+    `ailora.plots.analysis_figures.write_analysis` writes the result to a folder, with figures.
 
     Args:
         base: the base model: a folder, a hub id in the cache, or `builtin:minilm`.
-        after: models that were made of it: folders of adapters, of runs of `ailora train`, of models; or models as
-            `base`. None at all shows the base alone.
-        out: the folder to write: `analysis.json`, `embedding.parquet`, `deltas.parquet`, `spectra.parquet`, `figures/`.
-        roles: which projections are looked at.
+        models: the fine-tuned models: folders of adapters, of runs of `ailora train`, of models; or models as `base`.
+            Without any, the base is analysed alone.
+        roles: the projections to analyse.
         role_names: regular expression -> role, for modules that no rule knows.
-        force: replace the analysis that `out` holds.
-        **options: `rank`, `points`, `perplexity`, `seeds`, `top`, `epsilon`, as in `Settings`.
+        rank: number of singular directions of the principal and of the minor subspace.
+        points: a point of the embedding is a layer, or each of its `heads`; `auto`: heads where a role has fewer than
+            twelve layers.
+        perplexity: of t-SNE; None: a quarter of the points, 30 at most.
+        seeds: of t-SNE; the embedding is the one of the lowest divergence.
+        top: number of left singular vectors of a fine-tuned weight that may be intruders.
+        epsilon: the cosine below which a singular vector is an intruder. Defaults of `top` and `epsilon` as in
+            arXiv 2410.21228, which PEFT has too.
+
+    Returns:
+        The tables, and the observations in words.
 
     Raises:
-        InputError, ModelError: a model cannot be read, does not fit the base, or has not finished; a role or an option
-            is not allowed; `out` holds something else. Nothing is written then.
+        InputError, ModelError: a model cannot be read, does not fit the base, or has not finished; a role or a setting
+            is not allowed.
     """
-    out = Path(out).expanduser()
-    settings = Settings.of(roles, **options)
-    paths = [str(path) for path in after]
-    validate_output_dir(out, [model_folder(base), *map(Path, paths)], force=force)
+    settings = Settings.of(
+        roles, rank=rank, points=points, perplexity=perplexity, seeds=tuple(seeds), top=top, epsilon=epsilon
+    )
+    paths = [str(path) for path in models]
     opened = open_base(base, settings, role_names)
     names = names_of(paths)
-    models = [open_after(path, name, opened, base) for path, name in zip(paths, names, strict=True)]
-    found = _Found.of(opened, models, settings)
-    made = found.analysis({"base": base, "after": dict(zip(names, paths, strict=True))})
-    charts = analysis_charts(made)
-
-    def pictures(folder: Path) -> None:
-        for chart in charts:
-            draw([chart], folder / f"{chart.name}.svg", columns=1)
-
-    write_analysis(made, out, pictures)
-    return made
+    after = [open_after(path, name, opened, base) for path, name in zip(paths, names, strict=True)]
+    found = _Found.of(opened, after, settings)
+    return found.analysis({"base": base, "after": dict(zip(names, paths, strict=True))})
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 from ailora.cli.options import Force, Json, RoleNames, parse_role_names
+
+if TYPE_CHECKING:
+    from ailora.analysis.analysis_settings import Points
 
 
 def analyze(
@@ -33,21 +36,26 @@ def analyze(
     import json as json_module
 
     from ailora.analysis import analyze as compare
+    from ailora.analysis.analysis_folder import validate_output_dir
     from ailora.cli.tables import console
+    from ailora.model_loading import model_folder
+    from ailora.plots.analysis_figures import write_analysis
 
+    models = after or []
+    # Refused before the analysis, which takes long.
+    validate_output_dir(out.expanduser(), [model_folder(base), *map(Path, models)], force=force)
     made = compare(
         base,
-        after or [],
-        out,
+        models,
         roles=[role.strip() for role in roles.split(",") if role.strip()],
         role_names=parse_role_names(role_names),
-        force=force,
         rank=rank,
-        points=points,
+        points=cast("Points", points),
         perplexity=perplexity,
         top=top,
         epsilon=epsilon,
     )
+    write_analysis(made, out, force=force)
     if json:
         typer.echo(json_module.dumps({"out": str(out), **made.info}))
         return

@@ -16,7 +16,7 @@ def demo(
 ) -> None:
     """Train four inits on a generated text task: a table, a picture, four adapters. A few minutes on two cores."""
     from ailora.cli.tables import console, result_table
-    from ailora.plots.training_curves import draw_curves
+    from ailora.plots.run_charts import save_validation_curves
     from ailora.recipes import registry
     from ailora.recipes.config.loader import load_config
     from ailora.recipes.demo_task import write_verdicts
@@ -35,9 +35,9 @@ def demo(
         }
         results[policy] = registry.run(load_config(config))
     picture = output / "curves.png"
-    draw_curves(
+    save_validation_curves(
         {policy: result["history"] for policy, result in results.items()},
-        "accuracy",
+        ("loss", "accuracy"),
         picture,
         title="MiniLM on generated verdicts: same head, same batches, one learning rate",
     )

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 
 from ailora.analysis.analysis_result import Analysis
-from ailora.analysis.table_ops import mean_by, over_layers, rows_where
+from ailora.analysis.table_ops import Row, mean_by, rows_where
 from ailora.plots.chart_spec import Axis, Plot, Series
 
 _LAYER = Axis("layer")
@@ -15,6 +15,12 @@ _BANDS = (("principal", "left"), ("principal", "right"), ("minor", "left"), ("mi
 
 def _roles(analysis: Analysis) -> list[str]:
     return list(analysis.info["settings"]["roles"])
+
+
+def over_layers(rows: list[Row], column: str, *, name: str, style: int) -> list[Series]:
+    """Draw a line over the layers, through the mean of each layer; no line where there are no numbers."""
+    means = mean_by(rows, "layer", column)
+    return [Series(name=name, x=list(means), y=list(means.values()), style=style)] if means else []
 
 
 def update_norms(analysis: Analysis) -> Iterator[Plot]:

@@ -1,13 +1,38 @@
-"""Every chart of an analysis, made of its tables."""
+"""All charts of an analysis, and the folder that holds them beside its tables."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
-from ailora.analysis.analysis_result import Analysis
-from ailora.analysis.table_ops import Row, called, rows_where
+from ailora.analysis.analysis_folder import validate_output_dir, write_whole
+from ailora.analysis.analysis_result import Analysis, write_tables
+from ailora.analysis.table_ops import Row, rows_where
 from ailora.plots.analysis_charts import anchors, intruders, shares, spectra, update_norms, update_ranks
 from ailora.plots.chart_spec import Axis, Chart, Plot, Series
+from ailora.plots.matplotlib_backend import draw
+
+
+def write_analysis(analysis: Analysis, out: Path | str, *, force: bool = False) -> None:
+    """Write the folder of an analysis, its tables and its figures, atomically.
+
+    Args:
+        analysis: from `analyze`.
+        out: the folder to write: `analysis.json`, `embedding.parquet`, `deltas.parquet`, `spectra.parquet`, `figures/`.
+        force: replace the analysis that `out` holds.
+
+    Raises:
+        InputError: `out` holds something else, or cannot be written.
+    """
+    folder = Path(out).expanduser()
+    validate_output_dir(folder, (), force=force)
+
+    def write(partial: Path) -> None:
+        write_tables(analysis, partial)
+        for chart in analysis_charts(analysis):
+            draw([chart], partial / "figures" / f"{chart.name}.svg", columns=1)
+
+    write_whole(folder, write)
 
 
 def analysis_charts(analysis: Analysis) -> list[Chart]:
@@ -57,8 +82,12 @@ def _clouds(analysis: Analysis, rows: list[Row], kind: str) -> tuple[Series, ...
         notes = [row["module"] + (f", head {row['head']}" if row["head"] >= 0 else "") for row in own]
         x, y = [row[f"{kind}_x"] for row in own], [row[f"{kind}_y"] for row in own]
         if own:
-            series.append(Series(called(model), x, y, notes=notes, style=style))
+            series.append(Series(_legend_name(model), x, y, notes=notes, style=style))
     return tuple(series)
+
+
+def _legend_name(model: str) -> str:
+    return "base (before)" if model == "base" else model
 
 
 def _dispersion(analysis: Analysis) -> Iterator[Chart]:
@@ -77,7 +106,7 @@ def _dispersion(analysis: Analysis) -> Iterator[Chart]:
         "dispersion",
         "Dispersion over the layers",
         "points",
-        Axis("model", categories=tuple(called(model) for model in models)),
+        Axis("model", categories=tuple(_legend_name(model) for model in models)),
         Axis("1 - mean cosine"),
         tuple(series),
         "How little the weights of different layers have in common, in the space of all entries: 0 is one direction, 1 "

@@ -1,74 +1,101 @@
-"""Runs as charts: losses, metrics and learning rates over steps."""
+"""Charts of runs: losses, metrics and learning rates over steps (the paper's Figure 3), and confusion matrices."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from ailora.formatting import is_real, thinned
 from ailora.plots.chart_spec import Axis, Heat, Plot, Series
-from ailora.report.run_reader import Run, confusion
+from ailora.plots.matplotlib_backend import draw
 
-_MOST_POINTS = 400
+#: Run -> its evaluations or its logged steps, each with a `step`.
+Histories = Mapping[str, Sequence[Mapping[str, Any]]]
+
+_MAX_POINTS = 400
 #: Classes beyond which a matrix of them shows nothing.
-_MOST_CLASSES = 20
-_LOGGED = {"learning_rate": "learning rate", "grad_norm": "norm of the gradient"}
+_MAX_CLASSES = 20
+_TIMINGS = ("step", "epoch", "runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
+_LOGGED = {"loss": "training loss", "learning_rate": "learning rate", "grad_norm": "norm of the gradient"}
 
 
-def curve_charts(runs: Sequence[Run]) -> Iterator[Plot]:
-    """Validation loss and metrics of the evaluations, then what was logged in training."""
-    evaluated = dict.fromkeys(key for run in runs for one in run.history for key in one)
-    timed = ("step", "epoch", "runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
-    for fact in (key for key in evaluated if key not in timed):
-        caption = "Measured on the validation split during training."
-        chart = _over_steps(runs, "history", fact, (f"Validation {fact.replace('_', ' ')}", caption))
-        if chart:
-            yield chart
-    chart = _over_steps(runs, "log", "loss", ("Training loss", "Mean since the step before that was logged."))
-    if chart:
-        yield chart
-    for fact, words in _LOGGED.items():
-        chart = _over_steps(runs, "log", fact, (words[0].upper() + words[1:], "As logged in training."))
-        if chart:
-            yield chart
+def validation_curves(histories: Histories, metrics: Sequence[str] | None = None) -> Iterator[Plot]:
+    """Draw the validation loss and metrics over steps, a line per run.
+
+    Args:
+        histories: run -> its evaluations.
+        metrics: the keys to draw; None: all but timings.
+    """
+    if metrics is None:
+        keys = dict.fromkeys(key for history in histories.values() for record in history for key in record)
+        metrics = [key for key in keys if key not in _TIMINGS]
+    for metric in metrics:
+        label, caption = f"validation {metric.replace('_', ' ')}", "Measured on the validation split during training."
+        yield from _over_steps(histories, metric, name=f"validation-{metric}", label=label, caption=caption)
 
 
-def confusion_charts(runs: Sequence[Run]) -> Iterator[Heat]:
-    """Which class was taken for which."""
-    for number, run in enumerate(runs, start=1):
-        found = confusion(run)
-        if found is None or not 2 <= len(found[0]) <= _MOST_CLASSES:
-            continue
-        names, counts, split = found
-        right = sum(counts[i][i] for i in range(len(names)))
-        total = sum(map(sum, counts))
-        yield Heat(
-            name=f"confusion-{number}",
-            title="Labels and predictions" + (f", {run.name}" if len(runs) > 1 else ""),
-            rows=tuple(names),
-            columns=tuple(names),
-            values=tuple(tuple(float(count) for count in row) for row in counts),
-            row_label="label",
-            column_label="prediction",
-            unit="rows",
-            caption=f"Rows of the {split} split: {right:,} of {total:,} are predicted as they are labelled.",
-        )
+def training_curves(logs: Histories) -> Iterator[Plot]:
+    """Draw the training loss, the learning rate and the gradient's norm over steps, a line per run."""
+    for key, label in _LOGGED.items():
+        caption = "Mean since the step before that was logged." if key == "loss" else "As logged in training."
+        yield from _over_steps(logs, key, name=f"training-{key}", label=label, caption=caption)
 
 
-def _over_steps(runs: Sequence[Run], where: str, fact: str, words: tuple[str, str]) -> Plot | None:
-    title, caption = words
-    series = [
-        Series(run.name, [x for x, _ in points], [y for _, y in points], style=number)
-        for number, run in enumerate(runs)
-        if (points := _points(getattr(run, where), fact))
-    ]
-    if not series:
+def save_validation_curves(histories: Histories, metrics: Sequence[str], file: Path, *, title: str) -> None:
+    """Draw `validation_curves` into one file, below a title; its suffix decides the format."""
+    draw(list(validation_curves(histories, metrics)), file, title=title)
+
+
+def confusion_chart(
+    labels: Sequence[str], counts: Sequence[Sequence[int]], split: str, *, name: str, title: str
+) -> Heat | None:
+    """Draw how often each class was predicted as which.
+
+    Args:
+        labels: the classes.
+        counts: counts[true][predicted].
+        split: where they were counted.
+        name: of the chart.
+        title: of the chart.
+
+    Returns:
+        The chart, or None if there are more classes than a chart can show, or only one.
+    """
+    if not 2 <= len(labels) <= _MAX_CLASSES:
         return None
-    name = f"{'validation' if where == 'history' else 'training'}-{fact.replace('_', '-')}"
-    label = title[0].lower() + title[1:]
-    return Plot(name, title, "lines", Axis("step"), Axis(label), tuple(series), caption)
+    correct = sum(counts[i][i] for i in range(len(labels)))
+    return Heat(
+        name=name,
+        title=title,
+        rows=tuple(labels),
+        columns=tuple(labels),
+        values=tuple(tuple(map(float, row)) for row in counts),
+        row_label="label",
+        column_label="prediction",
+        unit="rows",
+        caption=f"Rows of the {split} split: {correct:,} of {sum(map(sum, counts)):,} are predicted as they are "
+        "labelled.",
+    )
 
 
-def _points(records: Sequence[dict[str, Any]], fact: str) -> list[tuple[float, float]]:
-    points = [(one["step"], one[fact]) for one in records if is_real(one.get("step")) and is_real(one.get(fact))]
-    return thinned(points, _MOST_POINTS)
+def _over_steps(histories: Histories, key: str, *, name: str, label: str, caption: str) -> Iterator[Plot]:
+    """Draw one number over steps; nothing if no run has it."""
+    curves = {run: _points(records, key) for run, records in histories.items()}
+    series = tuple(
+        Series(run, [step for step, _ in points], [value for _, value in points], style=style)
+        for style, (run, points) in enumerate(curves.items())
+        if points
+    )
+    if series:
+        title = label[0].upper() + label[1:]
+        yield Plot(name.replace("_", "-"), title, "lines", Axis("step"), Axis(label), series, caption)
+
+
+def _points(records: Sequence[Mapping[str, Any]], key: str) -> list[tuple[float, float]]:
+    points = [(record["step"], record[key]) for record in records if _has_numbers(record, "step", key)]
+    return thinned(points, _MAX_POINTS)
+
+
+def _has_numbers(record: Mapping[str, Any], *keys: str) -> bool:
+    return all(is_real(record.get(key)) for key in keys)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ailora.formatting import as_yaml, counted, figure, is_number, rate, seconds, shortened, shown, size
-from ailora.plots.run_charts import confusion_charts, curve_charts
+from ailora.plots.chart_spec import Heat
+from ailora.plots.run_charts import confusion_chart, training_curves, validation_curves
 from ailora.report.document import Block, Charts, Code, Facts, Note, Part, Table, Words, section, sections
 from ailora.report.report_settings import flattened, settings
-from ailora.report.run_reader import Run
+from ailora.report.run_reader import Run, confusion
 
 _MOST_SAMPLES = 20
 _LONGEST = 1500
@@ -31,14 +32,17 @@ def run_part(runs: Sequence[Run]) -> Part:
     Args:
         runs: from `read_run`, with different names.
     """
-    confused = tuple(confusion_charts(runs))
+    curves = (
+        *validation_curves({run.name: run.history for run in runs}),
+        *training_curves({run.name: run.log for run in runs}),
+    )
     return Part(
         title=runs[0].name if len(runs) == 1 else counted(len(runs), "run"),
         sort="run" if len(runs) == 1 else "runs",
         sections=sections(
             section("Summary", *_summary(runs)),
-            section("Curves", Charts(tuple(curve_charts(runs)))),
-            section("Metrics", _metrics(runs), Charts(confused)),
+            section("Curves", Charts(curves)),
+            section("Metrics", _metrics(runs), Charts(tuple(_confusion_charts(runs)))),
             section("Samples", *_samples(runs)),
             section("Cost", _costs(runs)),
             section("Settings", *settings({(run.name,): _own(run) for run in runs if run.config}, ("run",))),
@@ -124,6 +128,17 @@ def _metrics(runs: Sequence[Run]) -> Table:
     )
     heads = tuple(f"{split} {metric.replace('_', ' ')}" for split, metric in columns)
     return Table("At the end of training", ("run", *heads), rows)
+
+
+def _confusion_charts(runs: Sequence[Run]) -> Iterator[Heat]:
+    for number, run in enumerate(runs, start=1):
+        title = "Labels and predictions" + (f", {run.name}" if len(runs) > 1 else "")
+        found = confusion(run)
+        if (
+            found is not None
+            and (chart := confusion_chart(*found, name=f"confusion-{number}", title=title)) is not None
+        ):
+            yield chart
 
 
 def _samples(runs: Sequence[Run]) -> list[Block]:
