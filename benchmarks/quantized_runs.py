@@ -12,7 +12,6 @@ import logging
 import statistics
 import tempfile
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,15 +24,14 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 import ailora
-from ailora.lora.inject import get_metadata
-from ailora.lora.residual import LossyResidualWarning
 from ailora.model_loading import resolve_model
 from ailora.recipes.config.schema import DataConfig
 from ailora.recipes.data.classification_rows import load_examples
 from ailora.recipes.data.tokenize_pairs import collator, tokenize
 from ailora.recipes.evaluation.classification_metrics import compute
 from ailora.recipes.task_models import load_tokenizer
-from ailora.weights.base_weight import base_layer, read_weight, relative_error
+from ailora.weights.base_weight import BaseWeight
+from ailora.weights.weight_source import relative_error
 
 ROOT = Path(__file__).resolve().parents[1]
 RANK, BATCH, RATE, SEED = 8, 32, 6e-3, 0
@@ -117,7 +115,7 @@ def one_run(name: str, config: Callable[[], Any], data: Cola, steps: int) -> dic
     full = load()
     modules = {p.module for p in ailora.find_projections(base) if p.role in ("query", "value")}
     errors = [
-        relative_error(full.get_submodule(m).weight, read_weight(base_layer(base, m), m)) for m in sorted(modules)
+        relative_error(full.get_submodule(m).weight, BaseWeight.from_model(base, m).read()) for m in sorted(modules)
     ]
     start = data.score(base)
     model = ailora.adapt(base, rank=RANK)
@@ -141,16 +139,6 @@ def one_run(name: str, config: Callable[[], Any], data: Cola, steps: int) -> dic
     return made
 
 
-def residual_errors(config: Callable[[], Any], *, from_checkpoint: bool) -> dict[str, float]:
-    """What quantizing the residual costs, against the dequantized weight or against the checkpoint's."""
-    weights_from = resolve_model("builtin:minilm") if from_checkpoint else None
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", LossyResidualWarning)
-        model = ailora.adapt(load(config()), rank=RANK, form="residual", weights_from=weights_from)
-    before, after = zip(*get_metadata(model).quantization_errors.values(), strict=True)
-    return {"before": statistics.mean(before), "after": statistics.mean(after)}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data" / "cola")
@@ -162,9 +150,6 @@ def main() -> None:
     runs = []
     for name, config in quantizations().items():
         made = one_run(name, config, data, arguments.steps)
-        if name != "none":
-            made["residual_error"] = residual_errors(config, from_checkpoint=False)
-            made["residual_error_from_checkpoint"] = residual_errors(config, from_checkpoint=True)
         runs.append(made)
         print(made, flush=True)
     settings = {"rank": RANK, "batch": BATCH, "rate": RATE, "seed": SEED, "steps": arguments.steps}

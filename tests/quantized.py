@@ -13,9 +13,15 @@ import torch
 import transformers as tf
 from torch import Tensor, nn
 
-from ailora.weights.quantized import keep_4bit_unpacked
+from ailora.weights.base_weight import BaseWeight
+from ailora.weights.quantized import find_storage, keep_4bit_unpacked
 
 POSITIONS = 6
+
+
+def read_weight(layer: nn.Module, module: str) -> torch.Tensor:
+    """The weight of a layer as a plain matrix."""
+    return BaseWeight(module, layer, find_storage(layer)).read()
 
 
 @dataclass(frozen=True)
@@ -25,16 +31,14 @@ class Quantization:
     Attributes:
         name: of the test.
         quantize: a folder with a checkpoint -> the quantized model.
-        storage: what `adapters.quantized` calls it.
+        storage: what `weights.quantized` calls it.
         error: a bound on the relative error of a weight, from its bits: half a step of a normal distribution's range.
-        rewritable: whether a residual can be quantized the same way.
     """
 
     name: str
     quantize: Callable[[Path], nn.Module]
     storage: str
     error: float
-    rewritable: bool = True
 
     def model(self, folder: Path) -> nn.Module:
         """A fresh quantized model, in eval mode, that computes alike on every CPU."""
@@ -139,12 +143,12 @@ QUANTIZATIONS = {
         ),
         Quantization("torchao int8", _loaded(_torchao_int8), "torchao", 0.02),
         Quantization("torchao int4", _loaded(_torchao_int4), "torchao", 0.2),
-        Quantization("quanto int8", _quanto, "quanto", 0.02, rewritable=False),
+        Quantization("quanto int8", _quanto, "quanto", 0.02),
         Quantization("HQQ 4-bit", _by_hand(_hqq), "HQQ", 0.2),
     )
 }
 #: PEFT refuses to adapt a layer that it does not know, so this one is only read.
-PACKED = Quantization("packed", _by_hand(PackedLinear), "packed", 0.3, rewritable=False)
+PACKED = Quantization("packed", _by_hand(PackedLinear), "packed", 0.3)
 
 
 @cache

@@ -122,10 +122,10 @@ def test_from_a_checkpoint_below_the_sidecar(tmp_path: Path) -> None:
 def test_where_no_sidecar_is_known_it_is_asked_for(tmp_path: Path) -> None:
     model = ailora.adapt(LLAMA.model(), rank=4)
     model.save_pretrained(tmp_path / "alone")
-    with pytest.raises(ailora.InputError, match=r"no ailora\.json .*sidecar=.*is_trainable=True"):
+    with pytest.raises(ailora.InputError, match=r"no ailora\.json .*metadata=.*is_trainable=True"):
         ailora.resume(LLAMA.model(), tmp_path / "alone")
     ailora.save_adapter(model, tmp_path / "whole")
-    same_state(ailora.resume(LLAMA.model(), tmp_path / "alone", sidecar=tmp_path / "whole"), model)
+    same_state(ailora.resume(LLAMA.model(), tmp_path / "alone", metadata=tmp_path / "whole"), model)
 
 
 def test_another_base_is_refused_and_left_alone(tmp_path: Path) -> None:
@@ -226,7 +226,7 @@ def test_a_trainer_goes_on_bit_for_bit(tmp_path: Path) -> None:
     trainer(whole, "whole", 6).train()
     trainer(ailora.resume(LLAMA.model(), tmp_path / "start"), "half", 2).train()
     checkpoint = tmp_path / "half" / "checkpoint-2"
-    resumed = ailora.resume(LLAMA.model(), checkpoint, sidecar=tmp_path / "start")
+    resumed = ailora.resume(LLAMA.model(), checkpoint, metadata=tmp_path / "start")
     trainer(resumed, "half", 6).train(resume_from_checkpoint=str(checkpoint))
     same_state(resumed, whole)
 
@@ -238,7 +238,7 @@ def test_what_does_not_fit_leaves_the_model_alone(tmp_path: Path) -> None:
     for sidecar in ("two", "query"):
         model = LLAMA.model()
         with pytest.raises(ailora.InputError, match="is of another adapter than"):
-            ailora.resume(model, tmp_path / "four", sidecar=tmp_path / sidecar)
+            ailora.resume(model, tmp_path / "four", metadata=tmp_path / sidecar)
         assert "lora" not in str(model)
     ailora.save_adapter(ailora.adapt(BERT.model(), rank=4), tmp_path / "bert")
     from transformers import BertForSequenceClassification
@@ -270,4 +270,4 @@ def test_a_configuration_and_a_sidecar_that_disagree(tmp_path: Path) -> None:
     ailora.save_adapter(ailora.adapt(LLAMA.model(), rank=4), tmp_path / "one")
     ailora.save_adapter(ailora.adapt(LLAMA.model(), rank=4, alpha=64), tmp_path / "other")
     with pytest.raises(ailora.InputError, match=r"its configuration scales .* by 1, its ailora\.json by 16"):
-        ailora.resume(LLAMA.model(), tmp_path / "one", sidecar=tmp_path / "other" / "ailora.json")
+        ailora.resume(LLAMA.model(), tmp_path / "one", metadata=tmp_path / "other" / "ailora.json")

@@ -161,7 +161,7 @@ def test_trl_goes_on_from_what_init_wrote(how: str, shared: Path, tmp_path: Path
     inputs = {"input_ids": torch.arange(12)[None]}
     again = AutoModelForCausalLM.from_pretrained(name)
     if how == "resumed":
-        again = ailora.resume(again, checkpoint, sidecar=tmp_path / "start")
+        again = ailora.resume(again, checkpoint, metadata=tmp_path / "start")
     else:
         again = PeftModel.from_pretrained(again, checkpoint)
     with torch.no_grad():

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import ailora
 from ailora.lora.anchored_factor import PackedFactor
 from ailora.roles import Projection, Role
-from ailora.weights.base_weight import base_layer, read_weight, select_rows
+from ailora.weights.base_weight import BaseWeight, select_rows
 from tests.attention import Model, problems, sites, without_biases
 from tests.contracts.test_adapted_model import close
 from tests.tiny import BATCH, POSITIONS
@@ -176,7 +176,7 @@ def test_each_role_starts_from_its_own_rows_and_trains_only_them(name: str) -> N
     base = fresh(name)
     for planned in ailora.get_plan(model).adapters:
         p = planned.projection
-        whole = read_weight(base_layer(base, p.module), p.module)
+        whole = BaseWeight.from_model(base, p.module).read()
         part = select_rows(whole, p)
         _, _, Vh = torch.linalg.svd(part.double(), full_matrices=False)
         band = Vh[:4] if p.role is Role.QUERY else Vh[-4:]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,24 +11,21 @@ import pytest
 import torch
 import transformers as tf
 from peft import PeftModel
-from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import ailora
-from ailora.lora.residual import LossyResidualWarning
 from ailora.roles import Role
-from ailora.weights.base_weight import base_layer, read_weight, select_rows
+from ailora.weights.base_weight import base_layer, select_rows
 from ailora.weights.quantized import find_storage
 from tests.contracts.test_adapted_model import close
-from tests.quantized import PACKED, QUANTIZATIONS, PackedLinear, Quantization, original, run, saved
+from tests.quantized import PACKED, QUANTIZATIONS, PackedLinear, Quantization, original, read_weight, run, saved
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:MatMul8bitLt. inputs will be cast:UserWarning"),
     pytest.mark.filterwarnings("ignore:Merge lora module to .-bit linear may get different:UserWarning"),
     pytest.mark.filterwarnings("ignore:TorchaoLoraLinear was instantiated without:UserWarning"),
 ]
-REWRITABLE = [name for name, q in QUANTIZATIONS.items() if q.rewritable]
 RANK = 4
 
 
@@ -133,91 +129,31 @@ def test_the_anchor_is_that_of_the_dequantized_weight_or_of_the_checkpoint(
             assert torch.linalg.matrix_norm(basis @ basis.T - band.T @ band, 2) <= tolerance
 
 
-@pytest.mark.parametrize("name", REWRITABLE)
-@pytest.mark.parametrize("from_checkpoint", [False, True])
-def test_the_residual_form_quantizes_again_and_reports_the_error(
-    name: str, from_checkpoint: bool, folder: Path, tmp_path: Path
-) -> None:
-    quantization = QUANTIZATIONS[name]
-    model = quantization.model(folder)
-    weights = {p.module: read_weight(base_layer(model, p.module), p.module) for p in ailora.find_projections(model)}
-    kinds = {module: type(base_layer(model, module).state_dict().get("weight")) for module in weights}
-    expected = run(model)
-    with pytest.warns(LossyResidualWarning, match=r"quantized 4 weights again.* relative error was \d+\.\d+%"):
-        adapted = adapt(model, form="residual", weights_from=folder if from_checkpoint else None)
-    for planned in ailora.get_plan(adapted).adapters:
-        module = planned.projection.module
-        layer = adapted.get_base_model().get_submodule(module)
-        exact = original().get_submodule(module).weight.detach() if from_checkpoint else weights[module]
-        whole = read_weight(layer.get_base_layer(), module) + layer.get_delta_weight("default").detach()
-        error = float((whole.float() - exact.float()).norm() / exact.float().norm())
-        ailora.save_adapter(adapted, tmp_path)
-        before, after = json.loads((tmp_path / "ailora.json").read_text())["quantization_errors"][module]
-        assert after == pytest.approx(error, rel=0.05)
-        assert (before > 0) == from_checkpoint
-        assert after <= quantization.error
-        assert type(layer.get_base_layer().state_dict().get("weight")) is kinds[module]
-        assert find_storage(layer.get_base_layer()).name == quantization.storage
-    assert (run(adapted) - expected).norm() <= 2 * quantization.error * expected.norm()
-    train(adapted)
-    with pytest.raises(ailora.ModelError, match="load the base again"):
-        ailora.restore_base(adapted)
-
-
-@pytest.mark.filterwarnings("ignore::ailora.lora.residual.LossyResidualWarning")
-@pytest.mark.parametrize("form", ["anchored", "residual"])
-@pytest.mark.filterwarnings("ignore::ailora.lora.residual.LossyResidualWarning")
-def test_the_roles_of_a_fused_and_transposed_weight_that_is_quantized(form: str, tmp_path: Path) -> None:
+def test_the_roles_of_a_fused_and_transposed_weight_that_is_quantized(tmp_path: Path) -> None:
     """GPT-2's `Conv1D`: bitsandbytes keeps it as (out, in)."""
     base = tf.GPT2LMHeadModel(tf.GPT2Config(n_embd=64, n_layer=2, n_head=4, vocab_size=64)).eval()
     base.save_pretrained(tmp_path)
     model = QUANTIZATIONS["bitsandbytes nf4"].model(tmp_path)
     expected = run(model)
-    adapted = adapt(model, form=form, weights_from=tmp_path)
+    adapted = adapt(model, weights_from=tmp_path)
     for planned in ailora.get_plan(adapted).adapters:
         p = planned.projection
         exact = select_rows(base.get_submodule(p.module).weight.detach().T, p)
         layer = adapted.get_base_model().get_submodule(p.module)
         whole = select_rows(read_weight(layer.get_base_layer(), p.module), p)
-        if form == "residual":
-            whole = whole + select_rows(layer.get_delta_weight("default").detach(), p)
         assert (whole - exact).norm() <= 0.15 * exact.norm()
-    if form == "anchored":
-        assert torch.equal(run(adapted), expected)
+    assert torch.equal(run(adapted), expected)
 
 
-@pytest.mark.parametrize("quantization", [QUANTIZATIONS["quanto int8"], PACKED], ids=lambda q: q.name)
-def test_a_residual_that_cannot_be_quantized_is_refused_before_anything_changes(
+@pytest.mark.parametrize("quantization", [*QUANTIZATIONS.values(), PACKED], ids=lambda q: q.name)
+def test_the_residual_form_of_a_quantized_model_is_refused_before_anything_changes(
     quantization: Quantization, folder: Path
 ) -> None:
     model = quantization.model(folder)
     expected = run(model)
-    with pytest.raises(ailora.ModelError, match=r"q_proj: form='residual' would quantize .* use form='anchored'"):
+    with pytest.raises(ailora.ModelError, match=r"q_proj: .* float32 or float64 weights.* use form='anchored'"):
         adapt(model, form="residual")
     assert torch.equal(run(model), expected)
-
-
-def test_a_failing_write_puts_the_quantized_weights_back(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ailora.lora import residual
-
-    real, calls = residual.set_parts, []
-
-    def fail_late(*arguments: Any) -> None:
-        calls.append(arguments)
-        if len(calls) == 3:
-            raise RuntimeError("out of luck")
-        real(*arguments)
-
-    for name in ("bitsandbytes nf4", "torchao int8"):
-        model = QUANTIZATIONS[name].model(folder)
-        expected = run(model)
-        calls.clear()
-        monkeypatch.setattr(residual, "set_parts", fail_late)
-        with pytest.raises(RuntimeError, match="out of luck"), pytest.warns(LossyResidualWarning):
-            adapt(model, form="residual")
-        monkeypatch.undo()
-        assert torch.equal(run(model), expected)
-        assert not isinstance(model.model.layers[0].self_attn.q_proj, LoraLayer)
 
 
 @pytest.mark.parametrize("name", ["bitsandbytes nf4", "torchao int8", "HQQ 4-bit"])
@@ -283,13 +219,6 @@ def test_4_bit_weights_that_a_forward_pass_has_packed_for_the_cpu(folder: Path, 
     assert error <= torch.finfo(torch.bfloat16).eps * exact.norm()
     adapted = adapt(packed, weights_from=folder if from_checkpoint else None)
     assert torch.equal(run(adapted), expected)
-
-
-def test_torchao_without_its_configuration_is_refused_in_the_residual_form(folder: Path) -> None:
-    model = QUANTIZATIONS["torchao int8"].model(folder)
-    del model.hf_quantizer
-    with pytest.raises(ailora.ModelError, match="does not carry the TorchAoConfig"):
-        adapt(model, form="residual")
 
 
 def test_a_layer_that_is_quantized_after_adapting_starts_from_the_full_weight(folder: Path) -> None:

@@ -48,7 +48,7 @@ def test_plain_lora_draws_from_the_generator_alone() -> None:
 
 def test_the_presets() -> None:
     words = {
-        name: tuple(policy.init_for(role).describe()["init"] for role in (Role.QUERY, Role.VALUE))
+        name: tuple(policy.init_for(role).to_dict()["init"] for role in (Role.QUERY, Role.VALUE))
         for name, policy in ailora.PRESETS.items()
     }
     assert words == {
@@ -70,7 +70,7 @@ def test_a_policy_from_yaml() -> None:
 
 @pytest.mark.parametrize("name", ailora.PRESETS)
 def test_policies_read_back_what_they_describe(name: str) -> None:
-    assert parse_policy(ailora.PRESETS[name].describe()) == ailora.PRESETS[name]
+    assert parse_policy(ailora.PRESETS[name].to_dict()) == ailora.PRESETS[name]
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,7 @@ from peft import PeftModel, PromptTuningConfig, get_peft_model
 from torch import nn
 
 import ailora
-from ailora.lora import inject as attach_module
-from ailora.lora.residual import LossyResidualWarning
+from ailora.lora import inject as inject_module
 from tests.families import FAMILIES
 from tests.tiny import tiny_model
 
@@ -62,19 +61,19 @@ def test_a_meta_model_cannot_be_adapted() -> None:
 
 
 @pytest.mark.parametrize("form", ["anchored", "residual"])
-@pytest.mark.parametrize("fails_at", ["_inject", "place", "_validate_exact_cover"])
+@pytest.mark.parametrize("fails_at", ["_inject", "set_factors", "_planned_layers"])
 def test_a_failure_inside_changes_nothing(monkeypatch: pytest.MonkeyPatch, form: str, fails_at: str) -> None:
     model = FAMILY.model()
     before = snapshot(model)
-    real, calls = getattr(attach_module, fails_at), []
+    real, calls = getattr(inject_module, fails_at), []
 
     def fail_late(*args: Any) -> Any:
         calls.append(real(*args))
-        if len(calls) == (3 if fails_at == "place" else 1):
+        if len(calls) == (3 if fails_at == "set_factors" else 1):
             raise RuntimeError("out of luck")
         return calls[-1]
 
-    monkeypatch.setattr(attach_module, fails_at, fail_late)
+    monkeypatch.setattr(inject_module, fails_at, fail_late)
     with pytest.raises(RuntimeError, match="out of luck"):
         ailora.adapt(model, form=form)
     assert_unchanged(model, before)
@@ -86,7 +85,7 @@ def test_a_failure_inside_changes_nothing(monkeypatch: pytest.MonkeyPatch, form:
 def test_a_failing_second_adapter_leaves_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
     model = ailora.adapt(FAMILY.model(), rank=4)
     before, output = snapshot(model), FAMILY.output(model)
-    monkeypatch.setattr(attach_module, "_validate_exact_cover", lambda *_: (_ for _ in ()).throw(RuntimeError("no")))
+    monkeypatch.setattr(inject_module, "_planned_layers", lambda *_: (_ for _ in ()).throw(RuntimeError("no")))
     with pytest.raises(RuntimeError, match="no"):
         ailora.adapt(model, "pissa", adapter_name="second", roles=["query", "key"])
     assert model.active_adapter == "default"
@@ -131,8 +130,8 @@ def test_plain_loras_start_follows_the_callers_seed() -> None:
     assert not torch.equal(starts[0], starts[2])
 
 
-def test_the_residual_form_warns_where_it_loses() -> None:
-    with pytest.warns(LossyResidualWarning, match=r"storing W - s B0 A0 as torch.bfloat16 loses \d+%"):
+def test_the_residual_form_needs_weights_that_rounding_leaves_whole() -> None:
+    with pytest.raises(ailora.ModelError, match=r"of dtype torch\.bfloat16.* float32 or float64"):
         ailora.adapt(FAMILY.model().bfloat16(), form="residual")
 
 

@@ -8,7 +8,7 @@ import transformers as tf
 from torch import nn
 
 import ailora
-from ailora.lora import inject as attach_module
+from ailora.lora import inject as inject_module
 from tests.families import FAMILIES
 
 FAMILY = FAMILIES["bert"]
@@ -58,7 +58,7 @@ class _Shared(nn.Module):
 def test_a_failure_keeps_both_names_of_a_shared_module(monkeypatch: pytest.MonkeyPatch) -> None:
     model = _Shared()
     layer = model.wq
-    monkeypatch.setattr(attach_module, "_validate_exact_cover", lambda *_: (_ for _ in ()).throw(RuntimeError("no")))
+    monkeypatch.setattr(inject_module, "_planned_layers", lambda *_: (_ for _ in ()).throw(RuntimeError("no")))
     with pytest.raises(RuntimeError, match="no"):
         ailora.adapt(model, rank=2, role_names={"wq": "query", "wv": "value"})
     assert model.wq is layer

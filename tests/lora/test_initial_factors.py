@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import ailora
-from ailora.lora import initial_factors as starts_module
+from ailora.lora import initial_factors
 from ailora.lora.inject import get_metadata
 from tests.families import FAMILIES, train
 
@@ -84,7 +84,7 @@ def test_batches_give_what_one_by_one_gives(monkeypatch: pytest.MonkeyPatch, pol
         return {name: tensor for name, tensor in adapted.state_dict().items() if "lora_" in name}
 
     one_by_one = anchors()
-    monkeypatch.setattr(starts_module, "_chunk_size", lambda _: 2)
+    monkeypatch.setattr(initial_factors, "_batch_size", lambda _: 2)
     batched = anchors()
     assert batched.keys() == one_by_one.keys()
     for name, tensor in one_by_one.items():

@@ -10,9 +10,8 @@ from peft import PeftModel
 from torch import nn
 
 import ailora
-from ailora.lora import initial_factors as starts_module
+from ailora.lora import initial_factors
 from tests.families import FAMILIES, train
-from tests.tiny import tiny_model
 
 LLAMA = FAMILIES["llama"]
 
@@ -29,13 +28,13 @@ def tied() -> nn.Module:
 def decomposed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The projections that are decomposed while a test runs."""
     seen: list[str] = []
-    real = starts_module._factors
+    real = initial_factors._compute_factors
 
-    def count(batch: list, generator: torch.Generator) -> list:
-        seen.extend(job.planned.projection.name for job in batch)
-        return real(batch, generator)
+    def count(batch: list, *arguments: object) -> list:
+        seen.extend(decomposition.planned.projection.name for decomposition in batch)
+        return real(batch, *arguments)
 
-    monkeypatch.setattr(starts_module, "_factors", count)
+    monkeypatch.setattr(initial_factors, "_compute_factors", count)
     return seen
 
 
@@ -103,12 +102,3 @@ def test_a_weight_that_is_computed_is_nobodys_twin() -> None:
             assert torch.equal(anchor, expected.self_attn.v_proj.lora_A["default"].anchor)
     with pytest.raises(ailora.ModelError, match="its weight is computed, not stored"):
         ailora.adapt(ailora.restore_base(adapted), rank=4, form="residual")
-
-
-def test_layers_whose_kinds_are_listed_are_not_replicated() -> None:
-    """PEFT replicates the layers and not the list: Qwen2 would fail, Gemma 2 would mask the wrong layers."""
-    for model_type in ("qwen2", "gemma2"):
-        with pytest.raises(
-            ailora.ModelError, match=rf"the configuration of {model_type} lists the kind of every layer"
-        ):
-            ailora.make_plan(tiny_model(model_type), rank=2, layer_replication=LAYERS)

@@ -1,4 +1,4 @@
-"""An adapter as it lies in its folder: the stock files, checked, and what our sidecar says of them."""
+"""Read and validate a saved adapter: PEFT's files and our metadata."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ailora.adapter_io.peft_config_file import CONFIG_NAME, WEIGHTS_NAME, adapter_folder, by_pattern, read_config
+from ailora.adapter_io.peft_config_file import CONFIG_NAME, WEIGHTS_NAME, adapter_folder, pattern_value, read_config
 from ailora.errors import InputError
+from ailora.lora.anchor import left_grid, unstack_A, unstack_B
 from ailora.plan.adapter_metadata import METADATA_NAME, AdapterMetadata, find_metadata
 from ailora.plan.adapter_plan import Form, Plan, PlannedAdapter
 from ailora.safetensors_io import StoredTensor, read_header, read_tensor
 from ailora.weights.base_weight import all_finite, select_rows
 
-#: What PEFT puts before the names of the base model's modules.
+#: PEFT's prefix before the names of the base model's modules.
 PREFIX = "base_model.model."
 #: Ends of the names that a LoRA of a linear module has in a file.
 _PARTS = {
@@ -29,10 +30,8 @@ _PARTS = {
     "lora_magnitude_vector": "magnitude",
     "lora_magnitude_vector.weight": "magnitude",
 }
-
-
 #: Products of larger entries are beyond float64.
-_LARGEST = 1e100
+_MAX_FLOAT64_ENTRY = 1e100
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ class LoraWeights:
         return self.A.shape[0]
 
     def factors(self) -> tuple[Tensor, Tensor]:
-        """`A` and `B` in float32, or float64 where they are that.
+        """Read `A` and `B` in float32, or float64 where they are that.
 
         Raises:
             InputError: NaN or infinite entries.
@@ -68,22 +67,23 @@ class LoraWeights:
         for stored, tensor in ((self.A, A), (self.B, B)):
             if not all_finite(tensor):
                 raise InputError(f"{stored} holds NaN or infinite entries")
-            if tensor.dtype is torch.float64 and tensor.abs().max() > _LARGEST:
-                raise InputError(f"{stored} holds entries beyond {_LARGEST:g}")
+            if tensor.dtype is torch.float64 and tensor.abs().max() > _MAX_FLOAT64_ENTRY:
+                raise InputError(f"{stored} holds entries beyond {_MAX_FLOAT64_ENTRY:g}")
         dtype = torch.promote_types(torch.promote_types(A.dtype, B.dtype), torch.float32)
         return A.to(dtype), B.to(dtype)
 
 
 @dataclass(frozen=True)
 class ProjectionFactors:
-    """What one planned adapter has in the file of its module.
+    """The factors of one planned adapter, from the file of its module.
 
     Attributes:
         planned: what was planned.
         A: its rows of the module's `A`: `[A0; dA]` where there is an anchor.
         B: its columns of the module's `B`, on the rows that they reach: `[dB, B]` where there is an anchor.
         anchored: whether the factors are stacked so.
-        all_rows: whether `B` has all rows of a fused weight: the roles are coupled, or a stock trainer filled them.
+        covers_all_rows: whether `B` has all rows of a fused weight: the roles are coupled, or a stock trainer filled
+            them.
         eps: machine precision of the file's factors.
     """
 
@@ -91,54 +91,43 @@ class ProjectionFactors:
     A: Tensor
     B: Tensor
     anchored: bool
-    all_rows: bool
+    covers_all_rows: bool
     eps: float
 
     @property
-    def start(self) -> tuple[Tensor, Tensor]:
+    def anchor(self) -> tuple[Tensor, Tensor]:
         """`A0` and `B0`."""
-        (anchor, _), (delta, total) = self.A.chunk(2, dim=0), self.B.chunk(2, dim=1)
-        return anchor, total - delta
+        (A0, _), (dB, B) = unstack_A(self.A), unstack_B(self.B)
+        return A0, B - dB
 
     @property
     def deltas(self) -> tuple[Tensor, Tensor]:
         """`dA` and `dB`."""
-        return self.A.chunk(2, dim=0)[1], self.B.chunk(2, dim=1)[0]
+        return unstack_A(self.A)[1], unstack_B(self.B)[0]
 
     @property
-    def trained_whole(self) -> bool:
-        """Whether code that knows of no anchor trained all of it: `B - dB` has left the grid of `B0`.
-
-        The rounding of half-precision files is coarser than the grid: there it cannot be told, and is taken for no.
-        """
-        (delta, total) = self.B.chunk(2, dim=1)
-        start = total - delta
-        largest = start.abs().max()
-        if not self.anchored or largest == 0:
-            return False
-        # The grid of `anchored.snap_to_grid`, asked a little coarser than its rounding.
-        step = torch.ldexp(torch.ones(()), torch.frexp(largest * (1 + 2.0**-21)).exponent - 19)
-        off = (start / step - (start / step).round()).abs() * step
-        return bool((off > self.eps * (total.abs() + delta.abs() + start.abs())).any())
+    def anchor_was_trained(self) -> bool:
+        """Whether code that knows of no anchor trained all of the file; see `anchor.left_grid`."""
+        return self.anchored and left_grid(self.B, self.eps)
 
 
 @dataclass(frozen=True)
 class AdapterCheckpoint:
-    """A LoRA adapter in its folder; its tensors are read when they are asked for.
+    """A LoRA adapter in its folder; its tensors are read on request.
 
     Attributes:
         folder: the folder.
         config: PEFT's configuration, as plain data.
         modules: by name of the module in the base model.
         saved: tensors of modules that were trained whole, by the name of the parameter in the base model.
-        sidecar: what made it, where that is known and fits.
+        metadata: our metadata, where it is known and fits.
     """
 
     folder: Path
     config: dict[str, Any]
     modules: dict[str, LoraWeights]
     saved: dict[str, StoredTensor]
-    sidecar: AdapterMetadata | None
+    metadata: AdapterMetadata | None
 
     @classmethod
     def open(cls, path: Path | str) -> AdapterCheckpoint:
@@ -156,7 +145,8 @@ class AdapterCheckpoint:
         parts: dict[str, dict[str, StoredTensor]] = {}
         saved: dict[str, StoredTensor] = {}
         for name, stored in header.tensors.items():
-            _validate_floating(stored)
+            if not stored.floating:
+                raise InputError(f"{stored}: adapters hold floating tensors")
             bare = name.removeprefix(PREFIX)
             end = next((end for end in _PARTS if bare.endswith(f".{end}")), None)
             if end is not None:
@@ -171,12 +161,12 @@ class AdapterCheckpoint:
                 saved[bare] = stored
         if not parts:
             raise InputError(f"{folder / WEIGHTS_NAME} holds no LoRA factors")
-        modules = {module: _module(module, found, config, folder) for module, found in parts.items()}
-        for found in modules.values():
-            if (found.magnitude is not None) != bool(config.get("use_dora")):
+        modules = {module: _lora_weights(module, part, config, folder) for module, part in parts.items()}
+        for weights in modules.values():
+            if (weights.magnitude is not None) != bool(config.get("use_dora")):
                 says = "a DoRA" if config.get("use_dora") else "no DoRA"
                 raise InputError(
-                    f"{folder}: {CONFIG_NAME} says {says}, and the magnitudes of {found.module} say otherwise"
+                    f"{folder}: {CONFIG_NAME} says {says}, and the magnitudes of {weights.module} say otherwise"
                 )
         adapter = cls(folder, config, modules, saved, None)
         return cls(folder, config, modules, saved, adapter._matching_metadata())
@@ -184,7 +174,7 @@ class AdapterCheckpoint:
     @cached_property
     def plan(self) -> Plan | None:
         """The plan, where it is known."""
-        return Plan.from_dict(self.sidecar.plan) if self.sidecar else None
+        return self.metadata.parsed_plan if self.metadata else None
 
     @property
     def task_type(self) -> str | None:
@@ -199,13 +189,13 @@ class AdapterCheckpoint:
     @property
     def exported(self) -> bool:
         """Whether it is an export, without an anchor."""
-        return self.sidecar is not None and self.sidecar.exported is not None
+        return self.metadata is not None and self.metadata.exported is not None
 
     @property
-    def on_residual(self) -> bool:
+    def targets_residual_base(self) -> bool:
         """Whether it belongs on residual weights: the residual form as PEFT saves it while it trains."""
         plan = self.plan
-        return plan is not None and plan.form is Form.RESIDUAL and not self.exported and not self.holds_anchor(plan)
+        return plan is not None and plan.form is Form.RESIDUAL and not self.exported and not self.contains_anchor(plan)
 
     def validate_untouched_base(self) -> None:
         """Refuse an adapter that is not for the untouched base.
@@ -213,7 +203,7 @@ class AdapterCheckpoint:
         Raises:
             InputError: the residual form as PEFT saves it while it trains.
         """
-        if self.on_residual:
+        if self.targets_residual_base:
             raise InputError(
                 f"{self.folder} is in the residual form and belongs on residual weights: save it for the untouched "
                 "base first, ailora.save_adapter(ailora.resume(base_model, adapter), folder)"
@@ -225,83 +215,77 @@ class AdapterCheckpoint:
         factors = [t for module in self.modules.values() for t in (module.A, module.B, module.magnitude) if t]
         return factors + list(self.saved.values())
 
-    def misscaled(self, plan: Plan) -> tuple[str, float, float] | None:
-        """The first module that the configuration scales otherwise than a plan, and both scalings."""
+    def find_scaling_mismatch(self, plan: Plan) -> tuple[str, float, float] | None:
+        """Find a module whose scaling differs between the configuration and a plan.
+
+        Returns:
+            The module, its scaling in the configuration and in the plan; None if all agree.
+        """
         for module, group in plan.modules.items():
-            found, planned = self.modules[module].scaling, group[0].scaling
-            if abs(found - planned) > 1e-9 * planned:
-                return module, found, planned
+            scaling, planned = self.modules[module].scaling, group[0].scaling
+            if abs(scaling - planned) > 1e-9 * planned:
+                return module, scaling, planned
         return None
 
-    def holds_anchor(self, plan: Plan) -> bool:
-        """Whether the factors are those of the file, with the anchor inside: not while the residual form trains."""
+    def contains_anchor(self, plan: Plan) -> bool:
+        """Return whether the anchor is inside: not in what PEFT saves while the residual form trains."""
         return all(
             self.modules[module].rank == sum(planned.file_rank for planned in group)
             for module, group in plan.modules.items()
         )
 
-    def roles(self, plan: Plan) -> Iterator[ProjectionFactors]:
-        """The factors of every planned adapter, module by module."""
-        stacked = self.holds_anchor(plan)
+    def projection_factors(self, plan: Plan) -> Iterator[ProjectionFactors]:
+        """Read the factors of every planned adapter, module by module."""
+        stacked = self.contains_anchor(plan)
         for module, group in plan.modules.items():
-            filed = self.modules[module]
-            A, B = filed.factors()
-            eps = max(torch.finfo(stored.torch_dtype).eps for stored in (filed.A, filed.B))
-            first = 0
-            for planned in group:
-                last = first + (planned.file_rank if stacked else planned.rank)
-                columns = B[:, first:last]
-                own = select_rows(columns, planned.projection)
+            weights = self.modules[module]
+            A, B = weights.factors()
+            eps = max(torch.finfo(stored.torch_dtype).eps for stored in (weights.A, weights.B))
+            ranks = [planned.file_rank if stacked else planned.rank for planned in group]
+            for planned, rows, columns in zip(group, A.split(ranks, dim=0), B.split(ranks, dim=1), strict=True):
+                selected = select_rows(columns, planned.projection)
                 all_rows = planned.projection.fused and (
-                    plan.couple_roles or int(own.count_nonzero()) < int(columns.count_nonzero())
+                    plan.couple_roles or int(selected.count_nonzero()) < int(columns.count_nonzero())
                 )
-                reached = columns if all_rows else own
-                yield ProjectionFactors(
-                    planned, A[first:last], reached, stacked and planned.init.anchored, all_rows, eps
-                )
-                first = last
+                anchored = stacked and planned.init.anchored
+                yield ProjectionFactors(planned, rows, columns if all_rows else selected, anchored, all_rows, eps)
 
     def _matching_metadata(self) -> AdapterMetadata | None:
-        """The sidecar in the folder, or one above it that fits; another one above it is of another adapter."""
-        own = (self.folder / METADATA_NAME).is_file()
+        """Return the metadata in the folder, or in one above it if it fits: there it may be of another adapter."""
+        inside = (self.folder / METADATA_NAME).is_file()
         try:
-            sidecar = find_metadata(self.folder)
+            metadata = find_metadata(self.folder)
         except InputError:
-            if own:
+            if inside:
                 raise
             return None
-        reason = self.misfit(sidecar) if sidecar else None
-        if reason and own:
+        reason = self.mismatch_reason(metadata) if metadata else None
+        if reason and inside:
             raise InputError(f"{self.folder / METADATA_NAME} is of another adapter than {WEIGHTS_NAME}: {reason}")
-        return None if reason else sidecar
+        return None if reason else metadata
 
-    def misfit(self, sidecar: AdapterMetadata) -> str | None:
-        """What tells that a sidecar is of another adapter; None where nothing does."""
-        plan = Plan.from_dict(sidecar.plan)
+    def mismatch_reason(self, metadata: AdapterMetadata) -> str | None:
+        """Return what shows that metadata is of another adapter; None where nothing does."""
+        plan = metadata.parsed_plan
         planned = plan.modules
         if planned.keys() != self.modules.keys():
             odd = sorted(planned.keys() ^ self.modules.keys())
             return f"{odd[0]} is in one of them only"
-        exported = sidecar.exported is not None
         for module, group in planned.items():
-            out, in_ = group[0].projection.shape
-            found = self.modules[module]
-            if (found.B.shape[0], found.A.shape[1]) != (out, in_):
-                return f"{module} maps {(out, in_)} there, {(found.B.shape[0], found.A.shape[1])} here"
+            shape, weights = group[0].projection.shape, self.modules[module]
+            if (weights.B.shape[0], weights.A.shape[1]) != shape:
+                return f"{module} maps {shape} there, {(weights.B.shape[0], weights.A.shape[1])} here"
             ranks = [sum(p.file_rank for p in group)]
             if plan.form is Form.RESIDUAL:
                 ranks.append(sum(p.rank for p in group))
-            if not exported and found.rank not in ranks:
-                return f"{module} has rank {ranks[0]} there, {found.rank} here"
+            if metadata.exported is None and weights.rank not in ranks:
+                return f"{module} has rank {ranks[0]} there, {weights.rank} here"
         return None
 
 
-def _validate_floating(stored: StoredTensor) -> None:
-    if not stored.floating:
-        raise InputError(f"{stored}: adapters hold floating tensors")
-
-
-def _module(module: str, parts: Mapping[str, StoredTensor], config: Mapping[str, Any], folder: Path) -> LoraWeights:
+def _lora_weights(
+    module: str, parts: Mapping[str, StoredTensor], config: Mapping[str, Any], folder: Path
+) -> LoraWeights:
     where = f"{folder / WEIGHTS_NAME}: {module}"
     if "A" not in parts or "B" not in parts:
         raise InputError(f"{where} has no lora_{'A' if 'A' not in parts else 'B'}")
@@ -311,8 +295,8 @@ def _module(module: str, parts: Mapping[str, StoredTensor], config: Mapping[str,
     if magnitude is not None and magnitude.shape != B.shape[:1]:
         raise InputError(f"{where}: the magnitudes are {magnitude.shape}, the weight has {B.shape[0]} rows")
     file = folder / CONFIG_NAME
-    rank = by_pattern("rank_pattern", config, module, file)
-    alpha = by_pattern("alpha_pattern", config, module, file)
+    rank = pattern_value("rank_pattern", config, module, file)
+    alpha = pattern_value("alpha_pattern", config, module, file)
     if rank != A.shape[0]:
         raise InputError(f"{where} has rank {A.shape[0]}, {CONFIG_NAME} says {rank}")
     return LoraWeights(module, A, B, magnitude, alpha / (math.sqrt(rank) if config.get("use_rslora") else rank))

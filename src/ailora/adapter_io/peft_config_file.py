@@ -108,7 +108,7 @@ def validate_plain(config: Mapping[str, Any], folder: Path) -> None:
         raise InputError(f"{folder}: {odd[0]} is set: only plain LoRA, rsLoRA and DoRA are read here")
 
 
-def by_pattern(name: str, config: Mapping[str, Any], module: str, file: Path) -> float:
+def pattern_value(name: str, config: Mapping[str, Any], module: str, file: Path) -> float:
     """The rank or alpha of a module, by PEFT's rule: the first key that is its name, the end of it after a dot, or a
     regular expression for either; else what all others have.
 

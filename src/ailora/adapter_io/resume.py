@@ -1,11 +1,12 @@
-"""Continue the training of an adapter from its file, with the anchor that is inside."""
+"""Resume the training of a saved adapter, with the anchor that is inside its file."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from peft import PeftModel, set_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from ailora.adapter_io.adapter_checkpoint import AdapterCheckpoint, ProjectionFactors
@@ -13,154 +14,147 @@ from ailora.errors import AnchorMismatchError, InputError, ModelError
 from ailora.inits import Factors
 from ailora.lora.adapt import apply_plan
 from ailora.lora.initial_factors import InitialFactors
-from ailora.lora.inject import attach, get_base_model, prepare
+from ailora.lora.inject import get_base_model, inject, prepare
+from ailora.lora.packed_factor import PackedFactor
 from ailora.lora.residual import compute_residuals
 from ailora.plan.adapter_metadata import METADATA_NAME, AdapterMetadata
 from ailora.plan.adapter_plan import Form, Plan
 from ailora.safetensors_io import read_tensor
-from ailora.weights.base_weight import (
-    base_layer,
-    matches_fingerprint,
-    select_rows,
-    stored_weight,
-    tensors_by_name,
-    validate_loaded,
-)
-from ailora.weights.quantized import find_storage
-from ailora.weights.weight_source import model_source
+from ailora.weights.base_weight import BaseWeight, matches_fingerprint, select_rows, tensors_by_name
 
 
 def resume(
-    model: nn.Module, adapter: Path | str, *, adapter_name: str = "default", sidecar: Path | str | None = None
+    model: nn.Module, adapter: Path | str, *, adapter_name: str = "default", metadata: Path | str | None = None
 ) -> PeftModel:
-    """Put a filed adapter on its base model so that it trains on as it did: the anchor frozen, the differences trained.
+    """Put a saved adapter on its base model so that its training resumes: the anchor frozen, the differences trained.
 
-    Nothing is decomposed: the anchor is read from the file. Only an adapter in the residual form that was saved by
-    PEFT while it trained has none inside; its start is computed again.
+    Nothing is decomposed: the anchor is read from the file. Only an adapter in the residual form that PEFT saved while
+    it trained has none inside; its initial factors are computed again.
 
     Args:
         model: the base model that the adapter was made for.
         adapter: the folder of `ailora init`, of `save_adapter`, of a checkpoint of a Trainer, or of a run.
         adapter_name: PEFT's name for the adapter.
-        sidecar: the adapter's `ailora.json` or its folder, where neither `adapter` nor a folder above it has one.
+        metadata: the adapter's `ailora.json` or its folder, where neither `adapter` nor a folder above it has one.
+
+    Returns:
+        The adapted model.
 
     Raises:
         InputError: no adapter there, or nothing says how it was made.
         ModelError: the model is another base.
         AnchorMismatchError: all of the file was trained, by code that knows of no anchor.
     """
-    filed = AdapterCheckpoint.open(adapter)
-    known = filed.sidecar if sidecar is None else AdapterMetadata.read(_sidecar_file(sidecar))
-    if known is None:
-        raise InputError(
-            f"no {METADATA_NAME} in {filed.folder} or above it fits the adapter: give the folder that has it "
-            "(sidecar=...), or train on with PeftModel.from_pretrained(model, folder, is_trainable=True)"
-        )
-    if known.exported is not None:
-        raise InputError(
-            f"{filed.folder} is an export, without its anchor: resume from the adapter that was exported, or train on "
-            "with PeftModel.from_pretrained(model, folder, is_trainable=True)"
-        )
-    if reason := filed.misfit(known):
-        raise InputError(f"the {METADATA_NAME} is of another adapter than {filed.folder}: {reason}")
-    plan = Plan.from_dict(known.plan)
-    _validate_scalings(plan, filed)
-    _validate_saved(model, filed)
-    built = prepare(model, plan, adapter_name=adapter_name)
-    _validate_same_base(built, plan, known)
-    if not filed.holds_anchor(plan):
+    checkpoint = AdapterCheckpoint.open(adapter)
+    known = checkpoint.metadata if metadata is None else AdapterMetadata.read(_metadata_file(metadata))
+    plan = _validate_resumable(checkpoint, known)
+    assert known is not None
+    _validate_saved_modules(model, checkpoint)
+    weights = prepare(model, plan, adapter_name=adapter_name)
+    _validate_same_base(plan, weights, known)
+    state = {tensor.name: read_tensor(tensor) for tensor in checkpoint.tensors}
+    if not checkpoint.contains_anchor(plan):
         adapted = apply_plan(model, plan, adapter_name=adapter_name)
     else:
-        starts = [_start(role, plan, filed.folder) for role in filed.roles(plan)]
-        residual = plan.form is Form.RESIDUAL
-        residuals = compute_residuals(built, starts, model_source(built)) if residual else []
-        adapted = attach(model, plan, starts, adapter_name=adapter_name, sidecar=known, residuals=residuals)
-    set_peft_model_state_dict(adapted, _state(filed, plan), adapter_name=adapter_name)
+        factors = [_initial_factors(role, plan, checkpoint.folder) for role in checkpoint.projection_factors(plan)]
+        residuals = compute_residuals(weights, factors) if plan.form is Form.RESIDUAL else []
+        adapted = inject(model, plan, factors, adapter_name=adapter_name, metadata=known, residuals=residuals)
+        if plan.form is Form.RESIDUAL:
+            state |= _residual_factors(adapted, checkpoint, state, adapter_name)
+    set_peft_model_state_dict(adapted, state, adapter_name=adapter_name)
     return adapted
 
 
-def _start(role: ProjectionFactors, plan: Plan, folder: Path) -> InitialFactors:
-    if plan.form is Form.ANCHORED and role.trained_whole:
+def _validate_resumable(checkpoint: AdapterCheckpoint, metadata: AdapterMetadata | None) -> Plan:
+    """Refuse an adapter whose origin is unknown, or whose files contradict each other.
+
+    Returns:
+        The plan.
+
+    Raises:
+        InputError: which, and what to do instead.
+    """
+    stock = "train on with PeftModel.from_pretrained(model, folder, is_trainable=True)"
+    if metadata is None:
+        raise InputError(
+            f"no {METADATA_NAME} in {checkpoint.folder} or above it fits the adapter: give the folder that has it "
+            f"(metadata=...), or {stock}"
+        )
+    if metadata.exported is not None:
+        raise InputError(
+            f"{checkpoint.folder} is an export, without its anchor: resume from the adapter that was exported, or "
+            f"{stock}"
+        )
+    if reason := checkpoint.mismatch_reason(metadata):
+        raise InputError(f"the {METADATA_NAME} is of another adapter than {checkpoint.folder}: {reason}")
+    plan = metadata.parsed_plan
+    if mismatch := checkpoint.find_scaling_mismatch(plan):
+        module, scaling, planned = mismatch
+        raise InputError(
+            f"{checkpoint.folder}: its configuration scales {module} by {scaling:g}, its {METADATA_NAME} by "
+            f"{planned:g}: one of them is of another adapter, or was changed"
+        )
+    return plan
+
+
+def _initial_factors(role: ProjectionFactors, plan: Plan, folder: Path) -> InitialFactors:
+    if plan.form is Form.ANCHORED and role.anchor_was_trained:
         raise AnchorMismatchError(
             f"{role.planned.projection.name}: the anchor in {folder} has moved: all of the file was trained, by code "
             "that knows of no anchor. Train on with PeftModel.from_pretrained(model, folder, is_trainable=True)"
         )
     if not role.anchored:
         return InitialFactors(role.planned, Factors(role.A, role.B))
-    A, B = role.start
-    if role.all_rows:
+    A, B = role.anchor
+    if role.covers_all_rows:
         B = select_rows(B, role.planned.projection)
     return InitialFactors(role.planned, Factors(A.contiguous(), B.contiguous()))
 
 
-def _state(filed: AdapterCheckpoint, plan: Plan) -> dict[str, Tensor]:
-    """The tensors that are loaded. The residual form trains `A = A0 + dA` and `B` in place of the file's stacks."""
-    state = {tensor.name: read_tensor(tensor) for tensor in filed.tensors}
-    if plan.form is Form.RESIDUAL and filed.holds_anchor(plan):
-        parts: dict[str, list[ProjectionFactors]] = {}
-        for role in filed.roles(plan):
-            parts.setdefault(role.planned.projection.module, []).append(role)
-        for module, roles in parts.items():
-            where = filed.modules[module]
-            state[where.A.name], state[where.B.name] = _live(roles, where.B.shape[0], plan)
-    return state
+def _residual_factors(
+    model: PeftModel, checkpoint: AdapterCheckpoint, state: Mapping[str, Tensor], adapter_name: str
+) -> dict[str, Tensor]:
+    """Return the factors of a file as the residual form trains them, `A = A0 + dA` and `B`, by name in the file."""
+    factors = {}
+    for module, weights in checkpoint.modules.items():
+        layer = model.get_base_model().get_submodule(module)
+        assert isinstance(layer, LoraLayer)
+        for stored, side in ((weights.A, layer.lora_A), (weights.B, layer.lora_B)):
+            factor = side[adapter_name]
+            if isinstance(factor, PackedFactor):
+                factors[stored.name] = factor.from_file(state[stored.name])
+    return factors
 
 
-def _live(roles: list[ProjectionFactors], out: int, plan: Plan) -> tuple[Tensor, Tensor]:
-    As, Bs = [], []
-    for role in roles:
-        A, B = role.A, role.B
-        if role.anchored:
-            (anchor, delta), (_, B) = A.chunk(2, dim=0), B.chunk(2, dim=1)
-            A = anchor + delta
-        whole = B.new_zeros(out, B.shape[1])
-        rows = [range(start, stop) for start, stop in plan.trained_rows(role.planned.projection)]
-        whole[[row for part in rows for row in part]] = B
-        As.append(A)
-        Bs.append(whole)
-    return torch.cat(As, dim=0), torch.cat(Bs, dim=1)
-
-
-def _sidecar_file(path: Path | str) -> Path:
+def _metadata_file(path: Path | str) -> Path:
     if not isinstance(path, str | Path):
-        raise InputError(f"sidecar is the folder of an {METADATA_NAME}, not {path!r}")
+        raise InputError(f"metadata is the folder of an {METADATA_NAME}, not {path!r}")
     path = Path(path).expanduser()
     return path if path.is_file() else path / METADATA_NAME
 
 
-def _validate_scalings(plan: Plan, filed: AdapterCheckpoint) -> None:
-    """The configuration and the sidecar say the same."""
-    if odd := filed.misscaled(plan):
-        module, found, planned = odd
-        raise InputError(
-            f"{filed.folder}: its configuration scales {module} by {found:g}, its {METADATA_NAME} by {planned:g}: "
-            "one of them is of another adapter, or was changed"
-        )
-
-
-def _validate_saved(model: nn.Module, filed: AdapterCheckpoint) -> None:
-    """Modules that were trained whole have their place in the model."""
-    own = tensors_by_name(get_base_model(model))
-    for name, stored in filed.saved.items():
+def _validate_saved_modules(model: nn.Module, checkpoint: AdapterCheckpoint) -> None:
+    """Refuse modules that were trained whole and have no place in the model."""
+    base = get_base_model(model)
+    tensors = tensors_by_name(base)
+    for name, stored in checkpoint.saved.items():
         # Beside another adapter PEFT keeps the base's own below the module.
         module, _, parameter = name.rpartition(".")
-        place = own.get(name, own.get(f"{module}.original_module.{parameter}"))
+        place = tensors.get(name, tensors.get(f"{module}.original_module.{parameter}"))
         if place is None or tuple(place.shape) != stored.shape:
-            found = "has no such parameter" if place is None else f"has {tuple(place.shape)} there"
-            raise ModelError(f"{stored}: the {type(get_base_model(model)).__name__} {found}")
+            has = "has no such parameter" if place is None else f"has {tuple(place.shape)} there"
+            raise ModelError(f"{stored}: the {type(base).__name__} {has}")
 
 
-def _validate_same_base(base: nn.Module, plan: Plan, sidecar: AdapterMetadata) -> None:
-    """The weights that the adapter was made from, in whatever dtype they are loaded; quantized ones cannot tell."""
-    for module, group in plan.modules.items():
-        layer = base_layer(base, module)
-        expected = sidecar.fingerprints.get(module)
-        if find_storage(layer) is not None or expected is None:
+def _validate_same_base(plan: Plan, weights: Mapping[str, BaseWeight], metadata: AdapterMetadata) -> None:
+    """Refuse other weights than the adapter was made from, in any dtype; quantized ones cannot tell."""
+    for module, weight in weights.items():
+        expected = metadata.fingerprints.get(module)
+        if weight.storage is not None or expected is None:
             continue
-        validate_loaded(layer, module)
-        weight = stored_weight(layer)
-        if matches_fingerprint(weight, expected, group[0].projection.dtype) is False:
+        weight.validate_loaded()
+        if matches_fingerprint(weight.stored(), expected, plan.modules[module][0].projection.dtype) is False:
             raise ModelError(
-                f"{module}: the weight is not the one that the adapter was made from ({sidecar.base_model}): "
+                f"{module}: the weight is not the one that the adapter was made from ({metadata.base_model}): "
                 "load that base model; ailora verify says more"
             )

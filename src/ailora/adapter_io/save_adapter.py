@@ -1,41 +1,44 @@
-"""Adapter folders: the stock files, the same for every form, and our sidecar beside them."""
+"""Adapter folders: the stock files, the same for every form, and our metadata beside them."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
 from peft import PeftModel, get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from ailora.adapter_io.peft_config_file import WEIGHTS_NAME
 from ailora.errors import ModelError
+from ailora.inits import Factors
 from ailora.lora.adapt import get_plan
-from ailora.lora.fused_factor import FusedA, FusedB, FusedFactor, PlainFactor
+from ailora.lora.fused_factor import FusedFactor
+from ailora.lora.initial_factors import InitialFactors
 from ailora.lora.inject import get_metadata, validate_unmerged
 from ailora.lora.lora_config import lora_config
+from ailora.lora.packed_factor import PackedFactor
+from ailora.lora.plain_factor import ResidualFactor
+from ailora.lora.residual import restore_weights
 from ailora.plan.adapter_plan import Form, Plan
-from ailora.roles import Projection
-from ailora.roles.fused_layout import Rows
-from ailora.weights.base_weight import base_layer, read_weight, select_rows, weight_key, write_rows
+from ailora.roles import Role
+from ailora.weights.base_weight import resolve_weights, select_rows
 from ailora.weights.dtensor import any_dtensor, full_tensor
 
 
 def save_adapter(model: PeftModel, folder: Path | str, *, adapter_name: str = "default") -> Path:
     """Write an adapter of ours as a stock PEFT adapter for the untouched base, with its `ailora.json`.
 
-    The anchored and the stock form are written by `save_pretrained`. An adapter in the residual form is converted:
-    with `dA = A - A0`, `dB = B - B0`, its update is `[dB, B] [A0; dA]` as in the other forms. Of a model that FSDP2
-    has sharded, all processes call this; the first one writes.
+    The anchored and the stock form are written by `save_pretrained`. An adapter in the residual form is converted: its
+    update is `[dB, B] [A0; dA]` with `dA = A - A0`, `dB = B - B0`, as in the other forms. Of a model that FSDP2 has
+    sharded, all processes call this; the first one writes.
 
     Args:
-        model: a model that `adapt` or `apply_plan` made.
-        folder: where the files go; made if needed.
-        adapter_name: which adapter.
+        model: a model that `adapt` or `apply_plan` returned.
+        folder: where the files go; created if needed.
+        adapter_name: PEFT's name for the adapter.
 
     Returns:
         The folder that holds the files: PEFT puts an adapter that is not named `default` in a subfolder.
@@ -43,68 +46,53 @@ def save_adapter(model: PeftModel, folder: Path | str, *, adapter_name: str = "d
     Raises:
         ModelError: the model has no such adapter of ours, or its layers were renamed so that PEFT does not find it.
     """
-    plan, sidecar = get_plan(model, adapter_name), get_metadata(model, adapter_name)
+    plan, metadata = get_plan(model, adapter_name), get_metadata(model, adapter_name)
     folder = Path(folder)
     target = folder if adapter_name == "default" else folder / adapter_name
     sharded = any_dtensor(model.parameters())
-    state = _whole_state_dict(model, adapter_name) if sharded else None
-    stacked = _stacked_state_dict(model, plan, adapter_name) if plan.form is Form.RESIDUAL else None
+    state = _gather_state_dict(model, adapter_name) if sharded else None
+    file_state = _file_state_dict(model, plan, adapter_name) if plan.form is Form.RESIDUAL else None
     if not sharded or dist.get_rank() == 0:
         model.save_pretrained(str(folder), selected_adapters=[adapter_name], state_dict=state)
-        if stacked is not None:
+        if file_state is not None:
             config = lora_config(plan, model.get_base_model())
             config.base_model_name_or_path = model.peft_config[adapter_name].base_model_name_or_path
             config.inference_mode = True
             config.save_pretrained(str(target))
-            save_file(stacked, target / WEIGHTS_NAME, metadata={"format": "pt"})
-        sidecar.write(target)
+            save_file(file_state, target / WEIGHTS_NAME, metadata={"format": "pt"})
+        metadata.write(target)
     if sharded:
         dist.barrier()
     return target
 
 
 def restore_base(model: PeftModel, *, adapter_name: str = "default") -> nn.Module:
-    """Unload an adapter in the residual form and give its part back to the base: `W = W_res + s B0 A0`.
+    """Unload an adapter and, in the residual form, give its part back to the base: `W = W_res + s B0 A0`.
 
     Equal to the original to rounding. In the other forms the base never changed, and this is `unload()`.
 
+    Args:
+        model: a model that `adapt` or `apply_plan` returned.
+        adapter_name: PEFT's name for the adapter.
+
+    Returns:
+        The base model.
+
     Raises:
-        ModelError: the model has no such adapter of ours, it is merged, spread over processes, or quantized, which
-            rounding has changed for good.
+        ModelError: the model has no such adapter of ours, it is merged, or sharded over processes.
     """
     plan = get_plan(model, adapter_name)
     base = model.get_base_model()
-    if plan.form is not Form.RESIDUAL:
-        return model.unload()
-    validate_unmerged(base)
-    if any_dtensor(base.parameters()):
-        raise ModelError("the base is spread over processes, and its weights cannot be overwritten: load it again")
-    if get_metadata(model, adapter_name).quantization_errors:
-        raise ModelError("the residual was quantized, so that the base cannot be restored from it: load the base again")
-    restored: set[tuple[int, Rows]] = set()
-    with torch.no_grad():
-        for planned in plan.adapters:
-            projection = planned.projection
-            layer: Any = base.get_submodule(projection.module)
-            A, B = (_anchor(_part(half[adapter_name], projection)) for half in (layer.lora_A, layer.lora_B))
-            inner = base_layer(base, projection.module)
-            weight = read_weight(inner, projection.module)
-            # Tied layers share one weight, from which one part was subtracted.
-            key = (weight_key(inner), projection.rows)
-            if A is not None and B is not None and key not in restored:
-                restored.add(key)
-                rows = select_rows(weight, projection)
-                part = (
-                    select_rows(planned.scaling * (B @ A), projection)
-                    if plan.couple_roles
-                    else planned.scaling * (B @ A)
-                )
-                write_rows(weight, projection, (rows.to(A.dtype) + part).to(rows.dtype))
+    if plan.form is Form.RESIDUAL:
+        validate_unmerged(base)
+        if any_dtensor(base.parameters()):
+            raise ModelError("the base is spread over processes, and its weights cannot be overwritten: load it again")
+        restore_weights(resolve_weights(base, plan.modules), _read_anchors(base, plan, adapter_name))
     return model.unload()
 
 
-def _whole_state_dict(model: PeftModel, adapter_name: str) -> dict[str, torch.Tensor]:
-    """The entries of a sharded model's state dict that the file of an adapter takes, gathered."""
+def _gather_state_dict(model: PeftModel, adapter_name: str) -> dict[str, torch.Tensor]:
+    """Gather the entries of a sharded model's state dict that the file of an adapter takes."""
     state = model.state_dict()
     names = [*state]
     # PEFT says which ones, under other names: it is given their numbers instead of them.
@@ -120,44 +108,34 @@ def _whole_state_dict(model: PeftModel, adapter_name: str) -> dict[str, torch.Te
     return {name: full_tensor(state[name]) for name in taken}
 
 
-def _stacked_state_dict(model: PeftModel, plan: Plan, adapter_name: str) -> dict[str, torch.Tensor]:
-    """The state dict of a residual-form adapter, its factors replaced by those of the file."""
+def _file_state_dict(model: PeftModel, plan: Plan, adapter_name: str) -> dict[str, Tensor]:
+    """Return the state dict of a residual-form adapter with the factors of the file."""
     state = get_peft_model_state_dict(model, adapter_name=adapter_name)
     names = {layer: name for name, layer in model.named_modules() if isinstance(layer, LoraLayer)}
-    for module, group in plan.modules.items():
-        layer: Any = model.get_base_model().get_submodule(module)
-        parts_A, parts_B = {}, {}
-        for planned in group:
-            A, B = (_part(half[adapter_name], planned.projection) for half in (layer.lora_A, layer.lora_B))
-            parts_A[planned.projection.role] = PlainFactor(_filed_A(A))
-            parts_B[planned.projection.role] = PlainFactor(_filed_B(B))
-        rows = {planned.projection.role: plan.trained_rows(planned.projection) for planned in group}
-        state[f"{names[layer]}.lora_A.weight"] = FusedA(parts_A).stack().detach()
-        state[f"{names[layer]}.lora_B.weight"] = FusedB(parts_B, rows, group[0].projection.shape[0]).stack().detach()
+    for module in plan.modules:
+        layer = model.get_base_model().get_submodule(module)
+        assert isinstance(layer, LoraLayer)
+        for key, factors in (("lora_A", layer.lora_A), ("lora_B", layer.lora_B)):
+            factor = factors[adapter_name]
+            if isinstance(factor, PackedFactor):
+                state[f"{names[layer]}.{key}.weight"] = factor.to_file()
     return {key: full_tensor(value).contiguous() for key, value in state.items()}
 
 
-def _part(factor: nn.Module, projection: Projection) -> nn.Module:
-    """The factor of one role of a fused projection; the factor itself where there is one role only."""
-    return factor.parts[projection.role.value] if isinstance(factor, FusedFactor) else factor
+def _read_anchors(base: nn.Module, plan: Plan, adapter_name: str) -> list[InitialFactors]:
+    """Return the initial factors of a residual-form adapter, from the anchors beside its factors."""
+    anchors = []
+    for planned in plan.adapters:
+        projection = planned.projection
+        layer = base.get_submodule(projection.module)
+        assert isinstance(layer, LoraLayer)
+        A, B = (_role_factor(factors[adapter_name], projection.role) for factors in (layer.lora_A, layer.lora_B))
+        if isinstance(A, ResidualFactor) and isinstance(B, ResidualFactor):
+            B0 = select_rows(B.anchor, projection) if plan.couple_roles else B.anchor
+            anchors.append(InitialFactors(planned, Factors(A.anchor, B0)))
+    return anchors
 
 
-def _anchor(factor: nn.Module) -> torch.Tensor | None:
-    """The start that was subtracted from the weight; None where nothing was (plain LoRA)."""
-    return getattr(factor, "anchor", None)
-
-
-def _weight(factor: nn.Module) -> torch.Tensor:
-    weight = factor.stack() if isinstance(factor, PlainFactor) else factor.weight
-    assert isinstance(weight, torch.Tensor)
-    return full_tensor(weight.detach())
-
-
-def _filed_A(factor: nn.Module) -> torch.Tensor:
-    A, anchor = _weight(factor), _anchor(factor)
-    return A if anchor is None else torch.cat([anchor, A - anchor], dim=0)
-
-
-def _filed_B(factor: nn.Module) -> torch.Tensor:
-    B, anchor = _weight(factor), _anchor(factor)
-    return B if anchor is None else torch.cat([B - anchor, B], dim=1)
+def _role_factor(factor: nn.Module, role: Role) -> nn.Module:
+    """Return the factor of one role of a fused projection; the factor itself where there is one role only."""
+    return factor.parts[role.value] if isinstance(factor, FusedFactor) else factor

@@ -85,7 +85,7 @@ def measured(role: ProjectionFactors) -> Measured:
     update = float(torch.tensor(values, dtype=torch.float64).norm())
     if not role.anchored:
         return Measured(update, None, None, None, tuple(values))
-    (A0, B0), (dA, dB) = role.start, role.deltas
+    (A0, B0), (dA, dB) = role.anchor, role.deltas
     return Measured(update, scaling * size(B0, A0), _share(dA, A0), _share(dB, B0), tuple(values))
 
 

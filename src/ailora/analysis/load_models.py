@@ -135,7 +135,7 @@ def _adapter(filed: AdapterCheckpoint, name: str, base: Base, base_path: str) ->
     adapted = Adapted(name, base, filed, modules)
     if others := len(filed.modules) - len(modules):
         adapted.notes.append(f"{name} adapts {others} more modules, of other roles")
-    if filed.sidecar is None:
+    if filed.metadata is None:
         adapted.notes.append(f"{name} does not say which weights it was made from: it is taken to be of this base")
     return adapted
 

@@ -178,7 +178,7 @@ class Adapted:
         if plan is None or self.filed.exported:
             return None
         own = self._modules[projection.module].module
-        roles = self.filed.roles(replace(plan, adapters=plan.modules[own]))
+        roles = self.filed.projection_factors(replace(plan, adapters=plan.modules[own]))
         return next((r for r in roles if r.planned.projection.role is projection.role and r.anchored), None)
 
     def validate_made_for(self, module: str, weight: Tensor) -> None:

@@ -100,9 +100,9 @@ def export(
         error = lost / whole if whole > 0 else 0.0
         if not done:
             write_tensors(output.folder / WEIGHTS_NAME, factors.planned(), factors.tensor)
-            if source.sidecar:
+            if source.metadata:
                 exported = Exported(rank=target, dtype=str(made).removeprefix("torch."), error=error)
-                source.sidecar.model_copy(update={"exported": exported}).write(output.folder)
+                source.metadata.model_copy(update={"exported": exported}).write(output.folder)
             write_text(output.folder / CONFIG_NAME, _config(source, target, scaling))
             output.finish()
     name = str(made).removeprefix("torch.")
@@ -111,7 +111,7 @@ def export(
 
 def _files(source: AdapterCheckpoint) -> list[Path]:
     """List the files of an adapter that an export reads."""
-    metadata = find_metadata_file(source.folder) if source.sidecar else None
+    metadata = find_metadata_file(source.folder) if source.metadata else None
     return [source.folder / WEIGHTS_NAME, source.folder / CONFIG_NAME, *([metadata] if metadata else [])]
 
 

@@ -165,7 +165,7 @@ def _write(work: Initialization, output: Output, made: list[Job]) -> dict[str, i
     floored = {name: n for h in headers.values() for name, n in json.loads(h.metadata["floored"]).items()}
     heads = head_tensors(work.base, work.plan.options, work.checkpoint, work.seed)
     _write_weights(output.folder / WEIGHTS_NAME, headers, heads)
-    sidecar = AdapterMetadata.of(
+    sidecar = AdapterMetadata.from_plan(
         work.plan,
         {module: header.metadata["fingerprint"] for module, header in headers.items()},
         floored=floored,

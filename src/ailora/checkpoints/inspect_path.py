@@ -77,7 +77,7 @@ def inspect(path: str) -> dict[str, Any]:
 
 def _adapter(filed: AdapterCheckpoint) -> dict[str, Any]:
     plan = filed.plan
-    sidecar = filed.sidecar
+    sidecar = filed.metadata
     lines = _lines_of_plan(filed, plan) if plan and not filed.exported else _lines_of_files(filed)
     return {
         "folder": str(filed.folder),
@@ -86,8 +86,8 @@ def _adapter(filed: AdapterCheckpoint) -> dict[str, Any]:
         "policy": plan.policy.name if plan else None,
         "form": plan.form.value if plan else None,
         "exported": sidecar.exported.model_dump() if sidecar and sidecar.exported else None,
-        "on_residual_weights": filed.on_residual,
-        "anchor_inside": bool(plan and not filed.exported and filed.holds_anchor(plan)),
+        "on_residual_weights": filed.targets_residual_base,
+        "anchor_inside": bool(plan and not filed.exported and filed.contains_anchor(plan)),
         "trained_whole": _trained_whole(filed, plan),
         "saved_modules": sorted(filed.saved),
         "max_lora_rank": max(module.rank for module in filed.modules.values()),
@@ -99,15 +99,15 @@ def _adapter(filed: AdapterCheckpoint) -> dict[str, Any]:
 def _trained_whole(filed: AdapterCheckpoint, plan: Plan | None) -> bool | None:
     if plan is None or plan.form.value != "anchored" or filed.exported:
         return None
-    return any(role.trained_whole for role in filed.roles(plan))
+    return any(role.anchor_was_trained for role in filed.projection_factors(plan))
 
 
 def _lines_of_plan(filed: AdapterCheckpoint, plan: Plan) -> Iterator[Line]:
     groups: dict[tuple[str, str], list[tuple[Measured, int, float]]] = {}
-    roles = filed.roles(plan)
+    roles = filed.projection_factors(plan)
     for role in tqdm(roles, "measuring", len(plan.adapters), unit="matrix", leave=False, disable=None):
         planned = role.planned
-        key = (planned.projection.role.value, ", ".join(planned.init.describe().values()))
+        key = (planned.projection.role.value, ", ".join(planned.init.to_dict().values()))
         groups.setdefault(key, []).append((measured(role), role.A.shape[0], planned.scaling))
     for (role, start), found in groups.items():
         yield _line(role, start, found)

@@ -147,14 +147,14 @@ def validate_base(filed: AdapterCheckpoint, module: str, weight: Tensor) -> None
         ModelError: it is another weight.
         InputError: the adapter belongs on residual weights, and this is the untouched one.
     """
-    sidecar, plan = filed.sidecar, filed.plan
+    sidecar, plan = filed.metadata, filed.plan
     if sidecar is None or plan is None or module not in sidecar.fingerprints:
         return
     planned = plan.modules[module][0].projection
     same = matches_fingerprint(weight, sidecar.fingerprints[module], planned.dtype)
     if same:
         filed.validate_untouched_base()
-    if same is False and not filed.on_residual:
+    if same is False and not filed.targets_residual_base:
         raise ModelError(
             f"{module}: the weight is not the one that {filed.folder} was made from ({sidecar.base_model}); "
             "`ailora verify` says more"

@@ -83,7 +83,7 @@ def verify(adapter: Path | str, base: str) -> Verdict:
         InputError, ModelError: either cannot be read, or nothing says how the adapter was made.
     """
     filed = AdapterCheckpoint.open(adapter)
-    if filed.sidecar is None or filed.plan is None:
+    if filed.metadata is None or filed.plan is None:
         raise InputError(f"no ailora.json in {filed.folder} or above it fits the adapter: nothing says how it was made")
     checks = [_finite(filed), _scalings(filed, filed.plan)]
     try:
@@ -91,7 +91,7 @@ def verify(adapter: Path | str, base: str) -> Verdict:
     except ModelError as error:
         checks.append(Check("base weights", False, f"another model: {error}"))
         return Verdict(str(filed.folder), base, tuple(checks))
-    checks.append(_base(weights, filed, filed.plan, filed.sidecar))
+    checks.append(_base(weights, filed, filed.plan, filed.metadata))
     if checks[0].passed:
         checks += _anchors(weights, filed, filed.plan)
     return Verdict(str(filed.folder), base, tuple(checks))
@@ -141,9 +141,9 @@ def _finite(filed: AdapterCheckpoint) -> Check:
 
 
 def _scalings(filed: AdapterCheckpoint, plan: Plan) -> Check:
-    if filed.sidecar and filed.sidecar.exported:
-        return Check("ranks and scalings", None, f"an export of rank {filed.sidecar.exported.rank}")
-    if odd := filed.misscaled(plan):
+    if filed.metadata and filed.metadata.exported:
+        return Check("ranks and scalings", None, f"an export of rank {filed.metadata.exported.rank}")
+    if odd := filed.find_scaling_mismatch(plan):
         module, found, planned = odd
         return Check("ranks and scalings", False, f"{module} is scaled by {found:g}, its plan says {planned:g}")
     ranks = sorted({found.rank for found in filed.modules.values()})
@@ -158,7 +158,7 @@ def _base(weights: _Weights, filed: AdapterCheckpoint, plan: Plan, sidecar: Adap
         expected = sidecar.fingerprints.get(module)
         raw = read_tensor(weights.stored(module))
         same = None if expected is None else matches_fingerprint(raw, expected, group[0].projection.dtype)
-        if filed.on_residual:
+        if filed.targets_residual_base:
             if same:
                 return Check(name, False, f"{module} is untouched: the adapter belongs on residual weights")
             return Check(name, None, "residual weights have no fingerprint")
@@ -175,12 +175,12 @@ def _anchors(weights: _Weights, filed: AdapterCheckpoint, plan: Plan) -> Iterato
     if filed.exported:
         yield Check("anchor", None, "an export has none")
         return
-    if filed.on_residual:
+    if filed.targets_residual_base:
         yield Check("anchor", None, "the residual form keeps it apart while it trains")
         return
     worst, failed, moved, count = 0.0, "", False, 0
     total = len(plan.adapters)
-    for role in tqdm(filed.roles(plan), "verifying", total, unit="matrix", leave=False, disable=None):
+    for role in tqdm(filed.projection_factors(plan), "verifying", total, unit="matrix", leave=False, disable=None):
         planned = role.planned
         if planned.init.anchored:
             count += 1
@@ -208,8 +208,8 @@ def _anchor_error(role: ProjectionFactors, weight: Tensor) -> float:
     planned = role.planned
     assert isinstance(planned.init, Spectral)
     rows = select_rows(weight, planned.projection).float()
-    A, B = role.start
-    if role.all_rows:
+    A, B = role.anchor
+    if role.covers_all_rows:
         B = select_rows(B, planned.projection)
     fresh = planned.init.factors(rows, planned.rank, scaling=planned.scaling, generator=torch.Generator())
     allowed = _SAME_START + 8 * role.eps

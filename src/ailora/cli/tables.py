@@ -75,7 +75,7 @@ def plan_table(plan: Plan) -> Table:
     """What the adapted projections get, equal ones of repeated layers folded into one line, and the totals."""
 
     def row(a: PlannedAdapter) -> tuple[str, ...]:
-        start = ", ".join(a.init.describe().values())
+        start = ", ".join(a.init.to_dict().values())
         numbers = (str(a.rank), f"{a.alpha:g}", f"{a.scaling:g}", f"{a.trainable:,}")
         return (
             collapse_layer_index(a.projection.module),

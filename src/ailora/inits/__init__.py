@@ -1,7 +1,10 @@
-"""How one projection's adapter starts, and which init each role gets."""
+"""Inits: how the factors of one projection start, and policies: which init each role gets."""
 
-from ailora.inits.init import Factors, Init, Kaiming, Size, Spectral, parse_init
-from ailora.inits.policy import PRESETS, Policy, parse_policy
+from ailora.inits.init import Factors, Init
+from ailora.inits.init_spec import parse_init
+from ailora.inits.kaiming import Kaiming
+from ailora.inits.policy import PRESETS, Policy, PolicySpec, parse_policy
+from ailora.inits.spectral import Size, Spectral
 
 __all__ = [
     "PRESETS",
@@ -9,6 +12,7 @@ __all__ = [
     "Init",
     "Kaiming",
     "Policy",
+    "PolicySpec",
     "Size",
     "Spectral",
     "parse_init",

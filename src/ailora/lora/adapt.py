@@ -2,54 +2,100 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from peft import PeftModel
 from torch import nn
 
-from ailora.inits import Policy
+from ailora.inits import PolicySpec
 from ailora.lora.initial_factors import InitialFactors, compute_initial_factors
-from ailora.lora.inject import attach, get_base_model, get_metadata, prepare, validate_free_name
+from ailora.lora.inject import get_base_model, get_metadata, inject, prepare, validate_adapter_name
 from ailora.lora.rank_broadcast import as_first_rank
-from ailora.lora.residual import Residual, compute_residuals
+from ailora.lora.residual import compute_residuals
 from ailora.plan.adapter_metadata import AdapterMetadata
 from ailora.plan.adapter_plan import Form, Plan
-from ailora.plan.make_plan import make_plan
-from ailora.weights.base_weight import base_layer, fingerprint
-from ailora.weights.weight_source import checkpoint_source, model_source
+from ailora.plan.make_plan import PerModule, make_plan
+from ailora.roles import Role
+from ailora.weights.base_weight import BaseWeight
+from ailora.weights.weight_source import WeightSource, open_checkpoint_source
 
 
 def adapt(
     model: nn.Module,
-    policy: Policy | str | Mapping[str, Any] = "ailora",
+    policy: PolicySpec = "ailora",
     *,
+    rank: PerModule = 8,
+    alpha: PerModule | None = None,
+    roles: Sequence[Role | str] | None = None,
+    role_names: Mapping[str, Role | str] | None = None,
+    modules: str | None = None,
+    form: Form | str = Form.ANCHORED,
+    dropout: float = 0.0,
+    rslora: bool = False,
+    dora: bool = False,
+    modules_to_save: Iterable[str] | None = None,
+    task_type: str | None = None,
+    couple_roles: bool = False,
     adapter_name: str = "default",
     weights_from: Path | str | None = None,
-    **plan_options: Any,
 ) -> PeftModel:
     """Adapt a pretrained model: `make_plan` and `apply_plan` in one call.
 
-    The result is an ordinary `peft.PeftModel`; `print(ailora.get_plan(model))` says how many projections of each role
+    The result is an ordinary `peft.PeftModel`; `print(ailora.get_plan(model))` shows how many projections of each role
     it adapts, and so does the logger `ailora`. At the start its outputs equal the base model's bit for bit, the base
-    weights are untouched, and every `save_pretrained` writes a stock PEFT adapter for the base model. Not so with
-    `form="residual"`, which changes the base (`save_adapter` converts it), nor with `dora` in half precision.
+    weights are untouched, and every `save_pretrained` writes a stock PEFT adapter for the base model. Exceptions are
+    `form="residual"`, which changes the base (`save_adapter` converts it), and `dora` in half precision.
 
     Args:
         model: the base model, or a `PeftModel` that gets one more adapter.
         policy: a preset (`ailora`, `reversed`, `pissa`, `milora`, `lora`), `{role: init}`, or a `Policy`.
+        rank: the rank r, or `{role or regex: rank}`; the first key that matches a module counts.
+        alpha: likewise; None means alpha = rank, so that s = 1 (rsLoRA: s = sqrt(r)).
+        roles: the roles that are adapted; None: those that the policy names, else query and value.
+        role_names: `{regex: role}` for modules that no rule knows.
+        modules: regular expression; only modules whose name it matches are adapted.
+        form: `anchored`, `stock` or `residual`.
+        dropout: probability in [0, 1).
+        rslora: scaling alpha / sqrt(r) instead of alpha / r.
+        dora: train magnitudes too; not in the residual form.
+        modules_to_save: names of modules that are trained whole; None: the task type's usual heads.
+        task_type: PEFT's name (`SEQ_CLS`, `CAUSAL_LM`, ...); None: from the model's class.
+        couple_roles: let the adapter of a fused weight train all its rows, instead of each role its own.
         adapter_name: PEFT's name for the adapter.
-        weights_from: as `apply_plan`.
-        **plan_options: as `make_plan`: rank, alpha, roles, role_names, modules, form, dropout, rslora, dora,
-            modules_to_save, task_type, couple_roles.
+        weights_from: see `apply_plan`.
+
+    Returns:
+        The adapted model.
 
     Raises:
-        InputError, ModelError: as `make_plan` and `apply_plan`; the model is then as it was.
+        InputError, ModelError: see `make_plan` and `apply_plan`; the model is then as it was.
+
+    Example:
+        >>> from transformers import BertConfig, BertModel
+        >>> model = BertModel(BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2))
+        >>> adapted = adapt(model, "ailora", rank=4)
+        >>> print(get_plan(adapted))
+        ailora, anchored form: 1 query (principal, singular); 1 value (minor, singular); 512 trainable numbers
     """
-    validate_free_name(model, adapter_name)
-    plan = make_plan(get_base_model(model), policy, **plan_options)
+    validate_adapter_name(model, adapter_name)
+    plan = make_plan(
+        get_base_model(model),
+        policy,
+        rank=rank,
+        alpha=alpha,
+        roles=roles,
+        role_names=role_names,
+        modules=modules,
+        form=form,
+        dropout=dropout,
+        rslora=rslora,
+        dora=dora,
+        modules_to_save=modules_to_save,
+        task_type=task_type,
+        couple_roles=couple_roles,
+    )
     return apply_plan(model, plan, adapter_name=adapter_name, weights_from=weights_from)
 
 
@@ -58,8 +104,8 @@ def apply_plan(
 ) -> PeftModel:
     """Give every planned projection its adapter.
 
-    Nothing is half done: if anything fails, the model is as it was. The global random state is as before. Where
-    torch.distributed runs several ranks, all of them call this, and have the start that the first one computes.
+    If anything fails, the model is as it was. The global random state does not change. Where torch.distributed runs
+    several ranks, all of them call this, and get the initial factors that the first one computes.
 
     Args:
         model: the base model that the plan was made for, or a `PeftModel` of it that gets one more adapter.
@@ -68,48 +114,58 @@ def apply_plan(
         weights_from: folder of safetensors files, or one such file, whose weights are decomposed in place of the
             model's: the unquantized checkpoint of a quantized model.
 
+    Returns:
+        The adapted model.
+
     Raises:
         ModelError: the name is taken, a planned module is missing or has another shape, a weight has no decomposition.
         InputError: the adapter name cannot be used.
     """
-    built = prepare(model, plan, adapter_name=adapter_name)
+    weights = prepare(model, plan, adapter_name=adapter_name)
+    base = get_base_model(model)
     generator = torch.Generator()
     generator.set_state(torch.get_rng_state())
-    source = model_source(built)
+    source: WeightSource = BaseWeight.read
     if weights_from is not None:
-        layers = {module: base_layer(built, module) for module in plan.modules}
-        source = checkpoint_source(get_base_model(model), weights_from, layers)
-    from_checkpoint = weights_from is not None
-    starts = as_first_rank(
-        lambda: compute_initial_factors(built, plan, generator, source, from_checkpoint=from_checkpoint)
+        source = open_checkpoint_source(base, weights_from, weights)
+    factors = as_first_rank(lambda: compute_initial_factors(plan, weights, source, generator))
+    residuals = compute_residuals(weights, factors) if plan.form is Form.RESIDUAL else []
+    metadata = as_first_rank(
+        lambda: _build_metadata(
+            plan, weights, factors, base_model=getattr(base, "name_or_path", None), weights_from=weights_from
+        )
     )
-    residuals = compute_residuals(built, starts, source) if plan.form is Form.RESIDUAL else []
-    sidecar = as_first_rank(lambda: _sidecar(built, plan, starts, residuals=residuals, weights_from=weights_from))
-    return attach(model, plan, starts, adapter_name=adapter_name, sidecar=sidecar, residuals=residuals)
-
-
-def _sidecar(
-    base: nn.Module,
-    plan: Plan,
-    starts: list[InitialFactors],
-    *,
-    residuals: list[Residual],
-    weights_from: Path | str | None,
-) -> AdapterMetadata:
-    return AdapterMetadata.of(
-        plan,
-        {module: fingerprint(base_layer(base, module), module) for module in plan.modules},
-        floored={s.planned.projection.name: int(s.factors.floored) for s in starts if s.factors.floored},
-        base_model=getattr(base, "name_or_path", None) or None,
-        weights_from=None if weights_from is None else str(weights_from),
-        quantization_errors={module: made.errors for made in residuals if made.errors for module in made.modules},
-    )
+    return inject(model, plan, factors, adapter_name=adapter_name, metadata=metadata, residuals=residuals)
 
 
 def get_plan(model: nn.Module, adapter_name: str = "default") -> Plan:
-    """The plan behind an adapter that this process put on a model.
+    """Return the plan of an adapter that this process put on a model.
+
+    Args:
+        model: a model that `adapt`, `apply_plan` or `resume` returned.
+        adapter_name: PEFT's name for the adapter.
+
+    Returns:
+        The plan.
 
     Raises:
         ModelError: the model has no such adapter of ours.
     """
-    return Plan.from_dict(get_metadata(model, adapter_name).plan)
+    return get_metadata(model, adapter_name).parsed_plan
+
+
+def _build_metadata(
+    plan: Plan,
+    weights: Mapping[str, BaseWeight],
+    factors: Sequence[InitialFactors],
+    *,
+    base_model: str | None,
+    weights_from: Path | str | None,
+) -> AdapterMetadata:
+    return AdapterMetadata.from_plan(
+        plan,
+        {module: weight.fingerprint() for module, weight in weights.items()},
+        floored={f.planned.projection.name: int(f.factors.floored) for f in factors if f.factors.floored},
+        base_model=base_model or None,
+        weights_from=None if weights_from is None else str(weights_from),
+    )

@@ -6,39 +6,18 @@ block is zero outside the rows of its role. So it trains as the same model with 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from abc import abstractmethod
+from collections.abc import Iterable, Mapping
 from itertools import chain
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from ailora.errors import AnchorMismatchError
 from ailora.lora.packed_factor import PackedFactor
 from ailora.roles import Role
-from ailora.weights.dtensor import distribute_like, full_tensor, validate_unsharded
-
-
-class PlainFactor(PackedFactor):
-    """A factor that trains whole, as that of plain LoRA does."""
-
-    def __init__(self, weight: Tensor) -> None:
-        super().__init__()
-        self._shape = (weight.shape[0], weight.shape[1])
-        self.value = nn.Parameter(weight.contiguous().clone())
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return self._shape
-
-    def stack(self) -> Tensor:
-        return validate_unsharded(full_tensor(self.value), self._shape)
-
-    def unpack(self, weight: Tensor) -> dict[str, Tensor]:
-        return {"value": distribute_like(weight.contiguous(), self.value)}
-
-    def validate_same_anchor(self, weight: Tensor, name: str) -> None:
-        self.validate_shape(weight, name)
+from ailora.roles.fused_layout import Rows
 
 
 class FusedFactor(PackedFactor):
@@ -55,9 +34,36 @@ class FusedFactor(PackedFactor):
         """The factors of the roles."""
         return {role: getattr(self, role) for role in self._roles}
 
-    def split(self, weight: Tensor) -> dict[str, Tensor]:
-        """The factors of the roles inside a whole factor."""
-        raise NotImplementedError
+    @abstractmethod
+    def join(self, parts: Iterable[Tensor]) -> Tensor:
+        """Join the factors of the roles, in the order of `parts`."""
+
+    @abstractmethod
+    def split(self, weight: Tensor, shapes: Mapping[str, tuple[int, int]] | None = None) -> dict[str, Tensor]:
+        """Split a whole factor into those of the roles.
+
+        Args:
+            weight: what `join` made.
+            shapes: the shape of each part; None: those of `parts`.
+        """
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self._joined_shape([part.shape for part in self.parts.values()])
+
+    @property
+    def file_shape(self) -> tuple[int, int]:
+        return self._joined_shape([part.file_shape for part in self.parts.values()])
+
+    def stack(self) -> Tensor:
+        return self.join(part.stack() for part in self.parts.values())
+
+    def to_file(self) -> Tensor:
+        return self.join(part.to_file() for part in self.parts.values())
+
+    def from_file(self, weight: Tensor) -> Tensor:
+        split = self.split(weight, {role: part.file_shape for role, part in self.parts.items()})
+        return self.join(part.from_file(split[role]) for role, part in self.parts.items())
 
     def unpack(self, weight: Tensor) -> dict[str, Tensor]:
         # The parts unpack their own key when their turn to load comes.
@@ -68,21 +74,28 @@ class FusedFactor(PackedFactor):
         for role, part in self.split(weight).items():
             self.parts[role].validate_same_anchor(part, f"{name}[{role}]")
 
+    @abstractmethod
+    def _joined_shape(self, shapes: list[tuple[int, int]]) -> tuple[int, int]:
+        """Return the shape of parts of these shapes, joined."""
+
+    def _shapes(self, shapes: Mapping[str, tuple[int, int]] | None) -> list[tuple[int, int]]:
+        return [shapes[role] if shapes else part.shape for role, part in self.parts.items()]
+
 
 class FusedA(FusedFactor):
     """`lora_A` of a fused projection: the roles' factors, one above the other."""
 
-    @property
-    def shape(self) -> tuple[int, int]:
-        shapes = [part.shape for part in self.parts.values()]
-        return sum(rows for rows, _ in shapes), shapes[0][1]
+    def join(self, parts: Iterable[Float[Tensor, "_ in_"]]) -> Float[Tensor, "r in_"]:
+        return torch.cat(list(parts), dim=0)
 
-    def stack(self) -> Float[Tensor, "r in_"]:
-        return torch.cat([part.stack() for part in self.parts.values()], dim=0)
-
-    def split(self, weight: Float[Tensor, "r in_"]) -> dict[str, Tensor]:
-        sizes = [part.shape[0] for part in self.parts.values()]
+    def split(
+        self, weight: Float[Tensor, "r in_"], shapes: Mapping[str, tuple[int, int]] | None = None
+    ) -> dict[str, Tensor]:
+        sizes = [rank for rank, _ in self._shapes(shapes)]
         return dict(zip(self._roles, weight.split(sizes, dim=0), strict=True))
+
+    def _joined_shape(self, shapes: list[tuple[int, int]]) -> tuple[int, int]:
+        return sum(rank for rank, _ in shapes), shapes[0][1]
 
 
 class FusedB(FusedFactor):
@@ -94,46 +107,46 @@ class FusedB(FusedFactor):
         out_features: rows of the whole weight.
     """
 
-    def __init__(
-        self, parts: Mapping[Role, PackedFactor], rows: Mapping[Role, tuple[tuple[int, int], ...]], out_features: int
-    ) -> None:
+    def __init__(self, parts: Mapping[Role, PackedFactor], rows: Mapping[Role, Rows], out_features: int) -> None:
         super().__init__(parts)
         self.out_features = out_features
         self._ranges = {role.value: rows[role] for role in parts}
-        for role in parts:
-            numbers = list(chain.from_iterable(range(start, stop) for start, stop in rows[role]))
-            device = parts[role].stack().device
-            self.register_buffer(f"{role}_rows", torch.tensor(numbers, device=device), persistent=False)
+        for role, part in parts.items():
+            indices = list(chain.from_iterable(range(start, stop) for start, stop in rows[role]))
+            device = next(part.parameters()).device
+            self.register_buffer(f"{role}_rows", torch.tensor(indices, device=device), persistent=False)
 
-    @property
-    def shape(self) -> tuple[int, int]:
-        return self.out_features, sum(part.shape[1] for part in self.parts.values())
-
-    def stack(self) -> Float[Tensor, "out r"]:
+    def join(self, parts: Iterable[Float[Tensor, "_ _"]]) -> Float[Tensor, "out r"]:
         blocks = []
-        for role, part in self.parts.items():
-            block = part.stack()
-            zeros = block.new_zeros(self.out_features, block.shape[1])
-            blocks.append(zeros.index_copy(0, getattr(self, f"{role}_rows"), block))
+        for role, part in zip(self._roles, parts, strict=True):
+            zeros = part.new_zeros(self.out_features, part.shape[1])
+            blocks.append(zeros.index_copy(0, getattr(self, f"{role}_rows").to(part.device), part))
         return torch.cat(blocks, dim=1)
 
-    def split(self, weight: Float[Tensor, "out r"]) -> dict[str, Tensor]:
-        sizes = [part.shape[1] for part in self.parts.values()]
-        blocks = zip(self._roles, weight.split(sizes, dim=1), strict=True)
+    def split(
+        self, weight: Float[Tensor, "out r"], shapes: Mapping[str, tuple[int, int]] | None = None
+    ) -> dict[str, Tensor]:
         # By ranges: an engine may have the buffers of rows on the meta device while it loads.
         return {
-            role: torch.cat([block[start:stop] for start, stop in self._ranges[role]], dim=0) for role, block in blocks
+            role: torch.cat([block[start:stop] for start, stop in self._ranges[role]], dim=0)
+            for role, block in self._blocks(weight, shapes).items()
         }
 
     def validate_same_anchor(self, weight: Tensor, name: str) -> None:
         super().validate_same_anchor(weight, name)
-        beyond = torch.ones_like(weight)
-        sizes = [part.shape[1] for part in self.parts.values()]
-        for role, block in zip(self._roles, beyond.split(sizes, dim=1), strict=True):
+        for role, block in self._blocks(weight).items():
+            others = block.clone()
             for start, stop in self._ranges[role]:
-                block[start:stop] = 0
-        if (weight * beyond).any():
-            raise AnchorMismatchError(
-                f"{name}: the file's factor reaches rows of other roles: it was trained whole, by a stock "
-                "trainer. Load it under another adapter name, or with PeftModel.from_pretrained."
-            )
+                others[start:stop] = 0
+            if others.any():
+                raise AnchorMismatchError(
+                    f"{name}: the file's factor reaches rows of other roles: it was trained whole, by a stock "
+                    "trainer. Load it under another adapter name, or with PeftModel.from_pretrained."
+                )
+
+    def _blocks(self, weight: Tensor, shapes: Mapping[str, tuple[int, int]] | None = None) -> dict[str, Tensor]:
+        sizes = [rank for _, rank in self._shapes(shapes)]
+        return dict(zip(self._roles, weight.split(sizes, dim=1), strict=True))
+
+    def _joined_shape(self, shapes: list[tuple[int, int]]) -> tuple[int, int]:
+        return self.out_features, sum(rank for _, rank in shapes)

@@ -1,36 +1,29 @@
-"""How every planned adapter starts: all decompositions of a model, before the model is touched."""
+"""Initial factors of all planned adapters, computed before the model changes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from ailora.errors import ModelError
 from ailora.inits import Factors
 from ailora.plan.adapter_plan import Form, Plan, PlannedAdapter
-from ailora.roles import Projection, weight_shape
-from ailora.weights.base_weight import (
-    base_layer,
-    select_rows,
-    validate_loaded,
-    validate_readable,
-    weight_device,
-    weight_key,
-)
-from ailora.weights.weight_source import Source
+from ailora.roles import Projection
+from ailora.weights.base_weight import BaseWeight, select_rows
+from ailora.weights.weight_source import WeightSource
 
 #: fp32 copies of a matrix that a decomposition needs at its peak.
-_COPIES = 6
+_PEAK_COPIES = 6
 
 
 @dataclass(frozen=True)
 class InitialFactors:
-    """The start of one planned adapter, on the device of its layer.
+    """The initial factors of one planned adapter, on the device of its layer.
 
     Attributes:
         planned: what was planned.
@@ -42,106 +35,108 @@ class InitialFactors:
 
 
 @dataclass(frozen=True)
-class _Job:
+class _Decomposition:
     """One decomposition, and the planned adapters that share it: tied layers have one weight."""
 
-    source: Source
-    layer: nn.Module
+    weight: BaseWeight
     sharing: list[PlannedAdapter]
 
     @property
     def planned(self) -> PlannedAdapter:
         return self.sharing[0]
 
-    def weight(self) -> Tensor:
-        """The rows that are decomposed, (out, in); a copy where the weight is fused or quantized."""
-        projection = self.planned.projection
-        return select_rows(self.source(projection.module), projection)
-
     @property
     def kind(self) -> tuple[object, ...]:
-        """Jobs of one kind can be decomposed at once."""
+        """Decompositions of one kind can be batched."""
         p = self.planned
         shape = (p.projection.out_features, p.projection.in_features)
-        dtype = getattr(getattr(self.layer, "weight", None), "dtype", None)
-        return (shape, dtype, weight_device(self.layer), p.init, p.rank, p.scaling)
+        return (shape, self.weight.dtype, self.weight.device, p.init, p.rank, p.scaling)
 
 
 def compute_initial_factors(
-    base: nn.Module, plan: Plan, generator: torch.Generator, source: Source, *, from_checkpoint: bool = False
+    plan: Plan, weights: Mapping[str, BaseWeight], source: WeightSource, generator: torch.Generator
 ) -> list[InitialFactors]:
-    """The start of every planned adapter, in the plan's order, with a progress bar on a terminal.
+    """Compute the initial factors of every planned adapter, with a progress bar on a terminal.
 
     On a GPU, matrices of equal shape are decomposed at once, as many as fit into a quarter of its free memory; on a CPU
     one after the other with all cores. A quantized weight is dequantized when its turn comes.
 
     Args:
-        base: the base model; not changed.
         plan: what is planned.
-        generator: draws the random starts, in the plan's order.
-        source: where the weights come from.
-        from_checkpoint: whether they come from a checkpoint, so that the model's own need not be readable.
+        weights: the planned weights, by module; not changed.
+        source: returns the matrix that is decomposed for a weight.
+        generator: draws the random factors, in the plan's order.
+
+    Returns:
+        The initial factors, in the plan's order.
 
     Raises:
-        ModelError: a planned module is missing or has another shape, a weight has no decomposition.
+        ModelError: a planned module has another shape, a weight has no decomposition.
     """
-    jobs = _jobs(base, plan, source, from_checkpoint=from_checkpoint)
-    made: dict[Projection, InitialFactors] = {}
-    with tqdm(total=len(jobs), desc="decomposing", unit="matrix", leave=False, disable=None) as bar:
-        for batch in _batches(jobs):
+    decompositions = _share_decompositions(plan, weights, validate_readable=source is BaseWeight.read)
+    results: dict[Projection, InitialFactors] = {}
+    with tqdm(total=len(decompositions), desc="decomposing", unit="matrix", leave=False, disable=None) as bar:
+        for batch in _batches(decompositions):
             bar.set_postfix_str(batch[0].planned.projection.name)
-            for job, factors in zip(batch, _factors(batch, generator), strict=True):
-                made |= {p.projection: InitialFactors(p, factors) for p in job.sharing}
+            for decomposition, factors in zip(batch, _compute_factors(batch, source, generator), strict=True):
+                results |= {p.projection: InitialFactors(p, factors) for p in decomposition.sharing}
             bar.update(len(batch))
-    return [made[planned.projection] for planned in plan.adapters]
+    return [results[planned.projection] for planned in plan.adapters]
 
 
-def _jobs(base: nn.Module, plan: Plan, source: Source, *, from_checkpoint: bool) -> list[_Job]:
-    jobs: dict[tuple[object, ...], _Job] = {}
+def _share_decompositions(
+    plan: Plan, weights: Mapping[str, BaseWeight], *, validate_readable: bool
+) -> list[_Decomposition]:
+    decompositions: dict[tuple[object, ...], _Decomposition] = {}
     for module, group in plan.modules.items():
-        layer = base_layer(base, module)
-        if weight_shape(layer) != group[0].projection.shape:
-            raise ModelError(f"{module} is {weight_shape(layer)}, the plan says {group[0].projection.shape}")
-        validate_loaded(layer, module)
-        if not from_checkpoint:
-            validate_readable(layer, module)
+        weight = weights[module]
+        if weight.shape != group[0].projection.shape:
+            raise ModelError(f"{module} is {weight.shape}, the plan says {group[0].projection.shape}")
+        weight.validate_loaded()
+        if validate_readable:
+            weight.validate_readable()
         for planned in group:
-            key = (weight_key(layer), planned.projection.rows, planned.init, planned.rank, planned.scaling)
-            jobs.setdefault(key, _Job(source, layer, [])).sharing.append(planned)
-    anchored = [key[:2] for key, job in jobs.items() if job.planned.init.anchored]
+            key = (weight.key, planned.projection.rows, planned.init, planned.rank, planned.scaling)
+            decompositions.setdefault(key, _Decomposition(weight, [])).sharing.append(planned)
+    anchored = [key[:2] for key, each in decompositions.items() if each.planned.init.anchored]
     if plan.form is Form.RESIDUAL and len(set(anchored)) < len(anchored):
         raise ModelError(
             "a tied weight has two different starts, which the residual form cannot subtract: use anchored"
         )
-    return list(jobs.values())
+    return list(decompositions.values())
 
 
-def _batches(jobs: Sequence[_Job]) -> Iterator[list[_Job]]:
-    """Jobs of one kind together, in chunks that fit; the order of random starts is kept, as they are never joined."""
-    by_kind: dict[tuple[object, ...], list[_Job]] = {}
-    for number, job in enumerate(jobs):
-        kind = job.kind if job.planned.init.anchored else (number,)
-        by_kind.setdefault(kind, []).append(job)
+def _batches(decompositions: Sequence[_Decomposition]) -> Iterator[list[_Decomposition]]:
+    """Batch decompositions of one kind, as many as fit; random inits keep their order, as they are never batched."""
+    by_kind: dict[tuple[object, ...], list[_Decomposition]] = {}
+    for number, decomposition in enumerate(decompositions):
+        kind = decomposition.kind if decomposition.planned.init.anchored else (number,)
+        by_kind.setdefault(kind, []).append(decomposition)
     for same in by_kind.values():
-        rest = iter(same)
-        while chunk := list(islice(rest, _chunk_size(same[0]))):
-            yield chunk
+        remaining = iter(same)
+        while batch := list(islice(remaining, _batch_size(same[0]))):
+            yield batch
 
 
-def _chunk_size(job: _Job) -> int:
-    device = weight_device(job.layer)
+def _batch_size(decomposition: _Decomposition) -> int:
+    device = decomposition.weight.device
     if device.type != "cuda":
         return 1
     free, _ = torch.cuda.mem_get_info(device)
-    out, in_ = job.planned.projection.shape
-    return max(1, free // 4 // (4 * _COPIES * out * in_))
+    out, in_ = decomposition.planned.projection.shape
+    return max(1, free // 4 // (4 * _PEAK_COPIES * out * in_))
 
 
-def _factors(batch: list[_Job], generator: torch.Generator) -> list[Factors]:
+def _compute_factors(
+    batch: Sequence[_Decomposition], source: WeightSource, generator: torch.Generator
+) -> list[Factors]:
+    def read(decomposition: _Decomposition) -> Tensor:
+        return select_rows(source(decomposition.weight), decomposition.planned.projection)
+
     planned = batch[0].planned
-    weight = batch[0].weight() if len(batch) == 1 else torch.stack([job.weight() for job in batch])
-    made = planned.init.factors(weight, planned.rank, scaling=planned.scaling, generator=generator)
+    weight = read(batch[0]) if len(batch) == 1 else torch.stack([read(each) for each in batch])
+    factors = planned.init.factors(weight, planned.rank, scaling=planned.scaling, generator=generator)
     if len(batch) == 1:
-        return [made]
-    floored = made.floored.tolist()
-    return [Factors(A, B, torch.tensor(n)) for A, B, n in zip(made.A, made.B, floored, strict=True)]
+        return [factors]
+    floored = factors.floored.tolist()
+    return [Factors(A, B, torch.tensor(n)) for A, B, n in zip(factors.A, factors.B, floored, strict=True)]

@@ -1,11 +1,10 @@
-"""Put starts on a model: all of them or none."""
+"""Initial factors on a model: all of them or none."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -23,51 +22,56 @@ from ailora.lora.set_factors import set_factors
 from ailora.plan.adapter_metadata import AdapterMetadata
 from ailora.plan.adapter_plan import Form, Plan
 from ailora.roles import weight_shape
-from ailora.weights.base_weight import base_layer
+from ailora.weights.base_weight import BaseWeight, resolve_weights
 from ailora.weights.quantized import find_storage
 
-_SIDECARS = "ailora_sidecars"
+_METADATA = "ailora_metadata"
 _LOG = logging.getLogger("ailora")
 
 
-def prepare(model: nn.Module, plan: Plan, *, adapter_name: str) -> nn.Module:
+def prepare(model: nn.Module, plan: Plan, *, adapter_name: str) -> dict[str, BaseWeight]:
     """Refuse what cannot be adapted as planned, before anything is computed.
 
     Returns:
-        The base model.
+        The planned weights, by module.
 
     Raises:
-        InputError, ModelError: as `apply_plan`.
+        InputError, ModelError: see `apply_plan`.
     """
-    validate_free_name(model, adapter_name)
+    validate_adapter_name(model, adapter_name)
     _validate_untouched_base(model, plan)
     base = get_base_model(model)
-    validate_parallelism(base, plan)
-    _validate_dora(base, plan)
-    _validate_trainable(base, plan)
+    weights = resolve_weights(base, plan.modules)
+    validate_parallelism(base, plan, weights)
+    if plan.options.dora:
+        _validate_dora(weights)
+    _validate_modules_to_save(base, plan)
     if plan.form is Form.RESIDUAL:
-        validate_residual_form(base, plan)
-    return base
+        validate_residual_form(base, plan, weights)
+    return weights
 
 
-def attach(
+def inject(
     model: nn.Module,
     plan: Plan,
-    starts: Sequence[InitialFactors],
+    factors: Sequence[InitialFactors],
     *,
     adapter_name: str,
-    sidecar: AdapterMetadata,
+    metadata: AdapterMetadata,
     residuals: Sequence[Residual] = (),
 ) -> PeftModel:
-    """Give every planned projection its start. If anything fails, the model is as it was.
+    """Give every planned projection its adapter. If anything fails, the model is as it was.
 
     Args:
         model: a model that `prepare` has let pass.
         plan: what is planned.
-        starts: the start of every planned adapter.
+        factors: the initial factors of every planned adapter.
         adapter_name: PEFT's name for the adapter.
-        sidecar: what `get_metadata` will say.
+        metadata: what `get_metadata` will return.
         residuals: what takes the place of the weights in the residual form.
+
+    Returns:
+        The adapted model: a new `PeftModel`, or `model` itself if it is one.
 
     Raises:
         ModelError: PEFT cannot adapt the model as planned.
@@ -75,49 +79,49 @@ def attach(
     base = get_base_model(model)
     with _unchanged_on_error(model, adapter_name), torch.random.fork_rng():
         adapted = _inject(model, live_config(plan, base), adapter_name)
-        _validate_exact_cover(base, plan, adapter_name)
-        for module, group in _by_module(starts).items():
-            set_factors(base.get_submodule(module), group, adapter_name, plan)
+        layers = _planned_layers(base, plan, adapter_name)
+        for module, group in _by_module(factors).items():
+            set_factors(layers[module], group, adapter_name, plan)
         with ExitStack() as undo:
-            for made in residuals:
-                made.write(base, undo)
+            for residual in residuals:
+                residual.write(undo)
             undo.pop_all()
-    if not hasattr(adapted, _SIDECARS):
+    if not hasattr(adapted, _METADATA):
         adapted.register_load_state_dict_pre_hook(validate_same_anchors)
-    setattr(adapted, _SIDECARS, {**getattr(adapted, _SIDECARS, {}), adapter_name: sidecar})
+    setattr(adapted, _METADATA, {**_all_metadata(adapted), adapter_name: metadata})
     _LOG.info("adapted %s: %s", type(base).__name__, plan)
     return adapted
 
 
 def get_metadata(model: nn.Module, adapter_name: str = "default") -> AdapterMetadata:
-    """The sidecar of an adapter that this process put on a model.
+    """Return the metadata of an adapter that this process put on a model.
 
     Raises:
         ModelError: the model has no such adapter of ours.
     """
-    sidecars = getattr(model, _SIDECARS, {})
-    if adapter_name not in sidecars:
+    known = _all_metadata(model)
+    if adapter_name not in known:
         raise ModelError(
-            f"the model has no adapter {adapter_name!r} made by ailora; it has: {', '.join(sidecars) or 'none'}"
+            f"the model has no adapter {adapter_name!r} made by ailora; it has: {', '.join(known) or 'none'}"
         )
-    for module in Plan.from_dict(sidecars[adapter_name].plan).modules:
+    for module in known[adapter_name].parsed_plan.modules:
         layer = get_base_model(model).get_submodule(module)
         if not isinstance(layer, LoraLayer) or adapter_name not in layer.lora_A:
             raise ModelError(f"the adapter {adapter_name!r} is not on the model any more: {module} does not carry it")
-    return sidecars[adapter_name]
+    return known[adapter_name]
 
 
 def has_ailora_adapter(model: nn.Module, adapter_name: str = "default") -> bool:
-    """Whether this process put an adapter of that name on a model."""
-    return adapter_name in getattr(model, _SIDECARS, {})
+    """Return whether this process put an adapter of that name on a model."""
+    return adapter_name in _all_metadata(model)
 
 
 def get_base_model(model: nn.Module) -> nn.Module:
-    """The model under the adapters."""
+    """Return the model under the adapters."""
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
-def validate_free_name(model: nn.Module, adapter_name: str) -> None:
+def validate_adapter_name(model: nn.Module, adapter_name: str) -> None:
     """Refuse a name that is taken or cannot be used, and adapters that no PeftModel holds.
 
     Raises:
@@ -135,13 +139,13 @@ def validate_free_name(model: nn.Module, adapter_name: str) -> None:
 
 
 def _validate_untouched_base(model: nn.Module, plan: Plan) -> None:
-    """The residual form changes the base: it cannot join another adapter of the same base."""
+    """Refuse a second adapter beside the residual form, which changes the base, and a model with a merged adapter."""
     if not isinstance(model, PeftModel):
         return
     if not isinstance(model.base_model, LoraModel) or not model.peft_config:
         raise ModelError("the PeftModel is not one of LoRA adapters: pass its base model instead")
     validate_unmerged(model)
-    residual = [n for n, s in getattr(model, _SIDECARS, {}).items() if s.plan["form"] == Form.RESIDUAL]
+    residual = [name for name, known in _all_metadata(model).items() if known.parsed_plan.form is Form.RESIDUAL]
     if residual or plan.form is Form.RESIDUAL:
         raise ModelError(
             "an adapter in the residual form changes the base weights and cannot live beside another adapter"
@@ -160,19 +164,23 @@ def validate_unmerged(model: nn.Module) -> None:
         raise ModelError("the adapter is merged into the base: unmerge_adapter() first")
 
 
-def _validate_dora(base: nn.Module, plan: Plan) -> None:
-    """PEFT's DoRA asks an 8-bit layer of bitsandbytes for scales that its first forward pass has moved away."""
-    for module in plan.modules if plan.options.dora else ():
-        if type(base_layer(base, module)._parameters.get("weight")).__name__ == "Int8Params":
+def _validate_dora(weights: Mapping[str, BaseWeight]) -> None:
+    """Refuse DoRA on 8-bit layers: PEFT asks them for scales that their first forward pass has moved away."""
+    for module, weight in weights.items():
+        if type(weight.layer._parameters.get("weight")).__name__ == "Int8Params":
             raise ModelError(f"{module}: dora does not work on 8-bit weights of bitsandbytes in PEFT; use 4 bits")
 
 
-def _validate_trainable(base: nn.Module, plan: Plan) -> None:
-    """Modules that are saved whole are trained whole, which takes plain weights."""
-    for name, module in base.named_modules():
-        saved = any(f".{name}.".find(f".{wanted}.") >= 0 for wanted in plan.options.modules_to_save)
+def _validate_modules_to_save(base: nn.Module, plan: Plan) -> None:
+    """Refuse quantized modules that would be trained whole."""
+    for name, module in base.named_modules() if plan.options.modules_to_save else ():
+        saved = any(f".{saved}." in f".{name}." for saved in plan.options.modules_to_save)
         if saved and weight_shape(module) is not None and find_storage(module) is not None:
             raise ModelError(f"modules_to_save: {name} is quantized and cannot be trained whole")
+
+
+def _all_metadata(model: nn.Module) -> dict[str, AdapterMetadata]:
+    return getattr(model, _METADATA, {})
 
 
 def _inject(model: nn.Module, config: LoraConfig, adapter_name: str) -> PeftModel:
@@ -186,31 +194,36 @@ def _inject(model: nn.Module, config: LoraConfig, adapter_name: str) -> PeftMode
     return model
 
 
-def _by_module(starts: Sequence[InitialFactors]) -> dict[str, list[InitialFactors]]:
+def _by_module(factors: Sequence[InitialFactors]) -> dict[str, list[InitialFactors]]:
     by_module: dict[str, list[InitialFactors]] = {}
-    for start in starts:
-        by_module.setdefault(start.planned.projection.module, []).append(start)
+    for initial in factors:
+        by_module.setdefault(initial.planned.projection.module, []).append(initial)
     return by_module
 
 
-def _validate_exact_cover(base: nn.Module, plan: Plan, adapter_name: str) -> None:
-    """PEFT adapted the planned modules, no other, with the planned scaling."""
-    adapted = {
-        name: layer.scaling[adapter_name]
+def _planned_layers(base: nn.Module, plan: Plan, adapter_name: str) -> dict[str, LoraLayer]:
+    """Return PEFT's layers of the planned modules.
+
+    Raises:
+        ModelError: PEFT adapted other modules than the planned ones, or with another scaling.
+    """
+    layers = {
+        name: layer
         for name, layer in base.named_modules()
         if isinstance(layer, LoraLayer) and adapter_name in layer.lora_A
     }
     planned = {a.projection.module: a.scaling for a in plan.adapters}
-    if missing := sorted(planned.keys() - adapted.keys()):
+    if missing := sorted(planned.keys() - layers.keys()):
         raise ModelError(
             f"PEFT did not adapt {missing[0]}{_and_more(missing)}. In a model with experts it takes gate_proj, up_proj "
             "and down_proj for the names of theirs: leave out the roles gate, up and down there"
         )
-    if other := sorted(adapted.keys() - planned.keys()):
+    if other := sorted(layers.keys() - planned.keys()):
         raise ModelError(f"PEFT adapted {other[0]}{_and_more(other)}, which the plan does not name")
     for module, scaling in planned.items():
-        if abs(adapted[module] - scaling) > 1e-12 * scaling:
-            raise ModelError(f"PEFT scales {module} by {adapted[module]}, the plan by {scaling}")
+        if abs(layers[module].scaling[adapter_name] - scaling) > 1e-12 * scaling:
+            raise ModelError(f"PEFT scales {module} by {layers[module].scaling[adapter_name]}, the plan by {scaling}")
+    return layers
 
 
 def _and_more(modules: list[str]) -> str:
@@ -219,22 +232,20 @@ def _and_more(modules: list[str]) -> str:
 
 @contextmanager
 def _unchanged_on_error(model: nn.Module, adapter_name: str) -> Iterator[None]:
-    """Put a model's modules, gradient flags and adapters back if the body fails."""
+    """Restore a model's modules, gradient flags and adapters if the body fails."""
     base = get_base_model(model)
     # Not `named_children()`, which leaves out a module that a parent holds under two names.
     children = [(parent, dict(parent._modules)) for parent in base.modules()]
     flags = [(parameter, parameter.requires_grad) for parameter in base.parameters()]
     active = list(model.active_adapters) if isinstance(model, PeftModel) else []
-    configs: list[Any] = [m.config for m in base.modules() if hasattr(getattr(m, "config", None), "num_hidden_layers")]
-    depths = [(config, config.num_hidden_layers) for config in configs]
     try:
         yield
     except BaseException:
         if isinstance(model, PeftModel):
             if adapter_name in model.peft_config:
                 model.delete_adapter(adapter_name)
-            tuner: Any = model.base_model
-            tuner.set_adapter(active)
+            assert isinstance(model.base_model, LoraModel)
+            model.base_model.set_adapter(active)
         elif hasattr(base, "peft_config"):
             delattr(base, "peft_config")
         for parent, before in children:
@@ -244,6 +255,4 @@ def _unchanged_on_error(model: nn.Module, adapter_name: str) -> Iterator[None]:
                 setattr(parent, name, child)
         for parameter, flag in flags:
             parameter.requires_grad_(flag)
-        for config, depth in depths:
-            config.num_hidden_layers = depth
         raise

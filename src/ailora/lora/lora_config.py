@@ -1,4 +1,4 @@
-"""The stock PEFT configuration of a plan's adapter."""
+"""PEFT's `LoraConfig` of a plan."""
 
 from __future__ import annotations
 
@@ -17,12 +17,15 @@ Number = TypeVar("Number", int, float)
 
 
 def lora_config(plan: Plan, model: nn.Module, *, of_file: bool = True) -> LoraConfig:
-    """The `LoraConfig` that makes PEFT put an adapter on exactly the plan's modules, with the plan's scalings.
+    """Build the `LoraConfig` with which PEFT adapts exactly the plan's modules, with the plan's scalings.
 
     Args:
         plan: the plan.
         model: the base model; decides how short the module names can be.
         of_file: the ranks of the file (2r where there is an anchor); False: those that train in the residual form.
+
+    Returns:
+        The configuration.
     """
     options = plan.options
     ranks = {module: sum(a.file_rank if of_file else a.rank for a in group) for module, group in plan.modules.items()}
@@ -48,12 +51,12 @@ def lora_config(plan: Plan, model: nn.Module, *, of_file: bool = True) -> LoraCo
 
 
 def live_config(plan: Plan, model: nn.Module) -> LoraConfig:
-    """The configuration under which the plan's form trains."""
+    """Build the configuration with which the plan's form trains."""
     return lora_config(plan, model, of_file=plan.form is not Form.RESIDUAL)
 
 
 def _whole(alpha: float) -> int:
-    """PEFT's lora_alpha as a whole number wherever it is one, since some loaders read nothing else.
+    """Return lora_alpha as an integer wherever it is one, since some loaders read nothing else.
 
     PEFT declares `int` and computes with a float just as well; rank-stabilised LoRA needs one.
     """
@@ -61,7 +64,7 @@ def _whole(alpha: float) -> int:
 
 
 def _target_modules(targets: Iterable[str], model: nn.Module) -> list[str] | str:
-    """The shortest list of names that selects exactly the targets: PEFT matches whole names and dotted ends."""
+    """Return the shortest list of names that selects exactly the targets: PEFT matches whole names and dotted ends."""
     wanted = set(targets)
     names = [name for name, _ in model.named_modules()]
     for candidates in (sorted({name.rpartition(".")[2] for name in wanted}), sorted(wanted)):
@@ -72,7 +75,7 @@ def _target_modules(targets: Iterable[str], model: nn.Module) -> list[str] | str
 
 
 def _default_and_exceptions(values: Mapping[str, Number]) -> tuple[Number, dict[str, Number]]:
-    """The commonest value, and the others by module: by the end of its name where all such modules agree."""
+    """Return the most common value, and the others by module: by the end of its name where all such modules agree."""
     default = Counter(values.values()).most_common(1)[0][0]
     by_leaf: dict[str, set[Number]] = {}
     for module, value in values.items():

@@ -1,4 +1,4 @@
-"""One factor of an adapter that is made of parts: modules inside, one `weight` outside, as PEFT and files have it."""
+"""A factor of an adapter that is made of parts: modules inside, one `weight` outside, as PEFT and files have it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ailora.weights.dtensor import full_tensor, replicate_on_mesh_of
 
 
 class PackedFactor(nn.Module):
-    """One factor of an adapter, in place of the `nn.Linear` that PEFT puts there: made of parts, one `weight` outside.
+    """A factor of an adapter, in place of PEFT's `nn.Linear`: made of parts, one `weight` outside.
 
     In a state dict the parts are packed into the one key `weight`, and PEFT's merging code reads `.weight`. Under
     FSDP2 the parts are DTensors outside of a forward pass: reading `weight` and `state_dict` are then collective.
@@ -24,34 +24,47 @@ class PackedFactor(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.filed = _Filed()
+        self.key_stand_in = _KeyStandIn()
         self.register_state_dict_post_hook(_pack)
         self.register_load_state_dict_pre_hook(_unpack)
 
     def _fqn_modifiers(self) -> dict[str, str]:
         """The name by which torch.distributed.checkpoint knows the one key of the state dict."""
-        return {"weight": "filed"}
+        return {"weight": "key_stand_in"}
 
     @property
     @abstractmethod
     def shape(self) -> tuple[int, int]:
-        """The shape of the whole factor."""
+        """Shape of the whole factor."""
 
     @abstractmethod
     def stack(self) -> Tensor:
-        """The whole factor, plain and contiguous, with gradients to what trains."""
+        """Return the whole factor as it computes, plain and contiguous, with gradients to what trains."""
 
     @abstractmethod
     def unpack(self, weight: Tensor) -> dict[str, Tensor]:
-        """The entries of a state dict that a whole factor stands for, by key."""
+        """Return the entries of a state dict that a whole factor stands for, by key."""
 
     @abstractmethod
     def validate_same_anchor(self, weight: Tensor, name: str) -> None:
-        """Refuse a whole factor that was made for another start.
+        """Refuse a whole factor that was made for another anchor.
 
         Raises:
-            AnchorMismatchError: another shape, or another start.
+            AnchorMismatchError: another shape, or another anchor.
         """
+
+    @property
+    def file_shape(self) -> tuple[int, int]:
+        """Shape of the factor in the file."""
+        return self.shape
+
+    def to_file(self) -> Tensor:
+        """Return the factor of the file, detached."""
+        return self.stack().detach()
+
+    def from_file(self, weight: Tensor) -> Tensor:
+        """Return the whole factor, as `stack` has it, that a factor of the file stands for."""
+        return weight
 
     @property
     def weight(self) -> Tensor:
@@ -78,8 +91,8 @@ class PackedFactor(nn.Module):
             )
 
 
-class _Filed(nn.Module):
-    """Stands for the key `weight` where a loader asks for buffers and parameters and not for the state dict.
+class _KeyStandIn(nn.Module):
+    """Stand in for the key `weight` where a loader asks for buffers and parameters and not for the state dict.
 
     `torch.distributed.checkpoint` hands a full state dict only to the keys that it finds that way. It writes nothing
     into this buffer; a scalar, as it looks at the devices of all others.
@@ -111,7 +124,7 @@ def _unpack(
         return
     module.validate_same_anchor(weight, prefix.removesuffix("."))
     state_dict.update({prefix + key: value for key, value in module.unpack(weight).items()})
-    state_dict[prefix + "filed.weight"] = torch.zeros((), device=weight.device)
+    state_dict[prefix + "key_stand_in.weight"] = torch.zeros((), device=weight.device)
 
 
 def validate_same_anchors(model: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
@@ -138,7 +151,7 @@ class _PackedWeight(Tensor):
     """A stacked factor that refuses to be written to.
 
     Code that swaps adapters writes into `lora_A.weight.data` (PEFT's hot-swap). The stack is a temporary: without
-    this the write would vanish in silence. Results of reading it are ordinary tensors.
+    this the write would vanish silently. Results of reading it are ordinary tensors.
     """
 
     _self_reference: weakref.ref[Tensor]

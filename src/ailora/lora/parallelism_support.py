@@ -1,6 +1,8 @@
-"""Engines that have taken a base model apart before it is adapted: what works there, and what is refused by name."""
+"""Parallelism that has partitioned a base model before it is adapted: what works there, and what is refused by name."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
@@ -8,19 +10,18 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from ailora.errors import ModelError
 from ailora.plan.adapter_plan import Form, Plan
-from ailora.weights.base_weight import base_layer
+from ailora.weights.base_weight import BaseWeight
 from ailora.weights.dtensor import any_dtensor
 
 
-def validate_parallelism(base: nn.Module, plan: Plan) -> None:
-    """Refuse weights that an engine has partitioned in a way in which the planned form does not work.
+def validate_parallelism(base: nn.Module, plan: Plan, weights: Mapping[str, BaseWeight]) -> None:
+    """Refuse weights that are partitioned in a way in which the planned form does not work.
 
     Raises:
         ModelError: ZeRO-3; tensor parallelism or FSDP2 in a form that does not work there.
     """
-    layers = {module: base_layer(base, module) for module in plan.modules}
-    for module, layer in layers.items():
-        if any(hasattr(parameter, "ds_id") for parameter in layer.parameters(recurse=False)):
+    for module, weight in weights.items():
+        if any(hasattr(parameter, "ds_id") for parameter in weight.layer.parameters(recurse=False)):
             raise ModelError(
                 f"{module}: its weight is partitioned by ZeRO-3 of DeepSpeed and cannot be decomposed here. Make the "
                 "adapter with `ailora init`, and train its file: PeftModel.from_pretrained(model, folder, "
@@ -31,23 +32,22 @@ def validate_parallelism(base: nn.Module, plan: Plan) -> None:
             "ZeRO-3 of DeepSpeed partitions the parameters of an adapter, and writes them without their anchor: use "
             "form='stock', which is the same file, trained whole; or ZeRO-2, DDP or FSDP2"
         )
-    spread = [module for module, layer in layers.items() if any_dtensor(layer.parameters(recurse=False))]
-    if not spread:
+    sharded = [module for module, weight in weights.items() if any_dtensor(weight.layer.parameters(recurse=False))]
+    if not sharded:
         return
     if plan.form is Form.RESIDUAL:
-        raise ModelError(f"{spread[0]}: its weight is spread over processes and cannot be overwritten: form='anchored'")
-    if _tensor_parallel(base) and (plan.form is not Form.STOCK or _fused(plan)):
         raise ModelError(
-            f"{spread[0]}: its weight is split by tensor parallelism, for which PEFT changes the factors that the "
+            f"{sharded[0]}: its weight is spread over processes and cannot be overwritten: form='anchored'"
+        )
+    fused = any(planned.projection.fused for planned in plan.adapters)
+    if _is_tensor_parallel(base) and (plan.form is not Form.STOCK or fused):
+        raise ModelError(
+            f"{sharded[0]}: its weight is split by tensor parallelism, for which PEFT changes the factors that the "
             f"{plan.form.value} form replaces: use form='stock', which is the same file, trained whole"
         )
 
 
-def _fused(plan: Plan) -> bool:
-    return any(planned.projection.fused for planned in plan.adapters)
-
-
-def _tensor_parallel(base: nn.Module) -> bool:
-    """Whether DTensors among the weights come, some or all, from tensor parallelism."""
+def _is_tensor_parallel(base: nn.Module) -> bool:
+    """Return whether DTensors among the weights come, some or all, from tensor parallelism."""
     sharded_by_fsdp = any(isinstance(module, FSDPModule) for module in base.modules())
     return not sharded_by_fsdp or (getattr(base, "tp_size", None) or 1) > 1

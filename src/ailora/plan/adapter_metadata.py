@@ -1,9 +1,10 @@
-"""`ailora.json`: what made an adapter, beside the stock files that every loader reads."""
+"""`ailora.json`: our metadata of an adapter, beside the stock files that every loader reads."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +20,7 @@ _LIBRARIES = ("ailora", "torch", "peft", "transformers", "safetensors")
 
 
 class Exported(pydantic.BaseModel):
-    """What an export has in place of the factors that were trained.
+    """An export: a plain LoRA in place of the factors that were trained.
 
     Attributes:
         rank: the one rank of all its modules.
@@ -40,12 +41,12 @@ class AdapterMetadata(pydantic.BaseModel):
     Attributes:
         format_version: raised when the meaning of a field changes.
         plan: `Plan.to_dict`: policy, form, and per module its role, rows, init, rank, alpha and scaling.
-        fingerprints: module -> SHA-256 of the base weight that it was made from (`weights.fingerprint`).
-        floored: module -> how many directions of its start got a size in place of a negligible singular value.
+        fingerprints: module -> SHA-256 of the base weight that it was made from (`BaseWeight.fingerprint`).
+        floored: module -> number of directions whose negligible singular value was clamped to a small one.
         base_model: the base model's name or path, as PEFT records it.
         weights_from: the checkpoint whose weights were decomposed in place of the base model's own.
-        quantization_errors: module -> relative error of its quantized weight before and after the residual was
-            quantized.
+        quantization_errors: only in files of earlier versions, which quantized residuals: module -> relative error of
+            the quantized weight before and after.
         exported: of an export, the rank and the dtype of its file, which has no anchor.
         versions: the libraries that made it.
     """
@@ -63,49 +64,72 @@ class AdapterMetadata(pydantic.BaseModel):
     versions: dict[str, str]
 
     @classmethod
-    def of(cls, plan: Plan, fingerprints: dict[str, str], **facts: Any) -> AdapterMetadata:
-        """The sidecar of an adapter that this process makes; `facts` are the other fields."""
-        data = json.loads(json.dumps(plan.to_dict()))
-        return cls(plan=data, fingerprints=fingerprints, versions=library_versions(), **facts)
+    def from_plan(
+        cls,
+        plan: Plan,
+        fingerprints: dict[str, str],
+        *,
+        base_model: str | None,
+        floored: dict[str, int] | None = None,
+        weights_from: str | None = None,
+    ) -> AdapterMetadata:
+        """Return the metadata of an adapter that this process makes."""
+        return cls(
+            plan=json.loads(json.dumps(plan.to_dict())),
+            fingerprints=fingerprints,
+            floored=floored or {},
+            base_model=base_model,
+            weights_from=weights_from,
+            versions=library_versions(),
+        )
+
+    @cached_property
+    def parsed_plan(self) -> Plan:
+        """The plan.
+
+        Raises:
+            InputError: the data is not that of a plan.
+        """
+        return Plan.from_dict(self.plan)
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 over all modules' fingerprints: the identity of the adapted base tensors."""
+        """SHA-256 of all modules' fingerprints: the identity of the adapted base tensors."""
         lines = "\n".join(f"{module} {digest}" for module, digest in sorted(self.fingerprints.items()))
         return hashlib.sha256(lines.encode()).hexdigest()
 
     def write(self, folder: Path) -> None:
-        """Write `folder/ailora.json`, all of it or nothing."""
+        """Write `folder/ailora.json` atomically."""
         write_text(folder / METADATA_NAME, self.model_dump_json(indent=2) + "\n")
 
     @classmethod
     def read(cls, file: Path) -> AdapterMetadata:
-        """Read a sidecar.
+        """Read and validate an `ailora.json`.
 
         Raises:
-            InputError: the file is not a sidecar, or one of a format that this version does not know.
+            InputError: the file is none, or of a format that this version does not know.
         """
         try:
-            sidecar = cls.model_validate_json(file.read_bytes())
+            metadata = cls.model_validate_json(file.read_bytes())
         except (OSError, pydantic.ValidationError) as error:
             raise InputError(f"{file}: not an ailora.json of format 1: {error}") from error
-        Plan.from_dict(sidecar.plan)
-        return sidecar
+        _ = metadata.parsed_plan  # validates it
+        return metadata
 
 
 def find_metadata(folder: Path | str) -> AdapterMetadata | None:
-    """The sidecar in an adapter's folder, or the nearest one above it (a Trainer's checkpoint has none of its own)."""
+    """Return the metadata in an adapter's folder, or the nearest above it (a Trainer's checkpoint has none itself)."""
     file = find_metadata_file(folder)
     return None if file is None else AdapterMetadata.read(file)
 
 
 def find_metadata_file(folder: Path | str) -> Path | None:
-    """Where the sidecar of an adapter's folder is: in it, or in the nearest folder above that has one."""
+    """Return the `ailora.json` of an adapter's folder: in it, or in the nearest folder above that has one."""
     folder = Path(folder).resolve()
     files = (place / METADATA_NAME for place in (folder, *folder.parents))
     return next((file for file in files if file.is_file()), None)
 
 
 def library_versions() -> dict[str, str]:
-    """The versions of the libraries that decide what an adapter is."""
+    """Return the versions of the libraries that determine an adapter."""
     return {name: version(name) for name in _LIBRARIES}

@@ -117,7 +117,7 @@ class Plan:
         return dict(Counter(a.projection.role for a in self.adapters))
 
     def __str__(self) -> str:
-        starts = {a.projection.role: ", ".join(a.init.describe().values()) for a in self.adapters}
+        starts = {a.projection.role: ", ".join(a.init.to_dict().values()) for a in self.adapters}
         roles = "; ".join(f"{count} {role} ({starts[role]})" for role, count in self.counts.items())
         return f"{self.policy.name}, {self.form} form: {roles}; {self.trainable:,} trainable numbers"
 
@@ -130,12 +130,12 @@ class Plan:
     def to_dict(self) -> dict[str, Any]:
         """The plan as plain data for JSON; `Plan.from_dict` reads it back."""
         adapters = [
-            {**dataclasses.asdict(a.projection), "init": a.init.describe(), "rank": a.rank, "alpha": a.alpha}
+            {**dataclasses.asdict(a.projection), "init": a.init.to_dict(), "rank": a.rank, "alpha": a.alpha}
             | {"scaling": a.scaling}
             for a in self.adapters
         ]
         return {
-            "policy": self.policy.describe(),
+            "policy": self.policy.to_dict(),
             "form": self.form.value,
             "adapters": adapters,
             "couple_roles": self.couple_roles,

@@ -1,16 +1,15 @@
-"""Making a plan: which projections get what."""
+"""Make a plan: the adapter settings of every projection."""
 
 from __future__ import annotations
 
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 from torch import nn
 
 from ailora.errors import InputError, ModelError
-from ailora.inits import Policy, parse_policy
+from ailora.inits import Policy, PolicySpec, parse_policy
 from ailora.plan.adapter_plan import Form, LoraOptions, Plan, PlannedAdapter, parse_form
 from ailora.plan.task_type import default_heads, infer_task_type, parse_task_type
 from ailora.roles import Projection, Role, find_projections, parse_role
@@ -24,7 +23,7 @@ PerModule = float | Mapping[str, float]
 
 def make_plan(
     model: nn.Module,
-    policy: Policy | str | Mapping[str, Any] = "ailora",
+    policy: PolicySpec = "ailora",
     *,
     rank: PerModule = 8,
     alpha: PerModule | None = None,
@@ -39,7 +38,7 @@ def make_plan(
     task_type: str | None = None,
     couple_roles: bool = False,
 ) -> Plan:
-    """Decide what every projection of `model` gets. Reads no weight: a model on the meta device will do.
+    """Decide the adapter settings of every projection of a model. Reads no weight: a meta-device model will do.
 
     Args:
         model: a model of transformers, or any module with `role_names`.
@@ -58,6 +57,9 @@ def make_plan(
         task_type: PEFT's name (`SEQ_CLS`, `CAUSAL_LM`, ...); None: from the model's class.
         couple_roles: let the adapter of a fused weight train all its rows; else each role trains its own, as in a model
             with separate projections.
+
+    Returns:
+        The plan, plain data without tensors.
 
     Raises:
         InputError: an argument out of range, an unknown name, a role that matches nothing, a key that fits nothing.

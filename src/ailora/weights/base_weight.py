@@ -1,8 +1,10 @@
-"""Base weights as plain matrices (out, in), whichever way a layer stores them, and the rows of a role."""
+"""Base weights as plain matrices (out, in), however a layer stores them, and the rows of a role."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
 from itertools import chain
 
 import torch
@@ -14,14 +16,140 @@ from ailora.errors import ModelError
 from ailora.roles import Projection, weight_shape
 from ailora.safetensors_io import tensor_bytes
 from ailora.weights.dtensor import full_tensor
-from ailora.weights.quantized import dequantized, find_storage
+from ailora.weights.quantized import Storage, dequantize, find_storage
 
 #: Dtypes that are decomposed.
 READABLE = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
+@dataclass(frozen=True, eq=False)
+class BaseWeight:
+    """The weight of one linear module of a base model, looked up once.
+
+    Attributes:
+        module: name of the module in the base model.
+        layer: the layer that holds the weight, without the PEFT layer around it.
+        storage: how a library stores the weight quantized; None for a plain weight.
+    """
+
+    module: str
+    layer: nn.Module
+    storage: Storage | None
+
+    @classmethod
+    def from_model(cls, model: nn.Module, module: str) -> BaseWeight:
+        """Look up a module of a base model.
+
+        Raises:
+            ModelError: the module is not there, or not a linear map.
+        """
+        layer = base_layer(model, module)
+        return cls(module, layer, find_storage(layer))
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out, in), whichever way the layer stores it."""
+        shape = weight_shape(self.layer)
+        assert shape is not None
+        return shape
+
+    @property
+    def transposed(self) -> bool:
+        """Whether the layer stores (in, out)."""
+        return is_stored_transposed(self.layer)
+
+    @property
+    def key(self) -> int:
+        """Identity of the stored weight: equal for tied layers."""
+        return weight_key(self.layer)
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the stored weight."""
+        return next((t.device for t in self._tensors()), torch.device("cpu"))
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """Dtype of the stored weight; None where the layer has no tensor `weight`."""
+        return getattr(getattr(self.layer, "weight", None), "dtype", None)
+
+    def read(self) -> Float[Tensor, "out in_"]:
+        """Return the weight as a plain floating matrix (out, in), detached.
+
+        A plain weight keeps its dtype and shares memory with the layer's; a quantized one is dequantized; one that is
+        sharded over processes is gathered, by all of them together.
+
+        Raises:
+            ModelError: a dtype without a decomposition, an unknown packing, NaN or infinite entries.
+        """
+        if self.storage is not None:
+            weight = dequantize(self.layer, self.storage, self.module)
+        else:
+            stored = self.stored()
+            weight = stored.T if self.transposed else stored
+            if weight.dtype not in READABLE:
+                allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in READABLE)
+                raise ModelError(f"{self} cannot be decomposed; allowed dtypes: {allowed}")
+        validate_matrix(weight, self.shape, str(self))
+        return weight
+
+    def stored(self) -> Tensor:
+        """Return a plain weight as its layer stores it, detached, gathered where it is sharded."""
+        stored = self.layer.weight
+        assert isinstance(stored, Tensor)
+        return full_tensor(stored.detach())
+
+    def fingerprint(self) -> str:
+        """Return the SHA-256 of dtype, shape and bytes of the weight as stored, as hex.
+
+        A quantized weight is hashed as it is read; one that cannot be read here, by all tensors of its layer.
+        """
+        if self.storage is None:
+            return digest(self.stored())
+        try:
+            return digest(self.read())
+        except ModelError:
+            return digest(*self._tensors())
+
+    def validate_loaded(self) -> None:
+        """Refuse a layer on the meta device.
+
+        Raises:
+            ModelError: the weights are not loaded.
+        """
+        if self.device.type == "meta":
+            raise ModelError(f"{self} is on the meta device: load the model's weights before adapting")
+
+    def validate_readable(self) -> None:
+        """Refuse a weight that cannot be decomposed, as far as can be told without dequantizing it.
+
+        Raises:
+            ModelError: see `read`.
+        """
+        if self.storage is None:
+            self.read()
+
+    def __str__(self) -> str:
+        weight = getattr(self.layer, "weight", None)
+        if not isinstance(weight, Tensor):
+            return f"{self.module}: the weight {self.shape} of {type(self.layer).__name__}"
+        return f"{self.module}: weight {tuple(weight.shape)} of dtype {weight.dtype}"
+
+    def _tensors(self) -> Iterable[Tensor]:
+        return chain(self.layer.parameters(), self.layer.buffers())
+
+
+def resolve_weights(model: nn.Module, modules: Iterable[str]) -> dict[str, BaseWeight]:
+    """Look up modules of a base model, once for everything that is done with them.
+
+    Raises:
+        ModelError: see `BaseWeight.from_model`.
+    """
+    return {module: BaseWeight.from_model(model, module) for module in modules}
+
+
 def base_layer(model: nn.Module, module: str) -> nn.Module:
-    """The layer of the base model that a projection names, without the PEFT layer around it.
+    """Return the layer of the base model that a projection names, without the PEFT layer around it.
 
     Raises:
         ModelError: the module is not there, or not a linear map.
@@ -36,78 +164,28 @@ def base_layer(model: nn.Module, module: str) -> nn.Module:
     return inner
 
 
-def tensors_by_name(model: nn.Module) -> dict[str, Tensor]:
-    """Every parameter and buffer of a model, tied ones under each of their names.
-
-    Not its `state_dict`: bitsandbytes unpacks 4-bit weights when it is asked for one, and changes them by that.
-    """
-    named = chain(model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False))
-    return dict(named)
-
-
 def weight_key(layer: nn.Module) -> int:
-    """What tells two stored weights apart: tied layers have one.
+    """Return the identity of a layer's stored weight, which tied layers share.
 
-    Not `layer.weight`, which parametrizations compute anew each time.
+    Not of `layer.weight`, which parametrizations compute anew each time.
     """
-    stored = next(
-        (layer._parameters[name] for name in ("weight", "W_q") if layer._parameters.get(name) is not None), None
-    )
+    parameters = layer._parameters
+    stored = next((parameters[name] for name in ("weight", "W_q") if parameters.get(name) is not None), None)
     return id(layer if stored is None else stored)
 
 
-def weight_device(layer: nn.Module) -> torch.device:
-    """Where a layer's weight is."""
-    return next((t.device for t in (*layer.parameters(), *layer.buffers())), torch.device("cpu"))
+def is_stored_transposed(layer: nn.Module) -> bool:
+    """Return whether a layer stores its weight as (in, out), as transformers' `Conv1D` does."""
+    return isinstance(layer, Conv1D)
 
 
-def validate_readable(layer: nn.Module, module: str) -> None:
-    """Refuse a layer whose weight cannot be decomposed, as far as can be seen without dequantizing it.
+def tensors_by_name(model: nn.Module) -> dict[str, Tensor]:
+    """Return every parameter and buffer of a model, tied ones under each of their names.
 
-    Raises:
-        ModelError: as `read_weight`.
+    Not its `state_dict`: bitsandbytes unpacks 4-bit weights for one, and changes them by that.
     """
-    if find_storage(layer) is None:
-        read_weight(layer, module)
-
-
-def validate_loaded(layer: nn.Module, module: str) -> None:
-    """Refuse a layer without data.
-
-    Raises:
-        ModelError: the layer is on the meta device.
-    """
-    if weight_device(layer).type == "meta":
-        raise ModelError(f"{_described(layer, module)} is on the meta device: load the model's weights before adapting")
-
-
-def read_weight(layer: nn.Module, module: str) -> Float[Tensor, "out in_"]:
-    """A base weight as a plain floating matrix (out, in), detached.
-
-    A plain weight comes in its own dtype and shares memory with the layer's; a quantized one is dequantized, one that
-    is spread over processes is gathered, by all of them together.
-
-    Raises:
-        ModelError: the weight is in a dtype without a decomposition, packed in a way that nobody knows, or not finite.
-    """
-    storage = find_storage(layer)
-    if storage is not None:
-        weight = dequantized(layer, storage, module)
-    else:
-        stored = stored_weight(layer)
-        weight = stored.T if is_stored_transposed(layer) else stored
-        if weight.dtype not in READABLE:
-            allowed = ", ".join(str(d).removeprefix("torch.") for d in READABLE)
-            raise ModelError(f"{_described(layer, module)} cannot be decomposed; allowed dtypes: {allowed}")
-    validate_matrix(weight, weight_shape(layer), _described(layer, module))
-    return weight
-
-
-def stored_weight(layer: nn.Module) -> Tensor:
-    """A plain weight as its layer stores it, detached, and gathered where it is spread over processes."""
-    stored = layer.weight
-    assert isinstance(stored, Tensor)
-    return full_tensor(stored.detach())
+    named = chain(model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False))
+    return dict(named)
 
 
 def validate_matrix(weight: Tensor, shape: tuple[int, ...] | None, what: str) -> None:
@@ -130,18 +208,6 @@ def all_finite(tensor: Tensor) -> bool:
     return tensor.numel() == 0 or all(bool(torch.isfinite(end)) for end in torch.aminmax(tensor))
 
 
-def _described(layer: nn.Module, module: str) -> str:
-    weight = getattr(layer, "weight", None)
-    if not isinstance(weight, Tensor):
-        return f"{module}: the weight {weight_shape(layer)} of {type(layer).__name__}"
-    return f"{module}: weight {tuple(weight.shape)} of dtype {weight.dtype}"
-
-
-def is_stored_transposed(layer: nn.Module) -> bool:
-    """Whether a layer stores its weight as (in, out), as transformers' `Conv1D` does."""
-    return isinstance(layer, Conv1D)
-
-
 def select_rows(weight: Float[Tensor, "out in_"], projection: Projection) -> Float[Tensor, "rows in_"]:
     """The rows of a whole weight that are the projection's; the weight itself where all are."""
     if not projection.fused:
@@ -154,19 +220,6 @@ def write_rows(weight: Float[Tensor, "out in_"], projection: Projection, rows: F
     sizes = [stop - start for start, stop in projection.rows]
     for (start, stop), block in zip(projection.rows, rows.split(sizes), strict=True):
         weight[start:stop] = block
-
-
-def fingerprint(layer: nn.Module, module: str) -> str:
-    """SHA-256 over dtype, shape and bytes of a weight, as hex: as it is stored, or of a quantized one as it is read.
-
-    Of a weight that cannot be read here, over all tensors that the layer stores.
-    """
-    if find_storage(layer) is None:
-        return digest(stored_weight(layer))
-    try:
-        return digest(read_weight(layer, module))
-    except ModelError:
-        return digest(*layer.parameters(), *layer.buffers())
 
 
 def matches_fingerprint(weight: Tensor, expected: str, made_from: str) -> bool | None:

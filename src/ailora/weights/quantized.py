@@ -1,11 +1,10 @@
-"""Quantized weights: how the libraries keep them, how to read one as a matrix, how to quantize another the same way.
+"""Quantized weights: how the libraries store them, and how to read one as a matrix.
 
 No library is imported before a model that it quantized is met.
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
@@ -27,26 +26,21 @@ class Storage:
     Attributes:
         name: what messages call it.
         holds: whether a layer keeps its weight this way.
-        read: the weight of a layer as a floating matrix (out, in).
-        quantize: give a layer another weight (out, in), quantized as its own is; the third argument is the model that
-            the layer is of. None where that takes more than the weight: GPTQ and AWQ need data to calibrate with.
-        parts: the attributes of a layer that hold its weight.
+        read: returns the weight of a layer as a floating matrix (out, in).
     """
 
     name: str
     holds: Callable[[nn.Module], bool]
     read: Callable[[nn.Module], Tensor]
-    quantize: Callable[[Any, Tensor, nn.Module], None] | None = None
-    parts: tuple[str, ...] = ("weight",)
 
 
 def find_storage(layer: nn.Module) -> Storage | None:
-    """How a layer's quantized weight is kept; None for a plain one."""
+    """Return how a layer stores its quantized weight; None for a plain one."""
     return next((storage for storage in STORAGES if storage.holds(layer)), None)
 
 
-def dequantized(layer: nn.Module, storage: Storage, module: str) -> Float[Tensor, "out in_"]:
-    """A quantized weight as the layer computes with it, floating. The layer is left as it is.
+def dequantize(layer: nn.Module, storage: Storage, module: str) -> Float[Tensor, "out in_"]:
+    """Return a quantized weight as the layer computes with it, floating. The layer is not changed.
 
     Raises:
         ModelError: the library cannot read it here.
@@ -60,52 +54,6 @@ def dequantized(layer: nn.Module, storage: Storage, module: str) -> Float[Tensor
             f"({type(error).__name__}: {error}). Load the model on a device that can run it, or give the folder of the "
             "unquantized checkpoint: weights_from=..."
         ) from error
-
-
-def requantized(layer: nn.Module, storage: Storage, weight: Float[Tensor, "out in_"], base: nn.Module) -> nn.Module:
-    """A copy of a layer with another weight, quantized as the layer's own is.
-
-    Raises:
-        ModelError: as `validate_quantizer`, or the library cannot do it.
-    """
-    quantize = validate_quantizer(layer, storage, base, type(layer).__name__)
-    made = copy.deepcopy(layer)
-    try:
-        quantize(made, weight, base)
-    except Exception as error:
-        raise ModelError(
-            f"{storage.name} cannot quantize the residual of a {type(layer).__name__} {weight_shape(layer)} again "
-            f"({type(error).__name__}: {error}): use form='anchored'"
-        ) from error
-    return made
-
-
-def validate_quantizer(
-    layer: nn.Module, storage: Storage, base: nn.Module, module: str
-) -> Callable[[Any, Tensor, nn.Module], None]:
-    """What quantizes a weight the way a layer's own was.
-
-    Raises:
-        ModelError: a weight alone is not enough to do that.
-    """
-    if storage.quantize is None:
-        reason = f"a {storage.name} weight takes more than its values to make (data to calibrate with, a packer)"
-    elif storage is _TORCHAO and _torchao_config(base) is None:
-        reason = "the model does not carry the TorchAoConfig that it was quantized with"
-    else:
-        return storage.quantize
-    raise ModelError(f"{module}: form='residual' would quantize the residual again, but {reason}: use form='anchored'")
-
-
-def stored_parts(layer: nn.Module, storage: Storage) -> dict[str, Any]:
-    """What a layer's weight is stored as, by attribute."""
-    return {part: getattr(layer, part) for part in storage.parts}
-
-
-def set_parts(layer: nn.Module, parts: dict[str, Any]) -> None:
-    """Give a layer the weight that `stored_parts` took from one like it."""
-    for part, value in parts.items():
-        setattr(layer, part, value)
 
 
 # --- the libraries -------------------------------------------------------------------------------------------------
@@ -147,18 +95,6 @@ def keep_4bit_unpacked(model: nn.Module) -> None:
             layer.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
 
 
-def _quantize_4bit(layer: Any, weight: Tensor, _: nn.Module) -> None:
-    old = layer.weight
-    layer.weight = type(old)(
-        weight.to(old.quant_state.dtype),
-        requires_grad=False,
-        blocksize=old.blocksize,
-        compress_statistics=old.compress_statistics,
-        quant_type=old.quant_type,
-        quant_storage=old.quant_storage,
-    ).to(old.device)
-
-
 def _read_8bit(layer: Any) -> Tensor:
     # The first forward pass moves the scales from the weight to the layer's state.
     scales = layer.weight.SCB if layer.weight.SCB is not None else layer.state.SCB
@@ -167,49 +103,12 @@ def _read_8bit(layer: Any) -> Tensor:
     )
 
 
-def _quantize_8bit(layer: Any, weight: Tensor, _: nn.Module) -> None:
-    old = layer.weight
-    layer.weight = type(old)(weight.cpu(), requires_grad=False, has_fp16_weights=False).to(old.device)
-    layer.state.reset_grads()
-    layer.state.SCB = None
-
-
 def _read_tensor(layer: Any) -> Tensor:
     return layer.weight.dequantize()
 
 
-def _quantize_torchao(layer: Any, weight: Tensor, base: nn.Module) -> None:
-    dtype = layer.weight.dtype
-    del layer.weight
-    layer.weight = nn.Parameter(weight.to(dtype), requires_grad=False)
-    import_module("torchao").quantize_(layer, _torchao_config(base))
-
-
-def _torchao_config(base: Any) -> Any:
-    """The torchao configuration that transformers quantized a model with, as PEFT looks it up to merge."""
-    quantizer = getattr(base, "hf_quantizer", None)
-    made = getattr(getattr(quantizer, "quantization_config", None), "get_apply_tensor_subclass", None)
-    return made() if made else None
-
-
 def _read_hqq(layer: Any) -> Tensor:
     return layer.dequantize()
-
-
-def _quantize_hqq(layer: Any, weight: Tensor, _: nn.Module) -> None:
-    config = {**layer.quant_config, "offload_meta": layer.offload_meta}
-    linear = _linear(weight, layer.bias)
-    made = type(layer)(linear, config, compute_dtype=layer.compute_dtype, device=str(layer.device))
-    layer.W_q, layer.meta = made.W_q, made.meta
-
-
-def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
-    out, in_ = weight.shape
-    linear = nn.Linear(in_, out, bias=bias is not None, device="meta")
-    linear.weight = nn.Parameter(weight.detach().clone(), requires_grad=False)
-    if bias is not None:
-        linear.bias = nn.Parameter(bias.detach().clone(), requires_grad=False)
-    return linear
 
 
 def _is_packed(layer: nn.Module) -> bool:
@@ -239,14 +138,12 @@ def _read_response(layer: Any) -> Tensor:
             layer.bias = bias
 
 
-_TORCHAO = Storage("torchao", _weight_of("torchao"), _read_tensor, _quantize_torchao)
-
 #: The first that holds counts.
 STORAGES = (
-    Storage("bitsandbytes 4-bit", _weight_is("Params4bit", "quant_state"), _read_4bit, _quantize_4bit),
-    Storage("bitsandbytes 8-bit", _weight_is("Int8Params", "SCB"), _read_8bit, _quantize_8bit, ("weight", "state")),
-    _TORCHAO,
+    Storage("bitsandbytes 4-bit", _weight_is("Params4bit", "quant_state"), _read_4bit),
+    Storage("bitsandbytes 8-bit", _weight_is("Int8Params", "SCB"), _read_8bit),
+    Storage("torchao", _weight_of("torchao"), _read_tensor),
     Storage("quanto", _weight_of("optimum.quanto"), _read_tensor),
-    Storage("HQQ", lambda layer: hasattr(layer, "W_q"), _read_hqq, _quantize_hqq, ("W_q", "meta")),
+    Storage("HQQ", lambda layer: hasattr(layer, "W_q"), _read_hqq),
     Storage("packed", _is_packed, _read_response),
 )

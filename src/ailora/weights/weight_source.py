@@ -1,4 +1,4 @@
-"""Where the weights that are decomposed come from: the model itself, or the checkpoint that it was quantized from."""
+"""Sources of the weights that are decomposed: the model, or the checkpoint that it was quantized from."""
 
 from __future__ import annotations
 
@@ -9,39 +9,30 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ailora.errors import InputError, ModelError
-from ailora.roles import linear_modules, weight_shape
+from ailora.roles import linear_modules
 from ailora.safetensors_io import Checkpoint, read_tensor
-from ailora.weights.base_weight import (
-    base_layer,
-    is_stored_transposed,
-    read_weight,
-    relative_error,
-    validate_matrix,
-    weight_device,
-    weight_key,
-)
+from ailora.weights.base_weight import BaseWeight, validate_matrix, weight_key
 from ailora.weights.checkpoint_keys import match_checkpoint_keys
 
-#: The name of a module -> its weight (out, in), floating, on the device of its layer.
-Source = Callable[[str], Float[Tensor, "out in_"]]
+#: Returns the matrix (out, in) that is decomposed for a weight, floating, on the device of its layer.
+#: `BaseWeight.read` is the source that reads the model.
+WeightSource = Callable[[BaseWeight], Float[Tensor, "out in_"]]
 
-#: A weight that is farther than this from the quantized one, relative to it, is another weight: two bits leave about
-#: 0.4, an unrelated matrix is at least 1 away.
-_SAME_WEIGHT = 0.8
-
-
-def model_source(base: nn.Module) -> Source:
-    """The weights of the model, quantized ones dequantized."""
-    return lambda module: read_weight(base_layer(base, module), module)
+#: Largest relative distance of a checkpoint's weight from the quantized one: two bits leave about 0.4, an unrelated
+#: matrix is at least 1 away.
+_MAX_QUANTIZATION_ERROR = 0.8
 
 
-def checkpoint_source(base: nn.Module, checkpoint: Path | str, layers: Mapping[str, nn.Module]) -> Source:
-    """The weights of a checkpoint, read one at a time. Finds all of them before the first one is read.
+def open_checkpoint_source(base: nn.Module, checkpoint: Path | str, weights: Mapping[str, BaseWeight]) -> WeightSource:
+    """Find the tensors of weights in a checkpoint; the source reads them one at a time.
 
     Args:
         base: the model whose checkpoint it is, as it was loaded.
         checkpoint: a folder with safetensors files, or one such file.
-        layers: the layers of the modules that will be asked for, by name in `base`.
+        weights: the weights that the source will be asked for, by module.
+
+    Returns:
+        The source.
 
     Raises:
         InputError: no such files.
@@ -49,46 +40,50 @@ def checkpoint_source(base: nn.Module, checkpoint: Path | str, layers: Mapping[s
     """
     if not isinstance(checkpoint, str | Path):
         raise InputError(f"weights_from is a folder or a safetensors file, not {checkpoint!r}")
-    stored = _opened(checkpoint)
-    # Of tied modules the first name counts, under which the checkpoint holds their weight.
+    try:
+        stored = Checkpoint.open(checkpoint)
+    except InputError as error:
+        raise InputError(f"weights_from: {error}") from None
+    # A checkpoint holds the weight of tied modules under the name of the first.
     first = {weight_key(layer): name for name, layer in reversed(linear_modules(base).items())}
-    names = {module: first.get(weight_key(layer), module) for module, layer in layers.items()}
+    names = {module: first.get(weight.key, module) for module, weight in weights.items()}
     try:
         tensors = match_checkpoint_keys(base, names.values(), stored.tensors)
     except ModelError as error:
         raise ModelError(f"weights_from: {error}") from None
 
-    def read(module: str) -> Tensor:
-        entry = stored.tensors[tensors[names[module]]]
-        return _fitting(read_tensor(entry), layers[module], module, f"{entry.name} in {entry.file}")
+    def read(weight: BaseWeight) -> Tensor:
+        entry = stored.tensors[tensors[names[weight.module]]]
+        return _orient(read_tensor(entry), weight, f"{entry.name} in {entry.file}")
 
     return read
 
 
-def _opened(checkpoint: Path | str) -> Checkpoint:
-    try:
-        return Checkpoint.open(checkpoint)
-    except InputError as error:
-        raise InputError(f"weights_from: {error}") from None
+def relative_error(exact: Tensor, stored: Tensor) -> float:
+    """Return `|stored - exact| / |exact|` in the Frobenius norm; 0 where `exact` is zero."""
+    exact = exact.float() if exact.dtype.itemsize < 4 else exact
+    size = exact.norm()
+    return float((stored.to(exact.dtype) - exact).norm() / size) if size > 0 else 0.0
 
 
-def _fitting(weight: Tensor, layer: nn.Module, module: str, what: str) -> Float[Tensor, "out in_"]:
-    """A tensor of a checkpoint as the matrix of a layer, which may be stored the other way round.
+def _orient(tensor: Tensor, weight: BaseWeight, what: str) -> Float[Tensor, "out in_"]:
+    """Return a tensor of a checkpoint as the matrix of a weight, transposed where it is stored the other way round.
 
     Raises:
-        ModelError: it is quantized, of another shape, not finite, or far from the layer's own.
+        ModelError: it is quantized, of another shape, not finite, or far from the model's weight.
     """
-    if not weight.is_floating_point() or weight.dtype.itemsize == 1:
-        raise ModelError(f"{what} is of dtype {weight.dtype}: weights_from takes an unquantized checkpoint")
-    ways = [way for way in (weight, weight.T) if tuple(way.shape) == weight_shape(layer)] or [weight]
+    if not tensor.is_floating_point() or tensor.dtype.itemsize == 1:
+        raise ModelError(f"{what} is of dtype {tensor.dtype}: weights_from takes an unquantized checkpoint")
+    ways = [way for way in (tensor, tensor.T) if tuple(way.shape) == weight.shape] or [tensor]
     for way in ways:
-        validate_matrix(way, weight_shape(layer), what)
+        validate_matrix(way, weight.shape, what)
     try:
-        own = read_weight(layer, module)
+        quantized = weight.read()
     except ModelError:
-        # Packed for another device. Then the names have to do.
-        return ways[-1 if is_stored_transposed(layer) else 0].to(weight_device(layer))
-    distance, way = min(((relative_error(own, way.to(own.device)), way) for way in ways), key=lambda pair: pair[0])
-    if distance > _SAME_WEIGHT:
-        raise ModelError(f"{what} is another weight than that of {module}: {distance:.2f} away, relative to it")
-    return way.to(own.device)
+        # Packed for another device, so that values cannot tell which way round a square weight is stored.
+        return ways[-1 if weight.transposed else 0].to(weight.device)
+    distances = [relative_error(quantized, way.to(quantized.device)) for way in ways]
+    distance, way = min(zip(distances, ways, strict=True), key=lambda pair: pair[0])
+    if distance > _MAX_QUANTIZATION_ERROR:
+        raise ModelError(f"{what} is another weight than that of {weight.module}: {distance:.2f} away, relative to it")
+    return way.to(quantized.device)

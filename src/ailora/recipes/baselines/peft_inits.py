@@ -7,7 +7,7 @@ is off (`rho=1`): every method has the same ranks.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from importlib import import_module
 from importlib.util import find_spec
 from itertools import chain, islice, repeat
@@ -33,7 +33,7 @@ from ailora.recipes.baselines.adapter_origin import Made, record
 from ailora.recipes.baselines.calibration_batches import Batches
 from ailora.recipes.config.method import PeftInit
 from ailora.recipes.config.schema import AdapterConfig, RunConfig
-from ailora.weights.base_weight import base_layer, is_stored_transposed, weight_key
+from ailora.weights.base_weight import BaseWeight, resolve_weights
 
 #: Beginnings of warnings that say nothing of what was asked for: how EVA could save memory, and that LoRA-GA asks for
 #: the gradients of weights alone.
@@ -90,11 +90,12 @@ def apply_peft_init(
     Raises:
         ModelError: PEFT cannot adapt the model in this way; its own error is the cause.
     """
-    validate_parallelism(model, plan)
+    weights = resolve_weights(model, plan.modules)
+    validate_parallelism(model, plan, weights)
     if init.overwrites_base:
-        _validate_untied(model, plan, init)
+        _validate_untied(weights, init)
     if init.name == "olora":
-        _validate_linear(model, plan)
+        _validate_linear(weights)
     try:
         with warnings.catch_warnings():
             for hint in _HINTS:
@@ -111,17 +112,17 @@ def apply_peft_init(
     return adapted
 
 
-def _validate_untied(model: PreTrainedModel, plan: Plan, init: PeftInit) -> None:
-    seen: dict[Any, str] = {}
-    for module in plan.modules:
-        other = seen.setdefault(weight_key(base_layer(model, module)), module)
+def _validate_untied(weights: Mapping[str, BaseWeight], init: PeftInit) -> None:
+    seen: dict[int, str] = {}
+    for module, weight in weights.items():
+        other = seen.setdefault(weight.key, module)
         if other != module:
             raise ModelError(f"adapter.policy {init}: {module} shares the weight of {other}; PEFT overwrites it twice")
 
 
-def _validate_linear(model: PreTrainedModel, plan: Plan) -> None:
-    for module in plan.modules:
-        if is_stored_transposed(base_layer(model, module)):
+def _validate_linear(weights: Mapping[str, BaseWeight]) -> None:
+    for module, weight in weights.items():
+        if weight.transposed:
             raise ModelError(
                 f"adapter.policy peft:olora: {module} stores its weight as (in, out), which the init of "
                 f"PEFT {peft.__version__} takes for (out, in)"

@@ -1,0 +1,34 @@
+"""Plain LoRA's init."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ailora.inits.init import Factors, Init
+
+#: Norm of a row of LoRA's Kaiming-uniform A: entries are uniform in +-1/sqrt(in), so the row norm tends to 1/sqrt(3).
+KAIMING_ROW_NORM = 1 / math.sqrt(3)
+
+
+@dataclass(frozen=True)
+class Kaiming(Init):
+    """Plain LoRA (arXiv 2106.09685): A uniform in +-1/sqrt(in) (Kaiming with a = sqrt(5), as PEFT), B zero."""
+
+    anchored: ClassVar[bool] = False
+
+    def factors(
+        self, weight: Float[Tensor, "*batch out in_"], rank: int, *, scaling: float, generator: torch.Generator
+    ) -> Factors:
+        out, in_ = weight.shape[-2:]
+        dtype = torch.promote_types(weight.dtype, torch.float32)
+        A = (torch.rand(rank, in_, generator=generator, dtype=dtype) * 2 - 1) / math.sqrt(in_)
+        return Factors(A=A.to(weight.device), B=torch.zeros(out, rank, dtype=dtype, device=weight.device))
+
+    def to_dict(self) -> dict[str, str]:
+        return {"init": "lora"}

@@ -1,0 +1,75 @@
+"""Factors that train whole: of plain LoRA, and of the residual form, which keeps its anchor beside them."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from ailora.lora.anchor import stack_A, stack_B, unstack_A, unstack_B
+from ailora.lora.packed_factor import PackedFactor
+from ailora.weights.dtensor import distribute_like, full_tensor, validate_unsharded
+
+
+class PlainFactor(PackedFactor):
+    """A factor that trains whole, as that of plain LoRA does."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self._shape = (weight.shape[0], weight.shape[1])
+        self.value = nn.Parameter(weight.contiguous().clone())
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self._shape
+
+    def stack(self) -> Tensor:
+        return validate_unsharded(full_tensor(self.value), self._shape)
+
+    def unpack(self, weight: Tensor) -> dict[str, Tensor]:
+        return {"value": distribute_like(weight.contiguous(), self.value)}
+
+    def validate_same_anchor(self, weight: Tensor, name: str) -> None:
+        self.validate_shape(weight, name)
+
+
+class ResidualFactor(PlainFactor):
+    """A factor of the residual form. Its anchor, which was subtracted from the base, restores it and makes the file.
+
+    The anchor is no part of the state dict: while it trains, the form saves an ordinary LoRA for the residual base.
+    """
+
+    anchor: Tensor
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__(weight)
+        self.register_buffer("anchor", weight.detach().clone(), persistent=False)
+
+
+class ResidualA(ResidualFactor):
+    """`lora_A` of the residual form, `A` (r, in)."""
+
+    @property
+    def file_shape(self) -> tuple[int, int]:
+        return 2 * self.shape[0], self.shape[1]
+
+    def to_file(self) -> Tensor:
+        A = self.stack().detach()
+        return stack_A(self.anchor, A - self.anchor)
+
+    def from_file(self, weight: Tensor) -> Tensor:
+        anchor, delta = unstack_A(weight)
+        return anchor + delta
+
+
+class ResidualB(ResidualFactor):
+    """`lora_B` of the residual form, `B` (out, r)."""
+
+    @property
+    def file_shape(self) -> tuple[int, int]:
+        return self.shape[0], 2 * self.shape[1]
+
+    def to_file(self) -> Tensor:
+        B = self.stack().detach()
+        return stack_B(B - self.anchor, B)
+
+    def from_file(self, weight: Tensor) -> Tensor:
+        return unstack_B(weight)[1]
