@@ -13,7 +13,7 @@ from mkdocs.commands.build import build
 from mkdocs.config import load_config
 
 import ailora
-from docs import hooks
+from docs import hooks, source_map
 from tests.docs.pages import ROOT
 
 
@@ -96,14 +96,15 @@ def test_relative_links_of_the_files_beside_the_site(name: str) -> None:
         assert (ROOT / target).exists(), f"{name} links to {target}"
 
 
-def test_the_tree_of_the_readme_names_every_file() -> None:
-    """But those of folders that have one line."""
-    tree = (ROOT / "README.md").read_text(encoding="utf-8").split("## The tree")[1]
-    names = {word.strip(",") for line in tree.splitlines() for word in line.split()}
-    as_one = ("cli", "schema", "methods", "tasks", "assets")
-    for file in (ROOT / "src/ailora").rglob("*.py"):
-        if file.name != "__init__.py" and not set(file.parts) & set(as_one):
-            assert any(file.match(name) for name in names if name.endswith(".py")), file
-    for name in names:
-        if name.endswith(".py") and "/" not in name:
-            assert any(ROOT.glob(f"src/ailora/**/{name}")) or (ROOT / "docs" / name.strip(";")).exists(), name
+def test_the_architecture_page_names_every_file() -> None:
+    """Written by `python -m docs.source_map`."""
+    assert source_map.FILE.read_text(encoding="utf-8") == source_map.render()
+    packages = {folder.name for folder in source_map.SOURCE.iterdir() if (folder / "__init__.py").exists()}
+    assert set(source_map.PACKAGES) == packages
+    for file in source_map.SOURCE.rglob("*.py"):
+        assert file.name == "__main__.py" or source_map.summary(file), file
+
+
+def test_the_readme_names_every_package() -> None:
+    tree = (ROOT / "README.md").read_text(encoding="utf-8").split("## Packages")[1]
+    assert all(f"{package}" in tree for package in source_map.PACKAGES)

@@ -1,4 +1,4 @@
-"""Which role and which factor every trained parameter of an adapter belongs to: what learning rates go by."""
+"""Parameter groups of the optimizer: learning rates by role and by factor."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _FACTORS = ("A", "B")
 
 
 class FactorRoles(NamedTuple):
-    """What a parameter is.
+    """Role and factor of a parameter.
 
     Attributes:
         roles: the roles whose factor it holds: one, but for a fused projection in the stock form, whose factor is one
@@ -37,7 +37,7 @@ class FactorRoles(NamedTuple):
 def role_factors(
     model: PeftModel, adapter_name: str = "default", *, plan: Plan | None = None
 ) -> dict[str, FactorRoles]:
-    """The role and the factor of every trained factor parameter, in all forms.
+    """Return the role and the factor of every trained factor parameter, in all forms.
 
     Heads and other modules that are saved whole, and DoRA's magnitudes, are no factors and are left out, as are factors
     that do not train (those of an adapter that is not active).
@@ -71,7 +71,7 @@ def role_factors(
 
 @dataclass(frozen=True)
 class Multipliers:
-    """Multiples of the learning rate.
+    """Multiples of the learning rate, by role and factor.
 
     Attributes:
         by_role: (role, factor) -> its multiple; None in the place of a role or factor stands for each.
@@ -79,8 +79,8 @@ class Multipliers:
 
     by_role: Mapping[tuple[Role | None, Factor | None], float]
 
-    def of(self, role: Role, factor: Factor) -> float:
-        """The multiple for a factor of a role: the product of all that concern it."""
+    def multiplier(self, role: Role, factor: Factor) -> float:
+        """Return the multiple for a factor of a role: the product of all that concern it."""
         keys: list[tuple[Role | None, Factor | None]] = [(role, factor), (role, None), (None, factor)]
         return math.prod(self.by_role.get(key, 1.0) for key in keys)
 
@@ -98,7 +98,7 @@ class Multipliers:
 
 
 def parse_multipliers(given: Mapping[str, float | Mapping[str, float]] | None) -> Multipliers:
-    """What `adapter.learning_rates` stands for: `{query: 0.3, B: 16}`, or `{query: {A: 0.3, B: 5}}`.
+    """Parse `adapter.learning_rates`: `{query: 0.3, B: 16}`, or `{query: {A: 0.3, B: 5}}`.
 
     A multiple for `B` alone is LoRA+ (arXiv 2402.12354).
 
@@ -127,10 +127,10 @@ def _factor(name: str) -> Factor:
     return name  # type: ignore[return-value]
 
 
-def multiplied_groups(
+def split_param_groups(
     groups: Sequence[dict[str, Any]], model: PeftModel, given: Multipliers, *, plan: Plan | None = None
 ) -> list[dict[str, Any]]:
-    """An optimizer's parameter groups, split so that every factor has its learning rate.
+    """Split an optimizer's parameter groups so that every factor has its learning rate.
 
     Args:
         groups: `optimizer.param_groups`, which have a rate but no scheduler yet.
@@ -155,7 +155,7 @@ def multiplied_groups(
 
 
 def _shared(owner: FactorRoles, name: str, given: Multipliers) -> float:
-    values = {given.of(role, owner.factor) for role in owner.roles}
+    values = {given.multiplier(role, owner.factor) for role in owner.roles}
     if len(values) > 1:
         roles = " and ".join(owner.roles)
         raise InputError(

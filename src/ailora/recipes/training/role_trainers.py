@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers import Trainer
 
-from ailora.optim.param_groups import multiplied_groups, parse_multipliers
+from ailora.optim.param_groups import parse_multipliers, split_param_groups
 from ailora.plan import Form
 from ailora.recipes.baselines.adapter_origin import made_of
 from ailora.recipes.config.schema import AdapterConfig
@@ -41,7 +41,7 @@ class AdapterTrainer(Trainer):
             multipliers = parse_multipliers(self.adapter.learning_rates)
             adapted: Any = self.model
             plan = made_of(adapted).plan
-            optimizer.param_groups = multiplied_groups(optimizer.param_groups, adapted, multipliers, plan=plan)
+            optimizer.param_groups = split_param_groups(optimizer.param_groups, adapted, multipliers, plan=plan)
         return optimizer
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
