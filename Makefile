@@ -5,15 +5,23 @@ BIN := $(VENV)/bin
 WORKERS ?= 2
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: demo test test-slow notebooks check docs dist bench clean
+.PHONY: demo test test-slow test-wheel notebooks check docs dist bench clean
 
-$(VENV)/.installed: pyproject.toml constraints.txt
+$(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	touch $@
 
-demo: $(VENV)/.installed
-	$(BIN)/ailora demo
+# What the demo needs and no more; a later `make test` adds the rest to the same environment.
+$(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing torch, transformers, peft and what the demo needs into $(VENV): a minute or two, the first time only."
+	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[demo]"
+	@touch $@
+
+demo: $(VENV)/.demo
+	@$(BIN)/ailora demo
 
 # Tests start many processes: two at a time, each on one thread, fill two cores.
 test: $(VENV)/.installed
@@ -21,6 +29,10 @@ test: $(VENV)/.installed
 
 test-slow: $(VENV)/.installed
 	$(BIN)/python -m pytest -m slow
+
+# The built wheel in environments of its own, one of them without the extras.
+test-wheel: $(VENV)/.installed
+	$(BIN)/python -m pytest -m slow tests/test_package.py
 
 # They train for a minute or two: too long for `make test`.
 notebooks: $(VENV)/.installed

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import tomllib
+import venv
 import zipfile
 from importlib.metadata import version
 from pathlib import Path
@@ -16,6 +17,7 @@ import pytest
 import yaml
 
 import ailora
+from ailora.cli.extras import OPTIONAL_PACKAGES
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "src"
@@ -97,3 +99,25 @@ def test_the_wheel_works_outside_the_checkout(wheel: Path, tmp_path: Path) -> No
     assert {"cola", "sst2"} <= set(tasks)
     assert name == "adapt"
     assert (tmp_path / "site" / "ailora" / "py.typed").exists()
+
+
+@pytest.mark.slow
+def test_the_wheel_without_extras_is_the_core_and_the_demo_runs_the_readme(wheel: Path, tmp_path: Path) -> None:
+    """In a new environment: nothing of the tests' own is there."""
+    venv.create(tmp_path / "venv", with_pip=True)
+    python = tmp_path / "venv" / "bin" / "python"
+    install = [python, "-m", "pip", "--disable-pip-version-check", "--quiet", "install", "-c", ROOT / "constraints.txt"]
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+
+    def run(*command: Path | str) -> str:
+        made = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        assert made.returncode == 0, made.stderr
+        return made.stdout
+
+    run(*install, wheel)
+    made = json.loads(run(python, ROOT / "tests" / "core_script.py", tmp_path).splitlines()[-1])
+    assert Path(made["file"]).is_relative_to(tmp_path)
+    assert not OPTIONAL_PACKAGES - {"jinja2"} & set(made["modules"])  # torch brings jinja2
+    run(*install, f"ailora[demo] @ {wheel.as_uri()}")
+    (example, *_) = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), re.M | re.S)
+    run(python, "-c", example)

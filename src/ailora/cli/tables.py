@@ -6,17 +6,21 @@ import json as json_module
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 
-from ailora.checkpoints import Verdict
-from ailora.plan import Plan, PlannedAdapter
-from ailora.recipes.dry_run import DryRun
-from ailora.recipes.suggest_lr import Suggestion
-from ailora.roles import Projection, UnmatchedModule, collapse_layer_index
-from ailora.studies.summary import TextTable
+from ailora.roles import collapse_layer_index
+
+# Types only: a command pays for its own packages, not for those of all tables.
+if TYPE_CHECKING:
+    from ailora.checkpoints import Verdict
+    from ailora.plan import Plan, PlannedAdapter
+    from ailora.recipes.dry_run import DryRun
+    from ailora.recipes.suggest_lr import Suggestion
+    from ailora.roles import Projection, UnmatchedModule
+    from ailora.studies.summary import TextTable
 
 #: A pipe has no width of its own; names of modules should not be cut there.
 #: What stands in brackets, as the role of a fused weight does, is text and no markup.

@@ -16,7 +16,6 @@ from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-import platformdirs
 import torch
 from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
@@ -72,7 +71,9 @@ def without_cache() -> Iterator[None]:
 
 
 def _default_folder() -> Path:
-    return Path(os.environ.get("AILORA_CACHE") or platformdirs.user_cache_path("ailora") / "spectral")
+    if folder := os.environ.get("AILORA_CACHE"):
+        return Path(folder)
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "ailora" / "spectral"
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ class SpectralCache:
     """The folder of entries, one safetensors file each. Safe to share between processes.
 
     Attributes:
-        folder: `AILORA_CACHE`, or `ailora/spectral` in the platform's cache folder.
+        folder: `AILORA_CACHE`, or `ailora/spectral` in `XDG_CACHE_HOME` (`~/.cache`).
         limit: bytes; when a write goes beyond, the entries that were used longest ago are removed.
     """
 

@@ -6,7 +6,9 @@ import json
 import time
 from typing import Any
 
+from tqdm.auto import tqdm
 from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import has_length
 
 from ailora.recipes.processes import wait
 from ailora.recipes.run_folder import RunFolder
@@ -64,7 +66,22 @@ class RunLog(TrainerCallback):
 
 
 class ProgressBar(ProgressCallback):
-    """The Trainer's bar with the last loss beside it, instead of a line per log."""
+    """One bar a run, with the last loss beside it; evaluations within training show in it."""
+
+    def on_prediction_step(
+        self, args: Any, state: Any, control: Any, eval_dataloader: Any = None, **kwargs: Any
+    ) -> None:
+        if self.training_bar is not None:
+            self.training_bar.set_description("evaluating", refresh=self.training_bar.desc == "")
+        elif self.prediction_bar is None and state.is_world_process_zero and has_length(eval_dataloader):
+            self.prediction_bar = tqdm(total=len(eval_dataloader), desc="evaluating", leave=False, disable=None)
+        if self.prediction_bar is not None:
+            self.prediction_bar.update()
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        super().on_evaluate(args, state, control, **kwargs)
+        if self.training_bar is not None:
+            self.training_bar.set_description()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         shown = {k.removeprefix("eval_"): f"{v:.4f}" for k, v in (logs or {}).items() if k in ("loss", "eval_loss")}
