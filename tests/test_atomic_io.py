@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from ailora.atomic_io import replacing, write_text
+from ailora.atomic_io import replacing_file, replacing_folder, write_text
+from ailora.errors import InputError
 from ailora.safetensors_io import header_bytes, read_blocks, read_header, read_rows, read_tensor
 from ailora.safetensors_io.header_writer import TensorSpec
 
@@ -17,7 +18,7 @@ def test_a_failure_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
     write_text(file, "old")
 
     def fail() -> None:
-        with replacing(file) as stream:
+        with replacing_file(file) as stream:
             stream.write(b"ne")
             raise RuntimeError("half way")
 
@@ -34,6 +35,44 @@ def test_what_a_kill_left_is_taken_again(tmp_path: Path) -> None:
     write_text(tmp_path / "a.txt", "new")
     assert (tmp_path / "a.txt").read_text() == "new"
     assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+
+
+def fill(folder: Path, text: str, *, fails: bool = False) -> None:
+    with replacing_folder(folder) as partial:
+        (partial / "a.txt").write_text(text)
+        if fails:
+            raise RuntimeError("half way")
+
+
+def test_a_folder_is_replaced_when_it_is_complete(tmp_path: Path) -> None:
+    folder = tmp_path / "made" / "out"
+    fill(folder, "old")
+    with pytest.raises(RuntimeError, match="half way"):
+        fill(folder, "ne", fails=True)
+    assert (folder / "a.txt").read_text() == "old"
+    fill(folder, "new")
+    assert [(p.name, p.read_text()) for p in folder.iterdir()] == [("a.txt", "new")]
+    assert [p.name for p in folder.parent.iterdir()] == ["out"]
+
+
+def test_an_exchange_of_folders_that_a_kill_cut_in_two_is_undone(tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    fill(folder, "old")
+    folder.rename(tmp_path / ".out.old")
+    (tmp_path / ".out.partial").mkdir()
+    (tmp_path / ".out.partial" / "b.txt").write_text("of an attempt that was killed")
+    with pytest.raises(RuntimeError, match="half way"):
+        fill(folder, "ne", fails=True)
+    assert [(p.name, p.read_text()) for p in folder.iterdir()] == [("a.txt", "old")]
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_one_process_at_a_time_fills_a_folder(tmp_path: Path) -> None:
+    with replacing_folder(tmp_path / "out") as partial:
+        (partial / "a.txt").write_text("first")
+        with pytest.raises(InputError, match=r"another process is writing to .*out"):
+            fill(tmp_path / "out", "second")
+    assert (tmp_path / "out" / "a.txt").read_text() == "first"
 
 
 @pytest.mark.parametrize("entries", [1, 3, 7, 100])

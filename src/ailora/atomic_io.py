@@ -1,21 +1,30 @@
-"""Files that are there whole or not at all, whenever the process or the machine stops."""
+"""Replace files and folders atomically: a reader sees the old content or the new, whenever process or machine stops."""
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from filelock import FileLock, Timeout
+
+from ailora.errors import InputError
+
 
 @contextmanager
-def replacing(file: Path) -> Iterator[BinaryIO]:
-    """A stream whose content takes the place of `file` when the body ends, and is lost when it fails.
+def replacing_file(file: Path) -> Iterator[BinaryIO]:
+    """Open a stream whose content takes the place of `file` when the body ends, and is lost when it fails.
 
     One process at a time may write a file. What a kill leaves has a name that the next attempt takes again.
+
+    Yields:
+        The stream of a temporary file beside `file`.
     """
-    temporary = file.with_name(f".{file.name}.partial")
+    temporary = _beside(file, "partial")
     try:
         # Not through a link that someone has put there.
         temporary.unlink(missing_ok=True)
@@ -31,21 +40,107 @@ def replacing(file: Path) -> Iterator[BinaryIO]:
 
 
 def write_bytes(file: Path, content: bytes) -> None:
-    """Write a file so that a reader sees the old one or the new one, never a part of it."""
-    with replacing(file) as stream:
+    """Replace a file by these bytes."""
+    with replacing_file(file) as stream:
         stream.write(content)
 
 
 def write_text(file: Path, text: str) -> None:
-    """As `write_bytes`, in UTF-8."""
+    """Replace a file by this text, in UTF-8."""
     write_bytes(file, text.encode())
+
+
+def write_json(file: Path, data: object) -> None:
+    """Replace a file by plain data."""
+    write_bytes(file, json_bytes(data))
+
+
+def json_bytes(data: object) -> bytes:
+    """Format plain data as every JSON file that we write."""
+    return (json.dumps(data, indent=2) + "\n").encode()
+
+
+@contextmanager
+def replacing_folder(folder: Path) -> Iterator[Path]:
+    """Fill a new folder, which takes the place of `folder` when the body ends, and is removed when it fails.
+
+    After a kill either the old folder is in its place, or the next attempt puts it back.
+
+    Yields:
+        The new folder beside `folder`, empty but for a lock.
+
+    Raises:
+        InputError: Another process is writing to the folder.
+    """
+    partial, old = _beside(folder, "partial"), _beside(folder, "old")
+    partial.mkdir(parents=True, exist_ok=True)
+    lock = partial / ".lock"
+    with holding(lock, folder):
+        _put_back(folder, old)
+        for leftover in partial.iterdir():
+            if leftover != lock:
+                _remove(leftover)
+        try:
+            yield partial
+            lock.unlink()
+            for file in partial.rglob("*"):
+                if file.is_file():
+                    _sync(file)
+            if folder.exists():
+                folder.rename(old)
+            partial.rename(folder)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            _put_back(folder, old)
+            raise
+        sync_folder(folder.parent)
+        _remove(old)
+
+
+def _put_back(folder: Path, old: Path) -> None:
+    """Undo half of an exchange, or remove what a whole one has left."""
+    if old.exists() and not folder.exists():
+        old.rename(folder)
+    _remove(old)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def holding(lock: Path, folder: Path, *, timeout_s: float = 0.0) -> Iterator[None]:
+    """Hold a lock file while the body writes to a folder; the system lets go of it when the process ends.
+
+    Raises:
+        InputError: Another process holds it longer than the timeout.
+    """
+    held = FileLock(lock)
+    try:
+        held.acquire(timeout=timeout_s)
+    except Timeout:
+        raise InputError(f"another process is writing to {folder}") from None
+    try:
+        yield
+    finally:
+        held.release()
 
 
 def sync_folder(folder: Path) -> None:
     """Make renames in a folder survive a loss of power, where the system has a way to."""
-    if os.name != "posix":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
+    if os.name == "posix":
+        _sync(folder)
+
+
+def _beside(path: Path, kind: str) -> Path:
+    return path.with_name(f".{path.name}.{kind}")
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -43,7 +43,8 @@ def run(tmp_path: Path) -> Path:
         "output": str(tmp_path / "run"),
     }
     folder = RunFolder(tmp_path / "run")
-    folder.claim(load_config(config, to_run=False))
+    with folder.claimed(load_config(config, to_run=False)):
+        pass
     return folder.path
 
 

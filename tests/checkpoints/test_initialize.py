@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 import ailora
 from ailora.checkpoints import Initialization, export, init, merge, module_tasks, verify
-from ailora.checkpoints.output_dir import Output
+from ailora.checkpoints.output_dir import OutputDir
 from ailora.roles.catalog import FAMILIES as CATALOG
 from tests.contracts.test_families import MADE_AS, OFTEN, REMOTE
 from tests.families import FAMILIES
@@ -228,7 +228,7 @@ def test_other_work_in_the_folder_is_not_overwritten(tmp_path: Path) -> None:
     base = saved("llama", tmp_path / "base")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years")
-    with pytest.raises(ailora.InputError, match=r"is not empty and not made by this command .*thesis\.txt.*--force"):
+    with pytest.raises(ailora.InputError, match=r"holds no output of this command .*thesis\.txt.*--force"):
         init(base, tmp_path / "mine", rank=4)
     assert [f.name for f in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
     init(base, tmp_path / "mine", rank=4, force=True)
@@ -458,7 +458,7 @@ def test_a_piece_that_is_damaged_or_of_another_module_is_made_again(tmp_path: Pa
     init(base, tmp_path / "expected", rank=4)
     work = Initialization.of(base, rank=4)
     pieces = tmp_path / "out" / ".ailora" / "pieces"
-    with Output(tmp_path / "out").claimed(work.request, reads=[], writes=[], force=False):
+    with OutputDir(tmp_path / "out").acquire(work.request, reads=[], writes=[], force=False):
         for job in work.jobs(pieces, device="cpu", cached=False):
             module_tasks.run(job)
     (pieces / "000000.safetensors").write_bytes((pieces / "000001.safetensors").read_bytes())

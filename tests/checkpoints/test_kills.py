@@ -158,17 +158,17 @@ def test_a_base_that_has_changed_since_is_noticed(tmp_path: Path) -> None:
     LLAMA.model().save_pretrained(tmp_path / "base")
     from ailora.checkpoints import init
 
-    with pytest.raises(ailora.InputError, match=r"holds the beginning of another request \(files: "):
+    with pytest.raises(ailora.InputError, match=r"the beginning of another request \(files\.config\.json: "):
         init(str(tmp_path / "base"), tmp_path / "out", rank=4)
     init(str(tmp_path / "base"), tmp_path / "out", rank=4, force=True)
 
 
 def test_two_processes_do_not_write_to_one_folder(base: Path, tmp_path: Path) -> None:
     from ailora.checkpoints import init
-    from ailora.checkpoints.output_dir import Output
+    from ailora.checkpoints.output_dir import OutputDir
 
     with (
-        Output(tmp_path / "out").claimed({"command": "other"}, reads=[], writes=[], force=False),
+        OutputDir(tmp_path / "out").acquire({"command": "other"}, reads=[], writes=[], force=False),
         pytest.raises(ailora.InputError, match="another process is writing to"),
     ):
         init(str(base), tmp_path / "out", rank=4)

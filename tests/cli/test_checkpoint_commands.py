@@ -52,7 +52,7 @@ def test_a_failed_check_is_exit_code_1_and_a_mistake_2(base: Path, tmp_path: Pat
     (tmp_path / "mine" / "thesis.txt").touch()
     mistake = ailora("init", str(base), "--rank", "4", "--out", str(tmp_path / "mine"))
     assert mistake.returncode == 2
-    assert "is not empty and not made by this command" in mistake.stderr
+    assert "is not empty and holds no output of this command" in mistake.stderr
     assert "is read and lies in" in ailora("init", str(base), "--rank", "4", "--out", str(base)).stderr
 
 

@@ -177,7 +177,7 @@ def test_another_runs_folder_is_refused(config: dict[str, Any], tmp_path: Path) 
     assert outcome(tmp_path / "run") == before
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").touch()
-    with pytest.raises(ailora.InputError, match="holds files but no run"):
+    with pytest.raises(ailora.InputError, match="is not empty and holds no run"):
         run(config, f"output={tmp_path / 'mine'}")
 
 

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -65,10 +69,55 @@ def test_an_error_after_a_checkpoint_keeps_the_folder(config: dict[str, Any], tm
     assert run(config)["steps"] == 8
 
 
+#: Trains a configuration, and waits at the first step until a file is there.
+_WAITING = """
+import sys, time
+from pathlib import Path
+from transformers import Trainer
+from ailora.recipes import registry, run_folder
+from ailora.recipes.config.loader import load_config
+
+run_folder._LOCK_TIMEOUT_S = 0.5
+config, told, go = sys.argv[1:]
+real = Trainer.training_step
+
+def training_step(*args, **kwargs):
+    Path(told).touch()
+    while not Path(go).exists():
+        time.sleep(0.05)
+    return real(*args, **kwargs)
+
+Trainer.training_step = training_step
+registry.run(load_config(config))
+"""
+
+
+def test_two_processes_do_not_train_in_one_folder(config: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text(json.dumps(config | {"data": config["data"] | {"max_train_samples": 32}}))
+    told, go = tmp_path / "told", tmp_path / "go"
+    command = [sys.executable, "-c", _WAITING, str(tmp_path / "run.json"), str(told), str(go)]
+    environment = {**os.environ, "TRANSFORMERS_VERBOSITY": "error"}
+    first = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+    try:
+        while not told.exists():
+            assert first.poll() is None
+            time.sleep(0.05)
+        second = subprocess.run(command, env=environment, capture_output=True, check=False, timeout=300)
+        assert second.returncode == 1
+        assert f"another process is writing to {tmp_path / 'run'}".encode() in second.stderr
+        go.touch()
+        assert first.wait(300) == 0
+    finally:
+        first.kill()
+        first.wait()
+    assert RunFolder(tmp_path / "run").read_result()["steps"] == 8
+    assert not (tmp_path / "run" / "failed.txt").exists()
+
+
 def test_a_file_of_the_users_named_failed_is_no_run(config: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "failed.txt").write_text("mine")
-    with pytest.raises(ailora.InputError, match="holds files but no run"):
+    with pytest.raises(ailora.InputError, match="is not empty and holds no run"):
         run(config)
     assert (tmp_path / "run" / "failed.txt").read_text() == "mine"
 
@@ -92,7 +141,8 @@ def test_a_damaged_result_is_written_anew_when_it_is_deleted(
     config: dict[str, Any], tmp_path: Path, content: str
 ) -> None:
     folder = RunFolder(tmp_path / "run")
-    folder.claim(load_config(config))
+    with folder.claimed(load_config(config)):
+        pass
     folder.result.write_text(content)
     with pytest.raises(ailora.InputError, match=r"result\.json is damaged .*: delete \S+ and run `ailora train \S+`"):
         finished_run(folder.path)
@@ -122,7 +172,8 @@ def test_missing_files_of_a_finished_run_are_named(config: dict[str, Any], tmp_p
 
 def test_predictions_do_not_replace_their_input(config: dict[str, Any], tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
-    folder.claim(load_config(config))
+    with folder.claimed(load_config(config)):
+        pass
     folder.result.write_text(json.dumps({"metrics": {}, "best": {}, "labels": ["a", "b"]}))
     file, link = tmp_path / "in.csv", tmp_path / "link.csv"
     pd.DataFrame({"sentence": ["x"]}).to_csv(file, index=False)

@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 
 from ailora import InputError
+from ailora.path_kind import PathKind
 from ailora.plots.chart_spec import Axis, Plot, Series
 from ailora.report.build import build
 from ailora.report.document import Charts, Page, Part, Section
 from ailora.report.html import file_names, json_text, render, ticked, write_page
-from ailora.report.inputs import Sort, recognise
+from ailora.report.inputs import recognise
 from tests.report.made import HOSTILE, TEXTS, plausible, run_folder, stored, study_file
 
 
@@ -72,7 +73,7 @@ def test_arguments_are_recognised(tmp_path: Path) -> None:
     (tmp_path / "analysis" / "analysis.json").write_text("{}")
     run = run_folder(tmp_path / "run")
     found = [recognise(path).sort for path in (file, tmp_path / "study", tmp_path / "analysis", run)]
-    assert found == [Sort.STUDY, Sort.STUDY, Sort.ANALYSIS, Sort.RUN]
+    assert found == [PathKind.STUDY, PathKind.STUDY, PathKind.ANALYSIS, PathKind.RUN]
 
 
 @pytest.mark.parametrize(

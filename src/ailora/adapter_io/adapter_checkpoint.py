@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ailora.adapter_io.peft_config_file import CONFIG_NAME, WEIGHTS_NAME, adapter_folder, pattern_value, read_config
+from ailora.adapter_io.peft_config_file import CONFIG_NAME, WEIGHTS_NAME, pattern_value, read_config
 from ailora.errors import InputError
 from ailora.lora.anchor import left_grid, unstack_A, unstack_B
+from ailora.path_kind import resolve_adapter_dir
 from ailora.plan.adapter_metadata import METADATA_NAME, AdapterMetadata, find_metadata
 from ailora.plan.adapter_plan import Form, Plan, PlannedAdapter
 from ailora.safetensors_io import StoredTensor, read_header, read_tensor
@@ -139,7 +140,10 @@ class AdapterCheckpoint:
         Raises:
             InputError: no adapter, not a LoRA, one of another kind of layer, or files that contradict themselves.
         """
-        folder = adapter_folder(path)
+        folder = resolve_adapter_dir(path)
+        if not (folder / WEIGHTS_NAME).is_file():
+            pickled = " (pickled adapters are never opened)" if (folder / "adapter_model.bin").exists() else ""
+            raise InputError(f"{folder} has no {WEIGHTS_NAME}{pickled}")
         config = read_config(folder / CONFIG_NAME)
         header = read_header(folder / WEIGHTS_NAME)
         parts: dict[str, dict[str, StoredTensor]] = {}

@@ -1,4 +1,4 @@
-"""The folder of an adapter, and PEFT's configuration in it, checked."""
+"""PEFT's configuration of a LoRA, read and validated."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from typing import Any
 import regex
 
 from ailora.errors import InputError
+from ailora.path_kind import ADAPTER_CONFIG_NAME
 
-CONFIG_NAME = "adapter_config.json"
+CONFIG_NAME = ADAPTER_CONFIG_NAME
 WEIGHTS_NAME = "adapter_model.safetensors"
 
 #: Inits that leave the base weights as they are. PEFT records the others and changes the weights again when it loads.
@@ -33,32 +34,6 @@ _HARMLESS = {
 
 #: Seconds: a pattern of a hostile file must not search for ever.
 _PATIENCE = 0.25
-
-
-def adapter_folder(path: Path | str) -> Path:
-    """The folder of an adapter's files, given itself or the folder of a run.
-
-    Raises:
-        InputError: neither holds an adapter.
-    """
-    if not isinstance(path, str | Path):
-        raise InputError(f"an adapter is a folder, not {path!r}")
-    path = Path(path).expanduser()
-    for folder in (path, path / "adapter"):
-        if is_file(folder / CONFIG_NAME):
-            if not (folder / WEIGHTS_NAME).is_file():
-                pickled = " (pickled adapters are never opened)" if (folder / "adapter_model.bin").exists() else ""
-                raise InputError(f"{folder} has no {WEIGHTS_NAME}{pickled}")
-            return folder
-    raise InputError(f"{path} holds no adapter: no {CONFIG_NAME} in it, nor in its folder adapter/")
-
-
-def is_file(path: Path) -> bool:
-    """Whether a file is there; a name that no file can have names none."""
-    try:
-        return path.is_file()
-    except (OSError, ValueError):
-        return False
 
 
 def read_config(file: Path) -> dict[str, Any]:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from peft import PeftModel, get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ailora.adapter_io.peft_config_file import WEIGHTS_NAME
+from ailora.distributed import is_main, wait_for_everyone
 from ailora.errors import ModelError
 from ailora.inits import Factors
 from ailora.lora.adapt import get_plan
@@ -52,7 +52,7 @@ def save_adapter(model: PeftModel, folder: Path | str, *, adapter_name: str = "d
     sharded = any_dtensor(model.parameters())
     state = _gather_state_dict(model, adapter_name) if sharded else None
     file_state = _file_state_dict(model, plan, adapter_name) if plan.form is Form.RESIDUAL else None
-    if not sharded or dist.get_rank() == 0:
+    if not sharded or is_main():
         model.save_pretrained(str(folder), selected_adapters=[adapter_name], state_dict=state)
         if file_state is not None:
             config = lora_config(plan, model.get_base_model())
@@ -62,7 +62,7 @@ def save_adapter(model: PeftModel, folder: Path | str, *, adapter_name: str = "d
             save_file(file_state, target / WEIGHTS_NAME, metadata={"format": "pt"})
         metadata.write(target)
     if sharded:
-        dist.barrier()
+        wait_for_everyone()
     return target
 
 

@@ -3,64 +3,46 @@
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ailora.atomic_io import write_text
+from ailora.atomic_io import replacing_folder
+from ailora.checkpoints.output_dir import validate_content, validate_inputs_outside
 from ailora.errors import InputError
 
 INFO_NAME = "analysis.json"
 
 
 def validate_output_dir(out: Path, reads: Iterable[Path], *, force: bool) -> None:
-    """Refuse a folder that an analysis may not take.
+    """Refuse a folder that an analysis may not replace.
 
     Raises:
-        InputError: it is a file, holds something that is read, or anything else but an analysis; or an analysis, and
+        InputError: It is a file, holds something that is read, or anything else but an analysis; or an analysis, and
             `force` was not given.
     """
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file: choose a folder for the analysis")
-    for source in reads:
-        if source.exists() and (out.resolve() in (source.resolve(), *source.resolve().parents)):
-            raise InputError(f"{source} is read and lies in {out}: choose another folder to write")
-    if out.is_dir() and (others := sorted(entry.name for entry in out.iterdir())):
-        if not (out / INFO_NAME).is_file():
-            raise InputError(f"{out} is not empty and holds no analysis (it holds {others[0]}): choose another folder")
-        if not force:
-            raise InputError(f"{out} holds an analysis already: choose another folder, or --force to replace it")
+    validate_inputs_outside(out, reads)
+    if out.is_dir():
+        validate_content(out, content="analysis", marks=[INFO_NAME])
+    if (out / INFO_NAME).is_file() and not force:
+        raise InputError(f"{out} holds an analysis already: choose another folder, or --force to replace it")
 
 
-def write_whole(out: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a folder beside `out`, and put it in its place when it is complete.
+@contextmanager
+def replacing_analysis(out: Path) -> Iterator[Path]:
+    """Fill a folder that takes the place of `out` when it is complete.
 
     Raises:
-        InputError: the system refuses.
+        InputError: The system refuses, or another process writes there.
     """
-    partial, old = (out.with_name(f".{out.name}.{kind}") for kind in ("partial", "old"))
     try:
-        for leftover in (partial, old):
-            if leftover.exists():
-                shutil.rmtree(leftover)
-        partial.mkdir(parents=True)
-        try:
-            write(partial)
-            if out.exists():
-                out.rename(old)
-            partial.rename(out)
-        except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise
-        shutil.rmtree(old, ignore_errors=True)
+        with replacing_folder(out) as partial:
+            yield partial
     except OSError as error:
         raise InputError(f"cannot write to {out}: {error.strerror or error}") from None
-
-
-def write_info(folder: Path, info: dict[str, Any]) -> None:
-    """Write `analysis.json`."""
-    write_text(folder / INFO_NAME, json.dumps(info, indent=2, allow_nan=False) + "\n")
 
 
 def read_info(folder: Path) -> dict[str, Any]:

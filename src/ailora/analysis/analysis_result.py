@@ -9,7 +9,8 @@ from typing import Any
 import pandas as pd
 import pyarrow
 
-from ailora.analysis.analysis_folder import read_info, write_info
+from ailora.analysis.analysis_folder import INFO_NAME, read_info
+from ailora.atomic_io import write_json
 from ailora.errors import InputError
 
 _TABLES = ("embedding", "deltas", "spectra")
@@ -36,7 +37,7 @@ def write_tables(analysis: Analysis, folder: Path) -> None:
     """Write the tables of an analysis, and `analysis.json`, into an existing folder."""
     for name in _TABLES:
         getattr(analysis, name).to_parquet(folder / f"{name}.parquet", index=False)
-    write_info(folder, analysis.info)
+    write_json(folder / INFO_NAME, analysis.info)
 
 
 def load_analysis(path: Path | str) -> Analysis:

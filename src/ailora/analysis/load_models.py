@@ -10,11 +10,12 @@ from pathlib import Path
 from torch import nn
 
 from ailora.adapter_io.adapter_checkpoint import AdapterCheckpoint
-from ailora.adapter_io.peft_config_file import CONFIG_NAME, is_file, validate_plain
+from ailora.adapter_io.peft_config_file import validate_plain
 from ailora.analysis.analysis_settings import Settings
 from ailora.analysis.model_weights import Adapted, After, Base, Full
 from ailora.errors import InputError, ModelError
 from ailora.model_loading import load_on_meta, model_folder
+from ailora.path_kind import ADAPTER_CONFIG_NAME, PathKind, detect_path_kind
 from ailora.recipes.run_folder import RunFolder
 from ailora.roles import find_projections
 from ailora.safetensors_io import Checkpoint
@@ -61,19 +62,19 @@ def open_after(path: str, name: str, base: Base, base_path: str) -> After:
     Raises:
         InputError, ModelError: none of these, a run that has not finished, or one that does not fit the base.
     """
-    folder = Path(path).expanduser()
-    if is_file(folder / CONFIG_NAME):
+    folder, kind = Path(path).expanduser(), detect_path_kind(path)
+    if kind is PathKind.ADAPTER:
         return _adapter(AdapterCheckpoint.open(folder), name, base, base_path)
-    run = RunFolder(folder)
-    if is_file(run.config) and not is_file(folder / "config.json"):
+    if kind is PathKind.RUN:
+        run = RunFolder(folder)
         run.read_config()
         run.read_result()
         if run.model.is_dir():
             return _full(str(run.model), name, base, base_path)
         return _adapter(AdapterCheckpoint.open(run.adapter), name, base, base_path)
-    if folder.is_dir() and not is_file(folder / "config.json"):
+    if folder.is_dir() and kind is not PathKind.MODEL:
         raise InputError(
-            f"{path} is no model, adapter or run: it has no config.json, no {CONFIG_NAME} and no config.yaml"
+            f"{path} is no model, adapter or run: it has no config.json, no {ADAPTER_CONFIG_NAME} and no config.yaml"
         )
     return _full(path, name, base, base_path)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ailora.atomic_io import replacing
+from ailora.atomic_io import replacing_file
 from ailora.safetensors_io import TensorSpec, header_bytes, tensor_bytes
 from ailora.safetensors_io.header import TORCH_DTYPES
 
@@ -24,7 +24,7 @@ def write_tensors(file: Path, planned: Iterable[TensorSpec], make: Callable[[str
         make: makes the tensor of a name when its turn comes.
     """
     planned = list(planned)
-    with replacing(file) as stream:
+    with replacing_file(file) as stream:
         stream.write(header_bytes(planned, {"format": "pt"}))
         for entry in planned:
             tensor = make(entry.name)

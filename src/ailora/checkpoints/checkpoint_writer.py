@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -17,9 +16,9 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ailora.atomic_io import replacing, sync_folder, write_bytes
+from ailora.atomic_io import json_bytes, replacing_file, sync_folder, write_bytes
 from ailora.checkpoints.adapter_files import WORDS
-from ailora.checkpoints.output_dir import Output
+from ailora.checkpoints.output_dir import OutputDir
 from ailora.errors import ModelError
 from ailora.safetensors_io import (
     Checkpoint,
@@ -35,7 +34,7 @@ from ailora.safetensors_io.header import TORCH_DTYPES
 from ailora.weights.base_weight import all_finite
 
 #: A stored tensor -> its new rows, as it is stored, block by block in any floating dtype.
-Change = Callable[[Tensor], Iterator[Tensor]]
+TensorTransform = Callable[[Tensor], Iterator[Tensor]]
 
 _BLOCK = 16 * 2**20
 #: Bytes that a kill can cost: so often is written data forced to the disk and noted.
@@ -51,8 +50,8 @@ _COPIED_FOLDERS = ("chat_templates", "additional_chat_templates")
 
 def rewrite(
     checkpoint: Checkpoint,
-    output: Output,
-    changes: Mapping[str, Change],
+    output: OutputDir,
+    changes: Mapping[str, TensorTransform],
     *,
     dtype: torch.dtype | None = None,
     replaced: Mapping[str, StoredTensor] | None = None,
@@ -81,7 +80,7 @@ def rewrite(
         )
 
 
-def copy_companions(source: Path, output: Output, *, changed: Mapping[str, bytes] | None = None) -> None:
+def copy_auxiliary_files(source: Path, output: OutputDir, *, changed: Mapping[str, bytes] | None = None) -> None:
     """Copy what a model needs beside its weights.
 
     Args:
@@ -89,17 +88,17 @@ def copy_companions(source: Path, output: Output, *, changed: Mapping[str, bytes
         output: the claimed folder.
         changed: files with another content.
     """
-    for name in companions(source):
+    for name in auxiliary_files(source):
         target = output.folder / name
         target.parent.mkdir(exist_ok=True)
         if name in (changed or {}):
             write_bytes(target, (changed or {})[name])
             continue
-        with (source / name).open("rb") as read, replacing(target) as stream:
+        with (source / name).open("rb") as read, replacing_file(target) as stream:
             shutil.copyfileobj(read, stream, _BLOCK)
 
 
-def companions(source: Path) -> list[str]:
+def auxiliary_files(source: Path) -> list[str]:
     """The names of the files that a model needs beside its weights: configurations, tokenizers, chat templates."""
     folders = [source, *(source / name for name in _COPIED_FOLDERS)]
     files = [file for folder in folders if folder.is_dir() for file in sorted(folder.iterdir()) if file.is_file()]
@@ -168,13 +167,13 @@ def _index(checkpoint: Checkpoint, plans: list[_ShardPlan], *, same: bool) -> by
     weight_map = {entry.planned.name: plan.name for plan in plans for entry in plan.entries}
     total = sum(entry.planned.size for plan in plans for entry in plan.entries)
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
-    return (json.dumps(index, indent=2) + "\n").encode()
+    return json_bytes(index)
 
 
 class _Shard:
     """One shard in the making: a file that grows, and beside it how many bytes of it are certain."""
 
-    def __init__(self, plan: _ShardPlan, output: Output, changes: Mapping[str, Change], bar: tqdm) -> None:
+    def __init__(self, plan: _ShardPlan, output: OutputDir, changes: Mapping[str, TensorTransform], bar: tqdm) -> None:
         self._plan, self._changes, self._bar = plan, changes, bar
         self._target = output.folder / plan.name
         self._file = output.shards / plan.name

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -16,9 +15,9 @@ from tqdm.auto import tqdm
 from ailora.adapter_io.adapter_checkpoint import AdapterCheckpoint
 from ailora.adapter_io.peft_config_file import CONFIG_NAME, WEIGHTS_NAME, validate_plain
 from ailora.adapter_io.update_norms import best_approximation, difference, padded, size, spectrum
-from ailora.atomic_io import write_text
+from ailora.atomic_io import write_json
 from ailora.checkpoints.adapter_files import WORDS, write_tensors
-from ailora.checkpoints.output_dir import Output, identity
+from ailora.checkpoints.output_dir import OutputDir, file_state
 from ailora.errors import InputError
 from ailora.plan.adapter_metadata import METADATA_NAME, Exported, find_metadata_file, library_versions
 from ailora.safetensors_io import TensorSpec, read_tensor
@@ -88,12 +87,12 @@ def export(
     files = _files(source)
     request = {
         "command": "export",
-        "files": [identity(file) for file in files],
+        "files": [file_state(file) for file in files],
         "options": [rank, energy, dtype],
         "versions": library_versions(),
     }
-    output = Output(out)
-    with output.claimed(request, reads=files, writes=[WEIGHTS_NAME, CONFIG_NAME, METADATA_NAME], force=force) as done:
+    output = OutputDir(out)
+    with output.acquire(request, reads=files, writes=[WEIGHTS_NAME, CONFIG_NAME, METADATA_NAME], force=force) as done:
         factors = _Factors(source, target, scaling, made, exact=rank is None and energy is None)
         errors = factors.errors()
         lost, whole = (math.sqrt(sum(pair[i] ** 2 for pair in errors.values())) for i in (0, 1))
@@ -103,7 +102,7 @@ def export(
             if source.metadata:
                 exported = Exported(rank=target, dtype=str(made).removeprefix("torch."), error=error)
                 source.metadata.model_copy(update={"exported": exported}).write(output.folder)
-            write_text(output.folder / CONFIG_NAME, _config(source, target, scaling))
+            write_json(output.folder / CONFIG_NAME, _config(source, target, scaling))
             output.finish()
     name = str(made).removeprefix("torch.")
     return ExportReport(str(out), target, name, errors, error, tuple(sorted(source.saved)))
@@ -212,7 +211,7 @@ def _shared_scaling(source: AdapterCheckpoint, rank: int) -> float | None:
     return None
 
 
-def _config(source: AdapterCheckpoint, rank: int, scaling: float | None) -> str:
+def _config(source: AdapterCheckpoint, rank: int, scaling: float | None) -> dict[str, Any]:
     alpha = rank if scaling is None else int(scaling * rank)
     changes: dict[str, Any] = {
         "r": rank,
@@ -222,5 +221,4 @@ def _config(source: AdapterCheckpoint, rank: int, scaling: float | None) -> str:
         "use_rslora": False,
     }
     changes |= {"init_lora_weights": True, "inference_mode": True}
-    config = {**source.config, **changes}
-    return json.dumps(config, indent=2, sort_keys=True) + "\n"
+    return {**source.config, **changes}

@@ -12,7 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ailora.checkpoints.module_tasks import Job
-from ailora.checkpoints.output_dir import identity
+from ailora.checkpoints.output_dir import file_state
 from ailora.errors import InputError, ModelError
 from ailora.inits import Policy
 from ailora.model_loading import load_on_meta, model_folder, validate_device
@@ -149,7 +149,7 @@ class Initialization:
     @property
     def request(self) -> dict[str, Any]:
         """What decides the result, as plain data."""
-        stats = {file.name: identity(file) for file in self.reads}
+        stats = {file.name: file_state(file) for file in self.reads}
         named = {"command": "init", "model": self.recorded_name, "seed": self.seed, "files": stats}
         named["labels"] = self.base.config.num_labels
         return named | {"plan": self.plan.to_dict(), "versions": library_versions()}

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,8 +21,16 @@ from ailora.checkpoints.adapter_files import WORDS, write_tensors
 from ailora.checkpoints.init_plan import Initialization
 from ailora.checkpoints.module_tasks import Job, Timing
 from ailora.checkpoints.modules_to_save import head_tensors, saved_modules
-from ailora.checkpoints.output_dir import Output
-from ailora.distributed import Team, joined, run_in_processes
+from ailora.checkpoints.output_dir import OutputDir
+from ailora.distributed import (
+    all_reduce_sum,
+    init_process_group_if_launched,
+    is_main,
+    local_shard,
+    on_main,
+    raise_on_all_ranks,
+    run_in_processes,
+)
 from ailora.errors import InputError
 from ailora.inits import Policy
 from ailora.lora.lora_config import lora_config
@@ -96,7 +103,7 @@ def init(
         **plan_options: as `make_plan`.
 
     Raises:
-        InputError, ModelError: as `Initialization.of` and `Output.claimed`, no such device, a weight that has no
+        InputError, ModelError: as `Initialization.of` and `OutputDir.acquire`, no such device, a weight that has no
             decomposition.
     """
     started = time.perf_counter()
@@ -104,25 +111,26 @@ def init(
         raise InputError(f"workers {workers!r} is not allowed: a whole number from 1")
     validate_device(device)
     work = Initialization.of(model, policy, task_type=task_type, num_labels=num_labels, seed=seed, **plan_options)
-    output = Output(out)
-    with joined() as team, _claimed(output, work, team, force=force) as done:
-        made = work.jobs(output.pieces, device=device, cached=cached)
+    output = OutputDir(out)
+    acquired = output.acquire(work.request, reads=work.reads, writes=_WRITTEN, force=force)
+    with init_process_group_if_launched(), on_main(acquired) as done:
+        made = work.jobs(output.parts, device=device, cached=cached)
         report = InitReport(str(out), len(made), 0, {}, {}, len(made))
         if done:
             floored = AdapterMetadata.read(output.folder / METADATA_NAME).floored
             return replace(report, floored=floored, seconds={"total": time.perf_counter() - started})
         # Shared before it is looked what is left: other ranks may be at work already.
-        mine = team.share(sorted(made, key=lambda job: -job.flops))
+        mine = local_shard(sorted(made, key=lambda job: -job.flops))
         left = [job for job in mine if not job.finished()]
-        with team.together():
+        with raise_on_all_ranks():
             timings = _run(left, workers=workers)
-        with team.together():
-            floored = _write(work, output, made) if team.leads else {}
-            if team.leads:
+        with raise_on_all_ranks():
+            floored = _write(work, output, made) if is_main() else {}
+            if is_main():
                 output.finish()
         counted = {"read": 0.0, "decompose": 0.0, "write": 0.0}
         counted = {part: sum(getattr(timing, part) for timing in timings) for part in counted}
-        sums = team.total(counted | {"bytes": sum(job.stored.size for job in left), "left": len(left)})
+        sums = all_reduce_sum(counted | {"bytes": sum(job.stored.size for job in left), "left": len(left)})
         return replace(
             report,
             bytes_read=int(sums["bytes"]),
@@ -130,18 +138,6 @@ def init(
             seconds={part: sums[part] for part in counted} | {"total": time.perf_counter() - started},
             resumed=len(made) - int(sums["left"]),
         )
-
-
-@contextmanager
-def _claimed(output: Output, work: Initialization, team: Team, *, force: bool) -> Iterator[bool]:
-    """The leading rank claims the folder; the others work in it as long as it does."""
-    if team.leads:
-        with output.claimed(work.request, reads=work.reads, writes=_WRITTEN, force=force) as done:
-            team.wait()
-            yield done
-    else:
-        team.wait()
-        yield not output.pieces.exists()
 
 
 def _run(left: list[Job], *, workers: int) -> list[Timing]:
@@ -159,7 +155,7 @@ def _run(left: list[Job], *, workers: int) -> list[Timing]:
     return timings
 
 
-def _write(work: Initialization, output: Output, made: list[Job]) -> dict[str, int]:
+def _write(work: Initialization, output: OutputDir, made: list[Job]) -> dict[str, int]:
     """Put the pieces together; the file that a loader looks for first is written last."""
     headers = {job.module: read_header(job.piece) for job in made}
     floored = {name: n for h in headers.values() for name, n in json.loads(h.metadata["floored"]).items()}

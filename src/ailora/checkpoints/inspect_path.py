@@ -11,10 +11,10 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from ailora.adapter_io.adapter_checkpoint import AdapterCheckpoint
-from ailora.adapter_io.peft_config_file import CONFIG_NAME
 from ailora.adapter_io.update_norms import Measured, measured, root_mean_square, spectrum
 from ailora.errors import InputError
 from ailora.model_loading import load_on_meta, model_folder
+from ailora.path_kind import PathKind, detect_path_kind
 from ailora.plan.adapter_plan import Plan
 from ailora.roles import collapse_layer_index, find_projections
 from ailora.safetensors_io import Checkpoint
@@ -64,14 +64,15 @@ def inspect(path: str) -> dict[str, Any]:
     Raises:
         InputError, ModelError: none of these, or it cannot be read.
     """
-    folder = Path(path).expanduser()
-    if (folder / CONFIG_NAME).is_file():
+    folder, kind = Path(path).expanduser(), detect_path_kind(path)
+    if kind is PathKind.ADAPTER:
         return {"kind": "adapter", **_adapter(AdapterCheckpoint.open(folder))}
-    if (folder / "adapter" / CONFIG_NAME).is_file() and not (folder / "config.json").is_file():
-        found = {"kind": "run", **_adapter(AdapterCheckpoint.open(folder))}
-        return found | _result(folder / "result.json")
-    if (folder / "config.yaml").is_file() and (folder / "model").is_dir():
-        return _model(str(folder / "model")) | {"kind": "run"} | _result(folder / "result.json")
+    if kind is PathKind.RUN:
+        trained_model = folder / "model"
+        facts = _model(str(trained_model)) if trained_model.is_dir() else _adapter(AdapterCheckpoint.open(folder))
+        return {**facts, "kind": "run", **_result(folder / "result.json")}
+    if kind in (PathKind.ANALYSIS, PathKind.STUDY):
+        raise InputError(f"{path} is no adapter, run or model: it holds {kind} files, which `ailora report` shows")
     return {"kind": "model", **_model(path)}
 
 

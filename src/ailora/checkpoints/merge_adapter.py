@@ -14,8 +14,15 @@ from transformers import PreTrainedModel
 
 from ailora.adapter_io.adapter_checkpoint import AdapterCheckpoint, LoraWeights
 from ailora.adapter_io.peft_config_file import CONFIG_NAME, WEIGHTS_NAME, validate_plain
-from ailora.checkpoints.checkpoint_writer import Change, companions, copy_companions, rewrite, shard_names
-from ailora.checkpoints.output_dir import Output, identity
+from ailora.atomic_io import json_bytes
+from ailora.checkpoints.checkpoint_writer import (
+    TensorTransform,
+    auxiliary_files,
+    copy_auxiliary_files,
+    rewrite,
+    shard_names,
+)
+from ailora.checkpoints.output_dir import OutputDir, file_state
 from ailora.errors import ModelError
 from ailora.model_loading import load_on_meta, model_folder
 from ailora.plan.adapter_metadata import library_versions
@@ -90,23 +97,23 @@ def merge(
     request = {
         "command": "merge",
         "base": str(folder),
-        "files": [identity(file) for file in reads],
+        "files": [file_state(file) for file in reads],
         "versions": library_versions(),
         "dtype": dtype,
     }
-    output = Output(out)
-    with output.claimed(
-        request, reads=reads, writes=[*companions(folder), *shard_names(checkpoint)], force=force
+    output = OutputDir(out)
+    with output.acquire(
+        request, reads=reads, writes=[*auxiliary_files(folder), *shard_names(checkpoint)], force=force
     ) as done:
         if not done:
-            copy_companions(folder, output, changed={"config.json": _config(folder, model, labels, target)})
+            copy_auxiliary_files(folder, output, changed={"config.json": _config(folder, model, labels, target)})
             rewrite(checkpoint, output, changes, dtype=target, replaced=replaced)
             output.finish()
     written = Checkpoint.open(output.folder)
     return MergeReport(str(out), len(changes), tuple(sorted(filed.saved)), written.size)
 
 
-def _change(found: LoraWeights, model: nn.Module, stored: StoredTensor, filed: AdapterCheckpoint) -> Change:
+def _change(found: LoraWeights, model: nn.Module, stored: StoredTensor, filed: AdapterCheckpoint) -> TensorTransform:
     """How a stored weight changes, block by block of its stored rows."""
     layer = base_layer(model, found.module)
     shape = (found.B.shape[0], found.A.shape[1])
@@ -199,7 +206,7 @@ def _config(folder: Path, model: PreTrainedModel, labels: int | None, dtype: tor
         config.pop("num_labels", None)
     if dtype is not None:
         config = _in_dtype(config, str(dtype).removeprefix("torch.")) | {"dtype": str(dtype).removeprefix("torch.")}
-    return (json.dumps(config, indent=2) + "\n").encode()
+    return json_bytes(config)
 
 
 def _in_dtype(config: dict[str, Any], dtype: str) -> dict[str, Any]:

@@ -39,7 +39,7 @@ class Job:
         seed: of the random starts.
         device: where it is decomposed.
         cached: whether decompositions are kept.
-        pieces: the folder of the pieces.
+        parts: the folder of the parts.
     """
 
     number: int
@@ -50,7 +50,7 @@ class Job:
     seed: int
     device: str
     cached: bool
-    pieces: Path
+    parts: Path
 
     @property
     def module(self) -> str:
@@ -60,7 +60,7 @@ class Job:
     @property
     def piece(self) -> Path:
         """The file of its factors."""
-        return self.pieces / f"{self.number:06d}.safetensors"
+        return self.parts / f"{self.number:06d}.safetensors"
 
     def finished(self) -> bool:
         """Whether an earlier run has made the piece; one that cannot be read, or is another module's, is made again."""

@@ -1,4 +1,4 @@
-"""The folder that a command writes, and how the same command finds its place in it again after a kill."""
+"""Claim a folder that we write, recognize our work in it after a kill, and finish it."""
 
 from __future__ import annotations
 
@@ -8,108 +8,168 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-from filelock import FileLock, Timeout
-
-from ailora.atomic_io import write_text
+from ailora.atomic_io import holding, write_json, write_text
 from ailora.errors import InputError, ModelError
 
+#: Our own folder in a folder that we write: the lock, and what a command needs to resume.
+OWN_NAME = ".ailora"
+_MAX_VALUE_CHARS = 60
+_FORCE_HINT = ", or --force to write into it"
 
-class Output:
-    """A folder in the making: what is unfinished lies in `.ailora/`, and every finished file is whole.
 
-    `.ailora/request.json` says what was asked for while it is being made; `.ailora/done.json`, written last, that it is
-    made, by which request, and how large its files are.
+@contextmanager
+def lock_folder(
+    folder: Path, *, content: str, marks: Iterable[str], force: bool | None = None, timeout_s: float = 0.0
+) -> Iterator[None]:
+    """Hold a folder for writing, as the only process that does; it is made if it is missing.
+
+    Args:
+        folder: Must be empty but for hidden files, or carry one of the marks.
+        content: What the folder is expected to hold, for the error message.
+        marks: Files that show that the folder holds it.
+        force: Take a folder without a mark too. None where the command has no such option.
+        timeout_s: Seconds to wait for another process.
+
+    Raises:
+        InputError: The folder holds something else, is a file, cannot be written to, or another process holds it.
+    """
+    own = folder / OWN_NAME
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if own.is_symlink():
+            raise InputError(f"{own} is a link: what it leads to is not written to")
+        if not force:
+            validate_content(folder, content=content, marks=marks, hint="" if force is None else _FORCE_HINT)
+        own.mkdir(exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot write to {folder}: {error.strerror or error}") from None
+    with holding(own / "lock", folder, timeout_s=timeout_s):
+        yield
+
+
+def validate_content(folder: Path, *, content: str, marks: Iterable[str], hint: str = "") -> None:
+    """Refuse a folder that holds anything but our work; hidden files do not count.
+
+    Raises:
+        InputError: Names a file that is not ours.
+    """
+    if any((folder / mark).is_file() for mark in marks):
+        return
+    if others := sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith(".")):
+        raise InputError(
+            f"{folder} is not empty and holds no {content} (it holds {others[0]}): choose another folder{hint}"
+        )
+
+
+def validate_inputs_outside(folder: Path, reads: Iterable[Path], writes: Iterable[str] = ()) -> None:
+    """Refuse to write where something is read, also where links lead there.
+
+    Args:
+        folder: The folder to write.
+        reads: Files and folders that are read; those that do not exist are ignored.
+        writes: Names of files below the folder.
+
+    Raises:
+        InputError: Names what is read.
+    """
+    homes = {folder.resolve(), *((folder / name).parent.resolve() for name in writes)}
+    for path in filter(Path.exists, reads):
+        real, named = path.resolve(), path.parent.resolve() / path.name
+        if homes & {real, *real.parents, *named.parents}:
+            raise InputError(f"{path} is read and lies in {folder}: choose another folder to write")
+
+
+def describe_differences(requested: Mapping[str, object], recorded: Mapping[str, object]) -> str:
+    """Name the dotted keys in which two requests differ, with both values; empty where they agree."""
+    now, there = _flatten(requested), _flatten(recorded)
+    keys = [key for key in sorted(now.keys() | there.keys()) if now.get(key) != there.get(key)]
+    return "; ".join(f"{key}: {_shorten(there.get(key))} there, {_shorten(now.get(key))} now" for key in keys)
+
+
+def _flatten(value: object, prefix: str = "") -> dict[str, object]:
+    if not isinstance(value, Mapping):
+        return {prefix: value}
+    return {k: v for key in value for k, v in _flatten(value[key], f"{prefix}.{key}" if prefix else str(key)).items()}
+
+
+def _shorten(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= _MAX_VALUE_CHARS else f"{text[: _MAX_VALUE_CHARS - 3]}..."
+
+
+class OutputDir:
+    """The folder of a command that resumes: unfinished parts lie in `.ailora/`, and every finished file is complete.
+
+    `.ailora/request.json` holds what was asked for until it is made; `.ailora/done.json`, written last, by which
+    request the folder was made, and the sizes of its files.
 
     Attributes:
-        folder: the folder.
-        pieces: where finished parts of an adapter wait.
-        shards: where shards grow.
+        folder: The folder.
+        parts: Where finished parts of an adapter wait.
+        shards: Where shards grow.
     """
 
     def __init__(self, folder: Path | str) -> None:
         if not isinstance(folder, str | Path) or not str(folder) or "\0" in str(folder):
             raise InputError(f"the folder to write is a path, not {folder!r}")
         self.folder = Path(folder).expanduser()
-        self._own = self.folder / ".ailora"
-        self.pieces = self._own / "pieces"
-        self.shards = self._own / "shards"
-        self._failed = self._own / "failed.txt"
-        self._request = self._own / "request.json"
-        self._done = self._own / "done.json"
+        own = self.folder / OWN_NAME
+        self.parts = own / "pieces"
+        self.shards = own / "shards"
+        self._failed = own / "failed.txt"
+        self._request = own / "request.json"
+        self._done = own / "done.json"
         self._writes: list[str] = []
 
     @contextmanager
-    def claimed(
-        self, request: Mapping[str, Any], *, reads: Iterable[Path], writes: Iterable[str], force: bool
+    def acquire(
+        self, request: Mapping[str, object], *, reads: Iterable[Path], writes: Iterable[str], force: bool
     ) -> Iterator[bool]:
         """Hold the folder for a request while the body runs; yields whether all of it is made already.
 
         Args:
-            request: everything that decides the result, as plain data.
-            reads: files that are read; the result may not be written to where they are.
-            writes: names of the files that will be written, below the folder.
-            force: remove files of these names, and what an earlier request wrote here.
+            request: Everything that decides the result, as plain data.
+            reads: Files that are read; the result may not be written to where they are.
+            writes: Names of the files that will be written, below the folder.
+            force: Remove files of these names, and what an earlier request wrote here.
 
         Raises:
-            InputError: something that is read lies in the folder; it holds other files, the result of another request
+            InputError: Something that is read lies in the folder; it holds other files, the result of another request
                 or of one that was changed since, or the beginning of another request (the keys that differ are named);
                 another process writes to it; or writing fails while the body runs, for want of space or the like.
         """
         self._writes = sorted(writes)
-        self._validate_inputs_outside(reads)
-        try:
-            self._own_folder(force=force)
-            with FileLock(self._own / "lock", timeout=0):
-                done = self._take(json.loads(json.dumps(request)), force=force)
+        validate_inputs_outside(self.folder, reads, self._writes)
+        marks = [str(mark.relative_to(self.folder)) for mark in (self._request, self._done)]
+        with lock_folder(self.folder, content="output of this command", marks=marks, force=force):
+            try:
+                for folder in (self.parts, self.shards):
+                    folder.mkdir(exist_ok=True)
+                done = self._begin(json.loads(json.dumps(request)), force=force)
                 try:
                     yield done
                 except (InputError, ModelError) as error:
                     # It will fail again: another request may have the folder.
                     write_text(self._failed, f"{error}\n")
                     raise
-        except Timeout:
-            raise InputError(f"another process is writing to {self.folder}") from None
-        except OSError as error:
-            raise InputError(
-                f"cannot go on writing to {self.folder} ({error.strerror or error}): what is there is kept, and the "
-                "same command goes on from it"
-            ) from error
+            except OSError as error:
+                raise InputError(
+                    f"cannot go on writing to {self.folder} ({error.strerror or error}): what is there is kept, and "
+                    "the same command goes on from it"
+                ) from error
 
     def finish(self) -> None:
-        """Say that everything is made, and drop what was kept to go on after a kill."""
-        files = {name: identity(self.folder / name) for name in self._writes if (self.folder / name).is_file()}
+        """Record that everything is made, and drop what was kept to resume after a kill."""
+        files = {name: file_state(self.folder / name) for name in self._writes if (self.folder / name).is_file()}
         digest = _digest(json.loads(self._request.read_text(encoding="utf-8")))
-        write_text(self._done, json.dumps({"request": digest, "files": files}, indent=2) + "\n")
+        write_json(self._done, {"request": digest, "files": files})
         self._tidy()
 
-    def _own_folder(self, *, force: bool) -> None:
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            if self._own.is_symlink():
-                raise InputError(f"{self._own} is a link: what it leads to is not written to")
-            known = force or self._done.exists() or self._request.exists()
-            if others := [] if known else sorted(p.name for p in self.folder.iterdir() if p != self._own):
-                raise InputError(
-                    f"{self.folder} is not empty and not made by this command (it holds {others[0]}): choose another "
-                    "folder, or --force to write into it"
-                )
-            for part in (self.pieces, self.shards):
-                part.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"cannot write to {self.folder}: {error.strerror or error}") from None
-
-    def _validate_inputs_outside(self, reads: Iterable[Path]) -> None:
-        """Writing, and making room for it, may not touch what is read, also not where links lead."""
-        homes = {self.folder.resolve(), *((self.folder / name).parent.resolve() for name in self._writes)}
-        for file in reads:
-            if homes & {file.parent.resolve(), file.resolve().parent}:
-                raise InputError(f"{file} is read and lies in {self.folder}: choose another folder to write")
-
-    def _take(self, request: dict[str, Any], *, force: bool) -> bool:
+    def _begin(self, request: dict[str, object], *, force: bool) -> bool:
+        """Find our place: whether the request is done, or else a folder that is ready for it."""
         if self._done.is_file():
-            if self._made_of(request):
+            if self._is_result_of(request):
                 self._tidy()
                 return True
             if not force:
@@ -117,31 +177,30 @@ class Output:
                     f"{self.folder} holds the finished result of another request, or it was changed since: choose "
                     "another folder, or --force to replace it"
                 )
-        started = _read(self._request)
-        failed = self._failed.exists()
-        if started is not None and started != request and not force and not failed:
+        started = _read_object(self._request)
+        if started is not None and started != request and not force and not self._failed.exists():
             raise InputError(
-                f"{self.folder} holds the beginning of another request ({_differences(started, request)}): repeat that "
-                "one to complete it, choose another folder, or --force to replace it"
+                f"{self.folder} holds the beginning of another request ({describe_differences(request, started)}): "
+                "repeat that one to complete it, choose another folder, or --force to replace it"
             )
         if started != request or self._done.is_file() or force:
             self._clear()
-            write_text(self._request, json.dumps(request, indent=2) + "\n")
+            write_json(self._request, request)
         self._failed.unlink(missing_ok=True)
         return False
 
-    def _made_of(self, request: dict[str, Any]) -> bool:
-        done = _read(self._done) or {}
+    def _is_result_of(self, request: Mapping[str, object]) -> bool:
+        done = _read_object(self._done) or {}
         files = done.get("files")
         if done.get("request") != _digest(request) or not isinstance(files, dict):
             return False
-        paths = {self.folder / name: then for name, then in files.items()}
-        return all(path.is_file() and identity(path) == then for path, then in paths.items())
+        paths = {self.folder / name: state for name, state in files.items()}
+        return all(path.is_file() and file_state(path) == state for path, state in paths.items())
 
     def _clear(self) -> None:
-        """Make room: only files that will be written, or that an earlier request of ours wrote, are removed."""
-        earlier = _read(self._done) or {}
-        ours = set(self._writes) | {str(name) for name in earlier.get("files", {})}
+        """Make room: remove only files that will be written, or that an earlier request of ours wrote."""
+        earlier = (_read_object(self._done) or {}).get("files")
+        ours = {*self._writes, *(str(name) for name in (earlier if isinstance(earlier, dict) else ()))}
         weights = any(name.endswith(".safetensors") and "adapter_model" not in name for name in self._writes)
         for file in self.folder.glob("*.safetensors") if weights else ():
             if file.name not in ours:
@@ -150,25 +209,25 @@ class Output:
             path = self.folder / name
             if path.resolve().is_relative_to(self.folder.resolve()) and path.is_file():
                 path.unlink()
-        for part in (self.pieces, self.shards):
-            shutil.rmtree(part)
-            part.mkdir()
+        for folder in (self.parts, self.shards):
+            shutil.rmtree(folder)
+            folder.mkdir()
         self._done.unlink(missing_ok=True)
 
     def _tidy(self) -> None:
-        for part in (self.pieces, self.shards):
-            shutil.rmtree(part, ignore_errors=True)
+        for folder in (self.parts, self.shards):
+            shutil.rmtree(folder, ignore_errors=True)
         self._failed.unlink(missing_ok=True)
         self._request.unlink(missing_ok=True)
 
 
-def identity(file: Path) -> list[int]:
-    """What tells two states of a file apart without reading it: bytes, and the time of the last change in ns."""
+def file_state(file: Path) -> list[int]:
+    """Return what tells two states of a file apart without reading it: bytes, and the last change in ns."""
     status = file.stat()
     return [status.st_size, status.st_mtime_ns]
 
 
-def _read(file: Path) -> dict[str, Any] | None:
+def _read_object(file: Path) -> dict[str, object] | None:
     try:
         data = json.loads(file.read_bytes())
     except (OSError, ValueError, RecursionError):
@@ -176,15 +235,5 @@ def _read(file: Path) -> dict[str, Any] | None:
     return data if isinstance(data, dict) else None
 
 
-def _digest(request: Mapping[str, Any]) -> str:
+def _digest(request: Mapping[str, object]) -> str:
     return hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
-
-
-def _differences(there: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    keys = sorted(key for key in there.keys() | now.keys() if there.get(key) != now.get(key))
-    return "; ".join(f"{key}: {_shown(there.get(key))} there, {_shown(now.get(key))} now" for key in keys)
-
-
-def _shown(value: object) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -20,10 +20,10 @@ def train(
     from contextlib import nullcontext
 
     from ailora.cli.tables import console, print_dry_run, result_table
+    from ailora.distributed import is_main
     from ailora.recipes import registry
     from ailora.recipes.config.loader import load_config
     from ailora.recipes.dry_run import dry_run as try_out
-    from ailora.recipes.processes import is_main
     from ailora.spectral import without_cache
 
     resolved = load_config(config, overrides or [])

@@ -9,10 +9,10 @@ import torch
 from peft import PeftModel
 from torch import nn
 
+from ailora.distributed import compute_on_rank0_and_broadcast
 from ailora.inits import PolicySpec
 from ailora.lora.initial_factors import InitialFactors, compute_initial_factors
 from ailora.lora.inject import get_base_model, get_metadata, inject, prepare, validate_adapter_name
-from ailora.lora.rank_broadcast import as_first_rank
 from ailora.lora.residual import compute_residuals
 from ailora.plan.adapter_metadata import AdapterMetadata
 from ailora.plan.adapter_plan import Form, Plan
@@ -128,9 +128,9 @@ def apply_plan(
     source: WeightSource = BaseWeight.read
     if weights_from is not None:
         source = open_checkpoint_source(base, weights_from, weights)
-    factors = as_first_rank(lambda: compute_initial_factors(plan, weights, source, generator))
+    factors = compute_on_rank0_and_broadcast(lambda: compute_initial_factors(plan, weights, source, generator))
     residuals = compute_residuals(weights, factors) if plan.form is Form.RESIDUAL else []
-    metadata = as_first_rank(
+    metadata = compute_on_rank0_and_broadcast(
         lambda: _build_metadata(
             plan, weights, factors, base_model=getattr(base, "name_or_path", None), weights_from=weights_from
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from ailora.analysis.analysis_folder import validate_output_dir, write_whole
+from ailora.analysis.analysis_folder import replacing_analysis, validate_output_dir
 from ailora.analysis.analysis_result import Analysis, write_tables
 from ailora.analysis.table_ops import Row, rows_where
 from ailora.plots.analysis_charts import anchors, intruders, shares, spectra, update_norms, update_ranks
@@ -26,13 +26,10 @@ def write_analysis(analysis: Analysis, out: Path | str, *, force: bool = False) 
     """
     folder = Path(out).expanduser()
     validate_output_dir(folder, (), force=force)
-
-    def write(partial: Path) -> None:
+    with replacing_analysis(folder) as partial:
         write_tables(analysis, partial)
         for chart in analysis_charts(analysis):
             draw([chart], partial / "figures" / f"{chart.name}.svg", columns=1)
-
-    write_whole(folder, write)
 
 
 def analysis_charts(analysis: Analysis) -> list[Chart]:

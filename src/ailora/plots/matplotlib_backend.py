@@ -18,7 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from ailora.atomic_io import replacing
+from ailora.atomic_io import replacing_file
 from ailora.errors import InputError
 from ailora.plots.chart_spec import COLOURS, Chart, Heat, Plot, Series
 
@@ -76,7 +76,7 @@ def draw(charts: Sequence[Chart], file: Path, *, columns: int = 2, title: str = 
             ("Software" if kind == "png" else "Creator"): f"ailora {version('ailora')}",
         }
         file.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(file) as stream:
+        with replacing_file(file) as stream:
             figure.savefig(stream, format=kind, dpi=150, metadata={**about, **_DATES[kind]})
 
 

@@ -12,6 +12,7 @@ import pandas as pd
 from datasets import Dataset
 from transformers import EvalPrediction, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
 
+from ailora.distributed import is_main
 from ailora.model_loading import resolve_model
 from ailora.recipes.config.quantization import quantization_config
 from ailora.recipes.config.schema import ClassificationConfig
@@ -20,7 +21,6 @@ from ailora.recipes.data.labels import Labels
 from ailora.recipes.data.tokenize_pairs import check_max_length, collator, tokenize
 from ailora.recipes.evaluation.classification_metrics import compute
 from ailora.recipes.evaluation.predictions import Predictions, decide, first_output, write_frame
-from ailora.recipes.processes import is_main
 from ailora.recipes.run_folder import RunFolder
 from ailora.recipes.task_models import load_classifier, load_tokenizer
 from ailora.recipes.training.fit import (
@@ -63,8 +63,7 @@ def run(config: ClassificationConfig, callbacks: Sequence[TrainerCallback] = ())
     training = Training(arguments, partial(_trainer, config, data, tokenizer=tokenizer))
     model, init_seconds = start(config, load, training)
     # Claimed only now: bad input leaves no folder behind.
-    folder.claim(config)
-    with folder.attempt():
+    with folder.claimed(config):
         fitted = fit(config, model, training, init_seconds=init_seconds, callbacks=callbacks)
         return _finish(config, fitted, data, tokenizer)
 

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from ailora.atomic_io import write_text
+from ailora.atomic_io import replacing_folder, write_text
+from ailora.checkpoints.output_dir import describe_differences, lock_folder
+from ailora.distributed import on_main, wait_for_everyone
 from ailora.errors import InputError
 from ailora.plan import METADATA_NAME
 from ailora.recipes.config.loader import load_config, to_yaml
 from ailora.recipes.config.schema import RunConfig
-from ailora.recipes.processes import is_main, wait
 from ailora.recipes.training import trainer_checkpoints
 
 #: What every `result.json` holds, whatever the run.
 _RESULT_KEYS = {"metrics", "best"}
+#: A killed run lets go of its folder when its last process has ended.
+_LOCK_TIMEOUT_S = 10.0
 
 
 class RunFolder:
@@ -43,27 +45,47 @@ class RunFolder:
         self.failed = self.path / "failed.txt"
         self.initial = self.path / ".initial"
 
-    def claim(self, config: RunConfig) -> None:
-        """Make the folder this run's, or recognise it as such. Of several processes, the main one does it.
+    @contextmanager
+    def claimed(self, config: RunConfig) -> Iterator[None]:
+        """Hold the folder for a run while it trains; an error before the first checkpoint is noted in `failed.txt`.
+
+        All processes of the run enter; the main one claims the folder.
 
         Raises:
-            InputError: it holds another run's configuration (the keys that differ are named), or other files.
+            InputError: It holds another run's configuration (the keys that differ are named), or other files, or
+                another process trains in it.
         """
-        if is_main():
-            self._claim(config)
-        wait()
+        with on_main(self._locked(config)):
+            yield
 
-    def _claim(self, config: RunConfig) -> None:
-        try:
-            if self._abandoned():
-                self._take_over(config)
-            elif self.config.exists():
-                self._recognise(config)
-                self.failed.unlink(missing_ok=True)
-            else:
-                self._take(config)
-        except OSError as error:
-            raise InputError(f"cannot write to the output {self.path}: {error.strerror}") from None
+    @contextmanager
+    def _locked(self, config: RunConfig) -> Iterator[None]:
+        with lock_folder(self.path, content="run", marks=[self.config.name], timeout_s=_LOCK_TIMEOUT_S):
+            try:
+                self._begin(config)
+            except OSError as error:
+                raise InputError(f"cannot write to the output {self.path}: {error.strerror}") from None
+            try:
+                yield
+            except BaseException as error:
+                if not self._holds_work():
+                    with suppress(OSError):
+                        write_text(self.failed, f"ended before the first checkpoint: {type(error).__name__}: {error}\n")
+                raise
+
+    def _begin(self, config: RunConfig) -> None:
+        """Make the folder this run's, or recognize it as such."""
+        if not self.config.is_file() or (self.failed.is_file() and not self._holds_work()):
+            # Full fine-tuning would leave the metadata of an adapter that was here.
+            (self.path / METADATA_NAME).unlink(missing_ok=True)
+            write_text(self.config, to_yaml(config))
+        else:
+            self._validate_same_run(config)
+        self.failed.unlink(missing_ok=True)
+
+    def _validate_same_run(self, config: RunConfig) -> None:
+        if changes := describe_differences(config.model_dump(), self.read_config().model_dump()):
+            raise InputError(f"{self.path} holds another run ({changes}): choose another output or remove it")
 
     def read_config(self) -> RunConfig:
         """The run's configuration.
@@ -99,7 +121,7 @@ class RunFolder:
         """
         if not self.result.exists():
             return None
-        self.claim(config)
+        self._validate_same_run(config)
         return self.read_result()
 
     @property
@@ -115,63 +137,14 @@ class RunFolder:
         """Say that the checkpoint of a step is written to its end."""
         trainer_checkpoints.mark_complete(self.checkpoints / f"checkpoint-{step}", train_seconds)
 
-    @contextmanager
-    def attempt(self) -> Iterator[None]:
-        """What trains in the claimed folder; an error before the first checkpoint is noted in `failed.txt`."""
-        try:
-            yield
-        except BaseException as error:
-            if is_main() and not self._holds_work():
-                with suppress(OSError):
-                    write_text(self.failed, f"ended before the first checkpoint: {type(error).__name__}: {error}\n")
-            raise
-
     def write_folder(self, target: Path, write: Callable[[Path], object]) -> None:
-        """Write a folder so that it is there whole or not at all. All processes take part in the writing."""
-        partial = target.with_name(f".{target.name}.partial")
-        for leftover in (partial, target):
-            if is_main() and leftover.exists():
-                shutil.rmtree(leftover)
-        wait()
-        write(partial)
-        wait()
-        if is_main():
-            partial.rename(target)
+        """Replace a folder atomically. All processes take part in the writing."""
+        with on_main(replacing_folder(target)) as partial:
+            write(partial)
+            wait_for_everyone()
 
     def _holds_work(self) -> bool:
         """Whether anything is here that a new start would lose."""
         return bool(trainer_checkpoints.complete_checkpoints(self.checkpoints)) or any(
             made.exists() for made in (self.adapter, self.model, self.result)
         )
-
-    def _abandoned(self) -> bool:
-        return self.config.is_file() and self.failed.is_file() and not self._holds_work()
-
-    def _take(self, config: RunConfig) -> None:
-        self.path.mkdir(parents=True, exist_ok=True)
-        if any(not entry.name.startswith(".") for entry in self.path.iterdir()):
-            raise InputError(f"{self.path} holds files but no run: choose another output")
-        write_text(self.config, to_yaml(config))
-
-    def _take_over(self, config: RunConfig) -> None:
-        # Full fine-tuning would leave the sidecar of the adapter that was here.
-        (self.path / METADATA_NAME).unlink(missing_ok=True)
-        write_text(self.config, to_yaml(config))
-        self.failed.unlink()
-
-    def _recognise(self, config: RunConfig) -> None:
-        if changes := differences(config.model_dump(), self.read_config().model_dump()):
-            raise InputError(f"{self.path} holds another run ({changes}): choose another output or remove it")
-
-
-def differences(ours: dict[str, Any], theirs: dict[str, Any]) -> str:
-    """Which dotted keys of plain data differ, what they are there and now; empty: none."""
-    now, there = _flat(ours), _flat(theirs)
-    different = [key for key in sorted(now.keys() | there.keys()) if now.get(key) != there.get(key)]
-    return "; ".join(f"{key}: {there.get(key)!r} there, {now.get(key)!r} now" for key in different)
-
-
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(value, dict):
-        return {prefix: value}
-    return {k: v for key in value for k, v in _flat(value[key], f"{prefix}.{key}" if prefix else str(key)).items()}

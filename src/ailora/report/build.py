@@ -10,9 +10,10 @@ from pathlib import Path
 
 from ailora.analysis import load_analysis
 from ailora.errors import AiloraError, InputError
+from ailora.path_kind import PathKind
 from ailora.report.analysis_page import analysis_part
 from ailora.report.document import Page, Part
-from ailora.report.inputs import Sort, Source, open_studies, recognise
+from ailora.report.inputs import Source, open_studies, recognise
 from ailora.report.run_page import run_part
 from ailora.report.run_reader import Run, read_run
 from ailora.report.study_page import study_part
@@ -36,9 +37,9 @@ def build(paths: Sequence[Path], *, scale: str | None = None, bootstrap: bool = 
         with _told(path, problems):
             sources.append(recognise(path))
     parts: list[Part] = []
-    if runs := _runs([source.path for source in sources if source.sort is Sort.RUN]):
+    if runs := _runs([source.path for source in sources if source.sort is PathKind.RUN]):
         parts.append(run_part(runs))
-    for source in (source for source in sources if source.sort is not Sort.RUN):
+    for source in (source for source in sources if source.sort is not PathKind.RUN):
         with _told(source.path, problems):
             parts += _parts(source, scale, bootstrap=bootstrap)
     if not parts:
@@ -73,7 +74,7 @@ def _names(folders: Sequence[Path]) -> list[str]:
 
 
 def _parts(source: Source, scale: str | None, *, bootstrap: bool) -> Iterator[Part]:
-    if source.sort is Sort.ANALYSIS:
+    if source.sort is PathKind.ANALYSIS:
         yield analysis_part(source.path.absolute().name, load_analysis(source.path))
         return
     for store, grid in open_studies(source, scale):

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 
 from ailora.errors import InputError
+from ailora.path_kind import PathKind, detect_path_kind
 from ailora.recipes.config.yaml_file import read_yaml
 from ailora.studies.conditions import Grid
 from ailora.studies.storage_url import names_in
@@ -15,14 +15,6 @@ from ailora.studies.study_config import load_study_config
 from ailora.studies.trial_storage import Store
 
 _STUDY_FILES = (".yaml", ".yml")
-
-
-class Sort(StrEnum):
-    """What is in a folder."""
-
-    RUN = "run"
-    STUDY = "study"
-    ANALYSIS = "analysis"
 
 
 @dataclass(frozen=True)
@@ -35,7 +27,7 @@ class Source:
     """
 
     path: Path
-    sort: Sort
+    sort: PathKind
 
 
 def recognise(path: Path) -> Source:
@@ -50,9 +42,8 @@ def recognise(path: Path) -> Source:
         raise InputError(f"{path} is a file: give the folder of a run or an analysis, or a study's folder or YAML file")
     if not path.is_dir():
         raise InputError(f"there is no {path}")
-    for name, sort in (("analysis.json", Sort.ANALYSIS), ("study.db", Sort.STUDY), ("config.yaml", Sort.RUN)):
-        if (path / name).is_file():
-            return Source(path, sort)
+    if (kind := detect_path_kind(path)) and kind in (PathKind.RUN, PathKind.STUDY, PathKind.ANALYSIS):
+        return Source(path, kind)
     raise InputError(
         f"{path} is none of a run (it would hold config.yaml), a study (study.db) and an analysis (analysis.json); "
         f"it holds {_held(path)}"
@@ -74,10 +65,10 @@ def open_studies(source: Source, scale: str | None) -> list[tuple[Store, Grid]]:
     return [stored_study(url, name) for name in names]
 
 
-def _of_yaml(file: Path) -> Sort:
+def _of_yaml(file: Path) -> PathKind:
     raw = read_yaml(file)
     if isinstance(raw, dict) and "methods" in raw:
-        return Sort.STUDY
+        return PathKind.STUDY
     if isinstance(raw, dict) and "recipe" in raw:
         raise InputError(f"{file} is the configuration of a run: give the run's folder, which is its `output`")
     raise InputError(f"{file} is no study file: it has no key `methods`")

@@ -12,8 +12,8 @@ from typing import Any
 
 import filelock
 
+from ailora.checkpoints.output_dir import describe_differences
 from ailora.errors import InputError
-from ailora.recipes.run_folder import differences
 from ailora.studies.conditions import Grid
 from ailora.studies.study_config import StudyConfig
 from ailora.studies.trial_storage import Store
@@ -133,12 +133,16 @@ def _validate_same_study(config: StudyConfig, store: Store) -> None:
     """Refuse a file under which a task, a method or the base means another thing than in the storage."""
     now, there = config.model_dump(by_alias=True), store.study
     changed = [
-        text for key in _FIXED if (text := differences(_nested(key, now.get(key)), _nested(key, there.get(key))))
+        text
+        for key in _FIXED
+        if (text := describe_differences(_nested(key, now.get(key)), _nested(key, there.get(key))))
     ]
     for key in ("tasks", "methods"):
         ours, theirs = _labelled(now[key]), _labelled(there[key])
         for label in ours.keys() & theirs.keys():
-            if text := differences(_nested(f"{key}.{label}", ours[label]), _nested(f"{key}.{label}", theirs[label])):
+            if text := describe_differences(
+                _nested(f"{key}.{label}", ours[label]), _nested(f"{key}.{label}", theirs[label])
+            ):
                 changed.append(text)
     if changed:
         raise InputError(

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ailora.adapter_io.peft_config_file import WEIGHTS_NAME
-from ailora.atomic_io import write_text
+from ailora.atomic_io import write_json
 from ailora.errors import ModelError
 
 _A, _B = ".lora_A.", ".lora_B."
@@ -71,7 +71,7 @@ def save_converted(model: PeftModel, folder: Path, start: Path) -> None:
     save_file(state, folder / WEIGHTS_NAME, metadata={"format": "pt"})
     file = folder / "adapter_config.json"
     config = json.loads(file.read_text(encoding="utf-8"))
-    write_text(file, json.dumps(config | _doubled(config), indent=2) + "\n")
+    write_json(file, config | _doubled(config))
 
 
 def _doubled(config: dict[str, Any]) -> dict[str, Any]:

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
+from ailora.distributed import split_between_processes
 from ailora.recipes.data.tokenize_language import IGNORED
-from ailora.recipes.processes import shared_out
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def likelihood(
     seq2seq = bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
     sums = torch.zeros(2, dtype=torch.float64, device="cpu")
     lengths = [len(ids) for ids in dataset["input_ids"]]
-    mine = shared_out(sorted(range(len(lengths)), key=lengths.__getitem__))
+    mine = split_between_processes(sorted(range(len(lengths)), key=lengths.__getitem__))
     batches = DataLoader(dataset.select([i for i, _ in mine]), batch_size=batch_size, collate_fn=collate)  # type: ignore[arg-type]
     counted = iter([counts for _, counts in mine])
     training = model.training

@@ -6,12 +6,13 @@ import csv
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pandas as pd
 from transformers import Trainer
 
+from ailora.atomic_io import replacing_file
 from ailora.errors import InputError
 from ailora.recipes.data.classification_rows import Examples
 from ailora.recipes.data.labels import Labels
@@ -72,11 +73,11 @@ def _softmax(logits: np.ndarray) -> np.ndarray:
     return shifted / shifted.sum(axis=1, keepdims=True)
 
 
-_WRITERS: dict[str, Callable[[pd.DataFrame, Path], object]] = {
-    ".tsv": lambda frame, path: frame.to_csv(path, sep="\t", index=False, quoting=csv.QUOTE_NONE, escapechar="\\"),
-    ".csv": lambda frame, path: frame.to_csv(path, index=False),
-    ".jsonl": lambda frame, path: frame.to_json(path, orient="records", lines=True),
-    ".parquet": lambda frame, path: frame.to_parquet(path, index=False),
+_WRITERS: dict[str, Callable[[pd.DataFrame, BinaryIO], object]] = {
+    ".tsv": lambda frame, stream: frame.to_csv(stream, sep="\t", index=False, quoting=csv.QUOTE_NONE, escapechar="\\"),
+    ".csv": lambda frame, stream: frame.to_csv(stream, index=False),
+    ".jsonl": lambda frame, stream: frame.to_json(stream, orient="records", lines=True),
+    ".parquet": lambda frame, stream: frame.to_parquet(stream, index=False),
 }
 
 
@@ -97,6 +98,5 @@ def check_output_kind(file: Path) -> None:
 def write_frame(frame: pd.DataFrame, file: Path) -> None:
     """Write a table in the format of the file's ending, whole or not at all."""
     check_output_kind(file)
-    temporary = file.with_name(f".partial.{file.name}")
-    _WRITERS[file.suffix](frame, temporary)
-    temporary.replace(file)
+    with replacing_file(file) as stream:
+        _WRITERS[file.suffix](frame, stream)

@@ -10,8 +10,8 @@ from torch import nn
 from tqdm.auto import tqdm
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
+from ailora.distributed import gather, split_between_processes
 from ailora.errors import InputError, unknown_name
-from ailora.recipes.processes import collected, shared_out
 
 
 def generation_config(fields: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
@@ -54,7 +54,7 @@ def generate(
         batch_size: prompts at a time.
     """
     order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
-    mine = shared_out(order)
+    mine = split_between_processes(order)
     made: list[str] = []
     training = model.training
     model.eval()
@@ -62,7 +62,7 @@ def generate(
         numbers = [number for number, _ in mine[start : start + batch_size]]
         made += _batch(model, tokenizer, [prompts[i] for i in numbers], config)
     model.train(training)
-    texts = collected([text for text, (_, counts) in zip(made, mine, strict=True) if counts])
+    texts = gather([text for text, (_, counts) in zip(made, mine, strict=True) if counts])
     by_number = dict(zip(order, texts, strict=True))
     return [by_number[i] for i in range(len(prompts))]
 

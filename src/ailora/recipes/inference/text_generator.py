@@ -11,9 +11,10 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
-from ailora.adapter_io.peft_config_file import CONFIG_NAME, adapter_folder, read_config
+from ailora.adapter_io.peft_config_file import CONFIG_NAME, read_config
 from ailora.errors import InputError
 from ailora.model_loading import resolve_model
+from ailora.path_kind import PathKind, detect_path_kind, resolve_adapter_dir
 from ailora.recipes.config.schema import LanguageConfig
 from ailora.recipes.data.language_rows import Row
 from ailora.recipes.data.tokenize_language import Tokenization, complete_tokenizer
@@ -48,14 +49,14 @@ class Writer:
         Raises:
             InputError: the folder holds neither, or no language model's.
         """
-        run = RunFolder(folder)
-        if run.config.is_file() and base is None:
+        if detect_path_kind(folder) is PathKind.RUN and base is None:
+            run = RunFolder(folder)
             config = run.read_config()
             if not isinstance(config, LanguageConfig):
                 raise InputError(f"{folder} is a run of the recipe {config.recipe}, which writes no texts")
             finished = FinishedLanguageModel(run, config)
             return cls(finished.load(), finished.tokenization)
-        return cls(*_of_adapter(adapter_folder(folder), base))
+        return cls(*_of_adapter(resolve_adapter_dir(folder), base))
 
     def write(self, prompts: Sequence[str], fields: dict[str, Any], *, chat: bool = False) -> list[str]:
         """What the model writes after each prompt.

@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import has_length
 
-from ailora.recipes.processes import wait
+from ailora.distributed import wait_for_everyone
 from ailora.recipes.run_folder import RunFolder
 
 _LOGGED = ("loss", "learning_rate", "grad_norm")
@@ -59,10 +59,10 @@ class RunLog(TrainerCallback):
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         # Each process writes its part of a checkpoint.
-        wait()
+        wait_for_everyone()
         if state.is_world_process_zero:
             self.folder.mark_complete(state.global_step, self.train_seconds)
-        wait()
+        wait_for_everyone()
 
 
 class ProgressBar(ProgressCallback):

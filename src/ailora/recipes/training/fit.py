@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import os
 import resource
 import sys
@@ -28,7 +27,8 @@ from transformers import (
 )
 
 from ailora.adapter_io import save_adapter
-from ailora.atomic_io import write_text
+from ailora.atomic_io import write_json, write_text
+from ailora.distributed import is_main, wait_for_everyone
 from ailora.errors import InputError
 from ailora.lora import apply_plan
 from ailora.lora.inject import get_metadata, has_ailora_adapter
@@ -42,7 +42,6 @@ from ailora.recipes.baselines.peft_inits import apply_peft_init
 from ailora.recipes.config.method import CustomFunction, FullFineTuning, Method, PeftInit, Preset
 from ailora.recipes.config.schema import RunConfig
 from ailora.recipes.model_card import model_card
-from ailora.recipes.processes import is_main, wait
 from ailora.recipes.run_folder import RunFolder
 from ailora.recipes.training.callbacks import ProgressBar, RunLog
 from ailora.recipes.training.trainer_checkpoints import train_seconds
@@ -262,7 +261,7 @@ def _keep_start(folder: RunFolder, model: Model, *, continued: bool) -> None:
 def _newest_checkpoint(folder: RunFolder) -> Path | None:
     """The same one in every process: half-written ones are removed by the main one, before the others look."""
     newest = folder.newest_checkpoint() if is_main() else None
-    wait()
+    wait_for_everyone()
     return newest if is_main() else folder.newest_checkpoint()
 
 
@@ -343,13 +342,13 @@ def save_model(config: RunConfig, trainer: Trainer, result: dict[str, Any]) -> N
     with_adapter = isinstance(model, PeftModel)
     target = folder.adapter if with_adapter else folder.model
     folder.write_folder(target, write_adapter if with_adapter else write_model)
-    wait()
+    wait_for_everyone()
     result["adapter_bytes"] = sum(file.stat().st_size for file in target.glob("*.safetensors"))
 
 
 def write_result(folder: RunFolder, result: dict[str, Any]) -> None:
     """Write `result.json`, the last file of a run."""
-    write_text(folder.result, json.dumps(result, indent=2) + "\n")
+    write_json(folder.result, result)
 
 
 def _peak_memory() -> int:

@@ -8,6 +8,7 @@ from typing import Any
 from datasets import Dataset
 from transformers import TrainingArguments
 
+from ailora.distributed import is_main
 from ailora.recipes.baselines.adapter_origin import made_of
 from ailora.recipes.config.schema import LanguageConfig
 from ailora.recipes.data.language_rows import Row, Rows, load_rows
@@ -17,7 +18,6 @@ from ailora.recipes.data.tokenize_language import Tokenization
 from ailora.recipes.evaluation.language_evaluation import Evaluator, forgetting, write_samples
 from ailora.recipes.evaluation.perplexity import Likelihood
 from ailora.recipes.evaluation.text_generation import generation_config
-from ailora.recipes.processes import is_main
 from ailora.recipes.run_folder import RunFolder
 from ailora.recipes.training.fit import Fitted, Model, facts, save_model, write_result
 

@@ -60,8 +60,7 @@ def run_language_model(
     model, init_seconds = start(config, load, training)
     base = likelihood_of_base(evaluator, data, model)
     # Claimed only now: bad input leaves no folder behind.
-    folder.claim(config)
-    with folder.attempt():
+    with folder.claimed(config):
         fitted = fit(config, model, training, init_seconds=init_seconds, callbacks=callbacks)
         return finish(config, fitted, data, evaluator=evaluator, base=base)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from ailora.atomic_io import write_text
+from ailora.atomic_io import write_json
 from ailora.errors import InputError
 
 _COMPLETE = "complete.json"
@@ -23,7 +23,7 @@ _READ_AGAIN = (".json", ".safetensors", ".pt", ".pth", ".bin", ".distcp")
 def mark_complete(checkpoint: Path, train_seconds: float) -> None:
     """Say that a checkpoint is written to its end: `complete.json`, with the size of every file."""
     sizes = {file.relative_to(checkpoint).as_posix(): file.stat().st_size for file in _files(checkpoint)}
-    write_text(checkpoint / _COMPLETE, json.dumps({"train_seconds": train_seconds, "files": sizes}))
+    write_json(checkpoint / _COMPLETE, {"train_seconds": train_seconds, "files": sizes})
 
 
 def complete_checkpoints(folder: Path) -> list[Path]:
