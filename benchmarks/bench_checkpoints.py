@@ -28,7 +28,7 @@ from bench_spectral import trained_like
 from machine import write_results
 from transformers import LlamaConfig
 
-from ailora.checkpoints import Initialization
+from ailora.checkpoints import InitPlan
 from ailora.safetensors_io import Planned, header_bytes
 
 WIDTH, KEYS, INNER, VOCABULARY = 4096, 1024, 14336, 32000
@@ -179,7 +179,7 @@ def init_case(folder: Path, out: Path, *, workers: int = 1, threads: int | None 
     forget(folder)
     call = f"checkpoints.init({str(folder)!r}, {str(out)!r}, rank={RANK}, cached=False, force=True, workers={workers})"
     made = measured(call, threads=threads)
-    work = Initialization.of(str(folder), rank=RANK)
+    work = InitPlan.from_model(str(folder), rank=RANK)
     estimate = work.estimate()
     parts = made["report"]["seconds"]
     figures = {

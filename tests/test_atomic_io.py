@@ -9,8 +9,7 @@ import torch
 
 from ailora.atomic_io import replacing_file, replacing_folder, write_text
 from ailora.errors import InputError
-from ailora.safetensors_io import header_bytes, read_blocks, read_header, read_rows, read_tensor
-from ailora.safetensors_io.header_writer import TensorSpec
+from ailora.safetensors_io import TensorSpec, header_bytes, read_blocks, read_header, read_rows, read_tensor
 
 
 def test_a_failure_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:

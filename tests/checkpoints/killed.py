@@ -68,7 +68,7 @@ def _command(command: Command, out: str, at: int | None, largest: int | None, st
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
     # The shards of the tests are small: note every tensor, not one in 256 MiB.
-    checkpoint_writer._STEP = 1
+    checkpoint_writer._SYNC_BYTES = 1
     function: Callable[..., Any] = getattr(ailora.checkpoints, name)
     taken = 0
 

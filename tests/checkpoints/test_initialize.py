@@ -13,7 +13,7 @@ import transformers as tf
 from safetensors.torch import load_file, save_file
 
 import ailora
-from ailora.checkpoints import Initialization, export, init, merge, module_tasks, verify
+from ailora.checkpoints import InitPlan, export, init, merge, module_tasks, verify
 from ailora.checkpoints.output_dir import OutputDir
 from ailora.roles.catalog import FAMILIES as CATALOG
 from tests.contracts.test_families import MADE_AS, OFTEN, REMOTE
@@ -209,7 +209,7 @@ def test_the_real_llama_on_the_real_device(shared: Path, tmp_path: Path) -> None
     base = str(shared / "lm" / "pico-llama")
     report = init(base, tmp_path / "adapter", rank=8)
     assert report.modules == 12
-    assert report.bytes_read == Initialization.of(base).bytes_to_read == 12 // 2 * (256 * 256 + 128 * 256) * 4
+    assert report.bytes_read == InitPlan.from_model(base).bytes_to_read == 12 // 2 * (256 * 256 + 128 * 256) * 4
     loaded = tf.AutoModelForCausalLM.from_pretrained(base)
     ailora.save_adapter(ailora.adapt(loaded, rank=8), tmp_path / "live")
     same_files(tmp_path / "adapter", tmp_path / "live")
@@ -257,7 +257,7 @@ def test_what_is_read_is_never_written_into(adapter: Path, tmp_path: Path) -> No
 
 def test_an_estimate_reads_nothing(tmp_path: Path) -> None:
     base = saved("llama", tmp_path / "base")
-    work = Initialization.of(base, rank=4)
+    work = InitPlan.from_model(base, rank=4)
     for file in (tmp_path / "base").glob("*.safetensors"):
         size = file.stat().st_size
         header = file.read_bytes()[: min(t.start for t in work.checkpoint.tensors.values())]
@@ -321,10 +321,10 @@ def test_weights_that_have_no_decomposition(tmp_path: Path) -> None:
     assert not (tmp_path / "adapter" / "adapter_config.json").exists()
     save_file({**state, name: state[name].zero_().to(torch.int8)}, base / "model.safetensors", {"format": "pt"})
     # The request that failed would fail again: another one may have the folder.
-    with pytest.raises(ailora.ModelError, match="a quantized weight cannot be decomposed out of core"):
+    with pytest.raises(ailora.ModelError, match="is quantized: give the unquantized checkpoint"):
         init(str(base), tmp_path / "adapter", rank=4)
     save_file({**state, name: state[name][:, :8].clone()}, base / "model.safetensors", {"format": "pt"})
-    with pytest.raises(ailora.InputError, match=r"the configuration says \(16, 32\)"):
+    with pytest.raises(ailora.ModelError, match=r"expected \(16, 32\) for model\.layers\.1"):
         init(str(base), tmp_path / "adapter", rank=4, force=True)
 
 
@@ -456,11 +456,11 @@ def test_links_in_the_folder_are_not_followed(tmp_path: Path) -> None:
 def test_a_piece_that_is_damaged_or_of_another_module_is_made_again(tmp_path: Path) -> None:
     base = saved("llama", tmp_path / "base")
     init(base, tmp_path / "expected", rank=4)
-    work = Initialization.of(base, rank=4)
+    work = InitPlan.from_model(base, rank=4)
     pieces = tmp_path / "out" / ".ailora" / "pieces"
     with OutputDir(tmp_path / "out").acquire(work.request, reads=[], writes=[], force=False):
-        for job in work.jobs(pieces, device="cpu", cached=False):
-            module_tasks.run(job)
+        for task in work.tasks(pieces, device="cpu", cached=False):
+            module_tasks.run_task(task)
     (pieces / "000000.safetensors").write_bytes((pieces / "000001.safetensors").read_bytes())
     (pieces / "000002.safetensors").write_bytes(b"junk")
     report = init(base, tmp_path / "out", rank=4)
@@ -480,6 +480,6 @@ def test_quantized_checkpoints_are_refused_before_anything_is_made(tmp_path: Pat
     base = Path(saved("llama", tmp_path / "base"))
     state = {name: tensor.to(torch.float8_e4m3fn) for name, tensor in load_file(base / "model.safetensors").items()}
     save_file(state, base / "model.safetensors", {"format": "pt"})
-    with pytest.raises(ailora.ModelError, match="a quantized weight cannot be decomposed out of core"):
+    with pytest.raises(ailora.ModelError, match="is quantized: give the unquantized checkpoint"):
         init(base, tmp_path / "out", rank=4)
     assert not (tmp_path / "out").exists()

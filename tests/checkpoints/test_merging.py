@@ -317,7 +317,7 @@ def test_a_disk_that_fails_in_the_background_is_heard(
             raise OSError(5, "Input/output error")
         real(descriptor)
 
-    monkeypatch.setattr(checkpoint_writer, "_STEP", 1)
+    monkeypatch.setattr(checkpoint_writer, "_SYNC_BYTES", 1)
     monkeypatch.setattr("os.fsync", fsync)
     with pytest.raises(ailora.InputError, match="Input/output error"):
         merge(str(base), adapter, tmp_path / "out")

@@ -212,7 +212,7 @@ def test_a_model_of_another_size_fails(adapter: Path, tmp_path: Path) -> None:
     )
     verdict = verify(adapter, str(tmp_path / "narrow"))
     assert results(verdict)["base weights"] is False
-    assert "the adapter maps (32, 32) there" in detail(verdict, "base weights")
+    assert "expected (32, 32) for" in detail(verdict, "base weights")
 
 
 def test_the_stock_form_trains_its_anchor(base: Path, tmp_path: Path) -> None:
@@ -224,7 +224,7 @@ def test_quantized_bases_are_told_apart(adapter: Path, base: Path, tmp_path: Pat
     shutil.copytree(base, tmp_path / "fp8")
     for file in (tmp_path / "fp8").glob("*.safetensors"):
         save_file({n: t.to(torch.float8_e4m3fn) for n, t in load_file(file).items()}, file, {"format": "pt"})
-    with pytest.raises(ailora.ModelError, match="is quantized: verify against the unquantized checkpoint"):
+    with pytest.raises(ailora.ModelError, match="is quantized: give the unquantized checkpoint"):
         verify(adapter, str(tmp_path / "fp8"))
 
 

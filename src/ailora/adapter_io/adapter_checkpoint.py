@@ -58,6 +58,11 @@ class LoraWeights:
         """The rank in the file."""
         return self.A.shape[0]
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """The shape (out, in) of the weight that it updates."""
+        return self.B.shape[0], self.A.shape[1]
+
     def factors(self) -> tuple[Tensor, Tensor]:
         """Read `A` and `B` in float32, or float64 where they are that.
 
@@ -277,8 +282,8 @@ class AdapterCheckpoint:
             return f"{odd[0]} is in one of them only"
         for module, group in planned.items():
             shape, weights = group[0].projection.shape, self.modules[module]
-            if (weights.B.shape[0], weights.A.shape[1]) != shape:
-                return f"{module} maps {shape} there, {(weights.B.shape[0], weights.A.shape[1])} here"
+            if weights.shape != shape:
+                return f"{module} maps {shape} there, {weights.shape} here"
             ranks = [sum(p.file_rank for p in group)]
             if plan.form is Form.RESIDUAL:
                 ranks.append(sum(p.rank for p in group))

@@ -125,10 +125,9 @@ def _adapter(filed: AdapterCheckpoint, name: str, base: Base, base_path: str) ->
         found = filed.modules[module]
         if tensor not in own:
             continue
-        shape = (found.B.shape[0], found.A.shape[1])
         expected = next(p.shape for p in base.projections if p.module == own[tensor])
-        if shape != expected:
-            raise InputError(f"{where}: it maps {shape} at {module}, whose weight is {expected}")
+        if found.shape != expected:
+            raise InputError(f"{where}: it maps {found.shape} at {module}, whose weight is {expected}")
         modules[own[tensor]] = found
     if not modules:
         roles = ", ".join(dict.fromkeys(p.role.value for p in base.projections))

@@ -1,7 +1,7 @@
 """Checkpoints larger than memory: adapters for them, exports and merges of adapters, and what can be said of either."""
 
 from ailora.checkpoints.export_adapter import ExportReport, export
-from ailora.checkpoints.init_plan import Initialization
+from ailora.checkpoints.init_plan import InitPlan
 from ailora.checkpoints.initialize import InitReport, init
 from ailora.checkpoints.inspect_path import inspect
 from ailora.checkpoints.merge_adapter import MergeReport, merge
@@ -10,8 +10,8 @@ from ailora.checkpoints.verify_adapter import Check, Verdict, verify
 __all__ = [
     "Check",
     "ExportReport",
+    "InitPlan",
     "InitReport",
-    "Initialization",
     "MergeReport",
     "Verdict",
     "export",

@@ -17,7 +17,6 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ailora.atomic_io import json_bytes, replacing_file, sync_folder, write_bytes
-from ailora.checkpoints.adapter_files import WORDS
 from ailora.checkpoints.output_dir import OutputDir
 from ailora.errors import ModelError
 from ailora.safetensors_io import (
@@ -30,50 +29,50 @@ from ailora.safetensors_io import (
     read_tensor,
     tensor_bytes,
 )
-from ailora.safetensors_io.header import TORCH_DTYPES
+from ailora.safetensors_io.header import SAFETENSORS_DTYPES, TORCH_DTYPES
 from ailora.weights.base_weight import all_finite
 
-#: A stored tensor -> its new rows, as it is stored, block by block in any floating dtype.
+#: Maps a stored tensor to its new rows, block by block in any floating dtype.
 TensorTransform = Callable[[Tensor], Iterator[Tensor]]
 
-_BLOCK = 16 * 2**20
-#: Bytes that a kill can cost: so often is written data forced to the disk and noted.
-_STEP = 256 * 2**20
+_BLOCK_BYTES = 16 * 2**20
+#: Bytes that a kill can cost: written data is forced to the disk and noted this often.
+_SYNC_BYTES = 256 * 2**20
 #: Not copied beside a model's weights: weights, states of trainers, adapters, code, pages about the base.
 _NOT_COPIED = re.compile(
     r".*\.(safetensors|index\.json|bin|pt|pth|ckpt|h5|msgpack|gguf|onnx|ot|py|pyc|md)"
     r"|adapter_.*|ailora\.json|(training_args|trainer_state|optimizer|scheduler|scaler|rng_state).*|\..*"
 )
 #: Folders that belong to a tokenizer.
-_COPIED_FOLDERS = ("chat_templates", "additional_chat_templates")
+_TOKENIZER_FOLDERS = ("chat_templates", "additional_chat_templates")
 
 
 def rewrite(
     checkpoint: Checkpoint,
     output: OutputDir,
-    changes: Mapping[str, TensorTransform],
+    transforms: Mapping[str, TensorTransform],
     *,
     dtype: torch.dtype | None = None,
     replaced: Mapping[str, StoredTensor] | None = None,
 ) -> None:
-    """Write all shards of a checkpoint into a folder, and its index last. Goes on where a killed run stopped.
+    """Write all shards of a checkpoint into a folder, and its index last; resumes where a killed run stopped.
 
     Args:
-        checkpoint: what is written again.
-        output: the claimed folder.
-        changes: by tensor, what takes its place.
-        dtype: of all floating tensors; None: as they are.
-        replaced: by name, tensors of other files that take a place; names that the checkpoint does not have go into
+        checkpoint: The checkpoint.
+        output: The acquired folder.
+        transforms: Changes by tensor; the others are copied byte for byte.
+        dtype: Dtype of all floating tensors. None: as they are.
+        replaced: By name, tensors of other files that take a place; names that the checkpoint does not have go into
             its last shard.
 
     Raises:
-        ModelError: a changed tensor is not finite in its dtype.
+        ModelError: A changed tensor is not finite in its dtype.
     """
     plans = _shard_plans(checkpoint, dtype, replaced or {})
-    total = sum(entry.planned.size for plan in plans for entry in plan.entries)
+    total = sum(entry.spec.size for plan in plans for entry in plan.entries)
     with tqdm(total=total, desc="writing", unit="B", unit_scale=True, leave=False, disable=None) as bar:
         for plan in plans:
-            _Shard(plan, output, changes, bar).write()
+            _ShardWriter(plan, output, transforms, bar).write()
     if checkpoint.index is not None:
         write_bytes(
             output.folder / checkpoint.index.name, _index(checkpoint, plans, same=dtype is None and not replaced)
@@ -81,12 +80,12 @@ def rewrite(
 
 
 def copy_auxiliary_files(source: Path, output: OutputDir, *, changed: Mapping[str, bytes] | None = None) -> None:
-    """Copy what a model needs beside its weights.
+    """Copy the files that a model needs beside its weights.
 
     Args:
-        source: the folder of the model.
-        output: the claimed folder.
-        changed: files with another content.
+        source: The folder of the model.
+        output: The acquired folder.
+        changed: Files with another content.
     """
     for name in auxiliary_files(source):
         target = output.folder / name
@@ -95,31 +94,31 @@ def copy_auxiliary_files(source: Path, output: OutputDir, *, changed: Mapping[st
             write_bytes(target, (changed or {})[name])
             continue
         with (source / name).open("rb") as read, replacing_file(target) as stream:
-            shutil.copyfileobj(read, stream, _BLOCK)
+            shutil.copyfileobj(read, stream, _BLOCK_BYTES)
 
 
 def auxiliary_files(source: Path) -> list[str]:
-    """The names of the files that a model needs beside its weights: configurations, tokenizers, chat templates."""
-    folders = [source, *(source / name for name in _COPIED_FOLDERS)]
+    """List the files that a model needs beside its weights: configurations, tokenizers, chat templates."""
+    folders = [source, *(source / name for name in _TOKENIZER_FOLDERS)]
     files = [file for folder in folders if folder.is_dir() for file in sorted(folder.iterdir()) if file.is_file()]
     return [str(file.relative_to(source)) for file in files if not _NOT_COPIED.fullmatch(file.name)]
 
 
 def shard_names(checkpoint: Checkpoint) -> list[str]:
-    """The names of the files that `rewrite` writes."""
+    """List the files that `rewrite` writes."""
     return [*checkpoint.headers, *([checkpoint.index.name] if checkpoint.index else [])]
 
 
 @dataclass(frozen=True)
 class _Entry:
-    """A tensor of a new shard, and where it comes from."""
+    """A tensor of a new shard, and its source."""
 
-    planned: TensorSpec
+    spec: TensorSpec
     source: StoredTensor
 
     @property
     def same_bytes(self) -> bool:
-        return self.source.dtype == self.planned.dtype
+        return self.source.dtype == self.spec.dtype
 
 
 @dataclass(frozen=True)
@@ -140,47 +139,50 @@ def _shard_plans(
         sources = {stored.name: replaced.get(stored.name, stored) for stored in header.tensors.values()}
         if name == last:
             sources |= {tensor: stored for tensor, stored in replaced.items() if tensor not in checkpoint.tensors}
-        entries = [_Entry(_planned(tensor, stored, dtype), stored) for tensor, stored in sources.items()]
+        entries = [_Entry(_spec(tensor, stored, dtype), stored) for tensor, stored in sources.items()]
         same = dtype is None and not sources.keys() & replaced.keys()
         plans.append(_ShardPlan(name, _header(header, entries, same=same), tuple(entries)))
     return plans
 
 
-def _planned(name: str, stored: StoredTensor, dtype: torch.dtype | None) -> TensorSpec:
-    word = WORDS[dtype] if dtype is not None and stored.floating else stored.dtype
-    return TensorSpec(name, word, stored.shape)
+def _spec(name: str, stored: StoredTensor, dtype: torch.dtype | None) -> TensorSpec:
+    if dtype is None or not stored.floating:
+        return TensorSpec.from_tensor(name, stored)
+    return TensorSpec(name, SAFETENSORS_DTYPES[dtype], stored.shape)
 
 
 def _header(header: Header, entries: list[_Entry], *, same: bool) -> bytes:
-    """The header of a shard: the very bytes of the old one where nothing in it changes."""
+    """Return the header of a shard: the very bytes of the old one where nothing in it changes."""
     first = next(iter(header.tensors.values()), None)
     if same and first is not None:
         with first.file.open("rb") as stream:
             return stream.read(min(stored.start for stored in header.tensors.values()))
-    return header_bytes([entry.planned for entry in entries], header.metadata or {"format": "pt"})
+    return header_bytes([entry.spec for entry in entries], header.metadata or {"format": "pt"})
 
 
 def _index(checkpoint: Checkpoint, plans: list[_ShardPlan], *, same: bool) -> bytes:
     assert checkpoint.index is not None
     if same:
         return checkpoint.index.read_bytes()
-    weight_map = {entry.planned.name: plan.name for plan in plans for entry in plan.entries}
-    total = sum(entry.planned.size for plan in plans for entry in plan.entries)
+    weight_map = {entry.spec.name: plan.name for plan in plans for entry in plan.entries}
+    total = sum(entry.spec.size for plan in plans for entry in plan.entries)
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
     return json_bytes(index)
 
 
-class _Shard:
-    """One shard in the making: a file that grows, and beside it how many bytes of it are certain."""
+class _ShardWriter:
+    """Write one shard to a file that grows, and note beside it how many of its tensors are on the disk."""
 
-    def __init__(self, plan: _ShardPlan, output: OutputDir, changes: Mapping[str, TensorTransform], bar: tqdm) -> None:
-        self._plan, self._changes, self._bar = plan, changes, bar
+    def __init__(
+        self, plan: _ShardPlan, output: OutputDir, transforms: Mapping[str, TensorTransform], bar: tqdm
+    ) -> None:
+        self._plan, self._transforms, self._bar = plan, transforms, bar
         self._target = output.folder / plan.name
         self._file = output.shards / plan.name
         self._journal = output.shards / f"{plan.name}.done"
 
     def write(self) -> None:
-        total = sum(entry.planned.size for entry in self._plan.entries)
+        total = sum(entry.spec.size for entry in self._plan.entries)
         if self._target.exists():
             self._bar.update(total)
             return
@@ -195,9 +197,9 @@ class _Shard:
             noted, note = reached, None
             for number, entry in enumerate(self._plan.entries[done:], done):
                 self._write_entry(entry, stream)
-                self._bar.update(entry.planned.size)
+                self._bar.update(entry.spec.size)
                 # Forced to the disk while the next tensors are written: waiting would cost a third of the time.
-                if stream.tell() - noted >= _STEP and (note is None or note.done()):
+                if stream.tell() - noted >= _SYNC_BYTES and (note is None or note.done()):
                     if note is not None:
                         note.result()
                     noted = stream.tell()
@@ -210,26 +212,27 @@ class _Shard:
         self._journal.unlink(missing_ok=True)
 
     def _write_entry(self, entry: _Entry, stream: FileIO) -> None:
-        change = self._changes.get(entry.planned.name)
-        if change is None and entry.same_bytes:
+        transform = self._transforms.get(entry.spec.name)
+        if transform is None and entry.same_bytes:
             _copy(entry.source, stream)
             return
-        written, dtype = 0, TORCH_DTYPES[entry.planned.dtype]
-        for block in change(read_tensor(entry.source)) if change else read_blocks(entry.source, _BLOCK // 8):
-            made = block.to(dtype)
-            if not all_finite(made) and (change or all_finite(block)):
+        written, dtype = 0, TORCH_DTYPES[entry.spec.dtype]
+        blocks = transform(read_tensor(entry.source)) if transform else read_blocks(entry.source, _BLOCK_BYTES // 8)
+        for block in blocks:
+            converted = block.to(dtype)
+            if not all_finite(converted) and (transform or all_finite(block)):
                 raise ModelError(f"{entry.source} is not finite when written in {dtype}: choose another dtype")
-            _write(stream, tensor_bytes(made))
-            written += made.numel() * made.itemsize
-        assert written == entry.planned.size, entry
+            _write(stream, tensor_bytes(converted))
+            written += converted.numel() * converted.itemsize
+        assert written == entry.spec.size, entry
 
     def _note(self, stream: FileIO, tensors: int) -> None:
-        """Have the first tensors on the disk, and say so."""
+        """Force the first tensors to the disk, and note how many they are."""
         os.fsync(stream.fileno())
         write_bytes(self._journal, str(tensors).encode())
 
     def _finished_tensors(self) -> int:
-        """How many tensors an earlier run has certainly written."""
+        """Return how many tensors an earlier run has certainly written."""
         try:
             done = int(self._journal.read_bytes())
             size = self._file.stat().st_size
@@ -238,10 +241,10 @@ class _Shard:
         return done if 0 < done <= len(self._plan.entries) and size >= self._offset(done) else 0
 
     def _offset(self, tensors: int) -> int:
-        """Where the first tensors end in the file; 0 for an empty file."""
+        """Return where the first tensors end in the file; 0 for an empty file."""
         if not tensors:
             return 0
-        return len(self._plan.header) + sum(entry.planned.size for entry in self._plan.entries[:tensors])
+        return len(self._plan.header) + sum(entry.spec.size for entry in self._plan.entries[:tensors])
 
 
 def _copy(stored: StoredTensor, target: FileIO) -> None:
@@ -259,17 +262,17 @@ def _copy(stored: StoredTensor, target: FileIO) -> None:
 
 
 def _transfer(source: FileIO, target: FileIO, offset: int, count: int) -> int:
-    """Some bytes of a file to the end of another; how many."""
+    """Append some bytes of a file to another, and return how many."""
     if sys.platform == "linux":
-        return os.sendfile(target.fileno(), source.fileno(), offset, min(count, _BLOCK))
+        return os.sendfile(target.fileno(), source.fileno(), offset, min(count, _BLOCK_BYTES))
     source.seek(offset)
-    block = source.read(min(count, _BLOCK))
+    block = source.read(min(count, _BLOCK_BYTES))
     _write(target, memoryview(block))
     return len(block)
 
 
 def _write(target: FileIO, content: memoryview | bytes) -> None:
-    """All of the content: one call writes at most 2 GiB."""
+    """Write all of the content: one call writes at most 2 GiB."""
     rest = memoryview(content)
     while rest:
         rest = rest[target.write(rest) :]

@@ -4,38 +4,36 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ailora.adapter_io.adapter_checkpoint import AdapterCheckpoint
+from ailora.adapter_io.adapter_checkpoint import AdapterCheckpoint, LoraWeights
 from ailora.adapter_io.peft_config_file import CONFIG_NAME, WEIGHTS_NAME, validate_plain
 from ailora.adapter_io.update_norms import best_approximation, difference, padded, size, spectrum
 from ailora.atomic_io import write_json
-from ailora.checkpoints.adapter_files import WORDS, write_tensors
 from ailora.checkpoints.output_dir import OutputDir, file_state
 from ailora.errors import InputError
 from ailora.plan.adapter_metadata import METADATA_NAME, Exported, find_metadata_file, library_versions
-from ailora.safetensors_io import TensorSpec, read_tensor
-from ailora.safetensors_io.dtypes import parse_dtype
+from ailora.safetensors_io import TensorSpec, parse_dtype, read_tensor, write_tensors
+from ailora.safetensors_io.header import SAFETENSORS_DTYPES
 from ailora.weights.base_weight import all_finite
 
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What `export` made.
+    """Report of an `export`.
 
     Attributes:
-        folder: the export's folder.
-        rank: the one rank of all modules: a server's `max_lora_rank`.
-        dtype: of the factors.
-        errors: by module, the Frobenius norm of what was lost, and of the update.
-        error: the same over all modules, relative to the update; 0 for an exact export.
-        saved_modules: modules that were trained whole and travel along, which most servers refuse.
+        folder: The export's folder.
+        rank: The one rank of all modules: a server's `max_lora_rank`.
+        dtype: Dtype of the factors.
+        errors: By module, the Frobenius norm of what was lost, and of the update.
+        error: The same over all modules, relative to the update; 0 for an exact export.
+        saved_modules: Modules that were trained whole and travel along, which most servers refuse.
     """
 
     folder: str
@@ -45,8 +43,8 @@ class ExportReport:
     error: float
     saved_modules: tuple[str, ...]
 
-    def to_dict(self) -> dict[str, Any]:
-        """The report as plain data."""
+    def to_dict(self) -> dict[str, object]:
+        """Return the report as plain data."""
         return asdict(self)
 
 
@@ -66,132 +64,171 @@ def export(
     Recompressing costs a QR of the factors and an SVD of a small matrix.
 
     Args:
-        adapter: an adapter's folder, or a run's.
-        out: the folder to write.
-        rank: recompress every module to this rank.
-        energy: recompress to the least rank that keeps this share of `|dW|^2` in every module, 0 < energy <= 1.
+        adapter: An adapter's folder, or a run's.
+        out: The folder to write.
+        rank: Recompress every module to this rank.
+        energy: Recompress to the least rank that keeps this share of `|dW|^2` in every module, 0 < energy <= 1.
         dtype: fp32, bf16 or fp16, of the factors; modules that were trained whole keep theirs.
-        force: replace what `out` holds.
+        force: Replace what `out` holds.
+
+    Returns:
+        The rank, and what was lost.
 
     Raises:
-        InputError: no LoRA there, `rank` and `energy` out of range or both, a DoRA to be recompressed, an adapter that
+        InputError: No LoRA there, `rank` and `energy` out of range or both, a DoRA to be recompressed, an adapter that
             belongs on residual weights, factors that overflow the dtype.
     """
-    made = parse_dtype(dtype)
-    source = AdapterCheckpoint.open(adapter)
-    validate_plain(source.config, source.folder)
-    source.validate_untouched_base()
-    _validate_target(rank, energy, source)
-    target = _target_rank(source, rank, energy)
-    scaling = _shared_scaling(source, target)
-    files = _files(source)
+    torch_dtype = parse_dtype(dtype)
+    checkpoint = AdapterCheckpoint.open(adapter)
+    validate_plain(checkpoint.config, checkpoint.folder)
+    checkpoint.validate_untouched_base()
+    _validate_target(rank, energy, checkpoint)
+    target = _target_rank(checkpoint, rank, energy)
+    exact = rank is None and energy is None
+    conversion = _Conversion(checkpoint, target, _shared_scaling(checkpoint, target), torch_dtype, exact)
+    reads = _files(checkpoint)
     request = {
         "command": "export",
-        "files": [file_state(file) for file in files],
+        "files": [file_state(file) for file in reads],
         "options": [rank, energy, dtype],
         "versions": library_versions(),
     }
     output = OutputDir(out)
-    with output.acquire(request, reads=files, writes=[WEIGHTS_NAME, CONFIG_NAME, METADATA_NAME], force=force) as done:
-        factors = _Factors(source, target, scaling, made, exact=rank is None and energy is None)
-        errors = factors.errors()
-        lost, whole = (math.sqrt(sum(pair[i] ** 2 for pair in errors.values())) for i in (0, 1))
-        error = lost / whole if whole > 0 else 0.0
-        if not done:
-            write_tensors(output.folder / WEIGHTS_NAME, factors.planned(), factors.tensor)
-            if source.metadata:
-                exported = Exported(rank=target, dtype=str(made).removeprefix("torch."), error=error)
-                source.metadata.model_copy(update={"exported": exported}).write(output.folder)
-            write_json(output.folder / CONFIG_NAME, _config(source, target, scaling))
+    with output.acquire(request, reads=reads, writes=[WEIGHTS_NAME, CONFIG_NAME, METADATA_NAME], force=force) as done:
+        if done:
+            conversion.measure()
+        else:
+            conversion.write(output.folder)
             output.finish()
-    name = str(made).removeprefix("torch.")
-    return ExportReport(str(out), target, name, errors, error, tuple(sorted(source.saved)))
+    saved = tuple(sorted(checkpoint.saved))
+    return ExportReport(str(out), target, conversion.dtype_name, conversion.errors, conversion.error, saved)
 
 
-def _files(source: AdapterCheckpoint) -> list[Path]:
+def _files(checkpoint: AdapterCheckpoint) -> list[Path]:
     """List the files of an adapter that an export reads."""
-    metadata = find_metadata_file(source.folder) if source.metadata else None
-    return [source.folder / WEIGHTS_NAME, source.folder / CONFIG_NAME, *([metadata] if metadata else [])]
+    metadata = find_metadata_file(checkpoint.folder) if checkpoint.metadata else None
+    files = [checkpoint.folder / WEIGHTS_NAME, checkpoint.folder / CONFIG_NAME]
+    return [*files, metadata] if metadata else files
 
 
 @dataclass(frozen=True)
-class _Factors:
-    """The factors of the export, made when they are asked for."""
+class _Conversion:
+    """The factors of the export, computed once, module by module, and what each loses.
 
-    source: AdapterCheckpoint
+    Attributes:
+        checkpoint: The adapter.
+        rank: The rank of all modules.
+        scaling: Their scaling. None: it goes into `B`.
+        dtype: The dtype of the factors.
+        exact: Whether smaller factors are filled up with zeros, instead of recompressed.
+        errors: By module, the norm of what is lost, and of the update; filled as the factors are computed.
+    """
+
+    checkpoint: AdapterCheckpoint
     rank: int
     scaling: float | None
     dtype: torch.dtype
     exact: bool
+    errors: dict[str, tuple[float, float]] = field(default_factory=dict)
 
-    def of(self, module: str) -> tuple[Tensor, Tensor]:
-        """`B` and `A` in the dtype of the export."""
-        A, B = self.source.modules[module].factors()
-        made_B, made_A = padded(B, A, self.rank) if self.exact else best_approximation(B, A, self.rank)
+    @property
+    def dtype_name(self) -> str:
+        """The dtype's name in torch."""
+        return str(self.dtype).removeprefix("torch.")
+
+    @property
+    def error(self) -> float:
+        """The norm of what is lost over all modules, relative to the update."""
+        lost, update = (math.sqrt(sum(pair[i] ** 2 for pair in self.errors.values())) for i in (0, 1))
+        return lost / update if update > 0 else 0.0
+
+    def measure(self) -> None:
+        """Compute the errors alone."""
+        for _ in self._factors():
+            pass
+
+    def write(self, folder: Path) -> None:
+        """Write the files; loaders look for the last one first."""
+        write_tensors(folder / WEIGHTS_NAME, list(self._specs()), self._tensors())
+        if self.checkpoint.metadata:
+            exported = Exported(rank=self.rank, dtype=self.dtype_name, error=self.error)
+            self.checkpoint.metadata.model_copy(update={"exported": exported}).write(folder)
+        write_json(folder / CONFIG_NAME, self._config())
+
+    def _factors(self) -> Iterator[tuple[LoraWeights, Tensor, Tensor]]:
+        modules = self.checkpoint.modules.values()
+        for weights in tqdm(modules, desc="exporting", unit="module", leave=False, disable=None):
+            yield weights, *self._convert(weights)
+
+    def _convert(self, weights: LoraWeights) -> tuple[Tensor, Tensor]:
+        """Return `A` and `B` of a module as they are exported, and note what is lost."""
+        A, B = weights.factors()
+        new_B, new_A = padded(B, A, self.rank) if self.exact else best_approximation(B, A, self.rank)
         if self.scaling is None:
-            made_B = made_B.double() * self.source.modules[module].scaling
-        made_B, made_A = made_B.to(self.dtype), made_A.to(self.dtype)
-        if not (all_finite(made_A) and all_finite(made_B)):
-            raise InputError(f"{module}: factors of the export are not finite in {self.dtype}")
-        return made_B, made_A
+            new_B = new_B.double() * weights.scaling
+        new_A, new_B = new_A.to(self.dtype), new_B.to(self.dtype)
+        if not (all_finite(new_A) and all_finite(new_B)):
+            raise InputError(f"{weights.module}: factors of the export are not finite in {self.dtype}")
+        lost = 0.0
+        if not self.exact or self.dtype is not A.dtype or self.scaling is None:
+            new_scaling = 1.0 if self.scaling is None else self.scaling
+            lost = difference((weights.scaling * B.double(), A), (new_scaling * new_B.double(), new_A))
+        self.errors[weights.module] = (lost, weights.scaling * size(B, A))
+        return new_A, new_B
 
-    def errors(self) -> dict[str, tuple[float, float]]:
-        """By module, the norm of what is lost, and of the update."""
-        errors = {}
-        for module in tqdm(self.source.modules, desc="exporting", unit="module", leave=False, disable=None):
-            A, B = self.source.modules[module].factors()
-            scaling = self.source.modules[module].scaling
-            made_B, made_A = self.of(module)
-            made_scaling = 1.0 if self.scaling is None else self.scaling
-            same = self.exact and self.dtype is A.dtype and self.scaling is not None
-            lost = 0.0 if same else difference((scaling * B.double(), A), (made_scaling * made_B.double(), made_A))
-            errors[module] = (lost, scaling * size(B, A))
-        return errors
+    def _specs(self) -> Iterator[TensorSpec]:
+        dtype = SAFETENSORS_DTYPES[self.dtype]
+        for weights in self.checkpoint.modules.values():
+            out, in_ = weights.shape
+            yield TensorSpec(weights.A.name, dtype, (self.rank, in_))
+            yield TensorSpec(weights.B.name, dtype, (out, self.rank))
+            if weights.magnitude:
+                yield TensorSpec.from_tensor(weights.magnitude.name, weights.magnitude)
+        for stored in self.checkpoint.saved.values():
+            yield TensorSpec.from_tensor(stored.name, stored)
 
-    def planned(self) -> Iterator[TensorSpec]:
-        """The tensors of the file."""
-        word = WORDS[self.dtype]
-        for found in self.source.modules.values():
-            yield TensorSpec(found.A.name, word, (self.rank, found.A.shape[1]))
-            yield TensorSpec(found.B.name, word, (found.B.shape[0], self.rank))
-            if found.magnitude:
-                yield TensorSpec(found.magnitude.name, found.magnitude.dtype, found.magnitude.shape)
-        for stored in self.source.saved.values():
-            yield TensorSpec(stored.name, stored.dtype, stored.shape)
+    def _tensors(self) -> Iterator[Tensor]:
+        """Yield the tensors in the order of `_specs`."""
+        for weights, A, B in self._factors():
+            yield A
+            yield B
+            if weights.magnitude:
+                yield read_tensor(weights.magnitude)
+        for stored in self.checkpoint.saved.values():
+            yield read_tensor(stored)
 
-    def tensor(self, name: str) -> Tensor:
-        """The tensor of a name in the file."""
-        for module, found in self.source.modules.items():
-            if name in (found.A.name, found.B.name):
-                return self.of(module)[1 if name == found.A.name else 0]
-        kept = [found.magnitude for found in self.source.modules.values() if found.magnitude]
-        kept += self.source.saved.values()
-        return read_tensor(next(stored for stored in kept if stored.name == name))
+    def _config(self) -> dict[str, object]:
+        alpha = self.rank if self.scaling is None else int(self.scaling * self.rank)
+        return {
+            **self.checkpoint.config,
+            **{"r": self.rank, "lora_alpha": alpha, "rank_pattern": {}, "alpha_pattern": {}, "use_rslora": False},
+            **{"init_lora_weights": True, "inference_mode": True},
+        }
 
 
-def _validate_target(rank: int | None, energy: float | None, source: AdapterCheckpoint) -> None:
+def _validate_target(rank: int | None, energy: float | None, checkpoint: AdapterCheckpoint) -> None:
     if rank is not None and energy is not None:
         raise InputError("give a rank or an energy, not both")
-    most = max(min(found.B.shape[0], found.A.shape[1]) for found in source.modules.values())
-    if rank is not None and (type(rank) is not int or not 1 <= rank <= most):
-        raise InputError(f"rank {rank!r} is not possible: a whole number from 1 to {most}")
+    largest = max(min(weights.shape) for weights in checkpoint.modules.values())
+    if rank is not None and (type(rank) is not int or not 1 <= rank <= largest):
+        raise InputError(f"rank {rank!r} is not possible: a whole number from 1 to {largest}")
     if energy is not None and not (isinstance(energy, int | float) and 0 < energy <= 1):
         raise InputError(f"energy {energy!r} is not possible: a share, 0 < energy <= 1")
-    if source.dora and (rank is not None or energy is not None):
+    if checkpoint.dora and (rank is not None or energy is not None):
         raise InputError("a DoRA cannot be recompressed: its magnitudes belong to the exact directions")
 
 
-def _target_rank(source: AdapterCheckpoint, rank: int | None, energy: float | None) -> int:
+def _target_rank(checkpoint: AdapterCheckpoint, rank: int | None, energy: float | None) -> int:
     if rank is not None:
         return rank
     if energy is None:
-        return max(module.rank for module in source.modules.values())
-    factors = (module.factors() for module in source.modules.values())
+        return max(weights.rank for weights in checkpoint.modules.values())
+    factors = (weights.factors() for weights in checkpoint.modules.values())
     return max(_rank_for(spectrum(B, A), energy) for A, B in factors)
 
 
 def _rank_for(values: Tensor, energy: float) -> int:
-    """The least number of singular values that hold a share of the sum of their squares; 1 for no update at all."""
+    """Return the least number of singular values that hold a share of the sum of their squares; 1 for no update."""
     squares = values.square()
     total = squares.sum()
     if total == 0:
@@ -201,24 +238,11 @@ def _rank_for(values: Tensor, energy: float) -> int:
     return int(reached.to(torch.uint8).argmax()) + 1
 
 
-def _shared_scaling(source: AdapterCheckpoint, rank: int) -> float | None:
-    """The scaling of all modules if they have one that a whole alpha can say; None: it goes into `B`."""
-    scalings = {module.scaling for module in source.modules.values()}
+def _shared_scaling(checkpoint: AdapterCheckpoint, rank: int) -> float | None:
+    """Return the scaling of all modules if they have one that a whole alpha can say."""
+    scalings = {weights.scaling for weights in checkpoint.modules.values()}
     if len(scalings) == 1:
         (scaling,) = scalings
         if scaling * rank == int(scaling * rank):
             return scaling
     return None
-
-
-def _config(source: AdapterCheckpoint, rank: int, scaling: float | None) -> dict[str, Any]:
-    alpha = rank if scaling is None else int(scaling * rank)
-    changes: dict[str, Any] = {
-        "r": rank,
-        "lora_alpha": alpha,
-        "rank_pattern": {},
-        "alpha_pattern": {},
-        "use_rslora": False,
-    }
-    changes |= {"init_lora_weights": True, "inference_mode": True}
-    return {**source.config, **changes}

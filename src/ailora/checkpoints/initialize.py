@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 import tempfile
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -16,11 +15,9 @@ from tqdm.auto import tqdm
 from ailora.adapter_io.adapter_checkpoint import PREFIX
 from ailora.adapter_io.peft_config_file import CONFIG_NAME, WEIGHTS_NAME
 from ailora.atomic_io import write_bytes
-from ailora.checkpoints import module_tasks
-from ailora.checkpoints.adapter_files import WORDS, write_tensors
-from ailora.checkpoints.init_plan import Initialization
-from ailora.checkpoints.module_tasks import Job, Timing
-from ailora.checkpoints.modules_to_save import head_tensors, saved_modules
+from ailora.checkpoints.init_plan import InitPlan
+from ailora.checkpoints.module_tasks import ModuleTask, Timing, run_in_turn, run_task
+from ailora.checkpoints.modules_to_save import modules_to_save_names, modules_to_save_tensors
 from ailora.checkpoints.output_dir import OutputDir
 from ailora.distributed import (
     all_reduce_sum,
@@ -36,7 +33,10 @@ from ailora.inits import Policy
 from ailora.lora.lora_config import lora_config
 from ailora.model_loading import validate_device
 from ailora.plan.adapter_metadata import METADATA_NAME, AdapterMetadata
-from ailora.safetensors_io import Header, StoredTensor, TensorSpec, read_header, read_tensor
+from ailora.plan.adapter_plan import Form
+from ailora.plan.make_plan import PerModule
+from ailora.roles import Role
+from ailora.safetensors_io import Header, StoredTensor, TensorSpec, read_header, read_tensor, write_tensors
 
 #: The files of an adapter; loaders look for the last one first.
 _WRITTEN = (WEIGHTS_NAME, METADATA_NAME, CONFIG_NAME)
@@ -44,15 +44,15 @@ _WRITTEN = (WEIGHTS_NAME, METADATA_NAME, CONFIG_NAME)
 
 @dataclass(frozen=True)
 class InitReport:
-    """What `init` made.
+    """Report of an `init`.
 
     Attributes:
-        folder: the adapter's folder.
-        modules: how many modules it adapts.
-        bytes_read: bytes of the weights that were read.
-        floored: by projection, directions that got a size in place of a negligible singular value.
-        seconds: by part: `read`, `decompose`, `write` (sums over all processes), and `total` of this one.
-        resumed: how many modules an earlier run had finished.
+        folder: The adapter's folder.
+        modules: How many modules it adapts.
+        bytes_read: Bytes of the weights that were read.
+        floored: By projection, directions that got a size in place of a negligible singular value.
+        seconds: By part: `read`, `decompose`, `write` (sums over all processes), and `total` of this one.
+        resumed: How many modules an earlier run had finished.
     """
 
     folder: str
@@ -62,138 +62,165 @@ class InitReport:
     seconds: dict[str, float]
     resumed: int
 
-    def to_dict(self) -> dict[str, Any]:
-        """The report as plain data."""
+    def to_dict(self) -> dict[str, object]:
+        """Return the report as plain data."""
         return asdict(self)
 
 
 def init(
     model: Path | str,
     out: Path | str,
-    policy: Policy | str | Mapping[str, Any] = "ailora",
+    policy: Policy | str | Mapping[str, object] = "ailora",
     *,
+    rank: PerModule = 8,
+    alpha: PerModule | None = None,
+    roles: Sequence[Role | str] | None = None,
+    role_names: Mapping[str, Role | str] | None = None,
+    modules: str | None = None,
+    form: Form | str = Form.ANCHORED,
+    dropout: float = 0.0,
+    rslora: bool = False,
+    dora: bool = False,
+    modules_to_save: Iterable[str] | None = None,
     task_type: str | None = None,
+    couple_roles: bool = False,
     num_labels: int | None = None,
     seed: int = 0,
     device: str = "cpu",
     workers: int = 1,
     cached: bool = True,
     force: bool = False,
-    **plan_options: Any,
 ) -> InitReport:
     """Write the adapter that `adapt` would start with, without loading the model.
 
     Reads the bytes of the adapted weights only, one matrix at a time. The result is a stock PEFT adapter for the
     untouched checkpoint, whose update is exactly zero.
 
-    The same call after a kill goes on where it stopped; after its end it finds that nothing is left to do. Under
+    The same call after a kill resumes where it stopped; after its end it finds that nothing is left to do. Under
     torchrun or `accelerate launch` the ranks share the work in one `out`.
 
     Args:
-        model: as `Initialization.of`.
-        out: the folder to write.
-        policy: as `make_plan`.
-        task_type: as `Initialization.of`.
-        num_labels: as `Initialization.of`.
-        seed: as `Initialization.of`.
-        device: where matrices are decomposed: `cpu`, `cuda`.
-        workers: processes that share the cores.
-        cached: whether decompositions are looked up and kept in the cache.
-        force: replace what `out` holds.
-        **plan_options: as `make_plan`.
+        model: A local folder, a hub id whose snapshot is in the cache, or `builtin:minilm`.
+        out: The folder to write.
+        policy: A preset's name, `{role: init}`, or a `Policy`.
+        rank: The rank r, or `{role or regex: rank}`; the first key that fits a module counts.
+        alpha: Likewise. None: alpha = rank, so that s = 1 (rsLoRA: s = sqrt(r)).
+        roles: Which roles are adapted. None: those that the policy speaks of, else query and value.
+        role_names: `{regex: role}` for modules that no rule knows.
+        modules: Regular expression; only modules whose names it is found in are adapted.
+        form: `anchored` or `stock`.
+        dropout: Probability in [0, 1).
+        rslora: Scaling alpha / sqrt(r) instead of alpha / r.
+        dora: Train magnitudes too.
+        modules_to_save: Names of modules that are trained whole. None: the task type's usual heads.
+        task_type: PEFT's, which decides the class that the adapter will be loaded into, and so the names in its
+            file. None: the class that the configuration names.
+        couple_roles: Let the adapter of a fused weight train all its rows.
+        num_labels: Outputs of a classification head. None: as the configuration says.
+        seed: Seed of the random starts of plain LoRA and of new heads.
+        device: Where matrices are decomposed: `cpu`, `cuda`.
+        workers: Processes that share the cores.
+        cached: Whether decompositions are looked up and kept in the cache.
+        force: Replace what `out` holds.
+
+    Returns:
+        Modules, bytes read and seconds.
 
     Raises:
-        InputError, ModelError: as `Initialization.of` and `OutputDir.acquire`, no such device, a weight that has no
-            decomposition.
+        InputError: An argument is out of range, the checkpoint or the device is not there, or `out` holds something
+            else (see `OutputDir.acquire`).
+        ModelError: No rule knows the model, or a weight is missing, quantized, of another shape or not finite.
     """
     started = time.perf_counter()
+    plan = InitPlan.from_model(
+        model,
+        policy,
+        rank=rank,
+        alpha=alpha,
+        roles=roles,
+        role_names=role_names,
+        modules=modules,
+        form=form,
+        dropout=dropout,
+        rslora=rslora,
+        dora=dora,
+        modules_to_save=modules_to_save,
+        task_type=task_type,
+        couple_roles=couple_roles,
+        num_labels=num_labels,
+        seed=seed,
+    )
+    report = _execute(plan, OutputDir(out), device=device, workers=workers, cached=cached, force=force)
+    report.seconds["total"] = time.perf_counter() - started
+    return report
+
+
+def _execute(plan: InitPlan, output: OutputDir, *, device: str, workers: int, cached: bool, force: bool) -> InitReport:
     if type(workers) is not int or workers < 1:
         raise InputError(f"workers {workers!r} is not allowed: a whole number from 1")
     validate_device(device)
-    work = Initialization.of(model, policy, task_type=task_type, num_labels=num_labels, seed=seed, **plan_options)
-    output = OutputDir(out)
-    acquired = output.acquire(work.request, reads=work.reads, writes=_WRITTEN, force=force)
+    acquired = output.acquire(plan.request, reads=plan.reads, writes=_WRITTEN, force=force)
     with init_process_group_if_launched(), on_main(acquired) as done:
-        made = work.jobs(output.parts, device=device, cached=cached)
-        report = InitReport(str(out), len(made), 0, {}, {}, len(made))
+        tasks = plan.tasks(output.parts, device=device, cached=cached)
+        folder, count = str(output.folder), len(tasks)
         if done:
             floored = AdapterMetadata.read(output.folder / METADATA_NAME).floored
-            return replace(report, floored=floored, seconds={"total": time.perf_counter() - started})
-        # Shared before it is looked what is left: other ranks may be at work already.
-        mine = local_shard(sorted(made, key=lambda job: -job.flops))
-        left = [job for job in mine if not job.finished()]
+            return InitReport(folder, count, 0, floored, {}, count)
+        # Shared before finished ones are left out: other ranks may be at work already.
+        mine = local_shard(sorted(tasks, key=lambda task: -task.flops))
+        left = [task for task in mine if not task.is_finished()]
         with raise_on_all_ranks():
             timings = _run(left, workers=workers)
+        floored: dict[str, int] = {}
         with raise_on_all_ranks():
-            floored = _write(work, output, made) if is_main() else {}
             if is_main():
+                floored = _assemble(plan, output.folder, tasks)
                 output.finish()
-        counted = {"read": 0.0, "decompose": 0.0, "write": 0.0}
-        counted = {part: sum(getattr(timing, part) for timing in timings) for part in counted}
-        sums = all_reduce_sum(counted | {"bytes": sum(job.stored.size for job in left), "left": len(left)})
-        return replace(
-            report,
-            bytes_read=int(sums["bytes"]),
-            floored=floored,
-            seconds={part: sums[part] for part in counted} | {"total": time.perf_counter() - started},
-            resumed=len(made) - int(sums["left"]),
-        )
+        seconds = {part: sum(asdict(timing)[part] for timing in timings) for part in ("read", "decompose", "write")}
+        sums = all_reduce_sum(seconds | {"bytes": sum(task.weight.tensor.size for task in left), "left": len(left)})
+        seconds = {part: sums[part] for part in seconds}
+        return InitReport(folder, count, int(sums["bytes"]), floored, seconds, count - int(sums["left"]))
 
 
-def _run(left: list[Job], *, workers: int) -> list[Timing]:
-    """Make the pieces that are missing, the dearest first, with a bar whose estimate counts operations."""
+def _run(left: list[ModuleTask], *, workers: int) -> list[Timing]:
+    """Run the tasks that are left, most expensive first, with a bar whose estimate counts operations."""
     timings: list[Timing] = []
-    total = int(sum(job.flops for job in left)) or None
+    total = int(sum(task.flops for task in left)) or None
     bar = tqdm(total=total, desc="decomposing", unit="flop", unit_scale=True, leave=False, disable=None)
     with bar:
         several = workers > 1 and len(left) > 1
-        made = run_in_processes(module_tasks.run, left, workers=workers) if several else module_tasks.run_in_turn(left)
-        for job, timing in made:
+        for task, timing in run_in_processes(run_task, left, workers=workers) if several else run_in_turn(left):
             timings.append(timing)
-            bar.set_postfix_str(job.module, refresh=False)
-            bar.update(round(job.flops))
+            bar.set_postfix_str(task.module, refresh=False)
+            bar.update(round(task.flops))
     return timings
 
 
-def _write(work: Initialization, output: OutputDir, made: list[Job]) -> dict[str, int]:
-    """Put the pieces together; the file that a loader looks for first is written last."""
-    headers = {job.module: read_header(job.piece) for job in made}
-    floored = {name: n for h in headers.values() for name, n in json.loads(h.metadata["floored"]).items()}
-    heads = head_tensors(work.base, work.plan.options, work.checkpoint, work.seed)
-    _write_weights(output.folder / WEIGHTS_NAME, headers, heads)
-    sidecar = AdapterMetadata.from_plan(
-        work.plan,
-        {module: header.metadata["fingerprint"] for module, header in headers.items()},
-        floored=floored,
-        base_model=work.recorded_name,
-    )
-    sidecar.write(output.folder)
-    write_bytes(output.folder / CONFIG_NAME, _config(work))
+def _assemble(plan: InitPlan, folder: Path, tasks: list[ModuleTask]) -> dict[str, int]:
+    """Write the adapter from the results of all tasks, and return what was floored."""
+    results = {task.module: read_header(task.file) for task in tasks}
+    floored = {name: n for h in results.values() for name, n in json.loads(h.metadata["floored"]).items()}
+    heads = modules_to_save_tensors(plan.base, plan.plan.options, plan.checkpoint, plan.seed)
+    _write_weights(folder / WEIGHTS_NAME, results, heads)
+    fingerprints = {module: header.metadata["fingerprint"] for module, header in results.items()}
+    AdapterMetadata.from_plan(plan.plan, fingerprints, floored=floored, base_model=plan.recorded_name).write(folder)
+    write_bytes(folder / CONFIG_NAME, _config_bytes(plan))
     return floored
 
 
-def _write_weights(file: Path, pieces: Mapping[str, Header], heads: Mapping[str, StoredTensor | Tensor]) -> None:
-    """The stock file, one tensor in memory at a time."""
-    parts: dict[str, StoredTensor | Tensor] = {
-        f"{module}.{end}": stored for module, piece in pieces.items() for end, stored in piece.tensors.items()
+def _write_weights(file: Path, results: Mapping[str, Header], heads: Mapping[str, StoredTensor | Tensor]) -> None:
+    tensors: dict[str, StoredTensor | Tensor] = {
+        f"{module}.{end}": stored for module, header in results.items() for end, stored in header.tensors.items()
     }
-    parts |= heads
-    planned = [
-        TensorSpec(PREFIX + name, WORDS[part.dtype] if isinstance(part, Tensor) else part.dtype, tuple(part.shape))
-        for name, part in parts.items()
-    ]
-
-    def made(name: str) -> Tensor:
-        part = parts[name.removeprefix(PREFIX)]
-        return part if isinstance(part, Tensor) else read_tensor(part)
-
-    write_tensors(file, planned, made)
+    tensors |= heads
+    specs = [TensorSpec.from_tensor(PREFIX + name, tensor) for name, tensor in tensors.items()]
+    write_tensors(file, specs, (t if isinstance(t, Tensor) else read_tensor(t) for t in tensors.values()))
 
 
-def _config(work: Initialization) -> bytes:
-    config = lora_config(work.plan, work.base)
-    config.base_model_name_or_path = work.recorded_name
-    config.modules_to_save = saved_modules(work.base, work.plan.options) or None
+def _config_bytes(plan: InitPlan) -> bytes:
+    config = lora_config(plan.plan, plan.base)
+    config.base_model_name_or_path = plan.recorded_name
+    config.modules_to_save = modules_to_save_names(plan.plan.options) or None
     config.inference_mode = True
     with tempfile.TemporaryDirectory() as folder:
         config.save_pretrained(folder)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from ailora.adapter_io.adapter_checkpoint import AdapterCheckpoint, LoraWeights
@@ -23,27 +23,27 @@ from ailora.checkpoints.checkpoint_writer import (
     shard_names,
 )
 from ailora.checkpoints.output_dir import OutputDir, file_state
+from ailora.checkpoints.stored_weight import StoredWeight, find_stored_weights
 from ailora.errors import ModelError
 from ailora.model_loading import load_on_meta, model_folder
 from ailora.plan.adapter_metadata import library_versions
-from ailora.safetensors_io import Checkpoint, StoredTensor, read_tensor
-from ailora.safetensors_io.dtypes import parse_dtype
-from ailora.weights.base_weight import base_layer, is_stored_transposed, matches_fingerprint
-from ailora.weights.checkpoint_keys import checkpoint_key_map, match_checkpoint_keys
+from ailora.safetensors_io import Checkpoint, StoredTensor, parse_dtype, read_tensor
+from ailora.weights.base_weight import matches_fingerprint
+from ailora.weights.checkpoint_keys import checkpoint_key_map
 
 #: Entries of a weight that are merged at a time.
-_BLOCK = 4 * 2**20
+_BLOCK_ENTRIES = 4 * 2**20
 
 
 @dataclass(frozen=True)
 class MergeReport:
-    """What `merge` made.
+    """Report of a `merge`.
 
     Attributes:
-        folder: the merged model's folder.
-        merged: how many weights the adapter changed.
-        saved_modules: tensors that were trained whole and took the place of the base's.
-        bytes: of the merged model's tensors.
+        folder: The merged model's folder.
+        merged: How many weights the adapter changed.
+        saved_modules: Tensors that were trained whole and took the place of the base's.
+        bytes: Size of the merged model's tensors.
     """
 
     folder: str
@@ -51,8 +51,8 @@ class MergeReport:
     saved_modules: tuple[str, ...]
     bytes: int
 
-    def to_dict(self) -> dict[str, Any]:
-        """The report as plain data."""
+    def to_dict(self) -> dict[str, object]:
+        """Return the report as plain data."""
         return asdict(self)
 
 
@@ -62,18 +62,21 @@ def merge(
     """Write `W + s B A` in the place of every adapted weight of a checkpoint, which is never loaded whole.
 
     Sums are made in float32 and rounded once. What the adapter does not change is copied byte for byte, with
-    configuration and tokenizer. The result loads with `from_pretrained`. The same call after a kill goes on where it
+    configuration and tokenizer. The result loads with `from_pretrained`. The same call after a kill resumes where it
     stopped.
 
     Args:
-        base: the base model: a folder, a hub id in the cache, or `builtin:minilm`.
-        adapter: any LoRA adapter of linear modules, ours or not; its folder, or a run's.
-        out: the folder to write.
-        dtype: fp32, bf16 or fp16, of all floating tensors; None: each keeps its own.
-        force: replace what `out` holds.
+        base: The base model: a folder, a hub id in the cache, or `builtin:minilm`.
+        adapter: Any LoRA adapter of linear modules, ours or not; its folder, or a run's.
+        out: The folder to write.
+        dtype: fp32, bf16 or fp16, of all floating tensors. None: each keeps its own.
+        force: Replace what `out` holds.
+
+    Returns:
+        How many weights and bytes were written.
 
     Raises:
-        InputError, ModelError: no LoRA there, one that was made for another base, a weight that is quantized, missing,
+        InputError, ModelError: No LoRA there, one that was made for another base, a weight that is quantized, missing,
             of another shape or not finite after merging, a head that does not fit.
     """
     target = None if dtype is None else parse_dtype(dtype)
@@ -82,13 +85,7 @@ def merge(
     folder = model_folder(base)
     model = load_on_meta(str(folder), filed.task_type, any_class=True)
     checkpoint = Checkpoint.open(folder)
-    names = match_checkpoint_keys(model, filed.modules, checkpoint.tensors, by_name_only=True)
-    changes = {
-        names[module]: _change(found, model, checkpoint.tensors[names[module]], filed)
-        for module, found in filed.modules.items()
-    }
-    if len(changes) < len(filed.modules):
-        raise ModelError("two adapted modules share one weight, which cannot hold both updates")
+    transforms = _transforms(filed, model, checkpoint)
     replaced, labels = _replaced(filed, model, checkpoint)
     reads = [folder / name for name in (*shard_names(checkpoint), "config.json")]
     reads += [filed.folder / name for name in (CONFIG_NAME, WEIGHTS_NAME)]
@@ -107,21 +104,27 @@ def merge(
     ) as done:
         if not done:
             copy_auxiliary_files(folder, output, changed={"config.json": _config(folder, model, labels, target)})
-            rewrite(checkpoint, output, changes, dtype=target, replaced=replaced)
+            rewrite(checkpoint, output, transforms, dtype=target, replaced=replaced)
             output.finish()
     written = Checkpoint.open(output.folder)
-    return MergeReport(str(out), len(changes), tuple(sorted(filed.saved)), written.size)
+    return MergeReport(str(out), len(transforms), tuple(sorted(filed.saved)), written.size)
 
 
-def _change(found: LoraWeights, model: nn.Module, stored: StoredTensor, filed: AdapterCheckpoint) -> TensorTransform:
-    """How a stored weight changes, block by block of its stored rows."""
-    layer = base_layer(model, found.module)
-    shape = (found.B.shape[0], found.A.shape[1])
-    transposed = is_stored_transposed(layer)
-    if stored.shape != (shape[::-1] if transposed else shape):
-        raise ModelError(f"{stored}: the adapter maps {shape} there; is it of this model?")
-    if not stored.floating:
-        raise ModelError(f"{stored}: merge into the unquantized checkpoint")
+def _transforms(filed: AdapterCheckpoint, model: PreTrainedModel, checkpoint: Checkpoint) -> dict[str, TensorTransform]:
+    """Return how each adapted weight changes, by the name of its tensor."""
+    weights = find_stored_weights(model, checkpoint, {name: lora.shape for name, lora in filed.modules.items()})
+    transforms = {
+        weights[module].tensor.name: _merging(lora, weights[module], filed) for module, lora in filed.modules.items()
+    }
+    if len(transforms) < len(weights):
+        raise ModelError("two adapted modules share one weight, which cannot hold both updates")
+    return transforms
+
+
+def _merging(found: LoraWeights, stored: StoredWeight, filed: AdapterCheckpoint) -> TensorTransform:
+    """Return how a stored weight changes, block by block of its stored rows."""
+    stored.validate_floating()
+    transposed = stored.transposed
 
     def merged(weight: Tensor) -> Iterator[Tensor]:
         validate_base(filed, found.module, weight)
@@ -129,7 +132,7 @@ def _change(found: LoraWeights, model: nn.Module, stored: StoredTensor, filed: A
         left, right = (A.mT, B.mT) if transposed else (B, A)
         magnitude = read_tensor(found.magnitude) if found.magnitude else None
         # The magnitudes are those of rows (out, in), which a transposed weight has in its columns.
-        rows = len(weight) if transposed and magnitude is not None else max(1, _BLOCK // weight.shape[1])
+        rows = len(weight) if transposed and magnitude is not None else max(1, _BLOCK_ENTRIES // weight.shape[1])
         for first in range(0, len(weight), rows):
             block = weight[first : first + rows].to(A.dtype)
             block = torch.addmm(block, left[first : first + rows], right, alpha=found.scaling)

@@ -1,4 +1,4 @@
-"""The work of `init`, module by module: read a weight, decompose it, keep the factors of the file as a piece."""
+"""The work of `init`, module by module: read a weight, decompose it, keep the factors of the file."""
 
 from __future__ import annotations
 
@@ -16,70 +16,62 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ailora.atomic_io import write_bytes
+from ailora.checkpoints.stored_weight import StoredWeight
 from ailora.errors import InputError
 from ailora.inits import Factors, Spectral
 from ailora.lora.initial_factors import InitialFactors
 from ailora.lora.set_factors import build_factors
 from ailora.plan.adapter_plan import Plan, PlannedAdapter
-from ailora.safetensors_io import StoredTensor, read_header, read_tensor
+from ailora.safetensors_io import read_header, read_tensor
 from ailora.spectral import Band, flops, without_cache
-from ailora.weights.base_weight import digest, select_rows, validate_matrix
+from ailora.weights.base_weight import digest, select_rows
 
 
 @dataclass(frozen=True)
-class Job:
-    """One module: everything that decides its factors.
+class ModuleTask:
+    """Everything that decides the factors of one module.
 
     Attributes:
-        number: its place in the plan.
-        stored: its weight in the checkpoint.
-        transposed: whether the weight is stored as (in, out).
-        adapters: what is planned for it.
-        plan: the plan without its adapters.
-        seed: of the random starts.
-        device: where it is decomposed.
-        cached: whether decompositions are kept.
-        parts: the folder of the parts.
+        weight: Where its weight lies.
+        adapters: Its planned adapters.
+        plan: The plan without its adapters.
+        seed: Seed of what is drawn.
+        device: Where the weight is decomposed.
+        cached: Whether decompositions are looked up and kept.
+        file: Where its factors are kept until all modules are finished.
     """
 
-    number: int
-    stored: StoredTensor
-    transposed: bool
+    weight: StoredWeight
     adapters: tuple[PlannedAdapter, ...]
     plan: Plan
     seed: int
     device: str
     cached: bool
-    parts: Path
+    file: Path
 
     @property
     def module(self) -> str:
         """The module's name."""
-        return self.adapters[0].projection.module
+        return self.weight.module
 
-    @property
-    def piece(self) -> Path:
-        """The file of its factors."""
-        return self.parts / f"{self.number:06d}.safetensors"
-
-    def finished(self) -> bool:
-        """Whether an earlier run has made the piece; one that cannot be read, or is another module's, is made again."""
+    def is_finished(self) -> bool:
+        """Return whether an earlier run has written the file; a damaged one, or another module's, does not count."""
         try:
-            return read_header(self.piece).metadata.get("module") == self.module
+            return read_header(self.file).metadata.get("module") == self.module
         except InputError:
             return False
 
     @property
     def flops(self) -> float:
-        """What its decompositions cost."""
-        return sum(flops.flops(*what, dtype=self._dtype) for what in self._bands)
+        """Operations of its decompositions."""
+        return sum(flops.flops(*decomposition, dtype=self._dtype) for decomposition in self._decompositions)
 
     def seconds(self, speed: float) -> float:
-        """What its decompositions take, at a speed of `flops.matmul_speed`."""
-        return sum(flops.seconds(*what, dtype=self._dtype, speed=speed) for what in self._bands)
+        """Estimate the seconds of its decompositions, at a speed of `flops.matmul_speed`."""
+        return sum(flops.seconds(*found, dtype=self._dtype, speed=speed) for found in self._decompositions)
 
     @property
-    def _bands(self) -> list[tuple[tuple[int, int], int, Band]]:
+    def _decompositions(self) -> list[tuple[tuple[int, int], int, Band]]:
         return [
             ((a.projection.out_features, a.projection.in_features), a.rank, a.init.band)
             for a in self.adapters
@@ -88,19 +80,19 @@ class Job:
 
     @property
     def _dtype(self) -> torch.dtype:
-        return torch.promote_types(self.stored.torch_dtype, torch.float32)
+        return torch.promote_types(self.weight.tensor.torch_dtype, torch.float32)
 
 
 @dataclass(frozen=True)
-class Piece:
-    """What a job made.
+class ModuleResult:
+    """The factors of one module.
 
     Attributes:
-        module: whose they are.
-        tensors: the tensors of the file, by the end of their names: `lora_A.weight`, `lora_B.weight`, and
+        module: The module's name.
+        tensors: The tensors of the file, by the end of their names: `lora_A.weight`, `lora_B.weight`, and
             `lora_magnitude_vector` of a DoRA.
-        fingerprint: of the weight as it is stored (`adapters.weights.fingerprint`).
-        floored: by projection, how many directions got a size in place of a negligible singular value.
+        fingerprint: Fingerprint of the weight as it is stored.
+        floored: By projection, how many directions got a size in place of a negligible singular value.
     """
 
     module: str
@@ -109,14 +101,14 @@ class Piece:
     floored: dict[str, int]
 
     def write(self, file: Path) -> None:
-        """Write the piece, whole or not at all."""
+        """Write the result atomically; `fingerprint` and `floored` are metadata of the file."""
         metadata = {"module": self.module, "fingerprint": self.fingerprint, "floored": json.dumps(self.floored)}
         write_bytes(file, save({name: tensor.contiguous() for name, tensor in self.tensors.items()}, metadata))
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Where the time of a job went, in seconds that its decomposition had to wait or took."""
+    """Seconds of a task: waiting for its weight, decomposing it, waiting for a result to be written."""
 
     read: float
     decompose: float
@@ -124,83 +116,69 @@ class Timing:
 
 
 @dataclass(frozen=True)
-class _Loaded:
-    """The weight (out, in) of a job, and the fingerprint of what is stored."""
+class _LoadedWeight:
+    """The weight (out, in) of a task, and the fingerprint of what is stored."""
 
-    weight: Tensor
+    matrix: Tensor
     fingerprint: str
 
 
-def run(job: Job) -> Timing:
-    """Make the piece of a job.
-
-    Raises:
-        ModelError: the weight is of another shape than planned, or not finite.
-    """
-    ((_, timing),) = run_in_turn([job])
+def run_task(task: ModuleTask) -> Timing:
+    """Write the file of one task. For errors see `run_in_turn`."""
+    ((_, timing),) = run_in_turn([task])
     return timing
 
 
-def run_in_turn(jobs: Sequence[Job]) -> Iterator[tuple[Job, Timing]]:
-    """Make the pieces of jobs: while a weight is decomposed, a thread reads the next one and writes the last piece.
+def run_in_turn(tasks: Sequence[ModuleTask]) -> Iterator[tuple[ModuleTask, Timing]]:
+    """Write the files of tasks: while a weight is decomposed, a thread reads the next one and writes the last result.
 
     Raises:
-        ModelError: as `run`.
+        ModelError: A weight is not finite.
     """
     with ThreadPoolExecutor(1) as aside:
-        following = aside.submit(_load, jobs[0]) if jobs else None
+        following = aside.submit(_load, tasks[0]) if tasks else None
         written: Future[None] | None = None
-        for number, job in enumerate(jobs):
+        for number, task in enumerate(tasks):
             assert following is not None
             started = time.perf_counter()
             loaded = following.result()
             read = time.perf_counter()
-            following = aside.submit(_load, jobs[number + 1]) if number + 1 < len(jobs) else None
-            piece = _decompose(job, loaded)
+            following = aside.submit(_load, tasks[number + 1]) if number + 1 < len(tasks) else None
+            result = _decompose(task, loaded)
             decomposed = time.perf_counter()
             if written is not None:
                 written.result()
-            written = aside.submit(piece.write, job.piece)
+            written = aside.submit(result.write, task.file)
             if following is None:
                 written.result()
-            yield job, Timing(read - started, decomposed - read, time.perf_counter() - decomposed)
+            yield task, Timing(read - started, decomposed - read, time.perf_counter() - decomposed)
 
 
-def _load(job: Job) -> _Loaded:
-    raw = read_tensor(job.stored)
-    return _Loaded(_matrix(raw, job), digest(raw))
-
-
-def _decompose(job: Job, loaded: _Loaded) -> Piece:
-    weight = loaded.weight.to(job.device)
-    with nullcontext() if job.cached else without_cache():
-        starts = [_start(job, planned, weight) for planned in job.adapters]
-    floored = {s.planned.projection.name: int(s.factors.floored) for s in starts if s.factors.floored}
-    return Piece(job.module, _tensors(job, starts, weight), loaded.fingerprint, floored)
-
-
-def _matrix(raw: Tensor, job: Job) -> Tensor:
-    weight = raw.T if job.transposed else raw
-    validate_matrix(weight, job.adapters[0].projection.shape, str(job.stored))
-    return weight
-
-
-def _start(job: Job, planned: PlannedAdapter, weight: Tensor) -> InitialFactors:
-    generator = torch.Generator().manual_seed(seed_of(job.seed, planned.projection.name))
-    rows = select_rows(weight, planned.projection)
-    made = planned.init.factors(rows, planned.rank, scaling=planned.scaling, generator=generator)
-    return InitialFactors(planned, Factors(made.A.cpu(), made.B.cpu(), made.floored.cpu()))
-
-
-def seed_of(seed: int, name: str) -> int:
-    """A seed of its own for everything that is drawn, so that the order of the work does not matter."""
-    return int.from_bytes(sha256(f"{seed} {name}".encode()).digest()[:8], "little") >> 1
+def _load(task: ModuleTask) -> _LoadedWeight:
+    stored = read_tensor(task.weight.tensor)
+    return _LoadedWeight(task.weight.to_matrix(stored), digest(stored))
 
 
 @torch.no_grad()
-def _tensors(job: Job, starts: list[InitialFactors], weight: Tensor) -> dict[str, Tensor]:
-    A, B = build_factors(starts, job.plan)
-    tensors = {"lora_A.weight": A.stack(), "lora_B.weight": B.stack()}
-    if job.plan.options.dora:
-        tensors["lora_magnitude_vector"] = weight.to(A.stack().dtype).norm(dim=1).cpu()
-    return tensors
+def _decompose(task: ModuleTask, loaded: _LoadedWeight) -> ModuleResult:
+    weight = loaded.matrix.to(task.device)
+    with nullcontext() if task.cached else without_cache():
+        initial = [_initial_factors(task, planned, weight) for planned in task.adapters]
+    A, B = (factor.stack() for factor in build_factors(initial, task.plan))
+    tensors = {"lora_A.weight": A, "lora_B.weight": B}
+    if task.plan.options.dora:
+        tensors["lora_magnitude_vector"] = weight.to(A.dtype).norm(dim=1).cpu()
+    floored = {i.planned.projection.name: int(i.factors.floored) for i in initial if i.factors.floored}
+    return ModuleResult(task.module, tensors, loaded.fingerprint, floored)
+
+
+def _initial_factors(task: ModuleTask, planned: PlannedAdapter, weight: Tensor) -> InitialFactors:
+    generator = torch.Generator().manual_seed(derive_seed(task.seed, planned.projection.name))
+    rows = select_rows(weight, planned.projection)
+    factors = planned.init.factors(rows, planned.rank, scaling=planned.scaling, generator=generator)
+    return InitialFactors(planned, Factors(factors.A.cpu(), factors.B.cpu(), factors.floored.cpu()))
+
+
+def derive_seed(seed: int, name: str) -> int:
+    """Return a seed of its own for everything that is drawn, so that the order of the work does not matter."""
+    return int.from_bytes(sha256(f"{seed} {name}".encode()).digest()[:8], "little") >> 1

@@ -2,31 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from ailora.adapter_io.adapter_checkpoint import AdapterCheckpoint, ProjectionFactors
+from ailora.checkpoints.stored_weight import StoredWeight, find_stored_weights
 from ailora.errors import InputError, ModelError
 from ailora.inits import Spectral
 from ailora.model_loading import load_on_meta, model_folder
 from ailora.plan.adapter_metadata import AdapterMetadata
 from ailora.plan.adapter_plan import Form, Plan
-from ailora.safetensors_io import Checkpoint, StoredTensor, read_tensor
-from ailora.weights.base_weight import (
-    READABLE,
-    all_finite,
-    base_layer,
-    is_stored_transposed,
-    matches_fingerprint,
-    select_rows,
-)
-from ailora.weights.checkpoint_keys import match_checkpoint_keys
+from ailora.safetensors_io import Checkpoint, read_tensor
+from ailora.weights.base_weight import all_finite, matches_fingerprint, select_rows
 
 #: Decompositions of other machines differ by about 1e-5, those of other weights or bands by about 1.
 _SAME_START = 1e-3
@@ -67,8 +59,8 @@ class Verdict:
         results = {check.name: check.passed for check in self.checks}
         return False not in results.values() and (results["base weights"] or results.get("anchor")) is True
 
-    def to_dict(self) -> dict[str, Any]:
-        """The verdict as plain data."""
+    def to_dict(self) -> dict[str, object]:
+        """Return the verdict as plain data."""
         return {**asdict(self), "passed": self.passed}
 
 
@@ -87,7 +79,7 @@ def verify(adapter: Path | str, base: str) -> Verdict:
         raise InputError(f"no ailora.json in {filed.folder} or above it fits the adapter: nothing says how it was made")
     checks = [_finite(filed), _scalings(filed, filed.plan)]
     try:
-        weights = _Weights(filed, base)
+        weights = _find_weights(filed, base)
     except ModelError as error:
         checks.append(Check("base weights", False, f"another model: {error}"))
         return Verdict(str(filed.folder), base, tuple(checks))
@@ -97,40 +89,12 @@ def verify(adapter: Path | str, base: str) -> Verdict:
     return Verdict(str(filed.folder), base, tuple(checks))
 
 
-class _Weights:
-    """The adapted weights of the base model, read one at a time."""
-
-    def __init__(self, filed: AdapterCheckpoint, base: str) -> None:
-        folder = model_folder(base)
-        self._model = load_on_meta(str(folder), filed.task_type, any_class=True)
-        checkpoint = Checkpoint.open(folder)
-        names = match_checkpoint_keys(self._model, filed.modules, checkpoint.tensors, by_name_only=True)
-        self._stored = {module: checkpoint.tensors[name] for module, name in names.items()}
-        for module, found in filed.modules.items():
-            shape = (found.B.shape[0], found.A.shape[1])
-            expected = shape[::-1] if self._transposed(module) else shape
-            if self._stored[module].shape != expected:
-                raise ModelError(f"{self._stored[module]}: the adapter maps {shape} there")
-
-    def _transposed(self, module: str) -> bool:
-        return is_stored_transposed(base_layer(self._model, module))
-
-    def stored(self, module: str) -> StoredTensor:
-        """Where the weight of a module lies."""
-        return self._stored[module]
-
-    def read(self, module: str) -> Tensor:
-        """The weight (out, in) of a module.
-
-        Raises:
-            ModelError: not a finite floating matrix.
-        """
-        raw = read_tensor(self._stored[module])
-        if raw.dtype not in READABLE:
-            raise ModelError(f"{self._stored[module]} is quantized: verify against the unquantized checkpoint")
-        if not all_finite(raw):
-            raise ModelError(f"{self._stored[module]} holds NaN or infinite entries")
-        return raw.T if self._transposed(module) else raw
+def _find_weights(filed: AdapterCheckpoint, base: str) -> dict[str, StoredWeight]:
+    """Find the adapted weights of the base model, none of them read."""
+    folder = model_folder(base)
+    model = load_on_meta(str(folder), filed.task_type, any_class=True)
+    shapes = {module: lora.shape for module, lora in filed.modules.items()}
+    return find_stored_weights(model, Checkpoint.open(folder), shapes)
 
 
 def _finite(filed: AdapterCheckpoint) -> Check:
@@ -150,14 +114,14 @@ def _scalings(filed: AdapterCheckpoint, plan: Plan) -> Check:
     return Check("ranks and scalings", True, f"{len(filed.modules)} modules, rank {', '.join(map(str, ranks))}")
 
 
-def _base(weights: _Weights, filed: AdapterCheckpoint, plan: Plan, sidecar: AdapterMetadata) -> Check:
+def _base(weights: Mapping[str, StoredWeight], filed: AdapterCheckpoint, plan: Plan, sidecar: AdapterMetadata) -> Check:
     """The stored bytes of every adapted weight."""
     name = "base weights"
     unknown = 0
     for module, group in plan.modules.items():
         expected = sidecar.fingerprints.get(module)
-        raw = read_tensor(weights.stored(module))
-        same = None if expected is None else matches_fingerprint(raw, expected, group[0].projection.dtype)
+        stored = read_tensor(weights[module].tensor)
+        same = None if expected is None else matches_fingerprint(stored, expected, group[0].projection.dtype)
         if filed.targets_residual_base:
             if same:
                 return Check(name, False, f"{module} is untouched: the adapter belongs on residual weights")
@@ -170,7 +134,7 @@ def _base(weights: _Weights, filed: AdapterCheckpoint, plan: Plan, sidecar: Adap
     return Check(name, True, f"{len(plan.modules)} fingerprints agree")
 
 
-def _anchors(weights: _Weights, filed: AdapterCheckpoint, plan: Plan) -> Iterator[Check]:
+def _anchors(weights: Mapping[str, StoredWeight], filed: AdapterCheckpoint, plan: Plan) -> Iterator[Check]:
     """The anchor against a fresh decomposition, and whether the adapter was trained."""
     if filed.exported:
         yield Check("anchor", None, "an export has none")
@@ -184,7 +148,9 @@ def _anchors(weights: _Weights, filed: AdapterCheckpoint, plan: Plan) -> Iterato
         planned = role.planned
         if planned.init.anchored:
             count += 1
-            error = _anchor_error(role, weights.read(planned.projection.module))
+            weight = weights[planned.projection.module]
+            weight.validate_floating()
+            error = _anchor_error(role, weight.to_matrix(read_tensor(weight.tensor)))
             worst = max(worst, error)
             failed = failed or (f"{planned.projection.name}: {error:.1e} of what is allowed" if error > 1 else "")
         moved = moved or (any(bool(d.any()) for d in role.deltas) if role.anchored else bool(role.B.any()))

@@ -36,7 +36,7 @@ def init(
     """Write the adapter that training starts from, without loading the model; the same command after a kill goes on."""
     import os
 
-    from ailora.checkpoints import Initialization
+    from ailora.checkpoints import InitPlan
     from ailora.checkpoints import init as write
     from ailora.cli.tables import print_report
 
@@ -54,7 +54,7 @@ def init(
         "seed": seed,
     }
     if dry_run:
-        print_report("would take", Initialization.of(model, **options).estimate(device=device), json=json)
+        print_report("would take", InitPlan.from_model(model, **options).estimate(device=device), json=json)
         return
     made = write(model, out, device=device, workers=workers, cached=not no_cache, force=force, **options)
     if os.environ.get("RANK", "0") == "0":  # of several processes of a launcher one speaks

@@ -1,9 +1,9 @@
 """Safetensors files, single or sharded: validated headers, streamed reading and writing."""
 
 from ailora.safetensors_io.checkpoint import Checkpoint
-from ailora.safetensors_io.header import Header, StoredTensor, read_header
-from ailora.safetensors_io.header_writer import TensorSpec, header_bytes, tensor_bytes
-from ailora.safetensors_io.reader import read_blocks, read_rows, read_tensor, read_tensors
+from ailora.safetensors_io.header import Header, StoredTensor, parse_dtype, read_header
+from ailora.safetensors_io.reader import read_blocks, read_rows, read_tensor
+from ailora.safetensors_io.writer import TensorSpec, header_bytes, tensor_bytes, write_tensors
 
 __all__ = [
     "Checkpoint",
@@ -11,10 +11,11 @@ __all__ = [
     "StoredTensor",
     "TensorSpec",
     "header_bytes",
+    "parse_dtype",
     "read_blocks",
     "read_header",
     "read_rows",
     "read_tensor",
-    "read_tensors",
     "tensor_bytes",
+    "write_tensors",
 ]

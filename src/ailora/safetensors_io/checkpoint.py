@@ -50,16 +50,16 @@ class Checkpoint:
             raise InputError(f"there is no {path}")
         if path.is_file():
             _refuse_pickle([path] if not path.name.endswith(".safetensors") else [], path)
-            return cls._of(path.parent, [path], None)
+            return cls._from_files(path.parent, [path])
         if (path / _SINGLE).is_file():
-            return cls._of(path, [path / _SINGLE], None)
+            return cls._from_files(path, [path / _SINGLE])
         if (path / _INDEX).is_file():
-            return cls._indexed(path, path / _INDEX)
+            return cls._from_index(path, path / _INDEX)
         files = [file for file in sorted(path.glob("*.safetensors")) if not file.name.startswith("adapter_")]
         if not files:
             _refuse_pickle([file for kind in _PICKLES for file in sorted(path.glob(kind))], path)
             raise InputError(f"{path} holds no safetensors files")
-        return cls._of(path, files, None)
+        return cls._from_files(path, files)
 
     def read(self, name: str) -> Tensor:
         """One tensor.
@@ -75,7 +75,7 @@ class Checkpoint:
         return sum(stored.size for stored in self.tensors.values())
 
     @classmethod
-    def _of(cls, folder: Path, files: list[Path], index: Path | None) -> Checkpoint:
+    def _from_files(cls, folder: Path, files: list[Path], index: Path | None = None) -> Checkpoint:
         headers = {file.name: read_header(file) for file in files}
         tensors: dict[str, StoredTensor] = {}
         for header in headers.values():
@@ -86,14 +86,14 @@ class Checkpoint:
         return cls(folder, tensors, headers, index)
 
     @classmethod
-    def _indexed(cls, folder: Path, index: Path) -> Checkpoint:
+    def _from_index(cls, folder: Path, index: Path) -> Checkpoint:
         weight_map = _weight_map(index)
         files = {name: _shard(folder, name, index) for name in dict.fromkeys(weight_map.values())}
-        found = cls._of(folder, list(files.values()), index)
+        checkpoint = cls._from_files(folder, list(files.values()), index)
         for tensor, name in weight_map.items():
-            if tensor not in found.headers[name].tensors:
+            if tensor not in checkpoint.headers[name].tensors:
                 raise InputError(f"{index} says that tensor {tensor!r} is in {files[name]}, which does not hold it")
-        return found
+        return checkpoint
 
 
 def _weight_map(index: Path) -> dict[str, str]:

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from ailora.errors import InputError
+from ailora.errors import InputError, unknown_name
 
 #: dtype in the file -> bits of an element. Those that torch does not know can be copied, not read.
 BITS: Mapping[str, int] = {
@@ -47,10 +47,19 @@ TORCH_DTYPES: Mapping[str, torch.dtype] = {
     "F8_E5M2": torch.float8_e5m2,
 }
 
+#: dtype of torch -> dtype in the file.
+SAFETENSORS_DTYPES: Mapping[torch.dtype, str] = {dtype: name for name, dtype in TORCH_DTYPES.items()}
+
+#: The dtypes that can be asked for, by the names that users give them.
+_REQUESTED_DTYPES: Mapping[str, torch.dtype] = {
+    **{"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16},
+    **{"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16},
+}
+
 #: The limit of the reference implementation.
-_LONGEST_HEADER = 100_000_000
+_MAX_HEADER_BYTES = 100_000_000
 #: torch has as many dimensions.
-_MOST_SIDES = 64
+_MAX_DIMENSIONS = 64
 
 
 @dataclass(frozen=True)
@@ -111,6 +120,17 @@ class Header:
     metadata: dict[str, str]
 
 
+def parse_dtype(name: str) -> torch.dtype:
+    """Return the dtype that a name stands for: fp32, bf16, fp16, or torch's names.
+
+    Raises:
+        InputError: Another name.
+    """
+    if not isinstance(name, str) or name not in _REQUESTED_DTYPES:
+        raise unknown_name("dtype", name, _REQUESTED_DTYPES)
+    return _REQUESTED_DTYPES[name]
+
+
 def read_header(file: Path) -> Header:
     """Read and check the header of a safetensors file.
 
@@ -151,7 +171,7 @@ def _raw_header(prefix: bytes, file_size: int, file: Path) -> int:
     if len(prefix) < 8:
         raise InputError(f"{file} is no safetensors file: it has {len(prefix)} bytes")
     (length,) = struct.unpack("<Q", prefix)
-    if length > min(_LONGEST_HEADER, file_size - 8):
+    if length > min(_MAX_HEADER_BYTES, file_size - 8):
         raise InputError(
             f"{file} is no safetensors file, or truncated: it says that its header has {length} bytes, "
             f"the file has {file_size}"
@@ -181,7 +201,7 @@ def _stored(name: str, entry: Any, file: Path, first: int) -> StoredTensor:
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in BITS:
         raise InputError(f"{where} has the unknown dtype {str(dtype)[:40]!r}; known: {', '.join(BITS)}")
-    if not isinstance(shape, list) or len(shape) > _MOST_SIDES or not all(_is_size(side) for side in shape):
+    if not isinstance(shape, list) or len(shape) > _MAX_DIMENSIONS or not all(_is_size(side) for side in shape):
         raise InputError(f"{where} has the shape {str(shape)[:80]}: a list of whole numbers was expected")
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(_is_size(offset) for offset in offsets):
         raise InputError(f"{where} has the offsets {str(offsets)[:80]}: [start, stop] was expected")

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from ailora.errors import InputError
-from ailora.safetensors_io.header import Header, StoredTensor, read_header
+from ailora.safetensors_io.header import StoredTensor
 
 
 def read_tensor(stored: StoredTensor) -> Tensor:
@@ -49,16 +48,6 @@ def read_blocks(stored: StoredTensor, entries: int) -> Iterator[Tensor]:
     step = entries * dtype.itemsize
     for first in range(0, stored.size, step):
         yield _read(stored, first, min(step, stored.size - first)).view(dtype)
-
-
-def read_tensors(file: Path) -> tuple[dict[str, Tensor], Header]:
-    """All tensors of a file, and its header.
-
-    Raises:
-        InputError: as `read_header` and `read_tensor`.
-    """
-    header = read_header(file)
-    return {name: read_tensor(stored) for name, stored in header.tensors.items()}, header
 
 
 def _read(stored: StoredTensor, first: int, count: int) -> Tensor:
