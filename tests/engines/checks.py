@@ -8,7 +8,8 @@ from __future__ import annotations
 import copy
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 import ailora
+from ailora.distributed import all_reduce_sum, on_main, raise_on_all_ranks
 from ailora.lora.packed_factor import PackedFactor
 from tests.engines.training import Job, base, examples, train
 
@@ -101,6 +103,31 @@ def disturbed(model: nn.Module) -> nn.Module:
         for parameter in model.parameters():
             parameter.mul_(1 + dist.get_rank())
     return model
+
+
+@check
+def a_failure_of_one_process_is_known_to_all(folder: Path) -> None:
+    @contextmanager
+    def claimed(error: Exception | None) -> Iterator[str]:
+        (folder / f"claimed{dist.get_rank()}").touch()
+        if error is not None:
+            raise error
+        yield "mine"
+
+    with on_main(claimed(None)) as value:
+        assert value == "mine"
+    assert not (folder / "claimed1").exists()
+    with pytest.raises(ailora.AiloraError, match="taken"), on_main(claimed(ailora.InputError("taken"))):
+        pass
+
+    def fail_on_second() -> None:
+        if dist.get_rank() == 1:
+            raise ailora.InputError("ended")
+
+    message = "ended" if dist.get_rank() == 1 else "rank 1 failed: InputError: ended"
+    with pytest.raises(ailora.AiloraError, match=message), raise_on_all_ranks():
+        fail_on_second()
+    assert all_reduce_sum({"rank": dist.get_rank() + 1.0}) == {"rank": 3.0}
 
 
 @check
