@@ -21,7 +21,7 @@ from ailora.safetensors_io import Checkpoint
 from ailora.weights.checkpoint_keys import match_checkpoint_keys
 
 #: Singular values of an update that are shown.
-_SHOWN = 4
+_MAX_VALUES = 4
 
 
 @dataclass(frozen=True)
@@ -76,36 +76,36 @@ def inspect(path: str) -> dict[str, Any]:
     return {"kind": "model", **_model(path)}
 
 
-def _adapter(filed: AdapterCheckpoint) -> dict[str, Any]:
-    plan = filed.plan
-    sidecar = filed.metadata
-    lines = _lines_of_plan(filed, plan) if plan and not filed.exported else _lines_of_files(filed)
+def _adapter(adapter: AdapterCheckpoint) -> dict[str, Any]:
+    plan = adapter.plan
+    metadata = adapter.metadata
+    lines = _lines_of_plan(adapter, plan) if plan and not adapter.exported else _lines_of_files(adapter)
     return {
-        "folder": str(filed.folder),
-        "base_model": filed.config.get("base_model_name_or_path"),
-        "task_type": filed.task_type,
+        "folder": str(adapter.folder),
+        "base_model": adapter.config.get("base_model_name_or_path"),
+        "task_type": adapter.task_type,
         "policy": plan.policy.name if plan else None,
         "form": plan.form.value if plan else None,
-        "exported": sidecar.exported.model_dump() if sidecar and sidecar.exported else None,
-        "on_residual_weights": filed.targets_residual_base,
-        "anchor_inside": bool(plan and not filed.exported and filed.contains_anchor(plan)),
-        "trained_whole": _trained_whole(filed, plan),
-        "saved_modules": sorted(filed.saved),
-        "max_lora_rank": max(module.rank for module in filed.modules.values()),
-        "versions": sidecar.versions if sidecar else {},
+        "exported": metadata.exported.model_dump() if metadata and metadata.exported else None,
+        "on_residual_weights": adapter.targets_residual_base,
+        "anchor_inside": bool(plan and not adapter.exported and adapter.contains_anchor(plan)),
+        "trained_whole": _trained_whole(adapter, plan),
+        "saved_modules": sorted(adapter.saved),
+        "max_lora_rank": max(module.rank for module in adapter.modules.values()),
+        "versions": metadata.versions if metadata else {},
         "lines": [asdict(line) for line in lines],
     }
 
 
-def _trained_whole(filed: AdapterCheckpoint, plan: Plan | None) -> bool | None:
-    if plan is None or plan.form.value != "anchored" or filed.exported:
+def _trained_whole(adapter: AdapterCheckpoint, plan: Plan | None) -> bool | None:
+    if plan is None or plan.form.value != "anchored" or adapter.exported:
         return None
-    return any(role.anchor_was_trained for role in filed.projection_factors(plan))
+    return any(role.anchor_was_trained for role in adapter.projection_factors(plan))
 
 
-def _lines_of_plan(filed: AdapterCheckpoint, plan: Plan) -> Iterator[Line]:
+def _lines_of_plan(adapter: AdapterCheckpoint, plan: Plan) -> Iterator[Line]:
     groups: dict[tuple[str, str], list[tuple[Measured, int, float]]] = {}
-    roles = filed.projection_factors(plan)
+    roles = adapter.projection_factors(plan)
     for role in tqdm(roles, "measuring", len(plan.adapters), unit="matrix", leave=False, disable=None):
         planned = role.planned
         key = (planned.projection.role.value, ", ".join(planned.init.to_dict().values()))
@@ -114,9 +114,9 @@ def _lines_of_plan(filed: AdapterCheckpoint, plan: Plan) -> Iterator[Line]:
         yield _line(role, start, found)
 
 
-def _lines_of_files(filed: AdapterCheckpoint) -> Iterator[Line]:
+def _lines_of_files(adapter: AdapterCheckpoint) -> Iterator[Line]:
     groups: dict[str, list[tuple[Measured, int, float]]] = {}
-    for module in tqdm(filed.modules.values(), "measuring", unit="matrix", leave=False, disable=None):
+    for module in tqdm(adapter.modules.values(), "measuring", unit="matrix", leave=False, disable=None):
         A, B = module.factors()
         values = (module.scaling * spectrum(B, A)).tolist()
         update = sum(value**2 for value in values) ** 0.5
@@ -133,7 +133,7 @@ def _line(role: str, start: str, found: list[tuple[Measured, int, float]]) -> Li
         known = [value for value in values if value is not None]
         return root_mean_square(known) if known else None
 
-    shown = min(_SHOWN, *(len(m.values) for m in numbers))
+    shown = min(_MAX_VALUES, *(len(m.values) for m in numbers))
     return Line(
         role=role,
         start=start,

@@ -6,7 +6,6 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,9 +22,8 @@ from ailora.checkpoints.checkpoint_writer import (
     shard_names,
 )
 from ailora.checkpoints.output_dir import OutputDir, file_state
-from ailora.checkpoints.stored_weight import StoredWeight, find_stored_weights
+from ailora.checkpoints.stored_weight import StoredWeight, open_adapted_base
 from ailora.errors import ModelError
-from ailora.model_loading import load_on_meta, model_folder
 from ailora.plan.adapter_metadata import library_versions
 from ailora.safetensors_io import Checkpoint, StoredTensor, parse_dtype, read_tensor
 from ailora.weights.base_weight import matches_fingerprint
@@ -80,17 +78,21 @@ def merge(
             of another shape or not finite after merging, a head that does not fit.
     """
     target = None if dtype is None else parse_dtype(dtype)
-    filed = AdapterCheckpoint.open(adapter)
-    validate_plain(filed.config, filed.folder)
-    folder = model_folder(base)
-    model = load_on_meta(str(folder), filed.task_type, any_class=True)
-    checkpoint = Checkpoint.open(folder)
-    transforms = _transforms(filed, model, checkpoint)
-    replaced, labels = _replaced(filed, model, checkpoint)
+    trained = AdapterCheckpoint.open(adapter)
+    validate_plain(trained.config, trained.folder)
+    model, checkpoint, weights = open_adapted_base(base, trained)
+    folder = checkpoint.folder
+    transforms = {
+        weights[module].tensor.name: _merging(lora, weights[module], trained)
+        for module, lora in trained.modules.items()
+    }
+    if len(transforms) < len(weights):
+        raise ModelError("two adapted modules share one weight, which cannot hold both updates")
+    replaced, labels = _replaced(trained, model, checkpoint)
     reads = [folder / name for name in (*shard_names(checkpoint), "config.json")]
-    reads += [filed.folder / name for name in (CONFIG_NAME, WEIGHTS_NAME)]
-    if target and (odd := next((t for t in checkpoint.tensors.values() if t.dtype.startswith("F8")), None)):
-        raise ModelError(f"{odd} belongs to a quantized checkpoint, whose scales another dtype would spoil")
+    reads += [trained.folder / name for name in (CONFIG_NAME, WEIGHTS_NAME)]
+    if target and (fp8 := next((t for t in checkpoint.tensors.values() if t.dtype.startswith("F8")), None)):
+        raise ModelError(f"{fp8} belongs to a quantized checkpoint, whose scales another dtype would spoil")
     request = {
         "command": "merge",
         "base": str(folder),
@@ -107,35 +109,24 @@ def merge(
             rewrite(checkpoint, output, transforms, dtype=target, replaced=replaced)
             output.finish()
     written = Checkpoint.open(output.folder)
-    return MergeReport(str(out), len(transforms), tuple(sorted(filed.saved)), written.size)
+    return MergeReport(str(out), len(transforms), tuple(sorted(trained.saved)), written.size)
 
 
-def _transforms(filed: AdapterCheckpoint, model: PreTrainedModel, checkpoint: Checkpoint) -> dict[str, TensorTransform]:
-    """Return how each adapted weight changes, by the name of its tensor."""
-    weights = find_stored_weights(model, checkpoint, {name: lora.shape for name, lora in filed.modules.items()})
-    transforms = {
-        weights[module].tensor.name: _merging(lora, weights[module], filed) for module, lora in filed.modules.items()
-    }
-    if len(transforms) < len(weights):
-        raise ModelError("two adapted modules share one weight, which cannot hold both updates")
-    return transforms
-
-
-def _merging(found: LoraWeights, stored: StoredWeight, filed: AdapterCheckpoint) -> TensorTransform:
+def _merging(lora: LoraWeights, stored: StoredWeight, adapter: AdapterCheckpoint) -> TensorTransform:
     """Return how a stored weight changes, block by block of its stored rows."""
     stored.validate_floating()
     transposed = stored.transposed
 
     def merged(weight: Tensor) -> Iterator[Tensor]:
-        validate_base(filed, found.module, weight)
-        A, B = found.factors()
+        validate_base(adapter, lora.module, weight)
+        A, B = lora.factors()
         left, right = (A.mT, B.mT) if transposed else (B, A)
-        magnitude = read_tensor(found.magnitude) if found.magnitude else None
+        magnitude = read_tensor(lora.magnitude) if lora.magnitude else None
         # The magnitudes are those of rows (out, in), which a transposed weight has in its columns.
         rows = len(weight) if transposed and magnitude is not None else max(1, _BLOCK_ENTRIES // weight.shape[1])
         for first in range(0, len(weight), rows):
             block = weight[first : first + rows].to(A.dtype)
-            block = torch.addmm(block, left[first : first + rows], right, alpha=found.scaling)
+            block = torch.addmm(block, left[first : first + rows], right, alpha=lora.scaling)
             if magnitude is not None:
                 block = _with_magnitude(block, magnitude, slice(first, first + rows), transposed=transposed)
             yield block
@@ -150,54 +141,64 @@ def _with_magnitude(block: Tensor, magnitude: Tensor, rows: slice, *, transposed
     return block * (magnitude[rows].to(block.dtype) / block.norm(dim=1))[:, None]
 
 
-def validate_base(filed: AdapterCheckpoint, module: str, weight: Tensor) -> None:
-    """The weight is the one that the adapter was made from, where a sidecar says which that is.
+def validate_base(adapter: AdapterCheckpoint, module: str, weight: Tensor) -> None:
+    """Refuse another weight than the adapter was made from, where its metadata say which that is.
 
     Raises:
-        ModelError: it is another weight.
-        InputError: the adapter belongs on residual weights, and this is the untouched one.
+        ModelError: It is another weight.
+        InputError: The adapter belongs on residual weights, and this is the untouched one.
     """
-    sidecar, plan = filed.metadata, filed.plan
-    if sidecar is None or plan is None or module not in sidecar.fingerprints:
+    metadata, plan = adapter.metadata, adapter.plan
+    if metadata is None or plan is None or module not in metadata.fingerprints:
         return
-    planned = plan.modules[module][0].projection
-    same = matches_fingerprint(weight, sidecar.fingerprints[module], planned.dtype)
+    dtype = plan.modules[module][0].projection.dtype
+    same = matches_fingerprint(weight, metadata.fingerprints[module], dtype)
     if same:
-        filed.validate_untouched_base()
-    if same is False and not filed.targets_residual_base:
+        adapter.validate_untouched_base()
+    if same is False and not adapter.targets_residual_base:
         raise ModelError(
-            f"{module}: the weight is not the one that {filed.folder} was made from ({sidecar.base_model}); "
+            f"{module}: the weight is not the one that {adapter.folder} was made from ({metadata.base_model}); "
             "`ailora verify` says more"
         )
 
 
 def _replaced(
-    filed: AdapterCheckpoint, model: PreTrainedModel, checkpoint: Checkpoint
+    adapter: AdapterCheckpoint, model: PreTrainedModel, checkpoint: Checkpoint
 ) -> tuple[dict[str, StoredTensor], int | None]:
-    """Tensors that were trained whole, by the name of the one whose place they take, or their own; and how many labels
-    the head has, where it has others than the configuration says."""
-    loaded = {name: tensor for tensor, name in checkpoint_key_map(model, checkpoint.tensors).items()}
-    own: Mapping[str, Tensor] = model.state_dict()
-    labels = model.config.num_labels
-    ties: Mapping[str, str] = getattr(model, "all_tied_weights_keys", None) or {}
-    found: set[int] = set()
+    """Find the place of the tensors that were trained whole.
+
+    Returns:
+        The tensors by the name of the one whose place they take, or their own; and how many labels the head has, where
+        it has others than the configuration says.
+    """
+    stored_names = {name: tensor for tensor, name in checkpoint_key_map(model, checkpoint.tensors).items()}
+    parameters: Mapping[str, Tensor] = model.state_dict()
+    label_counts: set[int] = set()
     replaced = {}
-    for name, stored in filed.saved.items():
-        if name not in own:
+    for name, stored in adapter.saved.items():
+        if name not in parameters:
             raise ModelError(f"{stored}: the model {type(model).__name__} has no parameter {name}")
-        for tied, source in ties.items():
-            if (name == source) != (name == tied) and not {tied, source} <= filed.saved.keys():
-                raise ModelError(f"{stored}: {tied} and {source} share one weight, and the adapter trained one of them")
-        shape = tuple(own[name].shape)
+        _validate_ties(adapter, model, name)
+        shape = tuple(parameters[name].shape)
         if stored.shape != shape:
-            of_labels = filed.task_type in ("SEQ_CLS", "TOKEN_CLS") and shape[:1] == (labels,)
+            of_labels = adapter.task_type in ("SEQ_CLS", "TOKEN_CLS") and shape[:1] == (model.config.num_labels,)
             if not of_labels or stored.shape[1:] != shape[1:]:
                 raise ModelError(f"{stored}: the parameter {name} of {type(model).__name__} is {shape}")
-            found.add(stored.shape[0])
-        replaced[loaded.get(name, name)] = stored
-    if len(found) > 1:
-        raise ModelError(f"the heads in {filed.folder} disagree on the number of labels: {sorted(found)}")
-    return replaced, next(iter(found), None)
+            label_counts.add(stored.shape[0])
+        replaced[stored_names.get(name, name)] = stored
+    if len(label_counts) > 1:
+        raise ModelError(f"the heads in {adapter.folder} disagree on the number of labels: {sorted(label_counts)}")
+    return replaced, next(iter(label_counts), None)
+
+
+def _validate_ties(adapter: AdapterCheckpoint, model: PreTrainedModel, name: str) -> None:
+    """Refuse one of two tied parameters that was trained alone."""
+    ties: Mapping[str, str] = getattr(model, "all_tied_weights_keys", None) or {}
+    for tied, source in ties.items():
+        if (name == source) != (name == tied) and not {tied, source} <= adapter.saved.keys():
+            raise ModelError(
+                f"{adapter.saved[name]}: {tied} and {source} share one weight, and the adapter trained one of them"
+            )
 
 
 def _config(folder: Path, model: PreTrainedModel, labels: int | None, dtype: torch.dtype | None) -> bytes:
@@ -208,12 +209,13 @@ def _config(folder: Path, model: PreTrainedModel, labels: int | None, dtype: tor
         config["label2id"] = {f"LABEL_{i}": i for i in range(labels)}
         config.pop("num_labels", None)
     if dtype is not None:
-        config = _in_dtype(config, str(dtype).removeprefix("torch.")) | {"dtype": str(dtype).removeprefix("torch.")}
+        name = str(dtype).removeprefix("torch.")
+        config = _in_dtype(config, name) | {"dtype": name}
     return json_bytes(config)
 
 
-def _in_dtype(config: dict[str, Any], dtype: str) -> dict[str, Any]:
-    """A configuration, and those of its parts, with another dtype where they name one."""
+def _in_dtype(config: dict[str, object], dtype: str) -> dict[str, object]:
+    """Return a configuration, and those of its parts, with another dtype where they name one."""
     changed = {key: _in_dtype(value, dtype) if isinstance(value, dict) else value for key, value in config.items()}
     named = {key: value for key, value in changed.items() if key != "torch_dtype"}
     return named | {"dtype": dtype} if "torch_dtype" in config or "dtype" in config else named

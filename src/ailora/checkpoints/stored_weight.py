@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
+from ailora.adapter_io.adapter_checkpoint import AdapterCheckpoint
 from ailora.errors import ModelError
+from ailora.model_loading import load_on_meta, model_folder
 from ailora.safetensors_io import Checkpoint, StoredTensor
 from ailora.weights.base_weight import base_layer, is_stored_transposed, validate_matrix
 from ailora.weights.checkpoint_keys import match_checkpoint_keys
@@ -47,6 +51,22 @@ class StoredWeight:
         matrix = stored.T if self.transposed else stored
         validate_matrix(matrix, self.shape, str(self.tensor))
         return matrix
+
+
+def open_adapted_base(
+    base: Path | str, adapter: AdapterCheckpoint
+) -> tuple[PreTrainedModel, Checkpoint, dict[str, StoredWeight]]:
+    """Open the base model of an adapter: on the meta device, its checkpoint, and the weights that are adapted.
+
+    Raises:
+        InputError: No such model.
+        ModelError: See `find_stored_weights`.
+    """
+    folder = model_folder(base)
+    model = load_on_meta(str(folder), adapter.task_type, any_class=True)
+    checkpoint = Checkpoint.open(folder)
+    shapes = {module: lora.shape for module, lora in adapter.modules.items()}
+    return model, checkpoint, find_stored_weights(model, checkpoint, shapes)
 
 
 def find_stored_weights(

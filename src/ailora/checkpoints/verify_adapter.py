@@ -11,27 +11,26 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ailora.adapter_io.adapter_checkpoint import AdapterCheckpoint, ProjectionFactors
-from ailora.checkpoints.stored_weight import StoredWeight, find_stored_weights
+from ailora.checkpoints.stored_weight import StoredWeight, open_adapted_base
 from ailora.errors import InputError, ModelError
 from ailora.inits import Spectral
-from ailora.model_loading import load_on_meta, model_folder
 from ailora.plan.adapter_metadata import AdapterMetadata
 from ailora.plan.adapter_plan import Form, Plan
-from ailora.safetensors_io import Checkpoint, read_tensor
+from ailora.safetensors_io import read_tensor
 from ailora.weights.base_weight import all_finite, matches_fingerprint, select_rows
 
 #: Decompositions of other machines differ by about 1e-5, those of other weights or bands by about 1.
-_SAME_START = 1e-3
+_ANCHOR_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was looked at.
+    """The result of one check.
 
     Attributes:
-        name: what.
-        passed: whether it is as it should be; None where it does not apply or cannot be told.
-        detail: figures, or the first module that fails.
+        name: The check.
+        passed: Whether it passed; None where it does not apply or cannot be told.
+        detail: Figures, or the first module that fails.
     """
 
     name: str
@@ -44,9 +43,9 @@ class Verdict:
     """All checks of an adapter.
 
     Attributes:
-        adapter: its folder.
-        base: the base model.
-        checks: in the order in which they were made.
+        adapter: Its folder.
+        base: The base model.
+        checks: The checks in the order in which they were made.
     """
 
     adapter: str
@@ -68,61 +67,60 @@ def verify(adapter: Path | str, base: str) -> Verdict:
     """Check an adapter against a base model: files, ranks, base tensors, anchor, start. Reads the adapted weights only.
 
     Args:
-        adapter: an adapter's folder, or a run's.
-        base: the model: a folder, a hub id in the cache, or `builtin:minilm`.
+        adapter: An adapter's folder, or a run's.
+        base: The model: a folder, a hub id in the cache, or `builtin:minilm`.
+
+    Returns:
+        All checks.
 
     Raises:
-        InputError, ModelError: either cannot be read, or nothing says how the adapter was made.
+        InputError, ModelError: Either cannot be read, or nothing says how the adapter was made.
     """
-    filed = AdapterCheckpoint.open(adapter)
-    if filed.metadata is None or filed.plan is None:
-        raise InputError(f"no ailora.json in {filed.folder} or above it fits the adapter: nothing says how it was made")
-    checks = [_finite(filed), _scalings(filed, filed.plan)]
+    trained = AdapterCheckpoint.open(adapter)
+    if trained.metadata is None or trained.plan is None:
+        raise InputError(
+            f"no ailora.json in {trained.folder} or above it fits the adapter: nothing says how it was made"
+        )
+    checks = [_finite(trained), _scalings(trained, trained.plan)]
     try:
-        weights = _find_weights(filed, base)
+        _, _, weights = open_adapted_base(base, trained)
     except ModelError as error:
         checks.append(Check("base weights", False, f"another model: {error}"))
-        return Verdict(str(filed.folder), base, tuple(checks))
-    checks.append(_base(weights, filed, filed.plan, filed.metadata))
+        return Verdict(str(trained.folder), base, tuple(checks))
+    checks.append(_base(weights, trained, trained.plan, trained.metadata))
     if checks[0].passed:
-        checks += _anchors(weights, filed, filed.plan)
-    return Verdict(str(filed.folder), base, tuple(checks))
+        checks += _anchors(weights, trained, trained.plan)
+    return Verdict(str(trained.folder), base, tuple(checks))
 
 
-def _find_weights(filed: AdapterCheckpoint, base: str) -> dict[str, StoredWeight]:
-    """Find the adapted weights of the base model, none of them read."""
-    folder = model_folder(base)
-    model = load_on_meta(str(folder), filed.task_type, any_class=True)
-    shapes = {module: lora.shape for module, lora in filed.modules.items()}
-    return find_stored_weights(model, Checkpoint.open(folder), shapes)
-
-
-def _finite(filed: AdapterCheckpoint) -> Check:
-    for tensor in filed.tensors:
+def _finite(trained: AdapterCheckpoint) -> Check:
+    for tensor in trained.tensors:
         if not all_finite(read_tensor(tensor)):
             return Check("finite numbers", False, f"{tensor.name} holds NaN or infinite entries")
-    return Check("finite numbers", True, f"{len(filed.tensors)} tensors")
+    return Check("finite numbers", True, f"{len(trained.tensors)} tensors")
 
 
-def _scalings(filed: AdapterCheckpoint, plan: Plan) -> Check:
-    if filed.metadata and filed.metadata.exported:
-        return Check("ranks and scalings", None, f"an export of rank {filed.metadata.exported.rank}")
-    if odd := filed.find_scaling_mismatch(plan):
+def _scalings(trained: AdapterCheckpoint, plan: Plan) -> Check:
+    if trained.metadata and trained.metadata.exported:
+        return Check("ranks and scalings", None, f"an export of rank {trained.metadata.exported.rank}")
+    if odd := trained.find_scaling_mismatch(plan):
         module, found, planned = odd
         return Check("ranks and scalings", False, f"{module} is scaled by {found:g}, its plan says {planned:g}")
-    ranks = sorted({found.rank for found in filed.modules.values()})
-    return Check("ranks and scalings", True, f"{len(filed.modules)} modules, rank {', '.join(map(str, ranks))}")
+    ranks = sorted({found.rank for found in trained.modules.values()})
+    return Check("ranks and scalings", True, f"{len(trained.modules)} modules, rank {', '.join(map(str, ranks))}")
 
 
-def _base(weights: Mapping[str, StoredWeight], filed: AdapterCheckpoint, plan: Plan, sidecar: AdapterMetadata) -> Check:
-    """The stored bytes of every adapted weight."""
+def _base(
+    weights: Mapping[str, StoredWeight], trained: AdapterCheckpoint, plan: Plan, metadata: AdapterMetadata
+) -> Check:
+    """Compare the stored bytes of every adapted weight."""
     name = "base weights"
     unknown = 0
     for module, group in plan.modules.items():
-        expected = sidecar.fingerprints.get(module)
+        expected = metadata.fingerprints.get(module)
         stored = read_tensor(weights[module].tensor)
         same = None if expected is None else matches_fingerprint(stored, expected, group[0].projection.dtype)
-        if filed.targets_residual_base:
+        if trained.targets_residual_base:
             if same:
                 return Check(name, False, f"{module} is untouched: the adapter belongs on residual weights")
             return Check(name, None, "residual weights have no fingerprint")
@@ -134,17 +132,17 @@ def _base(weights: Mapping[str, StoredWeight], filed: AdapterCheckpoint, plan: P
     return Check(name, True, f"{len(plan.modules)} fingerprints agree")
 
 
-def _anchors(weights: Mapping[str, StoredWeight], filed: AdapterCheckpoint, plan: Plan) -> Iterator[Check]:
-    """The anchor against a fresh decomposition, and whether the adapter was trained."""
-    if filed.exported:
+def _anchors(weights: Mapping[str, StoredWeight], trained: AdapterCheckpoint, plan: Plan) -> Iterator[Check]:
+    """Compare the anchor with a fresh decomposition, and tell whether the adapter was trained."""
+    if trained.exported:
         yield Check("anchor", None, "an export has none")
         return
-    if filed.targets_residual_base:
+    if trained.targets_residual_base:
         yield Check("anchor", None, "the residual form keeps it apart while it trains")
         return
     worst, failed, moved, count = 0.0, "", False, 0
     total = len(plan.adapters)
-    for role in tqdm(filed.projection_factors(plan), "verifying", total, unit="matrix", leave=False, disable=None):
+    for role in tqdm(trained.projection_factors(plan), "verifying", total, unit="matrix", leave=False, disable=None):
         planned = role.planned
         if planned.init.anchored:
             count += 1
@@ -166,7 +164,7 @@ def _anchors(weights: Mapping[str, StoredWeight], filed: AdapterCheckpoint, plan
 
 
 def _anchor_error(role: ProjectionFactors, weight: Tensor) -> float:
-    """How far an anchor is from a fresh start, as a multiple of what is allowed: in its subspaces and in its sizes.
+    """Return how far an anchor is from a fresh one, as a multiple of what is allowed: in its subspaces and its sizes.
 
     Where singular values lie close together the subspace is not unique; then the gains of the weight along the anchor
     have to be the band's singular values.
@@ -178,7 +176,7 @@ def _anchor_error(role: ProjectionFactors, weight: Tensor) -> float:
     if role.covers_all_rows:
         B = select_rows(B, planned.projection)
     fresh = planned.init.factors(rows, planned.rank, scaling=planned.scaling, generator=torch.Generator())
-    allowed = _SAME_START + 8 * role.eps
+    allowed = _ANCHOR_TOLERANCE + 8 * role.eps
     sizes = max(_relative(A.norm(dim=1), fresh.A.norm(dim=1)), _relative(B.norm(dim=0), fresh.B.norm(dim=0)))
     angles = max(_angle(A.mT, fresh.A.mT), _angle(B, fresh.B))
     gains = max(
@@ -193,11 +191,11 @@ def _relative(these: Tensor, those: Tensor) -> float:
 
 
 def _angle(these: Tensor, those: Tensor) -> float:
-    """The sine of the largest angle between two column spaces."""
+    """Return the sine of the largest angle between two column spaces."""
     P, Q = (torch.linalg.qr(columns.double()).Q for columns in (these, those))
     return float(torch.linalg.matrix_norm(Q - P @ (P.mT @ Q), 2))
 
 
 def _gains(weight: Tensor, directions: Tensor) -> Tensor:
-    """The singular values of a weight on the span of directions."""
+    """Return the singular values of a weight on the span of directions."""
     return torch.linalg.svdvals(weight.double() @ torch.linalg.qr(directions.double()).Q)
