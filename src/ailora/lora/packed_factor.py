@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from abc import abstractmethod
-from typing import Any
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -103,7 +103,7 @@ class _KeyStandIn(nn.Module):
         self.register_buffer("weight", torch.zeros(()))
 
 
-def _pack(module: nn.Module, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any]) -> None:
+def _pack(module: nn.Module, state_dict: dict[str, Tensor], prefix: str, local_metadata: dict[str, object]) -> None:
     assert isinstance(module, PackedFactor)
     for key in [key for key in state_dict if key.startswith(prefix)]:
         del state_dict[key]
@@ -112,10 +112,10 @@ def _pack(module: nn.Module, state_dict: dict[str, Any], prefix: str, local_meta
 
 def _unpack(
     module: nn.Module,
-    state_dict: dict[str, Any],
+    state_dict: dict[str, Tensor],
     prefix: str,
-    local_metadata: dict[str, Any],
-    *_: Any,
+    local_metadata: dict[str, object],
+    *_: object,
 ) -> None:
     assert isinstance(module, PackedFactor)
     weight = _factor_in(state_dict, prefix)
@@ -127,11 +127,11 @@ def _unpack(
     state_dict[prefix + "key_stand_in.weight"] = torch.zeros((), device=weight.device)
 
 
-def validate_same_anchors(model: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
-    """A load hook for a whole model: compare every anchor before the first one is loaded.
+def validate_same_anchors(model: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_: object) -> None:
+    """Compare every anchor of a model before the first one is loaded; a load hook.
 
     Raises:
-        AnchorMismatchError: as `PackedFactor.validate_same_anchor`, for the first module that differs.
+        AnchorMismatchError: see `PackedFactor.validate_same_anchor`, for the first module that differs.
     """
     for name, module in model.named_modules():
         if not isinstance(module, PackedFactor):
@@ -141,8 +141,8 @@ def validate_same_anchors(model: nn.Module, state_dict: dict[str, Any], prefix: 
             module.validate_same_anchor(weight, f"{prefix}{name}")
 
 
-def _factor_in(state_dict: dict[str, Any], prefix: str) -> Tensor | None:
-    """The whole factor that a state dict holds; None where it holds none, or only the scalar that stands for one."""
+def _factor_in(state_dict: dict[str, Tensor], prefix: str) -> Tensor | None:
+    """Return the whole factor in a state dict; None where there is none, or only the scalar that stands in for one."""
     weight = state_dict.get(prefix + "weight")
     return None if weight is None or weight.ndim == 0 else full_tensor(weight)
 
@@ -165,8 +165,12 @@ class _PackedWeight(Tensor):
 
     @classmethod
     def __torch_function__(
-        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
+        cls,
+        func: Callable[..., object],
+        types: object,
+        args: tuple[object, ...] = (),
+        kwargs: dict[str, object] | None = None,
+    ) -> object:
         name = func.__name__
         writes = name in ("__set__", "__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__") or (
             name.endswith("_") and not name.endswith("__")
@@ -182,4 +186,4 @@ class _PackedWeight(Tensor):
             result = func(*args, **(kwargs or {}))
             plain = result.as_subclass(Tensor) if isinstance(result, cls) else result
             reads_data = name == "__get__" and func == Tensor.data.__get__  # type: ignore[attr-defined]
-        return cls.of(plain) if reads_data else plain
+        return cls.of(plain) if reads_data and isinstance(plain, Tensor) else plain

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -32,9 +31,9 @@ class Residual:
     @torch.no_grad()
     def write(self, undo: ExitStack) -> None:
         """Overwrite the weight in its layer; `undo` restores it."""
-        stored: Any = self.weight.layer.weight
-        undo.callback(stored.data.copy_, stored.detach().clone())
-        stored.data.copy_(self.value.T if self.weight.transposed else self.value)
+        stored = self.weight.stored()
+        undo.callback(stored.copy_, stored.clone())
+        stored.copy_(self.value.T if self.weight.transposed else self.value)
 
 
 def compute_residuals(weights: Mapping[str, BaseWeight], factors: Sequence[InitialFactors]) -> list[Residual]:

@@ -1,4 +1,4 @@
-"""A plan: what every adapted projection will get, without a tensor."""
+"""The plan: adapter settings of every adapted projection, without a tensor."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ailora.roles.fused_layout import Rows
 
 
 class Form(StrEnum):
-    """How the adapter lives in the model while it trains; all forms share one file."""
+    """The form in which an adapter trains; all forms share one file."""
 
     ANCHORED = "anchored"
     STOCK = "stock"
@@ -25,7 +25,7 @@ class Form(StrEnum):
 
 @dataclass(frozen=True)
 class PlannedAdapter:
-    """What one projection gets.
+    """Adapter settings of one projection.
 
     Attributes:
         projection: the projection.
@@ -54,7 +54,7 @@ class PlannedAdapter:
 
 @dataclass(frozen=True)
 class LoraOptions:
-    """What goes into PEFT's `LoraConfig` as it is.
+    """Options that go into PEFT's `LoraConfig` as they are.
 
     Attributes:
         dropout: probability of dropping an entry of the adapter's input.
@@ -73,13 +73,13 @@ class LoraOptions:
 
 @dataclass(frozen=True)
 class Plan:
-    """What an adapter will be, module by module. Holds no tensor and travels as JSON.
+    """Adapter settings, module by module. Holds no tensor and travels as JSON.
 
     Attributes:
         policy: where the inits come from.
         form: anchored, stock or residual.
         adapters: one entry for each adapted projection, in the order of the model's modules.
-        options: what PEFT is told as it is.
+        options: PEFT's options.
         couple_roles: whether the adapter of a fused weight trains all its rows, not each role its own.
     """
 
@@ -98,7 +98,7 @@ class Plan:
         return {module: tuple(adapters) for module, adapters in by_module.items()}
 
     def trained_rows(self, projection: Projection) -> Rows:
-        """The rows of its module's weight that the `B` of a projection reaches."""
+        """Return the rows of its module's weight that the `B` of a projection trains."""
         return ((0, projection.shape[0]),) if self.couple_roles else projection.rows
 
     @property
@@ -127,8 +127,8 @@ class Plan:
         shapes = [(a.projection.shape, a.file_rank) for a in self.adapters]
         return sum(4 * rank * (out + in_) for (out, in_), rank in shapes)
 
-    def to_dict(self) -> dict[str, Any]:
-        """The plan as plain data for JSON; `Plan.from_dict` reads it back."""
+    def to_dict(self) -> dict[str, object]:
+        """Return the plan as plain data for JSON; `Plan.from_dict` reads it back."""
         adapters = [
             {**dataclasses.asdict(a.projection), "init": a.init.to_dict(), "rank": a.rank, "alpha": a.alpha}
             | {"scaling": a.scaling}
@@ -145,7 +145,7 @@ class Plan:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Plan:
-        """The plan that `to_dict` wrote.
+        """Parse what `to_dict` returned.
 
         Raises:
             InputError: the data is not that of a plan.
@@ -153,7 +153,7 @@ class Plan:
         try:
             rest = dict(data)
             policy, form = parse_policy(rest.pop("policy")), parse_form(rest.pop("form"))
-            adapters = tuple(_adapter_from_json(a) for a in rest.pop("adapters"))
+            adapters = tuple(_adapter_from_dict(a) for a in rest.pop("adapters"))
             couple_roles = bool(rest.pop("couple_roles", False))
             rest["modules_to_save"] = tuple(rest["modules_to_save"])
             # Plans of earlier versions hold the key, null unless it was used.
@@ -163,13 +163,13 @@ class Plan:
             if missing:
                 raise KeyError(*sorted(missing))
             plan = cls(policy, form, adapters, LoraOptions(**rest), couple_roles)
-            _validate_sound(plan)
+            _validate_values(plan)
         except (AttributeError, KeyError, OverflowError, RecursionError, TypeError, ValueError) as error:
             raise InputError(f"this is not a plan: {type(error).__name__}: {str(error)[:500]}") from error
         return plan
 
 
-def _adapter_from_json(data: Mapping[str, Any]) -> PlannedAdapter:
+def _adapter_from_dict(data: Mapping[str, Any]) -> PlannedAdapter:
     names = {f.name for f in dataclasses.fields(Projection)}
     projection = {key: value for key, value in data.items() if key in names}
     projection |= {
@@ -185,7 +185,7 @@ def _adapter_from_json(data: Mapping[str, Any]) -> PlannedAdapter:
     return PlannedAdapter(Projection(**projection), init, data["rank"], data["alpha"], data["scaling"])
 
 
-def _validate_sound(plan: Plan) -> None:
+def _validate_values(plan: Plan) -> None:
     """Refuse values that no plan of ours has; it may come from a file that was changed.
 
     Raises:
@@ -208,10 +208,10 @@ def _validate_sound(plan: Plan) -> None:
         if key in seen or shapes.setdefault(projection.module, projection.shape) != projection.shape:
             raise ValueError(f"{projection.module} occurs twice, or with two shapes")
         seen.add(key)
-        _validate_sound_numbers(planned)
+        _validate_numbers(planned)
 
 
-def _validate_sound_numbers(planned: PlannedAdapter) -> None:
+def _validate_numbers(planned: PlannedAdapter) -> None:
     projection = planned.projection
     out, in_ = projection.shape
     ends = [end for pair in projection.rows for end in pair]
@@ -227,7 +227,7 @@ def _validate_sound_numbers(planned: PlannedAdapter) -> None:
 
 
 def parse_form(form: Form | str) -> Form:
-    """The form that a name stands for.
+    """Parse the name of a form.
 
     Raises:
         InputError: there is no such form.

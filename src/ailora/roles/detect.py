@@ -5,13 +5,14 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import cast
 
 import torch
 from torch import nn
 
 from ailora.errors import InputError, ModelError
 from ailora.roles.catalog import FAMILIES, LEFT_OUT, match_family
+from ailora.roles.fused_layouts import ModelConfig
 from ailora.roles.naming_rules import Rule
 from ailora.roles.projection import Attention, Projection, Role, parse_role
 
@@ -104,13 +105,15 @@ def bypassed(model: nn.Module) -> dict[str, str]:
     }
 
 
-def _configs(model: nn.Module) -> dict[str, Any]:
+def _configs(model: nn.Module) -> dict[str, ModelConfig]:
     """The configurations of a model and of its parts, by the name of the module that carries one."""
-    found = {name.removesuffix(".base_layer"): getattr(m, "config", None) for name, m in model.named_modules()}
-    return {name: config for name, config in found.items() if getattr(config, "model_type", None)}
+    configs = {name.removesuffix(".base_layer"): getattr(m, "config", None) for name, m in model.named_modules()}
+    return {
+        name: config for name, config in configs.items() if config is not None and getattr(config, "model_type", None)
+    }
 
 
-def _enclosing(configs: Mapping[str, Any], module: str) -> Iterator[Any]:
+def _enclosing(configs: Mapping[str, ModelConfig], module: str) -> Iterator[ModelConfig]:
     """The configurations of the modules around `module`, from the nearest to the model's own."""
     name = module
     while name:
@@ -119,12 +122,13 @@ def _enclosing(configs: Mapping[str, Any], module: str) -> Iterator[Any]:
             yield configs[name]
 
 
-def _projections(name: str, module: nn.Module, rule: Rule, config: Any = None) -> list[Projection]:
+def _projections(name: str, module: nn.Module, rule: Rule, config: ModelConfig | None = None) -> list[Projection]:
     source = config.model_type if config is not None else f"role_names: {rule.pattern}"
     shape = weight_shape(module)
     assert shape is not None
     try:
-        layout = rule.split(rule.roles, config, shape[0])
+        # A rule named by hand has no configuration, and a split that does not look at it.
+        layout = rule.split(rule.roles, cast("ModelConfig", config), shape[0])
     except ModelError as error:
         raise ModelError(f"{name} ({shape[0]} x {shape[1]}), a fused weight of {source!r}: {error}") from None
     dtype = _stored_as(module)
