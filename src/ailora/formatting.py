@@ -1,97 +1,144 @@
-"""Values as a reader sees them. Nothing here fails on what a damaged file may hold."""
+"""Format values for readers: numbers, sizes, durations, intervals, counts, lists.
+
+Nothing here fails on the contents of a damaged file: whatever is not a number is formatted as text.
+"""
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TypeGuard, TypeVar
 
 import yaml
 
-Point = TypeVar("Point")
+T = TypeVar("T")
 
-_UNITS = ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
-
-
-def shown(value: Any) -> str:
-    """Any value in a few characters: numbers with four digits, what is no number in words."""
-    if value is None or value == "":
-        return "-"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int):
-        return f"{value:,}"
-    if isinstance(value, float):
-        return figure(value)
-    if isinstance(value, Mapping | list | tuple):
-        return json.dumps(value, ensure_ascii=False, default=str)
-    return str(value)
+_BYTE_UNITS = ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
 
 
-def figure(value: float, sign: str = "") -> str:
-    """A number with four digits; what is not one is said in words."""
+def format_value(value: object, name: str = "") -> str:
+    """Format any value in a few characters.
+
+    Args:
+        value: plain data.
+        name: its key, whose `bytes`, `seconds` or `learning_rate` says the unit.
+
+    Returns:
+        Numbers with four digits, booleans as yes or no, collections as lists, and `-` for nothing.
+    """
+    if is_finite(value):
+        for unit, format_in_unit in _UNITS.items():
+            if unit in name:
+                return format_in_unit(value)
+    match value:
+        case None | "":
+            text = "-"
+        case bool():
+            text = "yes" if value else "no"
+        case int():
+            text = f"{value:,}"
+        case float():
+            text = format_number(value)
+        case Mapping():
+            text = ", ".join(f"{key} {format_value(item, str(key))}" for key, item in value.items()) or "none"
+        case list() | tuple():
+            text = ", ".join(format_value(item, name) for item in value) or "none"
+        case _:
+            text = str(value)
+    return text
+
+
+def format_number(value: float, sign: str = "") -> str:
+    """Format a number with four digits, and what is not finite in words.
+
+    Args:
+        value: the number.
+        sign: `+` writes the sign of positive numbers too.
+    """
     if math.isnan(value):
         return "not a number"
     if math.isinf(value):
         return "infinite" if value > 0 else "minus infinite"
-    if value == 0 or 1e-3 <= abs(value) < 1e5:
-        return f"{value:{sign}.4f}" if abs(value) < 1000 else f"{value:{sign},.0f}"
-    return f"{value:{sign}.3g}"
+    return f"{value:{sign}{_format_spec(value)}}"
 
 
-def rate(value: Any) -> str:
-    """A learning rate."""
-    return f"{value:.3g}" if isinstance(value, int | float) else shown(value)
+def format_interval(value: float, low: float | None, high: float | None, sign: str = "") -> str:
+    """Format an estimate with its interval, `0.8012 [0.7903, 0.8121]`; alone where there is no interval."""
+    if low is None or high is None or not all(map(math.isfinite, (value, low, high))):
+        return format_number(value, sign)
+    # One format for all three, as they are read as one.
+    spec = sign + _format_spec(value, low, high)
+    return f"{value:{spec}} [{low:{spec}}, {high:{spec}}]"
 
 
-def size(value: Any) -> str:
-    """Bytes in the unit that suits them."""
-    if not is_number(value):
-        return shown(value)
-    for unit, name in _UNITS:
-        if value >= unit:
-            return f"{value / unit:,.1f} {name}"
+def _format_spec(*values: float) -> str:
+    largest = max(map(abs, values))
+    if largest == 0 or 1e-3 <= largest < 1000:
+        return ".4f"
+    return ",.0f" if 1000 <= largest < 1e5 else ".3g"
+
+
+def format_lr(value: object) -> str:
+    """Format a learning rate with three digits."""
+    return f"{value:.3g}" if is_real(value) else format_value(value)
+
+
+def format_bytes(value: object) -> str:
+    """Format a size in its largest binary unit, `576.2 KiB`."""
+    if not is_finite(value):
+        return format_value(value)
+    for size, unit in _BYTE_UNITS:
+        if value >= size:
+            return f"{value / size:,.1f} {unit}"
     return f"{value:,.0f} bytes"
 
 
-def seconds(value: Any) -> str:
-    """A duration."""
-    if not is_number(value):
-        return shown(value)
-    if value < 100:
-        return f"{value:.2g} s" if value < 10 else f"{value:.0f} s"
-    minutes = value / 60
+def format_duration(seconds: object) -> str:
+    """Format a duration in seconds, minutes or hours."""
+    if not is_finite(seconds):
+        return format_value(seconds)
+    if seconds < 100:
+        return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes = seconds / 60
     return f"{minutes:.0f} min" if minutes < 100 else f"{minutes / 60:.1f} h"
 
 
-def is_real(value: Any) -> bool:
-    """Whether it is a number, finite or not."""
+_UNITS = {"bytes": format_bytes, "seconds": format_duration, "learning_rate": format_lr}
+
+
+def is_real(value: object) -> TypeGuard[float]:
+    """Whether a value is a number, finite or not."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def is_number(value: Any) -> bool:
-    """Whether it is a finite number."""
+def is_finite(value: object) -> TypeGuard[float]:
+    """Whether a value is a finite number."""
     return is_real(value) and math.isfinite(value)
 
 
-def counted(number: int, one: str, several: str | None = None) -> str:
-    """`1 trial`, `2 trials`."""
-    return f"{number:,} {one if number == 1 else several or one + 's'}"
+def pluralize(number: int, singular: str, plural: str | None = None) -> str:
+    """Format a count with its noun: `1 trial`, `2 trials`."""
+    return f"{number:,} {singular if number == 1 else plural or singular + 's'}"
 
 
-def shortened(text: str, most: int) -> str:
-    """A text of at most so many characters; where it was longer, it says so."""
-    return text if len(text) <= most else f"{text[:most]}... ({len(text) - most:,} more characters)"
+def join_names(names: Iterable[str]) -> str:
+    """Join at least one name to `a, b and c`."""
+    *most, last = names
+    return f"{', '.join(most)} and {last}" if most else last
 
 
-def as_yaml(value: Any) -> str:
-    """Plain data as YAML."""
+def shorten(text: str, limit: int) -> str:
+    """Cut a text to `limit` characters, with a note of how many more it had."""
+    return text if len(text) <= limit else f"{text[:limit]}... ({len(text) - limit:,} more characters)"
+
+
+def to_yaml(value: object) -> str:
+    """Write plain data as YAML."""
     return yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=110)
 
 
-def thinned(points: Sequence[Point], most: int) -> list[Point]:
-    """Evenly chosen points, the first and the last among them."""
-    if len(points) <= most:
+def downsample(points: Sequence[T], limit: int) -> list[T]:
+    """Choose at most `limit` evenly spaced points, the first and the last among them."""
+    if len(points) <= limit:
         return list(points)
-    return [points[round(i * (len(points) - 1) / (most - 1))] for i in range(most)]
+    return [points[round(i * (len(points) - 1) / (limit - 1))] for i in range(limit)]

@@ -119,7 +119,7 @@ def test_mistakes_end_with_one_message_and_no_traceback(arguments: tuple[str, ..
 def test_cache_is_shown_and_cleared() -> None:
     cached_svd(torch.randn(600, 520), 4, "minor")
     shown = ailora("cache", "show").stdout
-    assert "1 entries" in shown
+    assert "1 entry, " in shown
     assert os.environ["AILORA_CACHE"] in shown
     assert "1 entries removed" in ailora("cache", "clear").stdout
     assert "0 entries" in ailora("cache", "show").stdout

@@ -135,7 +135,7 @@ FATES: dict[str, tuple[Callable[[Cell], Result], str]] = {
     "pruned": (lambda cell: Status.PRUNED if cell.seed else outcome(0.8), "pruned at step 10"),
     "running": (lambda cell: Status.RUNNING if cell.seed else outcome(0.8), "not run yet"),
     "no evaluations": (lambda cell: outcome(0.8, losses=()), "No method is shown to differ"),
-    "test score of NaN": (lambda cell: outcome(0.8, test=math.nan), "not finite"),
+    "test score of NaN": (lambda cell: outcome(0.8, test=math.nan), "not a number"),
     "infinite losses": (lambda cell: outcome(0.8, losses=(math.inf, math.nan)), "not a number"),
     "other facts": (lambda cell: {"metrics": outcome(0.8)["metrics"], "history": [{"step": 1}, {}]}, "lora"),  # type: ignore[index]
     "no metrics": (lambda cell: outcome(0.8), "10 trials left out"),

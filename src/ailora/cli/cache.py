@@ -15,18 +15,20 @@ def show() -> None:
     from rich.table import Table
 
     from ailora.cli.tables import console
+    from ailora.formatting import format_bytes, pluralize
     from ailora.spectral import SpectralCache
 
     kept = SpectralCache()
     entries = kept.entries()
-    table = Table("entry", "MiB", "last used")
+    table = Table("entry", "size", "last used")
     for file, size, used in reversed(entries):
         when = datetime.fromtimestamp(used).isoformat(sep=" ", timespec="seconds")
-        table.add_row(file.stem[:16], f"{size / 2**20:.2f}", when)
+        table.add_row(file.stem[:16], format_bytes(size), when)
     if entries:
         console.print(table)
     total = sum(size for _, size, _ in entries)
-    typer.echo(f"{kept.folder}: {len(entries)} entries, {total / 2**20:.1f} of at most {kept.limit / 2**20:.0f} MiB")
+    count = pluralize(len(entries), "entry", "entries")
+    typer.echo(f"{kept.folder}: {count}, {format_bytes(total)} of {format_bytes(kept.limit)}")
 
 
 @cache.command()

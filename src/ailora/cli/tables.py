@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
+from ailora.formatting import format_bytes, format_duration, format_number, format_value
 from ailora.roles import collapse_layer_index
 
 # Types only: a command pays for its own packages, not for those of all tables.
@@ -92,7 +93,7 @@ def plan_table(plan: Plan) -> Table:
     table = Table("module", "role", "shape", "start", "r", "alpha", "s", "trains each", "modules", show_footer=True)
     for cells, count in Counter(map(row, plan.adapters)).items():
         table.add_row(*cells, str(count))
-    table.columns[0].footer = f"{plan.policy.name}, {plan.form} form, file {plan.file_bytes / 2**20:.2f} MiB"
+    table.columns[0].footer = f"{plan.policy.name}, {plan.form} form, file {format_bytes(plan.file_bytes)}"
     table.columns[-2].footer = f"{plan.trainable:,} in all"
     table.columns[-1].footer = str(len(plan.adapters))
     return table
@@ -106,17 +107,17 @@ def result_table(results: Mapping[str, dict[str, Any]]) -> Table:
     """One line per run: its metrics on every split, what it trained, and how long."""
     first = next(iter(results.values()))
     scored = [(split, metric) for split, metrics in first["metrics"].items() for metric in metrics]
-    table = Table("run", *(f"{split} {metric}" for split, metric in scored), "best", "trains", "steps", "seconds")
+    table = Table("run", *(f"{split} {metric}" for split, metric in scored), "best", "trains", "steps", "time")
     for name, result in results.items():
         deciding = list(result["best"])[-1]
         best = result["best"][deciding]
         table.add_row(
             name,
-            *(f"{result['metrics'][split][metric]:.4f}" for split, metric in scored),
-            f"{best[deciding]:.4f} at {best['step']}" if best else "",
-            f"{result['trainable_parameters']:,}",
+            *(format_number(result["metrics"][split][metric]) for split, metric in scored),
+            f"{format_number(best[deciding])} at {best['step']}" if best else "",
+            format_value(result["trainable_parameters"]),
             str(result["steps"]),
-            f"{result['train_seconds']:.0f}",
+            format_duration(result["train_seconds"]),
         )
     return table
 
@@ -128,7 +129,7 @@ def print_report(title: str, report: Mapping[str, Any], *, json: bool) -> None:
         return
     table = Table(title=title, title_justify="left", show_header=False)
     for key, value in report.items():
-        table.add_row(key.replace("_", " "), _figure(key, value))
+        table.add_row(key.replace("_", " "), format_value(value, key))
     console.print(table)
 
 
@@ -160,20 +161,6 @@ def _with_error(value: float, error: float) -> str:
     return f"{value:.3g} ± {error:.1g}"
 
 
-def _figure(key: str, value: Any) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, dict):
-        return ", ".join(f"{name} {_figure(key, figure)}" for name, figure in value.items()) or "none"
-    if "bytes" in key and isinstance(value, int):
-        return f"{value:,} ({value / 2**20:,.1f} MiB)"
-    if isinstance(value, float):
-        return f"{value:,.4g}"
-    if isinstance(value, list | tuple):
-        return ", ".join(map(str, value)) or "none"
-    return f"{value:,}" if isinstance(value, int) else str(value)
-
-
 def error_table(errors: Mapping[str, tuple[float, float]]) -> Table:
     """What an export lost, module by module, layers folded: the worst of each."""
     table = Table("module", "update |dW|", "lost", "share", "modules", title="the worst module of each kind")
@@ -203,13 +190,13 @@ def inspection_tables(found: Mapping[str, Any]) -> Iterator[Table]:
     facts = Table(title=f"{found['kind']} {found['folder']}", title_justify="left", show_header=False)
     for key, value in found.items():
         if key not in ("kind", "folder", "lines", "roles") and value not in (None, [], {}):
-            facts.add_row(key.replace("_", " "), _figure(key, value))
+            facts.add_row(key.replace("_", " "), format_value(value, key))
     yield facts
     title = "by role" if "roles" in found else "by role, root mean square over its modules"
     heads = [str(_HEADS.get(key, key)) for key in lines[0]]
     table = Table(*heads, title=title, title_justify="left")
     for line in lines:
-        table.add_row(*("" if value is None else _short_figure(value) for value in line.values()))
+        table.add_row(*("" if value is None else format_value(value) for value in line.values()))
     yield table
 
 
@@ -222,9 +209,3 @@ _HEADS: dict[str, str] = {
     "stable_rank": "stable rank of dW",
     "values": "largest values of dW",
 }
-
-
-def _short_figure(value: Any) -> str:
-    if isinstance(value, list | tuple):
-        return " ".join(_short_figure(each) for each in value)
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

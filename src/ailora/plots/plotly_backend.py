@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from ailora.formatting import figure
+from ailora.formatting import format_number
 from ailora.plots.chart_spec import COLOURS, Axis, Chart, Heat, Plot, Series
 from ailora.plots.plotly_text import rounded, short, text
 
@@ -217,7 +217,9 @@ def _category(chart: Plot, x: float) -> str:
 
 
 def _below(series: Series, i: int) -> str:
-    interval = f"<br>from {figure(series.low[i])} to {figure(series.high[i])}" if _interval(series, i) else ""
+    interval = ""
+    if _interval(series, i):
+        interval = f"<br>from {format_number(series.low[i])} to {format_number(series.high[i])}"
     note = f"<br>{text(series.notes[i])}" if series.notes and series.notes[i] else ""
     return interval + note
 
@@ -292,4 +294,4 @@ def _cell(chart: Heat, i: int, j: int) -> str:
         return ""
     note = f"<br>{text(chart.notes[i][j])}" if chart.notes and chart.notes[i][j] else ""
     whole = all(value == round(value) for row in chart.values for value in row if math.isfinite(value))
-    return (f"{chart.values[i][j]:,.0f}" if whole else figure(chart.values[i][j])) + note
+    return (f"{chart.values[i][j]:,.0f}" if whole else format_number(chart.values[i][j])) + note

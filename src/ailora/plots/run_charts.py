@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ailora.formatting import is_real, thinned
+from ailora.formatting import downsample, is_real
 from ailora.plots.chart_spec import Axis, Heat, Plot, Series
 from ailora.plots.matplotlib_backend import draw
 
@@ -94,7 +94,7 @@ def _over_steps(histories: Histories, key: str, *, name: str, label: str, captio
 
 def _points(records: Sequence[Mapping[str, Any]], key: str) -> list[tuple[float, float]]:
     points = [(record["step"], record[key]) for record in records if _has_numbers(record, "step", key)]
-    return thinned(points, _MAX_POINTS)
+    return downsample(points, _MAX_POINTS)
 
 
 def _has_numbers(record: Mapping[str, Any], *keys: str) -> bool:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from ailora.formatting import is_real, rate
+from ailora.formatting import format_lr, is_real
 from ailora.plots.chart_spec import Axis, Plot, Series
 from ailora.studies.comparison import Comparison
 from ailora.studies.conditions import Group
@@ -127,7 +127,7 @@ def _dot(found: Comparison, names: Sequence[str], i: int, known: tuple[Group, Es
 
 
 def _score_of(measured: Measured) -> tuple[Group, Estimate | None, str]:
-    note = f"best rate {rate(measured.progress.best)}; {seeds_words(measured)}"
+    note = f"best rate {format_lr(measured.progress.best)}; {seeds_words(measured)}"
     return measured.group, measured.score, note
 
 

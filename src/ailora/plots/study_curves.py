@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from ailora.formatting import is_real, thinned
+from ailora.formatting import downsample, is_real
 from ailora.plots.chart_spec import Axis, Plot, Series
 from ailora.plots.study_charts import named, style_of, titled
 from ailora.studies.comparison import Comparison
@@ -100,7 +100,7 @@ def _curve(trials: Sequence[Trial], fact: str) -> list[tuple[int, list[float]]]:
     if not histories:
         return []
     steps = sorted(set(histories[0]).intersection(*histories[1:]))
-    return [(step, [history[step] for history in histories]) for step in thinned(steps, _MOST_POINTS)]
+    return [(step, [history[step] for history in histories]) for step in downsample(steps, _MOST_POINTS)]
 
 
 def _by_step(history: Sequence[Mapping[str, Any]], fact: str) -> dict[int, float]:

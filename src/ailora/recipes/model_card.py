@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ailora.formatting import format_number
 from ailora.model_loading import resolve_model
 from ailora.recipes.config.method import CustomFunction, PeftInit
 from ailora.recipes.config.schema import AdapterConfig, RunConfig
@@ -98,7 +99,7 @@ def _origin(adapter: AdapterConfig, policy: str) -> str:
 
 
 def _row(split: str, scores: list[float | None]) -> str:
-    return f"| {split} | " + " | ".join("" if value is None else f"{value:.4f}" for value in scores) + " |"
+    return f"| {split} | " + " | ".join("" if value is None else format_number(value) for value in scores) + " |"
 
 
 def _labels(names: list[str] | None) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pandas as pd
 
 from ailora.analysis import Analysis
-from ailora.formatting import as_yaml, counted, shown
+from ailora.formatting import format_value, pluralize, to_yaml
 from ailora.plots.analysis_figures import analysis_charts
 from ailora.plots.chart_spec import Chart, Heat
 from ailora.report.document import Block, Charts, Code, Facts, Note, Part, Table, Words, section, sections
@@ -42,7 +42,7 @@ def analysis_part(name: str, analysis: Analysis) -> Part:
             *(section(title, Charts(tuple(found))) for title, found in placed.items()),
             section("More charts", Charts(tuple(rest))),
             section("Numbers", *_numbers(analysis)),
-            section("Settings", Code("Settings", as_yaml(analysis.info.get("settings", {})))),
+            section("Settings", Code("Settings", to_yaml(analysis.info.get("settings", {})))),
             section("Versions", _versions(analysis)),
             section("Run it again", Code("Command", _command(analysis))),
         ),
@@ -56,10 +56,10 @@ def _word(chart: Chart) -> str:
 def _summary(analysis: Analysis) -> list[Block]:
     info = analysis.info
     facts = {
-        "base": shown(info.get("base")),
-        "compared with it": counted(len(info.get("after", {})), "model"),
+        "base": format_value(info.get("base")),
+        "compared with it": pluralize(len(info.get("after", {})), "model"),
         "roles": ", ".join(info.get("settings", {}).get("roles", [])),
-        "weights": counted(len(analysis.spectra), "spectrum", "spectra"),
+        "weights": pluralize(len(analysis.spectra), "spectrum", "spectra"),
     }
     found = info.get("findings", [])
     said = Words(tuple(found), listed=True) if found else Words(("Nothing was compared: the base is shown alone.",))
@@ -73,11 +73,9 @@ def _numbers(analysis: Analysis) -> Iterator[Table]:
         frame: pd.DataFrame = getattr(analysis, name)
         # Whole spectra are lists of numbers: the charts show them.
         columns = [column for column in frame.columns if not any(map(_is_list, frame[column]))]
-        rows = tuple(
-            tuple(shown(value) for value in row) for row in frame[columns].head(_MOST_ROWS).itertuples(index=False)
-        )
+        rows = tuple(tuple(map(format_value, row)) for row in frame[columns].head(_MOST_ROWS).itertuples(index=False))
         rest = len(frame) - len(rows)
-        notes = (f"{counted(rest, 'more row is', 'more rows are')} in {name}.parquet.",) if rest else ()
+        notes = (f"{pluralize(rest, 'more row is', 'more rows are')} in {name}.parquet.",) if rest else ()
         yield Table(title, tuple(column.replace("_", " ") for column in columns), rows, notes, collapsed=True)
 
 
@@ -87,7 +85,8 @@ def _is_list(value: object) -> bool:
 
 def _versions(analysis: Analysis) -> Table:
     found = analysis.info.get("versions", {})
-    return Table("Libraries that analysed", ("library", "version"), tuple((k, shown(v)) for k, v in found.items()))
+    rows = tuple((library, format_value(version)) for library, version in found.items())
+    return Table("Libraries that analysed", ("library", "version"), rows)
 
 
 def _command(analysis: Analysis) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ailora.analysis import load_analysis
 from ailora.errors import AiloraError, InputError
+from ailora.formatting import join_names
 from ailora.path_kind import PathKind
 from ailora.report.analysis_page import analysis_part
 from ailora.report.document import Page, Part
@@ -17,7 +18,6 @@ from ailora.report.inputs import Source, open_studies, recognise
 from ailora.report.run_page import run_part
 from ailora.report.run_reader import Run, read_run
 from ailora.report.study_page import study_part
-from ailora.studies.summary import listed
 
 
 def build(paths: Sequence[Path], *, scale: str | None = None, bootstrap: bool = True) -> Page:
@@ -46,7 +46,7 @@ def build(paths: Sequence[Path], *, scale: str | None = None, bootstrap: bool = 
         raise InputError("; ".join(problems) or "nothing to report: give runs, a study or an analysis")
     titles = list(dict.fromkeys(part.title for part in parts))
     made = (f"ailora {version('ailora')}", datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"))
-    return Page(listed(titles), tuple(parts), tuple(problems), made)
+    return Page(join_names(titles), tuple(parts), tuple(problems), made)
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ from markupsafe import Markup, escape
 
 from ailora.atomic_io import write_text
 from ailora.errors import InputError
-from ailora.formatting import counted
+from ailora.formatting import pluralize
 from ailora.plots.chart_spec import Chart
 from ailora.plots.matplotlib_backend import draw
 from ailora.plots.plotly_backend import figure_of, left_out
@@ -124,7 +124,7 @@ def file_names(charts: Sequence[Chart]) -> list[str]:
 
 def _caption(chart: Chart) -> str:
     missing = left_out(chart)
-    told = f" {counted(missing, 'value is', 'values are')} not a finite number and left out." if missing else ""
+    told = f" {pluralize(missing, 'value is', 'values are')} not a finite number and left out." if missing else ""
     return chart.caption + told
 
 

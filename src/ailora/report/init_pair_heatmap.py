@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from ailora.formatting import figure
+from ailora.formatting import format_number
 from ailora.inits import Init, Kaiming, Size, Spectral
 from ailora.plots.chart_spec import Heat
 from ailora.recipes.config.method import Preset
@@ -94,7 +94,7 @@ def _best(found: Comparison, pairs: dict[tuple[str, str], Group]) -> str:
         return "No pair has a score yet."
     larger = found.grid.larger_is_better(next(iter(pairs.values())))
     query, value = (max if larger else min)(scored, key=lambda pair: scored[pair])
-    return f"The best mean is that of query {query}, value {value}: {figure(scored[query, value])}."
+    return f"The best mean is that of query {query}, value {value}: {format_number(scored[query, value])}."
 
 
 def _score(found: Comparison, group: Group | None) -> float:

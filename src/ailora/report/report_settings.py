@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ailora.formatting import as_yaml, rate, shown
+from ailora.formatting import format_value, to_yaml
 from ailora.report.document import Block, Code, Table
-
-_RATES = ("training.learning_rate",)
 
 
 def settings(configs: Mapping[tuple[str, ...], Mapping[str, Any]], labels: tuple[str, ...]) -> list[Block]:
@@ -20,15 +18,15 @@ def settings(configs: Mapping[tuple[str, ...], Mapping[str, Any]], labels: tuple
     """
     flat = {name: flattened(config) for name, config in configs.items()}
     keys = list(dict.fromkeys(key for one in flat.values() for key in one))
-    differing = [key for key in keys if len({shown(one.get(key)) for one in flat.values()}) > 1]
+    differing = [key for key in keys if len({format_value(one.get(key)) for one in flat.values()}) > 1]
     blocks: list[Block] = []
     if differing:
-        rows = tuple((*name, *(_cell(key, one.get(key)) for key in differing)) for name, one in flat.items())
+        rows = tuple((*name, *(format_value(one.get(key), key) for key in differing)) for name, one in flat.items())
         blocks.append(Table("What differs", (*labels, *differing), rows))
     if shared := _shared(list(configs.values())):
         several = len(configs) > 1
         title = "What all have in common" if several else "Configuration"
-        blocks.append(Code(title, as_yaml(shared), collapsed=several))
+        blocks.append(Code(title, to_yaml(shared), collapsed=several))
     return blocks
 
 
@@ -53,7 +51,3 @@ def _shared(configs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         elif isinstance(value, Mapping) and all(isinstance(other, Mapping) for other in others):
             made |= {key: below} if (below := _shared([config[key] for config in configs])) else {}
     return made
-
-
-def _cell(key: str, value: Any) -> str:
-    return rate(value) if key in _RATES else shown(value)

@@ -6,7 +6,16 @@ import shlex
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from ailora.formatting import as_yaml, counted, figure, is_number, rate, seconds, shortened, shown, size
+from ailora.formatting import (
+    format_duration,
+    format_lr,
+    format_number,
+    format_value,
+    is_finite,
+    pluralize,
+    shorten,
+    to_yaml,
+)
 from ailora.plots.chart_spec import Heat
 from ailora.plots.run_charts import confusion_chart, training_curves, validation_curves
 from ailora.report.document import Block, Charts, Code, Facts, Note, Part, Table, Words, section, sections
@@ -16,13 +25,13 @@ from ailora.report.run_reader import Run, confusion
 _MOST_SAMPLES = 20
 _LONGEST = 1500
 _COST = {
-    "trainable_parameters": ("trained parameters", shown),
-    "total_parameters": ("all parameters", shown),
-    "steps": ("steps", shown),
-    "init_seconds": ("to load and adapt", seconds),
-    "train_seconds": ("training", seconds),
-    "peak_memory_bytes": ("peak memory", size),
-    "adapter_bytes": ("adapter file", size),
+    "trainable_parameters": "trainable parameters",
+    "total_parameters": "all parameters",
+    "steps": "steps",
+    "init_seconds": "to load and adapt",
+    "train_seconds": "training",
+    "peak_memory_bytes": "peak memory",
+    "adapter_bytes": "adapter file",
 }
 
 
@@ -37,7 +46,7 @@ def run_part(runs: Sequence[Run]) -> Part:
         *training_curves({run.name: run.log for run in runs}),
     )
     return Part(
-        title=runs[0].name if len(runs) == 1 else counted(len(runs), "run"),
+        title=runs[0].name if len(runs) == 1 else pluralize(len(runs), "run"),
         sort="run" if len(runs) == 1 else "runs",
         sections=sections(
             section("Summary", *_summary(runs)),
@@ -65,26 +74,28 @@ def _summary(runs: Sequence[Run]) -> list[Block]:
 
 def _facts(run: Run) -> dict[str, str]:
     config = flattened(run.config)
-    found = {
-        "policy": config.get("adapter.policy"),
-        "rank": config.get("adapter.rank"),
-        "learning rate": rate(config["training.learning_rate"]) if "training.learning_rate" in config else None,
-        "seed": config.get("training.seed"),
-        "steps": run.result.get("steps"),
-        "training": seconds(run.result["train_seconds"]) if "train_seconds" in run.result else None,
+    facts = {
+        "policy": format_value(config.get("adapter.policy")),
+        "rank": format_value(config.get("adapter.rank")),
+        "learning rate": format_lr(config.get("training.learning_rate")),
+        "seed": format_value(config.get("training.seed")),
+        "steps": format_value(run.result.get("steps")),
+        "training": format_duration(run.result.get("train_seconds")),
     }
-    return {key: shown(value) for key, value in found.items() if value is not None}
+    return {key: text for key, text in facts.items() if text != "-"}
 
 
 def _told(run: Run) -> str:
     """A run in a sentence."""
     policy = flattened(run.config).get("adapter.policy")
-    who = f"{run.name} ({shown(policy)})" if policy is not None and shown(policy) != run.name else run.name
+    who = (
+        f"{run.name} ({format_value(policy)})" if policy is not None and format_value(policy) != run.name else run.name
+    )
     if not run.metrics:
-        step = max((one["step"] for one in run.log if is_number(one.get("step"))), default=None)
+        step = max((one["step"] for one in run.log if is_finite(one.get("step"))), default=None)
         return f"{who} has no result yet" + (f"; its last logged step is {step:,}." if step is not None else ".")
     scores = "; ".join(
-        f"{split} {', '.join(f'{name} {shown(value)}' for name, value in values.items())}"
+        f"{split} {', '.join(f'{name} {format_value(value)}' for name, value in values.items())}"
         for split, values in run.metrics.items()
     )
     best = _best(run)
@@ -94,7 +105,7 @@ def _told(run: Run) -> str:
 def _best(run: Run) -> str:
     found = run.result.get("best")
     told = [
-        f"{name} {shown(record.get(name))} at step {shown(record.get('step'))}"
+        f"{name} {format_value(record.get(name))} at step {format_value(record.get('step'))}"
         for name, record in (found.items() if isinstance(found, dict) else ())
         if isinstance(record, dict)
     ]
@@ -108,13 +119,13 @@ def _compared(runs: Sequence[Run]) -> list[str]:
         return []
     splits = [split for split in ("test", "validation") if all(split in run.metrics for run in finished)]
     losses = [(run, run.metrics[splits[0]].get("loss")) for run in finished] if splits else []
-    sound = sorted((float(loss), run.name) for run, loss in losses if is_number(loss) and loss is not None)
+    sound = sorted((float(loss), run.name) for run, loss in losses if is_finite(loss) and loss is not None)
     if len(sound) < 2:
         return []
     (lowest, first), (second, next_one) = sound[:2]
     return [
-        f"The lowest {splits[0]} loss is that of {first}, {figure(lowest)}, before {next_one}, "
-        f"{figure(second)}. One run each does not say which method is better: a study does, with the learning "
+        f"The lowest {splits[0]} loss is that of {first}, {format_number(lowest)}, before {next_one}, "
+        f"{format_number(second)}. One run each does not say which method is better: a study does, with the learning "
         "rate tuned for each and several seeds."
     ]
 
@@ -122,7 +133,7 @@ def _compared(runs: Sequence[Run]) -> list[str]:
 def _metrics(runs: Sequence[Run]) -> Table:
     columns = list(dict.fromkeys((s, m) for run in runs for s, values in run.metrics.items() for m in values))
     rows = tuple(
-        (run.name, *(shown(run.metrics.get(split, {}).get(metric)) for split, metric in columns))
+        (run.name, *(format_value(run.metrics.get(split, {}).get(metric)) for split, metric in columns))
         for run in runs
         if run.metrics
     )
@@ -155,14 +166,14 @@ def _samples(runs: Sequence[Run]) -> list[Block]:
 
 def _text(value: Any) -> str:
     said = "\n".join(map(str, value)) if isinstance(value, list) else "" if value is None else str(value)
-    return shortened(said, _LONGEST)
+    return shorten(said, _LONGEST)
 
 
 def _costs(runs: Sequence[Run]) -> Table:
     used = [key for key in _COST if any(key in run.result for run in runs)]
     finished = [run for run in runs if run.result]
-    rows = tuple((run.name, *(_COST[key][1](run.result.get(key)) for key in used)) for run in finished)
-    columns = ("run", *(_COST[key][0] for key in used))
+    rows = tuple((run.name, *(format_value(run.result.get(key), key) for key in used)) for run in finished)
+    columns = ("run", *(_COST[key] for key in used))
     if all(_forgetting(run) == "-" for run in finished):
         return Table("Cost", columns, rows)
     rows = tuple((*row, _forgetting(run)) for row, run in zip(rows, finished, strict=True))
@@ -172,7 +183,7 @@ def _costs(runs: Sequence[Run]) -> Table:
 
 def _forgetting(run: Run) -> str:
     found = run.result.get("forgetting")
-    return shown(found.get("rise")) if isinstance(found, dict) else "-"
+    return format_value(found.get("rise")) if isinstance(found, dict) else "-"
 
 
 def _own(run: Run) -> dict[str, Any]:
@@ -183,7 +194,7 @@ def _versions(runs: Sequence[Run]) -> Table:
     found = {run.name: run.result.get("versions") for run in runs}
     known = {name: versions for name, versions in found.items() if isinstance(versions, dict)}
     libraries = dict.fromkeys(library for versions in known.values() for library in versions)
-    rows = tuple((library, *(shown(v.get(library)) for v in known.values())) for library in libraries)
+    rows = tuple((library, *(format_value(v.get(library)) for v in known.values())) for library in libraries)
     heads = tuple(known) if len(runs) > 1 else ("version",)
     return Table("Libraries that trained", ("library", *heads), rows)
 
@@ -197,5 +208,5 @@ def _again(runs: Sequence[Run]) -> list[Block]:
         + (f"-{number}" if len(runs) > 1 else "")
         for number, run in enumerate(runs, start=1)
     )
-    files = [Code(f"config.yaml of {run.name}", as_yaml(run.config), collapsed=True) for run in runs if run.config]
+    files = [Code(f"config.yaml of {run.name}", to_yaml(run.config), collapsed=True) for run in runs if run.config]
     return [Words((text,)), Code("Commands", commands), *files[:8]]

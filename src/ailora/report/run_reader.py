@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import pandas as pd
 
 from ailora.errors import InputError
-from ailora.formatting import counted
+from ailora.formatting import pluralize
 from ailora.recipes.config.yaml_file import read_yaml
 from ailora.recipes.run_folder import RunFolder
 from ailora.recipes.training.trainer_checkpoints import complete_checkpoints
@@ -151,5 +151,5 @@ def _lines(file: Path, notes: list[str]) -> list[dict[str, Any]]:
         elif line.strip():
             broken += 1
     if broken:
-        notes.append(f"{file.name}: {counted(broken, 'line is', 'lines are')} damaged and left out.")
+        notes.append(f"{file.name}: {pluralize(broken, 'line is', 'lines are')} damaged and left out.")
     return found

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ailora.formatting import as_yaml, is_number, rate, shortened, shown
+from ailora.formatting import format_lr, format_value, is_finite, shorten, to_yaml
 from ailora.plan.adapter_metadata import library_versions
 from ailora.plots.study_charts import rate_charts, score_charts, varied, varied_charts
 from ailora.plots.study_curves import convergence_charts, cost_charts
@@ -114,7 +114,7 @@ def _lost(trials: Sequence[Trial], grid: Grid) -> list[Block]:
     missing = [cell for cell in grid.wanted(scores_of(trials, grid)) if cell not in known]
     columns = ("on", "method", "learning rate", "seed", "what became of it", "why")
     rows = [
-        (*_cell_words(grid, Cell.of(trial.cell)), trial.status.value, shortened(trial.error or "-", _LONGEST_ERROR))
+        (*_cell_words(grid, Cell.of(trial.cell)), trial.status.value, shorten(trial.error or "-", _LONGEST_ERROR))
         for trial in lost
     ]
     rows += [(*_cell_words(grid, cell), "not run yet", "-") for cell in missing]
@@ -127,14 +127,14 @@ def _lost(trials: Sequence[Trial], grid: Grid) -> list[Block]:
 def _cell_words(grid: Grid, cell: Cell) -> tuple[str, ...]:
     group = cell.group
     place = ", ".join(part for part in (group.task, grid.point_of(group)) if part)
-    return (place, group.method, rate(cell.learning_rate), str(cell.seed))
+    return (place, group.method, format_lr(cell.learning_rate), str(cell.seed))
 
 
 def _trials(trials: Sequence[Trial], grid: Grid) -> Table:
     made = [row(trial, grid) for trial in trials]
     columns = [key for key in dict.fromkeys(key for one in made for key in one) if key != "key"] + ["key"]
     for quiet in _QUIET:
-        if len({shown(one.get(quiet)) for one in made}) <= 1 and quiet in columns:
+        if len({format_value(one.get(quiet)) for one in made}) <= 1 and quiet in columns:
             columns.remove(quiet)
     rows = tuple(tuple(_trial_cell(column, one.get(column)) for column in columns) for one in made)
     heads = tuple(column.replace("_", " ") for column in columns)
@@ -143,10 +143,10 @@ def _trials(trials: Sequence[Trial], grid: Grid) -> Table:
 
 def _trial_cell(column: str, value: Any) -> str:
     if column == "learning_rate":
-        return rate(value)
-    if column.endswith("seconds") and is_number(value):
+        return format_lr(value)
+    if column.endswith("seconds") and is_finite(value):
         return f"{value:.2f}"
-    return shortened(shown(value), 160)
+    return shorten(format_value(value), 160)
 
 
 def _settings(grid: Grid) -> list[Block]:
@@ -168,6 +168,6 @@ def _again(study: Mapping[str, Any]) -> list[Block]:
     return [
         Words(("Save the file as study.yaml. The command goes on where trials are missing and runs nothing twice.",)),
         Code("Command", "ailora study run study.yaml --workers 2"),
-        Code("study.yaml", as_yaml(plain), collapsed=True),
+        Code("study.yaml", to_yaml(plain), collapsed=True),
         Table("Versions that made this page", ("library", "version"), versions),
     ]

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
-from ailora.formatting import counted
+from ailora.formatting import join_names, pluralize
 from ailora.studies.comparison import Compared, Comparison
 from ailora.studies.conditions import Group
 from ailora.studies.method_results import report_split
 from ailora.studies.statistics import Verdict
-from ailora.studies.summary import interval, listed, place_of
+from ailora.studies.summary import interval, place_of
 
 #: Wins and losses that are told one by one.
 _TOLD = 6
@@ -36,8 +36,8 @@ def headline(found: Comparison) -> list[str]:
         for verdict, one, several in _COUNTED
         if (number := count[verdict])
     ]
-    verdicts = f"all {told[0]}" if len(told) == 1 and len(judged) > 1 else listed(told)
-    comparisons = counted(len(judged), "comparison")
+    verdicts = f"all {told[0]}" if len(told) == 1 and len(judged) > 1 else join_names(told)
+    comparisons = pluralize(len(judged), "comparison")
     return [f"Of {comparisons} with the baseline {baseline}, {verdicts}.", *_enough(judged)]
 
 
@@ -47,7 +47,7 @@ def decisions(found: Comparison) -> list[str]:
         group for verdict in (Verdict.WIN, Verdict.LOSS) for group, c in found.compared.items() if c.verdict is verdict
     ]
     more = len(decided) - _TOLD
-    rest = [f"{counted(more, 'more is', 'more are')} in the table of scores."] if more > 0 else []
+    rest = [f"{pluralize(more, 'more is', 'more are')} in the table of scores."] if more > 0 else []
     return [*(_decision(found, group) for group in decided[:_TOLD]), *rest]
 
 
@@ -74,7 +74,7 @@ def _decision(found: Comparison, group: Group) -> str:
     return (
         f"{f'On {place}, ' if place else ''}{group.method} {verb} the baseline {found.grid.baseline} by "
         f"{interval(compared.difference.estimate, '+')} {found.grid.metric_of(group)} "
-        f"(95 % interval over {counted(len(compared.difference.seeds), 'seed')}{p})."
+        f"(95 % interval over {pluralize(len(compared.difference.seeds), 'seed')}{p})."
     )
 
 
@@ -83,7 +83,7 @@ def _enough(judged: dict[Group, Compared]) -> list[str]:
     few = [group for group, compared in judged.items() if compared.difference and len(compared.difference.seeds) < 5]
     if not few:
         return []
-    where = "None of them" if len(few) == len(judged) else f"{counted(len(few), 'comparison')} of {len(judged)}"
+    where = "None of them" if len(few) == len(judged) else f"{pluralize(len(few), 'comparison')} of {len(judged)}"
     verb = "has" if len(few) in (1, len(judged)) else "have"
-    methods = "" if len(few) == len(judged) else f" ({listed(dict.fromkeys(group.method for group in few))})"
+    methods = "" if len(few) == len(judged) else f" ({join_names(dict.fromkeys(group.method for group in few))})"
     return [f"{where}{methods} {verb} the 5 seeds that a win or a loss needs."]

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from ailora.formatting import counted
+from ailora.formatting import pluralize
 from ailora.plan.adapter_metadata import library_versions
 from ailora.studies.conditions import Cell, Grid
 from ailora.studies.method_results import report_split
@@ -40,7 +40,7 @@ def counting(every: Iterable[Trial], grid: Grid) -> Counting:
     others = {cell: trial for trial, cell in known if not grid.holds(cell, trial.key)}
     notes = []
     if gone := len(cells) - len(known):
-        notes.append(f"{counted(gone, 'trial')} of the storage belong to no cell of the study as it is now.")
+        notes.append(f"{pluralize(gone, 'trial')} of the storage belong to no cell of the study as it is now.")
     done = [trial for trial in others.values() if trial.status is Status.DONE]
     if done and not any(trial.status is Status.DONE for trial in ours):
         notes.append(
@@ -50,7 +50,7 @@ def counting(every: Iterable[Trial], grid: Grid) -> Counting:
         ours = list(others.values())
     elif others:
         notes.append(
-            f"{counted(len(others), 'trial')} run with other versions, or from another working folder, "
+            f"{pluralize(len(others), 'trial')} run with other versions, or from another working folder, "
             f"are left out. Installed: {_installed()}."
         )
     return _sound(ours, grid, notes)
@@ -61,7 +61,7 @@ def _sound(trials: list[Trial], grid: Grid, notes: list[str]) -> Counting:
     damaged = [trial for trial in trials if trial.status is Status.DONE and not _has_scores(trial, grid)]
     if damaged:
         keys = ", ".join(trial.key for trial in damaged[:5])
-        notes.append(f"{counted(len(damaged), 'trial')} left out, as the score that decides is missing: {keys}.")
+        notes.append(f"{pluralize(len(damaged), 'trial')} left out, as the score that decides is missing: {keys}.")
     return Counting([_read(trial) for trial in trials if trial not in damaged], notes)
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from ailora.formatting import counted, figure
+from ailora.formatting import format_interval, format_lr, format_number, join_names, pluralize
 from ailora.studies.comparison import Compared, Comparison
 from ailora.studies.conditions import ONLY_TASK, Group
 from ailora.studies.method_results import Measured, report_split
@@ -64,7 +63,7 @@ def summary(found: Comparison) -> list[str]:
         score = found.measured[base].score
         where = f"On {place_of(found, base)}" if place_of(found, base) else "Here"
         told = [
-            f"{listed(by_verdict[one])} {word if len(by_verdict[one]) == 1 else words}"
+            f"{join_names(by_verdict[one])} {word if len(by_verdict[one]) == 1 else words}"
             for one, (word, words) in _WORDS.items()
             if one in by_verdict
         ]
@@ -72,7 +71,7 @@ def summary(found: Comparison) -> list[str]:
         at = (
             ""
             if score is None
-            else f" ({grid.metric_of(base)} {_estimate(score)} on the {report_split(grid, base)} split)"
+            else f" ({grid.metric_of(base)} {interval(score)} on the {report_split(grid, base)} split)"
         )
         sentences.append(f"{where}, {said} the baseline {grid.baseline}{at}.")
     sentences.append(
@@ -108,9 +107,9 @@ def _scores(found: Comparison) -> TextTable:
         row = [
             place_of(found, group),
             group.method,
-            _rate(measured.progress.best) + ("" if measured.progress.ended else " (not final)"),
+            format_lr(measured.progress.best) + ("" if measured.progress.ended else " (not final)"),
             str(len(measured.at_best)),
-            _NOTHING if measured.score is None else _estimate(measured.score),
+            _NOTHING if measured.score is None else interval(measured.score),
         ]
         if compared is None:
             rows.append([*row, "baseline", "", "", ""])
@@ -120,7 +119,7 @@ def _scores(found: Comparison) -> TextTable:
         rows.append(
             [
                 *row,
-                _NOTHING if difference is None else _estimate(difference.estimate, signed=True),
+                _NOTHING if difference is None else interval(difference.estimate, "+"),
                 _NOTHING if boot is None else f"[{boot.low:+.4f}, {boot.high:+.4f}]",
                 _NOTHING if compared.adjusted_p is None else f"{compared.adjusted_p:.3f}",
                 compared.verdict or _NOTHING,
@@ -140,7 +139,7 @@ def _curves(found: Comparison) -> Iterable[TextTable]:
     for base, others in found.places:
         here = {group: found.measured[group] for group in (base, *others)}
         rates = sorted({rate for measured in here.values() for rate in measured.curve})
-        rows = [[_rate(rate), *(_at(measured, rate) for measured in here.values())] for rate in rates]
+        rows = [[format_lr(rate), *(_at(measured, rate) for measured in here.values())] for rate in rates]
         place = place_of(found, base)
         metric = found.grid.metric_of(base)
         yield TextTable(
@@ -156,7 +155,7 @@ def _at(measured: Measured, rate: float) -> str:
     if rate not in measured.curve:
         return ""
     one = measured.curve[rate]
-    return f"{_figure(one.mean)} ({one.n})" + (" *" if rate == measured.progress.best else "")
+    return f"{format_number(one.mean)} ({one.n})" + (" *" if rate == measured.progress.best else "")
 
 
 def _ranges(found: Comparison) -> TextTable:
@@ -164,9 +163,9 @@ def _ranges(found: Comparison) -> TextTable:
         [
             place_of(found, g),
             g.method,
-            _rate(m.good.low),
-            _rate(m.good.peak),
-            _rate(m.good.high),
+            format_lr(m.good.low),
+            format_lr(m.good.peak),
+            format_lr(m.good.high),
             f"{m.good.decades:.1f}",
         ]
         for g, m in found.measured.items()
@@ -251,14 +250,12 @@ def place_of(found: Comparison, group: Group) -> str:
 
 def interval(one: Estimate, sign: str = "") -> str:
     """A mean with its 95 % interval, where it has one."""
-    if one.low is None or one.high is None:
-        return figure(one.mean, sign)
-    return f"{figure(one.mean, sign)} [{figure(one.low, sign)}, {figure(one.high, sign)}]"
+    return format_interval(one.mean, one.low, one.high, sign)
 
 
 def seeds_words(measured: Measured) -> str:
     """How many seeds a score is of, and what each of them had."""
-    return counted(len(measured.at_best), "seed")
+    return pluralize(len(measured.at_best), "seed")
 
 
 def difference_words(compared: Compared) -> str:
@@ -266,31 +263,11 @@ def difference_words(compared: Compared) -> str:
     if compared.difference is None:
         return "no seed in common with the baseline"
     p = "" if compared.adjusted_p is None else f"; p {compared.adjusted_p:.3f} after Holm's correction"
-    return f"{compared.verdict}; {counted(len(compared.difference.seeds), 'seed')}{p}"
-
-
-def _estimate(one: Estimate, *, signed: bool = False) -> str:
-    sign = "+" if signed else ""
-    known = one.low is not None and math.isfinite(one.mean)
-    return _figure(one.mean, sign) + (f" [{one.low:{sign}.4f}, {one.high:{sign}.4f}]" if known else "")
-
-
-def _figure(value: float, sign: str = "") -> str:
-    return f"{value:{sign}.4f}" if math.isfinite(value) else "not finite"
+    return f"{compared.verdict}; {pluralize(len(compared.difference.seeds), 'seed')}{p}"
 
 
 def _number(value: float | None, text: Callable[[float], str]) -> str:
     return _NOTHING if value is None else text(value)
-
-
-def _rate(rate: float | None) -> str:
-    return _NOTHING if rate is None else f"{rate:.3g}"
-
-
-def listed(names: Iterable[str]) -> str:
-    """`a, b and c`, of at least one name."""
-    *most, last = names
-    return f"{', '.join(most)} and {last}" if most else last
 
 
 def _line(cells: list[str]) -> str:
