@@ -20,13 +20,7 @@ _HARMLESS_INITS = (True, False, None, "gaussian", "orthogonal", "eva")
 #: What else PEFT's configuration of a LoRA says that changes nothing in `W + s B A`.
 _HARMLESS = {
     *("alpha_pattern", "auto_mapping", "base_model_name_or_path", "bias", "ensure_weight_tying", "eva_config"),
-    *(
-        "exclude_modules",
-        "fan_in_fan_out",
-        "inference_mode",
-        "init_lora_weights",
-        "layers_pattern",
-    ),
+    *("exclude_modules", "fan_in_fan_out", "inference_mode", "init_lora_weights", "layers_pattern"),
     *("layers_to_transform", "loftq_config", "lora_alpha", "lora_bias", "lora_dropout", "megatron_core"),
     *("modules_to_save", "peft_type", "peft_version", "qalora_group_size", "r", "rank_pattern", "revision"),
     *("target_modules", "task_type", "use_dora", "use_rslora", "runtime_config", "peft_library_name"),
@@ -57,6 +51,8 @@ def read_config(file: Path) -> dict[str, Any]:
             raise InputError(f"{file}: {name} maps names to positive numbers")
     if not isinstance(config.get("task_type"), str | None):
         raise InputError(f"{file}: task_type is a name")
+    if config.get("layer_replication") is not None:
+        raise InputError(f"{file}: layer_replication is not supported: its layers share their weights")
     if config.get("bias", "none") != "none" or config.get("lora_bias"):
         raise InputError(f"{file}: adapters with trained biases are not read")
     return config

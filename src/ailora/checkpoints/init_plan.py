@@ -166,7 +166,8 @@ class InitPlan:
             "seed": self.seed,
             "files": {file.name: file_state(file) for file in self.reads},
             "labels": self.base.config.num_labels,
-            "plan": self.plan.to_dict(),
+            # Requests of earlier versions hold the key, and what they began or finished is recognised by all keys.
+            "plan": {**self.plan.to_dict(), "layer_replication": None},
             "versions": library_versions(),
         }
 
