@@ -29,7 +29,7 @@ from machine import write_results
 from transformers import LlamaConfig
 
 from ailora.checkpoints import InitPlan
-from ailora.safetensors_io import Planned, header_bytes
+from ailora.safetensors_io import TensorSpec, header_bytes
 
 WIDTH, KEYS, INNER, VOCABULARY = 4096, 1024, 14336, 32000
 RANK = 16
@@ -61,9 +61,9 @@ def generate(folder: Path, layers: int) -> None:
     folder.mkdir(parents=True)
     kinds = {shape: trained_like(*shape, seed=sum(shape), device="cpu") for shape in ((WIDTH, WIDTH), (KEYS, WIDTH))}
     generator = torch.Generator().manual_seed(0)
-    shards: list[list[Planned]] = [[]]
+    shards: list[list[TensorSpec]] = [[]]
     for name, shape in shapes(layers).items():
-        planned = Planned(name, "BF16", shape)
+        planned = TensorSpec(name, "BF16", shape)
         if sum(p.size for p in shards[-1]) + planned.size > 2 * 2**30:
             shards.append([])
         shards[-1].append(planned)

@@ -1,0 +1,108 @@
+"""What a command costs before it does anything: processor time and peak memory on a model of two layers.
+
+    python benchmarks/bench_start.py [--rounds N] [--without PYTHON]
+
+Each line runs in a process of its own, the lines in turn, `--rounds` times; figures are medians. References are
+importing transformers alone (it imports torch only when a model is asked for), building the model on the meta device
+with transformers, and importing peft and transformers. `--without` names the Python of a second environment, in which
+ailora is installed and the quantization libraries are not. Writes `results/start.json`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+_MODEL = """
+from transformers import LlamaConfig, LlamaForCausalLM
+config = LlamaConfig(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, vocab_size=128)
+LlamaForCausalLM(config).save_pretrained({folder!r})
+"""
+_BUILD = """
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+with torch.device("meta"):
+    AutoModelForCausalLM.from_config(AutoConfig.from_pretrained({folder!r}))
+"""
+_PEFT = "import peft, transformers; from transformers import AutoConfig"
+
+
+def lines(folder: Path) -> dict[str, list[str]]:
+    """The arguments of Python for each reference and command; later ones read what earlier ones wrote."""
+    model, adapter, exported, merged = (str(folder / name) for name in ("model", "adapter", "exported", "merged"))
+    commands = {
+        "--help": ["--help"],
+        "--version": ["--version"],
+        "roles": ["roles", model],
+        "plan": ["plan", model],
+        "init": ["init", model, "--out", adapter, "--force"],
+        "verify": ["verify", adapter, "--base", model],
+        "inspect": ["inspect", adapter],
+        "export": ["export", adapter, "--out", exported, "--force"],
+        "merge": ["merge", model, adapter, "--out", merged, "--force"],
+    }
+    return {
+        "import transformers": ["-c", "import transformers"],
+        "transformers builds the model": ["-c", _BUILD.format(folder=model)],
+        "import peft, transformers": ["-c", _PEFT],
+    } | {f"ailora {name}": ["-m", "ailora.cli", *arguments] for name, arguments in commands.items()}
+
+
+def measure(command: list[str]) -> tuple[float, float]:
+    """Run a command: seconds of processor time, peak resident memory in MiB."""
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment)
+    assert process.stderr is not None
+    message = process.stderr.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        raise RuntimeError(f"{command}: {message.decode()[-2000:]}")
+    return usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
+
+
+def compare(python: str, rounds: int) -> dict[str, dict[str, float]]:
+    """The medians of all lines in one environment, and each command's share of importing peft and transformers."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        subprocess.run([python, "-c", _MODEL.format(folder=str(folder / "model"))], check=True, capture_output=True)
+        commands = lines(folder)
+        for arguments in commands.values():
+            measure([python, *arguments])  # reads the files into the page cache, writes byte code
+        samples = {name: [] for name in commands}
+        for _ in range(rounds):
+            for name, arguments in commands.items():
+                samples[name].append(measure([python, *arguments]))
+    medians = {name: tuple(map(statistics.median, zip(*pairs, strict=True))) for name, pairs in samples.items()}
+    reference = medians["import peft, transformers"][0]
+    return {
+        name: {"seconds": round(seconds, 3), "peak_mib": round(peak, 1), "of_peft": round(seconds / reference, 3)}
+        for name, (seconds, peak) in medians.items()
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--without", help="the Python of an environment without the quantization libraries")
+    arguments = parser.parse_args()
+    pythons = {"with quantization libraries": sys.executable} | (
+        {"without": arguments.without} if arguments.without else {}
+    )
+    results = {name: compare(python, arguments.rounds) for name, python in pythons.items()}
+    for environment, figures in results.items():
+        print(environment)
+        for name, row in figures.items():
+            print(f"  {name:30} {row['seconds']:6.2f} s {row['peak_mib']:7.1f} MiB {row['of_peft']:6.2f}")
+    # It imports torch: a process that holds it would lend its memory to the peaks of those it starts.
+    from machine import write_results
+
+    write_results("start", {"rounds": arguments.rounds, "environments": results})
+
+
+if __name__ == "__main__":
+    main()
