@@ -8,7 +8,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 .PHONY: demo test test-slow test-wheel notebooks check docs dist bench clean
 
 $(BIN)/python:
-	$(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
@@ -17,7 +17,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 # What the demo needs and no more; a later `make test` adds the rest to the same environment.
 $(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing torch, transformers, peft and what the demo needs into $(VENV): a minute or two, the first time only."
-	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[demo]"
+	@$(BIN)/pip install -qq --disable-pip-version-check -c constraints.txt -e ".[demo]"
 	@touch $@
 
 demo: $(VENV)/.demo
