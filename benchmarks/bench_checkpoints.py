@@ -147,7 +147,7 @@ def measure_here(statement: str, threads: int | None) -> None:
                 "imports_mib": resident / 1024,
                 "peak_mib": (_status("VmHWM") - resident) / 1024,
                 "read_mib": (_bytes_read() - read) / MIB,
-                "report": report.to_dict() if hasattr(report, "to_json") else None,
+                "report": report.to_dict() if hasattr(report, "to_dict") else None,
             }
         )
     )
