@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import pydantic
 
-from ailora.atomic_io import write_text
+from ailora.atomic_io import write_json
 from ailora.errors import InputError
 from ailora.plan.adapter_plan import Plan
 
@@ -100,7 +100,7 @@ class AdapterMetadata(pydantic.BaseModel):
 
     def write(self, folder: Path) -> None:
         """Write `folder/ailora.json` atomically."""
-        write_text(folder / METADATA_NAME, self.model_dump_json(indent=2) + "\n")
+        write_json(folder / METADATA_NAME, self.model_dump(mode="json"))
 
     @classmethod
     def read(cls, file: Path) -> AdapterMetadata:

@@ -5,16 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
-from accelerate.utils import reduce
 from datasets import Dataset
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from ailora.distributed import split_between_processes
+from ailora.distributed import all_reduce_sum, split_between_processes
 from ailora.recipes.data.tokenize_language import IGNORED
 
 
@@ -78,5 +77,5 @@ def likelihood(
             )
             sums += torch.stack([nll.double().cpu(), (labels != IGNORED).sum().double().cpu()])
     model.train(training)
-    total, tokens = cast(Tensor, reduce(sums.to(device), "sum")).tolist()
-    return Likelihood(total, int(tokens))
+    total = all_reduce_sum({"nll": float(sums[0]), "tokens": float(sums[1])})
+    return Likelihood(total["nll"], int(total["tokens"]))
