@@ -6,7 +6,6 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from tqdm.auto import tqdm
 
@@ -26,20 +25,20 @@ _MAX_VALUES = 4
 
 @dataclass(frozen=True)
 class Line:
-    """What the adapters of one role have in common, each number the root mean square over them.
+    """Summary of the adapters of one role, each number the root mean square over them.
 
     Attributes:
         role: query, value, ...; of an adapter that is not ours, the module's name with a star for its layer.
-        start: the init's words; empty where it is not known.
-        modules: how many.
-        rank: the ranks in the file.
-        scaling: the scalings.
+        start: The init's words; empty where it is not known.
+        modules: How many there are.
+        rank: The ranks in the file.
+        scaling: The scalings.
         anchor: `|s B0 A0|`.
         update: `|dW|`.
         moved_A: `|dA| / |A0|`.
         moved_B: `|dB| / |B0|`.
         stable_rank: `|dW|^2 / |dW|_2^2`.
-        values: the largest singular values of `dW`.
+        values: The largest singular values of `dW`.
     """
 
     role: str
@@ -55,14 +54,17 @@ class Line:
     values: tuple[float, ...]
 
 
-def inspect(path: str) -> dict[str, Any]:
-    """What lies at a path, as plain data: `kind` is `adapter`, `run` or `model`.
+def inspect(path: str) -> dict[str, object]:
+    """Measure an adapter, a run or a model.
 
     Args:
-        path: the folder of an adapter or of a run; or a model: a folder, a hub id in the cache, `builtin:minilm`.
+        path: The folder of an adapter or of a run; or a model: a folder, a hub id in the cache, `builtin:minilm`.
+
+    Returns:
+        Plain data; `kind` is `adapter`, `run` or `model`.
 
     Raises:
-        InputError, ModelError: none of these, or it cannot be read.
+        InputError, ModelError: None of these, or it cannot be read.
     """
     folder, kind = Path(path).expanduser(), detect_path_kind(path)
     if kind is PathKind.ADAPTER:
@@ -76,7 +78,7 @@ def inspect(path: str) -> dict[str, Any]:
     return {"kind": "model", **_model(path)}
 
 
-def _adapter(adapter: AdapterCheckpoint) -> dict[str, Any]:
+def _adapter(adapter: AdapterCheckpoint) -> dict[str, object]:
     plan = adapter.plan
     metadata = adapter.metadata
     lines = _lines_of_plan(adapter, plan) if plan and not adapter.exported else _lines_of_files(adapter)
@@ -149,7 +151,7 @@ def _line(role: str, start: str, found: list[tuple[Measured, int, float]]) -> Li
     )
 
 
-def _result(file: Path) -> dict[str, Any]:
+def _result(file: Path) -> dict[str, object]:
     try:
         result = json.loads(file.read_bytes())
     except FileNotFoundError:
@@ -159,7 +161,7 @@ def _result(file: Path) -> dict[str, Any]:
     return {"metrics": result.get("metrics") if isinstance(result, dict) else None}
 
 
-def _model(name: str) -> dict[str, Any]:
+def _model(name: str) -> dict[str, object]:
     folder = model_folder(name)
     model = load_on_meta(str(folder))
     checkpoint = Checkpoint.open(folder)
