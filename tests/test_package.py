@@ -14,10 +14,10 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
-import yaml
 
 import ailora
 from ailora.cli.extras import OPTIONAL_PACKAGES
+from ailora.recipes.config.yaml_file import parse_yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "src"
@@ -27,7 +27,7 @@ def test_the_version_is_in_one_place() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert "version" not in project
     assert version("ailora") == ailora.__version__
-    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    cited = parse_yaml((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     assert cited["version"] == ailora.__version__
     assert cited["cff-version"] == "1.2.0"
     assert {"message", "title", "authors"} <= set(cited)
@@ -48,7 +48,7 @@ def test_the_workflow_runs_what_a_change_must_pass_on_every_python() -> None:
     """The same script as `.ci/run`, on the versions that the package claims."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     claimed = re.findall(r"Python :: (3\.\d+)", " ".join(project["classifiers"]))
-    job = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text(encoding="utf-8"))["jobs"]["check"]
+    job = parse_yaml((ROOT / ".github/workflows/ci.yml").read_text(encoding="utf-8"))["jobs"]["check"]
     assert job["strategy"]["matrix"]["python"] == claimed == ["3.11", "3.12", "3.13"]
     assert job["steps"][-1]["run"] == "bash .ci/run"
     assert project["requires-python"] == ">=3.11,<3.14"

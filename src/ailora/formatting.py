@@ -9,8 +9,6 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeGuard, TypeVar
 
-import yaml
-
 T = TypeVar("T")
 
 _BYTE_UNITS = ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
@@ -130,11 +128,6 @@ def join_names(names: Iterable[str]) -> str:
 def shorten(text: str, limit: int) -> str:
     """Cut a text to `limit` characters, with a note of how many more it had."""
     return text if len(text) <= limit else f"{text[:limit]}... ({len(text) - limit:,} more characters)"
-
-
-def to_yaml(value: object) -> str:
-    """Write plain data as YAML."""
-    return yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=110)
 
 
 def downsample(points: Sequence[T], limit: int) -> list[T]:

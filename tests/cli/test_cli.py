@@ -15,9 +15,9 @@ from unittest.mock import patch
 
 import pytest
 import torch
-import yaml
 
 from ailora.cli import main
+from ailora.recipes.config.yaml_file import format_yaml
 from ailora.spectral import cached_svd
 from tests.recipes.conftest import *  # noqa: F403
 from tests.tiny import tiny_config
@@ -126,7 +126,7 @@ def test_cache_is_shown_and_cleared() -> None:
 
 
 def test_train_evaluate_predict(config: dict[str, Any], tmp_path: Path, verdicts: dict[str, Path]) -> None:
-    (tmp_path / "c.yaml").write_text(yaml.safe_dump(config))
+    (tmp_path / "c.yaml").write_text(format_yaml(config))
     made = ailora("train", "c.yaml", "--no-cache", "data.max_train_samples=32", "output=run", cwd=tmp_path)
     assert made.returncode == 0, made.stderr
     assert "test accuracy" in made.stdout

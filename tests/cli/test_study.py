@@ -9,8 +9,8 @@ from typing import Any
 
 import pandas as pd
 import pytest
-import yaml
 
+from ailora.recipes.config.yaml_file import format_yaml
 from tests.cli.test_cli import ailora
 from tests.recipes.conftest import config, tiny_bert, verdicts
 from tests.studies.conftest import study
@@ -24,7 +24,7 @@ def file(study: dict[str, Any], tmp_path: Path) -> Path:
     made = tmp_path / "study.yaml"
     study["base"]["data"]["test"] = study["base"]["data"]["validation"]
     changes = {"methods": ["lora", "ailora"], "learning_rate": {"values": [5e-3]}, "seeds": [0, 1]}
-    made.write_text(yaml.safe_dump(study | changes | {"scales": {"tiny": {"seeds": [0]}}}))
+    made.write_text(format_yaml(study | changes | {"scales": {"tiny": {"seeds": [0]}}}))
     return made
 
 

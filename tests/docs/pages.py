@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-import yaml
 from packaging.requirements import Requirement
 from sybil import Example, Sybil
 from sybil.parsers.markdown import CodeBlockParser
@@ -28,6 +27,7 @@ from typer.main import get_command
 
 from ailora.cli import app
 from ailora.recipes.config.loader import load_config
+from ailora.recipes.config.yaml_file import format_yaml, parse_yaml
 from ailora.studies.study_config import StudyConfig, load_study_config
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -101,12 +101,12 @@ def run_python(snippet: Snippet) -> None:
 
 def read_yaml(snippet: Snippet, folder: Path) -> None:
     """Read a block by the schema that it is for, completed where it is a part."""
-    raw = yaml.safe_load(snippet.text)
+    raw = parse_yaml(snippet.text)
     named = re.match(r"# (?P<name>[\w.-]+\.yaml)\b", snippet.text)
     path = folder / (named["name"] if named else "unnamed.yaml")
     study = set(raw) <= set(StudyConfig.model_fields)
     completed = raw if "recipe" in raw or "base" in raw else {**(_STUDY if study else _RUN), **raw}
-    path.write_text(snippet.text if completed is raw else yaml.safe_dump(completed), encoding="utf-8")
+    path.write_text(snippet.text if completed is raw else format_yaml(completed), encoding="utf-8")
     if study:
         load_study_config(path)
     else:

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 from safetensors.torch import load_file
 
 import ailora
 from ailora.recipes import registry
 from ailora.recipes.config.loader import load_config
+from ailora.recipes.config.yaml_file import format_yaml
 from tests.engines.launch import launch
 from tests.recipes.language import save_llama, write_facts
 
@@ -66,7 +66,7 @@ def train(config: dict[str, Any], folder: Path, engine: dict[str, Any], **option
     """The exit code of two processes, and what they said."""
     training = config["training"] | {"per_device_train_batch_size": 4} | engine
     file = folder / "run.yaml"
-    file.write_text(yaml.safe_dump({**config, "training": training, "output": str(folder / "run")}))
+    file.write_text(format_yaml({**config, "training": training, "output": str(folder / "run")}))
     log = folder / "log.txt"
     return launch("tests.engines.recipe", json.dumps({"config": str(file), **options}), log=log), log.read_text()
 

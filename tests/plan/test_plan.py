@@ -16,7 +16,7 @@ from peft import TaskType
 import ailora
 from ailora.lora.lora_config import lora_config
 from ailora.plan import Plan, make_plan
-from ailora.plan.task_type import TASK_TYPES
+from ailora.plan.task_type import TASKS
 from tests.families import FAMILIES
 
 BERT, LLAMA, VIT = (FAMILIES[name].model() for name in ("bert", "llama", "vit"))
@@ -140,4 +140,4 @@ def test_a_plan_from_before_an_option_is_read_without_it() -> None:
 
 
 def test_the_task_types_are_pefts() -> None:
-    assert set(TASK_TYPES) == {task.value for task in TaskType}
+    assert set(TASKS) == {task.value for task in TaskType}

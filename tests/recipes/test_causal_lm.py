@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 from peft import AutoPeftModelForCausalLM, PeftModel
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -20,6 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import ailora
 from ailora.recipes import registry
 from ailora.recipes.config.loader import load_config
+from ailora.recipes.config.yaml_file import format_yaml
 from ailora.recipes.evaluation.perplexity import Likelihood
 from ailora.recipes.inference.text_generator import Writer
 from ailora.recipes.run_folder import RunFolder
@@ -231,7 +231,7 @@ def test_weight_decay_pulls_toward_the_start(language_config: dict[str, Any], tm
         (["training.chat_template_path=x"], "training.chat_template_path cannot be set: it follows from data.chat"),
         (["training.loss_tipe=nll"], "unknown key in training 'loss_tipe' .did you mean 'loss_type'"),
         (["training.metric_for_best_model=bleu"], "unknown training.metric_for_best_model 'bleu'; allowed: loss"),
-        (["model=builtin:minilm"], "as a causal language model|has no end-of-text token"),
+        (["model=builtin:minilm"], "for text generation|has no end-of-text token"),
         (["recipe=causal"], "unknown recipe 'causal' .did you mean 'causal_lm'"),
         (["quantization={load_in_5bit: true}"], "unknown key in quantization 'load_in_5bit'"),
         (["quantization={load_in_4bit: false}"], "quantization takes load_in_4bit: true"),
@@ -341,7 +341,7 @@ def test_a_killed_run_continues_bit_for_bit(
     language_config["adapter"]["learning_rates"] = {"query": 0.3, "B": 2.0}
     for name in ("whole", "broken"):
         content = {**copy.deepcopy(language_config), "output": str(tmp_path / name)}
-        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(content))
+        (tmp_path / f"{name}.yaml").write_text(format_yaml(content))
     assert run_process(tmp_path / "whole.yaml", "", 0) == 0
     for point, count in kills:
         assert run_process(tmp_path / "broken.yaml", point, count) == -signal.SIGKILL, point
@@ -369,7 +369,7 @@ def test_a_killed_run_on_e2e_writes_the_same_samples(shared: Path, tmp_path: Pat
         "training": {"learning_rate": 2e-2, "num_train_epochs": 1, "per_device_train_batch_size": 16, "eval_steps": 4},
     }
     for name in ("whole", "broken"):
-        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump({**config, "output": str(tmp_path / name)}))
+        (tmp_path / f"{name}.yaml").write_text(format_yaml({**config, "output": str(tmp_path / name)}))
     assert run_process(tmp_path / "whole.yaml", "", 0) == 0
     for point, count in [
         ("Trainer.training_step", 6),

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-import yaml
 from peft import PeftModelForSequenceClassification
 from safetensors.torch import load_file
 
@@ -19,6 +18,7 @@ import ailora
 from ailora.plan import find_metadata
 from ailora.recipes import classification
 from ailora.recipes.config.loader import load_config
+from ailora.recipes.config.yaml_file import format_yaml, parse_yaml
 from ailora.recipes.registry import finished_run
 from tests.recipes.killed import run_process
 
@@ -93,7 +93,7 @@ def test_the_cards_snippet_loads_the_adapter(config: dict[str, Any], tmp_path: P
 @pytest.mark.parametrize("policy", ["ailora", "lora", "full"])
 def test_the_resolved_config_repeats_the_run(config: dict[str, Any], tmp_path: Path, policy: str) -> None:
     run(config, adapter(policy))
-    resolved = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    resolved = parse_yaml((tmp_path / "run" / "config.yaml").read_text())
     run(resolved, f"output={tmp_path / 'again'}")
     assert outcome(tmp_path / "again") == outcome(tmp_path / "run")
 
@@ -248,7 +248,7 @@ def test_a_killed_run_continues_bit_for_bit(
     whole, broken = copy.deepcopy(config), copy.deepcopy(config)
     whole["output"], broken["output"] = str(tmp_path / "whole"), str(tmp_path / "broken")
     for name, content in (("whole", whole), ("broken", broken)):
-        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(content))
+        (tmp_path / f"{name}.yaml").write_text(format_yaml(content))
     assert run_process(tmp_path / "whole.yaml", "", 0) == 0
     for point, count in kills:
         assert run_process(tmp_path / "broken.yaml", point, count) == -signal.SIGKILL, point
@@ -274,9 +274,9 @@ def test_a_run_that_ended_inside_an_epoch_is_not_trained_further(
 @pytest.mark.parametrize("policy", ["ailora", "full", "lora"])
 @pytest.mark.parametrize("step", [1, 6, 11, 17, 23])
 def test_a_run_killed_at_any_step_continues(config: dict[str, Any], tmp_path: Path, policy: str, step: int) -> None:
-    config["adapter"] = yaml.safe_load(adapter(policy).removeprefix("adapter="))
+    config["adapter"] = parse_yaml(adapter(policy).removeprefix("adapter="))
     for name in ("whole", "broken"):
-        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump({**config, "output": str(tmp_path / name)}))
+        (tmp_path / f"{name}.yaml").write_text(format_yaml({**config, "output": str(tmp_path / name)}))
     assert run_process(tmp_path / "whole.yaml", "", 0) == 0
     assert run_process(tmp_path / "broken.yaml", "Trainer.training_step", step) == -signal.SIGKILL
     assert run_process(tmp_path / "broken.yaml", "", 0) == 0

@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 import torch
 import transformers as tf
-import yaml
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
@@ -23,6 +22,7 @@ import ailora
 from ailora.plan import find_metadata
 from ailora.recipes import registry
 from ailora.recipes.config.loader import load_config
+from ailora.recipes.config.yaml_file import format_yaml, parse_yaml
 from ailora.recipes.dry_run import dry_run
 from ailora.recipes.suggest_lr import suggest
 from tests.recipes import own_methods
@@ -168,7 +168,7 @@ def test_a_run_repeats_itself(short: dict[str, Any], tmp_path: Path) -> None:
 def test_a_killed_run_continues_bit_for_bit(config: dict[str, Any], tmp_path: Path, policy: str) -> None:
     config["adapter"] = adapter(policy)
     for name in ("whole", "broken"):
-        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump({**config, "output": str(tmp_path / name)}))
+        (tmp_path / f"{name}.yaml").write_text(format_yaml({**config, "output": str(tmp_path / name)}))
     assert run_process(tmp_path / "whole.yaml", "", 0) == 0
     for point, count in (("Trainer.training_step", 9), ("classification.write_result", 1)):
         assert run_process(tmp_path / "broken.yaml", point, count) == -signal.SIGKILL
@@ -365,7 +365,7 @@ def test_corda_needs_a_package_that_peft_does_not_install(
 def test_the_written_configuration_is_the_runs(short: dict[str, Any], tmp_path: Path) -> None:
     short["adapter"] = adapter("peft:lora", form="anchored")
     run(short)
-    written = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    written = parse_yaml((tmp_path / "run" / "config.yaml").read_text())
     assert "form" not in written["adapter"]
     assert load_config(written) == load_config(short)
 

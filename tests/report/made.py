@@ -9,10 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import yaml
 from optuna.trial import TrialState, create_trial
 
 from ailora.plan.adapter_metadata import library_versions
+from ailora.recipes.config.yaml_file import format_yaml
 from ailora.studies.conditions import Cell, Grid
 from ailora.studies.study_config import load_study_config
 from ailora.studies.trial_storage import Status, Store, Trial
@@ -46,7 +46,7 @@ def study_file(folder: Path, **changes: Any) -> Path:
         "output": str(folder / "study"),
     }
     file = folder / "study.yaml"
-    file.write_text(yaml.safe_dump(study | changes, sort_keys=False), encoding="utf-8")
+    file.write_text(format_yaml(study | changes), encoding="utf-8")
     return file
 
 
@@ -128,7 +128,7 @@ def run_folder(folder: Path, **changes: Any) -> Path:
     }
     samples = changes.pop("samples", [])
     log = [{"step": 5 * i, "loss": 0.7 - 0.02 * i, "learning_rate": 3e-3 * (1 - i / 17)} for i in range(1, 17)]
-    (folder / "config.yaml").write_text(yaml.safe_dump(config | changes.pop("config", {})), encoding="utf-8")
+    (folder / "config.yaml").write_text(format_yaml(config | changes.pop("config", {})), encoding="utf-8")
     (folder / "log.jsonl").write_text("".join(json.dumps(one) + "\n" for one in log), encoding="utf-8")
     if samples:
         (folder / "samples.jsonl").write_text("".join(json.dumps(one) + "\n" for one in samples), encoding="utf-8")

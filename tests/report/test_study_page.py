@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from ailora.plots.chart_spec import Heat, Plot
+from ailora.recipes.config.yaml_file import parse_yaml
 from ailora.report.document import Charts, Code, Note, Page, Part, Table, Words
 from ailora.report.html import render
 from ailora.report.study_page import study_part
@@ -105,7 +105,7 @@ FIGURE_4 = Path(__file__).parents[2] / "examples/paper/figure4.yaml"
 
 
 def test_pairs_of_starts_are_a_matrix_whatever_their_names() -> None:
-    paper = yaml.safe_load(FIGURE_4.read_text(encoding="utf-8"))
+    paper = parse_yaml(FIGURE_4.read_text(encoding="utf-8"))
     methods = [{f"m{i}": next(iter(entry.values()))} for i, entry in enumerate(paper["methods"])]
     grid = grid_of(methods=methods, seeds=[0], base=_two_roles())
     part = part_of(grid, ran(grid, lambda cell: outcome(0.5 + 0.01 * int(cell.group.method[1:]))))

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from ailora import InputError
+from ailora.recipes.config.yaml_file import format_yaml
 from ailora.studies.conditions import Cell, Grid, Group
 from ailora.studies.study_config import load_study_config
 
@@ -104,8 +104,8 @@ def test_matched_parameters_scale_the_rank(study: dict[str, Any]) -> None:
 
 
 def test_the_base_may_be_a_file_beside_the_study(study: dict[str, Any], tmp_path: Path) -> None:
-    (tmp_path / "base.yaml").write_text(yaml.safe_dump(study["base"]))
-    (tmp_path / "study.yaml").write_text(yaml.safe_dump(study | {"base": "base.yaml"}))
+    (tmp_path / "base.yaml").write_text(format_yaml(study["base"]))
+    (tmp_path / "study.yaml").write_text(format_yaml(study | {"base": "base.yaml"}))
     loaded = load_study_config(tmp_path / "study.yaml", ["base.adapter.rank=2", "seeds=[5]"])
     assert loaded.base["adapter"]["rank"] == 2  # type: ignore[index]
     assert loaded.seeds == [5]
@@ -113,7 +113,7 @@ def test_the_base_may_be_a_file_beside_the_study(study: dict[str, Any], tmp_path
 
 def test_a_scale_replaces_keys(study: dict[str, Any], tmp_path: Path) -> None:
     file = tmp_path / "study.yaml"
-    file.write_text(yaml.safe_dump(study | {"scales": {"small": {"seeds": [9], "methods": ["milora"]}}}))
+    file.write_text(format_yaml(study | {"scales": {"small": {"seeds": [9], "methods": ["milora"]}}}))
     assert load_study_config(file).seeds == [0, 1, 2]
     small = load_study_config(file, scale="small")
     assert (small.seeds, small.methods) == ([9], ["milora"])

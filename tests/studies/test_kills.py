@@ -13,6 +13,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from ailora.recipes.config.yaml_file import format_yaml
 from ailora.studies.study import open_study
 from ailora.studies.study_config import load_study_config
 from ailora.studies.trial_storage import Status, Store
@@ -108,11 +109,10 @@ def test_a_thousand_trials_are_neither_lost_nor_doubled(study: dict[str, Any], t
 
 def test_a_study_that_is_killed_takes_its_workers_along(study: dict[str, Any], tmp_path: Path) -> None:
     """They stop, and give their trials back; also in the background of a shell, where Ctrl-C is ignored."""
-    import yaml
 
     study["base"]["training"]["num_train_epochs"] = 10_000
     file = tmp_path / "study.yaml"
-    file.write_text(yaml.safe_dump(study))
+    file.write_text(format_yaml(study))
     command = [sys.executable, "-m", "ailora.cli", "study", "run", str(file), "--workers", "2"]
     process = subprocess.Popen(["bash", "-c", 'trap "" INT; exec "$@"', "-", *command], stdout=subprocess.DEVNULL)
     database = f"sqlite:///{study['output']}/study.db"

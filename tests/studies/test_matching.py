@@ -13,7 +13,7 @@ from ailora.model_loading import load_on_meta
 from ailora.recipes.config.loader import load_config
 from ailora.recipes.config.method import FullFineTuning
 from ailora.recipes.config.schema import RunConfig
-from ailora.recipes.training.fit import TASK_TYPES, plan_for
+from ailora.recipes.training.fit import plan_for
 from ailora.studies.conditions import Group
 from ailora.studies.parameter_budget import matched
 from tests.studies.made import grid_of
@@ -27,7 +27,7 @@ def run(**adapter: Any) -> RunConfig:
 
 def trained(config: RunConfig) -> int:
     """How many parameters its adapter trains, heads left out."""
-    return plan_for(config, load_on_meta(config.model, TASK_TYPES[config.recipe])).trainable
+    return plan_for(config, load_on_meta(config.model, config.task_type)).trainable
 
 
 def test_half_the_modules_have_twice_the_rank() -> None:

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from ailora.recipes.config.loader import load_config
+from ailora.recipes.config.yaml_file import format_yaml
 from ailora.studies.trial_runner import TrialError, TrialPruned, isolated, run_trial
 
 
@@ -104,11 +105,10 @@ isolated(load_config(sys.argv[1]), "adapter")
 
 
 def test_a_trial_dies_with_its_worker(config: dict[str, Any], tmp_path: Path) -> None:
-    import yaml
 
     file = tmp_path / "long.yaml"
     config["training"]["num_train_epochs"] = 10_000
-    file.write_text(yaml.safe_dump(config))
+    file.write_text(format_yaml(config))
     worker = subprocess.Popen([sys.executable, "-c", _WORKER, str(file)])
     log = Path(config["output"]) / "log.jsonl"
     _wait(lambda: log.is_file() and log.stat().st_size > 0)

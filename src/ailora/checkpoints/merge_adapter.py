@@ -25,6 +25,7 @@ from ailora.checkpoints.output_dir import OutputDir, file_state
 from ailora.checkpoints.stored_weight import StoredWeight, open_adapted_base
 from ailora.errors import ModelError
 from ailora.plan.adapter_metadata import library_versions
+from ailora.plan.task_type import get_task
 from ailora.safetensors_io import Checkpoint, StoredTensor, parse_dtype, read_tensor
 from ailora.weights.base_weight import matches_fingerprint
 from ailora.weights.checkpoint_keys import checkpoint_key_map
@@ -181,7 +182,7 @@ def _replaced(
         _validate_ties(adapter, model, name)
         shape = tuple(parameters[name].shape)
         if stored.shape != shape:
-            of_labels = adapter.task_type in ("SEQ_CLS", "TOKEN_CLS") and shape[:1] == (model.config.num_labels,)
+            of_labels = get_task(adapter.task_type).predicts_classes and shape[:1] == (model.config.num_labels,)
             if not of_labels or stored.shape[1:] != shape[1:]:
                 raise ModelError(f"{stored}: the parameter {name} of {type(model).__name__} is {shape}")
             label_counts.add(stored.shape[0])

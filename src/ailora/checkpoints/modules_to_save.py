@@ -12,21 +12,14 @@ from transformers import PreTrainedModel
 from ailora.checkpoints.module_tasks import derive_seed
 from ailora.errors import ModelError
 from ailora.plan.adapter_plan import LoraOptions
-from ailora.plan.task_type import default_heads
+from ailora.plan.task_type import get_task
 from ailora.safetensors_io import Checkpoint, StoredTensor
 from ailora.weights.checkpoint_keys import checkpoint_key_map
-
-#: What PEFT's classes add to `modules_to_save`.
-_PEFT_HEADS = {
-    "SEQ_CLS": ("classifier", "score"),
-    "TOKEN_CLS": ("classifier", "score"),
-    "QUESTION_ANS": ("qa_outputs",),
-}
 
 
 def modules_to_save_names(options: LoraOptions) -> list[str]:
     """Return `modules_to_save` as it is when PEFT has wrapped the model for the task, in its order."""
-    return list(dict.fromkeys([*options.modules_to_save, *_PEFT_HEADS.get(options.task_type or "", ())]))
+    return list(dict.fromkeys([*options.modules_to_save, *get_task(options.task_type).peft_heads]))
 
 
 def modules_to_save_tensors(
@@ -45,7 +38,7 @@ def modules_to_save_tensors(
     Raises:
         ModelError: A module that is no new head is not in the checkpoint.
     """
-    heads = (*_PEFT_HEADS.get(options.task_type or "", ()), *default_heads(model, options.task_type))
+    heads = get_task(options.task_type).heads
     stored = _stored_tensors(model, checkpoint)
     tensors: dict[str, StoredTensor | Tensor] = {}
     for module, part in model.named_modules():

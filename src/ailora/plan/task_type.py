@@ -1,51 +1,118 @@
-"""Which of PEFT's task types a model class stands for."""
+"""PEFT's task types, and what each of them means for transformers."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
 from torch import nn
 
-from ailora.errors import unknown_name
+from ailora.errors import parse_choice
 
-#: PEFT's task types, written out: a plan and a model's roles need no PEFT, whose import takes seconds.
-TASK_TYPES = ("SEQ_CLS", "SEQ_2_SEQ_LM", "CAUSAL_LM", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION")
 
-#: end of a transformers class name -> PEFT task type
-_TASKS = {
-    "ForSequenceClassification": "SEQ_CLS",
-    "ForTokenClassification": "TOKEN_CLS",
-    "ForQuestionAnswering": "QUESTION_ANS",
-    "ForCausalLM": "CAUSAL_LM",
-    "LMHeadModel": "CAUSAL_LM",
-    "ForConditionalGeneration": "SEQ_2_SEQ_LM",
+class TaskType(StrEnum):
+    """PEFT's task types, written out: a plan and a model's roles need no PEFT, whose import takes seconds."""
+
+    SEQ_CLS = "SEQ_CLS"
+    SEQ_2_SEQ_LM = "SEQ_2_SEQ_LM"
+    CAUSAL_LM = "CAUSAL_LM"
+    TOKEN_CLS = "TOKEN_CLS"
+    QUESTION_ANS = "QUESTION_ANS"
+    FEATURE_EXTRACTION = "FEATURE_EXTRACTION"
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a task type means for transformers and PEFT.
+
+    Attributes:
+        title: the task in words.
+        auto_class: the class of transformers that loads a model for it.
+        class_suffixes: how the names of its model classes end.
+        peft_heads: heads that PEFT trains whole by itself.
+        other_heads: new heads that PEFT does not know of: BART's and T5's.
+    """
+
+    title: str
+    auto_class: str
+    class_suffixes: tuple[str, ...] = ()
+    peft_heads: tuple[str, ...] = ()
+    other_heads: tuple[str, ...] = ()
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """Modules that are new where a model gets a head for the task."""
+        return (*self.peft_heads, *self.other_heads)
+
+    @property
+    def predicts_classes(self) -> bool:
+        """Whether the rows of the head's last weight are the classes."""
+        return "classifier" in self.peft_heads
+
+
+#: The keys are members of `TaskType`; names that files hold find them as well.
+TASKS: Mapping[str, Task] = {
+    TaskType.SEQ_CLS: Task(
+        "sequence classification",
+        "AutoModelForSequenceClassification",
+        ("ForSequenceClassification",),
+        peft_heads=("classifier", "score"),
+        other_heads=("classification_head",),
+    ),
+    TaskType.SEQ_2_SEQ_LM: Task(
+        "sequence-to-sequence generation", "AutoModelForSeq2SeqLM", ("ForConditionalGeneration",)
+    ),
+    TaskType.CAUSAL_LM: Task("text generation", "AutoModelForCausalLM", ("ForCausalLM", "LMHeadModel")),
+    TaskType.TOKEN_CLS: Task(
+        "token classification",
+        "AutoModelForTokenClassification",
+        ("ForTokenClassification",),
+        peft_heads=("classifier", "score"),
+        other_heads=("classification_head",),
+    ),
+    TaskType.QUESTION_ANS: Task(
+        "question answering",
+        "AutoModelForQuestionAnswering",
+        ("ForQuestionAnswering",),
+        peft_heads=("qa_outputs",),
+    ),
+    TaskType.FEATURE_EXTRACTION: Task("feature extraction", "AutoModel"),
 }
 
 
-def infer_task_type(model: nn.Module) -> str | None:
-    """The PEFT task type of a model's class, or None where PEFT has none.
+def get_task(task_type: str | None) -> Task:
+    """Look up the task of a task type that a file holds; without one, or one of a later PEFT, nothing is known."""
+    return TASKS.get(task_type or "", TASKS[TaskType.FEATURE_EXTRACTION])
+
+
+def infer_task_type(model: nn.Module) -> TaskType | None:
+    """Find the task type of a model's class.
 
     A classification model that is adapted without a task type would keep its new head frozen. PEFT's classes pass
     `input_ids` by name, so that models that read something else (images, sound) get none.
+
+    Returns:
+        The task type, or None if PEFT has none for the class.
     """
     if getattr(model, "main_input_name", None) != "input_ids":
         return None
     name = type(model).__name__
     if name.endswith("ForConditionalGeneration") and not getattr(model.config, "is_encoder_decoder", False):
         return None
-    return next((task for suffix, task in _TASKS.items() if name.endswith(suffix)), None)
+    return next((TaskType(key) for key, task in TASKS.items() if name.endswith(task.class_suffixes)), None)
 
 
 def default_heads(model: nn.Module, task_type: str | None) -> tuple[str, ...]:
-    """New heads that PEFT does not know of for a task: it trains `classifier` and `score`, BART and T5 have others."""
-    heads = ("classification_head",) if task_type in ("SEQ_CLS", "TOKEN_CLS") else ()
+    """Name the new heads of a model that PEFT does not know of."""
+    heads = get_task(task_type).other_heads
     return tuple(name for name, _ in model.named_children() if name in heads)
 
 
-def parse_task_type(name: str) -> str:
-    """One of PEFT's task types.
+def parse_task_type(name: str) -> TaskType:
+    """Parse one of PEFT's task types.
 
     Raises:
         InputError: PEFT has no such task type.
     """
-    if name not in TASK_TYPES:
-        raise unknown_name("task type", name, TASK_TYPES)
-    return name
+    return parse_choice("task type", name, TaskType)

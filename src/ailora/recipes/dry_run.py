@@ -21,7 +21,7 @@ from ailora.recipes.data.tokenize_language import IGNORED
 from ailora.recipes.data.tokenize_pairs import check_max_length
 from ailora.recipes.inference.language_run import evaluator_of
 from ailora.recipes.task_models import load_tokenizer
-from ailora.recipes.training.fit import TASK_TYPES, on_one_process, plan_for, training_arguments
+from ailora.recipes.training.fit import on_one_process, plan_for, training_arguments
 from ailora.recipes.training.language_results import load_data
 from ailora.spectral.flops import matmul_speed
 
@@ -66,7 +66,7 @@ def dry_run(config: RunConfig) -> DryRun:
         splits = load_splits(config)
         data = {split: splits.tokenized(split, tokenizer) for split in splits.splits}
         labels = splits.labels.count
-    model = load_on_meta(config.model, TASK_TYPES[config.recipe], num_labels=labels)
+    model = load_on_meta(config.model, config.task_type, num_labels=labels)
     plan = None if isinstance(method, FullFineTuning) else plan_for(config, model)
     train = data["train"]
     examples = [_shown(train[i], tokenizer) for i in range(min(2, len(train)))]
@@ -93,7 +93,7 @@ def _costs(
     text: Any = model.config.get_text_config()
     kept = _KEPT_CHECKPOINTED if checkpointed else _KEPT
     layers, width = getattr(text, "num_hidden_layers", 0), getattr(text, "hidden_size", 0)
-    logits = longest * text.vocab_size * 4 * 2 if config.recipe != "classification" else 0
+    logits = longest * text.vocab_size * 4 * 2 if isinstance(config, LanguageConfig) else 0
     weights = sum(p.numel() * _bytes(config, p.dtype.itemsize, p.ndim) for p in model.parameters())
     # Value, gradient and Adam's two moments in fp32; the anchor beside them.
     state = trained * 16 + (plan.trainable * 4 if plan and not isinstance(method, PeftInit) else 0)

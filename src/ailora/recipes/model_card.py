@@ -6,6 +6,7 @@ from typing import Any
 
 from ailora.formatting import format_number
 from ailora.model_loading import resolve_model
+from ailora.plan.task_type import TASKS
 from ailora.recipes.config.method import CustomFunction, PeftInit
 from ailora.recipes.config.schema import AdapterConfig, RunConfig
 
@@ -37,13 +38,6 @@ _GIVEN_BACK = (
     "Where the base is not in float32, what rounding changed of it stays behind."
 )
 
-#: recipe -> (the task in words, PEFT's class that loads base and adapter)
-_LOADED = {
-    "classification": ("sequence classification", "AutoPeftModelForSequenceClassification"),
-    "causal_lm": ("text generation", "AutoPeftModelForCausalLM"),
-    "seq2seq": ("sequence-to-sequence generation", "AutoPeftModelForSeq2SeqLM"),
-}
-
 
 def model_card(config: RunConfig, result: dict[str, Any]) -> str:
     """A README for the adapter's folder: what it is, how good it is, how to load it."""
@@ -52,7 +46,7 @@ def model_card(config: RunConfig, result: dict[str, Any]) -> str:
     custom = isinstance(config.adapter.method, CustomFunction)
     metrics: dict[str, dict[str, float]] = result["metrics"]
     columns = list(dict.fromkeys(name for scores in metrics.values() for name in scores))
-    task, loader = _LOADED[config.recipe]
+    task = TASKS[config.task_type]
     card = _CARD.format(
         base=resolve_model(config.model) if config.model.startswith("builtin:") else config.model,
         policy=policy,
@@ -60,14 +54,14 @@ def model_card(config: RunConfig, result: dict[str, Any]) -> str:
         rank="" if custom else f", rank {config.adapter.rank},",
         kind="An adapter" if custom else "A LoRA adapter",
         origin=_origin(config.adapter, policy),
-        task=task,
+        task=task.title,
         columns=" | ".join(columns),
         rule="---|" * len(columns),
         rows="\n".join(_row(split, [scores.get(name) for name in columns]) for split, scores in metrics.items()),
         trainable=result["trainable_parameters"],
         steps=result["steps"],
         seed=result["seed"],
-        loader=loader,
+        loader=task.auto_class.replace("Auto", "AutoPeft"),
         arguments=f", num_labels={len(result['labels'] or [0])}" if "labels" in result else "",
     )
     return card + _labels(result["labels"]) if "labels" in result else card

@@ -26,7 +26,6 @@ from ailora.recipes.config.schema import ClassificationConfig, LanguageConfig, R
 from ailora.recipes.data.tokenize_pairs import collator
 from ailora.recipes.inference.language_run import evaluator_of
 from ailora.recipes.task_models import load_classifier, load_language_model, load_tokenizer
-from ailora.recipes.training.fit import TASK_TYPES
 from ailora.recipes.training.language_results import load_data
 
 #: Rows of a batch differ with the seed of the run; which rows curvature is measured on does not.
@@ -116,7 +115,7 @@ def _curvatures(
     set_seed(config.training["seed"])
     options = config.adapter.plan_options() | {"form": "anchored", "dropout": 0.0}
     base = load().float()
-    model = adapt(base, policy, **options, task_type=TASK_TYPES[config.recipe])
+    model = adapt(base, policy, **options, task_type=config.task_type)
     model.to(torch.accelerator.current_accelerator() or "cpu")
     device = next(model.parameters()).device
     on_device = [{key: value.to(device) for key, value in batch.items()} for batch in sample]
@@ -135,7 +134,7 @@ def _task(config: RunConfig, batches: int, rows: int) -> tuple[Callable[[], Any]
         evaluator = evaluator_of(config)
         dataset = load_data(config, evaluator).tokenized["train"]
         collate: Any = evaluator.collate
-        load = partial(load_language_model, path, evaluator.tokenizer, seq2seq=config.seq2seq)
+        load = partial(load_language_model, path, evaluator.tokenizer, config.task_type)
     else:
         assert isinstance(config, ClassificationConfig)
         tokenizer, splits = load_tokenizer(config.model), load_splits(config)

@@ -5,18 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from safetensors import SafetensorError
-from transformers import (
-    AutoModelForCausalLM,
-    AutoModelForSeq2SeqLM,
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from ailora.errors import InputError
-from ailora.model_loading import resolve_model
+from ailora.model_loading import auto_class, resolve_model
+from ailora.plan.task_type import TASKS, TaskType
 from ailora.recipes.data.labels import Labels
 from ailora.weights.quantized import keep_4bit_unpacked
 
@@ -55,10 +49,7 @@ def load_classifier(
     else:
         meaning["id2label"] = dict(enumerate(labels.names))
         meaning["label2id"] = {name: i for i, name in enumerate(labels.names)}
-    try:
-        model = _loaded(AutoModelForSequenceClassification, path, quantization, **meaning)
-    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
-        raise InputError(f"cannot load {path!r} for sequence classification: {error}") from error
+    model = _load(TaskType.SEQ_CLS, path, quantization, **meaning)
     if model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id
     return model
@@ -67,8 +58,8 @@ def load_classifier(
 def load_language_model(
     path: str,
     tokenizer: PreTrainedTokenizerBase,
+    task_type: TaskType,
     *,
-    seq2seq: bool = False,
     quantization: QuantizationConfigMixin | None = None,
 ) -> PreTrainedModel:
     """A pretrained language model, in the dtype that its configuration names.
@@ -76,27 +67,28 @@ def load_language_model(
     Args:
         path: a folder or hub id.
         tokenizer: the model's; its tokens for padding and the end of a text become the model's.
-        seq2seq: whether an encoder reads the prompt.
+        task_type: causal, or sequence to sequence.
         quantization: how the weights are quantized on loading.
 
     Raises:
         InputError: no such model, or none of this kind.
     """
-    kind = AutoModelForSeq2SeqLM if seq2seq else AutoModelForCausalLM
-    try:
-        model = _loaded(kind, path, quantization)
-    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
-        name = "a sequence-to-sequence model" if seq2seq else "a causal language model"
-        raise InputError(f"cannot load {path!r} as {name}: {error}") from error
+    model = _load(task_type, path, quantization)
     model.config.pad_token_id = tokenizer.pad_token_id
     if model.generation_config is not None:
         model.generation_config.pad_token_id = tokenizer.pad_token_id
     return model
 
 
-def _loaded(kind: Any, path: str, quantization: QuantizationConfigMixin | None, **arguments: Any) -> PreTrainedModel:
-    if quantization is None:
-        return kind.from_pretrained(path, **arguments)
-    model = kind.from_pretrained(path, quantization_config=quantization, **arguments)
-    keep_4bit_unpacked(model)
+def _load(
+    task_type: TaskType, path: str, quantization: QuantizationConfigMixin | None, **options: Any
+) -> PreTrainedModel:
+    if quantization is not None:
+        options["quantization_config"] = quantization
+    try:
+        model = auto_class(task_type).from_pretrained(path, **options)
+    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
+        raise InputError(f"cannot load {path!r} for {TASKS[task_type].title}: {error}") from error
+    if quantization is not None:
+        keep_4bit_unpacked(model)
     return model

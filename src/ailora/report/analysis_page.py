@@ -8,9 +8,10 @@ from collections.abc import Iterator
 import pandas as pd
 
 from ailora.analysis import Analysis
-from ailora.formatting import format_value, pluralize, to_yaml
+from ailora.formatting import format_value, pluralize
 from ailora.plots.analysis_figures import analysis_charts
 from ailora.plots.chart_spec import Chart, Heat
+from ailora.recipes.config.yaml_file import format_yaml
 from ailora.report.document import Block, Charts, Code, Facts, Note, Part, Table, Words, section, sections
 from ailora.report.versions import other_versions
 
@@ -42,7 +43,7 @@ def analysis_part(name: str, analysis: Analysis) -> Part:
             *(section(title, Charts(tuple(found))) for title, found in placed.items()),
             section("More charts", Charts(tuple(rest))),
             section("Numbers", *_numbers(analysis)),
-            section("Settings", Code("Settings", to_yaml(analysis.info.get("settings", {})))),
+            section("Settings", Code("Settings", format_yaml(analysis.info.get("settings", {})))),
             section("Versions", _versions(analysis)),
             section("Run it again", Code("Command", _command(analysis))),
         ),

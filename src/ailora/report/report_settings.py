@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ailora.formatting import format_value, to_yaml
+from ailora.formatting import format_value
+from ailora.recipes.config.yaml_file import format_yaml
 from ailora.report.document import Block, Code, Table
 
 
@@ -26,7 +27,7 @@ def settings(configs: Mapping[tuple[str, ...], Mapping[str, Any]], labels: tuple
     if shared := _shared(list(configs.values())):
         several = len(configs) > 1
         title = "What all have in common" if several else "Configuration"
-        blocks.append(Code(title, to_yaml(shared), collapsed=several))
+        blocks.append(Code(title, format_yaml(shared), collapsed=several))
     return blocks
 
 

@@ -14,10 +14,10 @@ from ailora.formatting import (
     is_finite,
     pluralize,
     shorten,
-    to_yaml,
 )
 from ailora.plots.chart_spec import Heat
 from ailora.plots.run_charts import confusion_chart, training_curves, validation_curves
+from ailora.recipes.config.yaml_file import format_yaml
 from ailora.report.document import Block, Charts, Code, Facts, Note, Part, Table, Words, section, sections
 from ailora.report.report_settings import flattened, settings
 from ailora.report.run_reader import Run, confusion
@@ -208,5 +208,5 @@ def _again(runs: Sequence[Run]) -> list[Block]:
         + (f"-{number}" if len(runs) > 1 else "")
         for number, run in enumerate(runs, start=1)
     )
-    files = [Code(f"config.yaml of {run.name}", to_yaml(run.config), collapsed=True) for run in runs if run.config]
+    files = [Code(f"config.yaml of {run.name}", format_yaml(run.config), collapsed=True) for run in runs if run.config]
     return [Words((text,)), Code("Commands", commands), *files[:8]]

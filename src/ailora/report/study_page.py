@@ -6,10 +6,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ailora.formatting import format_lr, format_value, is_finite, shorten, to_yaml
+from ailora.formatting import format_lr, format_value, is_finite, shorten
 from ailora.plan.adapter_metadata import library_versions
 from ailora.plots.study_charts import rate_charts, score_charts, varied, varied_charts
 from ailora.plots.study_curves import convergence_charts, cost_charts
+from ailora.recipes.config.yaml_file import format_yaml
 from ailora.report.document import MISSING, Block, Charts, Code, Facts, Note, Part, Table, Words, section, sections
 from ailora.report.init_pair_heatmap import pair_charts
 from ailora.report.report_settings import settings
@@ -168,6 +169,6 @@ def _again(study: Mapping[str, Any]) -> list[Block]:
     return [
         Words(("Save the file as study.yaml. The command goes on where trials are missing and runs nothing twice.",)),
         Code("Command", "ailora study run study.yaml --workers 2"),
-        Code("study.yaml", to_yaml(plain), collapsed=True),
+        Code("study.yaml", format_yaml(plain), collapsed=True),
         Table("Versions that made this page", ("library", "version"), versions),
     ]

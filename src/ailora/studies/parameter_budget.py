@@ -8,9 +8,10 @@ from transformers import PreTrainedModel
 
 from ailora.errors import InputError
 from ailora.model_loading import load_on_meta
+from ailora.plan.task_type import TaskType
 from ailora.recipes.config.method import CustomFunction, FullFineTuning
 from ailora.recipes.config.schema import RunConfig
-from ailora.recipes.training.fit import TASK_TYPES, plan_for
+from ailora.recipes.training.fit import plan_for
 
 
 def matched(config: RunConfig, baseline: RunConfig) -> RunConfig:
@@ -42,9 +43,9 @@ def _trained(config: RunConfig) -> int:
         raise InputError(
             f"match_parameters: nobody knows how many parameters the function {config.adapter.policy} trains"
         )
-    return plan_for(config, _skeleton(config.model, config.recipe)).trainable
+    return plan_for(config, _skeleton(config.model, config.task_type)).trainable
 
 
 @functools.lru_cache(maxsize=8)
-def _skeleton(model: str, recipe: str) -> PreTrainedModel:
-    return load_on_meta(model, TASK_TYPES[recipe])
+def _skeleton(model: str, task_type: TaskType) -> PreTrainedModel:
+    return load_on_meta(model, task_type)

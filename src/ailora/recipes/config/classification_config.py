@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from ailora.errors import InputError, unknown_name
+from ailora.plan.task_type import TaskType
 from ailora.recipes.config.sections import Count, DataSource, RunConfig, Text, field
 from ailora.recipes.evaluation.classification_metrics import METRICS
 
@@ -32,6 +33,8 @@ class ClassificationConfig(RunConfig, frozen=True):
     Attributes:
         metric: one or several names; the first decides what is best. `pearson` and `spearman` mean regression.
     """
+
+    task_type: ClassVar[TaskType] = TaskType.SEQ_CLS
 
     recipe: Literal["classification"] = field("classification")
     data: DataConfig

@@ -8,6 +8,7 @@ from transformers import Seq2SeqTrainingArguments, TrainingArguments
 from trl.trainer.sft_config import SFTConfig
 
 from ailora.errors import InputError, unknown_name
+from ailora.plan.task_type import TaskType
 from ailora.recipes.config.sections import Count, DataSource, RunConfig, Section, Text, field
 from ailora.recipes.data.templates import Template
 from ailora.recipes.evaluation.text_metrics import TEXT_METRICS, validate_metric
@@ -157,8 +158,6 @@ class LanguageConfig(RunConfig, frozen=True):
         evaluation: what is measured at the end.
     """
 
-    #: Whether an encoder reads the prompt.
-    seq2seq: ClassVar[bool] = False
     #: The logits of a batch are as large as the vocabulary.
     training_defaults: ClassVar[dict[str, Any]] = {"per_device_eval_batch_size": 8}
 
@@ -184,6 +183,7 @@ class LanguageConfig(RunConfig, frozen=True):
 class CausalLMConfig(LanguageConfig, frozen=True):
     """A run of the causal_lm recipe; `training` holds fields of `trl.SFTConfig`."""
 
+    task_type: ClassVar[TaskType] = TaskType.CAUSAL_LM
     arguments: ClassVar[type[TrainingArguments]] = SFTConfig
 
     recipe: Literal["causal_lm"] = field("causal_lm")
@@ -193,8 +193,8 @@ class CausalLMConfig(LanguageConfig, frozen=True):
 class Seq2SeqConfig(LanguageConfig, frozen=True):
     """A run of the seq2seq recipe; `training` holds fields of `transformers.Seq2SeqTrainingArguments`."""
 
+    task_type: ClassVar[TaskType] = TaskType.SEQ_2_SEQ_LM
     arguments: ClassVar[type[TrainingArguments]] = Seq2SeqTrainingArguments
-    seq2seq: ClassVar[bool] = True
 
     recipe: Literal["seq2seq"] = field("seq2seq")
     data: Seq2SeqData

@@ -8,8 +8,6 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ailora.errors import InputError, unknown_name
 from ailora.optim.param_groups import parse_multipliers
 from ailora.plan.adapter_plan import parse_form
@@ -18,7 +16,7 @@ from ailora.recipes.baselines.peft_inits import validate_options
 from ailora.recipes.config.method import CustomFunction, FullFineTuning, PeftInit
 from ailora.recipes.config.quantization import quantization_config
 from ailora.recipes.config.schema import AdapterConfig, DataSource, LanguageConfig, RunConfig, shown, validate
-from ailora.recipes.config.yaml_file import parse_yaml, read_yaml
+from ailora.recipes.config.yaml_file import format_yaml, parse_yaml, read_yaml
 from ailora.recipes.training.arguments import complete_training
 from ailora.roles import parse_role
 
@@ -64,7 +62,7 @@ def _load(raw: dict[str, Any], overrides: Sequence[str], *, to_run: bool) -> Run
 
 def to_yaml(config: RunConfig) -> str:
     """The whole resolved configuration; `ailora train` runs it again as it is."""
-    return yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True)
+    return format_yaml(config.model_dump())
 
 
 def task_names() -> list[str]:

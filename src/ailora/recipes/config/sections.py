@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar
 import pydantic
 from transformers import TrainingArguments
 
+from ailora.plan.task_type import TaskType
 from ailora.recipes.config.method import FullFineTuning, Method, PeftInit, parse_method
 
 # Strict: pydantic would read `true` as 1 and "no" as a boolean. Each field's description says what is allowed.
@@ -127,6 +128,8 @@ class RunConfig(Section, frozen=True):
         output: the run's folder.
     """
 
+    #: What the recipe's models are made for.
+    task_type: ClassVar[TaskType]
     #: What `training:` holds the fields of.
     arguments: ClassVar[type[TrainingArguments]] = TrainingArguments
     #: Where the recipe starts from other values than every recipe does.

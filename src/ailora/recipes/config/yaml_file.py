@@ -1,66 +1,81 @@
-"""YAML as configurations use it: numbers as in YAML 1.2, no key twice, errors of one line."""
+"""Read and write YAML 1.2."""
 
 from __future__ import annotations
 
+import io
 import re
 from pathlib import Path
 from typing import Any
 
-import yaml
+from ruamel.yaml import YAML
+from ruamel.yaml.constructor import SafeConstructor
+from ruamel.yaml.error import MarkedYAMLError
+from ruamel.yaml.nodes import ScalarNode
 
 from ailora.errors import InputError
 
+_LINE_WIDTH = 110
+_ZERO_PADDED = re.compile(r"[-+]?0[0-9o_].*")
+
+
+class _Constructor(SafeConstructor):
+    """Reads `08` as text: so it stands in run folders that PyYAML wrote, and zeros are put before names of things."""
+
+    def construct_yaml_int(self, node: ScalarNode) -> Any:
+        if _ZERO_PADDED.fullmatch(node.value):
+            return node.value
+        return super().construct_yaml_int(node)
+
+
+_Constructor.add_constructor("tag:yaml.org,2002:int", _Constructor.construct_yaml_int)
+
 
 def read_yaml(file: Path) -> Any:
-    """The content of a YAML file.
+    """Read a YAML file.
 
     Raises:
         InputError: the file cannot be read, or is not YAML (with the line).
     """
     try:
-        return yaml.load(file.read_text(encoding="utf-8"), _Loader)
+        text = file.read_text(encoding="utf-8")
     except OSError as error:
         raise InputError(f"cannot read the configuration {file}: {error.strerror}") from None
-    except (yaml.YAMLError, ValueError) as error:
-        raise InputError(f"{file} is not YAML: {_one_line(error)}") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{file} is not YAML: {error}") from None
+    return _load(text, f"{file} is not YAML")
 
 
 def parse_yaml(text: str, kind: str = "value") -> Any:
-    """The value that a piece of YAML stands for.
+    """Parse a piece of YAML.
 
     Raises:
         InputError: it is not YAML.
     """
+    return _load(text, f"{text!r} is not a YAML {kind}")
+
+
+def format_yaml(value: object) -> str:
+    """Format plain data as YAML, in the order of its keys."""
+    yaml = YAML(typ="safe", pure=True)
+    yaml.default_flow_style = False
+    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
+    yaml.width = _LINE_WIDTH
+    stream = io.StringIO()
+    yaml.dump(value, stream)
+    return stream.getvalue()
+
+
+def _load(text: str, wrong: str) -> Any:
+    yaml = YAML(typ="safe", pure=True)
+    yaml.Constructor = _Constructor
     try:
-        return yaml.load(text, _Loader)
-    except (yaml.YAMLError, ValueError) as error:
-        raise InputError(f"{text!r} is not a YAML {kind}: {_one_line(error)}") from None
-
-
-class _Loader(yaml.SafeLoader):
-    """Safe YAML that reads `1e-3` as a number, as YAML 1.2 does, and refuses a key that is there twice."""
-
-    # While nodes are composed: `<<` adds keys later, and those may well be given again.
-    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        mapping = super().compose_mapping_node(anchor)
-        lines: dict[tuple[str, str], int] = {}
-        for key, _ in mapping.value:
-            if not isinstance(key, yaml.ScalarNode):
-                continue
-            if (same := (key.tag, key.value)) in lines:
-                problem = f"the key {key.value!r} is there twice, first in line {lines[same]}"
-                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
-            lines[same] = key.start_mark.line + 1
-        return mapping
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
-
-
-def _one_line(error: Exception) -> str:
-    mark = getattr(error, "problem_mark", None)
-    if isinstance(error, yaml.MarkedYAMLError) and mark is not None:
-        return f"line {mark.line + 1}: {error.problem or error.context}"
-    return " ".join(str(error).split())
+        return yaml.load(text)
+    except MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = f"line {mark.line + 1}: " if mark else ""
+        raise InputError(f"{wrong}: {line}{error.problem or error.context}") from None
+    except RecursionError:
+        raise InputError(f"{wrong}: it is nested too deeply") from None
+    # The reader's own errors have no mark, and a tag such as !!bool fails in Python's way: KeyError, ValueError.
+    except Exception as error:
+        raise InputError(f"{wrong}: {' '.join(str(error).split())}") from None

@@ -15,6 +15,7 @@ from ailora.adapter_io.peft_config_file import CONFIG_NAME, read_config
 from ailora.errors import InputError
 from ailora.model_loading import resolve_model
 from ailora.path_kind import PathKind, detect_path_kind, resolve_adapter_dir
+from ailora.plan.task_type import TaskType, parse_task_type
 from ailora.recipes.config.schema import LanguageConfig
 from ailora.recipes.data.language_rows import Row
 from ailora.recipes.data.tokenize_language import Tokenization, complete_tokenizer
@@ -22,8 +23,6 @@ from ailora.recipes.evaluation.text_generation import generate, generation_confi
 from ailora.recipes.inference.language_run import FinishedLanguageModel
 from ailora.recipes.run_folder import RunFolder
 from ailora.recipes.task_models import load_language_model, load_tokenizer
-
-_TASKS = ("CAUSAL_LM", "SEQ_2_SEQ_LM")
 
 
 @dataclass(frozen=True)
@@ -83,13 +82,13 @@ class Writer:
 def _of_adapter(folder: Path, base: str | None) -> tuple[Any, Tokenization]:
     config = read_config(folder / CONFIG_NAME)
     task, named = config.get("task_type"), base or config.get("base_model_name_or_path")
-    if task not in (*_TASKS, None):
+    if task not in (TaskType.CAUSAL_LM, TaskType.SEQ_2_SEQ_LM, None):
         raise InputError(f"{folder} is an adapter for {task}, which writes no texts")
     if not named:
         raise InputError(f"{folder} does not name its base model: give it with --base")
     tokenizer: PreTrainedTokenizerBase = load_tokenizer(named)
     complete_tokenizer(tokenizer, name=named, chat_template=None, chat=False)
-    model: Any = load_language_model(resolve_model(named), tokenizer, seq2seq=task == "SEQ_2_SEQ_LM")
+    model: Any = load_language_model(resolve_model(named), tokenizer, parse_task_type(task or TaskType.CAUSAL_LM))
     try:
         adapted = PeftModel.from_pretrained(model, folder)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:

@@ -157,12 +157,7 @@ def complete_training(
 
 
 def _value(key: str, value: Any, arguments: type[TrainingArguments]) -> Any:
-    """A training argument as its declared type, within its limits.
-
-    A bare `no` is False in YAML 1.1; under a strategy it means the word.
-    """
-    if value is False and key.endswith("_strategy"):
-        value = "no"
+    """Convert a training argument to its declared type, within its limits."""
     hint = _HINTS.get(key) or get_type_hints(arguments)[key]
     typed = _typed(key, value, hint)
     if isinstance(typed, float) and not math.isfinite(typed):

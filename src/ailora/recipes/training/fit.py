@@ -50,8 +50,6 @@ from ailora.weights.dtensor import any_dtensor
 Model = PreTrainedModel | PeftModel
 #: Training arguments that say which engine trains, and in which precision.
 _ENGINE = ("fsdp", "fsdp_config", "deepspeed", "parallelism_config", "accelerator_config", "bf16", "fp16", "tf32")
-#: recipe -> PEFT's task type
-TASK_TYPES = {"classification": "SEQ_CLS", "causal_lm": "CAUSAL_LM", "seq2seq": "SEQ_2_SEQ_LM"}
 
 
 @dataclass(frozen=True)
@@ -197,7 +195,7 @@ def plan_for(config: RunConfig, model: PreTrainedModel) -> Plan:
     method = adapter.method
     if not isinstance(method, Preset | PeftInit):
         raise InputError(f"adapter.policy {method} has no plan: it says itself what is trained")
-    plan = make_plan(model, method.policy, **adapter.plan_options(), task_type=TASK_TYPES[config.recipe])
+    plan = make_plan(model, method.policy, **adapter.plan_options(), task_type=config.task_type)
     parse_multipliers(adapter.learning_rates).validate_adapted(plan.counts)
     return plan
 

@@ -70,6 +70,6 @@ def language_loader(config: LanguageConfig, tokenization: Tokenization) -> Calla
     return partial(
         load_language_model,
         tokenizer=tokenization.tokenizer,
-        seq2seq=config.seq2seq,
+        task_type=config.task_type,
         quantization=quantization_config(config),
     )
