@@ -17,7 +17,7 @@ from typing import Any
 
 from machine import write_results
 
-from ailora.studies.study import open_study
+from ailora.studies.study import create_or_load_study
 from ailora.studies.study_config import load_study_config
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -44,10 +44,10 @@ def measure(trials: int, workers: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         begun = time.perf_counter()
-        store, _ = open_study(load_study_config(study_of(folder, trials)))
+        storage, _ = create_or_load_study(load_study_config(study_of(folder, trials)))
         added = time.perf_counter() - begun
         runs = folder / "runs"
-        command = [sys.executable, "-m", "tests.studies.worker_process", store.url, store.name, str(runs)]
+        command = [sys.executable, "-m", "tests.studies.worker_process", storage.url, storage.name, str(runs)]
         processes = [subprocess.Popen(command, cwd=ROOT) for _ in range(workers)]
         times = []
         while any(process.poll() is None for process in processes):
@@ -55,7 +55,7 @@ def measure(trials: int, workers: int) -> dict[str, Any]:
             count = runs.read_text().count("end ") if runs.exists() else 0
             if count > len(times):
                 times += [time.perf_counter()] * (count - len(times))
-        store.close()
+        storage.close()
         assert len(times) == trials
     tenth = max(2, trials // 10)
     return {

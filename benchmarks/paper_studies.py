@@ -16,11 +16,10 @@ from typing import Any
 from machine import describe
 
 from ailora.errors import InputError
-from ailora.studies.comparison import compare, described
-from ailora.studies.study import found_study
+from ailora.studies.comparison import compare
+from ailora.studies.study import load_study, trial_frame
 from ailora.studies.study_config import load_study_config
-from ailora.studies.summary import markdown
-from ailora.studies.trial_table import current, frame
+from ailora.studies.summary import summarize
 
 ROOT = Path(__file__).resolve().parents[1]
 STUDIES = [
@@ -43,15 +42,15 @@ def main() -> None:
     for name, scale, title in STUDIES:
         file = ROOT / "examples" / "paper" / f"{name}.yaml"
         try:
-            store, grid = found_study(load_study_config(file, scale=scale))
+            storage, design = load_study(load_study_config(file, scale=scale))
         except InputError as error:
             print(f"{name} {scale} stays as it was: {error}")
             pages += [earlier[title]] if title in earlier else []
             continue
-        found = compare(current(store, grid), grid)
+        comparison = compare(design.matching_trials(storage.trials()), design)
         command = f"ailora study run examples/paper/{name}.yaml --scale {scale} --workers 2"
-        pages.append(markdown(found, title=title).replace("\n\n", f"\n\n`{command}`\n\n", 1))
-        numbers[f"{name}-{scale}"] = described(found) | {"trials": trials(frame(store, grid))}
+        pages.append(summarize(comparison).to_markdown(title).replace("\n\n", f"\n\n`{command}`\n\n", 1))
+        numbers[f"{name}-{scale}"] = comparison.to_dict() | {"trials": trials(trial_frame(storage, design))}
     kept.write_text(json.dumps({"machine": describe(), "studies": numbers}, indent=1) + "\n", encoding="utf-8")
     page.write_text(head + MARK + "\n" + "\n".join(pages), encoding="utf-8")
 

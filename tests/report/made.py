@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import random
@@ -13,9 +14,10 @@ from optuna.trial import TrialState, create_trial
 
 from ailora.plan.adapter_metadata import library_versions
 from ailora.recipes.config.yaml_file import format_yaml
-from ailora.studies.conditions import Cell, Grid
 from ailora.studies.study_config import load_study_config
-from ailora.studies.trial_storage import Status, Store, Trial
+from ailora.studies.study_design import StudyDesign
+from ailora.studies.trial import Status, Trial, TrialSpec
+from ailora.studies.trial_storage import TrialStorage
 from tests.studies.made import Result, outcome, ran
 
 #: What must be shown as it stands.
@@ -50,47 +52,52 @@ def study_file(folder: Path, **changes: Any) -> Path:
     return file
 
 
-def stored(file: Path, result: Callable[[Cell], Result]) -> tuple[Store, Grid]:
+def stored(file: Path, result: Callable[[TrialSpec], Result]) -> tuple[TrialStorage, StudyDesign]:
     """The study of a file with all its trials in a storage, as workers would have left it.
 
     Args:
         file: from `study_file`.
-        result: what becomes of a cell.
+        result: what becomes of a spec.
     """
     config = load_study_config(file)
-    grid = Grid(config)
+    design = StudyDesign(config)
     Path(config.output).mkdir(parents=True)
     assert config.storage
     assert config.name
-    store = Store.create(config.storage, config.name, config.model_dump(by_alias=True))
-    store._study.add_trials([_frozen(trial) for trial in ran(grid, result)])
-    return store, grid
+    storage = TrialStorage.create(config.storage, config.name, config.model_dump(by_alias=True))
+    storage._study.add_trials([_frozen(trial) for trial in ran(design, result)])
+    return storage, design
 
 
 def _frozen(trial: Trial) -> Any:
-    kept = {"key": trial.key, "cell": trial.cell, "outcome": trial.outcome, "error": trial.error}
+    result = trial.result and trial.result.to_dict()
+    kept = {"key": trial.key, "cell": trial.spec.to_dict(), "outcome": result, "error": trial.error}
     value = 0.0 if trial.status is Status.DONE else None
     attributes = {name: found for name, found in kept.items() if found is not None}
     return create_trial(state=_STATES[trial.status], value=value, user_attrs=attributes)
 
 
-def plausible(cell: Cell, *, evaluations: int = 20) -> Result:
+def plausible(spec: TrialSpec, *, evaluations: int = 20) -> Result:
     """What a run could have scored: each method has a best rate, and seeds differ."""
-    rng = random.Random(f"{cell.group} {cell.learning_rate} {cell.seed}")
+    rng = random.Random(f"{spec.condition} {spec.learning_rate} {spec.seed}")
     lift = {"lora": 0.0, "pissa": -0.012, "milora": 0.002, "ailora": 0.016, "reversed": -0.03}
-    best = {"lora": -2.9, "pissa": -3.4}.get(cell.group.method, -3.0)
-    rank = cell.group.values.get("adapter.rank", 8)
-    seed = random.Random(cell.seed).gauss(0, 0.008)
-    value = 0.8 + lift.get(cell.group.method, 0.0) + seed + 0.004 * math.log2(rank) + rng.gauss(0, 0.004)
-    value -= 0.08 * (math.log10(cell.learning_rate) - best) ** 2
+    best = {"lora": -2.9, "pissa": -3.4}.get(spec.condition.method, -3.0)
+    rank = spec.condition.values.get("adapter.rank", 8)
+    seed = random.Random(spec.seed).gauss(0, 0.008)
+    value = 0.8 + lift.get(spec.condition.method, 0.0) + seed + 0.004 * math.log2(rank) + rng.gauss(0, 0.004)
+    value -= 0.08 * (math.log10(spec.learning_rate) - best) ** 2
     left = [math.exp(-3 * (i + 1) / evaluations) for i in range(evaluations)]
     losses = [0.7 * share + (1 - value) + rng.gauss(0, 0.005) for share in left]
-    made = outcome(value, test=value - 0.01 + rng.gauss(0, 0.003), losses=losses)
-    assert isinstance(made, dict)
-    for i, record in enumerate(made["history"]):
-        record["accuracy"] = value - 0.3 * math.exp(-4 * (i + 1) / evaluations) + rng.gauss(0, 0.004)
-    sizes = {"init_seconds": rng.uniform(0.2, 0.9), "train_seconds": rng.uniform(20, 24), "steps": 10 * evaluations}
-    return made | sizes | {"adapter_bytes": 75_000 * rank, "peak_memory_bytes": int(8.2e8 + rng.uniform(0, 2e7))}
+    result = outcome(value, test=value - 0.01 + rng.gauss(0, 0.003), losses=losses)
+    accuracies = [value - 0.3 * math.exp(-4 * (i + 1) / evaluations) + rng.gauss(0, 0.004) for i in range(evaluations)]
+    return dataclasses.replace(
+        result,
+        history=[{**record, "accuracy": one} for record, one in zip(result.history, accuracies, strict=True)],
+        init_seconds=rng.uniform(0.2, 0.9),
+        train_seconds=rng.uniform(20, 24),
+        adapter_bytes=75_000 * rank,
+        peak_memory_bytes=int(8.2e8 + rng.uniform(0, 2e7)),
+    )
 
 
 def run_folder(folder: Path, **changes: Any) -> Path:

@@ -16,20 +16,20 @@ from ailora.recipes.config.yaml_file import parse_yaml
 from ailora.report.document import Charts, Code, Note, Page, Part, Table, Words
 from ailora.report.html import render
 from ailora.report.study_page import study_part
-from ailora.studies.conditions import Cell, Grid
 from ailora.studies.study_config import load_study_config
-from ailora.studies.trial_storage import Status, Trial
+from ailora.studies.study_design import StudyDesign
+from ailora.studies.trial import Condition, Status, Trial, TrialResult, TrialSpec
 from tests.report.made import HOSTILE, TEXTS, plausible, stored, study_file
-from tests.studies.made import Result, grid_of, outcome, quickly, ran
+from tests.studies.made import Result, make_design, outcome, quickly, ran
 
 __all__ = ["quickly"]
 
 FIVE = ["lora", "pissa", "milora", "ailora", "reversed"]
 
 
-def part_of(grid: Grid, trials: list[Trial], **changes: Any) -> Part:
-    study = grid.config.model_dump(by_alias=True) | changes
-    return study_part("study", study, trials, grid, bootstrap=False)
+def part_of(design: StudyDesign, trials: list[Trial], **changes: Any) -> Part:
+    study = design.config.model_dump(by_alias=True) | changes
+    return study_part("study", study, trials, design, bootstrap=False)
 
 
 def blocks(part: Part, title: str, kind: type) -> list[Any]:
@@ -46,8 +46,8 @@ def said(part: Part) -> str:
 
 def test_who_wins_by_how_much_and_with_which_interval() -> None:
     gains = {"lora": lambda seed: 0.0, "ailora": lambda seed: 0.05 + seed / 500, "milora": lambda seed: (-0.1) ** seed}
-    grid = grid_of(methods=list(gains))
-    part = part_of(grid, ran(grid, lambda cell: outcome(0.5 + gains[cell.group.method](cell.seed))))
+    design = make_design(methods=list(gains))
+    part = part_of(design, ran(design, lambda spec: outcome(0.5 + gains[spec.condition.method](spec.seed))))
     told = said(part)
     assert told.startswith("Of 2 comparisons with the baseline lora, 1 is a win and 1 is a tie.")
     # The mean of 0, 2, .. 8 thousandths is 0.004, their sd 0.00316: 2.776 sd / sqrt(5) = 0.0039.
@@ -60,9 +60,9 @@ def test_who_wins_by_how_much_and_with_which_interval() -> None:
 
 
 def test_scores_and_differences_are_dots_with_intervals() -> None:
-    grid = grid_of()
+    design = make_design()
     gain = {"lora": 0.0, "ailora": 0.01}
-    part = part_of(grid, ran(grid, lambda cell: outcome(0.7 + 0.01 * cell.seed + gain[cell.group.method])))
+    part = part_of(design, ran(design, lambda spec: outcome(0.7 + 0.01 * spec.seed + gain[spec.condition.method])))
     scores, differences = charts(part, "Scores")
     assert scores.x.categories == differences.x.categories == ("lora", "ailora")
     assert [one.y[0] for one in scores.series] == pytest.approx([0.72, 0.73])
@@ -74,9 +74,9 @@ def test_scores_and_differences_are_dots_with_intervals() -> None:
 
 
 def test_curves_are_means_and_ranges_of_the_seeds() -> None:
-    grid = grid_of(learning_rate={"values": [1e-3, 1e-2]}, seeds=[0, 1])
+    design = make_design(learning_rate={"values": [1e-3, 1e-2]}, seeds=[0, 1])
     losses = {0: [0.9, 0.5, 0.3], 1: [0.7, 0.5]}
-    part = part_of(grid, ran(grid, lambda cell: outcome(0.8 - cell.learning_rate, losses=losses[cell.seed])))
+    part = part_of(design, ran(design, lambda spec: outcome(0.8 - spec.learning_rate, losses=losses[spec.seed])))
     (rates,) = charts(part, "Learning rates")
     assert rates.x.log
     assert (rates.series[0].x, rates.series[0].y) == ([1e-3, 1e-2], pytest.approx([0.799, 0.79]))
@@ -89,8 +89,12 @@ def test_curves_are_means_and_ranges_of_the_seeds() -> None:
 
 
 def test_ranks_are_an_axis() -> None:
-    grid = grid_of(methods=["lora", "ailora", "full"], grid={"adapter.rank": [2, 8, 32], "adapter.dropout": [0.0, 0.1]})
-    part = part_of(grid, ran(grid, lambda cell: outcome(0.7 + 0.001 * cell.group.values.get("adapter.rank", 0))))
+    design = make_design(
+        methods=["lora", "ailora", "full"], grid={"adapter.rank": [2, 8, 32], "adapter.dropout": [0.0, 0.1]}
+    )
+    part = part_of(
+        design, ran(design, lambda spec: outcome(0.7 + 0.001 * spec.condition.values.get("adapter.rank", 0)))
+    )
     over = charts(part, "Ranks and other settings")
     assert [chart.title for chart in over] == [
         "accuracy (test) over rank, dropout 0.0",
@@ -107,8 +111,8 @@ FIGURE_4 = Path(__file__).parents[2] / "examples/paper/figure4.yaml"
 def test_pairs_of_starts_are_a_matrix_whatever_their_names() -> None:
     paper = parse_yaml(FIGURE_4.read_text(encoding="utf-8"))
     methods = [{f"m{i}": next(iter(entry.values()))} for i, entry in enumerate(paper["methods"])]
-    grid = grid_of(methods=methods, seeds=[0], base=_two_roles())
-    part = part_of(grid, ran(grid, lambda cell: outcome(0.5 + 0.01 * int(cell.group.method[1:]))))
+    design = make_design(methods=methods, seeds=[0], base=_two_roles())
+    part = part_of(design, ran(design, lambda spec: outcome(0.5 + 0.01 * int(spec.condition.method[1:]))))
     (heat,) = charts(part, "Which start for which matrix")
     assert isinstance(heat, Heat)
     assert heat.rows == heat.columns == ("frozen", "random", "principal", "minor")
@@ -117,39 +121,42 @@ def test_pairs_of_starts_are_a_matrix_whatever_their_names() -> None:
     assert heat.values[2][3] == pytest.approx(0.55)
     assert heat.notes[1][1] == "baseline"
     # Methods that are no pairs make no matrix.
-    few = grid_of(methods=["lora", "full", "peft:olora", {"wide": {"method": "lora", "adapter.rank": 16}}])
-    assert not charts(part_of(few, ran(few, lambda cell: outcome(0.5))), "Which start for which matrix")
+    few = make_design(methods=["lora", "full", "peft:olora", {"wide": {"method": "lora", "adapter.rank": 16}}])
+    assert not charts(part_of(few, ran(few, lambda spec: outcome(0.5))), "Which start for which matrix")
 
 
 def _two_roles() -> dict[str, Any]:
-    base = grid_of().config.base
+    base = make_design().config.base
     assert isinstance(base, dict)
     return base | {"adapter": {"rank": 4, "roles": ["query", "value"]}}
 
 
-#: What becomes of a cell -> what the page says of it.
-FATES: dict[str, tuple[Callable[[Cell], Result], str]] = {
-    "nothing has run": (lambda cell: Status.WAITING, "No trial of this study has finished"),
-    "everything fails": (lambda cell: "ValueError: broken\ntwice", "ValueError: broken\ntwice"),
-    "the baseline fails": (lambda c: "broken" if c.group.method == "lora" else outcome(0.8), "no seed in common"),
-    "pruned": (lambda cell: Status.PRUNED if cell.seed else outcome(0.8), "pruned at step 10"),
-    "running": (lambda cell: Status.RUNNING if cell.seed else outcome(0.8), "not run yet"),
-    "no evaluations": (lambda cell: outcome(0.8, losses=()), "No method is shown to differ"),
-    "test score of NaN": (lambda cell: outcome(0.8, test=math.nan), "not a number"),
-    "infinite losses": (lambda cell: outcome(0.8, losses=(math.inf, math.nan)), "not a number"),
-    "other facts": (lambda cell: {"metrics": outcome(0.8)["metrics"], "history": [{"step": 1}, {}]}, "lora"),  # type: ignore[index]
-    "no metrics": (lambda cell: outcome(0.8), "10 trials left out"),
+#: What becomes of a spec -> what the page says of it.
+FATES: dict[str, tuple[Callable[[TrialSpec], Result], str]] = {
+    "nothing has run": (lambda spec: Status.WAITING, "No trial of this study has finished"),
+    "everything fails": (lambda spec: "ValueError: broken\ntwice", "ValueError: broken\ntwice"),
+    "the baseline fails": (lambda c: "broken" if c.condition.method == "lora" else outcome(0.8), "no seed in common"),
+    "pruned": (lambda spec: Status.PRUNED if spec.seed else outcome(0.8), "pruned at step 10"),
+    "running": (lambda spec: Status.RUNNING if spec.seed else outcome(0.8), "not run yet"),
+    "no evaluations": (lambda spec: outcome(0.8, losses=()), "No method is shown to differ"),
+    "test score of NaN": (lambda spec: outcome(0.8, test=math.nan), "not a number"),
+    "infinite losses": (lambda spec: outcome(0.8, losses=(math.inf, math.nan)), "not a number"),
+    "other facts": (
+        lambda spec: TrialResult.from_dict({"metrics": outcome(0.8).metrics, "history": [{"step": 1}, {}]}),
+        "lora",
+    ),
+    "no metrics": (lambda spec: outcome(0.8), "10 trials left out"),
 }
 
 
 @pytest.mark.parametrize("fate", FATES)
 def test_whatever_became_of_the_trials_there_is_a_page(fate: str) -> None:
     result, expected = FATES[fate]
-    grid = grid_of()
-    trials = ran(grid, result)
+    design = make_design()
+    trials = ran(design, result)
     if fate == "no metrics":
-        trials = [dataclasses.replace(trial, outcome={"metrics": {"validation": {"loss": 1.0}}}) for trial in trials]
-    page = render(Page("study", (part_of(grid, trials),)))
+        trials = [dataclasses.replace(trial, result=TrialResult({"validation": {"loss": 1.0}})) for trial in trials]
+    page = render(Page("study", (part_of(design, trials),)))
     assert expected.replace("<", "&lt;") in page
     json.loads(data_of(page))
     assert "Run it again" in page
@@ -164,34 +171,34 @@ def data_of(page: str) -> str:
 
 
 def test_trials_of_other_versions_are_left_out_or_told_of() -> None:
-    grid = grid_of()
-    now = ran(grid, lambda cell: outcome(0.8))
-    old = [dataclasses.replace(trial, key=f"old{trial.number}") for trial in ran(grid, lambda cell: outcome(0.6))]
-    both = part_of(grid, [*old, *now])
+    design = make_design()
+    now = ran(design, lambda spec: outcome(0.8))
+    old = [dataclasses.replace(trial, key=f"old{trial.number}") for trial in ran(design, lambda spec: outcome(0.6))]
+    both = part_of(design, [*old, *now])
     assert "10 trials run with other versions" in blocks(both, "Summary", Note)[0].text
     assert charts(both, "Scores")[0].series[0].y == [0.8]
-    alone = part_of(grid, old)
+    alone = part_of(design, old)
     assert "No trial was run with what is installed now" in blocks(alone, "Summary", Note)[0].text
     assert charts(alone, "Scores")[0].series[0].y == [0.6]
-    foreign = dataclasses.replace(now[0], cell=now[0].cell | {"group": {"task": "x", "method": "y", "point": []}})
-    assert "1 trial of the storage belong" in blocks(part_of(grid, [*now, foreign]), "Summary", Note)[0].text
+    foreign = dataclasses.replace(now[0], spec=dataclasses.replace(now[0].spec, condition=Condition("x", "y")))
+    assert "1 trial of the storage belong" in blocks(part_of(design, [*now, foreign]), "Summary", Note)[0].text
 
 
 def test_what_is_lost_is_listed_with_its_whole_error() -> None:
-    grid = grid_of()
+    design = make_design()
     error = "ValueError: " + "x" * 900
-    part = part_of(grid, ran(grid, lambda cell: error if cell.seed == 3 else outcome(0.8)))
+    part = part_of(design, ran(design, lambda spec: error if spec.seed == 3 else outcome(0.8)))
     (table,) = blocks(part, "Failed, pruned and missing trials", Table)
     assert [row[3:] for row in table.rows] == [("3", "failed", error)] * 2
-    done = part_of(grid, ran(grid, lambda cell: outcome(0.8)))
+    done = part_of(design, ran(design, lambda spec: outcome(0.8)))
     (words,) = blocks(done, "Failed, pruned and missing trials", Words)
     assert words.sentences == ("Every trial that the study asks for is done.",)
 
 
 def test_every_trial_is_in_the_table() -> None:
-    grid = grid_of(learning_rate={"values": [1e-3, 1e-2]})
-    trials = ran(grid, lambda cell: outcome(0.8 + cell.seed * 1e-2))
-    (table,) = blocks(part_of(grid, trials), "All trials", Table)
+    design = make_design(learning_rate={"values": [1e-3, 1e-2]})
+    trials = ran(design, lambda spec: outcome(0.8 + spec.seed * 1e-2))
+    (table,) = blocks(part_of(design, trials), "All trials", Table)
     assert len(table.rows) == len(trials) == 20
     numeric = dict(zip(table.columns, table.numeric, strict=True))
     assert numeric["learning rate"]
@@ -202,24 +209,24 @@ def test_every_trial_is_in_the_table() -> None:
 
 
 def test_settings_are_said_once_and_the_file_runs_again(tmp_path: Path) -> None:
-    grid = grid_of(methods=["lora", {"wide": {"method": "lora", "adapter.rank": 16}}], seeds=[0])
-    part = part_of(grid, ran(grid, lambda cell: outcome(0.8)), storage="postgresql://me:secret@host/studies")
+    design = make_design(methods=["lora", {"wide": {"method": "lora", "adapter.rank": 16}}], seeds=[0])
+    part = part_of(design, ran(design, lambda spec: outcome(0.8)), storage="postgresql://me:secret@host/studies")
     differs = blocks(part, "Settings", Table)[0]
     assert differs.columns[3:] == ("adapter.rank",)
     assert [row[3] for row in differs.rows] == ["4", "16"]
     file = next(code.text for code in blocks(part, "Run it again", Code) if code.title == "study.yaml")
     assert "secret" not in file
     (tmp_path / "study.yaml").write_text(file)
-    again = Grid(load_study_config(tmp_path / "study.yaml"))
-    keys, there = ({one.key_of(Cell(group, 1e-3, 0)) for group in one.groups} for one in (grid, again))
+    again = StudyDesign(load_study_config(tmp_path / "study.yaml"))
+    keys, there = ({one.trial_key(TrialSpec(group, 1e-3, 0)) for group in one.conditions} for one in (design, again))
     assert keys == there
 
 
 def test_names_from_outside_are_text() -> None:
     methods = ["lora", *({said: {"method": "milora", "adapter.rank": i + 1}} for i, said in enumerate(TEXTS))]
-    grid = grid_of(methods=methods, tasks={HOSTILE: {}, "b": {"data.max_train_samples": 9}})
-    trials = ran(grid, lambda cell: f"{TEXTS[2]} in a trial" if cell.seed == 4 else outcome(0.8))
-    page = render(Page(HOSTILE, (dataclasses.replace(part_of(grid, trials), title=HOSTILE),), (TEXTS[2],)))
+    design = make_design(methods=methods, tasks={HOSTILE: {}, "b": {"data.max_train_samples": 9}})
+    trials = ran(design, lambda spec: f"{TEXTS[2]} in a trial" if spec.seed == 4 else outcome(0.8))
+    page = render(Page(HOSTILE, (dataclasses.replace(part_of(design, trials), title=HOSTILE),), (TEXTS[2],)))
     before_scripts = page.partition('<script type="application/json"')[0]
     assert "<script" not in before_scripts
     assert "<img" not in before_scripts
@@ -239,10 +246,10 @@ def test_a_thousand_trials_are_below_seven_megabytes(tmp_path: Path) -> None:
         grid={"adapter.rank": [4, 16]},
         learning_rate={"values": [3e-4, 1e-3, 3e-3, 1e-2]},
     )
-    store, grid = stored(file, lambda cell: plausible(cell, evaluations=100))
-    trials = store.trials()
-    store.close()
+    storage, design = stored(file, lambda spec: plausible(spec, evaluations=100))
+    trials = storage.trials()
+    storage.close()
     assert len(trials) >= 900
-    page = render(Page("study", (study_part("study", store.study, trials, grid, bootstrap=False),)))
+    page = render(Page("study", (study_part("study", storage.config, trials, design, bootstrap=False),)))
     assert len(page.encode()) < 7_000_000
-    assert isinstance(next(iter(Page("", (study_part("s", {}, trials, grid, bootstrap=False),)).charts)), Plot)
+    assert isinstance(next(iter(Page("", (study_part("s", {}, trials, design, bootstrap=False),)).charts)), Plot)

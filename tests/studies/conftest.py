@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from ailora.studies.conditions import Grid
 from ailora.studies.study_config import StudyConfig, load_study_config
+from ailora.studies.study_design import StudyDesign
 from tests.recipes.conftest import config, tiny_bert, verdicts
 
 __all__ = ["config", "tiny_bert", "verdicts"]
@@ -39,8 +39,8 @@ def loaded(study: dict[str, Any]) -> StudyConfig:
 
 
 @pytest.fixture
-def grid(loaded: StudyConfig) -> Grid:
-    return Grid(loaded)
+def design(loaded: StudyConfig) -> StudyDesign:
+    return StudyDesign(loaded)
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""Studies that nobody ran: a grid, and trials with the outcomes that a test wants."""
+"""Studies that nobody ran: a design, and trials with the results that a test wants."""
 
 from __future__ import annotations
 
@@ -10,13 +10,12 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from ailora.studies.conditions import Cell, Grid
 from ailora.studies.study_config import load_study_config
-from ailora.studies.trial_storage import Status, Trial
-from ailora.studies.trial_table import scores
+from ailora.studies.study_design import StudyDesign
+from ailora.studies.trial import Status, Trial, TrialResult, TrialSpec
 
-#: An outcome, the error of a trial that failed, or what else became of it.
-Result = dict[str, Any] | str | Status
+#: What came of a trial that is done, the error of one that failed, or what else became of it.
+Result = TrialResult | str | Status
 #: Steps between evaluations.
 EVERY = 10
 
@@ -25,10 +24,10 @@ EVERY = 10
 def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
     """statsmodels collects garbage whenever p-values are adjusted, which takes a second beside torch."""
     monkeypatch.setattr("gc.collect", lambda *generation: 0)
-    monkeypatch.setattr("ailora.studies.bootstrap._RESAMPLES", 50)
+    monkeypatch.setattr("ailora.studies.bootstrap._N_RESAMPLES", 50)
 
 
-def grid_of(**changes: Any) -> Grid:
+def make_design(**changes: Any) -> StudyDesign:
     """Two methods at one learning rate with five seeds; no file needs to exist."""
     base = {
         "recipe": "classification",
@@ -43,11 +42,11 @@ def grid_of(**changes: Any) -> Grid:
         "seeds": [0, 1, 2, 3, 4],
         "output": "out",
     }
-    return Grid(load_study_config(study | changes))
+    return StudyDesign(load_study_config(study | changes))
 
 
-def outcome(value: float, *, test: float | None = None, losses: Sequence[float] = (0.5,), **facts: Any) -> Result:
-    """Of a run with one evaluation every ten steps.
+def outcome(value: float, *, test: float | None = None, losses: Sequence[float] = (0.5,), **facts: Any) -> TrialResult:
+    """Result of a run with one evaluation every ten steps.
 
     Args:
         value: the accuracy on the validation split.
@@ -57,7 +56,7 @@ def outcome(value: float, *, test: float | None = None, losses: Sequence[float] 
     """
     history = [{"step": EVERY * (i + 1), "loss": loss, "accuracy": value} for i, loss in enumerate(losses)]
     last = losses[-1] if losses else 0.5
-    return {
+    result = {
         "metrics": {
             "validation": {"accuracy": value, "loss": last},
             "test": {"accuracy": value if test is None else test, "loss": last},
@@ -72,24 +71,25 @@ def outcome(value: float, *, test: float | None = None, losses: Sequence[float] 
         "peak_memory_bytes": 2**28,
         "seconds": 9.0,
         "folder": "out/nowhere",
-    } | facts
+    }
+    return TrialResult.from_dict(result | facts)
 
 
-def trial(grid: Grid, cell: Cell, result: Result, number: int = 0) -> Trial:
-    """What the storage would tell of a cell."""
-    known = (number, grid.key_of(cell), json.loads(json.dumps(cell.described())))
-    if isinstance(result, dict):
-        return Trial(*known, Status.DONE, outcome=result)
+def trial(design: StudyDesign, spec: TrialSpec, result: Result, number: int = 0) -> Trial:
+    """What the storage would tell of a trial."""
+    known = (number, design.trial_key(spec), TrialSpec.from_dict(json.loads(json.dumps(spec.to_dict()))))
+    if isinstance(result, TrialResult):
+        return Trial(*known, Status.DONE, result=result)
     if isinstance(result, Status):
         return Trial(*known, result, error="pruned at step 10" if result is Status.PRUNED else None)
     return Trial(*known, Status.FAILED, error=result)
 
 
-def ran(grid: Grid, result: Callable[[Cell], Result]) -> list[Trial]:
+def ran(design: StudyDesign, result: Callable[[TrialSpec], Result]) -> list[Trial]:
     """Everything that a study asks for, until it asks for nothing more."""
-    trials: dict[Cell, Trial] = {}
-    while new := [cell for cell in grid.wanted(scores(trials.values(), grid)) if cell not in trials]:
-        trials |= {cell: trial(grid, cell, result(cell), len(trials) + i) for i, cell in enumerate(new)}
+    trials: dict[TrialSpec, Trial] = {}
+    while new := [spec for spec in design.required_trials(trials.values()) if spec not in trials]:
+        trials |= {spec: trial(design, spec, result(spec), len(trials) + i) for i, spec in enumerate(new)}
     return list(trials.values())
 
 

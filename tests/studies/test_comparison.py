@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections.abc import Sequence
@@ -12,27 +13,27 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ailora.studies.comparison import Compared, compare, described
-from ailora.studies.conditions import Cell, Grid, Group
-from ailora.studies.method_results import point_of, report_split
+from ailora.studies.comparison import BaselineComparison, compare
+from ailora.studies.method_results import metric_point
 from ailora.studies.statistics import Verdict, estimate, holm
-from ailora.studies.trial_storage import Status
-from tests.studies.made import Result, grid_of, outcome, predicted, quickly, ran, trial
+from ailora.studies.study_design import StudyDesign
+from ailora.studies.trial import Condition, Status, TrialSpec
+from tests.studies.made import Result, make_design, outcome, predicted, quickly, ran, trial
 
 __all__ = ["quickly"]
 
-OURS, BASE = Group("base", "ailora"), Group("base", "lora")
+OURS, BASE = Condition("base", "ailora"), Condition("base", "lora")
 TSV = {"train": "a.tsv", "validation": "b.tsv", "text": ["sentence"]}
 
 
-def against(grid: Grid, gains: Sequence[float]) -> Compared:
+def against(design: StudyDesign, gains: Sequence[float]) -> BaselineComparison:
     """A method that is better than the baseline by so much, seed by seed; the loss is larger by as much."""
 
-    def result(cell: Cell) -> Result:
-        value = 0.5 + 0.01 * cell.seed + (gains[cell.seed] if cell.group == OURS else 0)
+    def result(spec: TrialSpec) -> Result:
+        value = 0.5 + 0.01 * spec.seed + (gains[spec.seed] if spec.condition == OURS else 0)
         return outcome(value, losses=(value,))
 
-    return compare(ran(grid, result), grid).compared[OURS]
+    return compare(ran(design, result), design).against_baseline[OURS]
 
 
 @pytest.mark.parametrize(
@@ -45,98 +46,114 @@ def against(grid: Grid, gains: Sequence[float]) -> Compared:
     ],
 )
 def test_five_seeds_win_lose_or_tie(gains: Sequence[float], verdict: Verdict) -> None:
-    assert against(grid_of(), gains).verdict is verdict
+    assert against(make_design(), gains).verdict is verdict
     turned = {Verdict.WIN: Verdict.LOSS, Verdict.LOSS: Verdict.WIN, Verdict.TIE: Verdict.TIE}
-    assert against(grid_of(metric="loss"), gains).verdict is turned[verdict]
+    assert against(make_design(metric="loss"), gains).verdict is turned[verdict]
 
 
 @settings(deadline=None, max_examples=25)
 @given(st.lists(st.floats(-0.4, 0.4), min_size=1, max_size=4))
 def test_four_seeds_never_win(gains: list[float]) -> None:
-    found = against(grid_of(seeds=list(range(len(gains)))), gains)
+    found = against(make_design(seeds=list(range(len(gains)))), gains)
     assert found.verdict is Verdict.TIE
     assert (found.adjusted_p is None) == (len(gains) == 1)
 
 
 def test_the_validation_split_chooses_and_the_test_split_is_reported() -> None:
-    grid = grid_of(learning_rate={"values": [1e-3, 1e-2]})
+    design = make_design(learning_rate={"values": [1e-3, 1e-2]})
     results = {1e-3: outcome(0.9, test=0.6), 1e-2: outcome(0.8, test=0.7)}
-    found = compare(ran(grid, lambda cell: results[cell.learning_rate]), grid).measured[OURS]
-    assert found.progress.best == 1e-3
+    found = compare(ran(design, lambda spec: results[spec.learning_rate]), design).results[OURS]
+    assert found.search.best == 1e-3
     assert found.score == estimate([0.6] * 5)
     assert {rate: (one.mean, one.n) for rate, one in found.curve.items()} == {1e-3: (0.9, 5), 1e-2: (0.8, 5)}
 
 
 def test_without_a_test_split_the_validation_split_is_reported() -> None:
     base = {**described_base(), "data": TSV}
-    grid = grid_of(base=base)
-    assert report_split(grid, OURS) == "validation"
-    found = compare(ran(grid, lambda cell: outcome(0.9, test=0.1)), grid)
-    assert found.measured[OURS].score == estimate([0.9] * 5)
+    design = make_design(base=base)
+    assert design.report_split(OURS) == "validation"
+    found = compare(ran(design, lambda spec: outcome(0.9, test=0.1)), design)
+    assert found.results[OURS].score == estimate([0.9] * 5)
 
 
 def described_base() -> dict[str, object]:
-    base = grid_of().config.base
+    base = make_design().config.base
     assert isinstance(base, dict)
     return base
 
 
 def test_the_smaller_loss_is_the_best_rate() -> None:
-    grid = grid_of(metric="loss", learning_rate={"values": [1e-3, 1e-2]})
-    trials = ran(grid, lambda cell: outcome(0.9 if cell.learning_rate == 1e-2 else 0.1, losses=(cell.learning_rate,)))
-    found = compare(trials, grid).measured[OURS]
-    assert found.progress.best == 1e-3
+    design = make_design(metric="loss", learning_rate={"values": [1e-3, 1e-2]})
+    trials = ran(design, lambda spec: outcome(0.9 if spec.learning_rate == 1e-2 else 0.1, losses=(spec.learning_rate,)))
+    found = compare(trials, design).results[OURS]
+    assert found.search.best == 1e-3
     assert found.score == estimate([1e-3] * 5)
 
 
 def test_what_did_not_end_well_is_counted() -> None:
-    grid = grid_of(learning_rate={"values": [1e-4, 1e-3, 1e-2]}, seeds=[0, 1], seeds_at="all")
+    design = make_design(learning_rate={"values": [1e-4, 1e-3, 1e-2]}, seeds=[0, 1], seeds_at="all")
     fates = {
         (1e-4, 0): Status.PRUNED,
         (1e-4, 1): Status.WAITING,
         (1e-2, 0): "diverged: the loss is NaN",
         (1e-2, 1): Status.RUNNING,
     }
-    trials = ran(grid, lambda cell: fates.get((cell.learning_rate, cell.seed), outcome(0.8)))
-    found = compare(trials, grid).measured[OURS]
-    assert (found.ended, found.failed, found.pruned, found.open) == (2, 1, 1, 2)
+    trials = ran(design, lambda spec: fates.get((spec.learning_rate, spec.seed), outcome(0.8)))
+    found = compare(trials, design).results[OURS]
+    assert (*(found.status_counts[s] for s in (Status.DONE, Status.FAILED, Status.PRUNED)), found.n_open) == (
+        2,
+        1,
+        1,
+        2,
+    )
     assert found.errors == ["0.01, seed 0: diverged: the loss is NaN"]
-    assert found.progress.best is None
+    assert found.search.best is None
 
 
 def test_a_method_whose_runs_all_fail_has_nothing_and_the_others_are_compared() -> None:
-    grid = grid_of(methods=["lora", "ailora", "pissa"])
-    found = compare(ran(grid, lambda cell: "broken" if cell.group == OURS else outcome(0.8)), grid)
-    failed, compared = found.measured[OURS], found.compared[OURS]
-    assert (failed.progress.best, failed.score, failed.good, failed.curve, failed.at_best) == (None, None, None, {}, {})
-    assert failed.progress.ended
-    assert (compared.difference, compared.adjusted_p, compared.verdict, compared.speed) == (None, None, None, None)
-    assert found.compared[Group("base", "pissa")].difference is not None
-    assert found.family == 1
+    design = make_design(methods=["lora", "ailora", "pissa"])
+    found = compare(ran(design, lambda spec: "broken" if spec.condition == OURS else outcome(0.8)), design)
+    failed, compared = found.results[OURS], found.against_baseline[OURS]
+    assert (failed.search.best, failed.score, failed.good_range, failed.curve, failed.at_best) == (
+        None,
+        None,
+        None,
+        {},
+        {},
+    )
+    assert failed.search.ended
+    assert (compared.difference, compared.adjusted_p, compared.verdict, compared.time_to_loss) == (
+        None,
+        None,
+        None,
+        None,
+    )
+    assert found.against_baseline[Condition("base", "pissa")].difference is not None
+    assert found.family_size == 1
 
 
 def test_a_baseline_whose_runs_all_fail_leaves_nothing_to_compare_with() -> None:
-    grid = grid_of()
-    found = compare(ran(grid, lambda cell: "broken" if cell.group == BASE else outcome(0.8)), grid)
-    assert found.measured[OURS].score is not None
-    assert found.compared[OURS].difference is None
-    assert found.family == 0
+    design = make_design()
+    found = compare(ran(design, lambda spec: "broken" if spec.condition == BASE else outcome(0.8)), design)
+    assert found.results[OURS].score is not None
+    assert found.against_baseline[OURS].difference is None
+    assert found.family_size == 0
 
 
 def test_a_study_that_nobody_has_run_is_compared_as_well() -> None:
-    grid = grid_of()
-    for trials in ([], ran(grid, lambda cell: Status.WAITING)):
-        found = compare(trials, grid)
-        assert found.compared[OURS].difference is None
-        assert not found.measured[OURS].progress.ended
+    design = make_design()
+    for trials in ([], ran(design, lambda spec: Status.WAITING)):
+        found = compare(trials, design)
+        assert found.against_baseline[OURS].difference is None
+        assert not found.results[OURS].search.ended
 
 
 def test_a_seed_that_the_baseline_misses_is_left_out_of_the_difference() -> None:
-    grid = grid_of(seeds=[0, 1], extra_seeds=[7, 8])
-    missing = Cell(BASE, 1e-3, 7)
-    found = compare(ran(grid, lambda cell: "out of memory" if cell == missing else outcome(0.8)), grid)
-    assert list(found.measured[OURS].at_best) == [0, 1, 7, 8]
-    difference = found.compared[OURS].difference
+    design = make_design(seeds=[0, 1], extra_seeds=[7, 8])
+    missing = TrialSpec(BASE, 1e-3, 7)
+    found = compare(ran(design, lambda spec: "out of memory" if spec == missing else outcome(0.8)), design)
+    assert list(found.results[OURS].at_best) == [0, 1, 7, 8]
+    difference = found.against_baseline[OURS].difference
     assert difference is not None
     assert difference.seeds == (0, 1, 8)
 
@@ -144,33 +161,35 @@ def test_a_seed_that_the_baseline_misses_is_left_out_of_the_difference() -> None
 def test_a_rate_at_which_a_run_failed_is_a_gap_in_the_good_range() -> None:
     """Whether all of its runs failed, or one of the seeds that choose the best."""
     rates = [1e-4, 1e-3, 1e-2, 1e-1]
-    grid = grid_of(learning_rate={"values": rates}, seeds=[0, 1], seeds_at="all")
+    design = make_design(learning_rate={"values": rates}, seeds=[0, 1], seeds_at="all")
     for lost in ({0}, {1}, {0, 1}):
         better = {1e-4: 0.8, 1e-3: 0.81, 1e-2: 0.99, 1e-1: 0.81}
         trials = ran(
-            grid,
-            lambda cell: (
+            design,
+            lambda spec: (
                 "diverged"
-                if cell.learning_rate == 1e-2 and cell.seed in lost  # noqa: B023
-                else outcome(better[cell.learning_rate])  # noqa: B023
+                if spec.learning_rate == 1e-2 and spec.seed in lost  # noqa: B023
+                else outcome(better[spec.learning_rate])  # noqa: B023
             ),
         )
-        found = compare(trials, grid).measured[OURS]
-        assert found.good is not None
-        assert (found.good.low, found.good.peak, found.good.high) == (1e-4, 1e-3, 1e-3)
+        found = compare(trials, design).results[OURS]
+        assert found.good_range is not None
+        assert (found.good_range.low, found.good_range.best, found.good_range.high) == (1e-4, 1e-3, 1e-3)
 
 
 def test_an_extra_seed_that_failed_does_not_undo_the_best_rate() -> None:
-    grid = grid_of(learning_rate={"values": [1e-3, 1e-2]}, seeds=[0], extra_seeds=[7])
-    trials = ran(grid, lambda cell: "killed" if cell.seed == 7 else outcome(0.9 if cell.learning_rate == 1e-3 else 0.1))
-    found = compare(trials, grid).measured[OURS]
-    assert found.progress.best == 1e-3
-    assert found.good is not None
-    assert found.good.peak == 1e-3
+    design = make_design(learning_rate={"values": [1e-3, 1e-2]}, seeds=[0], extra_seeds=[7])
+    trials = ran(
+        design, lambda spec: "killed" if spec.seed == 7 else outcome(0.9 if spec.learning_rate == 1e-3 else 0.1)
+    )
+    found = compare(trials, design).results[OURS]
+    assert found.search.best == 1e-3
+    assert found.good_range is not None
+    assert found.good_range.best == 1e-3
 
 
 def test_a_point_is_a_hundredth_or_one() -> None:
-    assert (point_of("accuracy"), point_of("loss"), point_of("bleu")) == (0.01, 0.01, 1.0)
+    assert (metric_point("accuracy"), metric_point("loss"), metric_point("bleu")) == (0.01, 0.01, 1.0)
 
 
 # --- tasks and points -------------------------------------------------------------------------------------------------
@@ -179,19 +198,18 @@ def test_a_point_is_a_hundredth_or_one() -> None:
 def test_ranks_are_means_over_tasks() -> None:
     """A task's own metric decides what is better in it; equal scores share a rank; who has none is last."""
     tasks = {"a": {}, "b": {"metric": "f1"}, "c": {}}
-    grid = grid_of(methods=["lora", "ailora", "pissa"], tasks=tasks, seeds=[0])
+    design = make_design(methods=["lora", "ailora", "pissa"], tasks=tasks, seeds=[0])
     accuracy = {("a", "lora"): 0.7, ("a", "ailora"): 0.9, ("a", "pissa"): 0.8, ("c", "lora"): 0.5, ("c", "pissa"): 0.5}
 
-    def result(cell: Cell) -> Result:
-        if (cell.group.task, cell.group.method) == ("c", "ailora"):
+    def result(spec: TrialSpec) -> Result:
+        if (spec.condition.task, spec.condition.method) == ("c", "ailora"):
             return "broken"
-        made = outcome(accuracy.get((cell.group.task, cell.group.method), 0.6))
-        assert isinstance(made, dict)
-        f1 = {"lora": 0.3, "ailora": 0.1, "pissa": 0.2}[cell.group.method]
-        return {**made, "metrics": {split: {**one, "f1": f1} for split, one in made["metrics"].items()}}
+        made = outcome(accuracy.get((spec.condition.task, spec.condition.method), 0.6))
+        f1 = {"lora": 0.3, "ailora": 0.1, "pissa": 0.2}[spec.condition.method]
+        return dataclasses.replace(made, metrics={split: {**one, "f1": f1} for split, one in made.metrics.items()})
 
-    found = compare(ran(grid, result), grid)
-    assert found.ranks == {
+    found = compare(ran(design, result), design)
+    assert found.average_ranks == {
         "lora": (3 + 1 + 1.5) / 3,
         "ailora": (1 + 3 + 3) / 3,
         "pissa": pytest.approx((2 + 2 + 1.5) / 3),
@@ -199,73 +217,73 @@ def test_ranks_are_means_over_tasks() -> None:
 
 
 def test_a_single_task_has_no_average_rank() -> None:
-    grid = grid_of(seeds=[0])
-    assert compare(ran(grid, lambda cell: outcome(0.8)), grid).ranks == {}
+    design = make_design(seeds=[0])
+    assert compare(ran(design, lambda spec: outcome(0.8)), design).average_ranks == {}
 
 
 RANKS = {"adapter.rank": [2, 8]}
 
 
-def at_rank(method: str, rank: int) -> Group:
-    return Group("base", method, (("adapter.rank", str(rank)),))
+def at_rank(method: str, rank: int) -> Condition:
+    return Condition("base", method, (("adapter.rank", str(rank)),))
 
 
 def test_each_point_of_the_grid_has_its_own_best_and_its_own_baseline() -> None:
-    grid = grid_of(grid=RANKS, learning_rate={"values": [1e-3, 1e-2]})
+    design = make_design(grid=RANKS, learning_rate={"values": [1e-3, 1e-2]})
     best = {at_rank("lora", 2): 1e-2, at_rank("ailora", 2): 1e-3, at_rank("lora", 8): 1e-3, at_rank("ailora", 8): 1e-2}
     top = {at_rank("lora", 2): 0.5, at_rank("ailora", 2): 0.6, at_rank("lora", 8): 0.9, at_rank("ailora", 8): 0.8}
-    trials = ran(grid, lambda cell: outcome(top[cell.group] - 0.1 * (cell.learning_rate != best[cell.group])))
-    found = compare(trials, grid)
-    assert {group: one.progress.best for group, one in found.measured.items()} == best
-    assert {group: one.verdict for group, one in found.compared.items()} == {
+    trials = ran(design, lambda spec: outcome(top[spec.condition] - 0.1 * (spec.learning_rate != best[spec.condition])))
+    found = compare(trials, design)
+    assert {condition: one.search.best for condition, one in found.results.items()} == best
+    assert {condition: one.verdict for condition, one in found.against_baseline.items()} == {
         at_rank("ailora", 2): Verdict.WIN,
         at_rank("ailora", 8): Verdict.LOSS,
     }
-    assert found.ranks == {"lora": 1.5, "ailora": 1.5}
+    assert found.average_ranks == {"lora": 1.5, "ailora": 1.5}
 
 
-def scored(cell: Cell) -> Result:
+def scored(spec: TrialSpec) -> Result:
     """Full fine-tuning between the ranks: 0.7; a method at its rank: 0.2 to 0.9."""
-    if cell.group.method == "full":
+    if spec.condition.method == "full":
         return outcome(0.7)
-    rank = cell.group.values["adapter.rank"]
-    return outcome(0.1 * rank + (0.1 if cell.group.method == "ailora" else 0))
+    rank = spec.condition.values["adapter.rank"]
+    return outcome(0.1 * rank + (0.1 if spec.condition.method == "ailora" else 0))
 
 
 def test_full_fine_tuning_knows_no_rank_and_is_ranked_at_all_of_them() -> None:
-    grid = grid_of(methods=["lora", "ailora", "full"], grid=RANKS)
-    found = compare(ran(grid, scored), grid)
-    assert Group("base", "full") in found.compared
-    assert found.ranks == {"lora": (3 + 2) / 2, "ailora": (2 + 1) / 2, "full": (1 + 3) / 2}
+    design = make_design(methods=["lora", "ailora", "full"], grid=RANKS)
+    found = compare(ran(design, scored), design)
+    assert Condition("base", "full") in found.against_baseline
+    assert found.average_ranks == {"lora": (3 + 2) / 2, "ailora": (2 + 1) / 2, "full": (1 + 3) / 2}
 
 
 def test_methods_are_ranked_at_their_points_when_the_baseline_has_none() -> None:
-    grid = grid_of(methods=["full", "lora", "ailora"], grid=RANKS)
-    found = compare(ran(grid, scored), grid)
-    assert set(found.compared) == {at_rank(method, rank) for method in ("lora", "ailora") for rank in (2, 8)}
-    assert found.ranks == {"lora": (3 + 2) / 2, "ailora": (2 + 1) / 2, "full": (1 + 3) / 2}
+    design = make_design(methods=["full", "lora", "ailora"], grid=RANKS)
+    found = compare(ran(design, scored), design)
+    assert set(found.against_baseline) == {at_rank(method, rank) for method in ("lora", "ailora") for rank in (2, 8)}
+    assert found.average_ranks == {"lora": (3 + 2) / 2, "ailora": (2 + 1) / 2, "full": (1 + 3) / 2}
 
 
 def test_a_key_that_all_methods_set_makes_no_further_points() -> None:
     methods = [{name: {"adapter.rank": 4}} for name in ("lora", "ailora")]
-    grid = grid_of(methods=methods, grid=RANKS, seeds=[0])
-    assert compare(ran(grid, lambda cell: outcome(0.8)), grid).ranks == {}
+    design = make_design(methods=methods, grid=RANKS, seeds=[0])
+    assert compare(ran(design, lambda spec: outcome(0.8)), design).average_ranks == {}
 
 
 def test_holms_family_is_every_comparison_of_the_report_that_has_a_p() -> None:
-    grid = grid_of(methods=["lora", "ailora", "pissa", "milora"], tasks={"a": {}, "b": {}})
+    design = make_design(methods=["lora", "ailora", "pissa", "milora"], tasks={"a": {}, "b": {}})
 
-    def result(cell: Cell) -> Result:
-        if cell.group == Group("b", "milora"):
+    def result(spec: TrialSpec) -> Result:
+        if spec.condition == Condition("b", "milora"):
             return "broken"
-        size = {"lora": 0, "ailora": 1, "pissa": 2, "milora": 3}[cell.group.method] + (cell.group.task == "b")
-        return outcome(0.5 + 0.01 * size * (1 + math.sin(cell.seed * (1 + size))))
+        size = {"lora": 0, "ailora": 1, "pissa": 2, "milora": 3}[spec.condition.method] + (spec.condition.task == "b")
+        return outcome(0.5 + 0.01 * size * (1 + math.sin(spec.seed * (1 + size))))
 
-    found = compare(ran(grid, result), grid)
-    assert found.family == 2 * 3 - 1
-    raw = {str(g): one.difference.p_value for g, one in found.compared.items() if one.difference}
+    found = compare(ran(design, result), design)
+    assert found.family_size == 2 * 3 - 1
+    raw = {str(g): one.difference.p_value for g, one in found.against_baseline.items() if one.difference}
     adjusted = holm({name: p for name, p in raw.items() if p is not None})
-    assert {str(g): one.adjusted_p for g, one in found.compared.items() if one.difference} == adjusted
+    assert {str(g): one.adjusted_p for g, one in found.against_baseline.items() if one.difference} == adjusted
 
 
 # --- the bootstrap of kept predictions --------------------------------------------------------------------------------
@@ -273,21 +291,21 @@ def test_holms_family_is_every_comparison_of_the_report_that_has_a_p() -> None:
 
 def kept(
     folder: Path, guesses: dict[str, list[list[str]]], labels: list[str], classes: int, **study: object
-) -> Compared:
+) -> BaselineComparison:
     """A study whose runs have left their predictions of the test split, by method and seed."""
     base = {**described_base(), "metric": ["accuracy", "f1"]}
-    grid = grid_of(seeds=list(range(len(guesses["lora"]))), base=base, **study)
+    design = make_design(seeds=list(range(len(guesses["lora"]))), base=base, **study)
 
-    def result(cell: Cell) -> Result:
-        own = folder / cell.group.method / str(cell.seed)
+    def result(spec: TrialSpec) -> Result:
+        own = folder / spec.condition.method / str(spec.seed)
         if not own.exists():
             # On the validation split all is wrong: it must not be looked at.
             predicted(own, "validation", labels[::-1], labels, classes)
-            predicted(own, "test", labels, guesses[cell.group.method][cell.seed], classes)
+            predicted(own, "test", labels, guesses[spec.condition.method][spec.seed], classes)
         scores = {split: {"accuracy": 0.8, "f1": 0.8, "loss": 0.5} for split in ("validation", "test")}
         return outcome(0.8, metrics=scores, folder=str(own))
 
-    return compare(ran(grid, result), grid).compared[OURS]
+    return compare(ran(design, result), design).against_baseline[OURS]
 
 
 def drawn(right: float, labels: list[str], rng: np.random.Generator) -> list[str]:
@@ -340,20 +358,20 @@ def test_without_predictions_of_all_runs_on_the_same_rows_there_is_no_bootstrap(
 
 
 def test_the_bootstrap_can_be_left_out(tmp_path: Path) -> None:
-    grid = grid_of(seeds=[0])
+    design = make_design(seeds=[0])
     predicted(tmp_path, "test", ["a", "b"], ["a", "b"], 2)
-    trials = ran(grid, lambda cell: outcome(0.8, folder=str(tmp_path)))
-    assert compare(trials, grid).compared[OURS].bootstrap is not None
-    assert compare(trials, grid, bootstrap=False).compared[OURS].bootstrap is None
+    trials = ran(design, lambda spec: outcome(0.8, folder=str(tmp_path)))
+    assert compare(trials, design).against_baseline[OURS].bootstrap is not None
+    assert compare(trials, design, bootstrap=False).against_baseline[OURS].bootstrap is None
 
 
 # --- as plain data ----------------------------------------------------------------------------------------------------
 
 
 def test_a_comparison_is_json_and_says_what_it_found() -> None:
-    grid = grid_of(grid=RANKS, methods=["lora", "ailora", "full"])
-    trials = ran(grid, lambda cell: "broken" if cell.group.method == "full" else scored(cell))
-    data = json.loads(json.dumps(described(compare(trials, grid)), allow_nan=False))
+    design = make_design(grid=RANKS, methods=["lora", "ailora", "full"])
+    trials = ran(design, lambda spec: "broken" if spec.condition.method == "full" else scored(spec))
+    data = json.loads(json.dumps(compare(trials, design).to_dict(), allow_nan=False))
     assert (data["baseline"], data["family"], len(data["groups"])) == ("lora", 2, 5)
     ours = next(one for one in data["groups"] if one["method"] == "ailora" and one["point"] == {"adapter.rank": 8})
     assert (ours["metric"], ours["split"], ours["best_learning_rate"]) == ("accuracy", "test", 1e-3)
@@ -369,19 +387,19 @@ def test_a_comparison_is_json_and_says_what_it_found() -> None:
 
 
 def test_a_number_that_is_not_finite_is_none_in_json() -> None:
-    grid = grid_of(seeds=[0, 1])
-    trials = ran(grid, lambda cell: outcome(0.8, test=math.nan if cell.group == OURS else 0.8))
-    found = compare(trials, grid)
-    assert found.compared[OURS].verdict is Verdict.TIE
-    data = json.loads(json.dumps(described(found), allow_nan=False))
+    design = make_design(seeds=[0, 1])
+    trials = ran(design, lambda spec: outcome(0.8, test=math.nan if spec.condition == OURS else 0.8))
+    found = compare(trials, design)
+    assert found.against_baseline[OURS].verdict is Verdict.TIE
+    data = json.loads(json.dumps(found.to_dict(), allow_nan=False))
     ours = next(one for one in data["groups"] if one["method"] == "ailora")
     assert ours["score"] == {"mean": None, "sd": None, "n": 2, "low": None, "high": None}
     assert ours["scores"] == {"0": None, "1": None}
 
 
 def test_forgetting_is_the_mean_rise() -> None:
-    grid = grid_of(seeds=[0, 1])
-    trials = ran(grid, lambda cell: outcome(0.8, forgetting={"rise": 0.1 * (1 + cell.seed)}))
-    assert compare(trials, grid).measured[OURS].forgetting == pytest.approx(0.15)
-    assert compare(ran(grid, lambda cell: outcome(0.8)), grid).measured[OURS].forgetting is None
-    assert trial(grid, Cell(OURS, 1e-3, 0), outcome(0.8)).ended
+    design = make_design(seeds=[0, 1])
+    trials = ran(design, lambda spec: outcome(0.8, forgetting={"rise": 0.1 * (1 + spec.seed)}))
+    assert compare(trials, design).results[OURS].forgetting == pytest.approx(0.15)
+    assert compare(ran(design, lambda spec: outcome(0.8)), design).results[OURS].forgetting is None
+    assert trial(design, TrialSpec(OURS, 1e-3, 0), outcome(0.8)).ended

@@ -1,4 +1,4 @@
-"""Study files, and the grid that they stand for."""
+"""Study files, and the designs that they stand for."""
 
 from __future__ import annotations
 
@@ -9,87 +9,112 @@ import pytest
 
 from ailora import InputError
 from ailora.recipes.config.yaml_file import format_yaml
-from ailora.studies.conditions import Cell, Grid, Group
 from ailora.studies.study_config import load_study_config
+from ailora.studies.study_design import StudyDesign
+from ailora.studies.trial import Condition, TrialSpec
+from tests.studies.made import make_design
 
 PAPER = Path(__file__).resolve().parents[2] / "examples" / "paper"
 
 
-def made(study: dict[str, Any], **changes: Any) -> Grid:
-    return Grid(load_study_config(study | changes))
+def made(study: dict[str, Any], **changes: Any) -> StudyDesign:
+    return StudyDesign(load_study_config(study | changes))
 
 
 def test_a_cell_is_what_train_would_run(study: dict[str, Any]) -> None:
-    grid = made(study)
-    cell = Cell(Group("base", "ailora"), 1e-3, 2)
-    config = grid.run_config(cell)
+    design = made(study)
+    spec = TrialSpec(Condition("base", "ailora"), 1e-3, 2)
+    config = design.run_config(spec)
     assert config.adapter.policy == "ailora"
     assert config.adapter.rank == 4
     assert (config.training["learning_rate"], config.training["seed"]) == (1e-3, 2)
-    assert config.output == str(Path(study["output"]) / "trials" / grid.key_of(cell))
+    assert config.output == str(Path(study["output"]) / "trials" / design.trial_key(spec))
 
 
 def test_the_key_knows_everything_but_the_folder(study: dict[str, Any]) -> None:
-    cell = Cell(Group("base", "lora"), 1e-3, 0)
-    key = made(study).key_of(cell)
-    assert made(study, output=study["output"] + "-elsewhere").key_of(cell) == key
+    spec = TrialSpec(Condition("base", "lora"), 1e-3, 0)
+    key = made(study).trial_key(spec)
+    assert made(study, output=study["output"] + "-elsewhere").trial_key(spec) == key
     other = {**study["base"], "training": {**study["base"]["training"], "num_train_epochs": 3}}
-    assert made(study, base=other).key_of(cell) != key
-    assert made(study).key_of(Cell(Group("base", "lora"), 1e-3, 1)) != key
+    assert made(study, base=other).trial_key(spec) != key
+    assert made(study).trial_key(TrialSpec(Condition("base", "lora"), 1e-3, 1)) != key
 
 
 def test_another_version_of_a_library_is_another_key(study: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    cell = Cell(Group("base", "lora"), 1e-3, 0)
-    key = made(study).key_of(cell)
-    monkeypatch.setattr("ailora.studies.conditions.library_versions", lambda: {"peft": "0.0"})
-    assert made(study).key_of(cell) != key
+    spec = TrialSpec(Condition("base", "lora"), 1e-3, 0)
+    key = made(study).trial_key(spec)
+    monkeypatch.setattr("ailora.studies.study_design.library_versions", lambda: {"peft": "0.0"})
+    assert made(study).trial_key(spec) != key
 
 
-def test_cells_survive_json(study: dict[str, Any]) -> None:
+def test_keys_of_finished_trials_never_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Literal keys of the first databases, whose configurations had fields that were taken out since."""
+    monkeypatch.setattr("ailora.studies.study_design.library_versions", lambda: {"ailora": "0.1.0", "torch": "2.9.0"})
+    data = {"dataset": "verdicts", "train": "train", "validation": "validation", "text": ["sentence"]}
+    base = {"recipe": "classification", "model": "builtin:minilm", "adapter": {"rank": 4}, "data": data}
+    methods = ["lora", "ailora", "full", "peft:olora"]
+    design = make_design(base=base, methods=methods)
+    assert design.trial_key(TrialSpec(Condition("base", "ailora"), 1e-3, 1, 12)) == "1613a21d14cdb5667542"
+    keys = {method: design.trial_key(TrialSpec(Condition("base", method), 1e-3, 0)) for method in methods}
+    assert keys == {
+        "lora": "070a91c721eb52ecfb76",
+        "ailora": "cd22206082beb6e7e9bd",
+        "full": "b78c6d76387c65c18227",
+        "peft:olora": "5cf7267276a093ff80ad",
+    }
+
+
+def test_specifications_of_the_first_databases_are_read() -> None:
+    group = {"task": "t", "method": "lora", "point": [["adapter.rank", "8"]]}
+    data = {"group": group, "learning_rate": 1e-3, "seed": 0, "max_steps": None}
+    assert TrialSpec.from_dict(data) == TrialSpec(Condition("t", "lora", (("adapter.rank", "8"),)), 1e-3, 0)
+
+
+def test_specifications_survive_json(study: dict[str, Any]) -> None:
     import json
 
-    cell = Cell(Group("t", "lora", (("adapter.rank", "8"),)), 1e-3, 0, 12)
-    assert Cell.of(json.loads(json.dumps(cell.described()))) == cell
+    spec = TrialSpec(Condition("t", "lora", (("adapter.rank", "8"),)), 1e-3, 0, 12)
+    assert TrialSpec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
 
 
-def test_groups_are_tasks_by_points_by_methods(study: dict[str, Any]) -> None:
-    grid = made(study, tasks={"a": {}, "b": {"metric": "f1"}}, grid={"adapter.rank": [2, 4, 8]})
-    assert len(grid.groups) == 2 * 3 * 2
-    assert {grid.base_of(group).adapter.rank for group in grid.groups} == {2, 4, 8}
-    assert {grid.metric_of(group) for group in grid.groups if group.task == "b"} == {"f1"}
+def test_conditions_are_tasks_by_settings_by_methods(study: dict[str, Any]) -> None:
+    design = made(study, tasks={"a": {}, "b": {"metric": "f1"}}, grid={"adapter.rank": [2, 4, 8]})
+    assert len(design.conditions) == 2 * 3 * 2
+    assert {design.base_config(condition).adapter.rank for condition in design.conditions} == {2, 4, 8}
+    assert {design.metric(condition) for condition in design.conditions if condition.task == "b"} == {"f1"}
 
 
 def test_full_fine_tuning_knows_no_rank_and_runs_once(study: dict[str, Any]) -> None:
-    grid = made(study, methods=["lora", "full"], grid={"adapter.rank": [2, 4]})
-    full = [group for group in grid.groups if group.method == "full"]
-    assert full == [Group("base", "full")]
-    assert grid.baseline_of(full[0]) == Group("base", "lora", (("adapter.rank", "2"),))
+    design = made(study, methods=["lora", "full"], grid={"adapter.rank": [2, 4]})
+    full = [condition for condition in design.conditions if condition.method == "full"]
+    assert full == [Condition("base", "full")]
+    assert design.baseline_for(full[0]) == Condition("base", "lora", (("adapter.rank", "2"),))
 
 
 def test_a_label_with_overrides_is_a_method(study: dict[str, Any]) -> None:
     methods = ["lora", {"lora+": {"method": "lora", "adapter.learning_rates": {"B": 16.0}}}]
-    grid = made(study, methods=methods)
-    config = grid.base_of(Group("base", "lora+"))
+    design = made(study, methods=methods)
+    config = design.base_config(Condition("base", "lora+"))
     assert config.adapter.policy == "lora"
     assert config.adapter.learning_rates == {"B": 16.0}
 
 
 def test_a_label_may_bring_its_own_learning_rates(study: dict[str, Any]) -> None:
-    grid = made(study, methods=["lora", {"full": {"learning_rate": {"values": [1e-5]}}}])
-    assert grid.schedule_of(Group("base", "full")).rates.initial == (1e-5,)
-    assert len(grid.schedule_of(Group("base", "lora")).rates.initial) == 3
+    design = made(study, methods=["lora", {"full": {"learning_rate": {"values": [1e-5]}}}])
+    assert design.lr_search(Condition("base", "full")).rates.initial == (1e-5,)
+    assert len(design.lr_search(Condition("base", "lora")).rates.initial) == 3
 
 
 def test_a_label_may_name_a_policy_of_its_own(study: dict[str, Any]) -> None:
     methods = ["lora", {"mine": {"method": "ailora", "adapter.policy": {"query": "minor"}}}]
-    assert made(study, methods=methods).base_of(Group("base", "mine")).adapter.policy == {"query": "minor"}
+    assert made(study, methods=methods).base_config(Condition("base", "mine")).adapter.policy == {"query": "minor"}
 
 
 def test_stock_methods_leave_out_what_only_ours_have(study: dict[str, Any]) -> None:
     study["base"]["adapter"]["form"] = "stock"
-    grid = made(study, methods=["lora", "peft:olora"])
-    assert grid.base_of(Group("base", "lora")).adapter.form == "stock"
-    assert grid.base_of(Group("base", "peft:olora")).adapter.policy == "peft:olora"
+    design = made(study, methods=["lora", "peft:olora"])
+    assert design.base_config(Condition("base", "lora")).adapter.form == "stock"
+    assert design.base_config(Condition("base", "peft:olora")).adapter.policy == "peft:olora"
 
 
 def test_the_first_method_is_the_baseline_unless_another_is(study: dict[str, Any]) -> None:
@@ -99,8 +124,8 @@ def test_the_first_method_is_the_baseline_unless_another_is(study: dict[str, Any
 
 def test_matched_parameters_scale_the_rank(study: dict[str, Any]) -> None:
     methods = [{"both": {"method": "lora"}}, {"query": {"method": "lora", "adapter.roles": ["query"]}}]
-    grid = made(study, methods=methods, match_parameters=True)
-    assert grid.base_of(Group("base", "query")).adapter.rank == 8
+    design = made(study, methods=methods, match_parameters=True)
+    assert design.base_config(Condition("base", "query")).adapter.rank == 8
 
 
 def test_the_base_may_be_a_file_beside_the_study(study: dict[str, Any], tmp_path: Path) -> None:
@@ -133,8 +158,8 @@ def test_storage_and_name_follow_from_the_output(study: dict[str, Any]) -> None:
         ({"method": ["lora"]}, r"unknown key 'method' \(did you mean 'methods'\?\)"),
         ({"methods": []}, "configuration key methods is .*expected a list of names"),
         ({"methods": ["lora", "lora"]}, "methods: 'lora' is there twice"),
-        ({"methods": ["pisa"]}, r"method 'pisa', task 'base': unknown policy 'pisa' \(did you mean 'pissa'\?\)"),
-        ({"methods": ["peft:olra"]}, "method 'peft:olra', task 'base': .*peft:olora"),
+        ({"methods": ["pisa"]}, r"methods.pisa: unknown policy 'pisa' \(did you mean 'pissa'\?\)"),
+        ({"methods": ["peft:olra"]}, "methods.peft:olra: .*peft:olora"),
         ({"methods": ["nowhere.at_all:f"]}, "method 'nowhere.at_all:f', task 'base': .*nowhere"),
         ({"methods": [{"x": {"method": "lora", "adapter.rnk": 2}}]}, "method 'x'.*unknown key in adapter 'rnk'"),
         ({"methods": [{"x": {"method": 3}}]}, "methods.x.method: expected the name of a policy, got 3"),
@@ -166,7 +191,7 @@ def test_bad_input_is_refused_before_anything_is_made(
     study: dict[str, Any], changes: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(InputError, match=message):
-        Grid(load_study_config(study | changes))
+        StudyDesign(load_study_config(study | changes))
     assert not Path(study["output"]).exists()
 
 
@@ -174,14 +199,14 @@ def test_bad_input_is_refused_before_anything_is_made(
 def test_the_papers_experiments_are_study_files(file: Path) -> None:
     """`match_parameters` looks at the model's configuration, which is on the hub."""
     loaded = load_study_config(file, ["match_parameters=false"])
-    grid = Grid(loaded)
-    assert grid.wanted({})
-    assert Grid(load_study_config(file, ["match_parameters=false"], scale="small")).wanted({})
+    design = StudyDesign(loaded)
+    assert design.required_trials([])
+    assert StudyDesign(load_study_config(file, ["match_parameters=false"], scale="small")).required_trials([])
 
 
 def test_figure_4_has_nine_pairs_and_each_alone() -> None:
-    grid = Grid(load_study_config(PAPER / "figure4.yaml", scale="small"))
-    policies = [grid.base_of(group).adapter.policy for group in grid.groups]
+    design = StudyDesign(load_study_config(PAPER / "figure4.yaml", scale="small"))
+    policies = [design.base_config(condition).adapter.policy for condition in design.conditions]
     pairs = [policy for policy in policies if isinstance(policy, dict) and len(policy) == 2]
     alone = [policy for policy in policies if isinstance(policy, dict) and len(policy) == 1]
     assert len({tuple(sorted(pair.items())) for pair in pairs}) == 9

@@ -14,13 +14,13 @@ import pandas as pd
 import pytest
 
 from ailora.recipes.config.yaml_file import format_yaml
-from ailora.studies.study import open_study
+from ailora.studies.study import create_or_load_study, trial_frame
 from ailora.studies.study_config import load_study_config
-from ailora.studies.trial_storage import Status, Store
-from ailora.studies.trial_table import frame
+from ailora.studies.trial import Status
+from ailora.studies.trial_storage import TrialStorage
 
 ROOT = Path(__file__).resolve().parents[2]
-#: What differs between two runs of the same cell.
+#: What differs between two runs of the same spec.
 TIMES = ["attempts", "seconds", "init_seconds", "train_seconds", "peak_memory_bytes", "folder"]
 
 
@@ -48,9 +48,9 @@ def _start(command: list[str]) -> subprocess.Popen[bytes]:
 
 
 def table(study: dict[str, Any]) -> pd.DataFrame:
-    store, grid = open_study(load_study_config(study))
-    rows = frame(store, grid).drop(columns=TIMES).sort_values("key").reset_index(drop=True)
-    store.close()
+    storage, design = create_or_load_study(load_study_config(study))
+    rows = trial_frame(storage, design).drop(columns=TIMES).sort_values("key").reset_index(drop=True)
+    storage.close()
     return rows
 
 
@@ -61,18 +61,18 @@ def test_two_workers_under_fire(study: dict[str, Any], tmp_path: Path, kind: str
     seeds = list(range(10))
     changes = {"seeds": seeds, "seeds_at": "all", "worker_timeout": 2, "retries": 50, "name": f"fire-{kind}"}
     study = study | changes | ({"storage": storage} if storage else {})
-    store, _ = open_study(load_study_config(study))
+    storage, _ = create_or_load_study(load_study_config(study))
     runs = tmp_path / "runs"
-    command = ["-m", "tests.studies.worker_process", store.url, store.name, str(runs), "0.1"]
+    command = ["-m", "tests.studies.worker_process", storage.url, storage.name, str(runs), "0.1"]
     assert finish(command, kills=3, between=(12, 16)) > 0
-    trials = store.trials()
+    trials = storage.trials()
     assert Counter(trial.status for trial in trials) == {Status.DONE: 60}
     assert len({trial.key for trial in trials}) == 60
     ended = Counter(line.split()[1] for line in runs.read_text().splitlines() if line.startswith("end"))
     # A run whose end was not written down any more is made again; each kill costs at most one.
     assert ended.keys() == {trial.key for trial in trials}
     assert sum(ended.values()) <= 60 + 3
-    store.close()
+    storage.close()
 
 
 @pytest.mark.slow
@@ -85,12 +85,12 @@ def test_real_runs_under_fire_end_as_undisturbed_ones(study: dict[str, Any], tmp
     results = []
     for name, kills in (("calm", 0), ("fire", 12)):
         here = study | changes | {"output": str(tmp_path / name)}
-        store, _ = open_study(load_study_config(here))
-        command = ["-m", "ailora.cli", "study", "work", store.url, store.name]
+        storage, _ = create_or_load_study(load_study_config(here))
+        command = ["-m", "ailora.cli", "study", "work", storage.url, storage.name]
         # A fast machine may be through before the last one.
         assert finish(command, kills=kills, between=(6, 14)) >= kills // 2
-        assert Counter(trial.status for trial in store.trials()) == {Status.DONE: 200}
-        store.close()
+        assert Counter(trial.status for trial in storage.trials()) == {Status.DONE: 200}
+        storage.close()
         results.append(table(here))
     pd.testing.assert_frame_equal(*results)
 
@@ -98,13 +98,13 @@ def test_real_runs_under_fire_end_as_undisturbed_ones(study: dict[str, Any], tmp
 @pytest.mark.slow
 def test_a_thousand_trials_are_neither_lost_nor_doubled(study: dict[str, Any], tmp_path: Path) -> None:
     changes = {"methods": ["lora"], "seeds": list(range(334)), "seeds_at": "all"}
-    store, _ = open_study(load_study_config(study | changes))
+    storage, _ = create_or_load_study(load_study_config(study | changes))
     runs = tmp_path / "runs"
-    finish(["-m", "tests.studies.worker_process", store.url, store.name, str(runs)], kills=0, between=(1, 1))
+    finish(["-m", "tests.studies.worker_process", storage.url, storage.name, str(runs)], kills=0, between=(1, 1))
     ended = Counter(line for line in runs.read_text().splitlines() if line.startswith("end"))
     assert len(ended) == 1002
     assert set(ended.values()) == {1}
-    assert Counter(trial.state.name for trial in store._study.get_trials(deepcopy=False)) == {"COMPLETE": 1002}
+    assert Counter(trial.state.name for trial in storage._study.get_trials(deepcopy=False)) == {"COMPLETE": 1002}
 
 
 def test_a_study_that_is_killed_takes_its_workers_along(study: dict[str, Any], tmp_path: Path) -> None:
@@ -118,7 +118,7 @@ def test_a_study_that_is_killed_takes_its_workers_along(study: dict[str, Any], t
     database = f"sqlite:///{study['output']}/study.db"
 
     def running() -> int:
-        found = Store.find(database, "study") if Path(study["output"], "study.db").is_file() else None
+        found = TrialStorage.load_or_none(database, "study") if Path(study["output"], "study.db").is_file() else None
         count = sum(trial.status is Status.RUNNING for trial in found.trials()) if found else 0
         if found:
             found.close()

@@ -9,21 +9,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ailora.studies.lr_search import MOST_DECADES, Progress, Rates, Schedule
+from ailora.studies.lr_search import MAX_EXTENSION_DECADES, LrGrid, LrSearch, SearchState
 from ailora.studies.study_config import RateConfig
 
 Score = Callable[[float, int], float]
 
 
-def ran(schedule: Schedule, score: Score) -> tuple[Progress, dict[tuple[float, int], float]]:
+def ran(schedule: LrSearch, score: Score) -> tuple[SearchState, dict[tuple[float, int], float]]:
     """Run everything that a schedule asks for, until it asks for nothing more."""
     scores: dict[tuple[float, int], float] = {}
     for _ in range(100):
         progress = schedule.plan(scores)
-        new = [cell for cell in progress.wanted if cell not in scores]
+        new = [spec for spec in progress.required if spec not in scores]
         if not new:
             return progress, scores
-        scores |= {cell: score(*cell) for cell in new}
+        scores |= {spec: score(*spec) for spec in new}
     raise AssertionError("the schedule never ends")
 
 
@@ -32,8 +32,8 @@ def peaked(at: float, noise: float = 0.0) -> Score:
     return lambda rate, seed: -abs(math.log10(rate / at)) + noise * math.sin(seed * 7 + rate * 1e5)
 
 
-def rates(low: float, high: float, per_decade: int = 2) -> Rates:
-    return Rates.of(RateConfig.model_validate({"from": low, "to": high, "per_decade": per_decade}))
+def rates(low: float, high: float, per_decade: int = 2) -> LrGrid:
+    return LrGrid.from_config(RateConfig.model_validate({"from": low, "to": high, "per_decade": per_decade}))
 
 
 def test_a_range_is_geometric_and_holds_both_ends() -> None:
@@ -43,13 +43,13 @@ def test_a_range_is_geometric_and_holds_both_ends() -> None:
 
 
 def test_exact_values_are_tried_in_ascending_order_and_no_others() -> None:
-    exact = Rates.of(RateConfig(values=[3e-3, 1e-3]))
+    exact = LrGrid.from_config(RateConfig(values=[3e-3, 1e-3]))
     assert exact.initial == (1e-3, 3e-3)
     assert exact.neighbours(1e-3) == [3e-3]
 
 
 def test_the_best_in_the_middle_is_confirmed_with_its_neighbours() -> None:
-    progress, scores = ran(Schedule(rates(1e-4, 1e-2), [0, 1, 2]), peaked(1e-3))
+    progress, scores = ran(LrSearch(rates(1e-4, 1e-2), [0, 1, 2]), peaked(1e-3))
     assert progress.best == 1e-3
     assert progress.ended
     confirmed = {rate for rate, seed in scores if seed == 2}
@@ -58,41 +58,41 @@ def test_the_best_in_the_middle_is_confirmed_with_its_neighbours() -> None:
 
 
 def test_a_best_at_the_edge_extends_the_range() -> None:
-    progress, scores = ran(Schedule(rates(1e-4, 1e-3), [0]), peaked(1e-2))
+    progress, scores = ran(LrSearch(rates(1e-4, 1e-3), [0]), peaked(1e-2))
     assert progress.best == 1e-2
     assert max(rate for rate, _ in scores) == pytest.approx(3.16228e-2)
 
 
 def test_the_range_is_extended_downwards_too() -> None:
-    progress, _ = ran(Schedule(rates(1e-3, 1e-2), [0]), peaked(1e-4))
+    progress, _ = ran(LrSearch(rates(1e-3, 1e-2), [0]), peaked(1e-4))
     assert progress.best == 1e-4
 
 
 def test_an_extension_has_an_end() -> None:
-    progress, scores = ran(Schedule(rates(1e-4, 1e-3), [0]), lambda rate, seed: rate)
-    assert progress.best == pytest.approx(1e-3 * 10**MOST_DECADES)
-    assert len(scores) == 3 + 2 * MOST_DECADES
+    progress, scores = ran(LrSearch(rates(1e-4, 1e-3), [0]), lambda rate, seed: rate)
+    assert progress.best == pytest.approx(1e-3 * 10**MAX_EXTENSION_DECADES)
+    assert len(scores) == 3 + 2 * MAX_EXTENSION_DECADES
 
 
 def test_exact_values_are_never_extended() -> None:
-    progress, scores = ran(Schedule(Rates((1e-4, 1e-3)), [0]), lambda rate, seed: rate)
+    progress, scores = ran(LrSearch(LrGrid((1e-4, 1e-3)), [0]), lambda rate, seed: rate)
     assert progress.best == 1e-3
     assert len(scores) == 2
 
 
 def test_extra_seeds_run_at_the_best_rate_alone() -> None:
-    progress, scores = ran(Schedule(rates(1e-4, 1e-2), [0, 1], [7, 8]), peaked(1e-3))
+    progress, scores = ran(LrSearch(rates(1e-4, 1e-2), [0, 1], [7, 8]), peaked(1e-3))
     assert {rate for rate, seed in scores if seed in (7, 8)} == {progress.best}
 
 
 def test_all_seeds_run_everywhere_when_asked() -> None:
-    _, scores = ran(Schedule(rates(1e-4, 1e-2), [0, 1], everywhere=True), peaked(1e-3))
+    _, scores = ran(LrSearch(rates(1e-4, 1e-2), [0, 1], everywhere=True), peaked(1e-3))
     assert {rate for rate, seed in scores if seed == 1} == set(rates(1e-4, 1e-2).initial)
 
 
 def test_a_lucky_first_seed_is_overruled_by_the_mean() -> None:
     lucky = lambda rate, seed: 1.0 if (rate, seed) == (1e-3, 0) else peaked(3.16228e-3)(rate, seed)  # noqa: E731
-    progress, scores = ran(Schedule(rates(1e-4, 1e-2), [0, 1, 2]), lucky)
+    progress, scores = ran(LrSearch(rates(1e-4, 1e-2), [0, 1, 2]), lucky)
     assert progress.best == 3.16228e-3
     # The neighbour on the other side had to be confirmed as well.
     assert (1e-2, 2) in scores
@@ -100,23 +100,23 @@ def test_a_lucky_first_seed_is_overruled_by_the_mean() -> None:
 
 def test_a_rate_with_a_failed_run_is_not_the_best() -> None:
     score = lambda rate, seed: math.nan if rate > 2e-3 else rate  # noqa: E731
-    progress, _ = ran(Schedule(rates(1e-4, 1e-2), [0, 1]), score)
+    progress, _ = ran(LrSearch(rates(1e-4, 1e-2), [0, 1]), score)
     assert progress.best == 1e-3
 
 
 def test_a_method_that_always_fails_has_no_best_and_ends() -> None:
-    progress, scores = ran(Schedule(rates(1e-4, 1e-2), [0, 1], [2]), lambda rate, seed: math.nan)
+    progress, scores = ran(LrSearch(rates(1e-4, 1e-2), [0, 1], [2]), lambda rate, seed: math.nan)
     assert progress.best is None
     assert progress.ended
     assert len(scores) == 5
 
 
 def test_nothing_is_known_before_the_first_sweep_has_ended() -> None:
-    schedule = Schedule(rates(1e-4, 1e-2), [3, 4])
+    schedule = LrSearch(rates(1e-4, 1e-2), [3, 4])
     progress = schedule.plan({(1e-3, 3): 0.5})
     assert progress.best is None
     assert not progress.ended
-    assert progress.wanted == [(rate, 3) for rate in schedule.rates.initial]
+    assert progress.required == [(rate, 3) for rate in schedule.rates.initial]
 
 
 @given(
@@ -135,7 +135,7 @@ def test_every_schedule_ends_with_a_best_whose_neighbours_are_measured(
         return math.nan if (hash((rate, seed)) % 1000) / 1000 < failing else peaked(10**at, noise)(rate, seed)
 
     numbers = list(range(seeds))
-    schedule = Schedule(rates(1e-4, 1e-2), numbers, list(range(10, 10 + extra)), everywhere)
+    schedule = LrSearch(rates(1e-4, 1e-2), numbers, list(range(10, 10 + extra)), everywhere)
     progress, scores = ran(schedule, score)
     assert progress.ended
     if progress.best is None:

@@ -11,25 +11,26 @@ from typing import Any, cast
 import pytest
 
 from ailora.studies.comparison import compare
-from ailora.studies.conditions import Cell, Grid, Group
-from ailora.studies.summary import TextTable, markdown, summary, tables
-from ailora.studies.trial_storage import Status, Store, Trial
-from ailora.studies.trial_table import frame
-from tests.studies.made import Result, grid_of, outcome, quickly, ran, trial
+from ailora.studies.study import trial_frame
+from ailora.studies.study_design import StudyDesign
+from ailora.studies.summary import StudySummary, SummaryTable, summarize
+from ailora.studies.trial import Condition, Status, Trial, TrialResult, TrialSpec
+from ailora.studies.trial_storage import TrialStorage
+from tests.studies.made import Result, make_design, outcome, quickly, ran, trial
 
 __all__ = ["quickly"]
 
-OURS = Group("base", "ailora")
+OURS = Condition("base", "ailora")
 METHODS = ["lora", "ailora", "full", {"wide|er": {"method": "lora", "adapter.rank": 16}}]
 BIG = {"methods": METHODS, "tasks": {"a": {}, "b": {"metric": "f1"}}, "grid": {"adapter.rank": [2, 8]}}
 
 
 def select_rows(text: str) -> list[list[list[str]]]:
-    """The tables of Markdown: rows of cells."""
+    """The tables of Markdown: rows of specs."""
     found: list[list[list[str]]] = [[]]
     for line in text.splitlines():
         if line.startswith("|"):
-            found[-1].append([cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]])
+            found[-1].append([spec.strip() for spec in re.split(r"(?<!\\)\|", line)[1:-1]])
         elif found[-1]:
             found.append([])
     return [table for table in found if table]
@@ -41,38 +42,38 @@ def both(value: float, **facts: Any) -> Result:
     return outcome(value, losses=(0.7, 0.5), metrics=scores, **facts)
 
 
-def table(tables: list[TextTable], title: str) -> TextTable:
-    return next(one for one in tables if one.title == title)
+def table(summary: StudySummary, title: str) -> SummaryTable:
+    return next(one for one in summary.tables if one.title == title)
 
 
 def test_a_table_is_markdown_whatever_its_cells_hold() -> None:
-    made = TextTable("T", ["a", "b|c"], [["x|y", ""]], ["A note."]).markdown()
+    made = SummaryTable("T", ["a", "b|c"], [["x|y", ""]], ["A note."]).to_markdown()
     assert made == "### T\n\n| a | b\\|c |\n| --- | --- |\n| x\\|y |  |\n\nA note.\n"
 
 
-#: How studies can go -> what becomes of a cell.
-FATES: dict[str, Callable[[Cell], Result]] = {
-    "well": lambda cell: both(0.5 + 0.01 * cell.seed + len(cell.group.method) / 100, forgetting={"rise": 0.1}),
-    "nothing has run": lambda cell: Status.WAITING,
-    "everything fails": lambda cell: "broken | into\ntwo",
-    "the baseline fails": lambda cell: "broken" if cell.group.method == "lora" else both(0.8),
-    "one method fails": lambda cell: "broken" if cell.group.method == "ailora" else both(0.8),
-    "some are open or pruned": lambda cell: [both(0.8), Status.PRUNED, Status.RUNNING, both(0.8), both(0.7)][cell.seed],
-    "scores are not finite": lambda cell: outcome(
+#: How studies can go -> what becomes of a spec.
+FATES: dict[str, Callable[[TrialSpec], Result]] = {
+    "well": lambda spec: both(0.5 + 0.01 * spec.seed + len(spec.condition.method) / 100, forgetting={"rise": 0.1}),
+    "nothing has run": lambda spec: Status.WAITING,
+    "everything fails": lambda spec: "broken | into\ntwo",
+    "the baseline fails": lambda spec: "broken" if spec.condition.method == "lora" else both(0.8),
+    "one method fails": lambda spec: "broken" if spec.condition.method == "ailora" else both(0.8),
+    "some are open or pruned": lambda spec: [both(0.8), Status.PRUNED, Status.RUNNING, both(0.8), both(0.7)][spec.seed],
+    "scores are not finite": lambda spec: outcome(
         0.8, metrics={"validation": {"accuracy": 0.8, "f1": 0.8}, "test": {"accuracy": math.nan, "f1": math.inf}}
     ),
-    "nothing was evaluated": lambda cell: both(0.8, history=[]),
+    "nothing was evaluated": lambda spec: both(0.8, history=[]),
 }
 
 
 @pytest.mark.parametrize("study", [{}, BIG, BIG | {"baseline": "full"}, {"seeds": [0]}], ids=str)
 @pytest.mark.parametrize("fate", FATES)
 def test_every_report_is_whole(fate: str, study: dict[str, Any]) -> None:
-    base = grid_of().config.base
+    base = make_design().config.base
     assert isinstance(base, dict)
-    grid = grid_of(**{"base": {**base, "metric": ["accuracy", "f1"]}, **study})
-    found = compare(ran(grid, FATES[fate]), grid)
-    text = markdown(found, title="A study")
+    design = make_design(**{"base": {**base, "metric": ["accuracy", "f1"]}, **study})
+    found = compare(ran(design, FATES[fate]), design)
+    text = summarize(found).to_markdown("A study")
     assert text.startswith("## A study\n\n- ")
     for rows in select_rows(text):
         assert {len(row) for row in rows} == {len(rows[0])}
@@ -81,66 +82,66 @@ def test_every_report_is_whole(fate: str, study: dict[str, Any]) -> None:
         assert len({*rows[0]}) == len(rows[0])
     assert not re.search(r"\b(nan|none|inf)\b", text, re.IGNORECASE)
     first = select_rows(text)[0]
-    assert {row[1] for row in first[2:]} == {label.replace("|", "\\|") for label in grid.methods}
-    assert len(first) == 2 + len(grid.groups)
-    for label in grid.methods:
-        assert label in "\n".join(summary(found))
+    assert {row[1] for row in first[2:]} == {label.replace("|", "\\|") for label in design.methods}
+    assert len(first) == 2 + len(design.conditions)
+    for label in design.methods:
+        assert label in "\n".join(summarize(found).outcomes)
 
 
-def said(grid: Grid, value: Callable[[Cell], float | str]) -> str:
+def said(design: StudyDesign, value: Callable[[TrialSpec], float | str]) -> str:
     """The first sentence of the summary."""
-    results = lambda cell: made if isinstance(made := value(cell), str) else outcome(made)  # noqa: E731
-    return summary(compare(ran(grid, results), grid))[0]
+    results = lambda spec: made if isinstance(made := value(spec), str) else outcome(made)  # noqa: E731
+    return summarize(compare(ran(design, results), design)).sentences[0]
 
 
 def test_a_sentence_says_who_wins_loses_and_ties() -> None:
     values = {"lora": 0.5, "ailora": 0.9, "pissa": 0.8, "milora": 0.4, "peft:orthogonal": 0.5, "reversed": "broken"}
-    grid = grid_of(methods=list(values))
-    assert said(grid, lambda cell: values[cell.group.method]) == (
+    design = make_design(methods=list(values))
+    assert said(design, lambda spec: values[spec.condition.method]) == (
         "Here, ailora and pissa beat; milora loses to; peft:orthogonal ties with; reversed has no seed in common with "
         "the baseline lora (accuracy 0.5000 [0.5000, 0.5000] on the test split)."
     )
 
 
 def test_the_baseline_alone_is_compared_with_nothing() -> None:
-    grid = grid_of(methods=["lora"], seeds=[0])
-    assert said(grid, lambda cell: 0.5) == (
+    design = make_design(methods=["lora"], seeds=[0])
+    assert said(design, lambda spec: 0.5) == (
         "Here, nothing is compared with the baseline lora (accuracy 0.5000 on the test split)."
     )
-    assert said(grid, lambda cell: "broken") == "Here, nothing is compared with the baseline lora."
+    assert said(design, lambda spec: "broken") == "Here, nothing is compared with the baseline lora."
 
 
-def test_there_is_a_sentence_for_each_task_and_point() -> None:
-    grid = grid_of(tasks={"a": {}, "b": {}}, grid={"adapter.rank": [2, 8]}, seeds=[0])
-    found = summary(compare(ran(grid, lambda cell: outcome(0.5)), grid))
-    where = [sentence.split(" ties")[0] for sentence in found[:-2]]
+def test_there_is_a_sentence_for_each_task_and_setting() -> None:
+    design = make_design(tasks={"a": {}, "b": {}}, grid={"adapter.rank": [2, 8]}, seeds=[0])
+    found = summarize(compare(ran(design, lambda spec: outcome(0.5)), design)).outcomes
+    where = [sentence.split(" ties")[0] for sentence in found]
     assert where == [f"On {task}, rank {rank}, ailora" for task in "ab" for rank in (2, 8)]
 
 
-def test_methods_are_told_apart_where_the_baseline_knows_no_point() -> None:
-    grid = grid_of(methods=["full", "lora"], grid={"adapter.rank": [2, 8]})
-    results = lambda cell: 0.5 if cell.group.method == "full" else 0.1 * cell.group.values["adapter.rank"]  # noqa: E731
-    assert said(grid, results).startswith("Here, lora (rank 8) beats; lora (rank 2) loses to the baseline full (")
-    found = compare(ran(grid, lambda cell: outcome(results(cell))), grid)
-    curves = table(tables(found), "Validation accuracy over learning rate")
+def test_methods_are_told_apart_where_the_baseline_has_no_setting() -> None:
+    design = make_design(methods=["full", "lora"], grid={"adapter.rank": [2, 8]})
+    results = lambda spec: 0.5 if spec.condition.method == "full" else 0.1 * spec.condition.values["adapter.rank"]  # noqa: E731
+    assert said(design, results).startswith("Here, lora (rank 8) beats; lora (rank 2) loses to the baseline full (")
+    found = compare(ran(design, lambda spec: outcome(results(spec))), design)
+    curves = table(summarize(found), "Validation accuracy over learning rate")
     assert curves.columns == ["learning rate", "full", "lora (rank 2)", "lora (rank 8)"]
 
 
 def test_the_rules_and_what_is_missing_are_said() -> None:
-    grid = grid_of(methods=["lora", "ailora", "pissa"])
+    design = make_design(methods=["lora", "ailora", "pissa"])
     fates = [outcome(0.8), "broken", Status.PRUNED, Status.WAITING, Status.RUNNING]
-    rules, counted = summary(compare(ran(grid, lambda cell: fates[cell.seed]), grid))[-2:]
-    assert "a family of 0 comparisons" in rules
-    assert counted == "3 trials are done, 3 failed, 3 were pruned, 6 are not run yet."
-    rules = summary(compare(ran(grid, lambda cell: outcome(0.8)), grid))[-2]
+    summary = summarize(compare(ran(design, lambda spec: fates[spec.seed]), design))
+    assert "a family of 0 comparisons" in summary.rule
+    assert summary.progress == "3 trials are done, 3 failed, 3 were pruned, 6 are not run yet."
+    rules = summarize(compare(ran(design, lambda spec: outcome(0.8)), design)).rule
     assert "a family of 2 comparisons" in rules
     assert "at least 5 seeds" in rules
 
 
 def test_errors_are_shown_in_a_line_and_cut() -> None:
-    grid = grid_of(seeds=[0])
+    design = make_design(seeds=[0])
     long = "ValueError: a\n  b " + "x" * 500
-    found = tables(compare(ran(grid, lambda cell: long if cell.group == OURS else outcome(0.8)), grid))
+    found = summarize(compare(ran(design, lambda spec: long if spec.condition == OURS else outcome(0.8)), design))
     (row,) = table(found, "Failed trials").rows
     assert row[:2] == ["", "ailora"]
     assert row[2].startswith("0.001, seed 0: ValueError: a b xxx")
@@ -148,10 +149,10 @@ def test_errors_are_shown_in_a_line_and_cut() -> None:
 
 
 def test_a_score_is_shown_with_its_rate_seeds_interval_and_verdict() -> None:
-    grid = grid_of()
+    design = make_design()
     gain = [0.04, 0.05, 0.05, 0.05, 0.06]
-    trials = ran(grid, lambda cell: outcome(0.5 + (gain[cell.seed] if cell.group == OURS else 0)))
-    scores = table(tables(compare(trials, grid)), "Scores")
+    trials = ran(design, lambda spec: outcome(0.5 + (gain[spec.seed] if spec.condition == OURS else 0)))
+    scores = table(summarize(compare(trials, design)), "Scores")
     assert scores.rows[0] == ["", "lora", "0.001", "5", "0.5000 [0.5000, 0.5000]", "baseline", "", "", ""]
     # t(4) is 2.776, sd / sqrt(5) is 0.01 / sqrt(2) / sqrt(5).
     interval = "[+0.0412, +0.0588]"
@@ -160,36 +161,36 @@ def test_a_score_is_shown_with_its_rate_seeds_interval_and_verdict() -> None:
 
 
 def test_a_search_that_goes_on_is_not_final() -> None:
-    grid = grid_of(seeds=[0], extra_seeds=[1])
-    trials = ran(grid, lambda cell: Status.RUNNING if cell.seed == 1 else outcome(0.8))
-    assert [row[2] for row in table(tables(compare(trials, grid)), "Scores").rows] == ["0.001 (not final)"] * 2
+    design = make_design(seeds=[0], extra_seeds=[1])
+    trials = ran(design, lambda spec: Status.RUNNING if spec.seed == 1 else outcome(0.8))
+    assert [row[2] for row in table(summarize(compare(trials, design)), "Scores").rows] == ["0.001 (not final)"] * 2
 
 
 def test_curves_show_every_rate_and_mark_the_best() -> None:
-    grid = grid_of(methods=["lora", {"ailora": {"learning_rate": {"values": [1e-3, 1e-2]}}}], seeds=[0, 1])
-    trials = ran(grid, lambda cell: outcome(0.5 + 10 * cell.learning_rate))
-    curves = table(tables(compare(trials, grid)), "Validation accuracy over learning rate")
+    design = make_design(methods=["lora", {"ailora": {"learning_rate": {"values": [1e-3, 1e-2]}}}], seeds=[0, 1])
+    trials = ran(design, lambda spec: outcome(0.5 + 10 * spec.learning_rate))
+    curves = table(summarize(compare(trials, design)), "Validation accuracy over learning rate")
     assert curves.rows == [["0.001", "0.5100 (2) *", "0.5100 (2)"], ["0.01", "", "0.6000 (2) *"]]
 
 
 def test_speed_and_cost_are_shown() -> None:
-    grid = grid_of(seeds=[0, 1])
+    design = make_design(seeds=[0, 1])
     ours = {0: (0.9, 0.5, 0.4, 0.4), 1: (0.9, 0.9, 0.9, 0.9)}
     trials = ran(
-        grid, lambda cell: outcome(0.8, losses=ours[cell.seed] if cell.group == OURS else (0.9, 0.8, 0.6, 0.5))
+        design, lambda spec: outcome(0.8, losses=ours[spec.seed] if spec.condition == OURS else (0.9, 0.8, 0.6, 0.5))
     )
-    made = tables(compare(trials, grid))
+    made = summarize(compare(trials, design))
     assert table(made, "Steps to the baseline's final loss").rows == [["", "ailora", "1 of 2", "0.50", "4", "not run"]]
     assert table(made, "Cost").rows[1] == ["", "ailora", "1,234", "0.25", "200", "256", "4", "-"]
-    again = [*trials, trial(grid, Cell(OURS, 1e-3, 0, 20), outcome(0.8, losses=(0.6,)))]
-    row = table(tables(compare(again, grid)), "Steps to the baseline's final loss").rows[0]
+    again = [*trials, trial(design, TrialSpec(OURS, 1e-3, 0, 20), outcome(0.8, losses=(0.6,)))]
+    row = table(summarize(compare(again, design)), "Steps to the baseline's final loss").rows[0]
     assert row[-1] == "no"
 
 
 def test_the_best_rank_stands_first() -> None:
-    grid = grid_of(methods=["lora", "ailora", "pissa"], tasks={"a": {}, "b": {}}, seeds=[0])
+    design = make_design(methods=["lora", "ailora", "pissa"], tasks={"a": {}, "b": {}}, seeds=[0])
     value = {"lora": 0.5, "ailora": 0.9, "pissa": 0.7}
-    made = tables(compare(ran(grid, lambda cell: outcome(value[cell.group.method])), grid))
+    made = summarize(compare(ran(design, lambda spec: outcome(value[spec.condition.method])), design))
     assert table(made, "Average rank").rows == [["ailora", "1.00"], ["pissa", "2.00"], ["lora", "3.00"]]
 
 
@@ -203,16 +204,16 @@ COLUMNS = [
 ]
 
 
-def stored(trials: list[Trial]) -> Store:
-    return cast(Store, SimpleNamespace(trials=lambda: trials))
+def stored(trials: list[Trial]) -> TrialStorage:
+    return cast(TrialStorage, SimpleNamespace(trials=lambda: trials))
 
 
 def test_there_is_a_row_for_every_trial() -> None:
-    grid = grid_of(methods=["lora", "full"], grid={"adapter.rank": [2, 8]}, seeds=[0, 1])
-    trials = ran(grid, lambda cell: "broken" if cell.seed else outcome(0.8, test=0.7))
-    made = frame(stored(trials), grid)
+    design = make_design(methods=["lora", "full"], grid={"adapter.rank": [2, 8]}, seeds=[0, 1])
+    trials = ran(design, lambda spec: "broken" if spec.seed else outcome(0.8, test=0.7))
+    made = trial_frame(stored(trials), design)
     assert set(made.columns) == set(COLUMNS)
-    assert list(frame(stored(trials[:1]), grid).columns) == COLUMNS
+    assert list(trial_frame(stored(trials[:1]), design).columns) == COLUMNS
     assert len(made) == len(trials) == 3 * 2
     assert made["key"].is_unique
     assert sorted(made["adapter.rank"].dropna()) == [2, 2, 8, 8]
@@ -225,14 +226,14 @@ def test_there_is_a_row_for_every_trial() -> None:
 
 
 def test_trials_of_other_versions_and_studies_are_left_out() -> None:
-    grid = grid_of(seeds=[0])
-    other = grid_of(methods=["lora", "pissa"], seeds=[0])
-    trials = [*ran(grid, lambda cell: outcome(0.8)), *ran(other, lambda cell: outcome(0.8))]
-    old = Trial(9, "0" * 20, trials[0].cell, Status.DONE, outcome={})
-    assert list(frame(stored([*trials[:2], trials[3], old]), grid)["method"]) == ["lora", "ailora"]
+    design = make_design(seeds=[0])
+    other = make_design(methods=["lora", "pissa"], seeds=[0])
+    trials = [*ran(design, lambda spec: outcome(0.8)), *ran(other, lambda spec: outcome(0.8))]
+    old = Trial(9, "0" * 20, trials[0].spec, Status.DONE, result=TrialResult({}))
+    assert list(trial_frame(stored([*trials[:2], trials[3], old]), design)["method"]) == ["lora", "ailora"]
 
 
 def test_forgetting_has_a_column() -> None:
-    grid = grid_of(seeds=[0])
-    made = frame(stored(ran(grid, lambda cell: outcome(0.8, forgetting={"rise": 0.25, "before": 1.0}))), grid)
+    design = make_design(seeds=[0])
+    made = trial_frame(stored(ran(design, lambda spec: outcome(0.8, forgetting={"rise": 0.25, "before": 1.0}))), design)
     assert list(made["forgetting"]) == [0.25, 0.25]

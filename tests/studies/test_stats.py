@@ -186,30 +186,30 @@ def drawn(seeds: int, examples: int, right: float, rng: np.random.Generator) -> 
 
 def test_equal_predictions_do_not_differ() -> None:
     predictions = drawn(3, 50, 0.7, np.random.default_rng(0))
-    found = bootstrap_difference(predictions, predictions, np.zeros(50, int), metric=accuracy, resamples=50)
+    found = bootstrap_difference(predictions, predictions, np.zeros(50, int), metric=accuracy, n_resamples=50)
     assert found == Interval(0.0, 0.0, 0.0)
 
 
 def test_a_bootstrapped_difference_turns_around_with_its_methods() -> None:
     rng = np.random.default_rng(0)
     labels, one, two = np.zeros(80, int), drawn(3, 80, 0.9, rng), drawn(3, 80, 0.6, rng)
-    found = bootstrap_difference(one, two, labels, metric=accuracy, resamples=99)
-    swapped = bootstrap_difference(two, one, labels, metric=accuracy, resamples=99)
+    found = bootstrap_difference(one, two, labels, metric=accuracy, n_resamples=99)
+    swapped = bootstrap_difference(two, one, labels, metric=accuracy, n_resamples=99)
     # Six accuracies, each rounded, and their sum.
     assert found.mean == pytest.approx(np.mean(one == 0) - np.mean(two == 0), rel=0, abs=8 * EPS)
     assert found.mean == -swapped.mean
     # An interpolation of two numbers below 1, from either side.
     assert (found.low, found.high) == pytest.approx((-swapped.high, -swapped.low), rel=0, abs=4 * EPS)
     assert found.low < found.mean < found.high
-    assert found == bootstrap_difference(one, two, labels, metric=accuracy, resamples=99, rng_seed=0)
-    assert found != bootstrap_difference(one, two, labels, metric=accuracy, resamples=99, rng_seed=1)
+    assert found == bootstrap_difference(one, two, labels, metric=accuracy, n_resamples=99, rng_seed=0)
+    assert found != bootstrap_difference(one, two, labels, metric=accuracy, n_resamples=99, rng_seed=1)
 
 
 def test_the_bootstrap_of_examples_is_as_wide_as_their_standard_error() -> None:
     """One seed: 2 z sd / sqrt(examples). A 2.5 % quantile of m draws is off by sqrt(0.025 * 0.975 / m) / pdf(z)."""
     rng, examples, resamples = np.random.default_rng(0), 1000, 1000
     labels, one, two = np.zeros(examples, int), drawn(1, examples, 0.9, rng), drawn(1, examples, 0.8, rng)
-    found = bootstrap_difference(one, two, labels, metric=accuracy, resamples=resamples)
+    found = bootstrap_difference(one, two, labels, metric=accuracy, n_resamples=resamples)
     error, z = np.std(two[0] - one[0]) / math.sqrt(examples), stats.norm.ppf(0.975)
     # Four standard errors of the difference of two quantiles, and the steps of 1 / examples that an accuracy makes.
     off = 4 * math.sqrt(2 * 0.025 * 0.975 / resamples) / stats.norm.pdf(z) * error + 2 / examples
@@ -226,7 +226,7 @@ def test_the_bootstrap_contains_the_truth() -> None:
     for seed in range(sets):
         rng = np.random.default_rng(seed)
         one, two = drawn(1, len(labels), 0.8, rng), drawn(1, len(labels), 0.6, rng)
-        found = bootstrap_difference(one, two, labels, metric=accuracy, resamples=resamples, rng_seed=seed)
+        found = bootstrap_difference(one, two, labels, metric=accuracy, n_resamples=resamples, rng_seed=seed)
         hits += found.low <= 0.8 - 0.6 <= found.high
     covered = 1 - 2 * (0.025 * (resamples - 1) + 1) / (resamples + 1) - 0.01
     # Four standard errors of a share of so many sets.
@@ -238,7 +238,7 @@ def test_a_bootstrap_never_leaves_its_seeds(values: list[float], rng_seed: int) 
     """Why it is too narrow for few; each difference is a mean of up to five, whose sum rounds."""
     one = np.array(values)[:, None]
     found = bootstrap_difference(
-        one, np.zeros_like(one), np.zeros(1), metric=mean_prediction, rng_seed=rng_seed, resamples=20
+        one, np.zeros_like(one), np.zeros(1), metric=mean_prediction, rng_seed=rng_seed, n_resamples=20
     )
     rounding = 8 * EPS * max(map(abs, values))
     assert min(values) - rounding <= found.low <= found.high <= max(values) + rounding
@@ -258,8 +258,8 @@ def test_a_bootstrap_never_leaves_its_seeds(values: list[float], rng_seed: int) 
 )
 def test_a_bootstrap_refuses(shapes: tuple[tuple[int, ...], ...], resamples: int) -> None:
     predictions, baseline, labels = map(np.zeros, shapes)
-    with pytest.raises(InputError, match="needed: "):
-        bootstrap_difference(predictions, baseline, labels, metric=accuracy, resamples=resamples)
+    with pytest.raises(InputError, match="expected "):
+        bootstrap_difference(predictions, baseline, labels, metric=accuracy, n_resamples=resamples)
 
 
 # Each call collects garbage, in statsmodels.
@@ -359,5 +359,5 @@ def test_ranks_need_tasks_and_what_is_better() -> None:
     scores = pd.DataFrame({"a": [1.0], "b": [2.0]}, index=["acc"])
     with pytest.raises(InputError, match=r"missing for \['acc'\]"):
         average_ranks(scores, larger_is_better={"loss": False})
-    with pytest.raises(InputError, match="needed: tasks and methods"):
+    with pytest.raises(InputError, match="expected tasks and methods"):
         average_ranks(scores.iloc[:0], larger_is_better={})

@@ -16,7 +16,7 @@ import torch
 
 from ailora.recipes.config.loader import load_config
 from ailora.recipes.config.yaml_file import format_yaml
-from ailora.studies.trial_runner import TrialError, TrialPruned, isolated, run_trial
+from ailora.studies.trial_runner import TrialError, TrialPruned, run_in_subprocess, run_trial
 
 
 def poisoned(model: torch.nn.Module, context: Any) -> torch.nn.Module:
@@ -41,7 +41,7 @@ def raising(model: torch.nn.Module, context: Any) -> torch.nn.Module:
 @pytest.fixture(autouse=True)
 def importable(monkeypatch: pytest.MonkeyPatch) -> None:
     """The server of trials finds this module."""
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).resolve().parents[2]))
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).resolve().parents[2]), prepend=os.pathsep)
 
 
 def method(config: dict[str, Any], name: str) -> dict[str, Any]:
@@ -49,13 +49,13 @@ def method(config: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def test_what_is_kept_of_a_run(config: dict[str, Any]) -> None:
-    outcome = isolated(load_config(config), "adapter")
+    kept = run_in_subprocess(load_config(config), "adapter")
     folder = Path(config["output"])
     result = json.loads((folder / "result.json").read_text())
-    assert outcome["metrics"] == result["metrics"]
-    assert outcome["history"] == result["history"]
-    assert outcome["adapter_bytes"] > 0
-    assert outcome["seconds"] > 0
+    assert kept.metrics == result["metrics"]
+    assert kept.history == result["history"]
+    assert (kept.adapter_bytes or 0) > 0
+    assert (kept.seconds or 0) > 0
     assert (folder / "adapter").is_dir()
     assert (folder / "predictions.parquet").is_file()
     assert not (folder / "checkpoints").exists()
@@ -70,37 +70,37 @@ def test_what_is_kept_of_a_model(config: dict[str, Any], keep: str, left: set[st
 
 def test_an_error_is_told(config: dict[str, Any]) -> None:
     with pytest.raises(TrialError, match="no such kernel"):
-        isolated(load_config(method(config, "raising")), "adapter")
+        run_in_subprocess(load_config(method(config, "raising")), "adapter")
     assert "no such kernel" in Path(config["output"]).with_suffix(".log").read_text()
 
 
 def test_a_process_that_is_killed_is_told(config: dict[str, Any]) -> None:
     with pytest.raises(TrialError, match=r"ended by SIGKILL \(out of memory\?\)"):
-        isolated(load_config(method(config, "killing")), "adapter")
+        run_in_subprocess(load_config(method(config, "killing")), "adapter")
 
 
 def test_a_run_that_turns_nan_ends_at_its_next_evaluation(config: dict[str, Any]) -> None:
     with pytest.raises(TrialError, match="diverged: the validation loss is nan at step 5"):
-        isolated(load_config(method(config, "poisoned")), "adapter")
+        run_in_subprocess(load_config(method(config, "poisoned")), "adapter")
 
 
 def test_a_run_is_asked_whether_it_goes_on(config: dict[str, Any]) -> None:
     asked: list[int] = []
 
-    def judge(step: int, loss: float) -> bool:
+    def should_continue(step: int, loss: float) -> bool:
         asked.append(step)
         return step < 10
 
     with pytest.raises(TrialPruned, match="pruned at step 10"):
-        isolated(load_config(config), "adapter", judge)
+        run_in_subprocess(load_config(config), "adapter", should_continue)
     assert asked == [5, 10]
 
 
 _WORKER = """
 import sys
 from ailora.recipes.config import load_config
-from ailora.studies.trial import isolated
-isolated(load_config(sys.argv[1]), "adapter")
+from ailora.studies.trial_runner import run_in_subprocess
+run_in_subprocess(load_config(sys.argv[1]), "adapter")
 """
 
 

@@ -1,4 +1,4 @@
-"""Workers: from the first cell to the last, whatever a run does."""
+"""Workers: from the first trial to the last, whatever a run does."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import pytest
 
 from ailora import InputError
 from ailora.recipes.config.schema import RunConfig
-from ailora.studies.conditions import Cell, Grid
-from ailora.studies.study import found_study, open_study, stored_study
+from ailora.studies.study import create_or_load_study, load_study, load_study_from_storage, trial_frame
 from ailora.studies.study_config import load_study_config
-from ailora.studies.trial_runner import Judge, TrialError, TrialPruned
-from ailora.studies.trial_storage import Status, Store
-from ailora.studies.trial_table import frame
+from ailora.studies.study_design import StudyDesign
+from ailora.studies.trial import Status, TrialResult
+from ailora.studies.trial_runner import ShouldContinue, TrialError, TrialPruned
+from ailora.studies.trial_storage import TrialStorage
 from ailora.studies.worker import work
 from tests.studies.worker_process import outcome_of
 
@@ -26,27 +26,27 @@ class Runs:
     def __init__(self) -> None:
         self.configs: list[RunConfig] = []
 
-    def __call__(self, config: RunConfig, keep: str, judge: Judge | None) -> dict[str, Any]:
+    def __call__(self, config: RunConfig, keep: str, should_continue: ShouldContinue | None) -> TrialResult:
         self.configs.append(config)
         return outcome_of(config)
 
 
-def opened(study: dict[str, Any], **changes: Any) -> tuple[Store, Grid]:
-    return open_study(load_study_config(study | changes))
+def opened(study: dict[str, Any], **changes: Any) -> tuple[TrialStorage, StudyDesign]:
+    return create_or_load_study(load_study_config(study | changes))
 
 
 def test_a_study_runs_to_its_end_and_nothing_twice(study: dict[str, Any]) -> None:
     runs = Runs()
-    store, grid = opened(study)
+    storage, design = opened(study)
     # Three rates at one seed, then the best and its neighbours at two more, for two methods.
-    assert work(store, grid, runs) == 18
+    assert work(storage, design, runs) == 18
     outputs = [config.output for config in runs.configs]
     assert len(set(outputs)) == 18
-    assert all(trial.status is Status.DONE for trial in store.trials())
+    assert all(trial.status is Status.DONE for trial in storage.trials())
     assert work(*opened(study), runs) == 0
 
 
-def test_an_extended_grid_runs_only_the_new_cells(study: dict[str, Any]) -> None:
+def test_an_extended_grid_runs_only_the_new_trials(study: dict[str, Any]) -> None:
     work(*opened(study, methods=["lora"], seeds=[0]), Runs())
     runs = Runs()
     assert work(*opened(study, methods=["lora", "ailora"], seeds=[0, 1]), runs) == 3 + 6
@@ -55,101 +55,97 @@ def test_an_extended_grid_runs_only_the_new_cells(study: dict[str, Any]) -> None
 
 def test_what_a_smaller_grid_leaves_out_is_kept_but_not_shown(study: dict[str, Any]) -> None:
     work(*opened(study), Runs())
-    store, grid = opened(study, methods=["lora"])
-    assert len(store.trials()) == 18
-    assert set(frame(store, grid)["method"]) == {"lora"}
+    storage, design = opened(study, methods=["lora"])
+    assert len(storage.trials()) == 18
+    assert set(trial_frame(storage, design)["method"]) == {"lora"}
 
 
 def test_a_run_that_fails_is_recorded_and_the_study_goes_on(study: dict[str, Any]) -> None:
-    def execute(config: RunConfig, keep: str, judge: Judge | None) -> dict[str, Any]:
+    def execute(config: RunConfig, keep: str, should_continue: ShouldContinue | None) -> TrialResult:
         if config.adapter.policy == "lora" and config.training["learning_rate"] == 3e-3:
             raise TrialError("OutOfMemoryError: too large")
         return outcome_of(config)
 
-    store, grid = opened(study)
-    work(store, grid, execute)
-    failed = [trial for trial in store.trials() if trial.status is Status.FAILED]
+    storage, design = opened(study)
+    work(storage, design, execute)
+    failed = [trial for trial in storage.trials() if trial.status is Status.FAILED]
     assert [trial.error for trial in failed] == ["OutOfMemoryError: too large"]
-    rows = frame(store, grid)
+    rows = trial_frame(storage, design)
     assert set(rows["status"]) == {"done", "failed"}
     assert rows.loc[rows["status"] == "failed", "error"].tolist() == ["OutOfMemoryError: too large"]
     # Another rate became lora's best.
-    best = grid.progress_of(grid.groups[0], {Cell.of(t.cell): _score(t) for t in store.trials()}).best
-    assert best == 1e-3
+    assert best_rates(storage, design)[0] == 1e-3
 
 
-def _score(trial: Any) -> float:
-    return trial.outcome["metrics"]["validation"]["accuracy"] if trial.outcome else math.nan
+def best_rates(storage: TrialStorage, design: StudyDesign) -> list[float | None]:
+    """Of every condition."""
+    return [design.lr_search(c).plan(scores).best for c, scores in design.scores(storage.trials()).items()]
 
 
 def test_a_score_that_is_no_number_is_a_failure(study: dict[str, Any]) -> None:
-    def execute(config: RunConfig, keep: str, judge: Judge | None) -> dict[str, Any]:
-        return {"metrics": {"validation": {"accuracy": math.nan}}, "seconds": 0.0}
+    def execute(config: RunConfig, keep: str, should_continue: ShouldContinue | None) -> TrialResult:
+        return TrialResult({"validation": {"accuracy": math.nan}}, seconds=0.0)
 
-    store, grid = opened(study, seeds=[0])
-    work(store, grid, execute)
-    assert {trial.error for trial in store.trials()} == {"accuracy on the validation split is nan"}
+    storage, design = opened(study, seeds=[0])
+    work(storage, design, execute)
+    assert {trial.error for trial in storage.trials()} == {"accuracy on the validation split is nan"}
 
 
 def test_an_interrupted_worker_gives_its_trial_back(study: dict[str, Any]) -> None:
     calls: list[int] = []
 
-    def execute(config: RunConfig, keep: str, judge: Judge | None) -> dict[str, Any]:
+    def execute(config: RunConfig, keep: str, should_continue: ShouldContinue | None) -> TrialResult:
         calls.append(1)
         if len(calls) == 4:
             raise KeyboardInterrupt
         return outcome_of(config)
 
-    store, grid = opened(study)
+    storage, design = opened(study)
     with pytest.raises(KeyboardInterrupt):
-        work(store, grid, execute)
-    assert sum(trial.status is Status.DONE for trial in store.trials()) == 3
-    assert work(store, grid, execute) == 15
+        work(storage, design, execute)
+    assert sum(trial.status is Status.DONE for trial in storage.trials()) == 3
+    assert work(storage, design, execute) == 15
 
 
 def test_metrics_of_which_less_is_better_choose_the_least(study: dict[str, Any]) -> None:
-    store, grid = opened(study, metric="loss")
-    work(store, grid, Runs())
-    assert {grid.progress_of(g, _losses(store)).best for g in grid.groups} == {3e-3}
-
-
-def _losses(store: Store) -> dict[Cell, float]:
-    return {Cell.of(t.cell): -t.outcome["metrics"]["validation"]["loss"] for t in store.trials() if t.outcome}
+    storage, design = opened(study, metric="loss")
+    work(storage, design, Runs())
+    assert best_rates(storage, design) == [3e-3, 3e-3]
 
 
 def test_a_range_whose_best_is_at_its_edge_grows(study: dict[str, Any]) -> None:
     rates = {"from": 1e-4, "to": 1e-3, "per_decade": 2}
-    store, grid = opened(study, learning_rate=rates, methods=["lora"], seeds=[0])
-    work(store, grid, Runs())
-    tried = sorted(cell["learning_rate"] for cell in (trial.cell for trial in store.trials()))
+    storage, design = opened(study, learning_rate=rates, methods=["lora"], seeds=[0])
+    work(storage, design, Runs())
+    tried = sorted(trial.spec.learning_rate for trial in storage.trials())
     assert tried == [1e-4, 3.16228e-4, 1e-3, 3.16228e-3, 1e-2]
 
 
 def test_pruning_ends_what_is_worse_than_the_median_while_rates_are_sought(study: dict[str, Any]) -> None:
-    def execute(config: RunConfig, keep: str, judge: Judge | None) -> dict[str, Any]:
+    def execute(config: RunConfig, keep: str, should_continue: ShouldContinue | None) -> TrialResult:
         loss = abs(config.training["learning_rate"] - 3e-3)
-        if judge is not None and not judge(5, loss):
+        if should_continue is not None and not should_continue(5, loss):
             raise TrialPruned(f"pruned with {loss:.4f}")
-        assert judge is not None or config.training["seed"] > 0
+        assert should_continue is not None or config.training["seed"] > 0
         return outcome_of(config)
 
     values = [2e-3, 3e-3, 3.5e-3, 4e-3, 1e-1, 2e-1]
-    store, grid = opened(study, methods=["lora"], pruning=True, learning_rate={"values": values}, seeds=[0, 1])
-    work(store, grid, execute)
-    pruned = {trial.cell["learning_rate"] for trial in store.trials() if trial.status is Status.PRUNED}
+    storage, design = opened(study, methods=["lora"], pruning=True, learning_rate={"values": values}, seeds=[0, 1])
+    work(storage, design, execute)
+    pruned = {trial.spec.learning_rate for trial in storage.trials() if trial.status is Status.PRUNED}
     assert pruned == {1e-1, 2e-1}
-    assert set(frame(store, grid)["status"]) == {"done", "pruned"}
+    assert set(trial_frame(storage, design)["status"]) == {"done", "pruned"}
 
 
 def test_a_file_that_no_longer_fits_says_which_keys_differ(study: dict[str, Any]) -> None:
-    store, _ = opened(study)
-    before = store.study
+    storage, _ = opened(study)
+    before = storage.config
     base = {**study["base"], "training": {**study["base"]["training"], "num_train_epochs": 7}}
     with pytest.raises(InputError, match=r"longer fits its storage \(base.training.num_train_epochs: 2 there, 7 now"):
         opened(study, base=base)
     with pytest.raises(InputError, match="no longer fits"):
-        found_study(load_study_config(study | {"base": base}))
-    assert Store.open(store.url, store.name).study == before
+        load_study(load_study_config(study | {"base": base}))
+    assert TrialStorage.load(storage.url, storage.name).config == before
 
 
 def test_a_label_that_means_something_else_does_not_fit(study: dict[str, Any]) -> None:
@@ -166,12 +162,12 @@ def test_bad_input_leaves_no_storage(study: dict[str, Any]) -> None:
 
 def test_looking_makes_nothing(study: dict[str, Any]) -> None:
     with pytest.raises(InputError, match="holds no study 'study'"):
-        found_study(load_study_config(study))
+        load_study(load_study_config(study))
     assert not Path(study["output"]).exists()
 
 
 def test_a_worker_elsewhere_needs_only_the_storage(study: dict[str, Any]) -> None:
-    store, grid = opened(study)
-    elsewhere = stored_study(store.url, store.name)
+    storage, design = opened(study)
+    elsewhere = load_study_from_storage(storage.url, storage.name)
     assert work(*elsewhere, Runs()) == 18
-    assert frame(*elsewhere).equals(frame(store, grid))
+    assert trial_frame(*elsewhere).equals(trial_frame(storage, design))

@@ -9,18 +9,18 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 from ailora.recipes.config.schema import RunConfig
-from ailora.studies.study import stored_study
+from ailora.studies.study import load_study_from_storage
+from ailora.studies.trial import TrialResult
 from ailora.studies.worker import work
 
 
-def outcome_of(config: RunConfig) -> dict[str, Any]:
+def outcome_of(config: RunConfig) -> TrialResult:
     """Says which rate is good: best at 3e-3, the seed decides the last digits."""
     score = 1 - abs(config.training["learning_rate"] - 3e-3) - config.training["seed"] * 1e-4
     metrics = {"accuracy": score, "f1": score, "loss": 1 - score}
-    return {"metrics": {"validation": metrics}, "history": [], "seconds": 0.0}
+    return TrialResult({"validation": metrics}, seconds=0.0)
 
 
 def main() -> None:
@@ -28,14 +28,14 @@ def main() -> None:
     seconds = float(rest[0]) if rest else 0.0
     log = os.open(runs, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
-    def execute(config: RunConfig, keep: str, judge: object) -> dict[str, Any]:
+    def execute(config: RunConfig, keep: str, should_continue: object) -> TrialResult:
         key = Path(config.output).name
         os.write(log, f"begin {key}\n".encode())
         time.sleep(seconds)
         os.write(log, f"end {key}\n".encode())
         return outcome_of(config)
 
-    work(*stored_study(url, name), execute)
+    work(*load_study_from_storage(url, name), execute)
 
 
 if __name__ == "__main__":

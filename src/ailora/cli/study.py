@@ -28,13 +28,13 @@ def run(
     """Run what is left of a study; the same command after Ctrl-C or a kill continues."""
     from ailora.cli.study_progress import Progress
     from ailora.cli.tables import console
-    from ailora.studies.study import open_study, run_workers
+    from ailora.studies.study import create_or_load_study, run_workers
     from ailora.studies.study_config import load_study_config
 
-    store, grid = open_study(load_study_config(file, overrides or [], scale=scale))
-    with Progress(store, grid) as progress:
-        run_workers(store, workers, progress.update)
-    console.print(f"written to {grid.config.output}; `ailora study report {file}` compares")
+    storage, design = create_or_load_study(load_study_config(file, overrides or [], scale=scale))
+    with Progress(storage, design) as progress:
+        run_workers(storage, workers, progress.update)
+    console.print(f"written to {design.config.output}; `ailora study report {file}` compares")
 
 
 @study.command()
@@ -48,16 +48,15 @@ def work(
     import sys
 
     from ailora.cli.study_progress import stop_with_input
-    from ailora.studies.study import stored_study
+    from ailora.studies.study import load_study_from_storage
     from ailora.studies.worker import work as work_through
 
     # Schedulers end a job with SIGTERM: the trial goes back, as after Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     if tied:
         stop_with_input()
-    store, grid = stored_study(storage, name)
     try:
-        work_through(store, grid)
+        work_through(*load_study_from_storage(storage, name))
     except KeyboardInterrupt:
         sys.exit(130)
 
@@ -67,11 +66,10 @@ def status(file: StudyFile, overrides: Overrides = None, scale: Scale = None) ->
     """How far a study is, from any terminal."""
     from ailora.cli.study_progress import progress_table
     from ailora.cli.tables import console
-    from ailora.studies.study import found_study
+    from ailora.studies.study import load_study
     from ailora.studies.study_config import load_study_config
 
-    store, grid = found_study(load_study_config(file, overrides or [], scale=scale))
-    console.print(progress_table(store, grid))
+    console.print(progress_table(*load_study(load_study_config(file, overrides or [], scale=scale))))
 
 
 @study.command()
@@ -87,26 +85,26 @@ def report(
     import json as json_module
 
     from ailora.atomic_io import write_text
-    from ailora.cli.tables import console, text_table
-    from ailora.studies import summary as reporting
-    from ailora.studies.comparison import compare, described
-    from ailora.studies.study import found_study
+    from ailora.cli.tables import console, summary_table
+    from ailora.studies.comparison import compare
+    from ailora.studies.study import load_study
     from ailora.studies.study_config import load_study_config
-    from ailora.studies.trial_table import current
+    from ailora.studies.summary import summarize
 
-    store, grid = found_study(load_study_config(file, overrides or [], scale=scale))
-    found = compare(current(store, grid), grid, bootstrap=bootstrap)
+    storage, design = load_study(load_study_config(file, overrides or [], scale=scale))
+    comparison = compare(design.matching_trials(storage.trials()), design, bootstrap=bootstrap)
     if json:
-        typer.echo(json_module.dumps(described(found)))
+        typer.echo(json_module.dumps(comparison.to_dict()))
         return
+    summary = summarize(comparison)
     if out is not None:
-        write_text(out, reporting.markdown(found, title=store.name))
+        write_text(out, summary.to_markdown(storage.name))
         console.print(f"written to {out}")
         return
-    for sentence in reporting.summary(found):
+    for sentence in summary.sentences:
         console.print(sentence)
-    for table in reporting.tables(found):
-        console.print(text_table(table))
+    for table in summary.tables:
+        console.print(summary_table(table))
 
 
 @study.command()
@@ -119,11 +117,10 @@ def export(
     """Write one row per trial."""
     from ailora.cli.tables import console
     from ailora.recipes.evaluation.predictions import check_output_kind, write_frame
-    from ailora.studies.study import found_study
+    from ailora.studies.study import load_study, trial_frame
     from ailora.studies.study_config import load_study_config
-    from ailora.studies.trial_table import frame
 
     check_output_kind(out)
-    rows = frame(*found_study(load_study_config(file, overrides or [], scale=scale)))
+    rows = trial_frame(*load_study(load_study_config(file, overrides or [], scale=scale)))
     write_frame(rows, out)
     console.print(f"{len(rows)} trials written to {out}")

@@ -6,27 +6,29 @@ import os
 import signal
 import threading
 import time
+from collections import Counter
+from collections.abc import Sequence
 
 from rich.live import Live
 from rich.table import Table
 
 from ailora.cli.tables import console
-from ailora.studies.conditions import Cell, Grid
-from ailora.studies.trial_storage import Status, Store, Trial
-from ailora.studies.trial_table import current
+from ailora.studies.study_design import StudyDesign
+from ailora.studies.trial import Status, Trial
+from ailora.studies.trial_storage import TrialStorage
 
 #: Seconds between looks at the storage.
-_EVERY = 2.0
+_POLL_INTERVAL_S = 2.0
 
 
 class Progress:
     """Shows `progress_table` while workers run; where the output is no terminal, a line for every trial that ended."""
 
-    def __init__(self, store: Store, grid: Grid) -> None:
-        self._store, self._grid = store, grid
-        self._live = Live(progress_table(store, grid), console=console, auto_refresh=False)
-        self._looked = 0.0
-        self._told: set[str] = {trial.key for trial in current(store, grid) if trial.ended}
+    def __init__(self, storage: TrialStorage, design: StudyDesign) -> None:
+        self._storage, self._design = storage, design
+        self._live = Live(progress_table(storage, design), console=console, auto_refresh=False)
+        self._polled = 0.0
+        self._printed = {trial.key for trial in design.matching_trials(storage.trials()) if trial.ended}
 
     def __enter__(self) -> Progress:
         if console.is_terminal:
@@ -34,57 +36,62 @@ class Progress:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._looked = 0.0
+        self._polled = 0.0
         self.update()
         if console.is_terminal:
             self._live.stop()
         else:
-            console.print(progress_table(self._store, self._grid))
+            console.print(progress_table(self._storage, self._design))
 
     def update(self) -> None:
-        """Look, unless that was a moment ago."""
-        if time.monotonic() - self._looked < _EVERY:
+        """Show the state of the storage, unless that was done a moment ago."""
+        if time.monotonic() - self._polled < _POLL_INTERVAL_S:
             return
-        self._looked = time.monotonic()
+        self._polled = time.monotonic()
         if console.is_terminal:
-            self._live.update(progress_table(self._store, self._grid), refresh=True)
+            self._live.update(progress_table(self._storage, self._design), refresh=True)
             return
-        for trial in current(self._store, self._grid):
-            if trial.ended and trial.key not in self._told:
-                self._told.add(trial.key)
+        for trial in self._design.matching_trials(self._storage.trials()):
+            if trial.ended and trial.key not in self._printed:
+                self._printed.add(trial.key)
                 console.print(_line(trial))
 
 
-def progress_table(store: Store, grid: Grid) -> Table:
-    """Trials by task and method: done, running, waiting, failed, and the time until all that is known has ended."""
-    trials = current(store, grid)
-    table = Table("task", "method", "done", "running", "waiting", "failed", "left", title=store.name)
-    seconds = [trial.outcome["seconds"] for trial in trials if trial.outcome]
-    usual = sum(seconds) / len(seconds) if seconds else None
+def progress_table(storage: TrialStorage, design: StudyDesign) -> Table:
+    """Count trials by task and method: done, running, waiting, failed, and the time until all known ones have ended."""
+    trials = design.matching_trials(storage.trials())
+    table = Table("task", "method", "done", "running", "waiting", "failed", "left", title=storage.name)
+    overall = _mean_seconds(trials)
     running = sum(trial.status is Status.RUNNING for trial in trials)
-    for task, method in dict.fromkeys((group.task, group.method) for group in grid.groups):
-        own = [t for t in trials if (t.cell["group"]["task"], t.cell["group"]["method"]) == (task, method)]
-        count = {status: sum(t.status is status for t in own) for status in Status}
-        took = [t.outcome["seconds"] for t in own if t.outcome]
-        each = sum(took) / len(took) if took else usual
-        open_trials = count[Status.RUNNING] + count[Status.WAITING]
-        left = "" if each is None or not open_trials else _time(open_trials * each / max(running, 1))
+    for task, method in dict.fromkeys((condition.task, condition.method) for condition in design.conditions):
+        own = [t for t in trials if (t.spec.condition.task, t.spec.condition.method) == (task, method)]
+        count = Counter(trial.status for trial in own)
+        seconds = _mean_seconds(own) or overall
+        n_open = count[Status.RUNNING] + count[Status.WAITING]
+        left = "" if seconds is None or not n_open else _time(n_open * seconds / max(running, 1))
         failed = count[Status.FAILED] + count[Status.PRUNED]
         numbers = (count[Status.DONE], count[Status.RUNNING], count[Status.WAITING], failed)
         table.add_row(task, method, *map(str, numbers), left)
     return table
 
 
+def _mean_seconds(trials: Sequence[Trial]) -> float | None:
+    """Mean duration of the trials that are done, or None if none is."""
+    seconds = [trial.result.seconds for trial in trials if trial.result and trial.result.seconds is not None]
+    return sum(seconds) / len(seconds) if seconds else None
+
+
 def _line(trial: Trial) -> str:
-    cell = Cell.of(trial.cell)
-    group = cell.group
-    point = "".join(f" {key}={value}" for key, value in group.values.items())
-    if trial.outcome is None:
-        said = trial.error or ""
+    spec, result, condition = trial.spec, trial.result, trial.spec.condition
+    setting = "".join(f" {key}={value}" for key, value in condition.values.items())
+    if result is None:
+        text = trial.error or ""
     else:
-        shown = trial.outcome["metrics"].get("validation", {})
-        said = " ".join(f"{name} {value:.4f}" for name, value in shown.items()) + f", {trial.outcome['seconds']:.0f} s"
-    return f"{trial.status} {group.task} {group.method}{point} {cell.learning_rate:g} seed {cell.seed}: {said}"
+        metrics = " ".join(f"{name} {value:.4f}" for name, value in result.metrics.get("validation", {}).items())
+        text = f"{metrics}, {result.seconds or 0:.0f} s"
+    return (
+        f"{trial.status} {condition.task} {condition.method}{setting} {spec.learning_rate:g} seed {spec.seed}: {text}"
+    )
 
 
 def _time(seconds: float) -> str:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ailora.recipes.dry_run import DryRun
     from ailora.recipes.suggest_lr import Suggestion
     from ailora.roles import Projection, UnmatchedModule
-    from ailora.studies.summary import TextTable
+    from ailora.studies.summary import SummaryTable
 
 #: A pipe has no width of its own; names of modules should not be cut there.
 #: What stands in brackets, as the role of a fused weight does, is text and no markup.
@@ -53,10 +53,11 @@ def rest_table(rest: Iterable[UnmatchedModule]) -> Table:
     return _folded_table("left alone", ("module", "shape", "why", "modules"), rows)
 
 
-def text_table(made: TextTable) -> Table:
-    """A table of a study's report."""
-    table = Table(*made.columns, title=made.title, title_justify="left", caption=" ".join(made.notes) or None)
-    for row in made.rows:
+def summary_table(summary: SummaryTable) -> Table:
+    """Render a table of a study's summary."""
+    caption = " ".join(summary.notes) or None
+    table = Table(*summary.columns, title=summary.title, title_justify="left", caption=caption)
+    for row in summary.rows:
         table.add_row(*row)
     return table
 

@@ -1,182 +1,277 @@
-"""What a study has found, as charts."""
+"""Charts of a study: scores, differences, learning rates, losses over steps, costs."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from typing import Any
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TypedDict
 
-from ailora.formatting import format_lr, is_real
+from ailora.formatting import downsample, format_lr, is_real, pluralize
 from ailora.plots.chart_spec import Axis, Plot, Series
 from ailora.studies.comparison import Comparison
-from ailora.studies.conditions import Group
-from ailora.studies.method_results import Measured, report_split
+from ailora.studies.method_results import MethodResult
 from ailora.studies.statistics import Estimate
-from ailora.studies.summary import beside, difference_words, place_of, seeds_words
+from ailora.studies.summary import describe_comparison
+from ailora.studies.trial import Condition, TrialResult, format_setting
+
+#: Points to which a longer curve is thinned.
+_MAX_POINTS = 60
+#: Bars beyond which costs are easier to read in the table.
+_MAX_BARS = 60
 
 
-def score_charts(found: Comparison) -> Iterator[Plot]:
-    """Scores with their intervals, and differences to the baseline, for each task and point."""
-    for base, compared in found.places:
-        metric = f"{found.grid.metric_of(base)} ({report_split(found.grid, base)})"
-        place, best = place_of(found, base), "larger" if found.grid.larger_is_better(base) else "smaller"
-        scored = [group for group in (base, *compared) if found.measured[group].score is not None]
-        names = tuple(beside(found, group, base) for group in scored)
+class _Ends(TypedDict, total=False):
+    low: list[float]
+    high: list[float]
+
+
+def score_charts(comparison: Comparison) -> Iterator[Plot]:
+    """Chart scores with their intervals, and differences to the baseline, for each task and setting."""
+    design = comparison.design
+    for base, others in comparison.by_baseline():
+        metric, better = design.metric_label(base), "larger" if design.larger_is_better(base) else "smaller"
+        scored = [c for c in (base, *others) if comparison.results[c].score is not None]
         if not scored:
             continue
         yield Plot(
-            name=named("scores", place),
-            title=titled(f"Score: {metric}", place),
+            name=_file_name("scores", base.label),
+            title=_title(f"Score: {metric}", base.label),
             kind="points",
-            x=Axis("method", categories=names),
+            x=Axis("method", categories=tuple(c.method_label(base) for c in scored)),
             y=Axis(metric),
-            series=tuple(_dot(found, names, i, _score_of(found.measured[g])) for i, g in enumerate(scored)),
-            caption=f"Mean over seeds at each method's best learning rate, with its 95 % t-interval; {best} is better. "
-            "Methods share seeds, so overlapping intervals do not make a tie: the differences tell.",
+            series=tuple(
+                _dot(comparison, base, i, (c, result.score, _score_note(result)))
+                for i, c in enumerate(scored)
+                for result in [comparison.results[c]]
+            ),
+            caption=f"Mean over seeds at each method's best learning rate, with its 95 % t-interval; {better} is "
+            "better. Methods share seeds, so overlapping intervals do not make a tie: the differences tell.",
         )
-        others = [group for group in compared if found.compared[group].difference is not None]
-        if others:
-            names = tuple(beside(found, group, base) for group in (base, *others))
-            dots = (Series(names[0], [0], [0.0], notes=["the baseline"]), *_differences(found, names, others))
+        compared = [c for c in others if comparison.against_baseline[c].difference is not None]
+        if compared:
+            dots = (
+                _dot(comparison, base, i, (c, against.difference and against.difference.estimate, note))
+                for i, c in enumerate(compared, start=1)
+                for against in [comparison.against_baseline[c]]
+                for note in [describe_comparison(against)]
+            )
             yield Plot(
-                name=named("differences", place),
-                title=titled(f"Minus the baseline {base.method}", place),
+                name=_file_name("differences", base.label),
+                title=_title(f"Minus the baseline {base.method}", base.label),
                 kind="points",
-                x=Axis("method", categories=names),
+                x=Axis("method", categories=tuple(c.method_label(base) for c in (base, *compared))),
                 y=Axis("difference"),
-                series=dots,
+                series=(Series(base.method, [0], [0.0], notes=["the baseline"]), *dots),
                 caption=f"Differences of {metric}, paired by seed, with the 95 % t-interval of their mean. An "
-                f"interval that holds 0 is a tie; {best} is better.",
+                f"interval that holds 0 is a tie; {better} is better.",
             )
 
 
-def varied_charts(found: Comparison) -> Iterator[Plot]:
-    """Scores over a setting that is a number, as the rank (the paper's Figure 5); for each of the others' points."""
-    key = varied(found)
+def varied_charts(comparison: Comparison) -> Iterator[Plot]:
+    """Chart scores over a setting that is a number, as the rank (the paper's Figure 5), for each of the others."""
+    key = varied_key(comparison)
     if key is None:
         return
-    places: dict[tuple[str, str], list[Group]] = {}
-    for group in found.measured:
-        if key in group.values:
-            rest = ", ".join(f"{k.rpartition('.')[2]} {v}" for k, v in group.values.items() if k != key)
-            places.setdefault((group.task, rest), []).append(group)
-    for (task, rest), groups in places.items():
-        one = groups[0]
-        metric = f"{found.grid.metric_of(one)} ({report_split(found.grid, one)})"
-        place = ", ".join(part for part in (place_of(found, Group(task, one.method)), rest) if part)
+    places: dict[str, list[Condition]] = {}
+    for condition in comparison.results:
+        if key in condition.values:
+            others = format_setting({k: v for k, v in condition.values.items() if k != key})
+            task = Condition(condition.task, condition.method).label
+            places.setdefault(", ".join(part for part in (task, others) if part), []).append(condition)
+    for place, conditions in places.items():
+        metric = comparison.design.metric_label(conditions[0])
         word = key.rpartition(".")[2]
-        methods = dict.fromkeys(group.method for group in groups)
         yield Plot(
-            name=named(f"over-{word}", place),
-            title=titled(f"{metric} over {word}", place),
+            name=_file_name(f"over-{word}", place),
+            title=_title(f"{metric} over {word}", place),
             kind="lines",
-            x=Axis(word, log=_spans_much([group.values[key] for group in groups])),
+            x=Axis(word, log=_spans_much([condition.values[key] for condition in conditions])),
             y=Axis(metric),
-            series=tuple(_over(found, method, key, groups) for method in methods),
+            series=tuple(
+                _scores_over(comparison, key, [c for c in conditions if c.method == method])
+                for method in dict.fromkeys(condition.method for condition in conditions)
+            ),
             caption=f"Mean over seeds at the best learning rate of each method and {word}, with its 95 % t-interval.",
         )
 
 
-def varied(found: Comparison) -> str | None:
-    """The key of the grid that charts are drawn over: the rank, else the only one with several numbers."""
-    grid = found.grid.config.grid
+def varied_key(comparison: Comparison) -> str | None:
+    """Return the key of the grid to chart over: the rank, else the only one with several numbers."""
+    grid = comparison.design.config.grid
     numbers = [key for key, values in grid.items() if len(values) > 1 and all(map(is_real, values))]
     return "adapter.rank" if "adapter.rank" in numbers else numbers[0] if len(numbers) == 1 else None
 
 
-def rate_charts(found: Comparison) -> Iterator[Plot]:
-    """Validation score over learning rate, for each task and point."""
-    for base, compared in found.places:
-        metric, place = found.grid.metric_of(base), place_of(found, base)
-        drawn = [(group, found.measured[group]) for group in (base, *compared) if found.measured[group].curve]
-        if not drawn:
+def rate_charts(comparison: Comparison) -> Iterator[Plot]:
+    """Chart the validation score over the learning rate, for each task and setting."""
+    for base, others in comparison.by_baseline():
+        metric = comparison.design.metric(base)
+        results = [result for c in (base, *others) if (result := comparison.results[c]).curve]
+        if not results:
             continue
         yield Plot(
-            name=named("rates", place),
-            title=titled(f"Validation {metric} over learning rate", place),
+            name=_file_name("rates", base.label),
+            title=_title(f"Validation {metric} over learning rate", base.label),
             kind="lines",
             x=Axis("learning rate", log=True),
             y=Axis(f"validation {metric}"),
             series=tuple(
                 Series(
-                    name=beside(found, group, base),
-                    x=list(measured.curve),
-                    y=[one.mean for one in measured.curve.values()],
-                    **_ends(list(measured.curve.values())),
-                    notes=[_rate_note(measured, at, one) for at, one in measured.curve.items()],
-                    style=style_of(found, group),
+                    name=result.condition.method_label(base),
+                    x=list(result.curve),
+                    y=[point.mean for point in result.curve.values()],
+                    **_ends(list(result.curve.values())),
+                    notes=[
+                        pluralize(point.n, "seed") + ("; the best rate" if tried == result.search.best else "")
+                        for tried, point in result.curve.items()
+                    ],
+                    style=_style(comparison, result.condition),
                 )
-                for group, measured in drawn
+                for result in results
             ),
             caption="Mean over seeds; the band is its 95 % t-interval where a rate has several seeds. Each method is "
             "compared at its own peak.",
         )
 
 
-def style_of(found: Comparison, group: Group) -> int:
+def convergence_charts(comparison: Comparison) -> Iterator[Plot]:
+    """Chart the validation loss and the deciding metric over steps, at each method's best rate."""
+    for base, others in comparison.by_baseline():
+        for fact in dict.fromkeys(("loss", comparison.design.metric(base))):
+            series = tuple(
+                Series(
+                    name=condition.method_label(base),
+                    x=[step for step, _ in points],
+                    y=[_finite_mean(values) for _, values in points],
+                    low=[min(values) for _, values in points] if len(points[0][1]) > 1 else (),
+                    high=[max(values) for _, values in points] if len(points[0][1]) > 1 else (),
+                    style=_style(comparison, condition),
+                )
+                for condition in (base, *others)
+                if (points := _values_over_steps(list(comparison.results[condition].at_best.values()), fact))
+            )
+            if series:
+                yield Plot(
+                    name=_file_name(f"convergence-{fact}", base.label),
+                    title=_title(f"Validation {fact} over steps", base.label),
+                    kind="lines",
+                    x=Axis("step"),
+                    y=Axis(f"validation {fact}"),
+                    series=series,
+                    caption="At each method's best learning rate: mean over its seeds, and the range from the lowest "
+                    "to the highest of them.",
+                )
+
+
+#: Name of a chart -> what it shows, and the value of a method.
+_COSTS: dict[str, tuple[str, Callable[[MethodResult], float | None]]] = {
+    "step": ("milliseconds a step", lambda result: result.step_milliseconds),
+    "init": ("seconds to load and adapt", lambda result: result.mean("init_seconds")),
+    "memory": ("peak memory, MiB", lambda result: _divide(result.mean("peak_memory_bytes"), 2**20)),
+    "file": ("adapter file, KiB", lambda result: _divide(result.mean("adapter_bytes"), 2**10)),
+}
+
+
+def cost_charts(comparison: Comparison) -> Iterator[Plot]:
+    """Chart time, memory and bytes at the best rate, a bar for each method and place."""
+    results = [result for result in comparison.results.values() if result.at_best]
+    methods = list(dict.fromkeys(result.condition.method for result in results))
+    places = list(dict.fromkeys(result.condition.label for result in results))
+    if not results or len(methods) * len(places) > _MAX_BARS:
+        return
+    for name, (title, value) in _COSTS.items():
+        values = {(r.condition.label, r.condition.method): cost for r in results if (cost := value(r)) is not None}
+        if not values:
+            continue
+        yield Plot(
+            name=_file_name(f"cost-{name}", ""),
+            title=title[0].upper() + title[1:],
+            kind="bars",
+            x=Axis("method", categories=tuple(methods)),
+            y=Axis(title),
+            series=tuple(
+                Series(
+                    name=place or title,
+                    x=list(range(len(methods))),
+                    y=[values.get((place, method), math.nan) for method in methods],
+                    style=(number + 2) % 8,
+                )
+                for number, place in enumerate(places)
+            ),
+            caption="Means over seeds at each method's best learning rate, on the machine that ran the trials.",
+        )
+
+
+def _style(comparison: Comparison, condition: Condition) -> int:
     """A method looks the same in all charts; the baseline is black."""
-    grid = found.grid
-    return [grid.baseline, *(name for name in grid.methods if name != grid.baseline)].index(group.method)
+    design = comparison.design
+    return [design.baseline, *(name for name in design.methods if name != design.baseline)].index(condition.method)
 
 
-def _dot(found: Comparison, names: Sequence[str], i: int, known: tuple[Group, Estimate | None, str]) -> Series:
-    group, estimate, note = known
+def _dot(comparison: Comparison, base: Condition, i: int, point: tuple[Condition, Estimate | None, str]) -> Series:
+    condition, estimate, note = point
     value = math.nan if estimate is None else estimate.mean
-    ends = _ends([estimate]) if estimate is not None else {}
-    return Series(names[i], [i], [value], **ends, notes=[note], style=style_of(found, group))
+    ends = _ends([estimate]) if estimate is not None else _Ends()
+    return Series(condition.method_label(base), [i], [value], **ends, notes=[note], style=_style(comparison, condition))
 
 
-def _score_of(measured: Measured) -> tuple[Group, Estimate | None, str]:
-    note = f"best rate {format_lr(measured.progress.best)}; {seeds_words(measured)}"
-    return measured.group, measured.score, note
+def _score_note(result: MethodResult) -> str:
+    return f"best rate {format_lr(result.search.best)}; {pluralize(len(result.at_best), 'seed')}"
 
 
-def _differences(found: Comparison, names: Sequence[str], others: Sequence[Group]) -> Iterator[Series]:
-    return (_dot(found, names, i, _difference_of(found, group)) for i, group in enumerate(others, start=1))
-
-
-def _difference_of(found: Comparison, group: Group) -> tuple[Group, Estimate | None, str]:
-    compared = found.compared[group]
-    return group, compared.difference and compared.difference.estimate, difference_words(compared)
-
-
-def _over(found: Comparison, method: str, key: str, groups: Sequence[Group]) -> Series:
-    own = sorted((g for g in groups if g.method == method), key=lambda g: g.values[key])
-    scored = [(g, score) for g in own if (score := found.measured[g].score) is not None]
+def _scores_over(comparison: Comparison, key: str, conditions: Sequence[Condition]) -> Series:
+    ordered = sorted(conditions, key=lambda condition: condition.values[key])
+    scored = [(c, score) for c in ordered if (score := comparison.results[c].score) is not None]
     return Series(
-        name=method,
-        x=[g.values[key] for g, _ in scored],
+        name=ordered[0].method,
+        x=[condition.values[key] for condition, _ in scored],
         y=[score.mean for _, score in scored],
         **_ends([score for _, score in scored]),
-        notes=[_score_of(found.measured[g])[2] for g, _ in scored],
-        style=style_of(found, own[0]),
+        notes=[_score_note(comparison.results[condition]) for condition, _ in scored],
+        style=_style(comparison, ordered[0]),
     )
 
 
-def _ends(estimates: Sequence[Estimate]) -> dict[str, Any]:
-    """Of estimates their intervals, NaN where there is none."""
+def _ends(estimates: Sequence[Estimate]) -> _Ends:
+    """Ends of the intervals of estimates, NaN where there is none."""
     return {
-        "low": [math.nan if one.low is None else one.low for one in estimates],
-        "high": [math.nan if one.high is None else one.high for one in estimates],
+        "low": [math.nan if estimate.low is None else estimate.low for estimate in estimates],
+        "high": [math.nan if estimate.high is None else estimate.high for estimate in estimates],
     }
 
 
-def _rate_note(measured: Measured, at: float, one: Estimate) -> str:
-    best = "; the best rate" if at == measured.progress.best else ""
-    return f"{one.n} seed{'s' if one.n > 1 else ''}{best}"
+def _values_over_steps(results: Sequence[TrialResult], fact: str) -> list[tuple[int, list[float]]]:
+    """(step, values of the seeds), at the steps that all seeds have, thinned."""
+    histories = [history for result in results if (history := _by_step(result.history, fact))]
+    if not histories:
+        return []
+    steps = sorted(set(histories[0]).intersection(*histories[1:]))
+    return [(step, [history[step] for history in histories]) for step in downsample(steps, _MAX_POINTS)]
+
+
+def _by_step(history: Sequence[Mapping[str, float]], fact: str) -> dict[int, float]:
+    return {int(r["step"]): r[fact] for r in history if is_real(r.get(fact)) and is_real(r.get("step"))}
+
+
+def _finite_mean(values: Sequence[float]) -> float:
+    return statistics.fmean(values) if all(map(math.isfinite, values)) else math.nan
+
+
+def _divide(value: float | None, unit: int) -> float | None:
+    return None if value is None else value / unit
 
 
 def _spans_much(values: Sequence[float]) -> bool:
-    """Whether values are better seen on a logarithmic axis."""
+    """Whether values are easier to see on a logarithmic axis."""
     return min(values) > 0 and max(values) / min(values) >= 8
 
 
-def named(what: str, place: str) -> str:
-    """A name that files can have."""
+def _file_name(what: str, place: str) -> str:
+    """Build a name that files can have."""
     words = "".join(c if c.isascii() and c.isalnum() else " " for c in place).split()
     return "-".join([what, *words])
 
 
-def titled(what: str, place: str) -> str:
-    """A title, with the task and point that it is of."""
+def _title(what: str, place: str) -> str:
     return f"{what}, {place}" if place else what

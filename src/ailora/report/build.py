@@ -77,8 +77,8 @@ def _parts(source: Source, scale: str | None, *, bootstrap: bool) -> Iterator[Pa
     if source.sort is PathKind.ANALYSIS:
         yield analysis_part(source.path.absolute().name, load_analysis(source.path))
         return
-    for store, grid in open_studies(source, scale):
+    for storage, design in open_studies(source, scale):
         try:
-            yield study_part(store.name, store.study, store.trials(), grid, bootstrap=bootstrap)
+            yield study_part(storage.name, storage.config, storage.trials(), design, bootstrap=bootstrap)
         finally:
-            store.close()
+            storage.close()

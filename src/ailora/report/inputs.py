@@ -8,11 +8,11 @@ from pathlib import Path
 from ailora.errors import InputError
 from ailora.path_kind import PathKind, detect_path_kind
 from ailora.recipes.config.yaml_file import read_yaml
-from ailora.studies.conditions import Grid
-from ailora.studies.storage_url import names_in
-from ailora.studies.study import found_study, stored_study
+from ailora.studies.storage_url import study_names
+from ailora.studies.study import load_study, load_study_from_storage
 from ailora.studies.study_config import load_study_config
-from ailora.studies.trial_storage import Store
+from ailora.studies.study_design import StudyDesign
+from ailora.studies.trial_storage import TrialStorage
 
 _STUDY_FILES = (".yaml", ".yml")
 
@@ -50,19 +50,19 @@ def recognise(path: Path) -> Source:
     )
 
 
-def open_studies(source: Source, scale: str | None) -> list[tuple[Store, Grid]]:
+def open_studies(source: Source, scale: str | None) -> list[tuple[TrialStorage, StudyDesign]]:
     """The studies of a study file, or of the database in a study's folder.
 
     Raises:
         InputError: the file is wrong, or its storage holds no such study.
     """
     if source.path.is_file():
-        return [found_study(load_study_config(source.path, scale=scale))]
+        return [load_study(load_study_config(source.path, scale=scale))]
     url = f"sqlite:///{(source.path / 'study.db').absolute()}"
-    names = names_in(url)
+    names = study_names(url)
     if not names:
         raise InputError(f"{source.path / 'study.db'} holds no study")
-    return [stored_study(url, name) for name in names]
+    return [load_study_from_storage(url, name) for name in names]
 
 
 def _of_yaml(file: Path) -> PathKind:

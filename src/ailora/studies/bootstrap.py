@@ -4,47 +4,51 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from ailora.recipes.evaluation.classification_metrics import METRICS
-from ailora.studies.conditions import Grid
-from ailora.studies.method_results import Measured, report_split
+from ailora.studies.method_results import MethodResult
 from ailora.studies.statistics import Interval, bootstrap_difference
-from ailora.studies.trial_storage import Trial
+from ailora.studies.study_design import StudyDesign
+from ailora.studies.trial import TrialResult
 
-_RESAMPLES = 500
+_N_RESAMPLES = 500
 
 
-def resampled_difference(ours: Measured, baseline: Measured, grid: Grid) -> Interval | None:
-    """The difference of two methods at their best rates, over seeds and examples; None: predictions are not kept."""
-    split, metric = report_split(grid, ours.group), grid.metric_of(ours.group)
-    if metric not in METRICS:
-        return None
+def bootstrap_predictions(ours: MethodResult, baseline: MethodResult, design: StudyDesign) -> Interval | None:
+    """Bootstrap the difference of two methods at their best rates.
+
+    Returns:
+        None if a run's predictions are not kept, or are of other rows than another's.
+    """
+    split, metric = design.report_split(ours.condition), design.metric(ours.condition)
     seeds = sorted(ours.at_best.keys() & baseline.at_best.keys())
-    mine, theirs = ([_predictions(m.at_best[seed], split) for seed in seeds] for m in (ours, baseline))
-    if not seeds or any(frame is None for frame in [*mine, *theirs]):
+    if metric not in METRICS or not seeds:
         return None
-    frames: list[pd.DataFrame] = [frame for frame in [*mine, *theirs] if frame is not None]
-    if not all(frame["label"].equals(frames[0]["label"]) for frame in frames):
+    runs = [result.at_best[seed] for result in (ours, baseline) for seed in seeds]
+    frames = [frame for run in runs if (frame := _read_predictions(run, split)) is not None]
+    if len(frames) < len(runs) or not all(frame["label"].equals(frames[0]["label"]) for frame in frames):
         return None
     columns = [frames[0]["label"].to_numpy(), *(frame["prediction"].to_numpy() for frame in frames)]
-    truth, *coded = _coded(columns, metric)
-    classes = 1 if METRICS[metric].regression else len(frames[0]["scores"].iloc[0])
-    score, half = partial(_score, metric, classes), len(seeds)
+    labels, *predictions = _encode(columns, metric)
+    n_classes = 1 if METRICS[metric].regression else len(frames[0]["scores"].iloc[0])
     with warnings.catch_warnings():
         # scikit-learn warns of every resample without a rare class.
         warnings.simplefilter("ignore")
         return bootstrap_difference(
-            np.stack(coded[:half]), np.stack(coded[half:]), truth, metric=score, resamples=_RESAMPLES
+            np.stack(predictions[: len(seeds)]),
+            np.stack(predictions[len(seeds) :]),
+            labels,
+            metric=lambda labels, predictions: METRICS[metric].score(labels, predictions, n_classes),
+            n_resamples=_N_RESAMPLES,
         )
 
 
-def _coded(columns: Sequence[np.ndarray], metric: str) -> list[np.ndarray]:
-    """Labels and predictions as numbers, or as ids of classes in the order of `Labels`: F1 is that of the second."""
+def _encode(columns: Sequence[np.ndarray], metric: str) -> list[np.ndarray]:
+    """Encode labels and predictions as numbers, or as ids of classes in the order of `Labels`: F1 is of the second."""
     if METRICS[metric].regression:
         return [column.astype(float) for column in columns]
     names = {name for column in columns for name in column}
@@ -56,15 +60,9 @@ def _coded(columns: Sequence[np.ndarray], metric: str) -> list[np.ndarray]:
     return [np.array([ids[name] for name in column], dtype=int) for column in columns]
 
 
-def _score(metric: str, classes: int, labels: np.ndarray, predictions: np.ndarray) -> float:
-    return METRICS[metric].score(labels, predictions, classes)
-
-
-def _predictions(trial: Trial, split: str) -> pd.DataFrame | None:
-    assert trial.outcome is not None
-    file = Path(trial.outcome["folder"]) / "predictions.parquet"
-    if not file.is_file():
+def _read_predictions(run: TrialResult, split: str) -> pd.DataFrame | None:
+    if run.folder is None or not (file := Path(run.folder) / "predictions.parquet").is_file():
         return None
     frame = pd.read_parquet(file)
-    own = frame.loc[frame["split"] == split].reset_index(drop=True)
-    return None if own.empty else own
+    of_split = frame.loc[frame["split"] == split].reset_index(drop=True)
+    return None if of_split.empty else of_split

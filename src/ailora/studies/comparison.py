@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass
 
 import pandas as pd
 
-from ailora.studies.bootstrap import resampled_difference
-from ailora.studies.conditions import Grid, Group
-from ailora.studies.method_results import Measured, measure, report_split, value_of
+from ailora.studies.bootstrap import bootstrap_predictions
+from ailora.studies.method_results import COSTS, MethodResult, collect_method_result
 from ailora.studies.statistics import (
     Difference,
-    Estimate,
     Interval,
     Verdict,
     average_ranks,
@@ -24,171 +20,158 @@ from ailora.studies.statistics import (
     paired_difference,
     verdict,
 )
-from ailora.studies.time_to_loss import Speed, speed_of
-from ailora.studies.trial_storage import Trial
-from ailora.studies.trial_table import scores as scores_of
+from ailora.studies.study_design import StudyDesign
+from ailora.studies.time_to_loss import TimeToLoss, measure_time_to_loss
+from ailora.studies.trial import Condition, Status, Trial
 
 
 @dataclass(frozen=True)
-class Compared:
-    """A method against the baseline on a task at a point.
+class BaselineComparison:
+    """A method against the baseline, on a task at a setting.
 
     Attributes:
-        difference: of the reported scores, paired by seed.
-        adjusted_p: as Holm's procedure adjusts it over the report's family; None: fewer than two seeds in common.
-        verdict: win, loss or tie; None: no seed in common.
+        difference: of the reported scores, paired by seed; None without a seed in common.
+        adjusted_p: as Holm's procedure adjusts it over the study's family; None for fewer than two seeds in common.
+        verdict: win, loss or tie; None without a seed in common.
         bootstrap: of the difference, over seeds and examples, where predictions are kept.
-        speed: against the baseline's final validation loss.
+        time_to_loss: to the baseline's final validation loss.
     """
 
     difference: Difference | None
     adjusted_p: float | None
     verdict: Verdict | None
     bootstrap: Interval | None
-    speed: Speed | None
+    time_to_loss: TimeToLoss | None
+
+    def to_dict(self) -> dict[str, object]:
+        """Convert to plain data."""
+        return {
+            "difference": self.difference and asdict(self.difference.estimate),
+            "p": self.difference and self.difference.p_value,
+            "adjusted_p": self.adjusted_p,
+            "verdict": self.verdict and self.verdict.value,
+            "bootstrap": self.bootstrap and [self.bootstrap.low, self.bootstrap.high],
+            "steps_share": self.time_to_loss and self.time_to_loss.share,
+            "speed_confirmed": self.time_to_loss and self.time_to_loss.confirmed,
+        }
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """All of it.
+    """Results of a study.
 
     Attributes:
-        grid: what was compared.
-        measured: every group.
-        compared: every group but the baseline's.
-        ranks: method -> average rank over tasks and points; empty where there is only one.
+        design: what was compared.
+        results: of every condition.
+        against_baseline: of every condition but the baseline's.
+        average_ranks: method -> average rank over tasks and settings; empty where there is only one.
     """
 
-    grid: Grid
-    measured: dict[Group, Measured]
-    compared: dict[Group, Compared]
-    ranks: dict[str, float]
+    design: StudyDesign
+    results: dict[Condition, MethodResult]
+    against_baseline: dict[Condition, BaselineComparison]
+    average_ranks: dict[str, float]
+
+    def by_baseline(self) -> Iterator[tuple[Condition, list[Condition]]]:
+        """Iterate over the baseline's conditions, each with those that are compared with it."""
+        for base in (condition for condition in self.results if condition.method == self.design.baseline):
+            yield base, [c for c in self.against_baseline if self.design.baseline_for(c) == base]
 
     @property
-    def places(self) -> Iterator[tuple[Group, list[Group]]]:
-        """Every baseline's group, and those that are compared with it."""
-        for base in (group for group in self.measured if group.method == self.grid.baseline):
-            yield base, [group for group in self.compared if self.grid.baseline_of(group) == base]
+    def family_size(self) -> int:
+        """Number of comparisons that Holm's procedure corrects for."""
+        return sum(comparison.adjusted_p is not None for comparison in self.against_baseline.values())
 
-    @property
-    def family(self) -> int:
-        """How many comparisons Holm's procedure corrects for."""
-        return sum(found.adjusted_p is not None for found in self.compared.values())
+    def to_dict(self) -> dict[str, object]:
+        """Convert to plain data, for files and pages. JSON has no NaN: a number that is not finite is None."""
+        return {
+            "baseline": self.design.baseline,
+            "family": self.family_size,
+            "average_ranks": self.average_ranks,
+            "groups": [_finite(self._condition_dict(condition)) for condition in self.results],
+        }
+
+    def _condition_dict(self, condition: Condition) -> dict[str, object]:
+        result, design = self.results[condition], self.design
+        counts, good = result.status_counts, result.good_range
+        data: dict[str, object] = {
+            "task": condition.task,
+            "method": condition.method,
+            "point": condition.values,
+            "metric": design.metric(condition),
+            "split": design.report_split(condition),
+            "best_learning_rate": result.search.best,
+            "complete": result.search.ended,
+            "curve": {f"{rate:g}": asdict(estimate) for rate, estimate in result.curve.items()},
+            "score": result.score and asdict(result.score),
+            "scores": result.scores,
+            "good_range": good and [good.low, good.high],
+            "trials": {
+                "ended": counts[Status.DONE],
+                "failed": counts[Status.FAILED],
+                "pruned": counts[Status.PRUNED],
+                "open": result.n_open,
+            },
+            "errors": result.errors,
+            "forgetting": result.forgetting,
+            **{name: result.mean(name) for name in COSTS},
+        }
+        if condition in self.against_baseline:
+            data["against_baseline"] = self.against_baseline[condition].to_dict()
+        return data
 
 
-def compare(trials: Sequence[Trial], grid: Grid, *, bootstrap: bool = True) -> Comparison:
+def compare(trials: Sequence[Trial], design: StudyDesign, *, bootstrap: bool = True) -> Comparison:
     """Compare every method with the baseline.
 
     Args:
-        trials: the study's, those of other versions left out.
-        grid: the study.
-        bootstrap: whether intervals over seeds and examples are made from the predictions that are kept.
+        trials: the study's, from `StudyDesign.matching_trials`.
+        design: the study.
+        bootstrap: whether to compute intervals over seeds and examples from the predictions that are kept.
     """
-    scores = scores_of(trials, grid)
-    measured = {group: measure(group, trials, grid, scores) for group in grid.groups}
-    pairs = {group: grid.baseline_of(group) for group in grid.groups if group.method != grid.baseline}
-    differences = {group: _difference(measured[group], measured[base], grid) for group, base in pairs.items()}
-    names = {str(i): group for i, group in enumerate(pairs)}
-    known = {
-        name: found.p_value
-        for name, group in names.items()
-        if (found := differences[group]) and found.p_value is not None
-    }
-    adjusted = {names[name]: p for name, p in holm(known).items()}
-    compared = {
-        group: Compared(
-            difference=differences[group],
-            adjusted_p=adjusted.get(group),
-            verdict=_verdict(differences[group], adjusted.get(group), grid.larger_is_better(group)),
-            bootstrap=resampled_difference(measured[group], measured[base], grid) if bootstrap else None,
-            speed=speed_of(measured[group], measured[base], trials),
+    scores = design.scores(trials)
+    results = {c: collect_method_result(c, trials, design, scores[c]) for c in design.conditions}
+    pairs = {c: design.baseline_for(c) for c in design.conditions if c.method != design.baseline}
+    differences = {c: _difference(results[c], results[base]) for c, base in pairs.items()}
+    adjusted = holm({c: d.p_value for c, d in differences.items() if d is not None and d.p_value is not None})
+    against_baseline = {
+        condition: BaselineComparison(
+            difference=(difference := differences[condition]),
+            adjusted_p=(p := adjusted.get(condition)),
+            verdict=difference and verdict(difference, p, larger_is_better=design.larger_is_better(condition)),
+            bootstrap=bootstrap_predictions(results[condition], results[base], design) if bootstrap else None,
+            time_to_loss=measure_time_to_loss(results[condition], results[base], trials),
         )
-        for group, base in pairs.items()
+        for condition, base in pairs.items()
     }
-    return Comparison(grid, measured, compared, _ranks(measured, grid))
+    return Comparison(design, results, against_baseline, _average_ranks(results, design))
 
 
-def _difference(ours: Measured, baseline: Measured, grid: Grid) -> Difference | None:
-    split, metric = report_split(grid, ours.group), grid.metric_of(ours.group)
-    mine, theirs = ({s: value_of(t, split, metric) for s, t in m.at_best.items()} for m in (ours, baseline))
-    return paired_difference(mine, theirs) if mine.keys() & theirs.keys() else None
+def _difference(ours: MethodResult, baseline: MethodResult) -> Difference | None:
+    return paired_difference(ours.scores, baseline.scores) if ours.scores.keys() & baseline.scores.keys() else None
 
 
-def _verdict(difference: Difference | None, adjusted: float | None, larger_is_better: bool) -> Verdict | None:
-    return difference and verdict(difference, adjusted, larger_is_better=larger_is_better)
+def _average_ranks(results: Mapping[Condition, MethodResult], design: StudyDesign) -> dict[str, float]:
+    """Rank methods over tasks and settings.
+
+    A method without a score ranks last; one that has no use for a key of the grid has the same score at all its values.
+    """
+    settings = [
+        dict(zip(design.config.grid, values, strict=True)) for values in itertools.product(*design.config.grid.values())
+    ]
+    rows: dict[tuple[Condition, ...], dict[str, float]] = {}
+    for task, values in itertools.product(dict.fromkeys(c.task for c in results), settings):
+        setting = {*Condition.from_values(task, "", values).setting}
+        here = tuple(c for c in results if c.task == task and setting.issuperset(c.setting))
+        rows[here] = {c.method: score.mean for c in here if (score := results[c].score)}
+    if len(rows) < 2:
+        return {}
+    frame = pd.DataFrame(list(rows.values()), columns=list(design.methods))
+    better = {i: design.larger_is_better(here[0]) for i, here in enumerate(rows)}
+    return average_ranks(frame, larger_is_better=better).to_dict()
 
 
-def _ranks(measured: Mapping[Group, Measured], grid: Grid) -> dict[str, float]:
-    """Over tasks and points; a method that has no score there ranks last, one that knows no point is at all of them."""
-    rows, better = {}, {}
-    for task, point in dict.fromkeys((g.task, point) for g in measured for point in _points(grid)):
-        here = [g for g in measured if g.task == task and set(g.point) <= point]
-        name = str(here)
-        rows[name] = {g.method: found.mean for g in here if (found := measured[g].score)}
-        better[name] = grid.larger_is_better(here[0])
-    frame = pd.DataFrame.from_dict(rows, orient="index", columns=None).reindex(columns=list(grid.methods))
-    return {} if len(frame) < 2 else average_ranks(frame, larger_is_better=better).to_dict()
-
-
-def _points(grid: Grid) -> list[frozenset[tuple[str, str]]]:
-    """All points of the grid, as of `Group.point`."""
-    pairs = [[(key, json.dumps(value)) for value in values] for key, values in grid.config.grid.items()]
-    return [frozenset(point) for point in itertools.product(*pairs)]
-
-
-def described(found: Comparison) -> dict[str, Any]:
-    """A comparison as plain data, for files and pages. JSON has no NaN: a number that is not finite is None."""
-    return {
-        "baseline": found.grid.baseline,
-        "family": found.family,
-        "average_ranks": found.ranks,
-        "groups": [_finite(_described(found, group)) for group in found.measured],
-    }
-
-
-def _described(found: Comparison, group: Group) -> dict[str, Any]:
-    measured, compared = found.measured[group], found.compared.get(group)
-    facts: dict[str, Any] = {
-        "task": group.task,
-        "method": group.method,
-        "point": group.values,
-        "metric": found.grid.metric_of(group),
-        "split": report_split(found.grid, group),
-        "best_learning_rate": measured.progress.best,
-        "complete": measured.progress.ended,
-        "curve": {f"{rate:g}": _numbers(one) for rate, one in measured.curve.items()},
-        "score": measured.score and _numbers(measured.score),
-        "scores": {
-            seed: value_of(trial, report_split(found.grid, group), found.grid.metric_of(group))
-            for seed, trial in measured.at_best.items()
-        },
-        "good_range": measured.good and [measured.good.low, measured.good.high],
-        "trials": {name: getattr(measured, name) for name in ("ended", "failed", "pruned", "open")},
-        "errors": measured.errors,
-        "forgetting": measured.forgetting,
-    } | {name: measured.mean(name) for name in COSTS}
-    if compared is not None:
-        facts["against_baseline"] = {
-            "difference": compared.difference and _numbers(compared.difference.estimate),
-            "p": compared.difference and compared.difference.p_value,
-            "adjusted_p": compared.adjusted_p,
-            "verdict": compared.verdict and compared.verdict.value,
-            "bootstrap": compared.bootstrap and [compared.bootstrap.low, compared.bootstrap.high],
-            "steps_share": compared.speed and compared.speed.share,
-            "speed_confirmed": compared.speed and compared.speed.confirmed,
-        }
-    return facts
-
-
-def _finite(value: Any) -> Any:
+def _finite(value: object) -> object:
     if isinstance(value, dict):
-        return {key: _finite(one) for key, one in value.items()}
+        return {key: _finite(item) for key, item in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-#: What a run costs: facts of its outcome.
-COSTS = ("trainable_parameters", "init_seconds", "train_seconds", "steps", "peak_memory_bytes", "adapter_bytes")
-
-
-def _numbers(found: Estimate) -> dict[str, Any]:
-    return {"mean": found.mean, "sd": found.sd, "n": found.n, "low": found.low, "high": found.high}

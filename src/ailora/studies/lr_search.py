@@ -1,4 +1,4 @@
-"""Learning rates: which of them a method is tried at, at which seeds, and which one is its best."""
+"""Learning rates: which ones a method is tried at, at which seeds, which one is its best, and which are as good."""
 
 from __future__ import annotations
 
@@ -6,57 +6,76 @@ import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 
-from ailora.studies.lr_sweep import peak
+import numpy as np
+
+from ailora.errors import InputError
+from ailora.studies.statistics import Estimate
 from ailora.studies.study_config import RateConfig
 
-#: How far a range is extended beyond each of its ends.
-MOST_DECADES = 2
+#: Decades by which a range is extended at most beyond each of its ends.
+MAX_EXTENSION_DECADES = 2
 
 
 @dataclass(frozen=True)
-class Rates:
-    """The learning rates that are tried.
+class LrGrid:
+    """Learning rates that may be tried.
 
     Attributes:
         initial: those that are tried first, in ascending order.
-        per_decade: how many there are to a factor of ten; None: the rates are exact and no others are tried.
+        per_decade: number of rates to a factor of ten; None where the rates are exact and no others are tried.
     """
 
     initial: tuple[float, ...]
     per_decade: int | None = None
 
     @classmethod
-    def of(cls, config: RateConfig) -> Rates:
-        """What a study file says."""
+    def from_config(cls, config: RateConfig) -> LrGrid:
+        """Build the grid of a study file's `learning_rate`."""
         if config.values is not None:
             return cls(tuple(sorted(config.values)))
         assert config.from_ is not None
         assert config.to is not None
-        # A hundredth of a step: 1e-5 to 1e-2 has 13 rates, whatever the logarithms' last digits.
+        # A hundredth of a step: 1e-5 to 1e-2 has 13 rates, whatever the last digits of the logarithms are.
         steps = math.floor(math.log10(config.to / config.from_) * config.per_decade + 0.01)
         return cls(tuple(_step(config.from_, k, config.per_decade) for k in range(steps + 1)), config.per_decade)
 
     @property
     def reachable(self) -> list[float]:
-        """All rates that may be tried: a range goes on for `MOST_DECADES` beyond each of its ends."""
+        """All rates that may be tried: a range extends by `MAX_EXTENSION_DECADES` beyond each of its ends."""
         if self.per_decade is None:
             return list(self.initial)
-        most = MOST_DECADES * self.per_decade
+        most = MAX_EXTENSION_DECADES * self.per_decade
         below = [_step(self.initial[0], -k, self.per_decade) for k in range(most, 0, -1)]
         above = [_step(self.initial[-1], k, self.per_decade) for k in range(1, most + 1)]
         return [*below, *self.initial, *above]
 
     def neighbours(self, rate: float) -> list[float]:
-        """The next rate below and above one, as far as they may be tried."""
+        """Return the next rate below and above one, as far as they may be tried."""
         rates = self.reachable
         place = rates.index(rate)
         return [*rates[max(0, place - 1) : place], *rates[place + 1 : place + 2]]
 
 
 @dataclass(frozen=True)
-class Schedule:
-    """What is to be run to find the best rate of one method, and then to measure it there.
+class SearchState:
+    """How far the search for a method's best rate is.
+
+    Attributes:
+        required: (rate, seed) of all runs that are known to be needed, those that have ended included.
+        best: the best rate; None while it is unknown, or where every run failed.
+        ended: whether nothing is left to run.
+    """
+
+    required: list[tuple[float, int]]
+    best: float | None = None
+    ended: bool = False
+
+
+@dataclass(frozen=True)
+class LrSearch:
+    """Search for the best rate of one method, and the runs that measure it there.
 
     Attributes:
         rates: the rates.
@@ -65,23 +84,23 @@ class Schedule:
         everywhere: whether all seeds run at all rates.
     """
 
-    rates: Rates
+    rates: LrGrid
     seeds: Sequence[int]
     extra_seeds: Sequence[int] = ()
     everywhere: bool = False
 
-    def plan(self, scores: Mapping[tuple[float, int], float]) -> Progress:
-        """What is wanted, as far as it is known.
+    def plan(self, scores: Mapping[tuple[float, int], float]) -> SearchState:
+        """Plan the runs that are needed, as far as they are known.
 
         Args:
-            scores: (rate, seed) -> score of what has ended, larger is better; NaN: it failed.
+            scores: (rate, seed) -> score of what has ended, larger is better; NaN where it failed.
         """
         first = self.seeds[:1]
         initial = self.rates.initial
         tried = {rate for rate in self.rates.reachable if rate in initial or (rate, first[0]) in scores}
-        wanted = _cells(sorted(tried), first) | _cells(initial, self.seeds if self.everywhere else [])
-        if not wanted.keys() <= scores.keys():
-            return Progress(list(wanted))
+        required = _pairs(sorted(tried), first) | _pairs(initial, self.seeds if self.everywhere else [])
+        if not required.keys() <= scores.keys():
+            return SearchState(list(required))
         while (best := self._promising(scores, tried)) is not None:
             near = self.rates.neighbours(best)
             tried |= {*near}
@@ -89,49 +108,100 @@ class Schedule:
             for seeds in (first, self.seeds):
                 # A rate at which a run failed is out: its other seeds would only cost.
                 sound = [r for r in (best, *near) if not any(math.isnan(scores.get((r, s), 0.0)) for s in self.seeds)]
-                wanted |= _cells(sound, seeds)
-                if not wanted.keys() <= scores.keys():
-                    return Progress(list(wanted))
+                required |= _pairs(sound, seeds)
+                if not required.keys() <= scores.keys():
+                    return SearchState(list(required))
                 if self._promising(scores, tried) != best:
                     break
             else:
                 break
         if best is not None:
-            wanted |= _cells([best], self.extra_seeds)
-        return Progress(list(wanted), best, ended=wanted.keys() <= scores.keys())
+            required |= _pairs([best], self.extra_seeds)
+        return SearchState(list(required), best, ended=required.keys() <= scores.keys())
 
     def _promising(self, scores: Mapping[tuple[float, int], float], tried: Iterable[float]) -> float | None:
-        """The rate with the best mean over all seeds, or while no rate has them all, with the best first seed.
+        """Return the rate with the best mean over all seeds or, while no rate has them all, with the best first seed.
 
-        A rate with a failed run is out. None: all are.
+        A rate with a failed run is out. Returns None if all are.
         """
-        found = {rate: [scores[rate, seed] for seed in self.seeds if (rate, seed) in scores] for rate in tried}
-        sound = {rate: own for rate, own in found.items() if not any(map(math.isnan, own))}
-        measured = {rate: math.fsum(own) / len(own) for rate, own in sound.items() if len(own) == len(self.seeds)}
-        means = measured or {rate: own[0] for rate, own in sound.items()}
-        return peak(means, larger_is_better=True) if means else None
+        by_rate = {rate: [scores[rate, seed] for seed in self.seeds if (rate, seed) in scores] for rate in tried}
+        sound = {rate: values for rate, values in by_rate.items() if not any(map(math.isnan, values))}
+        complete = {rate: values for rate, values in sound.items() if len(values) == len(self.seeds)}
+        means = {rate: math.fsum(v) / len(v) for rate, v in complete.items()} or {r: v[0] for r, v in sound.items()}
+        return best_rate(means, larger_is_better=True) if means else None
 
 
 @dataclass(frozen=True)
-class Progress:
-    """How far the search for a method's best rate has come.
+class LrRange:
+    """Learning rates that are as good as the best one.
 
     Attributes:
-        wanted: (rate, seed) of all runs that are known to be needed, those that have ended included.
-        best: the best rate; None: not known yet, or every run failed.
-        ended: whether nothing is left to run.
+        low: the smallest of those tried; where it is the smallest of all that were tried, the range may be wider.
+        high: the largest, likewise.
+        best: the best.
     """
 
-    wanted: list[tuple[float, int]]
-    best: float | None = None
-    ended: bool = False
+    low: float
+    high: float
+    best: float
+
+    @property
+    def decades(self) -> float:
+        """Width of the range, log10(high / low)."""
+        return math.log10(self.high / self.low)
 
 
-def _cells(rates: Iterable[float], seeds: Iterable[int]) -> dict[tuple[float, int], None]:
+def best_rate(curve: Mapping[float, float], *, larger_is_better: bool) -> float:
+    """Return the learning rate with the best mean; of equal ones the smaller rate. A mean must be finite to win.
+
+    Args:
+        curve: learning rate -> mean score.
+        larger_is_better: whether a larger score is.
+
+    Raises:
+        InputError: no learning rate has a finite mean.
+    """
+    rates = [rate for rate in sorted(curve) if math.isfinite(curve[rate])]
+    if not rates:
+        raise InputError(f"no learning rate of {sorted(curve)} has a finite mean")
+    sign = 1 if larger_is_better else -1
+    return max(rates, key=lambda rate: sign * curve[rate])
+
+
+def find_good_range(curve: Mapping[float, Estimate], *, larger_is_better: bool, tolerance: float) -> LrRange:
+    """Find the learning rates around the best one, without a gap, whose mean is within a margin of the best mean.
+
+    The margin is the tolerance or two standard errors of the best mean, whichever is larger: smaller differences from
+    the best cannot be told.
+
+    Args:
+        curve: learning rate -> scores there.
+        larger_is_better: whether a larger score is.
+        tolerance: in the metric's unit: 0.01 for an accuracy in [0, 1].
+
+    Raises:
+        InputError: no learning rate has a finite mean, one is not positive, or a negative tolerance.
+    """
+    rates, means = sorted(curve), {rate: estimate.mean for rate, estimate in curve.items()}
+    best = best_rate(means, larger_is_better=larger_is_better)
+    if not (rates[0] > 0 and tolerance >= 0):
+        raise InputError(f"expected learning rates above 0 and a tolerance of 0 or more, got {rates}, {tolerance}")
+    margin = max(tolerance, 2 * (curve[best].standard_error or 0.0))
+
+    def is_good(rate: float) -> bool:
+        # 0.91 - 0.90 > 0.01 in floats: scores and means are each rounded once, the margin once.
+        rounding = 4 * np.finfo(float).eps * max(abs(means[rate]), abs(means[best]))
+        return abs(means[rate] - means[best]) <= margin + rounding
+
+    at = rates.index(best)
+    return LrRange(min(takewhile(is_good, reversed(rates[: at + 1]))), max(takewhile(is_good, rates[at:])), best)
+
+
+def _pairs(rates: Iterable[float], seeds: Iterable[int]) -> dict[tuple[float, int], None]:
     """All pairs, in order."""
     return dict.fromkeys(itertools.product(rates, list(seeds)))
 
 
 def _step(rate: float, steps: int, per_decade: int) -> float:
-    """So many steps of a geometric range from a rate, with six digits."""
+    """Go so many steps of a geometric range from a rate, rounded to six digits."""
     return float(f"{rate * 10 ** (steps / per_decade):.6g}")

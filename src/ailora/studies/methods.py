@@ -1,84 +1,83 @@
-"""The methods of a study: a policy by name, or a label with overrides of a run's configuration."""
+"""Methods of a study: a policy by name, or a label with overrides of a run's configuration."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import pydantic
 
 from ailora.errors import InputError
 from ailora.recipes.config.loader import set_dotted
-from ailora.recipes.config.method import FullFineTuning, Preset, parse_method
+from ailora.recipes.config.method import FullFineTuning, Method, Preset, parse_method
 from ailora.recipes.config.schema import explained
 from ailora.recipes.config.sections import OWN_ADAPTER_KEYS
 from ailora.studies.study_config import RateConfig
 
 
 @dataclass(frozen=True)
-class Method:
+class StudyMethod:
     """What a method changes in a run's configuration.
 
     Attributes:
-        policy: `adapter.policy`; `full` trains without an adapter.
+        method: what is trained.
         overrides: dotted key -> value.
-        learning_rate: the rates it is tried at; None: the study's.
+        learning_rate: the rates it is tried at; None for the study's.
     """
 
-    policy: str
-    overrides: Mapping[str, Any] = field(default_factory=dict)
+    method: Method
+    overrides: Mapping[str, object]
     learning_rate: RateConfig | None = None
 
-    @property
-    def full(self) -> bool:
-        """Whether the whole model is trained: keys of the adapter mean nothing."""
-        return isinstance(parse_method(self.policy), FullFineTuning)
-
-    def point(self, values: dict[str, Any]) -> dict[str, Any]:
-        """A point of the grid without the keys that mean nothing to the method, or that it sets itself."""
-        idle = {key for key in values if self.full and key.startswith("adapter.")}
-        return {key: value for key, value in values.items() if key not in idle | self.overrides.keys()}
+    def applicable(self, setting: Mapping[str, object]) -> dict[str, object]:
+        """Select the values of a setting that the method has a use for and does not set itself."""
+        full = isinstance(self.method, FullFineTuning)
+        unused = {key for key in setting if full and key.startswith("adapter.")} | self.overrides.keys()
+        return {key: value for key, value in setting.items() if key not in unused}
 
     def apply(self, raw: dict[str, Any]) -> None:
         """Change the plain data of a run's configuration, in place."""
-        if self.full:
+        if isinstance(self.method, FullFineTuning):
             raw["adapter"] = {}
-        elif not isinstance(parse_method(self.policy), Preset) and isinstance(raw.get("adapter"), dict):
+        elif not isinstance(self.method, Preset) and isinstance(raw.get("adapter"), dict):
             raw["adapter"] = {key: value for key, value in raw["adapter"].items() if key not in OWN_ADAPTER_KEYS}
-        set_dotted(raw, "adapter.policy", self.policy)
-        for key, value in self.overrides.items():
+        for key, value in {"adapter.policy": str(self.method), **self.overrides}.items():
             set_dotted(raw, key, value)
 
 
-def parse_methods(entries: Sequence[str | dict[str, dict[str, Any] | None]]) -> dict[str, Method]:
-    """The methods of a study file by label.
+def parse_methods(entries: Sequence[str | dict[str, dict[str, Any] | None]]) -> dict[str, StudyMethod]:
+    """Parse the methods of a study file by label.
 
     Args:
         entries: names of policies, and mappings from a label to overrides.
 
     Raises:
-        InputError: a label that is there twice, or a learning rate that is none.
+        InputError: a label that is there twice, an unknown policy, or a learning rate that is none.
     """
-    methods: dict[str, Method] = {}
+    methods: dict[str, StudyMethod] = {}
     for entry in entries:
-        pairs = {entry: None}.items() if isinstance(entry, str) else entry.items()
-        for label, changes in pairs:
+        for label, changes in ({entry: None} if isinstance(entry, str) else entry).items():
             if label in methods:
                 raise InputError(f"methods: {label!r} is there twice")
-            methods[label] = _method(label, dict(changes or {}))
+            methods[label] = _parse_method(label, dict(changes or {}))
     return methods
 
 
-def _method(label: str, changes: dict[str, Any]) -> Method:
-    policy = changes.pop("method", label)
+def _parse_method(label: str, changes: dict[str, Any]) -> StudyMethod:
+    policy, rates = changes.pop("method", label), changes.pop("learning_rate", None)
     if not isinstance(policy, str):
         raise InputError(f"methods.{label}.method: expected the name of a policy, got {policy!r}")
-    rates = changes.pop("learning_rate", None)
-    return Method(policy, changes, None if rates is None else _rates(rates, f"methods.{label}.learning_rate"))
+    try:
+        method = parse_method(policy)
+    except InputError as error:
+        raise InputError(f"methods.{label}: {error}") from None
+    return StudyMethod(
+        method, changes, None if rates is None else _parse_rates(rates, f"methods.{label}.learning_rate")
+    )
 
 
-def _rates(raw: Any, where: str) -> RateConfig:
+def _parse_rates(raw: object, where: str) -> RateConfig:
     try:
         rates = RateConfig.model_validate(raw)
     except pydantic.ValidationError as error:

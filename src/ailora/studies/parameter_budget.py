@@ -14,8 +14,8 @@ from ailora.recipes.config.schema import RunConfig
 from ailora.recipes.training.fit import plan_for
 
 
-def matched(config: RunConfig, baseline: RunConfig) -> RunConfig:
-    """A configuration whose rank is scaled to the baseline's number of trained parameters; full fine-tuning as it is.
+def match_trainable_parameters(config: RunConfig, baseline: RunConfig) -> RunConfig:
+    """Scale a configuration's rank to the baseline's number of trained parameters; full fine-tuning stays as it is.
 
     Heads and other modules that are trained whole are the same in both and do not count.
 
@@ -25,27 +25,25 @@ def matched(config: RunConfig, baseline: RunConfig) -> RunConfig:
     """
     if isinstance(config.adapter.method, FullFineTuning) or isinstance(baseline.adapter.method, FullFineTuning):
         return config
-    rank = config.adapter.rank
-    budget, own = _trained(baseline), _trained(config)
-    scaled = {
-        key: max(1, round(one * budget / own))
-        for key, one in (rank.items() if isinstance(rank, dict) else [("", rank)])
-    }
-    adapter = config.adapter.model_copy(update={"rank": scaled if isinstance(rank, dict) else scaled[""]})
-    made = config.model_copy(update={"adapter": adapter})
+    rank, budget, trained = config.adapter.rank, _count_trainable(baseline), _count_trainable(config)
+    if isinstance(rank, dict):
+        scaled = {key: max(1, round(value * budget / trained)) for key, value in rank.items()}
+    else:
+        scaled = max(1, round(rank * budget / trained))
+    matched = config.model_copy(update={"adapter": config.adapter.model_copy(update={"rank": scaled})})
     # A rank beyond a weight's is refused now and not in every trial.
-    _trained(made)
-    return made
+    _count_trainable(matched)
+    return matched
 
 
-def _trained(config: RunConfig) -> int:
+def _count_trainable(config: RunConfig) -> int:
     if isinstance(config.adapter.method, CustomFunction):
         raise InputError(
-            f"match_parameters: nobody knows how many parameters the function {config.adapter.policy} trains"
+            f"match_parameters: the number of parameters that the function {config.adapter.policy} trains is unknown"
         )
-    return plan_for(config, _skeleton(config.model, config.task_type)).trainable
+    return plan_for(config, _meta_model(config.model, config.task_type)).trainable
 
 
 @functools.lru_cache(maxsize=8)
-def _skeleton(model: str, task_type: TaskType) -> PreTrainedModel:
+def _meta_model(model: str, task_type: TaskType) -> PreTrainedModel:
     return load_on_meta(model, task_type)

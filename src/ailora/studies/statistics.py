@@ -1,4 +1,4 @@
-"""What the scores of a study say: estimates over seeds, paired differences, verdicts and ranks.
+"""Statistics of scores: estimates over seeds, paired differences, verdicts and ranks.
 
 A seed is one run of a method on a task at a learning rate. Scores are in the metric's own unit.
 """
@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import TypeVar
 
 import numpy as np
 import pandas as pd
@@ -18,10 +19,15 @@ from statsmodels.stats.multitest import multipletests
 
 from ailora.errors import InputError
 
+K = TypeVar("K", bound=Hashable)
+
+#: Seeds in common that a win or a loss needs.
+MIN_SEEDS = 5
+
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over seeds and how well it is known.
+    """Mean over seeds, with its uncertainty.
 
     Attributes:
         mean: NaN where a score is not finite, as are then the numbers below.
@@ -39,12 +45,12 @@ class Estimate:
 
     @property
     def standard_error(self) -> float | None:
-        """sd / sqrt(n), of the mean; None for one seed."""
+        """Standard error of the mean, sd / sqrt(n); None for one seed."""
         return None if self.sd is None else self.sd / math.sqrt(self.n)
 
 
 def estimate(values: Iterable[float], confidence: float = 0.95) -> Estimate:
-    """The mean of one score per seed, with Student's interval: mean ± t(n - 1) sd / sqrt(n).
+    """Estimate the mean of one score per seed, with Student's interval: mean ± t(n - 1) sd / sqrt(n).
 
     A bootstrap of so few seeds is too narrow: of 3, no resample lies outside their smallest and largest score, between
     which the mean of a symmetric distribution lies in 1 - 2 / 2^3 = 75 % of cases, and the linearly interpolated
@@ -58,9 +64,10 @@ def estimate(values: Iterable[float], confidence: float = 0.95) -> Estimate:
     """
     scores = [float(value) for value in values]
     if not scores or not 0 < confidence < 1:
-        raise InputError(f"needed: at least one score and a confidence in (0, 1); got {scores}, {confidence}")
+        raise InputError(f"expected at least one score and a confidence in (0, 1), got {scores}, {confidence}")
     n, finite = len(scores), all(map(math.isfinite, scores))
-    # These two are computed in rationals and rounded once, so that equal scores have their own value and sd 0.
+    # `statistics` computes these in rationals and rounds once: equal scores have their own value and sd 0. scipy's
+    # t-tests sum floats instead: of equal differences they make a tiny sd, and warn of it.
     mean = statistics.mean(scores) if finite else math.nan
     if n < 2:
         return Estimate(mean, None, n, None, None)
@@ -71,7 +78,7 @@ def estimate(values: Iterable[float], confidence: float = 0.95) -> Estimate:
 
 @dataclass(frozen=True)
 class Difference:
-    """A method's scores minus a baseline's, paired by seed.
+    """Scores of a method minus those of a baseline, paired by seed.
 
     Attributes:
         estimate: of the differences, one per seed.
@@ -85,7 +92,7 @@ class Difference:
 
 
 def paired_difference(scores: Mapping[int, float], baseline: Mapping[int, float]) -> Difference:
-    """The difference of two methods over the seeds that both have.
+    """Compute the difference of two methods over the seeds that both have.
 
     Pairing removes what a seed does to both (order of data, head); seeds of one method only are left out. Where all
     differences are equal, t is infinite or 0/0, and p is its limit: 0 where they are not zero, 1 where they are.
@@ -100,23 +107,23 @@ def paired_difference(scores: Mapping[int, float], baseline: Mapping[int, float]
     seeds = tuple(sorted(scores.keys() & baseline.keys()))
     if not seeds:
         raise InputError(f"no seed is in both {sorted(scores)} and {sorted(baseline)}")
-    found = estimate(scores[seed] - baseline[seed] for seed in seeds)
-    return Difference(found, _p_value(found), seeds)
+    difference = estimate(scores[seed] - baseline[seed] for seed in seeds)
+    return Difference(difference, _p_value(difference), seeds)
 
 
-def _p_value(found: Estimate) -> float | None:
-    """Of the two-sided t-test that the mean is 0."""
-    error = found.standard_error
+def _p_value(difference: Estimate) -> float | None:
+    """Compute p of the two-sided t-test that the mean is 0."""
+    error = difference.standard_error
     if error is None or math.isnan(error):
         return None
     if error == 0:
-        return 1.0 if found.mean == 0 else 0.0
-    return 2 * float(stats.t.sf(abs(found.mean) / error, found.n - 1))
+        return 1.0 if difference.mean == 0 else 0.0
+    return 2 * float(stats.t.sf(abs(difference.mean) / error, difference.n - 1))
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A value and the 95 % interval around it."""
+    """A value with the 95 % interval around it."""
 
     mean: float
     low: float
@@ -130,15 +137,16 @@ def bootstrap_difference(
     *,
     metric: Callable[[np.ndarray, np.ndarray], float],
     rng_seed: int = 0,
-    resamples: int = 1000,
+    n_resamples: int = 1000,
 ) -> Interval:
-    """How far the difference of two methods' scores depends on the examples and seeds that were drawn.
+    """Bootstrap the difference of two methods' scores over the examples and seeds that were drawn.
 
     A score is the metric's mean over seeds. Each resample draws seeds and, apart from them, examples, both with
     replacement and the same for both methods; the interval is from the 2.5 % to the 97.5 % percentile. With few seeds
     the seeds' part of it is too narrow (see `estimate`): a win is judged by the t-interval of `paired_difference`.
     The time goes into up to 2 x seeds calls of the metric per resample (a seed that is drawn twice is measured once):
     a metric in plain numpy takes a thirtieth of what scikit-learn's takes, most of which is checks of its inputs.
+    `scipy.stats.bootstrap` resamples along one axis only.
 
     Source: A. B. Owen, "The pigeonhole bootstrap", Annals of Applied Statistics 1 (2), 2007.
 
@@ -148,7 +156,7 @@ def bootstrap_difference(
         labels: (examples,).
         metric: (labels, predictions), both (examples,), -> score.
         rng_seed: of the draws; the same gives the same interval.
-        resamples: how many.
+        n_resamples: number of draws.
 
     Returns:
         The difference of the scores as they are, and the percentiles of the resampled differences.
@@ -158,39 +166,40 @@ def bootstrap_difference(
     """
     if not (predictions.ndim == 2 and predictions.shape == baseline.shape and predictions.shape[1:] == labels.shape):
         shapes = f"{predictions.shape}, {baseline.shape}, {labels.shape}"
-        raise InputError(f"needed: predictions and baseline (seeds, examples), labels (examples,); got {shapes}")
-    if not predictions.size or resamples < 1:
-        raise InputError(f"needed: a seed, an example, a resample; got {predictions.shape}, {resamples}")
+        raise InputError(f"expected predictions and baseline (seeds, examples), labels (examples,), got {shapes}")
+    if not predictions.size or n_resamples < 1:
+        raise InputError(f"expected a seed, an example, a resample, got {predictions.shape}, {n_resamples}")
     seeds, examples = predictions.shape
     rng = np.random.default_rng(rng_seed)
 
     def difference(counts: np.ndarray, rows: np.ndarray) -> float:
-        """Of the scores when each seed counts so often (seeds,), on these examples (examples,)."""
-        drawn = labels[rows]
-        of_seeds = (
-            counts[seed] * (metric(drawn, predictions[seed, rows]) - metric(drawn, baseline[seed, rows]))
+        """Compute the difference when each seed counts so often (seeds,), on these examples (examples,)."""
+        truth = labels[rows]
+        by_seed = (
+            counts[seed] * (metric(truth, predictions[seed, rows]) - metric(truth, baseline[seed, rows]))
             for seed in np.flatnonzero(counts)
         )
-        return float(sum(of_seeds)) / seeds
+        return float(sum(by_seed)) / seeds
 
     even = np.full(seeds, 1 / seeds)
     differences = [
-        difference(rng.multinomial(seeds, even), rng.integers(examples, size=examples)) for _ in range(resamples)
+        difference(rng.multinomial(seeds, even), rng.integers(examples, size=examples)) for _ in range(n_resamples)
     ]
     low, high = np.quantile(differences, (0.025, 0.975))
     return Interval(difference(np.ones(seeds, int), np.arange(examples)), float(low), float(high))
 
 
-def holm(p_values: Mapping[str, float]) -> dict[str, float]:
-    """p-values adjusted for the size of their family, which is the mapping: each, in ascending order, times the number
-    of those not yet passed, at least as large as the one before, at most 1.
+def holm(p_values: Mapping[K, float]) -> dict[K, float]:
+    """Adjust p-values for the size of their family, which is the mapping.
+
+    Each, in ascending order, times the number of those not yet passed, at least as large as the one before, at most 1.
 
     Source: S. Holm, "A simple sequentially rejective multiple test procedure", Scandinavian Journal of Statistics 6,
     1979.
 
     Args:
-        p_values: name of a comparison -> p. A comparison without one is left out by the caller, who says so: a smaller
-            family is a milder adjustment.
+        p_values: comparison -> p. The caller leaves out a comparison without one, and says so: a smaller family is a
+            milder adjustment.
 
     Raises:
         InputError: a p-value outside [0, 1].
@@ -205,7 +214,7 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
 
 
 class Verdict(StrEnum):
-    """Of a method against a baseline; a tie is a difference that was not shown, not equality that was."""
+    """Outcome of a method against a baseline; a tie is a difference that was not shown, not equality that was."""
 
     WIN = "win"
     LOSS = "loss"
@@ -217,19 +226,19 @@ def verdict(
     adjusted_p: float | None,
     *,
     larger_is_better: bool,
-    minimum_seeds: int = 5,
+    minimum_seeds: int = MIN_SEEDS,
     alpha: float = 0.05,
 ) -> Verdict:
-    """Whether a method beats its baseline.
+    """Decide whether a method beats its baseline.
 
     A win or a loss needs enough paired seeds, an interval without 0 (an end at 0 is not without), and an adjusted p
-    below alpha. A difference of NaN ties: who wants runs that diverged to count gives them a score first.
+    below alpha. A difference of NaN ties: for runs that diverged to count, the caller gives them a score first.
 
     Args:
         difference: of the method's and the baseline's scores.
         adjusted_p: its p-value as `holm` adjusts it; None where there is none.
         larger_is_better: whether a larger score is.
-        minimum_seeds: how many are enough.
+        minimum_seeds: seeds in common that are enough.
         alpha: the error rate of the family.
     """
     low, high = difference.estimate.low, difference.estimate.high
@@ -240,8 +249,8 @@ def verdict(
     return Verdict.WIN if (low > 0) is larger_is_better else Verdict.LOSS
 
 
-def average_ranks(scores: pd.DataFrame, *, larger_is_better: Mapping[str, bool]) -> pd.Series:
-    """The mean over tasks of each method's rank.
+def average_ranks(scores: pd.DataFrame, *, larger_is_better: Mapping[K, bool]) -> pd.Series:
+    """Compute the mean over tasks of each method's rank.
 
     Rank 1 is the best of a task; equal scores share the mean of their ranks. A missing score (NaN) ranks last in its
     task, and several share the mean of the last ranks.
@@ -256,10 +265,10 @@ def average_ranks(scores: pd.DataFrame, *, larger_is_better: Mapping[str, bool])
         (methods,), in the order of the columns.
 
     Raises:
-        InputError: no task, or a task of which nobody says what is better.
+        InputError: no task, or a task that `larger_is_better` lacks.
     """
     unknown = [task for task in scores.index if task not in larger_is_better]
     if unknown or scores.empty:
-        raise InputError(f"needed: tasks and methods, and what is better in each task; missing for {unknown}")
+        raise InputError(f"expected tasks and methods, and what is better in each task; missing for {unknown}")
     signs = [1 if larger_is_better[task] else -1 for task in scores.index]
     return scores.mul(signs, axis=0).rank(axis=1, method="average", ascending=False, na_option="bottom").mean()

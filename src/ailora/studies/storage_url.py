@@ -1,4 +1,4 @@
-"""Databases that hold studies: how they are reached, and what SQLite needs."""
+"""Databases that hold studies: how to open them, and what SQLite needs."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from sqlalchemy.exc import ArgumentError, IntegrityError, NoSuchModuleError, SQL
 
 from ailora.errors import InputError
 
-#: Seconds after which tables that another process makes are looked for again, and how often.
-_MOMENT = 0.2
-_LOOKS = 50
-#: Seconds that a connection waits for another's write to an SQLite file.
-_PATIENCE = 120
+#: Between attempts to use tables that another process creates just now.
+_RETRY_DELAY_S = 0.2
+_MAX_RETRIES = 50
+#: How long a connection waits for another's write to an SQLite file.
+_LOCK_TIMEOUT_S = 120
 
 
 def sqlite_file(url: str) -> Path | None:
-    """The file of an SQLite URL; None: another database."""
+    """Return the file of an SQLite URL, or None if it is another database's."""
     try:
         parsed = sqlalchemy.make_url(url)
     except ArgumentError:
@@ -38,36 +38,36 @@ def _storage(url: str) -> RDBStorage:
     if file is None:
         return _with_tables(url, {"pool_pre_ping": True})
     file.parent.mkdir(parents=True, exist_ok=True)
-    storage = _with_tables(url, {"connect_args": {"timeout": _PATIENCE}})
+    storage = _with_tables(url, {"connect_args": {"timeout": _LOCK_TIMEOUT_S}})
     _serialize(storage.engine)
     return storage
 
 
 def _with_tables(url: str, arguments: dict[str, Any]) -> RDBStorage:
-    """Optuna's storage, whose tables it makes where they are missing: another process may be doing that just now."""
-    for _ in range(_LOOKS):
+    """Open Optuna's storage, which creates missing tables: another process may be doing that just now."""
+    for _ in range(_MAX_RETRIES):
         try:
             return RDBStorage(url, engine_kwargs=arguments)
         except (SQLAlchemyError, StorageInternalError) as error:
             # What Optuna raises may stand around SQLAlchemy's error.
-            either = (error, error.__cause__)
-            if not any(isinstance(one, IntegrityError) or "already exists" in str(one) for one in either):
+            errors = (error, error.__cause__)
+            if not any(isinstance(e, IntegrityError) or "already exists" in str(e) for e in errors):
                 raise
-            time.sleep(_MOMENT)
+            time.sleep(_RETRY_DELAY_S)
     return RDBStorage(url, engine_kwargs=arguments)
 
 
 def _serialize(engine: sqlalchemy.Engine) -> None:
-    """Let every transaction on an SQLite file lock it from its beginning.
+    """Make every transaction on an SQLite file lock it from its beginning.
 
     Optuna reads a trial's state and then writes it, with a row lock that SQLite does not have: two workers could both
     take a trial. After SQLAlchemy's documentation of the SQLite dialect, "transactional locking".
     """
 
     @event.listens_for(engine, "connect")
-    def leave_transactions_to_us(connection: Any, record: Any) -> None:
+    def disable_implicit_transactions(connection: Any, record: Any) -> None:
         connection.isolation_level = None
-        # Whoever is killed loses nothing that was written; only a machine without power might.
+        # A killed process loses nothing that was written; only a power failure might.
         connection.execute("PRAGMA synchronous = NORMAL")
 
     @event.listens_for(engine, "begin")
@@ -79,9 +79,13 @@ def _serialize(engine: sqlalchemy.Engine) -> None:
 
 
 @contextlib.contextmanager
-def reaching(url: str) -> Iterator[RDBStorage]:
-    """A storage, closed when an error comes; which one cannot be reached, and why, is said."""
-    # What Optuna says of every study would stand between the messages of a worker.
+def open_storage(url: str) -> Iterator[RDBStorage]:
+    """Open a storage, and close it if the block raises.
+
+    Raises:
+        InputError: it cannot be reached.
+    """
+    # Optuna's messages about every study would stand between those of a worker.
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     storage = None
     try:
@@ -90,32 +94,32 @@ def reaching(url: str) -> Iterator[RDBStorage]:
     except BaseException as error:
         if storage is not None:
             storage.engine.dispose()
-        raise _reason(url, error) from error
+        raise _explain(url, error) from error
 
 
-def _reason(url: str, error: BaseException) -> BaseException:
+def _explain(url: str, error: BaseException) -> BaseException:
     if isinstance(error, ArgumentError | NoSuchModuleError):
-        return InputError(f"storage {shown(url)} is no database URL: {error}")
+        return InputError(f"storage {mask_password(url)} is no database URL: {error}")
     if isinstance(error, SQLAlchemyError | StorageInternalError | ImportError | OSError):
-        said = " ".join(str(error.__cause__ or error).split())
-        return InputError(f"storage {shown(url)} cannot be reached: {said[:300]}")
+        reason = " ".join(str(error.__cause__ or error).split())
+        return InputError(f"storage {mask_password(url)} cannot be reached: {reason[:300]}")
     return error
 
 
-def names_in(url: str) -> list[str]:
-    """The names of the studies in a storage that exists.
+def study_names(url: str) -> list[str]:
+    """List the names of the studies in a storage that exists.
 
     Raises:
         InputError: it cannot be reached.
     """
-    with reaching(url) as storage:
+    with open_storage(url) as storage:
         names = optuna.get_all_study_names(storage)
         storage.engine.dispose()
         return names
 
 
-def shown(url: str) -> str:
-    """A URL without its password."""
+def mask_password(url: str) -> str:
+    """Return a URL without its password."""
     try:
         return sqlalchemy.make_url(url).render_as_string(hide_password=True)
     except ArgumentError:

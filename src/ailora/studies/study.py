@@ -1,4 +1,4 @@
-"""A study from its file to its end: make or find it in its storage, and let workers run it."""
+"""A study from its file to its end: create or load it, let workers run it, and read its trials as a table."""
 
 from __future__ import annotations
 
@@ -6,93 +6,103 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import filelock
+import pandas as pd
 
 from ailora.checkpoints.output_dir import describe_differences
 from ailora.errors import InputError
-from ailora.studies.conditions import Grid
 from ailora.studies.study_config import StudyConfig
-from ailora.studies.trial_storage import Store
-from ailora.studies.worker import extend
+from ailora.studies.study_design import StudyDesign
+from ailora.studies.trial_storage import TrialStorage
+from ailora.studies.worker import enqueue_missing_trials
 
-#: What may not change while a study is in its storage: its trials would not be comparable.
-_FIXED = ("base", "metric", "match_parameters", "pruning")
+#: Keys of a study file that may not change while it is in its storage: its trials would not be comparable.
+_FIXED_KEYS = ("base", "metric", "match_parameters", "pruning")
 #: Seconds between looks at the workers.
-_GLANCE = 0.5
+_POLL_INTERVAL_S = 0.5
 
 
-def open_study(config: StudyConfig) -> tuple[Store, Grid]:
-    """The study of a file: made if its storage does not have it, extended if the file has grown.
+def create_or_load_study(config: StudyConfig) -> tuple[TrialStorage, StudyDesign]:
+    """Create the study of a file in its storage, or extend it there where the file has grown.
 
     Raises:
         InputError: the file is wrong, or no longer fits its storage (which keys differ); the storage cannot be
             reached. The storage is unchanged then.
     """
-    grid = Grid(config)
+    design = StudyDesign(config)
     assert config.storage is not None
     assert config.name is not None
     output = Path(config.output)
     output.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(output / ".study.lock"):
         plain = config.model_dump(by_alias=True)
-        store = Store.find(config.storage, config.name)
-        if store is None:
-            store = Store.create(config.storage, config.name, plain)
+        storage = TrialStorage.load_or_none(config.storage, config.name)
+        if storage is None:
+            storage = TrialStorage.create(config.storage, config.name, plain)
         else:
-            _validate_same_study(config, store)
-            store.rewrite(plain)
-        extend(store, grid)
-    return store, grid
+            _validate_same_study(config, storage)
+            storage.update_config(plain)
+        enqueue_missing_trials(storage, design)
+    return storage, design
 
 
-def found_study(config: StudyConfig) -> tuple[Store, Grid]:
-    """The study of a file, as it is in its storage; nothing is made or changed.
+def load_study(config: StudyConfig) -> tuple[TrialStorage, StudyDesign]:
+    """Load the study of a file from its storage; nothing is created or changed.
 
     Raises:
         InputError: the file is wrong, or no longer fits its storage; there is no such study.
     """
-    grid = Grid(config)
+    design = StudyDesign(config)
     assert config.storage is not None
     assert config.name is not None
-    store = Store.open(config.storage, config.name)
-    _validate_same_study(config, store)
-    return store, grid
+    storage = TrialStorage.load(config.storage, config.name)
+    _validate_same_study(config, storage)
+    return storage, design
 
 
-def stored_study(url: str, name: str) -> tuple[Store, Grid]:
-    """A study as its storage knows it, for workers elsewhere and for reports.
+def load_study_from_storage(url: str, name: str) -> tuple[TrialStorage, StudyDesign]:
+    """Load a study as its storage knows it, for workers elsewhere and for reports.
 
     Raises:
         InputError: the storage cannot be reached, or holds no such study.
     """
-    store = Store.open(url, name)
-    return store, Grid(StudyConfig.model_validate(store.study))
+    storage = TrialStorage.load(url, name)
+    return storage, StudyDesign(StudyConfig.model_validate(storage.config))
 
 
-def run_workers(store: Store, count: int, watch: Callable[[], None]) -> None:
+def trial_frame(storage: TrialStorage, design: StudyDesign) -> pd.DataFrame:
+    """Read the trials that belong to the study as its file and the installed versions are now, a row each.
+
+    Returns:
+        Columns as of `Trial.to_row`.
+    """
+    return pd.DataFrame([t.to_row(design.config.grid) for t in design.matching_trials(storage.trials())])
+
+
+def run_workers(storage: TrialStorage, count: int, on_poll: Callable[[], None]) -> None:
     """Let so many processes work on a study until nothing is left; one that dies is replaced.
 
     Args:
-        store: the study's.
-        count: of workers.
-        watch: called again and again meanwhile, to show how far it is.
+        storage: the study's trials.
+        count: number of workers.
+        on_poll: called regularly meanwhile, to show the progress.
 
     Raises:
-        InputError: workers end at once, again and again.
-        KeyboardInterrupt: what runs waits again in the storage.
+        InputError: a worker ends as soon as it is started.
+        KeyboardInterrupt: running trials wait again in the storage.
     """
-    logs = Path(store.study["output"]) / "workers"
+    logs = Path(storage.config["output"]) / "workers"
     logs.mkdir(parents=True, exist_ok=True)
-    workers = {number: _start(store, logs / f"{number}.log", count) for number in range(count)}
-    born = dict.fromkeys(workers, time.monotonic())
+    workers = {number: _start_worker(storage, logs / f"{number}.log", count) for number in range(count)}
+    started = dict.fromkeys(workers, time.monotonic())
     try:
         while workers:
-            time.sleep(_GLANCE)
-            watch()
+            time.sleep(_POLL_INTERVAL_S)
+            on_poll()
             for number, worker in list(workers.items()):
                 code = worker.poll()
                 if code is None:
@@ -102,9 +112,9 @@ def run_workers(store: Store, count: int, watch: Callable[[], None]) -> None:
                 stopped.stdin.close()
                 if code != 0:
                     log = logs / f"{number}.log"
-                    if time.monotonic() - born[number] < 5 * _GLANCE or code == 2:
+                    if time.monotonic() - started[number] < 5 * _POLL_INTERVAL_S or code == 2:
                         raise InputError(f"a worker ended with code {code} as it began: see {log}")
-                    workers[number], born[number] = _start(store, log, count), time.monotonic()
+                    workers[number], started[number] = _start_worker(storage, log, count), time.monotonic()
     finally:
         for worker in workers.values():
             assert worker.stdin is not None
@@ -113,12 +123,12 @@ def run_workers(store: Store, count: int, watch: Callable[[], None]) -> None:
             worker.wait()
 
 
-def _start(store: Store, log: Path, count: int) -> subprocess.Popen[bytes]:
-    """A worker that stops when its standard input ends: also when this process is killed."""
+def _start_worker(storage: TrialStorage, log: Path, count: int) -> subprocess.Popen[bytes]:
+    """Start a worker that stops when its standard input ends: also when this process is killed."""
     threads = max(1, (os.cpu_count() or 1) // count)
     with log.open("ab") as output:
         return subprocess.Popen(
-            [sys.executable, "-m", "ailora.cli", "study", "work", store.url, store.name, "--tied"],
+            [sys.executable, "-m", "ailora.cli", "study", "work", storage.url, storage.name, "--tied"],
             stdin=subprocess.PIPE,
             stdout=output,
             stderr=output,
@@ -129,32 +139,19 @@ def _start(store: Store, log: Path, count: int) -> subprocess.Popen[bytes]:
         )
 
 
-def _validate_same_study(config: StudyConfig, store: Store) -> None:
+def _validate_same_study(config: StudyConfig, storage: TrialStorage) -> None:
     """Refuse a file under which a task, a method or the base means another thing than in the storage."""
-    now, there = config.model_dump(by_alias=True), store.study
-    changed = [
-        text
-        for key in _FIXED
-        if (text := describe_differences(_nested(key, now.get(key)), _nested(key, there.get(key))))
-    ]
-    for key in ("tasks", "methods"):
-        ours, theirs = _labelled(now[key]), _labelled(there[key])
-        for label in ours.keys() & theirs.keys():
-            if text := describe_differences(
-                _nested(f"{key}.{label}", ours[label]), _nested(f"{key}.{label}", theirs[label])
-            ):
-                changed.append(text)
-    if changed:
+    now, there = _fixed_parts(config.model_dump(by_alias=True)), _fixed_parts(storage.config)
+    shared = now.keys() & there.keys()
+    if changes := describe_differences({key: now[key] for key in shared}, {key: there[key] for key in shared}):
         raise InputError(
-            f"the study {store.name!r} no longer fits its storage ({'; '.join(changed)}): choose another output or name"
+            f"the study {storage.name!r} no longer fits its storage ({changes}): choose another output or name"
         )
 
 
-def _nested(key: str, value: Any) -> dict[str, Any]:
-    return {key: value}
-
-
-def _labelled(entries: Any) -> dict[str, Any]:
-    """Tasks or methods of a study file: label -> overrides."""
-    pairs = [entry if isinstance(entry, dict) else {entry: None} for entry in entries or []]
-    return dict(entries) if isinstance(entries, dict) else {label: one[label] for one in pairs for label in one}
+def _fixed_parts(study: Mapping[str, Any]) -> dict[str, Any]:
+    """Select what may not change of a study file: some keys, and what each of its tasks and methods means."""
+    methods = [entry if isinstance(entry, dict) else {entry: None} for entry in study["methods"]]
+    parts = {key: study.get(key) for key in _FIXED_KEYS}
+    parts |= {f"tasks.{label}": changes for label, changes in (study["tasks"] or {}).items()}
+    return parts | {f"methods.{label}": entry[label] for entry in methods for label in entry}

@@ -1,4 +1,4 @@
-"""The study file: what is compared, on which tasks, at which learning rates and seeds, and where it is kept."""
+"""The study file: what is compared, on which tasks, at which learning rates and seeds, and where it is stored."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Annotated, Any, Literal
 import pydantic
 
 from ailora.errors import InputError, unknown_name
-from ailora.recipes.config.loader import set_dotted
+from ailora.recipes.config.loader import apply_override
 from ailora.recipes.config.schema import explained
 from ailora.recipes.config.sections import Count, Section, Text, field
-from ailora.recipes.config.yaml_file import parse_yaml, read_yaml
+from ailora.recipes.config.yaml_file import read_yaml
 
 Rate = Annotated[float, pydantic.Field(strict=True, gt=0, allow_inf_nan=False)]
 Seed = Annotated[int, pydantic.Field(strict=True, ge=0, lt=2**32)]
@@ -25,8 +25,8 @@ class RateConfig(Section, frozen=True, populate_by_name=True):
 
     Attributes:
         values: the rates.
-        from_, to: the ends of the range.
-        per_decade: how many rates there are to a factor of ten.
+        from_, to: ends of the range.
+        per_decade: number of rates to a factor of ten.
     """
 
     values: list[Rate] | None = field("a list of numbers above 0", None, min_length=1)
@@ -35,7 +35,7 @@ class RateConfig(Section, frozen=True, populate_by_name=True):
     per_decade: Count = field("a whole number from 1", 2)
 
     @pydantic.model_serializer(mode="wrap")
-    def _as_given(self, fields: pydantic.SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _as_given(self, fields: pydantic.SerializerFunctionWrapHandler) -> dict[str, object]:
         if self.values is not None:
             return {"values": self.values}
         return {"from": self.from_, "to": self.to, "per_decade": self.per_decade}
@@ -44,7 +44,7 @@ class RateConfig(Section, frozen=True, populate_by_name=True):
         """Refuse keys that do not go together.
 
         Raises:
-            InputError: neither values nor a range, or both; a range from more to less; a rate that is there twice.
+            InputError: neither values nor a range, or both; a range from more to less; a duplicate rate.
         """
         given = self.model_fields_set
         if self.values is not None:
@@ -66,21 +66,21 @@ class StudyConfig(Section, frozen=True):
         methods: policies by name, or `{label: overrides}`; an override `method` names the policy of a label.
         tasks: name -> overrides of the base.
         grid: dotted key of the base -> its values.
-        learning_rate: the rates that every method is tried at; an override `learning_rate` of a method goes before it.
+        learning_rate: rates that every method is tried at; an override `learning_rate` of a method takes precedence.
         seeds: the first one finds the best rate.
         extra_seeds: run at the best rate alone, when the others have chosen it.
         seeds_at: whether the other seeds run at the best rate and its neighbours, or at all rates.
-        baseline: the method that others are compared with; None: the first.
-        metric: what decides, on the validation split; None: the recipe's first metric, or the loss.
+        baseline: the method that others are compared with; None for the first.
+        metric: what decides, on the validation split; None for the recipe's first metric, or the loss.
         match_parameters: give each method the rank at which it trains about as many parameters as the baseline.
         confirm_speed: where a method reaches the baseline's final loss earlier, run it scheduled to end there.
         pruning: end runs early that are worse than the median of their comparison at the same evaluation.
         retries: how often a trial whose worker died is started again.
-        worker_timeout: seconds without a sign of life after which a worker counts as dead.
+        worker_timeout: seconds without a heartbeat after which a worker counts as dead.
         keep: what is kept of a trial's model when it has finished.
-        storage: an Optuna database URL; None: SQLite in the output folder.
+        storage: an Optuna database URL; None for SQLite in the output folder.
         output: the study's folder.
-        name: the study's name in the storage; None: that of the output folder.
+        name: the study's name in the storage; None for that of the output folder.
     """
 
     base: Text | dict[str, Any] = field("a file or a mapping: the configuration of a run")
@@ -109,7 +109,7 @@ class StudyConfig(Section, frozen=True):
 def load_study_config(
     source: Path | str | Mapping[str, Any], overrides: Sequence[str] = (), *, scale: str | None = None
 ) -> StudyConfig:
-    """Read, complete and check a study file.
+    """Read, complete and validate a study file.
 
     Args:
         source: a YAML file, or its content.
@@ -128,12 +128,12 @@ def load_study_config(
     if not isinstance(raw, dict):
         raise InputError(f"{where}expected keys such as base, methods, learning_rate")
     try:
-        return _loaded(raw, overrides, scale, beside)
+        return _load(raw, overrides, scale, beside)
     except InputError as error:
         raise InputError(f"{where}{error}") from None
 
 
-def _loaded(raw: dict[str, Any], overrides: Sequence[str], scale: str | None, beside: Path) -> StudyConfig:
+def _load(raw: dict[str, Any], overrides: Sequence[str], scale: str | None, beside: Path) -> StudyConfig:
     scales = raw.pop("scales", None) or {}
     if scale is not None:
         if scale not in scales:
@@ -142,18 +142,15 @@ def _loaded(raw: dict[str, Any], overrides: Sequence[str], scale: str | None, be
     if isinstance(base := raw.get("base"), str):
         raw["base"] = read_yaml(beside / base)
     for override in overrides:
-        key, equals, value = override.partition("=")
-        if not equals or not key:
-            raise InputError(f"override {override!r} is not of the form dotted.key=value")
-        set_dotted(raw, key, parse_yaml(value))
+        apply_override(raw, override)
     try:
         config = StudyConfig.model_validate(raw)
     except pydantic.ValidationError as error:
         raise explained(error, raw, StudyConfig) from None
-    return _completed(config)
+    return _complete(config)
 
 
-def _completed(config: StudyConfig) -> StudyConfig:
+def _complete(config: StudyConfig) -> StudyConfig:
     config.learning_rate.check("learning_rate")
     seeds = [*config.seeds, *config.extra_seeds]
     if repeated := [seed for seed in seeds if seeds.count(seed) > 1]:

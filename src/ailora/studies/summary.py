@@ -1,274 +1,349 @@
-"""A comparison in words and tables, for the terminal and as Markdown."""
+"""The summary of a comparison, in sentences and tables: written once, rendered by terminal, Markdown and HTML."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
 
 from ailora.formatting import format_interval, format_lr, format_number, join_names, pluralize
-from ailora.studies.comparison import Compared, Comparison
-from ailora.studies.conditions import ONLY_TASK, Group
-from ailora.studies.method_results import Measured, report_split
-from ailora.studies.statistics import Estimate, Verdict
-from ailora.studies.time_to_loss import Speed
+from ailora.studies.comparison import BaselineComparison, Comparison
+from ailora.studies.method_results import MethodResult
+from ailora.studies.statistics import MIN_SEEDS, Estimate, Verdict
+from ailora.studies.trial import Condition, Status
 
-_NOTHING = "-"
-#: What one method, and what several do to the baseline.
-_WORDS = {
+T = TypeVar("T")
+
+_MISSING = "-"
+#: Wins and losses that have a sentence of their own.
+_MAX_SENTENCES = 6
+_MAX_ERROR_LENGTH = 200
+
+
+#: What one method and several do to the baseline; None where they are not paired.
+_VERBS = {
     Verdict.WIN: ("beats", "beat"),
     Verdict.LOSS: ("loses to", "lose to"),
     Verdict.TIE: ("ties with", "tie with"),
     None: ("has no seed in common with", "have no seed in common with"),
 }
+#: What one comparison and several are.
+_NOUNS = {Verdict.WIN: ("a win", "wins"), Verdict.LOSS: ("a loss", "losses"), Verdict.TIE: ("a tie", "ties")}
 
 
 @dataclass(frozen=True)
-class TextTable:
+class SummaryTable:
     """A table of texts.
 
     Attributes:
         title: what it shows.
         columns: their heads.
         rows: a text for each column.
-        notes: what a reader needs to know, below it.
-        topic: what it is about: scores, ranks, rates, speed, cost or failures.
+        notes: explanations below it.
+        topic: scores, ranks, rates, speed, cost or failures.
     """
 
     title: str
-    columns: list[str]
-    rows: list[list[str]]
-    notes: list[str] = field(default_factory=list)
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    notes: Sequence[str] = ()
     topic: str = ""
 
-    def markdown(self) -> str:
-        """As Markdown."""
-        lines = [f"### {self.title}", "", *map(_line, [self.columns, ["---"] * len(self.columns), *self.rows])]
+    def to_markdown(self) -> str:
+        """Render as Markdown."""
+        lines = [f"### {self.title}", "", *map(_markdown_line, [self.columns, ["---"] * len(self.columns), *self.rows])]
         return "\n".join([*lines, "", *(f"{note}\n" for note in self.notes)])
 
 
-def markdown(found: Comparison, *, title: str) -> str:
-    """The whole report as Markdown."""
-    said = "\n".join(f"- {sentence}" for sentence in summary(found))
-    return "\n".join([f"## {title}", "", said, "", *(table.markdown() for table in tables(found))])
+@dataclass(frozen=True)
+class StudySummary:
+    """What a study has found, in words.
+
+    Attributes:
+        overall: how many methods win and lose, and whether there are enough seeds to tell.
+        significant: every win, then every loss, with its size and interval; of very many, the first ones.
+        outcomes: which methods win, tie and lose, a sentence for each task and setting.
+        effect_sizes: by how much each method differs from the baseline, a sentence for each task and setting.
+        rule: what a win or a loss needs.
+        progress: how many trials are done, failed, pruned and open.
+        tables: scores, ranks, learning rates, time to the baseline's loss, cost and failures; none of them is empty.
+    """
+
+    overall: list[str]
+    significant: list[str]
+    outcomes: list[str]
+    effect_sizes: list[str]
+    rule: str
+    progress: str
+    tables: list[SummaryTable]
+
+    @property
+    def sentences(self) -> list[str]:
+        """The short form: outcomes, rule and progress."""
+        return [*self.outcomes, self.rule, self.progress]
+
+    def to_markdown(self, title: str) -> str:
+        """Render the short form and all tables as Markdown."""
+        sentences = "\n".join(f"- {sentence}" for sentence in self.sentences)
+        return "\n".join([f"## {title}", "", sentences, "", *(table.to_markdown() for table in self.tables)])
 
 
-def summary(found: Comparison) -> list[str]:
-    """Who wins, ties and loses, a sentence for each task and point, and what is missing."""
-    grid = found.grid
-    sentences = []
-    for base, here in found.places:
-        by_verdict: dict[Verdict | None, list[str]] = {}
-        for g in here:
-            by_verdict.setdefault(found.compared[g].verdict, []).append(beside(found, g, base))
-        score = found.measured[base].score
-        where = f"On {place_of(found, base)}" if place_of(found, base) else "Here"
-        told = [
-            f"{join_names(by_verdict[one])} {word if len(by_verdict[one]) == 1 else words}"
-            for one, (word, words) in _WORDS.items()
-            if one in by_verdict
+def summarize(comparison: Comparison) -> StudySummary:
+    """Put a comparison into words and tables."""
+    tables = [
+        _score_table(comparison),
+        _rank_table(comparison),
+        *_curve_tables(comparison),
+        _good_range_table(comparison),
+        _time_to_loss_table(comparison),
+        _cost_table(comparison),
+        _failure_table(comparison),
+    ]
+    return StudySummary(
+        overall=_overall(comparison),
+        significant=_significant(comparison),
+        outcomes=[_outcome(comparison, base, others) for base, others in comparison.by_baseline()],
+        effect_sizes=list(_effect_sizes(comparison)),
+        rule=f"A win or loss needs at least {MIN_SEEDS} seeds in common, a 95 % t-interval of the paired difference "
+        f"that excludes 0, and p below 0.05 after Holm's correction over a family of {comparison.family_size} "
+        "comparisons; all else is a tie, which does not mean that methods are equal.",
+        progress=_progress(comparison),
+        tables=[table for table in tables if table.rows],
+    )
+
+
+def _overall(comparison: Comparison) -> list[str]:
+    baseline = comparison.design.baseline
+    judged = {c: against for c, against in comparison.against_baseline.items() if against.difference is not None}
+    if not judged:
+        return [f"No method has been compared with the baseline {baseline} yet."]
+    counts = Counter(against.verdict for against in judged.values())
+    if counts[Verdict.TIE] == len(judged):
+        ties = "the only comparison is a tie" if len(judged) == 1 else f"all {len(judged)} comparisons are ties"
+        return [f"No method is shown to differ from the baseline {baseline}: {ties}.", *_seed_shortage(judged)]
+    parts = [
+        f"{number} is {noun}" if number == 1 else f"{number} are {plural}"
+        for verdict, (noun, plural) in _NOUNS.items()
+        if (number := counts[verdict])
+    ]
+    verdicts = f"all {parts[0]}" if len(parts) == 1 and len(judged) > 1 else join_names(parts)
+    comparisons = pluralize(len(judged), "comparison")
+    return [f"Of {comparisons} with the baseline {baseline}, {verdicts}.", *_seed_shortage(judged)]
+
+
+def _seed_shortage(judged: dict[Condition, BaselineComparison]) -> list[str]:
+    """Say which comparisons have too few seeds for anything but a tie."""
+    few = [c for c, against in judged.items() if against.difference and len(against.difference.seeds) < MIN_SEEDS]
+    if not few:
+        return []
+    everywhere = len(few) == len(judged)
+    where = "None of them" if everywhere else f"{pluralize(len(few), 'comparison')} of {len(judged)}"
+    methods = "" if everywhere else f" ({join_names(dict.fromkeys(condition.method for condition in few))})"
+    verb = "has" if everywhere or len(few) == 1 else "have"
+    return [f"{where}{methods} {verb} the {MIN_SEEDS} seeds that a win or a loss needs."]
+
+
+def _significant(comparison: Comparison) -> list[str]:
+    conditions = [
+        condition
+        for verdict in (Verdict.WIN, Verdict.LOSS)
+        for condition, against in comparison.against_baseline.items()
+        if against.verdict is verdict
+    ]
+    more = len(conditions) - _MAX_SENTENCES
+    rest = [f"{pluralize(more, 'more is', 'more are')} in the table of scores."] if more > 0 else []
+    return [*(_significant_result(comparison, condition) for condition in conditions[:_MAX_SENTENCES]), *rest]
+
+
+def _significant_result(comparison: Comparison, condition: Condition) -> str:
+    against, design = comparison.against_baseline[condition], comparison.design
+    assert against.difference is not None
+    place = f"On {condition.label}, " if condition.label else ""
+    seeds = f"{pluralize(len(against.difference.seeds), 'seed')}{_p_value(against, ', ')}"
+    return (
+        f"{place}{condition.method} {_VERBS[against.verdict][0]} the baseline {design.baseline} by "
+        f"{format_estimate(against.difference.estimate, '+')} {design.metric(condition)} (95 % interval over {seeds})."
+    )
+
+
+def _outcome(comparison: Comparison, base: Condition, others: Sequence[Condition]) -> str:
+    verdicts = {c.method_label(base): comparison.against_baseline[c].verdict for c in others}
+    parts = [
+        f"{join_names(labels)} {verb if len(labels) == 1 else verb_plural}"
+        for verdict, (verb, verb_plural) in _VERBS.items()
+        if (labels := [label for label, of_method in verdicts.items() if of_method is verdict])
+    ]
+    score, design = comparison.results[base].score, comparison.design
+    at = f" ({design.metric(base)} {format_estimate(score)} on the {design.report_split(base)} split)" if score else ""
+    outcomes = "; ".join(parts) or "nothing is compared with"
+    return f"{f'On {base.label}' if base.label else 'Here'}, {outcomes} the baseline {base.method}{at}."
+
+
+def _effect_sizes(comparison: Comparison) -> Iterator[str]:
+    for base, others in comparison.by_baseline():
+        effects = [
+            f"{condition.method} {format_estimate(against.difference.estimate, '+')} ({against.verdict})"
+            for condition in others
+            if (against := comparison.against_baseline[condition]).difference is not None
         ]
-        said = "; ".join(told) or "nothing is compared with"
-        at = (
-            ""
-            if score is None
-            else f" ({grid.metric_of(base)} {interval(score)} on the {report_split(grid, base)} split)"
-        )
-        sentences.append(f"{where}, {said} the baseline {grid.baseline}{at}.")
-    sentences.append(
-        "A win or loss needs at least 5 seeds in common, a 95 % t-interval of the paired difference that excludes 0, "
-        f"and p below 0.05 after Holm's correction over a family of {found.family} comparisons; all else is "
-        "a tie, which does not mean that methods are equal."
+        if effects:
+            place = f"{base.label}: " if base.label else ""
+            yield f"{place}{comparison.design.metric_label(base)} minus that of {base.method}: {'; '.join(effects)}."
+
+
+def _progress(comparison: Comparison) -> str:
+    counts = sum((result.status_counts for result in comparison.results.values()), Counter[Status]())
+    n_open = sum(result.n_open for result in comparison.results.values())
+    return (
+        f"{counts[Status.DONE]} trials are done, {counts[Status.FAILED]} failed, {counts[Status.PRUNED]} were pruned, "
+        f"{n_open} are not run yet."
     )
-    lost = [(m.failed, m.pruned, m.open) for m in found.measured.values()]
-    failed, pruned, still = (sum(numbers) for numbers in zip(*lost, strict=True))
-    sentences.append(
-        f"{sum(m.ended for m in found.measured.values())} trials are done, {failed} failed, {pruned} were pruned, "
-        f"{still} are not run yet."
-    )
-    return sentences
 
 
-def tables(found: Comparison) -> list[TextTable]:
-    """Scores, learning rates, speed, cost and failures."""
-    made = [_scores(found), *_curves(found), _ranges(found), _speeds(found), _costs(found), _failures(found)]
-    if found.ranks:
-        ordered = sorted(found.ranks.items(), key=lambda item: item[1])
-        made.insert(
-            1, TextTable("Average rank", ["method", "rank"], [[m, f"{rank:.2f}"] for m, rank in ordered], topic="ranks")
-        )
-    return [table for table in made if table.rows]
+def describe_comparison(against: BaselineComparison) -> str:
+    """Describe a comparison with the baseline in a line: verdict, seeds and p."""
+    if against.difference is None:
+        return "no seed in common with the baseline"
+    return f"{against.verdict}; {pluralize(len(against.difference.seeds), 'seed')}{_p_value(against, '; ')}"
 
 
-def _scores(found: Comparison) -> TextTable:
-    grid = found.grid
-    rows = []
-    for group, measured in found.measured.items():
-        compared = found.compared.get(group)
+def _p_value(against: BaselineComparison, separator: str) -> str:
+    return "" if against.adjusted_p is None else f"{separator}p {against.adjusted_p:.3f} after Holm's correction"
+
+
+def _score_table(comparison: Comparison) -> SummaryTable:
+    design, rows = comparison.design, []
+    for condition, result in comparison.results.items():
         row = [
-            place_of(found, group),
-            group.method,
-            format_lr(measured.progress.best) + ("" if measured.progress.ended else " (not final)"),
-            str(len(measured.at_best)),
-            _NOTHING if measured.score is None else interval(measured.score),
+            *_place(condition),
+            format_lr(result.search.best) + ("" if result.search.ended else " (not final)"),
+            str(len(result.at_best)),
+            _format(result.score, format_estimate),
         ]
-        if compared is None:
+        against = comparison.against_baseline.get(condition)
+        if against is None:
             rows.append([*row, "baseline", "", "", ""])
             continue
-        difference = compared.difference
-        boot = compared.bootstrap
         rows.append(
             [
                 *row,
-                _NOTHING if difference is None else interval(difference.estimate, "+"),
-                _NOTHING if boot is None else f"[{boot.low:+.4f}, {boot.high:+.4f}]",
-                _NOTHING if compared.adjusted_p is None else f"{compared.adjusted_p:.3f}",
-                compared.verdict or _NOTHING,
+                _format(against.difference, lambda difference: format_estimate(difference.estimate, "+")),
+                _format(against.bootstrap, lambda interval: f"[{interval.low:+.4f}, {interval.high:+.4f}]"),
+                _format(against.adjusted_p, "{:.3f}".format),
+                against.verdict or _MISSING,
             ]
         )
-    metrics = sorted({f"{grid.metric_of(group)} ({report_split(grid, group)})" for group in found.measured})
+    metrics = sorted({design.metric_label(condition) for condition in comparison.results})
     columns = ["on", "method", "best rate", "seeds", "score", "minus baseline", "bootstrap", "Holm p", "verdict"]
-    notes = [
+    note = (
         f"Score: mean over seeds of {', '.join(metrics)}, with its 95 % t-interval, at the learning rate that is best "
         "on the validation split. Minus baseline: paired by seed. Bootstrap: 95 % over seeds and examples, where "
         "predictions are kept; with few seeds it is too narrow."
-    ]
-    return TextTable("Scores", columns, rows, notes, "scores")
+    )
+    return SummaryTable("Scores", columns, rows, [note], "scores")
 
 
-def _curves(found: Comparison) -> Iterable[TextTable]:
-    for base, others in found.places:
-        here = {group: found.measured[group] for group in (base, *others)}
-        rates = sorted({rate for measured in here.values() for rate in measured.curve})
-        rows = [[format_lr(rate), *(_at(measured, rate) for measured in here.values())] for rate in rates]
-        place = place_of(found, base)
-        metric = found.grid.metric_of(base)
-        yield TextTable(
-            f"Validation {metric} over learning rate" + (f", {place}" if place else ""),
-            ["learning rate", *(beside(found, group, base) for group in here)],
-            rows,
+def _rank_table(comparison: Comparison) -> SummaryTable:
+    ranks = sorted(comparison.average_ranks.items(), key=lambda item: item[1])
+    return SummaryTable("Average rank", ["method", "rank"], [[m, f"{rank:.2f}"] for m, rank in ranks], topic="ranks")
+
+
+def _curve_tables(comparison: Comparison) -> Iterator[SummaryTable]:
+    for base, others in comparison.by_baseline():
+        results = [comparison.results[condition] for condition in (base, *others)]
+        rates = sorted({tried for result in results for tried in result.curve})
+        yield SummaryTable(
+            f"Validation {comparison.design.metric(base)} over learning rate"
+            + (f", {base.label}" if base.label else ""),
+            ["learning rate", *(result.condition.method_label(base) for result in results)],
+            [[format_lr(tried), *(_curve_point(result, tried) for result in results)] for tried in rates],
             ["Mean over seeds, their number in brackets; * the best rate."],
             "rates",
         )
 
 
-def _at(measured: Measured, rate: float) -> str:
-    if rate not in measured.curve:
+def _curve_point(result: MethodResult, tried: float) -> str:
+    if tried not in result.curve:
         return ""
-    one = measured.curve[rate]
-    return f"{format_number(one.mean)} ({one.n})" + (" *" if rate == measured.progress.best else "")
+    point = result.curve[tried]
+    return f"{format_number(point.mean)} ({point.n})" + (" *" if tried == result.search.best else "")
 
 
-def _ranges(found: Comparison) -> TextTable:
+def _good_range_table(comparison: Comparison) -> SummaryTable:
+    rows = [
+        [*_place(c), *map(format_lr, (good.low, good.best, good.high)), f"{good.decades:.1f}"]
+        for c, result in comparison.results.items()
+        if (good := result.good_range) is not None
+    ]
+    note = "Rates around the peak whose mean is within a point, or two standard errors, of the peak's."
+    columns = ["on", "method", "from", "peak", "to", "decades"]
+    return SummaryTable("Good learning rates", columns, rows, [note], "rates")
+
+
+def _time_to_loss_table(comparison: Comparison) -> SummaryTable:
     rows = [
         [
-            place_of(found, g),
-            g.method,
-            format_lr(m.good.low),
-            format_lr(m.good.peak),
-            format_lr(m.good.high),
-            f"{m.good.decades:.1f}",
+            *_place(condition),
+            f"{sum(first.step is not None for first in time.reached.values())} of {len(time.reached)}",
+            "not reached" if time.share is None else f"{time.share:.2f}",
+            _format(time.seconds, "{:.0f}".format),
+            {None: "not run", True: "yes", False: "no"}[time.confirmed],
         ]
-        for g, m in found.measured.items()
-        if m.good is not None
+        for condition, against in comparison.against_baseline.items()
+        if (time := against.time_to_loss) is not None
     ]
-    notes = ["Rates around the peak whose mean is within a point, or two standard errors, of the peak's."]
-    return TextTable("Good learning rates", ["on", "method", "from", "peak", "to", "decades"], rows, notes, "rates")
-
-
-def _speeds(found: Comparison) -> TextTable:
-    rows = []
-    for group, compared in found.compared.items():
-        if (speed := compared.speed) is None:
-            continue
-        count = sum(one.step is not None for one in speed.reached.values())
-        rows.append(
-            [
-                place_of(found, group),
-                group.method,
-                f"{count} of {len(speed.reached)}",
-                _share(speed),
-                _NOTHING if speed.seconds is None else f"{speed.seconds:.0f}",
-                {None: "not run", True: "yes", False: "no"}[speed.confirmed],
-            ]
-        )
     columns = ["on", "method", "seeds that reach it", "share of steps", "seconds", "confirmed"]
-    notes = [
+    note = (
         "When a run first has the final validation loss of the baseline's run with the same seed, seen at its "
         "evaluations; medians over the seeds that reach it. Confirmed: runs whose schedule ends there reach it too."
+    )
+    return SummaryTable("Steps to the baseline's final loss", columns, rows, [note], "speed")
+
+
+def _cost_table(comparison: Comparison) -> SummaryTable:
+    rows = [
+        [
+            *_place(condition),
+            _format(result.mean("trainable_parameters"), "{:,.0f}".format),
+            _format(result.mean("init_seconds"), "{:.2f}".format),
+            _format(result.step_milliseconds, "{:.0f}".format),
+            _format(result.mean("peak_memory_bytes"), lambda size: f"{size / 2**20:,.0f}"),
+            _format(result.mean("adapter_bytes"), lambda size: f"{size / 2**10:,.0f}"),
+            _format(result.forgetting, "{:+.3f}".format),
+        ]
+        for condition, result in comparison.results.items()
+        if result.at_best
     ]
-    return TextTable("Steps to the baseline's final loss", columns, rows, notes, "speed")
-
-
-def _share(speed: Speed) -> str:
-    return "not reached" if speed.share is None else f"{speed.share:.2f}"
-
-
-def _costs(found: Comparison) -> TextTable:
-    rows = []
-    for group, measured in found.measured.items():
-        if not measured.at_best:
-            continue
-        rows.append(
-            [
-                place_of(found, group),
-                group.method,
-                _number(measured.mean("trainable_parameters"), lambda n: f"{n:,.0f}"),
-                _number(measured.mean("init_seconds"), lambda n: f"{n:.2f}"),
-                _number(measured.step_milliseconds, lambda n: f"{n:.0f}"),
-                _number(measured.mean("peak_memory_bytes"), lambda n: f"{n / 2**20:,.0f}"),
-                _number(measured.mean("adapter_bytes"), lambda n: f"{n / 2**10:,.0f}"),
-                _number(measured.forgetting, lambda n: f"{n:+.3f}"),
-            ]
-        )
     columns = ["on", "method", "trained", "init s", "ms a step", "peak MiB", "adapter KiB", "forgetting"]
-    notes = [
+    note = (
         "Means at the best rate. Init: loading the model included. A step: evaluations during training included. "
         "Forgetting: rise of the loss on general text, nats per token."
-    ]
-    return TextTable("Cost", columns, rows, notes, "cost")
+    )
+    return SummaryTable("Cost", columns, rows, [note], "cost")
 
 
-def _failures(found: Comparison) -> TextTable:
+def _failure_table(comparison: Comparison) -> SummaryTable:
     rows = [
-        [place_of(found, group), group.method, " ".join(error.split())[:200]]
-        for group, measured in found.measured.items()
-        for error in measured.errors
+        [*_place(condition), " ".join(error.split())[:_MAX_ERROR_LENGTH]]
+        for condition, result in comparison.results.items()
+        for error in result.errors
     ]
-    return TextTable("Failed trials", ["on", "method", "learning rate, seed: error"], rows, topic="failures")
+    return SummaryTable("Failed trials", ["on", "method", "learning rate, seed: error"], rows, topic="failures")
 
 
-def beside(found: Comparison, group: Group, base: Group) -> str:
-    """A method beside a baseline, with its point where the baseline is at none, or at another one."""
-    return group.method if {*group.point} <= {*base.point} else f"{group.method} ({found.grid.point_of(group)})"
+def format_estimate(estimate: Estimate, sign: str = "") -> str:
+    """Format a mean with its 95 % interval, where it has one."""
+    return format_interval(estimate.mean, estimate.low, estimate.high, sign)
 
 
-def place_of(found: Comparison, group: Group) -> str:
-    """A group's task and point in words; empty where the study has but one."""
-    task = "" if group.task == ONLY_TASK else group.task
-    return ", ".join(part for part in (task, found.grid.point_of(group)) if part)
+def _place(condition: Condition) -> tuple[str, str]:
+    return condition.label, condition.method
 
 
-def interval(one: Estimate, sign: str = "") -> str:
-    """A mean with its 95 % interval, where it has one."""
-    return format_interval(one.mean, one.low, one.high, sign)
+def _format(value: T | None, text: Callable[[T], str]) -> str:
+    return _MISSING if value is None else text(value)
 
 
-def seeds_words(measured: Measured) -> str:
-    """How many seeds a score is of, and what each of them had."""
-    return pluralize(len(measured.at_best), "seed")
-
-
-def difference_words(compared: Compared) -> str:
-    """A comparison with the baseline, in a line."""
-    if compared.difference is None:
-        return "no seed in common with the baseline"
-    p = "" if compared.adjusted_p is None else f"; p {compared.adjusted_p:.3f} after Holm's correction"
-    return f"{compared.verdict}; {pluralize(len(compared.difference.seeds), 'seed')}{p}"
-
-
-def _number(value: float | None, text: Callable[[float], str]) -> str:
-    return _NOTHING if value is None else text(value)
-
-
-def _line(cells: list[str]) -> str:
+def _markdown_line(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

@@ -1,4 +1,4 @@
-"""How soon a method has the baseline's final loss."""
+"""How soon a method reaches the baseline's final loss, and whether runs that end there confirm it."""
 
 from __future__ import annotations
 
@@ -7,71 +7,114 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from ailora.studies.conditions import Cell
-from ailora.studies.lr_sweep import Reached, steps_to_reach
-from ailora.studies.method_results import Measured, final_loss
-from ailora.studies.trial_storage import Status, Trial
+from ailora.errors import InputError
+from ailora.studies.method_results import MethodResult
+from ailora.studies.trial import Trial, TrialResult
 
 
 @dataclass(frozen=True)
-class Speed:
+class FirstReached:
+    """When a run first reached a loss.
+
+    Attributes:
+        step: of the first evaluation at or below it; None where the run is censored: not by `last_step`.
+        last_step: of the last evaluation.
+    """
+
+    step: int | None
+    last_step: int
+
+
+@dataclass(frozen=True)
+class TimeToLoss:
     """How soon a method has the final validation loss of the baseline's run with the same seed.
 
     Attributes:
         reached: by seed; a step of None is censored.
-        seconds: median training seconds until then, over the seeds that reached it; None: no seed did.
+        seconds: median training seconds until then, over the seeds that reached it; None if no seed did.
         confirmed: whether runs that were scheduled to end there reached the loss, in the mean over seeds; one that
-            failed did not. None: there are none, or not all of them have ended.
+            failed did not. None unless there are such runs and all of them have ended.
     """
 
-    reached: dict[int, Reached]
+    reached: dict[int, FirstReached]
     seconds: float | None
     confirmed: bool | None = None
 
     @property
     def share(self) -> float | None:
-        """Median share of the steps, over the seeds that reached the loss; None: no seed did."""
-        shares = [found.step / found.last_step for found in self.reached.values() if found.step is not None]
+        """Median share of the steps, over the seeds that reached the loss; None if no seed did."""
+        shares = [first.step / first.last_step for first in self.reached.values() if first.step is not None]
         return statistics.median(shares) if shares else None
 
+    @property
+    def confirmation_steps(self) -> int | None:
+        """Length of the runs that put the claim to the test: the median of the steps.
 
-def speed_of(ours: Measured, baseline: Measured, trials: Sequence[Trial]) -> Speed | None:
-    """When a method had the baseline's final losses; None: no seed says.
+        A loss in the middle of a schedule is one at a high learning rate: what counts is a schedule that ends there.
+        None unless all seeds reach the loss before the end.
+        """
+        steps = [f.step for f in self.reached.values() if f.step is not None and f.step < f.last_step]
+        return math.ceil(statistics.median(steps)) if len(steps) == len(self.reached) else None
+
+
+def measure_time_to_loss(ours: MethodResult, baseline: MethodResult, trials: Sequence[Trial]) -> TimeToLoss | None:
+    """Measure when a method had the baseline's final losses.
 
     Args:
-        ours, baseline: the two.
-        trials: of the whole study, those that confirm speed among them.
+        ours: the method.
+        baseline: the method that it is compared with.
+        trials: of the whole study, those that confirm such claims among them.
+
+    Returns:
+        None if no seed of both has evaluations.
     """
-    finals = {seed: final_loss(trial) for seed, trial in baseline.at_best.items()}
-    reached = {
-        seed: steps_to_reach(trial.outcome["history"], finals[seed])
-        for seed, trial in ours.at_best.items()
-        if seed in finals and trial.outcome and trial.outcome["history"] and math.isfinite(finals[seed])
-    }
-    if not reached:
+    finals = {seed: loss for seed, run in baseline.at_best.items() if math.isfinite(loss := _final_loss(run))}
+    runs = {seed: run for seed, run in ours.at_best.items() if seed in finals and run.history}
+    if not runs:
         return None
+    reached = {seed: find_first_reached(run.history, finals[seed]) for seed, run in runs.items()}
     seconds = [
-        trial.outcome["train_seconds"] * found.step / found.last_step
-        for seed, found in reached.items()
-        if found.step is not None and (trial := ours.at_best[seed]).outcome
+        whole * first.step / first.last_step
+        for seed, first in reached.items()
+        if first.step is not None and (whole := runs[seed].train_seconds) is not None
     ]
-    return Speed(reached, statistics.median(seconds) if seconds else None, _confirmed(ours, finals, trials))
+    return TimeToLoss(reached, statistics.median(seconds) if seconds else None, _is_confirmed(ours, finals, trials))
 
 
-def _confirmed(ours: Measured, finals: Mapping[int, float], trials: Sequence[Trial]) -> bool | None:
-    """Whether runs of `confirm_speed` end at or below the baseline's losses, in the mean over their seeds."""
-    runs = {
-        cell: trial
+def find_first_reached(history: Sequence[Mapping[str, float]], target: float) -> FirstReached:
+    """Find the first evaluation whose loss is at or below a target; a loss of NaN never is.
+
+    Only runs that are evaluated at the same steps compare: a step is known no better than their distance.
+
+    Args:
+        history: evaluations, each with `step` and `loss`, in any order.
+        target: the loss to reach.
+
+    Raises:
+        InputError: no evaluation.
+    """
+    if not history:
+        raise InputError("a history without evaluations has no last step")
+    steps = (int(record["step"]) for record in history if record["loss"] <= target)
+    return FirstReached(min(steps, default=None), max(int(record["step"]) for record in history))
+
+
+def _is_confirmed(ours: MethodResult, finals: Mapping[int, float], trials: Sequence[Trial]) -> bool | None:
+    """Whether the runs that end early are at or below the baseline's losses, in the mean over their seeds."""
+    runs = [
+        trial
         for trial in trials
-        if (cell := Cell.of(trial.cell)).group == ours.group
-        and cell.max_steps is not None
-        and cell.learning_rate == ours.progress.best
-        and cell.seed in finals
-    }
-    if not runs or not all(trial.ended for trial in runs.values()):
-        return None
-    gaps = [
-        final_loss(trial) - finals[cell.seed] if trial.status is Status.DONE else math.inf
-        for cell, trial in runs.items()
+        if (spec := trial.spec).condition == ours.condition
+        and spec.max_steps is not None
+        and spec.learning_rate == ours.search.best
+        and spec.seed in finals
     ]
+    if not runs or not all(trial.ended for trial in runs):
+        return None
+    gaps = [_final_loss(trial.result) - finals[trial.spec.seed] if trial.result else math.inf for trial in runs]
     return statistics.fmean(gaps) <= 0
+
+
+def _final_loss(result: TrialResult) -> float:
+    """Return the validation loss of the last evaluation, NaN if there was none."""
+    return result.history[-1]["loss"] if result.history else math.nan

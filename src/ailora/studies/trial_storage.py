@@ -1,8 +1,8 @@
-"""Trials in an Optuna storage: who runs which, what came of it, and what happens when a worker dies.
+"""Trials in an Optuna storage: which worker runs which, what came of it, and what happens when a worker dies.
 
-A trial is known by the key of its cell. It may be started more than once; what counts is the first attempt, by number,
-that was not lost. So it does no harm when two workers add the same cell at once, or when one dies while it adds one:
-the rule says which trial counts, and what is missing is added again.
+A trial is known by its key. It may be started more than once; what counts is the first attempt, by number, that was not
+lost. So it does no harm when two workers add the same trial at once, or when one dies while it adds one: the rule says
+which attempt counts, and what is missing is added again.
 """
 
 from __future__ import annotations
@@ -13,8 +13,6 @@ import time
 import warnings
 from collections import deque
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any
 
 import optuna
@@ -22,299 +20,20 @@ from optuna.exceptions import ExperimentalWarning, StorageInternalError, UpdateF
 from optuna.pruners import MedianPruner
 from optuna.storages import RDBStorage, fail_stale_trials
 from optuna.study import StudyDirection
-from optuna.trial import FrozenTrial, TrialState, create_trial
+from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from ailora.errors import InputError
-from ailora.studies.storage_url import reaching, shown, sqlite_file
+from ailora.studies.storage_url import mask_password, open_storage, sqlite_file
+from ailora.studies.trial import Status, Trial, TrialResult, TrialSpec
 
-# Names of what we keep beside Optuna's own: `key` and `cell` when a trial is added; then one of the others.
-_KEY, _CELL, _OUTCOME, _ERROR, _INTERRUPTED = "key", "cell", "outcome", "error", "interrupted"
-_STUDY = "study"
-#: Trials that have ended before another one is compared with them.
-_ENOUGH_PEERS = 4
-#: Signs of life within the time after which a worker counts as dead.
-_BEATS = 6
-
-
-class Status(StrEnum):
-    """Where a trial is."""
-
-    WAITING = "waiting"
-    RUNNING = "running"
-    DONE = "done"
-    FAILED = "failed"
-    PRUNED = "pruned"
-
-
-@dataclass(frozen=True)
-class Trial:
-    """What is known of a cell's run.
-
-    Attributes:
-        number: Optuna's, of the attempt that counts.
-        key: of the cell.
-        cell: as `Cell.described`.
-        status: where it is.
-        outcome: what came of it, when it is done.
-        error: why it failed, or was pruned.
-        attempts: how often it was started.
-    """
-
-    number: int
-    key: str
-    cell: dict[str, Any]
-    status: Status
-    outcome: dict[str, Any] | None = None
-    error: str | None = None
-    attempts: int = 1
-
-    @property
-    def ended(self) -> bool:
-        """Whether it will not run any more."""
-        return self.status not in (Status.WAITING, Status.RUNNING)
-
-
-class Store:
-    """The trials of one study.
-
-    Attributes:
-        url: the Optuna database.
-        name: the study's name in it.
-        study: what `create` was given: the study file.
-    """
-
-    def __init__(self, url: str, study: optuna.Study, storage: RDBStorage) -> None:
-        self.url = url
-        self.name = study.study_name
-        self._study = study
-        self._storage = storage
-        self._waiting: deque[FrozenTrial] = deque()
-        self._looked = -float("inf")
-        self.study: dict[str, Any] = study.user_attrs[_STUDY]
-        storage.grace_period = self.study["worker_timeout"]
-        storage.heartbeat_interval = max(1, storage.grace_period // _BEATS)
-
-    @classmethod
-    def create(cls, url: str, name: str, study: Mapping[str, Any]) -> Store:
-        """A new study in a storage.
-
-        Args:
-            url: an Optuna database URL.
-            name: of the study.
-            study: plain data of the study file; `retries` and `worker_timeout` rule here.
-
-        Raises:
-            InputError: the storage cannot be reached, or holds a study of that name.
-        """
-        with reaching(url) as storage:
-            made = optuna.create_study(storage=storage, study_name=name, direction="maximize", load_if_exists=True)
-            if not _is_being_made(made):
-                raise InputError(f"{shown(url)} holds a study {name!r} already")
-            made.set_user_attr(_STUDY, dict(study))
-            return cls(url, made, storage)
-
-    @classmethod
-    def find(cls, url: str, name: str) -> Store | None:
-        """A study that is in a storage; None: it is not. Nothing is made.
-
-        Raises:
-            InputError: the storage cannot be reached, or holds a study of that name that is not ours.
-        """
-        if (file := sqlite_file(url)) is not None and not file.is_file():
-            return None
-        with reaching(url) as storage:
-            if name not in optuna.get_all_study_names(storage):
-                storage.engine.dispose()
-                return None
-            found = optuna.load_study(storage=storage, study_name=name)
-            if _is_being_made(found):
-                storage.engine.dispose()
-                return None
-            if _STUDY not in found.user_attrs:
-                raise InputError(f"{shown(url)}: the study {name!r} was not made by ailora")
-            return cls(url, found, storage)
-
-    @classmethod
-    def open(cls, url: str, name: str) -> Store:
-        """As `find`.
-
-        Raises:
-            InputError: the storage holds no such study too.
-        """
-        if (found := cls.find(url, name)) is None:
-            raise InputError(f"{shown(url)} holds no study {name!r}: `ailora study run` makes it")
-        return found
-
-    def close(self) -> None:
-        """Close the connections to the storage."""
-        self._storage.engine.dispose()
-
-    def rewrite(self, study: Mapping[str, Any]) -> None:
-        """Keep another study file, for a grid that was extended."""
-        self._study.set_user_attr(_STUDY, dict(study))
-        self.study = dict(study)
-
-    def add(self, cells: Mapping[str, dict[str, Any]]) -> int:
-        """Queue the cells that have no trial yet; how many these were.
-
-        Args:
-            cells: key -> cell.
-        """
-        known = {trial.key for trial in self.trials()}
-        new = {key: cell for key, cell in cells.items() if key not in known}
-        for key, cell in new.items():
-            self._study.add_trial(create_trial(state=TrialState.WAITING, user_attrs={_KEY: key, _CELL: cell}))
-        if new:
-            self._looked = -float("inf")
-        return len(new)
-
-    def trials(self) -> list[Trial]:
-        """Every cell's trial, in the order in which they were added."""
-        return [self._counting(attempts) for attempts in self._attempts().values()]
-
-    def take(self) -> Running | None:
-        """The next trial that waits, now this worker's; None: none waits."""
-        # Trials of dead workers come back even while there is a long queue.
-        if not self._waiting or time.monotonic() - self._looked > self.study["worker_timeout"]:
-            self._look()
-        while self._waiting:
-            frozen = self._waiting.popleft()
-            trial_id = self._id(frozen.number)
-            with contextlib.suppress(UpdateFinishedTrialError):
-                if self._storage.set_trial_state_values(trial_id, TrialState.RUNNING):
-                    attributes = frozen.user_attrs
-                    return Running(self, trial_id, attributes[_KEY], attributes[_CELL])
-        return None
-
-    def _look(self) -> None:
-        """Find what waits; what was lost with its worker is queued again."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ExperimentalWarning)
-            fail_stale_trials(self._study)
-        for attempts in self._attempts().values():
-            if self._counting(attempts).status is Status.WAITING and all(map(_is_lost, attempts)):
-                attributes = {name: attempts[0].user_attrs[name] for name in (_KEY, _CELL)}
-                self._study.add_trial(create_trial(state=TrialState.WAITING, user_attrs=attributes))
-        self._waiting = deque(
-            frozen for attempts in self._attempts().values() if (frozen := _first(attempts)).state is TrialState.WAITING
-        )
-        self._looked = time.monotonic()
-
-    def _attempts(self) -> dict[str, list[FrozenTrial]]:
-        """Key -> its trials by number."""
-        found: dict[str, list[FrozenTrial]] = {}
-        for frozen in self._study.get_trials(deepcopy=False):
-            if _KEY in frozen.user_attrs:
-                found.setdefault(frozen.user_attrs[_KEY], []).append(frozen)
-        return found
-
-    def _counting(self, attempts: list[FrozenTrial]) -> Trial:
-        frozen = _first(attempts)
-        attributes = frozen.user_attrs
-        status, error = _STATUS[frozen.state], attributes.get(_ERROR)
-        started = sum(one.datetime_start is not None and _INTERRUPTED not in one.user_attrs for one in attempts)
-        if _is_lost(frozen):
-            lost_for_good = started > self.study["retries"]
-            status = Status.FAILED if lost_for_good else Status.WAITING
-            error = f"its worker died {started} times" if lost_for_good else None
-        return Trial(
-            frozen.number,
-            attributes[_KEY],
-            attributes[_CELL],
-            status,
-            attributes.get(_OUTCOME),
-            error,
-            max(started, 1),
-        )
-
-    def _id(self, number: int) -> int:
-        study_id = self._storage.get_study_id_from_name(self.name)
-        return self._storage.get_trial_id_from_study_id_trial_number(study_id, number)
-
-
-class Running:
-    """A trial that this worker runs. Inside its `with` block it shows the storage that the worker lives.
-
-    Attributes:
-        key, cell: as of `Trial`.
-    """
-
-    def __init__(self, store: Store, trial_id: int, key: str, cell: dict[str, Any]) -> None:
-        self.key = key
-        self.cell = cell
-        self._store = store
-        self._id = trial_id
-        self._stop = threading.Event()
-        self._beating = threading.Thread(target=self._beat, daemon=True)
-
-    def __enter__(self) -> Running:
-        self._beating.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._stop.set()
-        self._beating.join()
-
-    def done(self, outcome: dict[str, Any], score: float) -> None:
-        """It has ended well.
-
-        Args:
-            outcome: plain data.
-            score: what decides, larger is better.
-        """
-        self._end({_OUTCOME: outcome}, TrialState.COMPLETE, [score])
-
-    def failed(self, error: str) -> None:
-        """It has ended with an error, which another attempt would meet again."""
-        self._end({_ERROR: error}, TrialState.FAIL)
-
-    def evaluated(self, step: int, score: float) -> None:
-        """Keep a score in the middle of the run."""
-        with contextlib.suppress(UpdateFinishedTrialError):
-            self._store._storage.set_trial_intermediate_value(self._id, step, score)
-
-    def falls_behind(self, peers: Collection[str]) -> bool:
-        """Whether its last evaluation is worse than the median of its peers' at that step.
-
-        Args:
-            peers: keys of trials to compare with; those that are done count, if they are enough.
-        """
-        view = optuna.create_study(direction="maximize")
-        view.add_trials(
-            frozen
-            for frozen in self._store._study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
-            if frozen.user_attrs.get(_KEY) in peers
-        )
-        return MedianPruner(n_startup_trials=_ENOUGH_PEERS).prune(view, self._store._storage.get_trial(self._id))
-
-    def pruned(self, reason: str) -> None:
-        """It was ended early because others are better."""
-        self._end({_ERROR: reason}, TrialState.PRUNED)
-
-    def interrupted(self) -> None:
-        """The worker was asked to stop: the trial waits again, and this attempt does not count."""
-        self._end({_INTERRUPTED: True}, TrialState.FAIL)
-
-    def _end(self, attributes: dict[str, Any], state: TrialState, values: list[float] | None = None) -> None:
-        storage = self._store._storage
-        # Another worker may have taken this one for dead, and started the trial again: then that attempt counts.
-        with contextlib.suppress(UpdateFinishedTrialError):
-            for name, value in attributes.items():
-                storage.set_trial_user_attr(self._id, name, value)
-            storage.set_trial_state_values(self._id, state, values)
-
-    def _beat(self) -> None:
-        interval = self._store._storage.get_heartbeat_interval()
-        assert interval is not None
-        while True:
-            # A storage that does not answer for a moment does not end the run.
-            with contextlib.suppress(StorageInternalError, SQLAlchemyError):
-                self._store._storage.record_heartbeat(self._id)
-            if self._stop.wait(interval):
-                return
-
-
+# Attributes of a trial in databases: `key` and `cell` from its beginning, then one of the others.
+_KEY, _SPEC, _RESULT, _ERROR, _INTERRUPTED = "key", "cell", "outcome", "error", "interrupted"
+#: The attribute of an Optuna study that holds the study file.
+_CONFIG = "study"
+#: Trials that must have ended before another one is pruned.
+_MIN_PEERS = 4
+_HEARTBEATS_PER_TIMEOUT = 6
 _STATUS = {
     TrialState.WAITING: Status.WAITING,
     TrialState.RUNNING: Status.RUNNING,
@@ -324,16 +43,257 @@ _STATUS = {
 }
 
 
-def _is_being_made(study: optuna.Study) -> bool:
+class TrialStorage:
+    """Trials of one study.
+
+    Attributes:
+        url: the Optuna database.
+        name: the study's name in it.
+        config: plain data of the study file; `retries` and `worker_timeout` apply here.
+    """
+
+    def __init__(self, url: str, study: optuna.Study, storage: RDBStorage) -> None:
+        self.url = url
+        self.name = study.study_name
+        self.config: dict[str, Any] = study.user_attrs[_CONFIG]
+        self._study = study
+        self._storage = storage
+        self._waiting: deque[FrozenTrial] = deque()
+        self._refreshed = -float("inf")
+        storage.grace_period = self.config["worker_timeout"]
+        storage.heartbeat_interval = max(1, storage.grace_period // _HEARTBEATS_PER_TIMEOUT)
+
+    @classmethod
+    def create(cls, url: str, name: str, config: Mapping[str, object]) -> TrialStorage:
+        """Create a study in a storage.
+
+        Args:
+            url: an Optuna database URL.
+            name: of the study.
+            config: plain data of the study file.
+
+        Raises:
+            InputError: the storage cannot be reached, or holds a study of that name.
+        """
+        with open_storage(url) as storage:
+            study = optuna.create_study(storage=storage, study_name=name, direction="maximize", load_if_exists=True)
+            if not _is_incomplete(study):
+                raise InputError(f"{mask_password(url)} holds a study {name!r} already")
+            study.set_user_attr(_CONFIG, dict(config))
+            return cls(url, study, storage)
+
+    @classmethod
+    def load_or_none(cls, url: str, name: str) -> TrialStorage | None:
+        """Load a study from a storage, or return None if it is not there. Nothing is created.
+
+        Raises:
+            InputError: the storage cannot be reached, or holds a study of that name that is not ours.
+        """
+        if (file := sqlite_file(url)) is not None and not file.is_file():
+            return None
+        with open_storage(url) as storage:
+            study = None
+            if name in optuna.get_all_study_names(storage):
+                study = optuna.load_study(storage=storage, study_name=name)
+            if study is None or _is_incomplete(study):
+                storage.engine.dispose()
+                return None
+            if _CONFIG not in study.user_attrs:
+                raise InputError(f"{mask_password(url)}: the study {name!r} was not made by ailora")
+            return cls(url, study, storage)
+
+    @classmethod
+    def load(cls, url: str, name: str) -> TrialStorage:
+        """Load a study from a storage.
+
+        Raises:
+            InputError: as `load_or_none`, and where the storage holds no such study.
+        """
+        if (storage := cls.load_or_none(url, name)) is None:
+            raise InputError(f"{mask_password(url)} holds no study {name!r}: `ailora study run` makes it")
+        return storage
+
+    def close(self) -> None:
+        """Close the connections to the storage."""
+        self._storage.engine.dispose()
+
+    def update_config(self, config: Mapping[str, object]) -> None:
+        """Replace the study file, as for a grid that was extended."""
+        self._study.set_user_attr(_CONFIG, dict(config))
+        self.config = dict(config)
+
+    def enqueue(self, specs: Mapping[str, TrialSpec]) -> int:
+        """Queue the trials that are not in the storage yet.
+
+        Args:
+            specs: key -> what the trial runs.
+
+        Returns:
+            Number of trials that were queued.
+        """
+        known = {trial.key for trial in self.trials()}
+        new = {key: spec for key, spec in specs.items() if key not in known}
+        for key, spec in new.items():
+            self._study.enqueue_trial({}, user_attrs={_KEY: key, _SPEC: spec.to_dict()})
+        if new:
+            self._refreshed = -float("inf")
+        return len(new)
+
+    def trials(self) -> list[Trial]:
+        """Read all trials, in the order in which they were queued."""
+        return [self._to_trial(attempts) for attempts in self._attempts().values()]
+
+    def claim_next(self) -> RunningTrial | None:
+        """Claim the next trial that waits for this worker, or return None if none waits."""
+        # Optuna's `ask` creates a trial where none waits. Trials of dead workers come back even during a long queue.
+        if not self._waiting or time.monotonic() - self._refreshed > self.config["worker_timeout"]:
+            self._refresh_queue()
+        while self._waiting:
+            frozen = self._waiting.popleft()
+            trial_id = self._trial_id(frozen.number)
+            with contextlib.suppress(UpdateFinishedTrialError):
+                if self._storage.set_trial_state_values(trial_id, TrialState.RUNNING):
+                    return RunningTrial(self, trial_id, frozen)
+        return None
+
+    def _refresh_queue(self) -> None:
+        """Find the trials that wait, and queue those again whose worker died."""
+        # Not by a callback of Optuna's such as RetryHeartbeatStaleTrialCallback: it queues in the process that noticed
+        # the death, after the trial counts as failed. If that process is killed in between, the trial is lost for ever.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            fail_stale_trials(self._study)
+        for attempts in self._attempts().values():
+            if self._to_trial(attempts).status is Status.WAITING and all(map(_is_lost, attempts)):
+                attributes = {name: attempts[0].user_attrs[name] for name in (_KEY, _SPEC)}
+                self._study.enqueue_trial({}, user_attrs=attributes)
+        counting = map(_counting_attempt, self._attempts().values())
+        self._waiting = deque(frozen for frozen in counting if frozen.state is TrialState.WAITING)
+        self._refreshed = time.monotonic()
+
+    def _attempts(self) -> dict[str, list[FrozenTrial]]:
+        """Read all attempts by key, each list by number."""
+        attempts: dict[str, list[FrozenTrial]] = {}
+        for frozen in self._study.get_trials(deepcopy=False):
+            if _KEY in frozen.user_attrs:
+                attempts.setdefault(frozen.user_attrs[_KEY], []).append(frozen)
+        return attempts
+
+    def _to_trial(self, attempts: list[FrozenTrial]) -> Trial:
+        frozen = _counting_attempt(attempts)
+        attributes = frozen.user_attrs
+        status, error = _STATUS[frozen.state], attributes.get(_ERROR)
+        started = sum(a.datetime_start is not None and _INTERRUPTED not in a.user_attrs for a in attempts)
+        if _is_lost(frozen):
+            exhausted = started > self.config["retries"]
+            status = Status.FAILED if exhausted else Status.WAITING
+            error = f"its worker died {started} times" if exhausted else None
+        return Trial(
+            number=frozen.number,
+            key=attributes[_KEY],
+            spec=TrialSpec.from_dict(attributes[_SPEC]),
+            status=status,
+            result=TrialResult.from_dict(attributes[_RESULT]) if _RESULT in attributes else None,
+            error=error,
+            attempts=max(started, 1),
+        )
+
+    def _trial_id(self, number: int) -> int:
+        study_id = self._storage.get_study_id_from_name(self.name)
+        return self._storage.get_trial_id_from_study_id_trial_number(study_id, number)
+
+
+class RunningTrial:
+    """A trial that this worker runs. Inside its `with` block it shows the storage that the worker is alive.
+
+    Attributes:
+        key: as of `Trial`.
+        spec: what it runs.
+    """
+
+    def __init__(self, storage: TrialStorage, trial_id: int, frozen: FrozenTrial) -> None:
+        self.key: str = frozen.user_attrs[_KEY]
+        self.spec = TrialSpec.from_dict(frozen.user_attrs[_SPEC])
+        self._study = storage._study
+        self._storage = storage._storage
+        self._id = trial_id
+        self._stop = threading.Event()
+        self._heart = threading.Thread(target=self._beat, daemon=True)
+
+    def __enter__(self) -> RunningTrial:
+        self._heart.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stop.set()
+        self._heart.join()
+
+    def complete(self, result: TrialResult, score: float) -> None:
+        """Record what came of it.
+
+        Args:
+            result: of the run.
+            score: what decides, larger is better.
+        """
+        self._end({_RESULT: result.to_dict()}, TrialState.COMPLETE, [score])
+
+    def fail(self, error: str) -> None:
+        """Record an error that another attempt would meet again."""
+        self._end({_ERROR: error}, TrialState.FAIL)
+
+    def prune(self, reason: str) -> None:
+        """Record that it was ended early because others are better."""
+        self._end({_ERROR: reason}, TrialState.PRUNED)
+
+    def requeue(self) -> None:
+        """Give it back when the worker is asked to stop: it waits again, and this attempt does not count."""
+        self._end({_INTERRUPTED: True}, TrialState.FAIL)
+
+    def report(self, step: int, score: float) -> None:
+        """Record a score in the middle of the run."""
+        with contextlib.suppress(UpdateFinishedTrialError):
+            self._storage.set_trial_intermediate_value(self._id, step, score)
+
+    def should_prune(self, peers: Collection[str]) -> bool:
+        """Whether its last score is worse than the median of its peers' at that step.
+
+        Args:
+            peers: keys of the trials to compare with; those that are done count, if they are enough.
+        """
+        # Optuna's pruner compares with all trials of a study: show it a study of the peers alone.
+        study = optuna.create_study(direction="maximize")
+        done = self._study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
+        study.add_trials(frozen for frozen in done if frozen.user_attrs.get(_KEY) in peers)
+        return MedianPruner(n_startup_trials=_MIN_PEERS).prune(study, self._storage.get_trial(self._id))
+
+    def _end(self, attributes: Mapping[str, object], state: TrialState, values: list[float] | None = None) -> None:
+        # Another worker may have taken this one for dead, and started the trial again: then that attempt counts.
+        with contextlib.suppress(UpdateFinishedTrialError):
+            for name, value in attributes.items():
+                self._storage.set_trial_user_attr(self._id, name, value)
+            self._storage.set_trial_state_values(self._id, state, values)
+
+    def _beat(self) -> None:
+        interval = self._storage.get_heartbeat_interval()
+        assert interval is not None
+        while True:
+            # Unlike Optuna's own thread, this one goes on after a moment in which the storage does not answer.
+            with contextlib.suppress(StorageInternalError, SQLAlchemyError):
+                self._storage.record_heartbeat(self._id)
+            if self._stop.wait(interval):
+                return
+
+
+def _is_incomplete(study: optuna.Study) -> bool:
     """Whether there is nothing but a name: `create` is at work elsewhere, or was killed there."""
     return not study.user_attrs and not study.get_trials(deepcopy=False) and study.direction == StudyDirection.MAXIMIZE
 
 
 def _is_lost(frozen: FrozenTrial) -> bool:
-    """Whether an attempt ended without a word: its worker died, or was asked to stop."""
+    """Whether an attempt ended without a result or an error: its worker died, or was asked to stop."""
     return frozen.state is TrialState.FAIL and _ERROR not in frozen.user_attrs
 
 
-def _first(attempts: list[FrozenTrial]) -> FrozenTrial:
-    """The attempt that counts: the first that was not lost, else the last."""
+def _counting_attempt(attempts: list[FrozenTrial]) -> FrozenTrial:
+    """Return the attempt that counts: the first that was not lost, else the last."""
     return next((frozen for frozen in attempts if not _is_lost(frozen)), attempts[-1])

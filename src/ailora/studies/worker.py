@@ -1,92 +1,115 @@
-"""A worker: takes the next trial, runs it, says what came of it, until nothing is left."""
+"""A worker: claims the next trial, runs it, and records what came of it, until nothing is left."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
 
 from ailora.recipes.config.schema import RunConfig
-from ailora.studies.conditions import Cell, Grid
-from ailora.studies.time_to_loss_trials import confirmations
-from ailora.studies.trial_runner import Judge, TrialError, TrialPruned, isolated
-from ailora.studies.trial_storage import Running, Store
-from ailora.studies.trial_table import current, score_of, scores
+from ailora.studies.comparison import compare
+from ailora.studies.study_design import StudyDesign
+from ailora.studies.trial import Trial, TrialResult, TrialSpec
+from ailora.studies.trial_runner import ShouldContinue, TrialError, TrialPruned, run_in_subprocess
+from ailora.studies.trial_storage import RunningTrial, TrialStorage
 
-#: (configuration of a run, what to keep, judge) -> outcome; as `isolated`
-Execute = Callable[[RunConfig, str, Judge | None], dict[str, Any]]
+#: (configuration of a run, what to keep, whether to continue) -> what came of it; as `run_in_subprocess`
+Execute = Callable[[RunConfig, str, ShouldContinue | None], TrialResult]
 #: Seconds between looks at a storage in which other workers still run something.
-_PAUSE = 1.0
+_POLL_INTERVAL_S = 1.0
 
 
-def work(store: Store, grid: Grid, execute: Execute = isolated) -> int:
+def work(storage: TrialStorage, design: StudyDesign, execute: Execute = run_in_subprocess) -> int:
     """Run trials until none is left to run, here or at another worker.
 
     Args:
-        store: the study's trials.
-        grid: what the study compares.
+        storage: the study's trials.
+        design: what the study compares.
         execute: runs a configuration.
 
     Returns:
-        How many trials this worker ended.
+        Number of trials that this worker ended.
 
     Raises:
         KeyboardInterrupt: the worker was asked to stop; its trial waits again.
     """
     count = 0
     while True:
-        trial = store.take()
+        trial = storage.claim_next()
         if trial is not None:
-            _run(trial, store, grid, execute)
+            _run(trial, storage, design, execute)
             count += 1
-        elif extend(store, grid):
+        elif enqueue_missing_trials(storage, design):
             continue
-        elif any(not known.ended for known in store.trials()):
-            # Others run what is left: they may die, and what they find may bring more.
-            time.sleep(_PAUSE)
+        elif any(not other.ended for other in storage.trials()):
+            # Others run what is left: they may die, and what they find may ask for more.
+            time.sleep(_POLL_INTERVAL_S)
         else:
             return count
 
 
-def extend(store: Store, grid: Grid) -> int:
-    """Queue the cells that the results so far ask for; how many these were."""
-    trials = current(store, grid)
-    wanted = grid.wanted(scores(trials, grid))
-    if grid.config.confirm_speed and all(trial.ended for trial in trials) and len(trials) >= len(wanted):
-        wanted += confirmations(trials, grid)
-    return store.add({grid.key_of(cell): cell.described() for cell in wanted})
+def enqueue_missing_trials(storage: TrialStorage, design: StudyDesign) -> int:
+    """Queue the trials that the results so far ask for, and return their number."""
+    trials = design.matching_trials(storage.trials())
+    required = design.required_trials(trials)
+    if design.config.confirm_speed and all(trial.ended for trial in trials) and len(trials) >= len(required):
+        required += time_to_loss_trials(trials, design)
+    return storage.enqueue({design.trial_key(spec): spec for spec in required})
 
 
-def _run(trial: Running, store: Store, grid: Grid, execute: Execute) -> None:
-    cell = Cell.of(trial.cell)
+def time_to_loss_trials(trials: Sequence[Trial], design: StudyDesign) -> list[TrialSpec]:
+    """List the runs that put it to the test that a method reaches the baseline's final loss sooner.
+
+    Args:
+        trials: of the study, all of them ended.
+        design: the study.
+    """
+    comparison = compare(trials, design, bootstrap=False)
+    return [
+        TrialSpec(condition, best, seed, steps)
+        for condition, against in comparison.against_baseline.items()
+        if against.time_to_loss is not None and (steps := against.time_to_loss.confirmation_steps) is not None
+        if (best := comparison.results[condition].search.best) is not None
+        for seed in design.config.seeds
+    ]
+
+
+def _run(trial: RunningTrial, storage: TrialStorage, design: StudyDesign, execute: Execute) -> None:
+    spec = trial.spec
     with trial:
         try:
-            outcome = execute(grid.run_config(cell), grid.config.keep, _judge(trial, store, grid, cell))
-            score = score_of(outcome, grid, cell)
+            result = execute(design.run_config(spec), design.config.keep, _pruning_rule(trial, storage, design))
+            score = design.score(spec, result)
             if not math.isfinite(score):
-                raise TrialError(f"{grid.metric_of(cell.group)} on the validation split is {score}")
+                raise TrialError(f"{design.metric(spec.condition)} on the validation split is {score}")
         except KeyboardInterrupt:
-            trial.interrupted()
+            trial.requeue()
             raise
         except TrialPruned as pruned:
-            trial.pruned(str(pruned))
+            trial.prune(str(pruned))
         except TrialError as error:
-            trial.failed(str(error))
+            trial.fail(str(error))
         else:
-            trial.done(outcome, score)
+            trial.complete(result, score)
 
 
-def _judge(trial: Running, store: Store, grid: Grid, cell: Cell) -> Judge | None:
-    """Compares a run with those of the same task and point; only while the best rate is sought, with the first seed."""
-    if not grid.config.pruning or cell.seed != grid.config.seeds[0] or cell.max_steps is not None:
+def _pruning_rule(trial: RunningTrial, storage: TrialStorage, design: StudyDesign) -> ShouldContinue | None:
+    """Build the rule that compares a run with those of the same task and setting.
+
+    Returns None unless the best rate is sought, with the first seed.
+    """
+    spec = trial.spec
+    if not design.config.pruning or spec.seed != design.config.seeds[0] or spec.max_steps is not None:
         return None
-    place = (cell.group.task, cell.group.point)
-    others = {one.key: Cell.of(one.cell) for one in current(store, grid)}
-    peers = {key for key, one in others.items() if (one.group.task, one.group.point) == place and one.seed == cell.seed}
 
-    def judge(step: int, loss: float) -> bool:
-        trial.evaluated(step, -loss)
-        return not trial.falls_behind(peers)
+    def is_peer(other: TrialSpec) -> bool:
+        same_place = (other.condition.task, other.condition.setting) == (spec.condition.task, spec.condition.setting)
+        return same_place and other.seed == spec.seed
 
-    return judge
+    peers = {other.key for other in design.matching_trials(storage.trials()) if is_peer(other.spec)}
+
+    def should_continue(step: int, loss: float) -> bool:
+        trial.report(step, -loss)
+        return not trial.should_prune(peers)
+
+    return should_continue

@@ -48,7 +48,7 @@ def load_config(
 
 def _load(raw: dict[str, Any], overrides: Sequence[str], *, to_run: bool) -> RunConfig:
     for override in overrides:
-        _apply_override(raw, override)
+        apply_override(raw, override)
     # A section with nothing in it is not given.
     raw = {key: value for key, value in raw.items() if value is not None}
     if (task := raw.pop("task", None)) is not None:
@@ -91,7 +91,12 @@ def _merged(defaults: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _apply_override(raw: dict[str, Any], override: str) -> None:
+def apply_override(raw: dict[str, Any], override: str) -> None:
+    """Set a key of plain data by `dotted.key=value` with a YAML value, in place.
+
+    Raises:
+        InputError: another form, broken YAML, or a part of the key but the last that is no section.
+    """
     key, equals, value = override.partition("=")
     if not equals or not key:
         raise InputError(f"override {override!r} is not of the form dotted.key=value")

@@ -1,0 +1,213 @@
+"""The design of a study: its conditions, the trials of each, and the configuration that each trial runs."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import hashlib
+import itertools
+import json
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from ailora.errors import AiloraError, InputError, unknown_name
+from ailora.plan.adapter_metadata import library_versions
+from ailora.recipes.config.loader import load_config, set_dotted
+from ailora.recipes.config.schema import RunConfig
+from ailora.studies.lr_search import LrGrid, LrSearch
+from ailora.studies.methods import parse_methods
+from ailora.studies.parameter_budget import match_trainable_parameters
+from ailora.studies.study_config import StudyConfig
+from ailora.studies.trial import ONLY_TASK, Condition, Status, Trial, TrialResult, TrialSpec
+
+#: Keys of a run's configuration that the study sets -> the key of the study file that decides them.
+_OWNED_KEYS = {"training.learning_rate": "learning_rate", "training.seed": "seeds", "output": "output"}
+
+
+class StudyDesign:
+    """What a study compares.
+
+    Args:
+        config: the study file.
+
+    Attributes:
+        methods: by label.
+        baseline: label of the method that others are compared with.
+        conditions: all of them, the baseline's first in each task and setting.
+
+    Raises:
+        InputError: an unknown method, key, metric or baseline, a value that the recipe refuses, a grid without values.
+    """
+
+    def __init__(self, config: StudyConfig) -> None:
+        self.config = config
+        self.methods = parse_methods(config.methods)
+        self.baseline = config.baseline or next(iter(self.methods))
+        if self.baseline not in self.methods:
+            raise unknown_name("baseline", self.baseline, self.methods)
+        for key, owner in _OWNED_KEYS.items():
+            if key in config.grid:
+                raise InputError(f"grid.{key} cannot be set: it follows from {owner}")
+        self.conditions = list(dict.fromkeys(self._all_conditions()))
+        self._versions = library_versions()
+        self._keys: dict[TrialSpec, str] = {}
+        # Everything that a trial could refuse is refused before the first one runs.
+        self._configs = {condition: self._load(condition) for condition in self.conditions}
+        if config.match_parameters:
+            self._configs = {condition: self._match_budget(condition) for condition in self.conditions}
+        for condition in self.conditions:
+            self.metric(condition)
+
+    def base_config(self, condition: Condition) -> RunConfig:
+        """Configuration of a condition's runs, but for learning rate, seed and output."""
+        return self._configs[condition]
+
+    def baseline_for(self, condition: Condition) -> Condition:
+        """Find the baseline's condition on the same task, at the same setting or the nearest one.
+
+        A method that sets the grid's keys itself, or has no use for them, as full fine-tuning, is compared with the
+        baseline's first setting that fits.
+        """
+        setting = dict(condition.setting)
+        baselines = [c for c in self.conditions if c.task == condition.task and c.method == self.baseline]
+        return max(baselines, key=lambda c: sum(setting.get(key) == value for key, value in c.setting))
+
+    def metric(self, condition: Condition) -> str:
+        """Name of the metric that decides, on the validation split.
+
+        Raises:
+            InputError: the recipe does not compute the study's metric.
+        """
+        scores = self.base_config(condition).scores
+        name = self.config.metric or next(iter(scores))
+        if name not in scores:
+            raise unknown_name(f"metric of task {condition.task!r}", name, scores)
+        return name
+
+    def larger_is_better(self, condition: Condition) -> bool:
+        """Whether a larger value of the condition's metric is better."""
+        return self.base_config(condition).scores[self.metric(condition)]
+
+    def report_split(self, condition: Condition) -> str:
+        """Name of the split whose scores are reported: the test split, where the task has one."""
+        return "test" if self.base_config(condition).data.test else "validation"
+
+    def metric_label(self, condition: Condition) -> str:
+        """Metric and split that are reported, as `accuracy (test)`."""
+        return f"{self.metric(condition)} ({self.report_split(condition)})"
+
+    def lr_search(self, condition: Condition) -> LrSearch:
+        """Learning rates and seeds of a condition."""
+        config = self.config
+        rates = LrGrid.from_config(self.methods[condition.method].learning_rate or config.learning_rate)
+        return LrSearch(rates, config.seeds, config.extra_seeds, config.seeds_at == "all")
+
+    def run_config(self, spec: TrialSpec) -> RunConfig:
+        """Configuration that a trial runs; its output folder holds nothing else."""
+        return self._configure(spec, str(Path(self.config.output) / "trials" / self.trial_key(spec)))
+
+    def trial_key(self, spec: TrialSpec) -> str:
+        """Hash a trial's whole configuration but its folder, and the versions that run it."""
+        if spec not in self._keys:
+            identity = [_identity(self._configure(spec, "")), self._versions]
+            content = json.dumps(identity, sort_keys=True, default=str)
+            self._keys[spec] = hashlib.sha256(content.encode()).hexdigest()[:20]
+        return self._keys[spec]
+
+    def matching_trials(self, trials: Iterable[Trial]) -> list[Trial]:
+        """Select the trials that this study would run now, with the installed versions."""
+        return [trial for trial in trials if self.matches(trial)]
+
+    def matches(self, trial: Trial) -> bool:
+        """Whether a trial is what this study would run now, with the installed versions."""
+        return trial.spec.condition in self._configs and self.trial_key(trial.spec) == trial.key
+
+    def score(self, spec: TrialSpec, result: TrialResult) -> float:
+        """Score of a trial that is done, on the validation split; larger is better."""
+        value = result.metrics["validation"][self.metric(spec.condition)]
+        return value if self.larger_is_better(spec.condition) else -value
+
+    def scores(self, trials: Iterable[Trial]) -> dict[Condition, dict[tuple[float, int], float]]:
+        """Collect the scores that the search for the best rates has seen; runs that confirm a time to loss are no part.
+
+        Args:
+            trials: from `matching_trials`.
+
+        Returns:
+            Condition -> (learning rate, seed) -> score of what has ended, larger is better; NaN where it failed.
+        """
+        scores: dict[Condition, dict[tuple[float, int], float]] = {condition: {} for condition in self.conditions}
+        for trial in trials:
+            spec = trial.spec
+            if trial.ended and spec.max_steps is None:
+                done = trial.result if trial.status is Status.DONE else None
+                score = self.score(spec, done) if done else math.nan
+                scores[spec.condition][spec.learning_rate, spec.seed] = score
+        return scores
+
+    def required_trials(self, trials: Iterable[Trial]) -> list[TrialSpec]:
+        """List the trials that are known to be needed, those that have ended included.
+
+        Args:
+            trials: from `matching_trials`.
+        """
+        return [
+            TrialSpec(condition, rate, seed)
+            for condition, scores in self.scores(trials).items()
+            for rate, seed in self.lr_search(condition).plan(scores).required
+        ]
+
+    def _configure(self, spec: TrialSpec, output: str) -> RunConfig:
+        base = self.base_config(spec.condition)
+        training = {**base.training, "learning_rate": spec.learning_rate, "seed": spec.seed}
+        if spec.max_steps is not None:
+            training["max_steps"] = spec.max_steps
+        return base.model_copy(update={"training": training, "output": output})
+
+    def _match_budget(self, condition: Condition) -> RunConfig:
+        try:
+            return match_trainable_parameters(self._configs[condition], self._configs[self.baseline_for(condition)])
+        except AiloraError as error:
+            raise InputError(f"method {condition.method!r}, task {condition.task!r}: {error}") from None
+
+    def _all_conditions(self) -> Iterable[Condition]:
+        labels = [self.baseline, *(label for label in self.methods if label != self.baseline)]
+        for task in self._tasks:
+            for values in itertools.product(*self.config.grid.values()):
+                setting = dict(zip(self.config.grid, values, strict=True))
+                for label in labels:
+                    yield Condition.from_values(task, label, self.methods[label].applicable(setting))
+
+    @functools.cached_property
+    def _tasks(self) -> dict[str, dict[str, Any]]:
+        return {name: changes or {} for name, changes in (self.config.tasks or {ONLY_TASK: {}}).items()}
+
+    def _load(self, condition: Condition) -> RunConfig:
+        assert isinstance(self.config.base, dict)
+        raw = copy.deepcopy(self.config.base)
+        try:
+            for key, value in self._tasks[condition.task].items():
+                if key in _OWNED_KEYS:
+                    raise InputError(f"{key} cannot be set: it follows from {_OWNED_KEYS[key]}")
+                set_dotted(raw, key, value)
+            for key, value in condition.values.items():
+                set_dotted(raw, key, value)
+            self.methods[condition.method].apply(raw)
+            return load_config(raw | {"output": self.config.output})
+        except InputError as error:
+            setting = "".join(f", {key} {value}" for key, value in condition.values.items())
+            raise InputError(f"method {condition.method!r}, task {condition.task!r}{setting}: {error}") from None
+
+
+def _identity(config: RunConfig) -> dict[str, Any]:
+    """Convert a configuration to the form that keys of trials are hashes of.
+
+    Keys are stored in databases: the form of a given configuration must never change, or trials that have finished
+    would run again. A field that leaves the configuration stays here with its default.
+    """
+    identity = config.model_dump()
+    if "rank" in identity["adapter"]:
+        identity["adapter"]["layer_replication"] = None
+    return identity

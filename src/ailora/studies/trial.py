@@ -1,0 +1,208 @@
+"""Trials as plain data: what one runs, where it stands, and what came of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from enum import StrEnum
+from typing import Any
+
+#: The task of a study that names none.
+ONLY_TASK = "base"
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One curve of score over learning rate: a method on a task at a setting of the grid.
+
+    Attributes:
+        task: label of the task.
+        method: label of the method.
+        setting: (dotted key, value as JSON) of the grid. Text, so that conditions can be keys whatever the values are.
+    """
+
+    task: str
+    method: str
+    setting: tuple[tuple[str, str], ...] = ()
+
+    @classmethod
+    def from_values(cls, task: str, method: str, values: Mapping[str, object]) -> Condition:
+        """Build a condition from the values of the grid's keys."""
+        return cls(task, method, tuple((key, json.dumps(value)) for key, value in values.items()))
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """Values of the grid's keys."""
+        return {key: json.loads(value) for key, value in self.setting}
+
+    @property
+    def label(self) -> str:
+        """Task and setting for a reader; empty where the study has only one of each."""
+        return ", ".join(part for part in ("" if self.task == ONLY_TASK else self.task, self.setting_label) if part)
+
+    @property
+    def setting_label(self) -> str:
+        """Setting for a reader, as `rank 8`; empty where the study has no grid."""
+        return format_setting(self.values)
+
+    def method_label(self, baseline: Condition) -> str:
+        """Label of the method beside a baseline, with its setting where the baseline has none or another one."""
+        same_setting = {*self.setting} <= {*baseline.setting}
+        return self.method if same_setting else f"{self.method} ({self.setting_label})"
+
+
+def format_setting(values: Mapping[str, object]) -> str:
+    """Format values of the grid's keys, as `rank 8, dropout 0.1`."""
+    return ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in values.items())
+
+
+@dataclass(frozen=True)
+class TrialSpec:
+    """What one trial runs.
+
+    Attributes:
+        condition: what it belongs to.
+        learning_rate: of the optimizer.
+        seed: of the data order, the new heads and the random factors.
+        max_steps: steps after which its schedule ends; None for the base's own number.
+    """
+
+    condition: Condition
+    learning_rate: float
+    seed: int
+    max_steps: int | None = None
+
+    def to_dict(self) -> dict[str, object]:
+        """Convert to plain data, as the storage keeps it."""
+        condition = {"task": self.condition.task, "method": self.condition.method, "setting": self.condition.values}
+        return condition | {"learning_rate": self.learning_rate, "seed": self.seed, "max_steps": self.max_steps}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> TrialSpec:
+        """Build a specification from plain data of `to_dict`."""
+        if "group" in data:
+            # The first databases nest the condition, and hold the values of its setting as JSON text.
+            group = data["group"]
+            condition = Condition(group["task"], group["method"], tuple((key, value) for key, value in group["point"]))
+        else:
+            condition = Condition.from_values(data["task"], data["method"], data["setting"])
+        return cls(condition, data["learning_rate"], data["seed"], data["max_steps"])
+
+
+@dataclass(frozen=True)
+class TrialResult:
+    """What the storage keeps of a run that ended well, so that a study is read without the folders of its runs.
+
+    Fields other than `metrics` and `history` are None where the run did not measure them.
+
+    Attributes:
+        metrics: split -> metric -> its value at the end.
+        history: evaluations on the validation split, each with `step` and `loss`.
+        forgetting: loss on general text before and after, and its `rise`, in nats per token.
+        seconds: duration of the whole trial.
+        init_seconds: time to load and adapt the model.
+        train_seconds: duration of the training.
+        steps: number of optimizer steps.
+        trainable_parameters: number of trained parameters.
+        total_parameters: number of all parameters.
+        adapter_bytes: size of the adapter's file.
+        peak_memory_bytes: largest memory use of the run.
+        folder: of the run.
+    """
+
+    metrics: Mapping[str, Mapping[str, float]]
+    history: Sequence[Mapping[str, float]] = ()
+    forgetting: Mapping[str, float] | None = None
+    seconds: float | None = None
+    init_seconds: float | None = None
+    train_seconds: float | None = None
+    steps: int | None = None
+    trainable_parameters: int | None = None
+    total_parameters: int | None = None
+    adapter_bytes: int | None = None
+    peak_memory_bytes: int | None = None
+    folder: str | None = None
+
+    def to_dict(self) -> dict[str, object]:
+        """Convert to plain data, without what was not measured."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> TrialResult:
+        """Build a result from plain data of `to_dict`, or from the results of a run; other keys are ignored."""
+        known: dict[str, Any] = {field.name: data[field.name] for field in fields(cls) if field.name in data}
+        history = [record for record in data.get("history") or () if {"step", "loss"} <= record.keys()]
+        return cls(**{"metrics": {}, **known, "history": history})
+
+
+#: Fields of `TrialResult` that are columns of the table of trials.
+_RESULT_COLUMNS = [
+    field.name for field in fields(TrialResult) if field.name not in ("metrics", "history", "forgetting")
+]
+
+
+class Status(StrEnum):
+    """Where a trial stands."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+    PRUNED = "pruned"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A trial of a study.
+
+    Attributes:
+        number: Optuna's, of the attempt that counts.
+        key: hash of what it runs, and of the versions that run it.
+        spec: what it runs.
+        status: where it stands.
+        result: what came of it; None unless it is done.
+        error: why it failed or was pruned.
+        attempts: how often it was started.
+    """
+
+    number: int
+    key: str
+    spec: TrialSpec
+    status: Status
+    result: TrialResult | None = None
+    error: str | None = None
+    attempts: int = 1
+
+    @property
+    def ended(self) -> bool:
+        """Whether it will not run any more."""
+        return self.status not in (Status.WAITING, Status.RUNNING)
+
+    def to_row(self, grid_keys: Iterable[str]) -> dict[str, Any]:
+        """Convert to a row of the table of trials.
+
+        Args:
+            grid_keys: keys of the study's grid, a column each.
+
+        Returns:
+            `key`, `task`, `method`, the grid's keys, `learning_rate`, `seed`, `max_steps`, `status`, `attempts`, every
+            metric as `split_metric`, `forgetting` where it was measured, the other facts of the result, `error`.
+        """
+        condition, result = self.spec.condition, self.result or TrialResult({})
+        values = condition.values
+        return {
+            "key": self.key,
+            "task": condition.task,
+            "method": condition.method,
+            **{key: values.get(key) for key in grid_keys},
+            "learning_rate": self.spec.learning_rate,
+            "seed": self.spec.seed,
+            "max_steps": self.spec.max_steps,
+            "status": self.status.value,
+            "attempts": self.attempts,
+            **{f"{split}_{name}": value for split, of in result.metrics.items() for name, value in of.items()},
+            **({"forgetting": result.forgetting["rise"]} if result.forgetting else {}),
+            **{name: getattr(result, name) for name in _RESULT_COLUMNS},
+            "error": self.error,
+        }
