@@ -98,7 +98,7 @@ def test_a_run_is_asked_whether_it_goes_on(config: dict[str, Any]) -> None:
 
 _WORKER = """
 import sys
-from ailora.recipes.config import load_config
+from ailora.recipes.config.loader import load_config
 from ailora.studies.trial_runner import run_in_subprocess
 run_in_subprocess(load_config(sys.argv[1]), "adapter")
 """
