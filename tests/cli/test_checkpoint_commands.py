@@ -80,7 +80,7 @@ def test_brackets_are_text(capsys: pytest.CaptureFixture[str]) -> None:
     """The role of a fused weight stands in brackets, which a terminal library takes for markup."""
     from ailora.cli.tables import print_report
 
-    print_report("written to out[/a]", {"floored": {"h.0.attn.c_attn[query]": 2}, "folder": "[/x]"}, json=False)
+    print_report("written to out[/a]", {"floored": {"h.0.attn.c_attn[query]": 2}, "folder": "[/x]"}, as_json=False)
     shown = capsys.readouterr().out
     for text in ("out[/a]", "h.0.attn.c_attn[query] 2", "[/x]"):
         assert text in shown

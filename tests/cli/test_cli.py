@@ -82,7 +82,7 @@ def test_plan_and_roles_read_no_weights() -> None:
     assert "encoder.layer.*.attention.output.dense" in shown
     roles = json.loads(ailora("roles", "builtin:minilm", "--json").stdout)
     assert sum(p["role"] == "value" for p in roles["projections"]) == 6
-    assert roles["find_unmatched"] == [{"module": "pooler.dense", "shape": [384, 384], "reason": "a head"}]
+    assert roles["unmatched"] == [{"module": "pooler.dense", "shape": [384, 384], "reason": "a head"}]
 
 
 def test_roles_shows_the_rows_and_the_layout_of_fused_weights(tmp_path: Path) -> None:

@@ -4,31 +4,22 @@ from __future__ import annotations
 
 import logging
 import sys
+from importlib import import_module
 from typing import Annotated
 
 import typer
 
 from ailora import __version__
-from ailora.cli.analyze import analyze
-from ailora.cli.cache import cache
-from ailora.cli.demo import demo
-from ailora.cli.evaluate import evaluate
-from ailora.cli.export import export
 from ailora.cli.extras import missing_extra
-from ailora.cli.generate import generate
-from ailora.cli.init import init
-from ailora.cli.inspect import inspect
-from ailora.cli.merge import merge
-from ailora.cli.plan import plan
-from ailora.cli.predict import predict
 from ailora.cli.quiet import hide_library_messages
-from ailora.cli.report import report
-from ailora.cli.roles import roles
-from ailora.cli.study import study
-from ailora.cli.suggest_lr import suggest_lr
-from ailora.cli.train import train
-from ailora.cli.verify import verify
 from ailora.errors import AiloraError
+
+#: Modules of `ailora.cli` and the commands, or groups of commands, in them, in the order of the help.
+_COMMANDS = (
+    *("init", "train", "suggest_lr", "evaluate", "predict", "generate", "export", "merge", "verify", "inspect"),
+    *("analyze", "roles", "plan", "report", "demo"),
+)
+_GROUPS = ("study", "cache")
 
 app = typer.Typer(
     name="ailora",
@@ -37,26 +28,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for command in (
-    init,
-    train,
-    suggest_lr,
-    evaluate,
-    predict,
-    generate,
-    export,
-    merge,
-    verify,
-    inspect,
-    analyze,
-    roles,
-    plan,
-    report,
-    demo,
-):
-    app.command()(command)
-app.add_typer(study, name="study")
-app.add_typer(cache, name="cache")
+for name in _COMMANDS:
+    app.command()(getattr(import_module(f"ailora.cli.{name}"), name))
+for name in _GROUPS:
+    app.add_typer(getattr(import_module(f"ailora.cli.{name}"), name), name=name)
 
 
 def _print_version(wanted: bool) -> None:
@@ -66,7 +41,7 @@ def _print_version(wanted: bool) -> None:
 
 
 @app.callback()
-def _root(
+def _options(
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
@@ -83,14 +58,14 @@ def main() -> None:
     try:
         app()
     except AiloraError as error:
-        sys.exit(_report(str(error)))
+        sys.exit(_print_error(str(error)))
     except ModuleNotFoundError as error:
         message = missing_extra(error, command=sys.argv[1])
         if message is None:
             raise
-        sys.exit(_report(message))
+        sys.exit(_print_error(message))
 
 
-def _report(message: str) -> int:
+def _print_error(message: str) -> int:
     print(f"ailora: error: {message}", file=sys.stderr)
     return 2

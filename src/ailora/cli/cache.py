@@ -12,20 +12,18 @@ def show() -> None:
     """Show where the cache is, what it holds and when each entry was last used."""
     from datetime import datetime
 
-    from rich.table import Table
-
-    from ailora.cli.tables import console
+    from ailora.cli.tables import console, make_table
     from ailora.formatting import format_bytes, pluralize
     from ailora.spectral import SpectralCache
 
     kept = SpectralCache()
     entries = kept.entries()
-    table = Table("entry", "size", "last used")
-    for file, size, used in reversed(entries):
-        when = datetime.fromtimestamp(used).isoformat(sep=" ", timespec="seconds")
-        table.add_row(file.stem[:16], format_bytes(size), when)
+    rows = (
+        (file.stem[:16], format_bytes(size), datetime.fromtimestamp(used).isoformat(sep=" ", timespec="seconds"))
+        for file, size, used in reversed(entries)
+    )
     if entries:
-        console.print(table)
+        console.print(make_table(None, ("entry", "size", "last used"), rows))
     total = sum(size for _, size, _ in entries)
     count = pluralize(len(entries), "entry", "entries")
     typer.echo(f"{kept.folder}: {count}, {format_bytes(total)} of {format_bytes(kept.limit)}")

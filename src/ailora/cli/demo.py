@@ -51,6 +51,7 @@ def demo(
     console.print(result_table(results))
     console.print(f"Curves: {picture}\nAdapters: " + ", ".join(str(output / policy / "adapter") for policy in POLICIES))
     console.print("One seed at one learning rate shows how runs look, not which init is better.")
+    console.print(f"Next: ailora inspect {output / 'ailora'}")
 
 
 def _hide_loading() -> None:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from ailora.cli.options import Run
+
 
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="The folder of a finished run.")],
+    run: Run,
     data: Annotated[str | None, typer.Option(help="A file with the run's columns; default: its validation.")] = None,
 ) -> None:
     """Score a finished run and print its metrics as JSON."""
-    import json
-
+    from ailora.cli.tables import print_json
     from ailora.recipes.registry import finished_run
 
-    typer.echo(json.dumps(finished_run(run).evaluate(data)))
+    print_json(finished_run(run).evaluate(data))

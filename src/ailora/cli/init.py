@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from ailora.cli.options import Force, Json, RoleNames, parse_role_names
+from ailora.cli.options import Alpha, Force, Json, Model, NoCache, Out, Policy, Rank, RoleNames, Roles, parse_role_names
 
 
 def init(
-    model: Annotated[str, typer.Argument(help="Local folder, hub id in the cache, or builtin:minilm.")],
-    out: Annotated[Path, typer.Option(help="The folder to write.")],
-    policy: Annotated[str, typer.Option(help="ailora, reversed, pissa, milora or lora.")] = "ailora",
-    rank: Annotated[int, typer.Option(help="The rank r.")] = 8,
-    alpha: Annotated[float | None, typer.Option(help="Default: the rank.")] = None,
-    role: Annotated[list[str] | None, typer.Option(help="Adapt this role; may be repeated.")] = None,
+    model: Model,
+    out: Out,
+    policy: Policy = "ailora",
+    rank: Rank = 8,
+    alpha: Alpha = None,
+    roles: Roles = None,
     role_names: RoleNames = None,
     form: Annotated[str, typer.Option(help="anchored or stock.")] = "anchored",
     task_type: Annotated[
@@ -28,34 +27,24 @@ def init(
     seed: Annotated[int, typer.Option(help="Of random starts.")] = 0,
     device: Annotated[str, typer.Option(help="Where matrices are decomposed: cpu, cuda.")] = "cpu",
     workers: Annotated[int, typer.Option(min=1, help="Processes that share the cores.")] = 1,
-    no_cache: Annotated[bool, typer.Option("--no-cache", help="Neither read nor keep decompositions.")] = False,
+    no_cache: NoCache = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what it would take.")] = False,
     force: Force = False,
-    json: Json = False,
+    as_json: Json = False,
 ) -> None:
-    """Write the adapter that training starts from, without loading the model; the same command after a kill goes on."""
+    """Write the adapter that training starts from, without loading the model; the same command after a kill resumes."""
     import os
 
     from ailora.checkpoints import InitPlan
     from ailora.checkpoints import init as write
     from ailora.cli.tables import print_report
 
-    options: dict[str, Any] = {
-        "policy": policy,
-        "rank": rank,
-        "alpha": alpha,
-        "roles": role,
-        "role_names": parse_role_names(role_names),
-        "form": form,
-        "task_type": task_type,
-        "num_labels": num_labels,
-        "rslora": rslora,
-        "dora": dora,
-        "seed": seed,
-    }
+    options: dict[str, Any] = {"policy": policy, "rank": rank, "alpha": alpha, "roles": roles}
+    options |= {"role_names": parse_role_names(role_names), "form": form, "task_type": task_type}
+    options |= {"num_labels": num_labels, "rslora": rslora, "dora": dora, "seed": seed}
     if dry_run:
-        print_report("would take", InitPlan.from_model(model, **options).estimate(device=device), json=json)
+        print_report("would take", InitPlan.from_model(model, **options).estimate(device=device), as_json=as_json)
         return
-    made = write(model, out, device=device, workers=workers, cached=not no_cache, force=force, **options)
-    if os.environ.get("RANK", "0") == "0":  # of several processes of a launcher one speaks
-        print_report(f"written to {out}", made.to_dict(), json=json)
+    report = write(model, out, device=device, workers=workers, cached=not no_cache, force=force, **options)
+    if os.environ.get("RANK", "0") == "0":  # of several processes of a launcher one prints
+        print_report(f"written to {out}", report.to_dict(), as_json=as_json)

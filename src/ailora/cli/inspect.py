@@ -11,17 +11,14 @@ from ailora.cli.options import Json
 
 def inspect(
     path: Annotated[str, typer.Argument(help="An adapter, a run, or a model (folder, hub id in the cache, builtin:).")],
-    json: Json = False,
+    as_json: Json = False,
 ) -> None:
     """Say what an adapter, a run or a model is: policy, ranks, sizes, spectra, how far it has moved from its anchor."""
-    import json as json_module
+    from ailora.checkpoints import inspect as read
+    from ailora.cli.tables import console, inspection_tables, print_json
 
-    from ailora.checkpoints import inspect as look
-    from ailora.cli.tables import console, inspection_tables
-
-    found = look(path)
-    if json:
-        typer.echo(json_module.dumps(found))
-        return
-    for table in inspection_tables(found):
-        console.print(table)
+    figures = read(path)
+    if as_json:
+        print_json(figures)
+    else:
+        console.print(*inspection_tables(figures))

@@ -1,22 +1,34 @@
-"""Options that several commands share."""
+"""Arguments and options that several commands share."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
+Model = Annotated[str, typer.Argument(help="Local folder, hub id in the cache, or builtin:minilm.")]
+Adapter = Annotated[Path, typer.Argument(help="The folder of an adapter, or of a run.")]
+Run = Annotated[Path, typer.Argument(help="The folder of a finished run.")]
+Config = Annotated[Path, typer.Argument(help="A YAML configuration.")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="dotted.key=value", metavar="[KEY=VALUE]...")]
+
+Policy = Annotated[str, typer.Option(help="ailora, reversed, pissa, milora or lora.")]
+Rank = Annotated[int, typer.Option(help="The rank r.")]
+Alpha = Annotated[float | None, typer.Option(help="Default: the rank.")]
+Roles = Annotated[list[str] | None, typer.Option("--role", help="Adapt this role; may be repeated.")]
 RoleNames = Annotated[
     list[str] | None,
     typer.Option("--role-name", help="REGEX=ROLE, for modules that no rule knows; may be repeated."),
 ]
-
+Out = Annotated[Path, typer.Option(help="The folder to write.")]
+NoCache = Annotated[bool, typer.Option("--no-cache", help="Neither read nor keep decompositions.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace what the folder holds.")]
 
 
 def parse_role_names(values: list[str] | None) -> dict[str, str] | None:
-    """`["wq$=query"]` as `{"wq$": "query"}`.
+    """Return `["wq$=query"]` as `{"wq$": "query"}`.
 
     Raises:
         typer.BadParameter: a value without `=`.

@@ -6,23 +6,21 @@ from typing import Annotated
 
 import typer
 
-from ailora.cli.options import RoleNames, parse_role_names
+from ailora.cli.options import Alpha, Json, Model, Policy, Rank, RoleNames, Roles, parse_role_names
 
 
 def plan(
-    model: Annotated[str, typer.Argument(help="Hub id, local folder, or builtin:minilm.")],
-    policy: Annotated[str, typer.Option(help="ailora, reversed, pissa, milora or lora.")] = "ailora",
-    rank: Annotated[int, typer.Option(help="The rank r.")] = 8,
-    alpha: Annotated[float | None, typer.Option(help="Default: the rank.")] = None,
-    role: Annotated[list[str] | None, typer.Option(help="Adapt this role; may be repeated.")] = None,
+    model: Model,
+    policy: Policy = "ailora",
+    rank: Rank = 8,
+    alpha: Alpha = None,
+    roles: Roles = None,
     role_names: RoleNames = None,
     form: Annotated[str, typer.Option(help="anchored, stock or residual.")] = "anchored",
-    json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
+    as_json: Json = False,
 ) -> None:
-    """Show what every module will get. Reads the configuration only, no weights."""
-    import json as json_module
-
-    from ailora.cli.tables import console, plan_table
+    """Show the adapter settings of every module. Reads the configuration only, no weights."""
+    from ailora.cli.tables import console, plan_table, print_json
     from ailora.errors import InputError
     from ailora.inits import PRESETS
     from ailora.model_loading import load_on_meta
@@ -32,16 +30,16 @@ def plan(
     method = parse_method(policy)
     if not isinstance(method, Preset):
         raise InputError(f"policy '{method}' has no plan of ours; policies with one: {', '.join(PRESETS)}")
-    made = make_plan(
+    result = make_plan(
         load_on_meta(model),
         method.policy,
         rank=rank,
         alpha=alpha,
-        roles=role,
+        roles=roles,
         role_names=parse_role_names(role_names),
         form=form,
     )
-    if json:
-        typer.echo(json_module.dumps(made.to_dict()))
+    if as_json:
+        print_json(result.to_dict())
     else:
-        console.print(plan_table(made))
+        console.print(plan_table(result))

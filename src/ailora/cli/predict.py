@@ -7,9 +7,11 @@ from typing import Annotated
 
 import typer
 
+from ailora.cli.options import Run
+
 
 def predict(
-    run: Annotated[Path, typer.Argument(help="The folder of a finished run.")],
+    run: Run,
     input: Annotated[str, typer.Option(help="A file with the run's text columns.")],
     output: Annotated[Path, typer.Option(help="Where to write: .tsv, .csv, .jsonl or .parquet.")],
 ) -> None:

@@ -7,14 +7,13 @@ from typing import Annotated
 
 import typer
 
-from ailora.cli.options import Json
+from ailora.cli.options import Json, Overrides
 
 study = typer.Typer(
     help="Compare methods fairly: learning rates tuned for each, seeds, intervals.", no_args_is_help=True
 )
 
 StudyFile = Annotated[Path, typer.Argument(help="A study file (YAML).")]
-Overrides = Annotated[list[str] | None, typer.Argument(help="dotted.key=value", metavar="[KEY=VALUE]...")]
 Scale = Annotated[str | None, typer.Option(help="A set of keys below `scales:` of the file.")]
 
 
@@ -79,13 +78,11 @@ def report(
     scale: Scale = None,
     out: Annotated[Path | None, typer.Option(help="Write Markdown to this file.")] = None,
     bootstrap: Annotated[bool, typer.Option(help="Intervals over seeds and examples, from kept predictions.")] = True,
-    json: Json = False,
+    as_json: Json = False,
 ) -> None:
     """Compare the methods with the baseline: scores, learning rates, speed, cost, failures."""
-    import json as json_module
-
     from ailora.atomic_io import write_text
-    from ailora.cli.tables import console, summary_table
+    from ailora.cli.tables import console, print_json, summary_table
     from ailora.studies.comparison import compare
     from ailora.studies.study import load_study
     from ailora.studies.study_config import load_study_config
@@ -93,8 +90,8 @@ def report(
 
     storage, design = load_study(load_study_config(file, overrides or [], scale=scale))
     comparison = compare(design.matching_trials(storage.trials()), design, bootstrap=bootstrap)
-    if json:
-        typer.echo(json_module.dumps(comparison.to_dict()))
+    if as_json:
+        print_json(comparison.to_dict())
         return
     summary = summarize(comparison)
     if out is not None:

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from ailora.cli.options import Config, NoCache, Overrides
+
 
 def train(
-    config: Annotated[Path, typer.Argument(help="A YAML configuration.")],
-    overrides: Annotated[list[str] | None, typer.Argument(help="dotted.key=value", metavar="[KEY=VALUE]...")] = None,
-    no_cache: Annotated[bool, typer.Option("--no-cache", help="Neither read nor keep decompositions.")] = False,
+    config: Config,
+    overrides: Overrides = None,
+    no_cache: NoCache = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything, estimate the cost, train nothing.")
     ] = False,
 ) -> None:
-    """Train and evaluate; the same command after a kill continues."""
+    """Train and evaluate; the same command after a kill resumes."""
     from contextlib import nullcontext
 
     from ailora.cli.tables import console, print_dry_run, result_table

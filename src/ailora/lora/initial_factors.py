@@ -75,9 +75,9 @@ def compute_initial_factors(
     """
     decompositions = _share_decompositions(plan, weights, validate_readable=source is BaseWeight.read)
     results: dict[Projection, InitialFactors] = {}
-    with tqdm(total=len(decompositions), desc="decomposing", unit="matrix", leave=False, disable=None) as bar:
+    with tqdm(total=len(decompositions), desc="decomposing", unit="matrix", leave=False, disable=None, delay=1) as bar:
         for batch in _batches(decompositions):
-            bar.set_postfix_str(batch[0].planned.projection.name)
+            bar.set_postfix_str(batch[0].planned.projection.name, refresh=False)
             for decomposition, factors in zip(batch, _compute_factors(batch, source, generator), strict=True):
                 results |= {p.projection: InitialFactors(p, factors) for p in decomposition.sharing}
             bar.update(len(batch))
