@@ -23,13 +23,6 @@ from tests.studies.made import Result, outcome, ran
 #: What must be shown as it stands.
 HOSTILE = "<script>alert(1)</script>"
 TEXTS = (HOSTILE, "</script>", '"><img src=x onerror=alert(2)>', "%{x} {{ 7 * 7 }} <b>bold</b> &lt;i&gt; $x_1$")
-_STATES = {
-    Status.WAITING: TrialState.WAITING,
-    Status.RUNNING: TrialState.RUNNING,
-    Status.DONE: TrialState.COMPLETE,
-    Status.FAILED: TrialState.FAIL,
-    Status.PRUNED: TrialState.PRUNED,
-}
 
 
 def study_file(folder: Path, **changes: Any) -> Path:
@@ -72,9 +65,9 @@ def stored(file: Path, result: Callable[[TrialSpec], Result]) -> tuple[TrialStor
 def _frozen(trial: Trial) -> Any:
     result = trial.result and trial.result.to_dict()
     kept = {"key": trial.key, "cell": trial.spec.to_dict(), "outcome": result, "error": trial.error}
-    value = 0.0 if trial.status is Status.DONE else None
+    value = 0.0 if trial.status is Status.COMPLETE else None
     attributes = {name: found for name, found in kept.items() if found is not None}
-    return create_trial(state=_STATES[trial.status], value=value, user_attrs=attributes)
+    return create_trial(state=TrialState[trial.status.name], value=value, user_attrs=attributes)
 
 
 def plausible(spec: TrialSpec, *, evaluations: int = 20) -> Result:

@@ -79,10 +79,10 @@ def trial(design: StudyDesign, spec: TrialSpec, result: Result, number: int = 0)
     """What the storage would tell of a trial."""
     known = (number, design.trial_key(spec), TrialSpec.from_dict(json.loads(json.dumps(spec.to_dict()))))
     if isinstance(result, TrialResult):
-        return Trial(*known, Status.DONE, result=result)
+        return Trial(*known, Status.COMPLETE, result=result)
     if isinstance(result, Status):
         return Trial(*known, result, error="pruned at step 10" if result is Status.PRUNED else None)
-    return Trial(*known, Status.FAILED, error=result)
+    return Trial(*known, Status.FAIL, error=result)
 
 
 def ran(design: StudyDesign, result: Callable[[TrialSpec], Result]) -> list[Trial]:

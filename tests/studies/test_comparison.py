@@ -100,7 +100,7 @@ def test_what_did_not_end_well_is_counted() -> None:
     }
     trials = ran(design, lambda spec: fates.get((spec.learning_rate, spec.seed), outcome(0.8)))
     found = compare(trials, design).results[OURS]
-    assert (*(found.status_counts[s] for s in (Status.DONE, Status.FAILED, Status.PRUNED)), found.n_open) == (
+    assert (*(found.status_counts[s] for s in (Status.COMPLETE, Status.FAIL, Status.PRUNED)), found.n_open) == (
         2,
         1,
         1,

@@ -66,7 +66,7 @@ def test_two_workers_under_fire(study: dict[str, Any], tmp_path: Path, kind: str
     command = ["-m", "tests.studies.worker_process", storage.url, storage.name, str(runs), "0.1"]
     assert finish(command, kills=3, between=(12, 16)) > 0
     trials = storage.trials()
-    assert Counter(trial.status for trial in trials) == {Status.DONE: 60}
+    assert Counter(trial.status for trial in trials) == {Status.COMPLETE: 60}
     assert len({trial.key for trial in trials}) == 60
     ended = Counter(line.split()[1] for line in runs.read_text().splitlines() if line.startswith("end"))
     # A run whose end was not written down any more is made again; each kill costs at most one.
@@ -89,7 +89,7 @@ def test_real_runs_under_fire_end_as_undisturbed_ones(study: dict[str, Any], tmp
         command = ["-m", "ailora.cli", "study", "work", storage.url, storage.name]
         # A fast machine may be through before the last one.
         assert finish(command, kills=kills, between=(6, 14)) >= kills // 2
-        assert Counter(trial.status for trial in storage.trials()) == {Status.DONE: 200}
+        assert Counter(trial.status for trial in storage.trials()) == {Status.COMPLETE: 200}
         storage.close()
         results.append(table(here))
     pd.testing.assert_frame_equal(*results)

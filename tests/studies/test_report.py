@@ -229,7 +229,7 @@ def test_trials_of_other_versions_and_studies_are_left_out() -> None:
     design = make_design(seeds=[0])
     other = make_design(methods=["lora", "pissa"], seeds=[0])
     trials = [*ran(design, lambda spec: outcome(0.8)), *ran(other, lambda spec: outcome(0.8))]
-    old = Trial(9, "0" * 20, trials[0].spec, Status.DONE, result=TrialResult({}))
+    old = Trial(9, "0" * 20, trials[0].spec, Status.COMPLETE, result=TrialResult({}))
     assert list(trial_frame(stored([*trials[:2], trials[3], old]), design)["method"]) == ["lora", "ailora"]
 
 

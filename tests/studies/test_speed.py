@@ -115,7 +115,7 @@ def test_runs_that_confirm_are_counted_and_change_neither_the_best_nor_the_score
         before.at_best,
         before.score,
     )
-    assert (before.status_counts, after.status_counts) == ({Status.DONE: 2}, {Status.DONE: 3, Status.FAILED: 1})
+    assert (before.status_counts, after.status_counts) == ({Status.COMPLETE: 2}, {Status.COMPLETE: 3, Status.FAIL: 1})
     assert after.errors == ["0.001, seed 1, 20 steps: out of memory"]
 
 

@@ -45,7 +45,7 @@ def test_a_trial_waits_runs_and_is_done(storage: TrialStorage) -> None:
     with taken:
         assert only(storage).status is Status.RUNNING
         taken.complete(TrialResult({"validation": {"x": 1.0}}), 0.5)
-    assert only(storage).status is Status.DONE
+    assert only(storage).status is Status.COMPLETE
     assert only(storage).result.metrics == {"validation": {"x": 1.0}}
     assert storage.claim_next() is None
 
@@ -62,7 +62,7 @@ def test_a_failure_is_kept_with_its_error_and_not_tried_again(storage: TrialStor
     assert taken is not None
     with taken:
         taken.fail("ValueError: no")
-    assert (only(storage).status, only(storage).error) == (Status.FAILED, "ValueError: no")
+    assert (only(storage).status, only(storage).error) == (Status.FAIL, "ValueError: no")
     assert storage.claim_next() is None
 
 
@@ -88,7 +88,7 @@ def test_a_dead_workers_trial_is_started_again_but_not_for_ever(storage: TrialSt
     for attempt in (1, 2, 3):
         die(storage)
         assert only(storage).attempts == attempt
-    assert (only(storage).status, only(storage).error) == (Status.FAILED, "its worker died 3 times")
+    assert (only(storage).status, only(storage).error) == (Status.FAIL, "its worker died 3 times")
     assert storage.claim_next() is None
 
 
@@ -118,7 +118,7 @@ def test_two_that_add_the_same_trial_make_one(storage: TrialStorage, url: str) -
     assert other.claim_next() is None
     other.close()
     assert storage.claim_next() is None
-    assert only(storage).status is Status.DONE
+    assert only(storage).status is Status.COMPLETE
 
 
 def test_the_study_file_is_kept(storage: TrialStorage, url: str) -> None:
@@ -206,7 +206,7 @@ def test_two_workers_share_many_trials_without_loss_or_double(storage: TrialStor
     assert [worker.wait(timeout=300) for worker in workers] == [0, 0]
     attempts = storage._study.get_trials(deepcopy=False)
     assert Counter(trial.state.name for trial in attempts) == {"COMPLETE": number}
-    assert {trial.status for trial in storage.trials()} == {Status.DONE}
+    assert {trial.status for trial in storage.trials()} == {Status.COMPLETE}
 
 
 def test_takers_of_one_sqlite_file_never_take_the_same_trial(tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ def test_a_study_runs_to_its_end_and_nothing_twice(study: dict[str, Any]) -> Non
     assert work(storage, design, runs) == 18
     outputs = [config.output for config in runs.configs]
     assert len(set(outputs)) == 18
-    assert all(trial.status is Status.DONE for trial in storage.trials())
+    assert all(trial.status is Status.COMPLETE for trial in storage.trials())
     assert work(*opened(study), runs) == 0
 
 
@@ -68,7 +68,7 @@ def test_a_run_that_fails_is_recorded_and_the_study_goes_on(study: dict[str, Any
 
     storage, design = opened(study)
     work(storage, design, execute)
-    failed = [trial for trial in storage.trials() if trial.status is Status.FAILED]
+    failed = [trial for trial in storage.trials() if trial.status is Status.FAIL]
     assert [trial.error for trial in failed] == ["OutOfMemoryError: too large"]
     rows = trial_frame(storage, design)
     assert set(rows["status"]) == {"done", "failed"}
@@ -103,7 +103,7 @@ def test_an_interrupted_worker_gives_its_trial_back(study: dict[str, Any]) -> No
     storage, design = opened(study)
     with pytest.raises(KeyboardInterrupt):
         work(storage, design, execute)
-    assert sum(trial.status is Status.DONE for trial in storage.trials()) == 3
+    assert sum(trial.status is Status.COMPLETE for trial in storage.trials()) == 3
     assert work(storage, design, execute) == 15
 
 

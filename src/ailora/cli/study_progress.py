@@ -69,8 +69,8 @@ def progress_table(storage: TrialStorage, design: StudyDesign) -> Table:
         seconds = _mean_seconds(own) or overall
         n_open = count[Status.RUNNING] + count[Status.WAITING]
         left = "" if seconds is None or not n_open else _time(n_open * seconds / max(running, 1))
-        failed = count[Status.FAILED] + count[Status.PRUNED]
-        numbers = (count[Status.DONE], count[Status.RUNNING], count[Status.WAITING], failed)
+        failed = count[Status.FAIL] + count[Status.PRUNED]
+        numbers = (count[Status.COMPLETE], count[Status.RUNNING], count[Status.WAITING], failed)
         table.add_row(task, method, *map(str, numbers), left)
     return table
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TypedDict
 
 from ailora.formatting import downsample, format_lr, is_real, pluralize
 from ailora.plots.chart_spec import Axis, Plot, Series
 from ailora.studies.comparison import Comparison
 from ailora.studies.method_results import MethodResult
-from ailora.studies.statistics import Estimate
+from ailora.studies.statistics import Difference, Estimate
 from ailora.studies.summary import describe_comparison
 from ailora.studies.trial import Condition, TrialResult, format_setting
 
@@ -19,11 +18,6 @@ from ailora.studies.trial import Condition, TrialResult, format_setting
 _MAX_POINTS = 60
 #: Bars beyond which costs are easier to read in the table.
 _MAX_BARS = 60
-
-
-class _Ends(TypedDict, total=False):
-    low: list[float]
-    high: list[float]
 
 
 def score_charts(comparison: Comparison) -> Iterator[Plot]:
@@ -40,29 +34,22 @@ def score_charts(comparison: Comparison) -> Iterator[Plot]:
             kind="points",
             x=Axis("method", categories=tuple(c.method_label(base) for c in scored)),
             y=Axis(metric),
-            series=tuple(
-                _dot(comparison, base, i, (c, result.score, _score_note(result)))
-                for i, c in enumerate(scored)
-                for result in [comparison.results[c]]
-            ),
+            series=tuple(_score_series(comparison, c.method_label(base), {i: c}) for i, c in enumerate(scored)),
             caption=f"Mean over seeds at each method's best learning rate, with its 95 % t-interval; {better} is "
             "better. Methods share seeds, so overlapping intervals do not make a tie: the differences tell.",
         )
-        compared = [c for c in others if comparison.against_baseline[c].difference is not None]
-        if compared:
-            dots = (
-                _dot(comparison, base, i, (c, against.difference and against.difference.estimate, note))
-                for i, c in enumerate(compared, start=1)
-                for against in [comparison.against_baseline[c]]
-                for note in [describe_comparison(against)]
-            )
+        differences = [
+            _series(c.method_label(base), {i: difference.estimate}, [note], _style(comparison, c))
+            for i, (c, difference, note) in enumerate(_differences(comparison, others), start=1)
+        ]
+        if differences:
             yield Plot(
                 name=_file_name("differences", base.label),
                 title=_title(f"Minus the baseline {base.method}", base.label),
                 kind="points",
-                x=Axis("method", categories=tuple(c.method_label(base) for c in (base, *compared))),
+                x=Axis("method", categories=(base.method, *(series.name for series in differences))),
                 y=Axis("difference"),
-                series=(Series(base.method, [0], [0.0], notes=["the baseline"]), *dots),
+                series=(Series(base.method, [0], [0.0], notes=["the baseline"]), *differences),
                 caption=f"Differences of {metric}, paired by seed, with the 95 % t-interval of their mean. An "
                 f"interval that holds 0 is a tie; {better} is better.",
             )
@@ -89,7 +76,7 @@ def varied_charts(comparison: Comparison) -> Iterator[Plot]:
             x=Axis(word, log=_spans_much([condition.values[key] for condition in conditions])),
             y=Axis(metric),
             series=tuple(
-                _scores_over(comparison, key, [c for c in conditions if c.method == method])
+                _score_series(comparison, method, {c.values[key]: c for c in conditions if c.method == method})
                 for method in dict.fromkeys(condition.method for condition in conditions)
             ),
             caption=f"Mean over seeds at the best learning rate of each method and {word}, with its 95 % t-interval.",
@@ -117,16 +104,14 @@ def rate_charts(comparison: Comparison) -> Iterator[Plot]:
             x=Axis("learning rate", log=True),
             y=Axis(f"validation {metric}"),
             series=tuple(
-                Series(
-                    name=result.condition.method_label(base),
-                    x=list(result.curve),
-                    y=[point.mean for point in result.curve.values()],
-                    **_ends(list(result.curve.values())),
-                    notes=[
+                _series(
+                    result.condition.method_label(base),
+                    result.curve,
+                    [
                         pluralize(point.n, "seed") + ("; the best rate" if tried == result.search.best else "")
                         for tried, point in result.curve.items()
                     ],
-                    style=_style(comparison, result.condition),
+                    _style(comparison, result.condition),
                 )
                 for result in results
             ),
@@ -203,42 +188,45 @@ def cost_charts(comparison: Comparison) -> Iterator[Plot]:
         )
 
 
+def _differences(
+    comparison: Comparison, conditions: Sequence[Condition]
+) -> Iterator[tuple[Condition, Difference, str]]:
+    """Iterate over the conditions that are paired with the baseline, with a note on each."""
+    for condition in conditions:
+        against = comparison.against_baseline[condition]
+        if against.difference is not None:
+            yield condition, against.difference, describe_comparison(against)
+
+
+def _score_series(comparison: Comparison, name: str, conditions: Mapping[float, Condition]) -> Series:
+    """Draw the scores of a method's conditions over x."""
+    results = {x: comparison.results[conditions[x]] for x in sorted(conditions)}
+    scores = {x: result.score for x, result in results.items() if result.score is not None}
+    notes = [
+        f"best rate {format_lr(r.search.best)}; {pluralize(len(r.at_best), 'seed')}"
+        for r in results.values()
+        if r.score
+    ]
+    return _series(name, scores, notes, _style(comparison, next(iter(conditions.values()))))
+
+
+def _series(name: str, estimates: Mapping[float, Estimate], notes: Sequence[str], style: int) -> Series:
+    """Draw estimates over x with their intervals, NaN where there is none."""
+    return Series(
+        name=name,
+        x=list(estimates),
+        y=[estimate.mean for estimate in estimates.values()],
+        low=[math.nan if estimate.low is None else estimate.low for estimate in estimates.values()],
+        high=[math.nan if estimate.high is None else estimate.high for estimate in estimates.values()],
+        notes=notes,
+        style=style,
+    )
+
+
 def _style(comparison: Comparison, condition: Condition) -> int:
     """A method looks the same in all charts; the baseline is black."""
     design = comparison.design
     return [design.baseline, *(name for name in design.methods if name != design.baseline)].index(condition.method)
-
-
-def _dot(comparison: Comparison, base: Condition, i: int, point: tuple[Condition, Estimate | None, str]) -> Series:
-    condition, estimate, note = point
-    value = math.nan if estimate is None else estimate.mean
-    ends = _ends([estimate]) if estimate is not None else _Ends()
-    return Series(condition.method_label(base), [i], [value], **ends, notes=[note], style=_style(comparison, condition))
-
-
-def _score_note(result: MethodResult) -> str:
-    return f"best rate {format_lr(result.search.best)}; {pluralize(len(result.at_best), 'seed')}"
-
-
-def _scores_over(comparison: Comparison, key: str, conditions: Sequence[Condition]) -> Series:
-    ordered = sorted(conditions, key=lambda condition: condition.values[key])
-    scored = [(c, score) for c in ordered if (score := comparison.results[c].score) is not None]
-    return Series(
-        name=ordered[0].method,
-        x=[condition.values[key] for condition, _ in scored],
-        y=[score.mean for _, score in scored],
-        **_ends([score for _, score in scored]),
-        notes=[_score_note(comparison.results[condition]) for condition, _ in scored],
-        style=_style(comparison, ordered[0]),
-    )
-
-
-def _ends(estimates: Sequence[Estimate]) -> _Ends:
-    """Ends of the intervals of estimates, NaN where there is none."""
-    return {
-        "low": [math.nan if estimate.low is None else estimate.low for estimate in estimates],
-        "high": [math.nan if estimate.high is None else estimate.high for estimate in estimates],
-    }
 
 
 def _values_over_steps(results: Sequence[TrialResult], fact: str) -> list[tuple[int, list[float]]]:

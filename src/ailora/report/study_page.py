@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ailora.formatting import format_lr, format_value, is_finite, shorten
 from ailora.plan.adapter_metadata import library_versions
-from ailora.plots.study_charts import (
-    convergence_charts,
-    cost_charts,
-    rate_charts,
-    score_charts,
-    varied_charts,
-    varied_key,
-)
+from ailora.plots import study_charts
+from ailora.plots.chart_spec import Heat, Plot
 from ailora.recipes.config.yaml_file import format_yaml
 from ailora.report.document import MISSING, Block, Charts, Code, Facts, Note, Part, Table, Words, section, sections
 from ailora.report.init_pair_heatmap import init_pair_heatmaps
@@ -27,16 +21,7 @@ from ailora.studies.summary import StudySummary, SummaryTable, summarize
 from ailora.studies.trial import Status, Trial, TrialSpec
 
 #: Columns of the table of trials that are left out where all trials have the same value.
-_HIDDEN_COLUMNS = (
-    "task",
-    "max_steps",
-    "attempts",
-    "error",
-    "steps",
-    "trainable_parameters",
-    "total_parameters",
-    "folder",
-)
+_HIDDEN = ("task", "max_steps", "attempts", "error", "steps", "trainable_parameters", "total_parameters", "folder")
 _MAX_ERROR_LENGTH = 2000
 #: Sentences beyond which they are closed until the reader opens them.
 _MAX_SENTENCES = 8
@@ -58,8 +43,9 @@ def study_part(
     comparison = compare(selection.trials, design, bootstrap=bootstrap)
     summary = summarize(comparison)
     score_section = _score_charts(comparison)
-    varied = section("Ranks and other settings", Charts(tuple(varied_charts(comparison))))
+    varied = section("Ranks and other settings", _charts(study_charts.varied_charts(comparison)))
     scores = section("Scores", score_section, *_tables(summary, "scores", "ranks"))
+    rates, curves = study_charts.rate_charts(comparison), study_charts.convergence_charts(comparison)
     return Part(
         title=name,
         sort="study",
@@ -67,12 +53,10 @@ def study_part(
             section("Summary", *_summary(summary, design, selection)),
             # Pictures first.
             *([scores, varied] if score_section.charts else [varied, scores]),
-            section("Which start for which matrix", Charts(tuple(init_pair_heatmaps(comparison)))),
-            section(
-                "Learning rates", Charts(tuple(rate_charts(comparison))), *_tables(summary, "rates", collapsed=True)
-            ),
-            section("Convergence", Charts(tuple(convergence_charts(comparison))), *_tables(summary, "speed")),
-            section("Cost", Charts(tuple(cost_charts(comparison))), *_tables(summary, "cost")),
+            section("Which start for which matrix", _charts(init_pair_heatmaps(comparison))),
+            section("Learning rates", _charts(rates), *_tables(summary, "rates", collapsed=True)),
+            section("Convergence", _charts(curves), *_tables(summary, "speed")),
+            section("Cost", _charts(study_charts.cost_charts(comparison)), *_tables(summary, "cost")),
             section("Failed, pruned and missing trials", *_trials_without_score(selection.trials, design)),
             section("All trials", _trial_table(selection.trials, design)),
             section("Settings", *_settings(design)),
@@ -81,9 +65,13 @@ def study_part(
     )
 
 
+def _charts(charts: Iterable[Plot | Heat]) -> Charts:
+    return Charts(tuple(charts))
+
+
 def _summary(summary: StudySummary, design: StudyDesign, selection: TrialSelection) -> list[Block]:
     blocks: list[Block] = [Note(note) for note in selection.notes]
-    done = sum(trial.status is Status.DONE for trial in selection.trials)
+    done = sum(trial.status is Status.COMPLETE for trial in selection.trials)
     if not done:
         blocks.append(Note("No trial of this study has finished: there is nothing to compare yet.", "error"))
     facts = {
@@ -108,8 +96,8 @@ def _summary(summary: StudySummary, design: StudyDesign, selection: TrialSelecti
 
 def _score_charts(comparison: Comparison) -> Charts:
     """Chart each task and setting; where one setting is varied, its own charts show more with less."""
-    charts = tuple(score_charts(comparison))
-    return Charts(charts if varied_key(comparison) is None or len(charts) <= 4 else ())
+    charts = tuple(study_charts.score_charts(comparison))
+    return Charts(charts if study_charts.varied_key(comparison) is None or len(charts) <= 4 else ())
 
 
 def _tables(summary: StudySummary, *topics: str, collapsed: bool = False) -> list[Table]:
@@ -124,7 +112,7 @@ def _table(table: SummaryTable, *, collapsed: bool) -> Table:
 
 
 def _trials_without_score(trials: Sequence[Trial], design: StudyDesign) -> list[Block]:
-    lost = [trial for trial in trials if trial.status in (Status.FAILED, Status.PRUNED)]
+    lost = [trial for trial in trials if trial.status in (Status.FAIL, Status.PRUNED)]
     ended = {trial.spec for trial in trials if trial.ended}
     missing = [spec for spec in design.required_trials(trials) if spec not in ended]
     rows = [
@@ -147,7 +135,7 @@ def _spec_cells(spec: TrialSpec) -> tuple[str, ...]:
 def _trial_table(trials: Sequence[Trial], design: StudyDesign) -> Table:
     rows = [trial.to_row(design.config.grid) for trial in trials]
     columns = [key for key in dict.fromkeys(key for row in rows for key in row) if key != "key"] + ["key"]
-    for hidden in _HIDDEN_COLUMNS:
+    for hidden in _HIDDEN:
         if len({format_value(row.get(hidden)) for row in rows}) <= 1 and hidden in columns:
             columns.remove(hidden)
     cells = tuple(tuple(_trial_cell(column, row.get(column)) for column in columns) for row in rows)

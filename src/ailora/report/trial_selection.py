@@ -50,7 +50,7 @@ def select_trials(trials: Iterable[Trial], design: StudyDesign) -> TrialSelectio
             f"{pluralize(len(others), 'trial')} run with other versions, or from another working folder, "
             f"are left out. Installed: {_installed()}."
         )
-    damaged = [trial for trial in selected if trial.status is Status.DONE and not _has_scores(trial, design)]
+    damaged = [trial for trial in selected if trial.status is Status.COMPLETE and not _has_scores(trial, design)]
     if damaged:
         keys = ", ".join(trial.key for trial in damaged[:5])
         notes.append(f"{pluralize(len(damaged), 'trial')} left out, as the score that decides is missing: {keys}.")
@@ -58,7 +58,7 @@ def select_trials(trials: Iterable[Trial], design: StudyDesign) -> TrialSelectio
 
 
 def _any_done(trials: Iterable[Trial]) -> bool:
-    return any(trial.status is Status.DONE for trial in trials)
+    return any(trial.status is Status.COMPLETE for trial in trials)
 
 
 def _has_scores(trial: Trial, design: StudyDesign) -> bool:

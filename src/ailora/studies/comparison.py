@@ -107,8 +107,8 @@ class Comparison:
             "scores": result.scores,
             "good_range": good and [good.low, good.high],
             "trials": {
-                "ended": counts[Status.DONE],
-                "failed": counts[Status.FAILED],
+                "ended": counts[Status.COMPLETE],
+                "failed": counts[Status.FAIL],
                 "pruned": counts[Status.PRUNED],
                 "open": result.n_open,
             },

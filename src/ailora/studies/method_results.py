@@ -77,7 +77,7 @@ def collect_method_result(
         scores: of the condition, as of `StudyDesign.scores`.
     """
     own = [trial for trial in trials if trial.spec.condition == condition]
-    done = {t.spec: t.result for t in own if t.result and t.status is Status.DONE and t.spec.max_steps is None}
+    done = {t.spec: t.result for t in own if t.result and t.status is Status.COMPLETE and t.spec.max_steps is None}
     search = design.lr_search(condition).plan(scores)
     metric, split = design.metric(condition), design.report_split(condition)
     by_rate: dict[float, list[float]] = {}
@@ -97,7 +97,7 @@ def collect_method_result(
         score=estimate(reported.values()) if reported else None,
         good_range=_find_good_range(curve, out, design, condition) if search.best is not None else None,
         status_counts=Counter(trial.status for trial in own),
-        errors=[_describe_error(trial) for trial in own if trial.status is Status.FAILED],
+        errors=[_describe_error(trial) for trial in own if trial.status is Status.FAIL],
     )
 
 

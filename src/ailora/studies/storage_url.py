@@ -26,11 +26,8 @@ _LOCK_TIMEOUT_S = 120
 
 def sqlite_file(url: str) -> Path | None:
     """Return the file of an SQLite URL, or None if it is another database's."""
-    try:
-        parsed = sqlalchemy.make_url(url)
-    except ArgumentError:
-        return None
-    return Path(parsed.database) if parsed.get_backend_name() == "sqlite" and parsed.database else None
+    parsed = _parse(url)
+    return Path(parsed.database) if parsed and parsed.get_backend_name() == "sqlite" and parsed.database else None
 
 
 def _storage(url: str) -> RDBStorage:
@@ -120,7 +117,12 @@ def study_names(url: str) -> list[str]:
 
 def mask_password(url: str) -> str:
     """Return a URL without its password."""
+    parsed = _parse(url)
+    return url if parsed is None else parsed.render_as_string(hide_password=True)
+
+
+def _parse(url: str) -> sqlalchemy.URL | None:
     try:
-        return sqlalchemy.make_url(url).render_as_string(hide_password=True)
+        return sqlalchemy.make_url(url)
     except ArgumentError:
-        return url
+        return None

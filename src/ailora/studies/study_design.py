@@ -142,7 +142,7 @@ class StudyDesign:
         for trial in trials:
             spec = trial.spec
             if trial.ended and spec.max_steps is None:
-                done = trial.result if trial.status is Status.DONE else None
+                done = trial.result if trial.status is Status.COMPLETE else None
                 score = self.score(spec, done) if done else math.nan
                 scores[spec.condition][spec.learning_rate, spec.seed] = score
         return scores

@@ -193,12 +193,13 @@ def _effect_sizes(comparison: Comparison) -> Iterator[str]:
 
 
 def _progress(comparison: Comparison) -> str:
-    counts = sum((result.status_counts for result in comparison.results.values()), Counter[Status]())
-    n_open = sum(result.n_open for result in comparison.results.values())
-    return (
-        f"{counts[Status.DONE]} trials are done, {counts[Status.FAILED]} failed, {counts[Status.PRUNED]} were pruned, "
-        f"{n_open} are not run yet."
+    results = comparison.results.values()
+    done, failed, pruned = (
+        sum(result.status_counts[status] for result in results)
+        for status in (Status.COMPLETE, Status.FAIL, Status.PRUNED)
     )
+    n_open = sum(result.n_open for result in results)
+    return f"{done} trials are done, {failed} failed, {pruned} were pruned, {n_open} are not run yet."
 
 
 def describe_comparison(against: BaselineComparison) -> str:

@@ -143,12 +143,12 @@ _RESULT_COLUMNS = [
 
 
 class Status(StrEnum):
-    """Where a trial stands."""
+    """Where a trial stands. The names are those of Optuna's `TrialState`."""
 
     WAITING = "waiting"
     RUNNING = "running"
-    DONE = "done"
-    FAILED = "failed"
+    COMPLETE = "done"
+    FAIL = "failed"
     PRUNED = "pruned"
 
 

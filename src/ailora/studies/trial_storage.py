@@ -34,13 +34,6 @@ _CONFIG = "study"
 #: Trials that must have ended before another one is pruned.
 _MIN_PEERS = 4
 _HEARTBEATS_PER_TIMEOUT = 6
-_STATUS = {
-    TrialState.WAITING: Status.WAITING,
-    TrialState.RUNNING: Status.RUNNING,
-    TrialState.COMPLETE: Status.DONE,
-    TrialState.FAIL: Status.FAILED,
-    TrialState.PRUNED: Status.PRUNED,
-}
 
 
 class TrialStorage:
@@ -182,11 +175,11 @@ class TrialStorage:
     def _to_trial(self, attempts: list[FrozenTrial]) -> Trial:
         frozen = _counting_attempt(attempts)
         attributes = frozen.user_attrs
-        status, error = _STATUS[frozen.state], attributes.get(_ERROR)
+        status, error = Status[frozen.state.name], attributes.get(_ERROR)
         started = sum(a.datetime_start is not None and _INTERRUPTED not in a.user_attrs for a in attempts)
         if _is_lost(frozen):
             exhausted = started > self.config["retries"]
-            status = Status.FAILED if exhausted else Status.WAITING
+            status = Status.FAIL if exhausted else Status.WAITING
             error = f"its worker died {started} times" if exhausted else None
         return Trial(
             number=frozen.number,
