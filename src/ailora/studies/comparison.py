@@ -1,4 +1,4 @@
-"""What a study has found, as numbers: every method at its best learning rate against the baseline."""
+"""Results of a study as numbers: every method at its best learning rate against the baseline."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from ailora.studies.trial import Condition, Status, Trial
 
 @dataclass(frozen=True)
 class BaselineComparison:
-    """A method against the baseline, on a task at a setting.
+    """Comparison of a method with the baseline, on a task at a setting.
 
     Attributes:
         difference: of the reported scores, paired by seed; None without a seed in common.
@@ -61,7 +61,7 @@ class Comparison:
     """Results of a study.
 
     Attributes:
-        design: what was compared.
+        design: the study.
         results: of every condition.
         against_baseline: of every condition but the baseline's.
         average_ranks: method -> average rank over tasks and settings; empty where there is only one.

@@ -43,7 +43,7 @@ class LrGrid:
 
     @property
     def reachable(self) -> list[float]:
-        """All rates that may be tried: a range extends by `MAX_EXTENSION_DECADES` beyond each of its ends."""
+        """Rates that may be tried: a range extends by `MAX_EXTENSION_DECADES` beyond each of its ends."""
         if self.per_decade is None:
             return list(self.initial)
         most = MAX_EXTENSION_DECADES * self.per_decade
@@ -60,7 +60,7 @@ class LrGrid:
 
 @dataclass(frozen=True)
 class SearchState:
-    """How far the search for a method's best rate is.
+    """State of the search for a method's best rate.
 
     Attributes:
         required: (rate, seed) of all runs that are known to be needed, those that have ended included.
@@ -198,7 +198,7 @@ def find_good_range(curve: Mapping[float, Estimate], *, larger_is_better: bool, 
 
 
 def _pairs(rates: Iterable[float], seeds: Iterable[int]) -> dict[tuple[float, int], None]:
-    """All pairs, in order."""
+    """Pair all rates with all seeds, in order."""
     return dict.fromkeys(itertools.product(rates, list(seeds)))
 
 

@@ -20,11 +20,11 @@ COSTS = ("trainable_parameters", "init_seconds", "train_seconds", "steps", "peak
 
 @dataclass(frozen=True)
 class MethodResult:
-    """What the trials of a condition have shown.
+    """Results of a condition's trials.
 
     Attributes:
         condition: the method, on a task at a setting.
-        search: how far the search for its best rate is.
+        search: state of the search for its best rate.
         curve: learning rate -> validation scores over seeds.
         at_best: seed -> result of its run at the best rate.
         scores: seed -> score on the split that is reported.
@@ -68,7 +68,7 @@ class MethodResult:
 def collect_method_result(
     condition: Condition, trials: Sequence[Trial], design: StudyDesign, scores: Mapping[tuple[float, int], float]
 ) -> MethodResult:
-    """Collect what a condition's trials have shown.
+    """Collect the results of a condition's trials.
 
     Args:
         condition: one of the study's.

@@ -18,10 +18,10 @@ from ailora.studies.study_config import RateConfig
 
 @dataclass(frozen=True)
 class StudyMethod:
-    """What a method changes in a run's configuration.
+    """Changes that a method makes to a run's configuration.
 
     Attributes:
-        method: what is trained.
+        method: the training method.
         overrides: dotted key -> value.
         learning_rate: the rates it is tried at; None for the study's.
     """

@@ -59,7 +59,7 @@ class RateConfig(Section, frozen=True, populate_by_name=True):
 
 
 class StudyConfig(Section, frozen=True):
-    """A study file; `docs/studies.md` says what each key is for.
+    """A study file; `docs/studies.md` describes each key.
 
     Attributes:
         base: the configuration of a run that every trial starts from: a file beside the study's, or its content.

@@ -27,7 +27,7 @@ _OWNED_KEYS = {"training.learning_rate": "learning_rate", "training.seed": "seed
 
 
 class StudyDesign:
-    """What a study compares.
+    """Conditions of a study, with the configuration, metric and learning rates of each.
 
     Args:
         config: the study file.

@@ -37,7 +37,7 @@ class SummaryTable:
     """A table of texts.
 
     Attributes:
-        title: what it shows.
+        title: its subject.
         columns: their heads.
         rows: a text for each column.
         notes: explanations below it.
@@ -58,7 +58,7 @@ class SummaryTable:
 
 @dataclass(frozen=True)
 class StudySummary:
-    """What a study has found, in words.
+    """Results of a study in sentences and tables.
 
     Attributes:
         overall: how many methods win and lose, and whether there are enough seeds to tell.

@@ -1,4 +1,4 @@
-"""Trials as plain data: what one runs, where it stands, and what came of it."""
+"""Trials as plain data: specification, status and result."""
 
 from __future__ import annotations
 
@@ -59,10 +59,10 @@ def format_setting(values: Mapping[str, object]) -> str:
 
 @dataclass(frozen=True)
 class TrialSpec:
-    """What one trial runs.
+    """Specification of a trial.
 
     Attributes:
-        condition: what it belongs to.
+        condition: the condition that it belongs to.
         learning_rate: of the optimizer.
         seed: of the data order, the new heads and the random factors.
         max_steps: steps after which its schedule ends; None for the base's own number.
@@ -92,7 +92,7 @@ class TrialSpec:
 
 @dataclass(frozen=True)
 class TrialResult:
-    """What the storage keeps of a run that ended well, so that a study is read without the folders of its runs.
+    """Result of a run that ended well, as the storage keeps it: a study is read without the folders of its runs.
 
     Fields other than `metrics` and `history` are None where the run did not measure them.
 
@@ -143,7 +143,7 @@ _RESULT_COLUMNS = [
 
 
 class Status(StrEnum):
-    """Where a trial stands. The names are those of Optuna's `TrialState`."""
+    """Status of a trial. The names are those of Optuna's `TrialState`."""
 
     WAITING = "waiting"
     RUNNING = "running"
@@ -158,10 +158,10 @@ class Trial:
 
     Attributes:
         number: Optuna's, of the attempt that counts.
-        key: hash of what it runs, and of the versions that run it.
-        spec: what it runs.
-        status: where it stands.
-        result: what came of it; None unless it is done.
+        key: hash of its configuration and of the versions that run it.
+        spec: its specification.
+        status: its status.
+        result: of its run; None unless it is done.
         error: why it failed or was pruned.
         attempts: how often it was started.
     """

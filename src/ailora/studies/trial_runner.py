@@ -1,4 +1,4 @@
-"""One trial: a run of a recipe in a process of its own, and what is kept of it."""
+"""The run of one trial, in a process of its own."""
 
 from __future__ import annotations
 

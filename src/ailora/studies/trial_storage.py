@@ -1,4 +1,4 @@
-"""Trials in an Optuna storage: which worker runs which, what came of it, and what happens when a worker dies.
+"""Trials in an Optuna storage: queue, claims, results, and the recovery from workers that die.
 
 A trial is known by its key. It may be started more than once; what counts is the first attempt, by number, that was not
 lost. So it does no harm when two workers add the same trial at once, or when one dies while it adds one: the rule says
@@ -119,7 +119,7 @@ class TrialStorage:
         """Queue the trials that are not in the storage yet.
 
         Args:
-            specs: key -> what the trial runs.
+            specs: key -> specification of the trial.
 
         Returns:
             Number of trials that were queued.
@@ -201,7 +201,7 @@ class RunningTrial:
 
     Attributes:
         key: as of `Trial`.
-        spec: what it runs.
+        spec: its specification.
     """
 
     def __init__(self, storage: TrialStorage, trial_id: int, frozen: FrozenTrial) -> None:
@@ -222,7 +222,7 @@ class RunningTrial:
         self._heart.join()
 
     def complete(self, result: TrialResult, score: float) -> None:
-        """Record what came of it.
+        """Record its result.
 
         Args:
             result: of the run.

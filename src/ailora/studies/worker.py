@@ -1,4 +1,4 @@
-"""A worker: claims the next trial, runs it, and records what came of it, until nothing is left."""
+"""A worker: claims the next trial, runs it and records its result, until nothing is left."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ailora.studies.trial import Trial, TrialResult, TrialSpec
 from ailora.studies.trial_runner import ShouldContinue, TrialError, TrialPruned, run_in_subprocess
 from ailora.studies.trial_storage import RunningTrial, TrialStorage
 
-#: (configuration of a run, what to keep, whether to continue) -> what came of it; as `run_in_subprocess`
+#: (configuration of a run, what to keep, whether to continue) -> result; as `run_in_subprocess`
 Execute = Callable[[RunConfig, str, ShouldContinue | None], TrialResult]
 #: Seconds between looks at a storage in which other workers still run something.
 _POLL_INTERVAL_S = 1.0
@@ -24,7 +24,7 @@ def work(storage: TrialStorage, design: StudyDesign, execute: Execute = run_in_s
 
     Args:
         storage: the study's trials.
-        design: what the study compares.
+        design: the study.
         execute: runs a configuration.
 
     Returns:
