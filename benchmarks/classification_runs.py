@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ailora.plots.run_charts import save_validation_curves
-from ailora.recipes import classification
+from ailora.recipes import registry
 from ailora.recipes.config.loader import load_config
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -69,7 +69,7 @@ def main() -> None:
                     "output": str(arguments.out / f"{task}-{policy}-{rate:g}"),
                     **fixed,
                 }
-                result = classification.run(load_config(config))
+                result = registry.run(load_config(config))
                 curves[f"{policy} {rate:g}"] = result["history"]
                 kept = ("metrics", "best", "history", "steps", "init_seconds", "train_seconds", "peak_memory_bytes")
                 rows.append({"task": task, "policy": policy, "rate": rate} | {key: result[key] for key in kept})

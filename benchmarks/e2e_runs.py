@@ -15,7 +15,7 @@ from typing import Any
 from machine import write_results
 
 from ailora.plots.run_charts import save_validation_curves
-from ailora.recipes import causal_lm
+from ailora.recipes import registry
 from ailora.recipes.config.loader import load_config
 from ailora.recipes.config.schema import CausalLMConfig
 
@@ -73,7 +73,7 @@ def one(policy: str, rate: float, arguments: argparse.Namespace) -> dict[str, An
         }
     )
     assert isinstance(config, CausalLMConfig)
-    result = causal_lm.run(config)
+    result = registry.run(config)
     row = {"policy": policy, "rate": rate} | {key: result[key] for key in (*KEPT, "peak_memory_bytes")}
     scores = {key: round(value, 3) for key, value in result["metrics"]["validation"].items()}
     rise = f"forgetting {result['forgetting']['rise']:.3f}"

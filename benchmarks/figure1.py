@@ -21,7 +21,7 @@ from ailora.analysis.table_ops import mean_of, rows_where
 from ailora.plots.analysis_figures import analysis_charts, write_analysis
 from ailora.plots.chart_spec import Chart
 from ailora.plots.matplotlib_backend import draw
-from ailora.recipes import classification
+from ailora.recipes import registry
 from ailora.recipes.config.loader import load_config
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -65,7 +65,7 @@ def trained(data: Path, out: Path) -> dict[str, dict[str, Any]]:
                 "output": str(out / f"{task}-{policy}"),
                 **fixed,
             }
-            results[f"{task}-{policy}"] = classification.run(load_config(config))
+            results[f"{task}-{policy}"] = registry.run(load_config(config))
     return results
 
 

@@ -27,7 +27,7 @@ import ailora
 from ailora.model_loading import resolve_model
 from ailora.recipes.config.schema import DataConfig
 from ailora.recipes.data.classification_rows import load_examples
-from ailora.recipes.data.tokenize_pairs import collator, tokenize
+from ailora.recipes.data.tokenize_pairs import tokenize
 from ailora.recipes.evaluation.classification_metrics import compute
 from ailora.recipes.task_models import load_tokenizer
 from ailora.weights.base_weight import BaseWeight
@@ -74,7 +74,7 @@ class Cola:
             examples = load_examples(config, split)
             made = tokenize(examples, tokenizer, 128)
             self.rows[split] = made.add_column("labels", [int(label) for label in examples.labels or []])
-        self.collate = collator(tokenizer)
+        self.collate = DataCollatorWithPadding(tokenizer)
 
     def batches(self, split: str, *, shuffle: bool) -> Iterator[dict[str, Tensor]]:
         order = torch.Generator().manual_seed(SEED)

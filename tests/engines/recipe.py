@@ -20,7 +20,7 @@ from torch.distributed.tensor import DTensor
 from ailora.recipes import registry
 from ailora.recipes.config.loader import load_config
 from ailora.recipes.config.schema import RunConfig
-from ailora.recipes.training import fit
+from ailora.recipes.training import arguments
 
 
 def main(config: str, killed_at: int | None = None) -> None:
@@ -28,10 +28,10 @@ def main(config: str, killed_at: int | None = None) -> None:
     resolved = load_config(config)
     fsdp = bool(resolved.training.get("fsdp"))
     if fsdp:
-        fit.validate_sharding = _sharding_on_cpus
+        arguments.validate_sharding = _sharding_on_cpus
     if killed_at is not None:
         tf.Trainer.training_step = _dying(tf.Trainer.training_step, killed_at)
-    real = fit.save_model
+    real = registry.save_model
 
     def save_model(config: RunConfig, trainer: tf.Trainer, result: dict[str, Any]) -> None:
         assert isinstance(trainer.model, nn.Module)
@@ -39,9 +39,7 @@ def main(config: str, killed_at: int | None = None) -> None:
         assert spread == fsdp, f"FSDP2 asked for: {fsdp}; parameters are DTensors: {spread}"
         real(config, trainer, result)
 
-    from ailora.recipes.training import language_results
-
-    language_results.save_model = save_model
+    registry.save_model = save_model
     registry.run(resolved)
     if dist.is_initialized():
         dist.destroy_process_group()

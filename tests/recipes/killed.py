@@ -11,11 +11,10 @@ from pathlib import Path
 _KILLED = """
 import os, signal, sys
 from transformers import Trainer
-from ailora.recipes import causal_lm, classification, registry, run_folder
+from ailora.recipes import classification, language_model, registry, run_folder
 from ailora.recipes.config.loader import load_config
-from ailora.recipes.training import language_results
 
-modules = {"causal_lm": causal_lm, "classification": classification, "language_results": language_results}
+modules = {"classification": classification, "language_model": language_model, "registry": registry}
 owners = {"Trainer": Trainer, "RunFolder": run_folder.RunFolder, **modules}
 owner, name, count = sys.argv[2].partition(".")[0], sys.argv[2].partition(".")[2], int(sys.argv[3])
 if count:

@@ -21,7 +21,7 @@ from ailora.recipes import registry
 from ailora.recipes.config.loader import load_config
 from ailora.recipes.config.yaml_file import format_yaml
 from ailora.recipes.evaluation.perplexity import Likelihood
-from ailora.recipes.inference.text_generator import Writer
+from ailora.recipes.inference.text_generator import TextGenerator
 from ailora.recipes.run_folder import RunFolder
 from tests.recipes.killed import run_process
 from tests.recipes.language import CHAT_TEMPLATE, THINGS
@@ -262,7 +262,7 @@ def test_a_missing_chat_template_is_named(
 
 def test_a_finished_run_scores_writes_and_predicts(language_config: dict[str, Any], tmp_path: Path) -> None:
     result = run(language_config)
-    finished = registry.finished_run(tmp_path / "run")
+    finished = registry.load_run(tmp_path / "run")
     expected = result["metrics"]["validation"]
     assert finished.evaluate() == pytest.approx(expected, rel=1e-4)
     written = tmp_path / "written.jsonl"
@@ -272,7 +272,7 @@ def test_a_finished_run_scores_writes_and_predicts(language_config: dict[str, An
     assert all(by_input[sample["prompt"].removesuffix(" =>")] == sample["output"] for sample in samples)
     prompts = [sample["prompt"] for sample in samples]
     for folder in (tmp_path / "run", tmp_path / "run" / "adapter"):
-        texts = Writer.load(folder).write(prompts, {"max_new_tokens": 12})
+        texts = TextGenerator.load(folder).generate(prompts, {"max_new_tokens": 12})
         assert texts == [sample["output"] for sample in samples]
 
 
@@ -280,14 +280,14 @@ def test_what_cannot_write_says_why(language_config: dict[str, Any], tmp_path: P
     del language_config["evaluation"]
     run(language_config, "training.max_steps=1", "training.eval_steps=1")
     with pytest.raises(ailora.InputError, match=r"generates nothing: its evaluation\.generate is not set"):
-        registry.finished_run(tmp_path / "run").predict(language_config["data"]["validation"], tmp_path / "w.csv")
-    writer = Writer.load(tmp_path / "run")
+        registry.load_run(tmp_path / "run").predict(language_config["data"]["validation"], tmp_path / "w.csv")
+    generator = TextGenerator.load(tmp_path / "run")
     with pytest.raises(ailora.InputError, match="prompt 2 is empty"):
-        writer.write(["a", ""], {})
+        generator.generate(["a", ""], {})
     with pytest.raises(ailora.InputError, match="has no chat template"):
-        writer.write(["a"], {}, chat=True)
+        generator.generate(["a"], {}, chat=True)
     with pytest.raises(ailora.InputError, match="holds no adapter"):
-        Writer.load(tmp_path)
+        TextGenerator.load(tmp_path)
 
 
 # --- quantized ------------------------------------------------------------------------------------------------------
@@ -305,7 +305,7 @@ def test_a_quantized_base_is_trained(
     result = run(language_config)
     losses = [record["loss"] for record in result["history"]]
     assert losses[-1] < losses[0] - 0.1
-    assert registry.finished_run(tmp_path / "run").evaluate() == pytest.approx(
+    assert registry.load_run(tmp_path / "run").evaluate() == pytest.approx(
         result["metrics"]["validation"], rel=1e-3, abs=1e-3
     )
     plain = PeftModel.from_pretrained(
@@ -321,14 +321,14 @@ def test_a_quantized_base_is_trained(
     "kills",
     [
         # In a step, before a checkpoint is whole, before the samples are: each process goes on where the last one was.
-        [("Trainer.training_step", 8), ("RunFolder.mark_complete", 1), ("language_results.write_samples", 1)],
+        [("Trainer.training_step", 8), ("RunFolder.mark_complete", 1), ("language_model.write_samples", 1)],
         pytest.param(
             [
                 ("Trainer._save_optimizer_and_scheduler", 1),
                 ("Trainer.training_step", 7),
                 ("Trainer._save_rng_state", 1),
-                ("language_results.save_model", 1),
-                ("language_results.write_result", 1),
+                ("registry.save_model", 1),
+                ("registry.write_result", 1),
             ],
             marks=pytest.mark.slow,
         ),
@@ -374,7 +374,7 @@ def test_a_killed_run_on_e2e_writes_the_same_samples(shared: Path, tmp_path: Pat
     for point, count in [
         ("Trainer.training_step", 6),
         ("RunFolder.mark_complete", 2),
-        ("language_results.write_samples", 1),
+        ("language_model.write_samples", 1),
     ]:
         assert run_process(tmp_path / "broken.yaml", point, count) == -signal.SIGKILL, point
     assert run_process(tmp_path / "broken.yaml", "", 0) == 0

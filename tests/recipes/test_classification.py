@@ -16,17 +16,17 @@ from safetensors.torch import load_file
 
 import ailora
 from ailora.plan import find_metadata
-from ailora.recipes import classification
+from ailora.recipes import registry
 from ailora.recipes.config.loader import load_config
 from ailora.recipes.config.yaml_file import format_yaml, parse_yaml
-from ailora.recipes.registry import finished_run
+from ailora.recipes.registry import load_run
 from tests.recipes.killed import run_process
 
 TIMES = ("init_seconds", "train_seconds", "peak_memory_bytes", "config")
 
 
 def run(config: dict[str, Any], *overrides: str) -> dict[str, Any]:
-    return classification.run(load_config(config, overrides))
+    return registry.run(load_config(config, overrides))
 
 
 def adapter(policy: str) -> str:
@@ -86,7 +86,7 @@ def test_the_cards_snippet_loads_the_adapter(config: dict[str, Any], tmp_path: P
     scope: dict[str, Any] = {}
     exec(snippet, scope)
     assert isinstance(scope["model"], PeftModelForSequenceClassification)
-    run_again = finished_run(tmp_path / "run")
+    run_again = load_run(tmp_path / "run")
     assert run_again.evaluate() == pytest.approx(result["metrics"]["validation"], abs=1e-6)
 
 
@@ -132,7 +132,7 @@ def test_regression(config: dict[str, Any], tmp_path: Path) -> None:
 @pytest.mark.parametrize("form", ["stock", "residual"])
 def test_other_forms_give_the_same_kind_of_file(config: dict[str, Any], tmp_path: Path, form: str) -> None:
     result = run(config, f"adapter.form={form}", "training.weight_decay=0.1")
-    assert finished_run(tmp_path / "run").evaluate() == pytest.approx(result["metrics"]["validation"], abs=1e-5)
+    assert load_run(tmp_path / "run").evaluate() == pytest.approx(result["metrics"]["validation"], abs=1e-5)
 
 
 def test_weight_decay_spares_the_factors_of_the_residual_form(config: dict[str, Any], tmp_path: Path) -> None:
@@ -145,9 +145,9 @@ def test_weight_decay_spares_the_factors_of_the_residual_form(config: dict[str, 
     assert all(move.norm() < 0.2 * start.norm() for start, move in zip(starts, moves, strict=True))
 
 
-def test_predict_and_evaluate_use_a_finished_run(config: dict[str, Any], tmp_path: Path, verdicts: Any) -> None:
+def test_predict_and_evaluate_use_a_load_run(config: dict[str, Any], tmp_path: Path, verdicts: Any) -> None:
     result = run(config)
-    finished = finished_run(tmp_path / "run")
+    finished = load_run(tmp_path / "run")
     assert finished.evaluate(str(verdicts["test"])) == pytest.approx(result["metrics"]["test"], abs=1e-6)
     made = pd.read_parquet(tmp_path / "run" / "predictions.parquet")
     sentences = pd.read_csv(verdicts["test"], sep="\t")[["sentence"]]
@@ -192,7 +192,7 @@ def test_a_damaged_adapter_is_named(config: dict[str, Any], tmp_path: Path) -> N
     weights = tmp_path / "run" / "adapter" / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:100])
     with pytest.raises(ailora.InputError, match="cannot load the adapter"):
-        finished_run(tmp_path / "run").evaluate()
+        load_run(tmp_path / "run").evaluate()
 
 
 @pytest.mark.parametrize(
@@ -215,7 +215,7 @@ def test_bad_input_leaves_no_folder(config: dict[str, Any], tmp_path: Path, over
 
 def test_an_unfinished_run_cannot_be_used(tmp_path: Path) -> None:
     with pytest.raises(ailora.InputError, match="not the folder of a run"):
-        finished_run(tmp_path)
+        load_run(tmp_path)
 
 
 # --- kills ---------------------------------------------------------------------------------------------------------
@@ -225,7 +225,7 @@ def test_an_unfinished_run_cannot_be_used(tmp_path: Path) -> None:
     "kills",
     [
         # Before the first checkpoint, and when all is trained and nothing written yet.
-        [("Trainer.training_step", 3), ("classification.save_model", 1)],
+        [("Trainer.training_step", 3), ("registry.save_model", 1)],
         # A chain of deaths in one run: each process continues where the one before it had come to.
         pytest.param(
             [
@@ -234,7 +234,7 @@ def test_an_unfinished_run_cannot_be_used(tmp_path: Path) -> None:
                 ("Trainer.training_step", 8),
                 ("Trainer._save_rng_state", 1),
                 ("RunFolder.mark_complete", 1),
-                ("classification.save_model", 1),
+                ("registry.save_model", 1),
                 ("classification.write_frame", 1),  # adapter written, predictions not
             ],
             marks=pytest.mark.slow,
@@ -303,5 +303,5 @@ def test_real_data_on_the_real_model(shared: Path, tmp_path: Path) -> None:
         },
     )
     assert result["metrics"]["validation"]["loss"] < 0.5
-    again = finished_run(tmp_path / "run").evaluate()
+    again = load_run(tmp_path / "run").evaluate()
     assert again == pytest.approx(result["metrics"]["validation"], abs=1e-5)

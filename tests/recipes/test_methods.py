@@ -87,7 +87,7 @@ def test_every_init_of_peft_trains_and_loads_again(
     stored = json.loads((files / "adapter_config.json").read_text())
     assert stored["r"] == stored["lora_alpha"] == (8 if name in OVERWRITING else 4)
     # What was trained over another base is the same function over the untouched one.
-    loss = registry.finished_run(folder).evaluate()["loss"]
+    loss = registry.load_run(folder).evaluate()["loss"]
     assert loss == pytest.approx(result["metrics"]["validation"]["loss"], rel=100 * EPSILON)
 
 
@@ -101,7 +101,7 @@ def test_encoders_with_decoders_too(
     result = run(short_language | {"recipe": "seq2seq", "model": model, "adapter": adapter(f"peft:{name}")})
     # The encoder's two, and the decoder's with those that look at the encoder.
     assert result["adapted"] == {"query": 6, "value": 6}
-    loss = registry.finished_run(tmp_path / "run").evaluate()["loss"]
+    loss = registry.load_run(tmp_path / "run").evaluate()["loss"]
     assert loss == pytest.approx(result["metrics"]["validation"]["loss"], rel=100 * EPSILON)
 
 
@@ -110,11 +110,11 @@ def test_a_stock_reload_gives_the_trained_logits(
 ) -> None:
     """Base and start are taken apart and put together in float32: a rounding of |W| + |B0 A0| each, which a layer
     multiplies by at most its norm. With DoRA the magnitudes, and for every model the head, come along."""
-    from ailora.recipes.training import fit
+    from ailora.recipes.training import train
 
     kept: list[Any] = []
-    real = fit.fit
-    monkeypatch.setattr("ailora.recipes.classification.fit", lambda *a, **k: (kept.append(real(*a, **k)), kept[-1])[1])
+    real = train.train
+    monkeypatch.setattr("ailora.recipes.registry.train", lambda *a, **k: (kept.append(real(*a, **k)), kept[-1])[1])
     words = tf.AutoTokenizer.from_pretrained(short["model"])(["a warm film", "a dull and cold one"], padding=True)
     batch = {key: torch.tensor(value) for key, value in words.items()}
     for number, keys in enumerate(
@@ -170,7 +170,7 @@ def test_a_killed_run_continues_bit_for_bit(config: dict[str, Any], tmp_path: Pa
     for name in ("whole", "broken"):
         (tmp_path / f"{name}.yaml").write_text(format_yaml({**config, "output": str(tmp_path / name)}))
     assert run_process(tmp_path / "whole.yaml", "", 0) == 0
-    for point, count in (("Trainer.training_step", 9), ("classification.write_result", 1)):
+    for point, count in (("Trainer.training_step", 9), ("registry.write_result", 1)):
         assert run_process(tmp_path / "broken.yaml", point, count) == -signal.SIGKILL
     assert run_process(tmp_path / "broken.yaml", "", 0) == 0
     assert outcome(tmp_path / "broken") == outcome(tmp_path / "whole")
@@ -240,7 +240,7 @@ def test_what_peft_breaks_is_said_with_its_own_error(
         run(short_language | {"adapter": adapter("peft:olora")})
     # Of a fused weight all rows are trained, with the ranks of its roles.
     assert run(short_language | {"adapter": adapter("peft:pissa")})["trainable_parameters"] == 2 * 8 * (32 + 96)
-    loss = registry.finished_run(tmp_path / "run").evaluate()["loss"]
+    loss = registry.load_run(tmp_path / "run").evaluate()["loss"]
     assert loss == pytest.approx(
         json.loads((tmp_path / "run/result.json").read_text())["metrics"]["validation"]["loss"]
     )
@@ -267,7 +267,7 @@ def test_a_function_of_a_language_model(short_language: dict[str, Any], tmp_path
     for before, fed in zip(shown[:6], trained, strict=True):
         assert torch.equal(before["input_ids"], fed["input_ids"])
         assert torch.equal(before["labels"], fed["labels"])
-    loss = registry.finished_run(tmp_path / "run").evaluate()["loss"]
+    loss = registry.load_run(tmp_path / "run").evaluate()["loss"]
     assert loss == result["metrics"]["validation"]["loss"]
 
 
@@ -287,7 +287,7 @@ def test_what_a_function_returns_is_trained_and_written(
     assert (find_metadata(folder) is not None) == (function == "ours")
     # A finished run needs its function no more.
     monkeypatch.delattr(own_methods, function)
-    loss = registry.finished_run(folder).evaluate()["loss"]
+    loss = registry.load_run(folder).evaluate()["loss"]
     assert loss == pytest.approx(result["metrics"]["validation"]["loss"], rel=100 * EPSILON)
     (folder / "result.json").unlink()
     monkeypatch.undo()

@@ -19,7 +19,7 @@ from ailora.recipes.config.language_config import CausalData
 from ailora.recipes.data.language_rows import Rows, to_rows
 from ailora.recipes.data.readers import Table, read_tables
 from ailora.recipes.data.templates import Template
-from ailora.recipes.data.tokenize_language import IGNORED, Tokenization, complete_tokenizer
+from ailora.recipes.data.tokenize_language import IGNORE_INDEX, Tokenization, prepare_tokenizer
 from tests.recipes.language import CHAT_TEMPLATE, tokenizer
 
 ALPACA = ["Do: {instruction}\nWith: {input}\n", "Do: {instruction}\n"]
@@ -224,8 +224,8 @@ def test_tokens_are_those_of_trl(
     ours = Tokenization(
         words,
         max_length=40,
-        whole_loss=options.get("completion_only_loss") is False,
-        assistant_loss=options.get("assistant_only_loss", False),
+        train_on_prompt=options.get("completion_only_loss") is False,
+        assistant_only_loss=options.get("assistant_only_loss", False),
     ).dataset(select_rows(columns, data(**source)))
     arguments = SFTConfig(
         str(tmp_path), max_length=40, report_to="none", bf16=False, dataloader_pin_memory=False, **options
@@ -252,29 +252,29 @@ def test_rows_of_which_nothing_is_left_are_named(words: PreTrainedTokenizerFast)
 
 def test_a_prompt_ends_where_its_completion_begins(words: PreTrainedTokenizerFast) -> None:
     (row,) = select_rows({"m": [MESSAGES]}, data(messages="m")).rows
-    tokens = Tokenization(words, assistant_loss=True)
+    tokens = Tokenization(words, assistant_only_loss=True)
     ids, labels = tokens.encode(row)
     prompt = tokens.prompt_ids(row)
     assert ids[: len(prompt)] == prompt
     assert words.decode(ids[len(prompt) :]) == "in the kitchen</s>"
-    assert words.decode([label for label in labels if label != IGNORED]) == "in the garden</s>in the kitchen</s>"
+    assert words.decode([label for label in labels if label != IGNORE_INDEX]) == "in the garden</s>in the kitchen</s>"
 
 
 def test_a_tokenizer_without_what_training_needs_is_refused(tmp_path: Path) -> None:
     made = tokenizer()
     with pytest.raises(ailora.InputError, match=r"has no chat template, which data\.messages needs"):
-        complete_tokenizer(made, name="m", chat_template=None, chat=True)
+        prepare_tokenizer(made, name="m", chat_template=None, chat=True)
     with pytest.raises(ailora.InputError, match=r"there is no file nowhere\.jinja"):
-        complete_tokenizer(made, name="m", chat_template="nowhere.jinja", chat=True)
+        prepare_tokenizer(made, name="m", chat_template="nowhere.jinja", chat=True)
     (tmp_path / "chat.jinja").write_text(CHAT_TEMPLATE)
-    complete_tokenizer(made, name="m", chat_template=str(tmp_path / "chat.jinja"), chat=True)
+    prepare_tokenizer(made, name="m", chat_template=str(tmp_path / "chat.jinja"), chat=True)
     assert made.chat_template == CHAT_TEMPLATE
     made.pad_token = None
     with pytest.raises(ailora.InputError, match="has no padding token: set pad_token in its tokenizer_config"):
-        complete_tokenizer(made, name="m", chat_template=None, chat=False)
+        prepare_tokenizer(made, name="m", chat_template=None, chat=False)
     made.eos_token = None
     with pytest.raises(ailora.InputError, match="has no end-of-text token"):
-        complete_tokenizer(made, name="m", chat_template=None, chat=False)
+        prepare_tokenizer(made, name="m", chat_template=None, chat=False)
 
 
 def test_a_conversation_that_the_template_refuses_is_an_input_error() -> None:

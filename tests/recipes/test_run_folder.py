@@ -17,10 +17,10 @@ from safetensors.torch import load_file
 from transformers import Trainer
 
 import ailora
-from ailora.recipes import classification
+from ailora.recipes import registry
 from ailora.recipes.config.loader import load_config
 from ailora.recipes.config.method import FullFineTuning
-from ailora.recipes.registry import finished_run
+from ailora.recipes.registry import load_run
 from ailora.recipes.run_folder import RunFolder
 
 #: Eight steps, checkpoints after five and eight.
@@ -28,7 +28,7 @@ SMALL = ("data.max_train_samples=32",)
 
 
 def run(config: dict[str, Any], *overrides: str) -> dict[str, Any]:
-    return classification.run(load_config(config, [*SMALL, *overrides]))
+    return registry.run(load_config(config, [*SMALL, *overrides]))
 
 
 def fail_at_step(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
@@ -145,9 +145,9 @@ def test_a_damaged_result_is_written_anew_when_it_is_deleted(
         pass
     folder.result.write_text(content)
     with pytest.raises(ailora.InputError, match=r"result\.json is damaged .*: delete \S+ and run `ailora train \S+`"):
-        finished_run(folder.path)
+        load_run(folder.path)
     with pytest.raises(ailora.InputError, match=r"result\.json is damaged"):
-        classification.run(load_config(config))
+        registry.run(load_config(config))
 
 
 @pytest.mark.parametrize("policy", ["lora", "full"])
@@ -158,12 +158,12 @@ def test_missing_files_of_a_finished_run_are_named(config: dict[str, Any], tmp_p
     for name in (f"{prefix}model.safetensors", f"{prefix}config.json"):
         (made / name).rename(tmp_path / name)
         with pytest.raises(ailora.InputError, match=rf"{made} has no {name}: delete \S+result\.json and run"):
-            finished_run(tmp_path / "run").evaluate()
+            load_run(tmp_path / "run").evaluate()
         (tmp_path / name).rename(made / name)
     weights = made / f"{prefix}model.safetensors"
     weights.write_bytes(weights.read_bytes()[:100])
     with pytest.raises(ailora.InputError, match=r"cannot load"):
-        finished_run(tmp_path / "run").evaluate()
+        load_run(tmp_path / "run").evaluate()
     # The way out that the message names.
     (tmp_path / "run" / "result.json").unlink()
     assert run(config, f"adapter={{policy: {policy}}}")["metrics"] == result["metrics"]
@@ -181,10 +181,10 @@ def test_predictions_do_not_replace_their_input(config: dict[str, Any], tmp_path
     before = file.read_bytes()
     for output in (file, link, tmp_path / "run" / ".." / "in.csv"):
         with pytest.raises(ailora.InputError, match=r"csv is the input: predictions written there would replace it"):
-            finished_run(folder.path).predict(str(file), output)
+            load_run(folder.path).predict(str(file), output)
     (tmp_path / "out.csv").mkdir()
     with pytest.raises(ailora.InputError, match=r"out\.csv is a folder: the output is a file"):
-        finished_run(folder.path).predict(str(file), tmp_path / "out.csv")
+        load_run(folder.path).predict(str(file), tmp_path / "out.csv")
     assert file.read_bytes() == before
 
 

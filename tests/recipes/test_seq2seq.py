@@ -15,7 +15,7 @@ import ailora
 from ailora.recipes import registry
 from ailora.recipes.config.loader import load_config
 from ailora.recipes.dry_run import dry_run
-from ailora.recipes.inference.text_generator import Writer
+from ailora.recipes.inference.text_generator import TextGenerator
 from tests.recipes.language import save_t5
 
 
@@ -40,11 +40,13 @@ def test_a_run_learns_writes_and_is_used(seq2seq_config: dict[str, Any], tmp_pat
     result = run(seq2seq_config)
     losses = [record["loss"] for record in result["history"]]
     assert losses[-1] < losses[0]
-    finished = registry.finished_run(tmp_path / "run")
+    finished = registry.load_run(tmp_path / "run")
     assert finished.evaluate() == pytest.approx(result["metrics"]["validation"], rel=1e-4)
     samples = [json.loads(line) for line in (tmp_path / "run" / "samples.jsonl").read_text().splitlines()]
     prompts = [f"{sample['prompt'].removesuffix('</s>')}" for sample in samples]
-    assert Writer.load(tmp_path / "run").write(prompts, {"max_new_tokens": 12}) == [s["output"] for s in samples]
+    assert TextGenerator.load(tmp_path / "run").generate(prompts, {"max_new_tokens": 12}) == [
+        s["output"] for s in samples
+    ]
     assert "AutoPeftModelForSeq2SeqLM" in (tmp_path / "run" / "adapter" / "README.md").read_text()
 
 

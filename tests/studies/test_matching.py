@@ -13,7 +13,7 @@ from ailora.model_loading import load_on_meta
 from ailora.recipes.config.loader import load_config
 from ailora.recipes.config.method import FullFineTuning
 from ailora.recipes.config.schema import RunConfig
-from ailora.recipes.training.fit import plan_for
+from ailora.recipes.training.setup import plan_adapter
 from ailora.studies.parameter_budget import match_trainable_parameters
 from ailora.studies.trial import Condition
 from tests.studies.made import make_design
@@ -27,7 +27,7 @@ def run(**adapter: Any) -> RunConfig:
 
 def trained(config: RunConfig) -> int:
     """How many parameters its adapter trains, heads left out."""
-    return plan_for(config, load_on_meta(config.model, config.task_type)).trainable
+    return plan_adapter(config, load_on_meta(config.model, config.task_type)).trainable
 
 
 def test_half_the_modules_have_twice_the_rank() -> None:

@@ -15,6 +15,6 @@ def evaluate(
 ) -> None:
     """Score a finished run and print its metrics as JSON."""
     from ailora.cli.tables import print_json
-    from ailora.recipes.registry import finished_run
+    from ailora.recipes.registry import load_run
 
-    print_json(finished_run(run).evaluate(data))
+    print_json(load_run(run).evaluate(data))

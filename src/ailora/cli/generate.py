@@ -19,11 +19,11 @@ def generate(
     chat: Annotated[bool, typer.Option("--chat", help="The prompt is a user's message in the chat template.")] = False,
 ) -> None:
     """Write with an adapter: each prompt's completion, a line between them."""
-    from ailora.recipes.inference.text_generator import Writer
+    from ailora.recipes.inference.text_generator import TextGenerator
 
-    writer = Writer.load(adapter, base=base)
+    generator = TextGenerator.load(adapter, base=base)
     fields = {"max_new_tokens": max_new_tokens, "num_beams": num_beams}
-    for number, text in enumerate(writer.write(prompt, fields, chat=chat)):
+    for number, text in enumerate(generator.generate(prompt, fields, chat=chat)):
         if number:
             typer.echo("")
         typer.echo(text)

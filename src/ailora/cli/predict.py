@@ -16,7 +16,7 @@ def predict(
     output: Annotated[Path, typer.Option(help="Where to write: .tsv, .csv, .jsonl or .parquet.")],
 ) -> None:
     """Predict with a finished run."""
-    from ailora.recipes.registry import finished_run
+    from ailora.recipes.registry import load_run
 
-    rows = finished_run(run).predict(input, output)
+    rows = load_run(run).predict(input, output)
     typer.echo(f"{rows} predictions written to {output}")

@@ -113,11 +113,11 @@ def export(
 ) -> None:
     """Write one row per trial."""
     from ailora.cli.tables import console
-    from ailora.recipes.evaluation.predictions import check_output_kind, write_frame
+    from ailora.recipes.evaluation.predictions import validate_output_suffix, write_frame
     from ailora.studies.study import load_study, trial_frame
     from ailora.studies.study_config import load_study_config
 
-    check_output_kind(out)
+    validate_output_suffix(out)
     rows = trial_frame(*load_study(load_study_config(file, overrides or [], scale=scale)))
     write_frame(rows, out)
     console.print(f"{len(rows)} trials written to {out}")

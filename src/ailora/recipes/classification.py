@@ -2,141 +2,146 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
+import torch
 from datasets import Dataset
-from transformers import EvalPrediction, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
+from torch import Tensor
+from transformers import DataCollatorWithPadding, EvalPrediction, PreTrainedModel, Trainer, TrainingArguments
 
-from ailora.distributed import is_main
-from ailora.model_loading import resolve_model
+from ailora.errors import InputError
 from ailora.recipes.config.quantization import quantization_config
 from ailora.recipes.config.schema import ClassificationConfig
-from ailora.recipes.data.classification_rows import Examples, load_examples
+from ailora.recipes.data.classification_rows import Examples, load_examples, to_examples
 from ailora.recipes.data.labels import Labels
-from ailora.recipes.data.tokenize_pairs import check_max_length, collator, tokenize
+from ailora.recipes.data.readers import Table, read_tables
+from ailora.recipes.data.tokenize_pairs import tokenize, validate_max_length
 from ailora.recipes.evaluation.classification_metrics import compute
-from ailora.recipes.evaluation.predictions import Predictions, decide, first_output, write_frame
+from ailora.recipes.evaluation.predictions import Predictions, logits_from_output, predict_labels, write_frame
+from ailora.recipes.recipe import Evaluation, Model, Recipe
 from ailora.recipes.run_folder import RunFolder
-from ailora.recipes.task_models import load_classifier, load_tokenizer
-from ailora.recipes.training.fit import (
-    Fitted,
-    Model,
-    Training,
-    facts,
-    fit,
-    save_model,
-    start,
-    training_arguments,
-    write_result,
-)
+from ailora.recipes.task_models import load_classifier
 from ailora.recipes.training.role_trainers import AdapterTrainer
 
 
-def run(config: ClassificationConfig, callbacks: Sequence[TrainerCallback] = ()) -> dict[str, Any]:
-    """Train and evaluate; the same call after a kill continues, after the end it returns the result again.
+class ClassificationRecipe(Recipe[ClassificationConfig]):
+    """Texts or pairs of texts to classes, or to numbers."""
 
-    Args:
-        config: from `load_config`.
-        callbacks: further callbacks of the Trainer.
+    result_keys: ClassVar[tuple[str, ...]] = ("labels",)
 
-    Returns:
-        What `result.json` holds.
+    @cached_property
+    def examples(self) -> dict[str, Examples]:
+        """The rows of every split."""
+        return {split: load_examples(self.config.data, split) for split in self.config.data.splits}
 
-    Raises:
-        InputError: bad data, a folder that holds another run.
-        ModelError: the model cannot be adapted as asked.
-    """
-    folder = RunFolder(config.output)
-    if result := folder.finished(config):
-        return result
-    arguments: TrainingArguments = training_arguments(config)
-    data = load_splits(config)
-    tokenizer = load_tokenizer(config.model)
-    check_max_length(tokenizer, config.data.max_length, pairs=len(config.data.text) == 2)
-    quantization = quantization_config(config)
-    load = partial(load_classifier, resolve_model(config.model), data.labels, tokenizer, quantization=quantization)
-    training = Training(arguments, partial(_trainer, config, data, tokenizer=tokenizer))
-    model, init_seconds = start(config, load, training)
-    # Claimed only now: bad input leaves no folder behind.
-    with folder.claimed(config):
-        fitted = fit(config, model, training, init_seconds=init_seconds, callbacks=callbacks)
-        return _finish(config, fitted, data, tokenizer)
+    @cached_property
+    def labels(self) -> Labels:
+        """The classes: those of the training data, or those that a finished run was trained on."""
+        if self.result is not None:
+            return Labels(tuple(self.result["labels"]) if self.result["labels"] else None)
+        train = self.examples["train"]
+        return Labels.of(train.labels or [], train.where, regression=self.config.regression)
 
+    @cached_property
+    def encoded(self) -> dict[str, list[int | float]]:
+        """The labels of every split as numbers."""
+        return {split: examples.encoded(self.labels) for split, examples in self.examples.items()}
 
-def _finish(
-    config: ClassificationConfig, fitted: Fitted, data: LabelledData, tokenizer: PreTrainedTokenizerBase
-) -> dict[str, Any]:
-    """Evaluate every split, and write all that a finished run holds, `result.json` last."""
-    folder = RunFolder(config.output)
-    predictions = {
-        split: Predictions.of(fitted.trainer, data.tokenized(split, tokenizer))
-        for split in data.splits
-        if split != "train"
-    }
-    metrics = {
-        split: made.scores(config.metrics, data.labels, data.encoded[split]) for split, made in predictions.items()
-    }
-    names = list(data.labels.names) if data.labels.names else None
-    result = {"metrics": metrics, "labels": names} | facts(config, fitted)
-    save_model(config, fitted.trainer, result)
-    if is_main():
-        frames = [
-            made.frame(data.labels, data.splits[split]).assign(split=split) for split, made in predictions.items()
-        ]
-        write_frame(pd.concat(frames), folder.predictions)
-        write_result(folder, result)
-    return result
+    @cached_property
+    def datasets(self) -> dict[str, Dataset]:
+        encoded, data = self.encoded, self.config.data
+        validate_max_length(self.tokenizer, data.max_length, pairs=len(data.text) == 2)
+        return {split: self._dataset(examples, encoded[split]) for split, examples in self.examples.items()}
 
+    @property
+    def num_labels(self) -> int:
+        return self.labels.count
 
-@dataclass(frozen=True)
-class LabelledData:
-    """The splits of a run and the meaning of their labels."""
+    def collate(self, rows: list[Any]) -> dict[str, Tensor]:
+        return dict(DataCollatorWithPadding(self.tokenizer)(rows))
 
-    splits: dict[str, Examples]
-    labels: Labels
-    encoded: dict[str, list[int | float]]
-    max_length: int
+    def load_model(self, path: str) -> PreTrainedModel:
+        return load_classifier(path, self.labels, self.tokenizer, quantization=quantization_config(self.config))
 
-    def tokenized(self, split: str, tokenizer: PreTrainedTokenizerBase) -> Dataset:
-        """A split as the model takes it, with encoded labels."""
-        return tokenize(self.splits[split], tokenizer, self.max_length).add_column("labels", self.encoded[split])
+    def make_trainer(self, model: Model, arguments: TrainingArguments) -> Trainer:
+        return AdapterTrainer(
+            adapter=self.config.adapter,
+            model=model,
+            args=arguments,
+            train_dataset=self.datasets["train"],
+            eval_dataset=self.datasets["validation"],
+            data_collator=DataCollatorWithPadding(self.tokenizer),
+            compute_metrics=self._compute_metrics,
+        )
 
+    def evaluate(self, trainer: Trainer) -> Evaluation:
+        held_out = {split: dataset for split, dataset in self.datasets.items() if split != "train"}
+        predictions = {split: Predictions.from_trainer(trainer, dataset) for split, dataset in held_out.items()}
+        metrics = {
+            split: of_split.scores(self.config.metrics, self.labels, self.encoded[split])
+            for split, of_split in predictions.items()
+        }
 
-def load_splits(config: ClassificationConfig) -> LabelledData:
-    """Read every split.
+        def write(folder: RunFolder) -> None:
+            frames = [
+                of_split.frame(self.labels, self.examples[split]).assign(split=split)
+                for split, of_split in predictions.items()
+            ]
+            write_frame(pd.concat(frames), folder.predictions)
 
-    Raises:
-        InputError: bad data, labels that training does not have.
-    """
-    splits = {name: load_examples(config.data, name) for name in config.data.splits}
-    labels = Labels.of(splits["train"].labels or [], splits["train"].where, regression=config.regression)
-    encoded = {name: examples.encoded(labels) for name, examples in splits.items()}
-    return LabelledData(splits, labels, encoded, config.data.max_length)
+        names = list(self.labels.names) if self.labels.names else None
+        return Evaluation({"metrics": metrics, "labels": names}, write)
 
+    def score(self, load: Callable[[], Model], data_file: str | None) -> dict[str, float]:
+        data = self.config.data
+        if data_file is None:
+            examples = load_examples(data, "validation")
+        else:
+            examples = to_examples(read_tables(data_file, data.columns), data)
+        encoded = examples.encoded(self.labels)
+        predictions = self._predictions(load, self._dataset(examples, encoded))
+        return predictions.scores(self.config.metrics, self.labels, encoded)
 
-def _trainer(
-    config: ClassificationConfig,
-    data: LabelledData,
-    model: Model,
-    arguments: TrainingArguments,
-    *,
-    tokenizer: PreTrainedTokenizerBase,
-) -> Trainer:
-    def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
-        decided = decide(first_output(prediction.predictions), data.labels)
-        return compute(config.metrics, np.asarray(prediction.label_ids), decided, classes=data.labels.count)
+    def predict(self, load: Callable[[], Model], input_file: str) -> pd.DataFrame:
+        data = self.config.data
+        examples = to_examples(self._read_input(input_file), data, labelled=False)
+        frame = self._predictions(load, self._dataset(examples)).frame(self.labels, examples)
+        for position, name in enumerate(data.text):
+            frame.insert(position + 1, name, [texts[position] for texts in examples.texts])
+        if "scores" in frame:
+            frame["scores"] = [scores.tolist() for scores in frame["scores"]]
+        return frame
 
-    return AdapterTrainer(
-        adapter=config.adapter,
-        model=model,
-        args=arguments,
-        train_dataset=data.tokenized("train", tokenizer),
-        eval_dataset=data.tokenized("validation", tokenizer),
-        data_collator=collator(tokenizer),
-        compute_metrics=compute_metrics,
-    )
+    def _dataset(self, examples: Examples, encoded: list[int | float] | None = None) -> Dataset:
+        dataset = tokenize(examples, self.tokenizer, self.config.data.max_length)
+        return dataset if encoded is None else dataset.add_column("labels", encoded)
+
+    def _compute_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
+        predicted = predict_labels(logits_from_output(prediction.predictions), self.labels)
+        return compute(self.config.metrics, np.asarray(prediction.label_ids), predicted, classes=self.labels.count)
+
+    def _read_input(self, input_file: str) -> Table:
+        """Read a file without labels: without a header it holds all of the run's columns, or its text columns alone."""
+        columns = self.config.data.columns
+        try:
+            return read_tables(input_file, columns)
+        except InputError:
+            if columns is None:
+                raise
+            return read_tables(input_file, self.config.data.text)
+
+    def _predictions(self, load: Callable[[], Model], dataset: Dataset) -> Predictions:
+        training = self.config.training
+        arguments = TrainingArguments(
+            output_dir=str(RunFolder(self.config.output).checkpoints),
+            per_device_eval_batch_size=training["per_device_eval_batch_size"],
+            dataloader_pin_memory=torch.accelerator.is_available(),
+            report_to="none",
+            disable_tqdm=training.get("disable_tqdm", False),
+        )
+        trainer = Trainer(model=load(), args=arguments, data_collator=DataCollatorWithPadding(self.tokenizer))
+        return Predictions.from_trainer(trainer, dataset)

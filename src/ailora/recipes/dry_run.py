@@ -13,16 +13,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArgum
 from ailora.errors import InputError
 from ailora.model_loading import load_on_meta
 from ailora.plan import Plan
-from ailora.recipes.causal_lm import causal_arguments
-from ailora.recipes.classification import load_splits
 from ailora.recipes.config.method import CustomFunction, FullFineTuning, Method, PeftInit
-from ailora.recipes.config.schema import CausalLMConfig, ClassificationConfig, LanguageConfig, RunConfig
-from ailora.recipes.data.tokenize_language import IGNORED
-from ailora.recipes.data.tokenize_pairs import check_max_length
-from ailora.recipes.inference.language_run import evaluator_of
-from ailora.recipes.task_models import load_tokenizer
-from ailora.recipes.training.fit import on_one_process, plan_for, training_arguments
-from ailora.recipes.training.language_results import load_data
+from ailora.recipes.config.schema import LanguageConfig, RunConfig
+from ailora.recipes.data.tokenize_language import IGNORE_INDEX
+from ailora.recipes.registry import make_recipe
+from ailora.recipes.training.setup import plan_adapter
 from ailora.spectral.flops import matmul_speed
 
 #: Floating numbers that a layer keeps per token and hidden unit for the backward pass, by Korthikanti et al. 2022
@@ -54,27 +49,18 @@ def dry_run(config: RunConfig) -> DryRun:
     method = config.adapter.method
     if isinstance(method, CustomFunction):
         raise InputError(f"a dry run cannot say what the function {method} makes of a model: run it")
-    alone: Any = on_one_process(config)
-    arguments = causal_arguments(alone) if isinstance(alone, CausalLMConfig) else training_arguments(alone)
-    if isinstance(config, LanguageConfig):
-        evaluator = evaluator_of(config)
-        data, tokenizer, labels = load_data(config, evaluator).tokenized, evaluator.tokenizer, None
-    else:
-        assert isinstance(config, ClassificationConfig)
-        tokenizer = load_tokenizer(config.model)
-        check_max_length(tokenizer, config.data.max_length, pairs=len(config.data.text) == 2)
-        splits = load_splits(config)
-        data = {split: splits.tokenized(split, tokenizer) for split in splits.splits}
-        labels = splits.labels.count
-    model = load_on_meta(config.model, config.task_type, num_labels=labels)
-    plan = None if isinstance(method, FullFineTuning) else plan_for(config, model)
+    recipe = make_recipe(config)
+    recipe.prepare()
+    model = load_on_meta(config.model, config.task_type, num_labels=recipe.num_labels)
+    plan = None if isinstance(method, FullFineTuning) else plan_adapter(config, model)
+    data, tokenizer = recipe.datasets, recipe.tokenizer
     train = data["train"]
     examples = [_shown(train[i], tokenizer) for i in range(min(2, len(train)))]
     rows = {f"{split}_rows": len(dataset) for split, dataset in data.items()}
-    return DryRun(plan, rows | _costs(config, arguments, model, plan=plan, train=train), examples)
+    return DryRun(plan, rows | _estimate_costs(config, recipe.arguments, model, plan=plan, train=train), examples)
 
 
-def _costs(
+def _estimate_costs(
     config: RunConfig, arguments: TrainingArguments, model: PreTrainedModel, *, plan: Plan | None, train: Dataset
 ) -> dict[str, Any]:
     lengths = [len(ids) for ids in train["input_ids"]]
@@ -132,9 +118,9 @@ def _shown(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> str:
     if len(labels) != len(ids):
         return f"{tokenizer.decode(ids)}  ->  [[{tokenizer.decode(labels)}]]"
     text = ""
-    for start, stop in _runs([label != IGNORED for label in labels]):
+    for start, stop in _runs([label != IGNORE_INDEX for label in labels]):
         part = str(tokenizer.decode(ids[start:stop]))
-        text += part if labels[start] == IGNORED else f"[[{part}]]"
+        text += part if labels[start] == IGNORE_INDEX else f"[[{part}]]"
     return text
 
 

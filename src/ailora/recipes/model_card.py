@@ -1,8 +1,11 @@
-"""The model card of an adapter that a run made."""
+"""The model card of an adapter that a run trained."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
+
+from huggingface_hub import ModelCard, ModelCardData
 
 from ailora.formatting import format_number
 from ailora.model_loading import resolve_model
@@ -11,18 +14,14 @@ from ailora.recipes.config.method import CustomFunction, PeftInit
 from ailora.recipes.config.schema import AdapterConfig, RunConfig
 
 _CARD = """---
-library_name: peft
-base_model: {base}
-tags: [{tags}]
+{data}
 ---
 
 # {policy} adapter{rank} for {base}
 
 {kind} for {task}. {origin} The file is a stock PEFT adapter for the unchanged base model.
 
-| split | {columns} |
-|---|{rule}|
-{rows}
+{scores}
 
 Trained numbers: {trainable:,}, heads included. Steps: {steps}. Seed: {seed}.
 
@@ -32,53 +31,58 @@ from peft import {loader}
 model = {loader}.from_pretrained("PATH/TO/THIS/FOLDER"{arguments})
 ```
 """
-
 _GIVEN_BACK = (
     " That takes a part out of the base weights; here it is given back, for which the file has twice the rank. "
     "Where the base is not in float32, what rounding changed of it stays behind."
 )
 
 
-def model_card(config: RunConfig, result: dict[str, Any]) -> str:
-    """A README for the adapter's folder: what it is, how good it is, how to load it."""
+def make_model_card(config: RunConfig, result: Mapping[str, Any]) -> ModelCard:
+    """Make the card of an adapter: what it is, how good it is, how to load it.
+
+    Args:
+        config: the run's.
+        result: what `result.json` will hold.
+    """
     given = config.adapter.policy
     policy = given if isinstance(given, str) else "custom: " + ", ".join(f"{r} {i}" for r, i in given.items())
     custom = isinstance(config.adapter.method, CustomFunction)
-    metrics: dict[str, dict[str, float]] = result["metrics"]
-    columns = list(dict.fromkeys(name for scores in metrics.values() for name in scores))
+    base = resolve_model(config.model) if config.model.startswith("builtin:") else config.model
     task = TASKS[config.task_type]
+    data = ModelCardData(base_model=base, library_name="peft", tags=_tags(config.adapter))
     card = _CARD.format(
-        base=resolve_model(config.model) if config.model.startswith("builtin:") else config.model,
+        data=data.to_yaml(),
+        base=base,
         policy=policy,
-        tags=_tags(config.adapter),
         rank="" if custom else f", rank {config.adapter.rank},",
         kind="An adapter" if custom else "A LoRA adapter",
         origin=_origin(config.adapter, policy),
         task=task.title,
-        columns=" | ".join(columns),
-        rule="---|" * len(columns),
-        rows="\n".join(_row(split, [scores.get(name) for name in columns]) for split, scores in metrics.items()),
+        scores=_score_table(result["metrics"]),
         trainable=result["trainable_parameters"],
         steps=result["steps"],
         seed=result["seed"],
         loader=task.auto_class.replace("Auto", "AutoPeft"),
         arguments=f", num_labels={len(result['labels'] or [0])}" if "labels" in result else "",
     )
-    return card + _labels(result["labels"]) if "labels" in result else card
+    if "labels" in result:
+        names = ", ".join(result["labels"] or ["one number (regression)"])
+        card += f"\nLabels, in the order of the model's outputs: {names}.\n"
+    return ModelCard(card)
 
 
-def _tags(adapter: AdapterConfig) -> str:
+def _tags(adapter: AdapterConfig) -> list[str]:
     match adapter.method:
         case CustomFunction():
-            return "peft"
+            return ["peft"]
         case PeftInit():
-            return "lora"
+            return ["lora"]
         case _:
-            return "ailora, lora"
+            return ["ailora", "lora"]
 
 
 def _origin(adapter: AdapterConfig, policy: str) -> str:
-    """How the adapter came to be, in a sentence or two."""
+    """Say in a sentence or two how the adapter was initialised."""
     match adapter.method:
         case CustomFunction():
             return f"It was made by the function `{policy}`, which is not part of this folder."
@@ -92,11 +96,10 @@ def _origin(adapter: AdapterConfig, policy: str) -> str:
             )
 
 
-def _row(split: str, scores: list[float | None]) -> str:
-    return f"| {split} | " + " | ".join("" if value is None else format_number(value) for value in scores) + " |"
-
-
-def _labels(names: list[str] | None) -> str:
-    return (
-        f"\nLabels, in the order of the model's outputs: {', '.join(names) if names else 'one number (regression)'}.\n"
-    )
+def _score_table(metrics: Mapping[str, Mapping[str, float]]) -> str:
+    """Format the scores of every split as a Markdown table."""
+    names = list(dict.fromkeys(name for scores in metrics.values() for name in scores))
+    rows = [["split", *names], ["---"] * (1 + len(names))]
+    for split, scores in metrics.items():
+        rows.append([split, *(format_number(scores[name]) if name in scores else "" for name in names)])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)

@@ -1,51 +1,79 @@
-"""Every recipe by name: what runs it, and what uses a finished run of it."""
+"""Every recipe by name: run it, or load what it trained."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback
 
-from ailora.recipes import causal_lm, classification, seq2seq
+from ailora.distributed import is_main
+from ailora.recipes.causal_lm import CausalLMRecipe
+from ailora.recipes.classification import ClassificationRecipe
 from ailora.recipes.config.schema import RunConfig
-from ailora.recipes.inference.classification_run import FinishedClassification
-from ailora.recipes.inference.language_run import FinishedLanguageModel
-from ailora.recipes.inference.trained_run import FinishedRun
+from ailora.recipes.inference.trained_run import TrainedRun, read_result
+from ailora.recipes.recipe import Recipe
 from ailora.recipes.run_folder import RunFolder
+from ailora.recipes.seq2seq import Seq2SeqRecipe
+from ailora.recipes.training.arguments import without_distributed_args
+from ailora.recipes.training.results import summarize_run, write_result
+from ailora.recipes.training.save import save_model
+from ailora.recipes.training.setup import load_and_adapt
+from ailora.recipes.training.train import train
 
-_RUN: dict[str, Callable[[Any, Sequence[TrainerCallback]], dict[str, Any]]] = {
-    "classification": classification.run,
-    "causal_lm": causal_lm.run,
-    "seq2seq": seq2seq.run,
+RECIPES: Mapping[str, type[Recipe[RunConfig]]] = {
+    "classification": ClassificationRecipe,
+    "causal_lm": CausalLMRecipe,
+    "seq2seq": Seq2SeqRecipe,
 }
-_FINISHED: dict[str, Callable[[RunFolder, Any], FinishedRun]] = {
-    "classification": FinishedClassification,
-    "causal_lm": FinishedLanguageModel,
-    "seq2seq": FinishedLanguageModel,
-}
+
+
+def make_recipe(config: RunConfig) -> Recipe[RunConfig]:
+    """Apply the recipe that a configuration names, for use in a single process."""
+    return RECIPES[config.recipe](without_distributed_args(config))
 
 
 def run(config: RunConfig, callbacks: Sequence[TrainerCallback] = ()) -> dict[str, Any]:
-    """Run the recipe that a configuration names; what `result.json` then holds.
+    """Train and evaluate; the same call resumes a killed run, and returns the result of a finished one.
 
     Args:
         config: from `load_config`.
         callbacks: further callbacks of the Trainer.
 
+    Returns:
+        What `result.json` holds.
+
     Raises:
-        InputError, ModelError: as the recipe's own `run`.
+        InputError: bad data, a model or tokenizer that lacks what the recipe needs, a folder that holds another run.
+        ModelError: the model cannot be adapted as asked.
     """
-    return _RUN[config.recipe](config, callbacks)
+    folder = RunFolder(config.output)
+    if finished := folder.finished(config):
+        return finished
+    recipe = RECIPES[config.recipe](config)
+    recipe.prepare()
+    model, init_seconds = load_and_adapt(recipe)
+    recipe.before_training(model)
+    # Claimed only now: bad input leaves no folder behind.
+    with folder.claimed(config):
+        trained = train(recipe, model, init_seconds=init_seconds, callbacks=callbacks)
+        evaluation = recipe.evaluate(trained.trainer)
+        result = evaluation.result | summarize_run(config, trained)
+        save_model(config, trained.trainer, result)
+        if is_main():
+            evaluation.write(folder)
+            write_result(folder, result)
+        return result
 
 
-def finished_run(folder: Path | str) -> FinishedRun:
-    """The finished run in a folder.
+def load_run(folder: Path | str) -> TrainedRun:
+    """Load a finished run, to score it on data or to predict with it.
 
     Raises:
         InputError: the folder holds no run, or one that has not finished.
     """
-    place = RunFolder(folder)
-    config = place.read_config()
-    return _FINISHED[config.recipe](place, config)
+    run_folder = RunFolder(folder)
+    config = run_folder.read_config()
+    recipe = RECIPES[config.recipe]
+    return TrainedRun(run_folder, recipe(without_distributed_args(config), read_result(run_folder, recipe.result_keys)))

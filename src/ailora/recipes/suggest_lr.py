@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -20,13 +19,10 @@ from ailora.lora import adapt
 from ailora.model_loading import resolve_model
 from ailora.optim.curvature import Curvature, RateMultiple, curvature_by_role, rate_multiple
 from ailora.optim.hessian import ALL
-from ailora.recipes.classification import load_splits
 from ailora.recipes.config.method import Preset
-from ailora.recipes.config.schema import ClassificationConfig, LanguageConfig, RunConfig
-from ailora.recipes.data.tokenize_pairs import collator
-from ailora.recipes.inference.language_run import evaluator_of
-from ailora.recipes.task_models import load_classifier, load_language_model, load_tokenizer
-from ailora.recipes.training.language_results import load_data
+from ailora.recipes.config.sections import RunConfig
+from ailora.recipes.recipe import Recipe
+from ailora.recipes.registry import make_recipe
 
 #: Rows of a batch differ with the seed of the run; which rows curvature is measured on does not.
 _ROWS_SEED = 20251008
@@ -98,24 +94,27 @@ def suggest(config: RunConfig, lora_rate: float, *, batches: int = 4, rows: int 
     if not lora_rate > 0 or batches < 2 or rows < 1:
         raise InputError(f"needed: a rate above 0, 2 batches or more, rows; got {lora_rate}, {batches}, {rows}")
     started = time.perf_counter()
-    load, sample = _task(config, batches, rows)
-    found = _curvatures(config, method.policy, load, sample)
-    reference = _curvatures(config, PRESETS["lora"], load, sample)
+    # Quantized weights have no second derivatives.
+    recipe = make_recipe(config.model_copy(update={"quantization": None}))
+    sample = _sample_batches(recipe, batches, rows)
+    curvatures = _measure_curvatures(recipe, method.policy, sample)
+    references = _measure_curvatures(recipe, PRESETS["lora"], sample)
     roles = {}
-    for role in [key for key in found if key != ALL]:
-        multiple = rate_multiple(found[role], reference[role])
-        roles[role] = RoleRate(found[role], reference[role], multiple, lora_rate * multiple.value)
+    for role in [key for key in curvatures if key != ALL]:
+        multiple = rate_multiple(curvatures[role], references[role])
+        roles[role] = RoleRate(curvatures[role], references[role], multiple, lora_rate * multiple.value)
     return Suggestion(max(each.rate for each in roles.values()), roles, time.perf_counter() - started)
 
 
-def _curvatures(
-    config: RunConfig, policy: Policy, load: Callable[[], Any], sample: list[dict[str, Tensor]]
+def _measure_curvatures(
+    recipe: Recipe[RunConfig], policy: Policy, sample: list[dict[str, Tensor]]
 ) -> dict[str, Curvature]:
-    """The curvature at the start of a policy; one model is in memory at a time."""
+    """Measure the curvature at the start of a policy; one model is in memory at a time."""
+    config: RunConfig = recipe.config
     set_seed(config.training["seed"])
     options = config.adapter.plan_options() | {"form": "anchored", "dropout": 0.0}
-    base = load().float()
-    model = adapt(base, policy, **options, task_type=config.task_type)
+    base: Any = recipe.load_model(resolve_model(config.model))
+    model = adapt(base.float(), policy, **options, task_type=config.task_type)
     model.to(torch.accelerator.current_accelerator() or "cpu")
     device = next(model.parameters()).device
     on_device = [{key: value.to(device) for key, value in batch.items()} for batch in sample]
@@ -127,21 +126,11 @@ def _loss(model: Any, batch: dict[str, Tensor]) -> Tensor:
     return model(**batch).loss
 
 
-def _task(config: RunConfig, batches: int, rows: int) -> tuple[Callable[[], Any], list[dict[str, Tensor]]]:
-    """What loads the model, and batches of the training data."""
-    path = resolve_model(config.model)
-    if isinstance(config, LanguageConfig):
-        evaluator = evaluator_of(config)
-        dataset = load_data(config, evaluator).tokenized["train"]
-        collate: Any = evaluator.collate
-        load = partial(load_language_model, path, evaluator.tokenizer, config.task_type)
-    else:
-        assert isinstance(config, ClassificationConfig)
-        tokenizer, splits = load_tokenizer(config.model), load_splits(config)
-        dataset, collate = splits.tokenized("train", tokenizer), collator(tokenizer)
-        load = partial(load_classifier, path, splits.labels, tokenizer)
+def _sample_batches(recipe: Recipe[RunConfig], batches: int, rows: int) -> list[dict[str, Tensor]]:
+    """Draw batches of the training data."""
+    dataset = recipe.datasets["train"]
     if len(dataset) < batches * rows:
         raise InputError(f"{batches} batches of {rows} rows need more than the {len(dataset)} rows of training data")
     chosen = random.Random(_ROWS_SEED).sample(range(len(dataset)), batches * rows)
     starts = range(0, len(chosen), rows)
-    return load, [dict(collate([dataset[i] for i in chosen[k : k + rows]])) for k in starts]
+    return [recipe.collate([dataset[i] for i in chosen[start : start + rows]]) for start in starts]

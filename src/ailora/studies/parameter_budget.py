@@ -11,7 +11,7 @@ from ailora.model_loading import load_on_meta
 from ailora.plan.task_type import TaskType
 from ailora.recipes.config.method import CustomFunction, FullFineTuning
 from ailora.recipes.config.schema import RunConfig
-from ailora.recipes.training.fit import plan_for
+from ailora.recipes.training.setup import plan_adapter
 
 
 def match_trainable_parameters(config: RunConfig, baseline: RunConfig) -> RunConfig:
@@ -41,7 +41,7 @@ def _count_trainable(config: RunConfig) -> int:
         raise InputError(
             f"match_parameters: the number of parameters that the function {config.adapter.policy} trains is unknown"
         )
-    return plan_for(config, _meta_model(config.model, config.task_type)).trainable
+    return plan_adapter(config, _meta_model(config.model, config.task_type)).trainable
 
 
 @functools.lru_cache(maxsize=8)

@@ -1,4 +1,4 @@
-"""What is known of how a run's model was made: kept with the model, for what comes after the start."""
+"""How the model of a run was made: kept with the model, for what comes after the start."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ from ailora.lora import get_plan
 from ailora.lora.inject import has_ailora_adapter
 from ailora.plan import Form, Plan
 
-_RECORD = "ailora_made"
+_ATTRIBUTE = "ailora_adapter_origin"
 
 
 @dataclass(frozen=True)
-class Made:
+class AdapterOrigin:
     """How a model was made.
 
     Attributes:
-        plan: which projections have an adapter; None: nobody knows, or there is none.
-        overwritten: whether the weights under the adapter are not the base's any more.
+        plan: which projections have an adapter; None if there is none, or if it is unknown.
+        overwrites_base: whether the weights under the adapter are no longer those of the base model.
     """
 
     plan: Plan | None
-    overwritten: bool
+    overwrites_base: bool
 
 
-def record(model: Any, made: Made) -> None:
+def set_adapter_origin(model: PeftModel, origin: AdapterOrigin) -> None:
     """Keep how a model was made."""
-    setattr(model, _RECORD, made)
+    setattr(model, _ATTRIBUTE, origin)
 
 
-def made_of(model: Any) -> Made:
-    """How a model of a run was made; one that is trained whole overwrites its base."""
+def get_adapter_origin(model: Any) -> AdapterOrigin:
+    """Look up how a model of a run was made; one that is trained whole overwrites its base."""
     if has_ailora_adapter(model):
         plan = get_plan(model)
-        return Made(plan, plan.form is Form.RESIDUAL)
-    return getattr(model, _RECORD, Made(None, not isinstance(model, PeftModel)))
+        return AdapterOrigin(plan, plan.form is Form.RESIDUAL)
+    return getattr(model, _ATTRIBUTE, AdapterOrigin(None, not isinstance(model, PeftModel)))

@@ -1,4 +1,4 @@
-"""Adapters whose start was taken out of the base weights: filed as adapters for the untouched base.
+"""Adapters whose start was taken out of the base weights, saved as adapters for the untouched base.
 
 PiSSA and its like overwrite `W` by `W - s B0 A0`. What they learn is `s (B A - B0 A0)`, which is the LoRA of rank 2r
 with `A = [A0; dA]`, `B = [dB, B]`, as in the forms of ours. PEFT's own conversion
@@ -13,7 +13,6 @@ import math
 from pathlib import Path
 from typing import Any
 
-import torch
 from peft import PeftModel, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -21,11 +20,9 @@ from torch import Tensor
 from ailora.adapter_io.peft_config_file import WEIGHTS_NAME
 from ailora.atomic_io import write_json
 from ailora.errors import ModelError
+from ailora.lora.anchor import anchor_distance, stack_A, stack_B
 
 _A, _B = ".lora_A.", ".lora_B."
-#: How far the start of a continued run may be from that of its beginning, relative to it. Another number of threads
-#: moves it by rounding; another machine's random numbers, or other batches, move all of it.
-_SAME_START = 1e-4
 
 
 def write_start(model: PeftModel, folder: Path) -> None:
@@ -46,8 +43,8 @@ def validate_same_anchor(model: PeftModel, folder: Path) -> None:
     before, now = load_file(folder / WEIGHTS_NAME), _state(model)
     for name in filter(lambda name: _A in name, before):
         other = name.replace(_A, _B)
-        was, is_now = before[other] @ before[name], now[other] @ now[name]
-        if not torch.linalg.norm(is_now - was) <= _SAME_START * torch.linalg.norm(was):
+        # Another number of threads moves the product by rounding; other random numbers or batches move all of it.
+        if anchor_distance(before[other] @ before[name], now[other] @ now[name]) is not None:
             raise ModelError(
                 f"{name}: the start is not the one that this run began with, and was taken out of the base: continue "
                 "it on the machine, with the libraries and the number of processes that began it, or begin anew"
@@ -67,7 +64,7 @@ def save_converted(model: PeftModel, folder: Path, start: Path) -> None:
     for name in filter(lambda name: _A in name, anchors):
         other = name.replace(_A, _B)
         A0, B0, A, B = anchors[name], anchors[other], state[name], state[other]
-        state[name], state[other] = torch.cat([A0, A - A0], dim=0), torch.cat([B - B0, B], dim=1)
+        state[name], state[other] = stack_A(A0, A - A0), stack_B(B - B0, B)
     save_file(state, folder / WEIGHTS_NAME, metadata={"format": "pt"})
     file = folder / "adapter_config.json"
     config = json.loads(file.read_text(encoding="utf-8"))

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from ailora.errors import InputError, ModelError
 from ailora.lora.inject import has_ailora_adapter
 from ailora.optim.param_groups import parse_multipliers
-from ailora.recipes.baselines.adapter_origin import Made, made_of, record
+from ailora.recipes.baselines.adapter_origin import AdapterOrigin, get_adapter_origin, set_adapter_origin
 from ailora.recipes.baselines.calibration_batches import Batches
 from ailora.recipes.config.method import CustomFunction
 from ailora.recipes.config.schema import RunConfig
@@ -93,7 +93,7 @@ def apply_function(
         changed = _changed(made, before)
         if changed:
             _validate_convertible(made, changed, load, method)
-        record(made, Made(None, bool(changed)))
+        set_adapter_origin(made, AdapterOrigin(None, bool(changed)))
     _validate_learning_rates(config, made)
     return made
 
@@ -117,7 +117,7 @@ def _named(value: object) -> str:
 
 
 def _validate_learning_rates(config: RunConfig, made: PreTrainedModel | PeftModel) -> None:
-    plan = made_of(made).plan
+    plan = get_adapter_origin(made).plan
     if config.adapter.learning_rates and plan is None:
         raise InputError(
             f"adapter.learning_rates does not go with {config.adapter.policy}: only a model of ailora.adapt says which "

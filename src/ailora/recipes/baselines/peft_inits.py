@@ -29,7 +29,7 @@ from ailora.errors import AiloraError, InputError, ModelError
 from ailora.lora.lora_config import lora_config
 from ailora.lora.parallelism_support import validate_parallelism
 from ailora.plan import Plan
-from ailora.recipes.baselines.adapter_origin import Made, record
+from ailora.recipes.baselines.adapter_origin import AdapterOrigin, set_adapter_origin
 from ailora.recipes.baselines.calibration_batches import Batches
 from ailora.recipes.config.method import PeftInit
 from ailora.recipes.config.schema import AdapterConfig, RunConfig
@@ -108,7 +108,7 @@ def apply_peft_init(
             f"adapter.policy {init}: PEFT {peft.__version__} cannot start {type(model).__name__} in this "
             f"way: {type(error).__name__}: {error}"
         ) from error
-    record(adapted, Made(plan, init.overwrites_base))
+    set_adapter_origin(adapted, AdapterOrigin(plan, init.overwrites_base))
     return adapted
 
 

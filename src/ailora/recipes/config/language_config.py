@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal
 
+import torch
 from transformers import Seq2SeqTrainingArguments, TrainingArguments
 from trl.trainer.sft_config import SFTConfig
 
@@ -188,6 +189,12 @@ class CausalLMConfig(LanguageConfig, frozen=True):
 
     recipe: Literal["causal_lm"] = field("causal_lm")
     data: CausalData
+
+    @property
+    def derived_training(self) -> dict[str, Any]:
+        """Mixed precision and activation checkpointing are for accelerators, as TRL means them."""
+        bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+        return {"bf16": bf16, "activation_checkpointing": torch.accelerator.is_available()}
 
 
 class Seq2SeqConfig(LanguageConfig, frozen=True):

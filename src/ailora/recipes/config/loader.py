@@ -17,7 +17,7 @@ from ailora.recipes.config.method import CustomFunction, FullFineTuning, PeftIni
 from ailora.recipes.config.quantization import quantization_config
 from ailora.recipes.config.schema import AdapterConfig, DataSource, LanguageConfig, RunConfig, shown, validate
 from ailora.recipes.config.yaml_file import format_yaml, parse_yaml, read_yaml
-from ailora.recipes.training.arguments import complete_training
+from ailora.recipes.training.arguments import complete_training, validate_arguments
 from ailora.roles import parse_role
 
 
@@ -54,9 +54,10 @@ def _load(raw: dict[str, Any], overrides: Sequence[str], *, to_run: bool) -> Run
     if (task := raw.pop("task", None)) is not None:
         raw = _merged(_task(task), raw)
     config = _checked(validate(raw))
-    method = config.adapter.method
-    if isinstance(method, CustomFunction) and to_run:
-        import_function(method)
+    if to_run:
+        validate_arguments(config)
+        if isinstance(method := config.adapter.method, CustomFunction):
+            import_function(method)
     return config
 
 

@@ -146,6 +146,11 @@ class RunConfig(Section, frozen=True):
     output: Text = field("a folder")
 
     @property
+    def derived_training(self) -> dict[str, Any]:
+        """Training arguments that the recipe sets, unless `training` does."""
+        return {}
+
+    @property
     def metrics(self) -> tuple[str, ...]:
         """The metrics that every evaluation during training computes beside the loss, the deciding one first."""
         return ()

@@ -50,7 +50,7 @@ def load_examples(data: DataConfig, split: str) -> Examples:
         InputError: missing or broken data, missing columns, rows without text or label.
     """
     examples = to_examples(read_split(data, split), data)
-    kept = kept_rows(len(examples.texts), getattr(data, f"max_{split}_samples", None))
+    kept = sample_indices(len(examples.texts), getattr(data, f"max_{split}_samples", None))
     labels = examples.labels and [examples.labels[i] for i in kept]
     return Examples([examples.texts[i] for i in kept], labels, [examples.where[i] for i in kept])
 
@@ -65,7 +65,7 @@ def read_split(data: DataSource, split: str) -> Table:
     return read_tables(source, data.columns) if data.dataset is None else _read_dataset(data, source)
 
 
-def kept_rows(count: int, limit: int | None) -> list[int]:
+def sample_indices(count: int, limit: int | None) -> list[int]:
     """Which of `count` rows a limit keeps, in their order."""
     if limit is None or limit >= count:
         return list(range(count))

@@ -8,7 +8,7 @@ from typing import Any
 
 from ailora.errors import InputError
 from ailora.recipes.config.language_config import CausalData, MessageColumn, MessageTemplate, PromptData
-from ailora.recipes.data.classification_rows import kept_rows, read_split
+from ailora.recipes.data.classification_rows import read_split, sample_indices
 from ailora.recipes.data.readers import Table
 from ailora.recipes.data.templates import Template
 
@@ -45,7 +45,7 @@ class Rows:
 
     def cut(self, limit: int | None) -> Rows:
         """So many rows, in their order; which ones does not depend on the run's seed."""
-        return self if limit is None else Rows([self.rows[i] for i in kept_rows(len(self.rows), limit)])
+        return self if limit is None else Rows([self.rows[i] for i in sample_indices(len(self.rows), limit)])
 
     def grouped(self, columns: Sequence[str]) -> list[list[Row]]:
         """Rows that agree in the columns, together; without columns, every row alone.

@@ -6,7 +6,7 @@ model: here rows are checked before a model is loaded. A test compares the two.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
@@ -20,7 +20,7 @@ from trl.chat_template_utils import get_training_chat_template, has_generation_m
 from ailora.errors import InputError
 from ailora.recipes.data.language_rows import Message, Row, Rows
 
-IGNORED = -100
+IGNORE_INDEX = -100
 
 
 @dataclass(frozen=True)
@@ -30,30 +30,31 @@ class Tokenization:
     Attributes:
         tokenizer: the model's.
         max_length: tokens after which a row is cut; None: never.
-        whole_loss: whether the loss counts on prompts too.
-        assistant_loss: whether the loss counts on the assistant's messages only.
+        train_on_prompt: whether the loss counts on prompts too.
+        assistant_only_loss: whether the loss counts on the assistant's messages only.
     """
 
     tokenizer: PreTrainedTokenizerBase
     max_length: int | None = None
-    whole_loss: bool = False
-    assistant_loss: bool = False
+    train_on_prompt: bool = False
+    assistant_only_loss: bool = False
 
     def dataset(self, rows: Rows) -> Dataset:
-        """`input_ids` and `labels` of every row, cut to the length and not padded.
+        """Tokenize every row: `input_ids` and `labels`, cut to the length and not padded.
 
         Raises:
             InputError: rows of which nothing is left to learn, by file and line.
         """
         encoded = [self._cut(*self.encode(row)) for row in rows.rows]
-        if bare := [row.where for row, (_, labels) in zip(rows.rows, encoded, strict=True) if not any_counts(labels)]:
+        if bare := [
+            row.where for row, (_, labels) in zip(rows.rows, encoded, strict=True) if not has_trainable_tokens(labels)
+        ]:
             more = f" and {len(bare) - 3} more rows" if len(bare) > 3 else ""
             raise InputError(
                 f"{', '.join(bare[:3])}{more}: nothing of the completion is left in {self.max_length} tokens: "
                 "give a larger training.max_length, shorter prompts, or remove these rows"
             )
-        ids, labels = zip(*encoded, strict=True)
-        return Dataset.from_dict({"input_ids": list(ids), "labels": list(labels)})
+        return to_dataset(encoded)
 
     def encode(self, row: Row) -> tuple[list[int], list[int]]:
         """Token ids of a row and its labels, not cut; -100 where the loss does not count."""
@@ -74,20 +75,20 @@ class Tokenization:
     def _conversation(self, row: Row) -> tuple[list[int], list[int]]:
         messages = row.completion
         assert isinstance(messages, list)
-        if not self.assistant_loss:
+        if not self.assistant_only_loss:
             ids = self._chat(messages)
             return ids, list(ids)
         encoded = self._rendered(messages, return_assistant_tokens_mask=True, chat_template=self._marked_template())
         ids = list(encoded["input_ids"])
         counted = encoded["assistant_masks"]
-        return ids, [token if count else IGNORED for token, count in zip(ids, counted, strict=True)]
+        return ids, [token if count else IGNORE_INDEX for token, count in zip(ids, counted, strict=True)]
 
     def _labels(self, ids: list[int], prompt: list[int]) -> list[int]:
         """Tokens may merge across the end of the prompt: what follows is trained from where the two part."""
-        if self.whole_loss:
+        if self.train_on_prompt:
             return list(ids)
         shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(ids, prompt, strict=False)))
-        return [IGNORED] * shared + ids[shared:]
+        return [IGNORE_INDEX] * shared + ids[shared:]
 
     def _ids(self, text: str) -> list[int]:
         return list(self.tokenizer(text)["input_ids"])
@@ -123,18 +124,26 @@ class Tokenization:
         return ids[: self.max_length], labels[: self.max_length]
 
 
-def any_counts(labels: Sequence[int]) -> bool:
+def to_dataset(encoded: Iterable[tuple[list[int], list[int]]]) -> Dataset:
+    """Make a data set of token ids and labels."""
+    ids, labels = zip(*encoded, strict=True)
+    return Dataset.from_dict({"input_ids": list(ids), "labels": list(labels)})
+
+
+def has_trainable_tokens(labels: Sequence[int]) -> bool:
     """Whether the loss counts anywhere: the first token of a row is predicted by none."""
-    return any(label != IGNORED for label in labels[1:])
+    return any(label != IGNORE_INDEX for label in labels[1:])
 
 
-def complete_tokenizer(tokenizer: PreTrainedTokenizerBase, *, name: str, chat_template: str | None, chat: bool) -> None:
+def prepare_tokenizer(
+    tokenizer: PreTrainedTokenizerBase, *, name: str, chat_template: str | None = None, chat: bool = False
+) -> None:
     """Give a tokenizer the chat template of the configuration, and refuse one that lacks what training needs.
 
     Args:
         tokenizer: the model's.
         name: the model's, for messages.
-        chat_template: a Jinja file or the template itself; None: the tokenizer's.
+        chat_template: a Jinja file or the template itself; None for the tokenizer's.
         chat: whether conversations are trained.
 
     Raises:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from datasets import Dataset
-from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from ailora.errors import InputError
 from ailora.recipes.data.classification_rows import Examples
 
 
-def check_max_length(tokenizer: PreTrainedTokenizerBase, max_length: int, *, pairs: bool) -> None:
+def validate_max_length(tokenizer: PreTrainedTokenizerBase, max_length: int, *, pairs: bool) -> None:
     """Refuse a length that leaves no room for a text: the tokenizer would then not cut at all, in silence.
 
     Raises:
@@ -28,8 +28,3 @@ def tokenize(examples: Examples, tokenizer: PreTrainedTokenizerBase, max_length:
     first, *second = [list(column) for column in zip(*examples.texts, strict=True)]
     encoded = tokenizer(first, second[0] if second else None, truncation=True, max_length=max_length)
     return Dataset.from_dict(dict(encoded))
-
-
-def collator(tokenizer: PreTrainedTokenizerBase) -> DataCollatorWithPadding:
-    """Pads the rows of a batch to the longest of them."""
-    return DataCollatorWithPadding(tokenizer)

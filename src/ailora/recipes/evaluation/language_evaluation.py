@@ -15,9 +15,9 @@ from transformers import DataCollatorForSeq2Seq, GenerationConfig, PreTrainedTok
 
 from ailora.atomic_io import write_text
 from ailora.recipes.config.language_config import EvaluationConfig
-from ailora.recipes.data.classification_rows import kept_rows
+from ailora.recipes.data.classification_rows import sample_indices
 from ailora.recipes.data.language_rows import Row, Rows
-from ailora.recipes.data.tokenize_language import IGNORED, Tokenization
+from ailora.recipes.data.tokenize_language import IGNORE_INDEX, Tokenization
 from ailora.recipes.evaluation.perplexity import Likelihood, likelihood
 from ailora.recipes.evaluation.text_generation import generate
 from ailora.recipes.evaluation.text_metrics import text_scores
@@ -45,7 +45,7 @@ class Evaluator:
 
     def collate(self, rows: list[Any]) -> dict[str, Tensor]:
         """A batch of tokenized rows, padded to the longest of them."""
-        return dict(DataCollatorForSeq2Seq(self.tokenizer, label_pad_token_id=IGNORED)(rows))
+        return dict(DataCollatorForSeq2Seq(self.tokenizer, label_pad_token_id=IGNORE_INDEX)(rows))
 
     def measure(self, model: nn.Module, dataset: Dataset, rows: Rows) -> tuple[dict[str, float], list[dict[str, Any]]]:
         """Loss, perplexity and scores of a split, and the samples that were scored.
@@ -66,14 +66,14 @@ class Evaluator:
             InputError: a column of `group_by` that is not there.
         """
         groups = rows.grouped(self.config.groups)
-        return [groups[i] for i in kept_rows(len(groups), self.config.max_samples)]
+        return [groups[i] for i in sample_indices(len(groups), self.config.max_samples)]
 
     def samples(self, model: nn.Module, rows: Rows) -> list[dict[str, Any]]:
         """What the model writes for every input: prompt, output and references."""
         if self.generation is None:
             return []
         groups = self.inputs(rows)
-        outputs = self.write(model, [group[0] for group in groups])
+        outputs = self.generate(model, [group[0] for group in groups])
         return [
             {
                 "prompt": self.tokenizer.decode(self.tokenization.prompt_ids(group[0])),
@@ -83,13 +83,12 @@ class Evaluator:
             for group, output in zip(groups, outputs, strict=True)
         ]
 
-    def write(self, model: nn.Module, rows: list[Row]) -> list[str]:
-        """What the model writes after the prompt of every row."""
+    def generate(self, model: nn.Module, rows: list[Row]) -> list[str]:
+        """Generate a text after the prompt of every row."""
         assert self.generation is not None
         prompts = [self.tokenization.prompt_ids(row) for row in rows]
-        size = self.batch_size
-        made = generate(model, self.tokenizer, prompts, config=self.generation, batch_size=size)
-        return [text.strip() for text in made]
+        texts = generate(model, self.tokenizer, prompts, config=self.generation, batch_size=self.batch_size)
+        return [text.strip() for text in texts]
 
     def scores(self, samples: list[dict[str, Any]]) -> dict[str, float]:
         """The configured scores of samples."""
@@ -104,40 +103,26 @@ class Evaluator:
         return self.tokenization.tokenizer
 
 
-@dataclass(frozen=True)
-class Forgetting:
-    """The rise of the loss on general text over the base model's.
-
-    Attributes:
-        base: of the base model.
-        now: of the trained one.
-    """
-
-    base: Likelihood
-    now: Likelihood
-
-    def described(self) -> dict[str, float]:
-        """Losses in nats per token, and how far the second has risen above the first."""
-        rise = self.now.loss - self.base.loss
-        return {"base_loss": self.base.loss, "loss": self.now.loss, "rise": rise, "tokens": self.now.tokens}
-
-
-def forgetting(evaluator: Evaluator, model: nn.Module, general: Dataset, base: Likelihood | None) -> Forgetting:
-    """Measure forgetting.
+def measure_forgetting(
+    evaluator: Evaluator, model: nn.Module, general: Dataset, base: Likelihood | None
+) -> dict[str, float]:
+    """Measure how far the loss on general text has risen over the base model's, in nats per token.
 
     Args:
-        evaluator: measures.
+        evaluator: measures likelihoods.
         model: the trained model.
         general: tokenized general text.
-        base: the likelihood under the base model, where the model does not hold the base any more; None: without its
-            adapter the model is the base.
+        base: the likelihood under the base model; None if the model without its adapter is the base.
+
+    Returns:
+        `base_loss`, `loss`, `rise` and the number of `tokens`.
     """
     now = evaluator.likelihood(model, general)
     if base is None:
         assert isinstance(model, PeftModel)
         with model.disable_adapter():
             base = evaluator.likelihood(model, general)
-    return Forgetting(base, now)
+    return {"base_loss": base.loss, "loss": now.loss, "rise": now.loss - base.loss, "tokens": now.tokens}
 
 
 def write_samples(file: Path, samples: Iterable[dict[str, Any]]) -> None:

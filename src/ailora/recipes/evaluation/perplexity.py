@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from ailora.distributed import all_reduce_sum, split_between_processes
-from ailora.recipes.data.tokenize_language import IGNORED
+from ailora.recipes.data.tokenize_language import IGNORE_INDEX
 
 
 @dataclass(frozen=True)
@@ -68,14 +68,14 @@ def likelihood(
             labels = inputs.pop("labels") if not seq2seq else inputs["labels"]
             for row in range(len(labels)):
                 if not next(counted):
-                    labels[row] = IGNORED
+                    labels[row] = IGNORE_INDEX
             logits = model(**inputs).logits
             if not seq2seq:
                 logits, labels = logits[:, :-1], labels[:, 1:]
             nll = nn.functional.cross_entropy(
-                logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum"
+                logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORE_INDEX, reduction="sum"
             )
-            sums += torch.stack([nll.double().cpu(), (labels != IGNORED).sum().double().cpu()])
+            sums += torch.stack([nll.double().cpu(), (labels != IGNORE_INDEX).sum().double().cpu()])
     model.train(training)
     total = all_reduce_sum({"nll": float(sums[0]), "tokens": float(sums[1])})
     return Likelihood(total["nll"], int(total["tokens"]))

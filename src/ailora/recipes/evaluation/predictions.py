@@ -32,23 +32,23 @@ class Predictions:
     loss: float | None
 
     @classmethod
-    def of(cls, trainer: Trainer, dataset: Any) -> Predictions:
+    def from_trainer(cls, trainer: Trainer, dataset: Any) -> Predictions:
         """Run a trainer's model over a tokenized data set."""
         output = trainer.predict(dataset)
         loss = (output.metrics or {}).get("test_loss")
-        return cls(first_output(output.predictions), loss)
+        return cls(logits_from_output(output.predictions), loss)
 
     def scores(self, metrics: tuple[str, ...], labels: Labels, encoded: list[int | float]) -> dict[str, float]:
         """Loss and metrics against encoded labels."""
         loss = {} if self.loss is None else {"loss": self.loss}
-        return loss | compute(metrics, np.asarray(encoded), decide(self.logits, labels), classes=labels.count)
+        return loss | compute(metrics, np.asarray(encoded), predict_labels(self.logits, labels), classes=labels.count)
 
     def frame(self, labels: Labels, examples: Examples) -> pd.DataFrame:
         """One row per example: its row number, label (where there is one), prediction and scores.
 
         Scores are probabilities of the classes in the order of the labels' names; regression has none.
         """
-        decided = [labels.name(value) for value in decide(self.logits, labels)]
+        decided = [labels.name(value) for value in predict_labels(self.logits, labels)]
         columns: dict[str, Any] = {"row": range(len(decided))}
         if examples.labels is not None:
             columns["label"] = [labels.name(value) for value in examples.encoded(labels)]
@@ -58,12 +58,12 @@ class Predictions:
         return pd.DataFrame(columns)
 
 
-def first_output(outputs: Any) -> np.ndarray:
+def logits_from_output(outputs: Any) -> np.ndarray:
     """The logits among a model's outputs: some models return hidden states beside them."""
     return np.asarray(outputs[0] if isinstance(outputs, tuple) else outputs)
 
 
-def decide(logits: np.ndarray, labels: Labels) -> np.ndarray:
+def predict_labels(logits: np.ndarray, labels: Labels) -> np.ndarray:
     """Class ids (rows,) from logits (rows, classes), or the predicted numbers from (rows, 1)."""
     return logits.argmax(axis=1) if labels.names is not None else logits[:, 0]
 
@@ -81,7 +81,7 @@ _WRITERS: dict[str, Callable[[pd.DataFrame, BinaryIO], object]] = {
 }
 
 
-def check_output_kind(file: Path) -> None:
+def validate_output_suffix(file: Path) -> None:
     """Refuse a file whose ending names no format that `write_frame` knows.
 
     Raises:
@@ -96,7 +96,7 @@ def check_output_kind(file: Path) -> None:
 
 
 def write_frame(frame: pd.DataFrame, file: Path) -> None:
-    """Write a table in the format of the file's ending, whole or not at all."""
-    check_output_kind(file)
+    """Write a table in the format of the file's suffix, atomically."""
+    validate_output_suffix(file)
     with replacing_file(file) as stream:
         _WRITERS[file.suffix](frame, stream)

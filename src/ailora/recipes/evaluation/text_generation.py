@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from ailora.distributed import gather, split_between_processes
 from ailora.errors import InputError, unknown_name
 
 
-def generation_config(fields: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
+def generation_config(fields: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
     """The configuration of a generation; greedy unless the fields say otherwise.
 
     Raises:

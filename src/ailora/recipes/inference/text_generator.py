@@ -1,64 +1,63 @@
-"""Write with an adapter, or with the model of a finished run."""
+"""Generate text with an adapter, or with the model of a finished run."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
-from transformers import PreTrainedTokenizerBase
 
 from ailora.adapter_io.peft_config_file import CONFIG_NAME, read_config
 from ailora.errors import InputError
 from ailora.model_loading import resolve_model
 from ailora.path_kind import PathKind, detect_path_kind, resolve_adapter_dir
 from ailora.plan.task_type import TaskType, parse_task_type
-from ailora.recipes.config.schema import LanguageConfig
 from ailora.recipes.data.language_rows import Row
-from ailora.recipes.data.tokenize_language import Tokenization, complete_tokenizer
+from ailora.recipes.data.tokenize_language import Tokenization, prepare_tokenizer
 from ailora.recipes.evaluation.text_generation import generate, generation_config
-from ailora.recipes.inference.language_run import FinishedLanguageModel
-from ailora.recipes.run_folder import RunFolder
+from ailora.recipes.language_model import LanguageRecipe
+from ailora.recipes.recipe import Model
+from ailora.recipes.registry import load_run
 from ailora.recipes.task_models import load_language_model, load_tokenizer
+
+_BATCH_SIZE = 8
 
 
 @dataclass(frozen=True)
-class Writer:
-    """A model that writes.
+class TextGenerator:
+    """A language model that continues prompts.
 
     Attributes:
         model: with its adapter.
         tokenization: how prompts become tokens.
     """
 
-    model: Any
+    model: Model
     tokenization: Tokenization
 
     @classmethod
-    def load(cls, folder: Path | str, *, base: str | None = None) -> Writer:
-        """The model of a folder.
+    def load(cls, folder: Path | str, *, base: str | None = None) -> TextGenerator:
+        """Load the model of a folder.
 
         Args:
             folder: of a finished run, or of an adapter.
-            base: the base model of an adapter; None: the one that the adapter names.
+            base: the base model of an adapter; None for the one that the adapter names.
 
         Raises:
             InputError: the folder holds neither, or no language model's.
         """
-        if detect_path_kind(folder) is PathKind.RUN and base is None:
-            run = RunFolder(folder)
-            config = run.read_config()
-            if not isinstance(config, LanguageConfig):
-                raise InputError(f"{folder} is a run of the recipe {config.recipe}, which writes no texts")
-            finished = FinishedLanguageModel(run, config)
-            return cls(finished.load(), finished.tokenization)
-        return cls(*_of_adapter(resolve_adapter_dir(folder), base))
+        if base is not None or detect_path_kind(folder) is not PathKind.RUN:
+            return cls(*_load_adapter(resolve_adapter_dir(folder), base))
+        run = load_run(folder)
+        if not isinstance(run.recipe, LanguageRecipe):
+            raise InputError(f"{folder} is a run of the recipe {run.recipe.config.recipe}, which writes no texts")
+        return cls(run.load(), run.recipe.tokenization)
 
-    def write(self, prompts: Sequence[str], fields: dict[str, Any], *, chat: bool = False) -> list[str]:
-        """What the model writes after each prompt.
+    def generate(self, prompts: Sequence[str], fields: Mapping[str, Any], *, chat: bool = False) -> list[str]:
+        """Generate a text after each prompt.
 
         Args:
             prompts: texts.
@@ -76,18 +75,18 @@ class Writer:
         config = generation_config(fields, tokenizer)
         rows = [Row("prompt", [{"role": "user", "content": p}] if chat else p, "", {}) for p in prompts]
         ids = [self.tokenization.prompt_ids(row) for row in rows]
-        return [text.strip() for text in generate(self.model, tokenizer, ids, config=config, batch_size=8)]
+        return [text.strip() for text in generate(self.model, tokenizer, ids, config=config, batch_size=_BATCH_SIZE)]
 
 
-def _of_adapter(folder: Path, base: str | None) -> tuple[Any, Tokenization]:
+def _load_adapter(folder: Path, base: str | None) -> tuple[Model, Tokenization]:
     config = read_config(folder / CONFIG_NAME)
     task, named = config.get("task_type"), base or config.get("base_model_name_or_path")
     if task not in (TaskType.CAUSAL_LM, TaskType.SEQ_2_SEQ_LM, None):
         raise InputError(f"{folder} is an adapter for {task}, which writes no texts")
     if not named:
         raise InputError(f"{folder} does not name its base model: give it with --base")
-    tokenizer: PreTrainedTokenizerBase = load_tokenizer(named)
-    complete_tokenizer(tokenizer, name=named, chat_template=None, chat=False)
+    tokenizer = load_tokenizer(named)
+    prepare_tokenizer(tokenizer, name=named)
     model: Any = load_language_model(resolve_model(named), tokenizer, parse_task_type(task or TaskType.CAUSAL_LM))
     try:
         adapted = PeftModel.from_pretrained(model, folder)

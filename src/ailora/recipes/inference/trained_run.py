@@ -3,81 +3,106 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
+import torch
 from peft import PeftModel
 from safetensors import SafetensorError
-from transformers import PreTrainedModel
 
 from ailora.errors import InputError
 from ailora.model_loading import resolve_model
 from ailora.recipes.config.method import CustomFunction, FullFineTuning
-from ailora.recipes.config.schema import RunConfig
-from ailora.recipes.evaluation.predictions import check_output_kind
+from ailora.recipes.config.sections import RunConfig
+from ailora.recipes.evaluation.predictions import validate_output_suffix, write_frame
+from ailora.recipes.recipe import Model, Recipe
 from ailora.recipes.run_folder import RunFolder
 
 
-class FinishedRun(Protocol):
-    """What every finished run can do."""
+@dataclass(frozen=True)
+class TrainedRun:
+    """A finished run, whose model is loaded as any stock loader would.
+
+    Attributes:
+        folder: the run's.
+        recipe: the run's recipe, with its result.
+    """
+
+    folder: RunFolder
+    recipe: Recipe[RunConfig]
 
     def evaluate(self, data_file: str | None = None) -> dict[str, float]:
-        """Loss and metrics on the run's validation data, or on a file with the same columns.
+        """Compute loss and metrics on the run's validation data, or on a file with the same columns.
 
         Raises:
             InputError: bad data.
         """
-        ...
+        return self.recipe.score(self.load, data_file)
 
     def predict(self, input_file: str, output_file: Path | str) -> int:
-        """Write what the model says of every row of a file; returns the number of rows.
+        """Write a prediction for every row of a file; of labelled data only the columns that are read are needed.
+
+        Args:
+            input_file: a file as the run's data.
+            output_file: ends in .tsv, .csv, .jsonl or .parquet.
+
+        Returns:
+            The number of rows.
 
         Raises:
-            InputError: bad data, an output of another kind.
+            InputError: bad data, or an output that cannot be written or would replace its input.
         """
-        ...
+        output = Path(output_file)
+        validate_output_suffix(output)
+        if output.exists() and Path(input_file).exists() and output.samefile(input_file):
+            raise InputError(
+                f"{output} is the input: predictions written there would replace it; choose another output"
+            )
+        frame = self.recipe.predict(self.load, input_file)
+        write_frame(frame, output)
+        return len(frame)
+
+    def load(self) -> Model:
+        """Load the trained model, onto an accelerator where there is one.
+
+        Raises:
+            InputError: what the run wrote is missing or damaged.
+        """
+        model: Any = self._load()
+        # A quantized model is where its library has put it.
+        if self.recipe.config.quantization is not None:
+            return model
+        return model.to(torch.accelerator.current_accelerator() or "cpu")
+
+    def _load(self) -> Model:
+        config, folder = self.recipe.config, self.folder
+        method = config.adapter.method
+        # A function of the user's may have returned either.
+        whole = isinstance(method, FullFineTuning) or (isinstance(method, CustomFunction) and folder.model.is_dir())
+        written = folder.model if whole else folder.adapter
+        _validate_written(folder, written, prefix="" if whole else "adapter_")
+        if whole:
+            return self.recipe.load_model(str(written))
+        base = self.recipe.load_model(resolve_model(config.model))
+        try:
+            return PeftModel.from_pretrained(base, written)
+        except (SafetensorError, json.JSONDecodeError) as error:
+            raise InputError(f"cannot load the adapter {written} ({error}): {folder.rewriting}") from error
+        except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+            raise InputError(f"cannot load the adapter {written}: {error}") from error
 
 
-def load_trained(
-    folder: RunFolder, config: RunConfig, load: Callable[[str], PreTrainedModel]
-) -> PreTrainedModel | PeftModel:
-    """The trained model of a finished run.
-
-    Args:
-        folder: the run's.
-        config: the run's.
-        load: loads a model of the run's kind from a folder or hub id.
-
-    Raises:
-        InputError: what the run wrote is missing or damaged.
-    """
-    # A function of the user's may have returned either.
-    method = config.adapter.method
-    whole = isinstance(method, FullFineTuning) or (isinstance(method, CustomFunction) and folder.model.is_dir())
-    written = folder.model if whole else folder.adapter
-    _check_written(folder, written, whole=whole)
-    if whole:
-        return load(str(written))
-    base = load(resolve_model(config.model))
-    try:
-        return PeftModel.from_pretrained(base, written)
-    except (SafetensorError, json.JSONDecodeError) as error:
-        raise InputError(f"cannot load the adapter {written} ({error}): {folder.rewriting}") from error
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
-        raise InputError(f"cannot load the adapter {written}: {error}") from error
-
-
-def _check_written(folder: RunFolder, written: Path, *, whole: bool) -> None:
+def _validate_written(folder: RunFolder, written: Path, *, prefix: str) -> None:
     """transformers and PEFT would look for a missing file on the hub."""
-    prefix = "" if whole else "adapter_"
     for name in (f"{prefix}config.json", f"{prefix}model*.safetensors"):
         if not any(written.glob(name)):
             raise InputError(f"{written} has no {name.replace('*', '')}: {folder.rewriting}")
 
 
-def result_of(folder: RunFolder, *keys: str) -> dict[str, Any]:
-    """The result of a finished run, which has these keys.
+def read_result(folder: RunFolder, keys: Iterable[str]) -> dict[str, Any]:
+    """Read the result of a finished run, which has these keys.
 
     Raises:
         InputError: the run has not finished, or its result is damaged.
@@ -87,14 +112,3 @@ def result_of(folder: RunFolder, *keys: str) -> dict[str, Any]:
         if key not in result:
             raise InputError(f"{folder.result} is damaged (it has no {key}): {folder.rewriting}")
     return result
-
-
-def check_output(output: Path, input_file: str) -> None:
-    """Refuse an output that cannot be written, or would replace its input.
-
-    Raises:
-        InputError: which.
-    """
-    check_output_kind(output)
-    if output.exists() and Path(input_file).exists() and output.samefile(input_file):
-        raise InputError(f"{output} is the input: predictions written there would replace it; choose another output")

@@ -9,10 +9,13 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
+from pathlib import Path
 from types import MappingProxyType, NoneType
-from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
+from typing import Any, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
 import pydantic
+import torch
+from accelerate import DistributedType
 from transformers import TrainingArguments
 from transformers.integrations.integration_utils import (
     get_available_reporting_integrations,
@@ -20,6 +23,9 @@ from transformers.integrations.integration_utils import (
 )
 
 from ailora.errors import InputError, unknown_name
+from ailora.recipes.config.sections import RunConfig
+
+ConfigT = TypeVar("ConfigT", bound=RunConfig)
 
 #: What `training:` starts from, where it differs from `transformers.TrainingArguments`.
 TRAINING_DEFAULTS: dict[str, Any] = {
@@ -31,6 +37,8 @@ TRAINING_DEFAULTS: dict[str, Any] = {
     "report_to": "none",
     "save_total_limit": 2,
 }
+#: Training arguments that say which engine trains, and in which precision.
+_ENGINE = ("fsdp", "fsdp_config", "deepspeed", "parallelism_config", "accelerator_config", "bf16", "fp16", "tf32")
 _RECIPE = "what the recipe needs for its metrics"
 #: Training arguments that another key of the configuration, or the recipe itself, decides.
 _OWNED = {
@@ -119,6 +127,76 @@ _LIMITS = {
         _FROM_0,
     ),
 }
+
+
+def build_arguments(config: RunConfig, output_dir: Path) -> TrainingArguments:
+    """Construct the trainer's arguments.
+
+    Args:
+        config: the run's.
+        output_dir: the folder of checkpoints.
+
+    Raises:
+        InputError: transformers refuses a value, or FSDP would not do what is asked.
+    """
+    # Pinned memory is for an accelerator: torch warns where there is none. Anchors are the same everywhere from the
+    # start, when DDP compares them: sending them again each step would only cost.
+    accelerator = torch.accelerator.is_available()
+    arguments = _construct(
+        config.arguments,
+        config,
+        output_dir=str(output_dir),
+        dataloader_pin_memory=accelerator,
+        # Otherwise processes without an accelerator do not look for each other, and each trains alone.
+        use_cpu=not accelerator,
+        ddp_broadcast_buffers=False,
+        label_names=["labels"],
+    )
+    if arguments.fsdp:
+        validate_sharding(arguments)
+    return arguments
+
+
+def validate_arguments(config: RunConfig) -> None:
+    """Construct the trainer's arguments without what a device or a launcher decides, and forget them.
+
+    Raises:
+        InputError: transformers refuses a value.
+    """
+    # The device is looked up where the arguments are constructed: with it, processes would already look for each other.
+    offline = type(config.arguments.__name__, (config.arguments,), {"_setup_devices": torch.device("cpu")})
+    _construct(offline, without_distributed_args(config), output_dir="", use_cpu=True)
+
+
+def _construct(kind: type[TrainingArguments], config: RunConfig, **defaults: object) -> TrainingArguments:
+    given: dict[str, Any] = {"data_seed": config.training["seed"], **defaults, **config.derived_training}
+    try:
+        return kind(**given | config.training)
+    except (ValueError, TypeError) as error:
+        raise InputError(f"training: {error}") from error
+
+
+def without_distributed_args(config: ConfigT) -> ConfigT:
+    """Drop the engine and the precision that a run is trained with: another machine uses it, in one process."""
+    kept = {key: value for key, value in config.training.items() if key not in _ENGINE}
+    return config.model_copy(update={"training": kept})
+
+
+def validate_sharding(arguments: TrainingArguments) -> None:
+    """Refuse FSDP where it would not do what is asked.
+
+    Raises:
+        InputError: no accelerator or launcher; FSDP's own activation checkpointing, with which checkpoints hold empty
+            adapters.
+    """
+    state = arguments.distributed_state
+    if state is None or state.distributed_type in (DistributedType.NO, DistributedType.MULTI_CPU):
+        raise InputError("training.fsdp needs an accelerator and a launcher: accelerate would leave it out silently")
+    if isinstance(arguments.fsdp_config, dict) and arguments.fsdp_config.get("activation_checkpointing"):
+        raise InputError(
+            "training.fsdp_config.activation_checkpointing renames layers, so that checkpoints hold empty adapters: "
+            "set training.activation_checkpointing instead"
+        )
 
 
 def complete_training(

@@ -10,7 +10,7 @@ from transformers import Trainer
 
 from ailora.optim.param_groups import parse_multipliers, split_param_groups
 from ailora.plan import Form
-from ailora.recipes.baselines.adapter_origin import made_of
+from ailora.recipes.baselines.adapter_origin import get_adapter_origin
 from ailora.recipes.config.schema import AdapterConfig
 
 
@@ -40,7 +40,7 @@ class AdapterTrainer(Trainer):
         if self.adapter.learning_rates and not made_before:
             multipliers = parse_multipliers(self.adapter.learning_rates)
             adapted: Any = self.model
-            plan = made_of(adapted).plan
+            plan = get_adapter_origin(adapted).plan
             optimizer.param_groups = split_param_groups(optimizer.param_groups, adapted, multipliers, plan=plan)
         return optimizer
 

@@ -1,0 +1,134 @@
+"""What the recipes of language models share: rows, likelihood, generated texts, forgetting."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any, TypeVar
+
+import pandas as pd
+from datasets import Dataset
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
+
+from ailora.errors import InputError
+from ailora.recipes.baselines.adapter_origin import get_adapter_origin
+from ailora.recipes.config.quantization import quantization_config
+from ailora.recipes.config.schema import LanguageConfig
+from ailora.recipes.data.language_rows import Row, Rows, load_rows, to_rows
+from ailora.recipes.data.readers import read_tables
+from ailora.recipes.data.templates import Template
+from ailora.recipes.data.tokenize_language import Tokenization, prepare_tokenizer
+from ailora.recipes.evaluation.language_evaluation import Evaluator, measure_forgetting, write_samples
+from ailora.recipes.evaluation.perplexity import Likelihood
+from ailora.recipes.evaluation.text_generation import generation_config
+from ailora.recipes.recipe import Evaluation, Model, Recipe
+from ailora.recipes.task_models import load_language_model
+
+LanguageConfigT_co = TypeVar("LanguageConfigT_co", bound=LanguageConfig, covariant=True)
+
+
+class LanguageRecipe(Recipe[LanguageConfigT_co]):
+    """Prompts with completions, and whatever else a language model is trained on."""
+
+    _base_likelihood: Likelihood | None = None
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        tokenizer = super().tokenizer
+        prepare_tokenizer(tokenizer, name=self.config.model)
+        return tokenizer
+
+    @cached_property
+    @abstractmethod
+    def tokenization(self) -> Tokenization:
+        """How rows become tokens."""
+
+    @cached_property
+    def evaluator(self) -> Evaluator:
+        """Measures the model.
+
+        Raises:
+            InputError: generation is configured in a way that transformers refuses.
+        """
+        fields = self.config.evaluation.generate
+        generation = None if fields is None else generation_config(fields, self.tokenizer)
+        batch_size = self.arguments.per_device_eval_batch_size
+        return Evaluator(self.config.evaluation, self.tokenization, generation, batch_size)
+
+    @cached_property
+    def rows(self) -> dict[str, Rows]:
+        """All rows of every split."""
+        return {split: load_rows(self.config.data, split) for split in self.config.data.splits}
+
+    @cached_property
+    def datasets(self) -> dict[str, Dataset]:
+        evaluator, data = self.evaluator, self.config.data
+        datasets = {
+            split: self.tokenization.dataset(rows.cut(getattr(data, f"max_{split}_samples", None)))
+            for split, rows in self.rows.items()
+        }
+        if evaluator.generation is not None:
+            for split in data.splits[1:]:
+                evaluator.inputs(self.rows[split])
+        return datasets
+
+    @cached_property
+    def general(self) -> Dataset | None:
+        """Tokenized general text, or None if forgetting is not measured."""
+        evaluation = self.config.evaluation
+        if evaluation.general_text is None:
+            return None
+        table = read_tables(evaluation.general_text)
+        template = Template.of(evaluation.general_template, "evaluation.general_template")
+        rows = [Row(where, None, template.fill(columns, where), columns) for columns, where in table.records()]
+        return self.tokenization.dataset(Rows(rows).cut(evaluation.max_general_samples))
+
+    def prepare(self) -> None:
+        super().prepare()
+        _ = self.general
+
+    def collate(self, rows: list[Any]) -> dict[str, Tensor]:
+        return self.evaluator.collate(rows)
+
+    def load_model(self, path: str) -> PreTrainedModel:
+        quantization = quantization_config(self.config)
+        return load_language_model(path, self.tokenizer, self.config.task_type, quantization=quantization)
+
+    def before_training(self, model: Model) -> None:
+        """Measure the likelihood of general text under the base model, where training will overwrite the base."""
+        if self.general is not None and get_adapter_origin(model).overwrites_base:
+            self._base_likelihood = self.evaluator.likelihood(model, self.general)
+
+    def evaluate(self, trainer: Trainer) -> Evaluation:
+        model = trainer.model
+        assert model is not None
+        metrics, samples = {}, []
+        for split in self.config.data.splits[1:]:
+            metrics[split], generated = self.evaluator.measure(model, self.datasets[split], self.rows[split])
+            samples += [{"split": split, **sample} for sample in generated]
+        result: dict[str, Any] = {"metrics": metrics}
+        if self.general is not None:
+            result["forgetting"] = measure_forgetting(self.evaluator, model, self.general, self._base_likelihood)
+        write = self.evaluator.generation is not None
+        return Evaluation(result, lambda folder: write_samples(folder.samples, samples) if write else None)
+
+    def score(self, load: Callable[[], Model], data_file: str | None) -> dict[str, float]:
+        data = self.config.data
+        if data_file is None:
+            rows = load_rows(data, "validation")
+            used = rows.cut(data.max_validation_samples)
+        else:
+            rows = used = to_rows(read_tables(data_file, data.columns), data)
+        dataset = self.tokenization.dataset(used)
+        scores, _ = self.evaluator.measure(load(), dataset, rows)
+        return scores
+
+    def predict(self, load: Callable[[], Model], input_file: str) -> pd.DataFrame:
+        """Generate a completion for every row of a file, as the column `output`."""
+        if self.evaluator.generation is None:
+            raise InputError(f"{self.config.output} generates nothing: its evaluation.generate is not set")
+        rows = to_rows(read_tables(input_file, self.config.data.columns), self.config.data, complete=False).rows
+        outputs = self.evaluator.generate(load(), rows)
+        return pd.DataFrame([row.values for row in rows]).assign(output=outputs)

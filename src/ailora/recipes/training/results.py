@@ -1,0 +1,78 @@
+"""What a run knows when training ends."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import Trainer
+
+from ailora.atomic_io import write_json
+from ailora.plan.adapter_metadata import library_versions
+from ailora.recipes.baselines.adapter_origin import get_adapter_origin
+from ailora.recipes.config.schema import RunConfig
+from ailora.recipes.run_folder import RunFolder
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """A model that training has ended with.
+
+    Attributes:
+        trainer: holds the model and the history.
+        init_seconds: seconds of loading and adapting.
+        train_seconds: seconds of training, those of earlier processes of the run included.
+    """
+
+    trainer: Trainer
+    init_seconds: float
+    train_seconds: float
+
+
+def summarize_run(config: RunConfig, trained: TrainResult) -> dict[str, Any]:
+    """Summarize training for `result.json`: history, sizes, times, and what the run was made with."""
+    trainer = trained.trainer
+    evaluated = [f"eval_{metric}" for metric in config.metrics]
+    history = [
+        {key.removeprefix("eval_"): record[key] for key in ("step", "epoch", "eval_loss", *evaluated)}
+        for record in trainer.state.log_history
+        if "eval_loss" in record
+    ]
+    best: dict[str, Any] = {"loss": min(history, key=lambda record: record["loss"], default=None)}
+    for deciding in config.metrics[:1]:
+        best[deciding] = max(history, key=lambda record: record[deciding], default=None)
+    parameters = list(trainer.model.parameters()) if trainer.model else []
+    plan = get_adapter_origin(trainer.model).plan
+    return {
+        "best": best,
+        "history": history,
+        "steps": trainer.state.global_step,
+        "trainable_parameters": sum(p.numel() for p in parameters if p.requires_grad),
+        "total_parameters": sum(p.numel() for p in parameters),
+        "adapted": dict(plan.counts) if plan else {},
+        "seed": config.training["seed"],
+        "config": config.model_dump(),
+        "versions": library_versions(),
+        "init_seconds": trained.init_seconds,
+        "train_seconds": trained.train_seconds,
+        "peak_memory_bytes": _peak_memory(),
+    }
+
+
+def write_result(folder: RunFolder, result: dict[str, Any]) -> None:
+    """Write `result.json`, the last file of a run."""
+    write_json(folder.result, result)
+
+
+def _peak_memory() -> int | None:
+    """Peak bytes of this process: on the GPU if there is one, else resident. Returns None on Windows."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,52 @@
+"""Save the trained model of a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from peft import PeftModel
+from transformers import Trainer
+
+from ailora.adapter_io import save_adapter
+from ailora.distributed import is_main, wait_for_everyone
+from ailora.lora.inject import has_ailora_adapter
+from ailora.recipes.baselines.adapter_origin import get_adapter_origin
+from ailora.recipes.baselines.base_conversion import save_converted
+from ailora.recipes.config.schema import RunConfig
+from ailora.recipes.model_card import make_model_card
+from ailora.recipes.run_folder import RunFolder
+from ailora.weights.dtensor import any_dtensor
+
+
+def save_model(config: RunConfig, trainer: Trainer, result: dict[str, Any]) -> None:
+    """Write `adapter/` with its card, or of a model without one `model/`. All processes take part.
+
+    The bytes of its safetensors files go into the result, as `adapter_bytes`.
+    """
+    folder = RunFolder(config.output)
+    model: Any = trainer.model
+    sharded = any_dtensor(model.parameters())
+
+    def write_adapter(path: Path) -> None:
+        if has_ailora_adapter(model):
+            if sharded or is_main():
+                save_adapter(model, path)
+        elif is_main():
+            if get_adapter_origin(model).overwrites_base:
+                save_converted(model, path, folder.initial)
+            else:
+                model.save_pretrained(str(path))
+        if is_main():
+            make_model_card(config, result).save(path / "README.md")
+
+    def write_model(path: Path) -> None:
+        state = trainer.accelerator.get_state_dict(model) if sharded else None
+        if is_main():
+            model.save_pretrained(path, state_dict=state)
+
+    with_adapter = isinstance(model, PeftModel)
+    target = folder.adapter if with_adapter else folder.model
+    folder.write_folder(target, write_adapter if with_adapter else write_model)
+    wait_for_everyone()
+    result["adapter_bytes"] = sum(file.stat().st_size for file in target.glob("*.safetensors"))

@@ -1,0 +1,77 @@
+"""The model of a run before it is trained: loaded, planned and adapted."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from functools import partial
+
+from transformers import PreTrainedModel, set_seed
+
+from ailora.errors import InputError
+from ailora.lora import apply_plan
+from ailora.model_loading import resolve_model
+from ailora.optim.param_groups import parse_multipliers
+from ailora.plan import Plan, make_plan
+from ailora.recipes.baselines.custom_function import apply_function
+from ailora.recipes.baselines.peft_inits import apply_peft_init
+from ailora.recipes.config.method import CustomFunction, FullFineTuning, Method, PeftInit, Preset
+from ailora.recipes.config.schema import RunConfig
+from ailora.recipes.recipe import Model, Recipe
+
+
+def load_and_adapt(recipe: Recipe[RunConfig]) -> tuple[Model, float]:
+    """Load the base model of a run and adapt it. New heads are drawn from the run's seed, whatever the method.
+
+    Args:
+        recipe: the run's; its batches are made only for a method that looks at them.
+
+    Returns:
+        The model, and the seconds that it took.
+
+    Raises:
+        InputError, ModelError: the model cannot be loaded, or not adapted as asked.
+    """
+    load = partial(recipe.load_model, resolve_model(recipe.config.model))
+    started = time.perf_counter()
+    set_seed(recipe.config.training["seed"])
+    model = _adapt(recipe, load(), load)
+    return model, time.perf_counter() - started
+
+
+def _adapt(recipe: Recipe[RunConfig], base: PreTrainedModel, load: Callable[[], PreTrainedModel]) -> Model:
+    config = recipe.config
+    match config.adapter.method:
+        case FullFineTuning():
+            return base
+        case Preset():
+            return apply_plan(base, plan_adapter(config, base))
+        case PeftInit() as init:
+            _validate_no_sharding(config, init)
+            return apply_peft_init(init, config, base, plan_adapter(config, base), loader=recipe.training_batches)
+        case CustomFunction() as function:
+            _validate_no_sharding(config, function)
+            return apply_function(function, config, base, recipe.training_batches, load=load)
+
+
+def _validate_no_sharding(config: RunConfig, method: Method) -> None:
+    """What is not ours is saved by code that does not gather the shards of a model."""
+    if config.training.get("fsdp") or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":
+        raise InputError(f"adapter.policy {method} does not go with FSDP: use DDP, or a policy of ours")
+
+
+def plan_adapter(config: RunConfig, model: PreTrainedModel) -> Plan:
+    """Plan a run's adapter.
+
+    Raises:
+        InputError: a learning rate for a role that is not adapted; a method whose adapter is not planned.
+        ModelError: the model cannot be adapted as asked.
+    """
+    adapter = config.adapter
+    method = adapter.method
+    if not isinstance(method, Preset | PeftInit):
+        raise InputError(f"adapter.policy {method} has no plan: it says itself what is trained")
+    plan = make_plan(model, method.policy, **adapter.plan_options(), task_type=config.task_type)
+    parse_multipliers(adapter.learning_rates).validate_adapted(plan.counts)
+    return plan

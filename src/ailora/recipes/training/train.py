@@ -1,0 +1,94 @@
+"""Train the model of a run to the end, whatever its recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from peft import PeftModel
+from transformers import ProgressCallback, TrainerCallback, TrainerState
+
+from ailora.distributed import is_main, wait_for_everyone
+from ailora.lora.inject import get_metadata, has_ailora_adapter
+from ailora.recipes.baselines.adapter_origin import get_adapter_origin
+from ailora.recipes.baselines.base_conversion import validate_same_anchor, write_start
+from ailora.recipes.config.sections import RunConfig
+from ailora.recipes.recipe import Model, Recipe
+from ailora.recipes.run_folder import RunFolder
+from ailora.recipes.training.callbacks import ProgressBar, RunLog
+from ailora.recipes.training.results import TrainResult
+from ailora.recipes.training.trainer_checkpoints import train_seconds
+
+
+def train(
+    recipe: Recipe[RunConfig], model: Model, *, init_seconds: float, callbacks: Sequence[TrainerCallback] = ()
+) -> TrainResult:
+    """Train to the end, from the newest checkpoint if there is one.
+
+    Args:
+        recipe: the run's; its folder is claimed.
+        model: from `load_and_adapt`.
+        init_seconds: the seconds that `load_and_adapt` took.
+        callbacks: further callbacks of the Trainer.
+
+    Raises:
+        ModelError: a checkpoint was trained over another base than this process has made.
+    """
+    folder = RunFolder(recipe.config.output)
+    checkpoint = _newest_checkpoint(folder)
+    _keep_start(folder, model, resumed=checkpoint is not None)
+    seconds_before = train_seconds(checkpoint) if checkpoint else 0.0
+    final_state = _final_state(checkpoint)
+    if checkpoint and final_state:
+        model = _load_weights(model, checkpoint)
+    trainer = recipe.make_trainer(model, recipe.arguments)
+    if not trainer.args.disable_tqdm:
+        trainer.remove_callback(ProgressCallback)
+        trainer.add_callback(ProgressBar)
+    log = RunLog(folder, seconds_before)
+    for callback in (log, *callbacks):
+        trainer.add_callback(callback)
+    if final_state:
+        trainer.state = final_state
+        return TrainResult(trainer, init_seconds, seconds_before)
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    return TrainResult(trainer, init_seconds, log.train_seconds)
+
+
+def _keep_start(folder: RunFolder, model: Model, *, resumed: bool) -> None:
+    """Write what says what the adapter is, or what is needed to save it."""
+    if has_ailora_adapter(model):
+        if is_main():
+            get_metadata(model).write(folder.path)
+    elif isinstance(model, PeftModel) and get_adapter_origin(model).overwrites_base:
+        # Other processes take over what the main one has.
+        if resumed and is_main():
+            validate_same_anchor(model, folder.initial)
+        elif not resumed:
+            folder.write_folder(folder.initial, lambda path: write_start(model, path) if is_main() else None)
+
+
+def _newest_checkpoint(folder: RunFolder) -> Path | None:
+    """The same one in every process: half-written ones are removed by the main one, before the others look."""
+    newest = folder.newest_checkpoint() if is_main() else None
+    wait_for_everyone()
+    return newest if is_main() else folder.newest_checkpoint()
+
+
+def _final_state(checkpoint: Path | None) -> TrainerState | None:
+    """The state of a checkpoint at which training had ended; the Trainer would take one more step from there."""
+    if checkpoint is None:
+        return None
+    state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+    return state if state.global_step >= state.max_steps else None
+
+
+def _load_weights(model: Model, checkpoint: Path) -> Model:
+    if isinstance(model, PeftModel):
+        model.load_adapter(str(checkpoint), "default", is_trainable=True)
+        return model
+    trained = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    loaded = type(model).from_pretrained(checkpoint)
+    for name, parameter in loaded.named_parameters():
+        parameter.requires_grad_(trained.get(name, True))
+    return loaded
