@@ -92,7 +92,7 @@ def test_two_processes_write_what_one_does(
     files = [load_file(folder / "adapter" / "adapter_model.safetensors") for folder in (tmp_path / "run", alone)]
     assert files[0].keys() == files[1].keys()
     assert max(float((files[0][name] - file).norm() / file.norm()) for name, file in files[1].items()) <= 1e-4
-    assert registry.finished_run(tmp_path / "run").evaluate()["loss"] == pytest.approx(
+    assert registry.load_run(tmp_path / "run").evaluate()["loss"] == pytest.approx(
         made["metrics"]["validation"]["loss"], rel=1e-4
     )
 
