@@ -17,10 +17,10 @@ from typing import Any
 from machine import write_results
 
 from ailora.analysis import Analysis, analyze
-from ailora.analysis.table_ops import mean_of, rows_where
-from ailora.plots.analysis_figures import analysis_charts, write_analysis
+from ailora.analysis.table_ops import filter_rows
+from ailora.plots.analysis_charts import build_analysis_charts, write_analysis
 from ailora.plots.chart_spec import Chart
-from ailora.plots.matplotlib_backend import draw
+from ailora.plots.matplotlib_backend import save_figure
 from ailora.recipes import registry
 from ailora.recipes.config.loader import load_config
 
@@ -71,7 +71,7 @@ def trained(data: Path, out: Path) -> dict[str, dict[str, Any]]:
 
 def pictures(made: Analysis) -> None:
     """The four panels of the figure, the same for the adapters, and what the figure does not show."""
-    charts = {chart.name: chart for chart in analysis_charts(made)}
+    charts = {chart.name: chart for chart in build_analysis_charts(made)}
     number = {name: i for i, name in enumerate(made.info["after"], start=1)}
 
     def panels(*names: str) -> list[Chart]:
@@ -81,27 +81,28 @@ def pictures(made: Analysis) -> None:
         return panels(*(f"update-{number[f'{task}-{policy}']}-norm" for task in ("cola", "sst2")))
 
     embedding = panels("tsne-query", "tsne-value")
-    draw([*embedding, *norms("full")], IMAGES / "analysis-figure1.svg", title="MiniLM before and after fine-tuning")
-    draw([*panels("pca-query", "pca-value"), *norms("ailora")], IMAGES / "analysis-figure1-adapters.svg")
-    draw(panels("share-query", "share-value"), IMAGES / "analysis-shares.svg")
+    save_figure(
+        [*embedding, *norms("full")], IMAGES / "analysis-figure1.svg", title="MiniLM before and after fine-tuning"
+    )
+    save_figure([*panels("pca-query", "pca-value"), *norms("ailora")], IMAGES / "analysis-figure1-adapters.svg")
+    save_figure(panels("share-query", "share-value"), IMAGES / "analysis-shares.svg")
     names = ("effective-rank-query", "effective-rank-value", "dispersion", "intruders")
-    draw(panels(*names), IMAGES / "analysis-ranks.svg")
-    draw(panels("spectrum-query", "spectrum-value"), IMAGES / "analysis-spectra.svg")
+    save_figure(panels(*names), IMAGES / "analysis-ranks.svg")
+    save_figure(panels("spectrum-query", "spectrum-value"), IMAGES / "analysis-spectra.svg")
 
 
-def numbers(made: Analysis) -> list[dict[str, Any]]:
+def numbers(analysis: Analysis) -> list[dict[str, Any]]:
     """A row for each model and role, the means over layers."""
     found = []
-    for model in made.info["after"]:
-        for role in made.info["settings"]["roles"]:
-            rows = rows_where(made.deltas, model=model, role=role)
-            spectra = rows_where(made.spectra, model=model, role=role)
-            columns = [c for c, value in rows[0].items() if isinstance(value, float)]
-            moved = {c: mean_of(spectra, c) for c in ("moved_A", "moved_B") if spectra[0][c] == spectra[0][c]}
+    for model in analysis.models:
+        for role in analysis.roles:
+            deltas = filter_rows(analysis.deltas, model=model, role=role)
+            spectra = filter_rows(analysis.spectra, model=model, role=role)
             found.append(
-                {"model": model, "role": role, "by_layer": [row["norm"] for row in rows]}
-                | {column: mean_of(rows, column) for column in columns}
-                | {"intruders": sum(row["intruders"] for row in spectra), **moved}
+                {"model": model, "role": role, "by_layer": deltas["norm"].tolist()}
+                | deltas.select_dtypes("float").mean().to_dict()
+                | {"intruders": float(spectra["intruders"].sum())}
+                | spectra[["moved_A", "moved_B"]].mean().dropna().to_dict()
             )
     return found
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,13 @@ from torch import nn
 
 import ailora
 from ailora.analysis import Analysis, analyze
-from ailora.plots import analysis_figures
-from ailora.plots.analysis_figures import write_analysis
+from ailora.analysis.analysis_settings import AnalysisSettings
+from ailora.analysis.load_models import load_base, load_finetuned
+from ailora.analysis.model_weights import BaseWeights, FinetunedModel
+from ailora.plots import analysis_charts
+from ailora.plots.analysis_charts import write_analysis
+
+Made = Callable[[str], Path]
 
 HEADS, KEY_HEADS, WIDTH, LAYERS = 4, 2, 32, 4
 
@@ -76,6 +83,21 @@ def _alone() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+def make_settings(**changes: Any) -> AnalysisSettings:
+    """The defaults of `analyze`, with changes."""
+    names = {field.name for field in fields(AnalysisSettings)}
+    defaults = {name: p.default for name, p in inspect.signature(analyze).parameters.items() if name in names}
+    return AnalysisSettings(**{**defaults, **changes})
+
+
+def load_all(
+    models: Made, base: str, settings: AnalysisSettings, *paths: Path
+) -> tuple[BaseWeights, list[FinetunedModel]]:
+    """A base by its name, and models by their folders."""
+    opened = load_base(str(models(base)), settings.roles)
+    return opened, [load_finetuned(str(path), path.name, opened) for path in paths]
+
+
 def analyze_into(
     out: Path, base: Path | str, models: Sequence[Path | str] = (), *, force: bool = False, **settings: Any
 ) -> Analysis:
@@ -93,10 +115,7 @@ def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
         file.parent.mkdir(exist_ok=True)
         file.touch()
 
-    monkeypatch.setattr(analysis_figures, "draw", touch)
-
-
-Made = Callable[[str], Path]
+    monkeypatch.setattr(analysis_charts, "save_figure", touch)
 
 
 @pytest.fixture(scope="session")

@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from ailora.analysis import Analysis, analyze, load_analysis
-from ailora.analysis.analysis_folder import validate_output_dir
+from ailora.analysis.analysis_result import validate_output_dir
 from ailora.errors import InputError
-from ailora.plots import analysis_figures
-from ailora.plots.analysis_figures import analysis_charts, write_analysis
+from ailora.plots import analysis_charts
+from ailora.plots.analysis_charts import build_analysis_charts, write_analysis
 from ailora.plots.chart_spec import Plot
-from ailora.plots.matplotlib_backend import draw
+from ailora.plots.matplotlib_backend import save_figure
 from tests.analysis.conftest import Made, adapted, analyze_into, llama, perturbed
 from tests.families import FAMILIES
 
@@ -59,7 +59,7 @@ def test_the_folder_holds_tables_figures_and_what_was_asked(folder: Path, models
     assert info["settings"]["seeds"] == [0, 1, 2]
     assert set(info["versions"]) >= {"ailora", "torch"}
     assert {facts["cloud"] for facts in info["embedding"]} == {"query", "value"}
-    names = [chart.name for chart in analysis_charts(made)]
+    names = [chart.name for chart in build_analysis_charts(made)]
     assert len(names) == len(set(names))
     assert sorted(p.stem for p in (folder / "figures").iterdir()) == sorted(names)
 
@@ -79,7 +79,7 @@ def test_tables_are_tidy(made: Analysis) -> None:
 
 
 def test_charts_show_the_numbers_of_the_tables(made: Analysis) -> None:
-    charts = {chart.name: chart for chart in analysis_charts(made)}
+    charts = {chart.name: chart for chart in build_analysis_charts(made)}
     chart = charts["update-1-norm"]
     assert isinstance(chart, Plot)
     query = made.deltas[(made.deltas["model"] == "llama-full") & (made.deltas["role"] == "query")]
@@ -142,8 +142,8 @@ def test_weights_of_zeros_and_updates_of_nothing(tmp_path: Path) -> None:
     made = analyze_into(tmp_path / "out", tmp_path / "base", [tmp_path / "same"], seeds=(0,))
     assert (made.deltas["norm"] == 0).all()
     assert made.deltas["left_principal"].isna().all()
-    charts = {chart.name: chart for chart in analysis_charts(load_analysis(tmp_path / "out"))}
-    draw(list(charts.values()), tmp_path / "all.svg")
+    charts = {chart.name: chart for chart in build_analysis_charts(load_analysis(tmp_path / "out"))}
+    save_figure(list(charts.values()), tmp_path / "all.svg")
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -151,7 +151,9 @@ def test_the_base_alone(models: Made, tmp_path: Path) -> None:
     made = analyze_into(tmp_path / "out", models("llama"), roles=["value"])
     assert made.deltas.empty
     assert list(made.spectra["model"].unique()) == ["base"]
-    assert {"pca-value", "spectrum-value"} <= {chart.name for chart in analysis_charts(load_analysis(tmp_path / "out"))}
+    assert {"pca-value", "spectrum-value"} <= {
+        chart.name for chart in build_analysis_charts(load_analysis(tmp_path / "out"))
+    }
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -173,14 +175,14 @@ def test_a_folder_is_replaced_only_when_told(models: Made, tmp_path: Path) -> No
 def test_a_failure_leaves_what_was_there(models: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "out"
     with monkeypatch.context() as quick:
-        quick.setattr(analysis_figures, "analysis_charts", lambda _: [])
+        quick.setattr(analysis_charts, "build_analysis_charts", lambda _: [])
         analysis = analyze_into(out, models("llama"))
     before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
 
     def fails(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(analysis_figures, "draw", fails)
+    monkeypatch.setattr(analysis_charts, "save_figure", fails)
     for target, force in ((out, True), (tmp_path / "new", False)):
         with pytest.raises(InputError, match="No space left"):
             write_analysis(analysis, target, force=force)

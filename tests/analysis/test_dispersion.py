@@ -6,20 +6,18 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from ailora.analysis.analysis_settings import Settings
 from ailora.analysis.dispersion import (
-    difference,
+    compare_roles,
     dispersion,
-    dispersions,
     jackknife,
-    layer_gram,
     mean_interval,
+    measure_dispersion,
     norm_variation,
     spread,
+    sum_over_heads,
 )
-from ailora.analysis.gram_matrix import clouds, gram
-from ailora.analysis.load_models import open_after, open_base
-from tests.analysis.conftest import Made
+from ailora.analysis.gram_matrix import build_point_sets, compute_gram
+from tests.analysis.conftest import Made, load_all, make_settings
 from tests.analysis.test_matrices import weights
 
 RANDOM = np.random.default_rng(0)
@@ -43,7 +41,7 @@ def test_dispersed_and_concentrated_roles_are_told_apart() -> None:
     common = RANDOM.normal(size=500)
     query = RANDOM.normal(size=(6, 500))
     value = common + 0.3 * RANDOM.normal(size=(6, 500))
-    found = difference(query @ query.T, value @ value.T)
+    found = compare_roles(query @ query.T, value @ value.T)
     assert found["low"] > 0.5
     unit = value / np.linalg.norm(value, axis=1)[:, None]
     pairs = [np.sum((unit[i] - unit[j]) ** 2) / 2 for i in range(6) for j in range(i)]
@@ -57,7 +55,7 @@ def test_spread_and_norm_variation_against_numpy() -> None:
     assert spread(X @ X.T) == pytest.approx(np.sqrt(np.mean(pairs)))
     norms = np.linalg.norm(X, axis=1)
     assert norm_variation(X @ X.T) == pytest.approx(norms.std(ddof=1) / norms.mean())
-    twice = difference(4 * X @ X.T, X @ X.T)
+    twice = compare_roles(4 * X @ X.T, X @ X.T)
     assert (twice["ratio"], twice["ratio_low"], twice["ratio_high"]) == pytest.approx((2, 2, 2))
     assert (twice["difference"], twice["low"], twice["high"]) == pytest.approx((0, 0, 0), abs=1e-12)
 
@@ -65,19 +63,19 @@ def test_spread_and_norm_variation_against_numpy() -> None:
 def test_the_jackknife_of_a_mean_is_the_t_interval() -> None:
     values = RANDOM.normal(size=7)
     expected = stats.t.interval(0.95, 6, values.mean(), stats.sem(values))
-    assert jackknife(lambda kept: float(values[kept].mean()), 7) == pytest.approx(expected)
+    estimate = jackknife(lambda gram: float(np.diag(gram).mean()), np.diag(values))
+    assert estimate == pytest.approx((values.mean(), *expected))
     assert mean_interval(list(values)) == pytest.approx(expected)
-    assert np.isnan(jackknife(lambda kept: float(values[kept].mean()), 2)).all()
+    assert np.isnan(jackknife(lambda gram: float(np.diag(gram).mean()), np.eye(2))[1:]).all()
 
 
 @pytest.mark.parametrize("points", ["heads", "layers"])
 def test_layers_are_compared_whatever_the_points_are(models: Made, points: str) -> None:
-    settings = Settings(points=points)  # pyright: ignore[reportArgumentType]
-    base = open_base(str(models("llama")), settings)
-    after = [open_after(str(models(n)), n, base, str(models("llama"))) for n in ("llama-full", "llama-other")]
-    made = [(cloud, gram(base, cloud)) for cloud in clouds(base, after, settings, set())]
-    firsts, products = layer_gram(*made[1])
-    assert [(p.model.name, p.projection.module.split(".")[2]) for p in firsts[3:6]] == [
+    settings = make_settings(points=points)
+    base, after = load_all(models, "llama", settings, models("llama-full"), models("llama-other"))
+    grams = [(points, compute_gram(base, points)) for points in build_point_sets(base, after, settings, set())]
+    value = sum_over_heads(*grams[1])
+    assert [(p.model.name, p.projection.module.split(".")[2]) for p in value.points[3:6]] == [
         ("base", "3"),
         ("llama-full", "0"),
         ("llama-full", "1"),
@@ -85,8 +83,8 @@ def test_layers_are_compared_whatever_the_points_are(models: Made, points: str) 
     X = np.stack(
         [w.ravel() for n in ("llama", "llama-full", "llama-other") for w in weights(models(n), "value")],
     )
-    assert products == pytest.approx(X @ X.T, rel=1e-12)
-    found = dispersions(made)
+    assert value.products == pytest.approx(X @ X.T, rel=1e-12)
+    found = measure_dispersion(grams)
     assert [(r["model"], r["cloud"]) for r in found["layers"][:3]] == [
         ("base", "query"),
         ("llama-full", "query"),

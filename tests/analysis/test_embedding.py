@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from scipy.spatial.distance import pdist
 
-from ailora.analysis.analysis_settings import Settings
-from ailora.analysis.embedding import chosen_perplexity, embed, exact_coordinates
-from ailora.analysis.gram_matrix import Cloud, Point
+from ailora.analysis.embedding import choose_perplexity, embed, principal_coordinates
+from ailora.analysis.gram_matrix import Point, PointSet
 from ailora.roles import Attention, Projection, Role
+from tests.analysis.conftest import make_settings
 
 RANDOM = np.random.default_rng(1)
 
@@ -19,19 +19,19 @@ class Named:
         self.name = name
 
 
-def cloud(count: int, models: int = 1) -> Cloud:
+def point_set(count: int, models: int = 1) -> PointSet:
     points = []
     for model in range(models):
         name = "base" if model == 0 else f"after {model}"
         for layer in range(count):
             p = Projection(f"layers.{layer}.q", Role.QUERY, Attention.SELF, ((0, 4),), (4, 4), "float32", "x")
             points.append(Point(Named(name), p, None, p.rows))  # pyright: ignore[reportArgumentType]
-    return Cloud("query", tuple(points))
+    return PointSet("query", tuple(points))
 
 
 def test_coordinates_have_the_distances_of_the_points() -> None:
     X = RANDOM.normal(size=(9, 100))
-    points, variances = exact_coordinates(X @ X.T)
+    points, variances = principal_coordinates(X @ X.T)
     assert points.shape == (9, 8)
     assert pdist(points) == pytest.approx(pdist(X))
     assert variances == pytest.approx(sorted(points.var(axis=0), reverse=True))
@@ -41,39 +41,39 @@ def test_coordinates_have_the_distances_of_the_points() -> None:
 def test_two_groups_are_two_groups_in_both_pictures() -> None:
     X = RANDOM.normal(size=(24, 50))
     X[12:] += 8
-    made = embed(cloud(24), X @ X.T, Settings())
+    made = embed(point_set(24), X @ X.T, make_settings())
     for kind in ("pca", "tsne"):
         plane = np.array([[row[f"{kind}_x"], row[f"{kind}_y"]] for row in made.rows])
         first, second = plane[:12], plane[12:]
         within = max(pdist(first).max(), pdist(second).max())
         assert np.linalg.norm(first.mean(axis=0) - second.mean(axis=0)) > within / 2
-    facts = made.facts
-    assert facts["perplexity"] == 23 / 4
-    assert facts["seed"] in (0, 1, 2)
-    assert min(facts["tsne_trustworthiness"].values()) > 0.8
-    assert facts["agreement"] > 0.5
-    assert facts["explained"][0] > 0.8
-    assert made.rows == embed(cloud(24), X @ X.T, Settings()).rows
+    info = made.info
+    assert info["perplexity"] == 23 / 4
+    assert info["seed"] in (0, 1, 2)
+    assert min(info["tsne_trustworthiness"].values()) > 0.8
+    assert info["agreement"] > 0.5
+    assert info["explained"][0] > 0.8
+    assert made.rows == embed(point_set(24), X @ X.T, make_settings()).rows
 
 
 def test_too_few_points_have_a_pca_alone() -> None:
     X = RANDOM.normal(size=(3, 50))
-    made = embed(cloud(3), X @ X.T, Settings())
-    assert "perplexity" not in made.facts
+    made = embed(point_set(3), X @ X.T, make_settings())
+    assert "perplexity" not in made.info
     assert np.isnan(made.rows[0]["tsne_x"])
-    assert made.facts["explained"][0] + made.facts["explained"][1] == pytest.approx(1)
+    assert made.info["explained"][0] + made.info["explained"][1] == pytest.approx(1)
 
 
 def test_equal_points_do_not_fail() -> None:
     X = np.ones((10, 5))
-    made = embed(cloud(5, models=2), X @ X.T, Settings(seeds=(0,)))
+    made = embed(point_set(5, models=2), X @ X.T, make_settings(seeds=(0,)))
     assert all(row["pca_x"] == 0 for row in made.rows)
-    assert "perplexity" not in made.facts
+    assert "perplexity" not in made.info
 
 
 @pytest.mark.parametrize("points", [8, 24, 72, 400])
 def test_the_perplexity_is_below_a_third_of_the_points(points: int) -> None:
     for asked in (None, 5.0, 1000.0):
-        assert chosen_perplexity(points, asked) < points / 3
-    assert chosen_perplexity(72, 5.0) == 5
-    assert chosen_perplexity(1000, None) == 30
+        assert choose_perplexity(points, asked) < points / 3
+    assert choose_perplexity(72, 5.0) == 5
+    assert choose_perplexity(1000, None) == 30

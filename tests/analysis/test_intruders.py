@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ailora.analysis import intruders
-from ailora.analysis.intruders import Directions, nearest_cosines
+from ailora.analysis.intruders import LeftSingularVectors, nearest_cosines
 from ailora.spectral import Triplets
 
 GENERATOR = torch.Generator().manual_seed(3)
@@ -38,7 +38,7 @@ def test_the_decision_is_that_of_the_definition(shape: tuple[int, int], size: fl
     before = spectral(*shape, torch.linspace(10, 1, min(shape), dtype=torch.float64))
     after = before + size * spectral(*shape, torch.ones(1, dtype=torch.float64))
     exact = by_definition(before, after, 5)
-    found = nearest_cosines(Directions(before.float(), 5), after, 0.5).numpy()
+    found = nearest_cosines(LeftSingularVectors(before.float(), 5), after, 0.5).numpy()
     assert ((found < 0.5) == (exact < 0.5)).all()
     assert (found <= exact + 1e-4).all()
     assert (exact < 0.5).sum() == (1 if size == 30 else 0)
@@ -51,7 +51,7 @@ def test_the_whole_decomposition_is_made_only_where_it_decides(monkeypatch: pyte
     monkeypatch.setattr(intruders, "truncated_svd", by_numpy)
     monkeypatch.setattr(intruders.torch.linalg, "svd", lambda *a, **k: made.append(1) or svd(*a, **k))
     before = spectral(64, 64, torch.linspace(10, 1, 64, dtype=torch.float64))
-    directions = Directions(before, 4)
+    directions = LeftSingularVectors(before, 4)
     nearest_cosines(directions, before + 0.01 * spectral(64, 64, torch.ones(1, dtype=torch.float64)), 0.5)
     assert not made
     # A minor direction of the base made the largest: none of the first 16 is like it, and the last one is it.

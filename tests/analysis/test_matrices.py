@@ -9,13 +9,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ailora.analysis.analysis_settings import Settings
-from ailora.analysis.load_models import open_after, open_base
-from ailora.analysis.weight_stats import effective_rank, measure_matrices, spectrum_numbers
+from ailora.analysis.weight_stats import effective_rank, measure_weights, spectrum_numbers
 from ailora.checkpoints import merge
-from tests.analysis.conftest import WIDTH, Made
+from tests.analysis.conftest import WIDTH, Made, load_all, make_settings
 
-SETTINGS = Settings(rank=3, top=5)
+SETTINGS = make_settings(rank=3, top=5)
 
 
 def weights(folder: Path, role: str) -> list[np.ndarray]:
@@ -29,9 +27,8 @@ def weights(folder: Path, role: str) -> list[np.ndarray]:
 
 
 def measured(models: Made, base: str, *after: Path) -> tuple[list[dict], list[dict], list[str]]:
-    opened = open_base(str(models(base)), SETTINGS)
-    others = [open_after(str(path), path.name, opened, str(models(base))) for path in after]
-    found = measure_matrices(opened, others, SETTINGS)
+    opened, others = load_all(models, base, SETTINGS, *after)
+    found = measure_weights(opened, others, SETTINGS)
     return found.deltas, found.spectra, found.notes
 
 

@@ -16,7 +16,7 @@ WIDTH = 512
 
 _BEFORE = """
 from ailora.analysis import gram_matrix, weight_analysis
-gram_matrix.BLOCK = 8 * 2**20
+gram_matrix.BLOCK_BYTES = 8 * 2**20
 """
 
 

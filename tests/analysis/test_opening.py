@@ -11,18 +11,17 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ailora.analysis import analyze
-from ailora.analysis.analysis_settings import Settings
-from ailora.analysis.load_models import names_of, open_after, open_base
-from ailora.analysis.model_weights import Adapted, Full
+from ailora.analysis.load_models import unique_names
+from ailora.analysis.model_weights import AdaptedModel, FinetunedModel, FullModel
 from ailora.errors import AiloraError, InputError, ModelError
 from ailora.recipes.config.loader import load_config
 from ailora.recipes.run_folder import RunFolder
-from tests.analysis.conftest import Made, adapted, llama, perturbed
+from tests.analysis.conftest import Made, adapted, llama, load_all, make_settings, perturbed
 
 
-def opened(models: Made, after: Path | str) -> Full | Adapted:
-    base = str(models("llama"))
-    return open_after(str(after), "after", open_base(base, Settings()), base)
+def opened(models: Made, after: Path) -> FinetunedModel:
+    _, (model,) = load_all(models, "llama", make_settings(), after)
+    return model
 
 
 def refused(models: Made, *after: Path | str, base: str = "llama", **options: object) -> str:
@@ -49,13 +48,13 @@ def run(tmp_path: Path) -> Path:
 
 
 def test_adapters_models_and_runs_are_told_apart(models: Made, run: Path) -> None:
-    assert isinstance(opened(models, models("llama-adapter")), Adapted)
-    assert isinstance(opened(models, models("llama-full")), Full)
+    assert isinstance(opened(models, models("llama-adapter")), AdaptedModel)
+    assert isinstance(opened(models, models("llama-full")), FullModel)
     shutil.copytree(models("llama-adapter"), run / "adapter")
     (run / "result.json").write_text(json.dumps({"metrics": {}, "best": {}}))
-    assert isinstance(opened(models, run), Adapted)
+    assert isinstance(opened(models, run), AdaptedModel)
     shutil.copytree(models("llama-full"), run / "model")
-    assert isinstance(opened(models, run), Full)
+    assert isinstance(opened(models, run), FullModel)
 
 
 def test_a_run_that_has_not_finished(models: Made, run: Path) -> None:
@@ -111,7 +110,7 @@ def test_adapters_whose_update_is_no_product(models: Made, tmp_path: Path) -> No
 def test_roles_and_options(models: Made) -> None:
     assert "unknown role 'qery' (did you mean 'query'?)" in refused(models, roles=["qery"])
     assert "has no projection of the role gate" in refused(models, base="gpt2", roles=["query", "gate"])
-    assert "roles are at least one" in refused(models, roles=[])
+    assert "roles must be at least one" in refused(models, roles=[])
     for option in ({"rank": 0}, {"points": "dots"}, {"perplexity": 0}, {"seeds": ()}, {"epsilon": 2.0}, {"top": 0}):
         assert next(iter(option)).removesuffix("s") in refused(models, **option)
 
@@ -156,11 +155,11 @@ def test_a_model_of_other_weights_is_shown_with_a_doubt(models: Made, tmp_path: 
 
 
 def test_names_are_unique_and_none_is_the_base(tmp_path: Path) -> None:
-    assert names_of(["a/x", "b/x", "c/y", "builtin:minilm"]) == ["a/x", "b/x", "y", "minilm"]
-    assert names_of(["out/base"]) == ["out/base"]
-    assert names_of([]) == []
+    assert unique_names(["a/x", "b/x", "c/y", "builtin:minilm"]) == ["a/x", "b/x", "y", "minilm"]
+    assert unique_names(["out/base"]) == ["out/base"]
+    assert unique_names([]) == []
     with pytest.raises(InputError, match="given twice"):
-        names_of(["a/x", "./a/x"])
+        unique_names(["a/x", "./a/x"])
 
 
 def test_a_quantized_base_is_refused(models: Made, tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ import pytest
 from matplotlib.image import imread
 
 from ailora.errors import InputError
-from ailora.plots.chart_spec import COLOURS, Axis, Chart, Heat, Plot, Series
-from ailora.plots.matplotlib_backend import DASHES, MARKERS, draw
+from ailora.plots.chart_spec import COLOURS, Axis, Chart, Heatmap, Plot, Series
+from ailora.plots.matplotlib_backend import DASHES, MARKERS, save_figure
 from ailora.plots.run_charts import save_validation_curves, validation_curves
 
 HOSTILE = "<script>alert(1)</script> $x_1^ & \\frac{"
@@ -26,7 +26,7 @@ def plot(kind: str = "lines", name: str = "run", **axes: Axis) -> Plot:
     return Plot("p", name, kind, axes.get("x", Axis("layer")), axes.get("y", Axis("|dW|")), series, name)  # pyright: ignore[reportArgumentType]
 
 
-HEAT = Heat(
+HEAT = Heatmap(
     "h",
     "a heat map",
     ("a", "b"),
@@ -49,7 +49,7 @@ ALL: list[Chart] = [
 @pytest.mark.parametrize("kind", ["svg", "pdf", "png"])
 def test_the_same_charts_are_the_same_bytes_without_a_date(tmp_path: Path, kind: str) -> None:
     for name in ("a", "b"):
-        draw(ALL, tmp_path / "deep" / f"{name}.{kind}", title="all")
+        save_figure(ALL, tmp_path / "deep" / f"{name}.{kind}", title="all")
     first, second = ((tmp_path / "deep" / f"{name}.{kind}").read_bytes() for name in ("a", "b"))
     assert first == second
     assert not re.search(rb"20\d\d-\d\d-\d\d|CreationDate|dc:date", first)
@@ -58,40 +58,40 @@ def test_the_same_charts_are_the_same_bytes_without_a_date(tmp_path: Path, kind:
 
 def test_names_of_runs_are_text(tmp_path: Path) -> None:
     """Markup is escaped, and a dollar sign makes no formula."""
-    draw([plot(name=HOSTILE), HEAT], tmp_path / "a.svg", title=HOSTILE)
+    save_figure([plot(name=HOSTILE), HEAT], tmp_path / "a.svg", title=HOSTILE)
     text = (tmp_path / "a.svg").read_text()
     assert "<script" not in text
     root = ElementTree.fromstring(text)
     assert root.tag.endswith("svg")
     assert not [element for element in root.iter() if element.tag.endswith("script")]
-    draw([plot(name=HOSTILE)], tmp_path / "a.pdf")
+    save_figure([plot(name=HOSTILE)], tmp_path / "a.pdf")
 
 
 def test_fifteen_methods_look_different(tmp_path: Path) -> None:
     """As the paper's Figure 4 has: more than there are colours."""
     series = tuple(Series(f"method {i}", [0, 1], [0.0, float(i)], style=i) for i in range(15))
-    draw([Plot("p", "many", "lines", Axis("x"), Axis("y"), series, "c")], tmp_path / "a.svg")
+    save_figure([Plot("p", "many", "lines", Axis("x"), Axis("y"), series, "c")], tmp_path / "a.svg")
     lines = re.findall(r'<path d="[^"]*" clip-path[^>]*style="([^"]*stroke: #[^"]*)"', (tmp_path / "a.svg").read_text())
     drawn = [line for line in lines if "stroke-width: 1.4" in line]
     assert len(drawn) == len(set(drawn)) == 15
 
 
 def test_cells_of_a_heat_map_show_as_many_digits(tmp_path: Path) -> None:
-    chart = Heat("h", "h", ("a",), ("x", "y"), ((0.67, 0.6712),), "row", "column", "accuracy", "c")
-    draw([chart], tmp_path / "a.svg")
+    chart = Heatmap("h", "h", ("a",), ("x", "y"), ((0.67, 0.6712),), "row", "column", "accuracy", "c")
+    save_figure([chart], tmp_path / "a.svg")
     text = (tmp_path / "a.svg").read_text()
     assert "<!-- 0.670 -->" in text
     assert "<!-- 0.671 -->" in text
 
 
 def test_panels_are_not_blank_and_as_many_as_asked(tmp_path: Path) -> None:
-    draw(ALL[:4], tmp_path / "a.png", columns=2)
+    save_figure(ALL[:4], tmp_path / "a.png", columns=2)
     image = imread(tmp_path / "a.png")[..., :3]
     height, width = image.shape[:2]
     for panel in (image[: height // 2, : width // 2], image[height // 2 :, width // 2 :]):
         assert (panel < 0.9).any(axis=-1).mean() > 0.01
     assert imread(tmp_path / "a.png").shape[1] == 2 * 4.8 * 150
-    draw(ALL[:1], tmp_path / "b.png")
+    save_figure(ALL[:1], tmp_path / "b.png")
     assert imread(tmp_path / "b.png").shape[:2] == (525, 720)
 
 
@@ -106,7 +106,7 @@ def test_series_differ_without_colour() -> None:
 def test_powers_are_plain_numbers(tmp_path: Path) -> None:
     """Formulas are off, and matplotlib writes powers as formulas: seen as dollar signs beside the axis."""
     series = (Series("s", [1, 10, 100], [0.001, 0.1, 10.0]),)
-    draw([Plot("p", "t", "lines", Axis("x", log=True), Axis("y", log=True), series, "c")], tmp_path / "a.svg")
+    save_figure([Plot("p", "t", "lines", Axis("x", log=True), Axis("y", log=True), series, "c")], tmp_path / "a.svg")
     text = (tmp_path / "a.svg").read_text()
     assert "mathdefault" not in text
     assert "<!-- 0.01 -->" in text
@@ -114,10 +114,12 @@ def test_powers_are_plain_numbers(tmp_path: Path) -> None:
 
 def test_what_cannot_be_drawn(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"written as \.svg, \.pdf or \.png"):
-        draw([plot()], tmp_path / "a.gif")
+        save_figure([plot()], tmp_path / "a.gif")
     with pytest.raises(InputError, match="no chart to draw"):
-        draw([], tmp_path / "a.svg")
-    draw([Plot("p", "t", "lines", Axis("x"), Axis("y", log=True), (Series("s", [0], [0.0]),), "c")], tmp_path / "a.svg")
+        save_figure([], tmp_path / "a.svg")
+    save_figure(
+        [Plot("p", "t", "lines", Axis("x"), Axis("y", log=True), (Series("s", [0], [0.0]),), "c")], tmp_path / "a.svg"
+    )
 
 
 def test_curves_are_charts(tmp_path: Path) -> None:

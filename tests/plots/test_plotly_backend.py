@@ -10,8 +10,8 @@ from typing import Any
 import plotly.graph_objects as go
 import pytest
 
-from ailora.plots.chart_spec import COLOURS, Axis, Chart, Heat, Plot, Series
-from ailora.plots.plotly_backend import figure_of, left_out
+from ailora.plots.chart_spec import COLOURS, Axis, Chart, Heatmap, Plot, Series
+from ailora.plots.plotly_backend import count_missing, plotly_figure
 from ailora.plots.plotly_text import rounded, text
 from tests.report.made import HOSTILE, TEXTS
 
@@ -38,12 +38,12 @@ POINTS = Plot(
     "Caption.",
 )
 BARS = replace(POINTS, kind="bars", series=(Series("a", [0, 1], [1, 2]), Series("b", [0, 1], [3, 4], style=1)))
-HEAT = Heat("heat", "Heat", ("r", "s"), ("c", "d"), ((1.0, NAN), (2.0, 3.0)), "row", "column", "unit", "Caption.")
+HEAT = Heatmap("heat", "Heatmap", ("r", "s"), ("c", "d"), ((1.0, NAN), (2.0, 3.0)), "row", "column", "unit", "Caption.")
 
 
 @pytest.mark.parametrize("chart", [LINES, POINTS, BARS, HEAT], ids=lambda chart: chart.name)
 def test_plotly_knows_every_key_and_json_every_value(chart: Chart) -> None:
-    made = figure_of(chart)
+    made = plotly_figure(chart)
     json.dumps(made, allow_nan=False)
     # Refuses what no trace and no layout has.
     go.Figure(made)
@@ -54,7 +54,7 @@ def named(figure: dict[str, Any], name: str, *, band: bool = False) -> dict[str,
 
 
 def test_a_line_has_its_values_gaps_and_interval() -> None:
-    made = figure_of(LINES)
+    made = plotly_figure(LINES)
     line = named(made, "a")
     assert (line["x"], line["y"]) == ([1e-3, 1e-2, 1e-1], [0.5, 0.7, None])
     assert line["customdata"][1] == ["", "<br>from 0.6000 to 0.8000<br>best"]
@@ -64,22 +64,22 @@ def test_a_line_has_its_values_gaps_and_interval() -> None:
     assert not [trace for trace in made["data"] if trace["name"] == "b" and trace["meta"].get("band")]
     assert named(made, "b")["error_y"]["array"] == pytest.approx([0.0, 0.1, 0.0])
     assert made["layout"]["xaxis"]["ticktext"] == ["0.001", "0.01", "0.1"]
-    assert left_out(LINES) == 1
+    assert count_missing(LINES) == 1
 
 
 def test_styles_differ_without_colours() -> None:
     series = tuple(Series(str(i), [0, 1], [i, i], style=i) for i in range(12))
-    lines = figure_of(replace(LINES, series=series))["data"]
+    lines = plotly_figure(replace(LINES, series=series))["data"]
     looks = {(trace["line"]["dash"], trace["marker"]["symbol"]) for trace in lines}
     assert len(looks) == len(series)
     assert [trace["line"]["color"] for trace in lines] == [COLOURS[i % 8] for i in range(12)]
-    bars = figure_of(replace(BARS, series=tuple(replace(one, x=[0], y=[1]) for one in series[:8])))["data"]
+    bars = plotly_figure(replace(BARS, series=tuple(replace(one, x=[0], y=[1]) for one in series[:8])))["data"]
     assert len({trace["marker"]["pattern"]["shape"] for trace in bars}) == 8
 
 
 def test_long_names_stand_below_each_other() -> None:
     long = ("a method with a name of forty characters", "another")
-    made = figure_of(replace(POINTS, x=Axis("method", categories=long)))
+    made = plotly_figure(replace(POINTS, x=Axis("method", categories=long)))
     first = made["data"][0]
     assert (first["x"], first["y"], first["error_x"]["array"]) == ([0.5], [0], [pytest.approx(0.2)])
     assert made["layout"]["yaxis"]["range"] == [1.5, -0.5]
@@ -90,17 +90,17 @@ def test_long_names_stand_below_each_other() -> None:
 
 def test_points_of_a_category_stand_beside_each_other() -> None:
     series = (Series("sst2", [0, 1], [1, 2]), Series("cola", [0, 1], [3, 4], style=1))
-    first, second = figure_of(replace(POINTS, series=series))["data"]
+    first, second = plotly_figure(replace(POINTS, series=series))["data"]
     assert all(a < b for a, b in zip(first["x"], second["x"], strict=True))
     assert [round(x) for x in (*first["x"], *second["x"])] == [0, 1, 0, 1]
 
 
 def test_a_matrix_has_gaps_and_notes() -> None:
-    made = figure_of(replace(HEAT, notes=(("win", "x"), ("", "tie"))))
+    made = plotly_figure(replace(HEAT, notes=(("win", "x"), ("", "tie"))))
     (trace,) = made["data"]
     assert trace["z"] == [[1.0, None], [2.0, 3.0]]
     assert trace["text"] == [["1<br>win", ""], ["2", "3<br>tie"]]
-    halves = figure_of(replace(HEAT, values=((0.5, NAN), (2.0, 3.0))))["data"][0]
+    halves = plotly_figure(replace(HEAT, values=((0.5, NAN), (2.0, 3.0))))["data"][0]
     assert halves["text"] == [["0.5000", ""], ["2.0000", "3.0000"]]
 
 
@@ -117,7 +117,7 @@ def test_markup_and_templates_are_text(said: str) -> None:
     )
     heat = replace(HEAT, rows=(said, "s"), unit=said, notes=((said, ""), ("", "")))
     for chart in (plot, heat, replace(LINES, series=(replace(LINES.series[0], name=said),))):
-        whole = json.dumps(figure_of(chart))
+        whole = json.dumps(plotly_figure(chart))
         for mark in ("<script", "<img", "<b>bold", "%{x} {{"):
             assert mark not in whole
 

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from ailora.plots.chart_spec import Heat
+from ailora.plots.chart_spec import Heatmap
 from ailora.report.build import build
 from ailora.report.document import Charts, Code, Note, Page, Part, Table, Words
 from ailora.report.html import render
@@ -146,7 +146,7 @@ def test_predictions_are_a_matrix_of_classes(tmp_path: Path) -> None:
     frame = pd.DataFrame({"label": ["0", "0", "1"], "prediction": ["0", "1", "1"], "split": "test"})
     frame.to_parquet(folder / "predictions.parquet")
     (heat,) = (chart for block in blocks(part_of(folder), "Metrics", Charts) for chart in block.charts)
-    assert isinstance(heat, Heat)
+    assert isinstance(heat, Heatmap)
     assert heat.values == ((1.0, 1.0), (0.0, 1.0))
     assert heat.caption.endswith("2 of 3 are predicted as they are labelled.")
     (folder / "predictions.parquet").write_text("no")

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from ailora.plots.chart_spec import Heat, Plot
+from ailora.plots.chart_spec import Heatmap, Plot
 from ailora.recipes.config.yaml_file import parse_yaml
 from ailora.report.document import Charts, Code, Note, Page, Part, Table, Words
 from ailora.report.html import render
@@ -114,7 +114,7 @@ def test_pairs_of_starts_are_a_matrix_whatever_their_names() -> None:
     design = make_design(methods=methods, seeds=[0], base=_two_roles())
     part = part_of(design, ran(design, lambda spec: outcome(0.5 + 0.01 * int(spec.condition.method[1:]))))
     (heat,) = charts(part, "Which start for which matrix")
-    assert isinstance(heat, Heat)
+    assert isinstance(heat, Heatmap)
     assert heat.rows == heat.columns == ("frozen", "random", "principal", "minor")
     assert math.isnan(heat.values[0][0])
     # The sixth is query principal, value minor.

@@ -1,7 +1,11 @@
-"""An analysis: its tables, and the folder that holds them."""
+"""The result of an analysis, and the folder that holds it."""
 
 from __future__ import annotations
 
+import json
+import math
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,10 +13,12 @@ from typing import Any
 import pandas as pd
 import pyarrow
 
-from ailora.analysis.analysis_folder import INFO_NAME, read_info
-from ailora.atomic_io import write_json
+from ailora.analysis.table_ops import Row
+from ailora.atomic_io import replacing_folder, write_json
+from ailora.checkpoints.output_dir import validate_content, validate_inputs_outside
 from ailora.errors import InputError
 
+_INFO_NAME = "analysis.json"
 _TABLES = ("embedding", "deltas", "spectra")
 
 
@@ -21,33 +27,43 @@ class Analysis:
     """The tables of an analysis; what each column is: `docs/analysis.md`.
 
     Attributes:
-        info: what was asked, what was found in one number each, what was left out: the content of `analysis.json`.
-        embedding: a row for each point: model, layer, role, head, and where it lies in the plane.
+        info: models and settings, the findings, and what was left out: the content of `analysis.json`.
+        embedding: a row for each point: model, layer, role, head, and its place in the plane.
         deltas: a row for each update: model, layer, role, norms, ranks, shares of the subspaces of `W`.
         spectra: a row for each weight: model, layer, role, singular values, energy of the bands, intruders.
     """
 
-    info: dict[str, Any]
+    info: Row
     embedding: pd.DataFrame
     deltas: pd.DataFrame
     spectra: pd.DataFrame
+
+    @property
+    def models(self) -> list[str]:
+        """The fine-tuned models."""
+        return list(self.info["after"])
+
+    @property
+    def roles(self) -> list[str]:
+        """The roles that were analysed."""
+        return list(self.info["settings"]["roles"])
 
 
 def write_tables(analysis: Analysis, folder: Path) -> None:
     """Write the tables of an analysis, and `analysis.json`, into an existing folder."""
     for name in _TABLES:
         getattr(analysis, name).to_parquet(folder / f"{name}.parquet", index=False)
-    write_json(folder / INFO_NAME, analysis.info)
+    write_json(folder / _INFO_NAME, analysis.info)
 
 
 def load_analysis(path: Path | str) -> Analysis:
-    """An analysis from its folder.
+    """Load an analysis from its folder.
 
     Raises:
-        InputError: no analysis there, a damaged one, or one of another format.
+        InputError: There is no analysis, a damaged one, or one of another format.
     """
     folder = Path(path).expanduser()
-    info = read_info(folder)
+    info = _read_info(folder)
     tables = {}
     for name in _TABLES:
         file = folder / f"{name}.parquet"
@@ -56,3 +72,55 @@ def load_analysis(path: Path | str) -> Analysis:
         except (OSError, ValueError, KeyError, pyarrow.ArrowException) as error:
             raise InputError(f"{file} cannot be read: {error}") from None
     return Analysis(info, **tables)
+
+
+def _read_info(folder: Path) -> Row:
+    file = folder / _INFO_NAME
+    if not file.is_file():
+        raise InputError(f"{folder} holds no analysis: it has no {_INFO_NAME}")
+    try:
+        info = json.loads(file.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{file} is damaged: {error}") from None
+    if not isinstance(info, dict) or info.get("format") != 1:
+        raise InputError(f"{file} is not of format 1, which this version reads")
+    return info
+
+
+def validate_output_dir(out: Path, reads: Iterable[Path], *, force: bool) -> None:
+    """Refuse a folder that an analysis may not replace.
+
+    Raises:
+        InputError: It is a file, holds something that is read, or anything else but an analysis; or an analysis, and
+            `force` was not given.
+    """
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out} is a file: choose a folder for the analysis")
+    validate_inputs_outside(out, reads)
+    if out.is_dir():
+        validate_content(out, content="analysis", marks=[_INFO_NAME])
+    if (out / _INFO_NAME).is_file() and not force:
+        raise InputError(f"{out} holds an analysis already: choose another folder, or --force to replace it")
+
+
+@contextmanager
+def replacing_analysis(out: Path) -> Iterator[Path]:
+    """Fill a folder that takes the place of `out` when it is complete.
+
+    Raises:
+        InputError: The system refuses, or another process writes there.
+    """
+    try:
+        with replacing_folder(out) as partial:
+            yield partial
+    except OSError as error:
+        raise InputError(f"cannot write to {out}: {error.strerror or error}") from None
+
+
+def to_json(value: Any) -> Any:
+    """Convert plain data for JSON: lists in place of tuples, None in place of what is no finite number."""
+    if isinstance(value, dict):
+        return {str(key): to_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_json(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

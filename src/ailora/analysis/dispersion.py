@@ -1,65 +1,77 @@
-"""How far the weights of one role lie apart: over the layers of a model, and between models. From Gram matrices."""
+"""Distances between the weights of one role, over the layers of a model and between models, from Gram matrices."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import combinations
-from typing import Any
 
 import numpy as np
 from scipy import stats
 
-from ailora.analysis.gram_matrix import Cloud, Point
-from ailora.analysis.weight_stats import layer_of
+from ailora.analysis.gram_matrix import Point, PointSet
+from ailora.analysis.table_ops import Row
+from ailora.analysis.weight_stats import layer_index
+
+#: With fewer layers there is no interval.
+_MIN_LAYERS = 3
 
 
-def dispersions(found: Sequence[tuple[Cloud, np.ndarray]]) -> dict[str, Any]:
-    """All numbers of this file, for clouds with their Gram matrices.
+@dataclass(frozen=True)
+class LayerGram:
+    """Products of whole weights of one role.
+
+    Attributes:
+        name: of the point set.
+        points: one for each weight.
+        products: Gram matrix (n, n) of the weights.
+    """
+
+    name: str
+    points: list[Point]
+    products: np.ndarray
+
+    def of_model(self, model: str) -> tuple[list[int], np.ndarray]:
+        """Select the layers of a model and their products."""
+        rows = [i for i, point in enumerate(self.points) if point.model.name == model]
+        layers = [layer_index(self.points[i].projection.module) for i in rows]
+        return layers, self.products[np.ix_(rows, rows)]
+
+
+def measure_dispersion(grams: Sequence[tuple[PointSet, np.ndarray]]) -> dict[str, list[Row]]:
+    """Measure all distances of point sets with their Gram matrices.
 
     Returns:
-        `layers`: as `over_layers`; `differences`: for each two clouds and each model that has the same layers in both,
-        `model`, `roles`, and `difference`, of the dispersions, and `ratio`, of the spreads, with 95 % intervals from
-        the jackknife over layers, which leaves the same layer out of both; `between`: as `between_models`.
+        `layers`: See `layer_dispersions`. `differences`: for each two point sets and each model that has the same
+        layers in both, `model`, `roles`, and the values of `compare_roles`. `between`: See `model_distances`.
     """
-    weights = {cloud.name: layer_gram(cloud, products) for cloud, products in found}
-    between = [between_models(points, products, name) for name, (points, products) in weights.items()]
-    models = dict.fromkeys(point.model.name for points, _ in weights.values() for point in points)
+    weights = [sum_over_heads(point_set, products) for point_set, products in grams]
+    models = dict.fromkeys(point.model.name for gram in weights for point in gram.points)
     differences = []
-    for (this, own), (that, other) in combinations(weights.items(), 2):
+    for this, that in combinations(weights, 2):
         for model in models:
-            (layers, a), (others, b) = _of_model(*own, model), _of_model(*other, model)
-            if layers == others and len(layers) >= 3:
-                differences.append({"model": model, "roles": [this, that], **difference(a, b)})
+            (layers, a), (others, b) = this.of_model(model), that.of_model(model)
+            if layers == others and len(layers) >= _MIN_LAYERS:
+                differences.append({"model": model, "roles": [this.name, that.name], **compare_roles(a, b)})
     return {
-        "layers": [
-            record for name, (points, products) in weights.items() for record in over_layers(points, products, name)
-        ],
+        "layers": [record for gram in weights for record in layer_dispersions(gram)],
         "differences": differences,
-        "between": [record for records in between for record in records],
+        "between": [record for gram in weights for record in model_distances(gram)],
     }
 
 
-def _of_model(points: Sequence[Point], products: np.ndarray, model: str) -> tuple[list[int], np.ndarray]:
-    """The layers of a model's weights, and their products."""
-    rows = [i for i, point in enumerate(points) if point.model.name == model]
-    return [layer_of(points[i].projection.module) for i in rows], products[np.ix_(rows, rows)]
-
-
-def layer_gram(cloud: Cloud, products: np.ndarray) -> tuple[list[Point], np.ndarray]:
-    """The products of whole weights, which are the sums over their heads, and one point for each weight."""
-    keys = [(point.model.name, point.projection.module) for point in cloud.points]
-    order = list(dict.fromkeys(keys))
-    firsts = [cloud.points[keys.index(key)] for key in order]
-    heads = max((point.head or 0 for point in cloud.points), default=0) + 1
-    if heads == 1:
-        return firsts, products
-    count = len(order)
+def sum_over_heads(point_set: PointSet, products: np.ndarray) -> LayerGram:
+    """Compute the products of whole weights, which are the sums over their heads, with one point for each weight."""
+    firsts = list({(point.model.name, point.projection.module): point for point in reversed(point_set.points)}.values())
+    firsts.reverse()
+    count, heads = len(firsts), len(point_set.points) // len(firsts)
     # Heads of a weight follow each other: [weight, head, weight', head'], of which equal heads count.
-    return firsts, np.einsum("ihjh->ij", products.reshape(count, heads, count, heads))
+    products = np.einsum("ihjh->ij", products.reshape(count, heads, count, heads))
+    return LayerGram(point_set.name, firsts, products)
 
 
 def dispersion(products: np.ndarray) -> float:
-    """How dispersed weights are: `1 - ` the mean cosine of all pairs.
+    """Compute the dispersion of weights: `1 - ` the mean cosine of all pairs.
 
     That is half the mean squared distance of the weights scaled to norm 1, a number without a scale: 0 where all point
     in one direction, 1 where they have nothing in common (random weights), more only where they oppose each other.
@@ -76,8 +88,7 @@ def dispersion(products: np.ndarray) -> float:
 
 
 def spread(products: np.ndarray) -> float:
-    """Root mean square of the distance of two weights, over all pairs: in the weights' own units, so that large weights
-    are far apart.
+    """Compute the root mean square distance of two weights, over all pairs, in the weights' own units.
 
     Args:
         products: Gram matrix (n, n) of the weights of one role, n >= 2.
@@ -88,107 +99,100 @@ def spread(products: np.ndarray) -> float:
 
 
 def norm_variation(products: np.ndarray) -> float:
-    """Standard deviation of the weights' norms over their mean: how unequal they are in size."""
+    """Compute the standard deviation of the weights' norms over their mean."""
     norms = np.sqrt(np.diag(products))
     return float(norms.std(ddof=1)) / (float(norms.mean()) or float("nan"))
 
 
-def over_layers(points: Sequence[Point], products: np.ndarray, name: str) -> list[dict[str, Any]]:
-    """The dispersion over the layers of each model, with a 95 % interval from the jackknife over layers.
+def layer_dispersions(gram: LayerGram) -> Iterator[Row]:
+    """Measure the dispersion over the layers of each model, with a 95 % interval from the jackknife over layers.
 
-    Returns:
+    Yields:
         A record for each model with three layers or more: `cloud`, `model`, `layers`, `dispersion`, `low`, `high`,
         `spread`, `norm_variation`.
     """
-    found = []
-    for model in dict.fromkeys(point.model.name for point in points):
-        layers, own = _of_model(points, products, model)
-        if len(layers) < 3:
-            continue
-        low, high = jackknife(lambda kept, own=own: dispersion(own[np.ix_(kept, kept)]), len(layers))
-        numbers = {"dispersion": dispersion(own), "low": low, "high": high}
-        sizes = {"spread": spread(own), "norm_variation": norm_variation(own)}
-        found.append({"cloud": name, "model": model, "layers": len(layers), **numbers, **sizes})
-    return found
+    for model in dict.fromkeys(point.model.name for point in gram.points):
+        layers, products = gram.of_model(model)
+        if len(layers) >= _MIN_LAYERS:
+            value, low, high = jackknife(dispersion, products)
+            yield {"cloud": gram.name, "model": model, "layers": len(layers)} | {
+                "dispersion": value,
+                "low": low,
+                "high": high,
+                "spread": spread(products),
+                "norm_variation": norm_variation(products),
+            }
 
 
-def difference(this: np.ndarray, that: np.ndarray) -> dict[str, float]:
-    """How the dispersion and the spread of one role compare with those of another, over the same layers.
+def compare_roles(this: np.ndarray, that: np.ndarray) -> dict[str, float]:
+    """Compare the dispersion and the spread of two roles over the same layers.
 
     Args:
-        this: Gram matrix (n, n) of the one.
+        this: Gram matrix (n, n) of the one role.
         that: Gram matrix (n, n) of the other, of the same layers in the same order.
 
     Returns:
-        `difference`, `low`, `high`: dispersion of this minus that of that; `ratio`, `ratio_low`, `ratio_high`: spread
-        of this over that of that (its interval is taken in logarithms).
+        `difference`, `low`, `high`: dispersion of `this` minus that of `that`; `ratio`, `ratio_low`, `ratio_high`:
+        spread of `this` over that of `that` (its interval is taken in logarithms). The jackknife leaves the same layer
+        out of both.
     """
 
-    def both(statistic: Callable[[np.ndarray], float]) -> Callable[[np.ndarray], tuple[float, float]]:
-        return lambda kept: (statistic(this[np.ix_(kept, kept)]), statistic(that[np.ix_(kept, kept)]))
-
-    def minus(kept: np.ndarray) -> float:
-        a, b = both(dispersion)(kept)
-        return a - b
-
-    def over(kept: np.ndarray) -> float:
-        a, b = both(spread)(kept)
+    def log_ratio(this: np.ndarray, that: np.ndarray) -> float:
+        a, b = spread(this), spread(that)
         return float(np.log(a / b)) if a > 0 and b > 0 else float("nan")
 
-    everything = np.arange(len(this))
-    low, high = jackknife(minus, len(this))
-    ratio_low, ratio_high = np.exp(jackknife(over, len(this)))
+    difference, low, high = jackknife(lambda a, b: dispersion(a) - dispersion(b), this, that)
+    ratio, ratio_low, ratio_high = map(float, np.exp(jackknife(log_ratio, this, that)))
     return {
-        "difference": minus(everything),
+        "difference": difference,
         "low": low,
         "high": high,
-        "ratio": float(np.exp(over(everything))),
-        "ratio_low": float(ratio_low),
-        "ratio_high": float(ratio_high),
+        "ratio": ratio,
+        "ratio_low": ratio_low,
+        "ratio_high": ratio_high,
     }
 
 
-def between_models(points: Sequence[Point], products: np.ndarray, name: str) -> list[dict[str, Any]]:
-    """How far each two fine-tuned models lie apart: `|W_a - W_b| / |W|`, layer by layer, W being the base's weight.
+def model_distances(gram: LayerGram) -> Iterator[Row]:
+    """Measure how far each two fine-tuned models lie apart: `|W_a - W_b| / |W|`, layer by layer, W of the base.
 
-    Returns:
+    Yields:
         A record for each pair that has weights of its own in the same layers: `cloud`, `models`, `by_layer`, `distance`
         (the mean over layers) and its t-interval, `low` and `high`.
     """
-    where = {(point.model.name, point.projection.module): i for i, point in enumerate(points)}
-    models = [model for model in dict.fromkeys(model for model, _ in where) if model != "base"]
-    found = []
+    index = {(point.model.name, point.projection.module): i for i, point in enumerate(gram.points)}
+    models = [model for model in dict.fromkeys(model for model, _ in index) if model != "base"]
     for this, that in combinations(models, 2):
         distances = []
-        for module in dict.fromkeys(module for model, module in where if model == this):
-            if (that, module) not in where:
-                continue
-            i, j, base = where[this, module], where[that, module], where["base", module]
-            square = max(products[i, i] + products[j, j] - 2 * products[i, j], 0.0)
-            distances.append((float(square) / (float(products[base, base]) or float("nan"))) ** 0.5)
+        for module in (module for model, module in index if model == this and (that, module) in index):
+            i, j, base = index[this, module], index[that, module], index["base", module]
+            square = max(gram.products[i, i] + gram.products[j, j] - 2 * gram.products[i, j], 0.0)
+            distances.append((float(square) / (float(gram.products[base, base]) or float("nan"))) ** 0.5)
         if distances:
             low, high = mean_interval(distances)
-            numbers = {"distance": float(np.mean(distances)), "low": low, "high": high}
-            found.append({"cloud": name, "models": [this, that], "by_layer": distances, **numbers})
-    return found
+            record = {"cloud": gram.name, "models": [this, that], "by_layer": distances}
+            yield record | {"distance": float(np.mean(distances)), "low": low, "high": high}
 
 
-def jackknife(statistic: Callable[[np.ndarray], float], count: int) -> tuple[float, float]:
-    """A 95 % t-interval of a statistic of `count` elements, from leaving each out in turn (Tukey, 1958); NaN of fewer
-    than three."""
-    if count < 3:
-        return float("nan"), float("nan")
-    everything = np.arange(count)
-    without = np.array([statistic(np.delete(everything, i)) for i in everything])
+def jackknife(statistic: Callable[..., float], *grams: np.ndarray) -> tuple[float, float, float]:
+    """Estimate a statistic of Gram matrices and its 95 % t-interval, leaving out each element in turn (Tukey, 1958).
+
+    Returns:
+        The value, and the ends of the interval, NaN of fewer than three elements.
+    """
+    count, value = len(grams[0]), statistic(*grams)
+    if count < _MIN_LAYERS:
+        return value, float("nan"), float("nan")
+    kept = [np.delete(np.arange(count), i) for i in range(count)]
+    without = np.array([statistic(*(gram[np.ix_(rows, rows)] for gram in grams)) for rows in kept])
     error = np.sqrt((count - 1) / count * ((without - without.mean()) ** 2).sum())
     half = float(stats.t.ppf(0.975, count - 1)) * float(error)
-    value = statistic(everything)
-    return value - half, value + half
+    return value, value - half, value + half
 
 
-def mean_interval(values: Sequence[float]) -> tuple[float, float]:
-    """A 95 % t-interval of the mean of some values; NaN of fewer than two."""
+def mean_interval(values: Sequence[float] | np.ndarray) -> tuple[float, float]:
+    """Compute the 95 % t-interval of a mean; NaN of fewer than two values."""
     if len(values) < 2:
         return float("nan"), float("nan")
-    half = float(stats.t.ppf(0.975, len(values) - 1)) * float(np.std(values, ddof=1)) / len(values) ** 0.5
+    half = float(stats.t.ppf(0.975, len(values) - 1)) * float(stats.sem(values))
     return float(np.mean(values)) - half, float(np.mean(values)) + half

@@ -5,91 +5,88 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any
 
 import numpy as np
 from scipy.spatial.distance import pdist
 from scipy.stats import spearmanr
 from sklearn.manifold import TSNE, trustworthiness
 
-from ailora.analysis.analysis_settings import Settings
-from ailora.analysis.gram_matrix import Cloud
-from ailora.analysis.weight_stats import identity_of
+from ailora.analysis.analysis_settings import AnalysisSettings
+from ailora.analysis.gram_matrix import PointSet
+from ailora.analysis.table_ops import Row
+from ailora.analysis.weight_stats import projection_columns
 
 #: With fewer points t-SNE has nothing to say.
-_FEWEST = 8
+_MIN_TSNE_POINTS = 8
 #: From so many points on, t-SNE takes its approximate gradient.
-_MANY = 2000
+_MIN_BARNES_HUT_POINTS = 2000
 
 
 @dataclass(frozen=True)
-class Embedded:
-    """A cloud in the plane.
+class Embedding:
+    """A point set in the plane.
 
     Attributes:
         rows: a row of the table for each point.
-        facts: what was done, and how far it can be trusted.
+        info: settings, and how far the picture can be trusted.
     """
 
-    rows: list[dict[str, Any]]
-    facts: dict[str, Any]
+    rows: list[Row]
+    info: Row
 
 
-def embed(cloud: Cloud, products: np.ndarray, settings: Settings) -> Embedded:
-    """t-SNE and PCA of a cloud.
+def embed(point_set: PointSet, products: np.ndarray, settings: AnalysisSettings) -> Embedding:
+    """Compute t-SNE and PCA of a point set.
 
     Args:
-        cloud: the points.
+        point_set: the points.
         products: their Gram matrix (n, n).
         settings: perplexity and seeds.
 
     Returns:
         Rows with `pca_x`, `pca_y`, in the weights' own units, and `tsne_x`, `tsne_y`, NaN of fewer than eight
         points or of points on a line.
-        The facts: `perplexity`; `explained`, the shares of the variance along both axes of the PCA;
+        The info: `perplexity`; `explained`, the shares of the variance along both axes of the PCA;
         `trustworthiness` (Venna and Kaski, 2001: 1 where all neighbours in the plane are neighbours in the space) of
         the PCA and of t-SNE by seed; `agreement`, the mean Spearman correlation of the distances in the plane over all
         pairs of seeds; `seed`, whose picture has the lowest divergence.
     """
-    coordinates, variances = exact_coordinates(products)
-    n = len(products)
-    plane = np.zeros((n, 2))
-    plane[:, : coordinates.shape[1]] = coordinates[:, :2]
+    coordinates, variances = principal_coordinates(products)
+    n, points = len(products), point_set.points
+    pca, tsne = np.zeros((n, 2)), np.full((n, 2), np.nan)
+    pca[:, : coordinates.shape[1]] = coordinates[:, :2]
     total = float(variances.sum()) or 1.0
-    facts: dict[str, Any] = {
-        "cloud": cloud.name,
+    info: Row = {
+        "cloud": point_set.name,
         "points": n,
-        "heads": cloud.points[0].head is not None,
+        "heads": points[0].head is not None,
         "explained": [float(v) / total for v in (*variances, 0.0, 0.0)[:2]],
     }
-    picture = np.full((n, 2), np.nan)
-    if n >= _FEWEST and coordinates.shape[1] > 1:
-        models = len({point.model.name for point in cloud.points})
+    if n >= _MIN_TSNE_POINTS and coordinates.shape[1] > 1:
+        models = len({point.model.name for point in points})
         neighbours = min(max(5, 2 * models), (n - 1) // 2)
-        made, more = _tsne(coordinates, settings, neighbours)
-        trusted = float(trustworthiness(coordinates, plane, n_neighbors=neighbours))
-        facts |= more | {"neighbours": neighbours, "pca_trustworthiness": trusted}
-        picture = made
+        tsne, tsne_info = _tsne(coordinates, settings, neighbours)
+        trust = float(trustworthiness(coordinates, pca, n_neighbors=neighbours))
+        info |= tsne_info | {"neighbours": neighbours, "pca_trustworthiness": trust}
     rows = [
         {
             "model": point.model.name,
-            **identity_of(point.projection),
+            **projection_columns(point.projection),
             "head": -1 if point.head is None else point.head,
-            "cloud": cloud.name,
-            "pca_x": plane[i, 0],
-            "pca_y": plane[i, 1],
-            "tsne_x": picture[i, 0],
-            "tsne_y": picture[i, 1],
+            "cloud": point_set.name,
+            **dict(zip(("pca_x", "pca_y", "tsne_x", "tsne_y"), coordinates, strict=True)),
         }
-        for i, point in enumerate(cloud.points)
+        for point, coordinates in zip(points, np.hstack([pca, tsne]), strict=True)
     ]
-    return Embedded(rows, facts)
+    return Embedding(rows, info)
 
 
-def exact_coordinates(products: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Points (n, d) with the distances that a Gram matrix says, d < n, along their principal axes, and the variance
-    along each (classical scaling; Torgerson, 1952). The larger half of each axis's entries is positive in sum of cubes,
-    so that the picture does not flip."""
+def principal_coordinates(products: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Compute points (n, d), d < n, along their principal axes from their Gram matrix, and the variance of each axis.
+
+    This is classical scaling (Torgerson, 1952). The entries of an axis have a positive sum of cubes, so that the
+    picture does not flip. (scikit-learn's KernelPCA refuses the rounding of almost equal points.)
+    """
     centred = products - products.mean(axis=0) - products.mean(axis=1)[:, None] + products.mean()
     values, vectors = np.linalg.eigh((centred + centred.T) / 2)
     values, vectors = values[::-1], vectors[:, ::-1]
@@ -99,35 +96,32 @@ def exact_coordinates(products: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return points, values[kept] / len(products)
 
 
-def chosen_perplexity(points: int, asked: float | None) -> float:
-    """The perplexity of t-SNE: a quarter of the points but 30 at most, or what was asked for, below a third."""
-    return min(asked if asked is not None else 30.0, (points - 1) / 4 if asked is None else (points - 1) / 3)
+def choose_perplexity(points: int, perplexity: float | None) -> float:
+    """Choose the perplexity of t-SNE: a quarter of the points but 30 at most, or what was asked for, below a third."""
+    return min(30.0, (points - 1) / 4) if perplexity is None else min(perplexity, (points - 1) / 3)
 
 
-def _tsne(coordinates: np.ndarray, settings: Settings, neighbours: int) -> tuple[np.ndarray, dict[str, Any]]:
+def _tsne(coordinates: np.ndarray, settings: AnalysisSettings, neighbours: int) -> tuple[np.ndarray, Row]:
     n = len(coordinates)
-    perplexity = chosen_perplexity(n, settings.perplexity)
+    perplexity = choose_perplexity(n, settings.perplexity)
     scaled = coordinates / (coordinates.std() or 1.0)
     pictures, divergences = [], []
     for seed in settings.seeds:
-        method = TSNE(
+        tsne = TSNE(
             perplexity=perplexity,
             init="random",
             random_state=seed,
-            method="exact" if n < _MANY else "barnes_hut",
+            method="exact" if n < _MIN_BARNES_HUT_POINTS else "barnes_hut",
             n_jobs=1,
         )
-        pictures.append(method.fit_transform(scaled))
-        divergences.append(float(method.kl_divergence_))
+        pictures.append(tsne.fit_transform(scaled))
+        divergences.append(float(tsne.kl_divergence_))
     best = int(np.argmin(divergences))
-    trusted = {
-        str(seed): float(trustworthiness(coordinates, picture, n_neighbors=neighbours))
-        for seed, picture in zip(settings.seeds, pictures, strict=True)
-    }
+    trust = [float(trustworthiness(coordinates, picture, n_neighbors=neighbours)) for picture in pictures]
     return pictures[best], {
         "perplexity": perplexity,
         "seed": settings.seeds[best],
-        "tsne_trustworthiness": trusted,
+        "tsne_trustworthiness": {str(seed): value for seed, value in zip(settings.seeds, trust, strict=True)},
         "agreement": _agreement(pictures),
     }
 

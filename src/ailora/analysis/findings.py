@@ -1,46 +1,46 @@
-"""What the tables say, in sentences: whether the paper's two observations hold for the models that were analysed."""
+"""Sentences on an analysis: whether the paper's two observations hold for the models that were analysed."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
-from statistics import mean
-from typing import Any
 
+import numpy as np
 import pandas as pd
 
+from ailora.analysis.analysis_settings import AnalysisSettings
 from ailora.analysis.dispersion import mean_interval
-from ailora.analysis.table_ops import mean_by, mean_of, rows_where
+from ailora.analysis.table_ops import Row, filter_rows, mean_by
 
 
-def findings(
-    dispersion: Mapping[str, Any], deltas: pd.DataFrame, spectra: pd.DataFrame, settings: Mapping[str, Any]
+def summarize_findings(
+    dispersion: Mapping[str, list[Row]], deltas: pd.DataFrame, spectra: pd.DataFrame, settings: AnalysisSettings
 ) -> list[str]:
-    """One sentence for each observation.
+    """Write a sentence for each observation.
 
     Two roles are compared, query and value as in the paper where both were asked for, else the first two. A difference
     counts where its 95 % interval leaves out zero.
     """
-    found: list[str] = []
-    roles = settings["roles"]
-    compared = roles if not {"query", "value"} <= set(roles) else [r for r in roles if r in ("query", "value")]
+    roles = [role.value for role in settings.roles]
+    compared = [role for role in roles if role in ("query", "value")] if {"query", "value"} <= set(roles) else roles
+    sentences: list[str] = []
     if len(compared) > 1:
         this, that = compared[:2]
-        found += _dispersed(dispersion, this, that)
-        found += _apart(dispersion, this, that)
-        found += _moved(deltas, this, that)
-    return found + list(_intruders(spectra, settings))
+        sentences += _dispersed(dispersion, this, that)
+        sentences += _apart(dispersion, this, that)
+        sentences += _updated(deltas, this, that)
+    return sentences + list(_intruders(spectra, settings))
 
 
-def _dispersed(dispersion: Mapping[str, Any], this: str, that: str) -> Iterator[str]:
-    values = {(record["model"], record["cloud"]): record for record in dispersion["layers"]}
+def _dispersed(dispersion: Mapping[str, list[Row]], this: str, that: str) -> Iterator[str]:
+    by_role = {(record["model"], record["cloud"]): record for record in dispersion["layers"]}
     for record in dispersion["differences"]:
-        model, roles = record["model"], record["roles"]
-        if roles != [this, that]:
+        model = record["model"]
+        if record["roles"] != [this, that]:
             continue
-        a, b = values[model, this], values[model, that]
+        a, b = by_role[model, this], by_role[model, that]
+        word = _compare((record["low"], record["high"]), "more", "less")
         yield (
-            f"{model}: over its {a['layers']} layers {this} is {_word(record, 'more', 'less')} dispersed than {that}: "
+            f"{model}: over its {a['layers']} layers {this} is {word} dispersed than {that}: "
             f"{_with_interval(a, 'dispersion')} against {_with_interval(b, 'dispersion')}, difference "
             f"{_with_interval(record, 'difference')} (0: one direction, 1: nothing in common). In their own units, two "
             f"layers lie {record['ratio']:.2f} [{record['ratio_low']:.2f}, {record['ratio_high']:.2f}] times as far "
@@ -48,57 +48,55 @@ def _dispersed(dispersion: Mapping[str, Any], this: str, that: str) -> Iterator[
         )
 
 
-def _apart(dispersion: Mapping[str, Any], this: str, that: str) -> Iterator[str]:
-    found = {(*record["models"], record["cloud"]): record for record in dispersion["between"]}
-    shown = []
-    for (first, second, cloud), a in found.items():
-        b = found.get((first, second, that))
-        if cloud != this or b is None or len(a["by_layer"]) != len(b["by_layer"]):
+def _apart(dispersion: Mapping[str, list[Row]], this: str, that: str) -> Iterator[str]:
+    distances = {(*record["models"], record["cloud"]): record for record in dispersion["between"]}
+    pairs = []
+    for (first, second, role), a in distances.items():
+        b = distances.get((first, second, that))
+        if role != this or b is None or len(a["by_layer"]) != len(b["by_layer"]):
             continue
-        low, high = mean_interval([x - y for x, y in zip(a["by_layer"], b["by_layer"], strict=True)])
-        word = _word({"low": low, "high": high}, "farther", "less far")
-        shown.append(f"{first} and {second} {a['distance']:.3g} against {b['distance']:.3g} ({word})")
-    if shown:
-        yield f"How far {this} weights of a layer lie apart, in |W|, against {that} weights: {'; '.join(shown)}."
+        word = _compare(mean_interval(np.subtract(a["by_layer"], b["by_layer"])), "farther", "less far")
+        pairs.append(f"{first} and {second} {a['distance']:.3g} against {b['distance']:.3g} ({word})")
+    if pairs:
+        yield f"How far {this} weights of a layer lie apart, in |W|, against {that} weights: {'; '.join(pairs)}."
 
 
-def _moved(deltas: pd.DataFrame, this: str, that: str) -> Iterator[str]:
-    for model in dict.fromkeys(deltas["model"]):
-        this_rows, that_rows = (rows_where(deltas, model=model, role=role) for role in (this, that))
-        a, b = mean_by(this_rows, "layer", "norm"), mean_by(that_rows, "layer", "norm")
-        layers = [layer for layer in a if layer in b and a[layer] > 0 and b[layer] > 0]
-        if not layers:
+def _updated(deltas: pd.DataFrame, this: str, that: str) -> Iterator[str]:
+    for model in deltas["model"].unique():
+        rows = [filter_rows(deltas, model=model, role=role) for role in (this, that)]
+        norms = pd.concat([mean_by(table, "layer", "norm") for table in rows], axis=1, join="inner").to_numpy()
+        norms = norms[(norms > 0).all(axis=1)]
+        if not len(norms):
             continue
-        low, high = mean_interval([math.log(a[layer] / b[layer]) for layer in layers])
-        larger = sum(a[layer] > b[layer] for layer in layers)
-        relative = [mean_of(rows, "relative") for rows in (this_rows, that_rows)]
+        a, b = norms.T
+        word = _compare(mean_interval(np.log(a / b)), "larger", "smaller")
+        relative = [table["relative"].mean(skipna=False) for table in rows]
         yield (
-            f"{model}: |dW| of {this} is {_word({'low': low, 'high': high}, 'larger', 'smaller')} than that of {that}: "
-            f"{mean(a[layer] for layer in layers):.3g} against {mean(b[layer] for layer in layers):.3g} on average, "
-            f"larger in {larger} of {len(layers)} layers; relative to |W|, {relative[0]:.3g} against {relative[1]:.3g}."
+            f"{model}: |dW| of {this} is {word} than that of {that}: {a.mean():.3g} against {b.mean():.3g} on average, "
+            f"larger in {(a > b).sum()} of {len(norms)} layers; relative to |W|, {relative[0]:.3g} against "
+            f"{relative[1]:.3g}."
         )
 
 
-def _intruders(spectra: pd.DataFrame, settings: Mapping[str, Any]) -> Iterator[str]:
-    counts: dict[str, list[float]] = {}
-    for row in rows_where(spectra):
-        if row["model"] != "base":
-            counts.setdefault(row["model"], []).append(row["intruders"])
-    shown = ", ".join(f"{model} {sum(found):.0f} in {len(found)} weights" for model, found in counts.items())
-    if shown:
+def _intruders(spectra: pd.DataFrame, settings: AnalysisSettings) -> Iterator[str]:
+    counts = spectra.loc[spectra["model"] != "base"].groupby("model", sort=False)["intruders"].agg(["sum", "size"])
+    if len(counts):
+        rows = counts.itertuples(name=None)
+        models = ", ".join(f"{model} {total:.0f} in {size} weights" for model, total, size in rows)
         yield (
-            f"Intruder dimensions among the {settings['top']} largest directions of each weight (cosine below "
-            f"{settings['epsilon']:g}): {shown}."
+            f"Intruder dimensions among the {settings.top} largest directions of each weight (cosine below "
+            f"{settings.epsilon:g}): {models}."
         )
 
 
-def _word(interval: Mapping[str, float], above: str, below: str) -> str:
-    if interval["low"] > 0:
+def _compare(interval: tuple[float, float], above: str, below: str) -> str:
+    low, high = interval
+    if low > 0:
         return above
-    if interval["high"] < 0:
+    if high < 0:
         return below
     return f"neither clearly {above} nor clearly {below}"
 
 
-def _with_interval(record: Mapping[str, Any], key: str) -> str:
+def _with_interval(record: Row, key: str) -> str:
     return f"{record[key]:.3f} [{record['low']:.3f}, {record['high']:.3f}]"

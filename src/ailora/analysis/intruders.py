@@ -10,16 +10,16 @@ from torch import Tensor
 
 from ailora.spectral import truncated_svd
 
-#: How many singular vectors of the base are tried for each one that may be an intruder, before all are computed.
-_TRIED = 4
+#: Singular vectors of the base to try for each one that may be an intruder, before all are computed.
+_CANDIDATES_PER_VECTOR = 4
 
 
-class Directions:
-    """Left singular vectors of a base weight, in float64: computed when they are asked for, once for all models.
+class LeftSingularVectors:
+    """Left singular vectors of a base weight, in float64, computed when first needed and kept for all models.
 
     Args:
         weight: the base's (out, in).
-        top: how many directions of a fine-tuned weight will be compared with them, cut to the smaller side.
+        top: how many vectors of a fine-tuned weight will be compared with them, cut to the smaller side.
     """
 
     def __init__(self, weight: Float[Tensor, "out in_"], top: int) -> None:
@@ -27,21 +27,24 @@ class Directions:
         self.top = min(top, *weight.shape)
 
     @cached_property
-    def principal(self) -> Tensor:
-        """The first ones (out, 4 top)."""
-        return truncated_svd(self._weight, min(_TRIED * self.top, *self._weight.shape), "principal").U.double()
+    def principal(self) -> Float[Tensor, "out k"]:
+        """The first `4 top`."""
+        rank = min(_CANDIDATES_PER_VECTOR * self.top, *self._weight.shape)
+        return truncated_svd(self._weight, rank, "principal").U.double()
 
     @cached_property
-    def whole(self) -> Tensor:
-        """All of them (out, small)."""
+    def all(self) -> Float[Tensor, "out small"]:
+        """All of them."""
         return torch.linalg.svd(self._weight.double(), full_matrices=False).U
 
 
-def nearest_cosines(before: Directions, after: Float[Tensor, "out in_"], epsilon: float) -> Tensor:
-    """How well each of the `top` left singular vectors of a weight after fine-tuning is matched before.
+def nearest_cosines(
+    before: LeftSingularVectors, after: Float[Tensor, "out in_"], epsilon: float
+) -> Float[Tensor, " top"]:
+    """Compute how well the base matches each of the `top` left singular vectors of a fine-tuned weight.
 
-    `max_j |<u_i, u0_j>|` over all left singular vectors `u0` of the base; below `epsilon`, `u_i` is an intruder
-    (Algorithm 1 of the paper).
+    That is `max_j |<u_i, u0_j>|` over all left singular vectors `u0` of the base; below `epsilon`, `u_i` is an
+    intruder (Algorithm 1 of the paper).
 
     The principal vectors of the base are compared first. A vector that one of them matches to `epsilon`, or of which
     less than `epsilon` is left outside their span, is decided by them; only for others is the whole decomposition
@@ -50,11 +53,11 @@ def nearest_cosines(before: Directions, after: Float[Tensor, "out in_"], epsilon
     Args:
         before: those of the base's weight.
         after: the fine-tuned weight.
-        epsilon: the limit that has to be decided.
+        epsilon: the limit to decide.
 
     Returns:
-        The cosines (k,), in the order of the singular values: exact where the whole decomposition was made, else
-        exact or a lower bound that decides as the exact one does.
+        The cosines, in the order of the singular values: exact where the whole decomposition was made, else exact or a
+        lower bound that decides as the exact one does.
     """
     U = truncated_svd(after, before.top, "principal").U.double()
     cosines = (before.principal.mT @ U).abs()
@@ -62,4 +65,4 @@ def nearest_cosines(before: Directions, after: Float[Tensor, "out in_"], epsilon
     outside = (1 - cosines.square().sum(dim=0)).clamp_min(0).sqrt()
     if bool(((best >= epsilon) | (outside < epsilon)).all()):
         return best
-    return (before.whole.mT @ U).abs().amax(dim=0)
+    return (before.all.mT @ U).abs().amax(dim=0)

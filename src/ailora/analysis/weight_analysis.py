@@ -3,30 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from statistics import median
-from typing import Any
 
 import pandas as pd
 
-from ailora.analysis.analysis_folder import plain
-from ailora.analysis.analysis_result import Analysis
-from ailora.analysis.analysis_settings import Points, Settings
-from ailora.analysis.dispersion import dispersions
-from ailora.analysis.embedding import Embedded, embed
-from ailora.analysis.findings import findings
-from ailora.analysis.gram_matrix import clouds, gram
-from ailora.analysis.load_models import names_of, open_after, open_base
-from ailora.analysis.model_weights import After, Base
-from ailora.analysis.table_ops import rows_where
-from ailora.analysis.weight_stats import Matrices, measure_matrices
+from ailora.analysis.analysis_result import Analysis, to_json
+from ailora.analysis.analysis_settings import AnalysisSettings, PointKind
+from ailora.analysis.dispersion import measure_dispersion
+from ailora.analysis.embedding import Embedding, embed
+from ailora.analysis.findings import summarize_findings
+from ailora.analysis.gram_matrix import build_point_sets, compute_gram
+from ailora.analysis.load_models import load_base, load_finetuned, unique_names
+from ailora.analysis.model_weights import BaseWeights, FinetunedModel
+from ailora.analysis.table_ops import Row
+from ailora.analysis.weight_stats import measure_weights
 from ailora.errors import InputError
 from ailora.plan.adapter_metadata import library_versions
-from ailora.roles import Role
+from ailora.roles import Role, parse_role
 
 #: An update of this size, relative to the weight, is none: two independent weights differ by 1.4.
-_ANOTHER_MODEL = 0.7
+_UNRELATED_MODEL = 0.7
 
 
 def analyze(
@@ -36,7 +33,7 @@ def analyze(
     roles: Iterable[Role | str] = (Role.QUERY, Role.VALUE),
     role_names: Mapping[str, str] | None = None,
     rank: int = 8,
-    points: Points = "auto",
+    points: PointKind = "auto",
     perplexity: float | None = None,
     seeds: Sequence[int] = (0, 1, 2),
     top: int = 10,
@@ -46,7 +43,7 @@ def analyze(
 
     Checkpoints and adapters are streamed: one matrix, or one block of rows of all matrices, is in memory at a time.
     The cost is that of a few decompositions of every projection of the roles, for the base and for each model.
-    `ailora.plots.analysis_figures.write_analysis` writes the result to a folder, with figures.
+    `ailora.plots.analysis_charts.write_analysis` writes the result to a folder, with figures.
 
     Args:
         base: the base model: a folder, a hub id in the cache, or `builtin:minilm`.
@@ -70,74 +67,63 @@ def analyze(
         InputError, ModelError: a model cannot be read, does not fit the base, or has not finished; a role or a setting
             is not allowed.
     """
-    settings = Settings.of(
-        roles, rank=rank, points=points, perplexity=perplexity, seeds=tuple(seeds), top=top, epsilon=epsilon
+    settings = AnalysisSettings(
+        roles=tuple(dict.fromkeys(parse_role(role) for role in roles)),
+        rank=rank,
+        points=points,
+        perplexity=perplexity,
+        seeds=tuple(seeds),
+        top=top,
+        epsilon=epsilon,
     )
-    paths = [str(path) for path in models]
-    opened = open_base(base, settings, role_names)
-    names = names_of(paths)
-    after = [open_after(path, name, opened, base) for path, name in zip(paths, names, strict=True)]
-    found = _Found.of(opened, after, settings)
-    return found.analysis({"base": base, "after": dict(zip(names, paths, strict=True))})
+    loaded = load_base(base, settings.roles, role_names)
+    paths = dict(zip(unique_names(models), map(str, models), strict=True))
+    return _analyze(loaded, [load_finetuned(path, name, loaded) for name, path in paths.items()], paths, settings)
 
 
-@dataclass(frozen=True)
-class _Found:
-    """What the passes over the weights gave."""
-
-    models: Sequence[After]
-    settings: Settings
-    matrices: Matrices
-    embedded: list[Embedded]
-    dispersion: dict[str, Any]
-
-    @classmethod
-    def of(cls, base: Base, models: Sequence[After], settings: Settings) -> _Found:
-        """Measure matrix by matrix, then all distances.
-
-        Raises:
-            InputError: no weight of the base can be used.
-        """
-        matrices = measure_matrices(base, models, settings)
-        if not matrices.spectra:
-            raise InputError(f"no weight of the base can be used: {'; '.join(matrices.notes)}")
-        made = [cloud for cloud in clouds(base, models, settings, matrices.damaged) if len(cloud.points) > 1]
-        products = [(cloud, gram(base, cloud)) for cloud in made]
-        embedded = [embed(cloud, found, settings) for cloud, found in products]
-        return cls(models, settings, matrices, embedded, dispersions(products))
-
-    def analysis(self, asked: Mapping[str, Any]) -> Analysis:
-        """The tables, and what they come to."""
-        embedding = _table([row for made in self.embedded for row in made.rows], ("cloud", "pca_x", "tsne_x"))
-        deltas = _table(self.matrices.deltas, ("norm", "relative"))
-        spectra = _table(self.matrices.spectra, ())
-        settings = asdict(self.settings) | {"roles": [role.value for role in self.settings.roles]}
-        info = {
-            "format": 1,
-            "versions": library_versions(),
-            **asked,
-            "kinds": {m.name: m.kind for m in self.models},
-            "settings": settings,
-            "embedding": [made.facts for made in self.embedded],
-            "dispersion": self.dispersion,
-            "findings": findings(self.dispersion, deltas, spectra, settings),
-            "notes": list(self._notes(deltas)),
-        }
-        return Analysis(plain(info), embedding, deltas, spectra)
-
-    def _notes(self, deltas: pd.DataFrame) -> Iterator[str]:
-        for model in self.models:
-            yield from model.notes
-        yield from self.matrices.notes
-        for made in self.embedded:
-            if "perplexity" not in made.facts:
-                yield f"{made.facts['cloud']}: too few different points for t-SNE ({made.facts['points']})"
-        for model in self.models:
-            sizes = [row["relative"] for row in rows_where(deltas, model=model.name)]
-            if sizes and median(sizes) > _ANOTHER_MODEL:
-                yield f"{model.name} differs from the base by {median(sizes):.2g} of |W|: was it made of this base?"
+def _analyze(
+    base: BaseWeights, models: Sequence[FinetunedModel], paths: Mapping[str, str], settings: AnalysisSettings
+) -> Analysis:
+    """Measure weights and updates matrix by matrix, then all distances."""
+    tables = measure_weights(base, models, settings)
+    if not tables.spectra:
+        raise InputError(f"no weight of the base can be used: {'; '.join(tables.notes)}")
+    point_sets = build_point_sets(base, models, settings, tables.damaged)
+    grams = [(points, compute_gram(base, points)) for points in point_sets if len(points.points) > 1]
+    embeddings = [embed(points, products, settings) for points, products in grams]
+    dispersion = measure_dispersion(grams)
+    embedding = _table([row for each in embeddings for row in each.rows], ("cloud", "pca_x", "tsne_x"))
+    deltas, spectra = _table(tables.deltas, ("norm", "relative")), _table(tables.spectra, ())
+    info = {
+        "format": 1,
+        "versions": library_versions(),
+        "base": base.path,
+        "after": paths,
+        "kinds": {model.name: model.kind for model in models},
+        "settings": asdict(settings) | {"roles": [role.value for role in settings.roles]},
+        "embedding": [each.info for each in embeddings],
+        "dispersion": dispersion,
+        "findings": summarize_findings(dispersion, deltas, spectra, settings),
+        "notes": [
+            *(note for model in models for note in model.notes),
+            *tables.notes,
+            *_notes(embeddings, deltas),
+        ],
+    }
+    return Analysis(to_json(info), embedding, deltas, spectra)
 
 
-def _table(rows: list[dict[str, Any]], columns: Sequence[str]) -> pd.DataFrame:
-    """A table, which has the columns that are asked for also where it has no rows."""
+def _notes(embeddings: Sequence[Embedding], deltas: pd.DataFrame) -> Iterator[str]:
+    """Say which point sets have no t-SNE, and which models may have another base."""
+    for embedding in embeddings:
+        if "perplexity" not in embedding.info:
+            yield f"{embedding.info['cloud']}: too few different points for t-SNE ({embedding.info['points']})"
+    sizes: Mapping[str, float] = deltas.groupby("model", sort=False)["relative"].median().to_dict()
+    for model, size in sizes.items():
+        if size > _UNRELATED_MODEL:
+            yield f"{model} differs from the base by {size:.2g} of |W|: was it made of this base?"
+
+
+def _table(rows: list[Row], columns: Sequence[str]) -> pd.DataFrame:
+    """Make a table, which has its main columns also where it has no rows."""
     return pd.DataFrame(rows) if rows else pd.DataFrame(columns=["model", "layer", "role", *columns])

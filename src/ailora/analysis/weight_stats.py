@@ -1,32 +1,33 @@
-"""The tables of deltas and spectra: one pass over the projections, one matrix in memory at a time."""
+"""Tables of updates and spectra, from one pass over the projections with one matrix in memory at a time."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from ailora.adapter_io.update_norms import measured
-from ailora.analysis.analysis_settings import Settings
-from ailora.analysis.intruders import Directions, nearest_cosines
-from ailora.analysis.model_weights import After, Base
-from ailora.analysis.weight_update import Update
+from ailora.analysis.analysis_settings import AnalysisSettings
+from ailora.analysis.intruders import LeftSingularVectors, nearest_cosines
+from ailora.analysis.model_weights import BaseWeights, FinetunedModel
+from ailora.analysis.table_ops import Row
+from ailora.analysis.weight_update import WeightUpdate
 from ailora.errors import InputError
 from ailora.roles import Projection, collapse_layer_index
 from ailora.spectral import Triplets, truncated_svd
 from ailora.weights.base_weight import select_rows
 
-#: Singular values of a spectrum that are kept.
-_KEPT = 64
+#: Singular values of a spectrum to keep.
+_MAX_VALUES = 64
 
 
 @dataclass
-class Matrices:
-    """What one pass over the projections found.
+class WeightTables:
+    """Tables of one pass over the projections.
 
     Attributes:
         deltas: a row for each update.
@@ -35,95 +36,101 @@ class Matrices:
         notes: what was left out, and why.
     """
 
-    deltas: list[dict[str, Any]] = field(default_factory=list)
-    spectra: list[dict[str, Any]] = field(default_factory=list)
+    deltas: list[Row] = field(default_factory=list)
+    spectra: list[Row] = field(default_factory=list)
     damaged: set[tuple[str, str]] = field(default_factory=set)
     notes: list[str] = field(default_factory=list)
 
 
-def measure_matrices(base: Base, after: Sequence[After], settings: Settings) -> Matrices:
+def measure_weights(base: BaseWeights, models: Sequence[FinetunedModel], settings: AnalysisSettings) -> WeightTables:
     """Read every projection of the base once, and every update of it.
 
     A matrix with NaN or infinite entries is left out, with a note; that of the base with all updates of it.
 
     Raises:
-        ModelError: an adapter was made from another weight.
+        ModelError: An adapter was made from another weight.
     """
-    found = Matrices()
+    tables = WeightTables()
     for module in tqdm(base.modules, "matrices", unit="matrix", leave=False, disable=None):
         try:
             stored = base.read(module)
         except InputError as error:
-            found.damaged |= {(model.name, module) for model in (base, *after)}
-            found.notes.append(f"left out: {error}")
+            tables.damaged |= {(model.name, module) for model in (base, *models)}
+            tables.notes.append(f"left out: {error}")
             continue
-        holding = [model for model in after if model.holds(module)]
-        for model in holding:
-            model.validate_made_for(module, stored)
-        weight = stored.T if base.transposed(module) else stored
-        for projection in base.roles(module):
-            _measure(found, projection, weight, holding, settings=settings)
-    return found
+        updated = [model for model in models if model.has_weight(module)]
+        for model in updated:
+            model.validate_base_weight(module, stored)
+        weight = stored.T if base.is_transposed(module) else stored
+        for projection in base.module_projections(module):
+            _measure(tables, projection, weight, updated, settings=settings)
+    return tables
 
 
 def _measure(
-    found: Matrices, projection: Projection, weight: Tensor, after: Sequence[After], *, settings: Settings
+    tables: WeightTables,
+    projection: Projection,
+    weight: Tensor,
+    models: Sequence[FinetunedModel],
+    *,
+    settings: AnalysisSettings,
 ) -> None:
+    """Add the rows of one projection: of its base weight (out, in), and of the models that update it."""
     rows = select_rows(weight, projection)
-    known = identity_of(projection)
+    columns = projection_columns(projection)
     rank = min(settings.rank, projection.max_rank)
     bands = {band: truncated_svd(rows, rank, band) for band in ("principal", "minor")}
     values = torch.linalg.svdvals(rows.double())
     norm = float(values.norm())
-    directions = Directions(rows, settings.top)
-    found.spectra.append({"model": "base", **known, **spectrum_numbers(values, rank), **_NOT_MOVED})
-    for model in after:
+    base_vectors = LeftSingularVectors(rows, settings.top)
+    tables.spectra.append({"model": "base", **columns, **spectrum_numbers(values, rank), **_NOT_MOVED})
+    for model in models:
         try:
             update = model.update(projection, weight)
         except InputError as error:
-            if (model.name, projection.module) not in found.damaged:
-                found.notes.append(f"{model.name}: left out: {error}")
-            found.damaged.add((model.name, projection.module))
+            if (model.name, projection.module) not in tables.damaged:
+                tables.notes.append(f"{model.name}: left out: {error}")
+            tables.damaged.add((model.name, projection.module))
             continue
-        found.deltas.append({"model": model.name, **known, **delta_numbers(update, norm, bands, rank=rank)})
+        tables.deltas.append({"model": model.name, **columns, **delta_numbers(update, norm, bands, rank=rank)})
         changed = rows.double() + update.dense()
-        cosines = nearest_cosines(directions, changed, settings.epsilon)
-        found.spectra.append(
+        cosines = nearest_cosines(base_vectors, changed, settings.epsilon)
+        tables.spectra.append(
             {
                 "model": model.name,
-                **known,
+                **columns,
                 **spectrum_numbers(torch.linalg.svdvals(changed), rank),
-                **_moved(model, projection),
+                **_anchor_numbers(model, projection),
                 "intruders": float((cosines < settings.epsilon).sum()),
             }
         )
 
 
-def identity_of(projection: Projection) -> dict[str, Any]:
-    """The columns that say which projection a row is of."""
+def projection_columns(projection: Projection) -> Row:
+    """Return the columns that say which projection a row is of."""
     return {
         "module": projection.module,
         "kind": collapse_layer_index(projection.module),
-        "layer": layer_of(projection.module),
+        "layer": layer_index(projection.module),
         "role": projection.role.value,
         "out_features": projection.out_features,
         "in_features": projection.in_features,
     }
 
 
-def layer_of(module: str) -> int:
-    """The number of a module's layer: the first number in its name, 0 where there is none."""
+def layer_index(module: str) -> int:
+    """Return the index of a module's layer: the first number in its name, 0 where there is none."""
     return next((int(part) for part in module.split(".") if part.isdigit()), 0)
 
 
-def delta_numbers(update: Update, size: float, bands: dict[str, Triplets], *, rank: int) -> dict[str, float]:
-    """What one update is.
+def delta_numbers(update: WeightUpdate, size: float, bands: dict[str, Triplets], *, rank: int) -> dict[str, float]:
+    """Measure one update.
 
     Args:
         update: `dW` (out, in).
         size: `|W|`.
         bands: the principal and the minor triplets of `W`.
-        rank: how many each band has.
+        rank: number of triplets of each band.
 
     Returns:
         `norm`, `|dW|`; `relative`, `|dW| / |W|`; `effective_rank` and `stable_rank` as `spectrum_numbers`; and shares
@@ -131,7 +138,7 @@ def delta_numbers(update: Update, size: float, bands: dict[str, Triplets], *, ra
         over the r principal left and right singular vectors of `W`, likewise `_minor`. A random update has r / out
         on the left, `left_chance`, and r / in on the right, `right_chance`. Of no update, ranks are 0 and shares NaN.
     """
-    values = update.values()
+    values = update.singular_values()
     norm = float(values.norm())
     energy = norm**2 or float("nan")
     out, in_ = bands["principal"].U.shape[0], bands["principal"].Vh.shape[1]
@@ -150,8 +157,8 @@ def delta_numbers(update: Update, size: float, bands: dict[str, Triplets], *, ra
     }
 
 
-def spectrum_numbers(values: Tensor, rank: int) -> dict[str, Any]:
-    """What one spectrum is.
+def spectrum_numbers(values: Tensor, rank: int) -> Row:
+    """Measure one spectrum.
 
     Args:
         values: singular values (small,), descending.
@@ -167,7 +174,7 @@ def spectrum_numbers(values: Tensor, rank: int) -> dict[str, Any]:
     squares = values.square()
     energy = float(squares.sum()) or float("nan")
     principal, minor = float(squares[:rank].sum()) / energy, float(squares[-rank:].sum()) / energy
-    indices = _thinned(len(values))
+    indices = _log_spaced_indices(len(values))
     smallest = float(values[-1])
     return {
         "norm": float(values.norm()),
@@ -185,35 +192,33 @@ def spectrum_numbers(values: Tensor, rank: int) -> dict[str, Any]:
 
 
 def effective_rank(values: Tensor) -> float:
-    """`exp(-sum p log p)` with `p = s / sum s` (Roy and Vetterli, EUSIPCO 2007); 0 of no update."""
+    """Compute `exp(-sum p log p)` with `p = s / sum s` (Roy and Vetterli, EUSIPCO 2007); 0 of no update."""
     total = values.sum()
     shares = values[values > 0] / total if total > 0 else values[:0]
     return float(torch.exp(-(shares * shares.log()).sum())) if len(shares) else 0.0
 
 
 def stable_rank(values: Tensor) -> float:
-    """`sum s^2 / s_1^2`; 0 of no update."""
+    """Compute `sum s^2 / s_1^2`; 0 of no update."""
     return float(values.square().sum() / values[0].square()) if values[0] > 0 else 0.0
 
 
 _NOT_MOVED: dict[str, float] = dict.fromkeys(("anchor", "moved_A", "moved_B", "intruders"), float("nan"))
 
 
-def _moved(model: After, projection: Projection) -> dict[str, float]:
-    """How far an anchored adapter is from its anchor: `|s B0 A0|`, `|dA| / |A0|`, `|dB| / |B0|`."""
-    role = model.moved(projection)
-    if role is None:
+def _anchor_numbers(model: FinetunedModel, projection: Projection) -> dict[str, float]:
+    """Measure how far an anchored adapter is from its anchor: `|s B0 A0|`, `|dA| / |A0|`, `|dB| / |B0|`."""
+    factors = model.anchored_factors(projection)
+    if factors is None:
         return _NOT_MOVED
-    numbers = measured(role)
-    found = {"anchor": numbers.start, "moved_A": numbers.moved_A, "moved_B": numbers.moved_B}
-    return {name: float("nan") if value is None else value for name, value in found.items()}
+    stats = measured(factors)
+    numbers = {"anchor": stats.start, "moved_A": stats.moved_A, "moved_B": stats.moved_B}
+    return {name: float("nan") if value is None else value for name, value in numbers.items()}
 
 
-def _thinned(count: int) -> list[int]:
-    """Indices from both ends of a list, denser toward the ends."""
-    if count <= _KEPT:
+def _log_spaced_indices(count: int) -> list[int]:
+    """Choose indices from both ends of a list, denser toward the ends."""
+    if count <= _MAX_VALUES:
         return list(range(count))
-    half = torch.logspace(0, torch.log10(torch.tensor(count / 2)).item(), _KEPT // 2)
-    ends: Iterator[int] = (int(i) - 1 for i in half.round())
-    first = {min(i, count - 1) for i in ends}
-    return sorted(first | {count - 1 - i for i in first})
+    ends = np.logspace(0, np.log10(count / 2), _MAX_VALUES // 2).round().astype(int) - 1
+    return sorted({*ends.tolist(), *(count - 1 - ends).tolist()})

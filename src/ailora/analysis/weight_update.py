@@ -1,4 +1,4 @@
-"""The update `dW` of one projection: a matrix, or the product of an adapter's factors, which is not formed."""
+"""The update `dW` of one projection: a matrix, or the product of an adapter's factors, which is never formed."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ from torch import Tensor
 from ailora.adapter_io.update_norms import spectrum
 
 
-class Update(Protocol):
-    """What one fine-tuning added to one projection, in float64."""
+class WeightUpdate(Protocol):
+    """The change of one projection by fine-tuning, in float64."""
 
-    def values(self) -> Tensor:
-        """Its singular values, descending; of a product only as many as its rank."""
+    def singular_values(self) -> Float[Tensor, " k"]:
+        """Compute the singular values, descending; of a product only as many as its rank."""
         ...
 
     def onto_left(self, U: Float[Tensor, "out r"]) -> float:
-        """`|U' dW|` in the Frobenius norm: what of it lies in the span of left singular vectors."""
+        """Compute `|U' dW|` in the Frobenius norm: the part in the span of left singular vectors."""
         ...
 
     def onto_right(self, Vh: Float[Tensor, "r in_"]) -> float:
-        """`|dW Vh'|` in the Frobenius norm: what of it lies in the span of right singular vectors."""
+        """Compute `|dW Vh'|` in the Frobenius norm: the part in the span of right singular vectors."""
         ...
 
     def dense(self) -> Float[Tensor, "out in_"]:
-        """The matrix."""
+        """Return the matrix."""
         ...
 
 
 @dataclass(frozen=True)
-class Dense:
-    """An update as a matrix: that of full fine-tuning.
+class DenseUpdate:
+    """The update of full fine-tuning.
 
     Attributes:
         matrix: `W_after - W_before`.
@@ -42,7 +42,7 @@ class Dense:
 
     matrix: Float[Tensor, "out in_"]
 
-    def values(self) -> Tensor:
+    def singular_values(self) -> Tensor:
         return torch.linalg.svdvals(self.matrix)
 
     def onto_left(self, U: Tensor) -> float:
@@ -56,20 +56,19 @@ class Dense:
 
 
 @dataclass(frozen=True)
-class Product:
-    """An update as the product of two factors: that of an adapter.
+class LowRankUpdate:
+    """The update of an adapter, `B A`.
 
     Attributes:
-        B: (out, r), the scaling worked in.
+        B: (out, r), multiplied by the scaling.
         A: (r, in).
     """
 
     B: Float[Tensor, "out r"]
     A: Float[Tensor, "r in_"]
 
-    def values(self) -> Tensor:
-        small = min(self.B.shape[0], self.A.shape[1])
-        return spectrum(self.B, self.A)[:small]
+    def singular_values(self) -> Tensor:
+        return spectrum(self.B, self.A)[: min(self.B.shape[0], self.A.shape[1])]
 
     def onto_left(self, U: Tensor) -> float:
         # |U' B A| = |U' B R'| with A' = Q R: the columns of Q are orthonormal.

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from ailora.analysis import Analysis
-    from ailora.analysis.analysis_settings import Points
+    from ailora.analysis.analysis_settings import PointKind
 
 
 def analyze(
@@ -37,10 +37,10 @@ def analyze(
 ) -> None:
     """Compare weights before and after fine-tuning: where they lie, what was added, what their spectra are."""
     from ailora.analysis import analyze as compare
-    from ailora.analysis.analysis_folder import validate_output_dir
+    from ailora.analysis.analysis_result import validate_output_dir
     from ailora.cli.tables import console, print_json
     from ailora.model_loading import model_folder
-    from ailora.plots.analysis_figures import write_analysis
+    from ailora.plots.analysis_charts import write_analysis
 
     models = after or []
     # Refused before the analysis, which takes long.
@@ -51,7 +51,7 @@ def analyze(
         roles=[role.strip() for role in roles.split(",") if role.strip()],
         role_names=parse_role_names(role_names),
         rank=rank,
-        points=cast("Points", points),
+        points=cast("PointKind", points),
         perplexity=perplexity,
         top=top,
         epsilon=epsilon,
@@ -76,19 +76,19 @@ def _print(analysis: Analysis) -> None:
 
 def _table(analysis: Analysis) -> Table:
     """Average each model and role over its layers."""
-    from ailora.analysis.table_ops import mean_of, rows_where
+    from ailora.analysis.table_ops import filter_rows
     from ailora.cli.tables import make_table
+    from ailora.formatting import format_number
 
     def row(model: str, role: str) -> tuple[str, ...]:
-        weights, updates = (rows_where(each, model=model, role=role) for each in (analysis.spectra, analysis.deltas))
-        if not weights:
+        weights = filter_rows(analysis.spectra, model=model, role=role)
+        updates = filter_rows(analysis.deltas, model=model, role=role)
+        if weights.empty:
             return ()
-        cells = [(weights, "norm"), (updates, "norm"), (updates, "relative"), (updates, "effective_rank")]
-        means = (f"{mean_of(rows, column):.4g}" if rows else "" for rows, column in cells)
-        intruders = f"{mean_of(weights, 'intruders'):.2g}" if updates else ""
-        return model, role, str(len(weights)), *means, intruders
+        means = [*updates[["norm", "relative", "effective_rank"]].mean(), *weights[["intruders"]].mean()]
+        cells = [format_number(mean) for mean in means] if len(updates) else [""] * len(means)
+        return model, role, str(len(weights)), *map(format_number, weights[["norm"]].mean()), *cells
 
     columns = ("model", "role", "weights", "|W|", "|dW|", "|dW|/|W|", "effective rank of dW", "intruders")
-    models, roles = ("base", *analysis.info["after"]), analysis.info["settings"]["roles"]
-    rows = filter(None, (row(model, role) for model in models for role in roles))
+    rows = filter(None, (row(model, role) for model in ("base", *analysis.models) for role in analysis.roles))
     return make_table("mean over layers", columns, rows)

@@ -1,61 +1,147 @@
-"""Charts over layers and models: updates, their subspaces and ranks, spectra, intruders, anchors."""
+"""Charts of an analysis, made of its tables, and the folder that holds them beside these."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 
-from ailora.analysis.analysis_result import Analysis
-from ailora.analysis.table_ops import Row, mean_by, rows_where
-from ailora.plots.chart_spec import Axis, Plot, Series
+import pandas as pd
 
-_LAYER = Axis("layer")
-_BANDS = (("principal", "left"), ("principal", "right"), ("minor", "left"), ("minor", "right"))
+from ailora.analysis.analysis_result import Analysis, replacing_analysis, validate_output_dir, write_tables
+from ailora.analysis.table_ops import filter_rows, mean_by
+from ailora.plots.chart_spec import Axis, Chart, Plot, Series
+from ailora.plots.matplotlib_backend import save_figure
 
-
-def _roles(analysis: Analysis) -> list[str]:
-    return list(analysis.info["settings"]["roles"])
-
-
-def over_layers(rows: list[Row], column: str, *, name: str, style: int) -> list[Series]:
-    """Draw a line over the layers, through the mean of each layer; no line where there are no numbers."""
-    means = mean_by(rows, "layer", column)
-    return [Series(name=name, x=list(means), y=list(means.values()), style=style)] if means else []
+#: Distance of points beside each other at one category.
+_OFFSET = 0.12
 
 
-def update_norms(analysis: Analysis) -> Iterator[Plot]:
-    """One chart per model, so that roles are compared on one axis (the paper's Figure 1c and 1d)."""
-    for number, model in enumerate(analysis.info["after"], start=1):
-        for column, label, word in (("norm", "|dW|, Frobenius", "norm"), ("relative", "|dW| / |W|", "relative")):
-            series = []
-            for style, role in enumerate(_roles(analysis)):
-                rows = rows_where(analysis.deltas, model=model, role=role)
-                series += over_layers(rows, column, name=role, style=style)
+def write_analysis(analysis: Analysis, out: Path | str, *, force: bool = False) -> None:
+    """Write the folder of an analysis, its tables and its figures, atomically.
+
+    Args:
+        analysis: from `analyze`.
+        out: the folder to write: `analysis.json`, `embedding.parquet`, `deltas.parquet`, `spectra.parquet`, `figures/`.
+        force: replace the analysis that `out` holds.
+
+    Raises:
+        InputError: `out` holds something else, or cannot be written.
+    """
+    folder = Path(out).expanduser()
+    validate_output_dir(folder, (), force=force)
+    with replacing_analysis(folder) as partial:
+        write_tables(analysis, partial)
+        for chart in build_analysis_charts(analysis):
+            save_figure([chart], partial / "figures" / f"{chart.name}.svg", columns=1)
+
+
+def build_analysis_charts(analysis: Analysis) -> list[Chart]:
+    """Draw the embedding of the weights, the updates, and the spectra.
+
+    A model has one style in all charts that compare models, 0 is the base; roles likewise. Charts without data are
+    left out.
+    """
+    charts = [
+        *_embeddings(analysis),
+        *_dispersion(analysis),
+        *_update_norms(analysis),
+        *_update_shares(analysis),
+        *_update_ranks(analysis),
+        *_spectra(analysis),
+        *_base_numbers(analysis),
+        *_intruders(analysis),
+        *_anchor_distances(analysis),
+    ]
+    return [chart for chart in charts if chart.series]
+
+
+def _embeddings(analysis: Analysis) -> Iterator[Plot]:
+    for info in analysis.info["embedding"]:
+        rows = filter_rows(analysis.embedding, cloud=info["cloud"])
+        point = "one head of one layer" if info["heads"] else "the weight of one layer"
+        name, title = info["cloud"].replace(" ", "-"), f"of the {info['cloud']} weights"
+        if "perplexity" in info:
+            trust = info["tsne_trustworthiness"][str(info["seed"])]
+            caption = (
+                f"A point is {point}, before and after fine-tuning. Perplexity {info['perplexity']:.3g}, seed "
+                f"{info['seed']}, trustworthiness {trust:.2f} (0.5 is chance); distances between clusters mean nothing."
+            )
+            axes = Axis("t-SNE 1"), Axis("t-SNE 2")
+            yield Plot(f"tsne-{name}", f"t-SNE {title}", "points", *axes, _points(analysis, rows, "tsne"), caption)
+        across, up = info["explained"]
+        caption = (
+            f"A point is {point}, before and after fine-tuning. The axes hold {across:.1%} and {up:.1%} of the "
+            "variance; distances are in the weights' own units."
+        )
+        axes = Axis("principal axis 1"), Axis("principal axis 2")
+        yield Plot(f"pca-{name}", f"PCA {title}", "points", *axes, _points(analysis, rows, "pca"), caption)
+
+
+def _points(analysis: Analysis, rows: pd.DataFrame, kind: str) -> tuple[Series, ...]:
+    series = []
+    for style, model in enumerate(("base", *analysis.models)):
+        points = filter_rows(rows, model=model)
+        notes = [
+            f"{module}, head {head}" if head >= 0 else module
+            for module, head in zip(points["module"], points["head"], strict=True)
+        ]
+        x, y = points[f"{kind}_x"].tolist(), points[f"{kind}_y"].tolist()
+        series.append(Series(_legend_name(model), x, y, notes=notes, style=style))
+    return tuple(each for each in series if each.x)
+
+
+def _dispersion(analysis: Analysis) -> Iterator[Plot]:
+    columns = ["cloud", "model", "dispersion", "low", "high"]
+    records = pd.DataFrame(analysis.info["dispersion"]["layers"], columns=columns)
+    models = [model for model in ("base", *analysis.models) if model in set(records["model"])]
+    roles = records["cloud"].unique()
+    yield Plot(
+        "dispersion",
+        "Dispersion over the layers",
+        "points",
+        Axis("model", categories=tuple(map(_legend_name, models))),
+        Axis("1 - mean cosine"),
+        tuple(
+            Series(
+                role,
+                [models.index(model) + (style - (len(roles) - 1) / 2) * _OFFSET for model in rows["model"]],
+                rows["dispersion"].tolist(),
+                rows["low"].tolist(),
+                rows["high"].tolist(),
+                style=style,
+            )
+            for style, role in enumerate(roles)
+            for rows in [filter_rows(records, cloud=role)]
+        ),
+        "How little the weights of different layers have in common, in the space of all entries: 0 is one direction, 1 "
+        "nothing in common. Bars are 95 % jackknife intervals over layers.",
+    )
+
+
+def _update_norms(analysis: Analysis) -> Iterator[Plot]:
+    """Draw one chart per model, so that roles are compared on one axis (the paper's Figure 1c and 1d)."""
+    for number, model in enumerate(analysis.models, start=1):
+        rows = filter_rows(analysis.deltas, model=model)
+        for column, label in (("norm", "|dW|, Frobenius"), ("relative", "|dW| / |W|")):
             caption = f"How much fine-tuning changed each weight of {model}: {label}."
-            if series:
-                name, title = f"update-{number}-{word}", f"Updates of {model}"
-                yield Plot(name, title, "lines", _LAYER, Axis(label), tuple(series), caption)
+            series = _lines_by_role(analysis, rows, column)
+            yield _over_layers(f"update-{number}-{column}", f"Updates of {model}", Axis(label), series, caption=caption)
 
 
-def shares(analysis: Analysis) -> Iterator[Plot]:
-    """How much of an update lies in either subspace: the mean over layers, and the range."""
-    rank, models = analysis.info["settings"]["rank"], list(analysis.info["after"])
-    for role in _roles(analysis):
-        rows = rows_where(analysis.deltas, role=role)
-        if not rows:
+def _update_shares(analysis: Analysis) -> Iterator[Plot]:
+    """Draw how much of an update lies in either subspace: the mean over layers, and the range."""
+    rank, models = analysis.info["settings"]["rank"], analysis.models
+    for role in analysis.roles:
+        rows = filter_rows(analysis.deltas, role=role)
+        if rows.empty:
             continue
         series = []
-        for style, (band, side) in enumerate(_BANDS):
-            column = f"{side}_{band}"
-            means = mean_by(rows, "model", column)
-            own = [model for model in models if model in means]
-            finite = [row for row in rows if math.isfinite(row[column])]
-            values = [[row[column] for row in finite if row["model"] == model] for model in own]
-            places = [models.index(model) + (style - 1.5) * 0.12 for model in own]
-            low, high = [min(each) for each in values], [max(each) for each in values]
-            series.append(Series(f"{band}, {side}", places, [means[model] for model in own], low, high, style=style))
-        for style, side in enumerate(("left", "right"), start=len(_BANDS)):
-            chance = [rows[0][f"{side}_chance"]] * len(models)
+        for style, (band, side) in enumerate((b, s) for b in ("principal", "minor") for s in ("left", "right")):
+            shares = rows.groupby("model")[f"{side}_{band}"].agg(["mean", "min", "max"]).reindex(models).dropna()
+            x = [models.index(str(model)) + (style - 1.5) * _OFFSET for model in shares.index]
+            series.append(Series(f"{band}, {side}", x, *(shares[c].tolist() for c in shares), style=style))
+        for style, side in enumerate(("left", "right"), start=len(series)):
+            chance = [float(rows[f"{side}_chance"].iloc[0])] * len(models)
             series.append(Series(f"chance, {side}", list(range(len(models))), chance, style=style))
         yield Plot(
             f"share-{role}",
@@ -70,81 +156,104 @@ def shares(analysis: Analysis) -> Iterator[Plot]:
         )
 
 
-def update_ranks(analysis: Analysis) -> Iterator[Plot]:
-    """In how many directions the updates go, one chart per role."""
-    for role in _roles(analysis):
-        series = []
-        for style, model in enumerate(analysis.info["after"], start=1):
-            rows = rows_where(analysis.deltas, model=model, role=role)
-            series += over_layers(rows, "effective_rank", name=model, style=style)
-        if series:
-            name, title = f"effective-rank-{role}", f"Effective rank of dW, {role}"
-            axis = Axis("effective rank", log=True)
-            caption = "In how many directions an update goes: exp of the entropy of its singular values."
-            yield Plot(name, title, "lines", _LAYER, axis, tuple(series), caption)
+def _update_ranks(analysis: Analysis) -> Iterator[Plot]:
+    """Draw in how many directions the updates go, one chart per role."""
+    for role in analysis.roles:
+        rows = filter_rows(analysis.deltas, role=role)
+        series = [
+            line
+            for style, model in enumerate(analysis.models, start=1)
+            for line in _line(filter_rows(rows, model=model), "effective_rank", name=model, style=style)
+        ]
+        caption = "In how many directions an update goes: exp of the entropy of its singular values."
+        axis = Axis("effective rank", log=True)
+        yield _over_layers(f"effective-rank-{role}", f"Effective rank of dW, {role}", axis, series, caption=caption)
 
 
-def spectra(analysis: Analysis) -> Iterator[Plot]:
-    """The singular values of the base, and what they come to in each layer."""
-    rank = analysis.info["settings"]["rank"]
-    for role in _roles(analysis):
-        rows = sorted(rows_where(analysis.spectra, model="base", role=role), key=lambda row: row["layer"])
-        chosen = [rows[i] for i in sorted({round(i * (len(rows) - 1) / 5) for i in range(6)})] if rows else []
+def _spectra(analysis: Analysis) -> Iterator[Plot]:
+    """Draw the singular values of the base in up to six layers."""
+    for role in analysis.roles:
+        rows = filter_rows(analysis.spectra, model="base", role=role).sort_values("layer", kind="stable")
+        chosen = sorted({round(i * (len(rows) - 1) / 5) for i in range(6)}) if len(rows) else []
         series = tuple(
             Series(f"layer {row['layer']}", [int(i) + 1 for i in row["indices"]], list(row["values"]), style=style)
-            for style, row in enumerate(chosen)
+            for style, row in enumerate(rows.iloc[chosen].to_dict("records"))
         )
         axes = Axis("index"), Axis("singular value", log=True)
         caption = f"The spectrum of the pretrained {role} weights, in up to six layers."
-        if series:
-            yield Plot(f"spectrum-{role}", f"Singular values of W, {role}", "lines", *axes, series, caption)
-    for column, title, label, log, caption in (
+        yield Plot(f"spectrum-{role}", f"Singular values of W, {role}", "lines", *axes, series, caption)
+
+
+def _base_numbers(analysis: Analysis) -> Iterator[Plot]:
+    rank, rows = analysis.info["settings"]["rank"], filter_rows(analysis.spectra, model="base")
+    for column, title, label, log, values in (
         ("principal", f"Energy in {rank} principal directions", "share of |W|²", False, "The largest"),
         ("minor", f"Energy in {rank} minor directions", "share of |W|²", True, "The smallest"),
         ("condition", "Condition", "largest / smallest singular value", True, "The spread of"),
         ("stable_rank", "Stable rank", "|W|² / largest²", False, "How evenly W is spread over"),
     ):
-        series = []
-        for style, role in enumerate(_roles(analysis)):
-            rows = rows_where(analysis.spectra, model="base", role=role)
-            series += over_layers(rows, column, name=role, style=style)
-        name, full = f"base-{column.replace('_', '-')}", f"{title} of W"
-        text = f"{caption} singular values of the base's weights, layer by layer: {label}."
-        yield Plot(name, full, "lines", _LAYER, Axis(label, log=log), tuple(series), text)
+        series = _lines_by_role(analysis, rows, column)
+        caption = f"{values} singular values of the base's weights, layer by layer: {label}."
+        name, axis = f"base-{column.replace('_', '-')}", Axis(label, log=log)
+        yield _over_layers(name, f"{title} of W", axis, series, caption=caption)
 
 
-def intruders(analysis: Analysis) -> Iterator[Plot]:
-    """How many intruder dimensions a weight has, on average over layers."""
-    settings, models = analysis.info["settings"], list(analysis.info["after"])
+def _intruders(analysis: Analysis) -> Iterator[Plot]:
+    """Draw how many intruder dimensions a weight has, on average over layers."""
+    settings, models = analysis.info["settings"], analysis.models
     series = []
-    for style, role in enumerate(_roles(analysis)):
-        means = mean_by(rows_where(analysis.spectra, role=role), "model", "intruders")
-        own = [model for model in models if model in means]
-        if own:
-            places = [models.index(model) for model in own]
-            series.append(Series(role, places, [means[model] for model in own], style=style))
-    if series:
-        yield Plot(
-            "intruders",
-            "Intruder dimensions",
-            "bars",
-            Axis("model", categories=tuple(models)),
-            Axis(f"of {settings['top']}, mean over layers"),
-            tuple(series),
-            f"How many of the {settings['top']} largest left singular vectors of a fine-tuned weight have no "
-            f"counterpart in the base (cosine below {settings['epsilon']:g}; arXiv 2410.21228).",
-        )
+    for style, role in enumerate(analysis.roles):
+        means = mean_by(filter_rows(analysis.spectra, role=role), "model", "intruders").reindex(models).dropna()
+        if len(means):
+            series.append(
+                Series(role, [models.index(str(model)) for model in means.index], means.tolist(), style=style)
+            )
+    yield Plot(
+        "intruders",
+        "Intruder dimensions",
+        "bars",
+        Axis("model", categories=tuple(models)),
+        Axis(f"of {settings['top']}, mean over layers"),
+        tuple(series),
+        f"How many of the {settings['top']} largest left singular vectors of a fine-tuned weight have no "
+        f"counterpart in the base (cosine below {settings['epsilon']:g}; arXiv 2410.21228).",
+    )
 
 
-def anchors(analysis: Analysis) -> Iterator[Plot]:
-    """How far the factors of anchored adapters have moved."""
-    for number, model in enumerate(analysis.info["after"], start=1):
-        series = []
-        for place, role in enumerate(_roles(analysis)):
-            rows = rows_where(analysis.spectra, model=model, role=role)
-            for side, factor in enumerate("AB"):
-                series += over_layers(rows, f"moved_{factor}", name=f"{factor}, {role}", style=2 * place + side)
-        if series:
-            name, title = f"anchor-{number}", f"Distance from the anchor, {model}"
-            caption = f"How far the factors of {model} have moved from where they started, relative to the start."
-            yield Plot(name, title, "lines", _LAYER, Axis("|dA| / |A0|, |dB| / |B0|"), tuple(series), caption)
+def _anchor_distances(analysis: Analysis) -> Iterator[Plot]:
+    """Draw how far the factors of anchored adapters have moved."""
+    for number, model in enumerate(analysis.models, start=1):
+        rows = filter_rows(analysis.spectra, model=model)
+        series = [
+            line
+            for index, role in enumerate(analysis.roles)
+            for side, factor in enumerate("AB")
+            for line in _line(
+                filter_rows(rows, role=role), f"moved_{factor}", name=f"{factor}, {role}", style=2 * index + side
+            )
+        ]
+        caption = f"How far the factors of {model} have moved from where they started, relative to the start."
+        axis = Axis("|dA| / |A0|, |dB| / |B0|")
+        yield _over_layers(f"anchor-{number}", f"Distance from the anchor, {model}", axis, series, caption=caption)
+
+
+def _lines_by_role(analysis: Analysis, rows: pd.DataFrame, column: str) -> list[Series]:
+    return [
+        line
+        for style, role in enumerate(analysis.roles)
+        for line in _line(filter_rows(rows, role=role), column, name=role, style=style)
+    ]
+
+
+def _line(rows: pd.DataFrame, column: str, *, name: str, style: int) -> list[Series]:
+    """Draw a line through the mean of each layer; none where there are no numbers."""
+    means = mean_by(rows, "layer", column)
+    return [Series(name, means.index.tolist(), means.tolist(), style=style)] if len(means) else []
+
+
+def _over_layers(name: str, title: str, y: Axis, series: Iterable[Series], *, caption: str) -> Plot:
+    return Plot(name, title, "lines", Axis("layer"), y, tuple(series), caption)
+
+
+def _legend_name(model: str) -> str:
+    return "base (before)" if model == "base" else model

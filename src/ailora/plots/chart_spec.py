@@ -71,7 +71,7 @@ class Plot:
 
 
 @dataclass(frozen=True)
-class Heat:
+class Heatmap:
     """A matrix of numbers as colours.
 
     Attributes:
@@ -94,7 +94,7 @@ class Heat:
     notes: tuple[tuple[str, ...], ...] = ()
 
 
-Chart = Plot | Heat
+Chart = Plot | Heatmap
 
 #: Okabe and Ito's colours, told apart by colour-blind readers, in an order whose grey values differ.
 COLOURS = ("#000000", "#E69F00", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#F0E442")

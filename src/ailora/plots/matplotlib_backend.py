@@ -20,7 +20,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 
 from ailora.atomic_io import replacing_file
 from ailora.errors import InputError
-from ailora.plots.chart_spec import COLOURS, Chart, Heat, Plot, Series
+from ailora.plots.chart_spec import COLOURS, Chart, Heatmap, Plot, Series
 
 DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)), (0, (8, 2)), (0, (3, 1)))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
@@ -41,7 +41,7 @@ _STYLE: Any = {
 }
 
 
-def draw(charts: Sequence[Chart], file: Path, *, columns: int = 2, title: str = "") -> None:
+def save_figure(charts: Sequence[Chart], file: Path, *, columns: int = 2, title: str = "") -> None:
     """Draw charts into one file, a panel each.
 
     Args:
@@ -64,7 +64,7 @@ def draw(charts: Sequence[Chart], file: Path, *, columns: int = 2, title: str = 
         figure = Figure(figsize=(4.8 * columns, 3.5 * rows), layout="constrained")
         panels = figure.subplots(rows, columns, squeeze=False).ravel()
         for panel, chart in zip(panels, charts, strict=False):
-            _draw_heat(panel, chart) if isinstance(chart, Heat) else _draw_plot(panel, chart)
+            _draw_heat(panel, chart) if isinstance(chart, Heatmap) else _draw_plot(panel, chart)
             panel.set_title(chart.title, loc="left")
         for panel in panels[len(charts) :]:
             panel.set_axis_off()
@@ -180,7 +180,7 @@ def _gaps(values: Sequence[float]) -> np.ndarray:
     return np.array([math.nan if value is None else value for value in values], dtype=float)
 
 
-def _draw_heat(panel: Axes, chart: Heat) -> None:
+def _draw_heat(panel: Axes, chart: Heatmap) -> None:
     values = np.array(chart.values, dtype=float).reshape(len(chart.rows), len(chart.columns))
     panel.set_facecolor("#e5e5e5")  # where there is no value
     image = panel.imshow(np.ma.masked_invalid(values), cmap="cividis", aspect="auto")
@@ -198,7 +198,7 @@ def _draw_heat(panel: Axes, chart: Heat) -> None:
             panel.text(j, i, _cell(chart, i, j), ha="center", va="center", fontsize=7, color=colour)
 
 
-def _cell(chart: Heat, i: int, j: int) -> str:
+def _cell(chart: Heatmap, i: int, j: int) -> str:
     value = chart.values[i][j]
     shown = f"{value:#.3g}".rstrip(".") if value is not None and math.isfinite(value) else ""
     note = chart.notes[i][j] if chart.notes else ""

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ailora.formatting import format_number
-from ailora.plots.chart_spec import COLOURS, Axis, Chart, Heat, Plot, Series
+from ailora.plots.chart_spec import COLOURS, Axis, Chart, Heatmap, Plot, Series
 from ailora.plots.plotly_text import rounded, short, text
 
 _DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
@@ -28,14 +28,14 @@ _LONGEST_TICK, _LONGEST_NAME = 26, 48
 _HEIGHT, _ROW, _AROUND, _LEGEND_ROW = 340, 30, 90, 22
 
 
-def figure_of(chart: Chart) -> dict[str, Any]:
+def plotly_figure(chart: Chart) -> dict[str, Any]:
     """A chart as `data` and `layout`, JSON without NaN."""
-    return _heat(chart) if isinstance(chart, Heat) else _plot(chart)
+    return _heat(chart) if isinstance(chart, Heatmap) else _plot(chart)
 
 
-def left_out(chart: Chart) -> int:
+def count_missing(chart: Chart) -> int:
     """How many values of a chart are not finite; a gap on purpose, None, is not counted."""
-    if isinstance(chart, Heat):
+    if isinstance(chart, Heatmap):
         return 0
     return sum(isinstance(y, float) and not math.isfinite(y) for one in chart.series for y in one.y)
 
@@ -262,7 +262,7 @@ def _turned(trace: dict[str, Any]) -> dict[str, Any]:
     return made | ({"orientation": "h"} if trace["type"] == "bar" else {})
 
 
-def _heat(chart: Heat) -> dict[str, Any]:
+def _heat(chart: Heatmap) -> dict[str, Any]:
     said = [
         [_cell(chart, i, j) if math.isfinite(value) else "" for j, value in enumerate(row)]
         for i, row in enumerate(chart.values)
@@ -288,7 +288,7 @@ def _heat(chart: Heat) -> dict[str, Any]:
     return {"data": [trace], "layout": {"xaxis": x, "yaxis": y, "height": height, "showlegend": False}}
 
 
-def _cell(chart: Heat, i: int, j: int) -> str:
+def _cell(chart: Heatmap, i: int, j: int) -> str:
     """What stands in a cell: little, where there are many."""
     if len(chart.rows) * len(chart.columns) > 150:
         return ""

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from ailora.formatting import downsample, is_real
-from ailora.plots.chart_spec import Axis, Heat, Plot, Series
-from ailora.plots.matplotlib_backend import draw
+from ailora.plots.chart_spec import Axis, Heatmap, Plot, Series
+from ailora.plots.matplotlib_backend import save_figure
 
 #: Run -> its evaluations or its logged steps, each with a `step`.
 Histories = Mapping[str, Sequence[Mapping[str, Any]]]
@@ -44,12 +44,12 @@ def training_curves(logs: Histories) -> Iterator[Plot]:
 
 def save_validation_curves(histories: Histories, metrics: Sequence[str], file: Path, *, title: str) -> None:
     """Draw `validation_curves` into one file, below a title; its suffix decides the format."""
-    draw(list(validation_curves(histories, metrics)), file, title=title)
+    save_figure(list(validation_curves(histories, metrics)), file, title=title)
 
 
 def confusion_chart(
     labels: Sequence[str], counts: Sequence[Sequence[int]], split: str, *, name: str, title: str
-) -> Heat | None:
+) -> Heatmap | None:
     """Draw how often each class was predicted as which.
 
     Args:
@@ -65,7 +65,7 @@ def confusion_chart(
     if not 2 <= len(labels) <= _MAX_CLASSES:
         return None
     correct = sum(counts[i][i] for i in range(len(labels)))
-    return Heat(
+    return Heatmap(
         name=name,
         title=title,
         rows=tuple(labels),

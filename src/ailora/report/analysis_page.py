@@ -9,8 +9,8 @@ import pandas as pd
 
 from ailora.analysis import Analysis
 from ailora.formatting import format_value, pluralize
-from ailora.plots.analysis_figures import analysis_charts
-from ailora.plots.chart_spec import Chart, Heat
+from ailora.plots.analysis_charts import build_analysis_charts
+from ailora.plots.chart_spec import Chart, Heatmap
 from ailora.recipes.config.yaml_file import format_yaml
 from ailora.report.document import Block, Charts, Code, Facts, Note, Part, Table, Words, section, sections
 from ailora.report.versions import other_versions
@@ -32,7 +32,7 @@ def analysis_part(name: str, analysis: Analysis) -> Part:
         name: as the page calls it.
         analysis: from `load_analysis`.
     """
-    charts = [chart for chart in analysis_charts(analysis) if isinstance(chart, Heat) or chart.series]
+    charts = [chart for chart in build_analysis_charts(analysis) if isinstance(chart, Heatmap) or chart.series]
     placed = {title: [c for c in charts if _word(c) in words] for title, words in _SECTIONS.items()}
     rest = [chart for chart in charts if not any(chart in found for found in placed.values())]
     return Part(

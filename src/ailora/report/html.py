@@ -18,8 +18,8 @@ from ailora.atomic_io import write_text
 from ailora.errors import InputError
 from ailora.formatting import pluralize
 from ailora.plots.chart_spec import Chart
-from ailora.plots.matplotlib_backend import draw
-from ailora.plots.plotly_backend import figure_of, left_out
+from ailora.plots.matplotlib_backend import save_figure
+from ailora.plots.plotly_backend import count_missing, plotly_figure
 from ailora.report.document import Page
 
 #: Of a figure for papers.
@@ -55,7 +55,7 @@ def write_figures(page: Page, folder: Path) -> int:
         folder.mkdir(parents=True, exist_ok=True)
         for chart, name in zip(charts, file_names(charts), strict=True):
             for ending in FORMATS:
-                draw([chart], folder / f"{name}.{ending}", columns=1)
+                save_figure([chart], folder / f"{name}.{ending}", columns=1)
     except OSError as error:
         raise InputError(f"cannot write figures to {folder}: {error.strerror}") from None
     return len(charts)
@@ -76,7 +76,7 @@ def check_place(out: Path) -> None:
 def render(page: Page) -> str:
     """A page as HTML."""
     charts = list(page.charts)
-    figures = {f"f{number}": figure_of(chart) for number, chart in enumerate(charts, start=1)}
+    figures = {f"f{number}": plotly_figure(chart) for number, chart in enumerate(charts, start=1)}
     names = file_names(charts)
     shown = {
         id(chart): {"id": key, "name": name, "caption": _caption(chart), "height": figure["layout"]["height"]}
@@ -123,7 +123,7 @@ def file_names(charts: Sequence[Chart]) -> list[str]:
 
 
 def _caption(chart: Chart) -> str:
-    missing = left_out(chart)
+    missing = count_missing(chart)
     told = f" {pluralize(missing, 'value is', 'values are')} not a finite number and left out." if missing else ""
     return chart.caption + told
 

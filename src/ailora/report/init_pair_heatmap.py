@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from ailora.formatting import format_number
 from ailora.inits import Init, Kaiming, Size, Spectral
-from ailora.plots.chart_spec import Heat
+from ailora.plots.chart_spec import Heatmap
 from ailora.recipes.config.method import Preset
 from ailora.recipes.config.schema import AdapterConfig
 from ailora.roles import Role, parse_role
@@ -31,7 +31,7 @@ def init_pair(adapter: AdapterConfig) -> tuple[str, str] | None:
     return None if query is None or value is None else (query, value)
 
 
-def init_pair_heatmaps(comparison: Comparison) -> Iterator[Heat]:
+def init_pair_heatmaps(comparison: Comparison) -> Iterator[Heatmap]:
     """Draw a matrix of scores for each task and setting at which the methods are pairs of inits."""
     for base, _ in comparison.by_baseline():
         pairs = _pairs(comparison, base)
@@ -42,7 +42,7 @@ def init_pair_heatmaps(comparison: Comparison) -> Iterator[Heat]:
             continue
         metric = comparison.design.metric_label(base)
         conditions = [[pairs.get((row, column)) for column in columns] for row in rows]
-        yield Heat(
+        yield Heatmap(
             name="-".join(["query-value", *base.label.replace(",", "").split()]),
             title="Query start x value start" + (f", {base.label}" if base.label else ""),
             rows=tuple(rows),

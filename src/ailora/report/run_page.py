@@ -15,7 +15,7 @@ from ailora.formatting import (
     pluralize,
     shorten,
 )
-from ailora.plots.chart_spec import Heat
+from ailora.plots.chart_spec import Heatmap
 from ailora.plots.run_charts import confusion_chart, training_curves, validation_curves
 from ailora.recipes.config.yaml_file import format_yaml
 from ailora.report.document import Block, Charts, Code, Facts, Note, Part, Table, Words, section, sections
@@ -141,7 +141,7 @@ def _metrics(runs: Sequence[Run]) -> Table:
     return Table("At the end of training", ("run", *heads), rows)
 
 
-def _confusion_charts(runs: Sequence[Run]) -> Iterator[Heat]:
+def _confusion_charts(runs: Sequence[Run]) -> Iterator[Heatmap]:
     for number, run in enumerate(runs, start=1):
         title = "Labels and predictions" + (f", {run.name}" if len(runs) > 1 else "")
         found = confusion(run)

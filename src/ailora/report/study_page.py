@@ -8,7 +8,7 @@ from typing import Any
 from ailora.formatting import format_lr, format_value, is_finite, shorten
 from ailora.plan.adapter_metadata import library_versions
 from ailora.plots import study_charts
-from ailora.plots.chart_spec import Heat, Plot
+from ailora.plots.chart_spec import Heatmap, Plot
 from ailora.recipes.config.yaml_file import format_yaml
 from ailora.report.document import MISSING, Block, Charts, Code, Facts, Note, Part, Table, Words, section, sections
 from ailora.report.init_pair_heatmap import init_pair_heatmaps
@@ -65,7 +65,7 @@ def study_part(
     )
 
 
-def _charts(charts: Iterable[Plot | Heat]) -> Charts:
+def _charts(charts: Iterable[Plot | Heatmap]) -> Charts:
     return Charts(tuple(charts))
 
 
