@@ -13,7 +13,7 @@ from matplotlib.image import imread
 
 from ailora.errors import InputError
 from ailora.plots.chart_spec import COLOURS, Axis, Chart, Heatmap, Plot, Series
-from ailora.plots.matplotlib_backend import DASHES, MARKERS, save_figure
+from ailora.plots.matplotlib_backend import save_figure
 from ailora.plots.run_charts import save_validation_curves, validation_curves
 
 HOSTILE = "<script>alert(1)</script> $x_1^ & \\frac{"
@@ -80,8 +80,8 @@ def test_cells_of_a_heat_map_show_as_many_digits(tmp_path: Path) -> None:
     chart = Heatmap("h", "h", ("a",), ("x", "y"), ((0.67, 0.6712),), "row", "column", "accuracy", "c")
     save_figure([chart], tmp_path / "a.svg")
     text = (tmp_path / "a.svg").read_text()
-    assert "<!-- 0.670 -->" in text
-    assert "<!-- 0.671 -->" in text
+    assert "<!-- 0.6700 -->" in text
+    assert "<!-- 0.6712 -->" in text
 
 
 def test_panels_are_not_blank_and_as_many_as_asked(tmp_path: Path) -> None:
@@ -97,8 +97,8 @@ def test_panels_are_not_blank_and_as_many_as_asked(tmp_path: Path) -> None:
 
 def test_series_differ_without_colour() -> None:
     """In grey: no two styles share dash and marker, and the first four colours are apart in luminance."""
-    looks = [(str(DASHES[i]), MARKERS[i]) for i in range(len(COLOURS))]
-    assert len(set(looks)) == len(COLOURS)
+    series = [Series("s", [], [], style=i) for i in range(len(COLOURS))]
+    assert len({(one.dash, one.marker) for one in series}) == len(COLOURS)
     grey = [np.dot([int(c[i : i + 2], 16) for i in (1, 3, 5)], [0.299, 0.587, 0.114]) for c in COLOURS[:3]]
     assert min(abs(a - b) for i, a in enumerate(grey) for b in grey[:i]) > 30
 

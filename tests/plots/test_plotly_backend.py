@@ -11,8 +11,7 @@ import plotly.graph_objects as go
 import pytest
 
 from ailora.plots.chart_spec import COLOURS, Axis, Chart, Heatmap, Plot, Series
-from ailora.plots.plotly_backend import count_missing, plotly_figure
-from ailora.plots.plotly_text import rounded, text
+from ailora.plots.plotly_backend import count_missing, escape, plotly_figure, round_digits
 from tests.report.made import HOSTILE, TEXTS
 
 NAN = math.nan
@@ -106,7 +105,7 @@ def test_a_matrix_has_gaps_and_notes() -> None:
 
 @pytest.mark.parametrize("said", TEXTS)
 def test_markup_and_templates_are_text(said: str) -> None:
-    made = text(said)
+    made = escape(said)
     assert "<" not in made
     assert "%{" not in made
     plot = replace(
@@ -123,5 +122,11 @@ def test_markup_and_templates_are_text(said: str) -> None:
 
 
 def test_lines_break_and_numbers_are_short() -> None:
-    assert text("a\nb" + HOSTILE) == "a<br>b&lt;script&gt;alert(1)&lt;/script&gt;"
-    assert [rounded(v) for v in (1 / 3, None, NAN, math.inf, 12345678.9)] == [0.333333, None, None, None, 12345700.0]
+    assert escape("a\nb" + HOSTILE) == "a<br>b&lt;script&gt;alert(1)&lt;/script&gt;"
+    assert [round_digits(v) for v in (1 / 3, None, NAN, math.inf, 12345678.9)] == [
+        0.333333,
+        None,
+        None,
+        None,
+        12345700.0,
+    ]
