@@ -85,9 +85,11 @@ def _table(analysis: Analysis) -> Table:
         updates = filter_rows(analysis.deltas, model=model, role=role)
         if weights.empty:
             return ()
-        means = [*updates[["norm", "relative", "effective_rank"]].mean(), *weights[["intruders"]].mean()]
-        cells = [format_number(mean) for mean in means] if len(updates) else [""] * len(means)
-        return model, role, str(len(weights)), *map(format_number, weights[["norm"]].mean()), *cells
+        means = [weights["norm"].mean()]
+        if len(updates):
+            means += [*updates[["norm", "relative", "effective_rank"]].mean(), weights["intruders"].mean()]
+        cells = [format_number(mean) for mean in means]
+        return model, role, str(len(weights)), *cells, *[""] * (5 - len(cells))
 
     columns = ("model", "role", "weights", "|W|", "|dW|", "|dW|/|W|", "effective rank of dW", "intruders")
     rows = filter(None, (row(model, role) for model in ("base", *analysis.models) for role in analysis.roles))
