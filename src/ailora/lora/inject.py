@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 
@@ -184,12 +185,15 @@ def _all_metadata(model: nn.Module) -> dict[str, AdapterMetadata]:
 
 
 def _inject(model: nn.Module, config: LoraConfig, adapter_name: str) -> PeftModel:
-    try:
-        if not isinstance(model, PeftModel):
-            return get_peft_model(model, config, adapter_name=adapter_name)  # type: ignore[return-value]
-        model.add_adapter(adapter_name, config)
-    except (TypeError, ValueError) as error:
-        raise ModelError(f"PEFT cannot adapt {type(get_base_model(model)).__name__} as planned: {error}") from error
+    with warnings.catch_warnings():
+        # PEFT asks the model for a property that transformers has renamed: nothing that a user could change.
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        try:
+            if not isinstance(model, PeftModel):
+                return get_peft_model(model, config, adapter_name=adapter_name)  # type: ignore[return-value]
+            model.add_adapter(adapter_name, config)
+        except (TypeError, ValueError) as error:
+            raise ModelError(f"PEFT cannot adapt {type(get_base_model(model)).__name__} as planned: {error}") from error
     model.set_adapter(adapter_name)
     return model
 
