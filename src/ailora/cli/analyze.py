@@ -85,9 +85,10 @@ def _table(analysis: Analysis) -> Table:
         updates = filter_rows(analysis.deltas, model=model, role=role)
         if weights.empty:
             return ()
-        means = [weights["norm"].mean()]
+        # As a frame of the columns: pandas' types give a scalar of a column away as anything.
+        means = [*weights[["norm"]].mean()]
         if len(updates):
-            means += [*updates[["norm", "relative", "effective_rank"]].mean(), weights["intruders"].mean()]
+            means += [*updates[["norm", "relative", "effective_rank"]].mean(), *weights[["intruders"]].mean()]
         cells = [format_number(mean) for mean in means]
         return model, role, str(len(weights)), *cells, *[""] * (5 - len(cells))
 

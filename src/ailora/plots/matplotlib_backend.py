@@ -42,7 +42,8 @@ _MARKERS = {
 }
 #: Formats, and their metadata that would say when a file was made.
 _DATES: dict[str, dict[str, None]] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}
-_RC_PARAMS: dict[str, Any] = {
+#: matplotlib types its keys by a list of all of them.
+_RC_PARAMS: Any = {
     "svg.hashsalt": "ailora",
     "text.parse_math": False,  # names come from runs, and a dollar sign is no formula
     "axes.spines.top": False,
@@ -169,8 +170,9 @@ def _draw_bars(panel: Axes, chart: Plot) -> None:
     width = 0.8 / max(1, len(chart.series))
     for number, series in enumerate(chart.series):
         x = np.asarray(series.x, dtype=float) + (number - (len(chart.series) - 1) / 2) * width
-        style = {"color": series.colour, "hatch": 2 * HATCHES[number % len(HATCHES)], "edgecolor": "white"}
-        panel.bar(x, _with_gaps(series.y), width * 0.92, label=series.name, **style)
+        hatch = 2 * HATCHES[number % len(HATCHES)]
+        heights = _with_gaps(series.y)
+        panel.bar(x, heights, width * 0.92, label=series.name, color=series.colour, hatch=hatch, edgecolor="white")
         if len(series.low):
             panel.vlines(x, _with_gaps(series.low), _with_gaps(series.high), color="#444444", linewidth=1.1)
     if all(not value for series in chart.series for value in series.y):
