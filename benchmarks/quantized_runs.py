@@ -74,7 +74,7 @@ class Cola:
             examples = load_examples(config, split)
             made = tokenize(examples, tokenizer, 128)
             self.rows[split] = made.add_column("labels", [int(label) for label in examples.labels or []])
-        self.collate = DataCollatorWithPadding(tokenizer)
+        self.collate = tf.DataCollatorWithPadding(tokenizer)
 
     def batches(self, split: str, *, shuffle: bool) -> Iterator[dict[str, Tensor]]:
         order = torch.Generator().manual_seed(SEED)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from accelerate import PartialState
 
 import ailora
 from ailora.recipes.config.loader import load_config, task_names, to_yaml
@@ -265,3 +266,13 @@ def test_what_is_wrong_in_a_file_is_said_with_its_name(tmp_path: Path) -> None:
         load_config(file)
     with pytest.raises(ailora.InputError, match=r"^\S+c\.yaml with overrides: unknown key in adapter 'rnak'"):
         load_config(file, ["adapter.rnak=4"])
+
+
+def test_what_transformers_refuses_is_refused_before_anything_is_loaded() -> None:
+    overrides = ["training.load_best_model_at_end=true", "training.save_strategy=epoch", "model=no/such-model"]
+    state = dict(PartialState._shared_state)
+    with pytest.raises(ailora.InputError, match="training: --load_best_model_at_end requires"):
+        load_config(minimal(), overrides)
+    assert PartialState._shared_state == state, "a device or a process group was set up"
+    # A configuration that is only looked at may have been trained by another version of transformers.
+    assert load_config(minimal(), overrides, to_run=False).training["load_best_model_at_end"] is True

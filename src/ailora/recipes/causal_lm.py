@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 from functools import cached_property
+from typing import ClassVar
 
-from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
+from transformers import PreTrainedTokenizerBase
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from ailora.recipes.config.schema import CausalLMConfig
 from ailora.recipes.data.tokenize_language import Tokenization, prepare_tokenizer
 from ailora.recipes.language_model import LanguageRecipe
-from ailora.recipes.recipe import Model
 from ailora.recipes.task_models import load_tokenizer
 from ailora.recipes.training.role_trainers import AdapterTrainer
 
 
+class _Trainer(AdapterTrainer, SFTTrainer):
+    """TRL's trainer with the learning rates of roles."""
+
+
 class CausalLMRecipe(LanguageRecipe[CausalLMConfig]):
     """Text, prompts with completions, or conversations."""
+
+    trainer_class: ClassVar[type[AdapterTrainer]] = _Trainer
 
     @cached_property
     def arguments(self) -> SFTConfig:
@@ -44,17 +50,3 @@ class CausalLMRecipe(LanguageRecipe[CausalLMConfig]):
             train_on_prompt=self.arguments.completion_only_loss is False,
             assistant_only_loss=self.config.training.get("assistant_only_loss", False),
         )
-
-    def make_trainer(self, model: Model, arguments: TrainingArguments) -> Trainer:
-        return _Trainer(
-            adapter=self.config.adapter,
-            model=model,
-            args=arguments,
-            train_dataset=self.datasets["train"],
-            eval_dataset=self.datasets["validation"],
-            processing_class=self.tokenizer,
-        )
-
-
-class _Trainer(AdapterTrainer, SFTTrainer):
-    """TRL's trainer with the learning rates of roles."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import pandas as pd
 from datasets import Dataset
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
+from transformers import DataCollatorForSeq2Seq, PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
 
 from ailora.errors import InputError
 from ailora.recipes.baselines.adapter_origin import get_adapter_origin
@@ -25,6 +25,7 @@ from ailora.recipes.evaluation.perplexity import Likelihood
 from ailora.recipes.evaluation.text_generation import generation_config
 from ailora.recipes.recipe import Evaluation, Model, Recipe
 from ailora.recipes.task_models import load_language_model
+from ailora.recipes.training.role_trainers import AdapterTrainer
 
 LanguageConfigT_co = TypeVar("LanguageConfigT_co", bound=LanguageConfig, covariant=True)
 
@@ -32,6 +33,7 @@ LanguageConfigT_co = TypeVar("LanguageConfigT_co", bound=LanguageConfig, covaria
 class LanguageRecipe(Recipe[LanguageConfigT_co]):
     """Prompts with completions, and whatever else a language model is trained on."""
 
+    trainer_class: ClassVar[type[AdapterTrainer]]
     _base_likelihood: Likelihood | None = None
 
     @cached_property
@@ -95,6 +97,21 @@ class LanguageRecipe(Recipe[LanguageConfigT_co]):
     def load_model(self, path: str) -> PreTrainedModel:
         quantization = quantization_config(self.config)
         return load_language_model(path, self.tokenizer, self.config.task_type, quantization=quantization)
+
+    def make_collator(self) -> DataCollatorForSeq2Seq | None:
+        """Make what pads a batch for the trainer, or None for the trainer's own."""
+        return None
+
+    def make_trainer(self, model: Model, arguments: TrainingArguments) -> Trainer:
+        return self.trainer_class(
+            adapter=self.config.adapter,
+            model=model,
+            args=arguments,
+            train_dataset=self.datasets["train"],
+            eval_dataset=self.datasets["validation"],
+            processing_class=self.tokenizer,
+            data_collator=self.make_collator(),
+        )
 
     def before_training(self, model: Model) -> None:
         """Measure the likelihood of general text under the base model, where training will overwrite the base."""

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 from datasets import Dataset
-from transformers import DataCollatorForSeq2Seq, Seq2SeqTrainer, Trainer, TrainingArguments
+from transformers import DataCollatorForSeq2Seq, Seq2SeqTrainer
 
 from ailora.recipes.config.schema import Seq2SeqConfig
 from ailora.recipes.data.language_rows import Row, Rows
 from ailora.recipes.data.tokenize_language import Tokenization, to_dataset
 from ailora.recipes.language_model import LanguageRecipe
-from ailora.recipes.recipe import Model
 from ailora.recipes.training.role_trainers import AdapterTrainer
 
 
@@ -44,25 +43,19 @@ class Seq2SeqTokenization(Tokenization):
         return list(self.tokenizer(prompt, truncation=True, max_length=self.max_length)["input_ids"])
 
 
+class _Trainer(AdapterTrainer, Seq2SeqTrainer):
+    """transformers' trainer with the learning rates of roles."""
+
+
 class Seq2SeqRecipe(LanguageRecipe[Seq2SeqConfig]):
     """Prompts that an encoder reads, and completions that a decoder writes."""
+
+    trainer_class: ClassVar[type[AdapterTrainer]] = _Trainer
 
     @cached_property
     def tokenization(self) -> Seq2SeqTokenization:
         data = self.config.data
         return Seq2SeqTokenization(self.tokenizer, data.max_length, max_completion_length=data.max_completion_length)
 
-    def make_trainer(self, model: Model, arguments: TrainingArguments) -> Trainer:
-        return _Trainer(
-            adapter=self.config.adapter,
-            model=model,
-            args=arguments,
-            train_dataset=self.datasets["train"],
-            eval_dataset=self.datasets["validation"],
-            data_collator=DataCollatorForSeq2Seq(self.tokenizer),
-            processing_class=self.tokenizer,
-        )
-
-
-class _Trainer(AdapterTrainer, Seq2SeqTrainer):
-    """transformers' trainer with the learning rates of roles."""
+    def make_collator(self) -> DataCollatorForSeq2Seq:
+        return DataCollatorForSeq2Seq(self.tokenizer)

@@ -6,7 +6,6 @@ import copy
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 from ailora.errors import InputError, unknown_name
 from ailora.optim.param_groups import parse_multipliers
@@ -22,7 +21,7 @@ from ailora.roles import parse_role
 
 
 def load_config(
-    source: Path | str | Mapping[str, Any], overrides: Sequence[str] = (), *, to_run: bool = True
+    source: Path | str | Mapping[str, object], overrides: Sequence[str] = (), *, to_run: bool = True
 ) -> RunConfig:
     """Read, complete and check a configuration.
 
@@ -46,13 +45,13 @@ def load_config(
         raise InputError(f"{source}{' with overrides' if overrides else ''}: {error}") from None
 
 
-def _load(raw: dict[str, Any], overrides: Sequence[str], *, to_run: bool) -> RunConfig:
+def _load(raw: dict[str, object], overrides: Sequence[str], *, to_run: bool) -> RunConfig:
     for override in overrides:
         apply_override(raw, override)
     # A section with nothing in it is not given.
     raw = {key: value for key, value in raw.items() if value is not None}
     if (task := raw.pop("task", None)) is not None:
-        raw = _merged(_task(task), raw)
+        raw = _merge(_read_task(task), raw)
     config = _checked(validate(raw))
     if to_run:
         validate_arguments(config)
@@ -68,31 +67,28 @@ def to_yaml(config: RunConfig) -> str:
 
 def task_names() -> list[str]:
     """The tasks whose data come with the package."""
-    return sorted(file.name.removesuffix(".yaml") for file in files("ailora.recipes.tasks").iterdir() if _is_yaml(file))
+    names = [file.name for file in files("ailora.recipes.tasks").iterdir()]
+    return sorted(name.removesuffix(".yaml") for name in names if name.endswith(".yaml"))
 
 
-def _is_yaml(file: Any) -> bool:
-    return file.name.endswith(".yaml")
-
-
-def _task(name: str) -> dict[str, Any]:
+def _read_task(name: object) -> dict[str, object]:
     if name not in task_names():
         raise unknown_name("task", name, task_names())
     return parse_yaml(files("ailora.recipes.tasks").joinpath(f"{name}.yaml").read_text(encoding="utf-8"))
 
 
-def _merged(defaults: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
-    """A configuration over a task's, section by section."""
-    merged = {**defaults, **given}
-    for key in defaults.keys() & given.keys():
-        if isinstance(defaults[key], dict) and isinstance(given[key], dict):
+def _merge(task: dict[str, object], given: dict[str, object]) -> dict[str, object]:
+    """Lay a configuration over a task's, section by section."""
+    merged = {**task, **given}
+    for key, section in given.items():
+        if isinstance(section, dict) and isinstance(defaults := task.get(key), dict):
             # The subset is one of the task's own data set.
-            other = {"subset"} if "dataset" in given[key] else set()
-            merged[key] = {k: v for k, v in defaults[key].items() if k not in other} | given[key]
+            foreign = {"subset"} if "dataset" in section else set()
+            merged[key] = {k: v for k, v in defaults.items() if k not in foreign} | section
     return merged
 
 
-def apply_override(raw: dict[str, Any], override: str) -> None:
+def apply_override(raw: dict[str, object], override: str) -> None:
     """Set a key of plain data by `dotted.key=value` with a YAML value, in place.
 
     Raises:
@@ -107,20 +103,22 @@ def apply_override(raw: dict[str, Any], override: str) -> None:
         raise InputError(f"override {override!r}: {error}") from None
 
 
-def set_dotted(raw: dict[str, Any], key: str, value: Any) -> None:
+def set_dotted(raw: dict[str, object], key: str, value: object) -> None:
     """Set a dotted key of plain data, in place; sections that are not there are made.
 
     Raises:
         InputError: a part of the key but the last is no section.
     """
-    place: Any = raw
+    section = raw
     *parents, leaf = key.split(".")
     for parent in parents:
-        place[parent] = {} if place.get(parent) is None else place[parent]
-        place = place[parent]
-        if not isinstance(place, dict):
+        if section.get(parent) is None:
+            section[parent] = {}
+        below = section[parent]
+        if not isinstance(below, dict):
             raise InputError(f"{parent!r} has no keys below it")
-    place[leaf] = value
+        section = below
+    section[leaf] = value
 
 
 def _checked(config: RunConfig) -> RunConfig:
@@ -130,7 +128,7 @@ def _checked(config: RunConfig) -> RunConfig:
     _check_source(config.data)
     quantization_config(config)
     model = Path(config.model).expanduser()
-    update: dict[str, Any] = {
+    update: dict[str, object] = {
         "data": _located(config.data),
         "model": str(model.absolute()) if model.is_dir() else config.model,
         "output": str(Path(config.output).expanduser().absolute()),

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import datasets
+from datasets import Dataset
 from datasets.exceptions import DatasetsError
 
 from ailora.errors import InputError
@@ -29,7 +30,7 @@ class Examples:
     """
 
     texts: list[tuple[str, ...]]
-    labels: list[Any] | None
+    labels: list[object] | None
     where: list[str]
 
     def encoded(self, labels: Labels) -> list[int | float]:
@@ -91,16 +92,16 @@ def to_examples(table: Table, data: DataConfig, *, labelled: bool = True) -> Exa
 
 def _read_dataset(data: DataSource, split: str) -> Table:
     try:
-        loaded = datasets.load_dataset(str(data.dataset), data.subset, split=split)
+        loaded: Any = datasets.load_dataset(str(data.dataset), data.subset, split=split)
     except (OSError, ValueError, DatasetsError) as error:
         raise InputError(f"cannot load split {split!r} of data set {data.dataset!r}: {error}") from error
     columns = tuple(loaded.column_names)
-    values = [_names_of_classes(loaded, column) for column in columns]
+    values = [_column_values(loaded, column) for column in columns]
     rows = list(zip(*values, strict=True))
     return Table(columns, rows, [f"{data.dataset}/{split}: row {i}" for i in range(len(rows))])
 
 
-def _names_of_classes(loaded: Any, column: str) -> list[Any]:
+def _column_values(loaded: Dataset, column: str) -> list[object]:
     feature = loaded.features[column]
     if isinstance(feature, datasets.ClassLabel):
         return [feature.int2str(value) if value >= 0 else None for value in loaded[column]]

@@ -6,7 +6,6 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from ailora.errors import InputError
 from ailora.recipes.evaluation.classification_metrics import METRICS
@@ -26,7 +25,7 @@ class Labels:
     names: tuple[str, ...] | None
 
     @classmethod
-    def of(cls, values: Sequence[Any], where: Sequence[str], *, regression: bool) -> Labels:
+    def of(cls, values: Sequence[object], where: Sequence[str], *, regression: bool) -> Labels:
         """The labels of a training set: its distinct values, sorted, as numbers where all are whole numbers.
 
         Args:
@@ -56,7 +55,7 @@ class Labels:
         """Outputs of the head: the number of classes, or 1 for regression."""
         return len(self.names) if self.names else 1
 
-    def encode(self, value: Any, where: str) -> int | float:
+    def encode(self, value: object, where: str) -> int | float:
         """The id of a class, or the number itself.
 
         Raises:
@@ -68,7 +67,7 @@ class Labels:
                 raise InputError(f"{where}: label {name!r} is not in the training data: {', '.join(self.names)}")
             return self.names.index(name)
         try:
-            number = math.nan if isinstance(value, bool) else float(value)
+            number = float(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else math.nan
         except (TypeError, ValueError):
             number = math.nan
         if not math.isfinite(number):
@@ -80,23 +79,23 @@ class Labels:
         return self.names[int(prediction)] if self.names else float(prediction)
 
 
-def is_missing(value: Any) -> bool:
+def is_missing(value: object) -> bool:
     """Whether a row has no label: nothing, blanks, or what Parquet and pandas put in the place of nothing."""
     if isinstance(value, str):
         return not value.strip()
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
-def _name(value: Any) -> str:
+def _name(value: object) -> str:
     return str(value).strip()
 
 
-def _check_kinds(values: Sequence[Any], where: Sequence[str]) -> None:
+def _check_kinds(values: Sequence[object], where: Sequence[str]) -> None:
     """Labels are text, whole numbers, or true and false, and of one kind within a file.
 
     Files of several formats may well stand beside each other: what is 1 in JSON is "1" in TSV.
     """
-    first: dict[str, tuple[Any, str]] = {}
+    first: dict[str, tuple[object, str]] = {}
     for value, place in zip(values, where, strict=True):
         if isinstance(value, float):
             raise InputError(f"{place}: label {value!r} is a decimal number, no class: {_no_classes()}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from ailora.errors import InputError
 from ailora.recipes.config.language_config import CausalData, MessageColumn, MessageTemplate, PromptData
@@ -13,6 +12,8 @@ from ailora.recipes.data.readers import Table
 from ailora.recipes.data.templates import Template
 
 Message = dict[str, str]
+#: Reads prompt and completion of a row, given its columns and its origin.
+_Reader = Callable[[Mapping[str, object], str], tuple[str | list[Message] | None, str | list[Message]]]
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Row:
     where: str
     prompt: str | list[Message] | None
     completion: str | list[Message]
-    values: dict[str, Any]
+    values: dict[str, object]
 
     @property
     def reference(self) -> str:
@@ -55,7 +56,7 @@ class Rows:
         """
         if not columns:
             return [[row] for row in self.rows]
-        groups: dict[tuple[Any, ...], list[Row]] = {}
+        groups: dict[tuple[object, ...], list[Row]] = {}
         for row in self.rows:
             for name in columns:
                 if name not in row.values:
@@ -95,7 +96,7 @@ def to_rows(table: Table, data: PromptData, *, complete: bool = True) -> Rows:
     return Rows(rows)
 
 
-def _reader(data: PromptData, complete: bool) -> Any:
+def _reader(data: PromptData, complete: bool) -> _Reader:
     """What turns the columns of a row into (prompt, completion)."""
     if data.prompt is not None and data.completion is not None:
         prompt, completion = Template.of(data.prompt, "data.prompt"), Template.of(data.completion, "data.completion")
@@ -104,41 +105,34 @@ def _reader(data: PromptData, complete: bool) -> Any:
     if data.text is not None:
         text = Template.of(data.text, "data.text")
         return lambda row, where: (None, text.fill(row, where))
+    assert data.messages is not None
     read = _messages_reader(data.messages, complete)
     if complete:
         return lambda row, where: _conversation(read(row, where), where)
     return lambda row, where: (read(row, where), [{"role": "assistant", "content": ""}])
 
 
-def _messages_reader(source: Any, complete: bool) -> Callable[[Mapping[str, Any], str], list[Message]]:
+def _messages_reader(
+    source: str | MessageColumn | list[MessageTemplate], complete: bool
+) -> Callable[[Mapping[str, object], str], list[Message]]:
     """What reads the messages of a row; those that are to be answered, where the rows are not complete."""
     if isinstance(source, list):
         answered = not complete and source[-1].role == "assistant"
-        return _Filled(source[:-1] if answered else source)
+        templates = [
+            (message.role, Template.of(message.content, f"data.messages[{number}].content"))
+            for number, message in enumerate(source[:-1] if answered else source)
+        ]
+        return lambda row, where: [{"role": role, "content": text.fill(row, where)} for role, text in templates]
     column = MessageColumn(column=source) if isinstance(source, str) else source
-    assert column is not None
 
-    def read(row: Mapping[str, Any], where: str) -> list[Message]:
-        messages = _listed(row, column, where)
+    def read(row: Mapping[str, object], where: str) -> list[Message]:
+        messages = _read_messages(row, column, where)
         return messages[:-1] if not complete and messages[-1]["role"] == "assistant" else messages
 
     return read
 
 
-class _Filled:
-    """Messages made from columns."""
-
-    def __init__(self, messages: Sequence[MessageTemplate]) -> None:
-        self.templates = [
-            (message.role, Template.of(message.content, f"data.messages[{number}].content"))
-            for number, message in enumerate(messages)
-        ]
-
-    def __call__(self, row: Mapping[str, Any], where: str) -> list[Message]:
-        return [{"role": role, "content": template.fill(row, where)} for role, template in self.templates]
-
-
-def _listed(row: Mapping[str, Any], source: MessageColumn, where: str) -> list[Message]:
+def _read_messages(row: Mapping[str, object], source: MessageColumn, where: str) -> list[Message]:
     if source.column not in row:
         raise InputError(f"{where}: data.messages names the column {source.column!r}; the data have: {', '.join(row)}")
     listed = row[source.column]

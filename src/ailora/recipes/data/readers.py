@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pyarrow
 import pyarrow.parquet
@@ -32,10 +31,10 @@ class Table:
     """
 
     columns: tuple[str, ...]
-    rows: list[tuple[Any, ...]]
+    rows: list[tuple[object, ...]]
     where: list[str]
 
-    def column(self, name: str) -> list[Any]:
+    def column(self, name: str) -> list[object]:
         """The values of one column.
 
         Raises:
@@ -47,7 +46,7 @@ class Table:
         index = self.columns.index(name)
         return [row[index] for row in self.rows]
 
-    def records(self) -> Iterator[tuple[dict[str, Any], str]]:
+    def records(self) -> Iterator[tuple[dict[str, object], str]]:
         """Each row's values by column, and its origin."""
         for row, place in zip(self.rows, self.where, strict=True):
             yield dict(zip(self.columns, row, strict=True)), place
@@ -141,7 +140,7 @@ def _read_separated(file: Path, lines: Iterator[str], columns: Sequence[str] | N
     return Table(header or (), rows, where)
 
 
-def _json_records(file: Path, lines: Iterator[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+def _json_records(file: Path, lines: Iterator[str]) -> Iterator[tuple[str, dict[str, object]]]:
     if file.suffix == ".json":
         text = "".join(lines)
         if text.lstrip().startswith("["):
@@ -161,7 +160,7 @@ def _json_records(file: Path, lines: Iterator[str]) -> Iterator[tuple[str, dict[
         yield where, record
 
 
-def _listed_records(file: Path, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def _listed_records(file: Path, text: str) -> Iterator[tuple[str, dict[str, object]]]:
     """The records of one list, as Alpaca's and ShareGPT's files hold it."""
     try:
         records = json.loads(text, object_pairs_hook=partial(_object, str(file)))
@@ -173,12 +172,12 @@ def _listed_records(file: Path, text: str) -> Iterator[tuple[str, dict[str, Any]
         yield f"{file}: record {number}", record
 
 
-def _object(where: str, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _object(where: str, pairs: list[tuple[str, object]]) -> dict[str, object]:
     _refuse_repeated([key for key, _ in pairs], where)
     return dict(pairs)
 
 
-def _from_records(records: list[tuple[str, dict[str, Any]]]) -> Table:
+def _from_records(records: list[tuple[str, dict[str, object]]]) -> Table:
     columns = tuple(records[0][1]) if records else ()
     for where, record in records:
         if record.keys() != set(columns):

@@ -6,7 +6,6 @@ import math
 import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from ailora.errors import InputError
 
@@ -46,7 +45,7 @@ class Template:
         """All columns that any of the alternatives names."""
         return tuple(dict.fromkeys(name for columns in self.columns for name in columns))
 
-    def fill(self, row: Mapping[str, Any], where: str) -> str:
+    def fill(self, row: Mapping[str, object], where: str) -> str:
         """The text of a row.
 
         Args:
@@ -80,7 +79,7 @@ def _columns(text: str, key: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for name, _, _ in names))
 
 
-def _holds_text(value: Any) -> bool:
+def _holds_text(value: object) -> bool:
     """Numbers are text too, as JSON and Parquet have them."""
     if isinstance(value, bool) or value is None:
         return False
