@@ -22,7 +22,7 @@ from typing import Any
 from machine import describe, write_results
 from playwright.sync_api import Browser, sync_playwright
 
-from ailora.report.build import build
+from ailora.report.build import build_page
 from ailora.report.html import write_page
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -84,7 +84,7 @@ def main() -> None:
         folder = Path(made)
         figures["trials"] = made_up(folder, arguments.trials)
         started = time.perf_counter()
-        page = build([folder / "study"], bootstrap=False)
+        page = build_page([folder / "study"], bootstrap=False)
         figures["charts"] = len(list(page.charts))
         write_page(page, folder / "report.html")
         figures["seconds_to_write"] = round(time.perf_counter() - started, 2)

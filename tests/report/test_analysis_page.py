@@ -1,4 +1,4 @@
-"""An analysis' part of a page, of real weights of a small model."""
+"""An analysis' chapter of a page, of real weights of a small model."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from ailora.report.build import build
-from ailora.report.document import Charts, Note, Page, Part, Section, Table, Words
+from ailora.report.build import build_page
+from ailora.report.document import Chapter, Charts, Note, Page, Paragraphs, Section, Table
 from ailora.report.html import render, write_figures
 from tests.analysis.conftest import Made, analyze_into, models
 
@@ -22,14 +22,14 @@ def analysis(models: Made, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def part_of(folder: Path) -> Part:
-    return build([folder]).parts[0]
+def chapter_of(folder: Path) -> Chapter:
+    return build_page([folder]).chapters[0]
 
 
 def test_findings_charts_and_numbers_are_shown(analysis: Path) -> None:
-    part = part_of(analysis)
-    assert (part.title, part.sort) == ("llama", "analysis")
-    titles = [section.title for section in part.sections]
+    chapter = chapter_of(analysis)
+    assert (chapter.title, chapter.kind) == ("llama", "analysis")
+    titles = [section.title for section in chapter.sections]
     assert titles[:4] == [
         "Summary",
         "Where the weights lie",
@@ -37,16 +37,16 @@ def test_findings_charts_and_numbers_are_shown(analysis: Path) -> None:
         "What the base's weights are",
     ]
     assert "More charts" not in titles
-    said = next(block for block in part.sections[0].blocks if isinstance(block, Words)).sentences
+    said = next(block for block in chapter.sections[0].blocks if isinstance(block, Paragraphs)).sentences
     assert said == tuple(json.loads((analysis / "analysis.json").read_text())["findings"])
-    tables = [b for section in part.sections if section.title == "Numbers" for b in section.blocks]
+    tables = [b for section in chapter.sections if section.title == "Numbers" for b in section.blocks]
     assert [isinstance(table, Table) and len(table.rows) for table in tables] == [16, 24]
-    command = next(s for s in part.sections if s.title == "Run it again").blocks[0]
+    command = next(s for s in chapter.sections if s.title == "Run it again").blocks[0]
     assert "--roles query,value --rank 4" in command.text  # type: ignore[union-attr]
 
 
 def test_every_chart_of_it_is_a_figure(analysis: Path) -> None:
-    page = build([analysis])
+    page = build_page([analysis])
     made = render(page)
     data = json.loads(made.partition('id="figures">')[2].partition("</script>")[0])
     assert len(data) == len(list(page.charts)) > 8
@@ -66,17 +66,17 @@ def test_other_versions_and_damage_are_told(analysis: Path, tmp_path: Path) -> N
         (folder / file.name).write_bytes(file.read_bytes())
     info["versions"]["torch"] = "1.0"
     (folder / "analysis.json").write_text(json.dumps(info))
-    notes = [block.text for block in part_of(folder).sections[0].blocks if isinstance(block, Note)]
+    notes = [block.text for block in chapter_of(folder).sections[0].blocks if isinstance(block, Note)]
     assert "torch 1.0 (now" in notes[0]
     (folder / "deltas.parquet").write_text("no")
-    page = build([folder, analysis])
-    assert len(page.parts) == 1
+    page = build_page([folder, analysis])
+    assert len(page.chapters) == 1
     assert "deltas.parquet cannot be read" in page.problems[0]
 
 
 def test_figures_for_papers_are_written(analysis: Path, tmp_path: Path) -> None:
-    first = next(build([analysis]).charts)
-    small = Page("x", (Part("x", "analysis", (Section("S", (Charts((first,)),)),)),))
+    first = next(build_page([analysis]).charts)
+    small = Page("x", (Chapter("x", "analysis", (Section("S", (Charts((first,)),)),)),))
     assert write_figures(small, tmp_path / "deep" / "figures") == 1
     files = sorted(file.name for file in (tmp_path / "deep" / "figures").iterdir())
     assert files == [f"{first.name}.{ending}" for ending in ("pdf", "png", "svg")]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ailora.report.document import Charts, Facts, Note, Table, Words, section
-from ailora.report.report_settings import settings
+from ailora.report.document import Charts, KeyValues, Note, Paragraphs, Table, section
+from ailora.report.report_settings import settings_blocks
 
 
 def test_numbers_are_told_from_texts() -> None:
@@ -16,8 +16,8 @@ def test_numbers_are_told_from_texts() -> None:
 
 
 def test_a_section_of_nothing_is_none() -> None:
-    assert section("S", Words(()), Facts(()), Table("T", ("a",), ()), Charts(()), None) is None
-    made = section("S", Words(()), Note("n"))
+    assert section("S", Paragraphs(()), KeyValues(()), Table("T", ("a",), ()), Charts(()), None) is None
+    made = section("S", Paragraphs(()), Note("n"))
     assert made is not None
     assert made.blocks == (Note("n"),)
 
@@ -27,7 +27,7 @@ def test_what_differs_is_a_table_and_the_rest_is_said_once() -> None:
         ("a", "lora"): {"model": "m", "adapter": {"rank": 8, "policy": "lora"}, "training": {"learning_rate": 1e-3}},
         ("a", "full"): {"model": "m", "adapter": {"policy": "full"}, "training": {"learning_rate": 1e-5}},
     }
-    table, code = settings(configs, ("task", "method"))
+    table, code = settings_blocks(configs, ("task", "method"))
     assert isinstance(table, Table)
     assert table.columns == ("task", "method", "adapter.rank", "adapter.policy", "training.learning_rate")
     assert table.rows == (("a", "lora", "8", "lora", "0.001"), ("a", "full", "-", "full", "1e-05"))

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from ailora.report.build import build
+from ailora.report.build import build_page
 from ailora.report.html import write_page
 from tests.report.conftest import Opened
 from tests.report.made import TEXTS, plausible, run_folder, stored, study_file
@@ -36,7 +36,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     store, _ = stored(study_file(folder, methods=methods, tasks=tasks, seeds=[0, 1]), result)
     store.close()
     out = folder / "report.html"
-    write_page(build([folder / "study"], bootstrap=False), out)
+    write_page(build_page([folder / "study"], bootstrap=False), out)
     return out
 
 
@@ -48,7 +48,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     one = run_folder(folder / TEXTS[0].replace("/", "∕"), samples=samples)
     other = run_folder(folder / 'a"><img src=x onerror=alert(3)>', config={"model": TEXTS[2]})
     out = folder / "report.html"
-    write_page(build([one, other, folder / "nowhere"]), out)
+    write_page(build_page([one, other, folder / "nowhere"]), out)
     return out
 
 
@@ -203,7 +203,7 @@ def test_long_tables_have_pages_and_a_filter(opened: Open, study: Path) -> None:
 
 
 def luminance(colour: str) -> float:
-    return sum(float(part) for part in re.findall(r"[0-9.]+", colour)[:3]) / 3
+    return sum(float(chapter) for chapter in re.findall(r"[0-9.]+", colour)[:3]) / 3
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

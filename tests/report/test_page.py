@@ -14,10 +14,10 @@ import pytest
 from ailora import InputError
 from ailora.path_kind import PathKind
 from ailora.plots.chart_spec import Axis, Plot, Series
-from ailora.report.build import build
-from ailora.report.document import Charts, Page, Part, Section
-from ailora.report.html import file_names, json_text, render, ticked, write_page
-from ailora.report.inputs import recognise
+from ailora.report.build import build_page
+from ailora.report.document import Chapter, Charts, Page, Section
+from ailora.report.html import code_spans, json_text, render, unique_file_names, write_page
+from ailora.report.inputs import detect_input
 from tests.report.made import HOSTILE, TEXTS, plausible, run_folder, stored, study_file
 
 
@@ -26,7 +26,7 @@ def chart(name: str) -> Plot:
 
 
 def page_of(*charts: Plot) -> Page:
-    return Page("P", (Part("P", "run", (Section("S", (Charts(charts),)),)),))
+    return Page("P", (Chapter("P", "run", (Section("S", (Charts(charts),)),)),))
 
 
 def test_json_cannot_end_its_element() -> None:
@@ -53,16 +53,16 @@ def test_only_these_scripts_may_run_and_nothing_is_fetched() -> None:
 
 def test_plotly_is_there_once_and_only_where_something_is_drawn() -> None:
     assert render(page_of(chart("a"), chart("b"))).count("plotly.js v") == 1
-    assert len(render(Page("P", (Part("P", "run", ()),)))) < 50_000
+    assert len(render(Page("P", (Chapter("P", "run", ()),)))) < 50_000
 
 
 def test_charts_of_one_name_have_files_of_their_own() -> None:
-    assert file_names([chart("a"), chart("b"), chart("a"), chart("a")]) == ["a", "b", "a~2", "a~3"]
-    assert file_names([chart("../x/y"), chart(HOSTILE), chart("é")]) == ["x-y", "script-alert-1-script", "chart"]
+    assert unique_file_names([chart("a"), chart("b"), chart("a"), chart("a")]) == ["a", "b", "a~2", "a~3"]
+    assert unique_file_names([chart("../x/y"), chart(HOSTILE), chart("é")]) == ["x-y", "script-alert-1-script", "chart"]
 
 
 def test_words_in_backticks_are_code_and_nothing_else_is() -> None:
-    assert ticked("run `ailora <x>` <b>") == "run <code>ailora &lt;x&gt;</code> &lt;b&gt;"
+    assert code_spans("run `ailora <x>` <b>") == "run <code>ailora &lt;x&gt;</code> &lt;b&gt;"
 
 
 def test_arguments_are_recognised(tmp_path: Path) -> None:
@@ -72,7 +72,7 @@ def test_arguments_are_recognised(tmp_path: Path) -> None:
     (tmp_path / "analysis").mkdir()
     (tmp_path / "analysis" / "analysis.json").write_text("{}")
     run = run_folder(tmp_path / "run")
-    found = [recognise(path).sort for path in (file, tmp_path / "study", tmp_path / "analysis", run)]
+    found = [detect_input(path) for path in (file, tmp_path / "study", tmp_path / "analysis", run)]
     assert found == [PathKind.STUDY, PathKind.STUDY, PathKind.ANALYSIS, PathKind.RUN]
 
 
@@ -94,15 +94,15 @@ def test_what_is_none_of_them_is_refused(tmp_path: Path, name: str, content: str
     elif content is not None:
         path.write_text(content)
     with pytest.raises(InputError, match=message):
-        build([path])
+        build_page([path])
 
 
 def test_a_broken_argument_does_not_take_the_others_along(tmp_path: Path) -> None:
     run = run_folder(tmp_path / "run")
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "study.db").write_bytes(b"no database")
-    page = build([tmp_path / "bad", run, tmp_path / "nowhere"])
-    assert [part.sort for part in page.parts] == ["run"]
+    page = build_page([tmp_path / "bad", run, tmp_path / "nowhere"])
+    assert [chapter.kind for chapter in page.chapters] == ["run"]
     assert len(page.problems) == 2
     made = render(page)
     assert "Left out" in made
@@ -113,8 +113,9 @@ def test_several_kinds_share_a_page(tmp_path: Path) -> None:
     file = study_file(tmp_path, methods=["lora", "ailora"], seeds=[0])
     store, _ = stored(file, plausible)
     store.close()
-    page = build([tmp_path / "study", run_folder(tmp_path / "run"), run_folder(tmp_path / "other")], bootstrap=False)
-    assert [(part.sort, part.title) for part in page.parts] == [("runs", "2 runs"), ("study", "study")]
+    runs = [run_folder(tmp_path / name) for name in ("run", "other")]
+    page = build_page([tmp_path / "study", *runs], bootstrap=False)
+    assert [(chapter.kind, chapter.title) for chapter in page.chapters] == [("runs", "2 runs"), ("study", "study")]
     made = render(page)
     assert made.count("<h1") == 1
     ids = re.findall('id="([^"]+)"', made.partition("<script>")[0])
@@ -140,7 +141,7 @@ def test_a_page_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
 
 
 def test_a_hostile_title_is_text() -> None:
-    made = render(Page(HOSTILE, (Part(HOSTILE, "run", ()),)))
+    made = render(Page(HOSTILE, (Chapter(HOSTILE, "run", ()),)))
     assert "<title>&lt;script&gt;alert(1)&lt;/script&gt;" in made
     assert "alert(1)</script>" not in made
 

@@ -11,33 +11,33 @@ import pandas as pd
 import pytest
 
 from ailora.plots.chart_spec import Heatmap
-from ailora.report.build import build
-from ailora.report.document import Charts, Code, Note, Page, Part, Table, Words
+from ailora.report.build import build_page
+from ailora.report.document import Chapter, Charts, Code, Note, Page, Paragraphs, Table
 from ailora.report.html import render
-from ailora.report.run_page import run_part
+from ailora.report.run_page import run_chapter
 from ailora.report.run_reader import read_run
 from tests.report.made import TEXTS, run_folder
 
 
-def part_of(*folders: Path) -> Part:
-    return run_part([read_run(folder, folder.name) for folder in folders])
+def chapter_of(*folders: Path) -> Chapter:
+    return run_chapter([read_run(folder, folder.name) for folder in folders])
 
 
-def blocks(part: Part, title: str, kind: type) -> list[Any]:
-    return [b for section in part.sections if section.title == title for b in section.blocks if isinstance(b, kind)]
+def blocks(chapter: Chapter, title: str, kind: type) -> list[Any]:
+    return [b for section in chapter.sections if section.title == title for b in section.blocks if isinstance(b, kind)]
 
 
-def notes(part: Part) -> str:
-    return "\n".join(note.text for note in blocks(part, "Summary", Note))
+def notes(chapter: Chapter) -> str:
+    return "\n".join(note.text for note in blocks(chapter, "Summary", Note))
 
 
-def curves(part: Part) -> dict[str, Any]:
-    return {chart.title: chart for block in blocks(part, "Curves", Charts) for chart in block.charts}
+def curves(chapter: Chapter) -> dict[str, Any]:
+    return {chart.title: chart for block in blocks(chapter, "Curves", Charts) for chart in block.charts}
 
 
 def test_a_finished_run_is_shown_whole(tmp_path: Path) -> None:
-    part = part_of(run_folder(tmp_path / "one"))
-    assert [section.title for section in part.sections] == [
+    chapter = chapter_of(run_folder(tmp_path / "one"))
+    assert [section.title for section in chapter.sections] == [
         "Summary",
         "Curves",
         "Metrics",
@@ -46,33 +46,32 @@ def test_a_finished_run_is_shown_whole(tmp_path: Path) -> None:
         "Versions",
         "Run it again",
     ]
-    (words,) = blocks(part, "Summary", Words)
+    (words,) = blocks(chapter, "Summary", Paragraphs)
     assert words.sentences[0].startswith("one (ailora): validation loss 0.3000, accuracy 0.8200; test loss 0.3500")
-    found = curves(part)
+    found = curves(chapter)
     assert list(found) == ["Validation loss", "Validation accuracy", "Training loss", "Learning rate"]
     assert found["Validation loss"].series[0].y[0] == pytest.approx(0.65)
-    (metrics,) = blocks(part, "Metrics", Table)
+    (metrics,) = blocks(chapter, "Metrics", Table)
     assert metrics.columns == ("run", "validation loss", "validation accuracy", "test loss", "test accuracy")
-    (cost,) = blocks(part, "Cost", Table)
+    (cost,) = blocks(chapter, "Cost", Table)
     assert cost.rows[0][-3:] == ("42 s", "800.0 MiB", "576.2 KiB")
-    command = blocks(part, "Run it again", Code)[0].text
+    command = blocks(chapter, "Run it again", Code)[0].text
     assert command == f"ailora train {tmp_path / 'one' / 'config.yaml'} output=out/again"
-    assert not notes(part)
+    assert not notes(chapter)
 
 
 def test_several_runs_stand_beside_each_other(tmp_path: Path) -> None:
     other = {"adapter": {"policy": "lora", "rank": 8}}
     worse = {"validation": {"loss": 0.4}, "test": {"loss": 0.5}}
-    part = part_of(run_folder(tmp_path / "a"), run_folder(tmp_path / "b", config=other, metrics=worse))
-    assert part.title == "2 runs"
-    loss = curves(part)["Validation loss"]
+    chapter = chapter_of(run_folder(tmp_path / "a"), run_folder(tmp_path / "b", config=other, metrics=worse))
+    assert chapter.title == "2 runs"
+    loss = curves(chapter)["Validation loss"]
     assert [(one.name, one.style) for one in loss.series] == [("a", 0), ("b", 1)]
-    assert (
-        "The lowest test loss is that of a, 0.3500, before b, 0.5000." in blocks(part, "Summary", Words)[1].sentences[0]
-    )
-    (differs,) = blocks(part, "Settings", Table)
+    comparison = blocks(chapter, "Summary", Paragraphs)[1].sentences[0]
+    assert "The lowest test loss is that of a, 0.3500, before b, 0.5000." in comparison
+    (differs,) = blocks(chapter, "Settings", Table)
     assert (differs.columns, differs.rows) == (("run", "adapter.policy"), (("a", "ailora"), ("b", "lora")))
-    assert blocks(part, "Metrics", Table)[0].rows[1] == ("b", "0.4000", "-", "0.5000", "-")
+    assert blocks(chapter, "Metrics", Table)[0].rows[1] == ("b", "0.4000", "-", "0.5000", "-")
 
 
 def test_a_half_written_run_shows_what_is_there(tmp_path: Path) -> None:
@@ -85,13 +84,13 @@ def test_a_half_written_run_shows_what_is_there(tmp_path: Path) -> None:
     (checkpoint / "complete.json").write_text('{"train_seconds": 1.0}')
     logged = [{"step": 20, "eval_loss": 0.6}, {"step": 25, "loss": 0.5}, {"step": 40, "eval_loss": 0.5}]
     (checkpoint / "trainer_state.json").write_text(json.dumps({"log_history": logged}))
-    part = part_of(folder)
-    assert "has not finished" in notes(part)
-    assert "log.jsonl: 1 line is damaged and left out." in notes(part)
-    found = curves(part)
+    chapter = chapter_of(folder)
+    assert "has not finished" in notes(chapter)
+    assert "log.jsonl: 1 line is damaged and left out." in notes(chapter)
+    found = curves(chapter)
     assert found["Validation loss"].series[0].y == [0.6, 0.5]
     assert found["Training loss"].series[0].x[-1] == 80
-    assert blocks(part, "Summary", Words)[0].sentences == (
+    assert blocks(chapter, "Summary", Paragraphs)[0].sentences == (
         "half (ailora) has no result yet; its last logged step is 80.",
     )
 
@@ -100,7 +99,7 @@ def test_a_run_that_failed_says_why(tmp_path: Path) -> None:
     folder = run_folder(tmp_path / "failed")
     (folder / "result.json").unlink()
     (folder / "failed.txt").write_text("ended before the first checkpoint: ValueError: <b>no</b>\n")
-    assert "This run failed: ended before the first checkpoint: ValueError: <b>no</b>" in notes(part_of(folder))
+    assert "This run failed: ended before the first checkpoint: ValueError: <b>no</b>" in notes(chapter_of(folder))
 
 
 #: Contents of a damaged file -> what the page says.
@@ -117,19 +116,19 @@ def test_a_damaged_file_does_not_take_the_rest_along(tmp_path: Path, name: str) 
     folder = run_folder(tmp_path / "run", samples=[{"prompt": "p", "output": "o", "references": ["r"]}])
     content, said = DAMAGE[name]
     (folder / name).write_text(content)
-    part = part_of(folder)
-    assert said in notes(part)
-    assert "has no result.json" not in notes(part)
-    render(Page("run", (part,)))
+    chapter = chapter_of(folder)
+    assert said in notes(chapter)
+    assert "has no result.json" not in notes(chapter)
+    render(Page("run", (chapter,)))
 
 
 def test_numbers_that_are_none_are_said_so(tmp_path: Path) -> None:
     history = [{"step": 1, "loss": math.nan}, {"step": 2, "loss": 0.5}, {"step": 3, "loss": math.inf}]
     metrics = {"validation": {"loss": math.nan, "accuracy": -math.inf}}
     folder = run_folder(tmp_path / "nan", history=history, metrics=metrics, best={"loss": None}, peak_memory_bytes=None)
-    part = part_of(folder)
-    assert blocks(part, "Metrics", Table)[0].rows == (("nan", "not a number", "minus infinite"),)
-    page = render(Page("nan", (part,)))
+    chapter = chapter_of(folder)
+    assert blocks(chapter, "Metrics", Table)[0].rows == (("nan", "not a number", "minus infinite"),)
+    page = render(Page("nan", (chapter,)))
     assert "2 values are not a finite number and left out." in page
     data = page.partition('id="figures">')[2].partition("</script>")[0]
     assert json.loads(data)["f1"]["data"][0]["y"] == [None, 0.5, None]
@@ -137,30 +136,30 @@ def test_numbers_that_are_none_are_said_so(tmp_path: Path) -> None:
 
 
 def test_other_versions_are_noted(tmp_path: Path) -> None:
-    part = part_of(run_folder(tmp_path / "old", versions={"ailora": "0.0.1", "unknown": "1"}))
-    assert "made with other versions than are installed: ailora 0.0.1 (now " in notes(part)
+    chapter = chapter_of(run_folder(tmp_path / "old", versions={"ailora": "0.0.1", "unknown": "1"}))
+    assert "made with other versions than are installed: ailora 0.0.1 (now " in notes(chapter)
 
 
 def test_predictions_are_a_matrix_of_classes(tmp_path: Path) -> None:
     folder = run_folder(tmp_path / "run", labels=["0", "1"])
     frame = pd.DataFrame({"label": ["0", "0", "1"], "prediction": ["0", "1", "1"], "split": "test"})
     frame.to_parquet(folder / "predictions.parquet")
-    (heat,) = (chart for block in blocks(part_of(folder), "Metrics", Charts) for chart in block.charts)
+    (heat,) = (chart for block in blocks(chapter_of(folder), "Metrics", Charts) for chart in block.charts)
     assert isinstance(heat, Heatmap)
     assert heat.values == ((1.0, 1.0), (0.0, 1.0))
     assert heat.caption.endswith("2 of 3 are predicted as they are labelled.")
     (folder / "predictions.parquet").write_text("no")
-    assert not blocks(part_of(folder), "Metrics", Charts)
+    assert not blocks(chapter_of(folder), "Metrics", Charts)
 
 
 def test_samples_are_text_and_few(tmp_path: Path) -> None:
     samples = [{"prompt": said, "output": said + "x" * 2000, "references": [said, "b"]} for said in TEXTS] * 10
-    part = part_of(run_folder(tmp_path / "run", samples=samples))
-    (table,) = blocks(part, "Samples", Table)
+    chapter = chapter_of(run_folder(tmp_path / "run", samples=samples))
+    (table,) = blocks(chapter, "Samples", Table)
     assert len(table.rows) == 20
     assert table.notes[0].startswith("The first 20 of 40")
     assert table.rows[0][2] == f"{TEXTS[0]}\nb"
-    page = render(Page("run", (part,))).partition('<script type="application/json"')[0]
+    page = render(Page("run", (chapter,))).partition('<script type="application/json"')[0]
     assert "<script" not in page
     assert "<img" not in page
     assert "(501 more characters)" not in table.rows[0][0]
@@ -169,5 +168,5 @@ def test_samples_are_text_and_few(tmp_path: Path) -> None:
 
 def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:
     folders = [run_folder(tmp_path / place / "run") for place in ("a", "b")]
-    part = build(folders).parts[0]
-    assert [row[0] for row in blocks(part, "Metrics", Table)[0].rows] == ["a/run", "b/run"]
+    chapter = build_page(folders).chapters[0]
+    assert [row[0] for row in blocks(chapter, "Metrics", Table)[0].rows] == ["a/run", "b/run"]

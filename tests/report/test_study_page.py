@@ -1,4 +1,4 @@
-"""A study's part of a page, whatever became of its trials."""
+"""A study's chapter of a page, whatever became of its trials."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import pytest
 
 from ailora.plots.chart_spec import Heatmap, Plot
 from ailora.recipes.config.yaml_file import parse_yaml
-from ailora.report.document import Charts, Code, Note, Page, Part, Table, Words
+from ailora.report.document import Chapter, Charts, Code, Note, Page, Paragraphs, Table
 from ailora.report.html import render
-from ailora.report.study_page import study_part
+from ailora.report.study_page import study_chapter
 from ailora.studies.study_config import load_study_config
 from ailora.studies.study_design import StudyDesign
 from ailora.studies.trial import Condition, Status, Trial, TrialResult, TrialSpec
@@ -27,34 +27,34 @@ __all__ = ["quickly"]
 FIVE = ["lora", "pissa", "milora", "ailora", "reversed"]
 
 
-def part_of(design: StudyDesign, trials: list[Trial], **changes: Any) -> Part:
+def chapter_of(design: StudyDesign, trials: list[Trial], **changes: Any) -> Chapter:
     study = design.config.model_dump(by_alias=True) | changes
-    return study_part("study", study, trials, design, bootstrap=False)
+    return study_chapter("study", study, trials, design, bootstrap=False)
 
 
-def blocks(part: Part, title: str, kind: type) -> list[Any]:
-    return [b for section in part.sections if section.title == title for b in section.blocks if isinstance(b, kind)]
+def blocks(chapter: Chapter, title: str, kind: type) -> list[Any]:
+    return [b for section in chapter.sections if section.title == title for b in section.blocks if isinstance(b, kind)]
 
 
-def charts(part: Part, title: str) -> list[Any]:
-    return [chart for block in blocks(part, title, Charts) for chart in block.charts]
+def charts(chapter: Chapter, title: str) -> list[Any]:
+    return [chart for block in blocks(chapter, title, Charts) for chart in block.charts]
 
 
-def said(part: Part) -> str:
-    return "\n".join(sentence for words in blocks(part, "Summary", Words) for sentence in words.sentences)
+def said(chapter: Chapter) -> str:
+    return "\n".join(sentence for words in blocks(chapter, "Summary", Paragraphs) for sentence in words.sentences)
 
 
 def test_who_wins_by_how_much_and_with_which_interval() -> None:
     gains = {"lora": lambda seed: 0.0, "ailora": lambda seed: 0.05 + seed / 500, "milora": lambda seed: (-0.1) ** seed}
     design = make_design(methods=list(gains))
-    part = part_of(design, ran(design, lambda spec: outcome(0.5 + gains[spec.condition.method](spec.seed))))
-    told = said(part)
+    chapter = chapter_of(design, ran(design, lambda spec: outcome(0.5 + gains[spec.condition.method](spec.seed))))
+    told = said(chapter)
     assert told.startswith("Of 2 comparisons with the baseline lora, 1 is a win and 1 is a tie.")
     # The mean of 0, 2, .. 8 thousandths is 0.004, their sd 0.00316: 2.776 sd / sqrt(5) = 0.0039.
     assert "ailora beats the baseline lora by +0.0540 [+0.0501, +0.0579] accuracy" in told
     assert "milora +0.1818 [" in told
     assert "all else is a tie" in told
-    table = blocks(part, "Scores", Table)[0]
+    table = blocks(chapter, "Scores", Table)[0]
     assert table.columns[-1] == "verdict"
     assert [row[-1] for row in table.rows] == ["", "win", "tie"]
 
@@ -62,8 +62,9 @@ def test_who_wins_by_how_much_and_with_which_interval() -> None:
 def test_scores_and_differences_are_dots_with_intervals() -> None:
     design = make_design()
     gain = {"lora": 0.0, "ailora": 0.01}
-    part = part_of(design, ran(design, lambda spec: outcome(0.7 + 0.01 * spec.seed + gain[spec.condition.method])))
-    scores, differences = charts(part, "Scores")
+    trials = ran(design, lambda spec: outcome(0.7 + 0.01 * spec.seed + gain[spec.condition.method]))
+    chapter = chapter_of(design, trials)
+    scores, differences = charts(chapter, "Scores")
     assert scores.x.categories == differences.x.categories == ("lora", "ailora")
     assert [one.y[0] for one in scores.series] == pytest.approx([0.72, 0.73])
     # t(4) = 2.776; sd of 0, 1, .. 4 hundredths is 0.0158.
@@ -76,11 +77,11 @@ def test_scores_and_differences_are_dots_with_intervals() -> None:
 def test_curves_are_means_and_ranges_of_the_seeds() -> None:
     design = make_design(learning_rate={"values": [1e-3, 1e-2]}, seeds=[0, 1])
     losses = {0: [0.9, 0.5, 0.3], 1: [0.7, 0.5]}
-    part = part_of(design, ran(design, lambda spec: outcome(0.8 - spec.learning_rate, losses=losses[spec.seed])))
-    (rates,) = charts(part, "Learning rates")
+    chapter = chapter_of(design, ran(design, lambda spec: outcome(0.8 - spec.learning_rate, losses=losses[spec.seed])))
+    (rates,) = charts(chapter, "Learning rates")
     assert rates.x.log
     assert (rates.series[0].x, rates.series[0].y) == ([1e-3, 1e-2], pytest.approx([0.799, 0.79]))
-    loss, accuracy = charts(part, "Convergence")
+    loss, accuracy = charts(chapter, "Convergence")
     line = loss.series[0]
     # Only the steps that every seed has.
     assert (line.x, line.y) == ([10, 20], pytest.approx([0.8, 0.5]))
@@ -92,10 +93,10 @@ def test_ranks_are_an_axis() -> None:
     design = make_design(
         methods=["lora", "ailora", "full"], grid={"adapter.rank": [2, 8, 32], "adapter.dropout": [0.0, 0.1]}
     )
-    part = part_of(
+    chapter = chapter_of(
         design, ran(design, lambda spec: outcome(0.7 + 0.001 * spec.condition.values.get("adapter.rank", 0)))
     )
-    over = charts(part, "Ranks and other settings")
+    over = charts(chapter, "Ranks and other settings")
     assert [chart.title for chart in over] == [
         "accuracy (test) over rank, dropout 0.0",
         "accuracy (test) over rank, dropout 0.1",
@@ -112,8 +113,8 @@ def test_pairs_of_starts_are_a_matrix_whatever_their_names() -> None:
     paper = parse_yaml(FIGURE_4.read_text(encoding="utf-8"))
     methods = [{f"m{i}": next(iter(entry.values()))} for i, entry in enumerate(paper["methods"])]
     design = make_design(methods=methods, seeds=[0], base=_two_roles())
-    part = part_of(design, ran(design, lambda spec: outcome(0.5 + 0.01 * int(spec.condition.method[1:]))))
-    (heat,) = charts(part, "Which start for which matrix")
+    chapter = chapter_of(design, ran(design, lambda spec: outcome(0.5 + 0.01 * int(spec.condition.method[1:]))))
+    (heat,) = charts(chapter, "Which start for which matrix")
     assert isinstance(heat, Heatmap)
     assert heat.rows == heat.columns == ("frozen", "random", "principal", "minor")
     assert math.isnan(heat.values[0][0])
@@ -122,7 +123,7 @@ def test_pairs_of_starts_are_a_matrix_whatever_their_names() -> None:
     assert heat.notes[1][1] == "baseline"
     # Methods that are no pairs make no matrix.
     few = make_design(methods=["lora", "full", "peft:olora", {"wide": {"method": "lora", "adapter.rank": 16}}])
-    assert not charts(part_of(few, ran(few, lambda spec: outcome(0.5))), "Which start for which matrix")
+    assert not charts(chapter_of(few, ran(few, lambda spec: outcome(0.5))), "Which start for which matrix")
 
 
 def _two_roles() -> dict[str, Any]:
@@ -156,7 +157,7 @@ def test_whatever_became_of_the_trials_there_is_a_page(fate: str) -> None:
     trials = ran(design, result)
     if fate == "no metrics":
         trials = [dataclasses.replace(trial, result=TrialResult({"validation": {"loss": 1.0}})) for trial in trials]
-    page = render(Page("study", (part_of(design, trials),)))
+    page = render(Page("study", (chapter_of(design, trials),)))
     assert expected.replace("<", "&lt;") in page
     json.loads(data_of(page))
     assert "Run it again" in page
@@ -174,31 +175,31 @@ def test_trials_of_other_versions_are_left_out_or_told_of() -> None:
     design = make_design()
     now = ran(design, lambda spec: outcome(0.8))
     old = [dataclasses.replace(trial, key=f"old{trial.number}") for trial in ran(design, lambda spec: outcome(0.6))]
-    both = part_of(design, [*old, *now])
+    both = chapter_of(design, [*old, *now])
     assert "10 trials run with other versions" in blocks(both, "Summary", Note)[0].text
     assert charts(both, "Scores")[0].series[0].y == [0.8]
-    alone = part_of(design, old)
+    alone = chapter_of(design, old)
     assert "No trial was run with what is installed now" in blocks(alone, "Summary", Note)[0].text
     assert charts(alone, "Scores")[0].series[0].y == [0.6]
     foreign = dataclasses.replace(now[0], spec=dataclasses.replace(now[0].spec, condition=Condition("x", "y")))
-    assert "1 trial of the storage belong" in blocks(part_of(design, [*now, foreign]), "Summary", Note)[0].text
+    assert "1 trial of the storage belong" in blocks(chapter_of(design, [*now, foreign]), "Summary", Note)[0].text
 
 
 def test_what_is_lost_is_listed_with_its_whole_error() -> None:
     design = make_design()
     error = "ValueError: " + "x" * 900
-    part = part_of(design, ran(design, lambda spec: error if spec.seed == 3 else outcome(0.8)))
-    (table,) = blocks(part, "Failed, pruned and missing trials", Table)
+    chapter = chapter_of(design, ran(design, lambda spec: error if spec.seed == 3 else outcome(0.8)))
+    (table,) = blocks(chapter, "Failed, pruned and missing trials", Table)
     assert [row[3:] for row in table.rows] == [("3", "failed", error)] * 2
-    done = part_of(design, ran(design, lambda spec: outcome(0.8)))
-    (words,) = blocks(done, "Failed, pruned and missing trials", Words)
+    done = chapter_of(design, ran(design, lambda spec: outcome(0.8)))
+    (words,) = blocks(done, "Failed, pruned and missing trials", Paragraphs)
     assert words.sentences == ("Every trial that the study asks for is done.",)
 
 
 def test_every_trial_is_in_the_table() -> None:
     design = make_design(learning_rate={"values": [1e-3, 1e-2]})
     trials = ran(design, lambda spec: outcome(0.8 + spec.seed * 1e-2))
-    (table,) = blocks(part_of(design, trials), "All trials", Table)
+    (table,) = blocks(chapter_of(design, trials), "All trials", Table)
     assert len(table.rows) == len(trials) == 20
     numeric = dict(zip(table.columns, table.numeric, strict=True))
     assert numeric["learning rate"]
@@ -210,11 +211,11 @@ def test_every_trial_is_in_the_table() -> None:
 
 def test_settings_are_said_once_and_the_file_runs_again(tmp_path: Path) -> None:
     design = make_design(methods=["lora", {"wide": {"method": "lora", "adapter.rank": 16}}], seeds=[0])
-    part = part_of(design, ran(design, lambda spec: outcome(0.8)), storage="postgresql://me:secret@host/studies")
-    differs = blocks(part, "Settings", Table)[0]
+    chapter = chapter_of(design, ran(design, lambda spec: outcome(0.8)), storage="postgresql://me:secret@host/studies")
+    differs = blocks(chapter, "Settings", Table)[0]
     assert differs.columns[3:] == ("adapter.rank",)
     assert [row[3] for row in differs.rows] == ["4", "16"]
-    file = next(code.text for code in blocks(part, "Run it again", Code) if code.title == "study.yaml")
+    file = next(code.text for code in blocks(chapter, "Run it again", Code) if code.title == "study.yaml")
     assert "secret" not in file
     (tmp_path / "study.yaml").write_text(file)
     again = StudyDesign(load_study_config(tmp_path / "study.yaml"))
@@ -226,7 +227,7 @@ def test_names_from_outside_are_text() -> None:
     methods = ["lora", *({said: {"method": "milora", "adapter.rank": i + 1}} for i, said in enumerate(TEXTS))]
     design = make_design(methods=methods, tasks={HOSTILE: {}, "b": {"data.max_train_samples": 9}})
     trials = ran(design, lambda spec: f"{TEXTS[2]} in a trial" if spec.seed == 4 else outcome(0.8))
-    page = render(Page(HOSTILE, (dataclasses.replace(part_of(design, trials), title=HOSTILE),), (TEXTS[2],)))
+    page = render(Page(HOSTILE, (dataclasses.replace(chapter_of(design, trials), title=HOSTILE),), (TEXTS[2],)))
     before_scripts = page.partition('<script type="application/json"')[0]
     assert "<script" not in before_scripts
     assert "<img" not in before_scripts
@@ -250,6 +251,6 @@ def test_a_thousand_trials_are_below_seven_megabytes(tmp_path: Path) -> None:
     trials = storage.trials()
     storage.close()
     assert len(trials) >= 900
-    page = render(Page("study", (study_part("study", storage.config, trials, design, bootstrap=False),)))
+    page = render(Page("study", (study_chapter("study", storage.config, trials, design, bootstrap=False),)))
     assert len(page.encode()) < 7_000_000
-    assert isinstance(next(iter(Page("", (study_part("s", {}, trials, design, bootstrap=False),)).charts)), Plot)
+    assert isinstance(next(iter(Page("", (study_chapter("s", {}, trials, design, bootstrap=False),)).charts)), Plot)

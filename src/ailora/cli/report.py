@@ -22,11 +22,11 @@ def report(
 ) -> None:
     """Write one self-contained page on runs, studies and analyses; exit code 1 where a part had to be left out."""
     from ailora.cli.tables import console
-    from ailora.report.build import build
-    from ailora.report.html import check_place, write_figures, write_page
+    from ailora.report.build import build_page
+    from ailora.report.html import validate_output_file, write_figures, write_page
 
-    check_place(out)
-    page = build(sources, scale=scale, bootstrap=bootstrap)
+    validate_output_file(out)
+    page = build_page(sources, scale=scale, bootstrap=bootstrap)
     write_page(page, out)
     console.print(f"written to {out}")
     if figures is not None:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from ailora.formatting import downsample, is_real
 from ailora.plots.chart_spec import Axis, Heatmap, Plot, Series
 from ailora.plots.matplotlib_backend import save_figure
 
 #: Run -> its evaluations or its logged steps, each with a `step`.
-Histories = Mapping[str, Sequence[Mapping[str, Any]]]
+Histories = Mapping[str, Sequence[Mapping[str, object]]]
 
 _MAX_POINTS = 400
 #: Classes beyond which a matrix of them shows nothing.
@@ -92,10 +91,6 @@ def _over_steps(histories: Histories, key: str, *, name: str, label: str, captio
         yield Plot(name.replace("_", "-"), title, "lines", Axis("step"), Axis(label), series, caption)
 
 
-def _points(records: Sequence[Mapping[str, Any]], key: str) -> list[tuple[float, float]]:
-    points = [(record["step"], record[key]) for record in records if _has_numbers(record, "step", key)]
-    return downsample(points, _MAX_POINTS)
-
-
-def _has_numbers(record: Mapping[str, Any], *keys: str) -> bool:
-    return all(is_real(record.get(key)) for key in keys)
+def _points(records: Sequence[Mapping[str, object]], key: str) -> list[tuple[float, float]]:
+    pairs = ((record.get("step"), record.get(key)) for record in records)
+    return downsample([(step, value) for step, value in pairs if is_real(step) and is_real(value)], _MAX_POINTS)

@@ -1,6 +1,6 @@
 """One self-contained HTML page of studies, runs and analyses."""
 
-from ailora.report.build import build
+from ailora.report.build import build_page
 from ailora.report.html import render, write_figures, write_page
 
-__all__ = ["build", "render", "write_figures", "write_page"]
+__all__ = ["build_page", "render", "write_figures", "write_page"]

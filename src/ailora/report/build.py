@@ -1,4 +1,4 @@
-"""From arguments to a page: what can be shown is shown, what cannot is told."""
+"""Build a page from arguments; one that cannot be shown is named on the page."""
 
 from __future__ import annotations
 
@@ -9,76 +9,66 @@ from importlib.metadata import version
 from pathlib import Path
 
 from ailora.analysis import load_analysis
+from ailora.analysis.load_models import unique_names
 from ailora.errors import AiloraError, InputError
 from ailora.formatting import join_names
 from ailora.path_kind import PathKind
-from ailora.report.analysis_page import analysis_part
-from ailora.report.document import Page, Part
-from ailora.report.inputs import Source, open_studies, recognise
-from ailora.report.run_page import run_part
-from ailora.report.run_reader import Run, read_run
-from ailora.report.study_page import study_part
+from ailora.report.analysis_page import analysis_chapter
+from ailora.report.document import Chapter, Page
+from ailora.report.inputs import detect_input, open_studies
+from ailora.report.run_page import run_chapter
+from ailora.report.run_reader import read_run
+from ailora.report.study_page import study_chapter
 
 
-def build(paths: Sequence[Path], *, scale: str | None = None, bootstrap: bool = True) -> Page:
-    """The page of runs, studies and analyses, in this order of the arguments; all runs are one part.
+def build_page(paths: Sequence[Path], *, scale: str | None = None, bootstrap: bool = True) -> Page:
+    """Build the page of runs, studies and analyses, in the order of the arguments; all runs are one chapter.
 
     Args:
         paths: folders of runs, studies and analyses, and study files.
-        scale: as of `load_study_config`, for study files.
-        bootstrap: as of `studies.comparison.compare`.
+        scale: a set of keys below `scales:` of study files.
+        bootstrap: whether studies get intervals over seeds and examples, from kept predictions.
+
+    Returns:
+        The page as plain data; `write_page` writes it.
 
     Raises:
-        InputError: none of the arguments can be shown; why is said of each.
+        InputError: None of the arguments can be shown; the message has the reason for each.
     """
     problems: list[str] = []
-    sources: list[Source] = []
+    kinds: dict[Path, PathKind] = {}
     for path in dict.fromkeys(paths):
-        with _told(path, problems):
-            sources.append(recognise(path))
-    parts: list[Part] = []
-    if runs := _runs([source.path for source in sources if source.sort is PathKind.RUN]):
-        parts.append(run_part(runs))
-    for source in (source for source in sources if source.sort is not PathKind.RUN):
-        with _told(source.path, problems):
-            parts += _parts(source, scale, bootstrap=bootstrap)
-    if not parts:
+        with _collecting(problems, path):
+            kinds[path] = detect_input(path)
+    chapters: list[Chapter] = []
+    if folders := [path for path, kind in kinds.items() if kind is PathKind.RUN]:
+        names = unique_names(folders)
+        chapters.append(run_chapter([read_run(folder, name) for folder, name in zip(folders, names, strict=True)]))
+    for path, kind in kinds.items():
+        with _collecting(problems, path):
+            if kind is PathKind.ANALYSIS:
+                chapters.append(analysis_chapter(path.absolute().name, load_analysis(path)))
+            elif kind is PathKind.STUDY:
+                chapters += _study_chapters(path, scale, bootstrap=bootstrap)
+    if not chapters:
         raise InputError("; ".join(problems) or "nothing to report: give runs, a study or an analysis")
-    titles = list(dict.fromkeys(part.title for part in parts))
+    titles = dict.fromkeys(chapter.title for chapter in chapters)
     made = (f"ailora {version('ailora')}", datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"))
-    return Page(join_names(titles), tuple(parts), tuple(problems), made)
+    return Page(join_names(titles), tuple(chapters), tuple(problems), made)
 
 
 @contextlib.contextmanager
-def _told(path: Path, problems: list[str]) -> Iterator[None]:
-    """An argument that cannot be shown does not take the others along."""
+def _collecting(problems: list[str], path: Path) -> Iterator[None]:
+    """Collect the error of one argument, so that the others are shown."""
     try:
         yield
     except (AiloraError, OSError) as error:
-        said = str(error)
-        problems.append(said if str(path) in said else f"{path}: {said}")
+        problems.append(str(error) if str(path) in str(error) else f"{path}: {error}")
 
 
-def _runs(folders: Sequence[Path]) -> list[Run]:
-    return [read_run(folder, name) for folder, name in zip(folders, _names(folders), strict=True)]
-
-
-def _names(folders: Sequence[Path]) -> list[str]:
-    """The last parts of the paths, as many as tell them apart."""
-    parts = [folder.absolute().parts for folder in folders]
-    for length in range(1, max(map(len, parts), default=0) + 1):
-        names = ["/".join(part[-length:]) for part in parts]
-        if len(set(names)) == len(names):
-            return names
-    return [str(folder) for folder in folders]
-
-
-def _parts(source: Source, scale: str | None, *, bootstrap: bool) -> Iterator[Part]:
-    if source.sort is PathKind.ANALYSIS:
-        yield analysis_part(source.path.absolute().name, load_analysis(source.path))
-        return
-    for storage, design in open_studies(source, scale):
+def _study_chapters(path: Path, scale: str | None, *, bootstrap: bool) -> Iterator[Chapter]:
+    for storage, design in open_studies(path, scale):
         try:
-            yield study_part(storage.name, storage.config, storage.trials(), design, bootstrap=bootstrap)
+            yield study_chapter(storage.name, storage.config, storage.trials(), design, bootstrap=bootstrap)
         finally:
             storage.close()

@@ -1,4 +1,4 @@
-"""What a page is made of, before anybody says how it looks: texts, tables and charts in sections.
+"""The content of a page, without its looks: texts, tables and charts in sections.
 
 Everything here is plain text. What is markup is decided in one place, the template, which escapes all of it.
 """
@@ -7,32 +7,32 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from ailora.plots.chart_spec import Chart
 
 _NUMBER = re.compile(r"\[?[-+]?[0-9][0-9,]*\.?[0-9]*(e[-+]?[0-9]+)?(?![0-9A-Za-z.:-])", re.IGNORECASE)
-#: What a cell holds where there is nothing.
+#: Cells without a value.
 MISSING = ("", "-")
 #: Words that stand among numbers.
-_NO_NUMBER = (*MISSING, "baseline", "not reached", "not finite", "not a number", "infinite", "minus infinite")
+_WORDS_AMONG_NUMBERS = (*MISSING, "baseline", "not reached", "not a number", "infinite", "minus infinite")
 
 
 @dataclass(frozen=True)
-class Words:
+class Paragraphs:
     """Sentences.
 
     Attributes:
-        sentences: what is said.
+        sentences: in their order.
         listed: as a list; else a paragraph each.
-        collapsed: what stands above a list that is closed until somebody opens it; empty: it is open.
+        collapsed: heading of a list that is closed until the reader opens it; empty: it is open.
     """
 
     sentences: tuple[str, ...]
     listed: bool = False
     collapsed: str = ""
-    kind: ClassVar[str] = "words"
+    kind: ClassVar[str] = "paragraphs"
 
 
 @dataclass(frozen=True)
@@ -45,11 +45,11 @@ class Note:
 
 
 @dataclass(frozen=True)
-class Facts:
-    """A few figures to see at a glance: (what, figure)."""
+class KeyValues:
+    """A few values to see at a glance."""
 
     pairs: tuple[tuple[str, str], ...]
-    kind: ClassVar[str] = "facts"
+    kind: ClassVar[str] = "key_values"
 
 
 @dataclass(frozen=True)
@@ -67,12 +67,12 @@ class Table:
     """A table that readers can sort.
 
     Attributes:
-        title: what it shows.
+        title: above the table.
         columns: their heads.
         rows: a text for each column.
-        notes: what a reader needs to know, below it.
+        notes: below the table.
         wrapped: whether cells hold long texts, which are broken into lines.
-        collapsed: whether it is closed until somebody opens it.
+        collapsed: whether it is closed until the reader opens it.
     """
 
     title: str
@@ -85,8 +85,10 @@ class Table:
 
     @property
     def numeric(self) -> tuple[bool, ...]:
-        """Of each column, whether its cells are numbers, by which it is then sorted."""
-        columns = ([row[i] for row in self.rows if row[i] not in _NO_NUMBER] for i in range(len(self.columns)))
+        """Whether the cells of each column are numbers, by which it is then sorted."""
+        columns = (
+            [row[i] for row in self.rows if row[i] not in _WORDS_AMONG_NUMBERS] for i in range(len(self.columns))
+        )
         return tuple(bool(cells) and all(map(_NUMBER.match, cells)) for cells in columns)
 
 
@@ -98,7 +100,7 @@ class Charts:
     kind: ClassVar[str] = "charts"
 
 
-Block = Words | Note | Facts | Code | Table | Charts
+Block = Paragraphs | Note | KeyValues | Code | Table | Charts
 
 
 @dataclass(frozen=True)
@@ -110,17 +112,17 @@ class Section:
 
 
 @dataclass(frozen=True)
-class Part:
+class Chapter:
     """A study, some runs, or an analysis.
 
     Attributes:
         title: its name.
-        sort: what it is, in a word.
-        sections: of which the first says it all in words.
+        kind: of its content.
+        sections: the first is a summary in words.
     """
 
     title: str
-    sort: Literal["study", "run", "runs", "analysis"]
+    kind: Literal["study", "run", "runs", "analysis"]
     sections: tuple[Section, ...]
 
 
@@ -130,46 +132,39 @@ class Page:
 
     Attributes:
         title: as the browser's tab shows it.
-        parts: what it is about.
+        chapters: in their order.
         problems: arguments that could not be shown, each with the reason.
-        made: with what, and when.
+        made: version and time of the program that made it.
     """
 
     title: str
-    parts: tuple[Part, ...]
+    chapters: tuple[Chapter, ...]
     problems: tuple[str, ...] = ()
-    made: tuple[str, ...] = field(default=())
+    made: tuple[str, ...] = ()
 
     @property
     def charts(self) -> Iterator[Chart]:
         """All charts, in the order of the page."""
-        for part in self.parts:
-            for section in part.sections:
-                for block in section.blocks:
-                    if isinstance(block, Charts):
-                        yield from block.charts
+        sections = (section for chapter in self.chapters for section in chapter.sections)
+        for block in (block for section in sections for block in section.blocks):
+            if isinstance(block, Charts):
+                yield from block.charts
 
 
 def section(title: str, *blocks: Block | None) -> Section | None:
-    """A section of the blocks that have something to show; None: there is none."""
-    shown = tuple(block for block in blocks if block is not None and not _empty(block))
-    return Section(title, shown) if shown else None
+    """Make a section of the blocks that have content. Returns None if there are none."""
+    filled = tuple(block for block in blocks if block is not None and not _is_empty(block))
+    return Section(title, filled) if filled else None
 
 
-def sections(*made: Section | None) -> tuple[Section, ...]:
-    """Those that there are."""
-    return tuple(one for one in made if one is not None)
+def sections(*optional: Section | None) -> tuple[Section, ...]:
+    """Leave out the sections that are None."""
+    return tuple(section for section in optional if section is not None)
 
 
-def _empty(block: Block) -> bool:
+def _is_empty(block: Block) -> bool:
     match block:
-        case Words():
-            return not block.sentences
-        case Facts():
-            return not block.pairs
-        case Table():
-            return not block.rows
-        case Charts():
-            return not block.charts
+        case Paragraphs(sentences=content) | KeyValues(pairs=content) | Table(rows=content) | Charts(charts=content):
+            return not content
         case _:
             return False

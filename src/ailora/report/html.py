@@ -1,4 +1,4 @@
-"""A page as one HTML file that needs nothing else: no network, no other file, no script but its own."""
+"""A page as one HTML file that needs no network, no other file, and no script but its own."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import re
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 import jinja2
 from markupsafe import Markup, escape
@@ -22,22 +21,22 @@ from ailora.plots.matplotlib_backend import save_figure
 from ailora.plots.plotly_backend import count_missing, plotly_figure
 from ailora.report.document import Page
 
-#: Of a figure for papers.
-FORMATS = ("svg", "pdf", "png")
+#: Of figures for papers.
+_FORMATS = ("svg", "pdf", "png")
 _ASSETS = files("ailora.report") / "assets"
-_NO_NAME = re.compile("[^A-Za-z0-9._-]+")
-_TICKED = re.compile("`([^`\n]+)`")
+_NOT_IN_FILE_NAMES = re.compile("[^A-Za-z0-9._-]+")
+_BACKTICKS = re.compile("`([^`\n]+)`")
 #: What could end a script element, or begin a comment in one; JSON has another way to write each.
 _UNSAFE = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
 
 
 def write_page(page: Page, out: Path) -> None:
-    """Write a page, whole or not at all.
+    """Write a page atomically.
 
     Raises:
-        InputError: there is no folder for it, or it cannot be written.
+        InputError: There is no folder for it, or it cannot be written.
     """
-    check_place(out)
+    validate_output_file(out)
     try:
         write_text(out, render(page))
     except OSError as error:
@@ -45,27 +44,30 @@ def write_page(page: Page, out: Path) -> None:
 
 
 def write_figures(page: Page, folder: Path) -> int:
-    """Write every chart as SVG, PDF and PNG; how many charts these were.
+    """Write every chart as SVG, PDF and PNG.
+
+    Returns:
+        The number of charts.
 
     Raises:
-        InputError: the folder cannot be made or written to.
+        InputError: The folder cannot be made or written to.
     """
     charts = list(page.charts)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for chart, name in zip(charts, file_names(charts), strict=True):
-            for ending in FORMATS:
-                save_figure([chart], folder / f"{name}.{ending}", columns=1)
+        for chart, name in zip(charts, unique_file_names(charts), strict=True):
+            for suffix in _FORMATS:
+                save_figure([chart], folder / f"{name}.{suffix}", columns=1)
     except OSError as error:
         raise InputError(f"cannot write figures to {folder}: {error.strerror}") from None
     return len(charts)
 
 
-def check_place(out: Path) -> None:
-    """Refuse a file that could not be written, before anything is read.
+def validate_output_file(out: Path) -> None:
+    """Refuse a file that could not be written.
 
     Raises:
-        InputError: its folder is missing, or it is a folder.
+        InputError: Its folder is missing, or it is a folder.
     """
     if out.is_dir():
         raise InputError(f"{out} is a folder: the report is a file, such as {out / 'report.html'}")
@@ -74,10 +76,10 @@ def check_place(out: Path) -> None:
 
 
 def render(page: Page) -> str:
-    """A page as HTML."""
+    """Render a page as HTML."""
     charts = list(page.charts)
     figures = {f"f{number}": plotly_figure(chart) for number, chart in enumerate(charts, start=1)}
-    names = file_names(charts)
+    names = unique_file_names(charts)
     shown = {
         id(chart): {"id": key, "name": name, "caption": _caption(chart), "height": figure["layout"]["height"]}
         for chart, name, (key, figure) in zip(charts, names, figures.items(), strict=True)
@@ -86,7 +88,7 @@ def render(page: Page) -> str:
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
-    environment.filters["ticked"] = ticked
+    environment.filters["code_spans"] = code_spans
     return environment.from_string(_asset("page.html")).render(
         page=page,
         shown=lambda chart: shown[id(chart)],
@@ -97,26 +99,26 @@ def render(page: Page) -> str:
     )
 
 
-def ticked(text: str) -> Markup:
-    """A text whose words in backticks are code; escaped."""
-    return Markup(_TICKED.sub(r"<code>\1</code>", str(escape(text))))
+def code_spans(text: str) -> Markup:
+    """Escape a text, and mark what stands in backticks as code."""
+    return Markup(_BACKTICKS.sub(r"<code>\1</code>", str(escape(text))))
 
 
-def json_text(data: Any) -> str:
-    """JSON that is inert inside a script element, whatever its texts are.
+def json_text(data: object) -> str:
+    """Write JSON that is inert inside a script element, whatever its texts are.
 
     Raises:
-        ValueError: a number is not finite, for which JSON has no word.
+        ValueError: A number is not finite, for which JSON has no word.
     """
     text = json.dumps(data, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
     return text.translate(str.maketrans(_UNSAFE))
 
 
-def file_names(charts: Sequence[Chart]) -> list[str]:
-    """A name for each chart that a file can have: its own, where no other has it."""
+def unique_file_names(charts: Sequence[Chart]) -> list[str]:
+    """Name the file of each chart after the chart, with a number where another chart has the same name."""
     names: list[str] = []
     for chart in charts:
-        name = _NO_NAME.sub("-", chart.name).strip("-.") or "chart"
+        name = _NOT_IN_FILE_NAMES.sub("-", chart.name).strip("-.") or "chart"
         same = sum(other == name or other.startswith(f"{name}~") for other in names)
         names.append(f"{name}~{same + 1}" if same else name)
     return names
@@ -124,12 +126,12 @@ def file_names(charts: Sequence[Chart]) -> list[str]:
 
 def _caption(chart: Chart) -> str:
     missing = count_missing(chart)
-    told = f" {pluralize(missing, 'value is', 'values are')} not a finite number and left out." if missing else ""
-    return chart.caption + told
+    note = f" {pluralize(missing, 'value is', 'values are')} not a finite number and left out." if missing else ""
+    return chart.caption + note
 
 
 def _policy(scripts: Sequence[str]) -> str:
-    """A Content-Security-Policy: these scripts and no others, and no network at all.
+    """Write a Content-Security-Policy: these scripts and no others, and no network at all.
 
     Plotly sets styles of single elements; it makes pictures of charts in memory.
     """

@@ -1,28 +1,30 @@
-"""Settings of many runs: what is the same in all of them once, then what differs."""
+"""Settings of several runs: what all have in common once, then what differs."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from ailora.formatting import format_value
 from ailora.recipes.config.yaml_file import format_yaml
 from ailora.report.document import Block, Code, Table
 
+#: A configuration as plain data.
+Config = Mapping[str, object]
 
-def settings(configs: Mapping[tuple[str, ...], Mapping[str, Any]], labels: tuple[str, ...]) -> list[Block]:
-    """What all runs share, as YAML, and a table of the rest.
+
+def settings_blocks(configs: Mapping[tuple[str, ...], Config], labels: tuple[str, ...]) -> list[Block]:
+    """Show what all runs have in common as YAML, and the rest as a table.
 
     Args:
-        configs: the labels of a run -> its configuration, plain data.
-        labels: what the labels are.
+        configs: the labels of a run -> its configuration.
+        labels: column heads of the labels.
     """
-    flat = {name: flattened(config) for name, config in configs.items()}
-    keys = list(dict.fromkeys(key for one in flat.values() for key in one))
-    differing = [key for key in keys if len({format_value(one.get(key)) for one in flat.values()}) > 1]
+    flat = {run: flatten_keys(config) for run, config in configs.items()}
+    keys = dict.fromkeys(key for config in flat.values() for key in config)
+    differing = [key for key in keys if len({format_value(config.get(key)) for config in flat.values()}) > 1]
     blocks: list[Block] = []
     if differing:
-        rows = tuple((*name, *(format_value(one.get(key), key) for key in differing)) for name, one in flat.items())
+        rows = tuple((*run, *(format_value(config.get(key), key) for key in differing)) for run, config in flat.items())
         blocks.append(Table("What differs", (*labels, *differing), rows))
     if shared := _shared(list(configs.values())):
         several = len(configs) > 1
@@ -31,24 +33,24 @@ def settings(configs: Mapping[tuple[str, ...], Mapping[str, Any]], labels: tuple
     return blocks
 
 
-def flattened(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Dotted key -> value; an empty mapping is a value."""
-    flat: dict[str, Any] = {}
+def flatten_keys(config: Config, prefix: str = "") -> dict[str, object]:
+    """Map dotted keys to values; an empty mapping is a value."""
+    flat: dict[str, object] = {}
     for key, value in config.items():
         if isinstance(value, Mapping) and value:
-            flat |= flattened(value, f"{prefix}{key}.")
+            flat |= flatten_keys(value, f"{prefix}{key}.")
         else:
             flat[f"{prefix}{key}"] = value
     return flat
 
 
-def _shared(configs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The keys that all have with the same value, section by section."""
-    made: dict[str, Any] = {}
+def _shared(configs: Sequence[Config]) -> dict[str, object]:
+    """Select the keys that all have with the same value, section by section."""
+    shared: dict[str, object] = {}
     for key, value in configs[0].items() if configs else ():
-        others = [config.get(key) for config in configs[1:]]
-        if all(other == value for other in others):
-            made[key] = value
-        elif isinstance(value, Mapping) and all(isinstance(other, Mapping) for other in others):
-            made |= {key: below} if (below := _shared([config[key] for config in configs])) else {}
-    return made
+        values = [config.get(key) for config in configs]
+        if all(other == value for other in values):
+            shared[key] = value
+        elif (parts := [each for each in values if isinstance(each, Mapping)]) and len(parts) == len(configs):
+            shared |= {key: below} if (below := _shared(parts)) else {}
+    return shared

@@ -1,12 +1,12 @@
-"""What a run's folder holds, read as far as it can be read: a half-written or damaged one is told of, not refused."""
+"""Read the folder of a run as far as it can be read: a half-written or damaged file becomes a note."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import pandas as pd
 
@@ -15,9 +15,11 @@ from ailora.formatting import pluralize
 from ailora.recipes.config.yaml_file import read_yaml
 from ailora.recipes.run_folder import RunFolder
 from ailora.recipes.training.trainer_checkpoints import complete_checkpoints
-from ailora.report.versions import other_versions
+from ailora.report.versions import version_notes
 
-Found = TypeVar("Found")
+T = TypeVar("T")
+#: An object of a JSON or YAML file.
+Record = dict[str, object]
 
 
 @dataclass(frozen=True)
@@ -26,86 +28,85 @@ class Run:
 
     Attributes:
         name: as the page calls it.
-        folder: where it is.
-        config: its configuration, plain data; empty where it cannot be read.
-        result: what `result.json` holds; empty where the run has not finished.
+        folder: the folder of the run.
+        config: its configuration; empty where it cannot be read.
+        result: the content of `result.json`; empty where the run has not finished.
         history: its evaluations so far.
         log: its logged steps so far.
-        samples: the texts that it wrote.
+        samples: the texts that it generated.
         notes: what is missing or damaged.
     """
 
     name: str
     folder: Path
-    config: dict[str, Any] = field(default_factory=dict)
-    result: dict[str, Any] = field(default_factory=dict)
-    history: list[dict[str, Any]] = field(default_factory=list)
-    log: list[dict[str, Any]] = field(default_factory=list)
-    samples: list[dict[str, Any]] = field(default_factory=list)
+    config: Record = field(default_factory=dict)
+    result: Record = field(default_factory=dict)
+    history: list[Record] = field(default_factory=list)
+    log: list[Record] = field(default_factory=list)
+    samples: list[Record] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     @property
-    def metrics(self) -> dict[str, dict[str, Any]]:
+    def metrics(self) -> dict[str, Record]:
         """Split -> metric -> value."""
-        found = self.result.get("metrics")
-        splits = found.items() if isinstance(found, dict) else ()
+        metrics = self.result.get("metrics")
+        splits = metrics.items() if isinstance(metrics, dict) else ()
         return {split: values for split, values in splits if isinstance(values, dict)}
 
 
 def read_run(folder: Path, name: str) -> Run:
-    """All of a run's folder that can be read.
+    """Read all of a run's folder that can be read.
 
     Args:
-        folder: it holds at least a `config.yaml`.
+        folder: with a `config.yaml`.
         name: as the page calls it.
     """
-    place, notes = RunFolder(folder), []
-    config = _tried(lambda: read_yaml(place.config), notes)
-    result = _tried(place.read_result, notes) if place.result.is_file() else None
-    if not place.result.is_file():
-        notes.append(_unfinished(place))
+    files, notes = RunFolder(folder), []
+    config = _read_or_note(lambda: read_yaml(files.config), notes)
+    result = _read_or_note(files.read_result, notes) if files.result.is_file() else None
+    if not files.result.is_file():
+        notes.append(_unfinished(files))
     history = (result or {}).get("history")
     if not isinstance(history, list):
-        history = _history_so_far(place, notes)
+        history = _checkpointed_history(files, notes)
     run = Run(
         name=name,
         folder=folder,
         config=config if isinstance(config, dict) else {},
         result=result or {},
-        history=[one for one in history if isinstance(one, dict)],
-        log=_lines(place.log, notes),
-        samples=_lines(place.samples, notes),
+        history=[record for record in history if isinstance(record, dict)],
+        log=_read_json_lines(files.log, notes),
+        samples=_read_json_lines(files.samples, notes),
         notes=notes,
     )
-    notes += other_versions("run", run.result.get("versions"))
+    notes += version_notes("run", run.result.get("versions"))
     return run
 
 
-def confusion(run: Run) -> tuple[list[str], list[list[int]], str] | None:
-    """How often each class was taken for which, on the split that is reported; None: the run decides on no classes.
+def count_predictions(run: Run) -> tuple[list[str], list[list[int]], str] | None:
+    """Count how often each class was predicted as which, on the split that is reported.
 
     Returns:
-        The classes, counts [true][predicted], and the split.
+        The classes, counts[true][predicted], and the split; None if the run predicts no classes.
     """
     file = RunFolder(run.folder).predictions
     labels = run.result.get("labels")
     if not file.is_file() or not isinstance(labels, list):
         return None
     try:
-        frame = pd.read_parquet(file, columns=["label", "prediction", "split"])
+        predictions = pd.read_parquet(file, columns=["label", "prediction", "split"])
     except (OSError, ValueError, KeyError) as error:
         run.notes.append(f"{file} cannot be read: {' '.join(str(error).split())[:200]}")
         return None
-    splits = set(frame["split"])
-    split = "test" if "test" in splits else "validation"
-    own = frame.loc[frame["split"] == split]
+    split = "test" if "test" in set(predictions["split"]) else "validation"
+    reported = predictions.loc[predictions["split"] == split]
     names = [str(label) for label in labels]
-    table = pd.crosstab(own["label"].astype(str), own["prediction"].astype(str))
+    table = pd.crosstab(reported["label"].astype(str), reported["prediction"].astype(str))
     table = table.reindex(index=names, columns=names, fill_value=0)
     return names, table.to_numpy().astype(int).tolist(), split
 
 
-def _tried(read: Callable[[], Found], notes: list[str]) -> Found | None:
+def _read_or_note(read: Callable[[], T], notes: list[str]) -> T | None:
     try:
         return read()
     except InputError as error:
@@ -113,43 +114,43 @@ def _tried(read: Callable[[], Found], notes: list[str]) -> Found | None:
         return None
 
 
-def _unfinished(place: RunFolder) -> str:
-    if place.failed.is_file():
-        return f"This run failed: {place.failed.read_text(encoding='utf-8', errors='replace').strip()}"
+def _unfinished(files: RunFolder) -> str:
+    if files.failed.is_file():
+        return f"This run failed: {files.failed.read_text(encoding='utf-8', errors='replace').strip()}"
     return (
-        f"This run has not finished: {place.path} has no result.json. What is shown is what it had written; "
-        f"`ailora train {place.config}` goes on."
+        f"This run has not finished: {files.path} has no result.json. What is shown is what it had written; "
+        f"`ailora train {files.config}` goes on."
     )
 
 
-def _history_so_far(place: RunFolder, notes: list[str]) -> list[dict[str, Any]]:
-    """The evaluations that the newest whole checkpoint knows."""
-    for checkpoint in complete_checkpoints(place.checkpoints):
+def _checkpointed_history(files: RunFolder, notes: list[str]) -> list[Record]:
+    """Read the evaluations that the newest complete checkpoint knows."""
+    for checkpoint in complete_checkpoints(files.checkpoints):
         file = checkpoint / "trainer_state.json"
         try:
-            logged = json.loads(file.read_text(encoding="utf-8"))["log_history"]
-            return [
-                {key.removeprefix("eval_"): value for key, value in one.items()} for one in logged if "eval_loss" in one
-            ]
+            records = json.loads(file.read_text(encoding="utf-8"))["log_history"]
+            return [_without_prefix(record) for record in records if "eval_loss" in record]
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             notes.append(f"{file} cannot be read ({type(error).__name__}: {error}).")
     return []
 
 
-def _lines(file: Path, notes: list[str]) -> list[dict[str, Any]]:
-    """The objects of a JSON Lines file; a line that a kill has cut is left out."""
-    if not file.is_file():
-        return []
-    found, broken = [], 0
-    for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            one = json.loads(line)
-        except ValueError:
-            one = None
-        if isinstance(one, dict):
-            found.append(one)
-        elif line.strip():
-            broken += 1
-    if broken:
-        notes.append(f"{file.name}: {pluralize(broken, 'line is', 'lines are')} damaged and left out.")
-    return found
+def _without_prefix(record: Mapping[str, object]) -> Record:
+    return {key.removeprefix("eval_"): value for key, value in record.items()}
+
+
+def _read_json_lines(file: Path, notes: list[str]) -> list[Record]:
+    """Read the objects of a JSON Lines file, without lines that a kill has cut."""
+    lines = file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else []
+    values = [_parse_or_none(line) for line in lines if line.strip()]
+    records = [value for value in values if isinstance(value, dict)]
+    if damaged := len(values) - len(records):
+        notes.append(f"{file.name}: {pluralize(damaged, 'line is', 'lines are')} damaged and left out.")
+    return records
+
+
+def _parse_or_none(line: str) -> object:
+    try:
+        return json.loads(line)
+    except ValueError:
+        return None

@@ -10,10 +10,23 @@ from ailora.plan.adapter_metadata import library_versions
 from ailora.plots import study_charts
 from ailora.plots.chart_spec import Heatmap, Plot
 from ailora.recipes.config.yaml_file import format_yaml
-from ailora.report.document import MISSING, Block, Charts, Code, Facts, Note, Part, Table, Words, section, sections
+from ailora.report.document import (
+    MISSING,
+    Block,
+    Chapter,
+    Charts,
+    Code,
+    KeyValues,
+    Note,
+    Paragraphs,
+    Table,
+    section,
+    sections,
+)
 from ailora.report.init_pair_heatmap import init_pair_heatmaps
-from ailora.report.report_settings import settings
+from ailora.report.report_settings import settings_blocks
 from ailora.report.trial_selection import TrialSelection, select_trials
+from ailora.report.versions import version_table
 from ailora.studies.comparison import Comparison, compare
 from ailora.studies.storage_url import mask_password
 from ailora.studies.study_design import StudyDesign
@@ -27,9 +40,9 @@ _MAX_ERROR_LENGTH = 2000
 _MAX_SENTENCES = 8
 
 
-def study_part(
+def study_chapter(
     name: str, study: Mapping[str, Any], trials: Sequence[Trial], design: StudyDesign, *, bootstrap: bool
-) -> Part:
+) -> Chapter:
     """Build the chapter of a study.
 
     Args:
@@ -46,9 +59,9 @@ def study_part(
     varied = section("Ranks and other settings", _charts(study_charts.varied_charts(comparison)))
     scores = section("Scores", score_section, *_tables(summary, "scores", "ranks"))
     rates, curves = study_charts.rate_charts(comparison), study_charts.convergence_charts(comparison)
-    return Part(
+    return Chapter(
         title=name,
-        sort="study",
+        kind="study",
         sections=sections(
             section("Summary", *_summary(summary, design, selection)),
             # Pictures first.
@@ -74,7 +87,7 @@ def _summary(summary: StudySummary, design: StudyDesign, selection: TrialSelecti
     done = sum(trial.status is Status.COMPLETE for trial in selection.trials)
     if not done:
         blocks.append(Note("No trial of this study has finished: there is nothing to compare yet.", "error"))
-    facts = {
+    pairs = {
         "baseline": design.baseline,
         "methods": str(len(design.methods)),
         "tasks": str(len({condition.task for condition in design.conditions})),
@@ -86,11 +99,11 @@ def _summary(summary: StudySummary, design: StudyDesign, selection: TrialSelecti
     collapsed = f"Place by place: {len(details)} sentences" if len(details) > _MAX_SENTENCES else ""
     return [
         *blocks,
-        Facts(tuple(facts.items())),
-        Words(tuple(summary.overall)),
-        Words(tuple(summary.significant), listed=True),
-        Words(details, listed=True, collapsed=collapsed),
-        Words((summary.rule, summary.progress)),
+        KeyValues(tuple(pairs.items())),
+        Paragraphs(tuple(summary.overall)),
+        Paragraphs(tuple(summary.significant), listed=True),
+        Paragraphs(details, listed=True, collapsed=collapsed),
+        Paragraphs((summary.rule, summary.progress)),
     ]
 
 
@@ -120,7 +133,7 @@ def _trials_without_score(trials: Sequence[Trial], design: StudyDesign) -> list[
     ]
     rows += [(*_spec_cells(spec), "not run yet", "-") for spec in missing]
     if not rows:
-        return [Words(("Every trial that the study asks for is done.",))]
+        return [Paragraphs(("Every trial that the study asks for is done.",))]
     columns = ("on", "method", "learning rate", "seed", "what became of it", "why")
     notes = ("A learning rate at which a trial failed is out for that method.",) if lost else ()
     return [Table("Trials without a score", columns, tuple(rows), notes, wrapped=True)]
@@ -159,16 +172,17 @@ def _settings(design: StudyDesign) -> list[Block]:
             config["training"].pop(of_trial, None)
         configs[condition.task, condition.method, condition.setting_label] = config
     text = "A trial has the settings of its task, method and grid, with its own learning rate and seed."
-    return [Words((text,)), *settings(configs, ("task", "method", "setting"))]
+    return [Paragraphs((text,)), *settings_blocks(configs, ("task", "method", "setting"))]
 
 
 def _instructions(study: Mapping[str, Any]) -> list[Block]:
     plain = {key: value for key, value in study.items() if value not in (None, {}, [])}
     if isinstance(plain.get("storage"), str):
         plain["storage"] = mask_password(plain["storage"])
+    text = "Save the file as study.yaml. The command goes on where trials are missing and runs nothing twice."
     return [
-        Words(("Save the file as study.yaml. The command goes on where trials are missing and runs nothing twice.",)),
+        Paragraphs((text,)),
         Code("Command", "ailora study run study.yaml --workers 2"),
         Code("study.yaml", format_yaml(plain), collapsed=True),
-        Table("Versions that made this page", ("library", "version"), tuple(library_versions().items())),
+        version_table("Versions that made this page", {"version": library_versions()}),
     ]
