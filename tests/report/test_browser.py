@@ -14,6 +14,7 @@ from PIL import Image
 
 from ailora.report.build import build_page
 from ailora.report.html import write_page
+from ailora.studies.trial import TrialSpec
 from tests.report.conftest import Opened
 from tests.report.made import TEXTS, plausible, run_folder, stored, study_file
 from tests.studies.made import Result
@@ -28,9 +29,9 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     hostile = [{said: {"method": "ailora", "adapter.dropout": 0.1 * (i + 1)}} for i, said in enumerate(TEXTS)]
     methods = ["lora", "pissa", "milora", "ailora", "reversed", *hostile]
 
-    def result(cell: Any) -> Result:
-        failed = cell.group.method == "reversed" and cell.learning_rate > 2e-3
-        return f"ValueError: {' '.join(TEXTS)}" if failed else plausible(cell, evaluations=6)
+    def result(spec: TrialSpec) -> Result:
+        failed = spec.condition.method == "reversed" and spec.learning_rate > 2e-3
+        return f"ValueError: {' '.join(TEXTS)}" if failed else plausible(spec, evaluations=6)
 
     tasks = {TEXTS[0]: {}, "cola": {"data.max_train_samples": 9}}
     store, _ = stored(study_file(folder, methods=methods, tasks=tasks, seeds=[0, 1]), result)
