@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import time
-from typing import Any
+from collections.abc import Mapping
 
+from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import has_length
@@ -33,12 +34,14 @@ class RunLog(TrainerCallback):
         return time.perf_counter() - self.started
 
     def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
         if state.is_world_process_zero:
             self.folder.log.write_text("".join(map(_line, logged_steps(state))), encoding="utf-8")
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
         if state.global_step >= state.max_steps:
             control.should_evaluate = control.should_evaluate or args.eval_strategy == "steps"
             control.should_save = control.should_save or args.save_strategy == "steps"
@@ -46,18 +49,18 @@ class RunLog(TrainerCallback):
             control.should_log = True
 
     def on_epoch_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
         if control.should_save:
             control.should_log = True
 
-    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
         record = state.log_history[-1]
         if "loss" in record and state.is_world_process_zero:
             with self.folder.log.open("a", encoding="utf-8") as log:
                 log.write(_line(_logged(record)))
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
         # Each process writes its part of a checkpoint.
         wait_for_everyone()
         if state.is_world_process_zero:
@@ -69,7 +72,12 @@ class ProgressBar(ProgressCallback):
     """One bar a run, with the last loss beside it; evaluations within training show in it."""
 
     def on_prediction_step(
-        self, args: Any, state: Any, control: Any, eval_dataloader: Any = None, **kwargs: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        eval_dataloader: DataLoader[object] | None = None,
+        **kwargs: object,
     ) -> None:
         if self.training_bar is not None:
             self.training_bar.set_description("evaluating", refresh=self.training_bar.desc == "")
@@ -78,12 +86,21 @@ class ProgressBar(ProgressCallback):
         if self.prediction_bar is not None:
             self.prediction_bar.update()
 
-    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
         super().on_evaluate(args, state, control, **kwargs)
         if self.training_bar is not None:
             self.training_bar.set_description()
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: Mapping[str, float] | None = None,
+        **kwargs: object,
+    ) -> None:
         shown = {k.removeprefix("eval_"): f"{v:.4f}" for k, v in (logs or {}).items() if k in ("loss", "eval_loss")}
         if self.training_bar is not None and shown:
             self.training_bar.set_postfix(shown)
@@ -94,7 +111,7 @@ def logged_steps(state: TrainerState) -> list[dict[str, float]]:
     return [_logged(record) for record in state.log_history if "loss" in record]
 
 
-def _logged(record: dict[str, Any]) -> dict[str, float]:
+def _logged(record: dict[str, float]) -> dict[str, float]:
     return {key: record[key] for key in ("step", "epoch", *_LOGGED) if key in record}
 
 
