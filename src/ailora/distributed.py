@@ -22,6 +22,7 @@ import torch
 import torch.distributed as dist
 from threadpoolctl import threadpool_limits
 
+from ailora.child_environment import safe_import_path
 from ailora.errors import AiloraError, InputError, ModelError
 
 T = TypeVar("T")
@@ -219,8 +220,12 @@ def run_in_processes(run: Callable[[T], Result], tasks: Sequence[T], *, workers:
         AiloraError: A worker was killed.
     """
     threads = max(1, torch.get_num_threads() // workers)
-    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=_start_worker, initargs=(threads,)) as pool:
-        pending = {pool.submit(run, task): task for task in tasks}
+    with ExitStack() as stack:
+        # The pool starts its processes while it is given tasks, and none later.
+        with safe_import_path():
+            pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=_start_worker, initargs=(threads,))
+            stack.enter_context(pool)
+            pending = {pool.submit(run, task): task for task in tasks}
         try:
             for future in as_completed(pending):
                 yield pending[future], future.result()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -189,6 +190,7 @@ def test_a_file_that_is_no_database(tmp_path: Path) -> None:
 
 _TAKER = """
 import sys
+import time
 from ailora.studies.trial import TrialResult
 from ailora.studies.trial_storage import TrialStorage
 storage = TrialStorage.load(sys.argv[1], sys.argv[2])
@@ -232,3 +234,34 @@ def test_storages_may_be_made_by_several_at_once(tmp_path: Path) -> None:
     assert [maker.wait(timeout=300) for maker in makers] == [0] * 4
     for i in range(4):
         TrialStorage.load(url, str(i)).close()
+
+
+_HOLDER = """
+import sys, time
+from ailora.studies.trial_storage import TrialStorage
+taken = TrialStorage.load(sys.argv[1], sys.argv[2]).claim_next()
+with taken:
+    print(taken.key, flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_worker_that_is_killed_while_it_holds_a_trial_is_taken_over(storage: TrialStorage) -> None:
+    """Its heart beat until the kill; the trial is started again, and both starts are counted."""
+    storage.enqueue(specs("a"))
+    command = [sys.executable, "-c", _HOLDER, storage.url, storage.name]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as worker:
+        assert worker.stdout is not None
+        assert worker.stdout.readline() == "a\n"
+        # It is alive: nobody takes its trial away, however long it has run.
+        time.sleep(SETTINGS["worker_timeout"] + 1)
+        assert storage.claim_next() is None
+        assert only(storage).status is Status.RUNNING
+        worker.kill()
+    deadline = time.monotonic() + 60
+    while (taken := storage.claim_next()) is None and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert taken is not None
+    with taken:
+        taken.complete(TrialResult({}), 1.0)
+    assert (only(storage).status, only(storage).attempts) == (Status.COMPLETE, 2)

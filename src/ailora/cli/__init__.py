@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from ailora import __version__
+from ailora.child_environment import safe_import_path
 from ailora.cli.extras import missing_extra
 from ailora.cli.quiet import hide_library_messages
 from ailora.errors import AiloraError
@@ -56,7 +57,8 @@ def main() -> None:
     log.setLevel(logging.INFO)
     hide_library_messages()
     try:
-        app()
+        with safe_import_path():
+            app()
     except AiloraError as error:
         sys.exit(_print_error(str(error)))
     except ModuleNotFoundError as error:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,9 +16,12 @@ import filelock
 import pandas as pd
 
 from ailora.checkpoints.output_dir import describe_differences
+from ailora.child_environment import safe_environment
 from ailora.errors import InputError
+from ailora.formatting import shorten
 from ailora.studies.study_config import StudyConfig
 from ailora.studies.study_design import StudyDesign
+from ailora.studies.trial import Status
 from ailora.studies.trial_storage import TrialStorage
 from ailora.studies.worker import enqueue_missing_trials
 
@@ -24,6 +29,10 @@ from ailora.studies.worker import enqueue_missing_trials
 _FIXED_KEYS = ("base", "metric", "match_parameters", "pruning")
 #: Seconds between looks at the workers.
 _POLL_INTERVAL_S = 0.5
+#: Exit code of a worker whose input is wrong: it would end in the same way again.
+_REFUSED = 2
+#: Deaths of a worker, one after the other without a trial that advances, after which it is not replaced.
+_MAX_FRUITLESS_DEATHS = 5
 
 
 def create_or_load_study(config: StudyConfig) -> tuple[TrialStorage, StudyDesign]:
@@ -92,33 +101,32 @@ def run_workers(storage: TrialStorage, count: int, on_poll: Callable[[], None]) 
         on_poll: called regularly meanwhile, to show the progress.
 
     Raises:
-        InputError: a worker ends as soon as it is started.
+        InputError: a worker refuses to start, or one after the other dies and no trial advances.
         KeyboardInterrupt: running trials wait again in the storage.
     """
     logs = Path(storage.config["output"]) / "workers"
     logs.mkdir(parents=True, exist_ok=True)
-    workers = {number: _start_worker(storage, logs / f"{number}.log", count) for number in range(count)}
-    started = dict.fromkeys(workers, time.monotonic())
+    workers = {logs / f"{number}.log": _start_worker(storage, logs / f"{number}.log", count) for number in range(count)}
+    deaths, progress = 0, _progress(storage)
     try:
         while workers:
             time.sleep(_POLL_INTERVAL_S)
             on_poll()
-            for number, worker in list(workers.items()):
+            for log, worker in list(workers.items()):
                 code = worker.poll()
                 if code is None:
                     continue
-                stopped = workers.pop(number)
-                assert stopped.stdin is not None
-                stopped.stdin.close()
-                if code != 0:
-                    log = logs / f"{number}.log"
-                    if time.monotonic() - started[number] < 5 * _POLL_INTERVAL_S or code == 2:
-                        raise InputError(f"a worker ended with code {code} as it began: see {log}")
-                    workers[number], started[number] = _start_worker(storage, log, count), time.monotonic()
+                _close(workers.pop(log))
+                if code == 0:
+                    continue
+                deaths = deaths + 1 if _progress(storage) == progress else 1
+                progress = _progress(storage)
+                if code == _REFUSED or deaths > count * _MAX_FRUITLESS_DEATHS:
+                    raise InputError(f"a worker ended with {_exit_text(code)}{_last_line(log)}: see {log}")
+                workers[log] = _start_worker(storage, log, count)
     finally:
         for worker in workers.values():
-            assert worker.stdin is not None
-            worker.stdin.close()
+            _close(worker)
         for worker in workers.values():
             worker.wait()
 
@@ -128,15 +136,39 @@ def _start_worker(storage: TrialStorage, log: Path, count: int) -> subprocess.Po
     threads = max(1, (os.cpu_count() or 1) // count)
     with log.open("ab") as output:
         return subprocess.Popen(
-            [sys.executable, "-m", "ailora.cli", "study", "work", storage.url, storage.name, "--tied"],
+            [sys.executable, "-P", "-m", "ailora.cli", "study", "work", storage.url, storage.name, "--tied"],
             stdin=subprocess.PIPE,
             stdout=output,
             stderr=output,
             # The cores are shared out; a user's own setting goes before.
-            env={"OMP_NUM_THREADS": str(threads), **os.environ},
+            env={"OMP_NUM_THREADS": str(threads), **safe_environment()},
             # Ctrl-C reaches the workers once, from here.
             start_new_session=True,
         )
+
+
+def _close(worker: subprocess.Popen[bytes]) -> None:
+    """End a worker's standard input, which stops it."""
+    assert worker.stdin is not None
+    worker.stdin.close()
+
+
+def _progress(storage: TrialStorage) -> Counter[Status]:
+    """Count attempts by status: two deaths with the same count between them have advanced nothing."""
+    progress: Counter[Status] = Counter()
+    for trial in storage.trials():
+        progress[trial.status] += trial.attempts
+    return progress
+
+
+def _exit_text(code: int) -> str:
+    return f"code {code}" if code > 0 else f"signal {signal.Signals(-code).name}"
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
+    last = next((line for line in reversed(lines) if line.strip()), "")
+    return f" ({shorten(last, 300)})" if last else ""
 
 
 def _validate_same_study(config: StudyConfig, storage: TrialStorage) -> None:

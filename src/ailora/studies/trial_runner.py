@@ -19,6 +19,7 @@ from typing import Any
 import filelock
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from ailora.child_environment import safe_import_path
 from ailora.recipes import registry
 from ailora.recipes.config.loader import load_config
 from ailora.recipes.config.schema import RunConfig
@@ -101,7 +102,8 @@ def run_in_subprocess(config: RunConfig, keep: str, should_continue: ShouldConti
         args=(theirs, config.model_dump()),
         kwargs={"keep": keep, "asks": should_continue is not None},
     )
-    process.start()
+    with safe_import_path():
+        process.start()
     theirs.close()
     try:
         while True:

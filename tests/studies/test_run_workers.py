@@ -1,0 +1,83 @@
+"""Workers of `ailora study run`: one that dies is replaced, one that would die for ever is not."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable, Iterator
+from itertools import chain, repeat
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ailora import InputError
+from ailora.studies import study as studies
+from ailora.studies.study import create_or_load_study, run_workers
+from ailora.studies.study_config import load_study_config
+from ailora.studies.trial_storage import TrialStorage
+
+#: Shell scripts in the place of workers.
+KILLED, REFUSED, FAILED, DONE = "kill -9 $$", "echo wrong input; exit 2", "echo lost connection; exit 1", "exit 0"
+Start = Callable[[Iterator[str]], list[str]]
+
+
+@pytest.fixture
+def storage(study: dict[str, Any]) -> Iterator[TrialStorage]:
+    storage, _ = create_or_load_study(load_study_config(study))
+    yield storage
+    storage.close()
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> Start:
+    """Give the workers that are started one after the other scripts to run, and list those that ran."""
+
+    def use(scripts: Iterator[str]) -> list[str]:
+        ran: list[str] = []
+
+        def start(storage: TrialStorage, log: Path, count: int) -> subprocess.Popen[bytes]:
+            ran.append(next(scripts))
+            with log.open("ab") as output:
+                return subprocess.Popen(["sh", "-c", ran[-1]], stdin=subprocess.PIPE, stdout=output, stderr=output)
+
+        monkeypatch.setattr(studies, "_start_worker", start)
+        monkeypatch.setattr(studies, "_POLL_INTERVAL_S", 0.01)
+        return ran
+
+    return use
+
+
+@pytest.mark.parametrize("death", [KILLED, FAILED])
+def test_a_worker_that_dies_as_it_begins_is_replaced(storage: TrialStorage, started: Start, death: str) -> None:
+    ran = started(iter([DONE, death, death, DONE]))
+    run_workers(storage, 2, lambda: None)
+    assert sorted(ran) == sorted([DONE, death, death, DONE])
+
+
+@pytest.mark.parametrize(
+    ("death", "message"), [(KILLED, r"signal SIGKILL: see .*0\.log"), (FAILED, r"code 1 \(lost connection\): see")]
+)
+def test_workers_that_die_without_an_advance_end_the_study(
+    storage: TrialStorage, started: Start, death: str, message: str
+) -> None:
+    ran = started(repeat(death))
+    with pytest.raises(InputError, match=message):
+        run_workers(storage, 1, lambda: None)
+    assert len(ran) == 6
+
+
+def test_a_death_after_an_advance_is_the_first_one_again(
+    storage: TrialStorage, started: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every worker takes a trial and dies with it."""
+    ran = started(chain(repeat(KILLED, 20), [DONE]))
+    monkeypatch.setattr(studies, "_progress", lambda _: len(ran))
+    run_workers(storage, 1, lambda: None)
+    assert len(ran) == 21
+
+
+def test_a_worker_whose_input_is_wrong_is_not_started_again(storage: TrialStorage, started: Start) -> None:
+    ran = started(repeat(REFUSED))
+    with pytest.raises(InputError, match=r"a worker ended with code 2 \(wrong input\): see .*workers/0\.log"):
+        run_workers(storage, 1, lambda: None)
+    assert len(ran) == 1
