@@ -38,7 +38,7 @@ def test_what_is_returned_is_what_is_read_again(models: Made, tmp_path: Path) ->
     returned = analyze_into(tmp_path / "out", models("gpt2"), [models("gpt2-full")])
     read = load_analysis(tmp_path / "out")
     assert read.info == returned.info
-    for name in ("embedding", "deltas", "spectra"):
+    for name in ("embedding", "deltas", "spectra", "directions"):
         columns = [column for column in getattr(read, name) if column not in ("indices", "values")]
         pd.testing.assert_frame_equal(getattr(read, name)[columns], getattr(returned, name)[columns])
 
@@ -47,6 +47,7 @@ def test_the_folder_holds_tables_figures_and_what_was_asked(folder: Path, models
     assert sorted(p.name for p in folder.iterdir()) == [
         "analysis.json",
         "deltas.parquet",
+        "directions.parquet",
         "embedding.parquet",
         "figures",
         "spectra.parquet",

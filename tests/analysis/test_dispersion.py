@@ -10,13 +10,13 @@ from ailora.analysis.dispersion import (
     compare_roles,
     dispersion,
     jackknife,
-    mean_interval,
     measure_dispersion,
     norm_variation,
     spread,
     sum_over_heads,
 )
 from ailora.analysis.gram_matrix import build_point_sets, compute_gram
+from ailora.analysis.table_ops import mean_interval
 from tests.analysis.conftest import Made, load_all, make_settings
 from tests.analysis.test_matrices import weights
 

@@ -19,7 +19,7 @@ from ailora.checkpoints.output_dir import validate_content, validate_inputs_outs
 from ailora.errors import InputError
 
 _INFO_NAME = "analysis.json"
-_TABLES = ("embedding", "deltas", "spectra")
+_TABLES = ("embedding", "deltas", "spectra", "directions")
 
 
 @dataclass(frozen=True)
@@ -31,12 +31,15 @@ class Analysis:
         embedding: a row for each point: model, layer, role, head, and its place in the plane.
         deltas: a row for each update: model, layer, role, norms, ranks, shares of the subspaces of `W`.
         spectra: a row for each weight: model, layer, role, singular values, energy of the bands, intruders.
+        directions: a row for each update, side and bin of singular directions: share of the energy, and chance; empty
+            where it was not asked for.
     """
 
     info: Row
     embedding: pd.DataFrame
     deltas: pd.DataFrame
     spectra: pd.DataFrame
+    directions: pd.DataFrame
 
     @property
     def models(self) -> list[str]:
@@ -67,6 +70,10 @@ def load_analysis(path: Path | str) -> Analysis:
     tables = {}
     for name in _TABLES:
         file = folder / f"{name}.parquet"
+        if name == "directions" and "directions" not in info.get("settings", {}):
+            # Written before there were profiles of directions.
+            tables[name] = pd.DataFrame(columns=["model", "role"])
+            continue
         try:
             tables[name] = pd.read_parquet(file)
         except (OSError, ValueError, KeyError, pyarrow.ArrowException) as error:

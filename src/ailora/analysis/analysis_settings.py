@@ -26,6 +26,7 @@ class AnalysisSettings:
     seeds: tuple[int, ...]
     top: int
     epsilon: float
+    directions: bool
 
     def __post_init__(self) -> None:
         if self.points not in get_args(PointKind):

@@ -10,7 +10,7 @@ import numpy as np
 from scipy import stats
 
 from ailora.analysis.gram_matrix import Point, PointSet
-from ailora.analysis.table_ops import Row
+from ailora.analysis.table_ops import Row, mean_interval
 from ailora.analysis.weight_stats import layer_index
 
 #: With fewer layers there is no interval.
@@ -188,11 +188,3 @@ def jackknife(statistic: Callable[..., float], *grams: np.ndarray) -> tuple[floa
     error = np.sqrt((count - 1) / count * ((without - without.mean()) ** 2).sum())
     half = float(stats.t.ppf(0.975, count - 1)) * float(error)
     return value, value - half, value + half
-
-
-def mean_interval(values: Sequence[float] | np.ndarray) -> tuple[float, float]:
-    """Compute the 95 % t-interval of a mean; NaN of fewer than two values."""
-    if len(values) < 2:
-        return float("nan"), float("nan")
-    half = float(stats.t.ppf(0.975, len(values) - 1)) * float(stats.sem(values))
-    return float(np.mean(values)) - half, float(np.mean(values)) + half

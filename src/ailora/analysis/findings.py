@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
+from itertools import product
 
 import numpy as np
 import pandas as pd
 
 from ailora.analysis.analysis_settings import AnalysisSettings
-from ailora.analysis.dispersion import mean_interval
-from ailora.analysis.table_ops import Row, filter_rows, mean_by
+from ailora.analysis.direction_profile import enrichment
+from ailora.analysis.table_ops import Row, filter_rows, mean_by, mean_interval
 
 
 def summarize_findings(
-    dispersion: Mapping[str, list[Row]], deltas: pd.DataFrame, spectra: pd.DataFrame, settings: AnalysisSettings
+    dispersion: Mapping[str, list[Row]],
+    deltas: pd.DataFrame,
+    spectra: pd.DataFrame,
+    *,
+    directions: pd.DataFrame,
+    settings: AnalysisSettings,
 ) -> list[str]:
     """Write a sentence for each observation.
 
@@ -28,7 +35,7 @@ def summarize_findings(
         sentences += _dispersed(dispersion, this, that)
         sentences += _apart(dispersion, this, that)
         sentences += _updated(deltas, this, that)
-    return sentences + list(_intruders(spectra, settings))
+    return [*sentences, *_directions(directions, settings), *_intruders(spectra, settings)]
 
 
 def _dispersed(dispersion: Mapping[str, list[Row]], this: str, that: str) -> Iterator[str]:
@@ -76,6 +83,23 @@ def _updated(deltas: pd.DataFrame, this: str, that: str) -> Iterator[str]:
             f"larger in {(a > b).sum()} of {len(norms)} layers; relative to |W|, {relative[0]:.3g} against "
             f"{relative[1]:.3g}."
         )
+
+
+def _directions(directions: pd.DataFrame, settings: AnalysisSettings) -> Iterator[str]:
+    """Compare both ends of the spectrum with chance, for each model, update and role."""
+    for model, update, role in directions[["model", "update", "role"]].drop_duplicates().itertuples(index=False):
+        rows = filter_rows(directions, model=model, update=update, role=role)
+        parts = []
+        for band, side in product(("principal", "minor"), ("left", "right")):
+            bins = filter_rows(rows, band=band, side=side)
+            factor, low, high = enrichment(bins)
+            if math.isfinite(factor):
+                parts.append(f"{bins['share'].mean():.2%} {band} {side} ({factor:.2g} [{low:.2g}, {high:.2g}])")
+        if parts:
+            yield (
+                f"{model}: share of the energy of the {update} of {role} in {settings.rank} directions of W, and times "
+                f"chance: {', '.join(parts)}."
+            )
 
 
 def _intruders(spectra: pd.DataFrame, settings: AnalysisSettings) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache
 from typing import ClassVar
@@ -104,9 +105,19 @@ class FinetunedModel(ModelWeights, ABC):
 
     Attributes:
         kind: `full` or `adapter`.
+        gradients: module -> gradient (out, in) of the training loss at the base; empty where it is unknown.
     """
 
     kind: ClassVar[str]
+
+    def __init__(self, name: str, stored: dict[str, StoredTensor]) -> None:
+        super().__init__(name, stored)
+        self.gradients: Mapping[str, Tensor] = {}
+
+    def initial_gradient(self, projection: Projection) -> WeightUpdate | None:
+        """Return the gradient of a projection before training, or None if it is unknown."""
+        gradient = self.gradients.get(projection.module)
+        return None if gradient is None else DenseUpdate(select_rows(gradient, projection).double())
 
     @abstractmethod
     def update(self, projection: Projection, weight: Tensor) -> WeightUpdate:

@@ -1,11 +1,13 @@
-"""Rows of analysis tables: select them, average their columns."""
+"""Rows of analysis tables: select them, average their columns with intervals."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
 #: A row of a table, or a record of `analysis.json`: plain data.
 Row = dict[str, Any]
@@ -26,3 +28,11 @@ def mean_by(table: pd.DataFrame, key: str, column: str) -> pd.Series:
     """
     finite = np.isfinite(table[column].to_numpy(dtype=float))
     return table.loc[finite].groupby(key)[column].mean()
+
+
+def mean_interval(values: Sequence[float] | np.ndarray) -> tuple[float, float]:
+    """Compute the 95 % t-interval of a mean; NaN of fewer than two values."""
+    if len(values) < 2:
+        return float("nan"), float("nan")
+    half = float(stats.t.ppf(0.975, len(values) - 1)) * float(stats.sem(values))
+    return float(np.mean(values)) - half, float(np.mean(values)) + half

@@ -19,7 +19,9 @@ from ailora.analysis.model_weights import BaseWeights, FinetunedModel
 from ailora.analysis.table_ops import Row
 from ailora.analysis.weight_stats import measure_weights
 from ailora.errors import InputError
+from ailora.path_kind import PathKind, detect_path_kind
 from ailora.plan.adapter_metadata import library_versions
+from ailora.recipes.run_folder import RunFolder
 from ailora.roles import Role, parse_role
 
 #: An update of this size, relative to the weight, is none: two independent weights differ by 1.4.
@@ -38,6 +40,7 @@ def analyze(
     seeds: Sequence[int] = (0, 1, 2),
     top: int = 10,
     epsilon: float = 0.5,
+    directions: bool = False,
 ) -> Analysis:
     """Compare a model with the models that were fine-tuned from it.
 
@@ -59,6 +62,8 @@ def analyze(
         top: number of left singular vectors of a fine-tuned weight that may be intruders.
         epsilon: the cosine below which a singular vector is an intruder. Defaults of `top` and `epsilon` as in
             arXiv 2410.21228, which PEFT has too.
+        directions: measure over the whole spectrum which singular directions of `W` hold the energy of `dW`, and of the
+            gradient before the first step of every model that is a run of `ailora train` (its data are read again).
 
     Returns:
         The tables, and the observations in words.
@@ -75,10 +80,25 @@ def analyze(
         seeds=tuple(seeds),
         top=top,
         epsilon=epsilon,
+        directions=directions,
     )
     loaded = load_base(base, settings.roles, role_names)
     paths = dict(zip(unique_names(models), map(str, models), strict=True))
-    return _analyze(loaded, [load_finetuned(path, name, loaded) for name, path in paths.items()], paths, settings)
+    finetuned = [load_finetuned(path, name, loaded) for name, path in paths.items()]
+    if settings.directions:
+        for model in finetuned:
+            _add_gradients(model, paths[model.name], loaded)
+    return _analyze(loaded, finetuned, paths, settings)
+
+
+def _add_gradients(model: FinetunedModel, path: str, base: BaseWeights) -> None:
+    if detect_path_kind(path) is PathKind.RUN:
+        # Imports the trainers, which an analysis of weights alone does not need.
+        from ailora.analysis.initial_gradient import initial_gradients
+
+        model.gradients = initial_gradients(RunFolder(Path(path).expanduser()), base)
+    else:
+        model.notes.append(f"{model.name} is no run: its gradient before training is unknown")
 
 
 def _analyze(
@@ -94,6 +114,7 @@ def _analyze(
     dispersion = measure_dispersion(grams)
     embedding = _table([row for each in embeddings for row in each.rows], ("cloud", "pca_x", "tsne_x"))
     deltas, spectra = _table(tables.deltas, ("norm", "relative")), _table(tables.spectra, ())
+    directions = _table(tables.directions, ("update", "side", "band", "start", "stop", "share", "chance"))
     info = {
         "format": 1,
         "versions": library_versions(),
@@ -103,14 +124,14 @@ def _analyze(
         "settings": asdict(settings) | {"roles": [role.value for role in settings.roles]},
         "embedding": [each.info for each in embeddings],
         "dispersion": dispersion,
-        "findings": summarize_findings(dispersion, deltas, spectra, settings),
+        "findings": summarize_findings(dispersion, deltas, spectra, directions=directions, settings=settings),
         "notes": [
             *(note for model in models for note in model.notes),
             *tables.notes,
             *_notes(embeddings, deltas),
         ],
     }
-    return Analysis(to_json(info), embedding, deltas, spectra)
+    return Analysis(to_json(info), embedding, deltas, spectra, directions)
 
 
 def _notes(embeddings: Sequence[Embedding], deltas: pd.DataFrame) -> Iterator[str]:

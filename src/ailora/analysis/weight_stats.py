@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 
 from ailora.adapter_io.update_norms import measured
 from ailora.analysis.analysis_settings import AnalysisSettings
+from ailora.analysis.direction_profile import SingularDirections, direction_profile
 from ailora.analysis.intruders import LeftSingularVectors, nearest_cosines
 from ailora.analysis.model_weights import BaseWeights, FinetunedModel
 from ailora.analysis.table_ops import Row
@@ -32,12 +33,14 @@ class WeightTables:
     Attributes:
         deltas: a row for each update.
         spectra: a row for each weight.
+        directions: a row for each update, side and bin of singular directions; none where they were not asked for.
         damaged: (model, module) whose weight cannot be used.
         notes: what was left out, and why.
     """
 
     deltas: list[Row] = field(default_factory=list)
     spectra: list[Row] = field(default_factory=list)
+    directions: list[Row] = field(default_factory=list)
     damaged: set[tuple[str, str]] = field(default_factory=set)
     notes: list[str] = field(default_factory=list)
 
@@ -83,6 +86,7 @@ def _measure(
     values = torch.linalg.svdvals(rows.double())
     norm = float(values.norm())
     base_vectors = LeftSingularVectors(rows, settings.top)
+    directions = SingularDirections.from_weight(rows) if settings.directions else None
     tables.spectra.append({"model": "base", **columns, **spectrum_numbers(values, rank), **_NOT_MOVED})
     for model in models:
         try:
@@ -93,6 +97,11 @@ def _measure(
             tables.damaged.add((model.name, projection.module))
             continue
         tables.deltas.append({"model": model.name, **columns, **delta_numbers(update, norm, bands, rank=rank)})
+        if directions is not None:
+            gradient = model.initial_gradient(projection)
+            for name, change in (("dW", update), ("gradient", gradient)):
+                profile = direction_profile(change, directions, rank) if change else ()
+                tables.directions += [{"model": model.name, **columns, "update": name, **row} for row in profile]
         changed = rows.double() + update.dense()
         cosines = nearest_cosines(base_vectors, changed, settings.epsilon)
         tables.spectra.append(
@@ -144,8 +153,8 @@ def delta_numbers(update: WeightUpdate, size: float, bands: dict[str, Triplets],
     out, in_ = bands["principal"].U.shape[0], bands["principal"].Vh.shape[1]
     shares = {}
     for band, triplets in bands.items():
-        shares[f"left_{band}"] = update.onto_left(triplets.U) ** 2 / energy
-        shares[f"right_{band}"] = update.onto_right(triplets.Vh) ** 2 / energy
+        shares[f"left_{band}"] = float(update.left_energies(triplets.U).sum()) / energy
+        shares[f"right_{band}"] = float(update.right_energies(triplets.Vh).sum()) / energy
     return {
         "norm": norm,
         "relative": norm / size if size else float("nan"),

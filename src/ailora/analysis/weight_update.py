@@ -19,12 +19,12 @@ class WeightUpdate(Protocol):
         """Compute the singular values, descending; of a product only as many as its rank."""
         ...
 
-    def onto_left(self, U: Float[Tensor, "out r"]) -> float:
-        """Compute `|U' dW|` in the Frobenius norm: the part in the span of left singular vectors."""
+    def left_energies(self, U: Float[Tensor, "out r"]) -> Float[Tensor, " r"]:
+        """Compute `|u' dW|^2` for each of r orthonormal directions of the output."""
         ...
 
-    def onto_right(self, Vh: Float[Tensor, "r in_"]) -> float:
-        """Compute `|dW Vh'|` in the Frobenius norm: the part in the span of right singular vectors."""
+    def right_energies(self, Vh: Float[Tensor, "r in_"]) -> Float[Tensor, " r"]:
+        """Compute `|dW v|^2` for each of r orthonormal directions of the input."""
         ...
 
     def dense(self) -> Float[Tensor, "out in_"]:
@@ -34,10 +34,10 @@ class WeightUpdate(Protocol):
 
 @dataclass(frozen=True)
 class DenseUpdate:
-    """The update of full fine-tuning.
+    """An update that is held as a matrix.
 
     Attributes:
-        matrix: `W_after - W_before`.
+        matrix: `W_after - W_before` of full fine-tuning, or a gradient.
     """
 
     matrix: Float[Tensor, "out in_"]
@@ -45,11 +45,11 @@ class DenseUpdate:
     def singular_values(self) -> Tensor:
         return torch.linalg.svdvals(self.matrix)
 
-    def onto_left(self, U: Tensor) -> float:
-        return float((U.double().mT @ self.matrix).norm())
+    def left_energies(self, U: Tensor) -> Tensor:
+        return (U.double().mT @ self.matrix).square().sum(dim=1)
 
-    def onto_right(self, Vh: Tensor) -> float:
-        return float((self.matrix @ Vh.double().mT).norm())
+    def right_energies(self, Vh: Tensor) -> Tensor:
+        return (self.matrix @ Vh.double().mT).square().sum(dim=0)
 
     def dense(self) -> Tensor:
         return self.matrix
@@ -70,14 +70,14 @@ class LowRankUpdate:
     def singular_values(self) -> Tensor:
         return spectrum(self.B, self.A)[: min(self.B.shape[0], self.A.shape[1])]
 
-    def onto_left(self, U: Tensor) -> float:
-        # |U' B A| = |U' B R'| with A' = Q R: the columns of Q are orthonormal.
+    def left_energies(self, U: Tensor) -> Tensor:
+        # |u' B A| = |u' B R'| with A' = Q R: the columns of Q are orthonormal.
         R = torch.linalg.qr(self.A.mT, mode="r").R
-        return float((U.double().mT @ self.B @ R.mT).norm())
+        return (U.double().mT @ self.B @ R.mT).square().sum(dim=1)
 
-    def onto_right(self, Vh: Tensor) -> float:
+    def right_energies(self, Vh: Tensor) -> Tensor:
         R = torch.linalg.qr(self.B, mode="r").R
-        return float((R @ self.A @ Vh.double().mT).norm())
+        return (R @ self.A @ Vh.double().mT).square().sum(dim=0)
 
     def dense(self) -> Tensor:
         return self.B @ self.A

@@ -31,6 +31,9 @@ def analyze(
     perplexity: Annotated[float | None, typer.Option(help="Of t-SNE; default: a quarter of the points.")] = None,
     top: Annotated[int, typer.Option(help="Largest directions that may be intruders.")] = 10,
     epsilon: Annotated[float, typer.Option(help="Cosine below which a direction is an intruder.")] = 0.5,
+    directions: Annotated[
+        bool, typer.Option("--directions", help="Where in the spectrum of W the updates and first gradients lie.")
+    ] = False,
     role_names: RoleNames = None,
     force: Force = False,
     as_json: Json = False,
@@ -55,6 +58,7 @@ def analyze(
         perplexity=perplexity,
         top=top,
         epsilon=epsilon,
+        directions=directions,
     )
     write_analysis(result, out, force=force)
     if as_json:

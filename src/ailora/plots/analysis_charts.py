@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from ailora.analysis.analysis_result import Analysis, replacing_analysis, validate_output_dir, write_tables
+from ailora.analysis.direction_profile import enrichment
 from ailora.analysis.table_ops import filter_rows, mean_by
 from ailora.plots.chart_spec import Axis, Chart, Plot, Series
 from ailora.plots.matplotlib_backend import save_figure
@@ -46,6 +47,7 @@ def build_analysis_charts(analysis: Analysis) -> list[Chart]:
         *_dispersion(analysis),
         *_update_norms(analysis),
         *_update_shares(analysis),
+        *_direction_profiles(analysis),
         *_update_ranks(analysis),
         *_spectra(analysis),
         *_base_numbers(analysis),
@@ -154,6 +156,40 @@ def _update_shares(analysis: Analysis) -> Iterator[Plot]:
             "weight, on the left (output) and the right (input) side: mean over layers, bars from the smallest to the "
             "largest layer.",
         )
+
+
+def _direction_profiles(analysis: Analysis) -> Iterator[Plot]:
+    """Draw one chart per model and side: energy over the spectrum of W, in multiples of chance."""
+    if analysis.directions.empty:
+        return
+    for number, model in enumerate(analysis.models, start=1):
+        for side, space in (("left", "output"), ("right", "input")):
+            rows = filter_rows(analysis.directions, model=model, side=side)
+            series = [
+                _direction_line(filter_rows(rows, role=role, update=update), f"{update}, {role}", 2 * index + other)
+                for index, role in enumerate(analysis.roles)
+                for other, update in enumerate(("dW", "gradient"))
+            ]
+            yield Plot(
+                f"directions-{number}-{side}",
+                f"Directions of W in the updates of {model}, {side}",
+                "lines",
+                Axis("singular directions of W, from the largest (0) to the smallest (1)"),
+                Axis("share of energy / chance", log=True),
+                tuple(line for line in series if line.x),
+                f"Where the energy of the update, and of the gradient before the first step, lies on the {side} "
+                f"({space}) side: 1 is what random directions give. Geometric means over layers, 95 % t-intervals.",
+            )
+
+
+def _direction_line(rows: pd.DataFrame, name: str, style: int) -> Series:
+    """Draw the enrichment of each bin of the spectrum at its middle."""
+    inside = rows.loc[rows["band"] != "outside"]
+    size = inside["stop"].max()
+    bins = sorted({*zip(inside["start"].tolist(), inside["stop"].tolist(), strict=True)})
+    points = [enrichment(filter_rows(inside, start=start, stop=stop)) for start, stop in bins]
+    y, low, high = ([point[i] for point in points] for i in range(3))
+    return Series(name, [(start + stop) / (2 * size) for start, stop in bins], y, low, high, style=style)
 
 
 def _update_ranks(analysis: Analysis) -> Iterator[Plot]:

@@ -18,7 +18,7 @@ from ailora.report.versions import version_notes, version_table
 #: Section -> the first words of the names of its charts.
 _SECTIONS = {
     "Where the weights lie": ("tsne", "pca", "dispersion"),
-    "What fine-tuning changed": ("update", "share", "effective", "intruders", "anchor"),
+    "What fine-tuning changed": ("update", "share", "directions", "effective", "intruders", "anchor"),
     "What the base's weights are": ("spectrum", "base"),
 }
 #: Rows of a table that a page shows; the rest is in the analysis.
@@ -68,6 +68,8 @@ def _summary(analysis: Analysis) -> list[Block]:
 
 def _numbers(analysis: Analysis) -> Iterator[Table]:
     titles = {"deltas": "Updates, a row for each weight", "spectra": "Spectra, a row for each weight"}
+    if len(analysis.directions):
+        titles["directions"] = "Directions, a row for each update, side and bin"
     for name, title in titles.items():
         frame: pd.DataFrame = getattr(analysis, name)
         # Whole spectra are lists of numbers: the charts show them.
@@ -83,4 +85,5 @@ def _command(analysis: Analysis) -> str:
     settings = info.get("settings", {})
     models = [str(info.get("base", "BASE")), *map(str, info.get("after", {}).values())]
     options = ["--roles", ",".join(settings.get("roles", [])), "--rank", str(settings.get("rank", 8))]
-    return shlex.join(["ailora", "analyze", *models, *options, "--out", "out/analysis"])
+    flags = ["--directions"] if settings.get("directions") else []
+    return shlex.join(["ailora", "analyze", *models, *options, *flags, "--out", "out/analysis"])

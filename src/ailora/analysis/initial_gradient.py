@@ -1,0 +1,55 @@
+"""Gradients of a run's loss in the base weights, before the first step."""
+
+from __future__ import annotations
+
+from itertools import islice
+
+from torch import Tensor
+from transformers import set_seed
+
+from ailora.analysis.model_weights import BaseWeights
+from ailora.model_loading import model_folder, resolve_model
+from ailora.recipes.registry import make_recipe
+from ailora.recipes.run_folder import RunFolder
+from ailora.safetensors_io import Checkpoint
+from ailora.weights.checkpoint_keys import checkpoint_key_map
+
+#: Batches of a run that its gradient is averaged over.
+_BATCHES = 16
+
+
+def initial_gradients(run: RunFolder, base: BaseWeights) -> dict[str, Tensor]:
+    """Compute the gradient of a run's training loss in the weights of the base, before the first step.
+
+    The mean over the first batches of the run, in float32 and without dropout. New heads are drawn from the run's
+    seed, as for the run itself.
+
+    Args:
+        run: a finished run.
+        base: the model that it was trained from.
+
+    Returns:
+        Module of the base -> gradient (out, in); without modules that the run's model does not have.
+
+    Raises:
+        InputError: The run's data or its model are not there any more.
+    """
+    config = run.read_config()
+    recipe = make_recipe(config.model_copy(update={"quantization": None}))
+    set_seed(config.training["seed"])
+    model = recipe.load_model(resolve_model(config.model)).float().eval()
+    keys = checkpoint_key_map(model, Checkpoint.open(model_folder(base.path)).tensors)
+    weights = {
+        module: model.get_parameter(keys[tensor.name]) for module, tensor in base.stored.items() if tensor.name in keys
+    }
+    model.requires_grad_(False)
+    for weight in weights.values():
+        weight.requires_grad_(True)
+    batches = list(islice(recipe.training_batches(model), _BATCHES))
+    for batch in batches:
+        (model(**batch).loss / len(batches)).backward()
+    return {
+        module: gradient.T if base.is_transposed(module) else gradient
+        for module, weight in weights.items()
+        if (gradient := weight.grad) is not None
+    }
