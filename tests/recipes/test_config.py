@@ -92,7 +92,7 @@ def test_what_is_given_wins_over_the_task() -> None:
         ("adapter.rank", "not of the form dotted.key=value"),
         ("data.text=[a", "not a YAML value"),
         ("data={text: [a], text: [b]}", "not a YAML value: line 1: found duplicate key"),
-        ("model=2024-13-45", "not a YAML value: month must be"),
+        ("model=!!binary aGk=", "a value of the kind bytes"),
         ("1=x", "unknown key '1'"),
         ("output=", "configuration key output is missing; expected a folder"),
         ("output=''", "configuration key output is ''; expected a folder"),

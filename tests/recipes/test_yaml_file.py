@@ -59,6 +59,7 @@ def test_numbers_and_words_are_those_of_yaml_1_2() -> None:
     text = "[yes, no, on, off, 010, 1e-3, 0x10, true, ~]"
     assert parse_yaml(text) == ["yes", "no", "on", "off", "010", 1e-3, 16, True, None]
     assert math.isnan(parse_yaml(".nan"))
+    assert parse_yaml("[2001-01-01, 2001-13-45]") == ["2001-01-01", "2001-13-45"]
 
 
 @pytest.mark.parametrize(
@@ -73,6 +74,14 @@ def test_numbers_and_words_are_those_of_yaml_1_2() -> None:
         ("\0", "special characters are not allowed"),
         ("- " * 2000 + "x", "it is nested too deeply"),
         ("9" * 5000, "Exceeds the limit"),
+        ("0x" + "f" * 5000, "a number of 20000 bits is larger than any float"),
+        ("a: " + "[" * 150 + "]" * 150, "nested more than 100 levels deep"),
+        ("&a [*a]", "nested more than 100 levels deep"),
+        ("\n".join(f"{n}: &{n} [{', '.join([f'*{n - 1}'] * 10) if n else 1}]" for n in range(9)), "100,000 values"),
+        ('a: {b: "\\ud83d"}', r"'a'\.'b': '\\ud83d' is half a character"),
+        ("a: !!set {b, c}", "'a': a value of the kind set"),
+        ("a: !!binary aGk=", "'a': a value of the kind bytes"),
+        ("? [a, b]\n: 1", "a value of the kind tuple"),
     ],
 )
 def test_what_is_not_yaml_is_refused_with_its_line(text: str, message: str) -> None:
@@ -83,7 +92,7 @@ def test_what_is_not_yaml_is_refused_with_its_line(text: str, message: str) -> N
 def test_files_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
     (tmp_path / "latin.yaml").write_bytes(b"a: \xe9")
     for name, message in [
-        ("latin.yaml", r"latin\.yaml is not YAML: 'utf-8'"),
+        ("latin.yaml", r"latin\.yaml: not UTF-8 text"),
         ("no.yaml", "cannot read .*No such file"),
     ]:
         with pytest.raises(ailora.InputError, match=message):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import regex
 
 from ailora.errors import InputError
 from ailora.path_kind import ADAPTER_CONFIG_NAME
+from ailora.plain_data import read_json_object
 
 CONFIG_NAME = ADAPTER_CONFIG_NAME
 WEIGHTS_NAME = "adapter_model.safetensors"
@@ -36,13 +36,9 @@ def read_config(file: Path) -> dict[str, Any]:
     Raises:
         InputError: not that, or with values that no LoRA has.
     """
-    try:
-        config = json.loads(file.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"cannot read {file}: {error}") from None
-    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
-        kind = config.get("peft_type") if isinstance(config, dict) else None
-        raise InputError(f"{file}: only LoRA adapters are read, this is {str(kind)[:80]!r}")
+    config = read_json_object(file)
+    if config.get("peft_type") != "LORA":
+        raise InputError(f"{file}: only LoRA adapters are read, this is {str(config.get('peft_type'))[:80]!r}")
     if not _is_positive(config.get("r")) or not _is_positive(config.get("lora_alpha", 8)):
         raise InputError(f"{file}: r and lora_alpha are positive numbers")
     for name in ("rank_pattern", "alpha_pattern"):

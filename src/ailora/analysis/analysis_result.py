@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from ailora.analysis.table_ops import Row
 from ailora.atomic_io import replacing_folder, write_json
 from ailora.checkpoints.output_dir import validate_content, validate_inputs_outside
 from ailora.errors import InputError
+from ailora.plain_data import read_json_object
 
 _INFO_NAME = "analysis.json"
 _TABLES = ("embedding", "deltas", "spectra", "directions")
@@ -86,10 +86,10 @@ def _read_info(folder: Path) -> Row:
     if not file.is_file():
         raise InputError(f"{folder} holds no analysis: it has no {_INFO_NAME}")
     try:
-        info = json.loads(file.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
+        info = read_json_object(file, allow_nan=True)
+    except InputError as error:
         raise InputError(f"{file} is damaged: {error}") from None
-    if not isinstance(info, dict) or info.get("format") != 1:
+    if info.get("format") != 1:
         raise InputError(f"{file} is not of format 1, which this version reads")
     return info
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from ailora.adapter_io.update_norms import Measured, measured, root_mean_square,
 from ailora.errors import InputError
 from ailora.model_loading import load_on_meta, model_folder
 from ailora.path_kind import PathKind, detect_path_kind
+from ailora.plain_data import read_json_object
 from ailora.plan.adapter_plan import Plan
 from ailora.roles import collapse_layer_index, find_projections
 from ailora.safetensors_io import Checkpoint
@@ -152,13 +152,12 @@ def _line(role: str, start: str, found: list[tuple[Measured, int, float]]) -> Li
 
 
 def _result(file: Path) -> dict[str, object]:
-    try:
-        result = json.loads(file.read_bytes())
-    except FileNotFoundError:
+    if not file.exists():
         return {"metrics": None}
-    except (OSError, ValueError, RecursionError) as error:
+    try:
+        return {"metrics": read_json_object(file, allow_nan=True).get("metrics")}
+    except InputError as error:
         raise InputError(f"{file} is damaged: {error}") from None
-    return {"metrics": result.get("metrics") if isinstance(result, dict) else None}
 
 
 def _model(name: str) -> dict[str, object]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from ailora.checkpoints.checkpoint_writer import (
 from ailora.checkpoints.output_dir import OutputDir, file_state
 from ailora.checkpoints.stored_weight import StoredWeight, open_adapted_base
 from ailora.errors import ModelError
+from ailora.plain_data import read_json_object
 from ailora.plan.adapter_metadata import library_versions
 from ailora.plan.task_type import get_task
 from ailora.safetensors_io import Checkpoint, StoredTensor, parse_dtype, read_tensor
@@ -203,7 +203,7 @@ def _validate_ties(adapter: AdapterCheckpoint, model: PreTrainedModel, name: str
 
 
 def _config(folder: Path, model: PreTrainedModel, labels: int | None, dtype: torch.dtype | None) -> bytes:
-    config = json.loads((folder / "config.json").read_bytes())
+    config = read_json_object(folder / "config.json", allow_nan=True)
     config["architectures"] = [type(model).__name__]
     if labels is not None:
         config["id2label"] = {str(i): f"LABEL_{i}" for i in range(labels)}

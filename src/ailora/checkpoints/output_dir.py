@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ailora.atomic_io import holding, write_json, write_text
 from ailora.errors import InputError, ModelError
+from ailora.plain_data import read_json_object
 
 #: Our own folder in a folder that we write: the lock, and what a command needs to resume.
 OWN_NAME = ".ailora"
@@ -162,7 +163,7 @@ class OutputDir:
     def finish(self) -> None:
         """Record that everything is made, and drop what was kept to resume after a kill."""
         files = {name: file_state(self.folder / name) for name in self._writes if (self.folder / name).is_file()}
-        digest = _digest(json.loads(self._request.read_text(encoding="utf-8")))
+        digest = _digest(read_json_object(self._request))
         write_json(self._done, {"request": digest, "files": files})
         self._tidy()
 
@@ -229,10 +230,9 @@ def file_state(file: Path) -> list[int]:
 
 def _read_object(file: Path) -> dict[str, object] | None:
     try:
-        data = json.loads(file.read_bytes())
-    except (OSError, ValueError, RecursionError):
+        return read_json_object(file)
+    except InputError:
         return None
-    return data if isinstance(data, dict) else None
 
 
 def _digest(request: Mapping[str, object]) -> str:

@@ -13,6 +13,7 @@ import pydantic
 
 from ailora.atomic_io import write_json
 from ailora.errors import InputError
+from ailora.plain_data import read_json_object
 from ailora.plan.adapter_plan import Plan
 
 METADATA_NAME = "ailora.json"
@@ -110,8 +111,8 @@ class AdapterMetadata(pydantic.BaseModel):
             InputError: the file is none, or of a format that this version does not know.
         """
         try:
-            metadata = cls.model_validate_json(file.read_bytes())
-        except (OSError, pydantic.ValidationError) as error:
+            metadata = cls.model_validate(read_json_object(file))
+        except (InputError, pydantic.ValidationError) as error:
             raise InputError(f"{file}: not an ailora.json of format 1: {error}") from error
         _ = metadata.parsed_plan  # validates it
         return metadata

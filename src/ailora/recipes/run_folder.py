@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -12,6 +11,7 @@ from ailora.atomic_io import replacing_folder, write_text
 from ailora.checkpoints.output_dir import describe_differences, lock_folder
 from ailora.distributed import on_main, wait_for_everyone
 from ailora.errors import InputError
+from ailora.plain_data import read_json_object
 from ailora.plan import METADATA_NAME
 from ailora.recipes.config.loader import load_config, to_yaml
 from ailora.recipes.config.schema import RunConfig
@@ -106,10 +106,10 @@ class RunFolder:
         if not self.result.is_file():
             raise InputError(f"{self.path} has no result.json: the run has not finished; run it again to continue it")
         try:
-            result = json.loads(self.result.read_text(encoding="utf-8"))
-            if not (isinstance(result, dict) and result.keys() >= _RESULT_KEYS):
-                raise ValueError(f"expected an object with {', '.join(sorted(_RESULT_KEYS))}")
-        except ValueError as error:
+            result = read_json_object(self.result, allow_nan=True)
+            if not result.keys() >= _RESULT_KEYS:
+                raise InputError(f"expected an object with {', '.join(sorted(_RESULT_KEYS))}")
+        except InputError as error:
             raise InputError(f"{self.result} is damaged ({error}): {self.rewriting}") from None
         return result
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +11,7 @@ import pandas as pd
 
 from ailora.errors import InputError
 from ailora.formatting import pluralize
+from ailora.plain_data import parse_json, read_json_object, split_json_lines
 from ailora.recipes.config.yaml_file import read_yaml
 from ailora.recipes.run_folder import RunFolder
 from ailora.recipes.training.trainer_checkpoints import complete_checkpoints
@@ -128,9 +128,9 @@ def _checkpointed_history(files: RunFolder, notes: list[str]) -> list[Record]:
     for checkpoint in complete_checkpoints(files.checkpoints):
         file = checkpoint / "trainer_state.json"
         try:
-            records = json.loads(file.read_text(encoding="utf-8"))["log_history"]
+            records = read_json_object(file, allow_nan=True)["log_history"]
             return [_without_prefix(record) for record in records if "eval_loss" in record]
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (InputError, KeyError, TypeError, AttributeError) as error:
             notes.append(f"{file} cannot be read ({type(error).__name__}: {error}).")
     return []
 
@@ -141,16 +141,16 @@ def _without_prefix(record: Mapping[str, object]) -> Record:
 
 def _read_json_lines(file: Path, notes: list[str]) -> list[Record]:
     """Read the objects of a JSON Lines file, without lines that a kill has cut."""
-    lines = file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else []
-    values = [_parse_or_none(line) for line in lines if line.strip()]
+    text = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
+    values = [_parse_or_none(line, where) for where, line in split_json_lines(text, file)]
     records = [value for value in values if isinstance(value, dict)]
     if damaged := len(values) - len(records):
         notes.append(f"{file.name}: {pluralize(damaged, 'line is', 'lines are')} damaged and left out.")
     return records
 
 
-def _parse_or_none(line: str) -> object:
+def _parse_or_none(line: str, where: str) -> object:
     try:
-        return json.loads(line)
-    except ValueError:
+        return parse_json(line, where, allow_nan=True)
+    except InputError:
         return None

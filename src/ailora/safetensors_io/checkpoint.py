@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
 
 from ailora.errors import InputError
+from ailora.plain_data import read_json_object
 from ailora.safetensors_io.header import Header, StoredTensor, read_header
 from ailora.safetensors_io.reader import read_tensor
 
@@ -97,11 +97,7 @@ class Checkpoint:
 
 
 def _weight_map(index: Path) -> dict[str, str]:
-    try:
-        data = json.loads(index.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"cannot read {index}: {error}") from None
-    weight_map = data.get("weight_map") if isinstance(data, dict) else None
+    weight_map = read_json_object(index).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
         raise InputError(f"{index} is no index: it has no weight_map from tensors to files")
     if not weight_map:

@@ -8,7 +8,6 @@ with `A = [A0; dA]`, `B = [dB, B]`, as in the forms of ours. PEFT's own conversi
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from ailora.adapter_io.peft_config_file import WEIGHTS_NAME
 from ailora.atomic_io import write_json
 from ailora.errors import ModelError
 from ailora.lora.anchor import anchor_distance, stack_A, stack_B
+from ailora.plain_data import read_json_object
 
 _A, _B = ".lora_A.", ".lora_B."
 
@@ -67,7 +67,7 @@ def save_converted(model: PeftModel, folder: Path, start: Path) -> None:
         state[name], state[other] = stack_A(A0, A - A0), stack_B(B - B0, B)
     save_file(state, folder / WEIGHTS_NAME, metadata={"format": "pt"})
     file = folder / "adapter_config.json"
-    config = json.loads(file.read_text(encoding="utf-8"))
+    config = read_json_object(file)
     write_json(file, config | _doubled(config))
 
 

@@ -13,13 +13,20 @@ from ruamel.yaml.error import MarkedYAMLError
 from ruamel.yaml.nodes import ScalarNode
 
 from ailora.errors import InputError
+from ailora.formatting import shorten
+from ailora.plain_data import read_text, validate_plain_data
 
 _LINE_WIDTH = 110
+#: Aliases let a page of YAML stand for more values than fit in memory.
+_MAX_VALUES = 100_000
 _ZERO_PADDED = re.compile(r"[-+]?0[0-9o_].*")
 
 
 class _Constructor(SafeConstructor):
-    """Reads `08` as text: so it stands in run folders that PyYAML wrote, and zeros are put before names of things."""
+    """Reads `08` as text: so it stands in run folders that PyYAML wrote, and zeros are put before names of things.
+
+    Dates are text too, as YAML 1.2 has it: nothing here takes a date.
+    """
 
     def construct_yaml_int(self, node: ScalarNode) -> Any:
         if _ZERO_PADDED.fullmatch(node.value):
@@ -28,6 +35,7 @@ class _Constructor(SafeConstructor):
 
 
 _Constructor.add_constructor("tag:yaml.org,2002:int", _Constructor.construct_yaml_int)
+_Constructor.add_constructor("tag:yaml.org,2002:timestamp", _Constructor.construct_yaml_str)
 
 
 def read_yaml(file: Path) -> Any:
@@ -36,13 +44,7 @@ def read_yaml(file: Path) -> Any:
     Raises:
         InputError: the file cannot be read, or is not YAML (with the line).
     """
-    try:
-        text = file.read_text(encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"cannot read the configuration {file}: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{file} is not YAML: {error}") from None
-    return _load(text, f"{file} is not YAML")
+    return _load(read_text(file, kind="the configuration "), str(file), f"{file} is not YAML")
 
 
 def parse_yaml(text: str, kind: str = "value") -> Any:
@@ -51,7 +53,7 @@ def parse_yaml(text: str, kind: str = "value") -> Any:
     Raises:
         InputError: it is not YAML.
     """
-    return _load(text, f"{text!r} is not a YAML {kind}")
+    return _load(text, shown := shorten(repr(text), 80), f"{shown} is not a YAML {kind}")
 
 
 def format_yaml(value: object) -> str:
@@ -65,11 +67,11 @@ def format_yaml(value: object) -> str:
     return stream.getvalue()
 
 
-def _load(text: str, wrong: str) -> Any:
+def _load(text: str, where: str, wrong: str) -> Any:
     yaml = YAML(typ="safe", pure=True)
     yaml.Constructor = _Constructor
     try:
-        return yaml.load(text)
+        value = yaml.load(text)
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f"line {mark.line + 1}: " if mark else ""
@@ -79,3 +81,5 @@ def _load(text: str, wrong: str) -> Any:
     # The reader's own errors have no mark, and a tag such as !!bool fails in Python's way: KeyError, ValueError.
     except Exception as error:
         raise InputError(f"{wrong}: {' '.join(str(error).split())}") from None
+    validate_plain_data(value, where, max_values=_MAX_VALUES)
+    return value

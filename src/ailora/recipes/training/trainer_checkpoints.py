@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 import zipfile
@@ -13,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 
 from ailora.atomic_io import write_json
 from ailora.errors import InputError
+from ailora.plain_data import read_json, read_json_object
 
 _COMPLETE = "complete.json"
 _NUMBERED = re.compile(r"checkpoint-(\d+)")
@@ -68,10 +68,10 @@ def _files(checkpoint: Path) -> list[Path]:
 def _mark(checkpoint: Path) -> dict[str, Any]:
     file = checkpoint / _COMPLETE
     try:
-        mark = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+        mark = read_json_object(file)
+    except InputError as error:
         raise _damaged(file, str(error)) from None
-    if not (isinstance(mark, dict) and isinstance(mark.get("train_seconds"), (int, float))):
+    if not isinstance(mark.get("train_seconds"), (int, float)):
         raise _damaged(file, "it has no train_seconds")
     return mark
 
@@ -93,7 +93,7 @@ def _unreadable(file: Path) -> str | None:
     """Why a file cannot be read; its tensors are not loaded."""
     try:
         if file.suffix == ".json":
-            json.loads(file.read_text(encoding="utf-8"))
+            read_json(file, allow_nan=True)
         elif file.suffix == ".safetensors":
             with safe_open(file, framework="pt"):
                 pass

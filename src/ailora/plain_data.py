@@ -1,0 +1,180 @@
+"""Plain data of files that may come from strangers: JSON read strictly, and checks that YAML shares with it."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ailora.errors import InputError
+
+#: Data that are nested deeper exhaust the stack of what copies, validates or writes them.
+_MAX_DEPTH = 100
+_MAX_BITS = 1024
+_LINE_END = re.compile(r"\r\n|\r|\n")
+_SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
+
+
+def read_text(file: Path, kind: str = "") -> str:
+    """Read a file of UTF-8 text, with or without a byte order mark.
+
+    Args:
+        file: The file.
+        kind: What it should be, for messages, with a blank at its end.
+
+    Raises:
+        InputError: The file cannot be read, or is not UTF-8.
+    """
+    try:
+        return file.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise InputError(f"cannot read {kind}{file}: {error.strerror or error}") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{file}: not UTF-8 text: {error.reason} at byte {error.start}") from None
+
+
+def read_json(file: Path, *, allow_nan: bool = False) -> Any:
+    """Read a JSON file. See `parse_json`.
+
+    Raises:
+        InputError: The file cannot be read, or is not JSON.
+    """
+    return parse_json(read_text(file), file, allow_nan=allow_nan)
+
+
+def read_json_object(file: Path, *, allow_nan: bool = False) -> dict[str, Any]:
+    """Read a JSON file that holds one object. See `parse_json`.
+
+    Raises:
+        InputError: The file cannot be read, is not JSON, or holds something else.
+    """
+    value = read_json(file, allow_nan=allow_nan)
+    if not isinstance(value, dict):
+        raise InputError(f"{file}: expected an object, got {type(value).__name__}")
+    return value
+
+
+def split_json_lines(text: str, file: Path | str) -> Iterator[tuple[str, str]]:
+    """Split JSON Lines at the ends of lines only: texts may hold other separators, such as U+2028.
+
+    Yields:
+        `file:line` of every line that is not blank, and the line.
+    """
+    for number, line in enumerate(_LINE_END.split(text), start=1):
+        if line.strip():
+            yield f"{file}:{number}", line
+
+
+def parse_json(text: str, where: Path | str, *, allow_nan: bool = False) -> Any:
+    """Parse one JSON value strictly: what it gives can be copied, formatted and written again.
+
+    Args:
+        text: The JSON.
+        where: The file, or `file:line` of a text of one line, for messages.
+        allow_nan: Accept NaN and infinite numbers, which `json.dump` writes and JSON does not have.
+
+    Raises:
+        InputError: The text is not JSON (the line is named), names a key twice, is nested too deeply, or has a number
+            that is no float, or a text that is not Unicode.
+    """
+    hooks = _Hooks(str(where), allow_nan)
+    try:
+        value = json.loads(
+            text,
+            object_pairs_hook=hooks.build_object,
+            parse_int=hooks.build_int,
+            parse_float=hooks.build_float,
+            parse_constant=hooks.build_constant,
+        )
+    except json.JSONDecodeError as error:
+        place = f"{where}:{error.lineno}" if error.lineno > 1 or isinstance(where, Path) else where
+        raise InputError(f"{place}: not JSON: {error.msg}") from None
+    except RecursionError:
+        raise InputError(f"{where}: {_TOO_DEEP}") from None
+    # Looking at every value costs more than parsing, and few texts can hold what is looked for.
+    if text.count("[") + text.count("{") > _MAX_DEPTH or _SURROGATE_ESCAPE.search(text):
+        validate_plain_data(value, str(where))
+    return value
+
+
+_TOO_DEEP = f"nested more than {_MAX_DEPTH} levels deep"
+
+
+@dataclass(frozen=True)
+class _Hooks:
+    """What the standard library's parser asks about objects and numbers."""
+
+    where: str
+    allow_nan: bool
+
+    def build_object(self, pairs: list[tuple[str, object]]) -> dict[str, object]:
+        values = dict(pairs)
+        if len(values) < len(pairs):
+            keys = [key for key, _ in pairs]
+            repeated = next(key for key in keys if keys.count(key) > 1)
+            raise InputError(f"{self.where}: duplicate key {repeated[:80]!r}")
+        return values
+
+    def build_int(self, digits: str) -> int | float:
+        number = self.build_float(digits)
+        # Python converts no more than 4,300 digits.
+        return int(digits) if math.isfinite(number) else number
+
+    def build_float(self, digits: str) -> float:
+        number = float(digits)
+        if math.isinf(number) and not self.allow_nan:
+            raise InputError(f"{self.where}: the number {digits[:20]}... is larger than any float")
+        return number
+
+    def build_constant(self, name: str) -> float:
+        if not self.allow_nan:
+            raise InputError(f"{self.where}: {name} is not JSON; write null where there is no value")
+        return float(name)
+
+
+def validate_plain_data(value: object, where: str, *, max_values: int | None = None) -> None:
+    """Refuse mappings and lists that are nested too deeply, and values that JSON cannot hold.
+
+    Args:
+        value: Mappings, lists, texts, numbers, booleans, null.
+        where: Their origin, for messages.
+        max_values: Refuse more values than this; a value counts as often as it is referred to.
+
+    Raises:
+        InputError: Names the key of the value.
+    """
+    pending: list[tuple[object, tuple[object, ...]]] = [(value, ())]
+    count = 0
+    while pending:
+        item, keys = pending.pop()
+        count += 1
+        if max_values is not None and count > max_values:
+            raise InputError(f"{where}: more than {max_values:,} values")
+        if len(keys) > _MAX_DEPTH:
+            raise InputError(f"{where}: {_TOO_DEEP}")
+        if isinstance(item, dict):
+            for key, below in item.items():
+                pending += [(key, keys), (below, (*keys, key))]
+        elif isinstance(item, list):
+            pending += [(below, (*keys, number)) for number, below in enumerate(item)]
+        elif reason := _refusal(item):
+            raise InputError(f"{where}: {'.'.join(map(ascii, keys))}{': ' if keys else ''}{reason}")
+
+
+def _refusal(item: object) -> str | None:
+    """Return why a value is no text, number, boolean or null that can be written, or None."""
+    if isinstance(item, str):
+        try:
+            item.encode()
+        except UnicodeEncodeError as error:
+            return f"{item[error.start]!a} is half a character (a lone surrogate), which no file can hold"
+        return None
+    if isinstance(item, int) and item.bit_length() > _MAX_BITS:
+        return f"a number of {item.bit_length()} bits is larger than any float"
+    if not isinstance(item, int | float | None):
+        return f"a value of the kind {type(item).__name__}; expected texts, numbers, lists and mappings"
+    return None
