@@ -40,6 +40,9 @@ class AnchoredFactor(PackedFactor):
             "delta": distribute_like(delta, self.delta),
         }
 
+    def restart(self, weight: Tensor) -> None:
+        nn.init.zeros_(self.delta)
+
     def validate_same_anchor(self, weight: Tensor, name: str) -> None:
         self.validate_shape(weight, name)
         if self.anchor.is_meta:

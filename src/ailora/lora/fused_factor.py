@@ -69,6 +69,10 @@ class FusedFactor(PackedFactor):
         # The parts unpack their own key when their turn to load comes.
         return {f"{role}.weight": part for role, part in self.split(weight).items()}
 
+    def restart(self, weight: Tensor) -> None:
+        for role, part in self.split(weight).items():
+            self.parts[role].restart(part)
+
     def validate_same_anchor(self, weight: Tensor, name: str) -> None:
         self.validate_shape(weight, name)
         for role, part in self.split(weight).items():

@@ -6,6 +6,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from typing import cast
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -14,6 +15,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from ailora.errors import InputError, ModelError
+from ailora.lora.anchored_lora_model import AnchoredLoraModel
 from ailora.lora.initial_factors import InitialFactors
 from ailora.lora.lora_config import live_config
 from ailora.lora.packed_factor import validate_same_anchors
@@ -26,7 +28,6 @@ from ailora.roles import weight_shape
 from ailora.weights.base_weight import BaseWeight, resolve_weights
 from ailora.weights.quantized import find_storage
 
-_METADATA = "ailora_metadata"
 _LOG = logging.getLogger("ailora")
 
 
@@ -87,9 +88,10 @@ def inject(
             for residual in residuals:
                 residual.write(undo)
             undo.pop_all()
-    if not hasattr(adapted, _METADATA):
+    known = _all_metadata(adapted)
+    if not known:
         adapted.register_load_state_dict_pre_hook(validate_same_anchors)
-    setattr(adapted, _METADATA, {**_all_metadata(adapted), adapter_name: metadata})
+    _to_anchored(adapted).ailora_metadata = {**known, adapter_name: metadata}
     _LOG.info("adapted %s: %s", type(base).__name__, plan)
     return adapted
 
@@ -181,7 +183,15 @@ def _validate_modules_to_save(base: nn.Module, plan: Plan) -> None:
 
 
 def _all_metadata(model: nn.Module) -> dict[str, AdapterMetadata]:
-    return getattr(model, _METADATA, {})
+    # A PeftModel, and what wraps one, forwards the attribute of its AnchoredLoraModel.
+    return getattr(model, "ailora_metadata", {})
+
+
+def _to_anchored(model: PeftModel) -> AnchoredLoraModel:
+    """Turn PEFT's tuner of a model into ours, which differs in one method; it is not made anew, as others hold it."""
+    assert isinstance(model.base_model, LoraModel)
+    model.base_model.__class__ = AnchoredLoraModel
+    return cast(AnchoredLoraModel, model.base_model)
 
 
 def _inject(model: nn.Module, config: LoraConfig, adapter_name: str) -> PeftModel:

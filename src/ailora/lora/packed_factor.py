@@ -46,6 +46,14 @@ class PackedFactor(nn.Module):
         """Return the entries of a state dict that a whole factor stands for, by key."""
 
     @abstractmethod
+    def restart(self, weight: Tensor) -> None:
+        """Put what trains back to its start.
+
+        Args:
+            weight: the whole factor as PEFT starts one, for the parts without an anchor.
+        """
+
+    @abstractmethod
     def validate_same_anchor(self, weight: Tensor, name: str) -> None:
         """Refuse a whole factor that was made for another anchor.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from ailora.lora.anchor import stack_A, stack_B, unstack_A, unstack_B
@@ -27,6 +28,10 @@ class PlainFactor(PackedFactor):
     def unpack(self, weight: Tensor) -> dict[str, Tensor]:
         return {"value": distribute_like(weight.contiguous(), self.value)}
 
+    @torch.no_grad()
+    def restart(self, weight: Tensor) -> None:
+        self.value.copy_(distribute_like(weight, self.value))
+
     def validate_same_anchor(self, weight: Tensor, name: str) -> None:
         self.validate_shape(weight, name)
 
@@ -42,6 +47,9 @@ class ResidualFactor(PlainFactor):
     def __init__(self, weight: Tensor) -> None:
         super().__init__(weight)
         self.register_buffer("anchor", weight.detach().clone(), persistent=False)
+
+    def restart(self, weight: Tensor) -> None:
+        super().restart(self.anchor)
 
 
 class ResidualA(ResidualFactor):

@@ -1,0 +1,59 @@
+"""PEFT's `LoraModel`, able to start a second adapter from the anchors of the first."""
+
+from __future__ import annotations
+
+import copy
+
+from peft.tuners.lora import LoraLayer, LoraModel
+from torch import Tensor, nn
+
+from ailora.lora.packed_factor import PackedFactor
+from ailora.plan.adapter_metadata import AdapterMetadata
+
+
+class AnchoredLoraModel(LoraModel):
+    """PEFT's `LoraModel` that starts an adapter which shares the configuration of one of ours as that one started.
+
+    TRL's trainers with a reference model (DPO, KTO, RLOO, GRPO) add an adapter `ref` with the configuration object of
+    `default`, then copy every parameter of `default` by its name. PEFT would give `ref` factors of its own, which have
+    no `delta`. Adapters with a configuration of their own, those that `load_adapter` reads among them, are PEFT's.
+    """
+
+    ailora_metadata: dict[str, AdapterMetadata]
+
+    def inject_adapter(  # noqa: PLR0917 (the signature is that of PEFT)
+        self,
+        model: nn.Module,
+        adapter_name: str,
+        autocast_adapter_dtype: bool = True,
+        low_cpu_mem_usage: bool = False,
+        state_dict: dict[str, Tensor] | None = None,
+    ) -> None:
+        super().inject_adapter(model, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage, state_dict)
+        source = self._find_source(adapter_name)
+        # Without memory for its parameters, an adapter is about to be loaded from a file.
+        if source is None or low_cpu_mem_usage:
+            return
+        for layer in model.modules():
+            if isinstance(layer, LoraLayer) and source in layer.lora_A:
+                for factors in (layer.lora_A, layer.lora_B):
+                    _start_from(factors, source, adapter_name)
+        self.ailora_metadata = {**self.ailora_metadata, adapter_name: self.ailora_metadata[source]}
+
+    def _find_source(self, adapter_name: str) -> str | None:
+        """Return the adapter of ours that has the same configuration object as a new one, if any."""
+        config = self.peft_config[adapter_name]
+        shared = (name for name in self.ailora_metadata if self.peft_config.get(name) is config)
+        return next((name for name in shared if name != adapter_name), None)
+
+
+def _start_from(factors: nn.ModuleDict, source: str, adapter_name: str) -> None:
+    """Replace a factor that PEFT made by one with the anchor of another adapter."""
+    factor, stock = factors[source], factors[adapter_name]
+    if not isinstance(factor, PackedFactor):
+        return
+    assert isinstance(stock, nn.Linear)
+    started = copy.deepcopy(factor)
+    started.zero_grad(set_to_none=True)
+    started.restart(stock.weight)
+    factors[adapter_name] = started.requires_grad_(stock.weight.requires_grad)
