@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import ast
+import json
+import math
 from pathlib import Path
 
 import pytest
 import torch
 
-from ailora.atomic_io import replacing_file, replacing_folder, write_text
+from ailora.atomic_io import (
+    format_json,
+    replacing_file,
+    replacing_folder,
+    restore_non_finite,
+    write_json,
+    write_text,
+)
 from ailora.errors import InputError
 from ailora.safetensors_io import TensorSpec, header_bytes, read_blocks, read_header, read_rows, read_tensor
 
@@ -84,3 +94,32 @@ def test_blocks_are_the_tensor(entries: int, tmp_path: Path) -> None:
     assert torch.equal(read_tensor(stored), tensor)
     for start, stop in ((0, 5), (1, 3), (4, 5), (2, 2)):
         assert torch.equal(read_rows(stored, start, stop), tensor[start:stop])
+
+
+def test_numbers_that_are_not_finite_are_named_in_valid_json(tmp_path: Path) -> None:
+    data = {"loss": math.nan, "history": [{"perplexity": math.inf}, (-math.inf, 1.0)], "name": "é"}
+    write_json(tmp_path / "a.json", data)
+    for text in (format_json(data), format_json(data, ascii_only=False), (tmp_path / "a.json").read_text()):
+        written = json.loads(text, parse_constant=lambda constant: pytest.fail(f"{constant} is not JSON"))
+        assert written == {"loss": "NaN", "history": [{"perplexity": "Infinity"}, ["-Infinity", 1.0]], "name": "é"}
+        restored = restore_non_finite(written)
+        assert math.isnan(restored["loss"])
+        assert restored["history"] == [{"perplexity": math.inf}, [-math.inf, 1.0]]
+
+
+#: Write what they also read, or hash it: keys, numbers and texts that are checked to be finite before.
+_OTHER_JSON = {
+    *("writer.py", "adapter_metadata.py", "output_dir.py", "module_tasks.py", "svd_cache.py"),
+    *("study_design.py", "trial.py", "trial_selection.py", "html.py"),
+}
+
+
+def test_json_is_written_in_one_place() -> None:
+    source = Path(__file__).parents[1] / "src" / "ailora"
+    writers = {
+        file.name
+        for file in source.rglob("*.py")
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Attribute) and node.attr in ("dump", "dumps") and ast.unparse(node.value) == "json"
+    }
+    assert writers - _OTHER_JSON == {"atomic_io.py"}

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from filelock import FileLock, Timeout
 
 from ailora.errors import InputError
+
+#: Names of numbers that JSON has no word for, as JavaScript and protobuf call them.
+_NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
 @contextmanager
@@ -57,7 +61,46 @@ def write_json(file: Path, data: object) -> None:
 
 def json_bytes(data: object) -> bytes:
     """Format plain data as every JSON file that we write."""
-    return (json.dumps(data, indent=2) + "\n").encode()
+    return (format_json(data, indent=2) + "\n").encode()
+
+
+def format_json(data: object, *, indent: int | None = None, ascii_only: bool = True) -> str:
+    """Format plain data as JSON, which has no word for numbers that are not finite.
+
+    Args:
+        data: Plain data.
+        indent: Spaces of each level. None: all on one line.
+        ascii_only: Whether other characters are written as escapes.
+
+    Returns:
+        JSON with "NaN", "Infinity" and "-Infinity" as texts in the place of such numbers.
+    """
+    try:
+        return json.dumps(data, indent=indent, ensure_ascii=ascii_only, allow_nan=False)
+    except ValueError:
+        return json.dumps(_name_non_finite(data), indent=indent, ensure_ascii=ascii_only, allow_nan=False)
+
+
+def restore_non_finite(data: Any) -> Any:
+    """Return plain data that `format_json` wrote with the numbers that are not finite in the place of their names."""
+    return _replace_leaves(data, lambda leaf: _NON_FINITE.get(leaf, leaf) if isinstance(leaf, str) else leaf)
+
+
+def _name_non_finite(data: Any) -> Any:
+    return _replace_leaves(data, lambda leaf: json.dumps(leaf) if _is_non_finite(leaf) else leaf)
+
+
+def _is_non_finite(leaf: object) -> bool:
+    return isinstance(leaf, float) and not math.isfinite(leaf)
+
+
+def _replace_leaves(data: Any, replace: Callable[[Any], Any]) -> Any:
+    """Replace the values of nested mappings and lists; their keys stay."""
+    if isinstance(data, Mapping):
+        return {key: _replace_leaves(value, replace) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [_replace_leaves(value, replace) for value in data]
+    return replace(data)
 
 
 @contextmanager

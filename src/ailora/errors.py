@@ -22,6 +22,10 @@ class ModelError(AiloraError, ValueError):
     """A model cannot be adapted as asked: its modules are unknown, its weights unusable, its name taken."""
 
 
+class DivergenceError(AiloraError, ArithmeticError):
+    """Training came to a loss, a gradient or a parameter that is not finite."""
+
+
 class AnchorMismatchError(AiloraError, ValueError):
     """An adapter file was made for another start than the adapted model it is loaded into."""
 

@@ -116,6 +116,15 @@ def test_a_dora_starts_with_the_magnitudes_of_the_weights(tmp_path: Path) -> Non
         torch.testing.assert_close(tensor, theirs[name], rtol=1e-6, atol=0)
 
 
+def test_a_dora_of_zero_rows_is_refused(tmp_path: Path) -> None:
+    model = tf.AutoModelForCausalLM.from_pretrained(saved("llama", tmp_path / "whole"))
+    with torch.no_grad():
+        model.get_parameter("model.layers.1.self_attn.v_proj.weight")[0] = 0
+    model.save_pretrained(tmp_path / "base")
+    with pytest.raises(ailora.ModelError, match=r"layers\.1\.self_attn\.v_proj: 1 of .* rows are zero, which dora"):
+        init(tmp_path / "base", tmp_path / "adapter", rank=4, dora=True)
+
+
 TASKS = {
     "SEQ_CLS": (tf.AutoModelForSequenceClassification, peft.PeftModelForSequenceClassification),
     "TOKEN_CLS": (tf.AutoModelForTokenClassification, peft.PeftModelForTokenClassification),

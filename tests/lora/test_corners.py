@@ -23,6 +23,16 @@ def test_the_residual_form_lives_alone(first: str, second: str) -> None:
     assert torch.equal(FAMILY.output(model), output)
 
 
+def test_a_dora_of_zero_rows_is_refused_and_a_lora_of_them_is_not() -> None:
+    model = FAMILY.model()
+    name, weight = next((n, p) for n, p in model.named_parameters() if n.endswith("query.weight"))
+    with torch.no_grad():
+        weight[[1, 3]] = 0
+    with pytest.raises(ailora.ModelError, match=f"{name.removesuffix('.weight')}: 2 of .* rows are zero, which dora"):
+        ailora.adapt(model, dora=True)
+    assert torch.isfinite(FAMILY.output(ailora.adapt(model))).all()
+
+
 @pytest.mark.parametrize("model_type", ["bart", "t5"])
 def test_heads_of_other_names_train_and_are_saved(model_type: str) -> None:
     sizes = {

@@ -314,6 +314,20 @@ def test_a_quantized_base_is_trained(
     assert isinstance(plain, PeftModel)
 
 
+def test_a_head_beside_a_quantized_base_is_trained_and_measured_in_one_dtype(
+    language_config: dict[str, Any], tmp_path: Path
+) -> None:
+    language_config["quantization"] = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
+    language_config["training"] |= {"max_steps": 2}
+    overrides = ("adapter.modules_to_save=[lm_head]", "evaluation.metrics=[]")
+    # The tied head that is trained apart is what is meant here.
+    with pytest.warns(UserWarning, match="tie_word_embeddings"):
+        result = run(language_config, *overrides)
+    with pytest.warns(UserWarning, match="tie_word_embeddings"):
+        measured = registry.load_run(tmp_path / "run").evaluate()
+    assert measured["loss"] == pytest.approx(result["metrics"]["validation"]["loss"], rel=1e-3)
+
+
 # --- kills ----------------------------------------------------------------------------------------------------------
 
 

@@ -18,6 +18,7 @@ from transformers import Trainer
 
 import ailora
 from ailora.recipes import registry
+from ailora.recipes.classification import ClassificationRecipe
 from ailora.recipes.config.loader import load_config
 from ailora.recipes.config.method import FullFineTuning
 from ailora.recipes.registry import load_run
@@ -67,6 +68,19 @@ def test_an_error_after_a_checkpoint_keeps_the_folder(config: dict[str, Any], tm
     with pytest.raises(ailora.InputError, match=r"holds another run \(training\.learning_rate"):
         run(config, "training.learning_rate=1e-4")
     assert run(config)["steps"] == 8
+
+
+def test_what_fails_while_it_is_measured_leaves_the_trained_adapter(config: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ClassificationRecipe, "evaluate", lambda *_: (_ for _ in ()).throw(RuntimeError("dtypes differ")))
+        with pytest.raises(RuntimeError, match="dtypes differ") as error:
+            run(config)
+    adapter = tmp_path / "run" / "adapter"
+    trained = (adapter / "adapter_model.safetensors").read_bytes()
+    assert str(adapter) in error.value.__notes__[0]
+    assert run(config)["steps"] == 8
+    assert (adapter / "adapter_model.safetensors").read_bytes() == trained
+    assert "accuracy" in (adapter / "README.md").read_text()
 
 
 #: Trains a configuration, and waits at the first step until a file is there.

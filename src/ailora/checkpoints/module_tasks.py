@@ -24,7 +24,7 @@ from ailora.lora.set_factors import build_factors
 from ailora.plan.adapter_plan import Plan, PlannedAdapter
 from ailora.safetensors_io import read_header, read_tensor
 from ailora.spectral import Band, flops, without_cache
-from ailora.weights.base_weight import digest, select_rows
+from ailora.weights.base_weight import digest, select_rows, validate_dora_rows
 
 
 @dataclass(frozen=True)
@@ -167,6 +167,7 @@ def _decompose(task: ModuleTask, loaded: _LoadedWeight) -> ModuleResult:
     A, B = (factor.stack() for factor in build_factors(initial, task.plan))
     tensors = {"lora_A.weight": A, "lora_B.weight": B}
     if task.plan.options.dora:
+        validate_dora_rows(weight, task.module)
         tensors["lora_magnitude_vector"] = weight.to(A.dtype).norm(dim=1).cpu()
     floored = {i.planned.projection.name: int(i.factors.floored) for i in initial if i.factors.floored}
     return ModuleResult(task.module, tensors, loaded.fingerprint, floored)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
+from ailora.atomic_io import format_json
 from ailora.formatting import format_bytes, format_duration, format_number, format_value
 from ailora.roles import collapse_layer_index
 
@@ -31,7 +31,7 @@ console = Console(width=None if sys.stdout.isatty() else 160, markup=False, emoj
 
 def print_json(value: object) -> None:
     """Print plain data as one line of JSON."""
-    print(json.dumps(value))
+    print(format_json(value))
 
 
 def print_report(title: str, report: Mapping[str, object], *, as_json: bool) -> None:

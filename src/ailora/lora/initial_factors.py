@@ -14,7 +14,7 @@ from ailora.errors import ModelError
 from ailora.inits import Factors
 from ailora.plan.adapter_plan import Form, Plan, PlannedAdapter
 from ailora.roles import Projection
-from ailora.weights.base_weight import BaseWeight, select_rows
+from ailora.weights.base_weight import BaseWeight, select_rows, validate_dora_rows
 from ailora.weights.weight_source import WeightSource
 
 #: fp32 copies of a matrix that a decomposition needs at its peak.
@@ -74,14 +74,26 @@ def compute_initial_factors(
         ModelError: a planned module has another shape, a weight has no decomposition.
     """
     decompositions = _share_decompositions(plan, weights, validate_readable=source is BaseWeight.read)
+    read = _with_dora_rows(source) if plan.options.dora else source
     results: dict[Projection, InitialFactors] = {}
     with tqdm(total=len(decompositions), desc="decomposing", unit="matrix", leave=False, disable=None, delay=1) as bar:
         for batch in _batches(decompositions):
             bar.set_postfix_str(batch[0].planned.projection.name, refresh=False)
-            for decomposition, factors in zip(batch, _compute_factors(batch, source, generator), strict=True):
+            for decomposition, factors in zip(batch, _compute_factors(batch, read, generator), strict=True):
                 results |= {p.projection: InitialFactors(p, factors) for p in decomposition.sharing}
             bar.update(len(batch))
     return [results[planned.projection] for planned in plan.adapters]
+
+
+def _with_dora_rows(source: WeightSource) -> WeightSource:
+    """Refuse the weights of a source that a DoRA cannot be made for."""
+
+    def read(weight: BaseWeight) -> Tensor:
+        matrix = source(weight)
+        validate_dora_rows(matrix, weight.module)
+        return matrix
+
+    return read
 
 
 def _share_decompositions(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from transformers import PreTrainedTokenizerBase
 from trl.trainer.sft_config import SFTConfig
@@ -12,12 +12,24 @@ from trl.trainer.sft_trainer import SFTTrainer
 from ailora.recipes.config.schema import CausalLMConfig
 from ailora.recipes.data.tokenize_language import Tokenization, prepare_tokenizer
 from ailora.recipes.language_model import LanguageRecipe
+from ailora.recipes.recipe import Model
 from ailora.recipes.task_models import load_tokenizer
 from ailora.recipes.training.role_trainers import AdapterTrainer
 
 
 class _Trainer(AdapterTrainer, SFTTrainer):
-    """TRL's trainer with the learning rates of roles."""
+    """TRL's trainer with the learning rates of roles.
+
+    TRL trains all parameters of a quantized model in bfloat16. Modules that are trained whole keep their dtype, that of
+    the base's activations: TRL's own loss converts between the two, a plain forward pass does not.
+    """
+
+    def __init__(self, *, model: Model, **arguments: Any) -> None:
+        saved = {name: p.dtype for name, p in model.named_parameters() if ".modules_to_save." in name}
+        super().__init__(model=model, **arguments)
+        for name, dtype in saved.items():
+            parameter = model.get_parameter(name)
+            parameter.data = parameter.data.to(dtype)
 
 
 class CausalLMRecipe(LanguageRecipe[CausalLMConfig]):

@@ -67,7 +67,7 @@ class ClassificationRecipe(Recipe[ClassificationConfig]):
     def load_model(self, path: str) -> PreTrainedModel:
         return load_classifier(path, self.labels, self.tokenizer, quantization=quantization_config(self.config))
 
-    def make_trainer(self, model: Model, arguments: TrainingArguments) -> Trainer:
+    def make_trainer(self, model: Model, arguments: TrainingArguments) -> AdapterTrainer:
         return AdapterTrainer(
             adapter=self.config.adapter,
             model=model,

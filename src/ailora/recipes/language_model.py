@@ -102,7 +102,7 @@ class LanguageRecipe(Recipe[LanguageConfigT_co]):
         """Make what pads a batch for the trainer, or None for the trainer's own."""
         return None
 
-    def make_trainer(self, model: Model, arguments: TrainingArguments) -> Trainer:
+    def make_trainer(self, model: Model, arguments: TrainingArguments) -> AdapterTrainer:
         return self.trainer_class(
             adapter=self.config.adapter,
             model=model,

@@ -21,6 +21,7 @@ from ailora.recipes.config.schema import RunConfig
 from ailora.recipes.run_folder import RunFolder
 from ailora.recipes.task_models import load_tokenizer
 from ailora.recipes.training.arguments import build_arguments
+from ailora.recipes.training.role_trainers import AdapterTrainer
 
 ConfigT_co = TypeVar("ConfigT_co", bound=RunConfig, covariant=True)
 Model = PreTrainedModel | PeftModel
@@ -107,7 +108,7 @@ class Recipe(ABC, Generic[ConfigT_co]):
         """
 
     @abstractmethod
-    def make_trainer(self, model: Model, arguments: TrainingArguments) -> Trainer:
+    def make_trainer(self, model: Model, arguments: TrainingArguments) -> AdapterTrainer:
         """Make the trainer of a model."""
 
     def training_batches(self, model: Model) -> DataLoader[dict[str, Tensor]]:

@@ -8,17 +8,19 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from ailora.atomic_io import write_text
 from ailora.distributed import is_main
 from ailora.recipes.causal_lm import CausalLMRecipe
 from ailora.recipes.classification import ClassificationRecipe
 from ailora.recipes.config.schema import RunConfig
 from ailora.recipes.inference.trained_run import TrainedRun, read_result
-from ailora.recipes.recipe import Recipe
+from ailora.recipes.model_card import make_model_card
+from ailora.recipes.recipe import Evaluation, Recipe
 from ailora.recipes.run_folder import RunFolder
 from ailora.recipes.seq2seq import Seq2SeqRecipe
 from ailora.recipes.training.arguments import without_distributed_args
-from ailora.recipes.training.results import summarize_run, write_result
-from ailora.recipes.training.save import save_model
+from ailora.recipes.training.results import TrainResult, summarize_run, write_result
+from ailora.recipes.training.save import safetensors_bytes, save_model
 from ailora.recipes.training.setup import load_and_adapt
 from ailora.recipes.training.train import train
 
@@ -58,13 +60,24 @@ def run(config: RunConfig, callbacks: Sequence[TrainerCallback] = ()) -> dict[st
     # Claimed only now: bad input leaves no folder behind.
     with folder.claimed(config):
         trained = train(recipe, model, init_seconds=init_seconds, callbacks=callbacks)
-        evaluation = recipe.evaluate(trained.trainer)
-        result = evaluation.result | summarize_run(config, trained)
-        save_model(config, trained.trainer, result)
+        # Before anything is measured: what fails there does not take the trained model along.
+        saved = save_model(config, trained.trainer)
+        evaluation = _evaluate(recipe, trained, saved)
+        result = evaluation.result | summarize_run(config, trained) | {"adapter_bytes": safetensors_bytes(saved)}
         if is_main():
+            if saved == folder.adapter:
+                write_text(saved / "README.md", str(make_model_card(config, result)))
             evaluation.write(folder)
             write_result(folder, result)
         return result
+
+
+def _evaluate(recipe: Recipe[RunConfig], trained: TrainResult, saved: Path) -> Evaluation:
+    try:
+        return recipe.evaluate(trained.trainer)
+    except Exception as error:
+        error.add_note(f"The trained model is saved in {saved}. The same command measures it again.")
+        raise
 
 
 def load_run(folder: Path | str) -> TrainedRun:

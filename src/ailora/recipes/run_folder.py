@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from ailora.atomic_io import replacing_folder, write_text
+from ailora.atomic_io import replacing_folder, restore_non_finite, write_text
 from ailora.checkpoints.output_dir import describe_differences, lock_folder
 from ailora.distributed import on_main, wait_for_everyone
 from ailora.errors import InputError
@@ -19,6 +19,8 @@ from ailora.recipes.training import trainer_checkpoints
 
 #: What every `result.json` holds, whatever the run.
 _RESULT_KEYS = {"metrics", "best"}
+#: What holds numbers alone there.
+_MEASURED = ("metrics", "best", "history", "forgetting")
 #: A killed run lets go of its folder when its last process has ended.
 _LOCK_TIMEOUT_S = 10.0
 
@@ -111,7 +113,7 @@ class RunFolder:
                 raise InputError(f"expected an object with {', '.join(sorted(_RESULT_KEYS))}")
         except InputError as error:
             raise InputError(f"{self.result} is damaged ({error}): {self.rewriting}") from None
-        return result
+        return result | {key: restore_non_finite(result[key]) for key in _MEASURED if key in result}
 
     def finished(self, config: RunConfig) -> dict[str, Any] | None:
         """The result of a run that has finished here; None: it has not.

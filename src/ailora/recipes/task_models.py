@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
+from peft import PeftModel, get_peft_model_state_dict
 from safetensors import SafetensorError
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.quantization_config import QuantizationConfigMixin
@@ -12,7 +14,10 @@ from ailora.errors import InputError
 from ailora.model_loading import auto_class, resolve_model
 from ailora.plan.task_type import TASKS, TaskType
 from ailora.recipes.data.labels import Labels
+from ailora.weights.base_weight import all_finite
 from ailora.weights.quantized import keep_4bit_unpacked
+
+ModelT = TypeVar("ModelT", bound=PreTrainedModel | PeftModel)
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
@@ -77,6 +82,24 @@ def load_language_model(
     model.config.pad_token_id = tokenizer.pad_token_id
     if model.generation_config is not None:
         model.generation_config.pad_token_id = tokenizer.pad_token_id
+    return model
+
+
+def validate_finite(model: ModelT, folder: Path) -> ModelT:
+    """Refuse a trained model of which nothing can be said: its outputs would not be numbers.
+
+    Args:
+        model: a model, of which all is trained, or one with an adapter.
+        folder: that it was loaded from.
+
+    Raises:
+        InputError: a tensor that was read from the folder is not finite.
+    """
+    adapted = isinstance(model, PeftModel)
+    trained = get_peft_model_state_dict(model, save_embedding_layers=False) if adapted else model.state_dict()
+    for name, tensor in trained.items():
+        if tensor.is_floating_point() and not all_finite(tensor):
+            raise InputError(f"{folder}: {name} holds NaN or infinite entries: its training diverged, train it again")
     return model
 
 

@@ -9,6 +9,7 @@ from typing import TypeVar
 
 import pandas as pd
 
+from ailora.atomic_io import restore_non_finite
 from ailora.errors import InputError
 from ailora.formatting import pluralize
 from ailora.plain_data import parse_json, read_json_object, split_json_lines
@@ -75,7 +76,7 @@ def read_run(folder: Path, name: str) -> Run:
         config=config if isinstance(config, dict) else {},
         result=result or {},
         history=[record for record in history if isinstance(record, dict)],
-        log=_read_json_lines(files.log, notes),
+        log=restore_non_finite(_read_json_lines(files.log, notes)),
         samples=_read_json_lines(files.samples, notes),
         notes=notes,
     )

@@ -205,9 +205,12 @@ def _identity(config: RunConfig) -> dict[str, Any]:
     """Convert a configuration to the form that keys of trials are hashes of.
 
     Keys are stored in databases: the form of a given configuration must never change, or trials that have finished
-    would run again. A field that leaves the configuration stays here with its default.
+    would run again. A field that leaves the configuration stays here with its default; one that comes is left out
+    where it has its default.
     """
     identity = config.model_dump()
     if "rank" in identity["adapter"]:
         identity["adapter"]["layer_replication"] = None
+    if identity["on_nonfinite"] == "stop":
+        del identity["on_nonfinite"]
     return identity

@@ -188,6 +188,20 @@ def tensors_by_name(model: nn.Module) -> dict[str, Tensor]:
     return dict(named)
 
 
+def validate_dora_rows(weight: Float[Tensor, "out in_"], name: str) -> None:
+    """Refuse rows that a DoRA would divide by their norm of zero: its outputs would not be numbers from the start.
+
+    Raises:
+        ModelError: how many rows of how many are zero.
+    """
+    zero = int((~weight.any(dim=1)).sum())
+    if zero:
+        raise ModelError(
+            f"{name}: {zero} of {len(weight)} rows are zero, which dora divides by their norm: leave the module out "
+            "(modules, roles), or train without dora"
+        )
+
+
 def validate_matrix(weight: Tensor, shape: tuple[int, ...] | None, what: str) -> None:
     """Refuse what is no finite matrix of a shape.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import pydantic
 from transformers import TrainingArguments
@@ -125,6 +125,7 @@ class RunConfig(Section, frozen=True):
         adapter: what is trained.
         data: what it is trained on.
         training: any field of the recipe's training arguments.
+        on_nonfinite: whether training stops at the first step whose loss or gradient is not finite.
         output: the run's folder.
     """
 
@@ -143,6 +144,7 @@ class RunConfig(Section, frozen=True):
     adapter: AdapterConfig = AdapterConfig()
     data: DataSource
     training: dict[str, Any] = field("fields of the recipe's training arguments", {})
+    on_nonfinite: Literal["stop", "continue"] = field("stop or continue", "stop")
     output: Text = field("a folder")
 
     @property

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import DataCollatorForSeq2Seq, GenerationConfig, PreTrainedTokenizerBase
 
-from ailora.atomic_io import write_text
+from ailora.atomic_io import format_json, write_text
 from ailora.recipes.config.language_config import EvaluationConfig
 from ailora.recipes.data.classification_rows import sample_indices
 from ailora.recipes.data.language_rows import Row, Rows
@@ -127,4 +126,4 @@ def measure_forgetting(
 
 def write_samples(file: Path, samples: Iterable[dict[str, Any]]) -> None:
     """Write generated texts, an object a line."""
-    write_text(file, "".join(json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples))
+    write_text(file, "".join(format_json(sample, ascii_only=False) + "\n" for sample in samples))

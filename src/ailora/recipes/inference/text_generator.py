@@ -21,7 +21,7 @@ from ailora.recipes.evaluation.text_generation import generate, generation_confi
 from ailora.recipes.language_model import LanguageRecipe
 from ailora.recipes.recipe import Model
 from ailora.recipes.registry import load_run
-from ailora.recipes.task_models import load_language_model, load_tokenizer
+from ailora.recipes.task_models import load_language_model, load_tokenizer, validate_finite
 
 _BATCH_SIZE = 8
 
@@ -92,4 +92,5 @@ def _load_adapter(folder: Path, base: str | None) -> tuple[Model, Tokenization]:
         adapted = PeftModel.from_pretrained(model, folder)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
         raise InputError(f"cannot load the adapter {folder} on {named}: {error}") from error
+    validate_finite(adapted, folder)
     return adapted.to(torch.accelerator.current_accelerator() or "cpu"), Tokenization(tokenizer)

@@ -19,6 +19,7 @@ from ailora.recipes.config.sections import RunConfig
 from ailora.recipes.evaluation.predictions import validate_output_suffix, write_frame
 from ailora.recipes.recipe import Model, Recipe
 from ailora.recipes.run_folder import RunFolder
+from ailora.recipes.task_models import validate_finite
 
 
 @dataclass(frozen=True)
@@ -84,14 +85,15 @@ class TrainedRun:
         written = folder.model if whole else folder.adapter
         _validate_written(folder, written, prefix="" if whole else "adapter_")
         if whole:
-            return self.recipe.load_model(str(written))
+            return validate_finite(self.recipe.load_model(str(written)), written)
         base = self.recipe.load_model(resolve_model(config.model))
         try:
-            return PeftModel.from_pretrained(base, written)
+            adapted = PeftModel.from_pretrained(base, written)
         except (SafetensorError, json.JSONDecodeError) as error:
             raise InputError(f"cannot load the adapter {written} ({error}): {folder.rewriting}") from error
         except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
             raise InputError(f"cannot load the adapter {written}: {error}") from error
+        return validate_finite(adapted, written)
 
 
 def _validate_written(folder: RunFolder, written: Path, *, prefix: str) -> None:

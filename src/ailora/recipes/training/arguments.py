@@ -151,6 +151,8 @@ def build_arguments(config: RunConfig, output_dir: Path) -> TrainingArguments:
         use_cpu=not accelerator,
         ddp_broadcast_buffers=False,
         label_names=["labels"],
+        # It would log the mean of the losses before in the place of one that is not finite.
+        logging_nan_inf_filter=False,
     )
     if arguments.fsdp:
         validate_sharding(arguments)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping
 
@@ -11,6 +10,7 @@ from tqdm.auto import tqdm
 from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import has_length
 
+from ailora.atomic_io import format_json
 from ailora.distributed import wait_for_everyone
 from ailora.recipes.run_folder import RunFolder
 
@@ -116,4 +116,4 @@ def _logged(record: dict[str, float]) -> dict[str, float]:
 
 
 def _line(record: dict[str, float]) -> str:
-    return json.dumps(record) + "\n"
+    return format_json(record) + "\n"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,9 +42,9 @@ def summarize_run(config: RunConfig, trained: TrainResult) -> dict[str, Any]:
         for record in trainer.state.log_history
         if "eval_loss" in record
     ]
-    best: dict[str, Any] = {"loss": min(history, key=lambda record: record["loss"], default=None)}
+    best = {"loss": _best(history, "loss", sign=1)}
     for deciding in config.metrics[:1]:
-        best[deciding] = max(history, key=lambda record: record[deciding], default=None)
+        best[deciding] = _best(history, deciding, sign=-1)
     parameters = list(trainer.model.parameters()) if trainer.model else []
     plan = get_adapter_origin(trainer.model).plan
     return {
@@ -59,6 +61,11 @@ def summarize_run(config: RunConfig, trained: TrainResult) -> dict[str, Any]:
         "train_seconds": trained.train_seconds,
         "peak_memory_bytes": _peak_memory(),
     }
+
+
+def _best(history: Sequence[dict[str, Any]], name: str, *, sign: int) -> dict[str, Any] | None:
+    """Return the evaluation with the smallest value times the sign; one that is not a number is never before others."""
+    return min(history, key=lambda record: (math.isnan(record[name]), sign * record[name]), default=None)
 
 
 def write_result(folder: RunFolder, result: dict[str, Any]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import Trainer
 
 from ailora.optim.param_groups import parse_multipliers, split_param_groups
@@ -27,7 +27,14 @@ class AdapterTrainer(Trainer):
 
     def __init__(self, *, adapter: AdapterConfig, **arguments: Any) -> None:
         self.adapter = adapter
+        #: Sum of the losses of batches, until somebody sets it back.
+        self.step_loss = torch.zeros(())
         super().__init__(**arguments)
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        loss = super().training_step(*args, **kwargs)
+        self.step_loss = self.step_loss.to(loss.device) + loss
+        return loss
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         names = super().get_decay_parameter_names(model)

@@ -14,15 +14,15 @@ from ailora.lora.inject import has_ailora_adapter
 from ailora.recipes.baselines.adapter_origin import get_adapter_origin
 from ailora.recipes.baselines.base_conversion import save_converted
 from ailora.recipes.config.schema import RunConfig
-from ailora.recipes.model_card import make_model_card
 from ailora.recipes.run_folder import RunFolder
 from ailora.weights.dtensor import any_dtensor
 
 
-def save_model(config: RunConfig, trainer: Trainer, result: dict[str, Any]) -> None:
-    """Write `adapter/` with its card, or of a model without one `model/`. All processes take part.
+def save_model(config: RunConfig, trainer: Trainer) -> Path:
+    """Write `adapter/`, or of a model without one `model/`. All processes take part.
 
-    The bytes of its safetensors files go into the result, as `adapter_bytes`.
+    Returns:
+        The folder that is written.
     """
     folder = RunFolder(config.output)
     model: Any = trainer.model
@@ -37,8 +37,6 @@ def save_model(config: RunConfig, trainer: Trainer, result: dict[str, Any]) -> N
                 save_converted(model, path, folder.initial)
             else:
                 model.save_pretrained(str(path))
-        if is_main():
-            make_model_card(config, result).save(path / "README.md")
 
     def write_model(path: Path) -> None:
         state = trainer.accelerator.get_state_dict(model) if sharded else None
@@ -49,4 +47,9 @@ def save_model(config: RunConfig, trainer: Trainer, result: dict[str, Any]) -> N
     target = folder.adapter if with_adapter else folder.model
     folder.write_folder(target, write_adapter if with_adapter else write_model)
     wait_for_everyone()
-    result["adapter_bytes"] = sum(file.stat().st_size for file in target.glob("*.safetensors"))
+    return target
+
+
+def safetensors_bytes(folder: Path) -> int:
+    """Bytes of the safetensors files of a folder."""
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))

@@ -16,6 +16,7 @@ from ailora.recipes.config.sections import RunConfig
 from ailora.recipes.recipe import Model, Recipe
 from ailora.recipes.run_folder import RunFolder
 from ailora.recipes.training.callbacks import ProgressBar, RunLog
+from ailora.recipes.training.divergence import DivergenceCheck
 from ailora.recipes.training.results import TrainResult
 from ailora.recipes.training.trainer_checkpoints import train_seconds
 
@@ -46,7 +47,9 @@ def train(
         trainer.remove_callback(ProgressCallback)
         trainer.add_callback(ProgressBar)
     log = RunLog(folder, seconds_before)
-    for callback in (log, *callbacks):
+    # After the log, which decides what is saved.
+    guards = [DivergenceCheck(trainer, folder)] if recipe.config.on_nonfinite == "stop" else []
+    for callback in (log, *guards, *callbacks):
         trainer.add_callback(callback)
     if final_state:
         trainer.state = final_state
