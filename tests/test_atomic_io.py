@@ -5,12 +5,15 @@ from __future__ import annotations
 import ast
 import json
 import math
+import os
+import stat
 from pathlib import Path
 
 import pytest
 import torch
 
 from ailora.atomic_io import (
+    append_text,
     format_json,
     replacing_file,
     replacing_folder,
@@ -40,7 +43,7 @@ def test_a_failure_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
 
 
 def test_what_a_kill_left_is_taken_again(tmp_path: Path) -> None:
-    (tmp_path / ".a.txt.partial").write_text("of an attempt that was killed, and longer than what comes")
+    (tmp_path / ".a.txt.ailora-partial").write_text("of an attempt that was killed, and longer than what comes")
     write_text(tmp_path / "a.txt", "new")
     assert (tmp_path / "a.txt").read_text() == "new"
     assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
@@ -67,9 +70,9 @@ def test_a_folder_is_replaced_when_it_is_complete(tmp_path: Path) -> None:
 def test_an_exchange_of_folders_that_a_kill_cut_in_two_is_undone(tmp_path: Path) -> None:
     folder = tmp_path / "out"
     fill(folder, "old")
-    folder.rename(tmp_path / ".out.old")
-    (tmp_path / ".out.partial").mkdir()
-    (tmp_path / ".out.partial" / "b.txt").write_text("of an attempt that was killed")
+    folder.rename(tmp_path / ".out.ailora-old")
+    (tmp_path / ".out.ailora-partial").mkdir()
+    (tmp_path / ".out.ailora-partial" / "b.txt").write_text("of an attempt that was killed")
     with pytest.raises(RuntimeError, match="half way"):
         fill(folder, "ne", fails=True)
     assert [(p.name, p.read_text()) for p in folder.iterdir()] == [("a.txt", "old")]
@@ -82,6 +85,46 @@ def test_one_process_at_a_time_fills_a_folder(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=r"another process is writing to .*out"):
             fill(tmp_path / "out", "second")
     assert (tmp_path / "out" / "a.txt").read_text() == "first"
+
+
+def test_one_process_at_a_time_writes_a_file(tmp_path: Path) -> None:
+    with replacing_file(tmp_path / "a.txt") as stream:
+        stream.write(b"first")
+        with pytest.raises(InputError, match=r"another process is writing to .*a\.txt"):
+            write_text(tmp_path / "a.txt", "second")
+    assert (tmp_path / "a.txt").read_text() == "first"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_links_are_replaced_or_refused_and_never_followed(tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.mkdir()
+    (victim / "keep.txt").write_text("mine")
+    for name in ("a.txt", ".a.txt.ailora-partial"):
+        (tmp_path / name).symlink_to(victim / "keep.txt")
+    write_text(tmp_path / "a.txt", "new")
+    (tmp_path / ".out.ailora-partial").symlink_to(victim)
+    fill(tmp_path / "out", "new")
+    (tmp_path / "link").symlink_to(victim)
+    (tmp_path / "log").symlink_to(victim / "keep.txt")
+    for write in (lambda: fill(tmp_path / "link", "new"), lambda: append_text(tmp_path / "log", "new")):
+        with pytest.raises(InputError, match="is a link: what it leads to is not written to"):
+            write()
+    assert {file.name: file.read_text() for file in victim.iterdir()} == {"keep.txt": "mine"}
+    assert (tmp_path / "a.txt").read_text() == (tmp_path / "out" / "a.txt").read_text() == "new"
+    assert not (tmp_path / "a.txt").is_symlink()
+
+
+def test_files_that_a_library_kept_for_one_user_follow_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        with replacing_folder(tmp_path / "out") as partial:
+            (partial / "deep").mkdir()
+            (partial / "deep" / "a").touch(mode=0o600)
+    finally:
+        os.umask(before)
+    modes = [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("out", "out/deep", "out/deep/a")]
+    assert modes == [0o750, 0o750, 0o640]
 
 
 @pytest.mark.parametrize("entries", [1, 3, 7, 100])

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+import stat
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -17,30 +20,114 @@ from ailora.errors import InputError
 
 #: Names of numbers that JSON has no word for, as JavaScript and protobuf call them.
 _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+if sys.platform != "win32":
+    import fcntl
 
 
 @contextmanager
 def replacing_file(file: Path) -> Iterator[BinaryIO]:
     """Open a stream whose content takes the place of `file` when the body ends, and is lost when it fails.
 
-    One process at a time may write a file. What a kill leaves has a name that the next attempt takes again.
+    One process at a time writes a file. What a kill leaves has a name that the next attempt takes again. A link at
+    `file` is replaced, not followed.
 
     Yields:
         The stream of a temporary file beside `file`.
+
+    Raises:
+        InputError: Another process is writing the file.
     """
     temporary = _beside(file, "partial")
-    try:
-        # Not through a link that someone has put there.
-        temporary.unlink(missing_ok=True)
-        with temporary.open("xb") as stream:
+    with _create_locked(temporary, file) as stream:
+        try:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
-        temporary.replace(file)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+            temporary.replace(file)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
     sync_folder(file.parent)
+
+
+def _create_locked(temporary: Path, file: Path) -> BinaryIO:
+    """Create a temporary file that this process holds; one that a killed process left is removed."""
+    while True:
+        try:
+            stream = temporary.open("xb")
+        except FileExistsError:
+            _remove_leftover(temporary, file)
+            continue
+        if not _lock(stream):
+            stream.close()
+            raise _busy(file)
+        if _is_at(stream, temporary):
+            return stream
+        stream.close()  # another process took it for a leftover before it was locked
+
+
+def _remove_leftover(temporary: Path, file: Path) -> None:
+    if temporary.is_symlink():
+        temporary.unlink(missing_ok=True)
+        return
+    with suppress(FileNotFoundError), open(temporary, "rb", opener=refuse_link) as leftover:
+        if not _lock(leftover):
+            raise _busy(file)
+        # Its writer may have renamed it since, and begun another one.
+        if _is_at(leftover, temporary):
+            temporary.unlink(missing_ok=True)
+
+
+def _is_at(stream: BinaryIO, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(stream.fileno()), path.lstat())
+    except FileNotFoundError:
+        return False
+
+
+def _lock(stream: BinaryIO) -> bool:
+    """Lock a file until it is closed, where the system can; False if another process holds it."""
+    if sys.platform != "win32":
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError:  # a file system without locks
+            return True
+    return True
+
+
+def _busy(path: Path) -> InputError:
+    return InputError(f"another process is writing to {path}")
+
+
+def refuse_link(path: str, flags: int) -> int:
+    """Open a file for `open(..., opener=refuse_link)`, unless a link stands in its place.
+
+    Raises:
+        InputError: It is a link.
+    """
+    try:
+        return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise link_error(Path(path)) from None
+        raise
+
+
+def link_error(path: Path) -> InputError:
+    """Return the error for a link in the place of something that is to be written."""
+    return InputError(f"{path} is a link: what it leads to is not written to; remove the link or choose another place")
+
+
+def append_text(file: Path, text: str) -> None:
+    """Append a text to a file, in UTF-8.
+
+    Raises:
+        InputError: The file is a link.
+    """
+    with open(file, "a", encoding="utf-8", opener=refuse_link) as stream:
+        stream.write(text)
 
 
 def write_bytes(file: Path, content: bytes) -> None:
@@ -113,9 +200,13 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
         The new folder beside `folder`, empty but for a lock.
 
     Raises:
-        InputError: Another process is writing to the folder.
+        InputError: Another process is writing to the folder, or it is a link.
     """
+    if folder.is_symlink():
+        raise link_error(folder)
     partial, old = _beside(folder, "partial"), _beside(folder, "old")
+    if partial.is_symlink():
+        partial.unlink()
     partial.mkdir(parents=True, exist_ok=True)
     lock = partial / ".lock"
     with holding(lock, folder):
@@ -126,6 +217,7 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
         try:
             yield partial
             lock.unlink()
+            grant_umask(partial.rglob("*"))
             for file in partial.rglob("*"):
                 if file.is_file():
                     _sync(file)
@@ -161,15 +253,30 @@ def holding(lock: Path, folder: Path, *, timeout_s: float = 0.0) -> Iterator[Non
     Raises:
         InputError: Another process holds it longer than the timeout.
     """
+    if lock.is_symlink():
+        raise link_error(lock)
     held = FileLock(lock)
     try:
         held.acquire(timeout=timeout_s)
     except Timeout:
-        raise InputError(f"another process is writing to {folder}") from None
+        raise _busy(folder) from None
     try:
         yield
     finally:
         held.release()
+
+
+def grant_umask(files: Iterable[Path]) -> None:
+    """Give files of ours the permissions that the umask allows: libraries write theirs for one user alone."""
+    # Read by setting a strict one for a moment: what another thread makes meanwhile is never too open.
+    umask = os.umask(0o077)
+    os.umask(umask)
+    for file in files:
+        mode = file.lstat().st_mode
+        granted = stat.S_IMODE(mode) | (0o666 & ~umask)
+        if stat.S_ISREG(mode) and granted != stat.S_IMODE(mode):
+            with suppress(PermissionError):  # of another user
+                file.chmod(granted)
 
 
 def sync_folder(folder: Path) -> None:
@@ -179,7 +286,8 @@ def sync_folder(folder: Path) -> None:
 
 
 def _beside(path: Path, kind: str) -> Path:
-    return path.with_name(f".{path.name}.{kind}")
+    """Return a name of ours beside a path, which says that what carries it may be removed."""
+    return path.with_name(f".{path.name}.ailora-{kind}")
 
 
 def _sync(path: Path) -> None:

@@ -453,7 +453,7 @@ def test_links_in_the_folder_are_not_followed(tmp_path: Path) -> None:
     victim.mkdir()
     (victim / "keep.json").write_text("mine")
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / ".adapter_config.json.partial").symlink_to(victim / "keep.json")
+    (tmp_path / "out" / ".adapter_config.json.ailora-partial").symlink_to(victim / "keep.json")
     init(base, tmp_path / "out", rank=4, force=True)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / ".ailora").symlink_to(victim)
