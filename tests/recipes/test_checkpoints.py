@@ -13,16 +13,20 @@ import ailora
 from ailora.recipes.training.trainer_checkpoints import (
     complete_checkpoints,
     mark_complete,
-    newest_checkpoint,
     train_seconds,
 )
+from ailora.recipes.training.trainer_checkpoints import newest_checkpoint as newest_of
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    return newest_of(folder, is_ours=lambda _: True)
 
 
 def make(folder: Path, *steps: int) -> list[Path]:
     made = [folder / f"checkpoint-{step}" for step in steps]
-    for checkpoint in made:
+    for step, checkpoint in zip(steps, made, strict=True):
         checkpoint.mkdir(parents=True)
-        (checkpoint / "trainer_state.json").write_text('{"global_step": 1, "max_steps": 100}')
+        (checkpoint / "trainer_state.json").write_text(json.dumps({"global_step": step, "max_steps": 100}))
         (checkpoint / "README.md").touch()
         save_file({"a": torch.ones(64)}, checkpoint / "adapter_model.safetensors")
         for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
@@ -31,12 +35,14 @@ def make(folder: Path, *steps: int) -> list[Path]:
     return made
 
 
-def test_the_newest_complete_checkpoint_is_taken_and_half_written_ones_go(tmp_path: Path) -> None:
-    older, newer, half = make(tmp_path, 9, 10, 11)
-    (half / "complete.json").unlink()
+def test_the_newest_complete_checkpoint_is_taken_and_half_written_ones_of_ours_go(tmp_path: Path) -> None:
+    older, newer, half, foreign = make(tmp_path, 9, 10, 11, 12)
+    for begun in (half, foreign):
+        (begun / "complete.json").unlink()
     (newer / "README.md").write_text("a card may be changed")
-    assert newest_checkpoint(tmp_path) == newer
+    assert newest_of(tmp_path, is_ours=half.__eq__) == newer
     assert not half.exists()
+    assert len([*foreign.iterdir()]) == 6
     assert complete_checkpoints(tmp_path) == [newer, older]
     assert train_seconds(newer) == 2.5
     assert newest_checkpoint(tmp_path / "none") is None
@@ -63,16 +69,21 @@ def test_damaged_files_are_named_with_the_way_out(tmp_path: Path, name: str, how
     assert file.exists() == (how != "gone")
 
 
-def test_one_changed_byte_of_an_optimizers_state_is_seen(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["optimizer.pt", "adapter_model.safetensors", "trainer_state.json"])
+def test_one_changed_bit_is_seen(tmp_path: Path, name: str) -> None:
     (checkpoint,) = make(tmp_path, 5)
-    file = checkpoint / "optimizer.pt"
-    ones = torch.ones(4).numpy().tobytes()
-    file.write_bytes(file.read_bytes().replace(ones, b"\1" + ones[1:], 1))
-    with pytest.raises(ailora.InputError, match=r"optimizer\.pt is damaged .* to train from the start$"):
+    content = bytearray((checkpoint / name).read_bytes())
+    content[-3] ^= 1
+    (checkpoint / name).write_bytes(content)
+    with pytest.raises(ailora.InputError, match=rf"{name} is damaged .* to train from the start$"):
         newest_checkpoint(tmp_path)
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "{}", "\udcff"])
+MARKS = ["", "{", "[]", "{}", "\udcff", "[" * 10_000, '{"train_seconds": NaN}', f'{{"train_seconds": {"1" * 5000}}}']
+FILES = ["null", "[]", '{"a": null}', '{"a": {"bytes": "1"}}', '{"\\ud83d": 1}']
+
+
+@pytest.mark.parametrize("content", [*MARKS, *(f'{{"train_seconds": 1, "files": {files}}}' for files in FILES)])
 def test_a_damaged_mark_is_named(tmp_path: Path, content: str) -> None:
     (checkpoint,) = make(tmp_path, 5)
     (checkpoint / "complete.json").write_text(content, errors="surrogateescape")
@@ -81,7 +92,13 @@ def test_a_damaged_mark_is_named(tmp_path: Path, content: str) -> None:
             look()
 
 
-def test_marks_of_earlier_versions_are_read(tmp_path: Path) -> None:
+@pytest.mark.parametrize("with_sizes", [True, False])
+def test_marks_of_earlier_versions_are_read(tmp_path: Path, with_sizes: bool) -> None:
     (checkpoint,) = make(tmp_path, 5)
-    (checkpoint / "complete.json").write_text(json.dumps({"train_seconds": 1}))
+    files = {"files": {name: (checkpoint / name).stat().st_size for name in NAMES}} if with_sizes else {}
+    (checkpoint / "complete.json").write_text(json.dumps({"train_seconds": 1, **files}))
     assert newest_checkpoint(tmp_path) == checkpoint
+    for state in ("{}", '{"global_step": 100, "max_steps": 100}', '{"global_step": 5, "max_steps": 0}'):
+        (checkpoint / "trainer_state.json").write_text(state)
+        with pytest.raises(ailora.InputError, match=r"trainer_state\.json is damaged"):
+            newest_checkpoint(tmp_path)

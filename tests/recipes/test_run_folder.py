@@ -136,6 +136,107 @@ def test_a_file_of_the_users_named_failed_is_no_run(config: dict[str, Any], tmp_
     assert (tmp_path / "run" / "failed.txt").read_text() == "mine"
 
 
+def claim(config: dict[str, Any], *overrides: str) -> RunFolder:
+    """Claim a run's folder, and let go of it."""
+    loaded = load_config(config, [*SMALL, *overrides])
+    folder = RunFolder(loaded.output)
+    with folder.claimed(loaded):
+        pass
+    return folder
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    files = (file for file in folder.rglob("*") if file.is_file() and ".ailora" not in file.parts)
+    return {str(file.relative_to(folder)): file.read_bytes() for file in files}
+
+
+@pytest.mark.parametrize("marked", ["", '{"train_seconds": 1}'])
+def test_checkpoints_behind_a_link_are_left_alone(config: dict[str, Any], tmp_path: Path, marked: str) -> None:
+    theirs = tmp_path / "theirs" / "checkpoint-500"
+    theirs.mkdir(parents=True)
+    (theirs / "model.safetensors").write_text("theirs")
+    if marked:
+        (theirs / "complete.json").write_text(marked)
+    folder = claim(config)
+    folder.checkpoints.symlink_to(tmp_path / "theirs")
+    with pytest.raises(ailora.InputError, match="checkpoints is a link: what it leads to is not written to"):
+        run(config)
+    folder.checkpoints.unlink()
+    folder.checkpoints.mkdir()
+    (folder.checkpoints / "checkpoint-500").symlink_to(theirs)
+    with pytest.raises(ailora.InputError, match=r"checkpoint-500 is a link|checkpoints was not written by this"):
+        run(config)
+    assert (theirs / "model.safetensors").read_text() == "theirs"
+
+
+def test_checkpoints_of_another_trainer_are_never_removed(config: dict[str, Any]) -> None:
+    folder = claim(config)
+    theirs = folder.checkpoints / "checkpoint-5"
+    theirs.mkdir(parents=True)
+    (theirs / "model.safetensors").write_text("theirs")
+    for attempt in (lambda: run(config), lambda: folder.begin_checkpoint(5, rotates=False)):
+        with pytest.raises(ailora.InputError, match="checkpoint-5 was not written by this"):
+            attempt()
+    folder.begin_checkpoint(9, rotates=False)
+    with pytest.raises(ailora.InputError, match="checkpoint-5 was not written by this run"):
+        folder.begin_checkpoint(10, rotates=True)
+    (folder.checkpoints / "checkpoint-9").mkdir()
+    assert folder.newest_checkpoint() is None
+    assert [path.name for path in folder.checkpoints.iterdir()] == ["checkpoint-5"]
+    assert (theirs / "model.safetensors").read_text() == "theirs"
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["adapter", "model", "log.jsonl", "predictions.parquet", "samples.jsonl", "ailora.json", ".initial", "failed.txt"],
+)
+@pytest.mark.parametrize("kind", ["link", "dangling", "foreign"])
+def test_what_lies_in_the_place_of_an_output_is_refused_before_training(
+    config: dict[str, Any], tmp_path: Path, name: str, kind: str
+) -> None:
+    folder = claim(config)
+    place = folder.path / name
+    target = {"link": tmp_path / "theirs", "dangling": tmp_path / "none", "foreign": place}[kind]
+    if kind != "dangling":
+        target.mkdir()
+        (target / "notes.txt").write_text("theirs")
+    if kind != "foreign":
+        place.symlink_to(target)
+    before = contents(tmp_path)
+    with pytest.raises(ailora.InputError, match=rf"{name} (was not written by this command|is a link)"):
+        claim(config)
+    assert contents(tmp_path) == before
+    assert place.is_symlink() == (kind != "foreign")
+
+
+def test_a_configuration_of_the_users_is_not_replaced(config: dict[str, Any], tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for name in ("config.yaml", "failed.txt"):
+        (folder / name).write_text("mine: 1\n")
+    before = contents(folder)
+    with pytest.raises(ailora.InputError, match=r"config\.yaml"):
+        run(config)
+    assert contents(folder) == before
+    (folder / "config.yaml").unlink()
+    (folder / "config.yaml").symlink_to(tmp_path / "nowhere.yaml")
+    (folder / "failed.txt").unlink()
+    with pytest.raises(ailora.InputError, match="holds no run"):
+        run(config)
+    assert not (tmp_path / "nowhere.yaml").exists()
+
+
+def test_a_run_of_a_version_without_a_manifest_is_continued(config: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        fail_at_step(patch, 7)
+        with pytest.raises(RuntimeError, match="out of memory"):
+            run(config)
+    (tmp_path / "run" / ".ailora" / "manifest.json").unlink()
+    mark = tmp_path / "run" / "checkpoints" / "checkpoint-5" / "complete.json"
+    mark.write_text(json.dumps({"train_seconds": json.loads(mark.read_text())["train_seconds"]}))
+    assert run(config)["steps"] == 8
+
+
 def test_after_a_damaged_checkpoint_the_one_before_gives_the_same_run(config: dict[str, Any], tmp_path: Path) -> None:
     result = run(config)
     folder = tmp_path / "run"

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from ailora.atomic_io import holding, write_json, write_text
+from ailora.atomic_io import holding, link_error, write_json, write_text
 from ailora.errors import InputError, ModelError
 from ailora.plain_data import read_json_object
 
@@ -39,7 +39,7 @@ def lock_folder(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if own.is_symlink():
-            raise InputError(f"{own} is a link: what it leads to is not written to")
+            raise link_error(own)
         if not force:
             validate_content(folder, content=content, marks=marks, hint="" if force is None else _FORCE_HINT)
         own.mkdir(exist_ok=True)
@@ -47,6 +47,69 @@ def lock_folder(
         raise InputError(f"cannot write to {folder}: {error.strerror or error}") from None
     with holding(own / "lock", folder, timeout_s=timeout_s):
         yield
+
+
+class Manifest:
+    """Names below a folder that a command writes, each noted before it is written: what is not noted is not ours.
+
+    Attributes:
+        is_new: Whether nothing was ever noted here.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._file = folder / OWN_NAME / "manifest.json"
+        noted = (_read_object(self._file) or {}).get("written")
+        self._names = {name for name in noted if isinstance(name, str)} if isinstance(noted, list) else set()
+        self.is_new = not self._file.exists()
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._names
+
+    def validate(self, *names: str) -> None:
+        """Refuse to write where something lies that was not noted.
+
+        Raises:
+            InputError: A link lies there or on the way, or something that we have not written.
+        """
+        validate_no_links(self._folder, names)
+        for name in names:
+            if name not in self and (self._folder / name).exists():
+                raise InputError(
+                    f"{self._folder / name} was not written by this command, which would replace it: move it away, or "
+                    "choose another folder"
+                )
+
+    def claim(self, *names: str) -> None:
+        """Note what is written next: paths below the folder, which exists.
+
+        Raises:
+            InputError: See `validate`.
+        """
+        self.validate(*names)
+        self.adopt(*names)
+
+    def adopt(self, *names: str) -> None:
+        """Note that what lies there is ours."""
+        if not self._names.issuperset(names):
+            self._names.update(names)
+            write_json(self._file, {"written": sorted(self._names)})
+
+    def remove(self) -> None:
+        """Forget all names."""
+        self._file.unlink(missing_ok=True)
+
+
+def validate_no_links(folder: Path, names: Iterable[str]) -> None:
+    """Refuse links in the place of what is to be written below a folder, or on the way to it.
+
+    Raises:
+        InputError: Names the link.
+    """
+    paths = [folder / name for name in names]
+    for path in sorted({folder, *paths}.union(*(path.parents for path in paths))):
+        if folder in path.parents and path.is_symlink():
+            raise link_error(path)
 
 
 def validate_content(folder: Path, *, content: str, marks: Iterable[str], hint: str = "") -> None:

@@ -59,12 +59,16 @@ def run(config: RunConfig, callbacks: Sequence[TrainerCallback] = ()) -> dict[st
     recipe.before_training(model)
     # Claimed only now: bad input leaves no folder behind.
     with folder.claimed(config):
+        # Another process may have finished it while this one waited.
+        if finished := folder.finished(config):
+            return finished
         trained = train(recipe, model, init_seconds=init_seconds, callbacks=callbacks)
         # Before anything is measured: what fails there does not take the trained model along.
         saved = save_model(config, trained.trainer)
         evaluation = _evaluate(recipe, trained, saved)
         result = evaluation.result | summarize_run(config, trained) | {"adapter_bytes": safetensors_bytes(saved)}
         if is_main():
+            folder.claim(folder.predictions, folder.samples, folder.result)
             if saved == folder.adapter:
                 write_text(saved / "README.md", str(make_model_card(config, result)))
             evaluation.write(folder)

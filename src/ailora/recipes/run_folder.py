@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ailora.atomic_io import replacing_folder, restore_non_finite, write_text
-from ailora.checkpoints.output_dir import describe_differences, lock_folder
+from ailora.checkpoints.output_dir import Manifest, describe_differences, lock_folder, validate_no_links
 from ailora.distributed import on_main, wait_for_everyone
 from ailora.errors import InputError
 from ailora.plain_data import read_json_object
@@ -71,19 +71,58 @@ class RunFolder:
                 yield
             except BaseException as error:
                 if not self._holds_work():
-                    with suppress(OSError):
+                    with suppress(OSError, InputError):
+                        self.claim(self.failed)
                         write_text(self.failed, f"ended before the first checkpoint: {type(error).__name__}: {error}\n")
                 raise
 
     def _begin(self, config: RunConfig) -> None:
-        """Make the folder this run's, or recognize it as such."""
-        if not self.config.is_file() or (self.failed.is_file() and not self._holds_work()):
+        """Make the folder this run's, or recognize it as such: what lies there and is not ours is refused."""
+        manifest = Manifest(self.path)
+        if not self.config.exists() or self._was_given_up(manifest):
+            manifest.validate(*self._outputs)
+            manifest.claim(self.config.name)
             # Full fine-tuning would leave the metadata of an adapter that was here.
             (self.path / METADATA_NAME).unlink(missing_ok=True)
             write_text(self.config, to_yaml(config))
         else:
             self._validate_same_run(config)
+            if manifest.is_new and self._holds_checkpoints():
+                # A run of a version without a manifest.
+                manifest.adopt(self.config.name, *self._outputs)
+            manifest.validate(*self._outputs)
+        self._validate_checkpoints(manifest)
+        # Made by the trainer itself, which writes nothing else into it.
+        manifest.adopt(self.checkpoints.name)
         self.failed.unlink(missing_ok=True)
+
+    def _was_given_up(self, manifest: Manifest) -> bool:
+        """Whether an error ended the run that was here before anything was worth keeping."""
+        ours = self.config.name in manifest and self.failed.name in manifest
+        return ours and self.failed.is_file() and not self._holds_work()
+
+    def _validate_checkpoints(self, manifest: Manifest) -> None:
+        """Refuse checkpoints of another trainer: ours would replace and rotate them away.
+
+        Raises:
+            InputError: Names one that is a link, or neither complete nor begun by this run.
+        """
+        checkpoints = trainer_checkpoints.numbered_checkpoints(self.checkpoints)
+        validate_no_links(self.checkpoints, (checkpoint.name for checkpoint in checkpoints))
+        for checkpoint in checkpoints:
+            if not trainer_checkpoints.is_complete(checkpoint) and self._name(checkpoint) not in manifest:
+                raise InputError(
+                    f"{checkpoint} was not written by this run, or only begun by an earlier version: move it away, or "
+                    "choose another output"
+                )
+
+    def _name(self, path: Path) -> str:
+        return path.relative_to(self.path).as_posix()
+
+    @property
+    def _outputs(self) -> tuple[str, ...]:
+        results = (self.adapter, self.model, self.predictions, self.samples, self.result)
+        return METADATA_NAME, *map(self._name, (self.checkpoints, self.log, *results, self.failed, self.initial))
 
     def _validate_same_run(self, config: RunConfig) -> None:
         if changes := describe_differences(config.model_dump(), self.read_config().model_dump()):
@@ -132,8 +171,37 @@ class RunFolder:
         return f"delete {self.result} and run `ailora train {self.config}` to write it anew from the last checkpoint"
 
     def newest_checkpoint(self) -> Path | None:
-        """As `trainer_checkpoints.newest_checkpoint`."""
-        return trainer_checkpoints.newest_checkpoint(self.checkpoints)
+        """Find the newest checkpoint that was written to its end. Newer ones that this run only began are removed.
+
+        Raises:
+            InputError: A file of it is missing or damaged.
+        """
+        manifest = Manifest(self.path)
+        return trainer_checkpoints.newest_checkpoint(
+            self.checkpoints, is_ours=lambda checkpoint: self._name(checkpoint) in manifest
+        )
+
+    def claim(self, *paths: Path) -> None:
+        """Note on the main process what it writes next.
+
+        Raises:
+            InputError: A link lies there, or something that this run has not written.
+        """
+        Manifest(self.path).claim(*map(self._name, paths))
+
+    def begin_checkpoint(self, step: int, *, rotates: bool) -> None:
+        """Note that the checkpoint of a step is written next: the next attempt removes it where a kill cuts it short.
+
+        Args:
+            step: The step.
+            rotates: Whether the trainer deletes older checkpoints.
+
+        Raises:
+            InputError: Another trainer has written one here meanwhile, which ours would replace or delete.
+        """
+        self.claim(self.checkpoints / f"checkpoint-{step}")
+        if rotates:
+            self._validate_checkpoints(Manifest(self.path))
 
     def mark_complete(self, step: int, train_seconds: float) -> None:
         """Say that the checkpoint of a step is written to its end."""
@@ -141,12 +209,19 @@ class RunFolder:
 
     def write_folder(self, target: Path, write: Callable[[Path], object]) -> None:
         """Replace a folder atomically. All processes take part in the writing."""
-        with on_main(replacing_folder(target)) as partial:
+        with on_main(self._replacing(target)) as partial:
             write(partial)
             wait_for_everyone()
 
+    @contextmanager
+    def _replacing(self, target: Path) -> Iterator[Path]:
+        self.claim(target)
+        with replacing_folder(target) as partial:
+            yield partial
+
     def _holds_work(self) -> bool:
         """Whether anything is here that a new start would lose."""
-        return bool(trainer_checkpoints.complete_checkpoints(self.checkpoints)) or any(
-            made.exists() for made in (self.adapter, self.model, self.result)
-        )
+        return self._holds_checkpoints() or any(made.exists() for made in (self.adapter, self.model, self.result))
+
+    def _holds_checkpoints(self) -> bool:
+        return bool(trainer_checkpoints.complete_checkpoints(self.checkpoints))

@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import has_length
 
-from ailora.atomic_io import format_json
+from ailora.atomic_io import append_text, format_json, write_text
 from ailora.distributed import wait_for_everyone
 from ailora.recipes.run_folder import RunFolder
 
@@ -37,7 +37,8 @@ class RunLog(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
         if state.is_world_process_zero:
-            self.folder.log.write_text("".join(map(_line, logged_steps(state))), encoding="utf-8")
+            self.folder.claim(self.folder.log)
+            write_text(self.folder.log, "".join(map(_line, logged_steps(state))))
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
@@ -57,8 +58,7 @@ class RunLog(TrainerCallback):
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
         record = state.log_history[-1]
         if "loss" in record and state.is_world_process_zero:
-            with self.folder.log.open("a", encoding="utf-8") as log:
-                log.write(_line(_logged(record)))
+            append_text(self.folder.log, _line(_logged(record)))
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
         # Each process writes its part of a checkpoint.

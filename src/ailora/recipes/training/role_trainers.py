@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import Trainer
 
+from ailora.distributed import raise_on_all_ranks
 from ailora.optim.param_groups import parse_multipliers, split_param_groups
 from ailora.plan import Form
 from ailora.recipes.baselines.adapter_origin import get_adapter_origin
 from ailora.recipes.config.schema import AdapterConfig
+from ailora.recipes.run_folder import RunFolder
 
 
 class AdapterTrainer(Trainer):
@@ -50,6 +53,14 @@ class AdapterTrainer(Trainer):
             plan = get_adapter_origin(adapted).plan
             optimizer.param_groups = split_param_groups(optimizer.param_groups, adapted, multipliers, plan=plan)
         return optimizer
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Note what the Trainer begins, before it writes: that alone may be removed after a kill."""
+        with raise_on_all_ranks():
+            if self.is_world_process_zero():
+                folder = RunFolder(Path(self.args.output_dir).parent)
+                folder.begin_checkpoint(self.state.global_step, rotates=bool(self.args.save_total_limit))
+        super()._save_checkpoint(model, trial)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """The Trainer logs the rate of the optimizer's first group: what is logged is the configured one."""

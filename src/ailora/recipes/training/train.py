@@ -10,6 +10,7 @@ from transformers import ProgressCallback, TrainerCallback, TrainerState
 
 from ailora.distributed import is_main, wait_for_everyone
 from ailora.lora.inject import get_metadata, has_ailora_adapter
+from ailora.plan import METADATA_NAME
 from ailora.recipes.baselines.adapter_origin import get_adapter_origin
 from ailora.recipes.baselines.base_conversion import validate_same_anchor, write_start
 from ailora.recipes.config.sections import RunConfig
@@ -62,6 +63,7 @@ def _keep_start(folder: RunFolder, model: Model, *, resumed: bool) -> None:
     """Write what says what the adapter is, or what is needed to save it."""
     if has_ailora_adapter(model):
         if is_main():
+            folder.claim(folder.path / METADATA_NAME)
             get_metadata(model).write(folder.path)
     elif isinstance(model, PeftModel) and get_adapter_origin(model).overwrites_base:
         # Other processes take over what the main one has.

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import shutil
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
+from pydantic import BaseModel, Field, ValidationError
 from safetensors import SafetensorError, safe_open
 
-from ailora.atomic_io import write_json
+from ailora.atomic_io import grant_umask, write_json
 from ailora.errors import InputError
 from ailora.plain_data import read_json, read_json_object
 
@@ -19,29 +22,50 @@ _NUMBERED = re.compile(r"checkpoint-(\d+)")
 #: What training reads again; others, as a model card, may well be changed by hand.
 _READ_AGAIN = (".json", ".safetensors", ".pt", ".pth", ".bin", ".distcp")
 
+Content = TypeVar("Content", bound=BaseModel)
+
 
 def mark_complete(checkpoint: Path, train_seconds: float) -> None:
-    """Say that a checkpoint is written to its end: `complete.json`, with the size of every file."""
-    sizes = {file.relative_to(checkpoint).as_posix(): file.stat().st_size for file in _files(checkpoint)}
-    write_json(checkpoint / _COMPLETE, {"train_seconds": train_seconds, "files": sizes})
+    """Say that a checkpoint is written to its end: `complete.json`, with size and digest of every file."""
+    files = _files(checkpoint)
+    grant_umask(files)
+    states = {file.relative_to(checkpoint).as_posix(): _FileState.of(file).model_dump() for file in files}
+    write_json(checkpoint / _COMPLETE, {"train_seconds": train_seconds, "files": states})
+
+
+def numbered_checkpoints(folder: Path) -> list[Path]:
+    """List the checkpoints in a folder, whoever wrote them, the newest first."""
+    named = [_NUMBERED.fullmatch(path.name) for path in folder.glob("checkpoint-*")]
+    matches = sorted((match for match in named if match), key=lambda match: int(match[1]), reverse=True)
+    return [folder / match[0] for match in matches]
+
+
+def is_complete(checkpoint: Path) -> bool:
+    """Return whether a checkpoint was written to its end."""
+    return (checkpoint / _COMPLETE).is_file()
 
 
 def complete_checkpoints(folder: Path) -> list[Path]:
     """The checkpoints that were written to their end, the newest first."""
-    return [checkpoint for checkpoint in _numbered(folder) if (checkpoint / _COMPLETE).is_file()]
+    return [checkpoint for checkpoint in numbered_checkpoints(folder) if is_complete(checkpoint)]
 
 
-def newest_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint that was written to its end; newer, half-written ones are removed.
+def newest_checkpoint(folder: Path, *, is_ours: Callable[[Path], bool]) -> Path | None:
+    """Find the newest checkpoint that was written to its end; newer, half-written ones of ours are removed.
+
+    Args:
+        folder: The folder of the checkpoints.
+        is_ours: Whether the run began a checkpoint.
 
     Raises:
-        InputError: a file of it is missing or damaged.
+        InputError: A file of it is missing or damaged.
     """
-    for checkpoint in _numbered(folder):
-        if (checkpoint / _COMPLETE).is_file():
+    for checkpoint in numbered_checkpoints(folder):
+        if is_complete(checkpoint):
             _check(checkpoint)
             return checkpoint
-        shutil.rmtree(checkpoint)
+        if is_ours(checkpoint):
+            shutil.rmtree(checkpoint)
     return None
 
 
@@ -51,13 +75,7 @@ def train_seconds(checkpoint: Path) -> float:
     Raises:
         InputError: `complete.json` is damaged.
     """
-    return _mark(checkpoint)["train_seconds"]
-
-
-def _numbered(folder: Path) -> list[Path]:
-    named = [_NUMBERED.fullmatch(path.name) for path in folder.glob("checkpoint-*")]
-    steps = sorted((int(match[1]) for match in named if match), reverse=True)
-    return [folder / f"checkpoint-{step}" for step in steps]
+    return _mark(checkpoint).train_seconds
 
 
 def _files(checkpoint: Path) -> list[Path]:
@@ -65,28 +83,70 @@ def _files(checkpoint: Path) -> list[Path]:
     return [file for file in files if file.name != _COMPLETE and not file.name.startswith(".")]
 
 
-def _mark(checkpoint: Path) -> dict[str, Any]:
-    file = checkpoint / _COMPLETE
+class _FileState(BaseModel):
+    """A file as it was written; versions before 0.1 noted no digest."""
+
+    bytes: int
+    sha256: str | None = None
+
+    @classmethod
+    def of(cls, file: Path) -> _FileState:
+        with file.open("rb") as stream:
+            return cls(bytes=file.stat().st_size, sha256=hashlib.file_digest(stream, "sha256").hexdigest())
+
+
+class _Mark(BaseModel):
+    """The content of `complete.json`; in the first versions without files, then with their sizes alone."""
+
+    train_seconds: float = Field(ge=0, allow_inf_nan=False)
+    files: dict[str, int | _FileState] = {}
+
+
+class _State(BaseModel):
+    """What says in `trainer_state.json` how far training is."""
+
+    global_step: int
+    max_steps: int
+
+
+def _mark(checkpoint: Path) -> _Mark:
+    return _read(checkpoint / _COMPLETE, _Mark)
+
+
+def _read(file: Path, kind: type[Content]) -> Content:
     try:
-        mark = read_json_object(file)
+        return kind.model_validate(read_json_object(file, allow_nan=True), strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise _damaged(file, f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
     except InputError as error:
         raise _damaged(file, str(error)) from None
-    if not isinstance(mark.get("train_seconds"), (int, float)):
-        raise _damaged(file, "it has no train_seconds")
-    return mark
 
 
 def _check(checkpoint: Path) -> None:
     """Missing files too: without an optimizer's state the Trainer would go on with a fresh one, in silence."""
-    for name, size in _mark(checkpoint).get("files", {}).items():
+    for name, state in _mark(checkpoint).files.items():
         file = checkpoint / name
         if not file.is_file():
             raise _damaged(file, "it is missing")
-        if (found := file.stat().st_size) != size:
-            raise _damaged(file, f"it has {found} bytes, {size} were written")
+        written = state if isinstance(state, _FileState) else _FileState(bytes=state)
+        if (size := file.stat().st_size) != written.bytes:
+            raise _damaged(file, f"it has {size} bytes, {written.bytes} were written")
+        if written.sha256 is not None and _FileState.of(file).sha256 != written.sha256:
+            raise _damaged(file, "its content is not what was written")
     for file in _files(checkpoint):
         if reason := _unreadable(file):
             raise _damaged(file, reason)
+    _check_state(checkpoint / "trainer_state.json")
+
+
+def _check_state(file: Path) -> None:
+    """Refuse a state of another step: the Trainer would take an empty one for the end of the training."""
+    if not file.is_file():
+        raise _damaged(file, "it is missing")
+    state, step = _read(file, _State), int(file.parent.name.removeprefix("checkpoint-"))
+    if state.global_step != step or state.max_steps < step:
+        raise _damaged(file, f"it is of step {state.global_step} of {state.max_steps}")
 
 
 def _unreadable(file: Path) -> str | None:
