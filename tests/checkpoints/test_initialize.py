@@ -434,8 +434,8 @@ def test_odd_models_and_folders_are_refused(tmp_path: Path) -> None:
     for model in (None, 0, b"x", [], "", "a\0b"):
         with pytest.raises(ailora.InputError, match="a model is a folder"):
             init(model, tmp_path / "none")  # type: ignore[arg-type]
-    for out in (None, 0, "", "a\0b"):
-        with pytest.raises(ailora.InputError, match="the folder to write is a path"):
+    for out in (None, 0, "", "a\0b", "x" * 5000, "\ud83d", "~nobody-of-that-name/x"):
+        with pytest.raises(ailora.InputError, match="the place to write to is a path"):
             init(base, out, rank=4)  # type: ignore[arg-type]
     for adapter in (None, 0, b"x"):
         with pytest.raises(ailora.InputError, match="an adapter is a folder"):
@@ -460,6 +460,39 @@ def test_links_in_the_folder_are_not_followed(tmp_path: Path) -> None:
     with pytest.raises(ailora.InputError, match="is a link: what it leads to is not written to"):
         init(base, tmp_path / "other", rank=4, force=True)
     assert {file.name: file.read_text() for file in victim.iterdir()} == {"keep.json": "mine"}
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_a_link_in_the_place_of_a_file_is_refused(tmp_path: Path, force: bool) -> None:
+    base, out, victim = saved("llama", tmp_path / "base"), tmp_path / "out", tmp_path / "keep"
+    victim.write_text("mine")
+    init(base, out, rank=4)
+    (out / "adapter_config.json").unlink()
+    (out / "adapter_config.json").symlink_to(victim)
+    with pytest.raises(ailora.InputError, match=r"adapter_config\.json is a link"):
+        init(base, out, rank=4, force=force)
+    (out / "adapter_config.json").unlink()
+    (out / ".ailora" / "pieces").symlink_to(tmp_path)
+    with pytest.raises(ailora.InputError, match=r"pieces is a link"):
+        init(base, out, rank=4, force=force)
+    assert victim.read_text() == "mine"
+
+
+def test_only_force_replaces_what_was_put_where_an_attempt_failed(tmp_path: Path) -> None:
+    base, out = saved("llama", tmp_path / "base"), tmp_path / "out"
+    with (
+        pytest.raises(ailora.ModelError),
+        OutputDir(out).acquire({"a": 1}, reads=[], writes=["a.bin"], force=False),
+    ):
+        raise ailora.ModelError("fails for good")
+    (out / "adapter_config.json").write_text("mine")
+    (out / "notes.txt").write_text("mine")
+    with pytest.raises(ailora.InputError, match=r"adapter_config\.json was not written by this command"):
+        init(base, out, rank=4)
+    assert (out / "adapter_config.json").read_text() == "mine"
+    init(base, out, rank=4, force=True)
+    assert (out / "adapter_config.json").read_text() != "mine"
+    assert (out / "notes.txt").read_text() == "mine"
 
 
 def test_a_piece_that_is_damaged_or_of_another_module_is_made_again(tmp_path: Path) -> None:

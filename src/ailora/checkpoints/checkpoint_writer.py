@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ailora.atomic_io import json_bytes, replacing_file, sync_folder, write_bytes
+from ailora.atomic_io import json_bytes, refuse_link, replacing_file, sync_folder, write_bytes
 from ailora.checkpoints.output_dir import OutputDir
 from ailora.errors import ModelError
 from ailora.safetensors_io import (
@@ -187,7 +187,8 @@ class _ShardWriter:
             self._bar.update(total)
             return
         done = self._finished_tensors()
-        with self._file.open("r+b" if done else "wb", buffering=0) as stream, ThreadPoolExecutor(1) as notes:
+        mode = "r+b" if done else "wb"
+        with open(self._file, mode, buffering=0, opener=refuse_link) as stream, ThreadPoolExecutor(1) as notes:
             reached = self._offset(done)
             stream.truncate(reached)
             stream.seek(reached)

@@ -6,7 +6,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ailora.atomic_io import holding, link_error, write_json, write_text
@@ -126,6 +126,37 @@ def validate_content(folder: Path, *, content: str, marks: Iterable[str], hint: 
         )
 
 
+def resolve_output_path(path: Path | str) -> Path:
+    """Return the path of something that will be written, with `~` expanded.
+
+    Raises:
+        InputError: It is no path that the system takes.
+    """
+    if not isinstance(path, str | Path) or not str(path):
+        raise InputError(f"the place to write to is a path, not {path!r}")
+    try:
+        resolved = Path(path).expanduser()
+        with suppress(FileNotFoundError, NotADirectoryError):
+            resolved.lstat()
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = (isinstance(error, OSError) and error.strerror) or error
+        raise InputError(f"the place to write to is a path, not {_shorten(str(path))}: {reason}") from None
+    return resolved
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Say where writing failed, and why.
+
+    Raises:
+        InputError: The system refuses to write, for want of space, permission or the like.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror or error}") from error
+
+
 def validate_inputs_outside(folder: Path, reads: Iterable[Path], writes: Iterable[str] = ()) -> None:
     """Refuse to write where something is read, also where links lead there.
 
@@ -175,9 +206,7 @@ class OutputDir:
     """
 
     def __init__(self, folder: Path | str) -> None:
-        if not isinstance(folder, str | Path) or not str(folder) or "\0" in str(folder):
-            raise InputError(f"the folder to write is a path, not {folder!r}")
-        self.folder = Path(folder).expanduser()
+        self.folder = resolve_output_path(folder)
         own = self.folder / OWN_NAME
         self.parts = own / "pieces"
         self.shards = own / "shards"
@@ -196,18 +225,21 @@ class OutputDir:
             request: Everything that decides the result, as plain data.
             reads: Files that are read; the result may not be written to where they are.
             writes: Names of the files that will be written, below the folder.
-            force: Remove files of these names, and what an earlier request wrote here.
+            force: Remove files of these names, whoever wrote them, and what an earlier request wrote here.
 
         Raises:
             InputError: Something that is read lies in the folder; it holds other files, the result of another request
                 or of one that was changed since, or the beginning of another request (the keys that differ are named);
-                another process writes to it; or writing fails while the body runs, for want of space or the like.
+                a link lies where something will be written; another process writes to it; or writing fails while the
+                body runs, for want of space or the like.
         """
         self._writes = sorted(writes)
         validate_inputs_outside(self.folder, reads, self._writes)
         marks = [str(mark.relative_to(self.folder)) for mark in (self._request, self._done)]
         with lock_folder(self.folder, content="output of this command", marks=marks, force=force):
             try:
+                own = [f"{OWN_NAME}/{folder.name}" for folder in (self.parts, self.shards)]
+                validate_no_links(self.folder, [*self._writes, *own])
                 for folder in (self.parts, self.shards):
                     folder.mkdir(exist_ok=True)
                 done = self._begin(json.loads(json.dumps(request)), force=force)
@@ -248,10 +280,19 @@ class OutputDir:
                 "repeat that one to complete it, choose another folder, or --force to replace it"
             )
         if started != request or self._done.is_file() or force:
+            self._claim(force=force)
             self._clear()
             write_json(self._request, request)
         self._failed.unlink(missing_ok=True)
         return False
+
+    def _claim(self, *, force: bool) -> None:
+        """Note what will be written; without `force`, refuse files that no request of ours has written or begun."""
+        manifest = Manifest(self.folder)
+        if force:
+            manifest.adopt(*self._writes)
+        else:
+            manifest.claim(*self._writes)
 
     def _is_result_of(self, request: Mapping[str, object]) -> bool:
         done = _read_object(self._done) or {}
@@ -282,6 +323,7 @@ class OutputDir:
         for folder in (self.parts, self.shards):
             shutil.rmtree(folder, ignore_errors=True)
         self._failed.unlink(missing_ok=True)
+        Manifest(self.folder).remove()
         self._request.unlink(missing_ok=True)
 
 

@@ -58,7 +58,7 @@ class AdapterTrainer(Trainer):
         """Note what the Trainer begins, before it writes: that alone may be removed after a kill."""
         with raise_on_all_ranks():
             if self.is_world_process_zero():
-                folder = RunFolder(Path(self.args.output_dir).parent)
+                folder = RunFolder(Path(str(self.args.output_dir)).parent)
                 folder.begin_checkpoint(self.state.global_step, rotates=bool(self.args.save_total_limit))
         super()._save_checkpoint(model, trial)
 
