@@ -56,6 +56,14 @@ def resolve_adapter_dir(path: Path | str) -> Path:
     raise InputError(f"{path} holds no adapter: no {ADAPTER_CONFIG_NAME} in it, nor in its folder adapter/")
 
 
+def is_folder(path: Path) -> bool:
+    """Return whether a folder is there; a name that no file can have names none."""
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):
+        return False
+
+
 def _is_file(path: Path) -> bool:
     """Return whether a file is there; a name that no file can have names none."""
     try:

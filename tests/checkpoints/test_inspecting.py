@@ -128,3 +128,20 @@ def test_rows_that_a_stock_trainer_filled_count(tmp_path: Path) -> None:
 def test_an_adapter_on_residual_weights_says_so(base: Path, tmp_path: Path) -> None:
     on_residual_weights(base, tmp_path)
     assert inspect(str(tmp_path))["on_residual_weights"] is True
+
+
+def test_unfinished_and_empty_folders_say_what_they_are(base: Path, adapter: Path, tmp_path: Path) -> None:
+    (tmp_path / "my run").mkdir()
+    (tmp_path / "my run" / "config.yaml").write_text("recipe: classification")
+    request = tmp_path / "merged" / ".ailora" / "request.json"
+    request.parent.mkdir(parents=True)
+    request.write_text("{}")
+    (tmp_path / "merged" / "config.json").write_text("{}")
+    (tmp_path / "notes").mkdir()
+    for name, message in (
+        ("my run", r"is a run that has not finished: `ailora train '.*/my run/config\.yaml'` continues it"),
+        ("merged", "is not finished: the command that began it completes it"),
+        ("notes", "is none of an adapter .*, a run .* and a model"),
+    ):
+        with pytest.raises(ailora.InputError, match=message):
+            inspect(str(tmp_path / name))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -226,6 +229,36 @@ def test_a_configuration_of_the_users_is_not_replaced(config: dict[str, Any], tm
     assert not (tmp_path / "nowhere.yaml").exists()
 
 
+@contextlib.contextmanager
+def full_disk(largest: int) -> Iterator[None]:
+    """Let no file of this process become larger, as on a disk without space."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (largest, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_full_disk_is_one_sentence_and_loses_nothing(config: dict[str, Any], tmp_path: Path) -> None:
+    with full_disk(12_000), pytest.raises(ailora.InputError, match=rf"cannot go on writing to {tmp_path / 'run'} \("):
+        run(config)
+    result = run(config)
+    assert result["steps"] == 8
+    inputs = pd.DataFrame({"sentence": ["a fine film"] * 2000})
+    inputs.to_csv(tmp_path / "in.csv", index=False)
+    with full_disk(10_000), pytest.raises(ailora.InputError, match=r"cannot write .*out\.csv: File too large"):
+        load_run(tmp_path / "run").predict(str(tmp_path / "in.csv"), tmp_path / "out.csv")
+    assert not (tmp_path / "out.csv").exists()
+    assert registry.run(load_config(config, SMALL)) == result
+
+
+@pytest.mark.parametrize("output", ["a\0b", "x" * 5000, "~nobody-of-that-name/run"])
+def test_an_output_that_no_folder_can_have_is_refused_early(config: dict[str, Any], output: str) -> None:
+    with pytest.raises(ailora.InputError, match="output: the place to write to is a path"):
+        load_config(config | {"output": output})
+
+
 def test_a_run_of_a_version_without_a_manifest_is_continued(config: dict[str, Any], tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         fail_at_step(patch, 7)
@@ -285,22 +318,28 @@ def test_missing_files_of_a_finished_run_are_named(config: dict[str, Any], tmp_p
     assert load_file(weights)
 
 
-def test_predictions_do_not_replace_their_input(config: dict[str, Any], tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path / "run")
-    with folder.claimed(load_config(config)):
-        pass
+def test_predictions_replace_nothing_that_is_read_and_other_files_by_force(
+    config: dict[str, Any], tmp_path: Path
+) -> None:
+    folder = claim(config)
     folder.result.write_text(json.dumps({"metrics": {}, "best": {}, "labels": ["a", "b"]}))
-    file, link = tmp_path / "in.csv", tmp_path / "link.csv"
+    file, link, notes = tmp_path / "in.csv", tmp_path / "link.csv", tmp_path / "notes.csv"
     pd.DataFrame({"sentence": ["x"]}).to_csv(file, index=False)
     link.symlink_to(file)
-    before = file.read_bytes()
-    for output in (file, link, tmp_path / "run" / ".." / "in.csv"):
-        with pytest.raises(ailora.InputError, match=r"csv is the input: predictions written there would replace it"):
-            load_run(folder.path).predict(str(file), output)
+    notes.write_text("mine")
     (tmp_path / "out.csv").mkdir()
-    with pytest.raises(ailora.InputError, match=r"out\.csv is a folder: the output is a file"):
-        load_run(folder.path).predict(str(file), tmp_path / "out.csv")
-    assert file.read_bytes() == before
+    before = contents(tmp_path)
+    for output, force, message in (
+        (file, True, "is read"),
+        (tmp_path / "run" / ".." / "in.csv", True, "is read"),
+        (link, True, "is a link"),
+        (folder.result, True, "belongs to .*run, which is read"),
+        (notes, False, "is there already"),
+        (tmp_path / "out.csv", True, "is a folder"),
+    ):
+        with pytest.raises(ailora.InputError, match=message):
+            load_run(folder.path).predict(str(file), output, force=force)
+    assert contents(tmp_path) == before
 
 
 @pytest.mark.parametrize(

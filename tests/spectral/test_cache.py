@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import stat
 from pathlib import Path
 
 import pytest
@@ -105,6 +106,19 @@ def test_the_entries_unused_for_longest_go_first(cache: SpectralCache, tmp_path:
     small.write(newest.stem, kept)
     assert {file for file, _, _ in cache.entries()} == {oldest, newest}
     assert middle not in {file for file, _, _ in cache.entries()}
+
+
+def test_files_that_are_no_entries_are_never_removed(cache: SpectralCache, tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(bytes(1000))
+    cached_svd(weight(), 4, "minor")
+    (file, size, _), *others = cache.entries()
+    assert not others
+    assert stat.S_IMODE(file.stat().st_mode) & 0o044
+    kept = cache.read(file.stem)
+    assert kept is not None
+    SpectralCache(tmp_path, limit=size - 1).write(file.stem, kept)
+    assert cache.clear() == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
 
 
 def test_a_cache_that_cannot_be_written_to_is_no_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -13,8 +13,9 @@ import pandas as pd
 import pyarrow
 
 from ailora.analysis.table_ops import Row
-from ailora.atomic_io import replacing_folder, write_json
-from ailora.checkpoints.output_dir import validate_content, validate_inputs_outside
+from ailora.atomic_io import link_error, replacing_folder, write_json
+from ailora.checkpoints.output_dir import resolve_output_path, validate_content, validate_inputs_outside, writing
+from ailora.checkpoints.output_file import is_ours
 from ailora.errors import InputError
 from ailora.plain_data import read_json_object
 
@@ -94,20 +95,41 @@ def _read_info(folder: Path) -> Row:
     return info
 
 
-def validate_output_dir(out: Path, reads: Iterable[Path], *, force: bool) -> None:
+def validate_output_dir(out: Path | str, reads: Iterable[Path], *, force: bool) -> Path:
     """Refuse a folder that an analysis may not replace.
 
+    Returns:
+        The folder, with `~` expanded.
+
     Raises:
-        InputError: It is a file, holds something that is read, or anything else but an analysis; or an analysis, and
-            `force` was not given.
+        InputError: It is a file or a link, holds something that is read, or anything else but an analysis; or an
+            analysis, and `force` was not given.
     """
+    out = resolve_output_path(out)
+    if out.is_symlink():
+        raise link_error(out)
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file: choose a folder for the analysis")
     validate_inputs_outside(out, reads)
     if out.is_dir():
         validate_content(out, content="analysis", marks=[_INFO_NAME])
-    if (out / _INFO_NAME).is_file() and not force:
-        raise InputError(f"{out} holds an analysis already: choose another folder, or --force to replace it")
+    if (out / _INFO_NAME).is_file():
+        if not force:
+            raise InputError(f"{out} holds an analysis already: choose another folder, or --force to replace it")
+        _validate_nothing_else(out)
+    return out
+
+
+def _validate_nothing_else(out: Path) -> None:
+    """Refuse to replace a folder that holds more than an analysis: all of it would go."""
+    written = {_INFO_NAME, "figures", *(f"{name}.parquet" for name in _TABLES)}
+    figures = out / "figures"
+    others = [entry for entry in out.iterdir() if entry.name not in written or entry.is_symlink()]
+    others += (
+        [entry for entry in figures.iterdir() if not entry.is_file() or not is_ours(entry)] if figures.is_dir() else []
+    )
+    if others:
+        raise InputError(f"{min(others)} is no part of the analysis that --force would replace: move it away")
 
 
 @contextmanager
@@ -117,11 +139,8 @@ def replacing_analysis(out: Path) -> Iterator[Path]:
     Raises:
         InputError: The system refuses, or another process writes there.
     """
-    try:
-        with replacing_folder(out) as partial:
-            yield partial
-    except OSError as error:
-        raise InputError(f"cannot write to {out}: {error.strerror or error}") from None
+    with writing(out), replacing_folder(out) as partial:
+        yield partial
 
 
 def to_json(value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,9 +11,10 @@ from tqdm.auto import tqdm
 
 from ailora.adapter_io.adapter_checkpoint import AdapterCheckpoint
 from ailora.adapter_io.update_norms import Measured, measured, root_mean_square, spectrum
+from ailora.checkpoints.output_dir import is_unfinished
 from ailora.errors import InputError
 from ailora.model_loading import load_on_meta, model_folder
-from ailora.path_kind import PathKind, detect_path_kind
+from ailora.path_kind import PathKind, detect_path_kind, is_folder
 from ailora.plain_data import read_json_object
 from ailora.plan.adapter_plan import Plan
 from ailora.roles import collapse_layer_index, find_projections
@@ -67,6 +69,7 @@ def inspect(path: str) -> dict[str, object]:
         InputError, ModelError: None of these, or it cannot be read.
     """
     folder, kind = Path(path).expanduser(), detect_path_kind(path)
+    _validate_finished(folder, kind)
     if kind is PathKind.ADAPTER:
         return {"kind": "adapter", **_adapter(AdapterCheckpoint.open(folder))}
     if kind is PathKind.RUN:
@@ -76,6 +79,24 @@ def inspect(path: str) -> dict[str, object]:
     if kind in (PathKind.ANALYSIS, PathKind.STUDY):
         raise InputError(f"{path} is no adapter, run or model: it holds {kind} files, which `ailora report` shows")
     return {"kind": "model", **_model(path)}
+
+
+def _validate_finished(folder: Path, kind: PathKind | None) -> None:
+    """Refuse a folder whose command was cut short, and one that holds nothing to inspect."""
+    if not is_folder(folder):
+        return
+    if is_unfinished(folder):
+        raise InputError(f"{folder} is not finished: the command that began it completes it")
+    if kind is PathKind.RUN and not any((folder / name).is_dir() for name in ("adapter", "model")):
+        command = shlex.join(["ailora", "train", str(folder / "config.yaml")])
+        raise InputError(
+            f"{folder} is a run that has not finished: `{command}` continues it, `ailora report` shows how far it is"
+        )
+    if kind is None:
+        raise InputError(
+            f"{folder} is none of an adapter (it would hold adapter_config.json), a run (config.yaml) and a model "
+            "(config.json)"
+        )
 
 
 def _adapter(adapter: AdapterCheckpoint) -> dict[str, object]:

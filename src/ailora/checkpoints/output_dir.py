@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -16,6 +18,9 @@ from ailora.plain_data import read_json_object
 #: Our own folder in a folder that we write: the lock, and what a command needs to resume.
 OWN_NAME = ".ailora"
 _MAX_VALUE_CHARS = 60
+#: How safetensors and tokenizers say it.
+_RUST_OS_ERROR = re.compile(r"([^:]*) \(os error (\d+)\)")
+_REFUSED_WRITES = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 _FORCE_HINT = ", or --force to write into it"
 
 
@@ -155,6 +160,19 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def write_failure(error: BaseException, folder: Path) -> str | None:
+    """Return why the system refused to write below a folder, whichever library met it; None for another error."""
+    if isinstance(error, OSError):
+        # What is read, or fetched, may fail by lack of permission too.
+        ours = str(error.filename).startswith(str(folder)) and error.errno in (errno.EACCES, errno.EPERM)
+        return error.strerror if ours or error.errno in _REFUSED_WRITES else None
+    if (refusal := _RUST_OS_ERROR.search(str(error))) and int(refusal[2]) in _REFUSED_WRITES:
+        return refusal[1]
+    if isinstance(error, RuntimeError) and "inline_container.cc" in str(error):
+        return "torch could not write a file: is the disk full?"
+    return None
 
 
 def validate_inputs_outside(folder: Path, reads: Iterable[Path], writes: Iterable[str] = ()) -> None:
@@ -325,6 +343,11 @@ class OutputDir:
         self._failed.unlink(missing_ok=True)
         Manifest(self.folder).remove()
         self._request.unlink(missing_ok=True)
+
+
+def is_unfinished(folder: Path) -> bool:
+    """Return whether a command of ours began to fill a folder, and has not ended."""
+    return (folder / OWN_NAME / "request.json").is_file()
 
 
 def file_state(file: Path) -> list[int]:

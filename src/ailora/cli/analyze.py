@@ -47,7 +47,7 @@ def analyze(
 
     models = after or []
     # Refused before the analysis, which takes long.
-    validate_output_dir(out.expanduser(), [model_folder(base), *map(Path, models)], force=force)
+    out = validate_output_dir(out, [model_folder(base), *map(Path, models)], force=force)
     result = compare(
         base,
         models,

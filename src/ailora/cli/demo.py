@@ -22,13 +22,17 @@ def demo(
         f"Trains a small BERT (MiniLM) on {train_rows:,} generated sentences, for each of {len(POLICIES)} inits of "
         "LoRA.\nAbout four minutes on two cores; a demo that was interrupted resumes."
     )
+    from ailora.checkpoints.output_dir import resolve_output_path
+    from ailora.checkpoints.output_file import validate_output_file
     from ailora.plots.run_charts import save_validation_curves
     from ailora.recipes import registry
     from ailora.recipes.config.loader import load_config
     from ailora.recipes.demo_task import write_verdicts
 
     _hide_loading()
+    output = resolve_output_path(output)
     paths = write_verdicts(output / "data", train=train_rows, held_out=400)
+    picture = validate_output_file(output / "curves.png", force=False)
     results = {}
     for policy in POLICIES:
         console.rule(policy)
@@ -41,7 +45,6 @@ def demo(
             "output": str(output / policy),
         }
         results[policy] = registry.run(load_config(config))
-    picture = output / "curves.png"
     save_validation_curves(
         {policy: result["history"] for policy, result in results.items()},
         ("loss", "accuracy"),

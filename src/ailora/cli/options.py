@@ -25,6 +25,7 @@ Out = Annotated[Path, typer.Option(help="The folder to write.")]
 NoCache = Annotated[bool, typer.Option("--no-cache", help="Neither read nor keep decompositions.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace what the folder holds.")]
+ForceFile = Annotated[bool, typer.Option("--force", help="Replace a file that is there and that ailora did not write.")]
 
 
 def parse_role_names(values: list[str] | None) -> dict[str, str] | None:

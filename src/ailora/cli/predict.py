@@ -7,16 +7,17 @@ from typing import Annotated
 
 import typer
 
-from ailora.cli.options import Run
+from ailora.cli.options import ForceFile, Run
 
 
 def predict(
     run: Run,
     input: Annotated[str, typer.Option(help="A file with the run's text columns.")],
     output: Annotated[Path, typer.Option(help="Where to write: .tsv, .csv, .jsonl or .parquet.")],
+    force: ForceFile = False,
 ) -> None:
     """Predict with a finished run."""
     from ailora.recipes.registry import load_run
 
-    rows = load_run(run).predict(input, output)
+    rows = load_run(run).predict(input, output, force=force)
     typer.echo(f"{rows} predictions written to {output}")

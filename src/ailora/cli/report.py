@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from ailora.cli.options import ForceFile
+
 
 def report(
     sources: Annotated[
@@ -19,18 +21,20 @@ def report(
     ] = None,
     scale: Annotated[str | None, typer.Option(help="A set of keys below `scales:` of a study file.")] = None,
     bootstrap: Annotated[bool, typer.Option(help="Intervals over seeds and examples, from kept predictions.")] = True,
+    force: ForceFile = False,
 ) -> None:
     """Write one self-contained page on runs, studies and analyses; exit code 1 where a part had to be left out."""
+    from ailora.checkpoints.output_file import validate_output_file
     from ailora.cli.tables import console
     from ailora.report.build import build_page
-    from ailora.report.html import validate_output_file, write_figures, write_page
+    from ailora.report.html import write_figures, write_page
 
-    validate_output_file(out)
+    out = validate_output_file(out, force=force, reads=sources)
     page = build_page(sources, scale=scale, bootstrap=bootstrap)
-    write_page(page, out)
+    write_page(page, out, force=force)
     console.print(f"written to {out}")
     if figures is not None:
-        console.print(f"{write_figures(page, figures)} figures written to {figures}")
+        console.print(f"{write_figures(page, figures, force=force)} figures written to {figures}")
     for problem in page.problems:
         typer.echo(f"ailora: left out: {problem}", err=True)
     if page.problems:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ailora.cli.options import Json, Overrides
+from ailora.cli.options import ForceFile, Json, Overrides
 
 study = typer.Typer(
     help="Compare methods fairly: learning rates tuned for each, seeds, intervals.", no_args_is_help=True
@@ -78,16 +78,21 @@ def report(
     scale: Scale = None,
     out: Annotated[Path | None, typer.Option(help="Write Markdown to this file.")] = None,
     bootstrap: Annotated[bool, typer.Option(help="Intervals over seeds and examples, from kept predictions.")] = True,
+    force: ForceFile = False,
     as_json: Json = False,
 ) -> None:
     """Compare the methods with the baseline: scores, learning rates, speed, cost, failures."""
     from ailora.atomic_io import write_text
+    from ailora.checkpoints.output_dir import writing
+    from ailora.checkpoints.output_file import validate_output_file
     from ailora.cli.tables import console, print_json, summary_table
     from ailora.studies.comparison import compare
     from ailora.studies.study import load_study
     from ailora.studies.study_config import load_study_config
     from ailora.studies.summary import summarize
 
+    if out is not None:
+        out = validate_output_file(out, force=force, reads=[file])
     storage, design = load_study(load_study_config(file, overrides or [], scale=scale))
     comparison = compare(design.matching_trials(storage.trials()), design, bootstrap=bootstrap)
     if as_json:
@@ -95,7 +100,8 @@ def report(
         return
     summary = summarize(comparison)
     if out is not None:
-        write_text(out, summary.to_markdown(storage.name))
+        with writing(out):
+            write_text(out, summary.to_markdown(storage.name))
         console.print(f"written to {out}")
         return
     for sentence in summary.sentences:
@@ -110,13 +116,16 @@ def export(
     out: Annotated[Path, typer.Option(help="A .csv, .tsv, .jsonl or .parquet file.")],
     overrides: Overrides = None,
     scale: Scale = None,
+    force: ForceFile = False,
 ) -> None:
     """Write one row per trial."""
+    from ailora.checkpoints.output_file import validate_output_file
     from ailora.cli.tables import console
     from ailora.recipes.evaluation.predictions import validate_output_suffix, write_frame
     from ailora.studies.study import load_study, trial_frame
     from ailora.studies.study_config import load_study_config
 
+    out = validate_output_file(out, force=force, reads=[file])
     validate_output_suffix(out)
     rows = trial_frame(*load_study(load_study_config(file, overrides or [], scale=scale)))
     write_frame(rows, out)

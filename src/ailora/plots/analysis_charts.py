@@ -28,8 +28,7 @@ def write_analysis(analysis: Analysis, out: Path | str, *, force: bool = False) 
     Raises:
         InputError: `out` holds something else, or cannot be written.
     """
-    folder = Path(out).expanduser()
-    validate_output_dir(folder, (), force=force)
+    folder = validate_output_dir(out, (), force=force)
     with replacing_analysis(folder) as partial:
         write_tables(analysis, partial)
         for chart in build_analysis_charts(analysis):

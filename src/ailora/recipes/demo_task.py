@@ -8,9 +8,12 @@ models of words and word pairs stay at chance. Validation and test use words tha
 
 from __future__ import annotations
 
-import csv
 import random
 from pathlib import Path
+
+from ailora.atomic_io import write_text
+from ailora.checkpoints.output_dir import writing
+from ailora.errors import InputError
 
 _GOOD = "wonderful delicious brilliant charming superb delightful excellent gorgeous pleasant marvelous lovely splendid"
 _BAD = "awful terrible dreadful horrible boring disgusting miserable ugly lousy annoying nasty dismal"
@@ -42,20 +45,25 @@ def write_verdicts(folder: Path, *, train: int, held_out: int, seed: int = 0) ->
 
     Returns:
         The path of each split.
+
+    Raises:
+        InputError: the folder cannot be written to, or other files are in their places.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     rng = random.Random(seed)
     words = {"train": slice(None, 8), "validation": slice(8, None), "test": slice(8, None)}
-    paths = {}
+    texts = {}
     for split, vocabulary in words.items():
         good, bad = _GOOD.split()[vocabulary], _BAD.split()[vocabulary]
         rows = [_sentence(rng, good, bad) for _ in range(train if split == "train" else held_out)]
-        paths[split] = folder / f"{split}.tsv"
-        with paths[split].open("w", encoding="utf-8", newline="") as stream:
-            writer = csv.writer(stream, delimiter="\t", lineterminator="\n")
-            writer.writerow(("sentence", "label"))
-            writer.writerows(rows)
-    return paths
+        texts[folder / f"{split}.tsv"] = "".join("\t".join(row) + "\n" for row in (("sentence", "label"), *rows))
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        for file, text in texts.items():
+            if not file.exists() and not file.is_symlink():
+                write_text(file, text)
+            elif file.read_bytes() != text.encode():
+                raise InputError(f"{file} is there already, with other content: choose another output")
+    return {file.stem: file for file in texts}
 
 
 def _sentence(rng: random.Random, good: list[str], bad: list[str]) -> tuple[str, str]:

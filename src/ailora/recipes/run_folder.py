@@ -8,7 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from ailora.atomic_io import replacing_folder, restore_non_finite, write_text
-from ailora.checkpoints.output_dir import Manifest, describe_differences, lock_folder, validate_no_links
+from ailora.checkpoints.output_dir import (
+    Manifest,
+    describe_differences,
+    lock_folder,
+    validate_no_links,
+    write_failure,
+    writing,
+)
 from ailora.distributed import on_main, wait_for_everyone
 from ailora.errors import InputError
 from ailora.plain_data import read_json_object
@@ -63,10 +70,8 @@ class RunFolder:
     @contextmanager
     def _locked(self, config: RunConfig) -> Iterator[None]:
         with lock_folder(self.path, content="run", marks=[self.config.name], timeout_s=_LOCK_TIMEOUT_S):
-            try:
+            with writing(self.path):
                 self._begin(config)
-            except OSError as error:
-                raise InputError(f"cannot write to the output {self.path}: {error.strerror}") from None
             try:
                 yield
             except BaseException as error:
@@ -74,6 +79,11 @@ class RunFolder:
                     with suppress(OSError, InputError):
                         self.claim(self.failed)
                         write_text(self.failed, f"ended before the first checkpoint: {type(error).__name__}: {error}\n")
+                if reason := write_failure(error, self.path):
+                    raise InputError(
+                        f"cannot go on writing to {self.path} ({reason}): what is complete is kept, and the same "
+                        "command goes on from the last checkpoint"
+                    ) from error
                 raise
 
     def _begin(self, config: RunConfig) -> None:

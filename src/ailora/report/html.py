@@ -7,6 +7,7 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
+from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
 
@@ -14,7 +15,8 @@ import jinja2
 from markupsafe import Markup, escape
 
 from ailora.atomic_io import write_text
-from ailora.errors import InputError
+from ailora.checkpoints.output_dir import resolve_output_path, writing
+from ailora.checkpoints.output_file import validate_output_file
 from ailora.formatting import pluralize
 from ailora.plots.chart_spec import Chart
 from ailora.plots.matplotlib_backend import save_figure
@@ -30,49 +32,50 @@ _BACKTICKS = re.compile("`([^`\n]+)`")
 _UNSAFE = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
 
 
-def write_page(page: Page, out: Path) -> None:
+def write_page(page: Page, out: Path, *, force: bool = False) -> None:
     """Write a page atomically.
 
+    Args:
+        page: The page.
+        out: The file; an earlier page of ours is replaced.
+        force: Replace another file too.
+
     Raises:
-        InputError: There is no folder for it, or it cannot be written.
+        InputError: There is no folder for it, another file is there, or it cannot be written.
     """
-    validate_output_file(out)
-    try:
+    out = validate_output_file(out, force=force)
+    with writing(out):
         write_text(out, render(page))
-    except OSError as error:
-        raise InputError(f"cannot write {out}: {error.strerror}") from None
 
 
-def write_figures(page: Page, folder: Path) -> int:
+def write_figures(page: Page, folder: Path, *, force: bool = False) -> int:
     """Write every chart as SVG, PDF and PNG.
+
+    Args:
+        page: The page.
+        folder: The folder, made where it is missing; earlier figures of ours are replaced.
+        force: Replace other files too.
 
     Returns:
         The number of charts.
 
     Raises:
-        InputError: The folder cannot be made or written to.
+        InputError: The folder cannot be made or written to, or another file is in the place of a figure.
     """
     charts = list(page.charts)
-    try:
+    folder = resolve_output_path(folder)
+    with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        for chart, name in zip(charts, unique_file_names(charts), strict=True):
-            for suffix in _FORMATS:
-                save_figure([chart], folder / f"{name}.{suffix}", columns=1)
-    except OSError as error:
-        raise InputError(f"cannot write figures to {folder}: {error.strerror}") from None
+        files = {
+            folder / f"{name}.{suffix}": chart
+            for chart, name in zip(charts, unique_file_names(charts), strict=True)
+            for suffix in _FORMATS
+        }
+        for file in files:
+            validate_output_file(file, force=force)
+        for file, chart in files.items():
+            save_figure([chart], file, columns=1)
     return len(charts)
-
-
-def validate_output_file(out: Path) -> None:
-    """Refuse a file that could not be written.
-
-    Raises:
-        InputError: Its folder is missing, or it is a folder.
-    """
-    if out.is_dir():
-        raise InputError(f"{out} is a folder: the report is a file, such as {out / 'report.html'}")
-    if not out.parent.is_dir():
-        raise InputError(f"{out}: there is no folder {out.parent}")
 
 
 def render(page: Page) -> str:
@@ -91,6 +94,7 @@ def render(page: Page) -> str:
     environment.filters["code_spans"] = code_spans
     return environment.from_string(_asset("page.html")).render(
         page=page,
+        version=version("ailora"),
         shown=lambda chart: shown[id(chart)],
         policy=_policy(scripts),
         style=Markup(_asset("style.css")),

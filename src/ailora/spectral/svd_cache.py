@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
@@ -19,9 +20,11 @@ from pathlib import Path
 import torch
 from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
+from ailora.atomic_io import write_bytes
+from ailora.errors import InputError
 from ailora.spectral.singular_triplets import Band, Certificate, Triplets
 from ailora.spectral.truncated_svd import parse_band, truncated_svd
 
@@ -30,6 +33,8 @@ _VERSION = 1
 _RANK_STEPS = (16, 64, 256)
 #: Below this size of the smaller side, decomposing costs about as much as reading.
 _LEAST_SIDE = 512
+
+_ENTRY_NAME = re.compile(r"[0-9a-f]{64}\.safetensors")
 
 _enabled: ContextVar[bool] = ContextVar("spectral_cache_enabled", default=True)
 
@@ -114,20 +119,17 @@ class SpectralCache:
         tensors = {"U": triplets.U, "S": triplets.S, "Vh": triplets.Vh}
         tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
         metadata = {"checksum": _checksum(tensors), "certificate": json.dumps(asdict(triplets.certificate))}
-        temporary = self._file(key).with_suffix(f".{os.getpid()}.tmp")
-        try:
+        with suppress(OSError, SafetensorError, InputError):  # the last: another process writes the same entry
             self.folder.mkdir(parents=True, exist_ok=True)
-            save_file(tensors, temporary, metadata=metadata)
-            temporary.replace(self._file(key))
+            write_bytes(self._file(key), save(tensors, metadata))
             self._shrink()
-        except (OSError, SafetensorError):
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
 
     def entries(self) -> list[tuple[Path, int, float]]:
         """File, bytes and time of last use of every entry, longest unused first."""
         found = []
         for file in self.folder.glob("*.safetensors"):
+            if _ENTRY_NAME.fullmatch(file.name) is None:
+                continue  # not ours: the folder may hold models too
             try:
                 status = file.stat()
             except FileNotFoundError:  # another process removed it
@@ -138,7 +140,8 @@ class SpectralCache:
     def clear(self) -> int:
         """Remove every entry; how many there were."""
         entries = self.entries()
-        for file in (*(file for file, _, _ in entries), *self.folder.glob("*.tmp")):
+        leftovers = (file for file in self.folder.glob(".*.ailora-partial") if _ENTRY_NAME.match(file.name[1:]))
+        for file in (*(file for file, _, _ in entries), *leftovers):
             file.unlink(missing_ok=True)
         return len(entries)
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 
+from ailora.checkpoints.output_dir import resolve_output_path
 from ailora.errors import InputError, unknown_name
 from ailora.optim.param_groups import parse_multipliers
 from ailora.plan.adapter_plan import parse_form
@@ -131,13 +132,20 @@ def _checked(config: RunConfig) -> RunConfig:
     update: dict[str, object] = {
         "data": _located(config.data),
         "model": str(model.absolute()) if model.is_dir() else config.model,
-        "output": str(Path(config.output).expanduser().absolute()),
+        "output": str(_resolve_output(config.output)),
         "training": complete_training(config.training, config.metrics, config.arguments, config.training_defaults),
     }
     if isinstance(config, LanguageConfig):
         general = _absolute(config.evaluation.general_text)
         update["evaluation"] = config.evaluation.model_copy(update={"general_text": general})
     return config.model_copy(update=update)
+
+
+def _resolve_output(output: str) -> Path:
+    try:
+        return resolve_output_path(output).absolute()
+    except InputError as error:
+        raise InputError(f"output: {error}") from None
 
 
 def _check_adapter(adapter: AdapterConfig) -> None:

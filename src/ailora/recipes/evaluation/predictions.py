@@ -13,6 +13,7 @@ import pandas as pd
 from transformers import Trainer
 
 from ailora.atomic_io import replacing_file
+from ailora.checkpoints.output_dir import writing
 from ailora.errors import InputError
 from ailora.recipes.data.classification_rows import Examples
 from ailora.recipes.data.labels import Labels
@@ -89,14 +90,14 @@ def validate_output_suffix(file: Path) -> None:
     """
     if file.suffix not in _WRITERS:
         raise InputError(f"{file}: the output ends in one of {', '.join(_WRITERS)}")
-    if not file.parent.is_dir():
-        raise InputError(f"{file}: there is no folder {file.parent}")
-    if file.is_dir():
-        raise InputError(f"{file} is a folder: the output is a file")
 
 
 def write_frame(frame: pd.DataFrame, file: Path) -> None:
-    """Write a table in the format of the file's suffix, atomically."""
+    """Write a table in the format of the file's suffix, atomically.
+
+    Raises:
+        InputError: the ending is unknown, or the file cannot be written.
+    """
     validate_output_suffix(file)
-    with replacing_file(file) as stream:
+    with writing(file), replacing_file(file) as stream:
         _WRITERS[file.suffix](frame, stream)

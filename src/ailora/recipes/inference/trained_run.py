@@ -12,6 +12,7 @@ import torch
 from peft import PeftModel
 from safetensors import SafetensorError
 
+from ailora.checkpoints.output_file import validate_output_file
 from ailora.errors import InputError
 from ailora.model_loading import resolve_model
 from ailora.recipes.config.method import CustomFunction, FullFineTuning
@@ -42,25 +43,23 @@ class TrainedRun:
         """
         return self.recipe.score(self.load, data_file)
 
-    def predict(self, input_file: str, output_file: Path | str) -> int:
+    def predict(self, input_file: str, output_file: Path | str, *, force: bool = False) -> int:
         """Write a prediction for every row of a file; of labelled data only the columns that are read are needed.
 
         Args:
             input_file: a file as the run's data.
             output_file: ends in .tsv, .csv, .jsonl or .parquet.
+            force: replace a file that is there.
 
         Returns:
             The number of rows.
 
         Raises:
-            InputError: bad data, or an output that cannot be written or would replace its input.
+            InputError: bad data, or an output that cannot be written or would replace its input, a part of the run, or
+                without `force` any file.
         """
-        output = Path(output_file)
+        output = validate_output_file(output_file, force=force, reads=[input_file, self.folder.path])
         validate_output_suffix(output)
-        if output.exists() and Path(input_file).exists() and output.samefile(input_file):
-            raise InputError(
-                f"{output} is the input: predictions written there would replace it; choose another output"
-            )
         frame = self.recipe.predict(self.load, input_file)
         write_frame(frame, output)
         return len(frame)

@@ -1,0 +1,76 @@
+"""Claim one file that a command writes: what is there is replaced if it is ours, else with `--force` alone."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+
+from ailora.atomic_io import link_error
+from ailora.checkpoints.output_dir import resolve_output_path
+from ailora.errors import InputError
+
+#: What the files that we write say of their maker, by suffix. Tables and Markdown have no place for it.
+_MARKS: Mapping[str, re.Pattern[bytes]] = MappingProxyType(
+    {
+        ".html": re.compile(rb'<meta name="generator" content="ailora \d'),
+        ".svg": re.compile(rb"<dc:creator>\s*<cc:Agent>\s*<dc:title>ailora \d"),
+        ".pdf": re.compile(rb"/Creator \(ailora \d"),
+        ".png": re.compile(rb"Software\0ailora \d"),
+    }
+)
+
+
+def is_ours(file: Path) -> bool:
+    """Return whether a file says that we wrote it."""
+    mark = _MARKS.get(file.suffix)
+    return mark is not None and mark.search(file.read_bytes()) is not None
+
+
+def validate_output_file(file: Path | str, *, force: bool, reads: Iterable[Path | str] = ()) -> Path:
+    """Refuse a file that cannot be written, or would replace something that is not ours.
+
+    Args:
+        file: The file to write.
+        force: Replace a file that is not ours.
+        reads: Files and folders that are read. Nothing of theirs is replaced, also not with `force`.
+
+    Returns:
+        The path, with `~` expanded.
+
+    Raises:
+        InputError: There is no folder for it; a folder, a link or another file is there; or it is read.
+    """
+    output = resolve_output_path(file)
+    try:
+        _validate_place(output)
+        if output.exists() and not is_ours(output):
+            _validate_unread(output, reads)
+            if not force:
+                raise InputError(
+                    f"{output} is there already, and does not say that this program wrote it: choose another file, or "
+                    "--force to replace it"
+                )
+    except OSError as error:
+        raise InputError(f"cannot write {output}: {error.strerror or error}") from None
+    return output
+
+
+def _validate_place(output: Path) -> None:
+    if output.is_symlink():
+        raise link_error(output)
+    if output.is_dir():
+        raise InputError(f"{output} is a folder: the output is a file")
+    if output.exists() and not output.is_file():
+        raise InputError(f"{output} is no file on a disk: the output is one")
+    if not output.parent.is_dir():
+        raise InputError(f"{output}: there is no folder {output.parent}")
+
+
+def _validate_unread(output: Path, reads: Iterable[Path | str]) -> None:
+    for read in map(Path, reads):
+        if read.is_dir() and output.resolve().is_relative_to(read.resolve()):
+            raise InputError(f"{output} belongs to {read}, which is read: choose another output")
+        if read.exists() and output.samefile(read):
+            raise InputError(f"{output} is read, and the output would replace it: choose another output")
