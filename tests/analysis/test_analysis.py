@@ -166,6 +166,16 @@ def test_a_folder_is_replaced_only_when_told(models: Made, tmp_path: Path) -> No
     analyze_into(out, models("llama"), [models("llama-full")], force=True)
     assert list(load_analysis(out).info["after"]) == ["llama-full"]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out"]
+    for notes in (out / "notes.txt", out / "figures" / "mine.svg"):
+        notes.write_text("mine")
+        with pytest.raises(InputError, match=rf"{notes} is no part of the analysis"):
+            analyze_into(out, models("llama"), force=True)
+        assert notes.read_text() == "mine"
+        notes.unlink()
+    (tmp_path / "link").symlink_to(out)
+    with pytest.raises(InputError, match="is a link"):
+        analyze_into(tmp_path / "link", models("llama"), force=True)
+    (tmp_path / "link").unlink()
     (out / "analysis.json").unlink()
     with pytest.raises(InputError, match="is not empty and holds no analysis"):
         analyze_into(out, models("llama"), force=True)

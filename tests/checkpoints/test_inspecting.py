@@ -107,7 +107,7 @@ def test_models_are_read_from_their_headers(base: Path) -> None:
 
 
 def test_what_is_none_of_these(tmp_path: Path) -> None:
-    with pytest.raises(ailora.InputError, match="cannot load the configuration"):
+    with pytest.raises(ailora.InputError, match="is none of an adapter"):
         inspect(str(tmp_path))
 
 

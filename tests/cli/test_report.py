@@ -36,14 +36,18 @@ def test_what_is_left_out_is_said_and_the_rest_written(tmp_path: Path) -> None:
     [
         (["{run}", "--out", "{tmp}/missing/report.html"], "there is no folder"),
         (["{run}", "--out", "{tmp}"], "is a folder"),
+        (["{run}", "--out", "{tmp}/thesis.tex"], "is there already"),
+        (["{run}", "--out", "{run}/result.json", "--force"], "which is read"),
         (["{tmp}/nowhere"], "there is no"),
         (["{tmp}"], "none of a run"),
     ],
 )
 def test_bad_input_is_one_message_and_no_file(tmp_path: Path, arguments: list[str], message: str) -> None:
     run = run_folder(tmp_path / "run")
+    (tmp_path / "thesis.tex").write_text("mine")
     made = ailora("report", *(one.format(run=run, tmp=tmp_path) for one in arguments), cwd=tmp_path)
     assert made.returncode == 2
     assert message in made.stderr
     assert "Traceback" not in made.stderr
     assert not (tmp_path / "report.html").exists()
+    assert (tmp_path / "thesis.tex").read_text() == "mine"

@@ -130,11 +130,12 @@ def test_a_file_that_cannot_be_written_is_refused(tmp_path: Path, out: str) -> N
 
 def test_a_page_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     out = tmp_path / "report.html"
-    out.write_text("old")
+    old = '<meta name="generator" content="ailora 0.1.0">'
+    out.write_text(old)
     broken = page_of(Plot("a", "a", "lines", Axis("x"), Axis("y"), (Series("a", [object()], [0]),), ""))  # type: ignore[list-item]
     with pytest.raises(TypeError):
         write_page(broken, out)
-    assert out.read_text() == "old"
+    assert out.read_text() == old
     write_page(page_of(chart("a")), out)
     assert out.read_text(encoding="utf-8").startswith("<!doctype html>")
     assert [path.name for path in tmp_path.iterdir()] == ["report.html"]

@@ -19,7 +19,7 @@ from ailora.plain_data import read_json_object
 OWN_NAME = ".ailora"
 _MAX_VALUE_CHARS = 60
 #: How safetensors and tokenizers say it.
-_RUST_OS_ERROR = re.compile(r"([^:]*) \(os error (\d+)\)")
+_RUST_OS_ERROR = re.compile(r"([^: ][^:]*) \(os error (\d+)\)")
 _REFUSED_WRITES = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 _FORCE_HINT = ", or --force to write into it"
 
