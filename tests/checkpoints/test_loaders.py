@@ -14,12 +14,14 @@ from datasets import Dataset
 from peft import AutoPeftModelForCausalLM, PeftModel
 from peft.utils.hotswap import hotswap_adapter
 from safetensors.torch import load_file
+from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 
 import ailora
 from ailora.checkpoints import export, init
+from ailora.model_loading import resolve_model
 from tests.checkpoints.conftest import LLAMA, loaded, trained
 from tests.contracts.test_adapted_model import close
 
@@ -58,6 +60,27 @@ def test_transformers_loads_it_itself(base: Path, exported: dict[str, Path], tmp
         model = loaded(base)
         model.load_adapter(str(folder))
         assert torch.equal(output(model), stock(base, folder))
+
+
+def test_sentence_transformers_loads_it(tmp_path: Path) -> None:
+    path = resolve_model("builtin:minilm")
+    model = ailora.adapt(AutoModel.from_pretrained(path), rank=4)
+    with torch.no_grad():
+        for parameter in (p for p in model.parameters() if p.requires_grad):
+            parameter.normal_(std=0.02)
+    ailora.save_adapter(model, tmp_path)
+    texts = ["a red cup", "the boat in the harbour is green"]
+    embedder = SentenceTransformer(str(path), device="cpu")
+    before = embedder.encode(texts, convert_to_tensor=True)
+    embedder.load_adapter(str(tmp_path))
+    embeddings = embedder.encode(texts, convert_to_tensor=True)
+    assert not close(embeddings, before, 1e-3)
+    inputs = AutoTokenizer.from_pretrained(path)(texts, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        hidden = model.eval()(**inputs).last_hidden_state
+    mask = inputs["attention_mask"][..., None]
+    expected = nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1))
+    assert close(embeddings, expected)
 
 
 @pytest.mark.parametrize("order", [("one", "two"), ("two", "one")])
