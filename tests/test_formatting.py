@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import subprocess
 
 import pytest
 
 from ailora.formatting import (
     downsample,
+    escape_controls,
     format_bytes,
     format_duration,
     format_interval,
@@ -16,6 +18,7 @@ from ailora.formatting import (
     format_value,
     join_names,
     pluralize,
+    quote_argument,
     shorten,
 )
 
@@ -87,3 +90,27 @@ def test_a_thinned_curve_keeps_its_ends() -> None:
     assert downsample(range(5), 5) == [0, 1, 2, 3, 4]
     few = downsample(range(1000), 100)
     assert (len(few), few[0], few[-1], len(set(few))) == (100, 0, 999, 100)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("\x1b]0;owned\x07", r"\x1b]0;owned\x07"),
+        ("a\rb\x08\x7f\x9b31m\0", r"a\rb\x08\x7f\x9b31m\x00"),
+        ("abc\u202ecba\u2066", r"abc\u202ecba\u2066"),
+        ("\ud83d", r"\ud83d"),
+        ("tab\tline\nעברית 😀 C:\\x1b", "tab\tline\nעברית 😀 C:\\x1b"),
+    ],
+)
+def test_what_commands_a_terminal_is_written_as_escapes(text: str, shown: str) -> None:
+    assert escape_controls(text) == shown
+
+
+@pytest.mark.parametrize(
+    "name", ["run", "a b", "it's", "$(touch x)", "`x`", "a;b", "\x1b[2J", "l\nr", "é 😀", "\u202e'\\", "-f", "*"]
+)
+def test_a_quoted_argument_reaches_the_command_as_it_is(name: str) -> None:
+    quoted = quote_argument(name)
+    assert quoted.isprintable()
+    read = subprocess.run(["bash", "-c", f"printf %s {quoted}"], capture_output=True, check=True)
+    assert read.stdout.decode() == name

@@ -6,11 +6,16 @@ Nothing here fails on the contents of a damaged file: whatever is not a number i
 from __future__ import annotations
 
 import math
+import os
+import re
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeGuard, TypeVar
 
 T = TypeVar("T")
 
+#: All of C0 and C1 but tab and line feed; what reverses or isolates the direction of text; half characters.
+_CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 _BYTE_UNITS = ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
 
 
@@ -123,6 +128,24 @@ def join_names(names: Iterable[str]) -> str:
     """Join at least one name to `a, b and c`."""
     *most, last = names
     return f"{', '.join(most)} and {last}" if most else last
+
+
+def escape_controls(text: str) -> str:
+    """Write the characters that command a terminal, or turn the direction of text, as escapes; lines stay lines."""
+    return _CONTROLS.sub(lambda match: match[0].encode("unicode_escape", "surrogatepass").decode(), text)
+
+
+def quote_argument(argument: object) -> str:
+    """Quote a path or name for a command to paste into a shell."""
+    text = str(argument)
+    if not _CONTROLS.search(text) and text.isprintable():
+        return shlex.quote(text)
+    # The shell's own escapes: bytes, as nothing else stands for any character in all of bash, zsh and ksh.
+    return "$'" + "".join(map(_escape_byte, os.fsencode(text))) + "'"
+
+
+def _escape_byte(byte: int) -> str:
+    return chr(byte) if 32 <= byte < 127 and byte not in b"\\'" else f"\\x{byte:02x}"
 
 
 def shorten(text: str, limit: int) -> str:

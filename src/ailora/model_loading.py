@@ -17,6 +17,7 @@ from transformers import (
 )
 
 from ailora.errors import InputError, unknown_name
+from ailora.formatting import quote_argument
 from ailora.plan.task_type import TASKS, parse_task_type
 
 #: name after `builtin:` -> (package that carries it, folder in the package, what installs it)
@@ -63,7 +64,8 @@ def model_folder(name: Path | str) -> Path:
         return Path(snapshot_download(str(name), local_files_only=True))
     except (LocalEntryNotFoundError, HFValidationError, OSError, ValueError):
         raise InputError(
-            f"model {name!r} is neither a folder nor in the hub's cache; if it is a hub id: hf download {name}"
+            f"model {name!r} is neither a folder nor in the hub's cache; if it is a hub id: "
+            f"hf download {quote_argument(name)}"
         ) from None
 
 

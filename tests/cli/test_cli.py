@@ -143,3 +143,19 @@ def test_train_evaluate_predict(config: dict[str, Any], tmp_path: Path, verdicts
     made = ailora("predict", str(tmp_path / "run"), "--input", str(verdicts["test"]), "--output", str(out))
     assert "24 predictions written" in made.stdout
     assert len(out.read_text().splitlines()) == 24
+
+
+def test_names_from_files_of_strangers_command_no_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Tables, errors and log messages of a command."""
+    from ailora.cli.tables import console, make_table, print_report
+
+    evil = "\x1b]0;owned\x07\u202e"
+    console.print(make_table(evil, (evil,), [(evil,)]), evil)
+    print_report(evil, {evil: evil}, as_json=False)
+    printed = capsys.readouterr().out
+    assert printed.count(r"\x1b]0;owned\x07\u202e") == 7
+    result = ailora("train", str(tmp_path / f"{evil}.yaml"))
+    assert r"\x1b]0;owned\x07\u202e.yaml" in result.stderr
+    assert not {"\x1b", "\x07", "\u202e"} & set(printed + result.stderr)

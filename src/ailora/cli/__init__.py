@@ -14,6 +14,7 @@ from ailora.child_environment import safe_import_path
 from ailora.cli.extras import missing_extra
 from ailora.cli.quiet import hide_library_messages
 from ailora.errors import AiloraError
+from ailora.formatting import escape_controls
 
 #: Modules of `ailora.cli` and the commands, or groups of commands, in them, in the order of the help.
 _COMMANDS = (
@@ -50,10 +51,19 @@ def _options(
     pass
 
 
+class _EscapingFormatter(logging.Formatter):
+    """Formats messages that may hold names from files of strangers."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return escape_controls(super().format(record))
+
+
 def main() -> None:
     """Run a command; a mistake in its input ends with one message and exit code 2, not with a traceback."""
     log = logging.getLogger("ailora")
-    log.addHandler(logging.StreamHandler())
+    handler = logging.StreamHandler()
+    handler.setFormatter(_EscapingFormatter())
+    log.addHandler(handler)
     log.setLevel(logging.INFO)
     hide_library_messages()
     try:
@@ -69,5 +79,5 @@ def main() -> None:
 
 
 def _print_error(message: str) -> int:
-    print(f"ailora: error: {message}", file=sys.stderr)
+    print(f"ailora: error: {escape_controls(message)}", file=sys.stderr)
     return 2

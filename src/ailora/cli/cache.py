@@ -13,7 +13,7 @@ def show() -> None:
     from datetime import datetime
 
     from ailora.cli.tables import console, make_table
-    from ailora.formatting import format_bytes, pluralize
+    from ailora.formatting import escape_controls, format_bytes, pluralize
     from ailora.spectral import SpectralCache
 
     kept = SpectralCache()
@@ -26,7 +26,7 @@ def show() -> None:
         console.print(make_table(None, ("entry", "size", "last used"), rows))
     total = sum(size for _, size, _ in entries)
     count = pluralize(len(entries), "entry", "entries")
-    typer.echo(f"{kept.folder}: {count}, {format_bytes(total)} of {format_bytes(kept.limit)}")
+    typer.echo(f"{escape_controls(str(kept.folder))}: {count}, {format_bytes(total)} of {format_bytes(kept.limit)}")
 
 
 @cache.command()

@@ -24,6 +24,7 @@ def demo(
     )
     from ailora.checkpoints.output_dir import resolve_output_path
     from ailora.checkpoints.output_file import validate_output_file
+    from ailora.formatting import quote_argument
     from ailora.plots.run_charts import save_validation_curves
     from ailora.recipes import registry
     from ailora.recipes.config.loader import load_config
@@ -54,7 +55,7 @@ def demo(
     console.print(result_table(results))
     console.print(f"Curves: {picture}\nAdapters: " + ", ".join(str(output / policy / "adapter") for policy in POLICIES))
     console.print("One seed at one learning rate shows how runs look, not which init is better.")
-    console.print(f"Next: ailora inspect {output / 'ailora'}")
+    console.print(f"Next: ailora inspect {quote_argument(output / 'ailora')}")
 
 
 def _hide_loading() -> None:

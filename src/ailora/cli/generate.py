@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from ailora.formatting import escape_controls
+
 
 def generate(
     adapter: Annotated[Path, typer.Argument(help="The folder of a finished run or of an adapter.")],
@@ -26,4 +28,4 @@ def generate(
     for number, text in enumerate(generator.generate(prompt, fields, chat=chat)):
         if number:
             typer.echo("")
-        typer.echo(text)
+        typer.echo(escape_controls(text))

@@ -26,6 +26,7 @@ def report(
     """Write one self-contained page on runs, studies and analyses; exit code 1 where a part had to be left out."""
     from ailora.checkpoints.output_file import validate_output_file
     from ailora.cli.tables import console
+    from ailora.formatting import escape_controls
     from ailora.report.build import build_page
     from ailora.report.html import write_figures, write_page
 
@@ -36,6 +37,6 @@ def report(
     if figures is not None:
         console.print(f"{write_figures(page, figures, force=force)} figures written to {figures}")
     for problem in page.problems:
-        typer.echo(f"ailora: left out: {problem}", err=True)
+        typer.echo(f"ailora: left out: {escape_controls(problem)}", err=True)
     if page.problems:
         raise typer.Exit(1)

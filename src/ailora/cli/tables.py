@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from ailora.atomic_io import format_json
-from ailora.formatting import format_bytes, format_duration, format_number, format_value
+from ailora.formatting import escape_controls, format_bytes, format_duration, format_number, format_value
 from ailora.roles import collapse_layer_index
 
 # Types only: a command pays for its own packages, not for those of all tables.
@@ -24,9 +25,17 @@ if TYPE_CHECKING:
     from ailora.roles import Projection, UnmatchedModule
     from ailora.studies.summary import SummaryTable
 
+
+class _EscapingConsole(Console):
+    """Prints texts of models, data and studies as they are read, and not as the terminal's commands."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(escape_controls(text), **options)
+
+
 #: A pipe has no width of its own; names of modules should not be cut there.
 #: What stands in brackets, as the role of a fused weight does, is text and no markup.
-console = Console(width=None if sys.stdout.isatty() else 160, markup=False, emoji=False, highlight=False)
+console = _EscapingConsole(width=None if sys.stdout.isatty() else 160, markup=False, emoji=False, highlight=False)
 
 
 def print_json(value: object) -> None:

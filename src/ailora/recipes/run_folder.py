@@ -18,6 +18,7 @@ from ailora.checkpoints.output_dir import (
 )
 from ailora.distributed import on_main, wait_for_everyone
 from ailora.errors import InputError
+from ailora.formatting import quote_argument
 from ailora.plain_data import read_json_object
 from ailora.plan import METADATA_NAME
 from ailora.recipes.config.loader import load_config, to_yaml
@@ -178,7 +179,8 @@ class RunFolder:
     @property
     def rewriting(self) -> str:
         """How what a finished run wrote at its end is written again."""
-        return f"delete {self.result} and run `ailora train {self.config}` to write it anew from the last checkpoint"
+        command = f"ailora train {quote_argument(self.config)}"
+        return f"delete {self.result} and run `{command}` to write it anew from the last checkpoint"
 
     def newest_checkpoint(self) -> Path | None:
         """Find the newest checkpoint that was written to its end. Newer ones that this run only began are removed.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator, Sequence
 
 from ailora.formatting import (
@@ -12,6 +11,7 @@ from ailora.formatting import (
     format_value,
     is_finite,
     pluralize,
+    quote_argument,
     shorten,
 )
 from ailora.plots.chart_spec import Heatmap
@@ -187,7 +187,7 @@ def _instructions(runs: Sequence[Run]) -> list[Block]:
         return []
     text = "Every run's folder holds its whole configuration. With another output the run starts anew."
     commands = "\n".join(
-        f"ailora train {shlex.quote(str(run.folder / 'config.yaml'))} output=out/again"
+        f"ailora train {quote_argument(run.folder / 'config.yaml')} output=out/again"
         + (f"-{number}" if len(runs) > 1 else "")
         for number, run in enumerate(runs, start=1)
     )

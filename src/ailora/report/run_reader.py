@@ -11,7 +11,7 @@ import pandas as pd
 
 from ailora.atomic_io import restore_non_finite
 from ailora.errors import InputError
-from ailora.formatting import pluralize
+from ailora.formatting import pluralize, quote_argument
 from ailora.plain_data import parse_json, read_json_object, split_json_lines
 from ailora.recipes.config.yaml_file import read_yaml
 from ailora.recipes.run_folder import RunFolder
@@ -120,7 +120,7 @@ def _unfinished(files: RunFolder) -> str:
         return f"This run failed: {files.failed.read_text(encoding='utf-8', errors='replace').strip()}"
     return (
         f"This run has not finished: {files.path} has no result.json. What is shown is what it had written; "
-        f"`ailora train {files.config}` goes on."
+        f"`ailora train {quote_argument(files.config)}` goes on."
     )
 
 
