@@ -104,7 +104,6 @@ def test_sharegpt_conversations_end_with_the_last_answer() -> None:
     (row,) = select_rows({"conversations": [TALK]}, data(messages=SHAREGPT)).rows
     assert row.prompt == [{"role": "user", "content": "hi"}]
     assert row.completion == [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]
-    assert row.reference == "ho"
 
 
 def test_conversations_that_wait_for_an_answer() -> None:
@@ -113,7 +112,7 @@ def test_conversations_that_wait_for_an_answer() -> None:
     asked = [{"role": "user", "content": "where?"}]
     table = Table(("question",), [("where?",)], ["rows.csv:2"])
     (row,) = to_rows(table, data(messages=messages), complete=False).rows
-    assert (row.prompt, row.reference) == (asked, "")
+    assert (row.prompt, row.completion) == (asked, [{"role": "assistant", "content": ""}])
     for talk in (asked, [*asked, {"role": "assistant", "content": "here"}]):
         table = Table(("m",), [(talk,)], ["rows.jsonl:1"])
         (row,) = to_rows(table, data(messages="m"), complete=False).rows
@@ -125,7 +124,7 @@ def test_messages_are_made_from_columns() -> None:
     columns = {"instruction": ["add"], "input": [""], "output": ["3"]}
     (row,) = select_rows(columns, data(messages=messages)).rows
     assert row.prompt == [{"role": "user", "content": "Do: add\n"}]
-    assert row.reference == "3"
+    assert row.completion[-1] == {"role": "assistant", "content": "3"}
 
 
 @pytest.mark.parametrize(
@@ -227,19 +226,153 @@ def test_tokens_are_those_of_trl(
         train_on_prompt=options.get("completion_only_loss") is False,
         assistant_only_loss=options.get("assistant_only_loss", False),
     ).dataset(select_rows(columns, data(**source)))
-    arguments = SFTConfig(
-        str(tmp_path), max_length=40, report_to="none", bf16=False, dataloader_pin_memory=False, **options
-    )
-    trainer = SFTTrainer(
-        model=AutoModelForCausalLM.from_pretrained(tiny_llama),
-        args=arguments,
-        train_dataset=Dataset.from_dict(stock),
-        processing_class=words,
-    )
-    theirs = trainer.train_dataset
-    assert isinstance(theirs, Dataset)
+    theirs = prepare_with_trl(Dataset.from_dict(stock), words, tiny_llama, tmp_path, max_length=40, **options)
     assert list(ours["input_ids"]) == list(theirs["input_ids"])
     assert list(ours["labels"]) == list(theirs["labels"])
+
+
+def prepare_with_trl(
+    stock: Dataset, words: PreTrainedTokenizerFast, model: str, folder: Path, **options: Any
+) -> Dataset:
+    arguments = SFTConfig(str(folder), report_to="none", bf16=False, dataloader_pin_memory=False, **options)
+    trainer = SFTTrainer(
+        model=AutoModelForCausalLM.from_pretrained(model),
+        args=arguments,
+        train_dataset=stock,
+        processing_class=words,
+    )
+    assert isinstance(trainer.train_dataset, Dataset)
+    return trainer.train_dataset
+
+
+#: Writes whatever a message says beside its text, as templates of models that call tools do.
+TOOL_TEMPLATE = (
+    "{% if tools %}<tools>{% for tool in tools %}{{ tool | tojson }}{% endfor %}</s>{% endif %}"
+    "{% for m in messages %}<{{ m.role }}>{% if m.name %}[{{ m.name }}]{% endif %}"
+    "{% if m.tool_call_id %}({{ m.tool_call_id }}){% endif %}"
+    "{% if m.role == 'assistant' %}{% generation %}"
+    "{% if m.reasoning_content and not quiet %}<think>{{ m.reasoning_content }}</think>{% endif %}"
+    "{{ m.content or '' }}"
+    "{% for call in m.tool_calls or [] %}<call>{{ call.function | tojson }}{% endfor %}</s>{% endgeneration %}"
+    "{% else %}{{ m.content }}</s>{% endif %}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+CALL = {"id": "c1", "type": "function", "function": {"name": "where", "arguments": {"thing": "car"}}}
+TOOL_TALK = [
+    {"role": "user", "content": "where is the car?"},
+    {"role": "assistant", "content": "", "reasoning_content": "look it up", "tool_calls": [CALL]},
+    {"role": "tool", "content": "garden", "tool_call_id": "c1", "name": "where"},
+    {"role": "assistant", "content": "in the garden"},
+]
+TOOLS = [{"type": "function", "function": {"name": "where", "parameters": {"type": "object"}}}]
+
+
+@pytest.fixture
+def tool_words() -> PreTrainedTokenizerFast:
+    made = tokenizer()
+    made.chat_template = TOOL_TEMPLATE
+    return made
+
+
+def jsonl_rows(folder: Path, *records: dict[str, Any]) -> Rows:
+    file = folder / "rows.jsonl"
+    file.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return to_rows(read_tables(str(file)), data(messages="messages"))
+
+
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing` is deprecated:FutureWarning")
+@pytest.mark.parametrize("assistant_only_loss", [False, True])
+def test_tokens_of_tool_calls_are_those_of_trl(
+    tool_words: PreTrainedTokenizerFast, tiny_llama: str, tmp_path: Path, assistant_only_loss: bool
+) -> None:
+    """Rows have different keys, as data sets of tools do: tools as a list or as its JSON, or none."""
+    silent = {"role": "assistant", "content": None, "tool_calls": [CALL]}
+    rows = [
+        {"messages": TOOL_TALK, "tools": json.dumps(TOOLS)},
+        {"messages": [TOOL_TALK[0], silent], "chat_template_kwargs": {"quiet": False}},
+        {"messages": TOOL_TALK, "tools": json.dumps(TOOLS), "chat_template_kwargs": {"quiet": True}},
+    ]
+    stock = Dataset.from_list([{"chat_template_kwargs": {}, **row} for row in rows])
+    options = {"assistant_only_loss": assistant_only_loss, "max_length": 400}
+    theirs = prepare_with_trl(stock, tool_words, tiny_llama, tmp_path, **options)
+    ours = Tokenization(tool_words, **options).dataset(jsonl_rows(tmp_path, *rows))
+    assert list(ours["input_ids"]) == list(theirs["input_ids"])
+    assert list(ours["labels"]) == list(theirs["labels"])
+    listed = jsonl_rows(tmp_path, {**rows[0], "tools": TOOLS}).rows[0]
+    assert Tokenization(tool_words).encode(listed)[0] == list(theirs["input_ids"][0])
+
+
+def test_the_reference_of_a_tool_call_is_what_the_template_writes(
+    tool_words: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    called, answered = jsonl_rows(tmp_path, {"messages": TOOL_TALK[:2], "tools": TOOLS}, {"messages": TOOL_TALK}).rows
+    tokens = Tokenization(tool_words)
+    assert tokens.reference(called) == (
+        '<think>look it up</think><call>{"name": "where", "arguments": {"thing": "car"}}'
+    )
+    assert tokens.reference(answered) == "in the garden"
+    assert str(tool_words.decode(tokens.prompt_ids(called))).startswith("<tools>{")
+
+
+def test_messages_of_parquet_have_no_keys_that_hold_nothing() -> None:
+    """Arrow fills every key of any message into all of them."""
+    talk = [{"role": "user", "content": "a", "tool_calls": None}, {"role": "assistant", "content": "b", "name": "x"}]
+    (row,) = select_rows({"m": [talk]}, data(messages="m")).rows
+    assert row.completion == [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "name": "x"}]
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ({"messages": TOOL_TALK}, "writes nothing of reasoning_content: give a data.chat_template that does"),
+        ({"messages": [MESSAGES[0], {"role": "assistant", "tool_calls": [CALL]}]}, "writes nothing of tool_calls"),
+        ({"messages": MESSAGES, "tools": TOOLS}, "writes nothing of tools"),
+        ({"messages": MESSAGES, "chat_template_kwargs": {"quiet": True}}, "writes nothing of quiet"),
+        ({"messages": MESSAGES, "chat_template_kwargs": {"tokenize": False}}, "sets 'tokenize', which is no variable"),
+        ({"messages": MESSAGES, "chat_template_kwargs": 3}, "'chat_template_kwargs' holds 3, expected an object"),
+        ({"messages": MESSAGES, "tools": "where"}, "column 'tools': not JSON"),
+        ({"messages": MESSAGES, "tools": {"a": 1}}, "'tools' holds .*expected a list of objects, or its JSON"),
+        ({"messages": [MESSAGES[0], {**MESSAGES[1], "weight": 0}]}, "has weight 0, but the loss counts on it"),
+        ({"messages": [{**MESSAGES[0], "train": False}, MESSAGES[1]]}, "has train False, but the loss counts on it"),
+        ({"messages": [MESSAGES[0], {**MESSAGES[1], "weight": 0.5}]}, "has weight 0.5"),
+        ({"messages": [{"role": ["user"], "content": "a"}, MESSAGES[1]]}, r"has the role \['user'\], expected text"),
+        ({"messages": [{"role": None, "content": "a"}, MESSAGES[1]]}, "has the role None, expected text"),
+        ({"messages": [MESSAGES[0], {"role": "assistant", "content": None}]}, "has the text None, expected text"),
+        ({"messages": [MESSAGES[0], {**MESSAGES[1], "tool_calls": "x"}]}, "has the tool_calls 'x', expected a list"),
+    ],
+)
+def test_keys_that_would_be_ignored_are_refused_by_file_and_line(
+    words: PreTrainedTokenizerFast, tmp_path: Path, record: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ailora.InputError, match=rf"rows\.jsonl:2: .*{message}"):
+        Tokenization(words).dataset(jsonl_rows(tmp_path, {"messages": MESSAGES}, record))
+
+
+def test_weights_that_say_what_the_run_does_are_accepted(words: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    talk = [{**MESSAGES[0], "weight": 0}, {**MESSAGES[1], "weight": 1, "train": True}]
+    row = {"messages": talk}
+    assert len(Tokenization(words, assistant_only_loss=True).dataset(jsonl_rows(tmp_path, row))) == 1
+    with pytest.raises(ailora.InputError, match=r"rows\.jsonl:1: .*set training\.assistant_only_loss"):
+        Tokenization(words).dataset(jsonl_rows(tmp_path, row))
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("{{ 1 / 0 }}", r"^rows\.csv:2: the chat template refuses .*ZeroDivisionError"),
+        ("{{ messages[0].content + none }}", r"^rows\.csv:2: .*TypeError"),
+        ("{{ nowhere.a.b }}", r"^rows\.csv:2: .*UndefinedError"),
+        ("{{ ''.__class__.__mro__ }}", r"^rows\.csv:2: .*SecurityError"),
+        ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", r"^rows\.csv:2: .*RecursionError"),
+        ("a\n{% for %}", r"^the chat template has a mistake in its line 2: "),
+        ("{{ a | nofilter }}", r"^the chat template has a mistake in its line 1: No filter named"),
+    ],
+)
+def test_a_template_that_fails_names_the_row_and_a_broken_one_does_not(template: str, message: str) -> None:
+    made = tokenizer()
+    made.chat_template = template
+    (row,) = select_rows({"m": [MESSAGES]}, data(messages="m")).rows
+    with pytest.raises(ailora.InputError, match=message):
+        Tokenization(made).encode(row)
 
 
 def test_rows_of_which_nothing_is_left_are_named(words: PreTrainedTokenizerFast) -> None:

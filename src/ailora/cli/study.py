@@ -27,13 +27,14 @@ def run(
     """Run what is left of a study; the same command after Ctrl-C or a kill continues."""
     from ailora.cli.study_progress import Progress
     from ailora.cli.tables import console
+    from ailora.formatting import quote_argument
     from ailora.studies.study import create_or_load_study, run_workers
     from ailora.studies.study_config import load_study_config
 
     storage, design = create_or_load_study(load_study_config(file, overrides or [], scale=scale))
     with Progress(storage, design) as progress:
         run_workers(storage, workers, progress.update)
-    console.print(f"written to {design.config.output}; `ailora study report {file}` compares")
+    console.print(f"written to {design.config.output}; `ailora study report {quote_argument(file)}` compares")
 
 
 @study.command()
@@ -121,12 +122,13 @@ def export(
     """Write one row per trial."""
     from ailora.checkpoints.output_file import validate_output_file
     from ailora.cli.tables import console
-    from ailora.recipes.evaluation.predictions import validate_output_suffix, write_frame
+    from ailora.recipes.evaluation.table_file import escape_formulas, validate_output_suffix, write_frame
     from ailora.studies.study import load_study, trial_frame
     from ailora.studies.study_config import load_study_config
 
     out = validate_output_file(out, force=force, reads=[file])
     validate_output_suffix(out)
     rows = trial_frame(*load_study(load_study_config(file, overrides or [], scale=scale)))
-    write_frame(rows, out)
+    # A table for people, who may open it in a spreadsheet; what programs read stays as it is.
+    write_frame(escape_formulas(rows) if out.suffix in (".csv", ".tsv") else rows, out)
     console.print(f"{len(rows)} trials written to {out}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cached_property
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -21,7 +22,8 @@ from ailora.recipes.data.labels import Labels
 from ailora.recipes.data.readers import Table, read_tables
 from ailora.recipes.data.tokenize_pairs import tokenize, validate_max_length
 from ailora.recipes.evaluation.classification_metrics import compute
-from ailora.recipes.evaluation.predictions import Predictions, logits_from_output, predict_labels, write_frame
+from ailora.recipes.evaluation.predictions import Predictions, logits_from_output, predict_labels
+from ailora.recipes.evaluation.table_file import encode_frame, write_frame
 from ailora.recipes.recipe import Evaluation, Model, Recipe
 from ailora.recipes.run_folder import RunFolder
 from ailora.recipes.task_models import load_classifier
@@ -101,14 +103,17 @@ class ClassificationRecipe(Recipe[ClassificationConfig]):
         if data_file is None:
             examples = load_examples(data, "validation")
         else:
-            examples = to_examples(read_tables(data_file, data.columns), data)
+            examples = to_examples(read_tables(data_file, data.columns, named=data.named_columns), data)
         encoded = examples.encoded(self.labels)
         predictions = self._predictions(load, self._dataset(examples, encoded))
         return predictions.scores(self.config.metrics, self.labels, encoded)
 
-    def predict(self, load: Callable[[], Model], input_file: str) -> pd.DataFrame:
+    def predict(self, load: Callable[[], Model], input_file: str, output_file: Path) -> pd.DataFrame:
         data = self.config.data
         examples = to_examples(self._read_input(input_file), data, labelled=False)
+        # What the format cannot hold is refused before the model is loaded.
+        encode_frame(pd.DataFrame(examples.texts, columns=data.text), output_file)
+        encode_frame(pd.DataFrame({"prediction": self.labels.names or ()}), output_file)
         frame = self._predictions(load, self._dataset(examples)).frame(self.labels, examples)
         for position, name in enumerate(data.text):
             frame.insert(position + 1, name, [texts[position] for texts in examples.texts])
@@ -126,13 +131,13 @@ class ClassificationRecipe(Recipe[ClassificationConfig]):
 
     def _read_input(self, input_file: str) -> Table:
         """Read a file without labels: without a header it holds all of the run's columns, or its text columns alone."""
-        columns = self.config.data.columns
+        columns, texts = self.config.data.columns, self.config.data.text
         try:
-            return read_tables(input_file, columns)
+            return read_tables(input_file, columns, named=texts)
         except InputError:
             if columns is None:
                 raise
-            return read_tables(input_file, self.config.data.text)
+            return read_tables(input_file, texts, named=texts)
 
     def _predictions(self, load: Callable[[], Model], dataset: Dataset) -> Predictions:
         training = self.config.training

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable
 from functools import cached_property
+from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import pandas as pd
@@ -22,6 +23,7 @@ from ailora.recipes.data.templates import Template
 from ailora.recipes.data.tokenize_language import Tokenization, prepare_tokenizer
 from ailora.recipes.evaluation.language_evaluation import Evaluator, measure_forgetting, write_samples
 from ailora.recipes.evaluation.perplexity import Likelihood
+from ailora.recipes.evaluation.table_file import encode_frame
 from ailora.recipes.evaluation.text_generation import generation_config
 from ailora.recipes.recipe import Evaluation, Model, Recipe
 from ailora.recipes.task_models import load_language_model
@@ -62,7 +64,8 @@ class LanguageRecipe(Recipe[LanguageConfigT_co]):
     @cached_property
     def rows(self) -> dict[str, Rows]:
         """All rows of every split."""
-        return {split: load_rows(self.config.data, split) for split in self.config.data.splits}
+        groups = self.config.evaluation.groups
+        return {split: load_rows(self.config.data, split, groups) for split in self.config.data.splits}
 
     @cached_property
     def datasets(self) -> dict[str, Dataset]:
@@ -82,8 +85,8 @@ class LanguageRecipe(Recipe[LanguageConfigT_co]):
         evaluation = self.config.evaluation
         if evaluation.general_text is None:
             return None
-        table = read_tables(evaluation.general_text)
         template = Template.of(evaluation.general_template, "evaluation.general_template")
+        table = read_tables(evaluation.general_text, named=template.names)
         rows = [Row(where, None, template.fill(columns, where), columns) for columns, where in table.records()]
         return self.tokenization.dataset(Rows(rows).cut(evaluation.max_general_samples))
 
@@ -134,18 +137,27 @@ class LanguageRecipe(Recipe[LanguageConfigT_co]):
     def score(self, load: Callable[[], Model], data_file: str | None) -> dict[str, float]:
         data = self.config.data
         if data_file is None:
-            rows = load_rows(data, "validation")
+            rows = load_rows(data, "validation", self.config.evaluation.groups)
             used = rows.cut(data.max_validation_samples)
         else:
-            rows = used = to_rows(read_tables(data_file, data.columns), data)
+            rows = used = to_rows(
+                read_tables(data_file, data.columns, named={*data.named_columns, *self.config.evaluation.groups}), data
+            )
         dataset = self.tokenization.dataset(used)
         scores, _ = self.evaluator.measure(load(), dataset, rows)
         return scores
 
-    def predict(self, load: Callable[[], Model], input_file: str) -> pd.DataFrame:
+    def predict(self, load: Callable[[], Model], input_file: str, output_file: Path) -> pd.DataFrame:
         """Generate a completion for every row of a file, as the column `output`."""
+        if output_file.suffix == ".tsv":
+            raise InputError(
+                f"{output_file}: generated texts may hold tabs and ends of lines, which no cell of a .tsv can; choose "
+                ".csv, .jsonl or .parquet"
+            )
         if self.evaluator.generation is None:
             raise InputError(f"{self.config.output} generates nothing: its evaluation.generate is not set")
         rows = to_rows(read_tables(input_file, self.config.data.columns), self.config.data, complete=False).rows
-        outputs = self.evaluator.generate(load(), rows)
-        return pd.DataFrame([row.values for row in rows]).assign(output=outputs)
+        frame = pd.DataFrame([row.values for row in rows])
+        # What the format cannot hold is refused before hours of generating.
+        encode_frame(frame, output_file)
+        return frame.assign(output=self.evaluator.generate(load(), rows))

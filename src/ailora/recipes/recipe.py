@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
 import pandas as pd
@@ -139,9 +140,9 @@ class Recipe(ABC, Generic[ConfigT_co]):
         """
 
     @abstractmethod
-    def predict(self, load: Callable[[], Model], input_file: str) -> pd.DataFrame:
-        """Predict every row of a file, beside the columns that were read.
+    def predict(self, load: Callable[[], Model], input_file: str, output_file: Path) -> pd.DataFrame:
+        """Predict every row of a file, beside the columns that were read. `output_file` is not written.
 
         Raises:
-            InputError: bad data, or a run that predicts nothing.
+            InputError: bad data, a run that predicts nothing, or an output whose format cannot hold the texts.
         """

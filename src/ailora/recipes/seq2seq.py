@@ -31,7 +31,7 @@ class Seq2SeqTokenization(Tokenization):
         return to_dataset([self.encode(row) for row in rows.rows])
 
     def encode(self, row: Row) -> tuple[list[int], list[int]]:
-        completion = row.reference
+        completion = self.reference(row)
         prompt = completion if row.prompt is None else row.prompt
         labels = self.tokenizer(text_target=completion, truncation=True, max_length=self.max_completion_length)
         return self._encode_prompt(prompt), list(labels["input_ids"])

@@ -26,6 +26,10 @@ class DataConfig(DataSource, frozen=True):
     label: Text = field("a column name", "label")
     max_length: Count = field("a whole number from 1", 128)
 
+    @property
+    def named_columns(self) -> set[str]:
+        return {*self.text, self.label}
+
 
 class ClassificationConfig(RunConfig, frozen=True):
     """A run of the classification recipe; `training` holds fields of `transformers.TrainingArguments`.

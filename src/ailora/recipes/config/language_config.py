@@ -14,6 +14,8 @@ from ailora.recipes.config.sections import Count, DataSource, RunConfig, Section
 from ailora.recipes.data.templates import Template
 from ailora.recipes.evaluation.text_metrics import TEXT_METRICS, validate_metric
 
+#: Columns beside the messages that TRL gives to the chat template.
+TEMPLATE_COLUMNS = ("tools", "chat_template_kwargs")
 _TEMPLATE = "a template over columns such as '{question}', or a list of them"
 
 
@@ -64,6 +66,11 @@ class PromptData(DataSource, frozen=True):
             if (template := getattr(self, key)) is not None:
                 Template.of(template, f"data.{key}")
 
+    @property
+    def named_columns(self) -> set[str]:
+        templates = [template for template in (self.prompt, self.completion) if template is not None]
+        return {name for template in templates for name in Template.of(template, "").names}
+
 
 class CausalData(PromptData, frozen=True):
     """`data:` of the causal_lm recipe: prompts with completions, or plain text, or conversations.
@@ -95,6 +102,17 @@ class CausalData(PromptData, frozen=True):
                 raise InputError("data.messages is empty")
             for number, message in enumerate(self.messages):
                 Template.of(message.content, f"data.messages[{number}].content")
+
+    @property
+    def named_columns(self) -> set[str]:
+        contents = [message.content for message in self.messages] if isinstance(self.messages, list) else []
+        templates = [*contents, *([] if self.text is None else [self.text])]
+        names = {name for template in templates for name in Template.of(template, "").names} | super().named_columns
+        if self.messages is not None:
+            names |= {*TEMPLATE_COLUMNS}
+        if isinstance(self.messages, str | MessageColumn):
+            names |= {self.messages if isinstance(self.messages, str) else self.messages.column}
+        return names
 
 
 class Seq2SeqData(PromptData, frozen=True):

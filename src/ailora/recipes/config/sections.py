@@ -93,7 +93,7 @@ class DataSource(Section, frozen=True):
     """Where the rows of a run come from: files, or with `dataset` the splits that `datasets.load_dataset` finds.
 
     Attributes:
-        train, validation, test: a path or a list of paths (TSV, CSV, JSONL, Parquet); with `dataset`, split names.
+        train, validation, test: a path or a list of paths (TSV, CSV, JSONL, JSON, Parquet); or names of splits.
         dataset: hub id or local folder of a data set; None for files.
         subset: the data set's configuration name.
         columns: the column names of files without a header.
@@ -113,6 +113,11 @@ class DataSource(Section, frozen=True):
     def splits(self) -> list[str]:
         """The names of the splits that are given."""
         return ["train", "validation", *(["test"] if self.test else [])]
+
+    @property
+    def named_columns(self) -> set[str]:
+        """The columns whose values are read."""
+        return set()
 
 
 class RunConfig(Section, frozen=True):

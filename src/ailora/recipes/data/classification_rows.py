@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from typing import Any
 
 import datasets
@@ -56,14 +58,21 @@ def load_examples(data: DataConfig, split: str) -> Examples:
     return Examples([examples.texts[i] for i in kept], labels, [examples.where[i] for i in kept])
 
 
-def read_split(data: DataSource, split: str) -> Table:
+def read_split(data: DataSource, split: str, columns: Sequence[str] = ()) -> Table:
     """The table of `train`, `validation` or `test`.
+
+    Args:
+        data: which files or data set.
+        split: the name of the split.
+        columns: columns that are needed beside those that `data` names.
 
     Raises:
         InputError: missing or broken data.
     """
-    source = getattr(data, split)
-    return read_tables(source, data.columns) if data.dataset is None else _read_dataset(data, source)
+    source, named = getattr(data, split), {*data.named_columns, *columns}
+    return (
+        read_tables(source, data.columns, named=named) if data.dataset is None else _read_dataset(data, source, named)
+    )
 
 
 def sample_indices(count: int, limit: int | None) -> list[int]:
@@ -90,13 +99,14 @@ def to_examples(table: Table, data: DataConfig, *, labelled: bool = True) -> Exa
     return Examples(texts, labels, table.where)
 
 
-def _read_dataset(data: DataSource, split: str) -> Table:
+def _read_dataset(data: DataSource, split: str, named: Collection[str]) -> Table:
     try:
         loaded: Any = datasets.load_dataset(str(data.dataset), data.subset, split=split)
     except (OSError, ValueError, DatasetsError) as error:
         raise InputError(f"cannot load split {split!r} of data set {data.dataset!r}: {error}") from error
     columns = tuple(loaded.column_names)
-    values = [_column_values(loaded, column) for column in columns]
+    # What is not needed may not be readable here: images, dates beyond the year 9999.
+    values = [_column_values(loaded, column) if column in named else repeat(None, len(loaded)) for column in columns]
     rows = list(zip(*values, strict=True))
     return Table(columns, rows, [f"{data.dataset}/{split}: row {i}" for i in range(len(rows))])
 

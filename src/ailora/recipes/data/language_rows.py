@@ -2,16 +2,33 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
 
 from ailora.errors import InputError
-from ailora.recipes.config.language_config import CausalData, MessageColumn, MessageTemplate, PromptData
+from ailora.plain_data import parse_json
+from ailora.recipes.config.language_config import (
+    TEMPLATE_COLUMNS,
+    CausalData,
+    MessageColumn,
+    MessageTemplate,
+    PromptData,
+)
+from ailora.recipes.config.schema import shown
 from ailora.recipes.data.classification_rows import read_split, sample_indices
 from ailora.recipes.data.readers import Table
 from ailora.recipes.data.templates import Template
 
-Message = dict[str, str]
+#: A message as the chat template takes it: `role`, `content`, and whatever else the data say of it.
+Message = dict[str, Any]
+#: Arguments of the tokenizer, which a row does not decide.
+_RESERVED_VARIABLES = inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters.keys() - {"documents"}
+#: Keys of a message that says something without a text.
+_WORDLESS_KEYS = ("tool_calls", "function_call")
 #: Reads prompt and completion of a row, given its columns and its origin.
 _Reader = Callable[[Mapping[str, object], str], tuple[str | list[Message] | None, str | list[Message]]]
 
@@ -25,17 +42,14 @@ class Row:
         prompt: what is given: a text, or the messages before the last; None: the whole is trained.
         completion: what is to be written: a text, or the whole conversation where `prompt` has messages.
         values: the columns of the row.
+        variables: what the chat template is given beside the messages: `tools`, and variables of its own.
     """
 
     where: str
     prompt: str | list[Message] | None
     completion: str | list[Message]
     values: dict[str, object]
-
-    @property
-    def reference(self) -> str:
-        """The text that is to be written."""
-        return self.completion if isinstance(self.completion, str) else self.completion[-1]["content"]
+    variables: dict[str, Any] = field(default_factory=dict[str, Any])
 
 
 @dataclass(frozen=True)
@@ -68,13 +82,18 @@ class Rows:
         return list(groups.values())
 
 
-def load_rows(data: PromptData, split: str) -> Rows:
+def load_rows(data: PromptData, split: str, columns: Sequence[str] = ()) -> Rows:
     """All rows of `train`, `validation` or `test`.
+
+    Args:
+        data: which files, and how their columns are read.
+        split: the name of the split.
+        columns: columns that are needed beside those that `data` names.
 
     Raises:
         InputError: missing or broken data, missing columns, rows without text.
     """
-    return to_rows(read_split(data, split), data)
+    return to_rows(read_split(data, split, columns), data)
 
 
 def to_rows(table: Table, data: PromptData, *, complete: bool = True) -> Rows:
@@ -89,11 +108,29 @@ def to_rows(table: Table, data: PromptData, *, complete: bool = True) -> Rows:
         InputError: missing columns, rows without text, messages that are none.
     """
     read = _reader(data, complete)
+    chat = isinstance(data, CausalData) and data.messages is not None
     rows = []
     for row, where in table.records():
         prompt, completion = read(row, where)
-        rows.append(Row(where, prompt, completion, row))
+        rows.append(Row(where, prompt, completion, row, _read_variables(row, where) if chat else {}))
     return Rows(rows)
+
+
+def _read_variables(row: Mapping[str, object], where: str) -> dict[str, Any]:
+    """Read the columns `tools` and `chat_template_kwargs`, as TRL does."""
+    tools, variables = (row.get(column) for column in TEMPLATE_COLUMNS)
+    if isinstance(tools, str):
+        tools = parse_json(tools, f"{where}: column 'tools'") if tools.strip() else None
+    if tools is not None and not (isinstance(tools, list) and all(isinstance(tool, Mapping) for tool in tools)):
+        raise InputError(f"{where}: column 'tools' holds {shown(tools)}, expected a list of objects, or its JSON")
+    if variables is not None and not isinstance(variables, Mapping):
+        raise InputError(f"{where}: column 'chat_template_kwargs' holds {shown(variables)}, expected an object")
+    if reserved := sorted(_RESERVED_VARIABLES & (variables or {}).keys()):
+        raise InputError(
+            f"{where}: column 'chat_template_kwargs' sets {reserved[0]!r}, which is no variable of a chat template"
+        )
+    # An empty list is no tools: templates of Llama would announce them.
+    return dict(variables or {}) | ({"tools": tools} if tools else {})
 
 
 def _reader(data: PromptData, complete: bool) -> _Reader:
@@ -137,20 +174,36 @@ def _read_messages(row: Mapping[str, object], source: MessageColumn, where: str)
         raise InputError(f"{where}: data.messages names the column {source.column!r}; the data have: {', '.join(row)}")
     listed = row[source.column]
     if not isinstance(listed, Sequence) or isinstance(listed, str) or not listed:
-        raise InputError(f"{where}: column {source.column!r} holds {listed!r:.80}, expected a list of messages")
-    messages = []
-    for message in listed:
-        if not isinstance(message, Mapping) or not {source.role, source.content} <= message.keys():
-            keys = f"{source.role} and {source.content}"
-            raise InputError(
-                f"{where}: a message of {source.column!r} is {message!r:.80}, expected an object with {keys}; "
-                "other keys are named with data.messages: {column, role, content, names}"
-            )
-        role, content = message[source.role], message[source.content]
-        if not isinstance(content, str):
-            raise InputError(f"{where}: a message of {source.column!r} has the text {content!r:.80}, expected text")
-        messages.append({"role": source.names.get(role, role), "content": content})
-    return messages
+        raise InputError(f"{where}: column {source.column!r} holds {shown(listed)}, expected a list of messages")
+    return [_read_message(message, source, where) for message in listed]
+
+
+def _read_message(message: object, source: MessageColumn, where: str) -> Message:
+    """Read a message with all of its keys; those that hold null are not there, as in Parquet's rows."""
+    wordless = isinstance(message, Mapping) and any(message.get(key) for key in _WORDLESS_KEYS)
+    needed = {source.role} if wordless else {source.role, source.content}
+    if not isinstance(message, Mapping) or not needed <= message.keys():
+        keys = f"{source.role} and {source.content}"
+        raise InputError(
+            f"{where}: a message of {source.column!r} is {shown(message)}, expected an object with {keys}; "
+            "other keys are named with data.messages: {column, role, content, names}"
+        )
+    role, content = message[source.role], message.get(source.content)
+    if not isinstance(role, str) or not role.strip():
+        raise InputError(f"{where}: a message of {source.column!r} has the role {shown(role)}, expected text")
+    if not isinstance(content, str) and not (wordless and content is None):
+        raise InputError(f"{where}: a message of {source.column!r} has the text {shown(content)}, expected text")
+    calls = message.get("tool_calls")
+    if calls is not None and not (isinstance(calls, list) and all(isinstance(call, Mapping) for call in calls)):
+        raise InputError(
+            f"{where}: a message of {source.column!r} has the tool_calls {shown(calls)}, expected a list of objects"
+        )
+    others = {
+        key: value
+        for key, value in message.items()
+        if value is not None and key not in (source.role, source.content, "role", "content")
+    }
+    return {"role": source.names.get(role, role), "content": content, **others}
 
 
 def _conversation(messages: list[Message], where: str) -> tuple[list[Message], list[Message]]:

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from itertools import repeat
 from pathlib import Path
 
 import pyarrow
 import pyarrow.parquet
 
 from ailora.errors import InputError
+from ailora.plain_data import parse_json, read_text, split_json_lines
 
 #: The largest length that every C compiler's `long` holds; Python's own limit of a field is 131072 characters.
 _LONGEST_FIELD = 2**31 - 1
 _FORMATS = (".tsv", ".csv", ".jsonl", ".json", ".parquet")
+_JSON_FORMATS = (".jsonl", ".json")
+_JSON_FORMS = "; a .json file holds one list of objects, one object, or an object a line"
 
 
 @dataclass(frozen=True)
@@ -52,15 +56,19 @@ class Table:
             yield dict(zip(self.columns, row, strict=True)), place
 
 
-def read_tables(paths: str | Sequence[str], columns: Sequence[str] | None = None) -> Table:
+def read_tables(
+    paths: str | Sequence[str], columns: Sequence[str] | None = None, *, named: Collection[str] | None = None
+) -> Table:
     """Read one file or several with the same columns, one after the other.
 
     TSV files are read as GLUE's are, without quoting; CSV files with it. JSONL holds an object a line; a file of JSON
-    may instead hold one list of objects.
+    holds that, or one list of objects, or one object, which is one row. Keys that only some objects have are columns
+    that hold None in the other rows.
 
     Args:
         paths: files ending in .tsv, .csv, .jsonl (.json) or .parquet.
         columns: the names of the columns of TSV and CSV files that have no header line.
+        named: the columns whose values are needed: others of Parquet files are not converted, and hold None.
 
     Raises:
         InputError: a file that is missing, empty, broken (file and line named), or has other columns than the first.
@@ -68,17 +76,26 @@ def read_tables(paths: str | Sequence[str], columns: Sequence[str] | None = None
     names = [paths] if isinstance(paths, str) else list(paths)
     if not names:
         raise InputError("an empty list of data files")
-    tables = [_read(Path(name), columns) for name in names]
+    tables = [_read(Path(name), columns, named) for name in names]
     for name, table in zip(names, tables, strict=True):
-        if table.columns != tables[0].columns:
-            raise InputError(f"{name} has the columns {table.columns}, but {names[0]} has {tables[0].columns}")
         if not table.rows:
             raise InputError(f"{name} holds no rows")
-    rows = [row for table in tables for row in table.rows]
-    return Table(tables[0].columns, rows, [place for table in tables for place in table.where])
+    shared = tuple(dict.fromkeys(column for table in tables for column in table.columns))
+    for name, table in zip(names, tables, strict=True):
+        # Keys of JSON are optional.
+        if table.columns != tables[0].columns and Path(name).suffix not in _JSON_FORMATS and shared != table.columns:
+            raise InputError(f"{name} has the columns {table.columns}, but {names[0]} has {tables[0].columns}")
+    rows = [row for table in tables for row in _with_columns(table, shared)]
+    return Table(shared, rows, [place for table in tables for place in table.where])
 
 
-def _read(file: Path, columns: Sequence[str] | None) -> Table:
+def _with_columns(table: Table, columns: tuple[str, ...]) -> list[tuple[object, ...]]:
+    if table.columns == columns:
+        return table.rows
+    return [tuple(map(record.get, columns)) for record, _ in table.records()]
+
+
+def _read(file: Path, columns: Sequence[str] | None, named: Collection[str] | None) -> Table:
     if file.is_dir():
         raise InputError(f"{file} is a folder; give a file, a list of files, or a folder as data.dataset")
     if file.suffix not in _FORMATS:
@@ -87,16 +104,14 @@ def _read(file: Path, columns: Sequence[str] | None) -> Table:
         raise InputError(f"{file}: no such file")
     try:
         if file.suffix == ".parquet":
-            return _read_parquet(file)
-        with file.open(encoding="utf-8-sig", newline="") as lines:
-            if file.suffix in (".jsonl", ".json"):
-                return _from_records(list(_json_records(file, lines)))
-            with _long_fields():
-                return _read_separated(file, lines, columns)
+            return _read_parquet(file, named)
+        text = read_text(file)
+        if file.suffix in _JSON_FORMATS:
+            return _from_records(list(_json_records(file, text)))
+        with _long_fields():
+            return _read_separated(file, io.StringIO(text, newline=""), columns)
     except OSError as error:
         raise InputError(f"cannot read {file}: {error.strerror or error}") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{file}: not UTF-8 text: {error.reason} at byte {error.start}") from None
 
 
 @contextmanager
@@ -140,57 +155,66 @@ def _read_separated(file: Path, lines: Iterator[str], columns: Sequence[str] | N
     return Table(header or (), rows, where)
 
 
-def _json_records(file: Path, lines: Iterator[str]) -> Iterator[tuple[str, dict[str, object]]]:
-    if file.suffix == ".json":
-        text = "".join(lines)
-        if text.lstrip().startswith("["):
-            yield from _listed_records(file, text)
-            return
-        lines = iter(text.splitlines())
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        where = f"{file}:{number}"
-        try:
-            record = json.loads(line, object_pairs_hook=partial(_object, where))
-        except json.JSONDecodeError as error:
-            raise InputError(f"{where}: not JSON: {error.msg}") from None
-        if not isinstance(record, dict):
-            raise InputError(f"{where}: expected an object a line, got {type(record).__name__}")
-        yield where, record
-
-
-def _listed_records(file: Path, text: str) -> Iterator[tuple[str, dict[str, object]]]:
-    """The records of one list, as Alpaca's and ShareGPT's files hold it."""
+def _json_records(file: Path, text: str) -> Iterator[tuple[str, dict[str, object]]]:
     try:
-        records = json.loads(text, object_pairs_hook=partial(_object, str(file)))
-    except json.JSONDecodeError as error:
-        raise InputError(f"{file}:{error.lineno}: not JSON: {error.msg}") from None
-    for number, record in enumerate(records):
-        if not isinstance(record, dict):
-            raise InputError(f"{file}: record {number}: expected an object, got {type(record).__name__}")
-        yield f"{file}: record {number}", record
+        for where, record in _json_values(file, text):
+            if not isinstance(record, dict):
+                raise InputError(f"{where}: expected an object, got {type(record).__name__}")
+            yield where, record
+    except InputError as error:
+        raise InputError(f"{error}{_JSON_FORMS if file.suffix == '.json' else ''}") from None
 
 
-def _object(where: str, pairs: list[tuple[str, object]]) -> dict[str, object]:
-    _refuse_repeated([key for key, _ in pairs], where)
-    return dict(pairs)
+def _json_values(file: Path, text: str) -> Iterator[tuple[str, object]]:
+    if file.suffix == ".jsonl" or _holds_lines(text):
+        for where, line in split_json_lines(text, file):
+            yield where, parse_json(line, where)
+    elif isinstance(value := parse_json(text, file), list):
+        # As Alpaca's and ShareGPT's files.
+        for number, record in enumerate(value):
+            yield f"{file}: record {number}", record
+    else:
+        yield f"{file}:1", value
+
+
+def _holds_lines(text: str) -> bool:
+    """Whether a file of JSON has more after its first object: an object a line."""
+    text = text.lstrip()
+    if not text.startswith("{"):
+        return not text
+    try:
+        _, end = json.JSONDecoder().raw_decode(text)
+    except (ValueError, RecursionError):
+        return False
+    return bool(text[end:].strip())
 
 
 def _from_records(records: list[tuple[str, dict[str, object]]]) -> Table:
-    columns = tuple(records[0][1]) if records else ()
-    for where, record in records:
-        if record.keys() != set(columns):
-            raise InputError(f"{where}: keys {sorted(record)}, expected {sorted(columns)}")
-    rows = [tuple(record[name] for name in columns) for _, record in records]
+    columns = tuple(dict.fromkeys(key for _, record in records for key in record))
+    rows = [tuple(map(record.get, columns)) for _, record in records]
     return Table(columns, rows, [where for where, _ in records])
 
 
-def _read_parquet(file: Path) -> Table:
+def _read_parquet(file: Path, named: Collection[str] | None) -> Table:
     try:
         _refuse_repeated(pyarrow.parquet.read_schema(file).names, str(file))
         table = pyarrow.parquet.read_table(file)
     except pyarrow.ArrowException as error:
         raise InputError(f"{file}: not a Parquet file: {error}") from None
-    rows = list(zip(*(column.to_pylist() for column in table.columns), strict=True))
+    columns = [
+        _column_values(file, name, column) if named is None or name in named else repeat(None, table.num_rows)
+        for name, column in zip(table.column_names, table.columns, strict=True)
+    ]
+    rows = list(zip(*columns, strict=True))
     return Table(tuple(table.column_names), rows, [f"{file}: row {i}" for i in range(len(rows))])
+
+
+def _column_values(file: Path, name: str, column: pyarrow.ChunkedArray) -> list[object]:
+    try:
+        return column.to_pylist()
+    # Dates beyond the year 9999, times in zones that are unknown here, nanoseconds: Arrow holds more than Python.
+    except (OverflowError, ValueError, pyarrow.ArrowException) as error:
+        raise InputError(
+            f"{file}: column {name!r} ({column.type}) has a value that Python cannot hold ({error}): leave the column "
+            "out, or convert it to text"
+        ) from None

@@ -77,7 +77,7 @@ class Evaluator:
             {
                 "prompt": self.tokenizer.decode(self.tokenization.prompt_ids(group[0])),
                 "output": output,
-                "references": [row.reference.strip() for row in group],
+                "references": [self.tokenization.reference(row).strip() for row in group],
             }
             for group, output in zip(groups, outputs, strict=True)
         ]

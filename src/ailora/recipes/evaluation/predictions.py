@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from transformers import Trainer
 
-from ailora.atomic_io import replacing_file
-from ailora.checkpoints.output_dir import writing
-from ailora.errors import InputError
 from ailora.recipes.data.classification_rows import Examples
 from ailora.recipes.data.labels import Labels
 from ailora.recipes.evaluation.classification_metrics import compute
@@ -72,32 +66,3 @@ def predict_labels(logits: np.ndarray, labels: Labels) -> np.ndarray:
 def _softmax(logits: np.ndarray) -> np.ndarray:
     shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
     return shifted / shifted.sum(axis=1, keepdims=True)
-
-
-_WRITERS: dict[str, Callable[[pd.DataFrame, BinaryIO], object]] = {
-    ".tsv": lambda frame, stream: frame.to_csv(stream, sep="\t", index=False, quoting=csv.QUOTE_NONE, escapechar="\\"),
-    ".csv": lambda frame, stream: frame.to_csv(stream, index=False),
-    ".jsonl": lambda frame, stream: frame.to_json(stream, orient="records", lines=True),
-    ".parquet": lambda frame, stream: frame.to_parquet(stream, index=False),
-}
-
-
-def validate_output_suffix(file: Path) -> None:
-    """Refuse a file whose ending names no format that `write_frame` knows.
-
-    Raises:
-        InputError: the ending is unknown.
-    """
-    if file.suffix not in _WRITERS:
-        raise InputError(f"{file}: the output ends in one of {', '.join(_WRITERS)}")
-
-
-def write_frame(frame: pd.DataFrame, file: Path) -> None:
-    """Write a table in the format of the file's suffix, atomically.
-
-    Raises:
-        InputError: the ending is unknown, or the file cannot be written.
-    """
-    validate_output_suffix(file)
-    with writing(file), replacing_file(file) as stream:
-        _WRITERS[file.suffix](frame, stream)

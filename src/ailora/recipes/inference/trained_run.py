@@ -17,7 +17,7 @@ from ailora.errors import InputError
 from ailora.model_loading import resolve_model
 from ailora.recipes.config.method import CustomFunction, FullFineTuning
 from ailora.recipes.config.sections import RunConfig
-from ailora.recipes.evaluation.predictions import validate_output_suffix, write_frame
+from ailora.recipes.evaluation.table_file import validate_output_suffix, write_frame
 from ailora.recipes.recipe import Model, Recipe
 from ailora.recipes.run_folder import RunFolder
 from ailora.recipes.task_models import validate_finite
@@ -60,7 +60,7 @@ class TrainedRun:
         """
         output = validate_output_file(output_file, force=force, reads=[input_file, self.folder.path])
         validate_output_suffix(output)
-        frame = self.recipe.predict(self.load, input_file)
+        frame = self.recipe.predict(self.load, input_file, output)
         write_frame(frame, output)
         return len(frame)
 
