@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -99,7 +100,7 @@ def load_on_meta(
         raise
     # A damaged file can fail in any way.
     except Exception as error:
-        raise InputError(f"cannot load the configuration of model {name!r}: {_short(error)}") from error
+        raise InputError(f"cannot load the configuration of model {name!r}: {_short(error, name)}") from error
     try:
         with torch.device("meta"):
             try:
@@ -111,7 +112,9 @@ def load_on_meta(
                 return _class_of(config, None)(config)
     except Exception as error:
         wanted = f" for task type {task_type}" if task_type else ""
-        raise InputError(f"the configuration of model {name!r} makes no model{wanted}: {_short(error)}") from error
+        raise InputError(
+            f"the configuration of model {name!r} makes no model{wanted}: {_short(error, name)}"
+        ) from error
 
 
 def validate_device(device: str) -> None:
@@ -132,11 +135,29 @@ def validate_device(device: str) -> None:
 
 def _class_of(config: Any, task_type: str | None) -> Any:
     if task_type is not None:
-        return auto_class(task_type).from_config
+        return partial(auto_class(task_type).from_config, trust_remote_code=False)
     architectures = getattr(config, "architectures", None)
     named = getattr(transformers, str((architectures or [""])[0]), None)
-    return named if isinstance(named, type) and issubclass(named, PreTrainedModel) else AutoModel.from_config
+    if isinstance(named, type) and issubclass(named, PreTrainedModel):
+        return named
+    return partial(AutoModel.from_config, trust_remote_code=False)
 
 
-def _short(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"[:2000]
+def describe_load_error(error: Exception, name: Path | str) -> str:
+    """Describe why transformers did not load a part of a model; in our words where it asks to run code of the model.
+
+    Args:
+        error: what transformers raised.
+        name: the model's.
+    """
+    if "trust_remote_code" not in str(error):
+        return str(error)
+    return (
+        f"{name} needs Python code of its own (auto_map), and code of a model is never run here. Take a model whose "
+        "class is transformers' own; or read that code, load the model in Python with trust_remote_code=True, and give "
+        "it to ailora.adapt"
+    )
+
+
+def _short(error: Exception, name: Path | str) -> str:
+    return f"{type(error).__name__}: {describe_load_error(error, name)}"[:2000]

@@ -11,7 +11,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from ailora.errors import InputError
-from ailora.model_loading import auto_class, resolve_model
+from ailora.model_loading import auto_class, describe_load_error, resolve_model
 from ailora.plan.task_type import TASKS, TaskType
 from ailora.recipes.data.labels import Labels
 from ailora.weights.base_weight import all_finite
@@ -28,9 +28,9 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """
     path = resolve_model(name)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        raise InputError(f"cannot load the tokenizer of model {name!r}: {error}") from error
+        raise InputError(f"cannot load the tokenizer of model {name!r}: {describe_load_error(error, name)}") from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -109,9 +109,10 @@ def _load(
     if quantization is not None:
         options["quantization_config"] = quantization
     try:
-        model = auto_class(task_type).from_pretrained(path, **options)
+        model = auto_class(task_type).from_pretrained(path, trust_remote_code=False, **options)
     except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
-        raise InputError(f"cannot load {path!r} for {TASKS[task_type].title}: {error}") from error
+        reason = describe_load_error(error, path)
+        raise InputError(f"cannot load {path!r} for {TASKS[task_type].title}: {reason}") from error
     if quantization is not None:
         keep_4bit_unpacked(model)
     return model

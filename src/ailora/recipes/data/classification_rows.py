@@ -102,7 +102,8 @@ def to_examples(table: Table, data: DataConfig, *, labelled: bool = True) -> Exa
 def _read_dataset(data: DataSource, split: str, named: Collection[str]) -> Table:
     try:
         loaded: Any = datasets.load_dataset(str(data.dataset), data.subset, split=split)
-    except (OSError, ValueError, DatasetsError) as error:
+    # A data set with a script of its own, which is never run, is a RuntimeError.
+    except (OSError, ValueError, RuntimeError, DatasetsError) as error:
         raise InputError(f"cannot load split {split!r} of data set {data.dataset!r}: {error}") from error
     columns = tuple(loaded.column_names)
     # What is not needed may not be readable here: images, dates beyond the year 9999.

@@ -9,9 +9,18 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 from transformers import GenerationConfig, PreTrainedTokenizerBase
+from transformers.generation.configuration_utils import GenerationMode
 
 from ailora.distributed import gather, split_between_processes
 from ailora.errors import InputError, unknown_name
+
+#: Ways to generate that transformers downloads as code.
+_MODES_OF_THE_HUB = (
+    GenerationMode.CONTRASTIVE_SEARCH,
+    GenerationMode.DOLA_GENERATION,
+    GenerationMode.GROUP_BEAM_SEARCH,
+    GenerationMode.CONSTRAINED_BEAM_SEARCH,
+)
 
 
 def generation_config(fields: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
@@ -29,9 +38,15 @@ def generation_config(fields: Mapping[str, Any], tokenizer: PreTrainedTokenizerB
             raise InputError(f"evaluation.generate: {key} is a whole number from 1, not {value!r}")
     special = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
     try:
-        return GenerationConfig(**{"do_sample": False, "max_new_tokens": 128, **special, **fields})
+        config = GenerationConfig(**{"do_sample": False, "max_new_tokens": 128, **special, **fields})
     except (ValueError, TypeError) as error:
         raise InputError(f"evaluation.generate: {error}") from error
+    if (mode := config.get_generation_mode()) in _MODES_OF_THE_HUB:
+        raise InputError(
+            f"evaluation.generate: {mode.value.replace('_', ' ')} is not a part of transformers any more, which would "
+            "load code from the hub for it, and such code is never run; expected greedy search, sampling or beams"
+        )
+    return config
 
 
 def generate(

@@ -93,7 +93,7 @@ def _load_weights(model: Model, checkpoint: Path) -> Model:
         model.load_adapter(str(checkpoint), "default", is_trainable=True)
         return model
     trained = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
-    loaded = type(model).from_pretrained(checkpoint)
+    loaded = type(model).from_pretrained(checkpoint, trust_remote_code=False)
     for name, parameter in loaded.named_parameters():
         parameter.requires_grad_(trained.get(name, True))
     return loaded
