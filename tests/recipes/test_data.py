@@ -225,6 +225,14 @@ def test_labels_that_only_resemble_numbers_are_text(names: tuple[str, str]) -> N
     assert labels_of(*names).names == tuple(sorted(names))
 
 
+def test_numbers_of_thousands_of_digits_are_no_labels() -> None:
+    digits = "9" * 5000
+    with pytest.raises(ailora.InputError, match=r"f\.tsv:2: label '9{80}' is too long a number"):
+        labels_of(digits, "1")
+    with pytest.raises(ailora.InputError, match=r"f:1: label .* is not a number"):
+        Labels(None).encode(10**400, "f:1")
+
+
 def test_blanks_around_labels_do_not_count() -> None:
     labels = labels_of("1", "1 ", " 0", "0")
     assert labels.names == ("0", "1")

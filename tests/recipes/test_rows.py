@@ -172,6 +172,13 @@ def test_data_is_of_one_kind(keys: dict[str, Any], message: str) -> None:
         data(**keys)
 
 
+def test_rows_are_grouped_by_texts_and_numbers_only() -> None:
+    rows = select_rows({"a": ["x", "y"], "b": [1, [2]]}, data(text="{a}"))
+    assert [len(group) for group in rows.grouped(["a"])] == [1, 1]
+    with pytest.raises(ailora.InputError, match=r"rows\.csv:3: evaluation\.group_by needs texts or numbers, got \[2\]"):
+        rows.grouped(["b"])
+
+
 # --- tokens --------------------------------------------------------------------------------------------------------
 
 MESSAGES = [

@@ -107,13 +107,20 @@ def _read_dataset(data: DataSource, split: str, named: Collection[str]) -> Table
         raise InputError(f"cannot load split {split!r} of data set {data.dataset!r}: {error}") from error
     columns = tuple(loaded.column_names)
     # What is not needed may not be readable here: images, dates beyond the year 9999.
-    values = [_column_values(loaded, column) if column in named else repeat(None, len(loaded)) for column in columns]
+    name = f"{data.dataset}/{split}"
+    values = [
+        _column_values(loaded, column, name) if column in named else repeat(None, len(loaded)) for column in columns
+    ]
     rows = list(zip(*values, strict=True))
-    return Table(columns, rows, [f"{data.dataset}/{split}: row {i}" for i in range(len(rows))])
+    return Table(columns, rows, [f"{name}: row {i}" for i in range(len(rows))])
 
 
-def _column_values(loaded: Dataset, column: str) -> list[object]:
+def _column_values(loaded: Dataset, column: str, name: str) -> list[object]:
     feature = loaded.features[column]
-    if isinstance(feature, datasets.ClassLabel):
-        return [feature.int2str(value) if value >= 0 else None for value in loaded[column]]
-    return list(loaded[column])
+    try:
+        if isinstance(feature, datasets.ClassLabel):
+            return [feature.int2str(value) if value >= 0 else None for value in loaded[column]]
+        return list(loaded[column])
+    # Arrow holds more than Python does: dates beyond the year 9999, say; and a column may need a package to be decoded.
+    except (OverflowError, ValueError, ImportError) as error:
+        raise InputError(f"{name}: column {column!r} cannot be read ({error}): convert it to text") from None

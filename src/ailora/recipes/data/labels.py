@@ -11,6 +11,8 @@ from ailora.errors import InputError
 from ailora.recipes.evaluation.classification_metrics import METRICS
 
 _WHOLE = re.compile(r"-?[0-9]+")
+#: No float is longer, and Python converts no more than 4,300 digits.
+_MAX_DIGITS = 300
 _DECIMAL = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
 
 
@@ -44,6 +46,8 @@ class Labels:
             places.setdefault(_name(value), place)
         if len(places) < 2:
             raise InputError(f"the training data hold the single class {next(iter(places))!r}: at least two are needed")
+        if long := next((name for name in places if len(name) > _MAX_DIGITS and _WHOLE.fullmatch(name)), None):
+            raise InputError(f"{places[long]}: label {long[:80]!r} is too long a number: {len(long):,} digits")
         if not all(_WHOLE.fullmatch(name) for name in places):
             _check_decimals(places)
             return cls(tuple(sorted(places)))
@@ -68,7 +72,7 @@ class Labels:
             return self.names.index(name)
         try:
             number = float(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else math.nan
-        except (TypeError, ValueError):
+        except (ValueError, OverflowError):
             number = math.nan
         if not math.isfinite(number):
             raise InputError(f"{where}: label {value!r} is not a number, which regression needs")

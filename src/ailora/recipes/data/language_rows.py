@@ -66,7 +66,7 @@ class Rows:
         """Rows that agree in the columns, together; without columns, every row alone.
 
         Raises:
-            InputError: a column that the data do not have.
+            InputError: a column that the data do not have, or that holds lists or objects.
         """
         if not columns:
             return [[row] for row in self.rows]
@@ -78,7 +78,10 @@ class Rows:
                         f"{row.where}: evaluation.group_by names the column {name!r}; the data have: "
                         + ", ".join(row.values)
                     )
-            groups.setdefault(tuple(row.values[name] for name in columns), []).append(row)
+            values = [row.values[name] for name in columns]
+            if nested := next((value for value in values if isinstance(value, list | dict)), None):
+                raise InputError(f"{row.where}: evaluation.group_by needs texts or numbers, got {shown(nested)}")
+            groups.setdefault(tuple(values), []).append(row)
         return list(groups.values())
 
 

@@ -14,6 +14,7 @@ from ailora.adapter_io.peft_config_file import CONFIG_NAME, read_config
 from ailora.errors import InputError
 from ailora.model_loading import resolve_model
 from ailora.path_kind import PathKind, detect_path_kind, resolve_adapter_dir
+from ailora.plain_data import validate_plain_data
 from ailora.plan.task_type import TaskType, parse_task_type
 from ailora.recipes.data.language_rows import Row
 from ailora.recipes.data.tokenize_language import Tokenization, prepare_tokenizer
@@ -65,10 +66,11 @@ class TextGenerator:
             chat: whether a prompt is a user's message in the chat template.
 
         Raises:
-            InputError: an empty prompt, no chat template, a field that does not exist.
+            InputError: an empty prompt, or one that is not Unicode, no chat template, a field that does not exist.
         """
         if empty := [number for number, prompt in enumerate(prompts, start=1) if not prompt]:
             raise InputError(f"prompt {empty[0]} is empty")
+        validate_plain_data(list(prompts), "prompts")
         tokenizer = self.tokenization.tokenizer
         if chat and not tokenizer.chat_template:
             raise InputError("the tokenizer has no chat template: give the prompt as it stands, without --chat")
