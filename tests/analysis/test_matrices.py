@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ailora.analysis.weight_stats import effective_rank, measure_weights, spectrum_numbers
+from ailora.analysis.weight_stats import effective_rank, measure_spectrum, measure_weights
 from ailora.checkpoints import merge
 from tests.analysis.conftest import WIDTH, Made, load_all, make_settings
 
@@ -98,7 +98,7 @@ def test_distance_from_the_anchor_against_the_file(models: Made) -> None:
 
 
 def test_a_spectrum_in_numbers() -> None:
-    numbers = spectrum_numbers(torch.tensor([3.0, 2.0, 1.0, 0.5], dtype=torch.float64), rank=1)
+    numbers = measure_spectrum(torch.tensor([3.0, 2.0, 1.0, 0.5], dtype=torch.float64), rank=1)
     energy = 9 + 4 + 1 + 0.25
     assert numbers["principal"] == pytest.approx(9 / energy)
     assert numbers["middle"] == pytest.approx(5 / energy)
@@ -106,7 +106,7 @@ def test_a_spectrum_in_numbers() -> None:
     assert numbers["condition"] == 6
     assert numbers["stable_rank"] == pytest.approx(energy / 9)
     assert numbers["values"] == [3.0, 2.0, 1.0, 0.5]
-    long = spectrum_numbers(torch.arange(4000, 0, -1, dtype=torch.float64), rank=8)
+    long = measure_spectrum(torch.arange(4000, 0, -1, dtype=torch.float64), rank=8)
     assert len(long["values"]) <= 64
     assert (long["indices"][0], long["indices"][-1]) == (0, 3999)
     assert long["values"] == [4000.0 - i for i in long["indices"]]

@@ -1,4 +1,4 @@
-"""The result of an analysis, and the folder that holds it."""
+"""The result of an analysis, and its folder."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pyarrow
@@ -25,15 +24,15 @@ _TABLES = ("embedding", "deltas", "spectra", "directions")
 
 @dataclass(frozen=True)
 class Analysis:
-    """The tables of an analysis; what each column is: `docs/analysis.md`.
+    """Tables of an analysis; `docs/analysis.md` describes their columns.
 
     Attributes:
-        info: models and settings, the findings, and what was left out: the content of `analysis.json`.
-        embedding: a row for each point: model, layer, role, head, and its place in the plane.
-        deltas: a row for each update: model, layer, role, norms, ranks, shares of the subspaces of `W`.
+        info: content of `analysis.json`: models, settings, findings, and notes on weights left out.
+        embedding: a row for each point: model, layer, role, head, and coordinates in the plane.
+        deltas: a row for each update: model, layer, role, norms, ranks, energy shares in subspaces of `W`.
         spectra: a row for each weight: model, layer, role, singular values, energy of the bands, intruders.
-        directions: a row for each update, side and bin of singular directions: share of the energy, and chance; empty
-            where it was not asked for.
+        directions: a row for each update, side and bin of singular directions: energy share, and the share expected
+            by chance; empty unless requested.
     """
 
     info: Row
@@ -44,17 +43,17 @@ class Analysis:
 
     @property
     def models(self) -> list[str]:
-        """The fine-tuned models."""
+        """Names of the fine-tuned models."""
         return list(self.info["after"])
 
     @property
     def roles(self) -> list[str]:
-        """The roles that were analysed."""
+        """Names of the analysed roles."""
         return list(self.info["settings"]["roles"])
 
 
 def write_tables(analysis: Analysis, folder: Path) -> None:
-    """Write the tables of an analysis, and `analysis.json`, into an existing folder."""
+    """Write the tables of an analysis and `analysis.json` into an existing folder."""
     for name in _TABLES:
         getattr(analysis, name).to_parquet(folder / f"{name}.parquet", index=False)
     write_json(folder / _INFO_NAME, analysis.info)
@@ -63,8 +62,14 @@ def write_tables(analysis: Analysis, folder: Path) -> None:
 def load_analysis(path: Path | str) -> Analysis:
     """Load an analysis from its folder.
 
+    Args:
+        path: the folder, as `write_analysis` wrote it.
+
+    Returns:
+        The analysis; its table `directions` is empty if the folder is older than direction profiles.
+
     Raises:
-        InputError: There is no analysis, a damaged one, or one of another format.
+        InputError: The folder holds no analysis, or the analysis is damaged or of another format.
     """
     folder = Path(path).expanduser()
     info = _read_info(folder)
@@ -72,7 +77,7 @@ def load_analysis(path: Path | str) -> Analysis:
     for name in _TABLES:
         file = folder / f"{name}.parquet"
         if name == "directions" and "directions" not in info.get("settings", {}):
-            # Written before there were profiles of directions.
+            # Folders written before direction profiles existed have no such file.
             tables[name] = pd.DataFrame(columns=["model", "role"])
             continue
         try:
@@ -96,14 +101,19 @@ def _read_info(folder: Path) -> Row:
 
 
 def validate_output_dir(out: Path | str, reads: Iterable[Path], *, force: bool) -> Path:
-    """Refuse a folder that an analysis may not replace.
+    """Validate the folder to write an analysis to.
+
+    Args:
+        out: the folder; missing, empty, or an analysis.
+        reads: files and folders that the analysis reads, which must lie outside of it.
+        force: whether an analysis may be replaced.
 
     Returns:
         The folder, with `~` expanded.
 
     Raises:
-        InputError: It is a file or a link, holds something that is read, or anything else but an analysis; or an
-            analysis, and `force` was not given.
+        InputError: The path is a file or a link, holds an input or a file of another kind, or holds an analysis
+            without `force`.
     """
     out = resolve_output_path(out)
     if out.is_symlink():
@@ -121,7 +131,8 @@ def validate_output_dir(out: Path | str, reads: Iterable[Path], *, force: bool) 
 
 
 def _validate_nothing_else(out: Path) -> None:
-    """Refuse to replace a folder that holds more than an analysis: all of it would go."""
+    """Validate that a folder to replace holds an analysis and nothing else."""
+    # Replacing a folder removes all of its content.
     written = {_INFO_NAME, "figures", *(f"{name}.parquet" for name in _TABLES)}
     figures = out / "figures"
     others = [entry for entry in out.iterdir() if entry.name not in written or entry.is_symlink()]
@@ -134,19 +145,27 @@ def _validate_nothing_else(out: Path) -> None:
 
 @contextmanager
 def replacing_analysis(out: Path) -> Iterator[Path]:
-    """Fill a folder that takes the place of `out` when it is complete.
+    """Open a temporary folder, which replaces `out` atomically when the body ends.
+
+    Yields:
+        The temporary folder, beside `out`.
 
     Raises:
-        InputError: The system refuses, or another process writes there.
+        InputError: The folder cannot be written, or another process is writing to it.
     """
     with writing(out), replacing_folder(out) as partial:
         yield partial
 
 
-def to_json(value: Any) -> Any:
-    """Convert plain data for JSON: lists in place of tuples, None in place of what is no finite number."""
+def to_plain_data(record: Row) -> Row:
+    """Return a record as JSON holds it: lists in place of tuples, None in place of non-finite numbers."""
+    return {str(key): _to_plain(value) for key, value in record.items()}
+
+
+def _to_plain(value: object) -> object:
     if isinstance(value, dict):
-        return {str(key): to_json(item) for key, item in value.items()}
+        return to_plain_data(value)
     if isinstance(value, list | tuple):
-        return [to_json(item) for item in value]
+        return [_to_plain(item) for item in value]
+    # JSON has no NaN: Python would write a word that other readers refuse.
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -13,7 +13,7 @@ PointKind = Literal["auto", "layers", "heads"]
 
 @dataclass(frozen=True)
 class AnalysisSettings:
-    """Settings of an analysis; `ailora.analysis.analyze` says what they mean and has their defaults.
+    """Settings of an analysis. See `ailora.analysis.analyze`, whose arguments they are.
 
     Raises:
         InputError: A setting is out of its range.
@@ -43,5 +43,6 @@ class AnalysisSettings:
                 raise InputError(f"{name} must be {allowed}, got {getattr(self, name)!r}")
 
 
-def _is_whole(value: object, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+def _is_whole(value: object, minimum: int) -> bool:
+    # True is an int, and would pass as rank 1.
+    return isinstance(value, int) and not isinstance(value, bool) and value >= minimum

@@ -1,4 +1,4 @@
-"""Distances between the weights of one role, over the layers of a model and between models, from Gram matrices."""
+"""Distances between weights of the same role, across layers and across models, from their Gram matrices."""
 
 from __future__ import annotations
 
@@ -13,93 +13,111 @@ from ailora.analysis.gram_matrix import Point, PointSet
 from ailora.analysis.table_ops import Row, mean_interval
 from ailora.analysis.weight_stats import layer_index
 
-#: With fewer layers there is no interval.
+#: Leaving a layer out must leave two: the dispersion of a single weight is undefined.
 _MIN_LAYERS = 3
 
 
 @dataclass(frozen=True)
 class LayerGram:
-    """Products of whole weights of one role.
+    """Gram matrix of the whole weights of a role.
 
     Attributes:
-        name: of the point set.
-        points: one for each weight.
-        products: Gram matrix (n, n) of the weights.
+        name: name of the point set.
+        points: a point for each weight.
+        products: Gram matrix (n, n) of the weights, float64.
     """
 
     name: str
     points: list[Point]
     products: np.ndarray
 
-    def of_model(self, model: str) -> tuple[list[int], np.ndarray]:
-        """Select the layers of a model and their products."""
+    def select_model(self, model: str) -> tuple[list[int], np.ndarray]:
+        """Return the layer indices of a model, and the Gram matrix of its weights."""
         rows = [i for i, point in enumerate(self.points) if point.model.name == model]
         layers = [layer_index(self.points[i].projection.module) for i in rows]
         return layers, self.products[np.ix_(rows, rows)]
 
 
 def measure_dispersion(grams: Sequence[tuple[PointSet, np.ndarray]]) -> dict[str, list[Row]]:
-    """Measure all distances of point sets with their Gram matrices.
+    """Measure the distances within and between point sets.
+
+    Args:
+        grams: point sets, each with its Gram matrix (n, n).
 
     Returns:
-        `layers`: See `layer_dispersions`. `differences`: for each two point sets and each model that has the same
-        layers in both, `model`, `roles`, and the values of `compare_roles`. `between`: See `model_distances`.
+        Records of `analysis.json`. `layers`: See `layer_dispersions`. `between`: See `model_distances`.
+        `differences`: `model`, `roles` and the values of `compare_roles`, for each pair of point sets and each model
+        with the same layers in both.
     """
-    weights = [sum_over_heads(point_set, products) for point_set, products in grams]
-    models = dict.fromkeys(point.model.name for gram in weights for point in gram.points)
+    layer_grams = [sum_over_heads(point_set, products) for point_set, products in grams]
+    models = dict.fromkeys(point.model.name for gram in layer_grams for point in gram.points)
     differences = []
-    for this, that in combinations(weights, 2):
+    for first, second in combinations(layer_grams, 2):
         for model in models:
-            (layers, a), (others, b) = this.of_model(model), that.of_model(model)
-            if layers == others and len(layers) >= _MIN_LAYERS:
-                differences.append({"model": model, "roles": [this.name, that.name], **compare_roles(a, b)})
+            (layers, a), (other_layers, b) = first.select_model(model), second.select_model(model)
+            # The jackknife pairs the roles by layer.
+            if layers == other_layers and len(layers) >= _MIN_LAYERS:
+                differences.append({"model": model, "roles": [first.name, second.name], **compare_roles(a, b)})
     return {
-        "layers": [record for gram in weights for record in layer_dispersions(gram)],
+        "layers": [record for gram in layer_grams for record in layer_dispersions(gram)],
         "differences": differences,
-        "between": [record for gram in weights for record in model_distances(gram)],
+        "between": [record for gram in layer_grams for record in model_distances(gram)],
     }
 
 
 def sum_over_heads(point_set: PointSet, products: np.ndarray) -> LayerGram:
-    """Compute the products of whole weights, which are the sums over their heads, with one point for each weight."""
-    firsts = list({(point.model.name, point.projection.module): point for point in reversed(point_set.points)}.values())
-    firsts.reverse()
-    count, heads = len(firsts), len(point_set.points) // len(firsts)
-    # Heads of a weight follow each other: [weight, head, weight', head'], of which equal heads count.
+    """Compute the Gram matrix of whole weights from the products of their heads.
+
+    Args:
+        point_set: points, the heads of a weight next to each other.
+        products: Gram matrix (n, n) of the points.
+
+    Returns:
+        The Gram matrix with a point for each weight.
+    """
+    # In reverse order the first head of a weight overwrites the others.
+    points = list({(point.model.name, point.projection.module): point for point in reversed(point_set.points)}.values())
+    points.reverse()
+    count, heads = len(points), len(point_set.points) // len(points)
+    # Heads are disjoint rows, so <W, W'> sums over equal heads: axes are [weight, head, weight', head'].
     products = np.einsum("ihjh->ij", products.reshape(count, heads, count, heads))
-    return LayerGram(point_set.name, firsts, products)
+    return LayerGram(point_set.name, points, products)
 
 
 def dispersion(products: np.ndarray) -> float:
-    """Compute the dispersion of weights: `1 - ` the mean cosine of all pairs.
+    """Compute the dispersion of weights: 1 minus the mean cosine of all pairs.
 
-    That is half the mean squared distance of the weights scaled to norm 1, a number without a scale: 0 where all point
-    in one direction, 1 where they have nothing in common (random weights), more only where they oppose each other.
-    It is taken in the space of all entries, not in a picture.
+    Equals half the mean squared distance of the weights scaled to norm 1, in the space of all entries. The value is 0
+    if all weights have the same direction, 1 if they are orthogonal (nearly so for random weights), and larger only
+    if they oppose each other.
 
     Args:
-        products: Gram matrix (n, n) of the weights of one role, n >= 2.
+        products: Gram matrix (n, n) of the weights of a role, n >= 2.
+
+    Returns:
+        The dispersion, without a unit; NaN if a weight is zero.
     """
     norms = np.sqrt(np.diag(products))
-    with np.errstate(invalid="ignore"):  # a weight of zeros has no direction
+    with np.errstate(invalid="ignore"):  # 0 / 0: a weight of zeros has no direction
         cosines = products / np.outer(norms, norms)
     n = len(products)
     return float(1 - (cosines.sum() - np.trace(cosines)) / (n * (n - 1)))
 
 
 def spread(products: np.ndarray) -> float:
-    """Compute the root mean square distance of two weights, over all pairs, in the weights' own units.
+    """Return the root mean square distance over all pairs of weights, in the unit of their entries.
 
     Args:
-        products: Gram matrix (n, n) of the weights of one role, n >= 2.
+        products: Gram matrix (n, n) of the weights of a role, n >= 2.
     """
     n = len(products)
     squares = 2 * (n * np.trace(products) - products.sum())
+    # Rounding can take the sum below zero where all weights are equal.
     return float(np.sqrt(max(squares, 0.0) / (n * (n - 1))))
 
 
 def norm_variation(products: np.ndarray) -> float:
-    """Compute the standard deviation of the weights' norms over their mean."""
+    """Return the standard deviation of the weights' norms, relative to their mean; NaN if all weights are zero."""
     norms = np.sqrt(np.diag(products))
     return float(norms.std(ddof=1)) / (float(norms.mean()) or float("nan"))
 
@@ -107,12 +125,15 @@ def norm_variation(products: np.ndarray) -> float:
 def layer_dispersions(gram: LayerGram) -> Iterator[Row]:
     """Measure the dispersion over the layers of each model, with a 95 % interval from the jackknife over layers.
 
+    Args:
+        gram: whole weights of a role.
+
     Yields:
-        A record for each model with three layers or more: `cloud`, `model`, `layers`, `dispersion`, `low`, `high`,
-        `spread`, `norm_variation`.
+        A record for each model with at least three layers: `cloud` (the point set), `model`, `layers` (their number),
+        `dispersion` and its interval `low` and `high`, `spread`, `norm_variation`.
     """
     for model in dict.fromkeys(point.model.name for point in gram.points):
-        layers, products = gram.of_model(model)
+        layers, products = gram.select_model(model)
         if len(layers) >= _MIN_LAYERS:
             value, low, high = jackknife(dispersion, products)
             yield {"cloud": gram.name, "model": model, "layers": len(layers)} | {
@@ -124,25 +145,26 @@ def layer_dispersions(gram: LayerGram) -> Iterator[Row]:
             }
 
 
-def compare_roles(this: np.ndarray, that: np.ndarray) -> dict[str, float]:
+def compare_roles(first: np.ndarray, second: np.ndarray) -> dict[str, float]:
     """Compare the dispersion and the spread of two roles over the same layers.
 
     Args:
-        this: Gram matrix (n, n) of the one role.
-        that: Gram matrix (n, n) of the other, of the same layers in the same order.
+        first: Gram matrix (n, n) of a role.
+        second: Gram matrix (n, n) of another role, with the same layers in the same order.
 
     Returns:
-        `difference`, `low`, `high`: dispersion of `this` minus that of `that`; `ratio`, `ratio_low`, `ratio_high`:
-        spread of `this` over that of `that` (its interval is taken in logarithms). The jackknife leaves the same layer
-        out of both.
+        `difference`, dispersion of the first role minus dispersion of the second, with its interval `low` and `high`;
+        `ratio`, spread of the first role over spread of the second, with its interval `ratio_low` and `ratio_high`.
     """
 
-    def log_ratio(this: np.ndarray, that: np.ndarray) -> float:
-        a, b = spread(this), spread(that)
-        return float(np.log(a / b)) if a > 0 and b > 0 else float("nan")
+    def log_ratio(a: np.ndarray, b: np.ndarray) -> float:
+        spreads = spread(a), spread(b)
+        return float(np.log(spreads[0] / spreads[1])) if min(spreads) > 0 else float("nan")
 
-    difference, low, high = jackknife(lambda a, b: dispersion(a) - dispersion(b), this, that)
-    ratio, ratio_low, ratio_high = map(float, np.exp(jackknife(log_ratio, this, that)))
+    # Each sample leaves the same layer out of both roles: the layers are paired.
+    difference, low, high = jackknife(lambda a, b: dispersion(a) - dispersion(b), first, second)
+    # A t-interval of the logarithm keeps both ends of the ratio positive.
+    ratio, ratio_low, ratio_high = map(float, np.exp(jackknife(log_ratio, first, second)))
     return {
         "difference": difference,
         "low": low,
@@ -154,37 +176,44 @@ def compare_roles(this: np.ndarray, that: np.ndarray) -> dict[str, float]:
 
 
 def model_distances(gram: LayerGram) -> Iterator[Row]:
-    """Measure how far each two fine-tuned models lie apart: `|W_a - W_b| / |W|`, layer by layer, W of the base.
+    """Measure the distance of each pair of fine-tuned models, `|W_a - W_b| / |W|` with `W` of the base.
+
+    Args:
+        gram: whole weights of a role.
 
     Yields:
-        A record for each pair that has weights of its own in the same layers: `cloud`, `models`, `by_layer`, `distance`
-        (the mean over layers) and its t-interval, `low` and `high`.
+        A record for each pair of models that share a fine-tuned module: `cloud` (the point set), `models`, `by_layer`
+        (a distance for each shared module), `distance` (their mean) and its t-interval `low` and `high`.
     """
     index = {(point.model.name, point.projection.module): i for i, point in enumerate(gram.points)}
     models = [model for model in dict.fromkeys(model for model, _ in index) if model != "base"]
-    for this, that in combinations(models, 2):
+    for first, second in combinations(models, 2):
         distances = []
-        for module in (module for model, module in index if model == this and (that, module) in index):
-            i, j, base = index[this, module], index[that, module], index["base", module]
+        for module in (module for model, module in index if model == first and (second, module) in index):
+            i, j, base = index[first, module], index[second, module], index["base", module]
             square = max(gram.products[i, i] + gram.products[j, j] - 2 * gram.products[i, j], 0.0)
             distances.append((float(square) / (float(gram.products[base, base]) or float("nan"))) ** 0.5)
         if distances:
             low, high = mean_interval(distances)
-            record = {"cloud": gram.name, "models": [this, that], "by_layer": distances}
+            record = {"cloud": gram.name, "models": [first, second], "by_layer": distances}
             yield record | {"distance": float(np.mean(distances)), "low": low, "high": high}
 
 
 def jackknife(statistic: Callable[..., float], *grams: np.ndarray) -> tuple[float, float, float]:
     """Estimate a statistic of Gram matrices and its 95 % t-interval, leaving out each element in turn (Tukey, 1958).
 
+    Args:
+        statistic: a function of the Gram matrices.
+        *grams: Gram matrices (n, n), all of the same n elements.
+
     Returns:
-        The value, and the ends of the interval, NaN of fewer than three elements.
+        The statistic of all elements and the ends of its interval, which are NaN for fewer than three elements.
     """
     count, value = len(grams[0]), statistic(*grams)
     if count < _MIN_LAYERS:
         return value, float("nan"), float("nan")
-    kept = [np.delete(np.arange(count), i) for i in range(count)]
-    without = np.array([statistic(*(gram[np.ix_(rows, rows)] for gram in grams)) for rows in kept])
-    error = np.sqrt((count - 1) / count * ((without - without.mean()) ** 2).sum())
+    subsets = [np.delete(np.arange(count), i) for i in range(count)]
+    values = np.array([statistic(*(gram[np.ix_(rows, rows)] for gram in grams)) for rows in subsets])
+    error = np.sqrt((count - 1) / count * ((values - values.mean()) ** 2).sum())
     half = float(stats.t.ppf(0.975, count - 1)) * float(error)
     return value, value - half, value + half

@@ -1,4 +1,4 @@
-"""Points in the plane: t-SNE, and PCA beside it, as t-SNE of few points shows clusters where there are none."""
+"""Embeddings in the plane: t-SNE, and PCA beside it, since t-SNE of few points shows clusters in noise."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from ailora.analysis.gram_matrix import PointSet
 from ailora.analysis.table_ops import Row
 from ailora.analysis.weight_stats import projection_columns
 
-#: With fewer points t-SNE has nothing to say.
+#: Points below which PCA stands alone.
 _MIN_TSNE_POINTS = 8
-#: From so many points on, t-SNE takes its approximate gradient.
+#: Points from which on t-SNE approximates its gradient; the cost of the exact gradient is quadratic in them.
 _MIN_BARNES_HUT_POINTS = 2000
 
 
@@ -27,8 +27,8 @@ class Embedding:
     """A point set in the plane.
 
     Attributes:
-        rows: a row of the table for each point.
-        info: settings, and how far the picture can be trusted.
+        rows: a row of the table `embedding` for each point.
+        info: settings and quality of the embedding, a record of `analysis.json`.
     """
 
     rows: list[Row]
@@ -36,7 +36,7 @@ class Embedding:
 
 
 def embed(point_set: PointSet, products: np.ndarray, settings: AnalysisSettings) -> Embedding:
-    """Compute t-SNE and PCA of a point set.
+    """Embed a point set in the plane by t-SNE and by PCA.
 
     Args:
         point_set: the points.
@@ -44,12 +44,11 @@ def embed(point_set: PointSet, products: np.ndarray, settings: AnalysisSettings)
         settings: perplexity and seeds.
 
     Returns:
-        Rows with `pca_x`, `pca_y`, in the weights' own units, and `tsne_x`, `tsne_y`, NaN of fewer than eight
-        points or of points on a line.
-        The info: `perplexity`; `explained`, the shares of the variance along both axes of the PCA;
-        `trustworthiness` (Venna and Kaski, 2001: 1 where all neighbours in the plane are neighbours in the space) of
-        the PCA and of t-SNE by seed; `agreement`, the mean Spearman correlation of the distances in the plane over all
-        pairs of seeds; `seed`, whose picture has the lowest divergence.
+        The embedding. Its rows hold `pca_x`, `pca_y` in the unit of the weights, and `tsne_x`, `tsne_y`, NaN for fewer
+        than eight points or points on a line. Its info holds `perplexity`; `explained`, the shares of the variance
+        along both axes of the PCA; the trustworthiness of the PCA, and of t-SNE by seed (Venna and Kaski, 2001: 1 if
+        all neighbours in the plane are neighbours in the space); `agreement`, the mean Spearman correlation of the
+        distances in the plane over all pairs of seeds; `seed`, the seed of the lowest divergence.
     """
     coordinates, variances = principal_coordinates(products)
     n, points = len(products), point_set.points
@@ -64,6 +63,7 @@ def embed(point_set: PointSet, products: np.ndarray, settings: AnalysisSettings)
     }
     if n >= _MIN_TSNE_POINTS and coordinates.shape[1] > 1:
         models = len({point.model.name for point in points})
+        # scikit-learn refuses half of the points and more as neighbours.
         neighbours = min(max(5, 2 * models), (n - 1) // 2)
         tsne, tsne_info = _tsne(coordinates, settings, neighbours)
         trust = float(trustworthiness(coordinates, pca, n_neighbors=neighbours))
@@ -74,30 +74,45 @@ def embed(point_set: PointSet, products: np.ndarray, settings: AnalysisSettings)
             **projection_columns(point.projection),
             "head": -1 if point.head is None else point.head,
             "cloud": point_set.name,
-            **dict(zip(("pca_x", "pca_y", "tsne_x", "tsne_y"), coordinates, strict=True)),
+            **dict(zip(("pca_x", "pca_y", "tsne_x", "tsne_y"), xy, strict=True)),
         }
-        for point, coordinates in zip(points, np.hstack([pca, tsne]), strict=True)
+        for point, xy in zip(points, np.hstack([pca, tsne]), strict=True)
     ]
     return Embedding(rows, info)
 
 
 def principal_coordinates(products: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Compute points (n, d), d < n, along their principal axes from their Gram matrix, and the variance of each axis.
+    """Compute the principal coordinates of points from their Gram matrix (classical scaling; Torgerson, 1952).
 
-    This is classical scaling (Torgerson, 1952). The entries of an axis have a positive sum of cubes, so that the
-    picture does not flip. (scikit-learn's KernelPCA refuses the rounding of almost equal points.)
+    Args:
+        products: Gram matrix (n, n).
+
+    Returns:
+        Coordinates (n, d) along the principal axes, d < n, and the variance (d,) along each axis. The coordinates
+        along an axis have a positive sum of cubes.
     """
+    # Not scikit-learn's KernelPCA, which refuses the rounding of almost equal points.
     centred = products - products.mean(axis=0) - products.mean(axis=1)[:, None] + products.mean()
     values, vectors = np.linalg.eigh((centred + centred.T) / 2)
     values, vectors = values[::-1], vectors[:, ::-1]
+    # Centring leaves an eigenvalue of zero, which rounding makes tiny or negative.
     kept = values > max(values[0], 0.0) * 1e-12
     points = vectors[:, kept] * np.sqrt(values[kept])
+    # eigh leaves the sign of an axis open: without a rule the picture would flip from machine to machine.
     points *= np.where((points**3).sum(axis=0) < 0, -1.0, 1.0)
     return points, values[kept] / len(products)
 
 
 def choose_perplexity(points: int, perplexity: float | None) -> float:
-    """Choose the perplexity of t-SNE: a quarter of the points but 30 at most, or what was asked for, below a third."""
+    """Choose the perplexity of t-SNE.
+
+    Args:
+        points: number of points.
+        perplexity: the requested perplexity, or None.
+
+    Returns:
+        The requested perplexity, at most a third of the points; by default a quarter of the points, at most 30.
+    """
     return min(30.0, (points - 1) / 4) if perplexity is None else min(perplexity, (points - 1) / 3)
 
 
@@ -105,27 +120,29 @@ def _tsne(coordinates: np.ndarray, settings: AnalysisSettings, neighbours: int) 
     n = len(coordinates)
     perplexity = choose_perplexity(n, settings.perplexity)
     scaled = coordinates / (coordinates.std() or 1.0)
-    pictures, divergences = [], []
+    embeddings, divergences = [], []
     for seed in settings.seeds:
         tsne = TSNE(
             perplexity=perplexity,
+            # From a PCA start all seeds would give the same embedding, and their agreement would mean nothing.
             init="random",
             random_state=seed,
             method="exact" if n < _MIN_BARNES_HUT_POINTS else "barnes_hut",
             n_jobs=1,
         )
-        pictures.append(tsne.fit_transform(scaled))
+        embeddings.append(tsne.fit_transform(scaled))
         divergences.append(float(tsne.kl_divergence_))
     best = int(np.argmin(divergences))
-    trust = [float(trustworthiness(coordinates, picture, n_neighbors=neighbours)) for picture in pictures]
-    return pictures[best], {
+    trust = [float(trustworthiness(coordinates, embedding, n_neighbors=neighbours)) for embedding in embeddings]
+    return embeddings[best], {
         "perplexity": perplexity,
         "seed": settings.seeds[best],
         "tsne_trustworthiness": {str(seed): value for seed, value in zip(settings.seeds, trust, strict=True)},
-        "agreement": _agreement(pictures),
+        "agreement": _seed_agreement(embeddings),
     }
 
 
-def _agreement(pictures: Sequence[np.ndarray]) -> float:
-    pairs = list(combinations([pdist(picture) for picture in pictures], 2))
+def _seed_agreement(embeddings: Sequence[np.ndarray]) -> float:
+    """Return the mean Spearman correlation of distances over all pairs of embeddings (n, 2); NaN if there is none."""
+    pairs = list(combinations([pdist(embedding) for embedding in embeddings], 2))
     return float(np.mean([float(np.asarray(spearmanr(a, b))[0]) for a, b in pairs])) if pairs else float("nan")

@@ -1,4 +1,4 @@
-"""Sentences on an analysis: whether the paper's two observations hold for the models that were analysed."""
+"""Findings of an analysis in sentences: whether the paper's two observations hold for the analysed models."""
 
 from __future__ import annotations
 
@@ -24,30 +24,40 @@ def summarize_findings(
 ) -> list[str]:
     """Write a sentence for each observation.
 
-    Two roles are compared, query and value as in the paper where both were asked for, else the first two. A difference
-    counts where its 95 % interval leaves out zero.
+    Compares query and value as the paper does if both were analysed, else the first two roles. A difference counts if
+    its 95 % interval excludes zero.
+
+    Args:
+        dispersion: records of `measure_dispersion`.
+        deltas: the table of updates.
+        spectra: the table of spectra.
+        directions: the table of direction profiles; may be empty.
+        settings: roles, rank, top and epsilon of the analysis.
+
+    Returns:
+        The sentences.
     """
     roles = [role.value for role in settings.roles]
     compared = [role for role in roles if role in ("query", "value")] if {"query", "value"} <= set(roles) else roles
     sentences: list[str] = []
     if len(compared) > 1:
-        this, that = compared[:2]
-        sentences += _dispersed(dispersion, this, that)
-        sentences += _apart(dispersion, this, that)
-        sentences += _updated(deltas, this, that)
-    return [*sentences, *_directions(directions, settings), *_intruders(spectra, settings)]
+        role, other = compared[:2]
+        sentences += _describe_dispersion(dispersion, role, other)
+        sentences += _describe_distances(dispersion, role, other)
+        sentences += _describe_updates(deltas, role, other)
+    return [*sentences, *_describe_directions(directions, settings), *_describe_intruders(spectra, settings)]
 
 
-def _dispersed(dispersion: Mapping[str, list[Row]], this: str, that: str) -> Iterator[str]:
+def _describe_dispersion(dispersion: Mapping[str, list[Row]], role: str, other: str) -> Iterator[str]:
     by_role = {(record["model"], record["cloud"]): record for record in dispersion["layers"]}
     for record in dispersion["differences"]:
         model = record["model"]
-        if record["roles"] != [this, that]:
+        if record["roles"] != [role, other]:
             continue
-        a, b = by_role[model, this], by_role[model, that]
-        word = _compare((record["low"], record["high"]), "more", "less")
+        a, b = by_role[model, role], by_role[model, other]
+        comparative = _choose_comparative((record["low"], record["high"]), "more", "less")
         yield (
-            f"{model}: over its {a['layers']} layers {this} is {word} dispersed than {that}: "
+            f"{model}: over its {a['layers']} layers {role} is {comparative} dispersed than {other}: "
             f"{_with_interval(a, 'dispersion')} against {_with_interval(b, 'dispersion')}, difference "
             f"{_with_interval(record, 'difference')} (0: one direction, 1: nothing in common). In their own units, two "
             f"layers lie {record['ratio']:.2f} [{record['ratio_low']:.2f}, {record['ratio_high']:.2f}] times as far "
@@ -55,44 +65,48 @@ def _dispersed(dispersion: Mapping[str, list[Row]], this: str, that: str) -> Ite
         )
 
 
-def _apart(dispersion: Mapping[str, list[Row]], this: str, that: str) -> Iterator[str]:
+def _describe_distances(dispersion: Mapping[str, list[Row]], role: str, other: str) -> Iterator[str]:
     distances = {(*record["models"], record["cloud"]): record for record in dispersion["between"]}
     pairs = []
-    for (first, second, role), a in distances.items():
-        b = distances.get((first, second, that))
-        if role != this or b is None or len(a["by_layer"]) != len(b["by_layer"]):
+    for (first, second, cloud), a in distances.items():
+        b = distances.get((first, second, other))
+        # Layers are paired: two roles of different layers have no difference by layer.
+        if cloud != role or b is None or len(a["by_layer"]) != len(b["by_layer"]):
             continue
-        word = _compare(mean_interval(np.subtract(a["by_layer"], b["by_layer"])), "farther", "less far")
-        pairs.append(f"{first} and {second} {a['distance']:.3g} against {b['distance']:.3g} ({word})")
+        differences = np.subtract(a["by_layer"], b["by_layer"])
+        comparative = _choose_comparative(mean_interval(differences), "farther", "less far")
+        pairs.append(f"{first} and {second} {a['distance']:.3g} against {b['distance']:.3g} ({comparative})")
     if pairs:
-        yield f"How far {this} weights of a layer lie apart, in |W|, against {that} weights: {'; '.join(pairs)}."
+        yield f"How far {role} weights of a layer lie apart, in |W|, against {other} weights: {'; '.join(pairs)}."
 
 
-def _updated(deltas: pd.DataFrame, this: str, that: str) -> Iterator[str]:
+def _describe_updates(deltas: pd.DataFrame, role: str, other: str) -> Iterator[str]:
     for model in deltas["model"].unique():
-        rows = [filter_rows(deltas, model=model, role=role) for role in (this, that)]
+        rows = [filter_rows(deltas, model=model, role=name) for name in (role, other)]
         norms = pd.concat([mean_by(table, "layer", "norm") for table in rows], axis=1, join="inner").to_numpy()
+        # Weights that did not change have no ratio, nor its logarithm.
         norms = norms[(norms > 0).all(axis=1)]
         if not len(norms):
             continue
         a, b = norms.T
-        word = _compare(mean_interval(np.log(a / b)), "larger", "smaller")
+        comparative = _choose_comparative(mean_interval(np.log(a / b)), "larger", "smaller")
         relative = [table["relative"].mean(skipna=False) for table in rows]
         yield (
-            f"{model}: |dW| of {this} is {word} than that of {that}: {a.mean():.3g} against {b.mean():.3g} on average, "
-            f"larger in {(a > b).sum()} of {len(norms)} layers; relative to |W|, {relative[0]:.3g} against "
+            f"{model}: |dW| of {role} is {comparative} than that of {other}: {a.mean():.3g} against {b.mean():.3g} "
+            f"on average, larger in {(a > b).sum()} of {len(norms)} layers; relative to |W|, {relative[0]:.3g} against "
             f"{relative[1]:.3g}."
         )
 
 
-def _directions(directions: pd.DataFrame, settings: AnalysisSettings) -> Iterator[str]:
-    """Compare both ends of the spectrum with chance, for each model, update and role."""
+def _describe_directions(directions: pd.DataFrame, settings: AnalysisSettings) -> Iterator[str]:
+    """Compare the energy in both ends of the spectrum with chance, for each model, update and role."""
     for model, update, role in directions[["model", "update", "role"]].drop_duplicates().itertuples(index=False):
         rows = filter_rows(directions, model=model, update=update, role=role)
         parts = []
         for band, side in product(("principal", "minor"), ("left", "right")):
             bins = filter_rows(rows, band=band, side=side)
             factor, low, high = enrichment(bins)
+            # NaN of a band without energy in any layer, such as of a zero update.
             if math.isfinite(factor):
                 parts.append(f"{bins['share'].mean():.2%} {band} {side} ({factor:.2g} [{low:.2g}, {high:.2g}])")
         if parts:
@@ -102,7 +116,7 @@ def _directions(directions: pd.DataFrame, settings: AnalysisSettings) -> Iterato
             )
 
 
-def _intruders(spectra: pd.DataFrame, settings: AnalysisSettings) -> Iterator[str]:
+def _describe_intruders(spectra: pd.DataFrame, settings: AnalysisSettings) -> Iterator[str]:
     counts = spectra.loc[spectra["model"] != "base"].groupby("model", sort=False)["intruders"].agg(["sum", "size"])
     if len(counts):
         rows = counts.itertuples(name=None)
@@ -113,7 +127,7 @@ def _intruders(spectra: pd.DataFrame, settings: AnalysisSettings) -> Iterator[st
         )
 
 
-def _compare(interval: tuple[float, float], above: str, below: str) -> str:
+def _choose_comparative(interval: tuple[float, float], above: str, below: str) -> str:
     low, high = interval
     if low > 0:
         return above

@@ -1,10 +1,9 @@
-"""The points of an embedding, and their Gram matrix, without ever holding the points.
+"""Point sets of an embedding, and their Gram matrices, computed without holding the points.
 
-A point is a weight, or the rows of one head in it, as one long vector. t-SNE, PCA and dispersion need no more than the
-products `<x_i, x_j>` of all pairs. These are sums over entries, so that they are gathered over blocks of entries: the
-same rows of all weights, as many as fit into a fixed number of bytes, then the next ones. Every byte is read once and
-memory does not grow with the number of layers. (Pairs of whole weights would be read again for each pair, n times in
-all; a random projection would read once too, and be inexact.)
+A point is a weight, or the rows of a single head, as a long vector. t-SNE, PCA and dispersion need only the products
+`<x_i, x_j>` of all pairs. These are sums over entries, gathered block by block: the same rows of all weights, as many
+as fit into a fixed number of bytes. Every byte is read once, and memory does not grow with the number of layers.
+(Computed pair by pair, each weight would be read n times; a random projection would be inexact.)
 """
 
 from __future__ import annotations
@@ -22,21 +21,21 @@ from ailora.analysis.model_weights import BaseWeights, ModelWeights
 from ailora.roles import Projection, Role
 from ailora.roles.fused_layout import Rows
 
-#: Bytes of a block of all points, in float64.
+#: Bytes of a block of rows of all points, in float64.
 BLOCK_BYTES = 128 * 2**20
-#: From so many layers on, whole weights are the points.
-_MIN_LAYERS = 12
+#: Layers from which on `auto` embeds whole weights; fewer layers are too few points, and their heads are embedded.
+_MIN_LAYER_POINTS = 12
 
 
 @dataclass(frozen=True)
 class Point:
-    """A weight, or one head of it, as a vector.
+    """A weight, or a head of it, as a vector.
 
     Attributes:
-        model: the model that the weight belongs to.
-        projection: of the base.
-        head: index of the head; None: the whole weight.
-        rows: its rows in the module's weight (out, in).
+        model: the model of the weight.
+        projection: the projection in the base.
+        head: index of the head, or None for the whole weight.
+        rows: ranges of rows in the module's weight (out, in).
     """
 
     model: ModelWeights
@@ -47,10 +46,10 @@ class Point:
 
 @dataclass(frozen=True)
 class PointSet:
-    """Points of one role and one shape, which can be compared.
+    """Points of the same role and shape.
 
     Attributes:
-        name: the role, with the shape where one role has several.
+        name: the role, with the shape if the role has several.
         points: model by model, in the order of the base's modules and their heads.
     """
 
@@ -61,13 +60,16 @@ class PointSet:
 def build_point_sets(
     base: BaseWeights, models: Sequence[ModelWeights], settings: AnalysisSettings, damaged: set[tuple[str, str]]
 ) -> list[PointSet]:
-    """Collect the points of every role: those of the base, then those of each model that has a weight of its own there.
+    """Build the point sets of all roles, from the base and from every model that updates a projection.
 
     Args:
         base: the base.
         models: the fine-tuned models.
         settings: whether layers or heads are points.
-        damaged: (model, module) to leave out.
+        damaged: pairs (model, module) to leave out.
+
+    Returns:
+        A point set for each role and shape, in the order of the roles in the settings.
     """
     by_shape: dict[tuple[Role, int, int], list[Projection]] = {}
     for projection in sorted(base.projections, key=lambda p: settings.roles.index(p.role)):
@@ -82,7 +84,7 @@ def build_point_sets(
             for model in (base, *models)
             for projection in projections
             if model.has_weight(projection.module) and (model.name, projection.module) not in damaged
-            for head, rows in _parts(projection, heads)
+            for head, rows in _split_heads(projection, heads)
         )
         name = role.value if roles.count(role) == 1 else f"{role.value} {out} x {in_}"
         point_sets.append(PointSet(name, points))
@@ -90,11 +92,12 @@ def build_point_sets(
 
 
 def _num_heads(base: BaseWeights, projection: Projection, layers: int, settings: AnalysisSettings) -> int | None:
-    """Count the heads that make a point each. Returns None if whole weights are points."""
-    if settings.points == "layers" or (settings.points == "auto" and layers >= _MIN_LAYERS):
+    """Return the number of heads of a projection, or None if its whole weight is a point."""
+    if settings.points == "layers" or (settings.points == "auto" and layers >= _MIN_LAYER_POINTS):
         return None
     config = base.model.config
     heads = getattr(config, "num_attention_heads", None)
+    # With grouped-query attention, key and value have fewer heads than the query.
     if projection.role in (Role.KEY, Role.VALUE):
         heads = getattr(config, "num_key_value_heads", None) or heads
     elif projection.role is not Role.QUERY:
@@ -102,30 +105,39 @@ def _num_heads(base: BaseWeights, projection: Projection, layers: int, settings:
     return heads if isinstance(heads, int) and heads > 0 and projection.out_features % heads == 0 else None
 
 
-def _parts(projection: Projection, heads: int | None) -> Iterator[tuple[int | None, Rows]]:
+def _split_heads(projection: Projection, heads: int | None) -> Iterator[tuple[int | None, Rows]]:
     if heads is None:
         yield None, projection.rows
         return
     size = projection.out_features // heads
     for head in range(heads):
-        yield head, _cut(projection.rows, head * size, (head + 1) * size)
+        yield head, _slice_rows(projection.rows, head * size, (head + 1) * size)
 
 
-def _cut(rows: Rows, start: int, stop: int) -> Rows:
-    """Cut ranges of rows to those from the `start`-th to the `stop`-th row."""
-    ranges, passed = [], 0
+def _slice_rows(rows: Rows, start: int, stop: int) -> Rows:
+    """Return the ranges that hold the rows `start` to `stop`, counted over all ranges."""
+    ranges, offset = [], 0
     for first, last in rows:
-        low, high = max(start - passed, 0), min(stop - passed, last - first)
+        low, high = max(start - offset, 0), min(stop - offset, last - first)
         if low < high:
             ranges.append((first + low, first + high))
-        passed += last - first
+        offset += last - first
     return tuple(ranges)
 
 
 def compute_gram(base: BaseWeights, point_set: PointSet) -> np.ndarray:
-    """Compute the products `<x_i, x_j>` (n, n) of all pairs of points, in float64: exact but for rounding."""
+    """Compute the Gram matrix of a point set, block by block.
+
+    Args:
+        base: the base, which knows how its modules are stored.
+        point_set: at least one point.
+
+    Returns:
+        The products `<x_i, x_j>` (n, n) of all pairs of points, in float64, exact up to rounding.
+    """
     points = point_set.points
     first = points[0]
+    # Blocks are rows as stored, which a file holds in one piece: columns (in) of a transposed weight.
     transposed = base.is_transposed(first.projection.module)
     width, height = first.projection.in_features, sum(stop - start for start, stop in first.rows)
     steps, across = (width, height) if transposed else (height, width)
@@ -135,26 +147,27 @@ def compute_gram(base: BaseWeights, point_set: PointSet) -> np.ndarray:
     for start in tqdm(starts, f"distances of {point_set.name}", unit="block", leave=False, disable=None):
         stop = min(start + step, steps)
         block = torch.empty(len(points), (stop - start) * across, dtype=torch.float64)
-        parts = _columns(points, start, stop) if transposed else _rows(points, start, stop)
+        parts = _read_columns(points, start, stop) if transposed else _read_rows(points, start, stop)
         for row, part in zip(block, parts, strict=True):
             row.copy_(part.reshape(-1))
         products.addmm_(block, block.mT)
     return products.numpy()
 
 
-def _rows(points: Sequence[Point], start: int, stop: int) -> Iterator[Tensor]:
+def _read_rows(points: Sequence[Point], start: int, stop: int) -> Iterator[Tensor]:
     """Read the same rows of every point."""
     for point in points:
-        ranges = _cut(point.rows, start, stop)
+        ranges = _slice_rows(point.rows, start, stop)
         yield torch.cat([point.model.read_stored_rows(point.projection.module, *ends) for ends in ranges])
 
 
-def _columns(points: Sequence[Point], start: int, stop: int) -> Iterator[Tensor]:
-    """Read the same columns of every point, rows of a weight that is stored transposed, once for all heads."""
-    read: tuple[ModelWeights, str] | None = None
+def _read_columns(points: Sequence[Point], start: int, stop: int) -> Iterator[Tensor]:
+    """Read the same columns (in) of every point, from weights stored transposed."""
+    block_source: tuple[ModelWeights, str] | None = None
     block = torch.empty(0)
     for point in points:
         source = (point.model, point.projection.module)
-        if source != read:
-            block, read = point.model.read_stored_rows(point.projection.module, start, stop), source
+        # A stored row crosses all heads of its weight, whose points follow each other: it is read once for all.
+        if source != block_source:
+            block, block_source = point.model.read_stored_rows(point.projection.module, start, stop), source
         yield torch.cat([block[:, first:last] for first, last in point.rows], dim=1)

@@ -1,4 +1,4 @@
-"""Gradients of a run's loss in the base weights, before the first step."""
+"""Gradients of a run's training loss with respect to the base weights, before the first step."""
 
 from __future__ import annotations
 
@@ -14,38 +14,40 @@ from ailora.recipes.run_folder import RunFolder
 from ailora.safetensors_io import Checkpoint
 from ailora.weights.checkpoint_keys import checkpoint_key_map
 
-#: Batches of a run that its gradient is averaged over.
-_BATCHES = 16
+#: Training batches over which the gradient is averaged.
+_NUM_BATCHES = 16
 
 
 def initial_gradients(run: RunFolder, base: BaseWeights) -> dict[str, Tensor]:
-    """Compute the gradient of a run's training loss in the weights of the base, before the first step.
+    """Compute the gradient of a run's training loss with respect to the base weights, before the first step.
 
-    The mean over the first batches of the run, in float32 and without dropout. New heads are drawn from the run's
-    seed, as for the run itself.
+    The gradient is the mean over the first batches of the run, in float32 and without dropout.
 
     Args:
         run: a finished run.
-        base: the model that it was trained from.
+        base: the base model of the run.
 
     Returns:
-        Module of the base -> gradient (out, in); without modules that the run's model does not have.
+        Module of the base -> gradient (out, in), float32; without modules missing from the run's model.
 
     Raises:
-        InputError: The run's data or its model are not there any more.
+        InputError: The data or the model of the run no longer exist.
     """
     config = run.read_config()
+    # Quantized weights take no gradient.
     recipe = make_recipe(config.model_copy(update={"quantization": None}))
+    # A new head is drawn from the run's seed, as in the run itself.
     set_seed(config.training["seed"])
     model = recipe.load_model(resolve_model(config.model)).float().eval()
     keys = checkpoint_key_map(model, Checkpoint.open(model_folder(base.path)).tensors)
     weights = {
         module: model.get_parameter(keys[tensor.name]) for module, tensor in base.stored.items() if tensor.name in keys
     }
+    # Only the analysed weights: gradients of a whole model take as much memory as the model.
     model.requires_grad_(False)
     for weight in weights.values():
         weight.requires_grad_(True)
-    batches = list(islice(recipe.training_batches(model), _BATCHES))
+    batches = list(islice(recipe.training_batches(model), _NUM_BATCHES))
     for batch in batches:
         (model(**batch).loss / len(batches)).backward()
     return {

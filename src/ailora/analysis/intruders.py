@@ -1,4 +1,4 @@
-"""Intruder dimensions (arXiv 2410.21228): large singular vectors of a fine-tuned weight that the base does not have."""
+"""Intruder dimensions (arXiv 2410.21228): large singular vectors of a fine-tuned weight without a match in the base."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from torch import Tensor
 
 from ailora.spectral import truncated_svd
 
-#: Singular vectors of the base to try for each one that may be an intruder, before all are computed.
+#: Principal vectors of the base to compare for each vector that may be an intruder, before all are computed.
 _CANDIDATES_PER_VECTOR = 4
 
 
 class LeftSingularVectors:
-    """Left singular vectors of a base weight, in float64, computed when first needed and kept for all models.
+    """Left singular vectors of a base weight, in float64, computed on first use and kept for all models.
 
     Args:
-        weight: the base's (out, in).
-        top: how many vectors of a fine-tuned weight will be compared with them, cut to the smaller side.
+        weight: weight (out, in) of the base.
+        top: number of vectors of a fine-tuned weight to compare with them, at most min(out, in).
     """
 
     def __init__(self, weight: Float[Tensor, "out in_"], top: int) -> None:
@@ -28,41 +28,38 @@ class LeftSingularVectors:
 
     @cached_property
     def principal(self) -> Float[Tensor, "out k"]:
-        """The first `4 top`."""
+        """The `4 top` vectors of the largest singular values."""
         rank = min(_CANDIDATES_PER_VECTOR * self.top, *self._weight.shape)
         return truncated_svd(self._weight, rank, "principal").U.double()
 
     @cached_property
     def all(self) -> Float[Tensor, "out small"]:
-        """All of them."""
+        """The vectors of all min(out, in) singular values."""
         return torch.linalg.svd(self._weight.double(), full_matrices=False).U
 
 
 def nearest_cosines(
-    before: LeftSingularVectors, after: Float[Tensor, "out in_"], epsilon: float
+    base_vectors: LeftSingularVectors, weight: Float[Tensor, "out in_"], epsilon: float
 ) -> Float[Tensor, " top"]:
-    """Compute how well the base matches each of the `top` left singular vectors of a fine-tuned weight.
+    """Compute the largest cosine of each of the `top` left singular vectors of a fine-tuned weight with the base's.
 
-    That is `max_j |<u_i, u0_j>|` over all left singular vectors `u0` of the base; below `epsilon`, `u_i` is an
-    intruder (Algorithm 1 of the paper).
-
-    The principal vectors of the base are compared first. A vector that one of them matches to `epsilon`, or of which
-    less than `epsilon` is left outside their span, is decided by them; only for others is the whole decomposition
-    made, which costs some ten times as much.
+    The cosine is `max_j |<u_i, u0_j>|` over all left singular vectors `u0` of the base; below `epsilon`, `u_i` is an
+    intruder (Algorithm 1 of arXiv 2410.21228).
 
     Args:
-        before: those of the base's weight.
-        after: the fine-tuned weight.
-        epsilon: the limit to decide.
+        base_vectors: left singular vectors of the base weight.
+        weight: the fine-tuned weight (out, in).
+        epsilon: the cosine below which a vector is an intruder.
 
     Returns:
-        The cosines, in the order of the singular values: exact where the whole decomposition was made, else exact or a
-        lower bound that decides as the exact one does.
+        The cosines, in the order of the singular values: exact, or a lower bound on the same side of `epsilon`.
     """
-    U = truncated_svd(after, before.top, "principal").U.double()
-    cosines = (before.principal.mT @ U).abs()
+    U = truncated_svd(weight, base_vectors.top, "principal").U.double()
+    cosines = (base_vectors.principal.mT @ U).abs()
     best = cosines.amax(dim=0)
     outside = (1 - cosines.square().sum(dim=0)).clamp_min(0).sqrt()
+    # A match among the principal vectors, or too little left outside their span for another match, decides a vector.
+    # The whole decomposition, which costs some ten times as much, is made only for others.
     if bool(((best >= epsilon) | (outside < epsilon)).all()):
         return best
-    return (before.all.mT @ U).abs().amax(dim=0)
+    return (base_vectors.all.mT @ U).abs().amax(dim=0)

@@ -1,4 +1,4 @@
-"""Open the models of an analysis and validate that they fit the base. Reads headers only."""
+"""Open the models of an analysis, from headers alone, and validate them against the base."""
 
 from __future__ import annotations
 
@@ -27,11 +27,14 @@ def load_base(name: str, roles: Sequence[Role], role_names: Mapping[str, str] | 
     Args:
         name: a folder, a hub id in the cache, or `builtin:minilm`.
         roles: the roles to analyse.
-        role_names: See `find_projections`.
+        role_names: regular expression -> role, for modules without a naming rule.
+
+    Returns:
+        The base, with its projections of these roles.
 
     Raises:
-        InputError, ModelError: There is no such model, its roles are unknown, it lacks a role that was asked for, or
-            its weights are quantized.
+        InputError: The model does not exist, or lacks a requested role.
+        ModelError: The roles of its modules are unknown, or its weights are quantized.
     """
     folder = model_folder(name)
     model = load_on_meta(str(folder))
@@ -40,87 +43,94 @@ def load_base(name: str, roles: Sequence[Role], role_names: Mapping[str, str] | 
     present = dict.fromkeys(p.role.value for p in projections)
     if missing := [role.value for role in roles if role.value not in present]:
         raise InputError(f"{name} has no projection of the role {missing[0]}; it has {', '.join(present)}")
-    wanted = tuple(p for p in projections if p.role in roles)
-    names = match_checkpoint_keys(model, dict.fromkeys(p.module for p in wanted), checkpoint.tensors, by_name_only=True)
-    return BaseWeights(name, model, wanted, {module: checkpoint.tensors[tensor] for module, tensor in names.items()})
+    projections = tuple(p for p in projections if p.role in roles)
+    modules = dict.fromkeys(p.module for p in projections)
+    keys = match_checkpoint_keys(model, modules, checkpoint.tensors, by_name_only=True)
+    return BaseWeights(name, model, projections, {module: checkpoint.tensors[key] for module, key in keys.items()})
 
 
 def load_finetuned(path: str, name: str, base: BaseWeights) -> FinetunedModel:
-    """Open a model that was fine-tuned from the base.
+    """Open a fine-tuned model.
 
     Args:
-        path: the folder of an adapter, of a run of `ailora train`, or of a model; or a model as `load_base` takes it.
-        name: as tables and charts call it.
-        base: the base.
+        path: the folder of an adapter, of a run of `ailora train`, or of a model; or a hub id in the cache.
+        name: the name of the model in tables and charts.
+        base: the base model.
+
+    Returns:
+        An `AdaptedModel` if the path holds an adapter, else a `FullModel`.
 
     Raises:
-        InputError, ModelError: The path holds none of these, or a run that has not finished, or does not fit the base.
+        InputError: The path holds no model, adapter or finished run, or does not fit the base.
+        ModelError: The weights are quantized.
     """
     folder, kind = Path(path).expanduser(), detect_path_kind(path)
     if kind is PathKind.ADAPTER:
-        return _adapter(AdapterCheckpoint.open(folder), name, base)
+        return _load_adapter(AdapterCheckpoint.open(folder), name, base)
     if kind is PathKind.RUN:
         run = RunFolder(folder)
+        # Both raise for a run that has not finished, whose weights are missing or not final.
         run.read_config()
         run.read_result()
         if run.model.is_dir():
-            return _full(str(run.model), name, base)
-        return _adapter(AdapterCheckpoint.open(run.adapter), name, base)
+            return _load_full(str(run.model), name, base)
+        return _load_adapter(AdapterCheckpoint.open(run.adapter), name, base)
     if folder.is_dir() and kind is not PathKind.MODEL:
         raise InputError(
             f"{path} is no model, adapter or run: it has no config.json, no {ADAPTER_CONFIG_NAME} and no config.yaml"
         )
-    return _full(path, name, base)
+    return _load_full(path, name, base)
 
 
-def _full(path: str, name: str, base: BaseWeights) -> FullModel:
+def _load_full(path: str, name: str, base: BaseWeights) -> FullModel:
     folder = model_folder(path)
     model = load_on_meta(str(folder))
     checkpoint = Checkpoint.open(folder)
     try:
-        names = match_checkpoint_keys(base.model, base.modules, checkpoint.tensors)
+        keys = match_checkpoint_keys(base.model, base.modules, checkpoint.tensors)
     except ModelError as error:
         raise InputError(f"{path} does not fit the base {base.path}: {error}") from None
-    full = FullModel(name, base, {module: checkpoint.tensors[tensor] for module, tensor in names.items()})
+    full = FullModel(name, base, {module: checkpoint.tensors[key] for module, key in keys.items()})
     _validate_same_architecture(model, path, base)
     return full
 
 
 def _validate_same_architecture(model: nn.Module, path: str, base: BaseWeights) -> None:
-    """A model with more layers than the base would fit it tensor by tensor."""
-    theirs = Counter(p.role for p in find_projections(model))
-    ours = Counter(p.role for p in base.projections)
-    for role, count in ours.items():
-        if role in theirs and theirs[role] != count:
+    """Validate that the model has as many projections of each role as the base."""
+    # Tensor by tensor, a model with more layers than the base fits it.
+    counts = Counter(p.role for p in find_projections(model))
+    base_counts = Counter(p.role for p in base.projections)
+    for role, count in base_counts.items():
+        if role in counts and counts[role] != count:
             raise InputError(
-                f"{path} does not fit the base {base.path}: it has {theirs[role]} projections of the role {role}, "
+                f"{path} does not fit the base {base.path}: it has {counts[role]} projections of the role {role}, "
                 f"the base has {count}"
             )
 
 
-def _adapter(adapter: AdapterCheckpoint, name: str, base: BaseWeights) -> AdaptedModel:
+def _load_adapter(adapter: AdapterCheckpoint, name: str, base: BaseWeights) -> AdaptedModel:
     validate_plain(adapter.config, adapter.folder)
-    where = f"{adapter.folder} does not fit the base {base.path}"
+    mismatch = f"{adapter.folder} does not fit the base {base.path}"
+    # DoRA rescales the rows of W + B A, so that its update has full rank.
     if adapter.dora:
         raise InputError(
             f"{adapter.folder} is a DoRA, whose update is no product: analyse the merged model (`ailora merge`)"
         )
     adapter.validate_untouched_base()
     folder = model_folder(base.path)
+    # The class of the adapter's task names modules otherwise than the base's class: both are matched by their tensors.
     model = load_on_meta(str(folder), adapter.task_type, any_class=True)
     tensors = Checkpoint.open(folder).tensors
     try:
-        names = match_checkpoint_keys(model, adapter.modules, tensors, by_name_only=True)
+        keys = match_checkpoint_keys(model, adapter.modules, tensors, by_name_only=True)
     except ModelError as error:
-        raise InputError(f"{where}: {error}") from None
+        raise InputError(f"{mismatch}: {error}") from None
     base_modules = {tensor.name: module for module, tensor in base.stored.items()}
-    modules = {
-        base_modules[tensor]: adapter.modules[module] for module, tensor in names.items() if tensor in base_modules
-    }
+    modules = {base_modules[key]: adapter.modules[module] for module, key in keys.items() if key in base_modules}
     for module, lora in modules.items():
         expected = base.module_shape(module)
         if lora.shape != expected:
-            raise InputError(f"{where}: it maps {lora.shape} at {lora.module}, whose weight is {expected}")
+            raise InputError(f"{mismatch}: it maps {lora.shape} at {lora.module}, whose weight is {expected}")
     if not modules:
         roles = ", ".join(dict.fromkeys(p.role.value for p in base.projections))
         raise InputError(f"{adapter.folder} adapts no projection of the roles to analyse: {roles}")
@@ -133,18 +143,24 @@ def _adapter(adapter: AdapterCheckpoint, name: str, base: BaseWeights) -> Adapte
 
 
 def unique_names(paths: Sequence[Path | str]) -> list[str]:
-    """Name each path by its last part, with as many of those before as tell it from the others and from the base.
+    """Name each path by its last part, or by as many parts as make the name unique and different from the base's.
+
+    Args:
+        paths: folders, hub ids or `builtin:` models.
+
+    Returns:
+        The names, in the order of the paths.
 
     Raises:
         InputError: A path is given twice.
     """
-    parts = [_parts(str(path)) for path in paths]
-    for path, own in zip(paths, parts, strict=True):
-        if parts.count(own) > 1:
+    parts = [_path_parts(str(path)) for path in paths]
+    for path, path_parts in zip(paths, parts, strict=True):
+        if parts.count(path_parts) > 1:
             raise InputError(f"{path} is given twice")
     lengths = [1] * len(parts)
     while True:
-        names = ["/".join(own[-length:]) for own, length in zip(parts, lengths, strict=True)]
+        names = ["/".join(path_parts[-length:]) for path_parts, length in zip(parts, lengths, strict=True)]
         ambiguous = [i for i, name in enumerate(names) if names.count(name) > 1 or name == BASE_NAME]
         extensible = [i for i in ambiguous if lengths[i] < len(parts[i])]
         if not extensible:
@@ -153,7 +169,7 @@ def unique_names(paths: Sequence[Path | str]) -> list[str]:
             lengths[i] += 1
 
 
-def _parts(path: str) -> tuple[str, ...]:
+def _path_parts(path: str) -> tuple[str, ...]:
     if path.startswith("builtin:"):
         return ("builtin", path.removeprefix("builtin:"))
     return tuple(part for part in Path(os.path.abspath(Path(path).expanduser())).parts if part not in ("/", ""))

@@ -1,4 +1,4 @@
-"""The weights of the models of an analysis, read one matrix or a few rows at a time."""
+"""Weights of the models of an analysis, read by matrix or by block of rows."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from ailora.weights.base_weight import READABLE, all_finite, base_layer, is_stor
 
 #: Name of the base in tables and charts.
 BASE_NAME = "base"
-#: Bytes of factors that are kept between blocks of rows, however many layers there are.
+#: Bytes of factors to keep between blocks of rows, for any number of layers.
 _FACTOR_CACHE_BYTES = 256 * 2**20
 
 
 class ModelWeights:
-    """Stored weights of one model, by the modules of the base.
+    """Stored weights of a model, by module of the base.
 
     Attributes:
-        name: as tables and charts call it; the base is `base`.
+        name: the name of the model in tables and charts; `base` for the base.
         stored: module -> its weight in the checkpoint.
-        notes: what of the model is left out, and why.
+        notes: sentences on parts of the model that are left out or unknown.
     """
 
     def __init__(self, name: str, stored: dict[str, StoredTensor]) -> None:
@@ -42,18 +42,18 @@ class ModelWeights:
                 raise ModelError(f"{tensor} is quantized: analyse the unquantized checkpoint")
 
     def has_weight(self, module: str) -> bool:
-        """Whether the model has a weight of its own for a module of the base."""
+        """Return whether the model changes the weight of a module of the base."""
         return module in self.stored
 
     def read_stored_rows(self, module: str, start: int, stop: int) -> Tensor:
-        """Read rows of a weight as the checkpoint stores it: (out, in), or (in, out) where the layer is transposed."""
+        """Read rows `start` to `stop` of a weight as stored: of (out, in), or of (in, out) for transposed layers."""
         return read_rows(self.stored[module], start, stop)
 
     def read(self, module: str) -> Tensor:
-        """Read a whole weight as it is stored.
+        """Read a whole weight as stored: (out, in), or (in, out) for transposed layers.
 
         Raises:
-            InputError: It has NaN or infinite entries.
+            InputError: The weight has NaN or infinite entries.
         """
         tensor = read_tensor(self.stored[module])
         if not all_finite(tensor):
@@ -65,9 +65,9 @@ class BaseWeights(ModelWeights):
     """The base model.
 
     Attributes:
-        path: as the user named it.
-        model: on the meta device.
-        projections: those to analyse.
+        path: the folder or hub id given by the user.
+        model: the model on the meta device.
+        projections: the projections to analyse.
     """
 
     def __init__(
@@ -79,33 +79,34 @@ class BaseWeights(ModelWeights):
         self.projections = projections
         for module, tensor in stored.items():
             shape = self.module_shape(module)
+            # Headers are read from the file, shapes from the configuration: they may contradict each other.
             if tensor.shape != (shape[::-1] if self.is_transposed(module) else shape):
                 raise ModelError(f"{tensor}: the module {module} maps {shape}")
 
     @property
     def modules(self) -> tuple[str, ...]:
-        """The modules of the projections, in the model's order."""
+        """Modules of the projections, in the model's order."""
         return tuple(self.stored)
 
     def module_projections(self, module: str) -> tuple[Projection, ...]:
-        """The projections of a module: one, or some of those of a fused weight."""
+        """Return the projections of a module; a fused weight has several."""
         return tuple(p for p in self.projections if p.module == module)
 
     def module_shape(self, module: str) -> tuple[int, int]:
-        """The shape (out, in) that a module maps."""
+        """Return the shape (out, in) of a module's weight."""
         return next(p.shape for p in self.projections if p.module == module)
 
     def is_transposed(self, module: str) -> bool:
-        """Whether the checkpoint holds the weight as (in, out)."""
+        """Return whether the checkpoint stores the weight as (in, out)."""
         return is_stored_transposed(base_layer(self.model, module))
 
 
 class FinetunedModel(ModelWeights, ABC):
-    """A model that was fine-tuned from the base.
+    """A model fine-tuned from the base.
 
     Attributes:
         kind: `full` or `adapter`.
-        gradients: module -> gradient (out, in) of the training loss at the base; empty where it is unknown.
+        gradients: module -> gradient (out, in) of the training loss at the base; empty if unknown.
     """
 
     kind: ClassVar[str]
@@ -120,30 +121,30 @@ class FinetunedModel(ModelWeights, ABC):
         return None if gradient is None else DenseUpdate(select_rows(gradient, projection).double())
 
     @abstractmethod
-    def update(self, projection: Projection, weight: Tensor) -> WeightUpdate:
-        """Compute the update of a projection.
+    def update(self, projection: Projection, weight: Tensor, /) -> WeightUpdate:
+        """Return the update of a projection.
 
         Args:
-            projection: of the base.
+            projection: a projection of the base.
             weight: the whole weight (out, in) of its module in the base.
 
         Raises:
-            InputError: NaN or infinite entries.
+            InputError: The fine-tuned weight has NaN or infinite entries.
         """
 
     def validate_base_weight(self, module: str, weight: Tensor) -> None:
-        """Refuse a base weight, as it is stored, that the model is known not to be made from.
+        """Validate a base weight, as stored, against its fingerprint in the model's metadata, if there is any.
 
         Raises:
-            ModelError: Its fingerprint is another one.
+            ModelError: The fingerprint differs.
         """
 
     def anchored_factors(self, projection: Projection) -> ProjectionFactors | None:
-        """Read the factors of an anchored adapter. Returns None if there is no anchor."""
+        """Return the factors of an anchored adapter, or None if there is no anchor."""
 
 
 class FullModel(FinetunedModel):
-    """A model that was trained whole: `dW = W_after - W_before`."""
+    """A model trained by full fine-tuning: `dW = W_after - W_before`."""
 
     kind: ClassVar[str] = "full"
 
@@ -154,14 +155,14 @@ class FullModel(FinetunedModel):
             if tensor.shape != base.stored[module].shape:
                 raise InputError(f"{name} does not fit the base: {tensor}, where the base has {base.stored[module]}")
 
-    def update(self, projection: Projection, weight: Tensor) -> WeightUpdate:
-        after = self.read(projection.module)
-        after = after.T if self._base.is_transposed(projection.module) else after
-        return DenseUpdate(select_rows(after, projection).double() - select_rows(weight, projection).double())
+    def update(self, projection: Projection, weight: Tensor, /) -> WeightUpdate:
+        stored = self.read(projection.module)
+        trained = stored.T if self._base.is_transposed(projection.module) else stored
+        return DenseUpdate(select_rows(trained, projection).double() - select_rows(weight, projection).double())
 
 
 class AdaptedModel(FinetunedModel):
-    """The base with an adapter, which is not merged: `dW = s B A`, exactly."""
+    """The base with an adapter: `dW = s B A`, exact since never merged."""
 
     kind: ClassVar[str] = "adapter"
 
@@ -172,6 +173,7 @@ class AdaptedModel(FinetunedModel):
         self.checkpoint = checkpoint
         self._base = base
         self._modules = modules
+        # Neighbouring blocks of rows need the same factors; a model of many layers has more than memory should hold.
         largest = max((lora.A.size + lora.B.size for lora in modules.values()), default=1)
         self._factors = lru_cache(maxsize=max(1, _FACTOR_CACHE_BYTES // (2 * largest)))(self._read_factors)
 
@@ -184,7 +186,7 @@ class AdaptedModel(FinetunedModel):
         left, right = (A.mT, B.mT) if self._base.is_transposed(module) else (B, A)
         return base.double() + left[start:stop].double() @ right.double()
 
-    def update(self, projection: Projection, weight: Tensor) -> WeightUpdate:
+    def update(self, projection: Projection, _weight: Tensor, /) -> WeightUpdate:
         A, B = self._factors(projection.module)
         return LowRankUpdate(select_rows(B, projection).double(), A.double())
 

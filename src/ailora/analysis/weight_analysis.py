@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from ailora.analysis.analysis_result import Analysis, to_json
+from ailora.analysis.analysis_result import Analysis, to_plain_data
 from ailora.analysis.analysis_settings import AnalysisSettings, PointKind
 from ailora.analysis.dispersion import measure_dispersion
 from ailora.analysis.embedding import Embedding, embed
@@ -24,8 +24,8 @@ from ailora.plan.adapter_metadata import library_versions
 from ailora.recipes.run_folder import RunFolder
 from ailora.roles import Role, parse_role
 
-#: An update of this size, relative to the weight, is none: two independent weights differ by 1.4.
-_UNRELATED_MODEL = 0.7
+#: Median of `|dW| / |W|` above which a model may have another base: for independent weights it is 1.4.
+_MIN_UNRELATED_UPDATE = 0.7
 
 
 def analyze(
@@ -42,35 +42,37 @@ def analyze(
     epsilon: float = 0.5,
     directions: bool = False,
 ) -> Analysis:
-    """Compare a model with the models that were fine-tuned from it.
+    """Compare a base model with models fine-tuned from it.
 
-    Checkpoints and adapters are streamed: one matrix, or one block of rows of all matrices, is in memory at a time.
-    The cost is that of a few decompositions of every projection of the roles, for the base and for each model.
+    Checkpoints and adapters are streamed: a single matrix, or a block of rows of all matrices, is in memory at a time.
+    The cost is a few decompositions of every analysed projection, for the base and for each model.
     `ailora.plots.analysis_charts.write_analysis` writes the result to a folder, with figures.
 
     Args:
         base: the base model: a folder, a hub id in the cache, or `builtin:minilm`.
-        models: the fine-tuned models: folders of adapters, of runs of `ailora train`, of models; or models as `base`.
-            Without any, the base is analysed alone.
-        roles: the projections to analyse.
-        role_names: regular expression -> role, for modules that no rule knows.
+        models: the fine-tuned models: folders of adapters, of runs of `ailora train`, or of models; or hub ids in the
+            cache. Without models, the base is analysed alone.
+        roles: the roles to analyse.
+        role_names: regular expression -> role, for modules without a naming rule.
         rank: number of singular directions of the principal and of the minor subspace.
-        points: a point of the embedding is a layer, or each of its `heads`; `auto`: heads where a role has fewer than
-            twelve layers.
-        perplexity: of t-SNE; None: a quarter of the points, 30 at most.
-        seeds: of t-SNE; the embedding is the one of the lowest divergence.
-        top: number of left singular vectors of a fine-tuned weight that may be intruders.
-        epsilon: the cosine below which a singular vector is an intruder. Defaults of `top` and `epsilon` as in
-            arXiv 2410.21228, which PEFT has too.
-        directions: measure over the whole spectrum which singular directions of `W` hold the energy of `dW`, and of the
-            gradient before the first step of every model that is a run of `ailora train` (its data are read again).
+        points: whether a point of the embedding is a weight (`layers`) or a head of it (`heads`); `auto` takes heads
+            for roles of fewer than twelve layers.
+        perplexity: perplexity of t-SNE; None for a quarter of the points, at most 30.
+        seeds: seeds of t-SNE; the embedding of the lowest divergence is kept.
+        top: number of left singular vectors of a fine-tuned weight to test for intruders. The defaults of `top` and
+            `epsilon` are those of arXiv 2410.21228 and PEFT.
+        epsilon: cosine below which a singular vector is an intruder.
+        directions: whether to measure the energy of `dW`, and of the gradient before the first step, in all singular
+            directions of `W`. The gradient is that of runs of `ailora train`, whose data are read again.
 
     Returns:
-        The tables, and the observations in words.
+        The tables, and the findings in sentences.
 
     Raises:
-        InputError, ModelError: a model cannot be read, does not fit the base, or has not finished; a role or a setting
+        InputError: A model cannot be read, has not finished training or does not fit the base, or a role or a setting
             is not allowed.
+        ModelError: The roles of the base are unknown, its weights are quantized, or an adapter was made from another
+            weight.
     """
     settings = AnalysisSettings(
         roles=tuple(dict.fromkeys(parse_role(role) for role in roles)),
@@ -82,13 +84,13 @@ def analyze(
         epsilon=epsilon,
         directions=directions,
     )
-    loaded = load_base(base, settings.roles, role_names)
+    base_weights = load_base(base, settings.roles, role_names)
     paths = dict(zip(unique_names(models), map(str, models), strict=True))
-    finetuned = [load_finetuned(path, name, loaded) for name, path in paths.items()]
+    finetuned = [load_finetuned(path, name, base_weights) for name, path in paths.items()]
     if settings.directions:
         for model in finetuned:
-            _add_gradients(model, paths[model.name], loaded)
-    return _analyze(loaded, finetuned, paths, settings)
+            _add_gradients(model, paths[model.name], base_weights)
+    return _analyze(base_weights, finetuned, paths, settings)
 
 
 def _add_gradients(model: FinetunedModel, path: str, base: BaseWeights) -> None:
@@ -109,12 +111,13 @@ def _analyze(
     if not tables.spectra:
         raise InputError(f"no weight of the base can be used: {'; '.join(tables.notes)}")
     point_sets = build_point_sets(base, models, settings, tables.damaged)
+    # A single point has neither distances nor a place relative to others.
     grams = [(points, compute_gram(base, points)) for points in point_sets if len(points.points) > 1]
     embeddings = [embed(points, products, settings) for points, products in grams]
     dispersion = measure_dispersion(grams)
-    embedding = _table([row for each in embeddings for row in each.rows], ("cloud", "pca_x", "tsne_x"))
-    deltas, spectra = _table(tables.deltas, ("norm", "relative")), _table(tables.spectra, ())
-    directions = _table(tables.directions, ("update", "side", "band", "start", "stop", "share", "chance"))
+    embedding_rows = [row for embedding in embeddings for row in embedding.rows]
+    deltas, spectra = _to_frame(tables.deltas, ("norm", "relative")), _to_frame(tables.spectra, ())
+    directions = _to_frame(tables.directions, ("update", "side", "band", "start", "stop", "share", "chance"))
     info = {
         "format": 1,
         "versions": library_versions(),
@@ -122,29 +125,31 @@ def _analyze(
         "after": paths,
         "kinds": {model.name: model.kind for model in models},
         "settings": asdict(settings) | {"roles": [role.value for role in settings.roles]},
-        "embedding": [each.info for each in embeddings],
+        "embedding": [embedding.info for embedding in embeddings],
         "dispersion": dispersion,
         "findings": summarize_findings(dispersion, deltas, spectra, directions=directions, settings=settings),
         "notes": [
             *(note for model in models for note in model.notes),
             *tables.notes,
-            *_notes(embeddings, deltas),
+            *_find_doubts(embeddings, deltas),
         ],
     }
-    return Analysis(to_json(info), embedding, deltas, spectra, directions)
+    frame = _to_frame(embedding_rows, ("cloud", "pca_x", "tsne_x"))
+    return Analysis(to_plain_data(info), frame, deltas, spectra, directions)
 
 
-def _notes(embeddings: Sequence[Embedding], deltas: pd.DataFrame) -> Iterator[str]:
-    """Say which point sets have no t-SNE, and which models may have another base."""
+def _find_doubts(embeddings: Sequence[Embedding], deltas: pd.DataFrame) -> Iterator[str]:
+    """Iterate over notes on point sets without t-SNE, and on models that may have another base."""
     for embedding in embeddings:
         if "perplexity" not in embedding.info:
             yield f"{embedding.info['cloud']}: too few different points for t-SNE ({embedding.info['points']})"
     sizes: Mapping[str, float] = deltas.groupby("model", sort=False)["relative"].median().to_dict()
     for model, size in sizes.items():
-        if size > _UNRELATED_MODEL:
+        if size > _MIN_UNRELATED_UPDATE:
             yield f"{model} differs from the base by {size:.2g} of |W|: was it made of this base?"
 
 
-def _table(rows: list[Row], columns: Sequence[str]) -> pd.DataFrame:
-    """Make a table, which has its main columns also where it has no rows."""
+def _to_frame(rows: list[Row], columns: Sequence[str]) -> pd.DataFrame:
+    """Convert rows to a table, which has its main columns even without rows."""
+    # Readers select by column, also in an analysis of the base alone.
     return pd.DataFrame(rows) if rows else pd.DataFrame(columns=["model", "layer", "role", *columns])

@@ -1,4 +1,4 @@
-"""Tables of updates and spectra, from one pass over the projections with one matrix in memory at a time."""
+"""Statistics of updates and spectra, from a single pass over the projections, matrix by matrix."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from ailora.roles import Projection, collapse_layer_index
 from ailora.spectral import Triplets, truncated_svd
 from ailora.weights.base_weight import select_rows
 
-#: Singular values of a spectrum to keep.
-_MAX_VALUES = 64
+#: Singular values of a spectrum to keep in the table.
+_MAX_SPECTRUM_VALUES = 64
 
 
 @dataclass
 class WeightTables:
-    """Tables of one pass over the projections.
+    """Rows of the tables of an analysis.
 
     Attributes:
         deltas: a row for each update.
         spectra: a row for each weight.
-        directions: a row for each update, side and bin of singular directions; none where they were not asked for.
-        damaged: (model, module) whose weight cannot be used.
-        notes: what was left out, and why.
+        directions: a row for each update, side and bin of singular directions; empty unless requested.
+        damaged: pairs (model, module) without a usable weight.
+        notes: sentences on weights left out.
     """
 
     deltas: list[Row] = field(default_factory=list)
@@ -46,9 +46,17 @@ class WeightTables:
 
 
 def measure_weights(base: BaseWeights, models: Sequence[FinetunedModel], settings: AnalysisSettings) -> WeightTables:
-    """Read every projection of the base once, and every update of it.
+    """Measure every projection of the base and every update, reading each weight once.
 
-    A matrix with NaN or infinite entries is left out, with a note; that of the base with all updates of it.
+    A weight with NaN or infinite entries is left out with a note, a weight of the base with all its updates.
+
+    Args:
+        base: the base.
+        models: the fine-tuned models.
+        settings: rank, top, epsilon, and whether to measure direction profiles.
+
+    Returns:
+        The rows of the tables.
 
     Raises:
         ModelError: An adapter was made from another weight.
@@ -66,11 +74,11 @@ def measure_weights(base: BaseWeights, models: Sequence[FinetunedModel], setting
             model.validate_base_weight(module, stored)
         weight = stored.T if base.is_transposed(module) else stored
         for projection in base.module_projections(module):
-            _measure(tables, projection, weight, updated, settings=settings)
+            _measure_projection(tables, projection, weight, updated, settings=settings)
     return tables
 
 
-def _measure(
+def _measure_projection(
     tables: WeightTables,
     projection: Projection,
     weight: Tensor,
@@ -78,25 +86,27 @@ def _measure(
     *,
     settings: AnalysisSettings,
 ) -> None:
-    """Add the rows of one projection: of its base weight (out, in), and of the models that update it."""
+    """Add the rows of a projection: for its module's weight (out, in) in the base, and for each model's update."""
     rows = select_rows(weight, projection)
     columns = projection_columns(projection)
     rank = min(settings.rank, projection.max_rank)
     bands = {band: truncated_svd(rows, rank, band) for band in ("principal", "minor")}
     values = torch.linalg.svdvals(rows.double())
     norm = float(values.norm())
+    # Decomposed once for all models.
     base_vectors = LeftSingularVectors(rows, settings.top)
     directions = SingularDirections.from_weight(rows) if settings.directions else None
-    tables.spectra.append({"model": "base", **columns, **spectrum_numbers(values, rank), **_NOT_MOVED})
+    tables.spectra.append({"model": "base", **columns, **measure_spectrum(values, rank), **_NO_UPDATE})
     for model in models:
         try:
             update = model.update(projection, weight)
         except InputError as error:
+            # A fused weight has several projections: it is noted once.
             if (model.name, projection.module) not in tables.damaged:
                 tables.notes.append(f"{model.name}: left out: {error}")
             tables.damaged.add((model.name, projection.module))
             continue
-        tables.deltas.append({"model": model.name, **columns, **delta_numbers(update, norm, bands, rank=rank)})
+        tables.deltas.append({"model": model.name, **columns, **measure_update(update, norm, bands, rank=rank)})
         if directions is not None:
             gradient = model.initial_gradient(projection)
             for name, change in (("dW", update), ("gradient", gradient)):
@@ -108,15 +118,15 @@ def _measure(
             {
                 "model": model.name,
                 **columns,
-                **spectrum_numbers(torch.linalg.svdvals(changed), rank),
-                **_anchor_numbers(model, projection),
+                **measure_spectrum(torch.linalg.svdvals(changed), rank),
+                **_measure_anchor(model, projection),
                 "intruders": float((cosines < settings.epsilon).sum()),
             }
         )
 
 
 def projection_columns(projection: Projection) -> Row:
-    """Return the columns that say which projection a row is of."""
+    """Return the columns that identify a projection."""
     return {
         "module": projection.module,
         "kind": collapse_layer_index(projection.module),
@@ -128,24 +138,26 @@ def projection_columns(projection: Projection) -> Row:
 
 
 def layer_index(module: str) -> int:
-    """Return the index of a module's layer: the first number in its name, 0 where there is none."""
+    """Return the index of a module's layer: the first number in its name, or 0 without a number."""
     return next((int(part) for part in module.split(".") if part.isdigit()), 0)
 
 
-def delta_numbers(update: WeightUpdate, size: float, bands: dict[str, Triplets], *, rank: int) -> dict[str, float]:
-    """Measure one update.
+def measure_update(
+    update: WeightUpdate, weight_norm: float, bands: dict[str, Triplets], *, rank: int
+) -> dict[str, float]:
+    """Measure the size, the rank and the directions of an update.
 
     Args:
         update: `dW` (out, in).
-        size: `|W|`.
+        weight_norm: `|W|`, the Frobenius norm.
         bands: the principal and the minor triplets of `W`.
-        rank: number of triplets of each band.
+        rank: number r of triplets in each band.
 
     Returns:
-        `norm`, `|dW|`; `relative`, `|dW| / |W|`; `effective_rank` and `stable_rank` as `spectrum_numbers`; and shares
-        of the energy `|dW|^2`: `left_principal`, `|U' dW|^2 / |dW|^2`, and `right_principal`, `|dW V|^2 / |dW|^2`,
-        over the r principal left and right singular vectors of `W`, likewise `_minor`. A random update has r / out
-        on the left, `left_chance`, and r / in on the right, `right_chance`. Of no update, ranks are 0 and shares NaN.
+        `norm`, `|dW|` (Frobenius); `relative`, `|dW| / |W|`; `effective_rank`; `stable_rank`; and shares of the energy
+        `|dW|^2`: `left_principal`, `|U' dW|^2 / |dW|^2`, and `right_principal`, `|dW V|^2 / |dW|^2`, for the r
+        principal left and right singular vectors of `W`; `left_minor` and `right_minor` likewise; `left_chance`,
+        r / out, and `right_chance`, r / in, for a random update. Ranks are 0 and shares NaN for a zero update.
     """
     values = update.singular_values()
     norm = float(values.norm())
@@ -157,7 +169,7 @@ def delta_numbers(update: WeightUpdate, size: float, bands: dict[str, Triplets],
         shares[f"right_{band}"] = float(update.right_energies(triplets.Vh).sum()) / energy
     return {
         "norm": norm,
-        "relative": norm / size if size else float("nan"),
+        "relative": norm / weight_norm if weight_norm else float("nan"),
         "effective_rank": effective_rank(values),
         "stable_rank": stable_rank(values),
         **shares,
@@ -166,19 +178,17 @@ def delta_numbers(update: WeightUpdate, size: float, bands: dict[str, Triplets],
     }
 
 
-def spectrum_numbers(values: Tensor, rank: int) -> Row:
-    """Measure one spectrum.
+def measure_spectrum(values: Tensor, rank: int) -> Row:
+    """Measure the spectrum of a weight.
 
     Args:
-        values: singular values (small,), descending.
-        rank: of the principal and the minor band.
+        values: singular values (k,), descending.
+        rank: number r of values in the principal and in the minor band.
 
     Returns:
-        `norm` (Frobenius); `largest`, `smallest`; `condition`, their ratio (infinite for a singular matrix);
-        `stable_rank`, `sum s^2 / s_1^2`; `effective_rank`, `exp(H(s / sum s))` (Roy and Vetterli, 2007);
-        `principal`, `middle` and `minor`, shares of the energy `sum s^2` in the first r values, the last r, and
-        between; `indices` and `values`: up to 64 singular values, evenly spaced in the logarithm of their index, so
-        that both ends are kept.
+        `norm` (Frobenius); `largest`, `smallest`; `condition`, their ratio, infinite for a singular matrix;
+        `stable_rank`; `effective_rank`; `principal`, `middle` and `minor`, shares of the energy `sum s^2` in the first
+        r values, between, and in the last r; `indices` and `values`, up to 64 of the singular values.
     """
     squares = values.square()
     energy = float(squares.sum()) or float("nan")
@@ -201,33 +211,35 @@ def spectrum_numbers(values: Tensor, rank: int) -> Row:
 
 
 def effective_rank(values: Tensor) -> float:
-    """Compute `exp(-sum p log p)` with `p = s / sum s` (Roy and Vetterli, EUSIPCO 2007); 0 of no update."""
+    """Return `exp(-sum p log p)` with `p = s / sum s` (Roy and Vetterli, EUSIPCO 2007); 0 if all values are 0."""
     total = values.sum()
     shares = values[values > 0] / total if total > 0 else values[:0]
     return float(torch.exp(-(shares * shares.log()).sum())) if len(shares) else 0.0
 
 
 def stable_rank(values: Tensor) -> float:
-    """Compute `sum s^2 / s_1^2`; 0 of no update."""
+    """Return `sum s^2 / s_1^2` of descending singular values (k,); 0 if all values are 0."""
     return float(values.square().sum() / values[0].square()) if values[0] > 0 else 0.0
 
 
-_NOT_MOVED: dict[str, float] = dict.fromkeys(("anchor", "moved_A", "moved_B", "intruders"), float("nan"))
+#: Columns of fine-tuned models alone: NaN for the base, and for models without an anchor.
+_NO_UPDATE: dict[str, float] = dict.fromkeys(("anchor", "moved_A", "moved_B", "intruders"), float("nan"))
 
 
-def _anchor_numbers(model: FinetunedModel, projection: Projection) -> dict[str, float]:
-    """Measure how far an anchored adapter is from its anchor: `|s B0 A0|`, `|dA| / |A0|`, `|dB| / |B0|`."""
+def _measure_anchor(model: FinetunedModel, projection: Projection) -> dict[str, float]:
+    """Measure the distance of an adapter from its anchor: `|s B0 A0|`, `|dA| / |A0|`, `|dB| / |B0|`."""
     factors = model.anchored_factors(projection)
     if factors is None:
-        return _NOT_MOVED
+        return _NO_UPDATE
     stats = measured(factors)
     numbers = {"anchor": stats.start, "moved_A": stats.moved_A, "moved_B": stats.moved_B}
     return {name: float("nan") if value is None else value for name, value in numbers.items()}
 
 
 def _log_spaced_indices(count: int) -> list[int]:
-    """Choose indices from both ends of a list, denser toward the ends."""
-    if count <= _MAX_VALUES:
+    """Choose indices below `count`, denser toward both ends."""
+    if count <= _MAX_SPECTRUM_VALUES:
         return list(range(count))
-    ends = np.logspace(0, np.log10(count / 2), _MAX_VALUES // 2).round().astype(int) - 1
+    # Evenly spaced in the logarithm of the index from either end: both bands stay visible.
+    ends = np.logspace(0, np.log10(count / 2), _MAX_SPECTRUM_VALUES // 2).round().astype(int) - 1
     return sorted({*ends.tolist(), *(count - 1 - ends).tolist()})

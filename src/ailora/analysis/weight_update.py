@@ -1,4 +1,4 @@
-"""The update `dW` of one projection: a matrix, or the product of an adapter's factors, which is never formed."""
+"""Weight updates `dW` of projections: matrices, or products of an adapter's factors."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ from ailora.adapter_io.update_norms import spectrum
 
 
 class WeightUpdate(Protocol):
-    """The change of one projection by fine-tuning, in float64."""
+    """Change of a projection by fine-tuning, in float64."""
 
     def singular_values(self) -> Float[Tensor, " k"]:
-        """Compute the singular values, descending; of a product only as many as its rank."""
+        """Return the singular values, descending; k is min(out, in), or the rank of a product if smaller."""
         ...
 
     def left_energies(self, U: Float[Tensor, "out r"]) -> Float[Tensor, " r"]:
-        """Compute `|u' dW|^2` for each of r orthonormal directions of the output."""
+        """Return `|u' dW|^2` for each of r orthonormal directions of the output."""
         ...
 
     def right_energies(self, Vh: Float[Tensor, "r in_"]) -> Float[Tensor, " r"]:
-        """Compute `|dW v|^2` for each of r orthonormal directions of the input."""
+        """Return `|dW v|^2` for each of r orthonormal directions of the input."""
         ...
 
     def dense(self) -> Float[Tensor, "out in_"]:
-        """Return the matrix."""
+        """Return the update as a matrix, which a product forms anew."""
         ...
 
 
 @dataclass(frozen=True)
 class DenseUpdate:
-    """An update that is held as a matrix.
+    """An update held as a matrix.
 
     Attributes:
-        matrix: `W_after - W_before` of full fine-tuning, or a gradient.
+        matrix: `W_after - W_before` (out, in) of full fine-tuning, or a gradient, in float64.
     """
 
     matrix: Float[Tensor, "out in_"]
@@ -57,21 +57,22 @@ class DenseUpdate:
 
 @dataclass(frozen=True)
 class LowRankUpdate:
-    """The update of an adapter, `B A`.
+    """The update of an adapter, `B A`, measured on its factors.
 
     Attributes:
-        B: (out, r), multiplied by the scaling.
-        A: (r, in).
+        B: factor (out, r), multiplied by the scaling, in float64.
+        A: factor (r, in), in float64.
     """
 
     B: Float[Tensor, "out r"]
     A: Float[Tensor, "r in_"]
 
     def singular_values(self) -> Tensor:
+        # The factors may have a higher rank than the weight: further values are zero.
         return spectrum(self.B, self.A)[: min(self.B.shape[0], self.A.shape[1])]
 
     def left_energies(self, U: Tensor) -> Tensor:
-        # |u' B A| = |u' B R'| with A' = Q R: the columns of Q are orthonormal.
+        # |u' B A| = |u' B R'| with A' = Q R, since the columns of Q are orthonormal: the product is never formed.
         R = torch.linalg.qr(self.A.mT, mode="r").R
         return (U.double().mT @ self.B @ R.mT).square().sum(dim=1)
 
