@@ -1,1 +1,1 @@
-"""Charts as data, and their matplotlib and plotly backends."""
+"""Charts as plain data, and their matplotlib and Plotly backends."""

@@ -1,4 +1,4 @@
-"""Charts of an analysis, made of its tables, and the folder that holds them beside these."""
+"""Charts of an analysis, and the folder of its tables and figures."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from ailora.analysis.table_ops import filter_rows, mean_by
 from ailora.plots.chart_spec import Axis, Chart, Plot, Series
 from ailora.plots.matplotlib_backend import save_figure
 
-#: Distance of points beside each other at one category.
-_OFFSET = 0.12
+#: Distance of neighbouring points at the same category, which are 1 apart.
+_POINT_OFFSET = 0.12
 
 
 def write_analysis(analysis: Analysis, out: Path | str, *, force: bool = False) -> None:
-    """Write the folder of an analysis, its tables and its figures, atomically.
+    """Write the tables and the figures of an analysis to a folder, atomically.
 
     Args:
-        analysis: from `analyze`.
-        out: the folder to write: `analysis.json`, `embedding.parquet`, `deltas.parquet`, `spectra.parquet`, `figures/`.
-        force: replace the analysis that `out` holds.
+        analysis: the result of `analyze`.
+        out: the folder to write: `analysis.json`, a Parquet file for each table, and `figures/` with an SVG per chart.
+        force: whether to replace an analysis in `out`.
 
     Raises:
-        InputError: `out` holds something else, or cannot be written.
+        InputError: The folder holds another kind of file, or an analysis without `force`, or cannot be written.
     """
     folder = validate_output_dir(out, (), force=force)
     with replacing_analysis(folder) as partial:
@@ -36,10 +36,13 @@ def write_analysis(analysis: Analysis, out: Path | str, *, force: bool = False) 
 
 
 def build_analysis_charts(analysis: Analysis) -> list[Chart]:
-    """Draw the embedding of the weights, the updates, and the spectra.
+    """Build the charts of embeddings, updates and spectra.
 
-    A model has one style in all charts that compare models, 0 is the base; roles likewise. Charts without data are
-    left out.
+    Args:
+        analysis: the result of `analyze`.
+
+    Returns:
+        The charts with data. A model has the same style in all charts of models, 0 for the base; a role likewise.
     """
     charts = [
         *_embeddings(analysis),
@@ -49,7 +52,7 @@ def build_analysis_charts(analysis: Analysis) -> list[Chart]:
         *_direction_profiles(analysis),
         *_update_ranks(analysis),
         *_spectra(analysis),
-        *_base_numbers(analysis),
+        *_base_spectra(analysis),
         *_intruders(analysis),
         *_anchor_distances(analysis),
     ]
@@ -88,7 +91,7 @@ def _points(analysis: Analysis, rows: pd.DataFrame, kind: str) -> tuple[Series, 
         ]
         x, y = points[f"{kind}_x"].tolist(), points[f"{kind}_y"].tolist()
         series.append(Series(_legend_name(model), x, y, notes=notes, style=style))
-    return tuple(each for each in series if each.x)
+    return tuple(line for line in series if line.x)
 
 
 def _dispersion(analysis: Analysis) -> Iterator[Plot]:
@@ -105,7 +108,7 @@ def _dispersion(analysis: Analysis) -> Iterator[Plot]:
         tuple(
             Series(
                 role,
-                [models.index(model) + (style - (len(roles) - 1) / 2) * _OFFSET for model in rows["model"]],
+                [models.index(model) + (style - (len(roles) - 1) / 2) * _POINT_OFFSET for model in rows["model"]],
                 rows["dispersion"].tolist(),
                 rows["low"].tolist(),
                 rows["high"].tolist(),
@@ -120,7 +123,7 @@ def _dispersion(analysis: Analysis) -> Iterator[Plot]:
 
 
 def _update_norms(analysis: Analysis) -> Iterator[Plot]:
-    """Draw one chart per model, so that roles are compared on one axis (the paper's Figure 1c and 1d)."""
+    """Chart the update norms of each model over its layers, roles on a shared axis (the paper's Figure 1c and 1d)."""
     for number, model in enumerate(analysis.models, start=1):
         rows = filter_rows(analysis.deltas, model=model)
         for column, label in (("norm", "|dW|, Frobenius"), ("relative", "|dW| / |W|")):
@@ -130,7 +133,7 @@ def _update_norms(analysis: Analysis) -> Iterator[Plot]:
 
 
 def _update_shares(analysis: Analysis) -> Iterator[Plot]:
-    """Draw how much of an update lies in either subspace: the mean over layers, and the range."""
+    """Chart the energy of updates in the principal and minor subspace: mean and range over layers."""
     rank, models = analysis.info["settings"]["rank"], analysis.models
     for role in analysis.roles:
         rows = filter_rows(analysis.deltas, role=role)
@@ -139,7 +142,7 @@ def _update_shares(analysis: Analysis) -> Iterator[Plot]:
         series = []
         for style, (band, side) in enumerate((b, s) for b in ("principal", "minor") for s in ("left", "right")):
             shares = rows.groupby("model")[f"{side}_{band}"].agg(["mean", "min", "max"]).reindex(models).dropna()
-            x = [models.index(str(model)) + (style - 1.5) * _OFFSET for model in shares.index]
+            x = [models.index(str(model)) + (style - 1.5) * _POINT_OFFSET for model in shares.index]
             series.append(Series(f"{band}, {side}", x, *(shares[c].tolist() for c in shares), style=style))
         for style, side in enumerate(("left", "right"), start=len(series)):
             chance = [float(rows[f"{side}_chance"].iloc[0])] * len(models)
@@ -158,16 +161,16 @@ def _update_shares(analysis: Analysis) -> Iterator[Plot]:
 
 
 def _direction_profiles(analysis: Analysis) -> Iterator[Plot]:
-    """Draw one chart per model and side: energy over the spectrum of W, in multiples of chance."""
+    """Chart the energy over the spectrum of W, in multiples of chance, for each model and side."""
     if analysis.directions.empty:
         return
     for number, model in enumerate(analysis.models, start=1):
         for side, space in (("left", "output"), ("right", "input")):
             rows = filter_rows(analysis.directions, model=model, side=side)
             series = [
-                _direction_line(filter_rows(rows, role=role, update=update), f"{update}, {role}", 2 * index + other)
+                _direction_line(filter_rows(rows, role=role, update=update), f"{update}, {role}", 2 * index + offset)
                 for index, role in enumerate(analysis.roles)
-                for other, update in enumerate(("dW", "gradient"))
+                for offset, update in enumerate(("dW", "gradient"))
             ]
             yield Plot(
                 f"directions-{number}-{side}",
@@ -182,7 +185,8 @@ def _direction_profiles(analysis: Analysis) -> Iterator[Plot]:
 
 
 def _direction_line(rows: pd.DataFrame, name: str, style: int) -> Series:
-    """Draw the enrichment of each bin of the spectrum at its middle."""
+    """Return the enrichment of each bin, drawn at the middle of the bin."""
+    # Directions outside of the spectrum have no place on an axis of singular values.
     inside = rows.loc[rows["band"] != "outside"]
     size = inside["stop"].max()
     bins = sorted({*zip(inside["start"].tolist(), inside["stop"].tolist(), strict=True)})
@@ -192,7 +196,7 @@ def _direction_line(rows: pd.DataFrame, name: str, style: int) -> Series:
 
 
 def _update_ranks(analysis: Analysis) -> Iterator[Plot]:
-    """Draw in how many directions the updates go, one chart per role."""
+    """Chart the effective rank of updates over layers, for each role."""
     for role in analysis.roles:
         rows = filter_rows(analysis.deltas, role=role)
         series = [
@@ -206,11 +210,13 @@ def _update_ranks(analysis: Analysis) -> Iterator[Plot]:
 
 
 def _spectra(analysis: Analysis) -> Iterator[Plot]:
-    """Draw the singular values of the base in up to six layers."""
+    """Chart the singular values of the base in up to six layers, for each role."""
     for role in analysis.roles:
         rows = filter_rows(analysis.spectra, model="base", role=role).sort_values("layer", kind="stable")
+        # Evenly spaced, the first and the last layer among them; a set, since few layers are chosen repeatedly.
         chosen = sorted({round(i * (len(rows) - 1) / 5) for i in range(6)}) if len(rows) else []
         series = tuple(
+            # Arrays if the table was read from Parquet, lists if it was computed.
             Series(f"layer {row['layer']}", [int(i) + 1 for i in row["indices"]], list(row["values"]), style=style)
             for style, row in enumerate(rows.iloc[chosen].to_dict("records"))
         )
@@ -219,7 +225,8 @@ def _spectra(analysis: Analysis) -> Iterator[Plot]:
         yield Plot(f"spectrum-{role}", f"Singular values of W, {role}", "lines", *axes, series, caption)
 
 
-def _base_numbers(analysis: Analysis) -> Iterator[Plot]:
+def _base_spectra(analysis: Analysis) -> Iterator[Plot]:
+    """Chart the energy of the bands, the condition and the stable rank of the base's weights over layers."""
     rank, rows = analysis.info["settings"]["rank"], filter_rows(analysis.spectra, model="base")
     for column, title, label, log, values in (
         ("principal", f"Energy in {rank} principal directions", "share of |W|²", False, "The largest"),
@@ -234,7 +241,7 @@ def _base_numbers(analysis: Analysis) -> Iterator[Plot]:
 
 
 def _intruders(analysis: Analysis) -> Iterator[Plot]:
-    """Draw how many intruder dimensions a weight has, on average over layers."""
+    """Chart the number of intruder dimensions of a weight, averaged over layers."""
     settings, models = analysis.info["settings"], analysis.models
     series = []
     for style, role in enumerate(analysis.roles):
@@ -256,15 +263,15 @@ def _intruders(analysis: Analysis) -> Iterator[Plot]:
 
 
 def _anchor_distances(analysis: Analysis) -> Iterator[Plot]:
-    """Draw how far the factors of anchored adapters have moved."""
+    """Chart the distance of the factors from the anchor, for each anchored adapter."""
     for number, model in enumerate(analysis.models, start=1):
         rows = filter_rows(analysis.spectra, model=model)
         series = [
             line
             for index, role in enumerate(analysis.roles)
-            for side, factor in enumerate("AB")
+            for offset, factor in enumerate("AB")
             for line in _line(
-                filter_rows(rows, role=role), f"moved_{factor}", name=f"{factor}, {role}", style=2 * index + side
+                filter_rows(rows, role=role), f"moved_{factor}", name=f"{factor}, {role}", style=2 * index + offset
             )
         ]
         caption = f"How far the factors of {model} have moved from where they started, relative to the start."
@@ -281,7 +288,8 @@ def _lines_by_role(analysis: Analysis, rows: pd.DataFrame, column: str) -> list[
 
 
 def _line(rows: pd.DataFrame, column: str, *, name: str, style: int) -> list[Series]:
-    """Draw a line through the mean of each layer; none where there are no numbers."""
+    """Return a line through the mean of each layer, or no line without finite values."""
+    # Encoder, decoder and cross attention share layer numbers: a layer may have several rows.
     means = mean_by(rows, "layer", column)
     return [Series(name, means.index.tolist(), means.tolist(), style=style)] if len(means) else []
 

@@ -1,7 +1,7 @@
-"""Charts as files for papers: vector SVG and PDF, or PNG.
+"""Figures for papers: charts drawn by matplotlib as vector SVG and PDF, or as PNG.
 
-Readable in grey and by the colour-blind: series differ in dash and marker as well, and colours in luminance. The same
-charts make the same bytes: no date is written, and the ids inside an SVG come from a fixed salt.
+Figures are readable in grey and by the colour-blind: series differ in dash and marker as well, and colours in
+luminance. Equal charts give equal bytes: no date is written, and the ids inside an SVG come from a fixed salt.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ _MARKERS = {
     "star": "*",
     "cross": "P",
 }
-#: Formats, and their metadata that would say when a file was made.
-_DATES: dict[str, dict[str, None]] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}
-#: matplotlib types its keys by a list of all of them.
+#: Format -> metadata that removes the date, which matplotlib writes by default.
+_DATELESS: dict[str, dict[str, None]] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}
+#: `Any`: matplotlib types the keys as a literal of all its settings.
 _RC_PARAMS: Any = {
     "svg.hashsalt": "ailora",
-    "text.parse_math": False,  # names come from runs, and a dollar sign is no formula
+    "text.parse_math": False,  # names come from runs: a dollar sign in them is no formula
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.titlesize": 10,
@@ -59,25 +59,26 @@ _RC_PARAMS: Any = {
 
 
 def save_figure(charts: Sequence[Chart], file: Path, *, columns: int = 2, title: str = "") -> None:
-    """Draw charts into one file, a panel each.
+    """Draw charts into a file, each in a panel.
 
     Args:
-        charts: at least one.
-        file: where to write; its suffix decides the format: .svg, .pdf or .png.
+        charts: the charts, at least one.
+        file: the file to write, whose suffix decides the format: .svg, .pdf or .png.
         columns: number of panels side by side.
-        title: above all panels.
+        title: title above all panels.
 
     Raises:
         InputError: The file has another suffix, or there are no charts.
     """
     suffix = file.suffix.removeprefix(".").lower()
-    if suffix not in _DATES:
+    if suffix not in _DATELESS:
         raise InputError(f"{file}: figures are written as .svg, .pdf or .png")
     if not charts:
         raise InputError(f"{file}: there is no chart to draw")
     columns = min(columns, len(charts))
     rows = -(-len(charts) // columns)
     with mpl.rc_context(_RC_PARAMS):
+        # Not through pyplot, which keeps every figure open and may choose a window system.
         figure = Figure(figsize=(4.8 * columns, 3.5 * rows), layout="constrained")
         panels = figure.subplots(rows, columns, squeeze=False).ravel()
         for panel, chart in zip(panels, charts, strict=False):
@@ -87,14 +88,14 @@ def save_figure(charts: Sequence[Chart], file: Path, *, columns: int = 2, title:
             panel.set_axis_off()
         if title:
             figure.suptitle(title, fontsize=11)
-        about = {
+        metadata = {
             "Title": title or "; ".join(chart.title for chart in charts),
             ("Subject" if suffix == "pdf" else "Description"): " ".join(chart.caption for chart in charts),
             ("Software" if suffix == "png" else "Creator"): f"ailora {version('ailora')}",
         }
         file.parent.mkdir(parents=True, exist_ok=True)
         with replacing_file(file) as stream:
-            figure.savefig(stream, format=suffix, dpi=150, metadata={**about, **_DATES[suffix]})
+            figure.savefig(stream, format=suffix, dpi=150, metadata={**metadata, **_DATELESS[suffix]})
 
 
 def _draw_plot(panel: Axes, chart: Plot) -> None:
@@ -107,7 +108,7 @@ def _draw_plot(panel: Axes, chart: Plot) -> None:
     panel.grid(alpha=0.3, linewidth=0.5)
     panel.set_axisbelow(True)
     if chart.has_legend and (chart.kind == "points" or len(chart.series) > 6):
-        # Points are everywhere: beside them is the only place where the legend hides none.
+        # Clouds of points fill the panel: only beside it does the legend hide none.
         panel.legend(loc="upper left", bbox_to_anchor=(1, 1))
     elif chart.has_legend:
         panel.legend()
@@ -117,17 +118,17 @@ def _set_axes(panel: Axes, chart: Plot) -> None:
     """Set labels, scales and ticks of both axes."""
     panel.set_xlabel(chart.x.label)
     panel.set_ylabel(chart.y.label)
-    for axis, which, values in ((chart.x, panel.xaxis, "x"), (chart.y, panel.yaxis, "y")):
-        drawn = [value for series in chart.series for value in getattr(series, values) if value is not None]
-        # Nothing above zero cannot be seen on a logarithmic axis.
-        if axis.log and any(value > 0 for value in drawn):
-            panel.set(**{f"{values}scale": "log"})
-            # Powers as plain numbers: matplotlib writes them as formulas, which are off.
-            which.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=12))
-            which.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-            which.set_minor_formatter(NullFormatter())
+    for axis, panel_axis, name in ((chart.x, panel.xaxis, "x"), (chart.y, panel.yaxis, "y")):
+        values = [value for series in chart.series for value in getattr(series, name) if value is not None]
+        # A logarithmic axis cannot show values that are all zero, as those of a zero update.
+        if axis.log and any(value > 0 for value in values):
+            panel.set(**{f"{name}scale": "log"})
+            # matplotlib writes powers as formulas, which are off and would show as dollar signs.
+            panel_axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=12))
+            panel_axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            panel_axis.set_minor_formatter(NullFormatter())
         elif axis.categories:
-            which.set_ticks(range(len(axis.categories)), list(axis.categories))
+            panel_axis.set_ticks(range(len(axis.categories)), list(axis.categories))
     if chart.x.categories:
         panel.set_xlim(-0.5, len(chart.x.categories) - 0.5)
         if sum(map(len, chart.x.categories)) > 50:
@@ -137,12 +138,12 @@ def _set_axes(panel: Axes, chart: Plot) -> None:
 
 
 def _has_whole_x(chart: Plot) -> bool:
-    """Whether all x are whole numbers, as layers and steps are."""
+    """Return whether all x are whole numbers, as layers and steps are."""
     return all(float(x).is_integer() for series in chart.series for x in series.x)
 
 
 def _draw_series(panel: Axes, chart: Plot, series: Series) -> None:
-    """Draw points, joined where they are lines; an interval as a whisker, or as a band around a line."""
+    """Draw points, joined for lines; intervals as whiskers, or as a band around a line."""
     is_line = chart.kind == "lines"
     crowded = not is_line and any(len(series.x) > 40 for series in chart.series)
     panel.plot(
@@ -154,7 +155,7 @@ def _draw_series(panel: Axes, chart: Plot, series: Series) -> None:
         linewidth=1.4,
         marker=_MARKERS[series.marker],
         markersize=2.5 + 1.1 * (series.style % 8) if crowded else 4.5,
-        # Hollow marks do not hide those beneath; where there are many, each series lies around the one before.
+        # Hollow markers do not hide those beneath. Among many points, each series is larger than the series before.
         markerfacecolor=series.colour if series.style == 0 else "none",
         markeredgewidth=0.7 if crowded else 0.9,
         markevery=max(1, len(series.x) // 12) if is_line else 1,
@@ -175,6 +176,7 @@ def _draw_bars(panel: Axes, chart: Plot) -> None:
         panel.bar(x, heights, width * 0.92, label=series.name, color=series.colour, hatch=hatch, edgecolor="white")
         if len(series.low):
             panel.vlines(x, _with_gaps(series.low), _with_gaps(series.high), color="#444444", linewidth=1.1)
+    # Around bars that are all zero, matplotlib would centre the axis on zero.
     if all(not value for series in chart.series for value in series.y):
         panel.set_ylim(0, 1)
 
@@ -185,7 +187,7 @@ def _with_gaps(values: Sequence[float]) -> np.ndarray:
 
 def _draw_heatmap(panel: Axes, chart: Heatmap) -> None:
     values = np.array(chart.values, dtype=float).reshape(len(chart.rows), len(chart.columns))
-    panel.set_facecolor("#e5e5e5")  # where there is no value
+    panel.set_facecolor("#e5e5e5")  # shows through cells without a value
     image = panel.imshow(np.ma.masked_invalid(values), cmap="cividis", aspect="auto")
     panel.set_xticks(range(len(chart.columns)), list(chart.columns))
     panel.set_yticks(range(len(chart.rows)), list(chart.rows))

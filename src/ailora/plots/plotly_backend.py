@@ -1,7 +1,7 @@
-"""Charts for the browser: plain data of traces and layout, as Plotly draws them.
+"""Figures for the browser: charts as traces and layout of Plotly, in plain data.
 
-Colours are those of the light page; `meta.style` is the index of a trace's colour, so that the page's script can
-exchange it. All text from outside is escaped: Plotly takes its texts for a kind of HTML.
+Colours are those of the light page; `meta.style` is the index of a trace's colour, by which the page's script exchanges
+colours. Texts from outside are escaped, since Plotly reads its texts as a kind of HTML.
 """
 
 from __future__ import annotations
@@ -15,47 +15,48 @@ from typing import TypedDict
 from ailora.formatting import format_number
 from ailora.plots.chart_spec import COLOURS, HATCHES, Axis, Chart, Heatmap, Plot, Series
 
-#: A trace, an axis or a layout.
+#: A trace, an axis or a layout of Plotly.
 Json = dict[str, object]
 
 
 class PlotlyFigure(TypedDict):
-    """A figure, as `Plotly.newPlot` takes it."""
+    """Arguments of `Plotly.newPlot`."""
 
     data: list[Json]
     layout: Json
 
 
-#: Points above which a line has no marker at each point.
+#: Points above which a line has no markers.
 _MAX_MARKERS = 40
-#: Most ticks that stand at the values themselves rather than at round numbers.
+#: Distinct values up to which ticks of a logarithmic axis stand at the values, and not at round numbers.
 _MAX_VALUE_TICKS = 9
-#: Characters of names beside each other, from which on they stand below each other.
-_MAX_NAMES_WIDTH = 48
-#: Characters of a name beside an axis, and in a legend; hovering shows more.
-_MAX_TICK_LENGTH, _MAX_NAME_LENGTH = 26, 48
+#: Characters of all category names above which they are written below each other.
+_MAX_CATEGORY_CHARS = 48
+#: Characters of a name at a tick and in the legend; hovering shows the whole name.
+_MAX_TICK_CHARS, _MAX_LEGEND_CHARS = 26, 48
 _HEIGHT_PX, _ROW_PX, _MARGIN_PX, _LEGEND_ROW_PX = 340, 30, 90, 22
 
 
 def plotly_figure(chart: Chart) -> PlotlyFigure:
-    """Convert a chart to `data` and `layout`, JSON without NaN."""
-    return _heatmap(chart) if isinstance(chart, Heatmap) else _plot(chart)
+    """Return the `data` and `layout` of a chart, plain data without NaN."""
+    return _heatmap_figure(chart) if isinstance(chart, Heatmap) else _plot_figure(chart)
 
 
 def count_missing(chart: Chart) -> int:
-    """Count the values of a chart that are not finite; a gap on purpose, None, is not counted."""
+    """Return the number of non-finite values of a chart; None is an intended gap, and not counted."""
     if isinstance(chart, Heatmap):
         return 0
     return sum(isinstance(y, float) and not math.isfinite(y) for series in chart.series for y in series.y)
 
 
 def escape(text: str) -> str:
-    """Escape a text so that Plotly shows it as it stands: neither its markup nor its templates are in it."""
+    """Return a text that Plotly shows verbatim, without its markup and its templates `%{...}`."""
     return html.escape(text, quote=False).replace("%{", "%&#123;").replace("\n", "<br>")
 
 
 def round_digits(value: float | None) -> float | None:
-    """Round to six digits, which nobody can tell from more. Returns None if the value is not finite."""
+    """Return a value rounded to six significant digits, or None if the value is not finite."""
+    # No chart shows more digits, and a page holds every value of every chart.
     return None if value is None or not math.isfinite(value) else float(f"{value:.6g}")
 
 
@@ -67,25 +68,28 @@ def _truncate(text: str, limit: int) -> str:
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 
-def _plot(chart: Plot) -> PlotlyFigure:
+def _plot_figure(chart: Plot) -> PlotlyFigure:
     horizontal = _is_horizontal(chart)
     traces: list[Json] = []
     for number, series in enumerate(chart.series):
-        trace = _bars(series, number) if chart.kind == "bars" else _line(chart, series, _shift(chart, number))
+        if chart.kind == "bars":
+            trace = _bar_trace(series, number)
+        else:
+            trace = _scatter_trace(chart, series, _category_shift(chart, number))
         if chart.kind == "lines":
-            traces += _band(series)
+            traces += _band_traces(series)
         customdata = [[_category(chart, x), _hover_note(series, i)] for i, x in enumerate(series.x)]
         template = _hover_template(chart, series, horizontal=horizontal)
         traces.append(trace | {"customdata": customdata, "hovertemplate": template})
     if horizontal:
         traces = [_swap_axes(trace) for trace in traces]
-    # A line at 0 means something among values only.
-    x = _axis(chart.x, [x for series in chart.series for x in series.x]) | {"zeroline": False}
-    y = _axis(chart.y, []) | {"zeroline": chart.kind != "points" or bool(chart.x.categories)}
+    # A line at 0 divides gains from losses among values; in an embedding and among steps 0 means nothing.
+    x = _axis_layout(chart.x, [x for series in chart.series for x in series.x]) | {"zeroline": False}
+    y = _axis_layout(chart.y, []) | {"zeroline": chart.kind != "points" or bool(chart.x.categories)}
     height = _MARGIN_PX + _ROW_PX * len(chart.x.categories) * _rows_per_category(chart) if horizontal else _HEIGHT_PX
     layout: Json = {
         "xaxis": y | {"nticks": 5, "tickangle": 0} if horizontal else x,
-        "yaxis": _downwards(x, chart.x) | {"title": {"text": ""}} if horizontal else y,
+        "yaxis": _first_on_top(x, chart.x) | {"title": {"text": ""}} if horizontal else y,
         "showlegend": chart.has_legend,
         "height": height + _LEGEND_ROW_PX * math.ceil(len(chart.series) / 4 if chart.has_legend else 0),
         "hovermode": "closest",
@@ -94,87 +98,90 @@ def _plot(chart: Plot) -> PlotlyFigure:
 
 
 def _is_horizontal(chart: Plot) -> bool:
-    """Whether categories stand below each other, as there is no room for their names beside each other."""
-    names = chart.x.categories
-    return bool(names) and (sum(map(len, names)) > _MAX_NAMES_WIDTH or max(map(len, names)) > _MAX_NAMES_WIDTH // 3)
+    """Return whether category names are too long to stand beside each other."""
+    lengths = [len(name) for name in chart.x.categories]
+    return bool(lengths) and (sum(lengths) > _MAX_CATEGORY_CHARS or max(lengths) > _MAX_CATEGORY_CHARS // 3)
 
 
 def _rows_per_category(chart: Plot) -> float:
-    """Count the rows that a category needs: one series each, or all of them beside each other."""
+    """Return the height of a category in rows: a single row, or more if several series share it."""
     return max(1.0, len(chart.series) * 0.6) if _share_categories(chart) else 1.0
 
 
 def _share_categories(chart: Plot) -> bool:
-    """Whether several series have points at one category."""
-    places = [place for series in chart.series for place in {round(x) for x in series.x}]
-    return len(set(places)) < len(places)
+    """Return whether several series have points at the same category."""
+    categories = [category for series in chart.series for category in {round(x) for x in series.x}]
+    return len(set(categories)) < len(categories)
 
 
-def _shift(chart: Plot, number: int) -> float:
-    """Shift the points of a series beside others of their category, where their x does not do so already."""
+def _category_shift(chart: Plot, number: int) -> float:
+    """Return the shift of a series beside other series of the same categories."""
     if chart.kind != "points" or not chart.x.categories or not _share_categories(chart):
         return 0.0
+    # Some charts place their points beside each other themselves.
     if any(x != round(x) for series in chart.series for x in series.x):
         return 0.0
     return (number - (len(chart.series) - 1) / 2) * 0.6 / len(chart.series)
 
 
-def _trace(series: Series, x: Iterable[float | None], y: Iterable[float | None]) -> Json:
+def _series_trace(series: Series, x: Iterable[float | None], y: Iterable[float | None]) -> Json:
     return {
-        "name": escape(_truncate(series.name, _MAX_NAME_LENGTH)),
+        "name": escape(_truncate(series.name, _MAX_LEGEND_CHARS)),
         "x": _round_all(x),
         "y": _round_all(y),
         "meta": {"style": series.style % len(COLOURS)},
+        # The band of a line is shown and hidden with the line.
         "legendgroup": escape(series.name),
     }
 
 
-def _line(chart: Plot, series: Series, shift: float) -> Json:
+def _scatter_trace(chart: Plot, series: Series, shift: float) -> Json:
     is_line = chart.kind == "lines"
     has_markers = not is_line or len(series.x) <= _MAX_MARKERS
-    # What lies below an open marker is seen through it.
-    covers = chart.kind == "points" and not chart.x.categories and series is not chart.series[0]
-    trace = _trace(series, [x + shift for x in series.x], series.y) | {
+    # In clouds of points, series above the first are open markers, through which points below are seen.
+    is_open = chart.kind == "points" and not chart.x.categories and series is not chart.series[0]
+    trace = _series_trace(series, [x + shift for x in series.x], series.y) | {
         "type": "scatter",
         "mode": "+".join(["lines"] * is_line + ["markers"] * has_markers),
         "line": {"color": series.colour, "width": 2, "dash": series.dash},
         "marker": {
             "color": series.colour,
             "size": 7 if is_line else 9,
-            "symbol": series.marker + ("-open" if series.repeats_colour or covers else ""),
+            "symbol": series.marker + ("-open" if series.repeats_colour or is_open else ""),
         },
         "connectgaps": False,
     }
-    # A band has no width at a point whose neighbours have no interval.
-    alone = [run[0] for run in _interval_runs(series) if len(run) == 1]
-    return trace | _error_bars(series, alone if is_line else range(len(series.x)))
+    # A band has no width at a point whose neighbours have no interval: the point gets an error bar.
+    isolated = [run[0] for run in _interval_runs(series) if len(run) == 1]
+    return trace | _error_bars(series, isolated if is_line else range(len(series.x)))
 
 
-def _bars(series: Series, number: int) -> Json:
+def _bar_trace(series: Series, number: int) -> Json:
     pattern = {"shape": HATCHES[number % len(HATCHES)], "solidity": 0.25, "fillmode": "overlay"}
     trace = {"type": "bar", "marker": {"color": series.colour, "pattern": pattern}}
-    return _trace(series, series.x, series.y) | trace | _error_bars(series, range(len(series.x)))
+    return _series_trace(series, series.x, series.y) | trace | _error_bars(series, range(len(series.x)))
 
 
-def _error_bars(series: Series, places: Iterable[int]) -> Json:
-    """Draw the intervals at some places as bars."""
-    marked = [i for i in places if series.has_interval(i)]
-    if not marked:
+def _error_bars(series: Series, points: Iterable[int]) -> Json:
+    """Return error bars at those of the points (indices) that have intervals."""
+    points = [i for i in points if series.has_interval(i)]
+    if not points:
         return {}
     up, down = ([0.0] * len(series.x) for _ in range(2))
-    for i in marked:
+    for i in points:
         up[i], down[i] = series.high[i] - series.y[i], series.y[i] - series.low[i]
     bars = {"array": _round_all(up), "arrayminus": _round_all(down)}
     return {"error_y": {"type": "data", "symmetric": False, **bars, "thickness": 1.6}}
 
 
 def _interval_runs(series: Series) -> list[list[int]]:
-    """Find the runs of neighbouring points that have intervals."""
+    """Return the runs of neighbouring points with intervals, as lists of indices."""
     return [list(run) for has_interval, run in groupby(range(len(series.x)), series.has_interval) if has_interval]
 
 
-def _band(series: Series) -> list[Json]:
-    """Draw the intervals of a line as an area around it."""
+def _band_traces(series: Series) -> list[Json]:
+    """Return the area of a line's intervals, or nothing without neighbouring intervals."""
+    # A None between two runs ends the area: a gap in the intervals is a gap in the band.
     x: list[float | None] = []
     y: list[float | None] = []
     for run in (run for run in _interval_runs(series) if len(run) > 1):
@@ -182,7 +189,7 @@ def _band(series: Series) -> list[Json]:
         y += [*(series.high[i] for i in run), *(series.low[i] for i in run[::-1]), None]
     if not x:
         return []
-    band = _trace(series, x[:-1], y[:-1]) | {
+    band = _series_trace(series, x[:-1], y[:-1]) | {
         "type": "scatter",
         "fill": "toself",
         "mode": "lines",
@@ -201,7 +208,7 @@ def _category(chart: Plot, x: float) -> str:
 
 
 def _hover_note(series: Series, i: int) -> str:
-    """Write what hovering shows below a value: its interval and its note."""
+    """Return the text below a value on hover: its interval and its note."""
     interval = ""
     if series.has_interval(i):
         interval = f"<br>from {format_number(series.low[i])} to {format_number(series.high[i])}"
@@ -215,13 +222,14 @@ def _hover_template(chart: Plot, series: Series, *, horizontal: bool) -> str:
     return f"{title}<br>{escape(chart.y.label)}: %{{{y}:.4~g}}%{{customdata[1]}}<extra></extra>"
 
 
-def _axis(axis: Axis, values: Sequence[float]) -> Json:
+def _axis_layout(axis: Axis, values: Sequence[float]) -> Json:
+    """Return the layout of an axis; `values` are coordinates to put ticks at."""
     layout: Json = {"title": {"text": escape(axis.label)}, "automargin": True}
     if axis.categories:
-        names = [escape(_truncate(name, _MAX_TICK_LENGTH)) for name in axis.categories]
+        names = [escape(_truncate(name, _MAX_TICK_CHARS)) for name in axis.categories]
         return layout | {"tickvals": list(range(len(names))), "ticktext": names, "range": [-0.5, len(names) - 0.5]}
     if axis.log:
-        # Whole numbers at all ticks: 0.05, and not a small 5.
+        # Between powers of ten Plotly would write the digit alone, a small 5 for 0.05.
         layout |= {"type": "log", "tickformat": ".3~g"}
         distinct = sorted(set(values))
         if 0 < len(distinct) <= _MAX_VALUE_TICKS:
@@ -229,8 +237,8 @@ def _axis(axis: Axis, values: Sequence[float]) -> Json:
     return layout
 
 
-def _downwards(layout: Json, axis: Axis) -> Json:
-    """Turn an axis of categories so that the first one stands at the top."""
+def _first_on_top(layout: Json, axis: Axis) -> Json:
+    """Reverse an axis of categories, so that the first stands at the top."""
     return layout | {"range": [len(axis.categories) - 0.5, -0.5]}
 
 
@@ -242,7 +250,7 @@ def _swap_axes(trace: Json) -> Json:
     return swapped | ({"orientation": "h"} if trace["type"] == "bar" else {})
 
 
-def _heatmap(chart: Heatmap) -> PlotlyFigure:
+def _heatmap_figure(chart: Heatmap) -> PlotlyFigure:
     rows, columns = range(len(chart.rows)), range(len(chart.columns))
     trace: Json = {
         "type": "heatmap",
@@ -261,8 +269,8 @@ def _heatmap(chart: Heatmap) -> PlotlyFigure:
     bare = {"showgrid": False, "zeroline": False}
     x, y = Axis(chart.column_label, categories=chart.columns), Axis(chart.row_label, categories=chart.rows)
     layout: Json = {
-        "xaxis": _axis(x, []) | bare,
-        "yaxis": _downwards(_axis(y, []), y) | bare,
+        "xaxis": _axis_layout(x, []) | bare,
+        "yaxis": _first_on_top(_axis_layout(y, []), y) | bare,
         "height": max(_HEIGHT_PX - 40, _MARGIN_PX + 22 * len(chart.rows)),
         "showlegend": False,
     }

@@ -9,22 +9,27 @@ from ailora.formatting import downsample, is_real
 from ailora.plots.chart_spec import Axis, Heatmap, Plot, Series
 from ailora.plots.matplotlib_backend import save_figure
 
-#: Run -> its evaluations or its logged steps, each with a `step`.
+#: Name of a run -> its evaluations or logged steps, as records with a `step`.
 Histories = Mapping[str, Sequence[Mapping[str, object]]]
 
+#: Points above which a curve is thinned.
 _MAX_POINTS = 400
-#: Classes beyond which a matrix of them shows nothing.
+#: Classes above which a confusion matrix is not drawn.
 _MAX_CLASSES = 20
+#: Keys of the Trainer's evaluations that are no metrics.
 _TIMINGS = ("step", "epoch", "runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
-_LOGGED = {"loss": "training loss", "learning_rate": "learning rate", "grad_norm": "norm of the gradient"}
+_LOGGED_LABELS = {"loss": "training loss", "learning_rate": "learning rate", "grad_norm": "norm of the gradient"}
 
 
 def validation_curves(histories: Histories, metrics: Sequence[str] | None = None) -> Iterator[Plot]:
-    """Draw the validation loss and metrics over steps, a line per run.
+    """Chart the validation loss and metrics over steps, with a line per run.
 
     Args:
-        histories: run -> its evaluations.
-        metrics: the keys to draw; None: all but timings.
+        histories: name of a run -> its evaluations.
+        metrics: keys of the evaluations to chart; None for all but timings.
+
+    Yields:
+        A chart for each metric with values.
     """
     if metrics is None:
         keys = dict.fromkeys(key for history in histories.values() for record in history for key in record)
@@ -35,31 +40,38 @@ def validation_curves(histories: Histories, metrics: Sequence[str] | None = None
 
 
 def training_curves(logs: Histories) -> Iterator[Plot]:
-    """Draw the training loss, the learning rate and the gradient's norm over steps, a line per run."""
-    for key, label in _LOGGED.items():
+    """Chart the training loss, the learning rate and the gradient norm over steps, with a line per run.
+
+    Args:
+        logs: name of a run -> its logged steps.
+
+    Yields:
+        A chart for each quantity with values.
+    """
+    for key, label in _LOGGED_LABELS.items():
         caption = "Mean since the step before that was logged." if key == "loss" else "As logged in training."
         yield from _over_steps(logs, key, name=f"training-{key}", label=label, caption=caption)
 
 
 def save_validation_curves(histories: Histories, metrics: Sequence[str], file: Path, *, title: str) -> None:
-    """Draw `validation_curves` into one file, below a title; its suffix decides the format."""
+    """Draw `validation_curves` into a file. See `save_figure`."""
     save_figure(list(validation_curves(histories, metrics)), file, title=title)
 
 
 def confusion_chart(
     labels: Sequence[str], counts: Sequence[Sequence[int]], split: str, *, name: str, title: str
 ) -> Heatmap | None:
-    """Draw how often each class was predicted as which.
+    """Chart a confusion matrix.
 
     Args:
-        labels: the classes.
-        counts: counts[true][predicted].
-        split: where they were counted.
-        name: of the chart.
-        title: of the chart.
+        labels: names of the classes.
+        counts: counts[true][predicted] of rows.
+        split: the split of the counted rows.
+        name: name of the chart.
+        title: title of the chart.
 
     Returns:
-        The chart, or None if there are more classes than a chart can show, or only one.
+        The chart, or None if there are fewer than two classes or more than a chart can show.
     """
     if not 2 <= len(labels) <= _MAX_CLASSES:
         return None
@@ -79,8 +91,9 @@ def confusion_chart(
 
 
 def _over_steps(histories: Histories, key: str, *, name: str, label: str, caption: str) -> Iterator[Plot]:
-    """Draw one number over steps; nothing if no run has it."""
+    """Chart a quantity over steps; without a value in any run, there is no chart."""
     curves = {run: _points(records, key) for run, records in histories.items()}
+    # Numbered before runs without values are dropped: a run has the same style in all charts.
     series = tuple(
         Series(run, [step for step, _ in points], [value for _, value in points], style=style)
         for style, (run, points) in enumerate(curves.items())

@@ -14,14 +14,14 @@ from ailora.studies.statistics import Difference, Estimate
 from ailora.studies.summary import describe_comparison
 from ailora.studies.trial import Condition, TrialResult, format_setting
 
-#: Points to which a longer curve is thinned.
+#: Points above which a curve is thinned.
 _MAX_POINTS = 60
-#: Bars beyond which costs are easier to read in the table.
+#: Bars above which costs are left to the table.
 _MAX_BARS = 60
 
 
 def score_charts(comparison: Comparison) -> Iterator[Plot]:
-    """Chart scores with their intervals, and differences to the baseline, for each task and setting."""
+    """Chart the scores with their intervals, and the differences to the baseline, for each task and setting."""
     design = comparison.design
     for base, others in comparison.by_baseline():
         metric, better = design.metric_label(base), "larger" if design.larger_is_better(base) else "smaller"
@@ -56,35 +56,36 @@ def score_charts(comparison: Comparison) -> Iterator[Plot]:
 
 
 def varied_charts(comparison: Comparison) -> Iterator[Plot]:
-    """Chart scores over a setting that is a number, as the rank (the paper's Figure 5), for each of the others."""
+    """Chart the scores over a numeric setting, such as the rank (the paper's Figure 5), for each other setting."""
     key = varied_key(comparison)
     if key is None:
         return
-    places: dict[str, list[Condition]] = {}
+    by_label: dict[str, list[Condition]] = {}
     for condition in comparison.results:
         if key in condition.values:
             others = format_setting({k: v for k, v in condition.values.items() if k != key})
             task = Condition(condition.task, condition.method).label
-            places.setdefault(", ".join(part for part in (task, others) if part), []).append(condition)
-    for place, conditions in places.items():
+            by_label.setdefault(", ".join(part for part in (task, others) if part), []).append(condition)
+    for label, conditions in by_label.items():
         metric = comparison.design.metric_label(conditions[0])
-        word = key.rpartition(".")[2]
+        setting = key.rpartition(".")[2]
         yield Plot(
-            name=_file_name(f"over-{word}", place),
-            title=_title(f"{metric} over {word}", place),
+            name=_file_name(f"over-{setting}", label),
+            title=_title(f"{metric} over {setting}", label),
             kind="lines",
-            x=Axis(word, log=_spans_much([condition.values[key] for condition in conditions])),
+            x=Axis(setting, log=_suits_log_axis([condition.values[key] for condition in conditions])),
             y=Axis(metric),
             series=tuple(
                 _score_series(comparison, method, {c.values[key]: c for c in conditions if c.method == method})
                 for method in dict.fromkeys(condition.method for condition in conditions)
             ),
-            caption=f"Mean over seeds at the best learning rate of each method and {word}, with its 95 % t-interval.",
+            caption=f"Mean over seeds at the best learning rate of each method and {setting}, with its 95 % "
+            "t-interval.",
         )
 
 
 def varied_key(comparison: Comparison) -> str | None:
-    """Return the key of the grid to chart over: the rank, else the only one with several numbers."""
+    """Return the key of the grid to chart over, or None: the rank, else the only key of several numbers."""
     grid = comparison.design.config.grid
     numbers = [key for key, values in grid.items() if len(values) > 1 and all(map(is_real, values))]
     return "adapter.rank" if "adapter.rank" in numbers else numbers[0] if len(numbers) == 1 else None
@@ -108,8 +109,8 @@ def rate_charts(comparison: Comparison) -> Iterator[Plot]:
                     result.condition.method_label(base),
                     result.curve,
                     [
-                        pluralize(point.n, "seed") + ("; the best rate" if tried == result.search.best else "")
-                        for tried, point in result.curve.items()
+                        pluralize(estimate.n, "seed") + ("; the best rate" if rate == result.search.best else "")
+                        for rate, estimate in result.curve.items()
                     ],
                     _style(comparison, result.condition),
                 )
@@ -123,7 +124,7 @@ def rate_charts(comparison: Comparison) -> Iterator[Plot]:
 def convergence_charts(comparison: Comparison) -> Iterator[Plot]:
     """Chart the validation loss and the deciding metric over steps, at each method's best rate."""
     for base, others in comparison.by_baseline():
-        for fact in dict.fromkeys(("loss", comparison.design.metric(base))):
+        for metric in dict.fromkeys(("loss", comparison.design.metric(base))):
             series = tuple(
                 Series(
                     name=condition.method_label(base),
@@ -134,22 +135,22 @@ def convergence_charts(comparison: Comparison) -> Iterator[Plot]:
                     style=_style(comparison, condition),
                 )
                 for condition in (base, *others)
-                if (points := _values_over_steps(list(comparison.results[condition].at_best.values()), fact))
+                if (points := _values_over_steps(list(comparison.results[condition].at_best.values()), metric))
             )
             if series:
                 yield Plot(
-                    name=_file_name(f"convergence-{fact}", base.label),
-                    title=_title(f"Validation {fact} over steps", base.label),
+                    name=_file_name(f"convergence-{metric}", base.label),
+                    title=_title(f"Validation {metric} over steps", base.label),
                     kind="lines",
                     x=Axis("step"),
-                    y=Axis(f"validation {fact}"),
+                    y=Axis(f"validation {metric}"),
                     series=series,
                     caption="At each method's best learning rate: mean over its seeds, and the range from the lowest "
                     "to the highest of them.",
                 )
 
 
-#: Name of a chart -> what it shows, and the value of a method.
+#: Name of a chart -> its quantity and unit, and the value of a method.
 _COSTS: dict[str, tuple[str, Callable[[MethodResult], float | None]]] = {
     "step": ("milliseconds a step", lambda result: result.step_milliseconds),
     "init": ("seconds to load and adapt", lambda result: result.mean("init_seconds")),
@@ -159,11 +160,11 @@ _COSTS: dict[str, tuple[str, Callable[[MethodResult], float | None]]] = {
 
 
 def cost_charts(comparison: Comparison) -> Iterator[Plot]:
-    """Chart time, memory and bytes at the best rate, a bar for each method and place."""
+    """Chart time, memory and file size at the best learning rate, with a bar per method and setting."""
     results = [result for result in comparison.results.values() if result.at_best]
     methods = list(dict.fromkeys(result.condition.method for result in results))
-    places = list(dict.fromkeys(result.condition.label for result in results))
-    if not results or len(methods) * len(places) > _MAX_BARS:
+    labels = list(dict.fromkeys(result.condition.label for result in results))
+    if not results or len(methods) * len(labels) > _MAX_BARS:
         return
     for name, (title, value) in _COSTS.items():
         values = {(r.condition.label, r.condition.method): cost for r in results if (cost := value(r)) is not None}
@@ -177,12 +178,12 @@ def cost_charts(comparison: Comparison) -> Iterator[Plot]:
             y=Axis(title),
             series=tuple(
                 Series(
-                    name=place or title,
+                    name=label or title,
                     x=list(range(len(methods))),
-                    y=[values.get((place, method), math.nan) for method in methods],
+                    y=[values.get((label, method), math.nan) for method in methods],
                     style=(number + 2) % 8,
                 )
-                for number, place in enumerate(places)
+                for number, label in enumerate(labels)
             ),
             caption="Means over seeds at each method's best learning rate, on the machine that ran the trials.",
         )
@@ -191,7 +192,7 @@ def cost_charts(comparison: Comparison) -> Iterator[Plot]:
 def _differences(
     comparison: Comparison, conditions: Sequence[Condition]
 ) -> Iterator[tuple[Condition, Difference, str]]:
-    """Iterate over the conditions that are paired with the baseline, with a note on each."""
+    """Iterate over the conditions with a difference to the baseline, with the difference and a note."""
     for condition in conditions:
         against = comparison.against_baseline[condition]
         if against.difference is not None:
@@ -199,7 +200,7 @@ def _differences(
 
 
 def _score_series(comparison: Comparison, name: str, conditions: Mapping[float, Condition]) -> Series:
-    """Draw the scores of a method's conditions over x."""
+    """Return the scores of a method's conditions over x."""
     results = {x: comparison.results[conditions[x]] for x in sorted(conditions)}
     scores = {x: result.score for x, result in results.items() if result.score is not None}
     notes = [
@@ -211,7 +212,7 @@ def _score_series(comparison: Comparison, name: str, conditions: Mapping[float, 
 
 
 def _series(name: str, estimates: Mapping[float, Estimate], notes: Sequence[str], style: int) -> Series:
-    """Draw estimates over x with their intervals, NaN where there is none."""
+    """Return estimates over x with their intervals; missing ends are NaN."""
     return Series(
         name=name,
         x=list(estimates),
@@ -224,25 +225,28 @@ def _series(name: str, estimates: Mapping[float, Estimate], notes: Sequence[str]
 
 
 def _style(comparison: Comparison, condition: Condition) -> int:
-    """A method looks the same in all charts; the baseline is black."""
+    """Return the style of a condition's method, the same in all charts; the baseline is black."""
     design = comparison.design
     return [design.baseline, *(name for name in design.methods if name != design.baseline)].index(condition.method)
 
 
-def _values_over_steps(results: Sequence[TrialResult], fact: str) -> list[tuple[int, list[float]]]:
-    """(step, values of the seeds), at the steps that all seeds have, thinned."""
-    histories = [history for result in results if (history := _by_step(result.history, fact))]
+def _values_over_steps(results: Sequence[TrialResult], metric: str) -> list[tuple[int, list[float]]]:
+    """Return pairs of a step and the values of all seeds, thinned."""
+    histories = [history for result in results if (history := _by_step(result.history, metric))]
     if not histories:
         return []
+    # Steps of all seeds only: where a seed is missing, the mean would jump.
     steps = sorted(set(histories[0]).intersection(*histories[1:]))
     return [(step, [history[step] for history in histories]) for step in downsample(steps, _MAX_POINTS)]
 
 
-def _by_step(history: Sequence[Mapping[str, float]], fact: str) -> dict[int, float]:
-    return {int(r["step"]): r[fact] for r in history if is_real(r.get(fact)) and is_real(r.get("step"))}
+def _by_step(history: Sequence[Mapping[str, float]], metric: str) -> dict[int, float]:
+    # Histories come from a database, perhaps of another version: a record may lack a key.
+    return {int(r["step"]): r[metric] for r in history if is_real(r.get(metric)) and is_real(r.get("step"))}
 
 
 def _finite_mean(values: Sequence[float]) -> float:
+    # fmean raises for infinite values of both signs.
     return statistics.fmean(values) if all(map(math.isfinite, values)) else math.nan
 
 
@@ -250,16 +254,16 @@ def _divide(value: float | None, unit: int) -> float | None:
     return None if value is None else value / unit
 
 
-def _spans_much(values: Sequence[float]) -> bool:
-    """Whether values are easier to see on a logarithmic axis."""
+def _suits_log_axis(values: Sequence[float]) -> bool:
+    """Return whether all values are positive and span three powers of two, as ranks do."""
     return min(values) > 0 and max(values) / min(values) >= 8
 
 
-def _file_name(what: str, place: str) -> str:
-    """Build a name that files can have."""
-    words = "".join(c if c.isascii() and c.isalnum() else " " for c in place).split()
-    return "-".join([what, *words])
+def _file_name(subject: str, label: str) -> str:
+    """Return a name for files: the subject, and the letters and digits of a condition's label."""
+    words = "".join(c if c.isascii() and c.isalnum() else " " for c in label).split()
+    return "-".join([subject, *words])
 
 
-def _title(what: str, place: str) -> str:
-    return f"{what}, {place}" if place else what
+def _title(subject: str, label: str) -> str:
+    return f"{subject}, {label}" if label else subject
