@@ -1,4 +1,4 @@
-"""One self-contained HTML page of studies, runs and analyses."""
+"""Reports: studies, runs and analyses as a self-contained HTML page."""
 
 from ailora.report.build import build_page
 from ailora.report.html import render, write_figures, write_page

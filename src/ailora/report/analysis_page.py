@@ -1,4 +1,4 @@
-"""Chapter of an analysis: its findings in words, its charts, its numbers."""
+"""Chapter of an analysis: findings, charts, tables and settings."""
 
 from __future__ import annotations
 
@@ -15,27 +15,30 @@ from ailora.recipes.config.yaml_file import format_yaml
 from ailora.report.document import Block, Chapter, Charts, Code, KeyValues, Note, Paragraphs, Table, section, sections
 from ailora.report.versions import version_notes, version_table
 
-#: Section -> the first words of the names of its charts.
-_SECTIONS = {
+#: Section -> first words of the names of its charts.
+_CHART_SECTIONS = {
     "Where the weights lie": ("tsne", "pca", "dispersion"),
     "What fine-tuning changed": ("update", "share", "directions", "effective", "intruders", "anchor"),
     "What the base's weights are": ("spectrum", "base"),
 }
-#: Rows of a table that a page shows; the rest is in the analysis.
-_MAX_ROWS = 1000
+#: Rows of a table above which the rest is left to the files of the analysis.
+_MAX_TABLE_ROWS = 1000
 
 
 def analysis_chapter(name: str, analysis: Analysis) -> Chapter:
     """Build the chapter of an analysis.
 
     Args:
-        name: as the page calls it.
-        analysis: from `load_analysis`.
+        name: title of the chapter.
+        analysis: the result of `load_analysis`.
+
+    Returns:
+        The chapter, a summary first.
     """
-    charts: dict[str, list[Chart]] = {title: [] for title in (*_SECTIONS, "More charts")}
+    charts: dict[str, list[Chart]] = {title: [] for title in (*_CHART_SECTIONS, "More charts")}
     for chart in build_analysis_charts(analysis):
-        word = chart.name.partition("-")[0]
-        title = next((title for title, words in _SECTIONS.items() if word in words), "More charts")
+        subject = chart.name.partition("-")[0]
+        title = next((title for title, subjects in _CHART_SECTIONS.items() if subject in subjects), "More charts")
         charts[title].append(chart)
     versions = version_table("Libraries that analysed", {"version": analysis.info.get("versions")})
     return Chapter(
@@ -43,7 +46,7 @@ def analysis_chapter(name: str, analysis: Analysis) -> Chapter:
         kind="analysis",
         sections=sections(
             section("Summary", *_summary(analysis)),
-            *(section(title, Charts(tuple(each))) for title, each in charts.items()),
+            *(section(title, Charts(tuple(group))) for title, group in charts.items()),
             section("Numbers", *_numbers(analysis)),
             section("Settings", Code("Settings", format_yaml(analysis.info.get("settings", {})))),
             section("Versions", versions),
@@ -72,9 +75,9 @@ def _numbers(analysis: Analysis) -> Iterator[Table]:
         titles["directions"] = "Directions, a row for each update, side and bin"
     for name, title in titles.items():
         frame: pd.DataFrame = getattr(analysis, name)
-        # Whole spectra are lists of numbers: the charts show them.
+        # Cells of these columns hold whole spectra, which the charts show.
         frame = frame.drop(columns=["indices", "values"], errors="ignore")
-        rows = tuple(tuple(map(format_value, row)) for row in frame.head(_MAX_ROWS).itertuples(index=False))
+        rows = tuple(tuple(map(format_value, row)) for row in frame.head(_MAX_TABLE_ROWS).itertuples(index=False))
         rest = len(frame) - len(rows)
         notes = (f"{pluralize(rest, 'more row is', 'more rows are')} in {name}.parquet.",) if rest else ()
         yield Table(title, tuple(column.replace("_", " ") for column in frame), rows, notes, collapsed=True)

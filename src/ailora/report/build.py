@@ -1,4 +1,4 @@
-"""Build a page from arguments; one that cannot be shown is named on the page."""
+"""Build a page from the arguments of `ailora report`."""
 
 from __future__ import annotations
 
@@ -22,18 +22,19 @@ from ailora.report.study_page import study_chapter
 
 
 def build_page(paths: Sequence[Path], *, scale: str | None = None, bootstrap: bool = True) -> Page:
-    """Build the page of runs, studies and analyses, in the order of the arguments; all runs are one chapter.
+    """Build the page of runs, studies and analyses.
 
     Args:
         paths: folders of runs, studies and analyses, and study files.
-        scale: a set of keys below `scales:` of study files.
-        bootstrap: whether studies get intervals over seeds and examples, from kept predictions.
+        scale: name of a set of keys below `scales:` of study files.
+        bootstrap: whether to add intervals over seeds and examples to studies, from stored predictions.
 
     Returns:
-        The page as plain data; `write_page` writes it.
+        The page as plain data, to be written by `write_page`: a chapter of all runs, then studies and analyses in the
+        order of the arguments. Its `problems` are the arguments not shown.
 
     Raises:
-        InputError: None of the arguments can be shown; the message has the reason for each.
+        InputError: No argument can be shown; the message has the reason for each.
     """
     problems: list[str] = []
     kinds: dict[Path, PathKind] = {}
@@ -53,16 +54,17 @@ def build_page(paths: Sequence[Path], *, scale: str | None = None, bootstrap: bo
     if not chapters:
         raise InputError("; ".join(problems) or "nothing to report: give runs, a study or an analysis")
     titles = dict.fromkeys(chapter.title for chapter in chapters)
-    made = (f"ailora {version('ailora')}", datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"))
-    return Page(join_names(titles), tuple(chapters), tuple(problems), made)
+    created_by = (f"ailora {version('ailora')}", datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"))
+    return Page(join_names(titles), tuple(chapters), tuple(problems), created_by)
 
 
 @contextlib.contextmanager
 def _collecting(problems: list[str], path: Path) -> Iterator[None]:
-    """Collect the error of one argument, so that the others are shown."""
+    """Collect the error of an argument, so that the other arguments are shown."""
     try:
         yield
     except (AiloraError, OSError) as error:
+        # Most messages name the path already.
         problems.append(str(error) if str(path) in str(error) else f"{path}: {error}")
 
 

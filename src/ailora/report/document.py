@@ -1,6 +1,6 @@
-"""The content of a page, without its looks: texts, tables and charts in sections.
+"""Content of a page, apart from its looks: chapters and sections of texts, tables and charts.
 
-Everything here is plain text. What is markup is decided in one place, the template, which escapes all of it.
+All texts are plain text. Markup is added in a single place, the template, which escapes every text.
 """
 
 from __future__ import annotations
@@ -12,32 +12,34 @@ from typing import ClassVar, Literal
 
 from ailora.plots.chart_spec import Chart
 
+#: A number at the start of a cell, perhaps with an interval behind, but neither version, date nor time.
 _NUMBER = re.compile(r"\[?[-+]?[0-9][0-9,]*\.?[0-9]*(e[-+]?[0-9]+)?(?![0-9A-Za-z.:-])", re.IGNORECASE)
-#: Cells without a value.
+#: Texts of cells without a value.
 MISSING = ("", "-")
-#: Words that stand among numbers.
+#: Texts in columns of numbers.
 _WORDS_AMONG_NUMBERS = (*MISSING, "baseline", "not reached", "not a number", "infinite", "minus infinite")
 
 
 @dataclass(frozen=True)
 class Paragraphs:
-    """Sentences.
+    """Sentences, as paragraphs or as a list.
 
     Attributes:
-        sentences: in their order.
-        listed: as a list; else a paragraph each.
-        collapsed: heading of a list that is closed until the reader opens it; empty: it is open.
+        sentences: the sentences, in order.
+        listed: whether the sentences are items of a list, and not paragraphs.
+        collapsed: heading of a list that is closed at first; empty for an open list.
     """
 
     sentences: tuple[str, ...]
     listed: bool = False
     collapsed: str = ""
+    # The template tells blocks apart by their kind, as it cannot by class.
     kind: ClassVar[str] = "paragraphs"
 
 
 @dataclass(frozen=True)
 class Note:
-    """Something that the reader must know before believing the rest: a part that is missing, or damaged."""
+    """Warning ahead of the content, about missing or damaged parts."""
 
     text: str
     level: Literal["note", "error"] = "note"
@@ -46,7 +48,7 @@ class Note:
 
 @dataclass(frozen=True)
 class KeyValues:
-    """A few values to see at a glance."""
+    """Pairs of a name and a value, shown at a glance."""
 
     pairs: tuple[tuple[str, str], ...]
     kind: ClassVar[str] = "key_values"
@@ -54,7 +56,7 @@ class KeyValues:
 
 @dataclass(frozen=True)
 class Code:
-    """Text that is kept as it stands: a command, a configuration."""
+    """Preformatted text, such as a command or a configuration."""
 
     title: str
     text: str
@@ -64,15 +66,15 @@ class Code:
 
 @dataclass(frozen=True)
 class Table:
-    """A table that readers can sort.
+    """A sortable table.
 
     Attributes:
-        title: above the table.
-        columns: their heads.
-        rows: a text for each column.
-        notes: below the table.
-        wrapped: whether cells hold long texts, which are broken into lines.
-        collapsed: whether it is closed until the reader opens it.
+        title: caption above the table.
+        columns: column heads.
+        rows: rows of cells, a text for each column.
+        notes: sentences below the table.
+        wrapped: whether long texts in cells are broken into lines.
+        collapsed: whether the table is closed at first.
     """
 
     title: str
@@ -85,7 +87,7 @@ class Table:
 
     @property
     def numeric(self) -> tuple[bool, ...]:
-        """Whether the cells of each column are numbers, by which it is then sorted."""
+        """Whether each column holds numbers, and is sorted by them."""
         columns = (
             [row[i] for row in self.rows if row[i] not in _WORDS_AMONG_NUMBERS] for i in range(len(self.columns))
         )
@@ -94,7 +96,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Charts:
-    """Charts that stand side by side."""
+    """Charts side by side."""
 
     charts: tuple[Chart, ...]
     kind: ClassVar[str] = "charts"
@@ -113,12 +115,12 @@ class Section:
 
 @dataclass(frozen=True)
 class Chapter:
-    """A study, some runs, or an analysis.
+    """A study, an analysis, or runs.
 
     Attributes:
-        title: its name.
-        kind: of its content.
-        sections: the first is a summary in words.
+        title: name of the study, the analysis or the run.
+        kind: kind of its content.
+        sections: its sections, a summary first.
     """
 
     title: str
@@ -131,16 +133,16 @@ class Page:
     """A whole page.
 
     Attributes:
-        title: as the browser's tab shows it.
-        chapters: in their order.
-        problems: arguments that could not be shown, each with the reason.
-        made: version and time of the program that made it.
+        title: title in the browser's tab.
+        chapters: the chapters, in order.
+        problems: arguments not shown, each with the reason.
+        created_by: version of this library, and time.
     """
 
     title: str
     chapters: tuple[Chapter, ...]
     problems: tuple[str, ...] = ()
-    made: tuple[str, ...] = ()
+    created_by: tuple[str, ...] = ()
 
     @property
     def charts(self) -> Iterator[Chart]:
@@ -152,13 +154,13 @@ class Page:
 
 
 def section(title: str, *blocks: Block | None) -> Section | None:
-    """Make a section of the blocks that have content. Returns None if there are none."""
+    """Return a section of the blocks with content, or None if there is no content."""
     filled = tuple(block for block in blocks if block is not None and not _is_empty(block))
     return Section(title, filled) if filled else None
 
 
 def sections(*optional: Section | None) -> tuple[Section, ...]:
-    """Leave out the sections that are None."""
+    """Return the sections without None."""
     return tuple(section for section in optional if section is not None)
 
 

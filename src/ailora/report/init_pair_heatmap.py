@@ -1,4 +1,4 @@
-"""Heatmaps of methods that are pairs of inits, one for the query and one for the value (the paper's Figure 4)."""
+"""Heatmaps of scores over pairs of inits, of the query and of the value (the paper's Figure 4)."""
 
 from __future__ import annotations
 
@@ -13,13 +13,17 @@ from ailora.roles import Role, parse_role
 from ailora.studies.comparison import Comparison
 from ailora.studies.trial import Condition
 
-_ORDER = ("frozen", "random", "principal", "minor")
-#: Below this, a list of methods says more than a heatmap.
+_INIT_ORDER = ("frozen", "random", "principal", "minor")
+#: Pairs below which a list of methods says more than a heatmap.
 _MIN_PAIRS = 4
 
 
 def init_pair(adapter: AdapterConfig) -> tuple[str, str] | None:
-    """Return the inits of query and value in words, or None if the adapter is no such pair or adapts other roles."""
+    """Return the names of the inits of query and value, or None if the adapter is no such pair.
+
+    Args:
+        adapter: the adapter section of a configuration.
+    """
     method = adapter.method
     if not isinstance(method, Preset):
         return None
@@ -27,17 +31,26 @@ def init_pair(adapter: AdapterConfig) -> tuple[str, str] | None:
     roles = set(policy.default_roles if adapter.roles is None else map(parse_role, adapter.roles))
     if not roles or roles - {Role.QUERY, Role.VALUE}:
         return None
-    query, value = (_word(policy.init_for(role)) if role in roles else "frozen" for role in (Role.QUERY, Role.VALUE))
+    query, value = (
+        _init_name(policy.init_for(role)) if role in roles else "frozen" for role in (Role.QUERY, Role.VALUE)
+    )
     return None if query is None or value is None else (query, value)
 
 
 def init_pair_heatmaps(comparison: Comparison) -> Iterator[Heatmap]:
-    """Draw a matrix of scores for each task and setting at which the methods are pairs of inits."""
+    """Chart the scores of pairs of inits, for each task and setting with enough pairs.
+
+    Args:
+        comparison: the results of a study.
+
+    Yields:
+        Heatmaps of query inits (rows) by value inits (columns).
+    """
     for base, _ in comparison.by_baseline():
         pairs = _pairs(comparison, base)
-        rows = sorted({query for query, _ in pairs}, key=_rank)
-        columns = sorted({value for _, value in pairs}, key=_rank)
-        # A row or a column is no matrix, and one that is mostly empty says less than a list.
+        rows = sorted({query for query, _ in pairs}, key=_sort_key)
+        columns = sorted({value for _, value in pairs}, key=_sort_key)
+        # A single row is no matrix, and a mostly empty matrix says less than a list.
         if min(len(rows), len(columns)) < 2 or len(pairs) < max(_MIN_PAIRS, len(rows) * len(columns) / 2):
             continue
         metric = comparison.design.metric_label(base)
@@ -61,11 +74,11 @@ def init_pair_heatmaps(comparison: Comparison) -> Iterator[Heatmap]:
 def _pairs(comparison: Comparison, base: Condition) -> dict[tuple[str, str], Condition]:
     """Map each pair to the first method that has it and differs from the baseline in nothing else."""
     design = comparison.design
-    usual = _other_options(design.base_config(base).adapter)
+    baseline_options = _other_options(design.base_config(base).adapter)
     pairs: dict[tuple[str, str], Condition] = {}
     for condition in comparison.results:
         adapter = design.base_config(condition).adapter
-        if design.baseline_for(condition) != base or _other_options(adapter) != usual:
+        if design.baseline_for(condition) != base or _other_options(adapter) != baseline_options:
             continue
         if (pair := init_pair(adapter)) is not None:
             pairs.setdefault(pair, condition)
@@ -73,7 +86,8 @@ def _pairs(comparison: Comparison, base: Condition) -> dict[tuple[str, str], Con
 
 
 def _other_options(adapter: AdapterConfig) -> dict[str, object]:
-    """Options beside the inits and the rank, which may follow from an equal number of parameters."""
+    """Return the options of an adapter other than its inits and its rank."""
+    # The rank may follow from an equal number of trainable parameters: a frozen role leaves the other more.
     return adapter.model_dump(exclude={"policy", "roles", "rank"})
 
 
@@ -99,8 +113,8 @@ def _note(comparison: Comparison, condition: Condition | None) -> str:
     return comparison.against_baseline[condition].verdict or ""
 
 
-def _word(init: Init | None) -> str | None:
-    """Return an init in the paper's words, or None if it has none for it."""
+def _init_name(init: Init | None) -> str | None:
+    """Return the paper's name of an init, or None if the paper does not have the init."""
     match init:
         case None:
             return "frozen"
@@ -112,5 +126,5 @@ def _word(init: Init | None) -> str | None:
             return None
 
 
-def _rank(word: str) -> tuple[int, str]:
-    return (_ORDER.index(word) if word in _ORDER else len(_ORDER), word)
+def _sort_key(name: str) -> tuple[int, str]:
+    return (_INIT_ORDER.index(name) if name in _INIT_ORDER else len(_INIT_ORDER), name)

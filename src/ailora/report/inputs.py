@@ -13,17 +13,20 @@ from ailora.studies.study_config import load_study_config
 from ailora.studies.study_design import StudyDesign
 from ailora.studies.trial_storage import TrialStorage
 
-_STUDY_FILES = (".yaml", ".yml")
+_STUDY_SUFFIXES = (".yaml", ".yml")
 
 
 def detect_input(path: Path) -> PathKind:
-    """Tell whether an argument is a run, a study or an analysis.
+    """Return whether an argument is a run, a study or an analysis.
+
+    Args:
+        path: a folder, or a study file.
 
     Raises:
-        InputError: It is none of them.
+        InputError: The argument is none of them.
     """
     if path.is_file():
-        if path.suffix in _STUDY_FILES:
+        if path.suffix in _STUDY_SUFFIXES:
             return _validate_study_file(path)
         raise InputError(f"{path} is a file: give the folder of a run or an analysis, or a study's folder or YAML file")
     if not path.is_dir():
@@ -39,10 +42,17 @@ def detect_input(path: Path) -> PathKind:
 
 
 def open_studies(path: Path, scale: str | None) -> list[tuple[TrialStorage, StudyDesign]]:
-    """Open the study of a study file, or all of the database in a study's folder.
+    """Open the study of a study file, or all studies of the database in a study's folder.
+
+    Args:
+        path: a study file, or a folder with `study.db`.
+        scale: name of a set of keys below `scales:` of the study file.
+
+    Returns:
+        Each study's storage, to be closed by the caller, and its design.
 
     Raises:
-        InputError: The file is wrong, or its storage holds no such study.
+        InputError: The study file is invalid, or the storage does not hold the study.
     """
     if path.is_file():
         return [load_study(load_study_config(path, scale=scale))]

@@ -1,4 +1,4 @@
-"""Settings of several runs: what all have in common once, then what differs."""
+"""Settings of several runs: differences as a table, shared settings once."""
 
 from __future__ import annotations
 
@@ -13,14 +13,18 @@ Config = Mapping[str, object]
 
 
 def settings_blocks(configs: Mapping[tuple[str, ...], Config], labels: tuple[str, ...]) -> list[Block]:
-    """Show what all runs have in common as YAML, and the rest as a table.
+    """Build the blocks of the settings of runs.
 
     Args:
-        configs: the labels of a run -> its configuration.
+        configs: labels of a run -> its configuration.
         labels: column heads of the labels.
+
+    Returns:
+        A table of the differing settings if there are any, and the shared settings as YAML.
     """
     flat = {run: flatten_keys(config) for run, config in configs.items()}
     keys = dict.fromkeys(key for config in flat.values() for key in config)
+    # Compared as shown: values that look the same are no difference to the reader.
     differing = [key for key in keys if len({format_value(config.get(key)) for config in flat.values()}) > 1]
     blocks: list[Block] = []
     if differing:
@@ -34,7 +38,12 @@ def settings_blocks(configs: Mapping[tuple[str, ...], Config], labels: tuple[str
 
 
 def flatten_keys(config: Config, prefix: str = "") -> dict[str, object]:
-    """Map dotted keys to values; an empty mapping is a value."""
+    """Return dotted keys with their values.
+
+    Args:
+        config: a nested configuration; empty mappings in it are values.
+        prefix: prefix of all keys.
+    """
     flat: dict[str, object] = {}
     for key, value in config.items():
         if isinstance(value, Mapping) and value:
@@ -45,12 +54,12 @@ def flatten_keys(config: Config, prefix: str = "") -> dict[str, object]:
 
 
 def _shared(configs: Sequence[Config]) -> dict[str, object]:
-    """Select the keys that all have with the same value, section by section."""
+    """Return the settings that are equal in all configurations, section by section."""
     shared: dict[str, object] = {}
     for key, value in configs[0].items() if configs else ():
         values = [config.get(key) for config in configs]
         if all(other == value for other in values):
             shared[key] = value
-        elif (parts := [each for each in values if isinstance(each, Mapping)]) and len(parts) == len(configs):
+        elif (parts := [value for value in values if isinstance(value, Mapping)]) and len(parts) == len(configs):
             shared |= {key: below} if (below := _shared(parts)) else {}
     return shared

@@ -1,4 +1,4 @@
-"""Chapter of runs: one alone, or several beside each other."""
+"""Chapter of runs: curves, metrics, samples, costs and settings."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ from ailora.report.run_reader import Run, count_predictions
 from ailora.report.versions import version_table
 
 _MAX_SAMPLES = 20
-_MAX_SAMPLE_LENGTH = 1500
+_MAX_SAMPLE_CHARS = 1500
 _MAX_CONFIGS = 8
-_COSTS = {
+#: Key of `result.json` -> column of the table of costs.
+_COST_COLUMNS = {
     "trainable_parameters": "trainable parameters",
     "total_parameters": "all parameters",
     "steps": "steps",
@@ -37,16 +38,20 @@ _COSTS = {
 
 
 def run_chapter(runs: Sequence[Run]) -> Chapter:
-    """Build the chapter of one run, or of several beside each other.
+    """Build the chapter of a run, or of several runs beside each other.
 
     Args:
-        runs: from `read_run`, with different names.
+        runs: at least one run, all of different names.
+
+    Returns:
+        The chapter, a summary first.
     """
     several = len(runs) > 1
     curves = (
         *validation_curves({run.name: run.history for run in runs}),
         *training_curves({run.name: run.log for run in runs}),
     )
+    # Every run has another output folder, which is no difference of settings.
     configs = {(run.name,): {k: v for k, v in run.config.items() if k != "output"} for run in runs if run.config}
     versions = {run.name if several else "version": run.result.get("versions") for run in runs}
     return Chapter(
@@ -55,9 +60,9 @@ def run_chapter(runs: Sequence[Run]) -> Chapter:
         sections=sections(
             section("Summary", *_summary(runs)),
             section("Curves", Charts(curves)),
-            section("Metrics", _metrics(runs), Charts(tuple(_confusion_charts(runs)))),
-            section("Samples", *map(_samples, runs)),
-            section("Cost", _costs(runs)),
+            section("Metrics", _metric_table(runs), Charts(tuple(_confusion_charts(runs)))),
+            section("Samples", *map(_sample_table, runs)),
+            section("Cost", _cost_table(runs)),
             section("Settings", *settings_blocks(configs, ("run",))),
             section("Versions", version_table("Libraries that trained", versions)),
             section("Run it again", *_instructions(runs)),
@@ -76,8 +81,8 @@ def _summary(runs: Sequence[Run]) -> list[Block]:
     return [
         *notes,
         KeyValues(pairs),
-        Paragraphs(tuple(map(_sentence, runs)), listed=several),
-        Paragraphs(tuple(_comparison(runs))),
+        Paragraphs(tuple(map(_describe_run, runs)), listed=several),
+        Paragraphs(tuple(_compare_losses(runs))),
     ]
 
 
@@ -94,17 +99,17 @@ def _key_values(run: Run) -> dict[str, str]:
     return {key: text for key, text in values.items() if text != "-"}
 
 
-def _sentence(run: Run) -> str:
+def _describe_run(run: Run) -> str:
     policy = flatten_keys(run.config).get("adapter.policy")
-    who = run.name if policy in (None, run.name) else f"{run.name} ({format_value(policy)})"
+    name = run.name if policy in (None, run.name) else f"{run.name} ({format_value(policy)})"
     if not run.metrics:
         step = max((step for record in run.log if is_finite(step := record.get("step"))), default=None)
-        return f"{who} has no result yet" + (f"; its last logged step is {step:,}." if step is not None else ".")
+        return f"{name} has no result yet" + (f"; its last logged step is {step:,}." if step is not None else ".")
     scores = "; ".join(f"{split} {format_value(values)}" for split, values in run.metrics.items())
-    return f"{who}: {scores}." + _best_evaluations(run)
+    return f"{name}: {scores}." + _describe_best_evaluations(run)
 
 
-def _best_evaluations(run: Run) -> str:
+def _describe_best_evaluations(run: Run) -> str:
     best = run.result.get("best")
     texts = [
         f"{name} {format_value(record.get(name))} at step {format_value(record.get('step'))}"
@@ -114,21 +119,21 @@ def _best_evaluations(run: Run) -> str:
     return f" Best evaluations: {', '.join(texts)}." if texts else ""
 
 
-def _comparison(runs: Sequence[Run]) -> Iterator[str]:
-    """Compare several runs by their loss, which says little."""
+def _compare_losses(runs: Sequence[Run]) -> Iterator[str]:
+    """Compare several runs by their loss, and warn that single runs do not rank methods."""
     finished = [run for run in runs if run.metrics]
     split = next((s for s in ("test", "validation") if all(s in run.metrics for run in finished)), "")
     losses = sorted((loss, run.name) for run in finished if is_finite(loss := run.metrics.get(split, {}).get("loss")))
     if len(losses) > 1:
-        (lowest, first), (second, next_one) = losses[:2]
+        (lowest, best), (second_lowest, second) = losses[:2]
         yield (
-            f"The lowest {split} loss is that of {first}, {format_number(lowest)}, before {next_one}, "
-            f"{format_number(second)}. One run each does not say which method is better: a study does, with the "
+            f"The lowest {split} loss is that of {best}, {format_number(lowest)}, before {second}, "
+            f"{format_number(second_lowest)}. One run each does not say which method is better: a study does, with the "
             "learning rate tuned for each and several seeds."
         )
 
 
-def _metrics(runs: Sequence[Run]) -> Table:
+def _metric_table(runs: Sequence[Run]) -> Table:
     columns = list(dict.fromkeys((s, m) for run in runs for s, values in run.metrics.items() for m in values))
     rows = tuple(
         (run.name, *(format_value(run.metrics.get(split, {}).get(metric)) for split, metric in columns))
@@ -148,7 +153,7 @@ def _confusion_charts(runs: Sequence[Run]) -> Iterator[Heatmap]:
             yield chart
 
 
-def _samples(run: Run) -> Table:
+def _sample_table(run: Run) -> Table:
     columns = ("prompt", "output", "references")
     rows = tuple(tuple(_sample_text(sample.get(key)) for key in columns) for sample in run.samples[:_MAX_SAMPLES])
     file = run.folder / "samples.jsonl"
@@ -158,14 +163,14 @@ def _samples(run: Run) -> Table:
 
 def _sample_text(value: object) -> str:
     text = "\n".join(map(str, value)) if isinstance(value, list) else "" if value is None else str(value)
-    return shorten(text, _MAX_SAMPLE_LENGTH)
+    return shorten(text, _MAX_SAMPLE_CHARS)
 
 
-def _costs(runs: Sequence[Run]) -> Table:
+def _cost_table(runs: Sequence[Run]) -> Table:
     finished = [run for run in runs if run.result]
-    used = [key for key in _COSTS if any(key in run.result for run in finished)]
+    used = [key for key in _COST_COLUMNS if any(key in run.result for run in finished)]
     columns: dict[str, list[str]] = {"run": [run.name for run in finished]}
-    columns |= {_COSTS[key]: [format_value(run.result.get(key), key) for run in finished] for key in used}
+    columns |= {_COST_COLUMNS[key]: [format_value(run.result.get(key), key) for run in finished] for key in used}
     forgetting = [_forgetting(run) for run in finished]
     notes: tuple[str, ...] = ()
     if any(text != "-" for text in forgetting):

@@ -1,4 +1,4 @@
-"""Read the folder of a run as far as it can be read: a half-written or damaged file becomes a note."""
+"""Read the folder of a run, finished or not: half-written and damaged files become notes."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ class Run:
     """A run, finished or not.
 
     Attributes:
-        name: as the page calls it.
-        folder: the folder of the run.
-        config: its configuration; empty where it cannot be read.
-        result: the content of `result.json`; empty where the run has not finished.
-        history: its evaluations so far.
-        log: its logged steps so far.
-        samples: the texts that it generated.
-        notes: what is missing or damaged.
+        name: name of the run on the page.
+        folder: folder of the run.
+        config: content of `config.yaml`; empty if unreadable.
+        result: content of `result.json`; empty if unreadable or not written yet.
+        history: evaluations so far.
+        log: logged steps so far.
+        samples: generated texts.
+        notes: sentences on missing and damaged parts.
     """
 
     name: str
@@ -49,24 +49,28 @@ class Run:
 
     @property
     def metrics(self) -> dict[str, Record]:
-        """Split -> metric -> value."""
+        """Metrics of the result: split -> metric -> value."""
+        # Readers of a result check its keys, not the types of their values.
         metrics = self.result.get("metrics")
         splits = metrics.items() if isinstance(metrics, dict) else ()
         return {split: values for split, values in splits if isinstance(values, dict)}
 
 
 def read_run(folder: Path, name: str) -> Run:
-    """Read all of a run's folder that can be read.
+    """Read the readable parts of a run's folder.
 
     Args:
-        folder: with a `config.yaml`.
-        name: as the page calls it.
+        folder: folder with a `config.yaml`.
+        name: name of the run on the page.
+
+    Returns:
+        The run, with a note for each missing or damaged part.
     """
     files, notes = RunFolder(folder), []
     config = _read_or_note(lambda: read_yaml(files.config), notes)
     result = _read_or_note(files.read_result, notes) if files.result.is_file() else None
     if not files.result.is_file():
-        notes.append(_unfinished(files))
+        notes.append(_describe_unfinished(files))
     history = (result or {}).get("history")
     if not isinstance(history, list):
         history = _checkpointed_history(files, notes)
@@ -85,10 +89,13 @@ def read_run(folder: Path, name: str) -> Run:
 
 
 def count_predictions(run: Run) -> tuple[list[str], list[list[int]], str] | None:
-    """Count how often each class was predicted as which, on the split that is reported.
+    """Count the pairs of true and predicted class on the reported split.
+
+    Args:
+        run: the run, which gets a note if its predictions cannot be read.
 
     Returns:
-        The classes, counts[true][predicted], and the split; None if the run predicts no classes.
+        The names of the classes, counts[true][predicted], and the split; None if the run predicts no classes.
     """
     file = RunFolder(run.folder).predictions
     labels = run.result.get("labels")
@@ -103,6 +110,7 @@ def count_predictions(run: Run) -> tuple[list[str], list[list[int]], str] | None
     reported = predictions.loc[predictions["split"] == split]
     names = [str(label) for label in labels]
     table = pd.crosstab(reported["label"].astype(str), reported["prediction"].astype(str))
+    # The crosstab lacks classes never seen or never predicted.
     table = table.reindex(index=names, columns=names, fill_value=0)
     return names, table.to_numpy().astype(int).tolist(), split
 
@@ -115,7 +123,7 @@ def _read_or_note(read: Callable[[], T], notes: list[str]) -> T | None:
         return None
 
 
-def _unfinished(files: RunFolder) -> str:
+def _describe_unfinished(files: RunFolder) -> str:
     if files.failed.is_file():
         return f"This run failed: {files.failed.read_text(encoding='utf-8', errors='replace').strip()}"
     return (
@@ -125,7 +133,7 @@ def _unfinished(files: RunFolder) -> str:
 
 
 def _checkpointed_history(files: RunFolder, notes: list[str]) -> list[Record]:
-    """Read the evaluations that the newest complete checkpoint knows."""
+    """Return the evaluations stored in the newest readable complete checkpoint."""
     for checkpoint in complete_checkpoints(files.checkpoints):
         file = checkpoint / "trainer_state.json"
         try:
@@ -141,7 +149,8 @@ def _without_prefix(record: Mapping[str, object]) -> Record:
 
 
 def _read_json_lines(file: Path, notes: list[str]) -> list[Record]:
-    """Read the objects of a JSON Lines file, without lines that a kill has cut."""
+    """Return the objects of a JSON Lines file, without damaged lines such as a killed run leaves."""
+    # A kill may have cut the last line within a character.
     text = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
     values = [_parse_or_none(line, where) for where, line in split_json_lines(text, file)]
     records = [value for value in values if isinstance(value, dict)]

@@ -1,4 +1,4 @@
-"""A study as a chapter of a page: words first, then charts, tables, and all that it takes to run it again."""
+"""Chapter of a study: summary, charts, tables, and the instructions to run the study again."""
 
 from __future__ import annotations
 
@@ -33,11 +33,23 @@ from ailora.studies.study_design import StudyDesign
 from ailora.studies.summary import StudySummary, SummaryTable, summarize
 from ailora.studies.trial import Status, Trial, TrialSpec
 
-#: Columns of the table of trials that are left out where all trials have the same value.
-_HIDDEN = ("task", "max_steps", "attempts", "error", "steps", "trainable_parameters", "total_parameters", "folder")
-_MAX_ERROR_LENGTH = 2000
-#: Sentences beyond which they are closed until the reader opens them.
-_MAX_SENTENCES = 8
+#: Columns of the table of trials to hide if all trials have the same value.
+_HIDDEN_COLUMNS = (
+    "task",
+    "max_steps",
+    "attempts",
+    "error",
+    "steps",
+    "trainable_parameters",
+    "total_parameters",
+    "folder",
+)
+_MAX_ERROR_CHARS = 2000
+_MAX_CELL_CHARS = 160
+#: Sentences of a summary above which the list is closed at first.
+_MAX_OPEN_SENTENCES = 8
+#: Charts of scores above which they are left out in favour of charts over the varied setting.
+_MAX_SCORE_CHARTS = 4
 
 
 def study_chapter(
@@ -46,11 +58,14 @@ def study_chapter(
     """Build the chapter of a study.
 
     Args:
-        name: of the study.
-        study: its file, plain data, as the storage keeps it.
+        name: name of the study.
+        study: content of the study file, as stored with the trials.
         trials: all trials of the storage.
-        design: the study.
-        bootstrap: as of `compare`.
+        design: the design of the study.
+        bootstrap: whether to add intervals over seeds and examples, from stored predictions.
+
+    Returns:
+        The chapter, a summary first.
     """
     selection = select_trials(trials, design)
     comparison = compare(selection.trials, design, bootstrap=bootstrap)
@@ -64,7 +79,7 @@ def study_chapter(
         kind="study",
         sections=sections(
             section("Summary", *_summary(summary, design, selection)),
-            # Pictures first.
+            # Charts first: without charts of its own, the section of scores is a table.
             *([scores, varied] if score_section.charts else [varied, scores]),
             section("Which start for which matrix", _charts(init_pair_heatmaps(comparison))),
             section("Learning rates", _charts(rates), *_tables(summary, "rates", collapsed=True)),
@@ -96,7 +111,7 @@ def _summary(summary: StudySummary, design: StudyDesign, selection: TrialSelecti
         "trials done": f"{done:,} of {len(selection.trials):,}",
     }
     details = (*summary.outcomes, *summary.effect_sizes)
-    collapsed = f"Place by place: {len(details)} sentences" if len(details) > _MAX_SENTENCES else ""
+    collapsed = f"Place by place: {len(details)} sentences" if len(details) > _MAX_OPEN_SENTENCES else ""
     return [
         *blocks,
         KeyValues(tuple(pairs.items())),
@@ -108,9 +123,11 @@ def _summary(summary: StudySummary, design: StudyDesign, selection: TrialSelecti
 
 
 def _score_charts(comparison: Comparison) -> Charts:
-    """Chart each task and setting; where one setting is varied, its own charts show more with less."""
+    """Return the charts of scores, or none if they are many and a setting is varied."""
     charts = tuple(study_charts.score_charts(comparison))
-    return Charts(charts if study_charts.varied_key(comparison) is None or len(charts) <= 4 else ())
+    # The charts over the varied setting then show the same scores in fewer charts.
+    are_few = study_charts.varied_key(comparison) is None or len(charts) <= _MAX_SCORE_CHARTS
+    return Charts(charts if are_few else ())
 
 
 def _tables(summary: StudySummary, *topics: str, collapsed: bool = False) -> list[Table]:
@@ -118,39 +135,40 @@ def _tables(summary: StudySummary, *topics: str, collapsed: bool = False) -> lis
 
 
 def _table(table: SummaryTable, *, collapsed: bool) -> Table:
-    """Render a table without its empty columns, as the place in a study of one task."""
+    """Convert a table of the summary, without empty columns such as the task in a study of a single task."""
     used = [i for i in range(len(table.columns)) if any(row[i] not in MISSING for row in table.rows)]
     rows = tuple(tuple(row[i] for i in used) for row in table.rows)
     return Table(table.title, tuple(table.columns[i] for i in used), rows, tuple(table.notes), collapsed=collapsed)
 
 
 def _trials_without_score(trials: Sequence[Trial], design: StudyDesign) -> list[Block]:
-    lost = [trial for trial in trials if trial.status in (Status.FAIL, Status.PRUNED)]
+    unscored = [trial for trial in trials if trial.status in (Status.FAIL, Status.PRUNED)]
     ended = {trial.spec for trial in trials if trial.ended}
     missing = [spec for spec in design.required_trials(trials) if spec not in ended]
     rows = [
-        (*_spec_cells(trial.spec), trial.status.value, shorten(trial.error or "-", _MAX_ERROR_LENGTH)) for trial in lost
+        (*_spec_cells(trial.spec), trial.status.value, shorten(trial.error or "-", _MAX_ERROR_CHARS))
+        for trial in unscored
     ]
     rows += [(*_spec_cells(spec), "not run yet", "-") for spec in missing]
     if not rows:
         return [Paragraphs(("Every trial that the study asks for is done.",))]
     columns = ("on", "method", "learning rate", "seed", "what became of it", "why")
-    notes = ("A learning rate at which a trial failed is out for that method.",) if lost else ()
+    notes = ("A learning rate at which a trial failed is out for that method.",) if unscored else ()
     return [Table("Trials without a score", columns, tuple(rows), notes, wrapped=True)]
 
 
 def _spec_cells(spec: TrialSpec) -> tuple[str, ...]:
     condition = spec.condition
-    place = ", ".join(part for part in (condition.task, condition.setting_label) if part)
-    return (place, condition.method, format_lr(spec.learning_rate), str(spec.seed))
+    label = ", ".join(part for part in (condition.task, condition.setting_label) if part)
+    return (label, condition.method, format_lr(spec.learning_rate), str(spec.seed))
 
 
 def _trial_table(trials: Sequence[Trial], design: StudyDesign) -> Table:
     rows = [trial.to_row(design.config.grid) for trial in trials]
     columns = [key for key in dict.fromkeys(key for row in rows for key in row) if key != "key"] + ["key"]
-    for hidden in _HIDDEN:
-        if len({format_value(row.get(hidden)) for row in rows}) <= 1 and hidden in columns:
-            columns.remove(hidden)
+    for column in _HIDDEN_COLUMNS:
+        if len({format_value(row.get(column)) for row in rows}) <= 1 and column in columns:
+            columns.remove(column)
     cells = tuple(tuple(_trial_cell(column, row.get(column)) for column in columns) for row in rows)
     heads = tuple(column.replace("_", " ") for column in columns)
     return Table("Every trial", heads, cells, ("`ailora study export` writes this table to a file.",))
@@ -161,15 +179,16 @@ def _trial_cell(column: str, value: object) -> str:
         return format_lr(value)
     if column.endswith("seconds") and is_finite(value):
         return f"{value:.2f}"
-    return shorten(format_value(value), 160)
+    return shorten(format_value(value), _MAX_CELL_CHARS)
 
 
 def _settings(design: StudyDesign) -> list[Block]:
     configs = {}
     for condition in design.conditions:
         config = design.base_config(condition).model_dump(exclude={"output"})
-        for of_trial in ("learning_rate", "seed"):
-            config["training"].pop(of_trial, None)
+        # Set by each trial, not by its condition.
+        for key in ("learning_rate", "seed"):
+            config["training"].pop(key, None)
         configs[condition.task, condition.method, condition.setting_label] = config
     text = "A trial has the settings of its task, method and grid, with its own learning rate and seed."
     return [Paragraphs((text,)), *settings_blocks(configs, ("task", "method", "setting"))]
@@ -178,6 +197,7 @@ def _settings(design: StudyDesign) -> list[Block]:
 def _instructions(study: Mapping[str, Any]) -> list[Block]:
     plain = {key: value for key, value in study.items() if value not in (None, {}, [])}
     if isinstance(plain.get("storage"), str):
+        # A report is sent to others.
         plain["storage"] = mask_password(plain["storage"])
     text = "Save the file as study.yaml. The command goes on where trials are missing and runs nothing twice."
     return [

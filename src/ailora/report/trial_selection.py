@@ -1,4 +1,4 @@
-"""Selection of a study's trials for its page, with notes on those that are left out."""
+"""Select the trials of a study to report, with notes on trials left out."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from ailora.studies.trial import Status, Trial
 
 @dataclass(frozen=True)
 class TrialSelection:
-    """Trials that a page is about.
+    """Trials to report.
 
     Attributes:
-        trials: one for each specification.
-        notes: what was left out, and why.
+        trials: a trial for each specification.
+        notes: sentences on trials left out.
     """
 
     trials: list[Trial]
@@ -26,20 +26,26 @@ class TrialSelection:
 
 
 def select_trials(trials: Iterable[Trial], design: StudyDesign) -> TrialSelection:
-    """Select the trials that the study would run now or, where none is done, the newest ones of other versions.
+    """Select the trials that match the study and the installed versions.
 
     Args:
         trials: all trials of the storage.
-        design: the study.
+        design: the design of the study.
+
+    Returns:
+        The selected trials; if none of them is complete, the newest trials of other versions.
     """
-    every = list(trials)
-    known = [trial for trial in every if trial.spec.condition in design.conditions]
-    selected = design.matching_trials(known)
-    others = {trial.spec: trial for trial in known if not design.matches(trial)}
+    stored = list(trials)
+    # The study file may have lost a method or a task since the trials ran.
+    candidates = [trial for trial in stored if trial.spec.condition in design.conditions]
+    selected = design.matching_trials(candidates)
+    others = {trial.spec: trial for trial in candidates if not design.matches(trial)}
     notes = []
-    if unknown := len(every) - len(known):
-        notes.append(f"{pluralize(unknown, 'trial')} of the storage belong to no condition of the study as it is now.")
-    if _any_done(others.values()) and not _any_done(selected):
+    if num_foreign := len(stored) - len(candidates):
+        notes.append(
+            f"{pluralize(num_foreign, 'trial')} of the storage belong to no condition of the study as it is now."
+        )
+    if _any_complete(others.values()) and not _any_complete(selected):
         notes.append(
             "No trial was run with what is installed now: what is shown was run with other versions, "
             f"or from another working folder. `ailora study run` would run it again. Installed: {_installed()}."
@@ -57,12 +63,13 @@ def select_trials(trials: Iterable[Trial], design: StudyDesign) -> TrialSelectio
     return TrialSelection([trial for trial in selected if trial not in damaged], notes)
 
 
-def _any_done(trials: Iterable[Trial]) -> bool:
+def _any_complete(trials: Iterable[Trial]) -> bool:
     return any(trial.status is Status.COMPLETE for trial in trials)
 
 
 def _has_scores(trial: Trial, design: StudyDesign) -> bool:
-    """Whether a trial's scores are numbers: what a database of another version holds is unknown."""
+    """Return whether a trial has the deciding score on all splits."""
+    # A database of another version may hold anything.
     condition, metrics = trial.spec.condition, trial.result.metrics if trial.result else {}
     splits = {"validation", design.report_split(condition)}
     return all(isinstance(metrics.get(split, {}).get(design.metric(condition)), int | float) for split in splits)

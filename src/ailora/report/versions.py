@@ -1,4 +1,4 @@
-"""Versions of libraries: those that made a run or an analysis, and those that are installed."""
+"""Versions of libraries: of runs and analyses, compared with the installed versions."""
 
 from __future__ import annotations
 
@@ -10,27 +10,30 @@ from ailora.report.document import Table
 
 
 def version_table(title: str, versions: Mapping[str, object]) -> Table:
-    """Make a table of versions.
+    """Build a table of versions.
 
     Args:
-        title: of the table.
-        versions: column -> library -> version, as files say; anything but a mapping of libraries is left out.
+        title: title of the table.
+        versions: column -> library -> version, read from files; columns without a mapping of libraries are left out.
+
+    Returns:
+        The table, with a row for each library.
     """
-    known = {column: libraries for column, libraries in versions.items() if isinstance(libraries, Mapping)}
-    names = dict.fromkeys(name for libraries in known.values() for name in libraries)
-    rows = tuple((name, *(format_value(libraries.get(name)) for libraries in known.values())) for name in names)
-    return Table(title, ("library", *known), rows)
+    columns = {column: libraries for column, libraries in versions.items() if isinstance(libraries, Mapping)}
+    names = dict.fromkeys(name for libraries in columns.values() for name in libraries)
+    rows = tuple((name, *(format_value(libraries.get(name)) for libraries in columns.values())) for name in names)
+    return Table(title, ("library", *columns), rows)
 
 
 def version_notes(kind: str, versions: object) -> list[str]:
-    """Say how the versions that made a run or an analysis differ from the installed ones.
+    """Compare the versions of a run or an analysis with the installed versions.
 
     Args:
-        kind: the name of what was made.
-        versions: library -> version, as its file says; anything else is unknown.
+        kind: `run` or `analysis`.
+        versions: library -> version, read from a file; anything else counts as unknown.
 
     Returns:
-        One sentence, or none if they do not differ.
+        A sentence on the differing versions, or nothing.
     """
     if not isinstance(versions, Mapping):
         return []
