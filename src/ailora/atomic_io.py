@@ -234,7 +234,7 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
 
 def _put_back(folder: Path, old: Path) -> None:
     """Undo half of an exchange, or remove what a whole one has left."""
-    if old.exists() and not folder.exists():
+    if old.is_dir() and not old.is_symlink() and not folder.exists():
         old.rename(folder)
     _remove(old)
 

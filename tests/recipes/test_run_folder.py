@@ -243,8 +243,14 @@ def full_disk(largest: int) -> Iterator[None]:
 def test_a_full_disk_is_one_sentence_and_loses_nothing(config: dict[str, Any], tmp_path: Path) -> None:
     with full_disk(12_000), pytest.raises(ailora.InputError, match=rf"cannot go on writing to {tmp_path / 'run'} \("):
         run(config)
-    result = run(config)
+    before = os.umask(0o022)
+    try:
+        result = run(config)
+    finally:
+        os.umask(before)
     assert result["steps"] == 8
+    closed = [p for p in (tmp_path / "run").rglob("*") if p.stat().st_mode & 0o055 != (0o055 if p.is_dir() else 0o044)]
+    assert not closed, "files and folders follow the umask"
     inputs = pd.DataFrame({"sentence": ["a fine film"] * 2000})
     inputs.to_csv(tmp_path / "in.csv", index=False)
     with full_disk(10_000), pytest.raises(ailora.InputError, match=r"cannot write .*out\.csv: File too large"):

@@ -10,7 +10,13 @@ import pytest
 
 from ailora import InputError
 from ailora.recipes.config.schema import RunConfig
-from ailora.studies.study import create_or_load_study, load_study, load_study_from_storage, trial_frame
+from ailora.studies.study import (
+    create_or_load_study,
+    load_study,
+    load_study_from_storage,
+    run_workers,
+    trial_frame,
+)
 from ailora.studies.study_config import load_study_config
 from ailora.studies.study_design import StudyDesign
 from ailora.studies.trial import Status, TrialResult
@@ -33,6 +39,20 @@ class Runs:
 
 def opened(study: dict[str, Any], **changes: Any) -> tuple[TrialStorage, StudyDesign]:
     return create_or_load_study(load_study_config(study | changes))
+
+
+def test_an_output_that_cannot_be_written_is_one_sentence(study: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"cannot write \S+/file/study: Not a directory"):
+        opened(study, output=str(tmp_path / "file" / "study"))
+    storage, _ = opened(study)
+    logs = Path(study["output"]) / "workers"
+    logs.mkdir()
+    (logs / "0.log").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(InputError, match=r"0\.log is a link"):
+        run_workers(storage, 1, lambda: None)
+    assert not (tmp_path / "nowhere").exists()
+    storage.close()
 
 
 def test_a_study_runs_to_its_end_and_nothing_twice(study: dict[str, Any]) -> None:

@@ -15,7 +15,8 @@ from typing import Any
 import filelock
 import pandas as pd
 
-from ailora.checkpoints.output_dir import describe_differences
+from ailora.atomic_io import refuse_link
+from ailora.checkpoints.output_dir import describe_differences, writing
 from ailora.child_environment import safe_environment
 from ailora.errors import InputError
 from ailora.formatting import shorten
@@ -46,8 +47,9 @@ def create_or_load_study(config: StudyConfig) -> tuple[TrialStorage, StudyDesign
     assert config.storage is not None
     assert config.name is not None
     output = Path(config.output)
-    output.mkdir(parents=True, exist_ok=True)
-    with filelock.FileLock(output / ".study.lock"):
+    with writing(output):
+        output.mkdir(parents=True, exist_ok=True)
+    with writing(output), filelock.FileLock(output / ".study.lock"):
         plain = config.model_dump(by_alias=True)
         storage = TrialStorage.load_or_none(config.storage, config.name)
         if storage is None:
@@ -105,7 +107,8 @@ def run_workers(storage: TrialStorage, count: int, on_poll: Callable[[], None]) 
         KeyboardInterrupt: running trials wait again in the storage.
     """
     logs = Path(storage.config["output"]) / "workers"
-    logs.mkdir(parents=True, exist_ok=True)
+    with writing(logs):
+        logs.mkdir(parents=True, exist_ok=True)
     workers = {logs / f"{number}.log": _start_worker(storage, logs / f"{number}.log", count) for number in range(count)}
     deaths, progress = 0, _progress(storage)
     try:
@@ -134,7 +137,7 @@ def run_workers(storage: TrialStorage, count: int, on_poll: Callable[[], None]) 
 def _start_worker(storage: TrialStorage, log: Path, count: int) -> subprocess.Popen[bytes]:
     """Start a worker that stops when its standard input ends: also when this process is killed."""
     threads = max(1, (os.cpu_count() or 1) // count)
-    with log.open("ab") as output:
+    with writing(log), open(log, "ab", opener=refuse_link) as output:
         return subprocess.Popen(
             [sys.executable, "-P", "-m", "ailora.cli", "study", "work", storage.url, storage.name, "--tied"],
             stdin=subprocess.PIPE,

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 import pydantic
 
+from ailora.checkpoints.output_dir import resolve_output_path
 from ailora.errors import InputError, unknown_name
 from ailora.recipes.config.loader import apply_override
 from ailora.recipes.config.schema import explained
@@ -158,6 +159,6 @@ def _complete(config: StudyConfig) -> StudyConfig:
     for key, values in config.grid.items():
         if not values:
             raise InputError(f"grid.{key} has no values: the grid has no cells")
-    output = Path(config.output).expanduser().absolute()
+    output = resolve_output_path(config.output).absolute()
     storage = config.storage or f"sqlite:///{output / 'study.db'}"
     return config.model_copy(update={"output": str(output), "storage": storage, "name": config.name or output.name})

@@ -19,6 +19,7 @@ from typing import Any
 import filelock
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from ailora.atomic_io import refuse_link
 from ailora.child_environment import safe_import_path
 from ailora.recipes import registry
 from ailora.recipes.config.loader import load_config
@@ -166,7 +167,7 @@ def _exit_with_parent() -> None:
 
 def _redirect_output(log: Path) -> None:
     """Send what the run prints to a file, as several run at once."""
-    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    descriptor = refuse_link(str(log), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for stream in (1, 2):
         os.dup2(descriptor, stream)
     os.close(descriptor)
