@@ -155,17 +155,17 @@ def floor(weight: torch.Tensor, seconds: float) -> dict[str, float]:
     product, _ = timed(lambda: weight @ weight, 3)
     rate = 2 * n**3 / product
     solved: list[int] = []
-    solve, adjoint = algorithms._Factors.solve, algorithms._Factors.solve_adjoint
+    solve, adjoint = algorithms._LUFactorization.solve, algorithms._LUFactorization.solve_adjoint
 
     def counting(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
         return lambda self, X: (solved.append(X.shape[-1]), function(self, X))[1]
 
-    algorithms._Factors.solve, algorithms._Factors.solve_adjoint = counting(solve), counting(adjoint)
+    algorithms._LUFactorization.solve, algorithms._LUFactorization.solve_adjoint = counting(solve), counting(adjoint)
     try:
         with FlopCounterMode(display=False) as products:
             truncated_svd(weight, RANK, "minor")
     finally:
-        algorithms._Factors.solve, algorithms._Factors.solve_adjoint = solve, adjoint
+        algorithms._LUFactorization.solve, algorithms._LUFactorization.solve_adjoint = solve, adjoint
     flops = 2 / 3 * n**3 + 2 * n**2 * sum(solved) + products.get_total_flops()
     multiple = seconds / (flops / rate)
     print(

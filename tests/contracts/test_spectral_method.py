@@ -230,8 +230,8 @@ def test_a_hidden_failure_ends_in_the_exact_result(
 
 
 def test_a_broken_factorization_ends_in_the_exact_result(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = algorithms._Factors.solve
-    monkeypatch.setattr(algorithms._Factors, "solve", lambda self, X: real(self, X) + X)
+    real = algorithms._LUFactorization.solve
+    monkeypatch.setattr(algorithms._LUFactorization, "solve", lambda self, X: real(self, X) + X)
     weight = trained_like(64).float()
     check(weight, truncated_svd(weight, 4, "minor", method="inverse"), Band.MINOR, unique=True)
 

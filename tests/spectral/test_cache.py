@@ -20,7 +20,7 @@ from ailora.spectral import svd_cache as cache_module
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SpectralCache:
     """An empty cache that `cached_svd` uses, for weights of any size."""
     monkeypatch.setenv("AILORA_CACHE", str(tmp_path))
-    monkeypatch.setattr(cache_module, "_LEAST_SIDE", 1)
+    monkeypatch.setattr(cache_module, "_MIN_CACHED_SIDE", 1)
     return SpectralCache()
 
 
@@ -100,7 +100,7 @@ def test_the_entries_unused_for_longest_go_first(cache: SpectralCache, tmp_path:
     oldest, middle, newest = (file for file, _, _ in cache.entries())
     assert cache.read(oldest.stem) is not None  # used now, so the middle one is next to go
     size = newest.stat().st_size
-    small = SpectralCache(tmp_path, limit=2 * size)
+    small = SpectralCache(tmp_path, limit_bytes=2 * size)
     kept = small.read(newest.stem)
     assert kept is not None
     small.write(newest.stem, kept)
@@ -124,13 +124,13 @@ def test_files_that_are_no_entries_are_never_removed(cache: SpectralCache, tmp_p
 def test_a_cache_that_cannot_be_written_to_is_no_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("AILORA_CACHE", str(tmp_path / "file" / "below"))
-    monkeypatch.setattr(cache_module, "_LEAST_SIDE", 1)
+    monkeypatch.setattr(cache_module, "_MIN_CACHED_SIDE", 1)
     assert cached_svd(weight(), 4, "minor").certificate is not None
 
 
 def _work(folder: str, seed: int) -> None:
     os.environ["AILORA_CACHE"] = folder
-    cache_module._LEAST_SIDE = 1
+    cache_module._MIN_CACHED_SIDE = 1
     torch.set_num_threads(1)
     for _ in range(5):
         for other in range(3):

@@ -125,7 +125,7 @@ class InitPlan:
         """
         validate_device(device)
         tasks = self.tasks(Path(), device=device, cached=False)
-        speed = flops.matmul_speed(torch.device(device))
+        speed = flops.measure_matmul_speed(torch.device(device))
         return {
             "modules": len(tasks),
             "bytes_to_read": self.bytes_to_read,

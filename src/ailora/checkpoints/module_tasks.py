@@ -64,11 +64,11 @@ class ModuleTask:
     @property
     def flops(self) -> float:
         """Operations of its decompositions."""
-        return sum(flops.flops(*decomposition, dtype=self._dtype) for decomposition in self._decompositions)
+        return sum(flops.estimate_flops(*decomposition, dtype=self._dtype) for decomposition in self._decompositions)
 
     def seconds(self, speed: float) -> float:
-        """Estimate the seconds of its decompositions, at a speed of `flops.matmul_speed`."""
-        return sum(flops.seconds(*found, dtype=self._dtype, speed=speed) for found in self._decompositions)
+        """Estimate the seconds of its decompositions, at a speed of `flops.measure_matmul_speed`."""
+        return sum(flops.estimate_seconds(*found, dtype=self._dtype, speed=speed) for found in self._decompositions)
 
     @property
     def _decompositions(self) -> list[tuple[tuple[int, int], int, Band]]:

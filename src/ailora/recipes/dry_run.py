@@ -18,7 +18,7 @@ from ailora.recipes.config.schema import LanguageConfig, RunConfig
 from ailora.recipes.data.tokenize_language import IGNORE_INDEX
 from ailora.recipes.registry import make_recipe
 from ailora.recipes.training.setup import plan_adapter
-from ailora.spectral.flops import matmul_speed
+from ailora.spectral.flops import measure_matmul_speed
 
 #: Floating numbers that a layer keeps per token and hidden unit for the backward pass, by Korthikanti et al. 2022
 #: (arXiv 2205.05198, 34 bytes in 2-byte numbers), attention scores aside; with checkpointing only the layer's input.
@@ -91,7 +91,7 @@ def _estimate_costs(
         "memory_bytes": int(weights + state + longest * layers * width * kept * 4 + logits),
         "weight_bytes": int(weights),
         "optimizer_bytes": int(state),
-        "train_seconds": passes * whole * token_count / matmul_speed(arguments.device),
+        "train_seconds": passes * whole * token_count / measure_matmul_speed(arguments.device),
     }
 
 

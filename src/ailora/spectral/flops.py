@@ -1,4 +1,4 @@
-"""What a decomposition costs, before it is made."""
+"""Estimates of the cost of a decomposition, in floating-point operations and seconds."""
 
 from __future__ import annotations
 
@@ -10,19 +10,22 @@ import torch
 from ailora.spectral.singular_triplets import Band
 from ailora.spectral.truncated_svd import choose_method
 
-#: How fast a method computes, relative to a large product of float32 matrices on the same machine; measured by
+#: Speed of a method relative to a large product of float32 matrices on the same machine; measured by
 #: `benchmarks/bench_checkpoints.py` on two cores. Thin products wait for memory, eigenvectors are half serial.
-_SHARE = {"exact": 0.08, "gram": 0.25, "lanczos": 0.3, "inverse": 0.35}
+_EFFICIENCY = {"exact": 0.08, "gram": 0.25, "lanczos": 0.3, "inverse": 0.35}
 
 
-def flops(shape: tuple[int, int], rank: int, band: Band, *, dtype: torch.dtype = torch.float32) -> float:
-    """Floating-point operations of `truncated_svd`, from textbook counts (Golub, Van Loan, 4th edition).
+def estimate_flops(shape: tuple[int, int], rank: int, band: Band, *, dtype: torch.dtype = torch.float32) -> float:
+    """Estimate the floating-point operations of `truncated_svd`, from textbook counts (Golub, Van Loan, 4th edition).
 
     Args:
-        shape: (out, in).
-        rank: how many triplets.
-        band: which end of the spectrum.
+        shape: Shape of the weight, (out, in).
+        rank: Number of triplets.
+        band: End of the spectrum.
         dtype: float32, or float64 for float64 weights.
+
+    Returns:
+        Number of operations of the method that `auto` chooses.
     """
     large, small = max(shape), min(shape)
     method = choose_method(shape, rank, band, dtype=dtype)
@@ -35,26 +38,30 @@ def flops(shape: tuple[int, int], rank: int, band: Band, *, dtype: torch.dtype =
     return products if method == "lanczos" else products + 2 / 3 * small**3
 
 
-def seconds(shape: tuple[int, int], rank: int, band: Band, *, dtype: torch.dtype, speed: float) -> float:
-    """A rough estimate of the time that `truncated_svd` takes, without the cache.
+def estimate_seconds(shape: tuple[int, int], rank: int, band: Band, *, dtype: torch.dtype, speed: float) -> float:
+    """Estimate roughly the time of `truncated_svd`, without the cache.
 
     Args:
-        shape: as `flops`.
-        rank: as `flops`.
-        band: as `flops`.
-        dtype: as `flops`.
-        speed: of `matmul_speed`, on the device that will be used.
+        shape: Shape of the weight, (out, in).
+        rank: Number of triplets.
+        band: End of the spectrum.
+        dtype: float32, or float64 for float64 weights.
+        speed: Result of `measure_matmul_speed` on the device of the decomposition, in operations per second.
+
+    Returns:
+        Time in seconds.
     """
-    return flops(shape, rank, band, dtype=dtype) / (_SHARE[choose_method(shape, rank, band, dtype=dtype)] * speed)
+    efficiency = _EFFICIENCY[choose_method(shape, rank, band, dtype=dtype)]
+    return estimate_flops(shape, rank, band, dtype=dtype) / (efficiency * speed)
 
 
-def matmul_speed(device: torch.device) -> float:
-    """Floating-point operations a second of a product of two float32 matrices of 1024 x 1024; takes about 0.1 s."""
+def measure_matmul_speed(device: torch.device) -> float:
+    """Measure the operations per second of a product of two 1024 x 1024 float32 matrices, in about 0.1 s."""
     matrix = torch.randn(1024, 1024, device=device, generator=torch.Generator(device).manual_seed(0))
     times = []
     for _ in range(5):
         start = time.perf_counter()
         product = matrix @ matrix
-        float(product[0, 0])  # a GPU computes in the background
+        float(product[0, 0])  # wait for a GPU, which computes asynchronously
         times.append(time.perf_counter() - start)
     return 2 * 1024**3 / median(times)

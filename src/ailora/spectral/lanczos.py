@@ -1,8 +1,8 @@
-"""Block Golub-Kahan-Lanczos: the leading singular triplets of a linear map that can be applied both ways.
+"""Block Golub-Kahan-Lanczos: the leading singular triplets of a linear map and its adjoint.
 
 Golub, Luk, Overton (1981), "A block Lanczos method for computing the singular values and corresponding singular
-vectors of a matrix"; full reorthogonalization as in PROPACK. One basis of each side grows by a block a step; the small
-projected matrix gives Ritz triplets, and its last block row their residuals without touching the map again.
+vectors of a matrix"; full reorthogonalization as in PROPACK. Each step adds a block to one basis of each side. The
+small projected matrix gives Ritz triplets, and its last block row their residuals, without another product of the map.
 """
 
 from __future__ import annotations
@@ -14,23 +14,23 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-#: Residuals of Ritz triplets below this multiple of machine precision, relative to the largest value, are rounding.
-_ROUNDING = 4.0
+#: Level of rounding in the residual of a Ritz triplet, as a multiple of machine precision times the largest value.
+_ROUNDING_IN_EPS = 4.0
 
 
 class NotConvergedError(ArithmeticError):
-    """An iteration did not reach its tolerance; the caller takes another method."""
+    """An iteration misses its tolerance; the caller takes another method."""
 
 
 @dataclass(frozen=True)
 class LinearMap:
-    """A matrix (out, in), or a batch of such matrices, known by its products.
+    """A matrix (out, in), or a batch of matrices, given by its products.
 
     Attributes:
-        shape: (..., out, in).
-        apply: (..., in, k) -> (..., out, k).
-        adjoint: (..., out, k) -> (..., in, k), the product with the transpose.
-        like: any tensor with the dtype and the device of the products.
+        shape: Shape (..., out, in).
+        apply: Product with the matrix, (..., in, k) -> (..., out, k).
+        adjoint: Product with the transpose, (..., out, k) -> (..., in, k).
+        like: Any tensor with the dtype and the device of the products.
     """
 
     shape: torch.Size
@@ -41,7 +41,7 @@ class LinearMap:
 
 @dataclass(frozen=True)
 class Ritz:
-    """Approximate leading triplets, more of them than were asked for; orthonormal bases, values descending."""
+    """Approximate leading triplets, k >= the requested rank: orthonormal bases, values descending."""
 
     U: Float[Tensor, "*batch out k"]
     S: Float[Tensor, "*batch k"]
@@ -49,20 +49,19 @@ class Ritz:
 
 
 def orthonormalize(Y: Tensor, against: Tensor) -> tuple[Tensor, Tensor]:
-    """Orthonormal columns that extend an orthonormal basis to the span of `Y`.
-
-    Twice is enough (Kahan, Parlett), with a QR after each pass, so that columns of a zero `Y` become fresh orthonormal
-    directions instead of copies of old ones.
+    """Extend an orthonormal basis to the span of `Y`.
 
     Args:
-        Y: (..., n, b).
-        against: the basis, (..., n, k).
+        Y: Vectors (..., n, b).
+        against: Orthonormal basis (..., n, k).
 
     Returns:
-        The new columns Q (..., n, b), and the coefficients (..., k + b, b) of `Y` in `[against, Q]`.
+        New orthonormal columns Q (..., n, b), and the coefficients (..., k + b, b) of `Y` in `[against, Q]`.
     """
     first = against.mT @ Y
     Q, R = torch.linalg.qr(Y - against @ first)
+    # Two passes are enough (Kahan, Parlett). With a QR after each, the columns of a zero `Y` become fresh orthonormal
+    # directions instead of copies of old ones.
     second = against.mT @ Q
     Q, correction = torch.linalg.qr(Q - against @ second)
     return Q, torch.cat([first + second @ R, correction @ R], dim=-2)
@@ -70,7 +69,7 @@ def orthonormalize(Y: Tensor, against: Tensor) -> tuple[Tensor, Tensor]:
 
 @dataclass
 class _Basis:
-    """Orthonormal columns that grow in place; the buffer is never copied."""
+    """Orthonormal columns in a buffer of fixed size: a basis that grows by concatenation is copied at every step."""
 
     buffer: Tensor
     size: int = 0
@@ -80,7 +79,7 @@ class _Basis:
         return self.buffer[..., : self.size]
 
     def extend(self, Y: Tensor) -> tuple[Tensor, Tensor]:
-        """Append the part of `Y` that is new; the new block and the coefficients of `Y`, as `orthonormalize`."""
+        """Append the part of `Y` outside the span; return the new block and the coefficients of `Y`."""
         Q, coefficients = orthonormalize(Y, self.columns)
         self.buffer[..., self.size : self.size + Q.shape[-1]] = Q
         self.size += Q.shape[-1]
@@ -90,28 +89,33 @@ class _Basis:
 def leading_triplets(
     linear_map: LinearMap, rank: int, *, generator: torch.Generator, tolerance: float, max_basis: int
 ) -> Ritz:
-    """The `rank` leading triplets of a linear map, and as many Ritz triplets behind them as a block holds.
+    """Compute the `rank` leading triplets of a linear map, and up to a block of Ritz triplets behind them.
 
-    Stops when every wanted residual is below `tolerance` times the gap at the cut (then, by Wedin's theorem, the
-    subspaces are within about `tolerance`), or at the level of rounding, where the cut lies inside a cluster.
+    The iteration stops when every wanted residual is below `tolerance` times the gap at the cut (by Wedin's theorem the
+    subspaces are then within about `tolerance`), or at the level of rounding, if the cut lies inside a cluster.
 
     Args:
-        linear_map: the map.
-        rank: how many triplets are wanted.
-        generator: draws the starting block, on the CPU.
-        tolerance: of the wanted subspaces.
-        max_basis: the largest basis, at most min(out, in).
+        linear_map: The map (out, in).
+        rank: Number of wanted triplets.
+        generator: Source of the starting block, on the CPU.
+        tolerance: Sine of the angle to the true subspaces.
+        max_basis: Largest number of columns of a basis, at most min(out, in).
+
+    Returns:
+        At least `rank` triplets, in the dtype and on the device of the map's products.
 
     Raises:
-        NotConvergedError: the basis is full and the residuals are not small enough.
+        NotConvergedError: The basis is full and the residuals are still too large.
     """
     *batch, out, in_ = linear_map.shape
     like = linear_map.like
+    # At least 8 columns, as thinner products wait for memory.
     block = min(max(rank, 8), 64, max_basis)
     steps = max_basis // block
     left = _Basis(like.new_empty(*batch, out, steps * block))
     right = _Basis(like.new_empty(*batch, in_, steps * block))
     core = like.new_zeros(*batch, steps * block, steps * block)
+    # Drawn in float64 on the CPU, so that every device and dtype starts from the same block.
     start = torch.randn(in_, block, generator=generator, dtype=torch.float64).to(like)
     V = right.extend(start.expand(*batch, in_, block))[0]
     for step in range(steps):
@@ -125,9 +129,9 @@ def leading_triplets(
         else:
             overflow = Z - right.columns @ (right.columns.mT @ Z)
         if size > rank and (step == steps - 1 or _is_checked(step)):
-            found = _converged(core[..., :size, :size], overflow, rank, tolerance=tolerance)
-            if found is not None:
-                P, S, Qh = found
+            projected_svd = _converged_svd(core[..., :size, :size], overflow, rank, tolerance=tolerance)
+            if projected_svd is not None:
+                P, S, Qh = projected_svd
                 kept = min(rank + block, size)
                 basis = right.buffer[..., :size]
                 return Ritz(left.columns @ P[..., :kept].to(like), S[..., :kept], basis @ Qh[..., :kept, :].mT.to(like))
@@ -135,17 +139,17 @@ def leading_triplets(
 
 
 def _is_checked(step: int) -> bool:
-    """Every step at first, then ever more seldom: the projected problem grows with the cube of the basis."""
+    # The projected problem grows with the cube of the basis: test for convergence ever more seldom.
     return step < 10 or (step < 20 and step % 2 == 1) or step % 4 == 3
 
 
-def _converged(core: Tensor, overflow: Tensor, rank: int, *, tolerance: float) -> tuple[Tensor, Tensor, Tensor] | None:
-    """The SVD of the projected matrix, if its first `rank` triplets are good enough, else None.
-
-    The residual of a Ritz triplet is what its left vector's last block sends out of the right basis.
-    """
+def _converged_svd(
+    core: Tensor, overflow: Tensor, rank: int, *, tolerance: float
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Return the SVD of the projected matrix, or None if one of its first `rank` triplets has not converged."""
     P, S, Qh = torch.linalg.svd(core.double())
+    # The residual of a Ritz triplet is the image of its left vector's last block outside the right basis.
     residuals = (overflow.double() @ P[..., -overflow.shape[-1] :, :rank]).norm(dim=-2).amax(dim=-1)
     gap = S[..., rank - 1] - S[..., rank]
-    rounding = _ROUNDING * torch.finfo(core.dtype).eps * S[..., 0]
+    rounding = _ROUNDING_IN_EPS * torch.finfo(core.dtype).eps * S[..., 0]
     return (P, S, Qh) if (residuals <= torch.maximum(tolerance * gap, rounding)).all() else None

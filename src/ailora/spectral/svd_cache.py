@@ -1,8 +1,8 @@
-"""Decompositions kept on disk: a weight that was decomposed once is not decomposed again by the next run.
+"""Cache of decompositions on disk, shared by runs.
 
-Entries are addressed by content (the weight's bytes, shape, dtype, band, rank step and the methods' version), so that a
-changed weight never meets an old entry. Weights are decomposed at a few fixed rank steps and cut to the rank that was
-asked for: the result does not depend on what the cache held before, nor on whether there is one.
+The key of an entry is a hash of the weight's bytes, shape and dtype, the band, the rank step and the version of the
+methods, so that a changed weight has another key. Weights are decomposed at a few fixed rank steps and truncated to the
+requested rank. The result is therefore the same with any earlier content of the cache, and without the cache.
 """
 
 from __future__ import annotations
@@ -28,11 +28,13 @@ from ailora.errors import InputError
 from ailora.spectral.singular_triplets import Band, Certificate, Triplets
 from ailora.spectral.truncated_svd import parse_band, truncated_svd
 
-#: Raised whenever a method's results change: older entries are then never read again, and fade away.
-_VERSION = 1
+#: Part of every key. Increase when the results of a method change: older entries are then unused and evicted.
+_ALGORITHM_VERSION = 1
+#: Decomposed ranks. An entry serves the ranks of its step only: a rank-64 result cut to 8 differs from a rank-16 result
+#: in the last digits, so that a start would depend on earlier content of the cache.
 _RANK_STEPS = (16, 64, 256)
-#: Below this size of the smaller side, decomposing costs about as much as reading.
-_LEAST_SIDE = 512
+#: Smallest cached side of a weight. Below, decomposing costs about as much as reading.
+_MIN_CACHED_SIDE = 512
 
 _ENTRY_NAME = re.compile(r"[0-9a-f]{64}\.safetensors")
 
@@ -40,34 +42,37 @@ _enabled: ContextVar[bool] = ContextVar("spectral_cache_enabled", default=True)
 
 
 def cached_svd(weight: Float[Tensor, "*batch out in_"], rank: int, band: Band | str) -> Triplets:
-    """`truncated_svd`, served from the cache where it can be.
+    """Compute `truncated_svd` through the cache.
 
     Args:
-        weight: as `truncated_svd`; batches are decomposed without the cache.
-        rank: as `truncated_svd`.
-        band: as `truncated_svd`.
+        weight: Floating matrix (out, in), or a batch of equal shapes, which is decomposed without the cache.
+        rank: Number of triplets, 1 <= rank <= min(out, in).
+        band: `principal` (largest singular values) or `minor` (smallest).
+
+    Returns:
+        Triplets as `truncated_svd` returns them, on the weight's device. The gap of a truncated entry is unknown.
 
     Raises:
-        InputError: as `truncated_svd`.
+        InputError: The band is unknown, the rank is out of range, or the weight is no finite floating matrix.
     """
     band, small = parse_band(band), min(weight.shape[-2:])
     if not 1 <= rank <= small:
-        return truncated_svd(weight, rank, band)  # refuses it
+        return truncated_svd(weight, rank, band)  # raises the error for the rank
     step = next((step for step in _RANK_STEPS if rank <= step <= small), small)
-    if weight.ndim > 2 or small < _LEAST_SIDE or not _enabled.get():
-        return _cut(truncated_svd(weight, step, band), rank, band)
+    if weight.ndim > 2 or small < _MIN_CACHED_SIDE or not _enabled.get():
+        return _truncate(truncated_svd(weight, step, band), rank, band)
     cache = SpectralCache()
-    key = _key(weight, step, band)
-    found = cache.read(key)
-    if found is None:
-        found = truncated_svd(weight, step, band)
-        cache.write(key, found)
-    return _cut(found.to(weight.device), rank, band)
+    key = _compute_key(weight, step, band)
+    triplets = cache.read(key)
+    if triplets is None:
+        triplets = truncated_svd(weight, step, band)
+        cache.write(key, triplets)
+    return _truncate(triplets.to(weight.device), rank, band)
 
 
 @contextmanager
 def without_cache() -> Iterator[None]:
-    """Neither read nor write the cache in the body."""
+    """Disable the cache in the body: `cached_svd` neither reads nor writes entries."""
     token = _enabled.set(False)
     try:
         yield
@@ -83,73 +88,78 @@ def _default_folder() -> Path:
 
 @dataclass(frozen=True)
 class SpectralCache:
-    """The folder of entries, one safetensors file each. Safe to share between processes.
+    """Folder of entries, a safetensors file each, safe to share between processes.
 
     Attributes:
-        folder: `AILORA_CACHE`, or `ailora/spectral` in `XDG_CACHE_HOME` (`~/.cache`).
-        limit: bytes; when a write goes beyond, the entries that were used longest ago are removed.
+        folder: By default `AILORA_CACHE`, or `ailora/spectral` in `XDG_CACHE_HOME` (`~/.cache`).
+        limit_bytes: Size beyond which a write evicts the least recently used entries.
     """
 
     folder: Path = field(default_factory=_default_folder)
-    limit: int = 2 * 2**30
+    limit_bytes: int = 2 * 2**30
 
     def read(self, key: str) -> Triplets | None:
-        """An entry on the CPU; None where there is none. A damaged one is removed."""
+        """Read an entry, and mark it as used. A damaged entry is removed.
+
+        Returns:
+            Triplets on the CPU, or None if the entry is missing or unreadable.
+        """
         file = self._file(key)
         try:
             with safe_open(file, framework="pt") as entry:
                 metadata = entry.metadata() or {}
                 tensors = {name: entry.get_tensor(name) for name in ("U", "S", "Vh")}
-            if _checksum(tensors) != metadata["checksum"]:
+            if _compute_checksum(tensors) != metadata["checksum"]:
                 raise ValueError("checksum")
             certificate = Certificate(**json.loads(metadata["certificate"]))
-        except OSError:
+        except OSError:  # missing or unreadable, which is no sign of damage
             return None
         except (SafetensorError, KeyError, TypeError, ValueError):
             with suppress(OSError):
                 file.unlink(missing_ok=True)
             return None
-        with suppress(OSError):
+        with suppress(OSError):  # of a read-only folder
             os.utime(file)
         return Triplets(**tensors, certificate=certificate)
 
     def write(self, key: str, triplets: Triplets) -> None:
-        """Store an entry, whole or not at all. A cache that cannot be written to is no error."""
+        """Write an entry atomically. A folder that cannot be written to is silently left alone."""
         assert triplets.certificate is not None
         tensors = {"U": triplets.U, "S": triplets.S, "Vh": triplets.Vh}
         tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
-        metadata = {"checksum": _checksum(tensors), "certificate": json.dumps(asdict(triplets.certificate))}
-        with suppress(OSError, SafetensorError, InputError):  # the last: another process writes the same entry
+        metadata = {"checksum": _compute_checksum(tensors), "certificate": json.dumps(asdict(triplets.certificate))}
+        # InputError: another process writes the same entry.
+        with suppress(OSError, SafetensorError, InputError):
             self.folder.mkdir(parents=True, exist_ok=True)
             write_bytes(self._file(key), save(tensors, metadata))
-            self._shrink()
+            self._evict()
 
     def entries(self) -> list[tuple[Path, int, float]]:
-        """File, bytes and time of last use of every entry, longest unused first."""
-        found = []
+        """List the file, size in bytes and time of last use (seconds) of every entry, least recently used first."""
+        entries = []
         for file in self.folder.glob("*.safetensors"):
             if _ENTRY_NAME.fullmatch(file.name) is None:
                 continue  # not ours: the folder may hold models too
             try:
                 status = file.stat()
-            except FileNotFoundError:  # another process removed it
+            except FileNotFoundError:  # evicted by another process
                 continue
-            found.append((file, status.st_size, status.st_mtime))
-        return sorted(found, key=lambda entry: entry[2])
+            entries.append((file, status.st_size, status.st_mtime))
+        return sorted(entries, key=lambda entry: entry[2])
 
     def clear(self) -> int:
-        """Remove every entry; how many there were."""
+        """Remove all entries and leftovers of killed processes; return the number of entries."""
         entries = self.entries()
         leftovers = (file for file in self.folder.glob(".*.ailora-partial") if _ENTRY_NAME.match(file.name[1:]))
         for file in (*(file for file, _, _ in entries), *leftovers):
             file.unlink(missing_ok=True)
         return len(entries)
 
-    def _shrink(self) -> None:
+    def _evict(self) -> None:
         entries = self.entries()
         total = sum(size for _, size, _ in entries)
         for file, size, _ in entries:
-            if total <= self.limit:
+            if total <= self.limit_bytes:
                 return
             file.unlink(missing_ok=True)
             total -= size
@@ -158,8 +168,8 @@ class SpectralCache:
         return self.folder / f"{key}.safetensors"
 
 
-def _cut(triplets: Triplets, rank: int, band: Band) -> Triplets:
-    """The `rank` triplets at the band's end of more of them. Their residuals are among those that were certified."""
+def _truncate(triplets: Triplets, rank: int, band: Band) -> Triplets:
+    """Return the `rank` triplets at the band's end. The certificate covers them: it holds the worst residual of all."""
     count = triplets.S.shape[-1]
     if rank == count:
         return triplets
@@ -170,18 +180,18 @@ def _cut(triplets: Triplets, rank: int, band: Band) -> Triplets:
     )
 
 
-def _key(weight: Tensor, step: int, band: Band) -> str:
-    digest = hashlib.sha256(f"{_VERSION} {weight.dtype} {tuple(weight.shape)} {band} {step} ".encode())
-    digest.update(_bytes(weight))
+def _compute_key(weight: Tensor, step: int, band: Band) -> str:
+    digest = hashlib.sha256(f"{_ALGORITHM_VERSION} {weight.dtype} {tuple(weight.shape)} {band} {step} ".encode())
+    digest.update(_tensor_bytes(weight))
     return digest.hexdigest()
 
 
-def _checksum(tensors: dict[str, Tensor]) -> str:
+def _compute_checksum(tensors: dict[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name in sorted(tensors):
-        digest.update(_bytes(tensors[name]))
+        digest.update(_tensor_bytes(tensors[name]))
     return digest.hexdigest()
 
 
-def _bytes(tensor: Tensor) -> memoryview:
+def _tensor_bytes(tensor: Tensor) -> memoryview:
     return tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data

@@ -1,4 +1,4 @@
-"""The truncated singular value decomposition that inits ask for: choose a method, certify, fall back."""
+"""Truncated singular value decomposition of one band: choose a method, certify its result, fall back."""
 
 from __future__ import annotations
 
@@ -22,34 +22,35 @@ _METHODS: dict[str, Callable[[Tensor, int, Band], Triplets]] = {
     "lanczos": algorithms.lanczos,
     "inverse": algorithms.inverse,
 }
-#: What certificates allow, as a multiple of the result's machine precision. Float32 results come from float64 or are
-#: checked at a few epsilon; in float64 LAPACK's own errors, which grow with the size, have to fit in.
-_BOUND = {torch.float32: 16.0, torch.float64: 1024.0}
-#: Up to this size of the smaller side a few eigenvectors of the Gram matrix cost less than any iteration.
-_GRAM_SIDE = 1024
+#: Bound of certificates, as a multiple of the result's machine precision. Float32 results come from float64 or are
+#: checked at a few epsilon; in float64 the bound has to cover LAPACK's own errors, which grow with the size.
+_BOUND_IN_EPS = {torch.float32: 16.0, torch.float64: 1024.0}
+#: Largest smaller side at which a few eigenvectors of the Gram matrix cost less than any iteration.
+_MAX_GRAM_SIDE = 1024
 
 
 def truncated_svd(
     weight: Float[Tensor, "*batch out in_"], rank: int, band: Band | str, *, method: Method = "auto"
 ) -> Triplets:
-    """The `rank` singular triplets at one end of the spectrum of `weight`, certified.
+    """Compute the `rank` certified singular triplets at one end of the spectrum of `weight`.
 
-    The result's residuals are computed with the weight itself. A result that misses the bound is not returned: the
-    exact method takes over. Deterministic: iterations start from a seeded block.
+    The residuals of the result are computed with the weight itself. If they exceed the bound, the exact method takes
+    over. The result is deterministic: iterations start from a seeded block.
 
     Args:
-        weight: matrix of any floating dtype, (out, in), or a batch of equal shapes, decomposed at once.
-        rank: how many triplets, 1 <= rank <= min(out, in).
+        weight: Matrix (out, in) of any floating dtype, or a batch (..., out, in) of equal shapes, decomposed at once.
+        rank: Number of triplets, 1 <= rank <= min(out, in).
         band: `principal` (largest singular values) or `minor` (smallest).
-        method: `auto` chooses (`choose_method`); or `exact`, `gram`, `lanczos` (principal), `inverse` (minor, square).
+        method: `exact`, `gram`, `lanczos` (principal only), `inverse` (minor, square only), or `auto`: see
+            `choose_method`.
 
     Returns:
-        Triplets in float32, or float64 for a float64 weight, on the weight's device, S descending, signs fixed, with
-        their certificate.
+        Triplets with their certificate, in float32, or float64 for a float64 weight, on the weight's device, with S
+        descending and signs fixed.
 
     Raises:
-        InputError: unknown band or method, a method that cannot serve this weight, rank out of range, not a finite
-            floating matrix.
+        InputError: The band or the method is unknown, the method does not apply to the weight, the rank is out of
+            range, or the weight is no finite floating matrix.
     """
     band = parse_band(band)
     if method != "auto" and method not in _METHODS:
@@ -58,102 +59,117 @@ def truncated_svd(
         raise InputError(f"expected a floating matrix (out, in), got {weight.dtype} {tuple(weight.shape)}")
     out, in_ = weight.shape[-2:]
     if not 1 <= rank <= min(out, in_):
-        raise InputError(f"rank {rank} is not possible for a matrix {(out, in_)}: allowed 1 to {min(out, in_)}")
-    working = weight.detach().to(torch.promote_types(weight.dtype, torch.float32))
-    size = torch.linalg.vector_norm(working, dim=(-2, -1))
-    if not torch.isfinite(size).all() and not torch.isfinite(working).all():
-        raise InputError(f"a matrix {(out, in_)} holds NaN or infinite entries and has no decomposition")
+        raise InputError(f"rank must be between 1 and {min(out, in_)}, got {rank} (matrix {out} x {in_})")
+    matrix = weight.detach().to(torch.promote_types(weight.dtype, torch.float32))
+    # In the precision of the matrix, which is enough: the float64 norm takes 0.05 s at 4096.
+    norm = torch.linalg.vector_norm(matrix, dim=(-2, -1))
+    # Finite entries can overflow the norm, so that an infinite norm alone is no error.
+    if not torch.isfinite(norm).all() and not torch.isfinite(matrix).all():
+        raise InputError(f"matrix {out} x {in_} holds NaN or infinite entries and has no decomposition")
     if method == "auto":
-        method = choose_method((out, in_), rank, band, dtype=working.dtype)
-    _validate_served(method, (out, in_), band)
+        method = choose_method((out, in_), rank, band, dtype=matrix.dtype)
+    _validate_method(method, (out, in_), band)
     try:
         # Products in an autocast region would run in half precision.
-        with torch.autocast(working.device.type, enabled=False):
-            return _decompose(working, rank, band, method=method, size=size)
+        with torch.autocast(matrix.device.type, enabled=False):
+            return _decompose(matrix, rank, band, method=method, norm=norm)
     except NotConvergedError as error:
-        raise InputError(f"a matrix {(out, in_)} has no decomposition that can be certified: {error}") from error
+        raise InputError(f"matrix {out} x {in_} has no decomposition that can be certified: {error}") from error
 
 
-def _decompose(weight: Tensor, rank: int, band: Band, *, method: str, size: Tensor) -> Triplets:
-    """Run a method; where it fails, the exact one.
+def _decompose(weight: Tensor, rank: int, band: Band, *, method: str, norm: Tensor) -> Triplets:
+    """Run a method, and the exact method if the first fails.
 
     Raises:
-        NotConvergedError: the exact method's result misses the bound as well.
+        NotConvergedError: The result of the exact method misses the bound too.
     """
     try:
-        return _certified(weight, rank, band, method=method, size=size)
+        return _run_certified(weight, rank, band, method=method, norm=norm)
     except (NotConvergedError, torch.linalg.LinAlgError):  # pyright: ignore[reportPrivateImportUsage]
-        return _certified(weight, rank, band, method="exact", size=size)
+        return _run_certified(weight, rank, band, method="exact", norm=norm)
 
 
 def choose_method(shape: tuple[int, int], rank: int, band: Band, *, dtype: torch.dtype) -> Method:
-    """The method that `auto` takes; a pure function of what is asked.
+    """Choose the method of `auto`, a pure function of the arguments.
 
-    - more than a third of all triplets; float64 up to 1024 on the smaller side, or minor and not square: `exact`;
-    - up to 1024 on the smaller side: `gram`;
-    - principal: `lanczos`;
-    - minor: `inverse` for square weights, `gram` for others.
+    - More than a third of all triplets; float64 up to 1024 on the smaller side, or minor and not square: `exact`.
+    - Up to 1024 on the smaller side: `gram`.
+    - Principal: `lanczos`.
+    - Minor: `inverse` for square weights, `gram` for others.
+
+    Args:
+        shape: Shape of the weight, (out, in).
+        rank: Number of triplets.
+        band: End of the spectrum.
+        dtype: float32 or float64.
+
+    Returns:
+        Name of the method.
     """
     small = min(shape)
     square = shape[0] == shape[1]
     if rank > small // 3:
         return "exact"
-    if dtype is torch.float64 and (small <= _GRAM_SIDE or (band is Band.MINOR and not square)):
+    # The Gram matrix loses half of the digits, too many for a float64 result.
+    if dtype is torch.float64 and (small <= _MAX_GRAM_SIDE or (band is Band.MINOR and not square)):
         return "exact"
-    if small <= _GRAM_SIDE:
+    if small <= _MAX_GRAM_SIDE:
         return "gram"
     if band is Band.PRINCIPAL:
         return "lanczos"
     return "inverse" if square else "gram"
 
 
-def _validate_served(method: str, shape: tuple[int, int], band: Band) -> None:
+def _validate_method(method: str, shape: tuple[int, int], band: Band) -> None:
     if method == "lanczos" and band is not Band.PRINCIPAL:
         raise InputError("method 'lanczos' gives principal triplets only; for minor ones: inverse, gram, exact, auto")
     if method == "inverse" and (band is not Band.MINOR or shape[0] != shape[1]):
         raise InputError(f"method 'inverse' gives minor triplets of square matrices only, not {band} of {shape}")
 
 
-def _certified(weight: Tensor, rank: int, band: Band, *, method: str, size: Tensor) -> Triplets:
-    """Run a method, cut the band out, and check it against the weight.
+def _run_certified(weight: Tensor, rank: int, band: Band, *, method: str, norm: Tensor) -> Triplets:
+    """Run a method, cut out the band, and certify the triplets against the weight.
 
     Raises:
-        NotConvergedError: the method gave up, or its result misses the bound.
+        NotConvergedError: The method gives up, or its result misses the bound.
     """
-    found = _METHODS[method](weight, rank, band)
-    rows = slice(0, rank) if band is Band.PRINCIPAL else slice(found.S.shape[-1] - rank, found.S.shape[-1])
+    computed = _METHODS[method](weight, rank, band)
+    count = computed.S.shape[-1]
+    rows = slice(0, rank) if band is Band.PRINCIPAL else slice(count - rank, count)
     gap = None
-    if found.S.shape[-1] > rank:
-        upper = rank if band is Band.PRINCIPAL else found.S.shape[-1] - rank
-        distances = found.S[..., upper - 1] - found.S[..., upper]
-        gap = float((distances / size).min()) if (size > 0).all() else 0.0
-    cut = Triplets(found.U[..., rows], found.S[..., rows], found.Vh[..., rows, :]).with_fixed_signs().to(weight.dtype)
-    certificate = _certify(weight, cut, size, method=method, gap=gap)
+    if count > rank:
+        upper = rank if band is Band.PRINCIPAL else count - rank
+        distances = computed.S[..., upper - 1] - computed.S[..., upper]
+        gap = float((distances / norm).min()) if (norm > 0).all() else 0.0
+    triplets = Triplets(computed.U[..., rows], computed.S[..., rows], computed.Vh[..., rows, :])
+    triplets = triplets.with_fixed_signs().to(weight.dtype)
+    certificate = _certify(weight, triplets, norm, method=method, gap=gap)
+    # Negated, so that a NaN misses the bound.
     if not max(certificate.residual, certificate.orthogonality) <= certificate.bound:
         raise NotConvergedError(f"{method}: {certificate}")
-    return replace(cut, certificate=certificate)
+    return replace(triplets, certificate=certificate)
 
 
-def _certify(weight: Tensor, triplets: Triplets, size: Tensor, *, method: str, gap: float | None) -> Certificate:
+def _certify(weight: Tensor, triplets: Triplets, norm: Tensor, *, method: str, gap: float | None) -> Certificate:
     U, S, V = triplets.U, triplets.S[..., None, :], triplets.Vh.mT
     if weight.is_cuda:  # where float32 products may be rounded to TF32
         weight, U, S, V = weight.double(), U.double(), S.double(), V.double()
     residuals = [(weight @ V - U * S).norm(dim=-2), (weight.mT @ U - V * S).norm(dim=-2)]
-    scale = torch.where(size > 0, size, 1.0)[..., None]
+    scale = torch.where(norm > 0, norm, 1.0)[..., None]
     identity = torch.eye(S.shape[-1], dtype=U.dtype, device=U.device)
     return Certificate(
         method=method,
         residual=float(torch.stack(residuals).div(scale).max()),
         orthogonality=float(max((basis.mT @ basis - identity).abs().max() for basis in (U, V))),
-        bound=_BOUND[triplets.U.dtype] * torch.finfo(triplets.U.dtype).eps,
+        bound=_BOUND_IN_EPS[triplets.U.dtype] * torch.finfo(triplets.U.dtype).eps,
         gap=gap,
     )
 
 
 def parse_band(band: Band | str) -> Band:
-    """The band that a name stands for.
+    """Return the band with a name.
 
     Raises:
-        InputError: the name is neither `principal` nor `minor`.
+        InputError: The name is neither `principal` nor `minor`.
     """
     return parse_choice("band", band, Band)
