@@ -1,6 +1,6 @@
-"""Which module of a transformer plays which role, and which rows of a fused weight."""
+"""Roles of a transformer's projections: modules by name, and rows of fused weights."""
 
-from ailora.roles.detect import collapse_layer_index, find_projections, linear_modules, weight_shape
+from ailora.roles.detect import collapse_layer_index, find_linear_modules, find_projections, weight_shape
 from ailora.roles.fused_layout import FusedLayout
 from ailora.roles.projection import Attention, Projection, Role, parse_role
 from ailora.roles.unmatched import UnmatchedModule, find_unmatched
@@ -12,9 +12,9 @@ __all__ = [
     "Role",
     "UnmatchedModule",
     "collapse_layer_index",
+    "find_linear_modules",
     "find_projections",
     "find_unmatched",
-    "linear_modules",
     "parse_role",
     "weight_shape",
 ]

@@ -1,7 +1,7 @@
-"""The architectures we know, as data: which convention the modules of a family are named by.
+"""Catalog of model families: the naming rules of each model type.
 
-Adding a family is a row of `FAMILIES`; `docs/howto/add_architecture.md` says how it is proven. A model type that has no
-row, and no part that has one, is unknown: its roles are asked for, never guessed.
+A new family is a row of `FAMILIES`; `docs/howto/add_architecture.md` describes how a row is proven. A model type is
+unknown if neither the type nor one of its parts has a row: the user names its roles, and none is guessed.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ from ailora.roles.naming_rules import Rule
 Rules = tuple[Rule, ...]
 
 
-def _each(rules: Rules, model_types: str) -> dict[str, Rules]:
+def _assign(rules: Rules, model_types: str) -> dict[str, Rules]:
     return dict.fromkeys(model_types.split(), rules)
 
 
-#: config.model_type -> rules. A composite model has a row for each part that has a configuration of its own.
+#: config.model_type -> rules. A composite model (CLIP, a multimodal language model) has a row for each part with a
+#: configuration of its own. Names alone prove nothing: a test of the family's behaviour holds each row.
 FAMILIES: dict[str, Rules] = {
-    **_each(
+    **_assign(
         naming_rules.SEPARATE,
         """
         afmoe aimv2_text_model aimv2_vision_model altclip_vision_model apertus arcee aria_text
@@ -53,7 +54,7 @@ FAMILIES: dict[str, Rules] = {
         voxtral_encoder voxtral_realtime_encoder wav2vec2 whisper xclip xclip_text_model xclip_vision_model xglm
         """,
     ),
-    **_each(
+    **_assign(
         naming_rules.BERT,
         """
         align_text_model altclip_text_model bert bert-generation big_bird blip_text_model bridgetower
@@ -64,7 +65,7 @@ FAMILIES: dict[str, Rules] = {
         visual_bert xlm-roberta xlm-roberta-xl xmod yolos yoso
         """,
     ),
-    **_each(
+    **_assign(
         naming_rules.VISION_QKV,
         """
         blip_2_vision_model blip_vision_model cohere_compass_vision glm4v_moe_vision glm4v_vision glm5_next_vision
@@ -73,31 +74,31 @@ FAMILIES: dict[str, Rules] = {
         qwen4_exp_vision sam_hq_vision_model sam_vision_model unlimited_ocr_sam_vision_model vitdet
         """,
     ),
-    **_each(
+    **_assign(
         naming_rules.LATENT,
         """
         axk1 deepseek_v2 deepseek_v3 deepseek_v32 glm4_moe_lite glm_moe_dsa hy_v4 longcat_flash minicpm3 mistral4 youtu
         """,
     ),
-    **_each(
+    **_assign(
         naming_rules.GLM,
         """
         dia_decoder dia_encoder glm glm4 glm4v_text glm_image_text glm_ocr_text
         """,
     ),
-    **_each(
+    **_assign(
         naming_rules.T5,
         """
         longt5 mt5 switch_transformers t5 udop umt5
         """,
     ),
-    **_each(
+    **_assign(
         naming_rules.NEOX,
         """
         bloom gpt_neox gpt_neox_japanese persimmon
         """,
     ),
-    **_each(
+    **_assign(
         naming_rules.GPT2,
         """
         decision_transformer gpt2 imagegpt openai-gpt
@@ -158,15 +159,17 @@ FAMILIES: dict[str, Rules] = {
 }
 
 
-def _all(reason: str, model_types: str) -> dict[str, str]:
+def _exclude(reason: str, model_types: str) -> dict[str, str]:
     return dict.fromkeys(model_types.split(), reason)
 
 
-#: config.model_type -> why it has no row: not for lack of time, but for what it is.
+#: config.model_type -> reason why the family can have no row. Error messages and the page of architectures show it.
 LEFT_OUT: dict[str, str] = {
-    **_all("state-space or recurrent layers: there is no query and no value", "falcon_mamba mamba mamba2 rwkv xlstm"),
-    **_all("it mixes positions without attention", "fnet patchtsmixer poolformer"),
-    **_all(
+    **_exclude(
+        "state-space or recurrent layers: there is no query and no value", "falcon_mamba mamba mamba2 rwkv xlstm"
+    ),
+    **_exclude("it mixes positions without attention", "fnet patchtsmixer poolformer"),
+    **_exclude(
         "convolutions: there is no attention",
         """
         bit convnext convnextv2 dac dinov3_convnext efficientnet encodec focalnet hgnet_v2 mobilenet_v1 mobilenet_v2
@@ -175,10 +178,10 @@ LEFT_OUT: dict[str, str] = {
         vibevoice_acoustic_tokenizer_encoder
         """,
     ),
-    **_all("layers of linear attention have the names of its full attention", "bailing_hybrid kimi_linear"),
-    **_all("it approximates attention, so that a query acts at other positions too", "mra nystromformer reformer"),
-    **_all("its values pass a convolution before they are attended to", "inkling_text inkling2_text"),
-    **_all("content and position have queries of their own", "conditional_detr dab-detr"),
+    **_exclude("layers of linear attention have the names of its full attention", "bailing_hybrid kimi_linear"),
+    **_exclude("it approximates attention, so that a query acts at other positions too", "mra nystromformer reformer"),
+    **_exclude("its values pass a convolution before they are attended to", "inkling_text inkling2_text"),
+    **_exclude("content and position have queries of their own", "conditional_detr dab-detr"),
     "convbert": "half of its heads are convolutions that the query steers",
     "deepseek_v4": "keys and values are one",
     "ibert": "its layers are quantized in a way of their own, which PEFT does not adapt",
@@ -194,11 +197,11 @@ LEFT_OUT: dict[str, str] = {
 }
 
 
-def match_family(model_type: str, module: str) -> Rule | None:
-    """The rule of a family that names `module`, or None when none does."""
+def find_rule(model_type: str, module: str) -> Rule | None:
+    """Return the first rule of a family whose pattern the module's name ends with, or None."""
     return next((rule for rule in FAMILIES.get(model_type, ()) if ends_with(rule.pattern, module)), None)
 
 
 def ends_with(pattern: str, module: str) -> bool:
-    """Whether a module's name ends with `pattern`, counted from a dot or from the name's beginning."""
+    """Return whether a module's name ends with `pattern`, from a dot or from the beginning of the name."""
     return re.search(rf"(?:^|\.)(?:{pattern})$", module) is not None

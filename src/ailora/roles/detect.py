@@ -1,4 +1,4 @@
-"""Find the projections of a model."""
+"""Detect the projections of a model, by the names of its modules and the catalog."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ import torch
 from torch import nn
 
 from ailora.errors import InputError, ModelError
-from ailora.roles.catalog import FAMILIES, LEFT_OUT, match_family
+from ailora.roles.catalog import FAMILIES, LEFT_OUT, find_rule
 from ailora.roles.fused_layouts import ModelConfig
 from ailora.roles.naming_rules import Rule
 from ailora.roles.projection import Attention, Projection, Role, parse_role
 
-_SHOWN_MODULES = 12
+_MAX_LISTED_MODULES = 12
 
-#: Modules of torch that compute with the weights of their parts themselves.
-_BYPASSING: dict[type[nn.Module], str] = {
+#: Modules of torch that compute with the weights of their parts themselves: an adapter on a part would train without
+#: effect.
+_BYPASSING_CLASSES: dict[type[nn.Module], str] = {
     nn.TransformerEncoderLayer: "nn.TransformerEncoderLayer: in eval mode torch reads the weights of its linear layers "
     "past any adapter",
     nn.MultiheadAttention: "nn.MultiheadAttention: PEFT's LoRA for it rewrites the base weight in every forward pass "
@@ -28,93 +29,101 @@ _BYPASSING: dict[type[nn.Module], str] = {
 
 
 def find_projections(model: nn.Module, *, role_names: Mapping[str, Role | str] | None = None) -> tuple[Projection, ...]:
-    """The projections of `model`, in the order of its modules, those of a fused weight in the order of their rows.
+    """Find the projections of a model by the rules of the catalog and by `role_names`.
 
-    A module that is used in several places (ALBERT's shared layers) is listed once. A base model that carries PEFT
-    layers works too: its projections keep the names that they have without them. The parts of a composite model
-    (CLIP's towers) are told apart by their own configurations.
+    A module in several places (ALBERT's shared layers) is listed once. The base model of PEFT layers works too, and its
+    projections have the same names as without the layers. Each part of a composite model (CLIP's towers) follows its
+    own configuration.
 
     Args:
-        model: a model of transformers, or any module when `role_names` says what is what. Weights are not read:
-            a model on the meta device will do.
-        role_names: regular expression, searched in the module's name -> role, for modules that no rule knows;
-            these go before the rules of the catalog.
+        model: A model of transformers, or any module if `role_names` names its roles. No weight is read: the model may
+            be on the meta device.
+        role_names: Regular expression, searched in the module's name -> role. Takes precedence over the catalog.
+
+    Returns:
+        Projections in the order of the modules; those of a fused weight in the order of their rows.
 
     Raises:
-        InputError: no model; a regular expression is broken or matches no linear module; a role is unknown.
-        ModelError: no rule knows the model, or the rows of a fused weight do not fit the configuration's head counts.
+        InputError: `model` is no module, a regular expression is invalid or matches no linear module, or a role is
+            unknown.
+        ModelError: No rule covers the model, or the rows of a fused weight do not fit the head counts of the
+            configuration.
     """
     if not isinstance(model, nn.Module):
-        raise InputError(f"a model is an nn.Module, not {model!r}")
+        raise InputError(f"a model is an nn.Module, got {model!r}")
     named = _compile(role_names or {})
-    linear = linear_modules(model)
+    linear = find_linear_modules(model)
     _refuse_idle_patterns(named, linear)
-    configs = _configs(model)
+    configs = _find_configs(model)
     projections: list[Projection] = []
     for name, module in linear.items():
         if named_role := _named_role(named, name):
             pattern, role = named_role
             attends = role in (Role.QUERY, Role.KEY, Role.VALUE, Role.OUTPUT)
             rule = Rule(pattern, (role,), Attention.SELF if attends else None)
-            projections += _projections(name, module, rule)
+            projections += _build_projections(name, module, rule)
             continue
-        for config in _enclosing(configs, name):
-            if rule := match_family(config.model_type, name):
-                projections += _projections(name, module, rule, config)
+        for config in _enclosing_configs(configs, name):
+            if rule := find_rule(config.model_type, name):
+                projections += _build_projections(name, module, rule, config)
                 break
     if not any(p.role in (Role.QUERY, Role.VALUE) for p in projections) and not named:
-        raise _unknown_model(model, linear)
+        raise _unknown_model_error(model, linear)
     return tuple(projections)
 
 
 def weight_shape(module: nn.Module) -> tuple[int, int] | None:
-    """(out, in) of a linear map, whichever way it stores its weight; None for a module that is none."""
+    """Return the shape (out, in) of a linear map, or None for any other module."""
+    # GPT-2's Conv1D stores the transpose, and names its sizes otherwise.
     names = ("nf", "nx") if type(module).__name__ == "Conv1D" else ("out_features", "in_features")
     out, in_ = (getattr(module, name, None) for name in names)
-    # A PEFT layer answers for the layer that it holds, which is listed itself.
+    # A PEFT layer has the sizes of the layer inside, which `named_modules()` lists too.
     if isinstance(out, int) and isinstance(in_, int) and not hasattr(module, "base_layer"):
         return out, in_
     return None
 
 
 def collapse_layer_index(module: str) -> str:
-    """A module's name with a star for the numbers of its layers."""
+    """Replace the layer indices in a module's name by stars: `layers.*.self_attn.q_proj`."""
     return re.sub(r"\.\d+(?=\.|$)", ".*", module)
 
 
-def linear_modules(model: nn.Module) -> dict[str, nn.Module]:
-    """The linear maps of a model (`nn.Linear`, transformers' `Conv1D`, quantized ones) by their name without PEFT.
+def find_linear_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """Find the linear maps of a model: `nn.Linear`, transformers' `Conv1D`, and quantized layers.
 
-    PEFT moves a wrapped module to `NAME.base_layer` and puts factors below `NAME.lora_A`.
+    Returns:
+        Name of the module without PEFT layers -> module, in the order of the model. Parts of modules that bypass
+        adapters are left out.
     """
-    packed = tuple(f"{name}." for name in bypassed(model))
+    bypassed = tuple(f"{name}." for name in modules_bypassing_adapters(model))
+    # PEFT moves a wrapped module to `NAME.base_layer`, and its factors are linear modules below `NAME.lora_A`.
     return {
         name.removesuffix(".base_layer"): module
         for name, module in model.named_modules()
-        if weight_shape(module) is not None and ".lora_" not in name and not name.startswith(packed)
+        if weight_shape(module) is not None and ".lora_" not in name and not name.startswith(bypassed)
     }
 
 
-def bypassed(model: nn.Module) -> dict[str, str]:
-    """The modules that read the weights of their parts past any adapter around them, and how they do."""
+def modules_bypassing_adapters(model: nn.Module) -> dict[str, str]:
+    """Find the modules that read the weights of their parts past any adapter: name -> explanation."""
     return {
         name: reason
         for name, module in model.named_modules()
-        for kind, reason in _BYPASSING.items()
+        for kind, reason in _BYPASSING_CLASSES.items()
         if isinstance(module, kind)
     }
 
 
-def _configs(model: nn.Module) -> dict[str, ModelConfig]:
-    """The configurations of a model and of its parts, by the name of the module that carries one."""
+def _find_configs(model: nn.Module) -> dict[str, ModelConfig]:
+    """Find the configurations of a model and of its parts, by the name of the module."""
     configs = {name.removesuffix(".base_layer"): getattr(m, "config", None) for name, m in model.named_modules()}
     return {
         name: config for name, config in configs.items() if config is not None and getattr(config, "model_type", None)
     }
 
 
-def _enclosing(configs: Mapping[str, ModelConfig], module: str) -> Iterator[ModelConfig]:
-    """The configurations of the modules around `module`, from the nearest to the model's own."""
+def _enclosing_configs(configs: Mapping[str, ModelConfig], module: str) -> Iterator[ModelConfig]:
+    """Yield the configurations of the modules around `module`, from the nearest to the model's own."""
     name = module
     while name:
         name = name.rpartition(".")[0]
@@ -122,24 +131,25 @@ def _enclosing(configs: Mapping[str, ModelConfig], module: str) -> Iterator[Mode
             yield configs[name]
 
 
-def _projections(name: str, module: nn.Module, rule: Rule, config: ModelConfig | None = None) -> list[Projection]:
+def _build_projections(name: str, module: nn.Module, rule: Rule, config: ModelConfig | None = None) -> list[Projection]:
     source = config.model_type if config is not None else f"role_names: {rule.pattern}"
     shape = weight_shape(module)
     assert shape is not None
     try:
-        # A rule named by hand has no configuration, and a split that does not look at it.
+        # A rule of `role_names` has no configuration; its split, `equal`, reads none.
         layout = rule.split(rule.roles, cast("ModelConfig", config), shape[0])
     except ModelError as error:
         raise ModelError(f"{name} ({shape[0]} x {shape[1]}), a fused weight of {source!r}: {error}") from None
-    dtype = _stored_as(module)
-    shown = str(layout) if len(rule.roles) > 1 else ""
+    dtype = _format_dtype(module)
+    description = str(layout) if len(rule.roles) > 1 else ""
     return [
-        Projection(name, role, rule.attention, layout.rows(role), shape, dtype, source, shown) for role in rule.roles
+        Projection(name, role, rule.attention, layout.rows(role), shape, dtype, source, description)
+        for role in rule.roles
     ]
 
 
-def _stored_as(module: nn.Module) -> str:
-    """The dtype of a weight, with the class of the tensor or of the layer that holds it quantized."""
+def _format_dtype(module: nn.Module) -> str:
+    """Format the dtype of a weight, with the class of the tensor or of the layer if the weight is quantized."""
     weight = getattr(module, "weight", None)
     if not isinstance(weight, torch.Tensor):
         return type(module).__name__
@@ -166,7 +176,7 @@ def _refuse_idle_patterns(named: list[tuple[re.Pattern[str], Role]], linear: Map
         if not any(pattern.search(name) for name in linear):
             raise InputError(
                 f"role_names: {pattern.pattern!r} ({role}) matches no linear module; the model has:\n"
-                + _listing(linear)
+                + _format_modules(linear)
             )
 
 
@@ -174,27 +184,27 @@ def _named_role(named: list[tuple[re.Pattern[str], Role]], module: str) -> tuple
     return next(((pattern.pattern, role) for pattern, role in named if pattern.search(module)), None)
 
 
-def _listing(linear: Mapping[str, nn.Module]) -> str:
-    """The linear modules, those of repeated layers collapsed into one line each."""
+def _format_modules(linear: Mapping[str, nn.Module]) -> str:
+    """Format linear modules with their shapes, a line for the same module of all layers."""
     shapes: dict[str, str] = {}
     for name, module in linear.items():
-        line = collapse_layer_index(name)
-        shapes.setdefault(line, f"  {line}  ({' x '.join(map(str, weight_shape(module) or ()))})")
+        collapsed = collapse_layer_index(name)
+        shapes.setdefault(collapsed, f"  {collapsed}  ({' x '.join(map(str, weight_shape(module) or ()))})")
     lines = list(shapes.values())
-    more = [f"  ... and {len(lines) - _SHOWN_MODULES} more"] if len(lines) > _SHOWN_MODULES else []
-    return "\n".join(lines[:_SHOWN_MODULES] + more) or "  (none)"
+    more = [f"  ... and {len(lines) - _MAX_LISTED_MODULES} more"] if len(lines) > _MAX_LISTED_MODULES else []
+    return "\n".join(lines[:_MAX_LISTED_MODULES] + more) or "  (none)"
 
 
-def _unknown_model(model: nn.Module, linear: Mapping[str, nn.Module]) -> ModelError:
+def _unknown_model_error(model: nn.Module, linear: Mapping[str, nn.Module]) -> ModelError:
     model_type = getattr(getattr(model, "config", None), "model_type", None)
-    what = f"model type {model_type!r}" if model_type else f"a {type(model).__name__} without config.model_type"
+    subject = f"model type {model_type!r}" if model_type else f"a {type(model).__name__} without config.model_type"
     if model_type in LEFT_OUT:
-        what += f" ({LEFT_OUT[model_type]})"
-    for name, reason in list(bypassed(model).items())[:1]:
-        what += f" ({name} is an {reason})"
+        subject += f" ({LEFT_OUT[model_type]})"
+    for name, reason in list(modules_bypassing_adapters(model).items())[:1]:
+        subject += f" ({name} is an {reason})"
     near = difflib.get_close_matches(str(model_type), FAMILIES, n=3)
     return ModelError(
-        f"no rule knows the roles of {what}. Its linear modules are:\n{_listing(linear)}\n"
+        f"no rule knows the roles of {subject}. Its linear modules are:\n{_format_modules(linear)}\n"
         'Name them by hand: role_names={"attn\\\\.wq$": "query", "attn\\\\.wv$": "value"} '
         '(in YAML: adapter: {role_names: {"attn\\\\.wq$": query, "attn\\\\.wv$": value}}). '
         f"{len(FAMILIES)} model types are known" + (f", such as {', '.join(near)}" if near else "")

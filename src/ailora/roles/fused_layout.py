@@ -1,4 +1,4 @@
-"""Fused projections: which rows of one weight belong to which role."""
+"""Layout of a fused weight: the rows of each role."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ Rows = tuple[tuple[int, int], ...]
 
 @dataclass(frozen=True)
 class FusedLayout:
-    """How the rows of a fused weight are dealt out: `groups` equal groups, each cut into the same parts.
+    """Rows of a fused weight: `groups` equal groups, each cut into the same parts.
 
     Attributes:
-        groups: how often the parts repeat: 1 for whole blocks, the number of heads where each head has its own rows.
-        parts: role and number of rows, in the order in which they lie in one group.
+        groups: Number of repetitions of the parts: 1 for a block per role, the number of heads if every head holds the
+            rows of all roles.
+        parts: Role and number of rows of each part of a group, in the order of the rows.
     """
 
     groups: int
@@ -24,7 +25,7 @@ class FusedLayout:
 
     @property
     def out_features(self) -> int:
-        """Rows of the fused weight."""
+        """Number of rows of the fused weight."""
         return self.groups * self._stride
 
     @property
@@ -32,7 +33,7 @@ class FusedLayout:
         return sum(rows for _, rows in self.parts)
 
     def rows(self, role: Role) -> Rows:
-        """The rows of a role, in the order of the weight, ranges that touch joined; empty when it has none."""
+        """Return the rows of a role as ascending ranges, adjacent ranges joined; empty for a role without rows."""
         ranges: list[tuple[int, int]] = []
         for group in range(self.groups):
             start = group * self._stride

@@ -1,7 +1,8 @@
-"""How the families cut their fused weights, each order read off the family's modeling file in transformers.
+"""Splits: layouts of the families' fused weights, each read off the family's modeling file in transformers.
 
-A split takes the roles in the order in which they lie, the model's configuration and the number of rows, and gives the
-layout. Head counts come from the configuration, the size of a head from the rows.
+A split is a function of the roles in the order of their rows, the model's configuration and the number of rows; it
+returns the layout, or raises ModelError if the rows do not fit the head counts. Head counts come from the
+configuration, the size of a head from the number of rows.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from ailora.roles.projection import Role
 
 
 class ModelConfig(Protocol):
-    """A configuration of transformers: its fields depend on the family."""
+    """Configuration of transformers, whose fields depend on the family."""
 
     model_type: str
 
@@ -28,58 +29,60 @@ _HEADS = ("num_attention_heads", "n_head", "n_heads", "num_heads")
 _KEY_VALUE_HEADS = ("num_key_value_heads", "num_kv_heads", "kv_n_heads")
 
 
-def equal(roles: tuple[Role, ...], config: ModelConfig, out_features: int) -> FusedLayout:
-    """One block for each role, all of one size: GPT-2's `c_attn`, MPT's `Wqkv`, Phi-3's `gate_up_proj`."""
-    return _whole(1, tuple((role, 1) for role in roles), out_features)
+def equal(roles: tuple[Role, ...], _config: ModelConfig, out_features: int) -> FusedLayout:
+    """Split into a block per role, all of one size: GPT-2's `c_attn`, MPT's `Wqkv`, Phi-3's `gate_up_proj`."""
+    return _proportional_layout(1, tuple((role, 1) for role in roles), out_features)
 
 
 def grouped(roles: tuple[Role, ...], config: ModelConfig, out_features: int) -> FusedLayout:
-    """One block for each role, with the heads that the role has: Phi-3's `qkv_proj`, DBRX's `Wqkv`."""
+    """Split into a block per role, in proportion to the role's heads: Phi-3's `qkv_proj`, DBRX's `Wqkv`."""
     heads, key_value_heads = head_counts(config)
     counts = {Role.QUERY: heads, Role.KEY: key_value_heads, Role.VALUE: key_value_heads}
-    return _whole(1, tuple((role, counts[role]) for role in roles), out_features)
+    return _proportional_layout(1, tuple((role, counts[role]) for role in roles), out_features)
 
 
 def per_head(roles: tuple[Role, ...], config: ModelConfig, out_features: int) -> FusedLayout:
-    """The roles side by side in every head: GPT-NeoX's and BLOOM's `query_key_value`, DeBERTa's `in_proj`."""
+    """Split every head into the roles: GPT-NeoX's and BLOOM's `query_key_value`, DeBERTa's `in_proj`."""
     heads, _ = head_counts(config)
-    return _whole(heads, tuple((role, 1) for role in roles), out_features)
+    return _proportional_layout(heads, tuple((role, 1) for role in roles), out_features)
 
 
 def per_key_value_head(roles: tuple[Role, ...], config: ModelConfig, out_features: int) -> FusedLayout:
-    """For every key-value head the queries that share it, then the head itself: Falcon's new architecture."""
+    """Split into key-value heads, each with the queries that share it in front: Falcon's new architecture."""
     heads, key_value_heads = head_counts(config)
     if heads % key_value_heads:
         raise ModelError(f"{heads} heads cannot share {key_value_heads} key-value heads evenly")
     counts = {Role.QUERY: heads // key_value_heads, Role.KEY: 1, Role.VALUE: 1}
-    return _whole(key_value_heads, tuple((role, counts[role]) for role in roles), out_features)
+    return _proportional_layout(key_value_heads, tuple((role, counts[role]) for role in roles), out_features)
 
 
 def multi_query(roles: tuple[Role, ...], config: ModelConfig, out_features: int) -> FusedLayout:
-    """One block for each role; all heads share one key-value head."""
+    """Split into a block per role, of which key and value have a single head that all queries share."""
     heads, _ = head_counts(config)
-    return _whole(1, tuple((role, heads if role is Role.QUERY else 1) for role in roles), out_features)
+    return _proportional_layout(1, tuple((role, heads if role is Role.QUERY else 1) for role in roles), out_features)
 
 
 def falcon(roles: tuple[Role, ...], config: ModelConfig, out_features: int) -> FusedLayout:
-    """Falcon's three forms: new architecture, multi-query, and one query per key-value head."""
+    """Split a weight of Falcon's three forms: new architecture, multi-query, or a query per key-value head."""
     if config.new_decoder_architecture:
         return per_key_value_head(roles, config, out_features)
     return (multi_query if config.multi_query else per_head)(roles, config, out_features)
 
 
 def bigcode(roles: tuple[Role, ...], config: ModelConfig, out_features: int) -> FusedLayout:
-    """GPT-BigCode: blocks when all heads share one key-value head, else side by side in every head."""
+    """Split a weight of GPT-BigCode: `multi_query` if its configuration says so, else `per_head`."""
     return (multi_query if config.multi_query else per_head)(roles, config, out_features)
 
 
-def quarters(roles: tuple[Role, ...], config: ModelConfig, out_features: int) -> FusedLayout:
-    """CodeGen: four groups, a trace of the four cores that it was trained on; each holds query, value, key."""
-    return _whole(4, tuple((role, 1) for role in roles), out_features)
+def quarters(roles: tuple[Role, ...], _config: ModelConfig, out_features: int) -> FusedLayout:
+    """Split a weight of CodeGen into four groups, each with all roles."""
+    # Always four, whatever the configuration: a trace of the four cores of CodeGen's training.
+    return _proportional_layout(4, tuple((role, 1) for role in roles), out_features)
 
 
 def latent(roles: tuple[Role, ...], config: ModelConfig, out_features: int) -> FusedLayout:
-    """`kv_b_proj` of latent attention (DeepSeek-V2, arXiv 2405.04434): per head a key without position, a value."""
+    """Split `kv_b_proj` of latent attention (DeepSeek-V2, arXiv 2405.04434): each head has a key part and a value."""
+    # The rotary part of the key is shared by all heads and comes from another weight.
     heads, _ = head_counts(config)
     sizes = {Role.KEY: config.qk_nope_head_dim, Role.VALUE: config.v_head_dim}
     layout = FusedLayout(heads, tuple((role, sizes[role]) for role in roles))
@@ -89,30 +92,32 @@ def latent(roles: tuple[Role, ...], config: ModelConfig, out_features: int) -> F
 
 
 def head_counts(config: ModelConfig) -> tuple[int, int]:
-    """Heads and key-value heads that a configuration names.
+    """Return the numbers of heads and of key-value heads in a configuration.
 
     Raises:
-        ModelError: it names no head count.
+        ModelError: The configuration names no head count.
     """
-    heads = _first(config, _HEADS)
+    heads = _first_positive(config, _HEADS)
     if heads is None:
         raise ModelError(f"the configuration names no head count; looked for {', '.join(_HEADS)}")
+    # The remote code of ChatGLM has its own name for key-value heads.
     if getattr(config, "multi_query_attention", False):
         return heads, config.multi_query_group_num
-    return heads, _first(config, _KEY_VALUE_HEADS) or heads
+    return heads, _first_positive(config, _KEY_VALUE_HEADS) or heads
 
 
-def _first(config: ModelConfig, names: tuple[str, ...]) -> int | None:
-    """The first of the attributes that is a number; DBRX keeps them in a part of its own."""
-    places = (config, getattr(config, "attn_config", None))
-    found = (getattr(place, name, None) for place in places for name in names)
-    return next((number for number in found if isinstance(number, int) and number > 0), None)
+def _first_positive(config: ModelConfig, names: tuple[str, ...]) -> int | None:
+    """Return the first of the attributes with a positive number, or None."""
+    # DBRX has a configuration of its attention inside its own.
+    configs = (config, getattr(config, "attn_config", None))
+    values = (getattr(config, name, None) for config in configs for name in names)
+    return next((value for value in values if isinstance(value, int) and value > 0), None)
 
 
-def _whole(groups: int, shares: tuple[tuple[Role, int], ...], out_features: int) -> FusedLayout:
-    """The layout whose parts have sizes in proportion to `shares`."""
-    size, rest = divmod(out_features, groups * sum(share for _, share in shares))
-    if rest or not size:
+def _proportional_layout(groups: int, shares: tuple[tuple[Role, int], ...], out_features: int) -> FusedLayout:
+    """Return the layout with parts in proportion to `shares`, numbers of heads by role."""
+    head_size, remainder = divmod(out_features, groups * sum(share for _, share in shares))
+    if remainder or not head_size:
         parts = " + ".join(f"{share} {role}" for role, share in shares)
         raise ModelError(f"{out_features} rows do not divide into {groups} x ({parts}) heads of one size")
-    return FusedLayout(groups, tuple((role, share * size) for role, share in shares))
+    return FusedLayout(groups, tuple((role, share * head_size) for role, share in shares))

@@ -1,8 +1,8 @@
-"""How families name the modules of an attention and of a feed-forward block, as rules.
+"""Naming rules: the roles of modules by the ends of their names, a tuple of rules per naming convention.
 
-A pattern is a regular expression for the *end* of a module's name, starting at a dot or at the name's beginning; read
-it off the family's modeling file in transformers. A weight that holds several roles has a rule with all of them, in the
-order in which they lie, and a split that says how they are dealt out.
+A pattern is a regular expression for the *end* of a module's name, from a dot or from the name's beginning, read off
+the family's modeling file in transformers. A fused weight has a rule with all of its roles, in the order of their rows,
+and a split for its layout. Conventions may be wide (`o_proj` or `out_proj`), as a test of behaviour proves each family.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from ailora.roles.projection import Attention, Role
 
 @dataclass(frozen=True)
 class Rule:
-    """What the modules whose names end with a pattern are for.
+    """Roles of the modules whose names end with a pattern.
 
     Attributes:
-        pattern: regular expression for the end of a module's name.
-        roles: the roles in the order in which their rows lie in the weight.
-        attention: self or cross; None for a feed-forward block.
-        split: how the rows of several roles are dealt out.
+        pattern: Regular expression for the end of a module's name.
+        roles: Roles in the order of their rows in the weight.
+        attention: Self or cross. None for a feed-forward block.
+        split: Layout of the rows of several roles.
     """
 
     pattern: str
@@ -31,13 +31,26 @@ class Rule:
 
 
 def attention(block: str, names: str, kind: Attention = Attention.SELF) -> tuple[Rule, ...]:
-    """An attention of four weights; their names after the block's, separated by blanks: query, key, value, output."""
+    """Return the rules of an attention with separate weights.
+
+    Args:
+        block: Pattern of the block's name.
+        names: Patterns of the names of query, key, value and output inside the block, separated by blanks.
+        kind: Self or cross attention.
+    """
     roles = (Role.QUERY, Role.KEY, Role.VALUE, Role.OUTPUT)
     return tuple(Rule(rf"{block}\.{name}", (role,), kind) for name, role in zip(names.split(), roles, strict=True))
 
 
-def fused(block: str, name: str, output: str, split: Split = equal) -> tuple[Rule, ...]:
-    """An attention whose query, key and value lie in one weight."""
+def fused_attention(block: str, name: str, output: str, split: Split = equal) -> tuple[Rule, ...]:
+    """Return the rules of an attention with query, key and value in one weight.
+
+    Args:
+        block: Pattern of the block's name.
+        name: Pattern of the fused weight's name inside the block.
+        output: Pattern of the output's name inside the block.
+        split: Layout of the fused weight.
+    """
     return (Rule(rf"{block}\.{name}", _QKV, split=split), Rule(rf"{block}\.{output}", (Role.OUTPUT,)))
 
 
@@ -49,7 +62,7 @@ _QKV = (Role.QUERY, Role.KEY, Role.VALUE)
 _KV = (Role.KEY, Role.VALUE)
 _CROSS = Attention.CROSS
 
-#: Feed-forward blocks. Experts have names of their own and are left alone.
+#: Feed-forward blocks. Experts have other names, and no roles.
 GATED = _mlp(r"(?:mlp|mlp_block|feed_forward|ffn)", gate="gate_proj", up="up_proj", down="down_proj")
 FUSED_GATED = (
     Rule(r"mlp\.gate_up_proj", (Role.GATE, Role.UP), None),
@@ -68,19 +81,19 @@ TWO_LAYERS = (
 _W123 = _mlp("feed_forward", gate="w1", up="w3", down="w2")
 
 _Q_K_V = "q_proj k_proj v_proj"
-_OUTPUT = r"(?:o_proj|out_proj|dense|proj|c_proj|projection_layer|output_projection\.o_proj)"
-_OWN = r"(?:self_attn|self_attention|attention|attn)"
-_OTHER = r"(?:encoder_attn|(?:text_|vision_)?cross_attn|cross_attention|x_attn)"
+_OUTPUT_NAME = r"(?:o_proj|out_proj|dense|proj|c_proj|projection_layer|output_projection\.o_proj)"
+_SELF_BLOCK = r"(?:self_attn|self_attention|attention|attn)"
+_CROSS_BLOCK = r"(?:encoder_attn|(?:text_|vision_)?cross_attn|cross_attention|x_attn)"
 
 #: `self_attn.q_proj`, `k_proj`, `v_proj` and an output: most families since 2020.
 SEPARATE = (
-    *attention(_OWN, f"{_Q_K_V} {_OUTPUT}"),
-    *attention(_OTHER, f"{_Q_K_V} {_OUTPUT}", _CROSS),
+    *attention(_SELF_BLOCK, f"{_Q_K_V} {_OUTPUT_NAME}"),
+    *attention(_CROSS_BLOCK, f"{_Q_K_V} {_OUTPUT_NAME}", _CROSS),
     *GATED,
     *TWO_LAYERS,
     *_W123,
 )
-#: The same, with a feed-forward block of another kind.
+#: `SEPARATE` without its feed-forward blocks: the family's blocks have other names.
 ATTENTION_ONLY = SEPARATE[:8]
 GLM = ATTENTION_ONLY + FUSED_GATED
 _INNER = "(?:self|attention)"
@@ -106,7 +119,7 @@ ALBERT = (
     *TWO_LAYERS,
 )
 DISTILBERT = (*attention("attention", "q_lin k_lin v_lin out_lin"), *_mlp("ffn", up="lin1", down="lin2"))
-#: All attentions of XLM stand in one list, all feed-forward blocks in another.
+#: XLM keeps all attentions in one list and all feed-forward blocks in another.
 XLM = (
     *attention(r"attentions\.\d+", "q_lin k_lin v_lin out_lin"),
     *_mlp(r"ffns\.\d+", up="lin1", down="lin2"),
@@ -118,39 +131,39 @@ T5 = (
     *_mlp("DenseReluDense", up="(?:wi|wi_1)", gate="wi_0", down="wo"),
 )
 GPT2 = (
-    *fused("attn", "c_attn", "c_proj"),
+    *fused_attention("attn", "c_attn", "c_proj"),
     Rule(r"crossattention\.q_attn", (Role.QUERY,), _CROSS),
     Rule(r"crossattention\.c_attn", _KV, _CROSS),
     Rule(r"crossattention\.c_proj", (Role.OUTPUT,), _CROSS),
     *TWO_LAYERS,
 )
-BIGCODE = (*fused("attn", "c_attn", "c_proj", bigcode), *TWO_LAYERS)
-PHI3 = (*fused("self_attn", "qkv_proj", "o_proj", grouped), *FUSED_GATED)
-#: Its sound and image towers have blocks of the same names, and other attentions.
-PHI4 = (*fused(r"layers\.\d+\.self_attn", "qkv_proj", "o_proj", grouped), *FUSED_GATED)
-NEOX = (*fused("(?:attention|self_attention|self_attn)", "query_key_value", "dense", per_head), *TWO_LAYERS)
-FALCON = (*fused("self_attention", "query_key_value", "dense", falcon), *TWO_LAYERS)
+BIGCODE = (*fused_attention("attn", "c_attn", "c_proj", bigcode), *TWO_LAYERS)
+PHI3 = (*fused_attention("self_attn", "qkv_proj", "o_proj", grouped), *FUSED_GATED)
+#: The layer's index is part of the pattern, as the audio and image towers have the same names with other attentions.
+PHI4 = (*fused_attention(r"layers\.\d+\.self_attn", "qkv_proj", "o_proj", grouped), *FUSED_GATED)
+NEOX = (*fused_attention("(?:attention|self_attention|self_attn)", "query_key_value", "dense", per_head), *TWO_LAYERS)
+FALCON = (*fused_attention("self_attention", "query_key_value", "dense", falcon), *TWO_LAYERS)
 CODEGEN = (
     Rule(r"attn\.qkv_proj", (Role.QUERY, Role.VALUE, Role.KEY), split=quarters),
     Rule(r"attn\.out_proj", (Role.OUTPUT,)),
     *TWO_LAYERS,
 )
-MPT = (*fused("attn", "Wqkv", "out_proj"), *_mlp("ffn", up="up_proj", down="down_proj"))
+MPT = (*fused_attention("attn", "Wqkv", "out_proj"), *_mlp("ffn", up="up_proj", down="down_proj"))
 #: Remote code: the family has no modeling file in transformers.
 CHATGLM = (
-    *fused("self_attention", "query_key_value", "dense", grouped),
+    *fused_attention("self_attention", "query_key_value", "dense", grouped),
     Rule(r"mlp\.dense_h_to_4h", (Role.GATE, Role.UP), None),
     *_mlp("mlp", down="dense_4h_to_h"),
 )
-#: Its `Wi` holds input and gate; the activation is taken of the first.
+#: `Wi` holds input and gate. The activation applies to the first half, which is therefore the gate.
 _MODERNBERT_MLP = (Rule(r"mlp\.Wi", (Role.GATE, Role.UP), None), *_mlp("mlp", down="Wo"))
-MODERNBERT = (*fused("attn", "Wqkv", "Wo"), *_MODERNBERT_MLP)
+MODERNBERT = (*fused_attention("attn", "Wqkv", "Wo"), *_MODERNBERT_MLP)
 MODERNBERT_DECODER = (*attention("attn", f"{_Q_K_V} Wo"), *_MODERNBERT_MLP)
-#: The feed-forward blocks of DBRX are experts, which are left alone.
-DBRX = fused("attn", "Wqkv", "out_proj", grouped)
+#: The feed-forward blocks of DBRX are experts, which have no roles.
+DBRX = fused_attention("attn", "Wqkv", "out_proj", grouped)
 #: `attn.qkv` in three equal blocks: most vision transformers that fuse.
 VISION_QKV = (
-    *fused("(?:attn|attention|self_attn)", "qkv", "(?:proj|projection)"),
+    *fused_attention("(?:attn|attention|self_attn)", "qkv", "(?:proj|projection)"),
     *GATED,
     *TWO_LAYERS,
 )
@@ -162,18 +175,10 @@ TIMESFORMER = (
     )
     + BERT[8:]
 )
-BARK = (*fused("attn", "att_proj", "out_proj"), *_mlp("mlp", up="in_proj", down="out_proj"))
 CTRL = attention("multi_head_attention", "Wq Wk Wv dense")
 CPMANT = attention(r"self_att\.self_attention", "project_q project_k project_v attention_out")
 GPT_NEO = (*attention(r"attn\.attention", f"{_Q_K_V} out_proj"), *TWO_LAYERS)
-QWEN_OMNI_VISION = (*attention("attn", "q k v proj"), *GATED)
-GRANITE_SPEECH = (
-    Rule(r"attn\.to_q", (Role.QUERY,)),
-    Rule(r"attn\.to_kv", _KV),
-    Rule(r"attn\.to_out", (Role.OUTPUT,)),
-    *_mlp(r"ff[12]", up="up_proj", down="down_proj"),
-)
-#: Its mixers are of three kinds; only those of attention have these names.
+#: Mixers of Nemotron-H are of three kinds; only those of attention have these names.
 NEMOTRON_H = attention("mixer", f"{_Q_K_V} o_proj")
 RECURRENT_GEMMA = (*attention("temporal_block", f"{_Q_K_V} o_proj"), *GATED)
 CONFORMER = (
@@ -181,7 +186,7 @@ CONFORMER = (
     *_mlp(r"ffn[12]", up="intermediate_dense", down="output_dense"),
 )
 SEAMLESS = (*SEPARATE, *CONFORMER)
-#: Shifted windows: as a model, and as the backbone of others, which name its modules as BERT's.
+#: Swin's own modules, and those of Swin as a backbone of other families, which are named as BERT's.
 SWIN = (*SEPARATE, *BERT)
 LED = (
     *attention(
@@ -190,7 +195,7 @@ LED = (
     *SEPARATE,
 )
 BIGBIRD_PEGASUS = (*attention("self_attn", r"self\.query self\.key self\.value output"), *SEPARATE)
-#: Linear maps inside a module of their own.
+#: Each linear map is the part `linear` of a wrapper module.
 WRAPPED = (
     *attention("self_attn", r"q_proj\.linear k_proj\.linear v_proj\.linear o_proj\.linear"),
     *_mlp("mlp", gate=r"gate_proj\.linear", up=r"up_proj\.linear", down=r"down_proj\.linear"),
@@ -208,16 +213,16 @@ LXMERT = (
     *attention(r"(?:lang|visn)_self_att", r"self\.query self\.key self\.value output\.dense"),
     *attention("visual_attention", r"att\.query att\.key att\.value output\.dense", _CROSS),
 )
-#: Latent attention (DeepSeek-V2, arXiv 2405.04434): `docs/architectures.md` says why these rows.
+#: Latent attention (DeepSeek-V2, arXiv 2405.04434). `docs/architectures.md` explains the choice of these weights.
 LATENT = (
     Rule(r"(?:self_attn|self_attn\.\d+)\.(?:q_proj|q_b_proj)", (Role.QUERY,)),
     Rule(r"(?:self_attn|self_attn\.\d+)\.kv_b_proj", _KV, split=latent),
     Rule(r"(?:self_attn|self_attn\.\d+)\.o_proj", (Role.OUTPUT,)),
     *GATED,
 )
-#: Layers of linear attention stand between those of latent attention, with a `q_proj` of their own.
+#: Without `q_proj`, the name of another projection in the layers of linear attention between those of latent attention.
 GLM5_NEXT = (Rule(r"self_attn\.q_b_proj", (Role.QUERY,)), *LATENT[1:])
-#: Its lightning attention has an `out_proj`.
+#: Without `out_proj`, the output of MiniMax's lightning attention.
 MINIMAX = attention("self_attn", f"{_Q_K_V} o_proj")
-#: The query's weight holds a gate of the attention's output too.
+#: The query's weight also holds a gate of the attention's output, head by head.
 GATED_QUERY = (Rule(r"self_attn\.q_proj", (Role.QUERY, Role.GATE), split=per_head), *SEPARATE[1:])

@@ -1,4 +1,4 @@
-"""A projection: one linear map of a transformer, and the role it plays."""
+"""Projections: linear maps of a transformer, each with a role."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ailora.errors import parse_choice
 
 
 class Role(StrEnum):
-    """What a projection is for."""
+    """Role of a projection in an attention or in a feed-forward block."""
 
     QUERY = "query"
     KEY = "key"
@@ -21,7 +21,7 @@ class Role(StrEnum):
 
 
 class Attention(StrEnum):
-    """Where the keys and values of an attention come from."""
+    """Source of the keys and values of an attention: its own sequence, or another (encoder-decoder)."""
 
     SELF = "self"
     CROSS = "cross"
@@ -29,18 +29,18 @@ class Attention(StrEnum):
 
 @dataclass(frozen=True)
 class Projection:
-    """One linear map `y = W x` of a model, W (out, in): a whole weight, or the rows of one role in a fused weight.
+    """Linear map `y = W x` of a model, W (out, in): a whole weight, or the rows of a role in a fused weight.
 
     Attributes:
-        module: name of the module in the model, as in `named_modules()`.
-        role: what it is for.
-        attention: self or cross; None for a projection of a feed-forward block.
-        rows: the rows of the module's weight that are W, as ranges (start, stop).
-        shape: the module's whole map (out, in), whichever way it is stored.
-        dtype: the storage dtype of the weight, as torch prints it without its prefix; of a quantized one with the class
-            that holds it.
-        rule: what decided the role: the name of the catalog's family, or the regular expression of `role_names`.
-        layout: how the rows of a fused weight are dealt out, in words; empty for a whole weight.
+        module: Name of the module in the model, as in `named_modules()`.
+        role: Role of the projection.
+        attention: Self or cross. None for a projection of a feed-forward block.
+        rows: Rows of W in the module's weight, as ranges (start, stop).
+        shape: Shape (out, in) of the module's whole map, also if the module stores its transpose.
+        dtype: Storage dtype of the weight, as torch prints it without its prefix. For a quantized weight, the class of
+            the tensor or of the layer is added.
+        rule: Source of the role: the model type in the catalog, or the regular expression of `role_names`.
+        layout: Layout of a fused weight in words. Empty for a whole weight.
     """
 
     module: str
@@ -54,34 +54,34 @@ class Projection:
 
     @property
     def out_features(self) -> int:
-        """Rows of W."""
+        """Number of rows of W."""
         return sum(stop - start for start, stop in self.rows)
 
     @property
     def in_features(self) -> int:
-        """Columns of W."""
+        """Number of columns of W."""
         return self.shape[1]
 
     @property
     def fused(self) -> bool:
-        """Whether the module's weight holds more than this projection."""
+        """Whether the module's weight holds other roles too."""
         return self.out_features != self.shape[0]
 
     @property
     def name(self) -> str:
-        """The module's name, with the role where the module has several."""
+        """Name of the module, with the role in brackets if the weight is fused: `attn.c_attn[query]`."""
         return f"{self.module}[{self.role}]" if self.fused else self.module
 
     @property
     def max_rank(self) -> int:
-        """The largest rank of a factorization of W."""
+        """Largest rank of a factorization of W: min(out, in)."""
         return min(self.out_features, self.in_features)
 
 
 def parse_role(role: Role | str) -> Role:
-    """The role that a name stands for.
+    """Return the role with a name.
 
     Raises:
-        InputError: no role has that name.
+        InputError: No role has the name.
     """
     return parse_choice("role", role, Role)

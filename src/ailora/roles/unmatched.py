@@ -1,4 +1,4 @@
-"""The linear modules of a model that have no role, and why."""
+"""Linear modules without a role, each with the reason."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from ailora.roles.detect import bypassed, linear_modules, weight_shape
+from ailora.roles.detect import find_linear_modules, modules_bypassing_adapters, weight_shape
 from ailora.roles.projection import Projection
 
-#: Part of a module's name -> what it is. The first that fits counts.
+#: Regular expression of a component of a module's name -> reason. The first match counts: an expert's `gate` belongs to
+#: an expert.
 _REASONS = {
     r"(shared_)?experts?(_\d+)?": "an expert: experts are left alone; role_names can name them",
     r"mamba|linear_attn|lightning|conv|mixer\.(in|out)_proj": "linear attention, state space or convolution: no query",
@@ -24,12 +25,12 @@ _REASONS = {
 
 @dataclass(frozen=True)
 class UnmatchedModule:
-    """A linear module without a role.
+    """A linear module without a role, or a module that computes past any adapter.
 
     Attributes:
-        module: its name.
-        shape: (out, in).
-        reason: why it has none.
+        module: Name of the module.
+        shape: Shape (out, in). None for a module that computes past adapters.
+        reason: Reason for the missing role.
     """
 
     module: str
@@ -38,16 +39,27 @@ class UnmatchedModule:
 
 
 def find_unmatched(model: nn.Module, projections: Iterable[Projection]) -> tuple[UnmatchedModule, ...]:
-    """The linear modules of a model that are no projections, in its order, then what computes past adapters."""
-    known = {projection.module for projection in projections}
-    rest = [
+    """Find the linear modules that are no projections, and the modules that compute past any adapter.
+
+    Args:
+        model: The model.
+        projections: Its projections, from `find_projections`.
+
+    Returns:
+        Unmatched linear modules in the order of the model, then the modules that compute past adapters.
+    """
+    matched = {projection.module for projection in projections}
+    unmatched = [
         UnmatchedModule(name, weight_shape(module), _reason(name))
-        for name, module in linear_modules(model).items()
-        if name not in known
+        for name, module in find_linear_modules(model).items()
+        if name not in matched
     ]
-    return (*rest, *(UnmatchedModule(name, None, reason) for name, reason in bypassed(model).items()))
+    return (
+        *unmatched,
+        *(UnmatchedModule(name, None, reason) for name, reason in modules_bypassing_adapters(model).items()),
+    )
 
 
 def _reason(module: str) -> str:
-    found = (reason for part, reason in _REASONS.items() if re.search(rf"(^|\.)({part})(\.|$)", module))
-    return next(found, "no rule names it")
+    reasons = (reason for part, reason in _REASONS.items() if re.search(rf"(^|\.)({part})(\.|$)", module))
+    return next(reasons, "no rule names it")

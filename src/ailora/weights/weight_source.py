@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ailora.errors import InputError, ModelError
-from ailora.roles import linear_modules
+from ailora.roles import find_linear_modules
 from ailora.safetensors_io import Checkpoint, read_tensor
 from ailora.weights.base_weight import BaseWeight, validate_matrix, weight_key
 from ailora.weights.checkpoint_keys import match_checkpoint_keys
@@ -45,7 +45,7 @@ def open_checkpoint_source(base: nn.Module, checkpoint: Path | str, weights: Map
     except InputError as error:
         raise InputError(f"weights_from: {error}") from None
     # A checkpoint holds the weight of tied modules under the name of the first.
-    first = {weight_key(layer): name for name, layer in reversed(linear_modules(base).items())}
+    first = {weight_key(layer): name for name, layer in reversed(find_linear_modules(base).items())}
     names = {module: first.get(weight.key, module) for module, weight in weights.items()}
     try:
         tensors = match_checkpoint_keys(base, names.values(), stored.tensors)
