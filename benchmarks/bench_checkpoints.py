@@ -64,7 +64,7 @@ def generate(folder: Path, layers: int) -> None:
     shards: list[list[TensorSpec]] = [[]]
     for name, shape in shapes(layers).items():
         planned = TensorSpec(name, "BF16", shape)
-        if sum(p.size for p in shards[-1]) + planned.size > 2 * 2**30:
+        if sum(p.nbytes for p in shards[-1]) + planned.nbytes > 2 * 2**30:
             shards.append([])
         shards[-1].append(planned)
     weight_map = {}
@@ -77,7 +77,7 @@ def generate(folder: Path, layers: int) -> None:
                 stream.write(_weight(planned.shape, kinds, generator).view(torch.uint8).numpy().data)
             stream.flush()
             os.fsync(stream.fileno())
-    total = sum(p.size for shard in shards for p in shard)
+    total = sum(p.nbytes for shard in shards for p in shard)
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     config = LlamaConfig(

@@ -33,7 +33,7 @@ def test_shards_are_one_checkpoint(tmp_path: Path) -> None:
     found = Checkpoint.open(sharded(tmp_path))
     assert set(found.tensors) == {"a", "b"}
     assert found.read("a").tolist() == [1, 1, 1]
-    assert (found.size, found.index) == (28, tmp_path / INDEX)
+    assert (found.nbytes, found.index) == (28, tmp_path / INDEX)
 
 
 def test_one_file_goes_before_an_index(tmp_path: Path) -> None:

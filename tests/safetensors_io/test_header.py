@@ -55,7 +55,7 @@ def test_it_reads_what_safetensors_writes(tmp_path: Path) -> None:
 
 def test_safetensors_reads_what_it_plans(tmp_path: Path) -> None:
     planned = [TensorSpec("x", "F32", (2, 3)), TensorSpec("y", "BF16", (5,)), TensorSpec("z", "I64", ())]
-    data = os.urandom(sum(tensor.size for tensor in planned))
+    data = os.urandom(sum(tensor.nbytes for tensor in planned))
     (tmp_path / "m.safetensors").write_bytes(header_bytes(planned, {"format": "pt"}) + data)
     with safe_open(tmp_path / "m.safetensors", "pt") as file:
         assert set(file.keys()) == {"x", "y", "z"}
@@ -154,7 +154,7 @@ def judged(file: Path) -> Header | None:
         header = read_header(file)
         for stored in header.tensors.values():
             if stored.dtype in ("F32", "F64", "I8"):
-                assert read_tensor(stored).numel() * read_tensor(stored).itemsize == stored.size
+                assert read_tensor(stored).numel() * read_tensor(stored).itemsize == stored.nbytes
     except InputError as error:
         refusal = str(error)
     assert str(file) in refusal

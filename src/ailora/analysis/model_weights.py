@@ -174,7 +174,7 @@ class AdaptedModel(FinetunedModel):
         self._base = base
         self._modules = modules
         # Neighbouring blocks of rows need the same factors; a model of many layers has more than memory should hold.
-        largest = max((lora.A.size + lora.B.size for lora in modules.values()), default=1)
+        largest = max((lora.A.nbytes + lora.B.nbytes for lora in modules.values()), default=1)
         self._factors = lru_cache(maxsize=max(1, _FACTOR_CACHE_BYTES // (2 * largest)))(self._read_factors)
 
     def has_weight(self, module: str) -> bool:

@@ -69,7 +69,7 @@ def rewrite(
         ModelError: A changed tensor is not finite in its dtype.
     """
     plans = _shard_plans(checkpoint, dtype, replaced or {})
-    total = sum(entry.spec.size for plan in plans for entry in plan.entries)
+    total = sum(entry.spec.nbytes for plan in plans for entry in plan.entries)
     with tqdm(total=total, desc="writing", unit="B", unit_scale=True, leave=False, disable=None) as bar:
         for plan in plans:
             _ShardWriter(plan, output, transforms, bar).write()
@@ -165,7 +165,7 @@ def _index(checkpoint: Checkpoint, plans: list[_ShardPlan], *, same: bool) -> by
     if same:
         return checkpoint.index.read_bytes()
     weight_map = {entry.spec.name: plan.name for plan in plans for entry in plan.entries}
-    total = sum(entry.spec.size for plan in plans for entry in plan.entries)
+    total = sum(entry.spec.nbytes for plan in plans for entry in plan.entries)
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
     return json_bytes(index)
 
@@ -182,7 +182,7 @@ class _ShardWriter:
         self._journal = output.shards / f"{plan.name}.done"
 
     def write(self) -> None:
-        total = sum(entry.spec.size for entry in self._plan.entries)
+        total = sum(entry.spec.nbytes for entry in self._plan.entries)
         if self._target.exists():
             self._bar.update(total)
             return
@@ -198,7 +198,7 @@ class _ShardWriter:
             noted, note = reached, None
             for number, entry in enumerate(self._plan.entries[done:], done):
                 self._write_entry(entry, stream)
-                self._bar.update(entry.spec.size)
+                self._bar.update(entry.spec.nbytes)
                 # Forced to the disk while the next tensors are written: waiting would cost a third of the time.
                 if stream.tell() - noted >= _SYNC_BYTES and (note is None or note.done()):
                     if note is not None:
@@ -225,7 +225,7 @@ class _ShardWriter:
                 raise ModelError(f"{entry.source} is not finite when written in {dtype}: choose another dtype")
             _write(stream, tensor_bytes(converted))
             written += converted.numel() * converted.itemsize
-        assert written == entry.spec.size, entry
+        assert written == entry.spec.nbytes, entry
 
     def _note(self, stream: FileIO, tensors: int) -> None:
         """Force the first tensors to the disk, and note how many they are."""
@@ -245,14 +245,14 @@ class _ShardWriter:
         """Return where the first tensors end in the file; 0 for an empty file."""
         if not tensors:
             return 0
-        return len(self._plan.header) + sum(entry.spec.size for entry in self._plan.entries[:tensors])
+        return len(self._plan.header) + sum(entry.spec.nbytes for entry in self._plan.entries[:tensors])
 
 
 def _copy(stored: StoredTensor, target: FileIO) -> None:
     """Copy the bytes of a tensor, in the kernel where the system can."""
     try:
         with stored.file.open("rb", buffering=0) as source:
-            left = stored.size
+            left = stored.nbytes
             while left:
                 count = _transfer(source, target, stored.stop - left, left)
                 if not count:

@@ -110,7 +110,7 @@ class InitPlan:
     @property
     def bytes_to_read(self) -> int:
         """Bytes of the planned modules' weights; shared ones count once."""
-        return sum({weight.tensor.name: weight.tensor.size for weight in self.weights.values()}.values())
+        return sum({weight.tensor.name: weight.tensor.nbytes for weight in self.weights.values()}.values())
 
     @property
     def memory_bound(self) -> int:
@@ -195,4 +195,4 @@ def _with_stored_dtypes(plan: Plan, weights: Mapping[str, StoredWeight]) -> Plan
 
 def _working_bytes(tensor: StoredTensor) -> int:
     """Return the bytes of the matrix in float32, or float64 where it is that."""
-    return tensor.size // tensor.torch_dtype.itemsize * (8 if tensor.dtype == "F64" else 4)
+    return tensor.nbytes // tensor.torch_dtype.itemsize * (8 if tensor.dtype == "F64" else 4)

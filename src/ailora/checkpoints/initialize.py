@@ -177,7 +177,7 @@ def _execute(plan: InitPlan, output: OutputDir, *, device: str, workers: int, ca
                 floored = _assemble(plan, output.folder, tasks)
                 output.finish()
         seconds = {part: sum(asdict(timing)[part] for timing in timings) for part in ("read", "decompose", "write")}
-        sums = all_reduce_sum(seconds | {"bytes": sum(task.weight.tensor.size for task in left), "left": len(left)})
+        sums = all_reduce_sum(seconds | {"bytes": sum(task.weight.tensor.nbytes for task in left), "left": len(left)})
         seconds = {part: sums[part] for part in seconds}
         return InitReport(folder, count, int(sums["bytes"]), floored, seconds, count - int(sums["left"]))
 

@@ -191,13 +191,13 @@ def _model(name: str) -> dict[str, object]:
     for p in projections:
         tensor = checkpoint.tensors[stored[p.module]]
         key = (p.role.value, f"{p.out_features} x {p.in_features}", tensor.dtype)
-        groups.setdefault(key, []).append(tensor.size * p.out_features // p.shape[0])
+        groups.setdefault(key, []).append(tensor.nbytes * p.out_features // p.shape[0])
     return {
         "folder": str(checkpoint.folder),
         "class": type(model).__name__,
         "model_type": model.config.model_type,
         "tensors": len(checkpoint.tensors),
-        "bytes": checkpoint.size,
+        "bytes": checkpoint.nbytes,
         "shards": len(checkpoint.headers),
         "roles": [
             {"role": role, "shape": shape, "dtype": dtype, "modules": len(sizes), "bytes": sum(sizes)}

@@ -110,7 +110,7 @@ def merge(
             rewrite(checkpoint, output, transforms, dtype=target, replaced=replaced)
             output.finish()
     written = Checkpoint.open(output.folder)
-    return MergeReport(str(out), len(transforms), tuple(sorted(trained.saved)), written.size)
+    return MergeReport(str(out), len(transforms), tuple(sorted(trained.saved)), written.nbytes)
 
 
 def _merging(lora: LoraWeights, stored: StoredWeight, adapter: AdapterCheckpoint) -> TensorTransform:

@@ -1,4 +1,4 @@
-"""A checkpoint on disk: one safetensors file, or shards with an index."""
+"""Checkpoints on disk: a single safetensors file, or shards with an index."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from ailora.plain_data import read_json_object
 from ailora.safetensors_io.header import Header, StoredTensor, read_header
 from ailora.safetensors_io.reader import read_tensor
 
-_SINGLE = "model.safetensors"
-_INDEX = "model.safetensors.index.json"
-_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+_SINGLE_FILE_NAME = "model.safetensors"
+_INDEX_NAME = "model.safetensors.index.json"
+_PICKLE_PATTERNS = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The tensors of a checkpoint, none of them read.
+    """Tensors of a checkpoint, known from its headers; none is read yet.
 
     Attributes:
-        folder: where its files are.
-        tensors: by name, over all shards.
-        headers: of each shard, by the name of its file.
-        index: the file of the index, where there is one.
+        folder: Folder of the files.
+        tensors: Stored tensors of all shards, by name.
+        headers: Header of each shard, by the name of its file.
+        index: File of the index. None for a checkpoint without one.
     """
 
     folder: Path
@@ -38,41 +38,45 @@ class Checkpoint:
         """Read the index and the headers of a checkpoint.
 
         Args:
-            path: a folder with `model.safetensors`, with `model.safetensors.index.json` and its shards, or with other
-                safetensors files; or one safetensors file.
+            path: Folder with `model.safetensors`, with `model.safetensors.index.json` and its shards, or with other
+                safetensors files; or a single safetensors file.
+
+        Returns:
+            The checkpoint, with consistent headers and index.
 
         Raises:
-            InputError: there is none, a header or the index lies, an index points outside its folder, or the checkpoint
-                is in a pickle format, which is never opened.
+            InputError: The checkpoint is missing, a header or the index is invalid, the index points outside its
+                folder, or the checkpoint is in a pickle format, which is never opened.
         """
         path = Path(path).expanduser()
         if not path.exists():
             raise InputError(f"there is no {path}")
         if path.is_file():
-            _refuse_pickle([path] if not path.name.endswith(".safetensors") else [], path)
+            _validate_no_pickle([path] if not path.name.endswith(".safetensors") else [], path)
             return cls._from_files(path.parent, [path])
-        if (path / _SINGLE).is_file():
-            return cls._from_files(path, [path / _SINGLE])
-        if (path / _INDEX).is_file():
-            return cls._from_index(path, path / _INDEX)
+        if (path / _SINGLE_FILE_NAME).is_file():
+            return cls._from_files(path, [path / _SINGLE_FILE_NAME])
+        if (path / _INDEX_NAME).is_file():
+            return cls._from_index(path, path / _INDEX_NAME)
+        # An adapter saved beside a model is no part of the model.
         files = [file for file in sorted(path.glob("*.safetensors")) if not file.name.startswith("adapter_")]
         if not files:
-            _refuse_pickle([file for kind in _PICKLES for file in sorted(path.glob(kind))], path)
+            _validate_no_pickle([file for pattern in _PICKLE_PATTERNS for file in sorted(path.glob(pattern))], path)
             raise InputError(f"{path} holds no safetensors files")
         return cls._from_files(path, files)
 
     def read(self, name: str) -> Tensor:
-        """One tensor.
+        """Read a tensor into memory of its own.
 
         Raises:
-            InputError: as `read_tensor`.
+            InputError: The file cannot be read, has shrunk since its header was read, or torch has no such dtype.
         """
         return read_tensor(self.tensors[name])
 
     @property
-    def size(self) -> int:
-        """Bytes of all tensors."""
-        return sum(stored.size for stored in self.tensors.values())
+    def nbytes(self) -> int:
+        """Size of all tensors in bytes."""
+        return sum(stored.nbytes for stored in self.tensors.values())
 
     @classmethod
     def _from_files(cls, folder: Path, files: list[Path], index: Path | None = None) -> Checkpoint:
@@ -87,8 +91,8 @@ class Checkpoint:
 
     @classmethod
     def _from_index(cls, folder: Path, index: Path) -> Checkpoint:
-        weight_map = _weight_map(index)
-        files = {name: _shard(folder, name, index) for name in dict.fromkeys(weight_map.values())}
+        weight_map = _read_weight_map(index)
+        files = {name: _resolve_shard(folder, name, index) for name in dict.fromkeys(weight_map.values())}
         checkpoint = cls._from_files(folder, list(files.values()), index)
         for tensor, name in weight_map.items():
             if tensor not in checkpoint.headers[name].tensors:
@@ -96,37 +100,43 @@ class Checkpoint:
         return checkpoint
 
 
-def _weight_map(index: Path) -> dict[str, str]:
+def _read_weight_map(index: Path) -> dict[str, str]:
     weight_map = read_json_object(index).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
-        raise InputError(f"{index} is no index: it has no weight_map from tensors to files")
+        raise InputError(f"{index} is no index: expected a weight_map from tensors to files")
     if not weight_map:
-        raise InputError(f"{index} names no tensor")
+        raise InputError(f"{index} is an index without tensors: its weight_map is empty")
     return weight_map
 
 
-def _shard(folder: Path, name: str, index: Path) -> Path:
-    """The file of a shard, which may not lie elsewhere. The hub's cache links from snapshots to blobs beside them."""
+def _resolve_shard(folder: Path, name: str, index: Path) -> Path:
+    """Return the file of a shard, which has to lie in the index's folder.
+
+    Raises:
+        InputError: The name or a link leads outside the folder, or the file is missing or no safetensors file.
+    """
+    # An index comes with a download: without these checks it could make us read any file of the machine.
     if name in ("", ".", "..") or any(sign in name for sign in ("/", "\\", "\0", ":")):
         raise InputError(f"{index} points to {name[:200]!r}, outside its folder")
     if not name.endswith(".safetensors"):
         raise InputError(f"{index} points to {name[:200]!r}, which is no safetensors file")
     file = folder / name
     try:
-        real = file.resolve(strict=True)
+        target = file.resolve(strict=True)
     except (OSError, RuntimeError, ValueError) as error:
         raise InputError(f"{index} points to {name[:200]!r}, which is not there ({error})") from None
     home = folder.resolve()
     allowed = [home]
+    # The hub's cache links from its snapshots to the blobs beside them.
     if home.parent.name == "snapshots":
         allowed.append(home.parent.parent / "blobs")
-    if real.parent not in allowed:
-        raise InputError(f"{index} points to {name!r}, a link to {real}, outside its folder")
+    if target.parent not in allowed:
+        raise InputError(f"{index} points to {name!r}, a link to {target}, outside its folder")
     return file
 
 
-def _refuse_pickle(files: list[Path], path: Path) -> None:
-    """Pickles run code when they are opened."""
+def _validate_no_pickle(files: list[Path], path: Path) -> None:
+    # A pickle runs code when it is opened, so that it is not opened even to look inside.
     if files:
         folder = path if path.is_dir() else path.parent
         raise InputError(

@@ -1,8 +1,11 @@
-"""The header of a safetensors file, checked before a byte of data is read.
+"""Headers of safetensors files, validated before any data is read.
 
 Format: eight bytes with the length of the header, the header as JSON, the data. Every tensor has a dtype, a shape and
 the range of its bytes; the ranges follow each other without gap or overlap up to the end of the file.
 Source: https://huggingface.co/docs/safetensors
+
+The parser is ours, as errors of the `safetensors` library do not name the tensor, and the library takes the last of two
+entries with the same name.
 """
 
 from __future__ import annotations
@@ -15,14 +18,13 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from ailora.errors import InputError, unknown_name
 
-#: dtype in the file -> bits of an element. Those that torch does not know can be copied, not read.
-BITS: Mapping[str, int] = {
+#: dtype in the file -> bits of an element. Tensors of a dtype unknown to torch can be copied, not read.
+DTYPE_BITS: Mapping[str, int] = {
     **dict.fromkeys(("F64", "I64", "U64", "C64"), 64),
     **dict.fromkeys(("F32", "I32", "U32"), 32),
     **dict.fromkeys(("F16", "BF16", "I16", "U16"), 16),
@@ -31,7 +33,7 @@ BITS: Mapping[str, int] = {
     "F4": 4,
 }
 
-#: dtype in the file -> dtype of torch, for what is computed with.
+#: dtype in the file -> dtype of torch, for the tensors that can be read.
 TORCH_DTYPES: Mapping[str, torch.dtype] = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -50,29 +52,29 @@ TORCH_DTYPES: Mapping[str, torch.dtype] = {
 #: dtype of torch -> dtype in the file.
 SAFETENSORS_DTYPES: Mapping[torch.dtype, str] = {dtype: name for name, dtype in TORCH_DTYPES.items()}
 
-#: The dtypes that can be asked for, by the names that users give them.
+#: Name in options and configurations -> dtype of torch.
 _REQUESTED_DTYPES: Mapping[str, torch.dtype] = {
     **{"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16},
     **{"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16},
 }
 
-#: The limit of the reference implementation.
+#: Limit of the reference implementation.
 _MAX_HEADER_BYTES = 100_000_000
-#: torch has as many dimensions.
+#: Limit of torch.
 _MAX_DIMENSIONS = 64
 
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Where a tensor lies.
+    """Location of a tensor in a safetensors file.
 
     Attributes:
-        name: its name in the file.
-        dtype: the file's word for its dtype, such as `BF16`.
-        shape: its shape.
-        file: the file.
-        start: its first byte, from the beginning of the file.
-        stop: the byte after its last.
+        name: Name in the file.
+        dtype: Name of the dtype in the file, such as `BF16`.
+        shape: Shape of the tensor.
+        file: The file.
+        start: Offset of the first byte from the beginning of the file.
+        stop: Offset of the byte after the last.
     """
 
     name: str
@@ -83,24 +85,27 @@ class StoredTensor:
     stop: int
 
     @property
-    def size(self) -> int:
-        """Bytes."""
+    def nbytes(self) -> int:
+        """Size in bytes."""
         return self.stop - self.start
 
     @property
     def torch_dtype(self) -> torch.dtype:
-        """The dtype in torch.
+        """Dtype of torch.
 
         Raises:
-            InputError: torch has none for it here.
+            InputError: torch has no such dtype.
         """
         if self.dtype not in TORCH_DTYPES:
-            raise InputError(f"{self.file}: the tensor {self.name!r} is of dtype {self.dtype}, which is not read here")
+            raise InputError(
+                f"{self.file}: tensor {self.name!r} has the dtype {self.dtype}, which cannot be read; "
+                f"readable: {', '.join(TORCH_DTYPES)}"
+            )
         return TORCH_DTYPES[self.dtype]
 
     @property
     def floating(self) -> bool:
-        """Whether it holds floating numbers of 16 bits or more: what is computed with, and not a quantized weight."""
+        """Whether the tensor is floating, of 16 bits or more: float8 is storage of a quantized weight."""
         return self.dtype in ("F64", "F32", "F16", "BF16")
 
     def __str__(self) -> str:
@@ -109,11 +114,11 @@ class StoredTensor:
 
 @dataclass(frozen=True)
 class Header:
-    """What a safetensors file says of itself.
+    """Validated header of a safetensors file.
 
     Attributes:
-        tensors: by name, in the order of their bytes.
-        metadata: free text by key.
+        tensors: Stored tensors by name, in the order of their bytes.
+        metadata: Free text by key.
     """
 
     tensors: dict[str, StoredTensor]
@@ -121,10 +126,10 @@ class Header:
 
 
 def parse_dtype(name: str) -> torch.dtype:
-    """Return the dtype that a name stands for: fp32, bf16, fp16, or torch's names.
+    """Return the dtype with a name: fp32, bf16, fp16, or torch's names for these.
 
     Raises:
-        InputError: Another name.
+        InputError: The name is unknown.
     """
     if not isinstance(name, str) or name not in _REQUESTED_DTYPES:
         raise unknown_name("dtype", name, _REQUESTED_DTYPES)
@@ -132,24 +137,26 @@ def parse_dtype(name: str) -> torch.dtype:
 
 
 def read_header(file: Path) -> Header:
-    """Read and check the header of a safetensors file.
+    """Read and validate the header of a safetensors file.
 
     Raises:
-        InputError: no such file, not a regular one, or its header lies; names the file and the tensor.
+        InputError: The file is missing or no regular file, or its header is invalid. The message names the file and
+            the tensor.
     """
     try:
         status = os.stat(file)
+        # Opening a named pipe would wait for a writer for ever.
         if not stat.S_ISREG(status.st_mode):
             raise InputError(f"{file} is not a regular file")
         with file.open("rb") as stream:
-            raw = _raw_header(stream.read(8), status.st_size, file)
-            text = stream.read(raw)
+            length = _parse_header_length(stream.read(8), status.st_size, file)
+            text = stream.read(length)
     except OSError as error:
         raise InputError(f"cannot read {file}: {error.strerror or error}") from None
-    if len(text) < raw:
-        raise InputError(f"{file} is truncated: its header ends after {len(text)} of {raw} bytes")
+    if len(text) < length:
+        raise InputError(f"{file} is truncated: its header ends after {len(text)} of {length} bytes")
     try:
-        entries = json.loads(text, object_pairs_hook=_without_duplicates)
+        entries = json.loads(text, object_pairs_hook=_unique_keys)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{file}: the header is not JSON: {error}") from None
     if not isinstance(entries, dict):
@@ -159,18 +166,19 @@ def read_header(file: Path) -> Header:
         isinstance(value, str) and _is_text(key + value) for key, value in metadata.items()
     ):
         raise InputError(f"{file}: the header's __metadata__ is not a mapping of texts")
-    first = 8 + raw
-    tensors = [_stored(name, entry, file, first) for name, entry in entries.items()]
+    data_start = 8 + length
+    tensors = [_parse_entry(name, entry, file, data_start) for name, entry in entries.items()]
+    # The order in the JSON is free. Empty tensors share their start with the next one, so that the stop counts too.
     tensors.sort(key=lambda tensor: (tensor.start, tensor.stop))
-    _validate_coverage(tensors, file, first, status.st_size)
+    _validate_coverage(tensors, file, data_start, status.st_size)
     return Header({tensor.name: tensor for tensor in tensors}, metadata)
 
 
-def _raw_header(prefix: bytes, file_size: int, file: Path) -> int:
-    """The length of the header, which a lie could make larger than the file or the memory."""
+def _parse_header_length(prefix: bytes, file_size: int, file: Path) -> int:
     if len(prefix) < 8:
         raise InputError(f"{file} is no safetensors file: it has {len(prefix)} bytes")
     (length,) = struct.unpack("<Q", prefix)
+    # Before any memory is allocated: a damaged file can claim 2^64 bytes.
     if length > min(_MAX_HEADER_BYTES, file_size - 8):
         raise InputError(
             f"{file} is no safetensors file, or truncated: it says that its header has {length} bytes, "
@@ -180,42 +188,47 @@ def _raw_header(prefix: bytes, file_size: int, file: Path) -> int:
 
 
 class _DuplicateError(ValueError):
-    """A JSON object names something twice."""
+    """A key occurs twice in a JSON object."""
 
 
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+def _unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    values: dict[str, object] = {}
     for name, value in pairs:
-        if name in found:
+        if name in values:
             raise _DuplicateError(f"{name[:200]!r} occurs twice")
-        found[name] = value
-    return found
+        values[name] = value
+    return values
 
 
-def _stored(name: str, entry: Any, file: Path, first: int) -> StoredTensor:
+def _parse_entry(name: str, entry: object, file: Path, data_start: int) -> StoredTensor:
+    """Parse the entry of a tensor. Texts of the file are cut in messages, as they may be of any length.
+
+    Raises:
+        InputError: The entry is invalid.
+    """
     where = f"{file}: tensor {name[:200]!r}"
     if not _is_text(name):
         raise InputError(f"{where} has a name that is no text")
     if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= entry.keys():
         raise InputError(f"{where} has no dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-    if not isinstance(dtype, str) or dtype not in BITS:
-        raise InputError(f"{where} has the unknown dtype {str(dtype)[:40]!r}; known: {', '.join(BITS)}")
+    if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
+        raise InputError(f"{where} has the unknown dtype {str(dtype)[:40]!r}; known: {', '.join(DTYPE_BITS)}")
     if not isinstance(shape, list) or len(shape) > _MAX_DIMENSIONS or not all(_is_size(side) for side in shape):
-        raise InputError(f"{where} has the shape {str(shape)[:80]}: a list of whole numbers was expected")
+        raise InputError(f"{where} has the shape {str(shape)[:80]}; expected a list of whole numbers")
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(_is_size(offset) for offset in offsets):
-        raise InputError(f"{where} has the offsets {str(offsets)[:80]}: [start, stop] was expected")
+        raise InputError(f"{where} has the offsets {str(offsets)[:80]}; expected [start, stop]")
     start, stop = offsets
-    if (stop - start) * 8 != math.prod(shape) * BITS[dtype]:
+    bits = math.prod(shape) * DTYPE_BITS[dtype]
+    if (stop - start) * 8 != bits:
         raise InputError(
-            f"{where}, {dtype} {str(shape)[:80]}, takes {math.prod(shape) * BITS[dtype] // 8} bytes, "
-            f"its offsets hold {stop - start}"
+            f"{where}, {dtype} {str(shape)[:80]}, takes {bits // 8} bytes, its offsets hold {stop - start}"
         )
-    return StoredTensor(name, dtype, tuple(shape), file, first + start, first + stop)
+    return StoredTensor(name, dtype, tuple(shape), file, data_start + start, data_start + stop)
 
 
 def _is_text(name: str) -> bool:
-    """Whether it can be written again: JSON can say halves of characters."""
+    # JSON can escape half of a surrogate pair, which no file can hold as UTF-8.
     try:
         name.encode()
     except UnicodeEncodeError:
@@ -224,21 +237,27 @@ def _is_text(name: str) -> bool:
 
 
 def _is_size(value: object) -> bool:
+    # `type` and not `isinstance`: JSON's true is an int of Python.
     return type(value) is int and 0 <= value < 2**63
 
 
-def _validate_coverage(tensors: list[StoredTensor], file: Path, first: int, file_size: int) -> None:
-    """The tensors fill the data from its first byte to its last."""
-    reached, before = first, "the header"
+def _validate_coverage(tensors: list[StoredTensor], file: Path, data_start: int, file_size: int) -> None:
+    """Validate that the sorted tensors fill the data without gap or overlap.
+
+    Raises:
+        InputError: Two tensors overlap, or bytes belong to no tensor, or the file is truncated.
+    """
+    position, previous = data_start, "the header"
     for tensor in tensors:
-        if tensor.start < reached:
-            raise InputError(f"{file}: tensor {tensor.name!r} overlaps {before}")
-        if tensor.start > reached:
-            raise InputError(f"{file}: {tensor.start - reached} bytes between {before} and tensor {tensor.name!r}")
+        if tensor.start < position:
+            raise InputError(f"{file}: tensor {tensor.name!r} overlaps {previous}")
+        if tensor.start > position:
+            gap = tensor.start - position
+            raise InputError(f"{file}: {gap} bytes between {previous} and tensor {tensor.name!r} belong to no tensor")
         if tensor.stop > file_size:
             raise InputError(
                 f"{file}: tensor {tensor.name!r} ends at byte {tensor.stop}, the file has {file_size}: it is truncated"
             )
-        reached, before = tensor.stop, f"tensor {tensor.name!r}"
-    if reached != file_size:
-        raise InputError(f"{file} has {file_size - reached} bytes after {before}")
+        position, previous = tensor.stop, f"tensor {tensor.name!r}"
+    if position != file_size:
+        raise InputError(f"{file} has {file_size - position} bytes after {previous}, which belong to no tensor")

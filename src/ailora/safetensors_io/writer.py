@@ -1,4 +1,4 @@
-"""Write safetensors files: the header from shapes alone, then one tensor in memory at a time."""
+"""Write safetensors files: the header from dtypes and shapes, then a single tensor in memory at a time."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ import torch
 from torch import Tensor
 
 from ailora.atomic_io import replacing_file
-from ailora.safetensors_io.header import BITS, SAFETENSORS_DTYPES, TORCH_DTYPES, StoredTensor
+from ailora.safetensors_io.header import DTYPE_BITS, SAFETENSORS_DTYPES, TORCH_DTYPES, StoredTensor
 
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """A tensor that will be written.
+    """Name, dtype and shape of a tensor to write.
 
     Attributes:
-        name: Its name in the file.
-        dtype: The file's name of its dtype, such as `BF16`.
-        shape: Its shape.
+        name: Name in the file.
+        dtype: Name of the dtype in the file, such as `BF16`.
+        shape: Shape of the tensor.
     """
 
     name: str
@@ -32,14 +32,14 @@ class TensorSpec:
 
     @classmethod
     def from_tensor(cls, name: str, tensor: Tensor | StoredTensor) -> TensorSpec:
-        """Describe a tensor that will be written as it is, under a name."""
+        """Build the spec that writes a tensor unchanged under a name."""
         dtype = SAFETENSORS_DTYPES[tensor.dtype] if isinstance(tensor, Tensor) else tensor.dtype
         return cls(name, dtype, tuple(tensor.shape))
 
     @property
-    def size(self) -> int:
+    def nbytes(self) -> int:
         """Size in bytes."""
-        return math.prod(self.shape) * BITS[self.dtype] // 8
+        return math.prod(self.shape) * DTYPE_BITS[self.dtype] // 8
 
 
 def write_tensors(file: Path, specs: Sequence[TensorSpec], tensors: Iterable[Tensor]) -> None:
@@ -47,8 +47,8 @@ def write_tensors(file: Path, specs: Sequence[TensorSpec], tensors: Iterable[Ten
 
     Args:
         file: The file.
-        specs: What it holds, in its order.
-        tensors: A tensor for each spec, in any floating dtype; taken one at a time.
+        specs: Specs of the tensors, in the order of the file.
+        tensors: Tensor of each spec, in any floating dtype. A generator keeps a single tensor in memory.
     """
     with replacing_file(file) as stream:
         stream.write(header_bytes(specs, {"format": "pt"}))
@@ -58,22 +58,26 @@ def write_tensors(file: Path, specs: Sequence[TensorSpec], tensors: Iterable[Ten
 
 
 def tensor_bytes(tensor: Tensor) -> memoryview:
-    """Return the bytes of a tensor, as a file holds them."""
+    """Return the bytes of a tensor as a file stores them."""
     return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 def header_bytes(tensors: Iterable[TensorSpec | StoredTensor], metadata: Mapping[str, str] | None = None) -> bytes:
-    """Return length and header of a file with these tensors, padded to eight bytes, as the format recommends.
+    """Format the beginning of a file: the length of its header, and the header.
 
     Args:
-        tensors: What the file will hold, in its order.
-        metadata: Free text; transformers asks for `{"format": "pt"}`.
+        tensors: Tensors of the file, in its order.
+        metadata: Free text; transformers requires `{"format": "pt"}`.
+
+    Returns:
+        Bytes, a multiple of eight.
     """
     entries: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
     stop = 0
     for tensor in tensors:
-        start, stop = stop, stop + tensor.size
+        start, stop = stop, stop + tensor.nbytes
         entries[tensor.name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [start, stop]}
     text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+    # The format recommends data aligned to eight bytes.
     text += b" " * (-len(text) % 8)
     return struct.pack("<Q", len(text)) + text
