@@ -1,4 +1,4 @@
-"""Inits: how the factors of one projection start, and policies: which init each role gets."""
+"""Inits of a projection's factors, and policies: an init for each role."""
 
 from ailora.inits.init import Factors, Init
 from ailora.inits.init_spec import parse_init

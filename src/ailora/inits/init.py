@@ -1,4 +1,4 @@
-"""The interface of inits: how the factors of one projection start."""
+"""Interface of inits, the rules for the initial factors of a projection."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Factors:
-    """The initial factors of one adapter.
+    """Initial factors of an adapter, or of a batch of adapters.
 
     Attributes:
-        A: (..., rank, in).
-        B: (..., out, rank).
-        floored: number of directions whose negligible singular value was clamped to a small one, (...,).
+        A: Factor (..., rank, in).
+        B: Factor (..., out, rank).
+        floored: Number of directions with a negligible singular value, clamped to a small value, (...,).
     """
 
     A: Float[Tensor, "*batch rank in_"]
@@ -27,9 +27,9 @@ class Factors:
 
 
 class Init(ABC):
-    """A rule that makes the initial factors of one projection from its weight."""
+    """Rule for the initial factors of a projection, given its weight."""
 
-    #: Whether `B A` differs from zero at the start, so that the adapter needs an anchor.
+    #: Whether `B A` differs from zero at the start. Such an adapter needs an anchor.
     anchored: ClassVar[bool]
 
     @abstractmethod
@@ -39,18 +39,18 @@ class Init(ABC):
         """Compute the factors `A` (rank, in) and `B` (out, rank), in float32 or, for a float64 weight, float64.
 
         Args:
-            weight: the base weight, floating, (out, in); inits with an anchor take batches (..., out, in) too.
-            rank: 1 <= rank <= min(out, in).
-            scaling: the `s` in `dW = s B A`, positive.
-            generator: the only source of random numbers, on the CPU.
+            weight: Base weight (out, in), floating; inits with an anchor accept batches (..., out, in) too.
+            rank: Rank of the factors, 1 <= rank <= min(out, in).
+            scaling: Positive `s` in `dW = s B A`.
+            generator: Only source of random numbers, on the CPU.
 
         Returns:
             The factors, on the device of the weight.
 
         Raises:
-            InputError: the weight has no decomposition (NaN, infinite), or the rank is out of range.
+            InputError: The weight has no decomposition (NaN, infinite), or the rank is out of range.
         """
 
     @abstractmethod
     def to_dict(self) -> dict[str, str]:
-        """Return the init as plain data; `parse_init` reads it back."""
+        """Return the init as plain data, the input of `parse_init`."""

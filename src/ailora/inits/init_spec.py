@@ -1,4 +1,4 @@
-"""The words that name an init in configurations and files."""
+"""Names of inits in configurations and files."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from ailora.inits.kaiming import Kaiming
 from ailora.inits.spectral import Size, Spectral
 from ailora.spectral import Band
 
-#: word -> its init; None: such a projection stays frozen
-INIT_WORDS: dict[str, Init | None] = {
+#: Name -> init. None: the projection stays frozen.
+_INITS: dict[str, Init | None] = {
     "principal": Spectral(Band.PRINCIPAL),
     "minor": Spectral(Band.MINOR),
     "lora": Kaiming(),
@@ -20,27 +20,25 @@ INIT_WORDS: dict[str, Init | None] = {
 
 
 def parse_init(spec: object) -> Init | None:
-    """Parse a word (`principal`, `minor`, `lora`, `none`), a mapping (`{init: minor, size: unit}`), or an `Init`.
+    """Parse a name (`principal`, `minor`, `lora`, `none`), a mapping (`{init: minor, size: unit}`), or an `Init`.
 
     Returns:
-        The init; None for `none`: such a projection stays frozen.
+        The init. None for `none`: the projection stays frozen.
 
     Raises:
-        InputError: unknown word, option or size.
+        InputError: The name, an option or the size is unknown.
     """
     if spec is None or isinstance(spec, Init):
         return spec
     fields = dict(spec) if isinstance(spec, Mapping) else {"init": spec}
     name = fields.pop("init", None)
-    if not isinstance(name, str) or name not in INIT_WORDS:
-        raise unknown_name("init", name, INIT_WORDS)
-    init = INIT_WORDS[name]
+    if not isinstance(name, str) or name not in _INITS:
+        raise unknown_name("init", name, _INITS)
+    init = _INITS[name]
     options = ("size",) if isinstance(init, Spectral) else ()
     for option in fields:
         if option not in options:
             raise unknown_name(f"option of init {name!r}", option, options)
-    return (
-        Spectral(init.band, parse_choice("size", fields["size"], Size))
-        if fields and isinstance(init, Spectral)
-        else init
-    )
+    if fields and isinstance(init, Spectral):
+        return Spectral(init.band, parse_choice("size", fields["size"], Size))
+    return init

@@ -1,4 +1,4 @@
-"""Plain LoRA's init."""
+"""Init of plain LoRA: Kaiming-uniform A, zero B."""
 
 from __future__ import annotations
 
@@ -12,21 +12,23 @@ from torch import Tensor
 
 from ailora.inits.init import Factors, Init
 
-#: Norm of a row of LoRA's Kaiming-uniform A: entries are uniform in +-1/sqrt(in), so the row norm tends to 1/sqrt(3).
+#: Norm of a row of LoRA's A. Entries are uniform in +-1/sqrt(in), so that the norm tends to 1/sqrt(3) for a large `in`.
 KAIMING_ROW_NORM = 1 / math.sqrt(3)
 
 
 @dataclass(frozen=True)
 class Kaiming(Init):
-    """Plain LoRA (arXiv 2106.09685): A uniform in +-1/sqrt(in) (Kaiming with a = sqrt(5), as PEFT), B zero."""
+    """Init of plain LoRA (arXiv 2106.09685): A uniform in +-1/sqrt(in), B zero."""
 
     anchored: ClassVar[bool] = False
 
     def factors(
         self, weight: Float[Tensor, "*batch out in_"], rank: int, *, scaling: float, generator: torch.Generator
     ) -> Factors:
+        del scaling  # the start is zero whatever the scaling
         out, in_ = weight.shape[-2:]
         dtype = torch.promote_types(weight.dtype, torch.float32)
+        # PEFT's distribution, Kaiming-uniform with a = sqrt(5), drawn from the given generator, not torch's global.
         A = (torch.rand(rank, in_, generator=generator, dtype=dtype) * 2 - 1) / math.sqrt(in_)
         return Factors(A=A.to(weight.device), B=torch.zeros(out, rank, dtype=dtype, device=weight.device))
 

@@ -1,4 +1,4 @@
-"""Policies: which init each role gets."""
+"""Policies: an init for each role."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from ailora.spectral import Band
 
 @dataclass(frozen=True)
 class Policy:
-    """The init of each projection's adapter, by the projection's role.
+    """Init of each projection's adapter, by the role of the projection.
 
     Attributes:
-        name: how tables, files and errors call it.
-        by_role: the inits of the roles that the policy names.
-        default: the init of every other role; None: those stay frozen.
+        name: Name in tables, files and errors.
+        by_role: Inits of the roles that the policy names.
+        default: Init of all other roles. None: they stay frozen.
     """
 
     name: str
@@ -29,16 +29,16 @@ class Policy:
     default: Init | None = None
 
     def init_for(self, role: Role) -> Init | None:
-        """Return the init of a role's projections; None when they stay frozen."""
+        """Return the init of a role's projections, or None if they stay frozen."""
         return self.by_role.get(role, self.default)
 
     @property
     def default_roles(self) -> tuple[Role, ...]:
-        """Roles that are adapted when the user names none: those that the policy names, else query and value."""
+        """Roles that are adapted by default: the roles that the policy names, else query and value."""
         return tuple(self.by_role) or (Role.QUERY, Role.VALUE)
 
     def to_dict(self) -> dict[str, object]:
-        """Return the policy as plain data; `parse_policy` reads it back."""
+        """Return the policy as plain data, the input of `parse_policy`."""
         return {
             "name": self.name,
             "by_role": {role.value: init.to_dict() for role, init in self.by_role.items()},
@@ -46,18 +46,19 @@ class Policy:
         }
 
 
-#: What names a policy: itself, a preset, `{role: init}`, or what `Policy.to_dict` returned.
+#: A policy, the name of a preset, `{role: init}`, or the result of `Policy.to_dict`.
 PolicySpec = Policy | str | Mapping[str, object]
 
 _PRINCIPAL, _MINOR = Spectral(Band.PRINCIPAL), Spectral(Band.MINOR)
 
-#: The named policies. Roles that `ailora` and `reversed` do not name start as plain LoRA, if adapted.
+#: Named policies. The paper has no init for roles other than query and value: if adapted, they start as plain LoRA, the
+#: neutral choice, in `ailora` and `reversed`.
 PRESETS: dict[str, Policy] = {
     policy.name: policy
     for policy in (
-        # arXiv 2510.08034: the query moves, so it starts principal; the value is stable, so it starts minor.
+        # arXiv 2510.08034: fine-tuning moves the query, which starts principal; the value is stable and starts minor.
         Policy("ailora", {Role.QUERY: _PRINCIPAL, Role.VALUE: _MINOR}, default=Kaiming()),
-        # The same with the bands exchanged: the paper's control.
+        # The bands exchanged: the control of the same paper.
         Policy("reversed", {Role.QUERY: _MINOR, Role.VALUE: _PRINCIPAL}, default=Kaiming()),
         # arXiv 2404.02948
         Policy("pissa", default=_PRINCIPAL),
@@ -70,10 +71,13 @@ PRESETS: dict[str, Policy] = {
 
 
 def parse_policy(spec: PolicySpec) -> Policy:
-    """Parse a preset's name, a mapping `{role: init}` or the output of `Policy.to_dict`.
+    """Parse a preset's name, a mapping `{role: init}` or the result of `Policy.to_dict`.
+
+    Returns:
+        The policy, named `custom` if it comes from a mapping `{role: init}`.
 
     Raises:
-        InputError: unknown preset, role or init; a mapping that adapts nothing.
+        InputError: A preset, a role or an init is unknown, or the mapping adapts no role.
     """
     if isinstance(spec, Policy):
         return spec
@@ -82,7 +86,7 @@ def parse_policy(spec: PolicySpec) -> Policy:
             raise unknown_name("policy", spec, PRESETS)
         return PRESETS[spec]
     if not isinstance(spec, Mapping):
-        raise InputError(f"a policy is a preset's name or a mapping from role to init, not {spec!r}")
+        raise InputError(f"a policy is a preset's name or a mapping from role to init, got {spec!r}")
     if "by_role" in spec:
         return Policy(str(spec.get("name", "custom")), _parse_by_role(spec["by_role"]), parse_init(spec.get("default")))
     by_role = _parse_by_role(spec)
@@ -93,6 +97,6 @@ def parse_policy(spec: PolicySpec) -> Policy:
 
 def _parse_by_role(spec: object) -> dict[Role, Init]:
     if not isinstance(spec, Mapping):
-        raise InputError(f"by_role is a mapping from role to init, not {spec!r}")
+        raise InputError(f"by_role of a policy is a mapping from role to init, got {spec!r}")
     inits = {parse_role(role): parse_init(init) for role, init in spec.items()}
     return {role: init for role, init in inits.items() if init is not None}

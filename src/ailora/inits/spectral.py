@@ -1,4 +1,4 @@
-"""Inits from the spectrum of the weight."""
+"""Init from a band of the weight's own spectrum."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from ailora.inits.init import Factors, Init
 from ailora.inits.kaiming import KAIMING_ROW_NORM
 from ailora.spectral import Band, cached_svd
 
-#: Smallest singular value that factors are made of, relative to the root mean square of the weight's singular values.
-#: Where `A` and `B` of a direction are both zero, both gradients vanish and it never trains.
+#: Smallest singular value in factors, relative to the root mean square of the weight's singular values. A direction
+#: that is zero in both `A` and `B` has no gradient in either and never trains. Real weights stay untouched.
 _MIN_SINGULAR_VALUE_RATIO = 1e-4
 
 
 class Size(StrEnum):
-    """How long the factors of a spectral init are.
+    """Size of the factors of a spectral init.
 
-    `singular` splits the singular values evenly (the paper's equation); `unit` gives every direction the row norm of
-    plain LoRA's A, so that the start tolerates plain LoRA's learning rate.
+    `singular` splits each singular value evenly (the paper's equation). `unit` gives every direction the row norm of
+    plain LoRA's A; such a start tolerates plain LoRA's learning rate.
     """
 
     SINGULAR = "singular"
@@ -33,12 +33,15 @@ class Size(StrEnum):
 
 @dataclass(frozen=True)
 class Spectral(Init):
-    """Start from one band of the weight's own spectrum.
+    """Init from a band of the weight's own spectrum.
 
     With the band's triplets `U, S, Vh` and size `singular`: `B = U (S/s)^1/2`, `A = (S/s)^1/2 Vh`, so that `s B A` is
     the part of W in the band (AILoRA, arXiv 2510.08034; PiSSA, arXiv 2404.02948; MiLoRA, arXiv 2406.09044). Negligible
-    singular values are replaced by a small one (`Factors.floored` counts them): in the anchored form any start is
-    exact, and in the residual form what is added is subtracted.
+    singular values are clamped to a small value; `Factors.floored` counts them.
+
+    Attributes:
+        band: Principal or minor.
+        size: Size of the factors.
     """
 
     band: Band
@@ -48,15 +51,17 @@ class Spectral(Init):
     def factors(
         self, weight: Float[Tensor, "*batch out in_"], rank: int, *, scaling: float, generator: torch.Generator
     ) -> Factors:
+        del generator  # the decomposition is deterministic
         triplets = cached_svd(weight, rank, self.band)
         if self.size is Size.UNIT:
             return Factors(A=triplets.Vh * KAIMING_ROW_NORM, B=triplets.U * KAIMING_ROW_NORM)
-        size = torch.linalg.vector_norm(weight.to(triplets.S.dtype), dim=(-2, -1), keepdim=True)[..., 0]
-        least = _MIN_SINGULAR_VALUE_RATIO * size / math.sqrt(min(weight.shape[-2:]))
-        # A weight that is zero throughout gives no scale: take plain LoRA's.
-        least = torch.where(least > 0, least, KAIMING_ROW_NORM**2 * scaling)
-        root = (triplets.S.clamp_min(least) / scaling).sqrt()
-        floored = (least > triplets.S).sum(dim=-1)
+        norm = torch.linalg.vector_norm(weight.to(triplets.S.dtype), dim=(-2, -1), keepdim=True)[..., 0]
+        min_value = _MIN_SINGULAR_VALUE_RATIO * norm / math.sqrt(min(weight.shape[-2:]))
+        # A zero weight has no scale of its own: take plain LoRA's.
+        min_value = torch.where(min_value > 0, min_value, KAIMING_ROW_NORM**2 * scaling)
+        # Clamping changes no output: the anchored form is exact for any start, the residual form subtracts its start.
+        root = (triplets.S.clamp_min(min_value) / scaling).sqrt()
+        floored = (min_value > triplets.S).sum(dim=-1)
         return Factors(A=triplets.Vh * root[..., :, None], B=triplets.U * root[..., None, :], floored=floored)
 
     def to_dict(self) -> dict[str, str]:
