@@ -232,9 +232,9 @@ def test_kernels_without_second_derivatives_are_stepped_around_or_named(monkeypa
 
 def test_what_cannot_be_measured_is_refused() -> None:
     model, losses = adapted()
-    with pytest.raises(ailora.InputError, match="1 batches: an error bar needs at least two"):
+    with pytest.raises(ailora.InputError, match="expected at least two batches for an error bar, got 1"):
         curvature_by_role(model, losses[:1])
-    with pytest.raises(ailora.InputError, match="0 iterations"):
+    with pytest.raises(ailora.InputError, match="expected at least one iteration, got 0"):
         curvature_by_role(model, losses, iterations=0)
     with pytest.raises(ailora.InputError, match="a scalar with gradients"):
         curvature_by_role(model, [lambda: losses[0]().detach()] * 2)

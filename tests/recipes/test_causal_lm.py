@@ -215,7 +215,7 @@ def test_weight_decay_pulls_toward_the_start(language_config: dict[str, Any], tm
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["adapter.learning_rates={key: 2}"], "the role key is not adapted; adapted: query, value"),
+        (["adapter.learning_rates={key: 2}"], "role key is not adapted; adapted: query, value"),
         (["adapter.learning_rates={keys: 2}"], "unknown role 'keys' .did you mean 'key'"),
         (["adapter.learning_rates={query: {C: 2}}"], "unknown factor in adapter.learning_rates 'C'; allowed: A, B"),
         (["adapter.learning_rates={query: 0}"], "adapter.learning_rates is .*; expected multipliers"),

@@ -1,1 +1,1 @@
-"""Learning rates by role and factor: parameter groups, and the curvature of the loss at the start."""
+"""Learning rates by role and factor: parameter groups, and the curvature of the loss before training."""

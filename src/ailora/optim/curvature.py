@@ -1,7 +1,7 @@
-"""How strongly the training loss bends in each role's factors at the start, and what learning rate that allows.
+"""Curvature of the training loss in each role's factors before training, and the learning rates it suggests.
 
-That each start's best learning rate goes inversely with its largest Hessian eigenvalue is the observation of
-arXiv 2602.04998. `rate_multiple` says what becomes of it under Adam.
+The best learning rate of a start is inversely proportional to its largest Hessian eigenvalue (arXiv 2602.04998).
+`rate_multiple` adapts the rule to Adam.
 """
 
 from __future__ import annotations
@@ -19,28 +19,29 @@ from ailora.errors import InputError, ModelError
 from ailora.optim.hessian import Block, Loss, blocks_by_role, hessian_products
 from ailora.spectral.lanczos import orthonormalize
 
-#: A Ritz value whose residual is larger than this share of it may be far below the largest eigenvalue.
-_SETTLED = 0.25
+#: Largest residual of a converged Ritz value, relative to the value. With a larger residual the value may be far below
+#: the largest eigenvalue.
+_MAX_RELATIVE_RESIDUAL = 0.25
 
-#: Vectors (n,) by key -> the products (batches, n) of each batch's symmetric operator with them.
+#: Maps vectors (n,) by key to the products (batches, n) of each batch's symmetric operator.
 Products = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
 
 
 @dataclass(frozen=True)
 class Curvature:
-    """The largest eigenvalue of a role's block of the Hessian of the loss, averaged over batches.
+    """Largest eigenvalue of a role's block of the Hessian of the loss, averaged over batches.
 
-    The largest algebraically: gradient descent is stable below 2 / value, and negative curvature, however large, sets
-    no such bound. The block between `A` and `B` holds the scaled gradient in W whatever the start, so that the value is
-    not below its largest singular value: this floor is what plain LoRA, and starts shorter than it, are seen to have.
+    Largest means algebraically: gradient descent is stable below 2 / value, and negative curvature, however large, sets
+    no such bound. The off-diagonal part between `A` and `B` holds the scaled gradient in W for every start. Its largest
+    singular value is a floor under the eigenvalue, and plain LoRA and smaller starts lie on this floor.
 
     Attributes:
         value: Rayleigh quotient of the last Ritz vector x, in units of loss / parameter^2.
-        residual: `|H x - value x|`; an eigenvalue lies within it. After a random start it is the largest one, almost
-            surely, unless the residual is large against the value.
-        spread: standard error of `value` over the batches.
-        iterations: Lanczos steps, each a product with every batch's Hessian.
-        batches: how many batches were averaged.
+        residual: `|H x - value x|`. An eigenvalue lies within this distance of `value`. After a random start it is
+            almost surely the largest, unless the residual is large relative to the value.
+        spread: Standard error of `value` over the batches.
+        iterations: Number of Lanczos steps, each a product with every batch's Hessian.
+        batches: Number of averaged batches.
     """
 
     value: float
@@ -51,18 +52,18 @@ class Curvature:
 
     @property
     def error(self) -> float:
-        """Residual and spread together, which know nothing of each other; infinite if the iteration had not settled."""
-        settled = self.residual <= _SETTLED * abs(self.value)
-        return math.hypot(self.residual, self.spread) if settled else math.inf
+        """Root of the summed squares of residual and spread, which are independent; infinite without convergence."""
+        converged = self.residual <= _MAX_RELATIVE_RESIDUAL * abs(self.value)
+        return math.hypot(self.residual, self.spread) if converged else math.inf
 
 
 @dataclass(frozen=True)
 class RateMultiple:
-    """What one start's good learning rate is multiplied by, to get another's.
+    """Ratio of the good learning rates of two starts.
 
     Attributes:
-        value: the multiple.
-        error: what the errors of the two curvatures make of it; how well the rule fits is not in it.
+        value: The ratio.
+        error: Propagated error of the two curvatures. The error of the rule itself is not included.
     """
 
     value: float
@@ -70,20 +71,23 @@ class RateMultiple:
 
 
 def rate_multiple(curvature: Curvature, reference: Curvature) -> RateMultiple:
-    """The multiple of the reference's good learning rate that suits a start with another curvature, under Adam.
+    """Estimate the good learning rate of a start under Adam, as a multiple of the reference's.
 
-    `(reference / curvature)^1/2`: with the size t of a start's factors the gradient in them grows like t and the
-    Hessian like t^2. So gradient descent's best rate goes like 1 / t^2, and that of Adam, whose step does not grow with
-    the gradient, like 1 / t. It is a starting point for a sweep, no substitute: of six rules it came nearest to the
-    sweep of `benchmarks/learning_rate_curvature.py`, on one model with one seed, and it says "as plain LoRA" wherever
-    the gradient's own block (see `Curvature`) is the largest thing that bends.
+    The rule is `(reference / curvature)^1/2`. With the size t of a start's factors, the gradient in the factors grows
+    like t and the Hessian like t^2. The best rate of gradient descent therefore goes like 1 / t^2, and the best rate of
+    Adam, whose step does not grow with the gradient, like 1 / t. The result is a starting point for a sweep and no
+    substitute: of six rules this was the nearest to the sweep of `benchmarks/learning_rate_curvature.py`, on a single
+    model with a single seed. The result is close to 1 wherever the floor of `Curvature` hides the difference.
 
     Args:
-        curvature: of the start whose rate is wanted.
-        reference: of the start whose good rate is known (plain LoRA's), of the same role and batches.
+        curvature: Curvature of the start with the unknown rate.
+        reference: Curvature of the start with the known rate (plain LoRA), of the same role and batches.
+
+    Returns:
+        The multiple, with its error.
 
     Raises:
-        ModelError: a curvature that is not positive sets no rate.
+        ModelError: A curvature is not positive and sets no rate.
     """
     if not min(curvature.value, reference.value) > 0:
         raise ModelError(
@@ -103,28 +107,29 @@ def curvature_by_role(
     seed: int = 0,
     adapter_name: str = "default",
 ) -> dict[str, Curvature]:
-    """The largest curvature of the mean loss in the factors of each role, and of all roles under `hessian.ALL`.
+    """Measure the largest curvature of the mean loss in the factors of each role.
 
-    All roles go in step, so that they share forward passes. Costs at most `iterations + 1` passes over the batches,
-    each a forward, a backward and a second backward for every role. Nothing of the model changes.
+    All roles advance together and share forward passes. The cost is at most `iterations + 1` passes over the batches,
+    each a forward, a backward and a second backward per role. The model is unchanged.
 
     Args:
-        model: a model that `adapt` returned, with factors in float32 or float64.
-        losses: the mean loss of each batch, two batches or more.
-        iterations: the most Lanczos steps.
-        tolerance: stop once the residual is this small relative to the value; the value's error is about its square.
-        seed: of the random start vectors.
+        model: A model that `adapt` returned, with factors in float32 or float64.
+        losses: Mean loss of each batch, at least two batches.
+        iterations: Largest number of Lanczos steps.
+        tolerance: Residual relative to the value at which the iteration stops. The relative error of the value is about
+            the square.
+        seed: Seed of the random start vectors.
         adapter_name: PEFT's name for the adapter.
 
     Returns:
-        role -> curvature; the key `hessian.ALL` is there if there are several roles.
+        Role -> curvature. If there are several roles, `hessian.ALL` -> curvature in all factors.
 
     Raises:
-        InputError: fewer than two batches, no iterations, a loss that is not a scalar with gradients.
-        ModelError: no such adapter, a gradient that is not finite, no second derivatives.
+        InputError: There are fewer than two batches or no iterations, or a loss is not a scalar with gradients.
+        ModelError: The adapter is missing, a gradient is not finite, or the model has no second derivatives.
     """
     if len(losses) < 2:
-        raise InputError(f"{len(losses)} batches: an error bar needs at least two")
+        raise InputError(f"expected at least two batches for an error bar, got {len(losses)}")
     blocks = blocks_by_role(model, adapter_name)
 
     def products(vectors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -135,38 +140,44 @@ def curvature_by_role(
 
 
 def start_vector(block: Block, seed: int) -> Float[Tensor, " n"]:
-    """Normal random numbers, the same for a block whichever others there are."""
-    drawn = torch.randn(block.size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    return drawn.to(block.parameters[0])
+    """Draw a normal random vector (n,) for a block."""
+    # A generator per block: the vector of a role is the same whichever other roles are measured.
+    vector = torch.randn(block.size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return vector.to(block.parameters[0])
 
 
 def largest_eigenvalues(
     products: Products, starts: Mapping[str, Float[Tensor, " n"]], *, iterations: int, tolerance: float
 ) -> dict[str, Curvature]:
-    """The largest eigenvalues of several symmetric operators, by Lanczos with full reorthogonalization, in step.
+    """Compute the largest eigenvalues of several symmetric operators by Lanczos with full reorthogonalization.
 
     Args:
-        products: gives those of all vectors that it is asked for at once; operators that have settled are left out.
-        starts: a start vector of each operator, not zero.
-        iterations: the most Lanczos steps; one more product gives the residual and the spread over batches.
-        tolerance: as `curvature_by_role`.
+        products: Returns the products of all given vectors at once. Operators that have converged are left out.
+        starts: Start vector (n,) of each operator, not zero.
+        iterations: Largest number of Lanczos steps. A last product gives the residual and the spread over batches.
+        tolerance: Residual relative to the value at which the iteration of an operator stops.
+
+    Returns:
+        Key -> curvature.
 
     Raises:
-        InputError: no iterations.
+        InputError: There are no iterations.
     """
     if iterations < 1:
-        raise InputError(f"{iterations} iterations: at least one is needed")
-    spaces = {key: _Krylov(start) for key, start in starts.items()}
+        raise InputError(f"expected at least one iteration, got {iterations}")
+    spaces = {key: _KrylovSpace(start) for key, start in starts.items()}
     for _ in range(iterations):
-        growing = {key: space.last for key, space in spaces.items() if not space.settled(tolerance)}
-        for key, made in products(growing).items() if growing else ():
-            spaces[key].extend(made.mean(dim=0))
+        growing = {key: space.last for key, space in spaces.items() if not space.has_converged(tolerance)}
+        for key, images in products(growing).items() if growing else ():
+            spaces[key].extend(images.mean(dim=0))
     vectors = {key: space.ritz_vector for key, space in spaces.items()}
-    made = products(vectors)
-    return {key: _curvature(x, made[key], spaces[key].steps) for key, x in vectors.items()}
+    # The last product is with the Ritz vector itself: the recurrence gives the residual for the mean of the batches, but
+    # not the spread between them.
+    ritz_products = products(vectors)
+    return {key: _measure(x, ritz_products[key], spaces[key].steps) for key, x in vectors.items()}
 
 
-def _curvature(x: Float[Tensor, " n"], products: Float[Tensor, "batches n"], iterations: int) -> Curvature:
+def _measure(x: Float[Tensor, " n"], products: Float[Tensor, "batches n"], iterations: int) -> Curvature:
     quotients = (products @ x).double()
     value = quotients.mean()
     residual = (products.mean(dim=0) - value.to(x) * x).norm()
@@ -174,8 +185,8 @@ def _curvature(x: Float[Tensor, " n"], products: Float[Tensor, "batches n"], ite
     return Curvature(float(value), float(residual), float(spread), iterations, len(quotients))
 
 
-class _Krylov:
-    """An orthonormal basis of a Krylov space, and the operator's projection on it, kept in float64."""
+class _KrylovSpace:
+    """Orthonormal basis of a Krylov space, and the operator's projection on the space in float64."""
 
     def __init__(self, start: Float[Tensor, " n"]) -> None:
         self._basis = (start / start.norm())[:, None]
@@ -183,33 +194,34 @@ class _Krylov:
 
     @property
     def steps(self) -> int:
-        """How many products it is made of."""
+        """Number of products so far."""
         return len(self._columns)
 
     @property
     def last(self) -> Float[Tensor, " n"]:
-        """The vector whose product comes next."""
+        """Last vector of the basis, whose product comes next."""
         return self._basis[:, -1]
 
     def extend(self, product: Float[Tensor, " n"]) -> None:
-        """Take the operator's product with `last`."""
+        """Extend the basis by the operator's product with `last`."""
         new, coefficients = orthonormalize(product[:, None], self._basis)
         self._columns.append(coefficients[:, 0].double().cpu())
         self._basis = torch.cat([self._basis, new], dim=1)
 
-    def settled(self, tolerance: float) -> bool:
-        """Whether the largest Ritz value's residual, known from the recurrence, is small enough."""
+    def has_converged(self, tolerance: float) -> bool:
+        """Return whether the residual of the largest Ritz value is at most `tolerance` times the value."""
         if not self.steps:
             return False
-        value, vector = self._ritz()
+        value, vector = self._largest_ritz_pair()
+        # The residual follows from the recurrence, without another product.
         return bool(self._columns[-1][-1].abs() * vector[-1].abs() <= tolerance * value.abs())
 
     @property
     def ritz_vector(self) -> Float[Tensor, " n"]:
-        """The unit vector that the largest Ritz value belongs to."""
-        return self._basis[:, : self.steps] @ self._ritz()[1].to(self._basis)
+        """Unit vector of the largest Ritz value."""
+        return self._basis[:, : self.steps] @ self._largest_ritz_pair()[1].to(self._basis)
 
-    def _ritz(self) -> tuple[Tensor, Tensor]:
+    def _largest_ritz_pair(self) -> tuple[Tensor, Tensor]:
         core = torch.zeros(self.steps, self.steps, dtype=torch.float64)
         for step, column in enumerate(self._columns):
             core[: step + 1, step] = column[: step + 1]
