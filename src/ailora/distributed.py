@@ -1,8 +1,9 @@
-"""Processes that work together: the ranks of a launcher, and workers that this process starts.
+"""Collective operations of the ranks of a launcher, and a pool of worker processes.
 
-The ranks are those of `torch.distributed`, which a Trainer, accelerate or `init_process_group_if_launched` has set up.
-Without a process group this process is alone, and every function here returns at once. accelerate's `PartialState` is
-not asked: making it starts a process group, and whoever makes it first decides the backend of a later Trainer.
+The ranks are those of `torch.distributed`, initialized by a Trainer, by accelerate or by
+`init_process_group_if_launched`. Without a process group this process is the only rank, and collective operations
+return immediately. accelerate's `PartialState` is not used: creating the state starts a process group, and the first
+creator decides device and backend of a later Trainer.
 """
 
 from __future__ import annotations
@@ -28,27 +29,27 @@ from ailora.errors import AiloraError, InputError, ModelError
 T = TypeVar("T")
 Result = TypeVar("Result")
 
-#: How long a rank waits for the others: the largest models take hours.
+#: Time that a rank waits for the others. Decomposing the largest models takes hours.
 _GROUP_TIMEOUT = timedelta(hours=24)
 
 
 def process_index() -> int:
-    """Return the number of this process among the ranks, from 0."""
+    """Return the rank of this process, from 0."""
     return dist.get_rank() if _is_initialized() else 0
 
 
 def process_count() -> int:
-    """Return how many ranks there are."""
+    """Return the number of ranks."""
     return dist.get_world_size() if _is_initialized() else 1
 
 
 def is_main() -> bool:
-    """Return whether this process claims folders and writes what all ranks made."""
+    """Return whether this process is rank 0, which claims folders and writes the results of all ranks."""
     return process_index() == 0
 
 
 def wait_for_everyone() -> None:
-    """Wait until all ranks are here."""
+    """Wait until all ranks call this function."""
     if process_count() > 1:
         dist.barrier()
 
@@ -59,14 +60,15 @@ def _is_initialized() -> bool:
 
 @contextmanager
 def init_process_group_if_launched() -> Iterator[None]:
-    """Have a process group while the body runs, if a launcher started several ranks; an existing one is taken.
+    """Initialize a process group for the body, if a launcher started several ranks and no group exists.
 
     Raises:
-        InputError: The launcher's variables are incomplete.
+        InputError: The environment variables of the launcher are incomplete.
     """
     if _is_initialized() or _launched_count() == 1:
         yield
         return
+    # gloo, with or without an accelerator: the ranks wait for each other and exchange small objects, no weights.
     dist.init_process_group("gloo", timeout=_GROUP_TIMEOUT)
     try:
         yield
@@ -75,10 +77,10 @@ def init_process_group_if_launched() -> Iterator[None]:
 
 
 def _launched_count() -> int:
-    """Return how many ranks a launcher started.
+    """Return the number of ranks that a launcher started.
 
     Raises:
-        InputError: Its variables are there in part: they may be left from something else.
+        InputError: Only a part of the launcher's variables is set, as after another program.
     """
     names = ("WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT")
     size = os.environ.get("WORLD_SIZE", "1")
@@ -95,11 +97,12 @@ def _launched_count() -> int:
 
 @contextmanager
 def raise_on_all_ranks() -> Iterator[None]:
-    """Run a body on all ranks; if it fails on one, all raise.
+    """Run the body on all ranks, and raise on all ranks if the body fails on any.
 
     Raises:
-        AiloraError: It failed on another rank. Where it failed itself, the error is raised as it is.
+        AiloraError: The body failed on another rank. A rank whose own body failed raises the original error.
     """
+    # Without this exchange the other ranks wait in their next collective until the timeout.
     failure: Exception | None = None
     try:
         yield
@@ -115,10 +118,13 @@ def raise_on_all_ranks() -> Iterator[None]:
 
 @contextmanager
 def on_main(context: AbstractContextManager[T]) -> Iterator[T]:
-    """Enter a context on the main process alone; all ranks get its value, or fail with it.
+    """Enter a context on the main process alone, and broadcast its value to all ranks.
+
+    Yields:
+        Value of the context.
 
     Raises:
-        AiloraError: The context could not be entered.
+        AiloraError: The main process cannot enter the context.
     """
     with ExitStack() as stack:
         with raise_on_all_ranks():
@@ -127,7 +133,7 @@ def on_main(context: AbstractContextManager[T]) -> Iterator[T]:
 
 
 def broadcast(value: T | None) -> T:
-    """Return the main process's value on all ranks."""
+    """Return the value of the main process on all ranks. The value has to be picklable."""
     values: list[Any] = [value]
     if process_count() > 1:
         dist.broadcast_object_list(values, src=0)
@@ -135,7 +141,7 @@ def broadcast(value: T | None) -> T:
 
 
 def gather_object(value: T) -> list[T]:
-    """Return the values of all ranks, in their order."""
+    """Return the values of all ranks on every rank, in the order of the ranks."""
     values: list[Any] = [value] * process_count()
     if len(values) > 1:
         dist.all_gather_object(values, value)
@@ -143,48 +149,56 @@ def gather_object(value: T) -> list[T]:
 
 
 def all_reduce_sum(numbers: Mapping[str, float]) -> dict[str, float]:
-    """Return the sums of numbers over all ranks."""
+    """Return the sum of each number over all ranks."""
     parts = gather_object(dict(numbers))
     return {name: sum(part[name] for part in parts) for name in numbers}
 
 
 def local_shard(items: Sequence[T]) -> list[T]:
-    """Return the items of this rank, dealt in turn, so that items in the order of falling cost are spread evenly."""
+    """Return every n-th of the items for this rank, n being the number of ranks."""
+    # Round-robin instead of blocks: items sorted by cost are spread evenly.
     return list(items[process_index() :: process_count()])
 
 
 def split_between_processes(items: Sequence[T]) -> list[tuple[T, bool]]:
-    """Deal items in turn, as many to every rank: sharded models compute together, so the last are dealt again.
+    """Split items round-robin into equal numbers per rank, padded with the last item.
 
     Returns:
-        Items of this rank, and whether each counts; those that fill up do not.
+        Items of this rank, each with whether the item counts. Padding does not count.
     """
     rank, count = process_index(), process_count()
-    numbers = [rank + k * count for k in range(-(-len(items) // count))]
-    return [(items[min(n, len(items) - 1)], n < len(items)) for n in numbers]
+    # Equal numbers, as the forward pass of a sharded model is collective: a rank without items would block the others.
+    indices = [rank + k * count for k in range(-(-len(items) // count))]
+    return [(items[min(index, len(items) - 1)], index < len(items)) for index in indices]
 
 
 def gather(results: Sequence[T]) -> list[T]:
-    """Return the results of all ranks, in the order of the items that `split_between_processes` was given.
+    """Gather the results of all ranks, in the order of the items before `split_between_processes`.
 
     Args:
-        results: One for each item of this rank that counts.
+        results: Result of each item of this rank that counts.
+
+    Returns:
+        Results of all items, on every rank.
     """
     parts, count = gather_object(list(results)), process_count()
-    return [parts[number % count][number // count] for number in range(sum(map(len, parts)))]
+    return [parts[index % count][index // count] for index in range(sum(map(len, parts)))]
 
 
 def compute_on_rank0_and_broadcast(compute: Callable[[], T]) -> T:
-    """Compute something on every rank, and return what the first rank computed: bit for bit the same on all.
+    """Compute a value on every rank, and return the value of rank 0, bit for bit equal on all ranks.
 
-    Every rank computes, as a sharded weight is gathered by all of them together. What another rank computes does not
-    count, nor whether it fails: with `cpu_ram_efficient_loading` only the first one of a machine has read the weights.
+    Every rank computes, as gathering a sharded weight is collective. Values and errors of other ranks are ignored: with
+    `cpu_ram_efficient_loading` only the first rank of a machine has read the weights.
 
     Args:
-        compute: Returns something that can be pickled. Its tensors arrive on the CPU of other ranks.
+        compute: Returns a picklable value. Other ranks receive its tensors on the CPU.
+
+    Returns:
+        Value of rank 0.
 
     Raises:
-        ModelError: It failed on the first rank; there the error itself is raised.
+        ModelError: The computation failed on rank 0. Rank 0 raises the original error.
     """
     if process_count() == 1:
         return compute()
@@ -192,7 +206,7 @@ def compute_on_rank0_and_broadcast(compute: Callable[[], T]) -> T:
     failure: Exception | None = None
     try:
         value = compute()
-    except Exception as error:  # whatever it is, the others wait for an answer
+    except Exception as error:  # of any type, as the other ranks wait for the broadcast
         failure = error
     message = failure and f"{type(failure).__name__}: {failure}"
     content, message = broadcast((_to_bytes(value), message) if is_main() else None)
@@ -202,27 +216,31 @@ def compute_on_rank0_and_broadcast(compute: Callable[[], T]) -> T:
 
 
 def _to_bytes(value: object) -> bytes:
-    """Pickle by torch, which lets the reader choose the device of tensors."""
+    """Pickle a value with `torch.save`, so that the reader chooses the device of tensors."""
     buffer = io.BytesIO()
     torch.save(value, buffer)
     return buffer.getvalue()
 
 
 def run_in_processes(run: Callable[[T], Result], tasks: Sequence[T], *, workers: int) -> Iterator[tuple[T, Result]]:
-    """Run every task in processes that end with this one and share the cores; results come as they are made.
+    """Run tasks in worker processes that share the cores and end with this process.
 
     Args:
-        run: A function of a module, as processes import it.
-        tasks: What it is called with; pickled.
-        workers: How many processes.
+        run: Function of a module, which workers import.
+        tasks: Arguments of `run`, picklable.
+        workers: Number of processes.
+
+    Yields:
+        Tasks and results in the order of completion.
 
     Raises:
         AiloraError: A worker was killed.
     """
     threads = max(1, torch.get_num_threads() // workers)
     with ExitStack() as stack:
-        # The pool starts its processes while it is given tasks, and none later.
+        # The pool starts its processes while tasks are submitted, and none later: the safe path may end here.
         with safe_import_path():
+            # Spawned, as torch's threads do not survive a fork.
             pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=_start_worker, initargs=(threads,))
             stack.enter_context(pool)
             pending = {pool.submit(run, task): task for task in tasks}
@@ -231,21 +249,21 @@ def run_in_processes(run: Callable[[T], Result], tasks: Sequence[T], *, workers:
                 yield pending[future], future.result()
         except BrokenProcessPool:
             raise AiloraError(
-                "a worker was killed, perhaps for want of memory: take fewer; the same command goes on from here"
+                "a worker was killed, perhaps for lack of memory: use fewer workers; the same command resumes from here"
             ) from None
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _start_worker(threads: int) -> None:
-    # scipy brings a BLAS of its own, with threads of its own.
+    # Both limits: scipy has a BLAS of its own, whose threads in several workers wait for each other spinning.
     torch.set_num_threads(threads)
     threadpool_limits(threads)
     threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 
 def _exit_with_parent() -> None:
-    """Leave no process behind when the one that started this was killed."""
+    # A killed parent cannot stop its workers, and a worker that computes for hours would go on alone.
     parent = parent_process()
     if parent is not None:
         parent.join()

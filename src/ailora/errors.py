@@ -1,4 +1,4 @@
-"""What can go wrong, said so that the reader knows what was asked, where, and what is allowed."""
+"""Errors of the package. Messages name the object, the value, the allowed values and the next step."""
 
 from __future__ import annotations
 
@@ -11,38 +11,49 @@ Choice = TypeVar("Choice", bound=StrEnum)
 
 
 class AiloraError(Exception):
-    """Every error that this package raises on purpose."""
+    """Base class of the errors that this package raises on purpose."""
 
 
 class InputError(AiloraError, ValueError):
-    """An argument, a configuration or a data file asks for something that is not allowed."""
+    """An argument, a configuration or a data file is invalid."""
 
 
 class ModelError(AiloraError, ValueError):
-    """A model cannot be adapted as asked: its modules are unknown, its weights unusable, its name taken."""
+    """A model cannot be adapted as asked: its modules are unknown, or its weights unusable, or a name is taken."""
 
 
 class DivergenceError(AiloraError, ArithmeticError):
-    """Training came to a loss, a gradient or a parameter that is not finite."""
+    """Training reached a loss, a gradient or a parameter that is not finite."""
 
 
 class AnchorMismatchError(AiloraError, ValueError):
-    """An adapter file was made for another start than the adapted model it is loaded into."""
+    """An adapter file has another anchor than the adapted model that loads the file."""
 
 
 def unknown_name(kind: str, name: object, allowed: Iterable[str]) -> InputError:
-    """The error for a name that is not among `allowed`, with the nearest one when there is one."""
+    """Return the error for a name outside `allowed`, with the nearest allowed name if one is near.
+
+    Args:
+        kind: Kind of thing that the name stands for, such as `policy`.
+        name: The unknown name.
+        allowed: All allowed names.
+    """
     names = list(allowed)
-    near = difflib.get_close_matches(str(name), names, n=1)
-    hint = f" (did you mean {near[0]!r}?)" if near else ""
+    nearest = difflib.get_close_matches(str(name), names, n=1)
+    hint = f" (did you mean {nearest[0]!r}?)" if nearest else ""
     return InputError(f"unknown {kind} {name!r}{hint}; allowed: {', '.join(names) or 'none'}")
 
 
 def parse_choice(kind: str, name: object, choices: type[Choice]) -> Choice:
-    """The member of an enumeration that a name stands for.
+    """Return the member of an enumeration with a name.
+
+    Args:
+        kind: Kind of thing that the enumeration lists, for the error.
+        name: Value of the member, or the member itself.
+        choices: The enumeration.
 
     Raises:
-        InputError: no member has that name.
+        InputError: No member has the name.
     """
     try:
         return choices(name)

@@ -1,6 +1,6 @@
 """Format values for readers: numbers, sizes, durations, intervals, counts, lists.
 
-Nothing here fails on the contents of a damaged file: whatever is not a number is formatted as text.
+No function fails on the content of a damaged file: a value that is no number is formatted as text.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ def format_value(value: object, name: str = "") -> str:
     """Format any value in a few characters.
 
     Args:
-        value: plain data.
-        name: its key, whose `bytes`, `seconds` or `learning_rate` says the unit.
+        value: Plain data.
+        name: Key of the value. `bytes`, `seconds` or `learning_rate` in the key decides the unit.
 
     Returns:
-        Numbers with four digits, booleans as yes or no, collections as lists, and `-` for nothing.
+        Numbers with four digits, booleans as yes or no, collections as lists, and `-` for None and empty text.
     """
     if is_finite(value):
         for unit, format_in_unit in _UNITS.items():
@@ -36,7 +36,7 @@ def format_value(value: object, name: str = "") -> str:
     match value:
         case None | "":
             text = "-"
-        case bool():
+        case bool():  # before int, of which bool is a subclass
             text = "yes" if value else "no"
         case int():
             text = f"{value:,}"
@@ -52,10 +52,10 @@ def format_value(value: object, name: str = "") -> str:
 
 
 def format_number(value: float, sign: str = "") -> str:
-    """Format a number with four digits, and what is not finite in words.
+    """Format a number with four digits, and an infinite number or NaN in words.
 
     Args:
-        value: the number.
+        value: The number.
         sign: `+` writes the sign of positive numbers too.
     """
     if math.isnan(value):
@@ -66,10 +66,10 @@ def format_number(value: float, sign: str = "") -> str:
 
 
 def format_interval(value: float, low: float | None, high: float | None, sign: str = "") -> str:
-    """Format an estimate with its interval, `0.8012 [0.7903, 0.8121]`; alone where there is no interval."""
+    """Format an estimate with its interval, `0.8012 [0.7903, 0.8121]`, or alone if the interval is unknown."""
     if low is None or high is None or not all(map(math.isfinite, (value, low, high))):
         return format_number(value, sign)
-    # One format for all three, as they are read as one.
+    # A common format for all three numbers, as readers compare them.
     spec = sign + _format_spec(value, low, high)
     return f"{value:{spec}} [{low:{spec}}, {high:{spec}}]"
 
@@ -126,8 +126,8 @@ def pluralize(number: int, singular: str, plural: str | None = None) -> str:
 
 def join_names(names: Iterable[str]) -> str:
     """Join at least one name to `a, b and c`."""
-    *most, last = names
-    return f"{', '.join(most)} and {last}" if most else last
+    *others, last = names
+    return f"{', '.join(others)} and {last}" if others else last
 
 
 def escape_controls(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Tell what lies at a path by the names of its files; none is read."""
+"""Detect the kind of a folder by the names of its files, without reading any."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ ADAPTER_CONFIG_NAME = "adapter_config.json"
 
 
 class PathKind(StrEnum):
-    """What a folder holds."""
+    """Kind of a folder's content."""
 
     ADAPTER = "adapter"
     MODEL = "model"
@@ -20,7 +20,8 @@ class PathKind(StrEnum):
     RUN = "run"
 
 
-#: The first file that is there decides: PEFT saves an adapter beside a model's configuration.
+#: File -> kind. The first file that exists decides, and the order matters: PEFT may save an adapter beside the
+#: configuration of a model, and a folder of both is an adapter.
 _MARKERS = {
     ADAPTER_CONFIG_NAME: PathKind.ADAPTER,
     "config.json": PathKind.MODEL,
@@ -32,23 +33,23 @@ _MARKERS = {
 
 
 def detect_path_kind(path: Path | str) -> PathKind | None:
-    """Tell what a folder holds.
+    """Detect the kind of a folder.
 
     Returns:
-        None if it is no folder, as a hub id or `builtin:minilm`, or a folder that holds none of these.
+        Kind of the folder. None if the path is no folder (a hub id, `builtin:minilm`) or the content is unknown.
     """
     folder = Path(path).expanduser()
     return next((kind for marker, kind in _MARKERS.items() if _is_file(folder / marker)), None)
 
 
 def resolve_adapter_dir(path: Path | str) -> Path:
-    """Return the folder of an adapter's files, given itself or the folder of a run.
+    """Return the folder of an adapter's files, given this folder or the folder of a run.
 
     Raises:
-        InputError: Neither holds an adapter.
+        InputError: Neither the folder nor its subfolder `adapter` holds an adapter.
     """
     if not isinstance(path, str | Path):
-        raise InputError(f"an adapter is a folder, not {path!r}")
+        raise InputError(f"an adapter is a folder, got {path!r}")
     path = Path(path).expanduser()
     for folder in (path, path / "adapter"):
         if _is_file(folder / ADAPTER_CONFIG_NAME):
@@ -65,7 +66,7 @@ def is_folder(path: Path) -> bool:
 
 
 def _is_file(path: Path) -> bool:
-    """Return whether a file is there; a name that no file can have names none."""
+    # A name that no file can have (too long, with a null byte) raises instead of returning False.
     try:
         return path.is_file()
     except (OSError, ValueError):

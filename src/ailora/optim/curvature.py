@@ -171,8 +171,8 @@ def largest_eigenvalues(
         for key, images in products(growing).items() if growing else ():
             spaces[key].extend(images.mean(dim=0))
     vectors = {key: space.ritz_vector for key, space in spaces.items()}
-    # The last product is with the Ritz vector itself: the recurrence gives the residual for the mean of the batches, but
-    # not the spread between them.
+    # The last product is with the Ritz vector itself: the recurrence gives the residual for the mean of the batches,
+    # but not the spread between them.
     ritz_products = products(vectors)
     return {key: _measure(x, ritz_products[key], spaces[key].steps) for key, x in vectors.items()}
 
