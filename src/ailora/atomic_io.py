@@ -1,4 +1,4 @@
-"""Replace files and folders atomically: a reader sees the old content or the new, whenever process or machine stops."""
+"""Replace files and folders atomically: readers see the old content or the new, also after a crash or a power loss."""
 
 from __future__ import annotations
 
@@ -12,36 +12,40 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO, TypeVar, cast
 
 from filelock import FileLock, Timeout
 
 from ailora.errors import InputError
 
-#: Names of numbers that JSON has no word for, as JavaScript and protobuf call them.
-_NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 if sys.platform != "win32":
     import fcntl
+
+T = TypeVar("T")
+
+#: Texts for the numbers that JSON has no syntax for, as JavaScript and protobuf name them.
+_NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
 @contextmanager
 def replacing_file(file: Path) -> Iterator[BinaryIO]:
-    """Open a stream whose content takes the place of `file` when the body ends, and is lost when it fails.
+    """Open a temporary file beside `file`, which replaces `file` if the body succeeds and is removed if it fails.
 
-    One process at a time writes a file. What a kill leaves has a name that the next attempt takes again. A link at
-    `file` is replaced, not followed.
+    A single process at a time writes a file. A link at `file` is replaced, not followed.
 
     Yields:
-        The stream of a temporary file beside `file`.
+        Stream of the temporary file.
 
     Raises:
         InputError: Another process is writing the file.
     """
-    temporary = _beside(file, "partial")
+    # A fixed name, without the number of the process: the next attempt removes the leftover of a killed one.
+    temporary = _temporary_path(file, "partial")
     with _create_locked(temporary, file) as stream:
         try:
             yield stream
             stream.flush()
+            # Before the rename, or a power loss could leave the new name with no content.
             os.fsync(stream.fileno())
             temporary.replace(file)
         except BaseException:
@@ -51,19 +55,19 @@ def replacing_file(file: Path) -> Iterator[BinaryIO]:
 
 
 def _create_locked(temporary: Path, file: Path) -> BinaryIO:
-    """Create a temporary file that this process holds; one that a killed process left is removed."""
+    """Create a temporary file with a lock of this process, in the place of the leftover of a killed process."""
     while True:
         try:
             stream = temporary.open("xb")
         except FileExistsError:
             _remove_leftover(temporary, file)
             continue
-        if not _lock(stream):
+        if not _try_lock(stream):
             stream.close()
-            raise _busy(file)
+            raise _busy_error(file)
         if _is_at(stream, temporary):
             return stream
-        stream.close()  # another process took it for a leftover before it was locked
+        stream.close()  # between creation and lock, another process removed the file as a leftover
 
 
 def _remove_leftover(temporary: Path, file: Path) -> None:
@@ -71,9 +75,9 @@ def _remove_leftover(temporary: Path, file: Path) -> None:
         temporary.unlink(missing_ok=True)
         return
     with suppress(FileNotFoundError), open(temporary, "rb", opener=refuse_link) as leftover:
-        if not _lock(leftover):
-            raise _busy(file)
-        # Its writer may have renamed it since, and begun another one.
+        if not _try_lock(leftover):
+            raise _busy_error(file)
+        # Since the file was opened, its writer may have renamed it and created another.
         if _is_at(leftover, temporary):
             temporary.unlink(missing_ok=True)
 
@@ -85,8 +89,8 @@ def _is_at(stream: BinaryIO, path: Path) -> bool:
         return False
 
 
-def _lock(stream: BinaryIO) -> bool:
-    """Lock a file until it is closed, where the system can; False if another process holds it."""
+def _try_lock(stream: BinaryIO) -> bool:
+    """Lock a file until it is closed; return False if another process holds the lock."""
     if sys.platform != "win32":
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -97,15 +101,18 @@ def _lock(stream: BinaryIO) -> bool:
     return True
 
 
-def _busy(path: Path) -> InputError:
+def _busy_error(path: Path) -> InputError:
     return InputError(f"another process is writing to {path}")
 
 
 def refuse_link(path: str, flags: int) -> int:
-    """Open a file for `open(..., opener=refuse_link)`, unless a link stands in its place.
+    """Open a file, but not through a link: the opener of `open(..., opener=refuse_link)`.
+
+    Returns:
+        File descriptor.
 
     Raises:
-        InputError: It is a link.
+        InputError: The path is a link.
     """
     try:
         return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
@@ -116,12 +123,12 @@ def refuse_link(path: str, flags: int) -> int:
 
 
 def link_error(path: Path) -> InputError:
-    """Return the error for a link in the place of something that is to be written."""
-    return InputError(f"{path} is a link: what it leads to is not written to; remove the link or choose another place")
+    """Return the error for a link in the place of an output."""
+    return InputError(f"{path} is a link, and nothing is written through links: remove it or choose another place")
 
 
 def append_text(file: Path, text: str) -> None:
-    """Append a text to a file, in UTF-8.
+    """Append a text to a file in UTF-8. The write is not atomic.
 
     Raises:
         InputError: The file is a link.
@@ -131,49 +138,52 @@ def append_text(file: Path, text: str) -> None:
 
 
 def write_bytes(file: Path, content: bytes) -> None:
-    """Replace a file by these bytes."""
+    """Replace the content of a file atomically."""
     with replacing_file(file) as stream:
         stream.write(content)
 
 
 def write_text(file: Path, text: str) -> None:
-    """Replace a file by this text, in UTF-8."""
+    """Replace the content of a file by a text in UTF-8, atomically."""
     write_bytes(file, text.encode())
 
 
 def write_json(file: Path, data: object) -> None:
-    """Replace a file by plain data."""
+    """Replace the content of a file by plain data as JSON, atomically."""
     write_bytes(file, json_bytes(data))
 
 
 def json_bytes(data: object) -> bytes:
-    """Format plain data as every JSON file that we write."""
+    """Format plain data as UTF-8 JSON in the layout of all our files: two spaces, a newline at the end."""
     return (format_json(data, indent=2) + "\n").encode()
 
 
 def format_json(data: object, *, indent: int | None = None, ascii_only: bool = True) -> str:
-    """Format plain data as JSON, which has no word for numbers that are not finite.
+    """Format plain data as standard JSON, with infinite numbers and NaN as texts.
 
     Args:
         data: Plain data.
-        indent: Spaces of each level. None: all on one line.
-        ascii_only: Whether other characters are written as escapes.
+        indent: Spaces of each level. None: a single line.
+        ascii_only: Whether characters beyond ASCII are escaped.
 
     Returns:
-        JSON with "NaN", "Infinity" and "-Infinity" as texts in the place of such numbers.
+        JSON with the texts "NaN", "Infinity" and "-Infinity" in the place of these numbers.
     """
+    # Python's own NaN and Infinity are no JSON, and strict parsers refuse the whole file. The copy for their texts is
+    # made only if there are any.
     try:
         return json.dumps(data, indent=indent, ensure_ascii=ascii_only, allow_nan=False)
     except ValueError:
         return json.dumps(_name_non_finite(data), indent=indent, ensure_ascii=ascii_only, allow_nan=False)
 
 
-def restore_non_finite(data: Any) -> Any:
-    """Return plain data that `format_json` wrote with the numbers that are not finite in the place of their names."""
-    return _replace_leaves(data, lambda leaf: _NON_FINITE.get(leaf, leaf) if isinstance(leaf, str) else leaf)
+def restore_non_finite(data: T) -> T:
+    """Replace the texts "NaN", "Infinity" and "-Infinity" of `format_json` by the numbers."""
+    restored = _replace_leaves(data, lambda leaf: _NON_FINITE.get(leaf, leaf) if isinstance(leaf, str) else leaf)
+    return cast("T", restored)
 
 
-def _name_non_finite(data: Any) -> Any:
+def _name_non_finite(data: object) -> object:
     return _replace_leaves(data, lambda leaf: json.dumps(leaf) if _is_non_finite(leaf) else leaf)
 
 
@@ -181,8 +191,8 @@ def _is_non_finite(leaf: object) -> bool:
     return isinstance(leaf, float) and not math.isfinite(leaf)
 
 
-def _replace_leaves(data: Any, replace: Callable[[Any], Any]) -> Any:
-    """Replace the values of nested mappings and lists; their keys stay."""
+def _replace_leaves(data: object, replace: Callable[[object], object]) -> object:
+    """Copy nested mappings and lists with their values replaced, and their keys unchanged."""
     if isinstance(data, Mapping):
         return {key: _replace_leaves(value, replace) for key, value in data.items()}
     if isinstance(data, list | tuple):
@@ -192,25 +202,25 @@ def _replace_leaves(data: Any, replace: Callable[[Any], Any]) -> Any:
 
 @contextmanager
 def replacing_folder(folder: Path) -> Iterator[Path]:
-    """Fill a new folder, which takes the place of `folder` when the body ends, and is removed when it fails.
+    """Create a temporary folder beside `folder`, which replaces `folder` if the body succeeds, else is removed.
 
-    After a kill either the old folder is in its place, or the next attempt puts it back.
+    After a kill the old folder is in its place, or the next attempt restores it.
 
     Yields:
-        The new folder beside `folder`, empty but for a lock.
+        The temporary folder, empty except for a lock.
 
     Raises:
-        InputError: Another process is writing to the folder, or it is a link.
+        InputError: Another process is writing to the folder, or the folder is a link.
     """
     if folder.is_symlink():
         raise link_error(folder)
-    partial, old = _beside(folder, "partial"), _beside(folder, "old")
+    partial, old = _temporary_path(folder, "partial"), _temporary_path(folder, "old")
     if partial.is_symlink():
         partial.unlink()
     partial.mkdir(parents=True, exist_ok=True)
     lock = partial / ".lock"
-    with holding(lock, folder):
-        _put_back(folder, old)
+    with holding_lock(lock, folder):
+        _finish_exchange(folder, old)
         for leftover in partial.iterdir():
             if leftover != lock:
                 _remove(leftover)
@@ -221,19 +231,21 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
             for file in partial.rglob("*"):
                 if file.is_file():
                     _sync(file)
+            # A kill between these two renames is undone by the next attempt.
             if folder.exists():
                 folder.rename(old)
             partial.rename(folder)
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
-            _put_back(folder, old)
+            _finish_exchange(folder, old)
             raise
         sync_folder(folder.parent)
         _remove(old)
 
 
-def _put_back(folder: Path, old: Path) -> None:
-    """Undo half of an exchange, or remove what a whole one has left."""
+def _finish_exchange(folder: Path, old: Path) -> None:
+    """Undo an exchange that stopped between its renames, or remove the old folder of a complete exchange."""
+    # Only a folder goes back: a link or a file with this name is none of ours.
     if old.is_dir() and not old.is_symlink() and not folder.exists():
         old.rename(folder)
     _remove(old)
@@ -247,28 +259,34 @@ def _remove(path: Path) -> None:
 
 
 @contextmanager
-def holding(lock: Path, folder: Path, *, timeout_s: float = 0.0) -> Iterator[None]:
-    """Hold a lock file while the body writes to a folder; the system lets go of it when the process ends.
+def holding_lock(lock: Path, folder: Path, *, timeout_s: float = 0.0) -> Iterator[None]:
+    """Hold the lock file of a folder during the body. The system releases the lock if the process dies.
+
+    Args:
+        lock: The lock file.
+        folder: The folder, for the error.
+        timeout_s: Time in seconds to wait for another process.
 
     Raises:
-        InputError: Another process holds it longer than the timeout.
+        InputError: Another process holds the lock longer than the timeout, or the lock file is a link.
     """
     if lock.is_symlink():
         raise link_error(lock)
-    held = FileLock(lock)
+    file_lock = FileLock(lock)
     try:
-        held.acquire(timeout=timeout_s)
+        file_lock.acquire(timeout=timeout_s)
     except Timeout:
-        raise _busy(folder) from None
+        raise _busy_error(folder) from None
     try:
         yield
     finally:
-        held.release()
+        file_lock.release()
 
 
 def grant_umask(files: Iterable[Path]) -> None:
-    """Give files of ours the permissions that the umask allows: libraries write theirs for one user alone."""
-    # Read by setting a strict one for a moment: what another thread makes meanwhile is never too open.
+    """Add the read and write permissions that the umask allows."""
+    # Libraries write files that only their owner may read. The umask is read by setting another: a strict one, so that
+    # no file of another thread is too open in between.
     umask = os.umask(0o077)
     os.umask(umask)
     for file in files:
@@ -280,13 +298,13 @@ def grant_umask(files: Iterable[Path]) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make renames in a folder survive a loss of power, where the system has a way to."""
+    """Force renames in a folder to the disk, so that they survive a power loss. Does nothing on Windows."""
     if os.name == "posix":
         _sync(folder)
 
 
-def _beside(path: Path, kind: str) -> Path:
-    """Return a name of ours beside a path, which says that what carries it may be removed."""
+def _temporary_path(path: Path, kind: str) -> Path:
+    # Our name is part of the file's name: we may remove whatever has such a name.
     return path.with_name(f".{path.name}.ailora-{kind}")
 
 

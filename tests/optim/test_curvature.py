@@ -156,7 +156,7 @@ def test_nothing_of_the_model_changes() -> None:
 def test_the_cost_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     model, losses = adapted()
     calls, products = [0], [0]
-    product = hessian._product
+    product = hessian._multiply
 
     def counted_loss(loss: Callable[[], Tensor]) -> Callable[[], Tensor]:
         def call() -> Tensor:
@@ -169,7 +169,7 @@ def test_the_cost_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         products[0] += 1
         return product(*arguments)
 
-    monkeypatch.setattr(hessian, "_product", counted_product)
+    monkeypatch.setattr(hessian, "_multiply", counted_product)
     counted = [counted_loss(loss) for loss in losses]
     found = curvature_by_role(model, counted, iterations=5, tolerance=1e-9)
     assert calls[0] == (5 + 1) * BATCHES

@@ -162,7 +162,7 @@ def test_checkpoints_behind_a_link_are_left_alone(config: dict[str, Any], tmp_pa
         (theirs / "complete.json").write_text(marked)
     folder = claim(config)
     folder.checkpoints.symlink_to(tmp_path / "theirs")
-    with pytest.raises(ailora.InputError, match="checkpoints is a link: what it leads to is not written to"):
+    with pytest.raises(ailora.InputError, match="checkpoints is a link, and nothing is written through links"):
         run(config)
     folder.checkpoints.unlink()
     folder.checkpoints.mkdir()

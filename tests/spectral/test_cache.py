@@ -116,7 +116,7 @@ def test_files_that_are_no_entries_are_never_removed(cache: SpectralCache, tmp_p
     assert stat.S_IMODE(file.stat().st_mode) & 0o044
     kept = cache.read(file.stem)
     assert kept is not None
-    SpectralCache(tmp_path, limit=size - 1).write(file.stem, kept)
+    SpectralCache(tmp_path, limit_bytes=size - 1).write(file.stem, kept)
     assert cache.clear() == 0
     assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
 

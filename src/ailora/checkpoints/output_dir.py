@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ailora.atomic_io import holding, link_error, write_json, write_text
+from ailora.atomic_io import holding_lock, link_error, write_json, write_text
 from ailora.errors import InputError, ModelError
 from ailora.plain_data import read_json_object
 
@@ -50,7 +50,7 @@ def lock_folder(
         own.mkdir(exist_ok=True)
     except OSError as error:
         raise InputError(f"cannot write to {folder}: {error.strerror or error}") from None
-    with holding(own / "lock", folder, timeout_s=timeout_s):
+    with holding_lock(own / "lock", folder, timeout_s=timeout_s):
         yield
 
 
