@@ -26,7 +26,9 @@ def show() -> None:
         console.print(make_table(None, ("entry", "size", "last used"), rows))
     total = sum(size for _, size, _ in entries)
     count = pluralize(len(entries), "entry", "entries")
-    typer.echo(f"{escape_controls(str(kept.folder))}: {count}, {format_bytes(total)} of {format_bytes(kept.limit_bytes)}")
+    typer.echo(
+        f"{escape_controls(str(kept.folder))}: {count}, {format_bytes(total)} of {format_bytes(kept.limit_bytes)}"
+    )
 
 
 @cache.command()
