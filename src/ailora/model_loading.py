@@ -82,23 +82,26 @@ def auto_class(task_type: str) -> Any:
 def load_on_meta(
     name: Path | str, task_type: str | None = None, *, num_labels: int | None = None, any_class: bool = False
 ) -> PreTrainedModel:
-    """A model without weights, on the meta device; the code of a repository is never run.
+    """Load a model on the meta device, from its configuration and without weights. Remote code never runs.
 
     Args:
-        name: a hub id, a local folder, or `builtin:minilm`.
-        task_type: PEFT's, which decides the class; None: the class that the configuration names.
-        num_labels: outputs of a classification head; None: as the configuration says.
-        any_class: where the model has no class for the task, take the one that its configuration names.
+        name: A hub id, a local folder, or `builtin:minilm`.
+        task_type: PEFT's task type, which decides the class. None: the class in the configuration.
+        num_labels: Number of outputs of a classification head. None: the number in the configuration.
+        any_class: Whether to take the class in the configuration if the model has no class for the task.
+
+    Returns:
+        Model with parameters on the meta device.
 
     Raises:
-        InputError: no configuration of transformers at that path or hub id, a damaged one, or no such class for it.
+        InputError: The configuration is missing, damaged or unknown to transformers, or no class fits.
     """
     labels = {} if num_labels is None else {"num_labels": num_labels}
     try:
         config = AutoConfig.from_pretrained(resolve_model(name), trust_remote_code=False, **labels)
     except InputError:
         raise
-    # A damaged file can fail in any way.
+    # A damaged file can make transformers raise any exception.
     except Exception as error:
         raise InputError(f"cannot load the configuration of model {name!r}: {_short(error, name)}") from error
     try:
@@ -106,7 +109,7 @@ def load_on_meta(
             try:
                 return _class_of(config, task_type)(config)
             except ValueError:
-                # People give multimodal models the task type of language models.
+                # Users give multimodal models the task type of language models.
                 if not any_class or task_type is None:
                     raise
                 return _class_of(config, None)(config)
@@ -118,15 +121,15 @@ def load_on_meta(
 
 
 def validate_device(device: str) -> None:
-    """Refuse a device that is not here.
+    """Validate that torch can compute on a device.
 
     Raises:
-        InputError: torch does not know it, or cannot compute there.
+        InputError: torch does not know the device, or cannot compute there.
     """
     try:
         here = torch.empty(1, device=device).device.type != "meta"
         reason = "it holds no numbers"
-    # A device of a package that is not there fails in its own way.
+    # Each backend has exceptions of its own for a missing driver or package.
     except Exception as error:
         here, reason = False, str(error)
     if not here:
@@ -144,11 +147,14 @@ def _class_of(config: Any, task_type: str | None) -> Any:
 
 
 def describe_load_error(error: Exception, name: Path | str) -> str:
-    """Describe why transformers did not load a part of a model; in our words where it asks to run code of the model.
+    """Describe why transformers cannot load a part of a model.
 
     Args:
-        error: what transformers raised.
-        name: the model's.
+        error: Exception of transformers.
+        name: Name of the model.
+
+    Returns:
+        The exception's own text, or our own explanation if transformers asks for remote code.
     """
     if "trust_remote_code" not in str(error):
         return str(error)
