@@ -15,7 +15,7 @@ from matplotlib.patches import Rectangle
 from torch import Tensor
 from transformers import AutoModel
 
-from ailora.model_loading import resolve_model
+from ailora.model_path import resolve_model
 
 FOLDER = Path(__file__).parent / "images"
 LAYER, RANK = 2, 16

@@ -103,7 +103,7 @@ def _vit() -> nn.Module:
 
 
 def _minilm() -> nn.Module:
-    from ailora.model_loading import resolve_model
+    from ailora.model_path import resolve_model
 
     torch.manual_seed(3)
     return tf.AutoModelForSequenceClassification.from_pretrained(

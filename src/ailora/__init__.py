@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from ailora.errors import AiloraError, AnchorMismatchError, InputError, ModelError
     from ailora.inits import PRESETS, Kaiming, Policy, Spectral
     from ailora.lora import adapt, apply_plan, get_plan
-    from ailora.model_loading import resolve_model
+    from ailora.model_path import resolve_model
     from ailora.plan import Plan, make_plan
     from ailora.roles import Projection, Role, find_projections
     from ailora.spectral import Band, Triplets, truncated_svd
@@ -49,7 +49,7 @@ _PACKAGES = {
     "ailora.errors": ("AiloraError", "AnchorMismatchError", "InputError", "ModelError"),
     "ailora.inits": ("PRESETS", "Kaiming", "Policy", "Spectral"),
     "ailora.lora": ("adapt", "apply_plan", "get_plan"),
-    "ailora.model_loading": ("resolve_model",),
+    "ailora.model_path": ("resolve_model",),
     "ailora.plan": ("Plan", "make_plan"),
     "ailora.roles": ("Projection", "Role", "find_projections"),
     "ailora.spectral": ("Band", "Triplets", "truncated_svd"),

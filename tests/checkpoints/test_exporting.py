@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import ailora
 from ailora.checkpoints import export
+from ailora.checkpoints.export_adapter import ExportReport
 from tests.checkpoints.conftest import LLAMA, loaded, on_residual_weights, trained
 from tests.contracts.test_adapted_model import close
 
@@ -194,3 +195,43 @@ def test_factors_that_overflow_are_refused(adapter: Path, tmp_path: Path) -> Non
     (tmp_path / "huge" / "adapter_config.json").write_bytes((adapter / "adapter_config.json").read_bytes())
     with pytest.raises(ailora.InputError, match=r"not finite in torch\.float16"):
         export(tmp_path / "huge", tmp_path / "out", dtype="fp16")
+
+
+def test_names_without_the_prefix_are_exported_as_peft_looks_for_them(
+    base: Path, adapter: Path, tmp_path: Path
+) -> None:
+    bare = shutil.copytree(adapter, tmp_path / "bare")
+    state = load_file(adapter / WEIGHTS)
+    save_file({name.removeprefix("base_model.model."): tensor for name, tensor in state.items()}, bare / WEIGHTS)
+    export(bare, tmp_path / "out")
+    assert load_file(tmp_path / "out" / WEIGHTS).keys() == state.keys()
+    with torch.no_grad():
+        expected = PeftModel.from_pretrained(loaded(base), adapter)(**LLAMA.inputs()).logits
+        assert torch.equal(PeftModel.from_pretrained(loaded(base), tmp_path / "out")(**LLAMA.inputs()).logits, expected)
+
+
+def test_names_with_and_without_the_prefix_contradict_each_other(adapter: Path, tmp_path: Path) -> None:
+    both = shutil.copytree(adapter, tmp_path / "both")
+    state = load_file(adapter / WEIGHTS)
+    name = next(iter(state))
+    save_file({**state, name.removeprefix("base_model.model."): state[name] + 1}, both / WEIGHTS)
+    with pytest.raises(ailora.InputError, match="twice, with and without"):
+        export(both, tmp_path / "out")
+
+
+def test_an_adapter_whose_base_is_not_here_is_exported_with_a_warning(
+    base: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = get_peft_model(loaded(base), LoraConfig(r=2, target_modules=["q_proj"]))
+    model.save_pretrained(tmp_path / "adapter")
+    config = config_of(tmp_path / "adapter") | {"base_model_name_or_path": "nobody/nothing"}
+    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(config))
+    with caplog.at_level("WARNING", logger="ailora"):
+        export(tmp_path / "adapter", tmp_path / "out")
+    assert "'nobody/nothing' is not at hand" in caplog.text
+
+
+@pytest.mark.parametrize(("rank", "allowed"), [(1, 1), (2, 8), (8, 8), (9, 16), (257, 320), (512, 512), (513, None)])
+def test_the_rank_that_vllm_takes(rank: int, allowed: int | None) -> None:
+    report = ExportReport("out", rank, "float32", {}, 0.0, ())
+    assert report.vllm_max_lora_rank == report.to_dict()["vllm_max_lora_rank"] == allowed

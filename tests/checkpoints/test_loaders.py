@@ -21,7 +21,7 @@ from trl import SFTConfig, SFTTrainer
 
 import ailora
 from ailora.checkpoints import export, init
-from ailora.model_loading import resolve_model
+from ailora.model_path import resolve_model
 from tests.checkpoints.conftest import LLAMA, loaded, trained
 from tests.contracts.test_adapted_model import close
 

@@ -10,7 +10,7 @@ import peft
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
@@ -356,3 +356,101 @@ def test_the_same_folder_for_another_base_is_another_request(base: Path, adapter
     merge(str(base), tmp_path / "adapter", tmp_path / "out")
     with pytest.raises(ailora.InputError, match="finished result of another request"):
         merge(str(tmp_path / "copy"), tmp_path / "adapter", tmp_path / "out")
+
+
+def perturbed(model: nn.Module) -> nn.Module:
+    """The model with every trained parameter moved."""
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn(parameter.shape, generator=generator) / 10)
+    return model.eval()
+
+
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`:UserWarning")
+@pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers` to `True`:UserWarning")
+@pytest.mark.parametrize("vocabulary", [None, 40], ids=["same vocabulary", "resized"])
+def test_tied_weights_that_were_trained_apart_are_no_longer_tied(
+    vocabulary: int | None, base: Path, tmp_path: Path
+) -> None:
+    model = loaded(base)
+    if vocabulary is not None:
+        model.resize_token_embeddings(vocabulary, mean_resizing=False)
+    adapted = perturbed(ailora.adapt(model, rank=4, modules_to_save=["embed_tokens", "lm_head"]))
+    ailora.save_adapter(adapted, tmp_path / "adapter")
+    merge(str(base), tmp_path / "adapter", tmp_path / "out")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    # Older transformers ties by this key alone, whatever the file holds.
+    assert config["tie_word_embeddings"] is False
+    assert config["vocab_size"] == (vocabulary or loaded(base).config.vocab_size)
+    merged = weights(tmp_path / "out")
+    assert not torch.equal(merged["lm_head.weight"], merged["model.embed_tokens.weight"])
+    inputs = {"input_ids": torch.arange(config["vocab_size"])[None]}
+    with torch.no_grad():
+        close(loaded(tmp_path / "out")(**inputs).logits, adapted(**inputs).logits)
+    again = loaded(base)
+    if vocabulary is not None:
+        again.resize_token_embeddings(vocabulary, mean_resizing=False)
+    with torch.no_grad():
+        close(ailora.resume(again, tmp_path / "adapter").eval()(**inputs).logits, adapted(**inputs).logits)
+
+
+def test_tied_weights_that_are_saved_twice_stay_tied(base: Path, tmp_path: Path) -> None:
+    """PEFT saves both embeddings of a model whose vocabulary was resized."""
+    model = loaded(base)
+    model.resize_token_embeddings(40, mean_resizing=False)
+    adapted = perturbed(ailora.adapt(model, rank=4))
+    adapted.save_pretrained(tmp_path / "adapter", save_embedding_layers=True)
+    merge(str(base), tmp_path / "adapter", tmp_path / "out")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert (config["tie_word_embeddings"], config["vocab_size"]) == (True, 40)
+    assert "lm_head.weight" not in weights(tmp_path / "out")
+    inputs = {"input_ids": torch.arange(40)[None]}
+    with torch.no_grad():
+        close(loaded(tmp_path / "out")(**inputs).logits, adapted(**inputs).logits)
+
+
+def test_one_embedding_of_a_resized_vocabulary_is_not_enough(tmp_path: Path) -> None:
+    model = LLAMA.model()
+    model.config.tie_word_embeddings = False
+    model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach().clone())
+    model.save_pretrained(tmp_path / "base")
+    model = loaded(tmp_path / "base")
+    model.resize_token_embeddings(40, mean_resizing=False)
+    ailora.adapt(model, rank=4).save_pretrained(tmp_path / "adapter", save_embedding_layers=True)
+    file = tmp_path / "adapter" / "adapter_model.safetensors"
+    save_file({name: tensor for name, tensor in load_file(file).items() if "lm_head" not in name}, file)
+    with pytest.raises(ailora.ModelError, match=r"resized to 40 rows, and lm_head\.weight was not saved with it"):
+        merge(str(tmp_path / "base"), tmp_path / "adapter", tmp_path / "out")
+
+
+def test_a_stock_file_that_lacks_a_targeted_layer_is_refused(base: Path, tmp_path: Path) -> None:
+    config = LoraConfig(r=2, target_modules=r".*\.(q_proj|v_proj)", task_type="CAUSAL_LM")
+    get_peft_model(loaded(base), config).save_pretrained(tmp_path / "adapter")
+    file = tmp_path / "adapter" / "adapter_model.safetensors"
+    save_file({name: tensor for name, tensor in load_file(file).items() if "layers.1.self_attn.v" not in name}, file)
+    with pytest.raises(
+        ailora.InputError, match=r"no factors for 1 module .* such as model\.layers\.1\.self_attn\.v_proj"
+    ):
+        merge(str(base), tmp_path / "adapter", tmp_path / "out")
+    with pytest.raises(ailora.InputError, match="the file is incomplete"):
+        export(tmp_path / "adapter", tmp_path / "out")
+
+
+def test_labels_and_padding_of_a_classifier_go_into_the_merged_model(tmp_path: Path) -> None:
+    from transformers import LlamaConfig, LlamaForSequenceClassification, LlamaModel
+
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4}
+    LlamaModel(LlamaConfig(**sizes, vocab_size=64)).save_pretrained(tmp_path / "base")
+    names = {0: "dislike", 1: "like", 2: "neither"}
+    model = LlamaForSequenceClassification.from_pretrained(
+        tmp_path / "base", num_labels=3, id2label=names, label2id={name: i for i, name in names.items()}
+    )
+    model.config.pad_token_id = 2
+    ailora.save_adapter(ailora.adapt(model, rank=2), tmp_path / "adapter")
+    merge(str(tmp_path / "base"), tmp_path / "adapter", tmp_path / "out")
+    merged = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
+    assert merged.config.id2label == names
+    assert merged.config.pad_token_id == 2
+    assert merged(input_ids=torch.tensor([[5, 6, 7], [5, 2, 2]])).logits.shape == (2, 3)

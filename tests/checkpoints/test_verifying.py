@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import ailora
+from ailora.adapter_io.adapter_checkpoint import PREFIX
 from ailora.checkpoints import Verdict, export, init, verify
 from tests.checkpoints.conftest import LLAMA, loaded, on_residual_weights, trained
 from tests.families import FAMILIES
@@ -29,7 +30,8 @@ def detail(verdict: Verdict, name: str) -> str:
     return next(check.detail for check in verdict.checks if check.name == name)
 
 
-PASSED = dict.fromkeys(("finite numbers", "ranks and scalings", "base weights", "anchor"), True)
+PASSED = dict.fromkeys(("finite numbers", "ranks and scalings", "adapted modules", "base weights", "anchor"), True)
+PASSED |= {"saved modules": None}
 
 
 @pytest.mark.parametrize("options", [{}, {"policy": "reversed"}, {"alpha": 3, "rslora": True}, {"form": "stock"}])
@@ -259,3 +261,32 @@ def test_a_sidecar_of_another_adapter_is_told_apart(base: Path, adapter: Path, t
     shutil.copy(tmp_path / "small" / "ailora.json", tmp_path / "above")
     with pytest.raises(ailora.InputError, match="fits the adapter: nothing says how it was made"):
         verify(tmp_path / "above" / "below", str(base))
+
+
+@pytest.mark.parametrize("of_base", [True, False], ids=["smaller base", "larger base"])
+def test_a_base_of_another_vocabulary_fails_as_peft_fails(of_base: bool, base: Path, tmp_path: Path) -> None:
+    resized = loaded(base)
+    resized.resize_token_embeddings(40, mean_resizing=False)
+    resized.save_pretrained(tmp_path / "resized")
+    small, large = str(base), str(tmp_path / "resized")
+    adapted = ailora.adapt(loaded(Path(large if of_base else small)), rank=4)
+    metadata_folder = ailora.save_adapter(adapted, tmp_path / "own")
+    adapted.save_pretrained(tmp_path / "adapter", save_embedding_layers=True)
+    shutil.copy(metadata_folder / "ailora.json", tmp_path / "adapter")
+    assert verify(tmp_path / "adapter", large if of_base else small).passed
+    verdict = verify(tmp_path / "adapter", small if of_base else large)
+    assert not verdict.passed
+    assert "resize_token_embeddings" in detail(verdict, "saved modules")
+
+
+def test_a_file_that_lacks_a_targeted_module_fails(base: Path, tmp_path: Path) -> None:
+    """Its metadata were cut as well, so that nothing else tells."""
+    init(str(base), tmp_path, rank=4)
+    state = load_file(tmp_path / WEIGHTS)
+    save_file({name: state[name] for name in state if not name.startswith(Q0)}, tmp_path / WEIGHTS)
+    metadata = json.loads((tmp_path / "ailora.json").read_text())
+    metadata["plan"]["adapters"] = [a for a in metadata["plan"]["adapters"] if PREFIX + a["module"] != Q0]
+    (tmp_path / "ailora.json").write_text(json.dumps(metadata))
+    verdict = verify(tmp_path, str(base))
+    assert results(verdict)["adapted modules"] is False
+    assert "layers.0.self_attn.q_proj" in detail(verdict, "adapted modules")

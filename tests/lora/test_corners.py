@@ -73,3 +73,16 @@ def test_a_failure_keeps_both_names_of_a_shared_module(monkeypatch: pytest.Monke
         ailora.adapt(model, rank=2, role_names={"wq": "query", "wv": "value"})
     assert model.wq is layer
     assert model.again is layer
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["forward", "keys", "__class__", "training", "a.b", "", "lora_", "../up", "a/b", "a\0b", "n" * 300, None, 5, []],
+)
+def test_a_name_that_no_adapter_can_have_leaves_the_model_as_it_was(name: object) -> None:
+    model = FAMILY.model()
+    output = FAMILY.output(model)
+    with pytest.raises(ailora.InputError, match=r"adapter_name .* cannot be used"):
+        ailora.adapt(model, rank=2, adapter_name=name)  # type: ignore[arg-type]
+    assert torch.equal(FAMILY.output(model), output)
+    assert not any("lora" in key for key in model.state_dict())

@@ -79,3 +79,19 @@ def test_files_of_every_version_stay_readable(file: Path) -> None:
     assert sidecar.fingerprints.keys() == plan.modules.keys()
     assert sidecar.exported is None
     assert Plan.from_dict(plan.to_dict()) == plan
+
+
+@pytest.mark.parametrize("changes", [{"modules_to_save": ["("]}, {"modules_to_save": [""]}, {"task_type": "SEQ_CLASS"}])
+def test_a_plan_with_names_that_peft_would_not_take_is_refused(changes: dict[str, object], tmp_path: Path) -> None:
+    plan = saved(tmp_path).plan
+    with pytest.raises(ailora.InputError, match=f"this is not a plan: .*{next(iter(changes))}"):
+        Plan.from_dict(plan | changes)
+
+
+def test_labels_and_padding_of_a_classifier_are_kept(tmp_path: Path) -> None:
+    model = FAMILIES["bert"].model()
+    labels = {i: f"name {i}" for i in range(model.config.num_labels)}
+    model.config.id2label, model.config.pad_token_id = labels, 3
+    ailora.save_adapter(ailora.adapt(model, rank=4, task_type="SEQ_CLS"), tmp_path)
+    metadata = AdapterMetadata.read(tmp_path / METADATA_NAME)
+    assert (metadata.labels, metadata.pad_token_id) == (tuple(labels.values()), 3)

@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers as tf
 
-from ailora.model_loading import resolve_model
+from ailora.model_path import resolve_model
 from ailora.recipes.demo_task import write_verdicts
 from tests.recipes.language import save_llama, write_facts
 

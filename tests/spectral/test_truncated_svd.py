@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -82,3 +84,26 @@ def test_bad_input_is_refused(weight: torch.Tensor, rank: int, band: str, method
     call = getattr(truncated_svd, "__wrapped__", truncated_svd)
     with pytest.raises(InputError, match=message):
         call(weight, rank, band, method=method)
+
+
+@pytest.mark.parametrize(
+    ("weight", "message"),
+    [
+        (torch.ones(8, 6, device="meta"), "on the meta device"),
+        (torch.ones(8, 6).to_sparse(), "got the layout torch.sparse_coo"),
+        (torch.ones(8, 6, dtype=torch.bool), "got torch.bool"),
+        (torch.ones(8, 6, dtype=torch.complex64), "got torch.complex64"),
+        (torch.ones(0, 6), "expected a matrix with entries"),
+        (torch.full((4, 4), float("nan")), "holds NaN or infinite entries"),
+        ([[1.0]], "got a list"),
+    ],
+)
+def test_what_is_no_matrix(weight: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        truncated_svd(weight, 2, "minor")
+
+
+@pytest.mark.parametrize("rank", [0, 7, -1, 2.5, 2.0, True, float("nan"), "2", None])
+def test_what_is_no_rank(rank: Any) -> None:
+    with pytest.raises(InputError, match=r"rank must be between 1 and 6, got .* \(matrix 8 x 6\)"):
+        truncated_svd(torch.ones(8, 6), rank, "minor")

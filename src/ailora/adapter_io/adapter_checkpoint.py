@@ -11,14 +11,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ailora.adapter_io.peft_config_file import CONFIG_NAME, WEIGHTS_NAME, pattern_value, read_config
+from ailora.adapter_io.peft_config_file import (
+    CONFIG_NAME,
+    WEIGHTS_NAME,
+    find_targets,
+    pattern_value,
+    read_config,
+    validate_weights_file,
+)
 from ailora.errors import InputError
+from ailora.formatting import pluralize
 from ailora.lora.anchor import left_grid, unstack_A, unstack_B
+from ailora.module_pattern import ModulePatterns
 from ailora.path_kind import resolve_adapter_dir
-from ailora.plan.adapter_metadata import METADATA_NAME, AdapterMetadata, find_metadata
+from ailora.plan.adapter_metadata import METADATA_NAME, AdapterMetadata, find_metadata, find_metadata_file
 from ailora.plan.adapter_plan import Form, Plan, PlannedAdapter
+from ailora.roles import find_linear_modules
 from ailora.safetensors_io import StoredTensor, read_header, read_tensor
 from ailora.weights.base_weight import all_finite, select_rows
 
@@ -33,6 +43,11 @@ _PARTS = {
 }
 #: Products of larger entries are beyond float64.
 _MAX_FLOAT64_ENTRY = 1e100
+
+
+def add_prefix(name: str) -> str:
+    """Return the name of a tensor as PEFT looks for it in an adapter's file; some files have it without the prefix."""
+    return PREFIX + name.removeprefix(PREFIX)
 
 
 @dataclass(frozen=True)
@@ -146,31 +161,41 @@ class AdapterCheckpoint:
             InputError: no adapter, not a LoRA, one of another kind of layer, or files that contradict themselves.
         """
         folder = resolve_adapter_dir(path)
-        if not (folder / WEIGHTS_NAME).is_file():
-            pickled = " (pickled adapters are never opened)" if (folder / "adapter_model.bin").exists() else ""
-            raise InputError(f"{folder} has no {WEIGHTS_NAME}{pickled}")
+        validate_weights_file(folder)
         config = read_config(folder / CONFIG_NAME)
         header = read_header(folder / WEIGHTS_NAME)
         parts: dict[str, dict[str, StoredTensor]] = {}
         saved: dict[str, StoredTensor] = {}
-        for name, stored in header.tensors.items():
+        # The plain one of two names comes first.
+        for name, stored in sorted(header.tensors.items(), key=lambda item: ".modules_to_save." in item[0]):
             if not stored.floating:
                 raise InputError(f"{stored}: adapters hold floating tensors")
             bare = name.removeprefix(PREFIX)
+            if bare != name and bare in header.tensors:
+                raise InputError(f"{stored.file} holds {bare!r} twice, with and without {PREFIX!r} before it")
             end = next((end for end in _PARTS if bare.endswith(f".{end}")), None)
             if end is not None:
                 parts.setdefault(bare.removesuffix(f".{end}"), {})[_PARTS[end]] = stored
             elif re.search(r"\.base_layer\.(weight|bias)$", bare):
                 continue  # PEFT saves the frozen weight of adapted embeddings and heads along
+            elif ".original_module." in bare:
+                continue  # and that of resized embeddings which are trained whole
             elif re.search(r"(^|\.)lora_", bare):
                 raise InputError(
                     f"{stored.file}: {name!r} is not the factor of a linear module, which is all that is read"
                 )
             else:
-                saved[bare] = stored
+                # Of these PEFT saves what was trained under two names.
+                saved.setdefault(bare.replace(".modules_to_save.", "."), stored)
         if not parts:
             raise InputError(f"{folder / WEIGHTS_NAME} holds no LoRA factors")
-        modules = {module: _lora_weights(module, part, config, folder) for module, part in parts.items()}
+        ranks, alphas = (
+            ModulePatterns(f"{folder / CONFIG_NAME}: {name}") for name in ("rank_pattern", "alpha_pattern")
+        )
+        modules = {
+            module: _lora_weights(module, part, folder, config, ranks=ranks, alphas=alphas)
+            for module, part in parts.items()
+        }
         for weights in modules.values():
             if (weights.magnitude is not None) != bool(config.get("use_dora")):
                 says = "a DoRA" if config.get("use_dora") else "no DoRA"
@@ -219,10 +244,42 @@ class AdapterCheckpoint:
             )
 
     @property
+    def files(self) -> list[Path]:
+        """The files that are read."""
+        metadata = find_metadata_file(self.folder) if self.metadata else None
+        files = [self.folder / WEIGHTS_NAME, self.folder / CONFIG_NAME]
+        return [*files, metadata] if metadata else files
+
+    @property
     def tensors(self) -> list[StoredTensor]:
         """All tensors of the file."""
         factors = [t for module in self.modules.values() for t in (module.A, module.B, module.magnitude) if t]
         return factors + list(self.saved.values())
+
+    def validate_complete(self, base: nn.Module) -> None:
+        """Refuse a file that lacks the factors of a module that its configuration adapts, or has those of no module.
+
+        PEFT loads such files, with a warning or to no effect.
+
+        Args:
+            base: the base model; one on the meta device will do.
+
+        Raises:
+            InputError: names the first such module.
+        """
+        linear = find_linear_modules(base)
+        if unknown := sorted(self.modules.keys() - linear.keys()):
+            raise InputError(
+                f"{self.folder / WEIGHTS_NAME} has factors for {pluralize(len(unknown), 'module')} that the base model "
+                f"{type(base).__name__} does not have, such as {unknown[0]}"
+            )
+        targets = find_targets(self.config, linear, self.folder / CONFIG_NAME) or set()
+        if missing := sorted(targets - self.modules.keys()):
+            raise InputError(
+                f"{self.folder / WEIGHTS_NAME} has no factors for {pluralize(len(missing), 'module')} that "
+                f"{CONFIG_NAME} adapts, such as {missing[0]}: the file is incomplete, or its target_modules are of "
+                "another adapter"
+            )
 
     def find_scaling_mismatch(self, plan: Plan) -> tuple[str, float, float] | None:
         """Find a module whose scaling differs between the configuration and a plan.
@@ -293,7 +350,13 @@ class AdapterCheckpoint:
 
 
 def _lora_weights(
-    module: str, parts: Mapping[str, StoredTensor], config: Mapping[str, Any], folder: Path
+    module: str,
+    parts: Mapping[str, StoredTensor],
+    folder: Path,
+    config: Mapping[str, Any],
+    *,
+    ranks: ModulePatterns,
+    alphas: ModulePatterns,
 ) -> LoraWeights:
     where = f"{folder / WEIGHTS_NAME}: {module}"
     if "A" not in parts or "B" not in parts:
@@ -303,9 +366,8 @@ def _lora_weights(
         raise InputError(f"{where}: lora_A {A.shape} and lora_B {B.shape} are not (r, in) and (out, r)")
     if magnitude is not None and magnitude.shape != B.shape[:1]:
         raise InputError(f"{where}: the magnitudes are {magnitude.shape}, the weight has {B.shape[0]} rows")
-    file = folder / CONFIG_NAME
-    rank = pattern_value("rank_pattern", config, module, file)
-    alpha = pattern_value("alpha_pattern", config, module, file)
+    rank = pattern_value("rank_pattern", config, module, ranks)
+    alpha = pattern_value("alpha_pattern", config, module, alphas)
     if rank != A.shape[0]:
         raise InputError(f"{where} has rank {A.shape[0]}, {CONFIG_NAME} says {rank}")
     return LoraWeights(module, A, B, magnitude, alpha / (math.sqrt(rank) if config.get("use_rslora") else rank))

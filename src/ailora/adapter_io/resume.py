@@ -8,6 +8,7 @@ from pathlib import Path
 from peft import PeftModel, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from ailora.adapter_io.adapter_checkpoint import AdapterCheckpoint, ProjectionFactors
 from ailora.errors import AnchorMismatchError, InputError, ModelError
@@ -143,7 +144,17 @@ def _validate_saved_modules(model: nn.Module, checkpoint: AdapterCheckpoint) -> 
         place = tensors.get(name, tensors.get(f"{module}.original_module.{parameter}"))
         if place is None or tuple(place.shape) != stored.shape:
             has = "has no such parameter" if place is None else f"has {tuple(place.shape)} there"
-            raise ModelError(f"{stored}: the {type(base).__name__} {has}")
+            resized = place is not None and tuple(place.shape)[1:] == stored.shape[1:] and _is_embedding(base, module)
+            hint = f": model.resize_token_embeddings({stored.shape[0]}) first" if resized else ""
+            raise ModelError(f"{stored}: the {type(base).__name__} {has}{hint}")
+
+
+def _is_embedding(base: nn.Module, module: str) -> bool:
+    """Return whether the rows of a module are those of the vocabulary."""
+    embeddings = (
+        (base.get_input_embeddings(), base.get_output_embeddings()) if isinstance(base, PreTrainedModel) else ()
+    )
+    return any(base.get_submodule(module) is embedding for embedding in embeddings)
 
 
 def _validate_same_base(plan: Plan, weights: Mapping[str, BaseWeight], metadata: AdapterMetadata) -> None:

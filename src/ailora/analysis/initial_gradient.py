@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import set_seed
 
 from ailora.analysis.model_weights import BaseWeights
-from ailora.model_loading import model_folder, resolve_model
+from ailora.model_path import model_folder, resolve_model
 from ailora.recipes.registry import make_recipe
 from ailora.recipes.run_folder import RunFolder
 from ailora.safetensors_io import Checkpoint

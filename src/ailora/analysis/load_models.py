@@ -13,7 +13,8 @@ from ailora.adapter_io.adapter_checkpoint import AdapterCheckpoint
 from ailora.adapter_io.peft_config_file import validate_plain
 from ailora.analysis.model_weights import BASE_NAME, AdaptedModel, BaseWeights, FinetunedModel, FullModel
 from ailora.errors import InputError, ModelError
-from ailora.model_loading import load_on_meta, model_folder
+from ailora.model_loading import load_on_meta
+from ailora.model_path import model_folder
 from ailora.path_kind import ADAPTER_CONFIG_NAME, PathKind, detect_path_kind
 from ailora.recipes.run_folder import RunFolder
 from ailora.roles import Role, find_projections

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -11,16 +12,22 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ailora.adapter_io.adapter_checkpoint import AdapterCheckpoint, LoraWeights
+from ailora.adapter_io.adapter_checkpoint import AdapterCheckpoint, LoraWeights, add_prefix
 from ailora.adapter_io.peft_config_file import CONFIG_NAME, WEIGHTS_NAME, validate_plain
 from ailora.adapter_io.update_norms import best_approximation, difference, padded, size, spectrum
 from ailora.atomic_io import write_json
 from ailora.checkpoints.output_dir import OutputDir, file_state
 from ailora.errors import InputError
-from ailora.plan.adapter_metadata import METADATA_NAME, Exported, find_metadata_file, library_versions
+from ailora.model_loading import load_on_meta
+from ailora.model_path import model_folder
+from ailora.plan.adapter_metadata import METADATA_NAME, Exported, library_versions
 from ailora.safetensors_io import TensorSpec, parse_dtype, read_tensor, write_tensors
 from ailora.safetensors_io.header import SAFETENSORS_DTYPES
 from ailora.weights.base_weight import all_finite
+
+_LOG = logging.getLogger("ailora")
+#: What vLLM takes for `max_lora_rank` (its `MaxLoRARanks`).
+_VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
 
 @dataclass(frozen=True)
@@ -29,7 +36,7 @@ class ExportReport:
 
     Attributes:
         folder: The export's folder.
-        rank: The one rank of all modules: a server's `max_lora_rank`.
+        rank: The one rank of all modules.
         dtype: Dtype of the factors.
         errors: By module, the Frobenius norm of what was lost, and of the update.
         error: The same over all modules, relative to the update; 0 for an exact export.
@@ -43,9 +50,14 @@ class ExportReport:
     error: float
     saved_modules: tuple[str, ...]
 
+    @property
+    def vllm_max_lora_rank(self) -> int | None:
+        """The value of vLLM's `max_lora_rank`, which takes some only; None for a rank that is beyond all of them."""
+        return next((allowed for allowed in _VLLM_RANKS if allowed >= self.rank), None)
+
     def to_dict(self) -> dict[str, object]:
         """Return the report as plain data."""
-        return asdict(self)
+        return {**asdict(self), "vllm_max_lora_rank": self.vllm_max_lora_rank}
 
 
 def export(
@@ -82,11 +94,12 @@ def export(
     checkpoint = AdapterCheckpoint.open(adapter)
     validate_plain(checkpoint.config, checkpoint.folder)
     checkpoint.validate_untouched_base()
+    _validate_complete(checkpoint)
     _validate_target(rank, energy, checkpoint)
     target = _target_rank(checkpoint, rank, energy)
     exact = rank is None and energy is None
     conversion = _Conversion(checkpoint, target, _shared_scaling(checkpoint, target), torch_dtype, exact)
-    reads = _files(checkpoint)
+    reads = checkpoint.files
     request = {
         "command": "export",
         "files": [file_state(file) for file in reads],
@@ -102,13 +115,6 @@ def export(
             output.finish()
     saved = tuple(sorted(checkpoint.saved))
     return ExportReport(str(out), target, conversion.dtype_name, conversion.errors, conversion.error, saved)
-
-
-def _files(checkpoint: AdapterCheckpoint) -> list[Path]:
-    """List the files of an adapter that an export reads."""
-    metadata = find_metadata_file(checkpoint.folder) if checkpoint.metadata else None
-    files = [checkpoint.folder / WEIGHTS_NAME, checkpoint.folder / CONFIG_NAME]
-    return [*files, metadata] if metadata else files
 
 
 @dataclass(frozen=True)
@@ -180,12 +186,12 @@ class _Conversion:
         dtype = SAFETENSORS_DTYPES[self.dtype]
         for weights in self.checkpoint.modules.values():
             out, in_ = weights.shape
-            yield TensorSpec(weights.A.name, dtype, (self.rank, in_))
-            yield TensorSpec(weights.B.name, dtype, (out, self.rank))
+            yield TensorSpec(add_prefix(weights.A.name), dtype, (self.rank, in_))
+            yield TensorSpec(add_prefix(weights.B.name), dtype, (out, self.rank))
             if weights.magnitude:
-                yield TensorSpec.from_tensor(weights.magnitude.name, weights.magnitude)
-        for stored in self.checkpoint.saved.values():
-            yield TensorSpec.from_tensor(stored.name, stored)
+                yield TensorSpec.from_tensor(add_prefix(weights.magnitude.name), weights.magnitude)
+        for name, stored in self.checkpoint.saved.items():
+            yield TensorSpec.from_tensor(add_prefix(name), stored)
 
     def _tensors(self) -> Iterator[Tensor]:
         """Yield the tensors in the order of `_specs`."""
@@ -204,6 +210,23 @@ class _Conversion:
             **{"r": self.rank, "lora_alpha": alpha, "rank_pattern": {}, "alpha_pattern": {}, "use_rslora": False},
             **{"init_lora_weights": True, "inference_mode": True},
         }
+
+
+def _validate_complete(checkpoint: AdapterCheckpoint) -> None:
+    """Refuse an incomplete file of an adapter that is not ours, where its base model is at hand."""
+    if checkpoint.metadata is not None:
+        return
+    name = checkpoint.config.get("base_model_name_or_path")
+    try:
+        base = load_on_meta(str(model_folder(name or "")), checkpoint.task_type, any_class=True)
+    except InputError:
+        _LOG.warning(
+            "%s: the base model %r is not at hand, so that nothing shows whether the file is complete",
+            checkpoint.folder,
+            name,
+        )
+        return
+    checkpoint.validate_complete(base)
 
 
 def _validate_target(rank: int | None, energy: float | None, checkpoint: AdapterCheckpoint) -> None:

@@ -14,7 +14,8 @@ from ailora.checkpoints.output_dir import file_state
 from ailora.checkpoints.stored_weight import StoredWeight, find_stored_weights
 from ailora.errors import InputError
 from ailora.inits import Policy
-from ailora.model_loading import load_on_meta, model_folder, validate_device
+from ailora.model_loading import load_on_meta, validate_device
+from ailora.model_path import model_folder
 from ailora.plan.adapter_metadata import library_versions
 from ailora.plan.adapter_plan import Form, Plan
 from ailora.plan.make_plan import PerModule, make_plan

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from ailora.adapter_io.adapter_checkpoint import AdapterCheckpoint, LoraWeights
-from ailora.adapter_io.peft_config_file import CONFIG_NAME, WEIGHTS_NAME, validate_plain
+from ailora.adapter_io.peft_config_file import validate_plain
 from ailora.atomic_io import json_bytes
 from ailora.checkpoints.checkpoint_writer import (
     TensorTransform,
@@ -20,13 +20,13 @@ from ailora.checkpoints.checkpoint_writer import (
     rewrite,
     shard_names,
 )
+from ailora.checkpoints.modules_to_save import SavedTensors, find_saved_tensors
 from ailora.checkpoints.output_dir import OutputDir, file_state
 from ailora.checkpoints.stored_weight import StoredWeight, open_adapted_base
 from ailora.errors import ModelError
 from ailora.plain_data import read_json_object
 from ailora.plan.adapter_metadata import library_versions
-from ailora.plan.task_type import get_task
-from ailora.safetensors_io import Checkpoint, StoredTensor, parse_dtype, read_tensor
+from ailora.safetensors_io import Checkpoint, parse_dtype, read_tensor
 from ailora.weights.base_weight import matches_fingerprint
 from ailora.weights.checkpoint_keys import checkpoint_key_map
 
@@ -89,9 +89,12 @@ def merge(
     }
     if len(transforms) < len(weights):
         raise ModelError("two adapted modules share one weight, which cannot hold both updates")
-    replaced, labels = _replaced(trained, model, checkpoint)
+    trained.validate_complete(model)
+    saved = find_saved_tensors(trained, model, checkpoint)
+    stored_names = {name: tensor for tensor, name in checkpoint_key_map(model, checkpoint.tensors).items()}
+    replaced = {stored_names.get(name, name): stored for name, stored in saved.tensors.items()}
     reads = [folder / name for name in (*shard_names(checkpoint), "config.json")]
-    reads += [trained.folder / name for name in (CONFIG_NAME, WEIGHTS_NAME)]
+    reads += trained.files
     if target and (fp8 := next((t for t in checkpoint.tensors.values() if t.dtype.startswith("F8")), None)):
         raise ModelError(f"{fp8} belongs to a quantized checkpoint, whose scales another dtype would spoil")
     request = {
@@ -101,12 +104,16 @@ def merge(
         "versions": library_versions(),
         "dtype": dtype,
     }
+    config: dict[str, Any] = _adapted_config(folder, trained, saved) | {"architectures": [type(model).__name__]}
+    if target is not None:
+        name = str(target).removeprefix("torch.")
+        config = _in_dtype(config, name) | {"dtype": name}
     output = OutputDir(out)
     with output.acquire(
         request, reads=reads, writes=[*auxiliary_files(folder), *shard_names(checkpoint)], force=force
     ) as done:
         if not done:
-            copy_auxiliary_files(folder, output, changed={"config.json": _config(folder, model, labels, target)})
+            copy_auxiliary_files(folder, output, changed={"config.json": json_bytes(config)})
             rewrite(checkpoint, output, transforms, dtype=target, replaced=replaced)
             output.finish()
     written = Checkpoint.open(output.folder)
@@ -163,59 +170,41 @@ def validate_base(adapter: AdapterCheckpoint, module: str, weight: Tensor) -> No
         )
 
 
-def _replaced(
-    adapter: AdapterCheckpoint, model: PreTrainedModel, checkpoint: Checkpoint
-) -> tuple[dict[str, StoredTensor], int | None]:
-    """Find the place of the tensors that were trained whole.
-
-    Returns:
-        The tensors by the name of the one whose place they take, or their own; and how many labels the head has, where
-        it has others than the configuration says.
-    """
-    stored_names = {name: tensor for tensor, name in checkpoint_key_map(model, checkpoint.tensors).items()}
-    parameters: Mapping[str, Tensor] = model.state_dict()
-    label_counts: set[int] = set()
-    replaced = {}
-    for name, stored in adapter.saved.items():
-        if name not in parameters:
-            raise ModelError(f"{stored}: the model {type(model).__name__} has no parameter {name}")
-        _validate_ties(adapter, model, name)
-        shape = tuple(parameters[name].shape)
-        if stored.shape != shape:
-            of_labels = get_task(adapter.task_type).predicts_classes and shape[:1] == (model.config.num_labels,)
-            if not of_labels or stored.shape[1:] != shape[1:]:
-                raise ModelError(f"{stored}: the parameter {name} of {type(model).__name__} is {shape}")
-            label_counts.add(stored.shape[0])
-        replaced[stored_names.get(name, name)] = stored
-    if len(label_counts) > 1:
-        raise ModelError(f"the heads in {adapter.folder} disagree on the number of labels: {sorted(label_counts)}")
-    return replaced, next(iter(label_counts), None)
-
-
-def _validate_ties(adapter: AdapterCheckpoint, model: PreTrainedModel, name: str) -> None:
-    """Refuse one of two tied parameters that was trained alone."""
-    ties: Mapping[str, str] = getattr(model, "all_tied_weights_keys", None) or {}
-    for tied, source in ties.items():
-        if (name == source) != (name == tied) and not {tied, source} <= adapter.saved.keys():
-            raise ModelError(
-                f"{adapter.saved[name]}: {tied} and {source} share one weight, and the adapter trained one of them"
-            )
-
-
-def _config(folder: Path, model: PreTrainedModel, labels: int | None, dtype: torch.dtype | None) -> bytes:
+def _adapted_config(folder: Path, adapter: AdapterCheckpoint, saved: SavedTensors) -> dict[str, Any]:
+    """Return the configuration of a base model with what its adapter changed or knows better."""
     config = read_json_object(folder / "config.json", allow_nan=True)
-    config["architectures"] = [type(model).__name__]
-    if labels is not None:
-        config["id2label"] = {str(i): f"LABEL_{i}" for i in range(labels)}
-        config["label2id"] = {f"LABEL_{i}": i for i in range(labels)}
+    if labels := _labels(adapter, saved.label_count):
+        config["id2label"] = {str(i): label for i, label in enumerate(labels)}
+        config["label2id"] = {label: i for i, label in enumerate(labels)}
         config.pop("num_labels", None)
-    if dtype is not None:
-        name = str(dtype).removeprefix("torch.")
-        config = _in_dtype(config, name) | {"dtype": name}
-    return json_bytes(config)
+    if adapter.metadata and adapter.metadata.pad_token_id is not None:
+        _set_where_missing(config, "pad_token_id", adapter.metadata.pad_token_id)
+    text_config = config.get("text_config")
+    for part in [config, text_config] if isinstance(text_config, dict) else [config]:
+        if saved.vocabulary is not None and (part is text_config or not text_config or "vocab_size" in part):
+            part["vocab_size"] = saved.vocabulary
+        if saved.untied:
+            part["tie_word_embeddings"] = False
+    return config
 
 
-def _in_dtype(config: dict[str, object], dtype: str) -> dict[str, object]:
+def _labels(adapter: AdapterCheckpoint, count: int | None) -> tuple[str, ...] | None:
+    """Return the names of the labels: those that the adapter knows, or as many numbered ones as its head has outputs.
+
+    Returns None where the configuration of the base says them.
+    """
+    known = adapter.metadata.labels if adapter.metadata else None
+    if known is not None and count in (None, len(known)):
+        return known
+    return None if count is None else tuple(f"LABEL_{i}" for i in range(count))
+
+
+def _set_where_missing(config: dict[str, Any], key: str, value: object) -> None:
+    if config.get(key) is None and (config.get("text_config") or {}).get(key) is None:
+        config[key] = value
+
+
+def _in_dtype(config: dict[str, Any], dtype: str) -> dict[str, Any]:
     """Return a configuration, and those of its parts, with another dtype where they name one."""
     changed = {key: _in_dtype(value, dtype) if isinstance(value, dict) else value for key, value in config.items()}
     named = {key: value for key, value in changed.items() if key != "torch_dtype"}

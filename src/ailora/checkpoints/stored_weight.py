@@ -11,7 +11,8 @@ from transformers import PreTrainedModel
 
 from ailora.adapter_io.adapter_checkpoint import AdapterCheckpoint
 from ailora.errors import ModelError
-from ailora.model_loading import load_on_meta, model_folder
+from ailora.model_loading import load_on_meta
+from ailora.model_path import model_folder
 from ailora.safetensors_io import Checkpoint, StoredTensor
 from ailora.weights.base_weight import base_layer, is_stored_transposed, validate_matrix
 from ailora.weights.checkpoint_keys import match_checkpoint_keys

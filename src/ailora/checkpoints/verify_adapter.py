@@ -9,14 +9,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
+from transformers import PreTrainedModel
 
 from ailora.adapter_io.adapter_checkpoint import AdapterCheckpoint, ProjectionFactors
+from ailora.adapter_io.peft_config_file import CONFIG_NAME
+from ailora.checkpoints.modules_to_save import find_saved_tensors
 from ailora.checkpoints.stored_weight import StoredWeight, open_adapted_base
 from ailora.errors import InputError, ModelError
 from ailora.inits import Spectral
 from ailora.plan.adapter_metadata import AdapterMetadata
 from ailora.plan.adapter_plan import Form, Plan
-from ailora.safetensors_io import read_tensor
+from ailora.safetensors_io import Checkpoint, read_tensor
 from ailora.weights.base_weight import all_finite, matches_fingerprint, select_rows
 
 #: Decompositions of other machines differ by about 1e-5, those of other weights or bands by about 1.
@@ -83,10 +86,11 @@ def verify(adapter: Path | str, base: str) -> Verdict:
         )
     checks = [_finite(trained), _scalings(trained, trained.plan)]
     try:
-        _, _, weights = open_adapted_base(base, trained)
+        model, checkpoint, weights = open_adapted_base(base, trained)
     except ModelError as error:
         checks.append(Check("base weights", False, f"another model: {error}"))
         return Verdict(str(trained.folder), base, tuple(checks))
+    checks += [_targets(trained, model), _saved_modules(trained, model, checkpoint)]
     checks.append(_base(weights, trained, trained.plan, trained.metadata))
     if checks[0].passed:
         checks += _anchors(weights, trained, trained.plan)
@@ -108,6 +112,34 @@ def _scalings(trained: AdapterCheckpoint, plan: Plan) -> Check:
         return Check("ranks and scalings", False, f"{module} is scaled by {found:g}, its plan says {planned:g}")
     ranks = sorted({found.rank for found in trained.modules.values()})
     return Check("ranks and scalings", True, f"{len(trained.modules)} modules, rank {', '.join(map(str, ranks))}")
+
+
+def _targets(trained: AdapterCheckpoint, model: PreTrainedModel) -> Check:
+    try:
+        trained.validate_complete(model)
+    except InputError as error:
+        return Check("adapted modules", False, str(error))
+    return Check("adapted modules", True, f"{len(trained.modules)}, as {CONFIG_NAME} says")
+
+
+def _saved_modules(trained: AdapterCheckpoint, model: PreTrainedModel, checkpoint: Checkpoint) -> Check:
+    """Compare the shapes of what was trained whole with the model that PEFT would load it into."""
+    name = "saved modules"
+    if not trained.saved:
+        return Check(name, None, "the adapter has none")
+    try:
+        saved = find_saved_tensors(trained, model, checkpoint)
+    except ModelError as error:
+        return Check(name, False, str(error))
+    if saved.vocabulary is not None:
+        return Check(
+            name,
+            False,
+            f"the adapter has another vocabulary than the base: model.resize_token_embeddings({saved.vocabulary}) "
+            "before it is loaded",
+        )
+    labels = "" if saved.label_count is None else f"; load the base with num_labels={saved.label_count}"
+    return Check(name, True, f"{len(trained.saved)} tensors fit{labels}")
 
 
 def _base(

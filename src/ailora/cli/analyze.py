@@ -42,7 +42,7 @@ def analyze(
     from ailora.analysis import analyze as compare
     from ailora.analysis.analysis_result import validate_output_dir
     from ailora.cli.tables import console, print_json
-    from ailora.model_loading import model_folder
+    from ailora.model_path import model_folder
     from ailora.plots.analysis_charts import write_analysis
 
     models = after or []

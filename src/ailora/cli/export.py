@@ -29,4 +29,6 @@ def export(
         del figures["errors"]
     print_report(f"written to {out}", figures, as_json=as_json)
     if not as_json:
-        typer.echo(f"A server needs max_lora_rank >= {report.rank}.")
+        allowed = report.vllm_max_lora_rank
+        vllm = f"vLLM: --max-lora-rank {allowed}" if allowed else "vLLM takes 512 at most: export with --rank 512"
+        typer.echo(f"A server needs max_lora_rank >= {report.rank}; {vllm}.")

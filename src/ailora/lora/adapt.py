@@ -111,8 +111,8 @@ def apply_plan(
         model: the base model that the plan was made for, or a `PeftModel` of it that gets one more adapter.
         plan: from `make_plan` or `Plan.from_dict`.
         adapter_name: PEFT's name for the adapter.
-        weights_from: folder of safetensors files, or one such file, whose weights are decomposed in place of the
-            model's: the unquantized checkpoint of a quantized model.
+        weights_from: folder of safetensors files, one such file, or a hub id in the cache, whose weights are decomposed
+            in place of the model's: the unquantized checkpoint of a quantized model.
 
     Returns:
         The adapted model.
@@ -131,9 +131,7 @@ def apply_plan(
     factors = compute_on_rank0_and_broadcast(lambda: compute_initial_factors(plan, weights, source, generator))
     residuals = compute_residuals(weights, factors) if plan.form is Form.RESIDUAL else []
     metadata = compute_on_rank0_and_broadcast(
-        lambda: _build_metadata(
-            plan, weights, factors, base_model=getattr(base, "name_or_path", None), weights_from=weights_from
-        )
+        lambda: _build_metadata(plan, weights, factors, base=base, weights_from=weights_from)
     )
     return inject(model, plan, factors, adapter_name=adapter_name, metadata=metadata, residuals=residuals)
 
@@ -159,13 +157,14 @@ def _build_metadata(
     weights: Mapping[str, BaseWeight],
     factors: Sequence[InitialFactors],
     *,
-    base_model: str | None,
+    base: nn.Module,
     weights_from: Path | str | None,
 ) -> AdapterMetadata:
     return AdapterMetadata.from_plan(
         plan,
         {module: weight.fingerprint() for module, weight in weights.items()},
         floored={f.planned.projection.name: int(f.factors.floored) for f in factors if f.factors.floored},
-        base_model=base_model or None,
+        base_model=getattr(base, "name_or_path", None) or None,
+        model_config=getattr(base, "config", None),
         weights_from=None if weights_from is None else str(weights_from),
     )

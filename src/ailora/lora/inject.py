@@ -28,6 +28,8 @@ from ailora.roles import weight_shape
 from ailora.weights.base_weight import BaseWeight, resolve_weights
 from ailora.weights.quantized import find_storage
 
+#: What a file system allows.
+_MAX_NAME_BYTES = 255
 _LOG = logging.getLogger("ailora")
 
 
@@ -130,6 +132,11 @@ def validate_adapter_name(model: nn.Module, adapter_name: str) -> None:
     Raises:
         ModelError, InputError: which.
     """
+    if not isinstance(adapter_name, str) or not _is_usable_name(adapter_name):
+        raise InputError(
+            f"adapter_name {adapter_name!r} cannot be used: not empty, no dot, not part of 'lora_', no attribute of a "
+            "torch module, and a name that a folder can have"
+        )
     if isinstance(model, PeftModel):
         if adapter_name in model.peft_config:
             raise ModelError(f"the model already has an adapter named {adapter_name!r}: choose another adapter_name")
@@ -137,8 +144,13 @@ def validate_adapter_name(model: nn.Module, adapter_name: str) -> None:
         raise ModelError(
             "the model already carries adapters: pass the PeftModel itself with another adapter_name, or unload() first"
         )
-    if not isinstance(adapter_name, str) or not adapter_name or "." in adapter_name or adapter_name in "lora_":
-        raise InputError(f"adapter_name {adapter_name!r} cannot be used: not empty, no dot, not part of 'lora_'")
+
+
+def _is_usable_name(name: str) -> bool:
+    """Return whether PEFT can use a name: in torch's dictionaries of modules, in the keys of files, for a folder."""
+    taken = any(hasattr(container(), name) for container in (nn.ModuleDict, nn.ParameterDict))
+    fits_folder = name.isprintable() and len(name.encode(errors="replace")) <= _MAX_NAME_BYTES
+    return not taken and name not in "lora_" and not set(name) & set("./\\") and fits_folder
 
 
 def _validate_untouched_base(model: nn.Module, plan: Plan) -> None:

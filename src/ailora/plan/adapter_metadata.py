@@ -15,6 +15,7 @@ from ailora.atomic_io import write_json
 from ailora.errors import InputError
 from ailora.plain_data import read_json_object
 from ailora.plan.adapter_plan import Plan
+from ailora.plan.task_type import read_labels
 
 METADATA_NAME = "ailora.json"
 _LIBRARIES = ("ailora", "torch", "peft", "transformers", "safetensors")
@@ -45,6 +46,8 @@ class AdapterMetadata(pydantic.BaseModel):
         fingerprints: module -> SHA-256 of the base weight that it was made from (`BaseWeight.fingerprint`).
         floored: module -> number of directions whose negligible singular value was clamped to a small one.
         base_model: the base model's name or path, as PEFT records it.
+        labels: names of the classes in the order of the head's outputs, where the model has other than numbered ones.
+        pad_token_id: the padding token of the model while it trained.
         weights_from: the checkpoint whose weights were decomposed in place of the base model's own.
         quantization_errors: only in files of earlier versions, which quantized residuals: module -> relative error of
             the quantized weight before and after.
@@ -59,6 +62,8 @@ class AdapterMetadata(pydantic.BaseModel):
     fingerprints: dict[str, str]
     floored: dict[str, int] = {}
     base_model: str | None
+    labels: tuple[str, ...] | None = None
+    pad_token_id: int | None = None
     weights_from: str | None = None
     quantization_errors: dict[str, tuple[float, float]] = {}
     exported: Exported | None = None
@@ -71,15 +76,19 @@ class AdapterMetadata(pydantic.BaseModel):
         fingerprints: dict[str, str],
         *,
         base_model: str | None,
+        model_config: object = None,
         floored: dict[str, int] | None = None,
         weights_from: str | None = None,
     ) -> AdapterMetadata:
-        """Return the metadata of an adapter that this process makes."""
+        """Return the metadata of an adapter that this process makes; `model_config` is transformers' of its model."""
+        pad_token_id = getattr(model_config, "pad_token_id", None)
         return cls(
             plan=json.loads(json.dumps(plan.to_dict())),
             fingerprints=fingerprints,
             floored=floored or {},
             base_model=base_model,
+            labels=read_labels(model_config, plan.options.task_type),
+            pad_token_id=pad_token_id if isinstance(pad_token_id, int) else None,
             weights_from=weights_from,
             versions=library_versions(),
         )
@@ -112,9 +121,9 @@ class AdapterMetadata(pydantic.BaseModel):
         """
         try:
             metadata = cls.model_validate(read_json_object(file))
+            _ = metadata.parsed_plan  # validates it
         except (InputError, pydantic.ValidationError) as error:
             raise InputError(f"{file}: not an ailora.json of format 1: {error}") from error
-        _ = metadata.parsed_plan  # validates it
         return metadata
 
 

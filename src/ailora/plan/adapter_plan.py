@@ -11,8 +11,12 @@ from typing import Any
 
 from ailora.errors import InputError, parse_choice
 from ailora.inits import Init, Policy, parse_init, parse_policy
+from ailora.plan.task_type import TASKS
 from ailora.roles import Attention, Projection, Role, parse_role
 from ailora.roles.fused_layout import Rows
+
+#: PEFT reads the names of modules that are trained whole as regular expressions.
+_NOT_IN_NAMES = frozenset(r"*+?{}()[]\^$|")
 
 
 class Form(StrEnum):
@@ -195,8 +199,10 @@ def _validate_values(plan: Plan) -> None:
     flags = (options.rslora, options.dora, plan.couple_roles)
     if not plan.adapters or not all(isinstance(flag, bool) for flag in flags) or not 0 <= options.dropout < 1:
         raise ValueError("it needs adapters, true or false, and a dropout from 0 to 1")
-    if not all(isinstance(name, str) for name in (*options.modules_to_save, options.task_type or "")):
-        raise ValueError("modules_to_save and task_type are names")
+    if not all(isinstance(name, str) and name and _NOT_IN_NAMES.isdisjoint(name) for name in options.modules_to_save):
+        raise ValueError("modules_to_save are names of modules")
+    if options.task_type is not None and options.task_type not in TASKS:
+        raise ValueError(f"task_type is one of {', '.join(TASKS)}")
     seen: set[tuple[str, Role]] = set()
     shapes: dict[str, tuple[int, int]] = {}
     for planned in plan.adapters:

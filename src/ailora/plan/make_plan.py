@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from torch import nn
 
 from ailora.errors import InputError, ModelError
 from ailora.inits import Policy, PolicySpec, parse_policy
+from ailora.module_pattern import ModulePatterns
 from ailora.plan.adapter_plan import Form, LoraOptions, Plan, PlannedAdapter, parse_form
 from ailora.plan.task_type import default_heads, infer_task_type, parse_task_type
 from ailora.roles import Projection, Role, find_projections, parse_role
@@ -97,11 +97,8 @@ def _within(projections: tuple[Projection, ...], modules: str | None) -> tuple[P
         return projections
     if not isinstance(modules, str):
         raise InputError(f"modules is a regular expression, not {modules!r}")
-    try:
-        pattern = re.compile(modules)
-    except (re.error, TypeError) as error:
-        raise InputError(f"modules: {modules!r} is not a regular expression: {error}") from None
-    found = tuple(p for p in projections if pattern.search(p.module))
+    patterns = ModulePatterns("modules")
+    found = tuple(p for p in projections if patterns.search(modules, p.module))
     if not found:
         raise InputError(f"modules: {modules!r} finds none of the model's projections, such as {projections[0].module}")
     return found
@@ -150,7 +147,8 @@ def _per_module(name: str, value: PerModule, projections: tuple[Projection, ...]
     """`value` for each projection: the number itself, or that of the first key that is its role or a regex for it."""
     if not isinstance(value, Mapping):
         return dict.fromkeys(projections, value)
-    fits = {key: _fitting(name, key, projections) for key in value}
+    patterns = ModulePatterns(f"{name} (a role or a regular expression)")
+    fits = {key: _fitting(patterns, key, projections) for key in value}
     for key, fitting in fits.items():
         if not fitting:
             raise InputError(f"{name}: {key!r} is neither the role nor part of the name of an adapted module")
@@ -163,14 +161,10 @@ def _per_module(name: str, value: PerModule, projections: tuple[Projection, ...]
     return {projection: number for projection, number in found.items() if number is not None}
 
 
-def _fitting(name: str, key: str, projections: tuple[Projection, ...]) -> set[Projection]:
+def _fitting(patterns: ModulePatterns, key: str, projections: tuple[Projection, ...]) -> set[Projection]:
     if key in {role.value for role in Role}:
         return {p for p in projections if p.role == key}
-    try:
-        pattern = re.compile(key)
-    except (re.error, TypeError) as error:
-        raise InputError(f"{name}: {key!r} is neither a role nor a regular expression: {error}") from None
-    return {p for p in projections if pattern.search(p.module)}
+    return {p for p in projections if patterns.search(key, p.module)}
 
 
 def _planned(

@@ -109,6 +109,22 @@ def default_heads(model: nn.Module, task_type: str | None) -> tuple[str, ...]:
     return tuple(name for name, _ in model.named_children() if name in heads)
 
 
+def read_labels(model_config: object, task_type: str | None) -> tuple[str, ...] | None:
+    """Read the names of the classes from the configuration of a model.
+
+    Returns:
+        The names in the order of the head's outputs; None for a task without classes, and for the numbered names that
+        transformers gives a head by itself.
+    """
+    names = getattr(model_config, "id2label", None)
+    if not get_task(task_type).predicts_classes or not isinstance(names, Mapping):
+        return None
+    if set(names) != set(range(len(names))):
+        return None
+    labels = tuple(str(names[i]) for i in range(len(names)))
+    return None if labels == tuple(f"LABEL_{i}" for i in range(len(labels))) else labels
+
+
 def parse_task_type(name: str) -> TaskType:
     """Parse one of PEFT's task types.
 

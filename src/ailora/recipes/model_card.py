@@ -8,7 +8,7 @@ from typing import Any
 from huggingface_hub import ModelCard, ModelCardData
 
 from ailora.formatting import format_number
-from ailora.model_loading import resolve_model
+from ailora.model_path import resolve_model
 from ailora.plan.task_type import TASKS
 from ailora.recipes.config.method import CustomFunction, PeftInit
 from ailora.recipes.config.schema import AdapterConfig, RunConfig
@@ -28,21 +28,24 @@ Trained numbers: {trainable:,}, heads included. Steps: {steps}. Seed: {seed}.
 ```python
 from peft import {loader}
 
-model = {loader}.from_pretrained("PATH/TO/THIS/FOLDER"{arguments})
+model = {loader}.from_pretrained({arguments})
 ```
 """
+#: Longer lists are left to the line below the code.
+_MAX_NAMED_LABELS = 20
 _GIVEN_BACK = (
     " That takes a part out of the base weights; here it is given back, for which the file has twice the rank. "
     "Where the base is not in float32, what rounding changed of it stays behind."
 )
 
 
-def make_model_card(config: RunConfig, result: Mapping[str, Any]) -> ModelCard:
+def make_model_card(config: RunConfig, result: Mapping[str, Any], *, pad_token_id: int | None) -> ModelCard:
     """Make the card of an adapter: what it is, how good it is, how to load it.
 
     Args:
         config: the run's.
         result: what `result.json` will hold.
+        pad_token_id: the padding token that the model was trained with.
     """
     given = config.adapter.policy
     policy = given if isinstance(given, str) else "custom: " + ", ".join(f"{r} {i}" for r, i in given.items())
@@ -63,12 +66,28 @@ def make_model_card(config: RunConfig, result: Mapping[str, Any]) -> ModelCard:
         steps=result["steps"],
         seed=result["seed"],
         loader=task.auto_class.replace("Auto", "AutoPeft"),
-        arguments=f", num_labels={len(result['labels'] or [0])}" if "labels" in result else "",
+        arguments=_loader_arguments(result, pad_token_id),
     )
     if "labels" in result:
         names = ", ".join(result["labels"] or ["one number (regression)"])
         card += f"\nLabels, in the order of the model's outputs: {names}.\n"
+        card += f"\nPadding token: {pad_token_id}.\n" if pad_token_id is not None else ""
     return ModelCard(card)
+
+
+def _loader_arguments(result: Mapping[str, Any], pad_token_id: int | None) -> str:
+    """Format the arguments of the loader: of a classifier, those that give the base its head, labels and padding."""
+    path = '"PATH/TO/THIS/FOLDER"'
+    if "labels" not in result:
+        return path
+    names = list(result["labels"] or [])
+    arguments = [path, f"num_labels={len(names) or 1}"]
+    if 0 < len(names) <= _MAX_NAMED_LABELS:
+        ids = {name: i for i, name in enumerate(names)}
+        arguments += [f"id2label={dict(enumerate(names))!r}", f"label2id={ids!r}"]
+    if pad_token_id is not None:
+        arguments.append(f"pad_token_id={pad_token_id}")
+    return "".join(f"\n    {argument}," for argument in arguments) + "\n"
 
 
 def _tags(adapter: AdapterConfig) -> list[str]:

@@ -70,7 +70,8 @@ def run(config: RunConfig, callbacks: Sequence[TrainerCallback] = ()) -> dict[st
         if is_main():
             folder.claim(folder.predictions, folder.samples, folder.result)
             if saved == folder.adapter:
-                write_text(saved / "README.md", str(make_model_card(config, result)))
+                pad_token_id = getattr(model.config, "pad_token_id", None)
+                write_text(saved / "README.md", str(make_model_card(config, result, pad_token_id=pad_token_id)))
             evaluation.write(folder)
             write_result(folder, result)
         return result

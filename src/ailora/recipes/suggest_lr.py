@@ -16,7 +16,7 @@ from transformers import set_seed
 from ailora.errors import InputError
 from ailora.inits import PRESETS, Policy
 from ailora.lora import adapt
-from ailora.model_loading import resolve_model
+from ailora.model_path import resolve_model
 from ailora.optim.curvature import Curvature, RateMultiple, curvature_by_role, rate_multiple
 from ailora.optim.hessian import ALL
 from ailora.recipes.config.method import Preset

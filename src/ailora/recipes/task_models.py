@@ -11,7 +11,8 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from ailora.errors import InputError
-from ailora.model_loading import auto_class, describe_load_error, resolve_model
+from ailora.model_loading import auto_class, describe_load_error, validate_weights
+from ailora.model_path import resolve_model
 from ailora.plan.task_type import TASKS, TaskType
 from ailora.recipes.data.labels import Labels
 from ailora.weights.base_weight import all_finite
@@ -24,9 +25,11 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """The tokenizer of a model; one without a padding token pads with its end-of-text token.
 
     Raises:
-        InputError: no such model.
+        InputError: no such model, or its weights are not in safetensors files.
     """
     path = resolve_model(name)
+    # A model of another format often has no tokenizer either, which would be blamed.
+    validate_weights(path)
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError) as error:
@@ -108,8 +111,9 @@ def _load(
 ) -> PreTrainedModel:
     if quantization is not None:
         options["quantization_config"] = quantization
+    validate_weights(path, download=True)
     try:
-        model = auto_class(task_type).from_pretrained(path, trust_remote_code=False, **options)
+        model = auto_class(task_type).from_pretrained(path, trust_remote_code=False, use_safetensors=True, **options)
     except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         reason = describe_load_error(error, path)
         raise InputError(f"cannot load {path!r} for {TASKS[task_type].title}: {reason}") from error

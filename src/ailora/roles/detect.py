@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ailora.errors import InputError, ModelError
+from ailora.module_pattern import ModulePatterns
 from ailora.roles.catalog import FAMILIES, LEFT_OUT, find_rule
 from ailora.roles.fused_layouts import ModelConfig
 from ailora.roles.naming_rules import Rule
@@ -51,14 +52,13 @@ def find_projections(model: nn.Module, *, role_names: Mapping[str, Role | str] |
     """
     if not isinstance(model, nn.Module):
         raise InputError(f"a model is an nn.Module, got {model!r}")
-    named = _compile(role_names or {})
     linear = find_linear_modules(model)
-    _refuse_idle_patterns(named, linear)
+    named = _name_roles(_parse_role_names(role_names or {}), linear)
     configs = _find_configs(model)
     projections: list[Projection] = []
     for name, module in linear.items():
-        if named_role := _named_role(named, name):
-            pattern, role = named_role
+        if name in named:
+            pattern, role = named[name]
             attends = role in (Role.QUERY, Role.KEY, Role.VALUE, Role.OUTPUT)
             rule = Rule(pattern, (role,), Attention.SELF if attends else None)
             projections += _build_projections(name, module, rule)
@@ -157,31 +157,32 @@ def _format_dtype(module: nn.Module) -> str:
     return dtype if type(weight) in (torch.Tensor, nn.Parameter) else f"{dtype} ({type(weight).__name__})"
 
 
-def _compile(role_names: Mapping[str, Role | str]) -> list[tuple[re.Pattern[str], Role]]:
+def _parse_role_names(role_names: Mapping[str, Role | str]) -> dict[str, Role]:
     if not isinstance(role_names, Mapping):
         raise InputError(
             f"role_names maps regular expressions to roles, such as {{'wq$': 'query'}}, not {role_names!r}"
         )
-    compiled = []
+    return {pattern: parse_role(role) for pattern, role in role_names.items()}
+
+
+def _name_roles(role_names: Mapping[str, Role], linear: Mapping[str, nn.Module]) -> dict[str, tuple[str, Role]]:
+    """Return the first pattern that is found in the name of a module, and its role, by module.
+
+    Raises:
+        InputError: a pattern is no regular expression, or is found in no name.
+    """
+    patterns = ModulePatterns("role_names")
+    named: dict[str, tuple[str, Role]] = {}
     for pattern, role in role_names.items():
-        try:
-            compiled.append((re.compile(pattern), parse_role(role)))
-        except (re.error, TypeError) as error:
-            raise InputError(f"role_names: {pattern!r} is not a regular expression: {error}") from None
-    return compiled
-
-
-def _refuse_idle_patterns(named: list[tuple[re.Pattern[str], Role]], linear: Mapping[str, nn.Module]) -> None:
-    for pattern, role in named:
-        if not any(pattern.search(name) for name in linear):
+        found = [module for module in linear if patterns.search(pattern, module)]
+        if not found:
+            patterns.validate(pattern)
             raise InputError(
-                f"role_names: {pattern.pattern!r} ({role}) matches no linear module; the model has:\n"
-                + _format_modules(linear)
+                f"role_names: {pattern!r} ({role}) matches no linear module; the model has:\n" + _format_modules(linear)
             )
-
-
-def _named_role(named: list[tuple[re.Pattern[str], Role]], module: str) -> tuple[str, Role] | None:
-    return next(((pattern.pattern, role) for pattern, role in named if pattern.search(module)), None)
+        for module in found:
+            named.setdefault(module, (pattern, role))
+    return named
 
 
 def _format_modules(linear: Mapping[str, nn.Module]) -> str:

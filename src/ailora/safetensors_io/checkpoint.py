@@ -8,13 +8,13 @@ from pathlib import Path
 from torch import Tensor
 
 from ailora.errors import InputError
+from ailora.model_formats import refuse_gguf, refuse_pickles
 from ailora.plain_data import read_json_object
 from ailora.safetensors_io.header import Header, StoredTensor, read_header
 from ailora.safetensors_io.reader import read_tensor
 
 _SINGLE_FILE_NAME = "model.safetensors"
 _INDEX_NAME = "model.safetensors.index.json"
-_PICKLE_PATTERNS = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,8 @@ class Checkpoint:
         if not path.exists():
             raise InputError(f"there is no {path}")
         if path.is_file():
-            _validate_no_pickle([path] if not path.name.endswith(".safetensors") else [], path)
+            refuse_gguf(path)
+            refuse_pickles(path)
             return cls._from_files(path.parent, [path])
         if (path / _SINGLE_FILE_NAME).is_file():
             return cls._from_files(path, [path / _SINGLE_FILE_NAME])
@@ -61,7 +62,8 @@ class Checkpoint:
         # An adapter saved beside a model is no part of the model.
         files = [file for file in sorted(path.glob("*.safetensors")) if not file.name.startswith("adapter_")]
         if not files:
-            _validate_no_pickle([file for pattern in _PICKLE_PATTERNS for file in sorted(path.glob(pattern))], path)
+            refuse_gguf(path)
+            refuse_pickles(path)
             raise InputError(f"{path} holds no safetensors files")
         return cls._from_files(path, files)
 
@@ -133,15 +135,3 @@ def _resolve_shard(folder: Path, name: str, index: Path) -> Path:
     if target.parent not in allowed:
         raise InputError(f"{index} points to {name!r}, a link to {target}, outside its folder")
     return file
-
-
-def _validate_no_pickle(files: list[Path], path: Path) -> None:
-    # A pickle runs code when it is opened, so that it is not opened even to look inside.
-    if files:
-        folder = path if path.is_dir() else path.parent
-        raise InputError(
-            f"{files[0]} is not a safetensors file, and pickled checkpoints are never opened. Convert it once, if you "
-            f"trust it: python -c \"import transformers as t; m = '{folder}'; "
-            "c = t.AutoConfig.from_pretrained(m); getattr(t, c.architectures[0]).from_pretrained(m, "
-            "use_safetensors=False).save_pretrained('CONVERTED')\""
-        )

@@ -55,11 +55,10 @@ def truncated_svd(
     band = parse_band(band)
     if method != "auto" and method not in _METHODS:
         raise unknown_name("decomposition method", method, ["auto", *_METHODS])
-    if weight.ndim < 2 or not weight.is_floating_point():
-        raise InputError(f"expected a floating matrix (out, in), got {weight.dtype} {tuple(weight.shape)}")
+    _validate_matrix(weight)
     out, in_ = weight.shape[-2:]
-    if not 1 <= rank <= min(out, in_):
-        raise InputError(f"rank must be between 1 and {min(out, in_)}, got {rank} (matrix {out} x {in_})")
+    if type(rank) is not int or not 1 <= rank <= min(out, in_):
+        raise InputError(f"rank must be between 1 and {min(out, in_)}, got {rank!r} (matrix {out} x {in_})")
     matrix = weight.detach().to(torch.promote_types(weight.dtype, torch.float32))
     # In the precision of the matrix, which is enough: the float64 norm takes 0.05 s at 4096.
     norm = torch.linalg.vector_norm(matrix, dim=(-2, -1))
@@ -75,6 +74,19 @@ def truncated_svd(
             return _decompose(matrix, rank, band, method=method, norm=norm)
     except NotConvergedError as error:
         raise InputError(f"matrix {out} x {in_} has no decomposition that can be certified: {error}") from error
+
+
+def _validate_matrix(weight: object) -> None:
+    if not isinstance(weight, Tensor):
+        raise InputError(f"expected a floating matrix (out, in), got a {type(weight).__name__}")
+    if weight.layout is not torch.strided or weight.is_quantized:
+        raise InputError(f"expected a dense matrix (out, in), got the layout {weight.layout}: call to_dense() first")
+    if weight.device.type == "meta":
+        raise InputError("expected a matrix with entries, got one on the meta device: load the model's weights first")
+    if weight.ndim < 2 or not weight.is_floating_point():
+        raise InputError(f"expected a floating matrix (out, in), got {weight.dtype} {tuple(weight.shape)}")
+    if 0 in weight.shape:
+        raise InputError(f"expected a matrix with entries, got {tuple(weight.shape)}")
 
 
 def _decompose(weight: Tensor, rank: int, band: Band, *, method: str, norm: Tensor) -> Triplets:

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ailora.errors import InputError, ModelError
+from ailora.model_path import model_folder
 from ailora.roles import find_linear_modules
 from ailora.safetensors_io import Checkpoint, read_tensor
 from ailora.weights.base_weight import BaseWeight, validate_matrix, weight_key
@@ -28,7 +29,7 @@ def open_checkpoint_source(base: nn.Module, checkpoint: Path | str, weights: Map
 
     Args:
         base: the model whose checkpoint it is, as it was loaded.
-        checkpoint: a folder with safetensors files, or one such file.
+        checkpoint: a folder with safetensors files, one such file, or a hub id in the cache.
         weights: the weights that the source will be asked for, by module.
 
     Returns:
@@ -41,7 +42,8 @@ def open_checkpoint_source(base: nn.Module, checkpoint: Path | str, weights: Map
     if not isinstance(checkpoint, str | Path):
         raise InputError(f"weights_from is a folder or a safetensors file, not {checkpoint!r}")
     try:
-        stored = Checkpoint.open(checkpoint)
+        path = Path(checkpoint).expanduser()
+        stored = Checkpoint.open(path if path.is_file() else model_folder(checkpoint))
     except InputError as error:
         raise InputError(f"weights_from: {error}") from None
     # A checkpoint holds the weight of tied modules under the name of the first.

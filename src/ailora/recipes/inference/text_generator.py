@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
+from safetensors import SafetensorError
 
+from ailora.adapter_io.peft_adapter import load_peft_adapter
 from ailora.adapter_io.peft_config_file import CONFIG_NAME, read_config
-from ailora.errors import InputError
-from ailora.model_loading import resolve_model
+from ailora.errors import InputError, ModelError
+from ailora.model_path import resolve_model
 from ailora.path_kind import PathKind, detect_path_kind, resolve_adapter_dir
 from ailora.plain_data import validate_plain_data
 from ailora.plan.task_type import TaskType, parse_task_type
@@ -91,8 +92,8 @@ def _load_adapter(folder: Path, base: str | None) -> tuple[Model, Tokenization]:
     prepare_tokenizer(tokenizer, name=named)
     model: Any = load_language_model(resolve_model(named), tokenizer, parse_task_type(task or TaskType.CAUSAL_LM))
     try:
-        adapted = PeftModel.from_pretrained(model, folder)
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+        adapted = load_peft_adapter(model, folder)
+    except (InputError, ModelError, SafetensorError) as error:
         raise InputError(f"cannot load the adapter {folder} on {named}: {error}") from error
     validate_finite(adapted, folder)
     return adapted.to(torch.accelerator.current_accelerator() or "cpu"), Tokenization(tokenizer)

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
 from safetensors import SafetensorError
 
+from ailora.adapter_io.peft_adapter import load_peft_adapter
 from ailora.checkpoints.output_file import validate_output_file
-from ailora.errors import InputError
-from ailora.model_loading import resolve_model
+from ailora.errors import InputError, ModelError
+from ailora.model_path import resolve_model
 from ailora.recipes.config.method import CustomFunction, FullFineTuning
 from ailora.recipes.config.sections import RunConfig
 from ailora.recipes.evaluation.table_file import validate_output_suffix, write_frame
@@ -87,10 +86,10 @@ class TrainedRun:
             return validate_finite(self.recipe.load_model(str(written)), written)
         base = self.recipe.load_model(resolve_model(config.model))
         try:
-            adapted = PeftModel.from_pretrained(base, written)
-        except (SafetensorError, json.JSONDecodeError) as error:
+            adapted = load_peft_adapter(base, written)
+        except (SafetensorError, InputError) as error:
             raise InputError(f"cannot load the adapter {written} ({error}): {folder.rewriting}") from error
-        except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+        except ModelError as error:
             raise InputError(f"cannot load the adapter {written}: {error}") from error
         return validate_finite(adapted, written)
 

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, set_seed
 
 from ailora.errors import InputError
 from ailora.lora import apply_plan
-from ailora.model_loading import resolve_model
+from ailora.model_path import resolve_model
 from ailora.optim.param_groups import parse_multipliers
 from ailora.plan import Plan, make_plan
 from ailora.recipes.baselines.custom_function import apply_function

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from pickle import UnpicklingError
 
 from peft import PeftModel
 from transformers import ProgressCallback, TrainerCallback, TrainerState
 
 from ailora.distributed import is_main, wait_for_everyone
+from ailora.errors import InputError
 from ailora.lora.inject import get_metadata, has_ailora_adapter
 from ailora.plan import METADATA_NAME
 from ailora.recipes.baselines.adapter_origin import get_adapter_origin
@@ -38,6 +40,8 @@ def train(
     """
     folder = RunFolder(recipe.config.output)
     checkpoint = _newest_checkpoint(folder)
+    if checkpoint:
+        _validate_no_pickled_weights(checkpoint)
     _keep_start(folder, model, resumed=checkpoint is not None)
     seconds_before = train_seconds(checkpoint) if checkpoint else 0.0
     final_state = _final_state(checkpoint)
@@ -55,8 +59,24 @@ def train(
     if final_state:
         trainer.state = final_state
         return TrainResult(trainer, init_seconds, seconds_before)
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    try:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except UnpicklingError as error:
+        # The states of optimizer and generators are pickles, which torch reads without running code.
+        raise InputError(
+            f"{checkpoint} holds a state that is more than tensors and plain values, and is not opened: delete the "
+            f"folder if the run is not yours ({error})"
+        ) from None
     return TrainResult(trainer, init_seconds, log.train_seconds)
+
+
+def _validate_no_pickled_weights(checkpoint: Path) -> None:
+    """Refuse weights that no run of ours writes, and that the Trainer would open in the place of safetensors."""
+    for name in ("adapter_model.bin", "pytorch_model.bin", "pytorch_model.bin.index.json"):
+        if (checkpoint / name).exists():
+            raise InputError(
+                f"{checkpoint / name} holds pickled weights, which are never opened and which no run writes: delete it"
+            )
 
 
 def _keep_start(folder: RunFolder, model: Model, *, resumed: bool) -> None:
@@ -93,7 +113,7 @@ def _load_weights(model: Model, checkpoint: Path) -> Model:
         model.load_adapter(str(checkpoint), "default", is_trainable=True)
         return model
     trained = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
-    loaded = type(model).from_pretrained(checkpoint, trust_remote_code=False)
+    loaded = type(model).from_pretrained(checkpoint, trust_remote_code=False, use_safetensors=True)
     for name, parameter in loaded.named_parameters():
         parameter.requires_grad_(trained.get(name, True))
     return loaded

@@ -1,0 +1,94 @@
+"""Regular expressions over module names: those of configurations and of adapter files, within one time limit."""
+
+from __future__ import annotations
+
+import re
+import time
+
+import regex
+
+from ailora.errors import InputError
+
+#: CPU time that all searches of one configuration may take beyond what ordinary ones need.
+_LIMIT_S = 1.0
+#: An ordinary search takes a tenth of this.
+_SEARCH_S = 20e-6
+_MAX_LENGTH = 200_000
+#: Counted repetitions are unrolled when a pattern is compiled: nested ones fill the memory.
+_MAX_REPETITIONS = 10_000
+_COUNTS = re.compile(r"\{\s*(\d*)\s*,?\s*(\d*)\s*\}")
+
+
+class ModulePatterns:
+    """Search module names for the regular expressions of one configuration.
+
+    A pattern of a hostile file must not search forever: all searches together have a time limit.
+
+    Args:
+        where: the file or argument that the patterns come from, for messages.
+    """
+
+    def __init__(self, where: str) -> None:
+        self._where = where
+        self._compiled: dict[str, regex.Pattern[str]] = {}
+        self._left_s = _LIMIT_S
+
+    def search(self, pattern: object, name: str) -> bool:
+        """Return whether a pattern is found in a name.
+
+        Raises:
+            InputError: it is not a regular expression, or takes too long.
+        """
+        return self._run(pattern, "search", name)
+
+    def fullmatch(self, pattern: object, name: str) -> bool:
+        """Return whether a pattern matches a whole name.
+
+        Raises:
+            InputError: it is not a regular expression, or takes too long.
+        """
+        return self._run(pattern, "fullmatch", name)
+
+    def validate(self, pattern: object) -> None:
+        """Refuse a pattern that cannot be searched for.
+
+        Raises:
+            InputError: it is not a regular expression.
+        """
+        self.search(pattern, "")
+
+    def _run(self, pattern: object, method: str, name: str) -> bool:
+        started = time.thread_time()
+        compiled = self._compile(pattern)
+        try:
+            match = getattr(compiled, method)(name, timeout=self._left_s)
+        except (TimeoutError, RecursionError, MemoryError):
+            match, self._left_s = None, 0.0
+        self._left_s += _SEARCH_S - (time.thread_time() - started)
+        if self._left_s <= _SEARCH_S:
+            raise InputError(
+                f"{self._where}: {compiled.pattern[:80]!r} cannot be searched for in {_LIMIT_S:g} s, the limit of all "
+                "patterns together: write it without nested repetitions"
+            )
+        return match is not None
+
+    def _compile(self, pattern: object) -> regex.Pattern[str]:
+        if not isinstance(pattern, str):
+            raise InputError(f"{self._where}: {pattern!r} is not a regular expression: expected a text")
+        if pattern not in self._compiled:
+            try:
+                _validate_size(pattern)
+                self._compiled[pattern] = regex.compile(pattern)
+            except (regex.error, ValueError, RecursionError, OverflowError, MemoryError) as error:
+                raise InputError(f"{self._where}: {pattern[:80]!r} is not a regular expression: {error}") from None
+        return self._compiled[pattern]
+
+
+def _validate_size(pattern: str) -> None:
+    if len(pattern) > _MAX_LENGTH:
+        raise ValueError(f"it has {len(pattern):,} characters, {_MAX_LENGTH:,} are allowed")
+    repetitions = 1
+    for counts in _COUNTS.findall(pattern):
+        repetitions *= max(1, *(int(count[:9]) for count in counts if count))
+    if repetitions > _MAX_REPETITIONS:
+        raise ValueError(f"its counts multiply to {repetitions:,} repetitions, {_MAX_REPETITIONS:,} are allowed")
