@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,18 +22,17 @@ def hostile(tmp_path: Path) -> Path:
     folder = tmp_path / "hostile"
     folder.mkdir()
     for name in SHADOWED:
-        (folder / f"{name}.py").write_text(
-            f"open({str(folder / 'ran')!r}, 'a').write({name!r})\nraise SystemExit(99)\n"
-        )
+        script = f"open({str(folder / 'ran')!r}, 'a').write({name!r})\nraise SystemExit(99)\n"
+        (folder / f"{name}.py").write_text(script)
     return folder
 
 
 @pytest.fixture(params=["", f"{os.pathsep}{SOURCE}", f"{SOURCE}{os.pathsep}"])
-def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Values of PYTHONPATH with an entry that is empty."""
     monkeypatch.setenv("PYTHONPATH", request.param)
     monkeypatch.delenv("PYTHONSAFEPATH", raising=False)
-    yield request.param
+    return request.param
 
 
 def test_empty_entries_of_the_path_go_and_the_others_stay(path: str) -> None:

@@ -13,7 +13,7 @@ _SAFE_PATH, _PATH = "PYTHONSAFEPATH", "PYTHONPATH"
 def safe_environment() -> dict[str, str]:
     """Return this process's environment, with which a Python process imports nothing from the current folder.
 
-    `PYTHONPATH` stays, as methods of the user's are found by it, but for its empty entries: they are the current folder.
+    `PYTHONPATH` stays, as methods of the user's are found by it; its empty entries, the current folder, do not.
     """
     environment = {**os.environ, _SAFE_PATH: "1"}
     entries = [entry for entry in environment.pop(_PATH, "").split(os.pathsep) if entry]

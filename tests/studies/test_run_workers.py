@@ -6,14 +6,13 @@ import subprocess
 from collections.abc import Callable, Iterator
 from itertools import chain, repeat
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from ailora import InputError
 from ailora.studies import study as studies
 from ailora.studies.study import create_or_load_study, run_workers
-from ailora.studies.study_config import load_study_config
+from ailora.studies.study_config import StudyConfig
 from ailora.studies.trial_storage import TrialStorage
 
 #: Shell scripts in the place of workers.
@@ -22,8 +21,8 @@ Start = Callable[[Iterator[str]], list[str]]
 
 
 @pytest.fixture
-def storage(study: dict[str, Any]) -> Iterator[TrialStorage]:
-    storage, _ = create_or_load_study(load_study_config(study))
+def storage(loaded: StudyConfig) -> Iterator[TrialStorage]:
+    storage, _ = create_or_load_study(loaded)
     yield storage
     storage.close()
 
@@ -35,7 +34,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> Start:
     def use(scripts: Iterator[str]) -> list[str]:
         ran: list[str] = []
 
-        def start(storage: TrialStorage, log: Path, count: int) -> subprocess.Popen[bytes]:
+        def start(storage: TrialStorage, config: StudyConfig, log: Path, count: int) -> subprocess.Popen[bytes]:
             ran.append(next(scripts))
             with log.open("ab") as output:
                 return subprocess.Popen(["sh", "-c", ran[-1]], stdin=subprocess.PIPE, stdout=output, stderr=output)
@@ -48,9 +47,11 @@ def started(monkeypatch: pytest.MonkeyPatch) -> Start:
 
 
 @pytest.mark.parametrize("death", [KILLED, FAILED])
-def test_a_worker_that_dies_as_it_begins_is_replaced(storage: TrialStorage, started: Start, death: str) -> None:
+def test_a_worker_that_dies_as_it_begins_is_replaced(
+    storage: TrialStorage, loaded: StudyConfig, started: Start, death: str
+) -> None:
     ran = started(iter([DONE, death, death, DONE]))
-    run_workers(storage, 2, lambda: None)
+    run_workers(storage, loaded, 2, lambda: None)
     assert sorted(ran) == sorted([DONE, death, death, DONE])
 
 
@@ -58,26 +59,28 @@ def test_a_worker_that_dies_as_it_begins_is_replaced(storage: TrialStorage, star
     ("death", "message"), [(KILLED, r"signal SIGKILL: see .*0\.log"), (FAILED, r"code 1 \(lost connection\): see")]
 )
 def test_workers_that_die_without_an_advance_end_the_study(
-    storage: TrialStorage, started: Start, death: str, message: str
+    storage: TrialStorage, loaded: StudyConfig, started: Start, death: str, message: str
 ) -> None:
     ran = started(repeat(death))
     with pytest.raises(InputError, match=message):
-        run_workers(storage, 1, lambda: None)
+        run_workers(storage, loaded, 1, lambda: None)
     assert len(ran) == 6
 
 
 def test_a_death_after_an_advance_is_the_first_one_again(
-    storage: TrialStorage, started: Start, monkeypatch: pytest.MonkeyPatch
+    storage: TrialStorage, loaded: StudyConfig, started: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every worker takes a trial and dies with it."""
     ran = started(chain(repeat(KILLED, 20), [DONE]))
     monkeypatch.setattr(studies, "_progress", lambda _: len(ran))
-    run_workers(storage, 1, lambda: None)
+    run_workers(storage, loaded, 1, lambda: None)
     assert len(ran) == 21
 
 
-def test_a_worker_whose_input_is_wrong_is_not_started_again(storage: TrialStorage, started: Start) -> None:
+def test_a_worker_whose_input_is_wrong_is_not_started_again(
+    storage: TrialStorage, loaded: StudyConfig, started: Start
+) -> None:
     ran = started(repeat(REFUSED))
     with pytest.raises(InputError, match=r"a worker ended with code 2 \(wrong input\): see .*workers/0\.log"):
-        run_workers(storage, 1, lambda: None)
+        run_workers(storage, loaded, 1, lambda: None)
     assert len(ran) == 1

@@ -33,7 +33,7 @@ def run(
 
     storage, design = create_or_load_study(load_study_config(file, overrides or [], scale=scale))
     with Progress(storage, design) as progress:
-        run_workers(storage, workers, progress.update)
+        run_workers(storage, design.config, workers, progress.update)
     console.print(f"written to {design.config.output}; `ailora study report {quote_argument(file)}` compares")
 
 
@@ -47,16 +47,18 @@ def work(
     import signal
     import sys
 
-    from ailora.cli.study_progress import stop_with_input
+    from ailora.cli.study_progress import read_handover, stop_with_input
     from ailora.studies.study import load_study_from_storage
     from ailora.studies.worker import work as work_through
 
     # Schedulers end a job with SIGTERM: the trial goes back, as after Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    secrets = None
     if tied:
+        storage, secrets = read_handover()
         stop_with_input()
     try:
-        work_through(*load_study_from_storage(storage, name))
+        work_through(*load_study_from_storage(storage, name, secrets=secrets))
     except KeyboardInterrupt:
         sys.exit(130)
 

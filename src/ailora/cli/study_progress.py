@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 from rich.live import Live
 from rich.table import Table
@@ -97,6 +99,18 @@ def _line(trial: Trial) -> str:
 def _time(seconds: float) -> str:
     minutes = round(seconds / 60)
     return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{max(minutes, 1)} min"
+
+
+def read_handover() -> tuple[str, dict[str, Any]]:
+    """Read what `ailora study run` hands over: the URL of the storage, and the study file with its secrets."""
+    line = b""
+    # Unbuffered, as the thread that waits for the end of the input is.
+    while not line.endswith(b"\n"):
+        if not (part := os.read(0, 2**16)):
+            raise KeyboardInterrupt
+        line += part
+    handover = json.loads(line)
+    return handover["storage"], handover["study"]
 
 
 def stop_with_input() -> None:

@@ -60,7 +60,7 @@ def open_studies(path: Path, scale: str | None) -> list[tuple[TrialStorage, Stud
     names = study_names(url)
     if not names:
         raise InputError(f"{path / 'study.db'} holds no study")
-    return [load_study_from_storage(url, name) for name in names]
+    return [load_study_from_storage(url, name, to_run=False) for name in names]
 
 
 def _validate_study_file(file: Path) -> PathKind:

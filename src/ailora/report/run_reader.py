@@ -16,6 +16,7 @@ from ailora.plain_data import parse_json, read_json_object, split_json_lines
 from ailora.recipes.config.yaml_file import read_yaml
 from ailora.recipes.run_folder import RunFolder
 from ailora.recipes.training.trainer_checkpoints import complete_checkpoints
+from ailora.redaction import without_secrets
 from ailora.report.versions import version_notes
 
 T = TypeVar("T")
@@ -77,8 +78,9 @@ def read_run(folder: Path, name: str) -> Run:
     run = Run(
         name=name,
         folder=folder,
-        config=config if isinstance(config, dict) else {},
-        result=result or {},
+        # Runs of earlier versions hold secrets.
+        config=without_secrets(config) if isinstance(config, dict) else {},
+        result=without_secrets(result or {}),
         history=[record for record in history if isinstance(record, dict)],
         log=restore_non_finite(_read_json_lines(files.log, notes)),
         samples=_read_json_lines(files.samples, notes),

@@ -10,6 +10,7 @@ from ailora.plan.adapter_metadata import library_versions
 from ailora.plots import study_charts
 from ailora.plots.chart_spec import Heatmap, Plot
 from ailora.recipes.config.yaml_file import format_yaml
+from ailora.redaction import without_secrets
 from ailora.report.document import (
     MISSING,
     Block,
@@ -28,7 +29,6 @@ from ailora.report.report_settings import settings_blocks
 from ailora.report.trial_selection import TrialSelection, select_trials
 from ailora.report.versions import version_table
 from ailora.studies.comparison import Comparison, compare
-from ailora.studies.storage_url import mask_password
 from ailora.studies.study_design import StudyDesign
 from ailora.studies.summary import StudySummary, SummaryTable, summarize
 from ailora.studies.trial import Status, Trial, TrialSpec
@@ -195,10 +195,8 @@ def _settings(design: StudyDesign) -> list[Block]:
 
 
 def _instructions(study: Mapping[str, Any]) -> list[Block]:
-    plain = {key: value for key, value in study.items() if value not in (None, {}, [])}
-    if isinstance(plain.get("storage"), str):
-        # A report is sent to others.
-        plain["storage"] = mask_password(plain["storage"])
+    # A report is sent to others.
+    plain = {key: value for key, value in without_secrets(study).items() if value not in (None, {}, [])}
     text = "Save the file as study.yaml. The command goes on where trials are missing and runs nothing twice."
     return [
         Paragraphs((text,)),

@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 import contextlib
+import logging
+import sqlite3
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import optuna
 import sqlalchemy
 from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage
+from optuna.storages._rdb.models import BaseModel
 from sqlalchemy import event
-from sqlalchemy.exc import ArgumentError, IntegrityError, NoSuchModuleError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, IntegrityError, NoSuchModuleError, OperationalError, SQLAlchemyError
 
 from ailora.errors import InputError
+from ailora.redaction import MASK, is_secret, mask_url
 
 #: Between attempts to use tables that another process creates just now.
 _RETRY_DELAY_S = 0.2
 _MAX_RETRIES = 50
-#: How long a connection waits for another's write to an SQLite file.
+#: How long a connection waits for another's write to an SQLite file, and after how long it says so.
 _LOCK_TIMEOUT_S = 120
+_LOCK_NOTICE_S = 5
+_log = logging.getLogger(__name__)
 
 
 def sqlite_file(url: str) -> Path | None:
@@ -30,77 +38,180 @@ def sqlite_file(url: str) -> Path | None:
     return Path(parsed.database) if parsed and parsed.get_backend_name() == "sqlite" and parsed.database else None
 
 
-def _storage(url: str) -> RDBStorage:
+def _storage(url: str, *, read_only: bool) -> RDBStorage:
+    _validate_url(url)
     file = sqlite_file(url)
     if file is None:
-        return _with_tables(url, {"pool_pre_ping": True})
-    file.parent.mkdir(parents=True, exist_ok=True)
-    storage = _with_tables(url, {"connect_args": {"timeout": _LOCK_TIMEOUT_S}})
-    _serialize(storage.engine)
+        options: dict[str, Any] = {"pool_pre_ping": True}
+        if read_only and url.startswith("postgresql"):
+            options["execution_options"] = {"postgresql_readonly": True}
+        with _notice_if_slow(f"storage {mask_url(url)} does not answer yet"):
+            return _with_tables(url, options, read_only=read_only)
+    if not read_only:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    _validate_tables(file, read_only=read_only)
+    storage = _with_tables(url, {"creator": lambda: _connect(file, read_only=read_only)}, read_only=read_only)
+    _serialize(storage.engine, file, read_only=read_only)
     return storage
 
 
-def _with_tables(url: str, arguments: dict[str, Any]) -> RDBStorage:
+def _validate_url(url: str) -> None:
+    parsed = _parse(url)
+    if parsed is None:
+        raise InputError(
+            f"storage {mask_url(url)} is no database URL; expected sqlite:///FILE or "
+            "postgresql+psycopg://USER:PASSWORD@HOST/NAME"
+        )
+    if parsed.get_backend_name() == "sqlite" and parsed.database in (None, "", ":memory:"):
+        raise InputError(f"storage {mask_url(url)} is in the memory of one process; expected sqlite:///FILE")
+    if {"{", "}"} & {*url}:
+        raise InputError(f"storage {mask_url(url)}: Optuna takes no braces; write them as %7B and %7D")
+
+
+def _connect(file: Path, *, read_only: bool) -> sqlite3.Connection:
+    return sqlite3.connect(
+        f"file:{quote(str(file.absolute()))}?mode={'ro' if read_only else 'rwc'}",
+        uri=True,
+        timeout=_LOCK_TIMEOUT_S,
+        isolation_level=None,
+        check_same_thread=False,
+    )
+
+
+def _validate_tables(file: Path, *, read_only: bool) -> None:
+    """Refuse a database of another program, before tables are added to it; wait while it is locked."""
+    with contextlib.closing(_connect(file, read_only=read_only)) as connection:
+        _begin(connection, file, read_only=read_only)
+        tables = [name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+        connection.execute("ROLLBACK")
+    if tables and not {*tables} & BaseModel.metadata.tables.keys():
+        raise InputError(
+            f"{file} is the database of another program (its tables: {', '.join(tables[:5])}), which stays as it is: "
+            "choose another storage or output"
+        )
+    if read_only and not {*tables} >= BaseModel.metadata.tables.keys():
+        raise InputError(f"{file} holds no studies: it lacks tables of Optuna {optuna.__version__}")
+
+
+def _with_tables(url: str, arguments: dict[str, Any], *, read_only: bool) -> RDBStorage:
     """Open Optuna's storage, which creates missing tables: another process may be doing that just now."""
     for _ in range(_MAX_RETRIES):
         try:
-            return RDBStorage(url, engine_kwargs=arguments)
+            return RDBStorage(url, engine_kwargs=arguments, skip_table_creation=read_only)
         except (SQLAlchemyError, StorageInternalError) as error:
             # What Optuna raises may stand around SQLAlchemy's error.
             errors = (error, error.__cause__)
             if not any(isinstance(e, IntegrityError) or "already exists" in str(e) for e in errors):
                 raise
             time.sleep(_RETRY_DELAY_S)
-    return RDBStorage(url, engine_kwargs=arguments)
+    return RDBStorage(url, engine_kwargs=arguments, skip_table_creation=read_only)
 
 
-def _serialize(engine: sqlalchemy.Engine) -> None:
-    """Make every transaction on an SQLite file lock it from its beginning.
+def _serialize(engine: sqlalchemy.Engine, file: Path, *, read_only: bool) -> None:
+    """Make every transaction on an SQLite file lock it from its beginning; reading ones lock writers out alone.
 
     Optuna reads a trial's state and then writes it, with a row lock that SQLite does not have: two workers could both
     take a trial. After SQLAlchemy's documentation of the SQLite dialect, "transactional locking".
     """
 
-    @event.listens_for(engine, "connect")
-    def disable_implicit_transactions(connection: Any, record: Any) -> None:
-        connection.isolation_level = None
-        # A killed process loses nothing that was written; only a power failure might.
-        connection.execute("PRAGMA synchronous = NORMAL")
-
     @event.listens_for(engine, "begin")
     def lock(connection: sqlalchemy.Connection) -> None:
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
+        raw: Any = connection.connection.dbapi_connection
+        try:
+            _begin(raw, file, read_only=read_only)
+        except sqlite3.Error as error:
+            # As SQLAlchemy would: Optuna, and the thread of a worker's heartbeat, know its errors.
+            raise OperationalError("BEGIN", None, error) from error
 
-    # Connections that were made before do not have the first listener.
-    engine.dispose()
+
+def _begin(connection: sqlite3.Connection, file: Path, *, read_only: bool) -> None:
+    """Begin a transaction that holds its lock, and say so where another process makes us wait for it."""
+    deadline = time.monotonic() + _LOCK_TIMEOUT_S
+    announced = False
+    connection.execute(f"PRAGMA busy_timeout = {int(_LOCK_NOTICE_S * 1000)}")
+    while True:
+        try:
+            # A killed process loses nothing that was written; only a power failure might.
+            connection.execute("PRAGMA synchronous = NORMAL")
+            connection.execute("BEGIN" if read_only else "BEGIN IMMEDIATE")
+            # A transaction that reads has its lock from the first row.
+            connection.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone()
+            break
+        except sqlite3.OperationalError as error:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            # The last byte is the primary code.
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+            if not announced:
+                _log.warning("%s is locked by another process: waiting up to %d s", file, _LOCK_TIMEOUT_S)
+                announced = True
+    # The end of a transaction waits for those that read.
+    connection.execute(f"PRAGMA busy_timeout = {_LOCK_TIMEOUT_S * 1000}")
 
 
 @contextlib.contextmanager
-def open_storage(url: str) -> Iterator[RDBStorage]:
+def _notice_if_slow(message: str) -> Iterator[None]:
+    timer = threading.Timer(_LOCK_NOTICE_S, _log.warning, [message])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+@contextlib.contextmanager
+def open_storage(url: str, *, read_only: bool = False) -> Iterator[RDBStorage]:
     """Open a storage, and close it if the block raises.
 
+    Args:
+        url: an Optuna database URL.
+        read_only: whether nothing is created or changed in it.
+
     Raises:
-        InputError: it cannot be reached.
+        InputError: it cannot be reached, or is another program's.
     """
     # Optuna's messages about every study would stand between those of a worker.
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     storage = None
     try:
-        storage = _storage(url)
-        yield storage
-    except BaseException as error:
+        with storage_errors(url):
+            try:
+                storage = _storage(url, read_only=read_only)
+            except RuntimeError as error:
+                raise InputError(f"storage {mask_url(url)}: {error}") from error
+            yield storage
+    except BaseException:
         if storage is not None:
             storage.engine.dispose()
-        raise _explain(url, error) from error
+        raise
 
 
-def _explain(url: str, error: BaseException) -> BaseException:
-    if isinstance(error, ArgumentError | NoSuchModuleError):
-        return InputError(f"storage {mask_password(url)} is no database URL: {error}")
-    if isinstance(error, SQLAlchemyError | StorageInternalError | ImportError | OSError):
-        reason = " ".join(str(error.__cause__ or error).split())
-        return InputError(f"storage {mask_password(url)} cannot be reached: {reason[:300]}")
-    return error
+@contextlib.contextmanager
+def storage_errors(url: str) -> Iterator[None]:
+    """Raise errors of a database as InputError, without its password.
+
+    Raises:
+        InputError: the database cannot be reached, read or written.
+    """
+    try:
+        yield
+    except (ArgumentError, NoSuchModuleError) as error:
+        raise InputError(f"storage {mask_url(url)} is no database URL: {_reason(url, error)}") from None
+    except (SQLAlchemyError, StorageInternalError, sqlite3.Error, ImportError, OSError) as error:
+        raise InputError(f"storage {mask_url(url)} cannot be reached: {_reason(url, error)}") from None
+
+
+def _reason(url: str, error: Exception) -> str:
+    """Return what a driver says, in one line and without the passwords of the URL."""
+    cause = getattr(error.__cause__ or error, "orig", None) or error.__cause__ or error
+    reason = " ".join(str(cause).split()).replace(url, mask_url(url))
+    parsed = _parse(url)
+    values = [] if parsed is None else [parsed.password, *(v for k, v in parsed.query.items() if is_secret(k))]
+    for value in filter(None, values):
+        reason = reason.replace(str(value), MASK)
+    return reason[:300]
 
 
 def study_names(url: str) -> list[str]:
@@ -109,20 +220,15 @@ def study_names(url: str) -> list[str]:
     Raises:
         InputError: it cannot be reached.
     """
-    with open_storage(url) as storage:
+    with open_storage(url, read_only=True) as storage:
         names = optuna.get_all_study_names(storage)
         storage.engine.dispose()
         return names
 
 
-def mask_password(url: str) -> str:
-    """Return a URL without its password."""
-    parsed = _parse(url)
-    return url if parsed is None else parsed.render_as_string(hide_password=True)
-
-
 def _parse(url: str) -> sqlalchemy.URL | None:
     try:
         return sqlalchemy.make_url(url)
-    except ArgumentError:
+    # A port that is no number.
+    except (ArgumentError, ValueError):
         return None

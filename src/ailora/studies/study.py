@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -20,7 +22,9 @@ from ailora.checkpoints.output_dir import describe_differences, writing
 from ailora.child_environment import safe_environment
 from ailora.errors import InputError
 from ailora.formatting import shorten
-from ailora.studies.study_config import StudyConfig
+from ailora.recipes.config.schema import shown
+from ailora.redaction import mask_url
+from ailora.studies.study_config import StudyConfig, load_study_config
 from ailora.studies.study_design import StudyDesign
 from ailora.studies.trial import Status
 from ailora.studies.trial_storage import TrialStorage
@@ -62,27 +66,43 @@ def create_or_load_study(config: StudyConfig) -> tuple[TrialStorage, StudyDesign
 
 
 def load_study(config: StudyConfig) -> tuple[TrialStorage, StudyDesign]:
-    """Load the study of a file from its storage; nothing is created or changed.
+    """Load the study of a file from its storage to look at it: nothing is created or changed, no method imported.
 
     Raises:
         InputError: the file is wrong, or no longer fits its storage; there is no such study.
     """
-    design = StudyDesign(config)
+    design = StudyDesign(config, to_run=False)
     assert config.storage is not None
     assert config.name is not None
-    storage = TrialStorage.load(config.storage, config.name)
+    storage = TrialStorage.load(config.storage, config.name, read_only=True)
     _validate_same_study(config, storage)
     return storage, design
 
 
-def load_study_from_storage(url: str, name: str) -> tuple[TrialStorage, StudyDesign]:
+def load_study_from_storage(
+    url: str, name: str, *, secrets: Mapping[str, Any] | None = None, to_run: bool = True
+) -> tuple[TrialStorage, StudyDesign]:
     """Load a study as its storage knows it, for workers elsewhere and for reports.
+
+    Args:
+        url: an Optuna database URL.
+        name: of the study.
+        secrets: the study file with its secrets, which the storage lacks; None for a study without them.
+        to_run: whether its trials are to be run; else the storage is only read, and no method imported.
 
     Raises:
         InputError: the storage cannot be reached, or holds no such study.
     """
-    storage = TrialStorage.load(url, name)
-    return storage, StudyDesign(StudyConfig.model_validate(storage.config))
+    storage = TrialStorage.load(url, name, read_only=not to_run)
+    try:
+        plain = secrets or storage.config
+        if not isinstance(plain.get("base"), dict):
+            raise InputError(f"base: expected a mapping, got {shown(plain.get('base'))}")
+        config = load_study_config(plain)
+        return storage, StudyDesign(config, to_run=to_run)
+    except InputError as error:
+        storage.close()
+        raise InputError(f"{mask_url(url)}: the study {name!r} cannot be read: {error}") from None
 
 
 def trial_frame(storage: TrialStorage, design: StudyDesign) -> pd.DataFrame:
@@ -94,11 +114,12 @@ def trial_frame(storage: TrialStorage, design: StudyDesign) -> pd.DataFrame:
     return pd.DataFrame([t.to_row(design.config.grid) for t in design.matching_trials(storage.trials())])
 
 
-def run_workers(storage: TrialStorage, count: int, on_poll: Callable[[], None]) -> None:
+def run_workers(storage: TrialStorage, config: StudyConfig, count: int, on_poll: Callable[[], None]) -> None:
     """Let so many processes work on a study until nothing is left; one that dies is replaced.
 
     Args:
         storage: the study's trials.
+        config: the study file.
         count: number of workers.
         on_poll: called regularly meanwhile, to show the progress.
 
@@ -106,10 +127,11 @@ def run_workers(storage: TrialStorage, count: int, on_poll: Callable[[], None]) 
         InputError: a worker refuses to start, or one after the other dies and no trial advances.
         KeyboardInterrupt: running trials wait again in the storage.
     """
-    logs = Path(storage.config["output"]) / "workers"
+    logs = Path(config.output) / "workers"
     with writing(logs):
         logs.mkdir(parents=True, exist_ok=True)
-    workers = {logs / f"{number}.log": _start_worker(storage, logs / f"{number}.log", count) for number in range(count)}
+    files = [logs / f"{number}.log" for number in range(count)]
+    workers = {log: _start_worker(storage, config, log, count) for log in files}
     deaths, progress = 0, _progress(storage)
     try:
         while workers:
@@ -126,7 +148,7 @@ def run_workers(storage: TrialStorage, count: int, on_poll: Callable[[], None]) 
                 progress = _progress(storage)
                 if code == _REFUSED or deaths > count * _MAX_FRUITLESS_DEATHS:
                     raise InputError(f"a worker ended with {_exit_text(code)}{_last_line(log)}: see {log}")
-                workers[log] = _start_worker(storage, log, count)
+                workers[log] = _start_worker(storage, config, log, count)
     finally:
         for worker in workers.values():
             _close(worker)
@@ -134,12 +156,16 @@ def run_workers(storage: TrialStorage, count: int, on_poll: Callable[[], None]) 
             worker.wait()
 
 
-def _start_worker(storage: TrialStorage, log: Path, count: int) -> subprocess.Popen[bytes]:
-    """Start a worker that stops when its standard input ends: also when this process is killed."""
+def _start_worker(storage: TrialStorage, config: StudyConfig, log: Path, count: int) -> subprocess.Popen[bytes]:
+    """Start a worker that stops when its standard input ends: also when this process is killed.
+
+    Its first line is what neither a list of processes nor the storage may show: the URL and the study file with their
+    secrets. See `ailora.cli.study_progress.read_handover`.
+    """
     threads = max(1, (os.cpu_count() or 1) // count)
     with writing(log), open(log, "ab", opener=refuse_link) as output:
-        return subprocess.Popen(
-            [sys.executable, "-P", "-m", "ailora.cli", "study", "work", storage.url, storage.name, "--tied"],
+        worker = subprocess.Popen(
+            [sys.executable, "-P", "-m", "ailora.cli", "study", "work", mask_url(storage.url), storage.name, "--tied"],
             stdin=subprocess.PIPE,
             stdout=output,
             stderr=output,
@@ -148,12 +174,20 @@ def _start_worker(storage: TrialStorage, log: Path, count: int) -> subprocess.Po
             # Ctrl-C reaches the workers once, from here.
             start_new_session=True,
         )
+    assert worker.stdin is not None
+    handover = {"storage": storage.url, "study": config.model_dump(by_alias=True, context={"secrets": True})}
+    # One that is dead already is noticed where all are looked after.
+    with contextlib.suppress(BrokenPipeError):
+        worker.stdin.write(json.dumps(handover).encode() + b"\n")
+        worker.stdin.flush()
+    return worker
 
 
 def _close(worker: subprocess.Popen[bytes]) -> None:
     """End a worker's standard input, which stops it."""
     assert worker.stdin is not None
-    worker.stdin.close()
+    with contextlib.suppress(BrokenPipeError):
+        worker.stdin.close()
 
 
 def _progress(storage: TrialStorage) -> Counter[Status]:

@@ -12,9 +12,10 @@ import pydantic
 from ailora.checkpoints.output_dir import resolve_output_path
 from ailora.errors import InputError, unknown_name
 from ailora.recipes.config.loader import apply_override
-from ailora.recipes.config.schema import explained
+from ailora.recipes.config.schema import explained, shown
 from ailora.recipes.config.sections import Count, Section, Text, field
 from ailora.recipes.config.yaml_file import read_yaml
+from ailora.redaction import is_secret, without_secrets
 
 Rate = Annotated[float, pydantic.Field(strict=True, gt=0, allow_inf_nan=False)]
 Seed = Annotated[int, pydantic.Field(strict=True, ge=0, lt=2**32)]
@@ -84,6 +85,14 @@ class StudyConfig(Section, frozen=True):
         name: the study's name in the storage; None for that of the output folder.
     """
 
+    @pydantic.model_serializer(mode="wrap")
+    def _serialize(
+        self, fields: pydantic.SerializerFunctionWrapHandler, info: pydantic.SerializationInfo
+    ) -> dict[str, Any]:
+        """Leave out secrets, unless the context of the dump has `secrets: True`."""
+        plain = fields(self)
+        return plain if (info.context or {}).get("secrets") else without_secrets(plain)
+
     base: Text | dict[str, Any] = field("a file or a mapping: the configuration of a run")
     methods: list[Text | dict[str, dict[str, Any] | None]] = field(
         "a list of names and of mappings from a label to overrides", min_length=1
@@ -136,12 +145,14 @@ def load_study_config(
 
 def _load(raw: dict[str, Any], overrides: Sequence[str], scale: str | None, beside: Path) -> StudyConfig:
     scales = raw.pop("scales", None) or {}
+    if not (isinstance(scales, dict) and all(isinstance(changes, dict) for changes in scales.values())):
+        raise InputError(f"scales: expected a mapping from a name to keys of the file, got {shown(scales)}")
     if scale is not None:
         if scale not in scales:
             raise unknown_name("scale", scale, scales)
         raw |= scales[scale]
     if isinstance(base := raw.get("base"), str):
-        raw["base"] = read_yaml(beside / base)
+        raw["base"] = _read_base(beside / base)
     for override in overrides:
         apply_override(raw, override)
     try:
@@ -151,12 +162,22 @@ def _load(raw: dict[str, Any], overrides: Sequence[str], scale: str | None, besi
     return _complete(config)
 
 
+def _read_base(file: Path) -> dict[str, Any]:
+    base = read_yaml(file)
+    if not isinstance(base, dict):
+        found = "nothing" if base is None else shown(base)
+        raise InputError(f"base: {file}: expected keys such as recipe, model, data; got {found}")
+    return base
+
+
 def _complete(config: StudyConfig) -> StudyConfig:
     config.learning_rate.check("learning_rate")
     seeds = [*config.seeds, *config.extra_seeds]
     if repeated := [seed for seed in seeds if seeds.count(seed) > 1]:
         raise InputError(f"seeds: {repeated[0]} is there twice")
     for key, values in config.grid.items():
+        if is_secret(key):
+            raise InputError(f"grid.{key} cannot be varied: its values are secret, and trials are known by theirs")
         if not values:
             raise InputError(f"grid.{key} has no values: the grid has no cells")
     output = resolve_output_path(config.output).absolute()

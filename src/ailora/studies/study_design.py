@@ -31,6 +31,7 @@ class StudyDesign:
 
     Args:
         config: the study file.
+        to_run: whether its trials are to be run; else it is only looked at, and methods of the user's are not imported.
 
     Attributes:
         methods: by label.
@@ -41,8 +42,9 @@ class StudyDesign:
         InputError: an unknown method, key, metric or baseline, a value that the recipe refuses, a grid without values.
     """
 
-    def __init__(self, config: StudyConfig) -> None:
+    def __init__(self, config: StudyConfig, *, to_run: bool = True) -> None:
         self.config = config
+        self._to_run = to_run
         self.methods = parse_methods(config.methods)
         self.baseline = config.baseline or next(iter(self.methods))
         if self.baseline not in self.methods:
@@ -53,6 +55,7 @@ class StudyDesign:
         self.conditions = list(dict.fromkeys(self._all_conditions()))
         self._versions = library_versions()
         self._keys: dict[TrialSpec, str] = {}
+        self._identities: dict[Condition, dict[str, Any]] = {}
         # Everything that a trial could refuse is refused before the first one runs.
         self._configs = {condition: self._load(condition) for condition in self.conditions}
         if config.match_parameters:
@@ -111,7 +114,7 @@ class StudyDesign:
     def trial_key(self, spec: TrialSpec) -> str:
         """Hash a trial's whole configuration but its folder, and the versions that run it."""
         if spec not in self._keys:
-            identity = [_identity(self._configure(spec, "")), self._versions]
+            identity = [self._identity(spec), self._versions]
             content = json.dumps(identity, sort_keys=True, default=str)
             self._keys[spec] = hashlib.sha256(content.encode()).hexdigest()[:20]
         return self._keys[spec]
@@ -161,10 +164,18 @@ class StudyDesign:
 
     def _configure(self, spec: TrialSpec, output: str) -> RunConfig:
         base = self.base_config(spec.condition)
-        training = {**base.training, "learning_rate": spec.learning_rate, "seed": spec.seed}
-        if spec.max_steps is not None:
-            training["max_steps"] = spec.max_steps
+        training = {**base.training, **_trial_training(spec)}
         return base.model_copy(update={"training": training, "output": output})
+
+    def _identity(self, spec: TrialSpec) -> dict[str, Any]:
+        """Return the configuration of a trial without its folder, in the form that keys are hashes of."""
+        condition = spec.condition
+        if condition not in self._identities:
+            self._identities[condition] = _identity(self.base_config(condition).model_copy(update={"output": ""}))
+        base = self._identities[condition]
+        # A study of 10,000 trials has few conditions: what a trial changes is put into the dumped form.
+        training = {**base["training"], **_trial_training(spec)}
+        return base | {"training": training}
 
     def _match_budget(self, condition: Condition) -> RunConfig:
         try:
@@ -195,10 +206,16 @@ class StudyDesign:
             for key, value in condition.values.items():
                 set_dotted(raw, key, value)
             self.methods[condition.method].apply(raw)
-            return load_config(raw | {"output": self.config.output})
+            return load_config(raw | {"output": self.config.output}, to_run=self._to_run)
         except InputError as error:
             setting = "".join(f", {key} {value}" for key, value in condition.values.items())
             raise InputError(f"method {condition.method!r}, task {condition.task!r}{setting}: {error}") from None
+
+
+def _trial_training(spec: TrialSpec) -> dict[str, Any]:
+    """Return the training arguments that a trial decides."""
+    steps = {} if spec.max_steps is None else {"max_steps": spec.max_steps}
+    return {"learning_rate": spec.learning_rate, "seed": spec.seed, **steps}
 
 
 def _identity(config: RunConfig) -> dict[str, Any]:

@@ -22,7 +22,6 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from ailora.atomic_io import refuse_link
 from ailora.child_environment import safe_import_path
 from ailora.recipes import registry
-from ailora.recipes.config.loader import load_config
 from ailora.recipes.config.schema import RunConfig
 from ailora.recipes.run_folder import RunFolder
 from ailora.studies.trial import TrialResult
@@ -100,7 +99,7 @@ def run_in_subprocess(config: RunConfig, keep: str, should_continue: ShouldConti
     ours, theirs = context.Pipe()
     process = context.Process(
         target=_trial_main,
-        args=(theirs, config.model_dump()),
+        args=(theirs, config),
         kwargs={"keep": keep, "asks": should_continue is not None},
     )
     with safe_import_path():
@@ -135,7 +134,7 @@ def _multiprocessing_context() -> Any:
     return context
 
 
-def _trial_main(worker: Connection, config: dict[str, Any], *, keep: str, asks: bool) -> None:
+def _trial_main(worker: Connection, config: RunConfig, *, keep: str, asks: bool) -> None:
     """Run a trial in its process: send the worker the result or the error, or ask it whether to continue."""
 
     def ask(step: int, loss: float) -> bool:
@@ -145,11 +144,11 @@ def _trial_main(worker: Connection, config: dict[str, Any], *, keep: str, asks: 
     # Ctrl-C is for the worker to answer; a worker that is killed takes its trial along.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_exit_with_parent, daemon=True).start()
-    output = Path(config["output"])
+    output = Path(config.output)
     output.parent.mkdir(parents=True, exist_ok=True)
     _redirect_output(output.with_suffix(".log"))
     try:
-        worker.send(run_trial(load_config(config), keep, ask if asks else None))
+        worker.send(run_trial(config, keep, ask if asks else None))
     except (TrialError, TrialPruned) as end:
         worker.send(end)
     except (Exception, SystemExit) as error:

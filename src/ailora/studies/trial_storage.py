@@ -24,7 +24,8 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from ailora.errors import InputError
-from ailora.studies.storage_url import mask_password, open_storage, sqlite_file
+from ailora.redaction import mask_url, without_secrets
+from ailora.studies.storage_url import open_storage, sqlite_file, storage_errors
 from ailora.studies.trial import Status, Trial, TrialResult, TrialSpec
 
 # Attributes of a trial in databases: `key` and `cell` from its beginning, then one of the others.
@@ -48,7 +49,8 @@ class TrialStorage:
     def __init__(self, url: str, study: optuna.Study, storage: RDBStorage) -> None:
         self.url = url
         self.name = study.study_name
-        self.config: dict[str, Any] = study.user_attrs[_CONFIG]
+        # The first databases hold secrets.
+        self.config: dict[str, Any] = without_secrets(study.user_attrs[_CONFIG])
         self._study = study
         self._storage = storage
         self._waiting: deque[FrozenTrial] = deque()
@@ -71,39 +73,49 @@ class TrialStorage:
         with open_storage(url) as storage:
             study = optuna.create_study(storage=storage, study_name=name, direction="maximize", load_if_exists=True)
             if not _is_incomplete(study):
-                raise InputError(f"{mask_password(url)} holds a study {name!r} already")
-            study.set_user_attr(_CONFIG, dict(config))
+                raise InputError(f"{mask_url(url)} holds a study {name!r} already")
+            study.set_user_attr(_CONFIG, without_secrets(config))
             return cls(url, study, storage)
 
     @classmethod
-    def load_or_none(cls, url: str, name: str) -> TrialStorage | None:
+    def load_or_none(cls, url: str, name: str, *, read_only: bool = False) -> TrialStorage | None:
         """Load a study from a storage, or return None if it is not there. Nothing is created.
+
+        Args:
+            url: an Optuna database URL.
+            name: of the study.
+            read_only: whether the study is only looked at; the storage is opened so then.
 
         Raises:
             InputError: the storage cannot be reached, or holds a study of that name that is not ours.
         """
         if (file := sqlite_file(url)) is not None and not file.is_file():
             return None
-        with open_storage(url) as storage:
+        with open_storage(url, read_only=read_only) as storage:
             study = None
             if name in optuna.get_all_study_names(storage):
                 study = optuna.load_study(storage=storage, study_name=name)
             if study is None or _is_incomplete(study):
                 storage.engine.dispose()
                 return None
-            if _CONFIG not in study.user_attrs:
-                raise InputError(f"{mask_password(url)}: the study {name!r} was not made by ailora")
+            if not _is_config(study.user_attrs.get(_CONFIG)):
+                raise InputError(f"{mask_url(url)}: the study {name!r} was not made by ailora, or is damaged")
             return cls(url, study, storage)
 
     @classmethod
-    def load(cls, url: str, name: str) -> TrialStorage:
+    def load(cls, url: str, name: str, *, read_only: bool = False) -> TrialStorage:
         """Load a study from a storage.
+
+        Args:
+            url: an Optuna database URL.
+            name: of the study.
+            read_only: as of `load_or_none`.
 
         Raises:
             InputError: as `load_or_none`, and where the storage holds no such study.
         """
-        if (storage := cls.load_or_none(url, name)) is None:
-            raise InputError(f"{mask_password(url)} holds no study {name!r}: `ailora study run` makes it")
+        if (storage := cls.load_or_none(url, name, read_only=read_only)) is None:
+            raise InputError(f"{mask_url(url)} holds no study {name!r}: `ailora study run` makes it")
         return storage
 
     def close(self) -> None:
@@ -112,8 +124,8 @@ class TrialStorage:
 
     def update_config(self, config: Mapping[str, object]) -> None:
         """Replace the study file, as for a grid that was extended."""
-        self._study.set_user_attr(_CONFIG, dict(config))
-        self.config = dict(config)
+        self._study.set_user_attr(_CONFIG, without_secrets(config))
+        self.config = without_secrets(config)
 
     def enqueue(self, specs: Mapping[str, TrialSpec]) -> int:
         """Queue the trials that are not in the storage yet.
@@ -126,28 +138,34 @@ class TrialStorage:
         """
         known = {trial.key for trial in self.trials()}
         new = {key: spec for key, spec in specs.items() if key not in known}
-        for key, spec in new.items():
-            self._study.enqueue_trial({}, user_attrs={_KEY: key, _SPEC: spec.to_dict()})
+        with storage_errors(self.url):
+            for key, spec in new.items():
+                self._study.enqueue_trial({}, user_attrs={_KEY: key, _SPEC: spec.to_dict()})
         if new:
             self._refreshed = -float("inf")
         return len(new)
 
     def trials(self) -> list[Trial]:
-        """Read all trials, in the order in which they were queued."""
+        """Read all trials, in the order in which they were queued.
+
+        Raises:
+            InputError: the storage cannot be read, or a trial in it is damaged.
+        """
         return [self._to_trial(attempts) for attempts in self._attempts().values()]
 
     def claim_next(self) -> RunningTrial | None:
         """Claim the next trial that waits for this worker, or return None if none waits."""
         # Optuna's `ask` creates a trial where none waits. Trials of dead workers come back even during a long queue.
-        if not self._waiting or time.monotonic() - self._refreshed > self.config["worker_timeout"]:
-            self._refresh_queue()
-        while self._waiting:
-            frozen = self._waiting.popleft()
-            trial_id = self._trial_id(frozen.number)
-            with contextlib.suppress(UpdateFinishedTrialError):
-                if self._storage.set_trial_state_values(trial_id, TrialState.RUNNING):
-                    return RunningTrial(self, trial_id, frozen)
-        return None
+        with storage_errors(self.url):
+            if not self._waiting or time.monotonic() - self._refreshed > self.config["worker_timeout"]:
+                self._refresh_queue()
+            while self._waiting:
+                frozen = self._waiting.popleft()
+                trial_id = self._trial_id(frozen.number)
+                with contextlib.suppress(UpdateFinishedTrialError):
+                    if self._storage.set_trial_state_values(trial_id, TrialState.RUNNING):
+                        return RunningTrial(self, trial_id, frozen)
+            return None
 
     def _refresh_queue(self) -> None:
         """Find the trials that wait, and queue those again whose worker died."""
@@ -167,12 +185,23 @@ class TrialStorage:
     def _attempts(self) -> dict[str, list[FrozenTrial]]:
         """Read all attempts by key, each list by number."""
         attempts: dict[str, list[FrozenTrial]] = {}
-        for frozen in self._study.get_trials(deepcopy=False):
+        with storage_errors(self.url):
+            frozen_trials = self._study.get_trials(deepcopy=False)
+        for frozen in frozen_trials:
             if _KEY in frozen.user_attrs:
                 attempts.setdefault(frozen.user_attrs[_KEY], []).append(frozen)
         return attempts
 
     def _to_trial(self, attempts: list[FrozenTrial]) -> Trial:
+        try:
+            return self._parse_trial(attempts)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise InputError(
+                f"{mask_url(self.url)}: trial {attempts[0].number} of the study {self.name!r} is damaged "
+                f"({type(error).__name__}: {error})"
+            ) from None
+
+    def _parse_trial(self, attempts: list[FrozenTrial]) -> Trial:
         frozen = _counting_attempt(attempts)
         attributes = frozen.user_attrs
         status, error = Status[frozen.state.name], attributes.get(_ERROR)
@@ -207,6 +236,7 @@ class RunningTrial:
     def __init__(self, storage: TrialStorage, trial_id: int, frozen: FrozenTrial) -> None:
         self.key: str = frozen.user_attrs[_KEY]
         self.spec = TrialSpec.from_dict(frozen.user_attrs[_SPEC])
+        self._url = storage.url
         self._study = storage._study
         self._storage = storage._storage
         self._id = trial_id
@@ -261,7 +291,7 @@ class RunningTrial:
 
     def _end(self, attributes: Mapping[str, object], state: TrialState, values: list[float] | None = None) -> None:
         # Another worker may have taken this one for dead, and started the trial again: then that attempt counts.
-        with contextlib.suppress(UpdateFinishedTrialError):
+        with storage_errors(self._url), contextlib.suppress(UpdateFinishedTrialError):
             for name, value in attributes.items():
                 self._storage.set_trial_user_attr(self._id, name, value)
             self._storage.set_trial_state_values(self._id, state, values)
@@ -280,6 +310,12 @@ class RunningTrial:
 def _is_incomplete(study: optuna.Study) -> bool:
     """Whether there is nothing but a name: `create` is at work elsewhere, or was killed there."""
     return not study.user_attrs and not study.get_trials(deepcopy=False) and study.direction == StudyDirection.MAXIMIZE
+
+
+def _is_config(plain: object) -> bool:
+    """Whether plain data are a study file as far as a storage reads it."""
+    numbers = [plain.get(key) for key in ("retries", "worker_timeout")] if isinstance(plain, dict) else [None]
+    return all(isinstance(number, int) and number >= 0 for number in numbers)
 
 
 def _is_lost(frozen: FrozenTrial) -> bool:

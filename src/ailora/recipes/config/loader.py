@@ -18,6 +18,7 @@ from ailora.recipes.config.quantization import quantization_config
 from ailora.recipes.config.schema import AdapterConfig, DataSource, LanguageConfig, RunConfig, shown, validate
 from ailora.recipes.config.yaml_file import format_yaml, parse_yaml, read_yaml
 from ailora.recipes.training.arguments import complete_training, validate_arguments
+from ailora.redaction import mask_override
 from ailora.roles import parse_role
 
 
@@ -96,12 +97,14 @@ def apply_override(raw: dict[str, object], override: str) -> None:
         InputError: another form, broken YAML, or a part of the key but the last that is no section.
     """
     key, equals, value = override.partition("=")
+    shown_override = mask_override(override)
     if not equals or not key:
-        raise InputError(f"override {override!r} is not of the form dotted.key=value")
+        raise InputError(f"override {shown_override} is not of the form dotted.key=value")
     try:
         set_dotted(raw, key, parse_yaml(value))
     except InputError as error:
-        raise InputError(f"override {override!r}: {error}") from None
+        reason = error if shown_override == repr(override) else "its value is not YAML, or a part of its key no section"
+        raise InputError(f"override {shown_override}: {reason}") from None
 
 
 def set_dotted(raw: dict[str, object], key: str, value: object) -> None:

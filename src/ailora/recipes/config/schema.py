@@ -10,6 +10,7 @@ from ailora.errors import InputError, unknown_name
 from ailora.recipes.config.classification_config import ClassificationConfig, DataConfig
 from ailora.recipes.config.language_config import CausalLMConfig, LanguageConfig, PromptData, Seq2SeqConfig
 from ailora.recipes.config.sections import AdapterConfig, DataSource, RunConfig, Section
+from ailora.redaction import mask_value
 
 __all__ = [
     "SCHEMAS",
@@ -69,11 +70,11 @@ def explained(error: pydantic.ValidationError, raw: Any, section: type[pydantic.
             break
         section = field.annotation
         allowed = "a section with keys of " + ", ".join(f.alias or n for n, f in section.model_fields.items())
-    found = "is missing" if first["type"] == "missing" else f"is {shown(raw)}"
+    found = "is missing" if first["type"] == "missing" else f"is {shown(raw, path[-1])}"
     return InputError(f"configuration key {'.'.join(path)} {found}; expected {allowed}")
 
 
-def shown(value: Any) -> str:
-    """A value as messages show it."""
-    text = repr(value)
+def shown(value: Any, key: str = "") -> str:
+    """A value as messages show it, without secrets."""
+    text = mask_value(key, value)
     return text if len(text) <= 80 else f"{text[:77]}..."

@@ -9,6 +9,7 @@ from transformers import TrainingArguments
 
 from ailora.plan.task_type import TaskType
 from ailora.recipes.config.method import FullFineTuning, Method, PeftInit, parse_method
+from ailora.redaction import without_secrets
 
 # Strict: pydantic would read `true` as 1 and "no" as a boolean. Each field's description says what is allowed.
 Text = Annotated[str, pydantic.Field(min_length=1)]
@@ -151,6 +152,11 @@ class RunConfig(Section, frozen=True):
     training: dict[str, Any] = field("fields of the recipe's training arguments", {})
     on_nonfinite: Literal["stop", "continue"] = field("stop or continue", "stop")
     output: Text = field("a folder")
+
+    @pydantic.model_serializer(mode="wrap")
+    def _serialize(self, fields: pydantic.SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out secrets: what is dumped is written to files."""
+        return without_secrets(fields(self))
 
     @property
     def derived_training(self) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from transformers.integrations.integration_utils import (
 
 from ailora.errors import InputError, unknown_name
 from ailora.recipes.config.sections import RunConfig
+from ailora.redaction import mask_value, protect
 
 ConfigT = TypeVar("ConfigT", bound=RunConfig)
 
@@ -173,7 +174,7 @@ def validate_arguments(config: RunConfig) -> None:
 def _construct(kind: type[TrainingArguments], config: RunConfig, **defaults: object) -> TrainingArguments:
     given: dict[str, Any] = {"data_seed": config.training["seed"], **defaults, **config.derived_training}
     try:
-        return kind(**given | config.training)
+        return kind(**given | protect(config.training))
     except (ValueError, TypeError) as error:
         raise InputError(f"training: {error}") from error
 
@@ -241,10 +242,10 @@ def _value(key: str, value: Any, arguments: type[TrainingArguments]) -> Any:
     hint = _HINTS.get(key) or get_type_hints(arguments)[key]
     typed = _typed(key, value, hint)
     if isinstance(typed, float) and not math.isfinite(typed):
-        raise InputError(f"training.{key}: expected a finite number, got {value!r}")
+        raise InputError(f"training.{key}: expected a finite number, got {mask_value(key, value)}")
     limit = _LIMITS.get(key)
     if limit and typed is not None and not limit.holds(typed):
-        raise InputError(f"training.{key}: expected {limit.words}, got {value!r}")
+        raise InputError(f"training.{key}: expected {limit.words}, got {mask_value(key, value)}")
     return typed
 
 
@@ -257,7 +258,7 @@ def _typed(key: str, value: Any, hint: Any) -> Any:
             if value not in words:
                 raise unknown_name(f"training.{key}", value, words)
     expected = " or ".join(dict.fromkeys(word for kind in kinds if (word := _KINDS.get(get_origin(kind) or kind))))
-    wrong = InputError(f"training.{key}: expected {expected}, got {value!r}")
+    wrong = InputError(f"training.{key}: expected {expected}, got {mask_value(key, value)}")
     # pydantic would read `learning_rate: true` as 1.
     if isinstance(value, bool) and {int, float} & set(kinds) and bool not in kinds:
         raise wrong

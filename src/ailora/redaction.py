@@ -1,0 +1,115 @@
+"""Secrets of configurations, tokens and passwords: kept out of everything that we write or show.
+
+A configuration holds them in `training`, under keys such as `hub_token`, and in the URL of a `storage`. Elsewhere such
+keys are something else: `cross_key` below `adapter.rank` is a role.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+MASK = "***"
+
+_SECRET_KEY = re.compile(r"(token|password|passwd|passphrase|pwd|secret|credentials?|_key|apikey|_env|^env)$", re.I)
+#: Tokens of tokenizers.
+_TEXT_TOKEN = re.compile(r"(^|_)(bos|eos|pad|unk|sep|cls|mask|image|audio|video)_token$", re.I)
+_SECTION, _URL = "training", "storage"
+_SCHEME = re.compile(r"[\w+.-]+")
+#: `user:password` without a host, which reads as a host with a port that is no number.
+_PORT = re.compile(r"^([^:/?\[]*):(?!\d*($|[/?]))[^/?]*")
+#: `key=value` of a query, or of a connection string.
+_PARAMETER = re.compile(r"(?P<start>^|[?&;\s])(?P<key>\w+)=(?P<value>[^&;\s]*)")
+
+
+class Secret(str):
+    """A text that is pickled as None: Trainers write their arguments into every checkpoint."""
+
+    __slots__ = ()
+
+    def __reduce_ex__(self, protocol: object) -> tuple[Any, ...]:
+        return type(None), ()
+
+    def __copy__(self) -> Secret:
+        return self
+
+    def __deepcopy__(self, memo: object) -> Secret:
+        return self
+
+    def __repr__(self) -> str:
+        return repr(MASK)
+
+
+def is_secret(key: object) -> bool:
+    """Whether a part of a dotted key names a token, a key of access, a password or an environment."""
+    names = str(key).replace("-", "_").split(".")
+    return any(_SECRET_KEY.search(name) and not _TEXT_TOKEN.search(name) for name in names)
+
+
+def without_secrets(config: Any, *, inside: bool = False) -> Any:
+    """Copy the plain data of a run's or a study's configuration without its secrets.
+
+    Args:
+        config: plain data, whole or in part.
+        inside: whether they are the content of `training`.
+
+    Returns:
+        The same data without the keys that hold secrets, and with `***` in the place of the password of a storage.
+    """
+    if isinstance(config, Mapping):
+        kept = {}
+        for key, value in config.items():
+            below = inside or str(key).partition(".")[0] == _SECTION
+            if not (below and is_secret(key)):
+                is_url = key == _URL and isinstance(value, str)
+                kept[key] = mask_url(value) if is_url else without_secrets(value, inside=below)
+        return kept
+    if isinstance(config, list | tuple):
+        return [without_secrets(item, inside=inside) for item in config]
+    return config
+
+
+def protect(training: Any) -> Any:
+    """Copy the content of `training` with its secrets as `Secret`."""
+    if isinstance(training, Mapping):
+        return {
+            key: Secret(value) if is_secret(key) and isinstance(value, str) else protect(value)
+            for key, value in training.items()
+        }
+    return training
+
+
+def mask_value(key: object, value: object) -> str:
+    """Format a value for a message; one that is secret, or is to hold a secret, as `***`."""
+    if is_secret(key) or str(key) == _URL:
+        return MASK
+    return repr(without_secrets(value, inside=str(key).partition(".")[0] == _SECTION))
+
+
+def mask_override(override: str) -> str:
+    """Format `key=value` for a message, or what was meant as such."""
+    key = re.split(r"[=:\s]", override, maxsplit=1)[0]
+    return repr(f"{key}={MASK}" if is_secret(key) or key == _URL else override)
+
+
+def mask_url(url: str) -> str:
+    """Return a database URL without its passwords, also one that is malformed: then rather too little is shown."""
+    scheme, separator, rest = url.partition("://")
+    if not (separator and _SCHEME.fullmatch(scheme)):
+        start = re.split("[:/@]", url, maxsplit=1)[0]
+        return _PARAMETER.sub(_mask_parameter, url) if start == url else f"{start}:{MASK}"
+    users, at, host = rest.rpartition("@")
+    if scheme.startswith("sqlite") and rest.startswith("/"):
+        # A path, which has no user.
+        pass
+    elif at and ":" in users:
+        rest = f"{users.partition(':')[0]}:{MASK}@{host}"
+    elif not at:
+        rest = _PORT.sub(rf"\1:{MASK}", rest)
+    return _PARAMETER.sub(_mask_parameter, f"{scheme}://{rest}")
+
+
+def _mask_parameter(match: re.Match[str]) -> str:
+    value = MASK if is_secret(match["key"]) else match["value"]
+    return f"{match['start']}{match['key']}={value}"

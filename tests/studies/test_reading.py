@@ -1,0 +1,240 @@
+"""Reading a study: nothing is imported, nothing is written, and what is damaged is said."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sqlite3
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ailora import InputError
+from ailora.report.build import build_page
+from ailora.studies import storage_url
+from ailora.studies.study import create_or_load_study, load_study, load_study_from_storage, trial_frame
+from ailora.studies.study_config import load_study_config
+from ailora.studies.trial_storage import TrialStorage
+from ailora.studies.worker import work
+from tests.studies.test_worker import Runs
+
+
+@pytest.fixture
+def finished(study: dict[str, Any]) -> dict[str, Any]:
+    """A study of one trial that has ended."""
+    study |= {"methods": ["lora"], "learning_rate": {"values": [1e-3]}, "seeds": [0]}
+    storage, design = create_or_load_study(load_study_config(study))
+    assert work(storage, design, Runs()) == 1
+    storage.close()
+    return study
+
+
+def database(study: dict[str, Any]) -> Path:
+    return Path(study["output"]) / "study.db"
+
+
+def change(file: Path, *statements: str) -> None:
+    with closing(sqlite3.connect(file)) as connection, connection:
+        for statement in statements:
+            connection.execute(statement)
+
+
+def test_a_method_of_the_users_is_not_imported_by_reading(
+    study: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where it is missing, as at a colleague's; a worker needs it."""
+    file = tmp_path / "methods" / "method_of_mine.py"
+    file.parent.mkdir()
+    file.write_text(f"open({str(tmp_path / 'imported')!r}, 'w').close()\ndef build(model, context): return model\n")
+    study |= {"methods": ["lora", "method_of_mine:build"], "learning_rate": {"values": [1e-3]}, "seeds": [0]}
+    with monkeypatch.context() as patch:
+        patch.syspath_prepend(str(file.parent))
+        storage, design = create_or_load_study(load_study_config(study))
+        work(storage, design, Runs())
+    assert (tmp_path / "imported").exists()
+    sys.modules.pop("method_of_mine")
+
+    def read_all() -> None:
+        assert len(trial_frame(*load_study(load_study_config(study)))) == 2
+        assert len(trial_frame(*load_study_from_storage(storage.url, storage.name, to_run=False))) == 2
+        assert build_page([Path(study["output"])]).problems == ()
+
+    (tmp_path / "imported").unlink()
+    monkeypatch.syspath_prepend(str(file.parent))
+    read_all()
+    assert not (tmp_path / "imported").exists()
+    file.unlink()
+    read_all()
+    with pytest.raises(InputError, match="the module method_of_mine cannot be imported"):
+        load_study_from_storage(storage.url, storage.name)
+
+
+def test_reading_changes_nothing(finished: dict[str, Any]) -> None:
+    file = database(finished)
+    before = file.read_bytes()
+    trial_frame(*load_study(load_study_config(finished)))
+    build_page([file.parent])
+    assert file.read_bytes() == before
+    storage, _ = load_study(load_study_config(finished))
+    with pytest.raises(InputError, match="readonly database"):
+        storage.enqueue({"x": storage.trials()[0].spec})
+
+
+@pytest.mark.parametrize("statements", [(), ("CREATE TABLE theirs (x)",)], ids=["empty", "foreign"])
+def test_tables_are_not_added_by_reading(finished: dict[str, Any], statements: tuple[str, ...]) -> None:
+    file = database(finished)
+    file.unlink()
+    change(file, "CREATE TABLE gone (x)", "DROP TABLE gone", *statements)
+    before = file.read_bytes()
+    with pytest.raises(InputError, match=r"lacks tables of Optuna|another program"):
+        load_study(load_study_config(finished))
+    with pytest.raises(InputError, match=r"lacks tables of Optuna|another program"):
+        build_page([file.parent])
+    assert file.read_bytes() == before
+
+
+def test_a_study_is_not_made_in_the_database_of_another_program(study: dict[str, Any]) -> None:
+    file = database(study)
+    file.parent.mkdir()
+    change(file, "CREATE TABLE theirs (x)")
+    before = file.read_bytes()
+    with pytest.raises(InputError, match=r"database of another program \(its tables: theirs\)"):
+        create_or_load_study(load_study_config(study))
+    assert file.read_bytes() == before
+
+
+def _cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-20_000])
+
+
+def _overwritten(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[4096:] = b"\xff" * (len(content) - 4096)
+    file.write_bytes(content)
+
+
+def _statement(statement: str) -> Callable[[Path], None]:
+    return lambda file: change(file, statement)
+
+
+def _study_file(**changes: Any) -> Callable[[Path], None]:
+    def damage(file: Path) -> None:
+        with closing(sqlite3.connect(file)) as connection, connection:
+            ((text,),) = connection.execute("SELECT value_json FROM study_user_attributes WHERE key = 'study'")
+            value = json.dumps(json.loads(text) | changes)
+            connection.execute("UPDATE study_user_attributes SET value_json = ? WHERE key = 'study'", (value,))
+
+    return damage
+
+
+DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
+    "no database": (lambda file: file.write_text("hello") and None, "not a database"),
+    "cut": (_cut, "malformed"),
+    "overwritten": (_overwritten, "malformed|lacks tables"),
+    "a later Optuna": (_statement("UPDATE alembic_version SET version_num = 'v99.0.0'"), "no longer compatible"),
+    "no version": (_statement("DELETE FROM alembic_version"), "cannot be reached|readonly"),
+    "a missing table": (_statement("DROP TABLE trials"), "lacks tables of Optuna"),
+    "a missing column": (_statement("ALTER TABLE trials DROP COLUMN state"), "no such column"),
+    "a study file that is none": (
+        _statement("UPDATE study_user_attributes SET value_json = '[1]' WHERE key = 'study'"),
+        "not made by ailora, or is damaged",
+    ),
+    "a base that is none": (_study_file(base="/etc/passwd"), "base: expected a mapping, got '/etc/passwd'"),
+    "methods that are none": (_study_file(methods=3), "configuration key methods is 3"),
+    "rates that are none": (_study_file(learning_rate={}), "learning_rate"),
+    "a trial that is none": (
+        _statement("UPDATE trial_user_attributes SET value_json = '{}' WHERE key = 'cell'"),
+        "trial 0 of the study 'study' is damaged",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_a_damaged_storage_is_one_message(finished: dict[str, Any], name: str) -> None:
+    damage, message = DAMAGE[name]
+    file = database(finished)
+    damage(file)
+
+    def read() -> None:
+        trial_frame(*load_study_from_storage(f"sqlite:///{file}", "study", to_run=False))
+
+    with pytest.raises(InputError, match=message) as error:
+        read()
+    assert str(file) in str(error.value)
+    with pytest.raises(InputError):
+        build_page([file.parent])
+
+
+def test_a_storage_that_is_locked_says_so_and_is_waited_for(
+    finished: dict[str, Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(storage_url, "_LOCK_NOTICE_S", 0.05)
+    holder = sqlite3.connect(database(finished), isolation_level=None, check_same_thread=False)
+    holder.execute("BEGIN EXCLUSIVE")
+    timer = threading.Timer(0.5, holder.close)
+    timer.start()
+    with caplog.at_level(logging.WARNING, logger="ailora"):
+        storage, _ = load_study(load_study_config(finished))
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{database(finished)} is locked by another process: waiting up to 120 s"
+    ]
+    assert len(storage.trials()) == 1
+    timer.join()
+
+
+def test_a_storage_that_stays_locked_is_one_message(finished: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage_url, "_LOCK_NOTICE_S", 0.05)
+    monkeypatch.setattr(storage_url, "_LOCK_TIMEOUT_S", 0.1)
+    storage = TrialStorage.load(f"sqlite:///{database(finished)}", "study")
+    spec = storage.trials()[0].spec
+    with closing(sqlite3.connect(database(finished), isolation_level=None)) as holder:
+        holder.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(InputError, match="database is locked"):
+            storage.enqueue({"x": spec})
+
+
+def test_a_full_disk_is_one_message(finished: dict[str, Any]) -> None:
+    """SQLite's limit of pages stands for it: the error is the same."""
+    storage = TrialStorage.load(f"sqlite:///{database(finished)}", "study")
+    spec = storage.trials()[0].spec
+
+    @storage_url.event.listens_for(storage._storage.engine, "connect")
+    def limit(connection: Any, record: Any) -> None:
+        connection.execute("PRAGMA max_page_count = 1")
+
+    storage.close()
+    with pytest.raises(InputError, match="database or disk is full"):
+        storage.enqueue({str(i): spec for i in range(2_000)})
+    storage.close()
+    assert len(TrialStorage.load(storage.url, "study").trials()) < 2_000
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"base": "list.yaml"}, r"base: .*list.yaml: expected keys such as recipe, model, data; got \[1, 2\]"),
+        ({"base": "empty.yaml"}, r"base: .*empty.yaml: expected keys such as recipe, model, data; got nothing"),
+        ({"base": [1]}, r"configuration key base is \[1\]; expected a file or a mapping"),
+        ({"scales": [1]}, r"scales: expected a mapping from a name to keys of the file, got \[1\]"),
+        ({"scales": {"a": 3}}, r"scales: expected a mapping from a name to keys of the file"),
+    ],
+)
+def test_a_study_file_with_another_kind_of_value(
+    study: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], message: str
+) -> None:
+    (tmp_path / "list.yaml").write_text("[1, 2]")
+    (tmp_path / "empty.yaml").write_text("")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=message):
+        load_study_config(study | changes)
+
+
+def test_memory_is_no_storage(study: dict[str, Any]) -> None:
+    for url in ("sqlite://", "sqlite:///:memory:"):
+        with pytest.raises(InputError, match="in the memory of one process"):
+            create_or_load_study(load_study_config(study | {"storage": url}))
