@@ -93,6 +93,14 @@ def mask_override(override: str) -> str:
     return repr(f"{key}={MASK}" if is_secret(key) or key == _URL else override)
 
 
+def mask_argument(argument: str) -> str:
+    """Return an argument of a command line without its secrets: an override, or the URL of a storage."""
+    key, equals, _ = argument.partition("=")
+    if equals and is_secret(key):
+        return f"{key}={MASK}"
+    return mask_url(argument) if "://" in argument else argument
+
+
 def mask_url(url: str) -> str:
     """Return a database URL without its passwords, also one that is malformed: then rather too little is shown."""
     scheme, separator, rest = url.partition("://")

@@ -11,9 +11,8 @@ import typer
 
 from ailora import __version__
 from ailora.child_environment import safe_import_path
-from ailora.cli.extras import missing_extra
+from ailora.cli.exit_codes import exit_code, open_closed_streams
 from ailora.cli.quiet import hide_library_messages
-from ailora.errors import AiloraError
 from ailora.formatting import escape_controls
 
 #: Modules of `ailora.cli` and the commands, or groups of commands, in them, in the order of the help.
@@ -22,6 +21,9 @@ _COMMANDS = (
     *("analyze", "roles", "plan", "report", "demo"),
 )
 _GROUPS = ("study", "cache")
+
+#: Also after the command: `main` takes it away.
+_DEBUG = "--debug"
 
 app = typer.Typer(
     name="ailora",
@@ -47,6 +49,9 @@ def _options(
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
+    debug: Annotated[
+        bool, typer.Option(_DEBUG, help="Print the traceback of an error, anywhere on the command line.")
+    ] = False,
 ) -> None:
     pass
 
@@ -59,25 +64,21 @@ class _EscapingFormatter(logging.Formatter):
 
 
 def main() -> None:
-    """Run a command; a mistake in its input ends with one message and exit code 2, not with a traceback."""
+    """Run a command, and end with its exit code; see `ailora.cli.exit_codes` for errors."""
+    open_closed_streams()
     log = logging.getLogger("ailora")
     handler = logging.StreamHandler()
     handler.setFormatter(_EscapingFormatter())
     log.addHandler(handler)
     log.setLevel(logging.INFO)
     hide_library_messages()
+    arguments = [argument for argument in sys.argv[1:] if argument != _DEBUG]
+    debug = len(arguments) < len(sys.argv) - 1
     try:
-        with safe_import_path():
-            app()
-    except AiloraError as error:
-        sys.exit(_print_error(str(error)))
-    except ModuleNotFoundError as error:
-        message = missing_extra(error, command=sys.argv[1])
-        if message is None:
-            raise
-        sys.exit(_print_error(message))
-
-
-def _print_error(message: str) -> int:
-    print(f"ailora: error: {escape_controls(message)}", file=sys.stderr)
-    return 2
+        try:
+            with safe_import_path():
+                app(args=arguments)
+        finally:
+            sys.stdout.flush()
+    except BaseException as error:
+        sys.exit(exit_code(error, arguments, debug=debug))

@@ -1,0 +1,145 @@
+"""Exit codes of commands, and the one line that an error ends them with.
+
+| code | meaning |
+|---|---|
+| 0, 1 | what the command says of its result, as `ailora verify` does |
+| 2 | the input is wrong, or this machine does not allow or hold what was asked |
+| 70 | a bug (EX_SOFTWARE of sysexits.h) |
+| 130 | interrupted (128 + SIGINT) |
+| 141 | nobody reads the output any more (128 + SIGPIPE) |
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shlex
+import sys
+import sysconfig
+import tempfile
+import traceback
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import ailora
+from ailora.cli.extras import missing_extra
+from ailora.errors import AiloraError
+from ailora.formatting import escape_controls
+from ailora.redaction import mask_argument
+
+_REFUSED, _BUG, _INTERRUPTED, _CLOSED = 2, 70, 130, 141
+#: Errors of the system that say something of the machine; others, such as a missing file, should not have come so far.
+_MACHINE_ERRORS = frozenset(
+    {
+        *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO),
+        *(errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENAMETOOLONG),
+    }
+)
+
+
+def open_closed_streams() -> None:
+    """Let the standard streams that are closed lead nowhere: files that are opened later would get their numbers."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            # It lives as long as the process.
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115
+
+
+def exit_code(error: BaseException, arguments: Sequence[str], *, debug: bool) -> int | str | None:
+    """Return the exit code of a command that ended by an exception, after one line about it.
+
+    Args:
+        error: what the command raised; SystemExit where it ended by itself.
+        arguments: the command line, without the program.
+        debug: whether a traceback is printed.
+    """
+    if _is_caused_by(error, BrokenPipeError):
+        _discard_output()
+        return _CLOSED
+    if isinstance(error, SystemExit) and error.code != _INTERRUPTED:
+        return error.code
+    if debug:
+        _print("".join(traceback.format_exception(error)).rstrip())
+    if isinstance(error, KeyboardInterrupt | SystemExit):
+        _print("ailora: interrupted")
+        return _INTERRUPTED
+    if (message := _refusal(error, arguments)) is not None:
+        _print(f"ailora: error: {message}")
+        return _REFUSED
+    _print(f"ailora: error: {_bug_report(error, arguments, debug=debug)}")
+    return _BUG
+
+
+def _refusal(error: BaseException, arguments: Sequence[str]) -> str | None:
+    """Return what to say of an error that is none of ours, or None."""
+    if isinstance(error, AiloraError):
+        return str(error)
+    if isinstance(error, ModuleNotFoundError) and arguments:
+        return missing_extra(error, command=arguments[0])
+    # transformers raises an OSError without a number, in sentences.
+    if isinstance(error, OSError) and (error.errno is None or error.errno in _MACHINE_ERRORS):
+        return _one_line(error)
+    # torch's is a RuntimeError of this name, on every device; importing torch for it would cost seconds.
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return f"out of memory ({_one_line(error) or 'on the CPU'}): take a smaller batch or model"
+    return None
+
+
+def _bug_report(error: BaseException, arguments: Sequence[str], *, debug: bool) -> str:
+    command = shlex.join(["ailora", *map(mask_argument, arguments)])
+    what = f"{type(error).__name__}: {_one_line(error)} in `{command}`"
+    place = _place_in_user_code(error)
+    advice = f"raised at {place}, in code of yours" if place else "this is a bug, please report it"
+    if debug:
+        return f"{what}: {advice}"
+    content = f"ailora {ailora.__version__}, Python {sys.version}\n{command}\n\n"
+    content += "".join(traceback.format_exception(error))
+    try:
+        # Its mode lets nobody else read it.
+        with tempfile.NamedTemporaryFile("w", prefix="ailora-", suffix=".txt", delete=False, encoding="utf-8") as file:
+            file.write(content)
+    except OSError:
+        return f"{what}: {advice}, with what `--debug` prints"
+    return f"{what}: {advice}, with {file.name}" if not place else f"{what}: {advice}; see {file.name}"
+
+
+def _place_in_user_code(error: BaseException) -> str | None:
+    """Return file and line of the innermost frame outside of this package and of installed ones, or None."""
+    installed = {*sysconfig.get_paths().values(), str(Path(ailora.__file__).parent)}
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if Path(frame.filename).is_file() and not any(Path(frame.filename).is_relative_to(path) for path in installed)
+    ]
+    return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else None
+
+
+def _is_caused_by(error: BaseException | None, kind: type[BaseException]) -> bool:
+    """Whether an exception is of a kind, or was raised while one of it was handled."""
+    while error is not None:
+        if isinstance(error, kind):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _discard_output() -> None:
+    """Lead the output nowhere: the interpreter would complain when it flushes it at its end."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    with suppress(OSError, ValueError):
+        os.dup2(nowhere, sys.stdout.fileno())
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())
+
+
+def _print(text: str) -> None:
+    with suppress(OSError):
+        print("\n".join(map(escape_controls, text.split("\n"))), file=sys.stderr)
