@@ -54,7 +54,7 @@ def test_files_without_a_header(tmp_path: Path) -> None:
     path = write(tmp_path, "d.tsv", "a\t1\t*\tone\nb\t0\t\ttwo\n")
     table = read_tables(path, ["source", "label", "mark", "sentence"])
     assert table.column("sentence") == ["one", "two"]
-    assert table.where[1].endswith("d.tsv:2")
+    assert table.origins[1].endswith("d.tsv:2")
 
 
 def test_lists_of_files_are_joined(tmp_path: Path) -> None:
@@ -77,7 +77,7 @@ def test_lists_of_files_are_joined(tmp_path: Path) -> None:
         ("d.jsonl", "[1]\n", r"d\.jsonl:1: expected an object"),
         ("d.parquet", "no", r"d\.parquet: not a Parquet file"),
         ("d.tsv", "sentence\tlabel\n", "holds no rows"),
-        ("d.csv", "a,b,a\n1,2,3\n", r"d\.csv:1: the column 'a' is there twice"),
+        ("d.csv", "a,b,a\n1,2,3\n", r"d\.csv:1: duplicate column 'a'"),
         ("d.tsv", "", "holds no rows"),
         ("d.txt", "a", r"ends in one of \.tsv"),
         ("d.jsonl", '{"a": 1}\n{"a": 1, "a": 2}\n', r"d\.jsonl:2: duplicate key 'a'"),
@@ -135,7 +135,7 @@ def test_columns_of_parquet_that_nothing_names_are_not_converted(tmp_path: Path)
 def test_columns_of_parquet_that_are_there_twice_are_named(tmp_path: Path) -> None:
     table = pa.Table.from_arrays([pa.array(["x"]), pa.array(["y"])], names=["a", "a"])
     pq.write_table(table, tmp_path / "d.parquet")
-    with pytest.raises(ailora.InputError, match=r"d\.parquet: the column 'a' is there twice"):
+    with pytest.raises(ailora.InputError, match=r"d\.parquet: duplicate column 'a'"):
         read_tables(str(tmp_path / "d.parquet"))
 
 
@@ -209,7 +209,7 @@ def test_a_data_set_by_name(tmp_path: Path) -> None:
 
 
 def labels_of(*values: object, regression: bool = False) -> Labels:
-    return Labels.of(values, [f"f.tsv:{i}" for i in range(2, len(values) + 2)], regression=regression)
+    return Labels.from_values(values, [f"f.tsv:{i}" for i in range(2, len(values) + 2)], regression=regression)
 
 
 def test_labels_are_sorted_as_numbers_or_as_text() -> None:
@@ -217,7 +217,7 @@ def test_labels_are_sorted_as_numbers_or_as_text() -> None:
     assert labels_of("02", "1").names == ("1", "02")
     labels = labels_of("no", "yes", "maybe")
     assert labels.names == ("maybe", "no", "yes")
-    assert (labels.encode("yes", "f:1"), labels.name(1)) == (2, "no")
+    assert (labels.encode("yes", "f:1"), labels.decode(1)) == (2, "no")
 
 
 @pytest.mark.parametrize("names", [("--1", "2"), ("²", "1"), ("1-", "2"), ("٣", "4"), ("1.2.3", "1.0")])
@@ -245,7 +245,7 @@ def test_files_of_several_formats_share_their_labels(tmp_path: Path) -> None:
         write(tmp_path, "b.jsonl", '{"sentence": "c", "label": 1}\n'),
     ]
     examples = load_examples(data(paths[0], train=paths), "train")
-    assert Labels.of(examples.labels or [], examples.where, regression=False).names == ("0", "1")
+    assert Labels.from_values(examples.labels or [], examples.origins, regression=False).names == ("0", "1")
 
 
 @pytest.mark.parametrize(
@@ -258,7 +258,7 @@ def test_files_of_several_formats_share_their_labels(tmp_path: Path) -> None:
         ((1, 1.5), r"f\.tsv:3: label 1\.5 is a decimal number, no class: for regression choose metric pearson or"),
         ((0.0, 1.0), r"f\.tsv:2: label 0\.0 is a decimal number.*, for classes write labels as text or whole numbers"),
         (("1", "2.5", "3"), r"f\.tsv:3: label '2\.5' is a decimal number"),
-        (([1], [2]), r"f\.tsv:2: label \[1\] is a list; expected a text or a whole number"),
+        (([1], [2]), r"f\.tsv:2: label must be text or a whole number, got a list \(\[1\]\)"),
     ],
 )
 def test_labels_that_are_no_classes_are_named(values: tuple[object, ...], message: str) -> None:

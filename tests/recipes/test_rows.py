@@ -48,18 +48,18 @@ def select_rows(columns: dict[str, list[Any]], source: CausalData) -> Rows:
 
 
 def test_a_template_takes_the_first_alternative_whose_columns_hold_text() -> None:
-    template = Template.of(ALPACA, "data.prompt")
+    template = Template.parse(ALPACA, "data.prompt")
     assert template.fill({"instruction": "add", "input": "1, 2"}, "") == "Do: add\nWith: 1, 2\n"
     for empty in ("", "  ", None, float("nan")):
         assert template.fill({"instruction": "add", "input": empty}, "") == "Do: add\n"
     assert template.names == ("instruction", "input")
-    assert Template.of("{{{a}}}", "k").fill({"a": 3}, "") == "{3}"
+    assert Template.parse("{{{a}}}", "k").fill({"a": 3}, "") == "{3}"
 
 
 @given(st.text(alphabet=st.characters(exclude_characters="{}", exclude_categories=["Cs"])), st.text(min_size=1))
 def test_what_is_filled_in_stands_as_it_is(around: str, value: str) -> None:
     """Braces and names inside a value are text."""
-    template = Template.of(around + "{a}" + around, "data.text")
+    template = Template.parse(around + "{a}" + around, "data.text")
     if value.strip():
         assert template.fill({"a": value}, "") == around + value + around
 
@@ -79,7 +79,7 @@ def test_what_is_filled_in_stands_as_it_is(around: str, value: str) -> None:
 )
 def test_broken_templates_are_refused(text: Any, message: str) -> None:
     with pytest.raises(ailora.InputError, match=message):
-        Template.of(text, "data.prompt")
+        Template.parse(text, "data.prompt")
 
 
 def test_a_row_without_the_column_or_text_is_named() -> None:
@@ -131,7 +131,7 @@ def test_messages_are_made_from_columns() -> None:
     ("talk", "source", "message"),
     [
         (TALK, "conversations", "expected an object with role and content"),
-        (TALK, {**SHAREGPT, "names": {}}, r"no message is of the role assistant, the roles are human, gpt"),
+        (TALK, {**SHAREGPT, "names": {}}, r"expected a message of the role assistant, got the roles human, gpt"),
         ([], SHAREGPT, "expected a list of messages"),
         ("hi", SHAREGPT, "expected a list of messages"),
         ([{"from": "gpt", "value": 3}], SHAREGPT, "has the text 3, expected text"),
@@ -148,7 +148,7 @@ def test_alpacas_file_is_one_list_of_objects(tmp_path: Path) -> None:
     file.write_text(json.dumps([{"instruction": "add", "input": "", "output": "3"}], indent=2))
     table = read_tables(str(file))
     assert table.columns == ("instruction", "input", "output")
-    assert table.where == [f"{file}: record 0"]
+    assert table.origins == [f"{file}: record 0"]
     file.write_text('[{"a": 1}, 3]')
     with pytest.raises(ailora.InputError, match="record 1: expected an object, got int"):
         read_tables(str(file))
@@ -174,9 +174,11 @@ def test_data_is_of_one_kind(keys: dict[str, Any], message: str) -> None:
 
 def test_rows_are_grouped_by_texts_and_numbers_only() -> None:
     rows = select_rows({"a": ["x", "y"], "b": [1, [2]]}, data(text="{a}"))
-    assert [len(group) for group in rows.grouped(["a"])] == [1, 1]
-    with pytest.raises(ailora.InputError, match=r"rows\.csv:3: evaluation\.group_by needs texts or numbers, got \[2\]"):
-        rows.grouped(["b"])
+    assert [len(group) for group in rows.group_by(["a"])] == [1, 1]
+    with pytest.raises(
+        ailora.InputError, match=r"rows\.csv:3: evaluation\.group_by must name texts or numbers, got \[2\]"
+    ):
+        rows.group_by(["b"])
 
 
 # --- tokens --------------------------------------------------------------------------------------------------------
@@ -232,7 +234,7 @@ def test_tokens_are_those_of_trl(
         max_length=40,
         train_on_prompt=options.get("completion_only_loss") is False,
         assistant_only_loss=options.get("assistant_only_loss", False),
-    ).dataset(select_rows(columns, data(**source)))
+    ).tokenize(select_rows(columns, data(**source)))
     theirs = prepare_with_trl(Dataset.from_dict(stock), words, tiny_llama, tmp_path, max_length=40, **options)
     assert list(ours["input_ids"]) == list(theirs["input_ids"])
     assert list(ours["labels"]) == list(theirs["labels"])
@@ -301,7 +303,7 @@ def test_tokens_of_tool_calls_are_those_of_trl(
     stock = Dataset.from_list([{"chat_template_kwargs": {}, **row} for row in rows])
     options = {"assistant_only_loss": assistant_only_loss, "max_length": 400}
     theirs = prepare_with_trl(stock, tool_words, tiny_llama, tmp_path, **options)
-    ours = Tokenization(tool_words, **options).dataset(jsonl_rows(tmp_path, *rows))
+    ours = Tokenization(tool_words, **options).tokenize(jsonl_rows(tmp_path, *rows))
     assert list(ours["input_ids"]) == list(theirs["input_ids"])
     assert list(ours["labels"]) == list(theirs["labels"])
     listed = jsonl_rows(tmp_path, {**rows[0], "tools": TOOLS}).rows[0]
@@ -313,11 +315,11 @@ def test_the_reference_of_a_tool_call_is_what_the_template_writes(
 ) -> None:
     called, answered = jsonl_rows(tmp_path, {"messages": TOOL_TALK[:2], "tools": TOOLS}, {"messages": TOOL_TALK}).rows
     tokens = Tokenization(tool_words)
-    assert tokens.reference(called) == (
+    assert tokens.reference_text(called) == (
         '<think>look it up</think><call>{"name": "where", "arguments": {"thing": "car"}}'
     )
-    assert tokens.reference(answered) == "in the garden"
-    assert str(tool_words.decode(tokens.prompt_ids(called))).startswith("<tools>{")
+    assert tokens.reference_text(answered) == "in the garden"
+    assert str(tool_words.decode(tokens.encode_prompt(called))).startswith("<tools>{")
 
 
 def test_messages_of_parquet_have_no_keys_that_hold_nothing() -> None:
@@ -351,15 +353,15 @@ def test_keys_that_would_be_ignored_are_refused_by_file_and_line(
     words: PreTrainedTokenizerFast, tmp_path: Path, record: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ailora.InputError, match=rf"rows\.jsonl:2: .*{message}"):
-        Tokenization(words).dataset(jsonl_rows(tmp_path, {"messages": MESSAGES}, record))
+        Tokenization(words).tokenize(jsonl_rows(tmp_path, {"messages": MESSAGES}, record))
 
 
 def test_weights_that_say_what_the_run_does_are_accepted(words: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     talk = [{**MESSAGES[0], "weight": 0}, {**MESSAGES[1], "weight": 1, "train": True}]
     row = {"messages": talk}
-    assert len(Tokenization(words, assistant_only_loss=True).dataset(jsonl_rows(tmp_path, row))) == 1
+    assert len(Tokenization(words, assistant_only_loss=True).tokenize(jsonl_rows(tmp_path, row))) == 1
     with pytest.raises(ailora.InputError, match=r"rows\.jsonl:1: .*set training\.assistant_only_loss"):
-        Tokenization(words).dataset(jsonl_rows(tmp_path, row))
+        Tokenization(words).tokenize(jsonl_rows(tmp_path, row))
 
 
 @pytest.mark.parametrize(
@@ -387,14 +389,14 @@ def test_rows_of_which_nothing_is_left_are_named(words: PreTrainedTokenizerFast)
         {"a": ["car", "the " * 40, "cup", "the " * 50], "b": ["x"] * 4}, data(prompt="{a} =>", completion=" {b}")
     )
     with pytest.raises(ailora.InputError, match=r"rows\.csv:3, rows\.csv:5: nothing of the completion is left in 16"):
-        Tokenization(words, max_length=16).dataset(rows)
+        Tokenization(words, max_length=16).tokenize(rows)
 
 
 def test_a_prompt_ends_where_its_completion_begins(words: PreTrainedTokenizerFast) -> None:
     (row,) = select_rows({"m": [MESSAGES]}, data(messages="m")).rows
     tokens = Tokenization(words, assistant_only_loss=True)
     ids, labels = tokens.encode(row)
-    prompt = tokens.prompt_ids(row)
+    prompt = tokens.encode_prompt(row)
     assert ids[: len(prompt)] == prompt
     assert words.decode(ids[len(prompt) :]) == "in the kitchen</s>"
     assert words.decode([label for label in labels if label != IGNORE_INDEX]) == "in the garden</s>in the kitchen</s>"
@@ -404,7 +406,7 @@ def test_a_tokenizer_without_what_training_needs_is_refused(tmp_path: Path) -> N
     made = tokenizer()
     with pytest.raises(ailora.InputError, match=r"has no chat template, which data\.messages needs"):
         prepare_tokenizer(made, name="m", chat_template=None, chat=True)
-    with pytest.raises(ailora.InputError, match=r"there is no file nowhere\.jinja"):
+    with pytest.raises(ailora.InputError, match=r"no such file: nowhere\.jinja"):
         prepare_tokenizer(made, name="m", chat_template="nowhere.jinja", chat=True)
     (tmp_path / "chat.jinja").write_text(CHAT_TEMPLATE)
     prepare_tokenizer(made, name="m", chat_template=str(tmp_path / "chat.jinja"), chat=True)

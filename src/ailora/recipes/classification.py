@@ -46,22 +46,22 @@ class ClassificationRecipe(Recipe[ClassificationConfig]):
         if self.result is not None:
             return Labels(tuple(self.result["labels"]) if self.result["labels"] else None)
         train = self.examples["train"]
-        return Labels.of(train.labels or [], train.where, regression=self.config.regression)
+        return Labels.from_values(train.labels or [], train.origins, regression=self.config.regression)
 
     @cached_property
-    def encoded(self) -> dict[str, list[int | float]]:
+    def encoded_labels(self) -> dict[str, list[int | float]]:
         """The labels of every split as numbers."""
-        return {split: examples.encoded(self.labels) for split, examples in self.examples.items()}
+        return {split: examples.encode_labels(self.labels) for split, examples in self.examples.items()}
 
     @cached_property
     def datasets(self) -> dict[str, Dataset]:
-        encoded, data = self.encoded, self.config.data
+        encoded, data = self.encoded_labels, self.config.data
         validate_max_length(self.tokenizer, data.max_length, pairs=len(data.text) == 2)
         return {split: self._dataset(examples, encoded[split]) for split, examples in self.examples.items()}
 
     @property
     def num_labels(self) -> int:
-        return self.labels.count
+        return self.labels.num_labels
 
     def collate(self, rows: list[Any]) -> dict[str, Tensor]:
         return dict(DataCollatorWithPadding(self.tokenizer)(rows))
@@ -84,7 +84,7 @@ class ClassificationRecipe(Recipe[ClassificationConfig]):
         held_out = {split: dataset for split, dataset in self.datasets.items() if split != "train"}
         predictions = {split: Predictions.from_trainer(trainer, dataset) for split, dataset in held_out.items()}
         metrics = {
-            split: of_split.scores(self.config.metrics, self.labels, self.encoded[split])
+            split: of_split.scores(self.config.metrics, self.labels, self.encoded_labels[split])
             for split, of_split in predictions.items()
         }
 
@@ -104,7 +104,7 @@ class ClassificationRecipe(Recipe[ClassificationConfig]):
             examples = load_examples(data, "validation")
         else:
             examples = to_examples(read_tables(data_file, data.columns, named=data.named_columns), data)
-        encoded = examples.encoded(self.labels)
+        encoded = examples.encode_labels(self.labels)
         predictions = self._predictions(load, self._dataset(examples, encoded))
         return predictions.scores(self.config.metrics, self.labels, encoded)
 
@@ -127,7 +127,7 @@ class ClassificationRecipe(Recipe[ClassificationConfig]):
 
     def _compute_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
         predicted = predict_labels(logits_from_output(prediction.predictions), self.labels)
-        return compute(self.config.metrics, np.asarray(prediction.label_ids), predicted, classes=self.labels.count)
+        return compute(self.config.metrics, np.asarray(prediction.label_ids), predicted, classes=self.labels.num_labels)
 
     def _read_input(self, input_file: str) -> Table:
         """Read a file without labels: without a header it holds all of the run's columns, or its text columns alone."""

@@ -71,7 +71,7 @@ class LanguageRecipe(Recipe[LanguageConfigT_co]):
     def datasets(self) -> dict[str, Dataset]:
         evaluator, data = self.evaluator, self.config.data
         datasets = {
-            split: self.tokenization.dataset(rows.cut(getattr(data, f"max_{split}_samples", None)))
+            split: self.tokenization.tokenize(rows.sample(getattr(data, f"max_{split}_samples", None)))
             for split, rows in self.rows.items()
         }
         if evaluator.generation is not None:
@@ -85,10 +85,10 @@ class LanguageRecipe(Recipe[LanguageConfigT_co]):
         evaluation = self.config.evaluation
         if evaluation.general_text is None:
             return None
-        template = Template.of(evaluation.general_template, "evaluation.general_template")
+        template = Template.parse(evaluation.general_template, "evaluation.general_template")
         table = read_tables(evaluation.general_text, named=template.names)
-        rows = [Row(where, None, template.fill(columns, where), columns) for columns, where in table.records()]
-        return self.tokenization.dataset(Rows(rows).cut(evaluation.max_general_samples))
+        rows = [Row(origin, None, template.fill(columns, origin), columns) for columns, origin in table.records()]
+        return self.tokenization.tokenize(Rows(rows).sample(evaluation.max_general_samples))
 
     def prepare(self) -> None:
         super().prepare()
@@ -138,12 +138,12 @@ class LanguageRecipe(Recipe[LanguageConfigT_co]):
         data = self.config.data
         if data_file is None:
             rows = load_rows(data, "validation", self.config.evaluation.groups)
-            used = rows.cut(data.max_validation_samples)
+            used = rows.sample(data.max_validation_samples)
         else:
             rows = used = to_rows(
                 read_tables(data_file, data.columns, named={*data.named_columns, *self.config.evaluation.groups}), data
             )
-        dataset = self.tokenization.dataset(used)
+        dataset = self.tokenization.tokenize(used)
         scores, _ = self.evaluator.measure(load(), dataset, rows)
         return scores
 

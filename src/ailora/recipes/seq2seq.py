@@ -26,20 +26,20 @@ class Seq2SeqTokenization(Tokenization):
 
     max_completion_length: int = 128
 
-    def dataset(self, rows: Rows) -> Dataset:
+    def tokenize(self, rows: Rows) -> Dataset:
         """Tokenize every row: `input_ids` of the prompt, `labels` of the completion. A text without prompt is both."""
         return to_dataset([self.encode(row) for row in rows.rows])
 
     def encode(self, row: Row) -> tuple[list[int], list[int]]:
-        completion = self.reference(row)
+        completion = self.reference_text(row)
         prompt = completion if row.prompt is None else row.prompt
         labels = self.tokenizer(text_target=completion, truncation=True, max_length=self.max_completion_length)
-        return self._encode_prompt(prompt), list(labels["input_ids"])
+        return self._tokenize_prompt(prompt), list(labels["input_ids"])
 
-    def prompt_ids(self, row: Row) -> list[int]:
-        return self._encode_prompt(row.prompt)
+    def encode_prompt(self, row: Row) -> list[int]:
+        return self._tokenize_prompt(row.prompt)
 
-    def _encode_prompt(self, prompt: Any) -> list[int]:
+    def _tokenize_prompt(self, prompt: Any) -> list[int]:
         return list(self.tokenizer(prompt, truncation=True, max_length=self.max_length)["input_ids"])
 
 

@@ -51,7 +51,7 @@ def load_classifier(
     Raises:
         InputError: no model of transformers at that path or hub id, or one without such a head.
     """
-    meaning: dict[str, Any] = {"num_labels": labels.count}
+    meaning: dict[str, Any] = {"num_labels": labels.num_labels}
     if labels.names is None:
         meaning["problem_type"] = "regression"
     else:

@@ -64,12 +64,12 @@ class PromptData(DataSource, frozen=True):
             raise InputError(f"data.{given} goes with data.{missing}, which is missing")
         for key in ("prompt", "completion"):
             if (template := getattr(self, key)) is not None:
-                Template.of(template, f"data.{key}")
+                Template.parse(template, f"data.{key}")
 
     @property
     def named_columns(self) -> set[str]:
         templates = [template for template in (self.prompt, self.completion) if template is not None]
-        return {name for template in templates for name in Template.of(template, "").names}
+        return {name for template in templates for name in Template.parse(template, "").names}
 
 
 class CausalData(PromptData, frozen=True):
@@ -96,18 +96,18 @@ class CausalData(PromptData, frozen=True):
         if self.chat_template is not None and self.messages is None:
             raise InputError("data.chat_template goes with data.messages, which is missing")
         if self.text is not None:
-            Template.of(self.text, "data.text")
+            Template.parse(self.text, "data.text")
         if isinstance(self.messages, list):
             if not self.messages:
                 raise InputError("data.messages is empty")
             for number, message in enumerate(self.messages):
-                Template.of(message.content, f"data.messages[{number}].content")
+                Template.parse(message.content, f"data.messages[{number}].content")
 
     @property
     def named_columns(self) -> set[str]:
         contents = [message.content for message in self.messages] if isinstance(self.messages, list) else []
         templates = [*contents, *([] if self.text is None else [self.text])]
-        names = {name for template in templates for name in Template.of(template, "").names} | super().named_columns
+        names = {name for template in templates for name in Template.parse(template, "").names} | super().named_columns
         if self.messages is not None:
             names |= {*TEMPLATE_COLUMNS}
         if isinstance(self.messages, str | MessageColumn):
@@ -167,7 +167,7 @@ class EvaluationConfig(Section, frozen=True):
             validate_metric(name)
         if self.metrics and self.generate is None:
             raise InputError("evaluation.metrics scores generated texts: give evaluation.generate as well")
-        Template.of(self.general_template, "evaluation.general_template")
+        Template.parse(self.general_template, "evaluation.general_template")
 
 
 class LanguageConfig(RunConfig, frozen=True):

@@ -1,1 +1,1 @@
-"""Rows of data files: read, checked, tokenized."""
+"""Read rows of data files, validate and tokenize them."""

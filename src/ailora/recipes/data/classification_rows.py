@@ -1,4 +1,4 @@
-"""From tables to examples: texts and labels."""
+"""Labelled texts of a data split, read from its tables."""
 
 from __future__ import annotations
 
@@ -17,57 +17,67 @@ from ailora.recipes.config.schema import DataConfig, DataSource
 from ailora.recipes.data.labels import Labels, is_missing
 from ailora.recipes.data.readers import Table, read_tables
 
-#: Which rows `max_train_samples` keeps does not depend on the run's seed: runs are compared on the same rows.
-_CUT_SEED = 20251008
+#: Not the run's seed: methods and seeds are compared on the same rows.
+_SAMPLE_SEED = 20251008
 
 
 @dataclass(frozen=True)
 class Examples:
-    """Rows ready for tokenization.
+    """Texts of a split, with their labels.
 
     Attributes:
         texts: one or two texts per row.
-        labels: the rows' labels as the file has them; None where the file has none.
-        where: the origin of each row, for messages.
+        labels: labels as the file holds them; None if the rows are not labelled.
+        origins: `file:line` of each row, for error messages.
     """
 
     texts: list[tuple[str, ...]]
     labels: list[object] | None
-    where: list[str]
+    origins: list[str]
 
-    def encoded(self, labels: Labels) -> list[int | float]:
-        """The labels as numbers.
+    def encode_labels(self, labels: Labels) -> list[int | float]:
+        """Encode the labels as class ids, or as the numbers of a regression.
 
         Raises:
-            InputError: as `Labels.encode`; no labels at all.
+            InputError: The rows are not labelled, or a label is invalid; see `Labels.encode`.
         """
         if self.labels is None:
-            raise InputError(f"{self.where[0]}: the data have no labels")
-        return [labels.encode(value, place) for value, place in zip(self.labels, self.where, strict=True)]
+            raise InputError(f"{self.origins[0]}: the data have no labels")
+        return [labels.encode(value, origin) for value, origin in zip(self.labels, self.origins, strict=True)]
 
 
 def load_examples(data: DataConfig, split: str) -> Examples:
-    """The examples of `train`, `validation` or `test`, cut to the configured number.
+    """Load the examples of a split.
+
+    Args:
+        data: files or data set, and the columns of texts and labels.
+        split: `train`, `validation` or `test`.
+
+    Returns:
+        All rows, or a sample of `max_train_samples` or `max_validation_samples` rows.
 
     Raises:
-        InputError: missing or broken data, missing columns, rows without text or label.
+        InputError: The data are missing or invalid, lack a column, or hold a row without text or label.
     """
     examples = to_examples(read_split(data, split), data)
     kept = sample_indices(len(examples.texts), getattr(data, f"max_{split}_samples", None))
     labels = examples.labels and [examples.labels[i] for i in kept]
-    return Examples([examples.texts[i] for i in kept], labels, [examples.where[i] for i in kept])
+    return Examples([examples.texts[i] for i in kept], labels, [examples.origins[i] for i in kept])
 
 
 def read_split(data: DataSource, split: str, columns: Sequence[str] = ()) -> Table:
-    """The table of `train`, `validation` or `test`.
+    """Read the table of a split.
 
     Args:
-        data: which files or data set.
-        split: the name of the split.
-        columns: columns that are needed beside those that `data` names.
+        data: files or data set.
+        split: `train`, `validation` or `test`.
+        columns: further columns to read, beside those named by `data`.
+
+    Returns:
+        The table; columns that nothing names may hold None.
 
     Raises:
-        InputError: missing or broken data.
+        InputError: The data are missing or invalid.
     """
     source, named = getattr(data, split), {*data.named_columns, *columns}
     return (
@@ -76,37 +86,53 @@ def read_split(data: DataSource, split: str, columns: Sequence[str] = ()) -> Tab
 
 
 def sample_indices(count: int, limit: int | None) -> list[int]:
-    """Which of `count` rows a limit keeps, in their order."""
+    """Choose the rows of a sample.
+
+    Args:
+        count: number of rows.
+        limit: size of the sample; None for all rows.
+
+    Returns:
+        Ascending row numbers, the same in every run.
+    """
     if limit is None or limit >= count:
         return list(range(count))
-    return sorted(random.Random(_CUT_SEED).sample(range(count), limit))
+    return sorted(random.Random(_SAMPLE_SEED).sample(range(count), limit))
 
 
 def to_examples(table: Table, data: DataConfig, *, labelled: bool = True) -> Examples:
-    """The text columns of a table and, if `labelled`, its label column.
+    """Extract texts and labels from a table.
+
+    Args:
+        table: table that holds the text columns of `data`.
+        data: names of the columns.
+        labelled: whether to extract the label column.
+
+    Returns:
+        The examples.
 
     Raises:
-        InputError: a missing column, a row without text or label.
+        InputError: A column is missing, or a row has no text or label.
     """
     texts = list(zip(*(table.column(name) for name in data.text), strict=True))
-    for row, place in zip(texts, table.where, strict=True):
+    for row, origin in zip(texts, table.origins, strict=True):
         if not all(isinstance(text, str) for text in row):
-            raise InputError(f"{place}: the text columns {data.text} hold {row!r}, expected text")
+            raise InputError(f"{origin}: the text columns {data.text} hold {row!r}, expected text")
     labels = table.column(data.label) if labelled else None
-    for value, place in zip(labels or [], table.where, strict=False):
+    for value, origin in zip(labels or [], table.origins, strict=False):
         if is_missing(value):
-            raise InputError(f"{place}: the row has no label in column {data.label!r}")
-    return Examples(texts, labels, table.where)
+            raise InputError(f"{origin}: the row has no label in column {data.label!r}")
+    return Examples(texts, labels, table.origins)
 
 
 def _read_dataset(data: DataSource, split: str, named: Collection[str]) -> Table:
     try:
         loaded: Any = datasets.load_dataset(str(data.dataset), data.subset, split=split)
-    # A data set with a script of its own, which is never run, is a RuntimeError.
+    # datasets raises RuntimeError for a data set that is loaded by a script, which it never runs.
     except (OSError, ValueError, RuntimeError, DatasetsError) as error:
         raise InputError(f"cannot load split {split!r} of data set {data.dataset!r}: {error}") from error
     columns = tuple(loaded.column_names)
-    # What is not needed may not be readable here: images, dates beyond the year 9999.
+    # Columns that are not needed may be unreadable here: images without Pillow, dates beyond the year 9999.
     name = f"{data.dataset}/{split}"
     values = [
         _column_values(loaded, column, name) if column in named else repeat(None, len(loaded)) for column in columns
@@ -121,6 +147,6 @@ def _column_values(loaded: Dataset, column: str, name: str) -> list[object]:
         if isinstance(feature, datasets.ClassLabel):
             return [feature.int2str(value) if value >= 0 else None for value in loaded[column]]
         return list(loaded[column])
-    # Arrow holds more than Python does: dates beyond the year 9999, say; and a column may need a package to be decoded.
+    # Arrow holds dates beyond the year 9999, which Python does not; some columns need a package that decodes them.
     except (OverflowError, ValueError, ImportError) as error:
         raise InputError(f"{name}: column {column!r} cannot be read ({error}): convert it to text") from None

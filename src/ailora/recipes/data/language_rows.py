@@ -1,4 +1,4 @@
-"""From tables to what a language model reads and writes: text, a prompt with a completion, or a conversation."""
+"""Rows for language models, read from tables: texts, prompts with completions, or conversations."""
 
 from __future__ import annotations
 
@@ -23,29 +23,29 @@ from ailora.recipes.data.classification_rows import read_split, sample_indices
 from ailora.recipes.data.readers import Table
 from ailora.recipes.data.templates import Template
 
-#: A message as the chat template takes it: `role`, `content`, and whatever else the data say of it.
+#: A message as the chat template takes it: `role`, `content`, and all further keys of the data.
 Message = dict[str, Any]
-#: Arguments of the tokenizer, which a row does not decide.
+#: Parameters of the tokenizer's method, which a row may not set through `chat_template_kwargs`.
 _RESERVED_VARIABLES = inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters.keys() - {"documents"}
-#: Keys of a message that says something without a text.
-_WORDLESS_KEYS = ("tool_calls", "function_call")
-#: Reads prompt and completion of a row, given its columns and its origin.
+#: Keys of messages whose `content` may be missing.
+_CALL_KEYS = ("tool_calls", "function_call")
+#: Reads prompt and completion of a row, from its columns and its origin.
 _Reader = Callable[[Mapping[str, object], str], tuple[str | list[Message] | None, str | list[Message]]]
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row of a split. Either a whole, or a prompt with its completion.
+    """A prompt with its completion, or a text.
 
     Attributes:
-        where: the row's origin, for messages.
-        prompt: what is given: a text, or the messages before the last; None: the whole is trained.
-        completion: what is to be written: a text, or the whole conversation where `prompt` has messages.
-        values: the columns of the row.
-        variables: what the chat template is given beside the messages: `tools`, and variables of its own.
+        origin: `file:line` of the row, for error messages.
+        prompt: text, or messages before the answer; None for a text that is trained whole.
+        completion: text to write; of a conversation, all messages up to the answer.
+        values: the row by column.
+        variables: variables of the chat template: `tools`, and those of `chat_template_kwargs`.
     """
 
-    where: str
+    origin: str
     prompt: str | list[Message] | None
     completion: str | list[Message]
     values: dict[str, object]
@@ -58,15 +58,21 @@ class Rows:
 
     rows: list[Row]
 
-    def cut(self, limit: int | None) -> Rows:
-        """So many rows, in their order; which ones does not depend on the run's seed."""
+    def sample(self, limit: int | None) -> Rows:
+        """Return a sample of at most `limit` rows, the same in every run; None for all rows."""
         return self if limit is None else Rows([self.rows[i] for i in sample_indices(len(self.rows), limit)])
 
-    def grouped(self, columns: Sequence[str]) -> list[list[Row]]:
-        """Rows that agree in the columns, together; without columns, every row alone.
+    def group_by(self, columns: Sequence[str]) -> list[list[Row]]:
+        """Group rows that agree in the columns.
+
+        Args:
+            columns: names of columns; without any, each row is a group.
+
+        Returns:
+            The groups, in the order of their first rows.
 
         Raises:
-            InputError: a column that the data do not have, or that holds lists or objects.
+            InputError: A column is missing, or holds lists or objects.
         """
         if not columns:
             return [[row] for row in self.rows]
@@ -75,132 +81,143 @@ class Rows:
             for name in columns:
                 if name not in row.values:
                     raise InputError(
-                        f"{row.where}: evaluation.group_by names the column {name!r}; the data have: "
+                        f"{row.origin}: evaluation.group_by names the column {name!r}; the data have: "
                         + ", ".join(row.values)
                     )
             values = [row.values[name] for name in columns]
             if nested := next((value for value in values if isinstance(value, list | dict)), None):
-                raise InputError(f"{row.where}: evaluation.group_by needs texts or numbers, got {shown(nested)}")
+                raise InputError(f"{row.origin}: evaluation.group_by must name texts or numbers, got {shown(nested)}")
             groups.setdefault(tuple(values), []).append(row)
         return list(groups.values())
 
 
 def load_rows(data: PromptData, split: str, columns: Sequence[str] = ()) -> Rows:
-    """All rows of `train`, `validation` or `test`.
+    """Load the rows of a split.
 
     Args:
-        data: which files, and how their columns are read.
-        split: the name of the split.
-        columns: columns that are needed beside those that `data` names.
+        data: files or data set, and templates over their columns.
+        split: `train`, `validation` or `test`.
+        columns: further columns to read, beside those named by `data`.
+
+    Returns:
+        All rows of the split.
 
     Raises:
-        InputError: missing or broken data, missing columns, rows without text.
+        InputError: The data are missing or invalid, lack a column, or hold a row without text.
     """
     return to_rows(read_split(data, split, columns), data)
 
 
 def to_rows(table: Table, data: PromptData, *, complete: bool = True) -> Rows:
-    """The rows of a table.
+    """Fill in templates, or read conversations, of all rows of a table.
 
     Args:
-        table: the table.
-        data: how its columns are read.
-        complete: whether the rows have completions; False: they are to be written, and are empty here.
+        table: table that holds the columns named by `data`.
+        data: templates over columns, or the column of conversations.
+        complete: whether to read completions, too; without, they are empty, to be generated.
+
+    Returns:
+        The rows.
 
     Raises:
-        InputError: missing columns, rows without text, messages that are none.
+        InputError: A column is missing, or a row has no text or no valid messages.
     """
-    read = _reader(data, complete)
+    read = _make_reader(data, complete)
     chat = isinstance(data, CausalData) and data.messages is not None
     rows = []
-    for row, where in table.records():
-        prompt, completion = read(row, where)
-        rows.append(Row(where, prompt, completion, row, _read_variables(row, where) if chat else {}))
+    for row, origin in table.records():
+        prompt, completion = read(row, origin)
+        rows.append(Row(origin, prompt, completion, row, _read_variables(row, origin) if chat else {}))
     return Rows(rows)
 
 
-def _read_variables(row: Mapping[str, object], where: str) -> dict[str, Any]:
-    """Read the columns `tools` and `chat_template_kwargs`, as TRL does."""
+def _read_variables(row: Mapping[str, object], origin: str) -> dict[str, Any]:
+    """Read the columns `tools` and `chat_template_kwargs`, which TRL passes to the chat template."""
     tools, variables = (row.get(column) for column in TEMPLATE_COLUMNS)
     if isinstance(tools, str):
-        tools = parse_json(tools, f"{where}: column 'tools'") if tools.strip() else None
+        tools = parse_json(tools, f"{origin}: column 'tools'") if tools.strip() else None
     if tools is not None and not (isinstance(tools, list) and all(isinstance(tool, Mapping) for tool in tools)):
-        raise InputError(f"{where}: column 'tools' holds {shown(tools)}, expected a list of objects, or its JSON")
+        raise InputError(f"{origin}: column 'tools' holds {shown(tools)}, expected a list of objects, or its JSON")
     if variables is not None and not isinstance(variables, Mapping):
-        raise InputError(f"{where}: column 'chat_template_kwargs' holds {shown(variables)}, expected an object")
+        raise InputError(f"{origin}: column 'chat_template_kwargs' holds {shown(variables)}, expected an object")
     if reserved := sorted(_RESERVED_VARIABLES & (variables or {}).keys()):
         raise InputError(
-            f"{where}: column 'chat_template_kwargs' sets {reserved[0]!r}, which is no variable of a chat template"
+            f"{origin}: column 'chat_template_kwargs' sets {reserved[0]!r}, which is no variable of a chat template"
         )
-    # An empty list is no tools: templates of Llama would announce them.
+    # An empty list is left out: Llama's templates announce tools wherever the variable is set.
     return dict(variables or {}) | ({"tools": tools} if tools else {})
 
 
-def _reader(data: PromptData, complete: bool) -> _Reader:
-    """What turns the columns of a row into (prompt, completion)."""
+def _make_reader(data: PromptData, complete: bool) -> _Reader:
+    """Return the function that reads prompt and completion of a row."""
     if data.prompt is not None and data.completion is not None:
-        prompt, completion = Template.of(data.prompt, "data.prompt"), Template.of(data.completion, "data.completion")
-        return lambda row, where: (prompt.fill(row, where), completion.fill(row, where) if complete else "")
+        prompt, completion = (
+            Template.parse(data.prompt, "data.prompt"),
+            Template.parse(data.completion, "data.completion"),
+        )
+        return lambda row, origin: (prompt.fill(row, origin), completion.fill(row, origin) if complete else "")
     assert isinstance(data, CausalData)
     if data.text is not None:
-        text = Template.of(data.text, "data.text")
-        return lambda row, where: (None, text.fill(row, where))
+        text = Template.parse(data.text, "data.text")
+        return lambda row, origin: (None, text.fill(row, origin))
     assert data.messages is not None
-    read = _messages_reader(data.messages, complete)
+    read = _make_messages_reader(data.messages, complete)
     if complete:
-        return lambda row, where: _conversation(read(row, where), where)
-    return lambda row, where: (read(row, where), [{"role": "assistant", "content": ""}])
+        return lambda row, origin: _split_conversation(read(row, origin), origin)
+    return lambda row, origin: (read(row, origin), [{"role": "assistant", "content": ""}])
 
 
-def _messages_reader(
+def _make_messages_reader(
     source: str | MessageColumn | list[MessageTemplate], complete: bool
 ) -> Callable[[Mapping[str, object], str], list[Message]]:
-    """What reads the messages of a row; those that are to be answered, where the rows are not complete."""
+    """Return the function that reads the messages of a row, without a final answer unless `complete`."""
     if isinstance(source, list):
+        # The answer's columns need not be in the data if the answer is to be generated.
         answered = not complete and source[-1].role == "assistant"
         templates = [
-            (message.role, Template.of(message.content, f"data.messages[{number}].content"))
+            (message.role, Template.parse(message.content, f"data.messages[{number}].content"))
             for number, message in enumerate(source[:-1] if answered else source)
         ]
-        return lambda row, where: [{"role": role, "content": text.fill(row, where)} for role, text in templates]
+        return lambda row, origin: [{"role": role, "content": text.fill(row, origin)} for role, text in templates]
     column = MessageColumn(column=source) if isinstance(source, str) else source
 
-    def read(row: Mapping[str, object], where: str) -> list[Message]:
-        messages = _read_messages(row, column, where)
+    def read(row: Mapping[str, object], origin: str) -> list[Message]:
+        messages = _read_messages(row, column, origin)
         return messages[:-1] if not complete and messages[-1]["role"] == "assistant" else messages
 
     return read
 
 
-def _read_messages(row: Mapping[str, object], source: MessageColumn, where: str) -> list[Message]:
+def _read_messages(row: Mapping[str, object], source: MessageColumn, origin: str) -> list[Message]:
     if source.column not in row:
-        raise InputError(f"{where}: data.messages names the column {source.column!r}; the data have: {', '.join(row)}")
-    listed = row[source.column]
-    if not isinstance(listed, Sequence) or isinstance(listed, str) or not listed:
-        raise InputError(f"{where}: column {source.column!r} holds {shown(listed)}, expected a list of messages")
-    return [_read_message(message, source, where) for message in listed]
+        raise InputError(f"{origin}: data.messages names the column {source.column!r}; the data have: {', '.join(row)}")
+    messages = row[source.column]
+    if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
+        raise InputError(f"{origin}: column {source.column!r} holds {shown(messages)}, expected a list of messages")
+    return [_read_message(message, source, origin) for message in messages]
 
 
-def _read_message(message: object, source: MessageColumn, where: str) -> Message:
-    """Read a message with all of its keys; those that hold null are not there, as in Parquet's rows."""
-    wordless = isinstance(message, Mapping) and any(message.get(key) for key in _WORDLESS_KEYS)
-    needed = {source.role} if wordless else {source.role, source.content}
+def _read_message(message: object, source: MessageColumn, origin: str) -> Message:
+    """Read a message with all of its keys."""
+    calls_tool = isinstance(message, Mapping) and any(message.get(key) for key in _CALL_KEYS)
+    needed = {source.role} if calls_tool else {source.role, source.content}
     if not isinstance(message, Mapping) or not needed <= message.keys():
         keys = f"{source.role} and {source.content}"
         raise InputError(
-            f"{where}: a message of {source.column!r} is {shown(message)}, expected an object with {keys}; "
+            f"{origin}: a message of {source.column!r} is {shown(message)}, expected an object with {keys}; "
             "other keys are named with data.messages: {column, role, content, names}"
         )
     role, content = message[source.role], message.get(source.content)
     if not isinstance(role, str) or not role.strip():
-        raise InputError(f"{where}: a message of {source.column!r} has the role {shown(role)}, expected text")
-    if not isinstance(content, str) and not (wordless and content is None):
-        raise InputError(f"{where}: a message of {source.column!r} has the text {shown(content)}, expected text")
+        raise InputError(f"{origin}: a message of {source.column!r} has the role {shown(role)}, expected text")
+    if not isinstance(content, str) and not (calls_tool and content is None):
+        raise InputError(f"{origin}: a message of {source.column!r} has the text {shown(content)}, expected text")
     calls = message.get("tool_calls")
     if calls is not None and not (isinstance(calls, list) and all(isinstance(call, Mapping) for call in calls)):
         raise InputError(
-            f"{where}: a message of {source.column!r} has the tool_calls {shown(calls)}, expected a list of objects"
+            f"{origin}: a message of {source.column!r} has the tool_calls {shown(calls)}, expected a list of objects"
         )
+    # Parquet gives every message all keys that any of them has, with null for those that are missing.
     others = {
         key: value
         for key, value in message.items()
@@ -209,12 +226,12 @@ def _read_message(message: object, source: MessageColumn, where: str) -> Message
     return {"role": source.names.get(role, role), "content": content, **others}
 
 
-def _conversation(messages: list[Message], where: str) -> tuple[list[Message], list[Message]]:
-    """The messages before the last answer, and the whole up to it."""
+def _split_conversation(messages: list[Message], origin: str) -> tuple[list[Message], list[Message]]:
+    """Return the messages before the last answer, and all messages up to it."""
     roles = [message["role"] for message in messages]
     if "assistant" not in roles:
         raise InputError(
-            f"{where}: no message is of the role assistant, the roles are {', '.join(dict.fromkeys(roles))}; "
+            f"{origin}: expected a message of the role assistant, got the roles {', '.join(dict.fromkeys(roles))}; "
             "name others with data.messages: {column: ..., names: {gpt: assistant}}"
         )
     last = len(roles) - roles[::-1].index("assistant")

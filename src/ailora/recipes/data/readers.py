@@ -1,4 +1,4 @@
-"""Local files as tables that remember where each row came from."""
+"""Read local files as tables, with the file and line of each row."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ import pyarrow.parquet
 from ailora.errors import InputError
 from ailora.plain_data import parse_json, read_text, split_json_lines
 
-#: The largest length that every C compiler's `long` holds; Python's own limit of a field is 131072 characters.
-_LONGEST_FIELD = 2**31 - 1
+#: The largest limit that a C `long` holds on every platform; Python's default of 131,072 is shorter than long texts.
+_MAX_FIELD_CHARS = 2**31 - 1
 _FORMATS = (".tsv", ".csv", ".jsonl", ".json", ".parquet")
 _JSON_FORMATS = (".jsonl", ".json")
 _JSON_FORMS = "; a .json file holds one list of objects, one object, or an object a line"
@@ -29,53 +29,56 @@ class Table:
     """Rows with named columns.
 
     Attributes:
-        columns: the column names.
-        rows: one tuple of values per row.
-        where: `file:line` (files of text) or `file: row n` of each row, for messages.
+        columns: names of the columns.
+        rows: tuple of values of each row.
+        origins: `file:line` (text files), `file: record n` or `file: row n` of each row, for error messages.
     """
 
     columns: tuple[str, ...]
     rows: list[tuple[object, ...]]
-    where: list[str]
+    origins: list[str]
 
     def column(self, name: str) -> list[object]:
-        """The values of one column.
+        """Return the values of a column.
 
         Raises:
-            InputError: there is no such column.
+            InputError: The table has no such column.
         """
         if name not in self.columns:
-            source = self.where[0].rpartition(":")[0] if self.where else "the table"
+            source = self.origins[0].rpartition(":")[0] if self.origins else "the table"
             raise InputError(f"{source} has no column {name!r}; it has: {', '.join(self.columns)}")
         index = self.columns.index(name)
         return [row[index] for row in self.rows]
 
     def records(self) -> Iterator[tuple[dict[str, object], str]]:
-        """Each row's values by column, and its origin."""
-        for row, place in zip(self.rows, self.where, strict=True):
-            yield dict(zip(self.columns, row, strict=True)), place
+        """Yield the values of each row by column, and its origin."""
+        for row, origin in zip(self.rows, self.origins, strict=True):
+            yield dict(zip(self.columns, row, strict=True)), origin
 
 
 def read_tables(
     paths: str | Sequence[str], columns: Sequence[str] | None = None, *, named: Collection[str] | None = None
 ) -> Table:
-    """Read one file or several with the same columns, one after the other.
+    """Read files with the same columns into one table.
 
-    TSV files are read as GLUE's are, without quoting; CSV files with it. JSONL holds an object a line; a file of JSON
-    holds that, or one list of objects, or one object, which is one row. Keys that only some objects have are columns
-    that hold None in the other rows.
+    TSV files are read without quoting, as GLUE's are, CSV files with it. JSONL files hold an object per line; JSON
+    files hold the same, a list of objects, or a single object.
 
     Args:
-        paths: files ending in .tsv, .csv, .jsonl (.json) or .parquet.
-        columns: the names of the columns of TSV and CSV files that have no header line.
-        named: the columns whose values are needed: others of Parquet files are not converted, and hold None.
+        paths: files ending in .tsv, .csv, .jsonl, .json or .parquet.
+        columns: names of the columns of TSV and CSV files without a header line.
+        named: columns to read from Parquet files, whose other columns hold None in the table; None for all.
+
+    Returns:
+        The rows of all files, in their order; None where an object of JSON lacks a key of others.
 
     Raises:
-        InputError: a file that is missing, empty, broken (file and line named), or has other columns than the first.
+        InputError: A file is missing, empty or invalid (message names the line), or its columns differ from the
+            first file's.
     """
     names = [paths] if isinstance(paths, str) else list(paths)
     if not names:
-        raise InputError("an empty list of data files")
+        raise InputError("expected at least one data file, got an empty list")
     tables = [_read(Path(name), columns, named) for name in names]
     for name, table in zip(names, tables, strict=True):
         if not table.rows:
@@ -86,7 +89,7 @@ def read_tables(
         if table.columns != tables[0].columns and Path(name).suffix not in _JSON_FORMATS and shared != table.columns:
             raise InputError(f"{name} has the columns {table.columns}, but {names[0]} has {tables[0].columns}")
     rows = [row for table in tables for row in _with_columns(table, shared)]
-    return Table(shared, rows, [place for table in tables for place in table.where])
+    return Table(shared, rows, [origin for table in tables for origin in table.origins])
 
 
 def _with_columns(table: Table, columns: tuple[str, ...]) -> list[tuple[object, ...]]:
@@ -116,31 +119,32 @@ def _read(file: Path, columns: Sequence[str] | None, named: Collection[str] | No
 
 @contextmanager
 def _long_fields() -> Iterator[None]:
-    """Long texts are read whole; the limit is the process's, so it is put back."""
-    limit = csv.field_size_limit(_LONGEST_FIELD)
+    """Read long fields of CSV files whole, in the body."""
+    # The limit belongs to the process, whose other readers keep theirs.
+    limit = csv.field_size_limit(_MAX_FIELD_CHARS)
     try:
         yield
     finally:
         csv.field_size_limit(limit)
 
 
-def _refuse_repeated(columns: Sequence[str], where: str) -> None:
+def _validate_unique(columns: Sequence[str], origin: str) -> None:
     if repeated := [name for name in columns if columns.count(name) > 1]:
-        raise InputError(f"{where}: the column {repeated[0]!r} is there twice")
+        raise InputError(f"{origin}: duplicate column {repeated[0]!r}")
 
 
 def _read_separated(file: Path, lines: Iterator[str], columns: Sequence[str] | None) -> Table:
     tabs = file.suffix == ".tsv"
-    # GLUE's TSV files hold bare quotation marks.
+    # GLUE's TSV files hold unpaired quotation marks, which a quoting reader would join lines over.
     reader = csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE) if tabs else csv.reader(lines, strict=True)
-    header, rows, where = tuple(columns) if columns else None, [], []
+    header, rows, origins = tuple(columns) if columns else None, [], []
     try:
         for fields in reader:
             if not fields:
                 continue
             if header is None:
                 header = tuple(fields)
-                _refuse_repeated(header, f"{file}:{reader.line_num}")
+                _validate_unique(header, f"{file}:{reader.line_num}")
             elif len(fields) != len(header):
                 kind = "tabs" if tabs else "commas"
                 raise InputError(
@@ -149,36 +153,37 @@ def _read_separated(file: Path, lines: Iterator[str], columns: Sequence[str] | N
                 )
             else:
                 rows.append(tuple(fields))
-                where.append(f"{file}:{reader.line_num}")
+                # A quoted field may span lines: the origin is the line where the row ends.
+                origins.append(f"{file}:{reader.line_num}")
     except csv.Error as error:
         raise InputError(f"{file}:{reader.line_num}: {error}") from None
-    return Table(header or (), rows, where)
+    return Table(header or (), rows, origins)
 
 
 def _json_records(file: Path, text: str) -> Iterator[tuple[str, dict[str, object]]]:
     try:
-        for where, record in _json_values(file, text):
+        for origin, record in _json_values(file, text):
             if not isinstance(record, dict):
-                raise InputError(f"{where}: expected an object, got {type(record).__name__}")
-            yield where, record
+                raise InputError(f"{origin}: expected an object, got {type(record).__name__}")
+            yield origin, record
     except InputError as error:
         raise InputError(f"{error}{_JSON_FORMS if file.suffix == '.json' else ''}") from None
 
 
 def _json_values(file: Path, text: str) -> Iterator[tuple[str, object]]:
-    if file.suffix == ".jsonl" or _holds_lines(text):
-        for where, line in split_json_lines(text, file):
-            yield where, parse_json(line, where)
+    if file.suffix == ".jsonl" or _is_json_lines(text):
+        for origin, line in split_json_lines(text, file):
+            yield origin, parse_json(line, origin)
     elif isinstance(value := parse_json(text, file), list):
-        # As Alpaca's and ShareGPT's files.
+        # Alpaca's and ShareGPT's files are a single list.
         for number, record in enumerate(value):
             yield f"{file}: record {number}", record
     else:
         yield f"{file}:1", value
 
 
-def _holds_lines(text: str) -> bool:
-    """Whether a file of JSON has more after its first object: an object a line."""
+def _is_json_lines(text: str) -> bool:
+    """Return whether more follows the first object of a JSON file: an object per line."""
     text = text.lstrip()
     if not text.startswith("{"):
         return not text
@@ -192,12 +197,12 @@ def _holds_lines(text: str) -> bool:
 def _from_records(records: list[tuple[str, dict[str, object]]]) -> Table:
     columns = tuple(dict.fromkeys(key for _, record in records for key in record))
     rows = [tuple(map(record.get, columns)) for _, record in records]
-    return Table(columns, rows, [where for where, _ in records])
+    return Table(columns, rows, [origin for origin, _ in records])
 
 
 def _read_parquet(file: Path, named: Collection[str] | None) -> Table:
     try:
-        _refuse_repeated(pyarrow.parquet.read_schema(file).names, str(file))
+        _validate_unique(pyarrow.parquet.read_schema(file).names, str(file))
         table = pyarrow.parquet.read_table(file)
     except pyarrow.ArrowException as error:
         raise InputError(f"{file}: not a Parquet file: {error}") from None
@@ -212,7 +217,7 @@ def _read_parquet(file: Path, named: Collection[str] | None) -> Table:
 def _column_values(file: Path, name: str, column: pyarrow.ChunkedArray) -> list[object]:
     try:
         return column.to_pylist()
-    # Dates beyond the year 9999, times in zones that are unknown here, nanoseconds: Arrow holds more than Python.
+    # Arrow holds values that Python cannot: dates beyond the year 9999, unknown time zones, nanoseconds.
     except (OverflowError, ValueError, pyarrow.ArrowException) as error:
         raise InputError(
             f"{file}: column {name!r} ({column.type}) has a value that Python cannot hold ({error}): leave the column "

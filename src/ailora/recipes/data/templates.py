@@ -1,4 +1,4 @@
-"""Templates: a text with the names of columns in braces."""
+"""Templates: texts with names of columns in braces."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ _FORMATTER = string.Formatter()
 
 @dataclass(frozen=True)
 class Template:
-    """One text or several with `{column}` in them; of several, the first whose columns all hold text is used.
+    """A text with `{column}` in it, or a list of alternatives, of which the first without an empty column is used.
 
-    `{{` and `}}` are braces. So `["{instruction}\\n{input}", "{instruction}"]` leaves out an input that is empty.
+    So `["{instruction} {input}", "{instruction}"]` leaves out an empty input. `{{` and `}}` are braces.
 
     Attributes:
-        key: the configuration key, for messages.
-        texts: the alternatives.
-        columns: the columns that each of them names.
+        key: configuration key of the template, for error messages.
+        texts: alternatives, in the order of preference.
+        columns: columns named by each alternative.
     """
 
     key: str
@@ -29,48 +29,59 @@ class Template:
     columns: tuple[tuple[str, ...], ...]
 
     @classmethod
-    def of(cls, value: str | Sequence[str], key: str) -> Template:
-        """The template that a configuration's key holds.
+    def parse(cls, value: str | Sequence[str], key: str) -> Template:
+        """Parse the template of a configuration.
+
+        Args:
+            value: text, or list of alternatives.
+            key: its configuration key, for error messages.
+
+        Returns:
+            The template.
 
         Raises:
-            InputError: broken braces, more than a name within them, or no column at all.
+            InputError: Braces do not match, enclose more than a name, or there are none.
         """
         texts = (value,) if isinstance(value, str) else tuple(value)
         if not texts:
             raise InputError(f"{key} is empty")
-        return cls(key, texts, tuple(_columns(text, key) for text in texts))
+        return cls(key, texts, tuple(_parse_columns(text, key) for text in texts))
 
     @property
     def names(self) -> tuple[str, ...]:
-        """All columns that any of the alternatives names."""
+        """Columns named by any of the alternatives."""
         return tuple(dict.fromkeys(name for columns in self.columns for name in columns))
 
-    def fill(self, row: Mapping[str, object], where: str) -> str:
-        """The text of a row.
+    def fill(self, row: Mapping[str, object], origin: str) -> str:
+        """Fill in the columns of a row.
 
         Args:
             row: values by column.
-            where: the row's origin, for messages.
+            origin: `file:line` of the row, for error messages.
+
+        Returns:
+            The text of the first alternative whose columns all hold text.
 
         Raises:
-            InputError: a column that the row does not have, or no alternative whose columns all hold text.
+            InputError: The row lacks a column, or every alternative names an empty one.
         """
         for name in self.names:
             if name not in row:
-                raise InputError(f"{where}: {self.key} names the column {name!r}; the data have: {', '.join(row)}")
+                raise InputError(f"{origin}: {self.key} names the column {name!r}; the data have: {', '.join(row)}")
         for text, columns in zip(self.texts, self.columns, strict=True):
             if all(_holds_text(row[name]) for name in columns):
                 return text.format_map({name: row[name] for name in columns})
         empty = ", ".join(name for name in self.names if not _holds_text(row[name]))
-        raise InputError(f"{where}: {self.key} has no text to fill in: {empty} is empty")
+        raise InputError(f"{origin}: {self.key} has no text to fill in: {empty} is empty")
 
 
-def _columns(text: str, key: str) -> tuple[str, ...]:
+def _parse_columns(text: str, key: str) -> tuple[str, ...]:
     try:
         parts = list(_FORMATTER.parse(text))
     except ValueError as error:
         raise InputError(f"{key}: {text!r} is no template: {error}; write {{{{ and }}}} for braces") from None
     names = [(name, format_, conversion) for _, name, format_, conversion in parts if name is not None]
+    # Attributes, indexes and formats would let a configuration file read more than the columns of a row.
     for name, format_, conversion in names:
         if not name or format_ or conversion or not name.replace(" ", "_").replace("-", "_").isidentifier():
             raise InputError(f"{key}: {text!r}: between braces stands the name of a column; {{{{ and }}}} are braces")
@@ -80,7 +91,8 @@ def _columns(text: str, key: str) -> tuple[str, ...]:
 
 
 def _holds_text(value: object) -> bool:
-    """Numbers are text too, as JSON and Parquet have them."""
+    """Return whether a value has text to fill in; numbers of JSON and Parquet have."""
+    # NaN is how pandas writes a missing value into Parquet.
     if isinstance(value, bool) or value is None:
         return False
     if isinstance(value, float):

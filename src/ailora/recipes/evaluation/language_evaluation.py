@@ -64,7 +64,7 @@ class Evaluator:
         Raises:
             InputError: a column of `group_by` that is not there.
         """
-        groups = rows.grouped(self.config.groups)
+        groups = rows.group_by(self.config.groups)
         return [groups[i] for i in sample_indices(len(groups), self.config.max_samples)]
 
     def samples(self, model: nn.Module, rows: Rows) -> list[dict[str, Any]]:
@@ -75,9 +75,9 @@ class Evaluator:
         outputs = self.generate(model, [group[0] for group in groups])
         return [
             {
-                "prompt": self.tokenizer.decode(self.tokenization.prompt_ids(group[0])),
+                "prompt": self.tokenizer.decode(self.tokenization.encode_prompt(group[0])),
                 "output": output,
-                "references": [self.tokenization.reference(row).strip() for row in group],
+                "references": [self.tokenization.reference_text(row).strip() for row in group],
             }
             for group, output in zip(groups, outputs, strict=True)
         ]
@@ -85,7 +85,7 @@ class Evaluator:
     def generate(self, model: nn.Module, rows: list[Row]) -> list[str]:
         """Generate a text after the prompt of every row."""
         assert self.generation is not None
-        prompts = [self.tokenization.prompt_ids(row) for row in rows]
+        prompts = [self.tokenization.encode_prompt(row) for row in rows]
         texts = generate(model, self.tokenizer, prompts, config=self.generation, batch_size=self.batch_size)
         return [text.strip() for text in texts]
 

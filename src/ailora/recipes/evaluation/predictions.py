@@ -36,17 +36,19 @@ class Predictions:
     def scores(self, metrics: tuple[str, ...], labels: Labels, encoded: list[int | float]) -> dict[str, float]:
         """Loss and metrics against encoded labels."""
         loss = {} if self.loss is None else {"loss": self.loss}
-        return loss | compute(metrics, np.asarray(encoded), predict_labels(self.logits, labels), classes=labels.count)
+        return loss | compute(
+            metrics, np.asarray(encoded), predict_labels(self.logits, labels), classes=labels.num_labels
+        )
 
     def frame(self, labels: Labels, examples: Examples) -> pd.DataFrame:
         """One row per example: its row number, label (where there is one), prediction and scores.
 
         Scores are probabilities of the classes in the order of the labels' names; regression has none.
         """
-        decided = [labels.name(value) for value in predict_labels(self.logits, labels)]
+        decided = [labels.decode(value) for value in predict_labels(self.logits, labels)]
         columns: dict[str, Any] = {"row": range(len(decided))}
         if examples.labels is not None:
-            columns["label"] = [labels.name(value) for value in examples.encoded(labels)]
+            columns["label"] = [labels.decode(value) for value in examples.encode_labels(labels)]
         columns["prediction"] = decided
         if labels.names is not None:
             columns["scores"] = list(_softmax(self.logits).astype(np.float64))

@@ -77,7 +77,7 @@ class TextGenerator:
             raise InputError("the tokenizer has no chat template: give the prompt as it stands, without --chat")
         config = generation_config(fields, tokenizer)
         rows = [Row("prompt", [{"role": "user", "content": p}] if chat else p, "", {}) for p in prompts]
-        ids = [self.tokenization.prompt_ids(row) for row in rows]
+        ids = [self.tokenization.encode_prompt(row) for row in rows]
         return [text.strip() for text in generate(self.model, tokenizer, ids, config=config, batch_size=_BATCH_SIZE)]
 
 
