@@ -28,7 +28,7 @@ from ailora.model_loading import resolve_model
 from ailora.recipes.config.schema import DataConfig
 from ailora.recipes.data.classification_rows import load_examples
 from ailora.recipes.data.tokenize_pairs import tokenize
-from ailora.recipes.evaluation.classification_metrics import compute
+from ailora.recipes.evaluation.classification_metrics import compute_metrics
 from ailora.recipes.task_models import load_tokenizer
 from ailora.weights.base_weight import BaseWeight
 from ailora.weights.weight_source import relative_error
@@ -86,7 +86,7 @@ class Cola:
         with torch.no_grad():
             pairs = [(model(**batch).logits, batch["labels"]) for batch in self.batches("validation", shuffle=False)]
         logits, labels = (torch.cat(tensors) for tensors in zip(*pairs, strict=True))
-        metrics = compute(("matthews_correlation",), labels.numpy(), logits.argmax(-1).numpy(), classes=2)
+        metrics = compute_metrics(("matthews_correlation",), labels.numpy(), logits.argmax(-1).numpy(), classes=2)
         return {"loss": float(nn.functional.cross_entropy(logits, labels)), **metrics, "logits": logits}
 
 

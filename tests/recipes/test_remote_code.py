@@ -16,7 +16,7 @@ from ailora.model_loading import load_on_meta
 from ailora.plan.task_type import TaskType
 from ailora.recipes.config.loader import load_config
 from ailora.recipes.dry_run import dry_run
-from ailora.recipes.evaluation.text_generation import generation_config
+from ailora.recipes.evaluation.text_generation import build_generation_config
 from ailora.recipes.task_models import load_language_model, load_tokenizer
 
 REFUSED = "needs Python code of its own"
@@ -114,7 +114,7 @@ def test_scripts_of_data_sets_are_refused(language_config: dict[str, Any], tmp_p
 @pytest.mark.parametrize("fields", [{"penalty_alpha": 0.6, "top_k": 4}, {"num_beams": 4, "num_beam_groups": 2}])
 def test_generation_that_transformers_would_download_is_refused(tiny_llama: str, fields: dict[str, Any]) -> None:
     with pytest.raises(ailora.InputError, match=r"evaluation\.generate: .* code from the hub"):
-        generation_config(fields, load_tokenizer(tiny_llama))
+        build_generation_config(fields, load_tokenizer(tiny_llama))
 
 
 def test_every_load_by_configuration_refuses_code() -> None:

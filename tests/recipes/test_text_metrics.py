@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import ailora
 from ailora.recipes.evaluation import text_metrics
-from ailora.recipes.evaluation.text_metrics import TEXT_METRICS, final_number, text_scores, validate_metric
+from ailora.recipes.evaluation.text_metrics import TEXT_METRICS, find_final_number, score_texts, validate_metric
 
 TEXTS = ["the red car is in the garden", "a cup stands here"]
 REFERENCES = [["the red car is in the garden", "a red car"], ["there is a cup"]]
@@ -21,23 +21,23 @@ OFFLINE = [name for name in TEXT_METRICS if name not in ("meteor", "numeric_matc
 @pytest.mark.parametrize("name", OFFLINE)
 def test_a_perfect_text_has_the_best_score(name: str) -> None:
     best = 100 if TEXT_METRICS[name].larger_is_better else 0
-    assert text_scores([name], TEXTS, [[text] for text in TEXTS])[name] == pytest.approx(best)
+    assert score_texts([name], TEXTS, [[text] for text in TEXTS])[name] == pytest.approx(best)
 
 
 def test_bleu_with_references_of_different_number_is_sacrebleus() -> None:
     streams = [["the red car is in the garden", "there is a cup"], ["a red car", None]]
     expected = sacrebleu.corpus_bleu(TEXTS, streams).score  # type: ignore[arg-type]
-    assert text_scores(["bleu"], TEXTS, REFERENCES)["bleu"] == expected
+    assert score_texts(["bleu"], TEXTS, REFERENCES)["bleu"] == expected
 
 
 def test_rouge_l_takes_the_best_reference() -> None:
     """'a cup' is shared with 'there is a cup': precision 2/4, recall 2/4."""
-    assert text_scores(["rouge_l"], TEXTS, REFERENCES)["rouge_l"] == pytest.approx(100 * (1 + 0.5) / 2)
+    assert score_texts(["rouge_l"], TEXTS, REFERENCES)["rouge_l"] == pytest.approx(100 * (1 + 0.5) / 2)
 
 
 @given(st.lists(st.tuples(st.text(), st.lists(st.text(), min_size=1, max_size=3)), min_size=1, max_size=4))
 def test_every_score_is_a_finite_number(pairs: list[tuple[str, list[str]]]) -> None:
-    scores = text_scores([*OFFLINE, "numeric_match"], [t for t, _ in pairs], [r for _, r in pairs])
+    scores = score_texts([*OFFLINE, "numeric_match"], [t for t, _ in pairs], [r for _, r in pairs])
     assert all(math.isfinite(value) for value in scores.values())
 
 
@@ -54,12 +54,12 @@ def test_every_score_is_a_finite_number(pairs: list[tuple[str, list[str]]]) -> N
     ],
 )
 def test_the_final_number_of_a_solution(text: str, number: str | None) -> None:
-    found = final_number(text)
+    found = find_final_number(text)
     assert (str(found) if found is not None else None) == number
 
 
 def test_numeric_match_compares_numbers() -> None:
-    scores = text_scores(["numeric_match"], ["#### 1,000", "12", "x"], [["#### 1000"], ["#### 13"], ["#### 1"]])
+    scores = score_texts(["numeric_match"], ["#### 1,000", "12", "x"], [["#### 1000"], ["#### 13"], ["#### 1"]])
     assert scores["numeric_match"] == pytest.approx(100 / 3)
 
 

@@ -21,7 +21,7 @@ from ailora.recipes.data.classification_rows import Examples, load_examples, to_
 from ailora.recipes.data.labels import Labels
 from ailora.recipes.data.readers import Table, read_tables
 from ailora.recipes.data.tokenize_pairs import tokenize, validate_max_length
-from ailora.recipes.evaluation.classification_metrics import compute
+from ailora.recipes.evaluation.classification_metrics import compute_metrics
 from ailora.recipes.evaluation.predictions import Predictions, logits_from_output, predict_labels
 from ailora.recipes.evaluation.table_file import encode_frame, write_frame
 from ailora.recipes.recipe import Evaluation, Model, Recipe
@@ -84,13 +84,13 @@ class ClassificationRecipe(Recipe[ClassificationConfig]):
         held_out = {split: dataset for split, dataset in self.datasets.items() if split != "train"}
         predictions = {split: Predictions.from_trainer(trainer, dataset) for split, dataset in held_out.items()}
         metrics = {
-            split: of_split.scores(self.config.metrics, self.labels, self.encoded_labels[split])
+            split: of_split.score(self.config.metrics, self.labels, self.encoded_labels[split])
             for split, of_split in predictions.items()
         }
 
         def write(folder: RunFolder) -> None:
             frames = [
-                of_split.frame(self.labels, self.examples[split]).assign(split=split)
+                of_split.to_frame(self.labels, self.examples[split]).assign(split=split)
                 for split, of_split in predictions.items()
             ]
             write_frame(pd.concat(frames), folder.predictions)
@@ -106,7 +106,7 @@ class ClassificationRecipe(Recipe[ClassificationConfig]):
             examples = to_examples(read_tables(data_file, data.columns, named=data.named_columns), data)
         encoded = examples.encode_labels(self.labels)
         predictions = self._predictions(load, self._dataset(examples, encoded))
-        return predictions.scores(self.config.metrics, self.labels, encoded)
+        return predictions.score(self.config.metrics, self.labels, encoded)
 
     def predict(self, load: Callable[[], Model], input_file: str, output_file: Path) -> pd.DataFrame:
         data = self.config.data
@@ -114,7 +114,7 @@ class ClassificationRecipe(Recipe[ClassificationConfig]):
         # What the format cannot hold is refused before the model is loaded.
         encode_frame(pd.DataFrame(examples.texts, columns=data.text), output_file)
         encode_frame(pd.DataFrame({"prediction": self.labels.names or ()}), output_file)
-        frame = self._predictions(load, self._dataset(examples)).frame(self.labels, examples)
+        frame = self._predictions(load, self._dataset(examples)).to_frame(self.labels, examples)
         for position, name in enumerate(data.text):
             frame.insert(position + 1, name, [texts[position] for texts in examples.texts])
         if "scores" in frame:
@@ -127,7 +127,9 @@ class ClassificationRecipe(Recipe[ClassificationConfig]):
 
     def _compute_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
         predicted = predict_labels(logits_from_output(prediction.predictions), self.labels)
-        return compute(self.config.metrics, np.asarray(prediction.label_ids), predicted, classes=self.labels.num_labels)
+        return compute_metrics(
+            self.config.metrics, np.asarray(prediction.label_ids), predicted, classes=self.labels.num_labels
+        )
 
     def _read_input(self, input_file: str) -> Table:
         """Read a file without labels: without a header it holds all of the run's columns, or its text columns alone."""

@@ -24,7 +24,7 @@ from ailora.recipes.data.tokenize_language import Tokenization, prepare_tokenize
 from ailora.recipes.evaluation.language_evaluation import Evaluator, measure_forgetting, write_samples
 from ailora.recipes.evaluation.perplexity import Likelihood
 from ailora.recipes.evaluation.table_file import encode_frame
-from ailora.recipes.evaluation.text_generation import generation_config
+from ailora.recipes.evaluation.text_generation import build_generation_config
 from ailora.recipes.recipe import Evaluation, Model, Recipe
 from ailora.recipes.task_models import load_language_model
 from ailora.recipes.training.role_trainers import AdapterTrainer
@@ -57,7 +57,7 @@ class LanguageRecipe(Recipe[LanguageConfigT_co]):
             InputError: generation is configured in a way that transformers refuses.
         """
         fields = self.config.evaluation.generate
-        generation = None if fields is None else generation_config(fields, self.tokenizer)
+        generation = None if fields is None else build_generation_config(fields, self.tokenizer)
         batch_size = self.arguments.per_device_eval_batch_size
         return Evaluator(self.config.evaluation, self.tokenization, generation, batch_size)
 
@@ -76,7 +76,7 @@ class LanguageRecipe(Recipe[LanguageConfigT_co]):
         }
         if evaluator.generation is not None:
             for split in data.splits[1:]:
-                evaluator.inputs(self.rows[split])
+                evaluator.group_inputs(self.rows[split])
         return datasets
 
     @cached_property
@@ -119,7 +119,7 @@ class LanguageRecipe(Recipe[LanguageConfigT_co]):
     def before_training(self, model: Model) -> None:
         """Measure the likelihood of general text under the base model, where training will overwrite the base."""
         if self.general is not None and get_adapter_origin(model).overwrites_base:
-            self._base_likelihood = self.evaluator.likelihood(model, self.general)
+            self._base_likelihood = self.evaluator.compute_likelihood(model, self.general)
 
     def evaluate(self, trainer: Trainer) -> Evaluation:
         model = trainer.model

@@ -1,4 +1,4 @@
-"""Metrics by name, computed by scikit-learn and scipy."""
+"""Metrics of classification and regression, computed by scikit-learn and scipy."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from sklearn import metrics as sk
 
 @dataclass(frozen=True)
 class Metric:
-    """A score of predictions against labels; larger is better.
+    """Metric of predictions against labels; larger is better.
 
     Attributes:
-        score: (labels, predictions, classes) -> score; labels and predictions (rows,), class ids or numbers.
-        regression: whether labels are numbers instead of classes.
+        score: function of labels (rows,), predictions (rows,) and the number of classes; labels and predictions are
+            class ids, or numbers of a regression.
+        regression: whether labels are numbers.
     """
 
     score: Callable[[np.ndarray, np.ndarray, int], float]
@@ -25,18 +26,17 @@ class Metric:
 
 
 def _f1(labels: np.ndarray, predictions: np.ndarray, classes: int) -> float:
-    """F1 of class 1 where the task has two classes (as GLUE), else the mean over classes."""
+    # Of two classes the F1 of class 1, as GLUE scores MRPC and QQP.
     return sk.f1_score(labels, predictions, average="binary" if classes == 2 else "macro")
 
 
-def _of_classes(function: Callable[..., float]) -> Callable[[np.ndarray, np.ndarray, int], float]:
-    return lambda labels, predictions, classes: function(labels, predictions)
+def _ignore_num_classes(function: Callable[..., float]) -> Callable[[np.ndarray, np.ndarray, int], float]:
+    return lambda labels, predictions, _classes: function(labels, predictions)
 
 
 def _correlation(function: Callable[..., tuple[float, float]]) -> Callable[[np.ndarray, np.ndarray, int], float]:
-    """A correlation that is 0 where it is undefined: a constant prediction tells nothing about the label."""
-
-    def score(labels: np.ndarray, predictions: np.ndarray, classes: int) -> float:
+    def score(labels: np.ndarray, predictions: np.ndarray, _classes: int) -> float:
+        # 0 where it is undefined: a constant prediction tells nothing about the label.
         if len(labels) < 2:
             return 0.0
         with warnings.catch_warnings():
@@ -49,14 +49,26 @@ def _correlation(function: Callable[..., tuple[float, float]]) -> Callable[[np.n
 
 
 METRICS: dict[str, Metric] = {
-    "accuracy": Metric(_of_classes(sk.accuracy_score)),
+    "accuracy": Metric(_ignore_num_classes(sk.accuracy_score)),
     "f1": Metric(_f1),
-    "matthews_correlation": Metric(_of_classes(sk.matthews_corrcoef)),
+    "matthews_correlation": Metric(_ignore_num_classes(sk.matthews_corrcoef)),
     "pearson": Metric(_correlation(stats.pearsonr), regression=True),
     "spearman": Metric(_correlation(stats.spearmanr), regression=True),
 }
 
 
-def compute(names: tuple[str, ...], labels: np.ndarray, predictions: np.ndarray, *, classes: int) -> dict[str, float]:
-    """The named metrics of `predictions` (rows,) against `labels` (rows,) in a task of so many classes."""
+def compute_metrics(
+    names: tuple[str, ...], labels: np.ndarray, predictions: np.ndarray, *, classes: int
+) -> dict[str, float]:
+    """Compute metrics of predictions against labels.
+
+    Args:
+        names: names of `METRICS`.
+        labels: class ids or numbers (rows,).
+        predictions: class ids or numbers (rows,).
+        classes: number of classes; 1 for regression.
+
+    Returns:
+        Score of each metric.
+    """
     return {name: float(METRICS[name].score(labels, predictions, classes)) for name in names}

@@ -1,4 +1,4 @@
-"""What is measured of a trained language model: likelihood, generated texts, forgetting."""
+"""Evaluate a trained language model: likelihood, generated texts, forgetting."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from ailora.recipes.config.language_config import EvaluationConfig
 from ailora.recipes.data.classification_rows import sample_indices
 from ailora.recipes.data.language_rows import Row, Rows
 from ailora.recipes.data.tokenize_language import IGNORE_INDEX, Tokenization
-from ailora.recipes.evaluation.perplexity import Likelihood, likelihood
-from ailora.recipes.evaluation.text_generation import generate
-from ailora.recipes.evaluation.text_metrics import text_scores
+from ailora.recipes.evaluation.perplexity import Likelihood, compute_likelihood
+from ailora.recipes.evaluation.text_generation import generate_texts
+from ailora.recipes.evaluation.text_metrics import score_texts
 
 
 @dataclass(frozen=True)
 class Evaluator:
-    """Measures a model.
+    """Settings of an evaluation, and its measurements.
 
     Attributes:
-        config: `evaluation:`.
-        tokenization: how rows become tokens.
-        generation: how texts are generated; None: they are not.
-        batch_size: rows at a time.
+        config: section `evaluation:` of the configuration.
+        tokenization: tokenizer of the model.
+        generation: parameters of generation; None if no texts are generated.
+        batch_size: rows per batch.
     """
 
     config: EvaluationConfig
@@ -38,40 +38,55 @@ class Evaluator:
     generation: GenerationConfig | None
     batch_size: int
 
-    def likelihood(self, model: nn.Module, dataset: Dataset) -> Likelihood:
-        """As `likelihood`, of tokenized rows."""
-        return likelihood(model, dataset, self.collate, batch_size=self.batch_size)
+    def compute_likelihood(self, model: nn.Module, dataset: Dataset) -> Likelihood:
+        """Compute the likelihood of tokenized rows. See `ailora.recipes.evaluation.perplexity.compute_likelihood`."""
+        return compute_likelihood(model, dataset, self.collate, batch_size=self.batch_size)
 
     def collate(self, rows: list[Any]) -> dict[str, Tensor]:
-        """A batch of tokenized rows, padded to the longest of them."""
+        """Return a batch of tokenized rows, padded to the longest."""
         return dict(DataCollatorForSeq2Seq(self.tokenizer, label_pad_token_id=IGNORE_INDEX)(rows))
 
     def measure(self, model: nn.Module, dataset: Dataset, rows: Rows) -> tuple[dict[str, float], list[dict[str, Any]]]:
-        """Loss, perplexity and scores of a split, and the samples that were scored.
+        """Measure loss, perplexity and scores of generated texts on a split.
 
         Args:
-            model: the trained model.
-            dataset: the tokenized rows whose likelihood counts.
-            rows: all rows of the split, which references are taken from.
-        """
-        found = self.likelihood(model, dataset)
-        samples = self.samples(model, rows)
-        return {"loss": found.loss, "perplexity": found.perplexity} | self.scores(samples), samples
+            model: trained model.
+            dataset: tokenized rows to measure loss and perplexity on.
+            rows: all rows of the split, of which inputs and references are taken.
 
-    def inputs(self, rows: Rows) -> list[list[Row]]:
-        """The rows to generate for: those of one input together, cut to the configured number.
+        Returns:
+            Measurements by name, and the scored samples; see `generate_samples`.
+        """
+        likelihood = self.compute_likelihood(model, dataset)
+        samples = self.generate_samples(model, rows)
+        measurements = {"loss": likelihood.loss, "perplexity": likelihood.perplexity}
+        return measurements | self.score_samples(samples), samples
+
+    def group_inputs(self, rows: Rows) -> list[list[Row]]:
+        """Group rows with the same input, whose completions are the references of a generated text.
+
+        Returns:
+            All groups, or a sample of `max_samples` groups.
 
         Raises:
-            InputError: a column of `group_by` that is not there.
+            InputError: A column of `group_by` is missing, or holds lists or objects.
         """
         groups = rows.group_by(self.config.groups)
         return [groups[i] for i in sample_indices(len(groups), self.config.max_samples)]
 
-    def samples(self, model: nn.Module, rows: Rows) -> list[dict[str, Any]]:
-        """What the model writes for every input: prompt, output and references."""
+    def generate_samples(self, model: nn.Module, rows: Rows) -> list[dict[str, Any]]:
+        """Generate a text for each input.
+
+        Args:
+            model: language model.
+            rows: all rows of a split.
+
+        Returns:
+            `prompt`, `output` and `references` of each input; empty if no texts are generated.
+        """
         if self.generation is None:
             return []
-        groups = self.inputs(rows)
+        groups = self.group_inputs(rows)
         outputs = self.generate(model, [group[0] for group in groups])
         return [
             {
@@ -83,47 +98,47 @@ class Evaluator:
         ]
 
     def generate(self, model: nn.Module, rows: list[Row]) -> list[str]:
-        """Generate a text after the prompt of every row."""
+        """Generate a completion of the prompt of each row, without blanks at its ends."""
         assert self.generation is not None
         prompts = [self.tokenization.encode_prompt(row) for row in rows]
-        texts = generate(model, self.tokenizer, prompts, config=self.generation, batch_size=self.batch_size)
+        texts = generate_texts(model, self.tokenizer, prompts, config=self.generation, batch_size=self.batch_size)
         return [text.strip() for text in texts]
 
-    def scores(self, samples: list[dict[str, Any]]) -> dict[str, float]:
-        """The configured scores of samples."""
+    def score_samples(self, samples: list[dict[str, Any]]) -> dict[str, float]:
+        """Compute the configured scores of samples; see `generate_samples`."""
         if not samples or not self.config.metrics:
             return {}
         texts = [sample["output"] for sample in samples]
-        return text_scores(self.config.metrics, texts, [sample["references"] for sample in samples])
+        return score_texts(self.config.metrics, texts, [sample["references"] for sample in samples])
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The model's."""
+        """Tokenizer of the model."""
         return self.tokenization.tokenizer
 
 
 def measure_forgetting(
     evaluator: Evaluator, model: nn.Module, general: Dataset, base: Likelihood | None
 ) -> dict[str, float]:
-    """Measure how far the loss on general text has risen over the base model's, in nats per token.
+    """Measure forgetting: the rise of the loss on general text over that of the base model.
 
     Args:
-        evaluator: measures likelihoods.
-        model: the trained model.
+        evaluator: evaluator of the run.
+        model: trained model.
         general: tokenized general text.
-        base: the likelihood under the base model; None if the model without its adapter is the base.
+        base: likelihood under the base model; None if the model without its adapter is the base.
 
     Returns:
-        `base_loss`, `loss`, `rise` and the number of `tokens`.
+        `base_loss`, `loss` and `rise` in nats per token, and the number of `tokens`.
     """
-    now = evaluator.likelihood(model, general)
+    trained = evaluator.compute_likelihood(model, general)
     if base is None:
         assert isinstance(model, PeftModel)
         with model.disable_adapter():
-            base = evaluator.likelihood(model, general)
-    return {"base_loss": base.loss, "loss": now.loss, "rise": now.loss - base.loss, "tokens": now.tokens}
+            base = evaluator.compute_likelihood(model, general)
+    return {"base_loss": base.loss, "loss": trained.loss, "rise": trained.loss - base.loss, "tokens": trained.tokens}
 
 
 def write_samples(file: Path, samples: Iterable[dict[str, Any]]) -> None:
-    """Write generated texts, an object a line."""
+    """Write samples of generated texts as JSON Lines."""
     write_text(file, "".join(format_json(sample, ascii_only=False) + "\n" for sample in samples))

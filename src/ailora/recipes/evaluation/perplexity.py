@@ -1,4 +1,4 @@
-"""How likely a model finds texts: exact sums over tokens, whatever the batches."""
+"""Likelihood and perplexity of texts under a language model, as exact sums over tokens."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from ailora.recipes.data.tokenize_language import IGNORE_INDEX
 
 @dataclass(frozen=True)
 class Likelihood:
-    """The negative log-likelihood of texts.
+    """Negative log-likelihood of texts.
 
     Attributes:
-        total: its sum over the tokens that count, in nats.
-        tokens: how many count.
+        total: sum over all labelled tokens, in nats.
+        tokens: number of labelled tokens.
     """
 
     total: float
@@ -31,43 +31,50 @@ class Likelihood:
 
     @property
     def loss(self) -> float:
-        """Nats per token."""
+        """Mean negative log-likelihood, in nats per token."""
         return self.total / self.tokens
 
     @property
     def perplexity(self) -> float:
-        """`exp` of the loss; infinite where that is too large for a number."""
+        """Perplexity, `exp(loss)`; infinite where a float overflows."""
+        # math.exp raises OverflowError from 710.
         return math.exp(self.loss) if self.loss < 700 else math.inf
 
 
-def likelihood(
+def compute_likelihood(
     model: nn.Module, dataset: Dataset, collate: Callable[[list[Any]], dict[str, Tensor]], *, batch_size: int
 ) -> Likelihood:
-    """The likelihood of the tokens of a data set that its labels count.
+    """Compute the likelihood of the labelled tokens of a data set. All processes of a run take part.
 
-    All processes of a run take part, each with its share of the rows.
+    Unlike the Trainer's `eval_loss`, a mean of means over batches, the result does not depend on batch size.
 
     Args:
-        model: a language model, or one that wraps it.
-        dataset: `input_ids` and `labels` per row.
-        collate: makes a batch of rows.
-        batch_size: rows at a time.
+        model: language model, possibly wrapped by PEFT.
+        dataset: `input_ids` and `labels` of each row; labels are -100 where a token does not count.
+        collate: function that pads rows to a batch.
+        batch_size: rows per batch.
+
+    Returns:
+        The likelihood over the rows of all processes.
     """
     device = next(model.parameters()).device
     seq2seq = bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
     sums = torch.zeros(2, dtype=torch.float64, device="cpu")
+    # Rows of similar length make batches of little padding.
     lengths = [len(ids) for ids in dataset["input_ids"]]
     mine = split_between_processes(sorted(range(len(lengths)), key=lengths.__getitem__))
     batches = DataLoader(dataset.select([i for i, _ in mine]), batch_size=batch_size, collate_fn=collate)  # type: ignore[arg-type]
-    counted = iter([counts for _, counts in mine])
+    counts = iter([counts for _, counts in mine])
     training = model.training
     model.eval()
     with torch.no_grad():
         for batch in tqdm(batches, desc="likelihood", leave=False, disable=None):
             inputs = {key: value.to(device) for key, value in batch.items()}
+            # A causal model with labels would compute the loss once more; a decoder takes its inputs from them.
             labels = inputs.pop("labels") if not seq2seq else inputs["labels"]
             for row in range(len(labels)):
-                if not next(counted):
+                # Ranks with fewer rows compute others again, as collectives of sharded models wait for all ranks.
+                if not next(counts):
                     labels[row] = IGNORE_INDEX
             logits = model(**inputs).logits
             if not seq2seq:

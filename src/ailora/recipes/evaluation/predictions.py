@@ -1,4 +1,4 @@
-"""What a model says about examples, and how good that is."""
+"""Predictions of a classifier or regressor, as scores and as a table."""
 
 from __future__ import annotations
 
@@ -7,64 +7,90 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from datasets import Dataset
 from transformers import Trainer
 
 from ailora.recipes.data.classification_rows import Examples
 from ailora.recipes.data.labels import Labels
-from ailora.recipes.evaluation.classification_metrics import compute
+from ailora.recipes.evaluation.classification_metrics import compute_metrics
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """A model's outputs for the rows of a split.
+    """Outputs of a model for the rows of a split.
 
     Attributes:
-        logits: (rows, classes), or (rows, 1) for regression.
-        loss: mean loss over the rows; None where there are no labels.
+        logits: outputs (rows, classes), or (rows, 1) for regression.
+        loss: mean loss over the rows; None if they are not labelled.
     """
 
     logits: np.ndarray
     loss: float | None
 
     @classmethod
-    def from_trainer(cls, trainer: Trainer, dataset: Any) -> Predictions:
-        """Run a trainer's model over a tokenized data set."""
-        output = trainer.predict(dataset)
+    def from_trainer(cls, trainer: Trainer, dataset: Dataset) -> Predictions:
+        """Run a trainer's model over a tokenized data set.
+
+        Args:
+            trainer: trainer whose model predicts.
+            dataset: tokenized rows, with or without `labels`.
+
+        Returns:
+            The predictions, in the order of the rows.
+        """
+        output = trainer.predict(dataset)  # type: ignore[arg-type]
         loss = (output.metrics or {}).get("test_loss")
         return cls(logits_from_output(output.predictions), loss)
 
-    def scores(self, metrics: tuple[str, ...], labels: Labels, encoded: list[int | float]) -> dict[str, float]:
-        """Loss and metrics against encoded labels."""
+    def score(self, metrics: tuple[str, ...], labels: Labels, encoded: list[int | float]) -> dict[str, float]:
+        """Compute the loss and metrics against encoded labels.
+
+        Args:
+            metrics: names of metrics.
+            labels: labels of the task.
+            encoded: encoded label of each row.
+
+        Returns:
+            Loss, if there is any, and metrics by name.
+        """
         loss = {} if self.loss is None else {"loss": self.loss}
-        return loss | compute(
+        return loss | compute_metrics(
             metrics, np.asarray(encoded), predict_labels(self.logits, labels), classes=labels.num_labels
         )
 
-    def frame(self, labels: Labels, examples: Examples) -> pd.DataFrame:
-        """One row per example: its row number, label (where there is one), prediction and scores.
+    def to_frame(self, labels: Labels, examples: Examples) -> pd.DataFrame:
+        """Build a table of predictions, a row for each example.
 
-        Scores are probabilities of the classes in the order of the labels' names; regression has none.
+        Args:
+            labels: labels of the task.
+            examples: examples that were predicted.
+
+        Returns:
+            Columns `row`, `label` if the examples are labelled, `prediction` and, of classes, `scores`: probabilities
+            in the order of `labels.names`.
         """
-        decided = [labels.decode(value) for value in predict_labels(self.logits, labels)]
-        columns: dict[str, Any] = {"row": range(len(decided))}
+        predicted = [labels.decode(value) for value in predict_labels(self.logits, labels)]
+        columns: dict[str, Any] = {"row": range(len(predicted))}
         if examples.labels is not None:
             columns["label"] = [labels.decode(value) for value in examples.encode_labels(labels)]
-        columns["prediction"] = decided
+        columns["prediction"] = predicted
         if labels.names is not None:
             columns["scores"] = list(_softmax(self.logits).astype(np.float64))
         return pd.DataFrame(columns)
 
 
-def logits_from_output(outputs: Any) -> np.ndarray:
-    """The logits among a model's outputs: some models return hidden states beside them."""
+def logits_from_output(outputs: object) -> np.ndarray:
+    """Extract the logits from a model's outputs."""
+    # Encoder-decoders such as BART return hidden states after the logits.
     return np.asarray(outputs[0] if isinstance(outputs, tuple) else outputs)
 
 
 def predict_labels(logits: np.ndarray, labels: Labels) -> np.ndarray:
-    """Class ids (rows,) from logits (rows, classes), or the predicted numbers from (rows, 1)."""
+    """Return class ids (rows,) of logits (rows, classes), or the numbers (rows,) of a regression's logits (rows, 1)."""
     return logits.argmax(axis=1) if labels.names is not None else logits[:, 0]
 
 
 def _softmax(logits: np.ndarray) -> np.ndarray:
+    # exp overflows for large logits, not for logits less their maximum.
     shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
     return shifted / shifted.sum(axis=1, keepdims=True)

@@ -1,4 +1,4 @@
-"""Tables that commands write: TSV, CSV, JSONL and Parquet files, which the readers of data read again as they were."""
+"""Write tables as TSV, CSV, JSONL or Parquet files, which `ailora.recipes.data.readers` reads back unchanged."""
 
 from __future__ import annotations
 
@@ -21,23 +21,30 @@ from ailora.errors import InputError
 from ailora.formatting import pluralize
 
 _LOG = logging.getLogger("ailora")
-#: What a spreadsheet takes for a formula, which may start a program.
+#: Beginnings of cells that a spreadsheet runs as a formula, which may start a program.
 _FORMULA = re.compile(r"[=+\-@\t\r]")
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 
 
 def validate_output_suffix(file: Path) -> None:
-    """Refuse a file whose ending names no format that `write_frame` knows.
+    """Validate that a file's suffix is that of a format.
 
     Raises:
-        InputError: The ending is unknown.
+        InputError: The suffix is unknown.
     """
     if file.suffix not in _ENCODERS:
         raise InputError(f"{file}: the output ends in one of {', '.join(_ENCODERS)}")
 
 
 def encode_frame(frame: pd.DataFrame, file: Path) -> bytes:
-    """Encode a table in the format of a file's suffix. `file` is not touched.
+    """Encode a table in the format of a file's suffix.
+
+    Args:
+        frame: table.
+        file: file that the table is for, which is not written.
+
+    Returns:
+        Content of the file.
 
     Raises:
         InputError: The format is unknown, or cannot hold a value of the table.
@@ -47,14 +54,17 @@ def encode_frame(frame: pd.DataFrame, file: Path) -> bytes:
 
 
 def write_frame(frame: pd.DataFrame, file: Path) -> None:
-    """Write a table in the format of the file's suffix, atomically.
+    """Write a table atomically, in the format of the file's suffix.
+
+    Warns about cells of TSV and CSV files that a spreadsheet would run as formulas.
 
     Raises:
-        InputError: See `encode_frame`; or the file cannot be written.
+        InputError: The format is unknown or cannot hold a value of the table, or the file cannot be written.
     """
     content = encode_frame(frame, file)
     with writing(file):
         write_bytes(file, content)
+    # Not escaped: the file is data, and an apostrophe before a label would make another label of it.
     if file.suffix in (".tsv", ".csv") and (count := sum(map(is_formula, _cells(frame)))):
         _LOG.warning(
             "%s: %s with =, +, - or @, which a spreadsheet runs as a formula: import the file as text",
@@ -64,17 +74,17 @@ def write_frame(frame: pd.DataFrame, file: Path) -> None:
 
 
 def escape_formulas(frame: pd.DataFrame) -> pd.DataFrame:
-    """Put an apostrophe before texts that a spreadsheet would run as formulas."""
+    """Return a table with an apostrophe before each text that a spreadsheet would run as a formula."""
     return frame.map(lambda cell: f"'{cell}" if is_formula(cell) else cell)
 
 
 def is_formula(value: object) -> bool:
-    """Whether a spreadsheet would take a cell for a formula: a text, not a number, that begins as one."""
+    """Return whether a spreadsheet would run a cell as a formula."""
     return isinstance(value, str) and bool(_FORMULA.match(value)) and not _NUMBER.fullmatch(value)
 
 
 def _encode_tsv(frame: pd.DataFrame, file: Path) -> bytes:
-    """Encode without quoting, as the TSV files of GLUE are read."""
+    # TSV is written and read without quoting, as GLUE's files are: nothing escapes a tab within a cell.
     lines = [[*map(_to_text, row)] for row in _rows(frame)]
     for number, line in enumerate(lines):
         for column, cell in zip(frame.columns, line, strict=True):
@@ -87,9 +97,9 @@ def _encode_tsv(frame: pd.DataFrame, file: Path) -> bytes:
     return "".join("\t".join(line) + "\n" for line in lines).encode()
 
 
-def _encode_csv(frame: pd.DataFrame, file: Path) -> bytes:
+def _encode_csv(frame: pd.DataFrame, _file: Path) -> bytes:
     lines = [[*map(_to_text, row)] for row in _rows(frame)]
-    # Python before 3.13 leaves a lone carriage return without quotation marks, and reads it as the end of a line.
+    # Python before 3.13 does not quote a lone carriage return, but reads it as the end of a line.
     carriage_return = any("\r" in cell for line in lines for cell in line)
     stream = io.StringIO(newline="")
     quoting = csv.QUOTE_ALL if carriage_return else csv.QUOTE_MINIMAL
@@ -97,7 +107,7 @@ def _encode_csv(frame: pd.DataFrame, file: Path) -> bytes:
     return stream.getvalue().encode()
 
 
-def _encode_jsonl(frame: pd.DataFrame, file: Path) -> bytes:
+def _encode_jsonl(frame: pd.DataFrame, _file: Path) -> bytes:
     header, *rows = _rows(frame)
     return "".join(_to_json(dict(zip(header, row, strict=True))) + "\n" for row in rows).encode()
 
@@ -130,7 +140,7 @@ def _cells(frame: pd.DataFrame) -> Iterable[object]:
 
 
 def _to_text(value: object) -> str:
-    """Write a cell: nothing is empty, and what is no single value is JSON on one line."""
+    """Format a cell: empty for a missing value, JSON on one line for lists and mappings."""
     if isinstance(value, float) and math.isinf(value):
         return str(value)
     value = _to_plain(value)
@@ -144,7 +154,7 @@ def _to_json(value: object) -> str:
 
 
 def _to_plain(value: object) -> object:
-    """Convert to what JSON has; numbers that are not finite, and the missing values of pandas, become null."""
+    """Convert a cell to plain data of JSON; non-finite numbers and missing values of pandas become None."""
     if isinstance(value, np.ndarray | np.generic):
         value = value.tolist()
     if isinstance(value, Mapping):

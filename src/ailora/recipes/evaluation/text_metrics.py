@@ -1,4 +1,4 @@
-"""Scores of generated texts against references, computed by sacrebleu, rouge-score and NLTK."""
+"""Metrics of generated texts against references, computed by sacrebleu, rouge-score and NLTK."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?|-?\.\d+")
 
 @dataclass(frozen=True)
 class TextMetric:
-    """A score of texts, each against one reference or several.
+    """Metric of texts, each against one reference or several.
 
     Attributes:
-        score: (texts, references of each) -> score.
-        larger_is_better: whether it is.
+        score: function of the texts and of the references of each.
+        larger_is_better: whether a larger score is better.
     """
 
     score: Callable[[Texts, References], float]
@@ -36,18 +36,19 @@ class TextMetric:
 
 
 def _corpus(metric: BLEU | CHRF | TER) -> Callable[[Texts, References], float]:
-    """A score of the whole corpus from 0 to 100. sacrebleu wants the first reference of every text, the second, ..."""
+    """Return the score of a whole corpus, from 0 to 100."""
 
     def score(texts: Texts, references: References) -> float:
-        most = max(len(each) for each in references)
-        streams = [[each[i] if i < len(each) else None for each in references] for i in range(most)]
+        # sacrebleu takes the first reference of every text, then the second, and so on; None where a text has fewer.
+        count = max(len(refs) for refs in references)
+        streams = [[refs[i] if i < len(refs) else None for refs in references] for i in range(count)]
         return metric.corpus_score(list(texts), streams).score  # type: ignore[arg-type]
 
     return score
 
 
 def _rouge_l(texts: Texts, references: References) -> float:
-    """The mean over texts of the F-measure of the longest common subsequence with the best reference, times 100."""
+    """Return 100 times the mean over texts of ROUGE-L's F-measure against the best reference."""
     scorer = RougeScorer(["rougeL"])
     pairs = zip(texts, references, strict=True)
     scores = [scorer.score_multi(list(refs), text)["rougeL"].fmeasure for text, refs in pairs]
@@ -55,35 +56,41 @@ def _rouge_l(texts: Texts, references: References) -> float:
 
 
 def _meteor(texts: Texts, references: References) -> float:
-    """The mean over texts, times 100, of words split at blanks."""
+    """Return 100 times the mean METEOR of texts, whose words are split at blanks."""
     pairs = zip(texts, references, strict=True)
     scores = [meteor_score([ref.split() for ref in refs], text.split()) for text, refs in pairs]
     return 100 * sum(scores) / len(scores)
 
 
 def _numeric_match(texts: Texts, references: References) -> float:
-    """The share of texts, in percent, whose answer is a number equal to that of a reference (GSM8K's score)."""
+    """Return the percentage of texts whose final number equals a reference's, as GSM8K is scored."""
     hits = [
-        (answer := final_number(text)) is not None and answer in [final_number(ref) for ref in refs]
+        (answer := find_final_number(text)) is not None and answer in [find_final_number(ref) for ref in refs]
         for text, refs in zip(texts, references, strict=True)
     ]
     return 100 * sum(hits) / len(hits)
 
 
 def _exact_match(texts: Texts, references: References) -> float:
-    """The share of texts, in percent, that equal a reference, blanks at the ends aside."""
+    """Return the percentage of texts that equal a reference, blanks at the ends aside."""
     hits = [text.strip() in [ref.strip() for ref in refs] for text, refs in zip(texts, references, strict=True)]
     return 100 * sum(hits) / len(hits)
 
 
-def final_number(text: str) -> Decimal | None:
-    """The answer of a worked solution: the first number after the last `####`, else the last one; None: no number."""
+def find_final_number(text: str) -> Decimal | None:
+    """Find the answer of a worked solution.
+
+    Returns:
+        The first number after the last `####`, as GSM8K marks its answers, else the last number of the text; None if
+        there is none.
+    """
     _, mark, after = text.rpartition("####")
-    found = _NUMBER.findall(after)
-    if not found:
+    numbers = _NUMBER.findall(after)
+    if not numbers:
         return None
     try:
-        return Decimal(found[0 if mark else -1].replace(",", "")).normalize()
+        # Not a float: 0.1 and 0.10 are equal, and long numbers keep their digits.
+        return Decimal(numbers[0 if mark else -1].replace(",", "")).normalize()
     except InvalidOperation:
         return None
 
@@ -100,10 +107,10 @@ TEXT_METRICS: dict[str, TextMetric] = {
 
 
 def validate_metric(name: str) -> None:
-    """Refuse a metric whose data are not on this machine.
+    """Validate that the data of a metric are installed.
 
     Raises:
-        InputError: METEOR without WordNet.
+        InputError: The metric is METEOR, and WordNet is not installed.
     """
     if name != "meteor":
         return
@@ -115,12 +122,15 @@ def validate_metric(name: str) -> None:
         ) from None
 
 
-def text_scores(names: Sequence[str], texts: Texts, references: References) -> dict[str, float]:
-    """The named scores of generated texts.
+def score_texts(names: Sequence[str], texts: Texts, references: References) -> dict[str, float]:
+    """Score generated texts.
 
     Args:
-        names: of `TEXT_METRICS`.
-        texts: what was generated.
-        references: one or several for each text.
+        names: names of `TEXT_METRICS`.
+        texts: generated texts.
+        references: references of each text, at least one.
+
+    Returns:
+        Score of each metric.
     """
     return {name: float(TEXT_METRICS[name].score(texts, references)) for name in names}

@@ -19,7 +19,7 @@ from ailora.plain_data import validate_plain_data
 from ailora.plan.task_type import TaskType, parse_task_type
 from ailora.recipes.data.language_rows import Row
 from ailora.recipes.data.tokenize_language import Tokenization, prepare_tokenizer
-from ailora.recipes.evaluation.text_generation import generate, generation_config
+from ailora.recipes.evaluation.text_generation import build_generation_config, generate_texts
 from ailora.recipes.language_model import LanguageRecipe
 from ailora.recipes.recipe import Model
 from ailora.recipes.registry import load_run
@@ -75,10 +75,12 @@ class TextGenerator:
         tokenizer = self.tokenization.tokenizer
         if chat and not tokenizer.chat_template:
             raise InputError("the tokenizer has no chat template: give the prompt as it stands, without --chat")
-        config = generation_config(fields, tokenizer)
+        config = build_generation_config(fields, tokenizer)
         rows = [Row("prompt", [{"role": "user", "content": p}] if chat else p, "", {}) for p in prompts]
         ids = [self.tokenization.encode_prompt(row) for row in rows]
-        return [text.strip() for text in generate(self.model, tokenizer, ids, config=config, batch_size=_BATCH_SIZE)]
+        return [
+            text.strip() for text in generate_texts(self.model, tokenizer, ids, config=config, batch_size=_BATCH_SIZE)
+        ]
 
 
 def _load_adapter(folder: Path, base: str | None) -> tuple[Model, Tokenization]:
