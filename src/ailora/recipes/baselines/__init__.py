@@ -1,1 +1,1 @@
-"""Inits and training methods that are not ours: PEFT's, and functions of the user."""
+"""Baselines: PEFT's own inits, and methods that are functions of the user."""

@@ -1,11 +1,11 @@
-"""How the model of a run was made: kept with the model, for what comes after the start."""
+"""Origin of a run's adapter, stored on the model: its plan, and whether it changed the base weights."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from peft import PeftModel
+from torch import nn
 
 from ailora.lora import get_plan
 from ailora.lora.inject import has_ailora_adapter
@@ -16,11 +16,11 @@ _ATTRIBUTE = "ailora_adapter_origin"
 
 @dataclass(frozen=True)
 class AdapterOrigin:
-    """How a model was made.
+    """Plan of an adapter, and its effect on the base weights.
 
     Attributes:
-        plan: which projections have an adapter; None if there is none, or if it is unknown.
-        overwrites_base: whether the weights under the adapter are no longer those of the base model.
+        plan: plan of the adapter; None if there is no adapter, or a user's function made it.
+        overwrites_base: whether the weights of the model differ from those of the base model.
     """
 
     plan: Plan | None
@@ -28,12 +28,13 @@ class AdapterOrigin:
 
 
 def set_adapter_origin(model: PeftModel, origin: AdapterOrigin) -> None:
-    """Keep how a model was made."""
+    """Store the origin of an adapter on its model."""
     setattr(model, _ATTRIBUTE, origin)
 
 
-def get_adapter_origin(model: Any) -> AdapterOrigin:
-    """Look up how a model of a run was made; one that is trained whole overwrites its base."""
+def get_adapter_origin(model: nn.Module) -> AdapterOrigin:
+    """Return the origin of a model's adapter; full fine-tuning overwrites the base."""
+    # Adapters of ailora.adapt bring their plan along, also if a user's function made them.
     if has_ailora_adapter(model):
         plan = get_plan(model)
         return AdapterOrigin(plan, plan.form is Form.RESIDUAL)

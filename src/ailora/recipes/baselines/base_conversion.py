@@ -1,9 +1,7 @@
-"""Adapters whose start was taken out of the base weights, saved as adapters for the untouched base.
+"""Convert adapters whose init was subtracted from the base weights into adapters for the unchanged base.
 
-PiSSA and its like overwrite `W` by `W - s B0 A0`. What they learn is `s (B A - B0 A0)`, which is the LoRA of rank 2r
-with `A = [A0; dA]`, `B = [dB, B]`, as in the forms of ours. PEFT's own conversion
-(`path_initial_model_for_weight_conversion`) writes `[A; A0]`, `[B, -B0]`, whose two large terms cancel, and in PEFT
-0.21 it loses heads and DoRA's magnitudes.
+PiSSA and similar inits overwrite `W` by `W - s B0 A0`. The learned update is `s (B A - B0 A0)`: the LoRA of rank 2r
+with `A = [A0; dA]`, `B = [dB, B]`, as in files of the anchored form.
 """
 
 from __future__ import annotations
@@ -25,42 +23,53 @@ from ailora.plain_data import read_json_object
 _A, _B = ".lora_A.", ".lora_B."
 
 
-def write_start(model: PeftModel, folder: Path) -> None:
-    """Write the factors `A0, B0` of a model that has not been trained."""
+def write_initial_factors(model: PeftModel, folder: Path) -> None:
+    """Write the initial factors `A0, B0` of a model that has not been trained.
+
+    Args:
+        model: adapted model.
+        folder: folder to write to, created if missing.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    factors = {name: tensor for name, tensor in _state(model).items() if _A in name or _B in name}
+    factors = {name: tensor for name, tensor in _state_dict(model).items() if _A in name or _B in name}
     save_file(factors, folder / WEIGHTS_NAME, metadata={"format": "pt"})
 
 
 def validate_same_anchor(model: PeftModel, folder: Path) -> None:
-    """Refuse to go on from a checkpoint over a base that another start was taken out of.
+    """Validate that a resumed run subtracts the same `s B0 A0` from the base as when it began.
+
+    Args:
+        model: adapted model, not trained.
+        folder: folder of `write_initial_factors`.
 
     Raises:
-        ModelError: the start `s B0 A0` is another one than when the run began, or nobody knows what it was.
+        ModelError: The initial factors differ, or the folder holds none.
     """
     if not (folder / WEIGHTS_NAME).is_file():
-        raise ModelError(f"{folder} is missing, without which the run cannot go on: begin anew in another output")
-    before, now = load_file(folder / WEIGHTS_NAME), _state(model)
-    for name in filter(lambda name: _A in name, before):
+        raise ModelError(f"{folder} is missing, without which the run cannot resume: begin anew in another output")
+    initial, state = load_file(folder / WEIGHTS_NAME), _state_dict(model)
+    for name in filter(lambda name: _A in name, initial):
         other = name.replace(_A, _B)
         # Another number of threads moves the product by rounding; other random numbers or batches move all of it.
-        if anchor_distance(before[other] @ before[name], now[other] @ now[name]) is not None:
+        if anchor_distance(initial[other] @ initial[name], state[other] @ state[name]) is not None:
             raise ModelError(
                 f"{name}: the start is not the one that this run began with, and was taken out of the base: continue "
                 "it on the machine, with the libraries and the number of processes that began it, or begin anew"
             )
 
 
-def save_converted(model: PeftModel, folder: Path, start: Path) -> None:
-    """Write the adapter as a stock one for the untouched base, of twice the rank.
+def save_converted(model: PeftModel, folder: Path, initial: Path) -> None:
+    """Save a trained adapter as a stock LoRA of twice the rank for the unchanged base.
 
     Args:
-        model: the trained model.
-        folder: where the files go.
-        start: the folder of `write_start`.
+        model: trained model.
+        folder: folder to write to.
+        initial: folder of `write_initial_factors`.
     """
+    # PEFT's own conversion (path_initial_model_for_weight_conversion) writes [A; A0], [B, -B0], whose two large terms
+    # cancel, and in PEFT 0.21 loses heads and DoRA's magnitudes.
     model.save_pretrained(str(folder))
-    state, anchors = _state(model), load_file(start / WEIGHTS_NAME)
+    state, anchors = _state_dict(model), load_file(initial / WEIGHTS_NAME)
     for name in filter(lambda name: _A in name, anchors):
         other = name.replace(_A, _B)
         A0, B0, A, B = anchors[name], anchors[other], state[name], state[other]
@@ -68,13 +77,15 @@ def save_converted(model: PeftModel, folder: Path, start: Path) -> None:
     save_file(state, folder / WEIGHTS_NAME, metadata={"format": "pt"})
     file = folder / "adapter_config.json"
     config = read_json_object(file)
-    write_json(file, config | _doubled(config))
+    write_json(file, config | _double_rank(config))
 
 
-def _doubled(config: dict[str, Any]) -> dict[str, Any]:
-    """Twice the ranks with the same scalings; PEFT would start from the base's spectrum again where it is told how."""
+def _double_rank(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the entries of a LoRA's configuration that change with the rank, for the same scaling."""
+    # The scaling is alpha / r, or alpha / sqrt(r) with rsLoRA.
     factor = math.sqrt(2) if config["use_rslora"] else 2
     return {
+        # With the name of its init, PEFT would overwrite the base on loading, too.
         "init_lora_weights": True,
         "corda_config": None,
         "lora_ga_config": None,
@@ -85,7 +96,7 @@ def _doubled(config: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _state(model: PeftModel) -> dict[str, Tensor]:
-    """What PEFT files of an adapter."""
+def _state_dict(model: PeftModel) -> dict[str, Tensor]:
+    """Return the tensors that PEFT saves of an adapter, on the CPU."""
     state = get_peft_model_state_dict(model)
     return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in state.items()}

@@ -1,7 +1,7 @@
-"""Methods of the user's own: `adapter.policy: package.module:function`.
+"""Functions of the user as methods: `adapter.policy: package.module:function`.
 
-The function gets the base model and a `MethodContext`, and returns the model to be trained: a `PeftModel` with one
-adapter, named `default`, or a `PreTrainedModel` that `from_pretrained` loads again.
+The function takes the base model and a `MethodContext`, and returns the model to train: a `PeftModel` with a single
+adapter named `default`, or a `PreTrainedModel` that `from_pretrained` can load.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from ailora.recipes.baselines.calibration_batches import Batches
 from ailora.recipes.config.method import CustomFunction
 from ailora.recipes.config.schema import RunConfig
 
-#: Roundings of its dtype that a weight and the start that was taken out of it may differ from the base by.
-_ROUNDINGS = 8
+#: Largest error of `W_res + s B0 A0` against `W`, relative to the norms of `W` and `s B0 A0`, in epsilons of the dtype.
+_MAX_ERROR_EPS = 8
 
 
 @dataclass(frozen=True)
 class MethodContext:
-    """What a method is told.
+    """Arguments of a method beside the base model.
 
     Attributes:
-        config: the run's.
-        seed: the run's seed; the global random state is seeded with it before the base model is loaded.
-        batches: the batches of the first epoch of training, as often as they are iterated over.
+        config: configuration of the run.
+        seed: seed of the run, which seeds the global random state before the base model is loaded.
+        batches: training batches of the first epoch.
     """
 
     config: RunConfig
@@ -44,15 +44,21 @@ class MethodContext:
 
 
 def import_function(method: CustomFunction) -> Callable[[PreTrainedModel, MethodContext], object]:
-    """Import the function `(model, context) -> model` of a method.
+    """Import the function of a method.
+
+    Args:
+        method: module and name of the function.
+
+    Returns:
+        The function `(model, context) -> model`.
 
     Raises:
-        InputError: the module cannot be imported, or holds nothing callable of that name.
+        InputError: The module cannot be imported, or has no callable of this name.
     """
     where = f"adapter.policy '{method}'"
     try:
         module = import_module(method.module)
-    # Whatever a module raises while it is imported.
+    # The user's module may raise anything on import.
     except Exception as error:
         raise InputError(
             f"{where}: the module {method.module} cannot be imported ({type(error).__name__}: {error}); its folder "
@@ -73,51 +79,55 @@ def apply_function(
     *,
     load: Callable[[], PreTrainedModel],
 ) -> PreTrainedModel | PeftModel:
-    """Let the user's function adapt the base model.
+    """Adapt the base model by the user's function.
 
     Args:
-        method: the function.
-        config: the run's.
-        model: the base model.
-        loader: makes the loader of the training batches, given the model.
-        load: loads the base model once more.
+        method: module and name of the function.
+        config: configuration of the run.
+        model: base model.
+        loader: returns the loader of training batches for a model.
+        load: loads the base model again.
+
+    Returns:
+        The model to train, as the function returned it.
 
     Raises:
-        ModelError: it returns no model that can be trained and saved.
-        InputError: learning rates by role, which the function's model says nothing of.
+        ModelError: The function returned no model, or one that cannot be trained or saved.
+        InputError: Learning rates by role are configured, and the returned model has no roles.
     """
+    # Checksums instead of a copy of the base, which would double its memory.
     before = {name: _checksum(parameter) for name, parameter in model.named_parameters()}
     context = MethodContext(config, config.training["seed"], Batches(lambda: loader(model)))
-    made = _validate_trainable(import_function(method)(model, context), method)
-    if isinstance(made, PeftModel) and not has_ailora_adapter(made):
-        changed = _changed(made, before)
+    adapted = _validate_trainable(import_function(method)(model, context), method)
+    if isinstance(adapted, PeftModel) and not has_ailora_adapter(adapted):
+        changed = _find_changed_parameters(adapted, before)
         if changed:
-            _validate_convertible(made, changed, load, method)
-        set_adapter_origin(made, AdapterOrigin(None, bool(changed)))
-    _validate_learning_rates(config, made)
-    return made
+            _validate_convertible(adapted, changed, load, method)
+        set_adapter_origin(adapted, AdapterOrigin(None, bool(changed)))
+    _validate_learning_rates(config, adapted)
+    return adapted
 
 
-def _validate_trainable(made: object, method: CustomFunction) -> PreTrainedModel | PeftModel:
-    if not isinstance(made, PreTrainedModel | PeftModel):
+def _validate_trainable(model: object, method: CustomFunction) -> PreTrainedModel | PeftModel:
+    if not isinstance(model, PreTrainedModel | PeftModel):
         raise ModelError(
-            f"adapter.policy {method} returned {_named(made)}; expected the model to be trained: a PeftModel or a "
-            "PreTrainedModel"
+            f"adapter.policy {method} returned {_describe_type(model)}; expected the model to be trained: a PeftModel "
+            "or a PreTrainedModel"
         )
-    if isinstance(made, PeftModel) and list(made.peft_config) != ["default"]:
-        names = ", ".join(made.peft_config)
+    if isinstance(model, PeftModel) and list(model.peft_config) != ["default"]:
+        names = ", ".join(model.peft_config)
         raise ModelError(f"adapter.policy {method} returned the adapters {names}; expected one, named default")
-    if not any(parameter.requires_grad for parameter in made.parameters()):
+    if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ModelError(f"adapter.policy {method} returned a model of which nothing trains: requires_grad is False")
-    return made
+    return model
 
 
-def _named(value: object) -> str:
+def _describe_type(value: object) -> str:
     return "None" if value is None else f"a {type(value).__module__}.{type(value).__qualname__}"
 
 
-def _validate_learning_rates(config: RunConfig, made: PreTrainedModel | PeftModel) -> None:
-    plan = get_adapter_origin(made).plan
+def _validate_learning_rates(config: RunConfig, model: PreTrainedModel | PeftModel) -> None:
+    plan = get_adapter_origin(model).plan
     if config.adapter.learning_rates and plan is None:
         raise InputError(
             f"adapter.learning_rates does not go with {config.adapter.policy}: only a model of ailora.adapt says which "
@@ -128,42 +138,51 @@ def _validate_learning_rates(config: RunConfig, made: PreTrainedModel | PeftMode
 
 
 def _checksum(parameter: torch.Tensor) -> tuple[float, float]:
-    """Two sums that no change of a weight that anyone makes on purpose leaves alone."""
-    # On another device sums are rounded otherwise, and the trainer of the batches moves the model.
+    """Return sum and norm of a weight, which change with any update made on purpose."""
+    # On the CPU: another device rounds sums in another way, and making a loader moves the model to the accelerator.
     values = parameter.detach().cpu()
     values = values if values.is_floating_point() else values.float()
     return float(values.sum(dtype=torch.float64)), float(torch.linalg.vector_norm(values, dtype=torch.float64))
 
 
-def _changed(made: PeftModel, before: dict[str, tuple[float, float]]) -> dict[str, str]:
-    """The base's parameters whose values are others now: their name there -> their name in the adapted model."""
+def _find_changed_parameters(adapted: PeftModel, before: dict[str, tuple[float, float]]) -> dict[str, str]:
+    """Find the base parameters whose values changed.
+
+    Args:
+        adapted: adapted model.
+        before: checksum of each parameter of the base model.
+
+    Returns:
+        Name in the base model -> name in the adapted model.
+    """
     changed = {}
-    for name, parameter in made.get_base_model().named_parameters():
-        own = name.replace(".base_layer", "").replace(".original_module", "")
-        if own in before and _checksum(parameter) != before[own]:
-            changed[own] = name
+    for name, parameter in adapted.get_base_model().named_parameters():
+        base_name = name.replace(".base_layer", "").replace(".original_module", "")
+        if base_name in before and _checksum(parameter) != before[base_name]:
+            changed[base_name] = name
     return changed
 
 
 def _validate_convertible(
-    made: PeftModel, changed: dict[str, str], load: Callable[[], PreTrainedModel], method: CustomFunction
+    adapted: PeftModel, changed: dict[str, str], load: Callable[[], PreTrainedModel], method: CustomFunction
 ) -> None:
-    """What was taken out of the base is the start of the adapter, so that it can be given back."""
+    """Validate that each change of a base weight equals its adapter's init, `W_res = W - s B0 A0`."""
+    # A model with a new head draws it: the random state of the run stays as it was.
     with torch.random.fork_rng():
         base = dict(load().named_parameters())
-    for own, name in changed.items():
-        layer = made.get_base_model().get_submodule(name.removesuffix(".base_layer.weight"))
+    for base_name, name in changed.items():
+        layer = adapted.get_base_model().get_submodule(name.removesuffix(".base_layer.weight"))
         if name.endswith(".base_layer.weight") and isinstance(layer, LoraLayer):
-            adapted: Any = layer
-            weight = adapted.get_base_layer().weight.detach()
-            start = adapted.get_delta_weight("default").detach().float()
-            original = base[own].detach().to(weight.device).float()
-            error = torch.linalg.norm(weight.float() + start - original)
-            size = torch.linalg.norm(original) + torch.linalg.norm(start)
-            if error <= _ROUNDINGS * torch.finfo(weight.dtype).eps * size:
+            lora: Any = layer
+            weight = lora.get_base_layer().weight.detach()
+            initial = lora.get_delta_weight("default").detach().float()
+            original = base[base_name].detach().to(weight.device).float()
+            error = torch.linalg.norm(weight.float() + initial - original)
+            scale = torch.linalg.norm(original) + torch.linalg.norm(initial)
+            if error <= _MAX_ERROR_EPS * torch.finfo(weight.dtype).eps * scale:
                 continue
         raise ModelError(
-            f"adapter.policy {method} changed {own} of the base by something else than the start of its adapter "
+            f"adapter.policy {method} changed {base_name} of the base by something else than the start of its adapter "
             "(W - s B0 A0 of a LoRA): the adapter alone would not be the trained model; leave the base as it is, or "
             "return a PreTrainedModel"
         )

@@ -1,8 +1,4 @@
-"""PEFT's own inits, `adapter.policy: peft:NAME`, on the projections, ranks and scalings that a plan of ours names.
-
-What PEFT 0.21 calls `init_lora_weights`; its defaults hold but for EVA, whose redistribution of ranks over the modules
-is off (`rho=1`): every method has the same ranks.
-"""
+"""PEFT's own inits (`init_lora_weights` of PEFT 0.21) as `adapter.policy: peft:NAME`, on the projections of a plan."""
 
 from __future__ import annotations
 
@@ -35,20 +31,23 @@ from ailora.recipes.config.method import PeftInit
 from ailora.recipes.config.schema import AdapterConfig, RunConfig
 from ailora.weights.base_weight import BaseWeight, resolve_weights
 
-#: Beginnings of warnings that say nothing of what was asked for: how EVA could save memory, and that LoRA-GA asks for
-#: the gradients of weights alone.
-_HINTS = ("lora with eva initialization used with low_cpu_mem_usage", "Full backward hook is firing when gradients")
-#: Training rows that CorDA and LoRA-GA look at, at most one epoch: CorDA's paper (arXiv 2406.05223) takes 256.
-_ROWS = 256
-#: Batches after which EVA, which goes on until its directions stand still, is given up.
-_EVA_BATCHES = 1000
+#: Beginnings of warnings of PEFT and torch that no user can act on: that EVA could save memory, and that LoRA-GA takes
+#: gradients of weights alone.
+_IGNORED_WARNINGS = (
+    "lora with eva initialization used with low_cpu_mem_usage",
+    "Full backward hook is firing when gradients",
+)
+#: Training rows that CorDA and LoRA-GA read, as many as in CorDA's paper (arXiv 2406.05223); at most an epoch.
+_CALIBRATION_ROWS = 256
+#: Batches after which EVA fails, if its directions have not converged.
+_MAX_EVA_BATCHES = 1000
 
 
 def validate_options(init: PeftInit, adapter: AdapterConfig) -> None:
-    """Validate the other keys of `adapter:` beside an init of PEFT's.
+    """Validate the keys of `adapter:` beside an init of PEFT's.
 
     Raises:
-        InputError: a key that only adapters of ours have, a rank that PEFT refuses, or a missing package.
+        InputError: A key does not apply to the init, PEFT refuses the rank, or a package is missing.
     """
     name = init.name
     if name == "corda" and find_spec("attr") is None:
@@ -57,17 +56,18 @@ def validate_options(init: PeftInit, adapter: AdapterConfig) -> None:
             "not install: pip install attrs"
         )
     if adapter.form != "anchored":
-        raise InputError(f"adapter.form {adapter.form!r} does not go with {init}, which PEFT trains its way")
+        raise InputError(f"adapter.form {adapter.form!r} does not go with {init}, which PEFT trains in its own form")
     if adapter.couple_roles:
         raise InputError(f"adapter.couple_roles does not go with {init}: PEFT always trains all rows")
     if name == "mica" and adapter.dora:
         raise InputError("adapter.dora does not go with peft:mica: PEFT has no such combination")
     if name == "eva" and isinstance(adapter.rank, dict):
         raise InputError(
-            "adapter.rank is one number for peft:eva: PEFT gives modules that read the same input one rank"
+            "adapter.rank must be a single number for peft:eva, got a mapping: PEFT gives modules that read the same "
+            "input one rank"
         )
     if name == "orthogonal" and isinstance(adapter.rank, int) and adapter.rank % 2:
-        raise InputError(f"adapter.rank {adapter.rank} does not go with peft:orthogonal: PEFT takes even ranks")
+        raise InputError(f"adapter.rank must be even for peft:orthogonal, got {adapter.rank}")
 
 
 def apply_peft_init(
@@ -78,17 +78,20 @@ def apply_peft_init(
     *,
     loader: Callable[[PreTrainedModel | PeftModel], Any],
 ) -> PeftModel:
-    """Give every planned projection the adapter that PEFT makes.
+    """Adapt every planned projection by an init of PEFT's.
 
     Args:
-        init: which of PEFT's.
-        config: the run's.
-        model: the base model.
-        plan: made with the policy of `init`.
-        loader: makes the loader of the training batches, given the model.
+        init: init of PEFT's.
+        config: configuration of the run.
+        model: base model.
+        plan: projections with their ranks and scalings.
+        loader: returns the loader of training batches for a model.
+
+    Returns:
+        The adapted model.
 
     Raises:
-        ModelError: PEFT cannot adapt the model in this way; its own error is the cause.
+        ModelError: PEFT cannot adapt the model by this init; its own error is the cause.
     """
     weights = resolve_weights(model, plan.modules)
     validate_parallelism(model, plan, weights)
@@ -98,9 +101,9 @@ def apply_peft_init(
         _validate_linear(weights)
     try:
         with warnings.catch_warnings():
-            for hint in _HINTS:
-                warnings.filterwarnings("ignore", hint, UserWarning)
-            adapted = _adapt(init, config.recipe, model, lora_config(plan, model), loader=loader)
+            for message in _IGNORED_WARNINGS:
+                warnings.filterwarnings("ignore", message, UserWarning)
+            adapted = _adapt_by_peft(init, config.recipe, model, lora_config(plan, model), loader=loader)
     except AiloraError:
         raise
     except Exception as error:
@@ -113,9 +116,9 @@ def apply_peft_init(
 
 
 def _validate_untied(weights: Mapping[str, BaseWeight], init: PeftInit) -> None:
-    seen: dict[int, str] = {}
+    first_modules: dict[int, str] = {}
     for module, weight in weights.items():
-        other = seen.setdefault(weight.key, module)
+        other = first_modules.setdefault(weight.key, module)
         if other != module:
             raise ModelError(f"adapter.policy {init}: {module} shares the weight of {other}; PEFT overwrites it twice")
 
@@ -129,7 +132,7 @@ def _validate_linear(weights: Mapping[str, BaseWeight]) -> None:
             )
 
 
-def _adapt(
+def _adapt_by_peft(
     init: PeftInit,
     recipe: str,
     model: PreTrainedModel,
@@ -140,23 +143,26 @@ def _adapt(
     lora.init_lora_weights = True if init.name == "lora" else init.name  # type: ignore[assignment]
     if init.name == "corda":
         lora.corda_config = CordaConfig()
-        # Imported only here, for what it imports itself.
+        # It imports attrs, which PEFT does not install.
         corda = import_module("peft.tuners.lora.corda")
-        rows = _single_rows(_few(Batches(lambda: loader(model))))
-        corda.preprocess_corda(model, lora, run_model=lambda: _run(model, rows))
+        rows = _unpad_rows(_limit_rows(Batches(lambda: loader(model))))
+        corda.preprocess_corda(model, lora, run_model=lambda: _run_forward(model, rows))
     if init.name == "lora_ga":
         lora.lora_ga_config = LoraGAConfig()
-        preprocess_loraga(model, lora, train_step=lambda: _differentiate(model, _few(Batches(lambda: loader(model)))))
+        preprocess_loraga(
+            model, lora, train_step=lambda: _run_backward(model, _limit_rows(Batches(lambda: loader(model))))
+        )
     if init.name == "eva":
+        # rho=1: a redistribution of ranks over modules would compare numbers of parameters and not inits.
         lora.eva_config = EvaConfig(rho=1.0, use_label_mask=recipe == "causal_lm")
     adapted = get_peft_model(model, lora)
     assert isinstance(adapted, PeftModel)
     if init.name == "eva":
-        # The labels of an encoder and a decoder are no mask for both of them.
+        # PEFT masks inputs by labels, which fit the decoder of a sequence-to-sequence model and not its encoder.
         masked = recipe != "seq2seq"
         initialize_lora_eva_weights(
             adapted,
-            _Endless(Batches(lambda: loader(adapted))),
+            _RepeatedBatches(Batches(lambda: loader(adapted))),
             prepare_model_inputs_fn=prepare_model_inputs_fn_language_modeling if masked else None,
             prepare_layer_inputs_fn=prepare_layer_inputs_fn_language_modeling if masked else None,
             show_progress_bar=False,
@@ -164,8 +170,8 @@ def _adapt(
     return adapted
 
 
-class _Endless:
-    """Batches, again and again; EVA would go on for ever where its directions never stand still."""
+class _RepeatedBatches:
+    """Batches of the first epoch, repeated until EVA has converged."""
 
     def __init__(self, batches: Batches) -> None:
         self.batches = batches
@@ -174,40 +180,45 @@ class _Endless:
         return len(self.batches)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        yield from islice(chain.from_iterable(repeat(self.batches)), _EVA_BATCHES)
+        # EVA takes batches until its directions converge, which may be never.
+        yield from islice(chain.from_iterable(repeat(self.batches)), _MAX_EVA_BATCHES)
         raise ModelError(
-            f"adapter.policy peft:eva: after {_EVA_BATCHES} batches its directions still move, or no batch has as many "
-            "tokens as a module has ranks: try larger batches or a smaller rank"
+            f"adapter.policy peft:eva: after {_MAX_EVA_BATCHES} batches its directions still move, or no batch has as "
+            "many tokens as a module has ranks: try larger batches or a smaller rank"
         )
 
 
-def _few(batches: Batches) -> Iterator[dict[str, Any]]:
+def _limit_rows(batches: Batches) -> Iterator[dict[str, Any]]:
     rows = 0
     for batch in batches:
-        if rows >= _ROWS:
+        if rows >= _CALIBRATION_ROWS:
             return
         rows += len(batch["labels"])
         yield batch
 
 
-def _single_rows(batches: Iterator[dict[str, Any]]) -> Iterator[dict[str, Tensor]]:
-    """Rows one by one, without their padding: CorDA's covariance takes one row at a time, and would count padding."""
+def _unpad_rows(batches: Iterator[dict[str, Any]]) -> Iterator[dict[str, Tensor]]:
+    """Yield batches of a single row, without padding."""
+    # CorDA's covariance takes one row at a time, and would count padding.
     for batch in batches:
         for row in range(len(batch["input_ids"])):
-            one = {key: value[row : row + 1] for key, value in batch.items() if isinstance(value, Tensor)}
-            mask = one.get("attention_mask")
+            single = {key: value[row : row + 1] for key, value in batch.items() if isinstance(value, Tensor)}
+            mask = single.get("attention_mask")
             if mask is not None:
                 kept, width = mask[0].bool(), mask.shape[1]
-                one = {key: value[:, kept] if value.shape[1:2] == (width,) else value for key, value in one.items()}
-            yield one
+                # Labels of classes are (1,): only what is as wide as the mask is padded.
+                single = {
+                    key: value[:, kept] if value.shape[1:2] == (width,) else value for key, value in single.items()
+                }
+            yield single
 
 
-def _run(model: PreTrainedModel, batches: Iterator[dict[str, Any]]) -> None:
+def _run_forward(model: PreTrainedModel, batches: Iterator[dict[str, Any]]) -> None:
     for batch in batches:
         model(**batch)
 
 
-def _differentiate(model: PreTrainedModel, batches: Iterator[dict[str, Any]]) -> None:
+def _run_backward(model: PreTrainedModel, batches: Iterator[dict[str, Any]]) -> None:
     for batch in batches:
         loss = model(**batch).loss
         assert isinstance(loss, torch.Tensor)

@@ -14,7 +14,7 @@ from ailora.errors import InputError
 from ailora.lora.inject import get_metadata, has_ailora_adapter
 from ailora.plan import METADATA_NAME
 from ailora.recipes.baselines.adapter_origin import get_adapter_origin
-from ailora.recipes.baselines.base_conversion import validate_same_anchor, write_start
+from ailora.recipes.baselines.base_conversion import validate_same_anchor, write_initial_factors
 from ailora.recipes.config.sections import RunConfig
 from ailora.recipes.recipe import Model, Recipe
 from ailora.recipes.run_folder import RunFolder
@@ -90,7 +90,7 @@ def _keep_start(folder: RunFolder, model: Model, *, resumed: bool) -> None:
         if resumed and is_main():
             validate_same_anchor(model, folder.initial)
         elif not resumed:
-            folder.write_folder(folder.initial, lambda path: write_start(model, path) if is_main() else None)
+            folder.write_folder(folder.initial, lambda path: write_initial_factors(model, path) if is_main() else None)
 
 
 def _newest_checkpoint(folder: RunFolder) -> Path | None:
