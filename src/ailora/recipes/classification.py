@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import DataCollatorWithPadding, EvalPrediction, PreTrainedModel, Trainer, TrainingArguments
 
 from ailora.errors import InputError
-from ailora.recipes.config.quantization import quantization_config
+from ailora.recipes.config.quantization import build_quantization_config
 from ailora.recipes.config.schema import ClassificationConfig
 from ailora.recipes.data.classification_rows import Examples, load_examples, to_examples
 from ailora.recipes.data.labels import Labels
@@ -67,7 +67,7 @@ class ClassificationRecipe(Recipe[ClassificationConfig]):
         return dict(DataCollatorWithPadding(self.tokenizer)(rows))
 
     def load_model(self, path: str) -> PreTrainedModel:
-        return load_classifier(path, self.labels, self.tokenizer, quantization=quantization_config(self.config))
+        return load_classifier(path, self.labels, self.tokenizer, quantization=build_quantization_config(self.config))
 
     def make_trainer(self, model: Model, arguments: TrainingArguments) -> AdapterTrainer:
         return AdapterTrainer(

@@ -15,7 +15,7 @@ from transformers import DataCollatorForSeq2Seq, PreTrainedModel, PreTrainedToke
 
 from ailora.errors import InputError
 from ailora.recipes.baselines.adapter_origin import get_adapter_origin
-from ailora.recipes.config.quantization import quantization_config
+from ailora.recipes.config.quantization import build_quantization_config
 from ailora.recipes.config.schema import LanguageConfig
 from ailora.recipes.data.language_rows import Row, Rows, load_rows, to_rows
 from ailora.recipes.data.readers import read_tables
@@ -98,7 +98,7 @@ class LanguageRecipe(Recipe[LanguageConfigT_co]):
         return self.evaluator.collate(rows)
 
     def load_model(self, path: str) -> PreTrainedModel:
-        quantization = quantization_config(self.config)
+        quantization = build_quantization_config(self.config)
         return load_language_model(path, self.tokenizer, self.config.task_type, quantization=quantization)
 
     def make_collator(self) -> DataCollatorForSeq2Seq | None:

@@ -11,8 +11,8 @@ import pydantic
 from ailora.errors import InputError
 from ailora.recipes.config.loader import set_dotted
 from ailora.recipes.config.method import FullFineTuning, Method, Preset, parse_method
-from ailora.recipes.config.schema import explained
-from ailora.recipes.config.sections import OWN_ADAPTER_KEYS
+from ailora.recipes.config.schema import format_validation_error
+from ailora.recipes.config.sections import AILORA_ADAPTER_KEYS
 from ailora.studies.study_config import RateConfig
 
 
@@ -41,7 +41,7 @@ class StudyMethod:
         if isinstance(self.method, FullFineTuning):
             raw["adapter"] = {}
         elif not isinstance(self.method, Preset) and isinstance(raw.get("adapter"), dict):
-            raw["adapter"] = {key: value for key, value in raw["adapter"].items() if key not in OWN_ADAPTER_KEYS}
+            raw["adapter"] = {key: value for key, value in raw["adapter"].items() if key not in AILORA_ADAPTER_KEYS}
         for key, value in {"adapter.policy": str(self.method), **self.overrides}.items():
             set_dotted(raw, key, value)
 
@@ -83,6 +83,6 @@ def _parse_rates(raw: object, where: str) -> RateConfig:
     except pydantic.ValidationError as error:
         if not isinstance(raw, dict):
             raise InputError(f"{where}: expected values, or from, to and per_decade, got {raw!r}") from None
-        raise InputError(f"{where}: {explained(error, raw, RateConfig)}") from None
+        raise InputError(f"{where}: {format_validation_error(error, raw, RateConfig)}") from None
     rates.check(where)
     return rates

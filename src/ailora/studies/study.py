@@ -22,7 +22,7 @@ from ailora.checkpoints.output_dir import describe_differences, writing
 from ailora.child_environment import safe_environment
 from ailora.errors import InputError
 from ailora.formatting import shorten
-from ailora.recipes.config.schema import shown
+from ailora.recipes.config.schema import short_repr
 from ailora.redaction import mask_url
 from ailora.studies.study_config import StudyConfig, load_study_config
 from ailora.studies.study_design import StudyDesign
@@ -97,7 +97,7 @@ def load_study_from_storage(
     try:
         plain = secrets or storage.config
         if not isinstance(plain.get("base"), dict):
-            raise InputError(f"base: expected a mapping, got {shown(plain.get('base'))}")
+            raise InputError(f"base: expected a mapping, got {short_repr(plain.get('base'))}")
         config = load_study_config(plain)
         return storage, StudyDesign(config, to_run=to_run)
     except InputError as error:

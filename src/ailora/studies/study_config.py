@@ -12,7 +12,7 @@ import pydantic
 from ailora.checkpoints.output_dir import resolve_output_path
 from ailora.errors import InputError, unknown_name
 from ailora.recipes.config.loader import apply_override
-from ailora.recipes.config.schema import explained, shown
+from ailora.recipes.config.schema import format_validation_error, short_repr
 from ailora.recipes.config.sections import Count, Section, Text, field
 from ailora.recipes.config.yaml_file import read_yaml
 from ailora.redaction import is_secret, without_secrets
@@ -146,7 +146,7 @@ def load_study_config(
 def _load(raw: dict[str, Any], overrides: Sequence[str], scale: str | None, beside: Path) -> StudyConfig:
     scales = raw.pop("scales", None) or {}
     if not (isinstance(scales, dict) and all(isinstance(changes, dict) for changes in scales.values())):
-        raise InputError(f"scales: expected a mapping from a name to keys of the file, got {shown(scales)}")
+        raise InputError(f"scales: expected a mapping from a name to keys of the file, got {short_repr(scales)}")
     if scale is not None:
         if scale not in scales:
             raise unknown_name("scale", scale, scales)
@@ -158,14 +158,14 @@ def _load(raw: dict[str, Any], overrides: Sequence[str], scale: str | None, besi
     try:
         config = StudyConfig.model_validate(raw)
     except pydantic.ValidationError as error:
-        raise explained(error, raw, StudyConfig) from None
+        raise format_validation_error(error, raw, StudyConfig) from None
     return _complete(config)
 
 
 def _read_base(file: Path) -> dict[str, Any]:
     base = read_yaml(file)
     if not isinstance(base, dict):
-        found = "nothing" if base is None else shown(base)
+        found = "nothing" if base is None else short_repr(base)
         raise InputError(f"base: {file}: expected keys such as recipe, model, data; got {found}")
     return base
 

@@ -1,1 +1,1 @@
-"""The sections and keys of a run configuration: read, completed, validated."""
+"""Configurations of runs: schemas, loading and validation."""

@@ -1,4 +1,4 @@
-"""The configuration of the classification recipe."""
+"""Schema of configurations of the classification recipe."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from ailora.recipes.config.sections import Count, DataSource, RunConfig, Text, f
 from ailora.recipes.evaluation.classification_metrics import METRICS
 
 #: Columns that `ailora predict` writes beside the texts.
-_PREDICTED = ("row", "prediction", "scores")
+_PREDICTION_COLUMNS = ("row", "prediction", "scores")
 
 
 class DataConfig(DataSource, frozen=True):
-    """`data:`.
+    """Section `data:` of the classification recipe.
 
     Attributes:
-        text: one or two text columns.
-        label: the label column.
-        max_length: tokens after which a text is cut.
+        text: names of one or two text columns.
+        label: name of the label column.
+        max_length: length that rows are truncated to, in tokens.
     """
 
     text: list[Text] = field("a list of one or two column names", min_length=1, max_length=2)
@@ -32,10 +32,11 @@ class DataConfig(DataSource, frozen=True):
 
 
 class ClassificationConfig(RunConfig, frozen=True):
-    """A run of the classification recipe; `training` holds fields of `transformers.TrainingArguments`.
+    """Configuration of the classification recipe; `training` holds fields of `transformers.TrainingArguments`.
 
     Attributes:
-        metric: one or several names; the first decides what is best. `pearson` and `spearman` mean regression.
+        metric: name of a metric, or several, of which the first selects the best checkpoint; `pearson` and `spearman`
+            make the task a regression.
     """
 
     task_type: ClassVar[TaskType] = TaskType.SEQ_CLS
@@ -54,15 +55,15 @@ class ClassificationConfig(RunConfig, frozen=True):
 
     @property
     def regression(self) -> bool:
-        """Whether labels are numbers to be predicted instead of classes."""
+        """Whether labels are numbers to predict, and not classes."""
         return METRICS[self.metrics[0]].regression
 
     def check(self) -> None:
-        _check_metrics(self.metrics)
-        _check_columns(self.data)
+        _validate_metrics(self.metrics)
+        _validate_columns(self.data)
 
 
-def _check_metrics(metrics: tuple[str, ...]) -> None:
+def _validate_metrics(metrics: tuple[str, ...]) -> None:
     if not metrics:
         raise InputError("metric is empty: name at least one of " + ", ".join(METRICS))
     for metric in metrics:
@@ -72,11 +73,13 @@ def _check_metrics(metrics: tuple[str, ...]) -> None:
         raise InputError(f"metric {list(metrics)}: metrics of classification and of regression cannot be mixed")
 
 
-def _check_columns(data: DataConfig) -> None:
+def _validate_columns(data: DataConfig) -> None:
     if repeated := [name for name in data.text if data.text.count(name) > 1]:
         raise InputError(f"data.text names {repeated[0]!r} twice")
-    if taken := [name for name in data.text if name in _PREDICTED]:
-        own = ", ".join(_PREDICTED)
-        raise InputError(f"data.text: {taken[0]!r} is a column of the predictions' own ({own}): rename it in the data")
+    if taken := [name for name in data.text if name in _PREDICTION_COLUMNS]:
+        reserved = ", ".join(_PREDICTION_COLUMNS)
+        raise InputError(
+            f"data.text: {taken[0]!r} is a column of the predictions' own ({reserved}): rename it in the data"
+        )
     if data.label in data.text:
         raise InputError(f"data.label: {data.label!r} is a text column too")

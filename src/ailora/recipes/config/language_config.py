@@ -1,4 +1,4 @@
-"""The configurations of the recipes that train language models."""
+"""Schemas of configurations of the recipes that train language models."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from ailora.recipes.config.sections import Count, DataSource, RunConfig, Section
 from ailora.recipes.data.templates import Template
 from ailora.recipes.evaluation.text_metrics import TEXT_METRICS, validate_metric
 
-#: Columns beside the messages that TRL gives to the chat template.
+#: Columns beside the messages that TRL passes to the chat template.
 TEMPLATE_COLUMNS = ("tools", "chat_template_kwargs")
 _TEMPLATE = "a template over columns such as '{question}', or a list of them"
 
 
 class MessageTemplate(Section, frozen=True):
-    """One message of a conversation that is made from columns."""
+    """Message of a conversation, with a template over columns as its content."""
 
     role: Text = field("system, user or assistant")
     content: Text | list[Text] = field(_TEMPLATE)
 
 
 class MessageColumn(Section, frozen=True):
-    """A column that holds conversations, and how their messages are written there.
+    """Column of conversations, and the keys of their messages.
 
     Attributes:
-        column: the column's name.
-        role, content: the keys of a message.
-        names: what is written there for a role -> the role that the chat template knows.
+        column: name of the column.
+        role, content: keys of a message's role and text.
+        names: role in the data -> role of the chat template.
     """
 
     column: Text = field("a column name")
@@ -42,22 +42,20 @@ class MessageColumn(Section, frozen=True):
 
 
 class PromptData(DataSource, frozen=True):
-    """`data:` of a model that writes a completion to a prompt.
-
-    A template names columns in braces; of a list, the first whose columns all hold text is used.
+    """Section `data:` of prompts with completions.
 
     Attributes:
-        prompt, completion: templates over columns.
+        prompt, completion: templates over columns; see `ailora.recipes.data.templates.Template`.
     """
 
     prompt: Text | list[Text] | None = field(_TEMPLATE, None)
     completion: Text | list[Text] | None = field(_TEMPLATE, None)
 
     def check(self) -> None:
-        """Refuse templates that are broken, or missing.
+        """Validate the templates.
 
         Raises:
-            InputError: which.
+            InputError: A template is invalid or missing.
         """
         if (self.prompt is None) != (self.completion is None):
             given, missing = ("prompt", "completion") if self.completion is None else ("completion", "prompt")
@@ -73,12 +71,12 @@ class PromptData(DataSource, frozen=True):
 
 
 class CausalData(PromptData, frozen=True):
-    """`data:` of the causal_lm recipe: prompts with completions, or plain text, or conversations.
+    """Section `data:` of the causal_lm recipe: prompts with completions, plain text, or conversations.
 
     Attributes:
-        text: a template; the loss is on all of it.
-        messages: a column of conversations, or messages made from columns.
-        chat_template: a Jinja file, or the template itself; None: the tokenizer's.
+        text: template of a text that is trained whole.
+        messages: column of conversations, or messages with templates over columns.
+        chat_template: Jinja file, or the template itself; None for the tokenizer's.
     """
 
     text: Text | list[Text] | None = field(_TEMPLATE, None)
@@ -91,8 +89,8 @@ class CausalData(PromptData, frozen=True):
         super().check()
         given = [key for key in ("text", "prompt", "messages") if getattr(self, key) is not None]
         if len(given) != 1:
-            found = " and ".join(f"data.{key}" for key in given) or "none of them"
-            raise InputError(f"data takes one of text, prompt with completion, or messages; got {found}")
+            keys = " and ".join(f"data.{key}" for key in given) or "none of them"
+            raise InputError(f"data takes one of text, prompt with completion, or messages; got {keys}")
         if self.chat_template is not None and self.messages is None:
             raise InputError("data.chat_template goes with data.messages, which is missing")
         if self.text is not None:
@@ -116,11 +114,11 @@ class CausalData(PromptData, frozen=True):
 
 
 class Seq2SeqData(PromptData, frozen=True):
-    """`data:` of the seq2seq recipe.
+    """Section `data:` of the seq2seq recipe.
 
     Attributes:
-        max_length: tokens after which a prompt is cut.
-        max_completion_length: tokens after which a completion is cut.
+        max_length: length that prompts are truncated to, in tokens.
+        max_completion_length: length that completions are truncated to, in tokens.
     """
 
     prompt: Text | list[Text] = field(_TEMPLATE)
@@ -130,16 +128,17 @@ class Seq2SeqData(PromptData, frozen=True):
 
 
 class EvaluationConfig(Section, frozen=True):
-    """`evaluation:`. What is measured when training has ended.
+    """Section `evaluation:`, the measurements after training.
 
     Attributes:
-        generate: fields of `transformers.GenerationConfig`; None: nothing is generated.
-        metrics: scores of generated texts against the references.
-        group_by: columns; rows that agree in them are one input with several references.
-        max_samples: generate for so many inputs, chosen with a fixed seed, in their order.
-        general_text: a file of general text; the rise of the loss on it over the base model's is *forgetting*.
-        general_template: the text of its rows.
-        max_general_samples: use so many of its rows.
+        generate: fields of `transformers.GenerationConfig`; None to generate no texts.
+        metrics: metrics of generated texts against references.
+        group_by: columns; rows that agree in them are an input with several references.
+        max_samples: number of inputs to generate for, sampled with a fixed seed; None for all.
+        general_text: file of general text, on which *forgetting* is measured: the rise of the loss over the base
+            model's.
+        general_template: template over the columns of `general_text`.
+        max_general_samples: number of rows of `general_text` to use.
     """
 
     generate: dict[str, Any] | None = field("fields of transformers.GenerationConfig such as max_new_tokens", None)
@@ -152,14 +151,14 @@ class EvaluationConfig(Section, frozen=True):
 
     @property
     def groups(self) -> tuple[str, ...]:
-        """The columns of `group_by`."""
+        """Names of the columns in `group_by`."""
         return (self.group_by,) if isinstance(self.group_by, str) else tuple(self.group_by or ())
 
     def check(self) -> None:
-        """Refuse metrics that do not exist or have nothing to score.
+        """Validate metrics and templates.
 
         Raises:
-            InputError: which.
+            InputError: A metric is unknown or has no texts to score, or the template is invalid.
         """
         for name in self.metrics:
             if name not in TEXT_METRICS:
@@ -171,13 +170,13 @@ class EvaluationConfig(Section, frozen=True):
 
 
 class LanguageConfig(RunConfig, frozen=True):
-    """A run that trains a language model.
+    """Configuration of a recipe that trains a language model.
 
     Attributes:
-        evaluation: what is measured at the end.
+        evaluation: measurements after training.
     """
 
-    #: The logits of a batch are as large as the vocabulary.
+    #: Logits of a batch are (rows, tokens, vocabulary): more rows would not fit in memory.
     training_defaults: ClassVar[dict[str, Any]] = {"per_device_eval_batch_size": 8}
 
     data: PromptData
@@ -200,7 +199,7 @@ class LanguageConfig(RunConfig, frozen=True):
 
 
 class CausalLMConfig(LanguageConfig, frozen=True):
-    """A run of the causal_lm recipe; `training` holds fields of `trl.SFTConfig`."""
+    """Configuration of the causal_lm recipe; `training` holds fields of `trl.SFTConfig`."""
 
     task_type: ClassVar[TaskType] = TaskType.CAUSAL_LM
     arguments: ClassVar[type[TrainingArguments]] = SFTConfig
@@ -210,13 +209,14 @@ class CausalLMConfig(LanguageConfig, frozen=True):
 
     @property
     def derived_training(self) -> dict[str, Any]:
-        """Mixed precision and activation checkpointing are for accelerators, as TRL means them."""
+        """Mixed precision and activation checkpointing, on where there is an accelerator."""
+        # TRL's defaults would cost time on CPUs, and save nothing there.
         bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
         return {"bf16": bf16, "activation_checkpointing": torch.accelerator.is_available()}
 
 
 class Seq2SeqConfig(LanguageConfig, frozen=True):
-    """A run of the seq2seq recipe; `training` holds fields of `transformers.Seq2SeqTrainingArguments`."""
+    """Configuration of the seq2seq recipe; `training` holds fields of `transformers.Seq2SeqTrainingArguments`."""
 
     task_type: ClassVar[TaskType] = TaskType.SEQ_2_SEQ_LM
     arguments: ClassVar[type[TrainingArguments]] = Seq2SeqTrainingArguments

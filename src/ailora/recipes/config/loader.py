@@ -1,4 +1,4 @@
-"""Configurations: YAML files and overrides, checked before anything is loaded."""
+"""Load configurations from YAML files and overrides, completed and validated before a model is loaded."""
 
 from __future__ import annotations
 
@@ -14,8 +14,15 @@ from ailora.plan.adapter_plan import parse_form
 from ailora.recipes.baselines.custom_function import import_function
 from ailora.recipes.baselines.peft_inits import validate_options
 from ailora.recipes.config.method import CustomFunction, FullFineTuning, PeftInit
-from ailora.recipes.config.quantization import quantization_config
-from ailora.recipes.config.schema import AdapterConfig, DataSource, LanguageConfig, RunConfig, shown, validate
+from ailora.recipes.config.quantization import build_quantization_config
+from ailora.recipes.config.schema import (
+    AdapterConfig,
+    DataSource,
+    LanguageConfig,
+    RunConfig,
+    short_repr,
+    validate_config,
+)
 from ailora.recipes.config.yaml_file import format_yaml, parse_yaml, read_yaml
 from ailora.recipes.training.arguments import complete_training, validate_arguments
 from ailora.redaction import mask_override
@@ -25,22 +32,26 @@ from ailora.roles import parse_role
 def load_config(
     source: Path | str | Mapping[str, object], overrides: Sequence[str] = (), *, to_run: bool = True
 ) -> RunConfig:
-    """Read, complete and check a configuration.
+    """Read, complete and validate a configuration.
 
     Args:
-        source: a YAML file, or its content. A key `task: cola` fills in `data` and `metric` from `recipes/tasks`.
-        overrides: `dotted.key=value` with a YAML value, later ones win.
-        to_run: whether it is to be run; else it is only looked at, and a method of the user's is not imported.
+        source: YAML file, or its content. A key such as `task: cola` fills in `data` and `metric` of that task.
+        overrides: `dotted.key=value` with a YAML value; the last wins.
+        to_run: whether to import the function of a custom method, which only a run needs.
+
+    Returns:
+        The configuration, with all defaults and absolute paths.
 
     Raises:
-        InputError: a missing file, broken YAML, an unknown key, name or value, with what is allowed.
+        InputError: The file is missing or no YAML, or a key, name or value is invalid; the message names the allowed
+            ones.
     """
     if isinstance(source, Mapping):
         return _load(copy.deepcopy(dict(source)), overrides, to_run=to_run)
     raw = read_yaml(Path(source))
     if not isinstance(raw, dict):
-        found = "nothing" if raw is None else shown(raw)
-        raise InputError(f"{source}: expected keys such as recipe, model, data; got {found}")
+        content = "nothing" if raw is None else short_repr(raw)
+        raise InputError(f"{source}: expected keys such as recipe, model, data; got {content}")
     try:
         return _load(raw, overrides, to_run=to_run)
     except InputError as error:
@@ -53,8 +64,8 @@ def _load(raw: dict[str, object], overrides: Sequence[str], *, to_run: bool) -> 
     # A section with nothing in it is not given.
     raw = {key: value for key, value in raw.items() if value is not None}
     if (task := raw.pop("task", None)) is not None:
-        raw = _merge(_read_task(task), raw)
-    config = _checked(validate(raw))
+        raw = _merge_task(_read_task(task), raw)
+    config = _complete(validate_config(raw))
     if to_run:
         validate_arguments(config)
         if isinstance(method := config.adapter.method, CustomFunction):
@@ -63,12 +74,12 @@ def _load(raw: dict[str, object], overrides: Sequence[str], *, to_run: bool) -> 
 
 
 def to_yaml(config: RunConfig) -> str:
-    """The whole resolved configuration; `ailora train` runs it again as it is."""
+    """Format a complete configuration as YAML, which `ailora train` runs again."""
     return format_yaml(config.model_dump())
 
 
 def task_names() -> list[str]:
-    """The tasks whose data come with the package."""
+    """Return the sorted names of the tasks that the package defines."""
     names = [file.name for file in files("ailora.recipes.tasks").iterdir()]
     return sorted(name.removesuffix(".yaml") for name in names if name.endswith(".yaml"))
 
@@ -79,22 +90,26 @@ def _read_task(name: object) -> dict[str, object]:
     return parse_yaml(files("ailora.recipes.tasks").joinpath(f"{name}.yaml").read_text(encoding="utf-8"))
 
 
-def _merge(task: dict[str, object], given: dict[str, object]) -> dict[str, object]:
-    """Lay a configuration over a task's, section by section."""
+def _merge_task(task: dict[str, object], given: dict[str, object]) -> dict[str, object]:
+    """Merge a configuration into that of a task, section by section."""
     merged = {**task, **given}
     for key, section in given.items():
         if isinstance(section, dict) and isinstance(defaults := task.get(key), dict):
-            # The subset is one of the task's own data set.
-            foreign = {"subset"} if "dataset" in section else set()
-            merged[key] = {k: v for k, v in defaults.items() if k not in foreign} | section
+            # The task's subset belongs to the task's data set, and to no other.
+            dropped = {"subset"} if "dataset" in section else set()
+            merged[key] = {k: v for k, v in defaults.items() if k not in dropped} | section
     return merged
 
 
 def apply_override(raw: dict[str, object], override: str) -> None:
-    """Set a key of plain data by `dotted.key=value` with a YAML value, in place.
+    """Apply an override to plain data, in place.
+
+    Args:
+        raw: content of a configuration.
+        override: `dotted.key=value` with a YAML value.
 
     Raises:
-        InputError: another form, broken YAML, or a part of the key but the last that is no section.
+        InputError: The override is not of this form, its value is not YAML, or its key passes through a value.
     """
     key, equals, value = override.partition("=")
     shown_override = mask_override(override)
@@ -108,10 +123,15 @@ def apply_override(raw: dict[str, object], override: str) -> None:
 
 
 def set_dotted(raw: dict[str, object], key: str, value: object) -> None:
-    """Set a dotted key of plain data, in place; sections that are not there are made.
+    """Set a dotted key of plain data, in place.
+
+    Args:
+        raw: content of a configuration; missing sections are added.
+        key: names of sections and a key, with dots between them.
+        value: value to set.
 
     Raises:
-        InputError: a part of the key but the last is no section.
+        InputError: A part of the key names a value, and not a section.
     """
     section = raw
     *parents, leaf = key.split(".")
@@ -125,21 +145,21 @@ def set_dotted(raw: dict[str, object], key: str, value: object) -> None:
     section[leaf] = value
 
 
-def _checked(config: RunConfig) -> RunConfig:
-    """Check every name, and complete what is derived: training defaults and absolute paths."""
+def _complete(config: RunConfig) -> RunConfig:
+    """Validate names, and fill in training defaults and absolute paths."""
     config.check()
-    _check_adapter(config.adapter)
-    _check_source(config.data)
-    quantization_config(config)
+    _validate_adapter(config.adapter)
+    _validate_source(config.data)
+    build_quantization_config(config)
     model = Path(config.model).expanduser()
     update: dict[str, object] = {
-        "data": _located(config.data),
+        "data": _resolve_data_paths(config.data),
         "model": str(model.absolute()) if model.is_dir() else config.model,
         "output": str(_resolve_output(config.output)),
         "training": complete_training(config.training, config.metrics, config.arguments, config.training_defaults),
     }
     if isinstance(config, LanguageConfig):
-        general = _absolute(config.evaluation.general_text)
+        general = _make_absolute(config.evaluation.general_text)
         update["evaluation"] = config.evaluation.model_copy(update={"general_text": general})
     return config.model_copy(update=update)
 
@@ -151,7 +171,7 @@ def _resolve_output(output: str) -> Path:
         raise InputError(f"output: {error}") from None
 
 
-def _check_adapter(adapter: AdapterConfig) -> None:
+def _validate_adapter(adapter: AdapterConfig) -> None:
     method = adapter.method
     if isinstance(method, FullFineTuning):
         if unused := sorted(adapter.model_fields_set - {"policy"}):
@@ -166,7 +186,7 @@ def _check_adapter(adapter: AdapterConfig) -> None:
     parse_multipliers(adapter.learning_rates)
 
 
-def _check_source(data: DataSource) -> None:
+def _validate_source(data: DataSource) -> None:
     names = data.columns or []
     if repeated := [name for name in names if names.count(name) > 1]:
         raise InputError(f"data.columns names {repeated[0]!r} twice")
@@ -176,17 +196,18 @@ def _check_source(data: DataSource) -> None:
         raise InputError(f"data.subset {data.subset!r} is a part of a data set: name it in data.dataset")
 
 
-def _located(data: DataSource) -> DataSource:
-    """With absolute paths, where they are paths."""
+def _resolve_data_paths(data: DataSource) -> DataSource:
+    """Return a data section with absolute paths, so that a run resumes from any folder."""
+    # Of a data set, the splits are names and not paths.
     if data.dataset is not None:
         return data
-    update = {split: _absolute(getattr(data, split)) for split in ("train", "validation", "test")}
+    update = {split: _make_absolute(getattr(data, split)) for split in ("train", "validation", "test")}
     if (template := getattr(data, "chat_template", None)) and Path(template).expanduser().is_file():
-        update["chat_template"] = _absolute(template)
+        update["chat_template"] = _make_absolute(template)
     return data.model_copy(update=update)
 
 
-def _absolute(paths: str | list[str] | None) -> str | list[str] | None:
+def _make_absolute(paths: str | list[str] | None) -> str | list[str] | None:
     if paths is None or isinstance(paths, str):
         return paths and str(Path(paths).expanduser().absolute())
     return [str(Path(path).expanduser().absolute()) for path in paths]

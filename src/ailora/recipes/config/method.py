@@ -1,4 +1,4 @@
-"""Training methods: a policy of ours, an init of PEFT's, a function of the user's, or full fine-tuning."""
+"""Methods of training: policies of ailora, inits of PEFT, functions of the user, and full fine-tuning."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from ailora.inits import PRESETS, Kaiming, Policy, parse_policy
 
 _FULL = "full"
 _PEFT = "peft:"
-#: PEFT's inits that take the start of the adapter out of the base weights.
-_OVERWRITING = ("pissa", "olora", "lora_ga", "corda")
-_PEFT_INITS = ("lora", "gaussian", "orthogonal", "mica", "eva", *_OVERWRITING)
+#: Inits of PEFT that subtract the initial `s B0 A0` from the base weights.
+_OVERWRITING_INITS = ("pissa", "olora", "lora_ga", "corda")
+_PEFT_INITS = ("lora", "gaussian", "orthogonal", "mica", "eva", *_OVERWRITING_INITS)
 _PISSA_NITER = re.compile(r"pissa_niter_[1-9]\d*")
 
 
 @dataclass(frozen=True)
 class Preset:
-    """A policy of this package: a preset, or a mapping from role to init.
+    """Policy of ailora: a preset, or a mapping from role to init.
 
     Attributes:
-        policy: which init each role gets.
+        policy: init of each role.
     """
 
     policy: Policy
@@ -34,10 +34,10 @@ class Preset:
 
 @dataclass(frozen=True)
 class PeftInit:
-    """One of PEFT's own inits, on the projections, ranks and scalings that a plan names.
+    """Init of PEFT, on the projections, ranks and scalings of a plan.
 
     Attributes:
-        name: PEFT's `init_lora_weights`; `lora` for its default.
+        name: value of PEFT's `init_lora_weights`; `lora` for its default.
     """
 
     name: str
@@ -47,27 +47,27 @@ class PeftInit:
 
     @property
     def policy(self) -> Policy:
-        """A policy that names the adapted projections; PEFT draws the factors."""
+        """Policy to plan with: query and value by default, and no factors, which PEFT initialises."""
         return Policy(str(self), default=Kaiming())
 
     @property
     def overwrites_base(self) -> bool:
-        """Whether the init takes the start of the adapter out of the base weights."""
-        return self.name in _OVERWRITING or _PISSA_NITER.fullmatch(self.name) is not None
+        """Whether the init subtracts the initial `s B0 A0` from the base weights."""
+        return self.name in _OVERWRITING_INITS or _PISSA_NITER.fullmatch(self.name) is not None
 
     @property
     def freezes_B(self) -> bool:
-        """Whether only `A` is trained."""
+        """Whether `A` is trained alone."""
         return self.name == "mica"
 
 
 @dataclass(frozen=True)
 class CustomFunction:
-    """A function `(model, context) -> model` of the user's.
+    """Function `(model, context) -> model` of the user.
 
     Attributes:
-        module: the module that holds it.
-        name: the function's name there.
+        module: importable name of its module.
+        name: name of the function in the module.
     """
 
     module: str
@@ -92,10 +92,13 @@ def parse_method(policy: str | Mapping[str, Any]) -> Method:
     """Parse the value of `adapter.policy`.
 
     Args:
-        policy: a preset's name, `full`, `peft:NAME`, `package.module:function`, or a mapping from role to init.
+        policy: name of a preset, `full`, `peft:NAME`, `package.module:function`, or a mapping from role to init.
+
+    Returns:
+        The method.
 
     Raises:
-        InputError: the name is unknown, or the path of the function malformed.
+        InputError: The name is unknown, or the path of the function is malformed.
     """
     if not isinstance(policy, str):
         return Preset(parse_policy(policy))

@@ -1,4 +1,4 @@
-"""`quantization:`. How the base model is quantized on loading, as transformers takes it."""
+"""Section `quantization:`: quantization of the base model on loading."""
 
 from __future__ import annotations
 
@@ -15,15 +15,18 @@ from ailora.recipes.config.method import FullFineTuning, PeftInit
 from ailora.recipes.config.schema import RunConfig
 
 
-def quantization_config(config: RunConfig) -> QuantizationConfigMixin | None:
-    """What `from_pretrained` takes; None where the model stays as it is stored.
+def build_quantization_config(config: RunConfig) -> QuantizationConfigMixin | None:
+    """Build the `quantization_config` that `from_pretrained` takes.
 
-    `{load_in_4bit: true, ...}` holds fields of transformers' `BitsAndBytesConfig`;
-    `{torchao: Int8WeightOnlyConfig, ...}` names a configuration of `torchao.quantization` and its fields.
+    `{load_in_4bit: true, ...}` holds fields of transformers' `BitsAndBytesConfig`, and
+    `{torchao: Int8WeightOnlyConfig, ...}` the name of a class of `torchao.quantization` with its fields.
+
+    Returns:
+        The quantization, or None if the configuration has none.
 
     Raises:
-        InputError: a field or class that does not exist, a value that the library refuses, a missing package; full
-            fine-tuning and inits of PEFT that overwrite weights, which quantized weights cannot take.
+        InputError: A field or class is unknown, the library refuses a value, a package is missing, or the method needs
+            to write to the base weights.
     """
     fields = config.quantization
     if fields is None:
@@ -37,33 +40,34 @@ def quantization_config(config: RunConfig) -> QuantizationConfigMixin | None:
                 "ailora, or peft:lora"
             )
     try:
-        return _torchao(fields) if "torchao" in fields else _bitsandbytes(fields)
+        return _build_torchao(fields) if "torchao" in fields else _build_bitsandbytes(fields)
     except (TypeError, ValueError, ImportError, AttributeError) as error:
         raise InputError(f"quantization: {error}") from error
 
 
-def _bitsandbytes(fields: dict[str, Any]) -> BitsAndBytesConfig:
+def _build_bitsandbytes(fields: dict[str, Any]) -> BitsAndBytesConfig:
+    # The class ignores unknown keywords, and mistyped ones with them.
     allowed = [name for name in inspect.signature(BitsAndBytesConfig).parameters if name != "kwargs"]
     for key in fields:
         if key not in allowed:
             raise unknown_name("key in quantization", key, [*allowed, "torchao"])
     if not (fields.get("load_in_4bit") or fields.get("load_in_8bit")):
         raise InputError("quantization takes load_in_4bit: true, load_in_8bit: true, or torchao: the name of a class")
-    _require("bitsandbytes")
+    _validate_installed("bitsandbytes")
     return BitsAndBytesConfig(**fields)
 
 
-def _torchao(fields: dict[str, Any]) -> TorchAoConfig:
-    _require("torchao")
+def _build_torchao(fields: dict[str, Any]) -> TorchAoConfig:
+    _validate_installed("torchao")
     library = import_module("torchao.quantization")
-    known = sorted(name for name in vars(library) if name.endswith("Config") and isinstance(vars(library)[name], type))
+    classes = [name for name, value in vars(library).items() if name.endswith("Config") and isinstance(value, type)]
     name = fields["torchao"]
-    if name not in known:
-        raise unknown_name("quantization.torchao", name, known)
-    made = getattr(library, name)(**{key: value for key, value in fields.items() if key != "torchao"})
-    return TorchAoConfig(made)
+    if name not in classes:
+        raise unknown_name("quantization.torchao", name, sorted(classes))
+    config_class = getattr(library, name)
+    return TorchAoConfig(config_class(**{key: value for key, value in fields.items() if key != "torchao"}))
 
 
-def _require(package: str) -> None:
+def _validate_installed(package: str) -> None:
     if find_spec(package) is None:
         raise InputError(f"quantization needs {package}: pip install 'ailora[quantized]'")

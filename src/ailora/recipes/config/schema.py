@@ -1,4 +1,4 @@
-"""Configurations of runs: a section per concern, a schema per recipe."""
+"""Schemas of configurations by recipe, and error messages of their validation."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ __all__ = [
     "PromptData",
     "RunConfig",
     "Seq2SeqConfig",
-    "explained",
-    "shown",
-    "validate",
+    "format_validation_error",
+    "short_repr",
+    "validate_config",
 ]
 
-#: recipe -> the schema of its configuration
+#: Recipe -> schema of its configuration.
 SCHEMAS: dict[str, type[RunConfig]] = {
     "classification": ClassificationConfig,
     "causal_lm": CausalLMConfig,
@@ -36,11 +36,18 @@ SCHEMAS: dict[str, type[RunConfig]] = {
 }
 
 
-def validate(raw: dict[str, Any]) -> RunConfig:
-    """The configuration that plain data stand for; names and paths are not looked up yet.
+def validate_config(raw: dict[str, Any]) -> RunConfig:
+    """Validate plain data against the schema of their recipe, without looking up names and paths.
+
+    Args:
+        raw: content of a configuration.
+
+    Returns:
+        The configuration, without derived values.
 
     Raises:
-        InputError: an unknown recipe or key, a missing one, or a value of another kind, with what is allowed.
+        InputError: A recipe or key is unknown or missing, or a value of the wrong type; the message names the allowed
+            ones.
     """
     recipe = raw.get("recipe")
     if recipe is not None and recipe not in list(SCHEMAS):
@@ -49,11 +56,23 @@ def validate(raw: dict[str, Any]) -> RunConfig:
     try:
         return schema.model_validate(raw)
     except pydantic.ValidationError as error:
-        raise explained(error, raw, schema) from None
+        raise format_validation_error(error, raw, schema) from None
 
 
-def explained(error: pydantic.ValidationError, raw: Any, section: type[pydantic.BaseModel]) -> InputError:
-    """The first thing that is wrong, in our words: the key and what its field's description allows."""
+def format_validation_error(
+    error: pydantic.ValidationError, raw: object, section: type[pydantic.BaseModel]
+) -> InputError:
+    """Format the first error of a validation: its key, its value, and the description of the allowed values.
+
+    Args:
+        error: error of pydantic.
+        raw: data that were validated.
+        section: schema of the data.
+
+    Returns:
+        The error to raise.
+    """
+    value: Any = raw
     first = error.errors()[0]
     path: list[str] = []
     allowed = ""
@@ -62,19 +81,27 @@ def explained(error: pydantic.ValidationError, raw: Any, section: type[pydantic.
         if part not in fields:
             return unknown_name("key" + (f" in {'.'.join(path)}" if path else ""), part, fields)
         path.append(part)
-        raw = raw.get(part)
+        value = value.get(part)
         field = fields[part]
-        # What follows in the location is pydantic's: which branch of a union, which item.
+        # The rest of the location names branches of a union and items, which are no keys of a configuration.
         if not (isinstance(field.annotation, type) and issubclass(field.annotation, Section)):
             allowed = field.description or ""
             break
         section = field.annotation
         allowed = "a section with keys of " + ", ".join(f.alias or n for n, f in section.model_fields.items())
-    found = "is missing" if first["type"] == "missing" else f"is {shown(raw, path[-1])}"
-    return InputError(f"configuration key {'.'.join(path)} {found}; expected {allowed}")
+    state = "is missing" if first["type"] == "missing" else f"is {short_repr(value, path[-1])}"
+    return InputError(f"configuration key {'.'.join(path)} {state}; expected {allowed}")
 
 
-def shown(value: Any, key: str = "") -> str:
-    """A value as messages show it, without secrets."""
+def short_repr(value: object, key: str = "") -> str:
+    """Return the `repr` of a value for error messages, in at most 80 characters and without secrets.
+
+    Args:
+        value: value to show.
+        key: configuration key of the value, which may tell that it is a secret.
+
+    Returns:
+        The text.
+    """
     text = mask_value(key, value)
     return text if len(text) <= 80 else f"{text[:77]}..."

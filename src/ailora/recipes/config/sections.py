@@ -1,4 +1,4 @@
-"""Sections that every recipe has: their keys, and what each of them may hold."""
+"""Sections of configurations that all recipes share: keys, types and allowed values."""
 
 from __future__ import annotations
 
@@ -11,31 +11,40 @@ from ailora.plan.task_type import TaskType
 from ailora.recipes.config.method import FullFineTuning, Method, PeftInit, parse_method
 from ailora.redaction import without_secrets
 
-# Strict: pydantic would read `true` as 1 and "no" as a boolean. Each field's description says what is allowed.
+# Strict, as pydantic would read `true` as 1, and "no" as a boolean.
 Text = Annotated[str, pydantic.Field(min_length=1)]
 Count = Annotated[int, pydantic.Field(strict=True, ge=1)]
 _Alpha = Annotated[float, pydantic.Field(strict=True, gt=0, allow_inf_nan=False)]
 _Multiplier = _Alpha
 _PER_MODULE = ", or one per role or regular expression"
-#: Keys of `adapter:` that only adapters of ours have.
-OWN_ADAPTER_KEYS = frozenset({"form", "couple_roles"})
+#: Keys of `adapter:` that inits of PEFT do not have.
+AILORA_ADAPTER_KEYS = frozenset({"form", "couple_roles"})
 _SOURCE = "a file, a list of files, or with data.dataset the name of a split"
 
 
-def field(allowed: str, default: Any = ..., **limits: Any) -> Any:
-    """A field; what it may hold is said in the words that an error message uses."""
+def field(allowed: str, default: object = ..., **limits: Any) -> Any:
+    """Define a key of a section.
+
+    Args:
+        allowed: description of the allowed values, which error messages quote.
+        default: value if the key is not given; `...` if it must be.
+        limits: constraints of `pydantic.Field`.
+
+    Returns:
+        The field of pydantic.
+    """
     return pydantic.Field(default=default, description=allowed, **limits)
 
 
 class Section(pydantic.BaseModel, extra="forbid", frozen=True):
-    """A mapping in the configuration, without keys that nobody knows."""
+    """Mapping in a configuration; unknown keys are refused."""
 
 
 class AdapterConfig(Section, frozen=True):
-    """`adapter:`. The fields of `make_plan`.
+    """Section `adapter:`, with the options of `ailora.make_plan`.
 
-    `policy: full` trains the whole model without an adapter; `policy: peft:NAME` is an init of PEFT's own, and
-    `policy: package.module:function` a method of the user's, which decides itself what it makes of the other fields.
+    `policy: full` trains the whole model, `policy: peft:NAME` selects an init of PEFT, and
+    `policy: package.module:function` a function of the user, which interprets the other keys itself.
     """
 
     policy: str | dict[str, Any] = field(
@@ -58,47 +67,48 @@ class AdapterConfig(Section, frozen=True):
 
     @pydantic.model_validator(mode="before")
     @classmethod
-    def _without_removed_keys(cls, raw: Any) -> Any:
-        """Configurations of earlier versions hold `layer_replication`, null unless it was used."""
+    def _drop_removed_keys(cls, raw: object) -> object:
+        # Run folders of earlier versions hold `layer_replication`, null unless it was used.
         if isinstance(raw, dict) and raw.get("layer_replication", 0) is None:
             return {key: value for key, value in raw.items() if key != "layer_replication"}
         return raw
 
     @property
     def method(self) -> Method:
-        """The training method that `policy` names.
+        """Method of training, parsed from `policy`.
 
         Raises:
-            InputError: the name is unknown.
+            InputError: The policy is unknown.
         """
         return parse_method(self.policy)
 
     def plan_options(self) -> dict[str, Any]:
-        """Options of `make_plan` beside the policy. PEFT trains all rows of a weight."""
+        """Return the options of `ailora.make_plan` beside the policy."""
+        # PEFT trains all rows of a fused weight, and in the stock form alone.
         options = self.model_dump(exclude={"policy", "learning_rates"})
         return options | ({"form": "stock", "couple_roles": True} if isinstance(self.method, PeftInit) else {})
 
     @pydantic.model_serializer(mode="wrap")
     def _serialize(self, fields: pydantic.SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out the keys that the method does not have."""
+        """Serialize the keys that the method has."""
         match self.method:
             case FullFineTuning():
                 return {"policy": self.policy}
             case PeftInit():
-                return {key: value for key, value in fields(self).items() if key not in OWN_ADAPTER_KEYS}
+                return {key: value for key, value in fields(self).items() if key not in AILORA_ADAPTER_KEYS}
             case _:
                 return fields(self)
 
 
 class DataSource(Section, frozen=True):
-    """Where the rows of a run come from: files, or with `dataset` the splits that `datasets.load_dataset` finds.
+    """Source of the rows of a run: files, or the splits of a data set of `datasets.load_dataset`.
 
     Attributes:
-        train, validation, test: a path or a list of paths (TSV, CSV, JSONL, JSON, Parquet); or names of splits.
+        train, validation, test: path or list of paths (TSV, CSV, JSONL, JSON, Parquet), or name of a split.
         dataset: hub id or local folder of a data set; None for files.
-        subset: the data set's configuration name.
-        columns: the column names of files without a header.
-        max_train_samples, max_validation_samples: keep so many rows, chosen with a fixed seed, in their order.
+        subset: configuration name of the data set.
+        columns: names of the columns of files without a header.
+        max_train_samples, max_validation_samples: number of rows to sample with a fixed seed; None for all.
     """
 
     train: Text | list[Text] = field(_SOURCE)
@@ -112,34 +122,34 @@ class DataSource(Section, frozen=True):
 
     @property
     def splits(self) -> list[str]:
-        """The names of the splits that are given."""
+        """Names of the configured splits."""
         return ["train", "validation", *(["test"] if self.test else [])]
 
     @property
     def named_columns(self) -> set[str]:
-        """The columns whose values are read."""
+        """Names of the columns that the recipe reads."""
         return set()
 
 
 class RunConfig(Section, frozen=True):
-    """What the configuration of every run holds.
+    """Configuration of a run, with the keys that all recipes share.
 
     Attributes:
-        recipe: the kind of task.
+        recipe: name of the recipe.
         model: hub id, local folder, or `builtin:minilm`.
-        quantization: how the base model is quantized on loading; None: as it is stored.
-        adapter: what is trained.
-        data: what it is trained on.
-        training: any field of the recipe's training arguments.
-        on_nonfinite: whether training stops at the first step whose loss or gradient is not finite.
-        output: the run's folder.
+        quantization: quantization of the base model on loading; None for the stored weights.
+        adapter: method of training, and options of the adapter.
+        data: source of the rows.
+        training: fields of the recipe's training arguments.
+        on_nonfinite: whether training stops or continues at a loss or gradient that is not finite.
+        output: folder of the run.
     """
 
-    #: What the recipe's models are made for.
+    #: Task type of the recipe's models.
     task_type: ClassVar[TaskType]
-    #: What `training:` holds the fields of.
+    #: Class whose fields `training:` holds.
     arguments: ClassVar[type[TrainingArguments]] = TrainingArguments
-    #: Where the recipe starts from other values than every recipe does.
+    #: Defaults of `training:` that differ from those of other recipes.
     training_defaults: ClassVar[dict[str, Any]] = {}
 
     recipe: str = field("the name of a recipe")
@@ -160,22 +170,22 @@ class RunConfig(Section, frozen=True):
 
     @property
     def derived_training(self) -> dict[str, Any]:
-        """Training arguments that the recipe sets, unless `training` does."""
+        """Training arguments that depend on the machine, unless `training` sets them."""
         return {}
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """The metrics that every evaluation during training computes beside the loss, the deciding one first."""
+        """Names of the metrics of evaluations during training; the first selects the best checkpoint."""
         return ()
 
     @property
     def scores(self) -> dict[str, bool]:
-        """What is measured of every split at the end -> whether larger is better; the deciding one first."""
+        """Scores of each split after training -> whether larger is better; the first ranks runs."""
         return {"loss": False}
 
     def check(self) -> None:
-        """Refuse names that do not exist and keys that do not go together.
+        """Validate names, and combinations of keys.
 
         Raises:
-            InputError: what is wrong, with what is allowed.
+            InputError: A name is unknown, or keys contradict each other.
         """

@@ -17,47 +17,56 @@ from ailora.formatting import shorten
 from ailora.plain_data import read_text, validate_plain_data
 
 _LINE_WIDTH = 110
-#: Aliases let a page of YAML stand for more values than fit in memory.
+#: Aliases let a short file expand to more values than fit in memory.
 _MAX_VALUES = 100_000
 _ZERO_PADDED = re.compile(r"[-+]?0[0-9o_].*")
 
 
 class _Constructor(SafeConstructor):
-    """Reads `08` as text: so it stands in run folders that PyYAML wrote, and zeros are put before names of things.
+    """Constructor of YAML 1.2, which keeps numbers with a leading zero as text."""
 
-    Dates are text too, as YAML 1.2 has it: nothing here takes a date.
-    """
-
-    def construct_yaml_int(self, node: ScalarNode) -> Any:
+    def construct_yaml_int(self, node: ScalarNode) -> object:
+        # PyYAML wrote the text `08` without quotes into run folders of earlier versions.
         if _ZERO_PADDED.fullmatch(node.value):
             return node.value
         return super().construct_yaml_int(node)
 
 
 _Constructor.add_constructor("tag:yaml.org,2002:int", _Constructor.construct_yaml_int)
+# YAML 1.2 has no dates, and no key of a configuration takes one.
 _Constructor.add_constructor("tag:yaml.org,2002:timestamp", _Constructor.construct_yaml_str)
 
 
 def read_yaml(file: Path) -> Any:
     """Read a YAML file.
 
+    Returns:
+        Plain data: mappings, lists, text, numbers, booleans, None.
+
     Raises:
-        InputError: the file cannot be read, or is not YAML (with the line).
+        InputError: The file cannot be read, or is not YAML; the message names the line.
     """
     return _load(read_text(file, kind="the configuration "), str(file), f"{file} is not YAML")
 
 
 def parse_yaml(text: str, kind: str = "value") -> Any:
-    """Parse a piece of YAML.
+    """Parse YAML.
+
+    Args:
+        text: YAML of a document or of a single value.
+        kind: noun for the text, in error messages.
+
+    Returns:
+        Plain data.
 
     Raises:
-        InputError: it is not YAML.
+        InputError: The text is not YAML.
     """
     return _load(text, shown := shorten(repr(text), 80), f"{shown} is not a YAML {kind}")
 
 
 def format_yaml(value: object) -> str:
-    """Format plain data as YAML, in the order of its keys."""
+    """Format plain data as YAML, with keys in their order."""
     yaml = YAML(typ="safe", pure=True)
     yaml.default_flow_style = False
     yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
@@ -78,7 +87,7 @@ def _load(text: str, where: str, wrong: str) -> Any:
         raise InputError(f"{wrong}: {line}{error.problem or error.context}") from None
     except RecursionError:
         raise InputError(f"{wrong}: it is nested too deeply") from None
-    # The reader's own errors have no mark, and a tag such as !!bool fails in Python's way: KeyError, ValueError.
+    # Errors of the reader have no mark, and a tag such as !!bool raises KeyError or ValueError.
     except Exception as error:
         raise InputError(f"{wrong}: {' '.join(str(error).split())}") from None
     validate_plain_data(value, where, max_values=_MAX_VALUES)

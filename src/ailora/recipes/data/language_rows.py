@@ -18,7 +18,7 @@ from ailora.recipes.config.language_config import (
     MessageTemplate,
     PromptData,
 )
-from ailora.recipes.config.schema import shown
+from ailora.recipes.config.schema import short_repr
 from ailora.recipes.data.classification_rows import read_split, sample_indices
 from ailora.recipes.data.readers import Table
 from ailora.recipes.data.templates import Template
@@ -86,7 +86,9 @@ class Rows:
                     )
             values = [row.values[name] for name in columns]
             if nested := next((value for value in values if isinstance(value, list | dict)), None):
-                raise InputError(f"{row.origin}: evaluation.group_by must name texts or numbers, got {shown(nested)}")
+                raise InputError(
+                    f"{row.origin}: evaluation.group_by must name texts or numbers, got {short_repr(nested)}"
+                )
             groups.setdefault(tuple(values), []).append(row)
         return list(groups.values())
 
@@ -137,9 +139,9 @@ def _read_variables(row: Mapping[str, object], origin: str) -> dict[str, Any]:
     if isinstance(tools, str):
         tools = parse_json(tools, f"{origin}: column 'tools'") if tools.strip() else None
     if tools is not None and not (isinstance(tools, list) and all(isinstance(tool, Mapping) for tool in tools)):
-        raise InputError(f"{origin}: column 'tools' holds {shown(tools)}, expected a list of objects, or its JSON")
+        raise InputError(f"{origin}: column 'tools' holds {short_repr(tools)}, expected a list of objects, or its JSON")
     if variables is not None and not isinstance(variables, Mapping):
-        raise InputError(f"{origin}: column 'chat_template_kwargs' holds {shown(variables)}, expected an object")
+        raise InputError(f"{origin}: column 'chat_template_kwargs' holds {short_repr(variables)}, expected an object")
     if reserved := sorted(_RESERVED_VARIABLES & (variables or {}).keys()):
         raise InputError(
             f"{origin}: column 'chat_template_kwargs' sets {reserved[0]!r}, which is no variable of a chat template"
@@ -193,7 +195,9 @@ def _read_messages(row: Mapping[str, object], source: MessageColumn, origin: str
         raise InputError(f"{origin}: data.messages names the column {source.column!r}; the data have: {', '.join(row)}")
     messages = row[source.column]
     if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
-        raise InputError(f"{origin}: column {source.column!r} holds {shown(messages)}, expected a list of messages")
+        raise InputError(
+            f"{origin}: column {source.column!r} holds {short_repr(messages)}, expected a list of messages"
+        )
     return [_read_message(message, source, origin) for message in messages]
 
 
@@ -204,18 +208,19 @@ def _read_message(message: object, source: MessageColumn, origin: str) -> Messag
     if not isinstance(message, Mapping) or not needed <= message.keys():
         keys = f"{source.role} and {source.content}"
         raise InputError(
-            f"{origin}: a message of {source.column!r} is {shown(message)}, expected an object with {keys}; "
+            f"{origin}: a message of {source.column!r} is {short_repr(message)}, expected an object with {keys}; "
             "other keys are named with data.messages: {column, role, content, names}"
         )
     role, content = message[source.role], message.get(source.content)
     if not isinstance(role, str) or not role.strip():
-        raise InputError(f"{origin}: a message of {source.column!r} has the role {shown(role)}, expected text")
+        raise InputError(f"{origin}: a message of {source.column!r} has the role {short_repr(role)}, expected text")
     if not isinstance(content, str) and not (calls_tool and content is None):
-        raise InputError(f"{origin}: a message of {source.column!r} has the text {shown(content)}, expected text")
+        raise InputError(f"{origin}: a message of {source.column!r} has the text {short_repr(content)}, expected text")
     calls = message.get("tool_calls")
     if calls is not None and not (isinstance(calls, list) and all(isinstance(call, Mapping) for call in calls)):
         raise InputError(
-            f"{origin}: a message of {source.column!r} has the tool_calls {shown(calls)}, expected a list of objects"
+            f"{origin}: a message of {source.column!r} has the tool_calls {short_repr(calls)}, "
+            "expected a list of objects"
         )
     # Parquet gives every message all keys that any of them has, with null for those that are missing.
     others = {

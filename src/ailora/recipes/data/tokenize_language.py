@@ -22,7 +22,7 @@ from trl.chat_template_utils import get_training_chat_template, has_generation_m
 from ailora.errors import InputError
 from ailora.formatting import shorten
 from ailora.plain_data import read_text
-from ailora.recipes.config.schema import shown
+from ailora.recipes.config.schema import short_repr
 from ailora.recipes.data.language_rows import Message, Row, Rows
 
 IGNORE_INDEX = -100
@@ -190,8 +190,8 @@ class Tokenization:
         for key in sorted((_LOSS_KEYS & message.keys()) - names):
             if message[key] not in (int(counted), counted):
                 raise InputError(
-                    f"{row.origin}: a message of the role {message['role']} has {key} {shown(message[key])}, but the "
-                    f"loss {'counts' if counted else 'does not count'} on it: set training.assistant_only_loss, "
+                    f"{row.origin}: a message of the role {message['role']} has {key} {short_repr(message[key])}, but "
+                    f"the loss {'counts' if counted else 'does not count'} on it: set training.assistant_only_loss, "
                     f"or leave out {key}"
                 )
 
