@@ -1,4 +1,4 @@
-"""Generate text with an adapter, or with the model of a finished run."""
+"""Generate texts with an adapter or the model of a finished run."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ _BATCH_SIZE = 8
 
 @dataclass(frozen=True)
 class TextGenerator:
-    """A language model that continues prompts.
+    """Language model with its tokenizer, to generate texts from prompts.
 
     Attributes:
-        model: with its adapter.
-        tokenization: how prompts become tokens.
+        model: language model, with its adapter if it has one.
+        tokenization: tokenizer of the model.
     """
 
     model: Model
@@ -42,35 +42,43 @@ class TextGenerator:
 
     @classmethod
     def load(cls, folder: Path | str, *, base: str | None = None) -> TextGenerator:
-        """Load the model of a folder.
+        """Load the model of a folder onto the accelerator, if there is one.
 
         Args:
-            folder: of a finished run, or of an adapter.
-            base: the base model of an adapter; None for the one that the adapter names.
+            folder: folder of a finished run, or of an adapter.
+            base: base model of the adapter; None for the name in the adapter's configuration.
+
+        Returns:
+            The generator.
 
         Raises:
-            InputError: the folder holds neither, or no language model's.
+            InputError: The folder holds neither a run nor an adapter, or its model generates no texts.
         """
         if base is not None or detect_path_kind(folder) is not PathKind.RUN:
             return cls(*_load_adapter(resolve_adapter_dir(folder), base))
         run = load_run(folder)
         if not isinstance(run.recipe, LanguageRecipe):
-            raise InputError(f"{folder} is a run of the recipe {run.recipe.config.recipe}, which writes no texts")
+            raise InputError(f"{folder} is a run of the recipe {run.recipe.config.recipe}, which generates no texts")
         return cls(run.load(), run.recipe.tokenization)
 
     def generate(self, prompts: Sequence[str], fields: Mapping[str, Any], *, chat: bool = False) -> list[str]:
-        """Generate a text after each prompt.
+        """Generate a completion of each prompt.
 
         Args:
             prompts: texts.
-            fields: of `transformers.GenerationConfig`.
-            chat: whether a prompt is a user's message in the chat template.
+            fields: fields of `transformers.GenerationConfig`.
+            chat: whether to format each prompt as a user's message in the chat template.
+
+        Returns:
+            Completions in the order of the prompts, without blanks at their ends.
 
         Raises:
-            InputError: an empty prompt, or one that is not Unicode, no chat template, a field that does not exist.
+            InputError: A prompt is empty or no valid Unicode, the tokenizer has no chat template, or a field is
+                invalid.
         """
         if empty := [number for number, prompt in enumerate(prompts, start=1) if not prompt]:
             raise InputError(f"prompt {empty[0]} is empty")
+        # A lone surrogate, as a terminal may pass it, ends in a tokenizer's traceback.
         validate_plain_data(list(prompts), "prompts")
         tokenizer = self.tokenization.tokenizer
         if chat and not tokenizer.chat_template:
@@ -85,17 +93,17 @@ class TextGenerator:
 
 def _load_adapter(folder: Path, base: str | None) -> tuple[Model, Tokenization]:
     config = read_config(folder / CONFIG_NAME)
-    task, named = config.get("task_type"), base or config.get("base_model_name_or_path")
+    task, base = config.get("task_type"), base or config.get("base_model_name_or_path")
     if task not in (TaskType.CAUSAL_LM, TaskType.SEQ_2_SEQ_LM, None):
-        raise InputError(f"{folder} is an adapter for {task}, which writes no texts")
-    if not named:
+        raise InputError(f"{folder} is an adapter for {task}, which generates no texts")
+    if not base:
         raise InputError(f"{folder} does not name its base model: give it with --base")
-    tokenizer = load_tokenizer(named)
-    prepare_tokenizer(tokenizer, name=named)
-    model: Any = load_language_model(resolve_model(named), tokenizer, parse_task_type(task or TaskType.CAUSAL_LM))
+    tokenizer = load_tokenizer(base)
+    prepare_tokenizer(tokenizer, name=base)
+    model: Any = load_language_model(resolve_model(base), tokenizer, parse_task_type(task or TaskType.CAUSAL_LM))
     try:
         adapted = load_peft_adapter(model, folder)
     except (InputError, ModelError, SafetensorError) as error:
-        raise InputError(f"cannot load the adapter {folder} on {named}: {error}") from error
+        raise InputError(f"cannot load the adapter {folder} on {base}: {error}") from error
     validate_finite(adapted, folder)
     return adapted.to(torch.accelerator.current_accelerator() or "cpu"), Tokenization(tokenizer)

@@ -1,4 +1,4 @@
-"""Use a finished run, whatever its recipe: score it on data, predict with it."""
+"""Evaluate a finished run of any recipe, and predict with it."""
 
 from __future__ import annotations
 
@@ -24,38 +24,44 @@ from ailora.recipes.task_models import validate_finite
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """A finished run, whose model is loaded as any stock loader would.
+    """Finished run, whose model is loaded by the stock loaders of transformers and PEFT.
 
     Attributes:
-        folder: the run's.
-        recipe: the run's recipe, with its result.
+        folder: folder of the run.
+        recipe: recipe of the run, with its result.
     """
 
     folder: RunFolder
     recipe: Recipe[RunConfig]
 
     def evaluate(self, data_file: str | None = None) -> dict[str, float]:
-        """Compute loss and metrics on the run's validation data, or on a file with the same columns.
+        """Compute loss and metrics.
+
+        Args:
+            data_file: file with the columns of the run's data; None for its validation data.
+
+        Returns:
+            Loss and metrics by name.
 
         Raises:
-            InputError: bad data.
+            InputError: The data are missing or invalid, or the model is.
         """
         return self.recipe.score(self.load, data_file)
 
     def predict(self, input_file: str, output_file: Path | str, *, force: bool = False) -> int:
-        """Write a prediction for every row of a file; of labelled data only the columns that are read are needed.
+        """Write a prediction for each row of a file.
 
         Args:
-            input_file: a file as the run's data.
-            output_file: ends in .tsv, .csv, .jsonl or .parquet.
-            force: replace a file that is there.
+            input_file: file with the input columns of the run's data; labels are not needed.
+            output_file: file ending in .tsv, .csv, .jsonl or .parquet.
+            force: whether an existing file may be replaced.
 
         Returns:
             The number of rows.
 
         Raises:
-            InputError: bad data, or an output that cannot be written or would replace its input, a part of the run, or
-                without `force` any file.
+            InputError: The data are invalid, or the output cannot be written, exists without `force`, or would replace
+                the input or a part of the run.
         """
         output = validate_output_file(output_file, force=force, reads=[input_file, self.folder.path])
         validate_output_suffix(output)
@@ -64,13 +70,16 @@ class TrainedRun:
         return len(frame)
 
     def load(self) -> Model:
-        """Load the trained model, onto an accelerator where there is one.
+        """Load the trained model onto the accelerator, if there is one.
+
+        Returns:
+            The model, with its adapter if it has one.
 
         Raises:
-            InputError: what the run wrote is missing or damaged.
+            InputError: A file of the run is missing or damaged.
         """
         model: Any = self._load()
-        # A quantized model is where its library has put it.
+        # The library places a quantized model, and may refuse to move it.
         if self.recipe.config.quantization is not None:
             return model
         return model.to(torch.accelerator.current_accelerator() or "cpu")
@@ -78,7 +87,7 @@ class TrainedRun:
     def _load(self) -> Model:
         config, folder = self.recipe.config, self.folder
         method = config.adapter.method
-        # A function of the user's may have returned either.
+        # A function of the user may return an adapted model, or one that is trained whole.
         whole = isinstance(method, FullFineTuning) or (isinstance(method, CustomFunction) and folder.model.is_dir())
         written = folder.model if whole else folder.adapter
         _validate_written(folder, written, prefix="" if whole else "adapter_")
@@ -95,17 +104,24 @@ class TrainedRun:
 
 
 def _validate_written(folder: RunFolder, written: Path, *, prefix: str) -> None:
-    """transformers and PEFT would look for a missing file on the hub."""
+    # transformers and PEFT would look for a missing file on the hub.
     for name in (f"{prefix}config.json", f"{prefix}model*.safetensors"):
         if not any(written.glob(name)):
             raise InputError(f"{written} has no {name.replace('*', '')}: {folder.rewriting}")
 
 
 def read_result(folder: RunFolder, keys: Iterable[str]) -> dict[str, Any]:
-    """Read the result of a finished run, which has these keys.
+    """Read the result of a finished run.
+
+    Args:
+        folder: folder of the run.
+        keys: keys that the result must have.
+
+    Returns:
+        Content of `result.json`.
 
     Raises:
-        InputError: the run has not finished, or its result is damaged.
+        InputError: The run has not finished, or its result is damaged.
     """
     result = folder.read_result()
     for key in keys:
