@@ -1,1 +1,1 @@
-"""Recipes: from a configuration to a trained, evaluated and stored model, one file per kind of task."""
+"""Recipes: train, evaluate and save a model from a configuration, with a file for each kind of task."""

@@ -1,4 +1,4 @@
-"""Causal language models with TRL's `SFTTrainer`."""
+"""Recipe of causal language models, with TRL's `SFTTrainer`."""
 
 from __future__ import annotations
 
@@ -18,22 +18,20 @@ from ailora.recipes.training.role_trainers import AdapterTrainer
 
 
 class _Trainer(AdapterTrainer, SFTTrainer):
-    """TRL's trainer with the learning rates of roles.
-
-    TRL trains all parameters of a quantized model in bfloat16. Modules that are trained whole keep their dtype, that of
-    the base's activations: TRL's own loss converts between the two, a plain forward pass does not.
-    """
+    """`SFTTrainer` with learning rates by role."""
 
     def __init__(self, *, model: Model, **arguments: Any) -> None:
-        saved = {name: p.dtype for name, p in model.named_parameters() if ".modules_to_save." in name}
+        # TRL casts all trainable parameters of a quantized model to bfloat16. Modules that are trained whole keep the
+        # dtype of the base's activations: TRL's loss converts between the two, a plain forward pass does not.
+        dtypes = {name: p.dtype for name, p in model.named_parameters() if ".modules_to_save." in name}
         super().__init__(model=model, **arguments)
-        for name, dtype in saved.items():
+        for name, dtype in dtypes.items():
             parameter = model.get_parameter(name)
             parameter.data = parameter.data.to(dtype)
 
 
 class CausalLMRecipe(LanguageRecipe[CausalLMConfig]):
-    """Text, prompts with completions, or conversations."""
+    """Recipe that trains a causal model on texts, prompts with completions, or conversations."""
 
     trainer_class: ClassVar[type[AdapterTrainer]] = _Trainer
 
@@ -41,7 +39,7 @@ class CausalLMRecipe(LanguageRecipe[CausalLMConfig]):
     def arguments(self) -> SFTConfig:
         arguments = super().arguments
         assert isinstance(arguments, SFTConfig)
-        # Rows come to the trainer with their labels, where it would look for conversations.
+        # Rows reach the trainer with labels; with this option it would look for conversations.
         arguments.assistant_only_loss = False
         return arguments
 
@@ -57,7 +55,7 @@ class CausalLMRecipe(LanguageRecipe[CausalLMConfig]):
     def tokenization(self) -> Tokenization:
         return Tokenization(
             self.tokenizer,
-            # Packing cuts at its own places.
+            # Packing truncates rows itself, at the length of a packed row.
             max_length=None if self.arguments.packing else self.arguments.max_length,
             train_on_prompt=self.arguments.completion_only_loss is False,
             assistant_only_loss=self.config.training.get("assistant_only_loss", False),

@@ -1,4 +1,4 @@
-"""Sequence classification and regression with `transformers.Trainer`."""
+"""Recipe of sequence classification and regression, with `transformers.Trainer`."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ from ailora.recipes.training.role_trainers import AdapterTrainer
 
 
 class ClassificationRecipe(Recipe[ClassificationConfig]):
-    """Texts or pairs of texts to classes, or to numbers."""
+    """Recipe that trains a model to assign classes or numbers to texts or pairs of texts."""
 
     result_keys: ClassVar[tuple[str, ...]] = ("labels",)
 
     @cached_property
     def examples(self) -> dict[str, Examples]:
-        """The rows of every split."""
+        """Examples of each split."""
         return {split: load_examples(self.config.data, split) for split in self.config.data.splits}
 
     @cached_property
     def labels(self) -> Labels:
-        """The classes: those of the training data, or those that a finished run was trained on."""
+        """Labels of the training data; of a finished run, those in its result."""
         if self.result is not None:
             return Labels(tuple(self.result["labels"]) if self.result["labels"] else None)
         train = self.examples["train"]
@@ -50,14 +50,14 @@ class ClassificationRecipe(Recipe[ClassificationConfig]):
 
     @cached_property
     def encoded_labels(self) -> dict[str, list[int | float]]:
-        """The labels of every split as numbers."""
+        """Encoded labels of each split."""
         return {split: examples.encode_labels(self.labels) for split, examples in self.examples.items()}
 
     @cached_property
     def datasets(self) -> dict[str, Dataset]:
         encoded, data = self.encoded_labels, self.config.data
         validate_max_length(self.tokenizer, data.max_length, pairs=len(data.text) == 2)
-        return {split: self._dataset(examples, encoded[split]) for split, examples in self.examples.items()}
+        return {split: self._tokenize(examples, encoded[split]) for split, examples in self.examples.items()}
 
     @property
     def num_labels(self) -> int:
@@ -84,14 +84,14 @@ class ClassificationRecipe(Recipe[ClassificationConfig]):
         held_out = {split: dataset for split, dataset in self.datasets.items() if split != "train"}
         predictions = {split: Predictions.from_trainer(trainer, dataset) for split, dataset in held_out.items()}
         metrics = {
-            split: of_split.score(self.config.metrics, self.labels, self.encoded_labels[split])
-            for split, of_split in predictions.items()
+            split: predicted.score(self.config.metrics, self.labels, self.encoded_labels[split])
+            for split, predicted in predictions.items()
         }
 
         def write(folder: RunFolder) -> None:
             frames = [
-                of_split.to_frame(self.labels, self.examples[split]).assign(split=split)
-                for split, of_split in predictions.items()
+                predicted.to_frame(self.labels, self.examples[split]).assign(split=split)
+                for split, predicted in predictions.items()
             ]
             write_frame(pd.concat(frames), folder.predictions)
 
@@ -105,23 +105,23 @@ class ClassificationRecipe(Recipe[ClassificationConfig]):
         else:
             examples = to_examples(read_tables(data_file, data.columns, named=data.named_columns), data)
         encoded = examples.encode_labels(self.labels)
-        predictions = self._predictions(load, self._dataset(examples, encoded))
+        predictions = self._predict_dataset(load, self._tokenize(examples, encoded))
         return predictions.score(self.config.metrics, self.labels, encoded)
 
     def predict(self, load: Callable[[], Model], input_file: str, output_file: Path) -> pd.DataFrame:
         data = self.config.data
         examples = to_examples(self._read_input(input_file), data, labelled=False)
-        # What the format cannot hold is refused before the model is loaded.
+        # Texts and labels that the format cannot hold are refused before the model is loaded.
         encode_frame(pd.DataFrame(examples.texts, columns=data.text), output_file)
         encode_frame(pd.DataFrame({"prediction": self.labels.names or ()}), output_file)
-        frame = self._predictions(load, self._dataset(examples)).to_frame(self.labels, examples)
+        frame = self._predict_dataset(load, self._tokenize(examples)).to_frame(self.labels, examples)
         for position, name in enumerate(data.text):
             frame.insert(position + 1, name, [texts[position] for texts in examples.texts])
         if "scores" in frame:
             frame["scores"] = [scores.tolist() for scores in frame["scores"]]
         return frame
 
-    def _dataset(self, examples: Examples, encoded: list[int | float] | None = None) -> Dataset:
+    def _tokenize(self, examples: Examples, encoded: list[int | float] | None = None) -> Dataset:
         dataset = tokenize(examples, self.tokenizer, self.config.data.max_length)
         return dataset if encoded is None else dataset.add_column("labels", encoded)
 
@@ -132,7 +132,7 @@ class ClassificationRecipe(Recipe[ClassificationConfig]):
         )
 
     def _read_input(self, input_file: str) -> Table:
-        """Read a file without labels: without a header it holds all of the run's columns, or its text columns alone."""
+        """Read a file to predict: without a header it has all columns of the run's data, or the text columns alone."""
         columns, texts = self.config.data.columns, self.config.data.text
         try:
             return read_tables(input_file, columns, named=texts)
@@ -141,7 +141,7 @@ class ClassificationRecipe(Recipe[ClassificationConfig]):
                 raise
             return read_tables(input_file, texts, named=texts)
 
-    def _predictions(self, load: Callable[[], Model], dataset: Dataset) -> Predictions:
+    def _predict_dataset(self, load: Callable[[], Model], dataset: Dataset) -> Predictions:
         training = self.config.training
         arguments = TrainingArguments(
             output_dir=str(RunFolder(self.config.output).checkpoints),

@@ -1,9 +1,9 @@
-"""A text task that the project makes itself, so that the demo needs no data: does the speaker like it or not?
+"""Synthetic text task of the demo, which needs no data: does a sentence praise its subject or blame it?
 
-A sentence speaks of one thing with a praising or a damning word, after a phrase that affirms or one that denies, and
-mentions another thing beside it. The label is the word's tone, turned around by a denial; the other thing does not
-count. Tones and phrases are drawn independently, so that no word and no short sequence of words tells the label: linear
-models of words and word pairs stay at chance. Validation and test use words that training never shows.
+A sentence judges a thing by a word of praise or blame, within a phrase that affirms or denies, and mentions another
+thing beside it. The label is the tone of the word, inverted by a denial; the other thing is irrelevant. Tones and
+phrases are drawn independently, so no word or short sequence of words predicts the label: linear models of words and
+word pairs stay at chance. Validation and test data use words absent from the training data.
 """
 
 from __future__ import annotations
@@ -35,19 +35,19 @@ _ASIDES = ["although the {thing} was {tone}", "unlike the {tone} {thing}", "and 
 
 
 def write_verdicts(folder: Path, *, train: int, held_out: int, seed: int = 0) -> dict[str, Path]:
-    """Write `train.tsv`, `validation.tsv` and `test.tsv` with the columns sentence and label.
+    """Write `train.tsv`, `validation.tsv` and `test.tsv` with columns `sentence` and `label`.
 
     Args:
-        folder: where the files go; made if needed.
-        train: rows of the training file.
-        held_out: rows of the validation file and of the test file.
-        seed: the same seed gives the same files.
+        folder: folder to write to, created if missing.
+        train: number of training rows.
+        held_out: number of validation rows, and of test rows.
+        seed: seed of the rows.
 
     Returns:
-        The path of each split.
+        Split -> path of its file.
 
     Raises:
-        InputError: the folder cannot be written to, or other files are in their places.
+        InputError: The folder cannot be written, or holds other content under these names.
     """
     rng = random.Random(seed)
     words = {"train": slice(None, 8), "validation": slice(8, None), "test": slice(8, None)}
@@ -61,8 +61,9 @@ def write_verdicts(folder: Path, *, train: int, held_out: int, seed: int = 0) ->
         for file, text in texts.items():
             if not file.exists() and not file.is_symlink():
                 write_text(file, text)
+            # The demo may run again after a kill: files of the same content are its own.
             elif file.read_bytes() != text.encode():
-                raise InputError(f"{file} is there already, with other content: choose another output")
+                raise InputError(f"{file} exists already, with other content: choose another output")
     return {file.stem: file for file in texts}
 
 

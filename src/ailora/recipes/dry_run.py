@@ -1,4 +1,4 @@
-"""What a run would do, without loading a weight: its data read, its adapter planned, its cost estimated."""
+"""Dry runs: read the data, plan the adapter and estimate the cost of a run, without loading a weight."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from ailora.recipes.registry import make_recipe
 from ailora.recipes.training.setup import plan_adapter
 from ailora.spectral.flops import measure_matmul_speed
 
-#: Floating numbers that a layer keeps per token and hidden unit for the backward pass, by Korthikanti et al. 2022
-#: (arXiv 2205.05198, 34 bytes in 2-byte numbers), attention scores aside; with checkpointing only the layer's input.
-_KEPT, _KEPT_CHECKPOINTED = 17, 1
+#: Activations that a layer keeps per token and hidden unit for the backward pass, attention scores aside: 34 bytes in
+#: 2-byte numbers (Korthikanti et al. 2022, arXiv 2205.05198); with checkpointing, the layer's input alone.
+_ACTIVATIONS_PER_UNIT, _CHECKPOINTED_ACTIVATIONS_PER_UNIT = 17, 1
 
 
 @dataclass(frozen=True)
 class DryRun:
-    """What a run would do.
+    """Plan, estimated cost and examples of a run.
 
     Attributes:
-        plan: what every module gets; None: full fine-tuning.
-        facts: figures by name; bytes and seconds are estimates.
-        examples: the first two rows of the training data, as they are trained.
+        plan: plan of the adapter; None for full fine-tuning.
+        facts: counts and estimates by name; memory in bytes, time in seconds.
+        examples: first two rows of the training data, as text with marks around trained tokens.
     """
 
     plan: Plan | None
@@ -41,10 +41,17 @@ class DryRun:
 
 
 def dry_run(config: RunConfig) -> DryRun:
-    """Check everything that can be checked before a model is loaded, and estimate what training takes.
+    """Validate a configuration, its data and its plan, and estimate the cost of training.
+
+    Args:
+        config: configuration of the run.
+
+    Returns:
+        Plan, estimates and examples.
 
     Raises:
-        InputError, ModelError: as the recipe's `run` would.
+        InputError: The data are invalid, or the method is a function of the user, whose adapter is unknown.
+        ModelError: The model cannot be adapted as configured.
     """
     method = config.adapter.method
     if isinstance(method, CustomFunction):
@@ -55,7 +62,7 @@ def dry_run(config: RunConfig) -> DryRun:
     plan = None if isinstance(method, FullFineTuning) else plan_adapter(config, model)
     data, tokenizer = recipe.datasets, recipe.tokenizer
     train = data["train"]
-    examples = [_shown(train[i], tokenizer) for i in range(min(2, len(train)))]
+    examples = [_format_example(train[i], tokenizer) for i in range(min(2, len(train)))]
     rows = {f"{split}_rows": len(dataset) for split, dataset in data.items()}
     return DryRun(plan, rows | _estimate_costs(config, recipe.arguments, model, plan=plan, train=train), examples)
 
@@ -73,22 +80,22 @@ def _estimate_costs(
     trained = whole if plan is None else _trainable_parameters(method, plan)
     token_count = sum(lengths) / len(lengths) * per_step * steps
     checkpointed = bool(arguments.activation_checkpointing)
-    # Two operations a number and token forwards, as many for the gradients of the inputs, and of weights that train.
+    # Operations per parameter and token: 2 forwards, 2 for gradients of inputs, 2 for those of trained weights.
     passes = 2 + 2 + 2 * (plan is None) + 2 * checkpointed
     longest = max(lengths) * arguments.per_device_train_batch_size
     text: Any = model.config.get_text_config()
-    kept = _KEPT_CHECKPOINTED if checkpointed else _KEPT
+    activations = _CHECKPOINTED_ACTIVATIONS_PER_UNIT if checkpointed else _ACTIVATIONS_PER_UNIT
     layers, width = getattr(text, "num_hidden_layers", 0), getattr(text, "hidden_size", 0)
     logits = longest * text.vocab_size * 4 * 2 if isinstance(config, LanguageConfig) else 0
-    weights = sum(p.numel() * _bytes(config, p.dtype.itemsize, p.ndim) for p in model.parameters())
-    # Value, gradient and Adam's two moments in fp32; the anchor beside them.
+    weights = sum(p.numel() * _bytes_per_entry(config, p.dtype.itemsize, p.ndim) for p in model.parameters())
+    # Values, gradients and Adam's two moments in float32 are 16 bytes; the anchor has another 4.
     state = trained * 16 + (plan.trainable * 4 if plan and not isinstance(method, PeftInit) else 0)
     return {
         "steps": steps,
         "tokens_per_row": {"mean": sum(lengths) / len(lengths), "longest": max(lengths)},
         "trainable_parameters": trained,
         "total_parameters": whole + (0 if plan is None else plan.trainable),
-        "memory_bytes": int(weights + state + longest * layers * width * kept * 4 + logits),
+        "memory_bytes": int(weights + state + longest * layers * width * activations * 4 + logits),
         "weight_bytes": int(weights),
         "optimizer_bytes": int(state),
         "train_seconds": passes * whole * token_count / measure_matmul_speed(arguments.device),
@@ -102,29 +109,29 @@ def _trainable_parameters(method: Method, plan: Plan) -> int:
     return plan.trainable
 
 
-def _bytes(config: RunConfig, stored: int, dimensions: int) -> float:
-    """Bytes of a number: quantization takes the matrices."""
+def _bytes_per_entry(config: RunConfig, stored: int, dimensions: int) -> float:
+    """Return the bytes of an entry of a weight; quantization applies to matrices."""
     fields = config.quantization or {}
     if dimensions < 2 or not fields:
         return stored
     return 0.5 if fields.get("load_in_4bit") or "Int4" in str(fields.get("torchao")) else 1
 
 
-def _shown(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> str:
-    """A row's text with what the loss counts in double brackets; the label of a classified one."""
+def _format_example(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> str:
+    """Format a tokenized row as text, with `[[ ]]` around trained tokens, or with its label."""
     ids, labels = row["input_ids"], row["labels"]
     if not isinstance(labels, list):
         return f"{tokenizer.decode(ids)}  ->  {labels}"
     if len(labels) != len(ids):
         return f"{tokenizer.decode(ids)}  ->  [[{tokenizer.decode(labels)}]]"
     text = ""
-    for start, stop in _runs([label != IGNORE_INDEX for label in labels]):
+    for start, stop in _find_runs([label != IGNORE_INDEX for label in labels]):
         part = str(tokenizer.decode(ids[start:stop]))
         text += part if labels[start] == IGNORE_INDEX else f"[[{part}]]"
     return text
 
 
-def _runs(flags: list[bool]) -> list[tuple[int, int]]:
-    """Ranges of equal flags."""
+def _find_runs(flags: list[bool]) -> list[tuple[int, int]]:
+    """Find the ranges of equal flags."""
     edges = [0, *(i for i in range(1, len(flags)) if flags[i] != flags[i - 1]), len(flags)]
     return list(pairwise(edges))

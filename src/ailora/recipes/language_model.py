@@ -1,4 +1,4 @@
-"""What the recipes of language models share: rows, likelihood, generated texts, forgetting."""
+"""Base class of the recipes of language models: rows, likelihood, generated texts, forgetting."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ LanguageConfigT_co = TypeVar("LanguageConfigT_co", bound=LanguageConfig, covaria
 
 
 class LanguageRecipe(Recipe[LanguageConfigT_co]):
-    """Prompts with completions, and whatever else a language model is trained on."""
+    """Base class of recipes that train a language model."""
 
     trainer_class: ClassVar[type[AdapterTrainer]]
     _base_likelihood: Likelihood | None = None
@@ -47,14 +47,14 @@ class LanguageRecipe(Recipe[LanguageConfigT_co]):
     @cached_property
     @abstractmethod
     def tokenization(self) -> Tokenization:
-        """How rows become tokens."""
+        """Tokenizer of the model, with the settings of truncation and loss."""
 
     @cached_property
     def evaluator(self) -> Evaluator:
-        """Measures the model.
+        """Evaluator of the run.
 
         Raises:
-            InputError: generation is configured in a way that transformers refuses.
+            InputError: transformers refuses the parameters of generation.
         """
         fields = self.config.evaluation.generate
         generation = None if fields is None else build_generation_config(fields, self.tokenizer)
@@ -63,7 +63,7 @@ class LanguageRecipe(Recipe[LanguageConfigT_co]):
 
     @cached_property
     def rows(self) -> dict[str, Rows]:
-        """All rows of every split."""
+        """All rows of each split."""
         groups = self.config.evaluation.groups
         return {split: load_rows(self.config.data, split, groups) for split in self.config.data.splits}
 
@@ -75,13 +75,14 @@ class LanguageRecipe(Recipe[LanguageConfigT_co]):
             for split, rows in self.rows.items()
         }
         if evaluator.generation is not None:
+            # Columns of group_by that are missing are refused before training.
             for split in data.splits[1:]:
                 evaluator.group_inputs(self.rows[split])
         return datasets
 
     @cached_property
     def general(self) -> Dataset | None:
-        """Tokenized general text, or None if forgetting is not measured."""
+        """Tokenized general text; None if forgetting is not measured."""
         evaluation = self.config.evaluation
         if evaluation.general_text is None:
             return None
@@ -102,7 +103,7 @@ class LanguageRecipe(Recipe[LanguageConfigT_co]):
         return load_language_model(path, self.tokenizer, self.config.task_type, quantization=quantization)
 
     def make_collator(self) -> DataCollatorForSeq2Seq | None:
-        """Make what pads a batch for the trainer, or None for the trainer's own."""
+        """Build the data collator of the trainer; None for the trainer's default."""
         return None
 
     def make_trainer(self, model: Model, arguments: TrainingArguments) -> AdapterTrainer:
@@ -117,7 +118,8 @@ class LanguageRecipe(Recipe[LanguageConfigT_co]):
         )
 
     def before_training(self, model: Model) -> None:
-        """Measure the likelihood of general text under the base model, where training will overwrite the base."""
+        """Measure the likelihood of general text under the base model, unless the base stays available."""
+        # Of adapters that leave the base as it is, disabling the adapter gives it back after training.
         if self.general is not None and get_adapter_origin(model).overwrites_base:
             self._base_likelihood = self.evaluator.compute_likelihood(model, self.general)
 
@@ -138,17 +140,17 @@ class LanguageRecipe(Recipe[LanguageConfigT_co]):
         data = self.config.data
         if data_file is None:
             rows = load_rows(data, "validation", self.config.evaluation.groups)
-            used = rows.sample(data.max_validation_samples)
+            sample = rows.sample(data.max_validation_samples)
         else:
-            rows = used = to_rows(
+            rows = sample = to_rows(
                 read_tables(data_file, data.columns, named={*data.named_columns, *self.config.evaluation.groups}), data
             )
-        dataset = self.tokenization.tokenize(used)
+        dataset = self.tokenization.tokenize(sample)
         scores, _ = self.evaluator.measure(load(), dataset, rows)
         return scores
 
     def predict(self, load: Callable[[], Model], input_file: str, output_file: Path) -> pd.DataFrame:
-        """Generate a completion for every row of a file, as the column `output`."""
+        """Generate a completion for each row of a file, in the column `output`."""
         if output_file.suffix == ".tsv":
             raise InputError(
                 f"{output_file}: generated texts may hold tabs and ends of lines, which no cell of a .tsv can; choose "
@@ -158,6 +160,6 @@ class LanguageRecipe(Recipe[LanguageConfigT_co]):
             raise InputError(f"{self.config.output} generates nothing: its evaluation.generate is not set")
         rows = to_rows(read_tables(input_file, self.config.data.columns), self.config.data, complete=False).rows
         frame = pd.DataFrame([row.values for row in rows])
-        # What the format cannot hold is refused before hours of generating.
+        # Values that the format cannot hold are refused before hours of generation.
         encode_frame(frame, output_file)
         return frame.assign(output=self.evaluator.generate(load(), rows))

@@ -1,4 +1,4 @@
-"""The model card of an adapter that a run trained."""
+"""Model card of a trained adapter."""
 
 from __future__ import annotations
 
@@ -33,22 +33,27 @@ model = {loader}.from_pretrained({arguments})
 """
 #: Longer lists are left to the line below the code.
 _MAX_NAMED_LABELS = 20
-_GIVEN_BACK = (
+#: Note on inits that overwrite the base.
+_CONVERSION_NOTE = (
     " That takes a part out of the base weights; here it is given back, for which the file has twice the rank. "
     "Where the base is not in float32, what rounding changed of it stays behind."
 )
 
 
 def make_model_card(config: RunConfig, result: Mapping[str, Any], *, pad_token_id: int | None) -> ModelCard:
-    """Make the card of an adapter: what it is, how good it is, how to load it.
+    """Write the model card of an adapter: its init, its scores, and the call that loads it.
 
     Args:
-        config: the run's.
-        result: what `result.json` will hold.
-        pad_token_id: the padding token that the model was trained with.
+        config: configuration of the run.
+        result: content of `result.json`.
+        pad_token_id: padding token that the model was trained with.
+
+    Returns:
+        The card.
     """
-    given = config.adapter.policy
-    policy = given if isinstance(given, str) else "custom: " + ", ".join(f"{r} {i}" for r, i in given.items())
+    policy = config.adapter.policy
+    if not isinstance(policy, str):
+        policy = "custom: " + ", ".join(f"{role} {init}" for role, init in policy.items())
     custom = isinstance(config.adapter.method, CustomFunction)
     base = resolve_model(config.model) if config.model.startswith("builtin:") else config.model
     task = TASKS[config.task_type]
@@ -59,9 +64,9 @@ def make_model_card(config: RunConfig, result: Mapping[str, Any], *, pad_token_i
         policy=policy,
         rank="" if custom else f", rank {config.adapter.rank},",
         kind="An adapter" if custom else "A LoRA adapter",
-        origin=_origin(config.adapter, policy),
+        origin=_describe_origin(config.adapter, policy),
         task=task.title,
-        scores=_score_table(result["metrics"]),
+        scores=_format_scores(result["metrics"]),
         trainable=result["trainable_parameters"],
         steps=result["steps"],
         seed=result["seed"],
@@ -100,14 +105,14 @@ def _tags(adapter: AdapterConfig) -> list[str]:
             return ["ailora", "lora"]
 
 
-def _origin(adapter: AdapterConfig, policy: str) -> str:
-    """Say in a sentence or two how the adapter was initialised."""
+def _describe_origin(adapter: AdapterConfig, policy: str) -> str:
+    """Describe the init of an adapter in a sentence or two."""
     match adapter.method:
         case CustomFunction():
             return f"It was made by the function `{policy}`, which is not part of this folder."
         case PeftInit(name=name, overwrites_base=overwrites_base):
             text = f"It was initialised by PEFT's own `{name}` (`init_lora_weights`)."
-            return text + (_GIVEN_BACK if overwrites_base else "")
+            return text + (_CONVERSION_NOTE if overwrites_base else "")
         case _:
             return (
                 f"It was initialised by the policy `{policy}` and trained in the {adapter.form} form of "
@@ -115,8 +120,8 @@ def _origin(adapter: AdapterConfig, policy: str) -> str:
             )
 
 
-def _score_table(metrics: Mapping[str, Mapping[str, float]]) -> str:
-    """Format the scores of every split as a Markdown table."""
+def _format_scores(metrics: Mapping[str, Mapping[str, float]]) -> str:
+    """Format the scores of each split as a Markdown table."""
     names = list(dict.fromkeys(name for scores in metrics.values() for name in scores))
     rows = [["split", *names], ["---"] * (1 + len(names))]
     for split, scores in metrics.items():

@@ -1,4 +1,4 @@
-"""A recipe applied to a configuration: its data, its model, its trainer and what is measured at the end."""
+"""Base class of recipes: data, model, trainer and measurements of a configuration."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Evaluation:
 
     Attributes:
         result: entries of `result.json`, `metrics` (split -> name -> score) among them.
-        write: writes the predictions or samples that were scored into the run's folder.
+        write: writes the scored predictions or samples into the folder of the run.
     """
 
     result: dict[str, Any]
@@ -42,14 +42,14 @@ class Evaluation:
 
 
 class Recipe(ABC, Generic[ConfigT_co]):
-    """A recipe applied to a configuration. Data and tokenizer are read when they are first needed.
+    """Recipe of a run, whose data and tokenizer are read when first needed.
 
     Args:
-        config: the run's.
-        result: what `result.json` of a finished run holds; None for a run that is to be trained.
+        config: configuration of the run.
+        result: content of `result.json` of a finished run; None for a run to train.
     """
 
-    #: Keys of `result.json` that a finished run is used with.
+    #: Keys of `result.json` that predictions of a finished run need.
     result_keys: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, config: ConfigT_co, result: Mapping[str, Any] | None = None) -> None:
@@ -58,7 +58,7 @@ class Recipe(ABC, Generic[ConfigT_co]):
 
     @cached_property
     def arguments(self) -> TrainingArguments:
-        """The trainer's arguments.
+        """Arguments of the trainer.
 
         Raises:
             InputError: transformers refuses a value.
@@ -67,53 +67,60 @@ class Recipe(ABC, Generic[ConfigT_co]):
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The tokenizer of the model.
+        """Tokenizer of the model.
 
         Raises:
-            InputError: there is no such model, or its tokenizer lacks a token or template.
+            InputError: The model is missing, or its tokenizer lacks a token or template.
         """
         return load_tokenizer(self.config.model)
 
     def prepare(self) -> None:
-        """Read everything that a run needs before its model is loaded: bad input leaves no folder behind.
+        """Read and validate arguments and data, before the model is loaded or a folder written.
 
         Raises:
-            InputError: bad arguments or data.
+            InputError: Arguments or data are invalid.
         """
         _ = self.arguments, self.datasets
 
     @cached_property
     @abstractmethod
     def datasets(self) -> Mapping[str, Dataset]:
-        """Tokenized rows of every split, with `labels`.
+        """Tokenized rows of each split, with `labels`.
 
         Raises:
-            InputError: bad data.
+            InputError: The data are missing or invalid.
         """
 
     @property
     def num_labels(self) -> int | None:
-        """Outputs of the model's head, or None if the task has no classes."""
+        """Outputs of the model's head; None for a language model."""
         return None
 
     @abstractmethod
     def collate(self, rows: list[Any]) -> dict[str, Tensor]:
-        """Pad tokenized rows to the longest of them."""
+        """Return a batch of tokenized rows, padded to the longest."""
 
     @abstractmethod
     def load_model(self, path: str) -> PreTrainedModel:
-        """Load a model from a folder or hub id, quantized as the configuration says.
+        """Load a pretrained model, quantized as configured.
+
+        Args:
+            path: folder or hub id.
+
+        Returns:
+            The model.
 
         Raises:
-            InputError: there is no such model, or none for the task.
+            InputError: The model is missing, or does not fit the task.
         """
 
     @abstractmethod
     def make_trainer(self, model: Model, arguments: TrainingArguments) -> AdapterTrainer:
-        """Make the trainer of a model."""
+        """Build the trainer of a model."""
 
     def training_batches(self, model: Model) -> DataLoader[dict[str, Tensor]]:
-        """Make the loader of the training batches of a run that has not begun. Nothing is written or reported."""
+        """Return the loader of training batches of a run that has not begun."""
+        # A trainer makes its folder and reports its arguments: neither may happen before the run.
         arguments = copy.copy(self.arguments)
         arguments.report_to = []
         with tempfile.TemporaryDirectory() as folder:
@@ -121,28 +128,39 @@ class Recipe(ABC, Generic[ConfigT_co]):
             return self.make_trainer(model, arguments).get_train_dataloader()
 
     def before_training(self, model: Model) -> None:
-        """Measure what can only be measured of the adapted model before it is trained."""
+        """Measure the adapted model before training, for comparisons with the trained model."""
 
     @abstractmethod
     def evaluate(self, trainer: Trainer) -> Evaluation:
-        """Measure the trained model on every split but the training rows."""
+        """Evaluate the trained model on each split except the training data."""
 
     @abstractmethod
     def score(self, load: Callable[[], Model], data_file: str | None) -> dict[str, float]:
         """Compute loss and metrics of a finished run's model.
 
         Args:
-            load: loads the model; called when the data have been read.
-            data_file: a file with the columns of the run's data; None for the run's validation data.
+            load: loads the model; called after the data are validated.
+            data_file: file with the columns of the run's data; None for its validation data.
+
+        Returns:
+            Loss and metrics by name.
 
         Raises:
-            InputError: bad data.
+            InputError: The data are missing or invalid.
         """
 
     @abstractmethod
     def predict(self, load: Callable[[], Model], input_file: str, output_file: Path) -> pd.DataFrame:
-        """Predict every row of a file, beside the columns that were read. `output_file` is not written.
+        """Predict each row of a file.
+
+        Args:
+            load: loads the model; called after the data are validated.
+            input_file: file with the input columns of the run's data.
+            output_file: file that the predictions are for; not written here.
+
+        Returns:
+            Table of the columns read and of the predictions.
 
         Raises:
-            InputError: bad data, a run that predicts nothing, or an output whose format cannot hold the texts.
+            InputError: The data are invalid, the run generates no texts, or the format of the output cannot hold them.
         """

@@ -1,4 +1,4 @@
-"""Every recipe by name: run it, or load what it trained."""
+"""Recipes by name: run a configuration, load a finished run."""
 
 from __future__ import annotations
 
@@ -32,23 +32,23 @@ RECIPES: Mapping[str, type[Recipe[RunConfig]]] = {
 
 
 def make_recipe(config: RunConfig) -> Recipe[RunConfig]:
-    """Apply the recipe that a configuration names, for use in a single process."""
+    """Build the recipe of a configuration, for use in a single process."""
     return RECIPES[config.recipe](without_distributed_args(config))
 
 
 def run(config: RunConfig, callbacks: Sequence[TrainerCallback] = ()) -> dict[str, Any]:
-    """Train and evaluate; the same call resumes a killed run, and returns the result of a finished one.
+    """Train, save and evaluate. Resumes a killed run; returns the result of a finished one.
 
     Args:
-        config: from `load_config`.
+        config: configuration, as `load_config` returns it.
         callbacks: further callbacks of the Trainer.
 
     Returns:
-        What `result.json` holds.
+        Content of `result.json`.
 
     Raises:
-        InputError: bad data, a model or tokenizer that lacks what the recipe needs, a folder that holds another run.
-        ModelError: the model cannot be adapted as asked.
+        InputError: The data are invalid, the model does not fit the recipe, or the folder holds another run.
+        ModelError: The model cannot be adapted as configured.
     """
     folder = RunFolder(config.output)
     if finished := folder.finished(config):
@@ -57,13 +57,13 @@ def run(config: RunConfig, callbacks: Sequence[TrainerCallback] = ()) -> dict[st
     recipe.prepare()
     model, init_seconds = load_and_adapt(recipe)
     recipe.before_training(model)
-    # Claimed only now: bad input leaves no folder behind.
+    # Claimed late, so that invalid input leaves no folder behind.
     with folder.claimed(config):
-        # Another process may have finished it while this one waited.
+        # Another process may have finished the run while this one waited for the lock.
         if finished := folder.finished(config):
             return finished
         trained = train(recipe, model, init_seconds=init_seconds, callbacks=callbacks)
-        # Before anything is measured: what fails there does not take the trained model along.
+        # Saved before the evaluation, whose failure must not lose the trained model.
         saved = save_model(config, trained.trainer)
         evaluation = _evaluate(recipe, trained, saved)
         result = evaluation.result | summarize_run(config, trained) | {"adapter_bytes": safetensors_bytes(saved)}
@@ -86,10 +86,16 @@ def _evaluate(recipe: Recipe[RunConfig], trained: TrainResult, saved: Path) -> E
 
 
 def load_run(folder: Path | str) -> TrainedRun:
-    """Load a finished run, to score it on data or to predict with it.
+    """Load a finished run, without its model.
+
+    Args:
+        folder: folder of the run.
+
+    Returns:
+        The run, to evaluate or to predict with.
 
     Raises:
-        InputError: the folder holds no run, or one that has not finished.
+        InputError: The folder holds no run, or the run has not finished.
     """
     run_folder = RunFolder(folder)
     config = run_folder.read_config()

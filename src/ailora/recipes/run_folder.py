@@ -1,4 +1,4 @@
-"""The folder of a run: what it holds, and how a run finds its place again after a kill."""
+"""Folder of a run: its files, and how a run claims and resumes it."""
 
 from __future__ import annotations
 
@@ -25,21 +25,24 @@ from ailora.recipes.config.loader import load_config, to_yaml
 from ailora.recipes.config.schema import RunConfig
 from ailora.recipes.training import trainer_checkpoints
 
-#: What every `result.json` holds, whatever the run.
+#: Keys of every `result.json`.
 _RESULT_KEYS = {"metrics", "best"}
-#: What holds numbers alone there.
-_MEASURED = ("metrics", "best", "history", "forgetting")
-#: A killed run lets go of its folder when its last process has ended.
+#: Keys of `result.json` that hold numbers, written as words where they are not finite.
+_NUMERIC_KEYS = ("metrics", "best", "history", "forgetting")
+#: A killed run holds the lock until its last process, such as a data loader, has ended.
 _LOCK_TIMEOUT_S = 10.0
 
 
 class RunFolder:
-    """Paths and states of one run's folder.
+    """Paths and state of a run's folder.
 
-    `config.yaml` (what runs), `ailora.json` (what the adapter is), `checkpoints/`, `log.jsonl`, and, written when the
-    run ends, `adapter/` or `model/`, `predictions.parquet` or `samples.jsonl` and, last, `result.json`. `failed.txt`
-    says that an error ended the run before its first checkpoint: nothing would be lost if another run took the folder.
-    `.initial/` holds the start of an adapter that was taken out of the base weights.
+    A run writes `config.yaml`, `ailora.json` (metadata of the adapter), `checkpoints/` and `log.jsonl`, and at its end
+    `adapter/` or `model/`, `predictions.parquet` or `samples.jsonl`, and finally `result.json`. `failed.txt` marks a
+    run that an error ended before its first checkpoint, whose folder another run may take over. `.initial/` holds the
+    initial factors of an adapter that were subtracted from the base weights.
+
+    Args:
+        path: the folder.
     """
 
     def __init__(self, path: Path | str) -> None:
@@ -57,13 +60,14 @@ class RunFolder:
 
     @contextmanager
     def claimed(self, config: RunConfig) -> Iterator[None]:
-        """Hold the folder for a run while it trains; an error before the first checkpoint is noted in `failed.txt`.
+        """Lock the folder for a run while it trains.
 
-        All processes of the run enter; the main one claims the folder.
+        All processes of the run enter; the main process takes the lock. An error before the first checkpoint leaves
+        `failed.txt`.
 
         Raises:
-            InputError: It holds another run's configuration (the keys that differ are named), or other files, or
-                another process trains in it.
+            InputError: The folder holds another run (message names the keys that differ) or other files, or another
+                process trains in it.
         """
         with on_main(self._locked(config)):
             yield
@@ -88,36 +92,37 @@ class RunFolder:
                 raise
 
     def _begin(self, config: RunConfig) -> None:
-        """Make the folder this run's, or recognize it as such: what lies there and is not ours is refused."""
+        """Claim a new folder for this run, or validate that the folder is this run's."""
         manifest = Manifest(self.path)
         if not self.config.exists() or self._was_given_up(manifest):
             manifest.validate(*self._outputs)
             manifest.claim(self.config.name)
-            # Full fine-tuning would leave the metadata of an adapter that was here.
+            # Full fine-tuning writes no metadata, and would leave those of an earlier adapter.
             (self.path / METADATA_NAME).unlink(missing_ok=True)
             write_text(self.config, to_yaml(config))
         else:
             self._validate_same_run(config)
             if manifest.is_new and self._holds_checkpoints():
-                # A run of a version without a manifest.
+                # Versions without a manifest wrote this run.
                 manifest.adopt(self.config.name, *self._outputs)
             manifest.validate(*self._outputs)
         self._validate_checkpoints(manifest)
-        # Made by the trainer itself, which writes nothing else into it.
+        # The trainer creates the folder itself, and writes nothing but checkpoints into it.
         manifest.adopt(self.checkpoints.name)
         self.failed.unlink(missing_ok=True)
 
     def _was_given_up(self, manifest: Manifest) -> bool:
-        """Whether an error ended the run that was here before anything was worth keeping."""
+        """Return whether the folder's run failed before its first checkpoint."""
         ours = self.config.name in manifest and self.failed.name in manifest
         return ours and self.failed.is_file() and not self._holds_work()
 
     def _validate_checkpoints(self, manifest: Manifest) -> None:
-        """Refuse checkpoints of another trainer: ours would replace and rotate them away.
+        """Validate that all checkpoints are this run's.
 
         Raises:
-            InputError: Names one that is a link, or neither complete nor begun by this run.
+            InputError: A checkpoint is a link, or neither complete nor begun by this run.
         """
+        # Checkpoints of another trainer would be replaced, or deleted by the rotation of ours.
         checkpoints = trainer_checkpoints.numbered_checkpoints(self.checkpoints)
         validate_no_links(self.checkpoints, (checkpoint.name for checkpoint in checkpoints))
         for checkpoint in checkpoints:
@@ -140,20 +145,23 @@ class RunFolder:
             raise InputError(f"{self.path} holds another run ({changes}): choose another output or remove it")
 
     def read_config(self) -> RunConfig:
-        """The run's configuration.
+        """Read the configuration of the run.
 
         Raises:
-            InputError: the folder holds no run.
+            InputError: The folder holds no run, or the configuration is invalid.
         """
         if not self.config.is_file():
             raise InputError(f"{self.path} is not the folder of a run: it has no config.yaml")
         return load_config(self.config, to_run=False)
 
     def read_result(self) -> dict[str, Any]:
-        """The result of a finished run.
+        """Read the result of a finished run.
+
+        Returns:
+            Content of `result.json`.
 
         Raises:
-            InputError: the run has not finished, or its result cannot be read.
+            InputError: The run has not finished, or its result is damaged.
         """
         if not self.result.is_file():
             raise InputError(f"{self.path} has no result.json: the run has not finished; run it again to continue it")
@@ -162,14 +170,14 @@ class RunFolder:
             if not result.keys() >= _RESULT_KEYS:
                 raise InputError(f"expected an object with {', '.join(sorted(_RESULT_KEYS))}")
         except InputError as error:
-            raise InputError(f"{self.result} is damaged ({error}): {self.rewriting}") from None
-        return result | {key: restore_non_finite(result[key]) for key in _MEASURED if key in result}
+            raise InputError(f"{self.result} is damaged ({error}): {self.rewrite_hint}") from None
+        return result | {key: restore_non_finite(result[key]) for key in _NUMERIC_KEYS if key in result}
 
     def finished(self, config: RunConfig) -> dict[str, Any] | None:
-        """The result of a run that has finished here; None: it has not.
+        """Return the result of the run if it has finished, else None.
 
         Raises:
-            InputError: it was another run, or its result cannot be read.
+            InputError: The folder holds another run, or the result is damaged.
         """
         if not self.result.exists():
             return None
@@ -177,16 +185,19 @@ class RunFolder:
         return self.read_result()
 
     @property
-    def rewriting(self) -> str:
-        """How what a finished run wrote at its end is written again."""
+    def rewrite_hint(self) -> str:
+        """Instructions to write the damaged files of a finished run again."""
         command = f"ailora train {quote_argument(self.config)}"
         return f"delete {self.result} and run `{command}` to write it anew from the last checkpoint"
 
     def newest_checkpoint(self) -> Path | None:
-        """Find the newest checkpoint that was written to its end. Newer ones that this run only began are removed.
+        """Find the newest complete checkpoint, and remove newer ones that this run only began.
+
+        Returns:
+            The checkpoint, or None if there is none.
 
         Raises:
-            InputError: A file of it is missing or damaged.
+            InputError: A file of the checkpoint is missing or damaged.
         """
         manifest = Manifest(self.path)
         return trainer_checkpoints.newest_checkpoint(
@@ -194,33 +205,39 @@ class RunFolder:
         )
 
     def claim(self, *paths: Path) -> None:
-        """Note on the main process what it writes next.
+        """Note paths in the manifest before they are written.
 
         Raises:
-            InputError: A link lies there, or something that this run has not written.
+            InputError: A path is a link, or something that this run has not written.
         """
         Manifest(self.path).claim(*map(self._name, paths))
 
     def begin_checkpoint(self, step: int, *, rotates: bool) -> None:
-        """Note that the checkpoint of a step is written next: the next attempt removes it where a kill cuts it short.
+        """Note a checkpoint in the manifest before it is written.
 
         Args:
-            step: The step.
-            rotates: Whether the trainer deletes older checkpoints.
+            step: step of the checkpoint.
+            rotates: whether the trainer deletes older checkpoints.
 
         Raises:
-            InputError: Another trainer has written one here meanwhile, which ours would replace or delete.
+            InputError: Another trainer has written a checkpoint here meanwhile.
         """
+        # What a kill cuts short is removed by the next attempt, which could not tell it from another trainer's.
         self.claim(self.checkpoints / f"checkpoint-{step}")
         if rotates:
             self._validate_checkpoints(Manifest(self.path))
 
     def mark_complete(self, step: int, train_seconds: float) -> None:
-        """Say that the checkpoint of a step is written to its end."""
+        """Mark the checkpoint of a step as complete; see `trainer_checkpoints.mark_complete`."""
         trainer_checkpoints.mark_complete(self.checkpoints / f"checkpoint-{step}", train_seconds)
 
     def write_folder(self, target: Path, write: Callable[[Path], object]) -> None:
-        """Replace a folder atomically. All processes take part in the writing."""
+        """Replace a folder of the run atomically; all processes take part in writing.
+
+        Args:
+            target: folder to replace.
+            write: writes the content into a temporary folder.
+        """
         with on_main(self._replacing(target)) as partial:
             write(partial)
             wait_for_everyone()
@@ -232,8 +249,8 @@ class RunFolder:
             yield partial
 
     def _holds_work(self) -> bool:
-        """Whether anything is here that a new start would lose."""
-        return self._holds_checkpoints() or any(made.exists() for made in (self.adapter, self.model, self.result))
+        """Return whether the folder holds results of training."""
+        return self._holds_checkpoints() or any(path.exists() for path in (self.adapter, self.model, self.result))
 
     def _holds_checkpoints(self) -> bool:
         return bool(trainer_checkpoints.complete_checkpoints(self.checkpoints))

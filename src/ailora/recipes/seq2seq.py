@@ -1,4 +1,4 @@
-"""Sequence-to-sequence models with transformers' `Seq2SeqTrainer`."""
+"""Recipe of sequence-to-sequence models, with transformers' `Seq2SeqTrainer`."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from ailora.recipes.training.role_trainers import AdapterTrainer
 
 @dataclass(frozen=True)
 class Seq2SeqTokenization(Tokenization):
-    """How rows become what an encoder reads and a decoder writes.
+    """Tokenizer of a sequence-to-sequence model: prompts for the encoder, completions for the decoder.
 
     Attributes:
-        max_completion_length: tokens after which a completion is cut, its end included.
+        max_completion_length: length that completions are truncated to, in tokens, end-of-text token included.
     """
 
     max_completion_length: int = 128
 
     def tokenize(self, rows: Rows) -> Dataset:
-        """Tokenize every row: `input_ids` of the prompt, `labels` of the completion. A text without prompt is both."""
+        """Tokenize rows: `input_ids` of the prompt, `labels` of the completion; a text without prompt is both."""
         return to_dataset([self.encode(row) for row in rows.rows])
 
     def encode(self, row: Row) -> tuple[list[int], list[int]]:
@@ -44,11 +44,11 @@ class Seq2SeqTokenization(Tokenization):
 
 
 class _Trainer(AdapterTrainer, Seq2SeqTrainer):
-    """transformers' trainer with the learning rates of roles."""
+    """`Seq2SeqTrainer` with learning rates by role."""
 
 
 class Seq2SeqRecipe(LanguageRecipe[Seq2SeqConfig]):
-    """Prompts that an encoder reads, and completions that a decoder writes."""
+    """Recipe that trains an encoder-decoder on prompts with completions."""
 
     trainer_class: ClassVar[type[AdapterTrainer]] = _Trainer
 

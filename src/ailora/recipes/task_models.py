@@ -1,4 +1,4 @@
-"""Pretrained models and tokenizers for a task."""
+"""Load pretrained models and tokenizers for a task."""
 
 from __future__ import annotations
 
@@ -22,10 +22,16 @@ ModelT = TypeVar("ModelT", bound=PreTrainedModel | PeftModel)
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model; one without a padding token pads with its end-of-text token.
+    """Load the tokenizer of a model.
+
+    Args:
+        name: hub id, local folder, or `builtin:minilm`.
+
+    Returns:
+        The tokenizer, which pads with its end-of-text token if it has no padding token.
 
     Raises:
-        InputError: no such model, or its weights are not in safetensors files.
+        InputError: The model is missing, has no tokenizer, or its weights are not in safetensors files.
     """
     path = resolve_model(name)
     # A model of another format often has no tokenizer either, which would be blamed.
@@ -46,18 +52,28 @@ def load_classifier(
     *,
     quantization: QuantizationConfigMixin | None = None,
 ) -> PreTrainedModel:
-    """A pretrained model with a head for the labels; the head is drawn from the global random state if it is new.
+    """Load a pretrained model for classification or regression.
+
+    Args:
+        path: folder or hub id.
+        labels: labels of the task.
+        tokenizer: tokenizer of the model, whose padding token becomes the model's if it has none.
+        quantization: quantization of the weights on loading.
+
+    Returns:
+        The model; a new head is drawn from the global random state.
 
     Raises:
-        InputError: no model of transformers at that path or hub id, or one without such a head.
+        InputError: The model is missing, or its architecture has no such head.
     """
-    meaning: dict[str, Any] = {"num_labels": labels.num_labels}
+    options: dict[str, Any] = {"num_labels": labels.num_labels}
     if labels.names is None:
-        meaning["problem_type"] = "regression"
+        options["problem_type"] = "regression"
     else:
-        meaning["id2label"] = dict(enumerate(labels.names))
-        meaning["label2id"] = {name: i for i, name in enumerate(labels.names)}
-    model = _load(TaskType.SEQ_CLS, path, quantization, **meaning)
+        options["id2label"] = dict(enumerate(labels.names))
+        options["label2id"] = {name: i for i, name in enumerate(labels.names)}
+    model = _load(TaskType.SEQ_CLS, path, quantization, **options)
+    # Without it, a causal model cannot find the last token of a padded row, and refuses batches.
     if model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id
     return model
@@ -70,16 +86,19 @@ def load_language_model(
     *,
     quantization: QuantizationConfigMixin | None = None,
 ) -> PreTrainedModel:
-    """A pretrained language model, in the dtype that its configuration names.
+    """Load a pretrained language model, in the dtype of its configuration.
 
     Args:
-        path: a folder or hub id.
-        tokenizer: the model's; its tokens for padding and the end of a text become the model's.
+        path: folder or hub id.
+        tokenizer: tokenizer of the model, whose padding token becomes the model's.
         task_type: causal, or sequence to sequence.
-        quantization: how the weights are quantized on loading.
+        quantization: quantization of the weights on loading.
+
+    Returns:
+        The model.
 
     Raises:
-        InputError: no such model, or none of this kind.
+        InputError: The model is missing, or is none of this type.
     """
     model = _load(task_type, path, quantization)
     model.config.pad_token_id = tokenizer.pad_token_id
@@ -89,15 +108,19 @@ def load_language_model(
 
 
 def validate_finite(model: ModelT, folder: Path) -> ModelT:
-    """Refuse a trained model of which nothing can be said: its outputs would not be numbers.
+    """Validate that the trained tensors of a model are finite.
 
     Args:
-        model: a model, of which all is trained, or one with an adapter.
-        folder: that it was loaded from.
+        model: model that was trained whole, or one with an adapter.
+        folder: folder that the trained tensors were loaded from.
+
+    Returns:
+        The model.
 
     Raises:
-        InputError: a tensor that was read from the folder is not finite.
+        InputError: A tensor of the folder holds NaN or infinite entries.
     """
+    # Of an adapted model, the base is not in the folder.
     adapted = isinstance(model, PeftModel)
     trained = get_peft_model_state_dict(model, save_embedding_layers=False) if adapted else model.state_dict()
     for name, tensor in trained.items():
@@ -117,6 +140,7 @@ def _load(
     except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         reason = describe_load_error(error, path)
         raise InputError(f"cannot load {path!r} for {TASKS[task_type].title}: {reason}") from error
+    # bitsandbytes packs 4-bit weights anew on CPUs in eval mode, and packed weights pass no gradient.
     if quantization is not None:
         keep_4bit_unpacked(model)
     return model

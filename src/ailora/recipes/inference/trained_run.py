@@ -97,7 +97,7 @@ class TrainedRun:
         try:
             adapted = load_peft_adapter(base, written)
         except (SafetensorError, InputError) as error:
-            raise InputError(f"cannot load the adapter {written} ({error}): {folder.rewriting}") from error
+            raise InputError(f"cannot load the adapter {written} ({error}): {folder.rewrite_hint}") from error
         except ModelError as error:
             raise InputError(f"cannot load the adapter {written}: {error}") from error
         return validate_finite(adapted, written)
@@ -107,7 +107,7 @@ def _validate_written(folder: RunFolder, written: Path, *, prefix: str) -> None:
     # transformers and PEFT would look for a missing file on the hub.
     for name in (f"{prefix}config.json", f"{prefix}model*.safetensors"):
         if not any(written.glob(name)):
-            raise InputError(f"{written} has no {name.replace('*', '')}: {folder.rewriting}")
+            raise InputError(f"{written} has no {name.replace('*', '')}: {folder.rewrite_hint}")
 
 
 def read_result(folder: RunFolder, keys: Iterable[str]) -> dict[str, Any]:
@@ -126,5 +126,5 @@ def read_result(folder: RunFolder, keys: Iterable[str]) -> dict[str, Any]:
     result = folder.read_result()
     for key in keys:
         if key not in result:
-            raise InputError(f"{folder.result} is damaged (it has no {key}): {folder.rewriting}")
+            raise InputError(f"{folder.result} is damaged (it has no {key}): {folder.rewrite_hint}")
     return result

@@ -1,1 +1,1 @@
-"""Tasks as data: `task: cola` in a configuration fills in where the data are and how they are scored."""
+"""Tasks as YAML files: `task: cola` in a configuration fills in `data` and `metric`."""
