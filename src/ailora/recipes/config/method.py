@@ -47,7 +47,7 @@ class PeftInit:
 
     @property
     def policy(self) -> Policy:
-        """Policy to plan with: query and value by default, and no factors, which PEFT initialises."""
+        """Policy to plan with: query and value by default, and no factors, which PEFT initializes."""
         return Policy(str(self), default=Kaiming())
 
     @property
