@@ -25,7 +25,7 @@ _ZERO_PADDED = re.compile(r"[-+]?0[0-9o_].*")
 class _Constructor(SafeConstructor):
     """Constructor of YAML 1.2, which keeps numbers with a leading zero as text."""
 
-    def construct_yaml_int(self, node: ScalarNode) -> object:
+    def construct_yaml_int(self, node: ScalarNode) -> Any:
         # PyYAML wrote the text `08` without quotes into run folders of earlier versions.
         if _ZERO_PADDED.fullmatch(node.value):
             return node.value
