@@ -49,7 +49,7 @@ def test_classified_rows_show_their_label(config: dict[str, Any]) -> None:
     [
         ("adapter.rank=999", "rank 999 is not possible"),
         ("data.prompt='{question}'", "names the column 'question'"),
-        ("adapter.learning_rates={up: 2}", "the role up is not adapted"),
+        ("adapter.learning_rates={up: 2}", "role up is not adapted"),
         ("training.max_length=8", "nothing of the completion is left"),
     ],
 )

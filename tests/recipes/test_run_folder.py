@@ -351,7 +351,7 @@ def test_predictions_replace_nothing_that_is_read_and_other_files_by_force(
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["data.max_length=2"], "data.max_length 2 leaves no room .* adds 2 special tokens; expected at least 3$"),
+        (["data.max_length=2"], "data.max_length must be at least 3, got 2, .* adds 2 special tokens$"),
         (["training.max_steps=0"], "training.max_steps"),
         (["adapter.rank=true"], "adapter.rank is True"),
     ],

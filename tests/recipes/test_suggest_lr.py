@@ -41,7 +41,7 @@ def test_classification_is_measured_too(config: dict[str, Any]) -> None:
     [
         (["adapter={policy: full}"], (1e-3, 2, 8), "not for adapter.policy full"),
         ([], (0.0, 2, 8), "a rate above 0"),
-        ([], (1e-3, 1, 8), "2 batches or more"),
+        ([], (1e-3, 1, 8), "at least 2 batches"),
         ([], (1e-3, 50, 8), "need more than the 96 rows"),
     ],
 )
