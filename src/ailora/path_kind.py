@@ -38,8 +38,8 @@ def detect_path_kind(path: Path | str) -> PathKind | None:
     Returns:
         Kind of the folder. None if the path is no folder (a hub id, `builtin:minilm`) or the content is unknown.
     """
-    folder = Path(path).expanduser()
-    return next((kind for marker, kind in _MARKERS.items() if _is_file(folder / marker)), None)
+    folder = expand_home(path)
+    return next((kind for marker, kind in _MARKERS.items() if is_file(folder / marker)), None)
 
 
 def resolve_adapter_dir(path: Path | str) -> Path:
@@ -50,11 +50,19 @@ def resolve_adapter_dir(path: Path | str) -> Path:
     """
     if not isinstance(path, str | Path):
         raise InputError(f"an adapter is a folder, got {path!r}")
-    path = Path(path).expanduser()
+    path = expand_home(path)
     for folder in (path, path / "adapter"):
-        if _is_file(folder / ADAPTER_CONFIG_NAME):
+        if is_file(folder / ADAPTER_CONFIG_NAME):
             return folder
     raise InputError(f"{path} holds no adapter: no {ADAPTER_CONFIG_NAME} in it, nor in its folder adapter/")
+
+
+def expand_home(path: Path | str) -> Path:
+    """Expand `~`; the home of a user who is not known here stays as it is written, and names nothing."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
 
 
 def is_folder(path: Path) -> bool:
@@ -65,8 +73,8 @@ def is_folder(path: Path) -> bool:
         return False
 
 
-def _is_file(path: Path) -> bool:
-    # A name that no file can have (too long, with a null byte) raises instead of returning False.
+def is_file(path: Path) -> bool:
+    """Return whether a file is there; a name that no file can have (too long, with a null byte) names none."""
     try:
         return path.is_file()
     except (OSError, ValueError):

@@ -11,6 +11,7 @@ from accelerate import PartialState
 import ailora
 from ailora.recipes.config.loader import load_config, task_names, to_yaml
 from ailora.recipes.config.yaml_file import format_yaml, parse_yaml
+from ailora.recipes.dry_run import dry_run
 
 
 def minimal() -> dict[str, Any]:
@@ -276,3 +277,21 @@ def test_what_transformers_refuses_is_refused_before_anything_is_loaded() -> Non
     assert PartialState._shared_state == state, "a device or a process group was set up"
     # A configuration that is only looked at may have been trained by another version of transformers.
     assert load_config(minimal(), overrides, to_run=False).training["load_best_model_at_end"] is True
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "x/" * 3000 + "x", "~nobody-of-that-name/x", "a\0b"])
+@pytest.mark.parametrize("key", ["model", "data.train"])
+def test_names_that_no_file_can_have_name_none(config: dict[str, Any], key: str, name: str) -> None:
+    section, _, leaf = key.rpartition(".")
+    (config[section] if section else config)[leaf] = f"{name}.csv" if section else f"/{name}"
+    with pytest.raises(ailora.InputError, match="no such file" if section else r"is not a folder|not '/a") as error:
+        dry_run(load_config(config))
+    assert len(str(error.value)) < 1000
+
+
+def test_overrides_that_cannot_be_kept_are_named_and_shortened() -> None:
+    with pytest.raises(ailora.InputError, match=r"its key: .*half a character"):
+        load_config({}, ["mod\udcffel=x"])
+    with pytest.raises(ailora.InputError, match="not a YAML value") as error:
+        load_config({}, ["training.max_steps=" + "9" * 5000])
+    assert len(str(error.value)) < 1000

@@ -304,6 +304,16 @@ def test_a_damaged_result_is_written_anew_when_it_is_deleted(
         registry.run(load_config(config))
 
 
+@pytest.mark.parametrize("labels", [5, [], ["a"], [["a"], {}]])
+def test_damaged_labels_of_a_finished_run_are_named(config: dict[str, Any], tmp_path: Path, labels: object) -> None:
+    folder = RunFolder(tmp_path / "run")
+    with folder.claimed(load_config(config)):
+        pass
+    folder.result.write_text(json.dumps({"metrics": {}, "best": {}, "labels": labels}))
+    with pytest.raises(ailora.InputError, match=r"result\.json is damaged \(labels are .*: delete"):
+        load_run(folder.path)
+
+
 @pytest.mark.parametrize("policy", ["lora", "full"])
 def test_missing_files_of_a_finished_run_are_named(config: dict[str, Any], tmp_path: Path, policy: str) -> None:
     result = run(config, f"adapter={{policy: {policy}}}")

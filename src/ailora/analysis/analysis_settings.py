@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -35,7 +36,7 @@ class AnalysisSettings:
             ("roles", bool(self.roles), f"at least one of {', '.join(role.value for role in Role)}"),
             ("rank", _is_whole(self.rank, 1), "a whole number from 1"),
             ("top", _is_whole(self.top, 1), "a whole number from 1"),
-            ("perplexity", self.perplexity is None or self.perplexity > 0, "above 0"),
+            ("perplexity", self.perplexity is None or 0 < self.perplexity < math.inf, "above 0 and finite"),
             ("seeds", bool(self.seeds) and all(_is_whole(seed, 0) for seed in self.seeds), "whole numbers from 0"),
             ("epsilon", 0 < self.epsilon <= 1, "above 0 and at most 1"),
         ):

@@ -16,6 +16,8 @@ from ailora.roles import Projection, Role, find_projections, parse_role
 
 #: Scalings between this and its inverse leave the factors room in float32.
 _LEAST_SCALING = 1e-30
+#: Ranks and scalings of larger numbers are not finite.
+_LARGEST = 1e300
 
 #: A number for every projection, or one per role or per regular expression over module names.
 PerModule = float | Mapping[str, float]
@@ -181,7 +183,9 @@ def _planned(
     ):
         raise InputError(f"rank {rank!r} is not possible for {where}: a whole number from 1 to {projection.max_rank}")
     if not _is_number(alpha) or alpha <= 0:
-        raise InputError(f"alpha {alpha!r} is not allowed for {where}: a positive number")
+        raise InputError(
+            f"alpha {alpha!r} is not allowed for {where}: expected a number above 0 and below {_LARGEST:g}"
+        )
     init = policy.init_for(projection.role)
     if init is None:
         raise InputError(f"the policy {policy.name!r} has no init for {where}, role {projection.role}")
@@ -192,7 +196,7 @@ def _planned(
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _LARGEST
 
 
 def _check_saved(model: nn.Module, modules_to_save: Iterable[str]) -> tuple[str, ...]:

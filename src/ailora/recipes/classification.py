@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -33,7 +33,7 @@ from ailora.recipes.training.role_trainers import AdapterTrainer
 class ClassificationRecipe(Recipe[ClassificationConfig]):
     """Recipe that trains a model to assign classes or numbers to texts or pairs of texts."""
 
-    result_keys: ClassVar[tuple[str, ...]] = ("labels",)
+    result_keys: ClassVar[Mapping[str, Callable[[object], object]]] = {"labels": Labels.from_result}
 
     @cached_property
     def examples(self) -> dict[str, Examples]:
@@ -44,7 +44,7 @@ class ClassificationRecipe(Recipe[ClassificationConfig]):
     def labels(self) -> Labels:
         """Labels of the training data; of a finished run, those in its result."""
         if self.result is not None:
-            return Labels(tuple(self.result["labels"]) if self.result["labels"] else None)
+            return Labels.from_result(self.result["labels"])
         train = self.examples["train"]
         return Labels.from_values(train.labels or [], train.origins, regression=self.config.regression)
 

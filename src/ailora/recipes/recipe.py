@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar, Generic, TypeVar
 
 import pandas as pd
@@ -49,8 +50,8 @@ class Recipe(ABC, Generic[ConfigT_co]):
         result: content of `result.json` of a finished run; None for a run to train.
     """
 
-    #: Keys of `result.json` that predictions of a finished run need.
-    result_keys: ClassVar[tuple[str, ...]] = ()
+    #: Keys of `result.json` that a finished run is used with, and what reads their values.
+    result_keys: ClassVar[Mapping[str, Callable[[object], object]]] = MappingProxyType({})
 
     def __init__(self, config: ConfigT_co, result: Mapping[str, Any] | None = None) -> None:
         self.config = config

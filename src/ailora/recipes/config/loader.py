@@ -9,7 +9,10 @@ from pathlib import Path
 
 from ailora.checkpoints.output_dir import resolve_output_path
 from ailora.errors import InputError, unknown_name
+from ailora.formatting import shorten
 from ailora.optim.param_groups import parse_multipliers
+from ailora.path_kind import expand_home, is_file, is_folder
+from ailora.plain_data import validate_plain_data
 from ailora.plan.adapter_plan import parse_form
 from ailora.recipes.baselines.custom_function import import_function
 from ailora.recipes.baselines.peft_inits import validate_options
@@ -113,13 +116,15 @@ def apply_override(raw: dict[str, object], override: str) -> None:
     """
     key, equals, value = override.partition("=")
     shown_override = mask_override(override)
+    named = f"override {shorten(shown_override, 100)}"
     if not equals or not key:
-        raise InputError(f"override {shown_override} is not of the form dotted.key=value")
+        raise InputError(f"{named} is not of the form dotted.key=value")
     try:
+        validate_plain_data(key, "its key")
         set_dotted(raw, key, parse_yaml(value))
     except InputError as error:
         reason = error if shown_override == repr(override) else "its value is not YAML, or a part of its key no section"
-        raise InputError(f"override {shown_override}: {reason}") from None
+        raise InputError(f"{named}: {reason}") from None
 
 
 def set_dotted(raw: dict[str, object], key: str, value: object) -> None:
@@ -151,10 +156,10 @@ def _complete(config: RunConfig) -> RunConfig:
     _validate_adapter(config.adapter)
     _validate_source(config.data)
     build_quantization_config(config)
-    model = Path(config.model).expanduser()
+    model = expand_home(config.model)
     update: dict[str, object] = {
         "data": _resolve_data_paths(config.data),
-        "model": str(model.absolute()) if model.is_dir() else config.model,
+        "model": str(model.absolute()) if is_folder(model) else config.model,
         "output": str(_resolve_output(config.output)),
         "training": complete_training(config.training, config.metrics, config.arguments, config.training_defaults),
     }
@@ -202,12 +207,12 @@ def _resolve_data_paths(data: DataSource) -> DataSource:
     if data.dataset is not None:
         return data
     update = {split: _make_absolute(getattr(data, split)) for split in ("train", "validation", "test")}
-    if (template := getattr(data, "chat_template", None)) and Path(template).expanduser().is_file():
+    if (template := getattr(data, "chat_template", None)) and is_file(expand_home(template)):
         update["chat_template"] = _make_absolute(template)
     return data.model_copy(update=update)
 
 
 def _make_absolute(paths: str | list[str] | None) -> str | list[str] | None:
     if paths is None or isinstance(paths, str):
-        return paths and str(Path(paths).expanduser().absolute())
-    return [str(Path(path).expanduser().absolute()) for path in paths]
+        return paths and str(expand_home(paths).absolute())
+    return [str(expand_home(path).absolute()) for path in paths]

@@ -89,6 +89,6 @@ def _load(text: str, where: str, wrong: str) -> Any:
         raise InputError(f"{wrong}: it is nested too deeply") from None
     # Errors of the reader have no mark, and a tag such as !!bool raises KeyError or ValueError.
     except Exception as error:
-        raise InputError(f"{wrong}: {' '.join(str(error).split())}") from None
+        raise InputError(f"{wrong}: {shorten(' '.join(str(error).split()), 500)}") from None
     validate_plain_data(value, where, max_values=_MAX_VALUES)
     return value

@@ -8,11 +8,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ailora.errors import InputError
+from ailora.formatting import shorten
 from ailora.recipes.evaluation.classification_metrics import METRICS
 
 _WHOLE = re.compile(r"-?[0-9]+")
 #: Python refuses to convert more than 4,300 digits to an int; no float has more than 309.
 _MAX_DIGITS = 300
+#: Of a list of labels, and of a label, in messages.
+_MAX_SHOWN = 500
 _DECIMAL = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
 
 
@@ -59,6 +62,19 @@ class Labels:
         # By number: as text, class 10 would stand before class 2.
         return cls(tuple(sorted(first_origins, key=int)))
 
+    @classmethod
+    def from_result(cls, names: object) -> Labels:
+        """Restore the labels that `result.json` of a run holds.
+
+        Raises:
+            InputError: they are neither null nor the names of two classes or more.
+        """
+        if names is None:
+            return cls(None)
+        if not isinstance(names, list) or len(names) < 2 or not all(isinstance(name, str) for name in names):
+            raise InputError(f"labels are a list of at least two names, or null, not {shorten(repr(names), 80)}")
+        return cls(tuple(names))
+
     @property
     def num_labels(self) -> int:
         """Outputs of the model's head: the number of classes, or 1 for regression."""
@@ -80,7 +96,8 @@ class Labels:
         if self.names is not None:
             name = _name(value)
             if name not in self.names:
-                raise InputError(f"{origin}: label {name!r} is not in the training data: {', '.join(self.names)}")
+                known, shown = shorten(", ".join(self.names), _MAX_SHOWN), shorten(name, _MAX_SHOWN)
+                raise InputError(f"{origin}: label {shown!r} is not in the training data: {known}")
             return self.names.index(name)
         try:
             number = float(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else math.nan

@@ -15,6 +15,8 @@ import pyarrow
 import pyarrow.parquet
 
 from ailora.errors import InputError
+from ailora.formatting import shorten
+from ailora.path_kind import is_file, is_folder
 from ailora.plain_data import parse_json, read_text, split_json_lines
 
 #: The largest limit that a C `long` holds on every platform; Python's default of 131,072 is shorter than long texts.
@@ -99,12 +101,12 @@ def _with_columns(table: Table, columns: tuple[str, ...]) -> list[tuple[object, 
 
 
 def _read(file: Path, columns: Sequence[str] | None, named: Collection[str] | None) -> Table:
-    if file.is_dir():
+    if is_folder(file):
         raise InputError(f"{file} is a folder; give a file, a list of files, or a folder as data.dataset")
     if file.suffix not in _FORMATS:
         raise InputError(f"{file}: a data file ends in one of {', '.join(_FORMATS)}")
-    if not file.is_file():
-        raise InputError(f"{file}: no such file")
+    if not is_file(file):
+        raise InputError(f"{shorten(str(file), 500)}: no such file")
     try:
         if file.suffix == ".parquet":
             return _read_parquet(file, named)

@@ -11,7 +11,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import takewhile
-from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
@@ -21,6 +20,7 @@ from trl.chat_template_utils import get_training_chat_template, has_generation_m
 
 from ailora.errors import InputError
 from ailora.formatting import shorten
+from ailora.path_kind import expand_home, is_file
 from ailora.plain_data import read_text
 from ailora.recipes.config.schema import short_repr
 from ailora.recipes.data.language_rows import Message, Row, Rows
@@ -258,12 +258,12 @@ def prepare_tokenizer(
     if tokenizer.pad_token is None:
         raise InputError(f"the tokenizer of {name!r} has no padding token: set pad_token in its tokenizer_config.json")
     if chat_template is not None:
-        file = Path(chat_template).expanduser()
+        file = expand_home(chat_template)
         # A template of many lines is no path: the system refuses to look up names so long.
-        is_file = len(chat_template) < 1000 and file.suffix in (".jinja", ".j2", ".txt")
-        if is_file and not file.is_file():
+        is_path = len(chat_template) < 1000 and file.suffix in (".jinja", ".j2", ".txt")
+        if is_path and not is_file(file):
             raise InputError(f"data.chat_template: no such file: {chat_template}")
-        tokenizer.chat_template = read_text(file, kind="data.chat_template ") if is_file else chat_template
+        tokenizer.chat_template = read_text(file, kind="data.chat_template ") if is_path else chat_template
     if chat and not tokenizer.chat_template:
         raise InputError(
             f"the tokenizer of {name!r} has no chat template, which data.messages needs: give data.chat_template, or "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -110,12 +110,12 @@ def _validate_written(folder: RunFolder, written: Path, *, prefix: str) -> None:
             raise InputError(f"{written} has no {name.replace('*', '')}: {folder.rewrite_hint}")
 
 
-def read_result(folder: RunFolder, keys: Iterable[str]) -> dict[str, Any]:
+def read_result(folder: RunFolder, keys: Mapping[str, Callable[[object], object]]) -> dict[str, Any]:
     """Read the result of a finished run.
 
     Args:
         folder: folder of the run.
-        keys: keys that the result must have.
+        keys: keys that the result must have, and what reads their values.
 
     Returns:
         Content of `result.json`.
@@ -124,7 +124,11 @@ def read_result(folder: RunFolder, keys: Iterable[str]) -> dict[str, Any]:
         InputError: The run has not finished, or its result is damaged.
     """
     result = folder.read_result()
-    for key in keys:
-        if key not in result:
-            raise InputError(f"{folder.result} is damaged (it has no {key}): {folder.rewrite_hint}")
+    for key, read in keys.items():
+        try:
+            if key not in result:
+                raise InputError(f"it has no {key}")
+            read(result[key])
+        except InputError as error:
+            raise InputError(f"{folder.result} is damaged ({error}): {folder.rewrite_hint}") from None
     return result
