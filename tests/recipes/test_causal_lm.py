@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 import math
 import signal
 from pathlib import Path
@@ -260,7 +261,9 @@ def test_a_missing_chat_template_is_named(
 # --- using a run ---------------------------------------------------------------------------------------------------
 
 
-def test_a_finished_run_scores_writes_and_predicts(language_config: dict[str, Any], tmp_path: Path) -> None:
+def test_a_finished_run_scores_writes_and_predicts(
+    language_config: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     result = run(language_config)
     finished = registry.load_run(tmp_path / "run")
     expected = result["metrics"]["validation"]
@@ -270,6 +273,10 @@ def test_a_finished_run_scores_writes_and_predicts(language_config: dict[str, An
     by_input = {row["mr"]: row["output"] for row in map(json.loads, written.read_text().splitlines())}
     samples = [json.loads(line) for line in (tmp_path / "run" / "samples.jsonl").read_text().splitlines()]
     assert all(by_input[sample["prompt"].removesuffix(" =>")] == sample["output"] for sample in samples)
+    (tmp_path / "alpaca.jsonl").write_text(json.dumps({"mr": "thing[cup]", "ref": "A cup.", "output": "A cup."}))
+    with caplog.at_level(logging.WARNING, logger="ailora"):
+        finished.predict(str(tmp_path / "alpaca.jsonl"), tmp_path / "alpaca.csv")
+    assert "the column 'output' of the input is left out" in caplog.text
     prompts = [sample["prompt"] for sample in samples]
     for folder in (tmp_path / "run", tmp_path / "run" / "adapter"):
         texts = TextGenerator.load(folder).generate(prompts, {"max_new_tokens": 12})

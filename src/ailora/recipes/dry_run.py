@@ -17,6 +17,7 @@ from ailora.recipes.config.method import CustomFunction, FullFineTuning, Method,
 from ailora.recipes.config.schema import LanguageConfig, RunConfig
 from ailora.recipes.data.tokenize_language import IGNORE_INDEX
 from ailora.recipes.registry import make_recipe
+from ailora.recipes.run_folder import RunFolder
 from ailora.recipes.training.setup import plan_adapter
 from ailora.spectral.flops import measure_matmul_speed
 
@@ -57,6 +58,7 @@ def dry_run(config: RunConfig) -> DryRun:
     if isinstance(method, CustomFunction):
         raise InputError(f"a dry run cannot say what the function {method} makes of a model: run it")
     recipe = make_recipe(config)
+    RunFolder(config.output).validate_claimable(config)
     recipe.prepare()
     model = load_on_meta(config.model, config.task_type, num_labels=recipe.num_labels)
     plan = None if isinstance(method, FullFineTuning) else plan_adapter(config, model)

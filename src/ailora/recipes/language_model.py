@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from abc import abstractmethod
 from collections.abc import Callable
 from functools import cached_property
@@ -14,6 +15,7 @@ from torch import Tensor
 from transformers import DataCollatorForSeq2Seq, PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
 
 from ailora.errors import InputError
+from ailora.plan.task_type import TaskType
 from ailora.recipes.baselines.adapter_origin import get_adapter_origin
 from ailora.recipes.config.quantization import build_quantization_config
 from ailora.recipes.config.schema import LanguageConfig
@@ -24,10 +26,14 @@ from ailora.recipes.data.tokenize_language import Tokenization, prepare_tokenize
 from ailora.recipes.evaluation.language_evaluation import Evaluator, measure_forgetting, write_samples
 from ailora.recipes.evaluation.perplexity import Likelihood
 from ailora.recipes.evaluation.table_file import encode_frame
-from ailora.recipes.evaluation.text_generation import build_generation_config
+from ailora.recipes.evaluation.text_generation import build_generation_config, try_generation
 from ailora.recipes.recipe import Evaluation, Model, Recipe
 from ailora.recipes.task_models import load_language_model
 from ailora.recipes.training.role_trainers import AdapterTrainer
+
+_LOG = logging.getLogger("ailora")
+#: The column of the completions that `ailora predict` writes.
+_OUTPUT = "output"
 
 LanguageConfigT_co = TypeVar("LanguageConfigT_co", bound=LanguageConfig, covariant=True)
 
@@ -59,6 +65,9 @@ class LanguageRecipe(Recipe[LanguageConfigT_co]):
         fields = self.config.evaluation.generate
         generation = None if fields is None else build_generation_config(fields, self.tokenizer)
         batch_size = self.arguments.per_device_eval_batch_size
+        if generation is not None:
+            seq2seq = self.config.task_type is TaskType.SEQ_2_SEQ_LM
+            try_generation(generation, self.tokenizer, batch_size=batch_size, seq2seq=seq2seq)
         return Evaluator(self.config.evaluation, self.tokenization, generation, batch_size)
 
     @cached_property
@@ -160,6 +169,10 @@ class LanguageRecipe(Recipe[LanguageConfigT_co]):
             raise InputError(f"{self.config.output} generates nothing: its evaluation.generate is not set")
         rows = to_rows(read_tables(input_file, self.config.data.columns), self.config.data, complete=False).rows
         frame = pd.DataFrame([row.values for row in rows])
+        if _OUTPUT in frame:
+            _LOG.warning(
+                "%s: the column %r of the input is left out: what the model writes has its name", output_file, _OUTPUT
+            )
         # Values that the format cannot hold are refused before hours of generation.
         encode_frame(frame, output_file)
-        return frame.assign(output=self.evaluator.generate(load(), rows))
+        return frame.assign(**{_OUTPUT: self.evaluator.generate(load(), rows)})

@@ -54,6 +54,8 @@ def run(config: RunConfig, callbacks: Sequence[TrainerCallback] = ()) -> dict[st
     if finished := folder.finished(config):
         return finished
     recipe = RECIPES[config.recipe](config)
+    if is_main():
+        folder.validate_claimable(config)
     recipe.prepare()
     model, init_seconds = load_and_adapt(recipe)
     recipe.before_training(model)

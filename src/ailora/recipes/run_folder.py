@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -12,6 +13,7 @@ from ailora.checkpoints.output_dir import (
     Manifest,
     describe_differences,
     lock_folder,
+    validate_content,
     validate_no_links,
     write_failure,
     writing,
@@ -19,6 +21,7 @@ from ailora.checkpoints.output_dir import (
 from ailora.distributed import on_main, wait_for_everyone
 from ailora.errors import InputError
 from ailora.formatting import quote_argument
+from ailora.path_kind import is_file
 from ailora.plain_data import read_json_object
 from ailora.plan import METADATA_NAME
 from ailora.recipes.config.loader import load_config, to_yaml
@@ -91,6 +94,34 @@ class RunFolder:
                     ) from error
                 raise
 
+    def validate_claimable(self, config: RunConfig) -> None:
+        """Refuse a folder that `claimed` would refuse. Nothing is written.
+
+        Raises:
+            InputError: See `claimed`; or the folder cannot be made or written to.
+        """
+        try:
+            there = next(path for path in (self.path, *self.path.parents) if os.path.lexists(path))
+            if not there.is_dir():
+                raise InputError(f"cannot write to {self.path}: {there} is not a folder")
+            if not os.access(there, os.W_OK | os.X_OK):
+                raise InputError(f"cannot write to {self.path}: no permission to write to {there}")
+            if there == self.path:
+                validate_content(self.path, content="run", marks=[self.config.name])
+                self._validate_outputs(config, Manifest(self.path))
+        except OSError as error:
+            raise InputError(f"cannot write to {self.path}: {error.strerror or error}") from None
+
+    def _validate_outputs(self, config: RunConfig, manifest: Manifest) -> None:
+        if not self.config.exists() or self._was_given_up(manifest):
+            manifest.validate(self.config.name)
+        else:
+            self._validate_same_run(config)
+            if manifest.is_new and self._holds_checkpoints():
+                return
+        manifest.validate(*self._outputs)
+        self._validate_checkpoints(manifest)
+
     def _begin(self, config: RunConfig) -> None:
         """Claim a new folder for this run, or validate that the folder is this run's."""
         manifest = Manifest(self.path)
@@ -150,7 +181,7 @@ class RunFolder:
         Raises:
             InputError: The folder holds no run, or the configuration is invalid.
         """
-        if not self.config.is_file():
+        if not is_file(self.config):
             raise InputError(f"{self.path} is not the folder of a run: it has no config.yaml")
         return load_config(self.config, to_run=False)
 

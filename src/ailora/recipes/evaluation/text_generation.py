@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 from tqdm.auto import tqdm
-from transformers import GenerationConfig, PreTrainedTokenizerBase
+from transformers import (
+    GenerationConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerBase,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 from transformers.generation.configuration_utils import GenerationMode
 
 from ailora.distributed import gather, split_between_processes
 from ailora.errors import InputError, unknown_name
+from ailora.formatting import shorten
 
 #: Modes of generation whose code transformers downloads from the hub.
 _REMOTE_CODE_MODES = (
@@ -21,6 +30,14 @@ _REMOTE_CODE_MODES = (
     GenerationMode.GROUP_BEAM_SEARCH,
     GenerationMode.CONSTRAINED_BEAM_SEARCH,
 )
+
+_TOY_LLAMA: dict[str, Any] = {
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 1,
+}
+_TOY_T5: dict[str, Any] = {"d_model": 16, "d_kv": 16, "d_ff": 16, "num_layers": 1, "num_heads": 1}
 
 
 def build_generation_config(fields: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
@@ -44,6 +61,11 @@ def build_generation_config(fields: Mapping[str, Any], tokenizer: PreTrainedToke
     for key in ("max_new_tokens", "num_beams"):
         if (value := fields.get(key, 1)) is not None and not (type(value) is int and value >= 1):
             raise InputError(f"evaluation.generate: {key} must be a whole number from 1, got {value!r}")
+    # A prompt has one completion, and that is a row of token ids.
+    if fields.get("num_return_sequences") not in (None, 1):
+        raise InputError("evaluation.generate: num_return_sequences is 1: a prompt has one completion")
+    if fields.get("return_dict_in_generate"):
+        raise InputError("evaluation.generate: return_dict_in_generate is false: completions are texts")
     special = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
     try:
         config = GenerationConfig(**{"do_sample": False, "max_new_tokens": 128, **special, **fields})
@@ -55,6 +77,40 @@ def build_generation_config(fields: Mapping[str, Any], tokenizer: PreTrainedToke
             "load code from the hub for it, and such code is never run; expected greedy search, sampling or beams"
         )
     return config
+
+
+def try_generation(
+    config: GenerationConfig, tokenizer: PreTrainedTokenizerBase, *, batch_size: int, seq2seq: bool
+) -> None:
+    """Generate a token with a toy model: transformers looks at many fields only then, which is after the training.
+
+    Args:
+        config: from `build_generation_config`.
+        tokenizer: the model's.
+        batch_size: prompts at a time.
+        seq2seq: whether the model has an encoder.
+
+    Raises:
+        InputError: transformers cannot generate as configured.
+    """
+    short = copy.deepcopy(config)
+    # How long, and what depends on the sizes of the model.
+    short.update(max_new_tokens=1, max_length=None, min_new_tokens=None, min_length=0)
+    short.update(cache_implementation=None, cache_config=None, compile_config=None)
+    sizes: dict[str, Any] = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
+    prompts = [list(tokenizer("one two three")["input_ids"])] * min(2, batch_size)
+    with torch.random.fork_rng(devices=[]):
+        if seq2seq:
+            start = {"decoder_start_token_id": tokenizer.pad_token_id}
+            model: Any = T5ForConditionalGeneration(T5Config(**sizes, **_TOY_T5, **start))
+        else:
+            model = LlamaForCausalLM(LlamaConfig(**sizes, **_TOY_LLAMA))
+        try:
+            _generate_batch(model.eval(), tokenizer, prompts, short)
+        # Its many processors fail in as many ways.
+        except Exception as error:
+            reason = shorten(" ".join(str(error).split()), 300)
+            raise InputError(f"evaluation.generate: {type(error).__name__}: {reason}") from None
 
 
 def generate_texts(
@@ -102,7 +158,7 @@ def _generate_batch(
     padded = tokenizer.pad({"input_ids": prompts}, padding_side="right" if seq2seq else "left", return_tensors="pt")
     inputs = {key: padded[key].to(device) for key in ("input_ids", "attention_mask")}
     with torch.no_grad():
-        output = language_model.generate(**inputs, generation_config=config)
+        output = language_model.generate(**inputs, generation_config=config, tokenizer=tokenizer)
     # The output of a causal model begins with its prompt.
     start = 0 if seq2seq else inputs["input_ids"].shape[1]
     return tokenizer.batch_decode(output[:, start:], skip_special_tokens=True)

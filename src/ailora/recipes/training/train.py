@@ -36,6 +36,7 @@ def train(
         callbacks: further callbacks of the Trainer.
 
     Raises:
+        InputError: the trainer refuses an argument.
         ModelError: a checkpoint was trained over another base than this process has made.
     """
     folder = RunFolder(recipe.config.output)
@@ -47,7 +48,11 @@ def train(
     final_state = _final_state(checkpoint)
     if checkpoint and final_state:
         model = _load_weights(model, checkpoint)
-    trainer = recipe.make_trainer(model, recipe.arguments)
+    try:
+        trainer = recipe.make_trainer(model, recipe.arguments)
+    # What TRL and transformers do not support, or find missing, only the trainer says.
+    except (ValueError, TypeError, ImportError) as error:
+        raise InputError(f"training: {error}") from error
     if not trainer.args.disable_tqdm:
         trainer.remove_callback(ProgressCallback)
         trainer.add_callback(ProgressBar)
