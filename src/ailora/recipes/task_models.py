@@ -134,8 +134,8 @@ def _load(
 ) -> PreTrainedModel:
     if quantization is not None:
         options["quantization_config"] = quantization
-    validate_weights(path, download=True)
     try:
+        validate_weights(path, download=True)
         model = auto_class(task_type).from_pretrained(path, trust_remote_code=False, use_safetensors=True, **options)
     except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         reason = describe_load_error(error, path)

@@ -43,7 +43,8 @@ def open_checkpoint_source(base: nn.Module, checkpoint: Path | str, weights: Map
         raise InputError(f"weights_from is a folder or a safetensors file, not {checkpoint!r}")
     try:
         path = Path(checkpoint).expanduser()
-        stored = Checkpoint.open(path if path.is_file() else model_folder(checkpoint))
+        is_path = isinstance(checkpoint, Path) or checkpoint.startswith((".", "/", "~")) or path.exists()
+        stored = Checkpoint.open(path if is_path else model_folder(checkpoint))
     except InputError as error:
         raise InputError(f"weights_from: {error}") from None
     # A checkpoint holds the weight of tied modules under the name of the first.
