@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -213,3 +214,31 @@ def test_figure_4_has_nine_pairs_and_each_alone() -> None:
     alone = [policy for policy in policies if isinstance(policy, dict) and len(policy) == 1]
     assert len({tuple(sorted(pair.items())) for pair in pairs}) == 9
     assert len({tuple(one.items()) for one in alone}) == 6
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"learning_rate": {"from": 1e-5, "to": 1e-1, "per_decade": 10**9}},
+            "1000 rates of a method, got 4,000,000,000",
+        ),
+        ({"learning_rate": {"from": 1e-5, "to": 1e-5, "per_decade": 10**9}}, "at most 1000 rates of a method"),
+        ({"learning_rate": {"from": 1e-300, "to": 1e300}}, "are more than 100 decades"),
+        ({"learning_rate": {"values": [1e-6 * (i + 1) for i in range(1001)]}}, "1000 rates of a method, got 1,001"),
+        ({"grid": {"adapter.alpha": list(range(1, 100_001))}}, r"about 1,\d00,000 trials: 1 tasks x 100,000 settings"),
+        ({"grid": {f"training.{key}": list(range(100)) for key in ("a", "b", "c", "d")}}, "settings of the grid"),
+        ({"seeds": list(range(100_000))}, r"about 600,000 trials"),
+        ({"tasks": {str(i): {} for i in range(100_000)}}, r"100,000 tasks x 1 settings"),
+        ({"methods": ["lora", *({str(i): {"method": "lora"}} for i in range(20_000))]}, "20,001 methods"),
+    ],
+)
+def test_what_is_too_large_is_refused_by_count(study: dict[str, Any], changes: dict[str, Any], message: str) -> None:
+    began = time.monotonic()
+    with pytest.raises(InputError, match=message):
+        made(study, **changes)
+    assert time.monotonic() - began < 5
+
+
+def test_a_grid_of_thousands_is_a_study(study: dict[str, Any]) -> None:
+    assert len(made(study, grid={"adapter.alpha": list(range(1, 101))}).conditions) == 200

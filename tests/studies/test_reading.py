@@ -85,6 +85,16 @@ def test_reading_changes_nothing(finished: dict[str, Any]) -> None:
         storage.enqueue({"x": storage.trials()[0].spec})
 
 
+def test_a_reader_knows_all_that_a_worker_knows(study: dict[str, Any]) -> None:
+    storage, design = create_or_load_study(load_study_config(study))
+    work(storage, design, Runs())
+    assert storage.enqueue({"again": storage.trials()[0].spec}) == 1
+    assert storage.claim_next() is not None
+    reader = TrialStorage.load(storage.url, storage.name, read_only=True)
+    assert reader.trials() == storage.trials()
+    assert len(reader.trials()) == 19
+
+
 @pytest.mark.parametrize("statements", [(), ("CREATE TABLE theirs (x)",)], ids=["empty", "foreign"])
 def test_tables_are_not_added_by_reading(finished: dict[str, Any], statements: tuple[str, ...]) -> None:
     file = database(finished)

@@ -45,12 +45,12 @@ def test_an_output_that_cannot_be_written_is_one_sentence(study: dict[str, Any],
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match=r"cannot write \S+/file/study: Not a directory"):
         opened(study, output=str(tmp_path / "file" / "study"))
-    storage, _ = opened(study)
+    storage, design = opened(study)
     logs = Path(study["output"]) / "workers"
     logs.mkdir()
     (logs / "0.log").symlink_to(tmp_path / "nowhere")
     with pytest.raises(InputError, match=r"0\.log is a link"):
-        run_workers(storage, 1, lambda: None)
+        run_workers(storage, design.config, 1, lambda: None)
     assert not (tmp_path / "nowhere").exists()
     storage.close()
 

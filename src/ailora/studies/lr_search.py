@@ -36,9 +36,8 @@ class LrGrid:
         if config.values is not None:
             return cls(tuple(sorted(config.values)))
         assert config.from_ is not None
-        assert config.to is not None
         # A hundredth of a step: 1e-5 to 1e-2 has 13 rates, whatever the last digits of the logarithms are.
-        steps = math.floor(math.log10(config.to / config.from_) * config.per_decade + 0.01)
+        steps = math.floor(config.decades * config.per_decade + 0.01)
         return cls(tuple(_step(config.from_, k, config.per_decade) for k in range(steps + 1)), config.per_decade)
 
     @property

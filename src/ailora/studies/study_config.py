@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -19,6 +21,9 @@ from ailora.redaction import is_secret, without_secrets
 
 Rate = Annotated[float, pydantic.Field(strict=True, gt=0, allow_inf_nan=False)]
 Seed = Annotated[int, pydantic.Field(strict=True, ge=0, lt=2**32)]
+#: Rates of a method that are tried first, and decades of a range: more are a slip, and would only be counted for hours.
+_MAX_RATES = 1_000
+_MAX_DECADES = 100
 _RATES = "a mapping: values, or from, to and per_decade"
 
 
@@ -58,6 +63,21 @@ class RateConfig(Section, frozen=True, populate_by_name=True):
             raise InputError(f"{where} needs values, or from and to")
         elif self.from_ > self.to:
             raise InputError(f"{where}: from {self.from_:g} is more than to {self.to:g}")
+        elif self.decades > _MAX_DECADES:
+            raise InputError(f"{where}: from {self.from_:g} to {self.to:g} are more than {_MAX_DECADES} decades")
+        n_rates = len(self.values) if self.values is not None else self.decades * self.per_decade
+        if n_rates > _MAX_RATES or self.per_decade > _MAX_RATES:
+            raise InputError(
+                f"{where}: expected at most {_MAX_RATES} rates of a method, got {max(n_rates, self.per_decade):,.0f}"
+            )
+
+    @property
+    def decades(self) -> float:
+        """Width of the range, log10(to / from)."""
+        assert self.from_ is not None
+        assert self.to is not None
+        # The quotient may be larger than any float.
+        return math.log10(self.to) - math.log10(self.from_)
 
 
 class StudyConfig(Section, frozen=True):
@@ -173,7 +193,7 @@ def _read_base(file: Path) -> dict[str, Any]:
 def _complete(config: StudyConfig) -> StudyConfig:
     config.learning_rate.check("learning_rate")
     seeds = [*config.seeds, *config.extra_seeds]
-    if repeated := [seed for seed in seeds if seeds.count(seed) > 1]:
+    if repeated := [seed for seed, count in Counter(seeds).items() if count > 1]:
         raise InputError(f"seeds: {repeated[0]} is there twice")
     for key, values in config.grid.items():
         if is_secret(key):

@@ -25,6 +25,9 @@ from ailora.studies.trial import ONLY_TASK, Condition, Status, Trial, TrialResul
 #: Keys of a run's configuration that the study sets -> the key of the study file that decides them.
 _OWNED_KEYS = {"training.learning_rate": "learning_rate", "training.seed": "seeds", "output": "output"}
 
+#: `ailora study status` takes a few seconds for half as many.
+_MAX_TRIALS = 20_000
+
 
 class StudyDesign:
     """Conditions of a study, with the configuration, metric and learning rates of each.
@@ -52,6 +55,7 @@ class StudyDesign:
         for key, owner in _OWNED_KEYS.items():
             if key in config.grid:
                 raise InputError(f"grid.{key} cannot be set: it follows from {owner}")
+        self._validate_size()
         self.conditions = list(dict.fromkeys(self._all_conditions()))
         self._versions = library_versions()
         self._keys: dict[TrialSpec, str] = {}
@@ -104,8 +108,7 @@ class StudyDesign:
     def lr_search(self, condition: Condition) -> LrSearch:
         """Learning rates and seeds of a condition."""
         config = self.config
-        rates = LrGrid.from_config(self.methods[condition.method].learning_rate or config.learning_rate)
-        return LrSearch(rates, config.seeds, config.extra_seeds, config.seeds_at == "all")
+        return LrSearch(self._rates(condition.method), config.seeds, config.extra_seeds, config.seeds_at == "all")
 
     def run_config(self, spec: TrialSpec) -> RunConfig:
         """Configuration that a trial runs; its output folder holds nothing else."""
@@ -182,6 +185,27 @@ class StudyDesign:
             return match_trainable_parameters(self._configs[condition], self._configs[self.baseline_for(condition)])
         except AiloraError as error:
             raise InputError(f"method {condition.method!r}, task {condition.task!r}: {error}") from None
+
+    def _validate_size(self) -> None:
+        """Refuse more trials than a study can hold, before any of them is made."""
+        config = self.config
+        n_settings = len(self._tasks) * math.prod(map(len, config.grid.values()))
+        n_seeds = len(config.seeds)
+        for_method = [
+            # At first all rates, then the best one with its two neighbours.
+            max(n_rates * (n_seeds if config.seeds_at == "all" else 1), min(n_rates, 3) * n_seeds)
+            for n_rates in (len(self._rates(label).initial) for label in self.methods)
+        ]
+        n_trials = n_settings * sum(n + len(config.extra_seeds) for n in for_method)
+        if n_trials > _MAX_TRIALS:
+            raise InputError(
+                f"the study has about {n_trials:,} trials: {len(self._tasks):,} tasks x "
+                f"{n_settings // len(self._tasks):,} settings of the grid x {len(self.methods):,} methods x "
+                f"learning rates x seeds; expected at most {_MAX_TRIALS:,}. Leave some out, or make several studies"
+            )
+
+    def _rates(self, method: str) -> LrGrid:
+        return LrGrid.from_config(self.methods[method].learning_rate or self.config.learning_rate)
 
     def _all_conditions(self) -> Iterable[Condition]:
         labels = [self.baseline, *(label for label in self.methods if label != self.baseline)]

@@ -8,10 +8,11 @@ which attempt counts, and what is missing is added again.
 from __future__ import annotations
 
 import contextlib
+import json
 import threading
 import time
 import warnings
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -19,8 +20,10 @@ import optuna
 from optuna.exceptions import ExperimentalWarning, StorageInternalError, UpdateFinishedTrialError
 from optuna.pruners import MedianPruner
 from optuna.storages import RDBStorage, fail_stale_trials
+from optuna.storages._rdb.models import TrialModel, TrialUserAttributeModel
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy import select
 from sqlalchemy.exc import SQLAlchemyError
 
 from ailora.errors import InputError
@@ -35,6 +38,12 @@ _CONFIG = "study"
 #: Trials that must have ended before another one is pruned.
 _MIN_PEERS = 4
 _HEARTBEATS_PER_TIMEOUT = 6
+#: Fields of Optuna's trials that we make no use of.
+_UNREAD: dict[str, Any] = {
+    "value": None,
+    "datetime_complete": None,
+    **{name: {} for name in ("params", "distributions", "system_attrs", "intermediate_values")},
+}
 
 
 class TrialStorage:
@@ -46,13 +55,14 @@ class TrialStorage:
         config: plain data of the study file; `retries` and `worker_timeout` apply here.
     """
 
-    def __init__(self, url: str, study: optuna.Study, storage: RDBStorage) -> None:
+    def __init__(self, url: str, study: optuna.Study, storage: RDBStorage, *, read_only: bool = False) -> None:
         self.url = url
         self.name = study.study_name
         # The first databases hold secrets.
         self.config: dict[str, Any] = without_secrets(study.user_attrs[_CONFIG])
         self._study = study
         self._storage = storage
+        self._read_only = read_only
         self._waiting: deque[FrozenTrial] = deque()
         self._refreshed = -float("inf")
         storage.grace_period = self.config["worker_timeout"]
@@ -100,7 +110,7 @@ class TrialStorage:
                 return None
             if not _is_config(study.user_attrs.get(_CONFIG)):
                 raise InputError(f"{mask_url(url)}: the study {name!r} was not made by ailora, or is damaged")
-            return cls(url, study, storage)
+            return cls(url, study, storage, read_only=read_only)
 
     @classmethod
     def load(cls, url: str, name: str, *, read_only: bool = False) -> TrialStorage:
@@ -186,11 +196,36 @@ class TrialStorage:
         """Read all attempts by key, each list by number."""
         attempts: dict[str, list[FrozenTrial]] = {}
         with storage_errors(self.url):
-            frozen_trials = self._study.get_trials(deepcopy=False)
+            frozen_trials = self._read_trials() if self._read_only else self._study.get_trials(deepcopy=False)
         for frozen in frozen_trials:
             if _KEY in frozen.user_attrs:
                 attempts.setdefault(frozen.user_attrs[_KEY], []).append(frozen)
         return attempts
+
+    def _read_trials(self) -> list[FrozenTrial]:
+        """Read what we need of all trials; Optuna reads five more tables, which takes five times as long.
+
+        A worker keeps to Optuna, which remembers the trials that have ended.
+        """
+        study = TrialModel.study_id == self._storage.get_study_id_from_name(self.name)
+        columns = TrialModel.trial_id, TrialModel.number, TrialModel.state, TrialModel.__table__.c.datetime_start
+        of_trial = TrialUserAttributeModel.trial_id, TrialUserAttributeModel.key, TrialUserAttributeModel.value_json
+        attributes: defaultdict[int, dict[str, Any]] = defaultdict(dict)
+        with self._storage.engine.connect() as connection:
+            for trial_id, key, value in connection.execute(select(*of_trial).join(TrialModel).where(study)):
+                attributes[trial_id][key] = json.loads(value)
+            rows = connection.execute(select(*columns).where(study).order_by(TrialModel.number)).all()
+        return [
+            FrozenTrial(
+                number=number,
+                state=state,
+                datetime_start=started,
+                user_attrs=attributes[trial_id],
+                trial_id=trial_id,
+                **_UNREAD,
+            )
+            for trial_id, number, state, started in rows
+        ]
 
     def _to_trial(self, attempts: list[FrozenTrial]) -> Trial:
         try:
