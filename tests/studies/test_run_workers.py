@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 from collections.abc import Callable, Iterator
 from itertools import chain, repeat
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from ailora import InputError
 from ailora.studies import study as studies
 from ailora.studies.study import create_or_load_study, run_workers
-from ailora.studies.study_config import StudyConfig
+from ailora.studies.study_config import StudyConfig, load_study_config
 from ailora.studies.trial_storage import TrialStorage
 
 #: Shell scripts in the place of workers.
@@ -84,3 +87,34 @@ def test_a_worker_whose_input_is_wrong_is_not_started_again(
     with pytest.raises(InputError, match=r"a worker ended with code 2 \(wrong input\): see .*workers/0\.log"):
         run_workers(storage, loaded, 1, lambda: None)
     assert len(ran) == 1
+
+
+def test_a_worker_gets_its_secrets_through_a_pipe_and_nothing_from_the_current_folder(
+    study: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study["base"]["training"]["hub_token"] = "s3cr3t"
+    config = load_study_config(study)
+    storage, _ = create_or_load_study(config)
+    storage.url = "postgresql://me:s3cr3t@host/studies"
+    monkeypatch.setenv("PYTHONPATH", os.pathsep + str(tmp_path))
+    started: list[tuple[list[str], dict[str, str]]] = []
+    popen = subprocess.Popen
+
+    def start(command: list[str], *, env: dict[str, str], **options: Any) -> subprocess.Popen[bytes]:
+        started.append((command, env))
+        return popen(["cat"], **options)
+
+    monkeypatch.setattr(subprocess, "Popen", start)
+    log = tmp_path / "0.log"
+    worker = studies._start_worker(storage, config, log, 1)
+    studies._close(worker)
+    worker.wait()
+    ((command, environment),) = started
+    assert "-P" in command
+    assert environment["PYTHONSAFEPATH"] == "1"
+    assert environment["PYTHONPATH"] == str(tmp_path)
+    assert "s3cr3t" not in str(started)
+    handover = json.loads(log.read_text())
+    assert handover["storage"] == storage.url
+    assert handover["study"]["base"]["training"]["hub_token"] == "s3cr3t"
+    storage.close()
