@@ -265,3 +265,17 @@ def test_a_worker_that_is_killed_while_it_holds_a_trial_is_taken_over(storage: T
     with taken:
         taken.complete(TrialResult({}), 1.0)
     assert (only(storage).status, only(storage).attempts) == (Status.COMPLETE, 2)
+
+
+def test_a_reader_sees_all_and_writes_nothing(storage: TrialStorage, url: str) -> None:
+    storage.enqueue(specs("a", "b"))
+    taken = storage.claim_next()
+    assert taken is not None
+    reader = TrialStorage.load(url, storage.name, read_only=True)
+    assert reader.trials() == storage.trials()
+    with pytest.raises(InputError, match=r"read-?only"):
+        reader.enqueue(specs("c"))
+    with taken:
+        taken.complete(TrialResult({}), 1.0)
+    assert [trial.status for trial in reader.trials()] == [Status.COMPLETE, Status.WAITING]
+    reader.close()
