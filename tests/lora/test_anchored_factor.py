@@ -25,6 +25,18 @@ def test_the_anchor_comes_back_bit_for_bit(seed: int, size: float, moved: float,
     factor = AnchoredB(B0)
     with torch.no_grad():
         factor.delta.copy_((2 * torch.rand(17, 3, generator=generator) - 1) * moved * factor.anchor.abs().max())
+    # Read where another anchor is: another machine's.
+    anchor, delta = AnchoredB(1.01 * B0).unstack(factor.stack().detach())
+    assert torch.equal(anchor, factor.anchor)
+    assert torch.equal(delta, factor.delta)
+
+
+@pytest.mark.parametrize("times", [9.0, 1e3, 1e9])
+def test_a_difference_that_swallows_the_anchor_gives_back_the_one_that_is_there(times: float) -> None:
+    generator = torch.Generator().manual_seed(1)
+    factor = AnchoredB(torch.randn(17, 3, generator=generator))
+    with torch.no_grad():
+        factor.delta.copy_(times * torch.randn(17, 3, generator=generator))
     anchor, delta = factor.unstack(factor.stack().detach())
     assert torch.equal(anchor, factor.anchor)
     assert torch.equal(delta, factor.delta)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 from accelerate import PartialState
+from transformers import SchedulerType
 
 import ailora
 from ailora.recipes.config.loader import load_config, task_names, to_yaml
@@ -177,6 +179,9 @@ def test_missing_keys_and_files_are_named(tmp_path: Path) -> None:
         ("eval_steps=-5", "a whole number of steps"),
         ("save_steps=2.5", "a whole number of steps .*, got 2.5"),
         ("logging_steps=0", "a whole number of steps"),
+        ("neftune_noise_alpha=-1", "at least 0, got -1"),
+        ("dataloader_num_workers=1000000", "from 0 to 256 processes, got 1000000"),
+        ("dataloader_prefetch_factor=0", "at least 1, got 0"),
     ],
 )
 def test_training_values_out_of_range_are_named(override: str, message: str) -> None:
@@ -211,6 +216,59 @@ def test_training_values_out_of_range_are_named(override: str, message: str) -> 
 def test_training_words_that_cannot_be_used_are_named(override: str, message: str) -> None:
     with pytest.raises(ailora.InputError, match=message):
         load_config(minimal(), [f"training.{override}"])
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("save_only_model=true", "save_only_model cannot be true: .* after a kill .* optimizer"),
+        ("ignore_data_skip=true", "ignore_data_skip cannot be true: .* other rows"),
+        ("auto_find_batch_size=true", "auto_find_batch_size cannot be true: .* starts over"),
+        ("enable_jit_checkpoint=true", "enable_jit_checkpoint cannot be true: .* count as finished"),
+        ("logging_nan_inf_filter=true", "logging_nan_inf_filter cannot be true"),
+        ("dataloader_persistent_workers=true", "dataloader_persistent_workers cannot be true"),
+        ("dataloader_drop_last=true", "dataloader_drop_last cannot be true: evaluations"),
+    ],
+)
+def test_options_that_break_a_promise_are_refused_before_a_run_and_read_after_it(override: str, message: str) -> None:
+    with pytest.raises(ailora.InputError, match=rf"training\.{message}"):
+        load_config(minimal(), [f"training.{override}"])
+    load_config(minimal(), [f"training.{override}"], to_run=False)
+    load_config(minimal(), [f"training.{override.replace('true', 'false')}"])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["deepspeed=/etc/passwd"], "deepspeed: expected a mapping or the path of a JSON file: .*not JSON"),
+        (["deepspeed=nowhere.json"], "deepspeed: expected .*nowhere.json"),
+        (["fsdp_config=nowhere.json"], "fsdp_config: expected .*nowhere.json"),
+        (["accelerator_config={split: true}"], "accelerator_config: .*split"),
+        (["lr_scheduler_kwargs={a: 1}"], "lr_scheduler_type linear with lr_scheduler_kwargs .*'a'"),
+        (["lr_scheduler_type=cosine", "lr_scheduler_kwargs={num_cycles: x}"], "lr_scheduler_type cosine with"),
+        (["lr_scheduler_type=warmup_stable_decay"], "lr_scheduler_type warmup_stable_decay: "),
+        (["optim=galore_adamw"], "optim galore_adamw: "),
+        (["dataloader_prefetch_factor=2"], "dataloader_.*prefetch"),
+        (["dataloader_num_workers=1", "dataloader_multiprocessing_context=thread"], "dataloader_.*thread"),
+    ],
+)
+def test_what_training_could_not_use_is_refused_before_it(overrides: list[str], message: str) -> None:
+    with pytest.raises(ailora.InputError, match=message):
+        load_config(minimal(), [f"training.{override}" for override in overrides])
+
+
+@pytest.mark.skipif(find_spec("liger_kernel") is not None, reason="it is installed")
+def test_packages_that_are_not_installed_are_named() -> None:
+    with pytest.raises(ailora.InputError, match=r"training\.use_liger_kernel: the package liger_kernel"):
+        load_config(minimal(), ["training.use_liger_kernel=true"])
+
+
+@pytest.mark.parametrize("schedule", [kind.value for kind in SchedulerType])
+def test_schedules_with_what_they_need_are_taken(schedule: str) -> None:
+    kwargs = {"warmup_stable_decay": "{num_decay_steps: 10}", "cosine_with_min_lr": "{min_lr: 0.00001}"}
+    kwargs |= {"cosine_warmup_with_min_lr": "{min_lr: 0.00001}"}
+    overrides = [f"training.lr_scheduler_type={schedule}"]
+    load_config(minimal(), [*overrides, f"training.lr_scheduler_kwargs={kwargs.get(schedule, 'null')}"])
 
 
 def test_training_values_at_their_limits_are_taken() -> None:

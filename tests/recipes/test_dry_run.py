@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
+import torch
 
 import ailora
 from ailora.recipes import registry
 from ailora.recipes.config.loader import load_config, to_yaml
 from ailora.recipes.dry_run import dry_run
+from ailora.recipes.registry import make_recipe
+from ailora.recipes.training.setup import load_and_adapt
 
 
 @pytest.mark.parametrize(
@@ -40,8 +47,55 @@ def test_what_the_loss_counts_is_marked(language_config: dict[str, Any]) -> None
 def test_classified_rows_show_their_label(config: dict[str, Any]) -> None:
     made = dry_run(load_config(config))
     assert all("->" in example for example in made.examples)
-    # The head is trained as well.
     assert made.facts["train_rows"] == 96
+
+
+@pytest.mark.parametrize("adapter", ["{policy: ailora}", "{policy: 'peft:mica', rank: 2}"])
+def test_a_head_counts_as_it_does_in_the_run(config: dict[str, Any], adapter: str) -> None:
+    config["data"]["max_train_samples"] = 8
+    made = load_config(config, [f"adapter={adapter}", "training.max_steps=1"])
+    facts, result = dry_run(made).facts, registry.run(made)
+    for key in ("trainable_parameters", "total_parameters"):
+        assert facts[key] == result[key], key
+
+
+def test_heads_and_copies_count_beside_a_dora(config: dict[str, Any]) -> None:
+    made = load_config(config, ["adapter={policy: ailora, dora: true, modules_to_save: [word_embeddings]}"])
+    model, _ = load_and_adapt(make_recipe(made))
+    parameters = [(p.numel(), p.requires_grad) for p in model.parameters()]
+    facts = dry_run(made).facts
+    assert facts["trainable_parameters"] == sum(numel for numel, trained in parameters if trained)
+    assert facts["total_parameters"] == sum(numel for numel, _ in parameters)
+
+
+#: Prints what a dry run estimates, or what the run measures.
+_MEMORY = """
+import json, sys
+from ailora.recipes import registry
+from ailora.recipes.config.loader import load_config
+from ailora.recipes.dry_run import dry_run
+
+config = load_config(json.loads(sys.argv[1]))
+print(dry_run(config).facts["memory_bytes"] if sys.argv[2] == "dry" else registry.run(config)["peak_memory_bytes"])
+"""
+
+
+def measure(config: dict[str, Any], how: str) -> int:
+    command = [sys.executable, "-c", _MEMORY, json.dumps(config), how]
+    return int(subprocess.run(command, capture_output=True, check=True).stdout.split()[-1])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available() or sys.platform != "linux", reason="of a process on a CPU")
+def test_memory_is_as_estimated(config: dict[str, Any], verdicts: dict[str, Path], tmp_path: Path) -> None:
+    for split, file in verdicts.items():
+        table = pd.read_csv(file, sep="\t")
+        table["sentence"] = table["sentence"].map(lambda text: " ".join([text] * 8))
+        config["data"][split] = str(tmp_path / f"{split}.csv")
+        table.to_csv(config["data"][split], index=False)
+    config["model"] = "builtin:minilm"
+    config["training"] |= {"per_device_train_batch_size": 32, "max_steps": 2}
+    assert 0.75 < measure(config, "dry") / measure(config, "run") < 1.3
 
 
 @pytest.mark.parametrize(

@@ -86,6 +86,28 @@ def test_what_fails_while_it_is_measured_leaves_the_trained_adapter(config: dict
     assert "accuracy" in (adapter / "README.md").read_text()
 
 
+@pytest.mark.parametrize("option", ["load_best_model_at_end", "eval_on_start"])
+def test_options_of_the_end_and_the_start_hold_after_a_kill(
+    config: dict[str, Any], tmp_path: Path, option: str
+) -> None:
+    # The rate makes the first checkpoint the better one.
+    overrides = (f"training.{option}=true", "training.learning_rate=0.3", "training.metric_for_best_model=loss")
+    expected = run(config | {"output": str(tmp_path / "whole")}, *overrides)
+    with pytest.MonkeyPatch.context() as patch:
+        fail_at_step(patch, 7)
+        with pytest.raises(RuntimeError, match="out of memory"):
+            run(config, *overrides)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(registry, "write_result", lambda *_: (_ for _ in ()).throw(RuntimeError("killed")))
+        with pytest.raises(RuntimeError, match="killed"):
+            run(config, *overrides)
+    result = run(config, *overrides)
+    assert result["metrics"] == expected["metrics"]
+    assert result["history"] == expected["history"]
+    files = [tmp_path / name / "adapter" / "adapter_model.safetensors" for name in ("whole", "run")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
 #: Trains a configuration, and waits at the first step until a file is there.
 _WAITING = """
 import sys, time

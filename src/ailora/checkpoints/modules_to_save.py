@@ -24,6 +24,14 @@ def modules_to_save_names(options: LoraOptions) -> list[str]:
     return list(dict.fromkeys([*options.modules_to_save, *get_task(options.task_type).peft_heads]))
 
 
+def count_saved_parameters(model: PreTrainedModel, options: LoraOptions) -> int:
+    """Count the parameters of the modules that are trained whole, heads that PEFT takes by itself among them."""
+    names = modules_to_save_names(options)
+    modules = [module for name, module in model.named_modules() if _matches(name, names)]
+    # PEFT copies each, also where they are tied.
+    return sum(parameter.numel() for module in modules for parameter in module.parameters())
+
+
 def modules_to_save_tensors(
     model: PreTrainedModel, options: LoraOptions, checkpoint: Checkpoint, seed: int
 ) -> dict[str, StoredTensor | Tensor]:

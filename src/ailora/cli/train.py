@@ -14,7 +14,7 @@ def train(
     overrides: Overrides = None,
     no_cache: NoCache = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check everything, estimate the cost, train nothing.")
+        bool, typer.Option("--dry-run", help="Read all data, try the settings, estimate the cost, train nothing.")
     ] = False,
 ) -> None:
     """Train and evaluate; the same command after a kill resumes."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import cached_property
 from typing import Any, ClassVar
 
+from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
@@ -12,6 +13,7 @@ from trl.trainer.sft_trainer import SFTTrainer
 from ailora.recipes.config.schema import CausalLMConfig
 from ailora.recipes.data.tokenize_language import Tokenization, prepare_tokenizer
 from ailora.recipes.language_model import LanguageRecipe
+from ailora.recipes.position_limits import lengths_of
 from ailora.recipes.recipe import Model
 from ailora.recipes.task_models import load_tokenizer
 from ailora.recipes.training.role_trainers import AdapterTrainer
@@ -34,6 +36,15 @@ class CausalLMRecipe(LanguageRecipe[CausalLMConfig]):
     """Recipe that trains a causal model on texts, prompts with completions, or conversations."""
 
     trainer_class: ClassVar[type[AdapterTrainer]] = _Trainer
+    length_key: ClassVar[str] = "training.max_length"
+
+    def trained_lengths(self, dataset: Dataset) -> list[int]:
+        """Packed rows are cut as they are packed, and share their positions where they are wrapped."""
+        lengths, arguments = lengths_of(dataset), self.arguments
+        if not arguments.packing or arguments.max_length is None:
+            return lengths
+        whole = sum(lengths) if arguments.packing_strategy == "wrapped" else 0
+        return [min(max(length, whole), arguments.max_length) for length in lengths]
 
     @cached_property
     def arguments(self) -> SFTConfig:

@@ -24,6 +24,7 @@ from ailora.recipes.data.tokenize_pairs import tokenize, validate_max_length
 from ailora.recipes.evaluation.classification_metrics import compute_metrics
 from ailora.recipes.evaluation.predictions import Predictions, logits_from_output, predict_labels
 from ailora.recipes.evaluation.table_file import encode_frame, write_frame
+from ailora.recipes.position_limits import lengths_of
 from ailora.recipes.recipe import Evaluation, Model, Recipe
 from ailora.recipes.run_folder import RunFolder
 from ailora.recipes.task_models import load_classifier
@@ -57,7 +58,9 @@ class ClassificationRecipe(Recipe[ClassificationConfig]):
     def datasets(self) -> dict[str, Dataset]:
         encoded, data = self.encoded_labels, self.config.data
         validate_max_length(self.tokenizer, data.max_length, pairs=len(data.text) == 2)
-        return {split: self._tokenize(examples, encoded[split]) for split, examples in self.examples.items()}
+        datasets = {split: self._tokenize(examples, encoded[split]) for split, examples in self.examples.items()}
+        self.position_limits.warn_beyond_context(lengths_of(datasets["train"]), key="data.max_length")
+        return datasets
 
     @property
     def num_labels(self) -> int:
@@ -123,6 +126,7 @@ class ClassificationRecipe(Recipe[ClassificationConfig]):
 
     def _tokenize(self, examples: Examples, encoded: list[int | float] | None = None) -> Dataset:
         dataset = tokenize(examples, self.tokenizer, self.config.data.max_length)
+        self.position_limits.validate(lengths_of(dataset), examples.origins, remedy="data.max_length")
         return dataset if encoded is None else dataset.add_column("labels", encoded)
 
     def _compute_metrics(self, prediction: EvalPrediction) -> dict[str, float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -27,6 +27,7 @@ from ailora.recipes.evaluation.language_evaluation import Evaluator, measure_for
 from ailora.recipes.evaluation.perplexity import Likelihood
 from ailora.recipes.evaluation.table_file import encode_frame
 from ailora.recipes.evaluation.text_generation import build_generation_config, try_generation
+from ailora.recipes.position_limits import lengths_of
 from ailora.recipes.recipe import Evaluation, Model, Recipe
 from ailora.recipes.task_models import load_language_model
 from ailora.recipes.training.role_trainers import AdapterTrainer
@@ -42,6 +43,8 @@ class LanguageRecipe(Recipe[LanguageConfigT_co]):
     """Base class of recipes that train a language model."""
 
     trainer_class: ClassVar[type[AdapterTrainer]]
+    #: The key that cuts rows.
+    length_key: ClassVar[str]
     _base_likelihood: Likelihood | None = None
 
     @cached_property
@@ -79,15 +82,33 @@ class LanguageRecipe(Recipe[LanguageConfigT_co]):
     @cached_property
     def datasets(self) -> dict[str, Dataset]:
         evaluator, data = self.evaluator, self.config.data
-        datasets = {
-            split: self.tokenization.tokenize(rows.sample(getattr(data, f"max_{split}_samples", None)))
-            for split, rows in self.rows.items()
-        }
+        rows = {s: rows.sample(getattr(data, f"max_{s}_samples", None)) for s, rows in self.rows.items()}
+        train = self._tokenize(rows["train"], self.trained_lengths)
+        self.position_limits.warn_beyond_context(self.trained_lengths(train), key=self.length_key)
+        datasets = {"train": train} | {split: self._tokenize(rows[split]) for split in data.splits[1:]}
         if evaluator.generation is not None:
             # Columns of group_by that are missing are refused before training.
             for split in data.splits[1:]:
-                evaluator.group_inputs(self.rows[split])
+                self._validate_prompts([group[0] for group in evaluator.group_inputs(self.rows[split])])
         return datasets
+
+    def trained_lengths(self, dataset: Dataset) -> list[int]:
+        """Return the numbers of positions that rows take in the model while it is trained."""
+        return lengths_of(dataset)
+
+    def _tokenize(self, rows: Rows, lengths: Callable[[Dataset], list[int]] = lengths_of) -> Dataset:
+        """Tokenize rows, none of which is longer than the model can take."""
+        dataset = self.tokenization.tokenize(rows)
+        self.position_limits.validate(lengths(dataset), [row.origin for row in rows.rows], remedy=self.length_key)
+        return dataset
+
+    def _validate_prompts(self, rows: Sequence[Row]) -> None:
+        """Refuse prompts after which there are not positions enough for what may be generated."""
+        generation, limits = self.evaluator.generation, self.position_limits
+        # Tokenizing them is only for models that have a limit.
+        if generation is not None and (limits.reads, limits.writes) != (None, None):
+            prompts = [self.tokenization.encode_prompt(row) for row in rows]
+            limits.validate_generation(prompts, [row.origin for row in rows], generation)
 
     @cached_property
     def general(self) -> Dataset | None:
@@ -98,7 +119,7 @@ class LanguageRecipe(Recipe[LanguageConfigT_co]):
         template = Template.parse(evaluation.general_template, "evaluation.general_template")
         table = read_tables(evaluation.general_text, named=template.names)
         rows = [Row(origin, None, template.fill(columns, origin), columns) for columns, origin in table.records()]
-        return self.tokenization.tokenize(Rows(rows).sample(evaluation.max_general_samples))
+        return self._tokenize(Rows(rows).sample(evaluation.max_general_samples))
 
     def prepare(self) -> None:
         super().prepare()
@@ -154,7 +175,7 @@ class LanguageRecipe(Recipe[LanguageConfigT_co]):
             rows = sample = to_rows(
                 read_tables(data_file, data.columns, named={*data.named_columns, *self.config.evaluation.groups}), data
             )
-        dataset = self.tokenization.tokenize(sample)
+        dataset = self._tokenize(sample)
         scores, _ = self.evaluator.measure(load(), dataset, rows)
         return scores
 
@@ -168,6 +189,7 @@ class LanguageRecipe(Recipe[LanguageConfigT_co]):
         if self.evaluator.generation is None:
             raise InputError(f"{self.config.output} generates nothing: its evaluation.generate is not set")
         rows = to_rows(read_tables(input_file, self.config.data.columns), self.config.data, complete=False).rows
+        self._validate_prompts(rows)
         frame = pd.DataFrame([row.values for row in rows])
         if _OUTPUT in frame:
             _LOG.warning(

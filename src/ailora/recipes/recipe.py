@@ -19,7 +19,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
 
+from ailora.model_loading import load_on_meta
 from ailora.recipes.config.schema import RunConfig
+from ailora.recipes.position_limits import PositionLimits
 from ailora.recipes.run_folder import RunFolder
 from ailora.recipes.task_models import load_tokenizer
 from ailora.recipes.training.arguments import build_arguments
@@ -74,6 +76,20 @@ class Recipe(ABC, Generic[ConfigT_co]):
             InputError: The model is missing, or its tokenizer lacks a token or template.
         """
         return load_tokenizer(self.config.model)
+
+    @cached_property
+    def meta_model(self) -> PreTrainedModel:
+        """The base model without weights.
+
+        Raises:
+            InputError: there is no such model, or none for the task.
+        """
+        return load_on_meta(self.config.model, self.config.task_type, num_labels=self.num_labels)
+
+    @cached_property
+    def position_limits(self) -> PositionLimits:
+        """How long the rows of the model may be."""
+        return PositionLimits.from_model(self.meta_model)
 
     def prepare(self) -> None:
         """Read and validate arguments and data, before the model is loaded or a folder written.

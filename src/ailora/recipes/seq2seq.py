@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
@@ -13,6 +14,7 @@ from ailora.recipes.config.schema import Seq2SeqConfig
 from ailora.recipes.data.language_rows import Row, Rows
 from ailora.recipes.data.tokenize_language import Tokenization, to_dataset
 from ailora.recipes.language_model import LanguageRecipe
+from ailora.recipes.position_limits import lengths_of
 from ailora.recipes.training.role_trainers import AdapterTrainer
 
 
@@ -51,6 +53,14 @@ class Seq2SeqRecipe(LanguageRecipe[Seq2SeqConfig]):
     """Recipe that trains an encoder-decoder on prompts with completions."""
 
     trainer_class: ClassVar[type[AdapterTrainer]] = _Trainer
+
+    length_key: ClassVar[str] = "data.max_length"
+
+    def _tokenize(self, rows: Rows, lengths: Callable[[Dataset], list[int]] = lengths_of) -> Dataset:
+        dataset = super()._tokenize(rows, lengths)
+        written, origins = lengths_of(dataset, "labels"), [row.origin for row in rows.rows]
+        self.position_limits.validate(written, origins, remedy="data.max_completion_length", written=True)
+        return dataset
 
     @cached_property
     def tokenization(self) -> Seq2SeqTokenization:

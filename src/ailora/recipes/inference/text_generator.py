@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from ailora.adapter_io.peft_adapter import load_peft_adapter
 from ailora.adapter_io.peft_config_file import CONFIG_NAME, read_config
 from ailora.errors import InputError, ModelError
+from ailora.lora.inject import get_base_model
 from ailora.model_path import resolve_model
 from ailora.path_kind import PathKind, detect_path_kind, resolve_adapter_dir
 from ailora.plain_data import validate_plain_data
@@ -21,6 +22,7 @@ from ailora.recipes.data.language_rows import Row
 from ailora.recipes.data.tokenize_language import Tokenization, prepare_tokenizer
 from ailora.recipes.evaluation.text_generation import build_generation_config, generate_texts
 from ailora.recipes.language_model import LanguageRecipe
+from ailora.recipes.position_limits import PositionLimits
 from ailora.recipes.recipe import Model
 from ailora.recipes.registry import load_run
 from ailora.recipes.task_models import load_language_model, load_tokenizer, validate_finite
@@ -86,6 +88,9 @@ class TextGenerator:
         config = build_generation_config(fields, tokenizer)
         rows = [Row("prompt", [{"role": "user", "content": p}] if chat else p, "", {}) for p in prompts]
         ids = [self.tokenization.encode_prompt(row) for row in rows]
+        base: Any = get_base_model(self.model)
+        origins = [f"prompt {number}" for number in range(1, len(ids) + 1)]
+        PositionLimits.from_model(base).validate_generation(ids, origins, config)
         return [
             text.strip() for text in generate_texts(self.model, tokenizer, ids, config=config, batch_size=_BATCH_SIZE)
         ]

@@ -24,6 +24,7 @@ from transformers.integrations.integration_utils import (
 
 from ailora.errors import InputError, unknown_name
 from ailora.recipes.config.sections import RunConfig
+from ailora.recipes.training.argument_checks import validate_resumable, validate_usable
 from ailora.redaction import mask_value, protect
 
 ConfigT = TypeVar("ConfigT", bound=RunConfig)
@@ -100,6 +101,11 @@ _STEPS = _Limit(
 )
 # NumPy's generators take no larger one.
 _SEED = _Limit(lambda value: 0 <= value < 2**32, "a whole number from 0 to 4294967295")
+#: More are a mistake on any machine; each is a process that imports torch.
+_MAX_WORKERS = 256
+#: TRL looks at these when the model is loaded.
+_PACKING = ("bfd", "bfd_split", "wrapped")
+_LOSSES = ("nll", "dft")
 _LIMITS = {
     "max_steps": _Limit(lambda value: value == -1 or value >= 1, "at least 1, or -1 for num_train_epochs"),
     **dict.fromkeys(("eval_steps", "save_steps", "logging_steps"), _STEPS),
@@ -111,6 +117,10 @@ _LIMITS = {
             "per_device_eval_batch_size",
             "gradient_accumulation_steps",
             "eval_accumulation_steps",
+            "dataloader_prefetch_factor",
+            "ddp_timeout",
+            "ddp_bucket_cap_mb",
+            "max_length",
         ),
         _FROM_1,
     ),
@@ -123,10 +133,14 @@ _LIMITS = {
             "warmup_steps",
             "eval_delay",
             "save_total_limit",
-            "dataloader_num_workers",
+            "neftune_noise_alpha",
+            "router_aux_loss_coef",
         ),
         _FROM_0,
     ),
+    "dataloader_num_workers": _Limit(lambda value: 0 <= value <= _MAX_WORKERS, f"from 0 to {_MAX_WORKERS} processes"),
+    "packing_strategy": _Limit(lambda value: value in _PACKING, f"one of {', '.join(_PACKING)}"),
+    "loss_type": _Limit(lambda value: value in _LOSSES, f"one of {', '.join(_LOSSES)}"),
 }
 
 
@@ -167,8 +181,9 @@ def validate_arguments(config: RunConfig) -> None:
         InputError: transformers refuses a value.
     """
     # The device is looked up where the arguments are constructed: with it, processes would already look for each other.
+    validate_resumable(config.training)
     offline = type(config.arguments.__name__, (config.arguments,), {"_setup_devices": torch.device("cpu")})
-    _construct(offline, without_distributed_args(config), output_dir="", use_cpu=True)
+    validate_usable(config.training, _construct(offline, without_distributed_args(config), output_dir="", use_cpu=True))
 
 
 def _construct(kind: type[TrainingArguments], config: RunConfig, **defaults: object) -> TrainingArguments:

@@ -47,7 +47,9 @@ def train(
     seconds_before = train_seconds(checkpoint) if checkpoint else 0.0
     final_state = _final_state(checkpoint)
     if checkpoint and final_state:
-        model = _load_weights(model, checkpoint)
+        model = _load_weights(model, _best_checkpoint(recipe, final_state) or checkpoint)
+    # What was evaluated at the start is in the history of the checkpoint.
+    recipe.arguments.eval_on_start = recipe.arguments.eval_on_start and checkpoint is None
     try:
         trainer = recipe.make_trainer(model, recipe.arguments)
     # What TRL and transformers do not support, or find missing, only the trainer says.
@@ -111,6 +113,15 @@ def _final_state(checkpoint: Path | None) -> TrainerState | None:
         return None
     state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
     return state if state.global_step >= state.max_steps else None
+
+
+def _best_checkpoint(recipe: Recipe[RunConfig], state: TrainerState) -> Path | None:
+    """The checkpoint that the Trainer loads when it has ended, if the run asks for the best one."""
+    if not recipe.arguments.load_best_model_at_end or state.best_model_checkpoint is None:
+        return None
+    # Named by its path, which is another one where the folder was moved.
+    best = RunFolder(recipe.config.output).checkpoints / Path(state.best_model_checkpoint).name
+    return best if best.is_dir() else None
 
 
 def _load_weights(model: Model, checkpoint: Path) -> Model:

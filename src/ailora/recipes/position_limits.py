@@ -1,0 +1,137 @@
+"""Limits on the lengths of sequences that a model's tables of positions set, read off a model without weights."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from datasets import Dataset
+from torch import Tensor
+from transformers import GenerationConfig, PreTrainedModel
+
+from ailora.errors import InputError
+from ailora.formatting import pluralize
+
+_LOG = logging.getLogger("ailora")
+#: Names that the families give a table with a row for every position.
+_TABLES = {"wpe", "position_embeddings", "position_embedding", "embed_positions", "positions_embed"}
+
+#: Families whose table is neither a module nor a buffer -> the key of the configuration with its length.
+_STATED = {"ctrl": "n_positions", "mpt": "max_seq_len", "canine": "max_position_embeddings"}
+
+
+@dataclass(frozen=True)
+class PositionLimits:
+    """Longest sequences of a model in tokens, None where nothing limits them.
+
+    Attributes:
+        reads: positions that the model has for what it reads: a text, or the prompt of an encoder.
+        writes: positions that it has for what it writes; of a model without an encoder those of `reads`.
+        encodes: whether what the model writes has positions of its own.
+        context: tokens that the model was trained with, where it has no such table and computes positions of any
+            number (RoPE).
+    """
+
+    reads: int | None = None
+    writes: int | None = None
+    encodes: bool = False
+    context: int | None = None
+
+    @classmethod
+    def from_model(cls, model: PreTrainedModel) -> PositionLimits:
+        """Read the limits off a model, with weights or without."""
+        lengths = _table_lengths(model)
+        text: Any = model.config.get_text_config()
+        if not getattr(model.config, "is_encoder_decoder", False):
+            reads = min(lengths.values(), default=None)
+            rotary = reads is None and getattr(text, "rope_parameters", None)
+            return cls(reads, reads, context=getattr(text, "max_position_embeddings", None) if rotary else None)
+        decoder = [length for name, length in lengths.items() if "decoder" in name]
+        encoder = [length for name, length in lengths.items() if "decoder" not in name]
+        return cls(min(encoder, default=None), min(decoder, default=None), encodes=True)
+
+    def validate(self, lengths: Sequence[int], origins: Sequence[str], *, remedy: str, written: bool = False) -> None:
+        """Refuse rows that are longer than the model's tables of positions.
+
+        Args:
+            lengths: tokens of every row.
+            origins: `file:line` of every row.
+            remedy: the key of the configuration that makes them shorter.
+            written: whether the model writes the rows, else it reads them.
+
+        Raises:
+            InputError: the first such row, and how many there are.
+        """
+        limit = self.writes if written else self.reads
+        longer = [number for number, length in enumerate(lengths) if limit is not None and length > limit]
+        if not longer:
+            return
+        first = longer[0]
+        more = f" ({pluralize(len(longer), 'row is', 'rows are')} longer than that)" if len(longer) > 1 else ""
+        raise InputError(
+            f"{origins[first]}: {lengths[first]} tokens, and the model has {limit} positions{more}: set {remedy} "
+            "lower, so that none is longer, or shorten the text"
+        )
+
+    def validate_generation(
+        self, prompts: Sequence[Sequence[int]], origins: Sequence[str], generation: GenerationConfig
+    ) -> None:
+        """Refuse prompts after which there are not positions enough for what may be generated.
+
+        Args:
+            prompts: token ids.
+            origins: `file:line` of every prompt.
+            generation: says how many tokens may come after them.
+
+        Raises:
+            InputError: which prompt, or how many tokens.
+        """
+        # The last token is not read again.
+        new = max((generation.max_new_tokens or 1) - 1, 0)
+        remedy = f"max_new_tokens (it is {new + 1})"
+        if self.encodes:
+            self.validate([new + 1], ["evaluation.generate"], remedy=remedy, written=True)
+            new = 0
+        places = [f"{place} with what is generated" for place in origins] if new else origins
+        self.validate([len(prompt) + new for prompt in prompts], places, remedy=remedy)
+
+    def warn_beyond_context(self, lengths: Sequence[int], *, key: str) -> None:
+        """Warn of rows that are longer than those that the model was trained with."""
+        context = self.context
+        if context is not None and (longer := sum(length > context for length in lengths)):
+            _LOG.warning(
+                "%s of %d training rows have more than the %d tokens that the model was made for (the longest %d): it "
+                "computes positions of any number, but never learned these; %s cuts them",
+                *(longer, len(lengths), context, max(lengths), key),
+            )
+
+
+def lengths_of(dataset: Dataset, column: str = "input_ids") -> list[int]:
+    """Return the numbers of tokens of tokenized rows."""
+    return [len(ids) for ids in dataset[column]]
+
+
+def _table_lengths(model: PreTrainedModel) -> dict[str, int]:
+    """Return how many positions each table of a model has, by the name of the module or buffer."""
+    lengths: dict[str, int] = {}
+    if stated := getattr(model.config, _STATED.get(model.config.model_type, ""), None):
+        lengths[model.config.model_type] = stated
+    for name, module in model.named_modules():
+        weight = getattr(module, "weight", None)
+        # One that makes its table anew where it is too short has no limit.
+        if name.rpartition(".")[2] in _TABLES and isinstance(weight, Tensor) and not hasattr(module, "make_weight"):
+            lengths[name] = _usable_rows(model, module, len(weight))
+    for name, buffer in model.named_buffers():
+        if name.rpartition(".")[2] in _TABLES and buffer.ndim == 2:
+            lengths[name] = len(buffer)
+    return lengths
+
+
+def _usable_rows(model: PreTrainedModel, table: Any, rows: int) -> int:
+    """Return how many positions a table has: some families leave out its first rows."""
+    padding = getattr(table, "padding_idx", None)
+    # BART's and OPT's keep an offset; RoBERTa's begin after the row of padding.
+    offset = getattr(table, "offset", 0 if padding is None else padding + 1)
+    return min(rows - offset, getattr(model.config.get_text_config(), "max_position_embeddings", None) or rows)
