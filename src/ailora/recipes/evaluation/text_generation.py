@@ -101,8 +101,8 @@ def try_generation(
     prompts = [list(tokenizer("one two three")["input_ids"])] * min(2, batch_size)
     with torch.random.fork_rng(devices=[]):
         if seq2seq:
-            start = {"decoder_start_token_id": tokenizer.pad_token_id}
-            model: Any = T5ForConditionalGeneration(T5Config(**sizes, **_TOY_T5, **start))
+            sizes["decoder_start_token_id"] = tokenizer.pad_token_id
+            model: Any = T5ForConditionalGeneration(T5Config(**sizes, **_TOY_T5))
         else:
             model = LlamaForCausalLM(LlamaConfig(**sizes, **_TOY_LLAMA))
         try:
