@@ -53,8 +53,9 @@ _STUDY: dict[str, Any] = {
 
 
 def pages() -> list[Path]:
-    """README.md and every page of the site that is written by hand."""
-    return [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    """The pages beside the site, and every page of it that is written by hand."""
+    beside = (ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md"))
+    return [*beside, *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 @dataclass(frozen=True)
