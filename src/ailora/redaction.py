@@ -12,7 +12,7 @@ from typing import Any
 
 MASK = "***"
 
-_SECRET_KEY = re.compile(r"(token|password|passwd|passphrase|pwd|secret|credentials?|_key|apikey|_env|^env)$", re.I)
+_SECRET_KEY = re.compile(r"(token|password|passwd|passphrase|pwd|^pw|secret|credentials?|_key|apikey|_env|^env)$", re.I)
 #: Tokens of tokenizers.
 _TEXT_TOKEN = re.compile(r"(^|_)(bos|eos|pad|unk|sep|cls|mask|image|audio|video)_token$", re.I)
 _SECTION, _URL = "training", "storage"

@@ -42,7 +42,7 @@ def rewritten(folder: Path, name: str, **changes: Any) -> None:
         ({"r": 4}, "has rank 8, adapter_config.json says 4"),
         ({"r": 0}, "r and lora_alpha are positive numbers"),
         ({"r": "8"}, "r and lora_alpha are positive numbers"),
-        ({"lora_alpha": float("inf")}, "r and lora_alpha are positive numbers"),
+        ({"lora_alpha": float("inf")}, "Infinity is not JSON"),
         ({"rank_pattern": {"q_proj": 3}}, "has rank 8, adapter_config.json says 3"),
         ({"rank_pattern": [1]}, "rank_pattern maps names to positive numbers"),
         ({"alpha_pattern": {"q_proj": -1}}, "alpha_pattern maps names to positive numbers"),
@@ -93,7 +93,7 @@ def test_files_of_other_names(change: Any, message: str, copied: Path) -> None:
 
 def test_pickled_adapters_are_not_opened(copied: Path) -> None:
     (copied / WEIGHTS).rename(copied / "adapter_model.bin")
-    with pytest.raises(ailora.InputError, match=r"has no adapter_model\.safetensors \(pickled adapters are never"):
+    with pytest.raises(ailora.InputError, match=r"has no adapter_model\.safetensors, and pickled adapters are never"):
         AdapterCheckpoint.open(copied)
 
 

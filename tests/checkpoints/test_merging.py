@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -270,8 +271,6 @@ def test_a_head_with_two_layers_keeps_its_labels(tmp_path: Path) -> None:
 
 
 def test_files_of_tokenizers_travel_and_others_do_not(base: Path, adapter: Path, tmp_path: Path) -> None:
-    import shutil
-
     shutil.copytree(base, tmp_path / "base")
     kept = ("source.spm", "bpe.codes", "tokenizer.model.v3", "vocab.txt", "chat_templates/tool.jinja", "LICENSE")
     left = (

@@ -157,6 +157,19 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
     "a base that is none": (_study_file(base="/etc/passwd"), "base: expected a mapping, got '/etc/passwd'"),
     "methods that are none": (_study_file(methods=3), "configuration key methods is 3"),
     "rates that are none": (_study_file(learning_rate={}), "learning_rate"),
+    "a state that is none": (_statement("UPDATE trials SET state = 'LATE'"), "is damaged: LookupError"),
+    "a text that is none": (
+        _statement("UPDATE trial_user_attributes SET value_json = x'ff00fe'"),
+        "is damaged: UnicodeDecodeError",
+    ),
+    "deep JSON": (
+        _statement(f"UPDATE study_user_attributes SET value_json = '{'[' * 100_000}' WHERE key = 'study'"),
+        "is damaged: RecursionError",
+    ),
+    "a trigger": (
+        _statement("CREATE TRIGGER late AFTER INSERT ON trials BEGIN DELETE FROM studies; END"),
+        "holds the trigger 'late'",
+    ),
     "a trial that is none": (
         _statement("UPDATE trial_user_attributes SET value_json = '{}' WHERE key = 'cell'"),
         "trial 0 of the study 'study' is damaged",
@@ -178,6 +191,16 @@ def test_a_damaged_storage_is_one_message(finished: dict[str, Any], name: str) -
     assert str(file) in str(error.value)
     with pytest.raises(InputError):
         build_page([file.parent])
+
+
+@pytest.mark.parametrize("read_only", [True, False])
+def test_a_view_in_the_place_of_a_table_is_not_read(finished: dict[str, Any], *, read_only: bool) -> None:
+    """A view may count for ever."""
+    numbers = "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n)"
+    file = database(finished)
+    change(file, "ALTER TABLE trials RENAME TO moved", f"CREATE VIEW trials AS {numbers} SELECT moved.* FROM moved, n")
+    with pytest.raises(InputError, match="holds the view 'trials'"):
+        TrialStorage.load(f"sqlite:///{file}", "study", read_only=read_only)
 
 
 def test_a_storage_that_is_locked_says_so_and_is_waited_for(
@@ -242,6 +265,23 @@ def test_a_study_file_with_another_kind_of_value(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match=message):
         load_study_config(study | changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"learning_rate": {"from": 1e-320, "to": 1e300}}, "more than 100 decades"),
+        ({"seeds": [*range(100_000), 7]}, "seeds: 7 is there twice"),
+        ({"storage": "sqlite:///a\0b"}, "not printable"),
+    ],
+)
+def test_values_beyond_reason_are_refused_at_once(
+    study: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=message):
+        create_or_load_study(load_study_config(study | changes))
+    assert not (tmp_path / "a").exists()
 
 
 def test_memory_is_no_storage(study: dict[str, Any]) -> None:

@@ -20,7 +20,7 @@ from optuna.storages._rdb.models import BaseModel
 from sqlalchemy import event
 from sqlalchemy.exc import ArgumentError, IntegrityError, NoSuchModuleError, OperationalError, SQLAlchemyError
 
-from ailora.errors import InputError
+from ailora.errors import AiloraError, InputError
 from ailora.redaction import MASK, is_secret, mask_url
 
 #: Between attempts to use tables that another process creates just now.
@@ -64,6 +64,9 @@ def _validate_url(url: str) -> None:
         )
     if parsed.get_backend_name() == "sqlite" and parsed.database in (None, "", ":memory:"):
         raise InputError(f"storage {mask_url(url)} is in the memory of one process; expected sqlite:///FILE")
+    # SQLite would end the name of the file there.
+    if not url.isprintable():
+        raise InputError(f"storage {mask_url(url)!r} holds a character that is not printable")
     if {"{", "}"} & {*url}:
         raise InputError(f"storage {mask_url(url)}: Optuna takes no braces; write them as %7B and %7D")
 
@@ -82,8 +85,13 @@ def _validate_tables(file: Path, *, read_only: bool) -> None:
     """Refuse a database of another program, before tables are added to it; wait while it is locked."""
     with contextlib.closing(_connect(file, read_only=read_only)) as connection:
         _begin(connection, file, read_only=read_only)
-        tables = [name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+        entries = connection.execute("SELECT type, name FROM sqlite_master").fetchall()
         connection.execute("ROLLBACK")
+    tables = [name for kind, name in entries if kind == "table"]
+    # Both run statements of whoever made the file: a view for as long as it likes, a trigger when we write.
+    for kind, name in entries:
+        if kind == "trigger" or (kind == "view" and name in BaseModel.metadata.tables):
+            raise InputError(f"{file} holds the {kind} {name!r}, which Optuna does not make: drop it, if you know it")
     if tables and not {*tables} & BaseModel.metadata.tables.keys():
         raise InputError(
             f"{file} is the database of another program (its tables: {', '.join(tables[:5])}), which stays as it is: "
@@ -193,14 +201,20 @@ def storage_errors(url: str) -> Iterator[None]:
     """Raise errors of a database as InputError, without its password.
 
     Raises:
-        InputError: the database cannot be reached, read or written.
+        InputError: the database cannot be reached, read or written, or holds values of another kind than Optuna's.
     """
     try:
         yield
+    except AiloraError:
+        raise
     except (ArgumentError, NoSuchModuleError) as error:
         raise InputError(f"storage {mask_url(url)} is no database URL: {_reason(url, error)}") from None
     except (SQLAlchemyError, StorageInternalError, sqlite3.Error, ImportError, OSError) as error:
         raise InputError(f"storage {mask_url(url)} cannot be reached: {_reason(url, error)}") from None
+    # What Optuna, its enumerations and the JSON reader raise for values that Optuna has not written.
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError, OverflowError) as error:
+        reason = f"{type(error).__name__}: {_reason(url, error)}"
+        raise InputError(f"storage {mask_url(url)} is damaged: {reason}") from None
 
 
 def _reason(url: str, error: Exception) -> str:

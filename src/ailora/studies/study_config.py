@@ -47,11 +47,16 @@ class RateConfig(Section, frozen=True, populate_by_name=True):
             return {"values": self.values}
         return {"from": self.from_, "to": self.to, "per_decade": self.per_decade}
 
+    @property
+    def decades(self) -> float:
+        """Factors of ten from the least to the largest rate of a range."""
+        return math.log10(self.to) - math.log10(self.from_) if self.from_ and self.to else 0.0
+
     def check(self, where: str) -> None:
         """Refuse keys that do not go together.
 
         Raises:
-            InputError: neither values nor a range, or both; a range from more to less; a duplicate rate.
+            InputError: neither values nor a range, or both; a range from more to less, or too wide; a duplicate rate.
         """
         given = self.model_fields_set
         if self.values is not None:
@@ -70,14 +75,6 @@ class RateConfig(Section, frozen=True, populate_by_name=True):
             raise InputError(
                 f"{where}: expected at most {_MAX_RATES} rates of a method, got {max(n_rates, self.per_decade):,.0f}"
             )
-
-    @property
-    def decades(self) -> float:
-        """Width of the range, log10(to / from)."""
-        assert self.from_ is not None
-        assert self.to is not None
-        # The quotient may be larger than any float.
-        return math.log10(self.to) - math.log10(self.from_)
 
 
 class StudyConfig(Section, frozen=True):
