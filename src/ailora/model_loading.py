@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -14,6 +16,7 @@ from huggingface_hub.errors import HFValidationError
 from transformers import (
     AutoConfig,
     AutoModel,
+    PreTrainedConfig,
     PreTrainedModel,
 )
 
@@ -27,6 +30,9 @@ from ailora.safetensors_io import Checkpoint
 
 #: Files that transformers loads a model from, beside its configuration.
 _WEIGHT_FILES = ("model*.safetensors", "model.safetensors.index.json")
+#: Numbers of layers in configurations, and more than any model has: building a million of them takes hours.
+_LAYERS = re.compile(r"(^|_)(n_|num_)?layers?$")
+_MAX_LAYERS = 2_000
 
 
 def auto_class(task_type: str) -> Any:
@@ -69,7 +75,9 @@ def validate_weights(name: Path | str, *, download: bool = False) -> None:
             "model of both with `ailora merge`"
         )
     if (folder / "config.json").is_file():
-        weights = read_json_object(folder / "config.json", allow_nan=True).get("transformers_weights")
+        config = read_json_object(folder / "config.json", allow_nan=True)
+        _validate_config(config, str(folder / "config.json"))
+        weights = config.get("transformers_weights")
         if weights is not None and not str(weights).endswith((".safetensors", ".safetensors.index.json")):
             raise InputError(
                 f"{folder / 'config.json'}: transformers_weights names {str(weights)[:80]!r}, expected a safetensors "
@@ -100,7 +108,8 @@ def load_on_meta(
     if not (folder / "config.json").is_file():
         refuse_gguf(folder)
     try:
-        config = AutoConfig.from_pretrained(resolve_model(name), trust_remote_code=False, **labels)
+        _validate_config(PreTrainedConfig.get_config_dict(str(folder))[0], f"the configuration of model {name!r}")
+        config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False, **labels)
     except InputError:
         raise
     # A damaged file can make transformers raise any exception.
@@ -120,6 +129,24 @@ def load_on_meta(
         raise InputError(
             f"the configuration of model {name!r} makes no model{wanted}: {_short(error, name)}"
         ) from error
+
+
+def _validate_config(config: Mapping[str, Any], where: str) -> None:
+    """Refuse a configuration that names code of the hub, or asks for more layers than any model has.
+
+    Raises:
+        InputError: the key and its value.
+    """
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            _validate_config(value, where)
+        # transformers downloads such kernels, which are code, and imports them.
+        if str(key).endswith("_implementation") and "/" in str(value):
+            raise InputError(
+                f"{where}: {key} names code of the hub, {str(value)[:80]!r}, which never runs: remove the key"
+            )
+        if _LAYERS.search(str(key)) and type(value) is int and value > _MAX_LAYERS:
+            raise InputError(f"{where}: {key} is {str(value)[:80]}, expected at most {_MAX_LAYERS}")
 
 
 def validate_device(device: str) -> None:

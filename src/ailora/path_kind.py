@@ -79,3 +79,14 @@ def is_file(path: Path) -> bool:
         return path.is_file()
     except (OSError, ValueError):
         return False
+
+
+def is_inside(file: Path, folder: Path) -> bool:
+    """Return whether a file, after links, lies in a folder, or among the blobs of the hub's cache beside it."""
+    home = folder.resolve()
+    allowed = [home]
+    # The hub's cache links from its snapshots to the blobs beside them.
+    snapshot = next((parent for parent in (home, *home.parents) if parent.parent.name == "snapshots"), None)
+    if snapshot is not None:
+        allowed.append(snapshot.parent.parent / "blobs")
+    return file.resolve().parent in allowed

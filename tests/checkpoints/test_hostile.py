@@ -12,12 +12,13 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 
 import ailora
 from ailora.adapter_io.adapter_checkpoint import AdapterCheckpoint
 from ailora.checkpoints import export, init, inspect, merge, verify
-from ailora.model_loading import load_on_meta
+from ailora.model_loading import load_on_meta, validate_weights
 from ailora.plan import AdapterMetadata
 from tests.safetensors_io.test_checkpoint import json_values
 from tests.safetensors_io.test_header import FUZZ
@@ -52,12 +53,73 @@ def rewritten(folder: Path, name: str, **changes: Any) -> None:
         ({"use_dora": True}, "says a DoRA, and the magnitudes of .* say otherwise"),
         ({"lora_alpha": 1e-300}, "r and lora_alpha are positive numbers"),
         ({"task_type": 3}, "task_type is a name"),
+        ({"peft_version": [1]}, "peft_version is a name"),
+        ({"lora_dropout": "x"}, "lora_dropout is a number from 0 to 1"),
+        ({"lora_dropout": 2.5}, "lora_dropout is a number from 0 to 1"),
     ],
 )
 def test_configurations_that_lie(changes: dict[str, Any], message: str, copied: Path) -> None:
     rewritten(copied, CONFIG, **changes)
     with pytest.raises(ailora.InputError, match=message):
         AdapterCheckpoint.open(copied)
+
+
+@pytest.mark.parametrize("changes", [{"layers_to_transform": [0]}, {"exclude_modules": ["v_proj"]}])
+def test_factors_of_modules_that_the_configuration_leaves_out(
+    changes: dict[str, Any], base: Path, copied: Path, tmp_path: Path
+) -> None:
+    """PEFT leaves them out with a warning: what is merged would differ from what is served."""
+    rewritten(copied, CONFIG, **changes)
+    with pytest.raises(ailora.InputError, match=r"has factors for 2 modules that .* does not adapt"):
+        merge(str(base), copied, tmp_path / "out")
+
+
+def test_a_whole_weight_of_a_module_that_has_factors(copied: Path) -> None:
+    tensors = load_file(copied / WEIGHTS)
+    name = next(name for name in tensors if name.endswith("lora_A.weight"))
+    tensors[name.replace("lora_A.", "")] = tensors[name].clone()
+    save_file(tensors, copied / WEIGHTS)
+    with pytest.raises(ailora.InputError, match="is the whole of a module that has factors too"):
+        AdapterCheckpoint.open(copied)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"_attn_implementation": "kernels-community/flash-attn"}, "_attn_implementation names code of the hub"),
+        ({"text_config": {"attn_implementation": "a/b"}}, "attn_implementation names code of the hub"),
+        ({"num_hidden_layers": 10**6}, "num_hidden_layers is 1000000, expected at most"),
+    ],
+)
+def test_configurations_of_models_that_ask_for_code_or_for_too_much(
+    changes: dict[str, Any], message: str, base: Path, tmp_path: Path
+) -> None:
+    model = Path(shutil.copytree(base, tmp_path / "model"))
+    rewritten(model, "config.json", **changes)
+    for read in (lambda: init(str(model), tmp_path / "out", rank=4), lambda: validate_weights(str(model))):
+        with pytest.raises(ailora.InputError, match=message):
+            read()
+
+
+def test_a_link_in_a_model_does_not_bring_a_file_of_the_machine_into_what_is_merged(
+    base: Path, adapter: Path, tmp_path: Path
+) -> None:
+    model = Path(shutil.copytree(base, tmp_path / "model"))
+    (tmp_path / "secret").write_text("hunter2")
+    (model / "tokenizer.json").symlink_to(tmp_path / "secret")
+    with pytest.raises(ailora.InputError, match=r"tokenizer\.json is a link to .*secret, outside its folder"):
+        merge(str(model), adapter, tmp_path / "out")
+    assert "hunter2" not in "".join(p.read_text(errors="replace") for p in tmp_path.glob("out/**/*") if p.is_file())
+
+
+def test_files_of_the_hubs_cache_are_copied(base: Path, adapter: Path, tmp_path: Path) -> None:
+    """Its snapshots hold links to blobs beside them."""
+    (tmp_path / "blobs").mkdir()
+    model = Path(shutil.copytree(base, tmp_path / "snapshots" / "main"))
+    (tmp_path / "blobs" / "abc").write_text("{}")
+    (model / "tokenizer.json").symlink_to(tmp_path / "blobs" / "abc")
+    merge(str(model), adapter, tmp_path / "out")
+    assert (tmp_path / "out" / "tokenizer.json").read_text() == "{}"
 
 
 def header_of(folder: Path) -> tuple[dict[str, Any], bytes]:

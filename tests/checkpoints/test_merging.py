@@ -453,3 +453,13 @@ def test_labels_and_padding_of_a_classifier_go_into_the_merged_model(tmp_path: P
     assert merged.config.id2label == names
     assert merged.config.pad_token_id == 2
     assert merged(input_ids=torch.tensor([[5, 6, 7], [5, 2, 2]])).logits.shape == (2, 3)
+
+
+def test_a_sum_that_is_not_finite_is_blamed_on_its_source(base: Path, adapter: Path, tmp_path: Path) -> None:
+    """No other dtype would help."""
+    large = Path(shutil.copytree(adapter, tmp_path / "large"))
+    tensors = load_file(large / "adapter_model.safetensors")
+    save_file({k: torch.full_like(v, 1e38) for k, v in tensors.items()}, large / "adapter_model.safetensors")
+    (large / "ailora.json").unlink()
+    with pytest.raises(ailora.ModelError, match="after the update of the adapter, whose factors are too large"):
+        merge(str(base), large, tmp_path / "out")

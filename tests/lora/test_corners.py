@@ -77,7 +77,23 @@ def test_a_failure_keeps_both_names_of_a_shared_module(monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize(
     "name",
-    ["forward", "keys", "__class__", "training", "a.b", "", "lora_", "../up", "a/b", "a\0b", "n" * 300, None, 5, []],
+    [
+        "forward",
+        "keys",
+        "__class__",
+        "training",
+        "a.b",
+        "",
+        "lora_",
+        "../up",
+        "a/b",
+        "a\0b",
+        "n" * 300,
+        "weight",
+        None,
+        5,
+        [],
+    ],
 )
 def test_a_name_that_no_adapter_can_have_leaves_the_model_as_it_was(name: object) -> None:
     model = FAMILY.model()

@@ -196,12 +196,7 @@ class AdapterCheckpoint:
             module: _lora_weights(module, part, folder, config, ranks=ranks, alphas=alphas)
             for module, part in parts.items()
         }
-        for weights in modules.values():
-            if (weights.magnitude is not None) != bool(config.get("use_dora")):
-                says = "a DoRA" if config.get("use_dora") else "no DoRA"
-                raise InputError(
-                    f"{folder}: {CONFIG_NAME} says {says}, and the magnitudes of {weights.module} say otherwise"
-                )
+        _validate_agreement(folder, config, modules, saved)
         adapter = cls(folder, config, modules, saved, None)
         return cls(folder, config, modules, saved, adapter._matching_metadata())
 
@@ -257,7 +252,7 @@ class AdapterCheckpoint:
         return factors + list(self.saved.values())
 
     def validate_complete(self, base: nn.Module) -> None:
-        """Refuse a file that lacks the factors of a module that its configuration adapts, or has those of no module.
+        """Refuse a file that lacks the factors of a module that its configuration adapts, or has those of another one.
 
         PEFT loads such files, with a warning or to no effect.
 
@@ -273,7 +268,15 @@ class AdapterCheckpoint:
                 f"{self.folder / WEIGHTS_NAME} has factors for {pluralize(len(unknown), 'module')} that the base model "
                 f"{type(base).__name__} does not have, such as {unknown[0]}"
             )
-        targets = find_targets(self.config, linear, self.folder / CONFIG_NAME) or set()
+        targets = find_targets(self.config, linear, self.folder / CONFIG_NAME)
+        if targets is None:
+            return
+        if ignored := sorted(self.modules.keys() - targets):
+            raise InputError(
+                f"{self.folder / WEIGHTS_NAME} has factors for {pluralize(len(ignored), 'module')} that {CONFIG_NAME} "
+                f"does not adapt, such as {ignored[0]}: loaders would leave them out. Correct target_modules, "
+                "exclude_modules or layers_to_transform"
+            )
         if missing := sorted(targets - self.modules.keys()):
             raise InputError(
                 f"{self.folder / WEIGHTS_NAME} has no factors for {pluralize(len(missing), 'module')} that "
@@ -347,6 +350,24 @@ class AdapterCheckpoint:
             if metadata.exported is None and weights.rank not in ranks:
                 return f"{module} has rank {ranks[0]} there, {weights.rank} here"
         return None
+
+
+def _validate_agreement(
+    folder: Path,
+    config: Mapping[str, Any],
+    modules: Mapping[str, LoraWeights],
+    saved: Mapping[str, StoredTensor],
+) -> None:
+    """Refuse magnitudes that the configuration does not mean, and whole weights of modules that have factors."""
+    for weights in modules.values():
+        if (weights.magnitude is not None) != bool(config.get("use_dora")):
+            says = "a DoRA" if config.get("use_dora") else "no DoRA"
+            raise InputError(
+                f"{folder}: {CONFIG_NAME} says {says}, and the magnitudes of {weights.module} say otherwise"
+            )
+    for name, stored in saved.items():
+        if name.rpartition(".")[0] in modules:
+            raise InputError(f"{stored} is the whole of a module that has factors too: loaders would leave it out")
 
 
 def _lora_weights(

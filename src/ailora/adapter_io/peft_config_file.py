@@ -55,7 +55,12 @@ def read_config(file: Path) -> dict[str, Any]:
 
 
 def _validate_types(config: Mapping[str, Any], file: Path) -> None:
-    for key in ("task_type", "base_model_name_or_path"):
+    dropout = config.get("lora_dropout")
+    if dropout is not None and (
+        isinstance(dropout, bool) or not isinstance(dropout, int | float) or not 0 <= dropout <= 1
+    ):
+        raise InputError(f"{file}: lora_dropout is a number from 0 to 1, not {_short(dropout)}")
+    for key in ("task_type", "base_model_name_or_path", "peft_version", "revision"):
         if not isinstance(config.get(key), str | None):
             raise InputError(f"{file}: {key} is a name, not {_short(config[key])}")
     for key in ("use_dora", "use_rslora", "fan_in_fan_out"):

@@ -18,7 +18,8 @@ from tqdm.auto import tqdm
 
 from ailora.atomic_io import json_bytes, refuse_link, replacing_file, sync_folder, write_bytes
 from ailora.checkpoints.output_dir import OutputDir
-from ailora.errors import ModelError
+from ailora.errors import InputError, ModelError
+from ailora.path_kind import is_inside
 from ailora.safetensors_io import (
     Checkpoint,
     Header,
@@ -86,8 +87,19 @@ def copy_auxiliary_files(source: Path, output: OutputDir, *, changed: Mapping[st
         source: The folder of the model.
         output: The acquired folder.
         changed: Files with another content.
+
+    Raises:
+        InputError: One of them is a link that leads outside its folder.
     """
-    for name in auxiliary_files(source):
+    names = auxiliary_files(source)
+    for name in names:
+        # A model comes with a download: a link in it could put any file of the machine into what is handed on.
+        if not is_inside(source / name, (source / name).parent):
+            raise InputError(
+                f"{source / name} is a link to {(source / name).resolve()}, outside its folder, and is not copied: put "
+                "a copy of the file in its place, or remove the link"
+            )
+    for name in names:
         target = output.folder / name
         target.parent.mkdir(exist_ok=True)
         if name in (changed or {}):
@@ -95,6 +107,15 @@ def copy_auxiliary_files(source: Path, output: OutputDir, *, changed: Mapping[st
             continue
         with (source / name).open("rb") as read, replacing_file(target) as stream:
             shutil.copyfileobj(read, stream, _BLOCK_BYTES)
+
+
+def _describe_overflow(source: StoredTensor, block: Tensor, dtype: torch.dtype) -> str:
+    """Return why a tensor cannot be written: its numbers are beyond a dtype, or are none whatever the dtype is."""
+    if all_finite(block):
+        return f"{source} is not finite when written in {dtype}: choose another dtype"
+    if not all_finite(read_tensor(source)):
+        return f"{source} holds NaN or infinite entries: the model is damaged, or its training diverged"
+    return f"{source} is not finite after the update of the adapter, whose factors are too large"
 
 
 def auxiliary_files(source: Path) -> list[str]:
@@ -222,7 +243,7 @@ class _ShardWriter:
         for block in blocks:
             converted = block.to(dtype)
             if not all_finite(converted) and (transform or all_finite(block)):
-                raise ModelError(f"{entry.source} is not finite when written in {dtype}: choose another dtype")
+                raise ModelError(_describe_overflow(entry.source, block, dtype))
             _write(stream, tensor_bytes(converted))
             written += converted.numel() * converted.itemsize
         assert written == entry.spec.nbytes, entry

@@ -30,6 +30,8 @@ from ailora.weights.quantized import find_storage
 
 #: What a file system allows.
 _MAX_NAME_BYTES = 255
+#: PEFT takes such an adapter's name out of the names of the tensors of trained heads.
+_PARAMETERS = ("weight", "bias")
 _LOG = logging.getLogger("ailora")
 
 
@@ -148,7 +150,7 @@ def validate_adapter_name(model: nn.Module, adapter_name: str) -> None:
 
 def _is_usable_name(name: str) -> bool:
     """Return whether PEFT can use a name: in torch's dictionaries of modules, in the keys of files, for a folder."""
-    taken = any(hasattr(container(), name) for container in (nn.ModuleDict, nn.ParameterDict))
+    taken = any(hasattr(container(), name) for container in (nn.ModuleDict, nn.ParameterDict)) or name in _PARAMETERS
     fits_folder = name.isprintable() and len(name.encode(errors="replace")) <= _MAX_NAME_BYTES
     return not taken and name not in "lora_" and not set(name) & set("./\\") and fits_folder
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ailora.errors import InputError
 from ailora.model_formats import refuse_gguf, refuse_pickles
+from ailora.path_kind import is_inside
 from ailora.plain_data import read_json_object
 from ailora.safetensors_io.header import Header, StoredTensor, read_header
 from ailora.safetensors_io.reader import read_tensor
@@ -127,11 +128,6 @@ def _resolve_shard(folder: Path, name: str, index: Path) -> Path:
         target = file.resolve(strict=True)
     except (OSError, RuntimeError, ValueError) as error:
         raise InputError(f"{index} points to {name[:200]!r}, which is not there ({error})") from None
-    home = folder.resolve()
-    allowed = [home]
-    # The hub's cache links from its snapshots to the blobs beside them.
-    if home.parent.name == "snapshots":
-        allowed.append(home.parent.parent / "blobs")
-    if target.parent not in allowed:
+    if not is_inside(file, folder):
         raise InputError(f"{index} points to {name!r}, a link to {target}, outside its folder")
     return file
