@@ -48,7 +48,7 @@ def summarize_run(config: RunConfig, trained: TrainResult) -> dict[str, Any]:
     for deciding in config.metrics[:1]:
         best[deciding] = _best(history, deciding, sign=-1)
     parameters = list(trainer.model.parameters()) if trainer.model else []
-    plan = get_adapter_origin(trainer.model).plan
+    plan = get_adapter_origin(trainer.model).plan if trainer.model else None
     return {
         "best": best,
         "history": history,
