@@ -99,6 +99,7 @@ def test_causal_rows(language_config: dict[str, Any], gpt2: str) -> None:
 def test_prompts_leave_room_for_what_is_generated(language_config: dict[str, Any], tmp_path: Path) -> None:
     config = tf.GPT2Config(n_embd=32, n_layer=1, n_head=4, n_positions=50)
     language_config["model"] = save(config, tmp_path / "longer")
+    tf.GPT2LMHeadModel(config).save_pretrained(tmp_path / "longer")
     message = r"validation\.csv:\d+ with what is generated: \d+ tokens, .* 50 .* set max_new_tokens \(it is 48\) lower"
     with pytest.raises(ailora.InputError, match=message):
         dry_run(load_config(language_config, ["evaluation.generate.max_new_tokens=48"]))
