@@ -78,7 +78,7 @@ def test_the_task_type_follows_the_class() -> None:
         ({"rank": {"query": 4}}, "no key of .* fits bert.*value"),
         ({"rank": {"query": 4, "valeu": 4}}, "'valeu' is neither the role nor part of the name"),
         ({"rank": {"(": 4}}, "not a regular expression|nor a regular expression"),
-        ({"alpha": 0}, "alpha 0 is not allowed for .* a positive number"),
+        ({"alpha": 0}, "alpha 0 is not allowed for .* a number above 0"),
         ({"alpha": -2.0}, "alpha -2.0 is not allowed"),
         ({"alpha": math.nan}, "alpha nan is not allowed"),
         ({"policy": "pisa"}, "did you mean 'pissa'"),
@@ -112,7 +112,7 @@ def test_bad_options_are_refused(options: dict[str, Any], message: str) -> None:
 
 
 def test_what_is_no_model_is_refused() -> None:
-    with pytest.raises(ailora.InputError, match=r"a model is an nn\.Module, not 'bert'"):
+    with pytest.raises(ailora.InputError, match=r"a model is an nn\.Module, got 'bert'"):
         make_plan("bert")
 
 

@@ -183,7 +183,7 @@ def test_another_runs_folder_is_refused(config: dict[str, Any], tmp_path: Path) 
 
 def test_an_output_that_is_a_file_is_refused(config: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(ailora.InputError, match=r"cannot write to .*File exists"):
+    with pytest.raises(ailora.InputError, match=r"cannot write to .*is not a folder"):
         run(config, f"output={tmp_path / 'file'}", "data.max_train_samples=16")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import subprocess
@@ -17,7 +16,7 @@ from typing import Any
 import filelock
 import pandas as pd
 
-from ailora.atomic_io import refuse_link
+from ailora.atomic_io import format_json, refuse_link
 from ailora.checkpoints.output_dir import describe_differences, writing
 from ailora.child_environment import safe_environment
 from ailora.errors import InputError
@@ -178,7 +177,7 @@ def _start_worker(storage: TrialStorage, config: StudyConfig, log: Path, count: 
     handover = {"storage": storage.url, "study": config.model_dump(by_alias=True, context={"secrets": True})}
     # One that is dead already is noticed where all are looked after.
     with contextlib.suppress(BrokenPipeError):
-        worker.stdin.write(json.dumps(handover).encode() + b"\n")
+        worker.stdin.write(format_json(handover).encode() + b"\n")
         worker.stdin.flush()
     return worker
 
