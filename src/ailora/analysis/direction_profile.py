@@ -62,7 +62,8 @@ def direction_profile(update: WeightUpdate, directions: SingularDirections, rank
         "left": (update.left_energies(directions.U), directions.U.shape[0]),
         "right": (update.right_energies(directions.Vh), directions.Vh.shape[1]),
     }
-    total = float(update.singular_values().square().sum()) or float("nan")
+    # The vectors of the smaller dimension are a whole basis, and hold all energy of the update.
+    total = max(float(energies.sum()) for energies, _ in sides.values()) or float("nan")
     for side, (energies, dimension) in sides.items():
         for band, start, stop in bins:
             share = float(energies[start:stop].sum()) / total

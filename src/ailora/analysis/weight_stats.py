@@ -91,11 +91,11 @@ def _measure_projection(
     columns = projection_columns(projection)
     rank = min(settings.rank, projection.max_rank)
     bands = {band: truncated_svd(rows, rank, band) for band in ("principal", "minor")}
-    values = torch.linalg.svdvals(rows.double())
-    norm = float(values.norm())
     # Decomposed once for all models.
     base_vectors = LeftSingularVectors(rows, settings.top)
     directions = SingularDirections.from_weight(rows) if settings.directions else None
+    values = torch.linalg.svdvals(rows.double()) if directions is None else directions.values
+    norm = float(values.norm())
     tables.spectra.append({"model": "base", **columns, **measure_spectrum(values, rank), **_NO_UPDATE})
     for model in models:
         try:
