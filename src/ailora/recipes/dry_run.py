@@ -17,6 +17,7 @@ from ailora.plan import Plan
 from ailora.recipes.config.method import CustomFunction, FullFineTuning, Method, PeftInit
 from ailora.recipes.config.schema import CausalLMConfig, LanguageConfig, RunConfig
 from ailora.recipes.data.tokenize_language import IGNORE_INDEX
+from ailora.recipes.position_limits import lengths_of
 from ailora.recipes.registry import make_recipe
 from ailora.recipes.run_folder import RunFolder
 from ailora.recipes.training.results import resident_memory
@@ -79,7 +80,7 @@ def dry_run(config: RunConfig) -> DryRun:
 def _estimate_costs(
     config: RunConfig, arguments: TrainingArguments, model: PreTrainedModel, *, plan: Plan | None, train: Dataset
 ) -> dict[str, Any]:
-    lengths = [len(ids) for ids in train["input_ids"]]
+    lengths = lengths_of(train)
     batch = arguments.per_device_train_batch_size * max(1, arguments.world_size)
     per_step = batch * arguments.gradient_accumulation_steps
     epochs = arguments.num_train_epochs
