@@ -153,6 +153,11 @@ def shorten(text: str, limit: int) -> str:
     return text if len(text) <= limit else f"{text[:limit]}... ({len(text) - limit:,} more characters)"
 
 
+def truncate(text: str, limit: int) -> str:
+    """Cut a text to `limit` characters, the last three of them dots."""
+    return text if len(text) <= limit else f"{text[: limit - 3]}..."
+
+
 def downsample(points: Sequence[T], limit: int) -> list[T]:
     """Choose at most `limit` evenly spaced points, the first and the last among them."""
     if len(points) <= limit:

@@ -24,7 +24,7 @@ from trl import (
 
 import ailora
 from tests.families import FAMILIES, train
-from tests.recipes.language import tokenizer
+from tests.recipes.language import llama_config, tokenizer
 
 LLAMA = FAMILIES["llama"]
 PAIRS = [{"prompt": "thing[cup] =>", "chosen": " The cup is red.", "rejected": " boat boat"}] * 8
@@ -47,22 +47,9 @@ pytestmark = [
 
 
 def base() -> tf.LlamaForCausalLM:
-    words = tokenizer()
+    config = llama_config(tokenizer())
     torch.manual_seed(1)
-    return tf.LlamaForCausalLM(
-        tf.LlamaConfig(
-            vocab_size=len(words),
-            hidden_size=32,
-            intermediate_size=48,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            bos_token_id=words.bos_token_id,
-            eos_token_id=words.eos_token_id,
-            pad_token_id=words.pad_token_id,
-            initializer_range=0.1,
-        )
-    ).eval()
+    return tf.LlamaForCausalLM(config).eval()
 
 
 def count_red(completions: list[str], **_: object) -> list[float]:

@@ -6,6 +6,7 @@ import csv
 import random
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers as tf
@@ -77,23 +78,27 @@ def pretrain(model: tf.PreTrainedModel, words: tf.PreTrainedTokenizerFast, steps
     model.eval()
 
 
-def save_llama(folder: Path) -> str:
-    """A Llama of two narrow layers, with grouped queries, that has read some sentences."""
-    words = tokenizer()
-    config = tf.LlamaConfig(
+def llama_config(words: tf.PreTrainedTokenizerFast, **changes: Any) -> tf.LlamaConfig:
+    """A Llama of two narrow layers, with grouped queries."""
+    return tf.LlamaConfig(
         vocab_size=len(words),
         hidden_size=32,
         intermediate_size=48,
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
-        max_position_embeddings=128,
         bos_token_id=words.bos_token_id,
         eos_token_id=words.eos_token_id,
         pad_token_id=words.pad_token_id,
-        tie_word_embeddings=True,
         initializer_range=0.1,
+        **changes,
     )
+
+
+def save_llama(folder: Path) -> str:
+    """A Llama of two narrow layers that has read some sentences."""
+    words = tokenizer()
+    config = llama_config(words, max_position_embeddings=128, tie_word_embeddings=True)
     torch.manual_seed(1)
     model = tf.LlamaForCausalLM(config)
     pretrain(model, words)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ailora.atomic_io import holding_lock, link_error, write_json, write_text
 from ailora.errors import InputError, ModelError
+from ailora.formatting import truncate
 from ailora.plain_data import read_json_object
 
 #: Our own folder in a folder that we write: the lock, and what a command needs to resume.
@@ -207,8 +208,7 @@ def _flatten(value: object, prefix: str = "") -> dict[str, object]:
 
 
 def _shorten(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= _MAX_VALUE_CHARS else f"{text[: _MAX_VALUE_CHARS - 3]}..."
+    return truncate(repr(value), _MAX_VALUE_CHARS)
 
 
 class OutputDir:

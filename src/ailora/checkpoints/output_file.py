@@ -8,7 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from ailora.atomic_io import link_error
-from ailora.checkpoints.output_dir import resolve_output_path
+from ailora.checkpoints.output_dir import resolve_output_path, writing
 from ailora.errors import InputError
 
 #: What the files that we write say of their maker, by suffix. Tables and Markdown have no place for it.
@@ -43,7 +43,7 @@ def validate_output_file(file: Path | str, *, force: bool, reads: Iterable[Path 
         InputError: There is no folder for it; a folder, a link or another file is there; or it is read.
     """
     output = resolve_output_path(file)
-    try:
+    with writing(output):
         _validate_place(output)
         if output.exists() and not is_ours(output):
             _validate_unread(output, reads)
@@ -52,8 +52,6 @@ def validate_output_file(file: Path | str, *, force: bool, reads: Iterable[Path 
                     f"{output} is there already, and does not say that this program wrote it: choose another file, or "
                     "--force to replace it"
                 )
-    except OSError as error:
-        raise InputError(f"cannot write {output}: {error.strerror or error}") from None
     return output
 
 

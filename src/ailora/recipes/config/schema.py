@@ -7,6 +7,7 @@ from typing import Any
 import pydantic
 
 from ailora.errors import InputError, unknown_name
+from ailora.formatting import truncate
 from ailora.recipes.config.classification_config import ClassificationConfig, DataConfig
 from ailora.recipes.config.language_config import CausalLMConfig, LanguageConfig, PromptData, Seq2SeqConfig
 from ailora.recipes.config.sections import AdapterConfig, DataSource, RunConfig, Section
@@ -103,5 +104,4 @@ def short_repr(value: object, key: str = "") -> str:
     Returns:
         The text.
     """
-    text = mask_value(key, value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
+    return truncate(mask_value(key, value), 80)
