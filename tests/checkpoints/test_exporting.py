@@ -227,8 +227,17 @@ def test_an_adapter_whose_base_is_not_here_is_exported_with_a_warning(
     config = config_of(tmp_path / "adapter") | {"base_model_name_or_path": "nobody/nothing"}
     (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(config))
     with caplog.at_level("WARNING", logger="ailora"):
-        export(tmp_path / "adapter", tmp_path / "out")
-    assert "'nobody/nothing' is not at hand" in caplog.text
+        report = export(tmp_path / "adapter", tmp_path / "out")
+    assert "not checked whether the file has the factors of every module" in caplog.text
+    assert "'nobody/nothing' is neither a folder nor in the hub's cache" in caplog.text
+    assert report.to_dict()["completeness_checked"] is False
+    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": None}))
+    export(tmp_path / "adapter", tmp_path / "nameless")
+    assert "adapter_config.json names no base model" in caplog.text
+
+
+def test_an_adapter_of_ours_needs_no_base_to_be_exported(adapter: Path, tmp_path: Path) -> None:
+    assert export(adapter, tmp_path / "out").completeness_checked
 
 
 @pytest.mark.parametrize(("rank", "allowed"), [(1, 1), (2, 8), (8, 8), (9, 16), (257, 320), (512, 512), (513, None)])

@@ -17,9 +17,11 @@ from transformers import AutoConfig
 
 import ailora
 from ailora.adapter_io.adapter_checkpoint import AdapterCheckpoint
+from ailora.adapter_io.peft_adapter import load_peft_adapter
 from ailora.checkpoints import export, init, inspect, merge, verify
 from ailora.model_loading import load_on_meta, validate_weights
 from ailora.plan import AdapterMetadata
+from tests.checkpoints.conftest import loaded
 from tests.safetensors_io.test_checkpoint import json_values
 from tests.safetensors_io.test_header import FUZZ
 
@@ -72,6 +74,22 @@ def test_factors_of_modules_that_the_configuration_leaves_out(
     rewritten(copied, CONFIG, **changes)
     with pytest.raises(ailora.InputError, match=r"has factors for 2 modules that .* does not adapt"):
         merge(str(base), copied, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"target_modules": ["q_proj", "v_proj", "k_proj"]}, r"has no .*k_proj.lora_.*: the file is incomplete"),
+        ({"target_modules": ["q_proj"]}, r"has .*v_proj.lora_.*, which .* does not adapt"),
+    ],
+)
+def test_peft_does_not_load_a_part_of_an_adapter(
+    change: dict[str, Any], message: str, base: Path, copied: Path
+) -> None:
+    """By itself it warns of factors that are missing, and is silent about those that it leaves out."""
+    rewritten(copied, CONFIG, **change)
+    with pytest.raises(ailora.InputError, match=message):
+        load_peft_adapter(loaded(base), copied)
 
 
 def test_a_whole_weight_of_a_module_that_has_factors(copied: Path) -> None:

@@ -30,8 +30,8 @@ def detail(verdict: Verdict, name: str) -> str:
     return next(check.detail for check in verdict.checks if check.name == name)
 
 
-PASSED = dict.fromkeys(("finite numbers", "ranks and scalings", "adapted modules", "base weights", "anchor"), True)
-PASSED |= {"saved modules": None}
+CHECKS = ("finite numbers", "digests", "ranks and scalings", "adapted modules", "base weights", "anchor")
+PASSED = dict.fromkeys(CHECKS, True) | {"saved modules": None}
 
 
 @pytest.mark.parametrize("options", [{}, {"policy": "reversed"}, {"alpha": 3, "rslora": True}, {"form": "stock"}])

@@ -19,6 +19,7 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
 import ailora
+from ailora.checkpoints import merge
 from ailora.plan import find_metadata
 from ailora.recipes import registry
 from ailora.recipes.config.loader import load_config
@@ -129,6 +130,55 @@ def test_a_stock_reload_gives_the_trained_logits(
             assert torch.allclose(loaded(**batch).logits, trained(**batch).logits, atol=100 * EPSILON)
             with loaded.disable_adapter():
                 assert not torch.allclose(loaded(**batch).logits, trained(**batch).logits, atol=1e-3)
+
+
+@pytest.mark.parametrize("policy", ["ailora", "peft:lora", "peft:pissa", f"{OWN}:plain"])
+def test_a_changed_bit_of_a_finished_runs_adapter_is_named(short: dict[str, Any], tmp_path: Path, policy: str) -> None:
+    run(short, f"adapter={{policy: '{policy}', rank: 4}}")
+    weights = tmp_path / "run" / "adapter" / "adapter_model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-4] ^= 1
+    weights.write_bytes(content)
+    finished = registry.load_run(tmp_path / "run")
+    message = r"adapter_model\.safetensors is damaged: .*delete \S+result\.json and run `ailora train"
+    with pytest.raises(ailora.InputError, match=message):
+        finished.evaluate()
+    (tmp_path / "in.tsv").write_text("sentence\na warm film\n")
+    with pytest.raises(ailora.InputError, match=message):
+        finished.predict(str(tmp_path / "in.tsv"), tmp_path / "out.tsv")
+    assert not (tmp_path / "out.tsv").exists()
+
+
+@pytest.mark.parametrize("policy", ["ailora", "peft:lora", "peft:pissa", f"{OWN}:plain"])
+def test_labels_and_padding_token_of_every_method_go_into_the_merged_model(
+    short: dict[str, Any], tmp_path: Path, policy: str
+) -> None:
+    config = tf.LlamaConfig(
+        vocab_size=30522,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=512,
+    )
+    tf.LlamaModel(config).save_pretrained(tmp_path / "base")
+    tokenizer = tf.AutoTokenizer.from_pretrained(short["model"])
+    tokenizer.save_pretrained(tmp_path / "base")
+    result = run(short, f"adapter={{policy: '{policy}', rank: 4}}", f"model={tmp_path / 'base'}")
+    merge(str(tmp_path / "base"), tmp_path / "run", tmp_path / "merged")
+    merged = tf.AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged")
+    assert list(merged.config.id2label.values()) == result["labels"] == ["blame", "praise"]
+    assert merged.config.pad_token_id == tokenizer.pad_token_id == result["pad_token_id"]
+    words = tokenizer(["a warm film", "a dull and cold one"], padding=True, return_tensors="pt")
+    assert merged(input_ids=words["input_ids"], attention_mask=words["attention_mask"]).logits.shape == (2, 2)
+
+
+def test_a_damaged_result_does_not_name_the_labels_of_a_merged_model(short: dict[str, Any], tmp_path: Path) -> None:
+    run(short, "adapter={policy: 'peft:lora', rank: 4}")
+    file = tmp_path / "run" / "result.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"labels": [1, 2]}))
+    with pytest.raises(ailora.InputError, match=r"result\.json is damaged: labels must be a list of names"):
+        merge(short["model"], tmp_path / "run", tmp_path / "merged")
 
 
 def test_methods_share_head_order_and_dropout(short: dict[str, Any], tmp_path: Path) -> None:

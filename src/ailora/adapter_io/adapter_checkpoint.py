@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ailora.adapter_io.adapter_digests import validate_digests
 from ailora.adapter_io.peft_config_file import (
     CONFIG_NAME,
     WEIGHTS_NAME,
@@ -198,7 +199,10 @@ class AdapterCheckpoint:
         }
         _validate_agreement(folder, config, modules, saved)
         adapter = cls(folder, config, modules, saved, None)
-        return cls(folder, config, modules, saved, adapter._matching_metadata())
+        metadata = adapter._matching_metadata()
+        # Last: a file that contradicts itself is refused by the name of the tensor.
+        validate_digests(folder, header)
+        return cls(folder, config, modules, saved, metadata)
 
     @cached_property
     def plan(self) -> Plan | None:

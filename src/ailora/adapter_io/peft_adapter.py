@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
-from peft import PeftConfig, PeftModel
+from peft import PeftConfig, PeftModel, PeftType
 from safetensors import SafetensorError
 from torch import nn
 
-from ailora.adapter_io.peft_config_file import CONFIG_NAME, resolve_patterns, validate_weights_file
+from ailora.adapter_io.adapter_digests import validate_digests
+from ailora.adapter_io.peft_config_file import CONFIG_NAME, WEIGHTS_NAME, resolve_patterns, validate_weights_file
 from ailora.errors import InputError, ModelError
 from ailora.plain_data import read_json_object
+from ailora.safetensors_io import read_header
 
 
 def load_peft_adapter(base: nn.Module, folder: Path) -> PeftModel:
@@ -28,6 +31,7 @@ def load_peft_adapter(base: nn.Module, folder: Path) -> PeftModel:
         SafetensorError: the tensors are damaged.
     """
     validate_weights_file(folder)
+    validate_digests(folder, read_header(folder / WEIGHTS_NAME))
     file = folder / CONFIG_NAME
     data = read_json_object(file)
     if data.get("megatron_config"):
@@ -37,9 +41,31 @@ def load_peft_adapter(base: nn.Module, folder: Path) -> PeftModel:
         config = PeftConfig.from_pretrained(str(folder))
         for key, value in resolved.items():
             setattr(config, key, value)
-        return PeftModel.from_pretrained(base, str(folder), config=config)  # type: ignore[arg-type]
-    except SafetensorError:
+        with warnings.catch_warnings():
+            # Refused below, by name.
+            warnings.filterwarnings("ignore", message="Found missing adapter keys")
+            adapted = PeftModel.from_pretrained(base, str(folder), config=config)  # type: ignore[arg-type]
+        if config.peft_type == PeftType.LORA:
+            _validate_same_factors(adapted, folder)
+        return adapted
+    except (SafetensorError, InputError):
         raise
     # Values that PEFT does not expect can fail in any way.
     except Exception as error:
         raise ModelError(f"PEFT cannot load {folder} on {type(base).__name__}: {error}") from error
+
+
+def _validate_same_factors(adapted: PeftModel, folder: Path) -> None:
+    """Refuse a file that lacks factors of the model, or has others; `from_pretrained` warns at most."""
+    # Of `from_pretrained` only the warning is left; loading a second time returns which keys did not fit.
+    keys = adapted.load_adapter(str(folder), "default")
+    if keys.missing_keys:
+        raise InputError(
+            f"{folder / WEIGHTS_NAME} has no {keys.missing_keys[0]}, which {CONFIG_NAME} adapts: the file is "
+            "incomplete, or its target_modules are of another adapter"
+        )
+    if ignored := [key for key in keys.unexpected_keys if ".lora_" in key]:
+        raise InputError(
+            f"{folder / WEIGHTS_NAME} has {ignored[0]}, which {CONFIG_NAME} does not adapt, and which would be left "
+            "out: correct target_modules, exclude_modules or layers_to_transform"
+        )

@@ -10,6 +10,7 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ailora.adapter_io.adapter_digests import write_digests
 from ailora.adapter_io.peft_config_file import CONFIG_NAME, WEIGHTS_NAME
 from ailora.atomic_io import grant_umask
 from ailora.distributed import is_main, wait_for_everyone
@@ -62,6 +63,7 @@ def save_adapter(model: PeftModel, folder: Path | str, *, adapter_name: str = "d
             config.save_pretrained(str(target))
             save_file(file_state, target / WEIGHTS_NAME, metadata={"format": "pt"})
         metadata.write(target)
+        write_digests(target)
         grant_umask(target / name for name in (WEIGHTS_NAME, CONFIG_NAME))
     if sharded:
         wait_for_everyone()

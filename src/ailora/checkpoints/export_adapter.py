@@ -13,9 +13,10 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ailora.adapter_io.adapter_checkpoint import AdapterCheckpoint, LoraWeights, add_prefix
+from ailora.adapter_io.adapter_digests import write_digests
 from ailora.adapter_io.peft_config_file import CONFIG_NAME, WEIGHTS_NAME, validate_plain
 from ailora.adapter_io.update_norms import best_approximation, difference, padded, size, spectrum
-from ailora.atomic_io import write_json
+from ailora.atomic_io import json_bytes, write_bytes
 from ailora.checkpoints.output_dir import OutputDir, file_state
 from ailora.errors import InputError
 from ailora.model_loading import load_on_meta
@@ -41,6 +42,8 @@ class ExportReport:
         errors: By module, the Frobenius norm of what was lost, and of the update.
         error: The same over all modules, relative to the update; 0 for an exact export.
         saved_modules: Modules that were trained whole and travel along, which most servers refuse.
+        completeness_checked: Whether the file has the factors of all adapted modules, and no others. False: unknown, as
+            the adapter is not ours and its base model is not here.
     """
 
     folder: str
@@ -49,6 +52,7 @@ class ExportReport:
     errors: dict[str, tuple[float, float]]
     error: float
     saved_modules: tuple[str, ...]
+    completeness_checked: bool = True
 
     @property
     def vllm_max_lora_rank(self) -> int | None:
@@ -75,6 +79,9 @@ def export(
     with zeros and the scaling goes into `B`. Without `rank` and `energy` nothing is lost but the dtype's rounding.
     Recompressing costs a QR of the factors and an SVD of a small matrix.
 
+    The base model is not needed. Of a stock adapter, though, only its base shows whether the file is complete; without
+    it, a warning says that this was not checked.
+
     Args:
         adapter: An adapter's folder, or a run's.
         out: The folder to write.
@@ -94,7 +101,7 @@ def export(
     checkpoint = AdapterCheckpoint.open(adapter)
     validate_plain(checkpoint.config, checkpoint.folder)
     checkpoint.validate_untouched_base()
-    _validate_complete(checkpoint)
+    completeness_checked = _validate_complete(checkpoint)
     _validate_target(rank, energy, checkpoint)
     target = _target_rank(checkpoint, rank, energy)
     exact = rank is None and energy is None
@@ -114,7 +121,15 @@ def export(
             conversion.write(output.folder)
             output.finish()
     saved = tuple(sorted(checkpoint.saved))
-    return ExportReport(str(out), target, conversion.dtype_name, conversion.errors, conversion.error, saved)
+    return ExportReport(
+        folder=str(out),
+        rank=target,
+        dtype=conversion.dtype_name,
+        errors=conversion.errors,
+        error=conversion.error,
+        saved_modules=saved,
+        completeness_checked=completeness_checked,
+    )
 
 
 @dataclass(frozen=True)
@@ -159,7 +174,9 @@ class _Conversion:
         if self.checkpoint.metadata:
             exported = Exported(rank=self.rank, dtype=self.dtype_name, error=self.error)
             self.checkpoint.metadata.model_copy(update={"exported": exported}).write(folder)
-        write_json(folder / CONFIG_NAME, self._config())
+        config = json_bytes(self._config())
+        write_digests(folder, pending={CONFIG_NAME: config})
+        write_bytes(folder / CONFIG_NAME, config)
 
     def _factors(self) -> Iterator[tuple[LoraWeights, Tensor, Tensor]]:
         modules = self.checkpoint.modules.values()
@@ -212,21 +229,33 @@ class _Conversion:
         }
 
 
-def _validate_complete(checkpoint: AdapterCheckpoint) -> None:
-    """Refuse an incomplete file of an adapter that is not ours, where its base model is at hand."""
+def _validate_complete(checkpoint: AdapterCheckpoint) -> bool:
+    """Refuse an incomplete file. Of a stock adapter only the base model shows whether it is.
+
+    Returns:
+        Whether it was checked.
+
+    Raises:
+        InputError: The file lacks a module, or has others.
+    """
     if checkpoint.metadata is not None:
-        return
+        return True
     name = checkpoint.config.get("base_model_name_or_path")
     try:
-        base = load_on_meta(str(model_folder(name or "")), checkpoint.task_type, any_class=True)
-    except InputError:
+        if not name:
+            raise InputError(f"{CONFIG_NAME} names no base model")
+        base = load_on_meta(str(model_folder(name)), checkpoint.task_type, any_class=True)
+    except InputError as error:
         _LOG.warning(
-            "%s: the base model %r is not at hand, so that nothing shows whether the file is complete",
+            "%s: not checked whether the file has the factors of every module that %s adapts, and no others, for which "
+            "the base model is needed: %s",
             checkpoint.folder,
-            name,
+            CONFIG_NAME,
+            error,
         )
-        return
+        return False
     checkpoint.validate_complete(base)
+    return True
 
 
 def _validate_target(rank: int | None, energy: float | None, checkpoint: AdapterCheckpoint) -> None:

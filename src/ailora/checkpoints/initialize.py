@@ -13,6 +13,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ailora.adapter_io.adapter_checkpoint import PREFIX
+from ailora.adapter_io.adapter_digests import write_digests
 from ailora.adapter_io.peft_config_file import CONFIG_NAME, WEIGHTS_NAME
 from ailora.atomic_io import write_bytes
 from ailora.checkpoints.init_plan import InitPlan
@@ -204,7 +205,9 @@ def _assemble(plan: InitPlan, folder: Path, tasks: list[ModuleTask]) -> dict[str
     _write_weights(folder / WEIGHTS_NAME, results, heads)
     fingerprints = {module: header.metadata["fingerprint"] for module, header in results.items()}
     AdapterMetadata.from_plan(plan.plan, fingerprints, floored=floored, base_model=plan.recorded_name).write(folder)
-    write_bytes(folder / CONFIG_NAME, _config_bytes(plan))
+    config = _config_bytes(plan)
+    write_digests(folder, pending={CONFIG_NAME: config})
+    write_bytes(folder / CONFIG_NAME, config)
     return floored
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from ailora.adapter_io.adapter_checkpoint import AdapterCheckpoint, LoraWeights
 from ailora.adapter_io.peft_config_file import validate_plain
@@ -23,7 +24,8 @@ from ailora.checkpoints.checkpoint_writer import (
 from ailora.checkpoints.modules_to_save import SavedTensors, find_saved_tensors
 from ailora.checkpoints.output_dir import OutputDir, file_state
 from ailora.checkpoints.stored_weight import StoredWeight, open_adapted_base
-from ailora.errors import ModelError
+from ailora.errors import InputError, ModelError
+from ailora.formatting import truncate
 from ailora.plain_data import read_json_object
 from ailora.plan.adapter_metadata import library_versions
 from ailora.safetensors_io import Checkpoint, parse_dtype, read_tensor
@@ -94,7 +96,7 @@ def merge(
     stored_names = {name: tensor for tensor, name in checkpoint_key_map(model, checkpoint.tensors).items()}
     replaced = {stored_names.get(name, name): stored for name, stored in saved.tensors.items()}
     reads = [folder / name for name in (*shard_names(checkpoint), "config.json")]
-    reads += trained.files
+    reads += [*trained.files, *filter(None, [_result_file(trained)])]
     if target and (fp8 := next((t for t in checkpoint.tensors.values() if t.dtype.startswith("F8")), None)):
         raise ModelError(f"{fp8} belongs to a quantized checkpoint, whose scales another dtype would spoil")
     request = {
@@ -104,7 +106,7 @@ def merge(
         "versions": library_versions(),
         "dtype": dtype,
     }
-    config: dict[str, Any] = _adapted_config(folder, trained, saved) | {"architectures": [type(model).__name__]}
+    config: dict[str, Any] = _adapted_config(folder, trained, saved, model) | {"architectures": [type(model).__name__]}
     if target is not None:
         name = str(target).removeprefix("torch.")
         config = _in_dtype(config, name) | {"dtype": name}
@@ -170,15 +172,18 @@ def validate_base(adapter: AdapterCheckpoint, module: str, weight: Tensor) -> No
         )
 
 
-def _adapted_config(folder: Path, adapter: AdapterCheckpoint, saved: SavedTensors) -> dict[str, Any]:
+def _adapted_config(
+    folder: Path, adapter: AdapterCheckpoint, saved: SavedTensors, model: PreTrainedModel
+) -> dict[str, Any]:
     """Return the configuration of a base model with what its adapter changed or knows better."""
     config = read_json_object(folder / "config.json", allow_nan=True)
-    if labels := _labels(adapter, saved.label_count):
+    task = _read_trained_task(adapter)
+    if labels := _label_names(task.labels, outputs=model.config.num_labels, trained_outputs=saved.label_count):
         config["id2label"] = {str(i): label for i, label in enumerate(labels)}
         config["label2id"] = {label: i for i, label in enumerate(labels)}
         config.pop("num_labels", None)
-    if adapter.metadata and adapter.metadata.pad_token_id is not None:
-        _set_where_missing(config, "pad_token_id", adapter.metadata.pad_token_id)
+    if task.pad_token_id is not None:
+        _set_where_missing(config, "pad_token_id", task.pad_token_id)
     text_config = config.get("text_config")
     for part in [config, text_config] if isinstance(text_config, dict) else [config]:
         if saved.vocabulary is not None and (part is text_config or not text_config or "vocab_size" in part):
@@ -188,15 +193,57 @@ def _adapted_config(folder: Path, adapter: AdapterCheckpoint, saved: SavedTensor
     return config
 
 
-def _labels(adapter: AdapterCheckpoint, count: int | None) -> tuple[str, ...] | None:
-    """Return the names of the labels: those that the adapter knows, or as many numbered ones as its head has outputs.
+@dataclass(frozen=True)
+class _TrainedTask:
+    """Labels and padding token that a model was trained with; None where nothing records them."""
 
-    Returns None where the configuration of the base says them.
+    labels: tuple[str, ...] | None
+    pad_token_id: int | None
+
+
+def _read_trained_task(adapter: AdapterCheckpoint) -> _TrainedTask:
+    """Read labels and padding token from our metadata, else from the result of the run that the adapter is part of.
+
+    Raises:
+        InputError: The result of the run is damaged.
     """
-    known = adapter.metadata.labels if adapter.metadata else None
-    if known is not None and count in (None, len(known)):
-        return known
-    return None if count is None else tuple(f"LABEL_{i}" for i in range(count))
+    if adapter.metadata is not None:
+        return _TrainedTask(adapter.metadata.labels, adapter.metadata.pad_token_id)
+    file = _result_file(adapter)
+    if file is None:
+        return _TrainedTask(None, None)
+    result = read_json_object(file, allow_nan=True)
+    labels, pad_token_id = result.get("labels"), result.get("pad_token_id")
+    if labels is not None and not (isinstance(labels, list) and all(isinstance(label, str) for label in labels)):
+        raise InputError(f"{file} is damaged: labels must be a list of names or null, got {truncate(repr(labels), 80)}")
+    if pad_token_id is not None and type(pad_token_id) is not int:
+        raise InputError(f"{file} is damaged: pad_token_id must be a whole number or null, got {pad_token_id!r:.80}")
+    return _TrainedTask(None if labels is None else tuple(labels), pad_token_id)
+
+
+def _result_file(adapter: AdapterCheckpoint) -> Path | None:
+    """Return `result.json` of the run that an adapter without metadata is part of, if it is part of one."""
+    file = adapter.folder.parent / "result.json"
+    # Adapters of PEFT's inits and of functions of the user are stock ones; what a run knows is in its result.
+    return file if adapter.metadata is None and adapter.folder.name == "adapter" and file.is_file() else None
+
+
+def _label_names(
+    labels: tuple[str, ...] | None, *, outputs: int, trained_outputs: int | None
+) -> tuple[str, ...] | None:
+    """Return the names of the labels: those of the training, or as many numbered ones as the head has outputs.
+
+    Args:
+        labels: Labels that the model was trained with, if they are recorded.
+        outputs: Outputs of the base's head.
+        trained_outputs: Outputs of the trained head, where the base has another number.
+
+    Returns:
+        The names. None where the configuration of the base has them.
+    """
+    if labels is not None and len(labels) == (trained_outputs or outputs):
+        return labels
+    return None if trained_outputs is None else tuple(f"LABEL_{i}" for i in range(trained_outputs))
 
 
 def _set_where_missing(config: dict[str, Any], key: str, value: object) -> None:

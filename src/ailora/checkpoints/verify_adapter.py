@@ -12,14 +12,15 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from ailora.adapter_io.adapter_checkpoint import AdapterCheckpoint, ProjectionFactors
-from ailora.adapter_io.peft_config_file import CONFIG_NAME
+from ailora.adapter_io.adapter_digests import find_edited_files
+from ailora.adapter_io.peft_config_file import CONFIG_NAME, WEIGHTS_NAME
 from ailora.checkpoints.modules_to_save import find_saved_tensors
 from ailora.checkpoints.stored_weight import StoredWeight, open_adapted_base
 from ailora.errors import InputError, ModelError
 from ailora.inits import Spectral
 from ailora.plan.adapter_metadata import AdapterMetadata
 from ailora.plan.adapter_plan import Form, Plan
-from ailora.safetensors_io import Checkpoint, read_tensor
+from ailora.safetensors_io import Checkpoint, read_header, read_tensor
 from ailora.weights.base_weight import all_finite, matches_fingerprint, select_rows
 
 #: Decompositions of other machines differ by about 1e-5, those of other weights or bands by about 1.
@@ -84,7 +85,7 @@ def verify(adapter: Path | str, base: str) -> Verdict:
         raise InputError(
             f"no ailora.json in {trained.folder} or above it fits the adapter: nothing says how it was made"
         )
-    checks = [_finite(trained), _scalings(trained, trained.plan)]
+    checks = [_finite(trained), _digests(trained), _scalings(trained, trained.plan)]
     try:
         model, checkpoint, weights = open_adapted_base(base, trained)
     except ModelError as error:
@@ -102,6 +103,16 @@ def _finite(trained: AdapterCheckpoint) -> Check:
         if not all_finite(read_tensor(tensor)):
             return Check("finite numbers", False, f"{tensor.name} holds NaN or infinite entries")
     return Check("finite numbers", True, f"{len(trained.tensors)} tensors")
+
+
+def _digests(trained: AdapterCheckpoint) -> Check:
+    """Compare the files beside the weights with their digests; other weights do not even open."""
+    edited = find_edited_files(trained.folder, read_header(trained.folder / WEIGHTS_NAME))
+    if edited is None:
+        return Check("digests", None, "the file has none: saved by PEFT, or by an earlier version")
+    if edited:
+        return Check("digests", None, f"the tensors are as they were written, {', '.join(edited)} was edited")
+    return Check("digests", True, "all files are as they were written")
 
 
 def _scalings(trained: AdapterCheckpoint, plan: Plan) -> Check:

@@ -68,11 +68,13 @@ def run(config: RunConfig, callbacks: Sequence[TrainerCallback] = ()) -> dict[st
         # Saved before the evaluation, whose failure must not lose the trained model.
         saved = save_model(config, trained.trainer)
         evaluation = _evaluate(recipe, trained, saved)
-        result = evaluation.result | summarize_run(config, trained) | {"adapter_bytes": safetensors_bytes(saved)}
+        # `merge` reads it for adapters without our metadata.
+        pad_token_id = getattr(model.config, "pad_token_id", None)
+        result = evaluation.result | summarize_run(config, trained)
+        result |= {"adapter_bytes": safetensors_bytes(saved), "pad_token_id": pad_token_id}
         if is_main():
             folder.claim(folder.predictions, folder.samples, folder.result)
             if saved == folder.adapter:
-                pad_token_id = getattr(model.config, "pad_token_id", None)
                 write_text(saved / "README.md", str(make_model_card(config, result, pad_token_id=pad_token_id)))
             evaluation.write(folder)
             write_result(folder, result)

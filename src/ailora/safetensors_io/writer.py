@@ -42,16 +42,19 @@ class TensorSpec:
         return math.prod(self.shape) * DTYPE_BITS[self.dtype] // 8
 
 
-def write_tensors(file: Path, specs: Sequence[TensorSpec], tensors: Iterable[Tensor]) -> None:
+def write_tensors(
+    file: Path, specs: Sequence[TensorSpec], tensors: Iterable[Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
     """Replace a safetensors file atomically.
 
     Args:
         file: The file.
         specs: Specs of the tensors, in the order of the file.
         tensors: Tensor of each spec, in any floating dtype. A generator keeps a single tensor in memory.
+        metadata: Free text of the header. None: `{"format": "pt"}`, which transformers requires.
     """
     with replacing_file(file) as stream:
-        stream.write(header_bytes(specs, {"format": "pt"}))
+        stream.write(header_bytes(specs, metadata or {"format": "pt"}))
         for spec, tensor in zip(specs, tensors, strict=True):
             assert tuple(tensor.shape) == spec.shape
             stream.write(tensor_bytes(tensor.to(TORCH_DTYPES[spec.dtype])))

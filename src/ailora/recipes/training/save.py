@@ -9,6 +9,7 @@ from peft import PeftModel
 from transformers import Trainer
 
 from ailora.adapter_io import save_adapter
+from ailora.adapter_io.adapter_digests import write_digests
 from ailora.distributed import is_main, wait_for_everyone
 from ailora.lora.inject import has_ailora_adapter
 from ailora.recipes.baselines.adapter_origin import get_adapter_origin
@@ -37,6 +38,7 @@ def save_model(config: RunConfig, trainer: Trainer) -> Path:
                 save_converted(model, path, folder.initial)
             else:
                 model.save_pretrained(str(path))
+            write_digests(path)
 
     def write_model(path: Path) -> None:
         state = trainer.accelerator.get_state_dict(model) if sharded else None
