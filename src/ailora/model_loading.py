@@ -69,11 +69,7 @@ def validate_weights(name: Path | str, *, download: bool = False) -> None:
             return
         if not any(file for pattern in _WEIGHT_FILES for file in folder.glob(pattern)):
             raise InputError(f"model {name!r} has no safetensors file, and {pickle_conversion(name)}")
-    if (folder / ADAPTER_CONFIG_NAME).exists():
-        raise InputError(
-            f"{folder} holds an adapter ({ADAPTER_CONFIG_NAME}), expected a model: give the base model, or make one "
-            "model of both with `ailora merge`"
-        )
+    refuse_adapter(folder)
     if (folder / "config.json").is_file():
         config = read_json_object(folder / "config.json", allow_nan=True)
         _validate_config(config, str(folder / "config.json"))
@@ -84,6 +80,19 @@ def validate_weights(name: Path | str, *, download: bool = False) -> None:
                 "file: remove the key"
             )
     Checkpoint.open(folder)
+
+
+def refuse_adapter(folder: Path) -> None:
+    """Refuse a folder that holds an adapter as a model.
+
+    Raises:
+        InputError: The folder holds an adapter.
+    """
+    if (folder / ADAPTER_CONFIG_NAME).exists():
+        raise InputError(
+            f"{folder} holds an adapter ({ADAPTER_CONFIG_NAME}), expected a model: give the base model, or make one "
+            "model of both with `ailora merge`"
+        )
 
 
 def load_on_meta(
@@ -107,6 +116,9 @@ def load_on_meta(
     folder = Path(resolve_model(name))
     if not (folder / "config.json").is_file():
         refuse_gguf(folder)
+        if folder.is_dir():
+            refuse_adapter(folder)
+            raise InputError(f"model {name!r} has no config.json")
     try:
         _validate_config(PreTrainedConfig.get_config_dict(str(folder))[0], f"the configuration of model {name!r}")
         config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False, **labels)

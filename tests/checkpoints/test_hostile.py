@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import struct
 from collections.abc import Callable
@@ -10,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 
@@ -22,6 +25,7 @@ from ailora.checkpoints import export, init, inspect, merge, verify
 from ailora.model_loading import load_on_meta, validate_weights
 from ailora.plan import AdapterMetadata
 from tests.checkpoints.conftest import loaded
+from tests.families import FAMILIES
 from tests.safetensors_io.test_checkpoint import json_values
 from tests.safetensors_io.test_header import FUZZ
 
@@ -55,6 +59,9 @@ def rewritten(folder: Path, name: str, **changes: Any) -> None:
         ({"use_dora": True}, "says a DoRA, and the magnitudes of .* say otherwise"),
         ({"lora_alpha": 1e-300}, "r and lora_alpha are positive numbers"),
         ({"task_type": 3}, "task_type is a name"),
+        ({"task_type": "JUNK"}, r"adapter_config\.json: unknown task type 'JUNK'"),
+        ({"r": 8.0}, "the rank 8.0 of 'r' is not a whole number"),
+        ({"rank_pattern": {"q_proj": 8.0}}, "the rank 8.0 of 'q_proj' is not a whole number"),
         ({"peft_version": [1]}, "peft_version is a name"),
         ({"lora_dropout": "x"}, "lora_dropout is a number from 0 to 1"),
         ({"lora_dropout": 2.5}, "lora_dropout is a number from 0 to 1"),
@@ -90,6 +97,100 @@ def test_peft_does_not_load_a_part_of_an_adapter(
     rewritten(copied, CONFIG, **change)
     with pytest.raises(ailora.InputError, match=message):
         load_peft_adapter(loaded(base), copied)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("part", ["lora_magnitude_vector", "norm.weight"])
+def test_numbers_that_are_none_are_merged_and_exported_from_no_tensor(
+    part: str, value: float, base: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "adapter"
+    config = LoraConfig(r=2, target_modules=["q_proj"], use_dora=True, modules_to_save=["norm"], task_type="CAUSAL_LM")
+    get_peft_model(loaded(base), config).save_pretrained(folder)
+    tensors = load_file(folder / WEIGHTS)
+    tensors |= {name: torch.full_like(tensor, value) for name, tensor in tensors.items() if part in name}
+    save_file(tensors, folder / WEIGHTS)
+    for write in (lambda: merge(str(base), folder, tmp_path / "out"), lambda: export(folder, tmp_path / "out")):
+        with pytest.raises(ailora.InputError, match=f"{part}.* holds NaN or infinite entries"):
+            write()
+
+
+def test_a_tensor_without_entries_is_refused(copied: Path) -> None:
+    tensors = load_file(copied / WEIGHTS)
+    name = next(name for name in tensors if name.endswith("lora_B.weight"))
+    save_file(tensors | {name: tensors[name][:0].contiguous()}, copied / WEIGHTS)
+    with pytest.raises(ailora.InputError, match="is empty: the file is damaged"):
+        AdapterCheckpoint.open(copied)
+
+
+def test_a_module_that_was_trained_whole_and_is_not_in_the_file(base: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "adapter"
+    config = LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["norm"], task_type="CAUSAL_LM")
+    get_peft_model(loaded(base), config).save_pretrained(folder)
+    tensors = load_file(folder / WEIGHTS)
+    save_file({name: tensor for name, tensor in tensors.items() if "model.norm" not in name}, folder / WEIGHTS)
+    readers = (
+        lambda: merge(str(base), folder, tmp_path / "out"),
+        lambda: export(folder, tmp_path / "out"),
+        lambda: load_peft_adapter(loaded(base), folder),
+    )
+    for read in readers:
+        with pytest.raises(ailora.InputError, match=r"has no .*model\.norm\.weight.*: the file is incomplete"):
+            read()
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda tensors: tensors.pop("base_model.model.classifier.bias"), r"has no classifier\.bias.*is incomplete"),
+        (
+            lambda tensors: tensors["base_model.model.classifier.bias"].fill_(float("nan")),
+            "holds NaN or infinite entries",
+        ),
+    ],
+)
+def test_training_does_not_resume_with_half_a_head(damage: Any, message: str, tmp_path: Path) -> None:
+    bert = FAMILIES["bert"]
+    ailora.save_adapter(ailora.adapt(bert.model(), rank=4), tmp_path)
+    tensors = load_file(tmp_path / WEIGHTS)
+    damage(tensors)
+    save_file(tensors, tmp_path / WEIGHTS)
+    with pytest.raises(ailora.InputError, match=message):
+        ailora.resume(bert.model(), tmp_path)
+
+
+def test_a_named_pipe_as_a_result_is_not_waited_for(adapter: Path, tmp_path: Path) -> None:
+    shutil.copytree(adapter, tmp_path / "run" / "adapter")
+    (tmp_path / "run" / "config.yaml").touch()
+    os.mkfifo(tmp_path / "run" / "result.json")
+    assert inspect(str(tmp_path / "run"))["metrics"] is None
+
+
+def test_a_named_pipe_as_a_configuration_is_not_waited_for(base: Path, copied: Path) -> None:
+    (copied / CONFIG).unlink()
+    os.mkfifo(copied / CONFIG)
+    with pytest.raises(ailora.InputError, match=r"has no adapter_config\.json"):
+        load_peft_adapter(loaded(base), copied)
+
+
+def test_an_adapter_in_the_place_of_a_model_is_named(adapter: Path, copied: Path, tmp_path: Path) -> None:
+    with pytest.raises(ailora.InputError, match=r"holds an adapter .*, expected a model"):
+        merge(str(copied), adapter, tmp_path / "out")
+    (copied / CONFIG).unlink()
+    with pytest.raises(ailora.InputError, match=r"has no config\.json"):
+        init(str(copied), tmp_path / "out", rank=4)
+
+
+def test_a_model_that_a_command_has_not_finished_is_no_base(base: Path, adapter: Path, tmp_path: Path) -> None:
+    model = Path(shutil.copytree(base, tmp_path / "model"))
+    (model / ".ailora").mkdir()
+    (model / ".ailora" / "request.json").write_text("{}")
+    for read in (
+        lambda: init(str(model), tmp_path / "out", rank=4),
+        lambda: merge(str(model), adapter, tmp_path / "o"),
+    ):
+        with pytest.raises(ailora.InputError, match="is not finished: the command that began it completes it"):
+            read()
 
 
 def test_a_whole_weight_of_a_module_that_has_factors(copied: Path) -> None:

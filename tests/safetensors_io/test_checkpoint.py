@@ -36,6 +36,16 @@ def test_shards_are_one_checkpoint(tmp_path: Path) -> None:
     assert (found.nbytes, found.index) == (28, tmp_path / INDEX)
 
 
+def test_a_part_of_the_shards_without_their_index_is_refused(tmp_path: Path) -> None:
+    """A download, or a merge, that was cut short."""
+    for number in (1, 3):
+        save_file({f"layer.{number}": torch.ones(3)}, tmp_path / f"model-0000{number}-of-00003.safetensors")
+    with pytest.raises(InputError, match=r"holds 2 of the 3 shards of model, and no model\.safetensors\.index\.json"):
+        Checkpoint.open(tmp_path)
+    save_file({"layer.2": torch.ones(3)}, tmp_path / "model-00002-of-00003.safetensors")
+    assert set(Checkpoint.open(tmp_path).tensors) == {"layer.1", "layer.2", "layer.3"}
+
+
 def test_one_file_goes_before_an_index(tmp_path: Path) -> None:
     sharded(tmp_path)
     save_file({"c": torch.ones(1)}, tmp_path / "model.safetensors")

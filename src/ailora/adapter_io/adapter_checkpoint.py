@@ -171,6 +171,8 @@ class AdapterCheckpoint:
         for name, stored in sorted(header.tensors.items(), key=lambda item: ".modules_to_save." in item[0]):
             if not stored.floating:
                 raise InputError(f"{stored}: adapters hold floating tensors")
+            if 0 in stored.shape:
+                raise InputError(f"{stored} is empty: the file is damaged, or of another program")
             bare = name.removeprefix(PREFIX)
             if bare != name and bare in header.tensors:
                 raise InputError(f"{stored.file} holds {bare!r} twice, with and without {PREFIX!r} before it")
@@ -255,6 +257,16 @@ class AdapterCheckpoint:
         factors = [t for module in self.modules.values() for t in (module.A, module.B, module.magnitude) if t]
         return factors + list(self.saved.values())
 
+    def validate_finite(self) -> None:
+        """Refuse tensors that no model can be made of.
+
+        Raises:
+            InputError: Names the first tensor with NaN or infinite entries.
+        """
+        for stored in self.tensors:
+            if not all_finite(read_tensor(stored)):
+                raise InputError(f"{stored} holds NaN or infinite entries")
+
     def validate_complete(self, base: nn.Module) -> None:
         """Refuse a file that lacks the factors of a module that its configuration adapts, or has those of another one.
 
@@ -272,6 +284,7 @@ class AdapterCheckpoint:
                 f"{self.folder / WEIGHTS_NAME} has factors for {pluralize(len(unknown), 'module')} that the base model "
                 f"{type(base).__name__} does not have, such as {unknown[0]}"
             )
+        self.validate_saved_modules(base)
         targets = find_targets(self.config, linear, self.folder / CONFIG_NAME)
         if targets is None:
             return
@@ -287,6 +300,28 @@ class AdapterCheckpoint:
                 f"{CONFIG_NAME} adapts, such as {missing[0]}: the file is incomplete, or its target_modules are of "
                 "another adapter"
             )
+
+    def validate_saved_modules(self, base: nn.Module) -> None:
+        """Refuse a file that lacks a module that its configuration says was trained whole.
+
+        Args:
+            base: The base model, without an adapter; one on the meta device will do.
+
+        Raises:
+            InputError: Names the first such parameter.
+        """
+        names = self.config.get("modules_to_save") or []
+        # PEFT looks at the ends of the names.
+        ends = tuple([names] if isinstance(names, str) else names)
+        for module, part in base.named_modules():
+            if not module.endswith(ends):
+                continue
+            for parameter in part.state_dict():
+                if f"{module}.{parameter}" not in self.saved:
+                    raise InputError(
+                        f"{self.folder / WEIGHTS_NAME} has no {module}.{parameter}, and modules_to_save in "
+                        f"{CONFIG_NAME} says that it was trained whole: the file is incomplete"
+                    )
 
     def find_scaling_mismatch(self, plan: Plan) -> tuple[str, float, float] | None:
         """Find a module whose scaling differs between the configuration and a plan.

@@ -37,9 +37,10 @@ def write_digests(folder: Path, pending: Mapping[str, bytes] | None = None) -> N
         return
     header = read_header(file)
     contents = {name: (folder / name).read_bytes() for name in _DESCRIBED if (folder / name).is_file()}
-    digests = {name: hashlib.sha256(content).hexdigest() for name, content in {**contents, **(pending or {})}.items()}
+    contents |= pending or {}
     metadata = {"format": "pt", _TENSORS_KEY: _hash_tensors(header)}
-    metadata |= {f"{_KEY}:{name}": digest for name, digest in digests.items()}
+    # Sorted: which files are pending differs after a kill, and the same command writes the same bytes.
+    metadata |= {f"{_KEY}:{name}": hashlib.sha256(contents[name]).hexdigest() for name in sorted(contents)}
     specs = [TensorSpec.from_tensor(name, stored) for name, stored in header.tensors.items()]
     write_tensors(file, specs, map(read_tensor, header.tensors.values()), metadata)
 

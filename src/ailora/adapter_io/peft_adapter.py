@@ -9,6 +9,7 @@ from peft import PeftConfig, PeftModel, PeftType
 from safetensors import SafetensorError
 from torch import nn
 
+from ailora.adapter_io.adapter_checkpoint import PREFIX
 from ailora.adapter_io.adapter_digests import validate_digests
 from ailora.adapter_io.peft_config_file import CONFIG_NAME, WEIGHTS_NAME, resolve_patterns, validate_weights_file
 from ailora.errors import InputError, ModelError
@@ -31,6 +32,9 @@ def load_peft_adapter(base: nn.Module, folder: Path) -> PeftModel:
         SafetensorError: the tensors are damaged.
     """
     validate_weights_file(folder)
+    # Opening a named pipe would wait for a writer for ever.
+    if not (folder / CONFIG_NAME).is_file():
+        raise InputError(f"{folder} has no {CONFIG_NAME}")
     validate_digests(folder, read_header(folder / WEIGHTS_NAME))
     file = folder / CONFIG_NAME
     data = read_json_object(file)
@@ -52,6 +56,10 @@ def load_peft_adapter(base: nn.Module, folder: Path) -> PeftModel:
         raise
     # Values that PEFT does not expect can fail in any way.
     except Exception as error:
+        if isinstance(error, KeyError) and str(error.args[0]).startswith(PREFIX):
+            raise InputError(
+                f"{folder / WEIGHTS_NAME} has no {error}, which {CONFIG_NAME} names: the file is incomplete"
+            ) from error
         raise ModelError(f"PEFT cannot load {folder} on {type(base).__name__}: {error}") from error
 
 

@@ -15,6 +15,7 @@ from ailora.errors import InputError
 from ailora.module_pattern import ModulePatterns
 from ailora.path_kind import ADAPTER_CONFIG_NAME
 from ailora.plain_data import read_json_object
+from ailora.plan.task_type import parse_task_type
 
 CONFIG_NAME = ADAPTER_CONFIG_NAME
 WEIGHTS_NAME = "adapter_model.safetensors"
@@ -46,6 +47,10 @@ def read_config(file: Path) -> dict[str, Any]:
         pattern = config.get(name) or {}
         if not isinstance(pattern, dict) or not all(_is_positive(value) for value in pattern.values()):
             raise InputError(f"{file}: {name} maps names to positive numbers")
+    for key, rank in {"r": config["r"], **(config.get("rank_pattern") or {})}.items():
+        # PEFT allocates with it, and raises at 4.0.
+        if type(rank) is not int:
+            raise InputError(f"{file}: the rank {_short(rank)} of {_short(key)} is not a whole number")
     _validate_types(config, file)
     if config.get("layer_replication") is not None:
         raise InputError(f"{file}: layer_replication is not supported: its layers share their weights")
@@ -63,6 +68,11 @@ def _validate_types(config: Mapping[str, Any], file: Path) -> None:
     for key in ("task_type", "base_model_name_or_path", "peft_version", "revision"):
         if not isinstance(config.get(key), str | None):
             raise InputError(f"{file}: {key} is a name, not {_short(config[key])}")
+    if config.get("task_type") is not None:
+        try:
+            parse_task_type(config["task_type"])
+        except InputError as error:
+            raise InputError(f"{file}: {error}") from None
     for key in ("use_dora", "use_rslora", "fan_in_fan_out"):
         if not isinstance(config.get(key), bool | None):
             raise InputError(f"{file}: {key} is true or false, not {_short(config[key])}")

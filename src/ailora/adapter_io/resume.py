@@ -50,6 +50,9 @@ def resume(
     known = checkpoint.metadata if metadata is None else AdapterMetadata.read(_metadata_file(metadata))
     plan = _validate_resumable(checkpoint, known)
     assert known is not None
+    checkpoint.validate_finite()
+    if not isinstance(model, PeftModel):
+        checkpoint.validate_saved_modules(model)
     _validate_saved_modules(model, checkpoint)
     weights = prepare(model, plan, adapter_name=adapter_name)
     _validate_same_base(plan, weights, known)

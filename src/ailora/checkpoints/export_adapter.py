@@ -101,6 +101,7 @@ def export(
     checkpoint = AdapterCheckpoint.open(adapter)
     validate_plain(checkpoint.config, checkpoint.folder)
     checkpoint.validate_untouched_base()
+    checkpoint.validate_finite()
     completeness_checked = _validate_complete(checkpoint)
     _validate_target(rank, energy, checkpoint)
     target = _target_rank(checkpoint, rank, energy)

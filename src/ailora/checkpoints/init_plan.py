@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from ailora.checkpoints.module_tasks import ModuleTask
-from ailora.checkpoints.output_dir import file_state
+from ailora.checkpoints.output_dir import file_state, validate_finished
 from ailora.checkpoints.stored_weight import StoredWeight, find_stored_weights
 from ailora.errors import InputError
 from ailora.inits import Policy
@@ -176,7 +176,9 @@ class InitPlan:
 def _load_base(model: Path | str, task_type: str | None, num_labels: int | None) -> PreTrainedModel:
     if num_labels is not None and (type(num_labels) is not int or num_labels < 1):
         raise InputError(f"num_labels {num_labels!r} is not allowed: a whole number from 1")
-    base = load_on_meta(str(model_folder(model)), task_type, num_labels=num_labels)
+    folder = model_folder(model)
+    validate_finished(folder)
+    base = load_on_meta(str(folder), task_type, num_labels=num_labels)
     if task_type is None and type(base).__name__ not in (base.config.architectures or []):
         raise InputError(
             f"the configuration of {model} names no architecture of transformers, which decides the names in the "

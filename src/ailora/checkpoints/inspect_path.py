@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 
 from ailora.adapter_io.adapter_checkpoint import AdapterCheckpoint
 from ailora.adapter_io.update_norms import Measured, measured, root_mean_square, spectrum
-from ailora.checkpoints.output_dir import is_unfinished
+from ailora.checkpoints.output_dir import validate_finished
 from ailora.errors import InputError
 from ailora.model_loading import load_on_meta
 from ailora.model_path import model_folder
@@ -86,8 +86,7 @@ def _validate_finished(folder: Path, kind: PathKind | None) -> None:
     """Refuse a folder whose command was cut short, and one that holds nothing to inspect."""
     if not is_folder(folder):
         return
-    if is_unfinished(folder):
-        raise InputError(f"{folder} is not finished: the command that began it completes it")
+    validate_finished(folder)
     if kind is PathKind.RUN and not any((folder / name).is_dir() for name in ("adapter", "model")):
         command = shlex.join(["ailora", "train", str(folder / "config.yaml")])
         raise InputError(
@@ -174,7 +173,7 @@ def _line(role: str, start: str, found: list[tuple[Measured, int, float]]) -> Li
 
 
 def _result(file: Path) -> dict[str, object]:
-    if not file.exists():
+    if not file.is_file():
         return {"metrics": None}
     try:
         return {"metrics": read_json_object(file, allow_nan=True).get("metrics")}

@@ -92,6 +92,7 @@ def merge(
     if len(transforms) < len(weights):
         raise ModelError("two adapted modules share one weight, which cannot hold both updates")
     trained.validate_complete(model)
+    trained.validate_finite()
     saved = find_saved_tensors(trained, model, checkpoint)
     stored_names = {name: tensor for tensor, name in checkpoint_key_map(model, checkpoint.tensors).items()}
     replaced = {stored_names.get(name, name): stored for name, stored in saved.tensors.items()}

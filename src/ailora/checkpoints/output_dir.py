@@ -345,9 +345,14 @@ class OutputDir:
         self._request.unlink(missing_ok=True)
 
 
-def is_unfinished(folder: Path) -> bool:
-    """Return whether a command of ours began to fill a folder, and has not ended."""
-    return (folder / OWN_NAME / "request.json").is_file()
+def validate_finished(folder: Path) -> None:
+    """Refuse a folder that a command of ours began to fill, and has not finished.
+
+    Raises:
+        InputError: The command was cut short, or is running.
+    """
+    if (folder / OWN_NAME / "request.json").is_file():
+        raise InputError(f"{folder} is not finished: the command that began it completes it")
 
 
 def file_state(file: Path) -> list[int]:

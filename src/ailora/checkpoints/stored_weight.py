@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ailora.adapter_io.adapter_checkpoint import AdapterCheckpoint
+from ailora.checkpoints.output_dir import validate_finished
 from ailora.errors import ModelError
 from ailora.model_loading import load_on_meta
 from ailora.model_path import model_folder
@@ -60,10 +61,11 @@ def open_adapted_base(
     """Open the base model of an adapter: on the meta device, its checkpoint, and the weights that are adapted.
 
     Raises:
-        InputError: No such model.
+        InputError: No such model, or one that a command of ours has not finished.
         ModelError: See `find_stored_weights`.
     """
     folder = model_folder(base)
+    validate_finished(folder)
     model = load_on_meta(str(folder), adapter.task_type, any_class=True)
     checkpoint = Checkpoint.open(folder)
     shapes = {module: lora.shape for module, lora in adapter.modules.items()}

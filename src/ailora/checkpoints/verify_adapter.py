@@ -21,7 +21,7 @@ from ailora.inits import Spectral
 from ailora.plan.adapter_metadata import AdapterMetadata
 from ailora.plan.adapter_plan import Form, Plan
 from ailora.safetensors_io import Checkpoint, read_header, read_tensor
-from ailora.weights.base_weight import all_finite, matches_fingerprint, select_rows
+from ailora.weights.base_weight import matches_fingerprint, select_rows
 
 #: Decompositions of other machines differ by about 1e-5, those of other weights or bands by about 1.
 _ANCHOR_TOLERANCE = 1e-3
@@ -99,9 +99,10 @@ def verify(adapter: Path | str, base: str) -> Verdict:
 
 
 def _finite(trained: AdapterCheckpoint) -> Check:
-    for tensor in trained.tensors:
-        if not all_finite(read_tensor(tensor)):
-            return Check("finite numbers", False, f"{tensor.name} holds NaN or infinite entries")
+    try:
+        trained.validate_finite()
+    except InputError as error:
+        return Check("finite numbers", False, str(error))
     return Check("finite numbers", True, f"{len(trained.tensors)} tensors")
 
 
@@ -171,7 +172,9 @@ def _base(
             return Check(name, False, f"{module} is not the weight that the adapter was made from")
         unknown += same is None
     if unknown:
-        return Check(name, None, f"{unknown} of {len(plan.modules)} cannot be compared: other dtypes")
+        return Check(
+            name, None, f"{unknown} of {len(plan.modules)} cannot be compared: no fingerprint, or another dtype"
+        )
     return Check(name, True, f"{len(plan.modules)} fingerprints agree")
 
 

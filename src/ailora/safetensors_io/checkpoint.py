@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +18,8 @@ from ailora.safetensors_io.reader import read_tensor
 
 _SINGLE_FILE_NAME = "model.safetensors"
 _INDEX_NAME = "model.safetensors.index.json"
+#: Name of a shard by the habit of transformers: name of the checkpoint, number, count.
+_SHARD_NAME = re.compile(r"(.*)-\d{5}-of-(\d{5})\.safetensors")
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,7 @@ class Checkpoint:
             refuse_gguf(path)
             refuse_pickles(path)
             raise InputError(f"{path} holds no safetensors files")
+        _validate_all_shards(path, files)
         return cls._from_files(path, files)
 
     def read(self, name: str) -> Tensor:
@@ -101,6 +106,19 @@ class Checkpoint:
             if tensor not in checkpoint.headers[name].tensors:
                 raise InputError(f"{index} says that tensor {tensor!r} is in {files[name]}, which does not hold it")
         return checkpoint
+
+
+def _validate_all_shards(folder: Path, files: Sequence[Path]) -> None:
+    """Refuse a part of a sharded checkpoint, which a download or a command that was cut short leaves without index.
+
+    Raises:
+        InputError: The names of the files count more shards than there are.
+    """
+    matches = [match for file in files if (match := _SHARD_NAME.fullmatch(file.name))]
+    for name, total in {(match[1], match[2]) for match in matches}:
+        count = sum((match[1], match[2]) == (name, total) for match in matches)
+        if count < int(total):
+            raise InputError(f"{folder} holds {count} of the {int(total)} shards of {name}, and no {_INDEX_NAME}")
 
 
 def _read_weight_map(index: Path) -> dict[str, str]:
