@@ -230,7 +230,7 @@ def _result_file(adapter: AdapterCheckpoint) -> Path | None:
 
 
 def _label_names(
-    labels: tuple[str, ...] | None, *, outputs: int, trained_outputs: int | None
+    labels: tuple[str, ...] | None, *, outputs: int | None, trained_outputs: int | None
 ) -> tuple[str, ...] | None:
     """Return the names of the labels: those of the training, or as many numbered ones as the head has outputs.
 
