@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 WORKERS ?= 2
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: demo test test-all test-slow test-wheel notebooks check docs dist bench clean
+.PHONY: demo test test-ci test-all test-slow test-wheel notebooks check docs dist bench clean
 
 $(BIN)/python:
 	@$(PYTHON) -m venv $(VENV)
@@ -23,9 +23,13 @@ $(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
 demo: $(VENV)/.demo
 	@$(BIN)/ailora demo
 
-# Tests start many processes: two at a time, each on one thread, fill two cores.
+# What to run before a commit: five minutes. Two tests at a time, each on one thread, fill two cores.
 test: $(VENV)/.installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n $(WORKERS) --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not ci and not slow" -n $(WORKERS) --dist worksteal
+
+# What CI runs beyond `make test`: every naming convention, kills, processes, browsers.
+test-ci: $(VENV)/.installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "ci and not slow" -n $(WORKERS) --dist worksteal
 
 # Every test there is: an hour and more.
 test-all: $(VENV)/.installed

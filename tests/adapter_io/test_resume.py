@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -19,6 +20,7 @@ from ailora.checkpoints import init
 from ailora.lora.anchored_factor import AnchoredFactor
 from tests.contracts.test_adapted_model import close
 from tests.families import FAMILIES, train
+from tests.tiers import in_tiers
 
 LLAMA, BERT = FAMILIES["llama"], FAMILIES["bert"]
 
@@ -34,11 +36,20 @@ def same_state(one: nn.Module, other: nn.Module) -> None:
         assert torch.equal(ours[name], theirs[name]), name
 
 
-@pytest.mark.parametrize("family", ["llama", "bert", "t5"])
+RESUMED_OPTIONS = [
+    {},
+    {"form": "stock"},
+    {"rslora": True, "alpha": 3},
+    {"policy": {"query": "principal", "value": "lora"}},
+]
+
+
 @pytest.mark.parametrize(
-    "options",
-    [{}, {"form": "stock"}, {"rslora": True, "alpha": 3}, {"policy": {"query": "principal", "value": "lora"}}],
-    ids=str,
+    ("family", "options"),
+    in_tiers(
+        itertools.product(["llama", "bert", "t5"], RESUMED_OPTIONS),
+        fast=[("llama", RESUMED_OPTIONS[0]), *(("bert", options) for options in RESUMED_OPTIONS[1:])],
+    ),
 )
 def test_a_resumed_model_is_the_one_that_was_saved(family: str, options: dict[str, Any], tmp_path: Path) -> None:
     made = FAMILIES[family]
@@ -156,7 +167,7 @@ def test_a_file_that_stock_peft_trained_whole_is_told_apart(tmp_path: Path) -> N
     close(LLAMA.output(ailora.resume(LLAMA.model(), tmp_path / "trained")), LLAMA.output(model))
 
 
-@pytest.mark.parametrize("steps", [0, 1, 50])
+@pytest.mark.parametrize("steps", in_tiers([0, 1, 50], fast=[0, 1]))
 def test_a_trained_anchor_is_never_taken_for_a_moved_one(steps: int, tmp_path: Path) -> None:
     model = ailora.adapt(LLAMA.model(), rank=4)
     if steps:

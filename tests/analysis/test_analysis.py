@@ -157,6 +157,7 @@ def test_the_base_alone(models: Made, tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.ci
 @pytest.mark.usefixtures("undrawn")
 def test_a_folder_is_replaced_only_when_told(models: Made, tmp_path: Path) -> None:
     out = tmp_path / "out"

@@ -95,10 +95,10 @@ def test_half_precision_costs_a_fraction_of_the_update(dtype: str, eps: float, a
     "options",
     [
         {"rank": {"query": 4, "value": 2}},
-        {"rank": {"query": 4, "value": 2}, "alpha": 3},
-        {"rslora": True},
-        {"policy": {"query": "principal", "value": "lora"}},
-        {"alpha": 0.3},
+        pytest.param({"rank": {"query": 4, "value": 2}, "alpha": 3}, marks=pytest.mark.ci),
+        pytest.param({"rslora": True}, marks=pytest.mark.ci),
+        pytest.param({"policy": {"query": "principal", "value": "lora"}}, marks=pytest.mark.ci),
+        pytest.param({"alpha": 0.3}, marks=pytest.mark.ci),
     ],
 )
 def test_servers_find_one_rank_and_one_whole_alpha(base: Path, options: dict[str, Any], tmp_path: Path) -> None:
@@ -138,6 +138,7 @@ def test_a_changed_configuration_is_another_request(adapter: Path, tmp_path: Pat
     assert config_of(tmp_path / "out")["lora_alpha"] == 4
 
 
+@pytest.mark.ci
 def test_a_dora_is_exported_exactly_or_not_at_all(base: Path, tmp_path: Path) -> None:
     trained(base, tmp_path / "adapter", dora=True)
     export(tmp_path / "adapter", tmp_path / "out")

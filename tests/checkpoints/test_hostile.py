@@ -405,6 +405,7 @@ def fuzz_adapter(
 raws = st.one_of(st.none(), st.none(), st.none(), st.binary(max_size=40))
 
 
+@pytest.mark.ci
 @given(mutations, raws)
 @settings(FUZZ, max_examples=60)
 def test_fuzzed_adapters(adapter: Path, base: Path, tmp_path: Path, mutation: Any, raw: bytes | None) -> None:

@@ -18,6 +18,7 @@ from ailora.checkpoints.output_dir import OutputDir
 from ailora.roles.catalog import FAMILIES as CATALOG
 from tests.contracts.test_families import MADE_AS, OFTEN, REMOTE
 from tests.families import FAMILIES
+from tests.tiers import in_tiers
 from tests.tiny import LAYERS, tiny_model
 
 RANK = 4
@@ -28,6 +29,8 @@ CONVERTED = {
     *("gradium_phonon_tts", "gte", "hrm_text", "jina_embeddings_v3", "molmo2_text", "nomic_bert", "radio", "step3p7"),
     *("tipsv2_text_model", "tipsv2_vision_model"),
 }
+#: One of each way to store weights: separate, transposed, fused, by head, experts, tied.
+FAST_STORAGE = {"bert", "bloom", "dbrx", "falcon", "gpt2", "gpt_neox", "llama", "mixtral", "phi3", "t5"}
 MADE = sorted({MADE_AS.get(family, family) for family in CATALOG if family not in REMOTE})
 
 
@@ -48,7 +51,7 @@ def factors_of(folder: Path) -> dict[str, torch.Tensor]:
     return {name: tensor for name, tensor in load_file(folder / WEIGHTS).items() if ".lora_" in name}
 
 
-@pytest.mark.parametrize("model_type", [m if m in OFTEN else pytest.param(m, marks=pytest.mark.slow) for m in MADE])
+@pytest.mark.parametrize("model_type", in_tiers(MADE, fast=FAST_STORAGE, ci=OFTEN))
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths:UserWarning")
 def test_every_family_gets_the_file_that_adapt_saves(model_type: str, tmp_path: Path) -> None:
     model = tiny_model(model_type)
@@ -206,6 +209,7 @@ def test_shards_in_any_dtype(dtype: torch.dtype, tmp_path: Path) -> None:
     assert verify(tmp_path / "live", str(tmp_path / "base")).passed
 
 
+@pytest.mark.ci
 def test_workers_make_the_same_file(tmp_path: Path) -> None:
     base = saved("llama", tmp_path / "base")
     init(base, tmp_path / "one", {"query": "principal", "value": "minor", "output": "lora"}, rank=4)

@@ -147,6 +147,7 @@ def test_stock_training_wakes_both_halves_and_its_first_step_is_ours(base: Path,
     assert not B.grad[:, 4:].any()
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("how", ["stock", "resumed"])
 @pytest.mark.filterwarnings("ignore:`gradient_checkpointing` is deprecated:FutureWarning")
 def test_trl_goes_on_from_what_init_wrote(how: str, shared: Path, tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ from tests.attention import (
     without_biases,
 )
 from tests.contracts.test_adapted_model import close
+from tests.tiers import in_tiers
 from tests.tiny import tiny_inputs, tiny_model
 
 pytestmark = [
@@ -94,7 +95,7 @@ _PARTS = """
 _LINES = [line.split(":") for line in _PARTS.strip().splitlines()]
 MADE_AS = {part: model_type.strip() for model_type, parts in _LINES for part in parts.split()}
 
-#: Conventions, and what users have most: these in the fast tier, the others in the slow one.
+#: What users have most: these from CI on, the others in `make test-all`.
 OFTEN = names(
     """
     albert bart bert bitnet blip_text_model bloom camembert chatglm clip_text_model clip_vision_model codegen cohere
@@ -111,8 +112,20 @@ OFTEN = names(
 )
 
 
-def _tiers(families: set[str]) -> list[object]:
-    return [pytest.param(f, marks=() if f in OFTEN else pytest.mark.slow) for f in sorted(families)]
+def _first_of_each_rule() -> set[str]:
+    """Return a family for each naming rule, of those that users have most, the shortest name."""
+    first: dict[object, str] = {}
+    for family in sorted(FAMILIES.keys() - REMOTE, key=lambda family: (family not in OFTEN, len(family), family)):
+        first.setdefault(FAMILIES[family], family)
+    return set(first.values())
+
+
+#: One family of each naming rule and fused layout, and the one that most models copy.
+FAST = _first_of_each_rule() | {"llama"}
+
+
+def tiers(families: set[str]) -> list[object]:
+    return in_tiers(sorted(families), fast=FAST, ci=OFTEN)
 
 
 @lru_cache(maxsize=4)
@@ -127,7 +140,7 @@ def whole(family: str) -> Model:
     return Model(model, tiny_inputs(model_type), ailora.find_projections(model))
 
 
-@pytest.mark.parametrize("family", _tiers(FAMILIES.keys() - REMOTE))
+@pytest.mark.parametrize("family", tiers(FAMILIES.keys() - REMOTE))
 def test_the_roles_are_what_the_attention_does(family: str) -> None:
     model = whole(family)
     own = [site for site in sites(model) if family in (site.value.rule, site.output.rule)]
@@ -138,7 +151,7 @@ def test_the_roles_are_what_the_attention_does(family: str) -> None:
     assert {site.name: problems(site) for site in tried} == {site.name: [] for site in tried}
 
 
-@pytest.mark.parametrize("family", _tiers(FAMILIES.keys() - REMOTE))
+@pytest.mark.parametrize("family", tiers(FAMILIES.keys() - REMOTE))
 def test_the_roles_partition_every_weight(family: str) -> None:
     by_module: dict[str, list[int]] = {}
     model = whole(family)
@@ -148,7 +161,7 @@ def test_the_roles_partition_every_weight(family: str) -> None:
     assert all(sorted(rows) == list(range(shapes[module][0])) for module, rows in by_module.items())
 
 
-@pytest.mark.parametrize("family", _tiers(FAMILIES.keys() - REMOTE - {"bitnet"}))
+@pytest.mark.parametrize("family", tiers(FAMILIES.keys() - REMOTE - {"bitnet"}))
 def test_the_gate_is_the_part_that_what_follows_is_not_linear_in(family: str) -> None:
     """BitNet has a norm there."""
     found = {name: problem for name, problem in feed_forward(whole(family), family).items() if problem}
@@ -164,7 +177,7 @@ def run(model: nn.Module, model_type: str) -> list[Tensor]:
     return [value for value in found if value.is_floating_point()]
 
 
-@pytest.mark.parametrize("model_type", _tiers(FAMILIES.keys() - REMOTE - MADE_AS.keys()))
+@pytest.mark.parametrize("model_type", tiers(FAMILIES.keys() - REMOTE - MADE_AS.keys()))
 def test_every_family_starts_exact_and_saves_a_stock_file(model_type: str, tmp_path: Path) -> None:
     # Frozen, as under an adapter: torch picks other kernels for weights that train.
     base = copy.deepcopy(_made(model_type)).requires_grad_(False)

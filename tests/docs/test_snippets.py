@@ -25,6 +25,7 @@ def _name(page: Path) -> str:
 
 # What torch says of a trainer with its usual settings on a machine without an accelerator.
 @pytest.mark.filterwarnings("ignore:'pin_memory' argument is set")
+@pytest.mark.ci
 @pytest.mark.parametrize("page", WITH_SNIPPETS, ids=_name)
 def test_the_snippets_of_a_page(page: Path, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     log = logging.getLogger("ailora")

@@ -89,12 +89,14 @@ def launched(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("check", [check.__name__ for check in CHECKS])
 def test_two_processes_find_that(check: str, launched: Path) -> None:
     log = (launched / "log.txt").read_text()
     assert f"passed: {check}\n" in log, log[-3000:]
 
 
+@pytest.mark.ci
 def test_a_killed_and_resumed_run_under_fsdp_trains_what_one_process_trains(launched: Path, alone: Path) -> None:
     assert (launched / "code.txt").read_text() == "0", (launched / "log.txt").read_text()[-3000:]
     validate_trained(launched / "out", alone)

@@ -25,6 +25,7 @@ from trl import (
 import ailora
 from tests.families import FAMILIES, train
 from tests.recipes.language import llama_config, tokenizer
+from tests.tiers import in_tiers
 
 LLAMA = FAMILIES["llama"]
 PAIRS = [{"prompt": "thing[cup] =>", "chosen": " The cup is red.", "rejected": " boat boat"}] * 8
@@ -92,7 +93,7 @@ def output(model: PeftModel, adapter: str = "default") -> torch.Tensor:
     return logits
 
 
-@pytest.mark.parametrize("kind", TRAINERS)
+@pytest.mark.parametrize("kind", in_tiers(TRAINERS, fast=["DPO"]))
 def test_five_steps(kind: str, tmp_path: Path) -> None:
     model = ailora.adapt(base(), rank=4)
     trainer = make_trainer(kind, model, tmp_path)
@@ -122,6 +123,7 @@ def test_a_trained_adapter_is_its_own_reference(tmp_path: Path) -> None:
     assert torch.equal(output(stock, "ref"), before)
 
 
+@pytest.mark.ci
 def test_training_resumes_from_a_checkpoint(tmp_path: Path) -> None:
     whole = ailora.adapt(base(), rank=4)
     make_trainer("DPO", whole, tmp_path, save_strategy="steps", save_steps=2).train()

@@ -18,6 +18,7 @@ import ailora
 from ailora.lora.packed_factor import PackedFactor
 from tests.contracts.test_adapted_model import close
 from tests.families import FAMILIES, train
+from tests.tiers import in_tiers
 
 LLAMA = FAMILIES["llama"]
 
@@ -119,7 +120,9 @@ def test_training_one_leaves_the_other() -> None:
     assert torch.equal(output(model, "default"), LLAMA.output(LLAMA.model()))
 
 
-@pytest.mark.parametrize("case", ["separate", "fused", "fused, a plain part", "a plain module", "dora"])
+@pytest.mark.parametrize(
+    "case", in_tiers(["separate", "fused", "fused, a plain part", "a plain module", "dora"], fast=["separate", "fused"])
+)
 def test_both_are_saved_as_stock_adapters(case: str, tmp_path: Path) -> None:
     model = adapted(case, steps=3)
     add_reference(model)
@@ -142,7 +145,7 @@ def test_ours_saves_and_resumes_either(tmp_path: Path) -> None:
         assert torch.equal(LLAMA.output(resumed), output(model, adapter))
 
 
-@pytest.mark.parametrize("case", ["separate", "fused"])
+@pytest.mark.parametrize("case", in_tiers(["separate", "fused"], fast=["fused"]))
 @pytest.mark.parametrize(
     "how", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))], ids=["copy", "pickle"]
 )

@@ -98,6 +98,7 @@ def test_rows_of_one_input_are_its_references(language_config: dict[str, Any], t
     assert sum(len(sample["references"]) for sample in samples) == len(lines)
 
 
+@pytest.mark.ci
 def test_forgetting_is_the_rise_over_the_untouched_base(language_config: dict[str, Any], tmp_path: Path) -> None:
     general = tmp_path / "general.jsonl"
     general.write_text("".join(json.dumps({"text": f"{thing} and {thing}"}) + "\n" for thing in THINGS))
@@ -131,6 +132,7 @@ def test_the_loss_is_infinite_only_beyond_numbers() -> None:
     assert Likelihood(4e3, 4).perplexity == math.inf
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(
     "data",
     [
