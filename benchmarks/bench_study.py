@@ -1,6 +1,6 @@
-"""What a study costs beside its runs: adding a trial, and taking and ending one, for growing numbers of trials.
+"""What a study costs beside its runs: adding a trial, taking and ending one, and `ailora study status`.
 
-    python benchmarks/bench_study.py [--trials 100 300 1000] [--workers 2]
+    python benchmarks/bench_study.py [--trials 100 300 1000] [--workers 2] [--status 1000 10000]
 
 The runs do nothing, so that all of the time is the study's own. Workers are processes on one SQLite file.
 """
@@ -16,9 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from machine import write_results
+from optuna.trial import TrialState, create_trial
 
+from ailora.recipes.config.yaml_file import format_yaml
 from ailora.studies.study import create_or_load_study
 from ailora.studies.study_config import load_study_config
+from ailora.studies.study_design import StudyDesign
+from ailora.studies.trial_storage import TrialStorage
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLE = "text\tlabel\ngood\t1\nbad\t0\n"
@@ -68,17 +72,55 @@ def measure(trials: int, workers: int) -> dict[str, Any]:
     }
 
 
+def measure_status(trials: int) -> dict[str, Any]:
+    """Seconds of `ailora study status` from its start to its end, of a study whose trials have ended."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        file = folder / "study.yaml"
+        file.write_text(format_yaml(study_of(folder, trials)))
+        config = load_study_config(file)
+        assert config.storage is not None
+        assert config.name is not None
+        Path(config.output).mkdir()
+        storage = TrialStorage.create(config.storage, config.name, config.model_dump(by_alias=True))
+        design = StudyDesign(config)
+        result = {"metrics": {"validation": {"accuracy": 0.5, "loss": 0.7}}, "history": [], "seconds": 9.0}
+        storage._study.add_trials(
+            create_trial(
+                state=TrialState.COMPLETE,
+                value=0.5,
+                user_attrs={"key": design.keys.key(spec), "cell": spec.to_dict(), "outcome": result},
+            )
+            for spec in design.required_trials([])
+        )
+        storage.close()
+        create_or_load_study(config)[0].close()
+        command = [sys.executable, "-m", "ailora.cli", "study", "status", str(file)]
+        seconds = []
+        for _ in range(3):
+            begun = time.perf_counter()
+            run = subprocess.run(command, check=True, capture_output=True, text=True)
+            seconds.append(time.perf_counter() - begun)
+            assert str(trials) in run.stdout
+    return {"trials": trials, "status_s": round(min(seconds), 2)}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, nargs="+", default=[100, 300, 1000])
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--status", type=int, nargs="+", default=[1000, 10000])
     arguments = parser.parse_args()
     rows = []
     for workers in arguments.workers:
         for trials in arguments.trials:
             rows.append(measure(trials, workers))
             print(rows[-1], flush=True)
-    print(write_results("study", {"rows": rows}))
+    statuses = []
+    for trials in arguments.status:
+        statuses.append(measure_status(trials))
+        print(statuses[-1], flush=True)
+    print(write_results("study", {"rows": rows, "status": statuses}))
 
 
 if __name__ == "__main__":

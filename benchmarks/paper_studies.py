@@ -47,7 +47,7 @@ def main() -> None:
             print(f"{name} {scale} stays as it was: {error}")
             pages += [earlier[title]] if title in earlier else []
             continue
-        comparison = compare(design.matching_trials(storage.trials()), design)
+        comparison = compare(design.keys.matching_trials(storage.trials()), design)
         command = f"ailora study run examples/paper/{name}.yaml --scale {scale} --workers 2"
         pages.append(summarize(comparison).to_markdown(title).replace("\n\n", f"\n\n`{command}`\n\n", 1))
         numbers[f"{name}-{scale}"] = comparison.to_dict() | {"trials": trials(trial_frame(storage, design))}

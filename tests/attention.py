@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ailora.roles import Projection, Role, collapse_layer_index
+from ailora.formatting import collapse_layer_index
+from ailora.roles import Projection, Role
 from tests.tiny import BATCH
 
 

@@ -163,3 +163,8 @@ def downsample(points: Sequence[T], limit: int) -> list[T]:
     if len(points) <= limit:
         return list(points)
     return [points[round(i * (len(points) - 1) / (limit - 1))] for i in range(limit)]
+
+
+def collapse_layer_index(module: str) -> str:
+    """Replace the layer indices in a module's name by stars: `layers.*.self_attn.q_proj`."""
+    return re.sub(r"\.\d+(?=\.|$)", ".*", module)

@@ -12,7 +12,7 @@ from typing import Any
 
 from optuna.trial import TrialState, create_trial
 
-from ailora.plan.adapter_metadata import library_versions
+from ailora.library_versions import library_versions
 from ailora.recipes.config.yaml_file import format_yaml
 from ailora.studies.study_config import load_study_config
 from ailora.studies.study_design import StudyDesign

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ailora.report.build import build_page
-from ailora.report.document import Chapter, Charts, Note, Page, Paragraphs, Section, Table
+from ailora.report.document import Chapter, ChapterSection, Charts, Note, Page, Paragraphs, ReportTable
 from ailora.report.html import render, write_figures
 from tests.analysis.conftest import Made, analyze_into, models
 
@@ -40,7 +40,7 @@ def test_findings_charts_and_numbers_are_shown(analysis: Path) -> None:
     said = next(block for block in chapter.sections[0].blocks if isinstance(block, Paragraphs)).sentences
     assert said == tuple(json.loads((analysis / "analysis.json").read_text())["findings"])
     tables = [b for section in chapter.sections if section.title == "Numbers" for b in section.blocks]
-    assert [isinstance(table, Table) and len(table.rows) for table in tables] == [16, 24]
+    assert [isinstance(table, ReportTable) and len(table.rows) for table in tables] == [16, 24]
     command = next(s for s in chapter.sections if s.title == "Run it again").blocks[0]
     assert "--roles query,value --rank 4" in command.text  # type: ignore[union-attr]
 
@@ -76,7 +76,7 @@ def test_other_versions_and_damage_are_told(analysis: Path, tmp_path: Path) -> N
 
 def test_figures_for_papers_are_written(analysis: Path, tmp_path: Path) -> None:
     first = next(build_page([analysis]).charts)
-    small = Page("x", (Chapter("x", "analysis", (Section("S", (Charts((first,)),)),)),))
+    small = Page("x", (Chapter("x", "analysis", (ChapterSection("S", (Charts((first,)),)),)),))
     assert write_figures(small, tmp_path / "deep" / "figures") == 1
     files = sorted(file.name for file in (tmp_path / "deep" / "figures").iterdir())
     assert files == [f"{first.name}.{ending}" for ending in ("pdf", "png", "svg")]

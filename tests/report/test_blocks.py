@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ailora.report.document import Charts, KeyValues, Note, Paragraphs, Table, section
+from ailora.report.document import Charts, KeyValues, Note, Paragraphs, ReportTable, section
 from ailora.report.report_settings import settings_blocks
 
 
@@ -11,12 +11,12 @@ def test_numbers_are_told_from_texts() -> None:
         ("lora", "0.7709 [0.75, 0.79]", "baseline", "3 of 5", "1e-05", "2026-01-02", "8"),
         ("a", "-", "+0.0126", "0 of 5", "0.003 (not final)", "1.2.3", "rank"),
     )
-    table = Table("T", tuple("abcdefg"), rows)
+    table = ReportTable("T", tuple("abcdefg"), rows)
     assert table.numeric == (False, True, True, True, True, False, False)
 
 
 def test_a_section_of_nothing_is_none() -> None:
-    assert section("S", Paragraphs(()), KeyValues(()), Table("T", ("a",), ()), Charts(()), None) is None
+    assert section("S", Paragraphs(()), KeyValues(()), ReportTable("T", ("a",), ()), Charts(()), None) is None
     made = section("S", Paragraphs(()), Note("n"))
     assert made is not None
     assert made.blocks == (Note("n"),)
@@ -28,7 +28,7 @@ def test_what_differs_is_a_table_and_the_rest_is_said_once() -> None:
         ("a", "full"): {"model": "m", "adapter": {"policy": "full"}, "training": {"learning_rate": 1e-5}},
     }
     table, code = settings_blocks(configs, ("task", "method"))
-    assert isinstance(table, Table)
+    assert isinstance(table, ReportTable)
     assert table.columns == ("task", "method", "adapter.rank", "adapter.policy", "training.learning_rate")
     assert table.rows == (("a", "lora", "8", "lora", "0.001"), ("a", "full", "-", "full", "1e-05"))
     assert code.kind == "code"

@@ -15,7 +15,7 @@ from ailora import InputError
 from ailora.path_kind import PathKind
 from ailora.plots.chart_spec import Axis, Plot, Series
 from ailora.report.build import build_page
-from ailora.report.document import Chapter, Charts, Page, Section
+from ailora.report.document import Chapter, ChapterSection, Charts, Page
 from ailora.report.html import code_spans, json_text, render, unique_file_names, write_page
 from ailora.report.inputs import detect_input
 from tests.report.made import HOSTILE, TEXTS, plausible, run_folder, stored, study_file
@@ -26,7 +26,7 @@ def chart(name: str) -> Plot:
 
 
 def page_of(*charts: Plot) -> Page:
-    return Page("P", (Chapter("P", "run", (Section("S", (Charts(charts),)),)),))
+    return Page("P", (Chapter("P", "run", (ChapterSection("S", (Charts(charts),)),)),))
 
 
 def test_json_cannot_end_its_element() -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from ailora.plots.chart_spec import Heatmap
 from ailora.report.build import build_page
-from ailora.report.document import Chapter, Charts, Code, Note, Page, Paragraphs, Table
+from ailora.report.document import Chapter, Charts, Code, Note, Page, Paragraphs, ReportTable
 from ailora.report.html import render
 from ailora.report.run_page import run_chapter
 from ailora.report.run_reader import read_run
@@ -51,9 +51,9 @@ def test_a_finished_run_is_shown_whole(tmp_path: Path) -> None:
     found = curves(chapter)
     assert list(found) == ["Validation loss", "Validation accuracy", "Training loss", "Learning rate"]
     assert found["Validation loss"].series[0].y[0] == pytest.approx(0.65)
-    (metrics,) = blocks(chapter, "Metrics", Table)
+    (metrics,) = blocks(chapter, "Metrics", ReportTable)
     assert metrics.columns == ("run", "validation loss", "validation accuracy", "test loss", "test accuracy")
-    (cost,) = blocks(chapter, "Cost", Table)
+    (cost,) = blocks(chapter, "Cost", ReportTable)
     assert cost.rows[0][-3:] == ("42 s", "800.0 MiB", "576.2 KiB")
     command = blocks(chapter, "Run it again", Code)[0].text
     assert command == f"ailora train {tmp_path / 'one' / 'config.yaml'} output=out/again"
@@ -69,9 +69,9 @@ def test_several_runs_stand_beside_each_other(tmp_path: Path) -> None:
     assert [(one.name, one.style) for one in loss.series] == [("a", 0), ("b", 1)]
     comparison = blocks(chapter, "Summary", Paragraphs)[1].sentences[0]
     assert "The lowest test loss is that of a, 0.3500, before b, 0.5000." in comparison
-    (differs,) = blocks(chapter, "Settings", Table)
+    (differs,) = blocks(chapter, "Settings", ReportTable)
     assert (differs.columns, differs.rows) == (("run", "adapter.policy"), (("a", "ailora"), ("b", "lora")))
-    assert blocks(chapter, "Metrics", Table)[0].rows[1] == ("b", "0.4000", "-", "0.5000", "-")
+    assert blocks(chapter, "Metrics", ReportTable)[0].rows[1] == ("b", "0.4000", "-", "0.5000", "-")
 
 
 def test_a_half_written_run_shows_what_is_there(tmp_path: Path) -> None:
@@ -127,7 +127,7 @@ def test_numbers_that_are_none_are_said_so(tmp_path: Path) -> None:
     metrics = {"validation": {"loss": math.nan, "accuracy": -math.inf}}
     folder = run_folder(tmp_path / "nan", history=history, metrics=metrics, best={"loss": None}, peak_memory_bytes=None)
     chapter = chapter_of(folder)
-    assert blocks(chapter, "Metrics", Table)[0].rows == (("nan", "not a number", "minus infinite"),)
+    assert blocks(chapter, "Metrics", ReportTable)[0].rows == (("nan", "not a number", "minus infinite"),)
     page = render(Page("nan", (chapter,)))
     assert "2 values are not a finite number and left out." in page
     data = page.partition('id="figures">')[2].partition("</script>")[0]
@@ -155,7 +155,7 @@ def test_predictions_are_a_matrix_of_classes(tmp_path: Path) -> None:
 def test_samples_are_text_and_few(tmp_path: Path) -> None:
     samples = [{"prompt": said, "output": said + "x" * 2000, "references": [said, "b"]} for said in TEXTS] * 10
     chapter = chapter_of(run_folder(tmp_path / "run", samples=samples))
-    (table,) = blocks(chapter, "Samples", Table)
+    (table,) = blocks(chapter, "Samples", ReportTable)
     assert len(table.rows) == 20
     assert table.notes[0].startswith("The first 20 of 40")
     assert table.rows[0][2] == f"{TEXTS[0]}\nb"
@@ -169,4 +169,4 @@ def test_samples_are_text_and_few(tmp_path: Path) -> None:
 def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:
     folders = [run_folder(tmp_path / place / "run") for place in ("a", "b")]
     chapter = build_page(folders).chapters[0]
-    assert [row[0] for row in blocks(chapter, "Metrics", Table)[0].rows] == ["a/run", "b/run"]
+    assert [row[0] for row in blocks(chapter, "Metrics", ReportTable)[0].rows] == ["a/run", "b/run"]

@@ -13,7 +13,7 @@ import pytest
 
 from ailora.plots.chart_spec import Heatmap, Plot
 from ailora.recipes.config.yaml_file import parse_yaml
-from ailora.report.document import Chapter, Charts, Code, Note, Page, Paragraphs, Table
+from ailora.report.document import Chapter, Charts, Code, Note, Page, Paragraphs, ReportTable
 from ailora.report.html import render
 from ailora.report.study_page import study_chapter
 from ailora.studies.study_config import load_study_config
@@ -54,7 +54,7 @@ def test_who_wins_by_how_much_and_with_which_interval() -> None:
     assert "ailora beats the baseline lora by +0.0540 [+0.0501, +0.0579] accuracy" in told
     assert "milora +0.1818 [" in told
     assert "all else is a tie" in told
-    table = blocks(chapter, "Scores", Table)[0]
+    table = blocks(chapter, "Scores", ReportTable)[0]
     assert table.columns[-1] == "verdict"
     assert [row[-1] for row in table.rows] == ["", "win", "tie"]
 
@@ -189,7 +189,7 @@ def test_what_is_lost_is_listed_with_its_whole_error() -> None:
     design = make_design()
     error = "ValueError: " + "x" * 900
     chapter = chapter_of(design, ran(design, lambda spec: error if spec.seed == 3 else outcome(0.8)))
-    (table,) = blocks(chapter, "Failed, pruned and missing trials", Table)
+    (table,) = blocks(chapter, "Failed, pruned and missing trials", ReportTable)
     assert [row[3:] for row in table.rows] == [("3", "failed", error)] * 2
     done = chapter_of(design, ran(design, lambda spec: outcome(0.8)))
     (words,) = blocks(done, "Failed, pruned and missing trials", Paragraphs)
@@ -199,7 +199,7 @@ def test_what_is_lost_is_listed_with_its_whole_error() -> None:
 def test_every_trial_is_in_the_table() -> None:
     design = make_design(learning_rate={"values": [1e-3, 1e-2]})
     trials = ran(design, lambda spec: outcome(0.8 + spec.seed * 1e-2))
-    (table,) = blocks(chapter_of(design, trials), "All trials", Table)
+    (table,) = blocks(chapter_of(design, trials), "All trials", ReportTable)
     assert len(table.rows) == len(trials) == 20
     numeric = dict(zip(table.columns, table.numeric, strict=True))
     assert numeric["learning rate"]
@@ -212,14 +212,14 @@ def test_every_trial_is_in_the_table() -> None:
 def test_settings_are_said_once_and_the_file_runs_again(tmp_path: Path) -> None:
     design = make_design(methods=["lora", {"wide": {"method": "lora", "adapter.rank": 16}}], seeds=[0])
     chapter = chapter_of(design, ran(design, lambda spec: outcome(0.8)), storage="postgresql://me:secret@host/studies")
-    differs = blocks(chapter, "Settings", Table)[0]
+    differs = blocks(chapter, "Settings", ReportTable)[0]
     assert differs.columns[3:] == ("adapter.rank",)
     assert [row[3] for row in differs.rows] == ["4", "16"]
     file = next(code.text for code in blocks(chapter, "Run it again", Code) if code.title == "study.yaml")
     assert "secret" not in file
     (tmp_path / "study.yaml").write_text(file)
     again = StudyDesign(load_study_config(tmp_path / "study.yaml"))
-    keys, there = ({one.trial_key(TrialSpec(group, 1e-3, 0)) for group in one.conditions} for one in (design, again))
+    keys, there = ({one.keys.key(TrialSpec(group, 1e-3, 0)) for group in one.conditions} for one in (design, again))
     assert keys == there
 
 

@@ -77,7 +77,7 @@ def outcome(value: float, *, test: float | None = None, losses: Sequence[float] 
 
 def trial(design: StudyDesign, spec: TrialSpec, result: Result, number: int = 0) -> Trial:
     """What the storage would tell of a trial."""
-    known = (number, design.trial_key(spec), TrialSpec.from_dict(json.loads(json.dumps(spec.to_dict()))))
+    known = (number, design.keys.key(spec), TrialSpec.from_dict(json.loads(json.dumps(spec.to_dict()))))
     if isinstance(result, TrialResult):
         return Trial(*known, Status.COMPLETE, result=result)
     if isinstance(result, Status):

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from ailora.studies.comparison import BaselineComparison, compare
 from ailora.studies.method_results import metric_point
-from ailora.studies.statistics import Verdict, estimate, holm
+from ailora.studies.statistics import Outcome, estimate, holm
 from ailora.studies.study_design import StudyDesign
 from ailora.studies.trial import Condition, Status, TrialSpec
 from tests.studies.made import Result, make_design, outcome, predicted, quickly, ran, trial
@@ -39,15 +39,15 @@ def against(design: StudyDesign, gains: Sequence[float]) -> BaselineComparison:
 @pytest.mark.parametrize(
     ("gains", "verdict"),
     [
-        ((0.05, 0.06, 0.05, 0.04, 0.05), Verdict.WIN),
-        ((-0.05, -0.06, -0.05, -0.04, -0.05), Verdict.LOSS),
-        ((0.05, -0.06, 0.05, -0.04, 0.01), Verdict.TIE),
-        ((0.0, 0.0, 0.0, 0.0, 0.0), Verdict.TIE),
+        ((0.05, 0.06, 0.05, 0.04, 0.05), Outcome.WIN),
+        ((-0.05, -0.06, -0.05, -0.04, -0.05), Outcome.LOSS),
+        ((0.05, -0.06, 0.05, -0.04, 0.01), Outcome.TIE),
+        ((0.0, 0.0, 0.0, 0.0, 0.0), Outcome.TIE),
     ],
 )
-def test_five_seeds_win_lose_or_tie(gains: Sequence[float], verdict: Verdict) -> None:
+def test_five_seeds_win_lose_or_tie(gains: Sequence[float], verdict: Outcome) -> None:
     assert against(make_design(), gains).verdict is verdict
-    turned = {Verdict.WIN: Verdict.LOSS, Verdict.LOSS: Verdict.WIN, Verdict.TIE: Verdict.TIE}
+    turned = {Outcome.WIN: Outcome.LOSS, Outcome.LOSS: Outcome.WIN, Outcome.TIE: Outcome.TIE}
     assert against(make_design(metric="loss"), gains).verdict is turned[verdict]
 
 
@@ -55,7 +55,7 @@ def test_five_seeds_win_lose_or_tie(gains: Sequence[float], verdict: Verdict) ->
 @given(st.lists(st.floats(-0.4, 0.4), min_size=1, max_size=4))
 def test_four_seeds_never_win(gains: list[float]) -> None:
     found = against(make_design(seeds=list(range(len(gains)))), gains)
-    assert found.verdict is Verdict.TIE
+    assert found.verdict is Outcome.TIE
     assert (found.adjusted_p is None) == (len(gains) == 1)
 
 
@@ -236,8 +236,8 @@ def test_each_point_of_the_grid_has_its_own_best_and_its_own_baseline() -> None:
     found = compare(trials, design)
     assert {condition: one.search.best for condition, one in found.results.items()} == best
     assert {condition: one.verdict for condition, one in found.against_baseline.items()} == {
-        at_rank("ailora", 2): Verdict.WIN,
-        at_rank("ailora", 8): Verdict.LOSS,
+        at_rank("ailora", 2): Outcome.WIN,
+        at_rank("ailora", 8): Outcome.LOSS,
     }
     assert found.average_ranks == {"lora": 1.5, "ailora": 1.5}
 
@@ -390,7 +390,7 @@ def test_a_number_that_is_not_finite_is_none_in_json() -> None:
     design = make_design(seeds=[0, 1])
     trials = ran(design, lambda spec: outcome(0.8, test=math.nan if spec.condition == OURS else 0.8))
     found = compare(trials, design)
-    assert found.against_baseline[OURS].verdict is Verdict.TIE
+    assert found.against_baseline[OURS].verdict is Outcome.TIE
     data = json.loads(json.dumps(found.to_dict(), allow_nan=False))
     ours = next(one for one in data["groups"] if one["method"] == "ailora")
     assert ours["score"] == {"mean": None, "sd": None, "n": 2, "low": None, "high": None}

@@ -29,34 +29,34 @@ def test_a_cell_is_what_train_would_run(study: dict[str, Any]) -> None:
     assert config.adapter.policy == "ailora"
     assert config.adapter.rank == 4
     assert (config.training["learning_rate"], config.training["seed"]) == (1e-3, 2)
-    assert config.output == str(Path(study["output"]) / "trials" / design.trial_key(spec))
+    assert config.output == str(Path(study["output"]) / "trials" / design.keys.key(spec))
 
 
 def test_the_key_knows_everything_but_the_folder(study: dict[str, Any]) -> None:
     spec = TrialSpec(Condition("base", "lora"), 1e-3, 0)
-    key = made(study).trial_key(spec)
-    assert made(study, output=study["output"] + "-elsewhere").trial_key(spec) == key
+    key = made(study).keys.key(spec)
+    assert made(study, output=study["output"] + "-elsewhere").keys.key(spec) == key
     other = {**study["base"], "training": {**study["base"]["training"], "num_train_epochs": 3}}
-    assert made(study, base=other).trial_key(spec) != key
-    assert made(study).trial_key(TrialSpec(Condition("base", "lora"), 1e-3, 1)) != key
+    assert made(study, base=other).keys.key(spec) != key
+    assert made(study).keys.key(TrialSpec(Condition("base", "lora"), 1e-3, 1)) != key
 
 
 def test_another_version_of_a_library_is_another_key(study: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     spec = TrialSpec(Condition("base", "lora"), 1e-3, 0)
-    key = made(study).trial_key(spec)
-    monkeypatch.setattr("ailora.studies.study_design.library_versions", lambda: {"peft": "0.0"})
-    assert made(study).trial_key(spec) != key
+    key = made(study).keys.key(spec)
+    monkeypatch.setattr("ailora.studies.trial_keys.library_versions", lambda: {"peft": "0.0"})
+    assert made(study).keys.key(spec) != key
 
 
 def test_keys_of_finished_trials_never_change(monkeypatch: pytest.MonkeyPatch) -> None:
     """Literal keys of the first databases, whose configurations had fields that were taken out since."""
-    monkeypatch.setattr("ailora.studies.study_design.library_versions", lambda: {"ailora": "0.1.0", "torch": "2.9.0"})
+    monkeypatch.setattr("ailora.studies.trial_keys.library_versions", lambda: {"ailora": "0.1.0", "torch": "2.9.0"})
     data = {"dataset": "verdicts", "train": "train", "validation": "validation", "text": ["sentence"]}
     base = {"recipe": "classification", "model": "builtin:minilm", "adapter": {"rank": 4}, "data": data}
     methods = ["lora", "ailora", "full", "peft:olora"]
     design = make_design(base=base, methods=methods)
-    assert design.trial_key(TrialSpec(Condition("base", "ailora"), 1e-3, 1, 12)) == "1613a21d14cdb5667542"
-    keys = {method: design.trial_key(TrialSpec(Condition("base", method), 1e-3, 0)) for method in methods}
+    assert design.keys.key(TrialSpec(Condition("base", "ailora"), 1e-3, 1, 12)) == "1613a21d14cdb5667542"
+    keys = {method: design.keys.key(TrialSpec(Condition("base", method), 1e-3, 0)) for method in methods}
     assert keys == {
         "lora": "070a91c721eb52ecfb76",
         "ailora": "cd22206082beb6e7e9bd",

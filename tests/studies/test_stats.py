@@ -17,7 +17,7 @@ from ailora.studies.statistics import (
     Difference,
     Estimate,
     Interval,
-    Verdict,
+    Outcome,
     average_ranks,
     bootstrap_difference,
     estimate,
@@ -294,39 +294,39 @@ def difference(low: float | None, high: float | None, n: int = 5) -> Difference:
 @pytest.mark.parametrize(
     ("low", "high", "n", "p", "expected"),
     [
-        (0.1, 0.3, 5, 0.049, Verdict.WIN),
-        (-0.3, -0.1, 5, 0.049, Verdict.LOSS),
-        (0.1, 0.3, 4, 0.0, Verdict.TIE),
-        (-0.3, -0.1, 4, 0.0, Verdict.TIE),
-        (0.1, 0.3, 5, 0.05, Verdict.TIE),
-        (0.1, 0.3, 5, None, Verdict.TIE),
-        (0.0, 0.3, 5, 0.0, Verdict.TIE),
-        (-0.3, 0.0, 5, 0.0, Verdict.TIE),
-        (-0.1, 0.3, 5, 0.0, Verdict.TIE),
-        (math.nan, math.nan, 5, 0.0, Verdict.TIE),
-        (0.1, 0.3, 5, math.nan, Verdict.TIE),
-        (None, None, 1, None, Verdict.TIE),
-        (None, None, 1, 0.0, Verdict.TIE),
+        (0.1, 0.3, 5, 0.049, Outcome.WIN),
+        (-0.3, -0.1, 5, 0.049, Outcome.LOSS),
+        (0.1, 0.3, 4, 0.0, Outcome.TIE),
+        (-0.3, -0.1, 4, 0.0, Outcome.TIE),
+        (0.1, 0.3, 5, 0.05, Outcome.TIE),
+        (0.1, 0.3, 5, None, Outcome.TIE),
+        (0.0, 0.3, 5, 0.0, Outcome.TIE),
+        (-0.3, 0.0, 5, 0.0, Outcome.TIE),
+        (-0.1, 0.3, 5, 0.0, Outcome.TIE),
+        (math.nan, math.nan, 5, 0.0, Outcome.TIE),
+        (0.1, 0.3, 5, math.nan, Outcome.TIE),
+        (None, None, 1, None, Outcome.TIE),
+        (None, None, 1, 0.0, Outcome.TIE),
     ],
 )
 def test_verdicts_at_their_bounds(
-    low: float | None, high: float | None, n: int, p: float | None, expected: Verdict
+    low: float | None, high: float | None, n: int, p: float | None, expected: Outcome
 ) -> None:
     found = difference(low, high, n)
     assert verdict(found, p, larger_is_better=True) is expected
-    turned = {Verdict.WIN: Verdict.LOSS, Verdict.LOSS: Verdict.WIN, Verdict.TIE: Verdict.TIE}[expected]
+    turned = {Outcome.WIN: Outcome.LOSS, Outcome.LOSS: Outcome.WIN, Outcome.TIE: Outcome.TIE}[expected]
     assert verdict(found, p, larger_is_better=False) is turned
 
 
 @given(st.lists(SCORES, min_size=1, max_size=4), st.booleans())
 def test_four_seeds_never_win(values: list[float], larger_is_better: bool) -> None:
     found = paired_difference(dict(enumerate(values)), dict.fromkeys(range(9), 0.0))
-    assert verdict(found, 0.0, larger_is_better=larger_is_better) is Verdict.TIE
+    assert verdict(found, 0.0, larger_is_better=larger_is_better) is Outcome.TIE
 
 
 def test_a_verdict_asks_for_as_many_seeds_and_as_small_a_p_as_told() -> None:
-    assert verdict(difference(0.1, 0.2, 2), 0.04, larger_is_better=True, minimum_seeds=2) is Verdict.WIN
-    assert verdict(difference(0.1, 0.2), 0.04, larger_is_better=True, alpha=0.01) is Verdict.TIE
+    assert verdict(difference(0.1, 0.2, 2), 0.04, larger_is_better=True, minimum_seeds=2) is Outcome.WIN
+    assert verdict(difference(0.1, 0.2), 0.04, larger_is_better=True, alpha=0.01) is Outcome.TIE
     assert verdict(difference(0.1, 0.2), 0.04, larger_is_better=True).value == "win"
 
 

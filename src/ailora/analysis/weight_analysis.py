@@ -19,8 +19,8 @@ from ailora.analysis.model_weights import BaseWeights, FinetunedModel
 from ailora.analysis.table_ops import Row
 from ailora.analysis.weight_stats import measure_weights
 from ailora.errors import InputError
+from ailora.library_versions import library_versions
 from ailora.path_kind import PathKind, detect_path_kind
-from ailora.plan.adapter_metadata import library_versions
 from ailora.recipes.run_folder import RunFolder
 from ailora.roles import Role, parse_role
 

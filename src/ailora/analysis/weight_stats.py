@@ -18,7 +18,8 @@ from ailora.analysis.model_weights import BaseWeights, FinetunedModel
 from ailora.analysis.table_ops import Row
 from ailora.analysis.weight_update import WeightUpdate
 from ailora.errors import InputError
-from ailora.roles import Projection, collapse_layer_index
+from ailora.formatting import collapse_layer_index
+from ailora.roles import Projection
 from ailora.spectral import Triplets, truncated_svd
 from ailora.weights.base_weight import select_rows
 

@@ -1,11 +1,17 @@
 """Checkpoints larger than memory: adapters for them, exports and merges of adapters, and what can be said of either."""
 
-from ailora.checkpoints.export_adapter import ExportReport, export
-from ailora.checkpoints.init_plan import InitPlan
-from ailora.checkpoints.initialize import InitReport, init
-from ailora.checkpoints.inspect_path import inspect
-from ailora.checkpoints.merge_adapter import MergeReport, merge
-from ailora.checkpoints.verify_adapter import Check, Verdict, verify
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ailora.checkpoints.export_adapter import ExportReport, export
+    from ailora.checkpoints.init_plan import InitPlan
+    from ailora.checkpoints.initialize import InitReport, init
+    from ailora.checkpoints.inspect_path import inspect
+    from ailora.checkpoints.merge_adapter import MergeReport, merge
+    from ailora.checkpoints.verify_adapter import Check, Verdict, verify
 
 __all__ = [
     "Check",
@@ -20,3 +26,24 @@ __all__ = [
     "merge",
     "verify",
 ]
+
+# Loaded on first use: modules of all commands claim their outputs by modules of this package, and many need no torch.
+_MODULES = {
+    "export_adapter": ("ExportReport", "export"),
+    "init_plan": ("InitPlan",),
+    "initialize": ("InitReport", "init"),
+    "inspect_path": ("inspect",),
+    "merge_adapter": ("MergeReport", "merge"),
+    "verify_adapter": ("Check", "Verdict", "verify"),
+}
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

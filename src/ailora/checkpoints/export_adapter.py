@@ -19,9 +19,10 @@ from ailora.adapter_io.update_norms import best_approximation, difference, padde
 from ailora.atomic_io import json_bytes, write_bytes
 from ailora.checkpoints.output_dir import OutputDir, file_state
 from ailora.errors import InputError
+from ailora.library_versions import library_versions
 from ailora.model_loading import load_on_meta
 from ailora.model_path import model_folder
-from ailora.plan.adapter_metadata import METADATA_NAME, Exported, library_versions
+from ailora.plan.adapter_metadata import METADATA_NAME, Exported
 from ailora.safetensors_io import TensorSpec, parse_dtype, read_tensor, write_tensors
 from ailora.safetensors_io.header import SAFETENSORS_DTYPES
 from ailora.weights.base_weight import all_finite

@@ -14,9 +14,9 @@ from ailora.checkpoints.output_dir import file_state, validate_finished
 from ailora.checkpoints.stored_weight import StoredWeight, find_stored_weights
 from ailora.errors import InputError
 from ailora.inits import Policy
+from ailora.library_versions import library_versions
 from ailora.model_loading import load_on_meta, validate_device
 from ailora.model_path import model_folder
-from ailora.plan.adapter_metadata import library_versions
 from ailora.plan.adapter_plan import Form, Plan
 from ailora.plan.make_plan import PerModule, make_plan
 from ailora.roles import Role

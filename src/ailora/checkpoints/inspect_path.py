@@ -13,12 +13,13 @@ from ailora.adapter_io.adapter_checkpoint import AdapterCheckpoint
 from ailora.adapter_io.update_norms import Measured, measured, root_mean_square, spectrum
 from ailora.checkpoints.output_dir import validate_finished
 from ailora.errors import InputError
+from ailora.formatting import collapse_layer_index
 from ailora.model_loading import load_on_meta
 from ailora.model_path import model_folder
 from ailora.path_kind import PathKind, detect_path_kind, is_folder
 from ailora.plain_data import read_json_object
 from ailora.plan.adapter_plan import Plan
-from ailora.roles import collapse_layer_index, find_projections
+from ailora.roles import find_projections
 from ailora.safetensors_io import Checkpoint
 from ailora.weights.checkpoint_keys import match_checkpoint_keys
 

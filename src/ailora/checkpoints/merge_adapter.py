@@ -26,8 +26,8 @@ from ailora.checkpoints.output_dir import OutputDir, file_state
 from ailora.checkpoints.stored_weight import StoredWeight, open_adapted_base
 from ailora.errors import InputError, ModelError
 from ailora.formatting import truncate
+from ailora.library_versions import library_versions
 from ailora.plain_data import read_json_object
-from ailora.plan.adapter_metadata import library_versions
 from ailora.safetensors_io import Checkpoint, parse_dtype, read_tensor
 from ailora.weights.base_weight import matches_fingerprint
 from ailora.weights.checkpoint_keys import checkpoint_key_map

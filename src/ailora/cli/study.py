@@ -32,7 +32,7 @@ def run(
     from ailora.studies.study_config import load_study_config
 
     storage, design = create_or_load_study(load_study_config(file, overrides or [], scale=scale))
-    with Progress(storage, design) as progress:
+    with Progress(storage, design.keys) as progress:
         run_workers(storage, design.config, workers, progress.update)
     console.print(f"written to {design.config.output}; `ailora study report {quote_argument(file)}` compares")
 
@@ -68,10 +68,10 @@ def status(file: StudyFile, overrides: Overrides = None, scale: Scale = None) ->
     """How far a study is, from any terminal."""
     from ailora.cli.study_progress import progress_table
     from ailora.cli.tables import console
-    from ailora.studies.study import load_study
     from ailora.studies.study_config import load_study_config
+    from ailora.studies.study_reader import load_trial_keys
 
-    console.print(progress_table(*load_study(load_study_config(file, overrides or [], scale=scale))))
+    console.print(progress_table(*load_trial_keys(load_study_config(file, overrides or [], scale=scale))))
 
 
 @study.command()
@@ -97,7 +97,7 @@ def report(
     if out is not None:
         out = validate_output_file(out, force=force, reads=[file])
     storage, design = load_study(load_study_config(file, overrides or [], scale=scale))
-    comparison = compare(design.matching_trials(storage.trials()), design, bootstrap=bootstrap)
+    comparison = compare(design.keys.matching_trials(storage.trials()), design, bootstrap=bootstrap)
     if as_json:
         print_json(comparison.to_dict())
         return

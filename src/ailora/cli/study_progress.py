@@ -15,8 +15,8 @@ from rich.live import Live
 from rich.table import Table
 
 from ailora.cli.tables import console
-from ailora.studies.study_design import StudyDesign
 from ailora.studies.trial import Status, Trial
+from ailora.studies.trial_keys import TrialKeys
 from ailora.studies.trial_storage import TrialStorage
 
 #: Seconds between looks at the storage.
@@ -26,11 +26,11 @@ _POLL_INTERVAL_S = 2.0
 class Progress:
     """Shows `progress_table` while workers run; where the output is no terminal, a line for every trial that ended."""
 
-    def __init__(self, storage: TrialStorage, design: StudyDesign) -> None:
-        self._storage, self._design = storage, design
-        self._live = Live(progress_table(storage, design), console=console, auto_refresh=False)
+    def __init__(self, storage: TrialStorage, keys: TrialKeys) -> None:
+        self._storage, self._keys = storage, keys
+        self._live = Live(progress_table(storage, keys), console=console, auto_refresh=False)
         self._polled = 0.0
-        self._printed = {trial.key for trial in design.matching_trials(storage.trials()) if trial.ended}
+        self._printed = {trial.key for trial in keys.matching_trials(storage.trials()) if trial.ended}
 
     def __enter__(self) -> Progress:
         if console.is_terminal:
@@ -43,7 +43,7 @@ class Progress:
         if console.is_terminal:
             self._live.stop()
         else:
-            console.print(progress_table(self._storage, self._design))
+            console.print(progress_table(self._storage, self._keys))
 
     def update(self) -> None:
         """Show the state of the storage, unless that was done a moment ago."""
@@ -51,21 +51,21 @@ class Progress:
             return
         self._polled = time.monotonic()
         if console.is_terminal:
-            self._live.update(progress_table(self._storage, self._design), refresh=True)
+            self._live.update(progress_table(self._storage, self._keys), refresh=True)
             return
-        for trial in self._design.matching_trials(self._storage.trials()):
+        for trial in self._keys.matching_trials(self._storage.trials()):
             if trial.ended and trial.key not in self._printed:
                 self._printed.add(trial.key)
                 console.print(_line(trial))
 
 
-def progress_table(storage: TrialStorage, design: StudyDesign) -> Table:
+def progress_table(storage: TrialStorage, keys: TrialKeys) -> Table:
     """Count trials by task and method: done, running, waiting, failed, and the time until all known ones have ended."""
-    trials = design.matching_trials(storage.trials())
+    trials = keys.matching_trials(storage.trials())
     table = Table("task", "method", "done", "running", "waiting", "failed", "left", title=storage.name)
     overall = _mean_seconds(trials)
     running = sum(trial.status is Status.RUNNING for trial in trials)
-    for task, method in dict.fromkeys((condition.task, condition.method) for condition in design.conditions):
+    for task, method in dict.fromkeys((condition.task, condition.method) for condition in keys.conditions):
         own = [t for t in trials if (t.spec.condition.task, t.spec.condition.method) == (task, method)]
         count = Counter(trial.status for trial in own)
         seconds = _mean_seconds(own) or overall

@@ -12,8 +12,14 @@ from rich.table import Table
 from rich.text import Text
 
 from ailora.atomic_io import format_json
-from ailora.formatting import escape_controls, format_bytes, format_duration, format_number, format_value
-from ailora.roles import collapse_layer_index
+from ailora.formatting import (
+    collapse_layer_index,
+    escape_controls,
+    format_bytes,
+    format_duration,
+    format_number,
+    format_value,
+)
 
 # Types only: a command pays for its own packages, not for those of all tables.
 if TYPE_CHECKING:

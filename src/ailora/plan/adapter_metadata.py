@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,12 +12,12 @@ import pydantic
 
 from ailora.atomic_io import write_json
 from ailora.errors import InputError
+from ailora.library_versions import library_versions
 from ailora.plain_data import read_json_object
 from ailora.plan.adapter_plan import Plan
 from ailora.plan.task_type import read_labels
 
 METADATA_NAME = "ailora.json"
-_LIBRARIES = ("ailora", "torch", "peft", "transformers", "safetensors")
 
 
 class Exported(pydantic.BaseModel):
@@ -138,8 +137,3 @@ def find_metadata_file(folder: Path | str) -> Path | None:
     folder = Path(folder).resolve()
     files = (place / METADATA_NAME for place in (folder, *folder.parents))
     return next((file for file in files if file.is_file()), None)
-
-
-def library_versions() -> dict[str, str]:
-    """Return the versions of the libraries that determine an adapter."""
-    return {name: version(name) for name in _LIBRARIES}

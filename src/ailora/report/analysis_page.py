@@ -12,7 +12,18 @@ from ailora.formatting import format_value, pluralize
 from ailora.plots.analysis_charts import build_analysis_charts
 from ailora.plots.chart_spec import Chart
 from ailora.recipes.config.yaml_file import format_yaml
-from ailora.report.document import Block, Chapter, Charts, Code, KeyValues, Note, Paragraphs, Table, section, sections
+from ailora.report.document import (
+    Block,
+    Chapter,
+    Charts,
+    Code,
+    KeyValues,
+    Note,
+    Paragraphs,
+    ReportTable,
+    section,
+    sections,
+)
 from ailora.report.versions import version_notes, version_table
 
 #: Section -> first words of the names of its charts.
@@ -69,7 +80,7 @@ def _summary(analysis: Analysis) -> list[Block]:
     return [*map(Note, notes), KeyValues(pairs), text]
 
 
-def _numbers(analysis: Analysis) -> Iterator[Table]:
+def _numbers(analysis: Analysis) -> Iterator[ReportTable]:
     titles = {"deltas": "Updates, a row for each weight", "spectra": "Spectra, a row for each weight"}
     if len(analysis.directions):
         titles["directions"] = "Directions, a row for each update, side and bin"
@@ -80,7 +91,7 @@ def _numbers(analysis: Analysis) -> Iterator[Table]:
         rows = tuple(tuple(map(format_value, row)) for row in frame.head(_MAX_TABLE_ROWS).itertuples(index=False))
         rest = len(frame) - len(rows)
         notes = (f"{pluralize(rest, 'more row is', 'more rows are')} in {name}.parquet.",) if rest else ()
-        yield Table(title, tuple(column.replace("_", " ") for column in frame), rows, notes, collapsed=True)
+        yield ReportTable(title, tuple(column.replace("_", " ") for column in frame), rows, notes, collapsed=True)
 
 
 def _command(analysis: Analysis) -> str:

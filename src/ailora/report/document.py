@@ -65,7 +65,7 @@ class Code:
 
 
 @dataclass(frozen=True)
-class Table:
+class ReportTable:
     """A sortable table.
 
     Attributes:
@@ -102,11 +102,11 @@ class Charts:
     kind: ClassVar[str] = "charts"
 
 
-Block = Paragraphs | Note | KeyValues | Code | Table | Charts
+Block = Paragraphs | Note | KeyValues | Code | ReportTable | Charts
 
 
 @dataclass(frozen=True)
-class Section:
+class ChapterSection:
     """Blocks below a heading."""
 
     title: str
@@ -125,7 +125,7 @@ class Chapter:
 
     title: str
     kind: Literal["study", "run", "runs", "analysis"]
-    sections: tuple[Section, ...]
+    sections: tuple[ChapterSection, ...]
 
 
 @dataclass(frozen=True)
@@ -153,20 +153,25 @@ class Page:
                 yield from block.charts
 
 
-def section(title: str, *blocks: Block | None) -> Section | None:
+def section(title: str, *blocks: Block | None) -> ChapterSection | None:
     """Return a section of the blocks with content, or None if there is no content."""
     filled = tuple(block for block in blocks if block is not None and not _is_empty(block))
-    return Section(title, filled) if filled else None
+    return ChapterSection(title, filled) if filled else None
 
 
-def sections(*optional: Section | None) -> tuple[Section, ...]:
+def sections(*optional: ChapterSection | None) -> tuple[ChapterSection, ...]:
     """Return the sections without None."""
     return tuple(section for section in optional if section is not None)
 
 
 def _is_empty(block: Block) -> bool:
     match block:
-        case Paragraphs(sentences=content) | KeyValues(pairs=content) | Table(rows=content) | Charts(charts=content):
+        case (
+            Paragraphs(sentences=content)
+            | KeyValues(pairs=content)
+            | ReportTable(rows=content)
+            | Charts(charts=content)
+        ):
             return not content
         case _:
             return False

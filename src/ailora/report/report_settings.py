@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from ailora.formatting import format_value
 from ailora.recipes.config.yaml_file import format_yaml
-from ailora.report.document import Block, Code, Table
+from ailora.report.document import Block, Code, ReportTable
 
 #: A configuration as plain data.
 Config = Mapping[str, object]
@@ -29,7 +29,7 @@ def settings_blocks(configs: Mapping[tuple[str, ...], Config], labels: tuple[str
     blocks: list[Block] = []
     if differing:
         rows = tuple((*run, *(format_value(config.get(key), key) for key in differing)) for run, config in flat.items())
-        blocks.append(Table("What differs", (*labels, *differing), rows))
+        blocks.append(ReportTable("What differs", (*labels, *differing), rows))
     if shared := _shared(list(configs.values())):
         several = len(configs) > 1
         title = "What all have in common" if several else "Configuration"

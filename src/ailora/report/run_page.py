@@ -17,7 +17,18 @@ from ailora.formatting import (
 from ailora.plots.chart_spec import Heatmap
 from ailora.plots.run_charts import confusion_chart, training_curves, validation_curves
 from ailora.recipes.config.yaml_file import format_yaml
-from ailora.report.document import Block, Chapter, Charts, Code, KeyValues, Note, Paragraphs, Table, section, sections
+from ailora.report.document import (
+    Block,
+    Chapter,
+    Charts,
+    Code,
+    KeyValues,
+    Note,
+    Paragraphs,
+    ReportTable,
+    section,
+    sections,
+)
 from ailora.report.report_settings import flatten_keys, settings_blocks
 from ailora.report.run_reader import Run, count_predictions
 from ailora.report.versions import version_table
@@ -133,7 +144,7 @@ def _compare_losses(runs: Sequence[Run]) -> Iterator[str]:
         )
 
 
-def _metric_table(runs: Sequence[Run]) -> Table:
+def _metric_table(runs: Sequence[Run]) -> ReportTable:
     columns = list(dict.fromkeys((s, m) for run in runs for s, values in run.metrics.items() for m in values))
     rows = tuple(
         (run.name, *(format_value(run.metrics.get(split, {}).get(metric)) for split, metric in columns))
@@ -141,7 +152,7 @@ def _metric_table(runs: Sequence[Run]) -> Table:
         if run.metrics
     )
     heads = tuple(f"{split} {metric.replace('_', ' ')}" for split, metric in columns)
-    return Table("At the end of training", ("run", *heads), rows)
+    return ReportTable("At the end of training", ("run", *heads), rows)
 
 
 def _confusion_charts(runs: Sequence[Run]) -> Iterator[Heatmap]:
@@ -153,12 +164,14 @@ def _confusion_charts(runs: Sequence[Run]) -> Iterator[Heatmap]:
             yield chart
 
 
-def _sample_table(run: Run) -> Table:
+def _sample_table(run: Run) -> ReportTable:
     columns = ("prompt", "output", "references")
     rows = tuple(tuple(_sample_text(sample.get(key)) for key in columns) for sample in run.samples[:_MAX_SAMPLES])
     file = run.folder / "samples.jsonl"
     notes = (f"The first {len(rows)} of {len(run.samples):,}; the rest is in {file}.",)
-    return Table(f"Written by {run.name}", columns, rows, notes if len(run.samples) > len(rows) else (), wrapped=True)
+    return ReportTable(
+        f"Written by {run.name}", columns, rows, notes if len(run.samples) > len(rows) else (), wrapped=True
+    )
 
 
 def _sample_text(value: object) -> str:
@@ -166,7 +179,7 @@ def _sample_text(value: object) -> str:
     return shorten(text, _MAX_SAMPLE_CHARS)
 
 
-def _cost_table(runs: Sequence[Run]) -> Table:
+def _cost_table(runs: Sequence[Run]) -> ReportTable:
     finished = [run for run in runs if run.result]
     used = [key for key in _COST_COLUMNS if any(key in run.result for run in finished)]
     columns: dict[str, list[str]] = {"run": [run.name for run in finished]}
@@ -176,7 +189,7 @@ def _cost_table(runs: Sequence[Run]) -> Table:
     if any(text != "-" for text in forgetting):
         columns["forgetting"] = forgetting
         notes = ("Forgetting: rise of the loss on general text, nats per token.",)
-    return Table("Cost", tuple(columns), tuple(zip(*columns.values(), strict=True)), notes)
+    return ReportTable("Cost", tuple(columns), tuple(zip(*columns.values(), strict=True)), notes)
 
 
 def _forgetting(run: Run) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ailora.formatting import format_lr, format_value, is_finite, shorten
-from ailora.plan.adapter_metadata import library_versions
+from ailora.library_versions import library_versions
 from ailora.plots import study_charts
 from ailora.plots.chart_spec import Heatmap, Plot
 from ailora.recipes.config.yaml_file import format_yaml
@@ -20,7 +20,7 @@ from ailora.report.document import (
     KeyValues,
     Note,
     Paragraphs,
-    Table,
+    ReportTable,
     section,
     sections,
 )
@@ -130,15 +130,17 @@ def _score_charts(comparison: Comparison) -> Charts:
     return Charts(charts if are_few else ())
 
 
-def _tables(summary: StudySummary, *topics: str, collapsed: bool = False) -> list[Table]:
+def _tables(summary: StudySummary, *topics: str, collapsed: bool = False) -> list[ReportTable]:
     return [_table(table, collapsed=collapsed) for table in summary.tables if table.topic in topics]
 
 
-def _table(table: SummaryTable, *, collapsed: bool) -> Table:
+def _table(table: SummaryTable, *, collapsed: bool) -> ReportTable:
     """Convert a table of the summary, without empty columns such as the task in a study of a single task."""
     used = [i for i in range(len(table.columns)) if any(row[i] not in MISSING for row in table.rows)]
     rows = tuple(tuple(row[i] for i in used) for row in table.rows)
-    return Table(table.title, tuple(table.columns[i] for i in used), rows, tuple(table.notes), collapsed=collapsed)
+    return ReportTable(
+        table.title, tuple(table.columns[i] for i in used), rows, tuple(table.notes), collapsed=collapsed
+    )
 
 
 def _trials_without_score(trials: Sequence[Trial], design: StudyDesign) -> list[Block]:
@@ -154,7 +156,7 @@ def _trials_without_score(trials: Sequence[Trial], design: StudyDesign) -> list[
         return [Paragraphs(("Every trial that the study asks for is done.",))]
     columns = ("on", "method", "learning rate", "seed", "what became of it", "why")
     notes = ("A learning rate at which a trial failed is out for that method.",) if unscored else ()
-    return [Table("Trials without a score", columns, tuple(rows), notes, wrapped=True)]
+    return [ReportTable("Trials without a score", columns, tuple(rows), notes, wrapped=True)]
 
 
 def _spec_cells(spec: TrialSpec) -> tuple[str, ...]:
@@ -163,7 +165,7 @@ def _spec_cells(spec: TrialSpec) -> tuple[str, ...]:
     return (label, condition.method, format_lr(spec.learning_rate), str(spec.seed))
 
 
-def _trial_table(trials: Sequence[Trial], design: StudyDesign) -> Table:
+def _trial_table(trials: Sequence[Trial], design: StudyDesign) -> ReportTable:
     rows = [trial.to_row(design.config.grid) for trial in trials]
     columns = [key for key in dict.fromkeys(key for row in rows for key in row) if key != "key"] + ["key"]
     for column in _HIDDEN_COLUMNS:
@@ -171,7 +173,7 @@ def _trial_table(trials: Sequence[Trial], design: StudyDesign) -> Table:
             columns.remove(column)
     cells = tuple(tuple(_trial_cell(column, row.get(column)) for column in columns) for row in rows)
     heads = tuple(column.replace("_", " ") for column in columns)
-    return Table("Every trial", heads, cells, ("`ailora study export` writes this table to a file.",))
+    return ReportTable("Every trial", heads, cells, ("`ailora study export` writes this table to a file.",))
 
 
 def _trial_cell(column: str, value: object) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ailora.formatting import pluralize
-from ailora.plan.adapter_metadata import library_versions
+from ailora.library_versions import library_versions
 from ailora.studies.study_design import StudyDesign
 from ailora.studies.trial import Status, Trial
 
@@ -38,8 +38,8 @@ def select_trials(trials: Iterable[Trial], design: StudyDesign) -> TrialSelectio
     stored = list(trials)
     # The study file may have lost a method or a task since the trials ran.
     candidates = [trial for trial in stored if trial.spec.condition in design.conditions]
-    selected = design.matching_trials(candidates)
-    others = {trial.spec: trial for trial in candidates if not design.matches(trial)}
+    selected = design.keys.matching_trials(candidates)
+    others = {trial.spec: trial for trial in candidates if not design.keys.matches(trial)}
     notes = []
     if num_foreign := len(stored) - len(candidates):
         notes.append(

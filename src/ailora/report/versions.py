@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ailora.formatting import format_value
-from ailora.plan.adapter_metadata import library_versions
-from ailora.report.document import Table
+from ailora.library_versions import library_versions
+from ailora.report.document import ReportTable
 
 
-def version_table(title: str, versions: Mapping[str, object]) -> Table:
+def version_table(title: str, versions: Mapping[str, object]) -> ReportTable:
     """Build a table of versions.
 
     Args:
@@ -22,7 +22,7 @@ def version_table(title: str, versions: Mapping[str, object]) -> Table:
     columns = {column: libraries for column, libraries in versions.items() if isinstance(libraries, Mapping)}
     names = dict.fromkeys(name for libraries in columns.values() for name in libraries)
     rows = tuple((name, *(format_value(libraries.get(name)) for libraries in columns.values())) for name in names)
-    return Table(title, ("library", *columns), rows)
+    return ReportTable(title, ("library", *columns), rows)
 
 
 def version_notes(kind: str, versions: object) -> list[str]:

@@ -1,6 +1,6 @@
 """Roles of a transformer's projections: modules by name, and rows of fused weights."""
 
-from ailora.roles.detect import collapse_layer_index, find_linear_modules, find_projections, weight_shape
+from ailora.roles.detect import find_linear_modules, find_projections, weight_shape
 from ailora.roles.fused_layout import FusedLayout
 from ailora.roles.projection import Attention, Projection, Role, parse_role
 from ailora.roles.unmatched import UnmatchedModule, find_unmatched
@@ -11,7 +11,6 @@ __all__ = [
     "Projection",
     "Role",
     "UnmatchedModule",
-    "collapse_layer_index",
     "find_linear_modules",
     "find_projections",
     "find_unmatched",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Iterator, Mapping
 from typing import cast
 
@@ -81,11 +80,6 @@ def weight_shape(module: nn.Module) -> tuple[int, int] | None:
     if isinstance(out, int) and isinstance(in_, int) and not hasattr(module, "base_layer"):
         return out, in_
     return None
-
-
-def collapse_layer_index(module: str) -> str:
-    """Replace the layer indices in a module's name by stars: `layers.*.self_attn.q_proj`."""
-    return re.sub(r"\.\d+(?=\.|$)", ".*", module)
 
 
 def find_linear_modules(model: nn.Module) -> dict[str, nn.Module]:

@@ -14,7 +14,7 @@ from ailora.studies.method_results import COSTS, MethodResult, collect_method_re
 from ailora.studies.statistics import (
     Difference,
     Interval,
-    Verdict,
+    Outcome,
     average_ranks,
     holm,
     paired_difference,
@@ -39,7 +39,7 @@ class BaselineComparison:
 
     difference: Difference | None
     adjusted_p: float | None
-    verdict: Verdict | None
+    verdict: Outcome | None
     bootstrap: Interval | None
     time_to_loss: TimeToLoss | None
 
@@ -125,7 +125,7 @@ def compare(trials: Sequence[Trial], design: StudyDesign, *, bootstrap: bool = T
     """Compare every method with the baseline.
 
     Args:
-        trials: the study's, from `StudyDesign.matching_trials`.
+        trials: the study's, from `TrialKeys.matching_trials`.
         design: the study.
         bootstrap: whether to compute intervals over seeds and examples from the predictions that are kept.
     """

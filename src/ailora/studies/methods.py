@@ -9,10 +9,10 @@ from typing import Any
 import pydantic
 
 from ailora.errors import InputError
-from ailora.recipes.config.loader import set_dotted
 from ailora.recipes.config.method import FullFineTuning, Method, Preset, parse_method
-from ailora.recipes.config.schema import format_validation_error
+from ailora.recipes.config.overrides import set_dotted
 from ailora.recipes.config.sections import AILORA_ADAPTER_KEYS
+from ailora.recipes.config.validation import format_validation_error
 from ailora.studies.study_config import RateConfig
 
 

@@ -213,7 +213,7 @@ def holm(p_values: Mapping[K, float]) -> dict[K, float]:
     return dict(zip(p_values, adjusted.tolist(), strict=True))
 
 
-class Verdict(StrEnum):
+class Outcome(StrEnum):
     """Outcome of a method against a baseline; a tie is a difference that was not shown, not equality that was."""
 
     WIN = "win"
@@ -228,7 +228,7 @@ def verdict(
     larger_is_better: bool,
     minimum_seeds: int = MIN_SEEDS,
     alpha: float = 0.05,
-) -> Verdict:
+) -> Outcome:
     """Decide whether a method beats its baseline.
 
     A win or a loss needs enough paired seeds, an interval without 0 (an end at 0 is not without), and an adjusted p
@@ -243,10 +243,10 @@ def verdict(
     """
     low, high = difference.estimate.low, difference.estimate.high
     if low is None or high is None or adjusted_p is None:
-        return Verdict.TIE
+        return Outcome.TIE
     if difference.estimate.n < minimum_seeds or not adjusted_p < alpha or not (low > 0 or high < 0):
-        return Verdict.TIE
-    return Verdict.WIN if (low > 0) is larger_is_better else Verdict.LOSS
+        return Outcome.TIE
+    return Outcome.WIN if (low > 0) is larger_is_better else Outcome.LOSS
 
 
 def average_ranks(scores: pd.DataFrame, *, larger_is_better: Mapping[K, bool]) -> pd.Series:

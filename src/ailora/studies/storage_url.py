@@ -39,7 +39,7 @@ def sqlite_file(url: str) -> Path | None:
 
 
 def _storage(url: str, *, read_only: bool) -> RDBStorage:
-    _validate_url(url)
+    validate_url(url)
     file = sqlite_file(url)
     if file is None:
         options: dict[str, Any] = {"pool_pre_ping": True}
@@ -55,7 +55,14 @@ def _storage(url: str, *, read_only: bool) -> RDBStorage:
     return storage
 
 
-def _validate_url(url: str) -> None:
+def validate_url(url: str) -> None:
+    """Refuse a URL that is no database's, or that leads elsewhere than it reads.
+
+    Raises:
+        InputError: The URL is no database URL, leads into memory, or holds a character that Optuna or SQLite misreads.
+    """
+    if not url:
+        raise InputError("the storage's URL is empty; expected sqlite:///FILE or postgresql+psycopg://USER@HOST/NAME")
     parsed = _parse(url)
     if parsed is None:
         raise InputError(

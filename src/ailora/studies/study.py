@@ -21,7 +21,7 @@ from ailora.checkpoints.output_dir import describe_differences, writing
 from ailora.child_environment import safe_environment
 from ailora.errors import InputError
 from ailora.formatting import shorten
-from ailora.recipes.config.schema import short_repr
+from ailora.recipes.config.validation import short_repr
 from ailora.redaction import mask_url
 from ailora.studies.study_config import StudyConfig, load_study_config
 from ailora.studies.study_design import StudyDesign
@@ -60,6 +60,7 @@ def create_or_load_study(config: StudyConfig) -> tuple[TrialStorage, StudyDesign
         else:
             _validate_same_study(config, storage)
             storage.update_config(plain)
+        storage.save_trial_keys(design.keys.to_text(config))
         enqueue_missing_trials(storage, design)
     return storage, design
 
@@ -110,7 +111,7 @@ def trial_frame(storage: TrialStorage, design: StudyDesign) -> pd.DataFrame:
     Returns:
         Columns as of `Trial.to_row`.
     """
-    return pd.DataFrame([t.to_row(design.config.grid) for t in design.matching_trials(storage.trials())])
+    return pd.DataFrame([t.to_row(design.config.grid) for t in design.keys.matching_trials(storage.trials())])
 
 
 def run_workers(storage: TrialStorage, config: StudyConfig, count: int, on_poll: Callable[[], None]) -> None:

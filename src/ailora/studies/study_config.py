@@ -13,9 +13,8 @@ import pydantic
 
 from ailora.checkpoints.output_dir import resolve_output_path
 from ailora.errors import InputError, unknown_name
-from ailora.recipes.config.loader import apply_override
-from ailora.recipes.config.schema import format_validation_error, short_repr
-from ailora.recipes.config.sections import Count, Section, Text, field
+from ailora.recipes.config.overrides import apply_override
+from ailora.recipes.config.validation import Count, Section, Text, field, format_validation_error, short_repr
 from ailora.recipes.config.yaml_file import read_yaml
 from ailora.redaction import is_secret, without_secrets
 

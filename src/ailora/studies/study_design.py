@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import copy
 import functools
-import hashlib
 import itertools
-import json
 import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from ailora.errors import AiloraError, InputError, unknown_name
-from ailora.plan.adapter_metadata import library_versions
-from ailora.recipes.config.loader import load_config, set_dotted
+from ailora.recipes.config.loader import load_config
+from ailora.recipes.config.overrides import set_dotted
 from ailora.recipes.config.schema import RunConfig
 from ailora.studies.lr_search import LrGrid, LrSearch
 from ailora.studies.methods import parse_methods
 from ailora.studies.parameter_budget import match_trainable_parameters
 from ailora.studies.study_config import StudyConfig
 from ailora.studies.trial import ONLY_TASK, Condition, Status, Trial, TrialResult, TrialSpec
+from ailora.studies.trial_keys import TrialKeys
 
 #: Keys of a run's configuration that the study sets -> the key of the study file that decides them.
 _OWNED_KEYS = {"training.learning_rate": "learning_rate", "training.seed": "seeds", "output": "output"}
@@ -40,6 +39,7 @@ class StudyDesign:
         methods: by label.
         baseline: label of the method that others are compared with.
         conditions: all of them, the baseline's first in each task and setting.
+        keys: keys of its trials, and which stored trials it would run now.
 
     Raises:
         InputError: an unknown method, key, metric or baseline, a value that the recipe refuses, a grid without values.
@@ -57,15 +57,13 @@ class StudyDesign:
                 raise InputError(f"grid.{key} cannot be set: it follows from {owner}")
         self._validate_size()
         self.conditions = list(dict.fromkeys(self._all_conditions()))
-        self._versions = library_versions()
-        self._keys: dict[TrialSpec, str] = {}
-        self._identities: dict[Condition, dict[str, Any]] = {}
         # Everything that a trial could refuse is refused before the first one runs.
         self._configs = {condition: self._load(condition) for condition in self.conditions}
         if config.match_parameters:
             self._configs = {condition: self._match_budget(condition) for condition in self.conditions}
         for condition in self.conditions:
             self.metric(condition)
+        self.keys = TrialKeys({condition: _identity(config) for condition, config in self._configs.items()})
 
     def base_config(self, condition: Condition) -> RunConfig:
         """Configuration of a condition's runs, but for learning rate, seed and output."""
@@ -112,23 +110,7 @@ class StudyDesign:
 
     def run_config(self, spec: TrialSpec) -> RunConfig:
         """Configuration that a trial runs; its output folder holds nothing else."""
-        return self._configure(spec, str(Path(self.config.output) / "trials" / self.trial_key(spec)))
-
-    def trial_key(self, spec: TrialSpec) -> str:
-        """Hash a trial's whole configuration but its folder, and the versions that run it."""
-        if spec not in self._keys:
-            identity = [self._identity(spec), self._versions]
-            content = json.dumps(identity, sort_keys=True, default=str)
-            self._keys[spec] = hashlib.sha256(content.encode()).hexdigest()[:20]
-        return self._keys[spec]
-
-    def matching_trials(self, trials: Iterable[Trial]) -> list[Trial]:
-        """Select the trials that this study would run now, with the installed versions."""
-        return [trial for trial in trials if self.matches(trial)]
-
-    def matches(self, trial: Trial) -> bool:
-        """Whether a trial is what this study would run now, with the installed versions."""
-        return trial.spec.condition in self._configs and self.trial_key(trial.spec) == trial.key
+        return self._configure(spec, str(Path(self.config.output) / "trials" / self.keys.key(spec)))
 
     def score(self, spec: TrialSpec, result: TrialResult) -> float:
         """Score of a trial that is done, on the validation split; larger is better."""
@@ -139,7 +121,7 @@ class StudyDesign:
         """Collect the scores that the search for the best rates has seen; runs that confirm a time to loss are no part.
 
         Args:
-            trials: from `matching_trials`.
+            trials: from `TrialKeys.matching_trials`.
 
         Returns:
             Condition -> (learning rate, seed) -> score of what has ended, larger is better; NaN where it failed.
@@ -157,7 +139,7 @@ class StudyDesign:
         """List the trials that are known to be needed, those that have ended included.
 
         Args:
-            trials: from `matching_trials`.
+            trials: from `TrialKeys.matching_trials`.
         """
         return [
             TrialSpec(condition, rate, seed)
@@ -167,18 +149,8 @@ class StudyDesign:
 
     def _configure(self, spec: TrialSpec, output: str) -> RunConfig:
         base = self.base_config(spec.condition)
-        training = {**base.training, **_trial_training(spec)}
+        training = {**base.training, **spec.training_arguments}
         return base.model_copy(update={"training": training, "output": output})
-
-    def _identity(self, spec: TrialSpec) -> dict[str, Any]:
-        """Return the configuration of a trial without its folder, in the form that keys are hashes of."""
-        condition = spec.condition
-        if condition not in self._identities:
-            self._identities[condition] = _identity(self.base_config(condition).model_copy(update={"output": ""}))
-        base = self._identities[condition]
-        # A study of 10,000 trials has few conditions: what a trial changes is put into the dumped form.
-        training = {**base["training"], **_trial_training(spec)}
-        return base | {"training": training}
 
     def _match_budget(self, condition: Condition) -> RunConfig:
         try:
@@ -236,12 +208,6 @@ class StudyDesign:
             raise InputError(f"method {condition.method!r}, task {condition.task!r}{setting}: {error}") from None
 
 
-def _trial_training(spec: TrialSpec) -> dict[str, Any]:
-    """Return the training arguments that a trial decides."""
-    steps = {} if spec.max_steps is None else {"max_steps": spec.max_steps}
-    return {"learning_rate": spec.learning_rate, "seed": spec.seed, **steps}
-
-
 def _identity(config: RunConfig) -> dict[str, Any]:
     """Convert a configuration to the form that keys of trials are hashes of.
 
@@ -249,7 +215,7 @@ def _identity(config: RunConfig) -> dict[str, Any]:
     would run again. A field that leaves the configuration stays here with its default; one that comes is left out
     where it has its default.
     """
-    identity = config.model_dump()
+    identity = config.model_copy(update={"output": ""}).model_dump()
     if "rank" in identity["adapter"]:
         identity["adapter"]["layer_replication"] = None
     if identity["on_nonfinite"] == "stop":

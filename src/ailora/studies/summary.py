@@ -10,7 +10,7 @@ from typing import TypeVar
 from ailora.formatting import format_interval, format_lr, format_number, join_names, pluralize
 from ailora.studies.comparison import BaselineComparison, Comparison
 from ailora.studies.method_results import MethodResult
-from ailora.studies.statistics import MIN_SEEDS, Estimate, Verdict
+from ailora.studies.statistics import MIN_SEEDS, Estimate, Outcome
 from ailora.studies.trial import Condition, Status
 
 T = TypeVar("T")
@@ -23,13 +23,13 @@ _MAX_ERROR_LENGTH = 200
 
 #: What one method and several do to the baseline; None where they are not paired.
 _VERBS = {
-    Verdict.WIN: ("beats", "beat"),
-    Verdict.LOSS: ("loses to", "lose to"),
-    Verdict.TIE: ("ties with", "tie with"),
+    Outcome.WIN: ("beats", "beat"),
+    Outcome.LOSS: ("loses to", "lose to"),
+    Outcome.TIE: ("ties with", "tie with"),
     None: ("has no seed in common with", "have no seed in common with"),
 }
 #: What one comparison and several are.
-_NOUNS = {Verdict.WIN: ("a win", "wins"), Verdict.LOSS: ("a loss", "losses"), Verdict.TIE: ("a tie", "ties")}
+_NOUNS = {Outcome.WIN: ("a win", "wins"), Outcome.LOSS: ("a loss", "losses"), Outcome.TIE: ("a tie", "ties")}
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def _overall(comparison: Comparison) -> list[str]:
     if not judged:
         return [f"No method has been compared with the baseline {baseline} yet."]
     counts = Counter(against.verdict for against in judged.values())
-    if counts[Verdict.TIE] == len(judged):
+    if counts[Outcome.TIE] == len(judged):
         ties = "the only comparison is a tie" if len(judged) == 1 else f"all {len(judged)} comparisons are ties"
         return [f"No method is shown to differ from the baseline {baseline}: {ties}.", *_seed_shortage(judged)]
     parts = [
@@ -147,7 +147,7 @@ def _seed_shortage(judged: dict[Condition, BaselineComparison]) -> list[str]:
 def _significant(comparison: Comparison) -> list[str]:
     conditions = [
         condition
-        for verdict in (Verdict.WIN, Verdict.LOSS)
+        for verdict in (Outcome.WIN, Outcome.LOSS)
         for condition, against in comparison.against_baseline.items()
         if against.verdict is verdict
     ]

@@ -73,6 +73,12 @@ class TrialSpec:
     seed: int
     max_steps: int | None = None
 
+    @property
+    def training_arguments(self) -> dict[str, Any]:
+        """Training arguments that the trial decides."""
+        steps = {} if self.max_steps is None else {"max_steps": self.max_steps}
+        return {"learning_rate": self.learning_rate, "seed": self.seed, **steps}
+
     def to_dict(self) -> dict[str, object]:
         """Convert to plain data, as the storage keeps it."""
         condition = {"task": self.condition.task, "method": self.condition.method, "setting": self.condition.values}

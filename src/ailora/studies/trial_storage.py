@@ -28,13 +28,13 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from ailora.errors import InputError
 from ailora.redaction import mask_url, without_secrets
-from ailora.studies.storage_url import open_storage, sqlite_file, storage_errors
+from ailora.studies.storage_url import open_storage, sqlite_file, storage_errors, validate_url
 from ailora.studies.trial import Status, Trial, TrialResult, TrialSpec
 
 # Attributes of a trial in databases: `key` and `cell` from its beginning, then one of the others.
 _KEY, _SPEC, _RESULT, _ERROR, _INTERRUPTED = "key", "cell", "outcome", "error", "interrupted"
-#: The attribute of an Optuna study that holds the study file.
-_CONFIG = "study"
+#: Attributes of an Optuna study: the study file, and the text of its `TrialKeys`.
+_CONFIG, _TRIAL_KEYS = "study", "trial_keys"
 #: Trials that must have ended before another one is pruned.
 _MIN_PEERS = 4
 _HEARTBEATS_PER_TIMEOUT = 6
@@ -53,13 +53,16 @@ class TrialStorage:
         url: the Optuna database.
         name: the study's name in it.
         config: plain data of the study file; `retries` and `worker_timeout` apply here.
+        trial_keys: text of `TrialKeys.to_text`, as it is stored; None where nothing is.
     """
 
     def __init__(self, url: str, study: optuna.Study, storage: RDBStorage, *, read_only: bool = False) -> None:
         self.url = url
         self.name = study.study_name
         # The first databases hold secrets.
-        self.config: dict[str, Any] = without_secrets(study.user_attrs[_CONFIG])
+        attributes = study.user_attrs
+        self.config: dict[str, Any] = without_secrets(attributes[_CONFIG])
+        self.trial_keys: object = attributes.get(_TRIAL_KEYS)
         self._study = study
         self._storage = storage
         self._read_only = read_only
@@ -99,6 +102,7 @@ class TrialStorage:
         Raises:
             InputError: the storage cannot be reached, or holds a study of that name that is not ours.
         """
+        validate_url(url)
         if (file := sqlite_file(url)) is not None and not file.is_file():
             return None
         with open_storage(url, read_only=read_only) as storage:
@@ -134,8 +138,16 @@ class TrialStorage:
 
     def update_config(self, config: Mapping[str, object]) -> None:
         """Replace the study file, as for a grid that was extended."""
-        self._study.set_user_attr(_CONFIG, without_secrets(config))
+        with storage_errors(self.url):
+            self._study.set_user_attr(_CONFIG, without_secrets(config))
         self.config = without_secrets(config)
+
+    def save_trial_keys(self, text: str | None) -> None:
+        """Store the text of a study's `TrialKeys`, or that there is none."""
+        if text != self.trial_keys:
+            with storage_errors(self.url):
+                self._study.set_user_attr(_TRIAL_KEYS, text)
+            self.trial_keys = text
 
     def enqueue(self, specs: Mapping[str, TrialSpec]) -> int:
         """Queue the trials that are not in the storage yet.

@@ -50,11 +50,11 @@ def work(storage: TrialStorage, design: StudyDesign, execute: Execute = run_in_s
 
 def enqueue_missing_trials(storage: TrialStorage, design: StudyDesign) -> int:
     """Queue the trials that the results so far ask for, and return their number."""
-    trials = design.matching_trials(storage.trials())
+    trials = design.keys.matching_trials(storage.trials())
     required = design.required_trials(trials)
     if design.config.confirm_speed and all(trial.ended for trial in trials) and len(trials) >= len(required):
         required += time_to_loss_trials(trials, design)
-    return storage.enqueue({design.trial_key(spec): spec for spec in required})
+    return storage.enqueue({design.keys.key(spec): spec for spec in required})
 
 
 def time_to_loss_trials(trials: Sequence[Trial], design: StudyDesign) -> list[TrialSpec]:
@@ -106,7 +106,7 @@ def _pruning_rule(trial: RunningTrial, storage: TrialStorage, design: StudyDesig
         same_place = (other.condition.task, other.condition.setting) == (spec.condition.task, spec.condition.setting)
         return same_place and other.seed == spec.seed
 
-    peers = {other.key for other in design.matching_trials(storage.trials()) if is_peer(other.spec)}
+    peers = {other.key for other in design.keys.matching_trials(storage.trials()) if is_peer(other.spec)}
 
     def should_continue(step: int, loss: float) -> bool:
         trial.report(step, -loss)

@@ -6,7 +6,8 @@ from typing import ClassVar, Literal
 
 from ailora.errors import InputError, unknown_name
 from ailora.plan.task_type import TaskType
-from ailora.recipes.config.sections import Count, DataSource, RunConfig, Text, field
+from ailora.recipes.config.sections import DataSource, RunConfig
+from ailora.recipes.config.validation import Count, Text, field
 from ailora.recipes.evaluation.classification_metrics import METRICS
 
 #: Columns that `ailora predict` writes beside the texts.

@@ -10,7 +10,8 @@ from trl.trainer.sft_config import SFTConfig
 
 from ailora.errors import InputError, unknown_name
 from ailora.plan.task_type import TaskType
-from ailora.recipes.config.sections import Count, DataSource, RunConfig, Section, Text, field
+from ailora.recipes.config.sections import DataSource, RunConfig
+from ailora.recipes.config.validation import Count, Section, Text, field
 from ailora.recipes.data.templates import Template
 from ailora.recipes.evaluation.text_metrics import TEXT_METRICS, validate_metric
 

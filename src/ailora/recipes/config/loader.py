@@ -9,26 +9,24 @@ from pathlib import Path
 
 from ailora.checkpoints.output_dir import resolve_output_path
 from ailora.errors import InputError, unknown_name
-from ailora.formatting import shorten
 from ailora.optim.param_groups import parse_multipliers
 from ailora.path_kind import expand_home, is_file, is_folder
-from ailora.plain_data import validate_plain_data
 from ailora.plan.adapter_plan import parse_form
 from ailora.recipes.baselines.custom_function import import_function
 from ailora.recipes.baselines.peft_inits import validate_options
 from ailora.recipes.config.method import CustomFunction, FullFineTuning, PeftInit
+from ailora.recipes.config.overrides import apply_override
 from ailora.recipes.config.quantization import build_quantization_config
 from ailora.recipes.config.schema import (
     AdapterConfig,
     DataSource,
     LanguageConfig,
     RunConfig,
-    short_repr,
     validate_config,
 )
+from ailora.recipes.config.validation import short_repr
 from ailora.recipes.config.yaml_file import format_yaml, parse_yaml, read_yaml
 from ailora.recipes.training.arguments import complete_training, validate_arguments
-from ailora.redaction import mask_override
 from ailora.roles import parse_role
 
 
@@ -102,52 +100,6 @@ def _merge_task(task: dict[str, object], given: dict[str, object]) -> dict[str, 
             dropped = {"subset"} if "dataset" in section else set()
             merged[key] = {k: v for k, v in defaults.items() if k not in dropped} | section
     return merged
-
-
-def apply_override(raw: dict[str, object], override: str) -> None:
-    """Apply an override to plain data, in place.
-
-    Args:
-        raw: content of a configuration.
-        override: `dotted.key=value` with a YAML value.
-
-    Raises:
-        InputError: The override is not of this form, its value is not YAML, or its key passes through a value.
-    """
-    key, equals, value = override.partition("=")
-    shown_override = mask_override(override)
-    named = f"override {shorten(shown_override, 100)}"
-    if not equals or not key:
-        raise InputError(f"{named} is not of the form dotted.key=value")
-    try:
-        validate_plain_data(key, "its key")
-        set_dotted(raw, key, parse_yaml(value))
-    except InputError as error:
-        reason = error if shown_override == repr(override) else "its value is not YAML, or a part of its key no section"
-        raise InputError(f"{named}: {reason}") from None
-
-
-def set_dotted(raw: dict[str, object], key: str, value: object) -> None:
-    """Set a dotted key of plain data, in place.
-
-    Args:
-        raw: content of a configuration; missing sections are added.
-        key: names of sections and a key, with dots between them.
-        value: value to set.
-
-    Raises:
-        InputError: A part of the key names a value, and not a section.
-    """
-    section = raw
-    *parents, leaf = key.split(".")
-    for parent in parents:
-        if section.get(parent) is None:
-            section[parent] = {}
-        below = section[parent]
-        if not isinstance(below, dict):
-            raise InputError(f"{parent!r} has no keys below it")
-        section = below
-    section[leaf] = value
 
 
 def _complete(config: RunConfig) -> RunConfig:

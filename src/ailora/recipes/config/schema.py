@@ -1,4 +1,4 @@
-"""Schemas of configurations by recipe, and error messages of their validation."""
+"""Schemas of configurations by recipe."""
 
 from __future__ import annotations
 
@@ -6,12 +6,11 @@ from typing import Any
 
 import pydantic
 
-from ailora.errors import InputError, unknown_name
-from ailora.formatting import truncate
+from ailora.errors import unknown_name
 from ailora.recipes.config.classification_config import ClassificationConfig, DataConfig
 from ailora.recipes.config.language_config import CausalLMConfig, LanguageConfig, PromptData, Seq2SeqConfig
-from ailora.recipes.config.sections import AdapterConfig, DataSource, RunConfig, Section
-from ailora.redaction import mask_value
+from ailora.recipes.config.sections import AdapterConfig, DataSource, RunConfig
+from ailora.recipes.config.validation import format_validation_error
 
 __all__ = [
     "SCHEMAS",
@@ -24,8 +23,6 @@ __all__ = [
     "PromptData",
     "RunConfig",
     "Seq2SeqConfig",
-    "format_validation_error",
-    "short_repr",
     "validate_config",
 ]
 
@@ -58,50 +55,3 @@ def validate_config(raw: dict[str, Any]) -> RunConfig:
         return schema.model_validate(raw)
     except pydantic.ValidationError as error:
         raise format_validation_error(error, raw, schema) from None
-
-
-def format_validation_error(
-    error: pydantic.ValidationError, raw: object, section: type[pydantic.BaseModel]
-) -> InputError:
-    """Format the first error of a validation: its key, its value, and the description of the allowed values.
-
-    Args:
-        error: error of pydantic.
-        raw: data that were validated.
-        section: schema of the data.
-
-    Returns:
-        The error to raise.
-    """
-    value: Any = raw
-    first = error.errors()[0]
-    path: list[str] = []
-    allowed = ""
-    for part in map(str, first["loc"]):
-        fields = {field.alias or name: field for name, field in section.model_fields.items()}
-        if part not in fields:
-            return unknown_name("key" + (f" in {'.'.join(path)}" if path else ""), part, fields)
-        path.append(part)
-        value = value.get(part)
-        field = fields[part]
-        # The rest of the location names branches of a union and items, which are no keys of a configuration.
-        if not (isinstance(field.annotation, type) and issubclass(field.annotation, Section)):
-            allowed = field.description or ""
-            break
-        section = field.annotation
-        allowed = "a section with keys of " + ", ".join(f.alias or n for n, f in section.model_fields.items())
-    state = "is missing" if first["type"] == "missing" else f"is {short_repr(value, path[-1])}"
-    return InputError(f"configuration key {'.'.join(path)} {state}; expected {allowed}")
-
-
-def short_repr(value: object, key: str = "") -> str:
-    """Return the `repr` of a value for error messages, in at most 80 characters and without secrets.
-
-    Args:
-        value: value to show.
-        key: configuration key of the value, which may tell that it is a secret.
-
-    Returns:
-        The text.
-    """
-    return truncate(mask_value(key, value), 80)

@@ -9,35 +9,15 @@ from transformers import TrainingArguments
 
 from ailora.plan.task_type import TaskType
 from ailora.recipes.config.method import FullFineTuning, Method, PeftInit, parse_method
+from ailora.recipes.config.validation import Count, Section, Text, field
 from ailora.redaction import without_secrets
 
-# Strict, as pydantic would read `true` as 1, and "no" as a boolean.
-Text = Annotated[str, pydantic.Field(min_length=1)]
-Count = Annotated[int, pydantic.Field(strict=True, ge=1)]
 _Alpha = Annotated[float, pydantic.Field(strict=True, gt=0, allow_inf_nan=False)]
 _Multiplier = _Alpha
 _PER_MODULE = ", or one per role or regular expression"
 #: Keys of `adapter:` that inits of PEFT do not have.
 AILORA_ADAPTER_KEYS = frozenset({"form", "couple_roles"})
 _SOURCE = "a file, a list of files, or with data.dataset the name of a split"
-
-
-def field(allowed: str, default: object = ..., **limits: Any) -> Any:
-    """Define a key of a section.
-
-    Args:
-        allowed: description of the allowed values, which error messages quote.
-        default: value if the key is not given; `...` if it must be.
-        limits: constraints of `pydantic.Field`.
-
-    Returns:
-        The field of pydantic.
-    """
-    return pydantic.Field(default=default, description=allowed, **limits)
-
-
-class Section(pydantic.BaseModel, extra="forbid", frozen=True):
-    """Mapping in a configuration; unknown keys are refused."""
 
 
 class AdapterConfig(Section, frozen=True):

@@ -18,7 +18,7 @@ from ailora.recipes.config.language_config import (
     MessageTemplate,
     PromptData,
 )
-from ailora.recipes.config.schema import short_repr
+from ailora.recipes.config.validation import short_repr
 from ailora.recipes.data.classification_rows import read_split, sample_indices
 from ailora.recipes.data.readers import Table
 from ailora.recipes.data.templates import Template

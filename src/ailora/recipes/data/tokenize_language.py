@@ -22,7 +22,7 @@ from ailora.errors import InputError
 from ailora.formatting import shorten
 from ailora.path_kind import expand_home, is_file
 from ailora.plain_data import read_text
-from ailora.recipes.config.schema import short_repr
+from ailora.recipes.config.validation import short_repr
 from ailora.recipes.data.language_rows import Message, Row, Rows
 
 IGNORE_INDEX = -100

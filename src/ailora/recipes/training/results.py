@@ -14,7 +14,7 @@ import torch
 from transformers import Trainer
 
 from ailora.atomic_io import write_json
-from ailora.plan.adapter_metadata import library_versions
+from ailora.library_versions import library_versions
 from ailora.recipes.baselines.adapter_origin import get_adapter_origin
 from ailora.recipes.config.schema import RunConfig
 from ailora.recipes.run_folder import RunFolder

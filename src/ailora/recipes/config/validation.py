@@ -1,0 +1,80 @@
+"""Base class and types of configuration sections, and error messages of their validation."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import pydantic
+
+from ailora.errors import InputError, unknown_name
+from ailora.formatting import truncate
+from ailora.redaction import mask_value
+
+# Strict, as pydantic would read `true` as 1, and "no" as a boolean.
+Text = Annotated[str, pydantic.Field(min_length=1)]
+Count = Annotated[int, pydantic.Field(strict=True, ge=1)]
+
+
+def field(allowed: str, default: object = ..., **limits: Any) -> Any:
+    """Define a key of a section.
+
+    Args:
+        allowed: description of the allowed values, which error messages quote.
+        default: value if the key is not given; `...` if it must be.
+        limits: constraints of `pydantic.Field`.
+
+    Returns:
+        The field of pydantic.
+    """
+    return pydantic.Field(default=default, description=allowed, **limits)
+
+
+class Section(pydantic.BaseModel, extra="forbid", frozen=True):
+    """Mapping in a configuration; unknown keys are refused."""
+
+
+def format_validation_error(
+    error: pydantic.ValidationError, raw: object, section: type[pydantic.BaseModel]
+) -> InputError:
+    """Format the first error of a validation: its key, its value, and the description of the allowed values.
+
+    Args:
+        error: error of pydantic.
+        raw: data that were validated.
+        section: schema of the data.
+
+    Returns:
+        The error to raise.
+    """
+    value: Any = raw
+    first = error.errors()[0]
+    path: list[str] = []
+    allowed = ""
+    for part in map(str, first["loc"]):
+        fields = {field.alias or name: field for name, field in section.model_fields.items()}
+        if part not in fields:
+            return unknown_name("key" + (f" in {'.'.join(path)}" if path else ""), part, fields)
+        path.append(part)
+        value = value.get(part)
+        field = fields[part]
+        # The rest of the location names branches of a union and items, which are no keys of a configuration.
+        if not (isinstance(field.annotation, type) and issubclass(field.annotation, Section)):
+            allowed = field.description or ""
+            break
+        section = field.annotation
+        allowed = "a section with keys of " + ", ".join(f.alias or n for n, f in section.model_fields.items())
+    state = "is missing" if first["type"] == "missing" else f"is {short_repr(value, path[-1])}"
+    return InputError(f"configuration key {'.'.join(path)} {state}; expected {allowed}")
+
+
+def short_repr(value: object, key: str = "") -> str:
+    """Return the `repr` of a value for error messages, in at most 80 characters and without secrets.
+
+    Args:
+        value: value to show.
+        key: configuration key of the value, which may tell that it is a secret.
+
+    Returns:
+        The text.
+    """
+    return truncate(mask_value(key, value), 80)

@@ -1,0 +1,105 @@
+"""Keys of trials: hashes of what each runs, by which a study knows its trials in a storage."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+import zlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ailora.library_versions import library_versions
+from ailora.studies.study_config import StudyConfig
+from ailora.studies.trial import Condition, Trial, TrialSpec
+
+#: Characters of `to_text` above which nothing is stored: columns of MySQL hold 65,535 bytes.
+_MAX_STORED_CHARS = 60_000
+#: Bytes of a stored text's JSON: those of more come from a stranger.
+_MAX_JSON_BYTES = 2**26
+
+
+class TrialKeys:
+    """Keys of a study's trials under the installed versions.
+
+    Args:
+        identities: condition -> configuration of its runs, without the output, in the form that keys are hashes of.
+
+    Attributes:
+        conditions: the conditions of the study, in its order.
+    """
+
+    def __init__(self, identities: Mapping[Condition, dict[str, Any]]) -> None:
+        self.conditions = list(identities)
+        self._identities = identities
+        self._versions = library_versions()
+        self._keys: dict[TrialSpec, str] = {}
+
+    def key(self, spec: TrialSpec) -> str:
+        """Hash a trial's whole configuration but its folder, and the versions that run it."""
+        if spec not in self._keys:
+            identity = self._identities[spec.condition]
+            # A study of 10,000 trials has few conditions: what a trial changes is put into the dumped form.
+            training = {**identity["training"], **spec.training_arguments}
+            content = json.dumps([identity | {"training": training}, self._versions], sort_keys=True, default=str)
+            self._keys[spec] = hashlib.sha256(content.encode()).hexdigest()[:20]
+        return self._keys[spec]
+
+    def matches(self, trial: Trial) -> bool:
+        """Whether a trial is what the study would run now, with the installed versions."""
+        return trial.spec.condition in self._identities and self.key(trial.spec) == trial.key
+
+    def matching_trials(self, trials: Iterable[Trial]) -> list[Trial]:
+        """Select the trials that the study would run now, with the installed versions."""
+        return [trial for trial in trials if self.matches(trial)]
+
+    def to_text(self, config: StudyConfig) -> str | None:
+        """Format the keys for the storage, so that they are read without the packages that validate configurations.
+
+        Args:
+            config: the study file of these keys.
+
+        Returns:
+            Compressed JSON, or None if the text is too long or JSON would change the keys.
+        """
+        entries = [[c.task, c.method, c.values, identity] for c, identity in self._identities.items()]
+        data = [_fingerprint(config), entries]
+        content = json.dumps(data, sort_keys=True, default=str)
+        # Keys of mappings that are no texts become texts, which are sorted in another order.
+        unchanged = json.dumps(json.loads(content), sort_keys=True) == content
+        text = base64.b64encode(zlib.compress(content.encode())).decode()
+        return text if unchanged and len(text) <= _MAX_STORED_CHARS else None
+
+    @classmethod
+    def from_text(cls, text: object, config: StudyConfig) -> TrialKeys | None:
+        """Read keys from a storage.
+
+        Args:
+            text: of `to_text`, from a database that may come from a stranger.
+            config: the study file as it is now.
+
+        Returns:
+            The keys, or None if the text is damaged or the study's file, the versions or the folder have changed.
+        """
+        if not isinstance(text, str):
+            return None
+        try:
+            content = zlib.decompressobj().decompress(base64.b64decode(text), _MAX_JSON_BYTES)
+            fingerprint, entries = json.loads(content)
+            identities = {Condition.from_values(*place): identity for *place, identity in entries}
+            fits = fingerprint == _fingerprint(config)
+            return cls(identities) if fits and all(map(_is_identity, identities.values())) else None
+        except (ValueError, TypeError, AttributeError, RecursionError, zlib.error):
+            return None
+
+
+def _is_identity(value: object) -> bool:
+    return isinstance(value, dict) and isinstance(value.get("training"), dict)
+
+
+def _fingerprint(config: StudyConfig) -> str:
+    """Hash all that the identities of a study's conditions follow from: paths of its file start at the folders."""
+    content = [config.model_dump(by_alias=True), library_versions(), os.getcwd(), str(Path.home())]
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
