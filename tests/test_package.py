@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
@@ -52,6 +53,16 @@ def test_the_workflow_runs_what_a_change_must_pass_on_every_python() -> None:
     assert job["strategy"]["matrix"]["python"] == claimed == ["3.11", "3.12", "3.13"]
     assert job["steps"][-1]["run"] == "bash .ci/run"
     assert project["requires-python"] == ">=3.11,<3.14"
+
+
+def test_no_module_needs_a_module_of_unix_to_be_imported() -> None:
+    """Of the standard library's; they are imported where they are used, if they are there."""
+    unix = {"fcntl", "grp", "pwd", "resource", "termios"}
+    for file in sorted(SOURCE.rglob("*.py")):
+        for node in ast.parse(file.read_text(encoding="utf-8")).body:
+            names = {alias.name for alias in node.names} if isinstance(node, ast.Import) else set()
+            names |= {node.module} if isinstance(node, ast.ImportFrom) and node.module else set()
+            assert not names & unix, file
 
 
 @pytest.fixture(scope="module")

@@ -30,6 +30,35 @@ class AnchorMismatchError(AiloraError, ValueError):
     """An adapter file has another anchor than the adapted model that loads the file."""
 
 
+#: Beginnings and parts of torch's messages for a failed allocation that has no exception class of its own: those of the
+#: allocator on CPUs, and those of CUDA's libraries.
+_ALLOCATION_FAILURES = (
+    "DefaultCPUAllocator",
+    "unable to mmap",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "Storage size calculation overflowed",
+)
+
+
+def describe_out_of_memory(error: BaseException) -> str | None:
+    """Describe an error that means that memory did not suffice.
+
+    Args:
+        error: Any exception.
+
+    Returns:
+        One line with the error's own text and the way out; None if the error means something else.
+    """
+    text = " ".join(str(error).split())
+    # The name stands for torch's class on every device; importing torch for it would cost seconds.
+    is_named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    if not is_named and not (isinstance(error, RuntimeError) and any(part in text for part in _ALLOCATION_FAILURES)):
+        return None
+    return f"out of memory ({text or 'on the CPU'}): take a smaller batch or model"
+
+
 def unknown_name(kind: str, name: object, allowed: Iterable[str]) -> InputError:
     """Return the error for a name outside `allowed`, with the nearest allowed name if one is near.
 

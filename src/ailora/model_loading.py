@@ -33,6 +33,10 @@ _WEIGHT_FILES = ("model*.safetensors", "model.safetensors.index.json")
 #: Numbers of layers in configurations, and more than any model has: building a million of them takes hours.
 _LAYERS = re.compile(r"(^|_)(n_|num_)?layers?$")
 _MAX_LAYERS = 2_000
+#: The error of an auto class for a model that it has no class of.
+_WRONG_CLASS = re.compile(
+    r"Unrecognized configuration class <class '[\w.]*?(?P<config>\w+)'> for this kind of AutoModel: (?P<auto_class>\w+)"
+)
 
 
 def auto_class(task_type: str) -> Any:
@@ -137,6 +141,8 @@ def load_on_meta(
                     raise
                 return _class_of(config, None)(config)
     except Exception as error:
+        if sentence := _describe_wrong_class(error, name):
+            raise InputError(sentence) from error
         wanted = f" for task type {task_type}" if task_type else ""
         raise InputError(
             f"the configuration of model {name!r} makes no model{wanted}: {_short(error, name)}"
@@ -195,8 +201,11 @@ def describe_load_error(error: Exception, name: Path | str) -> str:
         name: Name of the model.
 
     Returns:
-        The exception's own text, or our own explanation if transformers asks for remote code.
+        The exception's own text, or our own explanation if transformers asks for remote code, or has no class of the
+        model for the task.
     """
+    if sentence := _describe_wrong_class(error, name):
+        return sentence
     if "trust_remote_code" not in str(error):
         return str(error)
     return (
@@ -204,6 +213,24 @@ def describe_load_error(error: Exception, name: Path | str) -> str:
         "class is transformers' own; or read that code, load the model in Python with trust_remote_code=True, and give "
         "it to ailora.adapt"
     )
+
+
+def _describe_wrong_class(error: Exception, name: Path | str) -> str | None:
+    """Describe a model that transformers has no class of for a task; it lists all classes that it has for the task."""
+    match = _WRONG_CLASS.search(str(error))
+    if match is None:
+        return None
+    config_class = getattr(transformers, match["config"], None)
+    title = next((task.title for task in TASKS.values() if task.auto_class == match["auto_class"]), match["auto_class"])
+    recipes = [
+        task.recipe
+        for task in TASKS.values()
+        # The table of an auto class has no public name.
+        if task.recipe and config_class in getattr(transformers, task.auto_class)._model_mapping
+    ]
+    taken = f"recipes that take it: {', '.join(recipes)}" if recipes else "no recipe takes it"
+    model_type = getattr(config_class, "model_type", match["config"])
+    return f"model {str(name)!r} is of the type {model_type}, which has no class for {title}; {taken}"
 
 
 def _short(error: Exception, name: Path | str) -> str:

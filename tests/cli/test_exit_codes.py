@@ -87,6 +87,11 @@ def test_an_error_in_the_users_code_is_not_called_our_bug(tmp_path: Path, monkey
         (PermissionError(errno.EACCES, "Permission denied", "/x"), 2, "Permission denied: '/x'\n"),
         (OSError("We couldn't connect\nto the hub"), 2, "ailora: error: We couldn't connect to the hub\n"),
         (MemoryError(), 2, "ailora: error: out of memory (on the CPU): take a smaller batch or model\n"),
+        (
+            RuntimeError("[enforce fail] DefaultCPUAllocator: not\nenough memory"),
+            2,
+            "not enough memory): take a smaller batch or model\n",
+        ),
     ],
 )
 def test_what_is_no_bug_is_not_called_one(

@@ -231,6 +231,7 @@ def test_weight_decay_pulls_toward_the_start(language_config: dict[str, Any], tm
         (["evaluation.generate={max_tokens: 3}"], "unknown key in evaluation.generate 'max_tokens'"),
         (["evaluation.generate={num_beams: 0}"], "evaluation.generate: .*num_beams"),
         (["data.train=a.csv"], "a.csv: no such file"),
+        (["training.pad_to_multiple_of=0"], "training.pad_to_multiple_of: expected auto or a whole .* from 1, got 0"),
         (["training.chat_template_path=x"], "training.chat_template_path cannot be set: it follows from data.chat"),
         (["training.loss_tipe=nll"], "unknown key in training 'loss_tipe' .did you mean 'loss_type'"),
         (["training.metric_for_best_model=bleu"], "unknown training.metric_for_best_model 'bleu'; allowed: loss"),

@@ -182,6 +182,7 @@ def test_missing_keys_and_files_are_named(tmp_path: Path) -> None:
         ("neftune_noise_alpha=-1", "at least 0, got -1"),
         ("dataloader_num_workers=1000000", "from 0 to 256 processes, got 1000000"),
         ("dataloader_prefetch_factor=0", "at least 1, got 0"),
+        ("torch_empty_cache_steps=0", "at least 1, got 0"),
     ],
 )
 def test_training_values_out_of_range_are_named(override: str, message: str) -> None:

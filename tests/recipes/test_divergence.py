@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from transformers import TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 import ailora
 from ailora.errors import DivergenceError
@@ -57,6 +57,32 @@ def test_who_wants_to_trains_on_and_reads_it_in_the_log(config: dict[str, Any], 
     assert math.isnan(read_run(run, "run").log[1]["loss"])  # type: ignore[arg-type]
     with pytest.raises(ailora.InputError, match=r"run/adapter: .* holds NaN or infinite entries"):
         registry.load_run(run).evaluate()
+
+
+class _NanLossThenInterrupt(TrainerCallback):
+    """Logs losses that are not finite, and interrupts the run after its second checkpoint."""
+
+    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if "loss" in state.log_history[-1]:
+            state.log_history[-1]["loss"] = math.nan
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == 2:
+            raise KeyboardInterrupt
+
+
+def test_a_run_resumes_from_a_checkpoint_whose_history_is_not_finite(config: dict[str, Any], tmp_path: Path) -> None:
+    """The Trainer writes NaN into `trainer_state.json`, which is its file and no JSON then."""
+    overrides = [*SMALL, "training.max_steps=3", "on_nonfinite=continue"]
+    with pytest.raises(KeyboardInterrupt):
+        registry.run(load_config(config, overrides), [_NanLossThenInterrupt()])
+    state = tmp_path / "run" / "checkpoints" / "checkpoint-2" / "trainer_state.json"
+    with pytest.raises(AssertionError, match="NaN is not JSON"):
+        strict_json(state.read_text())
+    registry.run(load_config(config, overrides))
+    log = [strict_json(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert [record["loss"] for record in log][:2] == ["NaN", "NaN"]
+    assert len(log) == 3
 
 
 @pytest.mark.parametrize("recipe", ["config", "language_config"])

@@ -111,6 +111,14 @@ def test_memory_is_as_estimated(config: dict[str, Any], verdicts: dict[str, Path
         ("evaluation.generate.forced_eos_token_id=99999", "generate: IndexError"),
         ("evaluation.generate.num_return_sequences=2", "a prompt has one completion"),
         ("evaluation.generate.return_dict_in_generate=true", "completions are texts"),
+        ("evaluation.generate.num_beams=100000000", "num_beams must be at most 361, the size of the vocabulary"),
+        ("evaluation.generate.cache_implementation=paging", "generate: Invalid .cache_implementation"),
+        (
+            "evaluation.generate={cache_implementation: quantized, cache_config: {backend: int4}}",
+            "generate: ValueError: Unknown quantization backend .int4",
+        ),
+        ("evaluation.generate.temperature=0.5", "generate: .temperature.: .do_sample. is not set"),
+        ("evaluation.generate.early_stopping=true", "generate: .early_stopping.: .num_beams. is set to None"),
     ],
 )
 def test_what_the_run_would_refuse_is_refused(language_config: dict[str, Any], override: str, message: str) -> None:

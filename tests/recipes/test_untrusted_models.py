@@ -191,6 +191,29 @@ def test_ordinary_patterns_give_what_peft_gives(tiny_llama: str, tmp_path: Path)
         assert torch.equal(loaded(**inputs).logits, expected(**inputs).logits)
 
 
+_NESTED = '{"a":' * 100_000 + "1" + "}" * 100_000
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("tokenizer_config.json", _NESTED),
+        ("tokenizer_config.json", "[]"),
+        ("tokenizer_config.json", '{"tokenizer_class": 3}'),
+        ("tokenizer_config.json", '{"model_max_length": "long"}'),
+        ("tokenizer.json", _NESTED),
+        ("tokenizer.json", "{}"),
+        ("special_tokens_map.json", _NESTED),
+    ],
+)
+def test_a_damaged_tokenizer_is_refused(name: str, content: str, tiny_llama: str, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_llama, folder)
+    (folder / name).write_text(content)
+    with pytest.raises(InputError, match=rf"cannot load the tokenizer of model '{folder}': \w+"):
+        load_tokenizer(str(folder))
+
+
 class Stop(TrainerCallback):
     """Interrupts a run at a step."""
 

@@ -38,6 +38,12 @@ def raising(model: torch.nn.Module, context: Any) -> torch.nn.Module:
     raise RuntimeError("no such kernel")
 
 
+def exhausting(model: torch.nn.Module, context: Any) -> torch.nn.Module:
+    """A method that asks for more memory than any machine has."""
+    torch.zeros(10**15)
+    return model
+
+
 @pytest.fixture(autouse=True)
 def importable(monkeypatch: pytest.MonkeyPatch) -> None:
     """The server of trials finds this module."""
@@ -72,6 +78,11 @@ def test_an_error_is_told(config: dict[str, Any]) -> None:
     with pytest.raises(TrialError, match="no such kernel"):
         run_in_subprocess(load_config(method(config, "raising")), "adapter")
     assert "no such kernel" in Path(config["output"]).with_suffix(".log").read_text()
+
+
+def test_memory_that_does_not_suffice_is_told_with_the_way_out(config: dict[str, Any]) -> None:
+    with pytest.raises(TrialError, match=r"^out of memory .*DefaultCPUAllocator.*: take a smaller batch or model$"):
+        run_in_subprocess(load_config(method(config, "exhausting")), "adapter")
 
 
 def test_a_process_that_is_killed_is_told(config: dict[str, Any]) -> None:

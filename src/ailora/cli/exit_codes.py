@@ -24,7 +24,7 @@ from pathlib import Path
 
 import ailora
 from ailora.cli.extras import missing_extra
-from ailora.errors import AiloraError
+from ailora.errors import AiloraError, describe_out_of_memory
 from ailora.formatting import escape_controls
 from ailora.redaction import mask_argument
 
@@ -85,10 +85,7 @@ def _refusal(error: BaseException, arguments: Sequence[str]) -> str | None:
     # transformers raises an OSError without a number, in sentences.
     if isinstance(error, OSError) and (error.errno is None or error.errno in _MACHINE_ERRORS):
         return _one_line(error)
-    # torch's is a RuntimeError of this name, on every device; importing torch for it would cost seconds.
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return f"out of memory ({_one_line(error) or 'on the CPU'}): take a smaller batch or model"
-    return None
+    return describe_out_of_memory(error)
 
 
 def _bug_report(error: BaseException, arguments: Sequence[str], *, debug: bool) -> str:

@@ -29,6 +29,7 @@ class Task:
     Attributes:
         title: the task in words.
         auto_class: the class of transformers that loads a model for it.
+        recipe: name of the recipe that trains it; None if there is none.
         class_suffixes: how the names of its model classes end.
         peft_heads: heads that PEFT trains whole by itself.
         other_heads: new heads that PEFT does not know of: BART's and T5's.
@@ -36,6 +37,7 @@ class Task:
 
     title: str
     auto_class: str
+    recipe: str | None = None
     class_suffixes: tuple[str, ...] = ()
     peft_heads: tuple[str, ...] = ()
     other_heads: tuple[str, ...] = ()
@@ -56,25 +58,26 @@ TASKS: Mapping[str, Task] = {
     TaskType.SEQ_CLS: Task(
         "sequence classification",
         "AutoModelForSequenceClassification",
+        "classification",
         ("ForSequenceClassification",),
         peft_heads=("classifier", "score"),
         other_heads=("classification_head",),
     ),
     TaskType.SEQ_2_SEQ_LM: Task(
-        "sequence-to-sequence generation", "AutoModelForSeq2SeqLM", ("ForConditionalGeneration",)
+        "sequence-to-sequence generation", "AutoModelForSeq2SeqLM", "seq2seq", ("ForConditionalGeneration",)
     ),
-    TaskType.CAUSAL_LM: Task("text generation", "AutoModelForCausalLM", ("ForCausalLM", "LMHeadModel")),
+    TaskType.CAUSAL_LM: Task("text generation", "AutoModelForCausalLM", "causal_lm", ("ForCausalLM", "LMHeadModel")),
     TaskType.TOKEN_CLS: Task(
         "token classification",
         "AutoModelForTokenClassification",
-        ("ForTokenClassification",),
+        class_suffixes=("ForTokenClassification",),
         peft_heads=("classifier", "score"),
         other_heads=("classification_head",),
     ),
     TaskType.QUESTION_ANS: Task(
         "question answering",
         "AutoModelForQuestionAnswering",
-        ("ForQuestionAnswering",),
+        class_suffixes=("ForQuestionAnswering",),
         peft_heads=("qa_outputs",),
     ),
     TaskType.FEATURE_EXTRACTION: Task("feature extraction", "AutoModel"),

@@ -38,8 +38,15 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     validate_weights(path)
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot load the tokenizer of model {name!r}: {describe_load_error(error, name)}") from error
+        # Some damaged files load, and fail at the first text.
+        tokenizer("text")
+    # A damaged file can make transformers and tokenizers raise any exception.
+    except Exception as error:
+        reason = describe_load_error(error, name)
+        # Texts of other errors, such as the missing key of a KeyError, say nothing by themselves.
+        if not isinstance(error, OSError | ValueError):
+            reason = f"{type(error).__name__}: {reason}"
+        raise InputError(f"cannot load the tokenizer of model {name!r}: {reason}") from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer

@@ -21,6 +21,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from ailora.atomic_io import refuse_link
 from ailora.child_environment import safe_import_path
+from ailora.errors import describe_out_of_memory
 from ailora.recipes import registry
 from ailora.recipes.config.schema import RunConfig
 from ailora.recipes.run_folder import RunFolder
@@ -153,7 +154,7 @@ def _trial_main(worker: Connection, config: RunConfig, *, keep: str, asks: bool)
         worker.send(end)
     except (Exception, SystemExit) as error:
         traceback.print_exc()
-        worker.send(TrialError(f"{type(error).__name__}: {error}"))
+        worker.send(TrialError(describe_out_of_memory(error) or f"{type(error).__name__}: {error}"))
 
 
 def _exit_with_parent() -> None:

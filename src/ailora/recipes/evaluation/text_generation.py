@@ -61,6 +61,12 @@ def build_generation_config(fields: Mapping[str, Any], tokenizer: PreTrainedToke
     for key in ("max_new_tokens", "num_beams"):
         if (value := fields.get(key, 1)) is not None and not (type(value) is int and value >= 1):
             raise InputError(f"evaluation.generate: {key} must be a whole number from 1, got {value!r}")
+    # The memory of beams without a limit ends the process, or the machine.
+    if (fields.get("num_beams") or 1) > len(tokenizer):
+        raise InputError(
+            f"evaluation.generate: num_beams must be at most {len(tokenizer)}, the size of the vocabulary, got "
+            f"{fields['num_beams']}"
+        )
     # A prompt has one completion, and that is a row of token ids.
     if fields.get("num_return_sequences") not in (None, 1):
         raise InputError("evaluation.generate: num_return_sequences is 1: a prompt has one completion")
@@ -69,14 +75,22 @@ def build_generation_config(fields: Mapping[str, Any], tokenizer: PreTrainedToke
     special = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
     try:
         config = GenerationConfig(**{"do_sample": False, "max_new_tokens": 128, **special, **fields})
+        # A setting that contradicts another, as a temperature without sampling, would be ignored with a warning.
+        config.validate(strict=True)
     except (ValueError, TypeError) as error:
-        raise InputError(f"evaluation.generate: {error}") from error
+        raise InputError(f"evaluation.generate: {_format_contradictions(error)}") from error
     if (mode := config.get_generation_mode()) in _REMOTE_CODE_MODES:
         raise InputError(
             f"evaluation.generate: {mode.value.replace('_', ' ')} is not a part of transformers any more, which would "
             "load code from the hub for it, and such code is never run; expected greedy search, sampling or beams"
         )
     return config
+
+
+def _format_contradictions(error: Exception) -> str:
+    """Return the items of transformers' list of contradictions, or the whole text of another error."""
+    items = [line.removeprefix("- ") for line in str(error).splitlines() if line.startswith("- ")]
+    return " ".join(items) or str(error)
 
 
 def try_generation(
@@ -96,7 +110,7 @@ def try_generation(
     short = copy.deepcopy(config)
     # How long, and what depends on the sizes of the model.
     short.update(max_new_tokens=1, max_length=None, min_new_tokens=None, min_length=0)
-    short.update(cache_implementation=None, cache_config=None, compile_config=None)
+    short.update(compile_config=None)
     sizes: dict[str, Any] = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
     prompts = [list(tokenizer("one two three")["input_ids"])] * min(2, batch_size)
     with torch.random.fork_rng(devices=[]):

@@ -121,6 +121,7 @@ _LIMITS = {
             "ddp_timeout",
             "ddp_bucket_cap_mb",
             "max_length",
+            "torch_empty_cache_steps",
         ),
         _FROM_1,
     ),
@@ -139,6 +140,9 @@ _LIMITS = {
         _FROM_0,
     ),
     "dataloader_num_workers": _Limit(lambda value: 0 <= value <= _MAX_WORKERS, f"from 0 to {_MAX_WORKERS} processes"),
+    "pad_to_multiple_of": _Limit(
+        lambda value: value == "auto" or (isinstance(value, int) and value >= 1), "auto or a whole number from 1"
+    ),
     "packing_strategy": _Limit(lambda value: value in _PACKING, f"one of {', '.join(_PACKING)}"),
     "loss_type": _Limit(lambda value: value in _LOSSES, f"one of {', '.join(_LOSSES)}"),
 }

@@ -76,9 +76,10 @@ def write_result(folder: RunFolder, result: dict[str, Any]) -> None:
 
 
 def _peak_memory() -> int | None:
-    """Peak bytes of this process: on the GPU if there is one, else resident. Returns None on Windows."""
+    """Return the peak memory of this process in bytes: on the GPU if there is one, else resident; None if unknown."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
+    # A module of Unix alone, which type checkers know by the platform.
     if sys.platform == "win32":
         return None
     import resource
