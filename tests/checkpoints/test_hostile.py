@@ -296,7 +296,7 @@ def test_plans_that_lie(lie: str, copied: Path) -> None:
     sidecar = json.loads((copied / SIDECAR).read_text())
     sidecar["plan"]["adapters"][1][lie] = PLAN_LIES[lie]
     (copied / SIDECAR).write_text(json.dumps(sidecar))
-    with pytest.raises(ailora.InputError, match="this is not a plan"):
+    with pytest.raises(ailora.InputError, match="not a plan"):
         AdapterMetadata.read(copied / SIDECAR)
 
 
@@ -304,7 +304,7 @@ def test_plans_without_or_with_two_of_an_adapter(copied: Path) -> None:
     plan = json.loads((copied / SIDECAR).read_text())["plan"]
     for adapters in ([], plan["adapters"][:1] * 2):
         rewritten(copied, SIDECAR, plan={**plan, "adapters": adapters})
-        with pytest.raises(ailora.InputError, match="this is not a plan"):
+        with pytest.raises(ailora.InputError, match="not a plan"):
             AdapterCheckpoint.open(copied)
 
 

@@ -47,7 +47,7 @@ def test_a_process_of_its_own_ends_as_told() -> None:
     made = subprocess.run(command, capture_output=True, text=True, check=False)
     assert made.returncode == 2
     # Nothing else: what libraries say of themselves is no message of the command.
-    assert made.stderr.startswith("ailora: error: rank 0 is not possible")
+    assert made.stderr.startswith("ailora: error: rank must be a whole number from 1 to")
     assert len(made.stderr.splitlines()) == 1
 
 
@@ -108,7 +108,7 @@ def test_roles_shows_the_rows_and_the_layout_of_fused_weights(tmp_path: Path) ->
     [
         (("plan", "builtin:minilm", "--policy", "ailroa"), "ailora: error: unknown policy 'ailroa' (did you mean"),
         (("plan", "builtin:minilm", "--policy", "full"), "policy 'full' has no plan of ours"),
-        (("plan", "builtin:minilm", "--rank", "0"), "rank 0 is not possible for encoder.layer.0.attention.self.query"),
+        (("plan", "builtin:minilm", "--rank", "0"), "rank must be a whole number from 1 to"),
         (("roles", "./nowhere"), "'./nowhere' is not a folder"),
         (("roles", "builtin:minilm", "--role-name", "zzz=query"), "'zzz' (query) matches no linear module"),
         (("train", "nowhere.yaml"), "cannot read the configuration nowhere.yaml"),

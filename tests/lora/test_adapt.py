@@ -190,5 +190,5 @@ def test_an_adapter_that_was_taken_off_is_not_saved(tmp_path: Any) -> None:
 
 @pytest.mark.parametrize("alpha", [1e-40, 1e60, 10**400])
 def test_scalings_beyond_float32_are_refused(alpha: float) -> None:
-    with pytest.raises(ailora.InputError, match="is not allowed for"):
+    with pytest.raises(ailora.InputError, match=r"alpha must be a number above 0|gives the scaling"):
         ailora.make_plan(FAMILY.model(), alpha=alpha)

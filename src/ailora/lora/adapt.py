@@ -77,7 +77,7 @@ def adapt(
         >>> model = BertModel(BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2))
         >>> adapted = adapt(model, "ailora", rank=4)
         >>> print(get_plan(adapted))
-        ailora, anchored form: 1 query (principal, singular); 1 value (minor, singular); 512 trainable numbers
+        ailora, anchored form: 1 query (principal, singular); 1 value (minor, singular); 512 trainable parameters
     """
     validate_adapter_name(model, adapter_name)
     plan = make_plan(

@@ -1,4 +1,4 @@
-"""`ailora.json`: our metadata of an adapter, beside the stock files that every loader reads."""
+"""Metadata of an adapter, `ailora.json`, beside the files that every loader reads."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ METADATA_NAME = "ailora.json"
 
 
 class Exported(pydantic.BaseModel):
-    """An export: a plain LoRA in place of the factors that were trained.
+    """Facts about an export: a plain LoRA instead of the trained factors.
 
     Attributes:
-        rank: the one rank of all its modules.
-        dtype: the dtype of its factors.
-        error: Frobenius norm of what it lost of the update, relative to the update.
+        rank: Rank of all its modules.
+        dtype: Dtype of its factors.
+        error: Frobenius norm of the update's change, relative to the update.
     """
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
@@ -40,18 +40,18 @@ class AdapterMetadata(pydantic.BaseModel):
     """The schema of `ailora.json`.
 
     Attributes:
-        format_version: raised when the meaning of a field changes.
-        plan: `Plan.to_dict`: policy, form, and per module its role, rows, init, rank, alpha and scaling.
-        fingerprints: module -> SHA-256 of the base weight that it was made from (`BaseWeight.fingerprint`).
-        floored: module -> number of directions whose negligible singular value was clamped to a small one.
-        base_model: the base model's name or path, as PEFT records it.
-        labels: names of the classes in the order of the head's outputs, where the model has other than numbered ones.
-        pad_token_id: the padding token of the model while it trained.
-        weights_from: the checkpoint whose weights were decomposed in place of the base model's own.
-        quantization_errors: only in files of earlier versions, which quantized residuals: module -> relative error of
+        format_version: Incremented when the meaning of a field changes.
+        plan: `Plan.to_dict`: policy, form, and for each module role, rows, init, rank, alpha and scaling.
+        fingerprints: Module -> SHA-256 of the decomposed base weight (`BaseWeight.fingerprint`).
+        floored: Module -> number of directions whose negligible singular value was clamped.
+        base_model: Name or path of the base model, as PEFT records it.
+        labels: Names of the classes in the order of the head's outputs; None for numbered classes.
+        pad_token_id: Padding token of the model in training.
+        weights_from: Checkpoint whose weights were decomposed instead of the base model's.
+        quantization_errors: Only in files of earlier versions, which quantized residuals: module -> relative error of
             the quantized weight before and after.
-        exported: of an export, the rank and the dtype of its file, which has no anchor.
-        versions: the libraries that made it.
+        exported: Rank, dtype and error of an export, whose file has no anchor; None for other adapters.
+        versions: Versions of the libraries that made the adapter.
     """
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
@@ -79,7 +79,19 @@ class AdapterMetadata(pydantic.BaseModel):
         floored: dict[str, int] | None = None,
         weights_from: str | None = None,
     ) -> AdapterMetadata:
-        """Return the metadata of an adapter that this process makes; `model_config` is transformers' of its model."""
+        """Build the metadata of a new adapter.
+
+        Args:
+            plan: Its plan.
+            fingerprints: Module -> SHA-256 of the decomposed base weight.
+            base_model: Name or path of the base model.
+            model_config: Configuration of the model in transformers: labels and padding token.
+            floored: Module -> number of clamped directions.
+            weights_from: Checkpoint whose weights were decomposed instead of the base model's.
+
+        Returns:
+            The metadata, with the versions of the installed libraries.
+        """
         pad_token_id = getattr(model_config, "pad_token_id", None)
         return cls(
             plan=json.loads(json.dumps(plan.to_dict())),
@@ -94,16 +106,16 @@ class AdapterMetadata(pydantic.BaseModel):
 
     @cached_property
     def parsed_plan(self) -> Plan:
-        """The plan.
+        """The parsed plan.
 
         Raises:
-            InputError: the data is not that of a plan.
+            InputError: The data is not a plan.
         """
         return Plan.from_dict(self.plan)
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of all modules' fingerprints: the identity of the adapted base tensors."""
+        """SHA-256 of all fingerprints, which identifies the adapted base tensors."""
         lines = "\n".join(f"{module} {digest}" for module, digest in sorted(self.fingerprints.items()))
         return hashlib.sha256(lines.encode()).hexdigest()
 
@@ -116,7 +128,7 @@ class AdapterMetadata(pydantic.BaseModel):
         """Read and validate an `ailora.json`.
 
         Raises:
-            InputError: the file is none, or of a format that this version does not know.
+            InputError: The file is missing, malformed, or of another format.
         """
         try:
             metadata = cls.model_validate(read_json_object(file))
@@ -127,13 +139,19 @@ class AdapterMetadata(pydantic.BaseModel):
 
 
 def find_metadata(folder: Path | str) -> AdapterMetadata | None:
-    """Return the metadata in an adapter's folder, or the nearest above it (a Trainer's checkpoint has none itself)."""
+    """Read the metadata of an adapter's folder, or of the nearest folder above that has some.
+
+    A checkpoint of transformers' Trainer lies below its run and has no `ailora.json` of its own.
+
+    Returns:
+        The metadata, or None if no folder has any.
+    """
     file = find_metadata_file(folder)
     return None if file is None else AdapterMetadata.read(file)
 
 
 def find_metadata_file(folder: Path | str) -> Path | None:
-    """Return the `ailora.json` of an adapter's folder: in it, or in the nearest folder above that has one."""
+    """Return the path of the `ailora.json` in a folder or in the nearest folder above, or None."""
     folder = Path(folder).resolve()
     files = (place / METADATA_NAME for place in (folder, *folder.parents))
     return next((file for file in files if file.is_file()), None)

@@ -15,7 +15,7 @@ from ailora.plan.task_type import TASKS
 from ailora.roles import Attention, Projection, Role, parse_role
 from ailora.roles.fused_layout import Rows
 
-#: PEFT reads the names of modules that are trained whole as regular expressions.
+#: PEFT compiles the names of `modules_to_save` as regular expressions.
 _NOT_IN_NAMES = frozenset(r"*+?{}()[]\^$|")
 
 
@@ -32,11 +32,11 @@ class PlannedAdapter:
     """Adapter settings of one projection.
 
     Attributes:
-        projection: the projection.
-        init: how its factors start.
-        rank: the rank `r` of its factors while it trains.
-        alpha: the alpha that goes with `rank`.
-        scaling: the `s` in `dW = s (B A - B0 A0)`: alpha / r, or alpha / sqrt(r) for rank-stabilised LoRA.
+        projection: The projection.
+        init: The init of its factors.
+        rank: Rank `r` of the factors in training.
+        alpha: LoRA's alpha.
+        scaling: The `s` in `dW = s (B A - B0 A0)`: alpha / r, or alpha / sqrt(r) for rank-stabilised LoRA.
     """
 
     projection: Projection
@@ -47,25 +47,25 @@ class PlannedAdapter:
 
     @property
     def file_rank(self) -> int:
-        """The rank that it takes in the file: 2r where there is an anchor, else r."""
+        """Rank in the file: 2r for an anchored init, else r."""
         return 2 * self.rank if self.init.anchored else self.rank
 
     @property
     def trainable(self) -> int:
-        """How many numbers it trains in the anchored and the residual form: r (in + out)."""
+        """Number of trainable parameters in the anchored and the residual form: r (in + out)."""
         return self.rank * (self.projection.in_features + self.projection.out_features)
 
 
 @dataclass(frozen=True)
 class LoraOptions:
-    """Options that go into PEFT's `LoraConfig` as they are.
+    """Options passed to PEFT's `LoraConfig` unchanged.
 
     Attributes:
-        dropout: probability of dropping an entry of the adapter's input.
-        rslora: whether the scaling is alpha / sqrt(r) (arXiv 2312.03732).
-        dora: whether the adapter is a DoRA (arXiv 2402.09353).
-        modules_to_save: modules that are trained whole and travel with the adapter.
-        task_type: PEFT's task type, which decides the class of the adapted model.
+        dropout: Probability of dropping an entry of the adapter's input.
+        rslora: Whether the scaling is alpha / sqrt(r) (arXiv 2312.03732).
+        dora: Whether the adapter is a DoRA (arXiv 2402.09353).
+        modules_to_save: Modules that train in full and are saved with the adapter.
+        task_type: PEFT's task type, which selects the class of the adapted model.
     """
 
     dropout: float = 0.0
@@ -77,14 +77,14 @@ class LoraOptions:
 
 @dataclass(frozen=True)
 class Plan:
-    """Adapter settings, module by module. Holds no tensor and travels as JSON.
+    """Adapter settings of a model, without tensors; `to_dict` gives them as JSON.
 
     Attributes:
-        policy: where the inits come from.
-        form: anchored, stock or residual.
-        adapters: one entry for each adapted projection, in the order of the model's modules.
+        policy: The policy that chose the inits.
+        form: Anchored, stock or residual.
+        adapters: An entry for each adapted projection, in the order of the model's modules.
         options: PEFT's options.
-        couple_roles: whether the adapter of a fused weight trains all its rows, not each role its own.
+        couple_roles: Whether the adapter of a fused weight trains all rows, instead of each role its own rows.
     """
 
     policy: Policy
@@ -95,19 +95,19 @@ class Plan:
 
     @property
     def modules(self) -> dict[str, tuple[PlannedAdapter, ...]]:
-        """The adapters by module: one, or one for each adapted role of a fused weight, in the order of its rows."""
+        """Adapters of each module: one, or one for each adapted role of a fused weight, in the order of its rows."""
         by_module: dict[str, list[PlannedAdapter]] = {}
         for adapter in self.adapters:
             by_module.setdefault(adapter.projection.module, []).append(adapter)
         return {module: tuple(adapters) for module, adapters in by_module.items()}
 
     def trained_rows(self, projection: Projection) -> Rows:
-        """Return the rows of its module's weight that the `B` of a projection trains."""
+        """Return the rows of the module's weight trained by the `B` of a projection."""
         return ((0, projection.shape[0]),) if self.couple_roles else projection.rows
 
     @property
     def trainable(self) -> int:
-        """Numbers that the adapters train, heads and other saved modules aside (the stock form trains twice that)."""
+        """Number of trainable parameters of the adapters, without heads and other saved modules."""
         return sum(self._trainable(a) for a in self.adapters)
 
     def _trainable(self, adapter: PlannedAdapter) -> int:
@@ -117,17 +117,17 @@ class Plan:
 
     @property
     def counts(self) -> dict[Role, int]:
-        """How many projections of each role are adapted."""
+        """Number of adapted projections of each role."""
         return dict(Counter(a.projection.role for a in self.adapters))
 
     def __str__(self) -> str:
         starts = {a.projection.role: ", ".join(a.init.to_dict().values()) for a in self.adapters}
         roles = "; ".join(f"{count} {role} ({starts[role]})" for role, count in self.counts.items())
-        return f"{self.policy.name}, {self.form} form: {roles}; {self.trainable:,} trainable numbers"
+        return f"{self.policy.name}, {self.form} form: {roles}; {self.trainable:,} trainable parameters"
 
     @property
     def file_bytes(self) -> int:
-        """Bytes of the adapters' tensors in a float32 file, heads and other saved modules aside."""
+        """Bytes of the adapters' tensors in a float32 file, without heads and other saved modules."""
         shapes = [(a.projection.shape, a.file_rank) for a in self.adapters]
         return sum(4 * rank * (out + in_) for (out, in_), rank in shapes)
 
@@ -149,10 +149,10 @@ class Plan:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Plan:
-        """Parse what `to_dict` returned.
+        """Parse the data of `to_dict`.
 
         Raises:
-            InputError: the data is not that of a plan.
+            InputError: The data is not a plan.
         """
         try:
             rest = dict(data)
@@ -160,7 +160,7 @@ class Plan:
             adapters = tuple(_adapter_from_dict(a) for a in rest.pop("adapters"))
             couple_roles = bool(rest.pop("couple_roles", False))
             rest["modules_to_save"] = tuple(rest["modules_to_save"])
-            # Plans of earlier versions hold the key, null unless it was used.
+            # Plans of earlier versions have the key, with null unless it was used.
             if rest.pop("layer_replication", None) is not None:
                 raise ValueError("layer_replication is not supported")
             missing = {"dropout", "rslora", "dora", "task_type"} - rest.keys()
@@ -169,7 +169,7 @@ class Plan:
             plan = cls(policy, form, adapters, LoraOptions(**rest), couple_roles)
             _validate_values(plan)
         except (AttributeError, KeyError, OverflowError, RecursionError, TypeError, ValueError) as error:
-            raise InputError(f"this is not a plan: {type(error).__name__}: {str(error)[:500]}") from error
+            raise InputError(f"not a plan: {type(error).__name__}: {str(error)[:500]}") from error
         return plan
 
 
@@ -180,29 +180,29 @@ def _adapter_from_dict(data: Mapping[str, Any]) -> PlannedAdapter:
         "role": parse_role(data["role"]),
         "attention": Attention(data["attention"]) if data["attention"] else None,
         "rows": tuple((start, stop) for start, stop in data["rows"]),
-        # Plans of the first weeks had no fused weights, and named the two sides.
+        # The first plans had no fused weights, and named the two sides.
         "shape": tuple(data["shape"] if "shape" in data else (data["out_features"], data["in_features"])),
     }
     init = parse_init(data["init"])
     if init is None:
-        raise InputError(f"this is not a plan: {data['module']} has no init")
+        raise InputError(f"not a plan: {data['module']} has no init")
     return PlannedAdapter(Projection(**projection), init, data["rank"], data["alpha"], data["scaling"])
 
 
 def _validate_values(plan: Plan) -> None:
-    """Refuse values that no plan of ours has; it may come from a file that was changed.
+    """Refuse values that `make_plan` never produces, since a file may have been edited.
 
     Raises:
-        ValueError: which.
+        ValueError: A value is impossible; the message names it.
     """
     options = plan.options
     flags = (options.rslora, options.dora, plan.couple_roles)
     if not plan.adapters or not all(isinstance(flag, bool) for flag in flags) or not 0 <= options.dropout < 1:
-        raise ValueError("it needs adapters, true or false, and a dropout from 0 to 1")
+        raise ValueError("expected adapters, true or false as flags, and a dropout from 0 to 1")
     if not all(isinstance(name, str) and name and _NOT_IN_NAMES.isdisjoint(name) for name in options.modules_to_save):
-        raise ValueError("modules_to_save are names of modules")
+        raise ValueError("modules_to_save must be names of modules")
     if options.task_type is not None and options.task_type not in TASKS:
-        raise ValueError(f"task_type is one of {', '.join(TASKS)}")
+        raise ValueError(f"task_type must be one of {', '.join(TASKS)}")
     seen: set[tuple[str, Role]] = set()
     shapes: dict[str, tuple[int, int]] = {}
     for planned in plan.adapters:
@@ -210,7 +210,7 @@ def _validate_values(plan: Plan) -> None:
         key = (projection.module, projection.role)
         texts = (projection.module, projection.dtype, projection.rule, projection.layout)
         if not all(isinstance(text, str) for text in texts) or not projection.module:
-            raise ValueError("modules, dtypes, rules and layouts are names")
+            raise ValueError("modules, dtypes, rules and layouts must be names")
         if key in seen or shapes.setdefault(projection.module, projection.shape) != projection.shape:
             raise ValueError(f"{projection.module} occurs twice, or with two shapes")
         seen.add(key)
@@ -236,6 +236,6 @@ def parse_form(form: Form | str) -> Form:
     """Parse the name of a form.
 
     Raises:
-        InputError: there is no such form.
+        InputError: The form is unknown.
     """
     return parse_choice("form", form, Form)

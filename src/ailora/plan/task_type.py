@@ -1,4 +1,4 @@
-"""PEFT's task types, and what each of them means for transformers."""
+"""Task types of PEFT, with the heads and classes of transformers for each."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from ailora.errors import parse_choice
 
 
 class TaskType(StrEnum):
-    """PEFT's task types, written out: a plan and a model's roles need no PEFT, whose import takes seconds."""
+    """Task types of PEFT.
+
+    Written out here, because importing PEFT takes seconds and neither a plan nor a model's roles need it.
+    """
 
     SEQ_CLS = "SEQ_CLS"
     SEQ_2_SEQ_LM = "SEQ_2_SEQ_LM"
@@ -24,15 +27,15 @@ class TaskType(StrEnum):
 
 @dataclass(frozen=True)
 class Task:
-    """What a task type means for transformers and PEFT.
+    """Classes and heads of a task type.
 
     Attributes:
-        title: the task in words.
-        auto_class: the class of transformers that loads a model for it.
-        recipe: name of the recipe that trains it; None if there is none.
-        class_suffixes: how the names of its model classes end.
-        peft_heads: heads that PEFT trains whole by itself.
-        other_heads: new heads that PEFT does not know of: BART's and T5's.
+        title: The task in words.
+        auto_class: The class of transformers that loads a model for the task.
+        recipe: Name of the recipe for the task, or None.
+        class_suffixes: Suffixes of the names of model classes.
+        peft_heads: Heads that PEFT trains in full by default.
+        other_heads: New heads unknown to PEFT, of BART and T5.
     """
 
     title: str
@@ -44,16 +47,16 @@ class Task:
 
     @property
     def heads(self) -> tuple[str, ...]:
-        """Modules that are new where a model gets a head for the task."""
+        """Names of the modules that a pretrained model lacks and the task adds."""
         return (*self.peft_heads, *self.other_heads)
 
     @property
     def predicts_classes(self) -> bool:
-        """Whether the rows of the head's last weight are the classes."""
+        """Whether the head's last weight has a row for each class."""
         return "classifier" in self.peft_heads
 
 
-#: The keys are members of `TaskType`; names that files hold find them as well.
+#: Members of `TaskType` equal their names, so that names in files are keys too.
 TASKS: Mapping[str, Task] = {
     TaskType.SEQ_CLS: Task(
         "sequence classification",
@@ -85,15 +88,15 @@ TASKS: Mapping[str, Task] = {
 
 
 def get_task(task_type: str | None) -> Task:
-    """Look up the task of a task type that a file holds; without one, or one of a later PEFT, nothing is known."""
+    """Return the task of a task type; feature extraction, without a head, for None and for types of a later PEFT."""
     return TASKS.get(task_type or "", TASKS[TaskType.FEATURE_EXTRACTION])
 
 
 def infer_task_type(model: nn.Module) -> TaskType | None:
-    """Find the task type of a model's class.
+    """Infer the task type from a model's class.
 
-    A classification model that is adapted without a task type would keep its new head frozen. PEFT's classes pass
-    `input_ids` by name, so that models that read something else (images, sound) get none.
+    Without a task type, PEFT would keep the new head of a classification model frozen. PEFT's classes pass `input_ids`
+    by name, so models with other inputs (images, sound) get no task type.
 
     Returns:
         The task type, or None if PEFT has none for the class.
@@ -107,17 +110,17 @@ def infer_task_type(model: nn.Module) -> TaskType | None:
 
 
 def default_heads(model: nn.Module, task_type: str | None) -> tuple[str, ...]:
-    """Name the new heads of a model that PEFT does not know of."""
+    """Return the names of the model's new heads that are unknown to PEFT."""
     heads = get_task(task_type).other_heads
     return tuple(name for name, _ in model.named_children() if name in heads)
 
 
 def read_labels(model_config: object, task_type: str | None) -> tuple[str, ...] | None:
-    """Read the names of the classes from the configuration of a model.
+    """Read the names of the classes from a model's configuration.
 
     Returns:
-        The names in the order of the head's outputs; None for a task without classes, and for the numbered names that
-        transformers gives a head by itself.
+        The names in the order of the head's outputs. None for a task without classes, and for the numbered names that
+        transformers assigns by default.
     """
     names = getattr(model_config, "id2label", None)
     if not get_task(task_type).predicts_classes or not isinstance(names, Mapping):
@@ -129,9 +132,9 @@ def read_labels(model_config: object, task_type: str | None) -> tuple[str, ...] 
 
 
 def parse_task_type(name: str) -> TaskType:
-    """Parse one of PEFT's task types.
+    """Parse the name of a task type.
 
     Raises:
-        InputError: PEFT has no such task type.
+        InputError: The task type is unknown.
     """
     return parse_choice("task type", name, TaskType)

@@ -1,4 +1,4 @@
-"""Base weights as plain matrices (out, in), however a layer stores them, and the rows of a role."""
+"""Base weights as matrices (out, in), read from any storage, and the rows of a role."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ailora.safetensors_io import tensor_bytes
 from ailora.weights.dtensor import full_tensor
 from ailora.weights.quantized import Storage, dequantize, find_storage
 
-#: Dtypes that are decomposed.
+#: Dtypes with a decomposition.
 READABLE = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -27,9 +27,9 @@ class BaseWeight:
     """The weight of one linear module of a base model, looked up once.
 
     Attributes:
-        module: name of the module in the base model.
-        layer: the layer that holds the weight, without the PEFT layer around it.
-        storage: how a library stores the weight quantized; None for a plain weight.
+        module: Name of the module in the base model.
+        layer: The layer with the weight, unwrapped from its PEFT layer.
+        storage: Storage of a quantized weight; None for a plain weight.
     """
 
     module: str
@@ -41,14 +41,14 @@ class BaseWeight:
         """Look up a module of a base model.
 
         Raises:
-            ModelError: the module is not there, or not a linear map.
+            ModelError: The module does not exist, or is not a linear map.
         """
         layer = base_layer(model, module)
         return cls(module, layer, find_storage(layer))
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(out, in), whichever way the layer stores it."""
+        """(out, in), also for a transposed weight."""
         shape = weight_shape(self.layer)
         assert shape is not None
         return shape
@@ -70,17 +70,17 @@ class BaseWeight:
 
     @property
     def dtype(self) -> torch.dtype | None:
-        """Dtype of the stored weight; None where the layer has no tensor `weight`."""
+        """Dtype of the stored weight; None if the layer has no tensor `weight`."""
         return getattr(getattr(self.layer, "weight", None), "dtype", None)
 
     def read(self) -> Float[Tensor, "out in_"]:
         """Return the weight as a plain floating matrix (out, in), detached.
 
-        A plain weight keeps its dtype and shares memory with the layer's; a quantized one is dequantized; one that is
-        sharded over processes is gathered, by all of them together.
+        A plain weight keeps its dtype and shares memory with the layer. A quantized weight is dequantized. A sharded
+        weight is gathered, which is a collective operation.
 
         Raises:
-            ModelError: a dtype without a decomposition, an unknown packing, NaN or infinite entries.
+            ModelError: The dtype has no decomposition, the packing is unknown, or entries are NaN or infinite.
         """
         if self.storage is not None:
             weight = dequantize(self.layer, self.storage, self.module)
@@ -94,15 +94,16 @@ class BaseWeight:
         return weight
 
     def stored(self) -> Tensor:
-        """Return a plain weight as its layer stores it, detached, gathered where it is sharded."""
+        """Return a plain weight in the layer's layout, detached, and gathered if sharded."""
         stored = self.layer.weight
         assert isinstance(stored, Tensor)
         return full_tensor(stored.detach())
 
     def fingerprint(self) -> str:
-        """Return the SHA-256 of dtype, shape and bytes of the weight as stored, as hex.
+        """Return the SHA-256 of dtype, shape and bytes of the stored weight, as hex.
 
-        A quantized weight is hashed as it is read; one that cannot be read here, by all tensors of its layer.
+        A quantized weight is hashed after dequantization; if this machine cannot dequantize it, all tensors of the
+        layer are hashed.
         """
         if self.storage is None:
             return digest(self.stored())
@@ -115,16 +116,16 @@ class BaseWeight:
         """Refuse a layer on the meta device.
 
         Raises:
-            ModelError: the weights are not loaded.
+            ModelError: The weight is on the meta device.
         """
         if self.device.type == "meta":
             raise ModelError(f"{self} is on the meta device: load the model's weights before adapting")
 
     def validate_readable(self) -> None:
-        """Refuse a weight that cannot be decomposed, as far as can be told without dequantizing it.
+        """Refuse a plain weight without a decomposition; a quantized weight is not dequantized for the check.
 
         Raises:
-            ModelError: see `read`.
+            ModelError: See `read`.
         """
         if self.storage is None:
             self.read()
@@ -140,19 +141,22 @@ class BaseWeight:
 
 
 def resolve_weights(model: nn.Module, modules: Iterable[str]) -> dict[str, BaseWeight]:
-    """Look up modules of a base model, once for everything that is done with them.
+    """Look up modules of a base model.
+
+    Returns:
+        The weights by module.
 
     Raises:
-        ModelError: see `BaseWeight.from_model`.
+        ModelError: See `BaseWeight.from_model`.
     """
     return {module: BaseWeight.from_model(model, module) for module in modules}
 
 
 def base_layer(model: nn.Module, module: str) -> nn.Module:
-    """Return the layer of the base model that a projection names, without the PEFT layer around it.
+    """Return the layer of a module, unwrapped from its PEFT layer.
 
     Raises:
-        ModelError: the module is not there, or not a linear map.
+        ModelError: The module does not exist, or is not a linear map.
     """
     try:
         layer = model.get_submodule(module)
@@ -165,10 +169,8 @@ def base_layer(model: nn.Module, module: str) -> nn.Module:
 
 
 def weight_key(layer: nn.Module) -> int:
-    """Return the identity of a layer's stored weight, which tied layers share.
-
-    Not of `layer.weight`, which parametrizations compute anew each time.
-    """
+    """Return the identity of a layer's stored weight, which tied layers share."""
+    # Not that of `layer.weight`: a parametrization computes a new tensor at each access.
     parameters = layer._parameters
     stored = next((parameters[name] for name in ("weight", "W_q") if parameters.get(name) is not None), None)
     return id(layer if stored is None else stored)
@@ -180,19 +182,17 @@ def is_stored_transposed(layer: nn.Module) -> bool:
 
 
 def tensors_by_name(model: nn.Module) -> dict[str, Tensor]:
-    """Return every parameter and buffer of a model, tied ones under each of their names.
-
-    Not its `state_dict`: bitsandbytes unpacks 4-bit weights for one, and changes them by that.
-    """
+    """Return every parameter and buffer of a model, tied ones under each of their names."""
+    # Not the `state_dict`: bitsandbytes unpacks 4-bit weights for it, which changes them.
     named = chain(model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False))
     return dict(named)
 
 
 def validate_dora_rows(weight: Float[Tensor, "out in_"], name: str) -> None:
-    """Refuse rows that a DoRA would divide by their norm of zero: its outputs would not be numbers from the start.
+    """Refuse rows of zeros: DoRA divides each row by its norm, and would output NaN from the first step.
 
     Raises:
-        ModelError: how many rows of how many are zero.
+        ModelError: Rows are zero; the message counts them.
     """
     zero = int((~weight.any(dim=1)).sum())
     if zero:
@@ -203,14 +203,14 @@ def validate_dora_rows(weight: Float[Tensor, "out in_"], name: str) -> None:
 
 
 def validate_matrix(weight: Tensor, shape: tuple[int, ...] | None, what: str) -> None:
-    """Refuse what is no finite matrix of a shape.
+    """Refuse a tensor of another shape or with NaN or infinite entries.
 
     Raises:
-        ModelError: another shape, NaN or infinite entries.
+        ModelError: The shape differs, or an entry is not finite.
     """
     if tuple(weight.shape) != shape:
         raise ModelError(
-            f"{what} is {tuple(weight.shape)}, the layer maps {shape}: it looks packed, by a library that is unknown. "
+            f"{what}: expected the shape {shape} of the layer, got {tuple(weight.shape)}: an unknown packing? "
             "Give the folder of the unquantized checkpoint: weights_from=..."
         )
     if not all_finite(weight):
@@ -218,55 +218,49 @@ def validate_matrix(weight: Tensor, shape: tuple[int, ...] | None, what: str) ->
 
 
 def all_finite(tensor: Tensor) -> bool:
-    """Whether a tensor has no NaN and no infinite entry. One pass over it, without a copy."""
+    """Return whether a tensor has no NaN and no infinite entry."""
+    # `aminmax` propagates NaN in one pass without a copy; `isfinite(...).all()` takes longer than reading the file.
     return tensor.numel() == 0 or all(bool(torch.isfinite(end)) for end in torch.aminmax(tensor))
 
 
 def select_rows(weight: Float[Tensor, "out in_"], projection: Projection) -> Float[Tensor, "rows in_"]:
-    """The rows of a whole weight that are the projection's; the weight itself where all are."""
+    """Return the rows of a projection from the weight of its module; the weight itself if not fused."""
     if not projection.fused:
         return weight
     return torch.cat([weight[start:stop] for start, stop in projection.rows])
 
 
 def write_rows(weight: Float[Tensor, "out in_"], projection: Projection, rows: Float[Tensor, "rows in_"]) -> None:
-    """Overwrite the rows of a whole weight that are the projection's."""
+    """Overwrite the rows of a projection in the weight of its module."""
     sizes = [stop - start for start, stop in projection.rows]
     for (start, stop), block in zip(projection.rows, rows.split(sizes), strict=True):
         weight[start:stop] = block
 
 
 def matches_fingerprint(weight: Tensor, expected: str, made_from: str) -> bool | None:
-    """Whether a plain weight is the one of a fingerprint, whatever dtype it was loaded in.
+    """Return whether a plain weight equals the weight of a fingerprint, up to the dtype it was loaded in.
 
     Args:
-        weight: as it is stored here.
-        expected: `fingerprint` of the weight that something was made from.
-        made_from: the dtype of that weight, as `Projection.dtype` has it.
+        weight: The stored weight.
+        expected: `fingerprint` of the original weight.
+        made_from: Dtype of the original weight, as in `Projection.dtype`.
 
     Returns:
-        None where it cannot be told: that weight was quantized, or had bits that this one has lost.
+        True or False; None if undecidable, because the original was quantized or had more bits than this weight.
     """
     dtype = getattr(torch, made_from, None)
     if dtype not in READABLE or weight.dtype not in READABLE:
         return None
     if torch.promote_types(weight.dtype, dtype) is not weight.dtype and weight.dtype is not dtype:
-        # From a coarser dtype nothing can be told, unless that weight was itself as coarse before.
+        # A coarser dtype decides nothing, unless the original had been as coarse before.
         return True if digest(weight.to(dtype)) == expected else None
     return digest(weight.to(dtype)) == expected
 
 
 def digest(*tensors: Tensor) -> str:
-    """SHA-256 over dtypes, shapes and bytes, as hex."""
+    """Return the SHA-256 of the dtypes, shapes and bytes of tensors, as hex."""
     hashed = hashlib.sha256()
     for tensor in tensors:
         hashed.update(f"{tensor.dtype} {tuple(tensor.shape)} ".encode())
         hashed.update(tensor_bytes(tensor))
     return hashed.hexdigest()
-
-
-def relative_error(exact: Tensor, stored: Tensor) -> float:
-    """`|stored - exact| / |exact|` in the Frobenius norm; 0 where `exact` is zero."""
-    exact = exact.to(torch.promote_types(exact.dtype, torch.float32))
-    size = exact.norm()
-    return float((stored.to(exact.dtype) - exact).norm() / size) if size > 0 else 0.0

@@ -1,4 +1,4 @@
-"""Which tensor of a checkpoint is which parameter of a model, as transformers sees it when it loads one."""
+"""Match the tensors of a checkpoint with the parameters of a model, by transformers' rules for loading."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from ailora.weights.base_weight import tensors_by_name
 def match_checkpoint_keys(
     model: nn.Module, modules: Iterable[str], stored: Iterable[str], *, by_name_only: bool = False
 ) -> dict[str, str]:
-    """The tensor of a checkpoint that holds the weight of each module.
+    """Find the tensor of a checkpoint with the weight of each module.
 
-    transformers renames tensors when it loads a checkpoint (older names, and a prefix where the checkpoint was saved
-    with another head). What its rules do not reach, such as one tower of a larger model, is found by the only tensor
-    with the same name from the number of its layer on, or from farther out.
+    transformers renames tensors while it loads a checkpoint: older names, and a prefix if the checkpoint was saved with
+    another head. Beyond these rules, such as for one tower of a larger model, a module gets the only tensor with the
+    same name from its layer's number on, or from a part farther out.
 
     Args:
-        model: the model that the modules are of; a model on the meta device will do.
-        modules: names of linear modules.
-        stored: the names of the checkpoint's tensors.
-        by_name_only: only by transformers' own rules: a weight that it would not load is not the module's.
+        model: The model with the modules; the meta device is enough.
+        modules: Names of linear modules.
+        stored: Names of the checkpoint's tensors.
+        by_name_only: Use the rules of transformers alone: a weight that it would not load does not match.
 
     Returns:
         The tensor's name by module.
 
     Raises:
-        ModelError: no tensor is a module's weight, or the model computes it from several, or from a part of one.
+        ModelError: A module's weight is in no tensor, or is computed from several or from a part of one.
     """
     stored = list(stored)
     loaded, converted = _loaded_names(model, stored)
@@ -43,24 +43,24 @@ def match_checkpoint_keys(
 
 
 def checkpoint_key_map(model: nn.Module, stored: Iterable[str]) -> dict[str, str]:
-    """The name in the model of each tensor of a checkpoint, of those that transformers loads as they are."""
+    """Return the model's name of each tensor of a checkpoint, without those that transformers converts."""
     return {tensor: name for name, tensor in _loaded_names(model, list(stored))[0].items()}
 
 
 def _loaded_names(model: nn.Module, stored: list[str]) -> tuple[dict[str, str], set[str]]:
-    """The stored name of each tensor of the model, and the names of those that are converted, not only renamed."""
+    """Return the stored name of each tensor of the model, and the names of converted tensors."""
     if not isinstance(model, PreTrainedModel):
         return {name: name for name in stored}, set()
-    # They remember what they matched.
+    # Rules remember their matches: without a copy, the second checkpoint would be matched by the first.
     transforms = deepcopy(get_model_conversion_mapping(model))
     renamings: Any = [transform for transform in transforms if isinstance(transform, WeightRenaming)]
     converters: Any = [transform for transform in transforms if isinstance(transform, WeightConverter)]
-    prefix, own = model.base_model_prefix, tensors_by_name(model)
+    prefix, targets_by_name = model.base_model_prefix, tensors_by_name(model)
     loaded: dict[str, str] = {}
     converted: set[str] = set()
     for tensor in sorted(stored):
-        name, converter = rename_source_key(tensor, renamings, converters, prefix, own)
-        if name not in own and tensor in own:
+        name, converter = rename_source_key(tensor, renamings, converters, prefix, targets_by_name)
+        if name not in targets_by_name and tensor in targets_by_name:
             name, converter = tensor, None
         if converter is None:
             loaded[name] = tensor
@@ -75,17 +75,17 @@ def _stored_weight(name: str, stored: list[str], loaded: dict[str, str], convert
         return loaded[name]
     if name in converted:
         raise ModelError(
-            f"{name} is not in the checkpoint as it is: transformers makes it from other tensors when it loads the "
-            "model. Save the loaded model with save_pretrained(..., save_original_format=False), or use ailora.adapt"
+            f"{name} is not in the checkpoint: transformers makes it from other tensors when it loads the model. "
+            " Save the loaded model with save_pretrained(..., save_original_format=False), or use ailora.adapt"
         )
     parts = name.split(".")
     layer = next((i for i, part in enumerate(parts) if part.isdigit()), 0)
     for start in range(1, layer + 1):
         end = "." + ".".join(parts[start:])
-        alike = [known for known in stored if f".{known}".endswith(end)]
-        if len(alike) == 1:
-            return alike[0]
+        matches = [tensor for tensor in stored if f".{tensor}".endswith(end)]
+        if len(matches) == 1:
+            return matches[0]
     raise ModelError(
-        f"no tensor of the checkpoint is {name}, with or without a prefix; it has {len(loaded)} tensors, such as "
+        f"no tensor of the checkpoint is named {name}, with or without a prefix; it has {len(loaded)}, such as "
         + ", ".join(sorted(loaded.values())[:3])
     )

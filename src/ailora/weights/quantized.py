@@ -1,6 +1,6 @@
-"""Quantized weights: how the libraries store them, and how to read one as a matrix.
+"""Storages of quantized weights, and reading them as matrices.
 
-No library is imported before a model that it quantized is met.
+A quantization library is imported only for a model that uses it.
 """
 
 from __future__ import annotations
@@ -21,29 +21,29 @@ from ailora.roles import weight_shape
 
 @dataclass(frozen=True)
 class Storage:
-    """How a library keeps a quantized weight.
+    """A library's storage of quantized weights.
 
     Attributes:
-        name: what messages call it.
-        holds: whether a layer keeps its weight this way.
-        read: returns the weight of a layer as a floating matrix (out, in).
+        name: Name in messages.
+        matches: Returns whether a layer has this storage.
+        read: Returns the weight of a layer as a floating matrix (out, in).
     """
 
     name: str
-    holds: Callable[[nn.Module], bool]
+    matches: Callable[[nn.Module], bool]
     read: Callable[[nn.Module], Tensor]
 
 
 def find_storage(layer: nn.Module) -> Storage | None:
-    """Return how a layer stores its quantized weight; None for a plain one."""
-    return next((storage for storage in STORAGES if storage.holds(layer)), None)
+    """Return the storage of a layer's quantized weight; None for a plain weight."""
+    return next((storage for storage in STORAGES if storage.matches(layer)), None)
 
 
 def dequantize(layer: nn.Module, storage: Storage, module: str) -> Float[Tensor, "out in_"]:
-    """Return a quantized weight as the layer computes with it, floating. The layer is not changed.
+    """Return the floating matrix (out, in) that a quantized layer computes with. The layer does not change.
 
     Raises:
-        ModelError: the library cannot read it here.
+        ModelError: The library cannot read the weight on this machine.
     """
     try:
         with torch.no_grad():
@@ -60,35 +60,35 @@ def dequantize(layer: nn.Module, storage: Storage, module: str) -> Float[Tensor,
 
 
 def _weight_is(name: str, ready: str) -> Callable[[nn.Module], bool]:
-    """Whether a layer's weight is of bitsandbytes' class `name` and quantized already, which `ready` tells."""
+    """Return a predicate: the weight is of bitsandbytes' class `name` and quantized, so that `ready` is set."""
 
-    def holds(layer: nn.Module) -> bool:
+    def matches(layer: nn.Module) -> bool:
         weight: Any = getattr(layer, "weight", None)
         if type(weight).__name__ != name:
             return False
         return getattr(weight, ready, None) is not None or weight.dtype is torch.int8
 
-    return holds
+    return matches
 
 
 def _weight_of(library: str) -> Callable[[nn.Module], bool]:
-    """Whether a layer's weight is a tensor of a library's own class."""
+    """Return a predicate: the weight is a tensor subclass of a library."""
     return lambda layer: type(getattr(layer, "weight", None)).__module__.startswith(f"{library}.")
 
 
 def _read_4bit(layer: Any) -> Tensor:
-    # CPUs with AVX512-BF16 pack the weight anew in the first forward pass in eval mode. Unpacking it (`state_dict()`)
-    # loses the scales' order in bitsandbytes 0.50, so that it is left packed, as it computes.
+    # On CPUs with AVX512-BF16 the first forward pass in eval mode repacks the weight. Unpacking it (`state_dict()`)
+    # loses the scales' order in bitsandbytes 0.50, so that the packed layer is evaluated instead.
     if getattr(layer.weight.quant_state, "packing_format_for_cpu", False):
         return _read_response(layer)
     return import_module("bitsandbytes.functional").dequantize_4bit(layer.weight.data, layer.weight.quant_state)
 
 
 def keep_4bit_unpacked(model: nn.Module) -> None:
-    """Have bitsandbytes leave 4-bit weights as they were loaded.
+    """Keep bitsandbytes from repacking 4-bit weights.
 
-    On CPUs with AVX512-BF16 it packs them anew in the first forward pass in eval mode: no gradient passes through them
-    after that, and a `state_dict()`, as every save makes one, spoils them. Elsewhere this changes nothing.
+    On CPUs with AVX512-BF16 the first forward pass in eval mode repacks them: afterwards no gradient passes, and a
+    `state_dict()`, as in every save, corrupts them. No effect on other devices.
     """
     for layer in model.modules():
         if hasattr(layer, "support_avx512bf16_for_cpu"):
@@ -96,7 +96,7 @@ def keep_4bit_unpacked(model: nn.Module) -> None:
 
 
 def _read_8bit(layer: Any) -> Tensor:
-    # The first forward pass moves the scales from the weight to the layer's state.
+    # The first forward pass moves the scales from the weight to the state of the layer.
     scales = layer.weight.SCB if layer.weight.SCB is not None else layer.state.SCB
     return import_module("bitsandbytes.functional").int8_vectorwise_dequant(
         layer.weight.data, scales.to(layer.weight.device)
@@ -112,7 +112,7 @@ def _read_hqq(layer: Any) -> Tensor:
 
 
 def _is_packed(layer: nn.Module) -> bool:
-    """A layer of some library that keeps no floating weight: GPTQ, AWQ, FP8 and others."""
+    """Return whether a layer has no floating weight, as those of GPTQ, AWQ and FP8."""
     if type(layer) in (nn.Linear, Conv1D):
         return False
     weight = getattr(layer, "weight", None)
@@ -120,7 +120,7 @@ def _is_packed(layer: nn.Module) -> bool:
 
 
 def _read_response(layer: Any) -> Tensor:
-    """What a layer does to the identity: a linear map is known by that, whatever it is packed in."""
+    """Return the matrix of a linear layer as its response to the identity, for any packing."""
     tensors = [*layer.parameters(), *layer.buffers()]
     floating = [t.dtype for t in tensors if t.dtype in (torch.float16, torch.bfloat16, torch.float32)]
     shape = weight_shape(layer)
@@ -128,7 +128,7 @@ def _read_response(layer: Any) -> Tensor:
     eye = torch.eye(shape[1], dtype=floating[0] if floating else torch.float32, device=tensors[0].device)
     bias = getattr(layer, "bias", None)
     try:
-        # Taken off, not subtracted: beside a large bias the entries of a weight are below what float16 holds.
+        # Removed, not subtracted: beside a large bias, float16 rounds the small entries of a weight away.
         if bias is not None:
             layer.bias = None
         with torch.autocast(eye.device.type, enabled=False):
@@ -138,7 +138,7 @@ def _read_response(layer: Any) -> Tensor:
             layer.bias = bias
 
 
-#: The first that holds counts.
+#: In the order of precedence: the last two match layers of other libraries too.
 STORAGES = (
     Storage("bitsandbytes 4-bit", _weight_is("Params4bit", "quant_state"), _read_4bit),
     Storage("bitsandbytes 8-bit", _weight_is("Int8Params", "SCB"), _read_8bit),

@@ -1,4 +1,4 @@
-"""Sources of the weights that are decomposed: the model, or the checkpoint that it was quantized from."""
+"""Sources of the weights to decompose: the model, or the checkpoint from which it was quantized."""
 
 from __future__ import annotations
 
@@ -15,39 +15,39 @@ from ailora.safetensors_io import Checkpoint, read_tensor
 from ailora.weights.base_weight import BaseWeight, validate_matrix, weight_key
 from ailora.weights.checkpoint_keys import match_checkpoint_keys
 
-#: Returns the matrix (out, in) that is decomposed for a weight, floating, on the device of its layer.
-#: `BaseWeight.read` is the source that reads the model.
+#: Returns the floating matrix (out, in) to decompose for a weight, on the device of its layer.
+#: `BaseWeight.read` is the source of the model itself.
 WeightSource = Callable[[BaseWeight], Float[Tensor, "out in_"]]
 
-#: Largest relative distance of a checkpoint's weight from the quantized one: two bits leave about 0.4, an unrelated
-#: matrix is at least 1 away.
+#: Largest relative distance of a checkpoint's weight from the quantized weight: quantization to two bits gives about
+#: 0.4, an unrelated matrix at least 1.
 _MAX_QUANTIZATION_ERROR = 0.8
 
 
 def open_checkpoint_source(base: nn.Module, checkpoint: Path | str, weights: Mapping[str, BaseWeight]) -> WeightSource:
-    """Find the tensors of weights in a checkpoint; the source reads them one at a time.
+    """Open a checkpoint as a source of weights, which reads them one at a time.
 
     Args:
-        base: the model whose checkpoint it is, as it was loaded.
-        checkpoint: a folder with safetensors files, one such file, or a hub id in the cache.
-        weights: the weights that the source will be asked for, by module.
+        base: The loaded model.
+        checkpoint: A folder with safetensors files, one such file, or a hub id in the cache.
+        weights: The weights to look up in the checkpoint, by module.
 
     Returns:
         The source.
 
     Raises:
-        InputError: no such files.
-        ModelError: a module's weight is not among them, or has another shape.
+        InputError: The files do not exist.
+        ModelError: The checkpoint lacks a module's weight.
     """
     if not isinstance(checkpoint, str | Path):
-        raise InputError(f"weights_from is a folder or a safetensors file, not {checkpoint!r}")
+        raise InputError(f"weights_from must be a folder or a safetensors file, got {checkpoint!r}")
     try:
         path = Path(checkpoint).expanduser()
         is_path = isinstance(checkpoint, Path) or checkpoint.startswith((".", "/", "~")) or path.exists()
         stored = Checkpoint.open(path if is_path else model_folder(checkpoint))
     except InputError as error:
         raise InputError(f"weights_from: {error}") from None
-    # A checkpoint holds the weight of tied modules under the name of the first.
+    # A checkpoint has the weight of tied modules under the name of the first.
     first = {weight_key(layer): name for name, layer in reversed(find_linear_modules(base).items())}
     names = {module: first.get(weight.key, module) for module, weight in weights.items()}
     try:
@@ -70,23 +70,23 @@ def relative_error(exact: Tensor, stored: Tensor) -> float:
 
 
 def _orient(tensor: Tensor, weight: BaseWeight, what: str) -> Float[Tensor, "out in_"]:
-    """Return a tensor of a checkpoint as the matrix of a weight, transposed where it is stored the other way round.
+    """Return a tensor of a checkpoint as the matrix (out, in) of a weight, transposed if needed.
 
     Raises:
-        ModelError: it is quantized, of another shape, not finite, or far from the model's weight.
+        ModelError: The tensor is quantized, of another shape, not finite, or far from the model's weight.
     """
     if not tensor.is_floating_point() or tensor.dtype.itemsize == 1:
-        raise ModelError(f"{what} is of dtype {tensor.dtype}: weights_from takes an unquantized checkpoint")
-    ways = [way for way in (tensor, tensor.T) if tuple(way.shape) == weight.shape] or [tensor]
-    for way in ways:
-        validate_matrix(way, weight.shape, what)
+        raise ModelError(f"{what} has the dtype {tensor.dtype}: weights_from takes an unquantized checkpoint")
+    candidates = [matrix for matrix in (tensor, tensor.T) if tuple(matrix.shape) == weight.shape] or [tensor]
+    for matrix in candidates:
+        validate_matrix(matrix, weight.shape, what)
     try:
         quantized = weight.read()
     except ModelError:
-        # Packed for another device, so that values cannot tell which way round a square weight is stored.
-        return ways[-1 if weight.transposed else 0].to(weight.device)
-    distances = [relative_error(quantized, way.to(quantized.device)) for way in ways]
-    distance, way = min(zip(distances, ways, strict=True), key=lambda pair: pair[0])
+        # Packed for another device: the values cannot decide whether a square weight is stored transposed.
+        return candidates[-1 if weight.transposed else 0].to(weight.device)
+    distances = [relative_error(quantized, matrix.to(quantized.device)) for matrix in candidates]
+    distance, matrix = min(zip(distances, candidates, strict=True), key=lambda pair: pair[0])
     if distance > _MAX_QUANTIZATION_ERROR:
-        raise ModelError(f"{what} is another weight than that of {weight.module}: {distance:.2f} away, relative to it")
-    return way.to(quantized.device)
+        raise ModelError(f"{what} is not the weight of {weight.module}: the relative distance is {distance:.2f}")
+    return matrix.to(quantized.device)
