@@ -11,15 +11,45 @@ Choice = TypeVar("Choice", bound=StrEnum)
 
 
 class AiloraError(Exception):
-    """Base class of the errors that this package raises on purpose."""
+    """Base class of the errors that this package raises on purpose.
+
+    Example:
+        >>> import torch
+        >>> import ailora
+        >>> try:
+        ...     ailora.truncated_svd(torch.eye(3), 4, "principal")
+        ... except ailora.AiloraError as error:
+        ...     print(error)
+        rank must be between 1 and 3, got 4 (matrix 3 x 3)
+    """
 
 
 class InputError(AiloraError, ValueError):
-    """An argument, a configuration or a data file is invalid."""
+    """An argument, a configuration or a data file is invalid.
+
+    Example:
+        >>> import torch
+        >>> import ailora
+        >>> try:
+        ...     ailora.truncated_svd(torch.eye(3), 2, "principel")
+        ... except ailora.InputError as error:
+        ...     print(type(error).__name__, "did you mean 'principal'?" in str(error))
+        InputError True
+    """
 
 
 class ModelError(AiloraError, ValueError):
-    """A model cannot be adapted as asked: its modules are unknown, or its weights unusable, or a name is taken."""
+    """A model cannot be adapted as asked: its modules are unknown, or its weights unusable, or a name is taken.
+
+    Example:
+        >>> import torch
+        >>> import ailora
+        >>> try:
+        ...     ailora.get_plan(torch.nn.Linear(4, 4))
+        ... except ailora.ModelError as error:
+        ...     print(error)
+        the model has no adapter 'default' made by ailora; it has: none
+    """
 
 
 class DivergenceError(AiloraError, ArithmeticError):
@@ -27,7 +57,19 @@ class DivergenceError(AiloraError, ArithmeticError):
 
 
 class AnchorMismatchError(AiloraError, ValueError):
-    """An adapter file has another anchor than the adapted model that loads the file."""
+    """An adapter file has another anchor than the adapted model that loads the file.
+
+    Example:
+        >>> import ailora
+        >>> from transformers import BertConfig, BertModel
+        >>> config = BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=4)
+        >>> saved = ailora.adapt(BertModel(config), rank=4).state_dict()
+        >>> try:
+        ...     ailora.adapt(BertModel(config), rank=4).load_state_dict(saved)
+        ... except ailora.AnchorMismatchError:
+        ...     print("other weights, other anchors")
+        other weights, other anchors
+    """
 
 
 #: Beginnings and parts of torch's messages for a failed allocation that has no exception class of its own: those of the

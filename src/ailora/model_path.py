@@ -22,6 +22,10 @@ def resolve_model(name: Path | str) -> str:
 
     Raises:
         InputError: no such builtin, or its package is not installed; a path that is not a folder; a GGUF file.
+
+    Example:
+        >>> resolve_model("meta-llama/Llama-3.2-1B")
+        'meta-llama/Llama-3.2-1B'
     """
     if not isinstance(name, str | Path) or not str(name) or "\0" in str(name):
         raise InputError(f"a model is a folder, a hub id, or builtin:minilm, not {name!r}")

@@ -45,6 +45,16 @@ def resume(
         InputError: no adapter there, or nothing says how it was made.
         ModelError: the model is another base.
         AnchorMismatchError: all of the file was trained, by code that knows of no anchor.
+
+    Example:
+        >>> import copy
+        >>> from ailora import adapt, get_plan, save_adapter
+        >>> from transformers import BertConfig, BertModel
+        >>> model = BertModel(BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=4))
+        >>> adapted = adapt(copy.deepcopy(model), rank=4)
+        >>> folder = save_adapter(adapted, "adapter")
+        >>> get_plan(resume(model, folder)) == get_plan(adapted)
+        True
     """
     checkpoint = AdapterCheckpoint.open(adapter)
     known = checkpoint.metadata if metadata is None else AdapterMetadata.read(_metadata_file(metadata))

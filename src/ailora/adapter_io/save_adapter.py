@@ -47,6 +47,14 @@ def save_adapter(model: PeftModel, folder: Path | str, *, adapter_name: str = "d
 
     Raises:
         ModelError: the model has no such adapter of ours, or its layers were renamed so that PEFT does not find it.
+
+    Example:
+        >>> from ailora import adapt
+        >>> from transformers import BertConfig, BertModel
+        >>> model = BertModel(BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=4))
+        >>> folder = save_adapter(adapt(model, rank=4), "adapter")
+        >>> sorted(file.name for file in folder.iterdir() if file.suffix != ".md")
+        ['adapter_config.json', 'adapter_model.safetensors', 'ailora.json']
     """
     plan, metadata = get_plan(model, adapter_name), get_metadata(model, adapter_name)
     folder = Path(folder)
@@ -84,6 +92,13 @@ def restore_base(model: PeftModel, *, adapter_name: str = "default") -> nn.Modul
 
     Raises:
         ModelError: the model has no such adapter of ours, it is merged, or sharded over processes.
+
+    Example:
+        >>> from ailora import adapt
+        >>> from transformers import BertConfig, BertModel
+        >>> model = BertModel(BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=4))
+        >>> restore_base(adapt(model, rank=4, form="residual")) is model
+        True
     """
     plan = get_plan(model, adapter_name)
     base = model.get_base_model()

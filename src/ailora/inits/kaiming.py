@@ -18,7 +18,14 @@ KAIMING_ROW_NORM = 1 / math.sqrt(3)
 
 @dataclass(frozen=True)
 class Kaiming(Init):
-    """Init of plain LoRA (arXiv 2106.09685): A uniform in +-1/sqrt(in), B zero."""
+    """Init of plain LoRA (arXiv 2106.09685): A uniform in +-1/sqrt(in), B zero.
+
+    Example:
+        >>> import torch
+        >>> factors = Kaiming().factors(torch.ones(6, 4), 2, scaling=1.0, generator=torch.Generator())
+        >>> tuple(factors.A.shape), float(factors.B.norm())
+        ((2, 4), 0.0)
+    """
 
     anchored: ClassVar[bool] = False
 

@@ -22,6 +22,12 @@ class Policy:
         name: Name in tables, files and errors.
         by_role: Inits of the roles that the policy names.
         default: Init of all other roles. None: they stay frozen.
+
+    Example:
+        >>> from ailora import Kaiming, Role, Spectral
+        >>> policy = Policy("query only", {Role.QUERY: Spectral(Band.PRINCIPAL)})
+        >>> policy.init_for(Role.QUERY).to_dict(), policy.init_for(Role.VALUE)
+        ({'init': 'principal', 'size': 'singular'}, None)
     """
 
     name: str

@@ -42,6 +42,13 @@ class Spectral(Init):
     Attributes:
         band: Principal or minor.
         size: Size of the factors.
+
+    Example:
+        >>> import torch
+        >>> weight = torch.diag(torch.tensor([4.0, 1.0]))
+        >>> factors = Spectral(Band.PRINCIPAL).factors(weight, 1, scaling=1.0, generator=torch.Generator())
+        >>> torch.allclose(factors.B @ factors.A, torch.diag(torch.tensor([4.0, 0.0])), atol=1e-5)
+        True
     """
 
     band: Band

@@ -120,6 +120,14 @@ def apply_plan(
     Raises:
         ModelError: the name is taken, a planned module is missing or has another shape, a weight has no decomposition.
         InputError: the adapter name cannot be used.
+
+    Example:
+        >>> from ailora import make_plan
+        >>> from transformers import BertConfig, BertModel
+        >>> model = BertModel(BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=4))
+        >>> adapted = apply_plan(model, make_plan(model, "pissa", rank=4))
+        >>> sum(p.numel() for p in adapted.parameters() if p.requires_grad)
+        512
     """
     weights = prepare(model, plan, adapter_name=adapter_name)
     base = get_base_model(model)
@@ -148,6 +156,12 @@ def get_plan(model: nn.Module, adapter_name: str = "default") -> Plan:
 
     Raises:
         ModelError: the model has no such adapter of ours.
+
+    Example:
+        >>> from transformers import BertConfig, BertModel
+        >>> model = BertModel(BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=4))
+        >>> [a.projection.role.value for a in get_plan(adapt(model, "ailora", rank=4)).adapters]
+        ['query', 'value']
     """
     return get_metadata(model, adapter_name).parsed_plan
 

@@ -85,6 +85,14 @@ class Plan:
         adapters: An entry for each adapted projection, in the order of the model's modules.
         options: PEFT's options.
         couple_roles: Whether the adapter of a fused weight trains all rows, instead of each role its own rows.
+
+    Example:
+        >>> from ailora import make_plan
+        >>> from transformers import BertConfig, BertModel
+        >>> model = BertModel(BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=4))
+        >>> plan = make_plan(model, rank=4)
+        >>> plan == Plan.from_dict(plan.to_dict())
+        True
     """
 
     policy: Policy

@@ -48,6 +48,12 @@ def find_projections(model: nn.Module, *, role_names: Mapping[str, Role | str] |
             unknown.
         ModelError: No rule covers the model, or the rows of a fused weight do not fit the head counts of the
             configuration.
+
+    Example:
+        >>> from transformers import BertConfig, BertModel
+        >>> model = BertModel(BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=4))
+        >>> [projection.role.value for projection in find_projections(model)]
+        ['query', 'key', 'value', 'output', 'up', 'down']
     """
     if not isinstance(model, nn.Module):
         raise InputError(f"a model is an nn.Module, got {model!r}")

@@ -9,7 +9,12 @@ from ailora.errors import parse_choice
 
 
 class Role(StrEnum):
-    """Role of a projection in an attention or in a feed-forward block."""
+    """Role of a projection in an attention or in a feed-forward block.
+
+    Example:
+        >>> [role.value for role in Role]
+        ['query', 'key', 'value', 'output', 'gate', 'up', 'down']
+    """
 
     QUERY = "query"
     KEY = "key"
@@ -41,6 +46,14 @@ class Projection:
             the tensor or of the layer is added.
         rule: Source of the role: the model type in the catalog, or the regular expression of `role_names`.
         layout: Layout of a fused weight in words. Empty for a whole weight.
+
+    Example:
+        >>> from ailora import find_projections
+        >>> from transformers import BertConfig, BertModel
+        >>> config = BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=4)
+        >>> projection = find_projections(BertModel(config))[0]
+        >>> projection.module, projection.role.value, projection.shape
+        ('encoder.layer.0.attention.self.query', 'query', (32, 32))
     """
 
     module: str

@@ -12,7 +12,12 @@ from torch import Tensor
 
 
 class Band(StrEnum):
-    """One end of a singular spectrum: the `r` largest (principal) or the `r` smallest (minor) values."""
+    """One end of a singular spectrum: the `r` largest (principal) or the `r` smallest (minor) values.
+
+    Example:
+        >>> [band.value for band in Band]
+        ['principal', 'minor']
+    """
 
     PRINCIPAL = "principal"
     MINOR = "minor"
@@ -56,6 +61,13 @@ class Triplets:
         S: Singular values, (..., rank), descending in both bands.
         Vh: Right singular vectors, (..., rank, in), orthonormal rows.
         certificate: Accuracy of the triplets, the worst over a batch. None before it is measured.
+
+    Example:
+        >>> import torch
+        >>> from ailora import truncated_svd
+        >>> triplets = truncated_svd(torch.diag(torch.tensor([3.0, 2.0, 1.0])), 2, "principal")
+        >>> tuple(triplets.U.shape), tuple(triplets.S.shape), tuple(triplets.Vh.shape)
+        ((3, 2), (2,), (2, 3))
     """
 
     U: Float[Tensor, "*batch out rank"]

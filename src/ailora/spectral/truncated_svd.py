@@ -51,6 +51,12 @@ def truncated_svd(
     Raises:
         InputError: The band or the method is unknown, the method does not apply to the weight, the rank is out of
             range, or the weight is no finite floating matrix.
+
+    Example:
+        >>> import torch
+        >>> triplets = truncated_svd(torch.diag(torch.tensor([3.0, 2.0, 1.0])), 2, "minor")
+        >>> [round(value, 4) for value in triplets.S.tolist()]
+        [2.0, 1.0]
     """
     band = parse_band(band)
     if method != "auto" and method not in _METHODS:
