@@ -8,13 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ailora.adapter_io.update_norms import (
-    Measured,
-    best_approximation,
-    difference,
-    padded,
+    UpdateStats,
+    approximate_product,
+    compute_distance,
+    compute_norm,
+    compute_singular_values,
+    pad_factors,
     root_mean_square,
-    size,
-    spectrum,
 )
 
 EPS = torch.finfo(torch.float64).eps
@@ -34,13 +34,13 @@ shapes = st.tuples(st.integers(0, 10**6), st.integers(1, 12), st.integers(1, 12)
 def test_spectra_and_sizes(shape: tuple[int, int, int, int]) -> None:
     B, A = factors(*shape)
     dense = torch.linalg.svdvals(B @ A)
-    values = spectrum(B, A)
+    values = compute_singular_values(B, A)
     # QR and SVD are backward stable: errors are a small multiple of eps times the norm of the factors.
     bound = 64 * EPS * float(B.norm() * A.norm())
     shared = min(len(values), len(dense))
     torch.testing.assert_close(values[:shared], dense[:shared], rtol=0, atol=bound)
     assert not (values[shared:] > bound).any()
-    assert size(B, A) == pytest.approx(float(dense.norm()), abs=bound)
+    assert compute_norm(B, A) == pytest.approx(float(dense.norm()), abs=bound)
 
 
 @given(shapes, shapes)
@@ -50,15 +50,15 @@ def test_differences(shape: tuple[int, int, int, int], other: tuple[int, int, in
     B, A = factors(seed, out, in_, rank)
     C, D = factors(other[0], out, in_, other[3])
     bound = 64 * EPS * float(B.norm() * A.norm() + C.norm() * D.norm())
-    assert difference((B, A), (C, D)) == pytest.approx(float((B @ A - C @ D).norm()), abs=bound)
-    assert difference((B, A), (B, A)) <= bound
+    assert compute_distance((B, A), (C, D)) == pytest.approx(float((B @ A - C @ D).norm()), abs=bound)
+    assert compute_distance((B, A), (B, A)) <= bound
 
 
 @given(shapes, st.integers(1, 15))
 @settings(deadline=None)
 def test_the_best_approximation_loses_the_values_behind_its_rank(shape: tuple[int, int, int, int], kept: int) -> None:
     B, A = factors(*shape)
-    near_B, near_A = best_approximation(B, A, kept)
+    near_B, near_A = approximate_product(B, A, kept)
     assert near_B.shape[1] == near_A.shape[0] == kept
     bound = 64 * EPS * float(B.norm() * A.norm())
     lost = torch.linalg.svdvals(B @ A)[kept:].norm()
@@ -69,12 +69,12 @@ def test_the_best_approximation_loses_the_values_behind_its_rank(shape: tuple[in
 
 def test_padding_changes_no_product() -> None:
     B, A = factors(0, 5, 7, 3)
-    wide_B, wide_A = padded(B, A, 6)
+    wide_B, wide_A = pad_factors(B, A, 6)
     assert torch.equal(wide_B @ wide_A, B @ A)
     assert (wide_B.shape, wide_A.shape) == ((5, 6), (6, 7))
 
 
 def test_stable_rank() -> None:
-    assert Measured(3.0**0.5, None, None, None, (1.0, 1.0, 1.0)).stable_rank == pytest.approx(3)
-    assert Measured(0.0, None, None, None, (0.0,)).stable_rank == 0
+    assert UpdateStats(3.0**0.5, None, None, None, (1.0, 1.0, 1.0)).stable_rank == pytest.approx(3)
+    assert UpdateStats(0.0, None, None, None, (0.0,)).stable_rank == 0
     assert (root_mean_square([3.0, 4.0]), root_mean_square([])) == (pytest.approx(12.5**0.5), 0)

@@ -42,25 +42,25 @@ _PARTS = {
     "lora_magnitude_vector": "magnitude",
     "lora_magnitude_vector.weight": "magnitude",
 }
-#: Products of larger entries are beyond float64.
+#: Larger entries overflow float64 in products and their norms.
 _MAX_FLOAT64_ENTRY = 1e100
 
 
 def add_prefix(name: str) -> str:
-    """Return the name of a tensor as PEFT looks for it in an adapter's file; some files have it without the prefix."""
+    """Return the name of a tensor with PEFT's prefix, which some files leave out."""
     return PREFIX + name.removeprefix(PREFIX)
 
 
 @dataclass(frozen=True)
 class LoraWeights:
-    """The LoRA of one module.
+    """Location of one module's LoRA in a file.
 
     Attributes:
-        module: the module's name in the base model.
-        A: where `A` (r, in) lies.
-        B: where `B` (out, r) lies.
-        magnitude: where the magnitudes (out,) of a DoRA lie.
-        scaling: the `s` in `dW = s B A`.
+        module: Name of the module in the base model.
+        A: Location of `A` (r, in).
+        B: Location of `B` (out, r).
+        magnitude: Location of the magnitudes (out,). None without DoRA.
+        scaling: Scaling `s` of the update `dW = s B A`.
     """
 
     module: str
@@ -71,19 +71,22 @@ class LoraWeights:
 
     @property
     def rank(self) -> int:
-        """The rank in the file."""
+        """Rank of the factors in the file."""
         return self.A.shape[0]
 
     @property
     def shape(self) -> tuple[int, int]:
-        """The shape (out, in) of the weight that it updates."""
+        """Shape (out, in) of the adapted weight."""
         return self.B.shape[0], self.A.shape[1]
 
     def factors(self) -> tuple[Tensor, Tensor]:
-        """Read `A` and `B` in float32, or float64 where they are that.
+        """Read the factors.
+
+        Returns:
+            `A` (r, in) and `B` (out, r), in float64 if a factor is stored in float64, else in float32.
 
         Raises:
-            InputError: NaN or infinite entries.
+            InputError: A factor has NaN, infinite or too large entries.
         """
         A, B = read_tensor(self.A), read_tensor(self.B)
         for stored, tensor in ((self.A, A), (self.B, B)):
@@ -97,16 +100,15 @@ class LoraWeights:
 
 @dataclass(frozen=True)
 class ProjectionFactors:
-    """The factors of one planned adapter, from the file of its module.
+    """Factors of one planned adapter, as the file of its module holds them.
 
     Attributes:
-        planned: what was planned.
-        A: its rows of the module's `A`: `[A0; dA]` where there is an anchor.
-        B: its columns of the module's `B`, on the rows that they reach: `[dB, B]` where there is an anchor.
-        anchored: whether the factors are stacked so.
-        covers_all_rows: whether `B` has all rows of a fused weight: the roles are coupled, or a stock trainer filled
-            them.
-        eps: machine precision of the file's factors.
+        planned: Settings of the adapter.
+        A: Rows of the module's `A`; `[A0; dA]` with an anchor.
+        B: Columns of the module's `B`, restricted to the rows of the role; `[dB, B]` with an anchor.
+        anchored: Whether `A` and `B` are stacked with an anchor.
+        covers_all_rows: Whether `B` keeps all rows of a fused weight, as coupled roles and stock trainers fill them.
+        eps: Machine precision of the factors in the file.
     """
 
     planned: PlannedAdapter
@@ -118,31 +120,31 @@ class ProjectionFactors:
 
     @property
     def anchor(self) -> tuple[Tensor, Tensor]:
-        """`A0` and `B0`."""
+        """Anchor: `A0` (r, in) and `B0` (out, r)."""
         (A0, _), (dB, B) = unstack_A(self.A), unstack_B(self.B)
         return A0, B - dB
 
     @property
     def deltas(self) -> tuple[Tensor, Tensor]:
-        """`dA` and `dB`."""
+        """Trained differences from the anchor: `dA` (r, in) and `dB` (out, r)."""
         return unstack_A(self.A)[1], unstack_B(self.B)[0]
 
     @property
     def anchor_was_trained(self) -> bool:
-        """Whether code that knows of no anchor trained all of the file; see `anchor.left_grid`."""
+        """Whether a stock trainer moved the anchor too; see `anchor.left_grid`."""
         return self.anchored and left_grid(self.B, self.eps)
 
 
 @dataclass(frozen=True)
 class AdapterCheckpoint:
-    """A LoRA adapter in its folder; its tensors are read on request.
+    """Saved LoRA adapter, known from its configuration and header; tensors are read on request.
 
     Attributes:
-        folder: the folder.
+        folder: Folder of the adapter.
         config: PEFT's configuration, as plain data.
-        modules: by name of the module in the base model.
-        saved: tensors of modules that were trained whole, by the name of the parameter in the base model.
-        metadata: our metadata, where it is known and fits.
+        modules: Factors by name of the module in the base model.
+        saved: Tensors of modules trained whole, by name of the parameter in the base model.
+        metadata: Our metadata. None if missing, or of another adapter in a folder above.
     """
 
     folder: Path
@@ -153,13 +155,17 @@ class AdapterCheckpoint:
 
     @classmethod
     def open(cls, path: Path | str) -> AdapterCheckpoint:
-        """Read the configuration and the header of an adapter.
+        """Read and validate the files of an adapter.
 
         Args:
-            path: the folder of an adapter, or that of a run, whose adapter is in `adapter/`.
+            path: Folder of an adapter, or of a run with its adapter in `adapter/`.
+
+        Returns:
+            The adapter, with consistent files and valid digests.
 
         Raises:
-            InputError: no adapter, not a LoRA, one of another kind of layer, or files that contradict themselves.
+            InputError: The folder holds no adapter, or no LoRA of linear modules, or its files are damaged or
+                contradict each other.
         """
         folder = resolve_adapter_dir(path)
         validate_weights_file(folder)
@@ -167,7 +173,7 @@ class AdapterCheckpoint:
         header = read_header(folder / WEIGHTS_NAME)
         parts: dict[str, dict[str, StoredTensor]] = {}
         saved: dict[str, StoredTensor] = {}
-        # The plain one of two names comes first.
+        # Of a module saved under two names, the plain one comes first and wins below.
         for name, stored in sorted(header.tensors.items(), key=lambda item: ".modules_to_save." in item[0]):
             if not stored.floating:
                 raise InputError(f"{stored}: adapters hold floating tensors")
@@ -180,15 +186,15 @@ class AdapterCheckpoint:
             if end is not None:
                 parts.setdefault(bare.removesuffix(f".{end}"), {})[_PARTS[end]] = stored
             elif re.search(r"\.base_layer\.(weight|bias)$", bare):
-                continue  # PEFT saves the frozen weight of adapted embeddings and heads along
+                continue  # PEFT also saves the frozen weight of adapted embeddings and heads.
             elif ".original_module." in bare:
-                continue  # and that of resized embeddings which are trained whole
+                continue  # PEFT also saves the original of resized embeddings that are trained whole.
             elif re.search(r"(^|\.)lora_", bare):
                 raise InputError(
                     f"{stored.file}: {name!r} is not the factor of a linear module, which is all that is read"
                 )
             else:
-                # Of these PEFT saves what was trained under two names.
+                # PEFT saves trained embeddings under both names.
                 saved.setdefault(bare.replace(".modules_to_save.", "."), stored)
         if not parts:
             raise InputError(f"{folder / WEIGHTS_NAME} holds no LoRA factors")
@@ -208,35 +214,35 @@ class AdapterCheckpoint:
 
     @cached_property
     def plan(self) -> Plan | None:
-        """The plan, where it is known."""
+        """Plan of the adapter. None without metadata."""
         return self.metadata.parsed_plan if self.metadata else None
 
     @property
     def task_type(self) -> str | None:
-        """PEFT's task type."""
+        """PEFT's task type. None if the configuration has none."""
         return self.config.get("task_type")
 
     @property
     def dora(self) -> bool:
-        """Whether it is a DoRA."""
+        """Whether the adapter is a DoRA."""
         return any(module.magnitude for module in self.modules.values())
 
     @property
     def exported(self) -> bool:
-        """Whether it is an export, without an anchor."""
+        """Whether the adapter is an export, without an anchor."""
         return self.metadata is not None and self.metadata.exported is not None
 
     @property
     def targets_residual_base(self) -> bool:
-        """Whether it belongs on residual weights: the residual form as PEFT saves it while it trains."""
+        """Whether the adapter needs residual weights, as PEFT saves the residual form during training."""
         plan = self.plan
         return plan is not None and plan.form is Form.RESIDUAL and not self.exported and not self.contains_anchor(plan)
 
     def validate_untouched_base(self) -> None:
-        """Refuse an adapter that is not for the untouched base.
+        """Refuse an adapter that needs residual weights.
 
         Raises:
-            InputError: the residual form as PEFT saves it while it trains.
+            InputError: PEFT saved the adapter in the residual form, during training.
         """
         if self.targets_residual_base:
             raise InputError(
@@ -246,14 +252,14 @@ class AdapterCheckpoint:
 
     @property
     def files(self) -> list[Path]:
-        """The files that are read."""
+        """Files of the adapter: weights, configuration, and metadata if present."""
         metadata = find_metadata_file(self.folder) if self.metadata else None
         files = [self.folder / WEIGHTS_NAME, self.folder / CONFIG_NAME]
         return [*files, metadata] if metadata else files
 
     @property
     def tensors(self) -> list[StoredTensor]:
-        """All tensors of the file."""
+        """All tensors of the file that belong to the adapter."""
         factors = [t for module in self.modules.values() for t in (module.A, module.B, module.magnitude) if t]
         return factors + list(self.saved.values())
 
@@ -268,15 +274,15 @@ class AdapterCheckpoint:
                 raise InputError(f"{stored} holds NaN or infinite entries")
 
     def validate_complete(self, base: nn.Module) -> None:
-        """Refuse a file that lacks the factors of a module that its configuration adapts, or has those of another one.
+        """Refuse a file with other modules than its configuration adapts or trains whole.
 
-        PEFT loads such files, with a warning or to no effect.
+        PEFT loads such files with a warning, or silently without the factors.
 
         Args:
-            base: the base model; one on the meta device will do.
+            base: Base model; its parameters may be on the meta device.
 
         Raises:
-            InputError: names the first such module.
+            InputError: The file lacks a module, or has another one. The message names the first.
         """
         linear = find_linear_modules(base)
         if unknown := sorted(self.modules.keys() - linear.keys()):
@@ -302,16 +308,16 @@ class AdapterCheckpoint:
             )
 
     def validate_saved_modules(self, base: nn.Module) -> None:
-        """Refuse a file that lacks a module that its configuration says was trained whole.
+        """Refuse a file without a module of `modules_to_save`.
 
         Args:
-            base: The base model, without an adapter; one on the meta device will do.
+            base: Base model without an adapter; its parameters may be on the meta device.
 
         Raises:
-            InputError: Names the first such parameter.
+            InputError: A parameter is missing. The message names the first.
         """
         names = self.config.get("modules_to_save") or []
-        # PEFT looks at the ends of the names.
+        # PEFT compares the ends of names, not whole parts of them.
         ends = tuple([names] if isinstance(names, str) else names)
         for module, part in base.named_modules():
             if not module.endswith(ends):
@@ -324,10 +330,10 @@ class AdapterCheckpoint:
                     )
 
     def find_scaling_mismatch(self, plan: Plan) -> tuple[str, float, float] | None:
-        """Find a module whose scaling differs between the configuration and a plan.
+        """Find a module with different scalings in the configuration and in a plan.
 
         Returns:
-            The module, its scaling in the configuration and in the plan; None if all agree.
+            Name of the module, scaling in the configuration, and scaling in the plan. None if all agree.
         """
         for module, group in plan.modules.items():
             scaling, planned = self.modules[module].scaling, group[0].scaling
@@ -336,14 +342,24 @@ class AdapterCheckpoint:
         return None
 
     def contains_anchor(self, plan: Plan) -> bool:
-        """Return whether the anchor is inside: not in what PEFT saves while the residual form trains."""
+        """Return whether the file contains the anchor; PEFT saves the residual form without."""
         return all(
             self.modules[module].rank == sum(planned.file_rank for planned in group)
             for module, group in plan.modules.items()
         )
 
     def projection_factors(self, plan: Plan) -> Iterator[ProjectionFactors]:
-        """Read the factors of every planned adapter, module by module."""
+        """Read the factors of every planned adapter, module by module.
+
+        Args:
+            plan: Plan of the adapter.
+
+        Yields:
+            Factors, with a single module in memory at a time.
+
+        Raises:
+            InputError: A factor has NaN, infinite or too large entries.
+        """
         stacked = self.contains_anchor(plan)
         for module, group in plan.modules.items():
             weights = self.modules[module]
@@ -352,6 +368,7 @@ class AdapterCheckpoint:
             ranks = [planned.file_rank if stacked else planned.rank for planned in group]
             for planned, rows, columns in zip(group, A.split(ranks, dim=0), B.split(ranks, dim=1), strict=True):
                 selected = select_rows(columns, planned.projection)
+                # A stock trainer also fills the rows of other roles.
                 all_rows = planned.projection.fused and (
                     plan.couple_roles or int(selected.count_nonzero()) < int(columns.count_nonzero())
                 )
@@ -359,7 +376,14 @@ class AdapterCheckpoint:
                 yield ProjectionFactors(planned, rows, columns if all_rows else selected, anchored, all_rows, eps)
 
     def _matching_metadata(self) -> AdapterMetadata | None:
-        """Return the metadata in the folder, or in one above it if it fits: there it may be of another adapter."""
+        """Read the metadata in the folder, or in a folder above if they fit.
+
+        Returns:
+            The metadata. None if there are none, or those above the folder are of another adapter.
+
+        Raises:
+            InputError: The metadata in the folder are invalid, or of another adapter.
+        """
         inside = (self.folder / METADATA_NAME).is_file()
         try:
             metadata = find_metadata(self.folder)
@@ -373,7 +397,7 @@ class AdapterCheckpoint:
         return None if reason else metadata
 
     def mismatch_reason(self, metadata: AdapterMetadata) -> str | None:
-        """Return what shows that metadata is of another adapter; None where nothing does."""
+        """Return the first contradiction between metadata and file, or None."""
         plan = metadata.parsed_plan
         planned = plan.modules
         if planned.keys() != self.modules.keys():
@@ -397,7 +421,7 @@ def _validate_agreement(
     modules: Mapping[str, LoraWeights],
     saved: Mapping[str, StoredTensor],
 ) -> None:
-    """Refuse magnitudes that the configuration does not mean, and whole weights of modules that have factors."""
+    """Refuse magnitudes without DoRA, DoRA without magnitudes, and whole weights beside factors."""
     for weights in modules.values():
         if (weights.magnitude is not None) != bool(config.get("use_dora")):
             says = "a DoRA" if config.get("use_dora") else "no DoRA"

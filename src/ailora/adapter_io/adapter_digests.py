@@ -1,7 +1,7 @@
 """SHA-256 digests of an adapter's files, kept in the header of its weights, and checked by every reader.
 
-The header is the place because whoever saves the adapter again, PEFT's `save_pretrained` among them, writes a header of
-its own: a digest that is there belongs to the tensors that are there.
+Any other program, such as PEFT's `save_pretrained`, writes a header of its own, so digests in the header never outlive
+the tensors they describe.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def write_digests(folder: Path, pending: Mapping[str, bytes] | None = None) -> N
 
     Args:
         folder: Folder of the adapter. Without a weights file nothing is written.
-        pending: Content of files that will be written next, by name.
+        pending: Content by name of files to be written next.
     """
     file = folder / WEIGHTS_NAME
     if not file.is_file():
@@ -39,14 +39,14 @@ def write_digests(folder: Path, pending: Mapping[str, bytes] | None = None) -> N
     contents = {name: (folder / name).read_bytes() for name in _DESCRIBED if (folder / name).is_file()}
     contents |= pending or {}
     metadata = {"format": "pt", _TENSORS_KEY: _hash_tensors(header)}
-    # Sorted: which files are pending differs after a kill, and the same command writes the same bytes.
+    # Sorted, as the pending files differ after a kill, and the same command has to write the same bytes.
     metadata |= {f"{_KEY}:{name}": hashlib.sha256(contents[name]).hexdigest() for name in sorted(contents)}
     specs = [TensorSpec.from_tensor(name, stored) for name, stored in header.tensors.items()]
     write_tensors(file, specs, map(read_tensor, header.tensors.values()), metadata)
 
 
 def validate_digests(folder: Path, header: Header) -> None:
-    """Refuse tensors that are not those that were written, and warn of an edited configuration.
+    """Refuse changed tensors, and warn of changed files beside them.
 
     Adapters without digests pass: stock PEFT ones, and those of earlier versions.
 

@@ -1,4 +1,4 @@
-"""Load saved adapters of any kind with PEFT, after what it trusts in their files is checked."""
+"""Load saved adapters of any kind with PEFT, from validated files."""
 
 from __future__ import annotations
 
@@ -20,16 +20,19 @@ from ailora.safetensors_io import read_header
 def load_peft_adapter(base: nn.Module, folder: Path) -> PeftModel:
     """Load a saved adapter with PEFT.
 
-    No pickle is opened, no module imported that the configuration names, no pattern searched without a time limit.
+    No pickle is opened, no module of the configuration is imported, and every search by a pattern has a time limit.
 
     Args:
-        base: the base model.
-        folder: the adapter's.
+        base: Base model.
+        folder: Folder of the adapter.
+
+    Returns:
+        The adapted model.
 
     Raises:
-        InputError: a pickled adapter, or a configuration that is not read.
-        ModelError: PEFT cannot load it on this base.
-        SafetensorError: the tensors are damaged.
+        InputError: The adapter is pickled, damaged or incomplete, or its configuration is invalid.
+        ModelError: PEFT cannot load the adapter on this base.
+        SafetensorError: The tensors are damaged.
     """
     validate_weights_file(folder)
     # Opening a named pipe would wait for a writer for ever.
@@ -46,7 +49,7 @@ def load_peft_adapter(base: nn.Module, folder: Path) -> PeftModel:
         for key, value in resolved.items():
             setattr(config, key, value)
         with warnings.catch_warnings():
-            # Refused below, by name.
+            # `_validate_same_factors` refuses them with their file.
             warnings.filterwarnings("ignore", message="Found missing adapter keys")
             adapted = PeftModel.from_pretrained(base, str(folder), config=config)  # type: ignore[arg-type]
         if config.peft_type == PeftType.LORA:
@@ -54,7 +57,7 @@ def load_peft_adapter(base: nn.Module, folder: Path) -> PeftModel:
         return adapted
     except (SafetensorError, InputError):
         raise
-    # Values that PEFT does not expect can fail in any way.
+    # PEFT validates no configuration: an unexpected value can raise any exception.
     except Exception as error:
         if isinstance(error, KeyError) and str(error.args[0]).startswith(PREFIX):
             raise InputError(
@@ -64,8 +67,8 @@ def load_peft_adapter(base: nn.Module, folder: Path) -> PeftModel:
 
 
 def _validate_same_factors(adapted: PeftModel, folder: Path) -> None:
-    """Refuse a file that lacks factors of the model, or has others; `from_pretrained` warns at most."""
-    # Of `from_pretrained` only the warning is left; loading a second time returns which keys did not fit.
+    """Refuse a file with missing or additional factors, for which `from_pretrained` warns at most."""
+    # `from_pretrained` drops the keys that did not fit; loading a second time returns them.
     keys = adapted.load_adapter(str(folder), "default")
     if keys.missing_keys:
         raise InputError(

@@ -22,7 +22,7 @@ WEIGHTS_NAME = "adapter_model.safetensors"
 
 #: Inits that leave the base weights as they are. PEFT records the others and changes the weights again when it loads.
 _HARMLESS_INITS = (True, False, None, "gaussian", "orthogonal", "eva")
-#: What else PEFT's configuration of a LoRA says that changes nothing in `W + s B A`.
+#: Keys that leave the update a product `s B A`. A newer PEFT's unknown key counts as harmful if it is set.
 _HARMLESS = {
     *("alpha_pattern", "auto_mapping", "base_model_name_or_path", "bias", "ensure_weight_tying", "eva_config"),
     *("exclude_modules", "fan_in_fan_out", "inference_mode", "init_lora_weights", "layers_pattern"),
@@ -33,24 +33,32 @@ _HARMLESS = {
 
 
 def read_config(file: Path) -> dict[str, Any]:
-    """PEFT's configuration of a LoRA, as plain data.
+    """Read and validate PEFT's configuration of a LoRA.
+
+    Args:
+        file: File `adapter_config.json`.
+
+    Returns:
+        The configuration as plain data.
 
     Raises:
-        InputError: not that, or with values that no LoRA has.
+        InputError: The file is no configuration of a LoRA, has invalid values, or asks for an unsupported feature
+            (layer replication, trained biases).
     """
     config = read_json_object(file)
     if config.get("peft_type") != "LORA":
         raise InputError(f"{file}: only LoRA adapters are read, this is {str(config.get('peft_type'))[:80]!r}")
     if not _is_positive(config.get("r")) or not _is_positive(config.get("lora_alpha", 8)):
-        raise InputError(f"{file}: r and lora_alpha are positive numbers")
+        got = f"{_short(config.get('r'))} and {_short(config.get('lora_alpha', 8))}"
+        raise InputError(f"{file}: r and lora_alpha must be positive numbers, got {got}")
     for name in ("rank_pattern", "alpha_pattern"):
         pattern = config.get(name) or {}
         if not isinstance(pattern, dict) or not all(_is_positive(value) for value in pattern.values()):
-            raise InputError(f"{file}: {name} maps names to positive numbers")
+            raise InputError(f"{file}: {name} must map names to positive numbers, got {_short(pattern)}")
     for key, rank in {"r": config["r"], **(config.get("rank_pattern") or {})}.items():
-        # PEFT allocates with it, and raises at 4.0.
+        # PEFT allocates with the rank, and torch refuses 4.0.
         if type(rank) is not int:
-            raise InputError(f"{file}: the rank {_short(rank)} of {_short(key)} is not a whole number")
+            raise InputError(f"{file}: the rank {_short(key)} must be a whole number, got {_short(rank)}")
     _validate_types(config, file)
     if config.get("layer_replication") is not None:
         raise InputError(f"{file}: layer_replication is not supported: its layers share their weights")
@@ -64,10 +72,10 @@ def _validate_types(config: Mapping[str, Any], file: Path) -> None:
     if dropout is not None and (
         isinstance(dropout, bool) or not isinstance(dropout, int | float) or not 0 <= dropout <= 1
     ):
-        raise InputError(f"{file}: lora_dropout is a number from 0 to 1, not {_short(dropout)}")
+        raise InputError(f"{file}: lora_dropout must be between 0 and 1, got {_short(dropout)}")
     for key in ("task_type", "base_model_name_or_path", "peft_version", "revision"):
         if not isinstance(config.get(key), str | None):
-            raise InputError(f"{file}: {key} is a name, not {_short(config[key])}")
+            raise InputError(f"{file}: {key} must be a name, got {_short(config[key])}")
     if config.get("task_type") is not None:
         try:
             parse_task_type(config["task_type"])
@@ -75,28 +83,28 @@ def _validate_types(config: Mapping[str, Any], file: Path) -> None:
             raise InputError(f"{file}: {error}") from None
     for key in ("use_dora", "use_rslora", "fan_in_fan_out"):
         if not isinstance(config.get(key), bool | None):
-            raise InputError(f"{file}: {key} is true or false, not {_short(config[key])}")
+            raise InputError(f"{file}: {key} must be true or false, got {_short(config[key])}")
     validate_target_types(config, file)
 
 
 def validate_target_types(config: Mapping[str, Any], file: Path) -> None:
-    """Refuse names of modules that are none.
+    """Refuse values of other types in the keys that select modules.
 
     Raises:
-        InputError: Names the key.
+        InputError: A value is of another type. The message names the key.
     """
     for key in ("target_modules", "exclude_modules", "modules_to_save", "layers_pattern"):
         value = config.get(key)
         names = value if isinstance(value, list) else [value]
         if value is not None and not all(isinstance(name, str) for name in names):
-            raise InputError(f"{file}: {key} is a text or a list of texts, not {_short(value)}")
+            raise InputError(f"{file}: {key} must be a text or a list of texts, got {_short(value)}")
     layers = config.get("layers_to_transform")
     numbers = layers if isinstance(layers, list) else [layers]
     if layers is not None and not all(type(number) is int for number in numbers):
-        raise InputError(f"{file}: layers_to_transform is a list of whole numbers, not {_short(layers)}")
+        raise InputError(f"{file}: layers_to_transform must be a list of whole numbers, got {_short(layers)}")
     for key in ("rank_pattern", "alpha_pattern"):
         if not isinstance(config.get(key), dict | None):
-            raise InputError(f"{file}: {key} maps names to positive numbers, not {_short(config[key])}")
+            raise InputError(f"{file}: {key} must map names to positive numbers, got {_short(config[key])}")
 
 
 def _short(value: object) -> str:
@@ -104,10 +112,10 @@ def _short(value: object) -> str:
 
 
 def validate_weights_file(folder: Path) -> None:
-    """Refuse an adapter without a safetensors file; PEFT would open a pickle in its place.
+    """Refuse an adapter without a safetensors file, in whose place PEFT would open a pickle.
 
     Raises:
-        InputError: There is none; of a pickled adapter with the command that converts it.
+        InputError: The file is missing. For a pickled adapter the message has the command for a conversion.
     """
     if (folder / WEIGHTS_NAME).is_file():
         return
@@ -129,10 +137,10 @@ def _is_positive(value: object) -> bool:
 
 
 def validate_plain(config: Mapping[str, Any], folder: Path) -> None:
-    """Refuse a LoRA whose product is not all that it does: one that changed its base, or computes something else.
+    """Refuse an adapter whose update is more than `s B A` (or DoRA's) on an unchanged base.
 
     Raises:
-        InputError: which option says so.
+        InputError: The init changed the base weights, or another option is set. The message names the option.
     """
     init = config.get("init_lora_weights", True)
     if init not in _HARMLESS_INITS:
@@ -146,13 +154,21 @@ def validate_plain(config: Mapping[str, Any], folder: Path) -> None:
 
 
 def pattern_value(name: str, config: Mapping[str, Any], module: str, patterns: ModulePatterns) -> float:
-    """Return the rank or alpha of a module, by PEFT's rule.
+    """Look up the rank or alpha of a module by PEFT's rule.
 
-    The first key counts that is its name, the end of it after a dot, or a regular expression for either; else what all
-    others have.
+    The first key counts whose regular expression matches the name, or an end of the name after a dot.
+
+    Args:
+        name: `rank_pattern` or `alpha_pattern`.
+        config: PEFT's configuration.
+        module: Name of the module.
+        patterns: Patterns with their shared time limit.
+
+    Returns:
+        The rank or alpha; `r` or `lora_alpha` if no key matches.
 
     Raises:
-        InputError: a key that cannot be searched for.
+        InputError: A key is no regular expression, or the search exceeds the time limit.
     """
     for key, value in (config.get(name) or {}).items():
         if patterns.fullmatch(rf"(?:.*\.)?(?:{key})", module):
@@ -160,24 +176,27 @@ def pattern_value(name: str, config: Mapping[str, Any], module: str, patterns: M
     return config["r"] if name == "rank_pattern" else config.get("lora_alpha", 8)
 
 
-#: Without repetition and group, PEFT searches for a pattern in a time that does not grow faster than the name.
+#: Patterns without repetition or group, whose search takes time linear in the length of the name.
 _HARMLESS_PATTERN = re.compile(r"[^*+?{(\[]*")
-#: PEFT's word for all linear modules but the head.
+#: PEFT's value for all linear modules except the head.
 _ALL_LINEAR = "all-linear"
 
 
 def resolve_patterns(config: dict[str, Any], modules: Iterable[str], file: Path) -> dict[str, Any]:
-    """Return the keys of a configuration that PEFT searches modules by, with the names that hostile patterns match.
+    """Replace slow patterns of a configuration by the names of the modules they match.
 
-    PEFT's own searches have no time limit. Patterns without repetition or group stay as they are.
+    PEFT searches without a time limit. Patterns without repetition or group stay unchanged.
 
     Args:
         config: PEFT's configuration, as plain data.
         modules: Names of all modules of the base model.
-        file: The configuration's file, for messages.
+        file: File of the configuration, for messages.
+
+    Returns:
+        New values of the changed keys.
 
     Raises:
-        InputError: A value that is no pattern, or one that takes too long.
+        InputError: A value is no pattern, or its search exceeds the time limit.
     """
     validate_target_types(config, file)
     modules = list(modules)
@@ -187,13 +206,13 @@ def resolve_patterns(config: dict[str, Any], modules: Iterable[str], file: Path)
         if isinstance(value, str) and not _is_harmless(value):
             patterns = ModulePatterns(f"{file}: {key}")
             names = [name for name in modules if patterns.fullmatch(value, name)]
-            # Of no name, a pattern that matches none.
+            # An empty alternation would match every name; `$.` matches none.
             resolved[key] = "|".join(map(re.escape, names)) or "$."
     for key in ("modules_to_save", "layers_pattern"):
         value = config.get(key) or []
         names = value if isinstance(value, list) else [value]
         if odd := [name for name in names if not _is_harmless(name)]:
-            raise InputError(f"{file}: {key} holds names, not regular expressions such as {_short(odd[0])}")
+            raise InputError(f"{file}: {key} must hold names, got the regular expression {_short(odd[0])}")
     for key in ("rank_pattern", "alpha_pattern"):
         if not all(map(_is_harmless, config.get(key) or {})):
             patterns = ModulePatterns(f"{file}: {key}")
@@ -204,10 +223,15 @@ def resolve_patterns(config: dict[str, Any], modules: Iterable[str], file: Path)
 
 
 def find_targets(config: dict[str, Any], modules: Iterable[str], file: Path) -> set[str] | None:
-    """Return which modules a configuration adapts, by PEFT's rule.
+    """Find the modules that a configuration adapts, by PEFT's rule.
+
+    Args:
+        config: PEFT's configuration, as plain data.
+        modules: Names of the modules to search.
+        file: File of the configuration, for messages.
 
     Returns:
-        The names; None where the configuration does not name them.
+        Names of the adapted modules. None for `all-linear` and for a configuration without `target_modules`.
 
     Raises:
         InputError: See `resolve_patterns`.
@@ -232,7 +256,7 @@ def _names_targets(config: Mapping[str, Any]) -> bool:
 
 
 def _is_target(config: Mapping[str, Any], module: str) -> bool:
-    """Return whether a configuration without hostile patterns adapts a module."""
+    """Return whether a configuration without slow patterns adapts a module."""
     keys = ("target_modules", "exclude_modules", "modules_to_save", "layers_to_transform", "layers_pattern")
     values = SimpleNamespace(target_parameters=None, **{key: config.get(key) for key in keys})
     return bool(check_target_module_exists(values, module))  # type: ignore[arg-type]

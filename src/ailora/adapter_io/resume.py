@@ -1,4 +1,4 @@
-"""Resume the training of a saved adapter, with the anchor that is inside its file."""
+"""Resume the training of a saved adapter, with the anchor from its file."""
 
 from __future__ import annotations
 
@@ -27,24 +27,24 @@ from ailora.weights.base_weight import BaseWeight, matches_fingerprint, select_r
 def resume(
     model: nn.Module, adapter: Path | str, *, adapter_name: str = "default", metadata: Path | str | None = None
 ) -> PeftModel:
-    """Put a saved adapter on its base model so that its training resumes: the anchor frozen, the differences trained.
+    """Load a saved adapter onto its base model for further training, with a frozen anchor.
 
-    Nothing is decomposed: the anchor is read from the file. Only an adapter in the residual form that PEFT saved while
-    it trained has none inside; its initial factors are computed again.
+    The anchor comes from the file, without a decomposition. Only the residual form as PEFT saves it during training
+    has no anchor inside; its initial factors are computed again.
 
     Args:
-        model: the base model that the adapter was made for.
-        adapter: the folder of `ailora init`, of `save_adapter`, of a checkpoint of a Trainer, or of a run.
+        model: Base model of the adapter.
+        adapter: Folder of `ailora init`, of `save_adapter`, of a Trainer's checkpoint, or of a run.
         adapter_name: PEFT's name for the adapter.
-        metadata: the adapter's `ailora.json` or its folder, where neither `adapter` nor a folder above it has one.
+        metadata: The adapter's `ailora.json` or its folder, if neither `adapter` nor a folder above has one.
 
     Returns:
         The adapted model.
 
     Raises:
-        InputError: no adapter there, or nothing says how it was made.
-        ModelError: the model is another base.
-        AnchorMismatchError: all of the file was trained, by code that knows of no anchor.
+        InputError: The folder holds no valid adapter, or no metadata fit the adapter.
+        ModelError: The model is another base.
+        AnchorMismatchError: A stock trainer trained the anchor too.
 
     Example:
         >>> import copy
@@ -57,22 +57,24 @@ def resume(
         True
     """
     checkpoint = AdapterCheckpoint.open(adapter)
-    known = checkpoint.metadata if metadata is None else AdapterMetadata.read(_metadata_file(metadata))
-    plan = _validate_resumable(checkpoint, known)
-    assert known is not None
+    origin = checkpoint.metadata if metadata is None else AdapterMetadata.read(_metadata_file(metadata))
+    plan = _validate_resumable(checkpoint, origin)
+    assert origin is not None
+    # All checks come before `inject`: a refused model stays unchanged.
     checkpoint.validate_finite()
+    # PEFT renames the modules of a model that has an adapter already.
     if not isinstance(model, PeftModel):
         checkpoint.validate_saved_modules(model)
     _validate_saved_modules(model, checkpoint)
     weights = prepare(model, plan, adapter_name=adapter_name)
-    _validate_same_base(plan, weights, known)
+    _validate_same_base(plan, weights, origin)
     state = {tensor.name: read_tensor(tensor) for tensor in checkpoint.tensors}
     if not checkpoint.contains_anchor(plan):
         adapted = apply_plan(model, plan, adapter_name=adapter_name)
     else:
         factors = [_initial_factors(role, plan, checkpoint.folder) for role in checkpoint.projection_factors(plan)]
         residuals = compute_residuals(weights, factors) if plan.form is Form.RESIDUAL else []
-        adapted = inject(model, plan, factors, adapter_name=adapter_name, metadata=known, residuals=residuals)
+        adapted = inject(model, plan, factors, adapter_name=adapter_name, metadata=origin, residuals=residuals)
         if plan.form is Form.RESIDUAL:
             state |= _residual_factors(adapted, checkpoint, state, adapter_name)
     set_peft_model_state_dict(adapted, state, adapter_name=adapter_name)
@@ -80,13 +82,13 @@ def resume(
 
 
 def _validate_resumable(checkpoint: AdapterCheckpoint, metadata: AdapterMetadata | None) -> Plan:
-    """Refuse an adapter whose origin is unknown, or whose files contradict each other.
+    """Refuse an adapter without metadata, an export, and files that contradict each other.
 
     Returns:
-        The plan.
+        Plan of the adapter.
 
     Raises:
-        InputError: which, and what to do instead.
+        InputError: The adapter cannot be resumed. The message names the alternative.
     """
     stock = "train on with PeftModel.from_pretrained(model, folder, is_trainable=True)"
     if metadata is None:
@@ -128,7 +130,7 @@ def _initial_factors(role: ProjectionFactors, plan: Plan, folder: Path) -> Initi
 def _residual_factors(
     model: PeftModel, checkpoint: AdapterCheckpoint, state: Mapping[str, Tensor], adapter_name: str
 ) -> dict[str, Tensor]:
-    """Return the factors of a file as the residual form trains them, `A = A0 + dA` and `B`, by name in the file."""
+    """Convert the factors of a file to those of the residual form, `A = A0 + dA` and `B`, by name in the file."""
     factors = {}
     for module, weights in checkpoint.modules.items():
         layer = model.get_base_model().get_submodule(module)
@@ -148,11 +150,11 @@ def _metadata_file(path: Path | str) -> Path:
 
 
 def _validate_saved_modules(model: nn.Module, checkpoint: AdapterCheckpoint) -> None:
-    """Refuse modules that were trained whole and have no place in the model."""
+    """Refuse modules trained whole that the model does not have, or has in another shape."""
     base = get_base_model(model)
     tensors = tensors_by_name(base)
     for name, stored in checkpoint.saved.items():
-        # Beside another adapter PEFT keeps the base's own below the module.
+        # If the model has another adapter, PEFT has moved the base's own parameter to `original_module`.
         module, _, parameter = name.rpartition(".")
         place = tensors.get(name, tensors.get(f"{module}.original_module.{parameter}"))
         if place is None or tuple(place.shape) != stored.shape:
@@ -163,7 +165,7 @@ def _validate_saved_modules(model: nn.Module, checkpoint: AdapterCheckpoint) -> 
 
 
 def _is_embedding(base: nn.Module, module: str) -> bool:
-    """Return whether the rows of a module are those of the vocabulary."""
+    """Return whether a module is an input or output embedding, with a row for each token."""
     embeddings = (
         (base.get_input_embeddings(), base.get_output_embeddings()) if isinstance(base, PreTrainedModel) else ()
     )
@@ -171,7 +173,7 @@ def _is_embedding(base: nn.Module, module: str) -> bool:
 
 
 def _validate_same_base(plan: Plan, weights: Mapping[str, BaseWeight], metadata: AdapterMetadata) -> None:
-    """Refuse other weights than the adapter was made from, in any dtype; quantized ones cannot tell."""
+    """Refuse a base with other weights, in any dtype; fingerprints say nothing of quantized weights."""
     for module, weight in weights.items():
         expected = metadata.fingerprints.get(module)
         if weight.storage is not None or expected is None:

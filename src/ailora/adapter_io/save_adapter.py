@@ -1,4 +1,4 @@
-"""Adapter folders: the stock files, the same for every form, and our metadata beside them."""
+"""Save adapters of every form as stock PEFT adapters with our metadata, and restore their base models."""
 
 from __future__ import annotations
 
@@ -31,22 +31,22 @@ from ailora.weights.dtensor import any_dtensor, full_tensor
 
 
 def save_adapter(model: PeftModel, folder: Path | str, *, adapter_name: str = "default") -> Path:
-    """Write an adapter of ours as a stock PEFT adapter for the untouched base, with its `ailora.json`.
+    """Save an adapter of ours as a stock PEFT adapter for the untouched base, with `ailora.json`.
 
-    The anchored and the stock form are written by `save_pretrained`. An adapter in the residual form is converted: its
-    update is `[dB, B] [A0; dA]` with `dA = A - A0`, `dB = B - B0`, as in the other forms. Of a model that FSDP2 has
-    sharded, all processes call this; the first one writes.
+    The anchored and the stock form are written by `save_pretrained`. The residual form is converted to the update
+    `[dB, B] [A0; dA]` with `dA = A - A0`, `dB = B - B0`, as in the other forms. All processes of a model sharded by
+    FSDP2 take part, and the main process writes.
 
     Args:
-        model: a model that `adapt` or `apply_plan` returned.
-        folder: where the files go; created if needed.
+        model: Model returned by `adapt` or `apply_plan`.
+        folder: Folder to write, created if missing.
         adapter_name: PEFT's name for the adapter.
 
     Returns:
-        The folder that holds the files: PEFT puts an adapter that is not named `default` in a subfolder.
+        Folder of the files: a subfolder of `folder` for an adapter with another name than `default`, as in PEFT.
 
     Raises:
-        ModelError: the model has no such adapter of ours, or its layers were renamed so that PEFT does not find it.
+        ModelError: The model has no such adapter of ours, or PEFT does not find it because layers were renamed.
 
     Example:
         >>> from ailora import adapt
@@ -71,6 +71,7 @@ def save_adapter(model: PeftModel, folder: Path | str, *, adapter_name: str = "d
             config.save_pretrained(str(target))
             save_file(file_state, target / WEIGHTS_NAME, metadata={"format": "pt"})
         metadata.write(target)
+        # Last, as the digests describe all files above.
         write_digests(target)
         grant_umask(target / name for name in (WEIGHTS_NAME, CONFIG_NAME))
     if sharded:
@@ -79,19 +80,19 @@ def save_adapter(model: PeftModel, folder: Path | str, *, adapter_name: str = "d
 
 
 def restore_base(model: PeftModel, *, adapter_name: str = "default") -> nn.Module:
-    """Unload an adapter and, in the residual form, give its part back to the base: `W = W_res + s B0 A0`.
+    """Unload an adapter and restore the base weights of the residual form, `W = W_res + s B0 A0`.
 
-    Equal to the original to rounding. In the other forms the base never changed, and this is `unload()`.
+    Restored weights equal the original up to rounding. The other forms never change the base, and only unload.
 
     Args:
-        model: a model that `adapt` or `apply_plan` returned.
+        model: Model returned by `adapt` or `apply_plan`.
         adapter_name: PEFT's name for the adapter.
 
     Returns:
         The base model.
 
     Raises:
-        ModelError: the model has no such adapter of ours, it is merged, or sharded over processes.
+        ModelError: The model has no such adapter of ours, or the adapter is merged or sharded over processes.
 
     Example:
         >>> from ailora import adapt
@@ -111,24 +112,24 @@ def restore_base(model: PeftModel, *, adapter_name: str = "default") -> nn.Modul
 
 
 def _gather_state_dict(model: PeftModel, adapter_name: str) -> dict[str, torch.Tensor]:
-    """Gather the entries of a sharded model's state dict that the file of an adapter takes."""
+    """Gather the entries of a sharded model's state dict that belong into the file of an adapter."""
     state = model.state_dict()
     names = [*state]
-    # PEFT says which ones, under other names: it is given their numbers instead of them.
-    numbers = {name: torch.tensor(number) for number, name in enumerate(names)}
-    filed = get_peft_model_state_dict(model, numbers, adapter_name=adapter_name)
-    if not filed:
+    # PEFT selects the entries and renames them. Given the indices in place of the shards, it moves no tensor, and the
+    # indices that come back lead to the entries to gather.
+    indices = {name: torch.tensor(index) for index, name in enumerate(names)}
+    selected = get_peft_model_state_dict(model, indices, adapter_name=adapter_name)
+    if not selected:
         raise ModelError(
             "PEFT finds no adapter in the state dict: fsdp_config['activation_checkpointing'] has renamed the layers. "
             "Use the argument gradient_checkpointing of the Trainer. What was trained is in its checkpoints "
             "(pytorch_model_fsdp)"
         )
-    taken = [names[int(number)] for number in filed.values()]
-    return {name: full_tensor(state[name]) for name in taken}
+    return {names[int(index)]: full_tensor(state[names[int(index)]]) for index in selected.values()}
 
 
 def _file_state_dict(model: PeftModel, plan: Plan, adapter_name: str) -> dict[str, Tensor]:
-    """Return the state dict of a residual-form adapter with the factors of the file."""
+    """Return the state dict of a residual-form adapter, converted to the factors of the file."""
     state = get_peft_model_state_dict(model, adapter_name=adapter_name)
     names = {layer: name for name, layer in model.named_modules() if isinstance(layer, LoraLayer)}
     for module in plan.modules:
@@ -156,5 +157,5 @@ def _read_anchors(base: nn.Module, plan: Plan, adapter_name: str) -> list[Initia
 
 
 def _role_factor(factor: nn.Module, role: Role) -> nn.Module:
-    """Return the factor of one role of a fused projection; the factor itself where there is one role only."""
+    """Return the part of a fused factor that belongs to a role, or the factor of an unfused projection."""
     return factor.parts[role.value] if isinstance(factor, FusedFactor) else factor

@@ -1,4 +1,4 @@
-"""What one measures on adapters: sizes and spectra of products, without ever forming the product."""
+"""Norms, distances and singular values of updates `B A`, computed from the factors alone."""
 
 from __future__ import annotations
 
@@ -12,88 +12,118 @@ from torch import Tensor
 from ailora.adapter_io.adapter_checkpoint import ProjectionFactors
 
 
-def spectrum(B: Float[Tensor, "out r"], A: Float[Tensor, "r in_"]) -> Tensor:
-    """The singular values (r,) of `B A`, descending, in float64: those of `R_B R_A'`, from QR of both factors."""
-    return torch.linalg.svdvals(_core(B, A))
+def compute_singular_values(B: Float[Tensor, "out r"], A: Float[Tensor, "r in_"]) -> Tensor:
+    """Compute the singular values of `B A`, as those of `R_B R_A'` from QR of both factors.
+
+    Args:
+        B: Factor (out, r).
+        A: Factor (r, in).
+
+    Returns:
+        Singular values (r,) in float64, descending; fewer where `out` or `in` is smaller than r.
+    """
+    return torch.linalg.svdvals(_reduce_product(B, A))
 
 
-def size(B: Float[Tensor, "out r"], A: Float[Tensor, "r in_"]) -> float:
-    """`|B A|` in the Frobenius norm."""
-    return float(_core(B, A).norm())
+def compute_norm(B: Float[Tensor, "out r"], A: Float[Tensor, "r in_"]) -> float:
+    """Return the Frobenius norm `|B A|`."""
+    return float(_reduce_product(B, A).norm())
 
 
-def difference(this: tuple[Tensor, Tensor], that: tuple[Tensor, Tensor]) -> float:
-    """`|B A - B' A'|` in the Frobenius norm, of two pairs `(B, A)` of factors that map alike."""
-    (B, A), (other_B, other_A) = this, that
-    return size(torch.cat([B.double(), -other_B.double()], dim=1), torch.cat([A.double(), other_A.double()], dim=0))
+def compute_distance(this: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> float:
+    """Compute the Frobenius norm `|B A - B' A'|` of the difference of two updates.
+
+    Args:
+        this: Factors `B` (out, r) and `A` (r, in).
+        other: Factors `B'` (out, r') and `A'` (r', in).
+
+    Returns:
+        The norm, computed in float64.
+    """
+    (B, A), (other_B, other_A) = this, other
+    # The difference is a product too, of rank r + r'.
+    return compute_norm(torch.cat([B.double(), -other_B.double()], dim=1), torch.cat([A.double(), other_A.double()]))
 
 
-def best_approximation(B: Tensor, A: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """The factors of the given rank whose product is nearest to `B A` (Eckart, Young), in float64, evenly split.
+def approximate_product(B: Tensor, A: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """Compute the factors of a given rank whose product is nearest to `B A` (Eckart, Young).
 
-    From QR of both factors and the SVD of a small matrix; zeros fill up where `B A` has no such rank.
+    The factors come from QR of both factors and the SVD of an r x r matrix. Singular values are split evenly.
+
+    Args:
+        B: Factor (out, r).
+        A: Factor (r, in).
+        rank: Rank of the new factors; zeros fill up where `B A` has a smaller rank.
+
+    Returns:
+        `B` (out, rank) and `A` (rank, in) in float64.
     """
     left, right = torch.linalg.qr(B.double()), torch.linalg.qr(A.double().mT)
     U, S, Vh = torch.linalg.svd(left.R @ right.R.mT)
-    kept = min(rank, S.shape[0])
-    root = S[:kept].sqrt()
-    near_B = left.Q @ (U[:, :kept] * root)
-    near_A = (root[:, None] * Vh[:kept]) @ right.Q.mT
-    return padded(near_B, near_A, rank)
+    count = min(rank, S.shape[0])
+    # Evenly split, neither factor's entries leave the range of a half-precision export before the product's do.
+    root = S[:count].sqrt()
+    near_B = left.Q @ (U[:, :count] * root)
+    near_A = (root[:, None] * Vh[:count]) @ right.Q.mT
+    return pad_factors(near_B, near_A, rank)
 
 
-def padded(B: Tensor, A: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """The same product with zero columns and rows up to a rank."""
+def pad_factors(B: Tensor, A: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """Append zero columns to `B` and zero rows to `A` up to a rank; the product stays the same."""
     missing = rank - A.shape[0]
     return torch.nn.functional.pad(B, (0, missing)), torch.nn.functional.pad(A, (0, 0, 0, missing))
 
 
-def _core(B: Tensor, A: Tensor) -> Tensor:
+def _reduce_product(B: Tensor, A: Tensor) -> Tensor:
+    """Return `R_B R_A'`, of at most r x r, with the singular values of `B A`."""
+    # Forming B A would cost out x in entries for each module, 64 MiB for a 4096 x 4096 weight in float32.
     left = torch.linalg.qr(B.double(), mode="r").R
     right = torch.linalg.qr(A.double().mT, mode="r").R
     return left @ right.mT
 
 
 @dataclass(frozen=True)
-class Measured:
-    """One adapter in numbers.
+class UpdateStats:
+    """Sizes of one planned adapter's update.
 
     Attributes:
-        update: `|dW|`, the Frobenius norm of what the adapter adds to the weight.
-        start: `|s B0 A0|`; None without an anchor.
-        moved_A: `|dA| / |A0|`, how far `A` has moved from its anchor; None without one, or where it is zero.
-        moved_B: `|dB| / |B0|`; None without one.
-        values: singular values of `dW`, descending.
+        norm: `|dW|`, Frobenius norm of the update `dW = s B A`.
+        anchor_norm: `|s B0 A0|`. None without an anchor.
+        moved_A: `|dA| / |A0|`. None without an anchor, or for a zero `A0`.
+        moved_B: `|dB| / |B0|`. None without an anchor, or for a zero `B0`.
+        singular_values: Singular values of `dW`, descending.
     """
 
-    update: float
-    start: float | None
+    norm: float
+    anchor_norm: float | None
     moved_A: float | None
     moved_B: float | None
-    values: tuple[float, ...]
+    singular_values: tuple[float, ...]
 
     @property
     def stable_rank(self) -> float:
-        """`|dW|^2 / |dW|_2^2`, how many directions carry the update; 0 for no update."""
-        return self.update**2 / self.values[0] ** 2 if self.values and self.values[0] > 0 else 0.0
+        """`|dW|^2 / |dW|_2^2`, the number of directions with most of the update; 0 for a zero update."""
+        largest = max(self.singular_values, default=0.0)
+        return self.norm**2 / largest**2 if largest > 0 else 0.0
 
 
-def measured(role: ProjectionFactors) -> Measured:
-    """The numbers of one planned adapter, from its factors in the file."""
+def compute_update_stats(role: ProjectionFactors) -> UpdateStats:
+    """Compute the sizes of one planned adapter's update, from its factors in the file."""
     scaling = role.planned.scaling
-    values = (scaling * spectrum(role.B, role.A)).tolist()
-    update = float(torch.tensor(values, dtype=torch.float64).norm())
+    values = (scaling * compute_singular_values(role.B, role.A)).tolist()
+    norm = float(torch.tensor(values, dtype=torch.float64).norm())
     if not role.anchored:
-        return Measured(update, None, None, None, tuple(values))
+        return UpdateStats(norm, None, None, None, tuple(values))
     (A0, B0), (dA, dB) = role.anchor, role.deltas
-    return Measured(update, scaling * size(B0, A0), _share(dA, A0), _share(dB, B0), tuple(values))
+    anchor_norm = scaling * compute_norm(B0, A0)
+    return UpdateStats(norm, anchor_norm, _relative_norm(dA, A0), _relative_norm(dB, B0), tuple(values))
 
 
-def _share(moved: Tensor, start: Tensor) -> float | None:
-    return float(moved.norm() / start.norm()) if start.any() else None
+def _relative_norm(delta: Tensor, anchor: Tensor) -> float | None:
+    return float(delta.norm() / anchor.norm()) if anchor.any() else None
 
 
 def root_mean_square(values: Iterable[float]) -> float:
-    """The root of the mean of the squares; 0 of nothing."""
+    """Return the root of the mean of the squares; 0 without values."""
     squares = [value**2 for value in values]
     return (sum(squares) / len(squares)) ** 0.5 if squares else 0.0

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ailora.adapter_io.update_norms import measured
+from ailora.adapter_io.update_norms import compute_update_stats
 from ailora.analysis.analysis_settings import AnalysisSettings
 from ailora.analysis.direction_profile import SingularDirections, direction_profile
 from ailora.analysis.intruders import LeftSingularVectors, nearest_cosines
@@ -232,8 +232,8 @@ def _measure_anchor(model: FinetunedModel, projection: Projection) -> dict[str, 
     factors = model.anchored_factors(projection)
     if factors is None:
         return _NO_UPDATE
-    stats = measured(factors)
-    numbers = {"anchor": stats.start, "moved_A": stats.moved_A, "moved_B": stats.moved_B}
+    stats = compute_update_stats(factors)
+    numbers = {"anchor": stats.anchor_norm, "moved_A": stats.moved_A, "moved_B": stats.moved_B}
     return {name: float("nan") if value is None else value for name, value in numbers.items()}
 
 

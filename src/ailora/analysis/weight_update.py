@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ailora.adapter_io.update_norms import spectrum
+from ailora.adapter_io.update_norms import compute_singular_values
 
 
 class WeightUpdate(Protocol):
@@ -69,7 +69,7 @@ class LowRankUpdate:
 
     def singular_values(self) -> Tensor:
         # The factors may have a higher rank than the weight: further values are zero.
-        return spectrum(self.B, self.A)[: min(self.B.shape[0], self.A.shape[1])]
+        return compute_singular_values(self.B, self.A)[: min(self.B.shape[0], self.A.shape[1])]
 
     def left_energies(self, U: Tensor) -> Tensor:
         # |u' B A| = |u' B R'| with A' = Q R, since the columns of Q are orthonormal: the product is never formed.

@@ -15,7 +15,13 @@ from tqdm.auto import tqdm
 from ailora.adapter_io.adapter_checkpoint import AdapterCheckpoint, LoraWeights, add_prefix
 from ailora.adapter_io.adapter_digests import write_digests
 from ailora.adapter_io.peft_config_file import CONFIG_NAME, WEIGHTS_NAME, validate_plain
-from ailora.adapter_io.update_norms import best_approximation, difference, padded, size, spectrum
+from ailora.adapter_io.update_norms import (
+    approximate_product,
+    compute_distance,
+    compute_norm,
+    compute_singular_values,
+    pad_factors,
+)
 from ailora.atomic_io import json_bytes, write_bytes
 from ailora.checkpoints.output_dir import OutputDir, file_state
 from ailora.errors import InputError
@@ -188,7 +194,7 @@ class _Conversion:
     def _convert(self, weights: LoraWeights) -> tuple[Tensor, Tensor]:
         """Return `A` and `B` of a module as they are exported, and note what is lost."""
         A, B = weights.factors()
-        new_B, new_A = padded(B, A, self.rank) if self.exact else best_approximation(B, A, self.rank)
+        new_B, new_A = pad_factors(B, A, self.rank) if self.exact else approximate_product(B, A, self.rank)
         if self.scaling is None:
             new_B = new_B.double() * weights.scaling
         new_A, new_B = new_A.to(self.dtype), new_B.to(self.dtype)
@@ -197,8 +203,8 @@ class _Conversion:
         lost = 0.0
         if not self.exact or self.dtype is not A.dtype or self.scaling is None:
             new_scaling = 1.0 if self.scaling is None else self.scaling
-            lost = difference((weights.scaling * B.double(), A), (new_scaling * new_B.double(), new_A))
-        self.errors[weights.module] = (lost, weights.scaling * size(B, A))
+            lost = compute_distance((weights.scaling * B.double(), A), (new_scaling * new_B.double(), new_A))
+        self.errors[weights.module] = (lost, weights.scaling * compute_norm(B, A))
         return new_A, new_B
 
     def _specs(self) -> Iterator[TensorSpec]:
@@ -278,7 +284,7 @@ def _target_rank(checkpoint: AdapterCheckpoint, rank: int | None, energy: float 
     if energy is None:
         return max(weights.rank for weights in checkpoint.modules.values())
     factors = (weights.factors() for weights in checkpoint.modules.values())
-    return max(_rank_for(spectrum(B, A), energy) for A, B in factors)
+    return max(_rank_for(compute_singular_values(B, A), energy) for A, B in factors)
 
 
 def _rank_for(values: Tensor, energy: float) -> int:

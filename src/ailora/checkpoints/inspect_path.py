@@ -10,7 +10,7 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 from ailora.adapter_io.adapter_checkpoint import AdapterCheckpoint
-from ailora.adapter_io.update_norms import Measured, measured, root_mean_square, spectrum
+from ailora.adapter_io.update_norms import UpdateStats, compute_singular_values, compute_update_stats, root_mean_square
 from ailora.checkpoints.output_dir import validate_finished
 from ailora.errors import InputError
 from ailora.formatting import collapse_layer_index
@@ -28,21 +28,21 @@ _MAX_VALUES = 4
 
 
 @dataclass(frozen=True)
-class Line:
-    """Summary of the adapters of one role, each number the root mean square over them.
+class RoleSummary:
+    """Summary of the adapters of one role; every figure is the root mean square over the modules.
 
     Attributes:
-        role: query, value, ...; of an adapter that is not ours, the module's name with a star for its layer.
-        start: The init's words; empty where it is not known.
-        modules: How many there are.
-        rank: The ranks in the file.
-        scaling: The scalings.
+        role: Role, such as query. For a stock adapter, name of the module with a star for the layer.
+        start: Name of the init. Empty if unknown.
+        modules: Number of modules.
+        rank: Ranks in the file.
+        scaling: Scalings of the factors.
         anchor: `|s B0 A0|`.
         update: `|dW|`.
         moved_A: `|dA| / |A0|`.
         moved_B: `|dB| / |B0|`.
         stable_rank: `|dW|^2 / |dW|_2^2`.
-        values: The largest singular values of `dW`.
+        values: Largest singular values of `dW`, at most four.
     """
 
     role: str
@@ -103,7 +103,7 @@ def _validate_finished(folder: Path, kind: PathKind | None) -> None:
 def _adapter(adapter: AdapterCheckpoint) -> dict[str, object]:
     plan = adapter.plan
     metadata = adapter.metadata
-    lines = _lines_of_plan(adapter, plan) if plan and not adapter.exported else _lines_of_files(adapter)
+    lines = _summarize_roles(adapter, plan) if plan and not adapter.exported else _summarize_modules(adapter)
     return {
         "folder": str(adapter.folder),
         "base_model": adapter.config.get("base_model_name_or_path"),
@@ -127,49 +127,68 @@ def _trained_whole(adapter: AdapterCheckpoint, plan: Plan | None) -> bool | None
     return any(role.anchor_was_trained for role in adapter.projection_factors(plan))
 
 
-def _lines_of_plan(adapter: AdapterCheckpoint, plan: Plan) -> Iterator[Line]:
-    groups: dict[tuple[str, str], list[tuple[Measured, int, float]]] = {}
+@dataclass(frozen=True)
+class _ModuleStats:
+    """Sizes of the update of one module, or of one role of a fused module.
+
+    Attributes:
+        update: Sizes of the update.
+        rank: Rank in the file.
+        scaling: Scaling of the factors.
+    """
+
+    update: UpdateStats
+    rank: int
+    scaling: float
+
+
+def _summarize_roles(adapter: AdapterCheckpoint, plan: Plan) -> Iterator[RoleSummary]:
+    """Summarize an adapter of ours by role and init."""
+    groups: dict[tuple[str, str], list[_ModuleStats]] = {}
     roles = adapter.projection_factors(plan)
     for role in tqdm(roles, "measuring", len(plan.adapters), unit="matrix", leave=False, disable=None):
         planned = role.planned
         key = (planned.projection.role.value, ", ".join(planned.init.to_dict().values()))
-        groups.setdefault(key, []).append((measured(role), role.A.shape[0], planned.scaling))
-    for (role, start), found in groups.items():
-        yield _line(role, start, found)
+        stats = _ModuleStats(compute_update_stats(role), role.A.shape[0], planned.scaling)
+        groups.setdefault(key, []).append(stats)
+    for (role, start), modules in groups.items():
+        yield _summarize(role, start, modules)
 
 
-def _lines_of_files(adapter: AdapterCheckpoint) -> Iterator[Line]:
-    groups: dict[str, list[tuple[Measured, int, float]]] = {}
+def _summarize_modules(adapter: AdapterCheckpoint) -> Iterator[RoleSummary]:
+    """Summarize a stock adapter by the names of its modules, without the indices of the layers."""
+    groups: dict[str, list[_ModuleStats]] = {}
     for module in tqdm(adapter.modules.values(), "measuring", unit="matrix", leave=False, disable=None):
         A, B = module.factors()
-        values = (module.scaling * spectrum(B, A)).tolist()
-        update = sum(value**2 for value in values) ** 0.5
-        numbers = Measured(update, None, None, None, tuple(values))
-        groups.setdefault(collapse_layer_index(module.module), []).append((numbers, module.rank, module.scaling))
-    for name, found in groups.items():
-        yield _line(name, "", found)
+        values = (module.scaling * compute_singular_values(B, A)).tolist()
+        norm = sum(value**2 for value in values) ** 0.5
+        stats = _ModuleStats(UpdateStats(norm, None, None, None, tuple(values)), module.rank, module.scaling)
+        groups.setdefault(collapse_layer_index(module.module), []).append(stats)
+    for name, modules in groups.items():
+        yield _summarize(name, "", modules)
 
 
-def _line(role: str, start: str, found: list[tuple[Measured, int, float]]) -> Line:
-    numbers = [measured for measured, _, _ in found]
+def _summarize(role: str, start: str, modules: list[_ModuleStats]) -> RoleSummary:
+    updates = [module.update for module in modules]
 
-    def mean(values: list[float | None]) -> float | None:
-        known = [value for value in values if value is not None]
-        return root_mean_square(known) if known else None
+    def average(values: list[float | None]) -> float | None:
+        numbers = [value for value in values if value is not None]
+        return root_mean_square(numbers) if numbers else None
 
-    shown = min(_MAX_VALUES, *(len(m.values) for m in numbers))
-    return Line(
+    # Modules of unequal ranks have different numbers of singular values.
+    count = min(_MAX_VALUES, *(len(update.singular_values) for update in updates))
+    return RoleSummary(
         role=role,
         start=start,
-        modules=len(found),
-        rank=", ".join(map(str, sorted({rank for _, rank, _ in found}))),
-        scaling=", ".join(f"{scaling:g}" for scaling in sorted({scaling for _, _, scaling in found})),
-        anchor=mean([m.start for m in numbers]),
-        update=root_mean_square(m.update for m in numbers),
-        moved_A=mean([m.moved_A for m in numbers]),
-        moved_B=mean([m.moved_B for m in numbers]),
-        stable_rank=root_mean_square(m.stable_rank for m in numbers),
-        values=tuple(root_mean_square(m.values[i] for m in numbers) for i in range(shown)),
+        modules=len(modules),
+        rank=", ".join(map(str, sorted({module.rank for module in modules}))),
+        scaling=", ".join(f"{scaling:g}" for scaling in sorted({module.scaling for module in modules})),
+        anchor=average([update.anchor_norm for update in updates]),
+        update=root_mean_square(update.norm for update in updates),
+        moved_A=average([update.moved_A for update in updates]),
+        moved_B=average([update.moved_B for update in updates]),
+        stable_rank=root_mean_square(update.stable_rank for update in updates),
+        values=tuple(root_mean_square(update.singular_values[i] for update in updates) for i in range(count)),
     )
 
 
