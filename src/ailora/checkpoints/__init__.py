@@ -1,4 +1,4 @@
-"""Checkpoints larger than memory: adapters for them, exports and merges of adapters, and what can be said of either."""
+"""Checkpoints larger than memory: initialize, export, merge, verify and inspect adapters for them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Write a checkpoint again with some tensors changed: shard by shard, everything else byte for byte."""
+"""Rewrite a checkpoint with changed tensors, shard by shard; unchanged tensors are copied byte for byte."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ from ailora.safetensors_io import (
 from ailora.safetensors_io.header import SAFETENSORS_DTYPES, TORCH_DTYPES
 from ailora.weights.base_weight import all_finite
 
-#: Maps a stored tensor to its new rows, block by block in any floating dtype.
+#: Maps a stored tensor to blocks of its new rows, in any floating dtype.
 TensorTransform = Callable[[Tensor], Iterator[Tensor]]
 
 _BLOCK_BYTES = 16 * 2**20
-#: Bytes that a kill can cost: written data is forced to the disk and noted this often.
+#: Bytes between two flushes to disk, the most that a kill costs.
 _SYNC_BYTES = 256 * 2**20
-#: Not copied beside a model's weights: weights, states of trainers, adapters, code, pages about the base.
+#: Files left out beside a model's weights: weights, states of trainers, adapters, code, pages about the base.
 _NOT_COPIED = re.compile(
     r".*\.(safetensors|index\.json|bin|pt|pth|ckpt|h5|msgpack|gguf|onnx|ot|py|pyc|md)"
     r"|adapter_.*|ailora\.json|(training_args|trainer_state|optimizer|scheduler|scaler|rng_state).*|\..*"
@@ -56,42 +56,42 @@ def rewrite(
     dtype: torch.dtype | None = None,
     replaced: Mapping[str, StoredTensor] | None = None,
 ) -> None:
-    """Write all shards of a checkpoint into a folder, and its index last; resumes where a killed run stopped.
+    """Write all shards of a checkpoint into a folder, then its index. Resumes after a kill.
 
     Args:
-        checkpoint: The checkpoint.
-        output: The acquired folder.
-        transforms: Changes by tensor; the others are copied byte for byte.
-        dtype: Dtype of all floating tensors. None: as they are.
-        replaced: By name, tensors of other files that take a place; names that the checkpoint does not have go into
-            its last shard.
+        checkpoint: Checkpoint to rewrite.
+        output: Acquired folder.
+        transforms: Changes by name of the tensor. Other tensors are copied byte for byte.
+        dtype: Dtype of all floating tensors. None keeps the dtype of each.
+        replaced: Tensors of other files by name. New names are appended to the last shard.
 
     Raises:
         ModelError: A changed tensor is not finite in its dtype.
     """
-    plans = _shard_plans(checkpoint, dtype, replaced or {})
+    plans = _plan_shards(checkpoint, dtype, replaced or {})
     total = sum(entry.spec.nbytes for plan in plans for entry in plan.entries)
     with tqdm(total=total, desc="writing", unit="B", unit_scale=True, leave=False, disable=None) as bar:
         for plan in plans:
             _ShardWriter(plan, output, transforms, bar).write()
     if checkpoint.index is not None:
+        # Last: loaders look for the index first, and find no half-written model.
         write_bytes(
-            output.folder / checkpoint.index.name, _index(checkpoint, plans, same=dtype is None and not replaced)
+            output.folder / checkpoint.index.name, _build_index(checkpoint, plans, same=dtype is None and not replaced)
         )
 
 
 def copy_auxiliary_files(source: Path, output: OutputDir, *, changed: Mapping[str, bytes] | None = None) -> None:
-    """Copy the files that a model needs beside its weights.
+    """Copy the files a model needs beside its weights.
 
     Args:
-        source: The folder of the model.
-        output: The acquired folder.
-        changed: Files with another content.
+        source: Folder of the model.
+        output: Acquired folder.
+        changed: New content by name of the file.
 
     Raises:
-        InputError: One of them is a link that leads outside its folder.
+        InputError: A file is a link to a file outside its folder.
     """
-    names = auxiliary_files(source)
+    names = list_auxiliary_files(source)
     for name in names:
         # A model comes with a download: a link in it could put any file of the machine into what is handed on.
         if not is_inside(source / name, (source / name).parent):
@@ -110,7 +110,7 @@ def copy_auxiliary_files(source: Path, output: OutputDir, *, changed: Mapping[st
 
 
 def _describe_overflow(source: StoredTensor, block: Tensor, dtype: torch.dtype) -> str:
-    """Return why a tensor cannot be written: its numbers are beyond a dtype, or are none whatever the dtype is."""
+    """Describe why a tensor cannot be written: it overflows the dtype, or has NaN or infinite entries before."""
     if all_finite(block):
         return f"{source} is not finite when written in {dtype}: choose another dtype"
     if not all_finite(read_tensor(source)):
@@ -118,21 +118,21 @@ def _describe_overflow(source: StoredTensor, block: Tensor, dtype: torch.dtype) 
     return f"{source} is not finite after the update of the adapter, whose factors are too large"
 
 
-def auxiliary_files(source: Path) -> list[str]:
-    """List the files that a model needs beside its weights: configurations, tokenizers, chat templates."""
+def list_auxiliary_files(source: Path) -> list[str]:
+    """List the files a model needs beside its weights: configurations, tokenizers, chat templates."""
     folders = [source, *(source / name for name in _TOKENIZER_FOLDERS)]
     files = [file for folder in folders if folder.is_dir() for file in sorted(folder.iterdir()) if file.is_file()]
     return [str(file.relative_to(source)) for file in files if not _NOT_COPIED.fullmatch(file.name)]
 
 
-def shard_names(checkpoint: Checkpoint) -> list[str]:
-    """List the files that `rewrite` writes."""
+def list_shard_names(checkpoint: Checkpoint) -> list[str]:
+    """List the names of the files written by `rewrite`: shards and index."""
     return [*checkpoint.headers, *([checkpoint.index.name] if checkpoint.index else [])]
 
 
 @dataclass(frozen=True)
 class _Entry:
-    """A tensor of a new shard, and its source."""
+    """Tensor of a new shard, with the source of its bytes."""
 
     spec: TensorSpec
     source: StoredTensor
@@ -144,14 +144,14 @@ class _Entry:
 
 @dataclass(frozen=True)
 class _ShardPlan:
-    """A new shard: its file's name, its first bytes, its tensors in their order."""
+    """New shard: name of its file, header, and tensors in the order of the file."""
 
     name: str
     header: bytes
     entries: tuple[_Entry, ...]
 
 
-def _shard_plans(
+def _plan_shards(
     checkpoint: Checkpoint, dtype: torch.dtype | None, replaced: Mapping[str, StoredTensor]
 ) -> list[_ShardPlan]:
     plans = []
@@ -160,20 +160,20 @@ def _shard_plans(
         sources = {stored.name: replaced.get(stored.name, stored) for stored in header.tensors.values()}
         if name == last:
             sources |= {tensor: stored for tensor, stored in replaced.items() if tensor not in checkpoint.tensors}
-        entries = [_Entry(_spec(tensor, stored, dtype), stored) for tensor, stored in sources.items()]
+        entries = [_Entry(_build_spec(tensor, stored, dtype), stored) for tensor, stored in sources.items()]
         same = dtype is None and not sources.keys() & replaced.keys()
-        plans.append(_ShardPlan(name, _header(header, entries, same=same), tuple(entries)))
+        plans.append(_ShardPlan(name, _build_header(header, entries, same=same), tuple(entries)))
     return plans
 
 
-def _spec(name: str, stored: StoredTensor, dtype: torch.dtype | None) -> TensorSpec:
+def _build_spec(name: str, stored: StoredTensor, dtype: torch.dtype | None) -> TensorSpec:
     if dtype is None or not stored.floating:
         return TensorSpec.from_tensor(name, stored)
     return TensorSpec(name, SAFETENSORS_DTYPES[dtype], stored.shape)
 
 
-def _header(header: Header, entries: list[_Entry], *, same: bool) -> bytes:
-    """Return the header of a shard: the very bytes of the old one where nothing in it changes."""
+def _build_header(header: Header, entries: list[_Entry], *, same: bool) -> bytes:
+    """Format the header of a shard. An unchanged shard keeps the bytes of the old header."""
     first = next(iter(header.tensors.values()), None)
     if same and first is not None:
         with first.file.open("rb") as stream:
@@ -181,7 +181,7 @@ def _header(header: Header, entries: list[_Entry], *, same: bool) -> bytes:
     return header_bytes([entry.spec for entry in entries], header.metadata or {"format": "pt"})
 
 
-def _index(checkpoint: Checkpoint, plans: list[_ShardPlan], *, same: bool) -> bytes:
+def _build_index(checkpoint: Checkpoint, plans: list[_ShardPlan], *, same: bool) -> bytes:
     assert checkpoint.index is not None
     if same:
         return checkpoint.index.read_bytes()
@@ -192,7 +192,10 @@ def _index(checkpoint: Checkpoint, plans: list[_ShardPlan], *, same: bool) -> by
 
 
 class _ShardWriter:
-    """Write one shard to a file that grows, and note beside it how many of its tensors are on the disk."""
+    """Writer of a single shard, with a journal of the tensors that are on disk.
+
+    The shard grows under `.ailora/shards` and is moved to its place when complete.
+    """
 
     def __init__(
         self, plan: _ShardPlan, output: OutputDir, transforms: Mapping[str, TensorTransform], bar: tqdm
@@ -211,6 +214,7 @@ class _ShardWriter:
         mode = "r+b" if done else "wb"
         with open(self._file, mode, buffering=0, opener=refuse_link) as stream, ThreadPoolExecutor(1) as notes:
             reached = self._offset(done)
+            # Bytes after the last tensor of the journal may not have reached the disk.
             stream.truncate(reached)
             stream.seek(reached)
             if not done:
@@ -220,7 +224,7 @@ class _ShardWriter:
             for number, entry in enumerate(self._plan.entries[done:], done):
                 self._write_entry(entry, stream)
                 self._bar.update(entry.spec.nbytes)
-                # Forced to the disk while the next tensors are written: waiting would cost a third of the time.
+                # Flushed in a thread while the next tensors are written: waiting would cost a third of the time.
                 if stream.tell() - noted >= _SYNC_BYTES and (note is None or note.done()):
                     if note is not None:
                         note.result()
@@ -228,6 +232,7 @@ class _ShardWriter:
                     note = notes.submit(self._note, stream, number + 1)
             if note is not None:
                 note.result()
+            # Before the rename: after a power loss the name must not lead to missing bytes.
             os.fsync(stream.fileno())
         self._file.replace(self._target)
         sync_folder(self._target.parent)
@@ -242,6 +247,7 @@ class _ShardWriter:
         blocks = transform(read_tensor(entry.source)) if transform else read_blocks(entry.source, _BLOCK_BYTES // 8)
         for block in blocks:
             converted = block.to(dtype)
+            # NaN of an unchanged tensor stay as in the base; an overflow by the new dtype is refused.
             if not all_finite(converted) and (transform or all_finite(block)):
                 raise ModelError(_describe_overflow(entry.source, block, dtype))
             _write(stream, tensor_bytes(converted))
@@ -249,12 +255,12 @@ class _ShardWriter:
         assert written == entry.spec.nbytes, entry
 
     def _note(self, stream: FileIO, tensors: int) -> None:
-        """Force the first tensors to the disk, and note how many they are."""
+        """Flush the file to disk, then write the number of its complete tensors into the journal."""
         os.fsync(stream.fileno())
         write_bytes(self._journal, str(tensors).encode())
 
     def _finished_tensors(self) -> int:
-        """Return how many tensors an earlier run has certainly written."""
+        """Return the number of tensors that an earlier run has flushed to disk."""
         try:
             done = int(self._journal.read_bytes())
             size = self._file.stat().st_size
@@ -263,19 +269,19 @@ class _ShardWriter:
         return done if 0 < done <= len(self._plan.entries) and size >= self._offset(done) else 0
 
     def _offset(self, tensors: int) -> int:
-        """Return where the first tensors end in the file; 0 for an empty file."""
+        """Return the offset of the end of the first tensors; 0 without tensors."""
         if not tensors:
             return 0
         return len(self._plan.header) + sum(entry.spec.nbytes for entry in self._plan.entries[:tensors])
 
 
 def _copy(stored: StoredTensor, target: FileIO) -> None:
-    """Copy the bytes of a tensor, in the kernel where the system can."""
+    """Copy the bytes of a tensor; on Linux in the kernel."""
     try:
         with stored.file.open("rb", buffering=0) as source:
             left = stored.nbytes
             while left:
-                count = _transfer(source, target, stored.stop - left, left)
+                count = _copy_block(source, target, stored.stop - left, left)
                 if not count:
                     raise ModelError(f"{stored.file} has shrunk: tensor {stored.name!r} ends at byte {stored.stop}")
                 left -= count
@@ -283,8 +289,9 @@ def _copy(stored: StoredTensor, target: FileIO) -> None:
         raise ModelError(f"{stored.file} is gone") from error
 
 
-def _transfer(source: FileIO, target: FileIO, offset: int, count: int) -> int:
-    """Append some bytes of a file to another, and return how many."""
+def _copy_block(source: FileIO, target: FileIO, offset: int, count: int) -> int:
+    """Append a block of a file to another file, and return the number of bytes copied."""
+    # With `sendfile` and the flush in a thread, `merge` reaches 70 to 79 % of the speed of copying files; 58 % without.
     if sys.platform == "linux":
         return os.sendfile(target.fileno(), source.fileno(), offset, min(count, _BLOCK_BYTES))
     source.seek(offset)
@@ -294,7 +301,7 @@ def _transfer(source: FileIO, target: FileIO, offset: int, count: int) -> int:
 
 
 def _write(target: FileIO, content: memoryview | bytes) -> None:
-    """Write all of the content: one call writes at most 2 GiB."""
+    """Write all of the content, in several calls if needed, as one call writes at most 2 GiB."""
     rest = memoryview(content)
     while rest:
         rest = rest[target.write(rest) :]

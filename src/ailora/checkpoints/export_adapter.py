@@ -1,4 +1,4 @@
-"""`ailora export`: a trained adapter as the plain LoRA that servers read, of its full rank or of a smaller one."""
+"""`ailora export`: convert a trained adapter to a plain LoRA for servers, exact or of a smaller rank."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from ailora.adapter_io.update_norms import (
     pad_factors,
 )
 from ailora.atomic_io import json_bytes, write_bytes
-from ailora.checkpoints.output_dir import OutputDir, file_state
+from ailora.checkpoints.output_dir import OutputDir, read_file_state
 from ailora.errors import InputError
 from ailora.library_versions import library_versions
 from ailora.model_loading import load_on_meta
@@ -34,7 +34,7 @@ from ailora.safetensors_io.header import SAFETENSORS_DTYPES
 from ailora.weights.base_weight import all_finite
 
 _LOG = logging.getLogger("ailora")
-#: What vLLM takes for `max_lora_rank` (its `MaxLoRARanks`).
+#: Values that vLLM accepts for `max_lora_rank` (its `MaxLoRARanks`).
 _VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
 
@@ -43,14 +43,14 @@ class ExportReport:
     """Report of an `export`.
 
     Attributes:
-        folder: The export's folder.
-        rank: The one rank of all modules.
+        folder: Folder of the export.
+        rank: Common rank of all modules.
         dtype: Dtype of the factors.
-        errors: By module, the Frobenius norm of what was lost, and of the update.
-        error: The same over all modules, relative to the update; 0 for an exact export.
-        saved_modules: Modules that were trained whole and travel along, which most servers refuse.
-        completeness_checked: Whether the file has the factors of all adapted modules, and no others. False: unknown, as
-            the adapter is not ours and its base model is not here.
+        errors: Frobenius norms of the error and of the update, by module.
+        error: Norm of the error over all modules, relative to the update; 0 for an exact export.
+        saved_modules: Exported tensors of modules trained whole, which most servers refuse.
+        completeness_checked: Whether the file was checked for missing and additional modules. False for a stock adapter
+            without its base model.
     """
 
     folder: str
@@ -63,8 +63,8 @@ class ExportReport:
 
     @property
     def vllm_max_lora_rank(self) -> int | None:
-        """The value of vLLM's `max_lora_rank`, which takes some only; None for a rank that is beyond all of them."""
-        return next((allowed for allowed in _VLLM_RANKS if allowed >= self.rank), None)
+        """Smallest value of vLLM's `max_lora_rank` for this rank. None for a rank above 512."""
+        return next((limit for limit in _VLLM_RANKS if limit >= self.rank), None)
 
     def to_dict(self) -> dict[str, object]:
         """Return the report as plain data."""
@@ -80,29 +80,29 @@ def export(
     dtype: str = "fp32",
     force: bool = False,
 ) -> ExportReport:
-    """Write an adapter as a plain LoRA for the untouched base, all modules of one rank and one scaling.
+    """Write an adapter as a plain LoRA for the untouched base, with the same rank and scaling for all modules.
 
-    Servers read one rank and one alpha for all modules; where the adapter has several, smaller factors are filled up
-    with zeros and the scaling goes into `B`. Without `rank` and `energy` nothing is lost but the dtype's rounding.
-    Recompressing costs a QR of the factors and an SVD of a small matrix.
+    Servers read a single rank and alpha. Smaller factors are padded with zeros, and different scalings are multiplied
+    into `B`. Without `rank` and `energy` the export is exact up to the rounding of the dtype. Recompression takes a QR
+    of the factors and the SVD of a small matrix.
 
-    The base model is not needed. Of a stock adapter, though, only its base shows whether the file is complete; without
-    it, a warning says that this was not checked.
+    The base model is optional. Only for a stock adapter does it show whether the file is complete; a warning tells if
+    this was not checked.
 
     Args:
-        adapter: An adapter's folder, or a run's.
-        out: The folder to write.
-        rank: Recompress every module to this rank.
-        energy: Recompress to the least rank that keeps this share of `|dW|^2` in every module, 0 < energy <= 1.
-        dtype: fp32, bf16 or fp16, of the factors; modules that were trained whole keep theirs.
-        force: Replace what `out` holds.
+        adapter: Folder of an adapter, or of a run.
+        out: Folder to write.
+        rank: New rank of every module. None keeps the largest rank.
+        energy: Share of `|dW|^2` to keep in every module by the smallest possible rank, 0 < energy <= 1.
+        dtype: Dtype of the factors: fp32, bf16 or fp16. Modules trained whole keep their dtype.
+        force: Whether to replace existing files in `out`.
 
     Returns:
-        The rank, and what was lost.
+        Report with the rank and the errors.
 
     Raises:
-        InputError: No LoRA there, `rank` and `energy` out of range or both, a DoRA to be recompressed, an adapter that
-            belongs on residual weights, factors that overflow the dtype.
+        InputError: The adapter is invalid, needs residual weights, is a DoRA to recompress, or overflows the dtype;
+            or `rank` or `energy` is out of range, or both are given.
     """
     torch_dtype = parse_dtype(dtype)
     checkpoint = AdapterCheckpoint.open(adapter)
@@ -111,19 +111,20 @@ def export(
     checkpoint.validate_finite()
     completeness_checked = _validate_complete(checkpoint)
     _validate_target(rank, energy, checkpoint)
-    target = _target_rank(checkpoint, rank, energy)
+    target = _choose_rank(checkpoint, rank, energy)
     exact = rank is None and energy is None
-    conversion = _Conversion(checkpoint, target, _shared_scaling(checkpoint, target), torch_dtype, exact)
+    conversion = _Conversion(checkpoint, target, _find_shared_scaling(checkpoint, target), torch_dtype, exact)
     reads = checkpoint.files
     request = {
         "command": "export",
-        "files": [file_state(file) for file in reads],
+        "files": [read_file_state(file) for file in reads],
         "options": [rank, energy, dtype],
         "versions": library_versions(),
     }
     output = OutputDir(out)
     with output.acquire(request, reads=reads, writes=[WEIGHTS_NAME, CONFIG_NAME, METADATA_NAME], force=force) as done:
         if done:
+            # The report needs the errors of all modules, and the files have the total only.
             conversion.measure()
         else:
             conversion.write(output.folder)
@@ -142,15 +143,15 @@ def export(
 
 @dataclass(frozen=True)
 class _Conversion:
-    """The factors of the export, computed once, module by module, and what each loses.
+    """Conversion of the factors, module by module, with the error of each.
 
     Attributes:
-        checkpoint: The adapter.
-        rank: The rank of all modules.
-        scaling: Their scaling. None: it goes into `B`.
-        dtype: The dtype of the factors.
-        exact: Whether smaller factors are filled up with zeros, instead of recompressed.
-        errors: By module, the norm of what is lost, and of the update; filled as the factors are computed.
+        checkpoint: Adapter to export.
+        rank: Rank of all modules.
+        scaling: Scaling of all modules. None multiplies the scaling of each into its `B`.
+        dtype: Dtype of the factors.
+        exact: Whether to pad factors with zeros instead of recompressing them.
+        errors: Norms of the error and of the update, by module; filled during the conversion.
     """
 
     checkpoint: AdapterCheckpoint
@@ -162,26 +163,27 @@ class _Conversion:
 
     @property
     def dtype_name(self) -> str:
-        """The dtype's name in torch."""
+        """Name of the dtype in torch."""
         return str(self.dtype).removeprefix("torch.")
 
     @property
     def error(self) -> float:
-        """The norm of what is lost over all modules, relative to the update."""
+        """Norm of the error over all modules, relative to the update."""
         lost, update = (math.sqrt(sum(pair[i] ** 2 for pair in self.errors.values())) for i in (0, 1))
         return lost / update if update > 0 else 0.0
 
     def measure(self) -> None:
-        """Compute the errors alone."""
+        """Compute the errors of a finished export, without writing."""
         for _ in self._factors():
             pass
 
     def write(self, folder: Path) -> None:
-        """Write the files; loaders look for the last one first."""
+        """Write the files of the export."""
         write_tensors(folder / WEIGHTS_NAME, list(self._specs()), self._tensors())
         if self.checkpoint.metadata:
             exported = Exported(rank=self.rank, dtype=self.dtype_name, error=self.error)
             self.checkpoint.metadata.model_copy(update={"exported": exported}).write(folder)
+        # Last: loaders look for the configuration first, and find no half-written adapter.
         config = json_bytes(self._config())
         write_digests(folder, pending={CONFIG_NAME: config})
         write_bytes(folder / CONFIG_NAME, config)
@@ -192,7 +194,7 @@ class _Conversion:
             yield weights, *self._convert(weights)
 
     def _convert(self, weights: LoraWeights) -> tuple[Tensor, Tensor]:
-        """Return `A` and `B` of a module as they are exported, and note what is lost."""
+        """Convert the factors of a module, and record the error."""
         A, B = weights.factors()
         new_B, new_A = pad_factors(B, A, self.rank) if self.exact else approximate_product(B, A, self.rank)
         if self.scaling is None:
@@ -201,6 +203,7 @@ class _Conversion:
         if not (all_finite(new_A) and all_finite(new_B)):
             raise InputError(f"{weights.module}: factors of the export are not finite in {self.dtype}")
         lost = 0.0
+        # Padding alone is exact, and its computed error would be rounding.
         if not self.exact or self.dtype is not A.dtype or self.scaling is None:
             new_scaling = 1.0 if self.scaling is None else self.scaling
             lost = compute_distance((weights.scaling * B.double(), A), (new_scaling * new_B.double(), new_A))
@@ -238,14 +241,15 @@ class _Conversion:
 
 
 def _validate_complete(checkpoint: AdapterCheckpoint) -> bool:
-    """Refuse an incomplete file. Of a stock adapter only the base model shows whether it is.
+    """Refuse an incomplete file. The check of a stock adapter needs the base model.
 
     Returns:
-        Whether it was checked.
+        Whether the file was checked.
 
     Raises:
-        InputError: The file lacks a module, or has others.
+        InputError: The file lacks a module, or has additional ones.
     """
+    # The plan in our metadata names all modules, and has been compared with the file.
     if checkpoint.metadata is not None:
         return True
     name = checkpoint.config.get("base_model_name_or_path")
@@ -271,38 +275,39 @@ def _validate_target(rank: int | None, energy: float | None, checkpoint: Adapter
         raise InputError("give a rank or an energy, not both")
     largest = max(min(weights.shape) for weights in checkpoint.modules.values())
     if rank is not None and (type(rank) is not int or not 1 <= rank <= largest):
-        raise InputError(f"rank {rank!r} is not possible: a whole number from 1 to {largest}")
+        raise InputError(f"rank must be a whole number between 1 and {largest}, got {rank!r}")
     if energy is not None and not (isinstance(energy, int | float) and 0 < energy <= 1):
-        raise InputError(f"energy {energy!r} is not possible: a share, 0 < energy <= 1")
+        raise InputError(f"energy must be a share, 0 < energy <= 1, got {energy!r}")
     if checkpoint.dora and (rank is not None or energy is not None):
         raise InputError("a DoRA cannot be recompressed: its magnitudes belong to the exact directions")
 
 
-def _target_rank(checkpoint: AdapterCheckpoint, rank: int | None, energy: float | None) -> int:
+def _choose_rank(checkpoint: AdapterCheckpoint, rank: int | None, energy: float | None) -> int:
     if rank is not None:
         return rank
     if energy is None:
         return max(weights.rank for weights in checkpoint.modules.values())
     factors = (weights.factors() for weights in checkpoint.modules.values())
-    return max(_rank_for(compute_singular_values(B, A), energy) for A, B in factors)
+    return max(_find_rank(compute_singular_values(B, A), energy) for A, B in factors)
 
 
-def _rank_for(values: Tensor, energy: float) -> int:
-    """Return the least number of singular values that hold a share of the sum of their squares; 1 for no update."""
+def _find_rank(values: Tensor, energy: float) -> int:
+    """Return the smallest number of singular values with a share of the sum of all squares; 1 for a zero update."""
     squares = values.square()
     total = squares.sum()
     if total == 0:
         return 1
-    # The sum of all may fall short of the total by rounding.
+    # By rounding, the last cumulative sum may be smaller than the total.
     reached = squares.cumsum(0) >= energy * total * (1 - 1e-12)
     return int(reached.to(torch.uint8).argmax()) + 1
 
 
-def _shared_scaling(checkpoint: AdapterCheckpoint, rank: int) -> float | None:
-    """Return the scaling of all modules if they have one that a whole alpha can say."""
+def _find_shared_scaling(checkpoint: AdapterCheckpoint, rank: int) -> float | None:
+    """Return the common scaling of all modules if alpha is a whole number, else None."""
     scalings = {weights.scaling for weights in checkpoint.modules.values()}
     if len(scalings) == 1:
         (scaling,) = scalings
+        # Servers expect a whole alpha.
         if scaling * rank == int(scaling * rank):
             return scaling
     return None

@@ -1,4 +1,4 @@
-"""Decide what `init` does, from a configuration and headers alone."""
+"""Plan the work of `init` from a configuration and headers, before a weight is read."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from ailora.checkpoints.module_tasks import ModuleTask
-from ailora.checkpoints.output_dir import file_state, validate_finished
+from ailora.checkpoints.output_dir import read_file_state, validate_finished
 from ailora.checkpoints.stored_weight import StoredWeight, find_stored_weights
 from ailora.errors import InputError
 from ailora.inits import Policy
@@ -23,21 +23,21 @@ from ailora.roles import Role
 from ailora.safetensors_io import Checkpoint, StoredTensor
 from ailora.spectral import flops
 
-#: fp32 copies of the largest matrix that decomposing it takes, and what everything else takes at most.
+#: Bound on the memory of `init`: float32 copies of the largest matrix, and bytes for everything else.
 _MATRIX_COPIES, _MARGIN_BYTES = 6, 128 * 2**20
 
 
 @dataclass(frozen=True)
 class InitPlan:
-    """The work of `init`, before a weight is read.
+    """Work of `init`, before a weight is read.
 
     Attributes:
-        model: The model as it was named.
-        base: The model on the meta device, of the class that the task type asks for.
-        checkpoint: Its tensors, none of them read.
-        plan: The settings of every module.
-        weights: Where the weight of each planned module lies.
-        seed: Seed of what is drawn.
+        model: Name of the model, as given.
+        base: Model on the meta device, of the class for the task type.
+        checkpoint: Checkpoint of the model.
+        plan: Settings of every module.
+        weights: Stored weight of each planned module.
+        seed: Seed of random inits.
     """
 
     model: str
@@ -68,10 +68,16 @@ class InitPlan:
         num_labels: int | None = None,
         seed: int = 0,
     ) -> InitPlan:
-        """Plan an adapter for a checkpoint. For its arguments see `init`.
+        """Plan an adapter for a checkpoint.
+
+        See `init` for the arguments.
+
+        Returns:
+            The plan, with a stored weight for every module.
 
         Raises:
-            InputError, ModelError: See `init`.
+            InputError: An argument is out of range, or the model is not here.
+            ModelError: The model cannot be adapted, or a weight is missing, quantized or of another shape.
         """
         base = _load_base(model, task_type, num_labels)
         plan = make_plan(
@@ -95,7 +101,7 @@ class InitPlan:
     @classmethod
     def _from_plan(cls, model: Path | str, base: PreTrainedModel, plan: Plan, seed: int) -> InitPlan:
         if type(seed) is not int:
-            raise InputError(f"seed {seed!r} is not allowed: a whole number")
+            raise InputError(f"seed must be a whole number, got {seed!r}")
         if plan.form is Form.RESIDUAL:
             raise InputError(
                 "form 'residual' is not written out of core: choose anchored or stock; ailora.adapt(model, "
@@ -110,22 +116,29 @@ class InitPlan:
 
     @property
     def bytes_to_read(self) -> int:
-        """Bytes of the planned modules' weights; shared ones count once."""
+        """Size of the planned weights in bytes. Shared weights count once."""
         return sum({weight.tensor.name: weight.tensor.nbytes for weight in self.weights.values()}.values())
 
     @property
     def memory_bound(self) -> int:
-        """Bytes beyond those of the process at its start that decomposing takes at most, with one worker."""
+        """Upper bound in bytes on the memory of decompositions with a single worker, without the process itself."""
         return max(_working_bytes(weight.tensor) for weight in self.weights.values()) * _MATRIX_COPIES + _MARGIN_BYTES
 
     def estimate(self, *, device: str = "cpu") -> dict[str, float]:
-        """Estimate modules, bytes, operations, memory and a rough time; nothing is read.
+        """Estimate the cost of the work, without reading a weight.
+
+        Args:
+            device: Device of the decompositions.
+
+        Returns:
+            Number of modules, bytes to read and of the file, floating-point operations, bound on the memory in bytes,
+            and seconds.
 
         Raises:
-            InputError: No such device.
+            InputError: The device is not here.
         """
         validate_device(device)
-        tasks = self.tasks(Path(), device=device, cached=False)
+        tasks = self.build_tasks(Path(), device=device, cached=False)
         speed = flops.measure_matmul_speed(torch.device(device))
         return {
             "modules": len(tasks),
@@ -133,11 +146,17 @@ class InitPlan:
             "flops": sum(task.flops for task in tasks),
             "memory_bound_bytes": self.memory_bound,
             "file_bytes": self.plan.file_bytes,
-            "seconds": sum(task.seconds(speed) for task in tasks),
+            "seconds": sum(task.estimate_seconds(speed) for task in tasks),
         }
 
-    def tasks(self, parts: Path, *, device: str, cached: bool) -> list[ModuleTask]:
-        """Return the work, module by module, in the order of the plan."""
+    def build_tasks(self, parts: Path, *, device: str, cached: bool) -> list[ModuleTask]:
+        """Build the tasks of all modules, in the order of the plan.
+
+        Args:
+            parts: Folder for the results.
+            device: Device of the decompositions.
+            cached: Whether to use the cache of decompositions.
+        """
         bare = replace(self.plan, adapters=())
         return [
             ModuleTask(
@@ -148,26 +167,26 @@ class InitPlan:
 
     @property
     def recorded_name(self) -> str:
-        """The name by which loaders find the base model: a folder by its whole path, a hub id as it is."""
+        """Name of the base model for loaders: the absolute path of a folder, or the hub id."""
         local = self.model.startswith("builtin:") or Path(self.model).expanduser().is_dir()
         return str(model_folder(self.model)) if local else self.model
 
     @property
     def reads(self) -> list[Path]:
-        """The files that are read."""
+        """Files that `init` reads: shards and configuration."""
         folder = self.checkpoint.folder
         return [*(folder / name for name in self.checkpoint.headers), folder / "config.json"]
 
     @property
     def request(self) -> dict[str, object]:
-        """Everything that decides the result, as plain data."""
+        """Inputs that determine the result, as plain data."""
         return {
             "command": "init",
             "model": self.recorded_name,
             "seed": self.seed,
-            "files": {file.name: file_state(file) for file in self.reads},
+            "files": {file.name: read_file_state(file) for file in self.reads},
             "labels": self.base.config.num_labels,
-            # Requests of earlier versions hold the key, and what they began or finished is recognised by all keys.
+            # A folder is recognized by all keys of its request, and those of earlier versions have this one.
             "plan": {**self.plan.to_dict(), "layer_replication": None},
             "versions": library_versions(),
         }
@@ -175,7 +194,7 @@ class InitPlan:
 
 def _load_base(model: Path | str, task_type: str | None, num_labels: int | None) -> PreTrainedModel:
     if num_labels is not None and (type(num_labels) is not int or num_labels < 1):
-        raise InputError(f"num_labels {num_labels!r} is not allowed: a whole number from 1")
+        raise InputError(f"num_labels must be a whole number of at least 1, got {num_labels!r}")
     folder = model_folder(model)
     validate_finished(folder)
     base = load_on_meta(str(folder), task_type, num_labels=num_labels)
@@ -188,8 +207,9 @@ def _load_base(model: Path | str, task_type: str | None, num_labels: int | None)
 
 
 def _with_stored_dtypes(plan: Plan, weights: Mapping[str, StoredWeight]) -> Plan:
-    """Return the plan with the dtypes of the checkpoint, which a model without weights does not know."""
+    """Set the dtypes of a plan to those of the checkpoint."""
     adapters = []
+    # A model on the meta device has the default dtype, not that of its checkpoint.
     for planned in plan.adapters:
         dtype = str(weights[planned.projection.module].tensor.torch_dtype).removeprefix("torch.")
         adapters.append(replace(planned, projection=replace(planned.projection, dtype=dtype)))
@@ -197,5 +217,5 @@ def _with_stored_dtypes(plan: Plan, weights: Mapping[str, StoredWeight]) -> Plan
 
 
 def _working_bytes(tensor: StoredTensor) -> int:
-    """Return the bytes of the matrix in float32, or float64 where it is that."""
+    """Return the size in bytes of a matrix in float32, or in float64 if stored in float64."""
     return tensor.nbytes // tensor.torch_dtype.itemsize * (8 if tensor.dtype == "F64" else 4)

@@ -1,4 +1,4 @@
-"""`ailora init`: an adapter for a checkpoint that is never loaded, one matrix in memory at a time."""
+"""`ailora init`: write the initial adapter of a checkpoint, with a single matrix in memory at a time."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ailora.adapter_io.peft_config_file import CONFIG_NAME, WEIGHTS_NAME
 from ailora.atomic_io import write_bytes
 from ailora.checkpoints.init_plan import InitPlan
 from ailora.checkpoints.module_tasks import ModuleTask, Timing, run_in_turn, run_task
-from ailora.checkpoints.modules_to_save import modules_to_save_names, modules_to_save_tensors
+from ailora.checkpoints.modules_to_save import collect_saved_tensors, get_saved_module_names
 from ailora.checkpoints.output_dir import OutputDir
 from ailora.distributed import (
     all_reduce_sum,
@@ -39,7 +39,7 @@ from ailora.plan.make_plan import PerModule
 from ailora.roles import Role
 from ailora.safetensors_io import Header, StoredTensor, TensorSpec, read_header, read_tensor, write_tensors
 
-#: The files of an adapter; loaders look for the last one first.
+#: Files of an adapter. The configuration is written last, because loaders look for it first.
 _WRITTEN = (WEIGHTS_NAME, METADATA_NAME, CONFIG_NAME)
 
 
@@ -48,12 +48,12 @@ class InitReport:
     """Report of an `init`.
 
     Attributes:
-        folder: The adapter's folder.
-        modules: How many modules it adapts.
-        bytes_read: Bytes of the weights that were read.
-        floored: By projection, directions that got a size in place of a negligible singular value.
-        seconds: By part: `read`, `decompose`, `write` (sums over all processes), and `total` of this one.
-        resumed: How many modules an earlier run had finished.
+        folder: Folder of the adapter.
+        modules: Number of adapted modules.
+        bytes_read: Size of the weights read, in bytes.
+        floored: Number of directions with a clamped singular value, by projection.
+        seconds: Seconds by part: `read`, `decompose`, `write` (sums over all processes), and `total` of this process.
+        resumed: Number of modules that an earlier run had finished.
     """
 
     folder: str
@@ -92,45 +92,45 @@ def init(
     cached: bool = True,
     force: bool = False,
 ) -> InitReport:
-    """Write the adapter that `adapt` would start with, without loading the model.
+    """Write the initial adapter of `adapt` without loading the model.
 
-    Reads the bytes of the adapted weights only, one matrix at a time. The result is a stock PEFT adapter for the
-    untouched checkpoint, whose update is exactly zero.
+    Only the adapted weights are read, matrix by matrix. The result is a stock PEFT adapter for the untouched
+    checkpoint, with an update of exactly zero.
 
-    The same call after a kill resumes where it stopped; after its end it finds that nothing is left to do. Under
-    torchrun or `accelerate launch` the ranks share the work in one `out`.
+    After a kill, the same call resumes; after the end, nothing is left to do. Under torchrun or `accelerate launch`
+    the ranks share the work in the same `out`.
 
     Args:
-        model: A local folder, a hub id whose snapshot is in the cache, or `builtin:minilm`.
-        out: The folder to write.
-        policy: A preset's name, `{role: init}`, or a `Policy`.
-        rank: The rank r, or `{role or regex: rank}`; the first key that fits a module counts.
-        alpha: Likewise. None: alpha = rank, so that s = 1 (rsLoRA: s = sqrt(r)).
-        roles: Which roles are adapted. None: those that the policy speaks of, else query and value.
-        role_names: `{regex: role}` for modules that no rule knows.
-        modules: Regular expression; only modules whose names it is found in are adapted.
+        model: Local folder, hub id with a snapshot in the cache, or `builtin:minilm`.
+        out: Folder to write.
+        policy: Name of a preset, `{role: init}`, or a `Policy`.
+        rank: Rank r, or `{role or regex: rank}`; the first matching key counts.
+        alpha: Alpha, or `{role or regex: alpha}`. None sets alpha = rank, so s = 1 (rsLoRA: s = sqrt(r)).
+        roles: Roles to adapt. None adapts the roles of the policy, or else query and value.
+        role_names: `{regex: role}` for modules without a rule.
+        modules: Regular expression to search for in the names of modules; others are not adapted.
         form: `anchored` or `stock`.
         dropout: Probability in [0, 1).
-        rslora: Scaling alpha / sqrt(r) instead of alpha / r.
-        dora: Train magnitudes too.
-        modules_to_save: Names of modules that are trained whole. None: the task type's usual heads.
-        task_type: PEFT's, which decides the class that the adapter will be loaded into, and so the names in its
-            file. None: the class that the configuration names.
-        couple_roles: Let the adapter of a fused weight train all its rows.
-        num_labels: Outputs of a classification head. None: as the configuration says.
-        seed: Seed of the random starts of plain LoRA and of new heads.
-        device: Where matrices are decomposed: `cpu`, `cuda`.
-        workers: Processes that share the cores.
-        cached: Whether decompositions are looked up and kept in the cache.
-        force: Replace what `out` holds.
+        rslora: Whether to scale by alpha / sqrt(r) instead of alpha / r.
+        dora: Whether to train magnitudes too.
+        modules_to_save: Names of modules to train whole. None takes the usual heads of the task type.
+        task_type: PEFT's task type, which selects the class of the model and so the names in the file. None takes the
+            class in the configuration.
+        couple_roles: Whether the adapter of a fused weight trains all rows.
+        num_labels: Number of outputs of a classification head. None takes the number in the configuration.
+        seed: Seed of plain LoRA and of new heads.
+        device: Device of the decompositions: `cpu`, `cuda`.
+        workers: Number of processes to share the cores.
+        cached: Whether to use the cache of decompositions.
+        force: Whether to replace existing files in `out`.
 
     Returns:
-        Modules, bytes read and seconds.
+        Report with modules, bytes read and seconds.
 
     Raises:
-        InputError: An argument is out of range, the checkpoint or the device is not there, or `out` holds something
-            else (see `OutputDir.acquire`).
-        ModelError: No rule knows the model, or a weight is missing, quantized, of another shape or not finite.
+        InputError: An argument is out of range, the checkpoint or the device is not here, or `out` is in use (see
+            `OutputDir.acquire`).
+        ModelError: The model has no naming rule, or a weight is missing, quantized, of another shape or not finite.
     """
     started = time.perf_counter()
     plan = InitPlan.from_model(
@@ -158,20 +158,23 @@ def init(
 
 def _execute(plan: InitPlan, output: OutputDir, *, device: str, workers: int, cached: bool, force: bool) -> InitReport:
     if type(workers) is not int or workers < 1:
-        raise InputError(f"workers {workers!r} is not allowed: a whole number from 1")
+        raise InputError(f"workers must be a whole number of at least 1, got {workers!r}")
     validate_device(device)
     acquired = output.acquire(plan.request, reads=plan.reads, writes=_WRITTEN, force=force)
+    # Results are files in the common folder: the ranks exchange no tensors.
     with init_process_group_if_launched(), on_main(acquired) as done:
-        tasks = plan.tasks(output.parts, device=device, cached=cached)
+        tasks = plan.build_tasks(output.parts, device=device, cached=cached)
         folder, count = str(output.folder), len(tasks)
         if done:
             floored = AdapterMetadata.read(output.folder / METADATA_NAME).floored
             return InitReport(folder, count, 0, floored, {}, count)
-        # Shared before finished ones are left out: other ranks may be at work already.
-        mine = local_shard(sorted(tasks, key=lambda task: -task.flops))
-        left = [task for task in mine if not task.is_finished()]
+        # Every rank shards the full list: by now, other ranks may have finished some tasks.
+        # Round-robin over sorted tasks balances the ranks.
+        shard = local_shard(sorted(tasks, key=lambda task: -task.flops))
+        left = [task for task in shard if not task.is_finished()]
+        # An error ends all ranks; otherwise the others would wait for the missing results.
         with raise_on_all_ranks():
-            timings = _run(left, workers=workers)
+            timings = _run_tasks(left, workers=workers)
         floored: dict[str, int] = {}
         with raise_on_all_ranks():
             if is_main():
@@ -183,14 +186,14 @@ def _execute(plan: InitPlan, output: OutputDir, *, device: str, workers: int, ca
         return InitReport(folder, count, int(sums["bytes"]), floored, seconds, count - int(sums["left"]))
 
 
-def _run(left: list[ModuleTask], *, workers: int) -> list[Timing]:
-    """Run the tasks that are left, most expensive first, with a bar whose estimate counts operations."""
+def _run_tasks(left: list[ModuleTask], *, workers: int) -> list[Timing]:
+    """Run the remaining tasks, most expensive first, with a progress bar in floating-point operations."""
     timings: list[Timing] = []
     total = int(sum(task.flops for task in left)) or None
     bar = tqdm(total=total, desc="decomposing", unit="flop", unit_scale=True, leave=False, disable=None)
     with bar:
-        several = workers > 1 and len(left) > 1
-        for task, timing in run_in_processes(run_task, left, workers=workers) if several else run_in_turn(left):
+        parallel = workers > 1 and len(left) > 1
+        for task, timing in run_in_processes(run_task, left, workers=workers) if parallel else run_in_turn(left):
             timings.append(timing)
             bar.set_postfix_str(task.module, refresh=False)
             bar.update(round(task.flops))
@@ -198,10 +201,14 @@ def _run(left: list[ModuleTask], *, workers: int) -> list[Timing]:
 
 
 def _assemble(plan: InitPlan, folder: Path, tasks: list[ModuleTask]) -> dict[str, int]:
-    """Write the adapter from the results of all tasks, and return what was floored."""
+    """Write the adapter from the results of all tasks.
+
+    Returns:
+        Number of directions with a clamped singular value, by projection.
+    """
     results = {task.module: read_header(task.file) for task in tasks}
     floored = {name: n for h in results.values() for name, n in json.loads(h.metadata["floored"]).items()}
-    heads = modules_to_save_tensors(plan.base, plan.plan.options, plan.checkpoint, plan.seed)
+    heads = collect_saved_tensors(plan.base, plan.plan.options, plan.checkpoint, plan.seed)
     _write_weights(folder / WEIGHTS_NAME, results, heads)
     fingerprints = {module: header.metadata["fingerprint"] for module, header in results.items()}
     AdapterMetadata.from_plan(plan.plan, fingerprints, floored=floored, base_model=plan.recorded_name).write(folder)
@@ -223,8 +230,9 @@ def _write_weights(file: Path, results: Mapping[str, Header], heads: Mapping[str
 def _config_bytes(plan: InitPlan) -> bytes:
     config = lora_config(plan.plan, plan.base)
     config.base_model_name_or_path = plan.recorded_name
-    config.modules_to_save = modules_to_save_names(plan.plan.options) or None
+    config.modules_to_save = get_saved_module_names(plan.plan.options) or None
     config.inference_mode = True
+    # Only `save_pretrained` converts a configuration to the JSON that PEFT reads.
     with tempfile.TemporaryDirectory() as folder:
         config.save_pretrained(folder)
         return (Path(folder) / CONFIG_NAME).read_bytes()

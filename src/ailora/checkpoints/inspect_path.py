@@ -1,4 +1,4 @@
-"""`ailora inspect`: what an adapter, a run or a model is, in numbers."""
+"""`ailora inspect`: measure an adapter, a run or a model."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from ailora.roles import find_projections
 from ailora.safetensors_io import Checkpoint
 from ailora.weights.checkpoint_keys import match_checkpoint_keys
 
-#: Singular values of an update that are shown.
+#: Number of singular values of an update in a summary.
 _MAX_VALUES = 4
 
 
@@ -62,29 +62,36 @@ def inspect(path: str) -> dict[str, object]:
     """Measure an adapter, a run or a model.
 
     Args:
-        path: The folder of an adapter or of a run; or a model: a folder, a hub id in the cache, `builtin:minilm`.
+        path: Folder of an adapter or of a run; or a model: a folder, a hub id in the cache, or `builtin:minilm`.
 
     Returns:
-        Plain data; `kind` is `adapter`, `run` or `model`.
+        Plain data, with `kind` being `adapter`, `run` or `model`.
 
     Raises:
-        InputError, ModelError: None of these, or it cannot be read.
+        InputError: The path is none of these, or a file is damaged.
+        ModelError: The model has no naming rule, or its weights are missing.
     """
     folder, kind = Path(path).expanduser(), detect_path_kind(path)
     _validate_finished(folder, kind)
     if kind is PathKind.ADAPTER:
-        return {"kind": "adapter", **_adapter(AdapterCheckpoint.open(folder))}
+        return {"kind": "adapter", **_inspect_adapter(AdapterCheckpoint.open(folder))}
     if kind is PathKind.RUN:
+        # Full fine-tuning writes a model in the place of an adapter.
         trained_model = folder / "model"
-        facts = _model(str(trained_model)) if trained_model.is_dir() else _adapter(AdapterCheckpoint.open(folder))
-        return {**facts, "kind": "run", **_result(folder / "result.json")}
+        facts = (
+            _inspect_model(str(trained_model))
+            if trained_model.is_dir()
+            else _inspect_adapter(AdapterCheckpoint.open(folder))
+        )
+        return {**facts, "kind": "run", **_read_metrics(folder / "result.json")}
     if kind in (PathKind.ANALYSIS, PathKind.STUDY):
         raise InputError(f"{path} is no adapter, run or model: it holds {kind} files, which `ailora report` shows")
-    return {"kind": "model", **_model(path)}
+    return {"kind": "model", **_inspect_model(path)}
 
 
 def _validate_finished(folder: Path, kind: PathKind | None) -> None:
-    """Refuse a folder whose command was cut short, and one that holds nothing to inspect."""
+    """Refuse an unfinished folder, and a folder of another kind."""
+    # A hub id or `builtin:minilm`.
     if not is_folder(folder):
         return
     validate_finished(folder)
@@ -100,7 +107,7 @@ def _validate_finished(folder: Path, kind: PathKind | None) -> None:
         )
 
 
-def _adapter(adapter: AdapterCheckpoint) -> dict[str, object]:
+def _inspect_adapter(adapter: AdapterCheckpoint) -> dict[str, object]:
     plan = adapter.plan
     metadata = adapter.metadata
     lines = _summarize_roles(adapter, plan) if plan and not adapter.exported else _summarize_modules(adapter)
@@ -113,7 +120,7 @@ def _adapter(adapter: AdapterCheckpoint) -> dict[str, object]:
         "exported": metadata.exported.model_dump() if metadata and metadata.exported else None,
         "on_residual_weights": adapter.targets_residual_base,
         "anchor_inside": bool(plan and not adapter.exported and adapter.contains_anchor(plan)),
-        "trained_whole": _trained_whole(adapter, plan),
+        "trained_whole": _is_anchor_trained(adapter, plan),
         "saved_modules": sorted(adapter.saved),
         "max_lora_rank": max(module.rank for module in adapter.modules.values()),
         "versions": metadata.versions if metadata else {},
@@ -121,7 +128,7 @@ def _adapter(adapter: AdapterCheckpoint) -> dict[str, object]:
     }
 
 
-def _trained_whole(adapter: AdapterCheckpoint, plan: Plan | None) -> bool | None:
+def _is_anchor_trained(adapter: AdapterCheckpoint, plan: Plan | None) -> bool | None:
     if plan is None or plan.form.value != "anchored" or adapter.exported:
         return None
     return any(role.anchor_was_trained for role in adapter.projection_factors(plan))
@@ -192,7 +199,8 @@ def _summarize(role: str, start: str, modules: list[_ModuleStats]) -> RoleSummar
     )
 
 
-def _result(file: Path) -> dict[str, object]:
+def _read_metrics(file: Path) -> dict[str, object]:
+    # Not `exists`: reading a named pipe would wait for a writer for ever.
     if not file.is_file():
         return {"metrics": None}
     try:
@@ -201,7 +209,7 @@ def _result(file: Path) -> dict[str, object]:
         raise InputError(f"{file} is damaged: {error}") from None
 
 
-def _model(name: str) -> dict[str, object]:
+def _inspect_model(name: str) -> dict[str, object]:
     folder = model_folder(name)
     model = load_on_meta(str(folder))
     checkpoint = Checkpoint.open(folder)

@@ -1,4 +1,4 @@
-"""`ailora merge`: a checkpoint with an adapter worked into its weights, shard by shard."""
+"""`ailora merge`: merge an adapter into the weights of a checkpoint, shard by shard."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from ailora.adapter_io.peft_config_file import validate_plain
 from ailora.atomic_io import json_bytes
 from ailora.checkpoints.checkpoint_writer import (
     TensorTransform,
-    auxiliary_files,
     copy_auxiliary_files,
+    list_auxiliary_files,
+    list_shard_names,
     rewrite,
-    shard_names,
 )
 from ailora.checkpoints.modules_to_save import SavedTensors, find_saved_tensors
-from ailora.checkpoints.output_dir import OutputDir, file_state
+from ailora.checkpoints.output_dir import OutputDir, read_file_state
 from ailora.checkpoints.stored_weight import StoredWeight, open_adapted_base
 from ailora.errors import InputError, ModelError
 from ailora.formatting import truncate
@@ -32,7 +32,7 @@ from ailora.safetensors_io import Checkpoint, parse_dtype, read_tensor
 from ailora.weights.base_weight import matches_fingerprint
 from ailora.weights.checkpoint_keys import checkpoint_key_map
 
-#: Entries of a weight that are merged at a time.
+#: Entries of a weight merged at a time.
 _BLOCK_ENTRIES = 4 * 2**20
 
 
@@ -41,10 +41,10 @@ class MergeReport:
     """Report of a `merge`.
 
     Attributes:
-        folder: The merged model's folder.
-        merged: How many weights the adapter changed.
-        saved_modules: Tensors that were trained whole and took the place of the base's.
-        bytes: Size of the merged model's tensors.
+        folder: Folder of the merged model.
+        merged: Number of weights changed by the adapter.
+        saved_modules: Tensors of modules trained whole, in the place of the base's.
+        bytes: Size of the merged tensors in bytes.
     """
 
     folder: str
@@ -60,25 +60,25 @@ class MergeReport:
 def merge(
     base: str, adapter: Path | str, out: Path | str, *, dtype: str | None = None, force: bool = False
 ) -> MergeReport:
-    """Write `W + s B A` in the place of every adapted weight of a checkpoint, which is never loaded whole.
+    """Write a checkpoint with `W + s B A` in the place of every adapted weight, without loading the model.
 
-    Sums are made in float32 and rounded once. What the adapter does not change is copied byte for byte, with
-    configuration and tokenizer. The result loads with `from_pretrained`. The same call after a kill resumes where it
-    stopped.
+    Sums are computed in float32 and rounded once. Other tensors are copied byte for byte, with configuration and
+    tokenizer. The result loads with `from_pretrained`. After a kill, the same call resumes.
 
     Args:
-        base: The base model: a folder, a hub id in the cache, or `builtin:minilm`.
-        adapter: Any LoRA adapter of linear modules, ours or not; its folder, or a run's.
-        out: The folder to write.
-        dtype: fp32, bf16 or fp16, of all floating tensors. None: each keeps its own.
-        force: Replace what `out` holds.
+        base: Base model: a folder, a hub id in the cache, or `builtin:minilm`.
+        adapter: Folder of a LoRA adapter of linear modules, from `ailora` or elsewhere, or of a run.
+        out: Folder to write.
+        dtype: Dtype of all floating tensors: fp32, bf16 or fp16. None keeps the dtype of each.
+        force: Whether to replace existing files in `out`.
 
     Returns:
-        How many weights and bytes were written.
+        Report with the numbers of weights and bytes.
 
     Raises:
-        InputError, ModelError: No LoRA there, one that was made for another base, a weight that is quantized, missing,
-            of another shape or not finite after merging, a head that does not fit.
+        InputError: The adapter, the base or the output folder is invalid, or the adapter is of another kind.
+        ModelError: The adapter was made for another base, or a weight is quantized, missing, of another shape, or not
+            finite after merging, or a head does not fit.
     """
     target = None if dtype is None else parse_dtype(dtype)
     trained = AdapterCheckpoint.open(adapter)
@@ -86,34 +86,37 @@ def merge(
     model, checkpoint, weights = open_adapted_base(base, trained)
     folder = checkpoint.folder
     transforms = {
-        weights[module].tensor.name: _merging(lora, weights[module], trained)
+        weights[module].tensor.name: _build_transform(lora, weights[module], trained)
         for module, lora in trained.modules.items()
     }
+    # Tied weights: the dictionary has one entry for both.
     if len(transforms) < len(weights):
         raise ModelError("two adapted modules share one weight, which cannot hold both updates")
     trained.validate_complete(model)
+    # Whole tensors are copied, and magnitudes multiplied, without a look at their entries.
     trained.validate_finite()
     saved = find_saved_tensors(trained, model, checkpoint)
     stored_names = {name: tensor for tensor, name in checkpoint_key_map(model, checkpoint.tensors).items()}
     replaced = {stored_names.get(name, name): stored for name, stored in saved.tensors.items()}
-    reads = [folder / name for name in (*shard_names(checkpoint), "config.json")]
-    reads += [*trained.files, *filter(None, [_result_file(trained)])]
+    reads = [folder / name for name in (*list_shard_names(checkpoint), "config.json")]
+    # Labels and padding token of the run are written into the configuration.
+    reads += [*trained.files, *filter(None, [_find_result_file(trained)])]
     if target and (fp8 := next((t for t in checkpoint.tensors.values() if t.dtype.startswith("F8")), None)):
         raise ModelError(f"{fp8} belongs to a quantized checkpoint, whose scales another dtype would spoil")
     request = {
         "command": "merge",
         "base": str(folder),
-        "files": [file_state(file) for file in reads],
+        "files": [read_file_state(file) for file in reads],
         "versions": library_versions(),
         "dtype": dtype,
     }
     config: dict[str, Any] = _adapted_config(folder, trained, saved, model) | {"architectures": [type(model).__name__]}
     if target is not None:
         name = str(target).removeprefix("torch.")
-        config = _in_dtype(config, name) | {"dtype": name}
+        config = _replace_dtype(config, name) | {"dtype": name}
     output = OutputDir(out)
     with output.acquire(
-        request, reads=reads, writes=[*auxiliary_files(folder), *shard_names(checkpoint)], force=force
+        request, reads=reads, writes=[*list_auxiliary_files(folder), *list_shard_names(checkpoint)], force=force
     ) as done:
         if not done:
             copy_auxiliary_files(folder, output, changed={"config.json": json_bytes(config)})
@@ -123,8 +126,8 @@ def merge(
     return MergeReport(str(out), len(transforms), tuple(sorted(trained.saved)), written.nbytes)
 
 
-def _merging(lora: LoraWeights, stored: StoredWeight, adapter: AdapterCheckpoint) -> TensorTransform:
-    """Return how a stored weight changes, block by block of its stored rows."""
+def _build_transform(lora: LoraWeights, stored: StoredWeight, adapter: AdapterCheckpoint) -> TensorTransform:
+    """Build the transform of a stored weight, which merges a block of rows at a time."""
     stored.validate_floating()
     transposed = stored.transposed
 
@@ -133,37 +136,43 @@ def _merging(lora: LoraWeights, stored: StoredWeight, adapter: AdapterCheckpoint
         A, B = lora.factors()
         left, right = (A.mT, B.mT) if transposed else (B, A)
         magnitude = read_tensor(lora.magnitude) if lora.magnitude else None
-        # The magnitudes are those of rows (out, in), which a transposed weight has in its columns.
+        # A DoRA's norm is over a whole row (out, in), which a transposed weight stores as a column: a single block.
         rows = len(weight) if transposed and magnitude is not None else max(1, _BLOCK_ENTRIES // weight.shape[1])
         for first in range(0, len(weight), rows):
             block = weight[first : first + rows].to(A.dtype)
             block = torch.addmm(block, left[first : first + rows], right, alpha=lora.scaling)
             if magnitude is not None:
-                block = _with_magnitude(block, magnitude, slice(first, first + rows), transposed=transposed)
+                block = _apply_magnitude(block, magnitude, slice(first, first + rows), transposed=transposed)
             yield block
 
     return merged
 
 
-def _with_magnitude(block: Tensor, magnitude: Tensor, rows: slice, *, transposed: bool) -> Tensor:
-    """DoRA (arXiv 2402.09353): every row of (out, in) in the direction of `W + s B A`, as long as its magnitude."""
+def _apply_magnitude(block: Tensor, magnitude: Tensor, rows: slice, *, transposed: bool) -> Tensor:
+    """Scale every row of `W + s B A` (out, in) to its magnitude, as DoRA does (arXiv 2402.09353)."""
     if transposed:
         return block * (magnitude.to(block.dtype) / block.norm(dim=0))
     return block * (magnitude[rows].to(block.dtype) / block.norm(dim=1))[:, None]
 
 
 def validate_base(adapter: AdapterCheckpoint, module: str, weight: Tensor) -> None:
-    """Refuse another weight than the adapter was made from, where its metadata say which that is.
+    """Refuse a weight with another fingerprint than in the adapter's metadata.
+
+    Args:
+        adapter: Adapter; without metadata, every weight passes.
+        module: Name of the module.
+        weight: Stored weight of the module.
 
     Raises:
-        ModelError: It is another weight.
-        InputError: The adapter belongs on residual weights, and this is the untouched one.
+        ModelError: The fingerprints differ.
+        InputError: The adapter needs residual weights, and the weight is the untouched one.
     """
     metadata, plan = adapter.metadata, adapter.plan
     if metadata is None or plan is None or module not in metadata.fingerprints:
         return
     dtype = plan.modules[module][0].projection.dtype
     same = matches_fingerprint(weight, metadata.fingerprints[module], dtype)
+    # A fingerprint is of the untouched weight, on which residual-form factors would count the anchor twice.
     if same:
         adapter.validate_untouched_base()
     if same is False and not adapter.targets_residual_base:
@@ -176,12 +185,13 @@ def validate_base(adapter: AdapterCheckpoint, module: str, weight: Tensor) -> No
 def _adapted_config(
     folder: Path, adapter: AdapterCheckpoint, saved: SavedTensors, model: PreTrainedModel
 ) -> dict[str, Any]:
-    """Return the configuration of a base model with what its adapter changed or knows better."""
+    """Read the configuration of a base model, with the labels, vocabulary and padding token of the adapter."""
     config = read_json_object(folder / "config.json", allow_nan=True)
     task = _read_trained_task(adapter)
-    if labels := _label_names(task.labels, outputs=model.config.num_labels, trained_outputs=saved.label_count):
+    if labels := _choose_labels(task.labels, outputs=model.config.num_labels, trained_outputs=saved.label_count):
         config["id2label"] = {str(i): label for i, label in enumerate(labels)}
         config["label2id"] = {label: i for i, label in enumerate(labels)}
+        # transformers derives it from `id2label`.
         config.pop("num_labels", None)
     if task.pad_token_id is not None:
         _set_where_missing(config, "pad_token_id", task.pad_token_id)
@@ -196,21 +206,21 @@ def _adapted_config(
 
 @dataclass(frozen=True)
 class _TrainedTask:
-    """Labels and padding token that a model was trained with; None where nothing records them."""
+    """Labels and padding token of the training; None if unknown."""
 
     labels: tuple[str, ...] | None
     pad_token_id: int | None
 
 
 def _read_trained_task(adapter: AdapterCheckpoint) -> _TrainedTask:
-    """Read labels and padding token from our metadata, else from the result of the run that the adapter is part of.
+    """Read labels and padding token from our metadata, or else from `result.json` of the adapter's run.
 
     Raises:
         InputError: The result of the run is damaged.
     """
     if adapter.metadata is not None:
         return _TrainedTask(adapter.metadata.labels, adapter.metadata.pad_token_id)
-    file = _result_file(adapter)
+    file = _find_result_file(adapter)
     if file is None:
         return _TrainedTask(None, None)
     result = read_json_object(file, allow_nan=True)
@@ -222,25 +232,25 @@ def _read_trained_task(adapter: AdapterCheckpoint) -> _TrainedTask:
     return _TrainedTask(None if labels is None else tuple(labels), pad_token_id)
 
 
-def _result_file(adapter: AdapterCheckpoint) -> Path | None:
-    """Return `result.json` of the run that an adapter without metadata is part of, if it is part of one."""
+def _find_result_file(adapter: AdapterCheckpoint) -> Path | None:
+    """Find `result.json` of the run of an adapter without metadata. Returns None without such a run."""
     file = adapter.folder.parent / "result.json"
-    # Adapters of PEFT's inits and of functions of the user are stock ones; what a run knows is in its result.
+    # Runs with an init of PEFT or a function of the user write stock adapters, without our metadata.
     return file if adapter.metadata is None and adapter.folder.name == "adapter" and file.is_file() else None
 
 
-def _label_names(
+def _choose_labels(
     labels: tuple[str, ...] | None, *, outputs: int | None, trained_outputs: int | None
 ) -> tuple[str, ...] | None:
-    """Return the names of the labels: those of the training, or as many numbered ones as the head has outputs.
+    """Return the names of the labels: those of the training, or numbered ones for a head with other outputs.
 
     Args:
-        labels: Labels that the model was trained with, if they are recorded.
-        outputs: Outputs of the base's head.
-        trained_outputs: Outputs of the trained head, where the base has another number.
+        labels: Labels of the training. None if unknown.
+        outputs: Number of outputs of the base's head.
+        trained_outputs: Number of outputs of the trained head. None if equal to the base's.
 
     Returns:
-        The names. None where the configuration of the base has them.
+        The names. None to keep those of the base's configuration.
     """
     if labels is not None and len(labels) == (trained_outputs or outputs):
         return labels
@@ -252,8 +262,9 @@ def _set_where_missing(config: dict[str, Any], key: str, value: object) -> None:
         config[key] = value
 
 
-def _in_dtype(config: dict[str, Any], dtype: str) -> dict[str, Any]:
-    """Return a configuration, and those of its parts, with another dtype where they name one."""
-    changed = {key: _in_dtype(value, dtype) if isinstance(value, dict) else value for key, value in config.items()}
+def _replace_dtype(config: dict[str, Any], dtype: str) -> dict[str, Any]:
+    """Replace the dtype in a configuration, and in its nested configurations."""
+    changed = {key: _replace_dtype(value, dtype) if isinstance(value, dict) else value for key, value in config.items()}
+    # The older name of the key would contradict the new one.
     named = {key: value for key, value in changed.items() if key != "torch_dtype"}
     return named | {"dtype": dtype} if "torch_dtype" in config or "dtype" in config else named

@@ -1,4 +1,4 @@
-"""Modules that PEFT trains whole and looks for in an adapter's file: heads, and what the plan adds to them."""
+"""Modules that PEFT trains whole and saves with an adapter: heads, and `modules_to_save` of the plan."""
 
 from __future__ import annotations
 
@@ -19,60 +19,66 @@ from ailora.safetensors_io import Checkpoint, StoredTensor, read_tensor
 from ailora.weights.checkpoint_keys import checkpoint_key_map
 
 
-def modules_to_save_names(options: LoraOptions) -> list[str]:
-    """Return `modules_to_save` as it is when PEFT has wrapped the model for the task, in its order."""
+def get_saved_module_names(options: LoraOptions) -> list[str]:
+    """Return the names of modules to save, those of the plan first, then the heads PEFT adds for the task."""
+    # PEFT adds these heads itself, and its loader raises a KeyError for a head that is missing from the file.
     return list(dict.fromkeys([*options.modules_to_save, *get_task(options.task_type).peft_heads]))
 
 
 def count_saved_parameters(model: PreTrainedModel, options: LoraOptions) -> int:
-    """Count the parameters of the modules that are trained whole, heads that PEFT takes by itself among them."""
-    names = modules_to_save_names(options)
+    """Count the parameters of all modules trained whole, including the heads PEFT adds."""
+    names = get_saved_module_names(options)
     modules = [module for name, module in model.named_modules() if _matches(name, names)]
-    # PEFT copies each, also where they are tied.
+    # PEFT copies each module, so tied parameters count twice.
     return sum(parameter.numel() for module in modules for parameter in module.parameters())
 
 
-def modules_to_save_tensors(
+def collect_saved_tensors(
     model: PreTrainedModel, options: LoraOptions, checkpoint: Checkpoint, seed: int
 ) -> dict[str, StoredTensor | Tensor]:
-    """Return the tensors of all modules that are trained whole, by the name of the parameter in the model.
+    """Collect the tensors of all modules trained whole.
 
-    Those of the checkpoint where it has them, unread; else fresh ones, drawn as transformers does for a new head.
+    Heads missing from the checkpoint are initialized as transformers initializes new heads.
 
     Args:
-        model: The base model on the meta device.
-        options: The plan's.
-        checkpoint: The base model's.
-        seed: Seed of fresh heads, which are float32.
+        model: Base model on the meta device.
+        options: Options of the plan.
+        checkpoint: Checkpoint of the base model.
+        seed: Seed of new heads.
+
+    Returns:
+        Tensors by name of the parameter: stored ones, unread, and new ones in float32.
 
     Raises:
-        ModelError: A module that is no new head is not in the checkpoint.
+        ModelError: A module other than a head is missing from the checkpoint.
     """
     heads = get_task(options.task_type).heads
-    stored = _stored_tensors(model, checkpoint)
+    stored = _map_stored_tensors(model, checkpoint)
     tensors: dict[str, StoredTensor | Tensor] = {}
     for module, part in model.named_modules():
-        if not _matches(module, modules_to_save_names(options)):
+        if not _matches(module, get_saved_module_names(options)):
             continue
         shapes = {f"{module}.{key}": tuple(tensor.shape) for key, tensor in part.state_dict().items()}
-        kept = {name: stored[name] for name, shape in shapes.items() if name in stored and stored[name].shape == shape}
-        missing = sorted(shapes.keys() - kept.keys())
+        fitting = {
+            name: stored[name] for name, shape in shapes.items() if name in stored and stored[name].shape == shape
+        }
+        missing = sorted(shapes.keys() - fitting.keys())
         if missing and not _matches(module, heads):
             raise ModelError(f"modules_to_save: {missing[0]} is not in the checkpoint as it is")
         fresh = _draw_fresh(model, module, seed) if missing else {}
-        tensors |= {name: kept[name] if name in kept else fresh[name] for name in shapes}
+        tensors |= {name: fitting[name] if name in fitting else fresh[name] for name in shapes}
     return tensors
 
 
 @dataclass(frozen=True)
 class SavedTensors:
-    """Tensors that an adapter trained whole, as they change a checkpoint and its configuration.
+    """Tensors of modules trained whole, and the changes to the model's configuration.
 
     Attributes:
-        tensors: by name of the parameter in the model; where ties end, those of the base that were tied among them.
-        label_count: outputs of the head, where the model has another number.
-        vocabulary: rows of the embeddings, where the model has another number.
-        untied: whether tied parameters became different ones.
+        tensors: Tensors by name of the parameter; with `untied`, also the base's tied parameters.
+        label_count: Number of outputs of the head. None if equal to the model's.
+        vocabulary: Number of rows of the embeddings. None if equal to the model's.
+        untied: Whether tied parameters now differ.
     """
 
     tensors: dict[str, StoredTensor]
@@ -82,20 +88,24 @@ class SavedTensors:
 
 
 def find_saved_tensors(adapter: AdapterCheckpoint, model: PreTrainedModel, checkpoint: Checkpoint) -> SavedTensors:
-    """Find the places of the tensors that an adapter trained whole.
+    """Match the tensors of modules trained whole with the parameters of a model.
 
-    A head may have another number of labels, and the embeddings other numbers of rows, all of them the same.
+    Heads may have another number of labels, and embeddings another number of rows.
 
     Args:
-        adapter: The adapter.
-        model: The base model on the meta device.
-        checkpoint: The base model's.
+        adapter: Adapter with the tensors.
+        model: Base model on the meta device.
+        checkpoint: Checkpoint of the base model.
+
+    Returns:
+        Tensors, and changes to the configuration.
 
     Raises:
-        ModelError: A tensor has no place in the model, or one of two tied parameters was trained alone.
+        ModelError: A tensor does not fit the model, heads or embeddings disagree on their numbers of rows, or a tied
+            parameter was trained without its partner.
     """
     parameters: Mapping[str, Tensor] = model.state_dict()
-    of_embeddings = set(_embedding_parameters(model))
+    of_embeddings = set(_find_embedding_parameters(model))
     label_counts: set[int] = set()
     vocabularies: set[int] = set()
     for name, stored in adapter.saved.items():
@@ -112,24 +122,25 @@ def find_saved_tensors(adapter: AdapterCheckpoint, model: PreTrainedModel, check
     if len(label_counts) > 1:
         raise ModelError(f"the heads in {adapter.folder} disagree on the number of labels: {sorted(label_counts)}")
     if vocabularies:
-        _validate_vocabulary(adapter, vocabularies, of_embeddings - _ties(model).keys())
-    tensors, untied = _without_ties(adapter, model, checkpoint)
+        _validate_vocabulary(adapter, vocabularies, of_embeddings - _get_ties(model).keys())
+    # While ties hold, the base's tied partner follows; where they end, the partner needs the new rows too.
+    tensors, untied = _resolve_ties(adapter, model, checkpoint)
     if vocabularies and untied:
         _validate_vocabulary(adapter, vocabularies, of_embeddings)
     return SavedTensors(tensors, next(iter(label_counts), None), next(iter(vocabularies), None), untied)
 
 
-def _embedding_parameters(model: PreTrainedModel) -> Iterator[str]:
-    """Yield the names of all parameters that have a row for each token of the vocabulary."""
+def _find_embedding_parameters(model: PreTrainedModel) -> Iterator[str]:
+    """Yield the names of all parameters with a row for each token of the vocabulary."""
     embeddings = [model.get_input_embeddings(), model.get_output_embeddings()]
-    tied = set(_ties(model)) | set(_ties(model).values())
+    tied = set(_get_ties(model)) | set(_get_ties(model).values())
     for name, module in model.named_modules(remove_duplicate=False):
         if any(module is embedding for embedding in embeddings) or f"{name}.weight" in tied:
             yield from (f"{name}.{parameter}" for parameter, _ in module.named_parameters(recurse=False))
 
 
 def _validate_vocabulary(adapter: AdapterCheckpoint, vocabularies: set[int], of_embeddings: set[str]) -> None:
-    """Refuse a vocabulary of another size for some of the embeddings only."""
+    """Refuse a new vocabulary size that only some embeddings have."""
     if len(vocabularies) > 1:
         raise ModelError(f"the embeddings in {adapter.folder} disagree on the vocabulary: {sorted(vocabularies)} rows")
     (rows,) = vocabularies
@@ -141,13 +152,13 @@ def _validate_vocabulary(adapter: AdapterCheckpoint, vocabularies: set[int], of_
         )
 
 
-def _ties(model: PreTrainedModel) -> Mapping[str, str]:
+def _get_ties(model: PreTrainedModel) -> Mapping[str, str]:
     return getattr(model, "all_tied_weights_keys", None) or {}
 
 
 def _validate_ties(adapter: AdapterCheckpoint, model: PreTrainedModel, name: str) -> None:
-    """Refuse one of two tied parameters that was trained alone."""
-    ties, saved = _ties(model), adapter.saved
+    """Refuse a tied parameter trained without its partner."""
+    ties, saved = _get_ties(model), adapter.saved
     source = ties.get(name, name)
     sharing = [tied for tied, shared in ties.items() if shared == source]
     if sharing and not (source in saved and any(tied in saved for tied in sharing)):
@@ -155,28 +166,30 @@ def _validate_ties(adapter: AdapterCheckpoint, model: PreTrainedModel, name: str
         raise ModelError(f"{saved[name]}: {name} and {other} share one weight, and the adapter trained one of them")
 
 
-def _without_ties(
+def _resolve_ties(
     adapter: AdapterCheckpoint, model: PreTrainedModel, checkpoint: Checkpoint
 ) -> tuple[dict[str, StoredTensor], bool]:
-    """Return the saved tensors, each of two equal tied ones once, and whether ties end.
+    """Drop the duplicates of tied tensors, or end the ties if tied tensors differ.
 
-    A configuration ties all parameters or none: where two differ, those that nothing has changed are stored twice.
+    Returns:
+        Saved tensors, and whether ties end. If they do, unchanged tied parameters are among the tensors.
     """
-    saved, ties = adapter.saved, _ties(model)
+    # A configuration ties all parameters or none, so a single different pair ends every tie.
+    saved, ties = adapter.saved, _get_ties(model)
     pairs = {tied: source for tied, source in ties.items() if tied in saved and source in saved}
     if all(torch.equal(read_tensor(saved[tied]), read_tensor(saved[source])) for tied, source in pairs.items()):
         return {name: stored for name, stored in saved.items() if name not in pairs}, False
-    stored = _stored_tensors(model, checkpoint)
+    stored = _map_stored_tensors(model, checkpoint)
     return {name: stored[name] for name in {*ties, *ties.values()} if name in stored} | saved, True
 
 
 def _matches(module: str, names: Iterable[str]) -> bool:
-    """Return whether PEFT takes a module for one of these names: it looks at the ends."""
+    """Return whether a module ends in one of these names, which is PEFT's rule."""
     return any(module.endswith(name) for name in names)
 
 
-def _stored_tensors(model: PreTrainedModel, checkpoint: Checkpoint) -> dict[str, StoredTensor]:
-    """Return the checkpoint's tensors by the names of the parameters, those of tied ones under both names."""
+def _map_stored_tensors(model: PreTrainedModel, checkpoint: Checkpoint) -> dict[str, StoredTensor]:
+    """Map names of parameters to stored tensors, with both names of tied parameters."""
     stored = {name: checkpoint.tensors[key] for key, name in checkpoint_key_map(model, checkpoint.tensors).items()}
     for name, tied in (getattr(model, "all_tied_weights_keys", None) or {}).items():
         if name not in stored and tied in stored:
@@ -185,7 +198,8 @@ def _stored_tensors(model: PreTrainedModel, checkpoint: Checkpoint) -> dict[str,
 
 
 def _draw_fresh(model: PreTrainedModel, module: str, seed: int) -> Mapping[str, Tensor]:
-    """Return the state of a new module; the global generator neither decides it nor is moved."""
+    """Initialize a new module as transformers does, and return its state dict."""
+    # Forked: the caller's random numbers stay the same, and do not change the head.
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(derive_seed(seed, module))
         fresh = copy.deepcopy(model.get_submodule(module)).to_empty(device="cpu")

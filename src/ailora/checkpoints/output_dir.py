@@ -1,4 +1,4 @@
-"""Claim a folder that we write, recognize our work in it after a kill, and finish it."""
+"""Output folders: claimed by a lock, resumed after a kill, and finished."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from ailora.errors import InputError, ModelError
 from ailora.formatting import truncate
 from ailora.plain_data import read_json_object
 
-#: Our own folder in a folder that we write: the lock, and what a command needs to resume.
+#: Subfolder of every output folder, with the lock and the state of an unfinished command.
 OWN_NAME = ".ailora"
 _MAX_VALUE_CHARS = 60
-#: How safetensors and tokenizers say it.
+#: Message of safetensors and tokenizers for an error of the system.
 _RUST_OS_ERROR = re.compile(r"([^: ][^:]*) \(os error (\d+)\)")
 _REFUSED_WRITES = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 _FORCE_HINT = ", or --force to write into it"
@@ -29,54 +29,58 @@ _FORCE_HINT = ", or --force to write into it"
 def lock_folder(
     folder: Path, *, content: str, marks: Iterable[str], force: bool | None = None, timeout_s: float = 0.0
 ) -> Iterator[None]:
-    """Hold a folder for writing, as the only process that does; it is made if it is missing.
+    """Lock a folder for writing, and create a missing one.
 
     Args:
-        folder: Must be empty but for hidden files, or carry one of the marks.
-        content: What the folder is expected to hold, for the error message.
-        marks: Files that show that the folder holds it.
-        force: Take a folder without a mark too. None where the command has no such option.
+        folder: Folder to lock, empty except for hidden files, or with one of the marks.
+        content: Expected content of the folder, for the error message.
+        marks: Files by which the expected content is recognized.
+        force: Whether to take a folder without a mark too. None for commands without this option.
         timeout_s: Seconds to wait for another process.
 
     Raises:
-        InputError: The folder holds something else, is a file, cannot be written to, or another process holds it.
+        InputError: The folder has other content, is a file, is not writable, or is locked by another process.
     """
-    own = folder / OWN_NAME
+    state_dir = folder / OWN_NAME
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if own.is_symlink():
-            raise link_error(own)
+        # The lock would be written through the link.
+        if state_dir.is_symlink():
+            raise link_error(state_dir)
         if not force:
             validate_content(folder, content=content, marks=marks, hint="" if force is None else _FORCE_HINT)
-        own.mkdir(exist_ok=True)
+        state_dir.mkdir(exist_ok=True)
     except OSError as error:
         raise InputError(f"cannot write to {folder}: {error.strerror or error}") from None
-    with holding_lock(own / "lock", folder, timeout_s=timeout_s):
+    with holding_lock(state_dir / "lock", folder, timeout_s=timeout_s):
         yield
 
 
 class Manifest:
-    """Names below a folder that a command writes, each noted before it is written: what is not noted is not ours.
+    """Names of the files that commands have written below a folder, each recorded before the file is written.
 
     Attributes:
-        is_new: Whether nothing was ever noted here.
+        is_new: Whether the folder has no manifest yet.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._file = folder / OWN_NAME / "manifest.json"
-        noted = (_read_object(self._file) or {}).get("written")
-        self._names = {name for name in noted if isinstance(name, str)} if isinstance(noted, list) else set()
+        names = (_read_object(self._file) or {}).get("written")
+        self._names = {name for name in names if isinstance(name, str)} if isinstance(names, list) else set()
         self.is_new = not self._file.exists()
 
     def __contains__(self, name: str) -> bool:
         return name in self._names
 
     def validate(self, *names: str) -> None:
-        """Refuse to write where something lies that was not noted.
+        """Refuse to replace files without a record.
+
+        Args:
+            names: Paths below the folder.
 
         Raises:
-            InputError: A link lies there or on the way, or something that we have not written.
+            InputError: A path, or a folder above it, is a link; or a file without a record exists.
         """
         validate_no_links(self._folder, names)
         for name in names:
@@ -87,42 +91,57 @@ class Manifest:
                 )
 
     def claim(self, *names: str) -> None:
-        """Note what is written next: paths below the folder, which exists.
+        """Record names before their files are written.
+
+        Args:
+            names: Paths below the folder, which has to exist.
 
         Raises:
-            InputError: See `validate`.
+            InputError: A path is a link, or a file without a record exists.
         """
         self.validate(*names)
+        # Before the files: one truncated by a kill must not look like the work of another program.
         self.adopt(*names)
 
     def adopt(self, *names: str) -> None:
-        """Note that what lies there is ours."""
+        """Record names of existing files as ours."""
         if not self._names.issuperset(names):
             self._names.update(names)
             write_json(self._file, {"written": sorted(self._names)})
 
     def remove(self) -> None:
-        """Forget all names."""
+        """Remove the manifest."""
         self._file.unlink(missing_ok=True)
 
 
 def validate_no_links(folder: Path, names: Iterable[str]) -> None:
-    """Refuse links in the place of what is to be written below a folder, or on the way to it.
+    """Refuse links in the place of output files, and of the folders between.
+
+    Args:
+        folder: Output folder; links above it are allowed.
+        names: Paths below the folder.
 
     Raises:
-        InputError: Names the link.
+        InputError: A path is a link. The message names it.
     """
     paths = [folder / name for name in names]
+    # The path of the folder itself may contain links.
     for path in sorted({folder, *paths}.union(*(path.parents for path in paths))):
         if folder in path.parents and path.is_symlink():
             raise link_error(path)
 
 
 def validate_content(folder: Path, *, content: str, marks: Iterable[str], hint: str = "") -> None:
-    """Refuse a folder that holds anything but our work; hidden files do not count.
+    """Refuse a folder with files of others. Hidden files do not count.
+
+    Args:
+        folder: Existing folder.
+        content: Expected content of the folder, for the error message.
+        marks: Files by which the expected content is recognized.
+        hint: Text after the error message.
 
     Raises:
-        InputError: Names a file that is not ours.
+        InputError: The folder has files and no mark. The message names a file.
     """
     if any((folder / mark).is_file() for mark in marks):
         return
@@ -133,10 +152,10 @@ def validate_content(folder: Path, *, content: str, marks: Iterable[str], hint: 
 
 
 def resolve_output_path(path: Path | str) -> Path:
-    """Return the path of something that will be written, with `~` expanded.
+    """Return the path of an output, with `~` expanded.
 
     Raises:
-        InputError: It is no path that the system takes.
+        InputError: The path is invalid on this system.
     """
     if not isinstance(path, str | Path) or not str(path):
         raise InputError(f"the place to write to is a path, not {path!r}")
@@ -152,10 +171,10 @@ def resolve_output_path(path: Path | str) -> Path:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Say where writing failed, and why.
+    """Convert errors of the system into an `InputError` with the path and the reason.
 
     Raises:
-        InputError: The system refuses to write, for want of space, permission or the like.
+        InputError: Writing failed, for example by a full disk or a missing permission.
     """
     try:
         yield
@@ -164,28 +183,37 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def write_failure(error: BaseException, folder: Path) -> str | None:
-    """Return why the system refused to write below a folder, whichever library met it; None for another error."""
+    """Describe why the system refused to write below a folder, whichever library raised the error.
+
+    Args:
+        error: Exception of any library.
+        folder: Folder to write to.
+
+    Returns:
+        The reason. None for other errors.
+    """
     if isinstance(error, OSError):
-        # What is read, or fetched, may fail by lack of permission too.
-        ours = str(error.filename).startswith(str(folder)) and error.errno in (errno.EACCES, errno.EPERM)
-        return error.strerror if ours or error.errno in _REFUSED_WRITES else None
+        # Reading and downloading can fail by a missing permission too.
+        is_output = str(error.filename).startswith(str(folder)) and error.errno in (errno.EACCES, errno.EPERM)
+        return error.strerror if is_output or error.errno in _REFUSED_WRITES else None
     if (refusal := _RUST_OS_ERROR.search(str(error))) and int(refusal[2]) in _REFUSED_WRITES:
         return refusal[1]
+    # torch.save raises a RuntimeError of its zip writer, without the reason.
     if isinstance(error, RuntimeError) and "inline_container.cc" in str(error):
         return "torch could not write a file: is the disk full?"
     return None
 
 
 def validate_inputs_outside(folder: Path, reads: Iterable[Path], writes: Iterable[str] = ()) -> None:
-    """Refuse to write where something is read, also where links lead there.
+    """Refuse an output folder with inputs of the command, also behind links.
 
     Args:
-        folder: The folder to write.
-        reads: Files and folders that are read; those that do not exist are ignored.
-        writes: Names of files below the folder.
+        folder: Output folder.
+        reads: Input files and folders; missing ones are ignored.
+        writes: Names of output files below the folder.
 
     Raises:
-        InputError: Names what is read.
+        InputError: An input is inside. The message names it.
     """
     homes = {folder.resolve(), *((folder / name).parent.resolve() for name in writes)}
     for path in filter(Path.exists, reads):
@@ -195,7 +223,15 @@ def validate_inputs_outside(folder: Path, reads: Iterable[Path], writes: Iterabl
 
 
 def describe_differences(requested: Mapping[str, object], recorded: Mapping[str, object]) -> str:
-    """Name the dotted keys in which two requests differ, with both values; empty where they agree."""
+    """Format the differences of two requests: dotted keys with both values.
+
+    Args:
+        requested: Request of this command.
+        recorded: Request that the folder was begun with.
+
+    Returns:
+        The differences. Empty if there are none.
+    """
     now, there = _flatten(requested), _flatten(recorded)
     keys = [key for key in sorted(now.keys() | there.keys()) if now.get(key) != there.get(key)]
     return "; ".join(f"{key}: {_shorten(there.get(key))} there, {_shorten(now.get(key))} now" for key in keys)
@@ -212,59 +248,61 @@ def _shorten(value: object) -> str:
 
 
 class OutputDir:
-    """The folder of a command that resumes: unfinished parts lie in `.ailora/`, and every finished file is complete.
+    """Output folder of a command that resumes after a kill.
 
-    `.ailora/request.json` holds what was asked for until it is made; `.ailora/done.json`, written last, by which
-    request the folder was made, and the sizes of its files.
+    Unfinished files are in `.ailora/`; files outside are complete. `.ailora/request.json` holds the request until the
+    end. `.ailora/done.json`, written last, holds a digest of the request and the states of the files.
 
     Attributes:
-        folder: The folder.
-        parts: Where finished parts of an adapter wait.
-        shards: Where shards grow.
+        folder: Path of the folder.
+        parts: Subfolder of finished parts of an adapter.
+        shards: Subfolder of unfinished shards.
     """
 
     def __init__(self, folder: Path | str) -> None:
         self.folder = resolve_output_path(folder)
-        own = self.folder / OWN_NAME
-        self.parts = own / "pieces"
-        self.shards = own / "shards"
-        self._failed = own / "failed.txt"
-        self._request = own / "request.json"
-        self._done = own / "done.json"
+        state_dir = self.folder / OWN_NAME
+        self.parts = state_dir / "pieces"
+        self.shards = state_dir / "shards"
+        self._failed = state_dir / "failed.txt"
+        self._request = state_dir / "request.json"
+        self._done = state_dir / "done.json"
         self._writes: list[str] = []
 
     @contextmanager
     def acquire(
         self, request: Mapping[str, object], *, reads: Iterable[Path], writes: Iterable[str], force: bool
     ) -> Iterator[bool]:
-        """Hold the folder for a request while the body runs; yields whether all of it is made already.
+        """Lock the folder for a request while the body runs.
 
         Args:
-            request: Everything that decides the result, as plain data.
-            reads: Files that are read; the result may not be written to where they are.
-            writes: Names of the files that will be written, below the folder.
-            force: Remove files of these names, whoever wrote them, and what an earlier request wrote here.
+            request: Inputs that determine the result, as plain data.
+            reads: Input files, which may not be in the folder.
+            writes: Names of the output files, below the folder.
+            force: Whether to remove files of these names and of an earlier request, whoever wrote them.
+
+        Yields:
+            Whether the request is finished already.
 
         Raises:
-            InputError: Something that is read lies in the folder; it holds other files, the result of another request
-                or of one that was changed since, or the beginning of another request (the keys that differ are named);
-                a link lies where something will be written; another process writes to it; or writing fails while the
-                body runs, for want of space or the like.
+            InputError: The folder has inputs, links, other files, or the changed, finished or unfinished result of
+                another request (the message names the keys that differ); another process has locked the folder; or
+                writing fails.
         """
         self._writes = sorted(writes)
         validate_inputs_outside(self.folder, reads, self._writes)
         marks = [str(mark.relative_to(self.folder)) for mark in (self._request, self._done)]
         with lock_folder(self.folder, content="output of this command", marks=marks, force=force):
             try:
-                own = [f"{OWN_NAME}/{folder.name}" for folder in (self.parts, self.shards)]
-                validate_no_links(self.folder, [*self._writes, *own])
+                state_dirs = [f"{OWN_NAME}/{folder.name}" for folder in (self.parts, self.shards)]
+                validate_no_links(self.folder, [*self._writes, *state_dirs])
                 for folder in (self.parts, self.shards):
                     folder.mkdir(exist_ok=True)
                 done = self._begin(json.loads(json.dumps(request)), force=force)
                 try:
                     yield done
                 except (InputError, ModelError) as error:
-                    # It will fail again: another request may have the folder.
+                    # The same request would fail again, so another one may take over the folder.
                     write_text(self._failed, f"{error}\n")
                     raise
             except OSError as error:
@@ -274,14 +312,19 @@ class OutputDir:
                 ) from error
 
     def finish(self) -> None:
-        """Record that everything is made, and drop what was kept to resume after a kill."""
-        files = {name: file_state(self.folder / name) for name in self._writes if (self.folder / name).is_file()}
+        """Record the request as finished, and remove the state for resuming."""
+        files = {name: read_file_state(self.folder / name) for name in self._writes if (self.folder / name).is_file()}
+        # A digest, because the request has paths of this machine, and the folder may be published.
         digest = _digest(read_json_object(self._request))
         write_json(self._done, {"request": digest, "files": files})
         self._tidy()
 
     def _begin(self, request: dict[str, object], *, force: bool) -> bool:
-        """Find our place: whether the request is done, or else a folder that is ready for it."""
+        """Prepare the folder for a request, unless the request is finished already.
+
+        Returns:
+            Whether the request is finished.
+        """
         if self._done.is_file():
             if self._is_result_of(request):
                 self._tidy()
@@ -291,13 +334,13 @@ class OutputDir:
                     f"{self.folder} holds the finished result of another request, or it was changed since: choose "
                     "another folder, or --force to replace it"
                 )
-        started = _read_object(self._request)
-        if started is not None and started != request and not force and not self._failed.exists():
+        recorded = _read_object(self._request)
+        if recorded is not None and recorded != request and not force and not self._failed.exists():
             raise InputError(
-                f"{self.folder} holds the beginning of another request ({describe_differences(request, started)}): "
+                f"{self.folder} holds the beginning of another request ({describe_differences(request, recorded)}): "
                 "repeat that one to complete it, choose another folder, or --force to replace it"
             )
-        if started != request or self._done.is_file() or force:
+        if recorded != request or self._done.is_file() or force:
             self._claim(force=force)
             self._clear()
             write_json(self._request, request)
@@ -305,7 +348,7 @@ class OutputDir:
         return False
 
     def _claim(self, *, force: bool) -> None:
-        """Note what will be written; without `force`, refuse files that no request of ours has written or begun."""
+        """Record the output files; without `force`, refuse existing files without a record."""
         manifest = Manifest(self.folder)
         if force:
             manifest.adopt(*self._writes)
@@ -318,18 +361,20 @@ class OutputDir:
         if done.get("request") != _digest(request) or not isinstance(files, dict):
             return False
         paths = {self.folder / name: state for name, state in files.items()}
-        return all(path.is_file() and file_state(path) == state for path, state in paths.items())
+        return all(path.is_file() and read_file_state(path) == state for path, state in paths.items())
 
     def _clear(self) -> None:
-        """Make room: remove only files that will be written, or that an earlier request of ours wrote."""
-        earlier = (_read_object(self._done) or {}).get("files")
-        ours = {*self._writes, *(str(name) for name in (earlier if isinstance(earlier, dict) else ()))}
+        """Remove output files, and those of an earlier request of ours; others stay."""
+        finished = (_read_object(self._done) or {}).get("files")
+        outputs = {*self._writes, *(str(name) for name in (finished if isinstance(finished, dict) else ()))}
+        # Without an index, loaders take every safetensors file for a part of the model.
         weights = any(name.endswith(".safetensors") and "adapter_model" not in name for name in self._writes)
         for file in self.folder.glob("*.safetensors") if weights else ():
-            if file.name not in ours:
+            if file.name not in outputs:
                 raise InputError(f"{file} is not of this command, and loaders might take it: move it away first")
-        for name in ours:
+        for name in outputs:
             path = self.folder / name
+            # A damaged record could name a file outside.
             if path.resolve().is_relative_to(self.folder.resolve()) and path.is_file():
                 path.unlink()
         for folder in (self.parts, self.shards):
@@ -341,22 +386,23 @@ class OutputDir:
         for folder in (self.parts, self.shards):
             shutil.rmtree(folder, ignore_errors=True)
         self._failed.unlink(missing_ok=True)
+        # The states in `done.json` recognize our files from here on.
         Manifest(self.folder).remove()
         self._request.unlink(missing_ok=True)
 
 
 def validate_finished(folder: Path) -> None:
-    """Refuse a folder that a command of ours began to fill, and has not finished.
+    """Refuse the output folder of an unfinished command.
 
     Raises:
-        InputError: The command was cut short, or is running.
+        InputError: The command was killed, or is running.
     """
     if (folder / OWN_NAME / "request.json").is_file():
         raise InputError(f"{folder} is not finished: the command that began it completes it")
 
 
-def file_state(file: Path) -> list[int]:
-    """Return what tells two states of a file apart without reading it: bytes, and the last change in ns."""
+def read_file_state(file: Path) -> list[int]:
+    """Return size in bytes and time of the last change in ns, to recognize a changed file without reading."""
     status = file.stat()
     return [status.st_size, status.st_mtime_ns]
 

@@ -1,4 +1,4 @@
-"""Claim one file that a command writes: what is there is replaced if it is ours, else with `--force` alone."""
+"""Output files: existing files of ours are replaced, others only with `--force`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ailora.atomic_io import link_error
 from ailora.checkpoints.output_dir import resolve_output_path, writing
 from ailora.errors import InputError
 
-#: What the files that we write say of their maker, by suffix. Tables and Markdown have no place for it.
+#: Marks of our files by suffix. Tables and Markdown cannot carry one.
 _MARKS: Mapping[str, re.Pattern[bytes]] = MappingProxyType(
     {
         ".html": re.compile(rb'<meta name="generator" content="ailora \d'),
@@ -23,24 +23,24 @@ _MARKS: Mapping[str, re.Pattern[bytes]] = MappingProxyType(
 
 
 def is_ours(file: Path) -> bool:
-    """Return whether a file says that we wrote it."""
+    """Return whether a file has our mark."""
     mark = _MARKS.get(file.suffix)
     return mark is not None and mark.search(file.read_bytes()) is not None
 
 
 def validate_output_file(file: Path | str, *, force: bool, reads: Iterable[Path | str] = ()) -> Path:
-    """Refuse a file that cannot be written, or would replace something that is not ours.
+    """Refuse an output file that is not writable, or would replace an input or a file of others.
 
     Args:
-        file: The file to write.
-        force: Replace a file that is not ours.
-        reads: Files and folders that are read. Nothing of theirs is replaced, also not with `force`.
+        file: File to write.
+        force: Whether to replace a file of others.
+        reads: Input files and folders, which are never replaced.
 
     Returns:
-        The path, with `~` expanded.
+        Path of the file, with `~` expanded.
 
     Raises:
-        InputError: There is no folder for it; a folder, a link or another file is there; or it is read.
+        InputError: The path is a folder, a link, an input, an existing file of others, or in a missing folder.
     """
     output = resolve_output_path(file)
     with writing(output):
@@ -70,5 +70,6 @@ def _validate_unread(output: Path, reads: Iterable[Path | str]) -> None:
     for read in map(Path, reads):
         if read.is_dir() and output.resolve().is_relative_to(read.resolve()):
             raise InputError(f"{output} belongs to {read}, which is read: choose another output")
+        # Also by another name, such as a hard link.
         if read.exists() and output.samefile(read):
             raise InputError(f"{output} is read, and the output would replace it: choose another output")

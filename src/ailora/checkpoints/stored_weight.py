@@ -1,4 +1,4 @@
-"""The weights of a model's modules where they lie in a checkpoint."""
+"""Weights of modules as a checkpoint stores them."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from ailora.weights.checkpoint_keys import match_checkpoint_keys
 
 @dataclass(frozen=True)
 class StoredWeight:
-    """A module's weight in a checkpoint.
+    """Weight of a module in a checkpoint.
 
     Attributes:
-        module: The module's name.
-        tensor: Where the weight lies.
-        shape: Its shape (out, in).
-        transposed: Whether it is stored as (in, out).
+        module: Name of the module.
+        tensor: Stored tensor of the weight.
+        shape: Shape (out, in) of the weight.
+        transposed: Whether the tensor is stored as (in, out).
     """
 
     module: str
@@ -39,16 +39,22 @@ class StoredWeight:
         """Refuse a quantized weight.
 
         Raises:
-            ModelError: Names the tensor.
+            ModelError: The tensor is quantized.
         """
         if not self.tensor.floating:
             raise ModelError(f"{self.tensor} is quantized: give the unquantized checkpoint")
 
     def to_matrix(self, stored: Tensor) -> Tensor:
-        """Return the weight (out, in), given the tensor as it is stored.
+        """Convert the stored tensor to the weight.
+
+        Args:
+            stored: Tensor as stored, of shape (out, in), or (in, out) if transposed.
+
+        Returns:
+            Weight (out, in).
 
         Raises:
-            ModelError: It holds NaN or infinite entries.
+            ModelError: The weight has NaN or infinite entries.
         """
         matrix = stored.T if self.transposed else stored
         validate_matrix(matrix, self.shape, str(self.tensor))
@@ -58,11 +64,18 @@ class StoredWeight:
 def open_adapted_base(
     base: Path | str, adapter: AdapterCheckpoint
 ) -> tuple[PreTrainedModel, Checkpoint, dict[str, StoredWeight]]:
-    """Open the base model of an adapter: on the meta device, its checkpoint, and the weights that are adapted.
+    """Open the base model of an adapter, without reading a weight.
+
+    Args:
+        base: Base model: a folder, a hub id in the cache, or `builtin:minilm`.
+        adapter: Adapter of the model.
+
+    Returns:
+        Model on the meta device, checkpoint, and stored weight of every adapted module.
 
     Raises:
-        InputError: No such model, or one that a command of ours has not finished.
-        ModelError: See `find_stored_weights`.
+        InputError: The model is not here, or is the unfinished output of a command.
+        ModelError: A weight is missing, or of another shape.
     """
     folder = model_folder(base)
     validate_finished(folder)
@@ -75,20 +88,24 @@ def open_adapted_base(
 def find_stored_weights(
     model: nn.Module, checkpoint: Checkpoint, shapes: Mapping[str, tuple[int, int]]
 ) -> dict[str, StoredWeight]:
-    """Find the weights of modules in a checkpoint, by the names under which transformers would load them.
+    """Find the weights of modules in a checkpoint by transformers' own conversion rules.
 
     Args:
-        model: The model, on the meta device.
-        checkpoint: Its checkpoint.
-        shapes: The shape (out, in) that each module's weight has to have.
+        model: Model on the meta device.
+        checkpoint: Checkpoint of the model.
+        shapes: Expected shape (out, in) of each module's weight.
+
+    Returns:
+        Stored weights by name of the module.
 
     Raises:
-        ModelError: The checkpoint does not hold a weight as it is, or in another shape.
+        ModelError: A weight is missing, made from several tensors, or of another shape.
     """
     names = match_checkpoint_keys(model, shapes, checkpoint.tensors, by_name_only=True)
     weights = {}
     for module, shape in shapes.items():
         tensor = checkpoint.tensors[names[module]]
+        # GPT-2's `Conv1D` stores (in, out).
         transposed = is_stored_transposed(base_layer(model, module))
         expected = shape[::-1] if transposed else shape
         if tensor.shape != expected:

@@ -1,4 +1,4 @@
-"""`ailora verify`: is this adapter the one that was made for this base?"""
+"""`ailora verify`: check that an adapter was made for a base model."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ _ANCHOR_TOLERANCE = 1e-3
 
 @dataclass(frozen=True)
 class Check:
-    """The result of one check.
+    """Result of a check.
 
     Attributes:
-        name: The check.
-        passed: Whether it passed; None where it does not apply or cannot be told.
+        name: Name of the check.
+        passed: Whether the check passed. None if it does not apply, or the result is unknown.
         detail: Figures, or the first module that fails.
     """
 
@@ -44,12 +44,12 @@ class Check:
 
 @dataclass(frozen=True)
 class Verdict:
-    """All checks of an adapter.
+    """Results of all checks of an adapter.
 
     Attributes:
-        adapter: Its folder.
-        base: The base model.
-        checks: The checks in the order in which they were made.
+        adapter: Folder of the adapter.
+        base: Name of the base model.
+        checks: Checks in their order.
     """
 
     adapter: str
@@ -58,7 +58,7 @@ class Verdict:
 
     @property
     def passed(self) -> bool:
-        """Whether no check failed, and one shows that the adapter belongs to this base."""
+        """Whether no check failed, and base weights or anchor prove the base."""
         results = {check.name: check.passed for check in self.checks}
         return False not in results.values() and (results["base weights"] or results.get("anchor")) is True
 
@@ -68,37 +68,42 @@ class Verdict:
 
 
 def verify(adapter: Path | str, base: str) -> Verdict:
-    """Check an adapter against a base model: files, ranks, base tensors, anchor, start. Reads the adapted weights only.
+    """Check files, ranks, base weights, anchor and start of an adapter against a base model.
+
+    Of the base, only the adapted weights are read.
 
     Args:
-        adapter: An adapter's folder, or a run's.
-        base: The model: a folder, a hub id in the cache, or `builtin:minilm`.
+        adapter: Folder of an adapter, or of a run.
+        base: Base model: a folder, a hub id in the cache, or `builtin:minilm`.
 
     Returns:
-        All checks.
+        Verdict with all checks.
 
     Raises:
-        InputError, ModelError: Either cannot be read, or nothing says how the adapter was made.
+        InputError: The adapter is damaged or has no metadata, or the base is not here.
+        ModelError: A weight of the base is quantized or not finite.
     """
     trained = AdapterCheckpoint.open(adapter)
     if trained.metadata is None or trained.plan is None:
         raise InputError(
             f"no ailora.json in {trained.folder} or above it fits the adapter: nothing says how it was made"
         )
-    checks = [_finite(trained), _digests(trained), _scalings(trained, trained.plan)]
+    checks = [_check_finite(trained), _check_digests(trained), _check_scalings(trained, trained.plan)]
     try:
         model, checkpoint, weights = open_adapted_base(base, trained)
+    # A base without these weights is another model: a result, not an error.
     except ModelError as error:
         checks.append(Check("base weights", False, f"another model: {error}"))
         return Verdict(str(trained.folder), base, tuple(checks))
-    checks += [_targets(trained, model), _saved_modules(trained, model, checkpoint)]
-    checks.append(_base(weights, trained, trained.plan, trained.metadata))
+    checks += [_check_targets(trained, model), _check_saved_modules(trained, model, checkpoint)]
+    checks.append(_check_base_weights(weights, trained, trained.plan, trained.metadata))
+    # Factors with NaN cannot be compared, and are refused when read.
     if checks[0].passed:
-        checks += _anchors(weights, trained, trained.plan)
+        checks += _check_anchors(weights, trained, trained.plan)
     return Verdict(str(trained.folder), base, tuple(checks))
 
 
-def _finite(trained: AdapterCheckpoint) -> Check:
+def _check_finite(trained: AdapterCheckpoint) -> Check:
     try:
         trained.validate_finite()
     except InputError as error:
@@ -106,8 +111,8 @@ def _finite(trained: AdapterCheckpoint) -> Check:
     return Check("finite numbers", True, f"{len(trained.tensors)} tensors")
 
 
-def _digests(trained: AdapterCheckpoint) -> Check:
-    """Compare the files beside the weights with their digests; other weights do not even open."""
+def _check_digests(trained: AdapterCheckpoint) -> Check:
+    """Compare the files beside the weights with their digests; changed weights are refused on opening."""
     edited = find_edited_files(trained.folder, read_header(trained.folder / WEIGHTS_NAME))
     if edited is None:
         return Check("digests", None, "the file has none: saved by PEFT, or by an earlier version")
@@ -116,17 +121,17 @@ def _digests(trained: AdapterCheckpoint) -> Check:
     return Check("digests", True, "all files are as they were written")
 
 
-def _scalings(trained: AdapterCheckpoint, plan: Plan) -> Check:
+def _check_scalings(trained: AdapterCheckpoint, plan: Plan) -> Check:
     if trained.metadata and trained.metadata.exported:
         return Check("ranks and scalings", None, f"an export of rank {trained.metadata.exported.rank}")
-    if odd := trained.find_scaling_mismatch(plan):
-        module, found, planned = odd
-        return Check("ranks and scalings", False, f"{module} is scaled by {found:g}, its plan says {planned:g}")
-    ranks = sorted({found.rank for found in trained.modules.values()})
+    if mismatch := trained.find_scaling_mismatch(plan):
+        module, scaling, planned = mismatch
+        return Check("ranks and scalings", False, f"{module} is scaled by {scaling:g}, its plan says {planned:g}")
+    ranks = sorted({weights.rank for weights in trained.modules.values()})
     return Check("ranks and scalings", True, f"{len(trained.modules)} modules, rank {', '.join(map(str, ranks))}")
 
 
-def _targets(trained: AdapterCheckpoint, model: PreTrainedModel) -> Check:
+def _check_targets(trained: AdapterCheckpoint, model: PreTrainedModel) -> Check:
     try:
         trained.validate_complete(model)
     except InputError as error:
@@ -134,8 +139,8 @@ def _targets(trained: AdapterCheckpoint, model: PreTrainedModel) -> Check:
     return Check("adapted modules", True, f"{len(trained.modules)}, as {CONFIG_NAME} says")
 
 
-def _saved_modules(trained: AdapterCheckpoint, model: PreTrainedModel, checkpoint: Checkpoint) -> Check:
-    """Compare the shapes of what was trained whole with the model that PEFT would load it into."""
+def _check_saved_modules(trained: AdapterCheckpoint, model: PreTrainedModel, checkpoint: Checkpoint) -> Check:
+    """Compare the shapes of modules trained whole with those of the model."""
     name = "saved modules"
     if not trained.saved:
         return Check(name, None, "the adapter has none")
@@ -154,10 +159,10 @@ def _saved_modules(trained: AdapterCheckpoint, model: PreTrainedModel, checkpoin
     return Check(name, True, f"{len(trained.saved)} tensors fit{labels}")
 
 
-def _base(
+def _check_base_weights(
     weights: Mapping[str, StoredWeight], trained: AdapterCheckpoint, plan: Plan, metadata: AdapterMetadata
 ) -> Check:
-    """Compare the stored bytes of every adapted weight."""
+    """Compare the fingerprint of every adapted weight."""
     name = "base weights"
     unknown = 0
     for module, group in plan.modules.items():
@@ -170,6 +175,7 @@ def _base(
             return Check(name, None, "residual weights have no fingerprint")
         if same is False:
             return Check(name, False, f"{module} is not the weight that the adapter was made from")
+        # A base in a narrower dtype has lost the bits of the fingerprint.
         unknown += same is None
     if unknown:
         return Check(
@@ -178,8 +184,8 @@ def _base(
     return Check(name, True, f"{len(plan.modules)} fingerprints agree")
 
 
-def _anchors(weights: Mapping[str, StoredWeight], trained: AdapterCheckpoint, plan: Plan) -> Iterator[Check]:
-    """Compare the anchor with a fresh decomposition, and tell whether the adapter was trained."""
+def _check_anchors(weights: Mapping[str, StoredWeight], trained: AdapterCheckpoint, plan: Plan) -> Iterator[Check]:
+    """Compare the anchor with a new decomposition, and the update with zero."""
     if trained.exported:
         yield Check("anchor", None, "an export has none")
         return
@@ -194,11 +200,12 @@ def _anchors(weights: Mapping[str, StoredWeight], trained: AdapterCheckpoint, pl
             count += 1
             weight = weights[planned.projection.module]
             weight.validate_floating()
-            error = _anchor_error(role, weight.to_matrix(read_tensor(weight.tensor)))
+            error = _compute_anchor_error(role, weight.to_matrix(read_tensor(weight.tensor)))
             worst = max(worst, error)
             failed = failed or (f"{planned.projection.name}: {error:.1e} of what is allowed" if error > 1 else "")
         moved = moved or (any(bool(d.any()) for d in role.deltas) if role.anchored else bool(role.B.any()))
     detail = failed or f"{count} anchors, the worst at {worst:.1e} of what is allowed"
+    # All rows of the stock form train, so an anchor that moved proves nothing about the base.
     if count and failed and moved and plan.form is Form.STOCK:
         yield Check("anchor", None, "the stock form trains its anchor too")
     else:
@@ -209,11 +216,15 @@ def _anchors(weights: Mapping[str, StoredWeight], trained: AdapterCheckpoint, pl
         yield Check("start", True, "untrained: the update is exactly zero, as a product with zero blocks")
 
 
-def _anchor_error(role: ProjectionFactors, weight: Tensor) -> float:
-    """Return how far an anchor is from a fresh one, as a multiple of what is allowed: in its subspaces and its sizes.
+def _compute_anchor_error(role: ProjectionFactors, weight: Tensor) -> float:
+    """Compute the distance of an anchor from a new decomposition, as a multiple of the tolerance.
 
-    Where singular values lie close together the subspace is not unique; then the gains of the weight along the anchor
-    have to be the band's singular values.
+    Args:
+        role: Factors with an anchor.
+        weight: Weight (out, in) of the module.
+
+    Returns:
+        The larger of the errors in sizes and in subspaces; at most 1 passes.
     """
     planned = role.planned
     assert isinstance(planned.init, Spectral)
@@ -222,26 +233,33 @@ def _anchor_error(role: ProjectionFactors, weight: Tensor) -> float:
     if role.covers_all_rows:
         B = select_rows(B, planned.projection)
     fresh = planned.init.factors(rows, planned.rank, scaling=planned.scaling, generator=torch.Generator())
-    allowed = _ANCHOR_TOLERANCE + 8 * role.eps
-    sizes = max(_relative(A.norm(dim=1), fresh.A.norm(dim=1)), _relative(B.norm(dim=0), fresh.B.norm(dim=0)))
-    angles = max(_angle(A.mT, fresh.A.mT), _angle(B, fresh.B))
-    gains = max(
-        _relative(_gains(rows, A.mT), _gains(rows, fresh.A.mT)), _relative(_gains(rows.mT, B), _gains(rows.mT, fresh.B))
+    # A half-precision file moves the anchor by its rounding.
+    tolerance = _ANCHOR_TOLERANCE + 8 * role.eps
+    sizes = max(
+        _compute_relative_error(A.norm(dim=1), fresh.A.norm(dim=1)),
+        _compute_relative_error(B.norm(dim=0), fresh.B.norm(dim=0)),
     )
-    return max(sizes, min(angles, gains)) / allowed
+    angles = max(_compute_angle(A.mT, fresh.A.mT), _compute_angle(B, fresh.B))
+    # The subspace is not unique if singular values lie close together. The gains of the weight along the anchor then
+    # have to equal the singular values of the band.
+    gains = max(
+        _compute_relative_error(_compute_gains(rows, A.mT), _compute_gains(rows, fresh.A.mT)),
+        _compute_relative_error(_compute_gains(rows.mT, B), _compute_gains(rows.mT, fresh.B)),
+    )
+    return max(sizes, min(angles, gains)) / tolerance
 
 
-def _relative(these: Tensor, those: Tensor) -> float:
-    these, those = these.double(), those.double()
-    return float((these - those).abs().max() / those.abs().max().clamp_min(1e-30))
+def _compute_relative_error(this: Tensor, other: Tensor) -> float:
+    this, other = this.double(), other.double()
+    return float((this - other).abs().max() / other.abs().max().clamp_min(1e-30))
 
 
-def _angle(these: Tensor, those: Tensor) -> float:
-    """Return the sine of the largest angle between two column spaces."""
-    P, Q = (torch.linalg.qr(columns.double()).Q for columns in (these, those))
+def _compute_angle(this: Tensor, other: Tensor) -> float:
+    """Compute the sine of the largest angle between two column spaces."""
+    P, Q = (torch.linalg.qr(columns.double()).Q for columns in (this, other))
     return float(torch.linalg.matrix_norm(Q - P @ (P.mT @ Q), 2))
 
 
-def _gains(weight: Tensor, directions: Tensor) -> Tensor:
-    """Return the singular values of a weight on the span of directions."""
+def _compute_gains(weight: Tensor, directions: Tensor) -> Tensor:
+    """Compute the singular values of a weight restricted to the span of directions."""
     return torch.linalg.svdvals(weight.double() @ torch.linalg.qr(directions.double()).Q)
