@@ -505,7 +505,7 @@ def test_a_piece_that_is_damaged_or_of_another_module_is_made_again(tmp_path: Pa
     work = InitPlan.from_model(base, rank=4)
     pieces = tmp_path / "out" / ".ailora" / "pieces"
     with OutputDir(tmp_path / "out").acquire(work.request, reads=[], writes=[], force=False):
-        for task in work.tasks(pieces, device="cpu", cached=False):
+        for task in work.build_tasks(pieces, device="cpu", cached=False):
             module_tasks.run_task(task)
     (pieces / "000000.safetensors").write_bytes((pieces / "000001.safetensors").read_bytes())
     (pieces / "000002.safetensors").write_bytes(b"junk")
