@@ -299,7 +299,7 @@ def test_an_estimate_reads_nothing(tmp_path: Path) -> None:
         ({"task_type": "SEQ_CLASS"}, "unknown task type 'SEQ_CLASS'"),
         ({"num_labels": 0}, "num_labels must be a whole number of at least 1, got 0"),
         ({"num_labels": True}, "num_labels must be a whole number of at least 1, got True"),
-        ({"rank": float("nan")}, "rank nan is not possible"),
+        ({"rank": float("nan")}, "rank must be .*, got nan"),
         ({"modules": b"q_proj"}, "modules must be a regular expression, got b'q_proj'"),
         ({"modules_to_save": [0]}, "modules_to_save must be a list of names"),
         ({"modules_to_save": ["self_attn"]}, "'self_attn' is, or holds, model.layers.0.self_attn.q_proj"),
