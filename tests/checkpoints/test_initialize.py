@@ -302,7 +302,7 @@ def test_an_estimate_reads_nothing(tmp_path: Path) -> None:
         ({"rank": float("nan")}, "rank must be .*, got nan"),
         ({"modules": b"q_proj"}, "modules must be a regular expression, got b'q_proj'"),
         ({"modules_to_save": [0]}, "modules_to_save must be a list of names"),
-        ({"modules_to_save": ["self_attn"]}, "'self_attn' is, or holds, model.layers.0.self_attn.q_proj"),
+        ({"modules_to_save": ["self_attn"]}, "'self_attn' is or contains model.layers.0.self_attn.q_proj"),
     ],
 )
 def test_impossible_requests_leave_nothing(options: dict[str, Any], message: str, tmp_path: Path) -> None:
