@@ -79,16 +79,16 @@ class Recipe(ABC, Generic[ConfigT_co]):
 
     @cached_property
     def meta_model(self) -> PreTrainedModel:
-        """The base model without weights.
+        """Base model on the meta device, without weights.
 
         Raises:
-            InputError: there is no such model, or none for the task.
+            InputError: The model is missing, or has no class for the task.
         """
         return load_on_meta(self.config.model, self.config.task_type, num_labels=self.num_labels)
 
     @cached_property
     def position_limits(self) -> PositionLimits:
-        """How long the rows of the model may be."""
+        """Numbers of positions that rows of the model may have."""
         return PositionLimits.from_model(self.meta_model)
 
     def prepare(self) -> None:

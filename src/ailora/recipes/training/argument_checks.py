@@ -1,4 +1,4 @@
-"""Checks of training arguments that transformers makes only when it trains, or never."""
+"""Validate training arguments that transformers refuses only during training, or never."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ailora.plain_data import read_json_object
 
 
 class _Broken(NamedTuple):
-    """A promise that `true` would break, and the way to what it is wanted for."""
+    """Promise that `true` would break, and the other way to the same end."""
 
     promise: str
     instead: str
@@ -62,10 +62,13 @@ _JSON_FILES = ("deepspeed", "fsdp_config", "accelerator_config")
 
 
 def validate_resumable(training: Mapping[str, Any]) -> None:
-    """Refuse options that break what is promised of every run.
+    """Refuse options with which a resumed run would differ from an uninterrupted run, or results would mislead.
+
+    Args:
+        training: mapping of `training:`.
 
     Raises:
-        InputError: which, and what serves its end.
+        InputError: Names the option, and the other way to the same end.
     """
     for key, broken in _BROKEN_PROMISES.items():
         if training.get(key):
@@ -75,14 +78,14 @@ def validate_resumable(training: Mapping[str, Any]) -> None:
 
 
 def validate_usable(training: Mapping[str, Any], arguments: TrainingArguments) -> None:
-    """Make what the Trainer makes of its arguments, small, and forget it.
+    """Validate training arguments by building a small optimizer, schedule and data loader from them.
 
     Args:
-        training: what `training:` holds, the engine's keys among them.
-        arguments: constructed of it without the engine.
+        training: mapping of `training:`, including the engine's keys.
+        arguments: arguments of the mapping, without the engine.
 
     Raises:
-        InputError: a value that the Trainer could not use, or whose package is not installed.
+        InputError: The Trainer could not use a value, or the package of a value is not installed.
     """
     for key in _JSON_FILES:
         _validate_json_file(key, training.get(key))
@@ -116,7 +119,7 @@ def _validate_optimizer(arguments: TrainingArguments) -> None:
     model: Any = nn.Linear(2, 2)
     try:
         make, options = Trainer.get_optimizer_cls_and_kwargs(arguments, model)
-        # Those with target modules would look for them in the model.
+        # Optimizers with target modules would look for them in this model.
         if arguments.optim_target_modules is None and isinstance(make, type):
             parameters = options.pop("params", options.pop("model", model.parameters()))
             make(parameters, **options)
@@ -142,7 +145,7 @@ def _validate_optimizer(arguments: TrainingArguments) -> None:
 
 
 def _validate_loader(arguments: TrainingArguments) -> None:
-    """Make a loader, which starts no worker before it is asked for a batch."""
+    # A loader starts no worker before the first batch.
     try:
         DataLoader(
             range(1),  # type: ignore[arg-type]

@@ -1,6 +1,6 @@
-"""`training:`: the fields of `transformers.TrainingArguments`, their values checked before anything is loaded.
+"""Section `training:`: fields of `transformers.TrainingArguments`, validated before a model is loaded.
 
-Transformers accepts many values that it only fails on when it uses them, or that it silently reads as another one.
+Transformers accepts many values on which training fails later, or which stand for another value silently.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from ailora.redaction import mask_value, protect
 
 ConfigT = TypeVar("ConfigT", bound=RunConfig)
 
-#: What `training:` starts from, where it differs from `transformers.TrainingArguments`.
+#: Defaults of `training:` that differ from those of `transformers.TrainingArguments`.
 TRAINING_DEFAULTS: dict[str, Any] = {
     "seed": 0,
     "eval_strategy": "steps",
@@ -39,10 +39,10 @@ TRAINING_DEFAULTS: dict[str, Any] = {
     "report_to": "none",
     "save_total_limit": 2,
 }
-#: Training arguments that say which engine trains, and in which precision.
+#: Training arguments of the engine and its precision.
 _ENGINE = ("fsdp", "fsdp_config", "deepspeed", "parallelism_config", "accelerator_config", "bf16", "fp16", "tf32")
 _RECIPE = "what the recipe needs for its metrics"
-#: Training arguments that another key of the configuration, or the recipe itself, decides.
+#: Training arguments that follow from another key of the configuration, or from the recipe.
 _OWNED = {
     "output_dir": "output",
     "do_train": "ailora train",
@@ -60,7 +60,7 @@ _OWNED = {
     "predict_with_generate": "evaluation.generate",
     **dict.fromkeys(("generation_max_length", "generation_num_beams", "generation_config"), "evaluation.generate"),
 }
-#: Names that transformers has given up -> their successors.
+#: Former names in transformers -> present names.
 _RENAMED = {
     "gradient_checkpointing": "activation_checkpointing",
     "gradient_checkpointing_kwargs": "activation_checkpointing_kwargs",
@@ -77,7 +77,7 @@ _KINDS = {
 }
 
 
-#: Where the declared type says less, or more, than what is meant.
+#: Types of fields whose declared type is too wide or too narrow.
 _HINTS: dict[str, Any] = {
     # Without eval_steps the Trainer would take logging_steps, and the saves that follow would have none.
     "eval_steps": float,
@@ -86,7 +86,7 @@ _HINTS: dict[str, Any] = {
 
 
 class _Limit(NamedTuple):
-    """Which values of the declared type are allowed."""
+    """Condition on the values of a field beyond their type, and its description."""
 
     holds: Callable[[Any], bool]
     words: str
@@ -99,11 +99,11 @@ _STEPS = _Limit(
     lambda value: 0 < value < 1 or (value >= 1 and value == int(value)),
     "a whole number of steps from 1, or a share of all steps between 0 and 1",
 )
-# NumPy's generators take no larger one.
+# NumPy's generators take no larger seed.
 _SEED = _Limit(lambda value: 0 <= value < 2**32, "a whole number from 0 to 4294967295")
-#: More are a mistake on any machine; each is a process that imports torch.
+#: Each worker is a process that imports torch.
 _MAX_WORKERS = 256
-#: TRL looks at these when the model is loaded.
+#: TRL refuses others only after the model is loaded.
 _PACKING = ("bfd", "bfd_split", "wrapped")
 _LOSSES = ("nll", "dft")
 _LIMITS = {
@@ -149,16 +149,19 @@ _LIMITS = {
 
 
 def build_arguments(config: RunConfig, output_dir: Path) -> TrainingArguments:
-    """Construct the trainer's arguments.
+    """Build the arguments of the trainer.
 
     Args:
-        config: the run's.
-        output_dir: the folder of checkpoints.
+        config: configuration of the run.
+        output_dir: folder of the checkpoints.
+
+    Returns:
+        Arguments of the configuration's class, such as `trl.SFTConfig`.
 
     Raises:
-        InputError: transformers refuses a value, or FSDP would not do what is asked.
+        InputError: transformers refuses a value, or FSDP would train otherwise than configured.
     """
-    # Pinned memory is for an accelerator: torch warns where there is none. Anchors are the same everywhere from the
+    # Pinned memory is for an accelerator: torch warns where there is none. Anchors are the same on all ranks from the
     # start, when DDP compares them: sending them again each step would only cost.
     accelerator = torch.accelerator.is_available()
     arguments = _construct(
@@ -166,11 +169,11 @@ def build_arguments(config: RunConfig, output_dir: Path) -> TrainingArguments:
         config,
         output_dir=str(output_dir),
         dataloader_pin_memory=accelerator,
-        # Otherwise processes without an accelerator do not look for each other, and each trains alone.
+        # Without `use_cpu`, processes that have no accelerator do not join a group, and each trains alone.
         use_cpu=not accelerator,
         ddp_broadcast_buffers=False,
         label_names=["labels"],
-        # It would log the mean of the losses before in the place of one that is not finite.
+        # The filter logs the mean of the previous losses in the place of a NaN.
         logging_nan_inf_filter=False,
     )
     if arguments.fsdp:
@@ -179,37 +182,50 @@ def build_arguments(config: RunConfig, output_dir: Path) -> TrainingArguments:
 
 
 def validate_arguments(config: RunConfig) -> None:
-    """Construct the trainer's arguments without what a device or a launcher decides, and forget them.
+    """Validate the training arguments by building them without device and launcher.
+
+    Args:
+        config: configuration of the run.
 
     Raises:
-        InputError: transformers refuses a value.
+        InputError: transformers refuses a value, or the Trainer could not use it.
     """
-    # The device is looked up where the arguments are constructed: with it, processes would already look for each other.
+    # Constructing the arguments sets the device up, with which the ranks of a launcher would already join a group.
     validate_resumable(config.training)
     offline = type(config.arguments.__name__, (config.arguments,), {"_setup_devices": torch.device("cpu")})
     validate_usable(config.training, _construct(offline, without_distributed_args(config), output_dir="", use_cpu=True))
 
 
 def _construct(kind: type[TrainingArguments], config: RunConfig, **defaults: object) -> TrainingArguments:
-    given: dict[str, Any] = {"data_seed": config.training["seed"], **defaults, **config.derived_training}
+    derived: dict[str, Any] = {"data_seed": config.training["seed"], **defaults, **config.derived_training}
     try:
-        return kind(**given | protect(config.training))
+        return kind(**derived | protect(config.training))
     except (ValueError, TypeError) as error:
         raise InputError(f"training: {error}") from error
 
 
 def without_distributed_args(config: ConfigT) -> ConfigT:
-    """Drop the engine and the precision that a run is trained with: another machine uses it, in one process."""
-    kept = {key: value for key, value in config.training.items() if key not in _ENGINE}
-    return config.model_copy(update={"training": kept})
+    """Copy a configuration without the engine and the precision of training, to use the run in one process.
+
+    Args:
+        config: configuration of a run.
+
+    Returns:
+        The copy.
+    """
+    training = {key: value for key, value in config.training.items() if key not in _ENGINE}
+    return config.model_copy(update={"training": training})
 
 
 def validate_sharding(arguments: TrainingArguments) -> None:
-    """Refuse FSDP where it would not do what is asked.
+    """Refuse FSDP where training would be otherwise than configured.
+
+    Args:
+        arguments: arguments with `fsdp`.
 
     Raises:
-        InputError: no accelerator or launcher; FSDP's own activation checkpointing, with which checkpoints hold empty
-            adapters.
+        InputError: There is no accelerator or launcher, or FSDP's own activation checkpointing is on, with which
+            checkpoints hold empty adapters.
     """
     state = arguments.distributed_state
     if state is None or state.distributed_type in (DistributedType.NO, DistributedType.MULTI_CPU):
@@ -227,16 +243,21 @@ def complete_training(
     arguments: type[TrainingArguments] = TrainingArguments,
     defaults: Mapping[str, Any] = MappingProxyType({}),
 ) -> dict[str, Any]:
-    """The training arguments with our defaults; a save strategy that is not given follows the evaluations.
+    """Complete `training:` with our defaults, and validate each value.
+
+    Without a save strategy, checkpoints are saved where evaluations are.
 
     Args:
-        given: what `training:` holds.
-        metrics: the names of the run's metrics; with `loss`, what may decide which checkpoint is best.
-        arguments: the class whose fields are allowed.
-        defaults: the recipe's, over ours.
+        given: mapping of `training:`.
+        metrics: names of the run's metrics, any of which, and `loss`, may select the best checkpoint.
+        arguments: class whose fields are allowed.
+        defaults: defaults of the recipe, which take precedence over ours.
+
+    Returns:
+        The completed mapping.
 
     Raises:
-        InputError: an unknown key, or one that something else decides; a value that training could not use.
+        InputError: A key is unknown or follows from another section, or a value is out of range.
     """
     allowed = [field.name for field in dataclasses.fields(arguments) if field.init]
     given = {**{new: given[old] for old, new in _RENAMED.items() if old in given}, **given}
@@ -246,20 +267,24 @@ def complete_training(
             raise InputError(f"training.{key} cannot be set: it follows from {_OWNED[key]}")
         if key not in allowed:
             raise unknown_name("key in training", key, allowed)
-    merged = {**TRAINING_DEFAULTS, **defaults, **{key: _value(key, value, arguments) for key, value in given.items()}}
+    merged = {
+        **TRAINING_DEFAULTS,
+        **defaults,
+        **{key: _validate_value(key, value, arguments) for key, value in given.items()},
+    }
     if merged["eval_strategy"] != "steps" and "eval_steps" not in given:
         del merged["eval_steps"]
     for save, evaluate in (("save_strategy", "eval_strategy"), ("save_steps", "eval_steps")):
         if evaluate in merged:
             merged.setdefault(save, merged[evaluate])
-    _check_together(merged, metrics)
+    _validate_combinations(merged, metrics)
     return merged
 
 
-def _value(key: str, value: Any, arguments: type[TrainingArguments]) -> Any:
+def _validate_value(key: str, value: object, arguments: type[TrainingArguments]) -> object:
     """Convert a training argument to its declared type, within its limits."""
     hint = _HINTS.get(key) or get_type_hints(arguments)[key]
-    typed = _typed(key, value, hint)
+    typed = _convert(key, value, hint)
     if isinstance(typed, float) and not math.isfinite(typed):
         raise InputError(f"training.{key}: expected a finite number, got {mask_value(key, value)}")
     limit = _LIMITS.get(key)
@@ -268,7 +293,7 @@ def _value(key: str, value: Any, arguments: type[TrainingArguments]) -> Any:
     return typed
 
 
-def _typed(key: str, value: Any, hint: Any) -> Any:
+def _convert(key: str, value: object, hint: Any) -> object:
     kinds = get_args(hint) or (hint,)
     for kind in kinds:
         # The other branch of the type is any text; transformers would refuse it, with the name of a class.
@@ -287,22 +312,22 @@ def _typed(key: str, value: Any, hint: Any) -> Any:
         raise wrong from None
 
 
-def _check_together(training: dict[str, Any], metrics: Sequence[str]) -> None:
-    """What depends on other keys, or on what is installed."""
+def _validate_combinations(training: dict[str, Any], metrics: Sequence[str]) -> None:
+    """Validate values that depend on other keys, or on installed packages."""
     epochs = training.get("num_train_epochs", 1)
     if training.get("max_steps", -1) == -1 and epochs <= 0:
         raise InputError(f"training.num_train_epochs: expected more than 0 where max_steps is not set, got {epochs!r}")
-    # It saves where the metric improved, which is not where a run that was killed could go on.
+    # It saves where the metric improved, from where a killed run could not resume.
     if training.get("save_strategy") == "best":
         raise InputError("training.save_strategy: 'best' cannot be continued after a kill; allowed: no, steps, epoch")
     deciding = training.get("metric_for_best_model")
-    known = [*metrics, "loss"]
-    if deciding is not None and str(deciding).removeprefix("eval_") not in known:
-        raise unknown_name("training.metric_for_best_model", deciding, known)
-    _check_report_to(training["report_to"])
+    allowed = [*metrics, "loss"]
+    if deciding is not None and str(deciding).removeprefix("eval_") not in allowed:
+        raise unknown_name("training.metric_for_best_model", deciding, allowed)
+    _validate_report_to(training["report_to"])
 
 
-def _check_report_to(report_to: str | list[str] | None) -> None:
+def _validate_report_to(report_to: str | list[str] | None) -> None:
     if report_to in (None, "none", "all", ["none"], ["all"]):
         return
     for name in [report_to] if isinstance(report_to, str) else report_to or []:

@@ -1,4 +1,4 @@
-"""What a run does besides training: log every step that counts, mark checkpoints, show progress."""
+"""Callbacks of a run: the log, the marks of complete checkpoints, the progress bar."""
 
 from __future__ import annotations
 
@@ -18,10 +18,14 @@ _LOGGED = ("loss", "learning_rate", "grad_norm")
 
 
 class RunLog(TrainerCallback):
-    """Keeps `log.jsonl` and the completeness marks of checkpoints.
+    """Callback that writes `log.jsonl` and marks complete checkpoints.
 
-    A logging step is forced wherever the model is saved: the Trainer's running loss is not part of a checkpoint, so
-    that a resumed run would otherwise report another mean.
+    Every save is a logging step as well: the Trainer's running loss is not part of a checkpoint, and a resumed run
+    would report another mean.
+
+    Args:
+        folder: folder of the run.
+        seconds_before: duration of the training that the run resumes, in seconds.
     """
 
     def __init__(self, folder: RunFolder, seconds_before: float) -> None:
@@ -30,7 +34,7 @@ class RunLog(TrainerCallback):
 
     @property
     def train_seconds(self) -> float:
-        """Seconds since training began, those before a resume included."""
+        """Duration of training in seconds, including the processes before a resume."""
         return time.perf_counter() - self.started
 
     def on_train_begin(
@@ -61,7 +65,7 @@ class RunLog(TrainerCallback):
             append_text(self.folder.log, _line(_logged(record)))
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
-        # Each process writes its part of a checkpoint.
+        # Each rank writes its part of a checkpoint: the mark may be written only after all of them.
         wait_for_everyone()
         if state.is_world_process_zero:
             self.folder.mark_complete(state.global_step, self.train_seconds)
@@ -69,7 +73,7 @@ class RunLog(TrainerCallback):
 
 
 class ProgressBar(ProgressCallback):
-    """One bar a run, with the last loss beside it; evaluations within training show in it."""
+    """Progress bar of a run with the last loss; evaluations during training are shown in the same bar."""
 
     def on_prediction_step(
         self,
@@ -107,7 +111,7 @@ class ProgressBar(ProgressCallback):
 
 
 def logged_steps(state: TrainerState) -> list[dict[str, float]]:
-    """Step, epoch, loss, learning rate and gradient norm of every logging step so far."""
+    """Return step, epoch, loss, learning rate and gradient norm of every logging step so far."""
     return [_logged(record) for record in state.log_history if "loss" in record]
 
 

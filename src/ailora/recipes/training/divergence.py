@@ -1,4 +1,4 @@
-"""Divergence of training: a loss, a gradient or a parameter that is not finite."""
+"""Detect divergence of training: a loss, a gradient or a parameter that is not finite."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from ailora.recipes.run_folder import RunFolder
 from ailora.recipes.training.role_trainers import AdapterTrainer
 from ailora.recipes.training.trainer_checkpoints import complete_checkpoints
 
-#: Loss scaling of fp16 meets overflows on purpose, and lowers its scale by each; below this it has found no cause.
+#: Loss scaling of fp16 lowers its scale at each overflow, and expects some; at this scale, overflows are the model's.
 _MIN_LOSS_SCALE = 1.0
 
 
-_OF_MODEL = (
+_MODEL_CAUSE = (
     "Nothing was trained before, so look at the model and the data first: weights that are not finite, or too large "
     "for fp16"
 )
 
 
 class DivergenceCheck(TrainerCallback):
-    """Ends training before the first step whose loss or gradient is not finite changes a parameter.
+    """Callback that ends training before a loss or gradient that is not finite changes a parameter.
 
-    Checkpoints are finite too: the parameters that a step has made are looked at before they are saved.
+    Parameters are checked before every save, so that all checkpoints are finite.
 
     Args:
-        trainer: the one that it is a callback of.
-        folder: the run's.
+        trainer: trainer that the callback is added to.
+        folder: folder of the run.
     """
 
     def __init__(self, trainer: AdapterTrainer, folder: RunFolder) -> None:
@@ -50,12 +50,12 @@ class DivergenceCheck(TrainerCallback):
     ) -> None:
         loss = self.trainer.step_loss
         gradients = (parameter.grad for parameter in self._trained_parameters() if parameter.grad is not None)
-        largest = torch.zeros(()) if self._loss_scale_may_fall() else _largest(gradients)
+        largest = torch.zeros(()) if self._loss_scale_may_fall() else _max_abs(gradients)
         if self._is_finite_everywhere(loss, largest):
             return
         # Another rank's may be the one.
         number = "loss" if not loss.isfinite() or largest.isfinite() else "gradient"
-        cause = _of_rate(args) if state.global_step else _OF_MODEL
+        cause = _format_rate_cause(args) if state.global_step else _MODEL_CAUSE
         raise DivergenceError(self._describe(state.global_step + 1, f"the {number} is not finite", cause))
 
     def on_step_end(
@@ -71,11 +71,11 @@ class DivergenceCheck(TrainerCallback):
             self._validate_parameters(args, state)
 
     def _validate_parameters(self, args: TrainingArguments, state: TrainerState) -> None:
-        """Raise where what would be saved is not finite: the loss of the next step would be the first to show it."""
-        largest = _largest(parameter.detach() for parameter in self._trained_parameters())
+        """Validate that the parameters are finite: otherwise only the loss of the next step would show it."""
+        largest = _max_abs(parameter.detach() for parameter in self._trained_parameters())
         if not self._is_finite_everywhere(largest):
             what = "it has made parameters that are not finite"
-            raise DivergenceError(self._describe(state.global_step, what, _of_rate(args)))
+            raise DivergenceError(self._describe(state.global_step, what, _format_rate_cause(args)))
 
     def _trained_parameters(self) -> list[nn.Parameter]:
         model = self.trainer.model
@@ -87,7 +87,7 @@ class DivergenceCheck(TrainerCallback):
         return scaler is not None and scaler.is_enabled() and scaler.get_scale() > _MIN_LOSS_SCALE
 
     def _is_finite_everywhere(self, *values: Tensor) -> bool:
-        """Whether numbers are finite on all ranks: all of them stop, or none."""
+        """Return whether values are finite on all ranks: either all ranks stop, or none."""
         device = self.trainer.accelerator.device
         bad = sum((~value.isfinite()).to(device, torch.float32) for value in values)
         return not self.trainer.accelerator.reduce(bad, "sum").item()  # type: ignore[union-attr]
@@ -105,15 +105,15 @@ class DivergenceCheck(TrainerCallback):
         return f"The last checkpoint before is kept: {complete[0]}; with other settings choose another output"
 
 
-def _of_rate(args: TrainingArguments) -> str:
+def _format_rate_cause(args: TrainingArguments) -> str:
     return (
         f"Try a smaller training.learning_rate (it is {args.learning_rate:g}), training.warmup_steps, or bf16 in the "
         "place of fp16"
     )
 
 
-def _largest(tensors: Iterable[Tensor]) -> Tensor:
-    """Return the largest absolute value of floating tensors, of this rank's shards; not finite where one of them is."""
+def _max_abs(tensors: Iterable[Tensor]) -> Tensor:
+    """Return the largest absolute value of this rank's floating tensors; NaN or infinite if any entry is."""
     local = [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors]
     floating = [tensor for tensor in local if tensor.is_floating_point() and tensor.numel()]
     return get_total_norm(floating, norm_type=math.inf)

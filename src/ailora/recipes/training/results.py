@@ -1,4 +1,4 @@
-"""What a run knows when training ends."""
+"""Results of training, and their summary in `result.json`."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from ailora.recipes.run_folder import RunFolder
 
 @dataclass(frozen=True)
 class TrainResult:
-    """A model that training has ended with.
+    """Trained model and durations of a run.
 
     Attributes:
-        trainer: holds the model and the history.
-        init_seconds: seconds of loading and adapting.
-        train_seconds: seconds of training, those of earlier processes of the run included.
+        trainer: trainer with the model and the history.
+        init_seconds: duration of loading and adapting, in seconds.
+        train_seconds: duration of training in seconds, including earlier processes of the run.
     """
 
     trainer: Trainer
@@ -36,7 +36,15 @@ class TrainResult:
 
 
 def summarize_run(config: RunConfig, trained: TrainResult) -> dict[str, Any]:
-    """Summarize training for `result.json`: history, sizes, times, and what the run was made with."""
+    """Summarize training for `result.json`: history, sizes, durations, configuration and library versions.
+
+    Args:
+        config: configuration of the run.
+        trained: result of the training.
+
+    Returns:
+        Entries of `result.json`; sizes in bytes, durations in seconds.
+    """
     trainer = trained.trainer
     evaluated = [f"eval_{metric}" for metric in config.metrics]
     history = [
@@ -66,7 +74,7 @@ def summarize_run(config: RunConfig, trained: TrainResult) -> dict[str, Any]:
 
 
 def _best(history: Sequence[dict[str, Any]], name: str, *, sign: int) -> dict[str, Any] | None:
-    """Return the evaluation with the smallest value times the sign; one that is not a number is never before others."""
+    """Return the evaluation with the smallest `sign * value`; NaN comes after all numbers."""
     return min(history, key=lambda record: (math.isnan(record[name]), sign * record[name]), default=None)
 
 
@@ -89,7 +97,7 @@ def _peak_memory() -> int | None:
 
 
 def resident_memory() -> int:
-    """Bytes that this process holds now, libraries and data; where the system does not say, those of its peak."""
+    """Return the resident memory of this process in bytes; outside of Linux, its peak."""
     pages = Path("/proc/self/statm")
     if not pages.is_file():
         return _peak_memory() or 0

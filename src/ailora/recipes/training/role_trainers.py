@@ -1,4 +1,4 @@
-"""What our trainers do that the stock ones do not."""
+"""Trainer mixin with learning rates by role and factor."""
 
 from __future__ import annotations
 
@@ -18,19 +18,18 @@ from ailora.recipes.run_folder import RunFolder
 
 
 class AdapterTrainer(Trainer):
-    """A trainer that knows how an adapter learns: mixed into a stock one, before it.
+    """Trainer mixin with parameter groups by role and factor; precedes a stock trainer among the base classes.
 
-    The factors of a role take their own multiple of the learning rate, as groups of the optimizer. In the residual form
-    weight decay leaves out the factors, which hold a part of the base.
+    In the residual form, weight decay leaves out the factors, which hold a part of the base weight.
 
     Args:
-        adapter: how the adapter is made.
-        **arguments: the stock trainer's.
+        adapter: section `adapter:` of the configuration.
+        **arguments: arguments of the stock trainer.
     """
 
     def __init__(self, *, adapter: AdapterConfig, **arguments: Any) -> None:
         self.adapter = adapter
-        #: Sum of the losses of batches, until somebody sets it back.
+        #: Sum of the batch losses of the present step, reset by `DivergenceCheck`.
         self.step_loss = torch.zeros(())
         super().__init__(**arguments)
 
@@ -45,9 +44,10 @@ class AdapterTrainer(Trainer):
         return [name for name in names if not (residual and "lora_" in name)]
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        made_before = self.optimizer is not None
+        # Trainers call this again: groups are split once.
+        has_optimizer = self.optimizer is not None
         optimizer = super().create_optimizer(model)
-        if self.adapter.learning_rates and not made_before:
+        if self.adapter.learning_rates and not has_optimizer:
             multipliers = parse_multipliers(self.adapter.learning_rates)
             adapted: Any = self.model
             plan = get_adapter_origin(adapted).plan
@@ -55,7 +55,8 @@ class AdapterTrainer(Trainer):
         return optimizer
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Note what the Trainer begins, before it writes: that alone may be removed after a kill."""
+        """Note a checkpoint in the manifest before the Trainer writes it."""
+        # After a kill, only noted checkpoints may be removed.
         with raise_on_all_ranks():
             if self.is_world_process_zero():
                 folder = RunFolder(Path(str(self.args.output_dir)).parent)
@@ -63,7 +64,7 @@ class AdapterTrainer(Trainer):
         super()._save_checkpoint(model, trial)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """The Trainer logs the rate of the optimizer's first group: what is logged is the configured one."""
+        """Log the configured learning rate, not the multiple of the optimizer's first group."""
         groups = getattr(self.optimizer, "param_groups", [{}])
         if "learning_rate" in logs:
             logs["learning_rate"] /= groups[0].get("multiplier", 1.0)

@@ -20,10 +20,14 @@ from ailora.weights.dtensor import any_dtensor
 
 
 def save_model(config: RunConfig, trainer: Trainer) -> Path:
-    """Write `adapter/`, or of a model without one `model/`. All processes take part.
+    """Write the trained model to `adapter/`, or to `model/` if the model has no adapter; all ranks take part.
+
+    Args:
+        config: configuration of the run.
+        trainer: trainer of the trained model.
 
     Returns:
-        The folder that is written.
+        The written folder.
     """
     folder = RunFolder(config.output)
     model: Any = trainer.model
@@ -53,5 +57,5 @@ def save_model(config: RunConfig, trainer: Trainer) -> Path:
 
 
 def safetensors_bytes(folder: Path) -> int:
-    """Bytes of the safetensors files of a folder."""
+    """Return the total size of the safetensors files in a folder, in bytes."""
     return sum(file.stat().st_size for file in folder.glob("*.safetensors"))

@@ -1,4 +1,4 @@
-"""The model of a run before it is trained: loaded, planned and adapted."""
+"""Load, plan and adapt the model of a run, before training."""
 
 from __future__ import annotations
 
@@ -22,16 +22,17 @@ from ailora.recipes.recipe import Model, Recipe
 
 
 def load_and_adapt(recipe: Recipe[RunConfig]) -> tuple[Model, float]:
-    """Load the base model of a run and adapt it. New heads are drawn from the run's seed, whatever the method.
+    """Load the base model of a run and adapt it, with new heads drawn from the run's seed.
 
     Args:
-        recipe: the run's; its batches are made only for a method that looks at them.
+        recipe: recipe of the run, whose batches are built only for a method with a calibration.
 
     Returns:
-        The model, and the seconds that it took.
+        The adapted model, and the duration of loading and adapting in seconds.
 
     Raises:
-        InputError, ModelError: the model cannot be loaded, or not adapted as asked.
+        InputError: The model cannot be loaded.
+        ModelError: The model cannot be adapted as configured.
     """
     load = partial(recipe.load_model, resolve_model(recipe.config.model))
     started = time.perf_counter()
@@ -56,17 +57,24 @@ def _adapt(recipe: Recipe[RunConfig], base: PreTrainedModel, load: Callable[[], 
 
 
 def _validate_no_sharding(config: RunConfig, method: Method) -> None:
-    """What is not ours is saved by code that does not gather the shards of a model."""
+    # PEFT's inits and functions of the user are saved by code that does not gather the shards of a model.
     if config.training.get("fsdp") or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":
         raise InputError(f"adapter.policy {method} does not go with FSDP: use DDP, or a policy of ours")
 
 
 def plan_adapter(config: RunConfig, model: PreTrainedModel) -> Plan:
-    """Plan a run's adapter.
+    """Plan the adapter of a run.
+
+    Args:
+        config: configuration of the run.
+        model: base model, possibly on the meta device.
+
+    Returns:
+        The plan.
 
     Raises:
-        InputError: a learning rate for a role that is not adapted; a method whose adapter is not planned.
-        ModelError: the model cannot be adapted as asked.
+        InputError: A learning rate is for a role without an adapter, or the method has no plan.
+        ModelError: The model cannot be adapted as configured.
     """
     adapter = config.adapter
     method = adapter.method

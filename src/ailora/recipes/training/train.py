@@ -1,4 +1,4 @@
-"""Train the model of a run to the end, whatever its recipe."""
+"""Train the model of a run of any recipe."""
 
 from __future__ import annotations
 
@@ -27,17 +27,20 @@ from ailora.recipes.training.trainer_checkpoints import train_seconds
 def train(
     recipe: Recipe[RunConfig], model: Model, *, init_seconds: float, callbacks: Sequence[TrainerCallback] = ()
 ) -> TrainResult:
-    """Train to the end, from the newest checkpoint if there is one.
+    """Train to the end, resuming from the newest checkpoint if there is one.
 
     Args:
-        recipe: the run's; its folder is claimed.
-        model: from `load_and_adapt`.
-        init_seconds: the seconds that `load_and_adapt` took.
+        recipe: recipe of a run whose folder is claimed.
+        model: model from `load_and_adapt`.
+        init_seconds: duration of `load_and_adapt`, in seconds.
         callbacks: further callbacks of the Trainer.
 
+    Returns:
+        The trained model and the durations.
+
     Raises:
-        InputError: the trainer refuses an argument.
-        ModelError: a checkpoint was trained over another base than this process has made.
+        InputError: The trainer refuses an argument, or a state of the checkpoint is no plain data.
+        ModelError: The checkpoint was trained over another base model.
     """
     folder = RunFolder(recipe.config.output)
     checkpoint = _newest_checkpoint(folder)
@@ -48,18 +51,18 @@ def train(
     final_state = _final_state(checkpoint)
     if checkpoint and final_state:
         model = _load_weights(model, _best_checkpoint(recipe, final_state) or checkpoint)
-    # What was evaluated at the start is in the history of the checkpoint.
+    # The evaluation at the start is already in the history of the checkpoint.
     recipe.arguments.eval_on_start = recipe.arguments.eval_on_start and checkpoint is None
     try:
         trainer = recipe.make_trainer(model, recipe.arguments)
-    # What TRL and transformers do not support, or find missing, only the trainer says.
+    # Some unsupported arguments and missing packages are refused only by the trainer's constructor.
     except (ValueError, TypeError, ImportError) as error:
         raise InputError(f"training: {error}") from error
     if not trainer.args.disable_tqdm:
         trainer.remove_callback(ProgressCallback)
         trainer.add_callback(ProgressBar)
     log = RunLog(folder, seconds_before)
-    # After the log, which decides what is saved.
+    # After the log, whose callback decides where the model is saved.
     guards = [DivergenceCheck(trainer, folder)] if recipe.config.on_nonfinite == "stop" else []
     for callback in (log, *guards, *callbacks):
         trainer.add_callback(callback)
@@ -78,7 +81,7 @@ def train(
 
 
 def _validate_no_pickled_weights(checkpoint: Path) -> None:
-    """Refuse weights that no run of ours writes, and that the Trainer would open in the place of safetensors."""
+    """Refuse pickled weights, which the Trainer would open in the place of safetensors files."""
     for name in ("adapter_model.bin", "pytorch_model.bin", "pytorch_model.bin.index.json"):
         if (checkpoint / name).exists():
             raise InputError(
@@ -87,13 +90,13 @@ def _validate_no_pickled_weights(checkpoint: Path) -> None:
 
 
 def _keep_start(folder: RunFolder, model: Model, *, resumed: bool) -> None:
-    """Write what says what the adapter is, or what is needed to save it."""
+    """Write the metadata of the adapter, or the initial factors that saving the adapter needs."""
     if has_ailora_adapter(model):
         if is_main():
             folder.claim(folder.path / METADATA_NAME)
             get_metadata(model).write(folder.path)
     elif isinstance(model, PeftModel) and get_adapter_origin(model).overwrites_base:
-        # Other processes take over what the main one has.
+        # Other ranks take over the initial factors of the main rank.
         if resumed and is_main():
             validate_same_anchor(model, folder.initial)
         elif not resumed:
@@ -101,14 +104,15 @@ def _keep_start(folder: RunFolder, model: Model, *, resumed: bool) -> None:
 
 
 def _newest_checkpoint(folder: RunFolder) -> Path | None:
-    """The same one in every process: half-written ones are removed by the main one, before the others look."""
+    """Find the newest checkpoint, the same on every rank: the main rank removes half-written ones first."""
     newest = folder.newest_checkpoint() if is_main() else None
     wait_for_everyone()
     return newest if is_main() else folder.newest_checkpoint()
 
 
 def _final_state(checkpoint: Path | None) -> TrainerState | None:
-    """The state of a checkpoint at which training had ended; the Trainer would take one more step from there."""
+    """Load the state of a checkpoint at which training had ended; None for other checkpoints."""
+    # The Trainer would train one more step from such a checkpoint.
     if checkpoint is None:
         return None
     state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
@@ -116,10 +120,10 @@ def _final_state(checkpoint: Path | None) -> TrainerState | None:
 
 
 def _best_checkpoint(recipe: Recipe[RunConfig], state: TrainerState) -> Path | None:
-    """The checkpoint that the Trainer loads when it has ended, if the run asks for the best one."""
+    """Find the checkpoint that the Trainer loads at its end; None without `load_best_model_at_end`."""
     if not recipe.arguments.load_best_model_at_end or state.best_model_checkpoint is None:
         return None
-    # Named by its path, which is another one where the folder was moved.
+    # The state holds a path, which is outdated if the folder was moved.
     best = RunFolder(recipe.config.output).checkpoints / Path(state.best_model_checkpoint).name
     return best if best.is_dir() else None
 

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: which one training goes on from, and whether it is as it was written."""
+"""Checkpoints of a run: mark them as complete, find the newest, validate its files."""
 
 from __future__ import annotations
 
@@ -19,14 +19,19 @@ from ailora.plain_data import read_json, read_json_object
 
 _COMPLETE = "complete.json"
 _NUMBERED = re.compile(r"checkpoint-(\d+)")
-#: What training reads again; others, as a model card, may well be changed by hand.
-_READ_AGAIN = (".json", ".safetensors", ".pt", ".pth", ".bin", ".distcp")
+#: Suffixes of files that a resume reads; other files, such as a model card, may be edited by hand.
+_RESUMED_SUFFIXES = (".json", ".safetensors", ".pt", ".pth", ".bin", ".distcp")
 
 Content = TypeVar("Content", bound=BaseModel)
 
 
 def mark_complete(checkpoint: Path, train_seconds: float) -> None:
-    """Say that a checkpoint is written to its end: `complete.json`, with size and digest of every file."""
+    """Mark a checkpoint as complete by `complete.json`, with size and SHA-256 of every file.
+
+    Args:
+        checkpoint: folder of the checkpoint.
+        train_seconds: duration of training until the checkpoint, in seconds.
+    """
     files = _files(checkpoint)
     grant_umask(files)
     states = {file.relative_to(checkpoint).as_posix(): _FileState.of(file).model_dump() for file in files}
@@ -34,35 +39,38 @@ def mark_complete(checkpoint: Path, train_seconds: float) -> None:
 
 
 def numbered_checkpoints(folder: Path) -> list[Path]:
-    """List the checkpoints in a folder, whoever wrote them, the newest first."""
+    """List all checkpoints in a folder, complete or not, from the newest to the oldest."""
     named = [_NUMBERED.fullmatch(path.name) for path in folder.glob("checkpoint-*")]
     matches = sorted((match for match in named if match), key=lambda match: int(match[1]), reverse=True)
     return [folder / match[0] for match in matches]
 
 
 def is_complete(checkpoint: Path) -> bool:
-    """Return whether a checkpoint was written to its end."""
+    """Return whether a checkpoint is marked as complete."""
     return (checkpoint / _COMPLETE).is_file()
 
 
 def complete_checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints that were written to their end, the newest first."""
+    """List the complete checkpoints in a folder, from the newest to the oldest."""
     return [checkpoint for checkpoint in numbered_checkpoints(folder) if is_complete(checkpoint)]
 
 
 def newest_checkpoint(folder: Path, *, is_ours: Callable[[Path], bool]) -> Path | None:
-    """Find the newest checkpoint that was written to its end; newer, half-written ones of ours are removed.
+    """Find the newest complete checkpoint, and remove newer, half-written checkpoints of this run.
 
     Args:
-        folder: The folder of the checkpoints.
-        is_ours: Whether the run began a checkpoint.
+        folder: folder of the checkpoints.
+        is_ours: returns whether this run began a checkpoint.
+
+    Returns:
+        The checkpoint, validated; None if there is none.
 
     Raises:
-        InputError: A file of it is missing or damaged.
+        InputError: A file of the checkpoint is missing or damaged.
     """
     for checkpoint in numbered_checkpoints(folder):
         if is_complete(checkpoint):
-            _check(checkpoint)
+            _validate_files(checkpoint)
             return checkpoint
         if is_ours(checkpoint):
             shutil.rmtree(checkpoint)
@@ -70,7 +78,7 @@ def newest_checkpoint(folder: Path, *, is_ours: Callable[[Path], bool]) -> Path 
 
 
 def train_seconds(checkpoint: Path) -> float:
-    """Seconds that were trained until a checkpoint, by all processes of the run.
+    """Read the duration of training until a checkpoint, in seconds.
 
     Raises:
         InputError: `complete.json` is damaged.
@@ -79,12 +87,12 @@ def train_seconds(checkpoint: Path) -> float:
 
 
 def _files(checkpoint: Path) -> list[Path]:
-    files = (file for file in sorted(checkpoint.rglob("*")) if file.suffix in _READ_AGAIN and file.is_file())
+    files = (file for file in sorted(checkpoint.rglob("*")) if file.suffix in _RESUMED_SUFFIXES and file.is_file())
     return [file for file in files if file.name != _COMPLETE and not file.name.startswith(".")]
 
 
 class _FileState(BaseModel):
-    """A file as it was written; versions before 0.1 noted no digest."""
+    """Size and SHA-256 of a file; versions before 0.1 noted no digest."""
 
     bytes: int
     sha256: str | None = None
@@ -96,14 +104,14 @@ class _FileState(BaseModel):
 
 
 class _Mark(BaseModel):
-    """The content of `complete.json`; in the first versions without files, then with their sizes alone."""
+    """Content of `complete.json`; the first versions noted no files, later ones sizes alone."""
 
     train_seconds: float = Field(ge=0, allow_inf_nan=False)
     files: dict[str, int | _FileState] = {}
 
 
 class _State(BaseModel):
-    """What says in `trainer_state.json` how far training is."""
+    """Progress of training in `trainer_state.json`."""
 
     global_step: int
     max_steps: int
@@ -118,41 +126,43 @@ def _read(file: Path, kind: type[Content]) -> Content:
         return kind.model_validate(read_json_object(file, allow_nan=True), strict=True)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        raise _damaged(file, f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        raise _damaged_error(file, f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
     except InputError as error:
-        raise _damaged(file, str(error)) from None
+        raise _damaged_error(file, str(error)) from None
 
 
-def _check(checkpoint: Path) -> None:
-    """Missing files too: without an optimizer's state the Trainer would go on with a fresh one, in silence."""
+def _validate_files(checkpoint: Path) -> None:
+    """Validate that all files of a checkpoint are there and unchanged."""
+    # Without the optimizer's state, the Trainer would silently resume with a new optimizer.
     for name, state in _mark(checkpoint).files.items():
         file = checkpoint / name
         if not file.is_file():
-            raise _damaged(file, "it is missing")
+            raise _damaged_error(file, "it is missing")
         written = state if isinstance(state, _FileState) else _FileState(bytes=state)
         if (size := file.stat().st_size) != written.bytes:
-            raise _damaged(file, f"it has {size} bytes, {written.bytes} were written")
+            raise _damaged_error(file, f"it has {size} bytes, {written.bytes} were written")
         if written.sha256 is not None and _FileState.of(file).sha256 != written.sha256:
-            raise _damaged(file, "its content is not what was written")
+            raise _damaged_error(file, "its content is not what was written")
     for file in _files(checkpoint):
-        if reason := _unreadable(file):
-            raise _damaged(file, reason)
-    _check_state(checkpoint / "trainer_state.json")
+        if reason := _describe_unreadable(file):
+            raise _damaged_error(file, reason)
+    _validate_state(checkpoint / "trainer_state.json")
 
 
-def _check_state(file: Path) -> None:
-    """Refuse a state of another step: the Trainer would take an empty one for the end of the training."""
+def _validate_state(file: Path) -> None:
+    """Validate the step of a Trainer's state; the Trainer would take an empty state for the end of training."""
     if not file.is_file():
-        raise _damaged(file, "it is missing")
+        raise _damaged_error(file, "it is missing")
     state, step = _read(file, _State), int(file.parent.name.removeprefix("checkpoint-"))
     if state.global_step != step or state.max_steps < step:
-        raise _damaged(file, f"it is of step {state.global_step} of {state.max_steps}")
+        raise _damaged_error(file, f"it is of step {state.global_step} of {state.max_steps}")
 
 
-def _unreadable(file: Path) -> str | None:
-    """Why a file cannot be read; its tensors are not loaded."""
+def _describe_unreadable(file: Path) -> str | None:
+    """Return why a file cannot be read, or None; tensors are not loaded."""
     try:
         if file.suffix == ".json":
+            # transformers writes NaN into `trainer_state.json` where a loss is not finite.
             read_json(file, allow_nan=True)
         elif file.suffix == ".safetensors":
             with safe_open(file, framework="pt"):
@@ -167,7 +177,7 @@ def _unreadable(file: Path) -> str | None:
     return None
 
 
-def _damaged(file: Path, reason: str) -> InputError:
+def _damaged_error(file: Path, reason: str) -> InputError:
     checkpoint = next(folder for folder in file.parents if _NUMBERED.fullmatch(folder.name))
     complete = complete_checkpoints(checkpoint.parent)
     before = complete[complete.index(checkpoint) + 1 :]
