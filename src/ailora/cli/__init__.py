@@ -1,4 +1,4 @@
-"""The command line: one small file per command, heavy imports inside the commands so that help is instant."""
+"""Command line interface: a module per command, with heavy imports inside the commands for an instant help."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from ailora.cli.exit_codes import exit_code, open_closed_streams
 from ailora.cli.quiet import hide_library_messages
 from ailora.formatting import escape_controls
 
-#: Modules of `ailora.cli` and the commands, or groups of commands, in them, in the order of the help.
+#: Commands and groups of commands in the order of the help; each has a module of its name.
 _COMMANDS = (
     *("init", "train", "suggest_lr", "evaluate", "predict", "generate", "export", "merge", "verify", "inspect"),
     *("analyze", "roles", "plan", "report", "demo"),
 )
 _GROUPS = ("study", "cache")
 
-#: Also after the command: `main` takes it away.
+#: Accepted anywhere: `main` removes it from the command line, as typer takes it before the command only.
 _DEBUG = "--debug"
 
 app = typer.Typer(
@@ -57,14 +57,14 @@ def _options(
 
 
 class _EscapingFormatter(logging.Formatter):
-    """Formats messages that may hold names from files of strangers."""
+    """Formatter that escapes control characters, as messages hold names from untrusted files."""
 
     def format(self, record: logging.LogRecord) -> str:
         return escape_controls(super().format(record))
 
 
 def main() -> None:
-    """Run a command, and end with its exit code; see `ailora.cli.exit_codes` for errors."""
+    """Run a command and exit with its code; see `ailora.cli.exit_codes`."""
     open_closed_streams()
     log = logging.getLogger("ailora")
     handler = logging.StreamHandler()

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def analyze(
     base: Model,
     after: Annotated[
-        list[str] | None, typer.Argument(help="What was made of it: adapters, runs of `ailora train`, models.")
+        list[str] | None, typer.Argument(help="Results of its training: adapters, runs of `ailora train`, models.")
     ] = None,
     *,
     out: Out,
@@ -38,7 +38,7 @@ def analyze(
     force: Force = False,
     as_json: Json = False,
 ) -> None:
-    """Compare weights before and after fine-tuning: where they lie, what was added, what their spectra are."""
+    """Compare weights before and after fine-tuning: embeddings, updates, spectra."""
     from ailora.analysis import analyze as compare
     from ailora.analysis.analysis_result import validate_output_dir
     from ailora.cli.tables import console, print_json
@@ -46,7 +46,7 @@ def analyze(
     from ailora.plots.analysis_charts import write_analysis
 
     models = after or []
-    # Refused before the analysis, which takes long.
+    # An analysis takes long: the output folder is refused before.
     out = validate_output_dir(out, [model_folder(base), *map(Path, models)], force=force)
     result = compare(
         base,
@@ -89,7 +89,7 @@ def _table(analysis: Analysis) -> Table:
         updates = filter_rows(analysis.deltas, model=model, role=role)
         if weights.empty:
             return ()
-        # As a frame of the columns: pandas' types give a scalar of a column away as anything.
+        # The mean of a frame: the mean of a column has no useful type in pandas' stubs.
         means = [*weights[["norm"]].mean()]
         if len(updates):
             means += [*updates[["norm", "relative", "effective_rank"]].mean(), *weights[["intruders"]].mean()]

@@ -59,7 +59,7 @@ def demo(
 
 
 def _hide_loading() -> None:
-    """Hide transformers' bar and report of loading: that MiniLM has no head for this task is meant."""
+    """Hide transformers' report of the missing head, which the demo trains from scratch."""
     from transformers.utils.logging import disable_progress_bar
 
     from ailora.cli.quiet import MessageFilter

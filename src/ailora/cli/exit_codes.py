@@ -1,12 +1,12 @@
-"""Exit codes of commands, and the one line that an error ends them with.
+"""Exit codes of commands, and the line that reports an error.
 
 | code | meaning |
 |---|---|
-| 0, 1 | what the command says of its result, as `ailora verify` does |
-| 2 | the input is wrong, or this machine does not allow or hold what was asked |
+| 0, 1 | result of the command, such as the verdict of `ailora verify` |
+| 2 | invalid input, or insufficient permissions, disk or memory |
 | 70 | a bug (EX_SOFTWARE of sysexits.h) |
 | 130 | interrupted (128 + SIGINT) |
-| 141 | nobody reads the output any more (128 + SIGPIPE) |
+| 141 | the reader of the output has gone (128 + SIGPIPE) |
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from ailora.formatting import escape_controls
 from ailora.redaction import mask_argument
 
 _REFUSED, _BUG, _INTERRUPTED, _CLOSED = 2, 70, 130, 141
-#: Errors of the system that say something of the machine; others, such as a missing file, should not have come so far.
+#: System errors caused by the machine; others, such as a missing file, are reported earlier unless there is a bug.
 _MACHINE_ERRORS = frozenset(
     {
         *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO),
@@ -39,7 +39,7 @@ _MACHINE_ERRORS = frozenset(
 
 
 def open_closed_streams() -> None:
-    """Let the standard streams that are closed lead nowhere: files that are opened later would get their numbers."""
+    """Connect closed standard streams to the null device: files opened later would get their descriptors."""
     for number in range(3):
         try:
             os.fstat(number)
@@ -47,17 +47,20 @@ def open_closed_streams() -> None:
             os.open(os.devnull, os.O_RDWR)
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
-            # It lives as long as the process.
+            # The stream lives as long as the process.
             setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115
 
 
 def exit_code(error: BaseException, arguments: Sequence[str], *, debug: bool) -> int | str | None:
-    """Return the exit code of a command that ended by an exception, after one line about it.
+    """Print one line about the exception that ended a command, and return the exit code.
 
     Args:
-        error: what the command raised; SystemExit where it ended by itself.
-        arguments: the command line, without the program.
-        debug: whether a traceback is printed.
+        error: exception of the command; SystemExit if the command ended normally.
+        arguments: command line, without the program.
+        debug: whether to print the traceback.
+
+    Returns:
+        The exit code; see the table of this module.
     """
     if _is_caused_by(error, BrokenPipeError):
         _discard_output()
@@ -77,37 +80,38 @@ def exit_code(error: BaseException, arguments: Sequence[str], *, debug: bool) ->
 
 
 def _refusal(error: BaseException, arguments: Sequence[str]) -> str | None:
-    """Return what to say of an error that is none of ours, or None."""
+    """Return the message of an error that is no bug, or None."""
     if isinstance(error, AiloraError):
         return str(error)
     if isinstance(error, ModuleNotFoundError) and arguments:
         return missing_extra(error, command=arguments[0])
-    # transformers raises an OSError without a number, in sentences.
+    # transformers raises OSError without a number for models that are missing, with sentences as texts.
     if isinstance(error, OSError) and (error.errno is None or error.errno in _MACHINE_ERRORS):
         return _one_line(error)
     return describe_out_of_memory(error)
 
 
 def _bug_report(error: BaseException, arguments: Sequence[str], *, debug: bool) -> str:
+    """Describe a bug in one line, and write its traceback to a temporary file unless it is printed."""
     command = shlex.join(["ailora", *map(mask_argument, arguments)])
-    what = f"{type(error).__name__}: {_one_line(error)} in `{command}`"
+    summary = f"{type(error).__name__}: {_one_line(error)} in `{command}`"
     place = _place_in_user_code(error)
     advice = f"raised at {place}, in code of yours" if place else "this is a bug, please report it"
     if debug:
-        return f"{what}: {advice}"
+        return f"{summary}: {advice}"
     content = f"ailora {ailora.__version__}, Python {sys.version}\n{command}\n\n"
     content += "".join(traceback.format_exception(error))
     try:
-        # Its mode lets nobody else read it.
+        # Files of `tempfile` have the mode 0600: nobody else can read the traceback.
         with tempfile.NamedTemporaryFile("w", prefix="ailora-", suffix=".txt", delete=False, encoding="utf-8") as file:
             file.write(content)
     except OSError:
-        return f"{what}: {advice}, with what `--debug` prints"
-    return f"{what}: {advice}, with {file.name}" if not place else f"{what}: {advice}; see {file.name}"
+        return f"{summary}: {advice}, with what `--debug` prints"
+    return f"{summary}: {advice}, with {file.name}" if not place else f"{summary}: {advice}; see {file.name}"
 
 
 def _place_in_user_code(error: BaseException) -> str | None:
-    """Return file and line of the innermost frame outside of this package and of installed ones, or None."""
+    """Return file and line of the innermost frame in code of the user, or None."""
     installed = {*sysconfig.get_paths().values(), str(Path(ailora.__file__).parent)}
     frames = [
         frame
@@ -118,7 +122,7 @@ def _place_in_user_code(error: BaseException) -> str | None:
 
 
 def _is_caused_by(error: BaseException | None, kind: type[BaseException]) -> bool:
-    """Whether an exception is of a kind, or was raised while one of it was handled."""
+    """Return whether an exception, or one of its causes or contexts, is of a kind."""
     while error is not None:
         if isinstance(error, kind):
             return True
@@ -127,7 +131,7 @@ def _is_caused_by(error: BaseException | None, kind: type[BaseException]) -> boo
 
 
 def _discard_output() -> None:
-    """Lead the output nowhere: the interpreter would complain when it flushes it at its end."""
+    """Connect standard output to the null device: the interpreter would complain when flushing at exit."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     with suppress(OSError, ValueError):
         os.dup2(nowhere, sys.stdout.fileno())

@@ -1,10 +1,10 @@
-"""Commands whose packages are extras of `pip install ailora`."""
+"""Extras of `pip install ailora` that commands need."""
 
 from __future__ import annotations
 
 from importlib.util import find_spec
 
-#: command -> the extra that brings its packages
+#: Command -> extra with its packages.
 EXTRAS = {
     **dict.fromkeys(("train", "suggest-lr", "evaluate", "predict", "generate"), "train"),
     "study": "study",
@@ -12,7 +12,7 @@ EXTRAS = {
     "demo": "demo",
 }
 
-#: Packages of the extras as they are imported: only these are missing by the user's choice. Others are a bug.
+#: Import names of the extras' packages: only these may be missing; any other missing package is a bug.
 OPTIONAL_PACKAGES = frozenset(
     {
         *("datasets", "jinja2", "nltk", "pandas", "pyarrow", "rouge_score", "ruamel", "sacrebleu", "sklearn", "trl"),
@@ -23,11 +23,14 @@ OPTIONAL_PACKAGES = frozenset(
 
 
 def missing_extra(error: ModuleNotFoundError, *, command: str) -> str | None:
-    """Return the sentence that says which extra a command needs, or None where the error is another one.
+    """Name the missing extra of a command.
 
     Args:
-        error: what an import raised.
-        command: the first word of the command line.
+        error: error of an import.
+        command: first word of the command line.
+
+    Returns:
+        A sentence with the command that installs the extra; None if the error has another cause.
     """
     package = (error.name or "").partition(".")[0]
     if command not in EXTRAS or package not in OPTIONAL_PACKAGES or find_spec(package) is not None:

@@ -28,7 +28,7 @@ def init(
     device: Annotated[str, typer.Option(help="Where matrices are decomposed: cpu, cuda.")] = "cpu",
     workers: Annotated[int, typer.Option(min=1, help="Processes that share the cores.")] = 1,
     no_cache: NoCache = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what it would take.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Estimate memory and time, write nothing.")] = False,
     force: Force = False,
     as_json: Json = False,
 ) -> None:

@@ -13,7 +13,7 @@ def inspect(
     path: Annotated[str, typer.Argument(help="An adapter, a run, or a model (folder, hub id in the cache, builtin:).")],
     as_json: Json = False,
 ) -> None:
-    """Say what an adapter, a run or a model is: policy, ranks, sizes, spectra, how far it has moved from its anchor."""
+    """Describe an adapter, a run or a model: policy, ranks, sizes, spectra, distance from its anchor."""
     from ailora.checkpoints import inspect as read
     from ailora.cli.tables import console, inspection_tables, print_json
 

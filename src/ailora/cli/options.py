@@ -1,4 +1,4 @@
-"""Arguments and options that several commands share."""
+"""Arguments and options of several commands."""
 
 from __future__ import annotations
 
@@ -29,10 +29,16 @@ ForceFile = Annotated[bool, typer.Option("--force", help="Replace a file that is
 
 
 def parse_role_names(values: list[str] | None) -> dict[str, str] | None:
-    """Return `["wq$=query"]` as `{"wq$": "query"}`.
+    """Parse the values of `--role-name`, such as `wq$=query`.
+
+    Args:
+        values: values of the option; None without any.
+
+    Returns:
+        Mapping of patterns over module names to roles; None without any.
 
     Raises:
-        typer.BadParameter: a value without `=`.
+        typer.BadParameter: A value has no `=`.
     """
     if not values:
         return None

@@ -1,4 +1,4 @@
-"""Messages of libraries that no user of a command can act on."""
+"""Hide messages of libraries that need no action of the user."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class MessageFilter:
-    """A logging filter that drops the messages that contain a text. A logger keeps equal filters once."""
+    """Logging filter that drops messages with a text; a dataclass, as a logger adds equal filters only once."""
 
     text: str
 
@@ -17,7 +17,7 @@ class MessageFilter:
         return self.text not in str(record.msg)
 
 
-#: logger -> part of the messages that it writes while torch, transformers and PEFT import what is installed beside them
+#: Logger -> part of its messages while torch, transformers and PEFT import optional packages.
 _IMPORT_MESSAGES = {
     # Kernels for GPUs that this machine lacks, or for another torch; torchao computes without them.
     "torchao": "Failed to load ",
@@ -29,7 +29,7 @@ _IMPORT_MESSAGES = {
 
 
 def hide_library_messages() -> None:
-    """Drop the messages of libraries about themselves; those about the user's model stay."""
+    """Drop the messages of libraries about themselves; messages about the user's model stay."""
     for logger, text in _IMPORT_MESSAGES.items():
         logging.getLogger(logger).addFilter(MessageFilter(text))
     # PEFT asks models for a property that transformers has renamed.

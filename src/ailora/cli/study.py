@@ -65,7 +65,7 @@ def work(
 
 @study.command()
 def status(file: StudyFile, overrides: Overrides = None, scale: Scale = None) -> None:
-    """How far a study is, from any terminal."""
+    """Show the progress of a study, from any terminal."""
     from ailora.cli.study_progress import progress_table
     from ailora.cli.tables import console
     from ailora.studies.study_config import load_study_config

@@ -1,4 +1,4 @@
-"""How far a study is, as a table that lives."""
+"""Progress of a study, as a live table."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _POLL_INTERVAL_S = 2.0
 
 
 class Progress:
-    """Shows `progress_table` while workers run; where the output is no terminal, a line for every trial that ended."""
+    """Live `progress_table` while workers run; without a terminal, a line for every trial that ended."""
 
     def __init__(self, storage: TrialStorage, keys: TrialKeys) -> None:
         self._storage, self._keys = storage, keys
@@ -46,7 +46,7 @@ class Progress:
             console.print(progress_table(self._storage, self._keys))
 
     def update(self) -> None:
-        """Show the state of the storage, unless that was done a moment ago."""
+        """Show the state of the storage, at most once in a poll interval."""
         if time.monotonic() - self._polled < _POLL_INTERVAL_S:
             return
         self._polled = time.monotonic()
@@ -60,15 +60,15 @@ class Progress:
 
 
 def progress_table(storage: TrialStorage, keys: TrialKeys) -> Table:
-    """Count trials by task and method: done, running, waiting, failed, and the time until all known ones have ended."""
+    """Count trials by task and method, and estimate the remaining time from the mean duration of a trial."""
     trials = keys.matching_trials(storage.trials())
     table = Table("task", "method", "done", "running", "waiting", "failed", "left", title=storage.name)
     overall = _mean_seconds(trials)
     running = sum(trial.status is Status.RUNNING for trial in trials)
     for task, method in dict.fromkeys((condition.task, condition.method) for condition in keys.conditions):
-        own = [t for t in trials if (t.spec.condition.task, t.spec.condition.method) == (task, method)]
-        count = Counter(trial.status for trial in own)
-        seconds = _mean_seconds(own) or overall
+        matching = [t for t in trials if (t.spec.condition.task, t.spec.condition.method) == (task, method)]
+        count = Counter(trial.status for trial in matching)
+        seconds = _mean_seconds(matching) or overall
         n_open = count[Status.RUNNING] + count[Status.WAITING]
         left = "" if seconds is None or not n_open else _time(n_open * seconds / max(running, 1))
         failed = count[Status.FAIL] + count[Status.PRUNED]
@@ -78,7 +78,7 @@ def progress_table(storage: TrialStorage, keys: TrialKeys) -> Table:
 
 
 def _mean_seconds(trials: Sequence[Trial]) -> float | None:
-    """Mean duration of the trials that are done, or None if none is."""
+    """Return the mean duration of complete trials in seconds, or None without any."""
     seconds = [trial.result.seconds for trial in trials if trial.result and trial.result.seconds is not None]
     return sum(seconds) / len(seconds) if seconds else None
 
@@ -102,7 +102,13 @@ def _time(seconds: float) -> str:
 
 
 def read_handover() -> tuple[str, dict[str, Any]]:
-    """Read what `ailora study run` hands over: the URL of the storage, and the study file with its secrets."""
+    """Read the first line of standard input, which `ailora study run` writes for its workers.
+
+    Secrets are handed over this way, as other users can read the arguments of a process.
+
+    Returns:
+        The URL of the storage, and the study file with its secrets.
+    """
     line = b""
     # Unbuffered, as the thread that waits for the end of the input is.
     while not line.endswith(b"\n"):
@@ -114,10 +120,8 @@ def read_handover() -> tuple[str, dict[str, Any]]:
 
 
 def stop_with_input() -> None:
-    """Ask this process to end, as a scheduler does, when its standard input ends.
-
-    Not as Ctrl-C does: what a shell starts in the background ignores that.
-    """
+    """Send SIGTERM to this process when its standard input ends."""
+    # Not SIGINT, which processes that a shell starts in the background ignore.
 
     def watch() -> None:
         # Unbuffered: a thread that waits in a buffered reader breaks the interpreter's end.

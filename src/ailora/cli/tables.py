@@ -21,7 +21,7 @@ from ailora.formatting import (
     format_value,
 )
 
-# Types only: a command pays for its own packages, not for those of all tables.
+# Imported for types alone: a command pays for its own packages, not for those of all tables.
 if TYPE_CHECKING:
     from ailora.checkpoints import Verdict
     from ailora.optim.curvature import Curvature, RateMultiple
@@ -33,14 +33,13 @@ if TYPE_CHECKING:
 
 
 class _EscapingConsole(Console):
-    """Prints texts of models, data and studies as they are read, and not as the terminal's commands."""
+    """Console that escapes control characters in texts of models, data and studies."""
 
     def render_str(self, text: str, **options: Any) -> Text:
         return super().render_str(escape_controls(text), **options)
 
 
-#: A pipe has no width of its own; names of modules should not be cut there.
-#: What stands in brackets, as the role of a fused weight does, is text and no markup.
+#: A pipe has no width: 160 columns do not cut names of modules. Markup is off, as roles of fused weights have brackets.
 console = _EscapingConsole(width=None if sys.stdout.isatty() else 160, markup=False, emoji=False, highlight=False)
 
 
@@ -58,7 +57,17 @@ def print_report(title: str, report: Mapping[str, object], *, as_json: bool) -> 
 
 
 def make_table(title: str | None, columns: Iterable[str], rows: Iterable[Iterable[str]], **options: Any) -> Table:
-    """Build a table with its title at the left; `options` are those of `rich.table.Table`."""
+    """Build a table with its title at the left.
+
+    Args:
+        title: title; None for no title.
+        columns: headings.
+        rows: cells of each row.
+        **options: further arguments of `rich.table.Table`.
+
+    Returns:
+        The table.
+    """
     table = Table(*columns, title=title, title_justify="left", **options)
     for row in rows:
         table.add_row(*row)
@@ -71,7 +80,7 @@ def _figures(title: str, figures: Mapping[str, object]) -> Table:
 
 
 def _fold(rows: Iterable[tuple[str, ...]]) -> Iterator[tuple[str, ...]]:
-    """Yield every row once, with its number of occurrences: layers repeat."""
+    """Yield every distinct row with its number of occurrences, as layers repeat."""
     return ((*row, str(count)) for row, count in Counter(rows).items())
 
 
