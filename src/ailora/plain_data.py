@@ -1,4 +1,4 @@
-"""Plain data of files that may come from strangers: JSON read strictly, and checks that YAML shares with it."""
+"""Read JSON of untrusted files strictly, and validate plain data of JSON and YAML."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 from ailora.errors import InputError
 
-#: Data that are nested deeper exhaust the stack of what copies, validates or writes them.
+#: Deeper data exhaust the stack of recursive functions that copy, validate or write them.
 _MAX_DEPTH = 100
 _MAX_BITS = 1024
 _LINE_END = re.compile(r"\r\n|\r|\n")
@@ -24,7 +24,10 @@ def read_text(file: Path, kind: str = "") -> str:
 
     Args:
         file: The file.
-        kind: What it should be, for messages, with a blank at its end.
+        kind: Kind of file for messages, with a blank at its end.
+
+    Returns:
+        The text, without the mark.
 
     Raises:
         InputError: The file cannot be read, or is not UTF-8.
@@ -59,7 +62,7 @@ def read_json_object(file: Path, *, allow_nan: bool = False) -> dict[str, Any]:
 
 
 def split_json_lines(text: str, file: Path | str) -> Iterator[tuple[str, str]]:
-    """Split JSON Lines at the ends of lines only: texts may hold other separators, such as U+2028.
+    """Split JSON Lines at line ends only, as texts may hold other separators such as U+2028.
 
     Yields:
         `file:line` of every line that is not blank, and the line.
@@ -70,16 +73,19 @@ def split_json_lines(text: str, file: Path | str) -> Iterator[tuple[str, str]]:
 
 
 def parse_json(text: str, where: Path | str, *, allow_nan: bool = False) -> Any:
-    """Parse one JSON value strictly: what it gives can be copied, formatted and written again.
+    """Parse one JSON value strictly, so that the value can be copied, formatted and written again.
 
     Args:
         text: The JSON.
         where: The file, or `file:line` of a text of one line, for messages.
-        allow_nan: Accept NaN and infinite numbers, which `json.dump` writes and JSON does not have.
+        allow_nan: Whether to accept NaN and infinite numbers, which `json.dump` writes and JSON does not have.
+
+    Returns:
+        Mappings, lists, texts, numbers, booleans, or None.
 
     Raises:
-        InputError: The text is not JSON (the line is named), names a key twice, is nested too deeply, or has a number
-            that is no float, or a text that is not Unicode.
+        InputError: The text is not JSON, repeats a key, is nested too deeply, or has a number beyond floats or a text
+            that is not Unicode. The message names the line.
     """
     hooks = _Hooks(str(where), allow_nan)
     try:
@@ -95,7 +101,7 @@ def parse_json(text: str, where: Path | str, *, allow_nan: bool = False) -> Any:
         raise InputError(f"{place}: not JSON: {error.msg}") from None
     except RecursionError:
         raise InputError(f"{where}: {_TOO_DEEP}") from None
-    # Looking at every value costs more than parsing, and few texts can hold what is looked for.
+    # Validating every value takes longer than parsing; only texts with these features can be invalid.
     if text.count("[") + text.count("{") > _MAX_DEPTH or _SURROGATE_ESCAPE.search(text):
         validate_plain_data(value, str(where))
     return value
@@ -106,7 +112,7 @@ _TOO_DEEP = f"nested more than {_MAX_DEPTH} levels deep"
 
 @dataclass(frozen=True)
 class _Hooks:
-    """What the standard library's parser asks about objects and numbers."""
+    """Hooks of the standard library's parser for objects and numbers."""
 
     where: str
     allow_nan: bool

@@ -1,7 +1,7 @@
-"""Secrets of configurations, tokens and passwords: kept out of everything that we write or show.
+"""Keep secrets of configurations, such as tokens and passwords, out of files and output.
 
-A configuration holds them in `training`, under keys such as `hub_token`, and in the URL of a `storage`. Elsewhere such
-keys are something else: `cross_key` below `adapter.rank` is a role.
+Secrets are values below `training` with keys such as `hub_token`, and passwords in the URL of a `storage`. Elsewhere
+such keys have other meanings: `cross_key` below `adapter.rank` is a role.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 MASK = "***"
 
 _SECRET_KEY = re.compile(r"(token|password|passwd|passphrase|pwd|^pw|secret|credentials?|_key|apikey|_env|^env)$", re.I)
-#: Tokens of tokenizers.
+#: Special tokens of tokenizers, which are no secrets.
 _TEXT_TOKEN = re.compile(r"(^|_)(bos|eos|pad|unk|sep|cls|mask|image|audio|video)_token$", re.I)
 _SECTION, _URL = "training", "storage"
 _SCHEME = re.compile(r"[\w+.-]+")
@@ -24,7 +24,7 @@ _PARAMETER = re.compile(r"(?P<start>^|[?&;\s])(?P<key>\w+)=(?P<value>[^&;\s]*)")
 
 
 class Secret(str):
-    """A text that is pickled as None: Trainers write their arguments into every checkpoint."""
+    """Text that is pickled as None, as Trainers pickle their arguments into every checkpoint."""
 
     __slots__ = ()
 
@@ -42,29 +42,29 @@ class Secret(str):
 
 
 def is_secret(key: object) -> bool:
-    """Whether a part of a dotted key names a token, a key of access, a password or an environment."""
+    """Return whether a part of a dotted key names a token, an access key, a password or an environment."""
     names = str(key).replace("-", "_").split(".")
     return any(_SECRET_KEY.search(name) and not _TEXT_TOKEN.search(name) for name in names)
 
 
 def without_secrets(config: Any, *, inside: bool = False) -> Any:
-    """Copy the plain data of a run's or a study's configuration without its secrets.
+    """Copy the configuration of a run or a study without its secrets.
 
     Args:
-        config: plain data, whole or in part.
-        inside: whether they are the content of `training`.
+        config: plain data of the configuration, or of a part.
+        inside: whether the data are below `training`.
 
     Returns:
-        The same data without the keys that hold secrets, and with `***` in the place of the password of a storage.
+        The data without the keys of secrets, and with `***` in the place of the password of a storage.
     """
     if isinstance(config, Mapping):
-        kept = {}
+        public = {}
         for key, value in config.items():
             below = inside or str(key).partition(".")[0] == _SECTION
             if not (below and is_secret(key)):
                 is_url = key == _URL and isinstance(value, str)
-                kept[key] = mask_url(value) if is_url else without_secrets(value, inside=below)
-        return kept
+                public[key] = mask_url(value) if is_url else without_secrets(value, inside=below)
+        return public
     if isinstance(config, list | tuple):
         return [without_secrets(item, inside=inside) for item in config]
     return config

@@ -1,4 +1,4 @@
-"""Limits on the lengths of sequences that a model's tables of positions set, read off a model without weights."""
+"""Maximum lengths of sequences, from the position embeddings of a model without weights."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ailora.errors import InputError
 from ailora.formatting import pluralize
 
 _LOG = logging.getLogger("ailora")
-#: Names that the families give a table with a row for every position.
+#: Names of position embeddings in the model families: tables with a row per position.
 _TABLES = {"wpe", "position_embeddings", "position_embedding", "embed_positions", "positions_embed"}
 
 #: Families whose table is neither a module nor a buffer -> the key of the configuration with its length.
@@ -25,14 +25,13 @@ _STATED = {"ctrl": "n_positions", "mpt": "max_seq_len", "canine": "max_position_
 
 @dataclass(frozen=True)
 class PositionLimits:
-    """Longest sequences of a model in tokens, None where nothing limits them.
+    """Maximum lengths of a model's sequences in tokens; None without a limit.
 
     Attributes:
-        reads: positions that the model has for what it reads: a text, or the prompt of an encoder.
-        writes: positions that it has for what it writes; of a model without an encoder those of `reads`.
-        encodes: whether what the model writes has positions of its own.
-        context: tokens that the model was trained with, where it has no such table and computes positions of any
-            number (RoPE).
+        reads: positions for the input: a text, or the prompt of an encoder.
+        writes: positions for the output; the same as `reads` without an encoder.
+        encodes: whether the model has an encoder, and the output has positions of its own.
+        context: length of the sequences in pretraining, if positions are computed and not embedded (RoPE).
     """
 
     reads: int | None = None
@@ -42,7 +41,14 @@ class PositionLimits:
 
     @classmethod
     def from_model(cls, model: PreTrainedModel) -> PositionLimits:
-        """Read the limits off a model, with weights or without."""
+        """Read the limits from the modules and the configuration of a model.
+
+        Args:
+            model: model, possibly on the meta device.
+
+        Returns:
+            The limits.
+        """
         lengths = _table_lengths(model)
         text: Any = model.config.get_text_config()
         if not getattr(model.config, "is_encoder_decoder", False):
@@ -54,16 +60,16 @@ class PositionLimits:
         return cls(min(encoder, default=None), min(decoder, default=None), encodes=True)
 
     def validate(self, lengths: Sequence[int], origins: Sequence[str], *, remedy: str, written: bool = False) -> None:
-        """Refuse rows that are longer than the model's tables of positions.
+        """Validate that all rows fit into the model's positions.
 
         Args:
-            lengths: tokens of every row.
-            origins: `file:line` of every row.
-            remedy: the key of the configuration that makes them shorter.
-            written: whether the model writes the rows, else it reads them.
+            lengths: number of tokens of each row.
+            origins: `file:line` of each row.
+            remedy: key of the configuration that truncates rows.
+            written: whether rows are outputs of the model, not inputs.
 
         Raises:
-            InputError: the first such row, and how many there are.
+            InputError: Names the first row that is too long, and the number of such rows.
         """
         limit = self.writes if written else self.reads
         longer = [number for number, length in enumerate(lengths) if limit is not None and length > limit]
@@ -79,17 +85,17 @@ class PositionLimits:
     def validate_generation(
         self, prompts: Sequence[Sequence[int]], origins: Sequence[str], generation: GenerationConfig
     ) -> None:
-        """Refuse prompts after which there are not positions enough for what may be generated.
+        """Validate that prompts with their longest completions fit into the model's positions.
 
         Args:
-            prompts: token ids.
-            origins: `file:line` of every prompt.
-            generation: says how many tokens may come after them.
+            prompts: token ids of each prompt.
+            origins: `file:line` of each prompt.
+            generation: parameters with the maximum number of new tokens.
 
         Raises:
-            InputError: which prompt, or how many tokens.
+            InputError: Names the prompt or the number of new tokens.
         """
-        # The last token is not read again.
+        # The last generated token is never an input.
         new = max((generation.max_new_tokens or 1) - 1, 0)
         remedy = f"max_new_tokens (it is {new + 1})"
         if self.encodes:
@@ -99,7 +105,12 @@ class PositionLimits:
         self.validate([len(prompt) + new for prompt in prompts], places, remedy=remedy)
 
     def warn_beyond_context(self, lengths: Sequence[int], *, key: str) -> None:
-        """Warn of rows that are longer than those that the model was trained with."""
+        """Warn of rows that are longer than the sequences in pretraining.
+
+        Args:
+            lengths: number of tokens of each row.
+            key: key of the configuration that truncates rows.
+        """
         context = self.context
         if context is not None and (longer := sum(length > context for length in lengths)):
             _LOG.warning(
@@ -111,18 +122,18 @@ class PositionLimits:
 
 def lengths_of(dataset: Dataset, column: str = "input_ids") -> list[int]:
     """Return the numbers of tokens of tokenized rows."""
-    # Arrow knows the lengths: lists of all token ids would be made in Python, 300 times as slowly.
+    # Arrow stores the lengths; building lists of all token ids in Python is 300 times as slow.
     return pc.call_function("list_value_length", [dataset.with_format("arrow")[:][column]]).to_pylist()
 
 
 def _table_lengths(model: PreTrainedModel) -> dict[str, int]:
-    """Return how many positions each table of a model has, by the name of the module or buffer."""
+    """Return the number of positions of each table of a model, by the name of its module or buffer."""
     lengths: dict[str, int] = {}
     if stated := getattr(model.config, _STATED.get(model.config.model_type, ""), None):
         lengths[model.config.model_type] = stated
     for name, module in model.named_modules():
         weight = getattr(module, "weight", None)
-        # One that makes its table anew where it is too short has no limit.
+        # Modules with `make_weight` extend their table when a sequence is longer.
         if name.rpartition(".")[2] in _TABLES and isinstance(weight, Tensor) and not hasattr(module, "make_weight"):
             lengths[name] = _usable_rows(model, module, len(weight))
     for name, buffer in model.named_buffers():
@@ -132,8 +143,8 @@ def _table_lengths(model: PreTrainedModel) -> dict[str, int]:
 
 
 def _usable_rows(model: PreTrainedModel, table: Any, rows: int) -> int:
-    """Return how many positions a table has: some families leave out its first rows."""
+    """Return the number of usable positions of a table, whose first rows some families leave out."""
     padding = getattr(table, "padding_idx", None)
-    # BART's and OPT's keep an offset; RoBERTa's begin after the row of padding.
+    # Tables of BART and OPT have an offset; positions of RoBERTa begin after the row of padding.
     offset = getattr(table, "offset", 0 if padding is None else padding + 1)
     return min(rows - offset, getattr(model.config.get_text_config(), "max_position_embeddings", None) or rows)
