@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 WORKERS ?= 2
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: demo test test-ci test-all test-slow test-wheel notebooks check docs dist bench clean
+.PHONY: demo test test-ci test-all test-slow test-wheel notebooks check docs dist bench gpu-pack clean
 
 $(BIN)/python:
 	@$(PYTHON) -m venv $(VENV)
@@ -65,5 +65,9 @@ dist: $(VENV)/.installed
 bench: $(VENV)/.installed
 	for script in benchmarks/bench_*.py; do $(BIN)/python $$script || exit 1; done
 
+# What `python benchmarks/gpu/run.py` needs on a machine with a GPU and without a network, in .gpu/.
+gpu-pack: $(VENV)/.installed
+	$(BIN)/python benchmarks/gpu/pack.py
+
 clean:
-	rm -rf $(VENV) out dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) out .gpu dist .pytest_cache .ruff_cache .hypothesis

@@ -1,80 +1,146 @@
-"""What a training step costs in each form, against stock PEFT LoRA of rank r and of rank 2r.
+"""What a training step costs in each form, against stock PEFT LoRA of rank r and of rank 2r, and PEFT's DoRA.
 
     python benchmarks/bench_step.py [--steps 15] [--models minilm pico-llama] [--shared ../shared]
     python benchmarks/bench_step.py --models llama-1b llama-7b --device cuda --compile
 
 All forms of a model live side by side and take turns, so that the machine's noise falls on all of them; medians and
-their ratios. Memory is the peak of a process of its own beyond what it had loaded, or what CUDA allocated at most.
+their ratios. They share the frozen weights of the base, so that five forms of a 7B-shaped model fit on one GPU. Memory
+is the peak of a process of its own beyond what it had loaded, or what CUDA allocated at most.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import random
 import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from bench_spectral import trained_like
 from machine import write_results
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, LlamaConfig
 
 import ailora
 from ailora.model_loading import resolve_model
 
 RANK = 8
 ROOT = Path(__file__).resolve().parents[1]
-#: (hidden, intermediate, layers, heads, key-value heads) of models from a configuration, in bfloat16.
-SHAPES = {"llama-1b": (2048, 8192, 16, 32, 8), "llama-7b": (4096, 11008, 32, 32, 32)}
-FORMS = ("stock LoRA r", "stock LoRA 2r", "anchored", "residual")
+#: (hidden, intermediate, layers, heads, key-value heads) of models from a configuration.
+SHAPES = {
+    "llama-tiny": (64, 128, 2, 4, 2),
+    "llama-1b": (2048, 8192, 16, 32, 8),
+    "llama-7b": (4096, 11008, 32, 32, 32),
+}
+#: (rows, tokens) of a batch of a model from a configuration.
+BATCHES = {"llama-tiny": (2, 16)}
+RESIDUAL = "residual"
+FORMS = ("stock LoRA r", "stock LoRA 2r", "stock DoRA r", "anchored", RESIDUAL)
 
 
-def base(name: str, arguments: argparse.Namespace) -> Any:
+@dataclass(frozen=True)
+class Setting:
+    """Model and conditions of a measurement.
+
+    Attributes:
+        model: `minilm`, `pico-llama` or a name in `SHAPES`.
+        device: device of torch.
+        dtype: of the weights of a model from a configuration; the others are float32.
+        layers: number of layers instead of the shape's own; the cost of a form is the same in every layer.
+        compile: whether the adapted model is compiled.
+        steps: measured steps, after two that warm up.
+        shared: folder with the small Llama.
+    """
+
+    model: str
+    device: str = "cpu"
+    dtype: torch.dtype = torch.bfloat16
+    layers: int | None = None
+    compile: bool = False
+    steps: int = 15
+    shared: Path = ROOT.parent / "shared"
+
+    @property
+    def forms(self) -> tuple[str, ...]:
+        """The forms that this model can have: the residual form needs float32 weights."""
+        half = self.model in SHAPES and self.dtype is not torch.float32
+        return tuple(form for form in FORMS if not (half and form == RESIDUAL))
+
+
+def base(setting: Setting) -> Any:
     """A base model, the same each time."""
     torch.manual_seed(0)
-    if name == "minilm":
+    if setting.model == "minilm":
         return AutoModelForSequenceClassification.from_pretrained(resolve_model("builtin:minilm"), num_labels=2)
-    if name == "pico-llama":
-        return AutoModelForCausalLM.from_pretrained(arguments.shared / "lm" / "pico-llama")
-    hidden, intermediate, layers, heads, groups = SHAPES[name]
+    if setting.model == "pico-llama":
+        return AutoModelForCausalLM.from_pretrained(setting.shared / "lm" / "pico-llama")
+    hidden, intermediate, layers, heads, groups = SHAPES[setting.model]
     config = LlamaConfig(
         hidden_size=hidden,
         intermediate_size=intermediate,
-        num_hidden_layers=layers,
+        num_hidden_layers=setting.layers or layers,
         num_attention_heads=heads,
         num_key_value_heads=groups,
+        use_cache=False,
     )
-    with torch.device(arguments.device):
-        return LlamaForCausalLM(config).to(torch.bfloat16)
+    with torch.device(setting.device):
+        model = AutoModelForCausalLM.from_config(config, dtype=setting.dtype)
+    set_trained_spectra(model, setting.device)
+    return model
 
 
-def batch(name: str, device: str) -> dict[str, torch.Tensor]:
+@torch.no_grad()
+def set_trained_spectra(model: Any, device: str) -> None:
+    """Overwrite every query and value weight with a matrix of a trained spectrum, its rows in another order each.
+
+    The singular values of a random matrix lie so close together that decomposing it tells nothing of a real model.
+    """
+    generator = torch.Generator().manual_seed(0)
+    originals: dict[tuple[int, int], torch.Tensor] = {}
+    for projection in ailora.find_projections(model):
+        if projection.role in ("query", "value"):
+            weight = model.get_submodule(projection.module).weight
+            if weight.shape not in originals:
+                originals[weight.shape] = trained_like(*weight.shape, seed=0, device=device)
+            order = torch.randperm(weight.shape[0], generator=generator).to(device)
+            weight.copy_(originals[weight.shape][order])
+
+
+def batch(setting: Setting) -> dict[str, torch.Tensor]:
     """Random tokens of a usual size."""
     generator = torch.Generator().manual_seed(0)
-    if name == "minilm":
+    if setting.model == "minilm":
         ids = torch.randint(1000, 30000, (32, 32), generator=generator)
-        return {"input_ids": ids, "labels": torch.randint(0, 2, (32,), generator=generator)}
-    rows, length = (16, 72) if name == "pico-llama" else (4, 512)
-    ids = torch.randint(5, 4000, (rows, length), generator=generator).to(device)
-    return {"input_ids": ids, "labels": ids}
+        inputs = {"input_ids": ids, "labels": torch.randint(0, 2, (32,), generator=generator)}
+    else:
+        rows, length = (16, 72) if setting.model == "pico-llama" else BATCHES.get(setting.model, (4, 512))
+        ids = torch.randint(5, 4000, (rows, length), generator=generator)
+        inputs = {"input_ids": ids, "labels": ids}
+    return {name: tensor.to(setting.device) for name, tensor in inputs.items()}
 
 
-def adapted(name: str, form: str, arguments: argparse.Namespace) -> Any:
-    """A base model with the adapter of a form, ready to train."""
-    model = base(name, arguments)
+def adapted(original: Any, form: str, setting: Setting) -> Any:
+    """The adapter of a form on the weights of a base model, ready to train."""
+    # The residual form overwrites the weights that it adapts.
+    kept = [] if form == RESIDUAL else list(original.parameters())
+    model = copy.deepcopy(original, {id(parameter): parameter for parameter in kept})
     if form.startswith("stock"):
         rank = 2 * RANK if form.endswith("2r") else RANK
-        targets = ["query", "value"] if name == "minilm" else ["q_proj", "v_proj"]
-        made = get_peft_model(model, LoraConfig(r=rank, lora_alpha=rank, target_modules=targets))
+        targets = ["query", "value"] if setting.model == "minilm" else ["q_proj", "v_proj"]
+        config = LoraConfig(r=rank, lora_alpha=rank, target_modules=targets, use_dora="DoRA" in form)
+        model = get_peft_model(model, config)
     else:
-        made = ailora.adapt(model, rank=RANK, form=form)
-    made = made.to(arguments.device).train()
-    return torch.compile(made) if arguments.compile else made
+        model = ailora.adapt(model, rank=RANK, form=form)
+    model = model.to(setting.device).train()
+    return torch.compile(model) if setting.compile else model
 
 
 def optimizer_of(model: Any) -> torch.optim.Optimizer:
@@ -92,45 +158,61 @@ def step(model: Any, optimizer: torch.optim.Optimizer, inputs: dict[str, torch.T
     return time.perf_counter() - started
 
 
-def times(name: str, arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
-    """Median seconds of each form, and the median of its ratios to stock LoRA of the same rank, round by round."""
-    inputs = batch(name, arguments.device)
-    models = {form: adapted(name, form, arguments) for form in FORMS}
+def times(setting: Setting, forms: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Median seconds of each form, and the median of its ratios to the first form, round by round."""
+    inputs, original = batch(setting), base(setting)
+    models = {form: adapted(original, form, setting) for form in forms}
     optimizers = {form: optimizer_of(model) for form, model in models.items()}
-    seconds: dict[str, list[float]] = {form: [] for form in FORMS}
+    seconds: dict[str, list[float]] = {form: [] for form in forms}
+    peaks = dict.fromkeys(forms, 0)
     order = random.Random(0)
-    for round_number in range(arguments.steps + 2):
-        for form in order.sample(FORMS, len(FORMS)):
+    for round_number in range(setting.steps + 2):
+        for form in order.sample(forms, len(forms)):
+            before = _reset_cuda_peak(setting)
             took = step(models[form], optimizers[form], inputs)
             if round_number >= 2:  # the first rounds warm up
                 seconds[form].append(took)
-    reference = seconds["stock LoRA r"]
+                peaks[form] = max(peaks[form], _cuda_peak(setting) - before)
+    reference = seconds[forms[0]]
     tokens = inputs["input_ids"].numel()
     return {
         form: {
             "median_ms": 1e3 * statistics.median(taken),
             "tokens_per_second": tokens / statistics.median(taken),
             "ratio_to_stock_r": statistics.median(a / b for a, b in zip(taken, reference, strict=True)),
+            "trainable_parameters": sum(p.numel() for p in models[form].parameters() if p.requires_grad),
         }
+        | ({"step_peak_bytes": peaks[form]} if setting.device == "cuda" else {})
         for form, taken in seconds.items()
     }
 
 
-def peak_memory(name: str, form: str, arguments: argparse.Namespace) -> int:
+def _reset_cuda_peak(setting: Setting) -> int:
+    """Forget CUDA's peak and return the bytes in use: beyond them lie activations, gradients and temporaries."""
+    if setting.device != "cuda":
+        return 0
+    torch.cuda.reset_peak_memory_stats()
+    return torch.cuda.memory_allocated()
+
+
+def _cuda_peak(setting: Setting) -> int:
+    return torch.cuda.max_memory_allocated() if setting.device == "cuda" else 0
+
+
+def peak_memory(form: str, setting: Setting) -> int:
     """Peak bytes of three steps beyond the adapted model, in this process."""
-    model, inputs = adapted(name, form, arguments), batch(name, arguments.device)
+    model, inputs = adapted(base(setting), form, setting), batch(setting)
     optimizer = optimizer_of(model)
-    if arguments.device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-    before = _peak(arguments)
+    _reset_cuda_peak(setting)
+    before = _peak(setting)
     for _ in range(3):
         step(model, optimizer, inputs)
-    return _peak(arguments) if arguments.device == "cuda" else _peak(arguments) - before
+    return _peak(setting) if setting.device == "cuda" else _peak(setting) - before
 
 
-def _peak(arguments: argparse.Namespace) -> int:
-    if arguments.device == "cuda":
-        return torch.cuda.max_memory_allocated()
+def _peak(setting: Setting) -> int:
+    if setting.device == "cuda":
+        return _cuda_peak(setting)
     # Of this program alone: `ru_maxrss` begins with what its parent had.
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
     return int(line.split()[1]) * 1024
@@ -153,12 +235,15 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--memory", nargs=2, metavar=("MODEL", "FORM"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    conditions = {name: getattr(arguments, name) for name in ("device", "compile", "steps", "shared")}
     if arguments.memory:
-        print(peak_memory(*arguments.memory, arguments))
+        name, form = arguments.memory
+        print(peak_memory(form, Setting(name, **conditions)))
         return
     figures: dict[str, Any] = {}
     for name in arguments.models:
-        figures[name] = times(name, arguments)
+        setting = Setting(name, **conditions)
+        figures[name] = times(setting, setting.forms)
         for form, figure in figures[name].items():
             figure["peak_bytes"] = memory(name, form)
             ratio, peak = figure["ratio_to_stock_r"], figure["peak_bytes"] / 2**20

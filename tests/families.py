@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
@@ -20,6 +21,8 @@ from peft import (
 from torch import Tensor, nn
 
 RANK = 4
+#: Device of the models and their inputs: `benchmarks/gpu/contracts.py` runs the contract tests on a GPU.
+DEVICE = os.environ.get("AILORA_TEST_DEVICE", "cpu")
 _SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
 _NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
@@ -46,7 +49,8 @@ class Family:
     def loss(self, model: nn.Module) -> Tensor:
         """Mean squared distance of the logits from fixed random numbers."""
         logits = model(**self.inputs()).logits
-        return ((logits.float() - torch.randn(logits.shape, generator=torch.Generator().manual_seed(2))) ** 2).mean()
+        target = torch.randn(logits.shape, generator=torch.Generator().manual_seed(2))
+        return ((logits.float() - target.to(DEVICE)) ** 2).mean()
 
     def save(self, folder: Path) -> str:
         """The base model as a folder that `from_pretrained` reads."""
@@ -56,7 +60,7 @@ class Family:
 
 def _tokens(vocabulary: int = 64) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(1)
-    return {"input_ids": torch.randint(5, vocabulary, (3, 7), generator=generator)}
+    return {"input_ids": torch.randint(5, vocabulary, (3, 7), generator=generator).to(DEVICE)}
 
 
 def _t5_inputs() -> dict[str, Tensor]:
@@ -64,7 +68,7 @@ def _t5_inputs() -> dict[str, Tensor]:
 
 
 def _image() -> dict[str, Tensor]:
-    return {"pixel_values": torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(1))}
+    return {"pixel_values": torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(1)).to(DEVICE)}
 
 
 def _from_config(auto: Any, config: Any) -> nn.Module:
@@ -126,7 +130,7 @@ FAMILIES = {
 
 @cache
 def _made(name: str) -> nn.Module:
-    return FAMILIES[name].make()
+    return FAMILIES[name].make().to(DEVICE)
 
 
 def train(model: nn.Module, family: Family, *, steps: int = 5, rate: float = 1e-2) -> torch.optim.Optimizer:

@@ -16,7 +16,7 @@ from torch import nn
 
 import ailora
 from ailora.lora import AnchoredFactor
-from tests.families import FAMILIES, RANK, Family, train
+from tests.families import DEVICE, FAMILIES, RANK, Family, train
 
 # PEFT asks a property that transformers deprecates while it builds a PeftModel.
 EPS = torch.finfo(torch.float32).eps
@@ -90,7 +90,7 @@ def test_query_anchors_are_principal_and_value_anchors_minor(family: Family, ada
     seen = set()
     for planned in ailora.get_plan(adapted).adapters:
         layer = adapted.get_base_model().get_submodule(planned.projection.module)
-        U, _, Vh = np.linalg.svd(layer.base_layer.weight.detach().double().numpy(), full_matrices=False)
+        U, _, Vh = np.linalg.svd(layer.base_layer.weight.detach().double().cpu().numpy(), full_matrices=False)
         A0, B0 = layer.lora_A["default"].anchor.double(), layer.lora_B["default"].anchor.double()
         ends = {"query": slice(0, RANK), "value": slice(len(U.T) - RANK, None)}
         if len(Vh) > RANK:
@@ -106,7 +106,7 @@ def test_query_anchors_are_principal_and_value_anchors_minor(family: Family, ada
 
 def _projector(columns: torch.Tensor) -> object:
     basis = torch.linalg.qr(columns).Q
-    return (basis @ basis.T).numpy()
+    return (basis @ basis.T).cpu().numpy()
 
 
 def test_adapting_leaves_the_base_and_the_random_state_alone(family: Family) -> None:
@@ -199,10 +199,10 @@ def test_the_file_loads_in_stock_peft(family: Family, tmp_path: Path, policy: st
 def test_the_file_loads_through_auto_peft_model(family: Family, tmp_path: Path) -> None:
     path = family.save(tmp_path / "base")
     torch.manual_seed(3)
-    model = adapt(family, model=type(family.model()).from_pretrained(path).eval())
+    model = adapt(family, model=type(family.model()).from_pretrained(path).to(DEVICE).eval())
     train(model, family)
     model.save_pretrained(tmp_path / "adapter")
-    loaded = family.auto.from_pretrained(tmp_path / "adapter").eval()
+    loaded = family.auto.from_pretrained(tmp_path / "adapter").to(DEVICE).eval()
     assert close(family.output(loaded), family.output(model))
 
 
