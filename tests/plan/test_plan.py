@@ -45,6 +45,33 @@ def test_a_plan_travels_as_json(**options: Any) -> None:
         assert alpha / (math.sqrt(r) if plan.options.rslora else r) == pytest.approx(s, rel=1e-15)
 
 
+@given(
+    rank=st.integers(1, 16),
+    exponent=st.integers(-1000, 1000),
+    rslora=st.booleans(),
+    policy=st.sampled_from(["pissa", "lora"]),
+)
+def test_every_scaling_that_a_plan_allows_works_in_half_precision(
+    rank: int, exponent: int, rslora: bool, policy: str
+) -> None:
+    """Factors of a weight of norm 1 survive in every dtype where the scaling is allowed; elsewhere it is refused."""
+    alpha = math.ldexp(1.0, exponent)
+    scaling = alpha / (math.sqrt(rank) if rslora else rank)
+    if not 2**-14 <= scaling <= 65504:
+        with pytest.raises(ailora.InputError, match=r"alpha must be a number between .* rank.*float16"):
+            make_plan(BERT, policy, rank=rank, alpha=alpha, rslora=rslora)
+        return
+    (planned, *_) = make_plan(BERT, policy, rank=rank, alpha=alpha, rslora=rslora).adapters
+    assert planned.scaling == pytest.approx(scaling)
+    weight = torch.eye(32) / math.sqrt(32)
+    factors = planned.init.factors(weight, rank, scaling=planned.scaling, generator=torch.Generator())
+    for dtype in (torch.float16, torch.bfloat16, torch.float32):
+        A, B = factors.A.to(dtype), factors.B.to(dtype)
+        assert all(torch.isfinite(factor).all() for factor in (A, B))
+        lossless = planned.scaling * (B.float() @ A.float())
+        torch.testing.assert_close(lossless, planned.scaling * factors.B @ factors.A, rtol=0.02, atol=1e-4)
+
+
 def test_a_meta_model_will_do() -> None:
     with torch.device("meta"):
         model = type(LLAMA)(LLAMA.config)
@@ -78,21 +105,21 @@ def test_the_task_type_follows_the_class() -> None:
         ({"rank": {"query": 4}}, "no key of .* matches bert.*value"),
         ({"rank": {"query": 4, "valeu": 4}}, "'valeu' is neither the role nor part of the name"),
         ({"rank": {"(": 4}}, "not a regular expression|nor a regular expression"),
-        ({"alpha": 0}, "alpha must be a number above 0 .*, got 0 "),
-        ({"alpha": -2.0}, "alpha must be .*, got -2.0"),
-        ({"alpha": math.nan}, "alpha must be .*, got nan"),
+        ({"alpha": 0}, r"alpha must be a number between 0\.00\d+ and \d+ for bert.*query.*, got 0"),
+        ({"alpha": -2.0}, "alpha must be a number .*, got -2.0"),
+        ({"alpha": math.nan}, "alpha must be a number .*, got nan"),
         ({"policy": "pisa"}, "did you mean 'pissa'"),
         ({"policy": {"query": "minor"}, "roles": ["value"]}, "has no init for the role value"),
         ({"roles": ["gate"]}, "no projection has the role gate; this model has: query, key, value, output, up, down"),
         ({"roles": []}, "roles is empty"),
-        ({"roles": "query"}, "roles must be a list"),
-        ({"roles": 5}, "roles must be a list"),
-        ({"rank": None}, "rank must be .*, got None"),
-        ({"alpha": "8"}, "alpha must be .*, got '8'"),
-        ({"couple_roles": "yes"}, "couple_roles must be True or False, got 'yes'"),
-        ({"rslora": 1}, "rslora must be True or False, got 1"),
-        ({"modules_to_save": "classifier"}, "modules_to_save must be a list of names"),
-        ({"modules_to_save": 5}, "modules_to_save must be a list of names"),
+        ({"roles": "query"}, "roles is a list"),
+        ({"roles": 5}, "roles is a list"),
+        ({"rank": None}, "rank None is not possible"),
+        ({"alpha": "8"}, "alpha must be a number .*, got '8'"),
+        ({"couple_roles": "yes"}, "couple_roles 'yes' is not allowed: True or False"),
+        ({"rslora": 1}, "rslora 1 is not allowed"),
+        ({"modules_to_save": "classifier"}, "modules_to_save is a list of names"),
+        ({"modules_to_save": 5}, "modules_to_save is a list of names"),
         ({"role_names": ["query"]}, "role_names maps regular expressions to roles"),
         ({"role_names": {5: "query"}}, "role_names: 5 is not a regular expression"),
         ({"modules": "("}, "modules: .*is not a regular expression"),

@@ -8,7 +8,6 @@ from pathlib import Path
 from peft import PeftModel, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from ailora.adapter_io.adapter_checkpoint import AdapterCheckpoint, ProjectionFactors
 from ailora.errors import AnchorMismatchError, InputError, ModelError
@@ -22,6 +21,7 @@ from ailora.plan.adapter_metadata import METADATA_NAME, AdapterMetadata
 from ailora.plan.adapter_plan import Form, Plan
 from ailora.safetensors_io import read_tensor
 from ailora.weights.base_weight import BaseWeight, matches_fingerprint, select_rows, tensors_by_name
+from ailora.weights.tied_weights import format_resize_hint
 
 
 def resume(
@@ -67,7 +67,7 @@ def resume(
         checkpoint.validate_saved_modules(model)
     _validate_saved_modules(model, checkpoint)
     weights = prepare(model, plan, adapter_name=adapter_name)
-    _validate_same_base(plan, weights, origin)
+    _validate_same_base(plan, weights, origin, base=get_base_model(model))
     state = {tensor.name: read_tensor(tensor) for tensor in checkpoint.tensors}
     if not checkpoint.contains_anchor(plan):
         adapted = apply_plan(model, plan, adapter_name=adapter_name)
@@ -159,22 +159,19 @@ def _validate_saved_modules(model: nn.Module, checkpoint: AdapterCheckpoint) -> 
         place = tensors.get(name, tensors.get(f"{module}.original_module.{parameter}"))
         if place is None or tuple(place.shape) != stored.shape:
             has = "has no such parameter" if place is None else f"has {tuple(place.shape)} there"
-            resized = place is not None and tuple(place.shape)[1:] == stored.shape[1:] and _is_embedding(base, module)
-            hint = f": model.resize_token_embeddings({stored.shape[0]}) first" if resized else ""
+            hint = "" if place is None else format_resize_hint(base, module, place.shape, stored.shape)
             raise ModelError(f"{stored}: the {type(base).__name__} {has}{hint}")
 
 
-def _is_embedding(base: nn.Module, module: str) -> bool:
-    """Return whether a module is an input or output embedding, with a row for each token."""
-    embeddings = (
-        (base.get_input_embeddings(), base.get_output_embeddings()) if isinstance(base, PreTrainedModel) else ()
-    )
-    return any(base.get_submodule(module) is embedding for embedding in embeddings)
-
-
-def _validate_same_base(plan: Plan, weights: Mapping[str, BaseWeight], metadata: AdapterMetadata) -> None:
+def _validate_same_base(
+    plan: Plan, weights: Mapping[str, BaseWeight], metadata: AdapterMetadata, *, base: nn.Module
+) -> None:
     """Refuse a base with other weights, in any dtype; fingerprints say nothing of quantized weights."""
     for module, weight in weights.items():
+        planned = plan.modules[module][0].projection.shape
+        if weight.shape != planned:
+            hint = format_resize_hint(base, module, weight.shape, planned)
+            raise ModelError(f"{module} is {weight.shape}, the adapter was made for {planned}{hint}")
         expected = metadata.fingerprints.get(module)
         if weight.storage is not None or expected is None:
             continue

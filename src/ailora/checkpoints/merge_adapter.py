@@ -31,6 +31,7 @@ from ailora.plain_data import read_json_object
 from ailora.safetensors_io import Checkpoint, parse_dtype, read_tensor
 from ailora.weights.base_weight import matches_fingerprint
 from ailora.weights.checkpoint_keys import checkpoint_key_map
+from ailora.weights.tied_weights import validate_untied
 
 #: Entries of a weight merged at a time.
 _BLOCK_ENTRIES = 4 * 2**20
@@ -84,6 +85,7 @@ def merge(
     trained = AdapterCheckpoint.open(adapter)
     validate_plain(trained.config, trained.folder)
     model, checkpoint, weights = open_adapted_base(base, trained)
+    validate_untied(model, trained.modules)
     folder = checkpoint.folder
     transforms = {
         weights[module].tensor.name: _build_transform(lora, weights[module], trained)

@@ -17,6 +17,7 @@ from ailora.plan.adapter_plan import LoraOptions
 from ailora.plan.task_type import get_task
 from ailora.safetensors_io import Checkpoint, StoredTensor, read_tensor
 from ailora.weights.checkpoint_keys import checkpoint_key_map
+from ailora.weights.tied_weights import format_lone_training, get_tied_weights
 
 
 def get_saved_module_names(options: LoraOptions) -> list[str]:
@@ -122,7 +123,7 @@ def find_saved_tensors(adapter: AdapterCheckpoint, model: PreTrainedModel, check
     if len(label_counts) > 1:
         raise ModelError(f"the heads in {adapter.folder} disagree on the number of labels: {sorted(label_counts)}")
     if vocabularies:
-        _validate_vocabulary(adapter, vocabularies, of_embeddings - _get_ties(model).keys())
+        _validate_vocabulary(adapter, vocabularies, of_embeddings - get_tied_weights(model).keys())
     # While ties hold, the base's tied partner follows; where they end, the partner needs the new rows too.
     tensors, untied = _resolve_ties(adapter, model, checkpoint)
     if vocabularies and untied:
@@ -133,7 +134,7 @@ def find_saved_tensors(adapter: AdapterCheckpoint, model: PreTrainedModel, check
 def _find_embedding_parameters(model: PreTrainedModel) -> Iterator[str]:
     """Yield the names of all parameters with a row for each token of the vocabulary."""
     embeddings = [model.get_input_embeddings(), model.get_output_embeddings()]
-    tied = set(_get_ties(model)) | set(_get_ties(model).values())
+    tied = set(get_tied_weights(model)) | set(get_tied_weights(model).values())
     for name, module in model.named_modules(remove_duplicate=False):
         if any(module is embedding for embedding in embeddings) or f"{name}.weight" in tied:
             yield from (f"{name}.{parameter}" for parameter, _ in module.named_parameters(recurse=False))
@@ -152,18 +153,14 @@ def _validate_vocabulary(adapter: AdapterCheckpoint, vocabularies: set[int], of_
         )
 
 
-def _get_ties(model: PreTrainedModel) -> Mapping[str, str]:
-    return getattr(model, "all_tied_weights_keys", None) or {}
-
-
 def _validate_ties(adapter: AdapterCheckpoint, model: PreTrainedModel, name: str) -> None:
     """Refuse a tied parameter trained without its partner."""
-    ties, saved = _get_ties(model), adapter.saved
+    ties, saved = get_tied_weights(model), adapter.saved
     source = ties.get(name, name)
     sharing = [tied for tied, shared in ties.items() if shared == source]
     if sharing and not (source in saved and any(tied in saved for tied in sharing)):
         other = source if name != source else sharing[0]
-        raise ModelError(f"{saved[name]}: {name} and {other} share one weight, and the adapter trained one of them")
+        raise ModelError(f"{saved[name]}: {format_lone_training(name, other)}")
 
 
 def _resolve_ties(
@@ -175,7 +172,7 @@ def _resolve_ties(
         Saved tensors, and whether ties end. If they do, unchanged tied parameters are among the tensors.
     """
     # A configuration ties all parameters or none, so a single different pair ends every tie.
-    saved, ties = adapter.saved, _get_ties(model)
+    saved, ties = adapter.saved, get_tied_weights(model)
     pairs = {tied: source for tied, source in ties.items() if tied in saved and source in saved}
     if all(torch.equal(read_tensor(saved[tied]), read_tensor(saved[source])) for tied, source in pairs.items()):
         return {name: stored for name, stored in saved.items() if name not in pairs}, False
@@ -191,7 +188,7 @@ def _matches(module: str, names: Iterable[str]) -> bool:
 def _map_stored_tensors(model: PreTrainedModel, checkpoint: Checkpoint) -> dict[str, StoredTensor]:
     """Map names of parameters to stored tensors, with both names of tied parameters."""
     stored = {name: checkpoint.tensors[key] for key, name in checkpoint_key_map(model, checkpoint.tensors).items()}
-    for name, tied in (getattr(model, "all_tied_weights_keys", None) or {}).items():
+    for name, tied in get_tied_weights(model).items():
         if name not in stored and tied in stored:
             stored[name] = stored[tied]
     return stored

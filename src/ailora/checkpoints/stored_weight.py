@@ -17,6 +17,7 @@ from ailora.model_path import model_folder
 from ailora.safetensors_io import Checkpoint, StoredTensor
 from ailora.weights.base_weight import base_layer, is_stored_transposed, validate_matrix
 from ailora.weights.checkpoint_keys import match_checkpoint_keys
+from ailora.weights.tied_weights import format_resize_hint
 
 
 @dataclass(frozen=True)
@@ -109,8 +110,8 @@ def find_stored_weights(
         transposed = is_stored_transposed(base_layer(model, module))
         expected = shape[::-1] if transposed else shape
         if tensor.shape != expected:
-            raise ModelError(
-                f"{tensor}: expected {expected} for {module}; is the checkpoint quantized, damaged or of another model?"
-            )
+            hint = format_resize_hint(model, module, tensor.shape, expected)
+            reason = hint or "; is the checkpoint quantized, damaged or of another model?"
+            raise ModelError(f"{tensor}: expected {expected} for {module}{reason}")
         weights[module] = StoredWeight(module, tensor, shape, transposed)
     return weights

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,6 +18,10 @@ from ailora.roles.fused_layout import Rows
 
 #: PEFT compiles the names of `modules_to_save` as regular expressions.
 _NOT_IN_NAMES = frozenset(r"*+?{}()[]\^$|")
+# The normal numbers of float16. The factors that are decomposed from a weight are of the size 1 / sqrt(scaling) and
+# their product of 1 / scaling, so that training, export or a server in half precision loses them beyond. bfloat16 and
+# float32 have more room; the range is the same for all, as an adapter of one dtype is read in another.
+_MIN_SCALING, _MAX_SCALING = 2.0**-14, 65504.0
 
 
 class Form(StrEnum):
@@ -236,8 +241,42 @@ def _validate_numbers(planned: PlannedAdapter) -> None:
         raise ValueError(f"{projection.module} has the rows {projection.rows} of {out}")
     if not 1 <= planned.rank <= projection.max_rank:
         raise ValueError(f"{projection.module} has the rank {planned.rank}")
-    if not (0 < planned.alpha < 1e300 and 0 < planned.scaling < 1e300):
-        raise ValueError(f"{projection.module} has the alpha {planned.alpha} and the scaling {planned.scaling}")
+    for name, number in {"alpha": planned.alpha, "scaling": planned.scaling}.items():
+        if not 0 < number < 1e300:
+            raise ValueError(f"{name} must be a positive number, got {number} ({projection.module})")
+
+
+def compute_scaling(rank: float, alpha: float, *, rslora: bool = False, where: str = "") -> float:
+    """Compute the scaling of a LoRA, alpha / r, or alpha / sqrt(r) with rank stabilisation (arXiv 2312.03732).
+
+    Args:
+        rank: The rank r, at least 1.
+        alpha: The alpha of the user.
+        rslora: Whether the scaling is rank-stabilised.
+        where: Phrase for error messages, such as " for layers.0.query".
+
+    Returns:
+        The scaling.
+
+    Raises:
+        InputError: Alpha is no number, or the scaling is outside the range of float16.
+    """
+    divisor = math.sqrt(rank) if rslora else rank
+    lowest, highest = _MIN_SCALING * divisor, _MAX_SCALING * divisor
+    # Compared before it is divided: an integer of Python may be too large for a float.
+    is_number = isinstance(alpha, int | float) and not isinstance(alpha, bool)
+    if not is_number or not lowest <= alpha <= highest:
+        raise InputError(
+            f"alpha must be a number between {lowest:.3g} and {highest:.6g}{where}, got {_format_alpha(alpha)} (the "
+            f"scaling alpha / {'sqrt(rank)' if rslora else 'rank'}, here with rank {rank}, must be between "
+            f"{_MIN_SCALING:.2g} and {_MAX_SCALING:g}: float16 rounds or overflows factors beyond)"
+        )
+    return float(alpha / divisor)
+
+
+def _format_alpha(alpha: object) -> str:
+    # The repr of an integer of more than 4300 digits raises.
+    return "an integer beyond float64" if isinstance(alpha, int) and abs(alpha) > 1e300 else repr(alpha)[:80]
 
 
 def parse_form(form: Form | str) -> Form:

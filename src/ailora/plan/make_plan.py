@@ -10,14 +10,9 @@ from torch import nn
 from ailora.errors import InputError, ModelError
 from ailora.inits import Policy, PolicySpec, parse_policy
 from ailora.module_pattern import ModulePatterns
-from ailora.plan.adapter_plan import Form, LoraOptions, Plan, PlannedAdapter, parse_form
+from ailora.plan.adapter_plan import Form, LoraOptions, Plan, PlannedAdapter, compute_scaling, parse_form
 from ailora.plan.task_type import default_heads, infer_task_type, parse_task_type
 from ailora.roles import Projection, Role, find_projections, parse_role
-
-#: Scalings between this and its inverse leave the factors room in float32, whose range is 1e-38 to 3e38.
-_MIN_SCALING = 1e-30
-#: Products and quotients of larger numbers overflow in float64.
-_MAX_NUMBER = 1e300
 
 #: A number for every projection, or one per role or per regular expression over module names.
 PerModule = float | Mapping[str, float]
@@ -122,7 +117,10 @@ def _validate_disjoint(chosen: tuple[Projection, ...], saved: tuple[str, ...]) -
         around = [".".join(parts[: i + 1]) for i in range(len(parts))]
         for name in saved:
             if any(module.endswith(name) for module in around):
-                raise InputError(f"modules_to_save: {name!r} is or contains {projection.module}, which gets an adapter")
+                raise InputError(
+                    f"modules_to_save: {name!r} is or contains {projection.module}, which gets an adapter: remove "
+                    f"{name!r} from modules_to_save, or choose roles or modules without {projection.module}"
+                )
 
 
 def _validate_one_scaling(plan: Plan) -> None:
@@ -191,22 +189,15 @@ def _plan_projection(
         or not 1 <= rank <= projection.max_rank
     ):
         raise InputError(f"rank must be a whole number from 1 to {projection.max_rank}, got {rank!r} ({where})")
-    if not _is_number(alpha) or alpha <= 0:
-        raise InputError(f"alpha must be a number above 0 and below {_MAX_NUMBER:g}, got {alpha!r} ({where})")
     init = policy.init_for(projection.role)
     if init is None:
         raise InputError(f"the policy {policy.name!r} has no init for {where}, role {projection.role}")
-    scaling = alpha / math.sqrt(rank) if rslora else alpha / rank
-    if not _MIN_SCALING <= scaling <= 1 / _MIN_SCALING:
-        raise InputError(
-            f"alpha {alpha:g} with rank {rank:g} gives the scaling {scaling:g}; expected one from {_MIN_SCALING:g} to "
-            f"{1 / _MIN_SCALING:g}, so that float32 holds the factors ({where})"
-        )
-    return PlannedAdapter(projection, init, int(rank), float(alpha), float(scaling))
+    scaling = compute_scaling(rank, alpha, rslora=rslora, where=f" for {where}")
+    return PlannedAdapter(projection, init, int(rank), float(alpha), scaling)
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _MAX_NUMBER
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _parse_saved(model: nn.Module, modules_to_save: Iterable[str]) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from transformers.core_model_loading import WeightConverter, WeightRenaming, ren
 
 from ailora.errors import ModelError
 from ailora.weights.base_weight import tensors_by_name
+from ailora.weights.tied_weights import get_tied_weights
 
 
 def match_checkpoint_keys(
@@ -38,6 +39,9 @@ def match_checkpoint_keys(
     """
     stored = list(stored)
     loaded, converted = _loaded_names(model, stored)
+    # A checkpoint holds tied weights once, under the name of their source.
+    ties = get_tied_weights(model)
+    loaded |= {tied: loaded[source] for tied, source in ties.items() if tied not in loaded and source in loaded}
     ends = [] if by_name_only else stored
     return {module: _stored_weight(f"{module}.weight", ends, loaded, converted) for module in modules}
 

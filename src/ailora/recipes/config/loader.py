@@ -11,7 +11,7 @@ from ailora.checkpoints.output_dir import resolve_output_path
 from ailora.errors import InputError, unknown_name
 from ailora.optim.param_groups import parse_multipliers
 from ailora.path_kind import expand_home, is_file, is_folder
-from ailora.plan.adapter_plan import parse_form
+from ailora.plan.adapter_plan import compute_scaling, parse_form
 from ailora.recipes.baselines.custom_function import import_function
 from ailora.recipes.baselines.peft_inits import validate_options
 from ailora.recipes.config.method import CustomFunction, FullFineTuning, PeftInit
@@ -137,10 +137,21 @@ def _validate_adapter(adapter: AdapterConfig) -> None:
         return
     if isinstance(method, PeftInit):
         validate_options(method, adapter)
+    if not isinstance(method, CustomFunction):
+        _validate_scaling(adapter)
     parse_form(adapter.form)
     for role in [*(adapter.roles or []), *(adapter.role_names or {}).values()]:
         parse_role(role)
     parse_multipliers(adapter.learning_rates)
+
+
+def _validate_scaling(adapter: AdapterConfig) -> None:
+    """Refuse an alpha without a usable scaling, as far as the configuration tells the rank that belongs to it."""
+    alphas = adapter.alpha.values() if isinstance(adapter.alpha, dict) else [adapter.alpha]
+    for alpha in alphas:
+        # The plan refuses a rank beyond the shape of a weight.
+        if isinstance(adapter.rank, int) and adapter.rank < 2**31 and alpha is not None:
+            compute_scaling(adapter.rank, alpha, rslora=adapter.rslora, where=" in adapter.alpha")
 
 
 def _validate_source(data: DataSource) -> None:
