@@ -1,4 +1,4 @@
-"""Factors of the anchored form: a frozen anchor and a trained difference, read and saved as one stock LoRA factor."""
+"""Factors of the anchored form: a frozen anchor and a trainable difference, saved as one stock LoRA factor."""
 
 from __future__ import annotations
 
@@ -15,22 +15,20 @@ from ailora.weights.dtensor import distribute_like, full_tensor, validate_unshar
 
 
 class AnchoredFactor(PackedFactor):
-    """A factor with its anchor as a buffer and the difference from it as the parameter `delta`.
-
-    As a parameter the anchor would be unfrozen by PEFT's `requires_grad_` on its parent.
-    """
+    """Factor with its anchor as a buffer and the difference as the parameter `delta`."""
 
     anchor: Tensor
     delta: nn.Parameter
 
     def __init__(self, anchor: Tensor) -> None:
         super().__init__()
+        # A buffer: PEFT calls `requires_grad_` on the parent, which would unfreeze a parameter.
         self.register_buffer("anchor", anchor.contiguous().clone())
         self.delta = nn.Parameter(torch.zeros_like(self.anchor))
 
     @abstractmethod
     def unstack(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the anchor and the delta inside a factor that `stack` made."""
+        """Split a stacked factor into anchor and delta."""
 
     def unpack(self, weight: Tensor) -> dict[str, Tensor]:
         anchor, delta = self.unstack(self._as_anchor(weight))
@@ -69,7 +67,7 @@ class AnchoredFactor(PackedFactor):
 
 
 class AnchoredA(AnchoredFactor):
-    """`lora_A`: the anchor `A0` (r, in) above the difference `dA` (r, in)."""
+    """`lora_A` of the anchored form, `A0` (r, in) above the difference `dA` (r, in)."""
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -83,7 +81,7 @@ class AnchoredA(AnchoredFactor):
 
 
 class AnchoredB(AnchoredFactor):
-    """`lora_B`: the difference `dB` (out, r) beside `B = B0 + dB` (out, r), with `B0` on the grid."""
+    """`lora_B` of the anchored form, `dB` (out, r) beside `B = B0 + dB` (out, r), with `B0` on the grid."""
 
     def __init__(self, anchor: Float[Tensor, "out r"]) -> None:
         super().__init__(snap_to_grid(anchor))

@@ -1,4 +1,4 @@
-"""A factor of an adapter that is made of parts: modules inside, one `weight` outside, as PEFT and files have it."""
+"""Factors of an adapter, stored in parts and presented to PEFT and to files as one `weight`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ailora.weights.dtensor import full_tensor, replicate_on_mesh_of
 
 
 class PackedFactor(nn.Module):
-    """A factor of an adapter, in place of PEFT's `nn.Linear`: made of parts, one `weight` outside.
+    """Factor of an adapter in place of PEFT's `nn.Linear`, stored in parts and presented as one `weight`.
 
     In a state dict the parts are packed into the one key `weight`, and PEFT's merging code reads `.weight`. Under
     FSDP2 the parts are DTensors outside of a forward pass: reading `weight` and `state_dict` are then collective.
@@ -29,7 +29,7 @@ class PackedFactor(nn.Module):
         self.register_load_state_dict_pre_hook(_unpack)
 
     def _fqn_modifiers(self) -> dict[str, str]:
-        """The name by which torch.distributed.checkpoint knows the one key of the state dict."""
+        """Return the module in which torch.distributed.checkpoint looks for the packed key."""
         return {"weight": "key_stand_in"}
 
     @property
@@ -39,26 +39,26 @@ class PackedFactor(nn.Module):
 
     @abstractmethod
     def stack(self) -> Tensor:
-        """Return the whole factor as it computes, plain and contiguous, with gradients to what trains."""
+        """Return the whole factor, a plain contiguous tensor with gradients to the trainable parts."""
 
     @abstractmethod
     def unpack(self, weight: Tensor) -> dict[str, Tensor]:
-        """Return the entries of a state dict that a whole factor stands for, by key."""
+        """Split a whole factor into the entries of a state dict, by key."""
 
     @abstractmethod
     def restart(self, weight: Tensor) -> None:
-        """Put what trains back to its start.
+        """Reset the trainable parts to their initial values.
 
         Args:
-            weight: the whole factor as PEFT starts one, for the parts without an anchor.
+            weight: Whole factor as PEFT initializes it, for parts without an anchor.
         """
 
     @abstractmethod
     def validate_same_anchor(self, weight: Tensor, name: str) -> None:
-        """Refuse a whole factor that was made for another anchor.
+        """Refuse a whole factor of another anchor.
 
         Raises:
-            AnchorMismatchError: another shape, or another anchor.
+            AnchorMismatchError: The shape or the anchor differs.
         """
 
     @property
@@ -71,12 +71,12 @@ class PackedFactor(nn.Module):
         return self.stack().detach()
 
     def from_file(self, weight: Tensor) -> Tensor:
-        """Return the whole factor, as `stack` has it, that a factor of the file stands for."""
+        """Convert a factor of the file to the whole factor, the inverse of `to_file`."""
         return weight
 
     @property
     def weight(self) -> Tensor:
-        """The whole factor, as PEFT's merging code reads it. Writing to it is refused: it is made anew each time."""
+        """Whole factor for PEFT's merging code, computed at each access and read-only."""
         if torch.compiler.is_compiling():
             return self.stack()
         stack = self.stack()
@@ -90,7 +90,7 @@ class PackedFactor(nn.Module):
         """Refuse a factor of another shape.
 
         Raises:
-            AnchorMismatchError: the shapes differ.
+            AnchorMismatchError: The shapes differ.
         """
         if tuple(weight.shape) != self.shape:
             raise AnchorMismatchError(
@@ -111,7 +111,7 @@ class _KeyStandIn(nn.Module):
         self.register_buffer("weight", torch.zeros(()))
 
 
-def _pack(module: nn.Module, state_dict: dict[str, Tensor], prefix: str, local_metadata: dict[str, object]) -> None:
+def _pack(module: nn.Module, state_dict: dict[str, Tensor], prefix: str, _metadata: dict[str, object]) -> None:
     assert isinstance(module, PackedFactor)
     for key in [key for key in state_dict if key.startswith(prefix)]:
         del state_dict[key]
@@ -122,7 +122,6 @@ def _unpack(
     module: nn.Module,
     state_dict: dict[str, Tensor],
     prefix: str,
-    local_metadata: dict[str, object],
     *_: object,
 ) -> None:
     assert isinstance(module, PackedFactor)
@@ -139,7 +138,7 @@ def validate_same_anchors(model: nn.Module, state_dict: dict[str, Tensor], prefi
     """Compare every anchor of a model before the first one is loaded; a load hook.
 
     Raises:
-        AnchorMismatchError: see `PackedFactor.validate_same_anchor`, for the first module that differs.
+        AnchorMismatchError: A module has another anchor; see `PackedFactor.validate_same_anchor`.
     """
     for name, module in model.named_modules():
         if not isinstance(module, PackedFactor):
@@ -150,13 +149,13 @@ def validate_same_anchors(model: nn.Module, state_dict: dict[str, Tensor], prefi
 
 
 def _factor_in(state_dict: dict[str, Tensor], prefix: str) -> Tensor | None:
-    """Return the whole factor in a state dict; None where there is none, or only the scalar that stands in for one."""
+    """Return the whole factor in a state dict, or None for a missing key or the scalar of `_KeyStandIn`."""
     weight = state_dict.get(prefix + "weight")
     return None if weight is None or weight.ndim == 0 else full_tensor(weight)
 
 
 class _PackedWeight(Tensor):
-    """A stacked factor that refuses to be written to.
+    """Stacked factor, read-only.
 
     Code that swaps adapters writes into `lora_A.weight.data` (PEFT's hot-swap). The stack is a temporary: without
     this the write would vanish silently. Results of reading it are ordinary tensors.

@@ -1,4 +1,4 @@
-"""Parallelism that has partitioned a base model before it is adapted: what works there, and what is refused by name."""
+"""Support of the forms under ZeRO, FSDP2 and tensor parallelism."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from ailora.weights.dtensor import any_dtensor
 
 
 def validate_parallelism(base: nn.Module, plan: Plan, weights: Mapping[str, BaseWeight]) -> None:
-    """Refuse weights that are partitioned in a way in which the planned form does not work.
+    """Refuse partitioned weights under which the planned form does not work.
 
     Raises:
-        ModelError: ZeRO-3; tensor parallelism or FSDP2 in a form that does not work there.
+        ModelError: ZeRO-3 holds a weight, or tensor parallelism or FSDP2 does not work with the form.
     """
     for module, weight in weights.items():
         if any(hasattr(parameter, "ds_id") for parameter in weight.layer.parameters(recurse=False)):
@@ -48,6 +48,6 @@ def validate_parallelism(base: nn.Module, plan: Plan, weights: Mapping[str, Base
 
 
 def _is_tensor_parallel(base: nn.Module) -> bool:
-    """Return whether DTensors among the weights come, some or all, from tensor parallelism."""
+    """Return whether any DTensor of the weights comes from tensor parallelism."""
     sharded_by_fsdp = any(isinstance(module, FSDPModule) for module in base.modules())
     return not sharded_by_fsdp or (getattr(base, "tp_size", None) or 1) > 1

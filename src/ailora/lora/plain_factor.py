@@ -1,4 +1,4 @@
-"""Factors that train whole: of plain LoRA, and of the residual form, which keeps its anchor beside them."""
+"""Factors trained whole, of plain LoRA and of the residual form."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ailora.weights.dtensor import distribute_like, full_tensor, validate_unshar
 
 
 class PlainFactor(PackedFactor):
-    """A factor that trains whole, as that of plain LoRA does."""
+    """Factor of plain LoRA, trained whole."""
 
     def __init__(self, weight: Tensor) -> None:
         super().__init__()
@@ -37,9 +37,9 @@ class PlainFactor(PackedFactor):
 
 
 class ResidualFactor(PlainFactor):
-    """A factor of the residual form. Its anchor, which was subtracted from the base, restores it and makes the file.
+    """Factor of the residual form, with the anchor that was subtracted from the base weight.
 
-    The anchor is no part of the state dict: while it trains, the form saves an ordinary LoRA for the residual base.
+    The state dict has no anchor: checkpoints of this form are ordinary LoRAs for the residual base.
     """
 
     anchor: Tensor

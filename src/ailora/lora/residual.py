@@ -1,4 +1,4 @@
-"""The residual form: `W_res = W - s B0 A0` in the place of every adapted weight, in float32 or float64."""
+"""Residual weights `W_res = W - s B0 A0` of the residual form, in float32 or float64."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from ailora.weights.base_weight import BaseWeight, weight_key, write_rows
 
 @dataclass(frozen=True)
 class Residual:
-    """The residual of one stored weight.
+    """Residual of one stored weight.
 
     Attributes:
-        weight: the weight.
+        weight: The weight.
         value: `W_res` (out, in).
     """
 
@@ -37,11 +37,14 @@ class Residual:
 
 
 def compute_residuals(weights: Mapping[str, BaseWeight], factors: Sequence[InitialFactors]) -> list[Residual]:
-    """Compute the residual of every weight with an anchored init, each weight once; the model is not changed.
+    """Compute the residuals of all weights with an anchored init; the model does not change.
 
     Args:
-        weights: the planned weights, by module.
-        factors: the initial factors whose product is subtracted.
+        weights: Planned weights by module.
+        factors: Initial factors, whose products are subtracted.
+
+    Returns:
+        A residual for each stored weight; tied layers share it.
     """
     return [
         Residual(weight, weight.read() - product_on_rows(group, weight.shape))
@@ -60,8 +63,8 @@ def product_on_rows(factors: Iterable[InitialFactors], shape: tuple[int, int]) -
     """Return `s B0 A0` of one weight, on the rows of each role, in the dtype of the factors.
 
     Args:
-        factors: those of the weight, (rows of the role, r) and (r, in). Tied layers start alike, and count once.
-        shape: (out, in) of the weight.
+        factors: Factors of the weight, (rows of the role, r) and (r, in). Equal factors of tied layers count once.
+        shape: Shape (out, in) of the weight.
     """
     by_rows = {initial.planned.projection.rows: initial for initial in factors}
     first = next(iter(by_rows.values())).factors.A
@@ -73,16 +76,17 @@ def product_on_rows(factors: Iterable[InitialFactors], shape: tuple[int, int]) -
 
 
 def validate_residual_form(base: nn.Module, plan: Plan, weights: Mapping[str, BaseWeight]) -> None:
-    """Refuse weights that cannot be overwritten: not plain float32 or float64, or shared with other users.
+    """Refuse weights that cannot be overwritten: not plain float32 or float64, or shared with other modules.
 
     Raises:
-        ModelError: which ones, and why.
+        ModelError: A weight is quantized, computed, of another dtype, or shared with a module adapted otherwise.
     """
     subtracted: dict[int, dict[str, tuple[object, ...]]] = {}
     for module, group in plan.modules.items():
         weight = weights[module]
         if not any(planned.init.anchored for planned in group):
             continue
+        # `layer.weight` of a parametrized layer is computed at each access.
         if weight.layer._parameters.get("weight") is None and weight.storage is None:
             raise ModelError(f"{module}: its weight is computed, not stored, so that nothing can be subtracted from it")
         if weight.storage is not None or weight.dtype not in (torch.float32, torch.float64):
@@ -105,7 +109,7 @@ def validate_residual_form(base: nn.Module, plan: Plan, weights: Mapping[str, Ba
 def _by_weight(
     weights: Mapping[str, BaseWeight], factors: Sequence[InitialFactors]
 ) -> Iterable[tuple[BaseWeight, list[InitialFactors]]]:
-    """Group anchored factors by the weight that they start from, tied layers together."""
+    """Group anchored factors by stored weight, tied layers together."""
     groups: dict[int, tuple[BaseWeight, list[InitialFactors]]] = {}
     for initial in factors:
         if initial.planned.init.anchored:

@@ -1,4 +1,4 @@
-"""Initial factors in PEFT's layers: as the factors that train, or as the factors of the file."""
+"""Write initial factors into PEFT's layers."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from ailora.weights.dtensor import distribute_like
 
 
 def set_factors(layer: LoraLayer, factors: Sequence[InitialFactors], adapter_name: str, plan: Plan) -> None:
-    """Put the initial factors of a module into its PEFT layer, with the dtype and device of PEFT's own.
+    """Put the initial factors of a module into its PEFT layer, in the dtype and on the device of PEFT's factors.
 
     Args:
         layer: PEFT's layer of the module.
-        factors: those of the module: one, or one for each adapted role of a fused weight.
+        factors: Initial factors of the module, an entry for each adapted role.
         adapter_name: PEFT's name for the adapter.
-        plan: the plan that they belong to.
+        plan: Plan of the adapter.
     """
     stock_A, stock_B = layer.lora_A[adapter_name], layer.lora_B[adapter_name]
     assert isinstance(stock_A, nn.Linear)
@@ -45,13 +45,13 @@ def set_factors(layer: LoraLayer, factors: Sequence[InitialFactors], adapter_nam
 def build_factors(
     factors: Sequence[InitialFactors], plan: Plan, *, like_A: Tensor | None = None, like_B: Tensor | None = None
 ) -> tuple[PackedFactor, PackedFactor]:
-    """Build the factors of a module as they train (residual form) or as they are filed (anchored and stock form).
+    """Build the factors of a module: trained whole (residual form), or with the shapes of the file (other forms).
 
     Args:
-        factors: those of the module: one, or one for each adapted role of a fused weight.
-        plan: the plan that they belong to.
-        like_A: a tensor with the dtype and device of the factors `A`; None leaves them as they are.
-        like_B: the same for `B`.
+        factors: Initial factors of the module, an entry for each adapted role.
+        plan: Plan of the adapter.
+        like_A: Tensor with the dtype and device for `A`. None: unchanged.
+        like_B: Tensor with the dtype and device for `B`. None: unchanged.
 
     Returns:
         `lora_A` and `lora_B`.
