@@ -13,7 +13,7 @@ Choice = TypeVar("Choice", bound=StrEnum)
 class AiloraError(Exception):
     """Base class of the errors that this package raises on purpose.
 
-    Example:
+    Examples:
         >>> import torch
         >>> import ailora
         >>> try:
@@ -27,7 +27,7 @@ class AiloraError(Exception):
 class InputError(AiloraError, ValueError):
     """An argument, a configuration or a data file is invalid.
 
-    Example:
+    Examples:
         >>> import torch
         >>> import ailora
         >>> try:
@@ -41,7 +41,7 @@ class InputError(AiloraError, ValueError):
 class ModelError(AiloraError, ValueError):
     """A model cannot be adapted as asked: its modules are unknown, or its weights unusable, or a name is taken.
 
-    Example:
+    Examples:
         >>> import torch
         >>> import ailora
         >>> try:
@@ -59,7 +59,7 @@ class DivergenceError(AiloraError, ArithmeticError):
 class AnchorMismatchError(AiloraError, ValueError):
     """An adapter file has another anchor than the adapted model that loads the file.
 
-    Example:
+    Examples:
         >>> import ailora
         >>> from transformers import BertConfig, BertModel
         >>> config = BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=4)

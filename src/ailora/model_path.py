@@ -29,7 +29,7 @@ def resolve_model(name: Path | str) -> str:
     Raises:
         InputError: The builtin model is unknown or its package missing, or the path is no folder or a GGUF file.
 
-    Example:
+    Examples:
         >>> resolve_model("meta-llama/Llama-3.2-1B")
         'meta-llama/Llama-3.2-1B'
     """

@@ -46,7 +46,7 @@ def resume(
         ModelError: The model is another base.
         AnchorMismatchError: A stock trainer trained the anchor too.
 
-    Example:
+    Examples:
         >>> import copy
         >>> from ailora import adapt, get_plan, save_adapter
         >>> from transformers import BertConfig, BertModel

@@ -48,7 +48,7 @@ def save_adapter(model: PeftModel, folder: Path | str, *, adapter_name: str = "d
     Raises:
         ModelError: The model has no such adapter of ours, or PEFT does not find it because layers were renamed.
 
-    Example:
+    Examples:
         >>> from ailora import adapt
         >>> from transformers import BertConfig, BertModel
         >>> model = BertModel(BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=4))
@@ -94,7 +94,7 @@ def restore_base(model: PeftModel, *, adapter_name: str = "default") -> nn.Modul
     Raises:
         ModelError: The model has no such adapter of ours, or the adapter is merged or sharded over processes.
 
-    Example:
+    Examples:
         >>> from ailora import adapt
         >>> from transformers import BertConfig, BertModel
         >>> model = BertModel(BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=4))

@@ -20,7 +20,7 @@ KAIMING_ROW_NORM = 1 / math.sqrt(3)
 class Kaiming(Init):
     """Init of plain LoRA (arXiv 2106.09685): A uniform in +-1/sqrt(in), B zero.
 
-    Example:
+    Examples:
         >>> import torch
         >>> factors = Kaiming().factors(torch.ones(6, 4), 2, scaling=1.0, generator=torch.Generator())
         >>> tuple(factors.A.shape), float(factors.B.norm())

@@ -23,7 +23,7 @@ class Policy:
         by_role: Inits of the roles that the policy names.
         default: Init of all other roles. None: they stay frozen.
 
-    Example:
+    Examples:
         >>> from ailora import Kaiming, Role, Spectral
         >>> policy = Policy("query only", {Role.QUERY: Spectral(Band.PRINCIPAL)})
         >>> policy.init_for(Role.QUERY).to_dict(), policy.init_for(Role.VALUE)

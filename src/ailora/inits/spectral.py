@@ -43,7 +43,7 @@ class Spectral(Init):
         band: Principal or minor.
         size: Size of the factors.
 
-    Example:
+    Examples:
         >>> import torch
         >>> weight = torch.diag(torch.tensor([4.0, 1.0]))
         >>> factors = Spectral(Band.PRINCIPAL).factors(weight, 1, scaling=1.0, generator=torch.Generator())

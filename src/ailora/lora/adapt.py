@@ -72,7 +72,7 @@ def adapt(
     Raises:
         InputError, ModelError: see `make_plan` and `apply_plan`; the model is then as it was.
 
-    Example:
+    Examples:
         >>> from transformers import BertConfig, BertModel
         >>> model = BertModel(BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2))
         >>> adapted = adapt(model, "ailora", rank=4)
@@ -121,7 +121,7 @@ def apply_plan(
         ModelError: the name is taken, a planned module is missing or has another shape, a weight has no decomposition.
         InputError: the adapter name cannot be used.
 
-    Example:
+    Examples:
         >>> from ailora import make_plan
         >>> from transformers import BertConfig, BertModel
         >>> model = BertModel(BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=4))
@@ -157,7 +157,7 @@ def get_plan(model: nn.Module, adapter_name: str = "default") -> Plan:
     Raises:
         ModelError: the model has no such adapter of ours.
 
-    Example:
+    Examples:
         >>> from transformers import BertConfig, BertModel
         >>> model = BertModel(BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=4))
         >>> [a.projection.role.value for a in get_plan(adapt(model, "ailora", rank=4)).adapters]

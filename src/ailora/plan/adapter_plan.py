@@ -91,7 +91,7 @@ class Plan:
         options: PEFT's options.
         couple_roles: Whether the adapter of a fused weight trains all rows, instead of each role its own rows.
 
-    Example:
+    Examples:
         >>> from ailora import make_plan
         >>> from transformers import BertConfig, BertModel
         >>> model = BertModel(BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=4))

@@ -64,7 +64,7 @@ def make_plan(
         InputError: An argument is out of range or unknown, or a role, key or pattern matches no module.
         ModelError: No naming rule fits the model.
 
-    Example:
+    Examples:
         >>> from transformers import BertConfig, BertModel
         >>> config = BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=4)
         >>> plan = make_plan(BertModel(config), "ailora", rank={"query": 4, "value": 2})

@@ -49,7 +49,7 @@ def find_projections(model: nn.Module, *, role_names: Mapping[str, Role | str] |
         ModelError: No rule covers the model, or the rows of a fused weight do not fit the head counts of the
             configuration.
 
-    Example:
+    Examples:
         >>> from transformers import BertConfig, BertModel
         >>> model = BertModel(BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=4))
         >>> [projection.role.value for projection in find_projections(model)]

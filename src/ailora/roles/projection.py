@@ -11,7 +11,7 @@ from ailora.errors import parse_choice
 class Role(StrEnum):
     """Role of a projection in an attention or in a feed-forward block.
 
-    Example:
+    Examples:
         >>> [role.value for role in Role]
         ['query', 'key', 'value', 'output', 'gate', 'up', 'down']
     """
@@ -47,7 +47,7 @@ class Projection:
         rule: Source of the role: the model type in the catalog, or the regular expression of `role_names`.
         layout: Layout of a fused weight in words. Empty for a whole weight.
 
-    Example:
+    Examples:
         >>> from ailora import find_projections
         >>> from transformers import BertConfig, BertModel
         >>> config = BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=4)

@@ -14,7 +14,7 @@ from torch import Tensor
 class Band(StrEnum):
     """One end of a singular spectrum: the `r` largest (principal) or the `r` smallest (minor) values.
 
-    Example:
+    Examples:
         >>> [band.value for band in Band]
         ['principal', 'minor']
     """
@@ -62,7 +62,7 @@ class Triplets:
         Vh: Right singular vectors, (..., rank, in), orthonormal rows.
         certificate: Accuracy of the triplets, the worst over a batch. None before it is measured.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from ailora import truncated_svd
         >>> triplets = truncated_svd(torch.diag(torch.tensor([3.0, 2.0, 1.0])), 2, "principal")

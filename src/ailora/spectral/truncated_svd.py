@@ -52,7 +52,7 @@ def truncated_svd(
         InputError: The band or the method is unknown, the method does not apply to the weight, the rank is out of
             range, or the weight is no finite floating matrix.
 
-    Example:
+    Examples:
         >>> import torch
         >>> triplets = truncated_svd(torch.diag(torch.tensor([3.0, 2.0, 1.0])), 2, "minor")
         >>> [round(value, 4) for value in triplets.S.tolist()]
