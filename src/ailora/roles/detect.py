@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from ailora.errors import InputError, ModelError
+from ailora.formatting import collapse_layer_index
 from ailora.module_pattern import ModulePatterns
 from ailora.roles.catalog import FAMILIES, LEFT_OUT, find_rule
 from ailora.roles.fused_layouts import ModelConfig
