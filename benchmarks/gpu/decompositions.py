@@ -113,7 +113,8 @@ def main(arguments: PartArguments) -> None:
             )
     size = cases[0].shape[0]
     compared = peers(size, arguments.device)
-    record("peft and ailora, one matrix", {"shape": [size, size], "rank": RANK, "seconds": compared}, "as printed")
+    line = f"recorded: the inits of peft and ailora, {size} x {size}"
+    record("peft and ailora, one matrix", {"shape": [size, size], "rank": RANK, "seconds": compared}, line)
     for case in cases:
         if arguments.seconds_left < SECONDS_FOR_SVD and not arguments.tiny:
             record(f"full SVD, {case.model} {case.role}", {"skipped": "time"}, f"full SVD {case.shape}: no time left")
