@@ -14,7 +14,7 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 import ailora
-from ailora.errors import DivergenceError
+from ailora.errors import AnchorMismatchError, DivergenceError
 from ailora.recipes import registry
 from ailora.recipes.config.loader import load_config
 from ailora.recipes.run_folder import RunFolder
@@ -83,6 +83,14 @@ def test_a_run_resumes_from_a_checkpoint_whose_history_is_not_finite(config: dic
     log = [strict_json(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert [record["loss"] for record in log][:2] == ["NaN", "NaN"]
     assert len(log) == 3
+
+
+def test_a_checkpoint_of_diverged_factors_is_not_said_to_have_another_anchor(config: dict[str, Any]) -> None:
+    overrides = [*SMALL, "training.learning_rate=1e30", "training.max_steps=3", "on_nonfinite=continue"]
+    with pytest.raises(KeyboardInterrupt):
+        registry.run(load_config(config, overrides), [_NanLossThenInterrupt()])
+    with pytest.raises(AnchorMismatchError, match="holds NaN or infinite entries"):
+        registry.run(load_config(config, overrides))
 
 
 @pytest.mark.parametrize("recipe", ["config", "language_config"])

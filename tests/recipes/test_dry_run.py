@@ -19,6 +19,8 @@ from ailora.recipes.dry_run import dry_run
 from ailora.recipes.registry import make_recipe
 from ailora.recipes.training.setup import load_and_adapt
 
+QUANTIZED_CACHE = "cache_implementation: quantized, cache_config"
+
 
 @pytest.mark.parametrize(
     "adapter", ["{policy: ailora, rank: 4}", pytest.param("{policy: full}", marks=pytest.mark.slow)]
@@ -112,6 +114,7 @@ def test_memory_is_as_estimated(config: dict[str, Any], verdicts: dict[str, Path
         ("evaluation.generate.num_return_sequences=2", "a prompt has one completion"),
         ("evaluation.generate.return_dict_in_generate=true", "completions are texts"),
         ("evaluation.generate.num_beams=100000000", "num_beams must be at most 361, the size of the vocabulary"),
+        (f"evaluation.generate={{{QUANTIZED_CACHE}: {{q_group_size: 48}}}}", "must be a divisor"),
         ("evaluation.generate.cache_implementation=paging", "generate: Invalid .cache_implementation"),
         (
             "evaluation.generate={cache_implementation: quantized, cache_config: {backend: int4}}",
@@ -128,7 +131,14 @@ def test_what_the_run_would_refuse_is_refused(language_config: dict[str, Any], o
 
 @pytest.mark.parametrize(
     "fields",
-    ["stop_strings: [x]", "token_healing: true", "min_new_tokens: 3", "cache_implementation: static", "num_beams: 2"],
+    [
+        "stop_strings: [x]",
+        "token_healing: true",
+        "min_new_tokens: 3",
+        "cache_implementation: static",
+        f"{QUANTIZED_CACHE}: {{q_group_size: 16}}",
+        "num_beams: 2",
+    ],
 )
 def test_what_the_run_would_generate_with_is_let_through(language_config: dict[str, Any], fields: str) -> None:
     dry_run(load_config(language_config, [f"evaluation.generate={{max_new_tokens: 4, {fields}}}"]))

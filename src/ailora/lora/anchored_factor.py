@@ -46,10 +46,16 @@ class AnchoredFactor(PackedFactor):
         if self.anchor.is_meta:
             # An engine has moved the model away and gives every process the first one's: there is nothing to compare.
             return
-        anchor, delta = self.unstack(self._as_anchor(weight))
+        stacked = self._as_anchor(weight)
+        anchor, delta = self.unstack(stacked)
         eps = max(torch.finfo(dtype).eps for dtype in (weight.dtype, self.anchor.dtype))
         distance = anchor_distance(self.anchor, anchor, delta=delta, eps=eps)
         if distance is not None:
+            if not torch.isfinite(stacked).all():
+                raise AnchorMismatchError(
+                    f"{name}: the file holds NaN or infinite entries, and no anchor can be compared with them: its "
+                    "training diverged, train it again"
+                )
             raise AnchorMismatchError(
                 f"{name}: the file was made for another start (its anchor is {distance:.1e} away, "
                 "relative to this one's size): another base, policy, rank or an ordinary LoRA. "

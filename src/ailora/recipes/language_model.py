@@ -26,7 +26,7 @@ from ailora.recipes.data.tokenize_language import Tokenization, prepare_tokenize
 from ailora.recipes.evaluation.language_evaluation import Evaluator, measure_forgetting, write_samples
 from ailora.recipes.evaluation.perplexity import Likelihood
 from ailora.recipes.evaluation.table_file import encode_frame
-from ailora.recipes.evaluation.text_generation import build_generation_config, try_generation
+from ailora.recipes.evaluation.text_generation import build_generation_config, get_cache_width, try_generation
 from ailora.recipes.position_limits import lengths_of
 from ailora.recipes.recipe import Evaluation, Model, Recipe
 from ailora.recipes.task_models import load_language_model
@@ -70,7 +70,8 @@ class LanguageRecipe(Recipe[LanguageConfigT_co]):
         batch_size = self.arguments.per_device_eval_batch_size
         if generation is not None:
             seq2seq = self.config.task_type is TaskType.SEQ_2_SEQ_LM
-            try_generation(generation, self.tokenizer, batch_size=batch_size, seq2seq=seq2seq)
+            width = get_cache_width(self.meta_model.config)
+            try_generation(generation, self.tokenizer, batch_size=batch_size, seq2seq=seq2seq, cache_width=width)
         return Evaluator(self.config.evaluation, self.tokenization, generation, batch_size)
 
     @cached_property

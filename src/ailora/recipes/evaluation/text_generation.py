@@ -13,6 +13,7 @@ from transformers import (
     GenerationConfig,
     LlamaConfig,
     LlamaForCausalLM,
+    PreTrainedConfig,
     PreTrainedTokenizerBase,
     T5Config,
     T5ForConditionalGeneration,
@@ -31,6 +32,8 @@ _REMOTE_CODE_MODES = (
     GenerationMode.CONSTRAINED_BEAM_SEARCH,
 )
 
+#: Width of models whose configuration names none.
+_DEFAULT_CACHE_WIDTH = 64
 _TOY_LLAMA: dict[str, Any] = {
     "hidden_size": 16,
     "intermediate_size": 16,
@@ -93,8 +96,16 @@ def _format_contradictions(error: Exception) -> str:
     return " ".join(items) or str(error)
 
 
+def get_cache_width(config: PreTrainedConfig) -> int:
+    """Return the number of values per token in the keys that a layer of a language model caches."""
+    text: Any = config.get_text_config(decoder=True)
+    heads = getattr(text, "num_attention_heads", None) or 1
+    head_dim = getattr(text, "head_dim", None) or getattr(text, "hidden_size", _DEFAULT_CACHE_WIDTH) // heads
+    return head_dim * (getattr(text, "num_key_value_heads", None) or heads)
+
+
 def try_generation(
-    config: GenerationConfig, tokenizer: PreTrainedTokenizerBase, *, batch_size: int, seq2seq: bool
+    config: GenerationConfig, tokenizer: PreTrainedTokenizerBase, *, batch_size: int, seq2seq: bool, cache_width: int
 ) -> None:
     """Generate a token with a toy model: transformers looks at many fields only then, which is after the training.
 
@@ -103,6 +114,7 @@ def try_generation(
         tokenizer: the model's.
         batch_size: prompts at a time.
         seq2seq: whether the model has an encoder.
+        cache_width: values per token in the keys that a layer of the model caches.
 
     Raises:
         InputError: transformers cannot generate as configured.
@@ -113,6 +125,10 @@ def try_generation(
     short.update(compile_config=None)
     sizes: dict[str, Any] = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
     prompts = [list(tokenizer("one two three")["input_ids"])] * min(2, batch_size)
+    if short.cache_implementation == "quantized":
+        # A quantized cache is split into groups of equal size: with prompts of any length, only groups that divide the
+        # values of a token always fit.
+        sizes["head_dim"], prompts = cache_width, [prompts[0][:1]]
     with torch.random.fork_rng(devices=[]):
         if seq2seq:
             sizes["decoder_start_token_id"] = tokenizer.pad_token_id
