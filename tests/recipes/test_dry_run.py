@@ -103,7 +103,7 @@ def test_memory_is_as_estimated(config: dict[str, Any], verdicts: dict[str, Path
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("adapter.rank=999", "rank 999 is not possible"),
+        ("adapter.rank=999", "rank must be a whole number from 1 to 32, got 999"),
         ("data.prompt='{question}'", "names the column 'question'"),
         ("adapter.learning_rates={up: 2}", "role up is not adapted"),
         ("training.max_length=8", "nothing of the completion is left"),
