@@ -288,3 +288,12 @@ def test_memory_is_no_storage(study: dict[str, Any]) -> None:
     for url in ("sqlite://", "sqlite:///:memory:"):
         with pytest.raises(InputError, match="in the memory of one process"):
             create_or_load_study(load_study_config(study | {"storage": url}))
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [("", "the storage's URL is empty"), ("sqlite:///a\0b", "not printable"), ("study.db", "is no database URL")],
+)
+def test_a_url_that_leads_nowhere_is_told_before_the_study_is_missed(url: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        TrialStorage.load(url, "study")

@@ -1,4 +1,4 @@
-"""The bootstrap over seeds and examples, from the predictions that runs keep."""
+"""Bootstrap over seeds and examples, from the stored predictions of runs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ def bootstrap_predictions(ours: MethodResult, baseline: MethodResult, design: St
     """Bootstrap the difference of two methods at their best rates.
 
     Returns:
-        None if a run's predictions are not kept, or are of other rows than another's.
+        The difference with its interval; None if a run's predictions are not stored, or belong to other rows than
+        those of another run.
     """
     split, metric = design.report_split(ours.condition), design.metric(ours.condition)
     seeds = sorted(ours.at_best.keys() & baseline.at_best.keys())

@@ -73,7 +73,7 @@ class Comparison:
     average_ranks: dict[str, float]
 
     def by_baseline(self) -> Iterator[tuple[Condition, list[Condition]]]:
-        """Iterate over the baseline's conditions, each with those that are compared with it."""
+        """Iterate over the baseline's conditions, each with the conditions compared with it."""
         for base in (condition for condition in self.results if condition.method == self.design.baseline):
             yield base, [c for c in self.against_baseline if self.design.baseline_for(c) == base]
 
@@ -126,8 +126,11 @@ def compare(trials: Sequence[Trial], design: StudyDesign, *, bootstrap: bool = T
 
     Args:
         trials: the study's, from `TrialKeys.matching_trials`.
-        design: the study.
-        bootstrap: whether to compute intervals over seeds and examples from the predictions that are kept.
+        design: design of the study.
+        bootstrap: whether to compute intervals over seeds and examples from stored predictions.
+
+    Returns:
+        Results of every condition, and their comparisons with the baseline.
     """
     scores = design.scores(trials)
     results = {c: collect_method_result(c, trials, design, scores[c]) for c in design.conditions}

@@ -1,4 +1,4 @@
-"""Learning rates: which ones a method is tried at, at which seeds, which one is its best, and which are as good."""
+"""Search for the best learning rate of a method, and for the rates that are as good."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ MAX_EXTENSION_DECADES = 2
 
 @dataclass(frozen=True)
 class LrGrid:
-    """Learning rates that may be tried.
+    """Learning rates of a search.
 
     Attributes:
-        initial: those that are tried first, in ascending order.
-        per_decade: number of rates to a factor of ten; None where the rates are exact and no others are tried.
+        initial: rates of the first runs, in ascending order.
+        per_decade: number of rates to a factor of ten; None for exact rates, which are never extended.
     """
 
     initial: tuple[float, ...]
@@ -42,7 +42,7 @@ class LrGrid:
 
     @property
     def reachable(self) -> list[float]:
-        """Rates that may be tried: a range extends by `MAX_EXTENSION_DECADES` beyond each of its ends."""
+        """Rates within reach: a range extends by `MAX_EXTENSION_DECADES` beyond each of its ends."""
         if self.per_decade is None:
             return list(self.initial)
         most = MAX_EXTENSION_DECADES * self.per_decade
@@ -51,7 +51,7 @@ class LrGrid:
         return [*below, *self.initial, *above]
 
     def neighbours(self, rate: float) -> list[float]:
-        """Return the next rate below and above one, as far as they may be tried."""
+        """Return the next rates below and above a rate, within reach."""
         rates = self.reachable
         place = rates.index(rate)
         return [*rates[max(0, place - 1) : place], *rates[place + 1 : place + 2]]
@@ -62,8 +62,8 @@ class SearchState:
     """State of the search for a method's best rate.
 
     Attributes:
-        required: (rate, seed) of all runs that are known to be needed, those that have ended included.
-        best: the best rate; None while it is unknown, or where every run failed.
+        required: (rate, seed) of all runs known to be needed, ended runs included.
+        best: the best rate; None while unknown, or where every run failed.
         ended: whether nothing is left to run.
     """
 
@@ -74,11 +74,11 @@ class SearchState:
 
 @dataclass(frozen=True)
 class LrSearch:
-    """Search for the best rate of one method, and the runs that measure it there.
+    """Search for the best rate of a method, and runs of all seeds there.
 
     Attributes:
         rates: the rates.
-        seeds: the first one finds the best rate, all of them confirm it.
+        seeds: the first finds the best rate, all of them confirm the choice.
         extra_seeds: run at the best rate alone.
         everywhere: whether all seeds run at all rates.
     """
@@ -89,10 +89,13 @@ class LrSearch:
     everywhere: bool = False
 
     def plan(self, scores: Mapping[tuple[float, int], float]) -> SearchState:
-        """Plan the runs that are needed, as far as they are known.
+        """Plan the runs known to be needed.
 
         Args:
-            scores: (rate, seed) -> score of what has ended, larger is better; NaN where it failed.
+            scores: (rate, seed) -> score of an ended run, larger is better; NaN for a failed run.
+
+        Returns:
+            The required runs, and the best rate once these have ended.
         """
         first = self.seeds[:1]
         initial = self.rates.initial
@@ -132,11 +135,11 @@ class LrSearch:
 
 @dataclass(frozen=True)
 class LrRange:
-    """Learning rates that are as good as the best one.
+    """Learning rates as good as the best.
 
     Attributes:
-        low: the smallest of those tried; where it is the smallest of all that were tried, the range may be wider.
-        high: the largest, likewise.
+        low: the smallest; the range may be wider if no smaller rate was tried.
+        high: the largest; the range may be wider if no larger rate was tried.
         best: the best.
     """
 
@@ -151,14 +154,14 @@ class LrRange:
 
 
 def best_rate(curve: Mapping[float, float], *, larger_is_better: bool) -> float:
-    """Return the learning rate with the best mean; of equal ones the smaller rate. A mean must be finite to win.
+    """Return the learning rate with the best finite mean; of equal means, the smaller rate.
 
     Args:
         curve: learning rate -> mean score.
         larger_is_better: whether a larger score is.
 
     Raises:
-        InputError: no learning rate has a finite mean.
+        InputError: No learning rate has a finite mean.
     """
     rates = [rate for rate in sorted(curve) if math.isfinite(curve[rate])]
     if not rates:
@@ -168,10 +171,9 @@ def best_rate(curve: Mapping[float, float], *, larger_is_better: bool) -> float:
 
 
 def find_good_range(curve: Mapping[float, Estimate], *, larger_is_better: bool, tolerance: float) -> LrRange:
-    """Find the learning rates around the best one, without a gap, whose mean is within a margin of the best mean.
+    """Find the learning rates around the best, without a gap, whose mean is within a margin of the best mean.
 
-    The margin is the tolerance or two standard errors of the best mean, whichever is larger: smaller differences from
-    the best cannot be told.
+    The margin is the larger of the tolerance and two standard errors of the best mean.
 
     Args:
         curve: learning rate -> scores there.
@@ -179,7 +181,7 @@ def find_good_range(curve: Mapping[float, Estimate], *, larger_is_better: bool, 
         tolerance: in the metric's unit: 0.01 for an accuracy in [0, 1].
 
     Raises:
-        InputError: no learning rate has a finite mean, one is not positive, or a negative tolerance.
+        InputError: No learning rate has a finite mean, a rate is not positive, or the tolerance is negative.
     """
     rates, means = sorted(curve), {rate: estimate.mean for rate, estimate in curve.items()}
     best = best_rate(means, larger_is_better=larger_is_better)
@@ -192,8 +194,9 @@ def find_good_range(curve: Mapping[float, Estimate], *, larger_is_better: bool, 
         rounding = 4 * np.finfo(float).eps * max(abs(means[rate]), abs(means[best]))
         return abs(means[rate] - means[best]) <= margin + rounding
 
-    at = rates.index(best)
-    return LrRange(min(takewhile(is_good, reversed(rates[: at + 1]))), max(takewhile(is_good, rates[at:])), best)
+    index = rates.index(best)
+    low, high = min(takewhile(is_good, reversed(rates[: index + 1]))), max(takewhile(is_good, rates[index:]))
+    return LrRange(low, high, best)
 
 
 def _pairs(rates: Iterable[float], seeds: Iterable[int]) -> dict[tuple[float, int], None]:
@@ -202,5 +205,5 @@ def _pairs(rates: Iterable[float], seeds: Iterable[int]) -> dict[tuple[float, in
 
 
 def _step(rate: float, steps: int, per_decade: int) -> float:
-    """Go so many steps of a geometric range from a rate, rounded to six digits."""
+    """Return the rate a number of steps along a geometric range, rounded to six digits."""
     return float(f"{rate * 10 ** (steps / per_decade):.6g}")

@@ -1,4 +1,4 @@
-"""One method on one task: its curve over learning rates, and its runs at the best one."""
+"""Results of a method on a task: its curve over learning rates, and its runs at the best rate."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ailora.studies.statistics import Estimate, estimate
 from ailora.studies.study_design import StudyDesign
 from ailora.studies.trial import Condition, Status, Trial, TrialResult
 
-#: Facts of a run's result that say what it cost.
+#: Fields of `TrialResult` with the cost of a run.
 COSTS = ("trainable_parameters", "init_seconds", "train_seconds", "steps", "peak_memory_bytes", "adapter_bytes")
 
 
@@ -27,11 +27,11 @@ class MethodResult:
         search: state of the search for its best rate.
         curve: learning rate -> validation scores over seeds.
         at_best: seed -> result of its run at the best rate.
-        scores: seed -> score on the split that is reported.
+        scores: seed -> score on the reported split.
         score: their mean; None without a run at the best rate.
-        good_range: rates that are as good as the best; None without a best one.
-        status_counts: numbers of trials, over all rates, those that confirm a time to loss included.
-        errors: of the failed trials, each with its rate and seed.
+        good_range: rates as good as the best; None without a best rate.
+        status_counts: numbers of trials, over all rates, trials that confirm a time to loss included.
+        errors: errors of the failed trials, each with its rate and seed.
     """
 
     condition: Condition
@@ -46,22 +46,25 @@ class MethodResult:
 
     @property
     def n_open(self) -> int:
-        """Number of trials that wait or run."""
+        """Number of waiting and running trials."""
         return self.status_counts[Status.WAITING] + self.status_counts[Status.RUNNING]
 
     def mean(self, fact: str) -> float | None:
-        """Mean of a fact of `COSTS` over the seeds at the best rate; None if no run measured it."""
+        """Compute the mean of a field of `COSTS` over the seeds at the best rate.
+
+        Returns None if no run measured the field.
+        """
         return _mean(getattr(result, fact) for result in self.at_best.values())
 
     @property
     def step_milliseconds(self) -> float | None:
-        """Duration of a step of training at the best rate, evaluations included; None if it was not measured."""
+        """Duration of a step of training at the best rate, evaluations included; None if not measured."""
         seconds, steps = self.mean("train_seconds"), self.mean("steps")
         return None if seconds is None or not steps else 1000 * seconds / steps
 
     @property
     def forgetting(self) -> float | None:
-        """Mean rise of the loss on general text, in nats per token; None if it was not measured."""
+        """Mean rise of the loss on general text, in nats per token; None if not measured."""
         return _mean(result.forgetting["rise"] for result in self.at_best.values() if result.forgetting)
 
 
@@ -71,13 +74,18 @@ def collect_method_result(
     """Collect the results of a condition's trials.
 
     Args:
-        condition: one of the study's.
-        trials: of the whole study.
-        design: the study.
-        scores: of the condition, as of `StudyDesign.scores`.
+        condition: condition of the study.
+        trials: trials of the whole study.
+        design: design of the study.
+        scores: scores of the condition from `StudyDesign.scores`.
+
+    Returns:
+        The results.
     """
-    own = [trial for trial in trials if trial.spec.condition == condition]
-    done = {t.spec: t.result for t in own if t.result and t.status is Status.COMPLETE and t.spec.max_steps is None}
+    of_condition = [trial for trial in trials if trial.spec.condition == condition]
+    done = {
+        t.spec: t.result for t in of_condition if t.result and t.status is Status.COMPLETE and t.spec.max_steps is None
+    }
     search = design.lr_search(condition).plan(scores)
     metric, split = design.metric(condition), design.report_split(condition)
     by_rate: dict[float, list[float]] = {}
@@ -96,8 +104,8 @@ def collect_method_result(
         scores=reported,
         score=estimate(reported.values()) if reported else None,
         good_range=_find_good_range(curve, out, design, condition) if search.best is not None else None,
-        status_counts=Counter(trial.status for trial in own),
-        errors=[_describe_error(trial) for trial in own if trial.status is Status.FAIL],
+        status_counts=Counter(trial.status for trial in of_condition),
+        errors=[_describe_error(trial) for trial in of_condition if trial.status is Status.FAIL],
     )
 
 
@@ -123,5 +131,5 @@ def _describe_error(trial: Trial) -> str:
 
 
 def _mean(values: Iterable[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return statistics.fmean(known) if known else None
+    measured = [value for value in values if value is not None]
+    return statistics.fmean(measured) if measured else None

@@ -23,7 +23,7 @@ class StudyMethod:
     Attributes:
         method: the training method.
         overrides: dotted key -> value.
-        learning_rate: the rates it is tried at; None for the study's.
+        learning_rate: rates of the method; None for the study's.
     """
 
     method: Method
@@ -31,7 +31,7 @@ class StudyMethod:
     learning_rate: RateConfig | None = None
 
     def applicable(self, setting: Mapping[str, object]) -> dict[str, object]:
-        """Select the values of a setting that the method has a use for and does not set itself."""
+        """Select the values of a setting that the method uses and does not set itself."""
         full = isinstance(self.method, FullFineTuning)
         unused = {key for key in setting if full and key.startswith("adapter.")} | self.overrides.keys()
         return {key: value for key, value in setting.items() if key not in unused}
@@ -52,8 +52,11 @@ def parse_methods(entries: Sequence[str | dict[str, dict[str, Any] | None]]) -> 
     Args:
         entries: names of policies, and mappings from a label to overrides.
 
+    Returns:
+        Label -> method, in the order of the file.
+
     Raises:
-        InputError: a label that is there twice, an unknown policy, or a learning rate that is none.
+        InputError: A label is a duplicate, a policy is unknown, or a learning rate is invalid.
     """
     methods: dict[str, StudyMethod] = {}
     for entry in entries:

@@ -1,4 +1,4 @@
-"""Equal numbers of trained parameters: the rank at which a method trains about as many as the baseline."""
+"""Match methods by trainable parameters: scale ranks to the baseline's number."""
 
 from __future__ import annotations
 
@@ -15,13 +15,20 @@ from ailora.recipes.training.setup import plan_adapter
 
 
 def match_trainable_parameters(config: RunConfig, baseline: RunConfig) -> RunConfig:
-    """Scale a configuration's rank to the baseline's number of trained parameters; full fine-tuning stays as it is.
+    """Scale a configuration's rank to the baseline's number of trainable parameters.
 
-    Heads and other modules that are trained whole are the same in both and do not count.
+    Heads and other modules trained whole are the same in both and do not count.
+
+    Args:
+        config: configuration of a method.
+        baseline: configuration of the baseline.
+
+    Returns:
+        The configuration with the scaled rank; full fine-tuning is unchanged.
 
     Raises:
-        InputError: a method whose adapter is not planned, or a model without a configuration.
-        ModelError: the model cannot be adapted as asked, or not with so large a rank.
+        InputError: The method's adapter is not planned, or the model has no configuration.
+        ModelError: The model cannot be adapted with these settings, or not with so large a rank.
     """
     if isinstance(config.adapter.method, FullFineTuning) or isinstance(baseline.adapter.method, FullFineTuning):
         return config

@@ -30,7 +30,7 @@ class Estimate:
     """Mean over seeds, with its uncertainty.
 
     Attributes:
-        mean: NaN where a score is not finite, as are then the numbers below.
+        mean: mean; NaN, as the fields below, if a score is not finite.
         sd: standard deviation over seeds, divisor n - 1; None for one seed.
         n: number of seeds.
         low: lower end of the two-sided t-interval; None for one seed.
@@ -55,12 +55,12 @@ def estimate(values: Iterable[float], confidence: float = 0.95) -> Estimate:
     A bootstrap of so few seeds is too narrow: of 3, no resample lies outside their smallest and largest score, between
     which the mean of a symmetric distribution lies in 1 - 2 / 2^3 = 75 % of cases, and the linearly interpolated
     percentiles of the 27 resamples of normal scores cover 67 %. The t-interval covers 95 % of normal scores at any n.
-    Equal scores have an interval of width 0. One score that is not finite, of a run that diverged, makes all NaN.
+    Equal scores have an interval of width 0. A score of a diverged run, which is not finite, makes all fields NaN.
 
     Source: Student, "The probable error of a mean", Biometrika 6 (1), 1908.
 
     Raises:
-        InputError: no values, or a confidence outside (0, 1).
+        InputError: There are no values, or the confidence is outside (0, 1).
     """
     scores = [float(value) for value in values]
     if not scores or not 0 < confidence < 1:
@@ -81,9 +81,9 @@ class Difference:
     """Scores of a method minus those of a baseline, paired by seed.
 
     Attributes:
-        estimate: of the differences, one per seed.
-        p_value: of the two-sided paired t-test that their mean is 0; None for one seed and where `estimate` is NaN.
-        seeds: that both have, ascending.
+        estimate: mean of the differences, a difference for each seed.
+        p_value: p of the two-sided paired t-test for a mean of 0; None for a single seed and if `estimate` is NaN.
+        seeds: shared seeds, ascending.
     """
 
     estimate: Estimate
@@ -92,17 +92,20 @@ class Difference:
 
 
 def paired_difference(scores: Mapping[int, float], baseline: Mapping[int, float]) -> Difference:
-    """Compute the difference of two methods over the seeds that both have.
+    """Compute the difference of two methods over their shared seeds.
 
-    Pairing removes what a seed does to both (order of data, head); seeds of one method only are left out. Where all
-    differences are equal, t is infinite or 0/0, and p is its limit: 0 where they are not zero, 1 where they are.
+    Pairing removes the effect of a seed on both (order of data, head); other seeds are left out. If all differences are
+    equal, t is infinite or 0/0, and p is its limit: 0 if they are not zero, else 1.
 
     Args:
         scores: seed -> score of the method.
-        baseline: seed -> score of the method that it is compared to.
+        baseline: seed -> score of the baseline.
+
+    Returns:
+        The differences, score minus score of the baseline.
 
     Raises:
-        InputError: no seed is in both.
+        InputError: No seed is in both.
     """
     seeds = tuple(sorted(scores.keys() & baseline.keys()))
     if not seeds:
@@ -112,7 +115,7 @@ def paired_difference(scores: Mapping[int, float], baseline: Mapping[int, float]
 
 
 def _p_value(difference: Estimate) -> float | None:
-    """Compute p of the two-sided t-test that the mean is 0."""
+    """Compute p of the two-sided t-test for a mean of 0."""
     error = difference.standard_error
     if error is None or math.isnan(error):
         return None
@@ -139,30 +142,30 @@ def bootstrap_difference(
     rng_seed: int = 0,
     n_resamples: int = 1000,
 ) -> Interval:
-    """Bootstrap the difference of two methods' scores over the examples and seeds that were drawn.
+    """Bootstrap the difference of two methods' scores over examples and seeds.
 
     A score is the metric's mean over seeds. Each resample draws seeds and, apart from them, examples, both with
     replacement and the same for both methods; the interval is from the 2.5 % to the 97.5 % percentile. With few seeds
-    the seeds' part of it is too narrow (see `estimate`): a win is judged by the t-interval of `paired_difference`.
-    The time goes into up to 2 x seeds calls of the metric per resample (a seed that is drawn twice is measured once):
-    a metric in plain numpy takes a thirtieth of what scikit-learn's takes, most of which is checks of its inputs.
+    their part of the interval is too narrow (see `estimate`): a win is judged by the t-interval of `paired_difference`.
+    The time goes into up to 2 x seeds calls of the metric per resample (a seed drawn twice is measured once): a metric
+    in plain numpy takes a thirtieth of the time of scikit-learn's, most of which checks inputs.
     `scipy.stats.bootstrap` resamples along one axis only.
 
     Source: A. B. Owen, "The pigeonhole bootstrap", Annals of Applied Statistics 1 (2), 2007.
 
     Args:
-        predictions: (seeds, examples), of the method.
-        baseline: (seeds, examples), of the method that it is compared to, for the same seeds and examples.
-        labels: (examples,).
+        predictions: predictions of the method, (seeds, examples).
+        baseline: predictions of the baseline for the same seeds and examples, (seeds, examples).
+        labels: true labels, (examples,).
         metric: (labels, predictions), both (examples,), -> score.
-        rng_seed: of the draws; the same gives the same interval.
+        rng_seed: seed of the draws.
         n_resamples: number of draws.
 
     Returns:
-        The difference of the scores as they are, and the percentiles of the resampled differences.
+        The difference of the scores without resampling, and the percentiles of the resampled differences.
 
     Raises:
-        InputError: shapes that do not belong together, no seed, no example, or no resample.
+        InputError: The shapes do not fit together, or there is no seed, example or resample.
     """
     if not (predictions.ndim == 2 and predictions.shape == baseline.shape and predictions.shape[1:] == labels.shape):
         shapes = f"{predictions.shape}, {baseline.shape}, {labels.shape}"
@@ -173,7 +176,7 @@ def bootstrap_difference(
     rng = np.random.default_rng(rng_seed)
 
     def difference(counts: np.ndarray, rows: np.ndarray) -> float:
-        """Compute the difference when each seed counts so often (seeds,), on these examples (examples,)."""
+        """Compute the difference for counts of each seed (seeds,) and indices of examples (examples,)."""
         truth = labels[rows]
         by_seed = (
             counts[seed] * (metric(truth, predictions[seed, rows]) - metric(truth, baseline[seed, rows]))
@@ -190,19 +193,22 @@ def bootstrap_difference(
 
 
 def holm(p_values: Mapping[K, float]) -> dict[K, float]:
-    """Adjust p-values for the size of their family, which is the mapping.
+    """Adjust p-values for the size of their family, the mapping, by Holm's procedure.
 
-    Each, in ascending order, times the number of those not yet passed, at least as large as the one before, at most 1.
+    In ascending order, each is multiplied by the number of p-values from it on; the products are made monotonic, and
+    limited to 1.
 
     Source: S. Holm, "A simple sequentially rejective multiple test procedure", Scandinavian Journal of Statistics 6,
     1979.
 
     Args:
-        p_values: comparison -> p. The caller leaves out a comparison without one, and says so: a smaller family is a
-            milder adjustment.
+        p_values: comparison -> p. Comparisons without p are left out: a smaller family is adjusted less.
+
+    Returns:
+        Comparison -> adjusted p.
 
     Raises:
-        InputError: a p-value outside [0, 1].
+        InputError: A p-value is outside [0, 1].
     """
     wrong = {name: p for name, p in p_values.items() if not 0 <= p <= 1}
     if wrong:
@@ -214,7 +220,7 @@ def holm(p_values: Mapping[K, float]) -> dict[K, float]:
 
 
 class Outcome(StrEnum):
-    """Outcome of a method against a baseline; a tie is a difference that was not shown, not equality that was."""
+    """Outcome of a method against a baseline; a tie means no difference was shown, not equality."""
 
     WIN = "win"
     LOSS = "loss"
@@ -231,15 +237,18 @@ def verdict(
 ) -> Outcome:
     """Decide whether a method beats its baseline.
 
-    A win or a loss needs enough paired seeds, an interval without 0 (an end at 0 is not without), and an adjusted p
-    below alpha. A difference of NaN ties: for runs that diverged to count, the caller gives them a score first.
+    A win or a loss needs enough paired seeds, an interval that excludes 0 (an end at 0 does not), and an adjusted p
+    below alpha. A difference of NaN, as of diverged runs, is a tie.
 
     Args:
-        difference: of the method's and the baseline's scores.
-        adjusted_p: its p-value as `holm` adjusts it; None where there is none.
-        larger_is_better: whether a larger score is.
-        minimum_seeds: seeds in common that are enough.
-        alpha: the error rate of the family.
+        difference: difference of the method's and the baseline's scores.
+        adjusted_p: p-value adjusted by `holm`; None if there is none.
+        larger_is_better: whether a larger score is better.
+        minimum_seeds: shared seeds that a win or a loss needs.
+        alpha: error rate of the family.
+
+    Returns:
+        A win, a loss or a tie.
     """
     low, high = difference.estimate.low, difference.estimate.high
     if low is None or high is None or adjusted_p is None:
@@ -265,7 +274,7 @@ def average_ranks(scores: pd.DataFrame, *, larger_is_better: Mapping[K, bool]) -
         (methods,), in the order of the columns.
 
     Raises:
-        InputError: no task, or a task that `larger_is_better` lacks.
+        InputError: There is no task, or `larger_is_better` lacks a task.
     """
     unknown = [task for task in scores.index if task not in larger_is_better]
     if unknown or scores.empty:

@@ -1,4 +1,4 @@
-"""The study file: what is compared, on which tasks, at which learning rates and seeds, and where it is stored."""
+"""Schema of study files: methods, tasks, learning rates, seeds and the storage."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class RateConfig(Section, frozen=True, populate_by_name=True):
     per_decade: Count = field("a whole number from 1", 2)
 
     @pydantic.model_serializer(mode="wrap")
-    def _as_given(self, fields: pydantic.SerializerFunctionWrapHandler) -> dict[str, object]:
+    def _as_given(self, _fields: pydantic.SerializerFunctionWrapHandler) -> dict[str, object]:
         if self.values is not None:
             return {"values": self.values}
         return {"from": self.from_, "to": self.to, "per_decade": self.per_decade}
@@ -55,7 +55,8 @@ class RateConfig(Section, frozen=True, populate_by_name=True):
         """Refuse keys that do not go together.
 
         Raises:
-            InputError: neither values nor a range, or both; a range from more to less, or too wide; a duplicate rate.
+            InputError: There are neither values nor a range, or both; the range is reversed or too wide; a rate is a
+                duplicate.
         """
         given = self.model_fields_set
         if self.values is not None:
@@ -80,22 +81,23 @@ class StudyConfig(Section, frozen=True):
     """A study file; `docs/studies.md` describes each key.
 
     Attributes:
-        base: the configuration of a run that every trial starts from: a file beside the study's, or its content.
+        base: configuration that every trial starts from: a file beside the study's, or its content.
         methods: policies by name, or `{label: overrides}`; an override `method` names the policy of a label.
         tasks: name -> overrides of the base.
         grid: dotted key of the base -> its values.
         learning_rate: rates that every method is tried at; an override `learning_rate` of a method takes precedence.
-        seeds: the first one finds the best rate.
-        extra_seeds: run at the best rate alone, when the others have chosen it.
+        seeds: the first finds the best rate.
+        extra_seeds: run at the best rate alone, once the other seeds have chosen the rate.
         seeds_at: whether the other seeds run at the best rate and its neighbours, or at all rates.
-        baseline: the method that others are compared with; None for the first.
-        metric: what decides, on the validation split; None for the recipe's first metric, or the loss.
-        match_parameters: give each method the rank at which it trains about as many parameters as the baseline.
-        confirm_speed: where a method reaches the baseline's final loss earlier, run it scheduled to end there.
-        pruning: end runs early that are worse than the median of their comparison at the same evaluation.
-        retries: how often a trial whose worker died is started again.
+        baseline: method to compare with; None for the first.
+        metric: deciding metric on the validation split; None for the recipe's first metric, or the loss.
+        match_parameters: whether to scale each method's rank to the baseline's number of trainable parameters.
+        confirm_speed: whether to run a method that reaches the baseline's final loss earlier with a schedule that ends
+            there.
+        pruning: whether to end runs early if they are worse than the median of their peers at the same evaluation.
+        retries: number of restarts of a trial whose worker died.
         worker_timeout: seconds without a heartbeat after which a worker counts as dead.
-        keep: what is kept of a trial's model when it has finished.
+        keep: part of a trial's model to keep when the trial has finished.
         storage: an Optuna database URL; None for SQLite in the output folder.
         output: the study's folder.
         name: the study's name in the storage; None for that of the output folder.
@@ -140,13 +142,14 @@ def load_study_config(
     Args:
         source: a YAML file, or its content.
         overrides: `dotted.key=value` with a YAML value; the dots of `base.training.seed` lead into the base's file.
-        scale: the name of a set of keys below `scales:` that replaces the file's own.
+        scale: name of a set of keys below `scales:`, which replace the file's own.
 
     Returns:
-        With the base's content, an absolute output folder, a storage and a name.
+        The study file with the base's content, an absolute output folder, a storage and a name.
 
     Raises:
-        InputError: a missing file, broken YAML, an unknown key, name or value, with what is allowed.
+        InputError: The file is missing or no YAML, or a key, name or value is invalid; the message names the allowed
+            ones.
     """
     raw = copy.deepcopy(dict(source)) if isinstance(source, Mapping) else read_yaml(Path(source))
     where = "" if isinstance(source, Mapping) else f"{source}: "

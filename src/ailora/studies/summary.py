@@ -1,4 +1,4 @@
-"""The summary of a comparison, in sentences and tables: written once, rendered by terminal, Markdown and HTML."""
+"""Summary of a comparison in sentences and tables, rendered by terminal, Markdown and HTML."""
 
 from __future__ import annotations
 
@@ -61,11 +61,11 @@ class StudySummary:
     """Results of a study in sentences and tables.
 
     Attributes:
-        overall: how many methods win and lose, and whether there are enough seeds to tell.
+        overall: how many methods win and lose, and whether there are enough seeds.
         significant: every win, then every loss, with its size and interval; of very many, the first ones.
         outcomes: which methods win, tie and lose, a sentence for each task and setting.
         effect_sizes: by how much each method differs from the baseline, a sentence for each task and setting.
-        rule: what a win or a loss needs.
+        rule: conditions of a win or a loss.
         progress: how many trials are done, failed, pruned and open.
         tables: scores, ranks, learning rates, time to the baseline's loss, cost and failures; none of them is empty.
     """
@@ -90,7 +90,11 @@ class StudySummary:
 
 
 def summarize(comparison: Comparison) -> StudySummary:
-    """Put a comparison into words and tables."""
+    """Summarize a comparison in sentences and tables.
+
+    Returns:
+        The summary; empty tables are left out.
+    """
     tables = [
         _score_table(comparison),
         _rank_table(comparison),
@@ -133,7 +137,7 @@ def _overall(comparison: Comparison) -> list[str]:
 
 
 def _seed_shortage(judged: dict[Condition, BaselineComparison]) -> list[str]:
-    """Say which comparisons have too few seeds for anything but a tie."""
+    """Describe the comparisons with too few seeds for a win or a loss."""
     few = [c for c, against in judged.items() if against.difference and len(against.difference.seeds) < MIN_SEEDS]
     if not few:
         return []
@@ -334,7 +338,7 @@ def _failure_table(comparison: Comparison) -> SummaryTable:
 
 
 def format_estimate(estimate: Estimate, sign: str = "") -> str:
-    """Format a mean with its 95 % interval, where it has one."""
+    """Format a mean with its 95 % interval, if any."""
     return format_interval(estimate.mean, estimate.low, estimate.high, sign)
 
 

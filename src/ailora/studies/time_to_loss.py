@@ -14,11 +14,11 @@ from ailora.studies.trial import Trial, TrialResult
 
 @dataclass(frozen=True)
 class FirstReached:
-    """When a run first reached a loss.
+    """First evaluation of a run at or below a loss.
 
     Attributes:
-        step: of the first evaluation at or below it; None where the run is censored: not by `last_step`.
-        last_step: of the last evaluation.
+        step: step of the evaluation; None if the run is censored: it has not reached the loss by `last_step`.
+        last_step: step of the last evaluation.
     """
 
     step: int | None
@@ -30,10 +30,10 @@ class TimeToLoss:
     """How soon a method has the final validation loss of the baseline's run with the same seed.
 
     Attributes:
-        reached: by seed; a step of None is censored.
-        seconds: median training seconds until then, over the seeds that reached it; None if no seed did.
-        confirmed: whether runs that were scheduled to end there reached the loss, in the mean over seeds; one that
-            failed did not. None unless there are such runs and all of them have ended.
+        reached: seed -> first evaluation at or below the loss.
+        seconds: median training time until then, in seconds, over the seeds that reached the loss; None if no seed did.
+        confirmed: whether runs scheduled to end there reached the loss, in the mean over seeds; failed runs did not.
+            None unless there are such runs and all of them have ended.
     """
 
     reached: dict[int, FirstReached]
@@ -48,9 +48,9 @@ class TimeToLoss:
 
     @property
     def confirmation_steps(self) -> int | None:
-        """Length of the runs that put the claim to the test: the median of the steps.
+        """Length of the runs that test the claim, in steps: the median over seeds.
 
-        A loss in the middle of a schedule is one at a high learning rate: what counts is a schedule that ends there.
+        In the middle of a schedule the learning rate is high: only a schedule that ends there is comparable.
         None unless all seeds reach the loss before the end.
         """
         steps = [f.step for f in self.reached.values() if f.step is not None and f.step < f.last_step]
@@ -84,14 +84,14 @@ def measure_time_to_loss(ours: MethodResult, baseline: MethodResult, trials: Seq
 def find_first_reached(history: Sequence[Mapping[str, float]], target: float) -> FirstReached:
     """Find the first evaluation whose loss is at or below a target; a loss of NaN never is.
 
-    Only runs that are evaluated at the same steps compare: a step is known no better than their distance.
+    Only runs evaluated at the same steps are comparable.
 
     Args:
         history: evaluations, each with `step` and `loss`, in any order.
         target: the loss to reach.
 
     Raises:
-        InputError: no evaluation.
+        InputError: There is no evaluation.
     """
     if not history:
         raise InputError("a history without evaluations has no last step")

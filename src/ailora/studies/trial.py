@@ -14,7 +14,7 @@ ONLY_TASK = "base"
 
 @dataclass(frozen=True)
 class Condition:
-    """One curve of score over learning rate: a method on a task at a setting of the grid.
+    """A method on a task at a setting of the grid: a curve of score over learning rate.
 
     Attributes:
         task: label of the task.
@@ -38,7 +38,7 @@ class Condition:
 
     @property
     def label(self) -> str:
-        """Task and setting for a reader; empty where the study has only one of each."""
+        """Task and setting for a reader; empty if the study has a single task and setting."""
         return ", ".join(part for part in ("" if self.task == ONLY_TASK else self.task, self.setting_label) if part)
 
     @property
@@ -47,7 +47,7 @@ class Condition:
         return format_setting(self.values)
 
     def method_label(self, baseline: Condition) -> str:
-        """Label of the method beside a baseline, with its setting where the baseline has none or another one."""
+        """Return the label of the method beside a baseline, with its setting if the baseline's differs."""
         same_setting = {*self.setting} <= {*baseline.setting}
         return self.method if same_setting else f"{self.method} ({self.setting_label})"
 
@@ -98,12 +98,12 @@ class TrialSpec:
 
 @dataclass(frozen=True)
 class TrialResult:
-    """Result of a run that ended well, as the storage keeps it: a study is read without the folders of its runs.
+    """Result of a completed run, as stored: a study is read without the folders of its runs.
 
-    Fields other than `metrics` and `history` are None where the run did not measure them.
+    Fields other than `metrics` and `history` are None if the run did not measure them.
 
     Attributes:
-        metrics: split -> metric -> its value at the end.
+        metrics: split -> metric -> value at the end.
         history: evaluations on the validation split, each with `step` and `loss`.
         forgetting: loss on general text before and after, and its `rise`, in nats per token.
         seconds: duration of the whole trial.
@@ -114,7 +114,7 @@ class TrialResult:
         total_parameters: number of all parameters.
         adapter_bytes: size of the adapter's file.
         peak_memory_bytes: largest memory use of the run.
-        folder: of the run.
+        folder: folder of the run.
     """
 
     metrics: Mapping[str, Mapping[str, float]]
@@ -131,15 +131,15 @@ class TrialResult:
     folder: str | None = None
 
     def to_dict(self) -> dict[str, object]:
-        """Convert to plain data, without what was not measured."""
+        """Convert to plain data, without the fields that were not measured."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> TrialResult:
         """Build a result from plain data of `to_dict`, or from the results of a run; other keys are ignored."""
-        known: dict[str, Any] = {field.name: data[field.name] for field in fields(cls) if field.name in data}
+        measured: dict[str, Any] = {field.name: data[field.name] for field in fields(cls) if field.name in data}
         history = [record for record in data.get("history") or () if {"step", "loss"} <= record.keys()]
-        return cls(**{"metrics": {}, **known, "history": history})
+        return cls(**{"metrics": {}, **measured, "history": history})
 
 
 #: Fields of `TrialResult` that are columns of the table of trials.
@@ -163,13 +163,13 @@ class Trial:
     """A trial of a study.
 
     Attributes:
-        number: Optuna's, of the attempt that counts.
+        number: Optuna's number of the attempt that counts.
         key: hash of its configuration and of the versions that run it.
         spec: its specification.
         status: its status.
-        result: of its run; None unless it is done.
-        error: why it failed or was pruned.
-        attempts: how often it was started.
+        result: result of its run; None unless complete.
+        error: why the trial failed or was pruned.
+        attempts: number of starts.
     """
 
     number: int
@@ -182,7 +182,7 @@ class Trial:
 
     @property
     def ended(self) -> bool:
-        """Whether it will not run any more."""
+        """Whether the trial will not run any more."""
         return self.status not in (Status.WAITING, Status.RUNNING)
 
     def to_row(self, grid_keys: Iterable[str]) -> dict[str, Any]:

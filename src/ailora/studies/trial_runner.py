@@ -1,4 +1,4 @@
-"""The run of one trial, in a process of its own."""
+"""Run a trial, in a process of its own."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import time
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerContext, SpawnContext
 from pathlib import Path
-from typing import Any
 
 import filelock
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -41,13 +41,19 @@ ShouldContinue = Callable[[int, float], bool]
 
 
 class _PruningCallback(TrainerCallback):
-    """End a run whose validation loss is not a number, or that is not worth continuing."""
+    """End a run if its validation loss is not finite, or if the worker prunes the trial."""
 
     def __init__(self, should_continue: ShouldContinue | None) -> None:
         self.should_continue = should_continue
 
+    # The arguments are those with which transformers calls it, by name or place.
     def on_evaluate(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: Any = None, **kwargs: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: dict[str, float] | None = None,
+        **kwargs: object,
     ) -> None:
         loss = (metrics or {}).get("eval_loss")
         if loss is None:
@@ -62,14 +68,17 @@ def run_trial(config: RunConfig, keep: str, should_continue: ShouldContinue | No
     """Run a recipe; the same call after a kill continues from the last checkpoint.
 
     Args:
-        config: the run's.
-        keep: `nothing`, `adapter` or `all` of the model.
-        should_continue: asked at every evaluation; None to continue always.
+        config: configuration of the run.
+        keep: part of the model to keep: `nothing`, `adapter` or `all`.
+        should_continue: called at every evaluation; None to continue always.
+
+    Returns:
+        The result of the run.
 
     Raises:
-        TrialError: the validation loss became NaN.
-        TrialPruned: it was not worth continuing.
-        Exception: whatever the run raises.
+        TrialError: The validation loss is not finite.
+        TrialPruned: The trial was pruned.
+        Exception: The run raised an error.
     """
     folder = RunFolder(config.output)
     started = time.perf_counter()
@@ -90,11 +99,19 @@ def _remove_unkept(folder: RunFolder, keep: str) -> None:
 
 
 def run_in_subprocess(config: RunConfig, keep: str, should_continue: ShouldContinue | None = None) -> TrialResult:
-    """Do `run_trial` in a process of its own: what it breaks is broken there, and its memory is its own.
+    """Call `run_trial` in a process of its own, which isolates crashes and memory.
+
+    Args:
+        config: configuration of the run.
+        keep: part of the model to keep: `nothing`, `adapter` or `all`.
+        should_continue: called here at every evaluation; None to continue always.
+
+    Returns:
+        The result of the run.
 
     Raises:
-        TrialError: the run raised an error, or its process was killed.
-        TrialPruned: it was not worth continuing.
+        TrialError: The run raised an error, or its process was killed.
+        TrialPruned: The trial was pruned.
     """
     context = _multiprocessing_context()
     ours, theirs = context.Pipe()
@@ -126,8 +143,8 @@ def run_in_subprocess(config: RunConfig, keep: str, should_continue: ShouldConti
             process.join()
 
 
-def _multiprocessing_context() -> Any:
-    """Return a context whose processes start quickly: forked from a server that has only imported everything."""
+def _multiprocessing_context() -> ForkServerContext | SpawnContext:
+    """Return a context whose processes start quickly: forks of a server with everything imported."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
@@ -158,7 +175,7 @@ def _trial_main(worker: Connection, config: RunConfig, *, keep: str, asks: bool)
 
 
 def _exit_with_parent() -> None:
-    """Wait until the worker ends, and end with it; also where it is killed."""
+    """Wait until the worker ends or is killed, and end this process."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()
@@ -166,7 +183,7 @@ def _exit_with_parent() -> None:
 
 
 def _redirect_output(log: Path) -> None:
-    """Send what the run prints to a file, as several run at once."""
+    """Redirect standard output and standard error to a file, as several trials run at once."""
     descriptor = refuse_link(str(log), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for stream in (1, 2):
         os.dup2(descriptor, stream)

@@ -1,4 +1,4 @@
-"""A worker: claims the next trial, runs it and records its result, until nothing is left."""
+"""Worker of a study: claims trials, runs them and records their results, until none is left."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ _POLL_INTERVAL_S = 1.0
 
 
 def work(storage: TrialStorage, design: StudyDesign, execute: Execute = run_in_subprocess) -> int:
-    """Run trials until none is left to run, here or at another worker.
+    """Run trials until none is left, here or at another worker.
 
     Args:
         storage: the study's trials.
-        design: the study.
-        execute: runs a configuration.
+        design: design of the study.
+        execute: function that runs a configuration.
 
     Returns:
-        Number of trials that this worker ended.
+        Number of trials this worker ended.
 
     Raises:
-        KeyboardInterrupt: the worker was asked to stop; its trial waits again.
+        KeyboardInterrupt: The worker was asked to stop; its trial waits again.
     """
     count = 0
     while True:
@@ -49,7 +49,7 @@ def work(storage: TrialStorage, design: StudyDesign, execute: Execute = run_in_s
 
 
 def enqueue_missing_trials(storage: TrialStorage, design: StudyDesign) -> int:
-    """Queue the trials that the results so far ask for, and return their number."""
+    """Queue the trials required by the results so far, and return their number."""
     trials = design.keys.matching_trials(storage.trials())
     required = design.required_trials(trials)
     if design.config.confirm_speed and all(trial.ended for trial in trials) and len(trials) >= len(required):
@@ -58,11 +58,14 @@ def enqueue_missing_trials(storage: TrialStorage, design: StudyDesign) -> int:
 
 
 def time_to_loss_trials(trials: Sequence[Trial], design: StudyDesign) -> list[TrialSpec]:
-    """List the runs that put it to the test that a method reaches the baseline's final loss sooner.
+    """List the runs that test whether a method reaches the baseline's final loss sooner.
 
     Args:
-        trials: of the study, all of them ended.
-        design: the study.
+        trials: trials of the study, all of them ended.
+        design: design of the study.
+
+    Returns:
+        Specifications of runs whose schedule ends where the method first reached the loss.
     """
     comparison = compare(trials, design, bootstrap=False)
     return [
@@ -94,9 +97,9 @@ def _run(trial: RunningTrial, storage: TrialStorage, design: StudyDesign, execut
 
 
 def _pruning_rule(trial: RunningTrial, storage: TrialStorage, design: StudyDesign) -> ShouldContinue | None:
-    """Build the rule that compares a run with those of the same task and setting.
+    """Build the rule that compares a run with the runs of the same task and setting.
 
-    Returns None unless the best rate is sought, with the first seed.
+    Returns None unless the run searches for the best rate, with the first seed.
     """
     spec = trial.spec
     if not design.config.pruning or spec.seed != design.config.seeds[0] or spec.max_steps is not None:
