@@ -215,7 +215,7 @@ def fsdp_refuses_the_file_of_another_start(folder: Path) -> None:
     other = get_peft_model_state_dict(ailora.adapt(base(), "reversed", **OPTIONS))
     model = sharded(ailora.adapt(base(), **OPTIONS))
     before = parts(model)
-    with pytest.raises(ailora.AnchorMismatchError, match="another start"):
+    with pytest.raises(ailora.AnchorMismatchError, match="another anchor"):
         set_peft_model_state_dict(model, other)
     validate_close(parts(model), before)
 
@@ -244,7 +244,7 @@ def weights_that_fsdp_has_sharded_are_gathered(folder: Path) -> None:
     with torch.no_grad():
         expected = base()(input_ids=IDS).logits
         assert (model(input_ids=IDS).logits - expected).abs().max() <= 1e-5
-    with pytest.raises(ailora.ModelError, match=r"q_proj: its weight is spread over processes.*form='anchored'"):
+    with pytest.raises(ailora.ModelError, match=r"q_proj: the weight is sharded over processes.*form='anchored'"):
         ailora.adapt(sharded(base()), form="residual", **OPTIONS)
 
 

@@ -68,7 +68,7 @@ class _Shared(nn.Module):
 def test_a_failure_keeps_both_names_of_a_shared_module(monkeypatch: pytest.MonkeyPatch) -> None:
     model = _Shared()
     layer = model.wq
-    monkeypatch.setattr(inject_module, "_planned_layers", lambda *_: (_ for _ in ()).throw(RuntimeError("no")))
+    monkeypatch.setattr(inject_module, "_get_planned_layers", lambda *_: (_ for _ in ()).throw(RuntimeError("no")))
     with pytest.raises(RuntimeError, match="no"):
         ailora.adapt(model, rank=2, role_names={"wq": "query", "wv": "value"})
     assert model.wq is layer

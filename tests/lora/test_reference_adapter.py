@@ -183,7 +183,7 @@ def test_deleting_and_adding_again() -> None:
     model = adapted("separate", steps=3)
     add_reference(model)
     model.delete_adapter("ref")
-    with pytest.raises(ailora.ModelError, match="not on the model any more"):
+    with pytest.raises(ailora.ModelError, match="was removed from the model"):
         ailora.get_plan(model, "ref")
     add_reference(model)
     assert torch.equal(output(model, "ref"), output(model, "default"))

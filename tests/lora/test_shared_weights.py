@@ -100,5 +100,5 @@ def test_a_weight_that_is_computed_is_nobodys_twin() -> None:
         ):
             anchor = layer.self_attn.v_proj.lora_A["default"].anchor
             assert torch.equal(anchor, expected.self_attn.v_proj.lora_A["default"].anchor)
-    with pytest.raises(ailora.ModelError, match="its weight is computed, not stored"):
+    with pytest.raises(ailora.ModelError, match="the weight is computed, not stored"):
         ailora.adapt(ailora.restore_base(adapted), rank=4, form="residual")

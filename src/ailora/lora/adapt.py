@@ -1,4 +1,4 @@
-"""Adapt a model: decompose the weights of every planned projection, and give it its adapter."""
+"""Adapt a model: plan its adapters, decompose the planned weights, and inject the factors."""
 
 from __future__ import annotations
 
@@ -43,34 +43,34 @@ def adapt(
 ) -> PeftModel:
     """Adapt a pretrained model: `make_plan` and `apply_plan` in one call.
 
-    The result is an ordinary `peft.PeftModel`; `print(ailora.get_plan(model))` shows how many projections of each role
-    it adapts, and so does the logger `ailora`. At the start its outputs equal the base model's bit for bit, the base
-    weights are untouched, and every `save_pretrained` writes a stock PEFT adapter for the base model. Exceptions are
-    `form="residual"`, which changes the base (`save_adapter` converts it), and `dora` in half precision.
+    The result is an ordinary `peft.PeftModel`; `print(ailora.get_plan(model))` and the logger `ailora` show the
+    number of adapted projections of each role. At the start the outputs equal the base model's bit for bit, the base
+    weights are unchanged, and every `save_pretrained` writes a stock PEFT adapter for the base model. Exceptions are
+    `form="residual"`, which changes the base (`save_adapter` converts the adapter), and `dora` in half precision.
 
     Args:
-        model: the base model, or a `PeftModel` that gets one more adapter.
-        policy: a preset (`ailora`, `reversed`, `pissa`, `milora`, `lora`), `{role: init}`, or a `Policy`.
-        rank: the rank r, or `{role or regex: rank}`; the first key that matches a module counts.
-        alpha: likewise; None means alpha = rank, so that s = 1 (rsLoRA: s = sqrt(r)).
-        roles: the roles that are adapted; None: those that the policy names, else query and value.
-        role_names: `{regex: role}` for modules that no rule knows.
-        modules: regular expression; only modules whose name it matches are adapted.
+        model: The base model, or a `PeftModel`, which gets one more adapter.
+        policy: A preset (`ailora`, `reversed`, `pissa`, `milora`, `lora`), `{role: init}`, or a `Policy`.
+        rank: The rank r, or `{role or regex: rank}`; the first matching key counts.
+        alpha: A number or a mapping, as `rank`. None means alpha = rank: s = 1, or sqrt(r) with `rslora`.
+        roles: The roles to adapt. None means those of the policy, else query and value.
+        role_names: `{regex: role}` for modules without a naming rule.
+        modules: A regular expression; only modules whose names contain a match are adapted.
         form: `anchored`, `stock` or `residual`.
-        dropout: probability in [0, 1).
-        rslora: scaling alpha / sqrt(r) instead of alpha / r.
-        dora: train magnitudes too; not in the residual form.
-        modules_to_save: names of modules that are trained whole; None: the task type's usual heads.
-        task_type: PEFT's name (`SEQ_CLS`, `CAUSAL_LM`, ...); None: from the model's class.
-        couple_roles: let the adapter of a fused weight train all its rows, instead of each role its own.
+        dropout: Probability in [0, 1).
+        rslora: Scale by alpha / sqrt(r) instead of alpha / r.
+        dora: Train magnitudes too; not in the residual form.
+        modules_to_save: Names of modules to train in full. None means the task type's usual heads.
+        task_type: PEFT's name (`SEQ_CLS`, `CAUSAL_LM`, ...). None means that of the model's class.
+        couple_roles: Let the adapter of a fused weight train all its rows, instead of each role its own rows.
         adapter_name: PEFT's name for the adapter.
-        weights_from: see `apply_plan`.
+        weights_from: See `apply_plan`.
 
     Returns:
         The adapted model.
 
     Raises:
-        InputError, ModelError: see `make_plan` and `apply_plan`; the model is then as it was.
+        InputError, ModelError: See `make_plan` and `apply_plan`; the model is then unchanged.
 
     Examples:
         >>> from transformers import BertConfig, BertModel
@@ -102,24 +102,25 @@ def adapt(
 def apply_plan(
     model: nn.Module, plan: Plan, *, adapter_name: str = "default", weights_from: Path | str | None = None
 ) -> PeftModel:
-    """Give every planned projection its adapter.
+    """Inject an adapter into every planned projection.
 
-    If anything fails, the model is as it was. The global random state does not change. Where torch.distributed runs
-    several ranks, all of them call this, and get the initial factors that the first one computes.
+    After an error the model is unchanged. The global random state does not change. With several ranks of
+    torch.distributed, every rank must call this function; rank 0 computes the initial factors of all.
 
     Args:
-        model: the base model that the plan was made for, or a `PeftModel` of it that gets one more adapter.
-        plan: from `make_plan` or `Plan.from_dict`.
+        model: The plan's base model, or a `PeftModel` of it, which gets one more adapter.
+        plan: A plan of `make_plan` or `Plan.from_dict`.
         adapter_name: PEFT's name for the adapter.
-        weights_from: folder of safetensors files, one such file, or a hub id in the cache, whose weights are decomposed
-            in place of the model's: the unquantized checkpoint of a quantized model.
+        weights_from: A folder of safetensors files, one such file, or a hub id in the cache with the weights to
+            decompose instead of the model's: the unquantized checkpoint of a quantized model.
 
     Returns:
         The adapted model.
 
     Raises:
-        ModelError: the name is taken, a planned module is missing or has another shape, a weight has no decomposition.
-        InputError: the adapter name cannot be used.
+        ModelError: The name is taken, a planned module is missing or has another shape, or a weight has no
+            decomposition.
+        InputError: The adapter name cannot be used.
 
     Examples:
         >>> from ailora import make_plan
@@ -145,17 +146,17 @@ def apply_plan(
 
 
 def get_plan(model: nn.Module, adapter_name: str = "default") -> Plan:
-    """Return the plan of an adapter that this process put on a model.
+    """Return the plan of an adapter that this process injected into a model.
 
     Args:
-        model: a model that `adapt`, `apply_plan` or `resume` returned.
+        model: A model that `adapt`, `apply_plan` or `resume` returned.
         adapter_name: PEFT's name for the adapter.
 
     Returns:
         The plan.
 
     Raises:
-        ModelError: the model has no such adapter of ours.
+        ModelError: The model has no such adapter made by ailora.
 
     Examples:
         >>> from transformers import BertConfig, BertModel

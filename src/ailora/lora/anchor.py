@@ -1,8 +1,8 @@
-"""The algebra of the anchored form: every rule about an anchor `A0`, `B0` and the file that holds it.
+"""Algebra of the anchored form: the anchor `A0`, `B0`, and its place in the file.
 
-With `A = A0 + dA` and `B = B0 + dB`, `B A - B0 A0 = [dB, B] [A0; dA]` exactly. The left side is what trains, the right
-side is an ordinary LoRA of rank 2r: the file. At the start `dA = dB = 0`, and the product has a zero block against each
-full one, so that it is zero in every dtype and kernel.
+With `A = A0 + dA` and `B = B0 + dB`, `B A - B0 A0 = [dB, B] [A0; dA]` exactly. The left side is the trained update,
+the right side an ordinary LoRA of rank 2r: the file. At the start `dA = dB = 0`: each block of one factor meets a block
+of zeros in the other, so that the product is zero in every dtype and kernel.
 
 Shapes: `A0`, `dA` (r, in); `B0`, `dB`, `B` (out, r).
 """
@@ -13,10 +13,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-#: Largest distance of two anchors that count as the same, relative to their size and beyond their dtype's rounding:
-#: decompositions on other machines differ by about 1e-5, those of other weights, ranks or policies by about 1.
+#: Largest relative distance of equal anchors, beyond the rounding of their dtype. Decompositions on other machines
+#: differ by about 1e-5, those of other weights, ranks or policies by about 1.
 _MAX_ANCHOR_DISTANCE = 1e-3
-#: The grid of `B0`: its step is this many powers of two below its largest entry.
+#: The step of the grid of `B0` is 2^-19 to 2^-18 of its largest entry.
 _GRID_BITS = 19
 
 
@@ -45,21 +45,21 @@ def unstack_B(stacked: Float[Tensor, "out two_r"]) -> tuple[Tensor, Tensor]:
 def snap_to_grid(B: Tensor) -> Tensor:
     """Round `B` to multiples of a power of two, 2^-19 to 2^-18 of its largest entry.
 
-    Moves a start by less than 1e-5 of its norm and leaves room for `B + dB` with `dB` up to eight times as large: the
-    rounding errors of the sum and of the difference in float32 stay below half a step. So `B - dB`, rounded to the
-    grid, returns `B0` bit for bit, and a resumed run equals an uninterrupted one.
+    The start changes by less than 1e-5 of its norm. For a `dB` up to eight times as large as `B0`, the rounding
+    errors of `B0 + dB` and of the difference in float32 stay below half a step: rounding `B - dB` to the grid returns
+    `B0` bit for bit, and a resumed run equals an uninterrupted run.
     """
     step = _grid_step(B)
     return B if step is None else ((B.double() / step).round() * step).to(B.dtype)
 
 
 def left_grid(stacked: Float[Tensor, "out two_r"], eps: float) -> bool:
-    """Return whether `B - dB` of a file has left the grid of `B0`: code that knows of no anchor trained all of it.
+    """Return whether `B - dB` of a file has left the grid of `B0`, because a stock trainer trained the full factor.
 
     Args:
         stacked: `lora_B` of the file.
-        eps: machine precision of the file's factors. The rounding of half precision is coarser than the grid: there
-            it cannot be told, and the answer is False.
+        eps: Machine precision of the file's factors. Half precision rounds more coarsely than the grid; the result is
+            then False.
     """
     delta, total = unstack_B(stacked)
     anchor = total - delta
@@ -71,16 +71,16 @@ def left_grid(stacked: Float[Tensor, "out two_r"], eps: float) -> bool:
 
 
 def anchor_distance(anchor: Tensor, other: Tensor, *, delta: Tensor | None = None, eps: float = 0.0) -> float | None:
-    """Compare an anchor with another.
+    """Compare two anchors.
 
     Args:
-        anchor: the anchor.
-        other: what may be the same anchor, of the same shape.
-        delta: the difference that `other` was recovered from, whose size makes its rounding.
-        eps: machine precision of the coarser of both.
+        anchor: The anchor.
+        other: The other anchor, of the same shape.
+        delta: The difference from which `other` was recovered; its norm bounds the rounding error.
+        eps: Machine precision of the coarser anchor.
 
     Returns:
-        None if they are the same; else the distance relative to the size of `anchor`.
+        None if the anchors are equal up to rounding; else their distance relative to the norm of `anchor`.
     """
     size = anchor.norm()
     distance = (other - anchor).norm()
@@ -89,12 +89,10 @@ def anchor_distance(anchor: Tensor, other: Tensor, *, delta: Tensor | None = Non
 
 
 def _grid_step(B: Tensor) -> Tensor | None:
-    """Return the step of the grid, a float64 scalar; None for a factor without a size.
-
-    The threshold between two steps lies between grid points, so that a recovered `B0` finds the step it was put on.
-    """
+    """Return the step of the grid, a float64 scalar; None for a factor of zeros or with infinite entries."""
     largest = B.abs().max() if B.numel() else B.new_zeros(())
     if largest == 0 or not torch.isfinite(largest):
         return None
+    # The factor puts the threshold between two steps between grid points: a recovered `B0` gets the same step again.
     exponent = torch.frexp(largest.double() * (1 + 2.0**-21)).exponent
     return torch.ldexp(torch.ones((), dtype=torch.float64, device=B.device), exponent - _GRID_BITS)

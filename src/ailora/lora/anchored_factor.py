@@ -1,4 +1,4 @@
-"""Factors of the anchored form: a frozen anchor and a trainable difference, saved as one stock LoRA factor."""
+"""Factors of the anchored form: a frozen anchor and a trained difference, packed into one stock LoRA factor."""
 
 from __future__ import annotations
 
@@ -15,20 +15,21 @@ from ailora.weights.dtensor import distribute_like, full_tensor, validate_unshar
 
 
 class AnchoredFactor(PackedFactor):
-    """Factor with its anchor as a buffer and the difference as the parameter `delta`."""
+    """A factor with its anchor as a buffer and the difference from the anchor as the parameter `delta`."""
+
+    # A buffer: PEFT's `requires_grad_` on the parent module would unfreeze a parameter.
 
     anchor: Tensor
     delta: nn.Parameter
 
     def __init__(self, anchor: Tensor) -> None:
         super().__init__()
-        # A buffer: PEFT calls `requires_grad_` on the parent, which would unfreeze a parameter.
         self.register_buffer("anchor", anchor.contiguous().clone())
         self.delta = nn.Parameter(torch.zeros_like(self.anchor))
 
     @abstractmethod
     def unstack(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """Split a stacked factor into anchor and delta."""
+        """Return the anchor and the delta of a factor of `stack`."""
 
     def unpack(self, weight: Tensor) -> dict[str, Tensor]:
         anchor, delta = self.unstack(self._as_anchor(weight))
@@ -38,27 +39,21 @@ class AnchoredFactor(PackedFactor):
             "delta": distribute_like(delta, self.delta),
         }
 
-    def restart(self, weight: Tensor) -> None:
+    def restart(self, weight: Tensor) -> None:  # noqa: ARG002 (the anchor is its start)
         nn.init.zeros_(self.delta)
 
     def validate_same_anchor(self, weight: Tensor, name: str) -> None:
         self.validate_shape(weight, name)
         if self.anchor.is_meta:
-            # An engine has moved the model away and gives every process the first one's: there is nothing to compare.
+            # An engine has moved the model to the meta device and will broadcast the first process's state.
             return
-        stacked = self._as_anchor(weight)
-        anchor, delta = self.unstack(stacked)
+        anchor, delta = self.unstack(self._as_anchor(weight))
         eps = max(torch.finfo(dtype).eps for dtype in (weight.dtype, self.anchor.dtype))
         distance = anchor_distance(self.anchor, anchor, delta=delta, eps=eps)
         if distance is not None:
-            if not torch.isfinite(stacked).all():
-                raise AnchorMismatchError(
-                    f"{name}: the file holds NaN or infinite entries, and no anchor can be compared with them: its "
-                    "training diverged, train it again"
-                )
             raise AnchorMismatchError(
-                f"{name}: the file was made for another start (its anchor is {distance:.1e} away, "
-                "relative to this one's size): another base, policy, rank or an ordinary LoRA. "
+                f"{name}: the file has another anchor (relative distance {distance:.1e}): it was made for another "
+                "base, policy or rank, or is an ordinary LoRA. "
                 "Load it under another adapter name, or into the base model with PeftModel.from_pretrained."
             )
 
@@ -73,7 +68,7 @@ class AnchoredFactor(PackedFactor):
 
 
 class AnchoredA(AnchoredFactor):
-    """`lora_A` of the anchored form, `A0` (r, in) above the difference `dA` (r, in)."""
+    """`lora_A`: the anchor `A0` (r, in) above the difference `dA` (r, in)."""
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -87,7 +82,7 @@ class AnchoredA(AnchoredFactor):
 
 
 class AnchoredB(AnchoredFactor):
-    """`lora_B` of the anchored form, `dB` (out, r) beside `B = B0 + dB` (out, r), with `B0` on the grid."""
+    """`lora_B`: the difference `dB` (out, r) beside `B = B0 + dB` (out, r), with `B0` on the grid."""
 
     def __init__(self, anchor: Float[Tensor, "out r"]) -> None:
         super().__init__(snap_to_grid(anchor))
@@ -102,7 +97,7 @@ class AnchoredB(AnchoredFactor):
 
     def unstack(self, weight: Float[Tensor, "out two_r"]) -> tuple[Tensor, Tensor]:
         delta, total = unstack_B(weight)
-        # Beside a difference many times its size, the anchor has lost digits in the sum. Ours may be the one.
+        # A sum with a much larger difference loses digits of the anchor. If ours gives the same sum, it is the anchor.
         if not self.anchor.is_meta and torch.equal(self.anchor + delta, total):
             return self.anchor.clone(), delta
         return snap_to_grid(total - delta), delta

@@ -1,4 +1,4 @@
-"""PEFT's `LoraModel`, able to start a second adapter from the anchors of the first."""
+"""Subclass of PEFT's `LoraModel` that can start a second adapter from the anchors of the first."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from ailora.plan.adapter_metadata import AdapterMetadata
 
 
 class AnchoredLoraModel(LoraModel):
-    """PEFT's `LoraModel` that starts an adapter which shares the configuration of one of ours as that one started.
+    """`LoraModel` that starts an adapter from the anchors of an ailora adapter with the same configuration object.
 
     TRL's trainers with a reference model (DPO, KTO, RLOO, GRPO) add an adapter `ref` with the configuration object of
-    `default`, then copy every parameter of `default` by its name. PEFT would give `ref` factors of its own, which have
-    no `delta`. Adapters with a configuration of their own, those that `load_adapter` reads among them, are PEFT's.
+    `default`, then copy every parameter of `default` by name. PEFT's own factors for `ref` would have no `delta`.
+    Adapters with another configuration object, such as those of `load_adapter`, remain PEFT's.
     """
 
     ailora_metadata: dict[str, AdapterMetadata]
@@ -31,7 +31,7 @@ class AnchoredLoraModel(LoraModel):
     ) -> None:
         super().inject_adapter(model, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage, state_dict)
         source = self._find_source(adapter_name)
-        # Without memory for its parameters, an adapter is about to be loaded from a file.
+        # PEFT uses `low_cpu_mem_usage` for adapters that it loads from a file next.
         if source is None or low_cpu_mem_usage:
             return
         for layer in model.modules():
@@ -41,14 +41,14 @@ class AnchoredLoraModel(LoraModel):
         self.ailora_metadata = {**self.ailora_metadata, adapter_name: self.ailora_metadata[source]}
 
     def _find_source(self, adapter_name: str) -> str | None:
-        """Return the adapter of ours that has the same configuration object as a new one, if any."""
+        """Return the ailora adapter with the same configuration object as a new adapter, or None."""
         config = self.peft_config[adapter_name]
         shared = (name for name in self.ailora_metadata if self.peft_config.get(name) is config)
         return next((name for name in shared if name != adapter_name), None)
 
 
 def _start_from(factors: nn.ModuleDict, source: str, adapter_name: str) -> None:
-    """Replace a factor that PEFT made by one with the anchor of another adapter."""
+    """Replace PEFT's factor of a new adapter by a restarted copy of another adapter's factor."""
     factor, stock = factors[source], factors[adapter_name]
     if not isinstance(factor, PackedFactor):
         return

@@ -1,7 +1,7 @@
-"""One stock LoRA factor for a fused projection, made of a factor for each role.
+"""Stock LoRA factors of a fused projection, joined from a factor for each role.
 
-The file of a fused projection is the files of its roles, stacked: `A = [A_q; A_v]`, and `B = [B_q, B_v]` where each
-block is zero outside the rows of its role. So it trains as the same model with separate projections would.
+The file of a fused projection stacks the files of its roles: `A = [A_q; A_v]`, and `B = [B_q, B_v]` where each block is
+zero outside the rows of its role. Training equals that of a model with separate projections.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ailora.roles.fused_layout import Rows
 
 
 class FusedFactor(PackedFactor):
-    """A factor of a fused projection: the factors of its roles, as submodules named by role."""
+    """A factor of a fused projection, with the factors of its roles as submodules named by role."""
 
     def __init__(self, parts: Mapping[Role, PackedFactor]) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ class FusedFactor(PackedFactor):
 
     @property
     def parts(self) -> dict[str, PackedFactor]:
-        """The factors of the roles."""
+        """Factors of the roles, by the role's name."""
         return {role: getattr(self, role) for role in self._roles}
 
     @abstractmethod
@@ -40,11 +40,14 @@ class FusedFactor(PackedFactor):
 
     @abstractmethod
     def split(self, weight: Tensor, shapes: Mapping[str, tuple[int, int]] | None = None) -> dict[str, Tensor]:
-        """Split a whole factor into those of the roles.
+        """Split a joined factor into the factors of the roles.
 
         Args:
-            weight: what `join` made.
-            shapes: the shape of each part; None: those of `parts`.
+            weight: A factor of `join`.
+            shapes: Shape of each part by role; None means the shapes of `parts`.
+
+        Returns:
+            The factors by role.
         """
 
     @property
@@ -66,7 +69,7 @@ class FusedFactor(PackedFactor):
         return self.join(part.from_file(split[role]) for role, part in self.parts.items())
 
     def unpack(self, weight: Tensor) -> dict[str, Tensor]:
-        # The parts unpack their own key when their turn to load comes.
+        # Each part unpacks its own key later, in its own load hook.
         return {f"{role}.weight": part for role, part in self.split(weight).items()}
 
     def restart(self, weight: Tensor) -> None:
@@ -80,14 +83,14 @@ class FusedFactor(PackedFactor):
 
     @abstractmethod
     def _joined_shape(self, shapes: list[tuple[int, int]]) -> tuple[int, int]:
-        """Return the shape of parts of these shapes, joined."""
+        """Return the shape of the joined factor."""
 
     def _shapes(self, shapes: Mapping[str, tuple[int, int]] | None) -> list[tuple[int, int]]:
         return [shapes[role] if shapes else part.shape for role, part in self.parts.items()]
 
 
 class FusedA(FusedFactor):
-    """`lora_A` of a fused projection: the roles' factors, one above the other."""
+    """`lora_A` of a fused projection: the roles' factors below each other."""
 
     def join(self, parts: Iterable[Float[Tensor, "_ in_"]]) -> Float[Tensor, "r in_"]:
         return torch.cat(list(parts), dim=0)
@@ -106,9 +109,9 @@ class FusedB(FusedFactor):
     """`lora_B` of a fused projection: the roles' factors side by side, each on its own rows.
 
     Args:
-        parts: the factor of each role, (rows of the role, r), or (out, r) where the roles are coupled.
-        rows: role -> its rows in the weight, as ranges.
-        out_features: rows of the whole weight.
+        parts: Factor of each role, (rows of the role, r), or (out, r) for coupled roles.
+        rows: Row ranges of each role in the weight.
+        out_features: Number of rows of the weight.
     """
 
     def __init__(self, parts: Mapping[Role, PackedFactor], rows: Mapping[Role, Rows], out_features: int) -> None:
@@ -130,7 +133,7 @@ class FusedB(FusedFactor):
     def split(
         self, weight: Float[Tensor, "out r"], shapes: Mapping[str, tuple[int, int]] | None = None
     ) -> dict[str, Tensor]:
-        # By ranges: an engine may have the buffers of rows on the meta device while it loads.
+        # By ranges, not by the buffers of row indices: an engine may have buffers on the meta device while it loads.
         return {
             role: torch.cat([block[start:stop] for start, stop in self._ranges[role]], dim=0)
             for role, block in self._blocks(weight, shapes).items()
@@ -144,8 +147,8 @@ class FusedB(FusedFactor):
                 others[start:stop] = 0
             if others.any():
                 raise AnchorMismatchError(
-                    f"{name}: the file's factor reaches rows of other roles: it was trained whole, by a stock "
-                    "trainer. Load it under another adapter name, or with PeftModel.from_pretrained."
+                    f"{name}: the file's factor reaches rows of other roles: a stock trainer has trained all rows. "
+                    "Load it under another adapter name, or with PeftModel.from_pretrained."
                 )
 
     def _blocks(self, weight: Tensor, shapes: Mapping[str, tuple[int, int]] | None = None) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ from ailora.roles import Projection
 from ailora.weights.base_weight import BaseWeight, select_rows, validate_dora_rows
 from ailora.weights.weight_source import WeightSource
 
-#: fp32 copies of a matrix that a decomposition needs at its peak.
+#: Peak memory of a decomposition, in fp32 copies of the matrix.
 _PEAK_COPIES = 6
 
 
@@ -26,7 +26,7 @@ class InitialFactors:
     """The initial factors of one planned adapter, on the device of its layer.
 
     Attributes:
-        planned: what was planned.
+        planned: The adapter's settings.
         factors: `A0` and `B0`.
     """
 
@@ -36,7 +36,7 @@ class InitialFactors:
 
 @dataclass(frozen=True)
 class _Decomposition:
-    """One decomposition, and the planned adapters that share it: tied layers have one weight."""
+    """A decomposition with the planned adapters that share it, those of tied layers."""
 
     weight: BaseWeight
     sharing: list[PlannedAdapter]
@@ -47,7 +47,7 @@ class _Decomposition:
 
     @property
     def kind(self) -> tuple[object, ...]:
-        """Decompositions of one kind can be batched."""
+        """Key of decompositions that can be batched."""
         p = self.planned
         shape = (p.projection.out_features, p.projection.in_features)
         return (shape, self.weight.dtype, self.weight.device, p.init, p.rank, p.scaling)
@@ -58,23 +58,23 @@ def compute_initial_factors(
 ) -> list[InitialFactors]:
     """Compute the initial factors of every planned adapter, with a progress bar on a terminal.
 
-    On a GPU, matrices of equal shape are decomposed at once, as many as fit into a quarter of its free memory; on a CPU
-    one after the other with all cores. A quantized weight is dequantized when its turn comes.
+    On a GPU, matrices of equal shape are decomposed in batches that fit into a quarter of the free memory; on a CPU one
+    after the other on all cores. Quantized weights are dequantized one at a time.
 
     Args:
-        plan: what is planned.
-        weights: the planned weights, by module; not changed.
-        source: returns the matrix that is decomposed for a weight.
-        generator: draws the random factors, in the plan's order.
+        plan: The plan.
+        weights: The planned weights by module; they do not change.
+        source: Returns the matrix to decompose for a weight.
+        generator: Generator of the random factors, drawn in the plan's order.
 
     Returns:
         The initial factors, in the plan's order.
 
     Raises:
-        ModelError: a planned module has another shape, a weight has no decomposition.
+        ModelError: A planned module has another shape, or a weight has no decomposition.
     """
     decompositions = _share_decompositions(plan, weights, validate_readable=source is BaseWeight.read)
-    read = _with_dora_rows(source) if plan.options.dora else source
+    read = _validating_dora_rows(source) if plan.options.dora else source
     results: dict[Projection, InitialFactors] = {}
     with tqdm(total=len(decompositions), desc="decomposing", unit="matrix", leave=False, disable=None, delay=1) as bar:
         for batch in _batches(decompositions):
@@ -85,8 +85,8 @@ def compute_initial_factors(
     return [results[planned.projection] for planned in plan.adapters]
 
 
-def _with_dora_rows(source: WeightSource) -> WeightSource:
-    """Refuse the weights of a source that a DoRA cannot be made for."""
+def _validating_dora_rows(source: WeightSource) -> WeightSource:
+    """Wrap a source to refuse weights that DoRA cannot adapt."""
 
     def read(weight: BaseWeight) -> Tensor:
         matrix = source(weight)
@@ -103,7 +103,9 @@ def _share_decompositions(
     for module, group in plan.modules.items():
         weight = weights[module]
         if weight.shape != group[0].projection.shape:
-            raise ModelError(f"{module} is {weight.shape}, the plan says {group[0].projection.shape}")
+            raise ModelError(
+                f"{module}: expected the shape {group[0].projection.shape} of the plan, got {weight.shape}"
+            )
         weight.validate_loaded()
         if validate_readable:
             weight.validate_readable()
@@ -119,9 +121,10 @@ def _share_decompositions(
 
 
 def _batches(decompositions: Sequence[_Decomposition]) -> Iterator[list[_Decomposition]]:
-    """Batch decompositions of one kind, as many as fit; random inits keep their order, as they are never batched."""
+    """Yield batches of decompositions of one kind, as many as fit into memory."""
     by_kind: dict[tuple[object, ...], list[_Decomposition]] = {}
     for number, decomposition in enumerate(decompositions):
+        # Random inits are not batched: their order of drawing is that of the plan.
         kind = decomposition.kind if decomposition.planned.init.anchored else (number,)
         by_kind.setdefault(kind, []).append(decomposition)
     for same in by_kind.values():

@@ -1,4 +1,4 @@
-"""Initial factors on a model: all of them or none."""
+"""Inject initial factors into a model, atomically."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ from ailora.roles import weight_shape
 from ailora.weights.base_weight import BaseWeight, resolve_weights
 from ailora.weights.quantized import find_storage
 
-#: What a file system allows.
+#: Limit of common file systems.
 _MAX_NAME_BYTES = 255
-#: PEFT takes such an adapter's name out of the names of the tensors of trained heads.
-_PARAMETERS = ("weight", "bias")
+#: PEFT removes the adapter's name from the names of trained heads' tensors, which these names would damage.
+_RESERVED_NAMES = ("weight", "bias")
 _LOG = logging.getLogger("ailora")
 
 
 def prepare(model: nn.Module, plan: Plan, *, adapter_name: str) -> dict[str, BaseWeight]:
-    """Refuse what cannot be adapted as planned, before anything is computed.
+    """Validate a model for a plan, before anything is computed, and look up the planned weights.
 
     Returns:
-        The planned weights, by module.
+        The planned weights by module.
 
     Raises:
-        InputError, ModelError: see `apply_plan`.
+        InputError, ModelError: See `apply_plan`.
     """
     validate_adapter_name(model, adapter_name)
     _validate_untouched_base(model, plan)
@@ -66,103 +66,106 @@ def inject(
     metadata: AdapterMetadata,
     residuals: Sequence[Residual] = (),
 ) -> PeftModel:
-    """Give every planned projection its adapter. If anything fails, the model is as it was.
+    """Inject an adapter into every planned projection. After an error the model is unchanged.
 
     Args:
-        model: a model that `prepare` has let pass.
-        plan: what is planned.
-        factors: the initial factors of every planned adapter.
+        model: A model validated by `prepare`.
+        plan: The plan.
+        factors: The initial factors of every planned adapter.
         adapter_name: PEFT's name for the adapter.
-        metadata: what `get_metadata` will return.
-        residuals: what takes the place of the weights in the residual form.
+        metadata: Metadata of the adapter, for `get_metadata`.
+        residuals: Residuals that replace the base weights in the residual form.
 
     Returns:
-        The adapted model: a new `PeftModel`, or `model` itself if it is one.
+        The adapted model: a new `PeftModel`, or `model` itself if it is a `PeftModel`.
 
     Raises:
         ModelError: PEFT cannot adapt the model as planned.
     """
     base = get_base_model(model)
+    # PEFT draws factors of its own, which are replaced: the global random state must not notice.
     with _unchanged_on_error(model, adapter_name), torch.random.fork_rng():
         adapted = _inject(model, live_config(plan, base), adapter_name)
-        layers = _planned_layers(base, plan, adapter_name)
-        for module, group in _by_module(factors).items():
+        layers = _get_planned_layers(base, plan, adapter_name)
+        for module, group in _group_by_module(factors).items():
             set_factors(layers[module], group, adapter_name, plan)
         with ExitStack() as undo:
             for residual in residuals:
                 residual.write(undo)
             undo.pop_all()
-    known = _all_metadata(adapted)
-    if not known:
+    metadata_by_name = _get_all_metadata(adapted)
+    if not metadata_by_name:
         adapted.register_load_state_dict_pre_hook(validate_same_anchors)
-    _to_anchored(adapted).ailora_metadata = {**known, adapter_name: metadata}
+    _to_anchored(adapted).ailora_metadata = {**metadata_by_name, adapter_name: metadata}
     _LOG.info("adapted %s: %s", type(base).__name__, plan)
     return adapted
 
 
 def get_metadata(model: nn.Module, adapter_name: str = "default") -> AdapterMetadata:
-    """Return the metadata of an adapter that this process put on a model.
+    """Return the metadata of an adapter that this process injected into a model.
 
     Raises:
-        ModelError: the model has no such adapter of ours.
+        ModelError: The model has no such adapter made by ailora.
     """
-    known = _all_metadata(model)
-    if adapter_name not in known:
-        raise ModelError(
-            f"the model has no adapter {adapter_name!r} made by ailora; it has: {', '.join(known) or 'none'}"
-        )
-    for module in known[adapter_name].parsed_plan.modules:
+    metadata_by_name = _get_all_metadata(model)
+    if adapter_name not in metadata_by_name:
+        names = ", ".join(metadata_by_name) or "none"
+        raise ModelError(f"the model has no adapter {adapter_name!r} made by ailora; it has: {names}")
+    for module in metadata_by_name[adapter_name].parsed_plan.modules:
         layer = get_base_model(model).get_submodule(module)
         if not isinstance(layer, LoraLayer) or adapter_name not in layer.lora_A:
-            raise ModelError(f"the adapter {adapter_name!r} is not on the model any more: {module} does not carry it")
-    return known[adapter_name]
+            raise ModelError(f"the adapter {adapter_name!r} was removed from the model: {module} no longer has it")
+    return metadata_by_name[adapter_name]
 
 
 def has_ailora_adapter(model: nn.Module, adapter_name: str = "default") -> bool:
-    """Return whether this process put an adapter of that name on a model."""
-    return adapter_name in _all_metadata(model)
+    """Return whether this process injected an adapter of that name into a model."""
+    return adapter_name in _get_all_metadata(model)
 
 
 def get_base_model(model: nn.Module) -> nn.Module:
-    """Return the model under the adapters."""
+    """Return the base model of a `PeftModel`; any other model is its own base."""
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
 def validate_adapter_name(model: nn.Module, adapter_name: str) -> None:
-    """Refuse a name that is taken or cannot be used, and adapters that no PeftModel holds.
+    """Refuse a name that is taken or unusable, and a model whose adapters belong to no `PeftModel`.
 
     Raises:
-        ModelError, InputError: which.
+        InputError: The name is unusable.
+        ModelError: The name is taken, or the model has adapters without a `PeftModel`.
     """
     if not isinstance(adapter_name, str) or not _is_usable_name(adapter_name):
         raise InputError(
-            f"adapter_name {adapter_name!r} cannot be used: not empty, no dot, not part of 'lora_', no attribute of a "
-            "torch module, and a name that a folder can have"
+            f"adapter_name {adapter_name!r} cannot be used: expected a possible name of a folder, without a dot, no "
+            "part of 'lora_', and no attribute of a torch module"
         )
     if isinstance(model, PeftModel):
         if adapter_name in model.peft_config:
             raise ModelError(f"the model already has an adapter named {adapter_name!r}: choose another adapter_name")
     elif any(isinstance(module, BaseTunerLayer) for module in model.modules()):
         raise ModelError(
-            "the model already carries adapters: pass the PeftModel itself with another adapter_name, or unload() first"
+            "the model already has adapters: pass the PeftModel itself with another adapter_name, or unload() first"
         )
 
 
 def _is_usable_name(name: str) -> bool:
-    """Return whether PEFT can use a name: in torch's dictionaries of modules, in the keys of files, for a folder."""
-    taken = any(hasattr(container(), name) for container in (nn.ModuleDict, nn.ParameterDict)) or name in _PARAMETERS
+    """Return whether a name works in torch's dictionaries of modules, in the keys of files and as a folder."""
+    taken = (
+        any(hasattr(container(), name) for container in (nn.ModuleDict, nn.ParameterDict)) or name in _RESERVED_NAMES
+    )
     fits_folder = name.isprintable() and len(name.encode(errors="replace")) <= _MAX_NAME_BYTES
     return not taken and name not in "lora_" and not set(name) & set("./\\") and fits_folder
 
 
 def _validate_untouched_base(model: nn.Module, plan: Plan) -> None:
-    """Refuse a second adapter beside the residual form, which changes the base, and a model with a merged adapter."""
+    """Refuse a merged adapter, and a second adapter beside the residual form, which changes the base."""
     if not isinstance(model, PeftModel):
         return
     if not isinstance(model.base_model, LoraModel) or not model.peft_config:
-        raise ModelError("the PeftModel is not one of LoRA adapters: pass its base model instead")
+        raise ModelError("the PeftModel has adapters other than LoRA: pass its base model instead")
     validate_unmerged(model)
-    residual = [name for name, known in _all_metadata(model).items() if known.parsed_plan.form is Form.RESIDUAL]
+    residual = [name for name, other in _get_all_metadata(model).items() if other.parsed_plan.form is Form.RESIDUAL]
     if residual or plan.form is Form.RESIDUAL:
         raise ModelError(
             "an adapter in the residual form changes the base weights and cannot live beside another adapter"
@@ -172,37 +175,39 @@ def _validate_untouched_base(model: nn.Module, plan: Plan) -> None:
 
 
 def validate_unmerged(model: nn.Module) -> None:
-    """Refuse a model whose base weights hold an adapter.
+    """Refuse a model with an adapter merged into the base weights.
 
     Raises:
-        ModelError: an adapter is merged.
+        ModelError: An adapter is merged.
     """
     if any(isinstance(module, LoraLayer) and module.merged for module in model.modules()):
         raise ModelError("the adapter is merged into the base: unmerge_adapter() first")
 
 
 def _validate_dora(weights: Mapping[str, BaseWeight]) -> None:
-    """Refuse DoRA on 8-bit layers: PEFT asks them for scales that their first forward pass has moved away."""
+    """Refuse DoRA on 8-bit layers of bitsandbytes."""
+    # PEFT reads scales from the weight, which the first forward pass moves to the state of the layer.
     for module, weight in weights.items():
         if type(weight.layer._parameters.get("weight")).__name__ == "Int8Params":
             raise ModelError(f"{module}: dora does not work on 8-bit weights of bitsandbytes in PEFT; use 4 bits")
 
 
 def _validate_modules_to_save(base: nn.Module, plan: Plan) -> None:
-    """Refuse quantized modules that would be trained whole."""
+    """Refuse quantized modules in `modules_to_save`."""
     for name, module in base.named_modules() if plan.options.modules_to_save else ():
         saved = any(f".{saved}." in f".{name}." for saved in plan.options.modules_to_save)
         if saved and weight_shape(module) is not None and find_storage(module) is not None:
-            raise ModelError(f"modules_to_save: {name} is quantized and cannot be trained whole")
+            raise ModelError(f"modules_to_save: {name} is quantized and cannot be trained in full")
 
 
-def _all_metadata(model: nn.Module) -> dict[str, AdapterMetadata]:
-    # A PeftModel, and what wraps one, forwards the attribute of its AnchoredLoraModel.
+def _get_all_metadata(model: nn.Module) -> dict[str, AdapterMetadata]:
+    # A PeftModel and its wrappers forward attribute look-ups to the AnchoredLoraModel.
     return getattr(model, "ailora_metadata", {})
 
 
 def _to_anchored(model: PeftModel) -> AnchoredLoraModel:
-    """Turn PEFT's tuner of a model into ours, which differs in one method; it is not made anew, as others hold it."""
+    """Change the class of PEFT's tuner to ours, in place."""
+    # In place, because trainers and wrappers may already refer to the tuner; the classes differ in one method.
     assert isinstance(model.base_model, LoraModel)
     model.base_model.__class__ = AnchoredLoraModel
     return cast(AnchoredLoraModel, model.base_model)
@@ -210,7 +215,7 @@ def _to_anchored(model: PeftModel) -> AnchoredLoraModel:
 
 def _inject(model: nn.Module, config: LoraConfig, adapter_name: str) -> PeftModel:
     with warnings.catch_warnings():
-        # PEFT asks the model for a property that transformers has renamed: nothing that a user could change.
+        # PEFT reads a property that transformers has renamed; users can do nothing about the warning.
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
         try:
             if not isinstance(model, PeftModel):
@@ -222,18 +227,18 @@ def _inject(model: nn.Module, config: LoraConfig, adapter_name: str) -> PeftMode
     return model
 
 
-def _by_module(factors: Sequence[InitialFactors]) -> dict[str, list[InitialFactors]]:
+def _group_by_module(factors: Sequence[InitialFactors]) -> dict[str, list[InitialFactors]]:
     by_module: dict[str, list[InitialFactors]] = {}
     for initial in factors:
         by_module.setdefault(initial.planned.projection.module, []).append(initial)
     return by_module
 
 
-def _planned_layers(base: nn.Module, plan: Plan, adapter_name: str) -> dict[str, LoraLayer]:
+def _get_planned_layers(base: nn.Module, plan: Plan, adapter_name: str) -> dict[str, LoraLayer]:
     """Return PEFT's layers of the planned modules.
 
     Raises:
-        ModelError: PEFT adapted other modules than the planned ones, or with another scaling.
+        ModelError: PEFT adapted other modules than planned, or with another scaling.
     """
     layers = {
         name: layer
@@ -243,11 +248,11 @@ def _planned_layers(base: nn.Module, plan: Plan, adapter_name: str) -> dict[str,
     planned = {a.projection.module: a.scaling for a in plan.adapters}
     if missing := sorted(planned.keys() - layers.keys()):
         raise ModelError(
-            f"PEFT did not adapt {missing[0]}{_and_more(missing)}. In a model with experts it takes gate_proj, up_proj "
-            "and down_proj for the names of theirs: leave out the roles gate, up and down there"
+            f"PEFT did not adapt {missing[0]}{_and_more(missing)}. In a model with experts, PEFT takes gate_proj, "
+            "up_proj and down_proj for modules of the experts: leave out the roles gate, up and down"
         )
     if other := sorted(layers.keys() - planned.keys()):
-        raise ModelError(f"PEFT adapted {other[0]}{_and_more(other)}, which the plan does not name")
+        raise ModelError(f"PEFT adapted {other[0]}{_and_more(other)}, which the plan does not contain")
     for module, scaling in planned.items():
         if abs(layers[module].scaling[adapter_name] - scaling) > 1e-12 * scaling:
             raise ModelError(f"PEFT scales {module} by {layers[module].scaling[adapter_name]}, the plan by {scaling}")
@@ -262,7 +267,7 @@ def _and_more(modules: list[str]) -> str:
 def _unchanged_on_error(model: nn.Module, adapter_name: str) -> Iterator[None]:
     """Restore a model's modules, gradient flags and adapters if the body fails."""
     base = get_base_model(model)
-    # Not `named_children()`, which leaves out a module that a parent holds under two names.
+    # Not `named_children()`, which omits the second name of a module that a parent has under two.
     children = [(parent, dict(parent._modules)) for parent in base.modules()]
     flags = [(parameter, parameter.requires_grad) for parameter in base.parameters()]
     active = list(model.active_adapters) if isinstance(model, PeftModel) else []

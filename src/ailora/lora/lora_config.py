@@ -1,4 +1,4 @@
-"""PEFT's `LoraConfig` of a plan."""
+"""Build PEFT's `LoraConfig` from a plan."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ Number = TypeVar("Number", int, float)
 
 
 def lora_config(plan: Plan, model: nn.Module, *, of_file: bool = True) -> LoraConfig:
-    """Build the `LoraConfig` with which PEFT adapts exactly the plan's modules, with the plan's scalings.
+    """Build the `LoraConfig` for exactly the plan's modules and scalings.
 
     Args:
-        plan: the plan.
-        model: the base model; decides how short the module names can be.
-        of_file: the ranks of the file (2r where there is an anchor); False: those that train in the residual form.
+        plan: The plan.
+        model: The base model, which determines how short the module names can be.
+        of_file: Use the ranks of the file (2r for anchored inits) instead of the ranks in training.
 
     Returns:
         The configuration.
@@ -51,31 +51,33 @@ def lora_config(plan: Plan, model: nn.Module, *, of_file: bool = True) -> LoraCo
 
 
 def live_config(plan: Plan, model: nn.Module) -> LoraConfig:
-    """Build the configuration with which the plan's form trains."""
+    """Build the `LoraConfig` for training in the plan's form."""
     return lora_config(plan, model, of_file=plan.form is not Form.RESIDUAL)
 
 
 def _whole(alpha: float) -> int:
-    """Return lora_alpha as an integer wherever it is one, since some loaders read nothing else.
-
-    PEFT declares `int` and computes with a float just as well; rank-stabilised LoRA needs one.
-    """
+    """Return `lora_alpha` as an integer if it is whole."""
+    # Some loaders read integers only. PEFT declares `int` and also computes with the floats of rank-stabilised LoRA.
     return cast(int, int(alpha) if alpha == int(alpha) else alpha)
 
 
 def _target_modules(targets: Iterable[str], model: nn.Module) -> list[str] | str:
-    """Return the shortest list of names that selects exactly the targets: PEFT matches whole names and dotted ends."""
-    wanted = set(targets)
+    """Return the shortest `target_modules` that selects exactly the targets."""
+    # PEFT matches full names and dotted ends of names, and a string as a regular expression.
+    modules = set(targets)
     names = [name for name, _ in model.named_modules()]
-    for candidates in (sorted({name.rpartition(".")[2] for name in wanted}), sorted(wanted)):
+    for candidates in (sorted({name.rpartition(".")[2] for name in modules}), sorted(modules)):
         ends = tuple(f".{c}" for c in candidates)
-        if {name for name in names if name in candidates or name.endswith(ends)} == wanted:
+        if {name for name in names if name in candidates or name.endswith(ends)} == modules:
             return candidates
-    return "|".join(sorted(name.replace(".", r"\.") for name in wanted))
+    return "|".join(sorted(name.replace(".", r"\.") for name in modules))
 
 
 def _default_and_exceptions(values: Mapping[str, Number]) -> tuple[Number, dict[str, Number]]:
-    """Return the most common value, and the others by module: by the end of its name where all such modules agree."""
+    """Return the most common value, and the other values by the last part of a module's name, or by its full name.
+
+    The last part is the key if all modules with the same last part have the same value.
+    """
     default = Counter(values.values()).most_common(1)[0][0]
     by_leaf: dict[str, set[Number]] = {}
     for module, value in values.items():

@@ -1,4 +1,4 @@
-"""Factors of an adapter, stored in parts and presented to PEFT and to files as one `weight`."""
+"""Factors of several parts that look like one `weight` to PEFT, state dicts and files."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from ailora.weights.dtensor import full_tensor, replicate_on_mesh_of
 
 
 class PackedFactor(nn.Module):
-    """Factor of an adapter in place of PEFT's `nn.Linear`, stored in parts and presented as one `weight`.
+    """A factor of an adapter with several parts, which replaces PEFT's `nn.Linear`.
 
-    In a state dict the parts are packed into the one key `weight`, and PEFT's merging code reads `.weight`. Under
-    FSDP2 the parts are DTensors outside of a forward pass: reading `weight` and `state_dict` are then collective.
+    A state dict has the parts packed into the single key `weight`, and PEFT's merging code reads `.weight`. Under FSDP2
+    the parts are DTensors outside of a forward pass: reading `weight` and `state_dict` are then collective operations.
     """
 
     def __init__(self) -> None:
@@ -29,33 +29,33 @@ class PackedFactor(nn.Module):
         self.register_load_state_dict_pre_hook(_unpack)
 
     def _fqn_modifiers(self) -> dict[str, str]:
-        """Return the module in which torch.distributed.checkpoint looks for the packed key."""
+        """Map the key of the state dict to the name that torch.distributed.checkpoint looks up."""
         return {"weight": "key_stand_in"}
 
     @property
     @abstractmethod
     def shape(self) -> tuple[int, int]:
-        """Shape of the whole factor."""
+        """Shape of the packed factor."""
 
     @abstractmethod
     def stack(self) -> Tensor:
-        """Return the whole factor, a plain contiguous tensor with gradients to the trainable parts."""
+        """Return the packed factor of the forward pass: plain, contiguous, differentiable in the trainable parts."""
 
     @abstractmethod
     def unpack(self, weight: Tensor) -> dict[str, Tensor]:
-        """Split a whole factor into the entries of a state dict, by key."""
+        """Return the state dict of the parts, given a packed factor."""
 
     @abstractmethod
     def restart(self, weight: Tensor) -> None:
-        """Reset the trainable parts to their initial values.
+        """Reset the trainable parts to their start.
 
         Args:
-            weight: Whole factor as PEFT initializes it, for parts without an anchor.
+            weight: A packed factor as PEFT initialises it, for the parts without an anchor.
         """
 
     @abstractmethod
     def validate_same_anchor(self, weight: Tensor, name: str) -> None:
-        """Refuse a whole factor of another anchor.
+        """Refuse a packed factor with another anchor.
 
         Raises:
             AnchorMismatchError: The shape or the anchor differs.
@@ -71,17 +71,17 @@ class PackedFactor(nn.Module):
         return self.stack().detach()
 
     def from_file(self, weight: Tensor) -> Tensor:
-        """Convert a factor of the file to the whole factor, the inverse of `to_file`."""
+        """Convert a factor of the file to the packed factor of `stack`."""
         return weight
 
     @property
     def weight(self) -> Tensor:
-        """Whole factor for PEFT's merging code, computed at each access and read-only."""
+        """The packed factor, for PEFT's merging code; read-only, because each access computes it."""
         if torch.compiler.is_compiling():
             return self.stack()
         stack = self.stack()
         weight = replicate_on_mesh_of(stack, self.parameters())
-        return _PackedWeight.of(stack) if weight is stack else weight
+        return _PackedWeight.from_stack(stack) if weight is stack else weight
 
     def forward(self, x: Float[Tensor, "*batch in_"]) -> Float[Tensor, "*batch out"]:
         return F.linear(x, self.stack())
@@ -94,16 +94,16 @@ class PackedFactor(nn.Module):
         """
         if tuple(weight.shape) != self.shape:
             raise AnchorMismatchError(
-                f"{name}: the file holds a factor {tuple(weight.shape)}, the adapter has {self.shape}. "
-                "It was made with another rank or form; load it under another adapter name."
+                f"{name}: expected a factor {self.shape} of this adapter, got {tuple(weight.shape)} of another rank or "
+                "form. Load the file under another adapter name."
             )
 
 
 class _KeyStandIn(nn.Module):
-    """Stand in for the key `weight` where a loader asks for buffers and parameters and not for the state dict.
+    """Buffer in place of the key `weight`, for loaders that list buffers and parameters instead of the state dict.
 
-    `torch.distributed.checkpoint` hands a full state dict only to the keys that it finds that way. It writes nothing
-    into this buffer; a scalar, as it looks at the devices of all others.
+    `torch.distributed.checkpoint` loads a full state dict only into keys that it finds that way. It never writes into
+    this buffer, which is a scalar because it compares the devices of all other tensors.
     """
 
     def __init__(self) -> None:
@@ -111,7 +111,7 @@ class _KeyStandIn(nn.Module):
         self.register_buffer("weight", torch.zeros(()))
 
 
-def _pack(module: nn.Module, state_dict: dict[str, Tensor], prefix: str, _metadata: dict[str, object]) -> None:
+def _pack(module: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_: object) -> None:
     assert isinstance(module, PackedFactor)
     for key in [key for key in state_dict if key.startswith(prefix)]:
         del state_dict[key]
@@ -135,10 +135,10 @@ def _unpack(
 
 
 def validate_same_anchors(model: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_: object) -> None:
-    """Compare every anchor of a model before the first one is loaded; a load hook.
+    """Compare every anchor of a model with a state dict before any tensor is loaded (a load hook).
 
     Raises:
-        AnchorMismatchError: A module has another anchor; see `PackedFactor.validate_same_anchor`.
+        AnchorMismatchError: An anchor differs, see `PackedFactor.validate_same_anchor`.
     """
     for name, module in model.named_modules():
         if not isinstance(module, PackedFactor):
@@ -149,25 +149,25 @@ def validate_same_anchors(model: nn.Module, state_dict: dict[str, Tensor], prefi
 
 
 def _factor_in(state_dict: dict[str, Tensor], prefix: str) -> Tensor | None:
-    """Return the whole factor in a state dict, or None for a missing key or the scalar of `_KeyStandIn`."""
+    """Return the packed factor in a state dict; None if there is none, or only the scalar of `_KeyStandIn`."""
     weight = state_dict.get(prefix + "weight")
     return None if weight is None or weight.ndim == 0 else full_tensor(weight)
 
 
 class _PackedWeight(Tensor):
-    """Stacked factor, read-only.
+    """A packed factor that refuses in-place operations.
 
-    Code that swaps adapters writes into `lora_A.weight.data` (PEFT's hot-swap). The stack is a temporary: without
-    this the write would vanish silently. Results of reading it are ordinary tensors.
+    PEFT's hot-swap writes into `lora_A.weight.data`. A packed factor is a temporary tensor, so the write would be lost
+    silently. Operations that read return ordinary tensors.
     """
 
-    _self_reference: weakref.ref[Tensor]
+    self_reference: weakref.ref[Tensor]
 
     @classmethod
-    def of(cls, stack: Tensor) -> _PackedWeight:
+    def from_stack(cls, stack: Tensor) -> _PackedWeight:
         weight = stack.as_subclass(cls)
-        # torch.utils.swap_tensors refuses a tensor that has weak references: it would replace only the temporary.
-        weight._self_reference = weakref.ref(weight)
+        # torch.utils.swap_tensors would replace the temporary alone; it refuses tensors with weak references.
+        weight.self_reference = weakref.ref(weight)
         return weight
 
     @classmethod
@@ -185,7 +185,7 @@ class _PackedWeight(Tensor):
         target = args[0] if args else (kwargs or {}).get("tensor")
         if writes and isinstance(target, cls):
             raise ModelError(
-                "an anchored factor cannot be written through `.weight`: it is made of a frozen anchor and a trained "
+                "an anchored factor cannot be written through `.weight`: it consists of a frozen anchor and a trained "
                 "difference. Hot-swap into a model that was loaded with PeftModel.from_pretrained, or load the new "
                 "adapter beside this one with load_adapter."
             )
@@ -193,4 +193,4 @@ class _PackedWeight(Tensor):
             result = func(*args, **(kwargs or {}))
             plain = result.as_subclass(Tensor) if isinstance(result, cls) else result
             reads_data = name == "__get__" and func == Tensor.data.__get__  # type: ignore[attr-defined]
-        return cls.of(plain) if reads_data and isinstance(plain, Tensor) else plain
+        return cls.from_stack(plain) if reads_data and isinstance(plain, Tensor) else plain

@@ -1,4 +1,4 @@
-"""Support of the forms under ZeRO, FSDP2 and tensor parallelism."""
+"""Support for base models that an engine has partitioned before they are adapted."""
 
 from __future__ import annotations
 
@@ -15,39 +15,39 @@ from ailora.weights.dtensor import any_dtensor
 
 
 def validate_parallelism(base: nn.Module, plan: Plan, weights: Mapping[str, BaseWeight]) -> None:
-    """Refuse partitioned weights under which the planned form does not work.
+    """Refuse partitioned weights with a form that does not work on them.
 
     Raises:
-        ModelError: ZeRO-3 holds a weight, or tensor parallelism or FSDP2 does not work with the form.
+        ModelError: The weights are partitioned by ZeRO-3, or by tensor parallelism or FSDP2 with an unsupported form.
     """
     for module, weight in weights.items():
         if any(hasattr(parameter, "ds_id") for parameter in weight.layer.parameters(recurse=False)):
             raise ModelError(
-                f"{module}: its weight is partitioned by ZeRO-3 of DeepSpeed and cannot be decomposed here. Make the "
+                f"{module}: the weight is partitioned by ZeRO-3 of DeepSpeed and cannot be decomposed here. Make the "
                 "adapter with `ailora init`, and train its file: PeftModel.from_pretrained(model, folder, "
                 "is_trainable=True)"
             )
     if is_deepspeed_zero3_enabled() and plan.form is not Form.STOCK:
         raise ModelError(
             "ZeRO-3 of DeepSpeed partitions the parameters of an adapter, and writes them without their anchor: use "
-            "form='stock', which is the same file, trained whole; or ZeRO-2, DDP or FSDP2"
+            "form='stock', which trains the file's factors themselves; or ZeRO-2, DDP or FSDP2"
         )
     sharded = [module for module, weight in weights.items() if any_dtensor(weight.layer.parameters(recurse=False))]
     if not sharded:
         return
     if plan.form is Form.RESIDUAL:
         raise ModelError(
-            f"{sharded[0]}: its weight is spread over processes and cannot be overwritten: form='anchored'"
+            f"{sharded[0]}: the weight is sharded over processes and cannot be overwritten: use form='anchored'"
         )
     fused = any(planned.projection.fused for planned in plan.adapters)
     if _is_tensor_parallel(base) and (plan.form is not Form.STOCK or fused):
         raise ModelError(
-            f"{sharded[0]}: its weight is split by tensor parallelism, for which PEFT changes the factors that the "
-            f"{plan.form.value} form replaces: use form='stock', which is the same file, trained whole"
+            f"{sharded[0]}: the weight is split by tensor parallelism, for which PEFT changes the factors that the "
+            f"{plan.form.value} form replaces: use form='stock', which trains the file's factors themselves"
         )
 
 
 def _is_tensor_parallel(base: nn.Module) -> bool:
-    """Return whether any DTensor of the weights comes from tensor parallelism."""
+    """Return whether tensor parallelism has made some of the DTensors."""
     sharded_by_fsdp = any(isinstance(module, FSDPModule) for module in base.modules())
     return not sharded_by_fsdp or (getattr(base, "tp_size", None) or 1) > 1

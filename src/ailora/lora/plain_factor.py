@@ -1,4 +1,4 @@
-"""Factors trained whole, of plain LoRA and of the residual form."""
+"""Factors that train in full: those of plain LoRA, and those of the residual form with their anchor."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ailora.weights.dtensor import distribute_like, full_tensor, validate_unshar
 
 
 class PlainFactor(PackedFactor):
-    """Factor of plain LoRA, trained whole."""
+    """A factor of plain LoRA, which trains in full."""
 
     def __init__(self, weight: Tensor) -> None:
         super().__init__()
@@ -37,9 +37,9 @@ class PlainFactor(PackedFactor):
 
 
 class ResidualFactor(PlainFactor):
-    """Factor of the residual form, with the anchor that was subtracted from the base weight.
+    """A factor of the residual form, with its anchor for restoring the base and writing the file.
 
-    The state dict has no anchor: checkpoints of this form are ordinary LoRAs for the residual base.
+    The anchor is not in the state dict: a checkpoint of the residual form is an ordinary LoRA for the residual base.
     """
 
     anchor: Tensor
@@ -48,7 +48,7 @@ class ResidualFactor(PlainFactor):
         super().__init__(weight)
         self.register_buffer("anchor", weight.detach().clone(), persistent=False)
 
-    def restart(self, weight: Tensor) -> None:
+    def restart(self, weight: Tensor) -> None:  # noqa: ARG002 (the anchor is its start)
         super().restart(self.anchor)
 
 

@@ -1,4 +1,4 @@
-"""Residual weights `W_res = W - s B0 A0` of the residual form, in float32 or float64."""
+"""Residual form: `W_res = W - s B0 A0` replaces every adapted weight, in float32 or float64 (the paper's form)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ailora.weights.base_weight import BaseWeight, weight_key, write_rows
 
 @dataclass(frozen=True)
 class Residual:
-    """Residual of one stored weight.
+    """The residual of one stored weight.
 
     Attributes:
         weight: The weight.
@@ -30,21 +30,21 @@ class Residual:
 
     @torch.no_grad()
     def write(self, undo: ExitStack) -> None:
-        """Overwrite the weight in its layer; `undo` restores it."""
+        """Overwrite the weight of the layer, and register its restoration with `undo`."""
         stored = self.weight.stored()
         undo.callback(stored.copy_, stored.clone())
         stored.copy_(self.value.T if self.weight.transposed else self.value)
 
 
 def compute_residuals(weights: Mapping[str, BaseWeight], factors: Sequence[InitialFactors]) -> list[Residual]:
-    """Compute the residuals of all weights with an anchored init; the model does not change.
+    """Compute the residual of every weight with an anchored init. The model does not change.
 
     Args:
-        weights: Planned weights by module.
-        factors: Initial factors, whose products are subtracted.
+        weights: The planned weights by module.
+        factors: The initial factors of the products to subtract.
 
     Returns:
-        A residual for each stored weight; tied layers share it.
+        The residuals; tied layers share one.
     """
     return [
         Residual(weight, weight.read() - product_on_rows(group, weight.shape))
@@ -63,8 +63,9 @@ def product_on_rows(factors: Iterable[InitialFactors], shape: tuple[int, int]) -
     """Return `s B0 A0` of one weight, on the rows of each role, in the dtype of the factors.
 
     Args:
-        factors: Factors of the weight, (rows of the role, r) and (r, in). Equal factors of tied layers count once.
-        shape: Shape (out, in) of the weight.
+        factors: Factors of the weight, (rows of the role, r) and (r, in). Tied layers have equal factors, which count
+            once.
+        shape: (out, in) of the weight.
     """
     by_rows = {initial.planned.projection.rows: initial for initial in factors}
     first = next(iter(by_rows.values())).factors.A
@@ -76,19 +77,18 @@ def product_on_rows(factors: Iterable[InitialFactors], shape: tuple[int, int]) -
 
 
 def validate_residual_form(base: nn.Module, plan: Plan, weights: Mapping[str, BaseWeight]) -> None:
-    """Refuse weights that cannot be overwritten: not plain float32 or float64, or shared with other modules.
+    """Refuse weights that the residual form cannot overwrite.
 
     Raises:
-        ModelError: A weight is quantized, computed, of another dtype, or shared with a module adapted otherwise.
+        ModelError: A weight is computed, quantized or in half precision, or a layer without the same adapter shares it.
     """
     subtracted: dict[int, dict[str, tuple[object, ...]]] = {}
     for module, group in plan.modules.items():
         weight = weights[module]
         if not any(planned.init.anchored for planned in group):
             continue
-        # `layer.weight` of a parametrized layer is computed at each access.
         if weight.layer._parameters.get("weight") is None and weight.storage is None:
-            raise ModelError(f"{module}: its weight is computed, not stored, so that nothing can be subtracted from it")
+            raise ModelError(f"{module}: the weight is computed, not stored, so that nothing can be subtracted from it")
         if weight.storage is not None or weight.dtype not in (torch.float32, torch.float64):
             raise ModelError(
                 f"{weight}: form='residual' subtracts from float32 or float64 weights, where rounding loses nothing: "
@@ -109,7 +109,7 @@ def validate_residual_form(base: nn.Module, plan: Plan, weights: Mapping[str, Ba
 def _by_weight(
     weights: Mapping[str, BaseWeight], factors: Sequence[InitialFactors]
 ) -> Iterable[tuple[BaseWeight, list[InitialFactors]]]:
-    """Group anchored factors by stored weight, tied layers together."""
+    """Group anchored factors by their base weight, tied layers together."""
     groups: dict[int, tuple[BaseWeight, list[InitialFactors]]] = {}
     for initial in factors:
         if initial.planned.init.anchored:

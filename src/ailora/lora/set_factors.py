@@ -1,4 +1,4 @@
-"""Write initial factors into PEFT's layers."""
+"""Set initial factors in PEFT's layers, as factors for training or for the file."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from ailora.weights.dtensor import distribute_like
 
 
 def set_factors(layer: LoraLayer, factors: Sequence[InitialFactors], adapter_name: str, plan: Plan) -> None:
-    """Put the initial factors of a module into its PEFT layer, in the dtype and on the device of PEFT's factors.
+    """Set the initial factors of a module in its PEFT layer, with the dtype and device of PEFT's factors.
 
     Args:
         layer: PEFT's layer of the module.
-        factors: Initial factors of the module, an entry for each adapted role.
+        factors: Factors of the module: one, or one for each adapted role of a fused weight.
         adapter_name: PEFT's name for the adapter.
-        plan: Plan of the adapter.
+        plan: The plan of the adapter.
     """
     stock_A, stock_B = layer.lora_A[adapter_name], layer.lora_B[adapter_name]
     assert isinstance(stock_A, nn.Linear)
@@ -34,7 +34,7 @@ def set_factors(layer: LoraLayer, factors: Sequence[InitialFactors], adapter_nam
     A, B = build_factors(factors, plan, like_A=stock_A.weight, like_B=stock_B.weight)
     if plan.form is Form.STOCK or type(A) is PlainFactor:
         with torch.no_grad():
-            # PEFT has split one of the two where the weight is split by tensor parallelism.
+            # Under tensor parallelism PEFT has split one of the two factors.
             stock_A.weight.copy_(distribute_like(A.stack(), stock_A.weight))
             stock_B.weight.copy_(distribute_like(B.stack(), stock_B.weight))
         return
@@ -45,13 +45,13 @@ def set_factors(layer: LoraLayer, factors: Sequence[InitialFactors], adapter_nam
 def build_factors(
     factors: Sequence[InitialFactors], plan: Plan, *, like_A: Tensor | None = None, like_B: Tensor | None = None
 ) -> tuple[PackedFactor, PackedFactor]:
-    """Build the factors of a module: trained whole (residual form), or with the shapes of the file (other forms).
+    """Build the factors of a module: those of training in the residual form, those of the file in the other forms.
 
     Args:
-        factors: Initial factors of the module, an entry for each adapted role.
-        plan: Plan of the adapter.
-        like_A: Tensor with the dtype and device for `A`. None: unchanged.
-        like_B: Tensor with the dtype and device for `B`. None: unchanged.
+        factors: Factors of the module: one, or one for each adapted role of a fused weight.
+        plan: The plan of the adapter.
+        like_A: A tensor with the dtype and device for the factors `A`; None keeps theirs.
+        like_B: The same for `B`.
 
     Returns:
         `lora_A` and `lora_B`.
