@@ -235,7 +235,7 @@ def _describe_wrong_class(error: Exception, name: Path | str) -> str | None:
         task.recipe
         for task in TASKS.values()
         # The table of an auto class has no public name.
-        if task.recipe and config_class in getattr(transformers, task.auto_class)._model_mapping
+        if task.recipe and config_class in getattr(transformers, task.auto_class)._model_mapping  # noqa: SLF001 (it has no public one)
     ]
     taken = f"recipes that take it: {', '.join(recipes)}" if recipes else "no recipe takes it"
     model_type = getattr(config_class, "model_type", match["config"])

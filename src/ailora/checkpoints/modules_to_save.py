@@ -200,5 +200,5 @@ def _draw_fresh(model: PreTrainedModel, module: str, seed: int) -> Mapping[str, 
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(derive_seed(seed, module))
         fresh = copy.deepcopy(model.get_submodule(module)).to_empty(device="cpu")
-        fresh.float().apply(model._init_weights)
+        fresh.float().apply(model._init_weights)  # noqa: SLF001 (transformers has no public one)
     return {f"{module}.{key}": tensor for key, tensor in fresh.state_dict().items()}

@@ -130,7 +130,7 @@ def _activation_bytes(config: RunConfig, arguments: TrainingArguments, model: Pr
     return 4 * max(rows * trained, evaluated * seen)
 
 
-def _has_attention_dropout(text: Any) -> bool:
+def _has_attention_dropout(text: object) -> bool:
     names = ("attention_probs_dropout_prob", "attention_dropout", "attn_pdrop")
     return any(getattr(text, name, 0) or 0 for name in names)
 

@@ -142,7 +142,7 @@ def _table_lengths(model: PreTrainedModel) -> dict[str, int]:
     return lengths
 
 
-def _usable_rows(model: PreTrainedModel, table: Any, rows: int) -> int:
+def _usable_rows(model: PreTrainedModel, table: object, rows: int) -> int:
     """Return the number of usable positions of a table, whose first rows some families leave out."""
     padding = getattr(table, "padding_idx", None)
     # Tables of BART and OPT have an offset; positions of RoBERTa begin after the row of padding.

@@ -41,7 +41,7 @@ class Seq2SeqTokenization(Tokenization):
     def encode_prompt(self, row: Row) -> list[int]:
         return self._tokenize_prompt(row.prompt)
 
-    def _tokenize_prompt(self, prompt: Any) -> list[int]:
+    def _tokenize_prompt(self, prompt: Any) -> list[int]:  # noqa: ANN401 (tokenizers declare no chats)
         return list(self.tokenizer(prompt, truncation=True, max_length=self.max_length)["input_ids"])
 
 

@@ -284,8 +284,8 @@ class RunningTrial:
         self.key: str = frozen.user_attrs[_KEY]
         self.spec = TrialSpec.from_dict(frozen.user_attrs[_SPEC])
         self._url = storage.url
-        self._study = storage._study
-        self._storage = storage._storage
+        self._study = storage._study  # noqa: SLF001 (a class of this module)
+        self._storage = storage._storage  # noqa: SLF001
         self._id = trial_id
         self._stop = threading.Event()
         self._heart = threading.Thread(target=self._beat, daemon=True)
