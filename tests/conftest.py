@@ -15,12 +15,17 @@ with install_import_hook(["ailora.spectral", "ailora.inits"], "beartype.beartype
 
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 import transformers
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
+# Fewer examples before a commit than in CI; tests that say how many they need keep their number.
+hypothesis.settings.register_profile("fast", max_examples=25, deadline=None)
+hypothesis.settings.register_profile("full", max_examples=100, deadline=None)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fast"))
 # Two workers fill two cores: with two threads each, tiny products wait for threads that do not run (8 times as long).
 torch.set_num_threads(1)
 

@@ -70,6 +70,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("script", [_POOL, _TRIAL], ids=["pool", "fork server"])
 def test_processes_of_a_script_do_not_look_into_the_current_folder(script: str, hostile: Path, tmp_path: Path) -> None:
     file = tmp_path / "script.py"
@@ -81,6 +82,7 @@ def test_processes_of_a_script_do_not_look_into_the_current_folder(script: str, 
     assert not (hostile / "ran").exists()
 
 
+@pytest.mark.ci
 def test_a_launchers_process_does_not_look_into_the_current_folder(hostile: Path) -> None:
     """`python -m ailora.cli` with the variable that the documentation gives."""
     environment = {**os.environ, "PYTHONSAFEPATH": "1", "PYTHONPATH": SOURCE}

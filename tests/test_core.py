@@ -8,6 +8,7 @@ import tomllib
 from importlib.metadata import packages_distributions, requires
 from pathlib import Path
 
+import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -56,6 +57,7 @@ def test_the_core_installs_few_packages_beyond_torch_transformers_and_peft() -> 
     assert ours == {"jaxtyping", "scipy", "threadpoolctl", "wadler-lindig"}
 
 
+@pytest.mark.ci
 def test_the_core_works_without_the_extras(tmp_path: Path) -> None:
     allowed = _closure(PROJECT["dependencies"]) | {"ailora", "pip", "setuptools"}
     hidden = [

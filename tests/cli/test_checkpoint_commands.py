@@ -18,6 +18,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.ci
 def test_from_init_to_merge(base: Path, tmp_path: Path) -> None:
     dry = json.loads(
         ailora("init", str(base), "--rank", "4", "--out", str(tmp_path / "a"), "--dry-run", "--json").stdout

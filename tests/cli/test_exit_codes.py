@@ -116,6 +116,7 @@ def test_an_output_that_nobody_reads_ends_quietly() -> None:
         assert (made.returncode, made.stderr) == (141, ""), arguments
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("streams", [">&-", ">&- 2>&-", "<&- >&- 2>&-"])
 def test_streams_that_are_closed_lead_nowhere(streams: str) -> None:
     """Otherwise the first file that a command opens has the number of its output."""

@@ -28,6 +28,7 @@ def file(study: dict[str, Any], tmp_path: Path) -> Path:
     return made
 
 
+@pytest.mark.ci
 def test_a_study_from_its_file_to_its_report(file: Path, tmp_path: Path) -> None:
     ran = ailora("study", "run", str(file), "--workers", "2")
     assert ran.returncode == 0, ran.stderr
@@ -90,6 +91,7 @@ def test_bad_input_is_one_message(file: Path, arguments: list[str], message: str
     assert "Traceback" not in made.stderr
 
 
+@pytest.mark.ci
 def test_a_file_that_no_longer_fits_changes_nothing(file: Path, study: dict[str, Any]) -> None:
     assert ailora("study", "run", str(file), "seeds=[0]", "methods=[lora]").returncode == 0
     database = Path(study["output"]) / "study.db"

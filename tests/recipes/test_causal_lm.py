@@ -341,6 +341,7 @@ def test_a_head_beside_a_quantized_base_is_trained_and_measured_in_one_dtype(
 # --- kills ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(
     "kills",
     [

@@ -221,6 +221,7 @@ def test_an_unfinished_run_cannot_be_used(tmp_path: Path) -> None:
 # --- kills ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(
     "kills",
     [

@@ -214,6 +214,7 @@ def test_a_run_repeats_itself(short: dict[str, Any], tmp_path: Path) -> None:
         assert made[0] == made[1], policy
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("policy", [pytest.param("peft:lora", marks=pytest.mark.slow), "peft:pissa"])
 def test_a_killed_run_continues_bit_for_bit(config: dict[str, Any], tmp_path: Path, policy: str) -> None:
     config["adapter"] = adapter(policy)

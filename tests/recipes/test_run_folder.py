@@ -131,6 +131,7 @@ registry.run(load_config(config))
 """
 
 
+@pytest.mark.ci
 def test_two_processes_do_not_train_in_one_folder(config: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text(json.dumps(config | {"data": config["data"] | {"max_train_samples": 32}}))
     told, go = tmp_path / "told", tmp_path / "go"

@@ -19,6 +19,7 @@ from tests.report.conftest import Opened
 from tests.report.made import TEXTS, plausible, run_folder, stored, study_file
 from tests.studies.made import Result
 
+pytestmark = pytest.mark.ci
 Open = Callable[..., Opened]
 
 

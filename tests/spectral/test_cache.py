@@ -140,6 +140,7 @@ def _work(folder: str, seed: int) -> None:
             SpectralCache().clear()
 
 
+@pytest.mark.ci
 def test_processes_share_it(tmp_path: Path) -> None:
     """Three processes read, write and clear the same entries; none fails, and what is left is whole."""
     context = multiprocessing.get_context("spawn")

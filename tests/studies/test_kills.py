@@ -54,6 +54,7 @@ def table(study: dict[str, Any]) -> pd.DataFrame:
     return rows
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
 def test_two_workers_under_fire(study: dict[str, Any], tmp_path: Path, kind: str, request: Any) -> None:
     """Runs of 0.1 s that a kill meets at any place: between, while one begins, while its end is written."""
@@ -107,6 +108,7 @@ def test_a_thousand_trials_are_neither_lost_nor_doubled(study: dict[str, Any], t
     assert Counter(trial.state.name for trial in storage._study.get_trials(deepcopy=False)) == {"COMPLETE": 1002}
 
 
+@pytest.mark.ci
 def test_a_study_that_is_killed_takes_its_workers_along(study: dict[str, Any], tmp_path: Path) -> None:
     """They stop, and give their trials back; also in the background of a shell, where Ctrl-C is ignored."""
 

@@ -200,6 +200,7 @@ while (taken := storage.claim_next()) is not None:
 """
 
 
+@pytest.mark.ci
 def test_two_workers_share_many_trials_without_loss_or_double(storage: TrialStorage, url: str) -> None:
     """Every attempt is counted, the double ones too."""
     number = 300
@@ -211,6 +212,7 @@ def test_two_workers_share_many_trials_without_loss_or_double(storage: TrialStor
     assert {trial.status for trial in storage.trials()} == {Status.COMPLETE}
 
 
+@pytest.mark.ci
 def test_takers_of_one_sqlite_file_never_take_the_same_trial(tmp_path: Path) -> None:
     """Each writes down what it took: a trial that two had taken would be done only once all the same."""
     url = f"sqlite:///{tmp_path / 'study.db'}"

@@ -115,6 +115,7 @@ run_in_subprocess(load_config(sys.argv[1]), "adapter")
 """
 
 
+@pytest.mark.ci
 def test_a_trial_dies_with_its_worker(config: dict[str, Any], tmp_path: Path) -> None:
 
     file = tmp_path / "long.yaml"
