@@ -65,7 +65,7 @@ def test_a_study_from_its_file_to_its_report(file: Path, tmp_path: Path) -> None
 def test_a_scale_and_overrides_are_another_grid(file: Path) -> None:
     made = ailora("study", "status", str(file), "--scale", "tiny")
     assert made.returncode == 2
-    assert "holds no study 'study': `ailora study run` makes it" in made.stderr
+    assert "holds no study 'study': `ailora study run` creates it" in made.stderr
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Databases that hold studies: how to open them, and what SQLite needs."""
+"""Open databases of studies, with the transactions that SQLite needs."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from sqlalchemy.exc import ArgumentError, IntegrityError, NoSuchModuleError, Ope
 from ailora.errors import AiloraError, InputError
 from ailora.redaction import MASK, is_secret, mask_url
 
-#: Between attempts to use tables that another process creates just now.
+#: Delay between attempts while another process creates the tables.
 _RETRY_DELAY_S = 0.2
 _MAX_RETRIES = 50
-#: How long a connection waits for another's write to an SQLite file, and after how long it says so.
+#: Longest wait for another process's write to an SQLite file, and the time before a message about it.
 _LOCK_TIMEOUT_S = 120
 _LOCK_NOTICE_S = 5
 _log = logging.getLogger(__name__)
 
 
 def sqlite_file(url: str) -> Path | None:
-    """Return the file of an SQLite URL, or None if it is another database's."""
+    """Return the file of an SQLite URL, or None for another database."""
     parsed = _parse(url)
     return Path(parsed.database) if parsed and parsed.get_backend_name() == "sqlite" and parsed.database else None
 
@@ -56,10 +56,11 @@ def _storage(url: str, *, read_only: bool) -> RDBStorage:
 
 
 def validate_url(url: str) -> None:
-    """Refuse a URL that is no database's, or that leads elsewhere than it reads.
+    """Refuse a URL of no database, or one that Optuna or SQLite would misread.
 
     Raises:
-        InputError: The URL is no database URL, leads into memory, or holds a character that Optuna or SQLite misreads.
+        InputError: The URL is no database URL, names a database in memory, or has a character that Optuna or SQLite
+            misreads.
     """
     if not url:
         raise InputError("the storage's URL is empty; expected sqlite:///FILE or postgresql+psycopg://USER@HOST/NAME")
@@ -71,7 +72,7 @@ def validate_url(url: str) -> None:
         )
     if parsed.get_backend_name() == "sqlite" and parsed.database in (None, "", ":memory:"):
         raise InputError(f"storage {mask_url(url)} is in the memory of one process; expected sqlite:///FILE")
-    # SQLite would end the name of the file there.
+    # SQLite would truncate the name of the file at such a character.
     if not url.isprintable():
         raise InputError(f"storage {mask_url(url)!r} holds a character that is not printable")
     if {"{", "}"} & {*url}:
@@ -89,13 +90,13 @@ def _connect(file: Path, *, read_only: bool) -> sqlite3.Connection:
 
 
 def _validate_tables(file: Path, *, read_only: bool) -> None:
-    """Refuse a database of another program, before tables are added to it; wait while it is locked."""
+    """Refuse a database of another program before tables are added; wait while the database is locked."""
     with contextlib.closing(_connect(file, read_only=read_only)) as connection:
         _begin(connection, file, read_only=read_only)
         entries = connection.execute("SELECT type, name FROM sqlite_master").fetchall()
         connection.execute("ROLLBACK")
     tables = [name for kind, name in entries if kind == "table"]
-    # Both run statements of whoever made the file: a view for as long as it likes, a trigger when we write.
+    # Views and triggers run statements of the file's author: a view without a time limit, a trigger with our writes.
     for kind, name in entries:
         if kind == "trigger" or (kind == "view" and name in BaseModel.metadata.tables):
             raise InputError(f"{file} holds the {kind} {name!r}, which Optuna does not make: drop it, if you know it")
@@ -109,12 +110,12 @@ def _validate_tables(file: Path, *, read_only: bool) -> None:
 
 
 def _with_tables(url: str, arguments: dict[str, Any], *, read_only: bool) -> RDBStorage:
-    """Open Optuna's storage, which creates missing tables: another process may be doing that just now."""
+    """Open Optuna's storage, and retry while another process creates the tables."""
     for _ in range(_MAX_RETRIES):
         try:
             return RDBStorage(url, engine_kwargs=arguments, skip_table_creation=read_only)
         except (SQLAlchemyError, StorageInternalError) as error:
-            # What Optuna raises may stand around SQLAlchemy's error.
+            # Optuna may wrap SQLAlchemy's error.
             errors = (error, error.__cause__)
             if not any(isinstance(e, IntegrityError) or "already exists" in str(e) for e in errors):
                 raise
@@ -123,11 +124,12 @@ def _with_tables(url: str, arguments: dict[str, Any], *, read_only: bool) -> RDB
 
 
 def _serialize(engine: sqlalchemy.Engine, file: Path, *, read_only: bool) -> None:
-    """Make every transaction on an SQLite file lock it from its beginning; reading ones lock writers out alone.
+    """Lock an SQLite file at the beginning of every transaction; read-only transactions lock out writers alone.
 
-    Optuna reads a trial's state and then writes it, with a row lock that SQLite does not have: two workers could both
-    take a trial. After SQLAlchemy's documentation of the SQLite dialect, "transactional locking".
+    Follows "transactional locking" in SQLAlchemy's documentation of the SQLite dialect.
     """
+    # Optuna reads a trial's state and then writes it under a row lock, which SQLite lacks: two workers could claim the
+    # same trial.
 
     @event.listens_for(engine, "begin")
     def lock(connection: sqlalchemy.Connection) -> None:
@@ -135,33 +137,33 @@ def _serialize(engine: sqlalchemy.Engine, file: Path, *, read_only: bool) -> Non
         try:
             _begin(raw, file, read_only=read_only)
         except sqlite3.Error as error:
-            # As SQLAlchemy would: Optuna, and the thread of a worker's heartbeat, know its errors.
+            # Optuna and the heartbeat thread handle SQLAlchemy's errors only.
             raise OperationalError("BEGIN", None, error) from error
 
 
 def _begin(connection: sqlite3.Connection, file: Path, *, read_only: bool) -> None:
-    """Begin a transaction that holds its lock, and say so where another process makes us wait for it."""
+    """Begin a transaction with its lock, and log a message while another process has the lock."""
     deadline = time.monotonic() + _LOCK_TIMEOUT_S
     announced = False
     connection.execute(f"PRAGMA busy_timeout = {int(_LOCK_NOTICE_S * 1000)}")
     while True:
         try:
-            # A killed process loses nothing that was written; only a power failure might.
+            # A killed process loses no committed write; a power failure might lose the last ones.
             connection.execute("PRAGMA synchronous = NORMAL")
             connection.execute("BEGIN" if read_only else "BEGIN IMMEDIATE")
-            # A transaction that reads has its lock from the first row.
+            # A read transaction takes its lock with the first row.
             connection.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone()
             break
         except sqlite3.OperationalError as error:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
-            # The last byte is the primary code.
+            # The last byte of an extended error code is the primary code.
             if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
                 raise
             if not announced:
                 _log.warning("%s is locked by another process: waiting up to %d s", file, _LOCK_TIMEOUT_S)
                 announced = True
-    # The end of a transaction waits for those that read.
+    # A commit waits for readers.
     connection.execute(f"PRAGMA busy_timeout = {_LOCK_TIMEOUT_S * 1000}")
 
 
@@ -181,13 +183,13 @@ def open_storage(url: str, *, read_only: bool = False) -> Iterator[RDBStorage]:
     """Open a storage, and close it if the block raises.
 
     Args:
-        url: an Optuna database URL.
-        read_only: whether nothing is created or changed in it.
+        url: An Optuna database URL.
+        read_only: Create and change nothing in the storage.
 
     Raises:
-        InputError: it cannot be reached, or is another program's.
+        InputError: The storage cannot be reached, or belongs to another program.
     """
-    # Optuna's messages about every study would stand between those of a worker.
+    # Optuna logs a message for every study.
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     storage = None
     try:
@@ -205,10 +207,10 @@ def open_storage(url: str, *, read_only: bool = False) -> Iterator[RDBStorage]:
 
 @contextlib.contextmanager
 def storage_errors(url: str) -> Iterator[None]:
-    """Raise errors of a database as InputError, without its password.
+    """Convert errors of a database to InputError, without its password.
 
     Raises:
-        InputError: the database cannot be reached, read or written, or holds values of another kind than Optuna's.
+        InputError: The database cannot be reached, read or written, or has values that Optuna never writes.
     """
     try:
         yield
@@ -218,14 +220,14 @@ def storage_errors(url: str) -> Iterator[None]:
         raise InputError(f"storage {mask_url(url)} is no database URL: {_reason(url, error)}") from None
     except (SQLAlchemyError, StorageInternalError, sqlite3.Error, ImportError, OSError) as error:
         raise InputError(f"storage {mask_url(url)} cannot be reached: {_reason(url, error)}") from None
-    # What Optuna, its enumerations and the JSON reader raise for values that Optuna has not written.
+    # Errors of Optuna, its enumerations and the JSON reader for values that Optuna never writes.
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         reason = f"{type(error).__name__}: {_reason(url, error)}"
         raise InputError(f"storage {mask_url(url)} is damaged: {reason}") from None
 
 
 def _reason(url: str, error: Exception) -> str:
-    """Return what a driver says, in one line and without the passwords of the URL."""
+    """Return the message of a driver as one line, without the passwords of the URL."""
     cause = getattr(error.__cause__ or error, "orig", None) or error.__cause__ or error
     reason = " ".join(str(cause).split()).replace(url, mask_url(url))
     parsed = _parse(url)
@@ -236,10 +238,10 @@ def _reason(url: str, error: Exception) -> str:
 
 
 def study_names(url: str) -> list[str]:
-    """List the names of the studies in a storage that exists.
+    """List the names of the studies in an existing storage.
 
     Raises:
-        InputError: it cannot be reached.
+        InputError: The storage cannot be reached.
     """
     with open_storage(url, read_only=True) as storage:
         names = optuna.get_all_study_names(storage)
@@ -250,6 +252,6 @@ def study_names(url: str) -> list[str]:
 def _parse(url: str) -> sqlalchemy.URL | None:
     try:
         return sqlalchemy.make_url(url)
-    # A port that is no number.
+    # A ValueError comes from a port that is no number.
     except (ArgumentError, ValueError):
         return None

@@ -1,4 +1,4 @@
-"""A study from its file to its end: create or load it, let workers run it, and read its trials as a table."""
+"""Create or load studies, run their workers, and read their trials as a table."""
 
 from __future__ import annotations
 
@@ -31,20 +31,23 @@ from ailora.studies.worker import enqueue_missing_trials
 
 #: Keys of a study file that may not change while it is in its storage: its trials would not be comparable.
 _FIXED_KEYS = ("base", "metric", "match_parameters", "pruning")
-#: Seconds between looks at the workers.
+#: Interval between checks of the workers.
 _POLL_INTERVAL_S = 0.5
-#: Exit code of a worker whose input is wrong: it would end in the same way again.
+#: Exit code of a worker with wrong input, which no restart would change.
 _REFUSED = 2
-#: Deaths of a worker, one after the other without a trial that advances, after which it is not replaced.
+#: Number of consecutive deaths without progress of any trial, after which a worker is not replaced.
 _MAX_FRUITLESS_DEATHS = 5
 
 
 def create_or_load_study(config: StudyConfig) -> tuple[TrialStorage, StudyDesign]:
-    """Create the study of a file in its storage, or extend it there where the file has grown.
+    """Create the study of a file in its storage, or extend it by the trials that the file has gained.
+
+    Returns:
+        The storage and the design of the study.
 
     Raises:
-        InputError: the file is wrong, or no longer fits its storage (which keys differ); the storage cannot be
-            reached. The storage is unchanged then.
+        InputError: The file is wrong, contradicts its storage (the message names the keys), or the storage cannot be
+            reached. The storage is then unchanged.
     """
     design = StudyDesign(config)
     assert config.storage is not None
@@ -66,10 +69,13 @@ def create_or_load_study(config: StudyConfig) -> tuple[TrialStorage, StudyDesign
 
 
 def load_study(config: StudyConfig) -> tuple[TrialStorage, StudyDesign]:
-    """Load the study of a file from its storage to look at it: nothing is created or changed, no method imported.
+    """Load the study of a file read-only; nothing is created or changed, and no method is imported.
+
+    Returns:
+        The storage and the design of the study.
 
     Raises:
-        InputError: the file is wrong, or no longer fits its storage; there is no such study.
+        InputError: The file is wrong or contradicts its storage, or there is no such study.
     """
     design = StudyDesign(config, to_run=False)
     assert config.storage is not None
@@ -82,16 +88,19 @@ def load_study(config: StudyConfig) -> tuple[TrialStorage, StudyDesign]:
 def load_study_from_storage(
     url: str, name: str, *, secrets: Mapping[str, Any] | None = None, to_run: bool = True
 ) -> tuple[TrialStorage, StudyDesign]:
-    """Load a study as its storage knows it, for workers elsewhere and for reports.
+    """Load a study from its storage alone, for workers on other machines and for reports.
 
     Args:
-        url: an Optuna database URL.
-        name: of the study.
-        secrets: the study file with its secrets, which the storage lacks; None for a study without them.
-        to_run: whether its trials are to be run; else the storage is only read, and no method imported.
+        url: An Optuna database URL.
+        name: Name of the study.
+        secrets: The study file with its secrets, which the storage lacks; None for a study without secrets.
+        to_run: Prepare to run trials; else the storage is opened read-only and no method is imported.
+
+    Returns:
+        The storage and the design of the study.
 
     Raises:
-        InputError: the storage cannot be reached, or holds no such study.
+        InputError: The storage cannot be reached, or has no such study.
     """
     storage = TrialStorage.load(url, name, read_only=not to_run)
     try:
@@ -106,26 +115,26 @@ def load_study_from_storage(
 
 
 def trial_frame(storage: TrialStorage, design: StudyDesign) -> pd.DataFrame:
-    """Read the trials that belong to the study as its file and the installed versions are now, a row each.
+    """Read the trials that match the current study file and the installed versions.
 
     Returns:
-        Columns as of `Trial.to_row`.
+        A row for each trial, with the columns of `Trial.to_row`.
     """
     return pd.DataFrame([t.to_row(design.config.grid) for t in design.keys.matching_trials(storage.trials())])
 
 
 def run_workers(storage: TrialStorage, config: StudyConfig, count: int, on_poll: Callable[[], None]) -> None:
-    """Let so many processes work on a study until nothing is left; one that dies is replaced.
+    """Run workers on a study until no trial is left, and replace workers that die.
 
     Args:
-        storage: the study's trials.
-        config: the study file.
-        count: number of workers.
-        on_poll: called regularly meanwhile, to show the progress.
+        storage: The study's trials.
+        config: The study file.
+        count: Number of workers.
+        on_poll: Called regularly, to show the progress.
 
     Raises:
-        InputError: a worker refuses to start, or one after the other dies and no trial advances.
-        KeyboardInterrupt: running trials wait again in the storage.
+        InputError: A worker refuses to start, or workers keep dying while no trial advances.
+        KeyboardInterrupt: The user interrupted the study; running trials are back in the queue.
     """
     logs = Path(config.output) / "workers"
     with writing(logs):
@@ -157,10 +166,10 @@ def run_workers(storage: TrialStorage, config: StudyConfig, count: int, on_poll:
 
 
 def _start_worker(storage: TrialStorage, config: StudyConfig, log: Path, count: int) -> subprocess.Popen[bytes]:
-    """Start a worker that stops when its standard input ends: also when this process is killed.
+    """Start a worker that stops when its standard input ends, also after a kill of this process.
 
-    Its first line is what neither a list of processes nor the storage may show: the URL and the study file with their
-    secrets. See `ailora.cli.study_progress.read_handover`.
+    The first line of the input has the URL and the study file with their secrets, which neither a list of processes
+    nor the storage may show. See `ailora.cli.study_progress.read_handover`.
     """
     threads = max(1, (os.cpu_count() or 1) // count)
     with writing(log), open(log, "ab", opener=refuse_link) as output:
@@ -169,14 +178,14 @@ def _start_worker(storage: TrialStorage, config: StudyConfig, log: Path, count: 
             stdin=subprocess.PIPE,
             stdout=output,
             stderr=output,
-            # The cores are shared out; a user's own setting goes before.
+            # Each worker gets its share of the cores, unless the user has set a number of threads.
             env={"OMP_NUM_THREADS": str(threads), **safe_environment()},
-            # Ctrl-C reaches the workers once, from here.
+            # In the same session, Ctrl-C would reach the workers a second time.
             start_new_session=True,
         )
     assert worker.stdin is not None
     handover = {"storage": storage.url, "study": config.model_dump(by_alias=True, context={"secrets": True})}
-    # One that is dead already is noticed where all are looked after.
+    # `run_workers` notices a worker that is already dead.
     with contextlib.suppress(BrokenPipeError):
         worker.stdin.write(format_json(handover).encode() + b"\n")
         worker.stdin.flush()
@@ -184,14 +193,14 @@ def _start_worker(storage: TrialStorage, config: StudyConfig, log: Path, count: 
 
 
 def _close(worker: subprocess.Popen[bytes]) -> None:
-    """End a worker's standard input, which stops it."""
+    """Close a worker's standard input, which stops the worker."""
     assert worker.stdin is not None
     with contextlib.suppress(BrokenPipeError):
         worker.stdin.close()
 
 
 def _progress(storage: TrialStorage) -> Counter[Status]:
-    """Count attempts by status: two deaths with the same count between them have advanced nothing."""
+    """Count attempts by status; equal counts at two deaths mean no progress between them."""
     progress: Counter[Status] = Counter()
     for trial in storage.trials():
         progress[trial.status] += trial.attempts
@@ -209,7 +218,7 @@ def _last_line(log: Path) -> str:
 
 
 def _validate_same_study(config: StudyConfig, storage: TrialStorage) -> None:
-    """Refuse a file under which a task, a method or the base means another thing than in the storage."""
+    """Refuse a file that changes the meaning of a stored task, method or base."""
     now, there = _fixed_parts(config.model_dump(by_alias=True)), _fixed_parts(storage.config)
     shared = now.keys() & there.keys()
     if changes := describe_differences({key: now[key] for key in shared}, {key: there[key] for key in shared}):
@@ -219,7 +228,7 @@ def _validate_same_study(config: StudyConfig, storage: TrialStorage) -> None:
 
 
 def _fixed_parts(study: Mapping[str, Any]) -> dict[str, Any]:
-    """Select what may not change of a study file: some keys, and what each of its tasks and methods means."""
+    """Select the parts of a study file that must not change: some keys, and the overrides of each task and method."""
     methods = [entry if isinstance(entry, dict) else {entry: None} for entry in study["methods"]]
     parts = {key: study.get(key) for key in _FIXED_KEYS}
     parts |= {f"tasks.{label}": changes for label, changes in (study["tasks"] or {}).items()}

@@ -24,7 +24,7 @@ from ailora.studies.trial_keys import TrialKeys
 #: Keys of a run's configuration that the study sets -> the key of the study file that decides them.
 _OWNED_KEYS = {"training.learning_rate": "learning_rate", "training.seed": "seeds", "output": "output"}
 
-#: `ailora study status` takes a few seconds for half as many.
+#: `ailora study status` takes a few seconds for half of them.
 _MAX_TRIALS = 20_000
 
 
@@ -32,17 +32,17 @@ class StudyDesign:
     """Conditions of a study, with the configuration, metric and learning rates of each.
 
     Args:
-        config: the study file.
-        to_run: whether its trials are to be run; else it is only looked at, and methods of the user's are not imported.
+        config: The study file.
+        to_run: Prepare to run trials; else methods of the user are not imported.
 
     Attributes:
-        methods: by label.
-        baseline: label of the method that others are compared with.
-        conditions: all of them, the baseline's first in each task and setting.
-        keys: keys of its trials, and which stored trials it would run now.
+        methods: Methods by label.
+        baseline: Label of the method to compare with.
+        conditions: All conditions, the baseline's first in each task and setting.
+        keys: Keys of the trials, and the selection of stored trials with these keys.
 
     Raises:
-        InputError: an unknown method, key, metric or baseline, a value that the recipe refuses, a grid without values.
+        InputError: A method, key, metric or baseline is unknown, the recipe refuses a value, or the grid is empty.
     """
 
     def __init__(self, config: StudyConfig, *, to_run: bool = True) -> None:
@@ -57,7 +57,7 @@ class StudyDesign:
                 raise InputError(f"grid.{key} cannot be set: it follows from {owner}")
         self._validate_size()
         self.conditions = list(dict.fromkeys(self._all_conditions()))
-        # Everything that a trial could refuse is refused before the first one runs.
+        # Validate every configuration before the first trial runs.
         self._configs = {condition: self._load(condition) for condition in self.conditions}
         if config.match_parameters:
             self._configs = {condition: self._match_budget(condition) for condition in self.conditions}
@@ -66,7 +66,7 @@ class StudyDesign:
         self.keys = TrialKeys({condition: _identity(config) for condition, config in self._configs.items()})
 
     def base_config(self, condition: Condition) -> RunConfig:
-        """Configuration of a condition's runs, but for learning rate, seed and output."""
+        """Return the configuration of a condition's runs, without learning rate, seed and output."""
         return self._configs[condition]
 
     def baseline_for(self, condition: Condition) -> Condition:

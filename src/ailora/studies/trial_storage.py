@@ -1,8 +1,8 @@
-"""Trials in an Optuna storage: queue, claims, results, and the recovery from workers that die.
+"""Trials in an Optuna storage: queue, claims, results, and recovery from dead workers.
 
-A trial is known by its key. It may be started more than once; what counts is the first attempt, by number, that was not
-lost. So it does no harm when two workers add the same trial at once, or when one dies while it adds one: the rule says
-which attempt counts, and what is missing is added again.
+The key identifies a trial, which may have several attempts. The first attempt, by number, that was not lost counts.
+Therefore two workers may add the same trial at once, and a worker may die while adding one: the rule selects an
+attempt, and a missing one is added again.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from ailora.redaction import mask_url, without_secrets
 from ailora.studies.storage_url import open_storage, sqlite_file, storage_errors, validate_url
 from ailora.studies.trial import Status, Trial, TrialResult, TrialSpec
 
-# Attributes of a trial in databases: `key` and `cell` from its beginning, then one of the others.
+# Attributes of a trial in databases: `key` and `cell` when it is queued, then one of the others.
 _KEY, _SPEC, _RESULT, _ERROR, _INTERRUPTED = "key", "cell", "outcome", "error", "interrupted"
 #: Attributes of an Optuna study: the study file, and the text of its `TrialKeys`.
 _CONFIG, _TRIAL_KEYS = "study", "trial_keys"
-#: Trials that must have ended before another one is pruned.
+#: Number of finished peers that pruning needs.
 _MIN_PEERS = 4
 _HEARTBEATS_PER_TIMEOUT = 6
-#: Fields of Optuna's trials that we make no use of.
+#: Fields of Optuna's trials without a use here.
 _UNREAD: dict[str, Any] = {
     "value": None,
     "datetime_complete": None,
@@ -50,16 +50,16 @@ class TrialStorage:
     """Trials of one study.
 
     Attributes:
-        url: the Optuna database.
-        name: the study's name in it.
-        config: plain data of the study file; `retries` and `worker_timeout` apply here.
-        trial_keys: text of `TrialKeys.to_text`, as it is stored; None where nothing is.
+        url: URL of the Optuna database.
+        name: Name of the study in the database.
+        config: Plain data of the study file, with `retries` and `worker_timeout`.
+        trial_keys: Stored text of `TrialKeys.to_text`, or None.
     """
 
     def __init__(self, url: str, study: optuna.Study, storage: RDBStorage, *, read_only: bool = False) -> None:
         self.url = url
         self.name = study.study_name
-        # The first databases hold secrets.
+        # Databases of the first versions contain secrets.
         attributes = study.user_attrs
         self.config: dict[str, Any] = without_secrets(attributes[_CONFIG])
         self.trial_keys: object = attributes.get(_TRIAL_KEYS)
@@ -76,31 +76,37 @@ class TrialStorage:
         """Create a study in a storage.
 
         Args:
-            url: an Optuna database URL.
-            name: of the study.
-            config: plain data of the study file.
+            url: An Optuna database URL.
+            name: Name of the study.
+            config: Plain data of the study file.
+
+        Returns:
+            The storage of the new study.
 
         Raises:
-            InputError: the storage cannot be reached, or holds a study of that name.
+            InputError: The storage cannot be reached, or already has a study of that name.
         """
         with open_storage(url) as storage:
             study = optuna.create_study(storage=storage, study_name=name, direction="maximize", load_if_exists=True)
             if not _is_incomplete(study):
-                raise InputError(f"{mask_url(url)} holds a study {name!r} already")
+                raise InputError(f"{mask_url(url)} already has a study {name!r}")
             study.set_user_attr(_CONFIG, without_secrets(config))
             return cls(url, study, storage)
 
     @classmethod
     def load_or_none(cls, url: str, name: str, *, read_only: bool = False) -> TrialStorage | None:
-        """Load a study from a storage, or return None if it is not there. Nothing is created.
+        """Load a study from a storage; nothing is created.
 
         Args:
-            url: an Optuna database URL.
-            name: of the study.
-            read_only: whether the study is only looked at; the storage is opened so then.
+            url: An Optuna database URL.
+            name: Name of the study.
+            read_only: Open the storage read-only.
+
+        Returns:
+            The storage of the study, or None if there is no such study.
 
         Raises:
-            InputError: the storage cannot be reached, or holds a study of that name that is not ours.
+            InputError: The storage cannot be reached, or another program made the study of that name.
         """
         validate_url(url)
         if (file := sqlite_file(url)) is not None and not file.is_file():
@@ -121,15 +127,18 @@ class TrialStorage:
         """Load a study from a storage.
 
         Args:
-            url: an Optuna database URL.
-            name: of the study.
-            read_only: as of `load_or_none`.
+            url: An Optuna database URL.
+            name: Name of the study.
+            read_only: Open the storage read-only.
+
+        Returns:
+            The storage of the study.
 
         Raises:
-            InputError: as `load_or_none`, and where the storage holds no such study.
+            InputError: See `load_or_none`; or the storage has no such study.
         """
         if (storage := cls.load_or_none(url, name, read_only=read_only)) is None:
-            raise InputError(f"{mask_url(url)} holds no study {name!r}: `ailora study run` makes it")
+            raise InputError(f"{mask_url(url)} holds no study {name!r}: `ailora study run` creates it")
         return storage
 
     def close(self) -> None:
@@ -137,29 +146,29 @@ class TrialStorage:
         self._storage.engine.dispose()
 
     def update_config(self, config: Mapping[str, object]) -> None:
-        """Replace the study file, as for a grid that was extended."""
+        """Replace the stored study file, for example after the grid was extended."""
         with storage_errors(self.url):
             self._study.set_user_attr(_CONFIG, without_secrets(config))
         self.config = without_secrets(config)
 
     def save_trial_keys(self, text: str | None) -> None:
-        """Store the text of a study's `TrialKeys`, or that there is none."""
+        """Store the text of the study's `TrialKeys`, or None."""
         if text != self.trial_keys:
             with storage_errors(self.url):
                 self._study.set_user_attr(_TRIAL_KEYS, text)
             self.trial_keys = text
 
     def enqueue(self, specs: Mapping[str, TrialSpec]) -> int:
-        """Queue the trials that are not in the storage yet.
+        """Queue the trials that the storage does not have yet.
 
         Args:
-            specs: key -> specification of the trial.
+            specs: Specification of each trial by key.
 
         Returns:
-            Number of trials that were queued.
+            The number of newly queued trials.
         """
-        known = {trial.key for trial in self.trials()}
-        new = {key: spec for key, spec in specs.items() if key not in known}
+        stored_keys = {trial.key for trial in self.trials()}
+        new = {key: spec for key, spec in specs.items() if key not in stored_keys}
         with storage_errors(self.url):
             for key, spec in new.items():
                 self._study.enqueue_trial({}, user_attrs={_KEY: key, _SPEC: spec.to_dict()})
@@ -168,16 +177,17 @@ class TrialStorage:
         return len(new)
 
     def trials(self) -> list[Trial]:
-        """Read all trials, in the order in which they were queued.
+        """Read all trials in the order of the queue.
 
         Raises:
-            InputError: the storage cannot be read, or a trial in it is damaged.
+            InputError: The storage cannot be read, or a trial is damaged.
         """
         return [self._to_trial(attempts) for attempts in self._attempts().values()]
 
     def claim_next(self) -> RunningTrial | None:
-        """Claim the next trial that waits for this worker, or return None if none waits."""
-        # Optuna's `ask` creates a trial where none waits. Trials of dead workers come back even during a long queue.
+        """Claim the next waiting trial for this worker, or return None if no trial is waiting."""
+        # Not Optuna's `ask`, which creates a trial if none is waiting. The queue is refreshed after each timeout, so
+        # that trials of dead workers return before a long queue ends.
         with storage_errors(self.url):
             if not self._waiting or time.monotonic() - self._refreshed > self.config["worker_timeout"]:
                 self._refresh_queue()
@@ -190,9 +200,9 @@ class TrialStorage:
             return None
 
     def _refresh_queue(self) -> None:
-        """Find the trials that wait, and queue those again whose worker died."""
-        # Not by a callback of Optuna's such as RetryHeartbeatStaleTrialCallback: it queues in the process that noticed
-        # the death, after the trial counts as failed. If that process is killed in between, the trial is lost for ever.
+        """Find the waiting trials, and queue the trials of dead workers again."""
+        # Not by Optuna's RetryHeartbeatStaleTrialCallback: it queues the trial after marking it as failed, in the
+        # process that noticed the death. If that process is killed in between, the trial is lost.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
             fail_stale_trials(self._study)
@@ -215,10 +225,8 @@ class TrialStorage:
         return attempts
 
     def _read_trials(self) -> list[FrozenTrial]:
-        """Read what we need of all trials; Optuna reads five more tables, which takes five times as long.
-
-        A worker keeps to Optuna, which remembers the trials that have ended.
-        """
+        """Read numbers, states and attributes of all trials."""
+        # Optuna reads five more tables, which takes five times as long; workers use it for its cache of finished trials.
         study = TrialModel.study_id == self._storage.get_study_id_from_name(self.name)
         columns = TrialModel.trial_id, TrialModel.number, TrialModel.state, TrialModel.__table__.c.datetime_start
         of_trial = TrialUserAttributeModel.trial_id, TrialUserAttributeModel.key, TrialUserAttributeModel.value_json
@@ -273,11 +281,11 @@ class TrialStorage:
 
 
 class RunningTrial:
-    """A trial that this worker runs. Inside its `with` block it shows the storage that the worker is alive.
+    """A trial claimed by this worker; inside its `with` block the storage gets heartbeats.
 
     Attributes:
-        key: as of `Trial`.
-        spec: its specification.
+        key: Key of the trial.
+        spec: Specification of the trial.
     """
 
     def __init__(self, storage: TrialStorage, trial_id: int, frozen: FrozenTrial) -> None:
@@ -299,24 +307,24 @@ class RunningTrial:
         self._heart.join()
 
     def complete(self, result: TrialResult, score: float) -> None:
-        """Record its result.
+        """Record the result.
 
         Args:
-            result: of the run.
-            score: what decides, larger is better.
+            result: Result of the run.
+            score: Score on the validation split; larger is better.
         """
         self._end({_RESULT: result.to_dict()}, TrialState.COMPLETE, [score])
 
     def fail(self, error: str) -> None:
-        """Record an error that another attempt would meet again."""
+        """Record an error that would recur in another attempt."""
         self._end({_ERROR: error}, TrialState.FAIL)
 
     def prune(self, reason: str) -> None:
-        """Record that it was ended early because others are better."""
+        """Record that the trial was stopped early because its peers are better."""
         self._end({_ERROR: reason}, TrialState.PRUNED)
 
     def requeue(self) -> None:
-        """Give it back when the worker is asked to stop: it waits again, and this attempt does not count."""
+        """Return the trial to the queue because the worker stops; this attempt does not count."""
         self._end({_INTERRUPTED: True}, TrialState.FAIL)
 
     def report(self, step: int, score: float) -> None:
@@ -325,19 +333,19 @@ class RunningTrial:
             self._storage.set_trial_intermediate_value(self._id, step, score)
 
     def should_prune(self, peers: Collection[str]) -> bool:
-        """Whether its last score is worse than the median of its peers' at that step.
+        """Return whether the last score is below the median of the peers' scores at that step.
 
         Args:
-            peers: keys of the trials to compare with; those that are done count, if they are enough.
+            peers: Keys of the trials to compare with; finished ones count, and at least four are needed.
         """
-        # Optuna's pruner compares with all trials of a study: show it a study of the peers alone.
+        # Optuna's pruner compares with all trials of a study, so that it gets a study of the peers alone.
         study = optuna.create_study(direction="maximize")
         done = self._study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
         study.add_trials(frozen for frozen in done if frozen.user_attrs.get(_KEY) in peers)
         return MedianPruner(n_startup_trials=_MIN_PEERS).prune(study, self._storage.get_trial(self._id))
 
     def _end(self, attributes: Mapping[str, object], state: TrialState, values: list[float] | None = None) -> None:
-        # Another worker may have taken this one for dead, and started the trial again: then that attempt counts.
+        # If another worker considered this one dead and started the trial again, that attempt counts.
         with storage_errors(self._url), contextlib.suppress(UpdateFinishedTrialError):
             for name, value in attributes.items():
                 self._storage.set_trial_user_attr(self._id, name, value)
@@ -347,7 +355,7 @@ class RunningTrial:
         interval = self._storage.get_heartbeat_interval()
         assert interval is not None
         while True:
-            # Unlike Optuna's own thread, this one goes on after a moment in which the storage does not answer.
+            # Unlike Optuna's own thread, this one continues after an error of the storage.
             with contextlib.suppress(StorageInternalError, SQLAlchemyError):
                 self._storage.record_heartbeat(self._id)
             if self._stop.wait(interval):
@@ -355,21 +363,21 @@ class RunningTrial:
 
 
 def _is_incomplete(study: optuna.Study) -> bool:
-    """Whether there is nothing but a name: `create` is at work elsewhere, or was killed there."""
+    """Return whether a study has only a name: another process is in `create`, or was killed there."""
     return not study.user_attrs and not study.get_trials(deepcopy=False) and study.direction == StudyDirection.MAXIMIZE
 
 
 def _is_config(plain: object) -> bool:
-    """Whether plain data are a study file as far as a storage reads it."""
+    """Return whether plain data have the keys of a study file that a storage reads."""
     numbers = [plain.get(key) for key in ("retries", "worker_timeout")] if isinstance(plain, dict) else [None]
     return all(isinstance(number, int) and number >= 0 for number in numbers)
 
 
 def _is_lost(frozen: FrozenTrial) -> bool:
-    """Whether an attempt ended without a result or an error: its worker died, or was asked to stop."""
+    """Return whether an attempt ended without result and error: its worker died or was asked to stop."""
     return frozen.state is TrialState.FAIL and _ERROR not in frozen.user_attrs
 
 
 def _counting_attempt(attempts: list[FrozenTrial]) -> FrozenTrial:
-    """Return the attempt that counts: the first that was not lost, else the last."""
+    """Return the counting attempt: the first that was not lost, else the last."""
     return next((frozen for frozen in attempts if not _is_lost(frozen)), attempts[-1])
