@@ -169,7 +169,7 @@ def test_an_export_says_what_it_is(adapter: Path, base: Path, tmp_path: Path) ->
     made = json.loads((tmp_path / "out" / "ailora.json").read_text())
     assert made["exported"]["rank"] == 2
     assert 0 < made["exported"]["error"] < 1
-    with pytest.raises(ailora.InputError, match="is an export, without its anchor"):
+    with pytest.raises(ailora.InputError, match="is an export and does not contain the anchor"):
         ailora.resume(loaded(base), tmp_path / "out")
 
 

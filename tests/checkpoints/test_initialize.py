@@ -290,7 +290,7 @@ def test_an_estimate_reads_nothing(tmp_path: Path) -> None:
     [
         (
             {"form": "residual"},
-            r"'residual' is not written out of core: .* ailora\.adapt",
+            r"cannot write the form 'residual': .* ailora\.adapt",
         ),
         ({"rank": 40}, "rank must be .*, got 40 .model.layers.0.self_attn.q_proj"),
         ({"seed": "x"}, "seed must be a whole number, got 'x'"),

@@ -29,22 +29,23 @@ def resume(
 ) -> PeftModel:
     """Load a saved adapter onto its base model for further training, with a frozen anchor.
 
-    The anchor comes from the file, without a decomposition. Only the residual form as PEFT saves it during training
-    has no anchor inside; its initial factors are computed again.
+    The anchor comes from the file, without a decomposition. The only exception are checkpoints of the residual form
+    that PEFT has saved during training: they have no anchor, and the initial factors are computed again.
 
     Args:
         model: Base model of the adapter.
-        adapter: Folder of `ailora init`, of `save_adapter`, of a Trainer's checkpoint, or of a run.
+        adapter: Folder written by `ailora init` or `save_adapter`, a Trainer's checkpoint, or a run's folder.
         adapter_name: PEFT's name for the adapter.
-        metadata: The adapter's `ailora.json` or its folder, if neither `adapter` nor a folder above has one.
+        metadata: Path of the adapter's `ailora.json`, or of the folder with it; needed if neither `adapter` nor a
+            parent folder has it.
 
     Returns:
         The adapted model.
 
     Raises:
-        InputError: The folder holds no valid adapter, or no metadata fit the adapter.
-        ModelError: The model is another base.
-        AnchorMismatchError: A stock trainer trained the anchor too.
+        InputError: The folder holds no valid adapter, or no metadata that match the adapter.
+        ModelError: The model is not the base of the adapter.
+        AnchorMismatchError: Code that does not freeze the anchor has trained it.
 
     Examples:
         >>> import copy
@@ -57,24 +58,26 @@ def resume(
         True
     """
     checkpoint = AdapterCheckpoint.open(adapter)
-    origin = checkpoint.metadata if metadata is None else AdapterMetadata.read(_metadata_file(metadata))
-    plan = _validate_resumable(checkpoint, origin)
-    assert origin is not None
+    adapter_metadata = checkpoint.metadata if metadata is None else AdapterMetadata.read(_metadata_file(metadata))
+    plan = _validate_resumable(checkpoint, adapter_metadata)
+    assert adapter_metadata is not None
     # All checks come before `inject`: a refused model stays unchanged.
     checkpoint.validate_finite()
-    # PEFT renames the modules of a model that has an adapter already.
+    # PEFT renames the modules of a model that has an adapter, so that only a plain model has the names of the file.
     if not isinstance(model, PeftModel):
         checkpoint.validate_saved_modules(model)
-    _validate_saved_modules(model, checkpoint)
+    _validate_saved_shapes(model, checkpoint)
     weights = prepare(model, plan, adapter_name=adapter_name)
-    _validate_same_base(plan, weights, origin, base=get_base_model(model))
+    _validate_same_base(plan, weights, adapter_metadata, base=get_base_model(model))
     state = {tensor.name: read_tensor(tensor) for tensor in checkpoint.tensors}
     if not checkpoint.contains_anchor(plan):
         adapted = apply_plan(model, plan, adapter_name=adapter_name)
     else:
-        factors = [_initial_factors(role, plan, checkpoint.folder) for role in checkpoint.projection_factors(plan)]
+        factors = [_initial_factors(stored, plan, checkpoint.folder) for stored in checkpoint.projection_factors(plan)]
         residuals = compute_residuals(weights, factors) if plan.form is Form.RESIDUAL else []
-        adapted = inject(model, plan, factors, adapter_name=adapter_name, metadata=origin, residuals=residuals)
+        adapted = inject(
+            model, plan, factors, adapter_name=adapter_name, metadata=adapter_metadata, residuals=residuals
+        )
         if plan.form is Form.RESIDUAL:
             state |= _residual_factors(adapted, checkpoint, state, adapter_name)
     set_peft_model_state_dict(adapted, state, adapter_name=adapter_name)
@@ -90,53 +93,55 @@ def _validate_resumable(checkpoint: AdapterCheckpoint, metadata: AdapterMetadata
     Raises:
         InputError: The adapter cannot be resumed. The message names the alternative.
     """
-    stock = "train on with PeftModel.from_pretrained(model, folder, is_trainable=True)"
+    peft_hint = "continue without an anchor: PeftModel.from_pretrained(model, folder, is_trainable=True)"
     if metadata is None:
         raise InputError(
-            f"no {METADATA_NAME} in {checkpoint.folder} or above it fits the adapter: give the folder that has it "
-            f"(metadata=...), or {stock}"
+            f"no {METADATA_NAME} of the adapter in {checkpoint.folder} or its parent folders: give the folder with it "
+            f"(metadata=...), or {peft_hint}"
         )
     if metadata.exported is not None:
         raise InputError(
-            f"{checkpoint.folder} is an export, without its anchor: resume from the adapter that was exported, or "
-            f"{stock}"
+            f"{checkpoint.folder} is an export and does not contain the anchor: resume from the adapter that was "
+            f"exported, or {peft_hint}"
         )
     if reason := checkpoint.mismatch_reason(metadata):
-        raise InputError(f"the {METADATA_NAME} is of another adapter than {checkpoint.folder}: {reason}")
+        raise InputError(f"the {METADATA_NAME} does not belong to the adapter in {checkpoint.folder}: {reason}")
     plan = metadata.parsed_plan
     if mismatch := checkpoint.find_scaling_mismatch(plan):
         module, scaling, planned = mismatch
         raise InputError(
-            f"{checkpoint.folder}: its configuration scales {module} by {scaling:g}, its {METADATA_NAME} by "
-            f"{planned:g}: one of them is of another adapter, or was changed"
+            f"{checkpoint.folder}: adapter_config.json gives {module} the scaling {scaling:g}, {METADATA_NAME} gives "
+            f"{planned:g}; one of the files belongs to another adapter or was edited"
         )
     return plan
 
 
-def _initial_factors(role: ProjectionFactors, plan: Plan, folder: Path) -> InitialFactors:
-    if plan.form is Form.ANCHORED and role.anchor_was_trained:
+def _initial_factors(stored: ProjectionFactors, plan: Plan, folder: Path) -> InitialFactors:
+    if plan.form is Form.ANCHORED and stored.anchor_was_trained:
         raise AnchorMismatchError(
-            f"{role.planned.projection.name}: the anchor in {folder} has moved: all of the file was trained, by code "
-            "that knows of no anchor. Train on with PeftModel.from_pretrained(model, folder, is_trainable=True)"
+            f"{stored.planned.projection.name}: the anchor in {folder} has changed: code that does not know about the "
+            "anchor trained it too. Continue with PeftModel.from_pretrained(model, folder, is_trainable=True)"
         )
-    if not role.anchored:
-        return InitialFactors(role.planned, Factors(role.A, role.B))
-    A, B = role.anchor
-    if role.covers_all_rows:
-        B = select_rows(B, role.planned.projection)
-    return InitialFactors(role.planned, Factors(A.contiguous(), B.contiguous()))
+    # Without an anchor, training continues from the saved factors.
+    if not stored.anchored:
+        return InitialFactors(stored.planned, Factors(stored.A, stored.B))
+    A, B = stored.anchor
+    # With coupled roles, the anchor's `B` has all rows of the fused weight, zero outside of the role's.
+    if stored.covers_all_rows:
+        B = select_rows(B, stored.planned.projection)
+    return InitialFactors(stored.planned, Factors(A.contiguous(), B.contiguous()))
 
 
 def _residual_factors(
     model: PeftModel, checkpoint: AdapterCheckpoint, state: Mapping[str, Tensor], adapter_name: str
 ) -> dict[str, Tensor]:
-    """Convert the factors of a file to those of the residual form, `A = A0 + dA` and `B`, by name in the file."""
+    """Convert stored factors to the residual form, `A = A0 + dA` and `B = B0 + dB`, by their names in the file."""
     factors = {}
-    for module, weights in checkpoint.modules.items():
+    for module, pair in checkpoint.modules.items():
         layer = model.get_base_model().get_submodule(module)
         assert isinstance(layer, LoraLayer)
-        for stored, side in ((weights.A, layer.lora_A), (weights.B, layer.lora_B)):
-            factor = side[adapter_name]
+        for stored, lora_factors in ((pair.A, layer.lora_A), (pair.B, layer.lora_B)):
+            factor = lora_factors[adapter_name]
             if isinstance(factor, PackedFactor):
                 factors[stored.name] = factor.from_file(state[stored.name])
     return factors
@@ -144,40 +149,44 @@ def _residual_factors(
 
 def _metadata_file(path: Path | str) -> Path:
     if not isinstance(path, str | Path):
-        raise InputError(f"metadata is the folder of an {METADATA_NAME}, not {path!r}")
+        raise InputError(f"metadata must be the path of an {METADATA_NAME} or of its folder, got {path!r}")
     path = Path(path).expanduser()
     return path if path.is_file() else path / METADATA_NAME
 
 
-def _validate_saved_modules(model: nn.Module, checkpoint: AdapterCheckpoint) -> None:
-    """Refuse modules trained whole that the model does not have, or has in another shape."""
+def _validate_saved_shapes(model: nn.Module, checkpoint: AdapterCheckpoint) -> None:
+    """Refuse modules of `modules_to_save` that the model lacks or has in another shape."""
     base = get_base_model(model)
     tensors = tensors_by_name(base)
     for name, stored in checkpoint.saved.items():
         # If the model has another adapter, PEFT has moved the base's own parameter to `original_module`.
         module, _, parameter = name.rpartition(".")
-        place = tensors.get(name, tensors.get(f"{module}.original_module.{parameter}"))
-        if place is None or tuple(place.shape) != stored.shape:
-            has = "has no such parameter" if place is None else f"has {tuple(place.shape)} there"
-            hint = "" if place is None else format_resize_hint(base, module, place.shape, stored.shape)
+        present = tensors.get(name, tensors.get(f"{module}.original_module.{parameter}"))
+        if present is None or tuple(present.shape) != stored.shape:
+            has = "has no such parameter" if present is None else f"has the shape {tuple(present.shape)} there"
+            hint = "" if present is None else format_resize_hint(base, module, present.shape, stored.shape)
             raise ModelError(f"{stored}: the {type(base).__name__} {has}{hint}")
 
 
 def _validate_same_base(
     plan: Plan, weights: Mapping[str, BaseWeight], metadata: AdapterMetadata, *, base: nn.Module
 ) -> None:
-    """Refuse a base with other weights, in any dtype; fingerprints say nothing of quantized weights."""
+    """Refuse a base whose weights differ from those of the adapter's base, up to their dtype.
+
+    Quantized weights have no comparable fingerprint and are not checked.
+    """
     for module, weight in weights.items():
         planned = plan.modules[module][0].projection.shape
         if weight.shape != planned:
             hint = format_resize_hint(base, module, weight.shape, planned)
-            raise ModelError(f"{module} is {weight.shape}, the adapter was made for {planned}{hint}")
+            raise ModelError(f"{module} has the shape {weight.shape}, but the adapter was made for {planned}{hint}")
         expected = metadata.fingerprints.get(module)
         if weight.storage is not None or expected is None:
             continue
         weight.validate_loaded()
+        # None means that the dtypes allow no comparison.
         if matches_fingerprint(weight.stored(), expected, plan.modules[module][0].projection.dtype) is False:
             raise ModelError(
-                f"{module}: the weight is not the one that the adapter was made from ({metadata.base_model}): "
-                "load that base model; ailora verify says more"
+                f"{module}: the weight differs from that of the adapter's base ({metadata.base_model}). Load that base "
+                "model; `ailora verify` shows details"
             )

@@ -1,4 +1,4 @@
-"""Plan the work of `init` from a configuration and headers, before a weight is read."""
+"""Plan a run of `ailora init` from the model configuration and safetensors headers, before any weight is read."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ from ailora.roles import Role
 from ailora.safetensors_io import Checkpoint, StoredTensor
 from ailora.spectral import flops
 
-#: Bound on the memory of `init`: float32 copies of the largest matrix, and bytes for everything else.
+#: Memory bound of `ailora init`: working copies of the largest matrix, and a margin in bytes for everything else.
 _MATRIX_COPIES, _MARGIN_BYTES = 6, 128 * 2**20
 
 
 @dataclass(frozen=True)
 class InitPlan:
-    """Work of `init`, before a weight is read.
+    """The work of `ailora init`, determined before any weight is read.
 
     Attributes:
         model: Name of the model, as given.
-        base: Model on the meta device, of the class for the task type.
+        base: Base model on the meta device, with the class that the task type selects.
         checkpoint: Checkpoint of the model.
-        plan: Settings of every module.
-        weights: Stored weight of each planned module.
+        plan: Adapter settings of every projection.
+        weights: Stored weight of each adapted module.
         seed: Seed of random inits.
     """
 
@@ -73,11 +73,12 @@ class InitPlan:
         See `init` for the arguments.
 
         Returns:
-            The plan, with a stored weight for every module.
+            The plan of the run, with a stored weight for every adapted module.
 
         Raises:
-            InputError: An argument is out of range, or the model is not here.
-            ModelError: The model cannot be adapted, or a weight is missing, quantized or of another shape.
+            InputError: An argument is out of range, or the model is not available locally.
+            ModelError: The model cannot be adapted, or a weight is missing, is quantized, or does not have the expected
+                shape.
         """
         base = _load_base(model, task_type, num_labels)
         plan = make_plan(
@@ -104,11 +105,11 @@ class InitPlan:
             raise InputError(f"seed must be a whole number, got {seed!r}")
         if plan.form is Form.RESIDUAL:
             raise InputError(
-                "form 'residual' is not written out of core: choose anchored or stock; ailora.adapt(model, "
-                "form='residual') overwrites the float32 weights of a loaded model"
+                "`ailora init` cannot write the form 'residual': choose 'anchored' or 'stock', or load the model in "
+                "float32 and call ailora.adapt(model, form='residual')"
             )
         checkpoint = Checkpoint.open(model_folder(model))
-        shapes = {module: group[0].projection.shape for module, group in plan.modules.items()}
+        shapes = {module: adapters[0].projection.shape for module, adapters in plan.modules.items()}
         weights = find_stored_weights(base, checkpoint, shapes)
         for weight in weights.values():
             weight.validate_floating()
@@ -121,7 +122,7 @@ class InitPlan:
 
     @property
     def memory_bound(self) -> int:
-        """Upper bound in bytes on the memory of decompositions with a single worker, without the process itself."""
+        """Upper bound, in bytes, on the memory of one worker's decompositions, beyond the process's own memory."""
         return max(_working_bytes(weight.tensor) for weight in self.weights.values()) * _MATRIX_COPIES + _MARGIN_BYTES
 
     def estimate(self, *, device: str = "cpu") -> dict[str, float]:
@@ -131,11 +132,11 @@ class InitPlan:
             device: Device of the decompositions.
 
         Returns:
-            Number of modules, bytes to read and of the file, floating-point operations, bound on the memory in bytes,
-            and seconds.
+            Number of modules, bytes to read, floating-point operations, memory bound in bytes, size of the adapter file
+            in bytes, and seconds.
 
         Raises:
-            InputError: The device is not here.
+            InputError: The device is not available.
         """
         validate_device(device)
         tasks = self.build_tasks(Path(), device=device, cached=False)
@@ -149,25 +150,35 @@ class InitPlan:
             "seconds": sum(task.estimate_seconds(speed) for task in tasks),
         }
 
-    def build_tasks(self, parts: Path, *, device: str, cached: bool) -> list[ModuleTask]:
+    def build_tasks(self, parts_folder: Path, *, device: str, cached: bool) -> list[ModuleTask]:
         """Build the tasks of all modules, in the order of the plan.
 
         Args:
-            parts: Folder for the results.
+            parts_folder: Folder for the partial results, a file for each module.
             device: Device of the decompositions.
             cached: Whether to use the cache of decompositions.
+
+        Returns:
+            The tasks.
         """
-        bare = replace(self.plan, adapters=())
+        # Tasks go to other processes, and each carries its own adapters.
+        plan_without_adapters = replace(self.plan, adapters=())
         return [
             ModuleTask(
-                self.weights[module], group, bare, self.seed, device, cached, parts / f"{number:06d}.safetensors"
+                self.weights[module],
+                adapters,
+                plan_without_adapters,
+                self.seed,
+                device,
+                cached,
+                parts_folder / f"{number:06d}.safetensors",
             )
-            for number, (module, group) in enumerate(self.plan.modules.items())
+            for number, (module, adapters) in enumerate(self.plan.modules.items())
         ]
 
     @property
     def recorded_name(self) -> str:
-        """Name of the base model for loaders: the absolute path of a folder, or the hub id."""
+        """Name of the base model in the adapter's configuration: the absolute path of a folder, or the hub id."""
         local = self.model.startswith("builtin:") or Path(self.model).expanduser().is_dir()
         return str(model_folder(self.model)) if local else self.model
 
@@ -175,6 +186,7 @@ class InitPlan:
     def reads(self) -> list[Path]:
         """Files that `init` reads: shards and configuration."""
         folder = self.checkpoint.folder
+        # Headers are keyed by the names of the shards.
         return [*(folder / name for name in self.checkpoint.headers), folder / "config.json"]
 
     @property
@@ -186,7 +198,7 @@ class InitPlan:
             "seed": self.seed,
             "files": {file.name: read_file_state(file) for file in self.reads},
             "labels": self.base.config.num_labels,
-            # A folder is recognized by all keys of its request, and those of earlier versions have this one.
+            # An unfinished folder is resumed if its whole request matches; requests of earlier versions have this key.
             "plan": {**self.plan.to_dict(), "layer_replication": None},
             "versions": library_versions(),
         }
@@ -200,8 +212,8 @@ def _load_base(model: Path | str, task_type: str | None, num_labels: int | None)
     base = load_on_meta(str(folder), task_type, num_labels=num_labels)
     if task_type is None and type(base).__name__ not in (base.config.architectures or []):
         raise InputError(
-            f"the configuration of {model} names no architecture of transformers, which decides the names in the "
-            "file: give the task type (--task-type), such as CAUSAL_LM"
+            f"the configuration of {model} names no architecture of transformers, so that the tensor names of the "
+            "adapter file are unknown: give the task type (--task-type), such as CAUSAL_LM"
         )
     return base
 

@@ -13,13 +13,15 @@ def merge(
     base: Model,
     adapter: Adapter,
     out: Out,
-    dtype: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16; default: as each tensor is.")] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="Data type to write: fp32, bf16 or fp16; by default each tensor keeps its own.")
+    ] = None,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
-    """Write the base model with the adapter merged in, shard by shard; the same command after a kill resumes."""
-    from ailora.checkpoints import merge as write
+    """Write the base model with the adapter merged in, shard by shard; the same command resumes an interrupted one."""
+    from ailora.checkpoints import merge as merge_checkpoint
     from ailora.cli.tables import print_report
 
-    report = write(base, adapter, out, dtype=dtype, force=force)
+    report = merge_checkpoint(base, adapter, out, dtype=dtype, force=force)
     print_report(f"written to {out}", report.to_dict(), as_json=as_json)

@@ -13,17 +13,19 @@ from ailora.cli.options import ForceFile
 def report(
     sources: Annotated[
         list[Path],
-        typer.Argument(help="Folders of runs, of a study or of an analysis, and study files.", metavar="RUN|STUDY|..."),
+        typer.Argument(help="Folders of runs, studies or analyses, or study files.", metavar="RUN|STUDY|ANALYSIS..."),
     ],
     out: Annotated[Path, typer.Option(help="The HTML file to write.")] = Path("report.html"),
     figures: Annotated[
-        Path | None, typer.Option(help="Write every figure to this folder as SVG, PDF and PNG too.")
+        Path | None, typer.Option(help="Also write every figure to this folder, as SVG, PDF and PNG.")
     ] = None,
-    scale: Annotated[str | None, typer.Option(help="A set of keys below `scales:` of a study file.")] = None,
-    bootstrap: Annotated[bool, typer.Option(help="Intervals over seeds and examples, from kept predictions.")] = True,
+    scale: Annotated[str | None, typer.Option(help="Entry below `scales:` of the study file to apply.")] = None,
+    bootstrap: Annotated[
+        bool, typer.Option(help="Bootstrap intervals over seeds and examples, from the saved predictions.")
+    ] = True,
     force: ForceFile = False,
 ) -> None:
-    """Write one self-contained page on runs, studies and analyses; exit code 1 where a part had to be left out."""
+    """Write a self-contained HTML page on runs, studies and analyses; exit code 1 if a part had to be left out."""
     from ailora.checkpoints.output_file import validate_output_file
     from ailora.cli.tables import console
     from ailora.formatting import escape_controls
@@ -37,6 +39,6 @@ def report(
     if figures is not None:
         console.print(f"{write_figures(page, figures, force=force)} figures written to {figures}")
     for problem in page.problems:
-        typer.echo(f"ailora: left out: {escape_controls(problem)}", err=True)
+        typer.echo(f"ailora: a part was left out: {escape_controls(problem)}", err=True)
     if page.problems:
         raise typer.Exit(1)

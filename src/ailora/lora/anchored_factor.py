@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ailora.errors import AnchorMismatchError
 from ailora.lora.anchor import anchor_distance, snap_to_grid, stack_A, stack_B, unstack_A, unstack_B
 from ailora.lora.packed_factor import PackedFactor
+from ailora.weights.base_weight import all_finite
 from ailora.weights.dtensor import distribute_like, full_tensor, validate_unsharded
 
 
@@ -47,10 +48,15 @@ class AnchoredFactor(PackedFactor):
         if self.anchor.is_meta:
             # An engine has moved the model to the meta device and will broadcast the first process's state.
             return
-        anchor, delta = self.unstack(self._as_anchor(weight))
+        stacked = self._as_anchor(weight)
+        anchor, delta = self.unstack(stacked)
         eps = max(torch.finfo(dtype).eps for dtype in (weight.dtype, self.anchor.dtype))
         distance = anchor_distance(self.anchor, anchor, delta=delta, eps=eps)
         if distance is not None:
+            if not all_finite(stacked):
+                raise AnchorMismatchError(
+                    f"{name}: the file holds NaN or infinite entries, which hide its anchor: its training diverged"
+                )
             raise AnchorMismatchError(
                 f"{name}: the file has another anchor (relative distance {distance:.1e}): it was made for another "
                 "base, policy or rank, or is an ordinary LoRA. "

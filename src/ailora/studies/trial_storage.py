@@ -226,7 +226,7 @@ class TrialStorage:
 
     def _read_trials(self) -> list[FrozenTrial]:
         """Read numbers, states and attributes of all trials."""
-        # Optuna reads five more tables, which takes five times as long; workers use it for its cache of finished trials.
+        # Optuna reads five more tables, which takes five times as long; workers use its cache of finished trials.
         study = TrialModel.study_id == self._storage.get_study_id_from_name(self.name)
         columns = TrialModel.trial_id, TrialModel.number, TrialModel.state, TrialModel.__table__.c.datetime_start
         of_trial = TrialUserAttributeModel.trial_id, TrialUserAttributeModel.key, TrialUserAttributeModel.value_json

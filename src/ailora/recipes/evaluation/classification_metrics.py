@@ -1,4 +1,4 @@
-"""Metrics of classification and regression, computed by scikit-learn and scipy."""
+"""Classification and regression metrics, computed with scikit-learn and SciPy."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from sklearn import metrics as sk
 
 @dataclass(frozen=True)
 class Metric:
-    """Metric of predictions against labels; larger is better.
+    """A metric that compares predictions with labels; larger is better.
 
     Attributes:
-        score: function of labels (rows,), predictions (rows,) and the number of classes; labels and predictions are
-            class ids, or numbers of a regression.
-        regression: whether labels are numbers.
+        score: Function of labels (rows,), predictions (rows,) and the number of classes; labels and predictions are
+            class ids, or real values for regression.
+        regression: Whether this is a regression metric, with real values as labels.
     """
 
     score: Callable[[np.ndarray, np.ndarray, int], float]
@@ -26,7 +26,7 @@ class Metric:
 
 
 def _f1(labels: np.ndarray, predictions: np.ndarray, classes: int) -> float:
-    # Of two classes the F1 of class 1, as GLUE scores MRPC and QQP.
+    # With two classes, F1 of class 1, as GLUE does for MRPC and QQP; otherwise macro F1.
     return sk.f1_score(labels, predictions, average="binary" if classes == 2 else "macro")
 
 
@@ -36,7 +36,7 @@ def _ignore_num_classes(function: Callable[..., float]) -> Callable[[np.ndarray,
 
 def _correlation(function: Callable[..., tuple[float, float]]) -> Callable[[np.ndarray, np.ndarray, int], float]:
     def score(labels: np.ndarray, predictions: np.ndarray, _classes: int) -> float:
-        # 0 where it is undefined: a constant prediction tells nothing about the label.
+        # An undefined correlation (fewer than two rows, or constant input) scores 0: it carries no information.
         if len(labels) < 2:
             return 0.0
         with warnings.catch_warnings():
@@ -60,13 +60,13 @@ METRICS: dict[str, Metric] = {
 def compute_metrics(
     names: tuple[str, ...], labels: np.ndarray, predictions: np.ndarray, *, classes: int
 ) -> dict[str, float]:
-    """Compute metrics of predictions against labels.
+    """Score predictions against labels.
 
     Args:
-        names: names of `METRICS`.
-        labels: class ids or numbers (rows,).
-        predictions: class ids or numbers (rows,).
-        classes: number of classes; 1 for regression.
+        names: Metrics to compute, keys of `METRICS`.
+        labels: Class ids, or real values for regression (rows,).
+        predictions: Class ids, or real values for regression (rows,).
+        classes: Number of classes; 1 for regression.
 
     Returns:
         Score of each metric.
