@@ -9,7 +9,7 @@ import os
 import shutil
 import stat
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, TypeVar, cast
@@ -28,7 +28,7 @@ _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
 @contextmanager
-def replacing_file(file: Path) -> Iterator[BinaryIO]:
+def replacing_file(file: Path) -> Generator[BinaryIO, None, None]:
     """Open a temporary file beside `file`, which replaces `file` if the body succeeds and is removed if it fails.
 
     A single process at a time writes a file. A link at `file` is replaced, not followed.
@@ -201,7 +201,7 @@ def _replace_leaves(data: object, replace: Callable[[object], object]) -> object
 
 
 @contextmanager
-def replacing_folder(folder: Path) -> Iterator[Path]:
+def replacing_folder(folder: Path) -> Generator[Path, None, None]:
     """Create a temporary folder beside `folder`, which replaces `folder` if the body succeeds, else is removed.
 
     After a kill the old folder is in its place, or the next attempt restores it.
@@ -259,7 +259,7 @@ def _remove(path: Path) -> None:
 
 
 @contextmanager
-def holding_lock(lock: Path, folder: Path, *, timeout_s: float = 0.0) -> Iterator[None]:
+def holding_lock(lock: Path, folder: Path, *, timeout_s: float = 0.0) -> Generator[None, None, None]:
     """Hold the lock file of a folder during the body. The system releases the lock if the process dies.
 
     Args:

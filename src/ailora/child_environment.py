@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 _SAFE_PATH, _PATH = "PYTHONSAFEPATH", "PYTHONPATH"
@@ -23,7 +23,7 @@ def safe_environment() -> dict[str, str]:
 
 
 @contextmanager
-def safe_import_path() -> Iterator[None]:
+def safe_import_path() -> Generator[None, None, None]:
     """Context in which all child processes, including those of libraries, have the `safe_environment`.
 
     multiprocessing has no argument for an environment: its processes (spawned, fork server, resource tracker) begin

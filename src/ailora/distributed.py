@@ -11,7 +11,7 @@ from __future__ import annotations
 import io
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -59,7 +59,7 @@ def _is_initialized() -> bool:
 
 
 @contextmanager
-def init_process_group_if_launched() -> Iterator[None]:
+def init_process_group_if_launched() -> Generator[None, None, None]:
     """Initialize a process group for the body, if a launcher started several ranks and no group exists.
 
     Raises:
@@ -96,7 +96,7 @@ def _launched_count() -> int:
 
 
 @contextmanager
-def raise_on_all_ranks() -> Iterator[None]:
+def raise_on_all_ranks() -> Generator[None, None, None]:
     """Run the body on all ranks, and raise on all ranks if the body fails on any.
 
     Raises:
@@ -117,7 +117,7 @@ def raise_on_all_ranks() -> Iterator[None]:
 
 
 @contextmanager
-def on_main(context: AbstractContextManager[T]) -> Iterator[T]:
+def on_main(context: AbstractContextManager[T]) -> Generator[T, None, None]:
     """Enter a context on the main process alone, and broadcast its value to all ranks.
 
     Yields:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -144,7 +144,7 @@ def _validate_nothing_else(out: Path) -> None:
 
 
 @contextmanager
-def replacing_analysis(out: Path) -> Iterator[Path]:
+def replacing_analysis(out: Path) -> Generator[Path, None, None]:
     """Open a temporary folder, which replaces `out` atomically when the body ends.
 
     Yields:

@@ -7,7 +7,7 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -28,7 +28,7 @@ _FORCE_HINT = ", or --force to write into it"
 @contextmanager
 def lock_folder(
     folder: Path, *, content: str, marks: Iterable[str], force: bool | None = None, timeout_s: float = 0.0
-) -> Iterator[None]:
+) -> Generator[None, None, None]:
     """Lock a folder for writing, and create a missing one.
 
     Args:
@@ -170,7 +170,7 @@ def resolve_output_path(path: Path | str) -> Path:
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
+def writing(path: Path) -> Generator[None, None, None]:
     """Convert errors of the system into an `InputError` with the path and the reason.
 
     Raises:
@@ -272,7 +272,7 @@ class OutputDir:
     @contextmanager
     def acquire(
         self, request: Mapping[str, object], *, reads: Iterable[Path], writes: Iterable[str], force: bool
-    ) -> Iterator[bool]:
+    ) -> Generator[bool, None, None]:
         """Lock the folder for a request while the body runs.
 
         Args:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import cast
 
@@ -264,7 +264,7 @@ def _and_more(modules: list[str]) -> str:
 
 
 @contextmanager
-def _unchanged_on_error(model: nn.Module, adapter_name: str) -> Iterator[None]:
+def _unchanged_on_error(model: nn.Module, adapter_name: str) -> Generator[None, None, None]:
     """Restore a model's modules, gradient flags and adapters if the body fails."""
     base = get_base_model(model)
     # Not `named_children()`, which omits the second name of a module that a parent has under two.

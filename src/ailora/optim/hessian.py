@@ -7,7 +7,7 @@ holds a single graph.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -137,7 +137,7 @@ def _iter_gradients(
 
 
 @contextmanager
-def _measuring(model: nn.Module) -> Iterator[None]:
+def _measuring(model: nn.Module) -> Generator[None, None, None]:
     """Put the model into eval mode, with gradients and the math kernel of attention; restore it afterwards."""
     flags = [(module, module.training) for module in model.modules()]
     model.eval()
@@ -160,7 +160,7 @@ def _validate_attention(model: PeftModel) -> None:
 
 
 @contextmanager
-def _explaining_missing_derivatives() -> Iterator[None]:
+def _explaining_missing_derivatives() -> Generator[None, None, None]:
     try:
         yield
     except RuntimeError as error:

@@ -181,7 +181,7 @@ def _draw_bars(panel: Axes, chart: Plot) -> None:
         panel.set_ylim(0, 1)
 
 
-def _with_gaps(values: Sequence[float]) -> np.ndarray:
+def _with_gaps(values: Sequence[float | None]) -> np.ndarray:
     return np.array([math.nan if value is None else value for value in values], dtype=float)
 
 

@@ -9,6 +9,7 @@ word pairs stay at chance. Validation and test data use words absent from the tr
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
 from ailora.atomic_io import write_text
@@ -67,7 +68,7 @@ def write_verdicts(folder: Path, *, train: int, held_out: int, seed: int = 0) ->
     return {file.stem: file for file in texts}
 
 
-def _sentence(rng: random.Random, good: list[str], bad: list[str]) -> tuple[str, str]:
+def _sentence(rng: random.Random, good: Sequence[str], bad: Sequence[str]) -> tuple[str, str]:
     thing, other = rng.sample(_THINGS, 2)
     likes, denies, likes_other = (rng.random() < 0.5 for _ in range(3))
     clause = f"the {thing} was {rng.choice(good if likes else bad)}"

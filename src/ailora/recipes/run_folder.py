@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -62,7 +62,7 @@ class RunFolder:
         self.initial = self.path / ".initial"
 
     @contextmanager
-    def claimed(self, config: RunConfig) -> Iterator[None]:
+    def claimed(self, config: RunConfig) -> Generator[None, None, None]:
         """Lock the folder for a run while it trains.
 
         All processes of the run enter; the main process takes the lock. An error before the first checkpoint leaves
@@ -76,7 +76,7 @@ class RunFolder:
             yield
 
     @contextmanager
-    def _locked(self, config: RunConfig) -> Iterator[None]:
+    def _locked(self, config: RunConfig) -> Generator[None, None, None]:
         with lock_folder(self.path, content="run", marks=[self.config.name], timeout_s=_LOCK_TIMEOUT_S):
             with writing(self.path):
                 self._begin(config)
@@ -274,7 +274,7 @@ class RunFolder:
             wait_for_everyone()
 
     @contextmanager
-    def _replacing(self, target: Path) -> Iterator[Path]:
+    def _replacing(self, target: Path) -> Generator[Path, None, None]:
         self.claim(target)
         with replacing_folder(target) as partial:
             yield partial

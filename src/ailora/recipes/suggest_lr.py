@@ -120,7 +120,7 @@ def _measure_curvatures(
     # Both policies are measured on the same new head.
     set_seed(config.training["seed"])
     # Dropout would add its noise to the curvature.
-    options = config.adapter.plan_options() | {"form": "anchored", "dropout": 0.0}
+    options: dict[str, Any] = config.adapter.plan_options() | {"form": "anchored", "dropout": 0.0}
     base: Any = recipe.load_model(resolve_model(config.model))
     model = adapt(base.float(), policy, **options, task_type=config.task_type)
     model.to(torch.accelerator.current_accelerator() or "cpu")

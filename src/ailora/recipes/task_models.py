@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from peft import PeftModel, get_peft_model_state_dict
 from safetensors import SafetensorError
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from ailora.errors import InputError
@@ -109,8 +109,10 @@ def load_language_model(
     """
     model = _load(task_type, path, quantization)
     model.config.pad_token_id = tokenizer.pad_token_id
-    if model.generation_config is not None:
-        model.generation_config.pad_token_id = tokenizer.pad_token_id
+    # transformers declares it of every model, but encoders have none.
+    generation_config: GenerationConfig | None = getattr(model, "generation_config", None)
+    if generation_config is not None:
+        generation_config.pad_token_id = tokenizer.pad_token_id
     return model
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -59,7 +59,7 @@ def build_page(paths: Sequence[Path], *, scale: str | None = None, bootstrap: bo
 
 
 @contextlib.contextmanager
-def _collecting(problems: list[str], path: Path) -> Iterator[None]:
+def _collecting(problems: list[str], path: Path) -> Generator[None, None, None]:
     """Collect the error of an argument, so that the other arguments are shown."""
     try:
         yield

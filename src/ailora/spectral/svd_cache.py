@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field, replace
@@ -71,7 +71,7 @@ def cached_svd(weight: Float[Tensor, "*batch out in_"], rank: int, band: Band | 
 
 
 @contextmanager
-def without_cache() -> Iterator[None]:
+def without_cache() -> Generator[None, None, None]:
     """Disable the cache in the body: `cached_svd` neither reads nor writes entries."""
     token = _enabled.set(False)
     try:

@@ -7,7 +7,7 @@ import logging
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -168,7 +168,7 @@ def _begin(connection: sqlite3.Connection, file: Path, *, read_only: bool) -> No
 
 
 @contextlib.contextmanager
-def _notice_if_slow(message: str) -> Iterator[None]:
+def _notice_if_slow(message: str) -> Generator[None, None, None]:
     timer = threading.Timer(_LOCK_NOTICE_S, _log.warning, [message])
     timer.daemon = True
     timer.start()
@@ -179,7 +179,7 @@ def _notice_if_slow(message: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def open_storage(url: str, *, read_only: bool = False) -> Iterator[RDBStorage]:
+def open_storage(url: str, *, read_only: bool = False) -> Generator[RDBStorage, None, None]:
     """Open a storage, and close it if the block raises.
 
     Args:
@@ -206,7 +206,7 @@ def open_storage(url: str, *, read_only: bool = False) -> Iterator[RDBStorage]:
 
 
 @contextlib.contextmanager
-def storage_errors(url: str) -> Iterator[None]:
+def storage_errors(url: str) -> Generator[None, None, None]:
     """Convert errors of a database to InputError, without its password.
 
     Raises:

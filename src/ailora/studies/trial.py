@@ -81,7 +81,11 @@ class TrialSpec:
 
     def to_dict(self) -> dict[str, object]:
         """Convert to plain data, as the storage keeps it."""
-        condition = {"task": self.condition.task, "method": self.condition.method, "setting": self.condition.values}
+        condition: dict[str, object] = {
+            "task": self.condition.task,
+            "method": self.condition.method,
+            "setting": self.condition.values,
+        }
         return condition | {"learning_rate": self.learning_rate, "seed": self.seed, "max_steps": self.max_steps}
 
     @classmethod
@@ -139,7 +143,8 @@ class TrialResult:
         """Build a result from plain data of `to_dict`, or from the results of a run; other keys are ignored."""
         measured: dict[str, Any] = {field.name: data[field.name] for field in fields(cls) if field.name in data}
         history = [record for record in data.get("history") or () if {"step", "loss"} <= record.keys()]
-        return cls(**{"metrics": {}, **measured, "history": history})
+        values: dict[str, Any] = {"metrics": {}, **measured, "history": history}
+        return cls(**values)
 
 
 #: Fields of `TrialResult` that are columns of the table of trials.

@@ -132,6 +132,8 @@ def run_in_subprocess(config: RunConfig, keep: str, should_continue: ShouldConti
                     raise error
                 case step, loss:
                     ours.send(should_continue is None or should_continue(step, loss))
+                case message:
+                    raise AssertionError(f"unexpected message of a trial: {message!r}")
     except EOFError:
         process.join()
         raise TrialError(_exit_reason(process.exitcode)) from None

@@ -39,6 +39,8 @@ def build_quantization_config(config: RunConfig) -> QuantizationConfigMixin | No
                 f"quantization: {init} overwrites weights, and quantized ones would round what is left of them; choose "
                 "ailora, or peft:lora"
             )
+        case _:
+            pass
     try:
         return _build_torchao(fields) if "torchao" in fields else _build_bitsandbytes(fields)
     except (TypeError, ValueError, ImportError, AttributeError) as error:

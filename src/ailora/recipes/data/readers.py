@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import repeat
@@ -120,7 +120,7 @@ def _read(file: Path, columns: Sequence[str] | None, named: Collection[str] | No
 
 
 @contextmanager
-def _long_fields() -> Iterator[None]:
+def _long_fields() -> Generator[None, None, None]:
     """Read long fields of CSV files whole, in the body."""
     # The limit belongs to the process, whose other readers keep theirs.
     limit = csv.field_size_limit(_MAX_FIELD_CHARS)

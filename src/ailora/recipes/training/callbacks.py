@@ -1,5 +1,8 @@
 """Callbacks of a run: the log, the marks of complete checkpoints, the progress bar."""
 
+# transformers declares its progress bars as present, and sets them to None.
+# pyright: reportUnnecessaryComparison=false
+
 from __future__ import annotations
 
 import time
