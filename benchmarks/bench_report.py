@@ -41,7 +41,7 @@ _ENTRIES = """() => {
 def made_up(folder: Path, trials: int) -> int:
     """A study's storage with about so many trials; how many."""
     sys.path.insert(0, str(ROOT))
-    from tests.report.made import plausible, stored, study_file
+    from tests.report.sample_studies import plausible, stored, study_file
 
     tasks = {f"task-{i}": {"data.max_train_samples": i} for i in range(1, max(1, round(trials / _EACH / 2)) + 1)}
     grid = {"adapter.rank": [4, 16]}

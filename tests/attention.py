@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ailora.formatting import collapse_layer_index
 from ailora.roles import Projection, Role
-from tests.tiny import BATCH
+from tests.tiny_models import BATCH
 
 
 def names(listed: str) -> set[str]:

@@ -67,7 +67,7 @@ def test_a_resumed_model_is_the_one_that_was_saved(family: str, options: dict[st
 
 
 def test_fused_weights_resume(tmp_path: Path) -> None:
-    from tests.tiny import tiny_model
+    from tests.tiny_models import tiny_model
 
     for couple in (False, True):
         base = tiny_model("gpt2")
@@ -264,7 +264,7 @@ def test_what_does_not_fit_leaves_the_model_alone(tmp_path: Path) -> None:
 
 
 def test_a_fused_weight_that_was_trained_whole_resumes_in_the_stock_form(tmp_path: Path) -> None:
-    from tests.tiny import tiny_inputs, tiny_model
+    from tests.tiny_models import tiny_inputs, tiny_model
 
     base = tiny_model("gpt2")
     model = ailora.adapt(copy.deepcopy(base), rank=2, form="stock")

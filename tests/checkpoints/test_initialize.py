@@ -19,7 +19,7 @@ from ailora.roles.catalog import FAMILIES as CATALOG
 from tests.contracts.test_families import MADE_AS, OFTEN, REMOTE
 from tests.families import FAMILIES
 from tests.tiers import in_tiers
-from tests.tiny import LAYERS, tiny_model
+from tests.tiny_models import LAYERS, tiny_model
 
 RANK = 4
 WEIGHTS = "adapter_model.safetensors"

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 import ailora
 from ailora.checkpoints import export, init, inspect
 from tests.checkpoints.conftest import loaded, on_residual_weights, trained
-from tests.tiny import tiny_model
+from tests.tiny_models import tiny_model
 
 WEIGHTS = "adapter_model.safetensors"
 

@@ -10,8 +10,8 @@ import pytest
 
 import ailora
 from ailora.checkpoints import merge
+from tests.checkpoints.command_kills import Command, run, run_and_kill
 from tests.checkpoints.conftest import LLAMA
-from tests.checkpoints.killed import Command, run, run_and_kill
 
 
 def commands(base: Path, adapter: Path) -> dict[str, Command]:

@@ -21,7 +21,7 @@ from ailora.safetensors_io import Checkpoint
 from tests.checkpoints.conftest import LLAMA, loaded, on_residual_weights, trained
 from tests.contracts.test_adapted_model import close
 from tests.families import FAMILIES, train
-from tests.tiny import tiny_inputs, tiny_model
+from tests.tiny_models import tiny_inputs, tiny_model
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:

@@ -16,7 +16,7 @@ from ailora.adapter_io.adapter_checkpoint import PREFIX
 from ailora.checkpoints import Verdict, export, init, verify
 from tests.checkpoints.conftest import LLAMA, loaded, on_residual_weights, trained
 from tests.families import FAMILIES
-from tests.tiny import tiny_model
+from tests.tiny_models import tiny_model
 
 WEIGHTS = "adapter_model.safetensors"
 Q0 = "base_model.model.model.layers.0.self_attn.q_proj"

@@ -21,7 +21,7 @@ from ailora.cli import main
 from ailora.recipes.config.yaml_file import format_yaml
 from ailora.spectral import cached_svd
 from tests.recipes.conftest import *  # noqa: F403
-from tests.tiny import tiny_config
+from tests.tiny_models import tiny_config
 
 
 def ailora(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:

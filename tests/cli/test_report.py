@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.test_cli import ailora
-from tests.report.made import plausible, run_folder, stored, study_file
+from tests.report.sample_studies import plausible, run_folder, stored, study_file
 
 
 def test_a_run_and_a_study_become_one_file(tmp_path: Path) -> None:

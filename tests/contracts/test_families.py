@@ -1,6 +1,7 @@
 """What every family of the catalog promises, proven by how the attention of a small model of it behaves.
 
-The models are made from the families' own configurations (`tests/tiny.py`). `tests/attention.py` says what is tried.
+The models are made from the families' own configurations (`tests/tiny_models.py`). `tests/attention.py` says
+what is tried.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 import ailora
-from ailora.roles import FusedLayout, Role, fused_layouts
+from ailora.roles import FusedLayout, Role, fused_splits
 from ailora.roles.catalog import FAMILIES, LEFT_OUT
 from tests.attention import (
     BIASED,
@@ -33,7 +34,7 @@ from tests.attention import (
 )
 from tests.contracts.test_adapted_model import close
 from tests.tiers import in_tiers
-from tests.tiny import tiny_inputs, tiny_model
+from tests.tiny_models import tiny_inputs, tiny_model
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths:UserWarning"),
@@ -215,7 +216,7 @@ def test_a_swapped_or_shifted_layout_is_found_out(monkeypatch: pytest.MonkeyPatc
         "values second": lambda roles, config, out: FusedLayout(
             1, ((Role.QUERY, 32), (Role.VALUE, 32), (Role.KEY, 32))
         ),
-        "head by head": fused_layouts.per_head,
+        "head by head": fused_splits.per_head,
     }
     rule = FAMILIES["gpt2"][0]
     for split in swapped.values():

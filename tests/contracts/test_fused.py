@@ -20,7 +20,7 @@ from ailora.roles import Projection, Role
 from ailora.weights.base_weight import BaseWeight, select_rows
 from tests.attention import Model, problems, sites, without_biases
 from tests.contracts.test_adapted_model import close
-from tests.tiny import BATCH, POSITIONS
+from tests.tiny_models import BATCH, POSITIONS
 
 SIZES = {
     "hidden_size": 32,

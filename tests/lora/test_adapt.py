@@ -12,7 +12,7 @@ from torch import nn
 import ailora
 from ailora.lora import inject as inject_module
 from tests.families import FAMILIES
-from tests.tiny import tiny_model
+from tests.tiny_models import tiny_model
 
 FAMILY = FAMILIES["bert"]
 

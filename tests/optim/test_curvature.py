@@ -19,7 +19,7 @@ from ailora.optim import hessian
 from ailora.optim.curvature import Curvature, curvature_by_role, rate_multiple
 from ailora.optim.hessian import ALL, blocks_by_role
 from tests.families import FAMILIES
-from tests.tiny import tiny_inputs, tiny_model
+from tests.tiny_models import tiny_inputs, tiny_model
 
 BATCHES, WIDTH = 3, 6
 ROLES = {r"\.?query$": "query", r"\.?value$": "value"}

@@ -9,7 +9,7 @@ import ailora
 from ailora.optim.param_groups import role_factors
 from ailora.roles import Role
 from tests.families import FAMILIES
-from tests.tiny import tiny_model
+from tests.tiny_models import tiny_model
 
 QUERY, VALUE = (Role.QUERY,), (Role.VALUE,)
 

@@ -12,7 +12,7 @@ import pytest
 
 from ailora.plots.chart_spec import COLOURS, Axis, Chart, Heatmap, Plot, Series
 from ailora.plots.plotly_backend import count_missing, escape, plotly_figure, round_digits
-from tests.report.made import HOSTILE, TEXTS
+from tests.report.sample_studies import HOSTILE, TEXTS
 
 NAN = math.nan
 LINES = Plot(

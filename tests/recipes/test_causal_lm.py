@@ -24,8 +24,8 @@ from ailora.recipes.config.yaml_file import format_yaml
 from ailora.recipes.evaluation.perplexity import Likelihood
 from ailora.recipes.inference.text_generator import TextGenerator
 from ailora.recipes.run_folder import RunFolder
-from tests.recipes.killed import run_process
 from tests.recipes.language import CHAT_TEMPLATE, THINGS
+from tests.recipes.run_kills import run_process
 
 pytestmark = pytest.mark.filterwarnings("ignore:`gradient_checkpointing` is deprecated:FutureWarning")
 #: What differs between two runs that are the same.

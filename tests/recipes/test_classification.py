@@ -20,7 +20,7 @@ from ailora.recipes import registry
 from ailora.recipes.config.loader import load_config
 from ailora.recipes.config.yaml_file import format_yaml, parse_yaml
 from ailora.recipes.registry import load_run
-from tests.recipes.killed import run_process
+from tests.recipes.run_kills import run_process
 
 TIMES = ("init_seconds", "train_seconds", "peak_memory_bytes", "config")
 

@@ -26,14 +26,14 @@ from ailora.recipes.config.loader import load_config
 from ailora.recipes.config.yaml_file import format_yaml, parse_yaml
 from ailora.recipes.dry_run import dry_run
 from ailora.recipes.suggest_lr import suggest
-from tests.recipes import own_methods
-from tests.recipes.killed import run_process
+from tests.recipes import user_methods
 from tests.recipes.language import THINGS, save_t5
+from tests.recipes.run_kills import run_process
 from tests.recipes.test_classification import outcome
 
 KEEPING = ("lora", "gaussian", "orthogonal", "mica", "eva")
 OVERWRITING = ("pissa", "pissa_niter_4", "olora", "lora_ga", "corda")
-OWN = "tests.recipes.own_methods"
+OWN = "tests.recipes.user_methods"
 EPSILON = torch.finfo(torch.float32).eps
 
 
@@ -302,7 +302,7 @@ def test_a_function_sees_the_batches_that_are_trained(short: dict[str, Any]) -> 
     del short["training"]["max_steps"]
     short["training"] |= {"seed": 5, "num_train_epochs": 1}
     result = run(short)
-    context, shown, trained = (own_methods.SEEN[key] for key in ("context", "shown", "trained"))
+    context, shown, trained = (user_methods.SEEN[key] for key in ("context", "shown", "trained"))
     assert (context.seed, context.config.training["seed"]) == (5, 5)
     assert len(context.batches) == len(shown) == len(trained) == result["steps"] == 12
     for before, fed in zip(shown, trained, strict=True):
@@ -314,7 +314,7 @@ def test_a_function_sees_the_batches_that_are_trained(short: dict[str, Any]) -> 
 
 def test_a_function_of_a_language_model(short_language: dict[str, Any], tmp_path: Path) -> None:
     result = run(short_language | {"adapter": {"policy": f"{OWN}:looking"}})
-    shown, trained = own_methods.SEEN["shown"], own_methods.SEEN["trained"]
+    shown, trained = user_methods.SEEN["shown"], user_methods.SEEN["trained"]
     for before, fed in zip(shown[:6], trained, strict=True):
         assert torch.equal(before["input_ids"], fed["input_ids"])
         assert torch.equal(before["labels"], fed["labels"])
@@ -337,7 +337,7 @@ def test_what_a_function_returns_is_trained_and_written(
     assert result["adapted"] == ({"query": 2} if function == "ours" else {})
     assert (find_metadata(folder) is not None) == (function == "ours")
     # A finished run needs its function no more.
-    monkeypatch.delattr(own_methods, function)
+    monkeypatch.delattr(user_methods, function)
     loss = registry.load_run(folder).evaluate()["loss"]
     assert loss == pytest.approx(result["metrics"]["validation"]["loss"], rel=100 * EPSILON)
     (folder / "result.json").unlink()

@@ -18,7 +18,7 @@ from ailora.recipes.inference.text_generator import TextGenerator
 from ailora.recipes.position_limits import PositionLimits
 from ailora.recipes.suggest_lr import suggest
 from tests.recipes.language import tokenizer
-from tests.tiny import tiny_model
+from tests.tiny_models import tiny_model
 
 #: Model type -> positions of what it reads and writes, of tiny models with 64.
 LIMITED = {

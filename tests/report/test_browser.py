@@ -16,8 +16,8 @@ from ailora.report.build import build_page
 from ailora.report.html import write_page
 from ailora.studies.trial import TrialSpec
 from tests.report.conftest import Opened
-from tests.report.made import TEXTS, plausible, run_folder, stored, study_file
-from tests.studies.made import Result
+from tests.report.sample_studies import TEXTS, plausible, run_folder, stored, study_file
+from tests.studies.sample_trials import Result
 
 pytestmark = pytest.mark.ci
 Open = Callable[..., Opened]

@@ -18,7 +18,7 @@ from ailora.report.build import build_page
 from ailora.report.document import Chapter, ChapterSection, Charts, Page
 from ailora.report.html import code_spans, json_text, render, unique_file_names, write_page
 from ailora.report.inputs import detect_input
-from tests.report.made import HOSTILE, TEXTS, plausible, run_folder, stored, study_file
+from tests.report.sample_studies import HOSTILE, TEXTS, plausible, run_folder, stored, study_file
 
 
 def chart(name: str) -> Plot:

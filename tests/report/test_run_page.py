@@ -16,7 +16,7 @@ from ailora.report.document import Chapter, Charts, Code, Note, Page, Paragraphs
 from ailora.report.html import render
 from ailora.report.run_page import run_chapter
 from ailora.report.run_reader import read_run
-from tests.report.made import TEXTS, run_folder
+from tests.report.sample_studies import TEXTS, run_folder
 
 
 def chapter_of(*folders: Path) -> Chapter:

@@ -19,8 +19,8 @@ from ailora.report.study_page import study_chapter
 from ailora.studies.study_config import load_study_config
 from ailora.studies.study_design import StudyDesign
 from ailora.studies.trial import Condition, Status, Trial, TrialResult, TrialSpec
-from tests.report.made import HOSTILE, TEXTS, plausible, stored, study_file
-from tests.studies.made import Result, make_design, outcome, quickly, ran
+from tests.report.sample_studies import HOSTILE, TEXTS, plausible, stored, study_file
+from tests.studies.sample_trials import Result, make_design, outcome, quickly, ran
 
 __all__ = ["quickly"]
 

@@ -13,7 +13,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 import ailora
 from ailora.roles.catalog import FAMILIES, LEFT_OUT
 from docs import architectures
-from tests.tiny import tiny_config
+from tests.tiny_models import tiny_config
 
 #: With the transformers that the page was written for; another release has other model types, which are unknown here.
 VERSION = "5.23.0"

@@ -13,7 +13,7 @@ from torch import nn
 
 import ailora
 from ailora.roles import Attention, Role, find_unmatched
-from tests.tiny import tiny_config
+from tests.tiny_models import tiny_config
 
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
 TWO_STACKS = {

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ailora.errors import ModelError
-from ailora.roles import FusedLayout, Role, fused_layouts
+from ailora.roles import FusedLayout, Role, fused_splits
 
 QKV = (Role.QUERY, Role.KEY, Role.VALUE)
 sizes = st.integers(1, 5)
@@ -55,7 +55,7 @@ def test_a_role_that_is_not_there_has_no_rows() -> None:
 )
 def test_splits(split: str, config: dict[str, Any], rows: int, expected: str) -> None:
     roles = (Role.KEY, Role.VALUE) if split == "latent" else QKV
-    layout = getattr(fused_layouts, split)(roles, SimpleNamespace(**config), rows)
+    layout = getattr(fused_splits, split)(roles, SimpleNamespace(**config), rows)
     assert str(layout) == expected
     assert layout.out_features == rows
 
@@ -72,4 +72,4 @@ def test_splits(split: str, config: dict[str, Any], rows: int, expected: str) ->
 )
 def test_rows_that_do_not_fit_are_refused(split: str, config: dict[str, Any], rows: int, message: str) -> None:
     with pytest.raises(ModelError, match=message):
-        getattr(fused_layouts, split)(QKV if split != "latent" else QKV[1:], SimpleNamespace(**config), rows)
+        getattr(fused_splits, split)(QKV if split != "latent" else QKV[1:], SimpleNamespace(**config), rows)

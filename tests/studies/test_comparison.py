@@ -18,7 +18,7 @@ from ailora.studies.method_results import metric_point
 from ailora.studies.statistics import Outcome, estimate, holm
 from ailora.studies.study_design import StudyDesign
 from ailora.studies.trial import Condition, Status, TrialSpec
-from tests.studies.made import Result, make_design, outcome, predicted, quickly, ran, trial
+from tests.studies.sample_trials import Result, make_design, outcome, predicted, quickly, ran, trial
 
 __all__ = ["quickly"]
 

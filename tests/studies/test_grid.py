@@ -13,7 +13,7 @@ from ailora.recipes.config.yaml_file import format_yaml
 from ailora.studies.study_config import load_study_config
 from ailora.studies.study_design import StudyDesign
 from ailora.studies.trial import Condition, TrialSpec
-from tests.studies.made import make_design
+from tests.studies.sample_trials import make_design
 
 PAPER = Path(__file__).resolve().parents[2] / "examples" / "paper"
 

@@ -16,7 +16,7 @@ from ailora.recipes.config.schema import RunConfig
 from ailora.recipes.training.setup import plan_adapter
 from ailora.studies.parameter_budget import match_trainable_parameters
 from ailora.studies.trial import Condition
-from tests.studies.made import make_design
+from tests.studies.sample_trials import make_design
 
 
 def run(**adapter: Any) -> RunConfig:
@@ -93,7 +93,7 @@ def test_a_function_of_the_user_s_cannot_be_matched() -> None:
     with pytest.raises(
         InputError, match=r"match_parameters: the number of parameters that the function .*:plain trains is unknown"
     ):
-        match_trainable_parameters(run(policy="tests.recipes.own_methods:plain"), run(rank=4))
+        match_trainable_parameters(run(policy="tests.recipes.user_methods:plain"), run(rank=4))
 
 
 def test_a_study_matches_at_every_setting_of_its_grid() -> None:

@@ -16,7 +16,7 @@ from ailora.studies.study_design import StudyDesign
 from ailora.studies.summary import StudySummary, SummaryTable, summarize
 from ailora.studies.trial import Condition, Status, Trial, TrialResult, TrialSpec
 from ailora.studies.trial_storage import TrialStorage
-from tests.studies.made import Result, make_design, outcome, quickly, ran, trial
+from tests.studies.sample_trials import Result, make_design, outcome, quickly, ran, trial
 
 __all__ = ["quickly"]
 

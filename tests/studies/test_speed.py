@@ -12,7 +12,7 @@ from ailora.studies.study_design import StudyDesign
 from ailora.studies.time_to_loss import FirstReached, TimeToLoss
 from ailora.studies.trial import Condition, Status, Trial, TrialSpec
 from ailora.studies.worker import time_to_loss_trials
-from tests.studies.made import Result, make_design, outcome, quickly, ran, trial
+from tests.studies.sample_trials import Result, make_design, outcome, quickly, ran, trial
 
 __all__ = ["quickly"]
 

@@ -20,7 +20,7 @@ from ailora.studies.study_design import StudyDesign
 from ailora.studies.study_reader import load_trial_keys
 from ailora.studies.trial_keys import TrialKeys
 from ailora.studies.worker import work
-from tests.studies.made import make_design
+from tests.studies.sample_trials import make_design
 from tests.studies.test_worker import Runs
 
 #: Packages of which none may be needed to look at a study.

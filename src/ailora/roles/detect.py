@@ -13,7 +13,7 @@ from ailora.errors import InputError, ModelError
 from ailora.formatting import collapse_layer_index
 from ailora.module_pattern import ModulePatterns
 from ailora.roles.catalog import FAMILIES, LEFT_OUT, find_rule
-from ailora.roles.fused_layouts import ModelConfig
+from ailora.roles.fused_splits import ModelConfig
 from ailora.roles.naming_rules import Rule
 from ailora.roles.projection import Attention, Projection, Role, parse_role
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ailora.roles.fused_layouts import Split, bigcode, equal, falcon, grouped, latent, per_head, quarters
+from ailora.roles.fused_splits import Split, bigcode, equal, falcon, grouped, latent, per_head, quarters
 from ailora.roles.projection import Attention, Role
 
 

@@ -18,7 +18,7 @@ from ailora.studies.study_config import load_study_config
 from ailora.studies.study_design import StudyDesign
 from ailora.studies.trial import Status, Trial, TrialSpec
 from ailora.studies.trial_storage import TrialStorage
-from tests.studies.made import Result, outcome, ran
+from tests.studies.sample_trials import Result, outcome, ran
 
 #: What must be shown as it stands.
 HOSTILE = "<script>alert(1)</script>"

@@ -23,7 +23,7 @@ from ailora.checkpoints import checkpoint_writer
 _STEPS = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree", "os.truncate"}
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
-    ["tests.checkpoints.killed", "ailora.checkpoints.initialize", "ailora.checkpoints.merge_adapter"]
+    ["tests.checkpoints.command_kills", "ailora.checkpoints.initialize", "ailora.checkpoints.merge_adapter"]
 )
 
 Command = tuple[str, tuple[Any, ...], dict[str, Any]]
