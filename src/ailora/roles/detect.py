@@ -167,21 +167,21 @@ def _parse_role_names(role_names: Mapping[str, Role | str]) -> dict[str, Role]:
 
 
 def _name_roles(role_names: Mapping[str, Role], linear: Mapping[str, nn.Module]) -> dict[str, tuple[str, Role]]:
-    """Return the first pattern that is found in the name of a module, and its role, by module.
+    """Return the first matching pattern and its role, by module.
 
     Raises:
-        InputError: a pattern is no regular expression, or is found in no name.
+        InputError: A pattern is no regular expression, or matches no name.
     """
     patterns = ModulePatterns("role_names")
     named: dict[str, tuple[str, Role]] = {}
     for pattern, role in role_names.items():
-        found = [module for module in linear if patterns.search(pattern, module)]
-        if not found:
+        matching = [module for module in linear if patterns.search(pattern, module)]
+        if not matching:
             patterns.validate(pattern)
             raise InputError(
                 f"role_names: {pattern!r} ({role}) matches no linear module; the model has:\n" + _format_modules(linear)
             )
-        for module in found:
+        for module in matching:
             named.setdefault(module, (pattern, role))
     return named
 

@@ -184,8 +184,8 @@ def _load(raw: dict[str, Any], overrides: Sequence[str], scale: str | None, besi
 def _read_base(file: Path) -> dict[str, Any]:
     base = read_yaml(file)
     if not isinstance(base, dict):
-        found = "nothing" if base is None else short_repr(base)
-        raise InputError(f"base: {file}: expected keys such as recipe, model, data; got {found}")
+        content = "nothing" if base is None else short_repr(base)
+        raise InputError(f"base: {file}: expected keys such as recipe, model, data; got {content}")
     return base
 
 

@@ -109,7 +109,7 @@ class StudyDesign:
         return LrSearch(self._rates(condition.method), config.seeds, config.extra_seeds, config.seeds_at == "all")
 
     def run_config(self, spec: TrialSpec) -> RunConfig:
-        """Configuration that a trial runs; its output folder holds nothing else."""
+        """Return the configuration of a trial; nothing else is written to its output folder."""
         return self._configure(spec, str(Path(self.config.output) / "trials" / self.keys.key(spec)))
 
     def score(self, spec: TrialSpec, result: TrialResult) -> float:

@@ -96,8 +96,8 @@ class Labels:
         if self.names is not None:
             name = _name(value)
             if name not in self.names:
-                known, shown = shorten(", ".join(self.names), _MAX_SHOWN), shorten(name, _MAX_SHOWN)
-                raise InputError(f"{origin}: label {shown!r} is not in the training data: {known}")
+                labels, shown = shorten(", ".join(self.names), _MAX_SHOWN), shorten(name, _MAX_SHOWN)
+                raise InputError(f"{origin}: label {shown!r} is not in the training data: {labels}")
             return self.names.index(name)
         try:
             number = float(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else math.nan
