@@ -257,7 +257,7 @@ def tensor_parallel_weights_take_the_stock_form(folder: Path) -> None:
         folder / "base", distributed_config=tf.distributed.DistributedConfig(tp_size=2, tp_plan="auto")
     ).eval()
     assert isinstance(split.model.layers[0].self_attn.q_proj.weight, DTensor)
-    with pytest.raises(ailora.ModelError, match=r"q_proj: its weight is split by tensor parallelism.*form='stock'"):
+    with pytest.raises(ailora.ModelError, match=r"q_proj: the weight is split by tensor parallelism.*form='stock'"):
         ailora.adapt(split, **OPTIONS)
     model = ailora.adapt(split, form="stock", **OPTIONS)
     reference = ailora.adapt(base(), form="stock", **OPTIONS)
