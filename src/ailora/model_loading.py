@@ -202,7 +202,7 @@ def _class_of(config: Any, task_type: str | None) -> Any:
     return partial(AutoModel.from_config, trust_remote_code=False)
 
 
-def describe_load_error(error: Exception, name: Path | str) -> str:
+def describe_load_error(error: BaseException, name: Path | str) -> str:
     """Describe why transformers cannot load a part of a model.
 
     Args:
@@ -224,7 +224,7 @@ def describe_load_error(error: Exception, name: Path | str) -> str:
     )
 
 
-def _describe_wrong_class(error: Exception, name: Path | str) -> str | None:
+def _describe_wrong_class(error: BaseException, name: Path | str) -> str | None:
     """Describe a model that transformers has no class of for a task; it lists all classes that it has for the task."""
     match = _WRONG_CLASS.search(str(error))
     if match is None:

@@ -81,7 +81,9 @@ def test_a_scale_and_overrides_are_another_grid(file: Path) -> None:
         ),
         (["run", "{file}", "--scale", "large"], "unknown scale 'large'"),
         (["export", "{file}", "--out", "trials.xls"], "trials.xls: the output ends in one of .tsv, .csv"),
+        (["run", "{file}", "scales.small=1"], "scales cannot be overridden; --scale selects one"),
         (["work", "sqlite:////nowhere/study.db", "x"], "holds no study 'x'"),
+        (["work", "sqlite:////tmp", "x"], "is a folder; expected a database file"),
     ],
 )
 def test_bad_input_is_one_message(file: Path, arguments: list[str], message: str) -> None:

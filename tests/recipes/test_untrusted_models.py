@@ -214,6 +214,22 @@ def test_a_damaged_tokenizer_is_refused(name: str, content: str, tiny_llama: str
         load_tokenizer(str(folder))
 
 
+class PanicException(BaseException):
+    """The class of that name in pyo3 is no Exception either."""
+
+
+@pytest.mark.parametrize(("error", "expected"), [(PanicException, InputError), (KeyboardInterrupt, KeyboardInterrupt)])
+def test_a_panic_of_a_tokenizer_is_an_error_of_its_file(
+    error: type[BaseException], expected: type[BaseException], tiny_llama: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error("index out of range")
+
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", fail)
+    with pytest.raises(expected):
+        load_tokenizer(tiny_llama)
+
+
 class Stop(TrainerCallback):
     """Interrupts a run at a step."""
 

@@ -292,7 +292,12 @@ def test_memory_is_no_storage(study: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(
     ("url", "message"),
-    [("", "the storage's URL is empty"), ("sqlite:///a\0b", "not printable"), ("study.db", "is no database URL")],
+    [
+        ("", "the storage's URL is empty"),
+        ("sqlite:///a\0b", "not printable"),
+        ("study.db", "is no database URL"),
+        ("x" * 5000, r"^storage x{100,500}[^x].{0,60}no database URL"),
+    ],
 )
 def test_a_url_that_leads_nowhere_is_told_before_the_study_is_missed(url: str, message: str) -> None:
     with pytest.raises(InputError, match=message):

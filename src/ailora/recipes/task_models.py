@@ -40,8 +40,10 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
         # Some damaged files load, and fail at the first text.
         tokenizer("text")
-    # A damaged file can make transformers and tokenizers raise any exception.
-    except Exception as error:
+    # A damaged file can make transformers and tokenizers raise any exception. A panic of Rust code is no Exception.
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         reason = describe_load_error(error, name)
         # Texts of other errors, such as the missing key of a KeyError, say nothing by themselves.
         if not isinstance(error, OSError | ValueError):

@@ -21,6 +21,7 @@ from sqlalchemy import event
 from sqlalchemy.exc import ArgumentError, IntegrityError, NoSuchModuleError, OperationalError, SQLAlchemyError
 
 from ailora.errors import AiloraError, InputError
+from ailora.formatting import shorten
 from ailora.redaction import MASK, is_secret, mask_url
 
 #: Delay between attempts while another process creates the tables.
@@ -67,7 +68,7 @@ def validate_url(url: str) -> None:
     parsed = _parse(url)
     if parsed is None:
         raise InputError(
-            f"storage {mask_url(url)} is no database URL; expected sqlite:///FILE or "
+            f"storage {shorten(mask_url(url), 500)} is no database URL; expected sqlite:///FILE or "
             "postgresql+psycopg://USER:PASSWORD@HOST/NAME"
         )
     if parsed.get_backend_name() == "sqlite" and parsed.database in (None, "", ":memory:"):

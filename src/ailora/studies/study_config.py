@@ -173,6 +173,9 @@ def _load(raw: dict[str, Any], overrides: Sequence[str], scale: str | None, besi
     if isinstance(base := raw.get("base"), str):
         raw["base"] = _read_base(beside / base)
     for override in overrides:
+        # The entries have been read: without this, the key would be said to be unknown.
+        if override.partition("=")[0].split(".")[0] == "scales":
+            raise InputError(f"{override!r}: scales cannot be overridden; --scale selects one of the file")
         apply_override(raw, override)
     try:
         config = StudyConfig.model_validate(raw)

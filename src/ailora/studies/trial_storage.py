@@ -110,6 +110,8 @@ class TrialStorage:
         """
         validate_url(url)
         if (file := sqlite_file(url)) is not None and not file.is_file():
+            if file.is_dir():
+                raise InputError(f"storage {mask_url(url)} is a folder; expected a database file")
             return None
         with open_storage(url, read_only=read_only) as storage:
             study = None
