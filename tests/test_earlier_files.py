@@ -6,20 +6,15 @@ here as users would: by the command line, by PEFT, and by `ailora.resume`.
 
 from __future__ import annotations
 
-import io
 import json
-import logging
 import os
 import shutil
 import sqlite3
-import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, chdir, redirect_stderr, redirect_stdout
+from contextlib import chdir
 from importlib.metadata import version
 from pathlib import Path
-from subprocess import CompletedProcess
 from typing import Any
-from unittest.mock import patch
 
 import huggingface_hub.constants
 import pytest
@@ -31,6 +26,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 import ailora
+from tests.cli.test_cli import ailora as ailora_command
 
 FIXTURES = Path(__file__).parent / "fixtures" / "before_layout"
 EXPECTED = json.loads((FIXTURES / "expected.json").read_text(encoding="utf-8"))
@@ -86,28 +82,9 @@ def relocate(folder: Path) -> None:
         (cached / "refs" / "main").write_text(EXPECTED["revision"])
 
 
-def command(*arguments: str) -> CompletedProcess[str]:
-    """Run a command as its process would, in this one."""
-    from ailora.cli import main
-
-    out, err = io.StringIO(), io.StringIO()
-    log = logging.getLogger("ailora")
-    handlers, level, code = log.handlers[:], log.level, 0
-    with ExitStack() as stack:
-        stack.enter_context(patch.object(sys, "argv", ["ailora", *arguments]))
-        stack.enter_context(redirect_stdout(out))
-        stack.enter_context(redirect_stderr(err))
-        try:
-            main()
-        except SystemExit as stop:
-            code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-    log.handlers, log.level = handlers, level
-    return CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
-
-
 def said(*arguments: str) -> str:
     """What a command that succeeds prints."""
-    made = command(*arguments)
+    made = ailora_command(*arguments)
     assert made.returncode == 0, made.stderr
     return made.stdout
 
@@ -195,7 +172,7 @@ def test_an_adapter_is_what_it_was(root: Path, name: str) -> None:
     same_verdict(verdict, facts["verified"])
     assert verdict["passed"] is True
     other = "gpt2" if facts["base"] != "gpt2" else "llama"
-    assert command("verify", f"adapters/{name}", "--base", f"before-layout/{other}").returncode == 1
+    assert ailora_command("verify", f"adapters/{name}", "--base", f"before-layout/{other}").returncode == 1
 
 
 @pytest.mark.parametrize("name", ADAPTERS)
@@ -234,10 +211,10 @@ def test_a_residual_form_that_peft_saved_in_training(root: Path) -> None:
     assert (shown["form"], shown["on_residual_weights"], shown["anchor_inside"]) == ("residual", True, False)
     close(shown, located(EXPECTED["adapters"][name]["inspected"], root))
     for made, verdict in EXPECTED["adapters"][name]["verified"].items():
-        checked = command("verify", f"adapters/{made}", "--base", "before-layout/llama", "--json")
+        checked = ailora_command("verify", f"adapters/{made}", "--base", "before-layout/llama", "--json")
         assert checked.returncode == int(not verdict["passed"])
         same_verdict(json.loads(checked.stdout.splitlines()[-1]), verdict)
-    refused = command("export", str(folder), "--out", "exported")
+    refused = ailora_command("export", str(folder), "--out", "exported")
     assert refused.returncode == 2
     assert "ailora.save_adapter(ailora.resume(base_model, adapter), folder)" in refused.stderr
     ailora.save_adapter(ailora.resume(base_model("llama"), folder), root / "saved")
@@ -279,7 +256,7 @@ def test_a_finished_init_is_found_finished(root: Path) -> None:
 def test_an_unfinished_init_is_completed(root: Path) -> None:
     """Two of its four modules are there; a new seed would be another request."""
     unfinished = root / "adapters" / "init-unfinished"
-    other = command(*EXPECTED["adapters"]["init"]["request"], "--seed", "6", "--out", str(unfinished))
+    other = ailora_command(*EXPECTED["adapters"]["init"]["request"], "--seed", "6", "--out", str(unfinished))
     assert other.returncode == 2
     assert "the beginning of another request (seed: 5 there, 6 now)" in other.stderr
     pieces = {}
@@ -323,7 +300,7 @@ REPLICATED = [f"adapters/refused/{name}" for name in ("replicated", "in-sidecar"
 
 @pytest.mark.parametrize("folder", ["replicated", "in-config"])
 def test_an_adapter_of_replicated_layers_has_no_export(root: Path, folder: str) -> None:
-    refused = command("export", f"adapters/refused/{folder}", "--out", "exported")
+    refused = ailora_command("export", f"adapters/refused/{folder}", "--out", "exported")
     assert refused.returncode == 2
     assert "replicat" in refused.stderr
 
@@ -338,7 +315,7 @@ def test_an_adapter_of_replicated_layers_is_refused(root: Path, verb: str, folde
         "export": [folder, "--out", "made"],
         "merge": [base, folder, "--out", "made"],
     }[verb]
-    refused = command(verb, *arguments)
+    refused = ailora_command(verb, *arguments)
     assert refused.returncode == 2
     assert "layer_replication" in refused.stderr
     assert not (root / "made" / WEIGHTS).exists()
@@ -352,7 +329,7 @@ def test_an_adapter_of_replicated_layers_does_not_train_on(root: Path, folder: s
 
 def test_a_configuration_with_replicated_layers_is_refused(root: Path) -> None:
     override = "adapter.layer_replication=[[0,2],[1,2]]"
-    refused = command("train", "runs/classification/config.yaml", override, "output=made")
+    refused = ailora_command("train", "runs/classification/config.yaml", override, "output=made")
     assert refused.returncode == 2
     assert "layer_replication" in refused.stderr
 
@@ -367,7 +344,7 @@ def test_a_finished_run_is_found_finished(root: Path, name: str) -> None:
     assert f"written to {folder}" in said("train", f"runs/{name}/config.yaml").replace("\n", "")
     after = {file: (file.stat().st_mtime_ns, file.read_bytes()) for file in folder.rglob("*") if file.is_file()}
     assert after == before
-    other = command("train", f"runs/{name}/config.yaml", "training.learning_rate=1e-5")
+    other = ailora_command("train", f"runs/{name}/config.yaml", "training.learning_rate=1e-5")
     assert other.returncode == 2
     assert "holds another run (training.learning_rate: 0.01 there, 1e-05 now)" in other.stderr
 
@@ -398,7 +375,7 @@ def test_an_unfinished_run_goes_on(root: Path) -> None:
     """It was killed in the eighth step of sixteen, after a checkpoint; `classification` ran undisturbed."""
     unfinished = root / "runs" / "unfinished"
     assert not (unfinished / "result.json").exists()
-    other = command("train", "runs/unfinished/config.yaml", "adapter.rank=2")
+    other = ailora_command("train", "runs/unfinished/config.yaml", "adapter.rank=2")
     assert other.returncode == 2
     assert "holds another run (adapter.rank: 4 there, 2 now)" in other.stderr
     said("train", "runs/unfinished/config.yaml")
@@ -491,6 +468,6 @@ def test_an_unfinished_study_goes_on(root: Path) -> None:
 
 @same_versions
 def test_a_study_of_another_base_does_not_fit_its_storage(root: Path) -> None:
-    refused = command("study", "status", "studies/finished.yaml", "base.adapter.rank=2")
+    refused = ailora_command("study", "status", "studies/finished.yaml", "base.adapter.rank=2")
     assert refused.returncode == 2
     assert "no longer fits its storage (base.adapter.rank: 4 there, 2 now)" in refused.stderr
