@@ -90,6 +90,20 @@ def test_the_cards_snippet_loads_the_adapter(config: dict[str, Any], tmp_path: P
     assert run_again.evaluate() == pytest.approx(result["metrics"]["validation"], abs=1e-6)
 
 
+def test_predictions_belong_to_their_rows_in_any_order_of_training(config: dict[str, Any], tmp_path: Path) -> None:
+    """transformers also evaluates in a random order if training groups rows by length."""
+    config["data"]["max_train_samples"] = 32
+    result = run(config, "training.train_sampling_strategy=group_by_length")
+    finished = load_run(tmp_path / "run")
+    assert finished.evaluate() == pytest.approx(result["metrics"]["validation"], abs=1e-6)
+    finished.predict(config["data"]["validation"], tmp_path / "again.parquet")
+    written, again = (pd.read_parquet(tmp_path / name) for name in ("run/predictions.parquet", "again.parquet"))
+    written = written[written.split == "validation"]
+    assert np.stack(written.scores) == pytest.approx(np.stack(again.scores), abs=1e-6)
+    # Otherwise any order would do.
+    assert np.stack(written.scores)[::-1] != pytest.approx(np.stack(again.scores), abs=1e-5)
+
+
 @pytest.mark.parametrize("policy", ["ailora", "lora", "full"])
 def test_the_resolved_config_repeats_the_run(config: dict[str, Any], tmp_path: Path, policy: str) -> None:
     run(config, adapter(policy))

@@ -22,7 +22,7 @@ from ailora.recipes.data.labels import Labels
 from ailora.recipes.data.readers import Table, read_tables
 from ailora.recipes.data.tokenize_pairs import tokenize, validate_max_length
 from ailora.recipes.evaluation.classification_metrics import compute_metrics
-from ailora.recipes.evaluation.predictions import Predictions, logits_from_output, predict_labels
+from ailora.recipes.evaluation.predictions import Predictions, logits_from_output, order_by_length, predict_labels
 from ailora.recipes.evaluation.table_file import encode_frame, write_frame
 from ailora.recipes.position_limits import lengths_of
 from ailora.recipes.recipe import Evaluation, Model, Recipe
@@ -73,12 +73,13 @@ class ClassificationRecipe(Recipe[ClassificationConfig]):
         return load_classifier(path, self.labels, self.tokenizer, quantization=build_quantization_config(self.config))
 
     def make_trainer(self, model: Model, arguments: TrainingArguments) -> AdapterTrainer:
+        validation = self.datasets["validation"]
         return AdapterTrainer(
             adapter=self.config.adapter,
             model=model,
             args=arguments,
             train_dataset=self.datasets["train"],
-            eval_dataset=self.datasets["validation"],
+            eval_dataset=validation.select(order_by_length(validation)),
             data_collator=DataCollatorWithPadding(self.tokenizer),
             compute_metrics=self._compute_metrics,
         )

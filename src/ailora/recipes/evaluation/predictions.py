@@ -13,6 +13,7 @@ from transformers import Trainer
 from ailora.recipes.data.classification_rows import Examples
 from ailora.recipes.data.labels import Labels
 from ailora.recipes.evaluation.classification_metrics import compute_metrics
+from ailora.recipes.position_limits import lengths_of
 
 
 @dataclass(frozen=True)
@@ -38,9 +39,12 @@ class Predictions:
         Returns:
             The predictions, in the order of the rows.
         """
-        output = trainer.predict(dataset)  # type: ignore[arg-type]
-        loss = (output.metrics or {}).get("test_loss")
-        return cls(logits_from_output(output.predictions), loss)
+        order = order_by_length(dataset)
+        output = trainer.predict(dataset.select(order))  # type: ignore[arg-type]
+        sorted_logits = logits_from_output(output.predictions)
+        logits = np.empty_like(sorted_logits)
+        logits[order] = sorted_logits
+        return cls(logits, (output.metrics or {}).get("test_loss"))
 
     def score(self, metrics: tuple[str, ...], labels: Labels, encoded: list[int | float]) -> dict[str, float]:
         """Compute the loss and metrics against encoded labels.
@@ -77,6 +81,15 @@ class Predictions:
         if labels.names is not None:
             columns["scores"] = list(_softmax(self.logits).astype(np.float64))
         return pd.DataFrame(columns)
+
+
+def order_by_length(dataset: Dataset) -> np.ndarray:
+    """Return the indices (rows,) that sort tokenized rows from the longest to the shortest.
+
+    Batches of rows with similar lengths need less padding: for SST-2 in batches of 32, 26 tokens a row instead of 46.
+    """
+    # Longest first: what does not fit into memory fails in the first batch.
+    return np.argsort(-np.asarray(lengths_of(dataset)), kind="stable")
 
 
 def logits_from_output(outputs: object) -> np.ndarray:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Dataset, Sampler, SequentialSampler
 from transformers import Trainer
 
 from ailora.distributed import raise_on_all_ranks
@@ -53,6 +54,11 @@ class AdapterTrainer(Trainer):
             plan = get_adapter_origin(adapted).plan
             optimizer.param_groups = split_param_groups(optimizer.param_groups, adapted, multipliers, plan=plan)
         return optimizer
+
+    def _get_eval_sampler(self, eval_dataset: Dataset[Any]) -> Sampler[int]:
+        """Evaluate in the order of the rows."""
+        # With `group_by_length`, the Trainer evaluates in a random order too, and its predictions fit no row.
+        return SequentialSampler(eval_dataset)  # type: ignore[arg-type]
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Note a checkpoint in the manifest before the Trainer writes it."""
