@@ -54,7 +54,7 @@ def auto_class(task_type: str) -> Any:
     return getattr(transformers, TASKS[parse_task_type(task_type)].auto_class)
 
 
-def validate_weights(name: Path | str, *, download: bool = False) -> None:
+def validate_weights(name: Path | str, *, download: bool = False, digests: bool = False) -> None:
     """Validate that transformers would read the weights of a model from the model's own safetensors files only.
 
     transformers opens pickles if a folder has no safetensors file, or if the index or the configuration names them,
@@ -63,9 +63,10 @@ def validate_weights(name: Path | str, *, download: bool = False) -> None:
     Args:
         name: hub id, local folder, or `builtin:minilm`.
         download: whether to download the weights of a hub id first; otherwise, hub ids are not validated.
+        digests: whether to compare the tensors with the digests in their files, if any, which reads whole files.
 
     Raises:
-        InputError: Names the file, and the command that converts it.
+        InputError: Names the file, and the command that converts it; or the weights are damaged.
     """
     folder = Path(resolve_model(name))
     if not folder.is_dir():
@@ -89,7 +90,9 @@ def validate_weights(name: Path | str, *, download: bool = False) -> None:
                 f"{folder / 'config.json'}: transformers_weights names {str(weights)[:80]!r}, expected a safetensors "
                 "file: remove the key"
             )
-    Checkpoint.open(folder)
+    checkpoint = Checkpoint.open(folder)
+    if digests:
+        checkpoint.validate_digests()
 
 
 def refuse_adapter(folder: Path) -> None:

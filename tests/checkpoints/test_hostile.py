@@ -417,3 +417,31 @@ def test_fuzzed_adapters(adapter: Path, base: Path, tmp_path: Path, mutation: An
 @settings(FUZZ, max_examples=3000)
 def test_many_fuzzed_adapters(adapter: Path, base: Path, tmp_path: Path, mutation: Any, raw: bytes | None) -> None:
     fuzz_adapter(adapter, base, tmp_path / "fuzz", mutation, raw)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"vocab_size": 99}, r"embed_tokens\.weight .*: expected \(99, \d+\) by .*config\.json"),
+        (
+            {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}},
+            r"has a quantization_config \(bitsandbytes\), and no tensor of the checkpoint is quantized: remove the key",
+        ),
+    ],
+)
+def test_a_base_whose_configuration_describes_other_weights_is_not_merged(
+    changes: dict[str, Any], message: str, base: Path, copied: Path, tmp_path: Path
+) -> None:
+    other = Path(shutil.copytree(base, tmp_path / "base"))
+    rewritten(other, "config.json", **changes)
+    with pytest.raises(ailora.ModelError, match=message):
+        merge(str(other), copied, tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
+
+
+def test_weights_that_are_quantized_on_loading_are_merged(base: Path, copied: Path, tmp_path: Path) -> None:
+    """As the unquantized weights of BitNet, which are published for fine-tuning."""
+    other = Path(shutil.copytree(base, tmp_path / "base"))
+    online = {"quant_method": "bitnet", "linear_class": "autobitlinear", "quantization_mode": "online"}
+    rewritten(other, "config.json", quantization_config=online)
+    assert merge(str(other), copied, tmp_path / "merged").merged

@@ -9,6 +9,7 @@ import json
 import signal
 import sys
 import types
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,16 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
 import ailora
-from ailora.checkpoints import merge
+from ailora.analysis.load_models import load_base, load_finetuned
+from ailora.checkpoints import init, inspect, merge
 from ailora.plan import find_metadata
 from ailora.recipes import registry
 from ailora.recipes.config.loader import load_config
 from ailora.recipes.config.yaml_file import format_yaml, parse_yaml
 from ailora.recipes.dry_run import dry_run
 from ailora.recipes.suggest_lr import suggest
+from ailora.roles import Role
+from ailora.safetensors_io import Checkpoint
 from tests.recipes import user_methods
 from tests.recipes.language import THINGS, save_t5
 from tests.recipes.run_kills import run_process
@@ -147,6 +151,34 @@ def test_a_changed_bit_of_a_finished_runs_adapter_is_named(short: dict[str, Any]
     with pytest.raises(ailora.InputError, match=message):
         finished.predict(str(tmp_path / "in.tsv"), tmp_path / "out.tsv")
     assert not (tmp_path / "out.tsv").exists()
+
+
+def test_a_changed_bit_of_a_model_that_was_trained_whole_is_named(short: dict[str, Any], tmp_path: Path) -> None:
+    run(short, "adapter={policy: full}")
+    finished, folder = registry.load_run(tmp_path / "run"), tmp_path / "run" / "model"
+    assert finished.evaluate()
+    # An adapter merged into it changes the tensors, and takes no digest of the old ones along.
+    init(folder, tmp_path / "adapter", rank=2)
+    merge(str(folder), tmp_path / "adapter", tmp_path / "merged")
+    Checkpoint.open(tmp_path / "merged").validate_digests()
+    content = bytearray((folder / "model.safetensors").read_bytes())
+    content[-4] ^= 1
+    (folder / "model.safetensors").write_bytes(content)
+    with pytest.raises(
+        ailora.InputError, match=r"model\.safetensors is damaged: .*delete \S+result\.json and run `ailora"
+    ):
+        finished.evaluate()
+    readers: list[Callable[[], object]] = [
+        lambda: inspect(tmp_path / "run"),
+        lambda: init(folder, tmp_path / "again", rank=2),
+        lambda: merge(str(folder), tmp_path / "adapter", tmp_path / "again"),
+        lambda: run(short, f"model={folder}", f"output={tmp_path / 'again'}"),
+        lambda: load_finetuned(str(tmp_path / "run"), "run", load_base(short["model"], [Role.QUERY])),
+    ]
+    for read in readers:
+        with pytest.raises(ailora.InputError, match=r"model\.safetensors is damaged"):
+            read()
+    assert not (tmp_path / "again" / "config.json").exists()
 
 
 @pytest.mark.parametrize("policy", ["ailora", "peft:lora", "peft:pissa", f"{OWN}:plain"])

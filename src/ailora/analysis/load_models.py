@@ -40,6 +40,7 @@ def load_base(name: str, roles: Sequence[Role], role_names: Mapping[str, str] | 
     folder = model_folder(name)
     model = load_on_meta(str(folder))
     checkpoint = Checkpoint.open(folder)
+    checkpoint.validate_digests()
     projections = find_projections(model, role_names=role_names)
     present = dict.fromkeys(p.role.value for p in projections)
     if missing := [role.value for role in roles if role.value not in present]:
@@ -87,6 +88,7 @@ def _load_full(path: str, name: str, base: BaseWeights) -> FullModel:
     folder = model_folder(path)
     model = load_on_meta(str(folder))
     checkpoint = Checkpoint.open(folder)
+    checkpoint.validate_digests()
     try:
         keys = match_checkpoint_keys(base.model, base.modules, checkpoint.tensors)
     except ModelError as error:

@@ -31,6 +31,7 @@ from ailora.safetensors_io import (
     tensor_bytes,
 )
 from ailora.safetensors_io.header import SAFETENSORS_DTYPES, TORCH_DTYPES
+from ailora.safetensors_io.tensor_digest import drop_digests, has_tensor_digest
 from ailora.weights.base_weight import all_finite
 
 #: Maps a stored tensor to blocks of its new rows, in any floating dtype.
@@ -173,12 +174,13 @@ def _build_spec(name: str, stored: StoredTensor, dtype: torch.dtype | None) -> T
 
 
 def _build_header(header: Header, entries: list[_Entry], *, same: bool) -> bytes:
-    """Format the header of a shard. An unchanged shard keeps the bytes of the old header."""
+    """Format the header of a shard. With the same names, dtypes and shapes, the bytes of the old header are kept."""
     first = next(iter(header.tensors.values()), None)
-    if same and first is not None:
+    # A transformed tensor keeps its name, dtype and shape, and does not fit the old digest.
+    if same and first is not None and not has_tensor_digest(header):
         with first.file.open("rb") as stream:
             return stream.read(min(stored.start for stored in header.tensors.values()))
-    return header_bytes([entry.spec for entry in entries], header.metadata or {"format": "pt"})
+    return header_bytes([entry.spec for entry in entries], drop_digests(header.metadata) or {"format": "pt"})
 
 
 def _build_index(checkpoint: Checkpoint, plans: list[_ShardPlan], *, same: bool) -> bytes:

@@ -109,6 +109,7 @@ class InitPlan:
                 "float32 and call ailora.adapt(model, form='residual')"
             )
         checkpoint = Checkpoint.open(model_folder(model))
+        checkpoint.validate_digests()
         shapes = {module: adapters[0].projection.shape for module, adapters in plan.modules.items()}
         weights = find_stored_weights(base, checkpoint, shapes)
         for weight in weights.values():

@@ -213,6 +213,7 @@ def _inspect_model(name: str) -> dict[str, object]:
     folder = model_folder(name)
     model = load_on_meta(str(folder))
     checkpoint = Checkpoint.open(folder)
+    checkpoint.validate_digests()
     projections = find_projections(model)
     stored = match_checkpoint_keys(model, {p.module for p in projections}, checkpoint.tensors, by_name_only=True)
     groups: dict[tuple[str, str, str], list[int]] = {}

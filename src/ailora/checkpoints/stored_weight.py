@@ -16,7 +16,7 @@ from ailora.model_loading import load_on_meta
 from ailora.model_path import model_folder
 from ailora.safetensors_io import Checkpoint, StoredTensor
 from ailora.weights.base_weight import base_layer, is_stored_transposed, validate_matrix
-from ailora.weights.checkpoint_keys import match_checkpoint_keys
+from ailora.weights.checkpoint_keys import checkpoint_key_map, match_checkpoint_keys
 from ailora.weights.tied_weights import format_resize_hint
 
 
@@ -75,15 +75,48 @@ def open_adapted_base(
         Model on the meta device, checkpoint, and stored weight of every adapted module.
 
     Raises:
-        InputError: The model is not here, or is the unfinished output of a command.
-        ModelError: A weight is missing, or of another shape.
+        InputError: The model is not here, is damaged, or is the unfinished output of a command.
+        ModelError: A weight is missing or has an unexpected shape, or the configuration contradicts the weights.
     """
     folder = model_folder(base)
     validate_finished(folder)
     model = load_on_meta(str(folder), adapter.task_type, any_class=True)
     checkpoint = Checkpoint.open(folder)
     shapes = {module: lora.shape for module, lora in adapter.modules.items()}
-    return model, checkpoint, find_stored_weights(model, checkpoint, shapes)
+    # First, as its errors say more about an adapted module.
+    weights = find_stored_weights(model, checkpoint, shapes)
+    _validate_config(model, checkpoint)
+    checkpoint.validate_digests()
+    return model, checkpoint, weights
+
+
+def _validate_config(model: PreTrainedModel, checkpoint: Checkpoint) -> None:
+    """Refuse a checkpoint whose configuration describes other weights: no loader would read the merged model.
+
+    Raises:
+        ModelError: A tensor has another shape than the configuration gives it, or a configuration of a quantization
+            stands beside weights that are not quantized.
+    """
+    file = checkpoint.folder / "config.json"
+    quantization = getattr(model.config, "quantization_config", None)
+    if quantization is None:
+        parameters = dict(model.named_parameters())
+        for name, module_name in checkpoint_key_map(model, checkpoint.tensors).items():
+            stored, parameter = checkpoint.tensors[name], parameters.get(module_name)
+            if parameter is not None and stored.shape != tuple(parameter.shape):
+                raise ModelError(
+                    f"{stored}: expected {tuple(parameter.shape)} by {file}: a configuration and weights of two models "
+                    "have been mixed, or the vocabulary was resized without saving the configuration"
+                )
+        return
+    settings = quantization if isinstance(quantization, dict) else quantization.to_dict()
+    # Methods such as BitNet's quantize floating weights on loading, as their configuration says.
+    if settings.get("quantization_mode") == "online" or not all(t.floating for t in checkpoint.tensors.values()):
+        return
+    raise ModelError(
+        f"{file} has a quantization_config ({settings.get('quant_method')}), and no tensor of the checkpoint is "
+        "quantized: remove the key if these are the unquantized weights, or give the files that belong together"
+    )
 
 
 def find_stored_weights(

@@ -146,7 +146,7 @@ def _load(
     if quantization is not None:
         options["quantization_config"] = quantization
     try:
-        validate_weights(path, download=True)
+        validate_weights(path, download=True, digests=True)
         model = auto_class(task_type).from_pretrained(path, trust_remote_code=False, use_safetensors=True, **options)
     except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         reason = describe_load_error(error, path)

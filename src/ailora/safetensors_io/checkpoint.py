@@ -15,6 +15,7 @@ from ailora.path_kind import is_inside
 from ailora.plain_data import read_json_object
 from ailora.safetensors_io.header import Header, StoredTensor, read_header
 from ailora.safetensors_io.reader import read_tensor
+from ailora.safetensors_io.tensor_digest import validate_tensor_digest
 
 _SINGLE_FILE_NAME = "model.safetensors"
 _INDEX_NAME = "model.safetensors.index.json"
@@ -80,6 +81,15 @@ class Checkpoint:
             InputError: The file cannot be read, has shrunk since its header was read, or torch has no such dtype.
         """
         return read_tensor(self.tensors[name])
+
+    def validate_digests(self) -> None:
+        """Refuse tensors that differ from the digest in their file's header. Reads all files that have one.
+
+        Raises:
+            InputError: Names the damaged file.
+        """
+        for name, header in self.headers.items():
+            validate_tensor_digest(self.folder / name, header)
 
     @property
     def nbytes(self) -> int:

@@ -45,6 +45,7 @@ def open_checkpoint_source(base: nn.Module, checkpoint: Path | str, weights: Map
         path = Path(checkpoint).expanduser()
         is_path = isinstance(checkpoint, Path) or checkpoint.startswith((".", "/", "~")) or path.exists()
         stored = Checkpoint.open(path if is_path else model_folder(checkpoint))
+        stored.validate_digests()
     except InputError as error:
         raise InputError(f"weights_from: {error}") from None
     # A checkpoint has the weight of tied modules under the name of the first.

@@ -92,7 +92,10 @@ class TrainedRun:
         written = folder.model if whole else folder.adapter
         _validate_written(folder, written, prefix="" if whole else "adapter_")
         if whole:
-            return validate_finite(self.recipe.load_model(str(written)), written)
+            try:
+                return validate_finite(self.recipe.load_model(str(written)), written)
+            except InputError as error:
+                raise InputError(f"cannot load the model {written} ({error}): {folder.rewrite_hint}") from error
         base = self.recipe.load_model(resolve_model(config.model))
         try:
             adapted = load_peft_adapter(base, written)

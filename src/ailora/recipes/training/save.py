@@ -16,6 +16,7 @@ from ailora.recipes.baselines.adapter_origin import get_adapter_origin
 from ailora.recipes.baselines.base_conversion import save_converted
 from ailora.recipes.config.schema import RunConfig
 from ailora.recipes.run_folder import RunFolder
+from ailora.safetensors_io.tensor_digest import write_tensor_digest
 from ailora.weights.dtensor import any_dtensor
 
 
@@ -48,6 +49,8 @@ def save_model(config: RunConfig, trainer: Trainer) -> Path:
         state = trainer.accelerator.get_state_dict(model) if sharded else None
         if is_main():
             model.save_pretrained(path, state_dict=state)
+            for file in path.glob("*.safetensors"):
+                write_tensor_digest(file)
 
     with_adapter = isinstance(model, PeftModel)
     target = folder.adapter if with_adapter else folder.model
