@@ -18,6 +18,7 @@ def train(
     ] = False,
 ) -> None:
     """Train and evaluate; the same command after a kill resumes."""
+    import sys
     from contextlib import nullcontext
 
     from ailora.cli.tables import console, print_dry_run, result_table
@@ -28,6 +29,8 @@ def train(
     from ailora.spectral import without_cache
 
     resolved = load_config(config, overrides or [])
+    if "tune" in resolved.model_fields_set and is_main():
+        print("ailora: `ailora tune` would use the section tune: this command trains a single run", file=sys.stderr)
     if dry_run:
         print_dry_run(try_out(resolved))
         return

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -22,6 +21,7 @@ from ailora.recipes.registry import make_recipe
 from ailora.recipes.run_folder import RunFolder
 from ailora.recipes.training.results import resident_memory
 from ailora.recipes.training.setup import plan_adapter
+from ailora.recipes.training.step_counts import count_steps
 from ailora.spectral.flops import measure_matmul_speed
 
 #: Activations that a layer keeps per token and hidden unit for the backward pass, attention scores aside; with
@@ -83,8 +83,7 @@ def _estimate_costs(
     lengths = lengths_of(train)
     batch = arguments.per_device_train_batch_size * max(1, arguments.world_size)
     per_step = batch * arguments.gradient_accumulation_steps
-    epochs = arguments.num_train_epochs
-    steps = arguments.max_steps if arguments.max_steps > 0 else math.ceil(math.ceil(len(lengths) / per_step) * epochs)
+    steps = count_steps(arguments, len(lengths))
     whole = sum(parameter.numel() for parameter in model.parameters())
     method = config.adapter.method
     added, trained = (0, whole) if plan is None else _added_parameters(method, plan, model)

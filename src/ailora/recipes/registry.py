@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from transformers import TrainerCallback
 
 from ailora.atomic_io import write_text
 from ailora.distributed import is_main
+from ailora.errors import InputError
 from ailora.recipes.causal_lm import CausalLMRecipe
 from ailora.recipes.classification import ClassificationRecipe
 from ailora.recipes.config.schema import RunConfig
@@ -20,6 +22,7 @@ from ailora.recipes.run_folder import RunFolder
 from ailora.recipes.seq2seq import Seq2SeqRecipe
 from ailora.recipes.training.arguments import without_distributed_args
 from ailora.recipes.training.results import TrainResult, summarize_run, write_result
+from ailora.recipes.training.run_prefix import PrefixEnd, RunPrefix, StopAtPrefix, read_prefix
 from ailora.recipes.training.save import safetensors_bytes, save_model
 from ailora.recipes.training.setup import load_and_adapt
 from ailora.recipes.training.train import train
@@ -79,6 +82,31 @@ def run(config: RunConfig, callbacks: Sequence[TrainerCallback] = ()) -> dict[st
             evaluation.write(folder)
             write_result(folder, result)
         return result
+
+
+def run_prefix(config: RunConfig, prefix: RunPrefix, callbacks: Sequence[TrainerCallback] = ()) -> list[dict[str, Any]]:
+    """Train the first steps of a run. Resumes a killed run; `run` trains the other steps, as if it had not stopped.
+
+    Args:
+        config: configuration of the whole run.
+        prefix: steps to train, up to an evaluation of the run.
+        callbacks: further callbacks of the Trainer.
+
+    Returns:
+        The evaluations of these steps, as in `result.json`.
+
+    Raises:
+        InputError: See `run`; or the run has another number of steps.
+        ModelError: The model cannot be adapted as configured.
+    """
+    folder = RunFolder(config.output)
+    if (history := read_prefix(folder, prefix, config.metrics)) is None:
+        with suppress(PrefixEnd):
+            run(config, [*callbacks, StopAtPrefix(prefix)])
+        history = read_prefix(folder, prefix, config.metrics)
+    if history is None or history[-1]["step"] != prefix.step:
+        raise InputError(f"{config.output}: the run does not evaluate at step {prefix.step}")
+    return history
 
 
 def _evaluate(recipe: Recipe[RunConfig], trained: TrainResult, saved: Path) -> Evaluation:

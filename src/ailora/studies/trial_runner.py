@@ -15,6 +15,7 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext, SpawnContext
 from pathlib import Path
+from typing import Any
 
 import filelock
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -25,6 +26,7 @@ from ailora.errors import describe_out_of_memory
 from ailora.recipes import registry
 from ailora.recipes.config.schema import RunConfig
 from ailora.recipes.run_folder import RunFolder
+from ailora.recipes.training.run_prefix import RunPrefix
 from ailora.studies.trial import TrialResult
 
 
@@ -64,13 +66,16 @@ class _PruningCallback(TrainerCallback):
             raise TrialPruned(f"pruned at step {state.global_step} with a validation loss of {loss:.4f}")
 
 
-def run_trial(config: RunConfig, keep: str, should_continue: ShouldContinue | None = None) -> TrialResult:
+def run_trial(
+    config: RunConfig, keep: str, should_continue: ShouldContinue | None = None, *, prefix: RunPrefix | None = None
+) -> TrialResult:
     """Run a recipe; the same call after a kill continues from the last checkpoint.
 
     Args:
         config: configuration of the run.
-        keep: part of the model to keep: `nothing`, `adapter` or `all`.
+        keep: part of the model to keep: `nothing`, `adapter` or `all`; of a prefix, all is kept.
         should_continue: called at every evaluation; None to continue always.
+        prefix: first steps of the run, if no more are to be trained; a longer prefix or the whole run resumes.
 
     Returns:
         The result of the run.
@@ -84,11 +89,21 @@ def run_trial(config: RunConfig, keep: str, should_continue: ShouldContinue | No
     started = time.perf_counter()
     folder.path.parent.mkdir(parents=True, exist_ok=True)
     # A worker that was taken for dead may still run it; then its result is used.
+    callbacks = [_PruningCallback(should_continue)]
     with filelock.FileLock(folder.path.with_suffix(".lock")):
-        results = registry.run(config, callbacks=[_PruningCallback(should_continue)])
-        _remove_unkept(folder, keep)
+        if prefix is None:
+            results = registry.run(config, callbacks)
+            _remove_unkept(folder, keep)
+        else:
+            results = _summarize_prefix(registry.run_prefix(config, prefix, callbacks))
     seconds = time.perf_counter() - started
     return TrialResult.from_dict({**results, "seconds": seconds, "folder": str(folder.path)})
+
+
+def _summarize_prefix(history: list[dict[str, Any]]) -> dict[str, Any]:
+    """Convert the evaluations of a prefix to the form of `result.json`."""
+    last = {name: value for name, value in history[-1].items() if name not in ("step", "epoch")}
+    return {"metrics": {"validation": last}, "history": history, "steps": history[-1]["step"]}
 
 
 def _remove_unkept(folder: RunFolder, keep: str) -> None:
@@ -98,13 +113,16 @@ def _remove_unkept(folder: RunFolder, keep: str) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def run_in_subprocess(config: RunConfig, keep: str, should_continue: ShouldContinue | None = None) -> TrialResult:
+def run_in_subprocess(
+    config: RunConfig, keep: str, should_continue: ShouldContinue | None = None, *, prefix: RunPrefix | None = None
+) -> TrialResult:
     """Call `run_trial` in a process of its own, which isolates crashes and memory.
 
     Args:
         config: configuration of the run.
         keep: part of the model to keep: `nothing`, `adapter` or `all`.
         should_continue: called here at every evaluation; None to continue always.
+        prefix: first steps of the run, if no more are to be trained.
 
     Returns:
         The result of the run.
@@ -118,7 +136,7 @@ def run_in_subprocess(config: RunConfig, keep: str, should_continue: ShouldConti
     process = context.Process(
         target=_trial_main,
         args=(theirs, config),
-        kwargs={"keep": keep, "asks": should_continue is not None},
+        kwargs={"keep": keep, "asks": should_continue is not None, "prefix": prefix},
     )
     with safe_import_path():
         process.start()
@@ -154,7 +172,7 @@ def _multiprocessing_context() -> ForkServerContext | SpawnContext:
     return context
 
 
-def _trial_main(worker: Connection, config: RunConfig, *, keep: str, asks: bool) -> None:
+def _trial_main(worker: Connection, config: RunConfig, *, keep: str, asks: bool, prefix: RunPrefix | None) -> None:
     """Run a trial in its process: send the worker the result or the error, or ask it whether to continue."""
 
     def ask(step: int, loss: float) -> bool:
@@ -168,7 +186,7 @@ def _trial_main(worker: Connection, config: RunConfig, *, keep: str, asks: bool)
     output.parent.mkdir(parents=True, exist_ok=True)
     _redirect_output(output.with_suffix(".log"))
     try:
-        worker.send(run_trial(config, keep, ask if asks else None))
+        worker.send(run_trial(config, keep, ask if asks else None, prefix=prefix))
     except (TrialError, TrialPruned) as end:
         worker.send(end)
     except (Exception, SystemExit) as error:

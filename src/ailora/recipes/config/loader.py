@@ -105,6 +105,7 @@ def _merge_task(task: dict[str, object], given: dict[str, object]) -> dict[str, 
 def _complete(config: RunConfig) -> RunConfig:
     """Validate names, and fill in training defaults and absolute paths."""
     config.check()
+    config.tune.check(config.metrics)
     _validate_adapter(config.adapter)
     _validate_source(config.data)
     build_quantization_config(config)

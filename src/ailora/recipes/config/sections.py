@@ -9,6 +9,7 @@ from transformers import TrainingArguments
 
 from ailora.plan.task_type import TaskType
 from ailora.recipes.config.method import FullFineTuning, Method, PeftInit, parse_method
+from ailora.recipes.config.tune_section import TuneConfig
 from ailora.recipes.config.validation import Count, Section, Text, field
 from ailora.redaction import without_secrets
 
@@ -122,6 +123,7 @@ class RunConfig(Section, frozen=True):
         data: source of the rows.
         training: fields of the recipe's training arguments.
         on_nonfinite: whether training stops or continues at a loss or gradient that is not finite.
+        tune: choices of `ailora tune`, which do not concern a run and are in no dump of its configuration.
         output: folder of the run.
     """
 
@@ -141,12 +143,13 @@ class RunConfig(Section, frozen=True):
     data: DataSource
     training: dict[str, Any] = field("fields of the recipe's training arguments", {})
     on_nonfinite: Literal["stop", "continue"] = field("stop or continue", "stop")
+    tune: TuneConfig = TuneConfig()
     output: Text = field("a folder")
 
     @pydantic.model_serializer(mode="wrap")
     def _serialize(self, fields: pydantic.SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out secrets: what is dumped is written to files."""
-        return without_secrets(fields(self))
+        """Leave out secrets, as what is dumped is written to files, and `tune`, which is no part of a run."""
+        return without_secrets({key: value for key, value in fields(self).items() if key != "tune"})
 
     @property
     def derived_training(self) -> dict[str, Any]:

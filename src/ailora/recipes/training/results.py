@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import Trainer
+from transformers import Trainer, TrainerState
 
 from ailora.atomic_io import write_json
 from ailora.library_versions import library_versions
@@ -46,12 +46,7 @@ def summarize_run(config: RunConfig, trained: TrainResult) -> dict[str, Any]:
         Entries of `result.json`; sizes in bytes, durations in seconds.
     """
     trainer = trained.trainer
-    evaluated = [f"eval_{metric}" for metric in config.metrics]
-    history = [
-        {key.removeprefix("eval_"): record[key] for key in ("step", "epoch", "eval_loss", *evaluated)}
-        for record in trainer.state.log_history
-        if "eval_loss" in record
-    ]
+    history = evaluation_history(trainer.state, config.metrics)
     best = {"loss": _best(history, "loss", sign=1)}
     for deciding in config.metrics[:1]:
         best[deciding] = _best(history, deciding, sign=-1)
@@ -71,6 +66,21 @@ def summarize_run(config: RunConfig, trained: TrainResult) -> dict[str, Any]:
         "train_seconds": trained.train_seconds,
         "peak_memory_bytes": _peak_memory(),
     }
+
+
+def evaluation_history(state: TrainerState, metrics: Sequence[str]) -> list[dict[str, Any]]:
+    """Return step, epoch, loss and metrics of every evaluation during training, in order.
+
+    Args:
+        state: state of the trainer.
+        metrics: names of the run's metrics.
+    """
+    keys = ("step", "epoch", "eval_loss", *(f"eval_{metric}" for metric in metrics))
+    return [
+        {key.removeprefix("eval_"): record[key] for key in keys}
+        for record in state.log_history
+        if "eval_loss" in record
+    ]
 
 
 def _best(history: Sequence[dict[str, Any]], name: str, *, sign: int) -> dict[str, Any] | None:

@@ -1,0 +1,116 @@
+"""Section `tune:`: budget, choices and goal of `ailora tune`."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+import pydantic
+
+from ailora.errors import InputError, unknown_name
+from ailora.recipes.config.method import CustomFunction, FullFineTuning, parse_method
+from ailora.recipes.config.validation import Count, Section, Text, field
+from ailora.roles import parse_role
+
+#: All roles of the model, as an entry of `roles:`.
+ALL_ROLES = "all"
+_BUDGET = re.compile(r"(\d+(?:\.\d+)?) ?(x|s|m|h)")
+_SECONDS_PER_UNIT = {"s": 1, "m": 60, "h": 3600}
+_Rate = Annotated[float, pydantic.Field(strict=True, gt=0, allow_inf_nan=False)]
+
+
+class RateRange(Section, frozen=True, populate_by_name=True):
+    """Range of learning rates.
+
+    Attributes:
+        from_, to: ends of the range.
+    """
+
+    from_: _Rate = field("a number above 0", alias="from")
+    to: _Rate = field("a number above 0")
+
+
+class TuneConfig(Section, frozen=True):
+    """Section `tune:`, which `ailora tune` reads and other commands ignore.
+
+    Attributes:
+        budget: cost of the search, in full runs (`5x`) or time (`90s`, `30m`, `2h`).
+        policy: values of `adapter.policy` to choose from.
+        roles: values of `adapter.roles` to choose from; `all` stands for all roles of the model. The ranks of later
+            entries are scaled to the number of trainable parameters of the first.
+        learning_rate: range of rates; `auto` for a range around the rates that `suggest-lr` gives.
+        rank: values of `adapter.rank` to choose from, for the first entry of `roles`; None for the run's own.
+        goal: loss or metric on the validation split; None for the run's first metric, or the loss.
+        storage: an Optuna database URL; None for SQLite in the output folder.
+    """
+
+    budget: Text = field("a number of runs such as 5x, or a time such as 30m or 2h", "5x")
+    policy: list[Text] = field("a list of policies", ["lora", "ailora", "pissa", "milora"], min_length=1)
+    roles: list[Literal["all"] | list[Text]] = field(
+        "a list of lists of roles, or of the word all", [["query", "value"], ALL_ROLES], min_length=1
+    )
+    learning_rate: Literal["auto"] | RateRange = field("auto, or a mapping: from and to", "auto")
+    rank: list[Count] | None = field("a list of whole numbers from 1", None, min_length=1)
+    goal: Text | None = field("loss, or a metric of evaluations during training", None)
+    storage: Text | None = field("an Optuna database URL such as sqlite:///tune.db", None)
+
+    @property
+    def budget_runs(self) -> float | None:
+        """Budget in full runs; None for a budget in time."""
+        number, unit = _parse_budget(self.budget)
+        return number if unit == "x" else None
+
+    @property
+    def budget_seconds(self) -> float | None:
+        """Budget in seconds; None for a budget in runs."""
+        number, unit = _parse_budget(self.budget)
+        return None if unit == "x" else number * _SECONDS_PER_UNIT[unit]
+
+    def check(self, metrics: Sequence[str]) -> None:
+        """Validate names, and values beyond their types.
+
+        Args:
+            metrics: metrics of the run's evaluations during training.
+
+        Raises:
+            InputError: The budget is below one run, a name is unknown or a duplicate, or the range is reversed.
+        """
+        number, unit = _parse_budget(self.budget)
+        if unit == "x" and number < 1:
+            raise InputError(f"tune.budget must be at least 1x, the cost of one run, got {self.budget}")
+        if unit != "x" and number <= 0:
+            raise InputError(f"tune.budget must be more than no time, got {self.budget}")
+        for policy in self.policy:
+            _validate_policy(policy)
+        for role in (role for roles in self.roles if roles != ALL_ROLES for role in roles):
+            parse_role(role)
+        for key, values in {"policy": self.policy, "roles": self.roles, "rank": self.rank or []}.items():
+            if repeated := [name for name, count in Counter(map(str, values)).items() if count > 1]:
+                raise InputError(f"tune.{key} names {repeated[0]} twice")
+        rates = self.learning_rate
+        if isinstance(rates, RateRange) and rates.from_ > rates.to:
+            raise InputError(f"tune.learning_rate: from {rates.from_:g} is more than to {rates.to:g}")
+        if self.goal is not None and self.goal not in ("loss", *metrics):
+            raise unknown_name("tune.goal", self.goal, [*metrics, "loss"])
+
+
+def _parse_budget(budget: str) -> tuple[float, str]:
+    """Parse a budget into a number and its unit: x, s, m or h."""
+    match = _BUDGET.fullmatch(budget.strip())
+    if match is None or not math.isfinite(float(match[1])):
+        raise InputError(f"tune.budget: expected a number of runs such as 5x, or a time such as 30m, got {budget!r}")
+    return float(match[1]), match[2]
+
+
+def _validate_policy(policy: str) -> None:
+    try:
+        method = parse_method(policy)
+    except InputError as error:
+        raise InputError(f"tune.policy: {error}") from None
+    if isinstance(method, FullFineTuning | CustomFunction):
+        raise InputError(
+            f"tune.policy: expected policies of adapters, got {policy}, whose trainable parameters no rank determines"
+        )

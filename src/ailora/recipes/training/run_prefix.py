@@ -1,0 +1,86 @@
+"""Prefixes of runs: the first steps of a full schedule, trained to a checkpoint from which the run resumes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from ailora.errors import InputError
+from ailora.recipes.run_folder import RunFolder
+from ailora.recipes.training.results import evaluation_history
+
+
+@dataclass(frozen=True)
+class RunPrefix:
+    """First steps of a run.
+
+    Attributes:
+        step: last step, at which the run evaluates.
+        total_steps: steps of the whole run, which determine the learning rate of every step.
+    """
+
+    step: int
+    total_steps: int
+
+
+class PrefixEnd(Exception):
+    """End of a run at the last step of a prefix, whose checkpoint is complete."""
+
+
+class StopAtPrefix(TrainerCallback):
+    """Callback that saves a checkpoint at the end of a prefix, after the evaluation, and ends the run there.
+
+    Args:
+        prefix: prefix that ends with an evaluation of the run.
+    """
+
+    def __init__(self, prefix: RunPrefix) -> None:
+        self.prefix = prefix
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        if state.max_steps != self.prefix.total_steps:
+            raise InputError(
+                f"expected a schedule of {self.prefix.total_steps} steps, got {state.max_steps}: set training.max_steps"
+            )
+        if state.global_step == self.prefix.step:
+            # Evaluations of epochs follow the end of the step: a checkpoint before them would lack their results.
+            control.should_save = control.should_log = args.eval_strategy == "steps"
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        if state.global_step == self.prefix.step and args.eval_strategy == "epoch":
+            control.should_save = control.should_log = True
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
+        if state.global_step == self.prefix.step:
+            raise PrefixEnd
+
+
+def read_prefix(folder: RunFolder, prefix: RunPrefix, metrics: Sequence[str]) -> list[dict[str, Any]] | None:
+    """Read the evaluations of a prefix that has been trained.
+
+    Args:
+        folder: folder of the run.
+        prefix: prefix of the run.
+        metrics: names of the run's metrics.
+
+    Returns:
+        The evaluations up to the last step, as in `result.json`. None if the run has no checkpoint of that step or a
+        later one.
+
+    Raises:
+        InputError: A file of the newest checkpoint is missing or damaged.
+    """
+    checkpoint = folder.newest_checkpoint()
+    if checkpoint is None:
+        return None
+    state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+    if state.global_step < prefix.step:
+        return None
+    return [record for record in evaluation_history(state, metrics) if record["step"] <= prefix.step]
