@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from ailora.formatting import downsample, format_lr, is_real, pluralize
 from ailora.plots.chart_spec import Axis, Plot, Series
-from ailora.studies.comparison import Comparison
+from ailora.studies.comparison import BaselineComparison, Comparison
 from ailora.studies.method_results import MethodResult
 from ailora.studies.statistics import Difference, Estimate
 from ailora.studies.summary import describe_comparison
@@ -18,6 +19,8 @@ from ailora.studies.trial import Condition, TrialResult, format_setting
 _MAX_POINTS = 60
 #: Bars above which costs are left to the table.
 _MAX_BARS = 60
+#: Seeds from which on differences at shared rates have intervals: those of two are so wide that they hide the points.
+_MIN_INTERVAL_SEEDS = 3
 
 
 def score_charts(comparison: Comparison) -> Iterator[Plot]:
@@ -119,6 +122,49 @@ def rate_charts(comparison: Comparison) -> Iterator[Plot]:
             caption="Mean over seeds; the band is its 95 % t-interval where a rate has several seeds. Each method is "
             "compared at its own peak.",
         )
+
+
+def shared_rate_charts(comparison: Comparison) -> Iterator[Plot]:
+    """Chart the difference to the baseline at each shared rate, and at each method's own best, for each task."""
+    for base, others in comparison.by_baseline():
+        shared = {c: against for c in others if (against := comparison.against_baseline[c]).shared_rates.differences}
+        rates = sorted({rate for against in shared.values() for rate in against.shared_rates.differences})
+        if not rates:
+            continue
+        better = "above" if comparison.design.larger_is_better(base) else "below"
+        yield Plot(
+            name=_file_name("shared-rates", base.label),
+            title=_title(f"Minus {base.method} at shared rates", base.label),
+            kind="points",
+            x=Axis("learning rate", categories=(*map(format_lr, rates), "own best")),
+            y=Axis(f"difference of {comparison.design.metric_label(base)}"),
+            series=tuple(
+                _series(
+                    condition.method_label(base),
+                    _by_category(against, rates, (number - (len(shared) - 1) / 2) * 0.6 / len(shared)),
+                    _shared_rate_notes(against),
+                    _style(comparison, condition),
+                )
+                for number, (condition, against) in enumerate(shared.items())
+            ),
+            caption=f"At each learning rate that both ran, and last with each method at its own best rate, paired by "
+            f"seed; the 95 % t-interval where there are at least {_MIN_INTERVAL_SEEDS} seeds. Points {better} 0 are "
+            f"better than {base.method}: where they change sides, one shared rate decides who seems to win.",
+        )
+
+
+def _by_category(against: BaselineComparison, rates: Sequence[float], shift: float) -> dict[float, Estimate]:
+    """Return x -> difference: the index of each rate, and last that of the best rates, shifted beside each other."""
+    differences = against.shared_rates.differences
+    estimates = {i + shift: differences[rate].estimate for i, rate in enumerate(rates) if rate in differences}
+    if against.difference is not None:
+        estimates[len(rates) + shift] = against.difference.estimate
+    return {x: e if e.n >= _MIN_INTERVAL_SEEDS else replace(e, low=None, high=None) for x, e in estimates.items()}
+
+
+def _shared_rate_notes(against: BaselineComparison) -> list[str]:
+    notes = [pluralize(len(difference.seeds), "seed") for difference in against.shared_rates.differences.values()]
+    return notes if against.difference is None else [*notes, describe_comparison(against)]
 
 
 def convergence_charts(comparison: Comparison) -> Iterator[Plot]:

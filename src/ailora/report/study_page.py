@@ -74,6 +74,7 @@ def study_chapter(
     varied = section("Ranks and other settings", _charts(study_charts.varied_charts(comparison)))
     scores = section("Scores", score_section, *_tables(summary, "scores", "ranks"))
     rates, curves = study_charts.rate_charts(comparison), study_charts.convergence_charts(comparison)
+    shared = study_charts.shared_rate_charts(comparison)
     return Chapter(
         title=name,
         kind="study",
@@ -83,6 +84,7 @@ def study_chapter(
             *([scores, varied] if score_section.charts else [varied, scores]),
             section("Which start for which matrix", _charts(init_pair_heatmaps(comparison))),
             section("Learning rates", _charts(rates), *_tables(summary, "rates", collapsed=True)),
+            section("At one shared rate", _charts(shared), *_tables(summary, "shared rates")),
             section("Convergence", _charts(curves), *_tables(summary, "speed")),
             section("Cost", _charts(study_charts.cost_charts(comparison)), *_tables(summary, "cost")),
             section("Failed, pruned and missing trials", *_trials_without_score(selection.trials, design)),
@@ -117,6 +119,7 @@ def _summary(summary: StudySummary, design: StudyDesign, selection: TrialSelecti
         KeyValues(tuple(pairs.items())),
         Paragraphs(tuple(summary.overall)),
         Paragraphs(tuple(summary.significant), listed=True),
+        Paragraphs(tuple(summary.shared_rates), listed=True),
         Paragraphs(details, listed=True, collapsed=collapsed),
         Paragraphs((summary.rule, summary.progress)),
     ]

@@ -11,6 +11,7 @@ import pandas as pd
 
 from ailora.studies.bootstrap import bootstrap_predictions
 from ailora.studies.method_results import COSTS, MethodResult, collect_method_result
+from ailora.studies.shared_rate import SharedRates, compare_shared_rates
 from ailora.studies.statistics import (
     Difference,
     Interval,
@@ -35,6 +36,7 @@ class BaselineComparison:
         verdict: win, loss or tie; None without a seed in common.
         bootstrap: of the difference, over seeds and examples, where predictions are kept.
         time_to_loss: to the baseline's final validation loss.
+        shared_rates: differences at the rates that both ran, and the factor between their curves.
     """
 
     difference: Difference | None
@@ -42,6 +44,7 @@ class BaselineComparison:
     verdict: Outcome | None
     bootstrap: Interval | None
     time_to_loss: TimeToLoss | None
+    shared_rates: SharedRates
 
     def to_dict(self) -> dict[str, object]:
         """Convert to plain data."""
@@ -53,6 +56,7 @@ class BaselineComparison:
             "bootstrap": self.bootstrap and [self.bootstrap.low, self.bootstrap.high],
             "steps_share": self.time_to_loss and self.time_to_loss.share,
             "speed_confirmed": self.time_to_loss and self.time_to_loss.confirmed,
+            "shared_rates": self.shared_rates.to_dict(),
         }
 
 
@@ -144,6 +148,7 @@ def compare(trials: Sequence[Trial], design: StudyDesign, *, bootstrap: bool = T
             verdict=difference and verdict(difference, p, larger_is_better=design.larger_is_better(condition)),
             bootstrap=bootstrap_predictions(results[condition], results[base], design) if bootstrap else None,
             time_to_loss=measure_time_to_loss(results[condition], results[base], trials),
+            shared_rates=compare_shared_rates(results[condition], results[base], difference, design),
         )
         for condition, base in pairs.items()
     }

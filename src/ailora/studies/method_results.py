@@ -26,6 +26,7 @@ class MethodResult:
         condition: the method, on a task at a setting.
         search: state of the search for its best rate.
         curve: learning rate -> validation scores over seeds.
+        runs: learning rate, ascending -> seed -> result of the run; runs that confirm a time to loss are left out.
         at_best: seed -> result of its run at the best rate.
         scores: seed -> score on the reported split.
         score: their mean; None without a run at the best rate.
@@ -37,6 +38,7 @@ class MethodResult:
     condition: Condition
     search: SearchState
     curve: dict[float, Estimate]
+    runs: dict[float, dict[int, TrialResult]]
     at_best: dict[int, TrialResult]
     scores: dict[int, float]
     score: Estimate | None
@@ -88,11 +90,14 @@ def collect_method_result(
     }
     search = design.lr_search(condition).plan(scores)
     metric, split = design.metric(condition), design.report_split(condition)
-    by_rate: dict[float, list[float]] = {}
-    for spec, result in done.items():
-        by_rate.setdefault(spec.learning_rate, []).append(result.metrics["validation"][metric])
-    curve = {rate: estimate(values) for rate, values in sorted(by_rate.items())}
-    at_best = dict(sorted((spec.seed, result) for spec, result in done.items() if spec.learning_rate == search.best))
+    runs: dict[float, dict[int, TrialResult]] = {}
+    for spec in sorted(done, key=lambda spec: (spec.learning_rate, spec.seed)):
+        runs.setdefault(spec.learning_rate, {})[spec.seed] = done[spec]
+    curve = {
+        rate: estimate(result.metrics["validation"][metric] for result in by_seed.values())
+        for rate, by_seed in runs.items()
+    }
+    at_best = {} if search.best is None else runs.get(search.best, {})
     reported = {seed: result.metrics[split][metric] for seed, result in at_best.items()}
     # A rate is out where one of the seeds that choose the best failed: there, the good range has a gap.
     out = [rate for (rate, seed), score in scores.items() if seed in design.config.seeds and math.isnan(score)]
@@ -100,6 +105,7 @@ def collect_method_result(
         condition=condition,
         search=search,
         curve=curve,
+        runs=runs,
         at_best=at_best,
         scores=reported,
         score=estimate(reported.values()) if reported else None,

@@ -10,6 +10,7 @@ from typing import TypeVar
 from ailora.formatting import format_interval, format_lr, format_number, join_names, pluralize
 from ailora.studies.comparison import BaselineComparison, Comparison
 from ailora.studies.method_results import MethodResult
+from ailora.studies.shared_rate_summary import shared_rate_rows, shared_rate_sentences
 from ailora.studies.statistics import MIN_SEEDS, Estimate, Outcome
 from ailora.studies.trial import Condition, Status
 
@@ -41,7 +42,7 @@ class SummaryTable:
         columns: their heads.
         rows: a text for each column.
         notes: explanations below it.
-        topic: scores, ranks, rates, speed, cost or failures.
+        topic: scores, ranks, rates, shared rates, speed, cost or failures.
     """
 
     title: str
@@ -66,8 +67,10 @@ class StudySummary:
         outcomes: which methods win, tie and lose, a sentence for each task and setting.
         effect_sizes: by how much each method differs from the baseline, a sentence for each task and setting.
         rule: conditions of a win or a loss.
+        shared_rates: conclusions from one shared learning rate that the best rates do not confirm.
         progress: how many trials are done, failed, pruned and open.
-        tables: scores, ranks, learning rates, time to the baseline's loss, cost and failures; none of them is empty.
+        tables: scores, ranks, learning rates, shared rates, time to the baseline's loss, cost and failures; none of
+            them is empty.
     """
 
     overall: list[str]
@@ -75,13 +78,14 @@ class StudySummary:
     outcomes: list[str]
     effect_sizes: list[str]
     rule: str
+    shared_rates: list[str]
     progress: str
     tables: list[SummaryTable]
 
     @property
     def sentences(self) -> list[str]:
-        """The short form: outcomes, rule and progress."""
-        return [*self.outcomes, self.rule, self.progress]
+        """The short form: outcomes, conclusions from shared rates, rule and progress."""
+        return [*self.outcomes, *self.shared_rates, self.rule, self.progress]
 
     def to_markdown(self, title: str) -> str:
         """Render the short form and all tables as Markdown."""
@@ -99,6 +103,7 @@ def summarize(comparison: Comparison) -> StudySummary:
         _score_table(comparison),
         _rank_table(comparison),
         *_curve_tables(comparison),
+        *_shared_rate_tables(comparison),
         _good_range_table(comparison),
         _time_to_loss_table(comparison),
         _cost_table(comparison),
@@ -112,6 +117,7 @@ def summarize(comparison: Comparison) -> StudySummary:
         rule=f"A win or loss needs at least {MIN_SEEDS} seeds in common, a 95 % t-interval of the paired difference "
         f"that excludes 0, and p below 0.05 after Holm's correction over a family of {comparison.family_size} "
         "comparisons; all else is a tie, which does not mean that methods are equal.",
+        shared_rates=shared_rate_sentences(comparison),
         progress=_progress(comparison),
         tables=[table for table in tables if table.rows],
     )
@@ -273,6 +279,12 @@ def _curve_point(result: MethodResult, tried: float) -> str:
         return ""
     point = result.curve[tried]
     return f"{format_number(point.mean)} ({point.n})" + (" *" if tried == result.search.best else "")
+
+
+def _shared_rate_tables(comparison: Comparison) -> Iterator[SummaryTable]:
+    for base, others in comparison.by_baseline():
+        title = "At one shared rate" + (f", {base.label}" if base.label else "")
+        yield SummaryTable(title, *shared_rate_rows(comparison, base, others), topic="shared rates")
 
 
 def _good_range_table(comparison: Comparison) -> SummaryTable:

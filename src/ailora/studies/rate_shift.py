@@ -1,0 +1,210 @@
+"""Factor of the learning rate by which the curve of a baseline becomes that of a method."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+#: Rates that two curves need in common.
+MIN_SHARED_RATES = 3
+#: A step of the search is 2.3 %, a fiftieth of half a decade: rates are seldom closer than that half decade.
+_STEPS_PER_DECADE = 100
+#: Share of the decades of the shorter curve that must overlap the other one.
+_MIN_OVERLAP = 0.5
+#: Share of the range of scores of each curve that the overlap must have: plateaus alone fit each other anywhere.
+_MIN_SCORE_RANGE = 0.25
+#: Bound on the rounding of logarithms and scores.
+_ROUNDING = 1e-9
+
+#: Learning rate -> score of a run.
+Curve = Mapping[float, float]
+_Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class RateShift:
+    """Factor `f` of the rate with `method(rate) = baseline(f * rate)`, as well as it fits.
+
+    Attributes:
+        factor: the factor; None if the curves do not identify it.
+        low: lower end of its 95 % interval over seeds; None for one seed, or if the seeds but one do not identify it.
+        high: upper end of the interval.
+        seeds: seeds whose curves are fitted, ascending.
+        rms_before: root mean square of the difference of the curves at the same rate, in the metric's unit; None
+            without a factor, or if the curves hardly overlap there.
+        rms_after: the same after the shift.
+        reason: why the curves do not identify the factor; empty if they do.
+    """
+
+    factor: float | None
+    low: float | None = None
+    high: float | None = None
+    seeds: tuple[int, ...] = ()
+    rms_before: float | None = None
+    rms_after: float | None = None
+    reason: str = ""
+
+    def to_dict(self) -> dict[str, object]:
+        """Convert to plain data."""
+        return {
+            "factor": self.factor,
+            "interval": None if self.low is None else [self.low, self.high],
+            "seeds": list(self.seeds),
+            "rms_before": self.rms_before,
+            "rms_after": self.rms_after,
+            "reason": self.reason,
+        }
+
+
+def fit_rate_shift(ours: Mapping[int, Curve], baseline: Mapping[int, Curve], *, tolerance: float) -> RateShift:
+    """Fit the factor of the rate by which the baseline's curve becomes that of a method.
+
+    A curve joins its scores by straight lines over log10 of the rate. The shift `d`, in decades, minimizes the mean of
+    the squared differences `method(x) - baseline(x + d)` over all seeds, taken at the rates of both curves within their
+    overlap. The overlap has at least half of the decades of the shorter curve, and a quarter of the range of scores of
+    each. The interval over seeds is the jackknife's, `d ± t(n - 1) se`.
+
+    Source: B. Efron and C. Stein, "The jackknife estimate of variance", Annals of Statistics 9 (3), 1981.
+
+    Args:
+        ours: seed -> curve of the method.
+        baseline: seed -> curve of the baseline. Seeds with fewer than `MIN_SHARED_RATES` rates in both are left out.
+        tolerance: range of scores, in the metric's unit, up to which a curve is flat.
+
+    Returns:
+        The factor, or the reason why the curves do not identify it.
+    """
+    ours, baseline = _finite(ours), _finite(baseline)
+    n_shared = {seed: len(ours[seed].keys() & baseline[seed].keys()) for seed in ours.keys() & baseline.keys()}
+    seeds = tuple(sorted(seed for seed, number in n_shared.items() if number >= MIN_SHARED_RATES))
+    if not seeds:
+        most = max(n_shared.values(), default=0)
+        return RateShift(None, reason=f"{most} shared rates with one seed, of {MIN_SHARED_RATES} needed")
+    for name, curves in (("method", ours), ("baseline", baseline)):
+        if np.mean([np.ptp([*curves[seed].values()]) for seed in seeds]) <= tolerance + _ROUNDING:
+            return RateShift(None, seeds=seeds, reason=f"the {name}'s curve is flat, within {tolerance:g}")
+    fit = _ShiftFit.from_curves([(ours[seed], baseline[seed]) for seed in seeds])
+    every = np.ones(len(seeds), bool)
+    best = fit.best_index(every)
+    if best is None:
+        return RateShift(None, seeds=seeds, reason="the curves hardly overlap at any shift")
+    if fit.is_limit(best):
+        bound = 10 ** fit.shifts[best]
+        side = "or more" if bound > 1 else "or less"
+        return RateShift(None, seeds=seeds, reason=f"{bound:.2g} {side}: beyond it the curves hardly overlap")
+    low, high = fit.interval(best)
+    before, after = (fit.rms(every, index) for index in (fit.unshifted, best))
+    return RateShift(float(10 ** fit.shifts[best]), low, high, seeds, before, after)
+
+
+@dataclass(frozen=True)
+class _ShiftFit:
+    """Squared differences of the curves of every seed, at every shift.
+
+    Attributes:
+        shifts: decades, ascending, (shifts,).
+        squares: sums of squares, infinite without enough overlap, (seeds, shifts).
+        counts: number of differences in each sum, (seeds, shifts).
+    """
+
+    shifts: _Floats
+    squares: _Floats
+    counts: _Floats
+
+    @classmethod
+    def from_curves(cls, pairs: list[tuple[Curve, Curve]]) -> _ShiftFit:
+        """Compute the squared differences of each seed's pair of curves, the method's and the baseline's."""
+        rates = [rate for pair in pairs for curve in pair for rate in curve]
+        # One step beyond the largest shift, so that the neighbours of every shift exist.
+        most = math.ceil(math.log10(max(rates) / min(rates)) * _STEPS_PER_DECADE) + 1
+        shifts = np.arange(-most, most + 1) / _STEPS_PER_DECADE
+        sums = [_squared_differences(_points(ours), _points(base), shifts) for ours, base in pairs]
+        return cls(shifts, np.array([square for square, _ in sums]), np.array([count for _, count in sums]))
+
+    @property
+    def unshifted(self) -> int:
+        """Index of the shift 0."""
+        return len(self.shifts) // 2
+
+    def mean_squares(self, seeds: NDArray[np.bool_]) -> _Floats:
+        """Compute the mean over the differences of the selected seeds, infinite without enough overlap, (shifts,)."""
+        return self.squares[seeds].sum(0) / np.maximum(self.counts[seeds].sum(0), 1)
+
+    def best_index(self, seeds: NDArray[np.bool_]) -> int | None:
+        """Find the shift that fits the selected seeds best; of equal ones the smallest. Returns None if none does."""
+        means = self.mean_squares(seeds)
+        least = means.min()
+        if not math.isfinite(least):
+            return None
+        equal = np.flatnonzero(means <= least + _ROUNDING**2)
+        return int(equal[np.argmin(np.abs(self.shifts[equal]))])
+
+    def is_limit(self, index: int) -> bool:
+        """Whether a shift next to this one leaves too little overlap: a larger one might fit better."""
+        return not np.isfinite(self.squares[:, [index - 1, index + 1]]).all()
+
+    def rms(self, seeds: NDArray[np.bool_], index: int) -> float | None:
+        """Compute the root mean square of the differences at a shift; None without enough overlap."""
+        mean = float(self.mean_squares(seeds)[index])
+        return math.sqrt(mean) if math.isfinite(mean) else None
+
+    def interval(self, best: int) -> tuple[float, float] | tuple[None, None]:
+        """Compute the 95 % interval of the factor over seeds, around the best shift."""
+        n = len(self.squares)
+        partial = [self.best_index(np.arange(n) != left_out) for left_out in range(n)] if n > 1 else []
+        # At a limit the partial fit is not free to move, and the interval would be too narrow.
+        if n < 2 or any(index is None or self.is_limit(index) for index in partial):
+            return None, None
+        values = self.shifts[[index for index in partial if index is not None]]
+        error = math.sqrt((n - 1) / n * float(np.sum((values - values.mean()) ** 2)))
+        half, center = float(stats.t.ppf(0.975, n - 1)) * error, float(self.shifts[best])
+        return 10 ** (center - half), 10 ** (center + half)
+
+
+def _finite(curves: Mapping[int, Curve]) -> dict[int, dict[float, float]]:
+    return {seed: {rate: y for rate, y in curve.items() if math.isfinite(y)} for seed, curve in curves.items()}
+
+
+def _points(curve: Curve) -> tuple[_Floats, _Floats]:
+    """Return log10 of the rates, ascending, and the scores there, both (rates,)."""
+    rates = sorted(curve)
+    return np.log10(rates), np.array([curve[rate] for rate in rates])
+
+
+def _squared_differences(
+    ours: tuple[_Floats, _Floats], baseline: tuple[_Floats, _Floats], shifts: _Floats
+) -> tuple[_Floats, _Floats]:
+    """Sum the squares of `method(x) - baseline(x + shift)` over the rates of both curves, with their number.
+
+    Returns:
+        Sums, infinite where the curves do not overlap enough, and numbers, both (shifts,).
+    """
+    x, u = ours[0], baseline[0]
+    low, high = np.maximum(x[0], u[0] - shifts), np.minimum(x[-1], u[-1] - shifts)
+    sums = _sums_at_rates(ours, baseline, shifts, (low, high))
+    sums_back = _sums_at_rates(baseline, ours, -shifts, (low + shifts, high + shifts))
+    enough = (high - low >= _MIN_OVERLAP * min(np.ptp(x), np.ptp(u)) - _ROUNDING) & sums[2] & sums_back[2]
+    return np.where(enough, sums[0] + sums_back[0], np.inf), sums[1] + sums_back[1]
+
+
+def _sums_at_rates(
+    curve: tuple[_Floats, _Floats], other: tuple[_Floats, _Floats], shifts: _Floats, overlap: tuple[_Floats, _Floats]
+) -> tuple[_Floats, _Floats, NDArray[np.bool_]]:
+    """Sum the squares of `curve(x) - other(x + shift)` over the rates of the curve within the overlap.
+
+    Returns:
+        Sums, numbers of rates, and whether the overlap has enough of the curve's range of scores, each (shifts,).
+    """
+    (x, scores), ends = curve, np.stack(overlap)
+    inside = (x >= ends[0][:, None] - _ROUNDING) & (x <= ends[1][:, None] + _ROUNDING)
+    differences = np.where(inside, scores - np.interp(x + shifts[:, None], *other), 0.0)
+    at_ends = np.interp(ends, x, scores)
+    top = np.maximum(np.where(inside, scores, -np.inf).max(axis=1), at_ends.max(axis=0))
+    bottom = np.minimum(np.where(inside, scores, np.inf).min(axis=1), at_ends.min(axis=0))
+    enough = top - bottom >= _MIN_SCORE_RANGE * np.ptp(scores) - _ROUNDING
+    return np.sum(differences**2, axis=1), inside.sum(axis=1).astype(float), enough

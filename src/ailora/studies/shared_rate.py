@@ -1,0 +1,112 @@
+"""Differences to the baseline at shared learning rates, and the factor of the rate that explains them.
+
+An init with large factors trains like a larger learning rate: at rates below the best its method is ahead of the
+baseline, above it behind, and each at its own best rate they are the same. A comparison at a single rate cannot tell
+such a factor from a better method.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+
+from ailora.studies.method_results import MethodResult, metric_point
+from ailora.studies.rate_shift import Curve, RateShift, fit_rate_shift
+from ailora.studies.statistics import Difference, paired_difference
+from ailora.studies.study_design import StudyDesign
+from ailora.studies.trial import TrialResult
+
+
+class Position(StrEnum):
+    """Position of a method beside the baseline by the mean difference alone, as of a paper without intervals."""
+
+    AHEAD = "ahead"
+    BEHIND = "behind"
+    LEVEL = "level"
+
+    @classmethod
+    def from_difference(cls, mean: float, *, larger_is_better: bool) -> Position:
+        """Return the position of a mean difference, method minus baseline; level if it is 0 or not a number."""
+        if not abs(mean) > 0:
+            return cls.LEVEL
+        return cls.AHEAD if (mean > 0) is larger_is_better else cls.BEHIND
+
+
+@dataclass(frozen=True)
+class SharedRates:
+    """A method and the baseline at their shared rates.
+
+    Attributes:
+        differences: rate -> difference of the scores on the reported split, paired by seed, rates ascending.
+        positions: rate -> position of the method by that difference.
+        at_best: position of the method, each at its own best rate; None without a seed in common there.
+        shift: factor of the rate by which the baseline's validation curve becomes the method's.
+    """
+
+    differences: dict[float, Difference]
+    positions: dict[float, Position]
+    at_best: Position | None
+    shift: RateShift
+
+    @property
+    def misleads(self) -> bool:
+        """Whether a shared rate shows another position than the own best rates do."""
+        return self.at_best is not None and any(position is not self.at_best for position in self.positions.values())
+
+    def to_dict(self) -> dict[str, object]:
+        """Convert to plain data."""
+        rates = {
+            f"{rate:g}": asdict(difference.estimate) | {"position": self.positions[rate].value}
+            for rate, difference in self.differences.items()
+        }
+        return {"rates": rates, "at_best": self.at_best and self.at_best.value, "shift": self.shift.to_dict()}
+
+
+def compare_shared_rates(
+    ours: MethodResult, baseline: MethodResult, at_best: Difference | None, design: StudyDesign
+) -> SharedRates:
+    """Compare a method with the baseline at every rate that both ran.
+
+    Args:
+        ours: the method.
+        baseline: the method that it is compared with.
+        at_best: difference of their scores, each at its own best rate.
+        design: design of the study.
+
+    Returns:
+        The differences at the shared rates, and the factor between the curves.
+    """
+    condition = ours.condition
+    metric, split = design.metric(condition), design.report_split(condition)
+    larger_is_better = design.larger_is_better(condition)
+    differences = {
+        rate: paired_difference(_scores(ours.runs[rate], split, metric), _scores(baseline.runs[rate], split, metric))
+        for rate in ours.runs
+        if rate in baseline.runs and ours.runs[rate].keys() & baseline.runs[rate].keys()
+    }
+
+    def position(difference: Difference) -> Position:
+        return Position.from_difference(difference.estimate.mean, larger_is_better=larger_is_better)
+
+    return SharedRates(
+        differences=differences,
+        positions={rate: position(difference) for rate, difference in differences.items()},
+        at_best=at_best and position(at_best),
+        shift=fit_rate_shift(
+            _validation_curves(ours, metric), _validation_curves(baseline, metric), tolerance=metric_point(metric)
+        ),
+    )
+
+
+def _scores(runs: Mapping[int, TrialResult], split: str, metric: str) -> dict[int, float]:
+    return {seed: result.metrics[split][metric] for seed, result in runs.items()}
+
+
+def _validation_curves(result: MethodResult, metric: str) -> dict[int, Curve]:
+    """Return seed -> validation score over the rate."""
+    curves: dict[int, dict[float, float]] = {}
+    for rate, runs in result.runs.items():
+        for seed, score in _scores(runs, "validation", metric).items():
+            curves.setdefault(seed, {})[rate] = score
+    return dict(curves)
