@@ -140,3 +140,20 @@ def test_plain_data_has_every_rate_and_the_factor() -> None:
     assert shared["rates"]["0.01"]["position"] == "behind"
     assert shared["shift"]["factor"] == pytest.approx(10**0.5)
     assert shared["shift"]["interval"] is None
+
+
+def test_methods_that_a_table_with_a_decimal_shows_as_equal_are_level() -> None:
+    comparison = compared(factor=1, gain=0.0004)
+    assert {*comparison.against_baseline[OURS].shared_rates.positions.values()} == {Position.LEVEL}
+    assert summarize(comparison).shared_rates == []
+
+
+def test_rates_too_small_to_learn_mislead_nobody() -> None:
+    def result(spec: TrialSpec) -> Result:
+        learned = 0.8 + (0.02 if spec.condition == OURS else 0)
+        return outcome(0.5 if spec.learning_rate < 1e-3 else learned)
+
+    design = make_design(learning_rate={"values": RATES}, seeds=[0])
+    shared = compare(ran(design, result), design).against_baseline[OURS].shared_rates
+    assert {*shared.positions.values()} == {Position.LEVEL, Position.AHEAD}
+    assert not shared.misleads

@@ -19,16 +19,22 @@ from ailora.studies.trial import TrialResult
 
 
 class Position(StrEnum):
-    """Position of a method beside the baseline by the mean difference alone, as of a paper without intervals."""
+    """Position of a method beside the baseline by the mean difference alone, as in a table without intervals."""
 
     AHEAD = "ahead"
     BEHIND = "behind"
     LEVEL = "level"
 
     @classmethod
-    def from_difference(cls, mean: float, *, larger_is_better: bool) -> Position:
-        """Return the position of a mean difference, method minus baseline; level if it is 0 or not a number."""
-        if not abs(mean) > 0:
+    def from_difference(cls, mean: float, *, larger_is_better: bool, point: float) -> Position:
+        """Return the position of a mean difference, method minus baseline.
+
+        Args:
+            mean: the difference.
+            larger_is_better: whether a larger score is better.
+            point: a point of the metric. Tables have a decimal: below half a tenth of a point, methods are level.
+        """
+        if not abs(mean) >= point / 20:
             return cls.LEVEL
         return cls.AHEAD if (mean > 0) is larger_is_better else cls.BEHIND
 
@@ -51,8 +57,15 @@ class SharedRates:
 
     @property
     def misleads(self) -> bool:
-        """Whether a shared rate shows another position than the own best rates do."""
-        return self.at_best is not None and any(position is not self.at_best for position in self.positions.values())
+        """Whether the method is ahead or behind at a shared rate, and not at the own best rates."""
+        return any(self.misleads_at(rate) for rate in self.positions)
+
+    def misleads_at(self, rate: float) -> bool:
+        """Return whether the method is ahead or behind at the rate, and not at the own best rates.
+
+        Methods that are level at a rate, such as one too small to learn, mislead nobody.
+        """
+        return self.at_best is not None and self.positions[rate] not in (self.at_best, Position.LEVEL)
 
     def to_dict(self) -> dict[str, object]:
         """Convert to plain data."""
@@ -87,7 +100,9 @@ def compare_shared_rates(
     }
 
     def position(difference: Difference) -> Position:
-        return Position.from_difference(difference.estimate.mean, larger_is_better=larger_is_better)
+        return Position.from_difference(
+            difference.estimate.mean, larger_is_better=larger_is_better, point=metric_point(metric)
+        )
 
     return SharedRates(
         differences=differences,

@@ -17,7 +17,7 @@ _WORDS = {Position.AHEAD: "ahead of", Position.BEHIND: "behind", Position.LEVEL:
 
 
 def shared_rate_sentences(comparison: Comparison) -> list[str]:
-    """Describe the methods for which a shared rate shows another position than the own best rates do."""
+    """Describe the methods that are ahead or behind at a shared rate, and not at the own best rates."""
     sentences = [
         _sentence(base, condition, comparison.against_baseline[condition])
         for base, others in comparison.by_baseline()
@@ -87,7 +87,7 @@ def _sentence(base: Condition, condition: Condition, against: BaselineComparison
         f"{f'On {base.label}, at' if base.label else 'At'} one shared rate you would have concluded that {method} is "
         f"{join_names(_groups(shared, base.method))}; each at its own best rate, {method} is "
         f"{_WORDS[shared.at_best]} {base.method} ({format_interval(best.mean, best.low, best.high, '+')}, "
-        f"{against.verdict}). {_shift_sentence(shared.shift, base.method, method)}"
+        f"{against.verdict}).{_shift_sentence(shared.shift, base.method, method)}"
     )
 
 
@@ -102,9 +102,10 @@ def _groups(shared: SharedRates, baseline: str) -> Iterator[str]:
 
 
 def _shift_sentence(shift: RateShift, baseline: str, method: str) -> str:
+    # Why a factor is unknown stands below the table.
     if shift.factor is None:
-        return f"The factor of the rate between their curves is unknown: {shift.reason}."
-    nearest = f"The curve of {method} is nearest to that of {baseline} at {format_factor(shift)} times the rate"
+        return ""
+    nearest = f" The curve of {method} is nearest to that of {baseline} at {format_factor(shift)} times the rate"
     if shift.rms_before is None or shift.rms_after is None:
         return f"{nearest}."
     before, after = map(format_number, (shift.rms_before, shift.rms_after))
@@ -115,7 +116,7 @@ def _cell(shared: SharedRates, rate: float) -> str:
     if rate not in shared.differences:
         return ""
     difference = shared.differences[rate]
-    mark = " *" if shared.at_best is not None and shared.positions[rate] is not shared.at_best else ""
+    mark = " *" if shared.misleads_at(rate) else ""
     return f"{format_number(difference.estimate.mean, '+')} ({len(difference.seeds)}){mark}"
 
 

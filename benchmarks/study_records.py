@@ -1,0 +1,135 @@
+"""Trials of the paper's studies as JSON in `results/studies`: what a page needs, without the folders of the runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from machine import RESULTS, describe
+
+from ailora.report.inputs import open_studies
+from ailora.report.trial_selection import select_trials
+from ailora.studies.comparison import Comparison, compare
+from ailora.studies.statistics import Interval
+from ailora.studies.study_design import StudyDesign
+from ailora.studies.trial import Condition, Status, Trial, TrialResult, TrialSpec
+
+FOLDER = RESULTS / "studies"
+_DIGITS = 6
+
+
+@dataclass(frozen=True)
+class StudyRecord:
+    """Trials of a study, as recorded.
+
+    Attributes:
+        machine: what they ran on.
+        baseline: label of the method that `bootstrap` compares with.
+        trials: trials that ended, and those that were missing.
+        bootstrap: condition -> interval of the difference to the baseline over seeds and examples, from predictions
+            that only the folders of the runs hold.
+    """
+
+    machine: dict[str, Any]
+    baseline: str
+    trials: list[Trial]
+    bootstrap: dict[Condition, Interval]
+
+    def compare(self, design: StudyDesign) -> Comparison:
+        """Compare the methods of a design, whose baseline may be another one than the recorded study's."""
+        conditions = {*design.conditions}
+        trials = [trial for trial in self.trials if trial.spec.condition in conditions]
+        comparison = compare(trials, design, bootstrap=False)
+        if design.baseline != self.baseline:
+            return comparison
+        against = {
+            condition: dataclasses.replace(of_condition, bootstrap=self.bootstrap.get(condition))
+            for condition, of_condition in comparison.against_baseline.items()
+        }
+        return dataclasses.replace(comparison, against_baseline=against)
+
+
+def record_study(folder: Path) -> str:
+    """Write the trials of a study's folder, finished or not, to `results/studies`.
+
+    Args:
+        folder: output of the study, as `ailora report` takes it.
+
+    Returns:
+        Name of the study, which names the file.
+    """
+    ((storage, design),) = open_studies(folder, None)
+    try:
+        selection = select_trials(storage.trials(), design)
+        done = {trial.spec: trial for trial in selection.trials if trial.ended}
+        missing = [spec for spec in design.required_trials(selection.trials) if spec not in done]
+        comparison = compare(selection.trials, design)
+        data = {
+            "machine": describe(),
+            "baseline": design.baseline,
+            "trials": [_trial_to_dict(trial) for trial in done.values()]
+            + [{"spec": spec.to_dict(), "status": Status.WAITING.value} for spec in missing],
+            "bootstrap": [
+                _condition_to_dict(condition) | dataclasses.asdict(against.bootstrap)
+                for condition, against in comparison.against_baseline.items()
+                if against.bootstrap is not None
+            ],
+        }
+    finally:
+        storage.close()
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    lines = json.dumps(_rounded(data), indent=1)
+    (FOLDER / f"{storage.name}.json").write_text(lines + "\n", encoding="utf-8")
+    return storage.name
+
+
+def read_record(name: str) -> StudyRecord | None:
+    """Read the record of a study; None if there is none."""
+    file = FOLDER / f"{name}.json"
+    if not file.exists():
+        return None
+    data = json.loads(file.read_text(encoding="utf-8"))
+    trials = [
+        Trial(
+            number=number,
+            key="",
+            spec=TrialSpec.from_dict(item["spec"]),
+            status=Status(item["status"]),
+            result=TrialResult.from_dict(item["result"]) if "result" in item else None,
+            error=item.get("error"),
+        )
+        for number, item in enumerate(data["trials"])
+    ]
+    bootstrap = {
+        Condition.from_values(item["task"], item["method"], item["setting"]): Interval(
+            item["mean"], item["low"], item["high"]
+        )
+        for item in data["bootstrap"]
+    }
+    return StudyRecord(data["machine"], data["baseline"], trials, bootstrap)
+
+
+def _trial_to_dict(trial: Trial) -> dict[str, Any]:
+    data: dict[str, Any] = {"spec": trial.spec.to_dict(), "status": trial.status.value}
+    if trial.result:
+        # The folder is one of this machine, and holds what is not recorded.
+        data["result"] = {name: value for name, value in trial.result.to_dict().items() if name != "folder"}
+    if trial.error:
+        data["error"] = trial.error
+    return data
+
+
+def _condition_to_dict(condition: Condition) -> dict[str, Any]:
+    return {"task": condition.task, "method": condition.method, "setting": condition.values}
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        return float(f"{value:.{_DIGITS}g}")
+    if isinstance(value, Mapping):
+        return {key: _rounded(item) for key, item in value.items()}
+    return [_rounded(item) for item in value] if isinstance(value, list | tuple) else value

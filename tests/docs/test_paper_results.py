@@ -1,0 +1,80 @@
+"""Pages of the paper's studies: each claim is tested by a study, and each finding follows from the verdicts."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+# Their imports take seconds.
+pytestmark = pytest.mark.ci
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def pages(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    """The script that writes the pages, with its neighbours on the path."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import paper_studies
+
+    yield paper_studies
+    for name in ("paper_studies", "paper_claims", "study_records", "machine"):
+        sys.modules.pop(name, None)
+
+
+def test_every_claim_names_studies_that_there_are(pages: ModuleType) -> None:
+    import paper_claims
+
+    names = {study.name for study in pages.STUDIES}
+    assert {name for claim in paper_claims.CLAIMS for name in claim.studies} <= names
+
+
+def test_every_study_of_the_pages_is_a_study_file(pages: ModuleType) -> None:
+    outputs = [study.config().name for study in pages.STUDIES]
+    assert len({*outputs}) == len(outputs)
+
+
+@pytest.mark.parametrize(
+    ("parts", "whole"),
+    [
+        ("confirmed confirmed", "confirmed"),
+        ("confirmed undecided", "undecided"),
+        ("confirmed refuted undecided", "refuted"),
+        ("confirmed not_run", "undecided"),
+        ("not_run not_run", "not_run"),
+        ("", "not_run"),
+    ],
+)
+def test_a_claim_must_hold_for_each_of_its_parts(pages: ModuleType, parts: str, whole: str) -> None:
+    from paper_claims import Finding
+
+    assert Finding.all_of(Finding[part.upper()] for part in parts.split()) is Finding[whole.upper()]
+
+
+def test_only_what_stands_between_the_marks_is_replaced(pages: ModuleType, tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    begin, end = "<!-- claims: made by benchmarks/paper_studies.py -->", "<!-- end of claims -->"
+    page.write_text(f"before\n{begin}\nold\n{end}\nafter\n")
+    pages.replace_between(page, "claims", "new")
+    assert page.read_text() == f"before\n{begin}\n\nnew\n\n{end}\nafter\n"
+    with pytest.raises(SystemExit, match="lacks"):
+        pages.replace_between(page, "studies", "new")
+
+
+def test_a_recorded_study_gives_its_verdicts_and_bootstrap_intervals(pages: ModuleType) -> None:
+    from ailora.studies.study_design import StudyDesign
+    from ailora.studies.trial import Condition
+
+    study = next(study for study in pages.STUDIES if study.name == "nlu-small")
+    record = pages.read_record("nlu-small")
+    design = StudyDesign(study.config(), to_run=False)
+    against = record.compare(design).against_baseline[Condition("sst2", "ailora")]
+    # What the page says since the study ran.
+    assert against.difference.estimate.mean == pytest.approx(-0.0087, abs=5e-5)
+    assert (against.bootstrap.low, against.bootstrap.high) == pytest.approx((-0.0348, 0.0155), abs=5e-5)
+    other = StudyDesign(study.config().model_copy(update={"baseline": "pissa"}), to_run=False)
+    assert record.compare(other).against_baseline[Condition("sst2", "ailora")].bootstrap is None
