@@ -15,7 +15,7 @@ FILE = ROOT / "docs" / "architecture.md"
 #: From the lowest layer to the highest; files of the package itself come first.
 PACKAGES = (
     *("spectral", "roles", "safetensors_io", "inits", "weights", "plan", "lora", "adapter_io", "optim", "checkpoints"),
-    *("recipes", "studies", "analysis", "plots", "report", "cli"),
+    *("recipes", "studies", "tune", "analysis", "plots", "report", "cli"),
 )
 
 _TEXT = """# Architecture

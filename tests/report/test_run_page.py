@@ -170,3 +170,52 @@ def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:
     folders = [run_folder(tmp_path / place / "run") for place in ("a", "b")]
     chapter = build_page(folders).chapters[0]
     assert [row[0] for row in blocks(chapter, "Metrics", ReportTable)[0].rows] == ["a/run", "b/run"]
+
+
+SEARCH = {
+    "goal": "loss",
+    "sentences": ["ailora at 2e-3 on all linear layers (rank 3): validation loss 0.3000.", "One seed each."],
+    "rungs": [{"step": 10, "candidates": 2}, {"step": 100, "candidates": 1}],
+    "importances": [{"name": "the learning rate", "share": 0.7, "low": 0.5, "high": 0.8}],
+    "candidates": [
+        {
+            "policy": policy,
+            "roles": roles,
+            "rank": 3,
+            "learning_rate": rate,
+            "trainable_parameters": 1024,
+            "values": values,
+            "error": None,
+        }
+        for policy, roles, rate, values in [
+            ("ailora", "all", 2e-3, {"10": 0.5, "100": 0.3}),
+            ("lora", ["query", "value"], 1e-2, {"10": 0.6}),
+        ]
+    ],
+}
+
+
+def test_a_run_that_tune_chose_shows_its_search(tmp_path: Path) -> None:
+    folder = run_folder(tmp_path / "one")
+    assert "Search" not in [section.title for section in chapter_of(folder).sections]
+    (folder / "tune.json").write_text(json.dumps(SEARCH))
+    chapter = chapter_of(folder)
+    assert SEARCH["sentences"] == [*blocks(chapter, "Search", Paragraphs)[0].sentences]
+    importances, candidates = blocks(chapter, "Search", ReportTable)
+    assert importances.rows == (("the learning rate", "0.7000", "0.5000", "0.8000"),)
+    assert [row[-3:] for row in candidates.rows] == [("0.5000", "0.3000", "-"), ("0.6000", "-", "-")]
+    (chart,) = blocks(chapter, "Search", Charts)[0].charts
+    assert {series.name: (*series.x, *series.y) for series in chart.series} == {
+        "ailora": (2e-3, 0.5),
+        "lora": (1e-2, 0.6),
+    }
+    assert "2e-3 on all linear layers" in render(build_page([folder]))
+
+
+@pytest.mark.parametrize(
+    "content", ["{", "[]", "{}", '{"candidates": 1, "rungs": [1]}', '{"candidates": [{}], "rungs": [{"step": 1}]}']
+)
+def test_a_damaged_search_is_left_out_or_noted(tmp_path: Path, content: str) -> None:
+    folder = run_folder(tmp_path / "one")
+    (folder / "tune.json").write_text(content)
+    assert "Metrics" in [section.title for section in chapter_of(folder).sections]

@@ -17,7 +17,7 @@ from ailora.formatting import escape_controls
 
 #: Commands and groups of commands in the order of the help; each has a module of its name.
 _COMMANDS = (
-    *("init", "train", "suggest_lr", "evaluate", "predict", "generate", "export", "merge", "verify", "inspect"),
+    *("init", "train", "suggest_lr", "tune", "evaluate", "predict", "generate", "export", "merge", "verify", "inspect"),
     *("analyze", "roles", "plan", "report", "demo"),
 )
 _GROUPS = ("study", "cache")

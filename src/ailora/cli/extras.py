@@ -7,7 +7,7 @@ from importlib.util import find_spec
 #: Command -> extra with its packages.
 EXTRAS = {
     **dict.fromkeys(("train", "suggest-lr", "evaluate", "predict", "generate"), "train"),
-    "study": "study",
+    **dict.fromkeys(("study", "tune"), "study"),
     **dict.fromkeys(("analyze", "report"), "report"),
     "demo": "demo",
 }

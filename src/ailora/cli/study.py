@@ -43,13 +43,15 @@ def work(
     name: Annotated[str, typer.Argument(help="The study's name in it.")],
     tied: Annotated[bool, typer.Option("--tied", hidden=True, help="Stop when standard input ends.")] = False,
 ) -> None:
-    """Take trials of a study that is in a storage until none is left; run it on as many machines as there are."""
+    """Take trials of a study, or of a search of `tune`, from a storage until none is left, on any machine."""
     import signal
     import sys
 
     from ailora.cli.study_progress import read_handover, stop_with_input
     from ailora.studies.study import load_study_from_storage
     from ailora.studies.worker import work as work_through
+    from ailora.tune.halving import work_on_search
+    from ailora.tune.tune_run import is_search, load_search
 
     # Schedulers end a job with SIGTERM: the trial goes back, as after Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -58,7 +60,10 @@ def work(
         storage, secrets = read_handover()
         stop_with_input()
     try:
-        work_through(*load_study_from_storage(storage, name, secrets=secrets))
+        if is_search(storage, name):
+            work_on_search(*load_search(storage, name, secrets=secrets))
+        else:
+            work_through(*load_study_from_storage(storage, name, secrets=secrets))
     except KeyboardInterrupt:
         sys.exit(130)
 

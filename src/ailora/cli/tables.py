@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from ailora.recipes.suggest_lr import Suggestion
     from ailora.roles import Projection, UnmatchedModule
     from ailora.studies.summary import SummaryTable
+    from ailora.tune.tune_result import TuneResult
 
 
 class _EscapingConsole(Console):
@@ -218,3 +219,21 @@ _HEADS: dict[str, str] = {
 def summary_table(summary: SummaryTable) -> Table:
     """Render a table of a study's summary."""
     return make_table(summary.title, summary.columns, summary.rows, caption=" ".join(summary.notes) or None)
+
+
+def tune_table(result: TuneResult) -> Table:
+    """List the candidates of a search, the best first, with the goal at the end of every rung that they reached."""
+    steps = [step for step, _ in result.rungs]
+    rows = (
+        (
+            c.policy,
+            c.roles if isinstance(c.roles, str) else ", ".join(c.roles),
+            str(c.rank),
+            f"{c.learning_rate:g}",
+            *(format_number(c.values[step]) if step in c.values else "" for step in steps),
+            c.error or "",
+        )
+        for c in result.candidates
+    )
+    columns = ("init", "roles", "rank", "learning rate", *(f"step {step:,}" for step in steps), "error")
+    return make_table(f"{result.goal} on the validation data", columns, rows)

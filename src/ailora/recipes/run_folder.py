@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -40,9 +41,9 @@ class RunFolder:
     """Paths and state of a run's folder.
 
     A run writes `config.yaml`, `ailora.json` (metadata of the adapter), `checkpoints/` and `log.jsonl`, and at its end
-    `adapter/` or `model/`, `predictions.parquet` or `samples.jsonl`, and finally `result.json`. `failed.txt` marks a
-    run that an error ended before its first checkpoint, whose folder another run may take over. `.initial/` holds the
-    initial factors of an adapter that were subtracted from the base weights.
+    `adapter/` or `model/`, `predictions.parquet` or `samples.jsonl`, and finally `result.json`. `ailora tune` adds
+    `tune.json`. `failed.txt` marks a run that an error ended before its first checkpoint, whose folder another run may
+    take over. `.initial/` holds the initial factors of an adapter that were subtracted from the base weights.
 
     Args:
         path: the folder.
@@ -58,6 +59,7 @@ class RunFolder:
         self.predictions = self.path / "predictions.parquet"
         self.samples = self.path / "samples.jsonl"
         self.result = self.path / "result.json"
+        self.search = self.path / "tune.json"
         self.failed = self.path / "failed.txt"
         self.initial = self.path / ".initial"
 
@@ -272,6 +274,30 @@ class RunFolder:
         with on_main(self._replacing(target)) as partial:
             write(partial)
             wait_for_everyone()
+
+    def adopt_training(self, source: RunFolder, config: RunConfig) -> None:
+        """Claim this folder for a run, and copy what the same run has trained in another folder.
+
+        Args:
+            source: folder of the run so far, which stays as it is.
+            config: configuration of the run, with this folder as its output.
+
+        Raises:
+            InputError: See `claimed`.
+        """
+        with self.claimed(config):
+            if source.initial.is_dir():
+                self._copy_folder(source.initial, self.initial)
+            if source.log.is_file():
+                self.claim(self.log)
+                write_text(self.log, source.log.read_text(encoding="utf-8"))
+            for checkpoint in reversed(trainer_checkpoints.complete_checkpoints(source.checkpoints)):
+                target = self.checkpoints / checkpoint.name
+                if not trainer_checkpoints.is_complete(target):
+                    self._copy_folder(checkpoint, target)
+
+    def _copy_folder(self, source: Path, target: Path) -> None:
+        self.write_folder(target, lambda partial: shutil.copytree(source, partial, dirs_exist_ok=True))
 
     @contextmanager
     def _replacing(self, target: Path) -> Generator[Path, None, None]:

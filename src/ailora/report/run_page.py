@@ -31,6 +31,7 @@ from ailora.report.document import (
 )
 from ailora.report.report_settings import flatten_keys, settings_blocks
 from ailora.report.run_reader import Run, count_predictions
+from ailora.report.search_section import search_blocks
 from ailora.report.versions import version_table
 
 _MAX_SAMPLES = 20
@@ -70,6 +71,7 @@ def run_chapter(runs: Sequence[Run]) -> Chapter:
         kind="runs" if several else "run",
         sections=sections(
             section("Summary", *_summary(runs)),
+            section("Search", *(() if several else search_blocks(runs[0].search))),
             section("Curves", Charts(curves)),
             section("Metrics", _metric_table(runs), Charts(tuple(_confusion_charts(runs)))),
             section("Samples", *map(_sample_table, runs)),

@@ -36,6 +36,7 @@ class Run:
         history: evaluations so far.
         log: logged steps so far.
         samples: generated texts.
+        search: content of `tune.json`; empty for a run without a search.
         notes: sentences on missing and damaged parts.
     """
 
@@ -46,6 +47,7 @@ class Run:
     history: list[Record] = field(default_factory=list)
     log: list[Record] = field(default_factory=list)
     samples: list[Record] = field(default_factory=list)
+    search: Record = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -75,6 +77,7 @@ def read_run(folder: Path, name: str) -> Run:
     history = (result or {}).get("history")
     if not isinstance(history, list):
         history = _checkpointed_history(files, notes)
+    search = _read_or_note(lambda: read_json_object(files.search), notes) if files.search.is_file() else None
     run = Run(
         name=name,
         folder=folder,
@@ -84,6 +87,7 @@ def read_run(folder: Path, name: str) -> Run:
         history=[record for record in history if isinstance(record, dict)],
         log=restore_non_finite(_read_json_lines(files.log, notes)),
         samples=_read_json_lines(files.samples, notes),
+        search=search or {},
         notes=notes,
     )
     notes += version_notes("run", run.result.get("versions"))

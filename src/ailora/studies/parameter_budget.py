@@ -32,25 +32,40 @@ def match_trainable_parameters(config: RunConfig, baseline: RunConfig) -> RunCon
     """
     if isinstance(config.adapter.method, FullFineTuning) or isinstance(baseline.adapter.method, FullFineTuning):
         return config
-    rank, budget, trained = config.adapter.rank, _count_trainable(baseline), _count_trainable(config)
+    rank, budget, trained = config.adapter.rank, count_trainable(baseline), count_trainable(config)
     if isinstance(rank, dict):
         scaled = {key: max(1, round(value * budget / trained)) for key, value in rank.items()}
     else:
         scaled = max(1, round(rank * budget / trained))
     matched = config.model_copy(update={"adapter": config.adapter.model_copy(update={"rank": scaled})})
     # A rank beyond a weight's is refused now and not in every trial.
-    _count_trainable(matched)
+    count_trainable(matched)
     return matched
 
 
-def _count_trainable(config: RunConfig) -> int:
+def count_trainable(config: RunConfig) -> int:
+    """Count the parameters of a planned adapter.
+
+    Args:
+        config: configuration of a run.
+
+    Raises:
+        InputError: The method is a function of the user, or the adapter is not planned.
+        ModelError: The model cannot be adapted as configured.
+    """
     if isinstance(config.adapter.method, CustomFunction):
         raise InputError(
             f"match_parameters: the number of parameters that the function {config.adapter.policy} trains is unknown"
         )
-    return plan_adapter(config, _meta_model(config.model, config.task_type)).trainable
+    return plan_adapter(config, meta_model(config.model, config.task_type)).trainable
 
 
 @functools.lru_cache(maxsize=8)
-def _meta_model(model: str, task_type: TaskType) -> PreTrainedModel:
+def meta_model(model: str, task_type: TaskType) -> PreTrainedModel:
+    """Load a model on the meta device, once for all methods.
+
+    Args:
+        model: hub id, local folder, or `builtin:minilm`.
+        task_type: task type of the recipe.
+    """
     return load_on_meta(model, task_type)

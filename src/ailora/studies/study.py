@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import filelock
 import pandas as pd
@@ -123,12 +123,25 @@ def trial_frame(storage: TrialStorage, design: StudyDesign) -> pd.DataFrame:
     return pd.DataFrame([t.to_row(design.config.grid) for t in design.keys.matching_trials(storage.trials())])
 
 
-def run_workers(storage: TrialStorage, config: StudyConfig, count: int, on_poll: Callable[[], None]) -> None:
+class WorkerInput(Protocol):
+    """Settings that workers need: a study file, or the request of `ailora tune`."""
+
+    @property
+    def output(self) -> str:
+        """Folder of the workers' logs."""
+        ...
+
+    def model_dump(self, *, by_alias: bool, context: Mapping[str, Any]) -> dict[str, Any]:
+        """Convert to plain data, with secrets if the context has `secrets: True`."""
+        ...
+
+
+def run_workers(storage: TrialStorage, config: WorkerInput, count: int, on_poll: Callable[[], None]) -> None:
     """Run workers on a study until no trial is left, and replace workers that die.
 
     Args:
         storage: The study's trials.
-        config: The study file.
+        config: The study file, or the request of `ailora tune`.
         count: Number of workers.
         on_poll: Called regularly, to show the progress.
 
@@ -165,7 +178,7 @@ def run_workers(storage: TrialStorage, config: StudyConfig, count: int, on_poll:
             worker.wait()
 
 
-def _start_worker(storage: TrialStorage, config: StudyConfig, log: Path, count: int) -> subprocess.Popen[bytes]:
+def _start_worker(storage: TrialStorage, config: WorkerInput, log: Path, count: int) -> subprocess.Popen[bytes]:
     """Start a worker that stops when its standard input ends, also after a kill of this process.
 
     The first line of the input has the URL and the study file with their secrets, which neither a list of processes

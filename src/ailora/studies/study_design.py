@@ -63,7 +63,7 @@ class StudyDesign:
             self._configs = {condition: self._match_budget(condition) for condition in self.conditions}
         for condition in self.conditions:
             self.metric(condition)
-        self.keys = TrialKeys({condition: _identity(config) for condition, config in self._configs.items()})
+        self.keys = TrialKeys({condition: trial_identity(config) for condition, config in self._configs.items()})
 
     def base_config(self, condition: Condition) -> RunConfig:
         """Return the configuration of a condition's runs, without learning rate, seed and output."""
@@ -208,7 +208,7 @@ class StudyDesign:
             raise InputError(f"method {condition.method!r}, task {condition.task!r}{setting}: {error}") from None
 
 
-def _identity(config: RunConfig) -> dict[str, Any]:
+def trial_identity(config: RunConfig) -> dict[str, Any]:
     """Convert a configuration to the form that keys of trials are hashes of.
 
     Keys are stored in databases: the form of a given configuration must never change, or trials that have finished

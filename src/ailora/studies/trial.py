@@ -66,12 +66,14 @@ class TrialSpec:
         learning_rate: of the optimizer.
         seed: of the data order, the new heads and the random factors.
         max_steps: steps after which its schedule ends; None for the base's own number.
+        until_step: step at which the run stops, to be resumed by another trial; None for a whole run.
     """
 
     condition: Condition
     learning_rate: float
     seed: int
     max_steps: int | None = None
+    until_step: int | None = None
 
     @property
     def training_arguments(self) -> dict[str, Any]:
@@ -86,7 +88,13 @@ class TrialSpec:
             "method": self.condition.method,
             "setting": self.condition.values,
         }
-        return condition | {"learning_rate": self.learning_rate, "seed": self.seed, "max_steps": self.max_steps}
+        until = {} if self.until_step is None else {"until_step": self.until_step}
+        return condition | {
+            "learning_rate": self.learning_rate,
+            "seed": self.seed,
+            "max_steps": self.max_steps,
+            **until,
+        }
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> TrialSpec:
@@ -97,7 +105,7 @@ class TrialSpec:
             condition = Condition(group["task"], group["method"], tuple((key, value) for key, value in group["point"]))
         else:
             condition = Condition.from_values(data["task"], data["method"], data["setting"])
-        return cls(condition, data["learning_rate"], data["seed"], data["max_steps"])
+        return cls(condition, data["learning_rate"], data["seed"], data["max_steps"], data.get("until_step"))
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,10 @@ class TrialKeys:
             identity = self._identities[spec.condition]
             # A study of 10,000 trials has few conditions: what a trial changes is put into the dumped form.
             training = {**identity["training"], **spec.training_arguments}
-            content = json.dumps([identity | {"training": training}, self._versions], sort_keys=True, default=str)
+            until = [] if spec.until_step is None else [spec.until_step]
+            content = json.dumps(
+                [identity | {"training": training}, self._versions, *until], sort_keys=True, default=str
+            )
             self._keys[spec] = hashlib.sha256(content.encode()).hexdigest()[:20]
         return self._keys[spec]
 

@@ -33,13 +33,41 @@ def work(storage: TrialStorage, design: StudyDesign, execute: Execute = run_in_s
     Raises:
         KeyboardInterrupt: The worker was asked to stop; its trial waits again.
     """
+
+    def run(trial: RunningTrial) -> tuple[TrialResult, float]:
+        rule = _pruning_rule(trial, storage, design)
+        result = execute(design.run_config(trial.spec), design.config.keep, rule)
+        score = design.score(trial.spec, result)
+        if not math.isfinite(score):
+            raise TrialError(f"{design.metric(trial.spec.condition)} on the validation split is {score}")
+        return result, score
+
+    return work_off(storage, lambda: enqueue_missing_trials(storage, design), run)
+
+
+def work_off(
+    storage: TrialStorage, enqueue_missing: Callable[[], int], run: Callable[[RunningTrial], tuple[TrialResult, float]]
+) -> int:
+    """Run the trials of a storage until none is left, here or at another worker.
+
+    Args:
+        storage: trials.
+        enqueue_missing: queues the trials required by the results so far, and returns their number.
+        run: runs a trial, and returns its result and its score, where larger is better.
+
+    Returns:
+        Number of trials this worker ended.
+
+    Raises:
+        KeyboardInterrupt: The worker was asked to stop; its trial waits again.
+    """
     count = 0
     while True:
         trial = storage.claim_next()
         if trial is not None:
-            _run(trial, storage, design, execute)
+            _record(trial, run)
             count += 1
-        elif enqueue_missing_trials(storage, design):
+        elif enqueue_missing():
             continue
         elif any(not other.ended for other in storage.trials()):
             # Others run what is left: they may die, and what they find may ask for more.
@@ -77,14 +105,10 @@ def time_to_loss_trials(trials: Sequence[Trial], design: StudyDesign) -> list[Tr
     ]
 
 
-def _run(trial: RunningTrial, storage: TrialStorage, design: StudyDesign, execute: Execute) -> None:
-    spec = trial.spec
+def _record(trial: RunningTrial, run: Callable[[RunningTrial], tuple[TrialResult, float]]) -> None:
     with trial:
         try:
-            result = execute(design.run_config(spec), design.config.keep, _pruning_rule(trial, storage, design))
-            score = design.score(spec, result)
-            if not math.isfinite(score):
-                raise TrialError(f"{design.metric(spec.condition)} on the validation split is {score}")
+            result, score = run(trial)
         except KeyboardInterrupt:
             trial.requeue()
             raise

@@ -22,15 +22,33 @@ _SECONDS_PER_UNIT = {"s": 1, "m": 60, "h": 3600}
 _Rate = Annotated[float, pydantic.Field(strict=True, gt=0, allow_inf_nan=False)]
 
 
-class RateRange(Section, frozen=True, populate_by_name=True):
-    """Range of learning rates.
+class TuneRates(Section, frozen=True, populate_by_name=True):
+    """Learning rates of a search: a range, or exact values.
 
     Attributes:
         from_, to: ends of the range.
+        values: the rates.
     """
 
-    from_: _Rate = field("a number above 0", alias="from")
-    to: _Rate = field("a number above 0")
+    from_: _Rate | None = field("a number above 0", None, alias="from")
+    to: _Rate | None = field("a number above 0", None)
+    values: list[_Rate] | None = field("a list of numbers above 0", None, min_length=1)
+
+    def check(self) -> None:
+        """Refuse keys that do not go together.
+
+        Raises:
+            InputError: There are neither values nor a range, or both; the range is reversed, or a value is a duplicate.
+        """
+        if (self.values is None) == (self.from_ is None and self.to is None):
+            raise InputError("tune.learning_rate: expected auto, or from and to, or values")
+        if self.values is not None:
+            if len(set(self.values)) < len(self.values):
+                raise InputError("tune.learning_rate.values names a rate twice")
+        elif self.from_ is None or self.to is None:
+            raise InputError("tune.learning_rate: expected both from and to")
+        elif self.from_ > self.to:
+            raise InputError(f"tune.learning_rate: from {self.from_:g} is more than to {self.to:g}")
 
 
 class TuneConfig(Section, frozen=True):
@@ -41,9 +59,9 @@ class TuneConfig(Section, frozen=True):
         policy: values of `adapter.policy` to choose from.
         roles: values of `adapter.roles` to choose from; `all` stands for all roles of the model. The ranks of later
             entries are scaled to the number of trainable parameters of the first.
-        learning_rate: range of rates; `auto` for a range around the rates that `suggest-lr` gives.
+        learning_rate: rates to try; `auto` for a range around the rates that `suggest-lr` gives.
         rank: values of `adapter.rank` to choose from, for the first entry of `roles`; None for the run's own.
-        goal: loss or metric on the validation split; None for the run's first metric, or the loss.
+        goal: loss or metric on the validation split, by which candidates are compared.
         storage: an Optuna database URL; None for SQLite in the output folder.
     """
 
@@ -52,9 +70,9 @@ class TuneConfig(Section, frozen=True):
     roles: list[Literal["all"] | list[Text]] = field(
         "a list of lists of roles, or of the word all", [["query", "value"], ALL_ROLES], min_length=1
     )
-    learning_rate: Literal["auto"] | RateRange = field("auto, or a mapping: from and to", "auto")
+    learning_rate: Literal["auto"] | TuneRates = field("auto, or a mapping: from and to, or values", "auto")
     rank: list[Count] | None = field("a list of whole numbers from 1", None, min_length=1)
-    goal: Text | None = field("loss, or a metric of evaluations during training", None)
+    goal: Text = field("loss, or a metric of evaluations during training", "loss")
     storage: Text | None = field("an Optuna database URL such as sqlite:///tune.db", None)
 
     @property
@@ -90,10 +108,9 @@ class TuneConfig(Section, frozen=True):
         for key, values in {"policy": self.policy, "roles": self.roles, "rank": self.rank or []}.items():
             if repeated := [name for name, count in Counter(map(str, values)).items() if count > 1]:
                 raise InputError(f"tune.{key} names {repeated[0]} twice")
-        rates = self.learning_rate
-        if isinstance(rates, RateRange) and rates.from_ > rates.to:
-            raise InputError(f"tune.learning_rate: from {rates.from_:g} is more than to {rates.to:g}")
-        if self.goal is not None and self.goal not in ("loss", *metrics):
+        if isinstance(self.learning_rate, TuneRates):
+            self.learning_rate.check()
+        if self.goal not in ("loss", *metrics):
             raise unknown_name("tune.goal", self.goal, [*metrics, "loss"])
 
 

@@ -1,0 +1,278 @@
+"""Regret of `ailora tune` against random search and plain LoRA, by replaying recorded runs.
+
+    python benchmarks/tune_regret.py record sst2 [--shared ../shared] [--scale small]
+    python benchmarks/tune_regret.py replay sst2 [--scale small] [--repetitions 2000]
+
+`record` trains every policy x roles x learning rate x seed in full, hours of it, and writes the evaluations to
+`out/tune_regret/TASK-SCALE.json`. Runs that have finished are not run again, and the same command in several terminals
+shares the runs. A rung of `ailora tune` is a prefix of a full run that ends at one of its evaluations, so that `replay`
+applies the package's own rule to recorded values exactly; a test compares a replay with a real search. `replay` writes
+`benchmarks/results/tune_regret_TASK-SCALE.json`.
+
+Regret is the best mean over seeds, among all settings, minus the mean of the chosen setting, both without the seed that
+chose: in points of the metric, or in 0.01 nats of the loss.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import random
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ailora.recipes import registry
+from ailora.recipes.config.loader import load_config
+from ailora.recipes.config.schema import RunConfig
+from ailora.recipes.training.step_counts import evaluation_steps
+from ailora.studies.study_design import trial_identity
+from ailora.studies.trial import Condition, Status, Trial, TrialResult, TrialSpec
+from ailora.studies.trial_keys import TrialKeys
+from ailora.studies.trial_runner import run_in_subprocess
+from ailora.studies.trial_storage import RunningTrial, TrialStorage
+from ailora.studies.worker import work_off
+from ailora.tune.candidates import Candidate, RateValues, spread_candidates
+from ailora.tune.halving import halve
+from ailora.tune.rate_centers import DEFAULT_LORA_RATE
+from ailora.tune.rung_plan import RungPlan
+from ailora.tune.tune_design import ROLES, TuneChoices
+from ailora.tune.tune_request import plain_config
+
+ROOT = Path(__file__).resolve().parents[1]
+BUDGETS = (2, 5, 10)
+SEEDS = (0, 1, 2)
+#: Half decades, from a fifth of a usual rate of plain LoRA to far beyond any good one.
+RATES = (2e-4, 6.3e-4, 2e-3, 6.3e-3, 2e-2, 6.3e-2, 2e-1)
+#: Scale -> training rows, validation rows.
+SCALES = {"tiny": (200, 60), "small": (4000, 1000)}
+Execute = Callable[[RunConfig], TrialResult]
+
+
+def tasks(shared: Path, scale: str) -> dict[str, dict[str, Any]]:
+    """Configurations of the tasks; CoLA on all-mpnet-base-v2 is the one that `tune` was not developed on."""
+    train, held_out = SCALES[scale]
+    rows = {"max_train_samples": train, "max_validation_samples": held_out}
+    training = {"num_train_epochs": 1, "per_device_train_batch_size": 32, "eval_steps": 0.1, "disable_tqdm": True}
+    sst2, cola, e2e = (shared / "data" / name for name in ("sst2", "cola", "e2e"))
+    columns = {"columns": ["source", "label", "mark", "sentence"], "text": ["sentence"]}
+
+    def files(folder: Path, train_file: str, validation_file: str) -> dict[str, str]:
+        return {"train": str(folder / train_file), "validation": str(folder / validation_file)}
+
+    return {
+        "sst2": {
+            "model": "builtin:minilm",
+            "metric": "accuracy",
+            "data": {**files(sst2, "train.tsv", "dev.tsv"), "text": ["sentence"], **rows},
+            "training": training,
+        },
+        "cola": {
+            "model": "~/.cache/ailora-models/mpnet-base",
+            "metric": "matthews_correlation",
+            "data": {**files(cola, "train.tsv", "val.tsv"), **columns, **rows},
+            "training": training,
+        },
+        "e2e": {
+            "recipe": "causal_lm",
+            "model": str(shared / "lm" / "pico-llama"),
+            "data": {
+                **files(e2e, "trainset.csv", "devset.csv"),
+                "prompt": "{mr} =>",
+                "completion": " {ref}",
+                **rows,
+            },
+            "training": training | {"per_device_train_batch_size": 16},
+        },
+    }
+
+
+@dataclass(frozen=True)
+class Table:
+    """Recorded evaluations of full runs.
+
+    Attributes:
+        evaluations: steps after which every run evaluates, ascending.
+        larger_is_better: name of each score -> whether a larger value is better.
+        values: (choice, learning rate, seed) -> step -> scores; failed runs have no steps.
+    """
+
+    evaluations: Sequence[int]
+    larger_is_better: Mapping[str, bool]
+    values: Mapping[tuple[Condition, float, int], Mapping[int, Mapping[str, float]]]
+
+    @property
+    def seeds(self) -> list[int]:
+        return sorted({seed for _, _, seed in self.values})
+
+    @property
+    def rates(self) -> dict[Condition, RateValues]:
+        """Rates of each choice, in the order of the search."""
+        rates: dict[Condition, set[float]] = {}
+        for condition, rate, _ in self.values:
+            rates.setdefault(condition, set()).add(rate)
+        return {condition: RateValues(tuple(sorted(values))) for condition, values in rates.items()}
+
+    def score(self, choice: tuple[Condition, float], seeds: Iterable[int], name: str) -> float:
+        """Mean of a score at the end, larger is better; minus infinity if a run failed."""
+        finals = [self.values[*choice, seed].get(self.evaluations[-1]) for seed in seeds]
+        if any(final is None for final in finals):
+            return -math.inf
+        sign = 1 if self.larger_is_better[name] else -1
+        return sign * math.fsum(final[name] for final in finals if final) / len(finals)
+
+    def to_dict(self) -> dict[str, Any]:
+        runs = [
+            {
+                "policy": c.method,
+                "setting": c.values,
+                "learning_rate": rate,
+                "seed": seed,
+                "values": {str(s): v for s, v in values.items()},
+            }
+            for (c, rate, seed), values in self.values.items()
+        ]
+        return {"evaluations": list(self.evaluations), "larger_is_better": dict(self.larger_is_better), "runs": runs}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Table:
+        values = {
+            (Condition.from_values("base", run["policy"], run["setting"]), run["learning_rate"], run["seed"]): {
+                int(step): scores for step, scores in run["values"].items()
+            }
+            for run in data["runs"]
+        }
+        return cls(data["evaluations"], data["larger_is_better"], values)
+
+
+def run_whole(config: RunConfig) -> TrialResult:
+    """Train a run in a process of its own, and keep its numbers alone."""
+    return run_in_subprocess(config, "nothing")
+
+
+def record(
+    config: RunConfig, folder: Path, *, rates: Sequence[float], seeds: Sequence[int], execute: Execute = run_whole
+) -> Table:
+    """Train all settings with all seeds; the same call after a kill, or beside another, runs what is left."""
+    choices = TuneChoices(plain_config(config))
+    recipe = registry.make_recipe(config)
+    evaluations = evaluation_steps(recipe.arguments, len(recipe.datasets["train"]))
+    keys = TrialKeys({condition: trial_identity(c) for condition, c in choices.configs.items()})
+    specs = [TrialSpec(c, rate, seed) for seed in seeds for c in choices.conditions for rate in rates]
+    folder.mkdir(parents=True, exist_ok=True)
+    url, settings = f"sqlite:///{folder / 'runs.db'}", {"retries": 20, "worker_timeout": 60}
+    storage = TrialStorage.load_or_none(url, "runs") or TrialStorage.create(url, "runs", settings)
+
+    def run(trial: RunningTrial) -> tuple[TrialResult, float]:
+        base = choices.configs[trial.spec.condition]
+        update = {
+            "training": {**base.training, **trial.spec.training_arguments},
+            "output": str(folder / "runs" / trial.key),
+        }
+        result = execute(base.model_copy(update=update))
+        return result, -result.metrics["validation"]["loss"]
+
+    work_off(storage, lambda: storage.enqueue({keys.key(spec): spec for spec in specs}), run)
+    done = {trial.spec: trial.result for trial in storage.trials()}
+    storage.close()
+    values = {(s.condition, s.learning_rate, s.seed): _evaluations(done[s]) for s in specs}
+    return Table(evaluations, {**dict.fromkeys(config.metrics, True), "loss": False}, values)
+
+
+def _evaluations(result: TrialResult | None) -> dict[int, dict[str, float]]:
+    history = result.history if result else ()
+    return {int(r["step"]): {k: v for k, v in r.items() if k not in ("step", "epoch")} for r in history}
+
+
+def replay(table: Table, budget: float, *, seed: int, goal: str, order: Sequence[Condition]) -> Candidate | None:
+    """The candidate that `ailora tune` would choose with a seed, with its choices in an order."""
+    rates = {condition: table.rates[condition] for condition in order}
+    size = len(spread_candidates(rates, len(table.values)))
+    plan = RungPlan.within(table.evaluations, budget, max_candidates=size)
+    sign = 1 if table.larger_is_better[goal] else -1
+
+    def find_trial(candidate: Candidate, step: int) -> Trial:
+        spec = TrialSpec(candidate.condition, candidate.learning_rate, seed, until_step=step)
+        scores = table.values[candidate.condition, candidate.learning_rate, seed].get(step)
+        if scores is None:
+            return Trial(candidate.number, "", spec, Status.FAIL, error="failed")
+        return Trial(candidate.number, "", spec, Status.COMPLETE, TrialResult({"validation": scores}))
+
+    rungs = list(zip(plan.steps, plan.counts, strict=True))
+    candidates = spread_candidates(rates, plan.counts[0])
+    score = lambda result: sign * result.metrics["validation"][goal]  # noqa: E731
+    return halve(candidates, rungs, find_trial=find_trial, score=score).winner
+
+
+def regret(table: Table, chosen: tuple[Condition, float] | None, *, seed: int, name: str) -> float:
+    """Best mean over the other seeds minus that of the chosen setting."""
+    others = [other for other in table.seeds if other != seed] or [seed]
+    settings = dict.fromkeys((condition, rate) for condition, rate, _ in table.values)
+    best = max(table.score(setting, others, name) for setting in settings)
+    return best - table.score(chosen, others, name) if chosen else math.inf
+
+
+def compare(table: Table, *, goal: str, name: str, repetitions: int) -> dict[str, dict[str, float]]:
+    """Mean and 90 % quantile of the regret of every way to choose, over seeds and orders."""
+    chance = random.Random(0)
+    settings = list(dict.fromkeys((condition, rate) for condition, rate, _ in table.values))
+    roles = {condition for condition, _ in settings if condition.method == "lora"}
+    plain = [(c, rate) for c, rate in settings if c in roles and c.values[ROLES] == ["query", "value"]]
+    regrets: dict[str, list[float]] = {}
+    for _ in range(repetitions):
+        seed = chance.choice(table.seeds)
+        order = chance.sample(list(table.rates), len(table.rates))
+        ways: dict[str, tuple[Condition, float] | None] = {}
+        for budget in BUDGETS:
+            winner = replay(table, budget, seed=seed, goal=goal, order=order)
+            ways[f"tune {budget}x"] = (winner.condition, winner.learning_rate) if winner else None
+            drawn = chance.sample(settings, min(budget, len(settings)))
+            ways[f"random search {budget}x"] = max(drawn, key=lambda s, seed=seed: table.score(s, [seed], goal))
+        ways["plain LoRA, default rate"] = min(plain, key=lambda s: abs(math.log(s[1] / DEFAULT_LORA_RATE)))
+        ways[f"all {len(settings)} settings"] = max(settings, key=lambda s, seed=seed: table.score(s, [seed], goal))
+        for way, chosen in ways.items():
+            regrets.setdefault(way, []).append(regret(table, chosen, seed=seed, name=name))
+    return {way: _summarize(values) for way, values in regrets.items()}
+
+
+def _summarize(values: Sequence[float]) -> dict[str, float]:
+    ordered = sorted(100 * value for value in values)
+    return {"mean": math.fsum(ordered) / len(ordered), "quantile_90": ordered[int(0.9 * (len(ordered) - 1))]}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", choices=["record", "replay"])
+    parser.add_argument("task", choices=["sst2", "e2e", "cola"])
+    parser.add_argument("--shared", type=Path, default=ROOT.parent / "shared")
+    parser.add_argument("--scale", choices=SCALES, default="small")
+    parser.add_argument("--repetitions", type=int, default=2000)
+    arguments = parser.parse_args()
+    folder = ROOT / "out" / "tune_regret"
+    file = folder / f"{arguments.task}-{arguments.scale}.json"
+    if arguments.command == "record":
+        base = {"recipe": "classification", "output": str(folder / "base")}
+        config = load_config(base | tasks(arguments.shared, arguments.scale)[arguments.task])
+        table = record(config, folder / f"{arguments.task}-{arguments.scale}", rates=RATES, seeds=SEEDS)
+        file.write_text(json.dumps(table.to_dict(), indent=1))
+        return
+    table = Table.from_dict(json.loads(file.read_text()))
+    name = next(iter(table.larger_is_better))
+    regrets = {
+        goal: compare(table, goal=goal, name=name, repetitions=arguments.repetitions)
+        for goal in dict.fromkeys(["loss", name])
+    }
+    unit = "0.01 nats" if name == "loss" else f"points of {name}"
+    result = {"task": arguments.task, "scale": arguments.scale, "unit": unit, "regret_by_goal": regrets}
+    out = ROOT / "benchmarks" / "results" / f"tune_regret_{arguments.task}-{arguments.scale}.json"
+    out.write_text(json.dumps(result, indent=1) + "\n")
+    for goal, ways in regrets.items():
+        print(f"chosen by {goal}, regret in {unit}")
+        for way, numbers in ways.items():
+            print(f"  {way:28} mean {numbers['mean']:7.3f}   90 % below {numbers['quantile_90']:7.3f}")
+
+
+if __name__ == "__main__":
+    main()

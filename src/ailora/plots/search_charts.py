@@ -1,0 +1,44 @@
+"""Charts of a search by `ailora tune`: the goal over the learning rate, for all candidates."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from ailora.formatting import is_finite
+from ailora.plots.chart_spec import Axis, Plot, Series
+
+
+def candidate_chart(candidates: Sequence[Mapping[str, object]], step: int, *, goal: str) -> Iterator[Plot]:
+    """Chart the goal at the end of a rung over the learning rate, with a series for each init.
+
+    Args:
+        candidates: candidates of `tune.json`.
+        step: last step of the rung.
+        goal: name of the goal.
+
+    Yields:
+        The chart, if a candidate has a value.
+    """
+    points: dict[str, list[tuple[float, float, str]]] = {}
+    for candidate in candidates:
+        values, rate = candidate.get("values"), candidate.get("learning_rate")
+        value = values.get(str(step)) if isinstance(values, dict) else None
+        if is_finite(value) and is_finite(rate) and rate > 0:
+            roles = candidate.get("roles")
+            note = ", ".join(map(str, roles)) if isinstance(roles, list) else str(roles)
+            points.setdefault(str(candidate.get("policy")), []).append((rate, value, note))
+    if not points:
+        return
+    series: list[Series] = []
+    for style, (policy, found) in enumerate(points.items()):
+        rates, values, notes = zip(*sorted(found), strict=True)
+        series.append(Series(policy, rates, values, notes=notes, style=style))
+    yield Plot(
+        name="candidates",
+        title=f"Candidates at step {step:,}",
+        kind="points",
+        x=Axis("learning rate", log=True),
+        y=Axis(f"validation {goal.replace('_', ' ')}"),
+        series=tuple(series),
+        caption="Every candidate of the search at the end of the first rung, with one seed; roles and ranks differ.",
+    )

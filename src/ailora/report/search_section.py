@@ -1,0 +1,61 @@
+"""Section of a run that `ailora tune` chose: candidates, certainty of the choice, and which choices mattered."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from ailora.formatting import format_lr, format_value
+from ailora.plots.search_charts import candidate_chart
+from ailora.report.document import Block, Charts, Paragraphs, ReportTable
+
+
+def search_blocks(search: Mapping[str, object]) -> Iterator[Block]:
+    """Build the blocks of a search; parts that are missing or damaged are left out.
+
+    Args:
+        search: content of `tune.json`; empty for a run without a search.
+
+    Yields:
+        The sentences, the chart and the tables of the search.
+    """
+    candidates, rungs = _records(search.get("candidates")), _records(search.get("rungs"))
+    steps = [step for rung in rungs if isinstance(step := rung.get("step"), int)]
+    if not candidates or not steps:
+        return
+    goal = str(search.get("goal"))
+    sentences = search.get("sentences")
+    yield Paragraphs(tuple(map(str, sentences)) if isinstance(sentences, list) else ())
+    yield Charts(tuple(candidate_chart(candidates, steps[0], goal=goal)))
+    if importances := _records(search.get("importances")):
+        yield _importance_table(importances, steps[0])
+    yield _candidate_table(candidates, steps, goal)
+
+
+def _candidate_table(candidates: Sequence[Mapping[str, object]], steps: Sequence[int], goal: str) -> ReportTable:
+    rows: list[tuple[str, ...]] = []
+    for candidate in candidates:
+        values = candidate.get("values")
+        reached = values if isinstance(values, dict) else {}
+        roles = format_value(candidate.get("roles"))
+        settings = (format_value(candidate.get("policy")), roles, format_value(candidate.get("rank")))
+        at_steps = (format_value(reached.get(str(step))) for step in steps)
+        parameters = format_value(candidate.get("trainable_parameters"))
+        error = format_value(candidate.get("error"))
+        rows.append((*settings, format_lr(candidate.get("learning_rate")), parameters, *at_steps, error))
+    columns = ("init", "roles", "rank", "learning rate", "parameters", *(f"step {step:,}" for step in steps), "error")
+    notes = ("A candidate without a value was dropped before that step.",)
+    return ReportTable(f"Candidates, by validation {goal.replace('_', ' ')}", columns, tuple(rows), notes)
+
+
+def _importance_table(importances: Sequence[Mapping[str, object]], step: int) -> ReportTable:
+    keys = ("name", "share", "low", "high")
+    rows = tuple(tuple(format_value(importance.get(key)) for key in keys) for importance in importances)
+    notes = (
+        f"Share of the variance between candidates at step {step:,} that a choice explains by itself (functional "
+        "ANOVA), with an 80 % interval over candidates that are resampled.",
+    )
+    return ReportTable("Which choices mattered", ("choice", "share", "from", "to"), rows, notes)
+
+
+def _records(value: object) -> list[Mapping[str, object]]:
+    return [record for record in value if isinstance(record, dict)] if isinstance(value, list) else []

@@ -1,0 +1,156 @@
+"""Successive halving: the trials that the results so far require, and the candidate that wins."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from ailora.recipes.config.schema import RunConfig
+from ailora.recipes.run_folder import RunFolder
+from ailora.recipes.training.run_prefix import RunPrefix
+from ailora.studies.trial import Status, Trial, TrialResult
+from ailora.studies.trial_runner import run_in_subprocess
+from ailora.studies.trial_storage import RunningTrial, TrialStorage
+from ailora.studies.worker import work_off
+from ailora.tune.candidates import Candidate
+from ailora.tune.tune_design import TuneDesign
+
+#: (configuration of a run, steps to train) -> result
+ExecutePrefix = Callable[[RunConfig, RunPrefix], TrialResult]
+
+
+@dataclass(frozen=True)
+class Rung:
+    """State of a rung.
+
+    Attributes:
+        step: last step of the rung.
+        trials: candidate -> its trial; None before it is queued.
+        scores: candidate -> score, larger is better, of the trials that are complete.
+    """
+
+    step: int
+    trials: dict[Candidate, Trial | None]
+    scores: dict[Candidate, float]
+
+    @property
+    def ended(self) -> bool:
+        """Whether all candidates have reported or failed."""
+        return all(trial is not None and trial.ended for trial in self.trials.values())
+
+    @property
+    def ranking(self) -> list[Candidate]:
+        """Candidates with a score, the best first; ties by number."""
+        return sorted(self.scores, key=lambda candidate: (-self.scores[candidate], candidate.number))
+
+
+@dataclass(frozen=True)
+class SearchProgress:
+    """Progress of a search.
+
+    Attributes:
+        rungs: rungs that have begun.
+        ended: whether nothing is left to run.
+    """
+
+    rungs: tuple[Rung, ...]
+    ended: bool
+
+    @property
+    def winner(self) -> Candidate | None:
+        """The best candidate at the end of the schedule; None before, or if all failed."""
+        return next(iter(self.rungs[-1].ranking), None) if self.ended else None
+
+
+def find_progress(trials: Sequence[Trial], design: TuneDesign) -> SearchProgress:
+    """Find how far a search is.
+
+    A rung begins when all trials of the one before have ended, so that its candidates do not depend on the order in
+    which workers end them.
+
+    Args:
+        trials: stored trials.
+        design: design of the search.
+    """
+    by_key = {trial.key: trial for trial in trials}
+    return halve(
+        design.candidates,
+        design.rungs,
+        find_trial=lambda candidate, step: by_key.get(design.keys.key(design.spec(candidate, step))),
+        score=design.score,
+    )
+
+
+def halve(
+    candidates: Sequence[Candidate],
+    rungs: Sequence[tuple[int, int]],
+    *,
+    find_trial: Callable[[Candidate, int], Trial | None],
+    score: Callable[[TrialResult], float],
+) -> SearchProgress:
+    """Apply the rule of successive halving to results.
+
+    Args:
+        candidates: candidates of the first rung.
+        rungs: last step and number of candidates of each rung.
+        find_trial: returns the trial of a candidate until a step; None before it is queued.
+        score: returns the score of a result, larger is better.
+    """
+    begun: list[Rung] = []
+    for step, count in rungs:
+        trials = {candidate: find_trial(candidate, step) for candidate in candidates[:count]}
+        done = {c: t.result for c, t in trials.items() if t and t.status is Status.COMPLETE and t.result}
+        begun.append(Rung(step, trials, {candidate: score(result) for candidate, result in done.items()}))
+        if not begun[-1].ended:
+            return SearchProgress(tuple(begun), ended=False)
+        candidates = begun[-1].ranking
+        if not candidates:
+            break
+    return SearchProgress(tuple(begun), ended=True)
+
+
+def enqueue_next(storage: TrialStorage, design: TuneDesign) -> int:
+    """Queue the trials that the results so far require, and return their number."""
+    rungs = find_progress(storage.trials(), design).rungs
+    specs = [design.spec(candidate, rungs[-1].step) for candidate in rungs[-1].trials]
+    count = storage.enqueue({design.keys.key(spec): spec for spec in specs})
+    if count:
+        dropped = {candidate for rung in rungs[:-1] for candidate in rung.trials} - rungs[-1].trials.keys()
+        remove_checkpoints(design, dropped)
+    return count
+
+
+def remove_checkpoints(design: TuneDesign, candidates: set[Candidate]) -> None:
+    """Remove the checkpoints of candidates that no trial resumes; configurations and logs stay."""
+    for candidate in candidates:
+        folder = RunFolder(design.run_config(design.spec(candidate, None)).output)
+        for path in (folder.checkpoints, folder.initial):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def execute_prefix(config: RunConfig, prefix: RunPrefix) -> TrialResult:
+    """Train a prefix of a run in a process of its own."""
+    return run_in_subprocess(config, "all", prefix=prefix)
+
+
+def work_on_search(storage: TrialStorage, design: TuneDesign, execute: ExecutePrefix = execute_prefix) -> int:
+    """Run trials of a search until none is left, here or at another worker.
+
+    Args:
+        storage: trials of the search.
+        design: design of the search.
+        execute: trains a prefix of a run.
+
+    Returns:
+        Number of trials this worker ended.
+
+    Raises:
+        KeyboardInterrupt: The worker was asked to stop; its trial waits again.
+    """
+
+    def run(trial: RunningTrial) -> tuple[TrialResult, float]:
+        result = execute(design.run_config(trial.spec), design.prefix(trial.spec))
+        return result, design.score(result)
+
+    return work_off(storage, lambda: enqueue_next(storage, design), run)

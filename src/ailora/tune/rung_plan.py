@@ -1,0 +1,88 @@
+"""Rungs of successive halving: how many candidates train how far, within a budget."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from ailora.errors import InputError
+
+#: Share of a rung's candidates that go on to the next rung is one in so many, as in Hyperband (arXiv 1603.06560).
+REDUCTION = 3
+#: The first of more rungs would judge a run by less than 1 / 27 of its schedule.
+_MAX_RUNGS = 4
+
+
+@dataclass(frozen=True)
+class RungPlan:
+    """Rungs of a search, the prefixes of a run at whose ends candidates are dropped.
+
+    Attributes:
+        steps: last step of each rung, ascending; the last is that of the whole run.
+        counts: number of candidates that train to the end of each rung.
+        overhead_runs: cost of starting a process, in full runs.
+    """
+
+    steps: tuple[int, ...]
+    counts: tuple[int, ...]
+    overhead_runs: float = 0.0
+
+    @property
+    def cost_runs(self) -> float:
+        """Cost in full runs; a part of a run costs its share of the steps, evaluations included."""
+        total = self.steps[-1]
+        parts = [stop - start for start, stop in pairwise((0, *self.steps))]
+        pairs = zip(self.counts, parts, strict=True)
+        return sum(count * (part / total + self.overhead_runs) for count, part in pairs)
+
+    @classmethod
+    def within(
+        cls, evaluation_steps: Sequence[int], budget_runs: float, *, max_candidates: int, overhead_runs: float = 0.0
+    ) -> RungPlan:
+        """Plan the search with the most candidates within a budget.
+
+        Args:
+            evaluation_steps: steps after which a run evaluates, ascending; the last is that of the whole run.
+            budget_runs: budget in full runs.
+            max_candidates: largest number of candidates.
+            overhead_runs: cost of starting a process, in full runs.
+
+        Returns:
+            The plan, with at least one candidate.
+
+        Raises:
+            InputError: The budget is below the cost of one candidate.
+        """
+        steps = rung_steps(evaluation_steps)
+        plans = [cls(steps, _counts(1, len(steps)), overhead_runs)]
+        if plans[0].cost_runs > budget_runs * (1 + 1e-9):
+            raise InputError(
+                f"the budget is {budget_runs:.2g} of a run, and one candidate costs {plans[0].cost_runs:.2g}: give at "
+                "least the cost of one run"
+            )
+        # The cost never falls with the number of candidates. The tolerance is for sums of shares that are no floats.
+        for count in range(2, max_candidates + 1):
+            plan = cls(steps, _counts(count, len(steps)), overhead_runs)
+            if plan.cost_runs > budget_runs * (1 + 1e-9):
+                break
+            plans.append(plan)
+        return plans[-1]
+
+
+def rung_steps(evaluation_steps: Sequence[int]) -> tuple[int, ...]:
+    """Choose the evaluations nearest to a third, a ninth and a 27th of a run, and its end.
+
+    Args:
+        evaluation_steps: steps after which a run evaluates, ascending.
+
+    Returns:
+        The last step of each rung, ascending.
+    """
+    total = evaluation_steps[-1]
+    targets = [total / REDUCTION**number for number in range(_MAX_RUNGS)]
+    return tuple(sorted({min(evaluation_steps, key=lambda step, t=target: abs(step - t)) for target in targets}))
+
+
+def _counts(candidates: int, rungs: int) -> tuple[int, ...]:
+    return tuple(max(1, candidates // REDUCTION**number) for number in range(rungs))

@@ -1,0 +1,87 @@
+"""Request of a search, as its storage holds it for every worker."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import pydantic
+
+from ailora.errors import InputError
+from ailora.recipes.config.schema import RunConfig
+from ailora.recipes.config.validation import Section, format_validation_error
+from ailora.redaction import without_secrets
+
+#: Folder of a search below the output folder of its run; hidden, as files of another program would block a run.
+TUNE_FOLDER = ".tune"
+
+
+class TuneRequest(Section, frozen=True):
+    """Request of a search.
+
+    Attributes:
+        kind: distinguishes the plain data from those of a study.
+        base: complete configuration of the run, with the section `tune`.
+        evaluation_steps: steps after which a run evaluates, ascending; the last is that of the whole run.
+        centers: center of the rates of each choice, in the order of `TuneDesign.conditions`.
+        budget_runs: cost of all trials, in full runs; None until a budget in time has been converted.
+        overhead_runs: cost of starting a process, in full runs.
+        centers_origin: sentence that says where the centers come from.
+        suggestion_runs: cost of suggesting the centers, in full runs.
+        suggestion_seconds: duration of suggesting the centers.
+        output: folder of the search.
+        storage: an Optuna database URL.
+        name: name of the search in the storage.
+        retries: number of restarts of a trial whose worker died.
+        worker_timeout: seconds without a heartbeat after which a worker counts as dead.
+    """
+
+    kind: Literal["tune"] = "tune"
+    base: dict[str, Any]
+    evaluation_steps: list[int]
+    centers: list[float]
+    budget_runs: float | None
+    overhead_runs: float = 0.0
+    centers_origin: str = ""
+    suggestion_runs: float = 0.0
+    suggestion_seconds: float = 0.0
+    output: str
+    storage: str
+    name: str
+    retries: int = 20
+    worker_timeout: int = 60
+
+    @pydantic.model_serializer(mode="wrap")
+    def _serialize(
+        self, fields: pydantic.SerializerFunctionWrapHandler, info: pydantic.SerializationInfo
+    ) -> dict[str, Any]:
+        """Leave out secrets, unless the context of the dump has `secrets: True`."""
+        plain = fields(self)
+        return plain if (info.context or {}).get("secrets") else without_secrets(plain)
+
+    @property
+    def run_output(self) -> Path:
+        """Output folder of the run that the search ends with."""
+        return Path(self.base["output"])
+
+
+def plain_config(config: RunConfig) -> dict[str, Any]:
+    """Convert a configuration to plain data that `load_config` reads, with its secrets and its section `tune`."""
+    secret = {"training": config.training, "quantization": config.quantization}
+    return config.model_dump() | copy.deepcopy(secret) | {"tune": config.tune.model_dump(by_alias=True)}
+
+
+def parse_request(plain: Mapping[str, Any]) -> TuneRequest:
+    """Parse the plain data of a request.
+
+    Raises:
+        InputError: The data are those of a study, or damaged.
+    """
+    if plain.get("kind") != "tune":
+        raise InputError("expected the request of `ailora tune`, got a study")
+    try:
+        return TuneRequest.model_validate(dict(plain))
+    except pydantic.ValidationError as error:
+        raise format_validation_error(error, plain, TuneRequest) from None

@@ -1,0 +1,209 @@
+"""Result of a search: its candidates, how sure the choice is, and which choices mattered."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from ailora.formatting import format_lr, format_number, join_names, pluralize
+from ailora.tune.candidates import Candidate
+from ailora.tune.choice_importance import Importance, measure_importance
+from ailora.tune.halving import Rung, SearchProgress
+from ailora.tune.tune_design import RANK, ROLES, TuneDesign, describe_roles
+
+#: Other choices that the sentence on certainty names.
+_MAX_OTHERS = 3
+
+
+@dataclass(frozen=True)
+class CandidateRecord:
+    """Record of a candidate.
+
+    Attributes:
+        number: number in the order of the search.
+        policy: value of `adapter.policy`.
+        roles: entry of `tune.roles`.
+        rank: rank, scaled to the parameters of the first entry of `roles`.
+        learning_rate: of the optimizer.
+        trainable_parameters: parameters of the adapter.
+        values: last step of a rung -> value of the goal there.
+        dropped_at: step after which the candidate was dropped; None for the winner.
+        error: why its training failed; None if it did not.
+    """
+
+    number: int
+    policy: str
+    roles: str | list[str]
+    rank: int | dict[str, int]
+    learning_rate: float
+    trainable_parameters: int
+    values: dict[int, float]
+    dropped_at: int | None
+    error: str | None
+
+    @property
+    def label(self) -> str:
+        """Policy, rate and roles for a reader."""
+        return f"{self.policy} at {format_lr(self.learning_rate)} on {describe_roles(self.roles)}"
+
+
+@dataclass(frozen=True)
+class TuneResult:
+    """Result of a search.
+
+    Attributes:
+        goal: score on the validation split that decided.
+        larger_is_better: whether a larger value of the goal is better.
+        budget: budget of the file.
+        cost_runs: cost of the search in full runs, of training, evaluations and suggestions.
+        total_steps: steps of a full run.
+        rungs: last step and number of candidates of each rung.
+        centers_origin: sentence on the rates that were tried.
+        candidates: all candidates, the winner first, then by how far they came and how good they were there.
+        importances: importance of each choice at the end of the first rung.
+        output: folder of the finished run.
+    """
+
+    goal: str
+    larger_is_better: bool
+    budget: str
+    cost_runs: float
+    total_steps: int
+    rungs: list[tuple[int, int]]
+    centers_origin: str
+    candidates: list[CandidateRecord]
+    importances: list[Importance]
+    output: str
+
+    @property
+    def winner(self) -> CandidateRecord:
+        """The candidate that was trained to the end and is the best there."""
+        return self.candidates[0]
+
+    @property
+    def sentences(self) -> list[str]:
+        """The choice, how sure it is, which choices mattered, and the cost."""
+        best = self.winner.values[self.total_steps]
+        return [
+            f"{self.winner.label} (rank {self.winner.rank}): validation {self.goal} {format_number(best)}.",
+            *self._describe_certainty(),
+            *self._describe_importance(),
+            f"{pluralize(len(self.candidates), 'candidate')}, {self.cost_runs:.2g} runs; the budget was {self.budget}.",
+        ]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Convert to the plain data of `tune.json`."""
+        return {
+            "goal": self.goal,
+            "larger_is_better": self.larger_is_better,
+            "budget": self.budget,
+            "cost_runs": self.cost_runs,
+            "rungs": [{"step": step, "candidates": count} for step, count in self.rungs],
+            "rates": self.centers_origin,
+            "sentences": self.sentences,
+            "importances": [importance.to_dict() for importance in self.importances],
+            "candidates": [
+                {
+                    "number": candidate.number,
+                    "policy": candidate.policy,
+                    "roles": candidate.roles,
+                    "rank": candidate.rank,
+                    "learning_rate": candidate.learning_rate,
+                    "trainable_parameters": candidate.trainable_parameters,
+                    "values": {str(step): value for step, value in candidate.values.items()},
+                    "dropped_at": candidate.dropped_at,
+                    "error": candidate.error,
+                }
+                for candidate in self.candidates
+            ],
+        }
+
+    def _describe_certainty(self) -> Iterator[str]:
+        """Name the best candidates of other choices, at the last step that several candidates reached."""
+        reached = [step for step, _ in self.rungs if sum(step in c.values for c in self.candidates) > 1]
+        if not reached:
+            yield "It was the only candidate: nothing is known about others."
+            return
+        step = reached[-1]
+        behind = [c for c in self.candidates[1:] if step in c.values][:_MAX_OTHERS]
+        texts = [f"{c.label} {self._difference(c.values[step] - self.winner.values[step])}" for c in behind]
+        when = "At the end" if step == self.total_steps else f"At step {step:,} of {self.total_steps:,}"
+        yield f"{when}, {join_names(texts)}. One seed each: `ailora study` tells whether such differences are real."
+
+    def _difference(self, difference: float) -> str:
+        gain = difference if self.larger_is_better else -difference
+        if gain == 0:
+            return "was as good"
+        return f"was {format_number(abs(gain))} {'ahead' if gain > 0 else 'behind'}"
+
+    def _describe_importance(self) -> Iterator[str]:
+        if not self.importances:
+            return
+        texts = [
+            f"{i.name} {'explains ' if not number else ''}{i.share:.0%} ({i.low:.0%} to {i.high:.0%})"
+            for number, i in enumerate(self.importances)
+        ]
+        step = self.rungs[0][0]
+        sentence = f"{', '.join(texts)} of the differences at step {step:,}, where all candidates were compared."
+        yield sentence[0].upper() + sentence[1:]
+
+
+def build_result(design: TuneDesign, progress: SearchProgress, winner: Candidate) -> TuneResult:
+    """Build the result of a search that has ended."""
+    rungs = progress.rungs
+    # A later rung begins with the order of the one before, and ends with its own.
+    order = dict.fromkeys(design.candidates, (0, 0))
+    for number, rung in enumerate(rungs, start=1):
+        order |= {candidate: (-number, place) for place, candidate in enumerate(rung.ranking)}
+    ranked = sorted(design.candidates, key=lambda candidate: (order[candidate], candidate.number))
+    records = [_record(candidate, design, rungs, winner) for candidate in ranked]
+    compared = [(_choices(candidate), -score) for candidate, score in rungs[0].scores.items()]
+    total = design.total_steps
+    trained = sum(_trained_steps(record, rungs) for record in records) / total
+    return TuneResult(
+        goal=design.choices.goal,
+        larger_is_better=design.larger_is_better,
+        budget=design.choices.run.tune.budget,
+        cost_runs=trained + design.request.suggestion_runs,
+        total_steps=total,
+        rungs=[(rung.step, len(rung.trials)) for rung in rungs],
+        centers_origin=design.request.centers_origin,
+        candidates=records,
+        importances=measure_importance([choices for choices, _ in compared], [value for _, value in compared]),
+        output=str(design.request.run_output),
+    )
+
+
+def _record(candidate: Candidate, design: TuneDesign, rungs: tuple[Rung, ...], winner: Candidate) -> CandidateRecord:
+    config = design.choices.configs[candidate.condition]
+    trials = {rung.step: rung.trials[candidate] for rung in rungs if candidate in rung.trials}
+    results = {step: trial.result for step, trial in trials.items() if trial and trial.result}
+    return CandidateRecord(
+        number=candidate.number,
+        policy=candidate.condition.method,
+        roles=candidate.condition.values[ROLES],
+        rank=config.adapter.rank,
+        learning_rate=candidate.learning_rate,
+        trainable_parameters=design.choices.trainable[candidate.condition],
+        values={step: design.value(result) for step, result in results.items()},
+        dropped_at=None if candidate == winner else max(trials),
+        error=next((trial.error for trial in trials.values() if trial and trial.error), None),
+    )
+
+
+def _choices(candidate: Candidate) -> dict[str, float | str]:
+    """Return the value of each choice, by the name that readers see."""
+    values = candidate.condition.values
+    return {
+        "the learning rate": candidate.learning_rate,
+        "roles": describe_roles(values[ROLES]),
+        "rank": str(values[RANK]),
+        "init": candidate.condition.method,
+    }
+
+
+def _trained_steps(record: CandidateRecord, rungs: tuple[Rung, ...]) -> int:
+    """Return the steps that a candidate has trained; a failed rung counts as a whole one."""
+    last = record.dropped_at
+    return rungs[-1].step if last is None else last

@@ -1,0 +1,217 @@
+"""Run a search to its end: create or load it, work on it, and leave the winner as an ordinary finished run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import filelock
+import torch
+
+from ailora.atomic_io import write_json
+from ailora.checkpoints.output_dir import describe_differences, writing
+from ailora.errors import InputError
+from ailora.recipes import registry
+from ailora.recipes.config.schema import RunConfig
+from ailora.recipes.run_folder import RunFolder
+from ailora.recipes.training.step_counts import evaluation_steps
+from ailora.recipes.training.trainer_checkpoints import train_seconds
+from ailora.redaction import mask_url, without_secrets
+from ailora.studies.study import run_workers
+from ailora.studies.trial import Status
+from ailora.studies.trial_storage import TrialStorage
+from ailora.tune.halving import SearchProgress, find_progress, remove_checkpoints
+from ailora.tune.rate_centers import RateCenters, find_rate_centers
+from ailora.tune.tune_design import TuneChoices, TuneDesign
+from ailora.tune.tune_request import TUNE_FOLDER, TuneRequest, parse_request, plain_config
+from ailora.tune.tune_result import TuneResult, build_result
+
+
+def open_search(config: RunConfig) -> tuple[TrialStorage, TuneDesign]:
+    """Create the search of a configuration, or load it to continue.
+
+    Args:
+        config: configuration of the run, with its section `tune`.
+
+    Returns:
+        Storage and design of the search.
+
+    Raises:
+        InputError: A choice, the goal or the data are invalid, the budget is below one run, or the output folder holds
+            another search or run. Nothing is written then.
+        ModelError: The model cannot be adapted by a choice.
+    """
+    base = plain_config(config)
+    folder = Path(config.output) / TUNE_FOLDER
+    url, name = config.tune.storage or f"sqlite:///{folder / 'tune.db'}", Path(config.output).name
+    if (storage := TrialStorage.load_or_none(url, name)) is not None:
+        return storage, _continue(storage, base)
+    request = _plan_request(config, base).model_copy(update={"output": str(folder), "storage": url, "name": name})
+    design = TuneDesign(request)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    with writing(folder), filelock.FileLock(folder / "lock"):
+        # The same command on another machine may have created it meanwhile.
+        if (storage := TrialStorage.load_or_none(url, name)) is not None:
+            return storage, _continue(storage, base)
+        return TrialStorage.create(url, name, request.model_dump(by_alias=True)), design
+
+
+def is_search(url: str, name: str) -> bool:
+    """Return whether a storage holds a search of this name, and not a study.
+
+    Raises:
+        InputError: The storage cannot be reached, or has nothing of this name.
+    """
+    storage = TrialStorage.load(url, name, read_only=True)
+    storage.close()
+    return storage.config.get("kind") == "tune"
+
+
+def load_search(url: str, name: str, *, secrets: Mapping[str, Any] | None = None) -> tuple[TrialStorage, TuneDesign]:
+    """Load a search for a worker.
+
+    Args:
+        url: an Optuna database URL.
+        name: name of the search in the storage.
+        secrets: its request with the secrets that the storage lacks; None for a search without secrets.
+
+    Returns:
+        Storage and design of the search.
+
+    Raises:
+        InputError: The storage cannot be reached, or has no such search.
+    """
+    storage = TrialStorage.load(url, name)
+    return storage, TuneDesign(parse_request(secrets or storage.config))
+
+
+def run_search(
+    storage: TrialStorage, design: TuneDesign, *, workers: int, on_poll: Callable[[TuneDesign], None]
+) -> TuneResult:
+    """Run what is left of a search, and leave its winner in the output folder as a finished run.
+
+    Args:
+        storage: trials of the search.
+        design: design of the search.
+        workers: number of trials at a time on this machine.
+        on_poll: called regularly with the present design, to show the progress.
+
+    Returns:
+        The result.
+
+    Raises:
+        InputError: All candidates failed, workers keep dying, or a budget in time is below one run.
+    """
+    if design.plan is None:
+        run_workers(storage, design.request, 1, lambda: on_poll(design))
+        design = _convert_budget(storage, design, workers)
+    run_workers(storage, design.request, workers, lambda: on_poll(design))
+    on_poll(design)
+    return _finish(design, find_progress(storage.trials(), design))
+
+
+def _continue(storage: TrialStorage, base: dict[str, Any]) -> TuneDesign:
+    try:
+        request = parse_request(storage.config)
+        changes = describe_differences(without_secrets(base), request.base)
+        if changes:
+            raise InputError(f"it is of another search ({changes}): choose another output")
+        return TuneDesign(request.model_copy(update={"base": base}))
+    except InputError as error:
+        storage.close()
+        raise InputError(f"{mask_url(storage.url)}, {storage.name!r}: {error}") from None
+
+
+def _plan_request(config: RunConfig, base: dict[str, Any]) -> TuneRequest:
+    """Read the data, validate all choices, and find the centers of the rates."""
+    folder = RunFolder(config.output)
+    if folder.config.exists():
+        raise InputError(f"{config.output} holds a run that is not of `ailora tune`: choose another output")
+    folder.validate_claimable(config)
+    choices = TuneChoices(base)
+    steps, rows_trained = _find_steps(config)
+    budget = config.tune.budget_runs
+    spare = budget - 1 if budget is not None else float("inf")
+    lora_rate = [1.0] * len(choices.conditions)
+    centers = RateCenters(lora_rate, 0.0, 0.0, "Rates within the range of the file.")
+    if config.tune.learning_rate == "auto":
+        centers = find_rate_centers(choices, rows_trained=rows_trained, spare_runs=spare)
+    return TuneRequest(
+        base=base,
+        evaluation_steps=steps,
+        centers=centers.centers,
+        centers_origin=centers.origin,
+        budget_runs=None if budget is None else budget - centers.cost_runs,
+        suggestion_runs=centers.cost_runs,
+        suggestion_seconds=centers.seconds,
+        output="",
+        storage="",
+        name="",
+    )
+
+
+def _find_steps(config: RunConfig) -> tuple[list[int], int]:
+    """Return the steps after which a run evaluates, and the number of rows that it trains on."""
+    if config.training.get("packing") and config.training.get("max_steps", -1) < 1:
+        raise InputError("tune: the number of steps of packed rows is unknown: set training.max_steps")
+    recipe = registry.make_recipe(config)
+    recipe.prepare()
+    steps = evaluation_steps(recipe.arguments, len(recipe.datasets["train"]))
+    if not steps:
+        raise InputError(
+            "tune: runs are compared by their evaluations on the validation data during training, and "
+            "training.eval_strategy is no: set it to steps or epoch"
+        )
+    batch = recipe.arguments.train_batch_size * recipe.arguments.gradient_accumulation_steps
+    return steps, steps[-1] * batch
+
+
+def _convert_budget(storage: TrialStorage, design: TuneDesign, workers: int) -> TuneDesign:
+    """Convert a budget in time into runs, by the speed of the first trial."""
+    seconds = design.choices.run.tune.budget_seconds
+    assert seconds is not None
+    spec = design.spec(design.candidates[0], design.rungs[0][0])
+    trial = next(trial for trial in storage.trials() if trial.key == design.keys.key(spec))
+    if trial.status is not Status.COMPLETE or trial.result is None:
+        raise InputError(f"tune: the first candidate failed, so that the time of a run is unknown: {trial.error}")
+    checkpoint = RunFolder(design.run_config(spec).output).newest_checkpoint()
+    assert checkpoint is not None
+    assert spec.until_step is not None
+    trained = train_seconds(checkpoint)
+    run_seconds = trained * design.total_steps / spec.until_step
+    # Workers that share a processor are together as fast as one.
+    parallel = min(workers, max(1, torch.accelerator.device_count()))
+    request = design.request.model_copy(
+        update={
+            "budget_runs": (seconds - design.request.suggestion_seconds) * parallel / run_seconds,
+            "overhead_runs": max(0.0, (trial.result.seconds or trained) - trained) / run_seconds,
+        }
+    )
+    try:
+        converted = TuneDesign(request)
+    except InputError as error:
+        raise InputError(f"tune.budget {design.choices.run.tune.budget}: {error}") from None
+    storage.update_config(request.model_dump(by_alias=True))
+    return converted
+
+
+def _finish(design: TuneDesign, progress: SearchProgress) -> TuneResult:
+    """Complete the winner's run in the output folder: evaluate and save it, and write the result of the search."""
+    winner = progress.winner
+    if winner is None:
+        errors = [trial.error for trial in progress.rungs[-1].trials.values() if trial and trial.error]
+        raise InputError(f"tune: no candidate reached the end of rung {len(progress.rungs)}: {errors[0]}")
+    config = design.final_config(winner)
+    folder = RunFolder(config.output)
+    with filelock.FileLock(Path(design.request.output) / "lock"):
+        if not folder.finished(config):
+            trained = RunFolder(design.run_config(design.spec(winner, None)).output)
+            folder.adopt_training(trained, config)
+            registry.run(config)
+        result = build_result(design, progress, winner)
+        folder.claim(folder.search)
+        write_json(folder.search, result.to_dict())
+        remove_checkpoints(design, {*design.candidates})
+    return result
