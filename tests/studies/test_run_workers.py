@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from ailora import InputError
 from ailora.studies import study as studies
@@ -118,3 +119,18 @@ def test_a_worker_gets_its_secrets_through_a_pipe_and_nothing_from_the_current_f
     assert handover["storage"] == storage.url
     assert handover["study"]["base"]["training"]["hub_token"] == "s3cr3t"
     storage.close()
+
+
+@pytest.mark.parametrize(
+    ("visible", "count", "devices"),
+    [(None, 3, ["0", "1", "0"]), ("2,5", 2, ["2", "5"]), ("3", 2, [None, None]), (None, 1, [None])],
+)
+def test_each_of_several_workers_gets_a_gpu(
+    monkeypatch: pytest.MonkeyPatch, visible: str | None, count: int, devices: list[str | None]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    environments = [studies._device_environment(number, count) for number in range(count)]
+    assert [environment.get("CUDA_VISIBLE_DEVICES") for environment in environments] == devices

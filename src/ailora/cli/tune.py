@@ -11,6 +11,8 @@ from ailora.cli.options import Config, Json, Overrides
 # Imported for types alone: the help must not pay for the trainers.
 if TYPE_CHECKING:
     from ailora.studies.trial_storage import TrialStorage
+    from ailora.tune.halving import Rung
+    from ailora.tune.rung_plan import RungPlan
     from ailora.tune.tune_design import TuneDesign
 
 
@@ -44,8 +46,7 @@ class _Progress:
     def __init__(self, storage: TrialStorage, *, quiet: bool) -> None:
         self._storage = storage
         self._quiet = quiet
-        self._planned = False
-        self._printed = 0
+        self._n_printed = -1
 
     def announce(self, design: TuneDesign) -> None:
         """Print where the rates come from."""
@@ -53,33 +54,38 @@ class _Progress:
 
     def update(self, design: TuneDesign) -> None:
         """Print the plan once it is known, and the rungs that have ended since the last call."""
-        from ailora.formatting import format_number, pluralize
         from ailora.tune.halving import find_progress
 
         if design.plan is None:
             return
-        if not self._planned:
-            self._planned = True
-            counts = " -> ".join(str(count) for count in design.plan.counts)
-            steps = ", ".join(f"{step:,}" for step in design.plan.steps)
-            self._print(f"{counts} candidates until step {steps}: {design.plan.cost_runs:.2g} runs.")
         rungs = [rung for rung in find_progress(self._storage.trials(), design).rungs if rung.ended]
-        for rung in rungs[self._printed :]:
-            failed = len(rung.trials) - len(rung.scores)
-            note = f", {failed} failed" if failed else ""
-            best = next(iter(rung.ranking), None)
-            leader = ""
-            if best is not None:
-                value = rung.scores[best] if design.larger_is_better else -rung.scores[best]
-                leader = (
-                    f"; best {best.condition.method} at {best.learning_rate:g}, {design.choices.goal} "
-                    f"{format_number(value)}"
-                )
-            self._print(f"step {rung.step:,}: {pluralize(len(rung.trials), 'candidate')}{note}{leader}")
-        self._printed = len(rungs)
+        lines = [_plan_line(design.plan), *(_rung_line(rung, design) for rung in rungs)]
+        for line in lines[self._n_printed + 1 :]:
+            self._print(line)
+        self._n_printed = len(lines) - 1
 
     def _print(self, text: str) -> None:
         from ailora.cli.tables import console
 
         if not self._quiet:
             console.print(text)
+
+
+def _plan_line(plan: RungPlan) -> str:
+    counts = " -> ".join(str(count) for count in plan.counts)
+    steps = ", ".join(f"{step:,}" for step in plan.steps)
+    return f"{counts} candidates until step {steps}: {plan.cost_runs:.2g} runs."
+
+
+def _rung_line(rung: Rung, design: TuneDesign) -> str:
+    from ailora.formatting import format_number, pluralize
+
+    failed = len(rung.trials) - len(rung.scores)
+    line = f"step {rung.step:,}: {pluralize(len(rung.trials), 'candidate')}" + (f", {failed} failed" if failed else "")
+    if rung.ranking:
+        best = rung.ranking[0]
+        value = rung.scores[best] if design.larger_is_better else -rung.scores[best]
+        line += (
+            f"; best {best.condition.method} at {best.learning_rate:g}, {design.choices.goal} {format_number(value)}"
+        )
+    return line

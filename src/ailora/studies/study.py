@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 import filelock
 import pandas as pd
+import torch
 
 from ailora.atomic_io import format_json, refuse_link
 from ailora.checkpoints.output_dir import describe_differences, writing
@@ -192,7 +193,7 @@ def _start_worker(storage: TrialStorage, config: WorkerInput, log: Path, count: 
             stdout=output,
             stderr=output,
             # Each worker gets its share of the cores, unless the user has set a number of threads.
-            env={"OMP_NUM_THREADS": str(threads), **safe_environment()},
+            env={"OMP_NUM_THREADS": str(threads), **safe_environment(), **_device_environment(int(log.stem), count)},
             # In the same session, Ctrl-C would reach the workers a second time.
             start_new_session=True,
         )
@@ -203,6 +204,13 @@ def _start_worker(storage: TrialStorage, config: WorkerInput, log: Path, count: 
         worker.stdin.write(format_json(handover).encode() + b"\n")
         worker.stdin.flush()
     return worker
+
+
+def _device_environment(number: int, count: int) -> dict[str, str]:
+    """Give each of several workers a GPU of its own; a single worker sees all of them, as a run does."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    devices = [str(i) for i in range(torch.cuda.device_count())] if visible is None else visible.split(",")
+    return {"CUDA_VISIBLE_DEVICES": devices[number % len(devices)]} if count > 1 and len(devices) > 1 else {}
 
 
 def _close(worker: subprocess.Popen[bytes]) -> None:

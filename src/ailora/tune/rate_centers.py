@@ -15,7 +15,7 @@ from ailora.tune.tune_design import ROLES, TuneChoices
 
 #: Good rate of plain LoRA with alpha = rank, where the file has no `training.learning_rate`.
 DEFAULT_LORA_RATE = 1e-3
-_BATCHES, _ROWS, _PASSES = 4, 16, 13
+_BATCHES, _ROWS, _PASSES = 2, 8, 13
 #: Cost of a forward pass of a row = 1: a training step takes 3 per row; a pass over the Hessian 3, and 3 per role.
 _PASS_COST = 3
 #: Largest share of a run that suggestions may cost.

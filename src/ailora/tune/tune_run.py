@@ -107,7 +107,9 @@ def run_search(
     if design.plan is None:
         run_workers(storage, design.request, 1, lambda: on_poll(design))
         design = _convert_budget(storage, design, workers)
-    run_workers(storage, design.request, workers, lambda: on_poll(design))
+    # Starting a worker takes seconds.
+    if not find_progress(storage.trials(), design).ended:
+        run_workers(storage, design.request, workers, lambda: on_poll(design))
     on_poll(design)
     return _finish(design, find_progress(storage.trials(), design))
 
