@@ -6,7 +6,6 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
 
 from machine import RESULTS
 from study_records import StudyRecord
@@ -104,6 +103,10 @@ _NLU = ("nlu-sst2-mpnet", "nlu-cola-mpnet", "nlu-small", "nlu-cola", "nlu")
 _NLG = ("e2e-smollm2", "e2e-small", "gsm8k-small", "e2e", "gsm8k")
 _PAIRS = tuple(f"Q {q}, V {v}" for q in ("random", "principal", "minor") for v in ("random", "principal", "minor"))
 _PAPERS_PAIR = "Q principal, V minor"
+#: Name of an analysis of directions -> its model, for readers.
+ANALYSES = {"mpnet": "all-mpnet-base-v2 (109M)", "smollm2": "SmolLM2-135M-Instruct (4-bit weights)"}
+_ANALYSIS_LINK = "[analysis](analysis.md#which-directions-does-fine-tuning-use)"
+_NOT_ANALYSED = (f"**{Finding.NOT_RUN}**", "", _ANALYSIS_LINK)
 _SPEED = ("nlu-sst2-mpnet", "nlu-cola-mpnet", "e2e-smollm2", "figure3")
 _MATRICES = tuple(f"ailora {letters}" for letters in ("Q", "V", "Q+K", "Q+K+V", "Q+K+V+O", "all linear"))
 CLAIMS = [
@@ -152,11 +155,13 @@ def claims_table(studies: Sequence[tuple[str, str, str, tuple[StudyDesign, Study
 
 def _analysis_rows() -> Iterator[list[str]]:
     """Read the observations of the paper's Figure 1 from the recorded analyses."""
-    for file in sorted(RESULTS.glob("directions-*.json")):
-        data: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        for claim in data["claims"]:
-            where = f"[analysis](analysis.md#{data['anchor']})"
-            yield ["Figure 1", claim["text"], data["model"], f"**{claim['finding']}**", claim["numbers"], where]
+    for name, model in ANALYSES.items():
+        file = RESULTS / f"directions-{name}.json"
+        if not file.exists():
+            yield ["Figure 1", "both observations, and the directions of updates", model, *_NOT_ANALYSED]
+            continue
+        for claim in json.loads(file.read_text(encoding="utf-8"))["claims"]:
+            yield ["Figure 1", claim["text"], model, f"**{claim['finding']}**", claim["numbers"], _ANALYSIS_LINK]
 
 
 def _shorten(numbers: str) -> str:
