@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import sys
+from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
@@ -33,11 +34,11 @@ def main(config: str, killed_at: int | None = None) -> None:
         tf.Trainer.training_step = _dying(tf.Trainer.training_step, killed_at)
     real = registry.save_model
 
-    def save_model(config: RunConfig, trainer: tf.Trainer, result: dict[str, Any]) -> None:
+    def save_model(config: RunConfig, trainer: tf.Trainer) -> Path:
         assert isinstance(trainer.model, nn.Module)
         spread = any(isinstance(parameter, DTensor) for parameter in trainer.model.parameters())
         assert spread == fsdp, f"FSDP2 asked for: {fsdp}; parameters are DTensors: {spread}"
-        real(config, trainer, result)
+        return real(config, trainer)
 
     registry.save_model = save_model
     registry.run(resolved)
