@@ -22,8 +22,7 @@ EVERY = 10
 
 @pytest.fixture(autouse=True)
 def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
-    """statsmodels collects garbage whenever p-values are adjusted, which takes a second beside torch."""
-    monkeypatch.setattr("gc.collect", lambda *generation: 0)
+    """Few resamples of a bootstrap."""
     monkeypatch.setattr("ailora.studies.bootstrap._N_RESAMPLES", 50)
 
 

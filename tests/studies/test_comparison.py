@@ -10,12 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from ailora.studies.comparison import BaselineComparison, compare
 from ailora.studies.method_results import metric_point
-from ailora.studies.statistics import Outcome, estimate, holm
+from ailora.studies.statistics import estimate, holm
 from ailora.studies.study_design import StudyDesign
 from ailora.studies.trial import Condition, Status, TrialSpec
 from tests.studies.sample_trials import Result, make_design, outcome, predicted, quickly, ran, trial
@@ -27,7 +25,7 @@ TSV = {"train": "a.tsv", "validation": "b.tsv", "text": ["sentence"]}
 
 
 def against(design: StudyDesign, gains: Sequence[float]) -> BaselineComparison:
-    """A method that is better than the baseline by so much, seed by seed; the loss is larger by as much."""
+    """A method whose score is larger than the baseline's by so much, seed by seed; the loss is larger by as much."""
 
     def result(spec: TrialSpec) -> Result:
         value = 0.5 + 0.01 * spec.seed + (gains[spec.seed] if spec.condition == OURS else 0)
@@ -37,26 +35,55 @@ def against(design: StudyDesign, gains: Sequence[float]) -> BaselineComparison:
 
 
 @pytest.mark.parametrize(
-    ("gains", "verdict"),
+    ("gains", "verdict", "turned"),
     [
-        ((0.05, 0.06, 0.05, 0.04, 0.05), Outcome.WIN),
-        ((-0.05, -0.06, -0.05, -0.04, -0.05), Outcome.LOSS),
-        ((0.05, -0.06, 0.05, -0.04, 0.01), Outcome.TIE),
-        ((0.0, 0.0, 0.0, 0.0, 0.0), Outcome.TIE),
+        ((0.05, 0.06, 0.05, 0.04, 0.05), "better", "worse"),
+        ((-0.05, -0.06, -0.05, -0.04, -0.05), "worse", "better"),
+        ((0.004, 0.005, 0.004, 0.003, 0.004), "better and equivalent", "worse and equivalent"),
+        ((0.001, -0.002, 0.002, -0.001, 0.001), "equivalent", "equivalent"),
+        ((0.05, -0.06, 0.05, -0.04, 0.01), "undecided", "undecided"),
     ],
 )
-def test_five_seeds_win_lose_or_tie(gains: Sequence[float], verdict: Outcome) -> None:
-    assert against(make_design(), gains).verdict is verdict
-    turned = {Outcome.WIN: Outcome.LOSS, Outcome.LOSS: Outcome.WIN, Outcome.TIE: Outcome.TIE}
-    assert against(make_design(metric="loss"), gains).verdict is turned[verdict]
+def test_five_seeds_are_better_worse_equivalent_or_undecided(gains: Sequence[float], verdict: str, turned: str) -> None:
+    assert against(make_design(), gains).verdict == verdict
+    assert against(make_design(metric="loss", margin=0.01), gains).verdict == turned
 
 
-@settings(deadline=None, max_examples=25)
-@given(st.lists(st.floats(-0.4, 0.4), min_size=1, max_size=4))
-def test_four_seeds_never_win(gains: list[float]) -> None:
-    found = against(make_design(seeds=list(range(len(gains)))), gains)
-    assert found.verdict is Outcome.TIE
-    assert (found.adjusted_p is None) == (len(gains) == 1)
+def test_without_a_margin_equivalence_is_not_judged() -> None:
+    """A loss has no scale of its own."""
+    compared = against(make_design(metric="loss"), (0.001, -0.002, 0.002, -0.001, 0.001))
+    assert compared.judgement is not None
+    assert (compared.verdict, compared.judgement.equivalent, compared.judgement.margin) == ("undecided", None, None)
+
+
+def test_a_margin_can_be_a_share_of_the_baseline() -> None:
+    compared = against(make_design(margin="10%"), (0.04, 0.05, 0.04, 0.03, 0.04))
+    assert compared.judgement is not None
+    # The baseline has 0.50 to 0.54.
+    assert compared.judgement.margin == pytest.approx(0.052)
+    assert compared.verdict == "better and equivalent"
+
+
+def test_a_single_seed_is_undecided_and_no_part_of_the_family() -> None:
+    compared = against(make_design(seeds=[0]), [0.1])
+    assert compared.judgement is not None
+    assert (compared.verdict, compared.judgement.adjusted_p) == ("undecided", None)
+
+
+def test_a_study_that_is_not_complete_is_undecided() -> None:
+    """Four of five seeds would show a difference: the look is at five."""
+    design = make_design(seeds=[0, 1, 2, 3], extra_seeds=[4])
+    trials = ran(
+        design,
+        lambda spec: (
+            Status.RUNNING if spec.seed == 4 else outcome(0.5 + (spec.condition == OURS) * (0.1 + 0.001 * spec.seed))
+        ),
+    )
+    found = compare(trials, design)
+    compared = found.against_baseline[OURS]
+    assert compared.difference is not None
+    assert (compared.difference.seeds, compared.judgement, compared.verdict) == ((0, 1, 2, 3), None, "undecided")
+    assert found.family_size == 1
 
 
 def test_the_validation_split_chooses_and_the_test_split_is_reported() -> None:
@@ -122,7 +149,7 @@ def test_a_method_whose_runs_all_fail_has_nothing_and_the_others_are_compared() 
         {},
     )
     assert failed.search.ended
-    assert (compared.difference, compared.adjusted_p, compared.verdict, compared.time_to_loss) == (
+    assert (compared.difference, compared.judgement, compared.verdict, compared.time_to_loss) == (
         None,
         None,
         None,
@@ -224,6 +251,11 @@ def test_a_single_task_has_no_average_rank() -> None:
 RANKS = {"adapter.rank": [2, 8]}
 
 
+def spread(spec: TrialSpec) -> float:
+    """A method other than the baseline varies over seeds."""
+    return 0.001 * spec.seed * (spec.condition.method != "lora")
+
+
 def at_rank(method: str, rank: int) -> Condition:
     return Condition("base", method, (("adapter.rank", str(rank)),))
 
@@ -232,12 +264,17 @@ def test_each_point_of_the_grid_has_its_own_best_and_its_own_baseline() -> None:
     design = make_design(grid=RANKS, learning_rate={"values": [1e-3, 1e-2]})
     best = {at_rank("lora", 2): 1e-2, at_rank("ailora", 2): 1e-3, at_rank("lora", 8): 1e-3, at_rank("ailora", 8): 1e-2}
     top = {at_rank("lora", 2): 0.5, at_rank("ailora", 2): 0.6, at_rank("lora", 8): 0.9, at_rank("ailora", 8): 0.8}
-    trials = ran(design, lambda spec: outcome(top[spec.condition] - 0.1 * (spec.learning_rate != best[spec.condition])))
+    trials = ran(
+        design,
+        lambda spec: outcome(
+            top[spec.condition] - 0.1 * (spec.learning_rate != best[spec.condition]) + spread(spec),
+        ),
+    )
     found = compare(trials, design)
     assert {condition: one.search.best for condition, one in found.results.items()} == best
     assert {condition: one.verdict for condition, one in found.against_baseline.items()} == {
-        at_rank("ailora", 2): Outcome.WIN,
-        at_rank("ailora", 8): Outcome.LOSS,
+        at_rank("ailora", 2): "better",
+        at_rank("ailora", 8): "worse",
     }
     assert found.average_ranks == {"lora": 1.5, "ailora": 1.5}
 
@@ -247,7 +284,7 @@ def scored(spec: TrialSpec) -> Result:
     if spec.condition.method == "full":
         return outcome(0.7)
     rank = spec.condition.values["adapter.rank"]
-    return outcome(0.1 * rank + (0.1 if spec.condition.method == "ailora" else 0))
+    return outcome(0.1 * rank + (0.1 if spec.condition.method == "ailora" else 0) + spread(spec))
 
 
 def test_full_fine_tuning_knows_no_rank_and_is_ranked_at_all_of_them() -> None:
@@ -281,9 +318,10 @@ def test_holms_family_is_every_comparison_of_the_report_that_has_a_p() -> None:
 
     found = compare(ran(design, result), design)
     assert found.family_size == 2 * 3 - 1
-    raw = {str(g): one.difference.p_value for g, one in found.against_baseline.items() if one.difference}
-    adjusted = holm({name: p for name, p in raw.items() if p is not None})
-    assert {str(g): one.adjusted_p for g, one in found.against_baseline.items() if one.difference} == adjusted
+    judged = {str(g): one.judgement for g, one in found.against_baseline.items() if one.judgement}
+    for raw, adjusted in (("p_value", "adjusted_p"), ("equivalence_p", "adjusted_equivalence_p")):
+        p_values = {name: getattr(judgement, raw) for name, judgement in judged.items()}
+        assert {name: getattr(judgement, adjusted) for name, judgement in judged.items()} == holm(p_values)
 
 
 # --- the bootstrap of kept predictions --------------------------------------------------------------------------------
@@ -375,11 +413,13 @@ def test_a_comparison_is_json_and_says_what_it_found() -> None:
     assert (data["baseline"], data["family"], len(data["groups"])) == ("lora", 2, 5)
     ours = next(one for one in data["groups"] if one["method"] == "ailora" and one["point"] == {"adapter.rank": 8})
     assert (ours["metric"], ours["split"], ours["best_learning_rate"]) == ("accuracy", "test", 1e-3)
-    assert ours["scores"] == dict.fromkeys("01234", pytest.approx(0.9))
+    assert ours["scores"] == {str(seed): pytest.approx(0.9 + 0.001 * seed) for seed in range(5)}
     assert ours["trials"] == {"ended": 5, "failed": 0, "pruned": 0, "open": 0}
     assert (ours["trainable_parameters"], ours["train_seconds"], ours["forgetting"]) == (1234, 8.0, None)
-    assert ours["against_baseline"]["verdict"] == "win"
-    assert ours["against_baseline"]["difference"]["mean"] == pytest.approx(0.1)
+    compared = ours["against_baseline"]
+    assert (compared["verdict"], compared["equivalent"], compared["margin"]) == ("better", False, 0.01)
+    assert compared["difference"]["mean"] == pytest.approx(0.102)
+    assert compared["smallest_margin"] > compared["difference"]["high"] - 0.001
     broken = next(one for one in data["groups"] if one["method"] == "full")
     assert (broken["best_learning_rate"], broken["score"], broken["complete"]) == (None, None, True)
     assert broken["errors"] == ["0.001, seed 0: broken"]
@@ -390,7 +430,7 @@ def test_a_number_that_is_not_finite_is_none_in_json() -> None:
     design = make_design(seeds=[0, 1])
     trials = ran(design, lambda spec: outcome(0.8, test=math.nan if spec.condition == OURS else 0.8))
     found = compare(trials, design)
-    assert found.against_baseline[OURS].verdict is Outcome.TIE
+    assert found.against_baseline[OURS].verdict == "undecided"
     data = json.loads(json.dumps(found.to_dict(), allow_nan=False))
     ours = next(one for one in data["groups"] if one["method"] == "ailora")
     assert ours["score"] == {"mean": None, "sd": None, "n": 2, "low": None, "high": None}

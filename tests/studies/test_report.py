@@ -94,12 +94,20 @@ def said(design: StudyDesign, value: Callable[[TrialSpec], float | str]) -> str:
     return summarize(compare(ran(design, results), design)).sentences[0]
 
 
-def test_a_sentence_says_who_wins_loses_and_ties() -> None:
-    values = {"lora": 0.5, "ailora": 0.9, "pissa": 0.8, "milora": 0.4, "peft:orthogonal": 0.5, "reversed": "broken"}
+def test_a_sentence_says_who_is_better_worse_equivalent_and_undecided() -> None:
+    values = {"lora": 0.5, "ailora": 0.9, "pissa": 0.8, "milora": 0.4, "peft:orthogonal": 0.5, "full": 0.5}
+    values |= {"reversed": "broken"}
+
+    def value(spec: TrialSpec) -> float | str:
+        mean, method = values[spec.condition.method], spec.condition.method
+        scale = {"lora": 0, "full": 0.1}.get(method, 0.001)
+        return mean if isinstance(mean, str) else mean + scale * (-1) ** spec.seed * (spec.seed + 1)
+
     design = make_design(methods=list(values))
-    assert said(design, lambda spec: values[spec.condition.method]) == (
-        "Here, ailora and pissa beat; milora loses to; peft:orthogonal ties with; reversed has no seed in common with "
-        "the baseline lora (accuracy 0.5000 [0.5000, 0.5000] on the test split)."
+    assert said(design, value) == (
+        "Here, ailora and pissa are better than; milora is worse than; peft:orthogonal is equivalent to; full is "
+        "undecided against; reversed has no seed in common with the baseline lora (accuracy 0.5000 [0.5000, 0.5000] on "
+        "the test split)."
     )
 
 
@@ -114,14 +122,18 @@ def test_the_baseline_alone_is_compared_with_nothing() -> None:
 def test_there_is_a_sentence_for_each_task_and_setting() -> None:
     design = make_design(tasks={"a": {}, "b": {}}, grid={"adapter.rank": [2, 8]}, seeds=[0])
     found = summarize(compare(ran(design, lambda spec: outcome(0.5)), design)).outcomes
-    where = [sentence.split(" ties")[0] for sentence in found]
+    where = [sentence.split(" is")[0] for sentence in found]
     assert where == [f"On {task}, rank {rank}, ailora" for task in "ab" for rank in (2, 8)]
 
 
 def test_methods_are_told_apart_where_the_baseline_has_no_setting() -> None:
     design = make_design(methods=["full", "lora"], grid={"adapter.rank": [2, 8]})
-    results = lambda spec: 0.5 if spec.condition.method == "full" else 0.1 * spec.condition.values["adapter.rank"]  # noqa: E731
-    assert said(design, results).startswith("Here, lora (rank 8) beats; lora (rank 2) loses to the baseline full (")
+    results = lambda spec: (  # noqa: E731
+        0.5 if spec.condition.method == "full" else 0.1 * spec.condition.values["adapter.rank"] + 0.001 * spec.seed
+    )
+    assert said(design, results).startswith(
+        "Here, lora (rank 8) is better than; lora (rank 2) is worse than the baseline full ("
+    )
     found = compare(ran(design, lambda spec: outcome(results(spec))), design)
     curves = table(summarize(found), "Validation accuracy over learning rate")
     assert curves.columns == ["learning rate", "full", "lora (rank 2)", "lora (rank 8)"]
@@ -133,9 +145,36 @@ def test_the_rules_and_what_is_missing_are_said() -> None:
     summary = summarize(compare(ran(design, lambda spec: fates[spec.seed]), design))
     assert "a family of 0 comparisons" in summary.rule
     assert summary.progress == "3 trials are done, 3 failed, 3 were pruned, 6 are not run yet."
-    rules = summarize(compare(ran(design, lambda spec: outcome(0.8)), design)).rule
-    assert "a family of 2 comparisons" in rules
-    assert "at least 5 seeds" in rules
+    loss = make_design(metric="loss", seeds=[0])
+    rule = summarize(compare(ran(loss, lambda spec: outcome(0.8)), loss)).rule
+    assert "a family of 0 comparisons" in rule
+    assert "Equivalence is not judged for loss: the study sets no margin" in rule
+
+
+def test_undecided_says_what_is_missing() -> None:
+    """Seeds for equivalence, the margin that is decided, or the seeds of the look."""
+    gains = [0.03, -0.02, 0.01, -0.03, 0.02]
+    design = make_design(seeds=[0, 1, 2, 3], extra_seeds=[4])
+    trials = ran(design, lambda spec: outcome(0.5 + (gains[spec.seed] if spec.condition == OURS else 0)))
+    summary = summarize(compare(trials, design))
+    # sd 0.0259: its 80 % interval is 0.0186 to 0.0502, and TOST needs (t(0.95) + t(0.9))^2 sd^2 / 0.01^2 seeds.
+    assert summary.undecided == [
+        "ailora is undecided after 5 seeds: between 27 and 213 more seeds would show equivalence within 0.01 if the "
+        "methods are equal; so far it is equivalent within 0.0267."
+    ]
+    assert summary.undecided[0] in summary.sentences
+    assert table(summary, "Verdicts").rows == [
+        ["", "ailora", "5", "undecided", "0.871", "0.264", "0.01", "0.0267", "27 to 213"]
+    ]
+    trials = ran(design, lambda spec: Status.WAITING if spec.seed == 4 else outcome(0.5))
+    assert summarize(compare(trials, design)).undecided == [
+        "ailora is undecided after 4 seeds: it is judged at 5 seeds of both methods."
+    ]
+    assert summarize(
+        compare(ran(design, lambda spec: outcome(0.5 + 0.02 * (spec.condition == OURS))), design)
+    ).undecided == [
+        "ailora is undecided after 5 seeds: its differences are all equal, which leaves the spread over seeds unknown."
+    ]
 
 
 def test_errors_are_shown_in_a_line_and_cut() -> None:
@@ -153,10 +192,10 @@ def test_a_score_is_shown_with_its_rate_seeds_interval_and_verdict() -> None:
     gain = [0.04, 0.05, 0.05, 0.05, 0.06]
     trials = ran(design, lambda spec: outcome(0.5 + (gain[spec.seed] if spec.condition == OURS else 0)))
     scores = table(summarize(compare(trials, design)), "Scores")
-    assert scores.rows[0] == ["", "lora", "0.001", "5", "0.5000 [0.5000, 0.5000]", "baseline", "", "", ""]
+    assert scores.rows[0] == ["", "lora", "0.001", "5", "0.5000 [0.5000, 0.5000]", "baseline", "", ""]
     # t(4) is 2.776, sd / sqrt(5) is 0.01 / sqrt(2) / sqrt(5).
     interval = "[+0.0412, +0.0588]"
-    assert scores.rows[1][3:] == ["5", "0.5500 [0.5412, 0.5588]", f"+0.0500 {interval}", "-", "0.000", "win"]
+    assert scores.rows[1][3:] == ["5", "0.5500 [0.5412, 0.5588]", f"+0.0500 {interval}", "-", "better"]
     assert "accuracy (test)" in scores.notes[0]
 
 

@@ -12,8 +12,8 @@ from ailora.plots.chart_spec import Axis, Plot, Series
 from ailora.studies.comparison import BaselineComparison, Comparison
 from ailora.studies.method_results import MethodResult
 from ailora.studies.statistics import Difference, Estimate
-from ailora.studies.summary import describe_comparison
 from ailora.studies.trial import Condition, TrialResult, format_setting
+from ailora.studies.verdict_summary import describe_comparison
 
 #: Points above which a curve is thinned.
 _MAX_POINTS = 60
@@ -39,7 +39,7 @@ def score_charts(comparison: Comparison) -> Iterator[Plot]:
             y=Axis(metric),
             series=tuple(_score_series(comparison, c.method_label(base), {i: c}) for i, c in enumerate(scored)),
             caption=f"Mean over seeds at each method's best learning rate, with its 95 % t-interval; {better} is "
-            "better. Methods share seeds, so overlapping intervals do not make a tie: the differences tell.",
+            "better. Methods share seeds, so overlapping intervals do not make them equal: the differences tell.",
         )
         differences = [
             _series(c.method_label(base), {i: difference.estimate}, [note], _style(comparison, c))
@@ -53,8 +53,8 @@ def score_charts(comparison: Comparison) -> Iterator[Plot]:
                 x=Axis("method", categories=(base.method, *(series.name for series in differences))),
                 y=Axis("difference"),
                 series=(Series(base.method, [0], [0.0], notes=["the baseline"]), *differences),
-                caption=f"Differences of {metric}, paired by seed, with the 95 % t-interval of their mean. An "
-                f"interval that holds 0 is a tie; {better} is better.",
+                caption=f"Differences of {metric}, paired by seed, with the 95 % interval of their mean; {better} is "
+                "better.",
             )
 
 

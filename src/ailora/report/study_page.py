@@ -109,7 +109,7 @@ def _summary(summary: StudySummary, design: StudyDesign, selection: TrialSelecti
         "methods": str(len(design.methods)),
         "tasks": str(len({condition.task for condition in design.conditions})),
         "decided by": ", ".join(sorted({design.metric(condition) for condition in design.conditions})),
-        "seeds": str(len([*design.config.seeds, *design.config.extra_seeds])),
+        "seeds": str(len(design.seeds)),
         "trials done": f"{done:,} of {len(selection.trials):,}",
     }
     details = (*summary.outcomes, *summary.effect_sizes)
@@ -118,7 +118,7 @@ def _summary(summary: StudySummary, design: StudyDesign, selection: TrialSelecti
         *blocks,
         KeyValues(tuple(pairs.items())),
         Paragraphs(tuple(summary.overall)),
-        Paragraphs(tuple(summary.significant), listed=True),
+        Paragraphs((*summary.decided, *summary.undecided), listed=True),
         Paragraphs(tuple(summary.shared_rates), listed=True),
         Paragraphs(details, listed=True, collapsed=collapsed),
         Paragraphs((summary.rule, summary.progress)),

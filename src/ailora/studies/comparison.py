@@ -15,15 +15,13 @@ from ailora.studies.shared_rate import SharedRates, compare_shared_rates
 from ailora.studies.statistics import (
     Difference,
     Interval,
-    Outcome,
     average_ranks,
-    holm,
     paired_difference,
-    verdict,
 )
 from ailora.studies.study_design import StudyDesign
 from ailora.studies.time_to_loss import TimeToLoss, measure_time_to_loss
 from ailora.studies.trial import Condition, Status, Trial
+from ailora.studies.verdicts import Judgement, Verdict
 
 
 @dataclass(frozen=True)
@@ -31,28 +29,30 @@ class BaselineComparison:
     """Comparison of a method with the baseline, on a task at a setting.
 
     Attributes:
-        difference: of the reported scores, paired by seed; None without a seed in common.
-        adjusted_p: as Holm's procedure adjusts it over the study's family; None for fewer than two seeds in common.
-        verdict: win, loss or tie; None without a seed in common.
+        difference: of the reported scores, paired by seed, at the latest look with its sequential interval, before the
+            first look with a t-interval; None without a seed in common.
+        judgement: verdict at the latest look; None before the first look and without a seed in common.
         bootstrap: of the difference, over seeds and examples, where predictions are kept.
         time_to_loss: to the baseline's final validation loss.
         shared_rates: differences at the rates that both ran, and the factor between their curves.
     """
 
     difference: Difference | None
-    adjusted_p: float | None
-    verdict: Outcome | None
+    judgement: Judgement | None
     bootstrap: Interval | None
     time_to_loss: TimeToLoss | None
     shared_rates: SharedRates
+
+    @property
+    def verdict(self) -> str | None:
+        """Verdict in words, undecided before the first look; None without a seed in common."""
+        return None if self.difference is None else str(self.judgement or Verdict.UNDECIDED)
 
     def to_dict(self) -> dict[str, object]:
         """Convert to plain data."""
         return {
             "difference": self.difference and asdict(self.difference.estimate),
-            "p": self.difference and self.difference.p_value,
-            "adjusted_p": self.adjusted_p,
-            "verdict": self.verdict and self.verdict.value,
+            **(self.judgement.to_dict() if self.judgement else {"verdict": self.verdict}),
             "bootstrap": self.bootstrap and [self.bootstrap.low, self.bootstrap.high],
             "steps_share": self.time_to_loss and self.time_to_loss.share,
             "speed_confirmed": self.time_to_loss and self.time_to_loss.confirmed,
@@ -69,12 +69,14 @@ class Comparison:
         results: of every condition.
         against_baseline: of every condition but the baseline's.
         average_ranks: method -> average rank over tasks and settings; empty where there is only one.
+        n_pending: number of comparisons that have not reached their first look.
     """
 
     design: StudyDesign
     results: dict[Condition, MethodResult]
     against_baseline: dict[Condition, BaselineComparison]
     average_ranks: dict[str, float]
+    n_pending: int
 
     def by_baseline(self) -> Iterator[tuple[Condition, list[Condition]]]:
         """Iterate over the baseline's conditions, each with the conditions compared with it."""
@@ -84,13 +86,15 @@ class Comparison:
     @property
     def family_size(self) -> int:
         """Number of comparisons that Holm's procedure corrects for."""
-        return sum(comparison.adjusted_p is not None for comparison in self.against_baseline.values())
+        judgements = [against.judgement for against in self.against_baseline.values()]
+        return self.n_pending + sum(j is not None and j.adjusted_p is not None for j in judgements)
 
     def to_dict(self) -> dict[str, object]:
         """Convert to plain data, for files and pages. JSON has no NaN: a number that is not finite is None."""
         return {
             "baseline": self.design.baseline,
             "family": self.family_size,
+            "looks": list(self.design.looks.counts),
             "average_ranks": self.average_ranks,
             "groups": [_finite(self._condition_dict(condition)) for condition in self.results],
         }
@@ -136,27 +140,31 @@ def compare(trials: Sequence[Trial], design: StudyDesign, *, bootstrap: bool = T
     Returns:
         Results of every condition, and their comparisons with the baseline.
     """
-    scores = design.scores(trials)
-    results = {c: collect_method_result(c, trials, design, scores[c]) for c in design.conditions}
+    scores, looks = design.scores(trials), design.plan_looks(trials)
+    results = {
+        c: collect_method_result(c, trials, design, scores[c], n_seeds=looks.n_seeds[c]) for c in design.conditions
+    }
     pairs = {c: design.baseline_for(c) for c in design.conditions if c.method != design.baseline}
-    differences = {c: _difference(results[c], results[base]) for c, base in pairs.items()}
-    adjusted = holm({c: d.p_value for c, d in differences.items() if d is not None and d.p_value is not None})
     against_baseline = {
         condition: BaselineComparison(
-            difference=(difference := differences[condition]),
-            adjusted_p=(p := adjusted.get(condition)),
-            verdict=difference and verdict(difference, p, larger_is_better=design.larger_is_better(condition)),
+            difference=_difference(results[condition], results[base], looks.judgements.get(condition)),
+            judgement=looks.judgements.get(condition),
             bootstrap=bootstrap_predictions(results[condition], results[base], design) if bootstrap else None,
             time_to_loss=measure_time_to_loss(results[condition], results[base], trials),
             shared_rates=compare_shared_rates(results[condition], results[base], difference, design),
         )
         for condition, base in pairs.items()
     }
-    return Comparison(design, results, against_baseline, _average_ranks(results, design))
+    return Comparison(design, results, against_baseline, _average_ranks(results, design), looks.n_pending)
 
 
-def _difference(ours: MethodResult, baseline: MethodResult) -> Difference | None:
-    return paired_difference(ours.scores, baseline.scores) if ours.scores.keys() & baseline.scores.keys() else None
+def _difference(ours: MethodResult, baseline: MethodResult, judgement: Judgement | None) -> Difference | None:
+    if not ours.scores.keys() & baseline.scores.keys():
+        return None
+    difference = paired_difference(ours.scores, baseline.scores)
+    if judgement is None or judgement.difference.n < 2:
+        return difference
+    return Difference(judgement.difference, judgement.seeds)
 
 
 def _average_ranks(results: Mapping[Condition, MethodResult], design: StudyDesign) -> dict[str, float]:

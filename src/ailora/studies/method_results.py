@@ -71,7 +71,12 @@ class MethodResult:
 
 
 def collect_method_result(
-    condition: Condition, trials: Sequence[Trial], design: StudyDesign, scores: Mapping[tuple[float, int], float]
+    condition: Condition,
+    trials: Sequence[Trial],
+    design: StudyDesign,
+    scores: Mapping[tuple[float, int], float],
+    *,
+    n_seeds: int,
 ) -> MethodResult:
     """Collect the results of a condition's trials.
 
@@ -80,6 +85,7 @@ def collect_method_result(
         trials: trials of the whole study.
         design: design of the study.
         scores: scores of the condition from `StudyDesign.scores`.
+        n_seeds: number of seeds that it needs at its best rate, from `StudyDesign.plan_looks`.
 
     Returns:
         The results.
@@ -88,7 +94,7 @@ def collect_method_result(
     done = {
         t.spec: t.result for t in of_condition if t.result and t.status is Status.COMPLETE and t.spec.max_steps is None
     }
-    search = design.lr_search(condition).plan(scores)
+    search = design.lr_search(condition, n_seeds).plan(scores)
     metric, split = design.metric(condition), design.report_split(condition)
     runs: dict[float, dict[int, TrialResult]] = {}
     for spec in sorted(done, key=lambda spec: (spec.learning_rate, spec.seed)):

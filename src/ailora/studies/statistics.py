@@ -1,4 +1,4 @@
-"""Statistics of scores: estimates over seeds, paired differences, verdicts and ranks.
+"""Statistics of scores: estimates over seeds, paired differences, adjusted p-values and ranks.
 
 A seed is one run of a method on a task at a learning rate. Scores are in the metric's own unit.
 """
@@ -9,20 +9,15 @@ import math
 import statistics
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import TypeVar
 
 import numpy as np
 import pandas as pd
 from scipy import stats
-from statsmodels.stats.multitest import multipletests
 
 from ailora.errors import InputError
 
 K = TypeVar("K", bound=Hashable)
-
-#: Seeds in common that a win or a loss needs.
-MIN_SEEDS = 5
 
 
 @dataclass(frozen=True)
@@ -82,20 +77,17 @@ class Difference:
 
     Attributes:
         estimate: mean of the differences, a difference for each seed.
-        p_value: p of the two-sided paired t-test for a mean of 0; None for a single seed and if `estimate` is NaN.
         seeds: shared seeds, ascending.
     """
 
     estimate: Estimate
-    p_value: float | None
     seeds: tuple[int, ...]
 
 
 def paired_difference(scores: Mapping[int, float], baseline: Mapping[int, float]) -> Difference:
     """Compute the difference of two methods over their shared seeds.
 
-    Pairing removes the effect of a seed on both (order of data, head); other seeds are left out. If all differences are
-    equal, t is infinite or 0/0, and p is its limit: 0 if they are not zero, else 1.
+    Pairing removes the effect of a seed on both (order of data, head); other seeds are left out.
 
     Args:
         scores: seed -> score of the method.
@@ -110,18 +102,7 @@ def paired_difference(scores: Mapping[int, float], baseline: Mapping[int, float]
     seeds = tuple(sorted(scores.keys() & baseline.keys()))
     if not seeds:
         raise InputError(f"no seed is in both {sorted(scores)} and {sorted(baseline)}")
-    difference = estimate(scores[seed] - baseline[seed] for seed in seeds)
-    return Difference(difference, _p_value(difference), seeds)
-
-
-def _p_value(difference: Estimate) -> float | None:
-    """Compute p of the two-sided t-test for a mean of 0."""
-    error = difference.standard_error
-    if error is None or math.isnan(error):
-        return None
-    if error == 0:
-        return 1.0 if difference.mean == 0 else 0.0
-    return 2 * float(stats.t.sf(abs(difference.mean) / error, difference.n - 1))
+    return Difference(estimate(scores[seed] - baseline[seed] for seed in seeds), seeds)
 
 
 @dataclass(frozen=True)
@@ -146,7 +127,7 @@ def bootstrap_difference(
 
     A score is the metric's mean over seeds. Each resample draws seeds and, apart from them, examples, both with
     replacement and the same for both methods; the interval is from the 2.5 % to the 97.5 % percentile. With few seeds
-    their part of the interval is too narrow (see `estimate`): a win is judged by the t-interval of `paired_difference`.
+    their part of the interval is too narrow (see `estimate`): verdicts follow from t-tests over seeds.
     The time goes into up to 2 x seeds calls of the metric per resample (a seed drawn twice is measured once): a metric
     in plain numpy takes a thirtieth of the time of scikit-learn's, most of which checks inputs.
     `scipy.stats.bootstrap` resamples along one axis only.
@@ -192,17 +173,14 @@ def bootstrap_difference(
     return Interval(difference(np.ones(seeds, int), np.arange(examples)), float(low), float(high))
 
 
-def holm(p_values: Mapping[K, float]) -> dict[K, float]:
-    """Adjust p-values for the size of their family, the mapping, by Holm's procedure.
+def holm(p_values: Mapping[K, float], *, n_pending: int = 0) -> dict[K, float]:
+    """Adjust p-values for the size of their family by Holm's procedure.
 
-    In ascending order, each is multiplied by the number of p-values from it on; the products are made monotonic, and
-    limited to 1.
-
-    Source: S. Holm, "A simple sequentially rejective multiple test procedure", Scandinavian Journal of Statistics 6,
-    1979.
+    See `holm_adjusted`.
 
     Args:
-        p_values: comparison -> p. Comparisons without p are left out: a smaller family is adjusted less.
+        p_values: comparison -> p.
+        n_pending: number of comparisons of the family whose p is not known yet; they count as 1.
 
     Returns:
         Comparison -> adjusted p.
@@ -213,49 +191,30 @@ def holm(p_values: Mapping[K, float]) -> dict[K, float]:
     wrong = {name: p for name, p in p_values.items() if not 0 <= p <= 1}
     if wrong:
         raise InputError(f"p-values must be in [0, 1]; got {wrong}")
-    if not p_values:
-        return {}
-    adjusted = np.asarray(multipletests(list(p_values.values()), method="holm")[1])
-    return dict(zip(p_values, adjusted.tolist(), strict=True))
+    adjusted = holm_adjusted(np.array([*p_values.values(), *[1.0] * n_pending]))
+    return dict(zip(p_values, adjusted.tolist(), strict=False))
 
 
-class Outcome(StrEnum):
-    """Outcome of a method against a baseline; a tie means no difference was shown, not equality."""
+def holm_adjusted(p_values: np.ndarray) -> np.ndarray:
+    """Adjust the p-values of families by Holm's procedure.
 
-    WIN = "win"
-    LOSS = "loss"
-    TIE = "tie"
+    In ascending order, each is multiplied by the number of p-values from it on; the products are made monotonic, and
+    limited to 1. statsmodels' implementation takes a family at a time and collects garbage, which takes a second beside
+    torch.
 
-
-def verdict(
-    difference: Difference,
-    adjusted_p: float | None,
-    *,
-    larger_is_better: bool,
-    minimum_seeds: int = MIN_SEEDS,
-    alpha: float = 0.05,
-) -> Outcome:
-    """Decide whether a method beats its baseline.
-
-    A win or a loss needs enough paired seeds, an interval that excludes 0 (an end at 0 does not), and an adjusted p
-    below alpha. A difference of NaN, as of diverged runs, is a tie.
+    Source: S. Holm, "A simple sequentially rejective multiple test procedure", Scandinavian Journal of Statistics 6,
+    1979.
 
     Args:
-        difference: difference of the method's and the baseline's scores.
-        adjusted_p: p-value adjusted by `holm`; None if there is none.
-        larger_is_better: whether a larger score is better.
-        minimum_seeds: shared seeds that a win or a loss needs.
-        alpha: error rate of the family.
+        p_values: p-values, a family in the last axis, (..., comparisons).
 
     Returns:
-        A win, a loss or a tie.
+        Adjusted p-values of the same shape.
     """
-    low, high = difference.estimate.low, difference.estimate.high
-    if low is None or high is None or adjusted_p is None:
-        return Outcome.TIE
-    if difference.estimate.n < minimum_seeds or not adjusted_p < alpha or not (low > 0 or high < 0):
-        return Outcome.TIE
-    return Outcome.WIN if (low > 0) is larger_is_better else Outcome.LOSS
+    order = np.argsort(p_values, axis=-1)
+    products = np.take_along_axis(p_values, order, axis=-1) * np.arange(p_values.shape[-1], 0, -1)
+    adjusted = np.minimum(np.maximum.accumulate(products, axis=-1), 1)
+    return np.take_along_axis(adjusted, np.argsort(order, axis=-1), axis=-1)
 
 
 def average_ranks(scores: pd.DataFrame, *, larger_is_better: Mapping[K, bool]) -> pd.Series:

@@ -20,9 +20,11 @@ from ailora.redaction import is_secret, without_secrets
 
 Rate = Annotated[float, pydantic.Field(strict=True, gt=0, allow_inf_nan=False)]
 Seed = Annotated[int, pydantic.Field(strict=True, ge=0, lt=2**32)]
+Share = Annotated[str, pydantic.Field(strict=True, pattern=r"^\d+(\.\d+)? ?%$")]
 #: Rates of a method that are tried first, and decades of a range: more are a slip, and would only be counted for hours.
 _MAX_RATES = 1_000
 _MAX_DECADES = 100
+_MARGIN = "a number above 0, or a share of the baseline's score such as 1%"
 _RATES = "a mapping: values, or from, to and per_decade"
 
 
@@ -91,6 +93,8 @@ class StudyConfig(Section, frozen=True):
         seeds_at: whether the other seeds run at the best rate and its neighbours, or at all rates.
         baseline: method to compare with; None for the first.
         metric: deciding metric on the validation split; None for the recipe's first metric, or the loss.
+        margin: largest difference of equivalent methods, in the metric's unit or as a share such as `1%` of the
+            baseline's mean; None for 0.01 where scores are at most 1.
         match_parameters: whether to scale each method's rank to the baseline's number of trainable parameters.
         confirm_speed: whether to run a method that reaches the baseline's final loss earlier with a schedule that ends
             there.
@@ -123,6 +127,9 @@ class StudyConfig(Section, frozen=True):
     seeds_at: Literal["best", "all"] = field("best or all", "best")
     baseline: Text | None = field("the label of a method", None)
     metric: Text | None = field("the name of a metric", None)
+    margin: Annotated[float, pydantic.Field(strict=True, gt=0, allow_inf_nan=False)] | Share | None = field(
+        _MARGIN, None
+    )
     match_parameters: bool = field("true or false", False, strict=True)
     confirm_speed: bool = field("true or false", False, strict=True)
     pruning: bool = field("true or false", False, strict=True)
@@ -197,6 +204,8 @@ def _complete(config: StudyConfig) -> StudyConfig:
     seeds = [*config.seeds, *config.extra_seeds]
     if repeated := [seed for seed, count in Counter(seeds).items() if count > 1]:
         raise InputError(f"seeds: {repeated[0]} is there twice")
+    if isinstance(config.margin, str) and not float(config.margin.rstrip(" %")):
+        raise InputError(f"margin: expected {_MARGIN}, got {config.margin!r}")
     for key, values in config.grid.items():
         if is_secret(key):
             raise InputError(f"grid.{key} cannot be varied: its values are secret, and trials are known by theirs")

@@ -6,7 +6,7 @@ import copy
 import functools
 import itertools
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +14,21 @@ from ailora.errors import AiloraError, InputError, unknown_name
 from ailora.recipes.config.loader import load_config
 from ailora.recipes.config.overrides import set_dotted
 from ailora.recipes.config.schema import RunConfig
+from ailora.recipes.evaluation.classification_metrics import METRICS
+from ailora.studies.look_plan import LookState, PlannedComparison, plan_looks
 from ailora.studies.lr_search import LrGrid, LrSearch
 from ailora.studies.methods import parse_methods
 from ailora.studies.parameter_budget import match_trainable_parameters
+from ailora.studies.sequential_tests import LookSchedule
 from ailora.studies.study_config import StudyConfig
 from ailora.studies.trial import ONLY_TASK, Condition, Status, Trial, TrialResult, TrialSpec
 from ailora.studies.trial_keys import TrialKeys
 
 #: Keys of a run's configuration that the study sets -> the key of the study file that decides them.
 _OWNED_KEYS = {"training.learning_rate": "learning_rate", "training.seed": "seeds", "output": "output"}
+
+#: Default of `margin` for scores that are at most 1.
+_MARGIN = 0.01
 
 #: `ailora study status` takes a few seconds for half of them.
 _MAX_TRIALS = 20_000
@@ -103,10 +109,36 @@ class StudyDesign:
         """Metric and split that are reported, as `accuracy (test)`."""
         return f"{self.metric(condition)} ({self.report_split(condition)})"
 
-    def lr_search(self, condition: Condition) -> LrSearch:
-        """Learning rates and seeds of a condition."""
-        config = self.config
-        return LrSearch(self._rates(condition.method), config.seeds, config.extra_seeds, config.seeds_at == "all")
+    def margin(self, condition: Condition) -> float | None:
+        """Largest difference of equivalent methods, in the metric's unit or as a share of the baseline's mean.
+
+        Returns None if neither the study nor the metric has a margin: equivalence is not judged.
+        """
+        margin = self.config.margin
+        if isinstance(margin, str):
+            return float(margin.rstrip(" %")) / 100
+        return _MARGIN if margin is None and self.metric(condition) in METRICS else margin
+
+    @property
+    def seeds(self) -> list[int]:
+        """All seeds that a condition may run, in their order."""
+        return [*self.config.seeds, *self.config.extra_seeds]
+
+    @property
+    def looks(self) -> LookSchedule:
+        """Numbers of seeds at which the study is judged."""
+        return LookSchedule((len(self.seeds),))
+
+    def lr_search(self, condition: Condition, n_seeds: int | None = None) -> LrSearch:
+        """Learning rates and seeds of a condition.
+
+        Args:
+            condition: condition of the study.
+            n_seeds: number of seeds at the best rate; None for those of the first look.
+        """
+        selecting = self.config.seeds
+        later = self.seeds[len(selecting) : n_seeds or self.looks.counts[0]]
+        return LrSearch(self._rates(condition.method), selecting, later, self.config.seeds_at == "all")
 
     def run_config(self, spec: TrialSpec) -> RunConfig:
         """Return the configuration of a trial; nothing else is written to its output folder."""
@@ -135,17 +167,54 @@ class StudyDesign:
                 scores[spec.condition][spec.learning_rate, spec.seed] = score
         return scores
 
-    def required_trials(self, trials: Iterable[Trial]) -> list[TrialSpec]:
+    def plan_looks(self, trials: Sequence[Trial]) -> LookState[Condition]:
+        """Judge the methods at their latest looks, and plan the seeds of the next.
+
+        Args:
+            trials: from `TrialKeys.matching_trials`.
+        """
+        reported = self._reported_scores(trials)
+        comparisons = {
+            condition: PlannedComparison(
+                baseline=self.baseline_for(condition),
+                margin=self.margin(condition),
+                margin_is_share=isinstance(self.config.margin, str),
+                larger_is_better=self.larger_is_better(condition),
+            )
+            for condition in self.conditions
+            if condition.method != self.baseline
+        }
+        return plan_looks(comparisons, reported, self.seeds, self.looks)
+
+    def required_trials(self, trials: Sequence[Trial]) -> list[TrialSpec]:
         """List the trials that are known to be needed, those that have ended included.
 
         Args:
             trials: from `TrialKeys.matching_trials`.
         """
+        n_seeds = self.plan_looks(trials).n_seeds
         return [
             TrialSpec(condition, rate, seed)
             for condition, scores in self.scores(trials).items()
-            for rate, seed in self.lr_search(condition).plan(scores).required
+            for rate, seed in self.lr_search(condition, n_seeds[condition]).plan(scores).required
         ]
+
+    def _reported_scores(self, trials: Sequence[Trial]) -> dict[Condition, dict[int, float] | None]:
+        """Collect the reported scores at the best rates, in the form that `plan_looks` of the looks takes."""
+        reported: dict[Condition, dict[int, float] | None] = dict.fromkeys(self.conditions)
+        best = {}
+        for condition, scores in self.scores(trials).items():
+            search = self.lr_search(condition, len(self.config.seeds)).plan(scores)
+            if search.ended:
+                best[condition], reported[condition] = search.best, {}
+        for trial in trials:
+            spec = trial.spec
+            if (of := reported[spec.condition]) is None or spec.max_steps is not None or not trial.ended:
+                continue
+            if spec.learning_rate == best[spec.condition]:
+                metric, split = self.metric(spec.condition), self.report_split(spec.condition)
+                of[spec.seed] = trial.result.metrics[split][metric] if trial.result else math.nan
+        return reported
 
     def _configure(self, spec: TrialSpec, output: str) -> RunConfig:
         base = self.base_config(spec.condition)

@@ -2,35 +2,30 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from ailora.formatting import format_interval, format_lr, format_number, join_names, pluralize
-from ailora.studies.comparison import BaselineComparison, Comparison
+from ailora.formatting import format_lr, format_number
+from ailora.studies.comparison import Comparison
 from ailora.studies.method_results import MethodResult
 from ailora.studies.shared_rate_summary import shared_rate_rows, shared_rate_sentences
-from ailora.studies.statistics import MIN_SEEDS, Estimate, Outcome
 from ailora.studies.trial import Condition, Status
+from ailora.studies.verdict_summary import (
+    describe_decided,
+    describe_effect_sizes,
+    describe_outcomes,
+    describe_overall,
+    describe_rule,
+    describe_undecided,
+    format_estimate,
+    verdict_rows,
+)
 
 T = TypeVar("T")
 
 _MISSING = "-"
-#: Wins and losses that have a sentence of their own.
-_MAX_SENTENCES = 6
 _MAX_ERROR_LENGTH = 200
-
-
-#: What one method and several do to the baseline; None where they are not paired.
-_VERBS = {
-    Outcome.WIN: ("beats", "beat"),
-    Outcome.LOSS: ("loses to", "lose to"),
-    Outcome.TIE: ("ties with", "tie with"),
-    None: ("has no seed in common with", "have no seed in common with"),
-}
-#: What one comparison and several are.
-_NOUNS = {Outcome.WIN: ("a win", "wins"), Outcome.LOSS: ("a loss", "losses"), Outcome.TIE: ("a tie", "ties")}
 
 
 @dataclass(frozen=True)
@@ -62,19 +57,21 @@ class StudySummary:
     """Results of a study in sentences and tables.
 
     Attributes:
-        overall: how many methods win and lose, and whether there are enough seeds.
-        significant: every win, then every loss, with its size and interval; of very many, the first ones.
-        outcomes: which methods win, tie and lose, a sentence for each task and setting.
+        overall: number of comparisons with each verdict.
+        decided: every decided comparison with its size and interval; of very many, the first ones.
+        undecided: what each undecided comparison lacks; of very many, the first ones.
+        outcomes: verdicts of the methods, a sentence for each task and setting.
         effect_sizes: by how much each method differs from the baseline, a sentence for each task and setting.
-        rule: conditions of a win or a loss.
+        rule: conditions of the verdicts.
         shared_rates: conclusions from one shared learning rate that the best rates do not confirm.
         progress: how many trials are done, failed, pruned and open.
-        tables: scores, ranks, learning rates, shared rates, time to the baseline's loss, cost and failures; none of
-            them is empty.
+        tables: scores, verdicts, ranks, learning rates, shared rates, time to the baseline's loss, cost and failures;
+            none of them is empty.
     """
 
     overall: list[str]
-    significant: list[str]
+    decided: list[str]
+    undecided: list[str]
     outcomes: list[str]
     effect_sizes: list[str]
     rule: str
@@ -84,8 +81,8 @@ class StudySummary:
 
     @property
     def sentences(self) -> list[str]:
-        """The short form: outcomes, conclusions from shared rates, rule and progress."""
-        return [*self.outcomes, *self.shared_rates, self.rule, self.progress]
+        """The short form: outcomes, what is undecided, conclusions from shared rates, rule and progress."""
+        return [*self.outcomes, *self.undecided, *self.shared_rates, self.rule, self.progress]
 
     def to_markdown(self, title: str) -> str:
         """Render the short form and all tables as Markdown."""
@@ -101,6 +98,7 @@ def summarize(comparison: Comparison) -> StudySummary:
     """
     tables = [
         _score_table(comparison),
+        SummaryTable("Verdicts", *verdict_rows(comparison), topic="scores"),
         _rank_table(comparison),
         *_curve_tables(comparison),
         *_shared_rate_tables(comparison),
@@ -110,96 +108,16 @@ def summarize(comparison: Comparison) -> StudySummary:
         _failure_table(comparison),
     ]
     return StudySummary(
-        overall=_overall(comparison),
-        significant=_significant(comparison),
-        outcomes=[_outcome(comparison, base, others) for base, others in comparison.by_baseline()],
-        effect_sizes=list(_effect_sizes(comparison)),
-        rule=f"A win or loss needs at least {MIN_SEEDS} seeds in common, a 95 % t-interval of the paired difference "
-        f"that excludes 0, and p below 0.05 after Holm's correction over a family of {comparison.family_size} "
-        "comparisons; all else is a tie, which does not mean that methods are equal.",
+        overall=describe_overall(comparison),
+        decided=describe_decided(comparison),
+        undecided=describe_undecided(comparison),
+        outcomes=describe_outcomes(comparison),
+        effect_sizes=describe_effect_sizes(comparison),
+        rule=describe_rule(comparison),
         shared_rates=shared_rate_sentences(comparison),
         progress=_progress(comparison),
         tables=[table for table in tables if table.rows],
     )
-
-
-def _overall(comparison: Comparison) -> list[str]:
-    baseline = comparison.design.baseline
-    judged = {c: against for c, against in comparison.against_baseline.items() if against.difference is not None}
-    if not judged:
-        return [f"No method has been compared with the baseline {baseline} yet."]
-    counts = Counter(against.verdict for against in judged.values())
-    if counts[Outcome.TIE] == len(judged):
-        ties = "the only comparison is a tie" if len(judged) == 1 else f"all {len(judged)} comparisons are ties"
-        return [f"No method is shown to differ from the baseline {baseline}: {ties}.", *_seed_shortage(judged)]
-    parts = [
-        f"{number} is {noun}" if number == 1 else f"{number} are {plural}"
-        for verdict, (noun, plural) in _NOUNS.items()
-        if (number := counts[verdict])
-    ]
-    verdicts = f"all {parts[0]}" if len(parts) == 1 and len(judged) > 1 else join_names(parts)
-    comparisons = pluralize(len(judged), "comparison")
-    return [f"Of {comparisons} with the baseline {baseline}, {verdicts}.", *_seed_shortage(judged)]
-
-
-def _seed_shortage(judged: dict[Condition, BaselineComparison]) -> list[str]:
-    """Describe the comparisons with too few seeds for a win or a loss."""
-    few = [c for c, against in judged.items() if against.difference and len(against.difference.seeds) < MIN_SEEDS]
-    if not few:
-        return []
-    everywhere = len(few) == len(judged)
-    where = "None of them" if everywhere else f"{pluralize(len(few), 'comparison')} of {len(judged)}"
-    methods = "" if everywhere else f" ({join_names(dict.fromkeys(condition.method for condition in few))})"
-    verb = "has" if everywhere or len(few) == 1 else "have"
-    return [f"{where}{methods} {verb} the {MIN_SEEDS} seeds that a win or a loss needs."]
-
-
-def _significant(comparison: Comparison) -> list[str]:
-    conditions = [
-        condition
-        for verdict in (Outcome.WIN, Outcome.LOSS)
-        for condition, against in comparison.against_baseline.items()
-        if against.verdict is verdict
-    ]
-    more = len(conditions) - _MAX_SENTENCES
-    rest = [f"{pluralize(more, 'more is', 'more are')} in the table of scores."] if more > 0 else []
-    return [*(_significant_result(comparison, condition) for condition in conditions[:_MAX_SENTENCES]), *rest]
-
-
-def _significant_result(comparison: Comparison, condition: Condition) -> str:
-    against, design = comparison.against_baseline[condition], comparison.design
-    assert against.difference is not None
-    place = f"On {condition.label}, " if condition.label else ""
-    seeds = f"{pluralize(len(against.difference.seeds), 'seed')}{_p_value(against, ', ')}"
-    return (
-        f"{place}{condition.method} {_VERBS[against.verdict][0]} the baseline {design.baseline} by "
-        f"{format_estimate(against.difference.estimate, '+')} {design.metric(condition)} (95 % interval over {seeds})."
-    )
-
-
-def _outcome(comparison: Comparison, base: Condition, others: Sequence[Condition]) -> str:
-    verdicts = {c.method_label(base): comparison.against_baseline[c].verdict for c in others}
-    parts = [
-        f"{join_names(labels)} {verb if len(labels) == 1 else verb_plural}"
-        for verdict, (verb, verb_plural) in _VERBS.items()
-        if (labels := [label for label, of_method in verdicts.items() if of_method is verdict])
-    ]
-    score, design = comparison.results[base].score, comparison.design
-    at = f" ({design.metric(base)} {format_estimate(score)} on the {design.report_split(base)} split)" if score else ""
-    outcomes = "; ".join(parts) or "nothing is compared with"
-    return f"{f'On {base.label}' if base.label else 'Here'}, {outcomes} the baseline {base.method}{at}."
-
-
-def _effect_sizes(comparison: Comparison) -> Iterator[str]:
-    for base, others in comparison.by_baseline():
-        effects = [
-            f"{condition.method} {format_estimate(against.difference.estimate, '+')} ({against.verdict})"
-            for condition in others
-            if (against := comparison.against_baseline[condition]).difference is not None
-        ]
-        if effects:
-            place = f"{base.label}: " if base.label else ""
-            yield f"{place}{comparison.design.metric_label(base)} minus that of {base.method}: {'; '.join(effects)}."
 
 
 def _progress(comparison: Comparison) -> str:
@@ -210,17 +128,6 @@ def _progress(comparison: Comparison) -> str:
     )
     n_open = sum(result.n_open for result in results)
     return f"{done} trials are done, {failed} failed, {pruned} were pruned, {n_open} are not run yet."
-
-
-def describe_comparison(against: BaselineComparison) -> str:
-    """Describe a comparison with the baseline in a line: verdict, seeds and p."""
-    if against.difference is None:
-        return "no seed in common with the baseline"
-    return f"{against.verdict}; {pluralize(len(against.difference.seeds), 'seed')}{_p_value(against, '; ')}"
-
-
-def _p_value(against: BaselineComparison, separator: str) -> str:
-    return "" if against.adjusted_p is None else f"{separator}p {against.adjusted_p:.3f} after Holm's correction"
 
 
 def _score_table(comparison: Comparison) -> SummaryTable:
@@ -234,22 +141,23 @@ def _score_table(comparison: Comparison) -> SummaryTable:
         ]
         against = comparison.against_baseline.get(condition)
         if against is None:
-            rows.append([*row, "baseline", "", "", ""])
+            rows.append([*row, "baseline", "", ""])
             continue
         rows.append(
             [
                 *row,
                 _format(against.difference, lambda difference: format_estimate(difference.estimate, "+")),
                 _format(against.bootstrap, lambda interval: f"[{interval.low:+.4f}, {interval.high:+.4f}]"),
-                _format(against.adjusted_p, "{:.3f}".format),
                 against.verdict or _MISSING,
             ]
         )
     metrics = sorted({design.metric_label(condition) for condition in comparison.results})
-    columns = ["on", "method", "best rate", "seeds", "score", "minus baseline", "bootstrap", "Holm p", "verdict"]
+    columns = ["on", "method", "best rate", "seeds", "score", "minus baseline", "bootstrap", "verdict"]
+    interval = "sequential interval" if len(design.looks.counts) > 1 else "t-interval"
     note = (
         f"Score: mean over seeds of {', '.join(metrics)}, with its 95 % t-interval, at the learning rate that is best "
-        "on the validation split. Minus baseline: paired by seed. Bootstrap: 95 % over seeds and examples, where "
+        f"on the validation split. Minus baseline: paired by seed, with its 95 % {interval}. "
+        "Bootstrap: 95 % over seeds and examples, where "
         "predictions are kept; with few seeds it is too narrow."
     )
     return SummaryTable("Scores", columns, rows, [note], "scores")
@@ -347,11 +255,6 @@ def _failure_table(comparison: Comparison) -> SummaryTable:
         for error in result.errors
     ]
     return SummaryTable("Failed trials", ["on", "method", "learning rate, seed: error"], rows, topic="failures")
-
-
-def format_estimate(estimate: Estimate, sign: str = "") -> str:
-    """Format a mean with its 95 % interval, if any."""
-    return format_interval(estimate.mean, estimate.low, estimate.high, sign)
 
 
 def _place(condition: Condition) -> tuple[str, str]:

@@ -1,0 +1,114 @@
+"""Looks of a study: which seeds each condition needs, and the verdicts at the latest look."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+from ailora.studies.sequential_tests import LookSchedule
+from ailora.studies.verdicts import Judgement, PairedScores, judge
+
+K = TypeVar("K", bound=Hashable)
+
+
+@dataclass(frozen=True)
+class PlannedComparison(Generic[K]):
+    """A method's condition and the baseline's.
+
+    Attributes:
+        baseline: the baseline's condition.
+        margin: largest difference of equivalent methods, in the metric's unit or as a share of the baseline's mean at
+            the first look; None if equivalence is not judged.
+        margin_is_share: whether the margin is a share.
+        larger_is_better: whether a larger score is.
+    """
+
+    baseline: K
+    margin: float | None
+    margin_is_share: bool
+    larger_is_better: bool
+
+    def pair(
+        self, scores: Mapping[int, float], baseline: Mapping[int, float], seeds: Sequence[int], *, first_look: int
+    ) -> PairedScores:
+        """Pair the scores of a method and of the baseline at the seeds of a look.
+
+        Args:
+            scores: seed -> score of the method; NaN of a failed run.
+            baseline: seed -> score of the baseline; NaN of a failed run.
+            seeds: seeds of the look.
+            first_look: number of seeds at the first look.
+        """
+        margin = self.margin
+        if margin is not None and self.margin_is_share:
+            # Later looks must not move the margin.
+            first = [score for seed in seeds[:first_look] if math.isfinite(score := baseline[seed])]
+            margin = margin * abs(math.fsum(first) / len(first)) if first else None
+        return PairedScores.from_scores(
+            scores, baseline, seeds, margin=margin or None, larger_is_better=self.larger_is_better
+        )
+
+
+@dataclass(frozen=True)
+class LookState(Generic[K]):
+    """State of the looks.
+
+    Attributes:
+        n_seeds: condition -> number of seeds known to be needed at its best rate.
+        judgements: condition of a method -> judgement at its latest look; without those before their first look and
+            those without a score.
+        n_pending: number of comparisons before their first look.
+    """
+
+    n_seeds: dict[K, int] = field(default_factory=dict)
+    judgements: dict[K, Judgement] = field(default_factory=dict)
+    n_pending: int = 0
+
+
+def plan_looks(
+    comparisons: Mapping[K, PlannedComparison[K]],
+    scores: Mapping[K, Mapping[int, float] | None],
+    seeds: Sequence[int],
+    schedule: LookSchedule,
+) -> LookState[K]:
+    """Judge the comparisons at every look, and plan the next look's seeds for those that are undecided.
+
+    The next look is planned when all comparisons have reached the last one, so that the plan does not depend on the
+    order in which runs end.
+
+    Args:
+        comparisons: condition of a method -> its comparison.
+        scores: condition -> seed -> score of an ended run at its best rate, NaN of a failed run; None while the best
+            rate is unknown, empty where every rate failed.
+        seeds: all seeds, in their order.
+        schedule: numbers of seeds at the looks.
+
+    Returns:
+        The seeds that are needed, and the judgements.
+    """
+    n_seeds = dict.fromkeys(scores, schedule.counts[0])
+    # A comparison without any score is no part of the family.
+    active = [key for key, c in comparisons.items() if not any(scores[k] == {} for k in (key, c.baseline))]
+    pairs: dict[K, PairedScores] = {}
+    state = LookState(n_seeds)
+    for n in schedule.counts:
+        for key in active:
+            n_seeds |= {k: max(n, n_seeds[k]) for k in (key, comparisons[key].baseline)}
+        reached = [
+            key for key in active if all(_has_ended(scores[k], seeds[:n]) for k in (key, comparisons[key].baseline))
+        ]
+        for key in reached:
+            ours, baseline = (scores[k] or {} for k in (key, comparisons[key].baseline))
+            pairs[key] = comparisons[key].pair(ours, baseline, seeds[:n], first_look=schedule.counts[0])
+        n_pending = sum(key not in pairs for key in active)
+        state = LookState(n_seeds, judge(pairs, schedule, n_pending=n_pending), n_pending)
+        if len(reached) < len(active):
+            break
+        active = [key for key in active if not state.judgements[key].is_decided]
+    return state
+
+
+def _has_ended(scores: Mapping[int, float] | None, seeds: Sequence[int]) -> bool:
+    return scores is not None and all(seed in scores for seed in seeds)

@@ -1,0 +1,236 @@
+"""Verdicts of a comparison in sentences and rows: what is decided, by how much, and what undecided ones lack."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from ailora.formatting import format_interval, join_names, pluralize
+from ailora.studies.comparison import BaselineComparison, Comparison
+from ailora.studies.statistics import Estimate
+from ailora.studies.trial import Condition
+from ailora.studies.verdicts import ALPHA, Verdict
+
+#: Comparisons that have a sentence of their own, decided and undecided each.
+_MAX_SENTENCES = 6
+#: Verdict -> what one method and several are beside the baseline; None where they are not paired.
+_VERBS = {
+    "better": ("is better than", "are better than"),
+    "better and equivalent": ("is better than and equivalent to", "are better than and equivalent to"),
+    "worse": ("is worse than", "are worse than"),
+    "worse and equivalent": ("is worse than and equivalent to", "are worse than and equivalent to"),
+    "equivalent": ("is equivalent to", "are equivalent to"),
+    "undecided": ("is undecided against", "are undecided against"),
+    None: ("has no seed in common with", "have no seed in common with"),
+}
+
+
+def describe_overall(comparison: Comparison) -> list[str]:
+    """Describe how many comparisons have each verdict."""
+    baseline = comparison.design.baseline
+    counts = Counter(against.verdict for against in _paired(comparison).values())
+    if not counts:
+        return [f"No method has been compared with the baseline {baseline} yet."]
+    total = counts.total()
+    comparisons = f"{pluralize(total, 'comparison')} with the baseline {baseline}"
+    if len(counts) == 1:
+        verdict = next(iter(counts))
+        return (
+            [f"The only comparison with the baseline {baseline} is {verdict}."]
+            if total == 1
+            else [f"All {comparisons} are {verdict}."]
+        )
+    parts = [
+        f"{number} {'is' if number == 1 else 'are'} {verdict}" for verdict in _VERBS if (number := counts[verdict])
+    ]
+    return [f"Of {comparisons}, {join_names(parts)}."]
+
+
+def describe_decided(comparison: Comparison) -> list[str]:
+    """Describe every decided comparison with its size, better ones first; of very many, the first ones."""
+    decided = [
+        condition
+        for verdict in _VERBS
+        for condition, against in _paired(comparison).items()
+        if against.verdict == verdict and verdict != Verdict.UNDECIDED
+    ]
+    return _first([_decided_result(comparison, condition) for condition in decided[:_MAX_SENTENCES]], len(decided))
+
+
+def describe_undecided(comparison: Comparison) -> list[str]:
+    """Describe what each undecided comparison lacks; of very many, the first ones."""
+    undecided = [c for c, against in _paired(comparison).items() if against.verdict == Verdict.UNDECIDED]
+    return _first(
+        [_undecided_result(comparison, condition) for condition in undecided[:_MAX_SENTENCES]],
+        len(undecided),
+    )
+
+
+def describe_outcomes(comparison: Comparison) -> list[str]:
+    """Describe the verdicts of the methods, a sentence for each task and setting."""
+    return [_outcome(comparison, base, others) for base, others in comparison.by_baseline()]
+
+
+def describe_effect_sizes(comparison: Comparison) -> list[str]:
+    """Describe by how much each method differs from the baseline, a sentence for each task and setting."""
+    sentences = []
+    for base, others in comparison.by_baseline():
+        effects = [
+            f"{condition.method} {format_estimate(against.difference.estimate, '+')} ({against.verdict})"
+            for condition in others
+            if (against := comparison.against_baseline[condition]).difference is not None
+        ]
+        if effects:
+            place = f"{base.label}: " if base.label else ""
+            metric = comparison.design.metric_label(base)
+            sentences.append(f"{place}{metric} minus that of {base.method}: {'; '.join(effects)}.")
+    return sentences
+
+
+def describe_rule(comparison: Comparison) -> str:
+    """Describe the conditions of the verdicts."""
+    design, looks = comparison.design, comparison.design.looks.counts
+    unjudged = sorted({design.metric(c) for c in comparison.against_baseline if design.margin(c) is None})
+    equivalence = (
+        f"Equivalence is not judged for {join_names(unjudged)}: the study sets no margin. "
+        if unjudged
+        else "Equivalent: two one-sided t-tests (TOST) show a difference within the margin. "
+    )
+    at_looks = (
+        f"The looks are at {join_names(map(str, looks))} seeds, with O'Brien-Fleming boundaries and sequential p. "
+        if len(looks) > 1
+        else ""
+    )
+    return (
+        f"Better or worse: a paired t-test over seeds shows a difference. {equivalence}Undecided: neither, "
+        f"which is not equality. {at_looks}A p is below {ALPHA} after Holm's correction over a family of "
+        f"{comparison.family_size} comparisons, for differences and equivalences each. Verdicts speak of seeds on this "
+        "test set; the bootstrap draws examples too."
+    )
+
+
+def verdict_rows(comparison: Comparison) -> tuple[list[str], list[list[str]], list[str]]:
+    """Return the columns, rows and notes of the table of verdicts; there are rows for judged comparisons only."""
+    columns = ["on", "method", "seeds", "verdict", "p", "equivalence p", "margin", "equivalent within", "more seeds"]
+    rows = [
+        [
+            condition.label,
+            condition.method,
+            str(judged.difference.n),
+            str(judged),
+            _p_value(judged.adjusted_p),
+            _p_value(judged.adjusted_equivalence_p),
+            "-" if judged.margin is None else f"{judged.margin:.3g}",
+            "-" if judged.smallest_margin is None else f"{judged.smallest_margin:.3g}",
+            "-" if judged.missing_seeds is None else _range(judged.missing_seeds),
+        ]
+        for condition, against in comparison.against_baseline.items()
+        if (judged := against.judgement) is not None and judged.p_value is not None
+    ]
+    note = (
+        "p: for a difference, and for equivalence within the margin, both after Holm's correction. Equivalent within: "
+        "the smallest margin that is decided. More seeds: how many would show equivalence of equal methods with a "
+        "power of 80 %, from the 80 % interval of the spread over seeds."
+    )
+    return columns, rows, [note]
+
+
+def describe_comparison(against: BaselineComparison) -> str:
+    """Describe a comparison with the baseline in a line: verdict, seeds and p."""
+    if against.difference is None:
+        return "no seed in common with the baseline"
+    return f"{against.verdict}; {pluralize(len(against.difference.seeds), 'seed')}{_evidence(against, '; ')}"
+
+
+def format_estimate(estimate: Estimate, sign: str = "") -> str:
+    """Format a mean with its 95 % interval, if any."""
+    return format_interval(estimate.mean, estimate.low, estimate.high, sign)
+
+
+def _paired(comparison: Comparison) -> dict[Condition, BaselineComparison]:
+    return {c: against for c, against in comparison.against_baseline.items() if against.difference is not None}
+
+
+def _first(sentences: list[str], total: int) -> list[str]:
+    more = total - len(sentences)
+    return (
+        [*sentences, f"{pluralize(more, 'more is', 'more are')} in the table of verdicts."] if more > 0 else sentences
+    )
+
+
+def _decided_result(comparison: Comparison, condition: Condition) -> str:
+    against, design = comparison.against_baseline[condition], comparison.design
+    assert against.difference is not None
+    place = f"On {condition.label}, " if condition.label else ""
+    seeds = f"{pluralize(len(against.difference.seeds), 'seed')}{_evidence(against, ', ')}"
+    return (
+        f"{place}{condition.method} {_VERBS[against.verdict][0]} the baseline {design.baseline}: "
+        f"{format_estimate(against.difference.estimate, '+')} {design.metric(condition)} (95 % interval over {seeds})."
+    )
+
+
+def _undecided_result(comparison: Comparison, condition: Condition) -> str:
+    """Describe how many seeds are missing, and the margin that is decided."""
+    against, design = comparison.against_baseline[condition], comparison.design
+    assert against.difference is not None
+    place = f"On {condition.label}, " if condition.label else ""
+    text = f"{place}{condition.method} is undecided after {pluralize(len(against.difference.seeds), 'seed')}"
+    judged = against.judgement
+    if judged is None:
+        return f"{text}: it is judged at {join_names(map(str, design.looks.counts))} seeds of both methods."
+    parts = []
+    if judged.p_value is None:
+        parts.append("a test needs at least two seeds")
+    if judged.missing_seeds is not None and judged.margin is not None:
+        parts.append(
+            f"{_range(judged.missing_seeds, between=True)} more seeds would show equivalence within "
+            f"{_margin(comparison, judged.margin)} if the methods are equal"
+        )
+    if judged.smallest_margin is not None:
+        parts.append(f"so far it is equivalent within {judged.smallest_margin:.3g}")
+    if judged.p_value is not None and judged.difference.low is None:
+        parts.append("its differences are all equal, which leaves the spread over seeds unknown")
+    return f"{text}: {'; '.join(parts)}."
+
+
+def _margin(comparison: Comparison, margin: float) -> str:
+    share = comparison.design.config.margin
+    return f"{margin:.3g}" + (f" ({share} of the baseline)" if isinstance(share, str) else "")
+
+
+def _range(numbers: tuple[int, int | None], *, between: bool = False) -> str:
+    low, high = numbers
+    if high is None:
+        return f"more than {low:,}"
+    if low == high:
+        return f"about {low:,}" if between else f"{low:,}"
+    return f"between {low:,} and {high:,}" if between else f"{low:,} to {high:,}"
+
+
+def _outcome(comparison: Comparison, base: Condition, others: Sequence[Condition]) -> str:
+    verdicts = {c.method_label(base): comparison.against_baseline[c].verdict for c in others}
+    parts = [
+        f"{join_names(labels)} {verb if len(labels) == 1 else verb_plural}"
+        for verdict, (verb, verb_plural) in _VERBS.items()
+        if (labels := [label for label, of_method in verdicts.items() if of_method == verdict])
+    ]
+    score, design = comparison.results[base].score, comparison.design
+    at = f" ({design.metric(base)} {format_estimate(score)} on the {design.report_split(base)} split)" if score else ""
+    outcomes = "; ".join(parts) or "nothing is compared with"
+    return f"{f'On {base.label}' if base.label else 'Here'}, {outcomes} the baseline {base.method}{at}."
+
+
+def _evidence(against: BaselineComparison, separator: str) -> str:
+    """Describe the p-values of the verdict: for equivalence alone that of equivalence, else that of the difference."""
+    judged = against.judgement
+    if judged is None or judged.adjusted_p is None:
+        return ""
+    if judged.verdict is Verdict.EQUIVALENT:
+        return f"{separator}equivalence p {_p_value(judged.adjusted_equivalence_p)} after Holm's correction"
+    return f"{separator}p {_p_value(judged.adjusted_p)} after Holm's correction"
+
+
+def _p_value(p: float | None) -> str:
+    if p is None:
+        return "-"
+    return "< 0.001" if p < 0.0005 else f"{p:.3f}"

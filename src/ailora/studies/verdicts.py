@@ -1,0 +1,262 @@
+"""Verdicts on comparisons with a baseline: better, worse, equivalent or undecided, with one error rate for a family."""
+
+from __future__ import annotations
+
+import bisect
+import math
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TypeVar
+
+import numpy as np
+from scipy import special
+
+from ailora.studies.sequential_tests import LookMoments, LookSchedule
+from ailora.studies.statistics import Estimate, holm
+
+K = TypeVar("K", bound=Hashable)
+
+#: Error rate of each family, of differences and of equivalences.
+ALPHA = 0.05
+_POWER = 0.8
+#: Interval of the standard deviation from which the number of missing seeds is computed.
+_SPREAD_CONFIDENCE = 0.8
+_MAX_MISSING_SEEDS = 10_000
+
+
+class Verdict(StrEnum):
+    """Verdict on a method against a baseline; undecided means too few seeds, not equality."""
+
+    BETTER = "better"
+    WORSE = "worse"
+    EQUIVALENT = "equivalent"
+    UNDECIDED = "undecided"
+
+
+@dataclass(frozen=True)
+class PairedScores:
+    """Scores of a method minus those of the baseline, up to the latest look.
+
+    Attributes:
+        seeds: seeds up to the latest look.
+        differences: their differences, (seeds,); NaN where a run failed.
+        rounding: rounding error of a difference.
+        margin: largest difference of equivalent methods; None if equivalence is not judged.
+        larger_is_better: whether a larger score is.
+    """
+
+    seeds: tuple[int, ...]
+    differences: np.ndarray
+    rounding: float
+    margin: float | None
+    larger_is_better: bool
+
+    @classmethod
+    def from_scores(
+        cls,
+        scores: Mapping[int, float],
+        baseline: Mapping[int, float],
+        seeds: Sequence[int],
+        *,
+        margin: float | None,
+        larger_is_better: bool,
+    ) -> PairedScores:
+        """Pair the scores of a method and of the baseline by seed; scores that are not finite count as missing."""
+        ours, theirs = (np.array([by_seed.get(seed, math.nan) for seed in seeds]) for by_seed in (scores, baseline))
+        exists = np.isfinite(ours) & np.isfinite(theirs)
+        differences = np.subtract(ours, theirs, out=np.full(len(seeds), math.nan), where=exists)
+        largest = max((float(np.abs(s[exists]).max()) for s in (ours, theirs)), default=0.0) if exists.any() else 0.0
+        return cls(tuple(seeds), differences, 8 * float(np.finfo(float).eps) * largest, margin, larger_is_better)
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """A verdict with its evidence.
+
+    Attributes:
+        verdict: better and worse take precedence over equivalent.
+        equivalent: whether the difference is within the margin; None if equivalence is not judged.
+        seeds: seeds of the differences.
+        difference: mean difference with its sequential interval; no interval for equal differences.
+        p_value: sequential p for a difference; None below two seeds.
+        adjusted_p: this p as adjusted by Holm's procedure.
+        equivalence_p: sequential p for equivalence.
+        adjusted_equivalence_p: this p as adjusted by Holm's procedure.
+        margin: largest difference of equivalent methods.
+        smallest_margin: smallest margin within which the methods are shown to be equivalent; None without interval.
+        missing_seeds: numbers of further seeds that would show equivalence of equal methods, from a small to a large
+            spread; None if decided or unknown. The second is None where it is above 10,000.
+    """
+
+    verdict: Verdict
+    equivalent: bool | None
+    seeds: tuple[int, ...]
+    difference: Estimate
+    p_value: float | None
+    adjusted_p: float | None
+    equivalence_p: float | None
+    adjusted_equivalence_p: float | None
+    margin: float | None
+    smallest_margin: float | None
+    missing_seeds: tuple[int, int | None] | None
+
+    @property
+    def is_decided(self) -> bool:
+        """Whether the verdict is not undecided."""
+        return self.verdict is not Verdict.UNDECIDED
+
+    def __str__(self) -> str:
+        """Return the verdict in words, as `better and equivalent`."""
+        return f"{self.verdict} and equivalent" if self.equivalent and self.verdict in _DIFFERENT else self.verdict
+
+    def to_dict(self) -> dict[str, object]:
+        """Convert to plain data."""
+        return {
+            "verdict": self.verdict.value,
+            "equivalent": self.equivalent,
+            "seeds": list(self.seeds),
+            "p": self.p_value,
+            "adjusted_p": self.adjusted_p,
+            "equivalence_p": self.equivalence_p,
+            "adjusted_equivalence_p": self.adjusted_equivalence_p,
+            "margin": self.margin,
+            "smallest_margin": self.smallest_margin,
+            "missing_seeds": self.missing_seeds and list(self.missing_seeds),
+        }
+
+
+_DIFFERENT = (Verdict.BETTER, Verdict.WORSE)
+
+
+def judge(pairs: Mapping[K, PairedScores], schedule: LookSchedule, *, n_pending: int = 0) -> dict[K, Judgement]:
+    """Judge a family of comparisons, each at its latest look.
+
+    Differences and equivalences are two families: Holm's procedure adjusts the sequential p-values of each.
+
+    Args:
+        pairs: comparison -> paired scores up to its latest look.
+        schedule: planned looks of the study.
+        n_pending: number of comparisons of the family that have not reached their first look.
+
+    Returns:
+        Comparison -> judgement.
+    """
+    moments = {key: LookMoments.from_differences(p.differences, schedule, p.rounding) for key, p in pairs.items()}
+    moments = {key: m for key, m in moments.items() if m.counts[-1] >= 2}
+    p_values = {key: float(m.difference_p()[-1]) for key, m in moments.items()}
+    equivalence = {
+        key: float(m.equivalence_p(margin)[-1])
+        for key, m in moments.items()
+        if (margin := pairs[key].margin) is not None
+    }
+    adjusted, adjusted_equivalence = (holm(family, n_pending=n_pending) for family in (p_values, equivalence))
+    equivalent = {key for key, p in adjusted_equivalence.items() if p < ALPHA}
+    return {
+        key: _judge(
+            pair,
+            moments.get(key),
+            _Evidence(
+                p_value=p_values.get(key),
+                adjusted_p=adjusted.get(key),
+                equivalence_p=equivalence.get(key),
+                adjusted_equivalence_p=adjusted_equivalence.get(key),
+                # What Holm's procedure leaves to this comparison, after the other ones that are equivalent.
+                level=ALPHA / max(len(equivalence) + n_pending - len(equivalent - {key}), 1),
+            ),
+        )
+        for key, pair in pairs.items()
+    }
+
+
+@dataclass(frozen=True)
+class _Evidence:
+    """P-values of a comparison, and the error rate of its test of equivalence in the family."""
+
+    p_value: float | None
+    adjusted_p: float | None
+    equivalence_p: float | None
+    adjusted_equivalence_p: float | None
+    level: float
+
+
+def _judge(pair: PairedScores, moments: LookMoments | None, evidence: _Evidence) -> Judgement:
+    """Judge a comparison by its p-values.
+
+    Args:
+        pair: the comparison.
+        moments: moments at its looks; None below two seeds.
+        evidence: its p-values.
+    """
+    is_different = evidence.adjusted_p is not None and evidence.adjusted_p < ALPHA
+    equivalent = None
+    if pair.margin is not None:
+        equivalent = evidence.adjusted_equivalence_p is not None and evidence.adjusted_equivalence_p < ALPHA
+    verdict = Verdict.EQUIVALENT if equivalent else Verdict.UNDECIDED
+    if is_different and moments is not None:
+        statistics = moments.statistics()
+        # The look that rejected decides: a later mean may have turned.
+        largest = statistics[np.argmax(np.abs(statistics))]
+        verdict = Verdict.BETTER if bool(largest > 0) is pair.larger_is_better else Verdict.WORSE
+    undecided = verdict is Verdict.UNDECIDED
+    return Judgement(
+        verdict=verdict,
+        equivalent=equivalent,
+        seeds=tuple(seed for seed, d in zip(pair.seeds, pair.differences, strict=True) if not math.isnan(d)),
+        difference=_estimate(pair, moments),
+        p_value=evidence.p_value,
+        adjusted_p=evidence.adjusted_p,
+        equivalence_p=evidence.equivalence_p,
+        adjusted_equivalence_p=evidence.adjusted_equivalence_p,
+        margin=pair.margin,
+        smallest_margin=_smallest_margin(moments, evidence.level) if moments else None,
+        missing_seeds=(
+            _missing_seeds(moments, pair.margin, evidence.level) if moments and pair.margin and undecided else None
+        ),
+    )
+
+
+def _estimate(pair: PairedScores, moments: LookMoments | None) -> Estimate:
+    if moments is None:
+        values = pair.differences[~np.isnan(pair.differences)]
+        return Estimate(float(values[0]) if values.size else math.nan, None, values.size, None, None)
+    low, high = (float(end[-1]) for end in moments.bounds(moments.schedule.two_sided.critical_value(ALPHA)))
+    ends = (None, None) if math.isnan(low) else (low, high)
+    return Estimate(float(moments.means[-1]), float(moments.sds[-1]), int(moments.counts[-1]), *ends)
+
+
+def _smallest_margin(moments: LookMoments, level: float) -> float | None:
+    """Compute the margin at which both one-sided tests reject at a level."""
+    low, high = moments.bounds(moments.schedule.one_sided.critical_value(level))
+    margin = max(-float(low[-1]), float(high[-1]))
+    return None if math.isnan(margin) else margin
+
+
+def _missing_seeds(moments: LookMoments, margin: float, level: float) -> tuple[int, int | None] | None:
+    """Compute how many more seeds would show equivalence, for both ends of the interval of the spread."""
+    n, sd = int(moments.counts[-1]), float(moments.sds[-1])
+    if sd == 0:
+        return None
+    tails = (1 - _SPREAD_CONFIDENCE) / 2, (1 + _SPREAD_CONFIDENCE) / 2
+    small, large = (sd * math.sqrt((n - 1) / special.chdtri(n - 1, tail)) for tail in tails)
+    few, many = (equivalence_seeds(spread, margin, level) - n for spread in (small, large))
+    return max(few, 1), max(many, 1) if many <= _MAX_MISSING_SEEDS else None
+
+
+def equivalence_seeds(sd: float, margin: float, level: float) -> int:
+    """Compute the number of seeds at which TOST shows the equivalence of equal methods with a power of 80 %.
+
+    Source: S.-C. Chow, J. Shao, H. Wang, "Sample Size Calculations in Clinical Research", 2008, section 3.1.
+
+    Args:
+        sd: standard deviation of the paired differences.
+        margin: largest difference of equivalent methods.
+        level: error rate of each one-sided test.
+    """
+
+    def suffices(n: int) -> bool:
+        quantiles = special.stdtrit(n - 1, 1 - level) + special.stdtrit(n - 1, (1 + _POWER) / 2)
+        return bool(margin * math.sqrt(n) >= quantiles * sd)
+
+    numbers = range(2, 10**9)
+    return numbers[bisect.bisect_left(numbers, True, key=suffices)] if suffices(numbers[-1]) else numbers[-1]
