@@ -44,19 +44,20 @@ def said(chapter: Chapter) -> str:
     return "\n".join(sentence for words in blocks(chapter, "Summary", Paragraphs) for sentence in words.sentences)
 
 
-def test_who_wins_by_how_much_and_with_which_interval() -> None:
+def test_who_is_better_by_how_much_and_with_which_interval() -> None:
     gains = {"lora": lambda seed: 0.0, "ailora": lambda seed: 0.05 + seed / 500, "milora": lambda seed: (-0.1) ** seed}
     design = make_design(methods=list(gains))
     chapter = chapter_of(design, ran(design, lambda spec: outcome(0.5 + gains[spec.condition.method](spec.seed))))
     told = said(chapter)
-    assert told.startswith("Of 2 comparisons with the baseline lora, 1 is a win and 1 is a tie.")
+    assert told.startswith("Of 2 comparisons with the baseline lora, 1 is better and 1 is undecided.")
     # The mean of 0, 2, .. 8 thousandths is 0.004, their sd 0.00316: 2.776 sd / sqrt(5) = 0.0039.
-    assert "ailora beats the baseline lora by +0.0540 [+0.0501, +0.0579] accuracy" in told
+    assert "ailora is better than the baseline lora: +0.0540 [+0.0501, +0.0579] accuracy" in told
     assert "milora +0.1818 [" in told
-    assert "all else is a tie" in told
+    assert "milora is undecided after 5 seeds: " in told
+    assert "Undecided: neither, which is not equality" in told
     table = blocks(chapter, "Scores", ReportTable)[0]
     assert table.columns[-1] == "verdict"
-    assert [row[-1] for row in table.rows] == ["", "win", "tie"]
+    assert [row[-1] for row in table.rows] == ["", "better", "undecided"]
 
 
 def test_scores_and_differences_are_dots_with_intervals() -> None:
@@ -139,7 +140,10 @@ FATES: dict[str, tuple[Callable[[TrialSpec], Result], str]] = {
     "the baseline fails": (lambda c: "broken" if c.condition.method == "lora" else outcome(0.8), "no seed in common"),
     "pruned": (lambda spec: Status.PRUNED if spec.seed else outcome(0.8), "pruned at step 10"),
     "running": (lambda spec: Status.RUNNING if spec.seed else outcome(0.8), "not run yet"),
-    "no evaluations": (lambda spec: outcome(0.8, losses=()), "No method is shown to differ"),
+    "no evaluations": (
+        lambda spec: outcome(0.8, losses=()),
+        "The only comparison with the baseline lora is equivalent",
+    ),
     "test score of NaN": (lambda spec: outcome(0.8, test=math.nan), "not a number"),
     "infinite losses": (lambda spec: outcome(0.8, losses=(math.inf, math.nan)), "not a number"),
     "other facts": (

@@ -44,16 +44,16 @@ def test_a_single_look_is_students_paired_test(n: int) -> None:
 
 
 @pytest.mark.parametrize("schedule", [TWENTY, LookSchedule.between(4, 15), LookSchedule.between(2, 3)])
-@pytest.mark.parametrize("spread", [1e-6, 1.0, 1e6])
+@pytest.mark.parametrize("spread", [1e-6, 1e6])
 def test_sequential_p_values_hold_their_level(schedule: LookSchedule, spread: float) -> None:
     """At any level, the share of null sequences that ever reject is the level, for any spread."""
-    differences = np.random.default_rng(7).standard_normal((100_000, schedule.counts[-1])) * spread
+    differences = np.random.default_rng(7).standard_normal((40_000, schedule.counts[-1])) * spread
     moments = LookMoments.from_differences(differences, schedule)
     p, one_sided = moments.difference_p()[:, -1], moments.statistics().max(axis=-1)
     for level in (0.001, 0.0125, 0.05, 0.5):
         for shares in (np.mean(p <= level), np.mean(schedule.one_sided.p_value(one_sided) <= level)):
             # Four standard errors of this simulation, and of the simulated overlap of the looks.
-            assert abs(shares - level) < 4 * math.sqrt(level * (1 - level) / 100_000 + 0.01 / 200_000)
+            assert abs(shares - level) < 4 * math.sqrt(level * (1 - level) / 40_000 + 0.01 / 200_000)
 
 
 def test_the_error_is_spent_as_by_the_spending_function_of_o_brien_and_fleming() -> None:
@@ -61,7 +61,7 @@ def test_the_error_is_spent_as_by_the_spending_function_of_o_brien_and_fleming()
     p = LookMoments.from_differences(np.random.default_rng(8).standard_normal((100_000, 20)), TWENTY).difference_p()
     spent = np.mean(p <= 0.05, axis=0)
     expected = 2 * stats.norm.sf(stats.norm.isf(0.025) / TWENTY.weights)
-    assert expected[1:] == pytest.approx([8.9e-5, 0.0019, 0.0114, 0.05], rel=0.02)
+    assert expected[1:] == pytest.approx([8.9e-5, 0.00194, 0.0114, 0.05], rel=0.01)
     # Four standard errors, and the distance between the two families of boundaries.
     assert np.all(np.abs(spent - expected) < 4 * np.sqrt(expected / 100_000) + 0.15 * expected)
 

@@ -27,7 +27,7 @@ def compared(factor: float = 10**0.5, gain: float = 0.0, **changes: Any) -> Comp
     def result(spec: TrialSpec) -> Result:
         ours = spec.condition.method == "ailora"
         decades = math.log10(spec.learning_rate * (factor if ours else 1) / 1e-3)
-        value = 0.8 - 0.1 * decades**2 + 0.001 * spec.seed + (gain if ours else 0)
+        value = 0.8 - 0.1 * decades**2 + 0.001 * spec.seed + (gain + 1e-6 * spec.seed if ours else 0)
         return outcome(value, test=value - 0.02, losses=(1 - value,))
 
     design = make_design(**{"learning_rate": {"values": RATES}} | changes)

@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 from ailora.studies.sequential_tests import LookSchedule
-from ailora.studies.verdicts import ALPHA, Judgement, PairedScores, Verdict, equivalence_seeds, judge
+from ailora.studies.verdicts import ALPHA, Judgement, PairedScores, StudyVerdict, equivalence_seeds, judge
 
 FIVE = LookSchedule((5,))
 
@@ -35,7 +35,7 @@ def test_verdicts_are_those_of_intervals() -> None:
             half = [stats.sem(values) * stats.t.ppf(level, 4) for level in (0.95, 0.975)]
             found = judged(values.tolist())
             assert found.equivalent is bool(abs(values.mean()) + half[0] < 0.01)
-            assert (found.verdict in {Verdict.BETTER, Verdict.WORSE}) is bool(abs(values.mean()) > half[1])
+            assert (found.verdict in {StudyVerdict.BETTER, StudyVerdict.WORSE}) is bool(abs(values.mean()) > half[1])
             assert found.smallest_margin == pytest.approx(abs(values.mean()) + half[0], rel=1e-3)
             seen.add(str(found))
     assert seen >= {"better", "better and equivalent", "equivalent", "undecided"}
@@ -43,8 +43,8 @@ def test_verdicts_are_those_of_intervals() -> None:
 
 def test_a_smaller_loss_is_better() -> None:
     values = [-0.05, -0.06, -0.05, -0.04, -0.05]
-    assert judged(values).verdict is Verdict.WORSE
-    assert judged(values, larger_is_better=False).verdict is Verdict.BETTER
+    assert judged(values).verdict is StudyVerdict.WORSE
+    assert judged(values, larger_is_better=False).verdict is StudyVerdict.BETTER
 
 
 def test_the_family_is_corrected_for_differences_and_for_equivalence_apart() -> None:
@@ -60,7 +60,7 @@ def test_the_family_is_corrected_for_differences_and_for_equivalence_apart() -> 
         judge({"it": pair(at_p), "other": pair(other)}, FIVE)["it"].verdict for other in (clear, unclear)
     )
     assert (alone.verdict, beside_clear, beside_unclear) == ("better", "better", "undecided")
-    assert judge({"it": pair(at_p)}, FIVE, n_pending=1)["it"].verdict is Verdict.UNDECIDED
+    assert judge({"it": pair(at_p)}, FIVE, n_pending=1)["it"].verdict is StudyVerdict.UNDECIDED
 
 
 def test_the_smallest_margin_is_the_one_that_would_be_decided() -> None:

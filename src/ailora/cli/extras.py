@@ -16,7 +16,7 @@ EXTRAS = {
 OPTIONAL_PACKAGES = frozenset(
     {
         *("datasets", "jinja2", "nltk", "pandas", "pyarrow", "rouge_score", "ruamel", "sacrebleu", "sklearn", "trl"),
-        *("optuna", "sqlalchemy", "statsmodels"),
+        *("optuna", "sqlalchemy"),
         *("matplotlib", "plotly"),
     }
 )

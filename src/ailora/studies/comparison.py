@@ -21,7 +21,7 @@ from ailora.studies.statistics import (
 from ailora.studies.study_design import StudyDesign
 from ailora.studies.time_to_loss import TimeToLoss, measure_time_to_loss
 from ailora.studies.trial import Condition, Status, Trial
-from ailora.studies.verdicts import Judgement, Verdict
+from ailora.studies.verdicts import Judgement, StudyVerdict
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class BaselineComparison:
     @property
     def verdict(self) -> str | None:
         """Verdict in words, undecided before the first look; None without a seed in common."""
-        return None if self.difference is None else str(self.judgement or Verdict.UNDECIDED)
+        return None if self.difference is None else str(self.judgement or StudyVerdict.UNDECIDED)
 
     def to_dict(self) -> dict[str, object]:
         """Convert to plain data."""
@@ -147,7 +147,7 @@ def compare(trials: Sequence[Trial], design: StudyDesign, *, bootstrap: bool = T
     pairs = {c: design.baseline_for(c) for c in design.conditions if c.method != design.baseline}
     against_baseline = {
         condition: BaselineComparison(
-            difference=_difference(results[condition], results[base], looks.judgements.get(condition)),
+            difference=(difference := _difference(results[condition], results[base], looks.judgements.get(condition))),
             judgement=looks.judgements.get(condition),
             bootstrap=bootstrap_predictions(results[condition], results[base], design) if bootstrap else None,
             time_to_loss=measure_time_to_loss(results[condition], results[base], trials),

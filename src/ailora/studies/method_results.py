@@ -106,7 +106,7 @@ def collect_method_result(
     at_best = {} if search.best is None else runs.get(search.best, {})
     reported = {seed: result.metrics[split][metric] for seed, result in at_best.items()}
     # A rate is out where one of the seeds that choose the best failed: there, the good range has a gap.
-    out = [rate for (rate, seed), score in scores.items() if seed in design.config.seeds and math.isnan(score)]
+    out = [rate for (rate, seed), score in scores.items() if seed in design.selection_seeds and math.isnan(score)]
     return MethodResult(
         condition=condition,
         search=search,

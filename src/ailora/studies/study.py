@@ -252,5 +252,8 @@ def _fixed_parts(study: Mapping[str, Any]) -> dict[str, Any]:
     """Select the parts of a study file that must not change: some keys, and the overrides of each task and method."""
     methods = [entry if isinstance(entry, dict) else {entry: None} for entry in study["methods"]]
     parts = {key: study.get(key) for key in _FIXED_KEYS}
+    if isinstance(study["seeds"], dict):
+        # Looks that are planned after looking have no error rate.
+        parts |= {"seeds": study["seeds"], "margin": study.get("margin")}
     parts |= {f"tasks.{label}": changes for label, changes in (study["tasks"] or {}).items()}
     return parts | {f"methods.{label}": entry[label] for entry in methods for label in entry}

@@ -25,6 +25,7 @@ Share = Annotated[str, pydantic.Field(strict=True, pattern=r"^\d+(\.\d+)? ?%$")]
 _MAX_RATES = 1_000
 _MAX_DECADES = 100
 _MARGIN = "a number above 0, or a share of the baseline's score such as 1%"
+_SEEDS = "a list of whole numbers from 0, or a mapping such as {from: 3, until: decided, to: 20}"
 _RATES = "a mapping: values, or from, to and per_decade"
 
 
@@ -79,6 +80,24 @@ class RateConfig(Section, frozen=True, populate_by_name=True):
             )
 
 
+class SequentialSeeds(Section, frozen=True, populate_by_name=True):
+    """`seeds:` as a mapping. Seeds from 0 on are run until every comparison is decided.
+
+    Attributes:
+        from_: number of seeds at the first look, which also choose the learning rates.
+        until: the only rule to stop.
+        to: number of seeds at the last look.
+    """
+
+    from_: Annotated[int, pydantic.Field(strict=True, ge=2)] = field("a whole number from 2", 3, alias="from")
+    until: Literal["decided"] = field("decided")
+    to: Annotated[int, pydantic.Field(strict=True, ge=3)] = field("a whole number above from", 20)
+
+    @pydantic.model_serializer
+    def _as_given(self) -> dict[str, object]:
+        return {"from": self.from_, "until": self.until, "to": self.to}
+
+
 class StudyConfig(Section, frozen=True):
     """A study file; `docs/studies.md` describes each key.
 
@@ -88,7 +107,7 @@ class StudyConfig(Section, frozen=True):
         tasks: name -> overrides of the base.
         grid: dotted key of the base -> its values.
         learning_rate: rates that every method is tried at; an override `learning_rate` of a method takes precedence.
-        seeds: the first finds the best rate.
+        seeds: the first finds the best rate; or numbers of seeds to run until every comparison is decided.
         extra_seeds: run at the best rate alone, once the other seeds have chosen the rate.
         seeds_at: whether the other seeds run at the best rate and its neighbours, or at all rates.
         baseline: method to compare with; None for the first.
@@ -122,7 +141,7 @@ class StudyConfig(Section, frozen=True):
     tasks: dict[str, dict[str, Any] | None] | None = field("a mapping from a name to overrides", None, min_length=1)
     grid: dict[str, list[Any]] = field("a mapping from dotted keys of the base to lists of values", {})
     learning_rate: RateConfig = field(_RATES)
-    seeds: list[Seed] = field("a list of whole numbers from 0", [0], min_length=1)
+    seeds: Annotated[list[Seed], pydantic.Field(min_length=1)] | SequentialSeeds = field(_SEEDS, [0])
     extra_seeds: list[Seed] = field("a list of whole numbers from 0", [])
     seeds_at: Literal["best", "all"] = field("best or all", "best")
     baseline: Text | None = field("the label of a method", None)
@@ -199,11 +218,22 @@ def _read_base(file: Path) -> dict[str, Any]:
     return base
 
 
-def _complete(config: StudyConfig) -> StudyConfig:
-    config.learning_rate.check("learning_rate")
+def _validate_seeds(config: StudyConfig) -> None:
+    """Refuse repeated seeds, and numbers of seeds without a plan of looks."""
+    if isinstance(config.seeds, SequentialSeeds):
+        if config.seeds.from_ >= config.seeds.to:
+            raise InputError(f"seeds: to must be above from, got from {config.seeds.from_} to {config.seeds.to}")
+        if config.extra_seeds:
+            raise InputError("extra_seeds cannot be given with seeds that run until decided: the looks are planned")
+        return
     seeds = [*config.seeds, *config.extra_seeds]
     if repeated := [seed for seed, count in Counter(seeds).items() if count > 1]:
         raise InputError(f"seeds: {repeated[0]} is there twice")
+
+
+def _complete(config: StudyConfig) -> StudyConfig:
+    config.learning_rate.check("learning_rate")
+    _validate_seeds(config)
     if isinstance(config.margin, str) and not float(config.margin.rstrip(" %")):
         raise InputError(f"margin: expected {_MARGIN}, got {config.margin!r}")
     for key, values in config.grid.items():

@@ -20,7 +20,7 @@ from ailora.studies.lr_search import LrGrid, LrSearch
 from ailora.studies.methods import parse_methods
 from ailora.studies.parameter_budget import match_trainable_parameters
 from ailora.studies.sequential_tests import LookSchedule
-from ailora.studies.study_config import StudyConfig
+from ailora.studies.study_config import SequentialSeeds, StudyConfig
 from ailora.studies.trial import ONLY_TASK, Condition, Status, Trial, TrialResult, TrialSpec
 from ailora.studies.trial_keys import TrialKeys
 
@@ -68,7 +68,7 @@ class StudyDesign:
         if config.match_parameters:
             self._configs = {condition: self._match_budget(condition) for condition in self.conditions}
         for condition in self.conditions:
-            self.metric(condition)
+            self._validate_margin(condition)
         self.keys = TrialKeys({condition: trial_identity(config) for condition, config in self._configs.items()})
 
     def base_config(self, condition: Condition) -> RunConfig:
@@ -120,13 +120,23 @@ class StudyDesign:
         return _MARGIN if margin is None and self.metric(condition) in METRICS else margin
 
     @property
-    def seeds(self) -> list[int]:
-        """All seeds that a condition may run, in their order."""
-        return [*self.config.seeds, *self.config.extra_seeds]
+    def selection_seeds(self) -> list[int]:
+        """Seeds that choose the best rates; the first searches for them."""
+        seeds = self.config.seeds
+        return list(range(seeds.from_)) if isinstance(seeds, SequentialSeeds) else seeds
 
     @property
+    def seeds(self) -> list[int]:
+        """All seeds that a condition may run, in their order."""
+        seeds = self.config.seeds
+        return list(range(seeds.to)) if isinstance(seeds, SequentialSeeds) else [*seeds, *self.config.extra_seeds]
+
+    @functools.cached_property
     def looks(self) -> LookSchedule:
         """Numbers of seeds at which the study is judged."""
+        seeds = self.config.seeds
+        if isinstance(seeds, SequentialSeeds):
+            return LookSchedule.between(seeds.from_, seeds.to)
         return LookSchedule((len(self.seeds),))
 
     def lr_search(self, condition: Condition, n_seeds: int | None = None) -> LrSearch:
@@ -136,9 +146,9 @@ class StudyDesign:
             condition: condition of the study.
             n_seeds: number of seeds at the best rate; None for those of the first look.
         """
-        selecting = self.config.seeds
-        later = self.seeds[len(selecting) : n_seeds or self.looks.counts[0]]
-        return LrSearch(self._rates(condition.method), selecting, later, self.config.seeds_at == "all")
+        selection = self.selection_seeds
+        later = self.seeds[len(selection) : n_seeds or self.looks.counts[0]]
+        return LrSearch(self._rates(condition.method), selection, later, self.config.seeds_at == "all")
 
     def run_config(self, spec: TrialSpec) -> RunConfig:
         """Return the configuration of a trial; nothing else is written to its output folder."""
@@ -204,7 +214,7 @@ class StudyDesign:
         reported: dict[Condition, dict[int, float] | None] = dict.fromkeys(self.conditions)
         best = {}
         for condition, scores in self.scores(trials).items():
-            search = self.lr_search(condition, len(self.config.seeds)).plan(scores)
+            search = self.lr_search(condition, len(self.selection_seeds)).plan(scores)
             if search.ended:
                 best[condition], reported[condition] = search.best, {}
         for trial in trials:
@@ -227,17 +237,26 @@ class StudyDesign:
         except AiloraError as error:
             raise InputError(f"method {condition.method!r}, task {condition.task!r}: {error}") from None
 
+    def _validate_margin(self, condition: Condition) -> None:
+        """Refuse a metric that the recipe does not compute, and one without a margin that a verdict needs."""
+        metric = self.metric(condition)
+        if isinstance(self.config.seeds, SequentialSeeds) and self.margin(condition) is None:
+            raise InputError(
+                f"margin is missing: seeds run until decided, which needs the largest difference of {metric} that does "
+                "not matter. Expected a number above 0 in the metric's unit, or a share of the baseline such as 1%"
+            )
+
     def _validate_size(self) -> None:
         """Refuse more trials than a study can hold, before any of them is made."""
         config = self.config
         n_settings = len(self._tasks) * math.prod(map(len, config.grid.values()))
-        n_seeds = len(config.seeds)
+        n_seeds = len(self.selection_seeds)
         for_method = [
             # At first all rates, then the best one with its two neighbours.
             max(n_rates * (n_seeds if config.seeds_at == "all" else 1), min(n_rates, 3) * n_seeds)
             for n_rates in (len(self._rates(label).initial) for label in self.methods)
         ]
-        n_trials = n_settings * sum(n + len(config.extra_seeds) for n in for_method)
+        n_trials = n_settings * sum(n + len(self.seeds) - n_seeds for n in for_method)
         if n_trials > _MAX_TRIALS:
             raise InputError(
                 f"the study has about {n_trials:,} trials: {len(self._tasks):,} tasks x "

@@ -9,7 +9,7 @@ from ailora.formatting import format_interval, join_names, pluralize
 from ailora.studies.comparison import BaselineComparison, Comparison
 from ailora.studies.statistics import Estimate
 from ailora.studies.trial import Condition
-from ailora.studies.verdicts import ALPHA, Verdict
+from ailora.studies.verdicts import ALPHA, StudyVerdict
 
 #: Comparisons that have a sentence of their own, decided and undecided each.
 _MAX_SENTENCES = 6
@@ -52,14 +52,14 @@ def describe_decided(comparison: Comparison) -> list[str]:
         condition
         for verdict in _VERBS
         for condition, against in _paired(comparison).items()
-        if against.verdict == verdict and verdict != Verdict.UNDECIDED
+        if against.verdict == verdict and verdict != StudyVerdict.UNDECIDED
     ]
     return _first([_decided_result(comparison, condition) for condition in decided[:_MAX_SENTENCES]], len(decided))
 
 
 def describe_undecided(comparison: Comparison) -> list[str]:
     """Describe what each undecided comparison lacks; of very many, the first ones."""
-    undecided = [c for c, against in _paired(comparison).items() if against.verdict == Verdict.UNDECIDED]
+    undecided = [c for c, against in _paired(comparison).items() if against.verdict == StudyVerdict.UNDECIDED]
     return _first(
         [_undecided_result(comparison, condition) for condition in undecided[:_MAX_SENTENCES]],
         len(undecided),
@@ -178,6 +178,10 @@ def _undecided_result(comparison: Comparison, condition: Condition) -> str:
     judged = against.judgement
     if judged is None:
         return f"{text}: it is judged at {join_names(map(str, design.looks.counts))} seeds of both methods."
+    looks = design.looks.counts
+    later = [look for look in looks if look > len(judged.seeds)]
+    if len(looks) > 1:
+        text += f" (the next look is at {later[0]})" if later else ", the last look"
     parts = []
     if judged.p_value is None:
         parts.append("a test needs at least two seeds")
@@ -225,7 +229,7 @@ def _evidence(against: BaselineComparison, separator: str) -> str:
     judged = against.judgement
     if judged is None or judged.adjusted_p is None:
         return ""
-    if judged.verdict is Verdict.EQUIVALENT:
+    if judged.verdict is StudyVerdict.EQUIVALENT:
         return f"{separator}equivalence p {_p_value(judged.adjusted_equivalence_p)} after Holm's correction"
     return f"{separator}p {_p_value(judged.adjusted_p)} after Holm's correction"
 

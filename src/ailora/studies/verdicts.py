@@ -25,7 +25,7 @@ _SPREAD_CONFIDENCE = 0.8
 _MAX_MISSING_SEEDS = 10_000
 
 
-class Verdict(StrEnum):
+class StudyVerdict(StrEnum):
     """Verdict on a method against a baseline; undecided means too few seeds, not equality."""
 
     BETTER = "better"
@@ -89,7 +89,7 @@ class Judgement:
             spread; None if decided or unknown. The second is None where it is above 10,000.
     """
 
-    verdict: Verdict
+    verdict: StudyVerdict
     equivalent: bool | None
     seeds: tuple[int, ...]
     difference: Estimate
@@ -104,7 +104,7 @@ class Judgement:
     @property
     def is_decided(self) -> bool:
         """Whether the verdict is not undecided."""
-        return self.verdict is not Verdict.UNDECIDED
+        return self.verdict is not StudyVerdict.UNDECIDED
 
     def __str__(self) -> str:
         """Return the verdict in words, as `better and equivalent`."""
@@ -126,7 +126,7 @@ class Judgement:
         }
 
 
-_DIFFERENT = (Verdict.BETTER, Verdict.WORSE)
+_DIFFERENT = (StudyVerdict.BETTER, StudyVerdict.WORSE)
 
 
 def judge(pairs: Mapping[K, PairedScores], schedule: LookSchedule, *, n_pending: int = 0) -> dict[K, Judgement]:
@@ -192,13 +192,13 @@ def _judge(pair: PairedScores, moments: LookMoments | None, evidence: _Evidence)
     equivalent = None
     if pair.margin is not None:
         equivalent = evidence.adjusted_equivalence_p is not None and evidence.adjusted_equivalence_p < ALPHA
-    verdict = Verdict.EQUIVALENT if equivalent else Verdict.UNDECIDED
+    verdict = StudyVerdict.EQUIVALENT if equivalent else StudyVerdict.UNDECIDED
     if is_different and moments is not None:
         statistics = moments.statistics()
         # The look that rejected decides: a later mean may have turned.
         largest = statistics[np.argmax(np.abs(statistics))]
-        verdict = Verdict.BETTER if bool(largest > 0) is pair.larger_is_better else Verdict.WORSE
-    undecided = verdict is Verdict.UNDECIDED
+        verdict = StudyVerdict.BETTER if bool(largest > 0) is pair.larger_is_better else StudyVerdict.WORSE
+    undecided = verdict is StudyVerdict.UNDECIDED
     return Judgement(
         verdict=verdict,
         equivalent=equivalent,

@@ -101,7 +101,7 @@ def time_to_loss_trials(trials: Sequence[Trial], design: StudyDesign) -> list[Tr
         for condition, against in comparison.against_baseline.items()
         if against.time_to_loss is not None and (steps := against.time_to_loss.confirmation_steps) is not None
         if (best := comparison.results[condition].search.best) is not None
-        for seed in design.config.seeds
+        for seed in design.selection_seeds
     ]
 
 
@@ -126,7 +126,7 @@ def _pruning_rule(trial: RunningTrial, storage: TrialStorage, design: StudyDesig
     Returns None unless the run searches for the best rate, with the first seed.
     """
     spec = trial.spec
-    if not design.config.pruning or spec.seed != design.config.seeds[0] or spec.max_steps is not None:
+    if not design.config.pruning or spec.seed != design.selection_seeds[0] or spec.max_steps is not None:
         return None
 
     def is_peer(other: TrialSpec) -> bool:

@@ -1,0 +1,147 @@
+"""Seeds until it is decided: who runs on, and that nothing depends on the order in which runs end."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ailora.errors import InputError
+from ailora.studies.comparison import compare
+from ailora.studies.study_design import StudyDesign
+from ailora.studies.summary import summarize
+from ailora.studies.trial import Condition, Trial, TrialSpec
+from tests.studies.sample_trials import Result, make_design, outcome, quickly, ran, trial
+
+__all__ = ["quickly"]
+
+RATES = {"values": [1e-3, 1e-2, 1e-1]}
+
+
+def until_decided(first: int = 3, last: int = 20, **changes: Any) -> StudyDesign:
+    study: dict[str, Any] = {"seeds": {"from": first, "until": "decided", "to": last}, "learning_rate": RATES}
+    return make_design(**study | changes)
+
+
+def noisy(gains: dict[str, float], sd: float = 0.002, lr: float = 1e-2) -> Callable[[TrialSpec], Result]:
+    """Scores around 0.7, larger by the gain of each method, and smaller by far off the best rate."""
+
+    def result(spec: TrialSpec) -> Result:
+        method = spec.condition.method
+        noise = np.random.default_rng([spec.seed, len(method)]).normal(0, sd)
+        return outcome(0.7 + gains.get(method, 0) + noise - 0.2 * (spec.learning_rate != lr))
+
+    return result
+
+
+def n_seeds(trials: list[Trial]) -> dict[str, int]:
+    """Number of seeds of each method at the best rate; they are the first ones."""
+    seeds: dict[str, list[int]] = {}
+    for one in trials:
+        if one.spec.learning_rate == 1e-2:
+            seeds.setdefault(one.spec.condition.method, []).append(one.spec.seed)
+    assert all(sorted(of) == list(range(len(of))) for of in seeds.values())
+    return {method: len(of) for method, of in seeds.items()}
+
+
+def test_only_undecided_comparisons_run_on_with_the_baseline() -> None:
+    """Far ahead: decided at five seeds. As good as the baseline: at eight. In between: never."""
+    design = until_decided(methods=["lora", "ailora", "pissa", "milora"])
+    trials = ran(design, noisy({"ailora": 0.2, "pissa": 0.0, "milora": 0.0095}))
+    found = compare(trials, design)
+    verdicts = {c.method: against.verdict for c, against in found.against_baseline.items()}
+    assert verdicts == {"ailora": "better", "pissa": "equivalent", "milora": "better"}
+    counts = n_seeds(trials)
+    assert counts["lora"] == max(counts.values())
+    assert counts["ailora"] == 5 < counts["milora"]
+    assert set(counts.values()) <= {5, 8, 12, 20}
+    for condition, against in found.against_baseline.items():
+        assert against.judgement is not None
+        assert len(against.judgement.seeds) == counts[condition.method]
+
+
+def test_the_last_look_may_stay_undecided() -> None:
+    design = until_decided(last=8)
+    trials = ran(design, noisy({}, sd=0.05))
+    assert n_seeds(trials) == {"lora": 8, "ailora": 8}
+    (sentence,) = summarize(compare(trials, design)).undecided
+    assert sentence.startswith("ailora is undecided after 8 seeds, the last look: between ")
+    assert "so far it is equivalent within 0.0" in sentence
+
+
+def test_the_rate_is_chosen_before_the_first_look_and_stays() -> None:
+    """Later seeds run at the best rate of the first three alone, whatever they say."""
+    design = until_decided(last=5)
+    result = noisy({}, sd=0.03)
+    trials = ran(design, lambda spec: result(spec) if spec.seed < 3 else outcome(0.1 * (spec.seed % 2)))
+    assert {one.spec.learning_rate for one in trials if one.spec.seed > 2} == {1e-2}
+    # Three rates with the first seed, and with all others of the choice; later ones at the best rate.
+    assert len(trials) == 2 * (3 * 3 + 2)
+
+
+@pytest.mark.parametrize("order", range(8))
+def test_any_order_of_ends_runs_the_same_trials_once(order: int) -> None:
+    """As several workers do: a few planned trials end, then the study is planned again."""
+    design = until_decided(methods=["lora", "ailora", "pissa", "full"], tasks={"a": {}, "b": {}}, last=8)
+    result = noisy({"ailora": 0.02, "pissa": 0.006}, sd=0.004)
+    expected = {one.spec for one in ran(design, result)}
+    rng, ended = random.Random(order), dict[TrialSpec, Trial]()
+    while waiting := [spec for spec in design.required_trials([*ended.values()]) if spec not in ended]:
+        for spec in rng.sample(waiting, k=rng.randint(1, min(3, len(waiting)))):
+            ended[spec] = trial(design, spec, result(spec), len(ended))
+    assert set(ended) == expected
+
+
+def test_a_failed_seed_of_a_later_look_is_left_out() -> None:
+    design = until_decided()
+    result = noisy({"ailora": 0.2})
+    lost = TrialSpec(Condition("base", "ailora"), 1e-2, 3)
+    found = compare(ran(design, lambda spec: "out of memory" if spec == lost else result(spec)), design)
+    judgement = found.against_baseline[lost.condition].judgement
+    assert judgement is not None
+    assert judgement.seeds[:4] == (0, 1, 2, 4)
+    assert judgement.verdict == "better"
+
+
+def test_a_method_without_a_rate_does_not_hold_up_the_others() -> None:
+    design = until_decided(methods=["lora", "ailora", "pissa"])
+    result = noisy({"pissa": 0.2})
+    found = compare(ran(design, lambda spec: "broken" if spec.condition.method == "ailora" else result(spec)), design)
+    assert {c.method: one.verdict for c, one in found.against_baseline.items()} == {"ailora": None, "pissa": "better"}
+    assert found.family_size == 1
+
+
+def test_a_share_of_the_baseline_is_that_of_the_first_look() -> None:
+    design = until_decided(margin="1%", last=5)
+    trials = ran(design, lambda spec: outcome(0.8 if spec.seed < 3 else 0.4 + 0.001 * spec.seed))
+    judgement = compare(trials, design).against_baseline[Condition("base", "ailora")].judgement
+    assert judgement is not None
+    assert judgement.margin == pytest.approx(0.008)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seeds": {"from": 5, "until": "decided", "to": 5}}, "seeds: to must be above from, got from 5 to 5"),
+        ({"seeds": {"from": 1, "until": "decided"}}, "seeds is .* expected a list .*, or a mapping such as"),
+        ({"seeds": {"from": 3, "to": 20}}, "seeds is .*until: decided"),
+        ({"seeds": {"until": "tired"}}, "seeds is .*until: decided"),
+        ({"extra_seeds": [7]}, "extra_seeds cannot be given"),
+        ({"metric": "loss"}, "margin is missing: .* largest difference of loss"),
+        ({"margin": 0}, "margin is 0; expected a number above 0, or a share"),
+        ({"margin": "0 %"}, "margin: expected a number above 0, or a share .* got '0 %'"),
+        ({"margin": "1"}, "margin is '1'; expected"),
+        ({"margin": True}, "margin is True; expected"),
+    ],
+)
+def test_plans_that_cannot_be_judged_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        until_decided(**changes)
+
+
+def test_defaults_are_three_to_twenty_seeds() -> None:
+    assert make_design(seeds={"until": "decided"}).looks.counts == (3, 5, 8, 12, 20)
+    assert make_design(metric="loss", margin="1%", seeds={"until": "decided", "to": 4}).looks.counts == (3, 4)
