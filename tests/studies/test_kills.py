@@ -76,6 +76,21 @@ def test_two_workers_under_fire(study: dict[str, Any], tmp_path: Path, kind: str
     storage.close()
 
 
+@pytest.mark.ci
+def test_killed_workers_run_the_seeds_of_every_look_once(study: dict[str, Any], tmp_path: Path) -> None:
+    """Equal methods: the signs of their differences show equivalence at twelve seeds, the fourth look."""
+    changes = {"seeds": {"from": 3, "until": "decided", "to": 20}, "worker_timeout": 2, "retries": 50, "name": "looks"}
+    storage, design = create_or_load_study(load_study_config(study | changes))
+    runs = tmp_path / "runs"
+    command = ["-m", "tests.studies.worker_process", storage.url, storage.name, str(runs), "0.1"]
+    assert finish(command, kills=2, between=(10, 14)) > 0
+    # Three rates with three seeds each, then nine more seeds at the best rate, of two methods.
+    trials = storage.trials()
+    assert Counter(trial.status for trial in trials) == {Status.COMPLETE: 36}
+    assert {trial.spec for trial in trials} == set(design.required_trials(trials))
+    storage.close()
+
+
 @pytest.mark.slow
 def test_real_runs_under_fire_end_as_undisturbed_ones(study: dict[str, Any], tmp_path: Path) -> None:
     """200 trials that train, with real workers."""

@@ -73,6 +73,16 @@ def test_an_extended_grid_runs_only_the_new_trials(study: dict[str, Any]) -> Non
     assert {(c.adapter.policy, c.training["seed"]) for c in runs.configs} == {("lora", 1), ("ailora", 0), ("ailora", 1)}
 
 
+def test_the_looks_of_a_study_that_has_begun_stay(study: dict[str, Any]) -> None:
+    """Its seeds and its margin; a list of seeds may become looks."""
+    work(*opened(study, methods=["lora"], seeds=[0]), Runs())
+    seeds = {"from": 3, "until": "decided", "to": 5}
+    assert work(*opened(study, methods=["lora"], seeds=seeds), Runs()) == 6
+    for changes in ({"seeds": seeds | {"to": 8}}, {"seeds": seeds, "margin": 0.02}):
+        with pytest.raises(InputError, match=f"no longer fits its storage .*{[*changes][-1]}"):
+            opened(study, methods=["lora"], **changes)
+
+
 def test_what_a_smaller_grid_leaves_out_is_kept_but_not_shown(study: dict[str, Any]) -> None:
     work(*opened(study), Runs())
     storage, design = opened(study, methods=["lora"])

@@ -223,7 +223,9 @@ class StudyDesign:
                 continue
             if spec.learning_rate == best[spec.condition]:
                 metric, split = self.metric(spec.condition), self.report_split(spec.condition)
-                of[spec.seed] = trial.result.metrics[split][metric] if trial.result else math.nan
+                # Results come from a database, perhaps of another version: one without the score counts as failed.
+                metrics = trial.result.metrics if trial.result else {}
+                of[spec.seed] = metrics.get(split, {}).get(metric, math.nan)
         return reported
 
     def _configure(self, spec: TrialSpec, output: str) -> RunConfig:
