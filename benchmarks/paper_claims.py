@@ -12,7 +12,6 @@ from study_records import StudyRecord
 
 from ailora.formatting import format_interval
 from ailora.studies.comparison import BaselineComparison
-from ailora.studies.statistics import Outcome
 from ailora.studies.study_design import StudyDesign
 
 
@@ -35,9 +34,13 @@ class Finding(StrEnum):
 
 #: A verdict on the method that a claim praises -> the finding on the claim.
 _OF_VERDICT = {
-    Outcome.WIN: Finding.CONFIRMED,
-    Outcome.LOSS: Finding.REFUTED,
-    Outcome.TIE: Finding.UNDECIDED,
+    "better": Finding.CONFIRMED,
+    "better and equivalent": Finding.CONFIRMED,
+    "worse": Finding.REFUTED,
+    "worse and equivalent": Finding.REFUTED,
+    # A method within the margin may still be a little better.
+    "equivalent": Finding.UNDECIDED,
+    "undecided": Finding.UNDECIDED,
     None: Finding.NOT_RUN,
 }
 

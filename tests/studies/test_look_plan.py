@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import random
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,7 @@ import pytest
 
 from ailora.errors import InputError
 from ailora.studies.comparison import compare
+from ailora.studies.look_plan import PlannedComparison, plan_looks
 from ailora.studies.study_design import StudyDesign
 from ailora.studies.summary import summarize
 from ailora.studies.trial import Condition, Trial, TrialSpec
@@ -145,3 +148,24 @@ def test_plans_that_cannot_be_judged_are_refused(changes: dict[str, Any], messag
 def test_defaults_are_three_to_twenty_seeds() -> None:
     assert make_design(seeds={"until": "decided"}).looks.counts == (3, 5, 8, 12, 20)
     assert make_design(metric="loss", margin="1%", seeds={"until": "decided", "to": 4}).looks.counts == (3, 4)
+
+
+def test_the_simulation_of_the_benchmark_decides_as_studies_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`benchmarks/sequential_verdicts.py` judges all studies at once: the same verdicts at the same looks."""
+    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[2] / "benchmarks"))
+    simulation = importlib.import_module("sequential_verdicts")
+    rng, seeds = np.random.default_rng(0), list(range(20))
+    gains = rng.choice([0.0, 0.005, 0.01, 0.03], (100, 3, 1))
+    differences = gains + rng.normal(0, 0.008, (100, 3, 20))
+    decisions = simulation.decide(differences)
+    comparisons = {method: PlannedComparison("base", 0.01, False, True) for method in range(3)}
+    for study, of_study in enumerate(differences):
+        scores = {"base": dict.fromkeys(seeds, 0.0)} | {m: dict(enumerate(of_study[m])) for m in range(3)}
+        state = plan_looks(comparisons, scores, seeds, simulation.LOOKS)
+        for method, judgement in state.judgements.items():
+            sign = {"better": 1, "worse": -1}.get(judgement.verdict, 0)
+            assert (sign, judgement.equivalent) == (
+                decisions.sign[study, method],
+                decisions.equivalent[study, method],
+            )
+            assert state.n_seeds[method] == simulation.LOOKS.counts[decisions.look[study, method]]
