@@ -91,7 +91,10 @@ def test_an_edited_configuration_is_used_with_a_warning(
     (copied / CONFIG).write_text(json.dumps(config | {"base_model_name_or_path": "moved/elsewhere"}))
     with caplog.at_level("WARNING", logger="ailora"):
         merge(str(base), copied, tmp_path / "out")
-    assert "adapter_config.json is not as it was written with the weights beside it: edited, or damaged" in caplog.text
+    assert (
+        "adapter_config.json has changed since it was written with the weights: it was edited, or is damaged"
+        in caplog.text
+    )
     check = next(check for check in verify(copied, str(base)).checks if check.name == "digests")
     assert (check.passed, check.detail) == (
         None,

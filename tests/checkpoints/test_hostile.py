@@ -45,7 +45,7 @@ def rewritten(folder: Path, name: str, **changes: Any) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"peft_type": "LOHA"}, "only LoRA adapters are read, this is 'LOHA'"),
+        ({"peft_type": "LOHA"}, "only LoRA adapters are read, got 'LOHA'"),
         ({"r": 4}, "has rank 8, adapter_config.json says 4"),
         ({"r": 0}, "r and lora_alpha must be positive numbers, got"),
         ({"r": "8"}, "r and lora_alpha must be positive numbers, got"),
@@ -56,7 +56,7 @@ def rewritten(folder: Path, name: str, **changes: Any) -> None:
         ({"alpha_pattern": {"(": 1}}, "alpha_pattern: .* is not a regular expression"),
         ({"alpha_pattern": {r"(.|..)*\d\d": 1}}, "alpha_pattern: .* cannot be searched for in 1 s"),
         ({"bias": "all"}, "trained biases"),
-        ({"use_dora": True}, "says a DoRA, and the magnitudes of .* say otherwise"),
+        ({"use_dora": True}, "use_dora is True in adapter_config.json, but .* has no magnitudes"),
         ({"lora_alpha": 1e-300}, "r and lora_alpha must be positive numbers, got"),
         ({"task_type": 3}, "task_type must be a name, got 3"),
         ({"task_type": "JUNK"}, r"adapter_config\.json: unknown task type 'JUNK'"),
@@ -198,7 +198,7 @@ def test_a_whole_weight_of_a_module_that_has_factors(copied: Path) -> None:
     name = next(name for name in tensors if name.endswith("lora_A.weight"))
     tensors[name.replace("lora_A.", "")] = tensors[name].clone()
     save_file(tensors, copied / WEIGHTS)
-    with pytest.raises(ailora.InputError, match="is the whole of a module that has factors too"):
+    with pytest.raises(ailora.InputError, match="is the full weight of a module with LoRA factors"):
         AdapterCheckpoint.open(copied)
 
 
@@ -262,7 +262,7 @@ def renamed(old: str, new: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
         (renamed("layers.0.self_attn.q_proj.lora_A", "layers.0.self_attn.q_proj.x"), "q_proj has no lora_A"),
         (renamed("lora_A.weight", "lora_A.bias"), "is not the factor of a linear module"),
         (renamed("lora_", "nothing_"), "holds no LoRA factors"),
-        (renamed("layers.0", "layers.7"), r"is of another adapter .* in one of them only"),
+        (renamed("layers.0", "layers.7"), r"does not belong to .*: only one of the two files has"),
     ],
 )
 def test_files_of_other_names(change: Any, message: str, copied: Path) -> None:

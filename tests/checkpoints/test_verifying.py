@@ -252,7 +252,9 @@ def test_a_sidecar_of_another_adapter_is_told_apart(base: Path, adapter: Path, t
     trained(base, tmp_path / "small", rank=2)
     shutil.copytree(adapter, tmp_path / "mixed")
     shutil.copy(tmp_path / "small" / "ailora.json", tmp_path / "mixed")
-    with pytest.raises(ailora.InputError, match=r"is of another adapter .* has rank 4 there, 8 here"):
+    with pytest.raises(
+        ailora.InputError, match=r"does not belong to .* has rank 4 in ailora\.json, 8 in adapter_model"
+    ):
         verify(tmp_path / "mixed", str(base))
     # One that only lies above it says nothing of it.
     (tmp_path / "above" / "below").mkdir(parents=True)

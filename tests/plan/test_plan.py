@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from peft import TaskType
 
 import ailora
-from ailora.lora.lora_config import lora_config
+from ailora.lora.lora_config import build_lora_config
 from ailora.plan import Plan, make_plan
 from ailora.plan.task_type import TASKS
 from tests.families import FAMILIES
@@ -38,7 +38,7 @@ def test_a_plan_travels_as_json(**options: Any) -> None:
         s = adapter.scaling
         alpha = options["alpha"] or adapter.rank
         assert s == pytest.approx(alpha / (math.sqrt(adapter.rank) if plan.options.rslora else adapter.rank))
-        config = lora_config(plan, BERT)
+        config = build_lora_config(plan, BERT)
         module = next(k for k in [*config.rank_pattern, ""] if not k or re.search(rf"{k}$", adapter.projection.module))
         r, alpha = config.rank_pattern.get(module, config.r), config.alpha_pattern.get(module, config.lora_alpha)
         assert r == adapter.file_rank

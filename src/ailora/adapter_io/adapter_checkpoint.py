@@ -17,14 +17,14 @@ from ailora.adapter_io.adapter_digests import validate_digests
 from ailora.adapter_io.peft_config_file import (
     CONFIG_NAME,
     WEIGHTS_NAME,
+    find_pattern_value,
     find_targets,
-    pattern_value,
     read_config,
     validate_weights_file,
 )
 from ailora.errors import InputError
 from ailora.formatting import pluralize
-from ailora.lora.anchor import left_grid, unstack_A, unstack_B
+from ailora.lora.anchor import is_off_grid, unstack_A, unstack_B
 from ailora.module_pattern import ModulePatterns
 from ailora.path_kind import resolve_adapter_dir
 from ailora.plan.adapter_metadata import METADATA_NAME, AdapterMetadata, find_metadata, find_metadata_file
@@ -33,27 +33,27 @@ from ailora.roles import find_linear_modules
 from ailora.safetensors_io import StoredTensor, read_header, read_tensor
 from ailora.weights.base_weight import all_finite, select_rows
 
-#: PEFT's prefix before the names of the base model's modules.
+#: Prefix that PEFT puts before the names of the base model's modules.
 PREFIX = "base_model.model."
-#: Ends of the names that a LoRA of a linear module has in a file.
+#: Suffixes of tensor names in the file, and the part of a linear module's LoRA that each denotes.
 _PARTS = {
     "lora_A.weight": "A",
     "lora_B.weight": "B",
     "lora_magnitude_vector": "magnitude",
     "lora_magnitude_vector.weight": "magnitude",
 }
-#: Larger entries overflow float64 in products and their norms.
+#: Largest entry whose products, and their norms, stay within float64.
 _MAX_FLOAT64_ENTRY = 1e100
 
 
 def add_prefix(name: str) -> str:
-    """Return the name of a tensor with PEFT's prefix, which some files leave out."""
+    """Return the name of a tensor with PEFT's prefix, which some files omit."""
     return PREFIX + name.removeprefix(PREFIX)
 
 
 @dataclass(frozen=True)
 class LoraWeights:
-    """Location of one module's LoRA in a file.
+    """Location of a module's LoRA in a file.
 
     Attributes:
         module: Name of the module in the base model.
@@ -86,7 +86,7 @@ class LoraWeights:
             `A` (r, in) and `B` (out, r), in float64 if a factor is stored in float64, else in float32.
 
         Raises:
-            InputError: A factor has NaN, infinite or too large entries.
+            InputError: A factor has NaN or infinite entries, or entries too large for float64 products.
         """
         A, B = read_tensor(self.A), read_tensor(self.B)
         for stored, tensor in ((self.A, A), (self.B, B)):
@@ -100,14 +100,15 @@ class LoraWeights:
 
 @dataclass(frozen=True)
 class ProjectionFactors:
-    """Factors of one planned adapter, as the file of its module holds them.
+    """Factors of a planned adapter: its part of the factors in the file.
 
     Attributes:
         planned: Settings of the adapter.
-        A: Rows of the module's `A`; `[A0; dA]` with an anchor.
-        B: Columns of the module's `B`, restricted to the rows of the role; `[dB, B]` with an anchor.
-        anchored: Whether `A` and `B` are stacked with an anchor.
-        covers_all_rows: Whether `B` keeps all rows of a fused weight, as coupled roles and stock trainers fill them.
+        A: The adapter's rows of the module's `A`; `[A0; dA]` with an anchor.
+        B: The adapter's columns of the module's `B`, restricted to the rows of the role; `[dB, B]` with an anchor.
+        anchored: Whether `A` and `B` contain an anchor.
+        covers_all_rows: Whether `B` keeps all rows of a fused weight, because roles are coupled or training without
+            ailora has filled them.
         eps: Machine precision of the factors in the file.
     """
 
@@ -131,20 +132,20 @@ class ProjectionFactors:
 
     @property
     def anchor_was_trained(self) -> bool:
-        """Whether a stock trainer moved the anchor too; see `anchor.left_grid`."""
-        return self.anchored and left_grid(self.B, self.eps)
+        """Whether training without ailora has changed the anchor too; see `anchor.is_off_grid`."""
+        return self.anchored and is_off_grid(self.B, self.eps)
 
 
 @dataclass(frozen=True)
 class AdapterCheckpoint:
-    """Saved LoRA adapter, known from its configuration and header; tensors are read on request.
+    """Saved LoRA adapter, opened by its configuration and header; tensors are read on request.
 
     Attributes:
         folder: Folder of the adapter.
         config: PEFT's configuration, as plain data.
-        modules: Factors by name of the module in the base model.
-        saved: Tensors of modules trained whole, by name of the parameter in the base model.
-        metadata: Our metadata. None if missing, or of another adapter in a folder above.
+        modules: Location of the factors, by name of the module in the base model.
+        saved: Tensors of modules trained in full, by name of the parameter in the base model.
+        metadata: Content of `ailora.json`. None if neither the folder nor a parent folder has it for this adapter.
     """
 
     folder: Path
@@ -158,14 +159,14 @@ class AdapterCheckpoint:
         """Read and validate the files of an adapter.
 
         Args:
-            path: Folder of an adapter, or of a run with its adapter in `adapter/`.
+            path: Folder of an adapter, or of a run, whose adapter is in `adapter/`.
 
         Returns:
             The adapter, with consistent files and valid digests.
 
         Raises:
-            InputError: The folder holds no adapter, or no LoRA of linear modules, or its files are damaged or
-                contradict each other.
+            InputError: The folder holds no adapter, the adapter is no LoRA of linear modules, or its files are damaged
+                or contradict each other.
         """
         folder = resolve_adapter_dir(path)
         validate_weights_file(folder)
@@ -173,28 +174,27 @@ class AdapterCheckpoint:
         header = read_header(folder / WEIGHTS_NAME)
         parts: dict[str, dict[str, StoredTensor]] = {}
         saved: dict[str, StoredTensor] = {}
-        # Of a module saved under two names, the plain one comes first and wins below.
+        # PEFT saves trained embeddings under two names. Plain names are sorted first, so that `setdefault` keeps them.
         for name, stored in sorted(header.tensors.items(), key=lambda item: ".modules_to_save." in item[0]):
             if not stored.floating:
-                raise InputError(f"{stored}: adapters hold floating tensors")
+                raise InputError(f"{stored}: the tensors of an adapter must be floating-point")
             if 0 in stored.shape:
-                raise InputError(f"{stored} is empty: the file is damaged, or of another program")
+                raise InputError(f"{stored} is empty: the file is damaged, or not from PEFT")
             bare = name.removeprefix(PREFIX)
             if bare != name and bare in header.tensors:
-                raise InputError(f"{stored.file} holds {bare!r} twice, with and without {PREFIX!r} before it")
+                raise InputError(f"{stored.file} holds {bare!r} twice, with and without the prefix {PREFIX!r}")
             end = next((end for end in _PARTS if bare.endswith(f".{end}")), None)
             if end is not None:
                 parts.setdefault(bare.removesuffix(f".{end}"), {})[_PARTS[end]] = stored
             elif re.search(r"\.base_layer\.(weight|bias)$", bare):
                 continue  # PEFT also saves the frozen weight of adapted embeddings and heads.
             elif ".original_module." in bare:
-                continue  # PEFT also saves the original of resized embeddings that are trained whole.
+                continue  # PEFT also saves the original of resized embeddings that are trained in full.
             elif re.search(r"(^|\.)lora_", bare):
                 raise InputError(
-                    f"{stored.file}: {name!r} is not the factor of a linear module, which is all that is read"
+                    f"{stored.file}: {name!r} is not the factor of a linear module; other LoRA layers are not supported"
                 )
             else:
-                # PEFT saves trained embeddings under both names.
                 saved.setdefault(bare.replace(".modules_to_save.", "."), stored)
         if not parts:
             raise InputError(f"{folder / WEIGHTS_NAME} holds no LoRA factors")
@@ -208,13 +208,13 @@ class AdapterCheckpoint:
         _validate_agreement(folder, config, modules, saved)
         adapter = cls(folder, config, modules, saved, None)
         metadata = adapter._matching_metadata()
-        # Last: a file that contradicts itself is refused by the name of the tensor.
+        # Digests come last, because the checks above name the tensor at fault.
         validate_digests(folder, header)
         return cls(folder, config, modules, saved, metadata)
 
     @cached_property
     def plan(self) -> Plan | None:
-        """Plan of the adapter. None without metadata."""
+        """Plan of the adapter. None without `ailora.json`."""
         return self.metadata.parsed_plan if self.metadata else None
 
     @property
@@ -234,7 +234,7 @@ class AdapterCheckpoint:
 
     @property
     def targets_residual_base(self) -> bool:
-        """Whether the adapter needs residual weights, as PEFT saves the residual form during training."""
+        """Whether the adapter needs residual weights, because PEFT saved it in the residual form during training."""
         plan = self.plan
         return plan is not None and plan.form is Form.RESIDUAL and not self.exported and not self.contains_anchor(plan)
 
@@ -247,7 +247,7 @@ class AdapterCheckpoint:
         if self.targets_residual_base:
             raise InputError(
                 f"{self.folder} is in the residual form and belongs on residual weights: save it for the untouched "
-                "base first, ailora.save_adapter(ailora.resume(base_model, adapter), folder)"
+                "base first, with ailora.save_adapter(ailora.resume(base_model, adapter), folder)"
             )
 
     @property
@@ -264,25 +264,25 @@ class AdapterCheckpoint:
         return factors + list(self.saved.values())
 
     def validate_finite(self) -> None:
-        """Refuse tensors that no model can be made of.
+        """Refuse an adapter with NaN or infinite entries.
 
         Raises:
-            InputError: Names the first tensor with NaN or infinite entries.
+            InputError: A tensor has NaN or infinite entries. The message names the first.
         """
         for stored in self.tensors:
             if not all_finite(read_tensor(stored)):
                 raise InputError(f"{stored} holds NaN or infinite entries")
 
     def validate_complete(self, base: nn.Module) -> None:
-        """Refuse a file with other modules than its configuration adapts or trains whole.
+        """Refuse a file whose modules differ from those that its configuration adapts or trains in full.
 
-        PEFT loads such files with a warning, or silently without the factors.
+        PEFT loads such a file with a warning, or silently ignores some factors.
 
         Args:
             base: Base model; its parameters may be on the meta device.
 
         Raises:
-            InputError: The file lacks a module, or has another one. The message names the first.
+            InputError: The file lacks a module, or has an additional one. The message names the first.
         """
         linear = find_linear_modules(base)
         if unknown := sorted(self.modules.keys() - linear.keys()):
@@ -297,13 +297,13 @@ class AdapterCheckpoint:
         if ignored := sorted(self.modules.keys() - targets):
             raise InputError(
                 f"{self.folder / WEIGHTS_NAME} has factors for {pluralize(len(ignored), 'module')} that {CONFIG_NAME} "
-                f"does not adapt, such as {ignored[0]}: loaders would leave them out. Correct target_modules, "
+                f"does not adapt, such as {ignored[0]}: loaders would ignore them. Correct target_modules, "
                 "exclude_modules or layers_to_transform"
             )
         if missing := sorted(targets - self.modules.keys()):
             raise InputError(
                 f"{self.folder / WEIGHTS_NAME} has no factors for {pluralize(len(missing), 'module')} that "
-                f"{CONFIG_NAME} adapts, such as {missing[0]}: the file is incomplete, or its target_modules are of "
+                f"{CONFIG_NAME} adapts, such as {missing[0]}: the file is incomplete, or {CONFIG_NAME} belongs to "
                 "another adapter"
             )
 
@@ -317,7 +317,7 @@ class AdapterCheckpoint:
             InputError: A parameter is missing. The message names the first.
         """
         names = self.config.get("modules_to_save") or []
-        # PEFT compares the ends of names, not whole parts of them.
+        # PEFT compares the ends of names, not whole parts between dots.
         ends = tuple([names] if isinstance(names, str) else names)
         for module, part in base.named_modules():
             if not module.endswith(ends):
@@ -325,12 +325,12 @@ class AdapterCheckpoint:
             for parameter in part.state_dict():
                 if f"{module}.{parameter}" not in self.saved:
                     raise InputError(
-                        f"{self.folder / WEIGHTS_NAME} has no {module}.{parameter}, and modules_to_save in "
-                        f"{CONFIG_NAME} says that it was trained whole: the file is incomplete"
+                        f"{self.folder / WEIGHTS_NAME} has no {module}.{parameter}, which {CONFIG_NAME} lists in "
+                        "modules_to_save: the file is incomplete"
                     )
 
     def find_scaling_mismatch(self, plan: Plan) -> tuple[str, float, float] | None:
-        """Find a module with different scalings in the configuration and in a plan.
+        """Find a module whose scaling in the configuration differs from its scaling in a plan.
 
         Returns:
             Name of the module, scaling in the configuration, and scaling in the plan. None if all agree.
@@ -342,7 +342,7 @@ class AdapterCheckpoint:
         return None
 
     def contains_anchor(self, plan: Plan) -> bool:
-        """Return whether the file contains the anchor; PEFT saves the residual form without."""
+        """Return whether the file contains the anchor, which PEFT omits when it saves the residual form."""
         return all(
             self.modules[module].rank == sum(planned.file_rank for planned in group)
             for module, group in plan.modules.items()
@@ -355,10 +355,10 @@ class AdapterCheckpoint:
             plan: Plan of the adapter.
 
         Yields:
-            Factors, with a single module in memory at a time.
+            Factors of an adapter; a single module is in memory at a time.
 
         Raises:
-            InputError: A factor has NaN, infinite or too large entries.
+            InputError: A factor has NaN or infinite entries, or entries too large for float64 products.
         """
         stacked = self.contains_anchor(plan)
         for module, group in plan.modules.items():
@@ -368,7 +368,7 @@ class AdapterCheckpoint:
             ranks = [planned.file_rank if stacked else planned.rank for planned in group]
             for planned, rows, columns in zip(group, A.split(ranks, dim=0), B.split(ranks, dim=1), strict=True):
                 selected = select_rows(columns, planned.projection)
-                # A stock trainer also fills the rows of other roles.
+                # Training without ailora also fills the rows of other roles.
                 all_rows = planned.projection.fused and (
                     plan.couple_roles or int(selected.count_nonzero()) < int(columns.count_nonzero())
                 )
@@ -376,13 +376,13 @@ class AdapterCheckpoint:
                 yield ProjectionFactors(planned, rows, columns if all_rows else selected, anchored, all_rows, eps)
 
     def _matching_metadata(self) -> AdapterMetadata | None:
-        """Read the metadata in the folder, or in a folder above if they fit.
+        """Read the metadata in the folder, or those in a parent folder if they belong to this adapter.
 
         Returns:
-            The metadata. None if there are none, or those above the folder are of another adapter.
+            The metadata. None without metadata, or if those in a parent folder do not belong to this adapter.
 
         Raises:
-            InputError: The metadata in the folder are invalid, or of another adapter.
+            InputError: The metadata in the folder are invalid, or do not belong to this adapter.
         """
         inside = (self.folder / METADATA_NAME).is_file()
         try:
@@ -393,25 +393,25 @@ class AdapterCheckpoint:
             return None
         reason = self.mismatch_reason(metadata) if metadata else None
         if reason and inside:
-            raise InputError(f"{self.folder / METADATA_NAME} is of another adapter than {WEIGHTS_NAME}: {reason}")
+            raise InputError(f"{self.folder / METADATA_NAME} does not belong to {WEIGHTS_NAME}: {reason}")
         return None if reason else metadata
 
     def mismatch_reason(self, metadata: AdapterMetadata) -> str | None:
-        """Return the first contradiction between metadata and file, or None."""
+        """Return the first contradiction between metadata and weights file. None if there is none."""
         plan = metadata.parsed_plan
         planned = plan.modules
         if planned.keys() != self.modules.keys():
-            odd = sorted(planned.keys() ^ self.modules.keys())
-            return f"{odd[0]} is in one of them only"
+            unmatched = min(planned.keys() ^ self.modules.keys())
+            return f"only one of the two files has the module {unmatched}"
         for module, group in planned.items():
             shape, weights = group[0].projection.shape, self.modules[module]
             if weights.shape != shape:
-                return f"{module} maps {shape} there, {weights.shape} here"
+                return f"{module} has the shape {shape} in {METADATA_NAME}, {weights.shape} in {WEIGHTS_NAME}"
             ranks = [sum(p.file_rank for p in group)]
             if plan.form is Form.RESIDUAL:
                 ranks.append(sum(p.rank for p in group))
             if metadata.exported is None and weights.rank not in ranks:
-                return f"{module} has rank {ranks[0]} there, {weights.rank} here"
+                return f"{module} has rank {ranks[0]} in {METADATA_NAME}, {weights.rank} in {WEIGHTS_NAME}"
         return None
 
 
@@ -421,16 +421,17 @@ def _validate_agreement(
     modules: Mapping[str, LoraWeights],
     saved: Mapping[str, StoredTensor],
 ) -> None:
-    """Refuse magnitudes without DoRA, DoRA without magnitudes, and whole weights beside factors."""
+    """Refuse magnitudes without DoRA, DoRA without magnitudes, and modules with both factors and a full weight."""
     for weights in modules.values():
         if (weights.magnitude is not None) != bool(config.get("use_dora")):
-            says = "a DoRA" if config.get("use_dora") else "no DoRA"
+            has = "has no" if config.get("use_dora") else "has"
             raise InputError(
-                f"{folder}: {CONFIG_NAME} says {says}, and the magnitudes of {weights.module} say otherwise"
+                f"{folder}: use_dora is {bool(config.get('use_dora'))} in {CONFIG_NAME}, but {weights.module} {has} "
+                f"magnitudes in {WEIGHTS_NAME}"
             )
     for name, stored in saved.items():
         if name.rpartition(".")[0] in modules:
-            raise InputError(f"{stored} is the whole of a module that has factors too: loaders would leave it out")
+            raise InputError(f"{stored} is the full weight of a module with LoRA factors: loaders would ignore it")
 
 
 def _lora_weights(
@@ -449,9 +450,9 @@ def _lora_weights(
     if len(A.shape) != 2 or len(B.shape) != 2 or A.shape[0] != B.shape[1]:
         raise InputError(f"{where}: lora_A {A.shape} and lora_B {B.shape} are not (r, in) and (out, r)")
     if magnitude is not None and magnitude.shape != B.shape[:1]:
-        raise InputError(f"{where}: the magnitudes are {magnitude.shape}, the weight has {B.shape[0]} rows")
-    rank = pattern_value("rank_pattern", config, module, ranks)
-    alpha = pattern_value("alpha_pattern", config, module, alphas)
+        raise InputError(f"{where}: expected magnitudes of shape {B.shape[:1]}, got {magnitude.shape}")
+    rank = find_pattern_value("rank_pattern", config, module, ranks)
+    alpha = find_pattern_value("alpha_pattern", config, module, alphas)
     if rank != A.shape[0]:
         raise InputError(f"{where} has rank {A.shape[0]}, {CONFIG_NAME} says {rank}")
     return LoraWeights(module, A, B, magnitude, alpha / (math.sqrt(rank) if config.get("use_rslora") else rank))

@@ -1,4 +1,4 @@
-"""SHA-256 digests of an adapter's files, kept in the header of its weights, and checked by every reader."""
+"""SHA-256 digests of an adapter's files, stored in the header of its weights file and checked by every reader."""
 
 from __future__ import annotations
 
@@ -22,47 +22,49 @@ _DESCRIBED = (CONFIG_NAME, METADATA_NAME)
 
 
 def write_digests(folder: Path, pending: Mapping[str, bytes] | None = None) -> None:
-    """Write the digests of an adapter's files into the header of its weights.
+    """Write the digests of an adapter's files into the header of its weights file.
 
     Args:
-        folder: Folder of the adapter. Without a weights file nothing is written.
-        pending: Content by name of files to be written next.
+        folder: Folder of the adapter. Nothing is written if it has no weights file.
+        pending: Contents, by name, of files that the caller writes afterwards.
     """
     file = folder / WEIGHTS_NAME
     if not file.is_file():
         return
     contents = {name: (folder / name).read_bytes() for name in _DESCRIBED if (folder / name).is_file()}
     contents |= pending or {}
-    # Sorted, as the pending files differ after a kill, and the same command has to write the same bytes.
+    # Sorted, because a resumed command has fewer pending files and must still write the same bytes.
     write_tensor_digest(file, {name: hashlib.sha256(contents[name]).hexdigest() for name in sorted(contents)})
 
 
 def validate_digests(folder: Path, header: Header) -> None:
-    """Refuse changed tensors, and warn of changed files beside them.
+    """Refuse changed tensors, and warn of changes in the other files of the adapter.
 
-    Adapters without digests pass: stock PEFT ones, and those of earlier versions.
+    Adapters without digests pass: those that PEFT or an earlier version has saved.
 
     Args:
         folder: Folder of the adapter.
-        header: Header of its weights.
+        header: Header of its weights file.
 
     Raises:
         InputError: The tensors have changed since they were written.
     """
     validate_tensor_digest(folder / WEIGHTS_NAME, header)
     for name in find_edited_files(folder, header) or ():
-        _LOG.warning("%s is not as it was written with the weights beside it: edited, or damaged", folder / name)
+        _LOG.warning(
+            "%s has changed since it was written with the weights: it was edited, or is damaged", folder / name
+        )
 
 
 def find_edited_files(folder: Path, header: Header) -> list[str] | None:
-    """Find the files beside the weights that have changed since they were written with them.
+    """Find the files of an adapter that have changed since they were written with the weights.
 
     Args:
         folder: Folder of the adapter.
-        header: Header of its weights.
+        header: Header of its weights file.
 
     Returns:
-        Names of the files. None if the weights have no digests.
+        Names of the files. None if the weights file has no digests.
     """
     if not has_tensor_digest(header):
         return None

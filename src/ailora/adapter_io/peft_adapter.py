@@ -20,7 +20,7 @@ from ailora.safetensors_io import read_header
 def load_peft_adapter(base: nn.Module, folder: Path) -> PeftModel:
     """Load a saved adapter with PEFT.
 
-    No pickle is opened, no module of the configuration is imported, and every search by a pattern has a time limit.
+    No pickle is opened, no module that the configuration names is imported, and every pattern has a time limit.
 
     Args:
         base: Base model.
@@ -35,21 +35,21 @@ def load_peft_adapter(base: nn.Module, folder: Path) -> PeftModel:
         SafetensorError: The tensors are damaged.
     """
     validate_weights_file(folder)
-    # Opening a named pipe would wait for a writer for ever.
+    # Opening a named pipe would wait forever for a writer.
     if not (folder / CONFIG_NAME).is_file():
         raise InputError(f"{folder} has no {CONFIG_NAME}")
     validate_digests(folder, read_header(folder / WEIGHTS_NAME))
     file = folder / CONFIG_NAME
     data = read_json_object(file)
     if data.get("megatron_config"):
-        raise InputError(f"{file}: megatron_config is set, for which PEFT imports a module: remove the key")
+        raise InputError(f"{file}: megatron_config makes PEFT import a module, and is refused: remove the key")
     resolved = resolve_patterns(data, (name for name, _ in base.named_modules()), file)
     try:
         config = PeftConfig.from_pretrained(str(folder))
         for key, value in resolved.items():
             setattr(config, key, value)
         with warnings.catch_warnings():
-            # `_validate_same_factors` refuses them with their file.
+            # `_validate_same_factors` refuses missing keys, and names the file.
             warnings.filterwarnings("ignore", message="Found missing adapter keys")
             adapted = PeftModel.from_pretrained(base, str(folder), config=config)  # type: ignore[arg-type]
         if config.peft_type == PeftType.LORA:
@@ -57,7 +57,7 @@ def load_peft_adapter(base: nn.Module, folder: Path) -> PeftModel:
         return adapted
     except (SafetensorError, InputError):
         raise
-    # PEFT validates no configuration: an unexpected value can raise any exception.
+    # PEFT does not validate configurations: an unexpected value can raise any exception.
     except Exception as error:
         if isinstance(error, KeyError) and str(error.args[0]).startswith(PREFIX):
             raise InputError(
@@ -68,15 +68,15 @@ def load_peft_adapter(base: nn.Module, folder: Path) -> PeftModel:
 
 def _validate_same_factors(adapted: PeftModel, folder: Path) -> None:
     """Refuse a file with missing or additional factors, for which `from_pretrained` warns at most."""
-    # `from_pretrained` drops the keys that did not fit; loading a second time returns them.
+    # `from_pretrained` does not return the keys that did not match; loading a second time does.
     keys = adapted.load_adapter(str(folder), "default")
     if keys.missing_keys:
         raise InputError(
             f"{folder / WEIGHTS_NAME} has no {keys.missing_keys[0]}, which {CONFIG_NAME} adapts: the file is "
-            "incomplete, or its target_modules are of another adapter"
+            f"incomplete, or {CONFIG_NAME} belongs to another adapter"
         )
     if ignored := [key for key in keys.unexpected_keys if ".lora_" in key]:
         raise InputError(
-            f"{folder / WEIGHTS_NAME} has {ignored[0]}, which {CONFIG_NAME} does not adapt, and which would be left "
-            "out: correct target_modules, exclude_modules or layers_to_transform"
+            f"{folder / WEIGHTS_NAME} has {ignored[0]}, which {CONFIG_NAME} does not adapt: loaders would ignore it. "
+            "Correct target_modules, exclude_modules or layers_to_transform"
         )

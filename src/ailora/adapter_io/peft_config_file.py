@@ -1,4 +1,4 @@
-"""PEFT's configuration of a LoRA, read and validated."""
+"""Read and validate `adapter_config.json`, PEFT's configuration of a LoRA."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ from ailora.plan.task_type import parse_task_type
 CONFIG_NAME = ADAPTER_CONFIG_NAME
 WEIGHTS_NAME = "adapter_model.safetensors"
 
-#: Inits that leave the base weights as they are. PEFT records the others and changes the weights again when it loads.
+#: Inits that do not change the base weights. PEFT records every other init, and changes the weights again on loading.
 _HARMLESS_INITS = (True, False, None, "gaussian", "orthogonal", "eva")
-#: Keys that leave the update a product `s B A`. A newer PEFT's unknown key counts as harmful if it is set.
+#: Keys with which the update remains a product `s B A`. All other keys, such as those of newer versions of PEFT, must
+#: be unset.
 _HARMLESS = {
     *("alpha_pattern", "auto_mapping", "base_model_name_or_path", "bias", "ensure_weight_tying", "eva_config"),
     *("exclude_modules", "fan_in_fan_out", "inference_mode", "init_lora_weights", "layers_pattern"),
@@ -42,12 +43,12 @@ def read_config(file: Path) -> dict[str, Any]:
         The configuration as plain data.
 
     Raises:
-        InputError: The file is no configuration of a LoRA, has invalid values, or asks for an unsupported feature
+        InputError: The file is not the configuration of a LoRA, has invalid values, or asks for an unsupported feature
             (layer replication, trained biases).
     """
     config = read_json_object(file)
     if config.get("peft_type") != "LORA":
-        raise InputError(f"{file}: only LoRA adapters are read, this is {str(config.get('peft_type'))[:80]!r}")
+        raise InputError(f"{file}: only LoRA adapters are read, got {str(config.get('peft_type'))[:80]!r}")
     if not _is_positive(config.get("r")) or not _is_positive(config.get("lora_alpha", 8)):
         got = f"{_short(config.get('r'))} and {_short(config.get('lora_alpha', 8))}"
         raise InputError(f"{file}: r and lora_alpha must be positive numbers, got {got}")
@@ -56,12 +57,12 @@ def read_config(file: Path) -> dict[str, Any]:
         if not isinstance(pattern, dict) or not all(_is_positive(value) for value in pattern.values()):
             raise InputError(f"{file}: {name} must map names to positive numbers, got {_short(pattern)}")
     for key, rank in {"r": config["r"], **(config.get("rank_pattern") or {})}.items():
-        # PEFT allocates with the rank, and torch refuses 4.0.
+        # PEFT allocates tensors with the rank, and torch refuses 4.0 as a size.
         if type(rank) is not int:
             raise InputError(f"{file}: the rank {_short(key)} must be a whole number, got {_short(rank)}")
     _validate_types(config, file)
     if config.get("layer_replication") is not None:
-        raise InputError(f"{file}: layer_replication is not supported: its layers share their weights")
+        raise InputError(f"{file}: layer_replication is not supported, because replicated layers share weights")
     if config.get("bias", "none") != "none" or config.get("lora_bias"):
         raise InputError(f"{file}: adapters with trained biases are not read")
     return config
@@ -88,16 +89,16 @@ def _validate_types(config: Mapping[str, Any], file: Path) -> None:
 
 
 def validate_target_types(config: Mapping[str, Any], file: Path) -> None:
-    """Refuse values of other types in the keys that select modules.
+    """Refuse values of unexpected types in the keys that select modules.
 
     Raises:
-        InputError: A value is of another type. The message names the key.
+        InputError: A value has an unexpected type. The message names the key.
     """
     for key in ("target_modules", "exclude_modules", "modules_to_save", "layers_pattern"):
         value = config.get(key)
         names = value if isinstance(value, list) else [value]
         if value is not None and not all(isinstance(name, str) for name in names):
-            raise InputError(f"{file}: {key} must be a text or a list of texts, got {_short(value)}")
+            raise InputError(f"{file}: {key} must be a string or a list of strings, got {_short(value)}")
     layers = config.get("layers_to_transform")
     numbers = layers if isinstance(layers, list) else [layers]
     if layers is not None and not all(type(number) is int for number in numbers):
@@ -112,10 +113,10 @@ def _short(value: object) -> str:
 
 
 def validate_weights_file(folder: Path) -> None:
-    """Refuse an adapter without a safetensors file, in whose place PEFT would open a pickle.
+    """Refuse an adapter without a safetensors file, since PEFT would open a pickle instead.
 
     Raises:
-        InputError: The file is missing. For a pickled adapter the message has the command for a conversion.
+        InputError: The file is missing. For a pickled adapter, the message contains the command that converts it.
     """
     if (folder / WEIGHTS_NAME).is_file():
         return
@@ -137,38 +138,40 @@ def _is_positive(value: object) -> bool:
 
 
 def validate_plain(config: Mapping[str, Any], folder: Path) -> None:
-    """Refuse an adapter whose update is more than `s B A` (or DoRA's) on an unchanged base.
+    """Refuse an adapter unless its update is `s B A`, or that of DoRA, on an unchanged base.
 
     Raises:
-        InputError: The init changed the base weights, or another option is set. The message names the option.
+        InputError: The init changed the base weights, or an unsupported option is set. The message names the option.
     """
     init = config.get("init_lora_weights", True)
     if init not in _HARMLESS_INITS:
         raise InputError(
-            f"{folder}: init_lora_weights {str(init)[:40]!r} changed the base weights, and does so again when PEFT "
-            "loads it: convert it first, with save_pretrained(..., path_initial_model_for_weight_conversion=...)"
+            f"{folder}: init_lora_weights {str(init)[:40]!r} changes the base weights whenever PEFT loads the adapter: "
+            "convert the adapter first, with save_pretrained(..., path_initial_model_for_weight_conversion=...)"
         )
-    odd = [key for key, value in config.items() if key not in _HARMLESS and value not in (None, False, {}, [], "")]
-    if odd:
-        raise InputError(f"{folder}: {odd[0]} is set: only plain LoRA, rsLoRA and DoRA are read here")
+    unsupported = [
+        key for key, value in config.items() if key not in _HARMLESS and value not in (None, False, {}, [], "")
+    ]
+    if unsupported:
+        raise InputError(f"{folder}: {unsupported[0]} is set: only plain LoRA, rsLoRA and DoRA are supported")
 
 
-def pattern_value(name: str, config: Mapping[str, Any], module: str, patterns: ModulePatterns) -> float:
+def find_pattern_value(name: str, config: Mapping[str, Any], module: str, patterns: ModulePatterns) -> float:
     """Look up the rank or alpha of a module by PEFT's rule.
 
-    The first key counts whose regular expression matches the name, or an end of the name after a dot.
+    Keys are regular expressions. The first key that matches the whole name, or an end of the name after a dot, counts.
 
     Args:
         name: `rank_pattern` or `alpha_pattern`.
         config: PEFT's configuration.
         module: Name of the module.
-        patterns: Patterns with their shared time limit.
+        patterns: Pattern matcher, whose time limit all look-ups share.
 
     Returns:
         The rank or alpha; `r` or `lora_alpha` if no key matches.
 
     Raises:
-        InputError: A key is no regular expression, or the search exceeds the time limit.
+        InputError: A key is not a regular expression, or the search exceeds the time limit.
     """
     for key, value in (config.get(name) or {}).items():
         if patterns.fullmatch(rf"(?:.*\.)?(?:{key})", module):
@@ -176,16 +179,16 @@ def pattern_value(name: str, config: Mapping[str, Any], module: str, patterns: M
     return config["r"] if name == "rank_pattern" else config.get("lora_alpha", 8)
 
 
-#: Patterns without repetition or group, whose search takes time linear in the length of the name.
+#: Patterns without repetitions or groups, whose search takes time linear in the length of the name.
 _HARMLESS_PATTERN = re.compile(r"[^*+?{(\[]*")
 #: PEFT's value for all linear modules except the head.
 _ALL_LINEAR = "all-linear"
 
 
 def resolve_patterns(config: dict[str, Any], modules: Iterable[str], file: Path) -> dict[str, Any]:
-    """Replace slow patterns of a configuration by the names of the modules they match.
+    """Replace potentially slow patterns of a configuration by the names of the modules they match.
 
-    PEFT searches without a time limit. Patterns without repetition or group stay unchanged.
+    PEFT searches without a time limit. Patterns without repetitions or groups are fast and stay unchanged.
 
     Args:
         config: PEFT's configuration, as plain data.
@@ -196,7 +199,7 @@ def resolve_patterns(config: dict[str, Any], modules: Iterable[str], file: Path)
         New values of the changed keys.
 
     Raises:
-        InputError: A value is no pattern, or its search exceeds the time limit.
+        InputError: A value is not a regular expression, or its search exceeds the time limit.
     """
     validate_target_types(config, file)
     modules = list(modules)
@@ -211,13 +214,13 @@ def resolve_patterns(config: dict[str, Any], modules: Iterable[str], file: Path)
     for key in ("modules_to_save", "layers_pattern"):
         value = config.get(key) or []
         names = value if isinstance(value, list) else [value]
-        if odd := [name for name in names if not _is_harmless(name)]:
-            raise InputError(f"{file}: {key} must hold names, got the regular expression {_short(odd[0])}")
+        if patterns_found := [name for name in names if not _is_harmless(name)]:
+            raise InputError(f"{file}: {key} must hold names, got the regular expression {_short(patterns_found[0])}")
     for key in ("rank_pattern", "alpha_pattern"):
         if not all(map(_is_harmless, config.get(key) or {})):
             patterns = ModulePatterns(f"{file}: {key}")
             targets = [name for name in modules if not _names_targets(config) or _is_target(config | resolved, name)]
-            values = {name: pattern_value(key, config, name, patterns) for name in targets}
+            values = {name: find_pattern_value(key, config, name, patterns) for name in targets}
             resolved[key] = {f"^{re.escape(name)}": value for name, value in values.items()}
     return resolved
 
@@ -256,7 +259,7 @@ def _names_targets(config: Mapping[str, Any]) -> bool:
 
 
 def _is_target(config: Mapping[str, Any], module: str) -> bool:
-    """Return whether a configuration without slow patterns adapts a module."""
+    """Return whether a configuration adapts a module; its slow patterns must have been resolved."""
     keys = ("target_modules", "exclude_modules", "modules_to_save", "layers_to_transform", "layers_pattern")
     values = SimpleNamespace(target_parameters=None, **{key: config.get(key) for key in keys})
     return bool(check_target_module_exists(values, module))  # type: ignore[arg-type]

@@ -20,7 +20,7 @@ from ailora.lora.adapt import get_plan
 from ailora.lora.fused_factor import FusedFactor
 from ailora.lora.initial_factors import InitialFactors
 from ailora.lora.inject import get_metadata, validate_unmerged
-from ailora.lora.lora_config import lora_config
+from ailora.lora.lora_config import build_lora_config
 from ailora.lora.packed_factor import PackedFactor
 from ailora.lora.plain_factor import ResidualFactor
 from ailora.lora.residual import restore_weights
@@ -31,11 +31,11 @@ from ailora.weights.dtensor import any_dtensor, full_tensor
 
 
 def save_adapter(model: PeftModel, folder: Path | str, *, adapter_name: str = "default") -> Path:
-    """Save an adapter of ours as a stock PEFT adapter for the untouched base, with `ailora.json`.
+    """Save an adapter made by ailora as a stock PEFT adapter for the untouched base, with `ailora.json`.
 
-    The anchored and the stock form are written by `save_pretrained`. The residual form is converted to the update
-    `[dB, B] [A0; dA]` with `dA = A - A0`, `dB = B - B0`, as in the other forms. All processes of a model sharded by
-    FSDP2 take part, and the main process writes.
+    `save_pretrained` writes the anchored and the stock form. The residual form is converted to the file of the
+    anchored form, `[dB, B] [A0; dA]` with `dA = A - A0`, `dB = B - B0`. If FSDP2 shards the model, every process must
+    call this function, and the main process writes.
 
     Args:
         model: Model returned by `adapt` or `apply_plan`.
@@ -43,10 +43,11 @@ def save_adapter(model: PeftModel, folder: Path | str, *, adapter_name: str = "d
         adapter_name: PEFT's name for the adapter.
 
     Returns:
-        Folder of the files: a subfolder of `folder` for an adapter with another name than `default`, as in PEFT.
+        Folder of the files: `folder` for the adapter name `default`, else a subfolder with the adapter's name.
 
     Raises:
-        ModelError: The model has no such adapter of ours, or PEFT does not find it because layers were renamed.
+        ModelError: ailora injected no adapter of that name into the model, or PEFT does not find the adapter because
+            layers were renamed.
 
     Examples:
         >>> from ailora import adapt
@@ -65,13 +66,13 @@ def save_adapter(model: PeftModel, folder: Path | str, *, adapter_name: str = "d
     if not sharded or is_main():
         model.save_pretrained(str(folder), selected_adapters=[adapter_name], state_dict=state)
         if file_state is not None:
-            config = lora_config(plan, model.get_base_model())
+            config = build_lora_config(plan, model.get_base_model())
             config.base_model_name_or_path = model.peft_config[adapter_name].base_model_name_or_path
             config.inference_mode = True
             config.save_pretrained(str(target))
             save_file(file_state, target / WEIGHTS_NAME, metadata={"format": "pt"})
         metadata.write(target)
-        # Last, as the digests describe all files above.
+        # The digests describe all files written above.
         write_digests(target)
         grant_umask(target / name for name in (WEIGHTS_NAME, CONFIG_NAME))
     if sharded:
@@ -82,7 +83,8 @@ def save_adapter(model: PeftModel, folder: Path | str, *, adapter_name: str = "d
 def restore_base(model: PeftModel, *, adapter_name: str = "default") -> nn.Module:
     """Unload an adapter and restore the base weights of the residual form, `W = W_res + s B0 A0`.
 
-    Restored weights equal the original up to rounding. The other forms never change the base, and only unload.
+    Restored weights equal the original weights up to rounding. With the other forms, which never change the base, the
+    adapter is only unloaded.
 
     Args:
         model: Model returned by `adapt` or `apply_plan`.
@@ -92,7 +94,8 @@ def restore_base(model: PeftModel, *, adapter_name: str = "default") -> nn.Modul
         The base model.
 
     Raises:
-        ModelError: The model has no such adapter of ours, or the adapter is merged or sharded over processes.
+        ModelError: ailora injected no adapter of that name into the model, or the adapter is merged or sharded over
+            processes.
 
     Examples:
         >>> from ailora import adapt
@@ -106,24 +109,24 @@ def restore_base(model: PeftModel, *, adapter_name: str = "default") -> nn.Modul
     if plan.form is Form.RESIDUAL:
         validate_unmerged(base)
         if any_dtensor(base.parameters()):
-            raise ModelError("the base is spread over processes, and its weights cannot be overwritten: load it again")
+            raise ModelError("the base is sharded over processes, and its weights cannot be overwritten: load it again")
         restore_weights(resolve_weights(base, plan.modules), _read_anchors(base, plan, adapter_name))
     return model.unload()
 
 
 def _gather_state_dict(model: PeftModel, adapter_name: str) -> dict[str, torch.Tensor]:
-    """Gather the entries of a sharded model's state dict that belong into the file of an adapter."""
+    """Gather the state dict of an adapter whose model is sharded over processes."""
     state = model.state_dict()
     names = [*state]
-    # PEFT selects the entries and renames them. Given the indices in place of the shards, it moves no tensor, and the
-    # indices that come back lead to the entries to gather.
+    # PEFT selects and renames the entries. It gets indices instead of shards, so that it moves no tensor, and each
+    # index that it returns identifies an entry to gather.
     indices = {name: torch.tensor(index) for index, name in enumerate(names)}
     selected = get_peft_model_state_dict(model, indices, adapter_name=adapter_name)
     if not selected:
         raise ModelError(
             "PEFT finds no adapter in the state dict: fsdp_config['activation_checkpointing'] has renamed the layers. "
-            "Use the argument gradient_checkpointing of the Trainer. What was trained is in its checkpoints "
-            "(pytorch_model_fsdp)"
+            "Use the Trainer's argument gradient_checkpointing instead. The trained weights are in the Trainer's "
+            "checkpoints (pytorch_model_fsdp)"
         )
     return {names[int(index)]: full_tensor(state[names[int(index)]]) for index in selected.values()}
 
@@ -143,7 +146,7 @@ def _file_state_dict(model: PeftModel, plan: Plan, adapter_name: str) -> dict[st
 
 
 def _read_anchors(base: nn.Module, plan: Plan, adapter_name: str) -> list[InitialFactors]:
-    """Return the initial factors of a residual-form adapter, from the anchors beside its factors."""
+    """Return the initial factors of a residual-form adapter, from the anchors that its factors keep."""
     anchors = []
     for planned in plan.adapters:
         projection = planned.projection

@@ -13,14 +13,14 @@ from ailora.adapter_io.adapter_checkpoint import ProjectionFactors
 
 
 def compute_singular_values(B: Float[Tensor, "out r"], A: Float[Tensor, "r in_"]) -> Tensor:
-    """Compute the singular values of `B A`, as those of `R_B R_A'` from QR of both factors.
+    """Compute the singular values of `B A` as those of `R_B R_A'`, from QR decompositions of both factors.
 
     Args:
         B: Factor (out, r).
         A: Factor (r, in).
 
     Returns:
-        Singular values (r,) in float64, descending; fewer where `out` or `in` is smaller than r.
+        Singular values (r,) in float64, descending; fewer if `out` or `in` is smaller than r.
     """
     return torch.linalg.svdvals(_reduce_product(B, A))
 
@@ -48,12 +48,13 @@ def compute_distance(this: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) 
 def approximate_product(B: Tensor, A: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """Compute the factors of a given rank whose product is nearest to `B A` (Eckart, Young).
 
-    The factors come from QR of both factors and the SVD of an r x r matrix. Singular values are split evenly.
+    The result comes from QR decompositions of both factors and the SVD of an r x r matrix. Both new factors contain
+    the square roots of the singular values.
 
     Args:
         B: Factor (out, r).
         A: Factor (r, in).
-        rank: Rank of the new factors; zeros fill up where `B A` has a smaller rank.
+        rank: Rank of the new factors, which are padded with zeros if `B A` has a smaller rank.
 
     Returns:
         `B` (out, rank) and `A` (rank, in) in float64.
@@ -61,7 +62,7 @@ def approximate_product(B: Tensor, A: Tensor, rank: int) -> tuple[Tensor, Tensor
     left, right = torch.linalg.qr(B.double()), torch.linalg.qr(A.double().mT)
     U, S, Vh = torch.linalg.svd(left.R @ right.R.mT)
     count = min(rank, S.shape[0])
-    # Evenly split, neither factor's entries leave the range of a half-precision export before the product's do.
+    # With the values split evenly, no factor overflows in half precision unless the product does.
     root = S[:count].sqrt()
     near_B = left.Q @ (U[:, :count] * root)
     near_A = (root[:, None] * Vh[:count]) @ right.Q.mT
@@ -69,13 +70,13 @@ def approximate_product(B: Tensor, A: Tensor, rank: int) -> tuple[Tensor, Tensor
 
 
 def pad_factors(B: Tensor, A: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """Append zero columns to `B` and zero rows to `A` up to a rank; the product stays the same."""
+    """Append zero columns to `B` and zero rows to `A` up to a rank; the product does not change."""
     missing = rank - A.shape[0]
     return torch.nn.functional.pad(B, (0, missing)), torch.nn.functional.pad(A, (0, 0, 0, missing))
 
 
 def _reduce_product(B: Tensor, A: Tensor) -> Tensor:
-    """Return `R_B R_A'`, of at most r x r, with the singular values of `B A`."""
+    """Return `R_B R_A'`, at most r x r, which has the singular values of `B A`."""
     # Forming B A would cost out x in entries for each module, 64 MiB for a 4096 x 4096 weight in float32.
     left = torch.linalg.qr(B.double(), mode="r").R
     right = torch.linalg.qr(A.double().mT, mode="r").R
@@ -84,7 +85,7 @@ def _reduce_product(B: Tensor, A: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class UpdateStats:
-    """Sizes of one planned adapter's update.
+    """Norms and singular values of a planned adapter's update.
 
     Attributes:
         norm: `|dW|`, Frobenius norm of the update `dW = s B A`.
@@ -102,19 +103,19 @@ class UpdateStats:
 
     @property
     def stable_rank(self) -> float:
-        """`|dW|^2 / |dW|_2^2`, the number of directions with most of the update; 0 for a zero update."""
+        """`|dW|^2 / |dW|_2^2`, an estimate of the number of dominant directions; 0 for a zero update."""
         largest = max(self.singular_values, default=0.0)
         return self.norm**2 / largest**2 if largest > 0 else 0.0
 
 
-def compute_update_stats(role: ProjectionFactors) -> UpdateStats:
-    """Compute the sizes of one planned adapter's update, from its factors in the file."""
-    scaling = role.planned.scaling
-    values = (scaling * compute_singular_values(role.B, role.A)).tolist()
+def compute_update_stats(factors: ProjectionFactors) -> UpdateStats:
+    """Compute norms and singular values of a planned adapter's update, from its stored factors."""
+    scaling = factors.planned.scaling
+    values = (scaling * compute_singular_values(factors.B, factors.A)).tolist()
     norm = float(torch.tensor(values, dtype=torch.float64).norm())
-    if not role.anchored:
+    if not factors.anchored:
         return UpdateStats(norm, None, None, None, tuple(values))
-    (A0, B0), (dA, dB) = role.anchor, role.deltas
+    (A0, B0), (dA, dB) = factors.anchor, factors.deltas
     anchor_norm = scaling * compute_norm(B0, A0)
     return UpdateStats(norm, anchor_norm, _relative_norm(dA, A0), _relative_norm(dB, B0), tuple(values))
 
@@ -124,6 +125,6 @@ def _relative_norm(delta: Tensor, anchor: Tensor) -> float | None:
 
 
 def root_mean_square(values: Iterable[float]) -> float:
-    """Return the root of the mean of the squares; 0 without values."""
+    """Return the root mean square of values; 0 without values."""
     squares = [value**2 for value in values]
     return (sum(squares) / len(squares)) ** 0.5 if squares else 0.0

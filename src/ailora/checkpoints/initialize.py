@@ -31,7 +31,7 @@ from ailora.distributed import (
 )
 from ailora.errors import InputError
 from ailora.inits import Policy
-from ailora.lora.lora_config import lora_config
+from ailora.lora.lora_config import build_lora_config
 from ailora.model_loading import validate_device
 from ailora.plan.adapter_metadata import METADATA_NAME, AdapterMetadata
 from ailora.plan.adapter_plan import Form
@@ -228,7 +228,7 @@ def _write_weights(file: Path, results: Mapping[str, Header], heads: Mapping[str
 
 
 def _config_bytes(plan: InitPlan) -> bytes:
-    config = lora_config(plan.plan, plan.base)
+    config = build_lora_config(plan.plan, plan.base)
     config.base_model_name_or_path = plan.recorded_name
     config.modules_to_save = get_saved_module_names(plan.plan.options) or None
     config.inference_mode = True

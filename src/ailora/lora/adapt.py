@@ -44,25 +44,27 @@ def adapt(
     """Adapt a pretrained model: `make_plan` and `apply_plan` in one call.
 
     The result is an ordinary `peft.PeftModel`; `print(ailora.get_plan(model))` and the logger `ailora` show the
-    number of adapted projections of each role. At the start the outputs equal the base model's bit for bit, the base
-    weights are unchanged, and every `save_pretrained` writes a stock PEFT adapter for the base model. Exceptions are
-    `form="residual"`, which changes the base (`save_adapter` converts the adapter), and `dora` in half precision.
+    number of adapted projections for each role. Before training, the outputs equal those of the base model bit for
+    bit. The base weights never change, and `save_pretrained` writes a stock PEFT adapter for the base model. There are
+    two exceptions: `form="residual"` changes the base weights, so that only `save_adapter` writes an adapter for the
+    original ones, and `dora` in half precision rounds the outputs.
 
     Args:
-        model: The base model, or a `PeftModel`, which gets one more adapter.
+        model: The base model, or a `PeftModel`, which gets an additional adapter.
         policy: A preset (`ailora`, `reversed`, `pissa`, `milora`, `lora`), `{role: init}`, or a `Policy`.
         rank: The rank r, or `{role or regex: rank}`; the first matching key counts.
-        alpha: A number or a mapping, as `rank`. None means alpha = rank: s = 1, or sqrt(r) with `rslora`.
-        roles: The roles to adapt. None means those of the policy, else query and value.
+        alpha: The numerator of the scaling, a number or a mapping with keys like those of `rank`. None means
+            alpha = rank, a scaling of 1, or of sqrt(r) with `rslora`.
+        roles: The roles to adapt. None means the roles that the policy names, or query and value if it names none.
         role_names: `{regex: role}` for modules without a naming rule.
         modules: A regular expression; only modules whose names contain a match are adapted.
-        form: `anchored`, `stock` or `residual`.
-        dropout: Probability in [0, 1).
+        form: Form of the adapter: `anchored`, `stock` or `residual`.
+        dropout: Dropout probability of the adapter's input, in [0, 1).
         rslora: Scale by alpha / sqrt(r) instead of alpha / r.
-        dora: Train magnitudes too; not in the residual form.
-        modules_to_save: Names of modules to train in full. None means the task type's usual heads.
-        task_type: PEFT's name (`SEQ_CLS`, `CAUSAL_LM`, ...). None means that of the model's class.
-        couple_roles: Let the adapter of a fused weight train all its rows, instead of each role its own rows.
+        dora: Also train magnitudes (DoRA). Not available in the residual form.
+        modules_to_save: Names of modules to train in full. None means the usual heads of the task type.
+        task_type: PEFT's task type, such as `SEQ_CLS` or `CAUSAL_LM`. None infers it from the model's class.
+        couple_roles: Let every role of a fused weight train all rows of the weight, not only the rows of the role.
         adapter_name: PEFT's name for the adapter.
         weights_from: See `apply_plan`.
 
@@ -105,21 +107,21 @@ def apply_plan(
     """Inject an adapter into every planned projection.
 
     After an error the model is unchanged. The global random state does not change. With several ranks of
-    torch.distributed, every rank must call this function; rank 0 computes the initial factors of all.
+    torch.distributed, every rank must call this function; rank 0 computes the initial factors for all ranks.
 
     Args:
-        model: The plan's base model, or a `PeftModel` of it, which gets one more adapter.
-        plan: A plan of `make_plan` or `Plan.from_dict`.
+        model: The base model that the plan was made for, or a `PeftModel` around it, which gets an additional adapter.
+        plan: A plan returned by `make_plan` or `Plan.from_dict`.
         adapter_name: PEFT's name for the adapter.
-        weights_from: A folder of safetensors files, one such file, or a hub id in the cache with the weights to
-            decompose instead of the model's: the unquantized checkpoint of a quantized model.
+        weights_from: Checkpoint with the weights to decompose, for models with quantized weights: a folder of
+            safetensors files, a single file, or the hub id of a cached model. None decomposes the model's weights.
 
     Returns:
         The adapted model.
 
     Raises:
-        ModelError: The name is taken, a planned module is missing or has another shape, or a weight has no
-            decomposition.
+        ModelError: The name is taken, a planned module is missing or has an unexpected shape, or a weight cannot be
+            decomposed.
         InputError: The adapter name cannot be used.
 
     Examples:
@@ -156,7 +158,7 @@ def get_plan(model: nn.Module, adapter_name: str = "default") -> Plan:
         The plan.
 
     Raises:
-        ModelError: The model has no such adapter made by ailora.
+        ModelError: ailora injected no adapter of that name into the model.
 
     Examples:
         >>> from transformers import BertConfig, BertModel

@@ -13,8 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-#: Largest relative distance of equal anchors, beyond the rounding of their dtype. Decompositions on other machines
-#: differ by about 1e-5, those of other weights, ranks or policies by about 1.
+#: Largest relative distance between anchors that count as equal, beyond the rounding of their dtype. Decompositions of
+#: a weight on two machines differ by about 1e-5; if the weight, rank or policy differs, so do they by about 1.
 _MAX_ANCHOR_DISTANCE = 1e-3
 #: The step of the grid of `B0` is 2^-19 to 2^-18 of its largest entry.
 _GRID_BITS = 19
@@ -45,21 +45,21 @@ def unstack_B(stacked: Float[Tensor, "out two_r"]) -> tuple[Tensor, Tensor]:
 def snap_to_grid(B: Tensor) -> Tensor:
     """Round `B` to multiples of a power of two, 2^-19 to 2^-18 of its largest entry.
 
-    The start changes by less than 1e-5 of its norm. For a `dB` up to eight times as large as `B0`, the rounding
-    errors of `B0 + dB` and of the difference in float32 stay below half a step: rounding `B - dB` to the grid returns
-    `B0` bit for bit, and a resumed run equals an uninterrupted run.
+    Rounding changes `B` by less than 1e-5 of its norm. Let `B0` be the result. For a `dB` up to eight times as large
+    as `B0`, the rounding errors of `B = B0 + dB` and of `B - dB` in float32 stay below half a step. Rounding `B - dB`
+    to the grid then returns `B0` bit for bit, so that a resumed run equals an uninterrupted run.
     """
     step = _grid_step(B)
     return B if step is None else ((B.double() / step).round() * step).to(B.dtype)
 
 
-def left_grid(stacked: Float[Tensor, "out two_r"], eps: float) -> bool:
-    """Return whether `B - dB` of a file has left the grid of `B0`, because a stock trainer trained the full factor.
+def is_off_grid(stacked: Float[Tensor, "out two_r"], eps: float) -> bool:
+    """Return whether `B - dB` in a file is off the grid of `B0`, because PEFT alone has trained the full factor.
 
     Args:
-        stacked: `lora_B` of the file.
-        eps: Machine precision of the file's factors. Half precision rounds more coarsely than the grid; the result is
-            then False.
+        stacked: `lora_B` from the file, `[dB, B]`.
+        eps: Machine precision of the file's factors. In half precision, which is coarser than the grid, the result is
+            always False.
     """
     delta, total = unstack_B(stacked)
     anchor = total - delta
@@ -71,28 +71,28 @@ def left_grid(stacked: Float[Tensor, "out two_r"], eps: float) -> bool:
 
 
 def anchor_distance(anchor: Tensor, other: Tensor, *, delta: Tensor | None = None, eps: float = 0.0) -> float | None:
-    """Compare two anchors.
+    """Compute the relative distance between anchors that differ by more than rounding.
 
     Args:
-        anchor: The anchor.
-        other: The other anchor, of the same shape.
-        delta: The difference from which `other` was recovered; its norm bounds the rounding error.
-        eps: Machine precision of the coarser anchor.
+        anchor: Reference anchor.
+        other: Anchor to compare, with the shape of `anchor`.
+        delta: Difference that was subtracted to recover `other`; its norm bounds the rounding error.
+        eps: Machine precision of the coarser dtype of the two.
 
     Returns:
-        None if the anchors are equal up to rounding; else their distance relative to the norm of `anchor`.
+        The distance relative to the norm of `anchor`. None if the anchors are equal up to rounding.
     """
-    size = anchor.norm()
+    norm = anchor.norm()
     distance = (other - anchor).norm()
-    rounding = eps * (size + (2 * delta.norm() if delta is not None else 0.0))
-    return None if distance <= _MAX_ANCHOR_DISTANCE * size + rounding else float(distance / size)
+    rounding = eps * (norm + (2 * delta.norm() if delta is not None else 0.0))
+    return None if distance <= _MAX_ANCHOR_DISTANCE * norm + rounding else float(distance / norm)
 
 
 def _grid_step(B: Tensor) -> Tensor | None:
-    """Return the step of the grid, a float64 scalar; None for a factor of zeros or with infinite entries."""
+    """Return the step of the grid, a float64 scalar. None for a factor that is zero or has NaN or infinite entries."""
     largest = B.abs().max() if B.numel() else B.new_zeros(())
     if largest == 0 or not torch.isfinite(largest):
         return None
-    # The factor puts the threshold between two steps between grid points: a recovered `B0` gets the same step again.
+    # 1 + 2^-21 moves the thresholds between step sizes off the grid, so that a recovered `B0` gets its old step again.
     exponent = torch.frexp(largest.double() * (1 + 2.0**-21)).exponent
     return torch.ldexp(torch.ones((), dtype=torch.float64, device=B.device), exponent - _GRID_BITS)

@@ -18,7 +18,7 @@ from ailora.weights.dtensor import distribute_like, full_tensor, validate_unshar
 class AnchoredFactor(PackedFactor):
     """A factor with its anchor as a buffer and the difference from the anchor as the parameter `delta`."""
 
-    # A buffer: PEFT's `requires_grad_` on the parent module would unfreeze a parameter.
+    # The anchor is a buffer, because PEFT's `requires_grad_` on the parent module would unfreeze a parameter.
 
     anchor: Tensor
     delta: nn.Parameter
@@ -30,7 +30,7 @@ class AnchoredFactor(PackedFactor):
 
     @abstractmethod
     def unstack(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the anchor and the delta of a factor of `stack`."""
+        """Split a packed factor into the anchor and the delta."""
 
     def unpack(self, weight: Tensor) -> dict[str, Tensor]:
         anchor, delta = self.unstack(self._as_anchor(weight))
@@ -46,7 +46,7 @@ class AnchoredFactor(PackedFactor):
     def validate_same_anchor(self, weight: Tensor, name: str) -> None:
         self.validate_shape(weight, name)
         if self.anchor.is_meta:
-            # An engine has moved the model to the meta device and will broadcast the first process's state.
+            # An engine has moved the model to the meta device and will broadcast the state of the first process.
             return
         stacked = self._as_anchor(weight)
         anchor, delta = self.unstack(stacked)
@@ -58,9 +58,9 @@ class AnchoredFactor(PackedFactor):
                     f"{name}: the file holds NaN or infinite entries, which hide its anchor: its training diverged"
                 )
             raise AnchorMismatchError(
-                f"{name}: the file has another anchor (relative distance {distance:.1e}): it was made for another "
-                "base, policy or rank, or is an ordinary LoRA. "
-                "Load it under another adapter name, or into the base model with PeftModel.from_pretrained."
+                f"{name}: the file has another anchor than this adapter (relative distance {distance:.1e}): its base, "
+                "policy or rank differs, or it is an ordinary LoRA. "
+                "Load it under a new adapter name, or into the base model with PeftModel.from_pretrained."
             )
 
     def extra_repr(self) -> str:
@@ -103,7 +103,8 @@ class AnchoredB(AnchoredFactor):
 
     def unstack(self, weight: Float[Tensor, "out two_r"]) -> tuple[Tensor, Tensor]:
         delta, total = unstack_B(weight)
-        # A sum with a much larger difference loses digits of the anchor. If ours gives the same sum, it is the anchor.
+        # If `dB` is much larger than `B0`, the sum `B` has lost digits of `B0`. This factor's anchor is the file's if
+        # it gives the same sum.
         if not self.anchor.is_meta and torch.equal(self.anchor + delta, total):
             return self.anchor.clone(), delta
         return snap_to_grid(total - delta), delta

@@ -16,7 +16,7 @@ class AnchoredLoraModel(LoraModel):
 
     TRL's trainers with a reference model (DPO, KTO, RLOO, GRPO) add an adapter `ref` with the configuration object of
     `default`, then copy every parameter of `default` by name. PEFT's own factors for `ref` would have no `delta`.
-    Adapters with another configuration object, such as those of `load_adapter`, remain PEFT's.
+    Adapters that have their own configuration object, such as those that `load_adapter` adds, keep PEFT's factors.
     """
 
     ailora_metadata: dict[str, AdapterMetadata]
@@ -31,7 +31,7 @@ class AnchoredLoraModel(LoraModel):
     ) -> None:
         super().inject_adapter(model, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage, state_dict)
         source = self._find_source(adapter_name)
-        # PEFT uses `low_cpu_mem_usage` for adapters that it loads from a file next.
+        # PEFT sets `low_cpu_mem_usage` for adapters whose factors it loads from a file afterwards.
         if source is None or low_cpu_mem_usage:
             return
         for layer in model.modules():
@@ -41,14 +41,14 @@ class AnchoredLoraModel(LoraModel):
         self.ailora_metadata = {**self.ailora_metadata, adapter_name: self.ailora_metadata[source]}
 
     def _find_source(self, adapter_name: str) -> str | None:
-        """Return the ailora adapter with the same configuration object as a new adapter, or None."""
+        """Return an ailora adapter that has the same configuration object as a new adapter. None if there is none."""
         config = self.peft_config[adapter_name]
         shared = (name for name in self.ailora_metadata if self.peft_config.get(name) is config)
         return next((name for name in shared if name != adapter_name), None)
 
 
 def _start_from(factors: nn.ModuleDict, source: str, adapter_name: str) -> None:
-    """Replace PEFT's factor of a new adapter by a restarted copy of another adapter's factor."""
+    """Replace PEFT's factor of a new adapter by a copy of the source's factor, reset to its start."""
     factor, stock = factors[source], factors[adapter_name]
     if not isinstance(factor, PackedFactor):
         return

@@ -21,7 +21,7 @@ from ailora.roles.fused_layout import Rows
 
 
 class FusedFactor(PackedFactor):
-    """A factor of a fused projection, with the factors of its roles as submodules named by role."""
+    """A factor of a fused projection. Its submodules are the roles' factors, named after the roles."""
 
     def __init__(self, parts: Mapping[Role, PackedFactor]) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ class FusedFactor(PackedFactor):
 
     @property
     def parts(self) -> dict[str, PackedFactor]:
-        """Factors of the roles, by the role's name."""
+        """Factors of the roles, keyed by the name of the role."""
         return {role: getattr(self, role) for role in self._roles}
 
     @abstractmethod
@@ -43,8 +43,8 @@ class FusedFactor(PackedFactor):
         """Split a joined factor into the factors of the roles.
 
         Args:
-            weight: A factor of `join`.
-            shapes: Shape of each part by role; None means the shapes of `parts`.
+            weight: A factor that `join` returned.
+            shapes: Shape of each role's factor; None means the shapes of `parts`.
 
         Returns:
             The factors by role.
@@ -69,7 +69,7 @@ class FusedFactor(PackedFactor):
         return self.join(part.from_file(split[role]) for role, part in self.parts.items())
 
     def unpack(self, weight: Tensor) -> dict[str, Tensor]:
-        # Each part unpacks its own key later, in its own load hook.
+        # The load hook of each part unpacks the part's key later.
         return {f"{role}.weight": part for role, part in self.split(weight).items()}
 
     def restart(self, weight: Tensor) -> None:
@@ -90,7 +90,7 @@ class FusedFactor(PackedFactor):
 
 
 class FusedA(FusedFactor):
-    """`lora_A` of a fused projection: the roles' factors below each other."""
+    """`lora_A` of a fused projection: the roles' factors, stacked vertically."""
 
     def join(self, parts: Iterable[Float[Tensor, "_ in_"]]) -> Float[Tensor, "r in_"]:
         return torch.cat(list(parts), dim=0)
@@ -106,7 +106,7 @@ class FusedA(FusedFactor):
 
 
 class FusedB(FusedFactor):
-    """`lora_B` of a fused projection: the roles' factors side by side, each on its own rows.
+    """`lora_B` of a fused projection: the roles' factors side by side, each zero outside the rows of its role.
 
     Args:
         parts: Factor of each role, (rows of the role, r), or (out, r) for coupled roles.
@@ -133,7 +133,7 @@ class FusedB(FusedFactor):
     def split(
         self, weight: Float[Tensor, "out r"], shapes: Mapping[str, tuple[int, int]] | None = None
     ) -> dict[str, Tensor]:
-        # By ranges, not by the buffers of row indices: an engine may have buffers on the meta device while it loads.
+        # Row ranges instead of the index buffers, which an engine may keep on the meta device while it loads.
         return {
             role: torch.cat([block[start:stop] for start, stop in self._ranges[role]], dim=0)
             for role, block in self._blocks(weight, shapes).items()
@@ -142,13 +142,13 @@ class FusedB(FusedFactor):
     def validate_same_anchor(self, weight: Tensor, name: str) -> None:
         super().validate_same_anchor(weight, name)
         for role, block in self._blocks(weight).items():
-            others = block.clone()
+            outside = block.clone()
             for start, stop in self._ranges[role]:
-                others[start:stop] = 0
-            if others.any():
+                outside[start:stop] = 0
+            if outside.any():
                 raise AnchorMismatchError(
-                    f"{name}: the file's factor reaches rows of other roles: a stock trainer has trained all rows. "
-                    "Load it under another adapter name, or with PeftModel.from_pretrained."
+                    f"{name}: the factor of {role} has entries in rows of other roles: the file was trained without "
+                    "ailora. Load it under a new adapter name, or with PeftModel.from_pretrained."
                 )
 
     def _blocks(self, weight: Tensor, shapes: Mapping[str, tuple[int, int]] | None = None) -> dict[str, Tensor]:

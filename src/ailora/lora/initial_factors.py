@@ -26,8 +26,8 @@ class InitialFactors:
     """The initial factors of one planned adapter, on the device of its layer.
 
     Attributes:
-        planned: The adapter's settings.
-        factors: `A0` and `B0`.
+        planned: Settings of the adapter in the plan.
+        factors: Its initial factors `A0` (r, in) and `B0` (out, r).
     """
 
     planned: PlannedAdapter
@@ -36,7 +36,7 @@ class InitialFactors:
 
 @dataclass(frozen=True)
 class _Decomposition:
-    """A decomposition with the planned adapters that share it, those of tied layers."""
+    """A decomposition, and the planned adapters that share it because their layers are tied."""
 
     weight: BaseWeight
     sharing: list[PlannedAdapter]
@@ -47,7 +47,7 @@ class _Decomposition:
 
     @property
     def kind(self) -> tuple[object, ...]:
-        """Key of decompositions that can be batched."""
+        """Key of the decomposition; decompositions with equal keys can be computed in a batch."""
         p = self.planned
         shape = (p.projection.out_features, p.projection.in_features)
         return (shape, self.weight.dtype, self.weight.device, p.init, p.rank, p.scaling)
@@ -58,20 +58,20 @@ def compute_initial_factors(
 ) -> list[InitialFactors]:
     """Compute the initial factors of every planned adapter, with a progress bar on a terminal.
 
-    On a GPU, matrices of equal shape are decomposed in batches that fit into a quarter of the free memory; on a CPU one
-    after the other on all cores. Quantized weights are dequantized one at a time.
+    On a GPU, matrices of equal shape are decomposed in batches that fit into a quarter of the free memory. On a CPU,
+    each matrix is decomposed alone, on all cores. Quantized weights are dequantized one at a time.
 
     Args:
-        plan: The plan.
-        weights: The planned weights by module; they do not change.
-        source: Returns the matrix to decompose for a weight.
-        generator: Generator of the random factors, drawn in the plan's order.
+        plan: Adapter settings of every projection.
+        weights: Base weights by module; they do not change.
+        source: Function that returns the matrix to decompose for a base weight.
+        generator: Generator of random factors, which are drawn in the plan's order.
 
     Returns:
         The initial factors, in the plan's order.
 
     Raises:
-        ModelError: A planned module has another shape, or a weight has no decomposition.
+        ModelError: The shape of a weight differs from the plan's, or a weight cannot be decomposed.
     """
     decompositions = _share_decompositions(plan, weights, validate_readable=source is BaseWeight.read)
     read = _validating_dora_rows(source) if plan.options.dora else source
@@ -86,7 +86,7 @@ def compute_initial_factors(
 
 
 def _validating_dora_rows(source: WeightSource) -> WeightSource:
-    """Wrap a source to refuse weights that DoRA cannot adapt."""
+    """Wrap a weight source, so that it refuses weights that DoRA cannot adapt."""
 
     def read(weight: BaseWeight) -> Tensor:
         matrix = source(weight)
@@ -115,21 +115,21 @@ def _share_decompositions(
     anchored = [key[:2] for key, each in decompositions.items() if each.planned.init.anchored]
     if plan.form is Form.RESIDUAL and len(set(anchored)) < len(anchored):
         raise ModelError(
-            "a tied weight has two different starts, which the residual form cannot subtract: use anchored"
+            "a tied weight has two different starts, and the residual form can subtract only one: use form='anchored'"
         )
     return list(decompositions.values())
 
 
 def _batches(decompositions: Sequence[_Decomposition]) -> Iterator[list[_Decomposition]]:
-    """Yield batches of decompositions of one kind, as many as fit into memory."""
+    """Yield batches of decompositions with equal keys, each as large as the memory allows."""
     by_kind: dict[tuple[object, ...], list[_Decomposition]] = {}
     for number, decomposition in enumerate(decompositions):
-        # Random inits are not batched: their order of drawing is that of the plan.
+        # Random inits are not batched, so that they are drawn in the plan's order.
         kind = decomposition.kind if decomposition.planned.init.anchored else (number,)
         by_kind.setdefault(kind, []).append(decomposition)
-    for same in by_kind.values():
-        remaining = iter(same)
-        while batch := list(islice(remaining, _batch_size(same[0]))):
+    for group in by_kind.values():
+        remaining = iter(group)
+        while batch := list(islice(remaining, _batch_size(group[0]))):
             yield batch
 
 

@@ -17,7 +17,7 @@ from torch import nn
 from ailora.errors import InputError, ModelError
 from ailora.lora.anchored_lora_model import AnchoredLoraModel
 from ailora.lora.initial_factors import InitialFactors
-from ailora.lora.lora_config import live_config
+from ailora.lora.lora_config import build_training_config
 from ailora.lora.packed_factor import validate_same_anchors
 from ailora.lora.parallelism_support import validate_parallelism
 from ailora.lora.residual import Residual, validate_residual_form
@@ -28,18 +28,18 @@ from ailora.roles import weight_shape
 from ailora.weights.base_weight import BaseWeight, resolve_weights
 from ailora.weights.quantized import find_storage
 
-#: Limit of common file systems.
+#: Limit of common file systems for the name of a folder.
 _MAX_NAME_BYTES = 255
-#: PEFT removes the adapter's name from the names of trained heads' tensors, which these names would damage.
+#: PEFT deletes the adapter's name from the tensor names of trained heads, and would delete these parts as well.
 _RESERVED_NAMES = ("weight", "bias")
 _LOG = logging.getLogger("ailora")
 
 
 def prepare(model: nn.Module, plan: Plan, *, adapter_name: str) -> dict[str, BaseWeight]:
-    """Validate a model for a plan, before anything is computed, and look up the planned weights.
+    """Validate that a model fits a plan, before anything is computed, and look up the weights to adapt.
 
     Returns:
-        The planned weights by module.
+        The base weights by module.
 
     Raises:
         InputError, ModelError: See `apply_plan`.
@@ -70,10 +70,10 @@ def inject(
 
     Args:
         model: A model validated by `prepare`.
-        plan: The plan.
-        factors: The initial factors of every planned adapter.
+        plan: Adapter settings of every projection.
+        factors: Initial factors of every planned adapter.
         adapter_name: PEFT's name for the adapter.
-        metadata: Metadata of the adapter, for `get_metadata`.
+        metadata: Metadata of the adapter, which `get_metadata` returns later.
         residuals: Residuals that replace the base weights in the residual form.
 
     Returns:
@@ -83,9 +83,9 @@ def inject(
         ModelError: PEFT cannot adapt the model as planned.
     """
     base = get_base_model(model)
-    # PEFT draws factors of its own, which are replaced: the global random state must not notice.
+    # PEFT draws random factors, which are replaced below; the global random state must not depend on them.
     with _unchanged_on_error(model, adapter_name), torch.random.fork_rng():
-        adapted = _inject(model, live_config(plan, base), adapter_name)
+        adapted = _inject(model, build_training_config(plan, base), adapter_name)
         layers = _get_planned_layers(base, plan, adapter_name)
         for module, group in _group_by_module(factors).items():
             set_factors(layers[module], group, adapter_name, plan)
@@ -105,7 +105,7 @@ def get_metadata(model: nn.Module, adapter_name: str = "default") -> AdapterMeta
     """Return the metadata of an adapter that this process injected into a model.
 
     Raises:
-        ModelError: The model has no such adapter made by ailora.
+        ModelError: ailora injected no adapter of that name into the model, or the adapter was removed.
     """
     metadata_by_name = _get_all_metadata(model)
     if adapter_name not in metadata_by_name:
@@ -137,39 +137,41 @@ def validate_adapter_name(model: nn.Module, adapter_name: str) -> None:
     """
     if not isinstance(adapter_name, str) or not _is_usable_name(adapter_name):
         raise InputError(
-            f"adapter_name {adapter_name!r} cannot be used: expected a possible name of a folder, without a dot, no "
-            "part of 'lora_', and no attribute of a torch module"
+            f"adapter_name {adapter_name!r} cannot be used: expected a valid folder name without dots that is neither "
+            "a part of 'lora_' nor an attribute of torch modules"
         )
     if isinstance(model, PeftModel):
         if adapter_name in model.peft_config:
             raise ModelError(f"the model already has an adapter named {adapter_name!r}: choose another adapter_name")
     elif any(isinstance(module, BaseTunerLayer) for module in model.modules()):
         raise ModelError(
-            "the model already has adapters: pass the PeftModel itself with another adapter_name, or unload() first"
+            "the model already has adapters: pass the PeftModel itself and a new adapter_name, or unload() first"
         )
 
 
 def _is_usable_name(name: str) -> bool:
-    """Return whether a name works in torch's dictionaries of modules, in the keys of files and as a folder."""
-    taken = (
+    """Return whether a name works as a key of torch's `ModuleDict`, in the tensor names of files, and as a folder."""
+    reserved = (
         any(hasattr(container(), name) for container in (nn.ModuleDict, nn.ParameterDict)) or name in _RESERVED_NAMES
     )
     fits_folder = name.isprintable() and len(name.encode(errors="replace")) <= _MAX_NAME_BYTES
-    return not taken and name not in "lora_" and not set(name) & set("./\\") and fits_folder
+    return not reserved and name not in "lora_" and not set(name) & set("./\\") and fits_folder
 
 
 def _validate_untouched_base(model: nn.Module, plan: Plan) -> None:
-    """Refuse a merged adapter, and a second adapter beside the residual form, which changes the base."""
+    """Refuse a model with a merged adapter, and a second adapter if either of the two has the residual form."""
     if not isinstance(model, PeftModel):
         return
     if not isinstance(model.base_model, LoraModel) or not model.peft_config:
         raise ModelError("the PeftModel has adapters other than LoRA: pass its base model instead")
     validate_unmerged(model)
-    residual = [name for name, other in _get_all_metadata(model).items() if other.parsed_plan.form is Form.RESIDUAL]
-    if residual or plan.form is Form.RESIDUAL:
+    residual_adapters = [
+        name for name, metadata in _get_all_metadata(model).items() if metadata.parsed_plan.form is Form.RESIDUAL
+    ]
+    if residual_adapters or plan.form is Form.RESIDUAL:
         raise ModelError(
             "an adapter in the residual form changes the base weights and cannot live beside another adapter"
-            + (f" (the model has {residual[0]!r})" if residual else "")
+            + (f" (the model has {residual_adapters[0]!r})" if residual_adapters else "")
             + ": use form='anchored'"
         )
 
@@ -186,10 +188,12 @@ def validate_unmerged(model: nn.Module) -> None:
 
 def _validate_dora(weights: Mapping[str, BaseWeight]) -> None:
     """Refuse DoRA on 8-bit layers of bitsandbytes."""
-    # PEFT reads scales from the weight, which the first forward pass moves to the state of the layer.
+    # PEFT reads the scales from the weight, but bitsandbytes moves them to the layer in the first forward pass.
     for module, weight in weights.items():
         if type(weight.layer._parameters.get("weight")).__name__ == "Int8Params":
-            raise ModelError(f"{module}: dora does not work on 8-bit weights of bitsandbytes in PEFT; use 4 bits")
+            raise ModelError(
+                f"{module}: dora does not work on 8-bit weights of bitsandbytes in PEFT; quantize to 4 bits instead"
+            )
 
 
 def _validate_modules_to_save(base: nn.Module, plan: Plan) -> None:
@@ -238,7 +242,7 @@ def _get_planned_layers(base: nn.Module, plan: Plan, adapter_name: str) -> dict[
     """Return PEFT's layers of the planned modules.
 
     Raises:
-        ModelError: PEFT adapted other modules than planned, or with another scaling.
+        ModelError: The modules that PEFT adapted, or their scalings, differ from the plan.
     """
     layers = {
         name: layer
@@ -251,8 +255,8 @@ def _get_planned_layers(base: nn.Module, plan: Plan, adapter_name: str) -> dict[
             f"PEFT did not adapt {missing[0]}{_and_more(missing)}. In a model with experts, PEFT takes gate_proj, "
             "up_proj and down_proj for modules of the experts: leave out the roles gate, up and down"
         )
-    if other := sorted(layers.keys() - planned.keys()):
-        raise ModelError(f"PEFT adapted {other[0]}{_and_more(other)}, which the plan does not contain")
+    if unplanned := sorted(layers.keys() - planned.keys()):
+        raise ModelError(f"PEFT adapted {unplanned[0]}{_and_more(unplanned)}, which the plan does not contain")
     for module, scaling in planned.items():
         if abs(layers[module].scaling[adapter_name] - scaling) > 1e-12 * scaling:
             raise ModelError(f"PEFT scales {module} by {layers[module].scaling[adapter_name]}, the plan by {scaling}")
@@ -267,7 +271,7 @@ def _and_more(modules: list[str]) -> str:
 def _unchanged_on_error(model: nn.Module, adapter_name: str) -> Generator[None, None, None]:
     """Restore a model's modules, gradient flags and adapters if the body fails."""
     base = get_base_model(model)
-    # Not `named_children()`, which omits the second name of a module that a parent has under two.
+    # `named_children()` would yield only the first name of a module that is registered twice.
     children = [(parent, dict(parent._modules)) for parent in base.modules()]
     flags = [(parameter, parameter.requires_grad) for parameter in base.parameters()]
     active = list(model.active_adapters) if isinstance(model, PeftModel) else []

@@ -16,19 +16,19 @@ from ailora.weights.base_weight import base_layer, is_stored_transposed
 Number = TypeVar("Number", int, float)
 
 
-def lora_config(plan: Plan, model: nn.Module, *, of_file: bool = True) -> LoraConfig:
-    """Build the `LoraConfig` for exactly the plan's modules and scalings.
+def build_lora_config(plan: Plan, model: nn.Module, *, for_file: bool = True) -> LoraConfig:
+    """Build a `LoraConfig` that selects exactly the plan's modules, with their scalings.
 
     Args:
-        plan: The plan.
-        model: The base model, which determines how short the module names can be.
-        of_file: Use the ranks of the file (2r for anchored inits) instead of the ranks in training.
+        plan: Adapter settings of every projection.
+        model: The base model. Its module names determine how far those of the plan can be shortened.
+        for_file: Use the ranks in the file, 2r for anchored inits, instead of the ranks in training.
 
     Returns:
         The configuration.
     """
     options = plan.options
-    ranks = {module: sum(a.file_rank if of_file else a.rank for a in group) for module, group in plan.modules.items()}
+    ranks = {module: sum(a.file_rank if for_file else a.rank for a in group) for module, group in plan.modules.items()}
     alphas = {
         module: group[0].scaling * (math.sqrt(ranks[module]) if options.rslora else ranks[module])
         for module, group in plan.modules.items()
@@ -50,20 +50,20 @@ def lora_config(plan: Plan, model: nn.Module, *, of_file: bool = True) -> LoraCo
     )
 
 
-def live_config(plan: Plan, model: nn.Module) -> LoraConfig:
+def build_training_config(plan: Plan, model: nn.Module) -> LoraConfig:
     """Build the `LoraConfig` for training in the plan's form."""
-    return lora_config(plan, model, of_file=plan.form is not Form.RESIDUAL)
+    return build_lora_config(plan, model, for_file=plan.form is not Form.RESIDUAL)
 
 
 def _whole(alpha: float) -> int:
     """Return `lora_alpha` as an integer if it is whole."""
-    # Some loaders read integers only. PEFT declares `int` and also computes with the floats of rank-stabilised LoRA.
+    # Some loaders accept only integers. PEFT declares `int`, but also computes with floats, which rsLoRA needs.
     return cast(int, int(alpha) if alpha == int(alpha) else alpha)
 
 
 def _target_modules(targets: Iterable[str], model: nn.Module) -> list[str] | str:
     """Return the shortest `target_modules` that selects exactly the targets."""
-    # PEFT matches full names and dotted ends of names, and a string as a regular expression.
+    # PEFT matches the entries of a list with full names and with ends after a dot, and a string as a pattern.
     modules = set(targets)
     names = [name for name, _ in model.named_modules()]
     for candidates in (sorted({name.rpartition(".")[2] for name in modules}), sorted(modules)):
@@ -74,9 +74,10 @@ def _target_modules(targets: Iterable[str], model: nn.Module) -> list[str] | str
 
 
 def _default_and_exceptions(values: Mapping[str, Number]) -> tuple[Number, dict[str, Number]]:
-    """Return the most common value, and the other values by the last part of a module's name, or by its full name.
+    """Return the most common value, and a pattern with the values of the other modules.
 
-    The last part is the key if all modules with the same last part have the same value.
+    A key of the pattern is the last part of a module name if all modules with that last part have the same value,
+    else the full name.
     """
     default = Counter(values.values()).most_common(1)[0][0]
     by_leaf: dict[str, set[Number]] = {}

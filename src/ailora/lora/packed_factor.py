@@ -1,4 +1,4 @@
-"""Factors of several parts that look like one `weight` to PEFT, state dicts and files."""
+"""LoRA factors that consist of several tensors, and appear as a single `weight` in PEFT, state dicts and files."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from ailora.weights.dtensor import full_tensor, replicate_on_mesh_of
 
 
 class PackedFactor(nn.Module):
-    """A factor of an adapter with several parts, which replaces PEFT's `nn.Linear`.
+    """A LoRA factor that consists of several tensors, its parts, and replaces PEFT's `nn.Linear`.
 
-    A state dict has the parts packed into the single key `weight`, and PEFT's merging code reads `.weight`. Under FSDP2
-    the parts are DTensors outside of a forward pass: reading `weight` and `state_dict` are then collective operations.
+    State dicts contain the parts packed into the single key `weight`, and PEFT's merging code reads the property
+    `weight`. Under FSDP2 the parts are DTensors outside of the forward pass, so that reading `weight` and calling
+    `state_dict` are collective operations.
     """
 
     def __init__(self) -> None:
@@ -39,23 +40,23 @@ class PackedFactor(nn.Module):
 
     @abstractmethod
     def stack(self) -> Tensor:
-        """Return the packed factor of the forward pass: plain, contiguous, differentiable in the trainable parts."""
+        """Return the packed factor: a plain contiguous tensor, differentiable in the trainable parts."""
 
     @abstractmethod
     def unpack(self, weight: Tensor) -> dict[str, Tensor]:
-        """Return the state dict of the parts, given a packed factor."""
+        """Convert a packed factor to a state dict of the parts."""
 
     @abstractmethod
     def restart(self, weight: Tensor) -> None:
         """Reset the trainable parts to their start.
 
         Args:
-            weight: A packed factor as PEFT initialises it, for the parts without an anchor.
+            weight: A packed factor initialised by PEFT, the start of parts without an anchor.
         """
 
     @abstractmethod
     def validate_same_anchor(self, weight: Tensor, name: str) -> None:
-        """Refuse a packed factor with another anchor.
+        """Refuse a packed factor whose anchor differs from that of this factor.
 
         Raises:
             AnchorMismatchError: The shape or the anchor differs.
@@ -67,16 +68,16 @@ class PackedFactor(nn.Module):
         return self.shape
 
     def to_file(self) -> Tensor:
-        """Return the factor of the file, detached."""
+        """Return the factor as files store it, detached from the autograd graph."""
         return self.stack().detach()
 
     def from_file(self, weight: Tensor) -> Tensor:
-        """Convert a factor of the file to the packed factor of `stack`."""
+        """Convert a factor read from a file to the packed factor that `stack` returns."""
         return weight
 
     @property
     def weight(self) -> Tensor:
-        """The packed factor, for PEFT's merging code; read-only, because each access computes it."""
+        """The packed factor, for PEFT's merging code; read-only, because each access computes a new tensor."""
         if torch.compiler.is_compiling():
             return self.stack()
         stack = self.stack()
@@ -87,23 +88,23 @@ class PackedFactor(nn.Module):
         return F.linear(x, self.stack())
 
     def validate_shape(self, weight: Tensor, name: str) -> None:
-        """Refuse a factor of another shape.
+        """Refuse a packed factor with a shape that differs from `shape`.
 
         Raises:
             AnchorMismatchError: The shapes differ.
         """
         if tuple(weight.shape) != self.shape:
             raise AnchorMismatchError(
-                f"{name}: expected a factor {self.shape} of this adapter, got {tuple(weight.shape)} of another rank or "
-                "form. Load the file under another adapter name."
+                f"{name}: expected a factor of shape {self.shape}, got {tuple(weight.shape)}: the rank or the form "
+                "differs from this adapter's. Load the file under a new adapter name."
             )
 
 
 class _KeyStandIn(nn.Module):
-    """Buffer in place of the key `weight`, for loaders that list buffers and parameters instead of the state dict.
+    """Stand-in for the key `weight`, for loaders that list buffers and parameters instead of the state dict.
 
-    `torch.distributed.checkpoint` loads a full state dict only into keys that it finds that way. It never writes into
-    this buffer, which is a scalar because it compares the devices of all other tensors.
+    `torch.distributed.checkpoint` loads a full state dict only into the keys of that list. The loader never writes
+    into this buffer. A scalar, because the loader requires one device for all tensors that have dimensions.
     """
 
     def __init__(self) -> None:
@@ -125,7 +126,7 @@ def _unpack(
     *_: object,
 ) -> None:
     assert isinstance(module, PackedFactor)
-    weight = _factor_in(state_dict, prefix)
+    weight = _get_packed(state_dict, prefix)
     state_dict.pop(prefix + "weight", None)
     if weight is None:
         return
@@ -143,13 +144,13 @@ def validate_same_anchors(model: nn.Module, state_dict: dict[str, Tensor], prefi
     for name, module in model.named_modules():
         if not isinstance(module, PackedFactor):
             continue
-        weight = _factor_in(state_dict, f"{prefix}{name}.")
+        weight = _get_packed(state_dict, f"{prefix}{name}.")
         if weight is not None:
             module.validate_same_anchor(weight, f"{prefix}{name}")
 
 
-def _factor_in(state_dict: dict[str, Tensor], prefix: str) -> Tensor | None:
-    """Return the packed factor in a state dict; None if there is none, or only the scalar of `_KeyStandIn`."""
+def _get_packed(state_dict: dict[str, Tensor], prefix: str) -> Tensor | None:
+    """Return the packed factor in a state dict, or None if the key is missing or holds the scalar of `_KeyStandIn`."""
     weight = state_dict.get(prefix + "weight")
     return None if weight is None or weight.ndim == 0 else full_tensor(weight)
 
@@ -158,7 +159,7 @@ class _PackedWeight(Tensor):
     """A packed factor that refuses in-place operations.
 
     PEFT's hot-swap writes into `lora_A.weight.data`. A packed factor is a temporary tensor, so the write would be lost
-    silently. Operations that read return ordinary tensors.
+    silently. Operations that only read return ordinary tensors.
     """
 
     self_reference: weakref.ref[Tensor]
@@ -166,7 +167,7 @@ class _PackedWeight(Tensor):
     @classmethod
     def from_stack(cls, stack: Tensor) -> _PackedWeight:
         weight = stack.as_subclass(cls)
-        # torch.utils.swap_tensors would replace the temporary alone; it refuses tensors with weak references.
+        # torch.utils.swap_tensors would swap only the temporary tensor; the weak reference makes it raise an error.
         weight.self_reference = weakref.ref(weight)
         return weight
 
@@ -186,8 +187,8 @@ class _PackedWeight(Tensor):
         if writes and isinstance(target, cls):
             raise ModelError(
                 "an anchored factor cannot be written through `.weight`: it consists of a frozen anchor and a trained "
-                "difference. Hot-swap into a model that was loaded with PeftModel.from_pretrained, or load the new "
-                "adapter beside this one with load_adapter."
+                "difference. Hot-swap into a model that PeftModel.from_pretrained has loaded, or load the new "
+                "adapter as a second adapter with load_adapter."
             )
         with torch._C.DisableTorchFunctionSubclass():
             result = func(*args, **(kwargs or {}))

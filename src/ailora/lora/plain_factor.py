@@ -1,4 +1,4 @@
-"""Factors that train in full: those of plain LoRA, and those of the residual form with their anchor."""
+"""Factors that are trained in full: plain LoRA, and the residual form, which keeps its anchor."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ailora.weights.dtensor import distribute_like, full_tensor, validate_unshar
 
 
 class PlainFactor(PackedFactor):
-    """A factor of plain LoRA, which trains in full."""
+    """A factor of plain LoRA, trained in full."""
 
     def __init__(self, weight: Tensor) -> None:
         super().__init__()
@@ -37,9 +37,10 @@ class PlainFactor(PackedFactor):
 
 
 class ResidualFactor(PlainFactor):
-    """A factor of the residual form, with its anchor for restoring the base and writing the file.
+    """A factor of the residual form. It keeps its anchor, to restore the base and to write the file.
 
-    The anchor is not in the state dict: a checkpoint of the residual form is an ordinary LoRA for the residual base.
+    The anchor is not in the state dict, so that a checkpoint of the residual form is an ordinary LoRA for the residual
+    weights.
     """
 
     anchor: Tensor

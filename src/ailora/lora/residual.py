@@ -18,11 +18,11 @@ from ailora.weights.base_weight import BaseWeight, weight_key, write_rows
 
 @dataclass(frozen=True)
 class Residual:
-    """The residual of one stored weight.
+    """The residual of a stored weight.
 
     Attributes:
-        weight: The weight.
-        value: `W_res` (out, in).
+        weight: The base weight to overwrite.
+        value: The residual weight `W_res` (out, in).
     """
 
     weight: BaseWeight
@@ -40,11 +40,11 @@ def compute_residuals(weights: Mapping[str, BaseWeight], factors: Sequence[Initi
     """Compute the residual of every weight with an anchored init. The model does not change.
 
     Args:
-        weights: The planned weights by module.
-        factors: The initial factors of the products to subtract.
+        weights: Base weights by module.
+        factors: Initial factors, whose products `s B0 A0` are subtracted.
 
     Returns:
-        The residuals; tied layers share one.
+        A residual for every stored weight; tied layers share a residual.
     """
     return [
         Residual(weight, weight.read() - product_on_rows(group, weight.shape))
@@ -60,12 +60,12 @@ def restore_weights(weights: Mapping[str, BaseWeight], factors: Sequence[Initial
 
 
 def product_on_rows(factors: Iterable[InitialFactors], shape: tuple[int, int]) -> Float[Tensor, "out in_"]:
-    """Return `s B0 A0` of one weight, on the rows of each role, in the dtype of the factors.
+    """Return the products `s B0 A0` of a weight's roles, each in the rows of its role, in the dtype of the factors.
 
     Args:
-        factors: Factors of the weight, (rows of the role, r) and (r, in). Tied layers have equal factors, which count
-            once.
-        shape: (out, in) of the weight.
+        factors: Initial factors `B0` (rows of the role, r) and `A0` (r, in) of the weight's roles. Tied layers have
+            equal factors, which are counted once.
+        shape: Shape (out, in) of the weight.
     """
     by_rows = {initial.planned.projection.rows: initial for initial in factors}
     first = next(iter(by_rows.values())).factors.A
@@ -80,7 +80,8 @@ def validate_residual_form(base: nn.Module, plan: Plan, weights: Mapping[str, Ba
     """Refuse weights that the residual form cannot overwrite.
 
     Raises:
-        ModelError: A weight is computed, quantized or in half precision, or a layer without the same adapter shares it.
+        ModelError: A weight is computed, quantized or in half precision, or is shared with a layer that has no equal
+            adapter.
     """
     subtracted: dict[int, dict[str, tuple[object, ...]]] = {}
     for module, group in plan.modules.items():
@@ -91,8 +92,8 @@ def validate_residual_form(base: nn.Module, plan: Plan, weights: Mapping[str, Ba
             raise ModelError(f"{module}: the weight is computed, not stored, so that nothing can be subtracted from it")
         if weight.storage is not None or weight.dtype not in (torch.float32, torch.float64):
             raise ModelError(
-                f"{weight}: form='residual' subtracts from float32 or float64 weights, where rounding loses nothing: "
-                "use form='anchored'"
+                f"{weight}: form='residual' needs float32 or float64 weights, because coarser rounding would change "
+                "the model: use form='anchored'"
             )
         parts = tuple((p.projection.rows, p.init, p.rank, p.scaling) for p in group)
         subtracted.setdefault(weight.key, {})[module] = parts
@@ -101,15 +102,15 @@ def validate_residual_form(base: nn.Module, plan: Plan, weights: Mapping[str, Ba
         first = next(iter(users), None)
         if first and users.get(name.removesuffix(".base_layer")) != users[first]:
             raise ModelError(
-                f"{name} shares the weight of {first}, from which the residual form subtracts, but has no adapter that "
-                "starts alike: use form='anchored'"
+                f"{name} shares the weight of {first}, which the residual form would change, but has no adapter with "
+                "an equal start: use form='anchored'"
             )
 
 
 def _by_weight(
     weights: Mapping[str, BaseWeight], factors: Sequence[InitialFactors]
 ) -> Iterable[tuple[BaseWeight, list[InitialFactors]]]:
-    """Group anchored factors by their base weight, tied layers together."""
+    """Group anchored factors by base weight, so that tied layers are in a group."""
     groups: dict[int, tuple[BaseWeight, list[InitialFactors]]] = {}
     for initial in factors:
         if initial.planned.init.anchored:

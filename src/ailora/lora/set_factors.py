@@ -20,11 +20,11 @@ from ailora.weights.dtensor import distribute_like
 
 
 def set_factors(layer: LoraLayer, factors: Sequence[InitialFactors], adapter_name: str, plan: Plan) -> None:
-    """Set the initial factors of a module in its PEFT layer, with the dtype and device of PEFT's factors.
+    """Set the initial factors of a module in its PEFT layer, with the dtype and device of the factors there.
 
     Args:
         layer: PEFT's layer of the module.
-        factors: Factors of the module: one, or one for each adapted role of a fused weight.
+        factors: Initial factors of the module: a single pair, or a pair for each adapted role of a fused weight.
         adapter_name: PEFT's name for the adapter.
         plan: The plan of the adapter.
     """
@@ -34,7 +34,7 @@ def set_factors(layer: LoraLayer, factors: Sequence[InitialFactors], adapter_nam
     A, B = build_factors(factors, plan, like_A=stock_A.weight, like_B=stock_B.weight)
     if plan.form is Form.STOCK or type(A) is PlainFactor:
         with torch.no_grad():
-            # Under tensor parallelism PEFT has split one of the two factors.
+            # Under tensor parallelism PEFT has sharded one of the two.
             stock_A.weight.copy_(distribute_like(A.stack(), stock_A.weight))
             stock_B.weight.copy_(distribute_like(B.stack(), stock_B.weight))
         return
@@ -45,13 +45,13 @@ def set_factors(layer: LoraLayer, factors: Sequence[InitialFactors], adapter_nam
 def build_factors(
     factors: Sequence[InitialFactors], plan: Plan, *, like_A: Tensor | None = None, like_B: Tensor | None = None
 ) -> tuple[PackedFactor, PackedFactor]:
-    """Build the factors of a module: those of training in the residual form, those of the file in the other forms.
+    """Build the factors of a module: as in training for the residual form, as in the file for the other forms.
 
     Args:
-        factors: Factors of the module: one, or one for each adapted role of a fused weight.
+        factors: Initial factors of the module: a single pair, or a pair for each adapted role of a fused weight.
         plan: The plan of the adapter.
-        like_A: A tensor with the dtype and device for the factors `A`; None keeps theirs.
-        like_B: The same for `B`.
+        like_A: A tensor with the dtype and device for `A`; None keeps those of the initial factor.
+        like_B: A tensor with the dtype and device for `B`; None keeps those of the initial factor.
 
     Returns:
         `lora_A` and `lora_B`.
@@ -70,7 +70,7 @@ def build_factors(
 
 
 def _extend_to_all_rows(initial: InitialFactors) -> InitialFactors:
-    """Extend `B0` to all rows of a fused weight, zero outside those of its role."""
+    """Extend `B0` to all rows of a fused weight, with zeros outside the rows of its role."""
     projection, B = initial.planned.projection, initial.factors.B
     extended = B.new_zeros(projection.shape[0], B.shape[1])
     write_rows(extended, projection, B)

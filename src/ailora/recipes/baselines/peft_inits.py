@@ -22,7 +22,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ailora.errors import AiloraError, InputError, ModelError
-from ailora.lora.lora_config import lora_config
+from ailora.lora.lora_config import build_lora_config
 from ailora.lora.parallelism_support import validate_parallelism
 from ailora.plan import Plan
 from ailora.recipes.baselines.adapter_origin import AdapterOrigin, set_adapter_origin
@@ -103,7 +103,7 @@ def apply_peft_init(
         with warnings.catch_warnings():
             for message in _IGNORED_WARNINGS:
                 warnings.filterwarnings("ignore", message, UserWarning)
-            adapted = _adapt_by_peft(init, config.recipe, model, lora_config(plan, model), loader=loader)
+            adapted = _adapt_by_peft(init, config.recipe, model, build_lora_config(plan, model), loader=loader)
     except AiloraError:
         raise
     except Exception as error:
