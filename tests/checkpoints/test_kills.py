@@ -126,7 +126,9 @@ def test_a_full_disk_is_said(base: Path, adapter: Path, tmp_path: Path, monkeypa
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(ailora.InputError, match=r"No space left on device\): what is there is kept, and the same comm"):
+    with pytest.raises(
+        ailora.InputError, match=r"No space left on device\): finished parts are kept, and the same comm"
+    ):
         merge(str(base), adapter, tmp_path / "out")
 
 

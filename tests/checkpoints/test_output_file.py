@@ -27,7 +27,7 @@ OTHERS = {
 def test_a_file_that_is_not_ours_is_replaced_by_force_alone(name: str, tmp_path: Path) -> None:
     file = tmp_path / name
     file.write_text(OTHERS[name])
-    with pytest.raises(InputError, match=rf"{name} is there already.* --force to replace it"):
+    with pytest.raises(InputError, match=rf"{name} exists, and has no mark.* --force to replace it"):
         validate_output_file(file, force=False)
     assert validate_output_file(file, force=True) == file
 
@@ -55,7 +55,7 @@ def test_links_folders_and_devices_are_refused(tmp_path: Path) -> None:
     for place, message in (
         ("link.html", "is a link"),
         (".", "is a folder"),
-        ("pipe.html", "is no file on a disk"),
+        ("pipe.html", "is not a regular file"),
         ("missing/report.html", "there is no folder"),
         ("a\0b.html", r"the place to write to is a path, not 'a\\x00b|null"),
         ("x" * 5000, "File name too long"),

@@ -261,7 +261,7 @@ def test_a_sidecar_of_another_adapter_is_told_apart(base: Path, adapter: Path, t
     for name in (WEIGHTS, "adapter_config.json"):
         shutil.copy(adapter / name, tmp_path / "above" / "below")
     shutil.copy(tmp_path / "small" / "ailora.json", tmp_path / "above")
-    with pytest.raises(ailora.InputError, match="fits the adapter: nothing says how it was made"):
+    with pytest.raises(ailora.InputError, match="or its parent folders: its plan is unknown"):
         verify(tmp_path / "above" / "below", str(base))
 
 

@@ -372,8 +372,8 @@ def test_predictions_replace_nothing_that_is_read_and_other_files_by_force(
         (file, True, "is read"),
         (tmp_path / "run" / ".." / "in.csv", True, "is read"),
         (link, True, "is a link"),
-        (folder.result, True, "belongs to .*run, which is read"),
-        (notes, False, "is there already"),
+        (folder.result, True, "belongs to .*run, which is an input"),
+        (notes, False, "has no mark that ailora wrote it"),
         (tmp_path / "out.csv", True, "is a folder"),
     ):
         with pytest.raises(ailora.InputError, match=message):

@@ -27,7 +27,7 @@ __all__ = [
     "verify",
 ]
 
-# Loaded on first use: modules of all commands claim their outputs by modules of this package, and many need no torch.
+# Names are loaded on first use: every command imports `output_dir` from this package, and many need no torch.
 _MODULES = {
     "export_adapter": ("ExportReport", "export"),
     "init_plan": ("InitPlan",),

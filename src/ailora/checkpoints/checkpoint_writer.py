@@ -34,13 +34,13 @@ from ailora.safetensors_io.header import SAFETENSORS_DTYPES, TORCH_DTYPES
 from ailora.safetensors_io.tensor_digest import drop_digests, has_tensor_digest
 from ailora.weights.base_weight import all_finite
 
-#: Maps a stored tensor to blocks of its new rows, in any floating dtype.
+#: Function of a stored tensor that yields blocks of the new rows, in any floating-point dtype.
 TensorTransform = Callable[[Tensor], Iterator[Tensor]]
 
 _BLOCK_BYTES = 16 * 2**20
-#: Bytes between two flushes to disk, the most that a kill costs.
+#: Bytes between two flushes to disk, and so the most that has to be written again after a kill.
 _SYNC_BYTES = 256 * 2**20
-#: Files left out beside a model's weights: weights, states of trainers, adapters, code, pages about the base.
+#: Files of a model's folder that are not copied: weights, training states, adapters, code, documentation of the base.
 _NOT_COPIED = re.compile(
     r".*\.(safetensors|index\.json|bin|pt|pth|ckpt|h5|msgpack|gguf|onnx|ot|py|pyc|md)"
     r"|adapter_.*|ailora\.json|(training_args|trainer_state|optimizer|scheduler|scaler|rng_state).*|\..*"
@@ -57,14 +57,15 @@ def rewrite(
     dtype: torch.dtype | None = None,
     replaced: Mapping[str, StoredTensor] | None = None,
 ) -> None:
-    """Write all shards of a checkpoint into a folder, then its index. Resumes after a kill.
+    """Write all shards of a checkpoint into a folder, then the index. An interrupted call can be repeated to resume.
 
     Args:
         checkpoint: Checkpoint to rewrite.
         output: Acquired folder.
-        transforms: Changes by name of the tensor. Other tensors are copied byte for byte.
-        dtype: Dtype of all floating tensors. None keeps the dtype of each.
-        replaced: Tensors of other files by name. New names are appended to the last shard.
+        transforms: Functions that change a tensor, by name. All other tensors are copied byte for byte.
+        dtype: Dtype of all floating-point tensors. None keeps the dtype of each tensor.
+        replaced: Tensors from other files that replace tensors of the checkpoint, by name. Tensors with new names are
+            appended to the last shard.
 
     Raises:
         ModelError: A changed tensor is not finite in its dtype.
@@ -75,14 +76,14 @@ def rewrite(
         for plan in plans:
             _ShardWriter(plan, output, transforms, bar).write()
     if checkpoint.index is not None:
-        # Last: loaders look for the index first, and find no half-written model.
+        # The index comes last: loaders look for it first, and so never find a half-written model.
         write_bytes(
             output.folder / checkpoint.index.name, _build_index(checkpoint, plans, same=dtype is None and not replaced)
         )
 
 
 def copy_auxiliary_files(source: Path, output: OutputDir, *, changed: Mapping[str, bytes] | None = None) -> None:
-    """Copy the files a model needs beside its weights.
+    """Copy the files that a model needs in addition to its weights.
 
     Args:
         source: Folder of the model.
@@ -94,11 +95,11 @@ def copy_auxiliary_files(source: Path, output: OutputDir, *, changed: Mapping[st
     """
     names = list_auxiliary_files(source)
     for name in names:
-        # A model comes with a download: a link in it could put any file of the machine into what is handed on.
+        # Models are downloaded from strangers: a link could copy a private file of this machine into the output.
         if not is_inside(source / name, (source / name).parent):
             raise InputError(
-                f"{source / name} is a link to {(source / name).resolve()}, outside its folder, and is not copied: put "
-                "a copy of the file in its place, or remove the link"
+                f"{source / name} is a link to {(source / name).resolve()}, outside its folder, and is not copied: "
+                "replace the link by a copy of the file, or remove it"
             )
     for name in names:
         target = output.folder / name
@@ -111,7 +112,7 @@ def copy_auxiliary_files(source: Path, output: OutputDir, *, changed: Mapping[st
 
 
 def _describe_overflow(source: StoredTensor, block: Tensor, dtype: torch.dtype) -> str:
-    """Describe why a tensor cannot be written: it overflows the dtype, or has NaN or infinite entries before."""
+    """Describe why a tensor cannot be written: it overflows the dtype, or had NaN or infinite entries before."""
     if all_finite(block):
         return f"{source} is not finite when written in {dtype}: choose another dtype"
     if not all_finite(read_tensor(source)):
@@ -120,7 +121,7 @@ def _describe_overflow(source: StoredTensor, block: Tensor, dtype: torch.dtype) 
 
 
 def list_auxiliary_files(source: Path) -> list[str]:
-    """List the files a model needs beside its weights: configurations, tokenizers, chat templates."""
+    """List the files that a model needs in addition to its weights: configurations, tokenizers, chat templates."""
     folders = [source, *(source / name for name in _TOKENIZER_FOLDERS)]
     files = [file for folder in folders if folder.is_dir() for file in sorted(folder.iterdir()) if file.is_file()]
     return [str(file.relative_to(source)) for file in files if not _NOT_COPIED.fullmatch(file.name)]
@@ -133,7 +134,7 @@ def list_shard_names(checkpoint: Checkpoint) -> list[str]:
 
 @dataclass(frozen=True)
 class _Entry:
-    """Tensor of a new shard, with the source of its bytes."""
+    """A tensor of a new shard, and the stored tensor from which it is written."""
 
     spec: TensorSpec
     source: StoredTensor
@@ -145,7 +146,7 @@ class _Entry:
 
 @dataclass(frozen=True)
 class _ShardPlan:
-    """New shard: name of its file, header, and tensors in the order of the file."""
+    """A new shard: name of its file, header, and tensors in the order of the file."""
 
     name: str
     header: bytes
@@ -194,9 +195,9 @@ def _build_index(checkpoint: Checkpoint, plans: list[_ShardPlan], *, same: bool)
 
 
 class _ShardWriter:
-    """Writer of a single shard, with a journal of the tensors that are on disk.
+    """Writer of a single shard, which keeps a journal of how many tensors are on disk.
 
-    The shard grows under `.ailora/shards` and is moved to its place when complete.
+    The shard grows in `.ailora/shards` and is renamed to its final path when it is complete.
     """
 
     def __init__(
@@ -216,7 +217,7 @@ class _ShardWriter:
         mode = "r+b" if done else "wb"
         with open(self._file, mode, buffering=0, opener=refuse_link) as stream, ThreadPoolExecutor(1) as notes:
             reached = self._offset(done)
-            # Bytes after the last tensor of the journal may not have reached the disk.
+            # Bytes after the last tensor in the journal may not have reached the disk.
             stream.truncate(reached)
             stream.seek(reached)
             if not done:
@@ -226,7 +227,7 @@ class _ShardWriter:
             for number, entry in enumerate(self._plan.entries[done:], done):
                 self._write_entry(entry, stream)
                 self._bar.update(entry.spec.nbytes)
-                # Flushed in a thread while the next tensors are written: waiting would cost a third of the time.
+                # A thread flushes while the next tensors are written: waiting would cost a third of the time.
                 if stream.tell() - noted >= _SYNC_BYTES and (note is None or note.done()):
                     if note is not None:
                         note.result()
@@ -234,7 +235,7 @@ class _ShardWriter:
                     note = notes.submit(self._note, stream, number + 1)
             if note is not None:
                 note.result()
-            # Before the rename: after a power loss the name must not lead to missing bytes.
+            # Flushed before the rename: after a power loss, the final name must not belong to an incomplete file.
             os.fsync(stream.fileno())
         self._file.replace(self._target)
         sync_folder(self._target.parent)
@@ -249,7 +250,7 @@ class _ShardWriter:
         blocks = transform(read_tensor(entry.source)) if transform else read_blocks(entry.source, _BLOCK_BYTES // 8)
         for block in blocks:
             converted = block.to(dtype)
-            # NaN of an unchanged tensor stay as in the base; an overflow by the new dtype is refused.
+            # Unchanged tensors may keep NaN entries of the base, but must not overflow the new dtype.
             if not all_finite(converted) and (transform or all_finite(block)):
                 raise ModelError(_describe_overflow(entry.source, block, dtype))
             _write(stream, tensor_bytes(converted))
@@ -262,7 +263,7 @@ class _ShardWriter:
         write_bytes(self._journal, str(tensors).encode())
 
     def _finished_tensors(self) -> int:
-        """Return the number of tensors that an earlier run has flushed to disk."""
+        """Return the number of tensors that an interrupted command has flushed to disk."""
         try:
             done = int(self._journal.read_bytes())
             size = self._file.stat().st_size
@@ -271,14 +272,14 @@ class _ShardWriter:
         return done if 0 < done <= len(self._plan.entries) and size >= self._offset(done) else 0
 
     def _offset(self, tensors: int) -> int:
-        """Return the offset of the end of the first tensors; 0 without tensors."""
+        """Return the offset in bytes at which the first `tensors` tensors end; 0 without tensors."""
         if not tensors:
             return 0
         return len(self._plan.header) + sum(entry.spec.nbytes for entry in self._plan.entries[:tensors])
 
 
 def _copy(stored: StoredTensor, target: FileIO) -> None:
-    """Copy the bytes of a tensor; on Linux in the kernel."""
+    """Copy the bytes of a tensor to the end of a file."""
     try:
         with stored.file.open("rb", buffering=0) as source:
             left = stored.nbytes
@@ -288,12 +289,12 @@ def _copy(stored: StoredTensor, target: FileIO) -> None:
                     raise ModelError(f"{stored.file} has shrunk: tensor {stored.name!r} ends at byte {stored.stop}")
                 left -= count
     except FileNotFoundError as error:
-        raise ModelError(f"{stored.file} is gone") from error
+        raise ModelError(f"{stored.file} was removed while it was read") from error
 
 
 def _copy_block(source: FileIO, target: FileIO, offset: int, count: int) -> int:
     """Append a block of a file to another file, and return the number of bytes copied."""
-    # With `sendfile` and the flush in a thread, `merge` reaches 70 to 79 % of the speed of copying files; 58 % without.
+    # Copying in the kernel, and flushing in a thread, brings `merge` from 58 % of the speed of `cp` to 70 to 79 %.
     if sys.platform == "linux":
         return os.sendfile(target.fileno(), source.fileno(), offset, min(count, _BLOCK_BYTES))
     source.seek(offset)
@@ -303,7 +304,7 @@ def _copy_block(source: FileIO, target: FileIO, offset: int, count: int) -> int:
 
 
 def _write(target: FileIO, content: memoryview | bytes) -> None:
-    """Write all of the content, in several calls if needed, as one call writes at most 2 GiB."""
+    """Write all of the content, in several calls, because a single call writes at most 2 GiB."""
     rest = memoryview(content)
     while rest:
         rest = rest[target.write(rest) :]

@@ -1,4 +1,4 @@
-"""`ailora export`: convert a trained adapter to a plain LoRA for servers, exact or of a smaller rank."""
+"""`ailora export`: convert a trained adapter to a plain LoRA for servers, exactly or with a smaller rank."""
 
 from __future__ import annotations
 
@@ -47,10 +47,10 @@ class ExportReport:
         rank: Common rank of all modules.
         dtype: Dtype of the factors.
         errors: Frobenius norms of the error and of the update, by module.
-        error: Norm of the error over all modules, relative to the update; 0 for an exact export.
-        saved_modules: Exported tensors of modules trained whole, which most servers refuse.
-        completeness_checked: Whether the file was checked for missing and additional modules. False for a stock adapter
-            without its base model.
+        error: Norm of the error over all modules, relative to the norm of the update; 0 for an exact export.
+        saved_modules: Exported tensors of modules trained in full, which most servers refuse.
+        completeness_checked: Whether the adapter was checked for missing and additional modules. False for a stock
+            adapter whose base model is not available.
     """
 
     folder: str
@@ -63,7 +63,7 @@ class ExportReport:
 
     @property
     def vllm_max_lora_rank(self) -> int | None:
-        """Smallest value of vLLM's `max_lora_rank` for this rank. None for a rank above 512."""
+        """Smallest value of vLLM's `max_lora_rank` that accepts this rank. None for ranks above 512."""
         return next((limit for limit in _VLLM_RANKS if limit >= self.rank), None)
 
     def to_dict(self) -> dict[str, object]:
@@ -80,29 +80,29 @@ def export(
     dtype: str = "fp32",
     force: bool = False,
 ) -> ExportReport:
-    """Write an adapter as a plain LoRA for the untouched base, with the same rank and scaling for all modules.
+    """Write an adapter as a plain LoRA for the untouched base, with a single rank and scaling for all modules.
 
-    Servers read a single rank and alpha. Smaller factors are padded with zeros, and different scalings are multiplied
-    into `B`. Without `rank` and `energy` the export is exact up to the rounding of the dtype. Recompression takes a QR
-    of the factors and the SVD of a small matrix.
+    Servers read a single rank and a single alpha. Factors of smaller rank are padded with zeros, and different scalings
+    are multiplied into `B`. Without `rank` and `energy`, the export is exact up to the rounding of the dtype. With
+    either, each update is replaced by its best approximation of the new rank, without forming `B A`.
 
-    The base model is optional. Only for a stock adapter does it show whether the file is complete; a warning tells if
-    this was not checked.
+    The base model is needed only to check that a stock adapter is complete. If the model is not available, a warning
+    says so.
 
     Args:
         adapter: Folder of an adapter, or of a run.
         out: Folder to write.
         rank: New rank of every module. None keeps the largest rank.
-        energy: Share of `|dW|^2` to keep in every module by the smallest possible rank, 0 < energy <= 1.
-        dtype: Dtype of the factors: fp32, bf16 or fp16. Modules trained whole keep their dtype.
+        energy: Share of `|dW|^2` to keep in every module, 0 < energy <= 1. The smallest sufficient rank is chosen.
+        dtype: Dtype of the factors: fp32, bf16 or fp16. Modules trained in full keep their dtype.
         force: Whether to replace existing files in `out`.
 
     Returns:
-        Report with the rank and the errors.
+        The report, with the rank and the errors.
 
     Raises:
-        InputError: The adapter is invalid, needs residual weights, is a DoRA to recompress, or overflows the dtype;
-            or `rank` or `energy` is out of range, or both are given.
+        InputError: The adapter is invalid, needs residual weights, overflows the dtype, or is a DoRA to which `rank` or
+            `energy` is applied; or `rank` or `energy` is out of range; or both are given.
     """
     torch_dtype = parse_dtype(dtype)
     checkpoint = AdapterCheckpoint.open(adapter)
@@ -124,7 +124,7 @@ def export(
     output = OutputDir(out)
     with output.acquire(request, reads=reads, writes=[WEIGHTS_NAME, CONFIG_NAME, METADATA_NAME], force=force) as done:
         if done:
-            # The report needs the errors of all modules, and the files have the total only.
+            # The report needs the errors of all modules; the files contain only the total.
             conversion.measure()
         else:
             conversion.write(output.folder)
@@ -143,12 +143,12 @@ def export(
 
 @dataclass(frozen=True)
 class _Conversion:
-    """Conversion of the factors, module by module, with the error of each.
+    """Conversion of the factors, module by module, which records the errors.
 
     Attributes:
         checkpoint: Adapter to export.
         rank: Rank of all modules.
-        scaling: Scaling of all modules. None multiplies the scaling of each into its `B`.
+        scaling: Scaling of all modules. None multiplies the scaling of each module into its `B`.
         dtype: Dtype of the factors.
         exact: Whether to pad factors with zeros instead of recompressing them.
         errors: Norms of the error and of the update, by module; filled during the conversion.
@@ -168,7 +168,7 @@ class _Conversion:
 
     @property
     def error(self) -> float:
-        """Norm of the error over all modules, relative to the update."""
+        """Norm of the error over all modules, relative to the norm of the update."""
         lost, update = (math.sqrt(sum(pair[i] ** 2 for pair in self.errors.values())) for i in (0, 1))
         return lost / update if update > 0 else 0.0
 
@@ -183,7 +183,7 @@ class _Conversion:
         if self.checkpoint.metadata:
             exported = Exported(rank=self.rank, dtype=self.dtype_name, error=self.error)
             self.checkpoint.metadata.model_copy(update={"exported": exported}).write(folder)
-        # Last: loaders look for the configuration first, and find no half-written adapter.
+        # The configuration comes last: loaders look for it first, and so never find a half-written adapter.
         config = json_bytes(self._config())
         write_digests(folder, pending={CONFIG_NAME: config})
         write_bytes(folder / CONFIG_NAME, config)
@@ -203,7 +203,7 @@ class _Conversion:
         if not (all_finite(new_A) and all_finite(new_B)):
             raise InputError(f"{weights.module}: factors of the export are not finite in {self.dtype}")
         lost = 0.0
-        # Padding alone is exact, and its computed error would be rounding.
+        # Padding alone is exact: a computed error would be rounding of the computation.
         if not self.exact or self.dtype is not A.dtype or self.scaling is None:
             new_scaling = 1.0 if self.scaling is None else self.scaling
             lost = compute_distance((weights.scaling * B.double(), A), (new_scaling * new_B.double(), new_A))
@@ -241,15 +241,15 @@ class _Conversion:
 
 
 def _validate_complete(checkpoint: AdapterCheckpoint) -> bool:
-    """Refuse an incomplete file. The check of a stock adapter needs the base model.
+    """Refuse an adapter with missing or additional modules.
 
     Returns:
-        Whether the file was checked.
+        Whether the adapter was checked. False if it is a stock adapter whose base model is not available.
 
     Raises:
-        InputError: The file lacks a module, or has additional ones.
+        InputError: The adapter lacks a module, or has additional ones.
     """
-    # The plan in our metadata names all modules, and has been compared with the file.
+    # The plan in `ailora.json` names all modules, and has already been compared with the file.
     if checkpoint.metadata is not None:
         return True
     name = checkpoint.config.get("base_model_name_or_path")
@@ -259,8 +259,8 @@ def _validate_complete(checkpoint: AdapterCheckpoint) -> bool:
         base = load_on_meta(str(model_folder(name)), checkpoint.task_type, any_class=True)
     except InputError as error:
         _LOG.warning(
-            "%s: not checked whether the file has the factors of every module that %s adapts, and no others, for which "
-            "the base model is needed: %s",
+            "%s: not checked whether the file has the factors of every module that %s adapts, and no others. The check "
+            "needs the base model: %s",
             checkpoint.folder,
             CONFIG_NAME,
             error,
@@ -279,7 +279,7 @@ def _validate_target(rank: int | None, energy: float | None, checkpoint: Adapter
     if energy is not None and not (isinstance(energy, int | float) and 0 < energy <= 1):
         raise InputError(f"energy must be a share, 0 < energy <= 1, got {energy!r}")
     if checkpoint.dora and (rank is not None or energy is not None):
-        raise InputError("a DoRA cannot be recompressed: its magnitudes belong to the exact directions")
+        raise InputError("a DoRA cannot be exported with a smaller rank: its magnitudes belong to the exact directions")
 
 
 def _choose_rank(checkpoint: AdapterCheckpoint, rank: int | None, energy: float | None) -> int:
@@ -292,22 +292,22 @@ def _choose_rank(checkpoint: AdapterCheckpoint, rank: int | None, energy: float 
 
 
 def _find_rank(values: Tensor, energy: float) -> int:
-    """Return the smallest number of singular values with a share of the sum of all squares; 1 for a zero update."""
+    """Return the smallest number of singular values whose squares sum to a share of the total; 1 for a zero update."""
     squares = values.square()
     total = squares.sum()
     if total == 0:
         return 1
-    # By rounding, the last cumulative sum may be smaller than the total.
+    # Because of rounding, the last cumulative sum may be smaller than the total.
     reached = squares.cumsum(0) >= energy * total * (1 - 1e-12)
     return int(reached.to(torch.uint8).argmax()) + 1
 
 
 def _find_shared_scaling(checkpoint: AdapterCheckpoint, rank: int) -> float | None:
-    """Return the common scaling of all modules if alpha is a whole number, else None."""
+    """Return the common scaling of all modules. None if they differ, or if alpha would not be a whole number."""
     scalings = {weights.scaling for weights in checkpoint.modules.values()}
     if len(scalings) == 1:
         (scaling,) = scalings
-        # Servers expect a whole alpha.
+        # Servers expect a whole number as alpha.
         if scaling * rank == int(scaling * rank):
             return scaling
     return None

@@ -50,10 +50,10 @@ class InitReport:
     Attributes:
         folder: Folder of the adapter.
         modules: Number of adapted modules.
-        bytes_read: Size of the weights read, in bytes.
-        floored: Number of directions with a clamped singular value, by projection.
-        seconds: Seconds by part: `read`, `decompose`, `write` (sums over all processes), and `total` of this process.
-        resumed: Number of modules that an earlier run had finished.
+        bytes_read: Total size in bytes of the weights that were read.
+        floored: Number of directions whose singular value was raised to the floor, by projection.
+        seconds: Seconds for `read`, `decompose` and `write`, summed over all processes, and `total` for this process.
+        resumed: Number of modules that an interrupted run had already finished.
     """
 
     folder: str
@@ -92,45 +92,47 @@ def init(
     cached: bool = True,
     force: bool = False,
 ) -> InitReport:
-    """Write the initial adapter of `adapt` without loading the model.
+    """Write the initial adapter that `adapt` would create, without loading the model.
 
     Only the adapted weights are read, matrix by matrix. The result is a stock PEFT adapter for the untouched
     checkpoint, with an update of exactly zero.
 
-    After a kill, the same call resumes; after the end, nothing is left to do. Under torchrun or `accelerate launch`
-    the ranks share the work in the same `out`.
+    If the call is interrupted, repeating it resumes; repeating a finished call does nothing. Under torchrun or
+    `accelerate launch`, the ranks share the work and write to a common `out`.
 
     Args:
         model: Local folder, hub id with a snapshot in the cache, or `builtin:minilm`.
         out: Folder to write.
         policy: Name of a preset, `{role: init}`, or a `Policy`.
         rank: Rank r, or `{role or regex: rank}`; the first matching key counts.
-        alpha: Alpha, or `{role or regex: alpha}`. None sets alpha = rank, so s = 1 (rsLoRA: s = sqrt(r)).
-        roles: Roles to adapt. None adapts the roles of the policy, or else query and value.
-        role_names: `{regex: role}` for modules without a rule.
-        modules: Regular expression to search for in the names of modules; others are not adapted.
-        form: `anchored` or `stock`.
-        dropout: Probability in [0, 1).
+        alpha: The numerator of the scaling, a number or `{role or regex: alpha}`. None means alpha = rank, a scaling of
+            1, or of sqrt(r) with `rslora`.
+        roles: Roles to adapt. None means the roles that the policy names, or query and value if it names none.
+        role_names: `{regex: role}` for modules without a naming rule.
+        modules: A regular expression; only modules whose names contain a match are adapted.
+        form: Form of the adapter: `anchored` or `stock`.
+        dropout: Dropout probability of the adapter's input, in [0, 1).
         rslora: Whether to scale by alpha / sqrt(r) instead of alpha / r.
-        dora: Whether to train magnitudes too.
-        modules_to_save: Names of modules to train whole. None takes the usual heads of the task type.
-        task_type: PEFT's task type, which selects the class of the model and so the names in the file. None takes the
-            class in the configuration.
-        couple_roles: Whether the adapter of a fused weight trains all rows.
-        num_labels: Number of outputs of a classification head. None takes the number in the configuration.
-        seed: Seed of plain LoRA and of new heads.
-        device: Device of the decompositions: `cpu`, `cuda`.
-        workers: Number of processes to share the cores.
+        dora: Whether to also train magnitudes (DoRA).
+        modules_to_save: Names of modules to train in full. None means the usual heads of the task type.
+        task_type: PEFT's task type. It selects the class of the model, and so the tensor names in the file. None means
+            the class in the configuration.
+        couple_roles: Whether every role of a fused weight trains all rows of the weight, not only the rows of the role.
+        num_labels: Number of outputs of a classification head. None means the number in the configuration.
+        seed: Seed for the factors of plain LoRA and for new heads.
+        device: Device that computes the decompositions: `cpu` or `cuda`.
+        workers: Number of processes, which share the cores.
         cached: Whether to use the cache of decompositions.
         force: Whether to replace existing files in `out`.
 
     Returns:
-        Report with modules, bytes read and seconds.
+        The report, with modules, bytes read and seconds.
 
     Raises:
-        InputError: An argument is out of range, the checkpoint or the device is not here, or `out` is in use (see
-            `OutputDir.acquire`).
-        ModelError: The model has no naming rule, or a weight is missing, quantized, of another shape or not finite.
+        InputError: An argument is out of range, the checkpoint or the device is not available, or `out` cannot be used
+            (see `OutputDir.acquire`).
+        ModelError: The model has no naming rule, or a weight is missing, is quantized, has an unexpected shape, or is
+            not finite.
     """
     started = time.perf_counter()
     plan = InitPlan.from_model(
@@ -161,18 +163,18 @@ def _execute(plan: InitPlan, output: OutputDir, *, device: str, workers: int, ca
         raise InputError(f"workers must be a whole number of at least 1, got {workers!r}")
     validate_device(device)
     acquired = output.acquire(plan.request, reads=plan.reads, writes=_WRITTEN, force=force)
-    # Results are files in the common folder: the ranks exchange no tensors.
+    # The ranks exchange results as files in the common folder, not as tensors.
     with init_process_group_if_launched(), on_main(acquired) as done:
         tasks = plan.build_tasks(output.parts, device=device, cached=cached)
         folder, count = str(output.folder), len(tasks)
         if done:
             floored = AdapterMetadata.read(output.folder / METADATA_NAME).floored
             return InitReport(folder, count, 0, floored, {}, count)
-        # Every rank shards the full list: by now, other ranks may have finished some tasks.
-        # Round-robin over sorted tasks balances the ranks.
+        # Every rank takes its shard of the full list, because other ranks may already have finished some tasks.
+        # Tasks are sorted by cost and dealt in turn, which balances the ranks.
         shard = local_shard(sorted(tasks, key=lambda task: -task.flops))
         left = [task for task in shard if not task.is_finished()]
-        # An error ends all ranks; otherwise the others would wait for the missing results.
+        # An error on a rank ends all ranks; otherwise the others would wait for the missing results.
         with raise_on_all_ranks():
             timings = _run_tasks(left, workers=workers)
         floored: dict[str, int] = {}
@@ -201,10 +203,10 @@ def _run_tasks(left: list[ModuleTask], *, workers: int) -> list[Timing]:
 
 
 def _assemble(plan: InitPlan, folder: Path, tasks: list[ModuleTask]) -> dict[str, int]:
-    """Write the adapter from the results of all tasks.
+    """Assemble the adapter from the results of all tasks.
 
     Returns:
-        Number of directions with a clamped singular value, by projection.
+        Number of directions whose singular value was raised to the floor, by projection.
     """
     results = {task.module: read_header(task.file) for task in tasks}
     floored = {name: n for h in results.values() for name, n in json.loads(h.metadata["floored"]).items()}
@@ -232,7 +234,7 @@ def _config_bytes(plan: InitPlan) -> bytes:
     config.base_model_name_or_path = plan.recorded_name
     config.modules_to_save = get_saved_module_names(plan.plan.options) or None
     config.inference_mode = True
-    # Only `save_pretrained` converts a configuration to the JSON that PEFT reads.
+    # PEFT offers the conversion of a configuration to JSON only in `save_pretrained`.
     with tempfile.TemporaryDirectory() as folder:
         config.save_pretrained(folder)
         return (Path(folder) / CONFIG_NAME).read_bytes()

@@ -23,25 +23,25 @@ from ailora.roles import find_projections
 from ailora.safetensors_io import Checkpoint
 from ailora.weights.checkpoint_keys import match_checkpoint_keys
 
-#: Number of singular values of an update in a summary.
+#: Number of an update's singular values in a summary.
 _MAX_VALUES = 4
 
 
 @dataclass(frozen=True)
 class RoleSummary:
-    """Summary of the adapters of one role; every figure is the root mean square over the modules.
+    """Summary of the adapters of a role. Norms and singular values are root mean squares over the modules.
 
     Attributes:
-        role: Role, such as query. For a stock adapter, name of the module with a star for the layer.
+        role: Name of the role, such as query. For a stock adapter, the name of the module with a star for the layer.
         start: Name of the init. Empty if unknown.
         modules: Number of modules.
-        rank: Ranks in the file.
-        scaling: Scalings of the factors.
-        anchor: `|s B0 A0|`.
-        update: `|dW|`.
-        moved_A: `|dA| / |A0|`.
-        moved_B: `|dB| / |B0|`.
-        stable_rank: `|dW|^2 / |dW|_2^2`.
+        rank: Ranks in the file, joined by commas.
+        scaling: Scalings of the factors, joined by commas.
+        anchor: Norm of the anchor's product, `|s B0 A0|`. None without an anchor.
+        update: Norm of the update, `|dW|`.
+        moved_A: Relative change of the factor `A`, `|dA| / |A0|`. None without an anchor.
+        moved_B: Relative change of the factor `B`, `|dB| / |B0|`. None without an anchor.
+        stable_rank: Stable rank of the update, `|dW|^2 / |dW|_2^2`.
         values: Largest singular values of `dW`, at most four.
     """
 
@@ -76,7 +76,7 @@ def inspect(path: str) -> dict[str, object]:
     if kind is PathKind.ADAPTER:
         return {"kind": "adapter", **_inspect_adapter(AdapterCheckpoint.open(folder))}
     if kind is PathKind.RUN:
-        # Full fine-tuning writes a model in the place of an adapter.
+        # Full fine-tuning writes a model instead of an adapter.
         trained_model = folder / "model"
         facts = (
             _inspect_model(str(trained_model))
@@ -85,20 +85,20 @@ def inspect(path: str) -> dict[str, object]:
         )
         return {**facts, "kind": "run", **_read_metrics(folder / "result.json")}
     if kind in (PathKind.ANALYSIS, PathKind.STUDY):
-        raise InputError(f"{path} is no adapter, run or model: it holds {kind} files, which `ailora report` shows")
+        raise InputError(f"{path} is no adapter, run or model, but a folder of {kind} files: `ailora report` shows it")
     return {"kind": "model", **_inspect_model(path)}
 
 
 def _validate_finished(folder: Path, kind: PathKind | None) -> None:
-    """Refuse an unfinished folder, and a folder of another kind."""
-    # A hub id or `builtin:minilm`.
+    """Refuse an unfinished folder, and a folder that is no adapter, run or model."""
+    # Hub ids and `builtin:minilm` are models.
     if not is_folder(folder):
         return
     validate_finished(folder)
     if kind is PathKind.RUN and not any((folder / name).is_dir() for name in ("adapter", "model")):
         command = shlex.join(["ailora", "train", str(folder / "config.yaml")])
         raise InputError(
-            f"{folder} is a run that has not finished: `{command}` continues it, `ailora report` shows how far it is"
+            f"{folder} is a run that has not finished: `{command}` continues it, `ailora report` shows its progress"
         )
     if kind is None:
         raise InputError(
@@ -136,10 +136,10 @@ def _is_anchor_trained(adapter: AdapterCheckpoint, plan: Plan | None) -> bool | 
 
 @dataclass(frozen=True)
 class _ModuleStats:
-    """Sizes of the update of one module, or of one role of a fused module.
+    """Statistics of the update of a module, or of a role of a fused module.
 
     Attributes:
-        update: Sizes of the update.
+        update: Norms and singular values of the update.
         rank: Rank in the file.
         scaling: Scaling of the factors.
     """
@@ -150,7 +150,7 @@ class _ModuleStats:
 
 
 def _summarize_roles(adapter: AdapterCheckpoint, plan: Plan) -> Iterator[RoleSummary]:
-    """Summarize an adapter of ours by role and init."""
+    """Summarize an adapter made by ailora, by role and init."""
     groups: dict[tuple[str, str], list[_ModuleStats]] = {}
     roles = adapter.projection_factors(plan)
     for role in tqdm(roles, "measuring", len(plan.adapters), unit="matrix", leave=False, disable=None):
@@ -163,7 +163,7 @@ def _summarize_roles(adapter: AdapterCheckpoint, plan: Plan) -> Iterator[RoleSum
 
 
 def _summarize_modules(adapter: AdapterCheckpoint) -> Iterator[RoleSummary]:
-    """Summarize a stock adapter by the names of its modules, without the indices of the layers."""
+    """Summarize a stock adapter by module names, in which a star replaces the index of the layer."""
     groups: dict[str, list[_ModuleStats]] = {}
     for module in tqdm(adapter.modules.values(), "measuring", unit="matrix", leave=False, disable=None):
         A, B = module.factors()
@@ -200,7 +200,7 @@ def _summarize(role: str, start: str, modules: list[_ModuleStats]) -> RoleSummar
 
 
 def _read_metrics(file: Path) -> dict[str, object]:
-    # Not `exists`: reading a named pipe would wait for a writer for ever.
+    # Reading a named pipe, for which `exists` is also true, would wait forever for a writer.
     if not file.is_file():
         return {"metrics": None}
     try:

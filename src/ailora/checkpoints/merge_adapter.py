@@ -33,7 +33,7 @@ from ailora.weights.base_weight import matches_fingerprint
 from ailora.weights.checkpoint_keys import checkpoint_key_map
 from ailora.weights.tied_weights import validate_untied
 
-#: Entries of a weight merged at a time.
+#: Entries of a weight that are merged at a time.
 _BLOCK_ENTRIES = 4 * 2**20
 
 
@@ -44,7 +44,7 @@ class MergeReport:
     Attributes:
         folder: Folder of the merged model.
         merged: Number of weights changed by the adapter.
-        saved_modules: Tensors of modules trained whole, in the place of the base's.
+        saved_modules: Tensors of modules trained in full, which replace those of the base.
         bytes: Size of the merged tensors in bytes.
     """
 
@@ -61,25 +61,26 @@ class MergeReport:
 def merge(
     base: str, adapter: Path | str, out: Path | str, *, dtype: str | None = None, force: bool = False
 ) -> MergeReport:
-    """Write a checkpoint with `W + s B A` in the place of every adapted weight, without loading the model.
+    """Write a checkpoint in which `W + s B A` replaces every adapted weight, without loading the model.
 
-    Sums are computed in float32 and rounded once. Other tensors are copied byte for byte, with configuration and
-    tokenizer. The result loads with `from_pretrained`. After a kill, the same call resumes.
+    Sums are computed in float32 and rounded once. All other tensors are copied byte for byte, together with the
+    configuration and the tokenizer. The result loads with `from_pretrained`. If the call is interrupted, repeating it
+    resumes.
 
     Args:
         base: Base model: a folder, a hub id in the cache, or `builtin:minilm`.
-        adapter: Folder of a LoRA adapter of linear modules, from `ailora` or elsewhere, or of a run.
+        adapter: Folder of a LoRA adapter of linear modules, made by ailora or not, or of a run.
         out: Folder to write.
-        dtype: Dtype of all floating tensors: fp32, bf16 or fp16. None keeps the dtype of each.
+        dtype: Dtype of all floating-point tensors: fp32, bf16 or fp16. None keeps the dtype of each tensor.
         force: Whether to replace existing files in `out`.
 
     Returns:
-        Report with the numbers of weights and bytes.
+        The report, with the numbers of weights and bytes.
 
     Raises:
-        InputError: The adapter, the base or the output folder is invalid, or the adapter is of another kind.
-        ModelError: The adapter was made for another base, or a weight is quantized, missing, of another shape, or not
-            finite after merging, or a head does not fit.
+        InputError: The adapter, the base or the output folder is invalid, or the adapter is not a supported LoRA.
+        ModelError: The adapter was made for another base; a weight is quantized or missing, has an unexpected shape, or
+            is not finite after merging; or a head does not fit the model.
     """
     target = None if dtype is None else parse_dtype(dtype)
     trained = AdapterCheckpoint.open(adapter)
@@ -91,20 +92,20 @@ def merge(
         weights[module].tensor.name: _build_transform(lora, weights[module], trained)
         for module, lora in trained.modules.items()
     }
-    # Tied weights: the dictionary has one entry for both.
+    # Modules with tied weights share an entry of the dictionary.
     if len(transforms) < len(weights):
-        raise ModelError("two adapted modules share one weight, which cannot hold both updates")
+        raise ModelError("two adapted modules share a weight, which cannot hold both updates")
     trained.validate_complete(model)
-    # Whole tensors are copied, and magnitudes multiplied, without a look at their entries.
+    # The entries of saved modules and of magnitudes are not checked later.
     trained.validate_finite()
     saved = find_saved_tensors(trained, model, checkpoint)
     stored_names = {name: tensor for tensor, name in checkpoint_key_map(model, checkpoint.tensors).items()}
     replaced = {stored_names.get(name, name): stored for name, stored in saved.tensors.items()}
     reads = [folder / name for name in (*list_shard_names(checkpoint), "config.json")]
-    # Labels and padding token of the run are written into the configuration.
+    # The labels and the padding token of the run go into the configuration.
     reads += [*trained.files, *filter(None, [_find_result_file(trained)])]
     if target and (fp8 := next((t for t in checkpoint.tensors.values() if t.dtype.startswith("F8")), None)):
-        raise ModelError(f"{fp8} belongs to a quantized checkpoint, whose scales another dtype would spoil")
+        raise ModelError(f"{fp8} belongs to a quantized checkpoint, which must keep its dtype: leave out the dtype")
     request = {
         "command": "merge",
         "base": str(folder),
@@ -129,7 +130,7 @@ def merge(
 
 
 def _build_transform(lora: LoraWeights, stored: StoredWeight, adapter: AdapterCheckpoint) -> TensorTransform:
-    """Build the transform of a stored weight, which merges a block of rows at a time."""
+    """Build the function that merges the update into a stored weight, a block of rows at a time."""
     stored.validate_floating()
     transposed = stored.transposed
 
@@ -138,7 +139,7 @@ def _build_transform(lora: LoraWeights, stored: StoredWeight, adapter: AdapterCh
         A, B = lora.factors()
         left, right = (A.mT, B.mT) if transposed else (B, A)
         magnitude = read_tensor(lora.magnitude) if lora.magnitude else None
-        # A DoRA's norm is over a whole row (out, in), which a transposed weight stores as a column: a single block.
+        # DoRA needs the norm of each output row, which a transposed weight stores as a column: take a single block.
         rows = len(weight) if transposed and magnitude is not None else max(1, _BLOCK_ENTRIES // weight.shape[1])
         for first in range(0, len(weight), rows):
             block = weight[first : first + rows].to(A.dtype)
@@ -158,10 +159,10 @@ def _apply_magnitude(block: Tensor, magnitude: Tensor, rows: slice, *, transpose
 
 
 def validate_base(adapter: AdapterCheckpoint, module: str, weight: Tensor) -> None:
-    """Refuse a weight with another fingerprint than in the adapter's metadata.
+    """Refuse a weight whose fingerprint differs from that in the adapter's metadata.
 
     Args:
-        adapter: Adapter; without metadata, every weight passes.
+        adapter: Adapter to merge. If it has no metadata, every weight passes.
         module: Name of the module.
         weight: Stored weight of the module.
 
@@ -174,26 +175,26 @@ def validate_base(adapter: AdapterCheckpoint, module: str, weight: Tensor) -> No
         return
     dtype = plan.modules[module][0].projection.dtype
     same = matches_fingerprint(weight, metadata.fingerprints[module], dtype)
-    # A fingerprint is of the untouched weight, on which residual-form factors would count the anchor twice.
+    # Fingerprints describe untouched weights, on which factors of the residual form would count the anchor twice.
     if same:
         adapter.validate_untouched_base()
     if same is False and not adapter.targets_residual_base:
         raise ModelError(
-            f"{module}: the weight is not the one that {adapter.folder} was made from ({metadata.base_model}); "
-            "`ailora verify` says more"
+            f"{module}: the weight differs from that of the base of {adapter.folder} ({metadata.base_model}); "
+            "`ailora verify` shows details"
         )
 
 
 def _adapted_config(
     folder: Path, adapter: AdapterCheckpoint, saved: SavedTensors, model: PreTrainedModel
 ) -> dict[str, Any]:
-    """Read the configuration of a base model, with the labels, vocabulary and padding token of the adapter."""
+    """Read the configuration of a base model, and set the adapter's labels, vocabulary size and padding token."""
     config = read_json_object(folder / "config.json", allow_nan=True)
     task = _read_trained_task(adapter)
     if labels := _choose_labels(task.labels, outputs=model.config.num_labels, trained_outputs=saved.label_count):
         config["id2label"] = {str(i): label for i, label in enumerate(labels)}
         config["label2id"] = {label: i for i, label in enumerate(labels)}
-        # transformers derives it from `id2label`.
+        # transformers derives the number of labels from `id2label`.
         config.pop("num_labels", None)
     if task.pad_token_id is not None:
         _set_where_missing(config, "pad_token_id", task.pad_token_id)
@@ -208,14 +209,14 @@ def _adapted_config(
 
 @dataclass(frozen=True)
 class _TrainedTask:
-    """Labels and padding token of the training; None if unknown."""
+    """Labels and padding token that training used; None if unknown."""
 
     labels: tuple[str, ...] | None
     pad_token_id: int | None
 
 
 def _read_trained_task(adapter: AdapterCheckpoint) -> _TrainedTask:
-    """Read labels and padding token from our metadata, or else from `result.json` of the adapter's run.
+    """Read labels and padding token from `ailora.json`, or else from `result.json` of the adapter's run.
 
     Raises:
         InputError: The result of the run is damaged.
@@ -235,24 +236,24 @@ def _read_trained_task(adapter: AdapterCheckpoint) -> _TrainedTask:
 
 
 def _find_result_file(adapter: AdapterCheckpoint) -> Path | None:
-    """Find `result.json` of the run of an adapter without metadata. Returns None without such a run."""
+    """Find `result.json` of the run that made an adapter without metadata. Returns None if there is no such run."""
     file = adapter.folder.parent / "result.json"
-    # Runs with an init of PEFT or a function of the user write stock adapters, without our metadata.
+    # Runs with an init of PEFT or a function of the user write stock adapters, without `ailora.json`.
     return file if adapter.metadata is None and adapter.folder.name == "adapter" and file.is_file() else None
 
 
 def _choose_labels(
     labels: tuple[str, ...] | None, *, outputs: int | None, trained_outputs: int | None
 ) -> tuple[str, ...] | None:
-    """Return the names of the labels: those of the training, or numbered ones for a head with other outputs.
+    """Choose the label names: those of training if they match the head, else numbered names for a new head.
 
     Args:
-        labels: Labels of the training. None if unknown.
+        labels: Labels that training used. None if unknown.
         outputs: Number of outputs of the base's head.
         trained_outputs: Number of outputs of the trained head. None if equal to the base's.
 
     Returns:
-        The names. None to keep those of the base's configuration.
+        The names. None keeps the names in the base's configuration.
     """
     if labels is not None and len(labels) == (trained_outputs or outputs):
         return labels
@@ -265,8 +266,8 @@ def _set_where_missing(config: dict[str, Any], key: str, value: object) -> None:
 
 
 def _replace_dtype(config: dict[str, Any], dtype: str) -> dict[str, Any]:
-    """Replace the dtype in a configuration, and in its nested configurations."""
+    """Replace the dtype in a configuration and in its nested configurations."""
     changed = {key: _replace_dtype(value, dtype) if isinstance(value, dict) else value for key, value in config.items()}
-    # The older name of the key would contradict the new one.
+    # `torch_dtype`, the older name of the key, would contradict `dtype`.
     named = {key: value for key, value in changed.items() if key != "torch_dtype"}
     return named | {"dtype": dtype} if "torch_dtype" in config or "dtype" in config else named

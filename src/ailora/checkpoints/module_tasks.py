@@ -1,4 +1,4 @@
-"""Tasks of `init`, a module each: read a weight, decompose it, write the factors to a file."""
+"""Tasks of `ailora init`, each for a module: read a weight, decompose it, write the factors to a file."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ from ailora.weights.base_weight import digest, select_rows, validate_dora_rows
 
 @dataclass(frozen=True)
 class ModuleTask:
-    """Inputs that determine the factors of one module.
+    """Inputs that determine the factors of a module.
 
     Attributes:
         weight: Stored weight of the module.
         adapters: Planned adapters of the module.
-        plan: Plan without adapters, for its options.
+        plan: Plan without adapters, which provides the options.
         seed: Seed of random inits.
-        device: Device of the decompositions.
+        device: Device that computes the decompositions.
         cached: Whether to use the cache of decompositions.
-        file: File of the factors until all modules are finished.
+        file: File that holds the factors until all modules are finished.
     """
 
     weight: StoredWeight
@@ -63,14 +63,14 @@ class ModuleTask:
 
     @property
     def flops(self) -> float:
-        """Estimated floating-point operations of the decompositions."""
+        """Estimated number of floating-point operations for the decompositions."""
         return sum(flops.estimate_flops(*decomposition, dtype=self._dtype) for decomposition in self._decompositions)
 
     def estimate_seconds(self, speed: float) -> float:
-        """Estimate the seconds of the decompositions.
+        """Estimate how many seconds the decompositions take.
 
         Args:
-            speed: Floating-point operations per second, from `flops.measure_matmul_speed`.
+            speed: Floating-point operations per second, measured by `flops.measure_matmul_speed`.
         """
         return sum(
             flops.estimate_seconds(*decomposition, dtype=self._dtype, speed=speed)
@@ -92,14 +92,14 @@ class ModuleTask:
 
 @dataclass(frozen=True)
 class ModuleResult:
-    """Factors of one module.
+    """Factors of a module.
 
     Attributes:
         module: Name of the module.
-        tensors: Tensors by the end of their names in the file: `lora_A.weight`, `lora_B.weight`, and
+        tensors: Tensors, by their names after the module's: `lora_A.weight`, `lora_B.weight`, and
             `lora_magnitude_vector` with DoRA.
         fingerprint: Fingerprint of the stored weight.
-        floored: Number of directions with a clamped singular value, by projection.
+        floored: Number of directions whose singular value was raised to the floor, by projection.
     """
 
     module: str
@@ -108,19 +108,19 @@ class ModuleResult:
     floored: dict[str, int]
 
     def write(self, file: Path) -> None:
-        """Write the result atomically, with fingerprint and clamped directions as metadata of the file."""
+        """Write the result atomically, with the fingerprint and `floored` in the metadata of the file."""
         metadata = {"module": self.module, "fingerprint": self.fingerprint, "floored": json.dumps(self.floored)}
         write_bytes(file, save({name: tensor.contiguous() for name, tensor in self.tensors.items()}, metadata))
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of a task.
+    """Durations of the parts of a task.
 
     Attributes:
-        read: Seconds of waiting for the weight.
-        decompose: Seconds of the decompositions.
-        write: Seconds of waiting for a result to be written.
+        read: Seconds spent waiting for the weight.
+        decompose: Seconds spent on the decompositions.
+        write: Seconds spent waiting until a result was written.
     """
 
     read: float
@@ -137,26 +137,26 @@ class _LoadedWeight:
 
 
 def run_task(task: ModuleTask) -> Timing:
-    """Write the file of one task, as `run_in_turn` does."""
+    """Run a single task with `run_in_turn`."""
     ((_, timing),) = run_in_turn([task])
     return timing
 
 
 def run_in_turn(tasks: Sequence[ModuleTask]) -> Iterator[tuple[ModuleTask, Timing]]:
-    """Write the files of tasks, one after the other.
+    """Run tasks one after the other.
 
     While a weight is decomposed, a thread reads the next weight and writes the previous result.
 
     Args:
-        tasks: Tasks in the order of their work.
+        tasks: Tasks, in the order in which to run them.
 
     Yields:
-        Task and seconds, after each decomposition.
+        The task and its durations, after each decomposition.
 
     Raises:
         ModelError: A weight is not finite.
     """
-    # Without the thread, decompositions took 84.5 % of the time on a large checkpoint; with it, 99 %.
+    # On a large checkpoint, decompositions took 84.5 % of the time without the thread and take 99 % with it.
     with ThreadPoolExecutor(1) as aside:
         following = aside.submit(_load, tasks[0]) if tasks else None
         written: Future[None] | None = None
@@ -171,7 +171,7 @@ def run_in_turn(tasks: Sequence[ModuleTask]) -> Iterator[tuple[ModuleTask, Timin
             if written is not None:
                 written.result()
             written = aside.submit(result.write, task.file)
-            # After the last task, no later one waits for the result.
+            # No later task would wait until the last result is written.
             if following is None:
                 written.result()
             yield task, Timing(read - started, decomposed - read, time.perf_counter() - decomposed)
@@ -189,7 +189,7 @@ def _decompose(task: ModuleTask, loaded: _LoadedWeight) -> ModuleResult:
         initial = [_initial_factors(task, planned, weight) for planned in task.adapters]
     A, B = (factor.stack() for factor in build_factors(initial, task.plan))
     tensors = {"lora_A.weight": A, "lora_B.weight": B}
-    # PEFT computes magnitudes when an adapter is added, and expects them in a file.
+    # PEFT computes magnitudes only when it adds a new adapter; when it loads a file, it expects them there.
     if task.plan.options.dora:
         validate_dora_rows(weight, task.module)
         tensors["lora_magnitude_vector"] = weight.to(A.dtype).norm(dim=1).cpu()
@@ -205,5 +205,5 @@ def _initial_factors(task: ModuleTask, planned: PlannedAdapter, weight: Tensor) 
 
 
 def derive_seed(seed: int, name: str) -> int:
-    """Derive the seed of a random init from its name, so the order of the work does not change the result."""
+    """Derive the seed of a random init from the name of its module, so that the order of tasks does not matter."""
     return int.from_bytes(sha256(f"{seed} {name}".encode()).digest()[:8], "little") >> 1

@@ -1,4 +1,4 @@
-"""Output folders: claimed by a lock, resumed after a kill, and finished."""
+"""Output folders of commands: lock them, resume interrupted commands, and record finished ones."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from ailora.errors import InputError, ModelError
 from ailora.formatting import truncate
 from ailora.plain_data import read_json_object
 
-#: Subfolder of every output folder, with the lock and the state of an unfinished command.
+#: Subfolder of every output folder that holds the lock and the state of an unfinished command.
 OWN_NAME = ".ailora"
 _MAX_VALUE_CHARS = 60
-#: Message of safetensors and tokenizers for an error of the system.
+#: How safetensors and tokenizers, which are written in Rust, report an error of the operating system.
 _RUST_OS_ERROR = re.compile(r"([^: ][^:]*) \(os error (\d+)\)")
 _REFUSED_WRITES = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 _FORCE_HINT = ", or --force to write into it"
@@ -29,22 +29,22 @@ _FORCE_HINT = ", or --force to write into it"
 def lock_folder(
     folder: Path, *, content: str, marks: Iterable[str], force: bool | None = None, timeout_s: float = 0.0
 ) -> Generator[None, None, None]:
-    """Lock a folder for writing, and create a missing one.
+    """Lock a folder for writing, and create it if it is missing.
 
     Args:
-        folder: Folder to lock, empty except for hidden files, or with one of the marks.
+        folder: Folder to lock. It must be empty except for hidden files, or contain a mark.
         content: Expected content of the folder, for the error message.
-        marks: Files by which the expected content is recognized.
-        force: Whether to take a folder without a mark too. None for commands without this option.
-        timeout_s: Seconds to wait for another process.
+        marks: Names of files that identify the expected content.
+        force: Whether to accept a folder with unexpected content. None for commands without this option.
+        timeout_s: Seconds to wait until another process releases the lock.
 
     Raises:
-        InputError: The folder has other content, is a file, is not writable, or is locked by another process.
+        InputError: The folder has unexpected content, is a file, is not writable, or is locked by another process.
     """
     state_dir = folder / OWN_NAME
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        # The lock would be written through the link.
+        # Through a link, the lock would be written outside the folder.
         if state_dir.is_symlink():
             raise link_error(state_dir)
         if not force:
@@ -57,7 +57,7 @@ def lock_folder(
 
 
 class Manifest:
-    """Names of the files that commands have written below a folder, each recorded before the file is written.
+    """Record of the files that commands write below a folder; a name is recorded before its file is written.
 
     Attributes:
         is_new: Whether the folder has no manifest yet.
@@ -74,13 +74,13 @@ class Manifest:
         return name in self._names
 
     def validate(self, *names: str) -> None:
-        """Refuse to replace files without a record.
+        """Refuse to replace files that are not recorded.
 
         Args:
             names: Paths below the folder.
 
         Raises:
-            InputError: A path, or a folder above it, is a link; or a file without a record exists.
+            InputError: A path or a folder on the way to it is a link, or an unrecorded file exists.
         """
         validate_no_links(self._folder, names)
         for name in names:
@@ -94,17 +94,17 @@ class Manifest:
         """Record names before their files are written.
 
         Args:
-            names: Paths below the folder, which has to exist.
+            names: Paths below the folder, which must exist.
 
         Raises:
-            InputError: A path is a link, or a file without a record exists.
+            InputError: A path is a link, or an unrecorded file exists.
         """
         self.validate(*names)
-        # Before the files: one truncated by a kill must not look like the work of another program.
+        # Names come before files, so that a file truncated by a kill is recognized as ours.
         self.adopt(*names)
 
     def adopt(self, *names: str) -> None:
-        """Record names of existing files as ours."""
+        """Record names without looking at existing files."""
         if not self._names.issuperset(names):
             self._names.update(names)
             write_json(self._file, {"written": sorted(self._names)})
@@ -115,44 +115,43 @@ class Manifest:
 
 
 def validate_no_links(folder: Path, names: Iterable[str]) -> None:
-    """Refuse links in the place of output files, and of the folders between.
+    """Refuse links among output files and the folders that contain them.
 
     Args:
-        folder: Output folder; links above it are allowed.
+        folder: Output folder. Its own path may contain links.
         names: Paths below the folder.
 
     Raises:
         InputError: A path is a link. The message names it.
     """
     paths = [folder / name for name in names]
-    # The path of the folder itself may contain links.
     for path in sorted({folder, *paths}.union(*(path.parents for path in paths))):
         if folder in path.parents and path.is_symlink():
             raise link_error(path)
 
 
 def validate_content(folder: Path, *, content: str, marks: Iterable[str], hint: str = "") -> None:
-    """Refuse a folder with files of others. Hidden files do not count.
+    """Refuse a folder with unexpected content. Hidden files do not count.
 
     Args:
         folder: Existing folder.
         content: Expected content of the folder, for the error message.
-        marks: Files by which the expected content is recognized.
-        hint: Text after the error message.
+        marks: Names of files that identify the expected content.
+        hint: Text to append to the error message.
 
     Raises:
         InputError: The folder has files and no mark. The message names a file.
     """
     if any((folder / mark).is_file() for mark in marks):
         return
-    if others := sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith(".")):
+    if names := sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith(".")):
         raise InputError(
-            f"{folder} is not empty and holds no {content} (it holds {others[0]}): choose another folder{hint}"
+            f"{folder} is not empty and holds no {content} (it holds {names[0]}): choose another folder{hint}"
         )
 
 
 def resolve_output_path(path: Path | str) -> Path:
-    """Return the path of an output, with `~` expanded.
+    """Return the path of an output file or folder, with `~` expanded.
 
     Raises:
         InputError: The path is invalid on this system.
@@ -171,10 +170,10 @@ def resolve_output_path(path: Path | str) -> Path:
 
 @contextmanager
 def writing(path: Path) -> Generator[None, None, None]:
-    """Convert errors of the system into an `InputError` with the path and the reason.
+    """Convert errors of the operating system into an `InputError` with the path and the reason.
 
     Raises:
-        InputError: Writing failed, for example by a full disk or a missing permission.
+        InputError: Writing failed, for example because the disk is full or a permission is missing.
     """
     try:
         yield
@@ -183,29 +182,29 @@ def writing(path: Path) -> Generator[None, None, None]:
 
 
 def write_failure(error: BaseException, folder: Path) -> str | None:
-    """Describe why the system refused to write below a folder, whichever library raised the error.
+    """Describe why writing below a folder failed, from the exception of any library.
 
     Args:
-        error: Exception of any library.
+        error: The exception.
         folder: Folder to write to.
 
     Returns:
-        The reason. None for other errors.
+        The reason. None if the exception is not about writing.
     """
     if isinstance(error, OSError):
-        # Reading and downloading can fail by a missing permission too.
+        # A missing permission can also make reading or downloading fail.
         is_output = str(error.filename).startswith(str(folder)) and error.errno in (errno.EACCES, errno.EPERM)
         return error.strerror if is_output or error.errno in _REFUSED_WRITES else None
     if (refusal := _RUST_OS_ERROR.search(str(error))) and int(refusal[2]) in _REFUSED_WRITES:
         return refusal[1]
-    # torch.save raises a RuntimeError of its zip writer, without the reason.
+    # torch.save raises a RuntimeError from its zip writer, which does not give the reason.
     if isinstance(error, RuntimeError) and "inline_container.cc" in str(error):
         return "torch could not write a file: is the disk full?"
     return None
 
 
 def validate_inputs_outside(folder: Path, reads: Iterable[Path], writes: Iterable[str] = ()) -> None:
-    """Refuse an output folder with inputs of the command, also behind links.
+    """Refuse an output folder that contains inputs of the command, directly or through links.
 
     Args:
         folder: Output folder.
@@ -215,22 +214,22 @@ def validate_inputs_outside(folder: Path, reads: Iterable[Path], writes: Iterabl
     Raises:
         InputError: An input is inside. The message names it.
     """
-    homes = {folder.resolve(), *((folder / name).parent.resolve() for name in writes)}
+    output_folders = {folder.resolve(), *((folder / name).parent.resolve() for name in writes)}
     for path in filter(Path.exists, reads):
         real, named = path.resolve(), path.parent.resolve() / path.name
-        if homes & {real, *real.parents, *named.parents}:
+        if output_folders & {real, *real.parents, *named.parents}:
             raise InputError(f"{path} is read and lies in {folder}: choose another folder to write")
 
 
 def describe_differences(requested: Mapping[str, object], recorded: Mapping[str, object]) -> str:
-    """Format the differences of two requests: dotted keys with both values.
+    """Format the differences between two requests: dotted keys, each with both values.
 
     Args:
-        requested: Request of this command.
-        recorded: Request that the folder was begun with.
+        requested: Request of the running command.
+        recorded: Request of the command that began the folder.
 
     Returns:
-        The differences. Empty if there are none.
+        The differences. Empty if the requests are equal.
     """
     now, there = _flatten(requested), _flatten(recorded)
     keys = [key for key in sorted(now.keys() | there.keys()) if now.get(key) != there.get(key)]
@@ -248,15 +247,16 @@ def _shorten(value: object) -> str:
 
 
 class OutputDir:
-    """Output folder of a command that resumes after a kill.
+    """Output folder of a command that can be interrupted and resumed.
 
-    Unfinished files are in `.ailora/`; files outside are complete. `.ailora/request.json` holds the request until the
-    end. `.ailora/done.json`, written last, holds a digest of the request and the states of the files.
+    Unfinished files are in `.ailora/`; all files outside of it are complete. `.ailora/request.json` holds the request
+    until the command finishes. `.ailora/done.json`, written last, holds a digest of the request and the sizes and
+    modification times of the files.
 
     Attributes:
         folder: Path of the folder.
-        parts: Subfolder of finished parts of an adapter.
-        shards: Subfolder of unfinished shards.
+        parts: Subfolder for finished parts of an adapter.
+        shards: Subfolder for unfinished shards.
     """
 
     def __init__(self, folder: Path | str) -> None:
@@ -277,17 +277,16 @@ class OutputDir:
 
         Args:
             request: Inputs that determine the result, as plain data.
-            reads: Input files, which may not be in the folder.
-            writes: Names of the output files, below the folder.
-            force: Whether to remove files of these names and of an earlier request, whoever wrote them.
+            reads: Input files, which must not be in the folder.
+            writes: Paths of the output files, relative to the folder.
+            force: Whether to remove existing files with these names, and the results of an earlier request.
 
         Yields:
-            Whether the request is finished already.
+            Whether the request is already finished.
 
         Raises:
-            InputError: The folder has inputs, links, other files, or the changed, finished or unfinished result of
-                another request (the message names the keys that differ); another process has locked the folder; or
-                writing fails.
+            InputError: The folder contains inputs, links, unexpected files, or results of a different request (the
+                message names the keys that differ); another process has locked the folder; or writing fails.
         """
         self._writes = sorted(writes)
         validate_inputs_outside(self.folder, reads, self._writes)
@@ -302,19 +301,19 @@ class OutputDir:
                 try:
                     yield done
                 except (InputError, ModelError) as error:
-                    # The same request would fail again, so another one may take over the folder.
+                    # The request would fail again, so that a different request may take over the folder.
                     write_text(self._failed, f"{error}\n")
                     raise
             except OSError as error:
                 raise InputError(
-                    f"cannot go on writing to {self.folder} ({error.strerror or error}): what is there is kept, and "
-                    "the same command goes on from it"
+                    f"cannot go on writing to {self.folder} ({error.strerror or error}): finished parts are kept, and "
+                    "the same command resumes from them"
                 ) from error
 
     def finish(self) -> None:
         """Record the request as finished, and remove the state for resuming."""
         files = {name: read_file_state(self.folder / name) for name in self._writes if (self.folder / name).is_file()}
-        # A digest, because the request has paths of this machine, and the folder may be published.
+        # The request itself contains paths of this machine, and the folder may be published.
         digest = _digest(read_json_object(self._request))
         write_json(self._done, {"request": digest, "files": files})
         self._tidy()
@@ -331,14 +330,14 @@ class OutputDir:
                 return True
             if not force:
                 raise InputError(
-                    f"{self.folder} holds the finished result of another request, or it was changed since: choose "
-                    "another folder, or --force to replace it"
+                    f"{self.folder} holds the finished result of another request, or its files have changed: choose "
+                    "another folder, or --force to replace them"
                 )
         recorded = _read_object(self._request)
         if recorded is not None and recorded != request and not force and not self._failed.exists():
             raise InputError(
                 f"{self.folder} holds the beginning of another request ({describe_differences(request, recorded)}): "
-                "repeat that one to complete it, choose another folder, or --force to replace it"
+                "repeat the earlier command to complete it, choose another folder, or --force to replace its files"
             )
         if recorded != request or self._done.is_file() or force:
             self._claim(force=force)
@@ -348,7 +347,7 @@ class OutputDir:
         return False
 
     def _claim(self, *, force: bool) -> None:
-        """Record the output files; without `force`, refuse existing files without a record."""
+        """Record the output files. Refuse unrecorded existing files, unless `force` is set."""
         manifest = Manifest(self.folder)
         if force:
             manifest.adopt(*self._writes)
@@ -364,17 +363,17 @@ class OutputDir:
         return all(path.is_file() and read_file_state(path) == state for path, state in paths.items())
 
     def _clear(self) -> None:
-        """Remove output files, and those of an earlier request of ours; others stay."""
+        """Remove the output files of this request and of an earlier request. All other files stay."""
         finished = (_read_object(self._done) or {}).get("files")
         outputs = {*self._writes, *(str(name) for name in (finished if isinstance(finished, dict) else ()))}
-        # Without an index, loaders take every safetensors file for a part of the model.
+        # Without an index, loaders read every safetensors file as a part of the model.
         weights = any(name.endswith(".safetensors") and "adapter_model" not in name for name in self._writes)
         for file in self.folder.glob("*.safetensors") if weights else ():
             if file.name not in outputs:
-                raise InputError(f"{file} is not of this command, and loaders might take it: move it away first")
+                raise InputError(f"{file} is not of this command, and loaders might read it: move it away first")
         for name in outputs:
             path = self.folder / name
-            # A damaged record could name a file outside.
+            # A damaged record could name a file outside of the folder.
             if path.resolve().is_relative_to(self.folder.resolve()) and path.is_file():
                 path.unlink()
         for folder in (self.parts, self.shards):
@@ -386,7 +385,7 @@ class OutputDir:
         for folder in (self.parts, self.shards):
             shutil.rmtree(folder, ignore_errors=True)
         self._failed.unlink(missing_ok=True)
-        # The states in `done.json` recognize our files from here on.
+        # From now on, `done.json` identifies our files.
         Manifest(self.folder).remove()
         self._request.unlink(missing_ok=True)
 
@@ -398,11 +397,11 @@ def validate_finished(folder: Path) -> None:
         InputError: The command was killed, or is running.
     """
     if (folder / OWN_NAME / "request.json").is_file():
-        raise InputError(f"{folder} is not finished: the command that began it completes it")
+        raise InputError(f"{folder} is not finished: the command that began it completes it when run again")
 
 
 def read_file_state(file: Path) -> list[int]:
-    """Return size in bytes and time of the last change in ns, to recognize a changed file without reading."""
+    """Return a file's size in bytes and modification time in ns, which reveal changes without reading the file."""
     status = file.stat()
     return [status.st_size, status.st_mtime_ns]
 

@@ -1,4 +1,4 @@
-"""Output files: existing files of ours are replaced, others only with `--force`."""
+"""Validate output files: files written by ailora are replaced, all other files only with `--force`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ailora.atomic_io import link_error
 from ailora.checkpoints.output_dir import resolve_output_path, writing
 from ailora.errors import InputError
 
-#: Marks of our files by suffix. Tables and Markdown cannot carry one.
+#: Patterns that identify files written by ailora, by suffix. Tables and Markdown have no place for a mark.
 _MARKS: Mapping[str, re.Pattern[bytes]] = MappingProxyType(
     {
         ".html": re.compile(rb'<meta name="generator" content="ailora \d'),
@@ -23,24 +23,25 @@ _MARKS: Mapping[str, re.Pattern[bytes]] = MappingProxyType(
 
 
 def is_ours(file: Path) -> bool:
-    """Return whether a file has our mark."""
+    """Return whether a file has the mark that ailora writes."""
     mark = _MARKS.get(file.suffix)
     return mark is not None and mark.search(file.read_bytes()) is not None
 
 
 def validate_output_file(file: Path | str, *, force: bool, reads: Iterable[Path | str] = ()) -> Path:
-    """Refuse an output file that is not writable, or would replace an input or a file of others.
+    """Refuse an output file that is not writable, or would replace an input or a file that ailora did not write.
 
     Args:
         file: File to write.
-        force: Whether to replace a file of others.
+        force: Whether to replace files that ailora did not write.
         reads: Input files and folders, which are never replaced.
 
     Returns:
         Path of the file, with `~` expanded.
 
     Raises:
-        InputError: The path is a folder, a link, an input, an existing file of others, or in a missing folder.
+        InputError: The path is a folder, a link, an input, or an existing file that ailora did not write; or its parent
+            folder is missing.
     """
     output = resolve_output_path(file)
     with writing(output):
@@ -49,8 +50,8 @@ def validate_output_file(file: Path | str, *, force: bool, reads: Iterable[Path 
             _validate_unread(output, reads)
             if not force:
                 raise InputError(
-                    f"{output} is there already, and does not say that this program wrote it: choose another file, or "
-                    "--force to replace it"
+                    f"{output} exists, and has no mark that ailora wrote it: choose another file, or --force to replace "
+                    "it"
                 )
     return output
 
@@ -59,9 +60,9 @@ def _validate_place(output: Path) -> None:
     if output.is_symlink():
         raise link_error(output)
     if output.is_dir():
-        raise InputError(f"{output} is a folder: the output is a file")
+        raise InputError(f"{output} is a folder, expected the path of a file")
     if output.exists() and not output.is_file():
-        raise InputError(f"{output} is no file on a disk: the output is one")
+        raise InputError(f"{output} is not a regular file: choose another file")
     if not output.parent.is_dir():
         raise InputError(f"{output}: there is no folder {output.parent}")
 
@@ -69,7 +70,7 @@ def _validate_place(output: Path) -> None:
 def _validate_unread(output: Path, reads: Iterable[Path | str]) -> None:
     for read in map(Path, reads):
         if read.is_dir() and output.resolve().is_relative_to(read.resolve()):
-            raise InputError(f"{output} belongs to {read}, which is read: choose another output")
-        # Also by another name, such as a hard link.
+            raise InputError(f"{output} belongs to {read}, which is an input: choose another output")
+        # `samefile` also recognizes hard links.
         if read.exists() and output.samefile(read):
             raise InputError(f"{output} is read, and the output would replace it: choose another output")

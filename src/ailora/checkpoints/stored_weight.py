@@ -46,7 +46,7 @@ class StoredWeight:
             raise ModelError(f"{self.tensor} is quantized: give the unquantized checkpoint")
 
     def to_matrix(self, stored: Tensor) -> Tensor:
-        """Convert the stored tensor to the weight.
+        """Convert the stored tensor to the weight matrix.
 
         Args:
             stored: Tensor as stored, of shape (out, in), or (in, out) if transposed.
@@ -72,10 +72,10 @@ def open_adapted_base(
         adapter: Adapter of the model.
 
     Returns:
-        Model on the meta device, checkpoint, and stored weight of every adapted module.
+        The model on the meta device, the checkpoint, and the stored weight of every adapted module.
 
     Raises:
-        InputError: The model is not here, is damaged, or is the unfinished output of a command.
+        InputError: The model is not available locally, is damaged, or is the unfinished output of a command.
         ModelError: A weight is missing or has an unexpected shape, or the configuration contradicts the weights.
     """
     folder = model_folder(base)
@@ -122,7 +122,7 @@ def _validate_config(model: PreTrainedModel, checkpoint: Checkpoint) -> None:
 def find_stored_weights(
     model: nn.Module, checkpoint: Checkpoint, shapes: Mapping[str, tuple[int, int]]
 ) -> dict[str, StoredWeight]:
-    """Find the weights of modules in a checkpoint by transformers' own conversion rules.
+    """Find the weights of modules in a checkpoint, by the rules with which transformers loads checkpoints.
 
     Args:
         model: Model on the meta device.
@@ -133,7 +133,7 @@ def find_stored_weights(
         Stored weights by name of the module.
 
     Raises:
-        ModelError: A weight is missing, made from several tensors, or of another shape.
+        ModelError: A weight is missing, is converted from several tensors, or has an unexpected shape.
     """
     names = match_checkpoint_keys(model, shapes, checkpoint.tensors, by_name_only=True)
     weights = {}
@@ -144,7 +144,7 @@ def find_stored_weights(
         expected = shape[::-1] if transposed else shape
         if tensor.shape != expected:
             hint = format_resize_hint(model, module, tensor.shape, expected)
-            reason = hint or "; is the checkpoint quantized, damaged or of another model?"
+            reason = hint or "; the checkpoint may be quantized, damaged, or of another model"
             raise ModelError(f"{tensor}: expected {expected} for {module}{reason}")
         weights[module] = StoredWeight(module, tensor, shape, transposed)
     return weights

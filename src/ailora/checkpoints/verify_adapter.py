@@ -23,7 +23,8 @@ from ailora.plan.adapter_plan import Form, Plan
 from ailora.safetensors_io import Checkpoint, read_header, read_tensor
 from ailora.weights.base_weight import matches_fingerprint, select_rows
 
-#: Decompositions of other machines differ by about 1e-5, those of other weights or bands by about 1.
+#: Decompositions of a weight on two machines differ by about 1e-5; if the weights or bands differ, so do the
+#: decompositions, by about 1.
 _ANCHOR_TOLERANCE = 1e-3
 
 
@@ -33,8 +34,8 @@ class Check:
 
     Attributes:
         name: Name of the check.
-        passed: Whether the check passed. None if it does not apply, or the result is unknown.
-        detail: Figures, or the first module that fails.
+        passed: Whether the check passed. None if the check does not apply or cannot decide.
+        detail: Figures, or the first module that fails the check.
     """
 
     name: str
@@ -58,7 +59,7 @@ class Verdict:
 
     @property
     def passed(self) -> bool:
-        """Whether no check failed, and base weights or anchor prove the base."""
+        """Whether no check failed, and the base weights or the anchor prove that the adapter belongs to the base."""
         results = {check.name: check.passed for check in self.checks}
         return False not in results.values() and (results["base weights"] or results.get("anchor")) is True
 
@@ -68,36 +69,36 @@ class Verdict:
 
 
 def verify(adapter: Path | str, base: str) -> Verdict:
-    """Check files, ranks, base weights, anchor and start of an adapter against a base model.
+    """Check the files, ranks, base weights, anchor and start of an adapter against a base model.
 
-    Of the base, only the adapted weights are read.
+    Only the adapted weights of the base are read.
 
     Args:
         adapter: Folder of an adapter, or of a run.
         base: Base model: a folder, a hub id in the cache, or `builtin:minilm`.
 
     Returns:
-        Verdict with all checks.
+        The verdict, with the results of all checks.
 
     Raises:
-        InputError: The adapter is damaged or has no metadata, or the base is not here.
+        InputError: The adapter is damaged or has no metadata, or the base is not available locally.
         ModelError: A weight of the base is quantized or not finite.
     """
     trained = AdapterCheckpoint.open(adapter)
     if trained.metadata is None or trained.plan is None:
         raise InputError(
-            f"no ailora.json in {trained.folder} or above it fits the adapter: nothing says how it was made"
+            f"no ailora.json of the adapter in {trained.folder} or its parent folders: its plan is unknown"
         )
     checks = [_check_finite(trained), _check_digests(trained), _check_scalings(trained, trained.plan)]
     try:
         model, checkpoint, weights = open_adapted_base(base, trained)
-    # A base without these weights is another model: a result, not an error.
+    # That the base lacks an adapted weight is a result of the check, not an error.
     except ModelError as error:
         checks.append(Check("base weights", False, f"another model: {error}"))
         return Verdict(str(trained.folder), base, tuple(checks))
     checks += [_check_targets(trained, model), _check_saved_modules(trained, model, checkpoint)]
     checks.append(_check_base_weights(weights, trained, trained.plan, trained.metadata))
-    # Factors with NaN cannot be compared, and are refused when read.
+    # Reading factors with NaN entries raises an error.
     if checks[0].passed:
         checks += _check_anchors(weights, trained, trained.plan)
     return Verdict(str(trained.folder), base, tuple(checks))
@@ -112,7 +113,7 @@ def _check_finite(trained: AdapterCheckpoint) -> Check:
 
 
 def _check_digests(trained: AdapterCheckpoint) -> Check:
-    """Compare the files beside the weights with their digests; changed weights are refused on opening."""
+    """Compare the files of the adapter with their digests; changed weights are refused on opening."""
     edited = find_edited_files(trained.folder, read_header(trained.folder / WEIGHTS_NAME))
     if edited is None:
         return Check("digests", None, "the file has none: saved by PEFT, or by an earlier version")
@@ -140,7 +141,7 @@ def _check_targets(trained: AdapterCheckpoint, model: PreTrainedModel) -> Check:
 
 
 def _check_saved_modules(trained: AdapterCheckpoint, model: PreTrainedModel, checkpoint: Checkpoint) -> Check:
-    """Compare the shapes of modules trained whole with those of the model."""
+    """Compare the shapes of modules trained in full with those of the model."""
     name = "saved modules"
     if not trained.saved:
         return Check(name, None, "the adapter has none")
@@ -175,7 +176,7 @@ def _check_base_weights(
             return Check(name, None, "residual weights have no fingerprint")
         if same is False:
             return Check(name, False, f"{module} is not the weight that the adapter was made from")
-        # A base in a narrower dtype has lost the bits of the fingerprint.
+        # A base in a narrower dtype lacks the bits from which the fingerprint was computed.
         unknown += same is None
     if unknown:
         return Check(
@@ -185,7 +186,7 @@ def _check_base_weights(
 
 
 def _check_anchors(weights: Mapping[str, StoredWeight], trained: AdapterCheckpoint, plan: Plan) -> Iterator[Check]:
-    """Compare the anchor with a new decomposition, and the update with zero."""
+    """Check that the anchor equals a new decomposition, and whether the update is zero."""
     if trained.exported:
         yield Check("anchor", None, "an export has none")
         return
@@ -205,7 +206,7 @@ def _check_anchors(weights: Mapping[str, StoredWeight], trained: AdapterCheckpoi
             failed = failed or (f"{planned.projection.name}: {error:.1e} of what is allowed" if error > 1 else "")
         moved = moved or (any(bool(d.any()) for d in role.deltas) if role.anchored else bool(role.B.any()))
     detail = failed or f"{count} anchors, the worst at {worst:.1e} of what is allowed"
-    # All rows of the stock form train, so an anchor that moved proves nothing about the base.
+    # The stock form trains the anchor, so that a changed anchor proves nothing about the base.
     if count and failed and moved and plan.form is Form.STOCK:
         yield Check("anchor", None, "the stock form trains its anchor too")
     else:
@@ -216,32 +217,32 @@ def _check_anchors(weights: Mapping[str, StoredWeight], trained: AdapterCheckpoi
         yield Check("start", True, "untrained: the update is exactly zero, as a product with zero blocks")
 
 
-def _compute_anchor_error(role: ProjectionFactors, weight: Tensor) -> float:
-    """Compute the distance of an anchor from a new decomposition, as a multiple of the tolerance.
+def _compute_anchor_error(stored: ProjectionFactors, weight: Tensor) -> float:
+    """Compute the distance between an anchor and a new decomposition, as a multiple of the tolerance.
 
     Args:
-        role: Factors with an anchor.
+        stored: Factors with an anchor.
         weight: Weight (out, in) of the module.
 
     Returns:
-        The larger of the errors in sizes and in subspaces; at most 1 passes.
+        The larger of the errors in norms and in subspaces. Values up to 1 pass.
     """
-    planned = role.planned
+    planned = stored.planned
     assert isinstance(planned.init, Spectral)
     rows = select_rows(weight, planned.projection).float()
-    A, B = role.anchor
-    if role.covers_all_rows:
+    A, B = stored.anchor
+    if stored.covers_all_rows:
         B = select_rows(B, planned.projection)
     fresh = planned.init.factors(rows, planned.rank, scaling=planned.scaling, generator=torch.Generator())
-    # A half-precision file moves the anchor by its rounding.
-    tolerance = _ANCHOR_TOLERANCE + 8 * role.eps
+    # A half-precision file has rounded the anchor.
+    tolerance = _ANCHOR_TOLERANCE + 8 * stored.eps
     sizes = max(
         _compute_relative_error(A.norm(dim=1), fresh.A.norm(dim=1)),
         _compute_relative_error(B.norm(dim=0), fresh.B.norm(dim=0)),
     )
     angles = max(_compute_angle(A.mT, fresh.A.mT), _compute_angle(B, fresh.B))
-    # The subspace is not unique if singular values lie close together. The gains of the weight along the anchor then
-    # have to equal the singular values of the band.
+    # If singular values are close together, the subspace is not unique. The gains of the weight along the anchor must
+    # then equal the gains along the new decomposition.
     gains = max(
         _compute_relative_error(_compute_gains(rows, A.mT), _compute_gains(rows, fresh.A.mT)),
         _compute_relative_error(_compute_gains(rows.mT, B), _compute_gains(rows.mT, fresh.B)),
