@@ -50,8 +50,8 @@ def validate_output_file(file: Path | str, *, force: bool, reads: Iterable[Path 
             _validate_unread(output, reads)
             if not force:
                 raise InputError(
-                    f"{output} exists, and has no mark that ailora wrote it: choose another file, or --force to replace "
-                    "it"
+                    f"{output} exists, and has no mark that ailora wrote it: choose another file, or --force to "
+                    "replace it"
                 )
     return output
 
