@@ -160,7 +160,7 @@ def test_another_base_is_refused(adapter: Path, tmp_path: Path) -> None:
     with torch.no_grad():
         other.model.layers[1].self_attn.q_proj.weight[3, 3] += 0.1
     other.save_pretrained(tmp_path / "other")
-    with pytest.raises(ailora.ModelError, match=r"layers\.1\.self_attn\.q_proj: the weight is not the one"):
+    with pytest.raises(ailora.ModelError, match=r"layers\.1\.self_attn\.q_proj: the weight differs from"):
         merge(str(tmp_path / "other"), adapter, tmp_path / "out")
     assert not list((tmp_path / "out").glob("*.safetensors"))
     FAMILIES["bert"].model().save_pretrained(tmp_path / "bert")
@@ -216,8 +216,8 @@ def test_shards_are_written_again_in_another_dtype(base: Path, adapter: Path, tm
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"init_lora_weights": "pissa"}, "init_lora_weights 'pissa' changed the base weights"),
-        ({"init_lora_weights": "olora"}, "init_lora_weights 'olora' changed the base weights"),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights 'pissa' changes the base weights"),
+        ({"init_lora_weights": "olora"}, "init_lora_weights 'olora' changes the base weights"),
         ({"alora_invocation_tokens": [1, 2]}, "alora_invocation_tokens is set"),
     ],
 )
@@ -294,7 +294,7 @@ def test_a_failed_merge_does_not_keep_the_folder(base: Path, adapter: Path, tmp_
     with torch.no_grad():
         other.model.layers[1].self_attn.q_proj.weight.normal_()
     other.save_pretrained(tmp_path / "other")
-    with pytest.raises(ailora.ModelError, match="is not the one"):
+    with pytest.raises(ailora.ModelError, match="the weight differs from"):
         merge(str(tmp_path / "other"), adapter, tmp_path / "out")
     merge(str(base), adapter, tmp_path / "out")
     assert weights(tmp_path / "out").keys() == weights(base).keys()
