@@ -73,4 +73,4 @@ def _validate_unread(output: Path, reads: Iterable[Path | str]) -> None:
             raise InputError(f"{output} belongs to {read}, which is an input: choose another output")
         # `samefile` also recognizes hard links.
         if read.exists() and output.samefile(read):
-            raise InputError(f"{output} is read, and the output would replace it: choose another output")
+            raise InputError(f"{output} is an input, and the output would replace it: choose another output")
