@@ -369,8 +369,8 @@ def test_predictions_replace_nothing_that_is_read_and_other_files_by_force(
     (tmp_path / "out.csv").mkdir()
     before = contents(tmp_path)
     for output, force, message in (
-        (file, True, "is read"),
-        (tmp_path / "run" / ".." / "in.csv", True, "is read"),
+        (file, True, "is an input"),
+        (tmp_path / "run" / ".." / "in.csv", True, "is an input"),
         (link, True, "is a link"),
         (folder.result, True, "belongs to .*run, which is an input"),
         (notes, False, "has no mark that ailora wrote it"),
