@@ -20,7 +20,7 @@ def test_a_run_and_a_study_become_one_file(tmp_path: Path) -> None:
     assert f"written to {out}" in made.stdout.replace("\n", "")
     text = out.read_text(encoding="utf-8")
     assert "run and study - ailora report" in text
-    assert "Of 1 comparison" in text or "No method is shown to differ" in text
+    assert "The only comparison with the baseline lora is" in text
 
 
 def test_what_is_left_out_is_said_and_the_rest_written(tmp_path: Path) -> None:
