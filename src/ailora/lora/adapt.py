@@ -18,7 +18,7 @@ from ailora.plan.adapter_metadata import AdapterMetadata
 from ailora.plan.adapter_plan import Form, Plan
 from ailora.plan.make_plan import PerModule, make_plan
 from ailora.roles import Role
-from ailora.weights.base_weight import BaseWeight, compute_fingerprints
+from ailora.weights.base_weight import BaseWeight
 from ailora.weights.weight_source import WeightSource, open_checkpoint_source
 
 
@@ -179,7 +179,7 @@ def _build_metadata(
 ) -> AdapterMetadata:
     return AdapterMetadata.from_plan(
         plan,
-        compute_fingerprints(weights),
+        {module: weight.fingerprint() for module, weight in weights.items()},
         floored={f.planned.projection.name: int(f.factors.floored) for f in factors if f.factors.floored},
         base_model=getattr(base, "name_or_path", None) or None,
         model_config=getattr(base, "config", None),

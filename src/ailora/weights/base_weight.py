@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import os
-from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import chain
 
@@ -152,14 +150,6 @@ def resolve_weights(model: nn.Module, modules: Iterable[str]) -> dict[str, BaseW
         ModelError: See `BaseWeight.from_model`.
     """
     return {module: BaseWeight.from_model(model, module) for module in modules}
-
-
-def compute_fingerprints(weights: Mapping[str, BaseWeight]) -> dict[str, str]:
-    """Compute the fingerprint of each weight, see `BaseWeight.fingerprint`."""
-    # hashlib releases the interpreter's lock: on several cores, hashing takes less time than the decompositions. Each
-    # thread holds a weight on the CPU, and four bound the memory.
-    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        return dict(zip(weights, pool.map(BaseWeight.fingerprint, weights.values()), strict=True))
 
 
 def base_layer(model: nn.Module, module: str) -> nn.Module:
