@@ -20,7 +20,7 @@ def outcome_of(config: RunConfig) -> TrialResult:
     """Says which rate is good: best at 3e-3, the seed decides the last digits."""
     score = 1 - abs(config.training["learning_rate"] - 3e-3) - config.training["seed"] * 1e-4
     metrics = {"accuracy": score, "f1": score, "loss": 1 - score}
-    return TrialResult({"validation": metrics}, seconds=0.0)
+    return TrialResult({"validation": metrics, "test": metrics}, seconds=0.0)
 
 
 def main() -> None:
