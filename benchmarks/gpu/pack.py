@@ -37,7 +37,7 @@ PLATFORMS = (
     *(f"manylinux_2_{minor}_x86_64" for minor in (34, 31, 28, 27, 24, 17)),
     *("manylinux2014_x86_64", "manylinux1_x86_64"),
 )
-#: Those that an image with PyTorch, accelerate, pandas, pyarrow, scikit-learn, statsmodels and sacrebleu lacks, or has
+#: Those that an image with PyTorch, accelerate, pandas, pyarrow, scikit-learn and sacrebleu lacks, or has
 #: in versions below our floor. Versions are those of constraints.txt.
 PACKAGES = (
     *("transformers", "peft", "ruamel.yaml", "beartype", "typing_extensions"),

@@ -130,6 +130,13 @@ def join_names(names: Iterable[str]) -> str:
     return f"{', '.join(others)} and {last}" if others else last
 
 
+def limit_sentences(sentences: Sequence[str], table: str, limit: int = 6) -> list[str]:
+    """Keep the first sentences, and name the table that has the rest, such as `the table of scores`."""
+    more = len(sentences) - limit
+    rest = [f"{pluralize(more, 'more is', 'more are')} in {table}."] if more > 0 else []
+    return [*sentences[:limit], *rest]
+
+
 def escape_controls(text: str) -> str:
     """Write the characters that command a terminal, or turn the direction of text, as escapes; lines stay lines."""
     return _CONTROLS.sub(lambda match: match[0].encode("unicode_escape", "surrogatepass").decode(), text)

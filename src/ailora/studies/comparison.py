@@ -52,7 +52,9 @@ class BaselineComparison:
         """Convert to plain data."""
         return {
             "difference": self.difference and asdict(self.difference.estimate),
-            **(self.judgement.to_dict() if self.judgement else {"verdict": self.verdict}),
+            **(
+                self.judgement.to_dict() if self.judgement else {"verdict": self.verdict, "p": None, "adjusted_p": None}
+            ),
             "bootstrap": self.bootstrap and [self.bootstrap.low, self.bootstrap.high],
             "steps_share": self.time_to_loss and self.time_to_loss.share,
             "speed_confirmed": self.time_to_loss and self.time_to_loss.confirmed,

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from ailora.formatting import format_interval, format_lr, format_number, join_names, pluralize
+from ailora.formatting import format_interval, format_lr, format_number, join_names, limit_sentences
 from ailora.studies.comparison import BaselineComparison, Comparison
 from ailora.studies.rate_shift import RateShift
 from ailora.studies.shared_rate import Position, SharedRates
 from ailora.studies.trial import Condition
 
-#: Methods that have a sentence of their own.
-_MAX_SENTENCES = 6
 _UNKNOWN = "unknown"
 _WORDS = {Position.AHEAD: "ahead of", Position.BEHIND: "behind", Position.LEVEL: "level with"}
 
@@ -24,9 +22,7 @@ def shared_rate_sentences(comparison: Comparison) -> list[str]:
         for condition in others
         if comparison.against_baseline[condition].shared_rates.misleads
     ]
-    more = len(sentences) - _MAX_SENTENCES
-    rest = [f"{pluralize(more, 'more is', 'more are')} in the tables of shared rates."] if more > 0 else []
-    return [*sentences[:_MAX_SENTENCES], *rest]
+    return limit_sentences(sentences, "the tables of shared rates")
 
 
 def shared_rate_rows(

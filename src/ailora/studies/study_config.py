@@ -14,9 +14,17 @@ import pydantic
 from ailora.checkpoints.output_dir import resolve_output_path
 from ailora.errors import InputError, unknown_name
 from ailora.recipes.config.overrides import apply_override
-from ailora.recipes.config.validation import Count, Section, Text, field, format_validation_error, short_repr
+from ailora.recipes.config.validation import (
+    Count,
+    Section,
+    StoredSection,
+    Text,
+    field,
+    format_validation_error,
+    short_repr,
+)
 from ailora.recipes.config.yaml_file import read_yaml
-from ailora.redaction import is_secret, without_secrets
+from ailora.redaction import is_secret
 
 Rate = Annotated[float, pydantic.Field(strict=True, gt=0, allow_inf_nan=False)]
 Seed = Annotated[int, pydantic.Field(strict=True, ge=0, lt=2**32)]
@@ -98,7 +106,7 @@ class SequentialSeeds(Section, frozen=True, populate_by_name=True):
         return {"from": self.from_, "until": self.until, "to": self.to}
 
 
-class StudyConfig(Section, frozen=True):
+class StudyConfig(StoredSection, frozen=True):
     """A study file; `docs/studies.md` describes each key.
 
     Attributes:
@@ -125,14 +133,6 @@ class StudyConfig(Section, frozen=True):
         output: the study's folder.
         name: the study's name in the storage; None for that of the output folder.
     """
-
-    @pydantic.model_serializer(mode="wrap")
-    def _serialize(
-        self, fields: pydantic.SerializerFunctionWrapHandler, info: pydantic.SerializationInfo
-    ) -> dict[str, Any]:
-        """Leave out secrets, unless the context of the dump has `secrets: True`."""
-        plain = fields(self)
-        return plain if (info.context or {}).get("secrets") else without_secrets(plain)
 
     base: Text | dict[str, Any] = field("a file or a mapping: the configuration of a run")
     methods: list[Text | dict[str, dict[str, Any] | None]] = field(

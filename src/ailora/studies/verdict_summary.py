@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from ailora.formatting import format_interval, join_names, pluralize
+from ailora.formatting import format_interval, join_names, limit_sentences, pluralize
 from ailora.studies.comparison import BaselineComparison, Comparison
 from ailora.studies.statistics import Estimate
 from ailora.studies.trial import Condition
 from ailora.studies.verdicts import ALPHA, StudyVerdict
 
-#: Comparisons that have a sentence of their own, decided and undecided each.
-_MAX_SENTENCES = 6
+_TABLE = "the table of verdicts"
 #: Verdict -> what one method and several are beside the baseline; None where they are not paired.
 _VERBS = {
     "better": ("is better than", "are better than"),
@@ -54,16 +53,13 @@ def describe_decided(comparison: Comparison) -> list[str]:
         for condition, against in _paired(comparison).items()
         if against.verdict == verdict and verdict != StudyVerdict.UNDECIDED
     ]
-    return _first([_decided_result(comparison, condition) for condition in decided[:_MAX_SENTENCES]], len(decided))
+    return limit_sentences([_decided_result(comparison, condition) for condition in decided], _TABLE)
 
 
 def describe_undecided(comparison: Comparison) -> list[str]:
     """Describe what each undecided comparison lacks; of very many, the first ones."""
     undecided = [c for c, against in _paired(comparison).items() if against.verdict == StudyVerdict.UNDECIDED]
-    return _first(
-        [_undecided_result(comparison, condition) for condition in undecided[:_MAX_SENTENCES]],
-        len(undecided),
-    )
+    return limit_sentences([_undecided_result(comparison, condition) for condition in undecided], _TABLE)
 
 
 def describe_outcomes(comparison: Comparison) -> list[str]:
@@ -149,13 +145,6 @@ def format_estimate(estimate: Estimate, sign: str = "") -> str:
 
 def _paired(comparison: Comparison) -> dict[Condition, BaselineComparison]:
     return {c: against for c, against in comparison.against_baseline.items() if against.difference is not None}
-
-
-def _first(sentences: list[str], total: int) -> list[str]:
-    more = total - len(sentences)
-    return (
-        [*sentences, f"{pluralize(more, 'more is', 'more are')} in the table of verdicts."] if more > 0 else sentences
-    )
 
 
 def _decided_result(comparison: Comparison, condition: Condition) -> str:

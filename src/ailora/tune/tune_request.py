@@ -11,14 +11,13 @@ import pydantic
 
 from ailora.errors import InputError
 from ailora.recipes.config.schema import RunConfig
-from ailora.recipes.config.validation import Section, format_validation_error
-from ailora.redaction import without_secrets
+from ailora.recipes.config.validation import StoredSection, format_validation_error
 
 #: Folder of a search below the output folder of its run; hidden, as files of another program would block a run.
 TUNE_FOLDER = ".tune"
 
 
-class TuneRequest(Section, frozen=True):
+class TuneRequest(StoredSection, frozen=True):
     """Request of a search.
 
     Attributes:
@@ -52,14 +51,6 @@ class TuneRequest(Section, frozen=True):
     name: str
     retries: int = 20
     worker_timeout: int = 60
-
-    @pydantic.model_serializer(mode="wrap")
-    def _serialize(
-        self, fields: pydantic.SerializerFunctionWrapHandler, info: pydantic.SerializationInfo
-    ) -> dict[str, Any]:
-        """Leave out secrets, unless the context of the dump has `secrets: True`."""
-        plain = fields(self)
-        return plain if (info.context or {}).get("secrets") else without_secrets(plain)
 
     @property
     def run_output(self) -> Path:

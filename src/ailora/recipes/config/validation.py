@@ -8,7 +8,7 @@ import pydantic
 
 from ailora.errors import InputError, unknown_name
 from ailora.formatting import truncate
-from ailora.redaction import mask_value
+from ailora.redaction import mask_value, without_secrets
 
 # Strict, as pydantic would read `true` as 1, and "no" as a boolean.
 Text = Annotated[str, pydantic.Field(min_length=1)]
@@ -31,6 +31,18 @@ def field(allowed: str, default: object = ..., **limits: Any) -> Any:
 
 class Section(pydantic.BaseModel, extra="forbid", frozen=True):
     """Mapping in a configuration; unknown keys are refused."""
+
+
+class StoredSection(Section, frozen=True):
+    """Section that a storage holds: a dump leaves out secrets, unless its context has `secrets: True`."""
+
+    @pydantic.model_serializer(mode="wrap")
+    def _serialize(
+        self, fields: pydantic.SerializerFunctionWrapHandler, info: pydantic.SerializationInfo
+    ) -> dict[str, Any]:
+        """Leave out secrets, unless the context of the dump has `secrets: True`."""
+        plain = fields(self)
+        return plain if (info.context or {}).get("secrets") else without_secrets(plain)
 
 
 def format_validation_error(
