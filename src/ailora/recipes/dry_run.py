@@ -21,7 +21,7 @@ from ailora.recipes.registry import make_recipe
 from ailora.recipes.run_folder import RunFolder
 from ailora.recipes.training.results import resident_memory
 from ailora.recipes.training.setup import plan_adapter
-from ailora.recipes.training.step_counts import count_steps
+from ailora.recipes.training.step_counts import count_steps, rows_per_step
 from ailora.spectral.flops import measure_matmul_speed
 
 #: Activations that a layer keeps per token and hidden unit for the backward pass, attention scores aside; with
@@ -81,13 +81,11 @@ def _estimate_costs(
     config: RunConfig, arguments: TrainingArguments, model: PreTrainedModel, *, plan: Plan | None, train: Dataset
 ) -> dict[str, Any]:
     lengths = lengths_of(train)
-    batch = arguments.per_device_train_batch_size * max(1, arguments.world_size)
-    per_step = batch * arguments.gradient_accumulation_steps
     steps = count_steps(arguments, len(lengths))
     whole = sum(parameter.numel() for parameter in model.parameters())
     method = config.adapter.method
     added, trained = (0, whole) if plan is None else _added_parameters(method, plan, model)
-    token_count = sum(lengths) / len(lengths) * per_step * steps
+    token_count = sum(lengths) / len(lengths) * rows_per_step(arguments) * steps
     # Operations per parameter and token: 2 forwards, 2 for gradients of inputs, 2 for those of trained weights.
     passes = 2 + 2 + 2 * (plan is None) + 2 * bool(arguments.activation_checkpointing)
     weights = sum(p.numel() * _bytes_per_entry(config, p.dtype.itemsize, p.ndim) for p in model.parameters())

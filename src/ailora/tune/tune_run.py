@@ -15,7 +15,7 @@ from ailora.errors import InputError
 from ailora.recipes import registry
 from ailora.recipes.config.schema import RunConfig
 from ailora.recipes.run_folder import RunFolder
-from ailora.recipes.training.step_counts import evaluation_steps
+from ailora.recipes.training.step_counts import evaluation_steps, rows_per_step
 from ailora.recipes.training.trainer_checkpoints import train_seconds
 from ailora.redaction import mask_url, without_secrets
 from ailora.studies.study import run_workers
@@ -166,8 +166,7 @@ def _find_steps(config: RunConfig) -> tuple[list[int], int]:
             "tune: runs are compared by their evaluations on the validation data during training, and "
             "training.eval_strategy is no: set it to steps or epoch"
         )
-    batch = recipe.arguments.train_batch_size * recipe.arguments.gradient_accumulation_steps
-    return steps, steps[-1] * batch
+    return steps, steps[-1] * rows_per_step(recipe.arguments)
 
 
 def _convert_budget(storage: TrialStorage, design: TuneDesign, workers: int) -> TuneDesign:

@@ -43,6 +43,10 @@ def evaluation_steps(arguments: TrainingArguments, rows: int) -> list[int]:
     return [*steps, total]
 
 
+def rows_per_step(arguments: TrainingArguments) -> int:
+    """Return the number of rows of an optimizer step, over all processes."""
+    return arguments.train_batch_size * max(1, arguments.world_size) * arguments.gradient_accumulation_steps
+
+
 def _epoch_steps(arguments: TrainingArguments, rows: int) -> int:
-    batch = arguments.train_batch_size * max(1, arguments.world_size) * arguments.gradient_accumulation_steps
-    return max(1, math.ceil(rows / batch))
+    return max(1, math.ceil(rows / rows_per_step(arguments)))
