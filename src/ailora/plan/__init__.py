@@ -1,4 +1,4 @@
-"""Plans: the adapter settings of every projection, without a tensor."""
+"""Plans: adapter settings of every projection, without tensors."""
 
 from ailora.plan.adapter_metadata import METADATA_NAME, AdapterMetadata, find_metadata
 from ailora.plan.adapter_plan import Form, Plan, PlannedAdapter

@@ -1,4 +1,4 @@
-"""Metadata of an adapter, `ailora.json`, beside the files that every loader reads."""
+"""Metadata of an adapter: the schema of `ailora.json`, the file beside PEFT's own."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ METADATA_NAME = "ailora.json"
 
 
 class Exported(pydantic.BaseModel):
-    """Facts about an export: a plain LoRA instead of the trained factors.
+    """Properties of an export, the plain LoRA written by `ailora export` in place of a trained adapter.
 
     Attributes:
-        rank: Rank of all its modules.
-        dtype: Dtype of its factors.
-        error: Frobenius norm of the update's change, relative to the update.
+        rank: Rank in every module.
+        dtype: Dtype of the factors.
+        error: Frobenius norm of the difference between the exported and the trained update, relative to the trained.
     """
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
@@ -37,21 +37,21 @@ class Exported(pydantic.BaseModel):
 
 
 class AdapterMetadata(pydantic.BaseModel):
-    """The schema of `ailora.json`.
+    """Schema of `ailora.json`.
 
     Attributes:
         format_version: Incremented when the meaning of a field changes.
-        plan: `Plan.to_dict`: policy, form, and for each module role, rows, init, rank, alpha and scaling.
+        plan: Result of `Plan.to_dict`.
         fingerprints: Module -> SHA-256 of the decomposed base weight (`BaseWeight.fingerprint`).
-        floored: Module -> number of directions whose negligible singular value was clamped.
+        floored: Module -> number of clamped singular values (`Factors.floored`).
         base_model: Name or path of the base model, as PEFT records it.
-        labels: Names of the classes in the order of the head's outputs; None for numbered classes.
-        pad_token_id: Padding token of the model in training.
-        weights_from: Checkpoint whose weights were decomposed instead of the base model's.
-        quantization_errors: Only in files of earlier versions, which quantized residuals: module -> relative error of
-            the quantized weight before and after.
-        exported: Rank, dtype and error of an export, whose file has no anchor; None for other adapters.
-        versions: Versions of the libraries that made the adapter.
+        labels: Class names in the order of the head's outputs. None for numbered classes.
+        pad_token_id: Id of the model's padding token. None for models without one.
+        weights_from: Unquantized checkpoint, decomposed in place of a quantized base model. None otherwise.
+        quantization_errors: Module -> relative error of the quantized weight before and after its residual was
+            quantized. Only earlier versions, which quantized residuals, wrote this field.
+        exported: Properties of the export. None for adapters with their trained factors.
+        versions: Library -> version at the time of writing.
     """
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
@@ -82,18 +82,19 @@ class AdapterMetadata(pydantic.BaseModel):
         """Build the metadata of a new adapter.
 
         Args:
-            plan: Its plan.
+            plan: Plan of the adapter.
             fingerprints: Module -> SHA-256 of the decomposed base weight.
             base_model: Name or path of the base model.
-            model_config: Configuration of the model in transformers: labels and padding token.
-            floored: Module -> number of clamped directions.
-            weights_from: Checkpoint whose weights were decomposed instead of the base model's.
+            model_config: Configuration of the model in transformers, which has the labels and the padding token.
+            floored: Module -> number of clamped singular values.
+            weights_from: Unquantized checkpoint, decomposed in place of a quantized base model.
 
         Returns:
-            The metadata, with the versions of the installed libraries.
+            Metadata with the versions of the installed libraries.
         """
         pad_token_id = getattr(model_config, "pad_token_id", None)
         return cls(
+            # Converted to JSON and back, so that new metadata equal the metadata in the file: tuples become lists.
             plan=json.loads(json.dumps(plan.to_dict())),
             fingerprints=fingerprints,
             floored=floored or {},
@@ -106,16 +107,16 @@ class AdapterMetadata(pydantic.BaseModel):
 
     @cached_property
     def parsed_plan(self) -> Plan:
-        """The parsed plan.
+        """Plan parsed from the field `plan`.
 
         Raises:
-            InputError: The data is not a plan.
+            InputError: The field holds no valid plan.
         """
         return Plan.from_dict(self.plan)
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of all fingerprints, which identifies the adapted base tensors."""
+        """SHA-256 of all module names and fingerprints, which identifies the adapted base weights."""
         lines = "\n".join(f"{module} {digest}" for module, digest in sorted(self.fingerprints.items()))
         return hashlib.sha256(lines.encode()).hexdigest()
 
@@ -128,30 +129,31 @@ class AdapterMetadata(pydantic.BaseModel):
         """Read and validate an `ailora.json`.
 
         Raises:
-            InputError: The file is missing, malformed, or of another format.
+            InputError: The file is missing or malformed, or its format version is unknown.
         """
         try:
             metadata = cls.model_validate(read_json_object(file))
-            _ = metadata.parsed_plan  # validates it
+            _ = metadata.parsed_plan  # raises if the plan is invalid
         except (InputError, pydantic.ValidationError) as error:
             raise InputError(f"{file}: not an ailora.json of format 1: {error}") from error
         return metadata
 
 
 def find_metadata(folder: Path | str) -> AdapterMetadata | None:
-    """Read the metadata of an adapter's folder, or of the nearest folder above that has some.
+    """Read the `ailora.json` in a folder, or in its nearest parent with such a file.
 
-    A checkpoint of transformers' Trainer lies below its run and has no `ailora.json` of its own.
+    Parents count because a run writes `ailora.json` once, above the checkpoints of transformers' Trainer.
 
     Returns:
-        The metadata, or None if no folder has any.
+        Metadata, or None if there is no `ailora.json`.
     """
     file = find_metadata_file(folder)
     return None if file is None else AdapterMetadata.read(file)
 
 
 def find_metadata_file(folder: Path | str) -> Path | None:
-    """Return the path of the `ailora.json` in a folder or in the nearest folder above, or None."""
+    """Return the path of the `ailora.json` in a folder or in its nearest parent with such a file, or None."""
+    # A relative path has no parents outside the current folder.
     folder = Path(folder).resolve()
-    files = (place / METADATA_NAME for place in (folder, *folder.parents))
+    files = (parent / METADATA_NAME for parent in (folder, *folder.parents))
     return next((file for file in files if file.is_file()), None)

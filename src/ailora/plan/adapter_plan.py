@@ -1,4 +1,4 @@
-"""The plan: adapter settings of every adapted projection, without a tensor."""
+"""Plan of a model's adapters: the settings of every adapted projection, without tensors."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from ailora.plan.task_type import TASKS
 from ailora.roles import Attention, Projection, Role, parse_role
 from ailora.roles.fused_layout import Rows
 
-#: PEFT compiles the names of `modules_to_save` as regular expressions.
-_NOT_IN_NAMES = frozenset(r"*+?{}()[]\^$|")
-# The normal numbers of float16. The factors that are decomposed from a weight are of the size 1 / sqrt(scaling) and
-# their product of 1 / scaling, so that training, export or a server in half precision loses them beyond. bfloat16 and
-# float32 have more room; the range is the same for all, as an adapter of one dtype is read in another.
+# PEFT compiles the names of `modules_to_save` as regular expressions, in which these characters are operators.
+_REGEX_OPERATORS = frozenset(r"*+?{}()[]\^$|")
+# Normal numbers of float16. Spectral factors are proportional to 1 / sqrt(scaling), and their product to 1 / scaling:
+# beyond these limits they underflow or overflow in half-precision training, exports and servers. The limits also hold
+# for bfloat16 and float32, because an adapter may be saved in one dtype and loaded in another.
 _MIN_SCALING, _MAX_SCALING = 2.0**-14, 65504.0
 
 
 class Form(StrEnum):
-    """The form in which an adapter trains; all forms share one file."""
+    """Form in which an adapter trains: `docs/concepts.md` compares them. The saved file is the same for all."""
 
     ANCHORED = "anchored"
     STOCK = "stock"
@@ -37,11 +37,11 @@ class PlannedAdapter:
     """Adapter settings of one projection.
 
     Attributes:
-        projection: The projection.
-        init: The init of its factors.
+        projection: Adapted projection.
+        init: Init of the factors.
         rank: Rank `r` of the factors in training.
-        alpha: LoRA's alpha.
-        scaling: The `s` in `dW = s (B A - B0 A0)`: alpha / r, or alpha / sqrt(r) for rank-stabilised LoRA.
+        alpha: LoRA's alpha, the numerator of the scaling.
+        scaling: Factor `s` in `dW = s (B A - B0 A0)`: alpha / r, or alpha / sqrt(r) for rank-stabilised LoRA.
     """
 
     projection: Projection
@@ -52,12 +52,12 @@ class PlannedAdapter:
 
     @property
     def file_rank(self) -> int:
-        """Rank in the file: 2r for an anchored init, else r."""
+        """Rank of the saved adapter: 2r if the init is anchored, else r."""
         return 2 * self.rank if self.init.anchored else self.rank
 
     @property
     def trainable(self) -> int:
-        """Number of trainable parameters in the anchored and the residual form: r (in + out)."""
+        """Number of trainable parameters in the anchored and in the residual form: r (in + out)."""
         return self.rank * (self.projection.in_features + self.projection.out_features)
 
 
@@ -68,9 +68,9 @@ class LoraOptions:
     Attributes:
         dropout: Probability of dropping an entry of the adapter's input.
         rslora: Whether the scaling is alpha / sqrt(r) (arXiv 2312.03732).
-        dora: Whether the adapter is a DoRA (arXiv 2402.09353).
-        modules_to_save: Modules that train in full and are saved with the adapter.
-        task_type: PEFT's task type, which selects the class of the adapted model.
+        dora: Whether the adapter also trains magnitudes, as DoRA does (arXiv 2402.09353).
+        modules_to_save: Names of modules to train in full and to save with the adapter.
+        task_type: Task type of PEFT, which selects the class of the adapted model.
     """
 
     dropout: float = 0.0
@@ -82,14 +82,14 @@ class LoraOptions:
 
 @dataclass(frozen=True)
 class Plan:
-    """Adapter settings of a model, without tensors; `to_dict` gives them as JSON.
+    """Adapter settings of a model, without tensors.
 
     Attributes:
-        policy: The policy that chose the inits.
+        policy: Policy by which the inits were chosen.
         form: Anchored, stock or residual.
         adapters: An entry for each adapted projection, in the order of the model's modules.
-        options: PEFT's options.
-        couple_roles: Whether the adapter of a fused weight trains all rows, instead of each role its own rows.
+        options: Options of PEFT's `LoraConfig`.
+        couple_roles: Whether each adapter of a fused weight trains all rows. If not, it trains the rows of its role.
 
     Examples:
         >>> from ailora import make_plan
@@ -108,22 +108,23 @@ class Plan:
 
     @property
     def modules(self) -> dict[str, tuple[PlannedAdapter, ...]]:
-        """Adapters of each module: one, or one for each adapted role of a fused weight, in the order of its rows."""
+        """Module -> its adapters: a single adapter, or an adapter for each adapted role of a fused weight."""
         by_module: dict[str, list[PlannedAdapter]] = {}
         for adapter in self.adapters:
             by_module.setdefault(adapter.projection.module, []).append(adapter)
         return {module: tuple(adapters) for module, adapters in by_module.items()}
 
     def trained_rows(self, projection: Projection) -> Rows:
-        """Return the rows of the module's weight trained by the `B` of a projection."""
+        """Return the rows of the module's weight that a projection's `B` trains."""
         return ((0, projection.shape[0]),) if self.couple_roles else projection.rows
 
     @property
     def trainable(self) -> int:
-        """Number of trainable parameters of the adapters, without heads and other saved modules."""
+        """Number of trainable parameters in the adapters, without those in `modules_to_save`."""
         return sum(self._trainable(a) for a in self.adapters)
 
     def _trainable(self, adapter: PlannedAdapter) -> int:
+        # The stock form trains the rows and columns of the anchor too.
         if self.form is Form.STOCK:
             return adapter.file_rank * sum(adapter.projection.shape)
         return adapter.rank * sum(adapter.projection.shape) if self.couple_roles else adapter.trainable
@@ -134,18 +135,18 @@ class Plan:
         return dict(Counter(a.projection.role for a in self.adapters))
 
     def __str__(self) -> str:
-        starts = {a.projection.role: ", ".join(a.init.to_dict().values()) for a in self.adapters}
-        roles = "; ".join(f"{count} {role} ({starts[role]})" for role, count in self.counts.items())
+        inits = {a.projection.role: ", ".join(a.init.to_dict().values()) for a in self.adapters}
+        roles = "; ".join(f"{count} {role} ({inits[role]})" for role, count in self.counts.items())
         return f"{self.policy.name}, {self.form} form: {roles}; {self.trainable:,} trainable parameters"
 
     @property
     def file_bytes(self) -> int:
-        """Bytes of the adapters' tensors in a float32 file, without heads and other saved modules."""
+        """Bytes of the adapters' tensors in a float32 file, without those of `modules_to_save`."""
         shapes = [(a.projection.shape, a.file_rank) for a in self.adapters]
         return sum(4 * rank * (out + in_) for (out, in_), rank in shapes)
 
     def to_dict(self) -> dict[str, object]:
-        """Return the plan as plain data for JSON; `Plan.from_dict` reads it back."""
+        """Return the plan as plain data for JSON, the input of `from_dict`."""
         adapters = [
             {**dataclasses.asdict(a.projection), "init": a.init.to_dict(), "rank": a.rank, "alpha": a.alpha}
             | {"scaling": a.scaling}
@@ -162,10 +163,10 @@ class Plan:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Plan:
-        """Parse the data of `to_dict`.
+        """Parse the result of `to_dict`, which a file may hold.
 
         Raises:
-            InputError: The data is not a plan.
+            InputError: A key is missing or unknown, or a value is invalid.
         """
         try:
             rest = dict(data)
@@ -173,7 +174,7 @@ class Plan:
             adapters = tuple(_adapter_from_dict(a) for a in rest.pop("adapters"))
             couple_roles = bool(rest.pop("couple_roles", False))
             rest["modules_to_save"] = tuple(rest["modules_to_save"])
-            # Plans of earlier versions have the key, with null unless it was used.
+            # Earlier versions wrote this key into every plan; null means that no layer was replicated.
             if rest.pop("layer_replication", None) is not None:
                 raise ValueError("layer_replication is not supported")
             missing = {"dropout", "rslora", "dora", "task_type"} - rest.keys()
@@ -193,7 +194,7 @@ def _adapter_from_dict(data: Mapping[str, Any]) -> PlannedAdapter:
         "role": parse_role(data["role"]),
         "attention": Attention(data["attention"]) if data["attention"] else None,
         "rows": tuple((start, stop) for start, stop in data["rows"]),
-        # The first plans had no fused weights, and named the two sides.
+        # Before fused weights were supported, a plan had a key for each side in place of the shape.
         "shape": tuple(data["shape"] if "shape" in data else (data["out_features"], data["in_features"])),
     }
     init = parse_init(data["init"])
@@ -203,16 +204,17 @@ def _adapter_from_dict(data: Mapping[str, Any]) -> PlannedAdapter:
 
 
 def _validate_values(plan: Plan) -> None:
-    """Refuse values that `make_plan` never produces, since a file may have been edited.
+    """Validate the values of a plan from a file, which may have been edited.
 
     Raises:
-        ValueError: A value is impossible; the message names it.
+        ValueError: `make_plan` never produces such a value.
     """
     options = plan.options
     flags = (options.rslora, options.dora, plan.couple_roles)
     if not plan.adapters or not all(isinstance(flag, bool) for flag in flags) or not 0 <= options.dropout < 1:
-        raise ValueError("expected adapters, true or false as flags, and a dropout from 0 to 1")
-    if not all(isinstance(name, str) and name and _NOT_IN_NAMES.isdisjoint(name) for name in options.modules_to_save):
+        raise ValueError("expected at least one adapter, flags that are true or false, and a dropout in [0, 1)")
+    names = options.modules_to_save
+    if not all(isinstance(name, str) and name and _REGEX_OPERATORS.isdisjoint(name) for name in names):
         raise ValueError("modules_to_save must be names of modules")
     if options.task_type is not None and options.task_type not in TASKS:
         raise ValueError(f"task_type must be one of {', '.join(TASKS)}")
@@ -221,11 +223,11 @@ def _validate_values(plan: Plan) -> None:
     for planned in plan.adapters:
         projection = planned.projection
         key = (projection.module, projection.role)
-        texts = (projection.module, projection.dtype, projection.rule, projection.layout)
-        if not all(isinstance(text, str) for text in texts) or not projection.module:
-            raise ValueError("modules, dtypes, rules and layouts must be names")
+        strings = (projection.module, projection.dtype, projection.rule, projection.layout)
+        if not all(isinstance(string, str) for string in strings) or not projection.module:
+            raise ValueError("module, dtype, rule and layout of an adapter must be strings")
         if key in seen or shapes.setdefault(projection.module, projection.shape) != projection.shape:
-            raise ValueError(f"{projection.module} occurs twice, or with two shapes")
+            raise ValueError(f"{projection.module} occurs twice with one role, or with two shapes")
         seen.add(key)
         _validate_numbers(planned)
 
@@ -234,48 +236,50 @@ def _validate_numbers(planned: PlannedAdapter) -> None:
     projection = planned.projection
     out, in_ = projection.shape
     ends = [end for pair in projection.rows for end in pair]
-    whole = all(type(number) is int for number in (out, in_, planned.rank, *ends))
-    if not whole or not (0 < out < 2**31 and 0 < in_ < 2**31):
-        raise ValueError(f"{projection.module} has the shape {projection.shape}")
+    where = f"({projection.module})"
+    integers = (out, in_, planned.rank, *ends)
+    # Not `isinstance`, for which true and false are integers.
+    if not all(type(number) is int for number in integers) or not (0 < out < 2**31 and 0 < in_ < 2**31):
+        raise ValueError(f"expected integers as shape, rank and rows, and a shape above 0, got {integers} {where}")
     if not ends or ends != sorted(ends) or ends[0] < 0 or ends[-1] > out or projection.out_features == 0:
-        raise ValueError(f"{projection.module} has the rows {projection.rows} of {out}")
+        raise ValueError(f"rows must be ascending ranges within {out} rows, got {projection.rows} {where}")
     if not 1 <= planned.rank <= projection.max_rank:
-        raise ValueError(f"{projection.module} has the rank {planned.rank}")
+        raise ValueError(f"rank must be between 1 and {projection.max_rank}, got {planned.rank} {where}")
     for name, number in {"alpha": planned.alpha, "scaling": planned.scaling}.items():
-        if not 0 < number < 1e300:
-            raise ValueError(f"{name} must be a positive number, got {number} ({projection.module})")
+        if not 0 < number < 1e300:  # refuses NaN too
+            raise ValueError(f"{name} must be a positive number, got {number} {where}")
 
 
 def compute_scaling(rank: float, alpha: float, *, rslora: bool = False, where: str = "") -> float:
-    """Compute the scaling of a LoRA, alpha / r, or alpha / sqrt(r) with rank stabilisation (arXiv 2312.03732).
+    """Compute LoRA's scaling s: alpha / r, or alpha / sqrt(r) with rank stabilisation (arXiv 2312.03732).
 
     Args:
-        rank: The rank r, at least 1.
-        alpha: The alpha of the user.
+        rank: Rank r, at least 1.
+        alpha: Alpha as given by the user.
         rslora: Whether the scaling is rank-stabilised.
         where: Phrase for error messages, such as " for layers.0.query".
 
     Returns:
-        The scaling.
+        The scaling s.
 
     Raises:
-        InputError: Alpha is no number, or the scaling is outside the range of float16.
+        InputError: `alpha` is not a number, or the scaling exceeds the range of float16.
     """
     divisor = math.sqrt(rank) if rslora else rank
     lowest, highest = _MIN_SCALING * divisor, _MAX_SCALING * divisor
-    # Compared before it is divided: an integer of Python may be too large for a float.
+    # Compare before dividing: a Python integer may be too large for a float, and the division would raise.
     is_number = isinstance(alpha, int | float) and not isinstance(alpha, bool)
     if not is_number or not lowest <= alpha <= highest:
         raise InputError(
             f"alpha must be a number between {lowest:.3g} and {highest:.6g}{where}, got {_format_alpha(alpha)} (the "
             f"scaling alpha / {'sqrt(rank)' if rslora else 'rank'}, here with rank {rank}, must be between "
-            f"{_MIN_SCALING:.2g} and {_MAX_SCALING:g}: float16 rounds or overflows factors beyond)"
+            f"{_MIN_SCALING:.2g} and {_MAX_SCALING:g}; outside this range, factors underflow or overflow in float16)"
         )
     return float(alpha / divisor)
 
 
 def _format_alpha(alpha: object) -> str:
-    # The repr of an integer of more than 4300 digits raises.
+    # `repr` raises for an integer of more than 4300 digits.
     return "an integer beyond float64" if isinstance(alpha, int) and abs(alpha) > 1e300 else repr(alpha)[:80]
 
 

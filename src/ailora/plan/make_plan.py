@@ -1,4 +1,4 @@
-"""Build a plan: the adapter settings of every projection."""
+"""Build plans from a model, a policy and the user's options."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ailora.plan.adapter_plan import Form, LoraOptions, Plan, PlannedAdapter, co
 from ailora.plan.task_type import default_heads, infer_task_type, parse_task_type
 from ailora.roles import Projection, Role, find_projections, parse_role
 
-#: A number for every projection, or one per role or per regular expression over module names.
+#: A number for all projections, or numbers by role or by regular expression for module names.
 PerModule = float | Mapping[str, float]
 
 
@@ -40,25 +40,25 @@ def make_plan(
     Reads no weight: the model may be on the meta device.
 
     Args:
-        model: A model of transformers, or any module with `role_names`.
-        policy: A preset's name, `{role: init}`, or a `Policy`.
-        rank: The rank r, or `{role or regex: rank}`; the first matching key counts.
-        alpha: A number or a mapping, as `rank`. None means alpha = rank: s = 1, or sqrt(r) with `rslora`.
-        roles: The roles to adapt. None means those of the policy, else query and value.
-        role_names: `{regex: role}` for modules without a naming rule.
-        modules: A regular expression; only modules whose names contain a match are adapted, such as the language model
-            of a multimodal model.
+        model: A model of transformers, or any module if `role_names` is given.
+        policy: Name of a preset, a mapping `{role: init}`, or a `Policy`.
+        rank: Rank r, or a mapping `{role or regex: rank}`, in which the first matching key counts.
+        alpha: Alpha, or a mapping as for `rank`. None means alpha = rank: s = 1, or s = sqrt(r) with `rslora`.
+        roles: Roles to adapt. None means the roles named by the policy, or query and value if it names none.
+        role_names: Mapping `{regex: role}` for modules without a naming rule.
+        modules: Regular expression. Only modules with a match in their names are adapted, for example those of the
+            language model in a multimodal model.
         form: `anchored`, `stock` or `residual`.
-        dropout: Probability in [0, 1).
+        dropout: Probability of dropping an entry of the adapter's input, in [0, 1).
         rslora: Scale by alpha / sqrt(r) instead of alpha / r.
-        dora: Train magnitudes too; not in the residual form.
-        modules_to_save: Names of modules to train in full. None means the task type's usual heads.
-        task_type: PEFT's name (`SEQ_CLS`, `CAUSAL_LM`, ...). None means that of the model's class.
-        couple_roles: Let the adapter of a fused weight train all its rows. By default each role trains its own rows, as
-            in a model with separate projections.
+        dora: Train magnitudes too. The residual form refuses this option.
+        modules_to_save: Names of modules to train in full. None means new heads if PEFT would keep them frozen.
+        task_type: Task type of PEFT (`SEQ_CLS`, `CAUSAL_LM`, ...). None means the task type of the model's class.
+        couple_roles: Let each adapter of a fused weight train all rows. By default it trains the rows of its role, like
+            the adapter of a separate projection.
 
     Returns:
-        The plan, plain data without tensors.
+        Plan of all adapters, plain data without tensors.
 
     Raises:
         InputError: An argument is out of range or unknown, or a role, key or pattern matches no module.
@@ -80,16 +80,16 @@ def make_plan(
     if dora and form is Form.RESIDUAL:
         raise InputError("dora does not go with form 'residual': its magnitudes would start from the residual weight")
     projections = _filter_by_module(find_projections(model, role_names=role_names), modules)
-    chosen = _select_roles(projections, policy, roles)
-    ranks = _resolve_numbers("rank", rank, chosen)
-    alphas = _resolve_numbers("alpha", alpha, chosen) if alpha is not None else ranks
+    targets = _select_roles(projections, policy, roles)
+    ranks = _resolve_numbers("rank", rank, targets)
+    alphas = _resolve_numbers("alpha", alpha, targets) if alpha is not None else ranks
     task_type = infer_task_type(model) if task_type is None else parse_task_type(task_type)
     saved = default_heads(model, task_type) if modules_to_save is None else _parse_saved(model, modules_to_save)
-    _validate_disjoint(chosen, saved)
+    _validate_disjoint(targets, saved)
     plan = Plan(
         policy=policy,
         form=form,
-        adapters=tuple(_plan_projection(p, policy, (ranks[p], alphas[p]), rslora=rslora) for p in chosen),
+        adapters=tuple(_plan_projection(p, policy, (ranks[p], alphas[p]), rslora=rslora) for p in targets),
         options=LoraOptions(float(dropout), rslora, dora, saved, task_type),
         couple_roles=couple_roles,
     )
@@ -105,18 +105,19 @@ def _filter_by_module(projections: tuple[Projection, ...], modules: str | None) 
     patterns = ModulePatterns("modules")
     matching = tuple(p for p in projections if patterns.search(modules, p.module))
     if not matching:
-        raise InputError(f"modules: {modules!r} matches none of the projections, such as {projections[0].module}")
+        example = projections[0].module
+        raise InputError(f"modules: {modules!r} matches no projection; a name that would match: {example}")
     return matching
 
 
-def _validate_disjoint(chosen: tuple[Projection, ...], saved: tuple[str, ...]) -> None:
-    """Refuse adapters inside of modules that are trained in full."""
-    # PEFT wraps a saved module with all its submodules, and compares the ends of names.
-    for projection in chosen:
+def _validate_disjoint(targets: tuple[Projection, ...], saved: tuple[str, ...]) -> None:
+    """Refuse adapters inside modules to train in full."""
+    # PEFT wraps every module whose name ends with a saved name, together with its submodules.
+    for projection in targets:
         parts = projection.module.split(".")
-        around = [".".join(parts[: i + 1]) for i in range(len(parts))]
+        enclosing = [".".join(parts[: i + 1]) for i in range(len(parts))]
         for name in saved:
-            if any(module.endswith(name) for module in around):
+            if any(module.endswith(name) for module in enclosing):
                 raise InputError(
                     f"modules_to_save: {name!r} is or contains {projection.module}, which gets an adapter: remove "
                     f"{name!r} from modules_to_save, or choose roles or modules without {projection.module}"
@@ -124,7 +125,7 @@ def _validate_disjoint(chosen: tuple[Projection, ...], saved: tuple[str, ...]) -
 
 
 def _validate_one_scaling(plan: Plan) -> None:
-    """Refuse different scalings of the roles of a fused weight: one LoRA module has one scaling."""
+    """Refuse different scalings for the roles of a fused weight, which share a LoRA module and its scaling."""
     for adapters in plan.modules.values():
         if len({a.scaling for a in adapters}) > 1:
             scalings = ", ".join(f"{a.projection.name} s = {a.scaling:g}" for a in adapters)
@@ -136,7 +137,12 @@ def _validate_one_scaling(plan: Plan) -> None:
 def _select_roles(
     projections: tuple[Projection, ...], policy: Policy, roles: Sequence[Role | str] | None
 ) -> tuple[Projection, ...]:
-    """Return the projections of the roles to adapt; a role without a projection is an error, never a no-op."""
+    """Return the projections of the roles to adapt.
+
+    Raises:
+        InputError: A role has no init or no projection, or no role is given.
+    """
+    # A string is iterable too, as a sequence of letters.
     if roles is not None and (isinstance(roles, str) or not isinstance(roles, Iterable)):
         raise InputError(f"roles must be a list of names, such as ['query', 'value'], got {roles!r}")
     selected = policy.default_roles if roles is None else tuple(dict.fromkeys(parse_role(r) for r in roles))
@@ -145,7 +151,9 @@ def _select_roles(
     present = {p.role for p in projections}
     for role in selected:
         if policy.init_for(role) is None:
-            raise InputError(f"the policy {policy.name!r} has no init for the role {role}: name one or leave it out")
+            raise InputError(
+                f"the policy {policy.name!r} has no init for the role {role}: add one, or leave the role out of roles"
+            )
         if role not in present:
             roles_present = ", ".join(r.value for r in Role if r in present) or "none"
             raise InputError(f"no projection has the role {role}; this model has: {roles_present}")
@@ -153,19 +161,23 @@ def _select_roles(
 
 
 def _resolve_numbers(name: str, value: PerModule, projections: tuple[Projection, ...]) -> dict[Projection, float]:
-    """Return the number of each projection: `value`, or that of the first key which is its role or matches its name."""
+    """Return the rank or alpha of each projection: `value`, or its entry with the first matching key.
+
+    Raises:
+        InputError: A key matches no projection, or a projection no key.
+    """
     if not isinstance(value, Mapping):
         return dict.fromkeys(projections, value)
     patterns = ModulePatterns(f"{name} (a role or a regular expression)")
     matches = {key: _match_key(patterns, key, projections) for key in value}
     for key, matching in matches.items():
         if not matching:
-            raise InputError(f"{name}: {key!r} is neither the role nor part of the name of an adapted module")
+            raise InputError(f"{name}: {key!r} matches neither the role nor the name of an adapted projection")
     numbers = {p: next((value[key] for key in value if p in matches[key]), None) for p in projections}
     for projection, number in numbers.items():
         if number is None:
             raise InputError(
-                f"{name}: no key of {dict(value)!r} matches {projection.name}; add one ('' matches every module)"
+                f"{name}: no key of {dict(value)!r} matches {projection.name}; add a key ('' matches every module)"
             )
     return {projection: number for projection, number in numbers.items() if number is not None}
 
@@ -182,7 +194,7 @@ def _plan_projection(
     rank, alpha = rank_and_alpha
     where = f"{projection.name} ({projection.out_features} x {projection.in_features})"
     if (
-        isinstance(rank, bool)
+        isinstance(rank, bool)  # `True` is an `int`
         or not isinstance(rank, int | float)
         or not math.isfinite(rank)
         or rank != int(rank)

@@ -1,4 +1,4 @@
-"""Task types of PEFT, with the heads and classes of transformers for each."""
+"""Task types of PEFT, each with the class and the heads of its models in transformers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ailora.errors import parse_choice
 class TaskType(StrEnum):
     """Task types of PEFT.
 
-    Written out here, because importing PEFT takes seconds and neither a plan nor a model's roles need it.
+    Repeated here because importing PEFT takes seconds, and plans need nothing else from it.
     """
 
     SEQ_CLS = "SEQ_CLS"
@@ -27,15 +27,15 @@ class TaskType(StrEnum):
 
 @dataclass(frozen=True)
 class Task:
-    """Classes and heads of a task type.
+    """Model class and heads of a task type.
 
     Attributes:
-        title: The task in words.
-        auto_class: The class of transformers that loads a model for the task.
+        title: Task in words.
+        auto_class: Name of the auto class in transformers for loading models.
         recipe: Name of the recipe for the task, or None.
-        class_suffixes: Suffixes of the names of model classes.
-        peft_heads: Heads that PEFT trains in full by default.
-        other_heads: New heads unknown to PEFT, of BART and T5.
+        class_suffixes: Endings of the class names of models for the task.
+        peft_heads: Names of the heads trained in full by PEFT's default.
+        other_heads: Names of new heads kept frozen by PEFT's default, as in BART and T5.
     """
 
     title: str
@@ -47,7 +47,7 @@ class Task:
 
     @property
     def heads(self) -> tuple[str, ...]:
-        """Names of the modules that a pretrained model lacks and the task adds."""
+        """Names of the modules added by the task to a pretrained model."""
         return (*self.peft_heads, *self.other_heads)
 
     @property
@@ -56,7 +56,7 @@ class Task:
         return "classifier" in self.peft_heads
 
 
-#: Members of `TaskType` equal their names, so that names in files are keys too.
+#: Task type -> task. The members of `TaskType` are strings, so that names from files are keys too.
 TASKS: Mapping[str, Task] = {
     TaskType.SEQ_CLS: Task(
         "sequence classification",
@@ -88,43 +88,45 @@ TASKS: Mapping[str, Task] = {
 
 
 def get_task(task_type: str | None) -> Task:
-    """Return the task of a task type; feature extraction, without a head, for None and for types of a later PEFT."""
+    """Return the task of a task type: feature extraction for None, and for task types of later versions of PEFT."""
     return TASKS.get(task_type or "", TASKS[TaskType.FEATURE_EXTRACTION])
 
 
 def infer_task_type(model: nn.Module) -> TaskType | None:
     """Infer the task type from a model's class.
 
-    Without a task type, PEFT would keep the new head of a classification model frozen. PEFT's classes pass `input_ids`
-    by name, so models with other inputs (images, sound) get no task type.
+    Without a task type, PEFT would keep the new head of a classification model frozen. Models of images or sound get no
+    task type, because PEFT's model classes pass `input_ids` by name.
 
     Returns:
-        The task type, or None if PEFT has none for the class.
+        Task type, or None if PEFT has none for the class.
     """
     if getattr(model, "main_input_name", None) != "input_ids":
         return None
     name = type(model).__name__
+    # Multimodal decoders have the same suffix as encoder-decoder models such as T5.
     if name.endswith("ForConditionalGeneration") and not getattr(model.config, "is_encoder_decoder", False):
         return None
     return next((TaskType(key) for key, task in TASKS.items() if name.endswith(task.class_suffixes)), None)
 
 
 def default_heads(model: nn.Module, task_type: str | None) -> tuple[str, ...]:
-    """Return the names of the model's new heads that are unknown to PEFT."""
+    """Return the names of a model's new heads, if PEFT would keep them frozen."""
     heads = get_task(task_type).other_heads
     return tuple(name for name, _ in model.named_children() if name in heads)
 
 
 def read_labels(model_config: object, task_type: str | None) -> tuple[str, ...] | None:
-    """Read the names of the classes from a model's configuration.
+    """Read the class names from a model's configuration.
 
     Returns:
-        The names in the order of the head's outputs. None for a task without classes, and for the numbered names that
-        transformers assigns by default.
+        Class names in the order of the head's outputs. None for a task without classes, and for transformers' default
+        names, which only number the classes.
     """
     names = getattr(model_config, "id2label", None)
     if not get_task(task_type).predicts_classes or not isinstance(names, Mapping):
         return None
+    # Keys with gaps are no positions in the head's outputs.
     if set(names) != set(range(len(names))):
         return None
     labels = tuple(str(names[i]) for i in range(len(names)))
