@@ -38,8 +38,8 @@ _OF_VERDICT = {
     "better and equivalent": Finding.CONFIRMED,
     "worse": Finding.REFUTED,
     "worse and equivalent": Finding.REFUTED,
-    # A method within the margin may still be a little better.
-    "equivalent": Finding.UNDECIDED,
+    # Any gain is within the margin, and does not matter.
+    "equivalent": Finding.REFUTED,
     "undecided": Finding.UNDECIDED,
     None: Finding.NOT_RUN,
 }
@@ -89,8 +89,11 @@ class Claim:
 def _judge_score(against: BaselineComparison, place: str) -> tuple[Finding, str]:
     if against.difference is None:
         return Finding.NOT_RUN, ""
-    e = against.difference.estimate
-    return _OF_VERDICT[against.verdict], f"{format_interval(e.mean, e.low, e.high, '+')} to {place}"
+    e, judged = against.difference.estimate, against.judgement
+    numbers = f"{format_interval(e.mean, e.low, e.high, '+')} to {place}"
+    if judged is not None and judged.equivalent:
+        numbers += f", equivalent within {judged.margin:.3g}"
+    return _OF_VERDICT[against.verdict], numbers
 
 
 def _judge_speed(against: BaselineComparison, place: str) -> tuple[Finding, str]:

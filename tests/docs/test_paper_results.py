@@ -55,6 +55,34 @@ def test_a_claim_must_hold_for_each_of_its_parts(pages: ModuleType, parts: str, 
     assert Finding.all_of(Finding[part.upper()] for part in parts.split()) is Finding[whole.upper()]
 
 
+@pytest.mark.parametrize(
+    ("gain", "finding", "numbers"),
+    [
+        (0.0, "refuted", ", equivalent within 0.01"),
+        (0.005, "confirmed", ", equivalent within 0.01"),
+        (0.05, "confirmed", ""),
+        (-0.05, "refuted", ""),
+    ],
+)
+def test_a_method_that_is_equivalent_refutes_a_gain_beyond_the_margin(
+    pages: ModuleType, gain: float, finding: str, numbers: str
+) -> None:
+    from paper_claims import Claim
+    from study_records import StudyRecord
+
+    from tests.studies.sample_trials import make_design, outcome, ran
+
+    design = make_design()
+    trials = ran(
+        design,
+        lambda spec: outcome(0.5 + (spec.condition.method == "ailora") * (gain + 0.001 * (spec.seed - 2))),
+    )
+    claim = Claim("a table", "AILoRA scores higher than LoRA", "ailora", ("lora",), ("study",))
+    found, text = claim.judge(design, StudyRecord({}, "lora", trials, {}))
+    assert found.value == finding
+    assert text.endswith(f" to lora{numbers}")
+
+
 def test_only_what_stands_between_the_marks_is_replaced(pages: ModuleType, tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     begin, end = "<!-- claims: made by benchmarks/paper_studies.py -->", "<!-- end of claims -->"

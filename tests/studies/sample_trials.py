@@ -24,6 +24,7 @@ EVERY = 10
 def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
     """Few resamples of a bootstrap."""
     monkeypatch.setattr("ailora.studies.bootstrap._N_RESAMPLES", 50)
+    monkeypatch.setattr("ailora.studies.rate_certainty._N_EXAMPLE_RESAMPLES", 20)
 
 
 def make_design(**changes: Any) -> StudyDesign:

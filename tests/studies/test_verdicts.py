@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from ailora.studies.sequential_tests import LookSchedule
+from ailora.studies.sequential_tests import LookMoments, LookSchedule
 from ailora.studies.verdicts import ALPHA, Judgement, PairedScores, StudyVerdict, equivalence_seeds, judge
 
 FIVE = LookSchedule((5,))
@@ -102,6 +102,23 @@ def test_three_seeds_leave_the_number_of_missing_seeds_open() -> None:
     assert far is not None
     # More than 10,000.
     assert far[1] is None
+
+
+def test_missing_seeds_are_those_of_a_plan_whose_last_look_decides() -> None:
+    """The boundaries of a sequential study are stricter than those of a single look, up to its last."""
+    schedule = LookSchedule.between(3, 20)
+    level = stats.norm.sf(schedule.one_sided.critical_value(ALPHA))
+    assert 0.04 < level < 0.05
+    values = [-0.02, 0.0, 0.02]
+    found = judge({"it": pair(values)}, schedule)["it"].missing_seeds
+    spread = [0.02 * math.sqrt(2 / stats.chi2.ppf(tail, 2)) for tail in (0.9, 0.1)]
+    assert found == tuple(equivalence_seeds(s, 0.01, level) - 3 for s in spread)
+    n = equivalence_seeds(2.0, 1.0, level)
+    assert n > 20
+    differences = np.random.default_rng(3).normal(0, 2.0, (20_000, n))
+    moments = LookMoments.from_differences(differences, LookSchedule((*schedule.counts, n)))
+    # Four standard errors are 0.011; a seed less has less power.
+    assert np.mean(moments.equivalence_p(1.0)[:, -1] < ALPHA) == pytest.approx(0.8, abs=0.011 + 0.02)
 
 
 def test_decided_comparisons_miss_no_seeds() -> None:

@@ -21,7 +21,7 @@ def report(
     ] = None,
     scale: Annotated[str | None, typer.Option(help="Entry below `scales:` of the study file to apply.")] = None,
     bootstrap: Annotated[
-        bool, typer.Option(help="Bootstrap intervals over seeds and examples, from the saved predictions.")
+        bool, typer.Option(help="Resample the examples of studies, from the saved predictions.")
     ] = True,
     force: ForceFile = False,
 ) -> None:

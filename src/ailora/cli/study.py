@@ -85,7 +85,7 @@ def report(
     overrides: Overrides = None,
     scale: Scale = None,
     out: Annotated[Path | None, typer.Option(help="Write Markdown to this file.")] = None,
-    bootstrap: Annotated[bool, typer.Option(help="Intervals over seeds and examples, from kept predictions.")] = True,
+    bootstrap: Annotated[bool, typer.Option(help="Resample examples too, from kept predictions.")] = True,
     force: ForceFile = False,
     as_json: Json = False,
 ) -> None:

@@ -27,7 +27,7 @@ def build_page(paths: Sequence[Path], *, scale: str | None = None, bootstrap: bo
     Args:
         paths: folders of runs, studies and analyses, and study files.
         scale: name of a set of keys below `scales:` of study files.
-        bootstrap: whether to add intervals over seeds and examples to studies, from stored predictions.
+        bootstrap: whether to resample the examples of studies, from stored predictions.
 
     Returns:
         The page as plain data, to be written by `write_page`: a chapter of all runs, then studies and analyses in the

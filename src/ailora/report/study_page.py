@@ -62,7 +62,7 @@ def study_chapter(
         study: content of the study file, as stored with the trials.
         trials: all trials of the storage.
         design: the design of the study.
-        bootstrap: whether to add intervals over seeds and examples, from stored predictions.
+        bootstrap: whether to resample examples, from stored predictions.
 
     Returns:
         The chapter, a summary first.
@@ -119,7 +119,7 @@ def _summary(summary: StudySummary, design: StudyDesign, selection: TrialSelecti
         KeyValues(tuple(pairs.items())),
         Paragraphs(tuple(summary.overall)),
         Paragraphs((*summary.decided, *summary.undecided), listed=True),
-        Paragraphs(tuple(summary.shared_rates), listed=True),
+        Paragraphs((*summary.uncertain_rates, *summary.shared_rates), listed=True),
         Paragraphs(details, listed=True, collapsed=collapsed),
         Paragraphs((summary.rule, summary.progress)),
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -27,25 +28,85 @@ def bootstrap_predictions(ours: MethodResult, baseline: MethodResult, design: St
     """
     split, metric = design.report_split(ours.condition), design.metric(ours.condition)
     seeds = sorted(ours.at_best.keys() & baseline.at_best.keys())
-    if metric not in METRICS or not seeds:
-        return None
     runs = [result.at_best[seed] for result in (ours, baseline) for seed in seeds]
-    frames = [frame for run in runs if (frame := _read_predictions(run, split)) is not None]
-    if len(frames) < len(runs) or not all(frame["label"].equals(frames[0]["label"]) for frame in frames):
+    split_predictions = _SplitPredictions.read(runs, split, metric)
+    if split_predictions is None:
         return None
-    columns = [frames[0]["label"].to_numpy(), *(frame["prediction"].to_numpy() for frame in frames)]
-    labels, *predictions = _encode(columns, metric)
-    n_classes = 1 if METRICS[metric].regression else len(frames[0]["scores"].iloc[0])
     with warnings.catch_warnings():
         # scikit-learn warns of every resample without a rare class.
         warnings.simplefilter("ignore")
         return bootstrap_difference(
-            np.stack(predictions[: len(seeds)]),
-            np.stack(predictions[len(seeds) :]),
-            labels,
-            metric=lambda labels, predictions: METRICS[metric].score(labels, predictions, n_classes),
+            split_predictions.predictions[: len(seeds)],
+            split_predictions.predictions[len(seeds) :],
+            split_predictions.labels,
+            metric=split_predictions.score,
             n_resamples=_N_RESAMPLES,
         )
+
+
+def score_resamples(runs: Sequence[TrialResult], split: str, metric: str, *, n_resamples: int) -> np.ndarray | None:
+    """Score runs on bootstrap resamples of a split's examples, which all runs share.
+
+    Args:
+        runs: runs with stored predictions.
+        split: name of the split.
+        metric: name of the metric.
+        n_resamples: number of resamples.
+
+    Returns:
+        Scores, (resamples, runs); None if a run's predictions are not stored, or belong to other rows than those of
+        another run.
+    """
+    split_predictions = _SplitPredictions.read(runs, split, metric)
+    if split_predictions is None:
+        return None
+    n_examples = len(split_predictions.labels)
+    draws = np.random.default_rng(0).integers(n_examples, size=(n_resamples, n_examples))
+    with warnings.catch_warnings():
+        # scikit-learn warns of every resample without a rare class.
+        warnings.simplefilter("ignore")
+        scores = [
+            [split_predictions.score(split_predictions.labels[rows], guesses[rows]) for rows in draws]
+            for guesses in split_predictions.predictions
+        ]
+    return np.array(scores).T
+
+
+@dataclass(frozen=True)
+class _SplitPredictions:
+    """Stored predictions of runs on the rows of a split.
+
+    Attributes:
+        labels: ids of classes, or numbers, (examples,).
+        predictions: likewise, (runs, examples).
+        metric: name of the metric.
+        n_classes: number of classes; 1 for regression.
+    """
+
+    labels: np.ndarray
+    predictions: np.ndarray
+    metric: str
+    n_classes: int
+
+    @classmethod
+    def read(cls, runs: Sequence[TrialResult], split: str, metric: str) -> _SplitPredictions | None:
+        """Read the predictions of runs; None unless all are stored, for the same rows, and the metric compares them."""
+        if metric not in METRICS or not runs:
+            return None
+        frames: list[pd.DataFrame] = []
+        for run in runs:
+            frame = _read_predictions(run, split)
+            if frame is None or (frames and not frame["label"].equals(frames[0]["label"])):
+                return None
+            frames.append(frame)
+        columns = [frames[0]["label"].to_numpy(), *(frame["prediction"].to_numpy() for frame in frames)]
+        labels, *predictions = _encode(columns, metric)
+        n_classes = 1 if METRICS[metric].regression else len(frames[0]["scores"].iloc[0])
+        return cls(labels, np.stack(predictions), metric, n_classes)
+
+    def score(self, labels: np.ndarray, predictions: np.ndarray) -> float:
+        """Score predictions against labels, both (examples,)."""
+        return METRICS[self.metric].score(labels, predictions, self.n_classes)
 
 
 def _encode(columns: Sequence[np.ndarray], metric: str) -> list[np.ndarray]:

@@ -11,6 +11,7 @@ import pandas as pd
 
 from ailora.studies.bootstrap import bootstrap_predictions
 from ailora.studies.method_results import COSTS, MethodResult, collect_method_result
+from ailora.studies.rate_certainty import RateCertainty, measure_rate_certainty
 from ailora.studies.shared_rate import SharedRates, compare_shared_rates
 from ailora.studies.statistics import (
     Difference,
@@ -72,6 +73,7 @@ class Comparison:
         against_baseline: of every condition but the baseline's.
         average_ranks: method -> average rank over tasks and settings; empty where there is only one.
         n_pending: number of comparisons that have not reached their first look.
+        rate_certainties: of every condition with a best rate among several.
     """
 
     design: StudyDesign
@@ -79,6 +81,7 @@ class Comparison:
     against_baseline: dict[Condition, BaselineComparison]
     average_ranks: dict[str, float]
     n_pending: int
+    rate_certainties: dict[Condition, RateCertainty]
 
     def by_baseline(self) -> Iterator[tuple[Condition, list[Condition]]]:
         """Iterate over the baseline's conditions, each with the conditions compared with it."""
@@ -126,6 +129,8 @@ class Comparison:
             "forgetting": result.forgetting,
             **{name: result.mean(name) for name in COSTS},
         }
+        if condition in self.rate_certainties:
+            data["rate_certainty"] = self.rate_certainties[condition].to_dict()
         if condition in self.against_baseline:
             data["against_baseline"] = self.against_baseline[condition].to_dict()
         return data
@@ -137,7 +142,7 @@ def compare(trials: Sequence[Trial], design: StudyDesign, *, bootstrap: bool = T
     Args:
         trials: the study's, from `TrialKeys.matching_trials`.
         design: design of the study.
-        bootstrap: whether to compute intervals over seeds and examples from stored predictions.
+        bootstrap: whether to resample examples, from stored predictions, for intervals and the certainty of rates.
 
     Returns:
         Results of every condition, and their comparisons with the baseline.
@@ -157,7 +162,13 @@ def compare(trials: Sequence[Trial], design: StudyDesign, *, bootstrap: bool = T
         )
         for condition, base in pairs.items()
     }
-    return Comparison(design, results, against_baseline, _average_ranks(results, design), looks.n_pending)
+    certainties = {
+        condition: certainty
+        for condition, result in results.items()
+        if (certainty := measure_rate_certainty(result, design, read_predictions=bootstrap)) is not None
+    }
+    ranks = _average_ranks(results, design)
+    return Comparison(design, results, against_baseline, ranks, looks.n_pending, certainties)
 
 
 def _difference(ours: MethodResult, baseline: MethodResult, judgement: Judgement | None) -> Difference | None:

@@ -79,8 +79,9 @@ def _sentence(base: Condition, condition: Condition, against: BaselineComparison
     assert against.difference is not None
     method, best, shared = condition.method_label(base), against.difference.estimate, against.shared_rates
     assert shared.at_best is not None
+    start = f"{base.sentence_prefix}at" if base.label else "At"
     return (
-        f"{f'On {base.label}, at' if base.label else 'At'} one shared rate you would have concluded that {method} is "
+        f"{start} one shared rate you would have concluded that {method} is "
         f"{join_names(_groups(shared, base.method))}; each at its own best rate, {method} is "
         f"{_WORDS[shared.at_best]} {base.method} ({format_interval(best.mean, best.low, best.high, '+')}, "
         f"{against.verdict}).{_shift_sentence(shared.shift, base.method, method)}"

@@ -9,6 +9,7 @@ from typing import TypeVar
 from ailora.formatting import format_lr, format_number
 from ailora.studies.comparison import Comparison
 from ailora.studies.method_results import MethodResult
+from ailora.studies.rate_certainty_summary import TABLE_TITLE, describe_uncertain_rates, rate_certainty_rows
 from ailora.studies.shared_rate_summary import shared_rate_rows, shared_rate_sentences
 from ailora.studies.trial import Condition, Status
 from ailora.studies.verdict_summary import (
@@ -63,10 +64,11 @@ class StudySummary:
         outcomes: verdicts of the methods, a sentence for each task and setting.
         effect_sizes: by how much each method differs from the baseline, a sentence for each task and setting.
         rule: conditions of the verdicts.
+        uncertain_rates: learning rates that few resamples choose.
         shared_rates: conclusions from one shared learning rate that the best rates do not confirm.
         progress: how many trials are done, failed, pruned and open.
-        tables: scores, verdicts, ranks, learning rates, shared rates, time to the baseline's loss, cost and failures;
-            none of them is empty.
+        tables: scores, verdicts, ranks, learning rates and their certainty, shared rates, time to the baseline's loss,
+            cost and failures; none of them is empty.
     """
 
     overall: list[str]
@@ -75,14 +77,15 @@ class StudySummary:
     outcomes: list[str]
     effect_sizes: list[str]
     rule: str
+    uncertain_rates: list[str]
     shared_rates: list[str]
     progress: str
     tables: list[SummaryTable]
 
     @property
     def sentences(self) -> list[str]:
-        """The short form: outcomes, what is undecided, conclusions from shared rates, rule and progress."""
-        return [*self.outcomes, *self.undecided, *self.shared_rates, self.rule, self.progress]
+        """The short form: outcomes, what is undecided, uncertain and shared rates, rule and progress."""
+        return [*self.outcomes, *self.undecided, *self.uncertain_rates, *self.shared_rates, self.rule, self.progress]
 
     def to_markdown(self, title: str) -> str:
         """Render the short form and all tables as Markdown."""
@@ -101,6 +104,7 @@ def summarize(comparison: Comparison) -> StudySummary:
         SummaryTable("Verdicts", *verdict_rows(comparison), topic="scores"),
         _rank_table(comparison),
         *_curve_tables(comparison),
+        SummaryTable(TABLE_TITLE, *rate_certainty_rows(comparison), topic="rates"),
         *_shared_rate_tables(comparison),
         _good_range_table(comparison),
         _time_to_loss_table(comparison),
@@ -114,6 +118,7 @@ def summarize(comparison: Comparison) -> StudySummary:
         outcomes=describe_outcomes(comparison),
         effect_sizes=describe_effect_sizes(comparison),
         rule=describe_rule(comparison),
+        uncertain_rates=describe_uncertain_rates(comparison),
         shared_rates=shared_rate_sentences(comparison),
         progress=_progress(comparison),
         tables=[table for table in tables if table.rows],

@@ -46,6 +46,11 @@ class Condition:
         """Setting for a reader, as `rank 8`; empty where the study has no grid."""
         return format_setting(self.values)
 
+    @property
+    def sentence_prefix(self) -> str:
+        """Start of a sentence about the condition, as `On sst2, rank 8, `; empty where the label is."""
+        return f"On {self.label}, " if self.label else ""
+
     def method_label(self, baseline: Condition) -> str:
         """Return the label of the method beside a baseline, with its setting if the baseline's differs."""
         same_setting = {*self.setting} <= {*baseline.setting}

@@ -150,10 +150,9 @@ def _paired(comparison: Comparison) -> dict[Condition, BaselineComparison]:
 def _decided_result(comparison: Comparison, condition: Condition) -> str:
     against, design = comparison.against_baseline[condition], comparison.design
     assert against.difference is not None
-    place = f"On {condition.label}, " if condition.label else ""
     seeds = f"{pluralize(len(against.difference.seeds), 'seed')}{_evidence(against, ', ')}"
     return (
-        f"{place}{condition.method} {_VERBS[against.verdict][0]} the baseline {design.baseline}: "
+        f"{condition.sentence_prefix}{condition.method} {_VERBS[against.verdict][0]} the baseline {design.baseline}: "
         f"{format_estimate(against.difference.estimate, '+')} {design.metric(condition)} (95 % interval over {seeds})."
     )
 
@@ -162,8 +161,8 @@ def _undecided_result(comparison: Comparison, condition: Condition) -> str:
     """Describe how many seeds are missing, and the margin that is decided."""
     against, design = comparison.against_baseline[condition], comparison.design
     assert against.difference is not None
-    place = f"On {condition.label}, " if condition.label else ""
-    text = f"{place}{condition.method} is undecided after {pluralize(len(against.difference.seeds), 'seed')}"
+    seeds = pluralize(len(against.difference.seeds), "seed")
+    text = f"{condition.sentence_prefix}{condition.method} is undecided after {seeds}"
     judged = against.judgement
     if judged is None:
         return f"{text}: it is judged at {join_names(map(str, design.looks.counts))} seeds of both methods."
@@ -210,7 +209,7 @@ def _outcome(comparison: Comparison, base: Condition, others: Sequence[Condition
     score, design = comparison.results[base].score, comparison.design
     at = f" ({design.metric(base)} {format_estimate(score)} on the {design.report_split(base)} split)" if score else ""
     outcomes = "; ".join(parts) or "nothing is compared with"
-    return f"{f'On {base.label}' if base.label else 'Here'}, {outcomes} the baseline {base.method}{at}."
+    return f"{base.sentence_prefix or 'Here, '}{outcomes} the baseline {base.method}{at}."
 
 
 def _evidence(against: BaselineComparison, separator: str) -> str:

@@ -85,8 +85,9 @@ class Judgement:
         adjusted_equivalence_p: this p as adjusted by Holm's procedure.
         margin: largest difference of equivalent methods.
         smallest_margin: smallest margin within which the methods are shown to be equivalent; None without interval.
-        missing_seeds: numbers of further seeds that would show equivalence of equal methods, from a small to a large
-            spread; None if decided or unknown. The second is None where it is above 10,000.
+        missing_seeds: numbers of further seeds whose last look would show equivalence of equal methods with a power of
+            80 %, at the ends of the 80 % interval of the spread; None if decided or unknown. The second is None where
+            it is above 10,000.
     """
 
     verdict: StudyVerdict
@@ -233,13 +234,18 @@ def _smallest_margin(moments: LookMoments, level: float) -> float | None:
 
 
 def _missing_seeds(moments: LookMoments, margin: float, level: float) -> tuple[int, int | None] | None:
-    """Compute how many more seeds would show equivalence, for both ends of the interval of the spread."""
+    """Compute how many more seeds would show equivalence, for both ends of the interval of the spread.
+
+    The tests are those of the last planned look. Beyond it a new study needs a later last look, where the boundaries
+    are nearly the same: from 5 to 50 seeds at the last look, their constants differ by less than 2 %.
+    """
     n, sd = int(moments.counts[-1]), float(moments.sds[-1])
     if sd == 0:
         return None
+    nominal_level = float(special.ndtr(-moments.schedule.one_sided.critical_value(level)))
     tails = (1 - _SPREAD_CONFIDENCE) / 2, (1 + _SPREAD_CONFIDENCE) / 2
     small, large = (sd * math.sqrt((n - 1) / special.chdtri(n - 1, tail)) for tail in tails)
-    few, many = (equivalence_seeds(spread, margin, level) - n for spread in (small, large))
+    few, many = (equivalence_seeds(spread, margin, nominal_level) - n for spread in (small, large))
     return max(few, 1), max(many, 1) if many <= _MAX_MISSING_SEEDS else None
 
 

@@ -1,0 +1,128 @@
+"""Certainty of the chosen learning rates: the share of bootstrap resamples that choose each rate."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numpy as np
+
+from ailora.studies.bootstrap import score_resamples
+from ailora.studies.method_results import MethodResult
+from ailora.studies.study_design import StudyDesign
+from ailora.studies.trial import TrialResult
+
+_N_SEED_RESAMPLES = 2000
+#: Each takes a call of the metric per run; the standard error of a share is at most 3.5 %.
+_N_EXAMPLE_RESAMPLES = 200
+#: Relative difference of mean scores that rounding explains.
+_ROUNDING = 1e-12
+
+
+class Resampled(StrEnum):
+    """Units that a resample draws with replacement."""
+
+    SEEDS_AND_EXAMPLES = "seeds and validation examples"
+    SEEDS = "seeds"
+    EXAMPLES = "validation examples"
+
+
+@dataclass(frozen=True)
+class RateCertainty:
+    """Certainty of a method's best rate.
+
+    Attributes:
+        best: the chosen rate.
+        shares: rate, ascending -> share of the resamples that choose it; rates without the seeds that choose are left
+            out. Empty if the certainty is unknown.
+        resampled: units that are resampled; None if there is a single seed, and no validation predictions are read.
+    """
+
+    best: float
+    shares: dict[float, float]
+    resampled: Resampled | None
+
+    @property
+    def share_of_best(self) -> float | None:
+        """Share of the resamples that choose the best rate; None if unknown."""
+        return self.shares.get(self.best)
+
+    def to_dict(self) -> dict[str, object]:
+        """Convert to plain data."""
+        return {
+            "shares": {f"{rate:g}": share for rate, share in self.shares.items()},
+            "resampled": self.resampled and self.resampled.value,
+        }
+
+
+def measure_rate_certainty(
+    result: MethodResult, design: StudyDesign, *, read_predictions: bool
+) -> RateCertainty | None:
+    """Measure how often resampled validation scores choose each rate of a method.
+
+    A resample draws the seeds that choose the rate, and the validation examples if the predictions of all runs are
+    stored, both with replacement and the same for all rates.
+
+    Args:
+        result: the method.
+        design: design of the study.
+        read_predictions: whether to resample examples, from stored predictions.
+
+    Returns:
+        The shares; None while the best rate is unknown, or if a single rate ran with the seeds that choose.
+    """
+    seeds, metric = design.selection_seeds, design.metric(result.condition)
+    runs = {
+        rate: [by_seed[seed] for seed in seeds]
+        for rate, by_seed in result.runs.items()
+        if by_seed.keys() >= {*seeds} and all(_is_scored(by_seed[seed], metric) for seed in seeds)
+    }
+    best = result.search.best
+    if best not in runs or len(runs) < 2:
+        return None
+    draws = np.random.default_rng(0).multinomial(len(seeds), np.full(len(seeds), 1 / len(seeds)), _N_SEED_RESAMPLES)
+    scores = None
+    if read_predictions:
+        flat = [run for of_rate in runs.values() for run in of_rate]
+        scores = score_resamples(flat, "validation", metric, n_resamples=_N_EXAMPLE_RESAMPLES)
+    if scores is not None:
+        means = _mean_over_seeds(scores.reshape(-1, len(runs), len(seeds)), draws[:_N_EXAMPLE_RESAMPLES])
+        resampled = Resampled.SEEDS_AND_EXAMPLES if len(seeds) > 1 else Resampled.EXAMPLES
+    elif len(seeds) > 1:
+        stored = np.array([[run.metrics["validation"][metric] for run in of_rate] for of_rate in runs.values()])
+        means, resampled = _mean_over_seeds(stored[None], draws), Resampled.SEEDS
+    else:
+        return RateCertainty(best, {}, None)
+    sign = 1 if design.larger_is_better(result.condition) else -1
+    return RateCertainty(best, _choice_shares(sign * means, [*runs]), resampled)
+
+
+def _is_scored(run: TrialResult, metric: str) -> bool:
+    return math.isfinite(run.metrics["validation"].get(metric, math.nan))
+
+
+def _mean_over_seeds(scores: np.ndarray, draws: np.ndarray) -> np.ndarray:
+    """Compute the mean scores of resampled seeds.
+
+    Args:
+        scores: (resamples or 1, rates, seeds).
+        draws: number of times that a resample draws each seed, (resamples, seeds).
+
+    Returns:
+        Means, (resamples, rates).
+    """
+    return (scores * draws[:, None, :]).sum(axis=-1) / draws.shape[1]
+
+
+def _choice_shares(means: np.ndarray, rates: Sequence[float]) -> dict[float, float]:
+    """Compute the share of the resamples in which each rate has the largest mean; of equal means, the smaller rate.
+
+    Args:
+        means: (resamples, rates).
+        rates: the rates, ascending.
+    """
+    largest = means.max(axis=1, keepdims=True)
+    chosen = np.argmax(means >= largest - _ROUNDING * np.abs(largest), axis=1)
+    return {rate: float(np.mean(chosen == index)) for index, rate in enumerate(rates)}

@@ -1,0 +1,70 @@
+"""Certainty of the chosen learning rates in sentences and rows."""
+
+from __future__ import annotations
+
+from ailora.formatting import format_lr, join_names, limit_sentences, pluralize
+from ailora.studies.comparison import Comparison
+from ailora.studies.rate_certainty import RateCertainty
+from ailora.studies.trial import Condition
+
+#: Share of the resamples below which a choice is called uncertain.
+_MIN_SHARE = 0.8
+#: Share below which a sentence leaves a rate out.
+_MIN_NAMED_SHARE = 0.05
+TABLE_TITLE = "How certain the rates are"
+
+
+def describe_uncertain_rates(comparison: Comparison) -> list[str]:
+    """Describe the chosen rates that fewer than 80 % of the resamples choose, and count those without resamples."""
+    certainties = comparison.rate_certainties
+    sentences = [
+        _uncertain_rate(condition, certainty)
+        for condition, certainty in certainties.items()
+        if certainty.share_of_best is not None and certainty.share_of_best < _MIN_SHARE
+    ]
+    n_unknown = sum(certainty.resampled is None for certainty in certainties.values())
+    unknown = (
+        f"How certain the choice of {pluralize(n_unknown, 'learning rate')} is cannot be told: a single seed chose, "
+        "and no validation predictions are read."
+    )
+    return [*limit_sentences(sentences, f'the table "{TABLE_TITLE}"'), *([unknown] if n_unknown else [])]
+
+
+def rate_certainty_rows(comparison: Comparison) -> tuple[list[str], list[list[str]], list[str]]:
+    """Return the columns, rows and notes of the table; there are rows for methods that ran several rates only."""
+    rows = [
+        [
+            condition.label,
+            condition.method,
+            format_lr(certainty.best),
+            "unknown" if certainty.share_of_best is None else _percent(certainty.share_of_best),
+            _other_rates(certainty),
+            certainty.resampled or "-",
+        ]
+        for condition, certainty in comparison.rate_certainties.items()
+    ]
+    note = (
+        "Share of the resamples in which the rate has the best validation score, among the rates that ran with all "
+        "seeds that choose. A resample draws seeds, and the validation examples where predictions are stored, with "
+        "replacement and the same for all rates. Of few seeds, shares are too near 0 and 100 %."
+    )
+    columns = ["on", "method", "chosen rate", "chosen in", "else", "resampled"]
+    return columns, rows, [note]
+
+
+def _uncertain_rate(condition: Condition, certainty: RateCertainty) -> str:
+    shares = sorted(certainty.shares.items(), key=lambda item: -item[1])
+    named = [f"{format_lr(rate)} in {_percent(share)}" for rate, share in shares if share >= _MIN_NAMED_SHARE]
+    named[0] += " of resamples"
+    sentence = f"{condition.sentence_prefix}the rate of {condition.method} is uncertain: {join_names(named)}"
+    return f"{sentence[0].upper()}{sentence[1:]}."
+
+
+def _other_rates(certainty: RateCertainty) -> str:
+    shares = sorted(certainty.shares.items(), key=lambda item: -item[1])
+    parts = [f"{format_lr(rate)} {_percent(share)}" for rate, share in shares if rate != certainty.best and share > 0]
+    return ", ".join(parts) or "-"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
