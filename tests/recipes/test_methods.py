@@ -266,7 +266,7 @@ def test_a_run_over_another_start_is_not_continued(short: dict[str, Any], tmp_pa
     file = tmp_path / "run" / ".initial" / "adapter_model.safetensors"
     factors = load_file(file)
     save_file({name: 1.01 * factor for name, factor in factors.items()}, file)
-    with pytest.raises(ailora.ModelError, match="the start is not the one that this run began with"):
+    with pytest.raises(ailora.ModelError, match="the initial factors differ from those that the run subtracted"):
         run(short)
     file.unlink()
     with pytest.raises(ailora.ModelError, match=r"\.initial is missing"):
@@ -383,10 +383,10 @@ def test_what_a_function_returns_is_trained_and_written(
 @pytest.mark.parametrize(
     ("function", "message"),
     [
-        ("nothing", "returned None; expected the model to be trained"),
-        ("frozen", "of which nothing trains"),
-        ("other_name", "returned the adapters mine; expected one, named default"),
-        ("half_taken_out", r"changed .*query.weight of the base by something else than the start"),
+        ("nothing", "returned None; expected a PeftModel or a PreTrainedModel"),
+        ("frozen", "without trainable parameters"),
+        ("other_name", "returned adapters named mine; expected one, named default"),
+        ("half_taken_out", r"changed the base parameter .*query.weight, but not to the residual"),
     ],
 )
 def test_what_no_run_can_train_is_refused(short: dict[str, Any], tmp_path: Path, function: str, message: str) -> None:
@@ -407,8 +407,8 @@ def test_what_no_run_can_train_is_refused(short: dict[str, Any], tmp_path: Path,
         ({"policy": "peft:orthogonal", "rank": 3}, "adapter.rank must be even for peft:orthogonal, got 3"),
         ({"policy": "peft:eva", "rank": {"query": 4}}, "adapter.rank must be a single number for peft:eva"),
         ({"policy": "no_such_package.module:f"}, "the module no_such_package.module cannot be imported"),
-        ({"policy": f"{OWN}:absent"}, "has nothing of that name; expected a function"),
-        ({"policy": f"{OWN}:NOT_CALLABLE"}, "has a int of that name"),
+        ({"policy": f"{OWN}:absent"}, "has no attribute 'absent'; expected a function"),
+        ({"policy": f"{OWN}:NOT_CALLABLE"}, "'NOT_CALLABLE' is of type int"),
         ({"policy": f"{OWN}:"}, "neither peft:NAME nor the path of a function"),
         ({"policy": "a/b.py:f"}, "neither peft:NAME nor the path of a function"),
     ],

@@ -1,1 +1,1 @@
-"""Baselines: PEFT's own inits, and methods that are functions of the user."""
+"""Baseline methods: PEFT's own inits, and functions written by users."""

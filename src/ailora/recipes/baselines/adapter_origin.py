@@ -1,4 +1,4 @@
-"""Origin of a run's adapter, stored on the model: its plan, and whether it changed the base weights."""
+"""Store on a model the plan of its adapter, and whether the base weights were overwritten."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ class AdapterOrigin:
     """Plan of an adapter, and its effect on the base weights.
 
     Attributes:
-        plan: plan of the adapter; None if there is no adapter, or a user's function made it.
-        overwrites_base: whether the weights of the model differ from those of the base model.
+        plan: plan of the adapter; None for full fine-tuning, or if a user's function built the adapter without
+            `ailora.adapt`.
+        overwrites_base: whether base weights in the model differ from the pretrained weights.
     """
 
     plan: Plan | None
@@ -33,8 +34,8 @@ def set_adapter_origin(model: PeftModel, origin: AdapterOrigin) -> None:
 
 
 def get_adapter_origin(model: nn.Module) -> AdapterOrigin:
-    """Return the origin of a model's adapter; full fine-tuning overwrites the base."""
-    # Adapters of ailora.adapt bring their plan along, also if a user's function made them.
+    """Return the origin of a model's adapter; a model without an adapter overwrites its base."""
+    # ailora.adapt leaves the plan on the model, even when a user's function calls it.
     if has_ailora_adapter(model):
         plan = get_plan(model)
         return AdapterOrigin(plan, plan.form is Form.RESIDUAL)

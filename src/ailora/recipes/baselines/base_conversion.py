@@ -1,7 +1,7 @@
-"""Convert adapters whose init was subtracted from the base weights into adapters for the unchanged base.
+"""Convert adapters trained on overwritten base weights into adapters for the pretrained weights.
 
-PiSSA and similar inits overwrite `W` by `W - s B0 A0`. The learned update is `s (B A - B0 A0)`: the LoRA of rank 2r
-with `A = [A0; dA]`, `B = [dB, B]`, as in files of the anchored form.
+PiSSA and similar inits overwrite `W` with `W - s B0 A0`. The learned update `s (B A - B0 A0)` is a LoRA of rank 2r with
+`A = [A0; dA]` and `B = [dB, B]`, stored like an adapter of the anchored form.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _A, _B = ".lora_A.", ".lora_B."
 
 
 def write_initial_factors(model: PeftModel, folder: Path) -> None:
-    """Write the initial factors `A0, B0` of a model that has not been trained.
+    """Write the initial factors `A0, B0` of a model before training.
 
     Args:
         model: adapted model.
@@ -36,44 +36,48 @@ def write_initial_factors(model: PeftModel, folder: Path) -> None:
 
 
 def validate_same_anchor(model: PeftModel, folder: Path) -> None:
-    """Validate that a resumed run subtracts the same `s B0 A0` from the base as when it began.
+    """Validate that a resumed run subtracts the same `s B0 A0` from the base as its first start did.
 
     Args:
-        model: adapted model, not trained.
-        folder: folder of `write_initial_factors`.
+        model: adapted model before training.
+        folder: folder written by `write_initial_factors`.
 
     Raises:
-        ModelError: The initial factors differ, or the folder holds none.
+        ModelError: The products of the initial factors differ, or the folder holds no factors.
     """
     if not (folder / WEIGHTS_NAME).is_file():
-        raise ModelError(f"{folder} is missing, without which the run cannot resume: begin anew in another output")
+        raise ModelError(
+            f"{folder / WEIGHTS_NAME} is missing, and the run cannot resume without this file; start the run again in "
+            "a new output folder"
+        )
     initial, state = load_file(folder / WEIGHTS_NAME), _state_dict(model)
-    for name in filter(lambda name: _A in name, initial):
-        other = name.replace(_A, _B)
-        # Another number of threads moves the product by rounding; other random numbers or batches move all of it.
-        if anchor_distance(initial[other] @ initial[name], state[other] @ state[name]) is not None:
+    for name_A in filter(lambda name: _A in name, initial):
+        name_B = name_A.replace(_A, _B)
+        # A different thread count changes the product by rounding; different random numbers or batches replace it.
+        if anchor_distance(initial[name_B] @ initial[name_A], state[name_B] @ state[name_A]) is not None:
             raise ModelError(
-                f"{name}: the start is not the one that this run began with, and was taken out of the base: continue "
-                "it on the machine, with the libraries and the number of processes that began it, or begin anew"
+                f"{name_A}: the initial factors differ from those that the run subtracted from the base when it began; "
+                "resume with the same machine, libraries and number of processes, or start the run again in a new "
+                "output folder"
             )
 
 
 def save_converted(model: PeftModel, folder: Path, initial: Path) -> None:
-    """Save a trained adapter as a stock LoRA of twice the rank for the unchanged base.
+    """Save a trained adapter as a stock LoRA of twice the rank for the pretrained base.
 
     Args:
         model: trained model.
         folder: folder to write to.
-        initial: folder of `write_initial_factors`.
+        initial: folder written by `write_initial_factors`.
     """
-    # PEFT's own conversion (path_initial_model_for_weight_conversion) writes [A; A0], [B, -B0], whose two large terms
-    # cancel, and in PEFT 0.21 loses heads and DoRA's magnitudes.
+    # PEFT's own conversion (path_initial_model_for_weight_conversion) writes [A; A0] and [B, -B0]: rounding errors grow
+    # when the two large terms cancel. In PEFT 0.21, it also loses heads and DoRA magnitudes.
     model.save_pretrained(str(folder))
     state, anchors = _state_dict(model), load_file(initial / WEIGHTS_NAME)
-    for name in filter(lambda name: _A in name, anchors):
-        other = name.replace(_A, _B)
-        A0, B0, A, B = anchors[name], anchors[other], state[name], state[other]
-        state[name], state[other] = stack_A(A0, A - A0), stack_B(B - B0, B)
+    for name_A in filter(lambda name: _A in name, anchors):
+        name_B = name_A.replace(_A, _B)
+        A0, B0, A, B = anchors[name_A], anchors[name_B], state[name_A], state[name_B]
+        state[name_A], state[name_B] = stack_A(A0, A - A0), stack_B(B - B0, B)
     save_file(state, folder / WEIGHTS_NAME, metadata={"format": "pt"})
     file = folder / "adapter_config.json"
     config = read_json_object(file)
@@ -81,11 +85,11 @@ def save_converted(model: PeftModel, folder: Path, initial: Path) -> None:
 
 
 def _double_rank(config: dict[str, Any]) -> dict[str, Any]:
-    """Return the entries of a LoRA's configuration that change with the rank, for the same scaling."""
+    """Return the entries of a LoRA configuration that double the rank and keep the scaling."""
     # The scaling is alpha / r, or alpha / sqrt(r) with rsLoRA.
     factor = math.sqrt(2) if config["use_rslora"] else 2
     return {
-        # With the name of its init, PEFT would overwrite the base on loading, too.
+        # If the init's name stayed here, PEFT would overwrite the base on every load.
         "init_lora_weights": True,
         "corda_config": None,
         "lora_ga_config": None,
@@ -97,6 +101,6 @@ def _double_rank(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _state_dict(model: PeftModel) -> dict[str, Tensor]:
-    """Return the tensors that PEFT saves of an adapter, on the CPU."""
+    """Return CPU copies of the tensors in PEFT's adapter file."""
     state = get_peft_model_state_dict(model)
     return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in state.items()}

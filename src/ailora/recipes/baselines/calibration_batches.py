@@ -1,4 +1,4 @@
-"""Training batches for methods that read data before training begins."""
+"""Training batches for inits that read data."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from torch.utils.data import DataLoader
 
 
 class Batches:
-    """Batches of the first epoch in the trainer's order, the same in every iteration.
+    """Batches of the first epoch in the trainer's order, identical in every iteration.
 
-    A batch is a dict of tensors, labels included, on the device of training. Each process iterates over its share.
+    A batch is a dict of tensors, labels included, on the training device. Each process iterates over its share.
 
     Args:
-        make_loader: returns the trainer's loader; called when batches are first needed.
+        make_loader: builds the trainer's data loader; called on first use.
     """
 
     def __init__(self, make_loader: Callable[[], DataLoader[Any]]) -> None:
@@ -31,11 +31,11 @@ class Batches:
             for batch in loader:
                 yield dict(batch)
         finally:
-            # accelerate would take a loader left in the middle of an iteration for the active one.
+            # Without end(), accelerate takes a loader whose iteration stopped early for the active one.
             if loader in loader.gradient_state.dataloader_references:
                 loader.end()
 
     @cached_property
     def _loader(self) -> DataLoader[Any]:
-        # Made late: most methods read no batch, and a loader costs a trainer.
+        # Built on first use: most methods read no batches, and building a loader needs a trainer.
         return self._make_loader()

@@ -1,4 +1,4 @@
-"""Functions of the user as methods: `adapter.policy: package.module:function`.
+"""Adapt models with functions written by users: `adapter.policy: package.module:function`.
 
 The function takes the base model and a `MethodContext`, and returns the model to train: a `PeftModel` with a single
 adapter named `default`, or a `PreTrainedModel` that `from_pretrained` can load.
@@ -24,17 +24,17 @@ from ailora.recipes.baselines.calibration_batches import Batches
 from ailora.recipes.config.method import CustomFunction
 from ailora.recipes.config.schema import RunConfig
 
-#: Largest error of `W_res + s B0 A0` against `W`, relative to the norms of `W` and `s B0 A0`, in epsilons of the dtype.
+#: Largest norm of `W_res + s B0 A0 - W`, divided by the norms of `W` plus `s B0 A0`, in epsilons of the dtype.
 _MAX_ERROR_EPS = 8
 
 
 @dataclass(frozen=True)
 class MethodContext:
-    """Arguments of a method beside the base model.
+    """Second argument of a user's function, after the base model.
 
     Attributes:
         config: configuration of the run.
-        seed: seed of the run, which seeds the global random state before the base model is loaded.
+        seed: seed of the run, set globally before the base model is loaded.
         batches: training batches of the first epoch.
     """
 
@@ -53,7 +53,7 @@ def import_function(method: CustomFunction) -> Callable[[PreTrainedModel, Method
         The function `(model, context) -> model`.
 
     Raises:
-        InputError: The module cannot be imported, or has no callable of this name.
+        InputError: The module cannot be imported, or has no function with this name.
     """
     where = f"adapter.policy '{method}'"
     try:
@@ -61,48 +61,52 @@ def import_function(method: CustomFunction) -> Callable[[PreTrainedModel, Method
     # The user's module may raise anything on import.
     except Exception as error:
         raise InputError(
-            f"{where}: the module {method.module} cannot be imported ({type(error).__name__}: {error}); its folder "
-            "must be on PYTHONPATH, or its package installed"
+            f"{where}: the module {method.module} cannot be imported ({type(error).__name__}: {error}); add "
+            "its folder to PYTHONPATH, or install its package"
         ) from error
     function = getattr(module, method.name, None)
     if callable(function):
         return function
-    problem = "has nothing of that name" if function is None else f"has a {type(function).__name__} of that name"
-    raise InputError(f"{where}: {method.module} {problem}; expected a function (model, context) -> model")
+    problem = (
+        f"{method.module} has no attribute {method.name!r}"
+        if function is None
+        else f"{method.name!r} is of type {type(function).__name__}"
+    )
+    raise InputError(f"{where}: {problem}; expected a function (model, context) -> model")
 
 
 def apply_function(
     method: CustomFunction,
     config: RunConfig,
     model: PreTrainedModel,
-    loader: Callable[[Any], Any],
+    make_loader: Callable[[Any], Any],
     *,
-    load: Callable[[], PreTrainedModel],
+    reload_base: Callable[[], PreTrainedModel],
 ) -> PreTrainedModel | PeftModel:
-    """Adapt the base model by the user's function.
+    """Adapt the base model with the user's function.
 
     Args:
         method: module and name of the function.
         config: configuration of the run.
         model: base model.
-        loader: returns the loader of training batches for a model.
-        load: loads the base model again.
+        make_loader: builds the data loader of training batches for a model.
+        reload_base: loads a second copy of the base model, for a comparison if base weights changed.
 
     Returns:
         The model to train, as the function returned it.
 
     Raises:
-        ModelError: The function returned no model, or one that cannot be trained or saved.
-        InputError: Learning rates by role are configured, and the returned model has no roles.
+        ModelError: The function returned no model, or its model cannot be trained or saved.
+        InputError: `adapter.learning_rates` is set, but the returned model has no roles.
     """
     # Checksums instead of a copy of the base, which would double its memory.
     before = {name: _checksum(parameter) for name, parameter in model.named_parameters()}
-    context = MethodContext(config, config.training["seed"], Batches(lambda: loader(model)))
+    context = MethodContext(config, config.training["seed"], Batches(lambda: make_loader(model)))
     adapted = _validate_trainable(import_function(method)(model, context), method)
     if isinstance(adapted, PeftModel) and not has_ailora_adapter(adapted):
         changed = _find_changed_parameters(adapted, before)
         if changed:
-            _validate_convertible(adapted, changed, load, method)
+            _validate_convertible(adapted, changed, reload_base, method)
         set_adapter_origin(adapted, AdapterOrigin(None, bool(changed)))
     _validate_learning_rates(config, adapted)
     return adapted
@@ -111,14 +115,14 @@ def apply_function(
 def _validate_trainable(model: object, method: CustomFunction) -> PreTrainedModel | PeftModel:
     if not isinstance(model, PreTrainedModel | PeftModel):
         raise ModelError(
-            f"adapter.policy {method} returned {_describe_type(model)}; expected the model to be trained: a PeftModel "
-            "or a PreTrainedModel"
+            f"adapter.policy {method} returned {_describe_type(model)}; expected a PeftModel or a PreTrainedModel "
+            "to train"
         )
     if isinstance(model, PeftModel) and list(model.peft_config) != ["default"]:
         names = ", ".join(model.peft_config)
-        raise ModelError(f"adapter.policy {method} returned the adapters {names}; expected one, named default")
+        raise ModelError(f"adapter.policy {method} returned adapters named {names}; expected one, named default")
     if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise ModelError(f"adapter.policy {method} returned a model of which nothing trains: requires_grad is False")
+        raise ModelError(f"adapter.policy {method} returned a model without trainable parameters (requires_grad)")
     return model
 
 
@@ -130,16 +134,16 @@ def _validate_learning_rates(config: RunConfig, model: PreTrainedModel | PeftMod
     plan = get_adapter_origin(model).plan
     if config.adapter.learning_rates and plan is None:
         raise InputError(
-            f"adapter.learning_rates does not go with {config.adapter.policy}: only a model of ailora.adapt says which "
-            "parameter belongs to which role"
+            f"adapter.learning_rates does not go with {config.adapter.policy}: only models that "
+            "ailora.adapt returns have parameters by role"
         )
     if plan is not None:
         parse_multipliers(config.adapter.learning_rates).validate_adapted(plan.counts)
 
 
 def _checksum(parameter: torch.Tensor) -> tuple[float, float]:
-    """Return sum and norm of a weight, which change with any update made on purpose."""
-    # On the CPU: another device rounds sums in another way, and making a loader moves the model to the accelerator.
+    """Return sum and norm of a weight; every deliberate update changes the pair."""
+    # On the CPU: devices round sums differently, and building a loader moves the model to the accelerator.
     values = parameter.detach().cpu()
     values = values if values.is_floating_point() else values.float()
     return float(values.sum(dtype=torch.float64)), float(torch.linalg.vector_norm(values, dtype=torch.float64))
@@ -164,12 +168,12 @@ def _find_changed_parameters(adapted: PeftModel, before: dict[str, tuple[float, 
 
 
 def _validate_convertible(
-    adapted: PeftModel, changed: dict[str, str], load: Callable[[], PreTrainedModel], method: CustomFunction
+    adapted: PeftModel, changed: dict[str, str], reload_base: Callable[[], PreTrainedModel], method: CustomFunction
 ) -> None:
-    """Validate that each change of a base weight equals its adapter's init, `W_res = W - s B0 A0`."""
-    # A model with a new head draws it: the random state of the run stays as it was.
+    """Validate that each changed base weight is the residual of its adapter, `W_res = W - s B0 A0`."""
+    # Loading may draw random numbers for a new head, which must not shift the run's random state.
     with torch.random.fork_rng():
-        base = dict(load().named_parameters())
+        base = dict(reload_base().named_parameters())
     for base_name, name in changed.items():
         layer = adapted.get_base_model().get_submodule(name.removesuffix(".base_layer.weight"))
         if name.endswith(".base_layer.weight") and isinstance(layer, LoraLayer):
@@ -182,7 +186,7 @@ def _validate_convertible(
             if error <= _MAX_ERROR_EPS * torch.finfo(weight.dtype).eps * scale:
                 continue
         raise ModelError(
-            f"adapter.policy {method} changed {base_name} of the base by something else than the start of its adapter "
-            "(W - s B0 A0 of a LoRA): the adapter alone would not be the trained model; leave the base as it is, or "
-            "return a PreTrainedModel"
+            f"adapter.policy {method} changed the base parameter {base_name}, but not to the residual W - s B0 A0 of "
+            "its adapter: a saved adapter would not reproduce the trained model; leave the base unchanged, or return a "
+            "PreTrainedModel"
         )

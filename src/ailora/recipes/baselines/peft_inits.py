@@ -1,4 +1,7 @@
-"""PEFT's own inits (`init_lora_weights` of PEFT 0.21) as `adapter.policy: peft:NAME`, on the projections of a plan."""
+"""Adapt planned projections with PEFT's own inits: `adapter.policy: peft:NAME`.
+
+The names are values of `LoraConfig.init_lora_weights` in PEFT 0.21.
+"""
 
 from __future__ import annotations
 
@@ -31,20 +34,24 @@ from ailora.recipes.config.method import PeftInit
 from ailora.recipes.config.schema import AdapterConfig, RunConfig
 from ailora.weights.base_weight import BaseWeight, resolve_weights
 
-#: Beginnings of warnings of PEFT and torch that no user can act on: that EVA could save memory, and that LoRA-GA takes
-#: gradients of weights alone.
+#: First words of warnings that no user can act on: PEFT says that EVA could save memory, and torch that LoRA-GA
+#: computes gradients for weights but not for inputs.
 _IGNORED_WARNINGS = (
     "lora with eva initialization used with low_cpu_mem_usage",
     "Full backward hook is firing when gradients",
 )
-#: Training rows that CorDA and LoRA-GA read, as many as in CorDA's paper (arXiv 2406.05223); at most an epoch.
+#: Training rows that CorDA and LoRA-GA read, as many as in CorDA's paper (arXiv 2406.05223); at most one epoch.
 _CALIBRATION_ROWS = 256
-#: Batches after which EVA fails, if its directions have not converged.
+#: Limit on the batches that EVA reads until its directions converge.
 _MAX_EVA_BATCHES = 1000
 
 
 def validate_options(init: PeftInit, adapter: AdapterConfig) -> None:
-    """Validate the keys of `adapter:` beside an init of PEFT's.
+    """Validate the keys of `adapter:` against the requirements of a PEFT init.
+
+    Args:
+        init: the PEFT init.
+        adapter: section `adapter:` of the configuration.
 
     Raises:
         InputError: A key does not apply to the init, PEFT refuses the rank, or a package is missing.
@@ -52,19 +59,19 @@ def validate_options(init: PeftInit, adapter: AdapterConfig) -> None:
     name = init.name
     if name == "corda" and find_spec("attr") is None:
         raise InputError(
-            f"adapter.policy peft:corda needs the package attrs, which PEFT {peft.__version__} imports there and does "
-            "not install: pip install attrs"
+            f"adapter.policy peft:corda needs the package attrs, which PEFT {peft.__version__} imports but does not "
+            "install: pip install attrs"
         )
     if adapter.form != "anchored":
-        raise InputError(f"adapter.form {adapter.form!r} does not go with {init}, which PEFT trains in its own form")
+        raise InputError(f"adapter.form {adapter.form!r} does not go with {init}: PEFT always trains the stock form")
     if adapter.couple_roles:
         raise InputError(f"adapter.couple_roles does not go with {init}: PEFT always trains all rows")
     if name == "mica" and adapter.dora:
-        raise InputError("adapter.dora does not go with peft:mica: PEFT has no such combination")
+        raise InputError("adapter.dora does not go with peft:mica: PEFT does not support the combination")
     if name == "eva" and isinstance(adapter.rank, dict):
         raise InputError(
-            "adapter.rank must be a single number for peft:eva, got a mapping: PEFT gives modules that read the same "
-            "input one rank"
+            "adapter.rank must be a single number for peft:eva, got a mapping: PEFT gives modules with the same input "
+            "the same rank"
         )
     if name == "orthogonal" and isinstance(adapter.rank, int) and adapter.rank % 2:
         raise InputError(f"adapter.rank must be even for peft:orthogonal, got {adapter.rank}")
@@ -76,22 +83,22 @@ def apply_peft_init(
     model: PreTrainedModel,
     plan: Plan,
     *,
-    loader: Callable[[PreTrainedModel | PeftModel], Any],
+    make_loader: Callable[[PreTrainedModel | PeftModel], Any],
 ) -> PeftModel:
-    """Adapt every planned projection by an init of PEFT's.
+    """Adapt every planned projection with a PEFT init.
 
     Args:
-        init: init of PEFT's.
+        init: the PEFT init.
         config: configuration of the run.
         model: base model.
         plan: projections with their ranks and scalings.
-        loader: returns the loader of training batches for a model.
+        make_loader: builds the data loader of training batches for a model.
 
     Returns:
         The adapted model.
 
     Raises:
-        ModelError: PEFT cannot adapt the model by this init; its own error is the cause.
+        ModelError: The init cannot adapt the model; PEFT's exception, if any, is the cause.
     """
     weights = resolve_weights(model, plan.modules)
     validate_parallelism(model, plan, weights)
@@ -103,13 +110,15 @@ def apply_peft_init(
         with warnings.catch_warnings():
             for message in _IGNORED_WARNINGS:
                 warnings.filterwarnings("ignore", message, UserWarning)
-            adapted = _adapt_by_peft(init, config.recipe, model, build_lora_config(plan, model), loader=loader)
+            adapted = _adapt_by_peft(
+                init, config.recipe, model, build_lora_config(plan, model), make_loader=make_loader
+            )
     except AiloraError:
         raise
     except Exception as error:
         raise ModelError(
-            f"adapter.policy {init}: PEFT {peft.__version__} cannot start {type(model).__name__} in this "
-            f"way: {type(error).__name__}: {error}"
+            f"adapter.policy {init}: PEFT {peft.__version__} cannot adapt {type(model).__name__}: "
+            f"{type(error).__name__}: {error}"
         ) from error
     set_adapter_origin(adapted, AdapterOrigin(plan, init.overwrites_base))
     return adapted
@@ -118,17 +127,19 @@ def apply_peft_init(
 def _validate_untied(weights: Mapping[str, BaseWeight], init: PeftInit) -> None:
     first_modules: dict[int, str] = {}
     for module, weight in weights.items():
-        other = first_modules.setdefault(weight.key, module)
-        if other != module:
-            raise ModelError(f"adapter.policy {init}: {module} shares the weight of {other}; PEFT overwrites it twice")
+        first = first_modules.setdefault(weight.key, module)
+        if first != module:
+            raise ModelError(
+                f"adapter.policy {init}: {first} and {module} share a weight, which PEFT would overwrite twice"
+            )
 
 
 def _validate_linear(weights: Mapping[str, BaseWeight]) -> None:
     for module, weight in weights.items():
         if weight.transposed:
             raise ModelError(
-                f"adapter.policy peft:olora: {module} stores its weight as (in, out), which the init of "
-                f"PEFT {peft.__version__} takes for (out, in)"
+                f"adapter.policy peft:olora: {module} stores its weight as (in, out), but OLoRA in "
+                f"PEFT {peft.__version__} expects (out, in)"
             )
 
 
@@ -138,31 +149,31 @@ def _adapt_by_peft(
     model: PreTrainedModel,
     lora: LoraConfig,
     *,
-    loader: Callable[[PreTrainedModel | PeftModel], Any],
+    make_loader: Callable[[PreTrainedModel | PeftModel], Any],
 ) -> PeftModel:
     lora.init_lora_weights = True if init.name == "lora" else init.name  # type: ignore[assignment]
     if init.name == "corda":
         lora.corda_config = CordaConfig()
-        # It imports attrs, which PEFT does not install.
+        # Imported here because the module needs attrs, which PEFT does not install.
         corda = import_module("peft.tuners.lora.corda")
-        rows = _unpad_rows(_limit_rows(Batches(lambda: loader(model))))
+        rows = _unpad_rows(_limit_rows(Batches(lambda: make_loader(model))))
         corda.preprocess_corda(model, lora, run_model=lambda: _run_forward(model, rows))
     if init.name == "lora_ga":
         lora.lora_ga_config = LoraGAConfig()
         preprocess_loraga(
-            model, lora, train_step=lambda: _run_backward(model, _limit_rows(Batches(lambda: loader(model))))
+            model, lora, train_step=lambda: _run_backward(model, _limit_rows(Batches(lambda: make_loader(model))))
         )
     if init.name == "eva":
-        # rho=1: a redistribution of ranks over modules would compare numbers of parameters and not inits.
+        # rho=1 keeps the planned ranks: moving ranks between modules would compare parameter counts instead of inits.
         lora.eva_config = EvaConfig(rho=1.0, use_label_mask=recipe == "causal_lm")
     adapted = get_peft_model(model, lora)
     assert isinstance(adapted, PeftModel)
     if init.name == "eva":
-        # PEFT masks inputs by labels, which fit the decoder of a sequence-to-sequence model and not its encoder.
+        # PEFT masks inputs by labels, which align with a sequence-to-sequence decoder but not with its encoder.
         masked = recipe != "seq2seq"
         initialize_lora_eva_weights(
             adapted,
-            _RepeatedBatches(Batches(lambda: loader(adapted))),
+            _RepeatedBatches(Batches(lambda: make_loader(adapted))),
             prepare_model_inputs_fn=prepare_model_inputs_fn_language_modeling if masked else None,
             prepare_layer_inputs_fn=prepare_layer_inputs_fn_language_modeling if masked else None,
             show_progress_bar=False,
@@ -180,11 +191,11 @@ class _RepeatedBatches:
         return len(self.batches)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        # EVA takes batches until its directions converge, which may be never.
+        # EVA reads batches until its directions converge, and convergence is not guaranteed.
         yield from islice(chain.from_iterable(repeat(self.batches)), _MAX_EVA_BATCHES)
         raise ModelError(
-            f"adapter.policy peft:eva: after {_MAX_EVA_BATCHES} batches its directions still move, or no batch has as "
-            "many tokens as a module has ranks: try larger batches or a smaller rank"
+            f"adapter.policy peft:eva: its directions did not converge in {_MAX_EVA_BATCHES} batches, or batches have "
+            "fewer tokens than the rank; use larger batches or a smaller rank"
         )
 
 
@@ -198,15 +209,15 @@ def _limit_rows(batches: Batches) -> Iterator[dict[str, Any]]:
 
 
 def _unpad_rows(batches: Iterator[dict[str, Any]]) -> Iterator[dict[str, Tensor]]:
-    """Yield batches of a single row, without padding."""
-    # CorDA's covariance takes one row at a time, and would count padding.
+    """Yield each row as a batch without padding."""
+    # PEFT computes CorDA's covariance from one row at a time, and would include padding.
     for batch in batches:
         for row in range(len(batch["input_ids"])):
             single = {key: value[row : row + 1] for key, value in batch.items() if isinstance(value, Tensor)}
             mask = single.get("attention_mask")
             if mask is not None:
                 kept, width = mask[0].bool(), mask.shape[1]
-                # Labels of classes are (1,): only what is as wide as the mask is padded.
+                # Padding applies only to tensors as wide as the mask; class labels have shape (1,).
                 single = {
                     key: value[:, kept] if value.shape[1:2] == (width,) else value for key, value in single.items()
                 }

@@ -50,10 +50,10 @@ def _adapt(recipe: Recipe[RunConfig], base: PreTrainedModel, load: Callable[[], 
             return apply_plan(base, plan_adapter(config, base))
         case PeftInit() as init:
             _validate_no_sharding(config, init)
-            return apply_peft_init(init, config, base, plan_adapter(config, base), loader=recipe.training_batches)
+            return apply_peft_init(init, config, base, plan_adapter(config, base), make_loader=recipe.training_batches)
         case CustomFunction() as function:
             _validate_no_sharding(config, function)
-            return apply_function(function, config, base, recipe.training_batches, load=load)
+            return apply_function(function, config, base, recipe.training_batches, reload_base=load)
 
 
 def _validate_no_sharding(config: RunConfig, method: Method) -> None:
