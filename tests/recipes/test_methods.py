@@ -269,7 +269,7 @@ def test_a_run_over_another_start_is_not_continued(short: dict[str, Any], tmp_pa
     with pytest.raises(ailora.ModelError, match="the initial factors differ from those that the run subtracted"):
         run(short)
     file.unlink()
-    with pytest.raises(ailora.ModelError, match=r"\.initial is missing"):
+    with pytest.raises(ailora.ModelError, match=r"\.initial/.* is missing"):
         run(short)
 
 
@@ -409,8 +409,8 @@ def test_what_no_run_can_train_is_refused(short: dict[str, Any], tmp_path: Path,
         ({"policy": "no_such_package.module:f"}, "the module no_such_package.module cannot be imported"),
         ({"policy": f"{OWN}:absent"}, "has no attribute 'absent'; expected a function"),
         ({"policy": f"{OWN}:NOT_CALLABLE"}, "'NOT_CALLABLE' is of type int"),
-        ({"policy": f"{OWN}:"}, "neither peft:NAME nor the path of a function"),
-        ({"policy": "a/b.py:f"}, "neither peft:NAME nor the path of a function"),
+        ({"policy": f"{OWN}:"}, "must be peft:NAME or package.module:function, got"),
+        ({"policy": "a/b.py:f"}, "must be peft:NAME or package.module:function, got"),
     ],
 )
 def test_bad_policies_are_refused_before_anything_is_loaded(
@@ -423,7 +423,7 @@ def test_bad_policies_are_refused_before_anything_is_loaded(
 
 def test_what_needs_a_policy_of_ours_says_so(short: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     quantized = short | {"adapter": adapter("peft:pissa"), "quantization": {"load_in_4bit": True}}
-    with pytest.raises(ailora.InputError, match="quantization: peft:pissa overwrites weights"):
+    with pytest.raises(ailora.InputError, match="quantization: peft:pissa overwrites base weights"):
         load_config(quantized)
     for policy in ("peft:lora", f"{OWN}:plain"):
         with pytest.raises(ailora.InputError, match=f"not for adapter.policy {policy}"):

@@ -160,10 +160,10 @@ def test_alpacas_file_is_one_list_of_objects(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({}, "data takes one of text, prompt with completion, or messages; got none of them"),
+        ({}, "expected data.text, data.prompt with data.completion, or data.messages; got none"),
         ({"text": "{a}", "messages": "m"}, "got data.text and data.messages"),
-        ({"prompt": "{a}"}, r"data\.prompt goes with data\.completion, which is missing"),
-        ({"text": "{a}", "chat_template": "{{ x }}"}, r"data\.chat_template goes with data\.messages"),
+        ({"prompt": "{a}"}, r"data\.prompt requires data\.completion, which is missing"),
+        ({"text": "{a}", "chat_template": "{{ x }}"}, r"data\.chat_template requires data\.messages"),
         ({"messages": []}, r"data\.messages is empty"),
     ],
 )

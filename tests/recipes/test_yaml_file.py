@@ -72,7 +72,7 @@ def test_numbers_and_words_are_those_of_yaml_1_2() -> None:
         ("!!python/object:os.system x", "could not determine a constructor"),
         ("!!bool x", "is not a YAML value: 'x'"),
         ("\0", "special characters are not allowed"),
-        ("- " * 2000 + "x", "it is nested too deeply"),
+        ("- " * 2000 + "x", "the nesting is too deep"),
         ("9" * 5000, "Exceeds the limit"),
         ("0x" + "f" * 5000, "a number of 20000 bits is larger than any float"),
         ("a: " + "[" * 150 + "]" * 150, "nested more than 100 levels deep"),

@@ -1,1 +1,1 @@
-"""Configurations of runs: schemas, loading and validation."""
+"""Run configurations: schemas, loading and validation."""

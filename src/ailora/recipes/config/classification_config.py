@@ -1,4 +1,4 @@
-"""Schema of configurations of the classification recipe."""
+"""Configuration schema of the classification recipe."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ailora.recipes.config.sections import DataSource, RunConfig
 from ailora.recipes.config.validation import Count, Text, field
 from ailora.recipes.evaluation.classification_metrics import METRICS
 
-#: Columns that `ailora predict` writes beside the texts.
+#: Columns that `ailora predict` adds to the text columns.
 _PREDICTION_COLUMNS = ("row", "prediction", "scores")
 
 
@@ -20,7 +20,7 @@ class DataConfig(DataSource, frozen=True):
     Attributes:
         text: names of one or two text columns.
         label: name of the label column.
-        max_length: length that rows are truncated to, in tokens.
+        max_length: maximum tokens per row; longer rows are truncated.
     """
 
     text: list[Text] = field("a list of one or two column names", min_length=1, max_length=2)
@@ -36,8 +36,8 @@ class ClassificationConfig(RunConfig, frozen=True):
     """Configuration of the classification recipe; `training` holds fields of `transformers.TrainingArguments`.
 
     Attributes:
-        metric: name of a metric, or several, of which the first selects the best checkpoint; `pearson` and `spearman`
-            make the task a regression.
+        metric: name or names of metrics. The first metric selects the best checkpoint. `pearson` and `spearman` make
+            the task a regression.
     """
 
     task_type: ClassVar[TaskType] = TaskType.SEQ_CLS
@@ -56,7 +56,7 @@ class ClassificationConfig(RunConfig, frozen=True):
 
     @property
     def regression(self) -> bool:
-        """Whether labels are numbers to predict, and not classes."""
+        """Whether labels are numbers instead of classes."""
         return METRICS[self.metrics[0]].regression
 
     def check(self) -> None:
@@ -71,7 +71,7 @@ def _validate_metrics(metrics: tuple[str, ...]) -> None:
         if metric not in METRICS:
             raise unknown_name("metric", metric, METRICS)
     if len({METRICS[m].regression for m in metrics}) != 1:
-        raise InputError(f"metric {list(metrics)}: metrics of classification and of regression cannot be mixed")
+        raise InputError(f"metric {list(metrics)}: classification metrics and regression metrics cannot be mixed")
 
 
 def _validate_columns(data: DataConfig) -> None:
@@ -80,7 +80,8 @@ def _validate_columns(data: DataConfig) -> None:
     if taken := [name for name in data.text if name in _PREDICTION_COLUMNS]:
         reserved = ", ".join(_PREDICTION_COLUMNS)
         raise InputError(
-            f"data.text: {taken[0]!r} is a column of the predictions' own ({reserved}): rename it in the data"
+            f"data.text: {taken[0]!r} is reserved for the columns of predictions ({reserved}); rename the column in "
+            "the data"
         )
     if data.label in data.text:
-        raise InputError(f"data.label: {data.label!r} is a text column too")
+        raise InputError(f"data.label {data.label!r} is also in data.text; expected a different column")

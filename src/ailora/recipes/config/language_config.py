@@ -1,4 +1,4 @@
-"""Schemas of configurations of the recipes that train language models."""
+"""Configuration schemas of the recipes for language models."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from ailora.recipes.config.validation import Count, Section, Text, field
 from ailora.recipes.data.templates import Template
 from ailora.recipes.evaluation.text_metrics import TEXT_METRICS, validate_metric
 
-#: Columns beside the messages that TRL passes to the chat template.
+#: Columns that TRL passes to the chat template along with the messages.
 TEMPLATE_COLUMNS = ("tools", "chat_template_kwargs")
-_TEMPLATE = "a template over columns such as '{question}', or a list of them"
+_TEMPLATE = "a template of columns such as '{question}', or a list of templates"
 
 
 class MessageTemplate(Section, frozen=True):
-    """Message of a conversation, with a template over columns as its content."""
+    """Role of a message, and the template for its content."""
 
     role: Text = field("system, user or assistant")
     content: Text | list[Text] = field(_TEMPLATE)
 
 
 class MessageColumn(Section, frozen=True):
-    """Column of conversations, and the keys of their messages.
+    """Column of conversations, and the keys in each message.
 
     Attributes:
         column: name of the column.
-        role, content: keys of a message's role and text.
-        names: role in the data -> role of the chat template.
+        role, content: keys for the role and the text of a message.
+        names: mapping from roles in the data to roles in the chat template.
     """
 
     column: Text = field("a column name")
@@ -43,10 +43,10 @@ class MessageColumn(Section, frozen=True):
 
 
 class PromptData(DataSource, frozen=True):
-    """Section `data:` of prompts with completions.
+    """Section `data:` with prompts and completions.
 
     Attributes:
-        prompt, completion: templates over columns; see `ailora.recipes.data.templates.Template`.
+        prompt, completion: templates; see `ailora.recipes.data.templates.Template`.
     """
 
     prompt: Text | list[Text] | None = field(_TEMPLATE, None)
@@ -60,13 +60,14 @@ class PromptData(DataSource, frozen=True):
         """
         if (self.prompt is None) != (self.completion is None):
             given, missing = ("prompt", "completion") if self.completion is None else ("completion", "prompt")
-            raise InputError(f"data.{given} goes with data.{missing}, which is missing")
+            raise InputError(f"data.{given} requires data.{missing}, which is missing")
         for key in ("prompt", "completion"):
             if (template := getattr(self, key)) is not None:
                 Template.parse(template, f"data.{key}")
 
     @property
     def named_columns(self) -> set[str]:
+        # No key for error messages: check() has parsed the templates before.
         templates = [template for template in (self.prompt, self.completion) if template is not None]
         return {name for template in templates for name in Template.parse(template, "").names}
 
@@ -75,25 +76,26 @@ class CausalData(PromptData, frozen=True):
     """Section `data:` of the causal_lm recipe: prompts with completions, plain text, or conversations.
 
     Attributes:
-        text: template of a text that is trained whole.
-        messages: column of conversations, or messages with templates over columns.
-        chat_template: Jinja file, or the template itself; None for the tokenizer's.
+        text: template for plain text; the loss counts all tokens.
+        messages: column of conversations, or a template for each message.
+        chat_template: Jinja file or template; None selects the tokenizer's chat template.
     """
 
     text: Text | list[Text] | None = field(_TEMPLATE, None)
     messages: Text | MessageColumn | list[MessageTemplate] | None = field(
-        "a column name, a mapping with column, role, content and names, or a list of role and content templates", None
+        "a column name, a mapping with column, role, content and names, or a list of mappings with role and content",
+        None,
     )
-    chat_template: Text | None = field("a Jinja file, or the template itself", None)
+    chat_template: Text | None = field("a Jinja file or template", None)
 
     def check(self) -> None:
         super().check()
         given = [key for key in ("text", "prompt", "messages") if getattr(self, key) is not None]
         if len(given) != 1:
-            keys = " and ".join(f"data.{key}" for key in given) or "none of them"
-            raise InputError(f"data takes one of text, prompt with completion, or messages; got {keys}")
+            keys = " and ".join(f"data.{key}" for key in given) or "none"
+            raise InputError(f"expected data.text, data.prompt with data.completion, or data.messages; got {keys}")
         if self.chat_template is not None and self.messages is None:
-            raise InputError("data.chat_template goes with data.messages, which is missing")
+            raise InputError("data.chat_template requires data.messages, which is missing")
         if self.text is not None:
             Template.parse(self.text, "data.text")
         if isinstance(self.messages, list):
@@ -118,8 +120,8 @@ class Seq2SeqData(PromptData, frozen=True):
     """Section `data:` of the seq2seq recipe.
 
     Attributes:
-        max_length: length that prompts are truncated to, in tokens.
-        max_completion_length: length that completions are truncated to, in tokens.
+        max_length: maximum tokens per prompt; longer prompts are truncated.
+        max_completion_length: maximum tokens per completion; longer completions are truncated.
     """
 
     prompt: Text | list[Text] = field(_TEMPLATE)
@@ -129,17 +131,16 @@ class Seq2SeqData(PromptData, frozen=True):
 
 
 class EvaluationConfig(Section, frozen=True):
-    """Section `evaluation:`, the measurements after training.
+    """Section `evaluation:`, with generation and scoring after training.
 
     Attributes:
-        generate: fields of `transformers.GenerationConfig`; None to generate no texts.
-        metrics: metrics of generated texts against references.
-        group_by: columns; rows that agree in them are an input with several references.
-        max_samples: number of inputs to generate for, sampled with a fixed seed; None for all.
-        general_text: file of general text, on which *forgetting* is measured: the rise of the loss over the base
-            model's.
-        general_template: template over the columns of `general_text`.
-        max_general_samples: number of rows of `general_text` to use.
+        generate: fields of `transformers.GenerationConfig`; None disables generation.
+        metrics: names of metrics for comparing generated texts with references.
+        group_by: columns that identify an input; rows with equal values in all columns are references for one input.
+        max_samples: number of inputs for generation, sampled with a fixed seed; None for all inputs.
+        general_text: files of general text for measuring forgetting, the increase of the loss over the base model's.
+        general_template: template for the rows of `general_text`.
+        max_general_samples: number of rows to use from `general_text`.
     """
 
     generate: dict[str, Any] | None = field("fields of transformers.GenerationConfig such as max_new_tokens", None)
@@ -159,25 +160,25 @@ class EvaluationConfig(Section, frozen=True):
         """Validate metrics and templates.
 
         Raises:
-            InputError: A metric is unknown or has no texts to score, or the template is invalid.
+            InputError: A metric is unknown or lacks generated texts, or the template is invalid.
         """
         for name in self.metrics:
             if name not in TEXT_METRICS:
                 raise unknown_name("evaluation.metrics", name, TEXT_METRICS)
             validate_metric(name)
         if self.metrics and self.generate is None:
-            raise InputError("evaluation.metrics scores generated texts: give evaluation.generate as well")
+            raise InputError("evaluation.metrics requires evaluation.generate, which is missing")
         Template.parse(self.general_template, "evaluation.general_template")
 
 
 class LanguageConfig(RunConfig, frozen=True):
-    """Configuration of a recipe that trains a language model.
+    """Configuration of a recipe for language models.
 
     Attributes:
-        evaluation: measurements after training.
+        evaluation: generation and scoring after training.
     """
 
-    #: Logits of a batch are (rows, tokens, vocabulary): more rows would not fit in memory.
+    #: The logits of a batch, (rows, tokens, vocabulary), must fit in memory.
     training_defaults: ClassVar[dict[str, Any]] = {"per_device_eval_batch_size": 8}
 
     data: PromptData
@@ -192,10 +193,10 @@ class LanguageConfig(RunConfig, frozen=True):
         self.data.check()
         self.evaluation.check()
         if self.training.get("assistant_only_loss") and getattr(self.data, "messages", None) is None:
-            raise InputError("training.assistant_only_loss goes with data.messages, which is missing")
+            raise InputError("training.assistant_only_loss requires data.messages, which is missing")
         if self.evaluation.generate is not None and getattr(self.data, "text", None) is not None:
             raise InputError(
-                "evaluation.generate needs a prompt: data.text has none; give data.prompt or data.messages"
+                "evaluation.generate requires prompts, which data.text does not have; use data.prompt or data.messages"
             )
 
 
@@ -210,8 +211,8 @@ class CausalLMConfig(LanguageConfig, frozen=True):
 
     @property
     def derived_training(self) -> dict[str, Any]:
-        """Mixed precision and activation checkpointing, on where there is an accelerator."""
-        # TRL's defaults would cost time on CPUs, and save nothing there.
+        """Mixed precision and activation checkpointing, enabled on accelerators only."""
+        # TRL enables these on all devices, but on CPUs they only cost time.
         bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
         return {"bf16": bf16, "activation_checkpointing": torch.accelerator.is_available()}
 

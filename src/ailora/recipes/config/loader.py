@@ -1,4 +1,4 @@
-"""Load configurations from YAML files and overrides, completed and validated before a model is loaded."""
+"""Load, complete and validate configurations from YAML files and overrides."""
 
 from __future__ import annotations
 
@@ -36,18 +36,19 @@ def load_config(
     """Read, complete and validate a configuration.
 
     Args:
-        source: YAML file, or its content. A key such as `task: cola` fills in `data` and `metric` of that task.
-        overrides: `dotted.key=value` with a YAML value; the last wins.
-        to_run: whether to import the function of a custom method, which only a run needs.
+        source: YAML file, or its content. `task: NAME` fills in `data` and `metric` for a built-in task such as `cola`.
+        overrides: items `dotted.key=value` with YAML values; later items win.
+        to_run: whether to validate training arguments and import a custom function, as only a run needs.
 
     Returns:
         The configuration, with all defaults and absolute paths.
 
     Raises:
-        InputError: The file is missing or no YAML, or a key, name or value is invalid; the message names the allowed
-            ones.
+        InputError: The file is missing or not YAML, or a key, name or value is invalid. The message lists the allowed
+            values.
     """
     if isinstance(source, Mapping):
+        # Overrides modify nested sections in place.
         return _load(copy.deepcopy(dict(source)), overrides, to_run=to_run)
     raw = read_yaml(Path(source))
     if not isinstance(raw, dict):
@@ -62,11 +63,12 @@ def load_config(
 def _load(raw: dict[str, object], overrides: Sequence[str], *, to_run: bool) -> RunConfig:
     for override in overrides:
         apply_override(raw, override)
-    # A section with nothing in it is not given.
+    # YAML reads an empty section as None.
     raw = {key: value for key, value in raw.items() if value is not None}
     if (task := raw.pop("task", None)) is not None:
         raw = _merge_task(_read_task(task), raw)
     config = _complete(validate_config(raw))
+    # A finished run stays readable without the libraries and functions that trained its model.
     if to_run:
         validate_arguments(config)
         if isinstance(method := config.adapter.method, CustomFunction):
@@ -75,12 +77,12 @@ def _load(raw: dict[str, object], overrides: Sequence[str], *, to_run: bool) -> 
 
 
 def to_yaml(config: RunConfig) -> str:
-    """Format a complete configuration as YAML, which `ailora train` runs again."""
+    """Format a complete configuration as YAML for `ailora train`."""
     return format_yaml(config.model_dump())
 
 
 def task_names() -> list[str]:
-    """Return the sorted names of the tasks that the package defines."""
+    """Return the sorted names of the built-in tasks."""
     names = [file.name for file in files("ailora.recipes.tasks").iterdir()]
     return sorted(name.removesuffix(".yaml") for name in names if name.endswith(".yaml"))
 
@@ -92,11 +94,11 @@ def _read_task(name: object) -> dict[str, object]:
 
 
 def _merge_task(task: dict[str, object], given: dict[str, object]) -> dict[str, object]:
-    """Merge a configuration into that of a task, section by section."""
+    """Override the configuration of a task, section by section."""
     merged = {**task, **given}
     for key, section in given.items():
         if isinstance(section, dict) and isinstance(defaults := task.get(key), dict):
-            # The task's subset belongs to the task's data set, and to no other.
+            # The task's subset does not exist in a different data set.
             dropped = {"subset"} if "dataset" in section else set()
             merged[key] = {k: v for k, v in defaults.items() if k not in dropped} | section
     return merged
@@ -110,6 +112,7 @@ def _complete(config: RunConfig) -> RunConfig:
     _validate_source(config.data)
     build_quantization_config(config)
     model = expand_home(config.model)
+    # Absolute paths, so a run resumes from any working directory. A name that is not a folder is a hub id.
     update: dict[str, object] = {
         "data": _resolve_data_paths(config.data),
         "model": str(model.absolute()) if is_folder(model) else config.model,
@@ -134,7 +137,7 @@ def _validate_adapter(adapter: AdapterConfig) -> None:
     if isinstance(method, FullFineTuning):
         if unused := sorted(adapter.model_fields_set - {"policy"}):
             keys = ", ".join(f"adapter.{key}" for key in unused)
-            raise InputError(f"adapter.policy {method} trains without an adapter: {keys} cannot be set beside it")
+            raise InputError(f"adapter.policy {method} trains without an adapter; remove {keys}")
         return
     if isinstance(method, PeftInit):
         validate_options(method, adapter)
@@ -147,10 +150,10 @@ def _validate_adapter(adapter: AdapterConfig) -> None:
 
 
 def _validate_scaling(adapter: AdapterConfig) -> None:
-    """Refuse an alpha without a usable scaling, as far as the configuration tells the rank that belongs to it."""
+    """Validate the scaling of each alpha, if the configuration has a single rank."""
     alphas = adapter.alpha.values() if isinstance(adapter.alpha, dict) else [adapter.alpha]
     for alpha in alphas:
-        # The plan refuses a rank beyond the shape of a weight.
+        # The plan refuses larger ranks, and names the weight with its shape.
         if isinstance(adapter.rank, int) and adapter.rank < 2**31 and alpha is not None:
             compute_scaling(adapter.rank, alpha, rslora=adapter.rslora, where=" in adapter.alpha")
 
@@ -160,14 +163,14 @@ def _validate_source(data: DataSource) -> None:
     if repeated := [name for name in names if names.count(name) > 1]:
         raise InputError(f"data.columns names {repeated[0]!r} twice")
     if data.dataset is not None and data.columns is not None:
-        raise InputError("data.columns names the columns of files without a header: not with data.dataset")
+        raise InputError("data.columns applies to files without a header, not to data.dataset; remove data.columns")
     if data.dataset is None and data.subset is not None:
-        raise InputError(f"data.subset {data.subset!r} is a part of a data set: name it in data.dataset")
+        raise InputError(f"data.subset {data.subset!r} requires data.dataset, which is missing")
 
 
 def _resolve_data_paths(data: DataSource) -> DataSource:
-    """Return a data section with absolute paths, so that a run resumes from any folder."""
-    # Of a data set, the splits are names and not paths.
+    """Return a data section with absolute paths."""
+    # The splits of a data set are names, not paths.
     if data.dataset is not None:
         return data
     update = {split: _make_absolute(getattr(data, split)) for split in ("train", "validation", "test")}

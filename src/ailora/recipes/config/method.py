@@ -1,4 +1,4 @@
-"""Methods of training: policies of ailora, inits of PEFT, functions of the user, and full fine-tuning."""
+"""Training methods: ailora's policies, PEFT's inits, functions written by users, and full fine-tuning."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ailora.inits import PRESETS, Kaiming, Policy, parse_policy
 
 _FULL = "full"
 _PEFT = "peft:"
-#: Inits of PEFT that subtract the initial `s B0 A0` from the base weights.
+#: PEFT's inits that subtract the initial `s B0 A0` from the base weights.
 _OVERWRITING_INITS = ("pissa", "olora", "lora_ga", "corda")
 _PEFT_INITS = ("lora", "gaussian", "orthogonal", "mica", "eva", *_OVERWRITING_INITS)
 _PISSA_NITER = re.compile(r"pissa_niter_[1-9]\d*")
@@ -34,10 +34,10 @@ class Preset:
 
 @dataclass(frozen=True)
 class PeftInit:
-    """Init of PEFT, on the projections, ranks and scalings of a plan.
+    """PEFT's own init, for the projections, ranks and scalings of a plan.
 
     Attributes:
-        name: value of PEFT's `init_lora_weights`; `lora` for its default.
+        name: value of PEFT's `init_lora_weights`; `lora` selects PEFT's default.
     """
 
     name: str
@@ -47,7 +47,7 @@ class PeftInit:
 
     @property
     def policy(self) -> Policy:
-        """Policy to plan with: query and value by default, and no factors, which PEFT initializes."""
+        """Policy for planning, with default roles query and value; PEFT initializes the factors."""
         return Policy(str(self), default=Kaiming())
 
     @property
@@ -57,16 +57,16 @@ class PeftInit:
 
     @property
     def freezes_B(self) -> bool:
-        """Whether `A` is trained alone."""
+        """Whether only `A` is trained."""
         return self.name == "mica"
 
 
 @dataclass(frozen=True)
 class CustomFunction:
-    """Function `(model, context) -> model` of the user.
+    """Function `(model, context) -> model` written by the user.
 
     Attributes:
-        module: importable name of its module.
+        module: dotted name of the module.
         name: name of the function in the module.
     """
 
@@ -98,7 +98,7 @@ def parse_method(policy: str | Mapping[str, Any]) -> Method:
         The method.
 
     Raises:
-        InputError: The name is unknown, or the path of the function is malformed.
+        InputError: The name is unknown, or the function's path is malformed.
     """
     if not isinstance(policy, str):
         return Preset(parse_policy(policy))
@@ -127,7 +127,5 @@ def _peft_policies() -> list[str]:
 def _parse_function(policy: str) -> CustomFunction:
     module, _, name = policy.partition(":")
     if not all(part.isidentifier() for part in module.split(".")) or not name.isidentifier():
-        raise InputError(
-            f"adapter.policy {policy!r} is neither peft:NAME nor the path of a function, package.module:function"
-        )
+        raise InputError(f"adapter.policy must be peft:NAME or package.module:function, got {policy!r}")
     return CustomFunction(module, name)

@@ -1,4 +1,4 @@
-"""Overrides of configurations: values of dotted keys."""
+"""Apply overrides such as `adapter.rank=4` to configurations."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def apply_override(raw: dict[str, object], override: str) -> None:
         override: `dotted.key=value` with a YAML value.
 
     Raises:
-        InputError: The override is not of this form, its value is not YAML, or its key passes through a value.
+        InputError: The form is wrong, the value is not YAML, or a parent in the key is not a section.
     """
     key, equals, value = override.partition("=")
     shown_override = mask_override(override)
@@ -28,7 +28,9 @@ def apply_override(raw: dict[str, object], override: str) -> None:
         validate_plain_data(key, "its key")
         set_dotted(raw, key, parse_yaml(value))
     except InputError as error:
-        reason = error if shown_override == repr(override) else "its value is not YAML, or a part of its key no section"
+        # The error may quote a value that the masked override hides.
+        hidden = "the value is not YAML, or a parent in the key is not a section"
+        reason = error if shown_override == repr(override) else hidden
         raise InputError(f"{named}: {reason}") from None
 
 
@@ -37,19 +39,19 @@ def set_dotted(raw: dict[str, object], key: str, value: object) -> None:
 
     Args:
         raw: content of a configuration; missing sections are added.
-        key: names of sections and a key, with dots between them.
+        key: section names and a key, separated by dots.
         value: value to set.
 
     Raises:
-        InputError: A part of the key names a value, and not a section.
+        InputError: A parent in the key is not a section.
     """
     section = raw
     *parents, leaf = key.split(".")
     for parent in parents:
         if section.get(parent) is None:
             section[parent] = {}
-        below = section[parent]
-        if not isinstance(below, dict):
-            raise InputError(f"{parent!r} has no keys below it")
-        section = below
+        child = section[parent]
+        if not isinstance(child, dict):
+            raise InputError(f"{parent!r} is not a section")
+        section = child
     section[leaf] = value

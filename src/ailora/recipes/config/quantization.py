@@ -16,13 +16,16 @@ from ailora.recipes.config.schema import RunConfig
 
 
 def build_quantization_config(config: RunConfig) -> QuantizationConfigMixin | None:
-    """Build the `quantization_config` that `from_pretrained` takes.
+    """Build the argument `quantization_config` of `from_pretrained`.
 
-    `{load_in_4bit: true, ...}` holds fields of transformers' `BitsAndBytesConfig`, and
-    `{torchao: Int8WeightOnlyConfig, ...}` the name of a class of `torchao.quantization` with its fields.
+    The section holds either fields of transformers' `BitsAndBytesConfig`, such as `load_in_4bit: true`, or the name of
+    a class in `torchao.quantization` with its fields, such as `torchao: Int8WeightOnlyConfig`.
+
+    Args:
+        config: configuration of the run.
 
     Returns:
-        The quantization, or None if the configuration has none.
+        The argument; None without a section `quantization:`.
 
     Raises:
         InputError: A field or class is unknown, the library refuses a value, a package is missing, or the method needs
@@ -33,11 +36,13 @@ def build_quantization_config(config: RunConfig) -> QuantizationConfigMixin | No
         return None
     match config.adapter.method:
         case FullFineTuning():
-            raise InputError("quantization: quantized weights cannot be trained whole; choose a policy other than full")
+            raise InputError(
+                "quantization: quantized weights cannot be fully fine-tuned; choose a policy other than full"
+            )
         case PeftInit(overwrites_base=True) as init:
             raise InputError(
-                f"quantization: {init} overwrites weights, and quantized ones would round what is left of them; choose "
-                "ailora, or peft:lora"
+                f"quantization: {init} overwrites base weights, and quantization would round the residual weights; "
+                "choose ailora or peft:lora"
             )
         case _:
             pass
@@ -48,13 +53,13 @@ def build_quantization_config(config: RunConfig) -> QuantizationConfigMixin | No
 
 
 def _build_bitsandbytes(fields: dict[str, Any]) -> BitsAndBytesConfig:
-    # The class ignores unknown keywords, and mistyped ones with them.
+    # BitsAndBytesConfig ignores unknown keywords, so misspelled fields would have no effect.
     allowed = [name for name in inspect.signature(BitsAndBytesConfig).parameters if name != "kwargs"]
     for key in fields:
         if key not in allowed:
             raise unknown_name("key in quantization", key, [*allowed, "torchao"])
     if not (fields.get("load_in_4bit") or fields.get("load_in_8bit")):
-        raise InputError("quantization takes load_in_4bit: true, load_in_8bit: true, or torchao: the name of a class")
+        raise InputError("quantization requires load_in_4bit: true, load_in_8bit: true, or torchao: CLASS")
     _validate_installed("bitsandbytes")
     return BitsAndBytesConfig(**fields)
 
@@ -72,4 +77,4 @@ def _build_torchao(fields: dict[str, Any]) -> TorchAoConfig:
 
 def _validate_installed(package: str) -> None:
     if find_spec(package) is None:
-        raise InputError(f"quantization needs {package}: pip install 'ailora[quantized]'")
+        raise InputError(f"quantization requires the package {package}: pip install 'ailora[quantized]'")

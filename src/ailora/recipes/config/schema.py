@@ -1,4 +1,4 @@
-"""Schemas of configurations by recipe."""
+"""Configuration schema of each recipe."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ SCHEMAS: dict[str, type[RunConfig]] = {
 
 
 def validate_config(raw: dict[str, Any]) -> RunConfig:
-    """Validate plain data against the schema of their recipe, without looking up names and paths.
+    """Validate keys and types of a configuration against the schema of its recipe.
 
     Args:
         raw: content of a configuration.
@@ -44,12 +44,13 @@ def validate_config(raw: dict[str, Any]) -> RunConfig:
         The configuration, without derived values.
 
     Raises:
-        InputError: A recipe or key is unknown or missing, or a value of the wrong type; the message names the allowed
-            ones.
+        InputError: A recipe or key is unknown, a mandatory key is missing, or a value has the wrong type. The message
+            lists the allowed values.
     """
     recipe = raw.get("recipe")
     if recipe is not None and recipe not in list(SCHEMAS):
         raise unknown_name("recipe", recipe, SCHEMAS)
+    # Every schema reports a missing recipe.
     schema = SCHEMAS["classification" if recipe is None else recipe]
     try:
         return schema.model_validate(raw)

@@ -1,4 +1,4 @@
-"""Sections of configurations that all recipes share: keys, types and allowed values."""
+"""Configuration sections shared by all recipes: keys, types and allowed values."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ailora.redaction import without_secrets
 _Alpha = Annotated[float, pydantic.Field(strict=True, gt=0, allow_inf_nan=False)]
 _Multiplier = _Alpha
 _PER_MODULE = ", or one per role or regular expression"
-#: Keys of `adapter:` that inits of PEFT do not have.
+#: Keys of `adapter:` that do not apply to PEFT's inits.
 AILORA_ADAPTER_KEYS = frozenset({"form", "couple_roles"})
 _SOURCE = "a file, a list of files, or with data.dataset the name of a split"
 
@@ -24,8 +24,8 @@ _SOURCE = "a file, a list of files, or with data.dataset the name of a split"
 class AdapterConfig(Section, frozen=True):
     """Section `adapter:`, with the options of `ailora.make_plan`.
 
-    `policy: full` trains the whole model, `policy: peft:NAME` selects an init of PEFT, and
-    `policy: package.module:function` a function of the user, which interprets the other keys itself.
+    `policy: full` trains the model in full, and `policy: peft:NAME` selects an init of PEFT.
+    `policy: package.module:function` selects a user's function, which interprets all other keys.
     """
 
     policy: str | dict[str, Any] = field(
@@ -43,20 +43,21 @@ class AdapterConfig(Section, frozen=True):
     modules_to_save: list[str] | None = field("a list of module names", None)
     couple_roles: bool = field("true or false", False, strict=True)
     learning_rates: dict[str, _Multiplier | dict[str, _Multiplier]] | None = field(
-        "multipliers of training.learning_rate, numbers above 0, by role, A or B, or by A and B below a role", None
+        "a mapping from role, A or B, or from A and B below a role, to multipliers of training.learning_rate above 0",
+        None,
     )
 
     @pydantic.model_validator(mode="before")
     @classmethod
     def _drop_removed_keys(cls, raw: object) -> object:
-        # Run folders of earlier versions hold `layer_replication`, null unless it was used.
+        # Run folders of earlier versions contain `layer_replication`, which is null unless used.
         if isinstance(raw, dict) and raw.get("layer_replication", 0) is None:
             return {key: value for key, value in raw.items() if key != "layer_replication"}
         return raw
 
     @property
     def method(self) -> Method:
-        """Method of training, parsed from `policy`.
+        """Training method, parsed from `policy`.
 
         Raises:
             InputError: The policy is unknown.
@@ -64,14 +65,14 @@ class AdapterConfig(Section, frozen=True):
         return parse_method(self.policy)
 
     def plan_options(self) -> dict[str, Any]:
-        """Return the options of `ailora.make_plan` beside the policy."""
-        # PEFT trains all rows of a fused weight, and in the stock form alone.
+        """Return keyword arguments for `ailora.make_plan`, except the policy."""
+        # PEFT trains all rows of a fused weight, and supports the stock form only.
         options = self.model_dump(exclude={"policy", "learning_rates"})
         return options | ({"form": "stock", "couple_roles": True} if isinstance(self.method, PeftInit) else {})
 
     @pydantic.model_serializer(mode="wrap")
     def _serialize(self, fields: pydantic.SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Serialize the keys that the method has."""
+        """Serialize the keys that the method uses."""
         match self.method:
             case FullFineTuning():
                 return {"policy": self.policy}
@@ -82,13 +83,13 @@ class AdapterConfig(Section, frozen=True):
 
 
 class DataSource(Section, frozen=True):
-    """Source of the rows of a run: files, or the splits of a data set of `datasets.load_dataset`.
+    """Source of a run's rows: files, or splits of a data set from `datasets.load_dataset`.
 
     Attributes:
         train, validation, test: path or list of paths (TSV, CSV, JSONL, JSON, Parquet), or name of a split.
         dataset: hub id or local folder of a data set; None for files.
         subset: configuration name of the data set.
-        columns: names of the columns of files without a header.
+        columns: column names for files without a header.
         max_train_samples, max_validation_samples: number of rows to sample with a fixed seed; None for all.
     """
 
@@ -108,30 +109,30 @@ class DataSource(Section, frozen=True):
 
     @property
     def named_columns(self) -> set[str]:
-        """Names of the columns that the recipe reads."""
+        """Names of the columns read by the recipe."""
         return set()
 
 
 class RunConfig(Section, frozen=True):
-    """Configuration of a run, with the keys that all recipes share.
+    """Configuration of a run, with the keys shared by all recipes.
 
     Attributes:
         recipe: name of the recipe.
         model: hub id, local folder, or `builtin:minilm`.
-        quantization: quantization of the base model on loading; None for the stored weights.
-        adapter: method of training, and options of the adapter.
-        data: source of the rows.
-        training: fields of the recipe's training arguments.
-        on_nonfinite: whether training stops or continues at a loss or gradient that is not finite.
-        tune: choices of `ailora tune`, which do not concern a run and are in no dump of its configuration.
+        quantization: quantization of the base model on loading; None loads the weights as stored.
+        adapter: training method and adapter options.
+        data: source of training, validation and test rows.
+        training: fields of the recipe's training arguments and their values.
+        on_nonfinite: whether a non-finite loss or gradient stops the training.
+        tune: settings of `ailora tune`; absent from dumps, because a run does not depend on these settings.
         output: folder of the run.
     """
 
     #: Task type of the recipe's models.
     task_type: ClassVar[TaskType]
-    #: Class whose fields `training:` holds.
+    #: Class of the training arguments, whose fields are keys of `training:`.
     arguments: ClassVar[type[TrainingArguments]] = TrainingArguments
-    #: Defaults of `training:` that differ from those of other recipes.
+    #: Defaults of `training:` for this recipe only.
     training_defaults: ClassVar[dict[str, Any]] = {}
 
     recipe: str = field("the name of a recipe")
@@ -148,26 +149,26 @@ class RunConfig(Section, frozen=True):
 
     @pydantic.model_serializer(mode="wrap")
     def _serialize(self, fields: pydantic.SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out secrets, as what is dumped is written to files, and `tune`, which is no part of a run."""
+        """Omit secrets, because dumps are written to files, and `tune`, because a run does not use the section."""
         return without_secrets({key: value for key, value in fields(self).items() if key != "tune"})
 
     @property
     def derived_training(self) -> dict[str, Any]:
-        """Training arguments that depend on the machine, unless `training` sets them."""
+        """Defaults of `training` for the hardware of this machine."""
         return {}
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """Names of the metrics of evaluations during training; the first selects the best checkpoint."""
+        """Names of metrics for evaluations during training; the first metric selects the best checkpoint."""
         return ()
 
     @property
     def scores(self) -> dict[str, bool]:
-        """Scores of each split after training -> whether larger is better; the first ranks runs."""
+        """Names of scores after training -> whether larger is better; the first score ranks runs."""
         return {"loss": False}
 
     def check(self) -> None:
-        """Validate names, and combinations of keys.
+        """Validate names and combinations of keys.
 
         Raises:
             InputError: A name is unknown, or keys contradict each other.

@@ -1,4 +1,4 @@
-"""Base class and types of configuration sections, and error messages of their validation."""
+"""Base classes, types and error messages for configuration sections."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ailora.errors import InputError, unknown_name
 from ailora.formatting import truncate
 from ailora.redaction import mask_value, without_secrets
 
-# Strict, as pydantic would read `true` as 1, and "no" as a boolean.
+# Strict, because pydantic would otherwise accept `true` as 1, and "no" as a boolean.
 Text = Annotated[str, pydantic.Field(min_length=1)]
 Count = Annotated[int, pydantic.Field(strict=True, ge=1)]
 
@@ -19,28 +19,28 @@ def field(allowed: str, default: object = ..., **limits: Any) -> Any:
     """Define a key of a section.
 
     Args:
-        allowed: description of the allowed values, which error messages quote.
-        default: value if the key is not given; `...` if it must be.
+        allowed: description of the allowed values, for error messages.
+        default: value of an absent key; `...` makes the key mandatory.
         limits: constraints of `pydantic.Field`.
 
     Returns:
-        The field of pydantic.
+        The pydantic field.
     """
     return pydantic.Field(default=default, description=allowed, **limits)
 
 
 class Section(pydantic.BaseModel, extra="forbid", frozen=True):
-    """Mapping in a configuration; unknown keys are refused."""
+    """Section of a configuration; unknown keys are refused."""
 
 
 class StoredSection(Section, frozen=True):
-    """Section that a storage holds: a dump leaves out secrets, unless its context has `secrets: True`."""
+    """Section in the storage of a study; dumps omit secrets unless their context has `secrets: True`."""
 
     @pydantic.model_serializer(mode="wrap")
     def _serialize(
         self, fields: pydantic.SerializerFunctionWrapHandler, info: pydantic.SerializationInfo
     ) -> dict[str, Any]:
-        """Leave out secrets, unless the context of the dump has `secrets: True`."""
+        """Omit secrets unless the context of the dump has `secrets: True`."""
         plain = fields(self)
         return plain if (info.context or {}).get("secrets") else without_secrets(plain)
 
@@ -48,11 +48,11 @@ class StoredSection(Section, frozen=True):
 def format_validation_error(
     error: pydantic.ValidationError, raw: object, section: type[pydantic.BaseModel]
 ) -> InputError:
-    """Format the first error of a validation: its key, its value, and the description of the allowed values.
+    """Format the first validation error with its key, value and allowed values.
 
     Args:
-        error: error of pydantic.
-        raw: data that were validated.
+        error: error raised by pydantic.
+        raw: validated data.
         section: schema of the data.
 
     Returns:
@@ -69,12 +69,12 @@ def format_validation_error(
         path.append(part)
         value = value.get(part)
         field = fields[part]
-        # The rest of the location names branches of a union and items, which are no keys of a configuration.
+        # Further parts of the location are branches of a union or items of a list, not keys.
         if not (isinstance(field.annotation, type) and issubclass(field.annotation, Section)):
             allowed = field.description or ""
             break
         section = field.annotation
-        allowed = "a section with keys of " + ", ".join(f.alias or n for n, f in section.model_fields.items())
+        allowed = "a section with the keys " + ", ".join(f.alias or n for n, f in section.model_fields.items())
     state = "is missing" if first["type"] == "missing" else f"is {short_repr(value, path[-1])}"
     return InputError(f"configuration key {'.'.join(path)} {state}; expected {allowed}")
 
@@ -84,9 +84,9 @@ def short_repr(value: object, key: str = "") -> str:
 
     Args:
         value: value to show.
-        key: configuration key of the value, which may tell that it is a secret.
+        key: configuration key of the value; keys such as `token` mark secrets.
 
     Returns:
-        The text.
+        The shortened `repr`.
     """
     return truncate(mask_value(key, value), 80)

@@ -17,23 +17,23 @@ from ailora.formatting import shorten
 from ailora.plain_data import read_text, validate_plain_data
 
 _LINE_WIDTH = 110
-#: Aliases let a short file expand to more values than fit in memory.
+#: Limit on the values of a file: aliases can expand a short file to more values than memory holds.
 _MAX_VALUES = 100_000
 _ZERO_PADDED = re.compile(r"[-+]?0[0-9o_].*")
 
 
 class _Constructor(SafeConstructor):
-    """Constructor of YAML 1.2, which keeps numbers with a leading zero as text."""
+    """Constructor for YAML 1.2; numbers with a leading zero stay strings."""
 
     def construct_yaml_int(self, node: ScalarNode) -> Any:
-        # PyYAML wrote the text `08` without quotes into run folders of earlier versions.
+        # Earlier versions wrote run folders with PyYAML, which does not quote the string `08`.
         if _ZERO_PADDED.fullmatch(node.value):
             return node.value
         return super().construct_yaml_int(node)
 
 
 _Constructor.add_constructor("tag:yaml.org,2002:int", _Constructor.construct_yaml_int)
-# YAML 1.2 has no dates, and no key of a configuration takes one.
+# YAML 1.2 has no dates, and no configuration key takes a date.
 _Constructor.add_constructor("tag:yaml.org,2002:timestamp", _Constructor.construct_yaml_str)
 
 
@@ -41,7 +41,7 @@ def read_yaml(file: Path) -> Any:
     """Read a YAML file.
 
     Returns:
-        Plain data: mappings, lists, text, numbers, booleans, None.
+        Plain data: mappings, lists, strings, numbers, booleans, None.
 
     Raises:
         InputError: The file cannot be read, or is not YAML; the message names the line.
@@ -53,8 +53,8 @@ def parse_yaml(text: str, kind: str = "value") -> Any:
     """Parse YAML.
 
     Args:
-        text: YAML of a document or of a single value.
-        kind: noun for the text, in error messages.
+        text: YAML document or single value.
+        kind: noun for the text in error messages.
 
     Returns:
         Plain data.
@@ -69,6 +69,7 @@ def format_yaml(value: object) -> str:
     """Format plain data as YAML, with keys in their order."""
     yaml = YAML(typ="safe", pure=True)
     yaml.default_flow_style = False
+    # ruamel.yaml sorts the keys of a dict by default.
     yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
     yaml.width = _LINE_WIDTH
     stream = io.StringIO()
@@ -76,7 +77,7 @@ def format_yaml(value: object) -> str:
     return stream.getvalue()
 
 
-def _load(text: str, where: str, wrong: str) -> Any:
+def _load(text: str, where: str, problem: str) -> Any:
     yaml = YAML(typ="safe", pure=True)
     yaml.Constructor = _Constructor
     try:
@@ -84,11 +85,11 @@ def _load(text: str, where: str, wrong: str) -> Any:
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f"line {mark.line + 1}: " if mark else ""
-        raise InputError(f"{wrong}: {line}{error.problem or error.context}") from None
+        raise InputError(f"{problem}: {line}{error.problem or error.context}") from None
     except RecursionError:
-        raise InputError(f"{wrong}: it is nested too deeply") from None
-    # Errors of the reader have no mark, and a tag such as !!bool raises KeyError or ValueError.
+        raise InputError(f"{problem}: the nesting is too deep") from None
+    # Errors of the reader have no line, and a tag such as !!bool raises KeyError or ValueError.
     except Exception as error:
-        raise InputError(f"{wrong}: {shorten(' '.join(str(error).split()), 500)}") from None
+        raise InputError(f"{problem}: {shorten(' '.join(str(error).split()), 500)}") from None
     validate_plain_data(value, where, max_values=_MAX_VALUES)
     return value
