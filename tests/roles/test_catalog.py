@@ -61,7 +61,7 @@ def test_unknown_model_types_are_refused_and_never_guessed(walk: dict[str, list[
             try:
                 rules = {p.rule for p in ailora.find_projections(model)}
             except ailora.ModelError:
-                with pytest.raises(ailora.ModelError, match="no rule knows the roles of"):
+                with pytest.raises(ailora.ModelError, match="no naming rule for the roles of"):
                     ailora.find_projections(model)
                 outcomes[status, "refused"] += 1
                 continue

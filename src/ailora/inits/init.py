@@ -1,4 +1,4 @@
-"""Interface of inits, the rules for the initial factors of a projection."""
+"""Interface of inits, which compute the initial factors of a projection."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Factors:
     Attributes:
         A: Factor (..., rank, in).
         B: Factor (..., out, rank).
-        floored: Number of directions with a negligible singular value, clamped to a small value, (...,).
+        floored: Number of clamped singular values, (...,): negligible ones are raised to a small value.
     """
 
     A: Float[Tensor, "*batch rank in_"]
@@ -29,26 +29,26 @@ class Factors:
 class Init(ABC):
     """Rule for the initial factors of a projection, given its weight."""
 
-    #: Whether `B A` differs from zero at the start. Such an adapter needs an anchor.
+    #: Whether `B A` differs from zero at the start, so that the adapter needs an anchor.
     anchored: ClassVar[bool]
 
     @abstractmethod
     def factors(
         self, weight: Float[Tensor, "*batch out in_"], rank: int, *, scaling: float, generator: torch.Generator
     ) -> Factors:
-        """Compute the factors `A` (rank, in) and `B` (out, rank), in float32 or, for a float64 weight, float64.
+        """Compute the initial factors `A` (rank, in) and `B` (out, rank).
 
         Args:
-            weight: Base weight (out, in), floating; inits with an anchor accept batches (..., out, in) too.
+            weight: Base weight (out, in) of a floating dtype. Inits with an anchor also accept batches (..., out, in).
             rank: Rank of the factors, 1 <= rank <= min(out, in).
-            scaling: Positive `s` in `dW = s B A`.
-            generator: Only source of random numbers, on the CPU.
+            scaling: Positive factor `s` in `dW = s B A`.
+            generator: Source of all random numbers, on the CPU.
 
         Returns:
-            The factors, on the device of the weight.
+            Factors on the weight's device, in float64 for a float64 weight and in float32 for all others.
 
         Raises:
-            InputError: The weight has no decomposition (NaN, infinite), or the rank is out of range.
+            InputError: The weight has NaN or infinite entries, or the rank is out of range.
         """
 
     @abstractmethod

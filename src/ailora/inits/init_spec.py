@@ -10,7 +10,7 @@ from ailora.inits.kaiming import Kaiming
 from ailora.inits.spectral import Size, Spectral
 from ailora.spectral import Band
 
-#: Name -> init. None: the projection stays frozen.
+#: Name -> init. None keeps the projection frozen.
 _INITS: dict[str, Init | None] = {
     "principal": Spectral(Band.PRINCIPAL),
     "minor": Spectral(Band.MINOR),
@@ -23,7 +23,7 @@ def parse_init(spec: object) -> Init | None:
     """Parse a name (`principal`, `minor`, `lora`, `none`), a mapping (`{init: minor, size: unit}`), or an `Init`.
 
     Returns:
-        The init. None for `none`: the projection stays frozen.
+        The init. None for `none`, which keeps the projection frozen.
 
     Raises:
         InputError: The name, an option or the size is unknown.

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ailora.inits.init import Factors, Init
 
-#: Norm of a row of LoRA's A. Entries are uniform in +-1/sqrt(in), so that the norm tends to 1/sqrt(3) for a large `in`.
+#: Norm of a row of plain LoRA's A in the limit of a large `in`, since entries are uniform in +-1/sqrt(in).
 KAIMING_ROW_NORM = 1 / math.sqrt(3)
 
 
@@ -35,7 +35,8 @@ class Kaiming(Init):
         del scaling  # the start is zero whatever the scaling
         out, in_ = weight.shape[-2:]
         dtype = torch.promote_types(weight.dtype, torch.float32)
-        # PEFT's distribution, Kaiming-uniform with a = sqrt(5), drawn from the given generator, not torch's global.
+        # PEFT's distribution, Kaiming-uniform with a = sqrt(5). PEFT's own function draws from torch's global
+        # generator.
         A = (torch.rand(rank, in_, generator=generator, dtype=dtype) * 2 - 1) / math.sqrt(in_)
         return Factors(A=A.to(weight.device), B=torch.zeros(out, rank, dtype=dtype, device=weight.device))
 

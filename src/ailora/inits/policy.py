@@ -20,8 +20,8 @@ class Policy:
 
     Attributes:
         name: Name in tables, files and errors.
-        by_role: Inits of the roles that the policy names.
-        default: Init of all other roles. None: they stay frozen.
+        by_role: Role -> init, for the roles named by the policy.
+        default: Init of the roles missing in `by_role`. None keeps these roles frozen.
 
     Examples:
         >>> from ailora import Kaiming, Role, Spectral
@@ -40,7 +40,7 @@ class Policy:
 
     @property
     def default_roles(self) -> tuple[Role, ...]:
-        """Roles that are adapted by default: the roles that the policy names, else query and value."""
+        """Roles to adapt by default: those in `by_role`, or query and value if `by_role` is empty."""
         return tuple(self.by_role) or (Role.QUERY, Role.VALUE)
 
     def to_dict(self) -> dict[str, object]:
@@ -57,14 +57,15 @@ PolicySpec = Policy | str | Mapping[str, object]
 
 _PRINCIPAL, _MINOR = Spectral(Band.PRINCIPAL), Spectral(Band.MINOR)
 
-#: Named policies. The paper has no init for roles other than query and value: if adapted, they start as plain LoRA, the
-#: neutral choice, in `ailora` and `reversed`.
+#: Named policies. The paper has no inits for roles besides query and value, so that `ailora` and `reversed` start these
+#: roles as plain LoRA, the neutral choice.
 PRESETS: dict[str, Policy] = {
     policy.name: policy
     for policy in (
-        # arXiv 2510.08034: fine-tuning moves the query, which starts principal; the value is stable and starts minor.
+        # arXiv 2510.08034: fine-tuning changes W^Q much and W^V little, so that the query starts from the principal
+        # band and the value from the minor one.
         Policy("ailora", {Role.QUERY: _PRINCIPAL, Role.VALUE: _MINOR}, default=Kaiming()),
-        # The bands exchanged: the control of the same paper.
+        # The paper's control, with the bands exchanged.
         Policy("reversed", {Role.QUERY: _MINOR, Role.VALUE: _PRINCIPAL}, default=Kaiming()),
         # arXiv 2404.02948
         Policy("pissa", default=_PRINCIPAL),

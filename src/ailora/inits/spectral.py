@@ -15,16 +15,17 @@ from ailora.inits.init import Factors, Init
 from ailora.inits.kaiming import KAIMING_ROW_NORM
 from ailora.spectral import Band, cached_svd
 
-#: Smallest singular value in factors, relative to the root mean square of the weight's singular values. A direction
-#: that is zero in both `A` and `B` has no gradient in either and never trains. Real weights stay untouched.
+#: Smallest singular value in factors, relative to the root mean square of the weight's singular values. Without this
+#: bound, a zero singular value makes its direction zero in `A` and in `B`; neither then has a gradient, and the
+#: direction never trains. In trained weights, only zeros and their rounding errors are below the bound.
 _MIN_SINGULAR_VALUE_RATIO = 1e-4
 
 
 class Size(StrEnum):
     """Size of the factors of a spectral init.
 
-    `singular` splits each singular value evenly (the paper's equation). `unit` gives every direction the row norm of
-    plain LoRA's A; such a start tolerates plain LoRA's learning rate.
+    `singular` splits each singular value evenly between `A` and `B` (the paper's equation). `unit` gives every
+    direction the row norm of plain LoRA's A, and then tolerates plain LoRA's learning rate.
     """
 
     SINGULAR = "singular"
@@ -40,8 +41,8 @@ class Spectral(Init):
     singular values are clamped to a small value; `Factors.floored` counts them.
 
     Attributes:
-        band: Principal or minor.
-        size: Size of the factors.
+        band: Decomposed band, principal or minor.
+        size: Size of the factors, from the singular values or uniform.
 
     Examples:
         >>> import torch
@@ -64,9 +65,10 @@ class Spectral(Init):
             return Factors(A=triplets.Vh * KAIMING_ROW_NORM, B=triplets.U * KAIMING_ROW_NORM)
         norm = torch.linalg.vector_norm(weight.to(triplets.S.dtype), dim=(-2, -1), keepdim=True)[..., 0]
         min_value = _MIN_SINGULAR_VALUE_RATIO * norm / math.sqrt(min(weight.shape[-2:]))
-        # A zero weight has no scale of its own: take plain LoRA's.
+        # A zero weight has no scale, so that its factors get the scale of plain LoRA.
         min_value = torch.where(min_value > 0, min_value, KAIMING_ROW_NORM**2 * scaling)
-        # Clamping changes no output: the anchored form is exact for any start, the residual form subtracts its start.
+        # Clamping does not change the initial output: the anchored form is exact for any factors, and the residual form
+        # subtracts the product of the clamped ones.
         root = (triplets.S.clamp_min(min_value) / scaling).sqrt()
         floored = (min_value > triplets.S).sum(dim=-1)
         return Factors(A=triplets.Vh * root[..., :, None], B=triplets.U * root[..., None, :], floored=floored)

@@ -1,4 +1,4 @@
-"""Roles of a transformer's projections: modules by name, and rows of fused weights."""
+"""Roles of a transformer's projections, found by module names and by rows of fused weights."""
 
 from ailora.roles.detect import find_linear_modules, find_projections, weight_shape
 from ailora.roles.fused_layout import FusedLayout

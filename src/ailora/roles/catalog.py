@@ -1,7 +1,7 @@
 """Catalog of model families: the naming rules of each model type.
 
-A new family is a row of `FAMILIES`; `docs/howto/add_architecture.md` describes how a row is proven. A model type is
-unknown if neither the type nor one of its parts has a row: the user names its roles, and none is guessed.
+To support a family, add a row to `FAMILIES` and prove the row as in `docs/howto/add_architecture.md`. If neither a
+model type nor a part of the model has a row, users have to name the roles: no role is guessed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def _assign(rules: Rules, model_types: str) -> dict[str, Rules]:
 
 
 #: config.model_type -> rules. A composite model (CLIP, a multimodal language model) has a row for each part with a
-#: configuration of its own. Names alone prove nothing: a test of the family's behaviour holds each row.
+#: separate configuration. Module names alone prove nothing, so that each row has a test of the family's behaviour.
 FAMILIES: dict[str, Rules] = {
     **_assign(
         naming_rules.SEPARATE,
@@ -154,7 +154,7 @@ FAMILIES: dict[str, Rules] = {
     "seamless_m4t": naming_rules.SEAMLESS,
     "seamless_m4t_v2": naming_rules.SEAMLESS,
     "swin": naming_rules.SWIN,
-    # Remote code: the family has no modeling file in transformers.
+    # Only remote code: transformers has no modeling file for this family.
     "chatglm": naming_rules.CHATGLM,
 }
 
@@ -163,14 +163,12 @@ def _exclude(reason: str, model_types: str) -> dict[str, str]:
     return dict.fromkeys(model_types.split(), reason)
 
 
-#: config.model_type -> reason why the family can have no row. Error messages and the page of architectures show it.
+#: config.model_type -> reason why the family can have no row, for error messages and `docs/architectures.md`.
 LEFT_OUT: dict[str, str] = {
+    **_exclude("state-space or recurrent layers without query and value", "falcon_mamba mamba mamba2 rwkv xlstm"),
+    **_exclude("mixes positions without attention", "fnet patchtsmixer poolformer"),
     **_exclude(
-        "state-space or recurrent layers: there is no query and no value", "falcon_mamba mamba mamba2 rwkv xlstm"
-    ),
-    **_exclude("it mixes positions without attention", "fnet patchtsmixer poolformer"),
-    **_exclude(
-        "convolutions: there is no attention",
+        "convolutions without attention",
         """
         bit convnext convnextv2 dac dinov3_convnext efficientnet encodec focalnet hgnet_v2 mobilenet_v1 mobilenet_v2
         mobilevitv2 pp_lcnet pp_lcnet_v3 pp_lcnet_v4 regnet resnet rt_detr_resnet superpoint textnet univnet uvdoc
@@ -178,30 +176,30 @@ LEFT_OUT: dict[str, str] = {
         vibevoice_acoustic_tokenizer_encoder
         """,
     ),
-    **_exclude("layers of linear attention have the names of its full attention", "bailing_hybrid kimi_linear"),
-    **_exclude("it approximates attention, so that a query acts at other positions too", "mra nystromformer reformer"),
-    **_exclude("its values pass a convolution before they are attended to", "inkling_text inkling2_text"),
-    **_exclude("content and position have queries of their own", "conditional_detr dab-detr"),
-    "convbert": "half of its heads are convolutions that the query steers",
-    "deepseek_v4": "keys and values are one",
-    "ibert": "its layers are quantized in a way of their own, which PEFT does not adapt",
-    "jetmoe": "its queries are computed by experts",
-    "levit": "its projections are normalised before they are split",
-    "nemotron_asr_streaming_encoder": "its attention sees a cache of the stream",
-    "pegasus_x": "global and local tokens pass the same projections one after the other",
-    "squeezebert": "its projections are convolutions",
-    "vits": "relative positions have values of their own",
-    "wavlm": "it hands the weights of its projections to a function, past any adapter",
-    "xlnet": "its projections are bare parameters, which PEFT does not adapt",
-    "zaya": "its values are of two positions",
+    **_exclude("linear attention and full attention have the same module names", "bailing_hybrid kimi_linear"),
+    **_exclude("approximate attention, in which a query affects several positions", "mra nystromformer reformer"),
+    **_exclude("values pass through a convolution before attention", "inkling_text inkling2_text"),
+    **_exclude("separate queries for content and for position", "conditional_detr dab-detr"),
+    "convbert": "half of the heads are convolutions, with kernels computed from the query",
+    "deepseek_v4": "a single projection computes keys and values",
+    "ibert": "PEFT does not adapt the family's quantized layers",
+    "jetmoe": "experts compute the queries",
+    "levit": "projections are normalised before they are split",
+    "nemotron_asr_streaming_encoder": "attention also reads a cache of the stream",
+    "pegasus_x": "global and local tokens pass through the same projections separately",
+    "squeezebert": "projections are convolutions",
+    "vits": "separate values for relative positions",
+    "wavlm": "a function reads the weights of the projections directly, past any adapter",
+    "xlnet": "projections are bare parameters, which PEFT does not adapt",
+    "zaya": "each value combines two positions",
 }
 
 
 def find_rule(model_type: str, module: str) -> Rule | None:
-    """Return the first rule of a family whose pattern the module's name ends with, or None."""
+    """Return the family's first rule for the end of a module's name, or None."""
     return next((rule for rule in FAMILIES.get(model_type, ()) if ends_with(rule.pattern, module)), None)
 
 
 def ends_with(pattern: str, module: str) -> bool:
-    """Return whether a module's name ends with `pattern`, from a dot or from the beginning of the name."""
+    """Return whether the last components of a module's name match `pattern`."""
     return re.search(rf"(?:^|\.)(?:{pattern})$", module) is not None

@@ -1,4 +1,4 @@
-"""Detect the projections of a model, by the names of its modules and the catalog."""
+"""Detect the projections of a model, from module names and the catalog."""
 
 from __future__ import annotations
 
@@ -19,33 +19,33 @@ from ailora.roles.projection import Attention, Projection, Role, parse_role
 
 _MAX_LISTED_MODULES = 12
 
-#: Modules of torch that compute with the weights of their parts themselves: an adapter on a part would train without
-#: effect.
+#: Modules of torch that read the weights of their submodules directly, so that adapters on these would have no effect.
 _BYPASSING_CLASSES: dict[type[nn.Module], str] = {
     nn.TransformerEncoderLayer: "nn.TransformerEncoderLayer: in eval mode torch reads the weights of its linear layers "
-    "past any adapter",
-    nn.MultiheadAttention: "nn.MultiheadAttention: PEFT's LoRA for it rewrites the base weight in every forward pass "
-    "and always adapts out_proj too, so that it is not supported",
+    "directly, past any adapter",
+    nn.MultiheadAttention: "nn.MultiheadAttention, which is not supported: PEFT's LoRA for it rewrites the base weight "
+    "in every forward pass, and always adapts out_proj too",
 }
 
 
 def find_projections(model: nn.Module, *, role_names: Mapping[str, Role | str] | None = None) -> tuple[Projection, ...]:
     """Find the projections of a model by the rules of the catalog and by `role_names`.
 
-    A module in several places (ALBERT's shared layers) is listed once. The base model of PEFT layers works too, and its
-    projections have the same names as without the layers. Each part of a composite model (CLIP's towers) follows its
-    own configuration.
+    A module at several places in the model (ALBERT's shared layers) is listed once. In a model with PEFT layers,
+    projections keep the names from before injection. Each part of a composite model (a tower of CLIP) follows the rules
+    of the configuration in the part.
 
     Args:
-        model: A model of transformers, or any module if `role_names` names its roles. No weight is read: the model may
-            be on the meta device.
-        role_names: Regular expression, searched in the module's name -> role. Takes precedence over the catalog.
+        model: A model of transformers, or any module if `role_names` is given. No weight is read: the model may be on
+            the meta device.
+        role_names: Regular expression -> role for linear modules with a match in their names. These roles take
+            precedence over the catalog.
 
     Returns:
-        Projections in the order of the modules; those of a fused weight in the order of their rows.
+        Projections in the order of the modules, and of the rows within a fused weight.
 
     Raises:
-        InputError: `model` is no module, a regular expression is invalid or matches no linear module, or a role is
+        InputError: `model` is not a module, a regular expression is invalid or matches no linear module, or a role is
             unknown.
         ModelError: No rule covers the model, or the rows of a fused weight do not fit the head counts of the
             configuration.
@@ -80,10 +80,10 @@ def find_projections(model: nn.Module, *, role_names: Mapping[str, Role | str] |
 
 def weight_shape(module: nn.Module) -> tuple[int, int] | None:
     """Return the shape (out, in) of a linear map, or None for any other module."""
-    # GPT-2's Conv1D stores the transpose, and names its sizes otherwise.
+    # GPT-2's Conv1D has names for its sizes that no other layer has.
     names = ("nf", "nx") if type(module).__name__ == "Conv1D" else ("out_features", "in_features")
     out, in_ = (getattr(module, name, None) for name in names)
-    # A PEFT layer has the sizes of the layer inside, which `named_modules()` lists too.
+    # A PEFT layer repeats the sizes of its base layer, which `named_modules()` lists separately.
     if isinstance(out, int) and isinstance(in_, int) and not hasattr(module, "base_layer"):
         return out, in_
     return None
@@ -93,10 +93,10 @@ def find_linear_modules(model: nn.Module) -> dict[str, nn.Module]:
     """Find the linear maps of a model: `nn.Linear`, transformers' `Conv1D`, and quantized layers.
 
     Returns:
-        Name of the module without PEFT layers -> module, in the order of the model. Parts of modules that bypass
-        adapters are left out.
+        Name of the module before injection by PEFT -> module, in the order of the model. Submodules of modules that
+        bypass adapters are left out.
     """
-    bypassed = tuple(f"{name}." for name in modules_bypassing_adapters(model))
+    bypassed = tuple(f"{name}." for name in find_bypassing_modules(model))
     # PEFT moves a wrapped module to `NAME.base_layer`, and its factors are linear modules below `NAME.lora_A`.
     return {
         name.removesuffix(".base_layer"): module
@@ -105,8 +105,12 @@ def find_linear_modules(model: nn.Module) -> dict[str, nn.Module]:
     }
 
 
-def modules_bypassing_adapters(model: nn.Module) -> dict[str, str]:
-    """Find the modules that read the weights of their parts past any adapter: name -> explanation."""
+def find_bypassing_modules(model: nn.Module) -> dict[str, str]:
+    """Find the modules that bypass adapters on their submodules.
+
+    Returns:
+        Name of the module -> class and explanation.
+    """
     return {
         name: reason
         for name, module in model.named_modules()
@@ -116,7 +120,7 @@ def modules_bypassing_adapters(model: nn.Module) -> dict[str, str]:
 
 
 def _find_configs(model: nn.Module) -> dict[str, ModelConfig]:
-    """Find the configurations of a model and of its parts, by the name of the module."""
+    """Return the configurations of a model and of its parts, by module name."""
     configs = {name.removesuffix(".base_layer"): getattr(m, "config", None) for name, m in model.named_modules()}
     return {
         name: config for name, config in configs.items() if config is not None and getattr(config, "model_type", None)
@@ -124,7 +128,7 @@ def _find_configs(model: nn.Module) -> dict[str, ModelConfig]:
 
 
 def _enclosing_configs(configs: Mapping[str, ModelConfig], module: str) -> Iterator[ModelConfig]:
-    """Yield the configurations of the modules around `module`, from the nearest to the model's own."""
+    """Yield the configurations of the modules around `module`, from the nearest to the whole model."""
     name = module
     while name:
         name = name.rpartition(".")[0]
@@ -137,7 +141,7 @@ def _build_projections(name: str, module: nn.Module, rule: Rule, config: ModelCo
     shape = weight_shape(module)
     assert shape is not None
     try:
-        # A rule of `role_names` has no configuration; its split, `equal`, reads none.
+        # A rule from `role_names` has no configuration, and its split, `equal`, needs none.
         layout = rule.split(rule.roles, cast("ModelConfig", config), shape[0])
     except ModelError as error:
         raise ModelError(f"{name} ({shape[0]} x {shape[1]}), a fused weight of {source!r}: {error}") from None
@@ -167,10 +171,10 @@ def _parse_role_names(role_names: Mapping[str, Role | str]) -> dict[str, Role]:
 
 
 def _name_roles(role_names: Mapping[str, Role], linear: Mapping[str, nn.Module]) -> dict[str, tuple[str, Role]]:
-    """Return the first matching pattern and its role, by module.
+    """Return the first matching pattern of each linear module, with the role.
 
     Raises:
-        InputError: A pattern is no regular expression, or matches no name.
+        InputError: A pattern is not a regular expression, or matches no name.
     """
     patterns = ModulePatterns("role_names")
     named: dict[str, tuple[str, Role]] = {}
@@ -187,7 +191,7 @@ def _name_roles(role_names: Mapping[str, Role], linear: Mapping[str, nn.Module])
 
 
 def _format_modules(linear: Mapping[str, nn.Module]) -> str:
-    """Format linear modules with their shapes, a line for the same module of all layers."""
+    """List linear modules and their shapes for an error, with a single line for corresponding modules of all layers."""
     shapes: dict[str, str] = {}
     for name, module in linear.items():
         collapsed = collapse_layer_index(name)
@@ -202,12 +206,12 @@ def _unknown_model_error(model: nn.Module, linear: Mapping[str, nn.Module]) -> M
     subject = f"model type {model_type!r}" if model_type else f"a {type(model).__name__} without config.model_type"
     if model_type in LEFT_OUT:
         subject += f" ({LEFT_OUT[model_type]})"
-    for name, reason in list(modules_bypassing_adapters(model).items())[:1]:
+    for name, reason in list(find_bypassing_modules(model).items())[:1]:
         subject += f" ({name} is an {reason})"
     near = difflib.get_close_matches(str(model_type), FAMILIES, n=3)
     return ModelError(
-        f"no rule knows the roles of {subject}. Its linear modules are:\n{_format_modules(linear)}\n"
-        'Name them by hand: role_names={"attn\\\\.wq$": "query", "attn\\\\.wv$": "value"} '
+        f"no naming rule for the roles of {subject}. Its linear modules are:\n{_format_modules(linear)}\n"
+        'Name their roles: role_names={"attn\\\\.wq$": "query", "attn\\\\.wv$": "value"} '
         '(in YAML: adapter: {role_names: {"attn\\\\.wq$": query, "attn\\\\.wv$": value}}). '
-        f"{len(FAMILIES)} model types are known" + (f", such as {', '.join(near)}" if near else "")
+        f"{len(FAMILIES)} model types have rules" + (f", such as {', '.join(near)}" if near else "")
     )

@@ -12,12 +12,12 @@ Rows = tuple[tuple[int, int], ...]
 
 @dataclass(frozen=True)
 class FusedLayout:
-    """Rows of a fused weight: `groups` equal groups, each cut into the same parts.
+    """Layout of a fused weight: its rows form equal groups, and each group has the same parts.
 
     Attributes:
-        groups: Number of repetitions of the parts: 1 for a block per role, the number of heads if every head holds the
-            rows of all roles.
-        parts: Role and number of rows of each part of a group, in the order of the rows.
+        groups: Number of groups: 1 if each role has a single block of rows, or the number of heads if the rows of each
+            head contain all roles.
+        parts: Role and number of rows for each part of a group, in the order of the rows.
     """
 
     groups: int
@@ -33,7 +33,7 @@ class FusedLayout:
         return sum(rows for _, rows in self.parts)
 
     def rows(self, role: Role) -> Rows:
-        """Return the rows of a role as ascending ranges, adjacent ranges joined; empty for a role without rows."""
+        """Return the rows of a role as ascending ranges, with adjacent ranges joined."""
         ranges: list[tuple[int, int]] = []
         for group in range(self.groups):
             start = group * self._stride

@@ -1,8 +1,8 @@
-"""Splits: layouts of the families' fused weights, each read off the family's modeling file in transformers.
+"""Splits: functions that compute the layout of a fused weight, as in the family's modeling file in transformers.
 
-A split is a function of the roles in the order of their rows, the model's configuration and the number of rows; it
-returns the layout, or raises ModelError if the rows do not fit the head counts. Head counts come from the
-configuration, the size of a head from the number of rows.
+The arguments of a split are the roles in the order of their rows, the model's configuration and the number of rows.
+Head counts come from the configuration, and the head size from the number of rows. A split raises ModelError if the
+head counts do not divide the number of rows.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _KEY_VALUE_HEADS = ("num_key_value_heads", "num_kv_heads", "kv_n_heads")
 
 
 def equal(roles: tuple[Role, ...], _config: ModelConfig, out_features: int) -> FusedLayout:
-    """Split into a block per role, all of one size: GPT-2's `c_attn`, MPT's `Wqkv`, Phi-3's `gate_up_proj`."""
+    """Split into a block per role, all of equal size: GPT-2's `c_attn`, MPT's `Wqkv`, Phi-3's `gate_up_proj`."""
     return _proportional_layout(1, tuple((role, 1) for role in roles), out_features)
 
 
@@ -48,7 +48,7 @@ def per_head(roles: tuple[Role, ...], config: ModelConfig, out_features: int) ->
 
 
 def per_key_value_head(roles: tuple[Role, ...], config: ModelConfig, out_features: int) -> FusedLayout:
-    """Split into key-value heads, each with the queries that share it in front: Falcon's new architecture."""
+    """Split into groups of the query heads that share a key-value head, then that head: Falcon's new architecture."""
     heads, key_value_heads = head_counts(config)
     if heads % key_value_heads:
         raise ModelError(f"{heads} heads cannot share {key_value_heads} key-value heads evenly")
@@ -57,32 +57,32 @@ def per_key_value_head(roles: tuple[Role, ...], config: ModelConfig, out_feature
 
 
 def multi_query(roles: tuple[Role, ...], config: ModelConfig, out_features: int) -> FusedLayout:
-    """Split into a block per role, of which key and value have a single head that all queries share."""
+    """Split into a block per role, with all heads for the query and a single head for key and for value."""
     heads, _ = head_counts(config)
     return _proportional_layout(1, tuple((role, heads if role is Role.QUERY else 1) for role in roles), out_features)
 
 
 def falcon(roles: tuple[Role, ...], config: ModelConfig, out_features: int) -> FusedLayout:
-    """Split a weight of Falcon's three forms: new architecture, multi-query, or a query per key-value head."""
+    """Split as Falcon's configuration says: new architecture, multi-query, or every head into the roles."""
     if config.new_decoder_architecture:
         return per_key_value_head(roles, config, out_features)
     return (multi_query if config.multi_query else per_head)(roles, config, out_features)
 
 
 def bigcode(roles: tuple[Role, ...], config: ModelConfig, out_features: int) -> FusedLayout:
-    """Split a weight of GPT-BigCode: `multi_query` if its configuration says so, else `per_head`."""
+    """Split as GPT-BigCode's configuration says: multi-query, or every head into the roles."""
     return (multi_query if config.multi_query else per_head)(roles, config, out_features)
 
 
 def quarters(roles: tuple[Role, ...], _config: ModelConfig, out_features: int) -> FusedLayout:
-    """Split a weight of CodeGen into four groups, each with all roles."""
-    # Always four, whatever the configuration: a trace of the four cores of CodeGen's training.
+    """Split into four groups, each with all roles: CodeGen's `qkv_proj`."""
+    # Four in every configuration: CodeGen was trained in parallel on four cores.
     return _proportional_layout(4, tuple((role, 1) for role in roles), out_features)
 
 
 def latent(roles: tuple[Role, ...], config: ModelConfig, out_features: int) -> FusedLayout:
     """Split `kv_b_proj` of latent attention (DeepSeek-V2, arXiv 2405.04434): each head has a key part and a value."""
-    # The rotary part of the key is shared by all heads and comes from another weight.
+    # The rotary part of the key, which all heads share, is in `kv_a_proj_with_mqa`.
     heads, _ = head_counts(config)
     sizes = {Role.KEY: config.qk_nope_head_dim, Role.VALUE: config.v_head_dim}
     layout = FusedLayout(heads, tuple((role, sizes[role]) for role in roles))
@@ -92,7 +92,7 @@ def latent(roles: tuple[Role, ...], config: ModelConfig, out_features: int) -> F
 
 
 def head_counts(config: ModelConfig) -> tuple[int, int]:
-    """Return the numbers of heads and of key-value heads in a configuration.
+    """Return the numbers of query heads and of key-value heads in a configuration.
 
     Raises:
         ModelError: The configuration names no head count.
@@ -100,24 +100,24 @@ def head_counts(config: ModelConfig) -> tuple[int, int]:
     heads = _first_positive(config, _HEADS)
     if heads is None:
         raise ModelError(f"the configuration names no head count; looked for {', '.join(_HEADS)}")
-    # The remote code of ChatGLM has its own name for key-value heads.
+    # Only ChatGLM uses this name for the number of key-value heads.
     if getattr(config, "multi_query_attention", False):
         return heads, config.multi_query_group_num
     return heads, _first_positive(config, _KEY_VALUE_HEADS) or heads
 
 
 def _first_positive(config: ModelConfig, names: tuple[str, ...]) -> int | None:
-    """Return the first of the attributes with a positive number, or None."""
-    # DBRX has a configuration of its attention inside its own.
+    """Return the value of the first attribute with a positive number, or None."""
+    # DBRX nests the configuration of its attention.
     configs = (config, getattr(config, "attn_config", None))
     values = (getattr(config, name, None) for config in configs for name in names)
     return next((value for value in values if isinstance(value, int) and value > 0), None)
 
 
 def _proportional_layout(groups: int, shares: tuple[tuple[Role, int], ...], out_features: int) -> FusedLayout:
-    """Return the layout with parts in proportion to `shares`, numbers of heads by role."""
+    """Return the layout with parts in proportion to `shares`, the number of heads for each role."""
     head_size, remainder = divmod(out_features, groups * sum(share for _, share in shares))
     if remainder or not head_size:
         parts = " + ".join(f"{share} {role}" for role, share in shares)
-        raise ModelError(f"{out_features} rows do not divide into {groups} x ({parts}) heads of one size")
+        raise ModelError(f"{out_features} rows do not divide into {groups} x ({parts}) heads of equal size")
     return FusedLayout(groups, tuple((role, share * head_size) for role, share in shares))

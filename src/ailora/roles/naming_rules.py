@@ -1,8 +1,8 @@
-"""Naming rules: the roles of modules by the ends of their names, a tuple of rules per naming convention.
+"""Naming rules: roles of modules by the ends of their names, in a tuple for each naming convention.
 
-A pattern is a regular expression for the *end* of a module's name, from a dot or from the name's beginning, read off
-the family's modeling file in transformers. A fused weight has a rule with all of its roles, in the order of their rows,
-and a split for its layout. Conventions may be wide (`o_proj` or `out_proj`), as a test of behaviour proves each family.
+A pattern is a regular expression for the *last* components of a module's name in the modeling files of transformers.
+The rule of a fused weight has several roles, in the order of their rows, and a split, which computes the layout.
+Conventions may be broad (`o_proj` or `out_proj`), because a test of behaviour proves each family.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class Rule:
         pattern: Regular expression for the end of a module's name.
         roles: Roles in the order of their rows in the weight.
         attention: Self or cross. None for a feed-forward block.
-        split: Layout of the rows of several roles.
+        split: Function for the layout of the weight's rows. The default also fits a single role.
     """
 
     pattern: str
@@ -34,8 +34,8 @@ def attention(block: str, names: str, kind: Attention = Attention.SELF) -> tuple
     """Return the rules of an attention with separate weights.
 
     Args:
-        block: Pattern of the block's name.
-        names: Patterns of the names of query, key, value and output inside the block, separated by blanks.
+        block: Pattern for the name of the attention block.
+        names: Patterns for the names of query, key, value and output inside the block, separated by spaces.
         kind: Self or cross attention.
     """
     roles = (Role.QUERY, Role.KEY, Role.VALUE, Role.OUTPUT)
@@ -46,10 +46,10 @@ def fused_attention(block: str, name: str, output: str, split: Split = equal) ->
     """Return the rules of an attention with query, key and value in one weight.
 
     Args:
-        block: Pattern of the block's name.
-        name: Pattern of the fused weight's name inside the block.
-        output: Pattern of the output's name inside the block.
-        split: Layout of the fused weight.
+        block: Pattern for the name of the attention block.
+        name: Pattern for the name of the fused module inside the block.
+        output: Pattern for the name of the output projection inside the block.
+        split: Function for the layout of the fused weight.
     """
     return (Rule(rf"{block}\.{name}", _QKV, split=split), Rule(rf"{block}\.{output}", (Role.OUTPUT,)))
 
@@ -62,7 +62,7 @@ _QKV = (Role.QUERY, Role.KEY, Role.VALUE)
 _KV = (Role.KEY, Role.VALUE)
 _CROSS = Attention.CROSS
 
-#: Feed-forward blocks. Experts have other names, and no roles.
+#: Feed-forward blocks. The names of experts differ, and experts have no roles.
 GATED = _mlp(r"(?:mlp|mlp_block|feed_forward|ffn)", gate="gate_proj", up="up_proj", down="down_proj")
 FUSED_GATED = (
     Rule(r"mlp\.gate_up_proj", (Role.GATE, Role.UP), None),
@@ -93,7 +93,7 @@ SEPARATE = (
     *TWO_LAYERS,
     *_W123,
 )
-#: `SEPARATE` without its feed-forward blocks: the family's blocks have other names.
+#: `SEPARATE` without feed-forward blocks, for families in which their names differ.
 ATTENTION_ONLY = SEPARATE[:8]
 GLM = ATTENTION_ONLY + FUSED_GATED
 _INNER = "(?:self|attention)"
@@ -119,7 +119,7 @@ ALBERT = (
     *TWO_LAYERS,
 )
 DISTILBERT = (*attention("attention", "q_lin k_lin v_lin out_lin"), *_mlp("ffn", up="lin1", down="lin2"))
-#: XLM keeps all attentions in one list and all feed-forward blocks in another.
+#: XLM has a list of all attentions and a list of all feed-forward blocks, and no list of layers.
 XLM = (
     *attention(r"attentions\.\d+", "q_lin k_lin v_lin out_lin"),
     *_mlp(r"ffns\.\d+", up="lin1", down="lin2"),
@@ -139,7 +139,7 @@ GPT2 = (
 )
 BIGCODE = (*fused_attention("attn", "c_attn", "c_proj", bigcode), *TWO_LAYERS)
 PHI3 = (*fused_attention("self_attn", "qkv_proj", "o_proj", grouped), *FUSED_GATED)
-#: The layer's index is part of the pattern, as the audio and image towers have the same names with other attentions.
+#: The pattern includes the layer's index, because the audio and image towers use these names for different attentions.
 PHI4 = (*fused_attention(r"layers\.\d+\.self_attn", "qkv_proj", "o_proj", grouped), *FUSED_GATED)
 NEOX = (*fused_attention("(?:attention|self_attention|self_attn)", "query_key_value", "dense", per_head), *TWO_LAYERS)
 FALCON = (*fused_attention("self_attention", "query_key_value", "dense", falcon), *TWO_LAYERS)
@@ -149,19 +149,19 @@ CODEGEN = (
     *TWO_LAYERS,
 )
 MPT = (*fused_attention("attn", "Wqkv", "out_proj"), *_mlp("ffn", up="up_proj", down="down_proj"))
-#: Remote code: the family has no modeling file in transformers.
+#: Only remote code: transformers has no modeling file for this family.
 CHATGLM = (
     *fused_attention("self_attention", "query_key_value", "dense", grouped),
     Rule(r"mlp\.dense_h_to_4h", (Role.GATE, Role.UP), None),
     *_mlp("mlp", down="dense_4h_to_h"),
 )
-#: `Wi` holds input and gate. The activation applies to the first half, which is therefore the gate.
+#: Transformers calls the halves of `Wi` input and gate, but the activation applies to the first, the gate in our sense.
 _MODERNBERT_MLP = (Rule(r"mlp\.Wi", (Role.GATE, Role.UP), None), *_mlp("mlp", down="Wo"))
 MODERNBERT = (*fused_attention("attn", "Wqkv", "Wo"), *_MODERNBERT_MLP)
 MODERNBERT_DECODER = (*attention("attn", f"{_Q_K_V} Wo"), *_MODERNBERT_MLP)
 #: The feed-forward blocks of DBRX are experts, which have no roles.
 DBRX = fused_attention("attn", "Wqkv", "out_proj", grouped)
-#: `attn.qkv` in three equal blocks: most vision transformers that fuse.
+#: `attn.qkv` in three equal blocks, as in most vision transformers with fused weights.
 VISION_QKV = (
     *fused_attention("(?:attn|attention|self_attn)", "qkv", "(?:proj|projection)"),
     *GATED,
@@ -178,7 +178,7 @@ TIMESFORMER = (
 CTRL = attention("multi_head_attention", "Wq Wk Wv dense")
 CPMANT = attention(r"self_att\.self_attention", "project_q project_k project_v attention_out")
 GPT_NEO = (*attention(r"attn\.attention", f"{_Q_K_V} out_proj"), *TWO_LAYERS)
-#: Mixers of Nemotron-H are of three kinds; only those of attention have these names.
+#: Nemotron-H has three kinds of mixers. Only attention has these names.
 NEMOTRON_H = attention("mixer", f"{_Q_K_V} o_proj")
 RECURRENT_GEMMA = (*attention("temporal_block", f"{_Q_K_V} o_proj"), *GATED)
 CONFORMER = (
@@ -186,7 +186,7 @@ CONFORMER = (
     *_mlp(r"ffn[12]", up="intermediate_dense", down="output_dense"),
 )
 SEAMLESS = (*SEPARATE, *CONFORMER)
-#: Swin's own modules, and those of Swin as a backbone of other families, which are named as BERT's.
+#: As a backbone inside further families, Swin has the names of BERT.
 SWIN = (*SEPARATE, *BERT)
 LED = (
     *attention(
@@ -195,7 +195,7 @@ LED = (
     *SEPARATE,
 )
 BIGBIRD_PEGASUS = (*attention("self_attn", r"self\.query self\.key self\.value output"), *SEPARATE)
-#: Each linear map is the part `linear` of a wrapper module.
+#: Each linear map is the submodule `linear` of a wrapper.
 WRAPPED = (
     *attention("self_attn", r"q_proj\.linear k_proj\.linear v_proj\.linear o_proj\.linear"),
     *_mlp("mlp", gate=r"gate_proj\.linear", up=r"up_proj\.linear", down=r"down_proj\.linear"),
@@ -220,9 +220,9 @@ LATENT = (
     Rule(r"(?:self_attn|self_attn\.\d+)\.o_proj", (Role.OUTPUT,)),
     *GATED,
 )
-#: Without `q_proj`, the name of another projection in the layers of linear attention between those of latent attention.
+#: Without `q_proj`: in this family the name belongs to linear attention, which alternates with latent attention.
 GLM5_NEXT = (Rule(r"self_attn\.q_b_proj", (Role.QUERY,)), *LATENT[1:])
 #: Without `out_proj`, the output of MiniMax's lightning attention.
 MINIMAX = attention("self_attn", f"{_Q_K_V} o_proj")
-#: The query's weight also holds a gate of the attention's output, head by head.
+#: The query's weight also holds the gate for the output of attention, head by head.
 GATED_QUERY = (Rule(r"self_attn\.q_proj", (Role.QUERY, Role.GATE), split=per_head), *SEPARATE[1:])

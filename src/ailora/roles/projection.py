@@ -26,7 +26,7 @@ class Role(StrEnum):
 
 
 class Attention(StrEnum):
-    """Source of the keys and values of an attention: its own sequence, or another (encoder-decoder)."""
+    """Kind of attention: keys and values from the sequence of the queries (self) or from a second one (cross)."""
 
     SELF = "self"
     CROSS = "cross"
@@ -41,11 +41,11 @@ class Projection:
         role: Role of the projection.
         attention: Self or cross. None for a projection of a feed-forward block.
         rows: Rows of W in the module's weight, as ranges (start, stop).
-        shape: Shape (out, in) of the module's whole map, also if the module stores its transpose.
-        dtype: Storage dtype of the weight, as torch prints it without its prefix. For a quantized weight, the class of
-            the tensor or of the layer is added.
-        rule: Source of the role: the model type in the catalog, or the regular expression of `role_names`.
-        layout: Layout of a fused weight in words. Empty for a whole weight.
+        shape: Shape (out, in) of the module's whole weight, even if the module stores the transpose.
+        dtype: Storage dtype of the weight, such as `float32`, followed by the class of a quantized tensor. A layer
+            without such a tensor has the name of its class here.
+        rule: Source of the role: a model type in the catalog, or a regular expression of `role_names`.
+        layout: Description of a fused weight's layout. Empty for a whole weight.
 
     Examples:
         >>> from ailora import find_projections
@@ -77,7 +77,7 @@ class Projection:
 
     @property
     def fused(self) -> bool:
-        """Whether the module's weight holds other roles too."""
+        """Whether W is a part of the module's weight."""
         return self.out_features != self.shape[0]
 
     @property
@@ -92,9 +92,9 @@ class Projection:
 
 
 def parse_role(role: Role | str) -> Role:
-    """Return the role with a name.
+    """Parse the name of a role.
 
     Raises:
-        InputError: No role has the name.
+        InputError: The role is unknown.
     """
     return parse_choice("role", role, Role)

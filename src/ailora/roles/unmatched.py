@@ -8,16 +8,16 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from ailora.roles.detect import find_linear_modules, modules_bypassing_adapters, weight_shape
+from ailora.roles.detect import find_bypassing_modules, find_linear_modules, weight_shape
 from ailora.roles.projection import Projection
 
-#: Regular expression of a component of a module's name -> reason. The first match counts: an expert's `gate` belongs to
-#: an expert.
+#: Regular expression for a component of a module's name -> reason. The first match counts, so that the `gate` inside an
+#: expert is reported as an expert.
 _REASONS = {
-    r"(shared_)?experts?(_\d+)?": "an expert: experts are left alone; role_names can name them",
+    r"(shared_)?experts?(_\d+)?": "an expert, which gets no adapter unless role_names names it",
     r"mamba|linear_attn|lightning|conv|mixer\.(in|out)_proj": "linear attention, state space or convolution: no query",
-    r"indexer|compressor": "picks or packs tokens for the attention",
-    r"kv_a_proj_with_mqa|kv_a_proj|q_a_proj": "the narrow half of a latent projection: the other half has the roles",
+    r"indexer|compressor": "selects or compresses tokens for attention",
+    r"kv_a_proj_with_mqa|kv_a_proj|q_a_proj": "a down-projection of latent attention: the up-projection has the role",
     r"router|gate": "a router or gate",
     r"lm_head|classifier|score|cls|pooler|heads?|qa_outputs|predictions": "a head",
 }
@@ -25,11 +25,11 @@ _REASONS = {
 
 @dataclass(frozen=True)
 class UnmatchedModule:
-    """A linear module without a role, or a module that computes past any adapter.
+    """Linear module without a role, or module that bypasses adapters on its submodules.
 
     Attributes:
         module: Name of the module.
-        shape: Shape (out, in). None for a module that computes past adapters.
+        shape: Shape (out, in) of a linear module, or None.
         reason: Reason for the missing role.
     """
 
@@ -39,14 +39,14 @@ class UnmatchedModule:
 
 
 def find_unmatched(model: nn.Module, projections: Iterable[Projection]) -> tuple[UnmatchedModule, ...]:
-    """Find the linear modules that are no projections, and the modules that compute past any adapter.
+    """Find the linear modules without a role, and the modules that bypass adapters on their submodules.
 
     Args:
-        model: The model.
-        projections: Its projections, from `find_projections`.
+        model: Model with the modules.
+        projections: Result of `find_projections` for the model.
 
     Returns:
-        Unmatched linear modules in the order of the model, then the modules that compute past adapters.
+        Linear modules in the order of the model, then modules that bypass adapters.
     """
     matched = {projection.module for projection in projections}
     unmatched = [
@@ -56,10 +56,10 @@ def find_unmatched(model: nn.Module, projections: Iterable[Projection]) -> tuple
     ]
     return (
         *unmatched,
-        *(UnmatchedModule(name, None, reason) for name, reason in modules_bypassing_adapters(model).items()),
+        *(UnmatchedModule(name, None, reason) for name, reason in find_bypassing_modules(model).items()),
     )
 
 
 def _reason(module: str) -> str:
     reasons = (reason for part, reason in _REASONS.items() if re.search(rf"(^|\.)({part})(\.|$)", module))
-    return next(reasons, "no rule names it")
+    return next(reasons, "no naming rule matches")
