@@ -1,4 +1,4 @@
-"""Matrices only: singular triplets of one band of a matrix's spectrum."""
+"""Singular triplets of matrices, from one band of the spectrum."""
 
 from ailora.spectral.singular_triplets import Band, Certificate, Triplets
 from ailora.spectral.svd_cache import SpectralCache, cached_svd, without_cache

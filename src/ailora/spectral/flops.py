@@ -1,4 +1,4 @@
-"""Estimates of the cost of a decomposition, in floating-point operations and seconds."""
+"""Estimates of a decomposition's cost, in floating-point operations and seconds."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import torch
 from ailora.spectral.singular_triplets import Band
 from ailora.spectral.truncated_svd import choose_method
 
-#: Speed of a method relative to a large product of float32 matrices on the same machine; measured by
-#: `benchmarks/bench_checkpoints.py` on two cores. Thin products wait for memory, eigenvectors are half serial.
+#: Method -> its operations per second, relative to a large float32 matrix product on the same machine. Measured by
+#: `benchmarks/bench_checkpoints.py` on two cores. Memory limits thin products, and half of `gram` runs serially.
 _EFFICIENCY = {"exact": 0.08, "gram": 0.25, "lanczos": 0.3, "inverse": 0.35}
 
 
@@ -25,7 +25,7 @@ def estimate_flops(shape: tuple[int, int], rank: int, band: Band, *, dtype: torc
         dtype: float32, or float64 for float64 weights.
 
     Returns:
-        Number of operations of the method that `auto` chooses.
+        Number of operations by the method that `auto` chooses.
     """
     large, small = max(shape), min(shape)
     method = choose_method(shape, rank, band, dtype=dtype)
@@ -33,13 +33,13 @@ def estimate_flops(shape: tuple[int, int], rank: int, band: Band, *, dtype: torc
         return 6.0 * large * small**2 + 20.0 * small**3
     if method == "gram":
         return 2.0 * large * small**2 + 4 / 3 * small**3 + 4.0 * large * small * rank
-    # An iteration takes about ten vectors a triplet, each with a product from either side.
+    # Lanczos takes about ten vectors for each triplet, and two products with the weight for each vector.
     products = 4.0 * large * small * 10 * (rank + 8)
     return products if method == "lanczos" else products + 2 / 3 * small**3
 
 
 def estimate_seconds(shape: tuple[int, int], rank: int, band: Band, *, dtype: torch.dtype, speed: float) -> float:
-    """Estimate roughly the time of `truncated_svd`, without the cache.
+    """Estimate roughly the running time of `truncated_svd`.
 
     Args:
         shape: Shape of the weight, (out, in).
@@ -62,6 +62,6 @@ def measure_matmul_speed(device: torch.device) -> float:
     for _ in range(5):
         start = time.perf_counter()
         product = matrix @ matrix
-        float(product[0, 0])  # wait for a GPU, which computes asynchronously
+        float(product[0, 0])  # waits for the product, since GPUs compute asynchronously
         times.append(time.perf_counter() - start)
     return 2 * 1024**3 / median(times)

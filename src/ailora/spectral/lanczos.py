@@ -1,8 +1,9 @@
 """Block Golub-Kahan-Lanczos: the leading singular triplets of a linear map and its adjoint.
 
 Golub, Luk, Overton (1981), "A block Lanczos method for computing the singular values and corresponding singular
-vectors of a matrix"; full reorthogonalization as in PROPACK. Each step adds a block to one basis of each side. The
-small projected matrix gives Ritz triplets, and its last block row their residuals, without another product of the map.
+vectors of a matrix"; full reorthogonalization as in PROPACK. Each step adds a block of vectors to a left and to a right
+basis. The SVD of the small projected matrix gives Ritz triplets; its last block row gives their residuals, without a
+further product of the map.
 """
 
 from __future__ import annotations
@@ -14,23 +15,24 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-#: Level of rounding in the residual of a Ritz triplet, as a multiple of machine precision times the largest value.
+#: Rounding error in the residual of a Ritz triplet, as a multiple of machine precision times the largest singular
+#: value.
 _ROUNDING_IN_EPS = 4.0
 
 
 class NotConvergedError(ArithmeticError):
-    """An iteration misses its tolerance; the caller takes another method."""
+    """A method misses its tolerance. Callers fall back to the exact method."""
 
 
 @dataclass(frozen=True)
 class LinearMap:
-    """A matrix (out, in), or a batch of matrices, given by its products.
+    """Matrix (out, in), or batch of matrices, given by products with vectors.
 
     Attributes:
         shape: Shape (..., out, in).
         apply: Product with the matrix, (..., in, k) -> (..., out, k).
         adjoint: Product with the transpose, (..., out, k) -> (..., in, k).
-        like: Any tensor with the dtype and the device of the products.
+        like: Tensor with the dtype and the device of the products.
     """
 
     shape: torch.Size
@@ -41,7 +43,7 @@ class LinearMap:
 
 @dataclass(frozen=True)
 class Ritz:
-    """Approximate leading triplets, k >= the requested rank: orthonormal bases, values descending."""
+    """Approximate leading triplets, at least the requested number: orthonormal bases, values descending."""
 
     U: Float[Tensor, "*batch out k"]
     S: Float[Tensor, "*batch k"]
@@ -53,15 +55,15 @@ def orthonormalize(Y: Tensor, against: Tensor) -> tuple[Tensor, Tensor]:
 
     Args:
         Y: Vectors (..., n, b).
-        against: Orthonormal basis (..., n, k).
+        against: Orthonormal basis (..., n, k) to extend.
 
     Returns:
         New orthonormal columns Q (..., n, b), and the coefficients (..., k + b, b) of `Y` in `[against, Q]`.
     """
     first = against.mT @ Y
     Q, R = torch.linalg.qr(Y - against @ first)
-    # Two passes are enough (Kahan, Parlett). With a QR after each, the columns of a zero `Y` become fresh orthonormal
-    # directions instead of copies of old ones.
+    # Two passes are enough (Kahan, Parlett). With a QR after each pass, the columns of a zero `Y` become new
+    # orthonormal directions instead of copies of basis vectors.
     second = against.mT @ Q
     Q, correction = torch.linalg.qr(Q - against @ second)
     return Q, torch.cat([first + second @ R, correction @ R], dim=-2)
@@ -69,7 +71,7 @@ def orthonormalize(Y: Tensor, against: Tensor) -> tuple[Tensor, Tensor]:
 
 @dataclass
 class _Basis:
-    """Orthonormal columns in a buffer of fixed size: a basis that grows by concatenation is copied at every step."""
+    """Orthonormal columns in a buffer of fixed size, because concatenation would copy the basis in every step."""
 
     buffer: Tensor
     size: int = 0
@@ -79,7 +81,7 @@ class _Basis:
         return self.buffer[..., : self.size]
 
     def extend(self, Y: Tensor) -> tuple[Tensor, Tensor]:
-        """Append the part of `Y` outside the span; return the new block and the coefficients of `Y`."""
+        """Append the part of `Y` outside the span, and return the new columns with the coefficients of `Y`."""
         Q, coefficients = orthonormalize(Y, self.columns)
         self.buffer[..., self.size : self.size + Q.shape[-1]] = Q
         self.size += Q.shape[-1]
@@ -89,27 +91,28 @@ class _Basis:
 def leading_triplets(
     linear_map: LinearMap, rank: int, *, generator: torch.Generator, tolerance: float, max_basis: int
 ) -> Ritz:
-    """Compute the `rank` leading triplets of a linear map, and up to a block of Ritz triplets behind them.
+    """Compute the `rank` leading triplets of a linear map, and up to a block of further Ritz triplets.
 
-    The iteration stops when every wanted residual is below `tolerance` times the gap at the cut (by Wedin's theorem the
-    subspaces are then within about `tolerance`), or at the level of rounding, if the cut lies inside a cluster.
+    The iteration stops when the residuals of the leading triplets are below `tolerance` times the gap at the cut. By
+    Wedin's theorem, the error of the subspaces is then about `tolerance`. If the cut is inside a cluster of values, the
+    iteration stops when the residuals reach the level of rounding errors.
 
     Args:
-        linear_map: The map (out, in).
-        rank: Number of wanted triplets.
+        linear_map: Map (out, in) to decompose.
+        rank: Number of leading triplets.
         generator: Source of the starting block, on the CPU.
-        tolerance: Sine of the angle to the true subspaces.
-        max_basis: Largest number of columns of a basis, at most min(out, in).
+        tolerance: Largest sine of the angle to the true subspaces.
+        max_basis: Largest number of columns in a basis, at most min(out, in).
 
     Returns:
         At least `rank` triplets, in the dtype and on the device of the map's products.
 
     Raises:
-        NotConvergedError: The basis is full and the residuals are still too large.
+        NotConvergedError: The residuals are too large with full bases.
     """
     *batch, out, in_ = linear_map.shape
     like = linear_map.like
-    # At least 8 columns, as thinner products wait for memory.
+    # At least 8 columns, because memory limits thinner products.
     block = min(max(rank, 8), 64, max_basis)
     steps = max_basis // block
     left = _Basis(like.new_empty(*batch, out, steps * block))
@@ -139,16 +142,16 @@ def leading_triplets(
 
 
 def _is_checked(step: int) -> bool:
-    # The projected problem grows with the cube of the basis: test for convergence ever more seldom.
+    # Testing for convergence costs the cube of the basis size, so that tests become rarer as the basis grows.
     return step < 10 or (step < 20 and step % 2 == 1) or step % 4 == 3
 
 
 def _converged_svd(
     core: Tensor, overflow: Tensor, rank: int, *, tolerance: float
 ) -> tuple[Tensor, Tensor, Tensor] | None:
-    """Return the SVD of the projected matrix, or None if one of its first `rank` triplets has not converged."""
+    """Return the SVD of the projected matrix, or None if any of the first `rank` triplets has not converged."""
     P, S, Qh = torch.linalg.svd(core.double())
-    # The residual of a Ritz triplet is the image of its left vector's last block outside the right basis.
+    # Only the last block of a left Ritz vector has a product outside the right basis: the residual of the triplet.
     residuals = (overflow.double() @ P[..., -overflow.shape[-1] :, :rank]).norm(dim=-2).amax(dim=-1)
     gap = S[..., rank - 1] - S[..., rank]
     rounding = _ROUNDING_IN_EPS * torch.finfo(core.dtype).eps * S[..., 0]

@@ -1,4 +1,4 @@
-"""Singular triplets of one band of a spectrum, and the certificate of their accuracy."""
+"""Singular triplets from one band of a spectrum, and certificates of their accuracy."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 class Band(StrEnum):
-    """One end of a singular spectrum: the `r` largest (principal) or the `r` smallest (minor) values.
+    """End of a singular spectrum: the `r` largest (principal) or the `r` smallest (minor) values.
 
     Examples:
         >>> [band.value for band in Band]
@@ -25,14 +25,14 @@ class Band(StrEnum):
 
 @dataclass(frozen=True)
 class Certificate:
-    """Accuracy of computed triplets, measured with products of the weight itself.
+    """Accuracy of computed triplets, measured by products of the weight with them.
 
     Attributes:
         method: Name of the method that computed the triplets.
-        residual: Largest of `|W v - s u|` and `|W' u - s v|` over the triplets, relative to W's Frobenius norm.
+        residual: Largest `|W v - s u|` or `|W' u - s v|` over the triplets, relative to W's Frobenius norm.
         orthogonality: Largest absolute entry of `U' U - I` and `Vh Vh' - I`.
-        bound: Upper bound of `residual` and of `orthogonality`.
-        gap: Distance of the band from the next singular value, relative to W's Frobenius norm. None if unknown.
+        bound: Upper bound of `residual` and `orthogonality` in certified triplets.
+        gap: Distance from the band to the next singular value, relative to W's Frobenius norm. None if unknown.
     """
 
     method: str
@@ -43,24 +43,24 @@ class Certificate:
 
     @property
     def subspace_error(self) -> float:
-        """Upper estimate of the sine of the largest angle to the true subspaces: residual / gap (Wedin's theorem).
+        """Estimated upper limit of the sine of the angle to the true subspaces: residual / gap (Wedin's theorem).
 
-        The estimate is far above the truth for minor triplets, whose residuals lie along directions with large
-        singular values, which are easy to tell apart. It is infinite if the cut falls inside a cluster of equal
-        values: the subspace is not unique there, and the certificate holds for the triplets only.
+        The estimate for minor triplets is far too large: their residuals point in directions of large singular values,
+        from which the gap is much wider. Inside a cluster of equal values, the estimate is infinite: the subspace is
+        not unique, and only the triplets are certified.
         """
         return self.residual / self.gap if self.gap else math.inf
 
 
 @dataclass(frozen=True)
 class Triplets:
-    """`rank` singular triplets of a matrix `W` (out, in), or of each matrix of a batch: `W Vh' = U diag(S)`.
+    """Singular triplets of a matrix `W` (out, in), or of each matrix in a batch: `W Vh' = U diag(S)`.
 
     Attributes:
         U: Left singular vectors, (..., out, rank), orthonormal columns.
-        S: Singular values, (..., rank), descending in both bands.
+        S: Singular values, (..., rank), descending for principal and for minor triplets.
         Vh: Right singular vectors, (..., rank, in), orthonormal rows.
-        certificate: Accuracy of the triplets, the worst over a batch. None before it is measured.
+        certificate: Accuracy of the triplets, the worst over a batch. None for uncertified triplets.
 
     Examples:
         >>> import torch
@@ -76,13 +76,13 @@ class Triplets:
     certificate: Certificate | None = None
 
     def with_fixed_signs(self) -> Triplets:
-        """Return the same triplets with `sum(u**3) + sum(v**3) >= 0` for each pair `u, v`."""
-        # A singular pair is defined up to a common sign. Cubes treat u and v alike, so that a matrix and its transpose
-        # agree, and change smoothly with the vectors, so that rounding does not flip the sign.
+        """Return the triplets with signs for which `sum(u**3) + sum(v**3) >= 0` in each pair `u, v`."""
+        # A singular pair is defined up to a common sign. Sums of cubes are symmetric in u and v, so that a matrix and
+        # its transpose get equal signs, and smooth, so that rounding does not flip a sign.
         skewness = self.U.pow(3).sum(dim=-2) + self.Vh.pow(3).sum(dim=-1)
         sign = torch.where(skewness < 0, -1.0, 1.0).to(self.U.dtype)
         return replace(self, U=self.U * sign[..., None, :], Vh=self.Vh * sign[..., :, None])
 
     def to(self, target: torch.dtype | torch.device) -> Triplets:
-        """Return the same triplets in another dtype or on another device, contiguous."""
+        """Convert the triplets to a dtype or a device, as contiguous tensors."""
         return Triplets(*(x.to(target).contiguous() for x in (self.U, self.S, self.Vh)), certificate=self.certificate)

@@ -1,8 +1,8 @@
 """Cache of decompositions on disk, shared by runs.
 
 The key of an entry is a hash of the weight's bytes, shape and dtype, the band, the rank step and the version of the
-methods, so that a changed weight has another key. Weights are decomposed at a few fixed rank steps and truncated to the
-requested rank. The result is therefore the same with any earlier content of the cache, and without the cache.
+methods, so that a changed weight changes the key. Weights are decomposed at a few fixed rank steps and truncated to the
+requested rank. The result therefore does not depend on the content of the cache, or on its use.
 """
 
 from __future__ import annotations
@@ -28,12 +28,13 @@ from ailora.errors import InputError
 from ailora.spectral.singular_triplets import Band, Certificate, Triplets
 from ailora.spectral.truncated_svd import parse_band, truncated_svd
 
-#: Part of every key. Increase when the results of a method change: older entries are then unused and evicted.
+#: Part of every key. Increase it when the results of a method change: older entries then are unused and evicted.
 _ALGORITHM_VERSION = 1
-#: Decomposed ranks. An entry serves the ranks of its step only: a rank-64 result cut to 8 differs from a rank-16 result
-#: in the last digits, so that a start would depend on earlier content of the cache.
+#: Ranks of the entries; a larger rank takes all triplets. Each requested rank uses the next larger step, never a larger
+#: entry that exists: truncated entries of different steps differ in the last digits, so that the initial factors would
+#: depend on the content of the cache.
 _RANK_STEPS = (16, 64, 256)
-#: Smallest cached side of a weight. Below, decomposing costs about as much as reading.
+#: Smallest side of a cached weight. Decomposing a smaller weight costs about as much as reading an entry.
 _MIN_CACHED_SIDE = 512
 
 _ENTRY_NAME = re.compile(r"[0-9a-f]{64}\.safetensors")
@@ -42,22 +43,22 @@ _enabled: ContextVar[bool] = ContextVar("spectral_cache_enabled", default=True)
 
 
 def cached_svd(weight: Float[Tensor, "*batch out in_"], rank: int, band: Band | str) -> Triplets:
-    """Compute `truncated_svd` through the cache.
+    """Compute `truncated_svd`, or read its result from the cache.
 
     Args:
-        weight: Floating matrix (out, in), or a batch of equal shapes, which is decomposed without the cache.
+        weight: Floating matrix (out, in), or a batch (..., out, in), which bypasses the cache.
         rank: Number of triplets, 1 <= rank <= min(out, in).
         band: `principal` (largest singular values) or `minor` (smallest).
 
     Returns:
-        Triplets as `truncated_svd` returns them, on the weight's device. The gap of a truncated entry is unknown.
+        Certified triplets on the weight's device, as `truncated_svd` returns them. The gap is unknown after truncation.
 
     Raises:
         InputError: The band is unknown, the rank is out of range, or the weight is no finite floating matrix.
     """
     band, small = parse_band(band), min(weight.shape[-2:])
     if not 1 <= rank <= small:
-        return truncated_svd(weight, rank, band)  # raises the error for the rank
+        return truncated_svd(weight, rank, band)  # raises InputError
     step = next((step for step in _RANK_STEPS if rank <= step <= small), small)
     if weight.ndim > 2 or small < _MIN_CACHED_SIDE or not _enabled.get():
         return _truncate(truncated_svd(weight, step, band), rank, band)
@@ -72,7 +73,7 @@ def cached_svd(weight: Float[Tensor, "*batch out in_"], rank: int, band: Band | 
 
 @contextmanager
 def without_cache() -> Generator[None, None, None]:
-    """Disable the cache in the body: `cached_svd` neither reads nor writes entries."""
+    """Disable the cache in a context: `cached_svd` neither reads nor writes entries."""
     token = _enabled.set(False)
     try:
         yield
@@ -88,18 +89,19 @@ def _default_folder() -> Path:
 
 @dataclass(frozen=True)
 class SpectralCache:
-    """Folder of entries, a safetensors file each, safe to share between processes.
+    """Folder with a safetensors file for each entry, safe to share between processes.
 
     Attributes:
-        folder: By default `AILORA_CACHE`, or `ailora/spectral` in `XDG_CACHE_HOME` (`~/.cache`).
-        limit_bytes: Size beyond which a write evicts the least recently used entries.
+        folder: Path of the folder. The default is `AILORA_CACHE`, or `ailora/spectral` in `XDG_CACHE_HOME`
+            (`~/.cache`).
+        limit_bytes: Total size of the entries, above which a write evicts the least recently used entries.
     """
 
     folder: Path = field(default_factory=_default_folder)
     limit_bytes: int = 2 * 2**30
 
     def read(self, key: str) -> Triplets | None:
-        """Read an entry, and mark it as used. A damaged entry is removed.
+        """Read an entry and update its time of use, or remove a damaged entry.
 
         Returns:
             Triplets on the CPU, or None if the entry is missing or unreadable.
@@ -112,46 +114,50 @@ class SpectralCache:
             if _compute_checksum(tensors) != metadata["checksum"]:
                 raise ValueError("checksum")
             certificate = Certificate(**json.loads(metadata["certificate"]))
-        except OSError:  # missing or unreadable, which is no sign of damage
+        except OSError:  # the file is missing or unreadable, but not damaged
             return None
         except (SafetensorError, KeyError, TypeError, ValueError):
             with suppress(OSError):
                 file.unlink(missing_ok=True)
             return None
-        with suppress(OSError):  # of a read-only folder
+        with suppress(OSError):  # the folder may be read-only
             os.utime(file)
         return Triplets(**tensors, certificate=certificate)
 
     def write(self, key: str, triplets: Triplets) -> None:
-        """Write an entry atomically. A folder that cannot be written to is silently left alone."""
+        """Write an entry atomically. Errors are ignored: the cache is optional, and its folder may be read-only."""
         assert triplets.certificate is not None
         tensors = {"U": triplets.U, "S": triplets.S, "Vh": triplets.Vh}
         tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
         metadata = {"checksum": _compute_checksum(tensors), "certificate": json.dumps(asdict(triplets.certificate))}
-        # InputError: another process writes the same entry.
+        # InputError is raised if a second process writes the same entry.
         with suppress(OSError, SafetensorError, InputError):
             self.folder.mkdir(parents=True, exist_ok=True)
             write_bytes(self._file(key), save(tensors, metadata))
             self._evict()
 
     def entries(self) -> list[tuple[Path, int, float]]:
-        """List the file, size in bytes and time of last use (seconds) of every entry, least recently used first."""
+        """List the file, size in bytes and time of last use (seconds) of each entry, least recently used first."""
         entries = []
         for file in self.folder.glob("*.safetensors"):
             if _ENTRY_NAME.fullmatch(file.name) is None:
-                continue  # not ours: the folder may hold models too
+                continue  # no entry: the folder may also hold models
             try:
                 status = file.stat()
-            except FileNotFoundError:  # evicted by another process
+            except FileNotFoundError:  # a second process evicted the entry
                 continue
             entries.append((file, status.st_size, status.st_mtime))
         return sorted(entries, key=lambda entry: entry[2])
 
     def clear(self) -> int:
-        """Remove all entries and leftovers of killed processes; return the number of entries."""
+        """Remove all entries and the partial files of killed processes.
+
+        Returns:
+            Number of removed entries.
+        """
         entries = self.entries()
-        leftovers = (file for file in self.folder.glob(".*.ailora-partial") if _ENTRY_NAME.match(file.name[1:]))
-        for file in (*(file for file, _, _ in entries), *leftovers):
+        partial_files = (file for file in self.folder.glob(".*.ailora-partial") if _ENTRY_NAME.match(file.name[1:]))
+        for file in (*(file for file, _, _ in entries), *partial_files):
             file.unlink(missing_ok=True)
         return len(entries)
 
@@ -169,7 +175,7 @@ class SpectralCache:
 
 
 def _truncate(triplets: Triplets, rank: int, band: Band) -> Triplets:
-    """Return the `rank` triplets at the band's end. The certificate covers them: it holds the worst residual of all."""
+    """Return the `rank` triplets at the band's end, with the certificate of all, which holds for a subset too."""
     count = triplets.S.shape[-1]
     if rank == count:
         return triplets

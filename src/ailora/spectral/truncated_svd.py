@@ -1,4 +1,4 @@
-"""Truncated singular value decomposition of one band: choose a method, certify its result, fall back."""
+"""Truncated singular value decomposition: choose a method, certify the result, or fall back to the exact method."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ _METHODS: dict[str, Callable[[Tensor, int, Band], Triplets]] = {
     "lanczos": algorithms.lanczos,
     "inverse": algorithms.inverse,
 }
-#: Bound of certificates, as a multiple of the result's machine precision. Float32 results come from float64 or are
-#: checked at a few epsilon; in float64 the bound has to cover LAPACK's own errors, which grow with the size.
+#: Bound of certificates, as a multiple of the machine precision of the result. Float32 results have errors of a few
+#: epsilon, as most are computed in float64. In float64, LAPACK's own errors need a larger bound: they grow with the
+#: size.
 _BOUND_IN_EPS = {torch.float32: 16.0, torch.float64: 1024.0}
-#: Largest smaller side at which a few eigenvectors of the Gram matrix cost less than any iteration.
+#: Up to this length of the smaller side, a few eigenvectors of the Gram matrix cost less than any iteration.
 _MAX_GRAM_SIDE = 1024
 
 
@@ -34,23 +35,23 @@ def truncated_svd(
 ) -> Triplets:
     """Compute the `rank` certified singular triplets at one end of the spectrum of `weight`.
 
-    The residuals of the result are computed with the weight itself. If they exceed the bound, the exact method takes
-    over. The result is deterministic: iterations start from a seeded block.
+    The residuals of the result are computed with the weight itself. If a residual exceeds the bound, the exact method
+    takes over. The result is deterministic, because iterations start from a seeded block.
 
     Args:
-        weight: Matrix (out, in) of any floating dtype, or a batch (..., out, in) of equal shapes, decomposed at once.
+        weight: Matrix (out, in) of any floating dtype, or a batch (..., out, in), which is decomposed together.
         rank: Number of triplets, 1 <= rank <= min(out, in).
         band: `principal` (largest singular values) or `minor` (smallest).
         method: `exact`, `gram`, `lanczos` (principal only), `inverse` (minor, square only), or `auto`: see
             `choose_method`.
 
     Returns:
-        Triplets with their certificate, in float32, or float64 for a float64 weight, on the weight's device, with S
-        descending and signs fixed.
+        Triplets with certificate on the weight's device, in float64 for a float64 weight and in float32 for all others.
+        Singular values are descending, and the signs of vectors are fixed.
 
     Raises:
         InputError: The band or the method is unknown, the method does not apply to the weight, the rank is out of
-            range, or the weight is no finite floating matrix.
+            range, or the weight is not a finite floating matrix.
 
     Examples:
         >>> import torch
@@ -66,20 +67,20 @@ def truncated_svd(
     if type(rank) is not int or not 1 <= rank <= min(out, in_):
         raise InputError(f"rank must be between 1 and {min(out, in_)}, got {rank!r} (matrix {out} x {in_})")
     matrix = weight.detach().to(torch.promote_types(weight.dtype, torch.float32))
-    # In the precision of the matrix, which is enough: the float64 norm takes 0.05 s at 4096.
+    # The precision of the matrix is enough. A norm in float64 would take 0.05 s for a side of 4096.
     norm = torch.linalg.vector_norm(matrix, dim=(-2, -1))
-    # Finite entries can overflow the norm, so that an infinite norm alone is no error.
+    # The norm of finite entries can overflow, so that an infinite norm alone is no error.
     if not torch.isfinite(norm).all() and not torch.isfinite(matrix).all():
         raise InputError(f"matrix {out} x {in_} holds NaN or infinite entries and has no decomposition")
     if method == "auto":
         method = choose_method((out, in_), rank, band, dtype=matrix.dtype)
     _validate_method(method, (out, in_), band)
     try:
-        # Products in an autocast region would run in half precision.
+        # Inside an autocast region of the caller, products would run in half precision.
         with torch.autocast(matrix.device.type, enabled=False):
             return _decompose(matrix, rank, band, method=method, norm=norm)
     except NotConvergedError as error:
-        raise InputError(f"matrix {out} x {in_} has no decomposition that can be certified: {error}") from error
+        raise InputError(f"no decomposition of the {out} x {in_} matrix passes its certificate: {error}") from error
 
 
 def _validate_matrix(weight: object) -> None:
@@ -96,10 +97,10 @@ def _validate_matrix(weight: object) -> None:
 
 
 def _decompose(weight: Tensor, rank: int, band: Band, *, method: str, norm: Tensor) -> Triplets:
-    """Run a method, and the exact method if the first fails.
+    """Run a method, or the exact method if the first fails.
 
     Raises:
-        NotConvergedError: The result of the exact method misses the bound too.
+        NotConvergedError: The result of the exact method also misses the bound.
     """
     try:
         return _run_certified(weight, rank, band, method=method, norm=norm)
@@ -108,12 +109,14 @@ def _decompose(weight: Tensor, rank: int, band: Band, *, method: str, norm: Tens
 
 
 def choose_method(shape: tuple[int, int], rank: int, band: Band, *, dtype: torch.dtype) -> Method:
-    """Choose the method of `auto`, a pure function of the arguments.
+    """Choose the method for `auto`. The first fitting line counts.
 
-    - More than a third of all triplets; float64 up to 1024 on the smaller side, or minor and not square: `exact`.
-    - Up to 1024 on the smaller side: `gram`.
-    - Principal: `lanczos`.
-    - Minor: `inverse` for square weights, `gram` for others.
+    - More than a third of all triplets: `exact`.
+    - A float64 weight with a smaller side up to 1024, or minor triplets of a float64 weight that is not square:
+    `exact`.
+    - A smaller side up to 1024: `gram`.
+    - Principal triplets: `lanczos`.
+    - Minor triplets: `inverse` for square weights, `gram` for all others.
 
     Args:
         shape: Shape of the weight, (out, in).
@@ -128,7 +131,7 @@ def choose_method(shape: tuple[int, int], rank: int, band: Band, *, dtype: torch
     square = shape[0] == shape[1]
     if rank > small // 3:
         return "exact"
-    # The Gram matrix loses half of the digits, too many for a float64 result.
+    # The Gram matrix halves the number of correct digits, which is too few for a float64 result.
     if dtype is torch.float64 and (small <= _MAX_GRAM_SIDE or (band is Band.MINOR and not square)):
         return "exact"
     if small <= _MAX_GRAM_SIDE:
@@ -140,16 +143,16 @@ def choose_method(shape: tuple[int, int], rank: int, band: Band, *, dtype: torch
 
 def _validate_method(method: str, shape: tuple[int, int], band: Band) -> None:
     if method == "lanczos" and band is not Band.PRINCIPAL:
-        raise InputError("method 'lanczos' gives principal triplets only; for minor ones: inverse, gram, exact, auto")
+        raise InputError("method 'lanczos' computes principal triplets only; minor ones: inverse, gram, exact or auto")
     if method == "inverse" and (band is not Band.MINOR or shape[0] != shape[1]):
-        raise InputError(f"method 'inverse' gives minor triplets of square matrices only, not {band} of {shape}")
+        raise InputError(f"method 'inverse' computes minor triplets of square matrices only, got {band}, {shape}")
 
 
 def _run_certified(weight: Tensor, rank: int, band: Band, *, method: str, norm: Tensor) -> Triplets:
-    """Run a method, cut out the band, and certify the triplets against the weight.
+    """Run a method, select the band, and certify the triplets with the weight.
 
     Raises:
-        NotConvergedError: The method gives up, or its result misses the bound.
+        NotConvergedError: The method does not converge, or the result misses the bound.
     """
     computed = _METHODS[method](weight, rank, band)
     count = computed.S.shape[-1]
@@ -162,7 +165,7 @@ def _run_certified(weight: Tensor, rank: int, band: Band, *, method: str, norm: 
     triplets = Triplets(computed.U[..., rows], computed.S[..., rows], computed.Vh[..., rows, :])
     triplets = triplets.with_fixed_signs().to(weight.dtype)
     certificate = _certify(weight, triplets, norm, method=method, gap=gap)
-    # Negated, so that a NaN misses the bound.
+    # `not ... <=` instead of `>`, so that NaN misses the bound.
     if not max(certificate.residual, certificate.orthogonality) <= certificate.bound:
         raise NotConvergedError(f"{method}: {certificate}")
     return replace(triplets, certificate=certificate)
@@ -185,7 +188,7 @@ def _certify(weight: Tensor, triplets: Triplets, norm: Tensor, *, method: str, g
 
 
 def parse_band(band: Band | str) -> Band:
-    """Return the band with a name.
+    """Parse the name of a band.
 
     Raises:
         InputError: The name is neither `principal` nor `minor`.
