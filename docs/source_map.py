@@ -20,27 +20,27 @@ PACKAGES = (
 
 _TEXT = """# Architecture
 
-Packages are listed from the lowest layer to the highest. A file imports from its own package and from those above it
-on this page, never from those below; `make check` holds it (import-linter).
+This page lists the packages from the lowest layer to the highest. A file imports only from its own package and from packages
+above it on this page; `make check` enforces this with import-linter.
 
 ## From a call to a file
 
-`ailora.adapt(model, "ailora", rank=8)` in five steps:
+`ailora.adapt(model, "ailora", rank=8)` has five steps:
 
-1. **Roles.** `roles/detect.py` finds the projections of the model: which module is a query, which rows of a fused
-   weight are its value.
-2. **Plan.** `plan/make_plan.py` gives each projection its init, rank, alpha and scaling by the policy
-   (`inits/policy.py`). The plan holds no tensor.
-3. **Decomposition.** `lora/adapt.py` looks every planned weight up once (`weights/base_weight.py`), and
-   `lora/initial_factors.py` asks its init (`inits/spectral.py`) for `A0`, `B0`: `spectral/truncated_svd.py` computes
-   and certifies the singular triplets.
-4. **Injection.** `lora/inject.py` has PEFT put its layers on the model and replaces their two factors
-   (`lora/set_factors.py`). `lora/anchored_factor.py` holds the anchor as a buffer and trains the difference from it;
-   `lora/anchor.py` has the algebra.
+1. **Roles.** `roles/detect.py` finds the projections of the model: the role of each module, and of the rows of fused
+   weights.
+2. **Plan.** `plan/make_plan.py` assigns each projection an init by the policy (`inits/policy.py`), a rank, an alpha and a
+   scaling. The plan contains no tensor.
+3. **Decomposition.** `lora/adapt.py` looks every planned weight up once (`weights/base_weight.py`).
+   `lora/initial_factors.py` calls the init of each weight (`inits/spectral.py`) for `A0` and `B0`, and
+   `spectral/truncated_svd.py` computes and certifies the singular triplets.
+4. **Injection.** `lora/inject.py` calls PEFT, which adds its layers to the model, and replaces their factors
+   (`lora/set_factors.py`). `lora/anchored_factor.py` stores the anchor as a buffer and trains the difference from it;
+   `lora/anchor.py` contains the algebra.
 5. **File.** `save_pretrained` of PEFT, or `adapter_io/save_adapter.py`, writes `[A0; dA]` and `[dB, B]` as an ordinary
-   LoRA of rank 2r, and `ailora.json` (`plan/adapter_metadata.py`) beside it.
+   LoRA of rank 2r, with `ailora.json` (`plan/adapter_metadata.py`) beside it.
 
-`ailora init` does the same from a checkpoint that is never loaded (`checkpoints/initialize.py`), and
+`ailora init` does the same for a checkpoint, without loading the model (`checkpoints/initialize.py`).
 `adapter_io/resume.py` reads the anchor back from the file.
 
 ## Files
