@@ -20,8 +20,8 @@ PACKAGES = (
 
 _TEXT = """# Architecture
 
-This page lists the packages from the lowest layer to the highest. A file imports only from its own package and from packages
-above it on this page; `make check` enforces this with import-linter.
+This page lists the packages from the lowest layer to the highest. A file imports only from its own package and from
+packages above it on this page; `make check` enforces this with import-linter.
 
 ## From a call to a file
 
@@ -29,8 +29,8 @@ above it on this page; `make check` enforces this with import-linter.
 
 1. **Roles.** `roles/detect.py` finds the projections of the model: the role of each module, and of the rows of fused
    weights.
-2. **Plan.** `plan/make_plan.py` assigns each projection an init by the policy (`inits/policy.py`), a rank, an alpha and a
-   scaling. The plan contains no tensor.
+2. **Plan.** `plan/make_plan.py` assigns each projection an init by the policy (`inits/policy.py`), a rank, an alpha and
+   a scaling. The plan contains no tensor.
 3. **Decomposition.** `lora/adapt.py` looks every planned weight up once (`weights/base_weight.py`).
    `lora/initial_factors.py` calls the init of each weight (`inits/spectral.py`) for `A0` and `B0`, and
    `spectral/truncated_svd.py` computes and certifies the singular triplets.
