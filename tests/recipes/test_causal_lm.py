@@ -223,9 +223,12 @@ def test_weight_decay_pulls_toward_the_start(language_config: dict[str, Any], tm
         (["adapter.learning_rates={query: {C: 2}}"], "unknown factor in adapter.learning_rates 'C'; allowed: A, B"),
         (["adapter.learning_rates={query: 0}"], "adapter.learning_rates is .*; expected multipliers"),
         (["adapter={policy: full, learning_rates: {query: 2}}"], "remove adapter.learning_rates"),
-        (["data.prompt='{question}'"], "names the column 'question'; the data have: mr, ref"),
-        (["training.max_length=8"], "nothing of the completion is left in 8 tokens"),
-        (["evaluation.group_by=name"], "evaluation.group_by names the column 'name'; the data have: mr, ref"),
+        (["data.prompt='{question}'"], "names the column 'question', which is missing; the data have mr, ref"),
+        (["training.max_length=8"], "truncation to 8 tokens removes the completion"),
+        (
+            ["evaluation.group_by=name"],
+            "evaluation.group_by names the column 'name', which is missing; the data have mr, ref",
+        ),
         (["evaluation.metrics=[blue]"], "unknown evaluation.metrics 'blue' .did you mean 'bleu'"),
         (["evaluation.generate=null"], "evaluation.metrics requires evaluation.generate"),
         (["evaluation.generate={max_tokens: 3}"], "unknown key in evaluation.generate 'max_tokens'"),
@@ -259,7 +262,7 @@ def test_a_missing_chat_template_is_named(
 ) -> None:
     messages = [{"role": "user", "content": "{mr}"}, {"role": "assistant", "content": "{ref}"}]
     language_config["data"] = {**facts, "messages": messages}
-    with pytest.raises(ailora.InputError, match=r"has no chat template, which data\.messages needs"):
+    with pytest.raises(ailora.InputError, match=r"has no chat template, which data\.messages requires"):
         run(language_config)
     assert not (tmp_path / "run").exists()
 

@@ -214,7 +214,7 @@ def test_a_damaged_adapter_is_named(config: dict[str, Any], tmp_path: Path) -> N
     [
         ("data.train=nowhere.tsv", "no such file"),
         ("data.label=gold", "no column 'gold'"),
-        ("metric=pearson", "is not a number, which regression needs"),
+        ("metric=pearson", "label must be a finite number for regression"),
         ("adapter.rank=64", "rank must be .* from 1 to 32, got 64"),
         ("model=./nowhere", "is not a folder"),
         ("training.eval_strategy=sometimes", "training.*sometimes"),

@@ -106,7 +106,7 @@ def test_memory_is_as_estimated(config: dict[str, Any], verdicts: dict[str, Path
         ("adapter.rank=999", "rank must be a whole number from 1 to 32, got 999"),
         ("data.prompt='{question}'", "names the column 'question'"),
         ("adapter.learning_rates={up: 2}", "role up is not adapted"),
-        ("training.max_length=8", "nothing of the completion is left"),
+        ("training.max_length=8", "truncation to 8 tokens removes the completion"),
         ("evaluation.generate={do_sample: true, temperature: 0.0}", "generate: ValueError: .temperature"),
         ("evaluation.generate.repetition_penalty=0.0", "generate: ValueError: .penalty"),
         ("evaluation.generate.bad_words_ids=[[99999]]", "generate: ValueError: The model vocabulary"),

@@ -67,12 +67,12 @@ def test_what_is_filled_in_stands_as_it_is(around: str, value: str) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "write {{ and }} for braces"),
-        ("{}", "between braces stands the name of a column"),
-        ("{a!r}", "between braces stands the name of a column"),
-        ("{a.__class__}", "between braces stands the name of a column"),
-        ("{a[0]}", "between braces stands the name of a column"),
-        ("{a:>10}", "between braces stands the name of a column"),
+        ("{", "write {{ and }} for literal braces"),
+        ("{}", "expected a column name in braces"),
+        ("{a!r}", "expected a column name in braces"),
+        ("{a.__class__}", "expected a column name in braces"),
+        ("{a[0]}", "expected a column name in braces"),
+        ("{a:>10}", "expected a column name in braces"),
         ("mr =>", "names no column"),
         ([], "is empty"),
     ],
@@ -83,9 +83,13 @@ def test_broken_templates_are_refused(text: Any, message: str) -> None:
 
 
 def test_a_row_without_the_column_or_text_is_named() -> None:
-    with pytest.raises(ailora.InputError, match=r"rows\.csv:2: data\.prompt names the column 'question'.*: mr, ref"):
+    with pytest.raises(
+        ailora.InputError, match=r"rows\.csv:2: data\.prompt names the column 'question'.* have mr, ref"
+    ):
         select_rows({"mr": ["a"], "ref": ["b"]}, data(prompt="{question}", completion="{ref}"))
-    with pytest.raises(ailora.InputError, match=r"rows\.csv:3: data\.completion has no text to fill in: ref is empty"):
+    with pytest.raises(
+        ailora.InputError, match=r"rows\.csv:3: data\.completion cannot be filled in; empty columns: ref"
+    ):
         select_rows({"mr": ["a", "b"], "ref": ["b", ""]}, data(prompt="{mr}", completion="{ref}"))
 
 
@@ -131,11 +135,11 @@ def test_messages_are_made_from_columns() -> None:
     ("talk", "source", "message"),
     [
         (TALK, "conversations", "expected an object with role and content"),
-        (TALK, {**SHAREGPT, "names": {}}, r"expected a message of the role assistant, got the roles human, gpt"),
+        (TALK, {**SHAREGPT, "names": {}}, r"expected a message with the role assistant, got the roles human, gpt"),
         ([], SHAREGPT, "expected a list of messages"),
         ("hi", SHAREGPT, "expected a list of messages"),
-        ([{"from": "gpt", "value": 3}], SHAREGPT, "has the text 3, expected text"),
-        (TALK, {"column": "chat"}, "names the column 'chat'; the data have: conversations"),
+        ([{"from": "gpt", "value": 3}], SHAREGPT, "has the content 3, expected text"),
+        (TALK, {"column": "chat"}, "names the column 'chat', which is missing; the data have conversations"),
     ],
 )
 def test_conversations_of_another_kind_are_refused(talk: Any, source: Any, message: str) -> None:
@@ -176,7 +180,7 @@ def test_rows_are_grouped_by_texts_and_numbers_only() -> None:
     rows = select_rows({"a": ["x", "y"], "b": [1, [2]]}, data(text="{a}"))
     assert [len(group) for group in rows.group_by(["a"])] == [1, 1]
     with pytest.raises(
-        ailora.InputError, match=r"rows\.csv:3: evaluation\.group_by must name texts or numbers, got \[2\]"
+        ailora.InputError, match=r"rows\.csv:3: evaluation\.group_by requires columns of text or numbers, got \[2\]"
     ):
         rows.group_by(["b"])
 
@@ -332,20 +336,29 @@ def test_messages_of_parquet_have_no_keys_that_hold_nothing() -> None:
 @pytest.mark.parametrize(
     ("record", "message"),
     [
-        ({"messages": TOOL_TALK}, "writes nothing of reasoning_content: give a data.chat_template that does"),
-        ({"messages": [MESSAGES[0], {"role": "assistant", "tool_calls": [CALL]}]}, "writes nothing of tool_calls"),
-        ({"messages": MESSAGES, "tools": TOOLS}, "writes nothing of tools"),
-        ({"messages": MESSAGES, "chat_template_kwargs": {"quiet": True}}, "writes nothing of quiet"),
-        ({"messages": MESSAGES, "chat_template_kwargs": {"tokenize": False}}, "sets 'tokenize', which is no variable"),
+        (
+            {"messages": TOOL_TALK},
+            "template ignores reasoning_content; use a data.chat_template with reasoning_content",
+        ),
+        (
+            {"messages": [MESSAGES[0], {"role": "assistant", "tool_calls": [CALL]}]},
+            "the chat template ignores tool_calls",
+        ),
+        ({"messages": MESSAGES, "tools": TOOLS}, "the chat template ignores tools"),
+        ({"messages": MESSAGES, "chat_template_kwargs": {"quiet": True}}, "the chat template ignores quiet"),
+        (
+            {"messages": MESSAGES, "chat_template_kwargs": {"tokenize": False}},
+            "sets 'tokenize', which is not a variable",
+        ),
         ({"messages": MESSAGES, "chat_template_kwargs": 3}, "'chat_template_kwargs' holds 3, expected an object"),
         ({"messages": MESSAGES, "tools": "where"}, "column 'tools': not JSON"),
         ({"messages": MESSAGES, "tools": {"a": 1}}, "'tools' holds .*expected a list of objects, or its JSON"),
-        ({"messages": [MESSAGES[0], {**MESSAGES[1], "weight": 0}]}, "has weight 0, but the loss counts on it"),
-        ({"messages": [{**MESSAGES[0], "train": False}, MESSAGES[1]]}, "has train False, but the loss counts on it"),
+        ({"messages": [MESSAGES[0], {**MESSAGES[1], "weight": 0}]}, "has weight 0, but the loss includes"),
+        ({"messages": [{**MESSAGES[0], "train": False}, MESSAGES[1]]}, "has train False, but the loss includes"),
         ({"messages": [MESSAGES[0], {**MESSAGES[1], "weight": 0.5}]}, "has weight 0.5"),
         ({"messages": [{"role": ["user"], "content": "a"}, MESSAGES[1]]}, r"has the role \['user'\], expected text"),
         ({"messages": [{"role": None, "content": "a"}, MESSAGES[1]]}, "has the role None, expected text"),
-        ({"messages": [MESSAGES[0], {"role": "assistant", "content": None}]}, "has the text None, expected text"),
+        ({"messages": [MESSAGES[0], {"role": "assistant", "content": None}]}, "has the content None, expected text"),
         ({"messages": [MESSAGES[0], {**MESSAGES[1], "tool_calls": "x"}]}, "has the tool_calls 'x', expected a list"),
     ],
 )
@@ -360,20 +373,20 @@ def test_weights_that_say_what_the_run_does_are_accepted(words: PreTrainedTokeni
     talk = [{**MESSAGES[0], "weight": 0}, {**MESSAGES[1], "weight": 1, "train": True}]
     row = {"messages": talk}
     assert len(Tokenization(words, assistant_only_loss=True).tokenize(jsonl_rows(tmp_path, row))) == 1
-    with pytest.raises(ailora.InputError, match=r"rows\.jsonl:1: .*set training\.assistant_only_loss"):
+    with pytest.raises(ailora.InputError, match=r"rows\.jsonl:1: .*change training\.assistant_only_loss"):
         Tokenization(words).tokenize(jsonl_rows(tmp_path, row))
 
 
 @pytest.mark.parametrize(
     ("template", "message"),
     [
-        ("{{ 1 / 0 }}", r"^rows\.csv:2: the chat template refuses .*ZeroDivisionError"),
+        ("{{ 1 / 0 }}", r"^rows\.csv:2: the chat template fails .*ZeroDivisionError"),
         ("{{ messages[0].content + none }}", r"^rows\.csv:2: .*TypeError"),
         ("{{ nowhere.a.b }}", r"^rows\.csv:2: .*UndefinedError"),
         ("{{ ''.__class__.__mro__ }}", r"^rows\.csv:2: .*SecurityError"),
         ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", r"^rows\.csv:2: .*RecursionError"),
-        ("a\n{% for %}", r"^the chat template has a mistake in its line 2: "),
-        ("{{ a | nofilter }}", r"^the chat template has a mistake in its line 1: No filter named"),
+        ("a\n{% for %}", r"^the chat template has a syntax error in line 2: "),
+        ("{{ a | nofilter }}", r"^the chat template has a syntax error in line 1: No filter named"),
     ],
 )
 def test_a_template_that_fails_names_the_row_and_a_broken_one_does_not(template: str, message: str) -> None:
@@ -388,7 +401,7 @@ def test_rows_of_which_nothing_is_left_are_named(words: PreTrainedTokenizerFast)
     rows = select_rows(
         {"a": ["car", "the " * 40, "cup", "the " * 50], "b": ["x"] * 4}, data(prompt="{a} =>", completion=" {b}")
     )
-    with pytest.raises(ailora.InputError, match=r"rows\.csv:3, rows\.csv:5: nothing of the completion is left in 16"):
+    with pytest.raises(ailora.InputError, match=r"rows\.csv:3, rows\.csv:5: truncation to 16 tokens removes the"):
         Tokenization(words, max_length=16).tokenize(rows)
 
 
@@ -404,7 +417,7 @@ def test_a_prompt_ends_where_its_completion_begins(words: PreTrainedTokenizerFas
 
 def test_a_tokenizer_without_what_training_needs_is_refused(tmp_path: Path) -> None:
     made = tokenizer()
-    with pytest.raises(ailora.InputError, match=r"has no chat template, which data\.messages needs"):
+    with pytest.raises(ailora.InputError, match=r"has no chat template, which data\.messages requires"):
         prepare_tokenizer(made, name="m", chat_template=None, chat=True)
     with pytest.raises(ailora.InputError, match=r"no such file: nowhere\.jinja"):
         prepare_tokenizer(made, name="m", chat_template="nowhere.jinja", chat=True)
@@ -412,7 +425,7 @@ def test_a_tokenizer_without_what_training_needs_is_refused(tmp_path: Path) -> N
     prepare_tokenizer(made, name="m", chat_template=str(tmp_path / "chat.jinja"), chat=True)
     assert made.chat_template == CHAT_TEMPLATE
     made.pad_token = None
-    with pytest.raises(ailora.InputError, match="has no padding token: set pad_token in its tokenizer_config"):
+    with pytest.raises(ailora.InputError, match="has no padding token; set pad_token in its tokenizer_config"):
         prepare_tokenizer(made, name="m", chat_template=None, chat=False)
     made.eos_token = None
     with pytest.raises(ailora.InputError, match="has no end-of-text token"):
@@ -423,5 +436,5 @@ def test_a_conversation_that_the_template_refuses_is_an_input_error() -> None:
     made = tokenizer()
     made.chat_template = "{{ raise_exception('roles must alternate') }}"
     (row,) = select_rows({"m": [MESSAGES]}, data(messages="m")).rows
-    with pytest.raises(ailora.InputError, match=r"the chat template refuses .* roles must alternate"):
+    with pytest.raises(ailora.InputError, match=r"the chat template fails .* roles must alternate"):
         Tokenization(made).encode(row)

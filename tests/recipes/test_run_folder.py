@@ -333,7 +333,7 @@ def test_damaged_labels_of_a_finished_run_are_named(config: dict[str, Any], tmp_
     with folder.claimed(load_config(config)):
         pass
     folder.result.write_text(json.dumps({"metrics": {}, "best": {}, "labels": labels}))
-    with pytest.raises(ailora.InputError, match=r"result\.json is damaged \(labels are .*: delete"):
+    with pytest.raises(ailora.InputError, match=r"result\.json is damaged \(labels must be .*: delete"):
         load_run(folder.path)
 
 

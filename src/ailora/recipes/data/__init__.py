@@ -1,1 +1,1 @@
-"""Read rows of data files, validate and tokenize them."""
+"""Read, validate and tokenize the rows of data files."""

@@ -1,4 +1,4 @@
-"""Labelled texts of a data split, read from its tables."""
+"""Read the labelled texts of a data split."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ailora.recipes.config.schema import DataConfig, DataSource
 from ailora.recipes.data.labels import Labels, is_missing
 from ailora.recipes.data.readers import Table, read_tables
 
-#: Not the run's seed: methods and seeds are compared on the same rows.
+#: Independent of the run's seed, so that all methods and seeds use the same rows.
 _SAMPLE_SEED = 20251008
 
 
@@ -27,7 +27,7 @@ class Examples:
 
     Attributes:
         texts: one or two texts per row.
-        labels: labels as the file holds them; None if the rows are not labelled.
+        labels: labels as stored in the file; None for unlabelled rows.
         origins: `file:line` of each row, for error messages.
     """
 
@@ -36,10 +36,16 @@ class Examples:
     origins: list[str]
 
     def encode_labels(self, labels: Labels) -> list[int | float]:
-        """Encode the labels as class ids, or as the numbers of a regression.
+        """Encode the labels as class ids, or as numbers for regression.
+
+        Args:
+            labels: labels of the task.
+
+        Returns:
+            The encoded label of each row.
 
         Raises:
-            InputError: The rows are not labelled, or a label is invalid; see `Labels.encode`.
+            InputError: The rows have no labels, or a label is invalid; see `Labels.encode`.
         """
         if self.labels is None:
             raise InputError(f"{self.origins[0]}: the data have no labels")
@@ -60,9 +66,9 @@ def load_examples(data: DataConfig, split: str) -> Examples:
         InputError: The data are missing or invalid, lack a column, or hold a row without text or label.
     """
     examples = to_examples(read_split(data, split), data)
-    kept = sample_indices(len(examples.texts), getattr(data, f"max_{split}_samples", None))
-    labels = examples.labels and [examples.labels[i] for i in kept]
-    return Examples([examples.texts[i] for i in kept], labels, [examples.origins[i] for i in kept])
+    indices = sample_indices(len(examples.texts), getattr(data, f"max_{split}_samples", None))
+    labels = examples.labels and [examples.labels[i] for i in indices]
+    return Examples([examples.texts[i] for i in indices], labels, [examples.origins[i] for i in indices])
 
 
 def read_split(data: DataSource, split: str, columns: Sequence[str] = ()) -> Table:
@@ -71,10 +77,10 @@ def read_split(data: DataSource, split: str, columns: Sequence[str] = ()) -> Tab
     Args:
         data: files or data set.
         split: `train`, `validation` or `test`.
-        columns: further columns to read, beside those named by `data`.
+        columns: columns to read in addition to those named by `data`.
 
     Returns:
-        The table; columns that nothing names may hold None.
+        The table; values of unnamed columns may be None.
 
     Raises:
         InputError: The data are missing or invalid.
@@ -104,7 +110,7 @@ def to_examples(table: Table, data: DataConfig, *, labelled: bool = True) -> Exa
     """Extract texts and labels from a table.
 
     Args:
-        table: table that holds the text columns of `data`.
+        table: table with the text columns of `data`.
         data: names of the columns.
         labelled: whether to extract the label column.
 
@@ -128,11 +134,11 @@ def to_examples(table: Table, data: DataConfig, *, labelled: bool = True) -> Exa
 def _read_dataset(data: DataSource, split: str, named: Collection[str]) -> Table:
     try:
         loaded: Any = datasets.load_dataset(str(data.dataset), data.subset, split=split)
-    # datasets raises RuntimeError for a data set that is loaded by a script, which it never runs.
+    # datasets never runs loading scripts, and raises RuntimeError for a data set with a script.
     except (OSError, ValueError, RuntimeError, DatasetsError) as error:
         raise InputError(f"cannot load split {split!r} of data set {data.dataset!r}: {error}") from error
     columns = tuple(loaded.column_names)
-    # Columns that are not needed may be unreadable here: images without Pillow, dates beyond the year 9999.
+    # Unnamed columns stay unread, since reading may fail: images without Pillow, dates beyond the year 9999.
     name = f"{data.dataset}/{split}"
     values = [
         _column_values(loaded, column, name) if column in named else repeat(None, len(loaded)) for column in columns
@@ -147,6 +153,6 @@ def _column_values(loaded: Dataset, column: str, name: str) -> list[object]:
         if isinstance(feature, datasets.ClassLabel):
             return [feature.int2str(value) if value >= 0 else None for value in loaded[column]]
         return list(loaded[column])
-    # Arrow holds dates beyond the year 9999, which Python does not; some columns need a package that decodes them.
+    # Python cannot represent all of Arrow's dates, and some columns need a package for decoding.
     except (OverflowError, ValueError, ImportError) as error:
         raise InputError(f"{name}: column {column!r} cannot be read ({error}): convert it to text") from None

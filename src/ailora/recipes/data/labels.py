@@ -1,4 +1,4 @@
-"""Labels of a classification or regression task: names of classes, or numbers."""
+"""Labels of a task: class names, or numbers for regression."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ailora.errors import InputError
-from ailora.formatting import shorten
+from ailora.formatting import shorten, truncate
 from ailora.recipes.evaluation.classification_metrics import METRICS
 
 _WHOLE = re.compile(r"-?[0-9]+")
-#: Python refuses to convert more than 4,300 digits to an int; no float has more than 309.
+#: Python refuses to convert more than 4,300 digits to an int; a float has at most 309 digits before the point.
 _MAX_DIGITS = 300
-#: Of a list of labels, and of a label, in messages.
-_MAX_SHOWN = 500
+#: Limit for a label, and for a list of labels, in error messages.
+_MAX_SHOWN_CHARS = 500
 _DECIMAL = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
 
 
 @dataclass(frozen=True)
 class Labels:
-    """Classes of a task, or the numbers of a regression.
+    """Labels of a task, with the names of its classes.
 
     Attributes:
-        names: names of the classes in the order of their ids; None for regression.
+        names: class names in the order of the class ids; None for regression.
     """
 
     names: tuple[str, ...] | None
@@ -36,13 +36,13 @@ class Labels:
         Args:
             values: label of each row.
             origins: `file:line` of each row, for error messages.
-            regression: whether labels are numbers to predict.
+            regression: whether labels are numbers instead of classes.
 
         Returns:
-            The distinct values, sorted by number if all are whole numbers, else by name.
+            Labels with the distinct values as names, in numerical order if all are whole numbers, else in text order.
 
         Raises:
-            InputError: There is a single class, a value does not name a class, or spellings of a class differ.
+            InputError: The data have a single class, a value cannot name a class, or two spellings mean the same class.
         """
         if regression:
             return cls(None)
@@ -54,25 +54,34 @@ class Labels:
             name = next(iter(first_origins))
             raise InputError(f"expected at least two classes in the training data, got the single class {name!r}")
         if long := next((name for name in first_origins if len(name) > _MAX_DIGITS and _WHOLE.fullmatch(name)), None):
-            raise InputError(f"{first_origins[long]}: label {long[:80]!r} is too long a number: {len(long):,} digits")
+            shown = truncate(repr(long), 80)
+            raise InputError(
+                f"{first_origins[long]}: label {shown} has {len(long):,} digits; expected at most {_MAX_DIGITS}"
+            )
         if not all(_WHOLE.fullmatch(name) for name in first_origins):
             _validate_not_decimal(first_origins)
             return cls(tuple(sorted(first_origins)))
         _validate_spellings(first_origins)
-        # By number: as text, class 10 would stand before class 2.
+        # In numerical order, since text order puts class 10 before class 2.
         return cls(tuple(sorted(first_origins, key=int)))
 
     @classmethod
     def from_result(cls, names: object) -> Labels:
-        """Restore the labels that `result.json` of a run holds.
+        """Restore the labels stored in the `result.json` of a run.
+
+        Args:
+            names: value of `labels` in the file.
+
+        Returns:
+            The labels.
 
         Raises:
-            InputError: they are neither null nor the names of two classes or more.
+            InputError: The value is neither null nor a list of at least two names.
         """
         if names is None:
             return cls(None)
         if not isinstance(names, list) or len(names) < 2 or not all(isinstance(name, str) for name in names):
-            raise InputError(f"labels are a list of at least two names, or null, not {shorten(repr(names), 80)}")
+            raise InputError(f"labels must be null or a list of at least two names, got {shorten(repr(names), 80)}")
         return cls(tuple(names))
 
     @property
@@ -81,41 +90,42 @@ class Labels:
         return len(self.names) if self.names else 1
 
     def encode(self, value: object, origin: str) -> int | float:
-        """Encode a label as the model is trained on it.
+        """Encode a label for training.
 
         Args:
-            value: label as the file holds it.
+            value: label as stored in the file.
             origin: `file:line` of the row, for error messages.
 
         Returns:
-            The id of the class, or the number of a regression.
+            The class id, or the number for regression.
 
         Raises:
-            InputError: The class does not occur in the training data, or the number of a regression is not finite.
+            InputError: The class does not occur in the training data, or the number is not finite.
         """
         if self.names is not None:
             name = _name(value)
             if name not in self.names:
-                labels, shown = shorten(", ".join(self.names), _MAX_SHOWN), shorten(name, _MAX_SHOWN)
-                raise InputError(f"{origin}: label {shown!r} is not in the training data: {labels}")
+                labels, shown = shorten(", ".join(self.names), _MAX_SHOWN_CHARS), shorten(name, _MAX_SHOWN_CHARS)
+                raise InputError(f"{origin}: label {shown!r} is not in the training data, which has {labels}")
             return self.names.index(name)
         try:
             number = float(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else math.nan
         except (ValueError, OverflowError):
             number = math.nan
         if not math.isfinite(number):
-            raise InputError(f"{origin}: label {value!r} is not a number, which regression needs")
+            raise InputError(f"{origin}: label must be a finite number for regression, got {value!r}")
         return number
 
     def decode(self, prediction: float) -> str | float:
-        """Return the class name of a predicted id, or the predicted number of a regression."""
+        """Return the class name for a predicted id, or the predicted number for regression."""
         return self.names[int(prediction)] if self.names else float(prediction)
 
 
 def is_missing(value: object) -> bool:
-    """Return whether a cell holds no label: None, blanks, or NaN, which pandas writes for a missing value."""
+    """Return whether a cell holds no label: None, blank text, or NaN."""
     if isinstance(value, str):
         return not value.strip()
+    # pandas writes NaN for missing values.
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
@@ -124,39 +134,41 @@ def _name(value: object) -> str:
 
 
 def _validate_types(values: Sequence[object], origins: Sequence[str]) -> None:
-    """Validate that labels are text, whole numbers or booleans, and of the same type within a file."""
-    # By file and not over all files: 1 in JSON is "1" in TSV, and both may belong to a training set.
+    """Validate that labels are text, whole numbers or booleans, with a single type in each file."""
+    # Types may differ between files: 1 in a JSON file and "1" in a TSV file are the same class.
     first_of_file: dict[str, tuple[object, str]] = {}
     for value, origin in zip(values, origins, strict=True):
         if isinstance(value, float):
-            raise InputError(f"{origin}: label {value!r} is a decimal number, no class: {_describe_choices()}")
+            raise InputError(f"{origin}: label {value!r} is a decimal number; {_describe_choices()}")
         if not isinstance(value, (str, int)):
             kind = type(value).__name__
             raise InputError(f"{origin}: label must be text or a whole number, got a {kind} ({value!r})")
-        other, elsewhere = first_of_file.setdefault(origin.rpartition(":")[0], (value, origin))
-        if type(other) is not type(value):
+        first, first_origin = first_of_file.setdefault(origin.rpartition(":")[0], (value, origin))
+        if type(first) is not type(value):
             raise InputError(
-                f"{origin}: label {value!r} is of another kind than {other!r} ({elsewhere}): write all labels alike"
+                f"{origin}: label {value!r} and label {first!r} ({first_origin}) differ in type; write all labels of a "
+                "file as text, or all as whole numbers"
             )
 
 
 def _validate_not_decimal(origins: dict[str, str]) -> None:
-    """Validate that the names (-> origin) are not all numbers: with decimals among them they are a quantity."""
+    """Refuse class names if all are numbers and some are decimal: such labels measure a quantity."""
     if all(_DECIMAL.fullmatch(name) for name in origins):
         name = next(name for name in origins if not _WHOLE.fullmatch(name))
-        raise InputError(f"{origins[name]}: label {name!r} is a decimal number, no class: {_describe_choices()}")
+        raise InputError(f"{origins[name]}: label {name!r} is a decimal number; {_describe_choices()}")
 
 
 def _validate_spellings(origins: dict[str, str]) -> None:
-    """Validate that no two names (-> origin) are the same number, such as 1 and 01."""
+    """Validate that no two names mean the same number, such as 1 and 01."""
     spellings: dict[int, str] = {}
     for name, origin in origins.items():
-        if (other := spellings.setdefault(int(name), name)) != name:
+        if (first := spellings.setdefault(int(name), name)) != name:
             raise InputError(
-                f"{origin}: label {name!r} is the same number as {other!r} ({origins[other]}): write all labels alike"
+                f"{origin}: label {name!r} is the same number as label {first!r} ({origins[first]}); use one spelling "
+                "for each class"
             )
 
 
 def _describe_choices() -> str:
     metrics = " or ".join(name for name, metric in METRICS.items() if metric.regression)
-    return f"for regression choose metric {metrics}, for classes write labels as text or whole numbers"
+    return f"for regression, choose metric {metrics}; for classification, write labels as text or whole numbers"

@@ -1,4 +1,4 @@
-"""Rows for language models, read from tables: texts, prompts with completions, or conversations."""
+"""Read rows for language models: texts, prompts with completions, or conversations."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ from ailora.recipes.data.classification_rows import read_split, sample_indices
 from ailora.recipes.data.readers import Table
 from ailora.recipes.data.templates import Template
 
-#: A message as the chat template takes it: `role`, `content`, and all further keys of the data.
+#: Message for the chat template: `role`, `content`, and all further keys in the data.
 Message = dict[str, Any]
-#: Parameters of the tokenizer's method, which a row may not set through `chat_template_kwargs`.
+#: Parameters of `apply_chat_template`, which a row may not set through `chat_template_kwargs`.
 _RESERVED_VARIABLES = inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters.keys() - {"documents"}
-#: Keys of messages whose `content` may be missing.
+#: Keys of a message that may replace `content`.
 _CALL_KEYS = ("tool_calls", "function_call")
-#: Reads prompt and completion of a row, from its columns and its origin.
+#: Function that reads prompt and completion, given the values of a row by column and the row's origin.
 _Reader = Callable[[Mapping[str, object], str], tuple[str | list[Message] | None, str | list[Message]]]
 
 
 @dataclass(frozen=True)
 class Row:
-    """A prompt with its completion, or a text.
+    """Prompt with completion, or plain text.
 
     Attributes:
         origin: `file:line` of the row, for error messages.
-        prompt: text, or messages before the answer; None for a text that is trained whole.
-        completion: text to write; of a conversation, all messages up to the answer.
-        values: the row by column.
-        variables: variables of the chat template: `tools`, and those of `chat_template_kwargs`.
+        prompt: text, or messages before the answer; None for plain text, with all tokens in the loss.
+        completion: expected text; for a conversation, all messages including the answer.
+        values: values of the row by column.
+        variables: chat template variables, from the columns `tools` and `chat_template_kwargs`.
     """
 
     origin: str
@@ -54,19 +54,19 @@ class Row:
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows of a split."""
+    """Rows of a split."""
 
     rows: list[Row]
 
     def sample(self, limit: int | None) -> Rows:
-        """Return a sample of at most `limit` rows, the same in every run; None for all rows."""
+        """Return a sample of at most `limit` rows, identical in every run; without a limit, all rows."""
         return self if limit is None else Rows([self.rows[i] for i in sample_indices(len(self.rows), limit)])
 
     def group_by(self, columns: Sequence[str]) -> list[list[Row]]:
-        """Group rows that agree in the columns.
+        """Group rows with equal values in columns.
 
         Args:
-            columns: names of columns; without any, each row is a group.
+            columns: column names; if empty, each row is a group.
 
         Returns:
             The groups, in the order of their first rows.
@@ -81,13 +81,13 @@ class Rows:
             for name in columns:
                 if name not in row.values:
                     raise InputError(
-                        f"{row.origin}: evaluation.group_by names the column {name!r}; the data have: "
+                        f"{row.origin}: evaluation.group_by names the column {name!r}, which is missing; the data have "
                         + ", ".join(row.values)
                     )
             values = [row.values[name] for name in columns]
             if nested := next((value for value in values if isinstance(value, list | dict)), None):
                 raise InputError(
-                    f"{row.origin}: evaluation.group_by must name texts or numbers, got {short_repr(nested)}"
+                    f"{row.origin}: evaluation.group_by requires columns of text or numbers, got {short_repr(nested)}"
                 )
             groups.setdefault(tuple(values), []).append(row)
         return list(groups.values())
@@ -99,7 +99,7 @@ def load_rows(data: PromptData, split: str, columns: Sequence[str] = ()) -> Rows
     Args:
         data: files or data set, and templates over their columns.
         split: `train`, `validation` or `test`.
-        columns: further columns to read, beside those named by `data`.
+        columns: columns to read in addition to those named by `data`.
 
     Returns:
         All rows of the split.
@@ -111,12 +111,12 @@ def load_rows(data: PromptData, split: str, columns: Sequence[str] = ()) -> Rows
 
 
 def to_rows(table: Table, data: PromptData, *, complete: bool = True) -> Rows:
-    """Fill in templates, or read conversations, of all rows of a table.
+    """Convert all rows of a table by filling in templates or reading conversations.
 
     Args:
-        table: table that holds the columns named by `data`.
-        data: templates over columns, or the column of conversations.
-        complete: whether to read completions, too; without, they are empty, to be generated.
+        table: table with the columns named by `data`.
+        data: templates, or the column of conversations.
+        complete: whether to read completions; False leaves completions empty for generation.
 
     Returns:
         The rows.
@@ -144,14 +144,14 @@ def _read_variables(row: Mapping[str, object], origin: str) -> dict[str, Any]:
         raise InputError(f"{origin}: column 'chat_template_kwargs' holds {short_repr(variables)}, expected an object")
     if reserved := sorted(_RESERVED_VARIABLES & (variables or {}).keys()):
         raise InputError(
-            f"{origin}: column 'chat_template_kwargs' sets {reserved[0]!r}, which is no variable of a chat template"
+            f"{origin}: column 'chat_template_kwargs' sets {reserved[0]!r}, which is not a variable of a chat template"
         )
-    # An empty list is left out: Llama's templates announce tools wherever the variable is set.
+    # Without an empty list, since Llama's templates announce tools whenever the variable is set.
     return dict(variables or {}) | ({"tools": tools} if tools else {})
 
 
 def _make_reader(data: PromptData, complete: bool) -> _Reader:
-    """Return the function that reads prompt and completion of a row."""
+    """Build the function that reads prompt and completion of a row."""
     if data.prompt is not None and data.completion is not None:
         prompt, completion = (
             Template.parse(data.prompt, "data.prompt"),
@@ -172,13 +172,13 @@ def _make_reader(data: PromptData, complete: bool) -> _Reader:
 def _make_messages_reader(
     source: str | MessageColumn | list[MessageTemplate], complete: bool
 ) -> Callable[[Mapping[str, object], str], list[Message]]:
-    """Return the function that reads the messages of a row, without a final answer unless `complete`."""
+    """Build the function that reads the messages of a row, with the final answer only if `complete`."""
     if isinstance(source, list):
-        # The answer's columns need not be in the data if the answer is to be generated.
-        answered = not complete and source[-1].role == "assistant"
+        # Data for generation may lack the columns of the answer.
+        drops_answer = not complete and source[-1].role == "assistant"
         templates = [
             (message.role, Template.parse(message.content, f"data.messages[{number}].content"))
-            for number, message in enumerate(source[:-1] if answered else source)
+            for number, message in enumerate(source[:-1] if drops_answer else source)
         ]
         return lambda row, origin: [{"role": role, "content": text.fill(row, origin)} for role, text in templates]
     column = MessageColumn(column=source) if isinstance(source, str) else source
@@ -192,7 +192,10 @@ def _make_messages_reader(
 
 def _read_messages(row: Mapping[str, object], source: MessageColumn, origin: str) -> list[Message]:
     if source.column not in row:
-        raise InputError(f"{origin}: data.messages names the column {source.column!r}; the data have: {', '.join(row)}")
+        raise InputError(
+            f"{origin}: data.messages names the column {source.column!r}, which is missing; the data have "
+            + ", ".join(row)
+        )
     messages = row[source.column]
     if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
         raise InputError(
@@ -202,42 +205,44 @@ def _read_messages(row: Mapping[str, object], source: MessageColumn, origin: str
 
 
 def _read_message(message: object, source: MessageColumn, origin: str) -> Message:
-    """Read a message with all of its keys."""
+    """Read a message, and keep keys beyond role and content."""
     calls_tool = isinstance(message, Mapping) and any(message.get(key) for key in _CALL_KEYS)
-    needed = {source.role} if calls_tool else {source.role, source.content}
-    if not isinstance(message, Mapping) or not needed <= message.keys():
+    required = {source.role} if calls_tool else {source.role, source.content}
+    if not isinstance(message, Mapping) or not required <= message.keys():
         keys = f"{source.role} and {source.content}"
         raise InputError(
             f"{origin}: a message of {source.column!r} is {short_repr(message)}, expected an object with {keys}; "
-            "other keys are named with data.messages: {column, role, content, names}"
+            "configure different keys with data.messages: {column, role, content, names}"
         )
     role, content = message[source.role], message.get(source.content)
     if not isinstance(role, str) or not role.strip():
         raise InputError(f"{origin}: a message of {source.column!r} has the role {short_repr(role)}, expected text")
     if not isinstance(content, str) and not (calls_tool and content is None):
-        raise InputError(f"{origin}: a message of {source.column!r} has the text {short_repr(content)}, expected text")
+        raise InputError(
+            f"{origin}: a message of {source.column!r} has the content {short_repr(content)}, expected text"
+        )
     calls = message.get("tool_calls")
     if calls is not None and not (isinstance(calls, list) and all(isinstance(call, Mapping) for call in calls)):
         raise InputError(
             f"{origin}: a message of {source.column!r} has the tool_calls {short_repr(calls)}, "
             "expected a list of objects"
         )
-    # Parquet gives every message all keys that any of them has, with null for those that are missing.
-    others = {
+    # Parquet gives every message the keys of all messages, with null for absent keys.
+    further = {
         key: value
         for key, value in message.items()
         if value is not None and key not in (source.role, source.content, "role", "content")
     }
-    return {"role": source.names.get(role, role), "content": content, **others}
+    return {"role": source.names.get(role, role), "content": content, **further}
 
 
 def _split_conversation(messages: list[Message], origin: str) -> tuple[list[Message], list[Message]]:
-    """Return the messages before the last answer, and all messages up to it."""
+    """Return the messages before the last answer, and the messages including that answer."""
     roles = [message["role"] for message in messages]
     if "assistant" not in roles:
         raise InputError(
-            f"{origin}: expected a message of the role assistant, got the roles {', '.join(dict.fromkeys(roles))}; "
-            "name others with data.messages: {column: ..., names: {gpt: assistant}}"
+            f"{origin}: expected a message with the role assistant, got the roles {', '.join(dict.fromkeys(roles))}; "
+            "map different roles with data.messages: {column: ..., names: {gpt: assistant}}"
         )
     last = len(roles) - roles[::-1].index("assistant")
     return messages[: last - 1], messages[:last]

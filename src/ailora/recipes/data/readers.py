@@ -1,4 +1,4 @@
-"""Read local files as tables, with the file and line of each row."""
+"""Read data files as tables, with the file and line of each row."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from ailora.formatting import shorten
 from ailora.path_kind import is_file, is_folder
 from ailora.plain_data import parse_json, read_text, split_json_lines
 
-#: The largest limit that a C `long` holds on every platform; Python's default of 131,072 is shorter than long texts.
+#: Largest C `long` on every platform; long texts exceed Python's default of 131,072.
 _MAX_FIELD_CHARS = 2**31 - 1
 _FORMATS = (".tsv", ".csv", ".jsonl", ".json", ".parquet")
 _JSON_FORMATS = (".jsonl", ".json")
-_JSON_FORMS = "; a .json file holds one list of objects, one object, or an object a line"
+_JSON_FORMS = "; a .json file holds a list of objects, a single object, or an object per line"
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Table:
 
     Attributes:
         columns: names of the columns.
-        rows: tuple of values of each row.
+        rows: values of each row, in the order of `columns`.
         origins: `file:line` (text files), `file: record n` or `file: row n` of each row, for error messages.
     """
 
@@ -43,17 +43,23 @@ class Table:
     def column(self, name: str) -> list[object]:
         """Return the values of a column.
 
+        Args:
+            name: name of the column.
+
+        Returns:
+            The value in each row.
+
         Raises:
             InputError: The table has no such column.
         """
         if name not in self.columns:
             source = self.origins[0].rpartition(":")[0] if self.origins else "the table"
-            raise InputError(f"{source} has no column {name!r}; it has: {', '.join(self.columns)}")
+            raise InputError(f"{source} has no column {name!r}; the columns are {', '.join(self.columns)}")
         index = self.columns.index(name)
         return [row[index] for row in self.rows]
 
     def records(self) -> Iterator[tuple[dict[str, object], str]]:
-        """Yield the values of each row by column, and its origin."""
+        """Yield each row as a dict by column, with the row's origin."""
         for row, origin in zip(self.rows, self.origins, strict=True):
             yield dict(zip(self.columns, row, strict=True)), origin
 
@@ -63,16 +69,16 @@ def read_tables(
 ) -> Table:
     """Read files with the same columns into one table.
 
-    TSV files are read without quoting, as GLUE's are, CSV files with it. JSONL files hold an object per line; JSON
-    files hold the same, a list of objects, or a single object.
+    TSV files are read without quoting, like GLUE's files, and CSV files with quoting. JSONL files hold an object per
+    line. JSON files hold an object per line, a list of objects, or a single object.
 
     Args:
         paths: files ending in .tsv, .csv, .jsonl, .json or .parquet.
-        columns: names of the columns of TSV and CSV files without a header line.
-        named: columns to read from Parquet files, whose other columns hold None in the table; None for all.
+        columns: column names for TSV and CSV files without a header line.
+        named: columns to read from Parquet files; all other columns hold None. None reads all columns.
 
     Returns:
-        The rows of all files, in their order; None where an object of JSON lacks a key of others.
+        The rows of all files, in the order of the files; None where a JSON object lacks a key.
 
     Raises:
         InputError: A file is missing, empty or invalid (message names the line), or its columns differ from the
@@ -87,7 +93,7 @@ def read_tables(
             raise InputError(f"{name} holds no rows")
     shared = tuple(dict.fromkeys(column for table in tables for column in table.columns))
     for name, table in zip(names, tables, strict=True):
-        # Keys of JSON are optional.
+        # JSON objects may omit keys.
         if table.columns != tables[0].columns and Path(name).suffix not in _JSON_FORMATS and shared != table.columns:
             raise InputError(f"{name} has the columns {table.columns}, but {names[0]} has {tables[0].columns}")
     rows = [row for table in tables for row in _with_columns(table, shared)]
@@ -104,7 +110,7 @@ def _read(file: Path, columns: Sequence[str] | None, named: Collection[str] | No
     if is_folder(file):
         raise InputError(f"{file} is a folder; give a file, a list of files, or a folder as data.dataset")
     if file.suffix not in _FORMATS:
-        raise InputError(f"{file}: a data file ends in one of {', '.join(_FORMATS)}")
+        raise InputError(f"{file}: the name of a data file must end in one of {', '.join(_FORMATS)}")
     if not is_file(file):
         raise InputError(f"{shorten(str(file), 500)}: no such file")
     try:
@@ -121,8 +127,8 @@ def _read(file: Path, columns: Sequence[str] | None, named: Collection[str] | No
 
 @contextmanager
 def _long_fields() -> Generator[None, None, None]:
-    """Read long fields of CSV files whole, in the body."""
-    # The limit belongs to the process, whose other readers keep theirs.
+    """Raise the limit on the length of CSV fields during a `with` block."""
+    # The limit is global: restore the value for other readers in the process.
     limit = csv.field_size_limit(_MAX_FIELD_CHARS)
     try:
         yield
@@ -137,7 +143,7 @@ def _validate_unique(columns: Sequence[str], origin: str) -> None:
 
 def _read_separated(file: Path, lines: Iterator[str], columns: Sequence[str] | None) -> Table:
     tabs = file.suffix == ".tsv"
-    # GLUE's TSV files hold unpaired quotation marks, which a quoting reader would join lines over.
+    # GLUE's TSV files contain unpaired quotation marks, which would join lines in a reader with quoting.
     reader = csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE) if tabs else csv.reader(lines, strict=True)
     header, rows, origins = tuple(columns) if columns else None, [], []
     try:
@@ -150,12 +156,12 @@ def _read_separated(file: Path, lines: Iterator[str], columns: Sequence[str] | N
             elif len(fields) != len(header):
                 kind = "tabs" if tabs else "commas"
                 raise InputError(
-                    f"{file}:{reader.line_num}: {len(fields)} fields between {kind}, expected {len(header)}: "
+                    f"{file}:{reader.line_num}: {len(fields)} fields separated by {kind}, expected {len(header)}: "
                     + ", ".join(header)
                 )
             else:
                 rows.append(tuple(fields))
-                # A quoted field may span lines: the origin is the line where the row ends.
+                # A quoted field may span lines, so the origin is the last line of the row.
                 origins.append(f"{file}:{reader.line_num}")
     except csv.Error as error:
         raise InputError(f"{file}:{reader.line_num}: {error}") from None
@@ -177,7 +183,7 @@ def _json_values(file: Path, text: str) -> Iterator[tuple[str, object]]:
         for origin, line in split_json_lines(text, file):
             yield origin, parse_json(line, origin)
     elif isinstance(value := parse_json(text, file), list):
-        # Alpaca's and ShareGPT's files are a single list.
+        # The files of Alpaca and ShareGPT hold a single list.
         for number, record in enumerate(value):
             yield f"{file}: record {number}", record
     else:
@@ -185,7 +191,7 @@ def _json_values(file: Path, text: str) -> Iterator[tuple[str, object]]:
 
 
 def _is_json_lines(text: str) -> bool:
-    """Return whether more follows the first object of a JSON file: an object per line."""
+    """Return whether a JSON file holds an object per line: further text follows the first object."""
     text = text.lstrip()
     if not text.startswith("{"):
         return not text
@@ -219,7 +225,7 @@ def _read_parquet(file: Path, named: Collection[str] | None) -> Table:
 def _column_values(file: Path, name: str, column: pyarrow.ChunkedArray) -> list[object]:
     try:
         return column.to_pylist()
-    # Arrow holds values that Python cannot: dates beyond the year 9999, unknown time zones, nanoseconds.
+    # Python cannot represent all Arrow values: dates beyond the year 9999, unknown time zones, nanoseconds.
     except (OverflowError, ValueError, pyarrow.ArrowException) as error:
         raise InputError(
             f"{file}: column {name!r} ({column.type}) has a value that Python cannot hold ({error}): leave the column "

@@ -1,4 +1,4 @@
-"""Templates: texts with names of columns in braces."""
+"""Templates: text with column names in braces."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ _FORMATTER = string.Formatter()
 
 @dataclass(frozen=True)
 class Template:
-    """A text with `{column}` in it, or a list of alternatives, of which the first without an empty column is used.
+    """Text with column names in braces, or a list of alternative texts.
 
-    So `["{instruction} {input}", "{instruction}"]` leaves out an empty input. `{{` and `}}` are braces.
+    A row is filled into the first alternative without an empty column: `["{instruction} {input}", "{instruction}"]`
+    omits an empty input. `{{` and `}}` write literal braces.
 
     Attributes:
         key: configuration key of the template, for error messages.
-        texts: alternatives, in the order of preference.
+        texts: alternatives in order of preference.
         columns: columns named by each alternative.
     """
 
@@ -34,13 +35,13 @@ class Template:
 
         Args:
             value: text, or list of alternatives.
-            key: its configuration key, for error messages.
+            key: configuration key of the template, for error messages.
 
         Returns:
             The template.
 
         Raises:
-            InputError: Braces do not match, enclose more than a name, or there are none.
+            InputError: Braces do not match, contain more than a column name, or are missing.
         """
         texts = (value,) if isinstance(value, str) else tuple(value)
         if not texts:
@@ -49,7 +50,7 @@ class Template:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Columns named by any of the alternatives."""
+        """Names of columns in all alternatives."""
         return tuple(dict.fromkeys(name for columns in self.columns for name in columns))
 
     def fill(self, row: Mapping[str, object], origin: str) -> str:
@@ -63,36 +64,42 @@ class Template:
             The text of the first alternative whose columns all hold text.
 
         Raises:
-            InputError: The row lacks a column, or every alternative names an empty one.
+            InputError: The row lacks a column, or every alternative names an empty column.
         """
         for name in self.names:
             if name not in row:
-                raise InputError(f"{origin}: {self.key} names the column {name!r}; the data have: {', '.join(row)}")
+                raise InputError(
+                    f"{origin}: {self.key} names the column {name!r}, which is missing; the data have {', '.join(row)}"
+                )
         for text, columns in zip(self.texts, self.columns, strict=True):
             if all(_holds_text(row[name]) for name in columns):
                 return text.format_map({name: row[name] for name in columns})
         empty = ", ".join(name for name in self.names if not _holds_text(row[name]))
-        raise InputError(f"{origin}: {self.key} has no text to fill in: {empty} is empty")
+        raise InputError(f"{origin}: {self.key} cannot be filled in; empty columns: {empty}")
 
 
 def _parse_columns(text: str, key: str) -> tuple[str, ...]:
     try:
         parts = list(_FORMATTER.parse(text))
     except ValueError as error:
-        raise InputError(f"{key}: {text!r} is no template: {error}; write {{{{ and }}}} for braces") from None
+        raise InputError(
+            f"{key}: {text!r} is not a template: {error}; write {{{{ and }}}} for literal braces"
+        ) from None
     names = [(name, format_, conversion) for _, name, format_, conversion in parts if name is not None]
-    # Attributes, indexes and formats would let a configuration file read more than the columns of a row.
+    # Attributes, indexes and formats would give a configuration file access to more than the columns of a row.
     for name, format_, conversion in names:
         if not name or format_ or conversion or not name.replace(" ", "_").replace("-", "_").isidentifier():
-            raise InputError(f"{key}: {text!r}: between braces stands the name of a column; {{{{ and }}}} are braces")
+            raise InputError(
+                f"{key}: {text!r}: expected a column name in braces; write {{{{ and }}}} for literal braces"
+            )
     if not names:
-        raise InputError(f"{key}: {text!r} names no column: write it as {{column}}")
+        raise InputError(f"{key}: {text!r} names no column; write {{column}} for the values of a column")
     return tuple(dict.fromkeys(name for name, _, _ in names))
 
 
 def _holds_text(value: object) -> bool:
-    """Return whether a value has text to fill in; numbers of JSON and Parquet have."""
-    # NaN is how pandas writes a missing value into Parquet.
+    """Return whether a value is a number or text other than blanks."""
+    # pandas writes missing values to Parquet files as NaN.
     if isinstance(value, bool) or value is None:
         return False
     if isinstance(value, float):

@@ -1,7 +1,7 @@
-"""Tokenize rows for language models: token ids, and labels of the tokens that the loss counts.
+"""Tokenize rows for language models, and label the tokens in the loss.
 
-Tokens and labels equal those of TRL's `SFTTrainer` (1.16), which needs the model and silently drops rows without a
-completion; here rows are validated before a model is loaded.
+Token ids and labels equal those of TRL's `SFTTrainer` (1.16). TRL tokenizes after the model is loaded, and silently
+drops rows without a completion; this module validates rows before a model is loaded.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ from ailora.recipes.data.language_rows import Message, Row, Rows
 
 IGNORE_INDEX = -100
 _WORD = re.compile(r"\w+")
-#: Names of a model's reasoning in messages: transformers copies the value of each to the others.
+#: Keys for the reasoning in a message; transformers copies the value of one key to the others.
 _REASONING_KEYS = frozenset({"reasoning_content", "reasoning", "thinking"})
-#: Keys of a message whose values are part of its content.
+#: Keys of a message with content for the model, beside `content`.
 _CONTENT_KEYS = _REASONING_KEYS | {"tool_calls", "function_call"}
-#: Keys of OpenAI, Axolotl and ms-swift that tell whether the loss counts a message; TRL reads none of them.
+#: Keys of OpenAI, Axolotl and ms-swift for the weight of a message in the loss; TRL ignores all these keys.
 _LOSS_KEYS = frozenset({"weight", "train", "training", "loss"})
 
 
 @dataclass(frozen=True)
 class Tokenization:
-    """Tokenizer of a language model, with the settings of truncation and loss.
+    """Tokenizer of a language model, with settings for truncation and loss.
 
     Attributes:
         tokenizer: tokenizer of the model.
-        max_length: length that rows are truncated to, in tokens; None for no truncation.
-        train_on_prompt: whether the loss counts prompts, too.
-        assistant_only_loss: whether the loss counts messages of the assistant only.
+        max_length: maximum tokens per row; longer rows are truncated. None disables truncation.
+        train_on_prompt: whether the loss includes prompts.
+        assistant_only_loss: whether the loss includes assistant messages only.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -61,7 +61,7 @@ class Tokenization:
             `input_ids` and `labels` of each row, truncated to `max_length` and not padded.
 
         Raises:
-            InputError: Truncation leaves rows without a token to train (message names file and line).
+            InputError: Truncation leaves rows without a token in the loss. The message names files and lines.
         """
         encoded = [self._truncate(*self.encode(row)) for row in rows.rows]
         if untrained := [
@@ -69,8 +69,8 @@ class Tokenization:
         ]:
             more = f" and {len(untrained) - 3} more rows" if len(untrained) > 3 else ""
             raise InputError(
-                f"{', '.join(untrained[:3])}{more}: nothing of the completion is left in {self.max_length} tokens: "
-                "give a larger training.max_length, shorter prompts, or remove these rows"
+                f"{', '.join(untrained[:3])}{more}: truncation to {self.max_length} tokens removes the completion; "
+                "increase training.max_length, shorten the prompts, or remove these rows"
             )
         return to_dataset(encoded)
 
@@ -81,10 +81,10 @@ class Tokenization:
             row: text, prompt with completion, or conversation.
 
         Returns:
-            Token ids, and labels of the same length, -100 where the loss does not count; not truncated.
+            Token ids and labels of equal length, not truncated; labels outside the loss are -100.
 
         Raises:
-            InputError: The chat template fails on the row, or ignores a part of it.
+            InputError: The chat template fails on the row, or ignores some content.
         """
         if isinstance(row.completion, list):
             return self._encode_conversation(row, row.completion)
@@ -96,7 +96,7 @@ class Tokenization:
         return ids, self._labels(ids, self._encode_text(row.prompt))
 
     def encode_prompt(self, row: Row) -> list[int]:
-        """Return the token ids that a completion is generated from; the prompt must not be None."""
+        """Return the token ids of a prompt for generation; `row.prompt` must not be None."""
         assert row.prompt is not None
         return (
             self._encode_text(row.prompt)
@@ -105,7 +105,7 @@ class Tokenization:
         )
 
     def reference_text(self, row: Row) -> str:
-        """Return the expected completion as text; tool calls and reasoning as the chat template writes them."""
+        """Return the expected completion as text; the chat template formats tool calls and reasoning."""
         if isinstance(row.completion, str):
             return row.completion
         answer = row.completion[-1]
@@ -113,7 +113,7 @@ class Tokenization:
             return answer["content"]
         assert isinstance(row.prompt, list)
         ids, prompt = self._encode_messages(row, row.completion), self._encode_messages_prompt(row, row.prompt)
-        return str(self.tokenizer.decode(ids[_common_length(ids, prompt) :], skip_special_tokens=True))
+        return str(self.tokenizer.decode(ids[_common_prefix_length(ids, prompt) :], skip_special_tokens=True))
 
     def _encode_conversation(self, row: Row, messages: list[Message]) -> tuple[list[int], list[int]]:
         self._validate_template(row, messages)
@@ -126,12 +126,12 @@ class Tokenization:
         return ids, [token if counted else IGNORE_INDEX for token, counted in zip(ids, mask, strict=True)]
 
     def _labels(self, ids: list[int], prompt: list[int]) -> list[int]:
-        """Return the labels of token ids, given the token ids of their prompt."""
+        """Return the labels of a row, given its token ids and those of the prompt."""
         if self.train_on_prompt:
             return list(ids)
-        # The last token of the prompt may merge with the completion: labels begin at the first differing token.
-        shared = _common_length(ids, prompt)
-        return [IGNORE_INDEX] * shared + ids[shared:]
+        # The last token of the prompt may merge with the completion, so labels begin at the first differing token.
+        prompt_length = _common_prefix_length(ids, prompt)
+        return [IGNORE_INDEX] * prompt_length + ids[prompt_length:]
 
     def _encode_text(self, text: str) -> list[int]:
         return list(self.tokenizer(text)["input_ids"])
@@ -153,46 +153,46 @@ class Tokenization:
             return encoded
         except TemplateSyntaxError as error:
             raise InputError(
-                f"the chat template has a mistake in its line {error.lineno}: {error.message}; correct "
-                "data.chat_template, or the tokenizer's"
+                f"the chat template has a syntax error in line {error.lineno}: {error.message}; correct "
+                "data.chat_template or the tokenizer's chat template"
             ) from None
-        # A template raises whatever Python does: it adds None to a text, divides by zero, calls itself.
+        # A template can raise any exception of Python, for example by adding None to text, or by recursion.
         except Exception as error:
             roles = ", ".join(message["role"] for message in messages)
             raise InputError(
-                f"{row.origin}: the chat template refuses this conversation of the roles {shorten(roles, 80)}: "
+                f"{row.origin}: the chat template fails on this conversation with the roles {shorten(roles, 80)}: "
                 f"{type(error).__name__}: {shorten(str(error), 200)}"
             ) from None
 
     def _validate_template(self, row: Row, messages: list[Message]) -> None:
-        """Validate that the chat template writes the row's content, and that the row's loss is the run's.
+        """Validate that the chat template uses all content of a row, and that loss weights agree with the run.
 
-        Identifiers (`id`, `name`, `tool_call_id`) may be ignored: they change nothing that is said.
+        Identifiers (`id`, `name`, `tool_call_id`) are not content, and may be ignored.
         """
         names = _template_words(self.tokenizer.get_chat_template(tools=row.variables.get("tools")))
         ignored = sorted(row.variables.keys() - names)
         for key in sorted({key for message in messages for key, value in message.items() if value} & _CONTENT_KEYS):
             if not names & (_REASONING_KEYS if key in _REASONING_KEYS else {key}):
-                # A template may write whole messages without naming their keys: compare its tokens.
+                # A template may write whole messages without naming keys: compare the tokens with and without the key.
                 without = [{name: value for name, value in message.items() if name != key} for message in messages]
                 ignored += [key] if self._encode_messages(row, messages) == self._encode_messages(row, without) else []
         if ignored:
             raise InputError(
-                f"{row.origin}: the chat template writes nothing of {ignored[0]}: give a data.chat_template that does, "
-                "or leave it out of the data"
+                f"{row.origin}: the chat template ignores {ignored[0]}; use a data.chat_template with {ignored[0]}, or "
+                f"remove {ignored[0]} from the data"
             )
         for message in messages:
             self._validate_loss(row, message, names)
 
     def _validate_loss(self, row: Row, message: Message, names: frozenset[str]) -> None:
-        """Validate that a message's loss weight agrees with the run, unless the template itself reads the weight."""
+        """Validate that a message's loss weight agrees with the run, unless the chat template reads the weight."""
         counted = message["role"] == "assistant" or not self.assistant_only_loss
         for key in sorted((_LOSS_KEYS & message.keys()) - names):
             if message[key] not in (int(counted), counted):
                 raise InputError(
-                    f"{row.origin}: a message of the role {message['role']} has {key} {short_repr(message[key])}, but "
-                    f"the loss {'counts' if counted else 'does not count'} on it: set training.assistant_only_loss, "
-                    f"or leave out {key}"
+                    f"{row.origin}: a message with the role {message['role']} has {key} {short_repr(message[key])}, "
+                    f"but the loss {'includes' if counted else 'excludes'} the message; change "
+                    f"training.assistant_only_loss, or remove {key} from the data"
                 )
 
     def _load_marked_template(self) -> str:
@@ -204,8 +204,8 @@ class Tokenization:
             return str(get_training_chat_template(self.tokenizer))
         except ValueError as error:
             raise InputError(
-                "training.assistant_only_loss needs a chat template with {% generation %} marks, and TRL knows none "
-                f"for this one: give data.chat_template ({error})"
+                "training.assistant_only_loss requires a chat template with {% generation %} marks, which neither the "
+                f"tokenizer nor TRL has; give data.chat_template ({error})"
             ) from None
 
     def _truncate(self, ids: list[int], labels: list[int]) -> tuple[list[int], list[int]]:
@@ -214,24 +214,24 @@ class Tokenization:
 
 @cache
 def _template_words(template: str) -> frozenset[str]:
-    """Return the words of a template, among which are all keys and variables that it names."""
+    """Return all words of a template, including the names of keys and variables."""
     return frozenset(_WORD.findall(template))
 
 
-def _common_length(ids: list[int], others: list[int]) -> int:
-    """Count the equal tokens at the beginning of two lists of token ids."""
+def _common_prefix_length(ids: list[int], others: list[int]) -> int:
+    """Return the length of the common prefix of two lists of token ids."""
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(ids, others, strict=False)))
 
 
 def to_dataset(encoded: Iterable[tuple[list[int], list[int]]]) -> Dataset:
-    """Build a data set with columns `input_ids` and `labels` from token ids and labels of each row."""
+    """Build a data set with the columns `input_ids` and `labels`."""
     ids, labels = zip(*encoded, strict=True)
     return Dataset.from_dict({"input_ids": list(ids), "labels": list(labels)})
 
 
 def has_trainable_tokens(labels: Sequence[int]) -> bool:
-    """Return whether the loss counts any of a row's labels."""
-    # Labels are shifted: the first token is not predicted.
+    """Return whether the loss includes any token of a row."""
+    # The loss shifts the labels, because the first token is not predicted.
     return any(label != IGNORE_INDEX for label in labels[1:])
 
 
@@ -243,29 +243,29 @@ def prepare_tokenizer(
     Args:
         tokenizer: tokenizer of the model, modified in place.
         name: name of the model, for error messages.
-        chat_template: Jinja file, or the template itself; None for the tokenizer's.
-        chat: whether conversations are trained.
+        chat_template: Jinja file or template; None keeps the tokenizer's chat template.
+        chat: whether the data are conversations.
 
     Raises:
-        InputError: The tokenizer has no end-of-text token, padding token or, with `chat`, chat template; or the file
-            cannot be read.
+        InputError: The tokenizer lacks an end-of-text token, a padding token or, with `chat`, a chat template, or the
+            file cannot be read.
     """
     if tokenizer.eos_token is None:
         raise InputError(
-            f"the tokenizer of {name!r} has no end-of-text token, which ends every text: set eos_token in its "
+            f"the tokenizer of {name!r} has no end-of-text token to end texts with; set eos_token in its "
             "tokenizer_config.json"
         )
     if tokenizer.pad_token is None:
-        raise InputError(f"the tokenizer of {name!r} has no padding token: set pad_token in its tokenizer_config.json")
+        raise InputError(f"the tokenizer of {name!r} has no padding token; set pad_token in its tokenizer_config.json")
     if chat_template is not None:
         file = expand_home(chat_template)
-        # A template of many lines is no path: the system refuses to look up names so long.
+        # The operating system fails to look up very long names, and only templates are this long.
         is_path = len(chat_template) < 1000 and file.suffix in (".jinja", ".j2", ".txt")
         if is_path and not is_file(file):
             raise InputError(f"data.chat_template: no such file: {chat_template}")
         tokenizer.chat_template = read_text(file, kind="data.chat_template ") if is_path else chat_template
     if chat and not tokenizer.chat_template:
         raise InputError(
-            f"the tokenizer of {name!r} has no chat template, which data.messages needs: give data.chat_template, or "
-            "data.prompt and data.completion"
+            f"the tokenizer of {name!r} has no chat template, which data.messages requires; give data.chat_template, "
+            "or replace data.messages by data.prompt and data.completion"
         )

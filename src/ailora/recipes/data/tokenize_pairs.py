@@ -1,4 +1,4 @@
-"""Tokenize texts, and pairs of texts, for classification."""
+"""Tokenize texts or text pairs for classification."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ def validate_max_length(tokenizer: PreTrainedTokenizerBase, max_length: int, *, 
 
     Args:
         tokenizer: tokenizer of the model.
-        max_length: length that rows are truncated to, in tokens.
-        pairs: whether rows are pairs of texts.
+        max_length: maximum tokens per row; longer rows are truncated.
+        pairs: whether rows are text pairs.
 
     Raises:
-        InputError: Less than one token of every text fits beside the special tokens.
+        InputError: The special tokens leave less than one token for each text.
     """
-    # A tokenizer whose special tokens alone exceed max_length does not truncate, and does not say so.
+    # Tokenizers silently skip truncation if the special tokens alone exceed max_length.
     special, texts = tokenizer.num_special_tokens_to_add(pair=pairs), 1 + pairs
     if max_length < special + texts:
         raise InputError(
@@ -30,15 +30,15 @@ def validate_max_length(tokenizer: PreTrainedTokenizerBase, max_length: int, *, 
 
 
 def tokenize(examples: Examples, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Dataset:
-    """Tokenize texts or pairs of texts.
+    """Tokenize texts or text pairs.
 
     Args:
-        examples: rows of one text, or of two.
+        examples: rows with a text or a text pair.
         tokenizer: tokenizer of the model.
-        max_length: length that rows are truncated to, in tokens.
+        max_length: maximum tokens per row; longer rows are truncated.
 
     Returns:
-        The tokenizer's outputs (`input_ids`, `attention_mask`, ...) by row, not padded.
+        The tokenizer's outputs (`input_ids`, `attention_mask`, ...) for each row, not padded.
     """
     first, *second = [list(column) for column in zip(*examples.texts, strict=True)]
     encoded = tokenizer(first, second[0] if second else None, truncation=True, max_length=max_length)
