@@ -176,7 +176,7 @@ SEARCH = {
     "goal": "loss",
     "sentences": ["ailora at 2e-3 on all linear layers (rank 3): validation loss 0.3000.", "One seed each."],
     "rungs": [{"step": 10, "candidates": 2}, {"step": 100, "candidates": 1}],
-    "importances": [{"name": "the learning rate", "share": 0.7, "low": 0.5, "high": 0.8}],
+    "importances": [{"name": "learning rate", "share": 0.7, "low": 0.5, "high": 0.8}, {"name": "no numbers"}],
     "candidates": [
         {
             "policy": policy,
@@ -202,7 +202,7 @@ def test_a_run_that_tune_chose_shows_its_search(tmp_path: Path) -> None:
     chapter = chapter_of(folder)
     assert SEARCH["sentences"] == [*blocks(chapter, "Search", Paragraphs)[0].sentences]
     importances, candidates = blocks(chapter, "Search", ReportTable)
-    assert importances.rows == (("the learning rate", "0.7000", "0.5000", "0.8000"),)
+    assert importances.rows == (("learning rate", "70%", "50%", "80%"),)
     assert [row[-3:] for row in candidates.rows] == [("0.5000", "0.3000", "-"), ("0.6000", "-", "-")]
     (chart,) = blocks(chapter, "Search", Charts)[0].charts
     assert {series.name: (*series.x, *series.y) for series in chart.series} == {

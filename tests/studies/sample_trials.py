@@ -22,9 +22,10 @@ EVERY = 10
 
 @pytest.fixture(autouse=True)
 def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Few resamples of a bootstrap."""
+    """Few resamples of a bootstrap, and of the importance of choices."""
     monkeypatch.setattr("ailora.studies.bootstrap._N_RESAMPLES", 50)
     monkeypatch.setattr("ailora.studies.rate_certainty._N_EXAMPLE_RESAMPLES", 20)
+    monkeypatch.setattr("ailora.studies.choice_importance._RESAMPLES", 2)
 
 
 def make_design(**changes: Any) -> StudyDesign:

@@ -226,6 +226,41 @@ def test_speed_and_cost_are_shown() -> None:
     assert row[-1] == "no"
 
 
+def test_the_choice_that_makes_the_differences_is_named_for_each_task() -> None:
+    design = make_design(
+        tasks={"first": {}, "second": {}}, grid={"adapter.rank": [2, 4]}, learning_rate={"values": [1e-4, 1e-3, 1e-2]}
+    )
+
+    def result(spec: TrialSpec) -> Result:
+        loud = (
+            spec.learning_rate == 1e-3 if spec.condition.task == "first" else spec.condition.values["adapter.rank"] == 4
+        )
+        return outcome(0.9 if loud else 0.5)
+
+    comparison = compare(ran(design, result), design)
+    assert {task: measured[0].name for task, measured in comparison.importances.items()} == {
+        "first": "learning rate",
+        "second": "rank",
+    }
+    assert comparison.to_dict()["importances"]["second"][0]["share"] > 0.9
+    made = summarize(comparison)
+    assert [sentence.partition(" (")[0] for sentence in made.importances] == [
+        f"Explained share of the differences between validation scores on {task}: {choice} 100%"
+        for task, choice in (("first", "learning rate"), ("second", "rank"))
+    ]
+    rows = table(made, "Which choices mattered").rows
+    assert {tuple(row[:2]) for row in rows} == {
+        (task, choice) for task in ("first", "second") for choice in ("learning rate", "method", "rank")
+    }
+
+
+def test_few_results_do_not_tell_which_choice_mattered() -> None:
+    design = make_design()
+    made = summarize(compare(ran(design, lambda spec: outcome(0.1 * spec.seed)), design))
+    assert made.importances == []
+    assert "Which choices mattered" not in [table.title for table in made.tables]
+
+
 def test_the_best_rank_stands_first() -> None:
     design = make_design(methods=["lora", "ailora", "pissa"], tasks={"a": {}, "b": {}}, seeds=[0])
     value = {"lora": 0.5, "ailora": 0.9, "pissa": 0.7}

@@ -11,9 +11,7 @@ from typing import Any
 import pytest
 
 from ailora.recipes.config.loader import load_config
-from ailora.recipes.config.schema import RunConfig
-from ailora.studies.trial import Condition, TrialResult
-from ailora.studies.trial_runner import run_trial
+from ailora.studies.trial import Condition
 from ailora.tune.halving import find_progress
 from ailora.tune.tune_run import open_search, run_search
 
@@ -33,11 +31,7 @@ def test_a_replay_is_the_real_search(
     rates = [1e-3, 5e-3, 2e-2]
     tuned["tune"] |= {"learning_rate": {"values": rates}, "roles": [["query", "value"]], "budget": "2x"}
     config = load_config(tuned)
-
-    def execute(run: RunConfig) -> TrialResult:
-        return run_trial(run, "nothing")
-
-    table = bench.record(config, tmp_path / "table", rates=rates, seeds=[0], execute=execute)
+    table = bench.record(config, tmp_path / "table", rates=rates, seeds=[0])
     assert bench.Table.from_dict(table.to_dict()) == table
     storage, design = open_search(config)
     result = run_search(storage, design, workers=1, on_poll=lambda _: None)

@@ -7,6 +7,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from ailora.formatting import format_lr, format_value
 from ailora.plots.search_charts import candidate_chart
 from ailora.report.document import Block, Charts, Paragraphs, ReportTable
+from ailora.studies.choice_importance import (
+    IMPORTANCE_COLUMNS,
+    IMPORTANCE_NOTE,
+    IMPORTANCE_TITLE,
+    Importance,
+    importance_rows,
+)
 
 
 def search_blocks(search: Mapping[str, object]) -> Iterator[Block]:
@@ -26,7 +33,7 @@ def search_blocks(search: Mapping[str, object]) -> Iterator[Block]:
     sentences = search.get("sentences")
     yield Paragraphs(tuple(map(str, sentences)) if isinstance(sentences, list) else ())
     yield Charts(tuple(candidate_chart(candidates, steps[0], goal=goal)))
-    if importances := _records(search.get("importances")):
+    if importances := [i for record in _records(search.get("importances")) if (i := Importance.from_dict(record))]:
         yield _importance_table(importances, steps[0])
     yield _candidate_table(candidates, steps, goal)
 
@@ -47,14 +54,9 @@ def _candidate_table(candidates: Sequence[Mapping[str, object]], steps: Sequence
     return ReportTable(f"Candidates, by validation {goal.replace('_', ' ')}", columns, tuple(rows), notes)
 
 
-def _importance_table(importances: Sequence[Mapping[str, object]], step: int) -> ReportTable:
-    keys = ("name", "share", "low", "high")
-    rows = tuple(tuple(format_value(importance.get(key)) for key in keys) for importance in importances)
-    notes = (
-        f"Share of the variance between candidates at step {step:,} that a choice explains by itself (functional "
-        "ANOVA), with an 80 % interval over candidates that are resampled.",
-    )
-    return ReportTable("Which choices mattered", ("choice", "share", "from", "to"), rows, notes)
+def _importance_table(importances: Sequence[Importance], step: int) -> ReportTable:
+    notes = (f"Differences at step {step:,}. {IMPORTANCE_NOTE}",)
+    return ReportTable(IMPORTANCE_TITLE, IMPORTANCE_COLUMNS, tuple(importance_rows(importances)), notes)
 
 
 def _records(value: object) -> list[Mapping[str, object]]:

@@ -28,6 +28,7 @@ from ailora.report.init_pair_heatmap import init_pair_heatmaps
 from ailora.report.report_settings import settings_blocks
 from ailora.report.trial_selection import TrialSelection, select_trials
 from ailora.report.versions import version_table
+from ailora.studies.choice_importance import IMPORTANCE_TITLE
 from ailora.studies.comparison import Comparison, compare
 from ailora.studies.study_design import StudyDesign
 from ailora.studies.summary import StudySummary, SummaryTable, summarize
@@ -84,6 +85,7 @@ def study_chapter(
             *([scores, varied] if score_section.charts else [varied, scores]),
             section("Which start for which matrix", _charts(init_pair_heatmaps(comparison))),
             section("Learning rates", _charts(rates), *_tables(summary, "rates", collapsed=True)),
+            section(IMPORTANCE_TITLE, Paragraphs(tuple(summary.importances)), *_tables(summary, "importance")),
             section("At one shared rate", _charts(shared), *_tables(summary, "shared rates")),
             section("Convergence", _charts(curves), *_tables(summary, "speed")),
             section("Cost", _charts(study_charts.cost_charts(comparison)), *_tables(summary, "cost")),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,6 +11,7 @@ from dataclasses import asdict, dataclass
 import pandas as pd
 
 from ailora.studies.bootstrap import bootstrap_predictions
+from ailora.studies.choice_importance import Importance, measure_importance
 from ailora.studies.method_results import COSTS, MethodResult, collect_method_result
 from ailora.studies.rate_certainty import RateCertainty, measure_rate_certainty
 from ailora.studies.shared_rate import SharedRates, compare_shared_rates
@@ -21,7 +23,7 @@ from ailora.studies.statistics import (
 )
 from ailora.studies.study_design import StudyDesign
 from ailora.studies.time_to_loss import TimeToLoss, measure_time_to_loss
-from ailora.studies.trial import Condition, Status, Trial
+from ailora.studies.trial import Condition, Status, Trial, setting_name
 from ailora.studies.verdicts import Judgement, StudyVerdict
 
 
@@ -94,6 +96,24 @@ class Comparison:
         judgements = [against.judgement for against in self.against_baseline.values()]
         return self.n_pending + sum(j is not None and j.adjusted_p is not None for j in judgements)
 
+    @functools.cached_property
+    def importances(self) -> dict[str, list[Importance]]:
+        """Task -> importance of each choice for the validation score, the mean over the seeds of a setting and rate."""
+        importances: dict[str, list[Importance]] = {}
+        for task in dict.fromkeys(condition.task for condition in self.results):
+            settings: list[dict[str, float | str]] = []
+            scores: list[float] = []
+            for condition in (c for c in self.results if c.task == task):
+                values = condition.values
+                # A method may have no use for a key of the grid.
+                grid = {setting_name(key): str(values.get(key, "none")) for key in self.design.config.grid}
+                for rate, point in self.results[condition].curve.items():
+                    settings.append({"learning rate": rate, "method": condition.method, **grid})
+                    scores.append(point.mean)
+            if measured := measure_importance(settings, scores):
+                importances[task] = measured
+        return importances
+
     def to_dict(self) -> dict[str, object]:
         """Convert to plain data, for files and pages. JSON has no NaN: a number that is not finite is None."""
         return {
@@ -101,6 +121,7 @@ class Comparison:
             "family": self.family_size,
             "looks": list(self.design.looks.counts),
             "average_ranks": self.average_ranks,
+            "importances": {task: [i.to_dict() for i in importances] for task, importances in self.importances.items()},
             "groups": [_finite(self._condition_dict(condition)) for condition in self.results],
         }
 

@@ -9,7 +9,8 @@ from transformers import PreTrainedModel
 from ailora.errors import InputError
 from ailora.model_loading import load_on_meta
 from ailora.plan.task_type import TaskType
-from ailora.recipes.config.method import CustomFunction, FullFineTuning
+from ailora.recipes.baselines.peft_inits import validate_options
+from ailora.recipes.config.method import CustomFunction, FullFineTuning, PeftInit
 from ailora.recipes.config.schema import RunConfig
 from ailora.recipes.training.setup import plan_adapter
 
@@ -27,7 +28,8 @@ def match_trainable_parameters(config: RunConfig, baseline: RunConfig) -> RunCon
         The configuration with the scaled rank; full fine-tuning is unchanged.
 
     Raises:
-        InputError: The method's adapter is not planned, or the model has no configuration.
+        InputError: The method's adapter is not planned, PEFT's init refuses the scaled rank, or the model has no
+            configuration.
         ModelError: The model cannot be adapted with these settings, or not with so large a rank.
     """
     if isinstance(config.adapter.method, FullFineTuning) or isinstance(baseline.adapter.method, FullFineTuning):
@@ -38,7 +40,9 @@ def match_trainable_parameters(config: RunConfig, baseline: RunConfig) -> RunCon
     else:
         scaled = max(1, round(rank * budget / trained))
     matched = config.model_copy(update={"adapter": config.adapter.model_copy(update={"rank": scaled})})
-    # A rank beyond a weight's is refused now and not in every trial.
+    # A rank beyond a weight's, or one that PEFT's init refuses, fails here and not in every trial.
+    if isinstance(method := matched.adapter.method, PeftInit):
+        validate_options(method, matched.adapter)
     count_trainable(matched)
     return matched
 

@@ -7,11 +7,18 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from ailora.formatting import format_lr, format_number
+from ailora.studies.choice_importance import (
+    IMPORTANCE_COLUMNS,
+    IMPORTANCE_NOTE,
+    IMPORTANCE_TITLE,
+    describe_importance,
+    importance_rows,
+)
 from ailora.studies.comparison import Comparison
 from ailora.studies.method_results import MethodResult
 from ailora.studies.rate_certainty_summary import TABLE_TITLE, describe_uncertain_rates, rate_certainty_rows
 from ailora.studies.shared_rate_summary import shared_rate_rows, shared_rate_sentences
-from ailora.studies.trial import Condition, Status
+from ailora.studies.trial import ONLY_TASK, Condition, Status
 from ailora.studies.verdict_summary import (
     describe_decided,
     describe_effect_sizes,
@@ -38,7 +45,7 @@ class SummaryTable:
         columns: their heads.
         rows: a text for each column.
         notes: explanations below it.
-        topic: scores, ranks, rates, shared rates, speed, cost or failures.
+        topic: scores, ranks, rates, importance, shared rates, speed, cost or failures.
     """
 
     title: str
@@ -66,9 +73,10 @@ class StudySummary:
         rule: conditions of the verdicts.
         uncertain_rates: learning rates that few resamples choose.
         shared_rates: conclusions from one shared learning rate that the best rates do not confirm.
+        importances: how much of the differences each choice explains, a sentence for each task.
         progress: how many trials are done, failed, pruned and open.
-        tables: scores, verdicts, ranks, learning rates and their certainty, shared rates, time to the baseline's loss,
-            cost and failures; none of them is empty.
+        tables: scores, verdicts, ranks, learning rates and their certainty, importance of choices, shared rates, time to
+            the baseline's loss, cost and failures; none of them is empty.
     """
 
     overall: list[str]
@@ -79,13 +87,15 @@ class StudySummary:
     rule: str
     uncertain_rates: list[str]
     shared_rates: list[str]
+    importances: list[str]
     progress: str
     tables: list[SummaryTable]
 
     @property
     def sentences(self) -> list[str]:
-        """The short form: outcomes, what is undecided, uncertain and shared rates, rule and progress."""
-        return [*self.outcomes, *self.undecided, *self.uncertain_rates, *self.shared_rates, self.rule, self.progress]
+        """The short form: outcomes, what is undecided, uncertain and shared rates, importances, rule and progress."""
+        sentences = [*self.outcomes, *self.undecided, *self.uncertain_rates, *self.shared_rates, *self.importances]
+        return [*sentences, self.rule, self.progress]
 
     def to_markdown(self, title: str) -> str:
         """Render the short form and all tables as Markdown."""
@@ -105,6 +115,7 @@ def summarize(comparison: Comparison) -> StudySummary:
         _rank_table(comparison),
         *_curve_tables(comparison),
         SummaryTable(TABLE_TITLE, *rate_certainty_rows(comparison), topic="rates"),
+        _importance_table(comparison),
         *_shared_rate_tables(comparison),
         _good_range_table(comparison),
         _time_to_loss_table(comparison),
@@ -120,6 +131,7 @@ def summarize(comparison: Comparison) -> StudySummary:
         rule=describe_rule(comparison),
         uncertain_rates=describe_uncertain_rates(comparison),
         shared_rates=shared_rate_sentences(comparison),
+        importances=_describe_importances(comparison),
         progress=_progress(comparison),
         tables=[table for table in tables if table.rows],
     )
@@ -198,6 +210,25 @@ def _shared_rate_tables(comparison: Comparison) -> Iterator[SummaryTable]:
     for base, others in comparison.by_baseline():
         title = "At one shared rate" + (f", {base.label}" if base.label else "")
         yield SummaryTable(title, *shared_rate_rows(comparison, base, others), topic="shared rates")
+
+
+def _describe_importances(comparison: Comparison) -> list[str]:
+    return [
+        describe_importance(
+            importances, "the differences between validation scores" + ("" if task == ONLY_TASK else f" on {task}")
+        )
+        for task, importances in comparison.importances.items()
+    ]
+
+
+def _importance_table(comparison: Comparison) -> SummaryTable:
+    rows = [
+        ["" if task == ONLY_TASK else task, *row]
+        for task, importances in comparison.importances.items()
+        for row in importance_rows(importances)
+    ]
+    notes = [f"Validation scores at all rates, each the mean over seeds. {IMPORTANCE_NOTE}"]
+    return SummaryTable(IMPORTANCE_TITLE, ["on", *IMPORTANCE_COLUMNS], rows, notes, "importance")
 
 
 def _good_range_table(comparison: Comparison) -> SummaryTable:

@@ -57,9 +57,14 @@ class Condition:
         return self.method if same_setting else f"{self.method} ({self.setting_label})"
 
 
+def setting_name(key: str) -> str:
+    """Return the name of a grid's key for a reader: the part after its last dot."""
+    return key.rpartition(".")[2]
+
+
 def format_setting(values: Mapping[str, object]) -> str:
     """Format values of the grid's keys, as `rank 8, dropout 0.1`."""
-    return ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in values.items())
+    return ", ".join(f"{setting_name(key)} {value}" for key, value in values.items())
 
 
 @dataclass(frozen=True)

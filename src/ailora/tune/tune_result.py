@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ailora.formatting import format_lr, format_number, join_names, pluralize
+from ailora.studies.choice_importance import Importance, describe_importance, measure_importance
 from ailora.tune.candidates import Candidate
-from ailora.tune.choice_importance import Importance, measure_importance
 from ailora.tune.halving import Rung, SearchProgress
 from ailora.tune.tune_design import RANK, ROLES, TuneDesign, describe_roles
 
@@ -138,15 +138,11 @@ class TuneResult:
         return f"was {format_number(abs(gain))} {'ahead' if gain > 0 else 'behind'}"
 
     def _describe_importance(self) -> Iterator[str]:
-        if not self.importances:
-            return
-        texts = [
-            f"{i.name} {'explains ' if not number else ''}{i.share:.0%} ({i.low:.0%} to {i.high:.0%})"
-            for number, i in enumerate(self.importances)
-        ]
-        step = self.rungs[0][0]
-        sentence = f"{', '.join(texts)} of the differences at step {step:,}, where all candidates were compared."
-        yield sentence[0].upper() + sentence[1:]
+        if self.importances:
+            step = self.rungs[0][0]
+            yield describe_importance(
+                self.importances, f"the differences at step {step:,}, where all candidates were compared"
+            )
 
 
 def build_result(design: TuneDesign, progress: SearchProgress, winner: Candidate) -> TuneResult:
@@ -196,7 +192,7 @@ def _choices(candidate: Candidate) -> dict[str, float | str]:
     """Return the value of each choice, by the name that readers see."""
     values = candidate.condition.values
     return {
-        "the learning rate": candidate.learning_rate,
+        "learning rate": candidate.learning_rate,
         "roles": describe_roles(values[ROLES]),
         "rank": str(values[RANK]),
         "init": candidate.condition.method,

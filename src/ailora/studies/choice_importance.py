@@ -1,4 +1,4 @@
-"""Importance of each choice: the share of the differences between candidates that it explains."""
+"""Importance of each choice: the share of the differences between results that it explains."""
 
 from __future__ import annotations
 
@@ -12,23 +12,34 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.importance import FanovaImportanceEvaluator
 from optuna.trial import create_trial
 
-#: Fewer candidates than this cannot tell the choices apart.
-_MIN_CANDIDATES = 8
+from ailora.formatting import is_finite
+
+#: Fewer results than this cannot tell the choices apart.
+_MIN_RESULTS = 8
+#: A forest of more results takes a second; shares of a sample of that size differ little from those of all.
+_MAX_RESULTS = 100
 _RESAMPLES = 20
-_TREES = 32
+_TREES = 16
 #: Ends of the intervals over resamples, which cover 80 %.
 _QUANTILES = (0.1, 0.9)
 _SEED = 0
 
+IMPORTANCE_TITLE = "Which choices mattered"
+IMPORTANCE_COLUMNS = ("choice", "share", "from", "to")
+IMPORTANCE_NOTE = (
+    "Share of the variance that a choice explains by itself (functional ANOVA), with an 80 % interval over resampled "
+    "results. The rest is due to combinations of choices."
+)
+
 
 @dataclass(frozen=True)
 class Importance:
-    """Share of the variance between candidates that a choice explains by itself.
+    """Share of the variance between results that a choice explains by itself.
 
     Attributes:
         name: name of the choice.
         share: share of the variance, between 0 and 1.
-        low, high: 80 % interval over candidates that are resampled with replacement.
+        low, high: 80 % interval over results that are resampled with replacement.
     """
 
     name: str
@@ -40,28 +51,36 @@ class Importance:
         """Convert to plain data."""
         return asdict(self)
 
+    @classmethod
+    def from_dict(cls, data: Mapping[str, object]) -> Importance | None:
+        """Read plain data of `to_dict` from a file that may be damaged; None if a field is missing or no number."""
+        numbers = [data.get(name) for name in ("share", "low", "high")]
+        finite = [number for number in numbers if is_finite(number)]
+        return cls(str(data.get("name")), *finite) if len(finite) == len(numbers) else None
+
 
 def measure_importance(settings: Sequence[Mapping[str, float | str]], values: Sequence[float]) -> list[Importance]:
     """Measure the importance of each choice by functional ANOVA of a random forest (Hutter et al. 2014).
 
     Args:
-        settings: choices of each candidate by name; numbers are learning rates.
-        values: result of each candidate, as many as settings.
+        settings: choices of each result by name; numbers are learning rates.
+        values: results, as many as settings; those that are not finite are left out.
 
     Returns:
-        The choices by importance, the largest first. Empty if there are fewer than eight candidates, or if all have
-        the same result.
+        The choices with alternatives by importance, the largest first. Empty if there are fewer than eight results, or
+        if all are equal.
     """
+    generator = np.random.default_rng(_SEED)
     finite = [i for i, value in enumerate(values) if math.isfinite(value)]
+    if len(finite) > _MAX_RESULTS:
+        finite = sorted(generator.choice(finite, _MAX_RESULTS, replace=False))
     settings, values = [settings[i] for i in finite], [values[i] for i in finite]
-    if len(values) < _MIN_CANDIDATES or min(values) == max(values):
+    if len(values) < _MIN_RESULTS or min(values) == max(values):
         return []
     distributions = {name: _distribution([s[name] for s in settings]) for name in settings[0]}
-    # A choice without a choice explains nothing.
     distributions = {name: d for name, d in distributions.items() if not d.single()}
     shares = _explained(settings, values, distributions)
     resampled: list[dict[str, float]] = []
-    generator = np.random.default_rng(_SEED)
     for _ in range(_RESAMPLES):
         rows = generator.integers(len(values), size=len(values))
         drawn = [values[i] for i in rows]
@@ -72,6 +91,22 @@ def measure_importance(settings: Sequence[Mapping[str, float | str]], values: Se
         low, high = np.quantile([sample[name] for sample in resampled], _QUANTILES)
         importances.append(Importance(name, share, min(share, float(low)), max(share, float(high))))
     return sorted(importances, key=lambda importance: -importance.share)
+
+
+def describe_importance(importances: Sequence[Importance], differences: str) -> str:
+    """Describe the importance of each choice in a sentence.
+
+    Args:
+        importances: from `measure_importance`, not empty.
+        differences: the differences that are explained, such as `the differences at step 10`.
+    """
+    shares = ", ".join(f"{i.name} {i.share:.0%} ({i.low:.0%} to {i.high:.0%})" for i in importances)
+    return f"Explained share of {differences}: {shares}."
+
+
+def importance_rows(importances: Sequence[Importance]) -> list[tuple[str, ...]]:
+    """Format importances as rows with the columns of `IMPORTANCE_COLUMNS`."""
+    return [(i.name, *(f"{share:.0%}" for share in (i.share, i.low, i.high))) for i in importances]
 
 
 def _distribution(values: Sequence[float | str]) -> BaseDistribution:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 
-from ailora.tune.choice_importance import measure_importance
+from ailora.studies.choice_importance import measure_importance
 
 
 def _candidates(count: int) -> list[dict[str, float | str]]:
