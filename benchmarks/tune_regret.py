@@ -31,11 +31,11 @@ from ailora.recipes.config.loader import load_config
 from ailora.recipes.config.schema import RunConfig
 from ailora.recipes.training.run_prefix import RunPrefix
 from ailora.recipes.training.step_counts import evaluation_steps
-from ailora.studies.study_design import trial_identity
+from ailora.studies.running_trial import RunningTrial
 from ailora.studies.trial import Condition, Status, Trial, TrialResult, TrialSpec
-from ailora.studies.trial_keys import TrialKeys
+from ailora.studies.trial_keys import TrialKeys, trial_identity
 from ailora.studies.trial_runner import TrialError, run_trial
-from ailora.studies.trial_storage import RunningTrial, TrialStorage
+from ailora.studies.trial_storage import TrialStorage
 from ailora.studies.worker import work_off
 from ailora.tune.candidates import Candidate, RateValues, spread_candidates
 from ailora.tune.halving import halve

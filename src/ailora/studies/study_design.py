@@ -22,7 +22,7 @@ from ailora.studies.parameter_budget import match_trainable_parameters
 from ailora.studies.sequential_tests import LookSchedule
 from ailora.studies.study_config import SequentialSeeds, StudyConfig
 from ailora.studies.trial import ONLY_TASK, Condition, Status, Trial, TrialResult, TrialSpec
-from ailora.studies.trial_keys import TrialKeys
+from ailora.studies.trial_keys import TrialKeys, trial_identity
 
 #: Keys of a run's configuration that the study sets -> the key of the study file that decides them.
 _OWNED_KEYS = {"training.learning_rate": "learning_rate", "training.seed": "seeds", "output": "output"}
@@ -296,18 +296,3 @@ class StudyDesign:
         except InputError as error:
             setting = "".join(f", {key} {value}" for key, value in condition.values.items())
             raise InputError(f"method {condition.method!r}, task {condition.task!r}{setting}: {error}") from None
-
-
-def trial_identity(config: RunConfig) -> dict[str, Any]:
-    """Convert a configuration to the form that keys of trials are hashes of.
-
-    Keys are stored in databases: the form of a given configuration must never change, or trials that have finished
-    would run again. A field that leaves the configuration stays here with its default; one that comes is left out
-    where it has its default.
-    """
-    identity = config.model_copy(update={"output": ""}).model_dump()
-    if "rank" in identity["adapter"]:
-        identity["adapter"]["layer_replication"] = None
-    if identity["on_nonfinite"] == "stop":
-        del identity["on_nonfinite"]
-    return identity

@@ -9,11 +9,15 @@ import os
 import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ailora.library_versions import library_versions
 from ailora.studies.study_config import StudyConfig
 from ailora.studies.trial import Condition, Trial, TrialSpec
+
+# Imported for types alone: the status of a study must not pay for the packages that validate configurations.
+if TYPE_CHECKING:
+    from ailora.recipes.config.schema import RunConfig
 
 #: Characters of `to_text` above which nothing is stored: columns of MySQL hold 65,535 bytes.
 _MAX_STORED_CHARS = 60_000
@@ -96,6 +100,21 @@ class TrialKeys:
             return cls(identities) if fits and all(map(_is_identity, identities.values())) else None
         except (ValueError, TypeError, AttributeError, RecursionError, zlib.error):
             return None
+
+
+def trial_identity(config: RunConfig) -> dict[str, Any]:
+    """Convert a configuration to the form that keys of trials are hashes of.
+
+    Keys are stored in databases: the form of a given configuration must never change, or trials that have finished
+    would run again. A field that leaves the configuration stays here with its default; one that comes is left out
+    where it has its default.
+    """
+    identity = config.model_copy(update={"output": ""}).model_dump()
+    if "rank" in identity["adapter"]:
+        identity["adapter"]["layer_replication"] = None
+    if identity["on_nonfinite"] == "stop":
+        del identity["on_nonfinite"]
+    return identity
 
 
 def _is_identity(value: object) -> bool:

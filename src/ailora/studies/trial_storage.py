@@ -1,49 +1,38 @@
-"""Trials in an Optuna storage: queue, claims, results, and recovery from dead workers.
-
-The key identifies a trial, which may have several attempts. The first attempt, by number, that was not lost counts.
-Therefore two workers may add the same trial at once, and a worker may die while adding one: the rule selects an
-attempt, and a missing one is added again.
-"""
+"""Trials in an Optuna storage: the queue, claims, results, and the trials of dead workers."""
 
 from __future__ import annotations
 
 import contextlib
-import json
-import threading
 import time
 import warnings
-from collections import defaultdict, deque
-from collections.abc import Collection, Mapping
+from collections import deque
+from collections.abc import Mapping
 from typing import Any
 
 import optuna
-from optuna.exceptions import ExperimentalWarning, StorageInternalError, UpdateFinishedTrialError
-from optuna.pruners import MedianPruner
+from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
 from optuna.storages import RDBStorage, fail_stale_trials
-from optuna.storages._rdb.models import TrialModel, TrialUserAttributeModel
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy import select
-from sqlalchemy.exc import SQLAlchemyError
 
 from ailora.errors import InputError
 from ailora.redaction import mask_url, without_secrets
+from ailora.studies.running_trial import RunningTrial
 from ailora.studies.storage_url import open_storage, sqlite_file, storage_errors, validate_url
-from ailora.studies.trial import Status, Trial, TrialResult, TrialSpec
+from ailora.studies.trial import Status, Trial, TrialSpec
+from ailora.studies.trial_attempts import (
+    KEY,
+    SPEC,
+    counting_attempt,
+    group_attempts,
+    is_lost,
+    parse_trial,
+    read_frozen_trials,
+)
 
-# Attributes of a trial in databases: `key` and `cell` when it is queued, then one of the others.
-_KEY, _SPEC, _RESULT, _ERROR, _INTERRUPTED = "key", "cell", "outcome", "error", "interrupted"
 #: Attributes of an Optuna study: the study file, and the text of its `TrialKeys`.
 _CONFIG, _TRIAL_KEYS = "study", "trial_keys"
-#: Number of finished peers that pruning needs.
-_MIN_PEERS = 4
 _HEARTBEATS_PER_TIMEOUT = 6
-#: Fields of Optuna's trials without a use here.
-_UNREAD: dict[str, Any] = {
-    "value": None,
-    "datetime_complete": None,
-    **{name: {} for name in ("params", "distributions", "system_attrs", "intermediate_values")},
-}
 
 
 class TrialStorage:
@@ -173,7 +162,7 @@ class TrialStorage:
         new = {key: spec for key, spec in specs.items() if key not in stored_keys}
         with storage_errors(self.url):
             for key, spec in new.items():
-                self._study.enqueue_trial({}, user_attrs={_KEY: key, _SPEC: spec.to_dict()})
+                self._study.enqueue_trial({}, user_attrs={KEY: key, SPEC: spec.to_dict()})
         if new:
             self._refreshed = -float("inf")
         return len(new)
@@ -198,7 +187,7 @@ class TrialStorage:
                 trial_id = self._trial_id(frozen.number)
                 with contextlib.suppress(UpdateFinishedTrialError):
                     if self._storage.set_trial_state_values(trial_id, TrialState.RUNNING):
-                        return RunningTrial(self, trial_id, frozen)
+                        return RunningTrial(self._study, self._storage, frozen, trial_id=trial_id, url=self.url)
             return None
 
     def _refresh_queue(self) -> None:
@@ -209,159 +198,33 @@ class TrialStorage:
             warnings.simplefilter("ignore", ExperimentalWarning)
             fail_stale_trials(self._study)
         for attempts in self._attempts().values():
-            if self._to_trial(attempts).status is Status.WAITING and all(map(_is_lost, attempts)):
-                attributes = {name: attempts[0].user_attrs[name] for name in (_KEY, _SPEC)}
+            if self._to_trial(attempts).status is Status.WAITING and all(map(is_lost, attempts)):
+                attributes = {name: attempts[0].user_attrs[name] for name in (KEY, SPEC)}
                 self._study.enqueue_trial({}, user_attrs=attributes)
-        counting = map(_counting_attempt, self._attempts().values())
+        counting = map(counting_attempt, self._attempts().values())
         self._waiting = deque(frozen for frozen in counting if frozen.state is TrialState.WAITING)
         self._refreshed = time.monotonic()
 
     def _attempts(self) -> dict[str, list[FrozenTrial]]:
         """Read all attempts by key, each list by number."""
-        attempts: dict[str, list[FrozenTrial]] = {}
         with storage_errors(self.url):
-            frozen_trials = self._read_trials() if self._read_only else self._study.get_trials(deepcopy=False)
-        for frozen in frozen_trials:
-            if _KEY in frozen.user_attrs:
-                attempts.setdefault(frozen.user_attrs[_KEY], []).append(frozen)
-        return attempts
-
-    def _read_trials(self) -> list[FrozenTrial]:
-        """Read numbers, states and attributes of all trials."""
-        # Optuna reads five more tables, which takes five times as long; workers use its cache of finished trials.
-        study = TrialModel.study_id == self._storage.get_study_id_from_name(self.name)
-        columns = TrialModel.trial_id, TrialModel.number, TrialModel.state, TrialModel.__table__.c.datetime_start
-        of_trial = TrialUserAttributeModel.trial_id, TrialUserAttributeModel.key, TrialUserAttributeModel.value_json
-        attributes: defaultdict[int, dict[str, Any]] = defaultdict(dict)
-        with self._storage.engine.connect() as connection:
-            for trial_id, key, value in connection.execute(select(*of_trial).join(TrialModel).where(study)):
-                attributes[trial_id][key] = json.loads(value)
-            rows = connection.execute(select(*columns).where(study).order_by(TrialModel.number)).all()
-        return [
-            FrozenTrial(
-                number=number,
-                state=state,
-                datetime_start=started,
-                user_attrs=attributes[trial_id],
-                trial_id=trial_id,
-                **_UNREAD,
-            )
-            for trial_id, number, state, started in rows
-        ]
+            if self._read_only:
+                # Optuna reads five more tables, which takes five times as long; workers use its cache.
+                return group_attempts(read_frozen_trials(self._storage, self.name))
+            return group_attempts(self._study.get_trials(deepcopy=False))
 
     def _to_trial(self, attempts: list[FrozenTrial]) -> Trial:
         try:
-            return self._parse_trial(attempts)
+            return parse_trial(attempts, retries=self.config["retries"])
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InputError(
                 f"{mask_url(self.url)}: trial {attempts[0].number} of the study {self.name!r} is damaged "
                 f"({type(error).__name__}: {error})"
             ) from None
 
-    def _parse_trial(self, attempts: list[FrozenTrial]) -> Trial:
-        frozen = _counting_attempt(attempts)
-        attributes = frozen.user_attrs
-        status, error = Status[frozen.state.name], attributes.get(_ERROR)
-        started = sum(a.datetime_start is not None and _INTERRUPTED not in a.user_attrs for a in attempts)
-        if _is_lost(frozen):
-            exhausted = started > self.config["retries"]
-            status = Status.FAIL if exhausted else Status.WAITING
-            error = f"its worker died {started} times" if exhausted else None
-        return Trial(
-            number=frozen.number,
-            key=attributes[_KEY],
-            spec=TrialSpec.from_dict(attributes[_SPEC]),
-            status=status,
-            result=TrialResult.from_dict(attributes[_RESULT]) if _RESULT in attributes else None,
-            error=error,
-            attempts=max(started, 1),
-        )
-
     def _trial_id(self, number: int) -> int:
         study_id = self._storage.get_study_id_from_name(self.name)
         return self._storage.get_trial_id_from_study_id_trial_number(study_id, number)
-
-
-class RunningTrial:
-    """A trial claimed by this worker; inside its `with` block the storage gets heartbeats.
-
-    Attributes:
-        key: Key of the trial.
-        spec: Specification of the trial.
-    """
-
-    def __init__(self, storage: TrialStorage, trial_id: int, frozen: FrozenTrial) -> None:
-        self.key: str = frozen.user_attrs[_KEY]
-        self.spec = TrialSpec.from_dict(frozen.user_attrs[_SPEC])
-        self._url = storage.url
-        self._study = storage._study  # noqa: SLF001 (a class of this module)
-        self._storage = storage._storage  # noqa: SLF001
-        self._id = trial_id
-        self._stop = threading.Event()
-        self._heart = threading.Thread(target=self._beat, daemon=True)
-
-    def __enter__(self) -> RunningTrial:
-        self._heart.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._stop.set()
-        self._heart.join()
-
-    def complete(self, result: TrialResult, score: float) -> None:
-        """Record the result.
-
-        Args:
-            result: Result of the run.
-            score: Score on the validation split; larger is better.
-        """
-        self._end({_RESULT: result.to_dict()}, TrialState.COMPLETE, [score])
-
-    def fail(self, error: str) -> None:
-        """Record an error that would recur in another attempt."""
-        self._end({_ERROR: error}, TrialState.FAIL)
-
-    def prune(self, reason: str) -> None:
-        """Record that the trial was stopped early because its peers are better."""
-        self._end({_ERROR: reason}, TrialState.PRUNED)
-
-    def requeue(self) -> None:
-        """Return the trial to the queue because the worker stops; this attempt does not count."""
-        self._end({_INTERRUPTED: True}, TrialState.FAIL)
-
-    def report(self, step: int, score: float) -> None:
-        """Record a score in the middle of the run."""
-        with contextlib.suppress(UpdateFinishedTrialError):
-            self._storage.set_trial_intermediate_value(self._id, step, score)
-
-    def should_prune(self, peers: Collection[str]) -> bool:
-        """Return whether the last score is below the median of the peers' scores at that step.
-
-        Args:
-            peers: Keys of the trials to compare with; finished ones count, and at least four are needed.
-        """
-        # Optuna's pruner compares with all trials of a study, so that it gets a study of the peers alone.
-        study = optuna.create_study(direction="maximize")
-        done = self._study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
-        study.add_trials(frozen for frozen in done if frozen.user_attrs.get(_KEY) in peers)
-        return MedianPruner(n_startup_trials=_MIN_PEERS).prune(study, self._storage.get_trial(self._id))
-
-    def _end(self, attributes: Mapping[str, object], state: TrialState, values: list[float] | None = None) -> None:
-        # If another worker considered this one dead and started the trial again, that attempt counts.
-        with storage_errors(self._url), contextlib.suppress(UpdateFinishedTrialError):
-            for name, value in attributes.items():
-                self._storage.set_trial_user_attr(self._id, name, value)
-            self._storage.set_trial_state_values(self._id, state, values)
-
-    def _beat(self) -> None:
-        interval = self._storage.get_heartbeat_interval()
-        assert interval is not None
-        while True:
-            # Unlike Optuna's own thread, this one continues after an error of the storage.
-            with contextlib.suppress(StorageInternalError, SQLAlchemyError):
-                self._storage.record_heartbeat(self._id)
-            if self._stop.wait(interval):
-                return
 
 
 def _is_incomplete(study: optuna.Study) -> bool:
@@ -373,13 +236,3 @@ def _is_config(plain: object) -> bool:
     """Return whether plain data have the keys of a study file that a storage reads."""
     numbers = [plain.get(key) for key in ("retries", "worker_timeout")] if isinstance(plain, dict) else [None]
     return all(isinstance(number, int) and number >= 0 for number in numbers)
-
-
-def _is_lost(frozen: FrozenTrial) -> bool:
-    """Return whether an attempt ended without result and error: its worker died or was asked to stop."""
-    return frozen.state is TrialState.FAIL and _ERROR not in frozen.user_attrs
-
-
-def _counting_attempt(attempts: list[FrozenTrial]) -> FrozenTrial:
-    """Return the counting attempt: the first that was not lost, else the last."""
-    return next((frozen for frozen in attempts if not _is_lost(frozen)), attempts[-1])

@@ -8,10 +8,11 @@ from collections.abc import Callable, Sequence
 
 from ailora.recipes.config.schema import RunConfig
 from ailora.studies.comparison import compare
+from ailora.studies.running_trial import RunningTrial
 from ailora.studies.study_design import StudyDesign
 from ailora.studies.trial import Trial, TrialResult, TrialSpec
 from ailora.studies.trial_runner import ShouldContinue, TrialError, TrialPruned, run_in_subprocess
-from ailora.studies.trial_storage import RunningTrial, TrialStorage
+from ailora.studies.trial_storage import TrialStorage
 
 #: (configuration of a run, what to keep, whether to continue) -> result; as `run_in_subprocess`
 Execute = Callable[[RunConfig, str, ShouldContinue | None], TrialResult]

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from ailora.recipes.config.schema import RunConfig
 from ailora.recipes.run_folder import RunFolder
 from ailora.recipes.training.run_prefix import RunPrefix
+from ailora.studies.running_trial import RunningTrial
 from ailora.studies.trial import Status, Trial, TrialResult
 from ailora.studies.trial_runner import run_in_subprocess
-from ailora.studies.trial_storage import RunningTrial, TrialStorage
+from ailora.studies.trial_storage import TrialStorage
 from ailora.studies.worker import work_off
 from ailora.tune.candidates import Candidate
 from ailora.tune.tune_design import TuneDesign

@@ -18,9 +18,8 @@ from ailora.recipes.training.run_prefix import RunPrefix
 from ailora.roles import Role, find_projections
 from ailora.studies.methods import StudyMethod
 from ailora.studies.parameter_budget import count_trainable, match_trainable_parameters, meta_model
-from ailora.studies.study_design import trial_identity
 from ailora.studies.trial import ONLY_TASK, Condition, TrialResult, TrialSpec
-from ailora.studies.trial_keys import TrialKeys
+from ailora.studies.trial_keys import TrialKeys, trial_identity
 from ailora.tune.candidates import Candidate, RateSpan, RateValues, spread_candidates
 from ailora.tune.rung_plan import RungPlan, rung_steps
 from ailora.tune.tune_request import TuneRequest

@@ -1,0 +1,112 @@
+"""A trial that this worker runs: heartbeats, and records of its result or its end."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Collection, Mapping
+
+import optuna
+from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
+from optuna.pruners import MedianPruner
+from optuna.storages import RDBStorage
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.exc import SQLAlchemyError
+
+from ailora.studies.storage_url import storage_errors
+from ailora.studies.trial import TrialResult, TrialSpec
+from ailora.studies.trial_attempts import ERROR, INTERRUPTED, KEY, RESULT, SPEC
+
+#: Number of finished peers that pruning needs.
+_MIN_PEERS = 4
+
+
+class RunningTrial:
+    """A trial claimed by this worker; inside its `with` block the storage gets heartbeats.
+
+    Args:
+        study: Optuna study of the trial.
+        storage: storage of the Optuna study.
+        frozen: the claimed attempt.
+        trial_id: Optuna's id of the attempt.
+        url: URL of the storage, for error messages.
+
+    Attributes:
+        key: key of the trial.
+        spec: specification of the trial.
+    """
+
+    def __init__(
+        self, study: optuna.Study, storage: RDBStorage, frozen: FrozenTrial, *, trial_id: int, url: str
+    ) -> None:
+        self.key: str = frozen.user_attrs[KEY]
+        self.spec = TrialSpec.from_dict(frozen.user_attrs[SPEC])
+        self._url = url
+        self._study = study
+        self._storage = storage
+        self._id = trial_id
+        self._stop = threading.Event()
+        self._heart = threading.Thread(target=self._beat, daemon=True)
+
+    def __enter__(self) -> RunningTrial:
+        self._heart.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stop.set()
+        self._heart.join()
+
+    def complete(self, result: TrialResult, score: float) -> None:
+        """Record the result.
+
+        Args:
+            result: Result of the run.
+            score: Score on the validation split; larger is better.
+        """
+        self._end({RESULT: result.to_dict()}, TrialState.COMPLETE, [score])
+
+    def fail(self, error: str) -> None:
+        """Record an error that would recur in another attempt."""
+        self._end({ERROR: error}, TrialState.FAIL)
+
+    def prune(self, reason: str) -> None:
+        """Record that the trial was stopped early because its peers are better."""
+        self._end({ERROR: reason}, TrialState.PRUNED)
+
+    def requeue(self) -> None:
+        """Return the trial to the queue because the worker stops; this attempt does not count."""
+        self._end({INTERRUPTED: True}, TrialState.FAIL)
+
+    def report(self, step: int, score: float) -> None:
+        """Record a score in the middle of the run."""
+        with contextlib.suppress(UpdateFinishedTrialError):
+            self._storage.set_trial_intermediate_value(self._id, step, score)
+
+    def should_prune(self, peers: Collection[str]) -> bool:
+        """Return whether the last score is below the median of the peers' scores at that step.
+
+        Args:
+            peers: Keys of the trials to compare with; finished ones count, and at least four are needed.
+        """
+        # Optuna's pruner compares with all trials of a study, so that it gets a study of the peers alone.
+        study = optuna.create_study(direction="maximize")
+        done = self._study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
+        study.add_trials(frozen for frozen in done if frozen.user_attrs.get(KEY) in peers)
+        return MedianPruner(n_startup_trials=_MIN_PEERS).prune(study, self._storage.get_trial(self._id))
+
+    def _end(self, attributes: Mapping[str, object], state: TrialState, values: list[float] | None = None) -> None:
+        # If another worker considered this one dead and started the trial again, that attempt counts.
+        with storage_errors(self._url), contextlib.suppress(UpdateFinishedTrialError):
+            for name, value in attributes.items():
+                self._storage.set_trial_user_attr(self._id, name, value)
+            self._storage.set_trial_state_values(self._id, state, values)
+
+    def _beat(self) -> None:
+        interval = self._storage.get_heartbeat_interval()
+        assert interval is not None
+        while True:
+            # Unlike Optuna's own thread, this one continues after an error of the storage.
+            with contextlib.suppress(StorageInternalError, SQLAlchemyError):
+                self._storage.record_heartbeat(self._id)
+            if self._stop.wait(interval):
+                return

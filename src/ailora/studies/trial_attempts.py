@@ -1,0 +1,114 @@
+"""Attempts of trials in an Optuna study: their attributes, and which attempt counts.
+
+The key identifies a trial, which may have several attempts. The first attempt, by number, that was not lost counts.
+Therefore two workers may add the same trial at once, and a worker may die while adding one: the rule selects an
+attempt, and a missing one is added again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from optuna.storages import RDBStorage
+from optuna.storages._rdb.models import TrialModel, TrialUserAttributeModel
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy import select
+
+from ailora.studies.trial import Status, Trial, TrialResult, TrialSpec
+
+# Attributes of a trial in databases: `key` and `cell` when it is queued, then one of the others.
+KEY, SPEC, RESULT, ERROR, INTERRUPTED = "key", "cell", "outcome", "error", "interrupted"
+#: Fields of Optuna's trials that ailora does not read.
+_UNREAD: dict[str, Any] = {
+    "value": None,
+    "datetime_complete": None,
+    **{name: {} for name in ("params", "distributions", "system_attrs", "intermediate_values")},
+}
+
+
+def group_attempts(frozen_trials: Iterable[FrozenTrial]) -> dict[str, list[FrozenTrial]]:
+    """Group Optuna's trials by key; trials of other programs are left out.
+
+    Args:
+        frozen_trials: trials of an Optuna study, by number.
+
+    Returns:
+        Key -> attempts, by number.
+    """
+    attempts: dict[str, list[FrozenTrial]] = {}
+    for frozen in frozen_trials:
+        if KEY in frozen.user_attrs:
+            attempts.setdefault(frozen.user_attrs[KEY], []).append(frozen)
+    return attempts
+
+
+def is_lost(frozen: FrozenTrial) -> bool:
+    """Return whether an attempt ended without result and error: its worker died or was asked to stop."""
+    return frozen.state is TrialState.FAIL and ERROR not in frozen.user_attrs
+
+
+def counting_attempt(attempts: Sequence[FrozenTrial]) -> FrozenTrial:
+    """Return the counting attempt: the first that was not lost, else the last."""
+    return next((frozen for frozen in attempts if not is_lost(frozen)), attempts[-1])
+
+
+def parse_trial(attempts: Sequence[FrozenTrial], *, retries: int) -> Trial:
+    """Parse the trial of its attempts.
+
+    Args:
+        attempts: all attempts of a trial, by number.
+        retries: number of restarts of a trial whose worker died.
+
+    Returns:
+        The trial; it waits if its last attempt was lost, and has failed if it was lost too often.
+
+    Raises:
+        KeyError, TypeError, ValueError, AttributeError: An attribute is missing or damaged.
+    """
+    frozen = counting_attempt(attempts)
+    attributes = frozen.user_attrs
+    status, error = Status[frozen.state.name], attributes.get(ERROR)
+    started = sum(a.datetime_start is not None and INTERRUPTED not in a.user_attrs for a in attempts)
+    if is_lost(frozen):
+        exhausted = started > retries
+        status = Status.FAIL if exhausted else Status.WAITING
+        error = f"its worker died {started} times" if exhausted else None
+    return Trial(
+        number=frozen.number,
+        key=attributes[KEY],
+        spec=TrialSpec.from_dict(attributes[SPEC]),
+        status=status,
+        result=TrialResult.from_dict(attributes[RESULT]) if RESULT in attributes else None,
+        error=error,
+        attempts=max(started, 1),
+    )
+
+
+def read_frozen_trials(storage: RDBStorage, name: str) -> list[FrozenTrial]:
+    """Read numbers, states and attributes of all trials of an Optuna study, by number."""
+    in_study = TrialModel.study_id == storage.get_study_id_from_name(name)
+    columns = TrialModel.trial_id, TrialModel.number, TrialModel.state, TrialModel.__table__.c.datetime_start
+    attribute_columns = (
+        TrialUserAttributeModel.trial_id,
+        TrialUserAttributeModel.key,
+        TrialUserAttributeModel.value_json,
+    )
+    attributes: defaultdict[int, dict[str, Any]] = defaultdict(dict)
+    with storage.engine.connect() as connection:
+        for trial_id, key, value in connection.execute(select(*attribute_columns).join(TrialModel).where(in_study)):
+            attributes[trial_id][key] = json.loads(value)
+        rows = connection.execute(select(*columns).where(in_study).order_by(TrialModel.number)).all()
+    return [
+        FrozenTrial(
+            number=number,
+            state=state,
+            datetime_start=started,
+            user_attrs=attributes[trial_id],
+            trial_id=trial_id,
+            **_UNREAD,
+        )
+        for trial_id, number, state, started in rows
+    ]
