@@ -75,8 +75,8 @@ class StudySummary:
         shared_rates: conclusions from one shared learning rate that the best rates do not confirm.
         importances: how much of the differences each choice explains, a sentence for each task.
         progress: how many trials are done, failed, pruned and open.
-        tables: scores, verdicts, ranks, learning rates and their certainty, importance of choices, shared rates, time to
-            the baseline's loss, cost and failures; none of them is empty.
+        tables: scores, verdicts, ranks, learning rates and their certainty, importance of choices, shared rates, time
+            to the baseline's loss, cost and failures; none of them is empty.
     """
 
     overall: list[str]
