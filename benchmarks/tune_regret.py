@@ -41,7 +41,7 @@ from ailora.tune.candidates import Candidate, RateValues, spread_candidates
 from ailora.tune.halving import halve
 from ailora.tune.rate_centers import DEFAULT_LORA_RATE
 from ailora.tune.rung_plan import RungPlan, rung_steps
-from ailora.tune.tune_design import ROLES, TuneChoices
+from ailora.tune.search_space import ROLES, SearchSpace
 from ailora.tune.tune_request import plain_config
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -154,17 +154,17 @@ class Table:
 
 def record(config: RunConfig, folder: Path, *, rates: Sequence[float], seeds: Sequence[int]) -> Table:
     """Train all settings with all seeds; the same call after a kill, or beside another, runs what is left."""
-    choices = TuneChoices(plain_config(config))
+    space = SearchSpace(plain_config(config))
     recipe = registry.make_recipe(config)
     evaluations = evaluation_steps(recipe.arguments, len(recipe.datasets["train"]))
-    keys = TrialKeys({condition: trial_identity(c) for condition, c in choices.configs.items()})
-    specs = [TrialSpec(c, rate, seed) for seed in seeds for c in choices.conditions for rate in rates]
+    keys = TrialKeys({condition: trial_identity(c) for condition, c in space.configs.items()})
+    specs = [TrialSpec(c, rate, seed) for seed in seeds for c in space.conditions for rate in rates]
     folder.mkdir(parents=True, exist_ok=True)
     url, settings = f"sqlite:///{folder / 'runs.db'}", {"retries": 20, "worker_timeout": 60}
     storage = TrialStorage.load_or_none(url, "runs") or TrialStorage.create(url, "runs", settings)
 
     def run(trial: RunningTrial) -> tuple[TrialResult, float]:
-        base = choices.configs[trial.spec.condition]
+        base = space.configs[trial.spec.condition]
         output = folder / "runs" / trial.key
         training = {**base.training, **trial.spec.training_arguments}
         result = train(base.model_copy(update={"training": training, "output": str(output)}), evaluations)

@@ -104,8 +104,8 @@ def test_if_all_fail_nothing_wins(search: Search) -> None:
 def test_all_choices_train_as_many_parameters(search: Search) -> None:
     """Ranks are whole numbers, so that numbers agree within half a rank."""
     _, design = search(rank=[8])
-    by_roles = {str(c.values["adapter.roles"]): n for c, n in design.choices.trainable.items()}
-    ranks = {str(c.values["adapter.roles"]): config.adapter.rank for c, config in design.choices.configs.items()}
+    by_roles = {str(c.values["adapter.roles"]): n for c, n in design.space.trainable.items()}
+    ranks = {str(c.values["adapter.roles"]): config.adapter.rank for c, config in design.space.configs.items()}
     first, everything = by_roles["['query', 'value']"], by_roles["all"]
     rank = ranks["all"]
     assert isinstance(rank, int)

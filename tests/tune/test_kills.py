@@ -91,5 +91,5 @@ def test_one_worker_and_two_give_the_same(tuned: dict[str, Any], tmp_path: Path)
     tuned["tune"] |= {"budget": "2x", "policy": ["ailora"]}
     for workers in (1, 2):
         text = _finish(_start(_prepare(tuned, tmp_path, f"workers{workers}"), workers))
-        assert "One seed each" in text
+        assert "one seed" in text
     assert read_outcome(tmp_path / "workers1") == read_outcome(tmp_path / "workers2")

@@ -13,7 +13,7 @@ from ailora.recipes.config.schema import RunConfig
 from ailora.recipes.suggest_lr import RoleRate, Suggestion
 from ailora.tune import rate_centers
 from ailora.tune.rate_centers import RateCenters, find_rate_centers
-from ailora.tune.tune_design import TuneChoices
+from ailora.tune.search_space import SearchSpace
 from ailora.tune.tune_request import plain_config
 from ailora.tune.tune_run import open_search
 
@@ -51,18 +51,18 @@ def suggested(monkeypatch: pytest.MonkeyPatch) -> Suggestions:
     return suggestions
 
 
-def _choices(tuned: dict[str, Any], **tune: Any) -> TuneChoices:
+def _space(tuned: dict[str, Any], **tune: Any) -> SearchSpace:
     config = load_config(tuned | {"tune": {"policy": ["lora", "ailora"], "roles": [["query", "value"]]} | tune})
-    return TuneChoices(plain_config(config))
+    return SearchSpace(plain_config(config))
 
 
-def _find(choices: TuneChoices, rows: int = MANY_ROWS) -> RateCenters:
-    return find_rate_centers(choices, rows_trained=rows, spare_runs=4.0)
+def _find(space: SearchSpace, rows: int = MANY_ROWS) -> RateCenters:
+    return find_rate_centers(space, rows_trained=rows, spare_runs=4.0)
 
 
 def test_a_start_with_a_flatter_loss_is_tried_at_larger_rates(tuned: dict[str, Any], suggested: Suggestions) -> None:
     suggested["ailora"] = _suggestion(2.0, 8.0)
-    centers = _find(_choices(tuned))
+    centers = _find(_space(tuned))
     # The geometric mean over roles, times the rate of the file.
     assert centers.centers == pytest.approx([5e-3, 4 * 5e-3])
     assert 0 < centers.cost_runs < 0.25
@@ -73,13 +73,13 @@ def test_the_rate_of_plain_lora_is_a_thousandth_without_one_in_the_file(
     tuned: dict[str, Any], suggested: Suggestions
 ) -> None:
     del tuned["training"]["learning_rate"]
-    assert _find(_choices(tuned, policy=["lora"])).centers == [1e-3]
+    assert _find(_space(tuned, policy=["lora"])).centers == [1e-3]
 
 
 def test_a_multiple_is_measured_once_for_all_ranks(tuned: dict[str, Any], suggested: Suggestions) -> None:
     suggested["ailora"] = _suggestion(2.0)
-    choices = _choices(tuned, policy=["ailora"], rank=[2, 4], roles=[["query"], ["query", "value"]])
-    assert _find(choices).centers == pytest.approx([1e-2] * 4)
+    space = _space(tuned, policy=["ailora"], rank=[2, 4], roles=[["query"], ["query", "value"]])
+    assert _find(space).centers == pytest.approx([1e-2] * 4)
     assert suggested.asked == ["ailora ['query']", "ailora ['query', 'value']"]
 
 
@@ -99,11 +99,11 @@ def test_a_doubtful_multiple_moves_rates_by_at_most_a_decade(
 ) -> None:
     if suggestion is not None:
         suggested["ailora"] = suggestion
-    assert _find(_choices(tuned, policy=["ailora"])).centers == pytest.approx([multiple * 5e-3])
+    assert _find(_space(tuned, policy=["ailora"])).centers == pytest.approx([multiple * 5e-3])
 
 
 def test_inits_of_peft_start_from_the_rate_of_plain_lora(tuned: dict[str, Any], suggested: Suggestions) -> None:
-    assert _find(_choices(tuned, policy=["peft:pissa", "lora"])).centers == [5e-3, 5e-3]
+    assert _find(_space(tuned, policy=["peft:pissa", "lora"])).centers == [5e-3, 5e-3]
     assert suggested.asked == []
 
 
@@ -112,7 +112,7 @@ def test_what_costs_much_beside_the_budget_is_not_measured(
     tuned: dict[str, Any], suggested: Suggestions, rows: int, spare: float
 ) -> None:
     suggested["ailora"] = _suggestion(2.0)
-    centers = find_rate_centers(_choices(tuned), rows_trained=rows, spare_runs=spare)
+    centers = find_rate_centers(_space(tuned), rows_trained=rows, spare_runs=spare)
     assert centers.centers == [5e-3, 5e-3]
     assert (centers.cost_runs, centers.seconds) == (0.0, 0.0)
     assert "would cost" in centers.origin
@@ -137,14 +137,14 @@ def test_a_search_measures_the_curvature_and_pays_for_it(tuned: dict[str, Any]) 
     assert ailora / 10**1.5 <= min(rates) < max(rates) <= ailora * 10**1.5
 
 
-def test_inits_of_peft_are_choices_on_every_set_of_roles(tuned: dict[str, Any]) -> None:
-    choices = _choices(tuned, policy=["peft:pissa", "milora"], roles=[["query", "value"], "all"])
-    assert [condition.method for condition in choices.conditions] == ["peft:pissa", "milora"] * 2
-    of_two, of_all = (config.adapter for config in choices.configs.values() if str(config.adapter.method) != "milora")
+def test_inits_of_peft_are_space_on_every_set_of_roles(tuned: dict[str, Any]) -> None:
+    space = _space(tuned, policy=["peft:pissa", "milora"], roles=[["query", "value"], "all"])
+    assert [condition.method for condition in space.conditions] == ["peft:pissa", "milora"] * 2
+    of_two, of_all = (config.adapter for config in space.configs.values() if str(config.adapter.method) != "milora")
     assert (of_two.roles, of_two.rank) == (["query", "value"], 4)
     assert of_all.roles is not None
     assert len(of_all.roles) == 6
-    trained = [choices.trainable[condition] for condition in choices.conditions]
+    trained = [space.trainable[condition] for condition in space.conditions]
     # The rank of all roles is the whole number nearest to the parameters of the first set.
     assert trained[2] == trained[3] == pytest.approx(trained[0], rel=0.5)
 
@@ -169,4 +169,4 @@ def test_an_init_that_peft_refuses_is_refused_before_the_search(
 ) -> None:
     tuned["adapter"] |= adapter
     with pytest.raises(InputError, match=message):
-        _choices(tuned, roles=[["query", "value"], "all"], **tune)
+        _space(tuned, roles=[["query", "value"], "all"], **tune)

@@ -73,7 +73,7 @@ def test_what_is_said_about_the_choice_follows_from_its_numbers(tuned: dict[str,
     assert result.winner.values[result.total_steps] == min(values)
     assert result.cost_runs <= 3
     assert result.sentences[0].startswith(f"{result.winner.policy} at ")
-    assert any("One seed each" in sentence for sentence in result.sentences)
+    assert any("one seed" in sentence for sentence in result.sentences)
     assert any("share of the differences at step 3" in sentence for sentence in result.sentences)
     dropped = [candidate.dropped_at for candidate in result.candidates]
     assert dropped.count(None) == 1
@@ -98,7 +98,7 @@ def test_a_time_below_one_run_is_refused_after_the_first_trial(tuned: dict[str, 
 def test_another_search_or_run_in_the_folder_is_refused(tuned: dict[str, Any]) -> None:
     storage, _ = open_search(load_config(tuned))
     storage.close()
-    with pytest.raises(InputError, match=r"another search \(tune\.budget: '3x' there, '4x' now\)"):
+    with pytest.raises(InputError, match=r"a different search \(tune\.budget: '3x' there, '4x' now\)"):
         open_search(load_config(tuned | {"tune": tuned["tune"] | {"budget": "4x"}}))
     output = Path(tuned["output"])
     shutil.rmtree(output)
@@ -107,7 +107,7 @@ def test_another_search_or_run_in_the_folder_is_refused(tuned: dict[str, Any]) -
     with pytest.raises(InputError, match="is not empty and holds no run"):
         open_search(load_config(tuned))
     (output / "config.yaml").write_text("recipe: classification")
-    with pytest.raises(InputError, match="holds a run that is not of `ailora tune`"):
+    with pytest.raises(InputError, match="holds a run that `ailora tune` did not make"):
         open_search(load_config(tuned))
     assert sorted(path.name for path in output.iterdir()) == ["config.yaml", "notes.txt"]
 
@@ -115,7 +115,7 @@ def test_another_search_or_run_in_the_folder_is_refused(tuned: dict[str, Any]) -
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"training": {"eval_strategy": "no"}}, "compared by their evaluations on the validation data"),
+        ({"training": {"eval_strategy": "no"}}, "compares runs by their evaluations during training"),
         ({"tune": {"rank": [64]}}, "tune: lora, query and value, rank 64: rank must be"),
         ({"tune": {"roles": [["query", "gate"]]}}, "tune: lora, query and gate, rank 4: .*gate"),
         ({"data": {"validation": "missing.tsv"}}, r"missing\.tsv"),

@@ -8,7 +8,7 @@ import typer
 
 from ailora.cli.options import Config, Json, Overrides
 
-# Imported for types alone: the help must not pay for the trainers.
+# Imported for types only: the help must not pay for the trainers.
 if TYPE_CHECKING:
     from ailora.studies.trial_storage import TrialStorage
     from ailora.tune.halving import Rung
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 def tune(
     config: Config,
     overrides: Overrides = None,
-    workers: Annotated[int, typer.Option(min=1, help="Trials at a time on this machine.")] = 1,
+    workers: Annotated[int, typer.Option(min=1, help="Concurrent trials on this machine.")] = 1,
     as_json: Json = False,
 ) -> None:
-    """Find learning rate, roles, rank and init within a budget, and train with them; a rerun after a kill resumes."""
+    """Search for learning rate, roles, rank and init within a budget, and keep the best run. A rerun resumes."""
     from ailora.cli.tables import console, print_json, tune_table
     from ailora.recipes.config.loader import load_config
     from ailora.tune.tune_run import open_search, run_search
@@ -41,7 +41,7 @@ def tune(
 
 
 class _Progress:
-    """Lines of a search: its plan, and the best candidate of every rung that has ended."""
+    """Progress of a search, printed in lines: the plan, and the best candidate of each rung at its end."""
 
     def __init__(self, storage: TrialStorage, *, quiet: bool) -> None:
         self._storage = storage
@@ -49,11 +49,11 @@ class _Progress:
         self._n_printed = -1
 
     def announce(self, design: TuneDesign) -> None:
-        """Print where the rates come from."""
+        """Print the origin of the learning rates."""
         self._print(design.request.centers_origin)
 
     def update(self, design: TuneDesign) -> None:
-        """Print the plan once it is known, and the rungs that have ended since the last call."""
+        """Print the plan at the first call that has one, and the rungs that have ended since the last call."""
         from ailora.tune.halving import find_progress
 
         if design.plan is None:
@@ -85,7 +85,5 @@ def _rung_line(rung: Rung, design: TuneDesign) -> str:
     if rung.ranking:
         best = rung.ranking[0]
         value = rung.scores[best] if design.larger_is_better else -rung.scores[best]
-        line += (
-            f"; best {best.condition.method} at {best.learning_rate:g}, {design.choices.goal} {format_number(value)}"
-        )
+        line += f"; best {best.condition.method} at {best.learning_rate:g}, {design.space.goal} {format_number(value)}"
     return line

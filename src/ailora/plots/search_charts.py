@@ -9,10 +9,10 @@ from ailora.plots.chart_spec import Axis, Plot, Series
 
 
 def candidate_chart(candidates: Sequence[Mapping[str, object]], step: int, *, goal: str) -> Iterator[Plot]:
-    """Chart the goal at the end of a rung over the learning rate, with a series for each init.
+    """Plot the goal at the end of a rung over the learning rate, with a series for each init.
 
     Args:
-        candidates: candidates of `tune.json`.
+        candidates: value of `candidates` in `tune.json`.
         step: last step of the rung.
         goal: name of the goal.
 
@@ -30,8 +30,8 @@ def candidate_chart(candidates: Sequence[Mapping[str, object]], step: int, *, go
     if not points:
         return
     series: list[Series] = []
-    for style, (policy, found) in enumerate(points.items()):
-        rates, values, notes = zip(*sorted(found), strict=True)
+    for style, (policy, candidate_points) in enumerate(points.items()):
+        rates, values, notes = zip(*sorted(candidate_points), strict=True)
         series.append(Series(policy, rates, values, notes=notes, style=style))
     yield Plot(
         name="candidates",
@@ -40,5 +40,5 @@ def candidate_chart(candidates: Sequence[Mapping[str, object]], step: int, *, go
         x=Axis("learning rate", log=True),
         y=Axis(f"validation {goal.replace('_', ' ')}"),
         series=tuple(series),
-        caption="Every candidate of the search at the end of the first rung, with one seed; roles and ranks differ.",
+        caption="Candidates of the search at the end of the first rung, each with one seed. Roles and ranks differ.",
     )

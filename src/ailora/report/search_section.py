@@ -1,4 +1,4 @@
-"""Section of a run that `ailora tune` chose: candidates, certainty of the choice, and which choices mattered."""
+"""Section of a run that `ailora tune` made: candidates, certainty of the result, importance of each choice."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ailora.studies.choice_importance import (
 
 
 def search_blocks(search: Mapping[str, object]) -> Iterator[Block]:
-    """Build the blocks of a search; parts that are missing or damaged are left out.
+    """Build the blocks of a search, without missing or damaged parts.
 
     Args:
         search: content of `tune.json`; empty for a run without a search.

@@ -1,4 +1,4 @@
-"""Candidates of a search: learning rates spread evenly over choices of rank, roles and policy."""
+"""Candidates of a search: learning rates spread evenly over the conditions (policy, roles and rank)."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 from ailora.studies.trial import Condition
 
-#: Factors of ten to each side of a suggested rate.
+#: Width of an automatic range to each side of its center.
 AUTO_DECADES = 1.5
 
 
 @dataclass(frozen=True)
 class RateSpan:
-    """Span of learning rates of a choice, on the logarithmic axis.
+    """Range of learning rates on a logarithmic axis.
 
     Attributes:
         center: geometric mean of the ends.
@@ -24,9 +24,14 @@ class RateSpan:
     decades: float = AUTO_DECADES
 
     def choose(self, place: float, taken: Collection[float]) -> float | None:
-        """Choose the rate at a place between 0 (the low end) and 1 (the high end), with three digits.
+        """Choose the rate at a position, rounded to three digits.
 
-        Returns None if that rate is taken.
+        Args:
+            place: position in the range, from 0 (the low end) to 1 (the high end).
+            taken: rates that were chosen before.
+
+        Returns:
+            The rate, or None if it is taken.
         """
         rate = float(f"{self.center * 10 ** (self.decades * (2 * place - 1)):.3g}")
         return None if rate in taken else rate
@@ -34,7 +39,7 @@ class RateSpan:
 
 @dataclass(frozen=True)
 class RateValues:
-    """Exact learning rates of a choice.
+    """Exact learning rates.
 
     Attributes:
         values: the rates, ascending.
@@ -43,9 +48,14 @@ class RateValues:
     values: tuple[float, ...]
 
     def choose(self, place: float, taken: Collection[float]) -> float | None:
-        """Choose the rate nearest to a place between 0 (the least) and 1 (the largest) that is not taken.
+        """Choose the rate nearest to a position.
 
-        Returns None if all are taken.
+        Args:
+            place: position in the list of rates, from 0 (the smallest) to 1 (the largest).
+            taken: rates that were chosen before.
+
+        Returns:
+            The nearest rate that is not taken, or None if all are taken.
         """
         target = place * (len(self.values) - 1)
         free = [index for index, rate in enumerate(self.values) if rate not in taken]
@@ -54,12 +64,12 @@ class RateValues:
 
 @dataclass(frozen=True)
 class Candidate:
-    """Settings to try.
+    """Condition and learning rate that a search tries.
 
     Attributes:
-        number: number in the order of the search, which breaks ties.
+        number: position in the order of the search, which breaks ties.
         condition: policy, roles and rank.
-        learning_rate: of the optimizer.
+        learning_rate: learning rate of the optimizer.
     """
 
     number: int
@@ -68,24 +78,25 @@ class Candidate:
 
 
 def spread_candidates(rates: Mapping[Condition, RateSpan | RateValues], count: int) -> list[Candidate]:
-    """Choose candidates whose rates fill the spans evenly, over all choices together and within each.
+    """Spread learning rates evenly over all conditions together, and within each condition.
 
-    The first candidates are the same for every count. Choices take turns. Places of rates are those of a Halton
-    sequence: base 3 over the choices of a turn, shifted in base 2 from turn to turn. The first is the center.
+    Conditions take turns. Within a turn, the positions of their rates follow the van der Corput sequence in base 3.
+    From turn to turn, the sequence in base 2 shifts all positions. The first candidate is at the center of its range.
+    A larger count appends candidates to those of a smaller count.
 
     Args:
-        rates: choice -> its rates.
+        rates: condition -> its rates.
         count: number of candidates.
 
     Returns:
-        The candidates by number, each different; fewer than `count` if there are fewer.
+        The candidates by number, without duplicates; fewer than `count` if the rates are exact and run out.
     """
     candidates: list[Candidate] = []
     taken: dict[Condition, set[float]] = {condition: set() for condition in rates}
     for turn in range(count):
-        for index, (condition, choices) in enumerate(rates.items()):
+        for index, (condition, rate_range) in enumerate(rates.items()):
             place = (0.5 + _radical_inverse(turn, 2) + _radical_inverse(index, 3)) % 1
-            rate = choices.choose(place, taken[condition])
+            rate = rate_range.choose(place, taken[condition])
             if rate is not None and len(candidates) < count:
                 taken[condition].add(rate)
                 candidates.append(Candidate(len(candidates), condition, rate))
@@ -93,7 +104,7 @@ def spread_candidates(rates: Mapping[Condition, RateSpan | RateValues], count: i
 
 
 def _radical_inverse(number: int, base: int) -> float:
-    """Return the digits of a number mirrored at the point: 1, 2, 3 in base 2 give 0.5, 0.25, 0.75."""
+    """Mirror the digits of a number at the radix point: 1, 2, 3 in base 2 give 0.5, 0.25, 0.75."""
     value, scale = 0.0, 1.0
     while number:
         number, digit = divmod(number, base)

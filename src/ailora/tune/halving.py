@@ -1,4 +1,4 @@
-"""Successive halving: the trials that the results so far require, and the candidate that wins."""
+"""Successive halving: which trials the results so far require, and which candidate wins."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class Rung:
 
     Attributes:
         step: last step of the rung.
-        trials: candidate -> its trial; None before it is queued.
-        scores: candidate -> score, larger is better, of the trials that are complete.
+        trials: candidate -> its trial; None until the trial is queued.
+        scores: candidate -> score of its completed trial; larger is better.
     """
 
     step: int
@@ -37,12 +37,12 @@ class Rung:
 
     @property
     def ended(self) -> bool:
-        """Whether all candidates have reported or failed."""
+        """Whether all trials have ended."""
         return all(trial is not None and trial.ended for trial in self.trials.values())
 
     @property
     def ranking(self) -> list[Candidate]:
-        """Candidates with a score, the best first; ties by number."""
+        """Candidates with a score, best first. Equal scores are ordered by number."""
         return sorted(self.scores, key=lambda candidate: (-self.scores[candidate], candidate.number))
 
 
@@ -52,7 +52,7 @@ class SearchProgress:
 
     Attributes:
         rungs: rungs that have begun.
-        ended: whether nothing is left to run.
+        ended: whether no trial is left to run.
     """
 
     rungs: tuple[Rung, ...]
@@ -60,15 +60,15 @@ class SearchProgress:
 
     @property
     def winner(self) -> Candidate | None:
-        """The best candidate at the end of the schedule; None before, or if all failed."""
+        """The best candidate on the last rung; None while the search runs, or if all candidates failed."""
         return next(iter(self.rungs[-1].ranking), None) if self.ended else None
 
 
 def find_progress(trials: Sequence[Trial], design: TuneDesign) -> SearchProgress:
-    """Find how far a search is.
+    """Find the progress of a search from its trials.
 
-    A rung begins when all trials of the one before have ended, so that its candidates do not depend on the order in
-    which workers end them.
+    A rung begins when all trials on the previous rung have ended. The order in which workers end trials therefore does
+    not change the candidates.
 
     Args:
         trials: stored trials.
@@ -90,13 +90,13 @@ def halve(
     find_trial: Callable[[Candidate, int], Trial | None],
     score: Callable[[TrialResult], float],
 ) -> SearchProgress:
-    """Apply the rule of successive halving to results.
+    """Apply successive halving to results.
 
     Args:
-        candidates: candidates of the first rung.
+        candidates: candidates on the first rung.
         rungs: last step and number of candidates of each rung.
-        find_trial: returns the trial of a candidate until a step; None before it is queued.
-        score: returns the score of a result, larger is better.
+        find_trial: returns the trial that trains a candidate to a step, or None if it is not queued.
+        score: returns the score of a result; larger is better.
     """
     begun: list[Rung] = []
     for step, count in rungs:
@@ -112,7 +112,11 @@ def halve(
 
 
 def enqueue_next(storage: TrialStorage, design: TuneDesign) -> int:
-    """Queue the trials that the results so far require, and return their number."""
+    """Queue the trials that the results so far require.
+
+    Returns:
+        The number of newly queued trials.
+    """
     rungs = find_progress(storage.trials(), design).rungs
     specs = [design.spec(candidate, rungs[-1].step) for candidate in rungs[-1].trials]
     count = storage.enqueue({design.keys.key(spec): spec for spec in specs})
@@ -123,7 +127,7 @@ def enqueue_next(storage: TrialStorage, design: TuneDesign) -> int:
 
 
 def remove_checkpoints(design: TuneDesign, candidates: set[Candidate]) -> None:
-    """Remove the checkpoints of candidates that no trial resumes; configurations and logs stay."""
+    """Remove the checkpoints of candidates that no later trial resumes. Configurations and logs are kept."""
     for candidate in candidates:
         folder = RunFolder(design.run_config(design.spec(candidate, None)).output)
         for path in (folder.checkpoints, folder.initial):
@@ -136,18 +140,18 @@ def execute_prefix(config: RunConfig, prefix: RunPrefix) -> TrialResult:
 
 
 def work_on_search(storage: TrialStorage, design: TuneDesign, execute: ExecutePrefix = execute_prefix) -> int:
-    """Run trials of a search until none is left, here or at another worker.
+    """Run trials of a search until all trials of all workers have ended.
 
     Args:
         storage: trials of the search.
         design: design of the search.
-        execute: trains a prefix of a run.
+        execute: function that trains a prefix of a run.
 
     Returns:
-        Number of trials this worker ended.
+        Number of trials that this worker ended.
 
     Raises:
-        KeyboardInterrupt: The worker was asked to stop; its trial waits again.
+        KeyboardInterrupt: The worker was interrupted; its trial returns to the queue.
     """
 
     def run(trial: RunningTrial) -> tuple[TrialResult, float]:

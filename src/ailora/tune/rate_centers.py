@@ -1,4 +1,4 @@
-"""Centers of the learning rates of each choice, by the curvature of the loss at its start."""
+"""Centers of the automatic ranges of learning rates, shifted by the curvature of the loss at each init."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from ailora.inits import PRESETS
 from ailora.recipes.config.method import Preset
 from ailora.recipes.config.schema import RunConfig
 from ailora.recipes.suggest_lr import suggest
-from ailora.tune.tune_design import ROLES, TuneChoices
+from ailora.tune.search_space import ROLES, SearchSpace
 
-#: Good rate of plain LoRA with alpha = rank, where the file has no `training.learning_rate`.
+#: Center for plain LoRA with alpha = rank if the file has no `training.learning_rate`.
 DEFAULT_LORA_RATE = 1e-3
 _BATCHES, _ROWS, _PASSES = 2, 8, 13
-#: Cost of a forward pass of a row = 1: a training step takes 3 per row; a pass over the Hessian 3, and 3 per role.
+#: Cost in forward passes, per row: 3 for a training step, 3 for a pass over the Hessian and another 3 for each role.
 _PASS_COST = 3
-#: Largest share of a run that suggestions may cost.
+#: Largest cost of all suggestions.
 _MAX_COST_RUNS = 0.25
-#: Curvature compares starts within a decade; beyond it, the rule is not tested.
+#: The rule is tested for multiples up to 10, in either direction.
 _MAX_MULTIPLE = 10.0
 
 
 @dataclass(frozen=True)
 class RateCenters:
-    """Centers of the learning rates of each choice.
+    """Centers of the ranges of learning rates.
 
     Attributes:
-        centers: center of each choice, in their order.
-        cost_runs: cost of measuring them, in full runs.
-        seconds: duration of measuring them.
-        origin: sentence that says where the centers come from.
+        centers: center for each condition, in the order of `SearchSpace.conditions`.
+        cost_runs: cost of the measurement, in full runs.
+        seconds: duration of the measurement.
+        origin: sentence on the origin of the centers.
     """
 
     centers: list[float]
@@ -41,27 +41,27 @@ class RateCenters:
     origin: str
 
 
-def find_rate_centers(choices: TuneChoices, *, rows_trained: int, spare_runs: float) -> RateCenters:
-    """Find the centers of the learning rates: those of `suggest-lr`, where it costs little beside a run.
+def find_rate_centers(space: SearchSpace, *, rows_trained: int, spare_runs: float) -> RateCenters:
+    """Find the centers of the ranges of learning rates, by `suggest-lr` if its cost is small beside a run's.
 
     Args:
-        choices: choices of the search.
-        rows_trained: rows that a run trains on, counted each time.
+        space: search space.
+        rows_trained: number of rows that a run trains on; a row counts once per epoch.
         spare_runs: budget beyond one run, in full runs.
 
     Returns:
         The centers.
     """
-    lora_rate = choices.run.training.get("learning_rate", DEFAULT_LORA_RATE)
-    cost = _suggestion_cost(choices) / (_PASS_COST * rows_trained)
+    lora_rate = space.run.training.get("learning_rate", DEFAULT_LORA_RATE)
+    cost = _suggestion_cost(space) / (_PASS_COST * rows_trained)
     if cost > min(_MAX_COST_RUNS, spare_runs):
         origin = f"Rates around {lora_rate:g} for all inits: the curvature of their losses would cost {cost:.2g} runs."
-        return RateCenters([lora_rate] * len(choices.conditions), 0.0, 0.0, origin)
+        return RateCenters([lora_rate] * len(space.conditions), 0.0, 0.0, origin)
     started = time.perf_counter()
     multiples: dict[tuple[str, str], float] = {}
     centers: list[float] = []
-    for condition, config in choices.configs.items():
-        # The curvature of each factor hardly depends on the rank.
+    for condition, config in space.configs.items():
+        # The curvature of a factor hardly depends on the rank.
         key = (condition.method, str(condition.values[ROLES]))
         if key not in multiples:
             multiples[key] = _suggest_multiple(config)
@@ -70,13 +70,11 @@ def find_rate_centers(choices: TuneChoices, *, rows_trained: int, spare_runs: fl
     return RateCenters(centers, cost, time.perf_counter() - started, origin)
 
 
-def _suggestion_cost(choices: TuneChoices) -> float:
-    """Return the cost of all suggestions, where a forward pass of a row costs 1."""
-    measured = {
-        (c.method, str(c.values[ROLES])): config for c, config in choices.configs.items() if _is_measured(config)
-    }
+def _suggestion_cost(space: SearchSpace) -> float:
+    """Estimate the cost of all suggestions, in forward passes of a row."""
+    measured = {(c.method, str(c.values[ROLES])): config for c, config in space.configs.items() if _is_measured(config)}
     blocks = [len(config.adapter.roles or ()) + 1 for config in measured.values()]
-    # Each suggestion measures plain LoRA's curvature too.
+    # Twice: each suggestion also measures the curvature at plain LoRA's init.
     return sum(2 * _PASSES * _BATCHES * _ROWS * _PASS_COST * (1 + n) for n in blocks)
 
 
@@ -86,7 +84,7 @@ def _is_measured(config: RunConfig) -> bool:
 
 
 def _suggest_multiple(config: RunConfig) -> float:
-    """Suggest the multiple of plain LoRA's rate; 1 where the curvature says nothing."""
+    """Suggest a multiple of plain LoRA's rate; 1 if the curvature gives none."""
     if not _is_measured(config):
         return 1.0
     try:

@@ -8,18 +8,18 @@ from itertools import pairwise
 
 from ailora.errors import InputError
 
-#: Share of a rung's candidates that go on to the next rung is one in so many, as in Hyperband (arXiv 1603.06560).
+#: One in three candidates goes on to the next rung, as in Hyperband (arXiv 1603.06560).
 REDUCTION = 3
-#: The first of more rungs would judge a run by less than 1 / 27 of its schedule.
+#: The first of five rungs would judge a run by 1 / 81 of its schedule.
 _MAX_RUNGS = 4
 
 
 @dataclass(frozen=True)
 class RungPlan:
-    """Rungs of a search, the prefixes of a run at whose ends candidates are dropped.
+    """Rungs of a search: prefixes of the schedule, with fewer candidates on each.
 
     Attributes:
-        steps: last step of each rung, ascending; the last is that of the whole run.
+        steps: last step of each rung, ascending; the last rung ends with the run.
         counts: number of candidates that train to the end of each rung.
         overhead_runs: cost of starting a process, in full runs.
     """
@@ -30,7 +30,7 @@ class RungPlan:
 
     @property
     def cost_runs(self) -> float:
-        """Cost in full runs; a part of a run costs its share of the steps, evaluations included."""
+        """Cost in full runs. A part of a run costs its share of the steps; evaluations are included."""
         total = self.steps[-1]
         parts = [stop - start for start, stop in pairwise((0, *self.steps))]
         pairs = zip(self.counts, parts, strict=True)
@@ -43,9 +43,9 @@ class RungPlan:
         """Plan the search with the most candidates within a budget.
 
         Args:
-            evaluation_steps: steps after which a run evaluates, ascending; the last is that of the whole run.
+            evaluation_steps: steps after which a run evaluates, ascending; the last is the run's last step.
             budget_runs: budget in full runs.
-            max_candidates: largest number of candidates.
+            max_candidates: upper limit for the number of candidates.
             overhead_runs: cost of starting a process, in full runs.
 
         Returns:
@@ -61,7 +61,7 @@ class RungPlan:
                 f"the budget is {budget_runs:.2g} of a run, and one candidate costs {plans[0].cost_runs:.2g}: give at "
                 "least the cost of one run"
             )
-        # The cost never falls with the number of candidates. The tolerance is for sums of shares that are no floats.
+        # The cost never falls with the number of candidates. The tolerance covers rounding in sums of shares.
         for count in range(2, max_candidates + 1):
             plan = cls(steps, _counts(count, len(steps)), overhead_runs)
             if plan.cost_runs > budget_runs * (1 + 1e-9):
@@ -71,7 +71,7 @@ class RungPlan:
 
 
 def rung_steps(evaluation_steps: Sequence[int]) -> tuple[int, ...]:
-    """Choose the evaluations nearest to a third, a ninth and a 27th of a run, and its end.
+    """Choose the evaluations nearest to a 27th, a ninth and a third of a run, and its last.
 
     Args:
         evaluation_steps: steps after which a run evaluates, ascending.

@@ -1,4 +1,4 @@
-"""Request of a search, as its storage holds it for every worker."""
+"""Request of a search: plain data in its storage, from which every worker builds the same design."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ailora.errors import InputError
 from ailora.recipes.config.schema import RunConfig
 from ailora.recipes.config.validation import StoredSection, format_validation_error
 
-#: Folder of a search below the output folder of its run; hidden, as files of another program would block a run.
+#: Folder of a search in the output folder of its run. Hidden, since a run refuses a folder with visible foreign files.
 TUNE_FOLDER = ".tune"
 
 
@@ -21,15 +21,15 @@ class TuneRequest(StoredSection, frozen=True):
     """Request of a search.
 
     Attributes:
-        kind: distinguishes the plain data from those of a study.
+        kind: marks the data of a search in a storage; a study has none.
         base: complete configuration of the run, with the section `tune`.
         evaluation_steps: steps after which a run evaluates, ascending; the last is that of the whole run.
-        centers: center of the rates of each choice, in the order of `TuneDesign.conditions`.
-        budget_runs: cost of all trials, in full runs; None until a budget in time has been converted.
+        centers: center of the rates for each condition, in the order of `SearchSpace.conditions`.
+        budget_runs: budget of all trials, in full runs; None while a budget in time is not converted into runs.
         overhead_runs: cost of starting a process, in full runs.
-        centers_origin: sentence that says where the centers come from.
-        suggestion_runs: cost of suggesting the centers, in full runs.
-        suggestion_seconds: duration of suggesting the centers.
+        centers_origin: sentence on the origin of the centers.
+        suggestion_runs: cost of `suggest-lr` for the centers, in full runs.
+        suggestion_seconds: duration of `suggest-lr` for the centers.
         output: folder of the search.
         storage: an Optuna database URL.
         name: name of the search in the storage.
@@ -54,12 +54,12 @@ class TuneRequest(StoredSection, frozen=True):
 
     @property
     def run_output(self) -> Path:
-        """Output folder of the run that the search ends with."""
+        """Output folder of the finished run."""
         return Path(self.base["output"])
 
 
 def plain_config(config: RunConfig) -> dict[str, Any]:
-    """Convert a configuration to plain data that `load_config` reads, with its secrets and its section `tune`."""
+    """Convert a configuration to plain data for `load_config`, with its secrets and its section `tune`."""
     secret = {"training": config.training, "quantization": config.quantization}
     return config.model_dump() | copy.deepcopy(secret) | {"tune": config.tune.model_dump(by_alias=True)}
 
@@ -68,7 +68,7 @@ def parse_request(plain: Mapping[str, Any]) -> TuneRequest:
     """Parse the plain data of a request.
 
     Raises:
-        InputError: The data are those of a study, or damaged.
+        InputError: The data belong to a study, or are damaged.
     """
     if plain.get("kind") != "tune":
         raise InputError("expected the request of `ailora tune`, got a study")

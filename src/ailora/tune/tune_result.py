@@ -1,4 +1,4 @@
-"""Result of a search: its candidates, how sure the choice is, and which choices mattered."""
+"""Result of a search: its candidates, the certainty of the result, and the importance of each choice."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from ailora.formatting import format_lr, format_number, join_names, pluralize
 from ailora.studies.choice_importance import Importance, describe_importance, measure_importance
 from ailora.tune.candidates import Candidate
 from ailora.tune.halving import Rung, SearchProgress
-from ailora.tune.tune_design import RANK, ROLES, TuneDesign, describe_roles
+from ailora.tune.search_space import RANK, ROLES, describe_roles
+from ailora.tune.tune_design import TuneDesign
 
-#: Other choices that the sentence on certainty names.
-_MAX_OTHERS = 3
+#: Maximum number of runners-up in the sentence on certainty.
+_MAX_RUNNERS_UP = 3
 
 
 @dataclass(frozen=True)
@@ -21,15 +22,15 @@ class CandidateRecord:
     """Record of a candidate.
 
     Attributes:
-        number: number in the order of the search.
+        number: position in the order of the search.
         policy: value of `adapter.policy`.
         roles: entry of `tune.roles`.
-        rank: rank, scaled to the parameters of the first entry of `roles`.
-        learning_rate: of the optimizer.
-        trainable_parameters: parameters of the adapter.
-        values: last step of a rung -> value of the goal there.
+        rank: value of `adapter.rank`, scaled so that all entries of `tune.roles` train as many parameters.
+        learning_rate: learning rate of the optimizer.
+        trainable_parameters: number of trainable parameters of the adapter.
+        values: last step of a rung -> value of the goal at this step.
         dropped_at: step after which the candidate was dropped; None for the winner.
-        error: why its training failed; None if it did not.
+        error: error of the failed training; None without an error.
     """
 
     number: int
@@ -44,7 +45,7 @@ class CandidateRecord:
 
     @property
     def label(self) -> str:
-        """Policy, rate and roles for a reader."""
+        """Policy, learning rate and roles, for a reader."""
         return f"{self.policy} at {format_lr(self.learning_rate)} on {describe_roles(self.roles)}"
 
 
@@ -53,14 +54,14 @@ class TuneResult:
     """Result of a search.
 
     Attributes:
-        goal: score on the validation split that decided.
+        goal: score on the validation split by which candidates were compared.
         larger_is_better: whether a larger value of the goal is better.
-        budget: budget of the file.
-        cost_runs: cost of the search in full runs, of training, evaluations and suggestions.
-        total_steps: steps of a full run.
+        budget: budget in the configuration.
+        cost_runs: cost of the search in full runs: training, evaluations and `suggest-lr`.
+        total_steps: number of steps of a full run.
         rungs: last step and number of candidates of each rung.
-        centers_origin: sentence on the rates that were tried.
-        candidates: all candidates, the winner first, then by how far they came and how good they were there.
+        centers_origin: sentence on the origin of the learning rates.
+        candidates: all candidates: the winner, then by the last rung they reached and their rank on this rung.
         importances: importance of each choice at the end of the first rung.
         output: folder of the finished run.
     """
@@ -78,12 +79,12 @@ class TuneResult:
 
     @property
     def winner(self) -> CandidateRecord:
-        """The candidate that was trained to the end and is the best there."""
+        """The best candidate at the end of the schedule."""
         return self.candidates[0]
 
     @property
     def sentences(self) -> list[str]:
-        """The choice, how sure it is, which choices mattered, and the cost."""
+        """The winner, the certainty of the result, the importance of each choice, and the cost."""
         best = self.winner.values[self.total_steps]
         return [
             f"{self.winner.label} (rank {self.winner.rank}): validation {self.goal} {format_number(best)}.",
@@ -120,16 +121,18 @@ class TuneResult:
         }
 
     def _describe_certainty(self) -> Iterator[str]:
-        """Name the best candidates of other choices, at the last step that several candidates reached."""
+        """Compare the winner with the runners-up, at the last step that several candidates reached."""
         reached = [step for step, _ in self.rungs if sum(step in c.values for c in self.candidates) > 1]
         if not reached:
-            yield "It was the only candidate: nothing is known about others."
+            yield "It was the only candidate. A larger budget compares several."
             return
         step = reached[-1]
-        behind = [c for c in self.candidates[1:] if step in c.values][:_MAX_OTHERS]
-        texts = [f"{c.label} {self._difference(c.values[step] - self.winner.values[step])}" for c in behind]
+        runners_up = [c for c in self.candidates[1:] if step in c.values][:_MAX_RUNNERS_UP]
+        results = [f"{c.label} {self._difference(c.values[step] - self.winner.values[step])}" for c in runners_up]
         when = "At the end" if step == self.total_steps else f"At step {step:,} of {self.total_steps:,}"
-        yield f"{when}, {join_names(texts)}. One seed each: `ailora study` tells whether such differences are real."
+        yield (
+            f"{when}, {join_names(results)}. Each has one seed: `ailora study` tests whether such differences are real."
+        )
 
     def _difference(self, difference: float) -> str:
         gain = difference if self.larger_is_better else -difference
@@ -148,7 +151,7 @@ class TuneResult:
 def build_result(design: TuneDesign, progress: SearchProgress, winner: Candidate) -> TuneResult:
     """Build the result of a search that has ended."""
     rungs = progress.rungs
-    # A later rung begins with the order of the one before, and ends with its own.
+    # Candidates that reached a later rung precede all others.
     order = dict.fromkeys(design.candidates, (0, 0))
     for number, rung in enumerate(rungs, start=1):
         order |= {candidate: (-number, place) for place, candidate in enumerate(rung.ranking)}
@@ -158,9 +161,9 @@ def build_result(design: TuneDesign, progress: SearchProgress, winner: Candidate
     total = design.total_steps
     trained = sum(_trained_steps(record, rungs) for record in records) / total
     return TuneResult(
-        goal=design.choices.goal,
+        goal=design.space.goal,
         larger_is_better=design.larger_is_better,
-        budget=design.choices.run.tune.budget,
+        budget=design.space.run.tune.budget,
         cost_runs=trained + design.request.suggestion_runs,
         total_steps=total,
         rungs=[(rung.step, len(rung.trials)) for rung in rungs],
@@ -172,7 +175,7 @@ def build_result(design: TuneDesign, progress: SearchProgress, winner: Candidate
 
 
 def _record(candidate: Candidate, design: TuneDesign, rungs: tuple[Rung, ...], winner: Candidate) -> CandidateRecord:
-    config = design.choices.configs[candidate.condition]
+    config = design.space.configs[candidate.condition]
     trials = {rung.step: rung.trials[candidate] for rung in rungs if candidate in rung.trials}
     results = {step: trial.result for step, trial in trials.items() if trial and trial.result}
     return CandidateRecord(
@@ -181,7 +184,7 @@ def _record(candidate: Candidate, design: TuneDesign, rungs: tuple[Rung, ...], w
         roles=candidate.condition.values[ROLES],
         rank=config.adapter.rank,
         learning_rate=candidate.learning_rate,
-        trainable_parameters=design.choices.trainable[candidate.condition],
+        trainable_parameters=design.space.trainable[candidate.condition],
         values={step: design.value(result) for step, result in results.items()},
         dropped_at=None if candidate == winner else max(trials),
         error=next((trial.error for trial in trials.values() if trial and trial.error), None),
@@ -189,7 +192,7 @@ def _record(candidate: Candidate, design: TuneDesign, rungs: tuple[Rung, ...], w
 
 
 def _choices(candidate: Candidate) -> dict[str, float | str]:
-    """Return the value of each choice, by the name that readers see."""
+    """Return the value of each choice, by its name for a reader."""
     values = candidate.condition.values
     return {
         "learning rate": candidate.learning_rate,
@@ -200,6 +203,6 @@ def _choices(candidate: Candidate) -> dict[str, float | str]:
 
 
 def _trained_steps(record: CandidateRecord, rungs: tuple[Rung, ...]) -> int:
-    """Return the steps that a candidate has trained; a failed rung counts as a whole one."""
+    """Return the number of steps of a candidate; a failed rung counts in full."""
     last = record.dropped_at
     return rungs[-1].step if last is None else last

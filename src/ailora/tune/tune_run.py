@@ -1,4 +1,4 @@
-"""Run a search to its end: create or load it, work on it, and leave the winner as an ordinary finished run."""
+"""Run a search: create or load it, run its trials, and complete the winner as an ordinary finished run."""
 
 from __future__ import annotations
 
@@ -23,13 +23,14 @@ from ailora.studies.trial import Status
 from ailora.studies.trial_storage import TrialStorage
 from ailora.tune.halving import SearchProgress, find_progress, remove_checkpoints
 from ailora.tune.rate_centers import RateCenters, find_rate_centers
-from ailora.tune.tune_design import TuneChoices, TuneDesign
+from ailora.tune.search_space import SearchSpace
+from ailora.tune.tune_design import TuneDesign
 from ailora.tune.tune_request import TUNE_FOLDER, TuneRequest, parse_request, plain_config
 from ailora.tune.tune_result import TuneResult, build_result
 
 
 def open_search(config: RunConfig) -> tuple[TrialStorage, TuneDesign]:
-    """Create the search of a configuration, or load it to continue.
+    """Create the search of a configuration, or load it from its output folder.
 
     Args:
         config: configuration of the run, with its section `tune`.
@@ -38,9 +39,9 @@ def open_search(config: RunConfig) -> tuple[TrialStorage, TuneDesign]:
         Storage and design of the search.
 
     Raises:
-        InputError: A choice, the goal or the data are invalid, the budget is below one run, or the output folder holds
-            another search or run. Nothing is written then.
-        ModelError: The model cannot be adapted by a choice.
+        InputError: A condition, the goal or the data are invalid, the budget is below one run, or the output folder
+            holds a different search, or a run. Nothing is written.
+        ModelError: The model cannot be adapted under a condition.
     """
     base = plain_config(config)
     folder = Path(config.output) / TUNE_FOLDER
@@ -52,17 +53,17 @@ def open_search(config: RunConfig) -> tuple[TrialStorage, TuneDesign]:
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     with writing(folder), filelock.FileLock(folder / "lock"):
-        # The same command on another machine may have created it meanwhile.
+        # The same command on a second machine may have created it meanwhile.
         if (storage := TrialStorage.load_or_none(url, name)) is not None:
             return storage, _continue(storage, base)
         return TrialStorage.create(url, name, request.model_dump(by_alias=True)), design
 
 
 def is_search(url: str, name: str) -> bool:
-    """Return whether a storage holds a search of this name, and not a study.
+    """Return whether a storage holds a search of this name, rather than a study.
 
     Raises:
-        InputError: The storage cannot be reached, or has nothing of this name.
+        InputError: The storage cannot be reached, or has neither search nor study of this name.
     """
     storage = TrialStorage.load(url, name, read_only=True)
     storage.close()
@@ -75,7 +76,7 @@ def load_search(url: str, name: str, *, secrets: Mapping[str, Any] | None = None
     Args:
         url: an Optuna database URL.
         name: name of the search in the storage.
-        secrets: its request with the secrets that the storage lacks; None for a search without secrets.
+        secrets: request with the secrets, which the storage lacks; None for a search without secrets.
 
     Returns:
         Storage and design of the search.
@@ -90,13 +91,13 @@ def load_search(url: str, name: str, *, secrets: Mapping[str, Any] | None = None
 def run_search(
     storage: TrialStorage, design: TuneDesign, *, workers: int, on_poll: Callable[[TuneDesign], None]
 ) -> TuneResult:
-    """Run what is left of a search, and leave its winner in the output folder as a finished run.
+    """Run the remaining trials of a search, and complete the winner's run in the output folder.
 
     Args:
         storage: trials of the search.
         design: design of the search.
-        workers: number of trials at a time on this machine.
-        on_poll: called regularly with the present design, to show the progress.
+        workers: number of concurrent trials on this machine.
+        on_poll: called regularly with the current design, to show the progress.
 
     Returns:
         The result.
@@ -107,7 +108,7 @@ def run_search(
     if design.plan is None:
         run_workers(storage, design.request, 1, lambda: on_poll(design))
         design = _convert_budget(storage, design, workers)
-    # Starting a worker takes seconds.
+    # Starting a worker takes seconds, also if no trial is left.
     if not find_progress(storage.trials(), design).ended:
         run_workers(storage, design.request, workers, lambda: on_poll(design))
     on_poll(design)
@@ -119,7 +120,7 @@ def _continue(storage: TrialStorage, base: dict[str, Any]) -> TuneDesign:
         request = parse_request(storage.config)
         changes = describe_differences(without_secrets(base), request.base)
         if changes:
-            raise InputError(f"it is of another search ({changes}): choose another output")
+            raise InputError(f"it holds a different search ({changes}): choose a different output")
         return TuneDesign(request.model_copy(update={"base": base}))
     except InputError as error:
         storage.close()
@@ -127,19 +128,19 @@ def _continue(storage: TrialStorage, base: dict[str, Any]) -> TuneDesign:
 
 
 def _plan_request(config: RunConfig, base: dict[str, Any]) -> TuneRequest:
-    """Read the data, validate all choices, and find the centers of the rates."""
+    """Read the data, validate all conditions, and find the centers of the learning rates."""
     folder = RunFolder(config.output)
     if folder.config.exists():
-        raise InputError(f"{config.output} holds a run that is not of `ailora tune`: choose another output")
+        raise InputError(f"{config.output} holds a run that `ailora tune` did not make: choose a different output")
     folder.validate_claimable(config)
-    choices = TuneChoices(base)
+    space = SearchSpace(base)
     steps, rows_trained = _find_steps(config)
     budget = config.tune.budget_runs
     spare = budget - 1 if budget is not None else float("inf")
-    lora_rate = [1.0] * len(choices.conditions)
-    centers = RateCenters(lora_rate, 0.0, 0.0, "Rates within the range of the file.")
+    unused = [1.0] * len(space.conditions)
+    centers = RateCenters(unused, 0.0, 0.0, "Learning rates of the file.")
     if config.tune.learning_rate == "auto":
-        centers = find_rate_centers(choices, rows_trained=rows_trained, spare_runs=spare)
+        centers = find_rate_centers(space, rows_trained=rows_trained, spare_runs=spare)
     return TuneRequest(
         base=base,
         evaluation_steps=steps,
@@ -155,34 +156,34 @@ def _plan_request(config: RunConfig, base: dict[str, Any]) -> TuneRequest:
 
 
 def _find_steps(config: RunConfig) -> tuple[list[int], int]:
-    """Return the steps after which a run evaluates, and the number of rows that it trains on."""
+    """Return the steps after which a run evaluates, and the number of rows it trains on."""
     if config.training.get("packing") and config.training.get("max_steps", -1) < 1:
-        raise InputError("tune: the number of steps of packed rows is unknown: set training.max_steps")
+        raise InputError("tune: training.packing leaves the number of steps unknown: set training.max_steps")
     recipe = registry.make_recipe(config)
     recipe.prepare()
     steps = evaluation_steps(recipe.arguments, len(recipe.datasets["train"]))
     if not steps:
         raise InputError(
-            "tune: runs are compared by their evaluations on the validation data during training, and "
-            "training.eval_strategy is no: set it to steps or epoch"
+            "tune compares runs by their evaluations during training, and training.eval_strategy is no: set it to "
+            "steps or epoch"
         )
     return steps, steps[-1] * rows_per_step(recipe.arguments)
 
 
 def _convert_budget(storage: TrialStorage, design: TuneDesign, workers: int) -> TuneDesign:
-    """Convert a budget in time into runs, by the speed of the first trial."""
-    seconds = design.choices.run.tune.budget_seconds
+    """Convert a budget in time into runs, by the duration of the first trial."""
+    seconds = design.space.run.tune.budget_seconds
     assert seconds is not None
     spec = design.spec(design.candidates[0], design.rungs[0][0])
     trial = next(trial for trial in storage.trials() if trial.key == design.keys.key(spec))
     if trial.status is not Status.COMPLETE or trial.result is None:
-        raise InputError(f"tune: the first candidate failed, so that the time of a run is unknown: {trial.error}")
+        raise InputError(f"tune: the duration of a run is unknown, since the first candidate failed: {trial.error}")
     checkpoint = RunFolder(design.run_config(spec).output).newest_checkpoint()
     assert checkpoint is not None
     assert spec.until_step is not None
     trained = train_seconds(checkpoint)
     run_seconds = trained * design.total_steps / spec.until_step
-    # Workers that share a processor are together as fast as one.
+    # Workers share the processor: only workers with a GPU each add speed.
     parallel = min(workers, max(1, torch.accelerator.device_count()))
     request = design.request.model_copy(
         update={
@@ -193,13 +194,13 @@ def _convert_budget(storage: TrialStorage, design: TuneDesign, workers: int) -> 
     try:
         converted = TuneDesign(request)
     except InputError as error:
-        raise InputError(f"tune.budget {design.choices.run.tune.budget}: {error}") from None
+        raise InputError(f"tune.budget {design.space.run.tune.budget}: {error}") from None
     storage.update_config(request.model_dump(by_alias=True))
     return converted
 
 
 def _finish(design: TuneDesign, progress: SearchProgress) -> TuneResult:
-    """Complete the winner's run in the output folder: evaluate and save it, and write the result of the search."""
+    """Complete the winner's run in the output folder: evaluate and save the model, and write `tune.json`."""
     winner = progress.winner
     if winner is None:
         errors = [trial.error for trial in progress.rungs[-1].trials.values() if trial and trial.error]

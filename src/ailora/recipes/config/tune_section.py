@@ -15,7 +15,7 @@ from ailora.recipes.config.method import CustomFunction, FullFineTuning, parse_m
 from ailora.recipes.config.validation import Count, Section, Text, field
 from ailora.roles import parse_role
 
-#: All roles of the model, as an entry of `roles:`.
+#: Entry of `roles:` for all roles of the model.
 ALL_ROLES = "all"
 _BUDGET = re.compile(r"(\d+(?:\.\d+)?) ?(x|s|m|h)")
 _SECONDS_PER_UNIT = {"s": 1, "m": 60, "h": 3600}
@@ -23,11 +23,11 @@ _Rate = Annotated[float, pydantic.Field(strict=True, gt=0, allow_inf_nan=False)]
 
 
 class TuneRates(Section, frozen=True, populate_by_name=True):
-    """Learning rates of a search: a range, or exact values.
+    """Value of `learning_rate:` as a mapping: a range, or exact rates.
 
     Attributes:
         from_, to: ends of the range.
-        values: the rates.
+        values: exact rates.
     """
 
     from_: _Rate | None = field("a number above 0", None, alias="from")
@@ -35,10 +35,11 @@ class TuneRates(Section, frozen=True, populate_by_name=True):
     values: list[_Rate] | None = field("a list of numbers above 0", None, min_length=1)
 
     def check(self) -> None:
-        """Refuse keys that do not go together.
+        """Validate the combination of keys.
 
         Raises:
-            InputError: There are neither values nor a range, or both; the range is reversed, or a value is a duplicate.
+            InputError: Values and a range are both given or both missing, the range is reversed, or a value is a
+                duplicate.
         """
         if (self.values is None) == (self.from_ is None and self.to is None):
             raise InputError("tune.learning_rate: expected auto, or from and to, or values")
@@ -57,12 +58,12 @@ class TuneConfig(Section, frozen=True):
     Attributes:
         budget: cost of the search, in full runs (`5x`) or time (`90s`, `30m`, `2h`).
         policy: values of `adapter.policy` to choose from.
-        roles: values of `adapter.roles` to choose from; `all` stands for all roles of the model. The ranks of later
-            entries are scaled to the number of trainable parameters of the first.
-        learning_rate: rates to try; `auto` for a range around the rates that `suggest-lr` gives.
-        rank: values of `adapter.rank` to choose from, for the first entry of `roles`; None for the run's own.
-        goal: loss or metric on the validation split, by which candidates are compared.
-        storage: an Optuna database URL; None for SQLite in the output folder.
+        roles: values of `adapter.roles` to choose from; `all` stands for all roles of the model. Ranks of later entries
+            are scaled so that all entries train as many parameters as the first.
+        learning_rate: rates to try; `auto` for a range around the rate of plain LoRA, shifted by `suggest-lr`.
+        rank: values of `adapter.rank` to choose from, for the first entry of `roles`; None for the rank of the run.
+        goal: loss or metric on the validation split by which candidates are compared.
+        storage: Optuna database URL; None for SQLite in the output folder.
     """
 
     budget: Text = field("a number of runs such as 5x, or a time such as 30m or 2h", "5x")
