@@ -285,7 +285,7 @@ def test_a_finished_run_scores_writes_and_predicts(
     (tmp_path / "alpaca.jsonl").write_text(json.dumps({"mr": "thing[cup]", "ref": "A cup.", "output": "A cup."}))
     with caplog.at_level(logging.WARNING, logger="ailora"):
         finished.predict(str(tmp_path / "alpaca.jsonl"), tmp_path / "alpaca.csv")
-    assert "the column 'output' of the input is left out" in caplog.text
+    assert "omits the input column 'output'" in caplog.text
     prompts = [sample["prompt"] for sample in samples]
     for folder in (tmp_path / "run", tmp_path / "run" / "adapter"):
         texts = TextGenerator.load(folder).generate(prompts, {"max_new_tokens": 12})
@@ -295,7 +295,7 @@ def test_a_finished_run_scores_writes_and_predicts(
 def test_what_cannot_write_says_why(language_config: dict[str, Any], tmp_path: Path) -> None:
     del language_config["evaluation"]
     run(language_config, "training.max_steps=1", "training.eval_steps=1")
-    with pytest.raises(ailora.InputError, match=r"generates nothing: its evaluation\.generate is not set"):
+    with pytest.raises(ailora.InputError, match=r"cannot generate text: the run has no evaluation\.generate"):
         registry.load_run(tmp_path / "run").predict(language_config["data"]["validation"], tmp_path / "w.csv")
     generator = TextGenerator.load(tmp_path / "run")
     with pytest.raises(ailora.InputError, match="prompt 2 is empty"):

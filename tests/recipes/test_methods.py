@@ -426,9 +426,9 @@ def test_what_needs_a_policy_of_ours_says_so(short: dict[str, Any], monkeypatch:
     with pytest.raises(ailora.InputError, match="quantization: peft:pissa overwrites base weights"):
         load_config(quantized)
     for policy in ("peft:lora", f"{OWN}:plain"):
-        with pytest.raises(ailora.InputError, match=f"not for adapter.policy {policy}"):
+        with pytest.raises(ailora.InputError, match=f"got adapter.policy {policy}"):
             suggest(load_config(short | {"adapter": {"policy": policy}}), 1e-3)
-    with pytest.raises(ailora.InputError, match="a dry run cannot say"):
+    with pytest.raises(ailora.InputError, match="a dry run cannot plan"):
         dry_run(load_config(short | {"adapter": {"policy": f"{OWN}:plain"}}))
     with pytest.raises(ailora.InputError, match="learning_rates does not go with"):
         run(short | {"adapter": {"policy": f"{OWN}:plain", "learning_rates": {"query": 2.0}}})

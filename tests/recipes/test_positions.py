@@ -85,12 +85,12 @@ def bart(tmp_path: Path) -> str:
     return save(config, tmp_path / "bart")
 
 
-TOO_LONG = r"train\.csv:\d+: \d+ tokens, and the model has 16 positions \(\d+ rows are longer than that\): set "
+TOO_LONG = r"train\.csv:\d+: \d+ tokens exceed the 16 positions of the model \(\d+ rows are too long\); decrease "
 
 
 def test_causal_rows(language_config: dict[str, Any], gpt2: str) -> None:
     config = load_config(language_config | {"model": gpt2})
-    with pytest.raises(ailora.InputError, match=TOO_LONG + r"training\.max_length lower"):
+    with pytest.raises(ailora.InputError, match=TOO_LONG + r"training\.max_length"):
         dry_run(config)
     with pytest.raises(ailora.InputError, match=TOO_LONG):
         suggest(config, 1e-3, batches=2, rows=2)
@@ -99,7 +99,7 @@ def test_causal_rows(language_config: dict[str, Any], gpt2: str) -> None:
 def test_prompts_leave_room_for_what_is_generated(language_config: dict[str, Any], tmp_path: Path) -> None:
     config = tf.GPT2Config(n_embd=32, n_layer=1, n_head=4, n_positions=50)
     language_config["model"] = save(config, tmp_path / "longer")
-    message = r"validation\.csv:\d+ with what is generated: \d+ tokens, .* 50 .* set max_new_tokens \(it is 48\) lower"
+    message = r"validation\.csv:\d+ with its completion: \d+ tokens exceed the 50 .* decrease max_new_tokens from 48"
     with pytest.raises(ailora.InputError, match=message):
         dry_run(load_config(language_config, ["evaluation.generate.max_new_tokens=48"]))
     dry_run(load_config(language_config))
@@ -114,7 +114,7 @@ def test_packed_rows_count_as_they_are_packed(
     language_config["training"] |= {"packing": True, "packing_strategy": strategy, "max_length": 100}
     loaded = load_config(language_config)
     if refused:
-        with pytest.raises(ailora.InputError, match=r"100 tokens, and the model has 60 positions"):
+        with pytest.raises(ailora.InputError, match=r"100 tokens exceed the 60 positions"):
             dry_run(loaded)
     else:
         dry_run(loaded)
@@ -125,15 +125,15 @@ def test_packed_rows_count_as_they_are_packed(
     [
         (
             ["data.prompt='{mr} {mr}'"],
-            r"train\.csv:\d+: \d+ tokens, and the model has 24 positions .*set data\.max_length lower",
+            r"train\.csv:\d+: \d+ tokens exceed the 24 positions .*decrease data\.max_length",
         ),
         (
             ["data.prompt='{ref}'", "data.completion='{mr} {mr}'"],
-            r"train\.csv:\d+: \d+ tokens, .* 24 .*set data\.max_completion_length lower",
+            r"train\.csv:\d+: \d+ tokens .* 24 .*decrease data\.max_completion_length",
         ),
         (
             ["data.max_length=20", "data.max_completion_length=20", "evaluation.generate={max_new_tokens: 25}"],
-            r"evaluation\.generate: 25 tokens, and the model has 24 positions: set max_new_tokens",
+            r"evaluation\.generate: 25 tokens exceed the 24 positions of the model; decrease max_new_tokens",
         ),
     ],
 )
@@ -147,7 +147,9 @@ def test_seq2seq_rows(language_config: dict[str, Any], bart: str, overrides: lis
 def test_classified_rows(config: dict[str, Any], tmp_path: Path) -> None:
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4}
     config["model"] = save(tf.BertConfig(**sizes, max_position_embeddings=8), tmp_path / "bert")
-    with pytest.raises(ailora.InputError, match=r"train\.tsv:\d+: \d+ tokens, .* 8 positions .*data\.max_length lower"):
+    with pytest.raises(
+        ailora.InputError, match=r"train\.tsv:\d+: \d+ tokens .* 8 positions .*decrease data\.max_length"
+    ):
         dry_run(load_config(config))
     dry_run(load_config(config, ["data.max_length=8"]))
 
@@ -160,12 +162,12 @@ def test_rows_beyond_the_context_of_rotary_models_are_counted(
     language_config["model"] = save(config, tmp_path / "llama")
     with caplog.at_level(logging.WARNING, logger="ailora"):
         dry_run(load_config(language_config))
-    assert "of 96 training rows have more than the 16 tokens" in caplog.text
-    assert "training.max_length cuts them" in caplog.text
+    assert "of 96 training rows are longer than the 16 tokens" in caplog.text
+    assert "training.max_length truncates the rows" in caplog.text
 
 
 def test_prompts_of_a_loaded_model(gpt2: str) -> None:
     model: Any = tf.GPT2LMHeadModel(tf.AutoConfig.from_pretrained(gpt2))
     generator = TextGenerator(model, Tokenization(tokenizer()))
-    with pytest.raises(ailora.InputError, match=r"prompt 2 .*: .* and the model has 16 positions"):
+    with pytest.raises(ailora.InputError, match=r"prompt 2 .*: .* tokens exceed the 16 positions"):
         generator.generate(["a", "thing[car] " * 8], {"max_new_tokens": 2})

@@ -39,10 +39,10 @@ def test_classification_is_measured_too(config: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("overrides", "numbers", "message"),
     [
-        (["adapter={policy: full}"], (1e-3, 2, 8), "not for adapter.policy full"),
+        (["adapter={policy: full}"], (1e-3, 2, 8), "got adapter.policy full"),
         ([], (0.0, 2, 8), "a rate above 0"),
         ([], (1e-3, 1, 8), "at least 2 batches"),
-        ([], (1e-3, 50, 8), "need more than the 96 rows"),
+        ([], (1e-3, 50, 8), "expected at least 400 training rows .*got 96"),
     ],
 )
 def test_bad_numbers_are_refused(

@@ -1,1 +1,1 @@
-"""Recipes: train, evaluate and save a model from a configuration, with a file for each kind of task."""
+"""Recipes: train, evaluate and save a model as configured, with a module for each kind of task."""

@@ -1,4 +1,4 @@
-"""Recipe of causal language models, with TRL's `SFTTrainer`."""
+"""Recipe for causal language models, trained with TRL's `SFTTrainer`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from trl.trainer.sft_trainer import SFTTrainer
 from ailora.recipes.config.schema import CausalLMConfig
 from ailora.recipes.data.tokenize_language import Tokenization, prepare_tokenizer
 from ailora.recipes.language_model import LanguageRecipe
-from ailora.recipes.position_limits import lengths_of
+from ailora.recipes.position_limits import count_tokens
 from ailora.recipes.recipe import Model
 from ailora.recipes.task_models import load_tokenizer
 from ailora.recipes.training.role_trainers import AdapterTrainer
@@ -23,8 +23,8 @@ class _Trainer(AdapterTrainer, SFTTrainer):
     """`SFTTrainer` with learning rates by role."""
 
     def __init__(self, *, model: Model, **arguments: Any) -> None:
-        # TRL casts all trainable parameters of a quantized model to bfloat16. Modules that are trained whole keep the
-        # dtype of the base's activations: TRL's loss converts between the two, a plain forward pass does not.
+        # TRL casts all trainable parameters of a quantized model to bfloat16. Modules trained in full get back the
+        # dtype of the base's activations: TRL's loss converts dtypes, but a plain forward pass does not.
         dtypes = {name: p.dtype for name, p in model.named_parameters() if ".modules_to_save." in name}
         super().__init__(model=model, **arguments)
         for name, dtype in dtypes.items():
@@ -33,24 +33,24 @@ class _Trainer(AdapterTrainer, SFTTrainer):
 
 
 class CausalLMRecipe(LanguageRecipe[CausalLMConfig]):
-    """Recipe that trains a causal model on texts, prompts with completions, or conversations."""
+    """Recipe for causal models on texts, prompts with completions, or conversations."""
 
     trainer_class: ClassVar[type[AdapterTrainer]] = _Trainer
     length_key: ClassVar[str] = "training.max_length"
 
     def trained_lengths(self, dataset: Dataset) -> list[int]:
-        """Packed rows are cut as they are packed, and share their positions where they are wrapped."""
-        lengths, arguments = lengths_of(dataset), self.arguments
+        """Return the positions per row; packing truncates rows, and wrapped packing joins rows first."""
+        lengths, arguments = count_tokens(dataset), self.arguments
         if not arguments.packing or arguments.max_length is None:
             return lengths
-        whole = sum(lengths) if arguments.packing_strategy == "wrapped" else 0
-        return [min(max(length, whole), arguments.max_length) for length in lengths]
+        joined = sum(lengths) if arguments.packing_strategy == "wrapped" else 0
+        return [min(max(length, joined), arguments.max_length) for length in lengths]
 
     @cached_property
     def arguments(self) -> SFTConfig:
         arguments = super().arguments
         assert isinstance(arguments, SFTConfig)
-        # Rows reach the trainer with labels; with this option it would look for conversations.
+        # The rows already have labels; with this option, TRL would expect conversations.
         arguments.assistant_only_loss = False
         return arguments
 
@@ -66,7 +66,7 @@ class CausalLMRecipe(LanguageRecipe[CausalLMConfig]):
     def tokenization(self) -> Tokenization:
         return Tokenization(
             self.tokenizer,
-            # Packing truncates rows itself, at the length of a packed row.
+            # Packing already truncates rows, to the length of a packed row.
             max_length=None if self.arguments.packing else self.arguments.max_length,
             train_on_prompt=self.arguments.completion_only_loss is False,
             assistant_only_loss=self.config.training.get("assistant_only_loss", False),

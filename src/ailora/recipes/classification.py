@@ -1,4 +1,4 @@
-"""Recipe of sequence classification and regression, with `transformers.Trainer`."""
+"""Recipe for sequence classification and regression, trained with `transformers.Trainer`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from ailora.recipes.data.tokenize_pairs import tokenize, validate_max_length
 from ailora.recipes.evaluation.classification_metrics import compute_metrics
 from ailora.recipes.evaluation.predictions import Predictions, logits_from_output, order_by_length, predict_labels
 from ailora.recipes.evaluation.table_file import encode_frame, write_frame
-from ailora.recipes.position_limits import lengths_of
+from ailora.recipes.position_limits import count_tokens
 from ailora.recipes.recipe import Evaluation, Model, Recipe
 from ailora.recipes.run_folder import RunFolder
 from ailora.recipes.task_models import load_classifier
@@ -32,7 +32,7 @@ from ailora.recipes.training.role_trainers import AdapterTrainer
 
 
 class ClassificationRecipe(Recipe[ClassificationConfig]):
-    """Recipe that trains a model to assign classes or numbers to texts or pairs of texts."""
+    """Recipe for models that assign classes or numbers to texts or text pairs."""
 
     result_keys: ClassVar[Mapping[str, Callable[[object], object]]] = {"labels": Labels.from_result}
 
@@ -43,7 +43,7 @@ class ClassificationRecipe(Recipe[ClassificationConfig]):
 
     @cached_property
     def labels(self) -> Labels:
-        """Labels of the training data; of a finished run, those in its result."""
+        """Labels of the training data; for a finished run, the labels in its result."""
         if self.result is not None:
             return Labels.from_result(self.result["labels"])
         train = self.examples["train"]
@@ -59,7 +59,7 @@ class ClassificationRecipe(Recipe[ClassificationConfig]):
         encoded, data = self.encoded_labels, self.config.data
         validate_max_length(self.tokenizer, data.max_length, pairs=len(data.text) == 2)
         datasets = {split: self._tokenize(examples, encoded[split]) for split, examples in self.examples.items()}
-        self.position_limits.warn_beyond_context(lengths_of(datasets["train"]), key="data.max_length")
+        self.position_limits.warn_beyond_context(count_tokens(datasets["train"]), key="data.max_length")
         return datasets
 
     @property
@@ -115,7 +115,7 @@ class ClassificationRecipe(Recipe[ClassificationConfig]):
     def predict(self, load: Callable[[], Model], input_file: str, output_file: Path) -> pd.DataFrame:
         data = self.config.data
         examples = to_examples(self._read_input(input_file), data, labelled=False)
-        # Texts and labels that the format cannot hold are refused before the model is loaded.
+        # Fail before loading the model if the output format cannot hold a text or label.
         encode_frame(pd.DataFrame(examples.texts, columns=data.text), output_file)
         encode_frame(pd.DataFrame({"prediction": self.labels.names or ()}), output_file)
         frame = self._predict_dataset(load, self._tokenize(examples)).to_frame(self.labels, examples)
@@ -127,7 +127,7 @@ class ClassificationRecipe(Recipe[ClassificationConfig]):
 
     def _tokenize(self, examples: Examples, encoded: list[int | float] | None = None) -> Dataset:
         dataset = tokenize(examples, self.tokenizer, self.config.data.max_length)
-        self.position_limits.validate(lengths_of(dataset), examples.origins, remedy="data.max_length")
+        self.position_limits.validate(count_tokens(dataset), examples.origins, remedy="data.max_length")
         return dataset if encoded is None else dataset.add_column("labels", encoded)
 
     def _compute_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
@@ -137,7 +137,7 @@ class ClassificationRecipe(Recipe[ClassificationConfig]):
         )
 
     def _read_input(self, input_file: str) -> Table:
-        """Read a file to predict: without a header it has all columns of the run's data, or the text columns alone."""
+        """Read a file for prediction; without a header line, expect all columns of the data or the text columns."""
         columns, texts = self.config.data.columns, self.config.data.text
         try:
             return read_tables(input_file, columns, named=texts)

@@ -1,9 +1,9 @@
-"""Synthetic text task of the demo, which needs no data: does a sentence praise its subject or blame it?
+"""Synthetic classification task for the demo: does a sentence praise or blame its subject?
 
-A sentence judges a thing by a word of praise or blame, within a phrase that affirms or denies, and mentions another
-thing beside it. The label is the tone of the word, inverted by a denial; the other thing is irrelevant. Tones and
-phrases are drawn independently, so no word or short sequence of words predicts the label: linear models of words and
-word pairs stay at chance. Validation and test data use words absent from the training data.
+A sentence judges a subject with a word of praise or blame, in a phrase of affirmation or denial, and judges a second
+thing in an aside. The label is the tone of the word, inverted by a denial; the aside is irrelevant. Tones and phrases
+are drawn independently, so no word or short sequence of words predicts the label: linear models of words and word pairs
+stay at chance. Validation and test data use judging words absent from the training data.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ def write_verdicts(folder: Path, *, train: int, held_out: int, seed: int = 0) ->
     Args:
         folder: folder to write to, created if missing.
         train: number of training rows.
-        held_out: number of validation rows, and of test rows.
+        held_out: number of rows in the validation split, and in the test split.
         seed: seed of the rows.
 
     Returns:
-        Split -> path of its file.
+        Mapping from split to file.
 
     Raises:
-        InputError: The folder cannot be written, or holds other content under these names.
+        InputError: The folder is not writable, or holds files with these names and different content.
     """
     rng = random.Random(seed)
     words = {"train": slice(None, 8), "validation": slice(8, None), "test": slice(8, None)}
@@ -62,16 +62,16 @@ def write_verdicts(folder: Path, *, train: int, held_out: int, seed: int = 0) ->
         for file, text in texts.items():
             if not file.exists() and not file.is_symlink():
                 write_text(file, text)
-            # The demo may run again after a kill: files of the same content are its own.
+            # After a kill, the demo finds files from its previous attempt, with equal content.
             elif file.read_bytes() != text.encode():
-                raise InputError(f"{file} exists already, with other content: choose another output")
+                raise InputError(f"{file} exists with different content; choose a different output folder")
     return {file.stem: file for file in texts}
 
 
 def _sentence(rng: random.Random, good: Sequence[str], bad: Sequence[str]) -> tuple[str, str]:
-    thing, other = rng.sample(_THINGS, 2)
-    likes, denies, likes_other = (rng.random() < 0.5 for _ in range(3))
-    clause = f"the {thing} was {rng.choice(good if likes else bad)}"
-    framed = rng.choice(_DENYING if denies else _AFFIRMING).format(who=rng.choice(_SPEAKERS), what=clause)
-    aside = rng.choice(_ASIDES).format(thing=other, tone=rng.choice(good if likes_other else bad))
-    return f"{framed[0].upper()}{framed[1:]}, {aside}.", "blame" if likes == denies else "praise"
+    subject, distractor = rng.sample(_THINGS, 2)
+    praises_subject, denies, praises_distractor = (rng.random() < 0.5 for _ in range(3))
+    judgement = f"the {subject} was {rng.choice(good if praises_subject else bad)}"
+    clause = rng.choice(_DENYING if denies else _AFFIRMING).format(who=rng.choice(_SPEAKERS), what=judgement)
+    aside = rng.choice(_ASIDES).format(thing=distractor, tone=rng.choice(good if praises_distractor else bad))
+    return f"{clause[0].upper()}{clause[1:]}, {aside}.", "blame" if praises_subject == denies else "praise"

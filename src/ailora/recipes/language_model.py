@@ -1,4 +1,4 @@
-"""Base class of the recipes of language models: rows, likelihood, generated texts, forgetting."""
+"""Base class of the recipes for language models: rows, likelihood, generation, forgetting."""
 
 from __future__ import annotations
 
@@ -27,23 +27,23 @@ from ailora.recipes.evaluation.language_evaluation import Evaluator, measure_for
 from ailora.recipes.evaluation.perplexity import Likelihood
 from ailora.recipes.evaluation.table_file import encode_frame
 from ailora.recipes.evaluation.text_generation import build_generation_config, get_cache_width, try_generation
-from ailora.recipes.position_limits import lengths_of
+from ailora.recipes.position_limits import count_tokens
 from ailora.recipes.recipe import Evaluation, Model, Recipe
 from ailora.recipes.task_models import load_language_model
 from ailora.recipes.training.role_trainers import AdapterTrainer
 
 _LOG = logging.getLogger("ailora")
-#: The column of the completions that `ailora predict` writes.
+#: Column of completions in the output of `ailora predict`.
 _OUTPUT = "output"
 
 LanguageConfigT_co = TypeVar("LanguageConfigT_co", bound=LanguageConfig, covariant=True)
 
 
 class LanguageRecipe(Recipe[LanguageConfigT_co]):
-    """Base class of recipes that train a language model."""
+    """Base class of the recipes for language models."""
 
     trainer_class: ClassVar[type[AdapterTrainer]]
-    #: The key that cuts rows.
+    #: Configuration key with the maximum length of rows.
     length_key: ClassVar[str]
     _base_likelihood: Likelihood | None = None
 
@@ -56,14 +56,14 @@ class LanguageRecipe(Recipe[LanguageConfigT_co]):
     @cached_property
     @abstractmethod
     def tokenization(self) -> Tokenization:
-        """Tokenizer of the model, with the settings of truncation and loss."""
+        """Tokenizer of the model, with settings for truncation and loss."""
 
     @cached_property
     def evaluator(self) -> Evaluator:
         """Evaluator of the run.
 
         Raises:
-            InputError: transformers refuses the parameters of generation.
+            InputError: transformers refuses the generation parameters.
         """
         fields = self.config.evaluation.generate
         generation = None if fields is None else build_generation_config(fields, self.tokenizer)
@@ -88,25 +88,25 @@ class LanguageRecipe(Recipe[LanguageConfigT_co]):
         self.position_limits.warn_beyond_context(self.trained_lengths(train), key=self.length_key)
         datasets = {"train": train} | {split: self._tokenize(rows[split]) for split in data.splits[1:]}
         if evaluator.generation is not None:
-            # Columns of group_by that are missing are refused before training.
+            # Refuse a missing column of group_by before training.
             for split in data.splits[1:]:
                 self._validate_prompts([group[0] for group in evaluator.group_inputs(self.rows[split])])
         return datasets
 
     def trained_lengths(self, dataset: Dataset) -> list[int]:
-        """Return the numbers of positions that rows take in the model while it is trained."""
-        return lengths_of(dataset)
+        """Return the number of positions per row during training."""
+        return count_tokens(dataset)
 
-    def _tokenize(self, rows: Rows, lengths: Callable[[Dataset], list[int]] = lengths_of) -> Dataset:
-        """Tokenize rows, none of which is longer than the model can take."""
+    def _tokenize(self, rows: Rows, lengths: Callable[[Dataset], list[int]] = count_tokens) -> Dataset:
+        """Tokenize rows, and validate their lengths against the positions of the model."""
         dataset = self.tokenization.tokenize(rows)
         self.position_limits.validate(lengths(dataset), [row.origin for row in rows.rows], remedy=self.length_key)
         return dataset
 
     def _validate_prompts(self, rows: Sequence[Row]) -> None:
-        """Refuse prompts after which there are not positions enough for what may be generated."""
+        """Validate that prompts with their longest completions fit into the positions of the model."""
         generation, limits = self.evaluator.generation, self.position_limits
-        # Tokenizing them is only for models that have a limit.
+        # Tokenizing prompts takes time, and a model without limits accepts any length.
         if generation is not None and (limits.reads, limits.writes) != (None, None):
             prompts = [self.tokenization.encode_prompt(row) for row in rows]
             limits.validate_generation(prompts, [row.origin for row in rows], generation)
@@ -149,8 +149,8 @@ class LanguageRecipe(Recipe[LanguageConfigT_co]):
         )
 
     def before_training(self, model: Model) -> None:
-        """Measure the likelihood of general text under the base model, unless the base stays available."""
-        # Of adapters that leave the base as it is, disabling the adapter gives it back after training.
+        """Measure the likelihood of general text under the base model, if training overwrites the base."""
+        # If the base stays unchanged, disabling the adapter restores the base after training.
         if self.general is not None and get_adapter_origin(model).overwrites_base:
             self._base_likelihood = self.evaluator.compute_likelihood(model, self.general)
 
@@ -184,18 +184,18 @@ class LanguageRecipe(Recipe[LanguageConfigT_co]):
         """Generate a completion for each row of a file, in the column `output`."""
         if output_file.suffix == ".tsv":
             raise InputError(
-                f"{output_file}: generated texts may hold tabs and ends of lines, which no cell of a .tsv can; choose "
-                ".csv, .jsonl or .parquet"
+                f"{output_file}: generated texts may contain tabs and line breaks, which a .tsv file cannot hold; "
+                "choose .csv, .jsonl or .parquet"
             )
         if self.evaluator.generation is None:
-            raise InputError(f"{self.config.output} generates nothing: its evaluation.generate is not set")
+            raise InputError(f"{self.config.output} cannot generate text: the run has no evaluation.generate")
         rows = to_rows(read_tables(input_file, self.config.data.columns), self.config.data, complete=False).rows
         self._validate_prompts(rows)
         frame = pd.DataFrame([row.values for row in rows])
         if _OUTPUT in frame:
             _LOG.warning(
-                "%s: the column %r of the input is left out: what the model writes has its name", output_file, _OUTPUT
+                "%s omits the input column %r, because the column of completions has this name", output_file, _OUTPUT
             )
-        # Values that the format cannot hold are refused before hours of generation.
+        # Fail before hours of generation if the format cannot hold a value.
         encode_frame(frame, output_file)
         return frame.assign(**{_OUTPUT: self.evaluator.generate(load(), rows)})

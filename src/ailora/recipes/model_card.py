@@ -23,7 +23,7 @@ _CARD = """---
 
 {scores}
 
-Trained numbers: {trainable:,}, heads included. Steps: {steps}. Seed: {seed}.
+Trainable parameters: {trainable:,}, including heads. Steps: {steps}. Seed: {seed}.
 
 ```python
 from peft import {loader}
@@ -31,25 +31,25 @@ from peft import {loader}
 model = {loader}.from_pretrained({arguments})
 ```
 """
-#: Longer lists are left to the line below the code.
+#: Longest list of label names in the code of a card; the text below the code names all labels.
 _MAX_NAMED_LABELS = 20
 #: Note on inits that overwrite the base.
 _CONVERSION_NOTE = (
-    " That takes a part out of the base weights; here it is given back, for which the file has twice the rank. "
-    "Where the base is not in float32, what rounding changed of it stays behind."
+    " This init subtracts a part of the base weights. The file was converted for the unchanged base weights, which "
+    "doubles the rank. If the base is not stored in float32, a rounding error remains."
 )
 
 
 def make_model_card(config: RunConfig, result: Mapping[str, Any], *, pad_token_id: int | None) -> ModelCard:
-    """Write the model card of an adapter: its init, its scores, and the call that loads it.
+    """Build the model card of an adapter, with its init, its scores, and code to load the adapter.
 
     Args:
         config: configuration of the run.
         result: content of `result.json`.
-        pad_token_id: padding token that the model was trained with.
+        pad_token_id: id of the padding token in training; None if the model has no padding token.
 
     Returns:
-        The card.
+        The model card.
     """
     policy = config.adapter.policy
     if not isinstance(policy, str):
@@ -81,7 +81,7 @@ def make_model_card(config: RunConfig, result: Mapping[str, Any], *, pad_token_i
 
 
 def _loader_arguments(result: Mapping[str, Any], pad_token_id: int | None) -> str:
-    """Format the arguments of the loader: of a classifier, those that give the base its head, labels and padding."""
+    """Format arguments of `from_pretrained`; a classifier needs the size of its head, labels and padding token."""
     path = '"PATH/TO/THIS/FOLDER"'
     if "labels" not in result:
         return path
@@ -109,13 +109,13 @@ def _describe_origin(adapter: AdapterConfig, policy: str) -> str:
     """Describe the init of an adapter in a sentence or two."""
     match adapter.method:
         case CustomFunction():
-            return f"It was made by the function `{policy}`, which is not part of this folder."
+            return f"It was created by the function `{policy}`, which is not part of this folder."
         case PeftInit(name=name, overwrites_base=overwrites_base):
-            text = f"It was initialised by PEFT's own `{name}` (`init_lora_weights`)."
+            text = f"It was initialized by PEFT's own `{name}` (`init_lora_weights`)."
             return text + (_CONVERSION_NOTE if overwrites_base else "")
         case _:
             return (
-                f"It was initialised by the policy `{policy}` and trained in the {adapter.form} form of "
+                f"It was initialized by the policy `{policy}` and trained in the {adapter.form} form of "
                 "[AILoRA](https://arxiv.org/abs/2510.08034)."
             )
 

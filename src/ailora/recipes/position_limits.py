@@ -1,4 +1,4 @@
-"""Maximum lengths of sequences, from the position embeddings of a model without weights."""
+"""Maximum sequence lengths of a model, derived from its position embeddings."""
 
 from __future__ import annotations
 
@@ -16,22 +16,21 @@ from ailora.errors import InputError
 from ailora.formatting import pluralize
 
 _LOG = logging.getLogger("ailora")
-#: Names of position embeddings in the model families: tables with a row per position.
+#: Names of modules and buffers with position embeddings: tables with a row per position.
 _TABLES = {"wpe", "position_embeddings", "position_embedding", "embed_positions", "positions_embed"}
-
-#: Families whose table is neither a module nor a buffer -> the key of the configuration with its length.
-_STATED = {"ctrl": "n_positions", "mpt": "max_seq_len", "canine": "max_position_embeddings"}
+#: Model type -> configuration key with the number of positions, where the table is neither a module nor a buffer.
+_LENGTH_KEYS = {"ctrl": "n_positions", "mpt": "max_seq_len", "canine": "max_position_embeddings"}
 
 
 @dataclass(frozen=True)
 class PositionLimits:
-    """Maximum lengths of a model's sequences in tokens; None without a limit.
+    """Maximum sequence lengths of a model in tokens; None means unlimited.
 
     Attributes:
         reads: positions for the input: a text, or the prompt of an encoder.
-        writes: positions for the output; the same as `reads` without an encoder.
-        encodes: whether the model has an encoder, and the output has positions of its own.
-        context: length of the sequences in pretraining, if positions are computed and not embedded (RoPE).
+        writes: positions for the output; without an encoder, equal to `reads`.
+        encodes: whether the model has an encoder, with separate positions for input and output.
+        context: sequence length in pretraining, for computed positions (RoPE); None for embedded positions.
     """
 
     reads: int | None = None
@@ -41,7 +40,7 @@ class PositionLimits:
 
     @classmethod
     def from_model(cls, model: PreTrainedModel) -> PositionLimits:
-        """Read the limits from the modules and the configuration of a model.
+        """Read the limits from the modules and configuration of a model.
 
         Args:
             model: model, possibly on the meta device.
@@ -65,21 +64,21 @@ class PositionLimits:
         Args:
             lengths: number of tokens of each row.
             origins: `file:line` of each row.
-            remedy: key of the configuration that truncates rows.
-            written: whether rows are outputs of the model, not inputs.
+            remedy: setting for the maximum length, for the error message.
+            written: whether rows are outputs of the model instead of inputs.
 
         Raises:
-            InputError: Names the first row that is too long, and the number of such rows.
+            InputError: A row is too long. The message names the first such row, and counts all.
         """
         limit = self.writes if written else self.reads
         longer = [number for number, length in enumerate(lengths) if limit is not None and length > limit]
         if not longer:
             return
         first = longer[0]
-        more = f" ({pluralize(len(longer), 'row is', 'rows are')} longer than that)" if len(longer) > 1 else ""
+        more = f" ({pluralize(len(longer), 'row is', 'rows are')} too long)" if len(longer) > 1 else ""
         raise InputError(
-            f"{origins[first]}: {lengths[first]} tokens, and the model has {limit} positions{more}: set {remedy} "
-            "lower, so that none is longer, or shorten the text"
+            f"{origins[first]}: {lengths[first]} tokens exceed the {limit} positions of the model{more}; decrease "
+            f"{remedy}, or shorten the text"
         )
 
     def validate_generation(
@@ -90,50 +89,50 @@ class PositionLimits:
         Args:
             prompts: token ids of each prompt.
             origins: `file:line` of each prompt.
-            generation: parameters with the maximum number of new tokens.
+            generation: parameters, with the maximum length of a completion as `max_new_tokens`.
 
         Raises:
-            InputError: Names the prompt or the number of new tokens.
+            InputError: A completion, or a prompt with its completion, is too long.
         """
         # The last generated token is never an input.
         new = max((generation.max_new_tokens or 1) - 1, 0)
-        remedy = f"max_new_tokens (it is {new + 1})"
+        remedy = f"max_new_tokens from {new + 1}"
         if self.encodes:
             self.validate([new + 1], ["evaluation.generate"], remedy=remedy, written=True)
             new = 0
-        places = [f"{place} with what is generated" for place in origins] if new else origins
+        places = [f"{place} with its completion" for place in origins] if new else origins
         self.validate([len(prompt) + new for prompt in prompts], places, remedy=remedy)
 
     def warn_beyond_context(self, lengths: Sequence[int], *, key: str) -> None:
-        """Warn of rows that are longer than the sequences in pretraining.
+        """Warn about rows that are longer than the sequences in pretraining.
 
         Args:
             lengths: number of tokens of each row.
-            key: key of the configuration that truncates rows.
+            key: configuration key with the maximum length of rows.
         """
         context = self.context
         if context is not None and (longer := sum(length > context for length in lengths)):
             _LOG.warning(
-                "%s of %d training rows have more than the %d tokens that the model was made for (the longest %d): it "
-                "computes positions of any number, but never learned these; %s cuts them",
+                "%s of %d training rows are longer than the %d tokens of pretraining (longest: %d): the model can "
+                "compute further positions, but has not learned them; %s truncates the rows",
                 *(longer, len(lengths), context, max(lengths), key),
             )
 
 
-def lengths_of(dataset: Dataset, column: str = "input_ids") -> list[int]:
-    """Return the numbers of tokens of tokenized rows."""
+def count_tokens(dataset: Dataset, column: str = "input_ids") -> list[int]:
+    """Return the number of tokens in each tokenized row."""
     # Arrow stores the lengths; building lists of all token ids in Python is 300 times as slow.
     return pc.call_function("list_value_length", [dataset.with_format("arrow")[:][column]]).to_pylist()
 
 
 def _table_lengths(model: PreTrainedModel) -> dict[str, int]:
-    """Return the number of positions of each table of a model, by the name of its module or buffer."""
+    """Return the number of positions in each table, by name of the module or buffer."""
     lengths: dict[str, int] = {}
-    if stated := getattr(model.config, _STATED.get(model.config.model_type, ""), None):
-        lengths[model.config.model_type] = stated
+    if length := getattr(model.config, _LENGTH_KEYS.get(model.config.model_type, ""), None):
+        lengths[model.config.model_type] = length
     for name, module in model.named_modules():
         weight = getattr(module, "weight", None)
-        # Modules with `make_weight` extend their table when a sequence is longer.
+        # Modules with `make_weight` extend their table for longer sequences.
         if name.rpartition(".")[2] in _TABLES and isinstance(weight, Tensor) and not hasattr(module, "make_weight"):
             lengths[name] = _usable_rows(model, module, len(weight))
     for name, buffer in model.named_buffers():
@@ -143,8 +142,8 @@ def _table_lengths(model: PreTrainedModel) -> dict[str, int]:
 
 
 def _usable_rows(model: PreTrainedModel, table: object, rows: int) -> int:
-    """Return the number of usable positions of a table, whose first rows some families leave out."""
+    """Return the number of usable rows in a table; some model families skip the first rows."""
     padding = getattr(table, "padding_idx", None)
-    # Tables of BART and OPT have an offset; positions of RoBERTa begin after the row of padding.
+    # BART and OPT skip `offset` rows, and the positions of RoBERTa begin after the padding row.
     offset = getattr(table, "offset", 0 if padding is None else padding + 1)
     return min(rows - offset, getattr(model.config.get_text_config(), "max_position_embeddings", None) or rows)

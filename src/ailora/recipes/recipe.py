@@ -1,4 +1,4 @@
-"""Base class of recipes: data, model, trainer and measurements of a configuration."""
+"""Base class of recipes: data, model, trainer and evaluation of a run."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ class Evaluation:
     """Measurements of a trained model.
 
     Attributes:
-        result: entries of `result.json`, `metrics` (split -> name -> score) among them.
-        write: writes the scored predictions or samples into the folder of the run.
+        result: entries of `result.json`, including `metrics` (split -> name -> score).
+        write: function to write scored predictions or samples to the run folder.
     """
 
     result: dict[str, Any]
@@ -45,14 +45,14 @@ class Evaluation:
 
 
 class Recipe(ABC, Generic[ConfigT_co]):
-    """Recipe of a run, whose data and tokenizer are read when first needed.
+    """Recipe of a run; data and tokenizer are read on first use.
 
     Args:
         config: configuration of the run.
-        result: content of `result.json` of a finished run; None for a run to train.
+        result: content of a finished run's `result.json`; None for training.
     """
 
-    #: Keys of `result.json` that a finished run is used with, and what reads their values.
+    #: Key required in `result.json` of a finished run -> function to parse the value.
     result_keys: ClassVar[Mapping[str, Callable[[object], object]]] = MappingProxyType({})
 
     def __init__(self, config: ConfigT_co, result: Mapping[str, Any] | None = None) -> None:
@@ -61,7 +61,7 @@ class Recipe(ABC, Generic[ConfigT_co]):
 
     @cached_property
     def arguments(self) -> TrainingArguments:
-        """Arguments of the trainer.
+        """Training arguments.
 
         Raises:
             InputError: transformers refuses a value.
@@ -88,11 +88,11 @@ class Recipe(ABC, Generic[ConfigT_co]):
 
     @cached_property
     def position_limits(self) -> PositionLimits:
-        """Numbers of positions that rows of the model may have."""
+        """Maximum sequence lengths of the model."""
         return PositionLimits.from_model(self.meta_model)
 
     def prepare(self) -> None:
-        """Read and validate arguments and data, before the model is loaded or a folder written.
+        """Read and validate arguments and data, before loading the model or creating a folder.
 
         Raises:
             InputError: Arguments or data are invalid.
@@ -115,7 +115,7 @@ class Recipe(ABC, Generic[ConfigT_co]):
 
     @abstractmethod
     def collate(self, rows: list[Any]) -> dict[str, Tensor]:
-        """Return a batch of tokenized rows, padded to the longest."""
+        """Return a batch of tokenized rows, padded to the longest row."""
 
     @abstractmethod
     def load_model(self, path: str) -> PreTrainedModel:
@@ -136,8 +136,8 @@ class Recipe(ABC, Generic[ConfigT_co]):
         """Build the trainer of a model."""
 
     def training_batches(self, model: Model) -> DataLoader[dict[str, Tensor]]:
-        """Return the loader of training batches of a run that has not begun."""
-        # A trainer makes its folder and reports its arguments: neither may happen before the run.
+        """Return the data loader of training batches, before the run begins."""
+        # A trainer creates its folder and reports its arguments, which is too early before the run.
         arguments = copy.copy(self.arguments)
         arguments.report_to = []
         with tempfile.TemporaryDirectory() as folder:
@@ -153,11 +153,11 @@ class Recipe(ABC, Generic[ConfigT_co]):
 
     @abstractmethod
     def score(self, load: Callable[[], Model], data_file: str | None) -> dict[str, float]:
-        """Compute loss and metrics of a finished run's model.
+        """Compute loss and metrics for the model of a finished run.
 
         Args:
             load: loads the model; called after the data are validated.
-            data_file: file with the columns of the run's data; None for its validation data.
+            data_file: file with the columns of the run's data; None selects the validation data.
 
         Returns:
             Loss and metrics by name.
@@ -173,11 +173,11 @@ class Recipe(ABC, Generic[ConfigT_co]):
         Args:
             load: loads the model; called after the data are validated.
             input_file: file with the input columns of the run's data.
-            output_file: file that the predictions are for; not written here.
+            output_file: file for the predictions, for validation only; the caller writes the file.
 
         Returns:
-            Table of the columns read and of the predictions.
+            Table of input columns and predictions.
 
         Raises:
-            InputError: The data are invalid, the run generates no texts, or the format of the output cannot hold them.
+            InputError: The data are invalid, the run generates no texts, or the output format cannot hold the table.
         """

@@ -1,4 +1,4 @@
-"""Recipes by name: run a configuration, load a finished run."""
+"""Registry of recipes: run a configuration, and load a finished run."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ def make_recipe(config: RunConfig) -> Recipe[RunConfig]:
 
 
 def run(config: RunConfig, callbacks: Sequence[TrainerCallback] = ()) -> dict[str, Any]:
-    """Train, save and evaluate. Resumes a killed run; returns the result of a finished one.
+    """Train, save and evaluate; resume a killed run, and return the result of a finished run.
 
     Args:
-        config: configuration, as `load_config` returns it.
-        callbacks: further callbacks of the Trainer.
+        config: configuration returned by `load_config`.
+        callbacks: additional callbacks for the trainer.
 
     Returns:
         Content of `result.json`.
@@ -62,16 +62,16 @@ def run(config: RunConfig, callbacks: Sequence[TrainerCallback] = ()) -> dict[st
     recipe.prepare()
     model, init_seconds = load_and_adapt(recipe)
     recipe.before_training(model)
-    # Claimed late, so that invalid input leaves no folder behind.
+    # Claim the folder late, so that invalid input leaves no folder behind.
     with folder.claimed(config):
         # Another process may have finished the run while this one waited for the lock.
         if finished := folder.finished(config):
             return finished
         trained = train(recipe, model, init_seconds=init_seconds, callbacks=callbacks)
-        # Saved before the evaluation, whose failure must not lose the trained model.
+        # Save before evaluating: a failed evaluation must not lose the trained model.
         saved = save_model(config, trained.trainer)
         evaluation = _evaluate(recipe, trained, saved)
-        # `merge` reads it for adapters without our metadata.
+        # `merge` reads the padding token from here if an adapter has no ailora metadata.
         pad_token_id = getattr(model.config, "pad_token_id", None)
         result = evaluation.result | summarize_run(config, trained)
         result |= {"adapter_bytes": safetensors_bytes(saved), "pad_token_id": pad_token_id}
@@ -85,18 +85,18 @@ def run(config: RunConfig, callbacks: Sequence[TrainerCallback] = ()) -> dict[st
 
 
 def run_prefix(config: RunConfig, prefix: RunPrefix, callbacks: Sequence[TrainerCallback] = ()) -> list[dict[str, Any]]:
-    """Train the first steps of a run. Resumes a killed run; `run` trains the other steps, as if it had not stopped.
+    """Train the first steps of a run; `run` continues later, as if the run had not stopped.
 
     Args:
-        config: configuration of the whole run.
+        config: configuration of the complete run.
         prefix: steps to train, up to an evaluation of the run.
-        callbacks: further callbacks of the Trainer.
+        callbacks: additional callbacks for the trainer.
 
     Returns:
-        The evaluations of these steps, as in `result.json`.
+        The evaluations up to the end of the prefix, as in `result.json`.
 
     Raises:
-        InputError: See `run`; or the run has another number of steps.
+        InputError: See `run`; also if the run has a different number of steps, or no evaluation at the last step.
         ModelError: The model cannot be adapted as configured.
     """
     folder = RunFolder(config.output)
@@ -113,7 +113,7 @@ def _evaluate(recipe: Recipe[RunConfig], trained: TrainResult, saved: Path) -> E
     try:
         return recipe.evaluate(trained.trainer)
     except Exception as error:
-        error.add_note(f"The trained model is saved in {saved}. The same command measures it again.")
+        error.add_note(f"The trained model is saved in {saved}. Repeat the command to evaluate the model again.")
         raise
 
 
@@ -124,7 +124,7 @@ def load_run(folder: Path | str) -> TrainedRun:
         folder: folder of the run.
 
     Returns:
-        The run, to evaluate or to predict with.
+        The run, for evaluation and prediction.
 
     Raises:
         InputError: The folder holds no run, or the run has not finished.

@@ -1,4 +1,4 @@
-"""Folder of a run: its files, and how a run claims and resumes it."""
+"""Folder of a run: paths, claims and resumption."""
 
 from __future__ import annotations
 
@@ -31,22 +31,22 @@ from ailora.recipes.training import trainer_checkpoints
 
 #: Keys of every `result.json`.
 _RESULT_KEYS = {"metrics", "best"}
-#: Keys of `result.json` that hold numbers, written as words where they are not finite.
+#: Keys of `result.json` with numbers; non-finite numbers are stored as strings.
 _NUMERIC_KEYS = ("metrics", "best", "history", "forgetting")
-#: A killed run holds the lock until its last process, such as a data loader, has ended.
+#: After a kill, the run holds the lock until its last process ends, such as a data loader.
 _LOCK_TIMEOUT_S = 10.0
 
 
 class RunFolder:
     """Paths and state of a run's folder.
 
-    A run writes `config.yaml`, `ailora.json` (metadata of the adapter), `checkpoints/` and `log.jsonl`, and at its end
-    `adapter/` or `model/`, `predictions.parquet` or `samples.jsonl`, and finally `result.json`. `ailora tune` adds
-    `tune.json`. `failed.txt` marks a run that an error ended before its first checkpoint, whose folder another run may
-    take over. `.initial/` holds the initial factors of an adapter that were subtracted from the base weights.
+    A run writes `config.yaml`, `ailora.json` (metadata of the adapter), `checkpoints/` and `log.jsonl`. After training,
+    the run writes `adapter/` or `model/`, then `predictions.parquet` or `samples.jsonl`, and finally `result.json`.
+    `.initial/` holds the initial factors if the init subtracts them from the base weights. `failed.txt` marks a failure
+    before the first checkpoint; a different run may take over such a folder. `ailora tune` adds `tune.json`.
 
     Args:
-        path: the folder.
+        path: path of the folder.
     """
 
     def __init__(self, path: Path | str) -> None:
@@ -67,12 +67,15 @@ class RunFolder:
     def claimed(self, config: RunConfig) -> Generator[None, None, None]:
         """Lock the folder for a run while it trains.
 
-        All processes of the run enter; the main process takes the lock. An error before the first checkpoint leaves
-        `failed.txt`.
+        All processes of the run enter the context, and the main process holds the lock. An error before the first
+        checkpoint leaves `failed.txt`.
+
+        Args:
+            config: configuration of the run.
 
         Raises:
-            InputError: The folder holds another run (message names the keys that differ) or other files, or another
-                process trains in it.
+            InputError: The folder holds another run (the message names the keys that differ) or unrelated files, or
+                another process trains in the folder.
         """
         with on_main(self._locked(config)):
             yield
@@ -91,31 +94,31 @@ class RunFolder:
                         write_text(self.failed, f"ended before the first checkpoint: {type(error).__name__}: {error}\n")
                 if reason := write_failure(error, self.path):
                     raise InputError(
-                        f"cannot go on writing to {self.path} ({reason}): what is complete is kept, and the same "
-                        "command goes on from the last checkpoint"
+                        f"cannot go on writing to {self.path} ({reason}); complete files are kept, and the same "
+                        "command resumes from the last checkpoint"
                     ) from error
                 raise
 
     def validate_claimable(self, config: RunConfig) -> None:
-        """Refuse a folder that `claimed` would refuse. Nothing is written.
+        """Validate that `claimed` would accept the folder, without writing.
 
         Raises:
-            InputError: See `claimed`; or the folder cannot be made or written to.
+            InputError: See `claimed`; also if the folder cannot be created or written to.
         """
         try:
-            there = next(path for path in (self.path, *self.path.parents) if os.path.lexists(path))
-            if not there.is_dir():
-                raise InputError(f"cannot write to {self.path}: {there} is not a folder")
-            if not os.access(there, os.W_OK | os.X_OK):
-                raise InputError(f"cannot write to {self.path}: no permission to write to {there}")
-            if there == self.path:
+            existing = next(path for path in (self.path, *self.path.parents) if os.path.lexists(path))
+            if not existing.is_dir():
+                raise InputError(f"cannot write to {self.path}: {existing} is not a folder")
+            if not os.access(existing, os.W_OK | os.X_OK):
+                raise InputError(f"cannot write to {self.path}: no permission to write to {existing}")
+            if existing == self.path:
                 validate_content(self.path, content="run", marks=[self.config.name])
                 self._validate_outputs(config, Manifest(self.path))
         except OSError as error:
             raise InputError(f"cannot write to {self.path}: {error.strerror or error}") from None
 
     def _validate_outputs(self, config: RunConfig, manifest: Manifest) -> None:
-        if not self.config.exists() or self._was_given_up(manifest):
+        if not self.config.exists() or self._has_failed_early(manifest):
             manifest.validate(self.config.name)
         else:
             self._validate_same_run(config)
@@ -125,18 +128,18 @@ class RunFolder:
         self._validate_checkpoints(manifest)
 
     def _begin(self, config: RunConfig) -> None:
-        """Claim a new folder for this run, or validate that the folder is this run's."""
+        """Claim a new folder for this run, or validate that the folder belongs to this run."""
         manifest = Manifest(self.path)
-        if not self.config.exists() or self._was_given_up(manifest):
+        if not self.config.exists() or self._has_failed_early(manifest):
             manifest.validate(*self._outputs)
             manifest.claim(self.config.name)
-            # Full fine-tuning writes no metadata, and would leave those of an earlier adapter.
+            # Full fine-tuning writes no metadata, so that the file of an earlier adapter would remain.
             (self.path / METADATA_NAME).unlink(missing_ok=True)
             write_text(self.config, to_yaml(config))
         else:
             self._validate_same_run(config)
             if manifest.is_new and self._holds_checkpoints():
-                # Versions without a manifest wrote this run.
+                # This run was begun by a version of ailora without manifests.
                 manifest.adopt(self.config.name, *self._outputs)
             manifest.validate(*self._outputs)
         self._validate_checkpoints(manifest)
@@ -144,25 +147,25 @@ class RunFolder:
         manifest.adopt(self.checkpoints.name)
         self.failed.unlink(missing_ok=True)
 
-    def _was_given_up(self, manifest: Manifest) -> bool:
+    def _has_failed_early(self, manifest: Manifest) -> bool:
         """Return whether the folder's run failed before its first checkpoint."""
-        ours = self.config.name in manifest and self.failed.name in manifest
-        return ours and self.failed.is_file() and not self._holds_work()
+        is_ours = self.config.name in manifest and self.failed.name in manifest
+        return is_ours and self.failed.is_file() and not self._holds_work()
 
     def _validate_checkpoints(self, manifest: Manifest) -> None:
-        """Validate that all checkpoints are this run's.
+        """Validate that all checkpoints belong to this run.
 
         Raises:
-            InputError: A checkpoint is a link, or neither complete nor begun by this run.
+            InputError: A checkpoint is a link, or incomplete and not begun by this run.
         """
-        # Checkpoints of another trainer would be replaced, or deleted by the rotation of ours.
+        # Otherwise the trainer could overwrite or delete checkpoints of an unrelated trainer.
         checkpoints = trainer_checkpoints.numbered_checkpoints(self.checkpoints)
         validate_no_links(self.checkpoints, (checkpoint.name for checkpoint in checkpoints))
         for checkpoint in checkpoints:
             if not trainer_checkpoints.is_complete(checkpoint) and self._name(checkpoint) not in manifest:
                 raise InputError(
-                    f"{checkpoint} was not written by this run, or only begun by an earlier version: move it away, or "
-                    "choose another output"
+                    f"{checkpoint} was not written by this run, or is an incomplete checkpoint of an earlier version; "
+                    "move the checkpoint, or choose another output"
                 )
 
     def _name(self, path: Path) -> str:
@@ -184,7 +187,7 @@ class RunFolder:
             InputError: The folder holds no run, or the configuration is invalid.
         """
         if not is_file(self.config):
-            raise InputError(f"{self.path} is not the folder of a run: it has no config.yaml")
+            raise InputError(f"{self.path} is not the folder of a run: config.yaml is missing")
         return load_config(self.config, to_run=False)
 
     def read_result(self) -> dict[str, Any]:
@@ -197,7 +200,9 @@ class RunFolder:
             InputError: The run has not finished, or its result is damaged.
         """
         if not self.result.is_file():
-            raise InputError(f"{self.path} has no result.json: the run has not finished; run it again to continue it")
+            raise InputError(
+                f"{self.path} has no result.json, so the run has not finished; repeat the command to resume"
+            )
         try:
             result = read_json_object(self.result, allow_nan=True)
             if not result.keys() >= _RESULT_KEYS:
@@ -219,12 +224,12 @@ class RunFolder:
 
     @property
     def rewrite_hint(self) -> str:
-        """Instructions to write the damaged files of a finished run again."""
+        """Instruction for rewriting damaged files of a finished run."""
         command = f"ailora train {quote_argument(self.config)}"
-        return f"delete {self.result} and run `{command}` to write it anew from the last checkpoint"
+        return f"delete {self.result} and run `{command}` to rewrite the file from the last checkpoint"
 
     def newest_checkpoint(self) -> Path | None:
-        """Find the newest complete checkpoint, and remove newer ones that this run only began.
+        """Find the newest complete checkpoint, and remove newer incomplete checkpoints of this run.
 
         Returns:
             The checkpoint, or None if there is none.
@@ -238,24 +243,24 @@ class RunFolder:
         )
 
     def claim(self, *paths: Path) -> None:
-        """Note paths in the manifest before they are written.
+        """Record paths in the manifest before writing them.
 
         Raises:
-            InputError: A path is a link, or something that this run has not written.
+            InputError: A path is a link, or exists without an entry in the manifest.
         """
         Manifest(self.path).claim(*map(self._name, paths))
 
     def begin_checkpoint(self, step: int, *, rotates: bool) -> None:
-        """Note a checkpoint in the manifest before it is written.
+        """Record a checkpoint in the manifest before writing.
 
         Args:
             step: step of the checkpoint.
             rotates: whether the trainer deletes older checkpoints.
 
         Raises:
-            InputError: Another trainer has written a checkpoint here meanwhile.
+            InputError: An unrelated trainer has written a checkpoint into the folder.
         """
-        # What a kill cuts short is removed by the next attempt, which could not tell it from another trainer's.
+        # After a kill, the manifest tells an incomplete checkpoint of this run from that of an unrelated trainer.
         self.claim(self.checkpoints / f"checkpoint-{step}")
         if rotates:
             self._validate_checkpoints(Manifest(self.path))
@@ -276,10 +281,10 @@ class RunFolder:
             wait_for_everyone()
 
     def adopt_training(self, source: RunFolder, config: RunConfig) -> None:
-        """Claim this folder for a run, and copy what the same run has trained in another folder.
+        """Claim this folder for a run, and copy the training state from the previous folder of the run.
 
         Args:
-            source: folder of the run so far, which stays as it is.
+            source: previous folder of the run, left unchanged.
             config: configuration of the run, with this folder as its output.
 
         Raises:

@@ -1,4 +1,4 @@
-"""Recipe of sequence-to-sequence models, with transformers' `Seq2SeqTrainer`."""
+"""Recipe for sequence-to-sequence models, trained with transformers' `Seq2SeqTrainer`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ailora.recipes.config.schema import Seq2SeqConfig
 from ailora.recipes.data.language_rows import Row, Rows
 from ailora.recipes.data.tokenize_language import Tokenization, to_dataset
 from ailora.recipes.language_model import LanguageRecipe
-from ailora.recipes.position_limits import lengths_of
+from ailora.recipes.position_limits import count_tokens
 from ailora.recipes.training.role_trainers import AdapterTrainer
 
 
@@ -23,13 +23,14 @@ class Seq2SeqTokenization(Tokenization):
     """Tokenizer of a sequence-to-sequence model: prompts for the encoder, completions for the decoder.
 
     Attributes:
-        max_completion_length: length that completions are truncated to, in tokens, end-of-text token included.
+        max_completion_length: maximum tokens per completion, including the end-of-text token; longer completions are
+            truncated.
     """
 
     max_completion_length: int = 128
 
     def tokenize(self, rows: Rows) -> Dataset:
-        """Tokenize rows: `input_ids` of the prompt, `labels` of the completion; a text without prompt is both."""
+        """Tokenize rows: `input_ids` from the prompt, `labels` from the completion; plain text is used as both."""
         return to_dataset([self.encode(row) for row in rows.rows])
 
     def encode(self, row: Row) -> tuple[list[int], list[int]]:
@@ -50,16 +51,16 @@ class _Trainer(AdapterTrainer, Seq2SeqTrainer):
 
 
 class Seq2SeqRecipe(LanguageRecipe[Seq2SeqConfig]):
-    """Recipe that trains an encoder-decoder on prompts with completions."""
+    """Recipe for encoder-decoder models on prompts with completions."""
 
     trainer_class: ClassVar[type[AdapterTrainer]] = _Trainer
 
     length_key: ClassVar[str] = "data.max_length"
 
-    def _tokenize(self, rows: Rows, lengths: Callable[[Dataset], list[int]] = lengths_of) -> Dataset:
+    def _tokenize(self, rows: Rows, lengths: Callable[[Dataset], list[int]] = count_tokens) -> Dataset:
         dataset = super()._tokenize(rows, lengths)
-        written, origins = lengths_of(dataset, "labels"), [row.origin for row in rows.rows]
-        self.position_limits.validate(written, origins, remedy="data.max_completion_length", written=True)
+        completions, origins = count_tokens(dataset, "labels"), [row.origin for row in rows.rows]
+        self.position_limits.validate(completions, origins, remedy="data.max_completion_length", written=True)
         return dataset
 
     @cached_property

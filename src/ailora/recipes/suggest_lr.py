@@ -1,4 +1,4 @@
-"""Suggest learning rates by role, from the curvature of the loss at the init of a policy and at that of plain LoRA."""
+"""Suggest learning rates by role, by comparing the loss curvature at a policy's init and at LoRA's init."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from ailora.recipes.config.sections import RunConfig
 from ailora.recipes.recipe import Recipe
 from ailora.recipes.registry import make_recipe
 
-#: Not the run's seed: curvature is measured on the same rows for all runs.
+#: Independent of the run's seed, so that curvature is measured on the same rows for all runs.
 _SAMPLE_SEED = 20251008
 
 
@@ -33,8 +33,8 @@ class RoleRate:
     """Suggested learning rate of a role.
 
     Attributes:
-        curvature: curvature of the loss in the role's factors at the init of the policy.
-        reference: curvature at the init of plain LoRA, on the same batches.
+        curvature: loss curvature in the role's factors at the policy's init.
+        reference: loss curvature in these factors at plain LoRA's init, on the same batches.
         multiple: suggested multiple of LoRA's learning rate.
         rate: suggested learning rate.
     """
@@ -46,12 +46,12 @@ class RoleRate:
 
     @property
     def caution(self) -> str:
-        """Reason to doubt the suggestion; empty if there is none."""
+        """Reason to doubt the suggestion; empty without a reason."""
         error = math.hypot(self.curvature.error, self.reference.error)
         if math.isinf(error):
-            return "not settled: measure on more batches"
+            return "uncertain: measure on more batches"
         if abs(self.curvature.value - self.reference.value) <= error:
-            return "as curved as LoRA's: says nothing about this start"
+            return "within the error of LoRA's curvature: no evidence for a different rate"
         return ""
 
 
@@ -60,8 +60,8 @@ class Suggestion:
     """Suggested learning rates of a run.
 
     Attributes:
-        learning_rate: value for `training.learning_rate`, the largest rate of a role.
-        roles: role -> its suggestion.
+        learning_rate: value for `training.learning_rate`, the largest rate of all roles.
+        roles: suggestion for each role.
         seconds: duration of the measurement.
     """
 
@@ -71,7 +71,7 @@ class Suggestion:
 
     @property
     def multipliers(self) -> dict[str, float]:
-        """Value for `adapter.learning_rates`: each role's rate as a multiple of `learning_rate`."""
+        """Value for `adapter.learning_rates`: the rate of each role as a multiple of `learning_rate`."""
         return {role: float(f"{rate.rate / self.learning_rate:.2g}") for role, rate in self.roles.items()}
 
 
@@ -80,20 +80,20 @@ def suggest(config: RunConfig, lora_rate: float, *, batches: int = 4, rows: int 
 
     Args:
         config: configuration of the run.
-        lora_rate: good learning rate of plain LoRA with the same ranks on the same task.
-        batches: number of batches that the curvature is averaged over, at least 2.
+        lora_rate: well-tuned learning rate for plain LoRA with equal ranks on the same task.
+        batches: number of batches for averaging the curvature, at least 2.
         rows: rows per batch.
 
     Returns:
         The suggestion.
 
     Raises:
-        InputError: The policy is none of ailora's, an argument is out of range, or the data are invalid.
+        InputError: The method is not a policy of ailora, an argument is out of range, or the data are invalid.
         ModelError: The model cannot be adapted as configured, or has no second derivatives.
     """
     method = config.adapter.method
     if not isinstance(method, Preset):
-        raise InputError(f"rates are suggested for policies of ours, not for adapter.policy {method}")
+        raise InputError(f"suggested rates require a policy of ailora, got adapter.policy {method}")
     if not lora_rate > 0 or batches < 2 or rows < 1:
         raise InputError(
             f"expected a rate above 0, at least 2 batches and at least 1 row, got {lora_rate}, {batches} and {rows}"
@@ -115,9 +115,9 @@ def _measure_curvatures(
     recipe: Recipe[RunConfig], policy: Policy, sample: list[dict[str, Tensor]]
 ) -> dict[str, Curvature]:
     """Measure the curvature of each role at the init of a policy."""
-    # The model is local: those of the policy and of plain LoRA are never in memory together.
+    # The model is local, so that the models of both policies are never in memory together.
     config: RunConfig = recipe.config
-    # Both policies are measured on the same new head.
+    # Both policies must get the same new head.
     set_seed(config.training["seed"])
     # Dropout would add its noise to the curvature.
     options: dict[str, Any] = config.adapter.plan_options() | {"form": "anchored", "dropout": 0.0}
@@ -135,10 +135,12 @@ def _compute_loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
 
 
 def _sample_batches(recipe: Recipe[RunConfig], batches: int, rows: int) -> list[dict[str, Tensor]]:
-    """Sample batches of the training data."""
+    """Sample batches from the training data."""
     dataset = recipe.datasets["train"]
     if len(dataset) < batches * rows:
-        raise InputError(f"{batches} batches of {rows} rows need more than the {len(dataset)} rows of training data")
+        raise InputError(
+            f"expected at least {batches * rows} training rows for {batches} batches of {rows} rows, got {len(dataset)}"
+        )
     chosen = random.Random(_SAMPLE_SEED).sample(range(len(dataset)), batches * rows)
     starts = range(0, len(chosen), rows)
     return [recipe.collate([dataset[i] for i in chosen[start : start + rows]]) for start in starts]

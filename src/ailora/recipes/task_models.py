@@ -28,24 +28,24 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
         name: hub id, local folder, or `builtin:minilm`.
 
     Returns:
-        The tokenizer, which pads with its end-of-text token if it has no padding token.
+        The tokenizer; without a padding token, the end-of-text token replaces it.
 
     Raises:
         InputError: The model is missing, has no tokenizer, or its weights are not in safetensors files.
     """
     path = resolve_model(name)
-    # A model of another format often has no tokenizer either, which would be blamed.
+    # First, because a model in an unsupported format often lacks a tokenizer too, and the error would name only that.
     validate_weights(path)
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-        # Some damaged files load, and fail at the first text.
+        # Some damaged files load, but fail on the first text.
         tokenizer("text")
-    # A damaged file can make transformers and tokenizers raise any exception. A panic of Rust code is no Exception.
+    # Damaged files can cause any exception. A panic of Rust code is a BaseException, but not an Exception.
     except BaseException as error:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         reason = describe_load_error(error, name)
-        # Texts of other errors, such as the missing key of a KeyError, say nothing by themselves.
+        # The messages of these errors need the type: a KeyError shows only the missing key.
         if not isinstance(error, OSError | ValueError):
             reason = f"{type(error).__name__}: {reason}"
         raise InputError(f"cannot load the tokenizer of model {name!r}: {reason}") from error
@@ -66,14 +66,14 @@ def load_classifier(
     Args:
         path: folder or hub id.
         labels: labels of the task.
-        tokenizer: tokenizer of the model, whose padding token becomes the model's if it has none.
+        tokenizer: tokenizer of the model; its padding token becomes the model's, unless the model has a padding token.
         quantization: quantization of the weights on loading.
 
     Returns:
         The model; a new head is drawn from the global random state.
 
     Raises:
-        InputError: The model is missing, or its architecture has no such head.
+        InputError: The model is missing, or its architecture has no head for classification.
     """
     options: dict[str, Any] = {"num_labels": labels.num_labels}
     if labels.names is None:
@@ -82,7 +82,7 @@ def load_classifier(
         options["id2label"] = dict(enumerate(labels.names))
         options["label2id"] = {name: i for i, name in enumerate(labels.names)}
     model = _load(TaskType.SEQ_CLS, path, quantization, **options)
-    # Without it, a causal model cannot find the last token of a padded row, and refuses batches.
+    # Without a padding token, a causal model cannot find the last token of a padded row, and refuses batches.
     if model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id
     return model
@@ -99,19 +99,19 @@ def load_language_model(
 
     Args:
         path: folder or hub id.
-        tokenizer: tokenizer of the model, whose padding token becomes the model's.
-        task_type: causal, or sequence to sequence.
+        tokenizer: tokenizer of the model; its padding token becomes the model's.
+        task_type: causal or sequence-to-sequence language modeling.
         quantization: quantization of the weights on loading.
 
     Returns:
         The model.
 
     Raises:
-        InputError: The model is missing, or is none of this type.
+        InputError: The model is missing, or does not fit the task type.
     """
     model = _load(task_type, path, quantization)
     model.config.pad_token_id = tokenizer.pad_token_id
-    # transformers declares it of every model, but encoders have none.
+    # transformers declares the attribute for every model, but encoders lack it.
     generation_config: GenerationConfig | None = getattr(model, "generation_config", None)
     if generation_config is not None:
         generation_config.pad_token_id = tokenizer.pad_token_id
@@ -122,8 +122,8 @@ def validate_finite(model: ModelT, folder: Path) -> ModelT:
     """Validate that the trained tensors of a model are finite.
 
     Args:
-        model: model that was trained whole, or one with an adapter.
-        folder: folder that the trained tensors were loaded from.
+        model: fully fine-tuned or adapted model.
+        folder: source folder of the trained tensors.
 
     Returns:
         The model.
@@ -131,12 +131,14 @@ def validate_finite(model: ModelT, folder: Path) -> ModelT:
     Raises:
         InputError: A tensor of the folder holds NaN or infinite entries.
     """
-    # Of an adapted model, the base is not in the folder.
+    # The folder of an adapter does not contain the base.
     adapted = isinstance(model, PeftModel)
     trained = get_peft_model_state_dict(model, save_embedding_layers=False) if adapted else model.state_dict()
     for name, tensor in trained.items():
         if tensor.is_floating_point() and not all_finite(tensor):
-            raise InputError(f"{folder}: {name} holds NaN or infinite entries: its training diverged, train it again")
+            raise InputError(
+                f"{folder}: {name} holds NaN or infinite entries: the training diverged; train the model again"
+            )
     return model
 
 
@@ -151,7 +153,7 @@ def _load(
     except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         reason = describe_load_error(error, path)
         raise InputError(f"cannot load {path!r} for {TASKS[task_type].title}: {reason}") from error
-    # bitsandbytes packs 4-bit weights anew on CPUs in eval mode, and packed weights pass no gradient.
+    # On CPUs in eval mode, bitsandbytes repacks 4-bit weights, and gradients do not pass repacked weights.
     if quantization is not None:
         keep_4bit_unpacked(model)
     return model

@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from ailora.distributed import all_reduce_sum, split_between_processes
 from ailora.recipes.data.tokenize_language import IGNORE_INDEX
-from ailora.recipes.position_limits import lengths_of
+from ailora.recipes.position_limits import count_tokens
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def compute_likelihood(
     seq2seq = bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
     sums = torch.zeros(2, dtype=torch.float64, device="cpu")
     # Rows of similar length make batches of little padding.
-    lengths = lengths_of(dataset)
+    lengths = count_tokens(dataset)
     mine = split_between_processes(sorted(range(len(lengths)), key=lengths.__getitem__))
     batches = DataLoader(dataset.select([i for i, _ in mine]), batch_size=batch_size, collate_fn=collate)  # type: ignore[arg-type]
     counts = iter([counts for _, counts in mine])

@@ -13,7 +13,7 @@ from transformers import Trainer
 from ailora.recipes.data.classification_rows import Examples
 from ailora.recipes.data.labels import Labels
 from ailora.recipes.evaluation.classification_metrics import compute_metrics
-from ailora.recipes.position_limits import lengths_of
+from ailora.recipes.position_limits import count_tokens
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def order_by_length(dataset: Dataset) -> np.ndarray:
     Batches of rows with similar lengths need less padding: for SST-2 in batches of 32, 26 tokens a row instead of 46.
     """
     # Longest first: what does not fit into memory fails in the first batch.
-    return np.argsort(-np.asarray(lengths_of(dataset)), kind="stable")
+    return np.argsort(-np.asarray(count_tokens(dataset)), kind="stable")
 
 
 def logits_from_output(outputs: object) -> np.ndarray:
