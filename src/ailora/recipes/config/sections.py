@@ -43,7 +43,7 @@ class AdapterConfig(Section, frozen=True):
     modules_to_save: list[str] | None = field("a list of module names", None)
     couple_roles: bool = field("true or false", False, strict=True)
     learning_rates: dict[str, _Multiplier | dict[str, _Multiplier]] | None = field(
-        "a mapping from role, A or B, or from A and B below a role, to multipliers of training.learning_rate above 0",
+        "multipliers of training.learning_rate above 0, by role, by A or B, or by A and B below a role",
         None,
     )
 
