@@ -254,11 +254,11 @@ def test_a_finished_init_is_found_finished(root: Path) -> None:
 
 @same_versions
 def test_an_unfinished_init_is_completed(root: Path) -> None:
-    """Two of its four modules are there; a new seed would be another request."""
+    """Two of its four modules are there; a new seed would be a different request."""
     unfinished = root / "adapters" / "init-unfinished"
     other = ailora_command(*EXPECTED["adapters"]["init"]["request"], "--seed", "6", "--out", str(unfinished))
     assert other.returncode == 2
-    assert "the beginning of another request (seed: 5 there, 6 now)" in other.stderr
+    assert "unfinished output of a different request (seed: 5 there, 6 now)" in other.stderr
     pieces = {}
     for piece in (unfinished / ".ailora" / "pieces").iterdir():
         with safe_open(piece, "pt") as stream:

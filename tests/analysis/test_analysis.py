@@ -180,7 +180,7 @@ def test_a_folder_is_replaced_only_when_told(models: Made, tmp_path: Path) -> No
     (out / "analysis.json").unlink()
     with pytest.raises(InputError, match="is not empty and holds no analysis"):
         analyze_into(out, models("llama"), force=True)
-    with pytest.raises(InputError, match="is read and lies in"):
+    with pytest.raises(InputError, match="is an input inside the output folder"):
         validate_output_dir(models("llama"), [models("llama")], force=True)
 
 

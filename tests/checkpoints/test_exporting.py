@@ -117,7 +117,9 @@ def test_servers_find_one_rank_and_one_whole_alpha(base: Path, options: dict[str
 
 def test_an_adapter_on_residual_weights_is_saved_for_the_untouched_base_first(base: Path, tmp_path: Path) -> None:
     model = on_residual_weights(base, tmp_path / "trained")
-    with pytest.raises(ailora.InputError, match=r"belongs on residual weights: save it for the untouched base first"):
+    with pytest.raises(
+        ailora.InputError, match=r"needs residual weights: convert it to an adapter for the untouched base first"
+    ):
         export(tmp_path / "trained", tmp_path / "out")
     ailora.save_adapter(ailora.resume(loaded(base), tmp_path / "trained"), tmp_path / "saved")
     assert export(tmp_path / "saved", tmp_path / "out").rank == 8
@@ -132,7 +134,7 @@ def test_a_changed_configuration_is_another_request(adapter: Path, tmp_path: Pat
     export(tmp_path / "adapter", tmp_path / "out")
     config = config_of(tmp_path / "adapter")
     (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps({**config, "lora_alpha": 4}, indent=2))
-    with pytest.raises(ailora.InputError, match="finished result of another request"):
+    with pytest.raises(ailora.InputError, match="finished result of a different request"):
         export(tmp_path / "adapter", tmp_path / "out")
     export(tmp_path / "adapter", tmp_path / "out", force=True)
     assert config_of(tmp_path / "out")["lora_alpha"] == 4

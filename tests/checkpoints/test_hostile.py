@@ -189,7 +189,7 @@ def test_a_model_that_a_command_has_not_finished_is_no_base(base: Path, adapter:
         lambda: init(str(model), tmp_path / "out", rank=4),
         lambda: merge(str(model), adapter, tmp_path / "o"),
     ):
-        with pytest.raises(ailora.InputError, match="is not finished: the command that began it completes it"):
+        with pytest.raises(ailora.InputError, match="is not finished: repeat the command that began it"):
             read()
 
 

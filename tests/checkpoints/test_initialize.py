@@ -246,7 +246,7 @@ def test_other_work_in_the_folder_is_not_overwritten(tmp_path: Path) -> None:
     assert [f.name for f in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
     init(base, tmp_path / "mine", rank=4, force=True)
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "years"
-    with pytest.raises(ailora.InputError, match="holds the finished result of another request"):
+    with pytest.raises(ailora.InputError, match="holds the finished result of a different request"):
         init(base, tmp_path / "mine", rank=2)
     init(base, tmp_path / "mine", rank=2, force=True)
     same = init(base, tmp_path / "other", rank=2)
@@ -263,7 +263,7 @@ def test_what_is_read_is_never_written_into(adapter: Path, tmp_path: Path) -> No
         lambda: merge(str(base), adapter, adapter, force=True),
         lambda: export(adapter, adapter, force=True),
     ):
-        with pytest.raises(ailora.InputError, match=r"is read and lies in .*: choose another folder"):
+        with pytest.raises(ailora.InputError, match=r"is an input inside the output folder .*: choose another"):
             command()
     assert {file.name: file.read_bytes() for file in base.iterdir()} == before
 
@@ -378,7 +378,7 @@ def test_force_replaces_what_it_writes_and_no_other_file(adapter: Path, tmp_path
     init(base, out, rank=2, force=True)
     assert load_file(out / "my_embeddings.safetensors")["mine"].tolist() == [1, 1]
     # Beside the shards of a model it would be taken for one of them.
-    with pytest.raises(ailora.InputError, match=r"my_embeddings\.safetensors is not of this command"):
+    with pytest.raises(ailora.InputError, match=r"my_embeddings\.safetensors was not written by this command"):
         merge(base, adapter, out, force=True)
     assert (out / "my_embeddings.safetensors").exists()
 
@@ -388,7 +388,7 @@ def test_links_do_not_lead_to_what_is_read(adapter: Path, tmp_path: Path) -> Non
     base.mkdir()
     for file in store.iterdir():
         (base / file.name).symlink_to(file)
-    with pytest.raises(ailora.InputError, match="is read and lies in"):
+    with pytest.raises(ailora.InputError, match="is an input inside the output folder"):
         merge(str(base), adapter, store, force=True)
     assert (store / "model.safetensors").stat().st_size > 1000
 
@@ -439,7 +439,7 @@ def test_odd_models_and_folders_are_refused(tmp_path: Path) -> None:
         with pytest.raises(ailora.InputError, match="a model is a folder"):
             init(model, tmp_path / "none")  # type: ignore[arg-type]
     for out in (None, 0, "", "a\0b", "x" * 5000, "\ud83d", "~nobody-of-that-name/x"):
-        with pytest.raises(ailora.InputError, match="the place to write to is a path"):
+        with pytest.raises(ailora.InputError, match="expected a path to write to"):
             init(base, out, rank=4)  # type: ignore[arg-type]
     for adapter in (None, 0, b"x"):
         with pytest.raises(ailora.InputError, match="an adapter is a folder"):

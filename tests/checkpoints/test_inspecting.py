@@ -140,7 +140,7 @@ def test_unfinished_and_empty_folders_say_what_they_are(base: Path, adapter: Pat
     (tmp_path / "notes").mkdir()
     for name, message in (
         ("my run", r"is a run that has not finished: `ailora train '.*/my run/config\.yaml'` continues it"),
-        ("merged", "is not finished: the command that began it completes it"),
+        ("merged", "is not finished: repeat the command that began it"),
         ("notes", "is none of an adapter .*, a run .* and a model"),
     ):
         with pytest.raises(ailora.InputError, match=message):

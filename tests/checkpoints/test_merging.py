@@ -172,7 +172,7 @@ def test_an_adapter_on_residual_weights_is_merged_into_them(base: Path, tmp_path
     model = on_residual_weights(base, tmp_path / "adapter")
     with torch.no_grad():
         expected = model(**LLAMA.inputs()).logits
-    with pytest.raises(ailora.InputError, match="belongs on residual weights"):
+    with pytest.raises(ailora.InputError, match="needs residual weights"):
         merge(str(base), tmp_path / "adapter", tmp_path / "wrong")
     model.unload().save_pretrained(tmp_path / "residual")
     merge(str(tmp_path / "residual"), tmp_path / "adapter", tmp_path / "out")
@@ -353,7 +353,7 @@ def test_the_same_folder_for_another_base_is_another_request(base: Path, adapter
         shutil.copy(adapter / name, tmp_path / "adapter")
     shutil.copytree(base, tmp_path / "copy")  # sizes and times are the same
     merge(str(base), tmp_path / "adapter", tmp_path / "out")
-    with pytest.raises(ailora.InputError, match="finished result of another request"):
+    with pytest.raises(ailora.InputError, match="finished result of a different request"):
         merge(str(tmp_path / "copy"), tmp_path / "adapter", tmp_path / "out")
 
 

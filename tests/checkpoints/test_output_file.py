@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from ailora.checkpoints.output_dir import write_failure, writing
 from ailora.checkpoints.output_file import validate_output_file
+from ailora.checkpoints.output_path import explain_failed_write, writing
 from ailora.errors import InputError
 
 PAGE = '<html><head><meta name="generator" content="ailora 0.1.0">'
@@ -57,10 +57,10 @@ def test_links_folders_and_devices_are_refused(tmp_path: Path) -> None:
         (".", "is a folder"),
         ("pipe.html", "is not a regular file"),
         ("missing/report.html", "there is no folder"),
-        ("a\0b.html", r"the place to write to is a path, not 'a\\x00b|null"),
+        ("a\0b.html", r"expected a path to write to, got 'a\\x00b|null"),
         ("x" * 5000, "File name too long"),
         ("y" * 300 + "/a.html", "File name too long"),
-        ("", "the place to write to is a path|is a folder"),
+        ("", "expected a path to write to|is a folder"),
     ):
         with pytest.raises(InputError, match=message):
             validate_output_file(tmp_path / place, force=True)
@@ -75,13 +75,13 @@ def test_failures_to_write_are_known_whichever_library_met_them(tmp_path: Path) 
     full = OSError(errno.ENOSPC, "No space left on device")
     forbidden = PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "run" / "log.jsonl"))
     serializing = SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
-    assert write_failure(full, tmp_path) == "No space left on device"
-    assert write_failure(forbidden, tmp_path / "run") == "Permission denied"
-    assert write_failure(serializing, tmp_path) == "No space left on device"
-    assert write_failure(Exception("File too large (os error 27)"), tmp_path) == "File too large"
+    assert explain_failed_write(full, tmp_path) == "No space left on device"
+    assert explain_failed_write(forbidden, tmp_path / "run") == "Permission denied"
+    assert explain_failed_write(serializing, tmp_path) == "No space left on device"
+    assert explain_failed_write(Exception("File too large (os error 27)"), tmp_path) == "File too large"
     with pytest.raises(RuntimeError) as raised:
         torch.save({"a": torch.ones(2)}, tmp_path / "missing" / "a.pt")
     assert "Parent directory" in str(raised.value)
-    assert write_failure(raised.value, tmp_path) is None
+    assert explain_failed_write(raised.value, tmp_path) is None
     for other in (forbidden, ConnectionError("the hub"), RuntimeError("out of memory"), KeyboardInterrupt()):
-        assert write_failure(other, tmp_path / "elsewhere") is None
+        assert explain_failed_write(other, tmp_path / "elsewhere") is None

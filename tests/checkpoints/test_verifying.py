@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import ailora
-from ailora.adapter_io.adapter_checkpoint import PREFIX
+from ailora.adapter_io.lora_weights import PREFIX
 from ailora.checkpoints import Verdict, export, init, verify
 from tests.checkpoints.conftest import LLAMA, loaded, on_residual_weights, trained
 from tests.families import FAMILIES
@@ -178,7 +178,7 @@ def test_an_adapter_on_residual_weights_does_not_belong_on_the_untouched_base(ba
     on_residual_weights(base, tmp_path)
     verdict = verify(tmp_path, str(base))
     assert not verdict.passed
-    assert "belongs on residual weights" in detail(verdict, "base weights")
+    assert "needs residual weights" in detail(verdict, "base weights")
     assert results(verdict)["anchor"] is None
 
 

@@ -54,7 +54,7 @@ def test_a_failed_check_is_exit_code_1_and_a_mistake_2(base: Path, tmp_path: Pat
     mistake = ailora("init", str(base), "--rank", "4", "--out", str(tmp_path / "mine"))
     assert mistake.returncode == 2
     assert "is not empty and holds no output of this command" in mistake.stderr
-    assert "is read and lies in" in ailora("init", str(base), "--rank", "4", "--out", str(base)).stderr
+    assert "is an input inside the output folder" in ailora("init", str(base), "--rank", "4", "--out", str(base)).stderr
 
 
 @pytest.mark.slow

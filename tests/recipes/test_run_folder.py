@@ -284,7 +284,7 @@ def test_a_full_disk_is_one_sentence_and_loses_nothing(config: dict[str, Any], t
 
 @pytest.mark.parametrize("output", ["a\0b", "x" * 5000, "~nobody-of-that-name/run"])
 def test_an_output_that_no_folder_can_have_is_refused_early(config: dict[str, Any], output: str) -> None:
-    with pytest.raises(ailora.InputError, match="output: the place to write to is a path"):
+    with pytest.raises(ailora.InputError, match="output: expected a path to write to"):
         load_config(config | {"output": output})
 
 

@@ -185,8 +185,8 @@ def test_storage_and_name_follow_from_the_output(study: dict[str, Any]) -> None:
         ({"metric": "acuracy"}, r"unknown metric of task 'base' 'acuracy' \(did you mean 'accuracy'\?\)"),
         ({"base": "nowhere.yaml"}, "cannot read the configuration nowhere.yaml"),
         ({"base": {}}, "configuration key recipe is missing"),
-        ({"output": "a\0b"}, "the place to write to is a path"),
-        ({"output": "x" * 5000}, "the place to write to is a path.*File name too long"),
+        ({"output": "a\0b"}, "expected a path to write to"),
+        ({"output": "x" * 5000}, "expected a path to write to.*File name too long"),
         ({"worker_timeout": 1}, "configuration key worker_timeout is 1"),
     ],
 )

@@ -25,8 +25,8 @@ def write_digests(folder: Path, pending: Mapping[str, bytes] | None = None) -> N
     """Write the digests of an adapter's files into the header of its weights file.
 
     Args:
-        folder: Folder of the adapter. Nothing is written if it has no weights file.
-        pending: Contents, by name, of files that the caller writes afterwards.
+        folder: Folder of the adapter. Without a weights file, nothing is written.
+        pending: Contents of files still to be written, by file name.
     """
     file = folder / WEIGHTS_NAME
     if not file.is_file():
@@ -38,16 +38,16 @@ def write_digests(folder: Path, pending: Mapping[str, bytes] | None = None) -> N
 
 
 def validate_digests(folder: Path, header: Header) -> None:
-    """Refuse changed tensors, and warn of changes in the other files of the adapter.
+    """Refuse changed tensors, and warn of changes in the configuration or the metadata.
 
-    Adapters without digests pass: those that PEFT or an earlier version has saved.
+    Adapters without digests pass: PEFT and earlier versions of ailora write none.
 
     Args:
         folder: Folder of the adapter.
-        header: Header of its weights file.
+        header: Header of the weights file.
 
     Raises:
-        InputError: The tensors have changed since they were written.
+        InputError: The tensors differ from their digest.
     """
     validate_tensor_digest(folder / WEIGHTS_NAME, header)
     for name in find_edited_files(folder, header) or ():
@@ -57,11 +57,11 @@ def validate_digests(folder: Path, header: Header) -> None:
 
 
 def find_edited_files(folder: Path, header: Header) -> list[str] | None:
-    """Find the files of an adapter that have changed since they were written with the weights.
+    """Find the files beside the weights that no longer match their digests.
 
     Args:
         folder: Folder of the adapter.
-        header: Header of its weights file.
+        header: Header of the weights file.
 
     Returns:
         Names of the files. None if the weights file has no digests.

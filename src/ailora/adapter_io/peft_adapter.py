@@ -1,4 +1,4 @@
-"""Load saved adapters of any kind with PEFT, from validated files."""
+"""Load saved adapters of all PEFT types with PEFT, from validated files."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from peft import PeftConfig, PeftModel, PeftType
 from safetensors import SafetensorError
 from torch import nn
 
-from ailora.adapter_io.adapter_checkpoint import PREFIX
 from ailora.adapter_io.adapter_digests import validate_digests
+from ailora.adapter_io.lora_weights import PREFIX
 from ailora.adapter_io.peft_config_file import CONFIG_NAME, WEIGHTS_NAME, resolve_patterns, validate_weights_file
 from ailora.errors import InputError, ModelError
 from ailora.plain_data import read_json_object
@@ -20,7 +20,7 @@ from ailora.safetensors_io import read_header
 def load_peft_adapter(base: nn.Module, folder: Path) -> PeftModel:
     """Load a saved adapter with PEFT.
 
-    No pickle is opened, no module that the configuration names is imported, and every pattern has a time limit.
+    Loading opens no pickle, imports no module named by the configuration, and limits the time of every pattern search.
 
     Args:
         base: Base model.
@@ -31,7 +31,7 @@ def load_peft_adapter(base: nn.Module, folder: Path) -> PeftModel:
 
     Raises:
         InputError: The adapter is pickled, damaged or incomplete, or its configuration is invalid.
-        ModelError: PEFT cannot load the adapter on this base.
+        ModelError: PEFT cannot load the adapter on the base model.
         SafetensorError: The tensors are damaged.
     """
     validate_weights_file(folder)
@@ -49,7 +49,7 @@ def load_peft_adapter(base: nn.Module, folder: Path) -> PeftModel:
         for key, value in resolved.items():
             setattr(config, key, value)
         with warnings.catch_warnings():
-            # `_validate_same_factors` refuses missing keys, and names the file.
+            # `_validate_same_factors` raises an error with the name of the file instead.
             warnings.filterwarnings("ignore", message="Found missing adapter keys")
             adapted = PeftModel.from_pretrained(base, str(folder), config=config)  # type: ignore[arg-type]
         if config.peft_type == PeftType.LORA:
@@ -67,8 +67,8 @@ def load_peft_adapter(base: nn.Module, folder: Path) -> PeftModel:
 
 
 def _validate_same_factors(adapted: PeftModel, folder: Path) -> None:
-    """Refuse a file with missing or additional factors, for which `from_pretrained` warns at most."""
-    # `from_pretrained` does not return the keys that did not match; loading a second time does.
+    """Refuse a file with missing or additional factors, about which `from_pretrained` warns at most."""
+    # `from_pretrained` does not return the mismatched keys; a second loading does.
     keys = adapted.load_adapter(str(folder), "default")
     if keys.missing_keys:
         raise InputError(

@@ -20,10 +20,10 @@ from ailora.plan.task_type import parse_task_type
 CONFIG_NAME = ADAPTER_CONFIG_NAME
 WEIGHTS_NAME = "adapter_model.safetensors"
 
-#: Inits that do not change the base weights. PEFT records every other init, and changes the weights again on loading.
+#: Inits that keep the base weights. PEFT records all other inits, and changes the weights again whenever it loads them.
 _HARMLESS_INITS = (True, False, None, "gaussian", "orthogonal", "eva")
-#: Keys with which the update remains a product `s B A`. All other keys, such as those of newer versions of PEFT, must
-#: be unset.
+#: Keys that leave the update a product `s B A`. All other keys must be unset, also unknown keys from newer versions of
+#: PEFT.
 _HARMLESS = {
     *("alpha_pattern", "auto_mapping", "base_model_name_or_path", "bias", "ensure_weight_tying", "eva_config"),
     *("exclude_modules", "fan_in_fan_out", "inference_mode", "init_lora_weights", "layers_pattern"),
@@ -43,7 +43,7 @@ def read_config(file: Path) -> dict[str, Any]:
         The configuration as plain data.
 
     Raises:
-        InputError: The file is not the configuration of a LoRA, has invalid values, or asks for an unsupported feature
+        InputError: The file is not the configuration of a LoRA, has invalid values, or enables an unsupported feature
             (layer replication, trained biases).
     """
     config = read_json_object(file)
@@ -57,7 +57,7 @@ def read_config(file: Path) -> dict[str, Any]:
         if not isinstance(pattern, dict) or not all(_is_positive(value) for value in pattern.values()):
             raise InputError(f"{file}: {name} must map names to positive numbers, got {_short(pattern)}")
     for key, rank in {"r": config["r"], **(config.get("rank_pattern") or {})}.items():
-        # PEFT allocates tensors with the rank, and torch refuses 4.0 as a size.
+        # PEFT allocates tensors of this size, and torch refuses 4.0.
         if type(rank) is not int:
             raise InputError(f"{file}: the rank {_short(key)} must be a whole number, got {_short(rank)}")
     _validate_types(config, file)
@@ -89,7 +89,7 @@ def _validate_types(config: Mapping[str, Any], file: Path) -> None:
 
 
 def validate_target_types(config: Mapping[str, Any], file: Path) -> None:
-    """Refuse values of unexpected types in the keys that select modules.
+    """Refuse unexpected types in the keys that select modules.
 
     Raises:
         InputError: A value has an unexpected type. The message names the key.
@@ -113,10 +113,10 @@ def _short(value: object) -> str:
 
 
 def validate_weights_file(folder: Path) -> None:
-    """Refuse an adapter without a safetensors file, since PEFT would open a pickle instead.
+    """Refuse an adapter without a safetensors file, because PEFT would open a pickle instead.
 
     Raises:
-        InputError: The file is missing. For a pickled adapter, the message contains the command that converts it.
+        InputError: The file is missing. For a pickled adapter, the message contains the command to convert the pickle.
     """
     if (folder / WEIGHTS_NAME).is_file():
         return
@@ -128,8 +128,8 @@ def validate_weights_file(folder: Path) -> None:
         f"s.save_file({{k: v.contiguous() for k, v in t.items()}}, {str(folder / WEIGHTS_NAME)!r})"
     )
     raise InputError(
-        f"{folder} has no {WEIGHTS_NAME}, and pickled adapters are never opened. Convert {pickled.name} once, if you "
-        f"trust it: python -c {shlex.quote(statements)}"
+        f"{folder} has no {WEIGHTS_NAME}, and pickled adapters are never opened. If you trust {pickled.name}, convert "
+        f"the file once: python -c {shlex.quote(statements)}"
     )
 
 
@@ -138,7 +138,7 @@ def _is_positive(value: object) -> bool:
 
 
 def validate_plain(config: Mapping[str, Any], folder: Path) -> None:
-    """Refuse an adapter unless its update is `s B A`, or that of DoRA, on an unchanged base.
+    """Refuse an adapter that is neither a plain LoRA, with the update `s B A`, nor a DoRA for an unchanged base.
 
     Raises:
         InputError: The init changed the base weights, or an unsupported option is set. The message names the option.
@@ -146,8 +146,8 @@ def validate_plain(config: Mapping[str, Any], folder: Path) -> None:
     init = config.get("init_lora_weights", True)
     if init not in _HARMLESS_INITS:
         raise InputError(
-            f"{folder}: init_lora_weights {str(init)[:40]!r} changes the base weights whenever PEFT loads the adapter: "
-            "convert the adapter first, with save_pretrained(..., path_initial_model_for_weight_conversion=...)"
+            f"{folder}: init_lora_weights {str(init)[:40]!r} changes the base weights whenever PEFT loads the adapter. "
+            "Convert the adapter first, with save_pretrained(..., path_initial_model_for_weight_conversion=...)"
         )
     unsupported = [
         key for key, value in config.items() if key not in _HARMLESS and value not in (None, False, {}, [], "")
@@ -159,13 +159,13 @@ def validate_plain(config: Mapping[str, Any], folder: Path) -> None:
 def find_pattern_value(name: str, config: Mapping[str, Any], module: str, patterns: ModulePatterns) -> float:
     """Look up the rank or alpha of a module by PEFT's rule.
 
-    Keys are regular expressions. The first key that matches the whole name, or an end of the name after a dot, counts.
+    Keys are regular expressions. The first key with a match counts: of the whole name, or of an end after a dot.
 
     Args:
         name: `rank_pattern` or `alpha_pattern`.
         config: PEFT's configuration.
         module: Name of the module.
-        patterns: Pattern matcher, whose time limit all look-ups share.
+        patterns: Pattern matcher, with a time limit for all look-ups together.
 
     Returns:
         The rank or alpha; `r` or `lora_alpha` if no key matches.
@@ -179,14 +179,14 @@ def find_pattern_value(name: str, config: Mapping[str, Any], module: str, patter
     return config["r"] if name == "rank_pattern" else config.get("lora_alpha", 8)
 
 
-#: Patterns without repetitions or groups, whose search takes time linear in the length of the name.
+#: Patterns without repetitions or groups; searching takes linear time in the length of the name.
 _HARMLESS_PATTERN = re.compile(r"[^*+?{(\[]*")
 #: PEFT's value for all linear modules except the head.
 _ALL_LINEAR = "all-linear"
 
 
 def resolve_patterns(config: dict[str, Any], modules: Iterable[str], file: Path) -> dict[str, Any]:
-    """Replace potentially slow patterns of a configuration by the names of the modules they match.
+    """Replace potentially slow patterns in a configuration by the names of the matching modules.
 
     PEFT searches without a time limit. Patterns without repetitions or groups are fast and stay unchanged.
 
@@ -196,7 +196,7 @@ def resolve_patterns(config: dict[str, Any], modules: Iterable[str], file: Path)
         file: File of the configuration, for messages.
 
     Returns:
-        New values of the changed keys.
+        New values by key, for the changed keys only.
 
     Raises:
         InputError: A value is not a regular expression, or its search exceeds the time limit.
@@ -226,7 +226,7 @@ def resolve_patterns(config: dict[str, Any], modules: Iterable[str], file: Path)
 
 
 def find_targets(config: dict[str, Any], modules: Iterable[str], file: Path) -> set[str] | None:
-    """Find the modules that a configuration adapts, by PEFT's rule.
+    """Find the modules selected for adapters by a configuration, following PEFT's rule.
 
     Args:
         config: PEFT's configuration, as plain data.
@@ -234,7 +234,7 @@ def find_targets(config: dict[str, Any], modules: Iterable[str], file: Path) -> 
         file: File of the configuration, for messages.
 
     Returns:
-        Names of the adapted modules. None for `all-linear` and for a configuration without `target_modules`.
+        Names of the selected modules. None for `all-linear` and for a configuration without `target_modules`.
 
     Raises:
         InputError: See `resolve_patterns`.
@@ -259,7 +259,7 @@ def _names_targets(config: Mapping[str, Any]) -> bool:
 
 
 def _is_target(config: Mapping[str, Any], module: str) -> bool:
-    """Return whether a configuration adapts a module; its slow patterns must have been resolved."""
+    """Return whether a configuration with resolved patterns adapts a module."""
     keys = ("target_modules", "exclude_modules", "modules_to_save", "layers_to_transform", "layers_pattern")
     values = SimpleNamespace(target_parameters=None, **{key: config.get(key) for key in keys})
     return bool(check_target_module_exists(values, module))  # type: ignore[arg-type]

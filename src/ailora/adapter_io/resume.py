@@ -9,7 +9,9 @@ from peft import PeftModel, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
-from ailora.adapter_io.adapter_checkpoint import AdapterCheckpoint, ProjectionFactors
+from ailora.adapter_io.adapter_checkpoint import AdapterCheckpoint
+from ailora.adapter_io.completeness import validate_saved_modules
+from ailora.adapter_io.projection_factors import ProjectionFactors
 from ailora.errors import AnchorMismatchError, InputError, ModelError
 from ailora.inits import Factors
 from ailora.lora.adapt import apply_plan
@@ -27,25 +29,25 @@ from ailora.weights.tied_weights import format_resize_hint
 def resume(
     model: nn.Module, adapter: Path | str, *, adapter_name: str = "default", metadata: Path | str | None = None
 ) -> PeftModel:
-    """Load a saved adapter onto its base model for further training, with a frozen anchor.
+    """Load a saved adapter into its base model for further training, with a frozen anchor.
 
-    The anchor comes from the file, without a decomposition. The only exception are checkpoints of the residual form
-    that PEFT has saved during training: they have no anchor, and the initial factors are computed again.
+    The anchor comes from the file, without a decomposition. Only a Trainer's checkpoint in the residual form has no
+    anchor: its initial factors are computed again.
 
     Args:
         model: Base model of the adapter.
         adapter: Folder written by `ailora init` or `save_adapter`, a Trainer's checkpoint, or a run's folder.
         adapter_name: PEFT's name for the adapter.
-        metadata: Path of the adapter's `ailora.json`, or of the folder with it; needed if neither `adapter` nor a
-            parent folder has it.
+        metadata: The adapter's `ailora.json`, or a folder with this file. None takes the file from `adapter` or its
+            parent folders.
 
     Returns:
         The adapted model.
 
     Raises:
-        InputError: The folder holds no valid adapter, or no metadata that match the adapter.
+        InputError: The folder holds no valid adapter, or its metadata are missing or belong to a different adapter.
         ModelError: The model is not the base of the adapter.
-        AnchorMismatchError: Code that does not freeze the anchor has trained it.
+        AnchorMismatchError: Training without ailora has changed the anchor.
 
     Examples:
         >>> import copy
@@ -63,9 +65,9 @@ def resume(
     assert adapter_metadata is not None
     # All checks come before `inject`: a refused model stays unchanged.
     checkpoint.validate_finite()
-    # PEFT renames the modules of a model that has an adapter, so that only a plain model has the names of the file.
+    # PEFT renames the modules of an adapted model; only a plain model has the names of the file.
     if not isinstance(model, PeftModel):
-        checkpoint.validate_saved_modules(model)
+        validate_saved_modules(checkpoint, model)
     _validate_saved_shapes(model, checkpoint)
     weights = prepare(model, plan, adapter_name=adapter_name)
     _validate_same_base(plan, weights, adapter_metadata, base=get_base_model(model))
@@ -73,7 +75,9 @@ def resume(
     if not checkpoint.contains_anchor(plan):
         adapted = apply_plan(model, plan, adapter_name=adapter_name)
     else:
-        factors = [_initial_factors(stored, plan, checkpoint.folder) for stored in checkpoint.projection_factors(plan)]
+        factors = [
+            _initial_factors(stored, plan, checkpoint.folder) for stored in checkpoint.read_projection_factors(plan)
+        ]
         residuals = compute_residuals(weights, factors) if plan.form is Form.RESIDUAL else []
         adapted = inject(
             model, plan, factors, adapter_name=adapter_name, metadata=adapter_metadata, residuals=residuals
@@ -85,7 +89,7 @@ def resume(
 
 
 def _validate_resumable(checkpoint: AdapterCheckpoint, metadata: AdapterMetadata | None) -> Plan:
-    """Refuse an adapter without metadata, an export, and files that contradict each other.
+    """Refuse an adapter without metadata, an export, and contradictory files.
 
     Returns:
         Plan of the adapter.
@@ -96,22 +100,22 @@ def _validate_resumable(checkpoint: AdapterCheckpoint, metadata: AdapterMetadata
     peft_hint = "continue without an anchor: PeftModel.from_pretrained(model, folder, is_trainable=True)"
     if metadata is None:
         raise InputError(
-            f"no {METADATA_NAME} of the adapter in {checkpoint.folder} or its parent folders: give the folder with it "
+            f"no {METADATA_NAME} of the adapter in {checkpoint.folder} or its parent folders: pass the file "
             f"(metadata=...), or {peft_hint}"
         )
     if metadata.exported is not None:
         raise InputError(
-            f"{checkpoint.folder} is an export and does not contain the anchor: resume from the adapter that was "
-            f"exported, or {peft_hint}"
+            f"{checkpoint.folder} is an export and does not contain the anchor: resume the original adapter, or "
+            f"{peft_hint}"
         )
-    if reason := checkpoint.mismatch_reason(metadata):
+    if reason := checkpoint.find_mismatch(metadata):
         raise InputError(f"the {METADATA_NAME} does not belong to the adapter in {checkpoint.folder}: {reason}")
     plan = metadata.parsed_plan
     if mismatch := checkpoint.find_scaling_mismatch(plan):
         module, scaling, planned = mismatch
         raise InputError(
             f"{checkpoint.folder}: adapter_config.json gives {module} the scaling {scaling:g}, {METADATA_NAME} gives "
-            f"{planned:g}; one of the files belongs to another adapter or was edited"
+            f"{planned:g}: one of the files was edited, or belongs to a different adapter"
         )
     return plan
 
@@ -119,14 +123,14 @@ def _validate_resumable(checkpoint: AdapterCheckpoint, metadata: AdapterMetadata
 def _initial_factors(stored: ProjectionFactors, plan: Plan, folder: Path) -> InitialFactors:
     if plan.form is Form.ANCHORED and stored.anchor_was_trained:
         raise AnchorMismatchError(
-            f"{stored.planned.projection.name}: the anchor in {folder} has changed: code that does not know about the "
-            "anchor trained it too. Continue with PeftModel.from_pretrained(model, folder, is_trainable=True)"
+            f"{stored.planned.projection.name}: training without ailora has changed the anchor in {folder}. Continue "
+            "without an anchor: PeftModel.from_pretrained(model, folder, is_trainable=True)"
         )
-    # Without an anchor, training continues from the saved factors.
+    # Factors without an anchor start where their training ended.
     if not stored.anchored:
         return InitialFactors(stored.planned, Factors(stored.A, stored.B))
     A, B = stored.anchor
-    # With coupled roles, the anchor's `B` has all rows of the fused weight, zero outside of the role's.
+    # With coupled roles, the stored `B0` has all rows of the fused weight; those of other roles are zero.
     if stored.covers_all_rows:
         B = select_rows(B, stored.planned.projection)
     return InitialFactors(stored.planned, Factors(A.contiguous(), B.contiguous()))
@@ -135,7 +139,7 @@ def _initial_factors(stored: ProjectionFactors, plan: Plan, folder: Path) -> Ini
 def _residual_factors(
     model: PeftModel, checkpoint: AdapterCheckpoint, state: Mapping[str, Tensor], adapter_name: str
 ) -> dict[str, Tensor]:
-    """Convert stored factors to the residual form, `A = A0 + dA` and `B = B0 + dB`, by their names in the file."""
+    """Convert stored factors to the residual form, `A = A0 + dA` and `B = B0 + dB`; keys are the names in the file."""
     factors = {}
     for module, pair in checkpoint.modules.items():
         layer = model.get_base_model().get_submodule(module)
@@ -149,21 +153,21 @@ def _residual_factors(
 
 def _metadata_file(path: Path | str) -> Path:
     if not isinstance(path, str | Path):
-        raise InputError(f"metadata must be the path of an {METADATA_NAME} or of its folder, got {path!r}")
+        raise InputError(f"metadata must be the path of an {METADATA_NAME} or a folder with this file, got {path!r}")
     path = Path(path).expanduser()
     return path if path.is_file() else path / METADATA_NAME
 
 
 def _validate_saved_shapes(model: nn.Module, checkpoint: AdapterCheckpoint) -> None:
-    """Refuse modules of `modules_to_save` that the model lacks or has in another shape."""
+    """Refuse tensors of `modules_to_save` without a parameter of equal shape in the model."""
     base = get_base_model(model)
     tensors = tensors_by_name(base)
     for name, stored in checkpoint.saved.items():
-        # If the model has another adapter, PEFT has moved the base's own parameter to `original_module`.
+        # In a model with adapters, PEFT has moved the original parameter to `original_module`.
         module, _, parameter = name.rpartition(".")
         present = tensors.get(name, tensors.get(f"{module}.original_module.{parameter}"))
         if present is None or tuple(present.shape) != stored.shape:
-            has = "has no such parameter" if present is None else f"has the shape {tuple(present.shape)} there"
+            has = "has no such parameter" if present is None else f"has a parameter of shape {tuple(present.shape)}"
             hint = "" if present is None else format_resize_hint(base, module, present.shape, stored.shape)
             raise ModelError(f"{stored}: the {type(base).__name__} {has}{hint}")
 
@@ -171,9 +175,9 @@ def _validate_saved_shapes(model: nn.Module, checkpoint: AdapterCheckpoint) -> N
 def _validate_same_base(
     plan: Plan, weights: Mapping[str, BaseWeight], metadata: AdapterMetadata, *, base: nn.Module
 ) -> None:
-    """Refuse a base whose weights differ from those of the adapter's base, up to their dtype.
+    """Refuse a model with weights that differ from the adapter's base by more than their dtype.
 
-    Quantized weights have no comparable fingerprint and are not checked.
+    Quantized weights are not compared, because they have no comparable fingerprint.
     """
     for module, weight in weights.items():
         planned = plan.modules[module][0].projection.shape
@@ -187,6 +191,6 @@ def _validate_same_base(
         # None means that the dtypes allow no comparison.
         if matches_fingerprint(weight.stored(), expected, plan.modules[module][0].projection.dtype) is False:
             raise ModelError(
-                f"{module}: the weight differs from that of the adapter's base ({metadata.base_model}). Load that base "
-                "model; `ailora verify` shows details"
+                f"{module}: the weight differs from the adapter's base ({metadata.base_model}). Load that base model; "
+                "`ailora verify` shows details"
             )

@@ -1,4 +1,4 @@
-"""Save adapters of every form as stock PEFT adapters with our metadata, and restore their base models."""
+"""Save adapters in every form as stock PEFT adapters with our metadata, and restore their base models."""
 
 from __future__ import annotations
 
@@ -33,9 +33,8 @@ from ailora.weights.dtensor import any_dtensor, full_tensor
 def save_adapter(model: PeftModel, folder: Path | str, *, adapter_name: str = "default") -> Path:
     """Save an adapter made by ailora as a stock PEFT adapter for the untouched base, with `ailora.json`.
 
-    `save_pretrained` writes the anchored and the stock form. The residual form is converted to the file of the
-    anchored form, `[dB, B] [A0; dA]` with `dA = A - A0`, `dB = B - B0`. If FSDP2 shards the model, every process must
-    call this function, and the main process writes.
+    The residual form is saved as the anchored form, `[dB, B] [A0; dA]` with `dA = A - A0`, `dB = B - B0`. For a model
+    sharded by FSDP2, call this function in every process; the main process writes.
 
     Args:
         model: Model returned by `adapt` or `apply_plan`.
@@ -43,10 +42,10 @@ def save_adapter(model: PeftModel, folder: Path | str, *, adapter_name: str = "d
         adapter_name: PEFT's name for the adapter.
 
     Returns:
-        Folder of the files: `folder` for the adapter name `default`, else a subfolder with the adapter's name.
+        Folder of the files: `folder` for the adapter name `default`, else a subfolder named after the adapter.
 
     Raises:
-        ModelError: ailora injected no adapter of that name into the model, or PEFT does not find the adapter because
+        ModelError: The model has no adapter of that name made by ailora, or PEFT does not find the adapter because
             layers were renamed.
 
     Examples:
@@ -72,7 +71,7 @@ def save_adapter(model: PeftModel, folder: Path | str, *, adapter_name: str = "d
             config.save_pretrained(str(target))
             save_file(file_state, target / WEIGHTS_NAME, metadata={"format": "pt"})
         metadata.write(target)
-        # The digests describe all files written above.
+        # Last, because the digests cover all files written above.
         write_digests(target)
         grant_umask(target / name for name in (WEIGHTS_NAME, CONFIG_NAME))
     if sharded:
@@ -81,10 +80,9 @@ def save_adapter(model: PeftModel, folder: Path | str, *, adapter_name: str = "d
 
 
 def restore_base(model: PeftModel, *, adapter_name: str = "default") -> nn.Module:
-    """Unload an adapter and restore the base weights of the residual form, `W = W_res + s B0 A0`.
+    """Unload an adapter, and restore the base weights of the residual form, `W = W_res + s B0 A0`.
 
-    Restored weights equal the original weights up to rounding. With the other forms, which never change the base, the
-    adapter is only unloaded.
+    Restored weights equal the original weights up to rounding. The anchored and the stock form never change the base.
 
     Args:
         model: Model returned by `adapt` or `apply_plan`.
@@ -94,7 +92,7 @@ def restore_base(model: PeftModel, *, adapter_name: str = "default") -> nn.Modul
         The base model.
 
     Raises:
-        ModelError: ailora injected no adapter of that name into the model, or the adapter is merged or sharded over
+        ModelError: The model has no adapter of that name made by ailora, or the adapter is merged or sharded over
             processes.
 
     Examples:
@@ -109,7 +107,9 @@ def restore_base(model: PeftModel, *, adapter_name: str = "default") -> nn.Modul
     if plan.form is Form.RESIDUAL:
         validate_unmerged(base)
         if any_dtensor(base.parameters()):
-            raise ModelError("the base is sharded over processes, and its weights cannot be overwritten: load it again")
+            raise ModelError(
+                "the base model is sharded over processes, and its weights cannot be overwritten: load the model again"
+            )
         restore_weights(resolve_weights(base, plan.modules), _read_anchors(base, plan, adapter_name))
     return model.unload()
 
@@ -118,8 +118,8 @@ def _gather_state_dict(model: PeftModel, adapter_name: str) -> dict[str, torch.T
     """Gather the state dict of an adapter whose model is sharded over processes."""
     state = model.state_dict()
     names = [*state]
-    # PEFT selects and renames the entries. It gets indices instead of shards, so that it moves no tensor, and each
-    # index that it returns identifies an entry to gather.
+    # PEFT selects and renames the entries. Indices in place of the shards spare it moving tensors, and the indices in
+    # its result identify the entries to gather.
     indices = {name: torch.tensor(index) for index, name in enumerate(names)}
     selected = get_peft_model_state_dict(model, indices, adapter_name=adapter_name)
     if not selected:
@@ -132,7 +132,7 @@ def _gather_state_dict(model: PeftModel, adapter_name: str) -> dict[str, torch.T
 
 
 def _file_state_dict(model: PeftModel, plan: Plan, adapter_name: str) -> dict[str, Tensor]:
-    """Return the state dict of a residual-form adapter, converted to the factors of the file."""
+    """Return the state dict of an adapter in the residual form, with factors converted for the file."""
     state = get_peft_model_state_dict(model, adapter_name=adapter_name)
     names = {layer: name for name, layer in model.named_modules() if isinstance(layer, LoraLayer)}
     for module in plan.modules:
@@ -146,7 +146,7 @@ def _file_state_dict(model: PeftModel, plan: Plan, adapter_name: str) -> dict[st
 
 
 def _read_anchors(base: nn.Module, plan: Plan, adapter_name: str) -> list[InitialFactors]:
-    """Return the initial factors of a residual-form adapter, from the anchors that its factors keep."""
+    """Return the initial factors of an adapter in the residual form, read from the anchors of its factors."""
     anchors = []
     for planned in plan.adapters:
         projection = planned.projection
@@ -160,5 +160,5 @@ def _read_anchors(base: nn.Module, plan: Plan, adapter_name: str) -> list[Initia
 
 
 def _role_factor(factor: nn.Module, role: Role) -> nn.Module:
-    """Return the part of a fused factor that belongs to a role, or the factor of an unfused projection."""
+    """Return the factor of a role: a part of a fused factor, or the factor itself without fusion."""
     return factor.parts[role.value] if isinstance(factor, FusedFactor) else factor

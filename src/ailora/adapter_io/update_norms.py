@@ -9,11 +9,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ailora.adapter_io.adapter_checkpoint import ProjectionFactors
+from ailora.adapter_io.projection_factors import ProjectionFactors
 
 
 def compute_singular_values(B: Float[Tensor, "out r"], A: Float[Tensor, "r in_"]) -> Tensor:
-    """Compute the singular values of `B A` as those of `R_B R_A'`, from QR decompositions of both factors.
+    """Compute the singular values of `B A` without the product, from QR decompositions of both factors.
 
     Args:
         B: Factor (out, r).
@@ -31,7 +31,7 @@ def compute_norm(B: Float[Tensor, "out r"], A: Float[Tensor, "r in_"]) -> float:
 
 
 def compute_distance(this: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> float:
-    """Compute the Frobenius norm `|B A - B' A'|` of the difference of two updates.
+    """Compute the Frobenius norm `|B A - B' A'|` of the difference between two updates.
 
     Args:
         this: Factors `B` (out, r) and `A` (r, in).
@@ -41,20 +41,20 @@ def compute_distance(this: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) 
         The norm, computed in float64.
     """
     (B, A), (other_B, other_A) = this, other
-    # The difference is a product too, of rank r + r'.
+    # The difference is a product, too: [B, -B'] [A; A'], of rank r + r'.
     return compute_norm(torch.cat([B.double(), -other_B.double()], dim=1), torch.cat([A.double(), other_A.double()]))
 
 
 def approximate_product(B: Tensor, A: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """Compute the factors of a given rank whose product is nearest to `B A` (Eckart, Young).
+    """Compute factors with the product nearest to `B A` among all products of a given rank (Eckart, Young).
 
-    The result comes from QR decompositions of both factors and the SVD of an r x r matrix. Both new factors contain
+    The result comes from QR decompositions of both factors and the SVD of an r x r matrix. Each new factor is scaled by
     the square roots of the singular values.
 
     Args:
         B: Factor (out, r).
         A: Factor (r, in).
-        rank: Rank of the new factors, which are padded with zeros if `B A` has a smaller rank.
+        rank: Rank of the new factors; zeros pad a product of smaller rank.
 
     Returns:
         `B` (out, rank) and `A` (rank, in) in float64.
@@ -70,14 +70,14 @@ def approximate_product(B: Tensor, A: Tensor, rank: int) -> tuple[Tensor, Tensor
 
 
 def pad_factors(B: Tensor, A: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """Append zero columns to `B` and zero rows to `A` up to a rank; the product does not change."""
+    """Append zero columns to `B` and zero rows to `A` up to a rank. The product does not change."""
     missing = rank - A.shape[0]
     return torch.nn.functional.pad(B, (0, missing)), torch.nn.functional.pad(A, (0, 0, 0, missing))
 
 
 def _reduce_product(B: Tensor, A: Tensor) -> Tensor:
-    """Return `R_B R_A'`, at most r x r, which has the singular values of `B A`."""
-    # Forming B A would cost out x in entries for each module, 64 MiB for a 4096 x 4096 weight in float32.
+    """Return `R_B R_A'`, at most r x r, with the singular values of `B A`."""
+    # Forming `B A` would take 64 MiB for a 4096 x 4096 weight in float32.
     left = torch.linalg.qr(B.double(), mode="r").R
     right = torch.linalg.qr(A.double().mT, mode="r").R
     return left @ right.mT
@@ -85,7 +85,7 @@ def _reduce_product(B: Tensor, A: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class UpdateStats:
-    """Norms and singular values of a planned adapter's update.
+    """Norms and singular values of the update by a planned adapter.
 
     Attributes:
         norm: `|dW|`, Frobenius norm of the update `dW = s B A`.
@@ -103,13 +103,13 @@ class UpdateStats:
 
     @property
     def stable_rank(self) -> float:
-        """`|dW|^2 / |dW|_2^2`, an estimate of the number of dominant directions; 0 for a zero update."""
+        """Stable rank `|dW|^2 / |dW|_2^2`, which estimates the number of dominant directions; 0 for a zero update."""
         largest = max(self.singular_values, default=0.0)
         return self.norm**2 / largest**2 if largest > 0 else 0.0
 
 
 def compute_update_stats(factors: ProjectionFactors) -> UpdateStats:
-    """Compute norms and singular values of a planned adapter's update, from its stored factors."""
+    """Compute the norms and singular values of an update from stored factors."""
     scaling = factors.planned.scaling
     values = (scaling * compute_singular_values(factors.B, factors.A)).tolist()
     norm = float(torch.tensor(values, dtype=torch.float64).norm())
@@ -125,6 +125,6 @@ def _relative_norm(delta: Tensor, anchor: Tensor) -> float | None:
 
 
 def root_mean_square(values: Iterable[float]) -> float:
-    """Return the root mean square of values; 0 without values."""
+    """Return the root mean square of numbers; 0 for no numbers."""
     squares = [value**2 for value in values]
     return (sum(squares) / len(squares)) ** 0.5 if squares else 0.0

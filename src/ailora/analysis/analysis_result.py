@@ -13,8 +13,9 @@ import pyarrow
 
 from ailora.analysis.table_ops import Row
 from ailora.atomic_io import link_error, replacing_folder, write_json
-from ailora.checkpoints.output_dir import resolve_output_path, validate_content, validate_inputs_outside, writing
+from ailora.checkpoints.folder_lock import validate_content
 from ailora.checkpoints.output_file import is_ours
+from ailora.checkpoints.output_path import resolve_output_path, validate_inputs_outside, writing
 from ailora.errors import InputError
 from ailora.plain_data import read_json_object
 

@@ -10,7 +10,9 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from ailora.adapter_io.adapter_checkpoint import AdapterCheckpoint, LoraWeights, ProjectionFactors
+from ailora.adapter_io.adapter_checkpoint import AdapterCheckpoint
+from ailora.adapter_io.lora_weights import LoraWeights
+from ailora.adapter_io.projection_factors import ProjectionFactors
 from ailora.analysis.weight_update import DenseUpdate, LowRankUpdate, WeightUpdate
 from ailora.checkpoints.merge_adapter import validate_base
 from ailora.errors import InputError, ModelError
@@ -195,12 +197,12 @@ class AdaptedModel(FinetunedModel):
         if plan is None or self.checkpoint.exported:
             return None
         module = self._modules[projection.module].module
-        factors = self.checkpoint.projection_factors(replace(plan, adapters=plan.modules[module]))
+        factors = self.checkpoint.read_projection_factors(replace(plan, adapters=plan.modules[module]))
         return next((f for f in factors if f.planned.projection.role is projection.role and f.anchored), None)
 
     def validate_base_weight(self, module: str, weight: Tensor) -> None:
         validate_base(self.checkpoint, self._modules[module].module, weight)
 
     def _read_factors(self, module: str) -> tuple[Tensor, Tensor]:
-        A, B = self._modules[module].factors()
+        A, B = self._modules[module].read_factors()
         return A, B * self._modules[module].scaling

@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ailora.adapter_io.adapter_checkpoint import AdapterCheckpoint, LoraWeights, add_prefix
+from ailora.adapter_io.adapter_checkpoint import AdapterCheckpoint
 from ailora.adapter_io.adapter_digests import write_digests
+from ailora.adapter_io.completeness import validate_complete
+from ailora.adapter_io.lora_weights import LoraWeights, add_prefix
 from ailora.adapter_io.peft_config_file import CONFIG_NAME, WEIGHTS_NAME, validate_plain
 from ailora.adapter_io.update_norms import (
     approximate_product,
@@ -23,7 +25,8 @@ from ailora.adapter_io.update_norms import (
     pad_factors,
 )
 from ailora.atomic_io import json_bytes, write_bytes
-from ailora.checkpoints.output_dir import OutputDir, read_file_state
+from ailora.checkpoints.output_dir import OutputDir
+from ailora.checkpoints.request import read_file_state
 from ailora.errors import InputError
 from ailora.library_versions import library_versions
 from ailora.model_loading import load_on_meta
@@ -109,7 +112,7 @@ def export(
     validate_plain(checkpoint.config, checkpoint.folder)
     checkpoint.validate_untouched_base()
     checkpoint.validate_finite()
-    completeness_checked = _validate_complete(checkpoint)
+    completeness_checked = _check_complete(checkpoint)
     _validate_target(rank, energy, checkpoint)
     target = _choose_rank(checkpoint, rank, energy)
     exact = rank is None and energy is None
@@ -195,7 +198,7 @@ class _Conversion:
 
     def _convert(self, weights: LoraWeights) -> tuple[Tensor, Tensor]:
         """Convert the factors of a module, and record the error."""
-        A, B = weights.factors()
+        A, B = weights.read_factors()
         new_B, new_A = pad_factors(B, A, self.rank) if self.exact else approximate_product(B, A, self.rank)
         if self.scaling is None:
             new_B = new_B.double() * weights.scaling
@@ -240,7 +243,7 @@ class _Conversion:
         }
 
 
-def _validate_complete(checkpoint: AdapterCheckpoint) -> bool:
+def _check_complete(checkpoint: AdapterCheckpoint) -> bool:
     """Refuse an adapter with missing or additional modules.
 
     Returns:
@@ -266,7 +269,7 @@ def _validate_complete(checkpoint: AdapterCheckpoint) -> bool:
             error,
         )
         return False
-    checkpoint.validate_complete(base)
+    validate_complete(checkpoint, base)
     return True
 
 
@@ -287,7 +290,7 @@ def _choose_rank(checkpoint: AdapterCheckpoint, rank: int | None, energy: float 
         return rank
     if energy is None:
         return max(weights.rank for weights in checkpoint.modules.values())
-    factors = (weights.factors() for weights in checkpoint.modules.values())
+    factors = (weights.read_factors() for weights in checkpoint.modules.values())
     return max(_find_rank(compute_singular_values(B, A), energy) for A, B in factors)
 
 

@@ -10,7 +10,8 @@ import torch
 from transformers import PreTrainedModel
 
 from ailora.checkpoints.module_tasks import ModuleTask
-from ailora.checkpoints.output_dir import read_file_state, validate_finished
+from ailora.checkpoints.output_dir import validate_finished
+from ailora.checkpoints.request import read_file_state
 from ailora.checkpoints.stored_weight import StoredWeight, find_stored_weights
 from ailora.errors import InputError
 from ailora.inits import Policy

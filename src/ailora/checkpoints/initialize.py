@@ -12,8 +12,8 @@ from pathlib import Path
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ailora.adapter_io.adapter_checkpoint import PREFIX
 from ailora.adapter_io.adapter_digests import write_digests
+from ailora.adapter_io.lora_weights import PREFIX
 from ailora.adapter_io.peft_config_file import CONFIG_NAME, WEIGHTS_NAME
 from ailora.atomic_io import write_bytes
 from ailora.checkpoints.init_plan import InitPlan

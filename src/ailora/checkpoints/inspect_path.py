@@ -131,7 +131,7 @@ def _inspect_adapter(adapter: AdapterCheckpoint) -> dict[str, object]:
 def _is_anchor_trained(adapter: AdapterCheckpoint, plan: Plan | None) -> bool | None:
     if plan is None or plan.form.value != "anchored" or adapter.exported:
         return None
-    return any(role.anchor_was_trained for role in adapter.projection_factors(plan))
+    return any(role.anchor_was_trained for role in adapter.read_projection_factors(plan))
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,7 @@ class _ModuleStats:
 def _summarize_roles(adapter: AdapterCheckpoint, plan: Plan) -> Iterator[RoleSummary]:
     """Summarize an adapter made by ailora, by role and init."""
     groups: dict[tuple[str, str], list[_ModuleStats]] = {}
-    roles = adapter.projection_factors(plan)
+    roles = adapter.read_projection_factors(plan)
     for role in tqdm(roles, "measuring", len(plan.adapters), unit="matrix", leave=False, disable=None):
         planned = role.planned
         key = (planned.projection.role.value, ", ".join(planned.init.to_dict().values()))
@@ -166,7 +166,7 @@ def _summarize_modules(adapter: AdapterCheckpoint) -> Iterator[RoleSummary]:
     """Summarize a stock adapter by module names, in which a star replaces the index of the layer."""
     groups: dict[str, list[_ModuleStats]] = {}
     for module in tqdm(adapter.modules.values(), "measuring", unit="matrix", leave=False, disable=None):
-        A, B = module.factors()
+        A, B = module.read_factors()
         values = (module.scaling * compute_singular_values(B, A)).tolist()
         norm = sum(value**2 for value in values) ** 0.5
         stats = _ModuleStats(UpdateStats(norm, None, None, None, tuple(values)), module.rank, module.scaling)

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ailora.adapter_io.adapter_checkpoint import AdapterCheckpoint, LoraWeights
+from ailora.adapter_io.adapter_checkpoint import AdapterCheckpoint
+from ailora.adapter_io.completeness import validate_complete
+from ailora.adapter_io.lora_weights import LoraWeights
 from ailora.adapter_io.peft_config_file import validate_plain
 from ailora.atomic_io import json_bytes
 from ailora.checkpoints.checkpoint_writer import (
@@ -22,7 +24,8 @@ from ailora.checkpoints.checkpoint_writer import (
     rewrite,
 )
 from ailora.checkpoints.modules_to_save import SavedTensors, find_saved_tensors
-from ailora.checkpoints.output_dir import OutputDir, read_file_state
+from ailora.checkpoints.output_dir import OutputDir
+from ailora.checkpoints.request import read_file_state
 from ailora.checkpoints.stored_weight import StoredWeight, open_adapted_base
 from ailora.errors import InputError, ModelError
 from ailora.formatting import truncate
@@ -95,7 +98,7 @@ def merge(
     # Modules with tied weights share an entry of the dictionary.
     if len(transforms) < len(weights):
         raise ModelError("two adapted modules share a weight, which cannot hold both updates")
-    trained.validate_complete(model)
+    validate_complete(trained, model)
     # The entries of saved modules and of magnitudes are not checked later.
     trained.validate_finite()
     saved = find_saved_tensors(trained, model, checkpoint)
@@ -136,7 +139,7 @@ def _build_transform(lora: LoraWeights, stored: StoredWeight, adapter: AdapterCh
 
     def merged(weight: Tensor) -> Iterator[Tensor]:
         validate_base(adapter, lora.module, weight)
-        A, B = lora.factors()
+        A, B = lora.read_factors()
         left, right = (A.mT, B.mT) if transposed else (B, A)
         magnitude = read_tensor(lora.magnitude) if lora.magnitude else None
         # DoRA needs the norm of each output row, which a transposed weight stores as a column: take a single block.

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from ailora.atomic_io import link_error
-from ailora.checkpoints.output_dir import resolve_output_path, writing
+from ailora.checkpoints.output_path import resolve_output_path, writing
 from ailora.errors import InputError
 
 #: Patterns that identify files written by ailora, by suffix. Tables and Markdown have no place for a mark.

@@ -11,9 +11,11 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from ailora.adapter_io.adapter_checkpoint import AdapterCheckpoint, ProjectionFactors
+from ailora.adapter_io.adapter_checkpoint import AdapterCheckpoint
 from ailora.adapter_io.adapter_digests import find_edited_files
+from ailora.adapter_io.completeness import validate_complete
 from ailora.adapter_io.peft_config_file import CONFIG_NAME, WEIGHTS_NAME
+from ailora.adapter_io.projection_factors import ProjectionFactors
 from ailora.checkpoints.modules_to_save import find_saved_tensors
 from ailora.checkpoints.stored_weight import StoredWeight, open_adapted_base
 from ailora.errors import InputError, ModelError
@@ -134,7 +136,7 @@ def _check_scalings(trained: AdapterCheckpoint, plan: Plan) -> Check:
 
 def _check_targets(trained: AdapterCheckpoint, model: PreTrainedModel) -> Check:
     try:
-        trained.validate_complete(model)
+        validate_complete(trained, model)
     except InputError as error:
         return Check("adapted modules", False, str(error))
     return Check("adapted modules", True, f"{len(trained.modules)}, as {CONFIG_NAME} says")
@@ -172,7 +174,7 @@ def _check_base_weights(
         same = None if expected is None else matches_fingerprint(stored, expected, group[0].projection.dtype)
         if trained.targets_residual_base:
             if same:
-                return Check(name, False, f"{module} is untouched: the adapter belongs on residual weights")
+                return Check(name, False, f"{module} has its original weight, but the adapter needs residual weights")
             return Check(name, None, "residual weights have no fingerprint")
         if same is False:
             return Check(name, False, f"{module} is not the weight that the adapter was made from")
@@ -195,7 +197,9 @@ def _check_anchors(weights: Mapping[str, StoredWeight], trained: AdapterCheckpoi
         return
     worst, failed, moved, count = 0.0, "", False, 0
     total = len(plan.adapters)
-    for role in tqdm(trained.projection_factors(plan), "verifying", total, unit="matrix", leave=False, disable=None):
+    for role in tqdm(
+        trained.read_projection_factors(plan), "verifying", total, unit="matrix", leave=False, disable=None
+    ):
         planned = role.planned
         if planned.init.anchored:
             count += 1

@@ -22,8 +22,8 @@ def demo(
         f"Trains a small BERT (MiniLM) on {train_rows:,} generated sentences, for each of {len(POLICIES)} inits of "
         "LoRA.\nAbout four minutes on two cores; a demo that was interrupted resumes."
     )
-    from ailora.checkpoints.output_dir import resolve_output_path
     from ailora.checkpoints.output_file import validate_output_file
+    from ailora.checkpoints.output_path import resolve_output_path
     from ailora.formatting import quote_argument
     from ailora.plots.run_charts import save_validation_curves
     from ailora.recipes import registry

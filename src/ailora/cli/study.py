@@ -91,8 +91,8 @@ def report(
 ) -> None:
     """Compare the methods with the baseline: scores, learning rates, speed, cost, failures."""
     from ailora.atomic_io import write_text
-    from ailora.checkpoints.output_dir import writing
     from ailora.checkpoints.output_file import validate_output_file
+    from ailora.checkpoints.output_path import writing
     from ailora.cli.tables import console, print_json, summary_table
     from ailora.studies.comparison import compare
     from ailora.studies.study import load_study

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ailora.atomic_io import write_text
-from ailora.checkpoints.output_dir import writing
+from ailora.checkpoints.output_path import writing
 from ailora.errors import InputError
 
 _GOOD = "wonderful delicious brilliant charming superb delightful excellent gorgeous pleasant marvelous lovely splendid"

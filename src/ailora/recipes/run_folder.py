@@ -10,15 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from ailora.atomic_io import replacing_folder, restore_non_finite, write_text
-from ailora.checkpoints.output_dir import (
-    Manifest,
-    describe_differences,
-    lock_folder,
-    validate_content,
-    validate_no_links,
-    write_failure,
-    writing,
-)
+from ailora.checkpoints.folder_lock import lock_folder, validate_content
+from ailora.checkpoints.manifest import Manifest
+from ailora.checkpoints.output_path import explain_failed_write, validate_no_links, writing
+from ailora.checkpoints.request import describe_differences
 from ailora.distributed import on_main, wait_for_everyone
 from ailora.errors import InputError
 from ailora.formatting import quote_argument
@@ -92,7 +87,7 @@ class RunFolder:
                     with suppress(OSError, InputError):
                         self.claim(self.failed)
                         write_text(self.failed, f"ended before the first checkpoint: {type(error).__name__}: {error}\n")
-                if reason := write_failure(error, self.path):
+                if reason := explain_failed_write(error, self.path):
                     raise InputError(
                         f"cannot go on writing to {self.path} ({reason}); complete files are kept, and the same "
                         "command resumes from the last checkpoint"

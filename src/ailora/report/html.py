@@ -15,8 +15,8 @@ import jinja2
 from markupsafe import Markup, escape
 
 from ailora.atomic_io import write_text
-from ailora.checkpoints.output_dir import resolve_output_path, writing
 from ailora.checkpoints.output_file import validate_output_file
+from ailora.checkpoints.output_path import resolve_output_path, writing
 from ailora.formatting import pluralize
 from ailora.plots.chart_spec import Chart
 from ailora.plots.matplotlib_backend import save_figure

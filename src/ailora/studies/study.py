@@ -18,7 +18,8 @@ import pandas as pd
 import torch
 
 from ailora.atomic_io import format_json, refuse_link
-from ailora.checkpoints.output_dir import describe_differences, writing
+from ailora.checkpoints.output_path import writing
+from ailora.checkpoints.request import describe_differences
 from ailora.child_environment import safe_environment
 from ailora.errors import InputError
 from ailora.formatting import shorten

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 import pydantic
 
-from ailora.checkpoints.output_dir import resolve_output_path
+from ailora.checkpoints.output_path import resolve_output_path
 from ailora.errors import InputError, unknown_name
 from ailora.recipes.config.overrides import apply_override
 from ailora.recipes.config.validation import (

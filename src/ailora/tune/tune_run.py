@@ -10,7 +10,8 @@ import filelock
 import torch
 
 from ailora.atomic_io import write_json
-from ailora.checkpoints.output_dir import describe_differences, writing
+from ailora.checkpoints.output_path import writing
+from ailora.checkpoints.request import describe_differences
 from ailora.errors import InputError
 from ailora.recipes import registry
 from ailora.recipes.config.schema import RunConfig

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 
-from ailora.checkpoints.output_dir import resolve_output_path
+from ailora.checkpoints.output_path import resolve_output_path
 from ailora.errors import InputError, unknown_name
 from ailora.optim.param_groups import parse_multipliers
 from ailora.path_kind import expand_home, is_file, is_folder

@@ -16,7 +16,7 @@ import pandas as pd
 import pyarrow
 
 from ailora.atomic_io import format_json, write_bytes
-from ailora.checkpoints.output_dir import writing
+from ailora.checkpoints.output_path import writing
 from ailora.errors import InputError
 from ailora.formatting import pluralize
 

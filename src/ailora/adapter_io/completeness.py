@@ -1,0 +1,70 @@
+"""Match the modules of an adapter file with the modules that its configuration selects."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from ailora.adapter_io.adapter_checkpoint import AdapterCheckpoint
+from ailora.adapter_io.peft_config_file import CONFIG_NAME, WEIGHTS_NAME, find_targets
+from ailora.errors import InputError
+from ailora.formatting import pluralize
+from ailora.roles import find_linear_modules
+
+
+def validate_complete(adapter: AdapterCheckpoint, base: nn.Module) -> None:
+    """Refuse a weights file with missing or additional modules, compared with the configuration.
+
+    PEFT would load the file with a warning, or silently ignore some factors.
+
+    Args:
+        adapter: Adapter to validate.
+        base: Base model; its parameters may be on the meta device.
+
+    Raises:
+        InputError: The file lacks a module, or has an additional one. The message names the first.
+    """
+    file = adapter.folder / WEIGHTS_NAME
+    linear = find_linear_modules(base)
+    if unknown := sorted(adapter.modules.keys() - linear.keys()):
+        raise InputError(
+            f"{file} has factors for {pluralize(len(unknown), 'module')} that the base model {type(base).__name__} "
+            f"does not have, such as {unknown[0]}"
+        )
+    validate_saved_modules(adapter, base)
+    targets = find_targets(adapter.config, linear, adapter.folder / CONFIG_NAME)
+    if targets is None:
+        return
+    if ignored := sorted(adapter.modules.keys() - targets):
+        raise InputError(
+            f"{file} has factors for {pluralize(len(ignored), 'module')} that {CONFIG_NAME} does not adapt, such as "
+            f"{ignored[0]}: loaders would ignore them. Correct target_modules, exclude_modules or layers_to_transform"
+        )
+    if missing := sorted(targets - adapter.modules.keys()):
+        raise InputError(
+            f"{file} has no factors for {pluralize(len(missing), 'module')} that {CONFIG_NAME} adapts, such as "
+            f"{missing[0]}: the file is incomplete, or {CONFIG_NAME} belongs to another adapter"
+        )
+
+
+def validate_saved_modules(adapter: AdapterCheckpoint, base: nn.Module) -> None:
+    """Refuse a weights file that lacks a module of `modules_to_save`.
+
+    Args:
+        adapter: Adapter to validate.
+        base: Base model without an adapter; its parameters may be on the meta device.
+
+    Raises:
+        InputError: A parameter is missing. The message names the first.
+    """
+    names = adapter.config.get("modules_to_save") or []
+    # PEFT compares the ends of names, not whole components between dots.
+    ends = tuple([names] if isinstance(names, str) else names)
+    for module, part in base.named_modules():
+        if not module.endswith(ends):
+            continue
+        for parameter in part.state_dict():
+            if f"{module}.{parameter}" not in adapter.saved:
+                raise InputError(
+                    f"{adapter.folder / WEIGHTS_NAME} has no {module}.{parameter}, which {CONFIG_NAME} lists in "
+                    "modules_to_save: the file is incomplete"
+                )

@@ -1,0 +1,48 @@
+"""Requests: the inputs that determine the result of a command, as plain data."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from ailora.formatting import truncate
+
+_MAX_VALUE_CHARS = 60
+
+
+def describe_differences(requested: Mapping[str, object], recorded: Mapping[str, object]) -> str:
+    """Format the differences between two requests: dotted keys, each with both values.
+
+    Args:
+        requested: Request of the running command.
+        recorded: Request of the command that began the folder.
+
+    Returns:
+        The differences. Empty if the requests are equal.
+    """
+    now, there = _flatten(requested), _flatten(recorded)
+    keys = [key for key in sorted(now.keys() | there.keys()) if now.get(key) != there.get(key)]
+    return "; ".join(f"{key}: {_shorten(there.get(key))} there, {_shorten(now.get(key))} now" for key in keys)
+
+
+def _flatten(value: object, prefix: str = "") -> dict[str, object]:
+    if not isinstance(value, Mapping):
+        return {prefix: value}
+    return {k: v for key in value for k, v in _flatten(value[key], f"{prefix}.{key}" if prefix else str(key)).items()}
+
+
+def _shorten(value: object) -> str:
+    return truncate(repr(value), _MAX_VALUE_CHARS)
+
+
+def digest_request(request: Mapping[str, object]) -> str:
+    """Return the SHA-256 of a request as hex, independent of the order of its keys."""
+    return hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
+
+
+def read_file_state(file: Path) -> list[int]:
+    """Return a file's size in bytes and modification time in ns, which reveal changes without reading the file."""
+    status = file.stat()
+    return [status.st_size, status.st_mtime_ns]
