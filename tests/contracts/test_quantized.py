@@ -158,7 +158,7 @@ def test_the_residual_form_of_a_quantized_model_is_refused_before_anything_chang
 
 @pytest.mark.parametrize("name", ["bitsandbytes nf4", "torchao int8", "HQQ 4-bit"])
 def test_quantized_modules_are_not_trained_whole(name: str, folder: Path) -> None:
-    with pytest.raises(ailora.ModelError, match=r"o_proj is quantized and cannot be trained in full"):
+    with pytest.raises(ailora.ModelError, match=r"o_proj is quantized and cannot be fully fine-tuned"):
         adapt(QUANTIZATIONS[name].model(folder), modules_to_save=["o_proj"])
 
 

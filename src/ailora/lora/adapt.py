@@ -43,28 +43,31 @@ def adapt(
 ) -> PeftModel:
     """Adapt a pretrained model: `make_plan` and `apply_plan` in one call.
 
-    The result is an ordinary `peft.PeftModel`; `print(ailora.get_plan(model))` and the logger `ailora` show the
-    number of adapted projections for each role. Before training, the outputs equal those of the base model bit for
-    bit. The base weights never change, and `save_pretrained` writes a stock PEFT adapter for the base model. There are
-    two exceptions: `form="residual"` changes the base weights, so that only `save_adapter` writes an adapter for the
-    original ones, and `dora` in half precision rounds the outputs.
+    The result is an ordinary `peft.PeftModel`. Before training, it computes bit for bit the outputs of the base model.
+    Base weights never change, and `save_pretrained` writes a stock PEFT adapter for the base model. There are two
+    exceptions: `form="residual"` changes the base weights, and needs `save_adapter` to write an adapter for the
+    original weights; `dora` in half precision rounds the outputs.
+
+    `print(ailora.get_plan(model))` shows the number of adapted projections for each role, and so does the logger
+    `ailora`.
 
     Args:
         model: The base model, or a `PeftModel`, which gets an additional adapter.
         policy: A preset (`ailora`, `reversed`, `pissa`, `milora`, `lora`), `{role: init}`, or a `Policy`.
         rank: The rank r, or `{role or regex: rank}`; the first matching key counts.
-        alpha: The numerator of the scaling, a number or a mapping with keys like those of `rank`. None means
-            alpha = rank, a scaling of 1, or of sqrt(r) with `rslora`.
-        roles: The roles to adapt. None means the roles that the policy names, or query and value if it names none.
+        alpha: The numerator of the scaling, or `{role or regex: alpha}`. None means alpha = rank, a scaling of 1, or of
+            sqrt(r) with `rslora`.
+        roles: The roles to adapt. None means the roles named by the policy, or query and value for a policy without
+            names.
         role_names: `{regex: role}` for modules without a naming rule.
-        modules: A regular expression; only modules whose names contain a match are adapted.
+        modules: A regular expression that module names must match in part. None adapts all modules of the roles.
         form: Form of the adapter: `anchored`, `stock` or `residual`.
         dropout: Dropout probability of the adapter's input, in [0, 1).
         rslora: Scale by alpha / sqrt(r) instead of alpha / r.
         dora: Also train magnitudes (DoRA). Not available in the residual form.
-        modules_to_save: Names of modules to train in full. None means the usual heads of the task type.
+        modules_to_save: Names of modules to fine-tune fully. None means the usual heads of the task type.
         task_type: PEFT's task type, such as `SEQ_CLS` or `CAUSAL_LM`. None infers it from the model's class.
-        couple_roles: Let every role of a fused weight train all rows of the weight, not only the rows of the role.
+        couple_roles: Let every role of a fused weight train all rows of the weight, not just the role's rows.
         adapter_name: PEFT's name for the adapter.
         weights_from: See `apply_plan`.
 
@@ -72,7 +75,7 @@ def adapt(
         The adapted model.
 
     Raises:
-        InputError, ModelError: See `make_plan` and `apply_plan`; the model is then unchanged.
+        InputError, ModelError: See `make_plan` and `apply_plan`. The model is then unchanged.
 
     Examples:
         >>> from transformers import BertConfig, BertModel
@@ -106,15 +109,15 @@ def apply_plan(
 ) -> PeftModel:
     """Inject an adapter into every planned projection.
 
-    After an error the model is unchanged. The global random state does not change. With several ranks of
-    torch.distributed, every rank must call this function; rank 0 computes the initial factors for all ranks.
+    After an error the model is unchanged. The global random state never changes. Under torch.distributed, call this
+    function on every rank; rank 0 computes the initial factors for all ranks.
 
     Args:
-        model: The base model that the plan was made for, or a `PeftModel` around it, which gets an additional adapter.
+        model: The base model of the plan, or its `PeftModel`, which gets an additional adapter.
         plan: A plan returned by `make_plan` or `Plan.from_dict`.
         adapter_name: PEFT's name for the adapter.
-        weights_from: Checkpoint with the weights to decompose, for models with quantized weights: a folder of
-            safetensors files, a single file, or the hub id of a cached model. None decomposes the model's weights.
+        weights_from: Unquantized checkpoint to decompose, for a model with quantized weights: a folder of safetensors
+            files, a single file, or the hub id of a cached model. None decomposes the weights in the model.
 
     Returns:
         The adapted model.
@@ -134,11 +137,13 @@ def apply_plan(
     """
     weights = prepare(model, plan, adapter_name=adapter_name)
     base = get_base_model(model)
+    # A copy of the global generator: random factors depend on the caller's seed, but do not advance its state.
     generator = torch.Generator()
     generator.set_state(torch.get_rng_state())
     source: WeightSource = BaseWeight.read
     if weights_from is not None:
         source = open_checkpoint_source(base, weights_from, weights)
+    # On each rank alone, decompositions would differ in rounding, and replicas would start from different anchors.
     factors = compute_on_rank0_and_broadcast(lambda: compute_initial_factors(plan, weights, source, generator))
     residuals = compute_residuals(weights, factors) if plan.form is Form.RESIDUAL else []
     metadata = compute_on_rank0_and_broadcast(
@@ -148,17 +153,17 @@ def apply_plan(
 
 
 def get_plan(model: nn.Module, adapter_name: str = "default") -> Plan:
-    """Return the plan of an adapter that this process injected into a model.
+    """Return the plan of an adapter in a model adapted by this process.
 
     Args:
-        model: A model that `adapt`, `apply_plan` or `resume` returned.
+        model: A model returned by `adapt`, `apply_plan` or `resume`.
         adapter_name: PEFT's name for the adapter.
 
     Returns:
         The plan.
 
     Raises:
-        ModelError: ailora injected no adapter of that name into the model.
+        ModelError: The model has no adapter of that name made by ailora.
 
     Examples:
         >>> from transformers import BertConfig, BertModel

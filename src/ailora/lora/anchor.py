@@ -1,8 +1,8 @@
 """Algebra of the anchored form: the anchor `A0`, `B0`, and its place in the file.
 
-With `A = A0 + dA` and `B = B0 + dB`, `B A - B0 A0 = [dB, B] [A0; dA]` exactly. The left side is the trained update,
-the right side an ordinary LoRA of rank 2r: the file. At the start `dA = dB = 0`: each block of one factor meets a block
-of zeros in the other, so that the product is zero in every dtype and kernel.
+With `A = A0 + dA` and `B = B0 + dB`, the trained update is an ordinary LoRA of rank 2r, the LoRA in the file:
+`B A - B0 A0 = [dB, B] [A0; dA]`. Before training, `dA = dB = 0`, and `[0, B0] [A0; 0]` is exactly zero in every dtype
+and kernel, because every summand has a zero block.
 
 Shapes: `A0`, `dA` (r, in); `B0`, `dB`, `B` (out, r).
 """
@@ -13,10 +13,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-#: Largest relative distance between anchors that count as equal, beyond the rounding of their dtype. Decompositions of
-#: a weight on two machines differ by about 1e-5; if the weight, rank or policy differs, so do they by about 1.
+#: Largest relative distance between equal anchors, beyond the rounding of their dtype. Anchors from two machines differ
+#: by about 1e-5, anchors of different weights, ranks or policies by about 1.
 _MAX_ANCHOR_DISTANCE = 1e-3
-#: The step of the grid of `B0` is 2^-19 to 2^-18 of its largest entry.
+#: The grid of `B0` has steps of 2^-19 to 2^-18 of the largest entry.
 _GRID_BITS = 19
 
 
@@ -37,28 +37,34 @@ def unstack_A(stacked: Float[Tensor, "two_r in_"]) -> tuple[Tensor, Tensor]:
 
 
 def unstack_B(stacked: Float[Tensor, "out two_r"]) -> tuple[Tensor, Tensor]:
-    """Return `dB` and `B`, views of the file's `lora_B`; `B - dB` is `B0` to rounding."""
+    """Return `dB` and `B`, views of the file's `lora_B`. `B - dB` equals `B0` up to rounding."""
     delta, total = stacked.chunk(2, dim=1)
     return delta, total
 
 
 def snap_to_grid(B: Tensor) -> Tensor:
-    """Round `B` to multiples of a power of two, 2^-19 to 2^-18 of its largest entry.
+    """Round `B` to multiples of a power of two, 2^-19 to 2^-18 of the largest entry.
 
-    Rounding changes `B` by less than 1e-5 of its norm. Let `B0` be the result. For a `dB` up to eight times as large
-    as `B0`, the rounding errors of `B = B0 + dB` and of `B - dB` in float32 stay below half a step. Rounding `B - dB`
-    to the grid then returns `B0` bit for bit, so that a resumed run equals an uninterrupted run.
+    Files hold `dB` and the float32 sum `B0 + dB`, from which a resumed run must recover `B0` bit for bit. For a `dB` up
+    to eight times as large as `B0`, rounding errors of the sum and of the difference stay below half a step, and
+    rounding the difference to the grid removes them. The grid changes `B` by less than 1e-5 of its norm.
+
+    Args:
+        B: Factor (out, r).
+
+    Returns:
+        The rounded factor, `B0` of the anchored form.
     """
     step = _grid_step(B)
     return B if step is None else ((B.double() / step).round() * step).to(B.dtype)
 
 
 def is_off_grid(stacked: Float[Tensor, "out two_r"], eps: float) -> bool:
-    """Return whether `B - dB` in a file is off the grid of `B0`, because PEFT alone has trained the full factor.
+    """Return whether `B - dB` in a file is off the grid of `B0`: training without ailora has changed the anchor.
 
     Args:
         stacked: `lora_B` from the file, `[dB, B]`.
-        eps: Machine precision of the file's factors. In half precision, which is coarser than the grid, the result is
+        eps: Machine precision of the stored factors. In half precision, which is coarser than the grid, the result is
             always False.
     """
     delta, total = unstack_B(stacked)
@@ -70,20 +76,22 @@ def is_off_grid(stacked: Float[Tensor, "out two_r"], eps: float) -> bool:
     return bool((off > eps * (total.abs() + delta.abs() + anchor.abs())).any())
 
 
-def anchor_distance(anchor: Tensor, other: Tensor, *, delta: Tensor | None = None, eps: float = 0.0) -> float | None:
-    """Compute the relative distance between anchors that differ by more than rounding.
+def compute_anchor_distance(
+    anchor: Tensor, candidate: Tensor, *, delta: Tensor | None = None, eps: float = 0.0
+) -> float | None:
+    """Compute the relative distance between two anchors. Returns None if they are equal up to rounding.
 
     Args:
         anchor: Reference anchor.
-        other: Anchor to compare, with the shape of `anchor`.
-        delta: Difference that was subtracted to recover `other`; its norm bounds the rounding error.
-        eps: Machine precision of the coarser dtype of the two.
+        candidate: Anchor to compare, with the shape of `anchor`.
+        delta: Difference subtracted to recover `candidate`; its norm bounds the rounding error.
+        eps: Machine precision of the coarser of the two dtypes.
 
     Returns:
-        The distance relative to the norm of `anchor`. None if the anchors are equal up to rounding.
+        The distance in norms of `anchor`, or None.
     """
     norm = anchor.norm()
-    distance = (other - anchor).norm()
+    distance = (candidate - anchor).norm()
     rounding = eps * (norm + (2 * delta.norm() if delta is not None else 0.0))
     return None if distance <= _MAX_ANCHOR_DISTANCE * norm + rounding else float(distance / norm)
 
@@ -93,6 +101,6 @@ def _grid_step(B: Tensor) -> Tensor | None:
     largest = B.abs().max() if B.numel() else B.new_zeros(())
     if largest == 0 or not torch.isfinite(largest):
         return None
-    # 1 + 2^-21 moves the thresholds between step sizes off the grid, so that a recovered `B0` gets its old step again.
+    # 1 + 2^-21 moves the thresholds between step sizes off the grid: a recovered `B0` must get the step it had before.
     exponent = torch.frexp(largest.double() * (1 + 2.0**-21)).exponent
     return torch.ldexp(torch.ones((), dtype=torch.float64, device=B.device), exponent - _GRID_BITS)

@@ -9,16 +9,16 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ailora.errors import AnchorMismatchError
-from ailora.lora.anchor import anchor_distance, snap_to_grid, stack_A, stack_B, unstack_A, unstack_B
+from ailora.lora.anchor import compute_anchor_distance, snap_to_grid, stack_A, stack_B, unstack_A, unstack_B
 from ailora.lora.packed_factor import PackedFactor
 from ailora.weights.base_weight import all_finite
 from ailora.weights.dtensor import distribute_like, full_tensor, validate_unsharded
 
 
 class AnchoredFactor(PackedFactor):
-    """A factor with its anchor as a buffer and the difference from the anchor as the parameter `delta`."""
+    """A factor with a frozen anchor as a buffer, and the trained difference from the anchor as a parameter, `delta`."""
 
-    # The anchor is a buffer, because PEFT's `requires_grad_` on the parent module would unfreeze a parameter.
+    # A frozen parameter would not stay frozen: PEFT calls `requires_grad_` on the parent module.
 
     anchor: Tensor
     delta: nn.Parameter
@@ -46,21 +46,22 @@ class AnchoredFactor(PackedFactor):
     def validate_same_anchor(self, weight: Tensor, name: str) -> None:
         self.validate_shape(weight, name)
         if self.anchor.is_meta:
-            # An engine has moved the model to the meta device and will broadcast the state of the first process.
+            # An engine has moved the model to the meta device, and will broadcast the state of the first process.
             return
         stacked = self._as_anchor(weight)
         anchor, delta = self.unstack(stacked)
         eps = max(torch.finfo(dtype).eps for dtype in (weight.dtype, self.anchor.dtype))
-        distance = anchor_distance(self.anchor, anchor, delta=delta, eps=eps)
+        distance = compute_anchor_distance(self.anchor, anchor, delta=delta, eps=eps)
         if distance is not None:
             if not all_finite(stacked):
                 raise AnchorMismatchError(
-                    f"{name}: the file holds NaN or infinite entries, which hide its anchor: its training diverged"
+                    f"{name}: the file holds NaN or infinite entries, from which no anchor can be read: training has "
+                    "diverged"
                 )
             raise AnchorMismatchError(
-                f"{name}: the file has another anchor than this adapter (relative distance {distance:.1e}): its base, "
-                "policy or rank differs, or it is an ordinary LoRA. "
-                "Load it under a new adapter name, or into the base model with PeftModel.from_pretrained."
+                f"{name}: the anchor in the file differs from the anchor of this adapter (relative distance "
+                f"{distance:.1e}). The base model, policy or rank differs, or the file is an ordinary LoRA: load the "
+                "file under a new adapter name, or into the base model with PeftModel.from_pretrained"
             )
 
     def extra_repr(self) -> str:
@@ -103,8 +104,8 @@ class AnchoredB(AnchoredFactor):
 
     def unstack(self, weight: Float[Tensor, "out two_r"]) -> tuple[Tensor, Tensor]:
         delta, total = unstack_B(weight)
-        # If `dB` is much larger than `B0`, the sum `B` has lost digits of `B0`. This factor's anchor is the file's if
-        # it gives the same sum.
+        # If `dB` is much larger than `B0`, the sum in the file has lost digits of `B0`. An equal sum from this factor's
+        # anchor then proves the anchors equal.
         if not self.anchor.is_meta and torch.equal(self.anchor + delta, total):
             return self.anchor.clone(), delta
         return snap_to_grid(total - delta), delta

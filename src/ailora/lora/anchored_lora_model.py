@@ -1,4 +1,4 @@
-"""Subclass of PEFT's `LoraModel` that can start a second adapter from the anchors of the first."""
+"""Subclass of PEFT's `LoraModel` for reference adapters, which start from the anchors of a trained adapter."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from ailora.plan.adapter_metadata import AdapterMetadata
 
 
 class AnchoredLoraModel(LoraModel):
-    """`LoraModel` that starts an adapter from the anchors of an ailora adapter with the same configuration object.
+    """PEFT's `LoraModel`, with a start from existing anchors for adapters that share a configuration object.
 
     TRL's trainers with a reference model (DPO, KTO, RLOO, GRPO) add an adapter `ref` with the configuration object of
     `default`, then copy every parameter of `default` by name. PEFT's own factors for `ref` would have no `delta`.
-    Adapters that have their own configuration object, such as those that `load_adapter` adds, keep PEFT's factors.
+    Adapters with a separate configuration object, for example from `load_adapter`, keep PEFT's factors.
     """
 
     ailora_metadata: dict[str, AdapterMetadata]
 
-    def inject_adapter(  # noqa: PLR0917 (the signature is that of PEFT)
+    def inject_adapter(  # noqa: PLR0917 (PEFT's signature)
         self,
         model: nn.Module,
         adapter_name: str,
@@ -31,7 +31,7 @@ class AnchoredLoraModel(LoraModel):
     ) -> None:
         super().inject_adapter(model, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage, state_dict)
         source = self._find_source(adapter_name)
-        # PEFT sets `low_cpu_mem_usage` for adapters whose factors it loads from a file afterwards.
+        # PEFT sets `low_cpu_mem_usage` when it loads the factors from a file afterwards.
         if source is None or low_cpu_mem_usage:
             return
         for layer in model.modules():
@@ -41,19 +41,19 @@ class AnchoredLoraModel(LoraModel):
         self.ailora_metadata = {**self.ailora_metadata, adapter_name: self.ailora_metadata[source]}
 
     def _find_source(self, adapter_name: str) -> str | None:
-        """Return an ailora adapter that has the same configuration object as a new adapter. None if there is none."""
+        """Return the ailora adapter that shares the configuration object of a new adapter. None if there is none."""
         config = self.peft_config[adapter_name]
         shared = (name for name in self.ailora_metadata if self.peft_config.get(name) is config)
         return next((name for name in shared if name != adapter_name), None)
 
 
 def _start_from(factors: nn.ModuleDict, source: str, adapter_name: str) -> None:
-    """Replace PEFT's factor of a new adapter by a copy of the source's factor, reset to its start."""
+    """Replace PEFT's factor of a new adapter by a copy of the source's factor, reset to the initial values."""
     factor, stock = factors[source], factors[adapter_name]
     if not isinstance(factor, PackedFactor):
         return
     assert isinstance(stock, nn.Linear)
-    started = copy.deepcopy(factor)
-    started.zero_grad(set_to_none=True)
-    started.restart(stock.weight)
-    factors[adapter_name] = started.requires_grad_(stock.weight.requires_grad)
+    new_factor = copy.deepcopy(factor)
+    new_factor.zero_grad(set_to_none=True)
+    new_factor.restart(stock.weight)
+    factors[adapter_name] = new_factor.requires_grad_(stock.weight.requires_grad)

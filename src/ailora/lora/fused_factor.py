@@ -1,7 +1,7 @@
 """Stock LoRA factors of a fused projection, joined from a factor for each role.
 
-The file of a fused projection stacks the files of its roles: `A = [A_q; A_v]`, and `B = [B_q, B_v]` where each block is
-zero outside the rows of its role. Training equals that of a model with separate projections.
+`A = [A_q; A_v]` and `B = [B_q, B_v]` contain the factors of all roles. A block of `B` is zero outside the rows of its
+role. Training is equal to training a model with separate projections.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ailora.roles.fused_layout import Rows
 
 
 class FusedFactor(PackedFactor):
-    """A factor of a fused projection. Its submodules are the roles' factors, named after the roles."""
+    """A factor of a fused projection, with a submodule for each role's factor, named after the role."""
 
     def __init__(self, parts: Mapping[Role, PackedFactor]) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ class FusedFactor(PackedFactor):
 
     @property
     def parts(self) -> dict[str, PackedFactor]:
-        """Factors of the roles, keyed by the name of the role."""
+        """Factors by role name."""
         return {role: getattr(self, role) for role in self._roles}
 
     @abstractmethod
@@ -43,8 +43,8 @@ class FusedFactor(PackedFactor):
         """Split a joined factor into the factors of the roles.
 
         Args:
-            weight: A factor that `join` returned.
-            shapes: Shape of each role's factor; None means the shapes of `parts`.
+            weight: A factor returned by `join`.
+            shapes: Shape of each role's factor. None means the shapes of `parts`.
 
         Returns:
             The factors by role.
@@ -69,7 +69,7 @@ class FusedFactor(PackedFactor):
         return self.join(part.from_file(split[role]) for role, part in self.parts.items())
 
     def unpack(self, weight: Tensor) -> dict[str, Tensor]:
-        # The load hook of each part unpacks the part's key later.
+        # PyTorch calls the load hook of each part later, which unpacks the part's key.
         return {f"{role}.weight": part for role, part in self.split(weight).items()}
 
     def restart(self, weight: Tensor) -> None:
@@ -90,7 +90,7 @@ class FusedFactor(PackedFactor):
 
 
 class FusedA(FusedFactor):
-    """`lora_A` of a fused projection: the roles' factors, stacked vertically."""
+    """`lora_A` of a fused projection: the roles' factors, stacked in the rank dimension."""
 
     def join(self, parts: Iterable[Float[Tensor, "_ in_"]]) -> Float[Tensor, "r in_"]:
         return torch.cat(list(parts), dim=0)
@@ -106,10 +106,10 @@ class FusedA(FusedFactor):
 
 
 class FusedB(FusedFactor):
-    """`lora_B` of a fused projection: the roles' factors side by side, each zero outside the rows of its role.
+    """`lora_B` of a fused projection: the roles' factors side by side, each zero outside the role's rows.
 
     Args:
-        parts: Factor of each role, (rows of the role, r), or (out, r) for coupled roles.
+        parts: Factor of each role, (rows, r) for the role's rows, or (out, r) for coupled roles.
         rows: Row ranges of each role in the weight.
         out_features: Number of rows of the weight.
     """
@@ -133,7 +133,7 @@ class FusedB(FusedFactor):
     def split(
         self, weight: Float[Tensor, "out r"], shapes: Mapping[str, tuple[int, int]] | None = None
     ) -> dict[str, Tensor]:
-        # Row ranges instead of the index buffers, which an engine may keep on the meta device while it loads.
+        # Row ranges, because an engine may keep the index buffers on the meta device while it loads.
         return {
             role: torch.cat([block[start:stop] for start, stop in self._ranges[role]], dim=0)
             for role, block in self._blocks(weight, shapes).items()
@@ -147,8 +147,8 @@ class FusedB(FusedFactor):
                 outside[start:stop] = 0
             if outside.any():
                 raise AnchorMismatchError(
-                    f"{name}: the factor of {role} has entries in rows of other roles: the file was trained without "
-                    "ailora. Load it under a new adapter name, or with PeftModel.from_pretrained."
+                    f"{name}: the factor of {role} has entries in rows of other roles, from training without ailora. "
+                    "Load the file under a new adapter name, or into the base model with PeftModel.from_pretrained"
                 )
 
     def _blocks(self, weight: Tensor, shapes: Mapping[str, tuple[int, int]] | None = None) -> dict[str, Tensor]:

@@ -23,11 +23,11 @@ _PEAK_COPIES = 6
 
 @dataclass(frozen=True)
 class InitialFactors:
-    """The initial factors of one planned adapter, on the device of its layer.
+    """The initial factors of a planned adapter, on the device of the adapted layer.
 
     Attributes:
         planned: Settings of the adapter in the plan.
-        factors: Its initial factors `A0` (r, in) and `B0` (out, r).
+        factors: Initial factors `A0` (r, in) and `B0` (out, r).
     """
 
     planned: PlannedAdapter
@@ -36,7 +36,7 @@ class InitialFactors:
 
 @dataclass(frozen=True)
 class _Decomposition:
-    """A decomposition, and the planned adapters that share it because their layers are tied."""
+    """A decomposition to compute, shared by the planned adapters of tied layers."""
 
     weight: BaseWeight
     sharing: list[PlannedAdapter]
@@ -47,7 +47,7 @@ class _Decomposition:
 
     @property
     def kind(self) -> tuple[object, ...]:
-        """Key of the decomposition; decompositions with equal keys can be computed in a batch."""
+        """Properties of the decomposition. Decompositions of equal kind can be computed in a batch."""
         p = self.planned
         shape = (p.projection.out_features, p.projection.in_features)
         return (shape, self.weight.dtype, self.weight.device, p.init, p.rank, p.scaling)
@@ -58,20 +58,20 @@ def compute_initial_factors(
 ) -> list[InitialFactors]:
     """Compute the initial factors of every planned adapter, with a progress bar on a terminal.
 
-    On a GPU, matrices of equal shape are decomposed in batches that fit into a quarter of the free memory. On a CPU,
-    each matrix is decomposed alone, on all cores. Quantized weights are dequantized one at a time.
+    A GPU decomposes matrices of equal shape in batches, which take up to a quarter of the free memory. A CPU decomposes
+    matrix by matrix, on all cores. Only the current batch of quantized weights is in memory dequantized.
 
     Args:
         plan: Adapter settings of every projection.
-        weights: Base weights by module; they do not change.
-        source: Function that returns the matrix to decompose for a base weight.
-        generator: Generator of random factors, which are drawn in the plan's order.
+        weights: Base weights by module, which do not change.
+        source: Function from a base weight to the matrix to decompose.
+        generator: Generator of random factors, drawn in the plan's order.
 
     Returns:
         The initial factors, in the plan's order.
 
     Raises:
-        ModelError: The shape of a weight differs from the plan's, or a weight cannot be decomposed.
+        ModelError: The shape of a weight differs from the plan, or a weight cannot be decomposed.
     """
     decompositions = _share_decompositions(plan, weights, validate_readable=source is BaseWeight.read)
     read = _validating_dora_rows(source) if plan.options.dora else source
@@ -86,7 +86,7 @@ def compute_initial_factors(
 
 
 def _validating_dora_rows(source: WeightSource) -> WeightSource:
-    """Wrap a weight source, so that it refuses weights that DoRA cannot adapt."""
+    """Wrap a weight source to refuse weights with zero rows, which DoRA cannot adapt."""
 
     def read(weight: BaseWeight) -> Tensor:
         matrix = source(weight)
@@ -109,13 +109,14 @@ def _share_decompositions(
         weight.validate_loaded()
         if validate_readable:
             weight.validate_readable()
+        # Tied layers share a decomposition: computed twice, their anchors could differ in rounding.
         for planned in group:
             key = (weight.key, planned.projection.rows, planned.init, planned.rank, planned.scaling)
             decompositions.setdefault(key, _Decomposition(weight, [])).sharing.append(planned)
     anchored = [key[:2] for key, each in decompositions.items() if each.planned.init.anchored]
     if plan.form is Form.RESIDUAL and len(set(anchored)) < len(anchored):
         raise ModelError(
-            "a tied weight has two different starts, and the residual form can subtract only one: use form='anchored'"
+            "tied layers have different initial factors, but share a single residual weight: use form='anchored'"
         )
     return list(decompositions.values())
 
@@ -124,7 +125,7 @@ def _batches(decompositions: Sequence[_Decomposition]) -> Iterator[list[_Decompo
     """Yield batches of decompositions with equal keys, each as large as the memory allows."""
     by_kind: dict[tuple[object, ...], list[_Decomposition]] = {}
     for number, decomposition in enumerate(decompositions):
-        # Random inits are not batched, so that they are drawn in the plan's order.
+        # Random inits stay out of batches, to be drawn in the plan's order.
         kind = decomposition.kind if decomposition.planned.init.anchored else (number,)
         by_kind.setdefault(kind, []).append(decomposition)
     for group in by_kind.values():
@@ -135,6 +136,7 @@ def _batches(decompositions: Sequence[_Decomposition]) -> Iterator[list[_Decompo
 
 def _batch_size(decomposition: _Decomposition) -> int:
     device = decomposition.weight.device
+    # A single matrix keeps all cores busy, and only single matrices use the cache of decompositions.
     if device.type != "cuda":
         return 1
     free, _ = torch.cuda.mem_get_info(device)

@@ -28,15 +28,15 @@ from ailora.roles import weight_shape
 from ailora.weights.base_weight import BaseWeight, resolve_weights
 from ailora.weights.quantized import find_storage
 
-#: Limit of common file systems for the name of a folder.
+#: Maximum length of a folder name in common file systems.
 _MAX_NAME_BYTES = 255
-#: PEFT deletes the adapter's name from the tensor names of trained heads, and would delete these parts as well.
+#: PEFT removes the adapter name from tensor names of heads, and would also remove these endings.
 _RESERVED_NAMES = ("weight", "bias")
 _LOG = logging.getLogger("ailora")
 
 
 def prepare(model: nn.Module, plan: Plan, *, adapter_name: str) -> dict[str, BaseWeight]:
-    """Validate that a model fits a plan, before anything is computed, and look up the weights to adapt.
+    """Validate a model against a plan before the first decomposition, and look up the weights to adapt.
 
     Returns:
         The base weights by module.
@@ -73,27 +73,29 @@ def inject(
         plan: Adapter settings of every projection.
         factors: Initial factors of every planned adapter.
         adapter_name: PEFT's name for the adapter.
-        metadata: Metadata of the adapter, which `get_metadata` returns later.
-        residuals: Residuals that replace the base weights in the residual form.
+        metadata: Metadata of the adapter, for `get_metadata`.
+        residuals: Replacements of the base weights in the residual form.
 
     Returns:
-        The adapted model: a new `PeftModel`, or `model` itself if it is a `PeftModel`.
+        The adapted model: `model` if already a `PeftModel`, else a new `PeftModel`.
 
     Raises:
         ModelError: PEFT cannot adapt the model as planned.
     """
     base = get_base_model(model)
-    # PEFT draws random factors, which are replaced below; the global random state must not depend on them.
+    # PEFT draws random factors, which are replaced below; drawing must not change the caller's random state.
     with _unchanged_on_error(model, adapter_name), torch.random.fork_rng():
         adapted = _inject(model, build_training_config(plan, base), adapter_name)
         layers = _get_planned_layers(base, plan, adapter_name)
         for module, group in _group_by_module(factors).items():
             set_factors(layers[module], group, adapter_name, plan)
+        # An error on the way restores the weights overwritten before.
         with ExitStack() as undo:
             for residual in residuals:
                 residual.write(undo)
             undo.pop_all()
     metadata_by_name = _get_all_metadata(adapted)
+    # A single hook checks the anchors of all adapters; without it, a refused file would be loaded up to the mismatch.
     if not metadata_by_name:
         adapted.register_load_state_dict_pre_hook(validate_same_anchors)
     _to_anchored(adapted).ailora_metadata = {**metadata_by_name, adapter_name: metadata}
@@ -102,10 +104,10 @@ def inject(
 
 
 def get_metadata(model: nn.Module, adapter_name: str = "default") -> AdapterMetadata:
-    """Return the metadata of an adapter that this process injected into a model.
+    """Return the metadata of an adapter in a model adapted by this process.
 
     Raises:
-        ModelError: ailora injected no adapter of that name into the model, or the adapter was removed.
+        ModelError: The model has no adapter of that name made by ailora, or the adapter was removed.
     """
     metadata_by_name = _get_all_metadata(model)
     if adapter_name not in metadata_by_name:
@@ -114,31 +116,31 @@ def get_metadata(model: nn.Module, adapter_name: str = "default") -> AdapterMeta
     for module in metadata_by_name[adapter_name].parsed_plan.modules:
         layer = get_base_model(model).get_submodule(module)
         if not isinstance(layer, LoraLayer) or adapter_name not in layer.lora_A:
-            raise ModelError(f"the adapter {adapter_name!r} was removed from the model: {module} no longer has it")
+            raise ModelError(f"the adapter {adapter_name!r} was removed from the model: {module} has no such adapter")
     return metadata_by_name[adapter_name]
 
 
 def has_ailora_adapter(model: nn.Module, adapter_name: str = "default") -> bool:
-    """Return whether this process injected an adapter of that name into a model."""
+    """Return whether a model, adapted by this process, has an ailora adapter of that name."""
     return adapter_name in _get_all_metadata(model)
 
 
 def get_base_model(model: nn.Module) -> nn.Module:
-    """Return the base model of a `PeftModel`; any other model is its own base."""
+    """Return the base model of a `PeftModel`, and any other model itself."""
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
 def validate_adapter_name(model: nn.Module, adapter_name: str) -> None:
-    """Refuse a name that is taken or unusable, and a model whose adapters belong to no `PeftModel`.
+    """Refuse a taken or unusable adapter name, and a base model with adapters outside a `PeftModel`.
 
     Raises:
         InputError: The name is unusable.
-        ModelError: The name is taken, or the model has adapters without a `PeftModel`.
+        ModelError: The name is taken, or the model has adapters without being a `PeftModel`.
     """
     if not isinstance(adapter_name, str) or not _is_usable_name(adapter_name):
         raise InputError(
-            f"adapter_name {adapter_name!r} cannot be used: expected a valid folder name without dots that is neither "
-            "a part of 'lora_' nor an attribute of torch modules"
+            f"adapter_name {adapter_name!r} cannot be used: expected a folder name without dots, neither part of "
+            "'lora_' nor an attribute of torch modules"
         )
     if isinstance(model, PeftModel):
         if adapter_name in model.peft_config:
@@ -150,7 +152,7 @@ def validate_adapter_name(model: nn.Module, adapter_name: str) -> None:
 
 
 def _is_usable_name(name: str) -> bool:
-    """Return whether a name works as a key of torch's `ModuleDict`, in the tensor names of files, and as a folder."""
+    """Return whether a name works as a key of torch's `ModuleDict`, as part of tensor names, and as a folder name."""
     reserved = (
         any(hasattr(container(), name) for container in (nn.ModuleDict, nn.ParameterDict)) or name in _RESERVED_NAMES
     )
@@ -159,7 +161,7 @@ def _is_usable_name(name: str) -> bool:
 
 
 def _validate_untouched_base(model: nn.Module, plan: Plan) -> None:
-    """Refuse a model with a merged adapter, and a second adapter if either of the two has the residual form."""
+    """Refuse a model with a merged adapter, and the residual form beside another adapter."""
     if not isinstance(model, PeftModel):
         return
     if not isinstance(model.base_model, LoraModel) or not model.peft_config:
@@ -170,7 +172,7 @@ def _validate_untouched_base(model: nn.Module, plan: Plan) -> None:
     ]
     if residual_adapters or plan.form is Form.RESIDUAL:
         raise ModelError(
-            "an adapter in the residual form changes the base weights and cannot live beside another adapter"
+            "an adapter in the residual form changes the base weights, and cannot live beside another adapter"
             + (f" (the model has {residual_adapters[0]!r})" if residual_adapters else "")
             + ": use form='anchored'"
         )
@@ -188,7 +190,7 @@ def validate_unmerged(model: nn.Module) -> None:
 
 def _validate_dora(weights: Mapping[str, BaseWeight]) -> None:
     """Refuse DoRA on 8-bit layers of bitsandbytes."""
-    # PEFT reads the scales from the weight, but bitsandbytes moves them to the layer in the first forward pass.
+    # PEFT reads quantization scales from the weight; bitsandbytes moves the scales to the layer in the first forward.
     for module, weight in weights.items():
         if type(weight.layer._parameters.get("weight")).__name__ == "Int8Params":
             raise ModelError(
@@ -201,7 +203,7 @@ def _validate_modules_to_save(base: nn.Module, plan: Plan) -> None:
     for name, module in base.named_modules() if plan.options.modules_to_save else ():
         saved = any(f".{saved}." in f".{name}." for saved in plan.options.modules_to_save)
         if saved and weight_shape(module) is not None and find_storage(module) is not None:
-            raise ModelError(f"modules_to_save: {name} is quantized and cannot be trained in full")
+            raise ModelError(f"modules_to_save: {name} is quantized and cannot be fully fine-tuned")
 
 
 def _get_all_metadata(model: nn.Module) -> dict[str, AdapterMetadata]:
@@ -219,7 +221,7 @@ def _to_anchored(model: PeftModel) -> AnchoredLoraModel:
 
 def _inject(model: nn.Module, config: LoraConfig, adapter_name: str) -> PeftModel:
     with warnings.catch_warnings():
-        # PEFT reads a property that transformers has renamed; users can do nothing about the warning.
+        # PEFT reads a renamed property of transformers; users can do nothing about the warning.
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
         try:
             if not isinstance(model, PeftModel):
@@ -242,7 +244,7 @@ def _get_planned_layers(base: nn.Module, plan: Plan, adapter_name: str) -> dict[
     """Return PEFT's layers of the planned modules.
 
     Raises:
-        ModelError: The modules that PEFT adapted, or their scalings, differ from the plan.
+        ModelError: PEFT adapted different modules, or uses different scalings, than planned.
     """
     layers = {
         name: layer
@@ -252,8 +254,8 @@ def _get_planned_layers(base: nn.Module, plan: Plan, adapter_name: str) -> dict[
     planned = {a.projection.module: a.scaling for a in plan.adapters}
     if missing := sorted(planned.keys() - layers.keys()):
         raise ModelError(
-            f"PEFT did not adapt {missing[0]}{_and_more(missing)}. In a model with experts, PEFT takes gate_proj, "
-            "up_proj and down_proj for modules of the experts: leave out the roles gate, up and down"
+            f"PEFT did not adapt {missing[0]}{_and_more(missing)}. In mixture-of-experts models, PEFT treats all "
+            "modules named gate_proj, up_proj and down_proj as experts: leave out the roles gate, up and down"
         )
     if unplanned := sorted(layers.keys() - planned.keys()):
         raise ModelError(f"PEFT adapted {unplanned[0]}{_and_more(unplanned)}, which the plan does not contain")
@@ -271,7 +273,7 @@ def _and_more(modules: list[str]) -> str:
 def _unchanged_on_error(model: nn.Module, adapter_name: str) -> Generator[None, None, None]:
     """Restore a model's modules, gradient flags and adapters if the body fails."""
     base = get_base_model(model)
-    # `named_children()` would yield only the first name of a module that is registered twice.
+    # `named_children()` would omit the second name of a module registered twice.
     children = [(parent, dict(parent._modules)) for parent in base.modules()]
     flags = [(parameter, parameter.requires_grad) for parameter in base.parameters()]
     active = list(model.active_adapters) if isinstance(model, PeftModel) else []

@@ -17,12 +17,12 @@ Number = TypeVar("Number", int, float)
 
 
 def build_lora_config(plan: Plan, model: nn.Module, *, for_file: bool = True) -> LoraConfig:
-    """Build a `LoraConfig` that selects exactly the plan's modules, with their scalings.
+    """Build a `LoraConfig` for exactly the plan's modules, with their ranks and scalings.
 
     Args:
         plan: Adapter settings of every projection.
-        model: The base model. Its module names determine how far those of the plan can be shortened.
-        for_file: Use the ranks in the file, 2r for anchored inits, instead of the ranks in training.
+        model: The base model; its module names limit how far `target_modules` can be shortened.
+        for_file: Whether to use the ranks in the file, 2r for anchored inits, or the ranks in training.
 
     Returns:
         The configuration.
@@ -51,33 +51,34 @@ def build_lora_config(plan: Plan, model: nn.Module, *, for_file: bool = True) ->
 
 
 def build_training_config(plan: Plan, model: nn.Module) -> LoraConfig:
-    """Build the `LoraConfig` for training in the plan's form."""
+    """Build the `LoraConfig` with which PEFT adapts the model for training."""
+    # Only the residual form trains factors of rank r. The others present PEFT with the factors of the file.
     return build_lora_config(plan, model, for_file=plan.form is not Form.RESIDUAL)
 
 
 def _whole(alpha: float) -> int:
-    """Return `lora_alpha` as an integer if it is whole."""
+    """Return an integral alpha as `int`."""
     # Some loaders accept only integers. PEFT declares `int`, but also computes with floats, which rsLoRA needs.
     return cast(int, int(alpha) if alpha == int(alpha) else alpha)
 
 
 def _target_modules(targets: Iterable[str], model: nn.Module) -> list[str] | str:
-    """Return the shortest `target_modules` that selects exactly the targets."""
-    # PEFT matches the entries of a list with full names and with ends after a dot, and a string as a pattern.
+    """Return the shortest `target_modules` for exactly the targets."""
+    # PEFT matches list entries with full names and with ends after a dot, and a string as a regular expression.
     modules = set(targets)
     names = [name for name, _ in model.named_modules()]
     for candidates in (sorted({name.rpartition(".")[2] for name in modules}), sorted(modules)):
         ends = tuple(f".{c}" for c in candidates)
         if {name for name in names if name in candidates or name.endswith(ends)} == modules:
             return candidates
+    # A list fails where the name of a target is also the end of another module's name.
     return "|".join(sorted(name.replace(".", r"\.") for name in modules))
 
 
 def _default_and_exceptions(values: Mapping[str, Number]) -> tuple[Number, dict[str, Number]]:
-    """Return the most common value, and a pattern with the values of the other modules.
+    """Return the most common value, and a pattern with the values of all other modules.
 
-    A key of the pattern is the last part of a module name if all modules with that last part have the same value,
-    else the full name.
+    Keys of the pattern are last components of module names where the value is unique, else full names.
     """
     default = Counter(values.values()).most_common(1)[0][0]
     by_leaf: dict[str, set[Number]] = {}

@@ -1,4 +1,4 @@
-"""LoRA factors that consist of several tensors, and appear as a single `weight` in PEFT, state dicts and files."""
+"""LoRA factors with several tensors, packed into a single `weight` for PEFT, state dicts and files."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from ailora.weights.dtensor import full_tensor, replicate_on_mesh_of
 
 
 class PackedFactor(nn.Module):
-    """A LoRA factor that consists of several tensors, its parts, and replaces PEFT's `nn.Linear`.
+    """A LoRA factor with several tensors, its parts, in the place of PEFT's `nn.Linear`.
 
-    State dicts contain the parts packed into the single key `weight`, and PEFT's merging code reads the property
-    `weight`. Under FSDP2 the parts are DTensors outside of the forward pass, so that reading `weight` and calling
-    `state_dict` are collective operations.
+    State dicts contain the packed factor under the key `weight`, and PEFT's merging code reads the property `weight`.
+    Under FSDP2, reading `weight` and calling `state_dict` are collective operations, because the parts are DTensors
+    outside the forward pass.
     """
 
     def __init__(self) -> None:
@@ -30,7 +30,7 @@ class PackedFactor(nn.Module):
         self.register_load_state_dict_pre_hook(_unpack)
 
     def _fqn_modifiers(self) -> dict[str, str]:
-        """Map the key of the state dict to the name that torch.distributed.checkpoint looks up."""
+        """Map the key `weight` to the submodule in which torch.distributed.checkpoint looks the key up."""
         return {"weight": "key_stand_in"}
 
     @property
@@ -48,15 +48,15 @@ class PackedFactor(nn.Module):
 
     @abstractmethod
     def restart(self, weight: Tensor) -> None:
-        """Reset the trainable parts to their start.
+        """Reset the trainable parts to their initial values.
 
         Args:
-            weight: A packed factor initialised by PEFT, the start of parts without an anchor.
+            weight: A packed factor initialized by PEFT, the initial value of parts without an anchor.
         """
 
     @abstractmethod
     def validate_same_anchor(self, weight: Tensor, name: str) -> None:
-        """Refuse a packed factor whose anchor differs from that of this factor.
+        """Refuse a packed factor with an anchor that differs from this factor's.
 
         Raises:
             AnchorMismatchError: The shape or the anchor differs.
@@ -68,16 +68,17 @@ class PackedFactor(nn.Module):
         return self.shape
 
     def to_file(self) -> Tensor:
-        """Return the factor as files store it, detached from the autograd graph."""
+        """Return the factor for the file, detached from the autograd graph."""
         return self.stack().detach()
 
     def from_file(self, weight: Tensor) -> Tensor:
-        """Convert a factor read from a file to the packed factor that `stack` returns."""
+        """Convert a factor read from a file to the layout of `stack`."""
         return weight
 
     @property
     def weight(self) -> Tensor:
         """The packed factor, for PEFT's merging code; read-only, because each access computes a new tensor."""
+        # Compiled graphs get a plain tensor, since the subclass only guards against writes from PEFT.
         if torch.compiler.is_compiling():
             return self.stack()
         stack = self.stack()
@@ -88,23 +89,23 @@ class PackedFactor(nn.Module):
         return F.linear(x, self.stack())
 
     def validate_shape(self, weight: Tensor, name: str) -> None:
-        """Refuse a packed factor with a shape that differs from `shape`.
+        """Refuse a packed factor of unexpected shape.
 
         Raises:
             AnchorMismatchError: The shapes differ.
         """
         if tuple(weight.shape) != self.shape:
             raise AnchorMismatchError(
-                f"{name}: expected a factor of shape {self.shape}, got {tuple(weight.shape)}: the rank or the form "
-                "differs from this adapter's. Load the file under a new adapter name."
+                f"{name}: expected a factor of shape {self.shape}, got {tuple(weight.shape)}. The rank or the form of "
+                "the file differs from this adapter: load the file under a new adapter name"
             )
 
 
 class _KeyStandIn(nn.Module):
-    """Stand-in for the key `weight`, for loaders that list buffers and parameters instead of the state dict.
+    """Stand-in for the key `weight` in loaders that list parameters and buffers.
 
-    `torch.distributed.checkpoint` loads a full state dict only into the keys of that list. The loader never writes
-    into this buffer. A scalar, because the loader requires one device for all tensors that have dimensions.
+    `torch.distributed.checkpoint` loads a full state dict only into listed keys, but never writes into this buffer. The
+    buffer is a scalar, because the loader requires all tensors with dimensions on a single device.
     """
 
     def __init__(self) -> None:
@@ -130,13 +131,14 @@ def _unpack(
     state_dict.pop(prefix + "weight", None)
     if weight is None:
         return
+    # Checked again, because a submodule can be loaded directly, without the hook on the model.
     module.validate_same_anchor(weight, prefix.removesuffix("."))
     state_dict.update({prefix + key: value for key, value in module.unpack(weight).items()})
     state_dict[prefix + "key_stand_in.weight"] = torch.zeros((), device=weight.device)
 
 
 def validate_same_anchors(model: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_: object) -> None:
-    """Compare every anchor of a model with a state dict before any tensor is loaded (a load hook).
+    """Compare all anchors of a model with a state dict before any tensor is loaded (a load hook).
 
     Raises:
         AnchorMismatchError: An anchor differs, see `PackedFactor.validate_same_anchor`.
@@ -156,10 +158,10 @@ def _get_packed(state_dict: dict[str, Tensor], prefix: str) -> Tensor | None:
 
 
 class _PackedWeight(Tensor):
-    """A packed factor that refuses in-place operations.
+    """A packed factor with an error for in-place operations; all other operations return ordinary tensors.
 
-    PEFT's hot-swap writes into `lora_A.weight.data`. A packed factor is a temporary tensor, so the write would be lost
-    silently. Operations that only read return ordinary tensors.
+    PEFT's hot-swap writes into `lora_A.weight.data`. Here this is a temporary tensor, and the write would silently be
+    lost.
     """
 
     self_reference: weakref.ref[Tensor]
@@ -167,7 +169,7 @@ class _PackedWeight(Tensor):
     @classmethod
     def from_stack(cls, stack: Tensor) -> _PackedWeight:
         weight = stack.as_subclass(cls)
-        # torch.utils.swap_tensors would swap only the temporary tensor; the weak reference makes it raise an error.
+        # The weak reference makes torch.utils.swap_tensors fail, which would swap nothing but the temporary tensor.
         weight.self_reference = weakref.ref(weight)
         return weight
 
@@ -186,9 +188,9 @@ class _PackedWeight(Tensor):
         target = args[0] if args else (kwargs or {}).get("tensor")
         if writes and isinstance(target, cls):
             raise ModelError(
-                "an anchored factor cannot be written through `.weight`: it consists of a frozen anchor and a trained "
-                "difference. Hot-swap into a model that PeftModel.from_pretrained has loaded, or load the new "
-                "adapter as a second adapter with load_adapter."
+                "an anchored factor cannot be written through `.weight`, because it consists of a frozen anchor and a "
+                "trained difference. Hot-swap into a model loaded by PeftModel.from_pretrained, or load the new "
+                "adapter beside this one with load_adapter"
             )
         with torch._C.DisableTorchFunctionSubclass():
             result = func(*args, **(kwargs or {}))

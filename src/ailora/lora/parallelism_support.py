@@ -1,4 +1,4 @@
-"""Validate plans for base models that an engine has partitioned before they are adapted."""
+"""Validate plans for base models already partitioned by an engine: ZeRO-3, tensor parallelism, FSDP2."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from ailora.weights.dtensor import any_dtensor
 
 
 def validate_parallelism(base: nn.Module, plan: Plan, weights: Mapping[str, BaseWeight]) -> None:
-    """Refuse a plan with a form that does not work on partitioned weights.
+    """Refuse a plan with a form that the partitioning of the weights does not support.
 
     Raises:
-        ModelError: The weights are partitioned by ZeRO-3, or by tensor parallelism or FSDP2 with an unsupported form.
+        ModelError: ZeRO-3 has partitioned the weights, or tensor parallelism or FSDP2 does not support the form.
     """
     for module, weight in weights.items():
         if any(hasattr(parameter, "ds_id") for parameter in weight.layer.parameters(recurse=False)):
             raise ModelError(
-                f"{module}: the weight is partitioned by ZeRO-3 of DeepSpeed and cannot be decomposed here. Make the "
-                "adapter with `ailora init`, and train its file: PeftModel.from_pretrained(model, folder, "
-                "is_trainable=True)"
+                f"{module}: the weight is partitioned by ZeRO-3 of DeepSpeed, and cannot be decomposed. Write the "
+                "initial adapter with `ailora init`, and load it for training: PeftModel.from_pretrained(model, "
+                "folder, is_trainable=True)"
             )
     if is_deepspeed_zero3_enabled() and plan.form is not Form.STOCK:
         raise ModelError(
-            "ZeRO-3 of DeepSpeed partitions the parameters of an adapter, and writes them without their anchor: use "
+            "ZeRO-3 of DeepSpeed partitions the parameters of an adapter, and saves them without the anchor: use "
             "form='stock', which trains the factors of the file directly, or use ZeRO-2, DDP or FSDP2"
         )
     sharded = [module for module, weight in weights.items() if any_dtensor(weight.layer.parameters(recurse=False))]
@@ -42,12 +42,12 @@ def validate_parallelism(base: nn.Module, plan: Plan, weights: Mapping[str, Base
     fused = any(planned.projection.fused for planned in plan.adapters)
     if _is_tensor_parallel(base) and (plan.form is not Form.STOCK or fused):
         raise ModelError(
-            f"{sharded[0]}: the weight is split by tensor parallelism, for which PEFT changes the factors that the "
-            f"{plan.form.value} form replaces: use form='stock', which trains the factors of the file directly"
+            f"{sharded[0]}: the weight is split by tensor parallelism. PEFT then shards its own factors, which the "
+            f"{plan.form.value} form would replace: use form='stock', which trains the factors of the file directly"
         )
 
 
 def _is_tensor_parallel(base: nn.Module) -> bool:
-    """Return whether tensor parallelism has made some of a model's DTensors."""
+    """Return whether some DTensors of a model come from tensor parallelism, not from FSDP2."""
     sharded_by_fsdp = any(isinstance(module, FSDPModule) for module in base.modules())
     return not sharded_by_fsdp or (getattr(base, "tp_size", None) or 1) > 1

@@ -1,4 +1,4 @@
-"""Factors that are trained in full: plain LoRA, and the residual form, which keeps its anchor."""
+"""Factors with a single parameter, the factor itself: plain LoRA and the residual form."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from ailora.weights.dtensor import distribute_like, full_tensor, validate_unshar
 
 
 class PlainFactor(PackedFactor):
-    """A factor of plain LoRA, trained in full."""
+    """A factor of plain LoRA, with all entries trainable and no anchor."""
 
     def __init__(self, weight: Tensor) -> None:
         super().__init__()
+        # Not read from the parameter: ZeRO-3 replaces its data by an empty tensor.
         self._shape = (weight.shape[0], weight.shape[1])
         self.value = nn.Parameter(weight.contiguous().clone())
 
@@ -37,10 +38,9 @@ class PlainFactor(PackedFactor):
 
 
 class ResidualFactor(PlainFactor):
-    """A factor of the residual form. It keeps its anchor, to restore the base and to write the file.
+    """A factor of the residual form. The anchor is kept to restore the base weights and to write the file.
 
-    The anchor is not in the state dict, so that a checkpoint of the residual form is an ordinary LoRA for the residual
-    weights.
+    State dicts do not contain the anchor: a Trainer's checkpoint is an ordinary LoRA for the residual weights.
     """
 
     anchor: Tensor

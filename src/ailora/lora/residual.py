@@ -1,4 +1,4 @@
-"""Residual form: `W_res = W - s B0 A0` replaces every adapted weight, in float32 or float64 (the paper's form)."""
+"""Residual form, as in the paper: `W_res = W - s B0 A0` replaces every adapted weight, in float32 or float64."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Residual:
 
     @torch.no_grad()
     def write(self, undo: ExitStack) -> None:
-        """Overwrite the weight of the layer, and register its restoration with `undo`."""
+        """Overwrite the weight in the layer, and register with `undo` how to restore the weight."""
         stored = self.weight.stored()
         undo.callback(stored.copy_, stored.clone())
         stored.copy_(self.value.T if self.weight.transposed else self.value)
@@ -41,10 +41,10 @@ def compute_residuals(weights: Mapping[str, BaseWeight], factors: Sequence[Initi
 
     Args:
         weights: Base weights by module.
-        factors: Initial factors, whose products `s B0 A0` are subtracted.
+        factors: Initial factors; their products `s B0 A0` are subtracted.
 
     Returns:
-        A residual for every stored weight; tied layers share a residual.
+        A residual for every stored weight. Tied layers share a residual.
     """
     return [
         Residual(weight, weight.read() - product_on_rows(group, weight.shape))
@@ -55,17 +55,20 @@ def compute_residuals(weights: Mapping[str, BaseWeight], factors: Sequence[Initi
 @torch.no_grad()
 def restore_weights(weights: Mapping[str, BaseWeight], factors: Sequence[InitialFactors]) -> None:
     """Add the products of the initial factors back to residual weights, in place: `W = W_res + s B0 A0`."""
+    # `read` returns a view of the weight, because `validate_residual_form` refuses all other storages.
     for weight, group in _by_weight(weights, factors):
         weight.read().add_(product_on_rows(group, weight.shape))
 
 
 def product_on_rows(factors: Iterable[InitialFactors], shape: tuple[int, int]) -> Float[Tensor, "out in_"]:
-    """Return the products `s B0 A0` of a weight's roles, each in the rows of its role, in the dtype of the factors.
+    """Compute the products `s B0 A0` for the roles of a weight, placed in the roles' rows.
 
     Args:
-        factors: Initial factors `B0` (rows of the role, r) and `A0` (r, in) of the weight's roles. Tied layers have
-            equal factors, which are counted once.
+        factors: Initial factors `B0` (rows, r) and `A0` (r, in) for each role. Equal factors of tied layers count once.
         shape: Shape (out, in) of the weight.
+
+    Returns:
+        Matrix (out, in) in the dtype of the factors.
     """
     by_rows = {initial.planned.projection.rows: initial for initial in factors}
     first = next(iter(by_rows.values())).factors.A
@@ -80,7 +83,7 @@ def validate_residual_form(base: nn.Module, plan: Plan, weights: Mapping[str, Ba
     """Refuse weights that the residual form cannot overwrite.
 
     Raises:
-        ModelError: A weight is computed, quantized or in half precision, or is shared with a layer that has no equal
+        ModelError: A weight is computed, quantized or in half precision, or is shared with a layer without an equal
             adapter.
     """
     subtracted: dict[int, dict[str, tuple[object, ...]]] = {}
@@ -89,11 +92,14 @@ def validate_residual_form(base: nn.Module, plan: Plan, weights: Mapping[str, Ba
         if not any(planned.init.anchored for planned in group):
             continue
         if weight.layer._parameters.get("weight") is None and weight.storage is None:
-            raise ModelError(f"{module}: the weight is computed, not stored, so that nothing can be subtracted from it")
+            raise ModelError(
+                f"{module}: the weight is computed from other tensors, and the residual form can only change stored "
+                "weights: use form='anchored'"
+            )
         if weight.storage is not None or weight.dtype not in (torch.float32, torch.float64):
             raise ModelError(
-                f"{weight}: form='residual' needs float32 or float64 weights, because coarser rounding would change "
-                "the model: use form='anchored'"
+                f"{weight}: form='residual' needs float32 or float64 weights; rounding in half precision would change "
+                "the outputs of the model. Use form='anchored'"
             )
         parts = tuple((p.projection.rows, p.init, p.rank, p.scaling) for p in group)
         subtracted.setdefault(weight.key, {})[module] = parts
@@ -103,14 +109,14 @@ def validate_residual_form(base: nn.Module, plan: Plan, weights: Mapping[str, Ba
         if first and users.get(name.removesuffix(".base_layer")) != users[first]:
             raise ModelError(
                 f"{name} shares the weight of {first}, which the residual form would change, but has no adapter with "
-                "an equal start: use form='anchored'"
+                "equal initial factors: use form='anchored'"
             )
 
 
 def _by_weight(
     weights: Mapping[str, BaseWeight], factors: Sequence[InitialFactors]
 ) -> Iterable[tuple[BaseWeight, list[InitialFactors]]]:
-    """Group anchored factors by base weight, so that tied layers are in a group."""
+    """Group factors of anchored inits by base weight. Tied layers are in the same group."""
     groups: dict[int, tuple[BaseWeight, list[InitialFactors]]] = {}
     for initial in factors:
         if initial.planned.init.anchored:

@@ -20,7 +20,7 @@ from ailora.weights.dtensor import distribute_like
 
 
 def set_factors(layer: LoraLayer, factors: Sequence[InitialFactors], adapter_name: str, plan: Plan) -> None:
-    """Set the initial factors of a module in its PEFT layer, with the dtype and device of the factors there.
+    """Set the initial factors of a module in PEFT's layer, with the dtype and device of the replaced factors.
 
     Args:
         layer: PEFT's layer of the module.
@@ -32,9 +32,10 @@ def set_factors(layer: LoraLayer, factors: Sequence[InitialFactors], adapter_nam
     assert isinstance(stock_A, nn.Linear)
     assert isinstance(stock_B, nn.Linear)
     A, B = build_factors(factors, plan, like_A=stock_A.weight, like_B=stock_B.weight)
+    # PEFT's `nn.Linear` suffices without an anchor, and all engines and merging tools handle that layer.
     if plan.form is Form.STOCK or type(A) is PlainFactor:
         with torch.no_grad():
-            # Under tensor parallelism PEFT has sharded one of the two.
+            # Under tensor parallelism, PEFT has sharded either factor.
             stock_A.weight.copy_(distribute_like(A.stack(), stock_A.weight))
             stock_B.weight.copy_(distribute_like(B.stack(), stock_B.weight))
         return
@@ -45,13 +46,13 @@ def set_factors(layer: LoraLayer, factors: Sequence[InitialFactors], adapter_nam
 def build_factors(
     factors: Sequence[InitialFactors], plan: Plan, *, like_A: Tensor | None = None, like_B: Tensor | None = None
 ) -> tuple[PackedFactor, PackedFactor]:
-    """Build the factors of a module: as in training for the residual form, as in the file for the other forms.
+    """Build the factors of a module for training; with the anchored and the stock form, also those of the file.
 
     Args:
         factors: Initial factors of the module: a single pair, or a pair for each adapted role of a fused weight.
         plan: The plan of the adapter.
-        like_A: A tensor with the dtype and device for `A`; None keeps those of the initial factor.
-        like_B: A tensor with the dtype and device for `B`; None keeps those of the initial factor.
+        like_A: A tensor with the dtype and device for `A`. None keeps dtype and device of the initial factor.
+        like_B: A tensor with the dtype and device for `B`. None keeps dtype and device of the initial factor.
 
     Returns:
         `lora_A` and `lora_B`.
@@ -70,7 +71,7 @@ def build_factors(
 
 
 def _extend_to_all_rows(initial: InitialFactors) -> InitialFactors:
-    """Extend `B0` to all rows of a fused weight, with zeros outside the rows of its role."""
+    """Extend `B0` to all rows of a fused weight, with zeros outside the role's rows."""
     projection, B = initial.planned.projection, initial.factors.B
     extended = B.new_zeros(projection.shape[0], B.shape[1])
     write_rows(extended, projection, B)

@@ -17,7 +17,7 @@ from torch import Tensor
 from ailora.adapter_io.peft_config_file import WEIGHTS_NAME
 from ailora.atomic_io import write_json
 from ailora.errors import ModelError
-from ailora.lora.anchor import anchor_distance, stack_A, stack_B
+from ailora.lora.anchor import compute_anchor_distance, stack_A, stack_B
 from ailora.plain_data import read_json_object
 
 _A, _B = ".lora_A.", ".lora_B."
@@ -54,7 +54,7 @@ def validate_same_anchor(model: PeftModel, folder: Path) -> None:
     for name_A in filter(lambda name: _A in name, initial):
         name_B = name_A.replace(_A, _B)
         # A different thread count changes the product by rounding; different random numbers or batches replace it.
-        if anchor_distance(initial[name_B] @ initial[name_A], state[name_B] @ state[name_A]) is not None:
+        if compute_anchor_distance(initial[name_B] @ initial[name_A], state[name_B] @ state[name_A]) is not None:
             raise ModelError(
                 f"{name_A}: the initial factors differ from those that the run subtracted from the base when it began; "
                 "resume with the same machine, libraries and number of processes, or start the run again in a new "
