@@ -231,7 +231,7 @@ def test_an_adapter_whose_base_is_not_here_is_exported_with_a_warning(
     (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(config))
     with caplog.at_level("WARNING", logger="ailora"):
         report = export(tmp_path / "adapter", tmp_path / "out")
-    assert "not checked whether the file has the factors of every module" in caplog.text
+    assert "not checked whether the file has factors for exactly the modules" in caplog.text
     assert "'nobody/nothing' is neither a folder nor in the hub's cache" in caplog.text
     assert report.to_dict()["completeness_checked"] is False
     (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": None}))

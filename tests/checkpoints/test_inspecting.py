@@ -107,7 +107,7 @@ def test_models_are_read_from_their_headers(base: Path) -> None:
 
 
 def test_what_is_none_of_these(tmp_path: Path) -> None:
-    with pytest.raises(ailora.InputError, match="is none of an adapter"):
+    with pytest.raises(ailora.InputError, match="holds no adapter"):
         inspect(str(tmp_path))
 
 
@@ -141,7 +141,7 @@ def test_unfinished_and_empty_folders_say_what_they_are(base: Path, adapter: Pat
     for name, message in (
         ("my run", r"is a run that has not finished: `ailora train '.*/my run/config\.yaml'` continues it"),
         ("merged", "is not finished: repeat the command that began it"),
-        ("notes", "is none of an adapter .*, a run .* and a model"),
+        ("notes", "holds no adapter .*, run .* or model"),
     ):
         with pytest.raises(ailora.InputError, match=message):
             inspect(str(tmp_path / name))

@@ -461,5 +461,5 @@ def test_a_sum_that_is_not_finite_is_blamed_on_its_source(base: Path, adapter: P
     tensors = load_file(large / "adapter_model.safetensors")
     save_file({k: torch.full_like(v, 1e38) for k, v in tensors.items()}, large / "adapter_model.safetensors")
     (large / "ailora.json").unlink()
-    with pytest.raises(ailora.ModelError, match="after the update of the adapter, whose factors are too large"):
+    with pytest.raises(ailora.ModelError, match="after adding the update: the factors of the adapter are too large"):
         merge(str(base), large, tmp_path / "out")

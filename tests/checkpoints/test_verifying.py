@@ -136,7 +136,7 @@ def test_another_scaling_is_found(base: Path, adapter: Path, tmp_path: Path) -> 
     file.write_text(json.dumps({**config, "lora_alpha": 2 * config["lora_alpha"]}))
     verdict = verify(tmp_path / "scaled", str(base))
     assert results(verdict)["ranks and scalings"] is False
-    assert "is scaled by 2, its plan says 1" in detail(verdict, "ranks and scalings")
+    assert "is scaled by 2 in adapter_config.json, by 1 in the plan" in detail(verdict, "ranks and scalings")
 
 
 def test_a_file_that_was_trained_whole_has_another_anchor(base: Path, tmp_path: Path) -> None:
@@ -261,7 +261,7 @@ def test_a_sidecar_of_another_adapter_is_told_apart(base: Path, adapter: Path, t
     for name in (WEIGHTS, "adapter_config.json"):
         shutil.copy(adapter / name, tmp_path / "above" / "below")
     shutil.copy(tmp_path / "small" / "ailora.json", tmp_path / "above")
-    with pytest.raises(ailora.InputError, match="or its parent folders: its plan is unknown"):
+    with pytest.raises(ailora.InputError, match="or its parent folders: the plan to verify is unknown"):
         verify(tmp_path / "above" / "below", str(base))
 
 

@@ -36,7 +36,7 @@ def test_what_is_left_out_is_said_and_the_rest_written(tmp_path: Path) -> None:
     [
         (["{run}", "--out", "{tmp}/missing/report.html"], "there is no folder"),
         (["{run}", "--out", "{tmp}"], "is a folder"),
-        (["{run}", "--out", "{tmp}/thesis.tex"], "has no mark that ailora wrote it"),
+        (["{run}", "--out", "{tmp}/thesis.tex"], "has no mark of ailora"),
         (["{run}", "--out", "{run}/result.json", "--force"], "which is an input"),
         (["{tmp}/nowhere"], "there is no"),
         (["{tmp}"], "none of a run"),

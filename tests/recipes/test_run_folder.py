@@ -373,7 +373,7 @@ def test_predictions_replace_nothing_that_is_read_and_other_files_by_force(
         (tmp_path / "run" / ".." / "in.csv", True, "is an input"),
         (link, True, "is a link"),
         (folder.result, True, "belongs to .*run, which is an input"),
-        (notes, False, "has no mark that ailora wrote it"),
+        (notes, False, "has no mark of ailora"),
         (tmp_path / "out.csv", True, "is a folder"),
     ):
         with pytest.raises(ailora.InputError, match=message):

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import os
-import re
-import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from io import FileIO
-from pathlib import Path
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ailora.atomic_io import json_bytes, refuse_link, replacing_file, sync_folder, write_bytes
+from ailora.atomic_io import json_bytes, refuse_link, sync_folder, write_bytes
 from ailora.checkpoints.output_dir import OutputDir
-from ailora.errors import InputError, ModelError
-from ailora.path_kind import is_inside
+from ailora.errors import ModelError
 from ailora.safetensors_io import (
     Checkpoint,
     Header,
@@ -34,19 +30,12 @@ from ailora.safetensors_io.header import SAFETENSORS_DTYPES, TORCH_DTYPES
 from ailora.safetensors_io.tensor_digest import drop_digests, has_tensor_digest
 from ailora.weights.base_weight import all_finite
 
-#: Function of a stored tensor that yields blocks of the new rows, in any floating-point dtype.
+#: Function from a stored tensor to blocks of new rows, in any floating-point dtype.
 TensorTransform = Callable[[Tensor], Iterator[Tensor]]
 
 _BLOCK_BYTES = 16 * 2**20
-#: Bytes between two flushes to disk, and so the most that has to be written again after a kill.
+#: Bytes between two flushes to disk; a resumed command writes at most these again.
 _SYNC_BYTES = 256 * 2**20
-#: Files of a model's folder that are not copied: weights, training states, adapters, code, documentation of the base.
-_NOT_COPIED = re.compile(
-    r".*\.(safetensors|index\.json|bin|pt|pth|ckpt|h5|msgpack|gguf|onnx|ot|py|pyc|md)"
-    r"|adapter_.*|ailora\.json|(training_args|trainer_state|optimizer|scheduler|scaler|rng_state).*|\..*"
-)
-#: Folders that belong to a tokenizer.
-_TOKENIZER_FOLDERS = ("chat_templates", "additional_chat_templates")
 
 
 def rewrite(
@@ -57,18 +46,17 @@ def rewrite(
     dtype: torch.dtype | None = None,
     replaced: Mapping[str, StoredTensor] | None = None,
 ) -> None:
-    """Write all shards of a checkpoint into a folder, then the index. An interrupted call can be repeated to resume.
+    """Write all shards of a checkpoint into a folder, then the index. Repeating an interrupted call resumes.
 
     Args:
         checkpoint: Checkpoint to rewrite.
         output: Acquired folder.
-        transforms: Functions that change a tensor, by name. All other tensors are copied byte for byte.
+        transforms: Transforms of tensors, by tensor name. All other tensors are copied byte for byte.
         dtype: Dtype of all floating-point tensors. None keeps the dtype of each tensor.
-        replaced: Tensors from other files that replace tensors of the checkpoint, by name. Tensors with new names are
-            appended to the last shard.
+        replaced: Replacements from other files, by tensor name. Tensors with new names are appended to the last shard.
 
     Raises:
-        ModelError: A changed tensor is not finite in its dtype.
+        ModelError: A transformed or converted tensor is not finite.
     """
     plans = _plan_shards(checkpoint, dtype, replaced or {})
     total = sum(entry.spec.nbytes for plan in plans for entry in plan.entries)
@@ -76,65 +64,29 @@ def rewrite(
         for plan in plans:
             _ShardWriter(plan, output, transforms, bar).write()
     if checkpoint.index is not None:
-        # The index comes last: loaders look for it first, and so never find a half-written model.
+        # The index comes last: loaders look for the index first, and so never find a half-written model.
         write_bytes(
             output.folder / checkpoint.index.name, _build_index(checkpoint, plans, same=dtype is None and not replaced)
         )
 
 
-def copy_auxiliary_files(source: Path, output: OutputDir, *, changed: Mapping[str, bytes] | None = None) -> None:
-    """Copy the files that a model needs in addition to its weights.
-
-    Args:
-        source: Folder of the model.
-        output: Acquired folder.
-        changed: New content by name of the file.
-
-    Raises:
-        InputError: A file is a link to a file outside its folder.
-    """
-    names = list_auxiliary_files(source)
-    for name in names:
-        # Models are downloaded from strangers: a link could copy a private file of this machine into the output.
-        if not is_inside(source / name, (source / name).parent):
-            raise InputError(
-                f"{source / name} is a link to {(source / name).resolve()}, outside its folder, and is not copied: "
-                "replace the link by a copy of the file, or remove it"
-            )
-    for name in names:
-        target = output.folder / name
-        target.parent.mkdir(exist_ok=True)
-        if name in (changed or {}):
-            write_bytes(target, (changed or {})[name])
-            continue
-        with (source / name).open("rb") as read, replacing_file(target) as stream:
-            shutil.copyfileobj(read, stream, _BLOCK_BYTES)
-
-
 def _describe_overflow(source: StoredTensor, block: Tensor, dtype: torch.dtype) -> str:
-    """Describe why a tensor cannot be written: it overflows the dtype, or had NaN or infinite entries before."""
+    """Explain a tensor that is not finite: overflow of the dtype, NaN entries of the source, or a too large update."""
     if all_finite(block):
         return f"{source} is not finite when written in {dtype}: choose another dtype"
     if not all_finite(read_tensor(source)):
         return f"{source} holds NaN or infinite entries: the model is damaged, or its training diverged"
-    return f"{source} is not finite after the update of the adapter, whose factors are too large"
-
-
-def list_auxiliary_files(source: Path) -> list[str]:
-    """List the files that a model needs in addition to its weights: configurations, tokenizers, chat templates."""
-    folders = [source, *(source / name for name in _TOKENIZER_FOLDERS)]
-    files = [file for folder in folders if folder.is_dir() for file in sorted(folder.iterdir()) if file.is_file()]
-    return [str(file.relative_to(source)) for file in files if not _NOT_COPIED.fullmatch(file.name)]
+    return f"{source} is not finite after adding the update: the factors of the adapter are too large"
 
 
 def list_shard_names(checkpoint: Checkpoint) -> list[str]:
-    """List the names of the files written by `rewrite`: shards and index."""
+    """List the file names of a checkpoint: shards, and the index if there is one."""
     return [*checkpoint.headers, *([checkpoint.index.name] if checkpoint.index else [])]
 
 
 @dataclass(frozen=True)
 class _Entry:
-    """A tensor of a new shard, and the stored tensor from which it is written."""
+    """A tensor in a new shard, and the stored tensor with its content."""
 
     spec: TensorSpec
     source: StoredTensor
@@ -146,7 +98,7 @@ class _Entry:
 
 @dataclass(frozen=True)
 class _ShardPlan:
-    """A new shard: name of its file, header, and tensors in the order of the file."""
+    """A new shard: file name, header, and tensors in file order."""
 
     name: str
     header: bytes
@@ -175,9 +127,9 @@ def _build_spec(name: str, stored: StoredTensor, dtype: torch.dtype | None) -> T
 
 
 def _build_header(header: Header, entries: list[_Entry], *, same: bool) -> bytes:
-    """Format the header of a shard. With the same names, dtypes and shapes, the bytes of the old header are kept."""
+    """Format the header of a shard. With unchanged names, dtypes and shapes, the bytes of the old header are kept."""
     first = next(iter(header.tensors.values()), None)
-    # A transformed tensor keeps its name, dtype and shape, and does not fit the old digest.
+    # Transformed tensors keep name, dtype and shape, but not the digest in the header.
     if same and first is not None and not has_tensor_digest(header):
         with first.file.open("rb") as stream:
             return stream.read(min(stored.start for stored in header.tensors.values()))
@@ -195,9 +147,9 @@ def _build_index(checkpoint: Checkpoint, plans: list[_ShardPlan], *, same: bool)
 
 
 class _ShardWriter:
-    """Writer of a single shard, which keeps a journal of how many tensors are on disk.
+    """Writer of a single shard, with a journal of the tensors on disk.
 
-    The shard grows in `.ailora/shards` and is renamed to its final path when it is complete.
+    The shard grows in `.ailora/shards`, and is renamed to its final path when complete.
     """
 
     def __init__(
@@ -217,7 +169,7 @@ class _ShardWriter:
         mode = "r+b" if done else "wb"
         with open(self._file, mode, buffering=0, opener=refuse_link) as stream, ThreadPoolExecutor(1) as notes:
             reached = self._offset(done)
-            # Bytes after the last tensor in the journal may not have reached the disk.
+            # Bytes after the last tensor in the journal may be incomplete, and are written again.
             stream.truncate(reached)
             stream.seek(reached)
             if not done:
@@ -227,7 +179,7 @@ class _ShardWriter:
             for number, entry in enumerate(self._plan.entries[done:], done):
                 self._write_entry(entry, stream)
                 self._bar.update(entry.spec.nbytes)
-                # A thread flushes while the next tensors are written: waiting would cost a third of the time.
+                # A thread flushes during the next writes: waiting for the disk would cost a third of the time.
                 if stream.tell() - noted >= _SYNC_BYTES and (note is None or note.done()):
                     if note is not None:
                         note.result()
@@ -235,7 +187,7 @@ class _ShardWriter:
                     note = notes.submit(self._note, stream, number + 1)
             if note is not None:
                 note.result()
-            # Flushed before the rename: after a power loss, the final name must not belong to an incomplete file.
+            # Flushed before the rename: after a power loss, the final name must not name an incomplete file.
             os.fsync(stream.fileno())
         self._file.replace(self._target)
         sync_folder(self._target.parent)
@@ -258,12 +210,12 @@ class _ShardWriter:
         assert written == entry.spec.nbytes, entry
 
     def _note(self, stream: FileIO, tensors: int) -> None:
-        """Flush the file to disk, then write the number of its complete tensors into the journal."""
+        """Flush the shard to disk, then record the number of complete tensors in the journal."""
         os.fsync(stream.fileno())
         write_bytes(self._journal, str(tensors).encode())
 
     def _finished_tensors(self) -> int:
-        """Return the number of tensors that an interrupted command has flushed to disk."""
+        """Return the number of tensors on disk from an interrupted command."""
         try:
             done = int(self._journal.read_bytes())
             size = self._file.stat().st_size
@@ -272,7 +224,7 @@ class _ShardWriter:
         return done if 0 < done <= len(self._plan.entries) and size >= self._offset(done) else 0
 
     def _offset(self, tensors: int) -> int:
-        """Return the offset in bytes at which the first `tensors` tensors end; 0 without tensors."""
+        """Return the end of the first `tensors` tensors, an offset in bytes; 0 without tensors."""
         if not tensors:
             return 0
         return len(self._plan.header) + sum(entry.spec.nbytes for entry in self._plan.entries[:tensors])
@@ -289,12 +241,12 @@ def _copy(stored: StoredTensor, target: FileIO) -> None:
                     raise ModelError(f"{stored.file} has shrunk: tensor {stored.name!r} ends at byte {stored.stop}")
                 left -= count
     except FileNotFoundError as error:
-        raise ModelError(f"{stored.file} was removed while it was read") from error
+        raise ModelError(f"{stored.file} was removed during reading") from error
 
 
 def _copy_block(source: FileIO, target: FileIO, offset: int, count: int) -> int:
-    """Append a block of a file to another file, and return the number of bytes copied."""
-    # Copying in the kernel, and flushing in a thread, brings `merge` from 58 % of the speed of `cp` to 70 to 79 %.
+    """Append a block to a file, and return the number of bytes copied."""
+    # Copies in the kernel and flushes in a thread raise the speed of `merge` from 58 % of `cp` to 70 to 79 %.
     if sys.platform == "linux":
         return os.sendfile(target.fileno(), source.fileno(), offset, min(count, _BLOCK_BYTES))
     source.seek(offset)
@@ -304,7 +256,8 @@ def _copy_block(source: FileIO, target: FileIO, offset: int, count: int) -> int:
 
 
 def _write(target: FileIO, content: memoryview | bytes) -> None:
-    """Write all of the content, in several calls, because a single call writes at most 2 GiB."""
+    """Write the whole content."""
+    # A single call writes at most 2 GiB.
     rest = memoryview(content)
     while rest:
         rest = rest[target.write(rest) :]

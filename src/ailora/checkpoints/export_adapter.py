@@ -1,4 +1,4 @@
-"""`ailora export`: convert a trained adapter to a plain LoRA for servers, exactly or with a smaller rank."""
+"""`ailora export`: convert a trained adapter to a plain LoRA for servers, exact or with a smaller rank."""
 
 from __future__ import annotations
 
@@ -51,9 +51,9 @@ class ExportReport:
         dtype: Dtype of the factors.
         errors: Frobenius norms of the error and of the update, by module.
         error: Norm of the error over all modules, relative to the norm of the update; 0 for an exact export.
-        saved_modules: Exported tensors of modules trained in full, which most servers refuse.
+        saved_modules: Exported tensors of fully fine-tuned modules, which most servers refuse.
         completeness_checked: Whether the adapter was checked for missing and additional modules. False for a stock
-            adapter whose base model is not available.
+            adapter without an available base model.
     """
 
     folder: str
@@ -66,7 +66,7 @@ class ExportReport:
 
     @property
     def vllm_max_lora_rank(self) -> int | None:
-        """Smallest value of vLLM's `max_lora_rank` that accepts this rank. None for ranks above 512."""
+        """Smallest sufficient value of vLLM's `max_lora_rank`. None for ranks above 512."""
         return next((limit for limit in _VLLM_RANKS if limit >= self.rank), None)
 
     def to_dict(self) -> dict[str, object]:
@@ -85,27 +85,27 @@ def export(
 ) -> ExportReport:
     """Write an adapter as a plain LoRA for the untouched base, with a single rank and scaling for all modules.
 
-    Servers read a single rank and a single alpha. Factors of smaller rank are padded with zeros, and different scalings
-    are multiplied into `B`. Without `rank` and `energy`, the export is exact up to the rounding of the dtype. With
-    either, each update is replaced by its best approximation of the new rank, without forming `B A`.
+    Servers read a single rank and a single alpha. Zeros pad factors of smaller rank, and `B` absorbs scalings that
+    differ between modules. Without `rank` and `energy`, the export is exact up to rounding in the dtype. With either,
+    each update is replaced by the best approximation of the new rank, without forming `B A`.
 
-    The base model is needed only to check that a stock adapter is complete. If the model is not available, a warning
-    says so.
+    Only a stock adapter needs the base model, to check completeness. Without the model, a warning names the omitted
+    check.
 
     Args:
         adapter: Folder of an adapter, or of a run.
         out: Folder to write.
         rank: New rank of every module. None keeps the largest rank.
-        energy: Share of `|dW|^2` to keep in every module, 0 < energy <= 1. The smallest sufficient rank is chosen.
-        dtype: Dtype of the factors: fp32, bf16 or fp16. Modules trained in full keep their dtype.
+        energy: Share of `|dW|^2` to keep in every module, 0 < energy <= 1, with the smallest sufficient rank.
+        dtype: Dtype of the factors: fp32, bf16 or fp16. Fully fine-tuned modules keep their dtype.
         force: Whether to replace existing files in `out`.
 
     Returns:
         The report, with the rank and the errors.
 
     Raises:
-        InputError: The adapter is invalid, needs residual weights, overflows the dtype, or is a DoRA to which `rank` or
-            `energy` is applied; or `rank` or `energy` is out of range; or both are given.
+        InputError: The adapter is invalid, needs residual weights or overflows the dtype; `rank` or `energy` is out of
+            range, given for a DoRA, or given together with the other.
     """
     torch_dtype = parse_dtype(dtype)
     checkpoint = AdapterCheckpoint.open(adapter)
@@ -127,7 +127,7 @@ def export(
     output = OutputDir(out)
     with output.acquire(request, reads=reads, writes=[WEIGHTS_NAME, CONFIG_NAME, METADATA_NAME], force=force) as done:
         if done:
-            # The report needs the errors of all modules; the files contain only the total.
+            # The report contains the errors of all modules, the files only the total.
             conversion.measure()
         else:
             conversion.write(output.folder)
@@ -146,14 +146,14 @@ def export(
 
 @dataclass(frozen=True)
 class _Conversion:
-    """Conversion of the factors, module by module, which records the errors.
+    """Conversion of the factors, module by module, with a record of the errors.
 
     Attributes:
         checkpoint: Adapter to export.
         rank: Rank of all modules.
         scaling: Scaling of all modules. None multiplies the scaling of each module into its `B`.
         dtype: Dtype of the factors.
-        exact: Whether to pad factors with zeros instead of recompressing them.
+        exact: Whether to pad factors with zeros. False recompresses factors to the new rank.
         errors: Norms of the error and of the update, by module; filled during the conversion.
     """
 
@@ -176,7 +176,7 @@ class _Conversion:
         return lost / update if update > 0 else 0.0
 
     def measure(self) -> None:
-        """Compute the errors of a finished export, without writing."""
+        """Compute the errors of a finished export without writing files."""
         for _ in self._factors():
             pass
 
@@ -186,7 +186,7 @@ class _Conversion:
         if self.checkpoint.metadata:
             exported = Exported(rank=self.rank, dtype=self.dtype_name, error=self.error)
             self.checkpoint.metadata.model_copy(update={"exported": exported}).write(folder)
-        # The configuration comes last: loaders look for it first, and so never find a half-written adapter.
+        # The configuration comes last: loaders look for this file first, and so never find a half-written adapter.
         config = json_bytes(self._config())
         write_digests(folder, pending={CONFIG_NAME: config})
         write_bytes(folder / CONFIG_NAME, config)
@@ -206,7 +206,7 @@ class _Conversion:
         if not (all_finite(new_A) and all_finite(new_B)):
             raise InputError(f"{weights.module}: factors of the export are not finite in {self.dtype}")
         lost = 0.0
-        # Padding alone is exact: a computed error would be rounding of the computation.
+        # Padding alone is exact: computing an error would yield rounding of the computation.
         if not self.exact or self.dtype is not A.dtype or self.scaling is None:
             new_scaling = 1.0 if self.scaling is None else self.scaling
             lost = compute_distance((weights.scaling * B.double(), A), (new_scaling * new_B.double(), new_A))
@@ -247,12 +247,12 @@ def _check_complete(checkpoint: AdapterCheckpoint) -> bool:
     """Refuse an adapter with missing or additional modules.
 
     Returns:
-        Whether the adapter was checked. False if it is a stock adapter whose base model is not available.
+        Whether the adapter was checked. False for a stock adapter without an available base model.
 
     Raises:
         InputError: The adapter lacks a module, or has additional ones.
     """
-    # The plan in `ailora.json` names all modules, and has already been compared with the file.
+    # Opening the adapter has compared the file with `ailora.json`, which names all modules.
     if checkpoint.metadata is not None:
         return True
     name = checkpoint.config.get("base_model_name_or_path")
@@ -262,7 +262,7 @@ def _check_complete(checkpoint: AdapterCheckpoint) -> bool:
         base = load_on_meta(str(model_folder(name)), checkpoint.task_type, any_class=True)
     except InputError as error:
         _LOG.warning(
-            "%s: not checked whether the file has the factors of every module that %s adapts, and no others. The check "
+            "%s: not checked whether the file has factors for exactly the modules selected by %s, because the check "
             "needs the base model: %s",
             checkpoint.folder,
             CONFIG_NAME,
@@ -300,17 +300,17 @@ def _find_rank(values: Tensor, energy: float) -> int:
     total = squares.sum()
     if total == 0:
         return 1
-    # Because of rounding, the last cumulative sum may be smaller than the total.
+    # Rounding may leave the last cumulative sum below the total.
     reached = squares.cumsum(0) >= energy * total * (1 - 1e-12)
     return int(reached.to(torch.uint8).argmax()) + 1
 
 
 def _find_shared_scaling(checkpoint: AdapterCheckpoint, rank: int) -> float | None:
-    """Return the common scaling of all modules. None if they differ, or if alpha would not be a whole number."""
+    """Return the common scaling of all modules. None if scalings differ, or if alpha would not be an integer."""
     scalings = {weights.scaling for weights in checkpoint.modules.values()}
     if len(scalings) == 1:
         (scaling,) = scalings
-        # Servers expect a whole number as alpha.
+        # Servers expect an integer alpha.
         if scaling * rank == int(scaling * rank):
             return scaling
     return None

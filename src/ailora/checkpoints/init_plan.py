@@ -1,4 +1,4 @@
-"""Plan a run of `ailora init` from the model configuration and safetensors headers, before any weight is read."""
+"""Plan a run of `ailora init` from the model's configuration and headers, before any weight is read."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from ailora.roles import Role
 from ailora.safetensors_io import Checkpoint, StoredTensor
 from ailora.spectral import flops
 
-#: Memory bound of `ailora init`: working copies of the largest matrix, and a margin in bytes for everything else.
+#: Memory bound of `ailora init`: working copies of the largest matrix, and a margin in bytes for all other memory.
 _MATRIX_COPIES, _MARGIN_BYTES = 6, 128 * 2**20
 
 
@@ -34,7 +34,7 @@ class InitPlan:
 
     Attributes:
         model: Name of the model, as given.
-        base: Base model on the meta device, with the class that the task type selects.
+        base: Base model on the meta device, in the class selected by the task type.
         checkpoint: Checkpoint of the model.
         plan: Adapter settings of every projection.
         weights: Stored weight of each adapted module.
@@ -69,9 +69,7 @@ class InitPlan:
         num_labels: int | None = None,
         seed: int = 0,
     ) -> InitPlan:
-        """Plan an adapter for a checkpoint.
-
-        See `init` for the arguments.
+        """Plan an adapter for a checkpoint. See `init` for the arguments.
 
         Returns:
             The plan of the run, with a stored weight for every adapted module.
@@ -119,16 +117,16 @@ class InitPlan:
 
     @property
     def bytes_to_read(self) -> int:
-        """Size of the planned weights in bytes. Shared weights count once."""
+        """Size of the adapted weights in bytes. Shared weights count once."""
         return sum({weight.tensor.name: weight.tensor.nbytes for weight in self.weights.values()}.values())
 
     @property
     def memory_bound(self) -> int:
-        """Upper bound, in bytes, on the memory of one worker's decompositions, beyond the process's own memory."""
+        """Upper bound in bytes on the memory for a worker's decompositions, in addition to the process itself."""
         return max(_working_bytes(weight.tensor) for weight in self.weights.values()) * _MATRIX_COPIES + _MARGIN_BYTES
 
     def estimate(self, *, device: str = "cpu") -> dict[str, float]:
-        """Estimate the cost of the work, without reading a weight.
+        """Estimate the cost without reading a weight.
 
         Args:
             device: Device of the decompositions.
@@ -156,14 +154,14 @@ class InitPlan:
         """Build the tasks of all modules, in the order of the plan.
 
         Args:
-            parts_folder: Folder for the partial results, a file for each module.
+            parts_folder: Folder for the results, a file for each module.
             device: Device of the decompositions.
             cached: Whether to use the cache of decompositions.
 
         Returns:
             The tasks.
         """
-        # Tasks go to other processes, and each carries its own adapters.
+        # Tasks are pickled for worker processes, and `adapters` already holds the adapters of the module.
         plan_without_adapters = replace(self.plan, adapters=())
         return [
             ModuleTask(
@@ -180,27 +178,26 @@ class InitPlan:
 
     @property
     def recorded_name(self) -> str:
-        """Name of the base model in the adapter's configuration: the absolute path of a folder, or the hub id."""
+        """Name of the base model for the adapter's configuration: the absolute path of a folder, or the hub id."""
         local = self.model.startswith("builtin:") or Path(self.model).expanduser().is_dir()
         return str(model_folder(self.model)) if local else self.model
 
     @property
     def reads(self) -> list[Path]:
-        """Files that `init` reads: shards and configuration."""
+        """Input files: shards and configuration."""
         folder = self.checkpoint.folder
-        # Headers are keyed by the names of the shards.
         return [*(folder / name for name in self.checkpoint.headers), folder / "config.json"]
 
     @property
     def request(self) -> dict[str, object]:
-        """Inputs that determine the result, as plain data."""
+        """Inputs of the command, as plain data."""
         return {
             "command": "init",
             "model": self.recorded_name,
             "seed": self.seed,
             "files": {file.name: read_file_state(file) for file in self.reads},
             "labels": self.base.config.num_labels,
-            # An unfinished folder is resumed if its whole request matches; requests of earlier versions have this key.
+            # Requests of earlier versions have this key, and resuming their folders requires equal requests.
             "plan": {**self.plan.to_dict(), "layer_replication": None},
             "versions": library_versions(),
         }
@@ -214,16 +211,16 @@ def _load_base(model: Path | str, task_type: str | None, num_labels: int | None)
     base = load_on_meta(str(folder), task_type, num_labels=num_labels)
     if task_type is None and type(base).__name__ not in (base.config.architectures or []):
         raise InputError(
-            f"the configuration of {model} names no architecture of transformers, so that the tensor names of the "
-            "adapter file are unknown: give the task type (--task-type), such as CAUSAL_LM"
+            f"the configuration of {model} names no architecture of transformers, which determines the tensor names in "
+            "the adapter file: give the task type (--task-type), such as CAUSAL_LM"
         )
     return base
 
 
 def _with_stored_dtypes(plan: Plan, weights: Mapping[str, StoredWeight]) -> Plan:
-    """Set the dtypes of a plan to those of the checkpoint."""
+    """Return a plan with the dtypes of the checkpoint."""
     adapters = []
-    # A model on the meta device has the default dtype, not that of its checkpoint.
+    # A model on the meta device has the default dtype instead.
     for planned in plan.adapters:
         dtype = str(weights[planned.projection.module].tensor.torch_dtype).removeprefix("torch.")
         adapters.append(replace(planned, projection=replace(planned.projection, dtype=dtype)))

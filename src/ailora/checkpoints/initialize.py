@@ -1,4 +1,4 @@
-"""`ailora init`: write the initial adapter of a checkpoint, with a single matrix in memory at a time."""
+"""`ailora init`: write the initial adapter for a checkpoint, with a single matrix in memory at a time."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from ailora.plan.make_plan import PerModule
 from ailora.roles import Role
 from ailora.safetensors_io import Header, StoredTensor, TensorSpec, read_header, read_tensor, write_tensors
 
-#: Files of an adapter. The configuration is written last, because loaders look for it first.
+#: Files of an adapter, in the order of writing. Loaders look for the configuration first, so that it comes last.
 _WRITTEN = (WEIGHTS_NAME, METADATA_NAME, CONFIG_NAME)
 
 
@@ -50,10 +50,10 @@ class InitReport:
     Attributes:
         folder: Folder of the adapter.
         modules: Number of adapted modules.
-        bytes_read: Total size in bytes of the weights that were read.
-        floored: Number of directions whose singular value was raised to the floor, by projection.
+        bytes_read: Total size in bytes of the weights read.
+        floored: Number of directions with a clamped singular value, by projection.
         seconds: Seconds for `read`, `decompose` and `write`, summed over all processes, and `total` for this process.
-        resumed: Number of modules that an interrupted run had already finished.
+        resumed: Number of modules already finished by an interrupted run.
     """
 
     folder: str
@@ -92,13 +92,13 @@ def init(
     cached: bool = True,
     force: bool = False,
 ) -> InitReport:
-    """Write the initial adapter that `adapt` would create, without loading the model.
+    """Write the initial adapter of a model to a folder, without loading the model.
 
-    Only the adapted weights are read, matrix by matrix. The result is a stock PEFT adapter for the untouched
-    checkpoint, with an update of exactly zero.
+    `init` computes the adapter of `adapt`, but reads only the adapted weights, matrix by matrix. The result is a stock
+    PEFT adapter for the untouched checkpoint, with an update of exactly zero.
 
-    If the call is interrupted, repeating it resumes; repeating a finished call does nothing. Under torchrun or
-    `accelerate launch`, the ranks share the work and write to a common `out`.
+    Repeating an interrupted call resumes; repeating a finished call does nothing. Under torchrun or `accelerate
+    launch`, the ranks share the work and write to a common `out`.
 
     Args:
         model: Local folder, hub id with a snapshot in the cache, or `builtin:minilm`.
@@ -107,20 +107,20 @@ def init(
         rank: Rank r, or `{role or regex: rank}`; the first matching key counts.
         alpha: The numerator of the scaling, a number or `{role or regex: alpha}`. None means alpha = rank, a scaling of
             1, or of sqrt(r) with `rslora`.
-        roles: Roles to adapt. None means the roles that the policy names, or query and value if it names none.
+        roles: Roles to adapt. None means the roles named by the policy, or query and value for a policy without names.
         role_names: `{regex: role}` for modules without a naming rule.
-        modules: A regular expression; only modules whose names contain a match are adapted.
+        modules: A regular expression that module names must match in part. None adapts all modules of the roles.
         form: Form of the adapter: `anchored` or `stock`.
         dropout: Dropout probability of the adapter's input, in [0, 1).
         rslora: Whether to scale by alpha / sqrt(r) instead of alpha / r.
         dora: Whether to also train magnitudes (DoRA).
-        modules_to_save: Names of modules to train in full. None means the usual heads of the task type.
-        task_type: PEFT's task type. It selects the class of the model, and so the tensor names in the file. None means
-            the class in the configuration.
-        couple_roles: Whether every role of a fused weight trains all rows of the weight, not only the rows of the role.
+        modules_to_save: Names of modules to fine-tune fully. None means the usual heads of the task type.
+        task_type: PEFT's task type, which selects the class of the model, and with it the tensor names in the file.
+            None means the class in the configuration.
+        couple_roles: Whether every role of a fused weight trains all rows of the weight, not just the role's rows.
         num_labels: Number of outputs of a classification head. None means the number in the configuration.
         seed: Seed for the factors of plain LoRA and for new heads.
-        device: Device that computes the decompositions: `cpu` or `cuda`.
+        device: Device of the decompositions: `cpu` or `cuda`.
         workers: Number of processes, which share the cores.
         cached: Whether to use the cache of decompositions.
         force: Whether to replace existing files in `out`.
@@ -131,8 +131,7 @@ def init(
     Raises:
         InputError: An argument is out of range, the checkpoint or the device is not available, or `out` cannot be used
             (see `OutputDir.acquire`).
-        ModelError: The model has no naming rule, or a weight is missing, is quantized, has an unexpected shape, or is
-            not finite.
+        ModelError: The model has no naming rule; or a weight is missing, quantized, not finite, or of unexpected shape.
     """
     started = time.perf_counter()
     plan = InitPlan.from_model(
@@ -163,18 +162,18 @@ def _execute(plan: InitPlan, output: OutputDir, *, device: str, workers: int, ca
         raise InputError(f"workers must be a whole number of at least 1, got {workers!r}")
     validate_device(device)
     acquired = output.acquire(plan.request, reads=plan.reads, writes=_WRITTEN, force=force)
-    # The ranks exchange results as files in the common folder, not as tensors.
+    # Ranks exchange results as files in the common folder, from which a killed command resumes.
     with init_process_group_if_launched(), on_main(acquired) as done:
         tasks = plan.build_tasks(output.parts, device=device, cached=cached)
         folder, count = str(output.folder), len(tasks)
         if done:
             floored = AdapterMetadata.read(output.folder / METADATA_NAME).floored
             return InitReport(folder, count, 0, floored, {}, count)
-        # Every rank takes its shard of the full list, because other ranks may already have finished some tasks.
-        # Tasks are sorted by cost and dealt in turn, which balances the ranks.
+        # All ranks divide the full list, because some tasks may finish before a rank looks which are left. Dealing in
+        # turn from a list sorted by cost balances the ranks.
         shard = local_shard(sorted(tasks, key=lambda task: -task.flops))
         left = [task for task in shard if not task.is_finished()]
-        # An error on a rank ends all ranks; otherwise the others would wait for the missing results.
+        # An error on a rank ends all ranks; otherwise, the remaining ranks would wait for missing results.
         with raise_on_all_ranks():
             timings = _run_tasks(left, workers=workers)
         floored: dict[str, int] = {}
@@ -206,7 +205,7 @@ def _assemble(plan: InitPlan, folder: Path, tasks: list[ModuleTask]) -> dict[str
     """Assemble the adapter from the results of all tasks.
 
     Returns:
-        Number of directions whose singular value was raised to the floor, by projection.
+        Number of directions with a clamped singular value, by projection.
     """
     results = {task.module: read_header(task.file) for task in tasks}
     floored = {name: n for h in results.values() for name, n in json.loads(h.metadata["floored"]).items()}
@@ -234,7 +233,7 @@ def _config_bytes(plan: InitPlan) -> bytes:
     config.base_model_name_or_path = plan.recorded_name
     config.modules_to_save = get_saved_module_names(plan.plan.options) or None
     config.inference_mode = True
-    # PEFT offers the conversion of a configuration to JSON only in `save_pretrained`.
+    # PEFT converts a configuration to JSON only in `save_pretrained`.
     with tempfile.TemporaryDirectory() as folder:
         config.save_pretrained(folder)
         return (Path(folder) / CONFIG_NAME).read_bytes()

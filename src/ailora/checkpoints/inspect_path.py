@@ -23,24 +23,24 @@ from ailora.roles import find_projections
 from ailora.safetensors_io import Checkpoint
 from ailora.weights.checkpoint_keys import match_checkpoint_keys
 
-#: Number of an update's singular values in a summary.
+#: Number of singular values in a summary.
 _MAX_VALUES = 4
 
 
 @dataclass(frozen=True)
 class RoleSummary:
-    """Summary of the adapters of a role. Norms and singular values are root mean squares over the modules.
+    """Summary of the adapters with a role. Norms and singular values are root mean squares over the modules.
 
     Attributes:
-        role: Name of the role, such as query. For a stock adapter, the name of the module with a star for the layer.
+        role: Name of the role, such as query. For a stock adapter, the module name with a star for the layer number.
         start: Name of the init. Empty if unknown.
         modules: Number of modules.
         rank: Ranks in the file, joined by commas.
         scaling: Scalings of the factors, joined by commas.
-        anchor: Norm of the anchor's product, `|s B0 A0|`. None without an anchor.
+        anchor: Norm of the anchor, `|s B0 A0|`. None without an anchor.
         update: Norm of the update, `|dW|`.
-        moved_A: Relative change of the factor `A`, `|dA| / |A0|`. None without an anchor.
-        moved_B: Relative change of the factor `B`, `|dB| / |B0|`. None without an anchor.
+        moved_A: Relative change of `A`, `|dA| / |A0|`. None without an anchor.
+        moved_B: Relative change of `B`, `|dB| / |B0|`. None without an anchor.
         stable_rank: Stable rank of the update, `|dW|^2 / |dW|_2^2`.
         values: Largest singular values of `dW`, at most four.
     """
@@ -65,10 +65,10 @@ def inspect(path: str) -> dict[str, object]:
         path: Folder of an adapter or of a run; or a model: a folder, a hub id in the cache, or `builtin:minilm`.
 
     Returns:
-        Plain data, with `kind` being `adapter`, `run` or `model`.
+        Plain data; `kind` is `adapter`, `run` or `model`.
 
     Raises:
-        InputError: The path is none of these, or a file is damaged.
+        InputError: The path is no adapter, run or model, or a file is damaged.
         ModelError: The model has no naming rule, or its weights are missing.
     """
     folder, kind = Path(path).expanduser(), detect_path_kind(path)
@@ -90,8 +90,8 @@ def inspect(path: str) -> dict[str, object]:
 
 
 def _validate_finished(folder: Path, kind: PathKind | None) -> None:
-    """Refuse an unfinished folder, and a folder that is no adapter, run or model."""
-    # Hub ids and `builtin:minilm` are models.
+    """Refuse an unfinished folder, and a folder without an adapter, run or model."""
+    # Hub ids and `builtin:minilm` are no folders.
     if not is_folder(folder):
         return
     validate_finished(folder)
@@ -101,10 +101,7 @@ def _validate_finished(folder: Path, kind: PathKind | None) -> None:
             f"{folder} is a run that has not finished: `{command}` continues it, `ailora report` shows its progress"
         )
     if kind is None:
-        raise InputError(
-            f"{folder} is none of an adapter (it would hold adapter_config.json), a run (config.yaml) and a model "
-            "(config.json)"
-        )
+        raise InputError(f"{folder} holds no adapter (adapter_config.json), run (config.yaml) or model (config.json)")
 
 
 def _inspect_adapter(adapter: AdapterCheckpoint) -> dict[str, object]:
@@ -136,7 +133,7 @@ def _is_anchor_trained(adapter: AdapterCheckpoint, plan: Plan | None) -> bool | 
 
 @dataclass(frozen=True)
 class _ModuleStats:
-    """Statistics of the update of a module, or of a role of a fused module.
+    """Statistics of an update, for a module or for a role of a fused module.
 
     Attributes:
         update: Norms and singular values of the update.
@@ -163,7 +160,7 @@ def _summarize_roles(adapter: AdapterCheckpoint, plan: Plan) -> Iterator[RoleSum
 
 
 def _summarize_modules(adapter: AdapterCheckpoint) -> Iterator[RoleSummary]:
-    """Summarize a stock adapter by module names, in which a star replaces the index of the layer."""
+    """Summarize a stock adapter by module name, with a star for the layer number."""
     groups: dict[str, list[_ModuleStats]] = {}
     for module in tqdm(adapter.modules.values(), "measuring", unit="matrix", leave=False, disable=None):
         A, B = module.read_factors()
@@ -182,7 +179,7 @@ def _summarize(role: str, start: str, modules: list[_ModuleStats]) -> RoleSummar
         numbers = [value for value in values if value is not None]
         return root_mean_square(numbers) if numbers else None
 
-    # Modules of unequal ranks have different numbers of singular values.
+    # Modules of different ranks have different numbers of singular values; the mean needs a value from each.
     count = min(_MAX_VALUES, *(len(update.singular_values) for update in updates))
     return RoleSummary(
         role=role,
@@ -200,7 +197,7 @@ def _summarize(role: str, start: str, modules: list[_ModuleStats]) -> RoleSummar
 
 
 def _read_metrics(file: Path) -> dict[str, object]:
-    # Reading a named pipe, for which `exists` is also true, would wait forever for a writer.
+    # `exists` would also accept a named pipe, and reading that would wait forever for a writer.
     if not file.is_file():
         return {"metrics": None}
     try:

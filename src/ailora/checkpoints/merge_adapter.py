@@ -16,13 +16,8 @@ from ailora.adapter_io.completeness import validate_complete
 from ailora.adapter_io.lora_weights import LoraWeights
 from ailora.adapter_io.peft_config_file import validate_plain
 from ailora.atomic_io import json_bytes
-from ailora.checkpoints.checkpoint_writer import (
-    TensorTransform,
-    copy_auxiliary_files,
-    list_auxiliary_files,
-    list_shard_names,
-    rewrite,
-)
+from ailora.checkpoints.auxiliary_files import copy_auxiliary_files, list_auxiliary_files
+from ailora.checkpoints.checkpoint_writer import TensorTransform, list_shard_names, rewrite
 from ailora.checkpoints.modules_to_save import SavedTensors, find_saved_tensors
 from ailora.checkpoints.output_dir import OutputDir
 from ailora.checkpoints.request import read_file_state
@@ -36,7 +31,7 @@ from ailora.weights.base_weight import matches_fingerprint
 from ailora.weights.checkpoint_keys import checkpoint_key_map
 from ailora.weights.tied_weights import validate_untied
 
-#: Entries of a weight that are merged at a time.
+#: Maximum number of entries merged at a time.
 _BLOCK_ENTRIES = 4 * 2**20
 
 
@@ -47,7 +42,7 @@ class MergeReport:
     Attributes:
         folder: Folder of the merged model.
         merged: Number of weights changed by the adapter.
-        saved_modules: Tensors of modules trained in full, which replace those of the base.
+        saved_modules: Tensors of fully fine-tuned modules, which replace tensors of the base.
         bytes: Size of the merged tensors in bytes.
     """
 
@@ -64,11 +59,10 @@ class MergeReport:
 def merge(
     base: str, adapter: Path | str, out: Path | str, *, dtype: str | None = None, force: bool = False
 ) -> MergeReport:
-    """Write a checkpoint in which `W + s B A` replaces every adapted weight, without loading the model.
+    """Write a checkpoint with `W + s B A` in the place of every adapted weight, without loading the model.
 
     Sums are computed in float32 and rounded once. All other tensors are copied byte for byte, together with the
-    configuration and the tokenizer. The result loads with `from_pretrained`. If the call is interrupted, repeating it
-    resumes.
+    configuration and the tokenizer. The result loads with `from_pretrained`. Repeating an interrupted call resumes.
 
     Args:
         base: Base model: a folder, a hub id in the cache, or `builtin:minilm`.
@@ -82,8 +76,8 @@ def merge(
 
     Raises:
         InputError: The adapter, the base or the output folder is invalid, or the adapter is not a supported LoRA.
-        ModelError: The adapter was made for another base; a weight is quantized or missing, has an unexpected shape, or
-            is not finite after merging; or a head does not fit the model.
+        ModelError: The adapter was made for a different base; a weight is quantized, missing, of unexpected shape, or
+            not finite after merging; or a head does not fit the model.
     """
     target = None if dtype is None else parse_dtype(dtype)
     trained = AdapterCheckpoint.open(adapter)
@@ -95,20 +89,20 @@ def merge(
         weights[module].tensor.name: _build_transform(lora, weights[module], trained)
         for module, lora in trained.modules.items()
     }
-    # Modules with tied weights share an entry of the dictionary.
+    # Tied modules share an entry of `transforms`.
     if len(transforms) < len(weights):
         raise ModelError("two adapted modules share a weight, which cannot hold both updates")
     validate_complete(trained, model)
-    # The entries of saved modules and of magnitudes are not checked later.
+    # Later steps check only the merged weights, neither saved modules nor magnitudes.
     trained.validate_finite()
     saved = find_saved_tensors(trained, model, checkpoint)
     stored_names = {name: tensor for tensor, name in checkpoint_key_map(model, checkpoint.tensors).items()}
     replaced = {stored_names.get(name, name): stored for name, stored in saved.tensors.items()}
     reads = [folder / name for name in (*list_shard_names(checkpoint), "config.json")]
-    # The labels and the padding token of the run go into the configuration.
+    # The result of the run has labels and a padding token for the configuration.
     reads += [*trained.files, *filter(None, [_find_result_file(trained)])]
     if target and (fp8 := next((t for t in checkpoint.tensors.values() if t.dtype.startswith("F8")), None)):
-        raise ModelError(f"{fp8} belongs to a quantized checkpoint, which must keep its dtype: leave out the dtype")
+        raise ModelError(f"{fp8} belongs to a quantized checkpoint, which must keep its dtypes: leave out the dtype")
     request = {
         "command": "merge",
         "base": str(folder),
@@ -142,7 +136,7 @@ def _build_transform(lora: LoraWeights, stored: StoredWeight, adapter: AdapterCh
         A, B = lora.read_factors()
         left, right = (A.mT, B.mT) if transposed else (B, A)
         magnitude = read_tensor(lora.magnitude) if lora.magnitude else None
-        # DoRA needs the norm of each output row, which a transposed weight stores as a column: take a single block.
+        # DoRA needs norms of whole output rows, which are columns of a transposed weight: take a single block.
         rows = len(weight) if transposed and magnitude is not None else max(1, _BLOCK_ENTRIES // weight.shape[1])
         for first in range(0, len(weight), rows):
             block = weight[first : first + rows].to(A.dtype)
@@ -162,28 +156,28 @@ def _apply_magnitude(block: Tensor, magnitude: Tensor, rows: slice, *, transpose
 
 
 def validate_base(adapter: AdapterCheckpoint, module: str, weight: Tensor) -> None:
-    """Refuse a weight whose fingerprint differs from that in the adapter's metadata.
+    """Refuse a weight with a fingerprint that differs from the adapter's metadata.
 
     Args:
-        adapter: Adapter to merge. If it has no metadata, every weight passes.
+        adapter: Adapter to merge. Without metadata, every weight passes.
         module: Name of the module.
         weight: Stored weight of the module.
 
     Raises:
         ModelError: The fingerprints differ.
-        InputError: The adapter needs residual weights, and the weight is the untouched one.
+        InputError: The weight is untouched, but the adapter needs residual weights.
     """
     metadata, plan = adapter.metadata, adapter.plan
     if metadata is None or plan is None or module not in metadata.fingerprints:
         return
     dtype = plan.modules[module][0].projection.dtype
     same = matches_fingerprint(weight, metadata.fingerprints[module], dtype)
-    # Fingerprints describe untouched weights, on which factors of the residual form would count the anchor twice.
+    # Fingerprints are those of untouched weights. Factors for residual weights would add the anchor a second time.
     if same:
         adapter.validate_untouched_base()
     if same is False and not adapter.targets_residual_base:
         raise ModelError(
-            f"{module}: the weight differs from that of the base of {adapter.folder} ({metadata.base_model}); "
+            f"{module}: the weight differs from the base of the adapter in {adapter.folder} ({metadata.base_model}); "
             "`ailora verify` shows details"
         )
 
@@ -191,7 +185,7 @@ def validate_base(adapter: AdapterCheckpoint, module: str, weight: Tensor) -> No
 def _adapted_config(
     folder: Path, adapter: AdapterCheckpoint, saved: SavedTensors, model: PreTrainedModel
 ) -> dict[str, Any]:
-    """Read the configuration of a base model, and set the adapter's labels, vocabulary size and padding token."""
+    """Return the base model's configuration with the adapter's labels, vocabulary size and padding token."""
     config = read_json_object(folder / "config.json", allow_nan=True)
     task = _read_trained_task(adapter)
     if labels := _choose_labels(task.labels, outputs=model.config.num_labels, trained_outputs=saved.label_count):
@@ -212,7 +206,7 @@ def _adapted_config(
 
 @dataclass(frozen=True)
 class _TrainedTask:
-    """Labels and padding token that training used; None if unknown."""
+    """Labels and padding token from training; None if unknown."""
 
     labels: tuple[str, ...] | None
     pad_token_id: int | None
@@ -239,21 +233,21 @@ def _read_trained_task(adapter: AdapterCheckpoint) -> _TrainedTask:
 
 
 def _find_result_file(adapter: AdapterCheckpoint) -> Path | None:
-    """Find `result.json` of the run that made an adapter without metadata. Returns None if there is no such run."""
+    """Return `result.json` of the run that wrote an adapter without metadata. None without such a run."""
     file = adapter.folder.parent / "result.json"
-    # Runs with an init of PEFT or a function of the user write stock adapters, without `ailora.json`.
+    # Runs with an init from PEFT or a function of the user write stock adapters, without `ailora.json`.
     return file if adapter.metadata is None and adapter.folder.name == "adapter" and file.is_file() else None
 
 
 def _choose_labels(
     labels: tuple[str, ...] | None, *, outputs: int | None, trained_outputs: int | None
 ) -> tuple[str, ...] | None:
-    """Choose the label names: those of training if they match the head, else numbered names for a new head.
+    """Choose label names: the names from training if they match the head, else numbers for a head of new size.
 
     Args:
-        labels: Labels that training used. None if unknown.
+        labels: Label names from training. None if unknown.
         outputs: Number of outputs of the base's head.
-        trained_outputs: Number of outputs of the trained head. None if equal to the base's.
+        trained_outputs: Number of outputs of the trained head. None if equal to `outputs`.
 
     Returns:
         The names. None keeps the names in the base's configuration.
@@ -269,8 +263,8 @@ def _set_where_missing(config: dict[str, Any], key: str, value: object) -> None:
 
 
 def _replace_dtype(config: dict[str, Any], dtype: str) -> dict[str, Any]:
-    """Replace the dtype in a configuration and in its nested configurations."""
+    """Return a configuration with a new dtype, also in nested configurations."""
     changed = {key: _replace_dtype(value, dtype) if isinstance(value, dict) else value for key, value in config.items()}
-    # `torch_dtype`, the older name of the key, would contradict `dtype`.
+    # An old value under `torch_dtype`, the key of earlier versions of transformers, would contradict `dtype`.
     named = {key: value for key, value in changed.items() if key != "torch_dtype"}
     return named | {"dtype": dtype} if "torch_dtype" in config or "dtype" in config else named

@@ -1,4 +1,4 @@
-"""Tasks of `ailora init`, each for a module: read a weight, decompose it, write the factors to a file."""
+"""Tasks of `ailora init`: read a module's weight, compute the initial factors, write them to a file."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ from ailora.weights.base_weight import digest, select_rows, validate_dora_rows
 
 @dataclass(frozen=True)
 class ModuleTask:
-    """Inputs that determine the factors of a module.
+    """Inputs for the initial factors of a module.
 
     Attributes:
         weight: Stored weight of the module.
         adapters: Planned adapters of the module.
-        plan: Plan without adapters, which provides the options.
+        plan: Plan with options, but without adapters.
         seed: Seed of random inits.
-        device: Device that computes the decompositions.
+        device: Device of the decompositions.
         cached: Whether to use the cache of decompositions.
-        file: File that holds the factors until all modules are finished.
+        file: File for the factors until all modules are finished.
     """
 
     weight: StoredWeight
@@ -55,7 +55,7 @@ class ModuleTask:
         return self.weight.module
 
     def is_finished(self) -> bool:
-        """Return whether the file of this module exists and has a valid header."""
+        """Return whether the file of the module exists and has a valid header."""
         try:
             return read_header(self.file).metadata.get("module") == self.module
         except InputError:
@@ -67,7 +67,7 @@ class ModuleTask:
         return sum(flops.estimate_flops(*decomposition, dtype=self._dtype) for decomposition in self._decompositions)
 
     def estimate_seconds(self, speed: float) -> float:
-        """Estimate how many seconds the decompositions take.
+        """Return the estimated seconds for the decompositions.
 
         Args:
             speed: Floating-point operations per second, measured by `flops.measure_matmul_speed`.
@@ -96,10 +96,10 @@ class ModuleResult:
 
     Attributes:
         module: Name of the module.
-        tensors: Tensors, by their names after the module's: `lora_A.weight`, `lora_B.weight`, and
-            `lora_magnitude_vector` with DoRA.
+        tensors: Tensors by the part of their names after the module: `lora_A.weight`, `lora_B.weight`, and with DoRA
+            `lora_magnitude_vector`.
         fingerprint: Fingerprint of the stored weight.
-        floored: Number of directions whose singular value was raised to the floor, by projection.
+        floored: Number of directions with a clamped singular value, by projection.
     """
 
     module: str
@@ -118,9 +118,9 @@ class Timing:
     """Durations of the parts of a task.
 
     Attributes:
-        read: Seconds spent waiting for the weight.
-        decompose: Seconds spent on the decompositions.
-        write: Seconds spent waiting until a result was written.
+        read: Seconds of waiting for the weight.
+        decompose: Seconds of decomposing.
+        write: Seconds of waiting for the write of a result.
     """
 
     read: float
@@ -156,7 +156,7 @@ def run_in_turn(tasks: Sequence[ModuleTask]) -> Iterator[tuple[ModuleTask, Timin
     Raises:
         ModelError: A weight is not finite.
     """
-    # On a large checkpoint, decompositions took 84.5 % of the time without the thread and take 99 % with it.
+    # With the thread, decompositions take 99 % of the time on a large checkpoint; without, they took 84.5 %.
     with ThreadPoolExecutor(1) as aside:
         following = aside.submit(_load, tasks[0]) if tasks else None
         written: Future[None] | None = None
@@ -171,7 +171,7 @@ def run_in_turn(tasks: Sequence[ModuleTask]) -> Iterator[tuple[ModuleTask, Timin
             if written is not None:
                 written.result()
             written = aside.submit(result.write, task.file)
-            # No later task would wait until the last result is written.
+            # After the last task, no further loop pass waits for the write.
             if following is None:
                 written.result()
             yield task, Timing(read - started, decomposed - read, time.perf_counter() - decomposed)
@@ -189,7 +189,7 @@ def _decompose(task: ModuleTask, loaded: _LoadedWeight) -> ModuleResult:
         initial = [_initial_factors(task, planned, weight) for planned in task.adapters]
     A, B = (factor.stack() for factor in build_factors(initial, task.plan))
     tensors = {"lora_A.weight": A, "lora_B.weight": B}
-    # PEFT computes magnitudes only when it adds a new adapter; when it loads a file, it expects them there.
+    # PEFT computes magnitudes only for new adapters, and expects saved adapters to have magnitudes in the file.
     if task.plan.options.dora:
         validate_dora_rows(weight, task.module)
         tensors["lora_magnitude_vector"] = weight.to(A.dtype).norm(dim=1).cpu()
@@ -205,5 +205,5 @@ def _initial_factors(task: ModuleTask, planned: PlannedAdapter, weight: Tensor) 
 
 
 def derive_seed(seed: int, name: str) -> int:
-    """Derive the seed of a random init from the name of its module, so that the order of tasks does not matter."""
+    """Derive the seed of a module's random init, independent of the order of tasks."""
     return int.from_bytes(sha256(f"{seed} {name}".encode()).digest()[:8], "little") >> 1

@@ -1,4 +1,4 @@
-"""Modules that PEFT trains in full and saves with an adapter: heads, and `modules_to_save` of the plan."""
+"""Fully fine-tuned modules, which PEFT saves with an adapter: heads, and `modules_to_save` of the plan."""
 
 from __future__ import annotations
 
@@ -22,24 +22,22 @@ from ailora.weights.tied_weights import format_lone_training, get_tied_weights
 
 def get_saved_module_names(options: LoraOptions) -> list[str]:
     """Return the names of modules to save: those in the plan, then the heads that PEFT adds for the task."""
-    # PEFT adds these heads itself, and its loader raises a KeyError for a head that is missing from the file.
+    # PEFT adds these heads itself, and its loader raises a KeyError for a head missing from the file.
     return list(dict.fromkeys([*options.modules_to_save, *get_task(options.task_type).peft_heads]))
 
 
 def count_saved_parameters(model: PreTrainedModel, options: LoraOptions) -> int:
-    """Count the parameters of all modules trained in full, including the heads that PEFT adds."""
+    """Return the number of parameters in fully fine-tuned modules, including the heads added by PEFT."""
     names = get_saved_module_names(options)
     modules = [module for name, module in model.named_modules() if _matches(name, names)]
-    # PEFT copies each module, so tied parameters count twice.
+    # PEFT copies every module, so that tied parameters train twice.
     return sum(parameter.numel() for module in modules for parameter in module.parameters())
 
 
 def collect_saved_tensors(
     model: PreTrainedModel, options: LoraOptions, checkpoint: Checkpoint, seed: int
 ) -> dict[str, StoredTensor | Tensor]:
-    """Collect the tensors of all modules trained in full.
-
-    Heads that the checkpoint lacks are initialized by transformers' rule for new heads.
+    """Collect the tensors of fully fine-tuned modules. Heads missing from the checkpoint are initialized.
 
     Args:
         model: Base model on the meta device.
@@ -48,10 +46,10 @@ def collect_saved_tensors(
         seed: Seed of new heads.
 
     Returns:
-        Tensors by name of the parameter: a `StoredTensor` if the checkpoint has it, else a new tensor in float32.
+        Tensors by parameter name: a `StoredTensor` from the checkpoint, or a new tensor in float32.
 
     Raises:
-        ModelError: The checkpoint lacks a module that is not a head, or stores it in another form.
+        ModelError: The checkpoint has no tensor of the expected shape for a module that is not a head.
     """
     heads = get_task(options.task_type).heads
     stored = _map_stored_tensors(model, checkpoint)
@@ -65,7 +63,7 @@ def collect_saved_tensors(
         }
         missing = sorted(shapes.keys() - fitting.keys())
         if missing and not _matches(module, heads):
-            raise ModelError(f"modules_to_save: the checkpoint has no tensor for {missing[0]} with the model's shape")
+            raise ModelError(f"modules_to_save: the checkpoint has no tensor of the model's shape for {missing[0]}")
         fresh = _draw_fresh(model, module, seed) if missing else {}
         tensors |= {name: fitting[name] if name in fitting else fresh[name] for name in shapes}
     return tensors
@@ -73,13 +71,13 @@ def collect_saved_tensors(
 
 @dataclass(frozen=True)
 class SavedTensors:
-    """Tensors of modules trained in full, and the changes that they imply for the model's configuration.
+    """Tensors of fully fine-tuned modules, and the resulting changes of the model's configuration.
 
     Attributes:
-        tensors: Tensors by name of the parameter; if `untied`, also the tied parameters of the base.
-        label_count: Number of outputs of the trained head. None if equal to the model's.
-        vocabulary: Number of rows of the trained embeddings. None if equal to the model's.
-        untied: Whether training has made tied parameters differ.
+        tensors: Tensors by parameter name; if `untied`, also the tied parameters of the base.
+        label_count: Number of outputs of the trained head. None if unchanged.
+        vocabulary: Number of rows of the trained embeddings. None if unchanged.
+        untied: Whether tied parameters differ after training.
     """
 
     tensors: dict[str, StoredTensor]
@@ -89,9 +87,9 @@ class SavedTensors:
 
 
 def find_saved_tensors(adapter: AdapterCheckpoint, model: PreTrainedModel, checkpoint: Checkpoint) -> SavedTensors:
-    """Match the tensors of modules trained in full with the parameters of a model.
+    """Match the tensors of fully fine-tuned modules with the parameters of a model.
 
-    The number of labels of heads and the number of rows of embeddings may differ from the model's.
+    Heads may have a new number of labels, and embeddings a new number of rows.
 
     Args:
         adapter: Adapter with the tensors.
@@ -102,8 +100,8 @@ def find_saved_tensors(adapter: AdapterCheckpoint, model: PreTrainedModel, check
         The tensors, and the changes to the configuration.
 
     Raises:
-        ModelError: A tensor does not fit the model, heads or embeddings disagree on their numbers of rows, or a
-            parameter was trained without the parameter to which it is tied.
+        ModelError: A tensor does not fit the model, heads or embeddings disagree on their number of rows, or only one
+            of two tied parameters was trained.
     """
     parameters: Mapping[str, Tensor] = model.state_dict()
     of_embeddings = set(_find_embedding_parameters(model))
@@ -124,7 +122,7 @@ def find_saved_tensors(adapter: AdapterCheckpoint, model: PreTrainedModel, check
         raise ModelError(f"the heads in {adapter.folder} disagree on the number of labels: {sorted(label_counts)}")
     if vocabularies:
         _validate_vocabulary(adapter, vocabularies, of_embeddings - get_tied_weights(model).keys())
-    # Parameters that stay tied share their rows; if they are untied, both need the new rows.
+    # Tied parameters share their rows; untied parameters each need the new rows.
     tensors, untied = _resolve_ties(adapter, model, checkpoint)
     if vocabularies and untied:
         _validate_vocabulary(adapter, vocabularies, of_embeddings)
@@ -132,7 +130,7 @@ def find_saved_tensors(adapter: AdapterCheckpoint, model: PreTrainedModel, check
 
 
 def _find_embedding_parameters(model: PreTrainedModel) -> Iterator[str]:
-    """Yield the names of all parameters that have a row for each token of the vocabulary."""
+    """Yield the names of all parameters with a row for each token of the vocabulary."""
     embeddings = [model.get_input_embeddings(), model.get_output_embeddings()]
     tied = set(get_tied_weights(model)) | set(get_tied_weights(model).values())
     for name, module in model.named_modules(remove_duplicate=False):
@@ -141,20 +139,20 @@ def _find_embedding_parameters(model: PreTrainedModel) -> Iterator[str]:
 
 
 def _validate_vocabulary(adapter: AdapterCheckpoint, vocabularies: set[int], of_embeddings: set[str]) -> None:
-    """Refuse a vocabulary size that only some embeddings have."""
+    """Refuse embeddings with different numbers of rows."""
     if len(vocabularies) > 1:
         raise ModelError(f"the embeddings in {adapter.folder} disagree on the vocabulary: {sorted(vocabularies)} rows")
     (rows,) = vocabularies
     saved = {name for name, stored in adapter.saved.items() if stored.shape[0] == rows}
     if others := sorted(of_embeddings - saved):
         raise ModelError(
-            f"the vocabulary in {adapter.folder} was resized to {rows} rows, but {others[0]} was not saved: save both "
-            "embeddings, with model.save_pretrained(folder, save_embedding_layers=True)"
+            f"the vocabulary in {adapter.folder} was resized to {rows} rows, but {others[0]} was not saved: save input "
+            "and output embeddings, with model.save_pretrained(folder, save_embedding_layers=True)"
         )
 
 
 def _validate_ties(adapter: AdapterCheckpoint, model: PreTrainedModel, name: str) -> None:
-    """Refuse a parameter that was trained without the parameter to which it is tied."""
+    """Refuse a trained parameter if its tied partner was not trained."""
     ties, saved = get_tied_weights(model), adapter.saved
     source = ties.get(name, name)
     sharing = [tied for tied, shared in ties.items() if shared == source]
@@ -166,13 +164,12 @@ def _validate_ties(adapter: AdapterCheckpoint, model: PreTrainedModel, name: str
 def _resolve_ties(
     adapter: AdapterCheckpoint, model: PreTrainedModel, checkpoint: Checkpoint
 ) -> tuple[dict[str, StoredTensor], bool]:
-    """Drop the duplicates of tied tensors, or untie all parameters if some tied tensors differ.
+    """Drop duplicates of tied tensors. If some tied tensors differ, untie all parameters instead.
 
     Returns:
-        The tensors to save, and whether parameters are untied. If they are, the tensors include those tied parameters
-        that training has not changed.
+        The tensors to save, and whether parameters are untied. Untied parameters are included even if unchanged.
     """
-    # A configuration ties all parameters or none, so that a single pair that differs unties all.
+    # A configuration ties all parameters or none: a single differing pair unties all.
     saved, ties = adapter.saved, get_tied_weights(model)
     pairs = {tied: source for tied, source in ties.items() if tied in saved and source in saved}
     if all(torch.equal(read_tensor(saved[tied]), read_tensor(saved[source])) for tied, source in pairs.items()):
@@ -182,12 +179,12 @@ def _resolve_ties(
 
 
 def _matches(module: str, names: Iterable[str]) -> bool:
-    """Return whether the name of a module ends in any of the names, which is PEFT's rule."""
+    """Return whether a module name ends with any of the names, PEFT's rule."""
     return any(module.endswith(name) for name in names)
 
 
 def _map_stored_tensors(model: PreTrainedModel, checkpoint: Checkpoint) -> dict[str, StoredTensor]:
-    """Map the names of parameters to stored tensors; tied parameters have an entry each."""
+    """Map parameter names to stored tensors, with an entry for each of several tied parameters."""
     stored = {name: checkpoint.tensors[key] for key, name in checkpoint_key_map(model, checkpoint.tensors).items()}
     for name, tied in get_tied_weights(model).items():
         if name not in stored and tied in stored:
@@ -196,8 +193,8 @@ def _map_stored_tensors(model: PreTrainedModel, checkpoint: Checkpoint) -> dict[
 
 
 def _draw_fresh(model: PreTrainedModel, module: str, seed: int) -> Mapping[str, Tensor]:
-    """Initialize a new module as transformers does, and return its state dict."""
-    # The forked generator keeps the head independent of the caller's random state, and leaves that state unchanged.
+    """Initialize a new module by the rule of transformers, and return its state dict."""
+    # A forked generator makes the head independent of the caller's random state, and leaves this state unchanged.
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(derive_seed(seed, module))
         fresh = copy.deepcopy(model.get_submodule(module)).to_empty(device="cpu")

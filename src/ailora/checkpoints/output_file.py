@@ -1,4 +1,4 @@
-"""Validate output files: files written by ailora are replaced, all other files only with `--force`."""
+"""Output files: files written by ailora may be replaced, all other files only with `--force`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ailora.atomic_io import link_error
 from ailora.checkpoints.output_path import resolve_output_path, writing
 from ailora.errors import InputError
 
-#: Patterns that identify files written by ailora, by suffix. Tables and Markdown have no place for a mark.
+#: Marks of files written by ailora, by suffix. Tables and Markdown have no place for a mark.
 _MARKS: Mapping[str, re.Pattern[bytes]] = MappingProxyType(
     {
         ".html": re.compile(rb'<meta name="generator" content="ailora \d'),
@@ -23,25 +23,24 @@ _MARKS: Mapping[str, re.Pattern[bytes]] = MappingProxyType(
 
 
 def is_ours(file: Path) -> bool:
-    """Return whether a file has the mark that ailora writes."""
+    """Return whether a file has the mark of ailora."""
     mark = _MARKS.get(file.suffix)
     return mark is not None and mark.search(file.read_bytes()) is not None
 
 
 def validate_output_file(file: Path | str, *, force: bool, reads: Iterable[Path | str] = ()) -> Path:
-    """Refuse an output file that is not writable, or would replace an input or a file that ailora did not write.
+    """Refuse an output file that is not writable, or would replace an input or a file without our mark.
 
     Args:
         file: File to write.
-        force: Whether to replace files that ailora did not write.
+        force: Whether to replace files without our mark.
         reads: Input files and folders, which are never replaced.
 
     Returns:
         Path of the file, with `~` expanded.
 
     Raises:
-        InputError: The path is a folder, a link, an input, or an existing file that ailora did not write; or its parent
-            folder is missing.
+        InputError: The path is a folder, a link, an input, or a file without our mark; or the parent folder is missing.
     """
     output = resolve_output_path(file)
     with writing(output):
@@ -50,8 +49,7 @@ def validate_output_file(file: Path | str, *, force: bool, reads: Iterable[Path 
             _validate_unread(output, reads)
             if not force:
                 raise InputError(
-                    f"{output} exists, and has no mark that ailora wrote it: choose another file, or --force to "
-                    "replace it"
+                    f"{output} exists, and has no mark of ailora: choose another file, or --force to replace it"
                 )
     return output
 

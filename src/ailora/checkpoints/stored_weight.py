@@ -49,7 +49,7 @@ class StoredWeight:
         """Convert the stored tensor to the weight matrix.
 
         Args:
-            stored: Tensor as stored, of shape (out, in), or (in, out) if transposed.
+            stored: Stored tensor (out, in), or (in, out) if transposed.
 
         Returns:
             Weight (out, in).
@@ -83,7 +83,7 @@ def open_adapted_base(
     model = load_on_meta(str(folder), adapter.task_type, any_class=True)
     checkpoint = Checkpoint.open(folder)
     shapes = {module: lora.shape for module, lora in adapter.modules.items()}
-    # First, as its errors say more about an adapted module.
+    # First, because its errors name the adapted module.
     weights = find_stored_weights(model, checkpoint, shapes)
     _validate_config(model, checkpoint)
     checkpoint.validate_digests()
@@ -91,11 +91,11 @@ def open_adapted_base(
 
 
 def _validate_config(model: PreTrainedModel, checkpoint: Checkpoint) -> None:
-    """Refuse a checkpoint whose configuration describes other weights: no loader would read the merged model.
+    """Refuse a configuration that does not describe the weights, because loaders would refuse the merged model.
 
     Raises:
-        ModelError: A tensor has another shape than the configuration gives it, or a configuration of a quantization
-            stands beside weights that are not quantized.
+        ModelError: The shape of a tensor contradicts the configuration, or the configuration describes a quantization
+            of weights that are not quantized.
     """
     file = checkpoint.folder / "config.json"
     quantization = getattr(model.config, "quantization_config", None)
@@ -105,24 +105,24 @@ def _validate_config(model: PreTrainedModel, checkpoint: Checkpoint) -> None:
             stored, parameter = checkpoint.tensors[name], parameters.get(module_name)
             if parameter is not None and stored.shape != tuple(parameter.shape):
                 raise ModelError(
-                    f"{stored}: expected {tuple(parameter.shape)} by {file}: a configuration and weights of two models "
-                    "have been mixed, or the vocabulary was resized without saving the configuration"
+                    f"{stored}: {file} gives the shape {tuple(parameter.shape)}. The configuration belongs to a "
+                    "different model, or the vocabulary was resized without saving the configuration"
                 )
         return
     settings = quantization if isinstance(quantization, dict) else quantization.to_dict()
-    # Methods such as BitNet's quantize floating weights on loading, as their configuration says.
+    # Some methods, such as BitNet's, quantize floating-point weights on loading.
     if settings.get("quantization_mode") == "online" or not all(t.floating for t in checkpoint.tensors.values()):
         return
     raise ModelError(
-        f"{file} has a quantization_config ({settings.get('quant_method')}), and no tensor of the checkpoint is "
-        "quantized: remove the key if these are the unquantized weights, or give the files that belong together"
+        f"{file} has a quantization_config ({settings.get('quant_method')}), but no tensor of the checkpoint is "
+        "quantized: remove the key if the weights are meant to be unquantized, or give the quantized weights"
     )
 
 
 def find_stored_weights(
     model: nn.Module, checkpoint: Checkpoint, shapes: Mapping[str, tuple[int, int]]
 ) -> dict[str, StoredWeight]:
-    """Find the weights of modules in a checkpoint, by the rules with which transformers loads checkpoints.
+    """Find the weights of modules in a checkpoint, by transformers' rules for loading.
 
     Args:
         model: Model on the meta device.
@@ -130,7 +130,7 @@ def find_stored_weights(
         shapes: Expected shape (out, in) of each module's weight.
 
     Returns:
-        Stored weights by name of the module.
+        Stored weights by module name.
 
     Raises:
         ModelError: A weight is missing, is converted from several tensors, or has an unexpected shape.
@@ -144,7 +144,7 @@ def find_stored_weights(
         expected = shape[::-1] if transposed else shape
         if tensor.shape != expected:
             hint = format_resize_hint(model, module, tensor.shape, expected)
-            reason = hint or "; the checkpoint may be quantized, damaged, or of another model"
+            reason = hint or "; the checkpoint may be quantized, damaged, or from a different model"
             raise ModelError(f"{tensor}: expected {expected} for {module}{reason}")
         weights[module] = StoredWeight(module, tensor, shape, transposed)
     return weights

@@ -25,8 +25,7 @@ from ailora.plan.adapter_plan import Form, Plan
 from ailora.safetensors_io import Checkpoint, read_header, read_tensor
 from ailora.weights.base_weight import matches_fingerprint, select_rows
 
-#: Decompositions of a weight on two machines differ by about 1e-5; if the weights or bands differ, so do the
-#: decompositions, by about 1.
+#: Anchors from two machines differ by about 1e-5, anchors of different weights or bands by about 1.
 _ANCHOR_TOLERANCE = 1e-3
 
 
@@ -37,7 +36,7 @@ class Check:
     Attributes:
         name: Name of the check.
         passed: Whether the check passed. None if the check does not apply or cannot decide.
-        detail: Figures, or the first module that fails the check.
+        detail: Figures, or the first module with a failure.
     """
 
     name: str
@@ -47,7 +46,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Results of all checks of an adapter.
+    """Results of all checks on an adapter.
 
     Attributes:
         adapter: Folder of the adapter.
@@ -61,7 +60,7 @@ class Verdict:
 
     @property
     def passed(self) -> bool:
-        """Whether no check failed, and the base weights or the anchor prove that the adapter belongs to the base."""
+        """Whether no check failed, and base weights or anchor prove the adapter's base."""
         results = {check.name: check.passed for check in self.checks}
         return False not in results.values() and (results["base weights"] or results.get("anchor")) is True
 
@@ -71,9 +70,9 @@ class Verdict:
 
 
 def verify(adapter: Path | str, base: str) -> Verdict:
-    """Check the files, ranks, base weights, anchor and start of an adapter against a base model.
+    """Check files, ranks, base weights, anchor and initial update of an adapter against a base model.
 
-    Only the adapted weights of the base are read.
+    Verification reads only the adapted weights of the base.
 
     Args:
         adapter: Folder of an adapter, or of a run.
@@ -89,18 +88,18 @@ def verify(adapter: Path | str, base: str) -> Verdict:
     trained = AdapterCheckpoint.open(adapter)
     if trained.metadata is None or trained.plan is None:
         raise InputError(
-            f"no ailora.json of the adapter in {trained.folder} or its parent folders: its plan is unknown"
+            f"no ailora.json of the adapter in {trained.folder} or its parent folders: the plan to verify is unknown"
         )
     checks = [_check_finite(trained), _check_digests(trained), _check_scalings(trained, trained.plan)]
     try:
         model, checkpoint, weights = open_adapted_base(base, trained)
-    # That the base lacks an adapted weight is a result of the check, not an error.
+    # A base without an adapted weight fails the check; this is no error of the command.
     except ModelError as error:
-        checks.append(Check("base weights", False, f"another model: {error}"))
+        checks.append(Check("base weights", False, f"a different model: {error}"))
         return Verdict(str(trained.folder), base, tuple(checks))
     checks += [_check_targets(trained, model), _check_saved_modules(trained, model, checkpoint)]
     checks.append(_check_base_weights(weights, trained, trained.plan, trained.metadata))
-    # Reading factors with NaN entries raises an error.
+    # Factors with NaN entries cannot be read.
     if checks[0].passed:
         checks += _check_anchors(weights, trained, trained.plan)
     return Verdict(str(trained.folder), base, tuple(checks))
@@ -115,13 +114,13 @@ def _check_finite(trained: AdapterCheckpoint) -> Check:
 
 
 def _check_digests(trained: AdapterCheckpoint) -> Check:
-    """Compare the files of the adapter with their digests; changed weights are refused on opening."""
+    """Compare the files beside the weights with their digests; opening has refused changed weights."""
     edited = find_edited_files(trained.folder, read_header(trained.folder / WEIGHTS_NAME))
     if edited is None:
         return Check("digests", None, "the file has none: saved by PEFT, or by an earlier version")
     if edited:
-        return Check("digests", None, f"the tensors are as they were written, {', '.join(edited)} was edited")
-    return Check("digests", True, "all files are as they were written")
+        return Check("digests", None, f"the tensors are unchanged, {', '.join(edited)} was edited")
+    return Check("digests", True, "all files are unchanged")
 
 
 def _check_scalings(trained: AdapterCheckpoint, plan: Plan) -> Check:
@@ -129,7 +128,8 @@ def _check_scalings(trained: AdapterCheckpoint, plan: Plan) -> Check:
         return Check("ranks and scalings", None, f"an export of rank {trained.metadata.exported.rank}")
     if mismatch := trained.find_scaling_mismatch(plan):
         module, scaling, planned = mismatch
-        return Check("ranks and scalings", False, f"{module} is scaled by {scaling:g}, its plan says {planned:g}")
+        detail = f"{module} is scaled by {scaling:g} in {CONFIG_NAME}, by {planned:g} in the plan"
+        return Check("ranks and scalings", False, detail)
     ranks = sorted({weights.rank for weights in trained.modules.values()})
     return Check("ranks and scalings", True, f"{len(trained.modules)} modules, rank {', '.join(map(str, ranks))}")
 
@@ -139,11 +139,11 @@ def _check_targets(trained: AdapterCheckpoint, model: PreTrainedModel) -> Check:
         validate_complete(trained, model)
     except InputError as error:
         return Check("adapted modules", False, str(error))
-    return Check("adapted modules", True, f"{len(trained.modules)}, as {CONFIG_NAME} says")
+    return Check("adapted modules", True, f"{len(trained.modules)}, as in {CONFIG_NAME}")
 
 
 def _check_saved_modules(trained: AdapterCheckpoint, model: PreTrainedModel, checkpoint: Checkpoint) -> Check:
-    """Compare the shapes of modules trained in full with those of the model."""
+    """Compare the shapes of fully fine-tuned modules with the model."""
     name = "saved modules"
     if not trained.saved:
         return Check(name, None, "the adapter has none")
@@ -155,8 +155,8 @@ def _check_saved_modules(trained: AdapterCheckpoint, model: PreTrainedModel, che
         return Check(
             name,
             False,
-            f"the adapter has another vocabulary than the base: model.resize_token_embeddings({saved.vocabulary}) "
-            "before it is loaded",
+            f"the vocabulary was resized before training: call model.resize_token_embeddings({saved.vocabulary}) "
+            "before loading the adapter",
         )
     labels = "" if saved.label_count is None else f"; load the base with num_labels={saved.label_count}"
     return Check(name, True, f"{len(trained.saved)} tensors fit{labels}")
@@ -165,7 +165,7 @@ def _check_saved_modules(trained: AdapterCheckpoint, model: PreTrainedModel, che
 def _check_base_weights(
     weights: Mapping[str, StoredWeight], trained: AdapterCheckpoint, plan: Plan, metadata: AdapterMetadata
 ) -> Check:
-    """Compare the fingerprint of every adapted weight."""
+    """Compare the fingerprint of every adapted weight with the metadata."""
     name = "base weights"
     unknown = 0
     for module, group in plan.modules.items():
@@ -177,23 +177,23 @@ def _check_base_weights(
                 return Check(name, False, f"{module} has its original weight, but the adapter needs residual weights")
             return Check(name, None, "residual weights have no fingerprint")
         if same is False:
-            return Check(name, False, f"{module} is not the weight that the adapter was made from")
-        # A base in a narrower dtype lacks the bits from which the fingerprint was computed.
+            return Check(name, False, f"{module} differs from the weight for which the adapter was made")
+        # A base in a narrower dtype lacks bits of the hashed weight.
         unknown += same is None
     if unknown:
         return Check(
-            name, None, f"{unknown} of {len(plan.modules)} cannot be compared: no fingerprint, or another dtype"
+            name, None, f"{unknown} of {len(plan.modules)} cannot be compared: no fingerprint, or a different dtype"
         )
     return Check(name, True, f"{len(plan.modules)} fingerprints agree")
 
 
 def _check_anchors(weights: Mapping[str, StoredWeight], trained: AdapterCheckpoint, plan: Plan) -> Iterator[Check]:
-    """Check that the anchor equals a new decomposition, and whether the update is zero."""
+    """Compare the anchors with new decompositions, and check whether the update is zero."""
     if trained.exported:
         yield Check("anchor", None, "an export has none")
         return
     if trained.targets_residual_base:
-        yield Check("anchor", None, "the residual form keeps it apart while it trains")
+        yield Check("anchor", None, "a checkpoint in the residual form has none")
         return
     worst, failed, moved, count = 0.0, "", False, 0
     total = len(plan.adapters)
@@ -207,18 +207,18 @@ def _check_anchors(weights: Mapping[str, StoredWeight], trained: AdapterCheckpoi
             weight.validate_floating()
             error = _compute_anchor_error(role, weight.to_matrix(read_tensor(weight.tensor)))
             worst = max(worst, error)
-            failed = failed or (f"{planned.projection.name}: {error:.1e} of what is allowed" if error > 1 else "")
+            failed = failed or (f"{planned.projection.name}: {error:.1e} times the tolerance" if error > 1 else "")
         moved = moved or (any(bool(d.any()) for d in role.deltas) if role.anchored else bool(role.B.any()))
-    detail = failed or f"{count} anchors, the worst at {worst:.1e} of what is allowed"
-    # The stock form trains the anchor, so that a changed anchor proves nothing about the base.
+    detail = failed or f"{count} anchors, largest error {worst:.1e} times the tolerance"
+    # The stock form trains the anchor, and a changed anchor then proves nothing about the base.
     if count and failed and moved and plan.form is Form.STOCK:
-        yield Check("anchor", None, "the stock form trains its anchor too")
+        yield Check("anchor", None, "changed by training, as usual in the stock form")
     else:
         yield Check("anchor", not failed if count else None, detail if count else "plain LoRA has none")
     if moved:
         yield Check("start", None, "trained: the update is not zero")
     else:
-        yield Check("start", True, "untrained: the update is exactly zero, as a product with zero blocks")
+        yield Check("start", True, "untrained: the update is exactly zero, a product with zero blocks")
 
 
 def _compute_anchor_error(stored: ProjectionFactors, weight: Tensor) -> float:
@@ -238,14 +238,14 @@ def _compute_anchor_error(stored: ProjectionFactors, weight: Tensor) -> float:
     if stored.covers_all_rows:
         B = select_rows(B, planned.projection)
     fresh = planned.init.factors(rows, planned.rank, scaling=planned.scaling, generator=torch.Generator())
-    # A half-precision file has rounded the anchor.
+    # Half-precision files hold a rounded anchor.
     tolerance = _ANCHOR_TOLERANCE + 8 * stored.eps
     sizes = max(
         _compute_relative_error(A.norm(dim=1), fresh.A.norm(dim=1)),
         _compute_relative_error(B.norm(dim=0), fresh.B.norm(dim=0)),
     )
     angles = max(_compute_angle(A.mT, fresh.A.mT), _compute_angle(B, fresh.B))
-    # If singular values are close together, the subspace is not unique. The gains of the weight along the anchor must
+    # With singular values close together, the subspace is not unique. The gains of the weight along the anchor must
     # then equal the gains along the new decomposition.
     gains = max(
         _compute_relative_error(_compute_gains(rows, A.mT), _compute_gains(rows, fresh.A.mT)),
@@ -266,5 +266,5 @@ def _compute_angle(this: Tensor, other: Tensor) -> float:
 
 
 def _compute_gains(weight: Tensor, directions: Tensor) -> Tensor:
-    """Compute the singular values of a weight restricted to the span of directions."""
+    """Compute the singular values of a weight on the span of directions."""
     return torch.linalg.svdvals(weight.double() @ torch.linalg.qr(directions.double()).Q)
