@@ -58,7 +58,7 @@ def test_every_family_gets_the_file_that_adapt_saves(model_type: str, tmp_path: 
     model.save_pretrained(tmp_path / "base")
     _mend_configuration(tmp_path / "base" / "config.json")
     if model_type in CONVERTED:
-        with pytest.raises(ailora.ModelError, match="transformers makes it from other tensors"):
+        with pytest.raises(ailora.ModelError, match="transformers computes this weight from other tensors"):
             init(str(tmp_path / "base"), tmp_path / "adapter", rank=2, roles=tuple(_roles(model)))
         return
     init(str(tmp_path / "base"), tmp_path / "adapter", rank=2)

@@ -336,7 +336,7 @@ def test_folders_without_a_checkpoint_are_refused(folder: Path, tmp_path: Path) 
     model = QUANTIZATIONS["bitsandbytes nf4"].model(folder)
     with pytest.raises(ailora.InputError, match="holds no safetensors files"):
         adapt(model, weights_from=tmp_path)
-    with pytest.raises(ailora.InputError, match=r"there is no .*nowhere"):
+    with pytest.raises(ailora.InputError, match=r"nowhere does not exist"):
         adapt(model, weights_from=tmp_path / "nowhere")
     with pytest.raises(ailora.InputError, match="weights_from must be a folder or a safetensors file, got 5"):
         adapt(model, weights_from=5)

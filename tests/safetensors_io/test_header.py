@@ -81,13 +81,13 @@ LIES: dict[str, tuple[object, bytes, int | None, str]] = {
         {"a": entry(offsets=[0, 8])},
         b"",
         None,
-        r"'a' ends at byte \d+, the file has \d+: it is truncated",
+        r"is truncated: tensor 'a' ends at byte \d+, but the file has \d+",
     ),
     "overlap": ({"a": entry(), "b": entry(offsets=[4, 12])}, b"0" * 12, None, "tensor 'b' overlaps tensor 'a'"),
     "gap": ({"a": entry(), "b": entry(offsets=[12, 20])}, b"0" * 20, None, "4 bytes between tensor 'a' and tensor 'b'"),
     "bytes left": ({"a": entry()}, b"0" * 9, None, "has 1 bytes after tensor 'a'"),
     "huge shape": ({"a": entry(shape=[2**40, 2**40])}, b"0" * 8, None, "'a', F32 .* takes .* bytes"),
-    "wrong size": ({"a": entry("F64")}, b"0" * 8, None, r"'a', F64 \[2\], takes 16 bytes, its offsets hold 8"),
+    "wrong size": ({"a": entry("F64")}, b"0" * 8, None, r"'a', F64 \[2\], takes 16 bytes, but its offsets span 8"),
     "negative": ({"a": entry(shape=[-2])}, b"0" * 8, None, r"has the shape \[-2\]"),
     "fraction": ({"a": entry(shape=[2.0])}, b"0" * 8, None, "has the shape"),
     "backwards": ({"a": entry(offsets=[8, 0])}, b"0" * 8, None, "its offsets hold -8"),
@@ -102,8 +102,8 @@ LIES: dict[str, tuple[object, bytes, int | None, str]] = {
         "'a' occurs twice",
     ),
     "deep": (b'{"a":' + b"[" * 100_000, b"", None, "the header is not JSON"),
-    "long": ({}, b"", 2**40, "it says that its header has 1099511627776 bytes"),
-    "longer than the file": ({}, b"", 1000, "it says that its header has 1000 bytes"),
+    "long": ({}, b"", 2**40, "expected a header of 1099511627776 bytes"),
+    "longer than the file": ({}, b"", 1000, "expected a header of 1000 bytes"),
     "many sides": ({"a": entry(shape=[2**62] * 20)}, b"0" * 8, None, "'a', F32 .* takes .* bytes"),
     "too many sides": ({"a": entry(shape=[1] * 100_000)}, b"0" * 4, None, "has the shape"),
     "half a character": (
@@ -112,7 +112,7 @@ LIES: dict[str, tuple[object, bytes, int | None, str]] = {
         None,
         "a name that is no",
     ),
-    "metadata": ({"__metadata__": {"format": 3}}, b"", None, "__metadata__ is not a mapping of texts"),
+    "metadata": ({"__metadata__": {"format": 3}}, b"", None, "__metadata__ in the header must map strings to strings"),
 }
 
 

@@ -98,8 +98,8 @@ def validate_residual_form(base: nn.Module, plan: Plan, weights: Mapping[str, Ba
             )
         if weight.storage is not None or weight.dtype not in (torch.float32, torch.float64):
             raise ModelError(
-                f"{weight}: form='residual' needs float32 or float64 weights; rounding in half precision would change "
-                "the outputs of the model. Use form='anchored'"
+                f"{weight}: form='residual' needs float32 or float64 weights, because coarser rounding would change "
+                "the outputs of the model: use form='anchored'"
             )
         parts = tuple((p.projection.rows, p.init, p.rank, p.scaling) for p in group)
         subtracted.setdefault(weight.key, {})[module] = parts

@@ -19,19 +19,19 @@ from ailora.safetensors_io.tensor_digest import validate_tensor_digest
 
 _SINGLE_FILE_NAME = "model.safetensors"
 _INDEX_NAME = "model.safetensors.index.json"
-#: Name of a shard by the habit of transformers: name of the checkpoint, number, count.
+#: Name of a shard by the convention of transformers: checkpoint name, number, count.
 _SHARD_NAME = re.compile(r"(.*)-\d{5}-of-(\d{5})\.safetensors")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Tensors of a checkpoint, known from its headers; none is read yet.
+    """A checkpoint, opened by its headers; tensors are read on request.
 
     Attributes:
         folder: Folder of the files.
         tensors: Stored tensors of all shards, by name.
-        headers: Header of each shard, by the name of its file.
-        index: File of the index. None for a checkpoint without one.
+        headers: Header of each shard, by file name.
+        index: File of the index. None without an index.
     """
 
     folder: Path
@@ -45,18 +45,18 @@ class Checkpoint:
 
         Args:
             path: Folder with `model.safetensors`, with `model.safetensors.index.json` and its shards, or with other
-                safetensors files; or a single safetensors file.
+                safetensors files; or a single file.
 
         Returns:
             The checkpoint, with consistent headers and index.
 
         Raises:
-            InputError: The checkpoint is missing, a header or the index is invalid, the index points outside its
-                folder, or the checkpoint is in a pickle format, which is never opened.
+            InputError: The checkpoint is missing or in a pickle format, a header or the index is invalid, or the index
+                points outside its folder.
         """
         path = Path(path).expanduser()
         if not path.exists():
-            raise InputError(f"there is no {path}")
+            raise InputError(f"{path} does not exist")
         if path.is_file():
             refuse_gguf(path)
             refuse_pickles(path)
@@ -65,7 +65,7 @@ class Checkpoint:
             return cls._from_files(path, [path / _SINGLE_FILE_NAME])
         if (path / _INDEX_NAME).is_file():
             return cls._from_index(path, path / _INDEX_NAME)
-        # An adapter saved beside a model is no part of the model.
+        # Adapters may be saved in the folder of their model.
         files = [file for file in sorted(path.glob("*.safetensors")) if not file.name.startswith("adapter_")]
         if not files:
             refuse_gguf(path)
@@ -75,7 +75,7 @@ class Checkpoint:
         return cls._from_files(path, files)
 
     def read(self, name: str) -> Tensor:
-        """Read a tensor into memory of its own.
+        """Read a tensor.
 
         Raises:
             InputError: The file cannot be read, has shrunk since its header was read, or torch has no such dtype.
@@ -83,10 +83,10 @@ class Checkpoint:
         return read_tensor(self.tensors[name])
 
     def validate_digests(self) -> None:
-        """Refuse tensors that differ from the digest in their file's header. Reads all files that have one.
+        """Refuse tensors that differ from their digest. Files with a digest are read completely.
 
         Raises:
-            InputError: Names the damaged file.
+            InputError: Tensors have changed. The message names the file.
         """
         for name, header in self.headers.items():
             validate_tensor_digest(self.folder / name, header)
@@ -119,10 +119,10 @@ class Checkpoint:
 
 
 def _validate_all_shards(folder: Path, files: Sequence[Path]) -> None:
-    """Refuse a part of a sharded checkpoint, which a download or a command that was cut short leaves without index.
+    """Refuse an incomplete set of shards, such as an interrupted download leaves without an index.
 
     Raises:
-        InputError: The names of the files count more shards than there are.
+        InputError: The file names count more shards than the folder has.
     """
     matches = [match for file in files if (match := _SHARD_NAME.fullmatch(file.name))]
     for name, total in {(match[1], match[2]) for match in matches}:
@@ -134,19 +134,19 @@ def _validate_all_shards(folder: Path, files: Sequence[Path]) -> None:
 def _read_weight_map(index: Path) -> dict[str, str]:
     weight_map = read_json_object(index).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
-        raise InputError(f"{index} is no index: expected a weight_map from tensors to files")
+        raise InputError(f"{index} is no index: expected a weight_map from tensor names to file names")
     if not weight_map:
-        raise InputError(f"{index} is an index without tensors: its weight_map is empty")
+        raise InputError(f"{index} is an index without tensors: weight_map is empty")
     return weight_map
 
 
 def _resolve_shard(folder: Path, name: str, index: Path) -> Path:
-    """Return the file of a shard, which has to lie in the index's folder.
+    """Return the path of a shard.
 
     Raises:
         InputError: The name or a link leads outside the folder, or the file is missing or no safetensors file.
     """
-    # An index comes with a download: without these checks it could make us read any file of the machine.
+    # Indexes come from downloads: without these checks, an index could make us read any file of this machine.
     if name in ("", ".", "..") or any(sign in name for sign in ("/", "\\", "\0", ":")):
         raise InputError(f"{index} points to {name[:200]!r}, outside its folder")
     if not name.endswith(".safetensors"):
@@ -155,7 +155,7 @@ def _resolve_shard(folder: Path, name: str, index: Path) -> Path:
     try:
         target = file.resolve(strict=True)
     except (OSError, RuntimeError, ValueError) as error:
-        raise InputError(f"{index} points to {name[:200]!r}, which is not there ({error})") from None
+        raise InputError(f"{index} points to {name[:200]!r}, which cannot be found ({error})") from None
     if not is_inside(file, folder):
         raise InputError(f"{index} points to {name!r}, a link to {target}, outside its folder")
     return file

@@ -1,11 +1,10 @@
 """Headers of safetensors files, validated before any data is read.
 
 Format: eight bytes with the length of the header, the header as JSON, the data. Every tensor has a dtype, a shape and
-the range of its bytes; the ranges follow each other without gap or overlap up to the end of the file.
-Source: https://huggingface.co/docs/safetensors
+a range of bytes; the ranges cover the data without gap or overlap. Source: https://huggingface.co/docs/safetensors
 
-The parser is ours, as errors of the `safetensors` library do not name the tensor, and the library takes the last of two
-entries with the same name.
+The `safetensors` library is not used, because its errors do not name the tensor, and of duplicate names the library
+silently takes the last.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ import torch
 
 from ailora.errors import InputError, unknown_name
 
-#: dtype in the file -> bits of an element. Tensors of a dtype unknown to torch can be copied, not read.
+#: dtype in the file -> bits per entry. Tensors in a dtype unknown to torch can be copied, but not read.
 DTYPE_BITS: Mapping[str, int] = {
     **dict.fromkeys(("F64", "I64", "U64", "C64"), 64),
     **dict.fromkeys(("F32", "I32", "U32"), 32),
@@ -33,7 +32,7 @@ DTYPE_BITS: Mapping[str, int] = {
     "F4": 4,
 }
 
-#: dtype in the file -> dtype of torch, for the tensors that can be read.
+#: dtype in the file -> dtype of torch, for all readable tensors.
 TORCH_DTYPES: Mapping[str, torch.dtype] = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -58,9 +57,9 @@ _REQUESTED_DTYPES: Mapping[str, torch.dtype] = {
     **{"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16},
 }
 
-#: Limit of the reference implementation.
+#: Limit in the reference implementation.
 _MAX_HEADER_BYTES = 100_000_000
-#: Limit of torch.
+#: Limit in torch.
 _MAX_DIMENSIONS = 64
 
 
@@ -72,9 +71,9 @@ class StoredTensor:
         name: Name in the file.
         dtype: Name of the dtype in the file, such as `BF16`.
         shape: Shape of the tensor.
-        file: The file.
-        start: Offset of the first byte from the beginning of the file.
-        stop: Offset of the byte after the last.
+        file: Path of the file.
+        start: Offset of the first byte, from the beginning of the file.
+        stop: Offset of the end, one byte after the last.
     """
 
     name: str
@@ -86,12 +85,12 @@ class StoredTensor:
 
     @property
     def nbytes(self) -> int:
-        """Size in bytes."""
+        """Size of the tensor in bytes."""
         return self.stop - self.start
 
     @property
     def torch_dtype(self) -> torch.dtype:
-        """Dtype of torch.
+        """The dtype in torch.
 
         Raises:
             InputError: torch has no such dtype.
@@ -105,7 +104,8 @@ class StoredTensor:
 
     @property
     def floating(self) -> bool:
-        """Whether the tensor is floating, of 16 bits or more: float8 is storage of a quantized weight."""
+        """Whether the dtype is a floating-point type of 16 bits or more."""
+        # float8 tensors are quantized weights.
         return self.dtype in ("F64", "F32", "F16", "BF16")
 
     def __str__(self) -> str:
@@ -118,7 +118,7 @@ class Header:
 
     Attributes:
         tensors: Stored tensors by name, in the order of their bytes.
-        metadata: Free text by key.
+        metadata: Strings of the entry `__metadata__`, by key.
     """
 
     tensors: dict[str, StoredTensor]
@@ -126,7 +126,7 @@ class Header:
 
 
 def parse_dtype(name: str) -> torch.dtype:
-    """Return the dtype with a name: fp32, bf16, fp16, or torch's names for these.
+    """Return the dtype of torch for a name: fp32, bf16, fp16, float32, bfloat16 or float16.
 
     Raises:
         InputError: The name is unknown.
@@ -139,13 +139,16 @@ def parse_dtype(name: str) -> torch.dtype:
 def read_header(file: Path) -> Header:
     """Read and validate the header of a safetensors file.
 
+    Returns:
+        The header, with tensors in the order of their bytes.
+
     Raises:
-        InputError: The file is missing or no regular file, or its header is invalid. The message names the file and
-            the tensor.
+        InputError: The file is missing or no regular file, or the header is invalid. The message names the file and,
+            for an invalid entry, the tensor.
     """
     try:
         status = os.stat(file)
-        # Opening a named pipe would wait for a writer for ever.
+        # Opening a named pipe would wait forever for a writer.
         if not stat.S_ISREG(status.st_mode):
             raise InputError(f"{file} is not a regular file")
         with file.open("rb") as stream:
@@ -165,10 +168,10 @@ def read_header(file: Path) -> Header:
     if not isinstance(metadata, dict) or not all(
         isinstance(value, str) and _is_text(key + value) for key, value in metadata.items()
     ):
-        raise InputError(f"{file}: the header's __metadata__ is not a mapping of texts")
+        raise InputError(f"{file}: __metadata__ in the header must map strings to strings")
     data_start = 8 + length
     tensors = [_parse_entry(name, entry, file, data_start) for name, entry in entries.items()]
-    # The order in the JSON is free. Empty tensors share their start with the next one, so that the stop counts too.
+    # The JSON has any order. An empty tensor has the same start as the next tensor, and only the stop orders the two.
     tensors.sort(key=lambda tensor: (tensor.start, tensor.stop))
     _validate_coverage(tensors, file, data_start, status.st_size)
     return Header({tensor.name: tensor for tensor in tensors}, metadata)
@@ -178,11 +181,11 @@ def _parse_header_length(prefix: bytes, file_size: int, file: Path) -> int:
     if len(prefix) < 8:
         raise InputError(f"{file} is no safetensors file: it has {len(prefix)} bytes")
     (length,) = struct.unpack("<Q", prefix)
-    # Before any memory is allocated: a damaged file can claim 2^64 bytes.
+    # Checked before memory is allocated: a damaged file can declare 2^64 bytes.
     if length > min(_MAX_HEADER_BYTES, file_size - 8):
         raise InputError(
-            f"{file} is no safetensors file, or truncated: it says that its header has {length} bytes, "
-            f"the file has {file_size}"
+            f"{file} is no safetensors file, or truncated: expected a header of {length} bytes, but the file has "
+            f"{file_size} bytes"
         )
     return length
 
@@ -201,14 +204,15 @@ def _unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 
 def _parse_entry(name: str, entry: object, file: Path, data_start: int) -> StoredTensor:
-    """Parse the entry of a tensor. Texts of the file are cut in messages, as they may be of any length.
+    """Parse the header entry of a tensor.
 
     Raises:
         InputError: The entry is invalid.
     """
+    # Messages shorten strings from the file, which may have any length.
     where = f"{file}: tensor {name[:200]!r}"
     if not _is_text(name):
-        raise InputError(f"{where} has a name that is no text")
+        raise InputError(f"{where} has an invalid name: not encodable in UTF-8")
     if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= entry.keys():
         raise InputError(f"{where} has no dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
@@ -222,13 +226,13 @@ def _parse_entry(name: str, entry: object, file: Path, data_start: int) -> Store
     bits = math.prod(shape) * DTYPE_BITS[dtype]
     if (stop - start) * 8 != bits:
         raise InputError(
-            f"{where}, {dtype} {str(shape)[:80]}, takes {bits // 8} bytes, its offsets hold {stop - start}"
+            f"{where}, {dtype} {str(shape)[:80]}, takes {bits // 8} bytes, but its offsets span {stop - start}"
         )
     return StoredTensor(name, dtype, tuple(shape), file, data_start + start, data_start + stop)
 
 
 def _is_text(name: str) -> bool:
-    # JSON can escape half of a surrogate pair, which no file can hold as UTF-8.
+    # JSON can escape half of a surrogate pair, which UTF-8 cannot encode.
     try:
         name.encode()
     except UnicodeEncodeError:
@@ -237,15 +241,15 @@ def _is_text(name: str) -> bool:
 
 
 def _is_size(value: object) -> bool:
-    # `type` and not `isinstance`: JSON's true is an int of Python.
+    # `type` instead of `isinstance`, because JSON's true is an `int` in Python.
     return type(value) is int and 0 <= value < 2**63
 
 
 def _validate_coverage(tensors: list[StoredTensor], file: Path, data_start: int, file_size: int) -> None:
-    """Validate that the sorted tensors fill the data without gap or overlap.
+    """Refuse sorted tensors with gaps or overlaps, since neither could be copied to a new file.
 
     Raises:
-        InputError: Two tensors overlap, or bytes belong to no tensor, or the file is truncated.
+        InputError: Two tensors overlap, bytes belong to no tensor, or the file is truncated.
     """
     position, previous = data_start, "the header"
     for tensor in tensors:
@@ -256,7 +260,7 @@ def _validate_coverage(tensors: list[StoredTensor], file: Path, data_start: int,
             raise InputError(f"{file}: {gap} bytes between {previous} and tensor {tensor.name!r} belong to no tensor")
         if tensor.stop > file_size:
             raise InputError(
-                f"{file}: tensor {tensor.name!r} ends at byte {tensor.stop}, the file has {file_size}: it is truncated"
+                f"{file} is truncated: tensor {tensor.name!r} ends at byte {tensor.stop}, but the file has {file_size}"
             )
         position, previous = tensor.stop, f"tensor {tensor.name!r}"
     if position != file_size:

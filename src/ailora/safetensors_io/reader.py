@@ -1,8 +1,7 @@
-"""Read single tensors of a safetensors file, without the bytes of others.
+"""Read single tensors from a safetensors file, without the bytes of other tensors.
 
-Files are read, not mapped. If only some tensors of a file are wanted, readahead of a map reads 1.4 times the requested
-bytes; without readahead the system reads page by page, at a sixth of the speed. A map also ends the process if the file
-shrinks.
+Files are not memory-mapped. For some tensors of a file, a map with readahead reads 1.4 times the requested bytes, and a
+map without readahead reads page by page, at a sixth of the speed. A map also kills the process if the file shrinks.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from ailora.safetensors_io.header import StoredTensor
 
 
 def read_tensor(stored: StoredTensor) -> Tensor:
-    """Read a tensor into memory of its own.
+    """Read a tensor.
 
     Raises:
         InputError: The file cannot be read, has shrunk since its header was read, or torch has no such dtype.
@@ -31,12 +30,12 @@ def read_rows(stored: StoredTensor, start: int, stop: int) -> Tensor:
     """Read some rows of a tensor.
 
     Args:
-        stored: The tensor, of at least one dimension.
+        stored: The tensor, not a scalar.
         start: First row, an index of the first dimension.
-        stop: Row after the last.
+        stop: End of the rows, exclusive.
 
     Returns:
-        Rows (stop - start, ...), in memory of their own.
+        Rows (stop - start, ...).
 
     Raises:
         InputError: The file cannot be read, has shrunk since its header was read, or torch has no such dtype.
@@ -52,10 +51,10 @@ def read_blocks(stored: StoredTensor, entries: int) -> Iterator[Tensor]:
 
     Args:
         stored: The tensor.
-        entries: Number of entries of a block.
+        entries: Number of entries in a block.
 
     Yields:
-        Blocks (entries,), the last possibly shorter.
+        Blocks (entries,). The last may be shorter.
 
     Raises:
         InputError: The file cannot be read, has shrunk since its header was read, or torch has no such dtype.
@@ -67,13 +66,13 @@ def read_blocks(stored: StoredTensor, entries: int) -> Iterator[Tensor]:
 
 
 def _read_bytes(stored: StoredTensor, offset: int, count: int) -> Tensor:
-    """Read `count` bytes of a tensor, from an offset inside the tensor."""
-    # torch's own memory is aligned for every dtype, which the offsets of a file need not be.
+    """Read `count` bytes of a tensor, from an offset within the tensor."""
+    # Memory from torch is aligned for all dtypes; offsets in a file need not be.
     buffer = torch.empty(count, dtype=torch.uint8)
     unread = buffer.numpy().data
     try:
         with stored.file.open("rb", buffering=0) as stream:
-            # Otherwise the system reads ahead: with this advice it reads 1.00 times the requested bytes, as fast.
+            # Without readahead, the system reads 1.00 times the requested bytes, at equal speed.
             if hasattr(os, "posix_fadvise"):
                 os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
             stream.seek(stored.start + offset)

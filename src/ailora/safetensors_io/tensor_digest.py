@@ -1,6 +1,7 @@
-"""SHA-256 digest of a file's tensors, kept in the file's own header.
+"""SHA-256 digest of the tensors in a file, stored in the header of the file.
 
-Any other program that rewrites the file writes a header of its own, so the digest never outlives the tensors.
+Programs other than ailora replace the whole header when they rewrite a file, so that the digest never outlives the
+tensors.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ _BLOCK_ENTRIES = 2**20
 
 
 def write_tensor_digest(file: Path, digests: Mapping[str, str] | None = None) -> None:
-    """Write the digest of a file's tensors into the file's header, and replace the file atomically.
+    """Write the digest of the tensors into the header, and replace the file atomically.
 
     Args:
         file: Safetensors file.
-        digests: Digests of files that belong to this one, in hexadecimal digits by the name of the file.
+        digests: Digests of accompanying files as hex, by file name.
     """
     header = read_header(file)
     metadata = {"format": "pt", _TENSORS_KEY: _hash_tensors(header)}
@@ -36,12 +37,12 @@ def write_tensor_digest(file: Path, digests: Mapping[str, str] | None = None) ->
 
 
 def has_tensor_digest(header: Header) -> bool:
-    """Return whether a header has a digest of the tensors."""
+    """Return whether a header contains a digest of the tensors."""
     return _TENSORS_KEY in header.metadata
 
 
 def validate_tensor_digest(file: Path, header: Header) -> None:
-    """Refuse tensors that differ from their digest. A header without digest passes.
+    """Refuse tensors that differ from their digest. A header without a digest passes.
 
     Args:
         file: Safetensors file.
@@ -52,19 +53,19 @@ def validate_tensor_digest(file: Path, header: Header) -> None:
     """
     if has_tensor_digest(header) and _hash_tensors(header) != header.metadata[_TENSORS_KEY]:
         raise InputError(
-            f"{file} is damaged: its tensors are not those that were written (SHA-256). Take another copy of the file; "
-            "if a program of yours changed them, let it write the file without the metadata "
-            f"{_TENSORS_KEY!r}, as safetensors.torch.save_file does"
+            f"{file} is damaged: the tensors have changed since they were written (SHA-256). Restore the file from a "
+            f"copy. A program that changes tensors on purpose must omit the metadata {_TENSORS_KEY!r}, as "
+            "safetensors.torch.save_file does"
         )
 
 
 def drop_digests(metadata: Mapping[str, str]) -> dict[str, str]:
-    """Return the metadata of a header without digests, for a file with other tensors."""
+    """Return the metadata of a header without digests, for a file with changed tensors."""
     return {key: value for key, value in metadata.items() if not key.startswith(DIGEST_PREFIX)}
 
 
 def _hash_tensors(header: Header) -> str:
-    """Hash names, dtypes, shapes and bytes of all tensors; their order in the file does not count."""
+    """Hash names, dtypes, shapes and bytes of all tensors, independent of their order in the file."""
     hashed = hashlib.sha256()
     for name, stored in sorted(header.tensors.items()):
         hashed.update(json.dumps([name, stored.dtype, stored.shape]).encode())

@@ -1,4 +1,4 @@
-"""Write safetensors files: the header from dtypes and shapes, then a single tensor in memory at a time."""
+"""Write safetensors files: first the header, from dtypes and shapes, then tensor by tensor."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ class TensorSpec:
 
     @classmethod
     def from_tensor(cls, name: str, tensor: Tensor | StoredTensor) -> TensorSpec:
-        """Build the spec that writes a tensor unchanged under a name."""
+        """Build the spec to write a tensor with unchanged dtype and shape under a name."""
         dtype = SAFETENSORS_DTYPES[tensor.dtype] if isinstance(tensor, Tensor) else tensor.dtype
         return cls(name, dtype, tuple(tensor.shape))
 
     @property
     def nbytes(self) -> int:
-        """Size in bytes."""
+        """Size of the tensor in bytes."""
         return math.prod(self.shape) * DTYPE_BITS[self.dtype] // 8
 
 
@@ -48,10 +48,10 @@ def write_tensors(
     """Replace a safetensors file atomically.
 
     Args:
-        file: The file.
-        specs: Specs of the tensors, in the order of the file.
-        tensors: Tensor of each spec, in any floating dtype. A generator keeps a single tensor in memory.
-        metadata: Free text of the header. None: `{"format": "pt"}`, which transformers requires.
+        file: Path of the file.
+        specs: Specs of the tensors, in file order.
+        tensors: Tensors in the order of `specs`, in any floating-point dtype. A generator keeps one tensor in memory.
+        metadata: Strings of the entry `__metadata__`. None means `{"format": "pt"}`, which transformers requires.
     """
     with replacing_file(file) as stream:
         stream.write(header_bytes(specs, metadata or {"format": "pt"}))
@@ -61,19 +61,19 @@ def write_tensors(
 
 
 def tensor_bytes(tensor: Tensor) -> memoryview:
-    """Return the bytes of a tensor as a file stores them."""
+    """Return the bytes of a tensor in the layout of the file."""
     return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 def header_bytes(tensors: Iterable[TensorSpec | StoredTensor], metadata: Mapping[str, str] | None = None) -> bytes:
-    """Format the beginning of a file: the length of its header, and the header.
+    """Format the beginning of a file: the length of the header, and the header.
 
     Args:
-        tensors: Tensors of the file, in its order.
-        metadata: Free text; transformers requires `{"format": "pt"}`.
+        tensors: Tensors of the file, in file order.
+        metadata: Strings of the entry `__metadata__`; transformers requires `{"format": "pt"}`.
 
     Returns:
-        Bytes, a multiple of eight.
+        The bytes; their number is a multiple of eight.
     """
     entries: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
     stop = 0
@@ -81,6 +81,6 @@ def header_bytes(tensors: Iterable[TensorSpec | StoredTensor], metadata: Mapping
         start, stop = stop, stop + tensor.nbytes
         entries[tensor.name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [start, stop]}
     text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
-    # The format recommends data aligned to eight bytes.
+    # The format recommends to align data to eight bytes.
     text += b" " * (-len(text) % 8)
     return struct.pack("<Q", len(text)) + text

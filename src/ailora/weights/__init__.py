@@ -1,1 +1,1 @@
-"""Base weights as plain (out, in) matrices, however a layer stores them."""
+"""Base weights as plain matrices (out, in), whatever the storage in the layer."""

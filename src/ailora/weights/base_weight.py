@@ -1,4 +1,4 @@
-"""Base weights as matrices (out, in), read from any storage, and the rows of a role."""
+"""Base weights: read as matrices (out, in) from any storage, select a role's rows, compute fingerprints."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from ailora.safetensors_io import tensor_bytes
 from ailora.weights.dtensor import full_tensor
 from ailora.weights.quantized import Storage, dequantize, find_storage
 
-#: Dtypes with a decomposition.
+#: Dtypes of plain weights that can be decomposed.
 READABLE = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 @dataclass(frozen=True, eq=False)
 class BaseWeight:
-    """The weight of one linear module of a base model, looked up once.
+    """The weight of a linear module in a base model.
 
     Attributes:
         module: Name of the module in the base model.
-        layer: The layer with the weight, unwrapped from its PEFT layer.
-        storage: Storage of a quantized weight; None for a plain weight.
+        layer: The layer with the weight, unwrapped from PEFT's layer.
+        storage: Storage of a quantized weight. None for a plain weight.
     """
 
     module: str
@@ -38,7 +38,7 @@ class BaseWeight:
 
     @classmethod
     def from_model(cls, model: nn.Module, module: str) -> BaseWeight:
-        """Look up a module of a base model.
+        """Look up the weight of a module in a base model.
 
         Raises:
             ModelError: The module does not exist, or is not a linear map.
@@ -48,19 +48,19 @@ class BaseWeight:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(out, in), also for a transposed weight."""
+        """Shape (out, in), also of a transposed weight."""
         shape = weight_shape(self.layer)
         assert shape is not None
         return shape
 
     @property
     def transposed(self) -> bool:
-        """Whether the layer stores (in, out)."""
+        """Whether the layer stores the weight as (in, out)."""
         return is_stored_transposed(self.layer)
 
     @property
     def key(self) -> int:
-        """Identity of the stored weight: equal for tied layers."""
+        """Identity of the stored weight, equal for tied layers."""
         return weight_key(self.layer)
 
     @property
@@ -70,17 +70,17 @@ class BaseWeight:
 
     @property
     def dtype(self) -> torch.dtype | None:
-        """Dtype of the stored weight; None if the layer has no tensor `weight`."""
+        """Dtype of the stored weight. None if the layer has no tensor `weight`."""
         return getattr(getattr(self.layer, "weight", None), "dtype", None)
 
     def read(self) -> Float[Tensor, "out in_"]:
-        """Return the weight as a plain floating matrix (out, in), detached.
+        """Return the weight as a detached floating-point matrix (out, in).
 
         A plain weight keeps its dtype and shares memory with the layer. A quantized weight is dequantized. A sharded
-        weight is gathered, which is a collective operation.
+        weight is gathered, a collective operation.
 
         Raises:
-            ModelError: The dtype has no decomposition, the packing is unknown, or entries are NaN or infinite.
+            ModelError: The dtype cannot be decomposed, the packing is unknown, or entries are NaN or infinite.
         """
         if self.storage is not None:
             weight = dequantize(self.layer, self.storage, self.module)
@@ -94,16 +94,19 @@ class BaseWeight:
         return weight
 
     def stored(self) -> Tensor:
-        """Return a plain weight in the layer's layout, detached, and gathered if sharded."""
+        """Return a plain weight as stored, (out, in) or (in, out), detached, and gathered if sharded."""
         stored = self.layer.weight
         assert isinstance(stored, Tensor)
         return full_tensor(stored.detach())
 
     def fingerprint(self) -> str:
-        """Return the SHA-256 of dtype, shape and bytes of the stored weight, as hex.
+        """Hash dtype, shape and bytes of the stored weight with SHA-256.
 
-        A quantized weight is hashed after dequantization; if this machine cannot dequantize it, all tensors of the
-        layer are hashed.
+        For a quantized weight, the hash is that of the dequantized matrix, or of all tensors in the layer if this
+        machine cannot dequantize.
+
+        Returns:
+            The digest as hex.
         """
         if self.storage is None:
             return digest(self.stored())
@@ -122,11 +125,12 @@ class BaseWeight:
             raise ModelError(f"{self} is on the meta device: load the model's weights before adapting")
 
     def validate_readable(self) -> None:
-        """Refuse a plain weight without a decomposition; a quantized weight is not dequantized for the check.
+        """Refuse a plain weight that cannot be decomposed.
 
         Raises:
             ModelError: See `read`.
         """
+        # Dequantizing twice would be slow; `read` checks quantized weights anyway.
         if self.storage is None:
             self.read()
 
@@ -141,7 +145,7 @@ class BaseWeight:
 
 
 def resolve_weights(model: nn.Module, modules: Iterable[str]) -> dict[str, BaseWeight]:
-    """Look up modules of a base model.
+    """Look up the weights of modules in a base model.
 
     Returns:
         The weights by module.
@@ -153,7 +157,7 @@ def resolve_weights(model: nn.Module, modules: Iterable[str]) -> dict[str, BaseW
 
 
 def base_layer(model: nn.Module, module: str) -> nn.Module:
-    """Return the layer of a module, unwrapped from its PEFT layer.
+    """Return the layer of a module, unwrapped from PEFT's layer.
 
     Raises:
         ModelError: The module does not exist, or is not a linear map.
@@ -169,62 +173,63 @@ def base_layer(model: nn.Module, module: str) -> nn.Module:
 
 
 def weight_key(layer: nn.Module) -> int:
-    """Return the identity of a layer's stored weight, which tied layers share."""
-    # Not that of `layer.weight`: a parametrization computes a new tensor at each access.
+    """Return the identity of a layer's stored weight, equal for tied layers."""
+    # Not `id(layer.weight)`: a parametrization computes a new tensor at each access.
     parameters = layer._parameters
     stored = next((parameters[name] for name in ("weight", "W_q") if parameters.get(name) is not None), None)
     return id(layer if stored is None else stored)
 
 
 def is_stored_transposed(layer: nn.Module) -> bool:
-    """Return whether a layer stores its weight as (in, out), as transformers' `Conv1D` does."""
+    """Return whether a layer stores its weight as (in, out)."""
+    # Only transformers' `Conv1D` does, in GPT-2 and its relatives.
     return isinstance(layer, Conv1D)
 
 
 def tensors_by_name(model: nn.Module) -> dict[str, Tensor]:
-    """Return every parameter and buffer of a model, tied ones under each of their names."""
-    # Not the `state_dict`: bitsandbytes unpacks 4-bit weights for it, which changes them.
+    """Return all parameters and buffers of a model by name, tied tensors under each name."""
+    # Not from the `state_dict`, for which bitsandbytes unpacks, and so changes, 4-bit weights.
     named = chain(model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False))
     return dict(named)
 
 
 def validate_dora_rows(weight: Float[Tensor, "out in_"], name: str) -> None:
-    """Refuse rows of zeros: DoRA divides each row by its norm, and would output NaN from the first step.
+    """Refuse a weight with zero rows. DoRA divides each row by its norm, and would output NaN from the first step.
 
     Raises:
-        ModelError: Rows are zero; the message counts them.
+        ModelError: Rows are zero. The message gives their number.
     """
     zero = int((~weight.any(dim=1)).sum())
     if zero:
         raise ModelError(
-            f"{name}: {zero} of {len(weight)} rows are zero, which dora divides by their norm: leave the module out "
-            "(modules, roles), or train without dora"
+            f"{name}: {zero} of {len(weight)} rows are zero, which dora would divide by their norm: leave the module "
+            "out (modules, roles), or train without dora"
         )
 
 
 def validate_matrix(weight: Tensor, shape: tuple[int, ...] | None, what: str) -> None:
-    """Refuse a tensor of another shape or with NaN or infinite entries.
+    """Refuse a tensor of unexpected shape or with NaN or infinite entries.
 
     Raises:
         ModelError: The shape differs, or an entry is not finite.
     """
     if tuple(weight.shape) != shape:
         raise ModelError(
-            f"{what}: expected the shape {shape} of the layer, got {tuple(weight.shape)}: an unknown packing? "
-            "Give the folder of the unquantized checkpoint: weights_from=..."
+            f"{what}: expected the shape {shape} of the layer, got {tuple(weight.shape)}. For a weight packed in an "
+            "unsupported format, give the unquantized checkpoint: weights_from=..."
         )
     if not all_finite(weight):
         raise ModelError(f"{what} holds NaN or infinite entries")
 
 
 def all_finite(tensor: Tensor) -> bool:
-    """Return whether a tensor has no NaN and no infinite entry."""
-    # `aminmax` propagates NaN in one pass without a copy; `isfinite(...).all()` takes longer than reading the file.
+    """Return whether all entries of a tensor are finite."""
+    # `aminmax` propagates NaN in a single pass without a copy; `isfinite(...).all()` takes longer than reading a file.
     return tensor.numel() == 0 or all(bool(torch.isfinite(end)) for end in torch.aminmax(tensor))
 
 
 def select_rows(weight: Float[Tensor, "out in_"], projection: Projection) -> Float[Tensor, "rows in_"]:
-    """Return the rows of a projection from the weight of its module; the weight itself if not fused."""
+    """Return the rows of a projection in the weight of its module. Without fusion, these are all rows."""
     if not projection.fused:
         return weight
     return torch.cat([weight[start:stop] for start, stop in projection.rows])
@@ -237,28 +242,28 @@ def write_rows(weight: Float[Tensor, "out in_"], projection: Projection, rows: F
         weight[start:stop] = block
 
 
-def matches_fingerprint(weight: Tensor, expected: str, made_from: str) -> bool | None:
-    """Return whether a plain weight equals the weight of a fingerprint, up to the dtype it was loaded in.
+def matches_fingerprint(weight: Tensor, expected: str, original_dtype: str) -> bool | None:
+    """Return whether a plain weight, possibly loaded in a different dtype, has a fingerprint.
 
     Args:
         weight: The stored weight.
         expected: `fingerprint` of the original weight.
-        made_from: Dtype of the original weight, as in `Projection.dtype`.
+        original_dtype: Dtype of the original weight, as in `Projection.dtype`.
 
     Returns:
-        True or False; None if undecidable, because the original was quantized or had more bits than this weight.
+        True or False. None if undecidable, because the original was quantized or had more bits than this weight.
     """
-    dtype = getattr(torch, made_from, None)
+    dtype = getattr(torch, original_dtype, None)
     if dtype not in READABLE or weight.dtype not in READABLE:
         return None
     if torch.promote_types(weight.dtype, dtype) is not weight.dtype and weight.dtype is not dtype:
-        # A coarser dtype decides nothing, unless the original had been as coarse before.
+        # Loading in a coarser dtype may have rounded entries: equality proves a match, a difference proves nothing.
         return True if digest(weight.to(dtype)) == expected else None
     return digest(weight.to(dtype)) == expected
 
 
 def digest(*tensors: Tensor) -> str:
-    """Return the SHA-256 of the dtypes, shapes and bytes of tensors, as hex."""
+    """Hash dtypes, shapes and bytes of tensors with SHA-256, and return the digest as hex."""
     hashed = hashlib.sha256()
     for tensor in tensors:
         hashed.update(f"{tensor.dtype} {tuple(tensor.shape)} ".encode())

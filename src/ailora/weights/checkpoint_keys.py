@@ -19,27 +19,27 @@ from ailora.weights.tied_weights import get_tied_weights
 def match_checkpoint_keys(
     model: nn.Module, modules: Iterable[str], stored: Iterable[str], *, by_name_only: bool = False
 ) -> dict[str, str]:
-    """Find the tensor of a checkpoint with the weight of each module.
+    """Find the tensor with the weight of each module in a checkpoint.
 
-    transformers renames tensors while it loads a checkpoint: older names, and a prefix if the checkpoint was saved with
-    another head. Beyond these rules, such as for one tower of a larger model, a module gets the only tensor with the
-    same name from its layer's number on, or from a part farther out.
+    On loading, transformers renames tensors with older names or with the prefix of a different head. Without a match by
+    these rules, ends of the module name are tried, from the longest to the end that begins with the layer number. A
+    unique tensor with such an end matches, for example in a checkpoint with several towers.
 
     Args:
-        model: The model with the modules; the meta device is enough.
+        model: The model with the modules, possibly on the meta device.
         modules: Names of linear modules.
-        stored: Names of the checkpoint's tensors.
-        by_name_only: Use the rules of transformers alone: a weight that it would not load does not match.
+        stored: Tensor names in the checkpoint.
+        by_name_only: Use transformers' rules alone, without the match by the end of the name.
 
     Returns:
-        The tensor's name by module.
+        Tensor names by module.
 
     Raises:
-        ModelError: A module's weight is in no tensor, or is computed from several or from a part of one.
+        ModelError: The checkpoint has no tensor for a module, or transformers computes the weight from other tensors.
     """
     stored = list(stored)
     loaded, converted = _loaded_names(model, stored)
-    # A checkpoint holds tied weights once, under the name of their source.
+    # A checkpoint stores tied weights once, under the name of the source.
     ties = get_tied_weights(model)
     loaded |= {tied: loaded[source] for tied, source in ties.items() if tied not in loaded and source in loaded}
     ends = [] if by_name_only else stored
@@ -47,15 +47,15 @@ def match_checkpoint_keys(
 
 
 def checkpoint_key_map(model: nn.Module, stored: Iterable[str]) -> dict[str, str]:
-    """Return the model's name of each tensor of a checkpoint, without those that transformers converts."""
+    """Map tensor names in a checkpoint to names in the model, except tensors converted by transformers."""
     return {tensor: name for name, tensor in _loaded_names(model, list(stored))[0].items()}
 
 
 def _loaded_names(model: nn.Module, stored: list[str]) -> tuple[dict[str, str], set[str]]:
-    """Return the stored name of each tensor of the model, and the names of converted tensors."""
+    """Map tensor names in the model to stored names, and return the names of converted tensors separately."""
     if not isinstance(model, PreTrainedModel):
         return {name: name for name in stored}, set()
-    # Rules remember their matches: without a copy, the second checkpoint would be matched by the first.
+    # Rules remember their matches: without a copy, a second checkpoint would be matched as the first.
     transforms = deepcopy(get_model_conversion_mapping(model))
     renamings: Any = [transform for transform in transforms if isinstance(transform, WeightRenaming)]
     converters: Any = [transform for transform in transforms if isinstance(transform, WeightConverter)]
@@ -79,8 +79,8 @@ def _stored_weight(name: str, stored: list[str], loaded: dict[str, str], convert
         return loaded[name]
     if name in converted:
         raise ModelError(
-            f"{name} is not in the checkpoint: transformers makes it from other tensors when it loads the model. "
-            " Save the loaded model with save_pretrained(..., save_original_format=False), or use ailora.adapt"
+            f"{name} is not in the checkpoint: transformers computes this weight from other tensors on loading. Save "
+            "the loaded model with save_pretrained(..., save_original_format=False), or use ailora.adapt"
         )
     parts = name.split(".")
     layer = next((i for i, part in enumerate(parts) if part.isdigit()), 0)
@@ -90,6 +90,6 @@ def _stored_weight(name: str, stored: list[str], loaded: dict[str, str], convert
         if len(matches) == 1:
             return matches[0]
     raise ModelError(
-        f"no tensor of the checkpoint is named {name}, with or without a prefix; it has {len(loaded)}, such as "
-        + ", ".join(sorted(loaded.values())[:3])
+        f"no tensor of the checkpoint is named {name}, with or without a prefix; the checkpoint has {len(loaded)} "
+        "tensors, such as " + ", ".join(sorted(loaded.values())[:3])
     )

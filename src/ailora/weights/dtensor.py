@@ -1,6 +1,6 @@
-"""DTensors of FSDP2 and tensor parallelism: gather them, and distribute plain tensors like them.
+"""DTensors of FSDP2 and tensor parallelism: gather, distribute and replicate tensors.
 
-For a DTensor, every function here is a collective operation: all processes of the mesh must call it.
+On DTensors, gathering and distributing are collective operations: all processes of the mesh must take part.
 """
 
 from __future__ import annotations
@@ -21,33 +21,37 @@ def any_dtensor(tensors: Iterable[Tensor]) -> bool:
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
-    """Return the full tensor on this process, differentiable; a plain tensor is returned as it is."""
+    """Gather a DTensor, differentiably. Returns a plain tensor unchanged."""
     if not isinstance(tensor, DTensor):
         return tensor
     mesh_device = tensor.device_mesh.device_type
-    # FSDP2 may offload parts to the CPU, but only the accelerator's backend can gather them.
+    # FSDP2 may offload shards to the CPU, but only the backend of the mesh's device can gather.
     on_mesh = tensor if tensor.device.type in (mesh_device, "meta") else cast(DTensor, tensor.to(mesh_device))
     return on_mesh.full_tensor()
 
 
 def validate_unsharded(tensor: Tensor, shape: Sequence[int]) -> Tensor:
-    """Return a tensor, or refuse one that an engine other than FSDP2 has partitioned.
+    """Return a tensor unchanged, or refuse a tensor partitioned by an engine other than FSDP2.
+
+    Args:
+        tensor: A gathered tensor.
+        shape: Shape of the whole tensor.
 
     Raises:
-        ModelError: The tensor is partitioned. ZeRO-3 marks it (`ds_id`): the engine gathers it for a forward pass, but
-            would write its parts to files under their own names.
+        ModelError: The tensor is partitioned.
     """
+    # ZeRO-3 sets `ds_id`. It gathers the tensor for a forward pass, but would save the parts under their own names.
     if hasattr(tensor, "ds_id") or tensor.shape != torch.Size(shape):
         raise ModelError(
-            f"a factor {tuple(shape)} of the adapter was partitioned by an engine under which the anchored form does "
-            "not work (ZeRO-3 of DeepSpeed, FSDP1). Use FSDP2, DDP or ZeRO-2; or form='stock', which trains the "
-            "file's factors themselves"
+            f"a factor {tuple(shape)} of the adapter was partitioned by an engine that does not support the anchored "
+            "form (ZeRO-3 of DeepSpeed, FSDP1). Use FSDP2, DDP or ZeRO-2; or form='stock', which trains the factors of "
+            "the file directly"
         )
     return tensor
 
 
 def distribute_like(tensor: Tensor, like: Tensor) -> Tensor:
-    """Distribute a tensor as `like` is: the value of the mesh's first process. Unchanged if `like` is plain."""
+    """Distribute a tensor over the mesh of `like`, from the mesh's first process. Unchanged if `like` is plain."""
     if not isinstance(like, DTensor):
         return tensor
     distributed = distribute_tensor(tensor.detach(), like.device_mesh, like.placements)
@@ -55,7 +59,7 @@ def distribute_like(tensor: Tensor, like: Tensor) -> Tensor:
 
 
 def replicate_on_mesh_of(tensor: Tensor, parts: Iterable[Tensor]) -> Tensor:
-    """Replicate a tensor over the mesh of its parts; unchanged if no part is a DTensor."""
-    # Loaders of sharded state dicts ask every tensor for its mesh.
+    """Replicate a tensor over the mesh of its parts. Unchanged if no part is a DTensor."""
+    # Loaders of sharded state dicts expect a mesh from every tensor.
     mesh = next((part.device_mesh for part in parts if isinstance(part, DTensor)), None)
     return tensor if mesh is None else DTensor.from_local(tensor, mesh, [Replicate()] * mesh.ndim, run_check=False)

@@ -1,6 +1,6 @@
-"""Storages of quantized weights, and reading them as matrices.
+"""Storages of quantized weights: recognize a layer's storage, and dequantize the weight.
 
-A quantization library is imported only for a model that uses it.
+A quantization library is imported only for models quantized with the library.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from ailora.roles import weight_shape
 
 @dataclass(frozen=True)
 class Storage:
-    """A library's storage of quantized weights.
+    """A storage format for quantized weights.
 
     Attributes:
         name: Name in messages.
-        matches: Returns whether a layer has this storage.
-        read: Returns the weight of a layer as a floating matrix (out, in).
+        matches: Function that returns whether a layer has this storage.
+        read: Function that returns the weight of a layer as a floating-point matrix (out, in).
     """
 
     name: str
@@ -35,12 +35,12 @@ class Storage:
 
 
 def find_storage(layer: nn.Module) -> Storage | None:
-    """Return the storage of a layer's quantized weight; None for a plain weight."""
+    """Return the storage of a layer's quantized weight. None for a plain weight."""
     return next((storage for storage in STORAGES if storage.matches(layer)), None)
 
 
 def dequantize(layer: nn.Module, storage: Storage, module: str) -> Float[Tensor, "out in_"]:
-    """Return the floating matrix (out, in) that a quantized layer computes with. The layer does not change.
+    """Return the weight of a quantized layer as a floating-point matrix (out, in). The layer does not change.
 
     Raises:
         ModelError: The library cannot read the weight on this machine.
@@ -51,7 +51,7 @@ def dequantize(layer: nn.Module, storage: Storage, module: str) -> Float[Tensor,
     except Exception as error:
         raise ModelError(
             f"{module}: the {storage.name} weight of {type(layer).__name__} {weight_shape(layer)} cannot be read here "
-            f"({type(error).__name__}: {error}). Load the model on a device that can run it, or give the folder of the "
+            f"({type(error).__name__}: {error}). Load the model on a device that supports the format, or give the "
             "unquantized checkpoint: weights_from=..."
         ) from error
 
@@ -60,35 +60,36 @@ def dequantize(layer: nn.Module, storage: Storage, module: str) -> Float[Tensor,
 
 
 def _weight_is(name: str, ready: str) -> Callable[[nn.Module], bool]:
-    """Return a predicate: the weight is of bitsandbytes' class `name` and quantized, so that `ready` is set."""
+    """Return a predicate for quantized weights of the bitsandbytes class `name`."""
 
     def matches(layer: nn.Module) -> bool:
         weight: Any = getattr(layer, "weight", None)
         if type(weight).__name__ != name:
             return False
+        # Weights of the class are quantized only when moved to a device, which sets `ready` or the int8 dtype.
         return getattr(weight, ready, None) is not None or weight.dtype is torch.int8
 
     return matches
 
 
 def _weight_of(library: str) -> Callable[[nn.Module], bool]:
-    """Return a predicate: the weight is a tensor subclass of a library."""
+    """Return a predicate for weights in a tensor subclass from a library."""
     return lambda layer: type(getattr(layer, "weight", None)).__module__.startswith(f"{library}.")
 
 
 def _read_4bit(layer: Any) -> Tensor:
-    # On CPUs with AVX512-BF16 the first forward pass in eval mode repacks the weight. Unpacking it (`state_dict()`)
-    # loses the scales' order in bitsandbytes 0.50, so that the packed layer is evaluated instead.
+    # On CPUs with AVX512-BF16, the first forward pass in eval mode repacks the weight. Unpacking (`state_dict()`) loses
+    # the order of the scales in bitsandbytes 0.50; evaluating the packed layer is correct.
     if getattr(layer.weight.quant_state, "packing_format_for_cpu", False):
         return _read_response(layer)
     return import_module("bitsandbytes.functional").dequantize_4bit(layer.weight.data, layer.weight.quant_state)
 
 
 def keep_4bit_unpacked(model: nn.Module) -> None:
-    """Keep bitsandbytes from repacking 4-bit weights.
+    """Keep bitsandbytes from repacking 4-bit weights on CPUs with AVX512-BF16.
 
-    On CPUs with AVX512-BF16 the first forward pass in eval mode repacks them: afterwards no gradient passes, and a
-    `state_dict()`, as in every save, corrupts them. No effect on other devices.
+    Repacking, by the first forward pass in eval mode, blocks gradients, and every later `state_dict()` corrupts the
+    weights. The function has no effect on other devices.
     """
     for layer in model.modules():
         if hasattr(layer, "support_avx512bf16_for_cpu"):
@@ -112,7 +113,7 @@ def _read_hqq(layer: Any) -> Tensor:
 
 
 def _is_packed(layer: nn.Module) -> bool:
-    """Return whether a layer has no floating weight, as those of GPTQ, AWQ and FP8."""
+    """Return whether a layer lacks a floating-point weight of 16 bits or more, as with GPTQ, AWQ and FP8."""
     if type(layer) in (nn.Linear, Conv1D):
         return False
     weight = getattr(layer, "weight", None)
@@ -120,7 +121,7 @@ def _is_packed(layer: nn.Module) -> bool:
 
 
 def _read_response(layer: Any) -> Tensor:
-    """Return the matrix of a linear layer as its response to the identity, for any packing."""
+    """Return the weight in any packing as the layer's response to the identity matrix."""
     tensors = [*layer.parameters(), *layer.buffers()]
     floating = [t.dtype for t in tensors if t.dtype in (torch.float16, torch.bfloat16, torch.float32)]
     shape = weight_shape(layer)
@@ -128,7 +129,7 @@ def _read_response(layer: Any) -> Tensor:
     eye = torch.eye(shape[1], dtype=floating[0] if floating else torch.float32, device=tensors[0].device)
     bias = getattr(layer, "bias", None)
     try:
-        # Removed, not subtracted: beside a large bias, float16 rounds the small entries of a weight away.
+        # Removed, not subtracted from the response: float16 sums with a large bias lose the small entries of a weight.
         if bias is not None:
             layer.bias = None
         with torch.autocast(eye.device.type, enabled=False):
@@ -138,7 +139,7 @@ def _read_response(layer: Any) -> Tensor:
             layer.bias = bias
 
 
-#: In the order of precedence: the last two match layers of other libraries too.
+#: In order of precedence: the last two would also match layers from the libraries above.
 STORAGES = (
     Storage("bitsandbytes 4-bit", _weight_is("Params4bit", "quant_state"), _read_4bit),
     Storage("bitsandbytes 8-bit", _weight_is("Int8Params", "SCB"), _read_8bit),

@@ -1,4 +1,4 @@
-"""Tied weights and resized vocabularies of transformers' models."""
+"""Tied weights and resized vocabularies in models of transformers."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from transformers import PreTrainedModel
 
 from ailora.errors import ModelError
 
-_UNTYING = "give one of them a copy of the weight, set config.tie_word_embeddings to False, and save the model"
+_UNTYING = "copy the weight for either module, set config.tie_word_embeddings to False, and save the model"
 
 
 def get_tied_weights(model: nn.Module) -> dict[str, str]:
-    """Return the names of a model's tied parameters, each with the name of the parameter that a checkpoint stores."""
+    """Return the tied parameters of a model, each mapped to the parameter stored in checkpoints."""
     return dict(getattr(model, "all_tied_weights_keys", None) or {})
 
 
 def find_tied_partner(model: nn.Module, parameter: str) -> str | None:
-    """Return the name of a parameter that shares the weight of another, or None if the weight has one name."""
+    """Return the name of a parameter tied to `parameter`. None if the parameter is not tied."""
     ties = get_tied_weights(model)
     source = ties.get(parameter, parameter)
     sharing = [source, *(tied for tied, shared in ties.items() if shared == source)]
@@ -26,10 +26,10 @@ def find_tied_partner(model: nn.Module, parameter: str) -> str | None:
 
 
 def validate_untied(model: nn.Module, modules: Iterable[str]) -> None:
-    """Refuse to merge an adapter into a tied weight: the module that shares the weight would change, too.
+    """Refuse to merge an adapter into a tied weight, which would also change the tied module.
 
     Raises:
-        ModelError: Names both parameters, and the way out.
+        ModelError: A weight is tied. The message names both parameters and the way out.
     """
     for module in modules:
         if partner := find_tied_partner(model, f"{module}.weight"):
@@ -40,7 +40,7 @@ def validate_untied(model: nn.Module, modules: Iterable[str]) -> None:
 
 
 def format_lone_training(parameter: str, partner: str) -> str:
-    """Format the reason and the ways out for one of two tied parameters that was trained alone."""
+    """Format the reason and the ways out if only one of two tied parameters was trained."""
     modules = [name.removesuffix(".weight").rpartition(".")[2] for name in (parameter, partner)]
     return (
         f"{parameter} and {partner} share one weight, and the adapter trained one of them: train both with "
@@ -52,13 +52,13 @@ def format_resize_hint(model: nn.Module, module: str, present: Sequence[int], ex
     """Format the hint to resize a vocabulary, for the end of an error message.
 
     Args:
-        model: base model.
-        module: name of the module whose weight has another shape than the adapter.
-        present: shape of the weight in the model, rows first.
-        expected: shape of the weight that the adapter was trained with.
+        model: Base model.
+        module: Name of the module with an unexpected shape.
+        present: Shape of the weight in the model, rows first.
+        expected: Shape of the weight during training of the adapter.
 
     Returns:
-        The hint, or an empty text if the module is no embedding or differs in more than its rows.
+        The hint. Empty if the module is no embedding, or if the shapes differ in more than their rows.
     """
     if not isinstance(model, PreTrainedModel) or tuple(present)[1:] != tuple(expected)[1:]:
         return ""

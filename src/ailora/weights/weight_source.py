@@ -15,22 +15,22 @@ from ailora.safetensors_io import Checkpoint, read_tensor
 from ailora.weights.base_weight import BaseWeight, validate_matrix, weight_key
 from ailora.weights.checkpoint_keys import match_checkpoint_keys
 
-#: Returns the floating matrix (out, in) to decompose for a weight, on the device of its layer.
-#: `BaseWeight.read` is the source of the model itself.
+#: Function from a base weight to the floating-point matrix (out, in) to decompose, on the device of the layer.
+#: `BaseWeight.read` takes the matrix from the model itself.
 WeightSource = Callable[[BaseWeight], Float[Tensor, "out in_"]]
 
-#: Largest relative distance of a checkpoint's weight from the quantized weight: quantization to two bits gives about
-#: 0.4, an unrelated matrix at least 1.
+#: Largest relative distance between a quantized weight and its original. Quantization to two bits gives about 0.4, an
+#: unrelated matrix at least 1.
 _MAX_QUANTIZATION_ERROR = 0.8
 
 
 def open_checkpoint_source(base: nn.Module, checkpoint: Path | str, weights: Mapping[str, BaseWeight]) -> WeightSource:
-    """Open a checkpoint as a source of weights, which reads them one at a time.
+    """Open a checkpoint as a source of weights to decompose. Weights are read on request.
 
     Args:
         base: The loaded model.
-        checkpoint: A folder with safetensors files, one such file, or a hub id in the cache.
-        weights: The weights to look up in the checkpoint, by module.
+        checkpoint: A folder with safetensors files, a single file, or the hub id of a cached model.
+        weights: Base weights to look up in the checkpoint, by module.
 
     Returns:
         The source.
@@ -48,9 +48,9 @@ def open_checkpoint_source(base: nn.Module, checkpoint: Path | str, weights: Map
         stored.validate_digests()
     except InputError as error:
         raise InputError(f"weights_from: {error}") from None
-    # A checkpoint has the weight of tied modules under the name of the first.
-    first = {weight_key(layer): name for name, layer in reversed(find_linear_modules(base).items())}
-    names = {module: first.get(weight.key, module) for module, weight in weights.items()}
+    # A checkpoint stores the weight of tied modules under the name of the first.
+    first_name = {weight_key(layer): name for name, layer in reversed(find_linear_modules(base).items())}
+    names = {module: first_name.get(weight.key, module) for module, weight in weights.items()}
     try:
         tensors = match_checkpoint_keys(base, names.values(), stored.tensors)
     except ModelError as error:
@@ -64,17 +64,17 @@ def open_checkpoint_source(base: nn.Module, checkpoint: Path | str, weights: Map
 
 
 def relative_error(exact: Tensor, stored: Tensor) -> float:
-    """Return `|stored - exact| / |exact|` in the Frobenius norm; 0 where `exact` is zero."""
+    """Return `|stored - exact| / |exact|` in the Frobenius norm; 0 for a zero `exact`."""
     exact = exact.float() if exact.dtype.itemsize < 4 else exact
     size = exact.norm()
     return float((stored.to(exact.dtype) - exact).norm() / size) if size > 0 else 0.0
 
 
 def _orient(tensor: Tensor, weight: BaseWeight, what: str) -> Float[Tensor, "out in_"]:
-    """Return a tensor of a checkpoint as the matrix (out, in) of a weight, transposed if needed.
+    """Return a stored tensor as the matrix (out, in) of a weight, transposed if needed.
 
     Raises:
-        ModelError: The tensor is quantized, of another shape, not finite, or far from the model's weight.
+        ModelError: The tensor is quantized, not finite, of unexpected shape, or far from the model's weight.
     """
     if not tensor.is_floating_point() or tensor.dtype.itemsize == 1:
         raise ModelError(f"{what} has the dtype {tensor.dtype}: weights_from takes an unquantized checkpoint")
@@ -84,7 +84,7 @@ def _orient(tensor: Tensor, weight: BaseWeight, what: str) -> Float[Tensor, "out
     try:
         quantized = weight.read()
     except ModelError:
-        # Packed for another device: the values cannot decide whether a square weight is stored transposed.
+        # The weight is packed for a different device. Without its values, the layer type tells the orientation.
         return candidates[-1 if weight.transposed else 0].to(weight.device)
     distances = [relative_error(quantized, matrix.to(quantized.device)) for matrix in candidates]
     distance, matrix = min(zip(distances, candidates, strict=True), key=lambda pair: pair[0])
