@@ -57,7 +57,7 @@ def validate_digests(folder: Path, header: Header) -> None:
 
 
 def find_edited_files(folder: Path, header: Header) -> list[str] | None:
-    """Find the files beside the weights that no longer match their digests.
+    """Find edited files beside the weights by their digests.
 
     Args:
         folder: Folder of the adapter.

@@ -159,7 +159,7 @@ def validate_plain(config: Mapping[str, Any], folder: Path) -> None:
 def find_pattern_value(name: str, config: Mapping[str, Any], module: str, patterns: ModulePatterns) -> float:
     """Look up the rank or alpha of a module by PEFT's rule.
 
-    Keys are regular expressions. The first key with a match counts: of the whole name, or of an end after a dot.
+    Keys are regular expressions. The first key matching the whole name, or an end of the name after a dot, counts.
 
     Args:
         name: `rank_pattern` or `alpha_pattern`.

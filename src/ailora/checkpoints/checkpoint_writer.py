@@ -167,7 +167,7 @@ class _ShardWriter:
             return
         done = self._finished_tensors()
         mode = "r+b" if done else "wb"
-        with open(self._file, mode, buffering=0, opener=refuse_link) as stream, ThreadPoolExecutor(1) as notes:
+        with open(self._file, mode, buffering=0, opener=refuse_link) as stream, ThreadPoolExecutor(1) as flusher:
             reached = self._offset(done)
             # Bytes after the last tensor in the journal may be incomplete, and are written again.
             stream.truncate(reached)
@@ -175,18 +175,18 @@ class _ShardWriter:
             if not done:
                 _write(stream, self._plan.header)
             self._bar.update(max(0, reached - len(self._plan.header)))
-            noted, note = reached, None
+            flush_position, flush = reached, None
             for number, entry in enumerate(self._plan.entries[done:], done):
                 self._write_entry(entry, stream)
                 self._bar.update(entry.spec.nbytes)
                 # A thread flushes during the next writes: waiting for the disk would cost a third of the time.
-                if stream.tell() - noted >= _SYNC_BYTES and (note is None or note.done()):
-                    if note is not None:
-                        note.result()
-                    noted = stream.tell()
-                    note = notes.submit(self._note, stream, number + 1)
-            if note is not None:
-                note.result()
+                if stream.tell() - flush_position >= _SYNC_BYTES and (flush is None or flush.done()):
+                    if flush is not None:
+                        flush.result()
+                    flush_position = stream.tell()
+                    flush = flusher.submit(self._flush, stream, number + 1)
+            if flush is not None:
+                flush.result()
             # Flushed before the rename: after a power loss, the final name must not name an incomplete file.
             os.fsync(stream.fileno())
         self._file.replace(self._target)
@@ -209,7 +209,7 @@ class _ShardWriter:
             written += converted.numel() * converted.itemsize
         assert written == entry.spec.nbytes, entry
 
-    def _note(self, stream: FileIO, tensors: int) -> None:
+    def _flush(self, stream: FileIO, tensors: int) -> None:
         """Flush the shard to disk, then record the number of complete tensors in the journal."""
         os.fsync(stream.fileno())
         write_bytes(self._journal, str(tensors).encode())

@@ -295,7 +295,7 @@ def _choose_rank(checkpoint: AdapterCheckpoint, rank: int | None, energy: float 
 
 
 def _find_rank(values: Tensor, energy: float) -> int:
-    """Return the smallest number of singular values whose squares sum to a share of the total; 1 for a zero update."""
+    """Return the smallest number of singular values with a share `energy` of the squared norm; 1 for a zero update."""
     squares = values.square()
     total = squares.sum()
     if total == 0:

@@ -94,8 +94,8 @@ def init(
 ) -> InitReport:
     """Write the initial adapter of a model to a folder, without loading the model.
 
-    `init` computes the adapter of `adapt`, but reads only the adapted weights, matrix by matrix. The result is a stock
-    PEFT adapter for the untouched checkpoint, with an update of exactly zero.
+    `init` computes the same adapter as `adapt`, but reads only the adapted weights, matrix by matrix. The result is a
+    stock PEFT adapter for the untouched checkpoint, with an update of exactly zero.
 
     Repeating an interrupted call resumes; repeating a finished call does nothing. Under torchrun or `accelerate
     launch`, the ranks share the work and write to a common `out`.
@@ -105,11 +105,11 @@ def init(
         out: Folder to write.
         policy: Name of a preset, `{role: init}`, or a `Policy`.
         rank: Rank r, or `{role or regex: rank}`; the first matching key counts.
-        alpha: The numerator of the scaling, a number or `{role or regex: alpha}`. None means alpha = rank, a scaling of
-            1, or of sqrt(r) with `rslora`.
-        roles: Roles to adapt. None means the roles named by the policy, or query and value for a policy without names.
+        alpha: The numerator of the scaling, or `{role or regex: alpha}`. None means alpha = rank, a scaling of 1, or of
+            sqrt(r) with `rslora`.
+        roles: Roles to adapt. None means the roles named by the policy, or query and value if the policy names none.
         role_names: `{regex: role}` for modules without a naming rule.
-        modules: A regular expression that module names must match in part. None adapts all modules of the roles.
+        modules: A regular expression to search for in module names; only modules with a match are adapted.
         form: Form of the adapter: `anchored` or `stock`.
         dropout: Dropout probability of the adapter's input, in [0, 1).
         rslora: Whether to scale by alpha / sqrt(r) instead of alpha / r.

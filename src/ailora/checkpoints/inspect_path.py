@@ -29,7 +29,7 @@ _MAX_VALUES = 4
 
 @dataclass(frozen=True)
 class RoleSummary:
-    """Summary of the adapters with a role. Norms and singular values are root mean squares over the modules.
+    """Summary of all adapters of a role. Norms and singular values are root mean squares over the modules.
 
     Attributes:
         role: Name of the role, such as query. For a stock adapter, the module name with a star for the layer number.

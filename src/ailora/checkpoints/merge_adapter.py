@@ -66,7 +66,7 @@ def merge(
 
     Args:
         base: Base model: a folder, a hub id in the cache, or `builtin:minilm`.
-        adapter: Folder of a LoRA adapter of linear modules, made by ailora or not, or of a run.
+        adapter: Folder of an adapter, a LoRA of linear modules from any source, or folder of a run.
         out: Folder to write.
         dtype: Dtype of all floating-point tensors: fp32, bf16 or fp16. None keeps the dtype of each tensor.
         force: Whether to replace existing files in `out`.

@@ -57,10 +57,10 @@ def adapt(
         rank: The rank r, or `{role or regex: rank}`; the first matching key counts.
         alpha: The numerator of the scaling, or `{role or regex: alpha}`. None means alpha = rank, a scaling of 1, or of
             sqrt(r) with `rslora`.
-        roles: The roles to adapt. None means the roles named by the policy, or query and value for a policy without
-            names.
+        roles: The roles to adapt. None means the roles named by the policy, or query and value if the policy names
+            none.
         role_names: `{regex: role}` for modules without a naming rule.
-        modules: A regular expression that module names must match in part. None adapts all modules of the roles.
+        modules: A regular expression to search for in module names; only modules with a match are adapted.
         form: Form of the adapter: `anchored`, `stock` or `residual`.
         dropout: Dropout probability of the adapter's input, in [0, 1).
         rslora: Scale by alpha / sqrt(r) instead of alpha / r.

@@ -1,8 +1,8 @@
 """Algebra of the anchored form: the anchor `A0`, `B0`, and its place in the file.
 
-With `A = A0 + dA` and `B = B0 + dB`, the trained update is an ordinary LoRA of rank 2r, the LoRA in the file:
-`B A - B0 A0 = [dB, B] [A0; dA]`. Before training, `dA = dB = 0`, and `[0, B0] [A0; 0]` is exactly zero in every dtype
-and kernel, because every summand has a zero block.
+With `A = A0 + dA` and `B = B0 + dB`, the trained update equals an ordinary LoRA of rank 2r, which is the LoRA in the
+file: `B A - B0 A0 = [dB, B] [A0; dA]`. Before training, `dA = dB = 0`, and `[0, B0] [A0; 0]` is exactly zero in every
+dtype and kernel, because every summand has a zero block.
 
 Shapes: `A0`, `dA` (r, in); `B0`, `dB`, `B` (out, r).
 """
@@ -88,7 +88,7 @@ def compute_anchor_distance(
         eps: Machine precision of the coarser of the two dtypes.
 
     Returns:
-        The distance in norms of `anchor`, or None.
+        The distance, relative to the norm of `anchor`, or None.
     """
     norm = anchor.norm()
     distance = (candidate - anchor).norm()

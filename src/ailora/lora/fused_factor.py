@@ -1,7 +1,7 @@
 """Stock LoRA factors of a fused projection, joined from a factor for each role.
 
 `A = [A_q; A_v]` and `B = [B_q, B_v]` contain the factors of all roles. A block of `B` is zero outside the rows of its
-role. Training is equal to training a model with separate projections.
+role. A fused projection trains exactly like separate projections.
 """
 
 from __future__ import annotations

@@ -59,7 +59,7 @@ def compute_initial_factors(
     """Compute the initial factors of every planned adapter, with a progress bar on a terminal.
 
     A GPU decomposes matrices of equal shape in batches, which take up to a quarter of the free memory. A CPU decomposes
-    matrix by matrix, on all cores. Only the current batch of quantized weights is in memory dequantized.
+    matrix by matrix, on all cores. Quantized weights are dequantized batch by batch.
 
     Args:
         plan: Adapter settings of every projection.
@@ -122,7 +122,7 @@ def _share_decompositions(
 
 
 def _batches(decompositions: Sequence[_Decomposition]) -> Iterator[list[_Decomposition]]:
-    """Yield batches of decompositions with equal keys, each as large as the memory allows."""
+    """Yield batches of decompositions of equal kind, each as large as the memory allows."""
     by_kind: dict[tuple[object, ...], list[_Decomposition]] = {}
     for number, decomposition in enumerate(decompositions):
         # Random inits stay out of batches, to be drawn in the plan's order.

@@ -121,7 +121,7 @@ def get_metadata(model: nn.Module, adapter_name: str = "default") -> AdapterMeta
 
 
 def has_ailora_adapter(model: nn.Module, adapter_name: str = "default") -> bool:
-    """Return whether a model, adapted by this process, has an ailora adapter of that name."""
+    """Return whether this process has injected an ailora adapter of that name into a model."""
     return adapter_name in _get_all_metadata(model)
 
 

@@ -160,8 +160,8 @@ def _get_packed(state_dict: dict[str, Tensor], prefix: str) -> Tensor | None:
 class _PackedWeight(Tensor):
     """A packed factor with an error for in-place operations; all other operations return ordinary tensors.
 
-    PEFT's hot-swap writes into `lora_A.weight.data`. Here this is a temporary tensor, and the write would silently be
-    lost.
+    PEFT's hot-swap writes into `lora_A.weight.data`. The data of a packed factor are temporary, and the write would
+    silently be lost.
     """
 
     self_reference: weakref.ref[Tensor]
