@@ -420,7 +420,7 @@ def test_modules_to_save_are_those_of_the_checkpoint(tmp_path: Path) -> None:
     FAMILIES["bert"].model().bert.save_pretrained(tmp_path / "bare")
     config = json.loads((tmp_path / "bare" / "config.json").read_text())
     (tmp_path / "bare" / "config.json").write_text(json.dumps({**config, "architectures": ["BertForMaskedLM"]}))
-    with pytest.raises(ailora.ModelError, match=r"modules_to_save: the checkpoint has no tensor for"):
+    with pytest.raises(ailora.ModelError, match=r"modules_to_save: the checkpoint has no tensor of"):
         init(str(tmp_path / "bare"), tmp_path / "none", rank=4, modules_to_save=["transform"])
 
 

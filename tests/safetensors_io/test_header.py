@@ -110,7 +110,7 @@ LIES: dict[str, tuple[object, bytes, int | None, str]] = {
         b'{"\\ud800":{"dtype":"I8","shape":[1],"data_offsets":[0,1]}}',
         b"0",
         None,
-        "a name that is no",
+        "an invalid name",
     ),
     "metadata": ({"__metadata__": {"format": 3}}, b"", None, "__metadata__ in the header must map strings to strings"),
 }
