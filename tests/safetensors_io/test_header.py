@@ -90,7 +90,7 @@ LIES: dict[str, tuple[object, bytes, int | None, str]] = {
     "wrong size": ({"a": entry("F64")}, b"0" * 8, None, r"'a', F64 \[2\], takes 16 bytes, but its offsets span 8"),
     "negative": ({"a": entry(shape=[-2])}, b"0" * 8, None, r"has the shape \[-2\]"),
     "fraction": ({"a": entry(shape=[2.0])}, b"0" * 8, None, "has the shape"),
-    "backwards": ({"a": entry(offsets=[8, 0])}, b"0" * 8, None, "its offsets hold -8"),
+    "backwards": ({"a": entry(offsets=[8, 0])}, b"0" * 8, None, "its offsets span -8"),
     "dtype": ({"a": entry("F33")}, b"0" * 8, None, "unknown dtype 'F33'; known"),
     "no dtype": ({"a": {"shape": [2], "data_offsets": [0, 8]}}, b"0" * 8, None, "'a' has no dtype"),
     "list": ([1, 2], b"", None, "the header is not a JSON object"),
