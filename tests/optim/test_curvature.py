@@ -251,7 +251,7 @@ def test_what_cannot_be_measured_is_refused() -> None:
 
 def test_a_parameter_of_several_roles_is_refused() -> None:
     model = ailora.adapt(tiny_model("gpt2"), rank=2, form="stock")
-    with pytest.raises(ailora.ModelError, match=r"one parameter for query, value: measure in the anchored form"):
+    with pytest.raises(ailora.ModelError, match=r"single parameter for query, value: measure in the anchored form"):
         blocks_by_role(model)
 
 
@@ -263,7 +263,7 @@ def test_the_multiple_of_a_rate() -> None:
     unsettled = Curvature(1.0, 0.5, 0.0, iterations=1, batches=2)
     assert rate_multiple(unsettled, flat).error == math.inf
     for value in (0.0, -1.0, math.nan):
-        with pytest.raises(ailora.ModelError, match="set no rate"):
+        with pytest.raises(ailora.ModelError, match="expected positive curvatures"):
             rate_multiple(Curvature(value, 0.1, 0.0, iterations=4, batches=2), flat)
 
 

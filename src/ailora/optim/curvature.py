@@ -1,7 +1,7 @@
-"""Curvature of the training loss in each role's factors before training, and the learning rates it suggests.
+"""Curvature of the training loss in each role's factors before training, from which learning rates follow.
 
-The best learning rate of a start is inversely proportional to its largest Hessian eigenvalue (arXiv 2602.04998).
-`rate_multiple` adapts the rule to Adam.
+The best learning rate is inversely proportional to the largest Hessian eigenvalue at the initial factors
+(arXiv 2602.04998). `rate_multiple` adapts the rule to Adam.
 """
 
 from __future__ import annotations
@@ -19,29 +19,30 @@ from ailora.errors import InputError, ModelError
 from ailora.optim.hessian import Block, Loss, blocks_by_role, hessian_products
 from ailora.spectral.lanczos import orthonormalize
 
-#: Largest residual of a converged Ritz value, relative to the value. With a larger residual the value may be far below
-#: the largest eigenvalue.
+#: Largest relative residual of a Ritz value that counts as converged. With a larger residual, the Ritz value may be far
+#: below the largest eigenvalue.
 _MAX_RELATIVE_RESIDUAL = 0.25
 
-#: Maps vectors (n,) by key to the products (batches, n) of each batch's symmetric operator.
+#: Function from key -> vector (n,) to key -> products (batches, n) of the vector with each batch's symmetric operator.
 Products = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
 
 
 @dataclass(frozen=True)
 class Curvature:
-    """Largest eigenvalue of a role's block of the Hessian of the loss, averaged over batches.
+    """Largest eigenvalue of the loss Hessian in the factors of a role, averaged over batches.
 
-    Largest means algebraically: gradient descent is stable below 2 / value, and negative curvature, however large, sets
-    no such bound. The off-diagonal part between `A` and `B` holds the scaled gradient in W for every start. Its largest
-    singular value is a floor under the eigenvalue, and plain LoRA and smaller starts lie on this floor.
+    The eigenvalue is the algebraically largest: gradient descent is stable for learning rates below 2 / value, and
+    negative curvature bounds no learning rate. Whatever the initial factors, the Hessian's block between `A` and `B`
+    contains the scaled gradient with respect to W, whose largest singular value is a lower bound of the eigenvalue.
+    Plain LoRA and other small initial factors reach this bound.
 
     Attributes:
         value: Rayleigh quotient of the last Ritz vector x, in units of loss / parameter^2.
-        residual: `|H x - value x|`. An eigenvalue lies within this distance of `value`. After a random start it is
-            almost surely the largest, unless the residual is large relative to the value.
+        residual: `|H x - value x|`. Some eigenvalue is within this distance of `value`: almost surely the largest,
+            because the start vector is random, unless the residual is large relative to the value.
         spread: Standard error of `value` over the batches.
-        iterations: Number of Lanczos steps, each a product with every batch's Hessian.
-        batches: Number of averaged batches.
+        iterations: Number of Lanczos steps, each a product with the Hessian of every batch.
+        batches: Number of batches in the average.
     """
 
     value: float
@@ -52,18 +53,18 @@ class Curvature:
 
     @property
     def error(self) -> float:
-        """Root of the summed squares of residual and spread, which are independent; infinite without convergence."""
+        """Residual and spread, which are independent, added in quadrature. Infinite without convergence."""
         converged = self.residual <= _MAX_RELATIVE_RESIDUAL * abs(self.value)
         return math.hypot(self.residual, self.spread) if converged else math.inf
 
 
 @dataclass(frozen=True)
 class RateMultiple:
-    """Ratio of the good learning rates of two starts.
+    """Ratio between the good learning rates of two inits.
 
     Attributes:
         value: The ratio.
-        error: Propagated error of the two curvatures. The error of the rule itself is not included.
+        error: Error propagated from the two curvatures. The error of the rule itself is not included.
     """
 
     value: float
@@ -71,27 +72,30 @@ class RateMultiple:
 
 
 def rate_multiple(curvature: Curvature, reference: Curvature) -> RateMultiple:
-    """Estimate the good learning rate of a start under Adam, as a multiple of the reference's.
+    """Estimate the good learning rate of an init under Adam, as a multiple of a reference init's rate.
 
-    The rule is `(reference / curvature)^1/2`. With the size t of a start's factors, the gradient in the factors grows
-    like t and the Hessian like t^2. The best rate of gradient descent therefore goes like 1 / t^2, and the best rate of
-    Adam, whose step does not grow with the gradient, like 1 / t. The result is a starting point for a sweep and no
-    substitute: of six rules this was the nearest to the sweep of `benchmarks/learning_rate_curvature.py`, on a single
-    model with a single seed. The result is close to 1 wherever the floor of `Curvature` hides the difference.
+    The rule is `(reference / curvature)^1/2`. In proportion to the size t of the initial factors, the gradient with
+    respect to the factors grows like t and the Hessian like t^2. The best rate of gradient descent therefore falls like
+    1 / t^2, and the best rate of Adam, whose step size does not depend on the gradient's, like 1 / t. The result is
+    where to start a sweep, and does not replace the sweep: among six rules this was the closest to the sweep in
+    `benchmarks/learning_rate_curvature.py`, for a single model and seed. The result is close to 1 wherever the lower
+    bound described in `Curvature` hides the difference.
 
     Args:
-        curvature: Curvature of the start with the unknown rate.
-        reference: Curvature of the start with the known rate (plain LoRA), of the same role and batches.
+        curvature: Curvature at the initial factors whose rate is to be estimated.
+        reference: Curvature at the initial factors whose good rate is known (plain LoRA), for the same role and
+            batches.
 
     Returns:
         The multiple, with its error.
 
     Raises:
-        ModelError: A curvature is not positive and sets no rate.
+        ModelError: A curvature is not positive, so no rate follows.
     """
     if not min(curvature.value, reference.value) > 0:
         raise ModelError(
-            f"curvatures {curvature.value:.3g} and {reference.value:.3g} set no rate: they are not positive"
+            f"expected positive curvatures to derive a learning rate, got {curvature.value:.3g} and "
+            f"{reference.value:.3g}"
         )
     value = math.sqrt(reference.value / curvature.value)
     error = math.hypot(curvature.error / curvature.value, reference.error / reference.value) / 2
@@ -109,23 +113,23 @@ def curvature_by_role(
 ) -> dict[str, Curvature]:
     """Measure the largest curvature of the mean loss in the factors of each role.
 
-    All roles advance together and share forward passes. The cost is at most `iterations + 1` passes over the batches,
-    each a forward, a backward and a second backward per role. The model is unchanged.
+    The roles share forward passes. The cost is at most `iterations + 1` passes over the batches, each a forward pass, a
+    backward pass, and a second backward pass for every role. The model does not change.
 
     Args:
-        model: A model that `adapt` returned, with factors in float32 or float64.
-        losses: Mean loss of each batch, at least two batches.
-        iterations: Largest number of Lanczos steps.
-        tolerance: Residual relative to the value at which the iteration stops. The relative error of the value is about
-            the square.
+        model: Model from `adapt`, with factors in float32 or float64.
+        losses: A function for each batch, which computes the mean loss; at least two.
+        iterations: Maximum number of Lanczos steps.
+        tolerance: Relative residual at which the iteration stops. The relative error of the eigenvalue is about the
+            tolerance squared.
         seed: Seed of the random start vectors.
         adapter_name: PEFT's name for the adapter.
 
     Returns:
-        Role -> curvature. If there are several roles, `hessian.ALL` -> curvature in all factors.
+        Role -> curvature. With several roles also `hessian.ALL` -> curvature in the factors of all roles together.
 
     Raises:
-        InputError: There are fewer than two batches or no iterations, or a loss is not a scalar with gradients.
+        InputError: There are fewer than two batches, `iterations` is below 1, or a loss is not a scalar with gradients.
         ModelError: The adapter is missing, a gradient is not finite, or the model has no second derivatives.
     """
     if len(losses) < 2:
@@ -141,7 +145,7 @@ def curvature_by_role(
 
 def start_vector(block: Block, seed: int) -> Float[Tensor, " n"]:
     """Draw a normal random vector (n,) for a block."""
-    # A generator per block: the vector of a role is the same whichever other roles are measured.
+    # Each block has its own generator, so that the vector of a role does not depend on which roles are measured.
     vector = torch.randn(block.size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     return vector.to(block.parameters[0])
 
@@ -152,16 +156,17 @@ def largest_eigenvalues(
     """Compute the largest eigenvalues of several symmetric operators by Lanczos with full reorthogonalization.
 
     Args:
-        products: Returns the products of all given vectors at once. Operators that have converged are left out.
+        products: Function that multiplies several operators with a vector each. A call contains only the operators
+            that have not converged.
         starts: Start vector (n,) of each operator, not zero.
-        iterations: Largest number of Lanczos steps. A last product gives the residual and the spread over batches.
-        tolerance: Residual relative to the value at which the iteration of an operator stops.
+        iterations: Maximum number of Lanczos steps. A further product gives the residual and the spread over batches.
+        tolerance: Relative residual at which the iteration of an operator stops.
 
     Returns:
         Key -> curvature.
 
     Raises:
-        InputError: There are no iterations.
+        InputError: `iterations` is below 1.
     """
     if iterations < 1:
         raise InputError(f"expected at least one iteration, got {iterations}")
@@ -171,8 +176,8 @@ def largest_eigenvalues(
         for key, images in products(growing).items() if growing else ():
             spaces[key].extend(images.mean(dim=0))
     vectors = {key: space.ritz_vector for key, space in spaces.items()}
-    # The last product is with the Ritz vector itself: the recurrence gives the residual for the mean of the batches,
-    # but not the spread between them.
+    # The recurrence already gives the residual for the mean over batches. Only a product with the Ritz vector itself
+    # gives the spread between batches.
     ritz_products = products(vectors)
     return {key: _measure(x, ritz_products[key], spaces[key].steps) for key, x in vectors.items()}
 
@@ -186,7 +191,7 @@ def _measure(x: Float[Tensor, " n"], products: Float[Tensor, "batches n"], itera
 
 
 class _KrylovSpace:
-    """Orthonormal basis of a Krylov space, and the operator's projection on the space in float64."""
+    """Orthonormal basis of a Krylov space, and the operator's projection onto the space in float64."""
 
     def __init__(self, start: Float[Tensor, " n"]) -> None:
         self._basis = (start / start.norm())[:, None]
@@ -199,7 +204,7 @@ class _KrylovSpace:
 
     @property
     def last(self) -> Float[Tensor, " n"]:
-        """Last vector of the basis, whose product comes next."""
+        """Last vector of the basis, with which the next product is computed."""
         return self._basis[:, -1]
 
     def extend(self, product: Float[Tensor, " n"]) -> None:
@@ -213,7 +218,7 @@ class _KrylovSpace:
         if not self.steps:
             return False
         value, vector = self._largest_ritz_pair()
-        # The residual follows from the recurrence, without another product.
+        # The recurrence gives the residual without a further product, each of which costs a pass over the batches.
         return bool(self._columns[-1][-1].abs() * vector[-1].abs() <= tolerance * value.abs())
 
     @property

@@ -1,8 +1,8 @@
-"""Hessian-vector products of a loss in an adapter's factors, role by role.
+"""Hessian-vector products of a loss with respect to an adapter's factors, role by role.
 
-Products come from differentiating twice (Pearlmutter 1994, "Fast exact multiplication by the Hessian"). Each batch runs
-forward and backward once per pass, for all blocks together. Its graph is freed before the next batch, so that memory
-holds a single graph.
+Products come from differentiating twice (Pearlmutter 1994, "Fast exact multiplication by the Hessian"). All blocks
+share a single forward and backward pass per batch. The graph of a batch is freed before the next batch runs, so that
+memory holds a single graph.
 """
 
 from __future__ import annotations
@@ -20,52 +20,52 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from ailora.errors import InputError, ModelError
 from ailora.optim.param_groups import role_factors
 
-#: Returns the mean loss of a batch under the model, a scalar with gradients, equal at every call.
+#: Function that computes the model's mean loss on a batch: a scalar with gradients, equal at every call.
 Loss = Callable[[], Tensor]
 
-#: Key of the block of all roles together.
+#: Key of the block that contains the factors of all roles.
 ALL = "all"
 
-#: transformers' names of attention kernels with second derivatives. Other kernels may drop terms silently: autograd
-#: does not follow a gradient that a kernel computes itself.
+#: Attention implementations of transformers that have second derivatives. With others, second derivatives may lack
+#: terms silently: autograd does not differentiate a gradient that a kernel computes itself.
 _TWICE_DIFFERENTIABLE_ATTENTION = ("eager", "sdpa")
 
 
 @dataclass(frozen=True)
 class Block:
-    """Block of the Hessian: parameters flattened into a vector (n,)."""
+    """Block on the diagonal of the Hessian: parameters as a vector (n,)."""
 
     parameters: tuple[nn.Parameter, ...]
 
     @property
     def size(self) -> int:
-        """Number n of entries of all parameters."""
+        """Number n of entries in all parameters."""
         return sum(parameter.numel() for parameter in self.parameters)
 
     def vector(self, tensors: Mapping[nn.Parameter, Tensor]) -> Float[Tensor, " n"]:
-        """Flatten and concatenate a tensor per parameter, in the order of the block."""
+        """Flatten and concatenate the tensors of all parameters, in the order of `parameters`."""
         return torch.cat([tensors[parameter].reshape(-1) for parameter in self.parameters])
 
 
 def blocks_by_role(model: PeftModel, adapter_name: str = "default") -> dict[str, Block]:
-    """Collect the trained factors of every role, `A` and `B` of all layers.
+    """Collect the trainable factors of every role: `A` and `B` in all layers.
 
     Args:
-        model: A model that `adapt` or `apply_plan` returned.
+        model: Model from `adapt` or `apply_plan`.
         adapter_name: PEFT's name for the adapter.
 
     Returns:
-        Role -> block. If there are several roles, `ALL` -> block of all factors.
+        Role -> block. With several roles also `ALL` -> block with the factors of all roles.
 
     Raises:
-        ModelError: The model has no such adapter of ours, the adapter does not train, or a parameter belongs to several
-            roles.
+        ModelError: The model has no adapter of this name from ailora, the adapter has no trainable factors, or a
+            parameter belongs to several roles.
     """
     parameters = dict(model.named_parameters())
     by_role: dict[str, list[nn.Parameter]] = {}
     for name, (roles, _) in role_factors(model, adapter_name).items():
         if len(roles) > 1:
-            raise ModelError(f"{name} is one parameter for {', '.join(roles)}: measure in the anchored form")
+            raise ModelError(f"{name} is a single parameter for {', '.join(roles)}: measure in the anchored form")
         for role in roles:
             by_role.setdefault(role.value, []).append(parameters[name])
     if not by_role:
@@ -78,15 +78,15 @@ def blocks_by_role(model: PeftModel, adapter_name: str = "default") -> dict[str,
 def hessian_products(
     model: PeftModel, losses: Sequence[Loss], blocks: Mapping[str, Block], vectors: Mapping[str, Float[Tensor, " n"]]
 ) -> dict[str, Float[Tensor, "batches n"]]:
-    """Multiply each block of every batch's Hessian with the block's vector.
+    """Multiply each block of the Hessian with a vector, batch by batch.
 
-    Dropout is off and attention of `torch.nn.functional` runs in its math kernel; the model's state is restored.
+    Meanwhile dropout is off, and attention in `torch.nn.functional` runs the math kernel.
 
     Args:
         model: The adapted model.
-        losses: Mean loss of each batch.
-        blocks: Blocks of the Hessian by key.
-        vectors: Vector (n,) of each block, by key.
+        losses: A function for each batch, which computes the mean loss.
+        blocks: Key -> block of the Hessian.
+        vectors: Key -> vector (n,) for the block.
 
     Returns:
         Key -> products (batches, n).
@@ -105,7 +105,7 @@ def hessian_products(
 
 def _multiply(block: Block, gradient: Mapping[nn.Parameter, Tensor], vector: Tensor) -> Tensor:
     slope = block.vector(gradient) @ vector
-    # The gradient of a linear function is constant: its Hessian is zero, and there is no graph to differentiate.
+    # A loss that is linear in the block has a constant gradient without a graph, and the product is zero.
     if not slope.requires_grad:
         return torch.zeros_like(vector)
     parts = torch.autograd.grad(slope, block.parameters, retain_graph=True, allow_unused=True, materialize_grads=True)
@@ -115,22 +115,22 @@ def _multiply(block: Block, gradient: Mapping[nn.Parameter, Tensor], vector: Ten
 def _iter_gradients(
     model: PeftModel, losses: Sequence[Loss], blocks: Mapping[str, Block]
 ) -> Iterator[dict[nn.Parameter, Tensor]]:
-    """Yield the gradient of each batch by parameter, with its graph; the dictionary is emptied before the next."""
+    """Yield parameter -> gradient with its graph for each batch; the dictionary is cleared before the next batch."""
     parameters = list(dict.fromkeys(parameter for block in blocks.values() for parameter in block.parameters))
     with _measuring(model):
         for loss in losses:
             value = loss()
             if value.ndim or not value.requires_grad:
-                raise InputError(f"a loss is a scalar with gradients to the adapter, got {value}")
+                raise InputError(f"expected a loss that is a scalar with gradients to the adapter, got {value}")
             with _explaining_missing_derivatives():
                 parts = torch.autograd.grad(
                     value, parameters, create_graph=True, allow_unused=True, materialize_grads=True
                 )
             if not all(torch.isfinite(part).all() for part in parts):
-                raise ModelError(f"the loss {value.item():.3g} has a gradient that is not finite")
+                raise ModelError(f"the gradient of the loss {value.item():.3g} is not finite")
             gradient = dict(zip(parameters, parts, strict=True))
-            # Every reference to the graph has to go before the next batch runs. The caller's loop still holds the
-            # dictionary, so that emptying it is the only way to free its tensors.
+            # All references to the graph must be gone before the next batch runs. The caller's loop variable still
+            # refers to the dictionary, so only clearing the dictionary frees the tensors.
             del value, parts
             yield gradient
             gradient.clear()
@@ -138,15 +138,15 @@ def _iter_gradients(
 
 @contextmanager
 def _measuring(model: nn.Module) -> Generator[None, None, None]:
-    """Put the model into eval mode, with gradients and the math kernel of attention; restore it afterwards."""
+    """Use eval mode, enabled gradients and the math kernel of attention; restore all modes afterwards."""
     flags = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
-        # Flash and memory-efficient kernels of torch have no second derivatives.
+        # The flash and memory-efficient kernels of torch have no second derivatives.
         with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
             yield
     finally:
-        # Module by module: `model.train()` would also switch on modules that the user keeps in eval mode.
+        # `model.train()` would also switch modules that the user keeps in eval mode.
         for module, training in flags:
             module.training = training
 

@@ -25,8 +25,8 @@ class FactorRoles(NamedTuple):
     """Role and factor of a parameter.
 
     Attributes:
-        roles: Roles of the parameter: a single role, except for a fused projection in the stock form. There all adapted
-            roles share a parameter, and therefore a learning rate.
+        roles: A single role, except for a fused projection in the stock form, whose adapted roles share the parameter
+            and therefore the learning rate.
         factor: `A` or `B`.
     """
 
@@ -37,21 +37,21 @@ class FactorRoles(NamedTuple):
 def role_factors(
     model: PeftModel, adapter_name: str = "default", *, plan: Plan | None = None
 ) -> dict[str, FactorRoles]:
-    """Map every trained factor parameter to its role and factor, in all forms.
+    """Map every trainable parameter of the factors to its role and factor, in all forms.
 
-    Modules that are saved whole (heads) and DoRA's magnitudes are no factors. Factors that do not train, such as those
-    of an inactive adapter, are left out.
+    Not included are fully trained modules (heads), DoRA's magnitudes, and frozen factors, such as those of
+    an inactive adapter.
 
     Args:
-        model: A model that `adapt` or `apply_plan` returned.
+        model: Model from `adapt` or `apply_plan`.
         adapter_name: PEFT's name for the adapter.
-        plan: Plan of an adapter that PEFT itself made. None: the plan that the adapter carries.
+        plan: Plan of an adapter initialized by PEFT. None for an adapter from ailora, which has its plan.
 
     Returns:
         Name of the parameter -> role and factor, in the order of `model.named_parameters()`.
 
     Raises:
-        ModelError: The model has no such adapter of ours.
+        ModelError: `plan` is None, and the model has no adapter of this name from ailora.
     """
     owners: dict[int, FactorRoles] = {}
     for module, group in (plan or get_plan(model, adapter_name)).modules.items():
@@ -74,13 +74,13 @@ class Multipliers:
     """Multiples of the learning rate, by role and factor.
 
     Attributes:
-        by_role: (role, factor) -> multiple. None stands for every role, or for both factors.
+        by_role: (role, factor) -> multiple. A role of None stands for all roles, a factor of None for `A` and `B`.
     """
 
     by_role: Mapping[tuple[Role | None, Factor | None], float]
 
     def multiplier(self, role: Role, factor: Factor) -> float:
-        """Return the multiple of a factor of a role: the product of all matching entries."""
+        """Return the multiple for a role's factor: the product of all matching entries."""
         keys: list[tuple[Role | None, Factor | None]] = [(role, factor), (role, None), (None, factor)]
         return math.prod(self.by_role.get(key, 1.0) for key in keys)
 
@@ -88,7 +88,7 @@ class Multipliers:
         """Validate that every role with a multiple has an adapter.
 
         Raises:
-            InputError: A role has a multiple and no adapter.
+            InputError: A role has a multiple, but no adapter.
         """
         adapted = set(roles)
         for role, _ in self.by_role:
@@ -103,10 +103,10 @@ def parse_multipliers(given: Mapping[str, float | Mapping[str, float]] | None) -
     A multiple for `B` alone is LoRA+ (arXiv 2402.12354).
 
     Args:
-        given: Multiples by role, by factor for all roles, or by role and factor.
+        given: Multiples by role, by factor for all roles, or by role and factor. None for 1 everywhere.
 
     Returns:
-        The multiples. All are 1 if `given` is None.
+        The multiples.
 
     Raises:
         InputError: A key is neither a role nor a factor.
@@ -136,13 +136,13 @@ def split_param_groups(
     """Split an optimizer's parameter groups so that every factor has its learning rate.
 
     Args:
-        groups: `optimizer.param_groups` before a scheduler is attached: a scheduler reads `lr` when it is created.
-        model: Model of the parameters.
+        groups: `optimizer.param_groups`, before a scheduler is created, because its constructor reads `lr`.
+        model: Model with the parameters.
         multipliers: Multiples of the learning rate.
-        plan: Plan of an adapter that PEFT itself made. None: the plan that the adapter carries.
+        plan: Plan of an adapter initialized by PEFT. None for an adapter from ailora, which has its plan.
 
     Returns:
-        Groups in a fixed order, each with its `multiplier`.
+        Groups in a fixed order, each with an entry `multiplier`.
 
     Raises:
         InputError: Roles that share a parameter have different multiples.
@@ -155,7 +155,7 @@ def split_param_groups(
     }
     split = []
     for group in groups:
-        # In the order of the multiples, whatever the order of roles: a checkpoint stores optimizer states by position.
+        # Sorted by multiple, because a checkpoint stores optimizer states by position, and roles come in any order.
         for value in sorted({by_parameter.get(id(p), 1.0) for p in group["params"]}):
             members = [p for p in group["params"] if by_parameter.get(id(p), 1.0) == value]
             split.append({**group, "params": members, "lr": group["lr"] * value, "multiplier": value})
@@ -167,7 +167,7 @@ def _shared_multiplier(owner: FactorRoles, name: str, multipliers: Multipliers) 
     if len(values) > 1:
         roles = " and ".join(owner.roles)
         raise InputError(
-            f"adapter.learning_rates: {roles} share the parameter {name} in the stock form and cannot have different "
-            "rates: give them one, or use form: anchored"
+            f"adapter.learning_rates: {roles} share the parameter {name} in the stock form: give them the same rate, "
+            "or set form: anchored"
         )
     return values.pop()
