@@ -29,7 +29,7 @@ def test_texts_are_read_again_as_they_were(tmp_path: Path, suffix: str, rows: li
     file = tmp_path / f"out{suffix}"
     frame = pd.DataFrame(rows, columns=["text", "output"])
     if suffix == ".tsv" and any(sign in cell for row in rows for cell in row for sign in "\t\n\r"):
-        with pytest.raises(InputError, match=r"row \d+, column '(text|output)' holds a tab or the end of a line"):
+        with pytest.raises(InputError, match=r"row \d+, column '(text|output)' contains a tab or a line break"):
             write_frame(frame, file)
     else:
         write_frame(frame, file)
@@ -70,6 +70,6 @@ def test_cells_that_a_spreadsheet_would_run_are_said_or_escaped(
         assert not caplog.messages
         write_frame(frame, tmp_path / "b.csv")
     assert [message.partition(": ")[2] for message in caplog.messages] == [
-        "3 cells begin with =, +, - or @, which a spreadsheet runs as a formula: import the file as text"
+        "3 cells begin with =, +, - or @, which a spreadsheet evaluates as a formula: import the file as text"
     ]
     assert read_tables(str(tmp_path / "b.csv")).column("label") == list(frame["label"])

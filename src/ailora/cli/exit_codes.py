@@ -55,9 +55,9 @@ def exit_code(error: BaseException, arguments: Sequence[str], *, debug: bool) ->
     """Print one line about the exception that ended a command, and return the exit code.
 
     Args:
-        error: exception of the command; SystemExit if the command ended normally.
-        arguments: command line, without the program.
-        debug: whether to print the traceback.
+        error: Exception of the command; SystemExit if the command ended normally.
+        arguments: Command line, without the program.
+        debug: Whether to print the traceback.
 
     Returns:
         The exit code; see the table of this module.

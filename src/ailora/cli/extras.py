@@ -26,8 +26,8 @@ def missing_extra(error: ModuleNotFoundError, *, command: str) -> str | None:
     """Name the missing extra of a command.
 
     Args:
-        error: error of an import.
-        command: first word of the command line.
+        error: Error of an import.
+        command: First word of the command line.
 
     Returns:
         A sentence with the command that installs the extra; None if the error has another cause.

@@ -32,7 +32,7 @@ def parse_role_names(values: list[str] | None) -> dict[str, str] | None:
     """Parse the values of `--role-name`, such as `wq$=query`.
 
     Args:
-        values: values of the option; None without any.
+        values: Values of the option; None without any.
 
     Returns:
         Mapping of patterns over module names to roles; None without any.

@@ -61,10 +61,10 @@ def make_table(title: str | None, columns: Iterable[str], rows: Iterable[Iterabl
     """Build a table with its title at the left.
 
     Args:
-        title: title; None for no title.
-        columns: headings.
-        rows: cells of each row.
-        **options: further arguments of `rich.table.Table`.
+        title: Title; None for no title.
+        columns: Headings.
+        rows: Cells of each row.
+        **options: Further arguments of `rich.table.Table`.
 
     Returns:
         The table.

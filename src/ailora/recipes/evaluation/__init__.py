@@ -1,1 +1,1 @@
-"""Evaluation: metrics, perplexity, generated texts and their scores."""
+"""Evaluation: metrics, perplexity, generated texts and scores of these texts."""

@@ -13,12 +13,12 @@ from sklearn import metrics as sk
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric that compares predictions with labels; larger is better.
+    """Metric of predictions against labels. Larger values are better.
 
     Attributes:
-        score: Function of labels (rows,), predictions (rows,) and the number of classes; labels and predictions are
-            class ids, or real values for regression.
-        regression: Whether this is a regression metric, with real values as labels.
+        score: Function of labels (rows,), predictions (rows,) and the number of classes. Labels and predictions are
+            class ids, or real numbers for a regression metric.
+        regression: Whether labels and predictions are real numbers.
     """
 
     score: Callable[[np.ndarray, np.ndarray, int], float]
@@ -26,7 +26,7 @@ class Metric:
 
 
 def _f1(labels: np.ndarray, predictions: np.ndarray, classes: int) -> float:
-    # With two classes, F1 of class 1, as GLUE does for MRPC and QQP; otherwise macro F1.
+    # GLUE scores MRPC and QQP by the F1 of class 1, which is the "binary" average.
     return sk.f1_score(labels, predictions, average="binary" if classes == 2 else "macro")
 
 
@@ -36,7 +36,8 @@ def _ignore_num_classes(function: Callable[..., float]) -> Callable[[np.ndarray,
 
 def _correlation(function: Callable[..., tuple[float, float]]) -> Callable[[np.ndarray, np.ndarray, int], float]:
     def score(labels: np.ndarray, predictions: np.ndarray, _classes: int) -> float:
-        # An undefined correlation (fewer than two rows, or constant input) scores 0: it carries no information.
+        # The correlation is undefined for fewer than two rows and for constant predictions, which say nothing about
+        # the labels: the score is 0, as without correlation, so that a run with such predictions has a result.
         if len(labels) < 2:
             return 0.0
         with warnings.catch_warnings():
@@ -64,11 +65,11 @@ def compute_metrics(
 
     Args:
         names: Metrics to compute, keys of `METRICS`.
-        labels: Class ids, or real values for regression (rows,).
-        predictions: Class ids, or real values for regression (rows,).
+        labels: Class ids (rows,), or real numbers (rows,) for regression.
+        predictions: Class ids (rows,), or real numbers (rows,) for regression.
         classes: Number of classes; 1 for regression.
 
     Returns:
-        Score of each metric.
+        Score by name of the metric.
     """
     return {name: float(METRICS[name].score(labels, predictions, classes)) for name in names}

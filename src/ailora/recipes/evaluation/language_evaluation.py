@@ -24,13 +24,13 @@ from ailora.recipes.evaluation.text_metrics import score_texts
 
 @dataclass(frozen=True)
 class Evaluator:
-    """Settings of an evaluation, and its measurements.
+    """Evaluate language models by likelihood and by generated texts.
 
     Attributes:
-        config: section `evaluation:` of the configuration.
-        tokenization: tokenizer of the model.
-        generation: parameters of generation; None if no texts are generated.
-        batch_size: rows per batch.
+        config: Section `evaluation:` of the configuration.
+        tokenization: Tokenizer of the model, with the format of its prompts.
+        generation: Configuration of generation. None if no texts are generated.
+        batch_size: Rows per batch.
     """
 
     config: EvaluationConfig
@@ -43,19 +43,19 @@ class Evaluator:
         return compute_likelihood(model, dataset, self.collate, batch_size=self.batch_size)
 
     def collate(self, rows: list[Any]) -> dict[str, Tensor]:
-        """Return a batch of tokenized rows, padded to the longest."""
+        """Return a batch of tokenized rows, padded to the length of the longest row."""
         return dict(DataCollatorForSeq2Seq(self.tokenizer, label_pad_token_id=IGNORE_INDEX)(rows))
 
     def measure(self, model: nn.Module, dataset: Dataset, rows: Rows) -> tuple[dict[str, float], list[dict[str, Any]]]:
-        """Measure loss, perplexity and scores of generated texts on a split.
+        """Measure loss and perplexity on a split, and score generated texts.
 
         Args:
-            model: trained model.
-            dataset: tokenized rows to measure loss and perplexity on.
-            rows: all rows of the split, of which inputs and references are taken.
+            model: Trained model.
+            dataset: Tokenized rows of the split, for loss and perplexity.
+            rows: All rows of the split, for the prompts and references of generated texts.
 
         Returns:
-            Measurements by name, and the scored samples; see `generate_samples`.
+            Measurements by name, and the generated samples; see `generate_samples`.
         """
         likelihood = self.compute_likelihood(model, dataset)
         samples = self.generate_samples(model, rows)
@@ -63,26 +63,29 @@ class Evaluator:
         return measurements | self.score_samples(samples), samples
 
     def group_inputs(self, rows: Rows) -> list[list[Row]]:
-        """Group rows with the same input, whose completions are the references of a generated text.
+        """Group rows with equal inputs. The completions in a group are the references of a single generated text.
+
+        Args:
+            rows: All rows of a split.
 
         Returns:
             All groups, or a sample of `max_samples` groups.
 
         Raises:
-            InputError: A column of `group_by` is missing, or holds lists or objects.
+            InputError: A column named by `group_by` is missing, or contains lists or objects.
         """
         groups = rows.group_by(self.config.groups)
         return [groups[i] for i in sample_indices(len(groups), self.config.max_samples)]
 
     def generate_samples(self, model: nn.Module, rows: Rows) -> list[dict[str, Any]]:
-        """Generate a text for each input.
+        """Generate a text for each distinct input.
 
         Args:
-            model: language model.
-            rows: all rows of a split.
+            model: Language model.
+            rows: All rows of a split.
 
         Returns:
-            `prompt`, `output` and `references` of each input; empty if no texts are generated.
+            `prompt`, `output` and `references` of each sample; empty if no texts are generated.
         """
         if self.generation is None:
             return []
@@ -98,14 +101,14 @@ class Evaluator:
         ]
 
     def generate(self, model: nn.Module, rows: list[Row]) -> list[str]:
-        """Generate a completion of the prompt of each row, without blanks at its ends."""
+        """Generate a completion for each row's prompt, without leading and trailing whitespace."""
         assert self.generation is not None
         prompts = [self.tokenization.encode_prompt(row) for row in rows]
         texts = generate_texts(model, self.tokenizer, prompts, config=self.generation, batch_size=self.batch_size)
         return [text.strip() for text in texts]
 
     def score_samples(self, samples: list[dict[str, Any]]) -> dict[str, float]:
-        """Compute the configured scores of samples; see `generate_samples`."""
+        """Compute the configured metrics on samples from `generate_samples`."""
         if not samples or not self.config.metrics:
             return {}
         texts = [sample["output"] for sample in samples]
@@ -120,16 +123,16 @@ class Evaluator:
 def measure_forgetting(
     evaluator: Evaluator, model: nn.Module, general: Dataset, base: Likelihood | None
 ) -> dict[str, float]:
-    """Measure forgetting: the rise of the loss on general text over that of the base model.
+    """Measure forgetting: by how much training has increased the loss on general text.
 
     Args:
-        evaluator: evaluator of the run.
-        model: trained model.
-        general: tokenized general text.
-        base: likelihood under the base model; None if the model without its adapter is the base.
+        evaluator: Evaluator of the run.
+        model: Trained model.
+        general: Tokenized general text.
+        base: Likelihood of the text under the base model. None to measure it with the adapter disabled.
 
     Returns:
-        `base_loss`, `loss` and `rise` in nats per token, and the number of `tokens`.
+        `base_loss`, `loss` and the difference `rise` in nats per token, and the number of `tokens`.
     """
     trained = evaluator.compute_likelihood(model, general)
     if base is None:
@@ -140,5 +143,5 @@ def measure_forgetting(
 
 
 def write_samples(file: Path, samples: Iterable[dict[str, Any]]) -> None:
-    """Write samples of generated texts as JSON Lines."""
+    """Write samples from `Evaluator.generate_samples` as JSON Lines."""
     write_text(file, "".join(format_json(sample, ascii_only=False) + "\n" for sample in samples))

@@ -1,4 +1,4 @@
-"""Likelihood and perplexity of texts under a language model, as exact sums over tokens."""
+"""Likelihood and perplexity of texts under a language model, summed exactly over tokens."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class Likelihood:
     """Negative log-likelihood of texts.
 
     Attributes:
-        total: sum over all labelled tokens, in nats.
-        tokens: number of labelled tokens.
+        total: Negative log-likelihood, summed over all labelled tokens, in nats.
+        tokens: Number of labelled tokens.
     """
 
     total: float
@@ -37,44 +37,46 @@ class Likelihood:
 
     @property
     def perplexity(self) -> float:
-        """Perplexity, `exp(loss)`; infinite where a float overflows."""
-        # math.exp raises OverflowError from 710.
+        """Perplexity, `exp(loss)`; infinite if the exponential overflows."""
+        # math.exp raises OverflowError for arguments of about 710 and more.
         return math.exp(self.loss) if self.loss < 700 else math.inf
 
 
 def compute_likelihood(
     model: nn.Module, dataset: Dataset, collate: Callable[[list[Any]], dict[str, Tensor]], *, batch_size: int
 ) -> Likelihood:
-    """Compute the likelihood of the labelled tokens of a data set. All processes of a run take part.
+    """Compute the likelihood of the labelled tokens in a data set. All processes of a run must call this together.
 
-    Unlike the Trainer's `eval_loss`, a mean of means over batches, the result does not depend on batch size.
+    The Trainer's `eval_loss` is a mean over batches of their mean losses, which depends on the batch size. This result
+    does not.
 
     Args:
-        model: language model, possibly wrapped by PEFT.
-        dataset: `input_ids` and `labels` of each row; labels are -100 where a token does not count.
-        collate: function that pads rows to a batch.
-        batch_size: rows per batch.
+        model: Language model, possibly wrapped by PEFT.
+        dataset: Rows with `input_ids` and `labels`. The label -100 excludes a token.
+        collate: Function that pads rows to a batch.
+        batch_size: Rows per batch.
 
     Returns:
-        The likelihood over the rows of all processes.
+        The likelihood over all rows, equal on all processes.
     """
     device = next(model.parameters()).device
     seq2seq = bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
     sums = torch.zeros(2, dtype=torch.float64, device="cpu")
-    # Rows of similar length make batches of little padding.
+    # Batches of rows with similar lengths need little padding.
     lengths = count_tokens(dataset)
-    mine = split_between_processes(sorted(range(len(lengths)), key=lengths.__getitem__))
-    batches = DataLoader(dataset.select([i for i, _ in mine]), batch_size=batch_size, collate_fn=collate)  # type: ignore[arg-type]
-    counts = iter([counts for _, counts in mine])
+    shard = split_between_processes(sorted(range(len(lengths)), key=lengths.__getitem__))
+    batches = DataLoader(dataset.select([i for i, _ in shard]), batch_size=batch_size, collate_fn=collate)  # type: ignore[arg-type]
+    counts = iter([counts for _, counts in shard])
     training = model.training
     model.eval()
     with torch.no_grad():
         for batch in tqdm(batches, desc="likelihood", leave=False, disable=None):
             inputs = {key: value.to(device) for key, value in batch.items()}
-            # A causal model with labels would compute the loss once more; a decoder takes its inputs from them.
+            # With labels, a causal model would compute the loss a second time. An encoder-decoder needs the labels,
+            # because it derives the inputs of its decoder from them.
             labels = inputs.pop("labels") if not seq2seq else inputs["labels"]
             for row in range(len(labels)):
-                # Ranks with fewer rows compute others again, as collectives of sharded models wait for all ranks.
+                # Ranks with fewer rows repeat some, because collective operations of sharded models wait for all ranks.
                 if not next(counts):
                     labels[row] = IGNORE_INDEX
             logits = model(**inputs).logits

@@ -1,4 +1,4 @@
-"""Predictions of a classifier or regressor, as scores and as a table."""
+"""Predictions of a classification or regression model: compute, score and tabulate them."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Predictions:
     """Outputs of a model for the rows of a split.
 
     Attributes:
-        logits: outputs (rows, classes), or (rows, 1) for regression.
-        loss: mean loss over the rows; None if they are not labelled.
+        logits: Logits (rows, classes), or predicted numbers (rows, 1) for regression.
+        loss: Mean loss over the rows. None if the rows have no labels.
     """
 
     logits: np.ndarray
@@ -33,8 +33,8 @@ class Predictions:
         """Run a trainer's model over a tokenized data set.
 
         Args:
-            trainer: trainer whose model predicts.
-            dataset: tokenized rows, with or without `labels`.
+            trainer: Trainer whose model predicts.
+            dataset: Tokenized rows, with or without `labels`.
 
         Returns:
             The predictions, in the order of the rows.
@@ -47,15 +47,15 @@ class Predictions:
         return cls(logits, (output.metrics or {}).get("test_loss"))
 
     def score(self, metrics: tuple[str, ...], labels: Labels, encoded: list[int | float]) -> dict[str, float]:
-        """Compute the loss and metrics against encoded labels.
+        """Score the predictions against labels.
 
         Args:
-            metrics: names of metrics.
-            labels: labels of the task.
-            encoded: encoded label of each row.
+            metrics: Names of metrics.
+            labels: Labels of the task.
+            encoded: Label of each row: a class id, or a number for regression.
 
         Returns:
-            Loss, if there is any, and metrics by name.
+            Metrics by name, and `loss` if it was computed.
         """
         loss = {} if self.loss is None else {"loss": self.loss}
         return loss | compute_metrics(
@@ -63,15 +63,15 @@ class Predictions:
         )
 
     def to_frame(self, labels: Labels, examples: Examples) -> pd.DataFrame:
-        """Build a table of predictions, a row for each example.
+        """Build a table with a row for each example.
 
         Args:
-            labels: labels of the task.
-            examples: examples that were predicted.
+            labels: Labels of the task.
+            examples: Examples whose predictions these are.
 
         Returns:
-            Columns `row`, `label` if the examples are labelled, `prediction` and, of classes, `scores`: probabilities
-            in the order of `labels.names`.
+            Columns `row`, `label` (if the examples have labels), `prediction`, and `scores` (for classification): the
+            class probabilities in the order of `labels.names`.
         """
         predicted = [labels.decode(value) for value in predict_labels(self.logits, labels)]
         columns: dict[str, Any] = {"row": range(len(predicted))}
@@ -86,9 +86,9 @@ class Predictions:
 def order_by_length(dataset: Dataset) -> np.ndarray:
     """Return the indices (rows,) that sort tokenized rows from the longest to the shortest.
 
-    Batches of rows with similar lengths need less padding: for SST-2 in batches of 32, 26 tokens a row instead of 46.
+    Batches of rows with similar lengths need less padding: 26 instead of 46 tokens per row of SST-2 in batches of 32.
     """
-    # Longest first: what does not fit into memory fails in the first batch.
+    # The first batch is the largest: if batches do not fit into memory, prediction fails at once.
     return np.argsort(-np.asarray(count_tokens(dataset)), kind="stable")
 
 
@@ -99,11 +99,11 @@ def logits_from_output(outputs: object) -> np.ndarray:
 
 
 def predict_labels(logits: np.ndarray, labels: Labels) -> np.ndarray:
-    """Return class ids (rows,) of logits (rows, classes), or the numbers (rows,) of a regression's logits (rows, 1)."""
+    """Return class ids (rows,) for logits (rows, classes), or numbers (rows,) for a regression's logits (rows, 1)."""
     return logits.argmax(axis=1) if labels.names is not None else logits[:, 0]
 
 
 def _softmax(logits: np.ndarray) -> np.ndarray:
-    # exp overflows for large logits, not for logits less their maximum.
+    # Subtracting the maximum changes no probability and prevents an overflow in exp.
     shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
     return shifted / shifted.sum(axis=1, keepdims=True)

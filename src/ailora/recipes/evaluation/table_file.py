@@ -1,4 +1,4 @@
-"""Write tables as TSV, CSV, JSONL or Parquet files, which `ailora.recipes.data.readers` reads back unchanged."""
+"""Write tables as TSV, CSV, JSONL or Parquet files. `ailora.recipes.data.readers` reads them back unchanged."""
 
 from __future__ import annotations
 
@@ -21,77 +21,78 @@ from ailora.errors import InputError
 from ailora.formatting import pluralize
 
 _LOG = logging.getLogger("ailora")
-#: Beginnings of cells that a spreadsheet runs as a formula, which may start a program.
+#: First characters of cells that a spreadsheet evaluates as a formula. A formula can start programs.
 _FORMULA = re.compile(r"[=+\-@\t\r]")
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 
 
 def validate_output_suffix(file: Path) -> None:
-    """Validate that a file's suffix is that of a format.
+    """Validate that the suffix of a file is one of the supported formats.
 
     Raises:
         InputError: The suffix is unknown.
     """
     if file.suffix not in _ENCODERS:
-        raise InputError(f"{file}: the output ends in one of {', '.join(_ENCODERS)}")
+        raise InputError(f"{file}: expected an output file that ends in one of {', '.join(_ENCODERS)}")
 
 
 def encode_frame(frame: pd.DataFrame, file: Path) -> bytes:
-    """Encode a table in the format of a file's suffix.
+    """Encode a table in the format that the suffix of a file denotes.
 
     Args:
-        frame: table.
-        file: file that the table is for, which is not written.
+        frame: Table to encode.
+        file: File for the table. This function does not write it.
 
     Returns:
         Content of the file.
 
     Raises:
-        InputError: The format is unknown, or cannot hold a value of the table.
+        InputError: The suffix is unknown, or the format cannot represent a value in the table.
     """
     validate_output_suffix(file)
     return _ENCODERS[file.suffix](frame, file)
 
 
 def write_frame(frame: pd.DataFrame, file: Path) -> None:
-    """Write a table atomically, in the format of the file's suffix.
+    """Write a table atomically, in the format that the suffix of the file denotes.
 
-    Warns about cells of TSV and CSV files that a spreadsheet would run as formulas.
+    Log a warning if a spreadsheet would evaluate cells of a TSV or CSV file as formulas.
 
     Raises:
-        InputError: The format is unknown or cannot hold a value of the table, or the file cannot be written.
+        InputError: The suffix is unknown, the format cannot represent a value in the table, or the file cannot be
+            written.
     """
     content = encode_frame(frame, file)
     with writing(file):
         write_bytes(file, content)
-    # Not escaped: the file is data, and an apostrophe before a label would make another label of it.
+    # Cells are not escaped, because programs read the file: an apostrophe would change a label.
     if file.suffix in (".tsv", ".csv") and (count := sum(map(is_formula, _cells(frame)))):
         _LOG.warning(
-            "%s: %s with =, +, - or @, which a spreadsheet runs as a formula: import the file as text",
+            "%s: %s with =, +, - or @, which a spreadsheet evaluates as a formula: import the file as text",
             file,
             pluralize(count, "cell begins", "cells begin"),
         )
 
 
 def escape_formulas(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return a table with an apostrophe before each text that a spreadsheet would run as a formula."""
+    """Return the table with an apostrophe before each cell that a spreadsheet would evaluate as a formula."""
     return frame.map(lambda cell: f"'{cell}" if is_formula(cell) else cell)
 
 
 def is_formula(value: object) -> bool:
-    """Return whether a spreadsheet would run a cell as a formula."""
+    """Return whether a spreadsheet would evaluate a cell as a formula."""
     return isinstance(value, str) and bool(_FORMULA.match(value)) and not _NUMBER.fullmatch(value)
 
 
 def _encode_tsv(frame: pd.DataFrame, file: Path) -> bytes:
-    # TSV is written and read without quoting, as GLUE's files are: nothing escapes a tab within a cell.
+    # TSV has no quoting here, as in the files of GLUE, so that a tab within a cell cannot be escaped.
     lines = [[*map(_to_text, row)] for row in _rows(frame)]
     for number, line in enumerate(lines):
         for column, cell in zip(frame.columns, line, strict=True):
             if any(sign in cell for sign in "\t\n\r"):
                 where = f"row {number - 1}, column {column!r}" if number else f"column {column!r}"
                 raise InputError(
-                    f"{file}: {where} holds a tab or the end of a line, which no cell of a .tsv can; choose .csv, "
+                    f"{file}: {where} contains a tab or a line break, which .tsv cannot represent; choose .csv, "
                     ".jsonl or .parquet"
                 )
     return "".join("\t".join(line) + "\n" for line in lines).encode()
@@ -99,7 +100,7 @@ def _encode_tsv(frame: pd.DataFrame, file: Path) -> bytes:
 
 def _encode_csv(frame: pd.DataFrame, _file: Path) -> bytes:
     lines = [[*map(_to_text, row)] for row in _rows(frame)]
-    # Python before 3.13 does not quote a lone carriage return, but reads it as the end of a line.
+    # Before Python 3.13, the csv module writes a lone carriage return unquoted, and reads it as a line break.
     carriage_return = any("\r" in cell for line in lines for cell in line)
     stream = io.StringIO(newline="")
     quoting = csv.QUOTE_ALL if carriage_return else csv.QUOTE_MINIMAL
@@ -140,7 +141,7 @@ def _cells(frame: pd.DataFrame) -> Iterable[object]:
 
 
 def _to_text(value: object) -> str:
-    """Format a cell: empty for a missing value, JSON on one line for lists and mappings."""
+    """Format a cell: a missing value as an empty string, lists and mappings as JSON on a single line."""
     if isinstance(value, float) and math.isinf(value):
         return str(value)
     value = _to_plain(value)
@@ -154,7 +155,7 @@ def _to_json(value: object) -> str:
 
 
 def _to_plain(value: object) -> object:
-    """Convert a cell to plain data of JSON; non-finite numbers and missing values of pandas become None."""
+    """Convert a cell to JSON types; non-finite numbers and pandas' missing values become None."""
     if isinstance(value, np.ndarray | np.generic):
         value = value.tolist()
     if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""Generate completions of prompts in batches, over all processes of a run."""
+"""Generate completions of prompts, in batches on all processes of a run."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from ailora.distributed import gather, split_between_processes
 from ailora.errors import InputError, unknown_name
 from ailora.formatting import shorten
 
-#: Modes of generation whose code transformers downloads from the hub.
+#: Modes of generation for which transformers would download code from the hub.
 _REMOTE_CODE_MODES = (
     GenerationMode.CONTRASTIVE_SEARCH,
     GenerationMode.DOLA_GENERATION,
@@ -32,8 +32,8 @@ _REMOTE_CODE_MODES = (
     GenerationMode.CONSTRAINED_BEAM_SEARCH,
 )
 
-#: Width of models whose configuration names none.
-_DEFAULT_CACHE_WIDTH = 64
+#: Hidden size assumed for models whose configuration does not contain it.
+_DEFAULT_HIDDEN_SIZE = 64
 _TOY_LLAMA: dict[str, Any] = {
     "hidden_size": 16,
     "intermediate_size": 16,
@@ -44,14 +44,14 @@ _TOY_T5: dict[str, Any] = {"d_model": 16, "d_kv": 16, "d_ff": 16, "num_layers": 
 
 
 def build_generation_config(fields: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
-    """Build and validate the parameters of a generation; greedy, with at most 128 new tokens, by default.
+    """Build and validate a configuration of generation. The default is greedy search, with at most 128 new tokens.
 
     Args:
-        fields: fields of `transformers.GenerationConfig`.
-        tokenizer: tokenizer of the model, whose padding and end-of-text tokens are the defaults.
+        fields: Fields of `transformers.GenerationConfig`.
+        tokenizer: Tokenizer of the model, from which padding and end-of-text tokens are taken by default.
 
     Returns:
-        The parameters.
+        The configuration.
 
     Raises:
         InputError: A field is unknown, transformers refuses a value, or the mode needs code from the hub.
@@ -60,74 +60,82 @@ def build_generation_config(fields: Mapping[str, Any], tokenizer: PreTrainedToke
     for key in fields:
         if key not in allowed:
             raise unknown_name("key in evaluation.generate", key, allowed)
-    # transformers accepts 2.5 tokens and 0 beams here, and fails only when it generates.
+    # GenerationConfig accepts 2.5 tokens and 0 beams; only generation itself would fail, after the training.
     for key in ("max_new_tokens", "num_beams"):
         if (value := fields.get(key, 1)) is not None and not (type(value) is int and value >= 1):
             raise InputError(f"evaluation.generate: {key} must be a whole number from 1, got {value!r}")
-    # The memory of beams without a limit ends the process, or the machine.
+    # Memory grows with the number of beams: without a limit, a mistyped number can exhaust the memory of the machine.
     if (fields.get("num_beams") or 1) > len(tokenizer):
         raise InputError(
             f"evaluation.generate: num_beams must be at most {len(tokenizer)}, the size of the vocabulary, got "
             f"{fields['num_beams']}"
         )
-    # A prompt has one completion, and that is a row of token ids.
+    # `_generate_batch` expects a tensor with a row of token ids per prompt.
     if fields.get("num_return_sequences") not in (None, 1):
-        raise InputError("evaluation.generate: num_return_sequences is 1: a prompt has one completion")
+        raise InputError(
+            "evaluation.generate: num_return_sequences must be 1, because a single completion per prompt is scored, "
+            f"got {fields['num_return_sequences']}"
+        )
     if fields.get("return_dict_in_generate"):
-        raise InputError("evaluation.generate: return_dict_in_generate is false: completions are texts")
+        raise InputError(
+            "evaluation.generate: return_dict_in_generate must be false, because only generated texts are used, "
+            f"got {fields['return_dict_in_generate']}"
+        )
     special = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
     try:
         config = GenerationConfig(**{"do_sample": False, "max_new_tokens": 128, **special, **fields})
-        # A setting that contradicts another, as a temperature without sampling, would be ignored with a warning.
+        # Without `strict`, settings without effect, such as a temperature without sampling, only cause a warning.
         config.validate(strict=True)
     except (ValueError, TypeError) as error:
         raise InputError(f"evaluation.generate: {_format_contradictions(error)}") from error
     if (mode := config.get_generation_mode()) in _REMOTE_CODE_MODES:
         raise InputError(
-            f"evaluation.generate: {mode.value.replace('_', ' ')} is not a part of transformers any more, which would "
-            "load code from the hub for it, and such code is never run; expected greedy search, sampling or beams"
+            f"evaluation.generate: {mode.value.replace('_', ' ')} needs code from the hub, which is never run; "
+            "expected greedy search, beam search or sampling"
         )
     return config
 
 
 def _format_contradictions(error: Exception) -> str:
-    """Return the items of transformers' list of contradictions, or the whole text of another error."""
+    """Return the listed items of a message from `GenerationConfig.validate`, or a message without a list in full."""
     items = [line.removeprefix("- ") for line in str(error).splitlines() if line.startswith("- ")]
     return " ".join(items) or str(error)
 
 
 def get_cache_width(config: PreTrainedConfig) -> int:
-    """Return the number of values per token in the keys that a layer of a language model caches."""
+    """Return the number of values that a layer of a language model caches for the keys of a token."""
     text: Any = config.get_text_config(decoder=True)
     heads = getattr(text, "num_attention_heads", None) or 1
-    head_dim = getattr(text, "head_dim", None) or getattr(text, "hidden_size", _DEFAULT_CACHE_WIDTH) // heads
+    head_dim = getattr(text, "head_dim", None) or getattr(text, "hidden_size", _DEFAULT_HIDDEN_SIZE) // heads
     return head_dim * (getattr(text, "num_key_value_heads", None) or heads)
 
 
 def try_generation(
     config: GenerationConfig, tokenizer: PreTrainedTokenizerBase, *, batch_size: int, seq2seq: bool, cache_width: int
 ) -> None:
-    """Generate a token with a toy model: transformers looks at many fields only then, which is after the training.
+    """Generate a token with a toy model, to find settings that transformers refuses only during generation.
+
+    A run generates after its training, which such an error would waste.
 
     Args:
-        config: from `build_generation_config`.
-        tokenizer: the model's.
-        batch_size: prompts at a time.
-        seq2seq: whether the model has an encoder.
-        cache_width: values per token in the keys that a layer of the model caches.
+        config: Configuration from `build_generation_config`.
+        tokenizer: Tokenizer of the model.
+        batch_size: Prompts per batch.
+        seq2seq: Whether the model is an encoder-decoder.
+        cache_width: Cached values per token; see `get_cache_width`.
 
     Raises:
-        InputError: transformers cannot generate as configured.
+        InputError: transformers cannot generate with the configuration.
     """
     short = copy.deepcopy(config)
-    # How long, and what depends on the sizes of the model.
+    # Lengths and compilation suit the size of the real model, not of the toy model.
     short.update(max_new_tokens=1, max_length=None, min_new_tokens=None, min_length=0)
     short.update(compile_config=None)
     sizes: dict[str, Any] = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
     prompts = [list(tokenizer("one two three")["input_ids"])] * min(2, batch_size)
     if short.cache_implementation == "quantized":
-        # A quantized cache is split into groups of equal size: with prompts of any length, only groups that divide the
-        # values of a token always fit.
+        # A quantized cache is split into groups of equal size. Groups fit prompts of every length only if their size
+        # divides the number of values per token, so the trial has a single token of the model's width.
         sizes["head_dim"], prompts = cache_width, [prompts[0][:1]]
     with torch.random.fork_rng(devices=[]):
         if seq2seq:
@@ -137,7 +145,7 @@ def try_generation(
             model = LlamaForCausalLM(LlamaConfig(**sizes, **_TOY_LLAMA))
         try:
             _generate_batch(model.eval(), tokenizer, prompts, short)
-        # Its many processors fail in as many ways.
+        # The logits processors of transformers raise exceptions of many types.
         except Exception as error:
             reason = shorten(" ".join(str(error).split()), 300)
             raise InputError(f"evaluation.generate: {type(error).__name__}: {reason}") from None
@@ -151,31 +159,31 @@ def generate_texts(
     config: GenerationConfig,
     batch_size: int,
 ) -> list[str]:
-    """Generate a completion of each prompt. All processes of a run take part.
+    """Generate a completion of each prompt. All processes of a run must call this together.
 
     Args:
-        model: language model, possibly wrapped by PEFT.
-        tokenizer: tokenizer of the model.
-        prompts: token ids of each prompt.
-        config: parameters of generation; see `build_generation_config`.
-        batch_size: prompts per batch.
+        model: Language model, possibly wrapped by PEFT.
+        tokenizer: Tokenizer of the model.
+        prompts: Token ids of each prompt.
+        config: Configuration from `build_generation_config`.
+        batch_size: Prompts per batch.
 
     Returns:
-        Texts in the order of the prompts, without special tokens.
+        Completions in the order of the prompts, without special tokens.
     """
-    # Prompts of similar length make batches of little padding.
+    # Batches of prompts with similar lengths need little padding.
     order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
-    mine = split_between_processes(order)
+    shard = split_between_processes(order)
     completions: list[str] = []
     training = model.training
     model.eval()
-    for start in tqdm(range(0, len(mine), batch_size), desc="generating", leave=False, disable=None):
-        numbers = [number for number, _ in mine[start : start + batch_size]]
-        completions += _generate_batch(model, tokenizer, [prompts[i] for i in numbers], config)
+    for start in tqdm(range(0, len(shard), batch_size), desc="generating", leave=False, disable=None):
+        batch = [prompts[i] for i, _ in shard[start : start + batch_size]]
+        completions += _generate_batch(model, tokenizer, batch, config)
     model.train(training)
-    texts = gather([text for text, (_, counts) in zip(completions, mine, strict=True) if counts])
-    by_number = dict(zip(order, texts, strict=True))
-    return [by_number[i] for i in range(len(prompts))]
+    texts = gather([text for text, (_, counts) in zip(completions, shard, strict=True) if counts])
+    text_by_index = dict(zip(order, texts, strict=True))
+    return [text_by_index[i] for i in range(len(prompts))]
 
 
 def _generate_batch(
@@ -184,11 +192,11 @@ def _generate_batch(
     language_model: Any = model
     device = next(model.parameters()).device
     seq2seq = bool(language_model.config.is_encoder_decoder)
-    # A decoder continues the last position of a row, which must not be padding.
+    # A decoder continues after the last position of a row, which therefore must not be padding.
     padded = tokenizer.pad({"input_ids": prompts}, padding_side="right" if seq2seq else "left", return_tensors="pt")
     inputs = {key: padded[key].to(device) for key in ("input_ids", "attention_mask")}
     with torch.no_grad():
         output = language_model.generate(**inputs, generation_config=config, tokenizer=tokenizer)
-    # The output of a causal model begins with its prompt.
+    # The output of a causal model contains the prompt before the completion.
     start = 0 if seq2seq else inputs["input_ids"].shape[1]
     return tokenizer.batch_decode(output[:, start:], skip_special_tokens=True)

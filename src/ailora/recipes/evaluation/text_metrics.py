@@ -1,4 +1,4 @@
-"""Metrics of generated texts against references, computed by sacrebleu, rouge-score and NLTK."""
+"""Metrics of generated texts against references, most of them from sacrebleu, rouge-score and NLTK."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?|-?\.\d+")
 
 @dataclass(frozen=True)
 class TextMetric:
-    """Metric of texts, each against one reference or several.
+    """Metric of texts, each of which has at least one reference.
 
     Attributes:
-        score: function of the texts and of the references of each.
-        larger_is_better: whether a larger score is better.
+        score: Function of texts and their references (a sequence for each text).
+        larger_is_better: Whether larger scores are better.
     """
 
     score: Callable[[Texts, References], float]
@@ -36,10 +36,11 @@ class TextMetric:
 
 
 def _corpus(metric: BLEU | CHRF | TER) -> Callable[[Texts, References], float]:
-    """Return the score of a whole corpus, from 0 to 100."""
+    """Return a function that scores a corpus by a metric of sacrebleu, in percent."""
 
     def score(texts: Texts, references: References) -> float:
-        # sacrebleu takes the first reference of every text, then the second, and so on; None where a text has fewer.
+        # sacrebleu expects the first references of all texts, then the second ones, and so on, with None for a missing
+        # reference.
         count = max(len(refs) for refs in references)
         streams = [[refs[i] if i < len(refs) else None for refs in references] for i in range(count)]
         return metric.corpus_score(list(texts), streams).score  # type: ignore[arg-type]
@@ -48,7 +49,7 @@ def _corpus(metric: BLEU | CHRF | TER) -> Callable[[Texts, References], float]:
 
 
 def _rouge_l(texts: Texts, references: References) -> float:
-    """Return 100 times the mean over texts of ROUGE-L's F-measure against the best reference."""
+    """Return the F-measure of ROUGE-L against the best reference, averaged over texts, in percent."""
     scorer = RougeScorer(["rougeL"])
     pairs = zip(texts, references, strict=True)
     scores = [scorer.score_multi(list(refs), text)["rougeL"].fmeasure for text, refs in pairs]
@@ -56,14 +57,14 @@ def _rouge_l(texts: Texts, references: References) -> float:
 
 
 def _meteor(texts: Texts, references: References) -> float:
-    """Return 100 times the mean METEOR of texts, whose words are split at blanks."""
+    """Return METEOR with words split at whitespace, averaged over texts, in percent."""
     pairs = zip(texts, references, strict=True)
     scores = [meteor_score([ref.split() for ref in refs], text.split()) for text, refs in pairs]
     return 100 * sum(scores) / len(scores)
 
 
 def _numeric_match(texts: Texts, references: References) -> float:
-    """Return the percentage of texts whose final number equals a reference's, as GSM8K is scored."""
+    """Return the percentage of texts whose final number equals that of a reference, the score of GSM8K."""
     hits = [
         (answer := find_final_number(text)) is not None and answer in [find_final_number(ref) for ref in refs]
         for text, refs in zip(texts, references, strict=True)
@@ -72,24 +73,24 @@ def _numeric_match(texts: Texts, references: References) -> float:
 
 
 def _exact_match(texts: Texts, references: References) -> float:
-    """Return the percentage of texts that equal a reference, blanks at the ends aside."""
+    """Return the percentage of texts that equal a reference, apart from leading and trailing whitespace."""
     hits = [text.strip() in [ref.strip() for ref in refs] for text, refs in zip(texts, references, strict=True)]
     return 100 * sum(hits) / len(hits)
 
 
 def find_final_number(text: str) -> Decimal | None:
-    """Find the answer of a worked solution.
+    """Find the numeric answer in a worked solution.
 
     Returns:
-        The first number after the last `####`, as GSM8K marks its answers, else the last number of the text; None if
-        there is none.
+        The first number after the last `####`, which marks the answers of GSM8K. Without such a mark, the last number
+        in the text. None if there is no number.
     """
     _, mark, after = text.rpartition("####")
     numbers = _NUMBER.findall(after)
     if not numbers:
         return None
     try:
-        # Not a float: 0.1 and 0.10 are equal, and long numbers keep their digits.
+        # Unlike a float, a Decimal keeps all digits of a long number; normalized, 0.1 equals 0.10.
         return Decimal(numbers[0 if mark else -1].replace(",", "")).normalize()
     except InvalidOperation:
         return None
@@ -107,7 +108,7 @@ TEXT_METRICS: dict[str, TextMetric] = {
 
 
 def validate_metric(name: str) -> None:
-    """Validate that the data of a metric are installed.
+    """Validate that the data needed by a metric are installed.
 
     Raises:
         InputError: The metric is METEOR, and WordNet is not installed.
@@ -118,7 +119,7 @@ def validate_metric(name: str) -> None:
         nltk.data.find("corpora/wordnet.zip")
     except LookupError:
         raise InputError(
-            "metric meteor needs WordNet, which is not on this machine: python -m nltk.downloader wordnet"
+            "metric meteor needs WordNet, which is not installed; run: python -m nltk.downloader wordnet"
         ) from None
 
 
@@ -126,11 +127,11 @@ def score_texts(names: Sequence[str], texts: Texts, references: References) -> d
     """Score generated texts.
 
     Args:
-        names: names of `TEXT_METRICS`.
-        texts: generated texts.
-        references: references of each text, at least one.
+        names: Metrics to compute, keys of `TEXT_METRICS`.
+        texts: Generated texts.
+        references: References of each text; at least one per text.
 
     Returns:
-        Score of each metric.
+        Score by name of the metric.
     """
     return {name: float(TEXT_METRICS[name].score(texts, references)) for name in names}

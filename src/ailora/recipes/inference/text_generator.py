@@ -1,4 +1,4 @@
-"""Generate texts with an adapter or the model of a finished run."""
+"""Generate texts with an adapter, or with the model of a finished run."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ class TextGenerator:
     """Language model with its tokenizer, to generate texts from prompts.
 
     Attributes:
-        model: language model, with its adapter if it has one.
-        tokenization: tokenizer of the model.
+        model: Adapted or fully fine-tuned language model.
+        tokenization: Tokenizer of the model, with the format of its prompts.
     """
 
     model: Model
@@ -44,18 +44,20 @@ class TextGenerator:
 
     @classmethod
     def load(cls, folder: Path | str, *, base: str | None = None) -> TextGenerator:
-        """Load the model of a folder onto the accelerator, if there is one.
+        """Load a model onto the accelerator, or onto the CPU if there is no accelerator.
 
         Args:
-            folder: folder of a finished run, or of an adapter.
-            base: base model of the adapter; None for the name in the adapter's configuration.
+            folder: Folder of a finished run, or of an adapter.
+            base: Base model of the adapter. None for the base model that the adapter's configuration names.
 
         Returns:
             The generator.
 
         Raises:
-            InputError: The folder holds neither a run nor an adapter, or its model generates no texts.
+            InputError: The folder holds neither a run nor an adapter, its files are damaged, or its model generates no
+                texts.
         """
+        # A given base replaces the base of the run, so that only the adapter of the run is used.
         if base is not None or detect_path_kind(folder) is not PathKind.RUN:
             return cls(*_load_adapter(resolve_adapter_dir(folder), base))
         run = load_run(folder)
@@ -67,24 +69,24 @@ class TextGenerator:
         """Generate a completion of each prompt.
 
         Args:
-            prompts: texts.
-            fields: fields of `transformers.GenerationConfig`.
-            chat: whether to format each prompt as a user's message in the chat template.
+            prompts: Prompts; not empty.
+            fields: Fields of `transformers.GenerationConfig`.
+            chat: Whether to format each prompt as a user's message with the chat template of the tokenizer.
 
         Returns:
-            Completions in the order of the prompts, without blanks at their ends.
+            Completions in the order of the prompts, without leading and trailing whitespace.
 
         Raises:
-            InputError: A prompt is empty or no valid Unicode, the tokenizer has no chat template, or a field is
-                invalid.
+            InputError: A prompt is empty, too long for the model or not valid Unicode, a field is invalid, or `chat` is
+                set and the tokenizer has no chat template.
         """
         if empty := [number for number, prompt in enumerate(prompts, start=1) if not prompt]:
             raise InputError(f"prompt {empty[0]} is empty")
-        # A lone surrogate, as a terminal may pass it, ends in a tokenizer's traceback.
+        # Tokenizers crash on a lone surrogate, which stands for a byte of the command line that is not valid UTF-8.
         validate_plain_data(list(prompts), "prompts")
         tokenizer = self.tokenization.tokenizer
         if chat and not tokenizer.chat_template:
-            raise InputError("the tokenizer has no chat template: give the prompt as it stands, without --chat")
+            raise InputError("the tokenizer has no chat template: without --chat, the prompt is completed as it is")
         config = build_generation_config(fields, tokenizer)
         rows = [Row("prompt", [{"role": "user", "content": p}] if chat else p, "", {}) for p in prompts]
         ids = [self.tokenization.encode_prompt(row) for row in rows]
@@ -105,6 +107,7 @@ def _load_adapter(folder: Path, base: str | None) -> tuple[Model, Tokenization]:
         raise InputError(f"{folder} does not name its base model: give it with --base")
     tokenizer = load_tokenizer(base)
     prepare_tokenizer(tokenizer, name=base)
+    # PEFT allows adapters without a task type.
     model: Any = load_language_model(resolve_model(base), tokenizer, parse_task_type(task or TaskType.CAUSAL_LM))
     try:
         adapted = load_peft_adapter(model, folder)

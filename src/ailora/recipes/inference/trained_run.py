@@ -1,4 +1,4 @@
-"""Evaluate a finished run of any recipe, and predict with it."""
+"""Evaluate a finished run of any recipe, and predict with its model."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from ailora.recipes.task_models import validate_finite
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """Finished run, whose model is loaded by the stock loaders of transformers and PEFT.
+    """Finished run. The loaders of transformers and PEFT load its model.
 
     Attributes:
-        folder: folder of the run.
-        recipe: recipe of the run, with its result.
+        folder: Folder of the run.
+        recipe: Recipe of the run.
     """
 
     folder: RunFolder
@@ -38,13 +38,13 @@ class TrainedRun:
         """Compute loss and metrics.
 
         Args:
-            data_file: file with the columns of the run's data; None for its validation data.
+            data_file: File with the columns of the run's data. None for the run's validation data.
 
         Returns:
             Loss and metrics by name.
 
         Raises:
-            InputError: The data are missing or invalid, or the model is.
+            InputError: The data or the files of the model are missing or invalid.
         """
         return self.recipe.score(self.load, data_file)
 
@@ -52,17 +52,18 @@ class TrainedRun:
         """Write a prediction for each row of a file.
 
         Args:
-            input_file: file with the input columns of the run's data; labels are not needed.
-            output_file: file ending in .tsv, .csv, .jsonl or .parquet.
-            force: whether an existing file may be replaced.
+            input_file: File with the input columns of the run's data; columns with labels may be missing.
+            output_file: File to write; ends in .tsv, .csv, .jsonl or .parquet.
+            force: Whether to replace an existing file.
 
         Returns:
             The number of rows.
 
         Raises:
-            InputError: The data are invalid, or the output cannot be written, exists without `force`, or would replace
-                the input or a part of the run.
+            InputError: The data are invalid, or the output file cannot be written, exists (unless `force`), or is the
+                input file or a part of the run.
         """
+        # Predictions can take hours. An output file that cannot be written is refused before they start.
         output = validate_output_file(output_file, force=force, reads=[input_file, self.folder.path])
         validate_output_suffix(output)
         frame = self.recipe.predict(self.load, input_file, output)
@@ -70,16 +71,16 @@ class TrainedRun:
         return len(frame)
 
     def load(self) -> Model:
-        """Load the trained model onto the accelerator, if there is one.
+        """Load the trained model onto the accelerator, or onto the CPU if there is no accelerator.
 
         Returns:
-            The model, with its adapter if it has one.
+            The adapted or fully fine-tuned model.
 
         Raises:
             InputError: A file of the run is missing or damaged.
         """
         model: Any = self._load()
-        # The library places a quantized model, and may refuse to move it.
+        # Quantization libraries choose the device of a quantized model themselves, and may refuse to move the model.
         if self.recipe.config.quantization is not None:
             return model
         return model.to(torch.accelerator.current_accelerator() or "cpu")
@@ -87,38 +88,39 @@ class TrainedRun:
     def _load(self) -> Model:
         config, folder = self.recipe.config, self.folder
         method = config.adapter.method
-        # A function of the user may return an adapted model, or one that is trained whole.
-        whole = isinstance(method, FullFineTuning) or (isinstance(method, CustomFunction) and folder.model.is_dir())
-        written = folder.model if whole else folder.adapter
-        _validate_written(folder, written, prefix="" if whole else "adapter_")
-        if whole:
+        # A custom function returns an adapted model or a fully fine-tuned one. Only the files tell which.
+        full = isinstance(method, FullFineTuning) or (isinstance(method, CustomFunction) and folder.model.is_dir())
+        saved = folder.model if full else folder.adapter
+        _validate_saved_files(folder, saved, prefix="" if full else "adapter_")
+        if full:
             try:
-                return validate_finite(self.recipe.load_model(str(written)), written)
+                return validate_finite(self.recipe.load_model(str(saved)), saved)
             except InputError as error:
-                raise InputError(f"cannot load the model {written} ({error}): {folder.rewrite_hint}") from error
+                raise InputError(f"cannot load the model {saved} ({error}): {folder.rewrite_hint}") from error
         base = self.recipe.load_model(resolve_model(config.model))
         try:
-            adapted = load_peft_adapter(base, written)
+            adapted = load_peft_adapter(base, saved)
         except (SafetensorError, InputError) as error:
-            raise InputError(f"cannot load the adapter {written} ({error}): {folder.rewrite_hint}") from error
+            raise InputError(f"cannot load the adapter {saved} ({error}): {folder.rewrite_hint}") from error
+        # Such an adapter is intact and does not fit its base model: `rewrite_hint` would not help.
         except ModelError as error:
-            raise InputError(f"cannot load the adapter {written}: {error}") from error
-        return validate_finite(adapted, written)
+            raise InputError(f"cannot load the adapter {saved}: {error}") from error
+        return validate_finite(adapted, saved)
 
 
-def _validate_written(folder: RunFolder, written: Path, *, prefix: str) -> None:
+def _validate_saved_files(folder: RunFolder, saved: Path, *, prefix: str) -> None:
     # transformers and PEFT would look for a missing file on the hub.
     for name in (f"{prefix}config.json", f"{prefix}model*.safetensors"):
-        if not any(written.glob(name)):
-            raise InputError(f"{written} has no {name.replace('*', '')}: {folder.rewrite_hint}")
+        if not any(saved.glob(name)):
+            raise InputError(f"{saved} has no {name.replace('*', '')}: {folder.rewrite_hint}")
 
 
-def read_result(folder: RunFolder, keys: Mapping[str, Callable[[object], object]]) -> dict[str, Any]:
-    """Read the result of a finished run.
+def read_result(folder: RunFolder, parsers: Mapping[str, Callable[[object], object]]) -> dict[str, Any]:
+    """Read and validate the result of a finished run.
 
     Args:
-        folder: folder of the run.
-        keys: keys that the result must have, and what reads their values.
+        folder: Folder of the run.
+        parsers: Required key of the result -> function that raises InputError if the value is invalid.
 
     Returns:
         Content of `result.json`.
@@ -127,11 +129,11 @@ def read_result(folder: RunFolder, keys: Mapping[str, Callable[[object], object]
         InputError: The run has not finished, or its result is damaged.
     """
     result = folder.read_result()
-    for key, read in keys.items():
+    for key, parse in parsers.items():
         try:
             if key not in result:
-                raise InputError(f"it has no {key}")
-            read(result[key])
+                raise InputError(f"the key {key} is missing")
+            parse(result[key])
         except InputError as error:
             raise InputError(f"{folder.result} is damaged ({error}): {folder.rewrite_hint}") from None
     return result

@@ -65,7 +65,7 @@ def validate_resumable(training: Mapping[str, Any]) -> None:
     """Refuse options with which a resumed run would differ from an uninterrupted run, or results would mislead.
 
     Args:
-        training: mapping of `training:`.
+        training: Mapping of `training:`.
 
     Raises:
         InputError: Names the option, and the other way to the same end.
@@ -81,8 +81,8 @@ def validate_usable(training: Mapping[str, Any], arguments: TrainingArguments) -
     """Validate training arguments by building a small optimizer, schedule and data loader from them.
 
     Args:
-        training: mapping of `training:`, including the engine's keys.
-        arguments: arguments of the mapping, without the engine.
+        training: Mapping of `training:`, including the engine's keys.
+        arguments: Arguments of the mapping, without the engine.
 
     Raises:
         InputError: The Trainer could not use a value, or the package of a value is not installed.

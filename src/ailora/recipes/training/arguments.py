@@ -152,8 +152,8 @@ def build_arguments(config: RunConfig, output_dir: Path) -> TrainingArguments:
     """Build the arguments of the trainer.
 
     Args:
-        config: configuration of the run.
-        output_dir: folder of the checkpoints.
+        config: Configuration of the run.
+        output_dir: Folder of the checkpoints.
 
     Returns:
         Arguments of the configuration's class, such as `trl.SFTConfig`.
@@ -185,7 +185,7 @@ def validate_arguments(config: RunConfig) -> None:
     """Validate the training arguments by building them without device and launcher.
 
     Args:
-        config: configuration of the run.
+        config: Configuration of the run.
 
     Raises:
         InputError: transformers refuses a value, or the Trainer could not use it.
@@ -208,7 +208,7 @@ def without_distributed_args(config: ConfigT) -> ConfigT:
     """Copy a configuration without the engine and the precision of training, to use the run in one process.
 
     Args:
-        config: configuration of a run.
+        config: Configuration of a run.
 
     Returns:
         The copy.
@@ -221,7 +221,7 @@ def validate_sharding(arguments: TrainingArguments) -> None:
     """Refuse FSDP where training would be otherwise than configured.
 
     Args:
-        arguments: arguments with `fsdp`.
+        arguments: Arguments with `fsdp`.
 
     Raises:
         InputError: There is no accelerator or launcher, or FSDP's own activation checkpointing is on, with which
@@ -248,10 +248,10 @@ def complete_training(
     Without a save strategy, checkpoints are saved where evaluations are.
 
     Args:
-        given: mapping of `training:`.
-        metrics: names of the run's metrics, any of which, and `loss`, may select the best checkpoint.
-        arguments: class whose fields are allowed.
-        defaults: defaults of the recipe, which take precedence over ours.
+        given: Mapping of `training:`.
+        metrics: Names of the run's metrics, any of which, and `loss`, may select the best checkpoint.
+        arguments: Class whose fields are allowed.
+        defaults: Defaults of the recipe, which take precedence over ours.
 
     Returns:
         The completed mapping.

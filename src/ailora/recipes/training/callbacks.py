@@ -27,8 +27,8 @@ class RunLog(TrainerCallback):
     would report another mean.
 
     Args:
-        folder: folder of the run.
-        seconds_before: duration of the training that the run resumes, in seconds.
+        folder: Folder of the run.
+        seconds_before: Duration of the training that the run resumes, in seconds.
     """
 
     def __init__(self, folder: RunFolder, seconds_before: float) -> None:

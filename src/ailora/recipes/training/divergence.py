@@ -32,8 +32,8 @@ class DivergenceCheck(TrainerCallback):
     Parameters are checked before every save, so that all checkpoints are finite.
 
     Args:
-        trainer: trainer that the callback is added to.
-        folder: folder of the run.
+        trainer: Trainer that the callback is added to.
+        folder: Folder of the run.
     """
 
     def __init__(self, trainer: AdapterTrainer, folder: RunFolder) -> None:

@@ -25,9 +25,9 @@ class TrainResult:
     """Trained model and durations of a run.
 
     Attributes:
-        trainer: trainer with the model and the history.
-        init_seconds: duration of loading and adapting, in seconds.
-        train_seconds: duration of training in seconds, including earlier processes of the run.
+        trainer: Trainer with the model and the history.
+        init_seconds: Duration of loading and adapting, in seconds.
+        train_seconds: Duration of training in seconds, including earlier processes of the run.
     """
 
     trainer: Trainer
@@ -39,8 +39,8 @@ def summarize_run(config: RunConfig, trained: TrainResult) -> dict[str, Any]:
     """Summarize training for `result.json`: history, sizes, durations, configuration and library versions.
 
     Args:
-        config: configuration of the run.
-        trained: result of the training.
+        config: Configuration of the run.
+        trained: Result of the training.
 
     Returns:
         Entries of `result.json`; sizes in bytes, durations in seconds.
@@ -72,8 +72,8 @@ def evaluation_history(state: TrainerState, metrics: Sequence[str]) -> list[dict
     """Return step, epoch, loss and metrics of every evaluation during training, in order.
 
     Args:
-        state: state of the trainer.
-        metrics: names of the run's metrics.
+        state: State of the trainer.
+        metrics: Names of the run's metrics.
     """
     keys = ("step", "epoch", "eval_loss", *(f"eval_{metric}" for metric in metrics))
     return [

@@ -24,8 +24,8 @@ class AdapterTrainer(Trainer):
     In the residual form, weight decay leaves out the factors, which hold a part of the base weight.
 
     Args:
-        adapter: section `adapter:` of the configuration.
-        **arguments: arguments of the stock trainer.
+        adapter: Section `adapter:` of the configuration.
+        **arguments: Arguments of the stock trainer.
     """
 
     def __init__(self, *, adapter: AdapterConfig, **arguments: Any) -> None:

@@ -18,8 +18,8 @@ class RunPrefix:
     """First steps of a run.
 
     Attributes:
-        step: last step, at which the run evaluates.
-        total_steps: steps of the whole run, which determine the learning rate of every step.
+        step: Last step, at which the run evaluates.
+        total_steps: Steps of the whole run, which determine the learning rate of every step.
     """
 
     step: int
@@ -34,7 +34,7 @@ class StopAtPrefix(TrainerCallback):
     """Callback that saves a checkpoint at the end of a prefix, after the evaluation, and ends the run there.
 
     Args:
-        prefix: prefix that ends with an evaluation of the run.
+        prefix: Prefix that ends with an evaluation of the run.
     """
 
     def __init__(self, prefix: RunPrefix) -> None:
@@ -66,9 +66,9 @@ def read_prefix(folder: RunFolder, prefix: RunPrefix, metrics: Sequence[str]) ->
     """Read the evaluations of a prefix that has been trained.
 
     Args:
-        folder: folder of the run.
-        prefix: prefix of the run.
-        metrics: names of the run's metrics.
+        folder: Folder of the run.
+        prefix: Prefix of the run.
+        metrics: Names of the run's metrics.
 
     Returns:
         The evaluations up to the last step, as in `result.json`. None if the run has no checkpoint of that step or a

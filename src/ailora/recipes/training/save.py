@@ -24,8 +24,8 @@ def save_model(config: RunConfig, trainer: Trainer) -> Path:
     """Write the trained model to `adapter/`, or to `model/` if the model has no adapter; all ranks take part.
 
     Args:
-        config: configuration of the run.
-        trainer: trainer of the trained model.
+        config: Configuration of the run.
+        trainer: Trainer of the trained model.
 
     Returns:
         The written folder.

@@ -25,7 +25,7 @@ def load_and_adapt(recipe: Recipe[RunConfig]) -> tuple[Model, float]:
     """Load the base model of a run and adapt it, with new heads drawn from the run's seed.
 
     Args:
-        recipe: recipe of the run, whose batches are built only for a method with a calibration.
+        recipe: Recipe of the run, whose batches are built only for a method with a calibration.
 
     Returns:
         The adapted model, and the duration of loading and adapting in seconds.
@@ -66,8 +66,8 @@ def plan_adapter(config: RunConfig, model: PreTrainedModel) -> Plan:
     """Plan the adapter of a run.
 
     Args:
-        config: configuration of the run.
-        model: base model, possibly on the meta device.
+        config: Configuration of the run.
+        model: Base model, possibly on the meta device.
 
     Returns:
         The plan.

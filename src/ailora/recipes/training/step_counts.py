@@ -11,8 +11,8 @@ def count_steps(arguments: TrainingArguments, rows: int) -> int:
     """Count the optimizer steps of a run, as the Trainer does.
 
     Args:
-        arguments: arguments of the trainer.
-        rows: rows of the training data, which are not packed.
+        arguments: Arguments of the trainer.
+        rows: Rows of the training data, which are not packed.
     """
     if arguments.max_steps > 0:
         return arguments.max_steps
@@ -23,8 +23,8 @@ def evaluation_steps(arguments: TrainingArguments, rows: int) -> list[int]:
     """List the steps after which a run evaluates, in ascending order; the last step is one of them.
 
     Args:
-        arguments: arguments of the trainer.
-        rows: rows of the training data, which are not packed.
+        arguments: Arguments of the trainer.
+        rows: Rows of the training data, which are not packed.
 
     Returns:
         The steps. Empty for a run without evaluations.

@@ -30,10 +30,10 @@ def train(
     """Train to the end, resuming from the newest checkpoint if there is one.
 
     Args:
-        recipe: recipe of a run whose folder is claimed.
-        model: model from `load_and_adapt`.
-        init_seconds: duration of `load_and_adapt`, in seconds.
-        callbacks: further callbacks of the Trainer.
+        recipe: Recipe of a run whose folder is claimed.
+        model: Model from `load_and_adapt`.
+        init_seconds: Duration of `load_and_adapt`, in seconds.
+        callbacks: Further callbacks of the Trainer.
 
     Returns:
         The trained model and the durations.

@@ -29,8 +29,8 @@ def mark_complete(checkpoint: Path, train_seconds: float) -> None:
     """Mark a checkpoint as complete by `complete.json`, with size and SHA-256 of every file.
 
     Args:
-        checkpoint: folder of the checkpoint.
-        train_seconds: duration of training until the checkpoint, in seconds.
+        checkpoint: Folder of the checkpoint.
+        train_seconds: Duration of training until the checkpoint, in seconds.
     """
     files = _files(checkpoint)
     grant_umask(files)
@@ -59,8 +59,8 @@ def newest_checkpoint(folder: Path, *, is_ours: Callable[[Path], bool]) -> Path 
     """Find the newest complete checkpoint, and remove newer, half-written checkpoints of this run.
 
     Args:
-        folder: folder of the checkpoints.
-        is_ours: returns whether this run began a checkpoint.
+        folder: Folder of the checkpoints.
+        is_ours: Returns whether this run began a checkpoint.
 
     Returns:
         The checkpoint, validated; None if there is none.
