@@ -80,7 +80,10 @@ def test_a_scale_and_overrides_are_another_grid(file: Path) -> None:
             "me:***@127.0.0.1:9/x cannot be reached",
         ),
         (["run", "{file}", "--scale", "large"], "unknown scale 'large'"),
-        (["export", "{file}", "--out", "trials.xls"], "trials.xls: expected an output file that ends in one of .tsv, .csv"),
+        (
+            ["export", "{file}", "--out", "trials.xls"],
+            "trials.xls: expected an output file that ends in one of .tsv, .csv",
+        ),
         (["run", "{file}", "scales.small=1"], "scales cannot be overridden; --scale selects one"),
         (["work", "sqlite:////nowhere/study.db", "x"], "holds no study 'x'"),
         (["work", "sqlite:////tmp", "x"], "is a folder; expected a database file"),

@@ -34,9 +34,7 @@ def strict_json(text: str) -> Any:
 
 
 def test_training_stops_at_the_first_step_that_is_not_finite(config: dict[str, Any], tmp_path: Path) -> None:
-    with pytest.raises(
-        DivergenceError, match=r"diverged at step 2: the loss .*learning_rate \(it is 1e\+30\)"
-    ) as error:
+    with pytest.raises(DivergenceError, match=r"diverged at step 2: the loss .*learning_rate \(now 1e\+30\)") as error:
         registry.run(load_config(config, [*SMALL, "training.learning_rate=1e30"]))
     run = tmp_path / "run"
     assert str(run / "checkpoints" / "checkpoint-1") in str(error.value)
@@ -100,7 +98,7 @@ def test_a_base_that_is_not_finite_from_the_start_is_named_as_the_cause(
     config = request.getfixturevalue(recipe)
     made = load_config(config, ["training.max_steps=2", "training.max_grad_norm=0"])
     monkeypatch.setattr(registry, "load_and_adapt", _with_nan_norm(registry.load_and_adapt))
-    with pytest.raises(DivergenceError, match=r"diverged at step 1: the loss is not finite\. Nothing was"):
+    with pytest.raises(DivergenceError, match=r"diverged at step 1: the loss is not finite\. This is the first step"):
         registry.run(made)
 
 
@@ -164,7 +162,7 @@ def test_parameters_that_are_not_finite_are_not_saved(tmp_path: Path, method: st
     check(fake, tmp_path, method)
     with torch.no_grad():
         fake.model.bias.fill_(math.inf)
-    with pytest.raises(DivergenceError, match="step 7: it has made parameters that are not finite"):
+    with pytest.raises(DivergenceError, match="step 7: parameters are no longer finite"):
         check(fake, tmp_path, method)
 
 

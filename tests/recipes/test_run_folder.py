@@ -306,7 +306,7 @@ def test_after_a_damaged_checkpoint_the_one_before_gives_the_same_run(config: di
     (folder / "result.json").unlink()
     last = folder / "checkpoints" / "checkpoint-8"
     (last / "optimizer.pt").write_bytes(b"")
-    with pytest.raises(ailora.InputError, match=r"optimizer\.pt is damaged .* go on from checkpoint-5"):
+    with pytest.raises(ailora.InputError, match=r"optimizer\.pt is damaged .* resume from checkpoint-5"):
         run(config)
     shutil.rmtree(last)
     assert run(config)["metrics"] == result["metrics"]

@@ -19,80 +19,85 @@ from ailora.errors import InputError
 from ailora.plain_data import read_json_object
 
 
-class _Broken(NamedTuple):
-    """Promise that `true` would break, and the other way to the same end."""
+class _Refusal(NamedTuple):
+    """Reason to refuse an option, and a hint for users who need its purpose."""
 
-    promise: str
-    instead: str
+    reason: str
+    hint: str
 
 
-_RESUMES = "the same command after a kill would not give the same run"
-#: Key -> what `true` would break.
-_BROKEN_PROMISES = {
-    "save_only_model": _Broken(
-        f"{_RESUMES}, as checkpoints would lack the optimizer's state",
-        "training.save_total_limit keeps few of them, training.save_strategy: no none",
+_RESUMES_DIFFERENTLY = "a resumed run would differ from an uninterrupted run, because"
+#: Options that cannot be true.
+_REFUSED_OPTIONS = {
+    "save_only_model": _Refusal(
+        f"{_RESUMES_DIFFERENTLY} checkpoints would lack the optimizer's state",
+        "To save disk space, lower training.save_total_limit, or set training.save_strategy: no",
     ),
-    "ignore_data_skip": _Broken(
-        f"{_RESUMES}, as it would train on other rows", "skipping the rows of a resumed epoch takes moments"
+    "ignore_data_skip": _Refusal(
+        f"{_RESUMES_DIFFERENTLY} training would repeat the first rows of the epoch",
+        "Skipping the rows before a checkpoint takes moments",
     ),
-    "auto_find_batch_size": _Broken(
-        "after running out of memory it starts over from trained weights, with other batches",
-        "`ailora train --dry-run` estimates the memory of training.per_device_train_batch_size",
+    "auto_find_batch_size": _Refusal(
+        "after running out of memory, training would start over from trained weights, with smaller batches",
+        "`ailora train --dry-run` estimates the memory for training.per_device_train_batch_size",
     ),
-    "dataloader_persistent_workers": _Broken(
-        f"{_RESUMES}, as workers draw other random numbers", "workers that are started anew for an epoch cost seconds"
+    "dataloader_persistent_workers": _Refusal(
+        f"{_RESUMES_DIFFERENTLY} its workers would draw other random numbers",
+        "Starting workers in every epoch takes seconds",
     ),
-    "dataloader_drop_last": _Broken(
-        "evaluations would leave the last rows out as well", "the last batch of an epoch is a smaller one"
+    "dataloader_drop_last": _Refusal(
+        "evaluations would omit the last rows as well", "The last batch of an epoch may be smaller than the others"
     ),
-    "enable_jit_checkpoint": _Broken(
-        "a run that is told to end would count as finished, and its half-trained model be measured",
-        "a killed run goes on from its last checkpoint: set training.save_steps",
+    "enable_jit_checkpoint": _Refusal(
+        "a run that receives SIGTERM would count as finished, with a half-trained model",
+        "A killed run resumes from its last checkpoint: set training.save_steps",
     ),
-    "logging_nan_inf_filter": _Broken(
-        "losses that are not finite would be left out of the log and of evaluations",
-        "on_nonfinite says whether training goes on after them",
+    "logging_nan_inf_filter": _Refusal(
+        "the log and the evaluations would omit losses that are not finite",
+        "on_nonfinite decides whether training continues after such a loss",
     ),
 }
-#: Steps of a schedule at which it is asked for a rate.
+#: Steps of the schedule for which a learning rate is computed on trial.
 _SCHEDULE_STEPS = 1000
-#: Arguments that may be the path of a JSON file.
+#: Arguments whose value is a mapping or the path of a JSON file.
 _JSON_FILES = ("deepspeed", "fsdp_config", "accelerator_config")
 
 
 def validate_resumable(training: Mapping[str, Any]) -> None:
-    """Refuse options with which a resumed run would differ from an uninterrupted run, or results would mislead.
+    """Refuse options that make a resumed run differ from an uninterrupted run, or distort results.
 
     Args:
-        training: Mapping of `training:`.
+        training: Section `training:`.
 
     Raises:
-        InputError: Names the option, and the other way to the same end.
+        InputError: Such an option is set.
     """
-    for key, broken in _BROKEN_PROMISES.items():
+    for key, refusal in _REFUSED_OPTIONS.items():
         if training.get(key):
-            raise InputError(f"training.{key} cannot be true: {broken.promise}. Instead: {broken.instead}")
+            raise InputError(f"training.{key} cannot be true: {refusal.reason}. {refusal.hint}")
     if training.get("dataloader_in_order") is False and training.get("dataloader_num_workers", 0) > 1:
-        raise InputError("training.dataloader_in_order cannot be false: no two runs would train on the same batches")
+        raise InputError(
+            "training.dataloader_in_order cannot be false with several workers: every run would train on different "
+            "batches"
+        )
 
 
 def validate_usable(training: Mapping[str, Any], arguments: TrainingArguments) -> None:
     """Validate training arguments by building a small optimizer, schedule and data loader from them.
 
     Args:
-        training: Mapping of `training:`, including the engine's keys.
-        arguments: Arguments of the mapping, without the engine.
+        training: Section `training:`, with the keys for distributed training and precision.
+        arguments: Arguments built from the section without these keys.
 
     Raises:
-        InputError: The Trainer could not use a value, or the package of a value is not installed.
+        InputError: The Trainer could not use a value, or the package for a value is missing.
     """
     for key in _JSON_FILES:
         _validate_json_file(key, training.get(key))
     _validate_accelerator(training.get("accelerator_config"))
     for key, package in (("deepspeed", "deepspeed"), ("use_liger_kernel", "liger_kernel")):
         if training.get(key) and find_spec(package) is None:
-            raise InputError(f"training.{key}: the package {package} is not installed")
+            raise InputError(f"training.{key} needs the package {package}, which is not installed")
     _validate_optimizer(arguments)
     _validate_loader(arguments)
 
@@ -118,11 +123,11 @@ def _validate_accelerator(value: object) -> None:
 def _validate_optimizer(arguments: TrainingArguments) -> None:
     model: Any = nn.Linear(2, 2)
     try:
-        make, options = Trainer.get_optimizer_cls_and_kwargs(arguments, model)
-        # Optimizers with target modules would look for them in this model.
-        if arguments.optim_target_modules is None and isinstance(make, type):
+        optimizer_class, options = Trainer.get_optimizer_cls_and_kwargs(arguments, model)
+        # The toy model has none of the modules that `optim_target_modules` may name.
+        if arguments.optim_target_modules is None and isinstance(optimizer_class, type):
             parameters = options.pop("params", options.pop("model", model.parameters()))
-            make(parameters, **options)
+            optimizer_class(parameters, **options)
     except Exception as error:
         if arguments.optim_target_modules is None or isinstance(error, ImportError):
             raise InputError(f"training.optim {OptimizerNames(arguments.optim).value}: {_first_line(error)}") from None
@@ -145,7 +150,7 @@ def _validate_optimizer(arguments: TrainingArguments) -> None:
 
 
 def _validate_loader(arguments: TrainingArguments) -> None:
-    # A loader starts no worker before the first batch.
+    # This starts no processes: a loader starts its workers for the first batch.
     try:
         DataLoader(
             range(1),  # type: ignore[arg-type]

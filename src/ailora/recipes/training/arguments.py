@@ -1,6 +1,6 @@
 """Section `training:`: fields of `transformers.TrainingArguments`, validated before a model is loaded.
 
-Transformers accepts many values on which training fails later, or which stand for another value silently.
+Without this validation, some values would only fail during training, and some would silently mean a different value.
 """
 
 from __future__ import annotations
@@ -39,26 +39,33 @@ TRAINING_DEFAULTS: dict[str, Any] = {
     "report_to": "none",
     "save_total_limit": 2,
 }
-#: Training arguments of the engine and its precision.
-_ENGINE = ("fsdp", "fsdp_config", "deepspeed", "parallelism_config", "accelerator_config", "bf16", "fp16", "tf32")
-_RECIPE = "what the recipe needs for its metrics"
-#: Training arguments that follow from another key of the configuration, or from the recipe.
-_OWNED = {
-    "output_dir": "output",
-    "do_train": "ailora train",
-    "do_eval": "ailora train",
-    "do_predict": "data.test",
-    "resume_from_checkpoint": "what the output folder holds",
-    **dict.fromkeys(("label_names", "prediction_loss_only", "include_for_metrics", "batch_eval_metrics"), _RECIPE),
-    "eval_do_concat_batches": _RECIPE,
-    "model_init_kwargs": "model and quantization",
-    "trust_remote_code": "the model's own code, which is never run",
-    "chat_template_path": "data.chat_template",
-    "dataset_text_field": "data.text",
-    **dict.fromkeys(("dataset_kwargs", "dataset_num_proc", "truncation_mode"), "how the recipe prepares rows"),
-    **dict.fromkeys(("eos_token", "pad_token"), "the tokenizer"),
-    "predict_with_generate": "evaluation.generate",
-    **dict.fromkeys(("generation_max_length", "generation_num_beams", "generation_config"), "evaluation.generate"),
+#: Training arguments for distributed training and precision.
+_DISTRIBUTED_ARGS = (
+    *("fsdp", "fsdp_config", "deepspeed", "parallelism_config", "accelerator_config", "bf16", "fp16", "tf32"),
+)
+_RECIPE_METRICS = "it follows from the metrics of the recipe"
+_RECIPE_ROWS = "it follows from the preparation of rows in the recipe"
+#: Training arguments that the configuration or the recipe determines -> how.
+_DERIVED = {
+    "output_dir": "it follows from output",
+    "do_train": "`ailora train` always trains",
+    "do_eval": "`ailora train` always evaluates",
+    "do_predict": "it follows from data.test",
+    "resume_from_checkpoint": "it follows from the checkpoints in the output folder",
+    **dict.fromkeys(
+        ("label_names", "prediction_loss_only", "include_for_metrics", "batch_eval_metrics", "eval_do_concat_batches"),
+        _RECIPE_METRICS,
+    ),
+    "model_init_kwargs": "it follows from model and quantization",
+    "trust_remote_code": "code from model repositories is never run",
+    "chat_template_path": "it follows from data.chat_template",
+    "dataset_text_field": "it follows from data.text",
+    **dict.fromkeys(("dataset_kwargs", "dataset_num_proc", "truncation_mode"), _RECIPE_ROWS),
+    **dict.fromkeys(("eos_token", "pad_token"), "it follows from the tokenizer"),
+    **dict.fromkeys(
+        ("predict_with_generate", "generation_max_length", "generation_num_beams", "generation_config"),
+        "it follows from evaluation.generate",
+    ),
 }
 #: Former names in transformers -> present names.
 _RENAMED = {
@@ -66,27 +73,28 @@ _RENAMED = {
     "gradient_checkpointing_kwargs": "activation_checkpointing_kwargs",
 }
 
-_KINDS = {
+#: Types as error messages describe them.
+_TYPE_WORDS = {
     bool: "true or false",
     int: "a whole number",
     float: "a number",
-    str: "a text",
-    list: "a list of texts",
+    str: "a string",
+    list: "a list of strings",
     dict: "a mapping",
     NoneType: "null",
 }
 
 
-#: Types of fields whose declared type is too wide or too narrow.
+#: Types of fields whose declared type accepts too much, or refuses valid values.
 _HINTS: dict[str, Any] = {
-    # Without eval_steps the Trainer would take logging_steps, and the saves that follow would have none.
+    # With eval_steps: null, the Trainer would use logging_steps, but save_steps could not be derived.
     "eval_steps": float,
     "fsdp": bool | str | None,
 }
 
 
 class _Limit(NamedTuple):
-    """Condition on the values of a field beyond their type, and its description."""
+    """Condition on a value in addition to its type, and the description of the condition in errors."""
 
     holds: Callable[[Any], bool]
     words: str
@@ -99,13 +107,13 @@ _STEPS = _Limit(
     lambda value: 0 < value < 1 or (value >= 1 and value == int(value)),
     "a whole number of steps from 1, or a share of all steps between 0 and 1",
 )
-# NumPy's generators take no larger seed.
+# NumPy's generators refuse larger seeds.
 _SEED = _Limit(lambda value: 0 <= value < 2**32, "a whole number from 0 to 4294967295")
-#: Each worker is a process that imports torch.
+#: Maximum number of worker processes. Each imports torch, so a mistyped number could exhaust the memory.
 _MAX_WORKERS = 256
-#: TRL refuses others only after the model is loaded.
-_PACKING = ("bfd", "bfd_split", "wrapped")
-_LOSSES = ("nll", "dft")
+#: Values that TRL supports. TRL itself refuses others only after the model is loaded.
+_PACKING_STRATEGIES = ("bfd", "bfd_split", "wrapped")
+_LOSS_TYPES = ("nll", "dft")
 _LIMITS = {
     "max_steps": _Limit(lambda value: value == -1 or value >= 1, "at least 1, or -1 for num_train_epochs"),
     **dict.fromkeys(("eval_steps", "save_steps", "logging_steps"), _STEPS),
@@ -143,37 +151,37 @@ _LIMITS = {
     "pad_to_multiple_of": _Limit(
         lambda value: value == "auto" or (isinstance(value, int) and value >= 1), "auto or a whole number from 1"
     ),
-    "packing_strategy": _Limit(lambda value: value in _PACKING, f"one of {', '.join(_PACKING)}"),
-    "loss_type": _Limit(lambda value: value in _LOSSES, f"one of {', '.join(_LOSSES)}"),
+    "packing_strategy": _Limit(lambda value: value in _PACKING_STRATEGIES, f"one of {', '.join(_PACKING_STRATEGIES)}"),
+    "loss_type": _Limit(lambda value: value in _LOSS_TYPES, f"one of {', '.join(_LOSS_TYPES)}"),
 }
 
 
 def build_arguments(config: RunConfig, output_dir: Path) -> TrainingArguments:
-    """Build the arguments of the trainer.
+    """Build the arguments of the Trainer.
 
     Args:
         config: Configuration of the run.
-        output_dir: Folder of the checkpoints.
+        output_dir: Folder for the checkpoints.
 
     Returns:
-        Arguments of the configuration's class, such as `trl.SFTConfig`.
+        Arguments, as an instance of `config.arguments`, such as `trl.SFTConfig`.
 
     Raises:
-        InputError: transformers refuses a value, or FSDP would train otherwise than configured.
+        InputError: transformers refuses a value, or FSDP would not train as configured.
     """
-    # Pinned memory is for an accelerator: torch warns where there is none. Anchors are the same on all ranks from the
-    # start, when DDP compares them: sending them again each step would only cost.
     accelerator = torch.accelerator.is_available()
     arguments = _construct(
         config.arguments,
         config,
         output_dir=str(output_dir),
+        # Pinning memory speeds up copies to an accelerator; without an accelerator, torch warns.
         dataloader_pin_memory=accelerator,
         # Without `use_cpu`, processes that have no accelerator do not join a group, and each trains alone.
         use_cpu=not accelerator,
+        # The buffers are anchors, which never change: to broadcast them in every step would only cost time.
         ddp_broadcast_buffers=False,
         label_names=["labels"],
-        # The filter logs the mean of the previous losses in the place of a NaN.
+        # The filter would replace a NaN in the log by the mean of the previous losses.
         logging_nan_inf_filter=False,
     )
     if arguments.fsdp:
@@ -182,16 +190,16 @@ def build_arguments(config: RunConfig, output_dir: Path) -> TrainingArguments:
 
 
 def validate_arguments(config: RunConfig) -> None:
-    """Validate the training arguments by building them without device and launcher.
+    """Validate the training arguments by building them without devices and process groups.
 
     Args:
         config: Configuration of the run.
 
     Raises:
-        InputError: transformers refuses a value, or the Trainer could not use it.
+        InputError: transformers refuses a value, or the Trainer could not use a value.
     """
-    # Constructing the arguments sets the device up, with which the ranks of a launcher would already join a group.
     validate_resumable(config.training)
+    # The arguments set up their device when they are constructed, and the ranks of a launcher would join a group.
     offline = type(config.arguments.__name__, (config.arguments,), {"_setup_devices": torch.device("cpu")})
     validate_usable(config.training, _construct(offline, without_distributed_args(config), output_dir="", use_cpu=True))
 
@@ -205,7 +213,9 @@ def _construct(kind: type[TrainingArguments], config: RunConfig, **defaults: obj
 
 
 def without_distributed_args(config: ConfigT) -> ConfigT:
-    """Copy a configuration without the engine and the precision of training, to use the run in one process.
+    """Copy a configuration without the arguments for distributed training and precision.
+
+    A finished run can then be used in a single process on any device.
 
     Args:
         config: Configuration of a run.
@@ -213,27 +223,30 @@ def without_distributed_args(config: ConfigT) -> ConfigT:
     Returns:
         The copy.
     """
-    training = {key: value for key, value in config.training.items() if key not in _ENGINE}
+    training = {key: value for key, value in config.training.items() if key not in _DISTRIBUTED_ARGS}
     return config.model_copy(update={"training": training})
 
 
 def validate_sharding(arguments: TrainingArguments) -> None:
-    """Refuse FSDP where training would be otherwise than configured.
+    """Refuse FSDP where training would silently differ from the configuration.
 
     Args:
         arguments: Arguments with `fsdp`.
 
     Raises:
-        InputError: There is no accelerator or launcher, or FSDP's own activation checkpointing is on, with which
-            checkpoints hold empty adapters.
+        InputError: There is no accelerator or launcher, or `fsdp_config` enables activation checkpointing, with which
+            the adapters in checkpoints would be empty.
     """
     state = arguments.distributed_state
     if state is None or state.distributed_type in (DistributedType.NO, DistributedType.MULTI_CPU):
-        raise InputError("training.fsdp needs an accelerator and a launcher: accelerate would leave it out silently")
+        raise InputError(
+            "training.fsdp needs an accelerator and a launcher such as torchrun, without which accelerate would "
+            "silently ignore it"
+        )
     if isinstance(arguments.fsdp_config, dict) and arguments.fsdp_config.get("activation_checkpointing"):
         raise InputError(
-            "training.fsdp_config.activation_checkpointing renames layers, so that checkpoints hold empty adapters: "
-            "set training.activation_checkpointing instead"
+            "training.fsdp_config.activation_checkpointing would leave the adapters in checkpoints empty, because it "
+            "renames layers: set training.activation_checkpointing instead"
         )
 
 
@@ -243,28 +256,28 @@ def complete_training(
     arguments: type[TrainingArguments] = TrainingArguments,
     defaults: Mapping[str, Any] = MappingProxyType({}),
 ) -> dict[str, Any]:
-    """Complete `training:` with our defaults, and validate each value.
+    """Validate each value in `training:`, and fill in defaults.
 
-    Without a save strategy, checkpoints are saved where evaluations are.
+    By default, checkpoints are saved at the steps of evaluations.
 
     Args:
-        given: Mapping of `training:`.
-        metrics: Names of the run's metrics, any of which, and `loss`, may select the best checkpoint.
+        given: Section `training:` as configured.
+        metrics: Names of the run's metrics. The best checkpoint may be selected by any of these, or by `loss`.
         arguments: Class whose fields are allowed.
-        defaults: Defaults of the recipe, which take precedence over ours.
+        defaults: Defaults of the recipe, which take precedence over `TRAINING_DEFAULTS`.
 
     Returns:
-        The completed mapping.
+        The completed section.
 
     Raises:
-        InputError: A key is unknown or follows from another section, or a value is out of range.
+        InputError: A key is unknown or cannot be set, or a value has a wrong type or is out of range.
     """
     allowed = [field.name for field in dataclasses.fields(arguments) if field.init]
     given = {**{new: given[old] for old, new in _RENAMED.items() if old in given}, **given}
     given = {key: value for key, value in given.items() if key not in _RENAMED}
     for key in given:
-        if key in _OWNED:
-            raise InputError(f"training.{key} cannot be set: it follows from {_OWNED[key]}")
+        if key in _DERIVED:
+            raise InputError(f"training.{key} cannot be set: {_DERIVED[key]}")
         if key not in allowed:
             raise unknown_name("key in training", key, allowed)
     merged = {
@@ -282,7 +295,7 @@ def complete_training(
 
 
 def _validate_value(key: str, value: object, arguments: type[TrainingArguments]) -> object:
-    """Convert a training argument to its declared type, within its limits."""
+    """Convert a training argument to its declared type, and validate its limits."""
     hint = _HINTS.get(key) or get_type_hints(arguments)[key]
     typed = _convert(key, value, hint)
     if isinstance(typed, float) and not math.isfinite(typed):
@@ -294,32 +307,34 @@ def _validate_value(key: str, value: object, arguments: type[TrainingArguments])
 
 
 def _convert(key: str, value: object, hint: Any) -> object:
-    kinds = get_args(hint) or (hint,)
-    for kind in kinds:
-        # The other branch of the type is any text; transformers would refuse it, with the name of a class.
+    types = get_args(hint) or (hint,)
+    for kind in types:
+        # A hint such as `IntervalStrategy | str` accepts any string, which transformers refuses without naming the key.
         if isinstance(kind, type) and issubclass(kind, Enum) and isinstance(value, str):
-            words = [str(member.value) for member in kind]
-            if value not in words:
-                raise unknown_name(f"training.{key}", value, words)
-    expected = " or ".join(dict.fromkeys(word for kind in kinds if (word := _KINDS.get(get_origin(kind) or kind))))
-    wrong = InputError(f"training.{key}: expected {expected}, got {mask_value(key, value)}")
+            choices = [str(member.value) for member in kind]
+            if value not in choices:
+                raise unknown_name(f"training.{key}", value, choices)
+    expected = " or ".join(dict.fromkeys(word for kind in types if (word := _TYPE_WORDS.get(get_origin(kind) or kind))))
+    error = InputError(f"training.{key}: expected {expected}, got {mask_value(key, value)}")
     # pydantic would read `learning_rate: true` as 1.
-    if isinstance(value, bool) and {int, float} & set(kinds) and bool not in kinds:
-        raise wrong
+    if isinstance(value, bool) and {int, float} & set(types) and bool not in types:
+        raise error
     try:
         return pydantic.TypeAdapter(hint, config={"arbitrary_types_allowed": True}).validate_python(value)
     except pydantic.ValidationError:
-        raise wrong from None
+        raise error from None
 
 
 def _validate_combinations(training: dict[str, Any], metrics: Sequence[str]) -> None:
-    """Validate values that depend on other keys, or on installed packages."""
+    """Validate combinations of values, and that required packages are installed."""
     epochs = training.get("num_train_epochs", 1)
     if training.get("max_steps", -1) == -1 and epochs <= 0:
-        raise InputError(f"training.num_train_epochs: expected more than 0 where max_steps is not set, got {epochs!r}")
-    # It saves where the metric improved, from where a killed run could not resume.
+        raise InputError(f"training.num_train_epochs: expected more than 0, or max_steps to be set, got {epochs!r}")
+    # 'best' only saves when the metric has improved, which may be long before a kill or never.
     if training.get("save_strategy") == "best":
-        raise InputError("training.save_strategy: 'best' cannot be continued after a kill; allowed: no, steps, epoch")
+        raise InputError(
+            "training.save_strategy: expected no, steps or epoch, got 'best', with which a killed run could not resume"
+        )
     deciding = training.get("metric_for_best_model")
     allowed = [*metrics, "loss"]
     if deciding is not None and str(deciding).removeprefix("eval_") not in allowed:
@@ -334,7 +349,7 @@ def _validate_report_to(report_to: str | list[str] | None) -> None:
         try:
             get_reporting_integration_callbacks([name])
         except ValueError as error:
-            raise InputError(f"training.report_to: {str(error).rstrip('.')}; or none, or all") from None
-        # transformers does not list flyte, installed or not.
+            raise InputError(f"training.report_to: {str(error).rstrip('.')}; none and all are allowed too") from None
+        # transformers omits flyte from this list even if flyte is installed.
         if name not in (*get_available_reporting_integrations(), "flyte"):
-            raise InputError(f"training.report_to: the package of {name!r} is not installed")
+            raise InputError(f"training.report_to: {name!r} needs a package that is not installed")

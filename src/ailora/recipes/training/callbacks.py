@@ -1,6 +1,6 @@
-"""Callbacks of a run: the log, the marks of complete checkpoints, the progress bar."""
+"""Callbacks of a run: write the log, mark complete checkpoints, show a progress bar."""
 
-# transformers declares its progress bars as present, and sets them to None.
+# transformers declares the types of its progress bars without None, but sets them to None.
 # pyright: reportUnnecessaryComparison=false
 
 from __future__ import annotations
@@ -23,12 +23,9 @@ _LOGGED = ("loss", "learning_rate", "grad_norm")
 class RunLog(TrainerCallback):
     """Callback that writes `log.jsonl` and marks complete checkpoints.
 
-    Every save is a logging step as well: the Trainer's running loss is not part of a checkpoint, and a resumed run
-    would report another mean.
-
     Args:
         folder: Folder of the run.
-        seconds_before: Duration of the training that the run resumes, in seconds.
+        seconds_before: Duration of training before the checkpoint from which the run resumes, in seconds; else 0.
     """
 
     def __init__(self, folder: RunFolder, seconds_before: float) -> None:
@@ -37,7 +34,7 @@ class RunLog(TrainerCallback):
 
     @property
     def train_seconds(self) -> float:
-        """Duration of training in seconds, including the processes before a resume."""
+        """Duration of training in seconds, including earlier processes of a resumed run."""
         return time.perf_counter() - self.started
 
     def on_train_begin(
@@ -53,6 +50,8 @@ class RunLog(TrainerCallback):
         if state.global_step >= state.max_steps:
             control.should_evaluate = control.should_evaluate or args.eval_strategy == "steps"
             control.should_save = control.should_save or args.save_strategy == "steps"
+        # Checkpoints do not contain the sum of losses since the last log entry. With a log entry at every checkpoint,
+        # the sum is empty, and a resumed run logs the same means as an uninterrupted run.
         if control.should_save:
             control.should_log = True
 
@@ -68,7 +67,7 @@ class RunLog(TrainerCallback):
             append_text(self.folder.log, _line(_logged(record)))
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
-        # Each rank writes its part of a checkpoint: the mark may be written only after all of them.
+        # Each rank writes a part of the checkpoint, which is complete only when all ranks have arrived here.
         wait_for_everyone()
         if state.is_world_process_zero:
             self.folder.mark_complete(state.global_step, self.train_seconds)
@@ -76,7 +75,7 @@ class RunLog(TrainerCallback):
 
 
 class ProgressBar(ProgressCallback):
-    """Progress bar of a run with the last loss; evaluations during training are shown in the same bar."""
+    """Progress bar with the last loss. Evaluations during training appear in the same bar."""
 
     def on_prediction_step(
         self,
@@ -114,7 +113,7 @@ class ProgressBar(ProgressCallback):
 
 
 def logged_steps(state: TrainerState) -> list[dict[str, float]]:
-    """Return step, epoch, loss, learning rate and gradient norm of every logging step so far."""
+    """Return step, epoch, loss, learning rate and gradient norm for every logging step so far."""
     return [_logged(record) for record in state.log_history if "loss" in record]
 
 

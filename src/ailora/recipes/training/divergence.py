@@ -16,23 +16,22 @@ from ailora.recipes.run_folder import RunFolder
 from ailora.recipes.training.role_trainers import AdapterTrainer
 from ailora.recipes.training.trainer_checkpoints import complete_checkpoints
 
-#: Loss scaling of fp16 lowers its scale at each overflow, and expects some; at this scale, overflows are the model's.
+#: fp16 training scales the loss by a large number, and halves the number at each overflow. Overflows at this low scale
+#: come from the model.
 _MIN_LOSS_SCALE = 1.0
 
-
 _MODEL_CAUSE = (
-    "Nothing was trained before, so look at the model and the data first: weights that are not finite, or too large "
-    "for fp16"
+    "This is the first step, so look at the model and the data first: weights may be not finite, or too large for fp16"
 )
 
 
 class DivergenceCheck(TrainerCallback):
-    """Callback that ends training before a loss or gradient that is not finite changes a parameter.
+    """Callback that ends training before a non-finite loss or gradient changes a parameter.
 
     Parameters are checked before every save, so that all checkpoints are finite.
 
     Args:
-        trainer: Trainer that the callback is added to.
+        trainer: Trainer with this callback.
         folder: Folder of the run.
     """
 
@@ -53,10 +52,10 @@ class DivergenceCheck(TrainerCallback):
         largest = torch.zeros(()) if self._loss_scale_may_fall() else _max_abs(gradients)
         if self._is_finite_everywhere(loss, largest):
             return
-        # Another rank's may be the one.
-        number = "loss" if not loss.isfinite() or largest.isfinite() else "gradient"
+        # If both are finite on this rank, the loss or gradient of a different rank is not; the message says the loss.
+        quantity = "loss" if not loss.isfinite() or largest.isfinite() else "gradient"
         cause = _format_rate_cause(args) if state.global_step else _MODEL_CAUSE
-        raise DivergenceError(self._describe(state.global_step + 1, f"the {number} is not finite", cause))
+        raise DivergenceError(self._describe(state.global_step + 1, f"the {quantity} is not finite", cause))
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
@@ -71,11 +70,12 @@ class DivergenceCheck(TrainerCallback):
             self._validate_parameters(args, state)
 
     def _validate_parameters(self, args: TrainingArguments, state: TrainerState) -> None:
-        """Validate that the parameters are finite: otherwise only the loss of the next step would show it."""
+        """Validate that the parameters are finite after the step."""
+        # The loss would show such parameters only in the next step, after they were saved.
         largest = _max_abs(parameter.detach() for parameter in self._trained_parameters())
         if not self._is_finite_everywhere(largest):
-            what = "it has made parameters that are not finite"
-            raise DivergenceError(self._describe(state.global_step, what, _format_rate_cause(args)))
+            symptom = "parameters are no longer finite"
+            raise DivergenceError(self._describe(state.global_step, symptom, _format_rate_cause(args)))
 
     def _trained_parameters(self) -> list[nn.Parameter]:
         model = self.trainer.model
@@ -87,33 +87,34 @@ class DivergenceCheck(TrainerCallback):
         return scaler is not None and scaler.is_enabled() and scaler.get_scale() > _MIN_LOSS_SCALE
 
     def _is_finite_everywhere(self, *values: Tensor) -> bool:
-        """Return whether values are finite on all ranks: either all ranks stop, or none."""
+        """Return whether values are finite on all ranks."""
+        # All ranks have to agree: ranks that train on would wait forever for those that stop.
         device = self.trainer.accelerator.device
         bad = sum((~value.isfinite()).to(device, torch.float32) for value in values)
         return not self.trainer.accelerator.reduce(bad, "sum").item()  # type: ignore[union-attr]
 
-    def _describe(self, step: int, what: str, cause: str) -> str:
+    def _describe(self, step: int, symptom: str, cause: str) -> str:
         return (
-            f"training diverged at step {step}: {what}. {cause}; or train on with on_nonfinite=continue. "
+            f"training diverged at step {step}: {symptom}. {cause}. To train on regardless, set on_nonfinite=continue. "
             f"{self._describe_checkpoint()}"
         )
 
     def _describe_checkpoint(self) -> str:
         complete = complete_checkpoints(self.folder.checkpoints)
         if not complete:
-            return "No checkpoint was written before"
-        return f"The last checkpoint before is kept: {complete[0]}; with other settings choose another output"
+            return "There is no checkpoint yet"
+        return f"The last checkpoint is kept: {complete[0]}. To train with other settings, set a different output"
 
 
 def _format_rate_cause(args: TrainingArguments) -> str:
     return (
-        f"Try a smaller training.learning_rate (it is {args.learning_rate:g}), training.warmup_steps, or bf16 in the "
-        "place of fp16"
+        f"Lower training.learning_rate (now {args.learning_rate:g}), set training.warmup_steps, or use bf16 instead of "
+        "fp16"
     )
 
 
 def _max_abs(tensors: Iterable[Tensor]) -> Tensor:
-    """Return the largest absolute value of this rank's floating tensors; NaN or infinite if any entry is."""
+    """Return the largest absolute value in this rank's floating-point tensors; NaN or infinite if any entry is."""
     local = [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors]
     floating = [tensor for tensor in local if tensor.is_floating_point() and tensor.numel()]
     return get_total_norm(floating, norm_type=math.inf)

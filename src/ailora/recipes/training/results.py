@@ -25,9 +25,9 @@ class TrainResult:
     """Trained model and durations of a run.
 
     Attributes:
-        trainer: Trainer with the model and the history.
-        init_seconds: Duration of loading and adapting, in seconds.
-        train_seconds: Duration of training in seconds, including earlier processes of the run.
+        trainer: Trainer with the trained model and the log history.
+        init_seconds: Duration of loading and adapting the model, in seconds.
+        train_seconds: Duration of training in seconds, including earlier processes of a resumed run.
     """
 
     trainer: Trainer
@@ -36,7 +36,7 @@ class TrainResult:
 
 
 def summarize_run(config: RunConfig, trained: TrainResult) -> dict[str, Any]:
-    """Summarize training for `result.json`: history, sizes, durations, configuration and library versions.
+    """Summarize a run for `result.json`: evaluations, sizes, durations, configuration and library versions.
 
     Args:
         config: Configuration of the run.
@@ -69,11 +69,14 @@ def summarize_run(config: RunConfig, trained: TrainResult) -> dict[str, Any]:
 
 
 def evaluation_history(state: TrainerState, metrics: Sequence[str]) -> list[dict[str, Any]]:
-    """Return step, epoch, loss and metrics of every evaluation during training, in order.
+    """List the evaluations during training.
 
     Args:
-        state: State of the trainer.
+        state: State of the Trainer.
         metrics: Names of the run's metrics.
+
+    Returns:
+        `step`, `epoch`, `loss` and metrics of each evaluation, by step.
     """
     keys = ("step", "epoch", "eval_loss", *(f"eval_{metric}" for metric in metrics))
     return [
@@ -84,7 +87,7 @@ def evaluation_history(state: TrainerState, metrics: Sequence[str]) -> list[dict
 
 
 def _best(history: Sequence[dict[str, Any]], name: str, *, sign: int) -> dict[str, Any] | None:
-    """Return the evaluation with the smallest `sign * value`; NaN comes after all numbers."""
+    """Return the evaluation with the smallest `sign * value`. NaN counts as larger than all numbers."""
     return min(history, key=lambda record: (math.isnan(record[name]), sign * record[name]), default=None)
 
 
@@ -94,20 +97,21 @@ def write_result(folder: RunFolder, result: dict[str, Any]) -> None:
 
 
 def _peak_memory() -> int | None:
-    """Return the peak memory of this process in bytes: on the GPU if there is one, else resident; None if unknown."""
+    """Return the peak memory of this process in bytes, on the GPU or else resident. None if unknown."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
-    # A module of Unix alone, which type checkers know by the platform.
+    # `resource` exists on Unix only. Type checkers recognize this test of the platform.
     if sys.platform == "win32":
         return None
     import resource
 
+    # Linux counts KiB, macOS bytes.
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
 
 def resident_memory() -> int:
-    """Return the resident memory of this process in bytes; outside of Linux, its peak."""
+    """Return the resident memory of this process in bytes; on systems other than Linux, the peak of this memory."""
     pages = Path("/proc/self/statm")
     if not pages.is_file():
         return _peak_memory() or 0

@@ -19,9 +19,7 @@ from ailora.recipes.run_folder import RunFolder
 
 
 class AdapterTrainer(Trainer):
-    """Trainer mixin with parameter groups by role and factor; precedes a stock trainer among the base classes.
-
-    In the residual form, weight decay leaves out the factors, which hold a part of the base weight.
+    """Trainer mixin with learning rates by role and factor; must precede a stock trainer among the base classes.
 
     Args:
         adapter: Section `adapter:` of the configuration.
@@ -30,7 +28,7 @@ class AdapterTrainer(Trainer):
 
     def __init__(self, *, adapter: AdapterConfig, **arguments: Any) -> None:
         self.adapter = adapter
-        #: Sum of the batch losses of the present step, reset by `DivergenceCheck`.
+        #: Sum of the batch losses in the current step; reset by `DivergenceCheck`.
         self.step_loss = torch.zeros(())
         super().__init__(**arguments)
 
@@ -41,11 +39,12 @@ class AdapterTrainer(Trainer):
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         names = super().get_decay_parameter_names(model)
+        # In the residual form, the factors contain a part of the base weight, which weight decay would shrink.
         residual = self.adapter.form == Form.RESIDUAL
         return [name for name in names if not (residual and "lora_" in name)]
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        # Trainers call this again: groups are split once.
+        # The Trainer calls this method several times, but the groups must be split only once.
         has_optimizer = self.optimizer is not None
         optimizer = super().create_optimizer(model)
         if self.adapter.learning_rates and not has_optimizer:
@@ -57,12 +56,12 @@ class AdapterTrainer(Trainer):
 
     def _get_eval_sampler(self, eval_dataset: Dataset[Any]) -> Sampler[int]:
         """Evaluate in the order of the rows."""
-        # With `group_by_length`, the Trainer evaluates in a random order too, and its predictions fit no row.
+        # With `group_by_length`, the Trainer would shuffle evaluations too: predictions would belong to wrong rows.
         return SequentialSampler(eval_dataset)  # type: ignore[arg-type]
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Note a checkpoint in the manifest before the Trainer writes it."""
-        # After a kill, only noted checkpoints may be removed.
+        """Record a checkpoint in the manifest of the run, then write the checkpoint."""
+        # After a kill, half-written checkpoints are removed, but only those in the manifest: others may be the user's.
         with raise_on_all_ranks():
             if self.is_world_process_zero():
                 folder = RunFolder(Path(str(self.args.output_dir)).parent)
@@ -70,7 +69,7 @@ class AdapterTrainer(Trainer):
         super()._save_checkpoint(model, trial)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log the configured learning rate, not the multiple of the optimizer's first group."""
+        """Log the configured learning rate instead of the first parameter group's, which is a multiple."""
         groups = getattr(self.optimizer, "param_groups", [{}])
         if "learning_rate" in logs:
             logs["learning_rate"] /= groups[0].get("multiplier", 1.0)

@@ -1,4 +1,4 @@
-"""Prefixes of runs: the first steps of a full schedule, trained to a checkpoint from which the run resumes."""
+"""Prefixes of runs: train the first steps of a full schedule, up to a checkpoint from which the run can resume."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class RunPrefix:
     """First steps of a run.
 
     Attributes:
-        step: Last step, at which the run evaluates.
-        total_steps: Steps of the whole run, which determine the learning rate of every step.
+        step: Last step of the prefix, after which the run evaluates.
+        total_steps: Number of steps in the full run, on which the learning rate of every step depends.
     """
 
     step: int
@@ -27,14 +27,14 @@ class RunPrefix:
 
 
 class PrefixEnd(Exception):
-    """End of a run at the last step of a prefix, whose checkpoint is complete."""
+    """Signal that the prefix of a run has ended, and that its checkpoint is complete."""
 
 
 class StopAtPrefix(TrainerCallback):
-    """Callback that saves a checkpoint at the end of a prefix, after the evaluation, and ends the run there.
+    """Callback that saves a checkpoint after the evaluation at the end of a prefix, and raises `PrefixEnd`.
 
     Args:
-        prefix: Prefix that ends with an evaluation of the run.
+        prefix: Prefix of the run; its last step must be followed by an evaluation.
     """
 
     def __init__(self, prefix: RunPrefix) -> None:
@@ -48,7 +48,7 @@ class StopAtPrefix(TrainerCallback):
                 f"expected a schedule of {self.prefix.total_steps} steps, got {state.max_steps}: set training.max_steps"
             )
         if state.global_step == self.prefix.step:
-            # Evaluations of epochs follow the end of the step: a checkpoint before them would lack their results.
+            # Evaluations by epoch come after this event, and must be in the checkpoint: `on_epoch_end` saves them.
             control.should_save = control.should_log = args.eval_strategy == "steps"
 
     def on_epoch_end(
@@ -63,7 +63,7 @@ class StopAtPrefix(TrainerCallback):
 
 
 def read_prefix(folder: RunFolder, prefix: RunPrefix, metrics: Sequence[str]) -> list[dict[str, Any]] | None:
-    """Read the evaluations of a prefix that has been trained.
+    """Read the evaluations of a trained prefix.
 
     Args:
         folder: Folder of the run.
@@ -71,8 +71,8 @@ def read_prefix(folder: RunFolder, prefix: RunPrefix, metrics: Sequence[str]) ->
         metrics: Names of the run's metrics.
 
     Returns:
-        The evaluations up to the last step, as in `result.json`. None if the run has no checkpoint of that step or a
-        later one.
+        The evaluations up to the last step of the prefix, in the format of `evaluation_history`. None if the newest
+        checkpoint is from an earlier step, or if there is no checkpoint.
 
     Raises:
         InputError: A file of the newest checkpoint is missing or damaged.

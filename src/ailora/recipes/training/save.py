@@ -21,11 +21,11 @@ from ailora.weights.dtensor import any_dtensor
 
 
 def save_model(config: RunConfig, trainer: Trainer) -> Path:
-    """Write the trained model to `adapter/`, or to `model/` if the model has no adapter; all ranks take part.
+    """Write an adapter to `adapter/`, or a fully fine-tuned model to `model/`. All ranks must call this together.
 
     Args:
         config: Configuration of the run.
-        trainer: Trainer of the trained model.
+        trainer: Trainer with the trained model.
 
     Returns:
         The written folder.
@@ -36,6 +36,7 @@ def save_model(config: RunConfig, trainer: Trainer) -> Path:
 
     def write_adapter(path: Path) -> None:
         if has_ailora_adapter(model):
+            # All ranks take part in gathering shards.
             if sharded or is_main():
                 save_adapter(model, path)
         elif is_main():

@@ -1,4 +1,4 @@
-"""Load, plan and adapt the model of a run, before training."""
+"""Load, plan and adapt the model of a run."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from functools import partial
 from transformers import PreTrainedModel, set_seed
 
 from ailora.errors import InputError
+from ailora.inits import PRESETS
 from ailora.lora import apply_plan
 from ailora.model_path import resolve_model
 from ailora.optim.param_groups import parse_multipliers
@@ -22,10 +23,10 @@ from ailora.recipes.recipe import Model, Recipe
 
 
 def load_and_adapt(recipe: Recipe[RunConfig]) -> tuple[Model, float]:
-    """Load the base model of a run and adapt it, with new heads drawn from the run's seed.
+    """Load the base model of a run and adapt it. New heads are random, with the seed of the run.
 
     Args:
-        recipe: Recipe of the run, whose batches are built only for a method with a calibration.
+        recipe: Recipe of the run. Its training batches are built only for methods with calibration data.
 
     Returns:
         The adapted model, and the duration of loading and adapting in seconds.
@@ -57,9 +58,11 @@ def _adapt(recipe: Recipe[RunConfig], base: PreTrainedModel, load: Callable[[], 
 
 
 def _validate_no_sharding(config: RunConfig, method: Method) -> None:
-    # PEFT's inits and functions of the user are saved by code that does not gather the shards of a model.
+    # Only adapters from ailora are saved by code that gathers the shards of a model.
     if config.training.get("fsdp") or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":
-        raise InputError(f"adapter.policy {method} does not go with FSDP: use DDP, or a policy of ours")
+        raise InputError(
+            f"adapter.policy {method} does not go with FSDP: use DDP, or one of the policies {', '.join(PRESETS)}"
+        )
 
 
 def plan_adapter(config: RunConfig, model: PreTrainedModel) -> Plan:
@@ -73,13 +76,13 @@ def plan_adapter(config: RunConfig, model: PreTrainedModel) -> Plan:
         The plan.
 
     Raises:
-        InputError: A learning rate is for a role without an adapter, or the method has no plan.
+        InputError: A role has a learning rate but no adapter, or the method has no plan.
         ModelError: The model cannot be adapted as configured.
     """
     adapter = config.adapter
     method = adapter.method
     if not isinstance(method, Preset | PeftInit):
-        raise InputError(f"adapter.policy {method} has no plan: it says itself what is trained")
+        raise InputError(f"adapter.policy {method} has no plan, because the method itself chooses what to train")
     plan = make_plan(model, method.policy, **adapter.plan_options(), task_type=config.task_type)
     parse_multipliers(adapter.learning_rates).validate_adapted(plan.counts)
     return plan

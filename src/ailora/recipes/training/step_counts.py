@@ -1,4 +1,4 @@
-"""Steps of a run: how many there are, and after which of them it evaluates."""
+"""Steps of a run: their number, and the steps after which the run evaluates."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ from transformers import TrainingArguments
 
 
 def count_steps(arguments: TrainingArguments, rows: int) -> int:
-    """Count the optimizer steps of a run, as the Trainer does.
+    """Count the optimizer steps of a run in the way of the Trainer.
 
     Args:
-        arguments: Arguments of the trainer.
-        rows: Rows of the training data, which are not packed.
+        arguments: Arguments of the Trainer.
+        rows: Number of training rows, without packing.
+
+    Returns:
+        The number of steps.
     """
     if arguments.max_steps > 0:
         return arguments.max_steps
@@ -20,22 +23,22 @@ def count_steps(arguments: TrainingArguments, rows: int) -> int:
 
 
 def evaluation_steps(arguments: TrainingArguments, rows: int) -> list[int]:
-    """List the steps after which a run evaluates, in ascending order; the last step is one of them.
+    """List the steps after which a run evaluates.
 
     Args:
-        arguments: Arguments of the trainer.
-        rows: Rows of the training data, which are not packed.
+        arguments: Arguments of the Trainer.
+        rows: Number of training rows, without packing.
 
     Returns:
-        The steps. Empty for a run without evaluations.
+        The steps in ascending order, including the last step of the run. Empty without evaluations.
     """
     total, epoch = count_steps(arguments, rows), _epoch_steps(arguments, rows)
     if arguments.eval_strategy == "epoch":
         interval, first = epoch, arguments.eval_delay * epoch
     elif arguments.eval_strategy == "steps" and arguments.eval_steps is not None:
-        # Below 1 it is a share of all steps.
-        share = arguments.eval_steps < 1
-        interval = math.ceil(total * arguments.eval_steps) if share else int(arguments.eval_steps)
+        # A number below 1 is a share of all steps.
+        is_share = arguments.eval_steps < 1
+        interval = math.ceil(total * arguments.eval_steps) if is_share else int(arguments.eval_steps)
         first = arguments.eval_delay
     else:
         return []
@@ -44,7 +47,7 @@ def evaluation_steps(arguments: TrainingArguments, rows: int) -> list[int]:
 
 
 def rows_per_step(arguments: TrainingArguments) -> int:
-    """Return the number of rows of an optimizer step, over all processes."""
+    """Return the number of rows in an optimizer step, over all processes."""
     return arguments.train_batch_size * max(1, arguments.world_size) * arguments.gradient_accumulation_steps
 
 

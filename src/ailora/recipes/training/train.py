@@ -27,44 +27,44 @@ from ailora.recipes.training.trainer_checkpoints import train_seconds
 def train(
     recipe: Recipe[RunConfig], model: Model, *, init_seconds: float, callbacks: Sequence[TrainerCallback] = ()
 ) -> TrainResult:
-    """Train to the end, resuming from the newest checkpoint if there is one.
+    """Train a run to its end, resuming from its newest checkpoint if there is one.
 
     Args:
-        recipe: Recipe of a run whose folder is claimed.
+        recipe: Recipe of the run, which has claimed its output folder.
         model: Model from `load_and_adapt`.
         init_seconds: Duration of `load_and_adapt`, in seconds.
-        callbacks: Further callbacks of the Trainer.
+        callbacks: Further callbacks for the Trainer.
 
     Returns:
         The trained model and the durations.
 
     Raises:
-        InputError: The trainer refuses an argument, or a state of the checkpoint is no plain data.
-        ModelError: The checkpoint was trained over another base model.
+        InputError: The Trainer refuses an argument, or the checkpoint contains pickled weights or objects.
+        ModelError: The checkpoint was trained from initial factors other than those of the model.
     """
     folder = RunFolder(recipe.config.output)
     checkpoint = _newest_checkpoint(folder)
     if checkpoint:
         _validate_no_pickled_weights(checkpoint)
-    _keep_start(folder, model, resumed=checkpoint is not None)
+    _write_initial_state(folder, model, resumed=checkpoint is not None)
     seconds_before = train_seconds(checkpoint) if checkpoint else 0.0
     final_state = _final_state(checkpoint)
     if checkpoint and final_state:
         model = _load_weights(model, _best_checkpoint(recipe, final_state) or checkpoint)
-    # The evaluation at the start is already in the history of the checkpoint.
+    # The history in the checkpoint already contains the evaluation before training.
     recipe.arguments.eval_on_start = recipe.arguments.eval_on_start and checkpoint is None
     try:
         trainer = recipe.make_trainer(model, recipe.arguments)
-    # Some unsupported arguments and missing packages are refused only by the trainer's constructor.
+    # The Trainer's constructor is the first to refuse some unsupported arguments and missing packages.
     except (ValueError, TypeError, ImportError) as error:
         raise InputError(f"training: {error}") from error
     if not trainer.args.disable_tqdm:
         trainer.remove_callback(ProgressCallback)
         trainer.add_callback(ProgressBar)
     log = RunLog(folder, seconds_before)
-    # After the log, whose callback decides where the model is saved.
-    guards = [DivergenceCheck(trainer, folder)] if recipe.config.on_nonfinite == "stop" else []
-    for callback in (log, *guards, *callbacks):
+    # The check comes after the log, because `RunLog` decides at which steps checkpoints are saved.
+    checks = [DivergenceCheck(trainer, folder)] if recipe.config.on_nonfinite == "stop" else []
+    for callback in (log, *checks, *callbacks):
         trainer.add_callback(callback)
     if final_state:
         trainer.state = final_state
@@ -72,31 +72,32 @@ def train(
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except UnpicklingError as error:
-        # The states of optimizer and generators are pickles, which torch reads without running code.
+        # The states of optimizer and random generators are pickles. torch refuses objects whose loading runs code.
         raise InputError(
-            f"{checkpoint} holds a state that is more than tensors and plain values, and is not opened: delete the "
-            f"folder if the run is not yours ({error})"
+            f"{checkpoint} contains pickled objects other than tensors and plain values, which are never loaded: "
+            f"delete the folder if this run is not yours ({error})"
         ) from None
     return TrainResult(trainer, init_seconds, log.train_seconds)
 
 
 def _validate_no_pickled_weights(checkpoint: Path) -> None:
-    """Refuse pickled weights, which the Trainer would open in the place of safetensors files."""
+    """Refuse pickled weights, which the Trainer would load instead of safetensors files."""
     for name in ("adapter_model.bin", "pytorch_model.bin", "pytorch_model.bin.index.json"):
         if (checkpoint / name).exists():
             raise InputError(
-                f"{checkpoint / name} holds pickled weights, which are never opened and which no run writes: delete it"
+                f"{checkpoint / name} contains pickled weights, which are never loaded; no run writes such a file: "
+                "delete it"
             )
 
 
-def _keep_start(folder: RunFolder, model: Model, *, resumed: bool) -> None:
-    """Write the metadata of the adapter, or the initial factors that saving the adapter needs."""
+def _write_initial_state(folder: RunFolder, model: Model, *, resumed: bool) -> None:
+    """Write the metadata of an adapter from ailora, or the initial factors from which other adapters are converted."""
     if has_ailora_adapter(model):
         if is_main():
             folder.claim(folder.path / METADATA_NAME)
             get_metadata(model).write(folder.path)
     elif isinstance(model, PeftModel) and get_adapter_origin(model).overwrites_base:
-        # Other ranks take over the initial factors of the main rank.
+        # The other ranks start from the initial factors of the main rank, so only these are compared and written.
         if resumed and is_main():
             validate_same_anchor(model, folder.initial)
         elif not resumed:
@@ -104,15 +105,16 @@ def _keep_start(folder: RunFolder, model: Model, *, resumed: bool) -> None:
 
 
 def _newest_checkpoint(folder: RunFolder) -> Path | None:
-    """Find the newest checkpoint, the same on every rank: the main rank removes half-written ones first."""
+    """Find the newest checkpoint, the same on every rank."""
+    # The main rank goes first and removes half-written checkpoints, which no rank may then see.
     newest = folder.newest_checkpoint() if is_main() else None
     wait_for_everyone()
     return newest if is_main() else folder.newest_checkpoint()
 
 
 def _final_state(checkpoint: Path | None) -> TrainerState | None:
-    """Load the state of a checkpoint at which training had ended; None for other checkpoints."""
-    # The Trainer would train one more step from such a checkpoint.
+    """Load the state of a checkpoint after the last step of training. None if there are steps left."""
+    # The Trainer cannot resume from such a checkpoint: it would train a further step.
     if checkpoint is None:
         return None
     state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
@@ -120,10 +122,10 @@ def _final_state(checkpoint: Path | None) -> TrainerState | None:
 
 
 def _best_checkpoint(recipe: Recipe[RunConfig], state: TrainerState) -> Path | None:
-    """Find the checkpoint that the Trainer loads at its end; None without `load_best_model_at_end`."""
+    """Find the checkpoint to load at the end of training. None without `load_best_model_at_end`."""
     if not recipe.arguments.load_best_model_at_end or state.best_model_checkpoint is None:
         return None
-    # The state holds a path, which is outdated if the folder was moved.
+    # The state contains a path, which is wrong if the run's folder was moved since.
     best = RunFolder(recipe.config.output).checkpoints / Path(state.best_model_checkpoint).name
     return best if best.is_dir() else None
 

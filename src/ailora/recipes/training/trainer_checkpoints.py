@@ -1,4 +1,4 @@
-"""Checkpoints of a run: mark them as complete, find the newest, validate its files."""
+"""Checkpoints of a run: mark complete checkpoints, and find and validate the newest."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from ailora.plain_data import read_json, read_json_object
 
 _COMPLETE = "complete.json"
 _NUMBERED = re.compile(r"checkpoint-(\d+)")
-#: Suffixes of files that a resume reads; other files, such as a model card, may be edited by hand.
+#: Suffixes of the files that a resumed run reads. Users may edit other files, such as a model card.
 _RESUMED_SUFFIXES = (".json", ".safetensors", ".pt", ".pth", ".bin", ".distcp")
 
 Content = TypeVar("Content", bound=BaseModel)
 
 
 def mark_complete(checkpoint: Path, train_seconds: float) -> None:
-    """Mark a checkpoint as complete by `complete.json`, with size and SHA-256 of every file.
+    """Mark a checkpoint as complete: write `complete.json`, with the size and SHA-256 of every file.
 
     Args:
         checkpoint: Folder of the checkpoint.
-        train_seconds: Duration of training until the checkpoint, in seconds.
+        train_seconds: Duration of training up to the checkpoint, in seconds.
     """
     files = _files(checkpoint)
     grant_umask(files)
@@ -39,7 +39,7 @@ def mark_complete(checkpoint: Path, train_seconds: float) -> None:
 
 
 def numbered_checkpoints(folder: Path) -> list[Path]:
-    """List all checkpoints in a folder, complete or not, from the newest to the oldest."""
+    """List complete and incomplete checkpoints in a folder, from the newest to the oldest."""
     named = [_NUMBERED.fullmatch(path.name) for path in folder.glob("checkpoint-*")]
     matches = sorted((match for match in named if match), key=lambda match: int(match[1]), reverse=True)
     return [folder / match[0] for match in matches]
@@ -56,14 +56,14 @@ def complete_checkpoints(folder: Path) -> list[Path]:
 
 
 def newest_checkpoint(folder: Path, *, is_ours: Callable[[Path], bool]) -> Path | None:
-    """Find the newest complete checkpoint, and remove newer, half-written checkpoints of this run.
+    """Find and validate the newest complete checkpoint, and remove newer, half-written checkpoints of this run.
 
     Args:
-        folder: Folder of the checkpoints.
-        is_ours: Returns whether this run began a checkpoint.
+        folder: Folder with the checkpoints.
+        is_ours: Function of a checkpoint's folder: whether this run has created the folder.
 
     Returns:
-        The checkpoint, validated; None if there is none.
+        The checkpoint. None if no checkpoint is complete.
 
     Raises:
         InputError: A file of the checkpoint is missing or damaged.
@@ -78,7 +78,7 @@ def newest_checkpoint(folder: Path, *, is_ours: Callable[[Path], bool]) -> Path 
 
 
 def train_seconds(checkpoint: Path) -> float:
-    """Read the duration of training until a checkpoint, in seconds.
+    """Read the duration of training up to a checkpoint, in seconds.
 
     Raises:
         InputError: `complete.json` is damaged.
@@ -92,7 +92,7 @@ def _files(checkpoint: Path) -> list[Path]:
 
 
 class _FileState(BaseModel):
-    """Size and SHA-256 of a file; versions before 0.1 noted no digest."""
+    """Size and SHA-256 of a file. Files from before version 0.1 have no digest."""
 
     bytes: int
     sha256: str | None = None
@@ -104,14 +104,14 @@ class _FileState(BaseModel):
 
 
 class _Mark(BaseModel):
-    """Content of `complete.json`; the first versions noted no files, later ones sizes alone."""
+    """Content of `complete.json`. Before version 0.1, `files` was missing or contained sizes only."""
 
     train_seconds: float = Field(ge=0, allow_inf_nan=False)
     files: dict[str, int | _FileState] = {}
 
 
 class _State(BaseModel):
-    """Progress of training in `trainer_state.json`."""
+    """Progress of training, from `trainer_state.json`."""
 
     global_step: int
     max_steps: int
@@ -132,17 +132,17 @@ def _read(file: Path, kind: type[Content]) -> Content:
 
 
 def _validate_files(checkpoint: Path) -> None:
-    """Validate that all files of a checkpoint are there and unchanged."""
+    """Validate the files of a checkpoint: all must exist and be unchanged."""
     # Without the optimizer's state, the Trainer would silently resume with a new optimizer.
     for name, state in _mark(checkpoint).files.items():
         file = checkpoint / name
         if not file.is_file():
             raise _damaged_error(file, "it is missing")
-        written = state if isinstance(state, _FileState) else _FileState(bytes=state)
-        if (size := file.stat().st_size) != written.bytes:
-            raise _damaged_error(file, f"it has {size} bytes, {written.bytes} were written")
-        if written.sha256 is not None and _FileState.of(file).sha256 != written.sha256:
-            raise _damaged_error(file, "its content is not what was written")
+        recorded = state if isinstance(state, _FileState) else _FileState(bytes=state)
+        if (size := file.stat().st_size) != recorded.bytes:
+            raise _damaged_error(file, f"expected {recorded.bytes} bytes, got {size}")
+        if recorded.sha256 is not None and _FileState.of(file).sha256 != recorded.sha256:
+            raise _damaged_error(file, "its content has changed since it was written")
     for file in _files(checkpoint):
         if reason := _describe_unreadable(file):
             raise _damaged_error(file, reason)
@@ -150,28 +150,29 @@ def _validate_files(checkpoint: Path) -> None:
 
 
 def _validate_state(file: Path) -> None:
-    """Validate the step of a Trainer's state; the Trainer would take an empty state for the end of training."""
+    """Validate the step in a Trainer's state against the name of the checkpoint."""
+    # The Trainer would mistake an empty state for the end of training.
     if not file.is_file():
         raise _damaged_error(file, "it is missing")
     state, step = _read(file, _State), int(file.parent.name.removeprefix("checkpoint-"))
     if state.global_step != step or state.max_steps < step:
-        raise _damaged_error(file, f"it is of step {state.global_step} of {state.max_steps}")
+        raise _damaged_error(file, f"expected step {step}, got step {state.global_step} of {state.max_steps}")
 
 
 def _describe_unreadable(file: Path) -> str | None:
-    """Return why a file cannot be read, or None; tensors are not loaded."""
+    """Return the reason why a file is unreadable, or None. Tensors are not loaded."""
     try:
         if file.suffix == ".json":
-            # transformers writes NaN into `trainer_state.json` where a loss is not finite.
+            # transformers writes a loss that is not finite as NaN into `trainer_state.json`.
             read_json(file, allow_nan=True)
         elif file.suffix == ".safetensors":
             with safe_open(file, framework="pt"):
                 pass
         elif file.suffix == ".distcp":
             return None
-        # What torch.save writes is a zip archive.
+        # The remaining suffixes belong to files from `torch.save`, which are zip archives with checksums.
         elif part := zipfile.ZipFile(file).testzip():
-            return f"its part {part} has changed"
+            return f"the checksum of its part {part} is wrong"
     except (ValueError, SafetensorError, zipfile.BadZipFile) as error:
         return str(error)
     return None
@@ -180,6 +181,6 @@ def _describe_unreadable(file: Path) -> str | None:
 def _damaged_error(file: Path, reason: str) -> InputError:
     checkpoint = next(folder for folder in file.parents if _NUMBERED.fullmatch(folder.name))
     complete = complete_checkpoints(checkpoint.parent)
-    before = complete[complete.index(checkpoint) + 1 :]
-    gain = f"go on from {before[0].name}, the one before" if before else "train from the start"
-    return InputError(f"{file} is damaged ({reason}): delete the folder {checkpoint} to {gain}")
+    older = complete[complete.index(checkpoint) + 1 :]
+    next_step = f"resume from {older[0].name}, the checkpoint before" if older else "train from the start"
+    return InputError(f"{file} is damaged ({reason}): delete the folder {checkpoint} to {next_step}")
