@@ -35,7 +35,7 @@ def test_from_init_to_merge(base: Path, tmp_path: Path) -> None:
     for word in ("ailora", "anchored", "query", "principal", "|s B0 A0|", "|dA|/|A0|", "stable rank"):
         assert word in shown
     exported = ailora("export", str(tmp_path / "a"), "--out", str(tmp_path / "e"), "--rank", "2", "--dtype", "bf16")
-    assert "A server needs max_lora_rank >= 2; vLLM: --max-lora-rank 8." in exported.stdout
+    assert "Set max_lora_rank of a server to at least 2 (vLLM: --max-lora-rank 8)." in exported.stdout
     merged = json.loads(ailora("merge", str(base), str(tmp_path / "e"), "--out", str(tmp_path / "m"), "--json").stdout)
     assert merged["merged"] == 4
     model = json.loads(ailora("inspect", str(tmp_path / "m"), "--json").stdout)

@@ -107,7 +107,7 @@ def test_roles_shows_the_rows_and_the_layout_of_fused_weights(tmp_path: Path) ->
     ("arguments", "message"),
     [
         (("plan", "builtin:minilm", "--policy", "ailroa"), "ailora: error: unknown policy 'ailroa' (did you mean"),
-        (("plan", "builtin:minilm", "--policy", "full"), "policy 'full' has no plan of ours"),
+        (("plan", "builtin:minilm", "--policy", "full"), "policy 'full' has no plan; policies"),
         (("plan", "builtin:minilm", "--rank", "0"), "rank must be a whole number from 1 to"),
         (("roles", "./nowhere"), "'./nowhere' is not a folder"),
         (("roles", "builtin:minilm", "--role-name", "zzz=query"), "'zzz' (query) matches no linear module"),
@@ -127,7 +127,7 @@ def test_cache_is_shown_and_cleared() -> None:
     shown = ailora("cache", "show").stdout
     assert "1 entry, " in shown
     assert os.environ["AILORA_CACHE"] in shown
-    assert "1 entries removed" in ailora("cache", "clear").stdout
+    assert "1 entry removed" in ailora("cache", "clear").stdout
     assert "0 entries" in ailora("cache", "show").stdout
 
 

@@ -39,7 +39,7 @@ def test_a_bug_is_one_line_with_its_traceback_in_a_file(raising: Callable[[BaseE
     raising(KeyError("a\nb"))
     made = ailora("train", "c.yaml", f"training.hub_token={SECRET}", f"postgresql://me:{SECRET}@host/x")
     assert made.returncode == 70
-    start, _, file = made.stderr.partition(", with ")
+    start, _, file = made.stderr.partition("; traceback: ")
     assert start == (
         "ailora: error: KeyError: 'a\\nb' in `ailora train c.yaml 'training.hub_token=***' "
         "'postgresql://me:***@host/x'`: this is a bug, please report it"
@@ -73,7 +73,7 @@ def test_an_error_in_the_users_code_is_not_called_our_bug(tmp_path: Path, monkey
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.setattr(cli, "app", lambda args: module.build())
     made = ailora("train")
-    assert f"raised at {file}:2, in code of yours; see " in made.stderr
+    assert f"raised at {file}:2, in your own code; traceback: " in made.stderr
     assert "bug" not in made.stderr
 
 

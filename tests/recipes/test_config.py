@@ -263,7 +263,7 @@ def test_what_training_could_not_use_is_refused_before_it(overrides: list[str], 
 
 @pytest.mark.skipif(find_spec("liger_kernel") is not None, reason="it is installed")
 def test_packages_that_are_not_installed_are_named() -> None:
-    with pytest.raises(ailora.InputError, match=r"training\.use_liger_kernel: the package liger_kernel"):
+    with pytest.raises(ailora.InputError, match=r"training\.use_liger_kernel needs the package liger_kernel"):
         load_config(minimal(), ["training.use_liger_kernel=true"])
 
 

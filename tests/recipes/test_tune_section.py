@@ -80,4 +80,4 @@ def test_train_says_that_tune_would_use_it(config: dict[str, Any], tmp_path: Pat
     file.write_text(format_yaml(config | {"tune": {"budget": "3x"}}))
     result = CliRunner().invoke(app, ["train", str(file), "--dry-run"])
     assert result.exit_code == 0
-    assert "`ailora tune` would use the section tune: this command trains a single run" in result.stderr
+    assert "the section tune is ignored: only `ailora tune` uses it" in result.stderr

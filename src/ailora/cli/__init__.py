@@ -1,4 +1,4 @@
-"""Command line interface: a module per command, with heavy imports inside the commands for an instant help."""
+"""Command line interface: a module per command. Commands import large packages themselves, to keep `--help` fast."""
 
 from __future__ import annotations
 
@@ -15,20 +15,22 @@ from ailora.cli.exit_codes import exit_code, open_closed_streams
 from ailora.cli.quiet import hide_library_messages
 from ailora.formatting import escape_controls
 
-#: Commands and groups of commands in the order of the help; each has a module of its name.
+#: Commands and groups of commands, in the order of the help. Each is in the module with the same name.
 _COMMANDS = (
     *("init", "train", "suggest_lr", "tune", "evaluate", "predict", "generate", "export", "merge", "verify", "inspect"),
     *("analyze", "roles", "plan", "report", "demo"),
 )
 _GROUPS = ("study", "cache")
 
-#: Accepted anywhere: `main` removes it from the command line, as typer takes it before the command only.
+#: Option for tracebacks. `main` removes it from any place in the command line; typer would only accept it before the
+#: command.
 _DEBUG = "--debug"
 
 app = typer.Typer(
     name="ailora",
     help="LoRA that starts right: function-aware asymmetric initialization on stock PEFT models.",
     no_args_is_help=True,
+    # `exit_code` reports exceptions instead.
     pretty_exceptions_enable=False,
     add_completion=False,
 )
@@ -50,14 +52,14 @@ def _options(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
     debug: Annotated[
-        bool, typer.Option(_DEBUG, help="Print the traceback of an error, anywhere on the command line.")
+        bool, typer.Option(_DEBUG, help="Print the traceback of an error. May also follow the command.")
     ] = False,
 ) -> None:
     pass
 
 
 class _EscapingFormatter(logging.Formatter):
-    """Formatter that escapes control characters, as messages hold names from untrusted files."""
+    """Formatter with escaped control characters, because messages contain names from untrusted files."""
 
     def format(self, record: logging.LogRecord) -> str:
         return escape_controls(super().format(record))
@@ -78,6 +80,7 @@ def main() -> None:
         try:
             with safe_import_path():
                 app(args=arguments)
+        # If the reader of a pipe has gone, this raises an error for `exit_code`. Later, the interpreter would print it.
         finally:
             sys.stdout.flush()
     except BaseException as error:

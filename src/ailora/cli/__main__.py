@@ -1,9 +1,9 @@
-"""`python -m ailora.cli`, as launchers of several processes start it."""
+"""Entry point of `python -m ailora.cli`, which launchers of several processes use."""
 
 import os
 import sys
 
-# The current folder may hold anything: `ailora` does not import from it either.
+# The current folder may contain untrusted modules; the command `ailora` does not import from there either.
 if not sys.flags.safe_path and sys.path[0] == os.getcwd():
     del sys.path[0]
 

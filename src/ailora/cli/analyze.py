@@ -19,20 +19,24 @@ if TYPE_CHECKING:
 def analyze(
     base: Model,
     after: Annotated[
-        list[str] | None, typer.Argument(help="Results of its training: adapters, runs of `ailora train`, models.")
+        list[str] | None,
+        typer.Argument(help="Results of fine-tuning the base: adapters, runs of `ailora train`, or models."),
     ] = None,
     *,
     out: Out,
-    roles: Annotated[str, typer.Option(help="Which projections, such as query,key,value.")] = "query,value",
-    rank: Annotated[int, typer.Option(help="Directions of the principal and the minor subspace.")] = 8,
-    points: Annotated[str, typer.Option(help="Points of the embedding: layers, heads; auto: heads of few layers.")] = (
-        "auto"
-    ),
-    perplexity: Annotated[float | None, typer.Option(help="Of t-SNE; default: a quarter of the points.")] = None,
-    top: Annotated[int, typer.Option(help="Largest directions that may be intruders.")] = 10,
+    roles: Annotated[str, typer.Option(help="Roles to compare, such as query,key,value.")] = "query,value",
+    rank: Annotated[int, typer.Option(help="Dimension of the principal and of the minor subspace.")] = 8,
+    points: Annotated[
+        str, typer.Option(help="Points of the embedding: layers, heads, or auto (heads if there are few layers).")
+    ] = "auto",
+    perplexity: Annotated[
+        float | None, typer.Option(help="Perplexity of t-SNE; default: a quarter of the number of points.")
+    ] = None,
+    top: Annotated[int, typer.Option(help="Number of leading directions to test for intruders.")] = 10,
     epsilon: Annotated[float, typer.Option(help="Cosine below which a direction is an intruder.")] = 0.5,
     directions: Annotated[
-        bool, typer.Option("--directions", help="Where in the spectrum of W the updates and first gradients lie.")
+        bool,
+        typer.Option("--directions", help="Also locate updates and initial gradients in the spectrum of W."),
     ] = False,
     role_names: RoleNames = None,
     force: Force = False,
@@ -46,7 +50,7 @@ def analyze(
     from ailora.plots.analysis_charts import write_analysis
 
     models = after or []
-    # An analysis takes long: the output folder is refused before.
+    # An analysis takes long. An output folder that cannot be written is refused before.
     out = validate_output_dir(out, [model_folder(base), *map(Path, models)], force=force)
     result = compare(
         base,
@@ -54,6 +58,7 @@ def analyze(
         roles=[role.strip() for role in roles.split(",") if role.strip()],
         role_names=parse_role_names(role_names),
         rank=rank,
+        # `analyze` validates the string.
         points=cast("PointKind", points),
         perplexity=perplexity,
         top=top,
@@ -79,7 +84,7 @@ def _print(analysis: Analysis) -> None:
 
 
 def _table(analysis: Analysis) -> Table:
-    """Average each model and role over its layers."""
+    """Build a table with means over layers, for each model and role."""
     from ailora.analysis.table_ops import filter_rows
     from ailora.cli.tables import make_table
     from ailora.formatting import format_number
@@ -89,7 +94,7 @@ def _table(analysis: Analysis) -> Table:
         updates = filter_rows(analysis.deltas, model=model, role=role)
         if weights.empty:
             return ()
-        # The mean of a frame: the mean of a column has no useful type in pandas' stubs.
+        # Means of a frame with a single column, because the mean of a column has no useful type in pandas' stubs.
         means = [*weights[["norm"]].mean()]
         if len(updates):
             means += [*updates[["norm", "relative", "effective_rank"]].mean(), *weights[["intruders"]].mean()]

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import typer
 
-cache = typer.Typer(help="Decompositions kept on disk.", no_args_is_help=True)
+cache = typer.Typer(help="Show or clear the cache of decompositions on disk.", no_args_is_help=True)
 
 
 @cache.command()
 def show() -> None:
-    """Show where the cache is, what it holds and when each entry was last used."""
+    """Show the folder of the cache, and the size and last use of each entry."""
     from datetime import datetime
 
     from ailora.cli.tables import console, make_table
     from ailora.formatting import escape_controls, format_bytes, pluralize
     from ailora.spectral import SpectralCache
 
-    kept = SpectralCache()
-    entries = kept.entries()
+    spectral_cache = SpectralCache()
+    entries = spectral_cache.entries()
     rows = (
         (file.stem[:16], format_bytes(size), datetime.fromtimestamp(used).isoformat(sep=" ", timespec="seconds"))
         for file, size, used in reversed(entries)
@@ -26,14 +26,14 @@ def show() -> None:
         console.print(make_table(None, ("entry", "size", "last used"), rows))
     total = sum(size for _, size, _ in entries)
     count = pluralize(len(entries), "entry", "entries")
-    typer.echo(
-        f"{escape_controls(str(kept.folder))}: {count}, {format_bytes(total)} of {format_bytes(kept.limit_bytes)}"
-    )
+    limit = format_bytes(spectral_cache.limit_bytes)
+    typer.echo(f"{escape_controls(str(spectral_cache.folder))}: {count}, {format_bytes(total)} of {limit}")
 
 
 @cache.command()
 def clear() -> None:
-    """Remove every entry."""
+    """Remove all entries from the cache."""
+    from ailora.formatting import pluralize
     from ailora.spectral import SpectralCache
 
-    typer.echo(f"{SpectralCache().clear()} entries removed")
+    typer.echo(f"{pluralize(SpectralCache().clear(), 'entry', 'entries')} removed")

@@ -12,15 +12,16 @@ POLICIES = ("lora", "pissa", "milora", "ailora")
 
 
 def demo(
-    output: Annotated[Path, typer.Option(help="Where runs, picture and adapters go.")] = Path("out/demo"),
-    train_rows: Annotated[int, typer.Option(min=32, help="Sentences to train on.")] = 3600,
+    output: Annotated[Path, typer.Option(help="Folder for data, runs, adapters and the picture.")] = Path("out/demo"),
+    train_rows: Annotated[int, typer.Option(min=32, help="Number of training sentences.")] = 3600,
 ) -> None:
-    """Train four inits on a generated text task: a table, a picture, four adapters. About four minutes on two cores."""
+    """Train four inits of LoRA on a small generated task, and compare them. Takes about four minutes on two cores."""
     from ailora.cli.tables import console, result_table
 
+    # Printed before the imports, which take seconds.
     console.print(
-        f"Trains a small BERT (MiniLM) on {train_rows:,} generated sentences, for each of {len(POLICIES)} inits of "
-        "LoRA.\nAbout four minutes on two cores; a demo that was interrupted resumes."
+        f"Training a small BERT (MiniLM) on {train_rows:,} generated sentences, with {len(POLICIES)} inits of LoRA.\n"
+        "This takes about four minutes on two cores. If you interrupt the demo, the same command resumes."
     )
     from ailora.checkpoints.output_file import validate_output_file
     from ailora.checkpoints.output_path import resolve_output_path
@@ -50,7 +51,7 @@ def demo(
         {policy: result["history"] for policy, result in results.items()},
         ("loss", "accuracy"),
         picture,
-        title="MiniLM on generated verdicts: same head, same batches, one learning rate",
+        title="MiniLM on generated verdicts: equal heads, batches and learning rates",
     )
     console.print(result_table(results))
     console.print(f"Curves: {picture}\nAdapters: " + ", ".join(str(output / policy / "adapter") for policy in POLICIES))
@@ -59,7 +60,7 @@ def demo(
 
 
 def _hide_loading() -> None:
-    """Hide transformers' report of the missing head, which the demo trains from scratch."""
+    """Hide the report of transformers on the missing classification head, which the demo trains from scratch."""
     from transformers.utils.logging import disable_progress_bar
 
     from ailora.cli.quiet import MessageFilter

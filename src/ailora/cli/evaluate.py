@@ -11,9 +11,11 @@ from ailora.cli.options import Run
 
 def evaluate(
     run: Run,
-    data: Annotated[str | None, typer.Option(help="A file with the run's columns; default: its validation.")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="File with the columns of the run's data; default: its validation data.")
+    ] = None,
 ) -> None:
-    """Score a finished run and print its metrics as JSON."""
+    """Evaluate a finished run, and print loss and metrics as JSON."""
     from ailora.cli.tables import print_json
     from ailora.recipes.registry import load_run
 

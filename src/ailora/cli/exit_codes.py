@@ -3,10 +3,10 @@
 | code | meaning |
 |---|---|
 | 0, 1 | result of the command, such as the verdict of `ailora verify` |
-| 2 | invalid input, or insufficient permissions, disk or memory |
-| 70 | a bug (EX_SOFTWARE of sysexits.h) |
+| 2 | invalid input, or insufficient permissions, disk space or memory |
+| 70 | bug (EX_SOFTWARE in sysexits.h) |
 | 130 | interrupted (128 + SIGINT) |
-| 141 | the reader of the output has gone (128 + SIGPIPE) |
+| 141 | output closed by its reader (128 + SIGPIPE) |
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ from ailora.formatting import escape_controls
 from ailora.redaction import mask_argument
 
 _REFUSED, _BUG, _INTERRUPTED, _CLOSED = 2, 70, 130, 141
-#: System errors caused by the machine; others, such as a missing file, are reported earlier unless there is a bug.
+#: System errors caused by the machine. Any further one, such as a missing file, is a bug here, because commands report
+#: it themselves.
 _MACHINE_ERRORS = frozenset(
     {
         *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO),
@@ -39,7 +40,8 @@ _MACHINE_ERRORS = frozenset(
 
 
 def open_closed_streams() -> None:
-    """Connect closed standard streams to the null device: files opened later would get their descriptors."""
+    """Connect closed standard streams to the null device."""
+    # A file opened later would get the free descriptor, and printed output would be written into the file.
     for number in range(3):
         try:
             os.fstat(number)
@@ -47,24 +49,25 @@ def open_closed_streams() -> None:
             os.open(os.devnull, os.O_RDWR)
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
-            # The stream lives as long as the process.
+            # No context manager: the stream must stay open until the process ends.
             setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115
 
 
 def exit_code(error: BaseException, arguments: Sequence[str], *, debug: bool) -> int | str | None:
-    """Print one line about the exception that ended a command, and return the exit code.
+    """Report an exception from a command in a single line, and return the exit code.
 
     Args:
-        error: Exception of the command; SystemExit if the command ended normally.
-        arguments: Command line, without the program.
+        error: Exception from the command; SystemExit if the command ended normally.
+        arguments: Command line, without the name of the program.
         debug: Whether to print the traceback.
 
     Returns:
-        The exit code; see the table of this module.
+        The exit code; see the table at the top of this module.
     """
     if _is_caused_by(error, BrokenPipeError):
         _discard_output()
         return _CLOSED
+    # typer turns Ctrl-C into SystemExit(130).
     if isinstance(error, SystemExit) and error.code != _INTERRUPTED:
         return error.code
     if debug:
@@ -72,46 +75,46 @@ def exit_code(error: BaseException, arguments: Sequence[str], *, debug: bool) ->
     if isinstance(error, KeyboardInterrupt | SystemExit):
         _print("ailora: interrupted")
         return _INTERRUPTED
-    if (message := _refusal(error, arguments)) is not None:
+    if (message := _describe_user_error(error, arguments)) is not None:
         _print(f"ailora: error: {message}")
         return _REFUSED
-    _print(f"ailora: error: {_bug_report(error, arguments, debug=debug)}")
+    _print(f"ailora: error: {_describe_bug(error, arguments, debug=debug)}")
     return _BUG
 
 
-def _refusal(error: BaseException, arguments: Sequence[str]) -> str | None:
-    """Return the message of an error that is no bug, or None."""
+def _describe_user_error(error: BaseException, arguments: Sequence[str]) -> str | None:
+    """Return the message for an error in the input or of the machine. None if the error is a bug."""
     if isinstance(error, AiloraError):
         return str(error)
     if isinstance(error, ModuleNotFoundError) and arguments:
         return missing_extra(error, command=arguments[0])
-    # transformers raises OSError without a number for models that are missing, with sentences as texts.
+    # For a missing model, transformers raises an OSError without errno, whose message is meant for users.
     if isinstance(error, OSError) and (error.errno is None or error.errno in _MACHINE_ERRORS):
         return _one_line(error)
     return describe_out_of_memory(error)
 
 
-def _bug_report(error: BaseException, arguments: Sequence[str], *, debug: bool) -> str:
-    """Describe a bug in one line, and write its traceback to a temporary file unless it is printed."""
+def _describe_bug(error: BaseException, arguments: Sequence[str], *, debug: bool) -> str:
+    """Describe a bug in a single line, and write the traceback to a temporary file, unless `debug`."""
     command = shlex.join(["ailora", *map(mask_argument, arguments)])
     summary = f"{type(error).__name__}: {_one_line(error)} in `{command}`"
-    place = _place_in_user_code(error)
-    advice = f"raised at {place}, in code of yours" if place else "this is a bug, please report it"
+    place = _find_place_in_user_code(error)
+    advice = f"raised at {place}, in your own code" if place else "this is a bug, please report it"
     if debug:
         return f"{summary}: {advice}"
     content = f"ailora {ailora.__version__}, Python {sys.version}\n{command}\n\n"
     content += "".join(traceback.format_exception(error))
     try:
-        # Files of `tempfile` have the mode 0600: nobody else can read the traceback.
+        # `tempfile` creates files with mode 0600, so that no other user can read the traceback.
         with tempfile.NamedTemporaryFile("w", prefix="ailora-", suffix=".txt", delete=False, encoding="utf-8") as file:
             file.write(content)
     except OSError:
-        return f"{summary}: {advice}, with what `--debug` prints"
-    return f"{summary}: {advice}, with {file.name}" if not place else f"{summary}: {advice}; see {file.name}"
+        return f"{summary}: {advice}; --debug prints the traceback"
+    return f"{summary}: {advice}; traceback: {file.name}"
 
 
-def _place_in_user_code(error: BaseException) -> str | None:
-    """Return file and line of the innermost frame in code of the user, or None."""
+def _find_place_in_user_code(error: BaseException) -> str | None:
+    """Return file and line number of the innermost frame in the user's code, or None if there is no such frame."""
     installed = {*sysconfig.get_paths().values(), str(Path(ailora.__file__).parent)}
     frames = [
         frame
@@ -122,7 +125,7 @@ def _place_in_user_code(error: BaseException) -> str | None:
 
 
 def _is_caused_by(error: BaseException | None, kind: type[BaseException]) -> bool:
-    """Return whether an exception, or one of its causes or contexts, is of a kind."""
+    """Return whether an exception, or an exception in its chain of causes and contexts, is of a type."""
     while error is not None:
         if isinstance(error, kind):
             return True
@@ -131,7 +134,8 @@ def _is_caused_by(error: BaseException | None, kind: type[BaseException]) -> boo
 
 
 def _discard_output() -> None:
-    """Connect standard output to the null device: the interpreter would complain when flushing at exit."""
+    """Connect standard output to the null device."""
+    # The interpreter flushes standard output at exit, and would print an error for a closed pipe.
     nowhere = os.open(os.devnull, os.O_WRONLY)
     with suppress(OSError, ValueError):
         os.dup2(nowhere, sys.stdout.fileno())

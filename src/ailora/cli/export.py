@@ -12,13 +12,15 @@ from ailora.cli.options import Adapter, Force, Json, Out
 def export(
     adapter: Adapter,
     out: Out,
-    rank: Annotated[int | None, typer.Option(min=1, help="Recompress to this rank.")] = None,
-    energy: Annotated[float | None, typer.Option(help="Recompress, keeping this share of every |dW|^2.")] = None,
-    dtype: Annotated[str, typer.Option(help="fp32, bf16 or fp16.")] = "fp32",
+    rank: Annotated[int | None, typer.Option(min=1, help="Compress to this rank.")] = None,
+    energy: Annotated[
+        float | None, typer.Option(help="Compress, but keep this share of |dW|^2 in every module, such as 0.99.")
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="Data type to write: fp32, bf16 or fp16.")] = "fp32",
     force: Force = False,
     as_json: Json = False,
 ) -> None:
-    """Write a trained adapter as the plain LoRA that servers read: exact, or of a smaller rank."""
+    """Write a trained adapter as a plain LoRA for inference servers, exactly or compressed to a smaller rank."""
     from ailora.checkpoints import export as write
     from ailora.cli.tables import console, error_table, print_report
 
@@ -29,6 +31,6 @@ def export(
         del figures["errors"]
     print_report(f"written to {out}", figures, as_json=as_json)
     if not as_json:
-        allowed = report.vllm_max_lora_rank
-        vllm = f"vLLM: --max-lora-rank {allowed}" if allowed else "vLLM takes 512 at most: export with --rank 512"
-        typer.echo(f"A server needs max_lora_rank >= {report.rank}; {vllm}.")
+        vllm_rank = report.vllm_max_lora_rank
+        vllm = f"--max-lora-rank {vllm_rank}" if vllm_rank else "512 at most, so export with --rank 512"
+        typer.echo(f"Set max_lora_rank of a server to at least {report.rank} (vLLM: {vllm}).")

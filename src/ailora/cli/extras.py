@@ -1,10 +1,10 @@
-"""Extras of `pip install ailora` that commands need."""
+"""Find the missing extra of `pip install ailora[...]` when a command cannot import a package."""
 
 from __future__ import annotations
 
 from importlib.util import find_spec
 
-#: Command -> extra with its packages.
+#: Command -> extra that installs its packages.
 EXTRAS = {
     **dict.fromkeys(("train", "suggest-lr", "evaluate", "predict", "generate"), "train"),
     **dict.fromkeys(("study", "tune"), "study"),
@@ -12,7 +12,7 @@ EXTRAS = {
     "demo": "demo",
 }
 
-#: Import names of the extras' packages: only these may be missing; any other missing package is a bug.
+#: Import names of the packages in extras. A missing package that is not listed here is a bug.
 OPTIONAL_PACKAGES = frozenset(
     {
         *("datasets", "jinja2", "nltk", "pandas", "pyarrow", "rouge_score", "ruamel", "sacrebleu", "sklearn", "trl"),
@@ -23,16 +23,17 @@ OPTIONAL_PACKAGES = frozenset(
 
 
 def missing_extra(error: ModuleNotFoundError, *, command: str) -> str | None:
-    """Name the missing extra of a command.
+    """Describe the missing extra behind a failed import.
 
     Args:
-        error: Error of an import.
-        command: First word of the command line.
+        error: Error of the import.
+        command: Name of the command.
 
     Returns:
-        A sentence with the command that installs the extra; None if the error has another cause.
+        A sentence with the command for installing the extra. None if a missing extra is not the cause.
     """
     package = (error.name or "").partition(".")[0]
+    # An installed package whose import fails lacks something else.
     if command not in EXTRAS or package not in OPTIONAL_PACKAGES or find_spec(package) is not None:
         return None
     extra = EXTRAS[command]

@@ -11,18 +11,18 @@ from ailora.formatting import escape_controls
 
 
 def generate(
-    adapter: Annotated[Path, typer.Argument(help="The folder of a finished run or of an adapter.")],
-    prompt: Annotated[list[str], typer.Option("--prompt", help="A prompt; may be repeated.")],
+    adapter: Annotated[Path, typer.Argument(help="Folder of a finished run, or of an adapter.")],
+    prompt: Annotated[list[str], typer.Option("--prompt", help="Prompt to complete; may be repeated.")],
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Maximum number of generated tokens.")] = 128,
-    num_beams: Annotated[int, typer.Option(min=1, help="1 is greedy.")] = 1,
+    num_beams: Annotated[int, typer.Option(min=1, help="Number of beams; 1 for greedy search.")] = 1,
     base: Annotated[
-        str | None, typer.Option(help="The base model; default: the name in the adapter's configuration.")
+        str | None, typer.Option(help="Base model of the adapter; default: from the adapter's configuration.")
     ] = None,
     chat: Annotated[
-        bool, typer.Option("--chat", help="Format each prompt as a user's message in the chat template.")
+        bool, typer.Option("--chat", help="Format each prompt as a user's message with the chat template.")
     ] = False,
 ) -> None:
-    """Generate a completion of each prompt, separated by empty lines."""
+    """Print a completion of each prompt, separated by empty lines."""
     from ailora.recipes.inference.text_generator import TextGenerator
 
     generator = TextGenerator.load(adapter, base=base)
@@ -30,4 +30,5 @@ def generate(
     for number, text in enumerate(generator.generate(prompt, fields, chat=chat)):
         if number:
             typer.echo("")
+        # Models can generate control characters, on which a terminal would act.
         typer.echo(escape_controls(text))

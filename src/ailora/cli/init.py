@@ -17,22 +17,22 @@ def init(
     alpha: Alpha = None,
     roles: Roles = None,
     role_names: RoleNames = None,
-    form: Annotated[str, typer.Option(help="anchored or stock.")] = "anchored",
+    form: Annotated[str, typer.Option(help="Form of the adapter: anchored or stock.")] = "anchored",
     task_type: Annotated[
-        str | None, typer.Option(help="PEFT's, such as SEQ_CLS; default: from the configuration's architecture.")
+        str | None, typer.Option(help="Task type of PEFT, such as SEQ_CLS; default: from the model's configuration.")
     ] = None,
-    num_labels: Annotated[int | None, typer.Option(min=1, help="Outputs of a classification head.")] = None,
-    rslora: Annotated[bool, typer.Option("--rslora", help="Scaling alpha / sqrt(r).")] = False,
-    dora: Annotated[bool, typer.Option("--dora", help="A DoRA.")] = False,
-    seed: Annotated[int, typer.Option(help="Of random starts.")] = 0,
-    device: Annotated[str, typer.Option(help="Where matrices are decomposed: cpu, cuda.")] = "cpu",
-    workers: Annotated[int, typer.Option(min=1, help="Processes that share the cores.")] = 1,
+    num_labels: Annotated[int | None, typer.Option(min=1, help="Number of classes of a classification head.")] = None,
+    rslora: Annotated[bool, typer.Option("--rslora", help="Use the scaling alpha / sqrt(r).")] = False,
+    dora: Annotated[bool, typer.Option("--dora", help="Write a DoRA adapter.")] = False,
+    seed: Annotated[int, typer.Option(help="Seed of random factors.")] = 0,
+    device: Annotated[str, typer.Option(help="Device for decompositions: cpu or cuda.")] = "cpu",
+    workers: Annotated[int, typer.Option(min=1, help="Number of processes, which share the cores.")] = 1,
     no_cache: NoCache = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Estimate memory and time, write nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Estimate memory and time; write nothing.")] = False,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
-    """Write the adapter that training starts from, without loading the model; the same command after a kill resumes."""
+    """Write the initial adapter of a model without loading the model. If interrupted, the same command resumes."""
     import os
 
     from ailora.checkpoints import InitPlan
@@ -43,8 +43,9 @@ def init(
     options |= {"role_names": parse_role_names(role_names), "form": form, "task_type": task_type}
     options |= {"num_labels": num_labels, "rslora": rslora, "dora": dora, "seed": seed}
     if dry_run:
-        print_report("would take", InitPlan.from_model(model, **options).estimate(device=device), as_json=as_json)
+        print_report("estimates", InitPlan.from_model(model, **options).estimate(device=device), as_json=as_json)
         return
     report = write(model, out, device=device, workers=workers, cached=not no_cache, force=force, **options)
-    if os.environ.get("RANK", "0") == "0":  # of several processes of a launcher one prints
+    # A launcher runs this command in several processes.
+    if os.environ.get("RANK", "0") == "0":
         print_report(f"written to {out}", report.to_dict(), as_json=as_json)

@@ -10,10 +10,12 @@ from ailora.cli.options import Json
 
 
 def inspect(
-    path: Annotated[str, typer.Argument(help="An adapter, a run, or a model (folder, hub id in the cache, builtin:).")],
+    path: Annotated[
+        str, typer.Argument(help="Adapter, run or model (a folder, a hub id in the cache, or builtin:minilm).")
+    ],
     as_json: Json = False,
 ) -> None:
-    """Describe an adapter, a run or a model: policy, ranks, sizes, spectra, distance from its anchor."""
+    """Describe an adapter, a run or a model: policy, ranks, sizes, spectra, distance from the anchor."""
     from ailora.checkpoints import inspect as read
     from ailora.cli.tables import console, inspection_tables, print_json
 

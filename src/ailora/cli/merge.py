@@ -14,12 +14,12 @@ def merge(
     adapter: Adapter,
     out: Out,
     dtype: Annotated[
-        str | None, typer.Option(help="Data type to write: fp32, bf16 or fp16; by default each tensor keeps its own.")
+        str | None, typer.Option(help="Data type to write: fp32, bf16 or fp16; default: unchanged for each tensor.")
     ] = None,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
-    """Write the base model with the adapter merged in, shard by shard; the same command resumes an interrupted one."""
+    """Merge an adapter into its base model and write the result, shard by shard. The same command resumes."""
     from ailora.checkpoints import merge as merge_checkpoint
     from ailora.cli.tables import print_report
 

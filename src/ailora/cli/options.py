@@ -1,4 +1,4 @@
-"""Arguments and options of several commands."""
+"""Arguments and options of more than one command."""
 
 from __future__ import annotations
 
@@ -7,42 +7,53 @@ from typing import Annotated
 
 import typer
 
-Model = Annotated[str, typer.Argument(help="Local folder, hub id in the cache, or builtin:minilm.")]
-Adapter = Annotated[Path, typer.Argument(help="The folder of an adapter, or of a run.")]
-Run = Annotated[Path, typer.Argument(help="The folder of a finished run.")]
-Config = Annotated[Path, typer.Argument(help="A YAML configuration.")]
-Overrides = Annotated[list[str] | None, typer.Argument(help="dotted.key=value", metavar="[KEY=VALUE]...")]
+Model = Annotated[str, typer.Argument(help="Model: a local folder, a hub id in the cache, or builtin:minilm.")]
+Adapter = Annotated[Path, typer.Argument(help="Folder of an adapter, or of a run.")]
+Run = Annotated[Path, typer.Argument(help="Folder of a finished run.")]
+Config = Annotated[Path, typer.Argument(help="Configuration of a run (YAML).")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(help="Values that override the file, such as adapter.rank=4.", metavar="[KEY=VALUE]..."),
+]
 
-Policy = Annotated[str, typer.Option(help="ailora, reversed, pissa, milora or lora.")]
-Rank = Annotated[int, typer.Option(help="The rank r.")]
-Alpha = Annotated[float | None, typer.Option(help="Default: the rank.")]
-Roles = Annotated[list[str] | None, typer.Option("--role", help="Adapt this role; may be repeated.")]
+Policy = Annotated[str, typer.Option(help="Policy: ailora, reversed, pissa, milora or lora.")]
+Rank = Annotated[int, typer.Option(help="Rank r of the factors.")]
+Alpha = Annotated[float | None, typer.Option(help="Alpha, which sets the scaling alpha / r; default: the rank.")]
+Roles = Annotated[
+    list[str] | None, typer.Option("--role", help="Role to adapt, such as query; may be repeated; default: all.")
+]
 RoleNames = Annotated[
     list[str] | None,
-    typer.Option("--role-name", help="REGEX=ROLE, for modules that no rule knows; may be repeated."),
+    typer.Option("--role-name", help="REGEX=ROLE: role of modules with unknown names; may be repeated."),
 ]
-Out = Annotated[Path, typer.Option(help="The folder to write.")]
-NoCache = Annotated[bool, typer.Option("--no-cache", help="Neither read nor keep decompositions.")]
+Out = Annotated[Path, typer.Option(help="Folder to write.")]
+NoCache = Annotated[bool, typer.Option("--no-cache", help="Do not use the cache of decompositions.")]
+Scale = Annotated[str | None, typer.Option(help="Entry below `scales:` in the study file to apply.")]
+Bootstrap = Annotated[bool, typer.Option(help="Resample the examples of studies too, from saved predictions.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Force = Annotated[bool, typer.Option("--force", help="Replace what the folder holds.")]
-ForceFile = Annotated[bool, typer.Option("--force", help="Replace a file that is there and that ailora did not write.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace the content of an existing folder.")]
+ForceFile = Annotated[
+    bool, typer.Option("--force", help="Replace an existing file, even if ailora has not written it.")
+]
 
 
 def parse_role_names(values: list[str] | None) -> dict[str, str] | None:
     """Parse the values of `--role-name`, such as `wq$=query`.
 
     Args:
-        values: Values of the option; None without any.
+        values: Values of the option. None if the option was not used.
 
     Returns:
-        Mapping of patterns over module names to roles; None without any.
+        Regular expression for names of modules -> role. None if the option was not used.
 
     Raises:
-        typer.BadParameter: A value has no `=`.
+        typer.BadParameter: A value is not of the form `REGEX=ROLE`.
     """
     if not values:
         return None
+    # The last "=" separates, because a regular expression may contain "=".
     pairs = [value.rpartition("=") for value in values]
-    if not all(pattern and equals for pattern, equals, _ in pairs):
-        raise typer.BadParameter("give REGEX=ROLE", param_hint="--role-name")
+    for value, (pattern, equals, _) in zip(values, pairs, strict=True):
+        if not (pattern and equals):
+            raise typer.BadParameter(f"expected REGEX=ROLE, got {value!r}", param_hint="--role-name")
     return {pattern: role for pattern, _, role in pairs}

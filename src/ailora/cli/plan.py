@@ -16,10 +16,10 @@ def plan(
     alpha: Alpha = None,
     roles: Roles = None,
     role_names: RoleNames = None,
-    form: Annotated[str, typer.Option(help="anchored, stock or residual.")] = "anchored",
+    form: Annotated[str, typer.Option(help="Form of the adapter: anchored, stock or residual.")] = "anchored",
     as_json: Json = False,
 ) -> None:
-    """Show the adapter settings of every module. Reads the configuration only, no weights."""
+    """Show the adapter settings of every module, from the model's configuration alone, without weights."""
     from ailora.cli.tables import console, plan_table, print_json
     from ailora.errors import InputError
     from ailora.inits import PRESETS
@@ -29,7 +29,7 @@ def plan(
 
     method = parse_method(policy)
     if not isinstance(method, Preset):
-        raise InputError(f"policy '{method}' has no plan of ours; policies with one: {', '.join(PRESETS)}")
+        raise InputError(f"policy '{method}' has no plan; policies that have a plan: {', '.join(PRESETS)}")
     result = make_plan(
         load_on_meta(model),
         method.policy,

@@ -13,11 +13,11 @@ from ailora.formatting import escape_controls
 
 def predict(
     run: Run,
-    input: Annotated[str, typer.Option(help="A file with the run's text columns.")],
-    output: Annotated[Path, typer.Option(help="Where to write: .tsv, .csv, .jsonl or .parquet.")],
+    input: Annotated[str, typer.Option(help="File with the input columns of the run's data.")],
+    output: Annotated[Path, typer.Option(help="File to write: .tsv, .csv, .jsonl or .parquet.")],
     force: ForceFile = False,
 ) -> None:
-    """Predict with a finished run."""
+    """Write the predictions of a finished run for each row of a file."""
     from ailora.recipes.registry import load_run
 
     rows = load_run(run).predict(input, output, force=force)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ailora.cli.options import ForceFile
+from ailora.cli.options import Bootstrap, ForceFile, Scale
 
 
 def report(
@@ -15,17 +15,15 @@ def report(
         list[Path],
         typer.Argument(help="Folders of runs, studies or analyses, or study files.", metavar="RUN|STUDY|ANALYSIS..."),
     ],
-    out: Annotated[Path, typer.Option(help="The HTML file to write.")] = Path("report.html"),
+    out: Annotated[Path, typer.Option(help="HTML file to write.")] = Path("report.html"),
     figures: Annotated[
-        Path | None, typer.Option(help="Also write every figure to this folder, as SVG, PDF and PNG.")
+        Path | None, typer.Option(help="Folder to which every figure is also written, as SVG, PDF and PNG.")
     ] = None,
-    scale: Annotated[str | None, typer.Option(help="Entry below `scales:` of the study file to apply.")] = None,
-    bootstrap: Annotated[
-        bool, typer.Option(help="Resample the examples of studies, from the saved predictions.")
-    ] = True,
+    scale: Scale = None,
+    bootstrap: Bootstrap = True,
     force: ForceFile = False,
 ) -> None:
-    """Write a self-contained HTML page on runs, studies and analyses; exit code 1 if a part had to be left out."""
+    """Write a self-contained HTML page about runs, studies and analyses. Exit with code 1 if parts are missing."""
     from ailora.checkpoints.output_file import validate_output_file
     from ailora.cli.tables import console
     from ailora.formatting import escape_controls
@@ -38,7 +36,8 @@ def report(
     console.print(f"written to {out}")
     if figures is not None:
         console.print(f"{write_figures(page, figures, force=force)} figures written to {figures}")
+    # The page is written all the same. Scripts learn from the exit code when parts are missing.
     for problem in page.problems:
-        typer.echo(f"ailora: a part was left out: {escape_controls(problem)}", err=True)
+        typer.echo(f"ailora: a part of the page is missing: {escape_controls(problem)}", err=True)
     if page.problems:
         raise typer.Exit(1)

@@ -7,24 +7,24 @@ from typing import Annotated
 
 import typer
 
-from ailora.cli.options import ForceFile, Json, Overrides
+from ailora.cli.options import Bootstrap, ForceFile, Json, Overrides, Scale
 
 study = typer.Typer(
-    help="Compare methods fairly: learning rates tuned for each, seeds, intervals.", no_args_is_help=True
+    help="Compare methods fairly: a tuned learning rate for each method, several seeds, confidence intervals.",
+    no_args_is_help=True,
 )
 
-StudyFile = Annotated[Path, typer.Argument(help="A study file (YAML).")]
-Scale = Annotated[str | None, typer.Option(help="A set of keys below `scales:` of the file.")]
+StudyFile = Annotated[Path, typer.Argument(help="Study file (YAML).")]
 
 
 @study.command()
 def run(
     file: StudyFile,
     overrides: Overrides = None,
-    workers: Annotated[int, typer.Option(min=1, help="Trials at a time on this machine.")] = 1,
+    workers: Annotated[int, typer.Option(min=1, help="Number of trials that run at a time on this machine.")] = 1,
     scale: Scale = None,
 ) -> None:
-    """Run what is left of a study; the same command after Ctrl-C or a kill continues."""
+    """Run the remaining trials of a study. If interrupted or killed, the same command resumes."""
     from ailora.cli.study_progress import Progress
     from ailora.cli.tables import console
     from ailora.formatting import quote_argument
@@ -34,16 +34,17 @@ def run(
     storage, design = create_or_load_study(load_study_config(file, overrides or [], scale=scale))
     with Progress(storage, design.keys) as progress:
         run_workers(storage, design.config, workers, progress.update)
-    console.print(f"written to {design.config.output}; `ailora study report {quote_argument(file)}` compares")
+    console.print(f"written to {design.config.output}")
+    console.print(f"Next: ailora study report {quote_argument(file)}")
 
 
 @study.command()
 def work(
-    storage: Annotated[str, typer.Argument(help="The Optuna database URL of a study.")],
-    name: Annotated[str, typer.Argument(help="The study's name in it.")],
+    storage: Annotated[str, typer.Argument(help="URL of an Optuna storage, such as sqlite:///study.db.")],
+    name: Annotated[str, typer.Argument(help="Name of the study in the storage.")],
     tied: Annotated[bool, typer.Option("--tied", hidden=True, help="Stop when standard input ends.")] = False,
 ) -> None:
-    """Take trials of a study, or of a search of `tune`, from a storage until none is left, on any machine."""
+    """Run trials of a study, or of a search by `ailora tune`, until none is left. Several machines can share them."""
     import signal
     import sys
 
@@ -53,7 +54,7 @@ def work(
     from ailora.tune.halving import work_on_search
     from ailora.tune.tune_run import is_search, load_search
 
-    # Schedulers end a job with SIGTERM: the trial goes back, as after Ctrl-C.
+    # Job schedulers stop a job with SIGTERM. As after Ctrl-C, the trial then returns to the queue.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     secrets = None
     if tied:
@@ -70,7 +71,7 @@ def work(
 
 @study.command()
 def status(file: StudyFile, overrides: Overrides = None, scale: Scale = None) -> None:
-    """Show the progress of a study, from any terminal."""
+    """Show the progress of a study, also while its workers run elsewhere."""
     from ailora.cli.study_progress import progress_table
     from ailora.cli.tables import console
     from ailora.studies.study_config import load_study_config
@@ -84,8 +85,8 @@ def report(
     file: StudyFile,
     overrides: Overrides = None,
     scale: Scale = None,
-    out: Annotated[Path | None, typer.Option(help="Write Markdown to this file.")] = None,
-    bootstrap: Annotated[bool, typer.Option(help="Resample examples too, from kept predictions.")] = True,
+    out: Annotated[Path | None, typer.Option(help="Markdown file to write; default: print.")] = None,
+    bootstrap: Bootstrap = True,
     force: ForceFile = False,
     as_json: Json = False,
 ) -> None:
@@ -99,6 +100,7 @@ def report(
     from ailora.studies.study_config import load_study_config
     from ailora.studies.summary import summarize
 
+    # A comparison can take minutes. An output file that cannot be written is refused before.
     if out is not None:
         out = validate_output_file(out, force=force, reads=[file])
     storage, design = load_study(load_study_config(file, overrides or [], scale=scale))
@@ -121,12 +123,12 @@ def report(
 @study.command()
 def export(
     file: StudyFile,
-    out: Annotated[Path, typer.Option(help="A .csv, .tsv, .jsonl or .parquet file.")],
+    out: Annotated[Path, typer.Option(help="File to write: .csv, .tsv, .jsonl or .parquet.")],
     overrides: Overrides = None,
     scale: Scale = None,
     force: ForceFile = False,
 ) -> None:
-    """Write one row per trial."""
+    """Write a table with a row for each trial."""
     from ailora.checkpoints.output_file import validate_output_file
     from ailora.cli.tables import console
     from ailora.recipes.evaluation.table_file import escape_formulas, validate_output_suffix, write_frame
@@ -136,6 +138,6 @@ def export(
     out = validate_output_file(out, force=force, reads=[file])
     validate_output_suffix(out)
     rows = trial_frame(*load_study(load_study_config(file, overrides or [], scale=scale)))
-    # A table for people, who may open it in a spreadsheet; what programs read stays as it is.
+    # Users may open .csv and .tsv in a spreadsheet, which evaluates formulas. Other formats are read by programs only.
     write_frame(escape_formulas(rows) if out.suffix in (".csv", ".tsv") else rows, out)
     console.print(f"{len(rows)} trials written to {out}")

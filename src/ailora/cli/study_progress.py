@@ -1,4 +1,4 @@
-"""Progress of a study, as a live table."""
+"""Show the progress of a study as a live table, and connect its workers to their parent process."""
 
 from __future__ import annotations
 
@@ -19,15 +19,16 @@ from ailora.studies.trial import Status, Trial
 from ailora.studies.trial_keys import TrialKeys
 from ailora.studies.trial_storage import TrialStorage
 
-#: Seconds between looks at the storage.
+#: Seconds between reads of the storage.
 _POLL_INTERVAL_S = 2.0
 
 
 class Progress:
-    """Live `progress_table` while workers run; without a terminal, a line for every trial that ended."""
+    """Live `progress_table` while workers run. Without a terminal, a line for every ended trial."""
 
     def __init__(self, storage: TrialStorage, keys: TrialKeys) -> None:
         self._storage, self._keys = storage, keys
+        # Between calls of `update`, a refresh would show the same state.
         self._live = Live(progress_table(storage, keys), console=console, auto_refresh=False)
         self._polled = 0.0
         self._printed = {trial.key for trial in keys.matching_trials(storage.trials()) if trial.ended}
@@ -46,7 +47,7 @@ class Progress:
             console.print(progress_table(self._storage, self._keys))
 
     def update(self) -> None:
-        """Show the state of the storage, at most once in a poll interval."""
+        """Show the state of the storage, at most once per poll interval."""
         if time.monotonic() - self._polled < _POLL_INTERVAL_S:
             return
         self._polled = time.monotonic()
@@ -60,7 +61,16 @@ class Progress:
 
 
 def progress_table(storage: TrialStorage, keys: TrialKeys) -> Table:
-    """Count trials by task and method, and estimate the remaining time from the mean duration of a trial."""
+    """Build a table with counts of trials by task and method, and estimates of the remaining time.
+
+    Args:
+        storage: Storage of the study.
+        keys: Keys of the study's trials.
+
+    Returns:
+        The table. The estimate is the mean duration of complete trials, times the open trials of the row, divided by
+        the number of running trials.
+    """
     trials = keys.matching_trials(storage.trials())
     table = Table("task", "method", "done", "running", "waiting", "failed", "left", title=storage.name)
     overall = _mean_seconds(trials)
@@ -68,6 +78,7 @@ def progress_table(storage: TrialStorage, keys: TrialKeys) -> Table:
     for task, method in dict.fromkeys((condition.task, condition.method) for condition in keys.conditions):
         matching = [t for t in trials if (t.spec.condition.task, t.spec.condition.method) == (task, method)]
         count = Counter(trial.status for trial in matching)
+        # Before the first trial of a method is complete, the trials of all methods are the best estimate.
         seconds = _mean_seconds(matching) or overall
         n_open = count[Status.RUNNING] + count[Status.WAITING]
         left = "" if seconds is None or not n_open else _time(n_open * seconds / max(running, 1))
@@ -78,7 +89,7 @@ def progress_table(storage: TrialStorage, keys: TrialKeys) -> Table:
 
 
 def _mean_seconds(trials: Sequence[Trial]) -> float | None:
-    """Return the mean duration of complete trials in seconds, or None without any."""
+    """Return the mean duration of complete trials in seconds. None without complete trials."""
     seconds = [trial.result.seconds for trial in trials if trial.result and trial.result.seconds is not None]
     return sum(seconds) / len(seconds) if seconds else None
 
@@ -102,15 +113,15 @@ def _time(seconds: float) -> str:
 
 
 def read_handover() -> tuple[str, dict[str, Any]]:
-    """Read the first line of standard input, which `ailora study run` writes for its workers.
+    """Read the URL and the secrets of a storage from standard input, where `ailora study run` writes them in a line.
 
-    Secrets are handed over this way, as other users can read the arguments of a process.
+    Other users could read secrets in the arguments of a process.
 
     Returns:
         The URL of the storage, and the study file with its secrets.
     """
     line = b""
-    # Unbuffered, as the thread that waits for the end of the input is.
+    # Unbuffered, because the thread of `stop_with_input` reads the rest of this input without a buffer.
     while not line.endswith(b"\n"):
         if not (part := os.read(0, 2**16)):
             raise KeyboardInterrupt
@@ -120,11 +131,11 @@ def read_handover() -> tuple[str, dict[str, Any]]:
 
 
 def stop_with_input() -> None:
-    """Send SIGTERM to this process when its standard input ends."""
-    # Not SIGINT, which processes that a shell starts in the background ignore.
+    """Send SIGTERM to this process when its standard input ends, because the parent process has ended."""
+    # Not SIGINT, which is ignored by processes that a shell has started in the background.
 
     def watch() -> None:
-        # Unbuffered: a thread that waits in a buffered reader breaks the interpreter's end.
+        # Unbuffered, because the interpreter crashes at exit while a thread waits in a buffered reader.
         while os.read(0, 1):
             pass
         os.kill(os.getpid(), signal.SIGTERM)

@@ -11,13 +11,13 @@ from ailora.cli.options import Config, Json, Overrides
 
 def suggest_lr(
     config: Config,
-    lora_rate: Annotated[float, typer.Option(help="A learning rate that is good for plain LoRA on this task.")],
+    lora_rate: Annotated[float, typer.Option(help="Good learning rate of plain LoRA on this task.")],
     overrides: Overrides = None,
-    batches: Annotated[int, typer.Option(min=2, help="Batches to measure on.")] = 4,
-    rows: Annotated[int, typer.Option(min=1, help="Rows of a batch.")] = 16,
+    batches: Annotated[int, typer.Option(min=2, help="Number of batches to measure.")] = 4,
+    rows: Annotated[int, typer.Option(min=1, help="Number of rows in a batch.")] = 16,
     as_json: Json = False,
 ) -> None:
-    """Propose a learning rate for each role, from the curvature of the loss at the start and at plain LoRA's."""
+    """Suggest a learning rate for each role: compare the loss curvature at the initial factors with plain LoRA's."""
     from dataclasses import asdict
 
     from ailora.cli.tables import console, print_json, suggestion_table
@@ -26,6 +26,7 @@ def suggest_lr(
 
     suggestion = suggest(load_config(config, overrides or []), lora_rate, batches=batches, rows=rows)
     if as_json:
+        # `asdict` omits properties.
         print_json(asdict(suggestion) | {"multipliers": suggestion.multipliers})
         return
     console.print(suggestion_table(suggestion))
@@ -33,4 +34,4 @@ def suggest_lr(
         f"training.learning_rate={suggestion.learning_rate:.2g}",
         f"'adapter.learning_rates={{{', '.join(f'{role}: {m:g}' for role, m in suggestion.multipliers.items())}}}'",
     )
-    console.print("A rule of thumb from the start alone: try a third, half and twice of it as well.")
+    console.print("A rule of thumb from the curvature before training: also try a third, half and twice the rate.")

@@ -21,7 +21,7 @@ from ailora.formatting import (
     format_value,
 )
 
-# Imported for types alone: a command pays for its own packages, not for those of all tables.
+# Imported for types alone, so that a command does not load the packages of other commands.
 if TYPE_CHECKING:
     from ailora.checkpoints import Verdict
     from ailora.optim.curvature import Curvature, RateMultiple
@@ -34,23 +34,24 @@ if TYPE_CHECKING:
 
 
 class _EscapingConsole(Console):
-    """Console that escapes control characters in texts of models, data and studies."""
+    """Console with escaped control characters, which may come from untrusted models, data and studies."""
 
     def render_str(self, text: str, **options: Any) -> Text:
         return super().render_str(escape_controls(text), **options)
 
 
-#: A pipe has no width: 160 columns do not cut names of modules. Markup is off, as roles of fused weights have brackets.
+#: Console of all commands. A pipe has no width, and 160 columns fit the names of modules. Markup is off, because roles
+#: of fused weights contain brackets.
 console = _EscapingConsole(width=None if sys.stdout.isatty() else 160, markup=False, emoji=False, highlight=False)
 
 
 def print_json(value: object) -> None:
-    """Print plain data as one line of JSON."""
+    """Print plain data as JSON, in a single line."""
     print(format_json(value))
 
 
 def print_report(title: str, report: Mapping[str, object], *, as_json: bool) -> None:
-    """Print the figures of a command, one a line."""
+    """Print the figures of a command as JSON, or as a table with a line for each figure."""
     if as_json:
         print_json(report)
     else:
@@ -58,11 +59,11 @@ def print_report(title: str, report: Mapping[str, object], *, as_json: bool) -> 
 
 
 def make_table(title: str | None, columns: Iterable[str], rows: Iterable[Iterable[str]], **options: Any) -> Table:
-    """Build a table with its title at the left.
+    """Build a table with a left-aligned title.
 
     Args:
-        title: Title; None for no title.
-        columns: Headings.
+        title: Title. None for a table without title.
+        columns: Names of the columns.
         rows: Cells of each row.
         **options: Further arguments of `rich.table.Table`.
 
@@ -80,30 +81,30 @@ def _figures(title: str, figures: Mapping[str, object]) -> Table:
     return make_table(title, (), rows, show_header=False)
 
 
-def _fold(rows: Iterable[tuple[str, ...]]) -> Iterator[tuple[str, ...]]:
-    """Yield every distinct row with its number of occurrences, as layers repeat."""
+def _count_equal(rows: Iterable[tuple[str, ...]]) -> Iterator[tuple[str, ...]]:
+    """Yield each distinct row once, followed by the number of its occurrences."""
     return ((*row, str(count)) for row, count in Counter(rows).items())
 
 
 def projection_table(projections: Iterable[Projection]) -> Table:
-    """List projections, those of repeated layers in one line."""
+    """List projections, with a single line for equal projections of several layers."""
 
     def row(p: Projection) -> tuple[str, ...]:
         attention = p.attention.value if p.attention else ""
         return p.role.value, attention, collapse_layer_index(p.module), _rows(p), _shape(p), p.dtype, p.layout, p.rule
 
     columns = ("role", "attention", "module", "rows", "shape", "dtype", "layout", "decided by", "modules")
-    return make_table("projections", columns, _fold(map(row, projections)))
+    return make_table("projections", columns, _count_equal(map(row, projections)))
 
 
 def unmatched_table(modules: Iterable[UnmatchedModule]) -> Table:
-    """List the linear modules without a role, those of repeated layers in one line."""
+    """List the linear modules without a role, with a single line for equal modules of several layers."""
     rows = ((collapse_layer_index(m.module), " x ".join(map(str, m.shape or ())), m.reason) for m in modules)
-    return make_table("left alone", ("module", "shape", "why", "modules"), _fold(rows))
+    return make_table("left alone", ("module", "shape", "why", "modules"), _count_equal(rows))
 
 
 def _rows(projection: Projection) -> str:
-    """Format the rows of a projection in its module's weight, from the first to the last of each range."""
+    """Format the rows of a projection in a fused weight, as ranges with their first and last row."""
     ranges = [f"{start}-{stop - 1}" for start, stop in projection.rows]
     shown = ranges if len(ranges) <= 3 else [*ranges[:2], "...", ranges[-1]]
     return ", ".join(shown) if projection.fused else "all"
@@ -114,17 +115,17 @@ def _shape(projection: Projection) -> str:
 
 
 def plan_table(plan: Plan) -> Table:
-    """List the settings of the adapted projections, those of repeated layers in one line, and the totals."""
+    """List the settings of adapted projections, with a single line for equal settings in several layers, and totals."""
 
     def row(a: PlannedAdapter) -> tuple[str, ...]:
         p, init = a.projection, ", ".join(a.init.to_dict().values())
         numbers = (str(a.rank), f"{a.alpha:g}", f"{a.scaling:g}", f"{a.trainable:,}")
         return collapse_layer_index(p.module), p.role.value, _shape(p), init, *numbers
 
-    columns = ("module", "role", "shape", "start", "r", "alpha", "s", "trains each", "modules")
-    table = make_table(None, columns, _fold(map(row, plan.adapters)), show_footer=True)
+    columns = ("module", "role", "shape", "init", "r", "alpha", "s", "trainable each", "modules")
+    table = make_table(None, columns, _count_equal(map(row, plan.adapters)), show_footer=True)
     table.columns[0].footer = f"{plan.policy.name}, {plan.form} form, file {format_bytes(plan.file_bytes)}"
-    table.columns[-2].footer = f"{plan.trainable:,} in all"
+    table.columns[-2].footer = f"{plan.trainable:,} in total"
     table.columns[-1].footer = str(len(plan.adapters))
     return table
 
@@ -135,7 +136,7 @@ def print_dry_run(dry_run: DryRun) -> None:
         console.print(plan_table(dry_run.plan))
     print_report("estimates", dry_run.facts, as_json=False)
     for number, example in enumerate(dry_run.examples, start=1):
-        console.print(f"row {number}, the loss counts what stands in [[ ]]:", example, sep="\n")
+        console.print(f"row {number}; the tokens in [[ ]] count in the loss:", example, sep="\n")
 
 
 def result_table(results: Mapping[str, dict[str, Any]]) -> Table:
@@ -144,11 +145,12 @@ def result_table(results: Mapping[str, dict[str, Any]]) -> Table:
     scored = [(split, metric) for split, metrics in splits.items() for metric in metrics]
 
     def row(name: str, result: dict[str, Any]) -> tuple[str, ...]:
-        decisive, best = list(result["best"].items())[-1]
+        # The last entry is the main metric of the task, or the loss if there is none.
+        main_metric, best = list(result["best"].items())[-1]
         return (
             name,
             *(format_number(result["metrics"][split][metric]) for split, metric in scored),
-            f"{format_number(best[decisive])} at {best['step']}" if best else "",
+            f"{format_number(best[main_metric])} at {best['step']}" if best else "",
             format_value(result["trainable_parameters"]),
             str(result["steps"]),
             format_duration(result["train_seconds"]),
@@ -159,8 +161,8 @@ def result_table(results: Mapping[str, dict[str, Any]]) -> Table:
 
 
 def suggestion_table(suggestion: Suggestion) -> Table:
-    """List the curvature of each role, and the rate that it suggests."""
-    columns = ("role", "curvature", "at LoRA's start", "multiple of LoRA's rate", "rate", "caution")
+    """List the curvature of each role, and the suggested learning rate."""
+    columns = ("role", "curvature", "curvature of LoRA", "multiple of LoRA's rate", "rate", "caution")
     rows = (
         (role, *map(_with_error, (r.curvature, r.reference, r.multiple)), f"{r.rate:.2g}", r.caution)
         for role, r in suggestion.roles.items()
@@ -173,39 +175,40 @@ def _with_error(estimate: Curvature | RateMultiple) -> str:
 
 
 def error_table(errors: Mapping[str, tuple[float, float]]) -> Table:
-    """List the error of an export, the worst module of each kind; kinds are modules up to their layer."""
-    kinds: dict[str, list[tuple[float, float]]] = {}
+    """List the errors of an export, with the largest relative error over the layers of each module."""
+    by_name: dict[str, list[tuple[float, float]]] = {}
     for module, pair in errors.items():
-        kinds.setdefault(collapse_layer_index(module), []).append(pair)
+        by_name.setdefault(collapse_layer_index(module), []).append(pair)
 
-    def row(kind: str, pairs: list[tuple[float, float]]) -> tuple[str, ...]:
-        lost, norm = max(pairs, key=lambda pair: pair[0] / pair[1] if pair[1] else 0.0)
-        return kind, f"{norm:.4g}", f"{lost:.2e}", f"{lost / norm:.2e}" if norm else "0", str(len(pairs))
+    def row(name: str, pairs: list[tuple[float, float]]) -> tuple[str, ...]:
+        error, norm = max(pairs, key=lambda pair: pair[0] / pair[1] if pair[1] else 0.0)
+        return name, f"{norm:.4g}", f"{error:.2e}", f"{error / norm:.2e}" if norm else "0", str(len(pairs))
 
-    columns = ("module", "update |dW|", "lost", "share", "modules")
-    return make_table("the worst module of each kind", columns, (row(*item) for item in kinds.items()))
+    columns = ("module", "update |dW|", "error", "relative error", "modules")
+    return make_table("largest relative error over the layers", columns, (row(*item) for item in by_name.items()))
 
 
 def check_table(verdict: Verdict) -> Table:
     """List the checks of an adapter with their results."""
     words = {True: "passed", False: "FAILED", None: "not applicable"}
     rows = ((check.name, words[check.passed], check.detail) for check in verdict.checks)
-    return make_table(f"{verdict.adapter} on {verdict.base}", ("check", "result", "what was found"), rows)
+    return make_table(f"{verdict.adapter} on {verdict.base}", ("check", "result", "details"), rows)
 
 
 def inspection_tables(figures: Mapping[str, Any]) -> Iterator[Table]:
-    """Yield the figures of `inspect`, then a line for each role."""
+    """Yield a table with the figures of `ailora inspect`, then a table with a line for each role."""
     roles = figures.get("lines") or figures["roles"]
     tables = ("kind", "folder", "lines", "roles")
     facts = {key: value for key, value in figures.items() if key not in tables and value not in (None, [], {})}
     yield _figures(f"{figures['kind']} {figures['folder']}", facts)
     title = "by role" if "roles" in figures else "by role, root mean square over its modules"
-    columns = [_HEADS.get(key, key) for key in map(str, roles[0])]
+    columns = [_COLUMN_NAMES.get(key, key) for key in map(str, roles[0])]
     rows = (("" if value is None else format_value(value) for value in role.values()) for role in roles)
     yield make_table(title, columns, rows)
 
 
-_HEADS: dict[str, str] = {
+#: Key of a role's figure -> name of its column.
+_COLUMN_NAMES: dict[str, str] = {
     "scaling": "s",
     "anchor": "|s B0 A0|",
     "update": "|dW|",
@@ -217,12 +220,12 @@ _HEADS: dict[str, str] = {
 
 
 def summary_table(summary: SummaryTable) -> Table:
-    """Render a table of a study's summary."""
+    """Render a table from the summary of a study."""
     return make_table(summary.title, summary.columns, summary.rows, caption=" ".join(summary.notes) or None)
 
 
 def tune_table(result: TuneResult) -> Table:
-    """List the candidates of a search, the best first, with the goal at the end of every rung that they reached."""
+    """List the candidates of a search from best to worst, with the goal at the end of each reached rung."""
     steps = [step for step, _ in result.rungs]
     rows = (
         (

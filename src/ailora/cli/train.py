@@ -14,10 +14,10 @@ def train(
     overrides: Overrides = None,
     no_cache: NoCache = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Read all data, try the settings, estimate the cost, train nothing.")
+        bool, typer.Option("--dry-run", help="Validate data and settings, and estimate the cost, without training.")
     ] = False,
 ) -> None:
-    """Train and evaluate; the same command after a kill resumes."""
+    """Train and evaluate a run. If interrupted or killed, the same command resumes."""
     import sys
     from contextlib import nullcontext
 
@@ -30,7 +30,7 @@ def train(
 
     resolved = load_config(config, overrides or [])
     if "tune" in resolved.model_fields_set and is_main():
-        print("ailora: `ailora tune` would use the section tune: this command trains a single run", file=sys.stderr)
+        print("ailora: the section tune is ignored: only `ailora tune` uses it", file=sys.stderr)
     if dry_run:
         print_dry_run(try_out(resolved))
         return

@@ -11,10 +11,10 @@ from ailora.cli.options import Adapter, Json
 
 def verify(
     adapter: Adapter,
-    base: Annotated[str, typer.Option(help="Local folder, hub id in the cache, or builtin:minilm.")],
+    base: Annotated[str, typer.Option(help="Base model: a local folder, a hub id in the cache, or builtin:minilm.")],
     as_json: Json = False,
 ) -> None:
-    """Check that an adapter is the one that was made for this base; exit code 1 if it is not."""
+    """Check that an adapter is intact and belongs to this base model. Exit with code 1 if a check fails."""
     from ailora.checkpoints import verify as check
     from ailora.cli.tables import check_table, console, print_json
 
