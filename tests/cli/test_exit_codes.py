@@ -30,7 +30,7 @@ def raising(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[BaseEx
             raise error
 
         monkeypatch.setattr(cli, "app", app)
-        monkeypatch.setattr("ailora.cli.exit_codes._place_in_user_code", lambda _: None)
+        monkeypatch.setattr("ailora.cli.exit_codes._find_place_in_user_code", lambda _: None)
 
     return use
 
