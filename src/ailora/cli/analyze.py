@@ -69,21 +69,21 @@ def analyze(
     if as_json:
         print_json({"out": str(out), **result.info})
     else:
-        _print(result)
+        _print_analysis(result)
         console.print(f"Tables and figures: {out}")
 
 
-def _print(analysis: Analysis) -> None:
+def _print_analysis(analysis: Analysis) -> None:
     from ailora.cli.tables import console
 
-    console.print(_table(analysis))
+    console.print(_make_means_table(analysis))
     for line in analysis.info["findings"]:
         console.print(f"- {line}")
     for note in analysis.info["notes"]:
         console.print(f"note: {note}")
 
 
-def _table(analysis: Analysis) -> Table:
+def _make_means_table(analysis: Analysis) -> Table:
     """Build a table with means over layers, for each model and role."""
     from ailora.analysis.table_ops import filter_rows
     from ailora.cli.tables import make_table

@@ -90,14 +90,14 @@ def _describe_user_error(error: BaseException, arguments: Sequence[str]) -> str 
         return missing_extra(error, command=arguments[0])
     # For a missing model, transformers raises an OSError without errno, whose message is meant for users.
     if isinstance(error, OSError) and (error.errno is None or error.errno in _MACHINE_ERRORS):
-        return _one_line(error)
+        return _join_lines(error)
     return describe_out_of_memory(error)
 
 
 def _describe_bug(error: BaseException, arguments: Sequence[str], *, debug: bool) -> str:
     """Describe a bug in a single line, and write the traceback to a temporary file, unless `debug`."""
     command = shlex.join(["ailora", *map(mask_argument, arguments)])
-    summary = f"{type(error).__name__}: {_one_line(error)} in `{command}`"
+    summary = f"{type(error).__name__}: {_join_lines(error)} in `{command}`"
     place = _find_place_in_user_code(error)
     advice = f"raised at {place}, in your own code" if place else "this is a bug, please report it"
     if debug:
@@ -141,7 +141,7 @@ def _discard_output() -> None:
         os.dup2(nowhere, sys.stdout.fileno())
 
 
-def _one_line(error: BaseException) -> str:
+def _join_lines(error: BaseException) -> str:
     return " ".join(str(error).split())
 
 

@@ -57,7 +57,7 @@ class Progress:
         for trial in self._keys.matching_trials(self._storage.trials()):
             if trial.ended and trial.key not in self._printed:
                 self._printed.add(trial.key)
-                console.print(_line(trial))
+                console.print(_format_trial(trial))
 
 
 def progress_table(storage: TrialStorage, keys: TrialKeys) -> Table:
@@ -73,28 +73,28 @@ def progress_table(storage: TrialStorage, keys: TrialKeys) -> Table:
     """
     trials = keys.matching_trials(storage.trials())
     table = Table("task", "method", "done", "running", "waiting", "failed", "left", title=storage.name)
-    overall = _mean_seconds(trials)
+    overall = _compute_mean_seconds(trials)
     running = sum(trial.status is Status.RUNNING for trial in trials)
     for task, method in dict.fromkeys((condition.task, condition.method) for condition in keys.conditions):
         matching = [t for t in trials if (t.spec.condition.task, t.spec.condition.method) == (task, method)]
         count = Counter(trial.status for trial in matching)
         # Before the first trial of a method is complete, the trials of all methods are the best estimate.
-        seconds = _mean_seconds(matching) or overall
+        seconds = _compute_mean_seconds(matching) or overall
         n_open = count[Status.RUNNING] + count[Status.WAITING]
-        left = "" if seconds is None or not n_open else _time(n_open * seconds / max(running, 1))
+        left = "" if seconds is None or not n_open else _format_remaining_time(n_open * seconds / max(running, 1))
         failed = count[Status.FAIL] + count[Status.PRUNED]
         numbers = (count[Status.COMPLETE], count[Status.RUNNING], count[Status.WAITING], failed)
         table.add_row(task, method, *map(str, numbers), left)
     return table
 
 
-def _mean_seconds(trials: Sequence[Trial]) -> float | None:
+def _compute_mean_seconds(trials: Sequence[Trial]) -> float | None:
     """Return the mean duration of complete trials in seconds. None without complete trials."""
     seconds = [trial.result.seconds for trial in trials if trial.result and trial.result.seconds is not None]
     return sum(seconds) / len(seconds) if seconds else None
 
 
-def _line(trial: Trial) -> str:
+def _format_trial(trial: Trial) -> str:
     spec, result, condition = trial.spec, trial.result, trial.spec.condition
     setting = "".join(f" {key}={value}" for key, value in condition.values.items())
     if result is None:
@@ -107,7 +107,7 @@ def _line(trial: Trial) -> str:
     )
 
 
-def _time(seconds: float) -> str:
+def _format_remaining_time(seconds: float) -> str:
     minutes = round(seconds / 60)
     return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{max(minutes, 1)} min"
 

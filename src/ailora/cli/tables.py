@@ -55,7 +55,7 @@ def print_report(title: str, report: Mapping[str, object], *, as_json: bool) -> 
     if as_json:
         print_json(report)
     else:
-        console.print(_figures(title, report))
+        console.print(_make_figures_table(title, report))
 
 
 def make_table(title: str | None, columns: Iterable[str], rows: Iterable[Iterable[str]], **options: Any) -> Table:
@@ -76,7 +76,7 @@ def make_table(title: str | None, columns: Iterable[str], rows: Iterable[Iterabl
     return table
 
 
-def _figures(title: str, figures: Mapping[str, object]) -> Table:
+def _make_figures_table(title: str, figures: Mapping[str, object]) -> Table:
     rows = ((key.replace("_", " "), format_value(value, key)) for key, value in figures.items())
     return make_table(title, (), rows, show_header=False)
 
@@ -91,7 +91,16 @@ def projection_table(projections: Iterable[Projection]) -> Table:
 
     def row(p: Projection) -> tuple[str, ...]:
         attention = p.attention.value if p.attention else ""
-        return p.role.value, attention, collapse_layer_index(p.module), _rows(p), _shape(p), p.dtype, p.layout, p.rule
+        return (
+            p.role.value,
+            attention,
+            collapse_layer_index(p.module),
+            _format_rows(p),
+            _format_shape(p),
+            p.dtype,
+            p.layout,
+            p.rule,
+        )
 
     columns = ("role", "attention", "module", "rows", "shape", "dtype", "layout", "decided by", "modules")
     return make_table("projections", columns, _count_equal(map(row, projections)))
@@ -103,14 +112,14 @@ def unmatched_table(modules: Iterable[UnmatchedModule]) -> Table:
     return make_table("left alone", ("module", "shape", "why", "modules"), _count_equal(rows))
 
 
-def _rows(projection: Projection) -> str:
+def _format_rows(projection: Projection) -> str:
     """Format the rows of a projection in a fused weight, as ranges with their first and last row."""
     ranges = [f"{start}-{stop - 1}" for start, stop in projection.rows]
     shown = ranges if len(ranges) <= 3 else [*ranges[:2], "...", ranges[-1]]
     return ", ".join(shown) if projection.fused else "all"
 
 
-def _shape(projection: Projection) -> str:
+def _format_shape(projection: Projection) -> str:
     return f"{projection.out_features} x {projection.in_features}"
 
 
@@ -120,7 +129,7 @@ def plan_table(plan: Plan) -> Table:
     def row(a: PlannedAdapter) -> tuple[str, ...]:
         p, init = a.projection, ", ".join(a.init.to_dict().values())
         numbers = (str(a.rank), f"{a.alpha:g}", f"{a.scaling:g}", f"{a.trainable:,}")
-        return collapse_layer_index(p.module), p.role.value, _shape(p), init, *numbers
+        return collapse_layer_index(p.module), p.role.value, _format_shape(p), init, *numbers
 
     columns = ("module", "role", "shape", "init", "r", "alpha", "s", "trainable each", "modules")
     table = make_table(None, columns, _count_equal(map(row, plan.adapters)), show_footer=True)
@@ -164,13 +173,13 @@ def suggestion_table(suggestion: Suggestion) -> Table:
     """List the curvature of each role, and the suggested learning rate."""
     columns = ("role", "curvature", "curvature of LoRA", "multiple of LoRA's rate", "rate", "caution")
     rows = (
-        (role, *map(_with_error, (r.curvature, r.reference, r.multiple)), f"{r.rate:.2g}", r.caution)
+        (role, *map(_format_with_error, (r.curvature, r.reference, r.multiple)), f"{r.rate:.2g}", r.caution)
         for role, r in suggestion.roles.items()
     )
     return make_table(None, columns, rows)
 
 
-def _with_error(estimate: Curvature | RateMultiple) -> str:
+def _format_with_error(estimate: Curvature | RateMultiple) -> str:
     return f"{estimate.value:.3g} ± {estimate.error:.1g}"
 
 
@@ -200,7 +209,7 @@ def inspection_tables(figures: Mapping[str, Any]) -> Iterator[Table]:
     roles = figures.get("lines") or figures["roles"]
     tables = ("kind", "folder", "lines", "roles")
     facts = {key: value for key, value in figures.items() if key not in tables and value not in (None, [], {})}
-    yield _figures(f"{figures['kind']} {figures['folder']}", facts)
+    yield _make_figures_table(f"{figures['kind']} {figures['folder']}", facts)
     title = "by role" if "roles" in figures else "by role, root mean square over its modules"
     columns = [_COLUMN_NAMES.get(key, key) for key in map(str, roles[0])]
     rows = (("" if value is None else format_value(value) for value in role.values()) for role in roles)

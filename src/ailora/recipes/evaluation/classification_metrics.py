@@ -25,7 +25,7 @@ class Metric:
     regression: bool = False
 
 
-def _f1(labels: np.ndarray, predictions: np.ndarray, classes: int) -> float:
+def _compute_f1(labels: np.ndarray, predictions: np.ndarray, classes: int) -> float:
     # GLUE scores MRPC and QQP by the F1 of class 1, which is the "binary" average.
     return sk.f1_score(labels, predictions, average="binary" if classes == 2 else "macro")
 
@@ -34,7 +34,9 @@ def _ignore_num_classes(function: Callable[..., float]) -> Callable[[np.ndarray,
     return lambda labels, predictions, _classes: function(labels, predictions)
 
 
-def _correlation(function: Callable[..., tuple[float, float]]) -> Callable[[np.ndarray, np.ndarray, int], float]:
+def _make_correlation_score(
+    function: Callable[..., tuple[float, float]],
+) -> Callable[[np.ndarray, np.ndarray, int], float]:
     def score(labels: np.ndarray, predictions: np.ndarray, _classes: int) -> float:
         # The correlation is undefined for fewer than two rows and for constant predictions, which say nothing about
         # the labels: the score is 0, as without correlation, so that a run with such predictions has a result.
@@ -51,10 +53,10 @@ def _correlation(function: Callable[..., tuple[float, float]]) -> Callable[[np.n
 
 METRICS: dict[str, Metric] = {
     "accuracy": Metric(_ignore_num_classes(sk.accuracy_score)),
-    "f1": Metric(_f1),
+    "f1": Metric(_compute_f1),
     "matthews_correlation": Metric(_ignore_num_classes(sk.matthews_corrcoef)),
-    "pearson": Metric(_correlation(stats.pearsonr), regression=True),
-    "spearman": Metric(_correlation(stats.spearmanr), regression=True),
+    "pearson": Metric(_make_correlation_score(stats.pearsonr), regression=True),
+    "spearman": Metric(_make_correlation_score(stats.spearmanr), regression=True),
 }
 
 

@@ -66,7 +66,7 @@ def write_frame(frame: pd.DataFrame, file: Path) -> None:
     with writing(file):
         write_bytes(file, content)
     # Cells are not escaped, because programs read the file: an apostrophe would change a label.
-    if file.suffix in (".tsv", ".csv") and (count := sum(map(is_formula, _cells(frame)))):
+    if file.suffix in (".tsv", ".csv") and (count := sum(map(is_formula, _iter_cells(frame)))):
         _LOG.warning(
             "%s: %s with =, +, - or @, which a spreadsheet evaluates as a formula: import the file as text",
             file,
@@ -86,7 +86,7 @@ def is_formula(value: object) -> bool:
 
 def _encode_tsv(frame: pd.DataFrame, file: Path) -> bytes:
     # TSV has no quoting here, as in the files of GLUE, so that a tab within a cell cannot be escaped.
-    lines = [[*map(_to_text, row)] for row in _rows(frame)]
+    lines = [[*map(_to_text, row)] for row in _iter_rows(frame)]
     for number, line in enumerate(lines):
         for column, cell in zip(frame.columns, line, strict=True):
             if any(sign in cell for sign in "\t\n\r"):
@@ -99,7 +99,7 @@ def _encode_tsv(frame: pd.DataFrame, file: Path) -> bytes:
 
 
 def _encode_csv(frame: pd.DataFrame, _file: Path) -> bytes:
-    lines = [[*map(_to_text, row)] for row in _rows(frame)]
+    lines = [[*map(_to_text, row)] for row in _iter_rows(frame)]
     # Before Python 3.13, the csv module writes a lone carriage return unquoted, and reads it as a line break.
     carriage_return = any("\r" in cell for line in lines for cell in line)
     stream = io.StringIO(newline="")
@@ -109,7 +109,7 @@ def _encode_csv(frame: pd.DataFrame, _file: Path) -> bytes:
 
 
 def _encode_jsonl(frame: pd.DataFrame, _file: Path) -> bytes:
-    header, *rows = _rows(frame)
+    header, *rows = _iter_rows(frame)
     return "".join(_to_json(dict(zip(header, row, strict=True))) + "\n" for row in rows).encode()
 
 
@@ -131,13 +131,13 @@ _ENCODERS: dict[str, Callable[[pd.DataFrame, Path], bytes]] = {
 }
 
 
-def _rows(frame: pd.DataFrame) -> Iterator[tuple[Any, ...]]:
+def _iter_rows(frame: pd.DataFrame) -> Iterator[tuple[Any, ...]]:
     yield tuple(map(str, frame.columns))
     yield from frame.itertuples(index=False, name=None)
 
 
-def _cells(frame: pd.DataFrame) -> Iterable[object]:
-    return (cell for row in _rows(frame) for cell in row)
+def _iter_cells(frame: pd.DataFrame) -> Iterable[object]:
+    return (cell for row in _iter_rows(frame) for cell in row)
 
 
 def _to_text(value: object) -> str:

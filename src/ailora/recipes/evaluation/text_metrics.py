@@ -35,7 +35,7 @@ class TextMetric:
     larger_is_better: bool = True
 
 
-def _corpus(metric: BLEU | CHRF | TER) -> Callable[[Texts, References], float]:
+def _make_corpus_score(metric: BLEU | CHRF | TER) -> Callable[[Texts, References], float]:
     """Return a function that scores a corpus by a metric of sacrebleu, in percent."""
 
     def score(texts: Texts, references: References) -> float:
@@ -48,7 +48,7 @@ def _corpus(metric: BLEU | CHRF | TER) -> Callable[[Texts, References], float]:
     return score
 
 
-def _rouge_l(texts: Texts, references: References) -> float:
+def _compute_rouge_l(texts: Texts, references: References) -> float:
     """Return the F-measure of ROUGE-L against the best reference, averaged over texts, in percent."""
     scorer = RougeScorer(["rougeL"])
     pairs = zip(texts, references, strict=True)
@@ -56,14 +56,14 @@ def _rouge_l(texts: Texts, references: References) -> float:
     return 100 * sum(scores) / len(scores)
 
 
-def _meteor(texts: Texts, references: References) -> float:
+def _compute_meteor(texts: Texts, references: References) -> float:
     """Return METEOR with words split at whitespace, averaged over texts, in percent."""
     pairs = zip(texts, references, strict=True)
     scores = [meteor_score([ref.split() for ref in refs], text.split()) for text, refs in pairs]
     return 100 * sum(scores) / len(scores)
 
 
-def _numeric_match(texts: Texts, references: References) -> float:
+def _compute_numeric_match(texts: Texts, references: References) -> float:
     """Return the percentage of texts whose final number equals that of a reference, the score of GSM8K."""
     hits = [
         (answer := find_final_number(text)) is not None and answer in [find_final_number(ref) for ref in refs]
@@ -72,7 +72,7 @@ def _numeric_match(texts: Texts, references: References) -> float:
     return 100 * sum(hits) / len(hits)
 
 
-def _exact_match(texts: Texts, references: References) -> float:
+def _compute_exact_match(texts: Texts, references: References) -> float:
     """Return the percentage of texts that equal a reference, apart from leading and trailing whitespace."""
     hits = [text.strip() in [ref.strip() for ref in refs] for text, refs in zip(texts, references, strict=True)]
     return 100 * sum(hits) / len(hits)
@@ -97,13 +97,13 @@ def find_final_number(text: str) -> Decimal | None:
 
 
 TEXT_METRICS: dict[str, TextMetric] = {
-    "bleu": TextMetric(_corpus(BLEU())),
-    "chrf": TextMetric(_corpus(CHRF())),
-    "ter": TextMetric(_corpus(TER()), larger_is_better=False),
-    "rouge_l": TextMetric(_rouge_l),
-    "meteor": TextMetric(_meteor),
-    "exact_match": TextMetric(_exact_match),
-    "numeric_match": TextMetric(_numeric_match),
+    "bleu": TextMetric(_make_corpus_score(BLEU())),
+    "chrf": TextMetric(_make_corpus_score(CHRF())),
+    "ter": TextMetric(_make_corpus_score(TER()), larger_is_better=False),
+    "rouge_l": TextMetric(_compute_rouge_l),
+    "meteor": TextMetric(_compute_meteor),
+    "exact_match": TextMetric(_compute_exact_match),
+    "numeric_match": TextMetric(_compute_numeric_match),
 }
 
 

@@ -130,7 +130,9 @@ def _validate_optimizer(arguments: TrainingArguments) -> None:
             optimizer_class(parameters, **options)
     except Exception as error:
         if arguments.optim_target_modules is None or isinstance(error, ImportError):
-            raise InputError(f"training.optim {OptimizerNames(arguments.optim).value}: {_first_line(error)}") from None
+            raise InputError(
+                f"training.optim {OptimizerNames(arguments.optim).value}: {_format_first_line(error)}"
+            ) from None
     optimizer = torch.optim.SGD(model.parameters(), lr=arguments.learning_rate)
     kwargs = arguments.lr_scheduler_kwargs
     try:
@@ -146,7 +148,7 @@ def _validate_optimizer(arguments: TrainingArguments) -> None:
     except Exception as error:
         shown = "" if kwargs is None else f" with lr_scheduler_kwargs {kwargs}"
         name = SchedulerType(arguments.lr_scheduler_type).value
-        raise InputError(f"training.lr_scheduler_type {name}{shown}: {_first_line(error)}") from None
+        raise InputError(f"training.lr_scheduler_type {name}{shown}: {_format_first_line(error)}") from None
 
 
 def _validate_loader(arguments: TrainingArguments) -> None:
@@ -160,9 +162,9 @@ def _validate_loader(arguments: TrainingArguments) -> None:
             multiprocessing_context=getattr(arguments, "dataloader_multiprocessing_context", None),
         )
     except (ValueError, TypeError) as error:
-        raise InputError(f"training.dataloader_*: {_first_line(error)}") from None
+        raise InputError(f"training.dataloader_*: {_format_first_line(error)}") from None
 
 
-def _first_line(error: Exception) -> str:
+def _format_first_line(error: Exception) -> str:
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return f"{type(error).__name__}: {lines[0]}"

@@ -170,7 +170,7 @@ def build_arguments(config: RunConfig, output_dir: Path) -> TrainingArguments:
         InputError: transformers refuses a value, or FSDP would not train as configured.
     """
     accelerator = torch.accelerator.is_available()
-    arguments = _construct(
+    arguments = _construct_arguments(
         config.arguments,
         config,
         output_dir=str(output_dir),
@@ -201,10 +201,12 @@ def validate_arguments(config: RunConfig) -> None:
     validate_resumable(config.training)
     # The arguments set up their device when they are constructed, and the ranks of a launcher would join a group.
     offline = type(config.arguments.__name__, (config.arguments,), {"_setup_devices": torch.device("cpu")})
-    validate_usable(config.training, _construct(offline, without_distributed_args(config), output_dir="", use_cpu=True))
+    validate_usable(
+        config.training, _construct_arguments(offline, without_distributed_args(config), output_dir="", use_cpu=True)
+    )
 
 
-def _construct(kind: type[TrainingArguments], config: RunConfig, **defaults: object) -> TrainingArguments:
+def _construct_arguments(kind: type[TrainingArguments], config: RunConfig, **defaults: object) -> TrainingArguments:
     derived: dict[str, Any] = {"data_seed": config.training["seed"], **defaults, **config.derived_training}
     try:
         return kind(**derived | protect(config.training))
@@ -335,10 +337,10 @@ def _validate_combinations(training: dict[str, Any], metrics: Sequence[str]) -> 
         raise InputError(
             "training.save_strategy: expected no, steps or epoch, got 'best', with which a killed run could not resume"
         )
-    deciding = training.get("metric_for_best_model")
+    best_metric = training.get("metric_for_best_model")
     allowed = [*metrics, "loss"]
-    if deciding is not None and str(deciding).removeprefix("eval_") not in allowed:
-        raise unknown_name("training.metric_for_best_model", deciding, allowed)
+    if best_metric is not None and str(best_metric).removeprefix("eval_") not in allowed:
+        raise unknown_name("training.metric_for_best_model", best_metric, allowed)
     _validate_report_to(training["report_to"])
 
 

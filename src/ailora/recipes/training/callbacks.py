@@ -17,7 +17,7 @@ from ailora.atomic_io import append_text, format_json, write_text
 from ailora.distributed import wait_for_everyone
 from ailora.recipes.run_folder import RunFolder
 
-_LOGGED = ("loss", "learning_rate", "grad_norm")
+_LOGGED_KEYS = ("loss", "learning_rate", "grad_norm")
 
 
 class RunLog(TrainerCallback):
@@ -42,7 +42,7 @@ class RunLog(TrainerCallback):
     ) -> None:
         if state.is_world_process_zero:
             self.folder.claim(self.folder.log)
-            write_text(self.folder.log, "".join(map(_line, logged_steps(state))))
+            write_text(self.folder.log, "".join(map(_format_line, logged_steps(state))))
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
@@ -64,7 +64,7 @@ class RunLog(TrainerCallback):
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
         record = state.log_history[-1]
         if "loss" in record and state.is_world_process_zero:
-            append_text(self.folder.log, _line(_logged(record)))
+            append_text(self.folder.log, _format_line(_select_logged_keys(record)))
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
         # Each rank writes a part of the checkpoint, which is complete only when all ranks have arrived here.
@@ -114,12 +114,12 @@ class ProgressBar(ProgressCallback):
 
 def logged_steps(state: TrainerState) -> list[dict[str, float]]:
     """Return step, epoch, loss, learning rate and gradient norm for every logging step so far."""
-    return [_logged(record) for record in state.log_history if "loss" in record]
+    return [_select_logged_keys(record) for record in state.log_history if "loss" in record]
 
 
-def _logged(record: dict[str, float]) -> dict[str, float]:
-    return {key: record[key] for key in ("step", "epoch", *_LOGGED) if key in record}
+def _select_logged_keys(record: dict[str, float]) -> dict[str, float]:
+    return {key: record[key] for key in ("step", "epoch", *_LOGGED_KEYS) if key in record}
 
 
-def _line(record: dict[str, float]) -> str:
+def _format_line(record: dict[str, float]) -> str:
     return format_json(record) + "\n"

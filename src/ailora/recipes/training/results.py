@@ -47,9 +47,9 @@ def summarize_run(config: RunConfig, trained: TrainResult) -> dict[str, Any]:
     """
     trainer = trained.trainer
     history = evaluation_history(trainer.state, config.metrics)
-    best = {"loss": _best(history, "loss", sign=1)}
-    for deciding in config.metrics[:1]:
-        best[deciding] = _best(history, deciding, sign=-1)
+    best = {"loss": _find_best(history, "loss", sign=1)}
+    for main_metric in config.metrics[:1]:
+        best[main_metric] = _find_best(history, main_metric, sign=-1)
     parameters = list(trainer.model.parameters()) if trainer.model else []
     plan = get_adapter_origin(trainer.model).plan if trainer.model else None
     return {
@@ -64,7 +64,7 @@ def summarize_run(config: RunConfig, trained: TrainResult) -> dict[str, Any]:
         "versions": library_versions(),
         "init_seconds": trained.init_seconds,
         "train_seconds": trained.train_seconds,
-        "peak_memory_bytes": _peak_memory(),
+        "peak_memory_bytes": _read_peak_memory(),
     }
 
 
@@ -86,7 +86,7 @@ def evaluation_history(state: TrainerState, metrics: Sequence[str]) -> list[dict
     ]
 
 
-def _best(history: Sequence[dict[str, Any]], name: str, *, sign: int) -> dict[str, Any] | None:
+def _find_best(history: Sequence[dict[str, Any]], name: str, *, sign: int) -> dict[str, Any] | None:
     """Return the evaluation with the smallest `sign * value`. NaN counts as larger than all numbers."""
     return min(history, key=lambda record: (math.isnan(record[name]), sign * record[name]), default=None)
 
@@ -96,7 +96,7 @@ def write_result(folder: RunFolder, result: dict[str, Any]) -> None:
     write_json(folder.result, result)
 
 
-def _peak_memory() -> int | None:
+def _read_peak_memory() -> int | None:
     """Return the peak memory of this process in bytes, on the GPU or else resident. None if unknown."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
@@ -114,5 +114,5 @@ def resident_memory() -> int:
     """Return the resident memory of this process in bytes; on systems other than Linux, the peak of this memory."""
     pages = Path("/proc/self/statm")
     if not pages.is_file():
-        return _peak_memory() or 0
+        return _read_peak_memory() or 0
     return int(pages.read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")

@@ -19,7 +19,7 @@ def count_steps(arguments: TrainingArguments, rows: int) -> int:
     """
     if arguments.max_steps > 0:
         return arguments.max_steps
-    return math.ceil(_epoch_steps(arguments, rows) * arguments.num_train_epochs)
+    return math.ceil(_count_epoch_steps(arguments, rows) * arguments.num_train_epochs)
 
 
 def evaluation_steps(arguments: TrainingArguments, rows: int) -> list[int]:
@@ -32,7 +32,7 @@ def evaluation_steps(arguments: TrainingArguments, rows: int) -> list[int]:
     Returns:
         The steps in ascending order, including the last step of the run. Empty without evaluations.
     """
-    total, epoch = count_steps(arguments, rows), _epoch_steps(arguments, rows)
+    total, epoch = count_steps(arguments, rows), _count_epoch_steps(arguments, rows)
     if arguments.eval_strategy == "epoch":
         interval, first = epoch, arguments.eval_delay * epoch
     elif arguments.eval_strategy == "steps" and arguments.eval_steps is not None:
@@ -51,5 +51,5 @@ def rows_per_step(arguments: TrainingArguments) -> int:
     return arguments.train_batch_size * max(1, arguments.world_size) * arguments.gradient_accumulation_steps
 
 
-def _epoch_steps(arguments: TrainingArguments, rows: int) -> int:
+def _count_epoch_steps(arguments: TrainingArguments, rows: int) -> int:
     return max(1, math.ceil(rows / rows_per_step(arguments)))

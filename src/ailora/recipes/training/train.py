@@ -43,14 +43,14 @@ def train(
         ModelError: The checkpoint was trained from initial factors other than those of the model.
     """
     folder = RunFolder(recipe.config.output)
-    checkpoint = _newest_checkpoint(folder)
+    checkpoint = _find_newest_checkpoint(folder)
     if checkpoint:
         _validate_no_pickled_weights(checkpoint)
     _write_initial_state(folder, model, resumed=checkpoint is not None)
     seconds_before = train_seconds(checkpoint) if checkpoint else 0.0
-    final_state = _final_state(checkpoint)
+    final_state = _load_final_state(checkpoint)
     if checkpoint and final_state:
-        model = _load_weights(model, _best_checkpoint(recipe, final_state) or checkpoint)
+        model = _load_weights(model, _find_best_checkpoint(recipe, final_state) or checkpoint)
     # The history in the checkpoint already contains the evaluation before training.
     recipe.arguments.eval_on_start = recipe.arguments.eval_on_start and checkpoint is None
     try:
@@ -104,7 +104,7 @@ def _write_initial_state(folder: RunFolder, model: Model, *, resumed: bool) -> N
             folder.write_folder(folder.initial, lambda path: write_initial_factors(model, path) if is_main() else None)
 
 
-def _newest_checkpoint(folder: RunFolder) -> Path | None:
+def _find_newest_checkpoint(folder: RunFolder) -> Path | None:
     """Find the newest checkpoint, the same on every rank."""
     # The main rank goes first and removes half-written checkpoints, which no rank may then see.
     newest = folder.newest_checkpoint() if is_main() else None
@@ -112,7 +112,7 @@ def _newest_checkpoint(folder: RunFolder) -> Path | None:
     return newest if is_main() else folder.newest_checkpoint()
 
 
-def _final_state(checkpoint: Path | None) -> TrainerState | None:
+def _load_final_state(checkpoint: Path | None) -> TrainerState | None:
     """Load the state of a checkpoint after the last step of training. None if there are steps left."""
     # The Trainer cannot resume from such a checkpoint: it would train a further step.
     if checkpoint is None:
@@ -121,7 +121,7 @@ def _final_state(checkpoint: Path | None) -> TrainerState | None:
     return state if state.global_step >= state.max_steps else None
 
 
-def _best_checkpoint(recipe: Recipe[RunConfig], state: TrainerState) -> Path | None:
+def _find_best_checkpoint(recipe: Recipe[RunConfig], state: TrainerState) -> Path | None:
     """Find the checkpoint to load at the end of training. None without `load_best_model_at_end`."""
     if not recipe.arguments.load_best_model_at_end or state.best_model_checkpoint is None:
         return None

@@ -32,7 +32,7 @@ def mark_complete(checkpoint: Path, train_seconds: float) -> None:
         checkpoint: Folder of the checkpoint.
         train_seconds: Duration of training up to the checkpoint, in seconds.
     """
-    files = _files(checkpoint)
+    files = _list_files(checkpoint)
     grant_umask(files)
     states = {file.relative_to(checkpoint).as_posix(): _FileState.of(file).model_dump() for file in files}
     write_json(checkpoint / _COMPLETE, {"train_seconds": train_seconds, "files": states})
@@ -83,10 +83,10 @@ def train_seconds(checkpoint: Path) -> float:
     Raises:
         InputError: `complete.json` is damaged.
     """
-    return _mark(checkpoint).train_seconds
+    return _read_mark(checkpoint).train_seconds
 
 
-def _files(checkpoint: Path) -> list[Path]:
+def _list_files(checkpoint: Path) -> list[Path]:
     files = (file for file in sorted(checkpoint.rglob("*")) if file.suffix in _RESUMED_SUFFIXES and file.is_file())
     return [file for file in files if file.name != _COMPLETE and not file.name.startswith(".")]
 
@@ -117,11 +117,11 @@ class _State(BaseModel):
     max_steps: int
 
 
-def _mark(checkpoint: Path) -> _Mark:
-    return _read(checkpoint / _COMPLETE, _Mark)
+def _read_mark(checkpoint: Path) -> _Mark:
+    return _read_content(checkpoint / _COMPLETE, _Mark)
 
 
-def _read(file: Path, kind: type[Content]) -> Content:
+def _read_content(file: Path, kind: type[Content]) -> Content:
     try:
         return kind.model_validate(read_json_object(file, allow_nan=True), strict=True)
     except ValidationError as error:
@@ -134,7 +134,7 @@ def _read(file: Path, kind: type[Content]) -> Content:
 def _validate_files(checkpoint: Path) -> None:
     """Validate the files of a checkpoint: all must exist and be unchanged."""
     # Without the optimizer's state, the Trainer would silently resume with a new optimizer.
-    for name, state in _mark(checkpoint).files.items():
+    for name, state in _read_mark(checkpoint).files.items():
         file = checkpoint / name
         if not file.is_file():
             raise _damaged_error(file, "it is missing")
@@ -143,7 +143,7 @@ def _validate_files(checkpoint: Path) -> None:
             raise _damaged_error(file, f"expected {recorded.bytes} bytes, got {size}")
         if recorded.sha256 is not None and _FileState.of(file).sha256 != recorded.sha256:
             raise _damaged_error(file, "its content has changed since it was written")
-    for file in _files(checkpoint):
+    for file in _list_files(checkpoint):
         if reason := _describe_unreadable(file):
             raise _damaged_error(file, reason)
     _validate_state(checkpoint / "trainer_state.json")
@@ -154,7 +154,7 @@ def _validate_state(file: Path) -> None:
     # The Trainer would mistake an empty state for the end of training.
     if not file.is_file():
         raise _damaged_error(file, "it is missing")
-    state, step = _read(file, _State), int(file.parent.name.removeprefix("checkpoint-"))
+    state, step = _read_content(file, _State), int(file.parent.name.removeprefix("checkpoint-"))
     if state.global_step != step or state.max_steps < step:
         raise _damaged_error(file, f"expected step {step}, got step {state.global_step} of {state.max_steps}")
 
