@@ -27,7 +27,7 @@ class _Refusal(NamedTuple):
 
 
 _RESUMES_DIFFERENTLY = "a resumed run would differ from an uninterrupted run, because"
-#: Options that cannot be true.
+#: Option that cannot be true -> reason and hint.
 _REFUSED_OPTIONS = {
     "save_only_model": _Refusal(
         f"{_RESUMES_DIFFERENTLY} checkpoints would lack the optimizer's state",

@@ -52,7 +52,7 @@ class DivergenceCheck(TrainerCallback):
         largest = torch.zeros(()) if self._loss_scale_may_fall() else _max_abs(gradients)
         if self._is_finite_everywhere(loss, largest):
             return
-        # If both are finite on this rank, the loss or gradient of a different rank is not; the message says the loss.
+        # If both are finite on this rank, the loss or gradient of a different rank is not; the message names the loss.
         quantity = "loss" if not loss.isfinite() or largest.isfinite() else "gradient"
         cause = _format_rate_cause(args) if state.global_step else _MODEL_CAUSE
         raise DivergenceError(self._describe(state.global_step + 1, f"the {quantity} is not finite", cause))

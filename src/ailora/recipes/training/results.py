@@ -92,7 +92,7 @@ def _find_best(history: Sequence[dict[str, Any]], name: str, *, sign: int) -> di
 
 
 def write_result(folder: RunFolder, result: dict[str, Any]) -> None:
-    """Write `result.json`, the last file of a run."""
+    """Write `result.json`, whose presence marks a run as finished."""
     write_json(folder.result, result)
 
 
