@@ -19,7 +19,7 @@ def merge(
     force: Force = False,
     as_json: Json = False,
 ) -> None:
-    """Merge an adapter into its base model and write the result, shard by shard. The same command resumes."""
+    """Merge an adapter into its base model, shard by shard. If interrupted, the same command resumes."""
     from ailora.checkpoints import merge as merge_checkpoint
     from ailora.cli.tables import print_report
 

@@ -20,7 +20,7 @@ Policy = Annotated[str, typer.Option(help="Policy: ailora, reversed, pissa, milo
 Rank = Annotated[int, typer.Option(help="Rank r of the factors.")]
 Alpha = Annotated[float | None, typer.Option(help="Alpha, which sets the scaling alpha / r; default: the rank.")]
 Roles = Annotated[
-    list[str] | None, typer.Option("--role", help="Role to adapt, such as query; may be repeated; default: all.")
+    list[str] | None, typer.Option("--role", help="Role to adapt; may be repeated; default: query and value.")
 ]
 RoleNames = Annotated[
     list[str] | None,
