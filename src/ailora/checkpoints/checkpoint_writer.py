@@ -65,9 +65,8 @@ def rewrite(
             _ShardWriter(plan, output, transforms, bar).write()
     if checkpoint.index is not None:
         # The index comes last: loaders look for the index first, and so never find a half-written model.
-        write_bytes(
-            output.folder / checkpoint.index.name, _build_index(checkpoint, plans, same=dtype is None and not replaced)
-        )
+        index = _build_index(checkpoint, plans, unchanged=dtype is None and not replaced)
+        write_bytes(output.folder / checkpoint.index.name, index)
 
 
 def _describe_overflow(source: StoredTensor, block: Tensor, dtype: torch.dtype) -> str:
@@ -115,8 +114,8 @@ def _plan_shards(
         if name == last:
             sources |= {tensor: stored for tensor, stored in replaced.items() if tensor not in checkpoint.tensors}
         entries = [_Entry(_build_spec(tensor, stored, dtype), stored) for tensor, stored in sources.items()]
-        same = dtype is None and not sources.keys() & replaced.keys()
-        plans.append(_ShardPlan(name, _build_header(header, entries, same=same), tuple(entries)))
+        unchanged = dtype is None and not sources.keys() & replaced.keys()
+        plans.append(_ShardPlan(name, _build_header(header, entries, unchanged=unchanged), tuple(entries)))
     return plans
 
 
@@ -126,19 +125,19 @@ def _build_spec(name: str, stored: StoredTensor, dtype: torch.dtype | None) -> T
     return TensorSpec(name, SAFETENSORS_DTYPES[dtype], stored.shape)
 
 
-def _build_header(header: Header, entries: list[_Entry], *, same: bool) -> bytes:
+def _build_header(header: Header, entries: list[_Entry], *, unchanged: bool) -> bytes:
     """Format the header of a shard. With unchanged names, dtypes and shapes, the bytes of the old header are kept."""
     first = next(iter(header.tensors.values()), None)
     # Transformed tensors keep name, dtype and shape, but not the digest in the header.
-    if same and first is not None and not has_tensor_digest(header):
+    if unchanged and first is not None and not has_tensor_digest(header):
         with first.file.open("rb") as stream:
             return stream.read(min(stored.start for stored in header.tensors.values()))
     return header_bytes([entry.spec for entry in entries], drop_digests(header.metadata) or {"format": "pt"})
 
 
-def _build_index(checkpoint: Checkpoint, plans: list[_ShardPlan], *, same: bool) -> bytes:
+def _build_index(checkpoint: Checkpoint, plans: list[_ShardPlan], *, unchanged: bool) -> bytes:
     assert checkpoint.index is not None
-    if same:
+    if unchanged:
         return checkpoint.index.read_bytes()
     weight_map = {entry.spec.name: plan.name for plan in plans for entry in plan.entries}
     total = sum(entry.spec.nbytes for plan in plans for entry in plan.entries)
@@ -165,18 +164,18 @@ class _ShardWriter:
         if self._target.exists():
             self._bar.update(total)
             return
-        done = self._finished_tensors()
-        mode = "r+b" if done else "wb"
+        finished = self._finished_tensors()
+        mode = "r+b" if finished else "wb"
         with open(self._file, mode, buffering=0, opener=refuse_link) as stream, ThreadPoolExecutor(1) as flusher:
-            reached = self._offset(done)
+            offset = self._offset(finished)
             # Bytes after the last tensor in the journal may be incomplete, and are written again.
-            stream.truncate(reached)
-            stream.seek(reached)
-            if not done:
+            stream.truncate(offset)
+            stream.seek(offset)
+            if not finished:
                 _write(stream, self._plan.header)
-            self._bar.update(max(0, reached - len(self._plan.header)))
-            flush_position, flush = reached, None
-            for number, entry in enumerate(self._plan.entries[done:], done):
+            self._bar.update(max(0, offset - len(self._plan.header)))
+            flush_position, flush = offset, None
+            for number, entry in enumerate(self._plan.entries[finished:], finished):
                 self._write_entry(entry, stream)
                 self._bar.update(entry.spec.nbytes)
                 # A thread flushes during the next writes: waiting for the disk would cost a third of the time.
@@ -234,12 +233,12 @@ def _copy(stored: StoredTensor, target: FileIO) -> None:
     """Copy the bytes of a tensor to the end of a file."""
     try:
         with stored.file.open("rb", buffering=0) as source:
-            left = stored.nbytes
-            while left:
-                count = _copy_block(source, target, stored.stop - left, left)
+            remaining = stored.nbytes
+            while remaining:
+                count = _copy_block(source, target, stored.stop - remaining, remaining)
                 if not count:
                     raise ModelError(f"{stored.file} has shrunk: tensor {stored.name!r} ends at byte {stored.stop}")
-                left -= count
+                remaining -= count
     except FileNotFoundError as error:
         raise ModelError(f"{stored.file} was removed during reading") from error
 

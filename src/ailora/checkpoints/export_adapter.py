@@ -172,8 +172,8 @@ class _Conversion:
     @property
     def error(self) -> float:
         """Norm of the error over all modules, relative to the norm of the update."""
-        lost, update = (math.sqrt(sum(pair[i] ** 2 for pair in self.errors.values())) for i in (0, 1))
-        return lost / update if update > 0 else 0.0
+        error_norm, update_norm = (math.sqrt(sum(pair[i] ** 2 for pair in self.errors.values())) for i in (0, 1))
+        return error_norm / update_norm if update_norm > 0 else 0.0
 
     def measure(self) -> None:
         """Compute the errors of a finished export without writing files."""
@@ -205,12 +205,12 @@ class _Conversion:
         new_A, new_B = new_A.to(self.dtype), new_B.to(self.dtype)
         if not (all_finite(new_A) and all_finite(new_B)):
             raise InputError(f"{weights.module}: factors of the export are not finite in {self.dtype}")
-        lost = 0.0
+        error_norm = 0.0
         # Padding alone is exact: computing an error would yield rounding of the computation.
         if not self.exact or self.dtype is not A.dtype or self.scaling is None:
             new_scaling = 1.0 if self.scaling is None else self.scaling
-            lost = compute_distance((weights.scaling * B.double(), A), (new_scaling * new_B.double(), new_A))
-        self.errors[weights.module] = (lost, weights.scaling * compute_norm(B, A))
+            error_norm = compute_distance((weights.scaling * B.double(), A), (new_scaling * new_B.double(), new_A))
+        self.errors[weights.module] = (error_norm, weights.scaling * compute_norm(B, A))
         return new_A, new_B
 
     def _specs(self) -> Iterator[TensorSpec]:

@@ -172,29 +172,31 @@ def _execute(plan: InitPlan, output: OutputDir, *, device: str, workers: int, ca
         # All ranks divide the full list, because some tasks may finish before a rank looks which are left. Dealing in
         # turn from a list sorted by cost balances the ranks.
         shard = local_shard(sorted(tasks, key=lambda task: -task.flops))
-        left = [task for task in shard if not task.is_finished()]
+        remaining = [task for task in shard if not task.is_finished()]
         # An error on a rank ends all ranks; otherwise, the remaining ranks would wait for missing results.
         with raise_on_all_ranks():
-            timings = _run_tasks(left, workers=workers)
+            timings = _run_tasks(remaining, workers=workers)
         floored: dict[str, int] = {}
         with raise_on_all_ranks():
             if is_main():
                 floored = _assemble(plan, output.folder, tasks)
                 output.finish()
         seconds = {part: sum(asdict(timing)[part] for timing in timings) for part in ("read", "decompose", "write")}
-        sums = all_reduce_sum(seconds | {"bytes": sum(task.weight.tensor.nbytes for task in left), "left": len(left)})
+        bytes_read = sum(task.weight.tensor.nbytes for task in remaining)
+        sums = all_reduce_sum(seconds | {"bytes": bytes_read, "remaining": len(remaining)})
         seconds = {part: sums[part] for part in seconds}
-        return InitReport(folder, count, int(sums["bytes"]), floored, seconds, count - int(sums["left"]))
+        return InitReport(folder, count, int(sums["bytes"]), floored, seconds, count - int(sums["remaining"]))
 
 
-def _run_tasks(left: list[ModuleTask], *, workers: int) -> list[Timing]:
+def _run_tasks(remaining: list[ModuleTask], *, workers: int) -> list[Timing]:
     """Run the remaining tasks, most expensive first, with a progress bar in floating-point operations."""
     timings: list[Timing] = []
-    total = int(sum(task.flops for task in left)) or None
+    total = int(sum(task.flops for task in remaining)) or None
     bar = tqdm(total=total, desc="decomposing", unit="flop", unit_scale=True, leave=False, disable=None)
     with bar:
-        parallel = workers > 1 and len(left) > 1
-        for task, timing in run_in_processes(run_task, left, workers=workers) if parallel else run_in_turn(left):
+        parallel = workers > 1 and len(remaining) > 1
+        finished = run_in_processes(run_task, remaining, workers=workers) if parallel else run_in_turn(remaining)
+        for task, timing in finished:
             timings.append(timing)
             bar.set_postfix_str(task.module, refresh=False)
             bar.update(round(task.flops))

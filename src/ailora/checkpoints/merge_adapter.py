@@ -266,5 +266,5 @@ def _replace_dtype(config: dict[str, Any], dtype: str) -> dict[str, Any]:
     """Return a configuration with a new dtype, also in nested configurations."""
     changed = {key: _replace_dtype(value, dtype) if isinstance(value, dict) else value for key, value in config.items()}
     # An old value under `torch_dtype`, the key of earlier versions of transformers, would contradict `dtype`.
-    named = {key: value for key, value in changed.items() if key != "torch_dtype"}
-    return named | {"dtype": dtype} if "torch_dtype" in config or "dtype" in config else named
+    without_old_key = {key: value for key, value in changed.items() if key != "torch_dtype"}
+    return without_old_key | {"dtype": dtype} if "torch_dtype" in config or "dtype" in config else without_old_key

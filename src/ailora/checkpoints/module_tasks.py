@@ -157,24 +157,24 @@ def run_in_turn(tasks: Sequence[ModuleTask]) -> Iterator[tuple[ModuleTask, Timin
         ModelError: A weight is not finite.
     """
     # With the thread, decompositions take 99 % of the time on a large checkpoint; without, they took 84.5 %.
-    with ThreadPoolExecutor(1) as aside:
-        following = aside.submit(_load, tasks[0]) if tasks else None
-        written: Future[None] | None = None
+    with ThreadPoolExecutor(1) as io_thread:
+        next_weight = io_thread.submit(_load, tasks[0]) if tasks else None
+        pending_write: Future[None] | None = None
         for number, task in enumerate(tasks):
-            assert following is not None
-            started = time.perf_counter()
-            loaded = following.result()
-            read = time.perf_counter()
-            following = aside.submit(_load, tasks[number + 1]) if number + 1 < len(tasks) else None
+            assert next_weight is not None
+            started_at = time.perf_counter()
+            loaded = next_weight.result()
+            loaded_at = time.perf_counter()
+            next_weight = io_thread.submit(_load, tasks[number + 1]) if number + 1 < len(tasks) else None
             result = _decompose(task, loaded)
-            decomposed = time.perf_counter()
-            if written is not None:
-                written.result()
-            written = aside.submit(result.write, task.file)
+            decomposed_at = time.perf_counter()
+            if pending_write is not None:
+                pending_write.result()
+            pending_write = io_thread.submit(result.write, task.file)
             # After the last task, no further loop pass waits for the write.
-            if following is None:
-                written.result()
-            yield task, Timing(read - started, decomposed - read, time.perf_counter() - decomposed)
+            if next_weight is None:
+                pending_write.result()
+            yield task, Timing(loaded_at - started_at, decomposed_at - loaded_at, time.perf_counter() - decomposed_at)
 
 
 def _load(task: ModuleTask) -> _LoadedWeight:

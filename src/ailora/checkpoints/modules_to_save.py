@@ -64,8 +64,8 @@ def collect_saved_tensors(
         missing = sorted(shapes.keys() - fitting.keys())
         if missing and not _matches(module, heads):
             raise ModelError(f"modules_to_save: the checkpoint has no tensor of the model's shape for {missing[0]}")
-        fresh = _draw_fresh(model, module, seed) if missing else {}
-        tensors |= {name: fitting[name] if name in fitting else fresh[name] for name in shapes}
+        new_tensors = _initialize_module(model, module, seed) if missing else {}
+        tensors |= {name: fitting[name] if name in fitting else new_tensors[name] for name in shapes}
     return tensors
 
 
@@ -104,7 +104,7 @@ def find_saved_tensors(adapter: AdapterCheckpoint, model: PreTrainedModel, check
             of two tied parameters was trained.
     """
     parameters: Mapping[str, Tensor] = model.state_dict()
-    of_embeddings = set(_find_embedding_parameters(model))
+    embedding_parameters = set(_find_embedding_parameters(model))
     label_counts: set[int] = set()
     vocabularies: set[int] = set()
     for name, stored in adapter.saved.items():
@@ -114,18 +114,18 @@ def find_saved_tensors(adapter: AdapterCheckpoint, model: PreTrainedModel, check
         shape = tuple(parameters[name].shape)
         if stored.shape == shape:
             continue
-        of_labels = get_task(adapter.task_type).predicts_classes and shape[:1] == (model.config.num_labels,)
-        if stored.shape[1:] != shape[1:] or not (of_labels or name in of_embeddings):
+        is_head = get_task(adapter.task_type).predicts_classes and shape[:1] == (model.config.num_labels,)
+        if stored.shape[1:] != shape[1:] or not (is_head or name in embedding_parameters):
             raise ModelError(f"{stored}: the parameter {name} of {type(model).__name__} has the shape {shape}")
-        (vocabularies if name in of_embeddings else label_counts).add(stored.shape[0])
+        (vocabularies if name in embedding_parameters else label_counts).add(stored.shape[0])
     if len(label_counts) > 1:
         raise ModelError(f"the heads in {adapter.folder} disagree on the number of labels: {sorted(label_counts)}")
     if vocabularies:
-        _validate_vocabulary(adapter, vocabularies, of_embeddings - get_tied_weights(model).keys())
+        _validate_vocabulary(adapter, vocabularies, embedding_parameters - get_tied_weights(model).keys())
     # Tied parameters share their rows; untied parameters each need the new rows.
     tensors, untied = _resolve_ties(adapter, model, checkpoint)
     if vocabularies and untied:
-        _validate_vocabulary(adapter, vocabularies, of_embeddings)
+        _validate_vocabulary(adapter, vocabularies, embedding_parameters)
     return SavedTensors(tensors, next(iter(label_counts), None), next(iter(vocabularies), None), untied)
 
 
@@ -138,13 +138,13 @@ def _find_embedding_parameters(model: PreTrainedModel) -> Iterator[str]:
             yield from (f"{name}.{parameter}" for parameter, _ in module.named_parameters(recurse=False))
 
 
-def _validate_vocabulary(adapter: AdapterCheckpoint, vocabularies: set[int], of_embeddings: set[str]) -> None:
+def _validate_vocabulary(adapter: AdapterCheckpoint, vocabularies: set[int], embedding_parameters: set[str]) -> None:
     """Refuse embeddings with different numbers of rows."""
     if len(vocabularies) > 1:
         raise ModelError(f"the embeddings in {adapter.folder} disagree on the vocabulary: {sorted(vocabularies)} rows")
     (rows,) = vocabularies
     saved = {name for name, stored in adapter.saved.items() if stored.shape[0] == rows}
-    if others := sorted(of_embeddings - saved):
+    if others := sorted(embedding_parameters - saved):
         raise ModelError(
             f"the vocabulary in {adapter.folder} was resized to {rows} rows, but {others[0]} was not saved: save input "
             "and output embeddings, with model.save_pretrained(folder, save_embedding_layers=True)"
@@ -192,11 +192,11 @@ def _map_stored_tensors(model: PreTrainedModel, checkpoint: Checkpoint) -> dict[
     return stored
 
 
-def _draw_fresh(model: PreTrainedModel, module: str, seed: int) -> Mapping[str, Tensor]:
+def _initialize_module(model: PreTrainedModel, module: str, seed: int) -> Mapping[str, Tensor]:
     """Initialize a new module by the rule of transformers, and return its state dict."""
     # A forked generator makes the head independent of the caller's random state, and leaves this state unchanged.
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(derive_seed(seed, module))
-        fresh = copy.deepcopy(model.get_submodule(module)).to_empty(device="cpu")
-        fresh.float().apply(model._init_weights)  # noqa: SLF001 (transformers has no public one)
-    return {f"{module}.{key}": tensor for key, tensor in fresh.state_dict().items()}
+        new_module = copy.deepcopy(model.get_submodule(module)).to_empty(device="cpu")
+        new_module.float().apply(model._init_weights)  # noqa: SLF001 (transformers has no public one)
+    return {f"{module}.{key}": tensor for key, tensor in new_module.state_dict().items()}

@@ -195,7 +195,7 @@ def _check_anchors(weights: Mapping[str, StoredWeight], trained: AdapterCheckpoi
     if trained.targets_residual_base:
         yield Check("anchor", None, "a checkpoint in the residual form has none")
         return
-    worst, failed, moved, count = 0.0, "", False, 0
+    largest_error, failure, is_trained, count = 0.0, "", False, 0
     total = len(plan.adapters)
     for role in tqdm(
         trained.read_projection_factors(plan), "verifying", total, unit="matrix", leave=False, disable=None
@@ -206,16 +206,17 @@ def _check_anchors(weights: Mapping[str, StoredWeight], trained: AdapterCheckpoi
             weight = weights[planned.projection.module]
             weight.validate_floating()
             error = _compute_anchor_error(role, weight.to_matrix(read_tensor(weight.tensor)))
-            worst = max(worst, error)
-            failed = failed or (f"{planned.projection.name}: {error:.1e} times the tolerance" if error > 1 else "")
-        moved = moved or (any(bool(d.any()) for d in role.deltas) if role.anchored else bool(role.B.any()))
-    detail = failed or f"{count} anchors, largest error {worst:.1e} times the tolerance"
+            largest_error = max(largest_error, error)
+            failure = failure or (f"{planned.projection.name}: {error:.1e} times the tolerance" if error > 1 else "")
+        update_factors = role.deltas if role.anchored else (role.B,)
+        is_trained = is_trained or any(bool(factor.any()) for factor in update_factors)
+    detail = failure or f"{count} anchors, largest error {largest_error:.1e} times the tolerance"
     # The stock form trains the anchor, and a changed anchor then proves nothing about the base.
-    if count and failed and moved and plan.form is Form.STOCK:
+    if count and failure and is_trained and plan.form is Form.STOCK:
         yield Check("anchor", None, "changed by training, as usual in the stock form")
     else:
-        yield Check("anchor", not failed if count else None, detail if count else "plain LoRA has none")
-    if moved:
+        yield Check("anchor", not failure if count else None, detail if count else "plain LoRA has none")
+    if is_trained:
         yield Check("start", None, "trained: the update is not zero")
     else:
         yield Check("start", True, "untrained: the update is exactly zero, a product with zero blocks")

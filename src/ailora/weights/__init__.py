@@ -1,1 +1,1 @@
-"""Base weights as plain matrices (out, in), whatever the storage in the layer."""
+"""Base weights as plain matrices (out, in), read from any storage."""

@@ -207,7 +207,7 @@ def validate_dora_rows(weight: Float[Tensor, "out in_"], name: str) -> None:
         )
 
 
-def validate_matrix(weight: Tensor, shape: tuple[int, ...] | None, what: str) -> None:
+def validate_matrix(weight: Tensor, shape: tuple[int, ...] | None, name: str) -> None:
     """Refuse a tensor of unexpected shape or with NaN or infinite entries.
 
     Raises:
@@ -215,11 +215,11 @@ def validate_matrix(weight: Tensor, shape: tuple[int, ...] | None, what: str) ->
     """
     if tuple(weight.shape) != shape:
         raise ModelError(
-            f"{what}: expected the shape {shape} of the layer, got {tuple(weight.shape)}. For a weight packed in an "
+            f"{name}: expected the shape {shape} of the layer, got {tuple(weight.shape)}. For a weight packed in an "
             "unsupported format, give the unquantized checkpoint: weights_from=..."
         )
     if not all_finite(weight):
-        raise ModelError(f"{what} holds NaN or infinite entries")
+        raise ModelError(f"{name} holds NaN or infinite entries")
 
 
 def all_finite(tensor: Tensor) -> bool:

@@ -70,17 +70,17 @@ def relative_error(exact: Tensor, stored: Tensor) -> float:
     return float((stored.to(exact.dtype) - exact).norm() / size) if size > 0 else 0.0
 
 
-def _orient(tensor: Tensor, weight: BaseWeight, what: str) -> Float[Tensor, "out in_"]:
+def _orient(tensor: Tensor, weight: BaseWeight, name: str) -> Float[Tensor, "out in_"]:
     """Return a stored tensor as the matrix (out, in) of a weight, transposed if needed.
 
     Raises:
         ModelError: The tensor is quantized, not finite, of unexpected shape, or far from the model's weight.
     """
     if not tensor.is_floating_point() or tensor.dtype.itemsize == 1:
-        raise ModelError(f"{what} has the dtype {tensor.dtype}: weights_from takes an unquantized checkpoint")
+        raise ModelError(f"{name} has the dtype {tensor.dtype}: weights_from takes an unquantized checkpoint")
     candidates = [matrix for matrix in (tensor, tensor.T) if tuple(matrix.shape) == weight.shape] or [tensor]
     for matrix in candidates:
-        validate_matrix(matrix, weight.shape, what)
+        validate_matrix(matrix, weight.shape, name)
     try:
         quantized = weight.read()
     except ModelError:
@@ -89,5 +89,5 @@ def _orient(tensor: Tensor, weight: BaseWeight, what: str) -> Float[Tensor, "out
     distances = [relative_error(quantized, matrix.to(quantized.device)) for matrix in candidates]
     distance, matrix = min(zip(distances, candidates, strict=True), key=lambda pair: pair[0])
     if distance > _MAX_QUANTIZATION_ERROR:
-        raise ModelError(f"{what} is not the weight of {weight.module}: the relative distance is {distance:.2f}")
+        raise ModelError(f"{name} is not the weight of {weight.module}: the relative distance is {distance:.2f}")
     return matrix.to(quantized.device)
