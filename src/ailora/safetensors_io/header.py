@@ -171,7 +171,7 @@ def read_header(file: Path) -> Header:
         raise InputError(f"{file}: __metadata__ in the header must map strings to strings")
     data_start = 8 + length
     tensors = [_parse_entry(name, entry, file, data_start) for name, entry in entries.items()]
-    # The JSON has any order. An empty tensor has the same start as the next tensor, and only the stop orders the two.
+    # The JSON has any order. An empty tensor and the next tensor have equal starts; only the stop orders the two.
     tensors.sort(key=lambda tensor: (tensor.start, tensor.stop))
     _validate_coverage(tensors, file, data_start, status.st_size)
     return Header({tensor.name: tensor for tensor in tensors}, metadata)
@@ -246,7 +246,7 @@ def _is_size(value: object) -> bool:
 
 
 def _validate_coverage(tensors: list[StoredTensor], file: Path, data_start: int, file_size: int) -> None:
-    """Refuse sorted tensors with gaps or overlaps, since neither could be copied to a new file.
+    """Refuse gaps and overlaps between the bytes of sorted tensors.
 
     Raises:
         InputError: Two tensors overlap, bytes belong to no tensor, or the file is truncated.
