@@ -38,7 +38,7 @@ class CausalLMRecipe(LanguageRecipe[CausalLMConfig]):
     trainer_class: ClassVar[type[AdapterTrainer]] = _Trainer
     length_key: ClassVar[str] = "training.max_length"
 
-    def trained_lengths(self, dataset: Dataset) -> list[int]:
+    def count_positions(self, dataset: Dataset) -> list[int]:
         """Return the positions per row; packing truncates rows, and wrapped packing joins rows first."""
         lengths, arguments = count_tokens(dataset), self.arguments
         if not arguments.packing or arguments.max_length is None:

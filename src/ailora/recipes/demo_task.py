@@ -55,7 +55,7 @@ def write_verdicts(folder: Path, *, train: int, held_out: int, seed: int = 0) ->
     texts = {}
     for split, vocabulary in words.items():
         good, bad = _GOOD.split()[vocabulary], _BAD.split()[vocabulary]
-        rows = [_sentence(rng, good, bad) for _ in range(train if split == "train" else held_out)]
+        rows = [_make_sentence(rng, good, bad) for _ in range(train if split == "train" else held_out)]
         texts[folder / f"{split}.tsv"] = "".join("\t".join(row) + "\n" for row in (("sentence", "label"), *rows))
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -68,7 +68,7 @@ def write_verdicts(folder: Path, *, train: int, held_out: int, seed: int = 0) ->
     return {file.stem: file for file in texts}
 
 
-def _sentence(rng: random.Random, good: Sequence[str], bad: Sequence[str]) -> tuple[str, str]:
+def _make_sentence(rng: random.Random, good: Sequence[str], bad: Sequence[str]) -> tuple[str, str]:
     subject, distractor = rng.sample(_THINGS, 2)
     praises_subject, denies, praises_distractor = (rng.random() < 0.5 for _ in range(3))
     judgement = f"the {subject} was {rng.choice(good if praises_subject else bad)}"

@@ -84,14 +84,14 @@ def _estimate_costs(
     steps = count_steps(arguments, len(lengths))
     total = sum(parameter.numel() for parameter in model.parameters())
     method = config.adapter.method
-    added, trained = (0, total) if plan is None else _added_parameters(method, plan, model)
+    added, trained = (0, total) if plan is None else _count_added_parameters(method, plan, model)
     token_count = sum(lengths) / len(lengths) * rows_per_step(arguments) * steps
     # FLOPs per parameter and token: 2 each for the forward pass, input gradients, weight gradients, and recomputation.
     passes = 2 + 2 + 2 * (plan is None) + 2 * bool(arguments.activation_checkpointing)
     weights = sum(p.numel() * _bytes_per_entry(config, p.dtype.itemsize, p.ndim) for p in model.parameters())
     # In float32, a value with gradient and Adam's two moments takes 16 bytes; its anchor takes 4 bytes.
     state = trained * 16 + (plan.trainable * 4 if plan and not isinstance(method, PeftInit) else 0)
-    activations = _activation_bytes(config, arguments, model, max(lengths))
+    activations = _estimate_activation_bytes(config, arguments, model, max(lengths))
     # On a CPU, runs report the memory of the process; on a GPU, the memory allocated by torch.
     process = 0 if torch.cuda.is_available() else resident_memory()
     return {
@@ -108,7 +108,9 @@ def _estimate_costs(
     }
 
 
-def _activation_bytes(config: RunConfig, arguments: TrainingArguments, model: PreTrainedModel, longest: int) -> float:
+def _estimate_activation_bytes(
+    config: RunConfig, arguments: TrainingArguments, model: PreTrainedModel, longest: int
+) -> float:
     """Estimate the bytes of activations for the largest batch, in training or in evaluation."""
     text: Any = model.config.get_text_config()
     layers, width = getattr(text, "num_hidden_layers", 0), getattr(text, "hidden_size", 0)
@@ -132,7 +134,7 @@ def _has_attention_dropout(text: object) -> bool:
     return any(getattr(text, name, 0) or 0 for name in names)
 
 
-def _added_parameters(method: Method, plan: Plan, model: PreTrainedModel) -> tuple[int, int]:
+def _count_added_parameters(method: Method, plan: Plan, model: PreTrainedModel) -> tuple[int, int]:
     """Count the parameters of an adapter, including copies of heads and of `modules_to_save`.
 
     Returns:

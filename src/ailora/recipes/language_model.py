@@ -84,8 +84,8 @@ class LanguageRecipe(Recipe[LanguageConfigT_co]):
     def datasets(self) -> dict[str, Dataset]:
         evaluator, data = self.evaluator, self.config.data
         rows = {s: rows.sample(getattr(data, f"max_{s}_samples", None)) for s, rows in self.rows.items()}
-        train = self._tokenize(rows["train"], self.trained_lengths)
-        self.position_limits.warn_beyond_context(self.trained_lengths(train), key=self.length_key)
+        train = self._tokenize(rows["train"], self.count_positions)
+        self.position_limits.warn_beyond_context(self.count_positions(train), key=self.length_key)
         datasets = {"train": train} | {split: self._tokenize(rows[split]) for split in data.splits[1:]}
         if evaluator.generation is not None:
             # Refuse a missing column of group_by before training.
@@ -93,7 +93,7 @@ class LanguageRecipe(Recipe[LanguageConfigT_co]):
                 self._validate_prompts([group[0] for group in evaluator.group_inputs(self.rows[split])])
         return datasets
 
-    def trained_lengths(self, dataset: Dataset) -> list[int]:
+    def count_positions(self, dataset: Dataset) -> list[int]:
         """Return the number of positions per row during training."""
         return count_tokens(dataset)
 

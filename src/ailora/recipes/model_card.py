@@ -57,7 +57,7 @@ def make_model_card(config: RunConfig, result: Mapping[str, Any], *, pad_token_i
     custom = isinstance(config.adapter.method, CustomFunction)
     base = resolve_model(config.model) if config.model.startswith("builtin:") else config.model
     task = TASKS[config.task_type]
-    data = ModelCardData(base_model=base, library_name="peft", tags=_tags(config.adapter))
+    data = ModelCardData(base_model=base, library_name="peft", tags=_choose_tags(config.adapter))
     card = _CARD.format(
         data=data.to_yaml(),
         base=base,
@@ -71,7 +71,7 @@ def make_model_card(config: RunConfig, result: Mapping[str, Any], *, pad_token_i
         steps=result["steps"],
         seed=result["seed"],
         loader=task.auto_class.replace("Auto", "AutoPeft"),
-        arguments=_loader_arguments(result, pad_token_id),
+        arguments=_format_loader_arguments(result, pad_token_id),
     )
     if "labels" in result:
         names = ", ".join(result["labels"] or ["one number (regression)"])
@@ -80,7 +80,7 @@ def make_model_card(config: RunConfig, result: Mapping[str, Any], *, pad_token_i
     return ModelCard(card)
 
 
-def _loader_arguments(result: Mapping[str, Any], pad_token_id: int | None) -> str:
+def _format_loader_arguments(result: Mapping[str, Any], pad_token_id: int | None) -> str:
     """Format arguments of `from_pretrained`; a classifier needs the size of its head, labels and padding token."""
     path = '"PATH/TO/THIS/FOLDER"'
     if "labels" not in result:
@@ -95,7 +95,7 @@ def _loader_arguments(result: Mapping[str, Any], pad_token_id: int | None) -> st
     return "".join(f"\n    {argument}," for argument in arguments) + "\n"
 
 
-def _tags(adapter: AdapterConfig) -> list[str]:
+def _choose_tags(adapter: AdapterConfig) -> list[str]:
     match adapter.method:
         case CustomFunction():
             return ["peft"]

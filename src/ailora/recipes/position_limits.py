@@ -48,7 +48,7 @@ class PositionLimits:
         Returns:
             The limits.
         """
-        lengths = _table_lengths(model)
+        lengths = _find_table_lengths(model)
         text: Any = model.config.get_text_config()
         if not getattr(model.config, "is_encoder_decoder", False):
             reads = min(lengths.values(), default=None)
@@ -125,7 +125,7 @@ def count_tokens(dataset: Dataset, column: str = "input_ids") -> list[int]:
     return pc.call_function("list_value_length", [dataset.with_format("arrow")[:][column]]).to_pylist()
 
 
-def _table_lengths(model: PreTrainedModel) -> dict[str, int]:
+def _find_table_lengths(model: PreTrainedModel) -> dict[str, int]:
     """Return the number of positions in each table, by name of the module or buffer."""
     lengths: dict[str, int] = {}
     if length := getattr(model.config, _LENGTH_KEYS.get(model.config.model_type, ""), None):
@@ -134,14 +134,14 @@ def _table_lengths(model: PreTrainedModel) -> dict[str, int]:
         weight = getattr(module, "weight", None)
         # Modules with `make_weight` extend their table for longer sequences.
         if name.rpartition(".")[2] in _TABLES and isinstance(weight, Tensor) and not hasattr(module, "make_weight"):
-            lengths[name] = _usable_rows(model, module, len(weight))
+            lengths[name] = _count_usable_rows(model, module, len(weight))
     for name, buffer in model.named_buffers():
         if name.rpartition(".")[2] in _TABLES and buffer.ndim == 2:
             lengths[name] = len(buffer)
     return lengths
 
 
-def _usable_rows(model: PreTrainedModel, table: object, rows: int) -> int:
+def _count_usable_rows(model: PreTrainedModel, table: object, rows: int) -> int:
     """Return the number of usable rows in a table; some model families skip the first rows."""
     padding = getattr(table, "padding_idx", None)
     # BART and OPT skip `offset` rows, and the positions of RoBERTa begin after the padding row.

@@ -71,7 +71,7 @@ def run(config: RunConfig, callbacks: Sequence[TrainerCallback] = ()) -> dict[st
         # Save before evaluating: a failed evaluation must not lose the trained model.
         saved = save_model(config, trained.trainer)
         evaluation = _evaluate(recipe, trained, saved)
-        # `merge` reads the padding token from here if an adapter has no ailora metadata.
+        # `merge` reads the padding token from the result if an adapter has no ailora metadata.
         pad_token_id = getattr(model.config, "pad_token_id", None)
         result = evaluation.result | summarize_run(config, trained)
         result |= {"adapter_bytes": safetensors_bytes(saved), "pad_token_id": pad_token_id}

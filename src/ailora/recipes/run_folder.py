@@ -60,7 +60,7 @@ class RunFolder:
 
     @contextmanager
     def claimed(self, config: RunConfig) -> Generator[None, None, None]:
-        """Lock the folder for a run while it trains.
+        """Lock the folder for a run during training.
 
         All processes of the run enter the context, and the main process holds the lock. An error before the first
         checkpoint leaves `failed.txt`.
@@ -157,23 +157,23 @@ class RunFolder:
         checkpoints = trainer_checkpoints.numbered_checkpoints(self.checkpoints)
         validate_no_links(self.checkpoints, (checkpoint.name for checkpoint in checkpoints))
         for checkpoint in checkpoints:
-            if not trainer_checkpoints.is_complete(checkpoint) and self._name(checkpoint) not in manifest:
+            if not trainer_checkpoints.is_complete(checkpoint) and self._to_key(checkpoint) not in manifest:
                 raise InputError(
                     f"{checkpoint} was not written by this run, or is an incomplete checkpoint of an earlier version; "
                     "move the checkpoint, or choose another output"
                 )
 
-    def _name(self, path: Path) -> str:
+    def _to_key(self, path: Path) -> str:
         return path.relative_to(self.path).as_posix()
 
     @property
     def _outputs(self) -> tuple[str, ...]:
         results = (self.adapter, self.model, self.predictions, self.samples, self.result)
-        return METADATA_NAME, *map(self._name, (self.checkpoints, self.log, *results, self.failed, self.initial))
+        return METADATA_NAME, *map(self._to_key, (self.checkpoints, self.log, *results, self.failed, self.initial))
 
     def _validate_same_run(self, config: RunConfig) -> None:
         if changes := describe_differences(config.model_dump(), self.read_config().model_dump()):
-            raise InputError(f"{self.path} holds another run ({changes}): choose another output or remove it")
+            raise InputError(f"{self.path} holds another run ({changes}): choose another output, or remove the folder")
 
     def read_config(self) -> RunConfig:
         """Read the configuration of the run.
@@ -207,7 +207,7 @@ class RunFolder:
         return result | {key: restore_non_finite(result[key]) for key in _NUMERIC_KEYS if key in result}
 
     def finished(self, config: RunConfig) -> dict[str, Any] | None:
-        """Return the result of the run if it has finished, else None.
+        """Return the result if the run has finished, else None.
 
         Raises:
             InputError: The folder holds another run, or the result is damaged.
@@ -234,7 +234,7 @@ class RunFolder:
         """
         manifest = Manifest(self.path)
         return trainer_checkpoints.newest_checkpoint(
-            self.checkpoints, is_ours=lambda checkpoint: self._name(checkpoint) in manifest
+            self.checkpoints, is_ours=lambda checkpoint: self._to_key(checkpoint) in manifest
         )
 
     def claim(self, *paths: Path) -> None:
@@ -243,7 +243,7 @@ class RunFolder:
         Raises:
             InputError: A path is a link, or exists without an entry in the manifest.
         """
-        Manifest(self.path).claim(*map(self._name, paths))
+        Manifest(self.path).claim(*map(self._to_key, paths))
 
     def begin_checkpoint(self, step: int, *, rotates: bool) -> None:
         """Record a checkpoint in the manifest before writing.
@@ -269,7 +269,7 @@ class RunFolder:
 
         Args:
             target: folder to replace.
-            write: writes the content into a temporary folder.
+            write: function to write the content into a temporary folder.
         """
         with on_main(self._replacing(target)) as partial:
             write(partial)

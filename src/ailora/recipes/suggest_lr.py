@@ -141,6 +141,6 @@ def _sample_batches(recipe: Recipe[RunConfig], batches: int, rows: int) -> list[
         raise InputError(
             f"expected at least {batches * rows} training rows for {batches} batches of {rows} rows, got {len(dataset)}"
         )
-    chosen = random.Random(_SAMPLE_SEED).sample(range(len(dataset)), batches * rows)
-    starts = range(0, len(chosen), rows)
-    return [recipe.collate([dataset[i] for i in chosen[start : start + rows]]) for start in starts]
+    indices = random.Random(_SAMPLE_SEED).sample(range(len(dataset)), batches * rows)
+    starts = range(0, len(indices), rows)
+    return [recipe.collate([dataset[i] for i in indices[start : start + rows]]) for start in starts]

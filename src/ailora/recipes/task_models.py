@@ -28,7 +28,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
         name: hub id, local folder, or `builtin:minilm`.
 
     Returns:
-        The tokenizer; without a padding token, the end-of-text token replaces it.
+        The tokenizer; the end-of-text token replaces a missing padding token.
 
     Raises:
         InputError: The model is missing, has no tokenizer, or its weights are not in safetensors files.

@@ -100,7 +100,7 @@ def apply_function(
         InputError: `adapter.learning_rates` is set, but the returned model has no roles.
     """
     # Checksums instead of a copy of the base, which would double its memory.
-    before = {name: _checksum(parameter) for name, parameter in model.named_parameters()}
+    before = {name: _compute_checksum(parameter) for name, parameter in model.named_parameters()}
     context = MethodContext(config, config.training["seed"], Batches(lambda: make_loader(model)))
     adapted = _validate_trainable(import_function(method)(model, context), method)
     if isinstance(adapted, PeftModel) and not has_ailora_adapter(adapted):
@@ -141,7 +141,7 @@ def _validate_learning_rates(config: RunConfig, model: PreTrainedModel | PeftMod
         parse_multipliers(config.adapter.learning_rates).validate_adapted(plan.counts)
 
 
-def _checksum(parameter: torch.Tensor) -> tuple[float, float]:
+def _compute_checksum(parameter: torch.Tensor) -> tuple[float, float]:
     """Return sum and norm of a weight; every deliberate update changes the pair."""
     # On the CPU: devices round sums differently, and building a loader moves the model to the accelerator.
     values = parameter.detach().cpu()
@@ -162,7 +162,7 @@ def _find_changed_parameters(adapted: PeftModel, before: dict[str, tuple[float, 
     changed = {}
     for name, parameter in adapted.get_base_model().named_parameters():
         base_name = name.replace(".base_layer", "").replace(".original_module", "")
-        if base_name in before and _checksum(parameter) != before[base_name]:
+        if base_name in before and _compute_checksum(parameter) != before[base_name]:
             changed[base_name] = name
     return changed
 

@@ -109,18 +109,18 @@ def parse_method(policy: str | Mapping[str, Any]) -> Method:
     if ":" in policy:
         return _parse_function(policy)
     if policy not in PRESETS:
-        raise unknown_name("policy", policy, [*PRESETS, _FULL, *_peft_policies(), "package.module:function"])
+        raise unknown_name("policy", policy, [*PRESETS, _FULL, *_list_peft_policies(), "package.module:function"])
     return Preset(PRESETS[policy])
 
 
 def _parse_peft_init(policy: str) -> PeftInit:
     name = policy.removeprefix(_PEFT)
     if name not in _PEFT_INITS and not _PISSA_NITER.fullmatch(name):
-        raise unknown_name("policy", policy, _peft_policies())
+        raise unknown_name("policy", policy, _list_peft_policies())
     return PeftInit(name)
 
 
-def _peft_policies() -> list[str]:
+def _list_peft_policies() -> list[str]:
     return [_PEFT + name for name in (*_PEFT_INITS, "pissa_niter_N")]
 
 

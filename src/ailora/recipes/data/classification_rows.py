@@ -141,13 +141,13 @@ def _read_dataset(data: DataSource, split: str, named: Collection[str]) -> Table
     # Unnamed columns stay unread, since reading may fail: images without Pillow, dates beyond the year 9999.
     name = f"{data.dataset}/{split}"
     values = [
-        _column_values(loaded, column, name) if column in named else repeat(None, len(loaded)) for column in columns
+        _read_column(loaded, column, name) if column in named else repeat(None, len(loaded)) for column in columns
     ]
     rows = list(zip(*values, strict=True))
     return Table(columns, rows, [f"{name}: row {i}" for i in range(len(rows))])
 
 
-def _column_values(loaded: Dataset, column: str, name: str) -> list[object]:
+def _read_column(loaded: Dataset, column: str, name: str) -> list[object]:
     feature = loaded.features[column]
     try:
         if isinstance(feature, datasets.ClassLabel):

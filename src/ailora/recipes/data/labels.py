@@ -49,7 +49,7 @@ class Labels:
         _validate_types(values, origins)
         first_origins: dict[str, str] = {}
         for value, origin in zip(values, origins, strict=True):
-            first_origins.setdefault(_name(value), origin)
+            first_origins.setdefault(_normalize(value), origin)
         if len(first_origins) < 2:
             name = next(iter(first_origins))
             raise InputError(f"expected at least two classes in the training data, got the single class {name!r}")
@@ -103,7 +103,7 @@ class Labels:
             InputError: The class does not occur in the training data, or the number is not finite.
         """
         if self.names is not None:
-            name = _name(value)
+            name = _normalize(value)
             if name not in self.names:
                 labels, shown = shorten(", ".join(self.names), _MAX_SHOWN_CHARS), shorten(name, _MAX_SHOWN_CHARS)
                 raise InputError(f"{origin}: label {shown!r} is not in the training data, which has {labels}")
@@ -129,7 +129,7 @@ def is_missing(value: object) -> bool:
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
-def _name(value: object) -> str:
+def _normalize(value: object) -> str:
     return str(value).strip()
 
 

@@ -63,7 +63,7 @@ class Rows:
         return self if limit is None else Rows([self.rows[i] for i in sample_indices(len(self.rows), limit)])
 
     def group_by(self, columns: Sequence[str]) -> list[list[Row]]:
-        """Group rows with equal values in columns.
+        """Group rows with equal values in all given columns.
 
         Args:
             columns: column names; if empty, each row is a group.
@@ -97,7 +97,7 @@ def load_rows(data: PromptData, split: str, columns: Sequence[str] = ()) -> Rows
     """Load the rows of a split.
 
     Args:
-        data: files or data set, and templates over their columns.
+        data: files or data set, and templates.
         split: `train`, `validation` or `test`.
         columns: columns to read in addition to those named by `data`.
 
@@ -146,7 +146,7 @@ def _read_variables(row: Mapping[str, object], origin: str) -> dict[str, Any]:
         raise InputError(
             f"{origin}: column 'chat_template_kwargs' sets {reserved[0]!r}, which is not a variable of a chat template"
         )
-    # Without an empty list, since Llama's templates announce tools whenever the variable is set.
+    # Drop an empty list: Llama's templates announce tools whenever the variable is set.
     return dict(variables or {}) | ({"tools": tools} if tools else {})
 
 

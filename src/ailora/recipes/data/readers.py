@@ -67,7 +67,7 @@ class Table:
 def read_tables(
     paths: str | Sequence[str], columns: Sequence[str] | None = None, *, named: Collection[str] | None = None
 ) -> Table:
-    """Read files with the same columns into one table.
+    """Read files with equal columns into one table.
 
     TSV files are read without quoting, like GLUE's files, and CSV files with quoting. JSONL files hold an object per
     line. JSON files hold an object per line, a list of objects, or a single object.
@@ -96,11 +96,11 @@ def read_tables(
         # JSON objects may omit keys.
         if table.columns != tables[0].columns and Path(name).suffix not in _JSON_FORMATS and shared != table.columns:
             raise InputError(f"{name} has the columns {table.columns}, but {names[0]} has {tables[0].columns}")
-    rows = [row for table in tables for row in _with_columns(table, shared)]
+    rows = [row for table in tables for row in _align_columns(table, shared)]
     return Table(shared, rows, [origin for table in tables for origin in table.origins])
 
 
-def _with_columns(table: Table, columns: tuple[str, ...]) -> list[tuple[object, ...]]:
+def _align_columns(table: Table, columns: tuple[str, ...]) -> list[tuple[object, ...]]:
     if table.columns == columns:
         return table.rows
     return [tuple(map(record.get, columns)) for record, _ in table.records()]
@@ -118,15 +118,15 @@ def _read(file: Path, columns: Sequence[str] | None, named: Collection[str] | No
             return _read_parquet(file, named)
         text = read_text(file)
         if file.suffix in _JSON_FORMATS:
-            return _from_records(list(_json_records(file, text)))
-        with _long_fields():
+            return _build_table(list(_parse_json_records(file, text)))
+        with _allowing_long_fields():
             return _read_separated(file, io.StringIO(text, newline=""), columns)
     except OSError as error:
         raise InputError(f"cannot read {file}: {error.strerror or error}") from None
 
 
 @contextmanager
-def _long_fields() -> Generator[None, None, None]:
+def _allowing_long_fields() -> Generator[None, None, None]:
     """Raise the limit on the length of CSV fields during a `with` block."""
     # The limit is global: restore the value for other readers in the process.
     limit = csv.field_size_limit(_MAX_FIELD_CHARS)
@@ -168,9 +168,9 @@ def _read_separated(file: Path, lines: Iterator[str], columns: Sequence[str] | N
     return Table(header or (), rows, origins)
 
 
-def _json_records(file: Path, text: str) -> Iterator[tuple[str, dict[str, object]]]:
+def _parse_json_records(file: Path, text: str) -> Iterator[tuple[str, dict[str, object]]]:
     try:
-        for origin, record in _json_values(file, text):
+        for origin, record in _parse_json_values(file, text):
             if not isinstance(record, dict):
                 raise InputError(f"{origin}: expected an object, got {type(record).__name__}")
             yield origin, record
@@ -178,7 +178,7 @@ def _json_records(file: Path, text: str) -> Iterator[tuple[str, dict[str, object
         raise InputError(f"{error}{_JSON_FORMS if file.suffix == '.json' else ''}") from None
 
 
-def _json_values(file: Path, text: str) -> Iterator[tuple[str, object]]:
+def _parse_json_values(file: Path, text: str) -> Iterator[tuple[str, object]]:
     if file.suffix == ".jsonl" or _is_json_lines(text):
         for origin, line in split_json_lines(text, file):
             yield origin, parse_json(line, origin)
@@ -202,7 +202,7 @@ def _is_json_lines(text: str) -> bool:
     return bool(text[end:].strip())
 
 
-def _from_records(records: list[tuple[str, dict[str, object]]]) -> Table:
+def _build_table(records: list[tuple[str, dict[str, object]]]) -> Table:
     columns = tuple(dict.fromkeys(key for _, record in records for key in record))
     rows = [tuple(map(record.get, columns)) for _, record in records]
     return Table(columns, rows, [origin for origin, _ in records])
@@ -215,14 +215,14 @@ def _read_parquet(file: Path, named: Collection[str] | None) -> Table:
     except pyarrow.ArrowException as error:
         raise InputError(f"{file}: not a Parquet file: {error}") from None
     columns = [
-        _column_values(file, name, column) if named is None or name in named else repeat(None, table.num_rows)
+        _read_column(file, name, column) if named is None or name in named else repeat(None, table.num_rows)
         for name, column in zip(table.column_names, table.columns, strict=True)
     ]
     rows = list(zip(*columns, strict=True))
     return Table(tuple(table.column_names), rows, [f"{file}: row {i}" for i in range(len(rows))])
 
 
-def _column_values(file: Path, name: str, column: pyarrow.ChunkedArray) -> list[object]:
+def _read_column(file: Path, name: str, column: pyarrow.ChunkedArray) -> list[object]:
     try:
         return column.to_pylist()
     # Python cannot represent all Arrow values: dates beyond the year 9999, unknown time zones, nanoseconds.

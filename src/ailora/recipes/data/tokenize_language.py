@@ -89,11 +89,11 @@ class Tokenization:
         if isinstance(row.completion, list):
             return self._encode_conversation(row, row.completion)
         if row.prompt is None:
-            ids = self._encode_text(self._with_eos(row.completion))
+            ids = self._encode_text(self._append_eos(row.completion))
             return ids, list(ids)
         assert isinstance(row.prompt, str)
-        ids = self._encode_text(row.prompt + self._with_eos(row.completion))
-        return ids, self._labels(ids, self._encode_text(row.prompt))
+        ids = self._encode_text(row.prompt + self._append_eos(row.completion))
+        return ids, self._make_labels(ids, self._encode_text(row.prompt))
 
     def encode_prompt(self, row: Row) -> list[int]:
         """Return the token ids of a prompt for generation; `row.prompt` must not be None."""
@@ -125,7 +125,7 @@ class Tokenization:
         ids, mask = list(encoded["input_ids"]), encoded["assistant_masks"]
         return ids, [token if counted else IGNORE_INDEX for token, counted in zip(ids, mask, strict=True)]
 
-    def _labels(self, ids: list[int], prompt: list[int]) -> list[int]:
+    def _make_labels(self, ids: list[int], prompt: list[int]) -> list[int]:
         """Return the labels of a row, given its token ids and those of the prompt."""
         if self.train_on_prompt:
             return list(ids)
@@ -136,7 +136,7 @@ class Tokenization:
     def _encode_text(self, text: str) -> list[int]:
         return list(self.tokenizer(text)["input_ids"])
 
-    def _with_eos(self, text: str) -> str:
+    def _append_eos(self, text: str) -> str:
         eos = str(self.tokenizer.eos_token)
         return text if text.endswith(eos) else text + eos
 
@@ -169,7 +169,7 @@ class Tokenization:
 
         Identifiers (`id`, `name`, `tool_call_id`) are not content, and may be ignored.
         """
-        names = _template_words(self.tokenizer.get_chat_template(tools=row.variables.get("tools")))
+        names = _find_words(self.tokenizer.get_chat_template(tools=row.variables.get("tools")))
         ignored = sorted(row.variables.keys() - names)
         for key in sorted({key for message in messages for key, value in message.items() if value} & _CONTENT_KEYS):
             if not names & (_REASONING_KEYS if key in _REASONING_KEYS else {key}):
@@ -213,7 +213,7 @@ class Tokenization:
 
 
 @cache
-def _template_words(template: str) -> frozenset[str]:
+def _find_words(template: str) -> frozenset[str]:
     """Return all words of a template, including the names of keys and variables."""
     return frozenset(_WORD.findall(template))
 
@@ -252,8 +252,8 @@ def prepare_tokenizer(
     """
     if tokenizer.eos_token is None:
         raise InputError(
-            f"the tokenizer of {name!r} has no end-of-text token to end texts with; set eos_token in its "
-            "tokenizer_config.json"
+            f"the tokenizer of {name!r} has no end-of-text token, which must end every text; set eos_token "
+            "in its tokenizer_config.json"
         )
     if tokenizer.pad_token is None:
         raise InputError(f"the tokenizer of {name!r} has no padding token; set pad_token in its tokenizer_config.json")
