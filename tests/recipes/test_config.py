@@ -109,7 +109,7 @@ def test_what_is_given_wins_over_the_task() -> None:
             "configuration key adapter is 'lora'; expected a section with the keys policy, .*learning_rates$",
         ),
         ("training=[]", r"configuration key training is \[\]; expected fields of the recipe's training arguments$"),
-        ("metric=7", "configuration key metric is 7; expected a metric's name or a list of names$"),
+        ("metric=7", "configuration key metric is 7; expected a metric name or a list of metric names$"),
         ("adapter.policy=[a]", "adapter.policy is .*; expected a preset's name, full, peft:NAME, package.module:func"),
         ("adapter.rank=true", "adapter.rank is True; expected a whole number from 1, or one per role or regular expr"),
         ("adapter.rank={query: true}", "adapter.rank is .*True.*; expected a whole number from 1, or one per role"),

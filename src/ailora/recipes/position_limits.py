@@ -68,7 +68,7 @@ class PositionLimits:
             written: whether rows are outputs of the model instead of inputs.
 
         Raises:
-            InputError: A row is too long. The message names the first such row, and counts all.
+            InputError: A row is too long. The message names the first such row, and the number of such rows.
         """
         limit = self.writes if written else self.reads
         longer = [number for number, length in enumerate(lengths) if limit is not None and length > limit]

@@ -44,7 +44,7 @@ class ClassificationConfig(RunConfig, frozen=True):
 
     recipe: Literal["classification"] = field("classification")
     data: DataConfig
-    metric: str | list[str] = field("a metric's name or a list of names", "accuracy")
+    metric: str | list[str] = field("a metric name or a list of metric names", "accuracy")
 
     @property
     def metrics(self) -> tuple[str, ...]:

@@ -144,8 +144,8 @@ class EvaluationConfig(Section, frozen=True):
     """
 
     generate: dict[str, Any] | None = field("fields of transformers.GenerationConfig such as max_new_tokens", None)
-    metrics: list[str] = field("a list of names of metrics", [])
-    group_by: Text | list[Text] | None = field("a column name or a list of them", None)
+    metrics: list[str] = field("a list of metric names", [])
+    group_by: Text | list[Text] | None = field("a column name or a list of column names", None)
     max_samples: Count | None = field("a whole number from 1", None)
     general_text: Text | list[Text] | None = field("a file or a list of files", None)
     general_template: Text | list[Text] = field(_TEMPLATE, "{text}")

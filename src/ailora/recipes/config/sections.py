@@ -18,7 +18,7 @@ _Multiplier = _Alpha
 _PER_MODULE = ", or one per role or regular expression"
 #: Keys of `adapter:` that do not apply to PEFT's inits.
 AILORA_ADAPTER_KEYS = frozenset({"form", "couple_roles"})
-_SOURCE = "a file, a list of files, or with data.dataset the name of a split"
+_SOURCE = "a file or a list of files; with data.dataset, the name of a split"
 
 
 class AdapterConfig(Section, frozen=True):
@@ -138,7 +138,7 @@ class RunConfig(Section, frozen=True):
     recipe: str = field("the name of a recipe")
     model: Text = field("a hub id, a folder, or builtin:minilm")
     quantization: dict[str, Any] | None = field(
-        "a mapping: fields of transformers.BitsAndBytesConfig, or torchao: the name of a class, and its fields", None
+        "a mapping with fields of transformers.BitsAndBytesConfig, or torchao: CLASS with fields of the class", None
     )
     adapter: AdapterConfig = AdapterConfig()
     data: DataSource

@@ -16,7 +16,7 @@ _FORMATTER = string.Formatter()
 class Template:
     """Text with column names in braces, or a list of alternative texts.
 
-    A row is filled into the first alternative without an empty column: `["{instruction} {input}", "{instruction}"]`
+    Each row uses the first alternative without an empty column: `["{instruction} {input}", "{instruction}"]`
     omits an empty input. `{{` and `}}` write literal braces.
 
     Attributes:
