@@ -32,7 +32,7 @@ def bert() -> BertModel:
 )
 def test_a_pattern_of_a_configuration_that_never_ends_is_refused(bert: BertModel, options: dict[str, object]) -> None:
     started = time.monotonic()
-    with pytest.raises(InputError, match=rf"{next(iter(options))}.*cannot be searched for in 1 s"):
+    with pytest.raises(InputError, match=rf"{next(iter(options))}.*exceeds the time limit of 1 s"):
         make_plan(bert, **options)  # type: ignore[arg-type]
     assert time.monotonic() - started < 30
 
@@ -50,7 +50,7 @@ def test_the_limit_is_one_for_all_patterns_of_a_configuration() -> None:
         for number in range(1000):
             patterns.search(rf"{_HOSTILE}|{number}", "a" * 22)
 
-    with pytest.raises(InputError, match="limit of all patterns together"):
+    with pytest.raises(InputError, match="for all patterns together"):
         search_many()
 
 

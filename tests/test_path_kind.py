@@ -39,7 +39,7 @@ def test_what_is_no_folder_has_no_kind(path: str, tmp_path: Path, monkeypatch: p
 
 def test_a_run_is_asked_for_its_adapter(tmp_path: Path) -> None:
     (tmp_path / "adapter").mkdir()
-    with pytest.raises(ailora.InputError, match=r"holds no adapter: no adapter_config\.json in it, nor in its folder"):
+    with pytest.raises(ailora.InputError, match=r"holds no adapter: neither adapter_config\.json nor adapter/"):
         resolve_adapter_dir(tmp_path)
     (tmp_path / "adapter" / "adapter_config.json").touch()
     assert resolve_adapter_dir(tmp_path) == resolve_adapter_dir(tmp_path / "adapter") == tmp_path / "adapter"

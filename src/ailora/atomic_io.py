@@ -1,4 +1,4 @@
-"""Replace files and folders atomically: readers see the old content or the new, also after a crash or a power loss."""
+"""Replace files and folders atomically: readers see the old or the new content, even after a crash or a power loss."""
 
 from __future__ import annotations
 
@@ -23,29 +23,29 @@ if sys.platform != "win32":
 
 T = TypeVar("T")
 
-#: Texts for the numbers that JSON has no syntax for, as JavaScript and protobuf name them.
+#: Strings for numbers without a JSON syntax, as in JavaScript and protobuf.
 _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
 @contextmanager
 def replacing_file(file: Path) -> Generator[BinaryIO, None, None]:
-    """Open a temporary file beside `file`, which replaces `file` if the body succeeds and is removed if it fails.
+    """Open a temporary file, which replaces `file` if the body succeeds and is removed if the body fails.
 
-    A single process at a time writes a file. A link at `file` is replaced, not followed.
+    A lock keeps other processes from writing `file` meanwhile. A link at `file` is replaced, not followed.
 
     Yields:
         Stream of the temporary file.
 
     Raises:
-        InputError: Another process is writing the file.
+        InputError: Another process is writing `file`.
     """
-    # A fixed name, without the number of the process: the next attempt removes the leftover of a killed one.
+    # A fixed name without the process id, so that the next attempt finds and removes the leftover of a killed process.
     temporary = _temporary_path(file, "partial")
     with _create_locked(temporary, file) as stream:
         try:
             yield stream
             stream.flush()
-            # Before the rename, or a power loss could leave the new name with no content.
+            # Synced before the rename: after a power loss, `file` could otherwise exist without content.
             os.fsync(stream.fileno())
             temporary.replace(file)
         except BaseException:
@@ -55,7 +55,7 @@ def replacing_file(file: Path) -> Generator[BinaryIO, None, None]:
 
 
 def _create_locked(temporary: Path, file: Path) -> BinaryIO:
-    """Create a temporary file with a lock of this process, in the place of the leftover of a killed process."""
+    """Create and lock a temporary file, after removing the leftover of a killed process."""
     while True:
         try:
             stream = temporary.open("xb")
@@ -67,7 +67,7 @@ def _create_locked(temporary: Path, file: Path) -> BinaryIO:
             raise _busy_error(file)
         if _is_at(stream, temporary):
             return stream
-        stream.close()  # between creation and lock, another process removed the file as a leftover
+        stream.close()  # before the lock, another process removed the file as a leftover
 
 
 def _remove_leftover(temporary: Path, file: Path) -> None:
@@ -77,7 +77,7 @@ def _remove_leftover(temporary: Path, file: Path) -> None:
     with suppress(FileNotFoundError), open(temporary, "rb", opener=refuse_link) as leftover:
         if not _try_lock(leftover):
             raise _busy_error(file)
-        # Since the file was opened, its writer may have renamed it and created another.
+        # The writer may have renamed the open file and created a new file at this path.
         if _is_at(leftover, temporary):
             temporary.unlink(missing_ok=True)
 
@@ -90,13 +90,13 @@ def _is_at(stream: BinaryIO, path: Path) -> bool:
 
 
 def _try_lock(stream: BinaryIO) -> bool:
-    """Lock a file until it is closed; return False if another process holds the lock."""
+    """Lock a file until the stream closes, and return False if another process holds the lock."""
     if sys.platform != "win32":
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
-        except OSError:  # a file system without locks
+        except OSError:  # the file system has no locks
             return True
     return True
 
@@ -106,7 +106,7 @@ def _busy_error(path: Path) -> InputError:
 
 
 def refuse_link(path: str, flags: int) -> int:
-    """Open a file, but not through a link: the opener of `open(..., opener=refuse_link)`.
+    """Open a file that is no link: the opener for `open(..., opener=refuse_link)`.
 
     Returns:
         File descriptor.
@@ -123,12 +123,12 @@ def refuse_link(path: str, flags: int) -> int:
 
 
 def link_error(path: Path) -> InputError:
-    """Return the error for a link in the place of an output."""
-    return InputError(f"{path} is a link, and nothing is written through links: remove it or choose another place")
+    """Return the error for an output path that is a link."""
+    return InputError(f"{path} is a link, and nothing is written through links: remove the link or choose another path")
 
 
 def append_text(file: Path, text: str) -> None:
-    """Append a text to a file in UTF-8. The write is not atomic.
+    """Append text to a UTF-8 file. The write is not atomic.
 
     Raises:
         InputError: The file is a link.
@@ -144,7 +144,7 @@ def write_bytes(file: Path, content: bytes) -> None:
 
 
 def write_text(file: Path, text: str) -> None:
-    """Replace the content of a file by a text in UTF-8, atomically."""
+    """Replace the content of a file by UTF-8 text, atomically."""
     write_bytes(file, text.encode())
 
 
@@ -154,23 +154,23 @@ def write_json(file: Path, data: object) -> None:
 
 
 def json_bytes(data: object) -> bytes:
-    """Format plain data as UTF-8 JSON in the layout of all our files: two spaces, a newline at the end."""
+    """Format plain data as UTF-8 JSON, indented by two spaces and with a final newline, for files."""
     return (format_json(data, indent=2) + "\n").encode()
 
 
 def format_json(data: object, *, indent: int | None = None, ascii_only: bool = True) -> str:
-    """Format plain data as standard JSON, with infinite numbers and NaN as texts.
+    """Format plain data as standard JSON, with strings for NaN and infinite numbers.
 
     Args:
         data: Plain data.
-        indent: Spaces of each level. None: a single line.
-        ascii_only: Whether characters beyond ASCII are escaped.
+        indent: Number of spaces for each level. None writes a single line.
+        ascii_only: Whether to escape characters outside ASCII.
 
     Returns:
-        JSON with the texts "NaN", "Infinity" and "-Infinity" in the place of these numbers.
+        JSON in which the strings "NaN", "Infinity" and "-Infinity" stand for these numbers.
     """
-    # Python's own NaN and Infinity are no JSON, and strict parsers refuse the whole file. The copy for their texts is
-    # made only if there are any.
+    # By default, `json` writes NaN and Infinity as bare words, and strict parsers then refuse the whole file. Data are
+    # copied, to replace such numbers by strings, only if there are any.
     try:
         return json.dumps(data, indent=indent, ensure_ascii=ascii_only, allow_nan=False)
     except ValueError:
@@ -178,7 +178,7 @@ def format_json(data: object, *, indent: int | None = None, ascii_only: bool = T
 
 
 def restore_non_finite(data: T) -> T:
-    """Replace the texts "NaN", "Infinity" and "-Infinity" of `format_json` by the numbers."""
+    """Replace the strings "NaN", "Infinity" and "-Infinity" from `format_json` by the numbers."""
     restored = _replace_leaves(data, lambda leaf: _NON_FINITE.get(leaf, leaf) if isinstance(leaf, str) else leaf)
     return cast("T", restored)
 
@@ -192,7 +192,7 @@ def _is_non_finite(leaf: object) -> bool:
 
 
 def _replace_leaves(data: object, replace: Callable[[object], object]) -> object:
-    """Copy nested mappings and lists with their values replaced, and their keys unchanged."""
+    """Copy nested mappings and lists, with replaced values and unchanged keys."""
     if isinstance(data, Mapping):
         return {key: _replace_leaves(value, replace) for key, value in data.items()}
     if isinstance(data, list | tuple):
@@ -202,12 +202,12 @@ def _replace_leaves(data: object, replace: Callable[[object], object]) -> object
 
 @contextmanager
 def replacing_folder(folder: Path) -> Generator[Path, None, None]:
-    """Create a temporary folder beside `folder`, which replaces `folder` if the body succeeds, else is removed.
+    """Create a temporary folder, which replaces `folder` if the body succeeds and is removed if the body fails.
 
-    After a kill the old folder is in its place, or the next attempt restores it.
+    After a kill, `folder` has the old content, or the next attempt restores the old content.
 
     Yields:
-        The temporary folder, empty except for a lock.
+        Path of the temporary folder, which is empty except for a lock.
 
     Raises:
         InputError: Another process is writing to the folder, or the folder is a link.
@@ -231,7 +231,7 @@ def replacing_folder(folder: Path) -> Generator[Path, None, None]:
             for file in partial.rglob("*"):
                 if file.is_file():
                     _sync(file)
-            # A kill between these two renames is undone by the next attempt.
+            # After a kill between these two renames, the next attempt undoes the first.
             if folder.exists():
                 folder.rename(old)
             partial.rename(folder)
@@ -244,8 +244,8 @@ def replacing_folder(folder: Path) -> Generator[Path, None, None]:
 
 
 def _finish_exchange(folder: Path, old: Path) -> None:
-    """Undo an exchange that stopped between its renames, or remove the old folder of a complete exchange."""
-    # Only a folder goes back: a link or a file with this name is none of ours.
+    """Undo an exchange that was killed between the renames, or remove the old folder after a complete exchange."""
+    # Only a folder is restored: this module never leaves a link or a file with this name.
     if old.is_dir() and not old.is_symlink() and not folder.exists():
         old.rename(folder)
     _remove(old)
@@ -260,15 +260,15 @@ def _remove(path: Path) -> None:
 
 @contextmanager
 def holding_lock(lock: Path, folder: Path, *, timeout_s: float = 0.0) -> Generator[None, None, None]:
-    """Hold the lock file of a folder during the body. The system releases the lock if the process dies.
+    """Hold the lock of a folder during the body. The operating system releases the lock if the process dies.
 
     Args:
-        lock: The lock file.
-        folder: The folder, for the error.
-        timeout_s: Time in seconds to wait for another process.
+        lock: Path of the lock file.
+        folder: Path of the folder, for the error.
+        timeout_s: Longest time to wait for the lock, in seconds.
 
     Raises:
-        InputError: Another process holds the lock longer than the timeout, or the lock file is a link.
+        InputError: Another process holds the lock for longer than the timeout, or the lock file is a link.
     """
     if lock.is_symlink():
         raise link_error(lock)
@@ -284,27 +284,27 @@ def holding_lock(lock: Path, folder: Path, *, timeout_s: float = 0.0) -> Generat
 
 
 def grant_umask(files: Iterable[Path]) -> None:
-    """Add the read and write permissions that the umask allows."""
-    # Libraries write files that only their owner may read. The umask is read by setting another: a strict one, so that
-    # no file of another thread is too open in between.
+    """Add the read and write permissions allowed by the umask to files, since libraries write private files."""
+    # Python reads the umask only by setting a new one. The new umask is strict, so that files created by other threads
+    # in between are not too open.
     umask = os.umask(0o077)
     os.umask(umask)
     for file in files:
         mode = file.lstat().st_mode
         granted = stat.S_IMODE(mode) | (0o666 & ~umask)
         if stat.S_ISREG(mode) and granted != stat.S_IMODE(mode):
-            with suppress(PermissionError):  # of another user
+            with suppress(PermissionError):  # another user owns the file
                 file.chmod(granted)
 
 
 def sync_folder(folder: Path) -> None:
-    """Force renames in a folder to the disk, so that they survive a power loss. Does nothing on Windows."""
+    """Flush renames in a folder to the disk, so that they survive a power loss. Windows has no such call."""
     if os.name == "posix":
         _sync(folder)
 
 
 def _temporary_path(path: Path, kind: str) -> Path:
-    # Our name is part of the file's name: we may remove whatever has such a name.
+    # The name contains `ailora`, so that whatever has such a name may be removed as our leftover.
     return path.with_name(f".{path.name}.ailora-{kind}")
 
 

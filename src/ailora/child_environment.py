@@ -14,8 +14,8 @@ def safe_environment() -> dict[str, str]:
     """Build an environment for child processes, in which Python does not import from the current folder.
 
     Returns:
-        This process's environment with `PYTHONSAFEPATH`. `PYTHONPATH` keeps its entries, where functions of the user
-        are found, except empty entries, which stand for the current folder.
+        Environment of this process with `PYTHONSAFEPATH` set. Empty entries of `PYTHONPATH`, which stand for the
+        current folder, are removed; folders with functions of the user remain.
     """
     environment = {**os.environ, _SAFE_PATH: "1"}
     entries = [entry for entry in environment.pop(_PATH, "").split(os.pathsep) if entry]
@@ -24,19 +24,20 @@ def safe_environment() -> dict[str, str]:
 
 @contextmanager
 def safe_import_path() -> Generator[None, None, None]:
-    """Context in which all child processes, including those of libraries, have the `safe_environment`.
+    """Give the `safe_environment` to all child processes that start in the body, also to those of libraries.
 
-    multiprocessing has no argument for an environment: its processes (spawned, fork server, resource tracker) begin
-    with `import multiprocessing`, from the current folder first, and then copy `sys.path`.
+    multiprocessing has no argument for an environment. Its processes (spawned, fork server, resource tracker) first
+    import multiprocessing, by default from the current folder, and only then copy `sys.path`.
     """
-    before = {name: os.environ.get(name) for name in (_SAFE_PATH, _PATH)}
+    previous = {name: os.environ.get(name) for name in (_SAFE_PATH, _PATH)}
+    # An interactive interpreter has an empty entry for the current folder.
     interactive = "" in sys.path
     sys.path[:] = [entry for entry in sys.path if entry]
-    _set_environment({name: safe_environment().get(name) for name in before})
+    _set_environment({name: safe_environment().get(name) for name in previous})
     try:
         yield
     finally:
-        _set_environment(before)
+        _set_environment(previous)
         if interactive:
             sys.path.insert(0, "")
 

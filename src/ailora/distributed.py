@@ -1,9 +1,9 @@
-"""Collective operations of the ranks of a launcher, and a pool of worker processes.
+"""Collective operations for processes started by a launcher, and a pool of worker processes.
 
-The ranks are those of `torch.distributed`, initialized by a Trainer, by accelerate or by
-`init_process_group_if_launched`. Without a process group this process is the only rank, and collective operations
-return immediately. accelerate's `PartialState` is not used: creating the state starts a process group, and the first
-creator decides device and backend of a later Trainer.
+Ranks are those of `torch.distributed`. A Trainer, accelerate or `init_process_group_if_launched` initializes the
+process group. Without a process group, this process is the only rank, and collective operations return immediately.
+accelerate's `PartialState` is not used, because creating the state starts a process group, which fixes the device and
+the backend of a later Trainer.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from ailora.errors import AiloraError, InputError, ModelError
 T = TypeVar("T")
 Result = TypeVar("Result")
 
-#: Time that a rank waits for the others. Decomposing the largest models takes hours.
+#: Longest time that a rank waits for all ranks. Decomposing the largest models takes hours.
 _GROUP_TIMEOUT = timedelta(hours=24)
 
 
@@ -60,7 +60,7 @@ def _is_initialized() -> bool:
 
 @contextmanager
 def init_process_group_if_launched() -> Generator[None, None, None]:
-    """Initialize a process group for the body, if a launcher started several ranks and no group exists.
+    """Initialize a process group for the body, if a launcher started several ranks and there is no group yet.
 
     Raises:
         InputError: The environment variables of the launcher are incomplete.
@@ -68,7 +68,7 @@ def init_process_group_if_launched() -> Generator[None, None, None]:
     if _is_initialized() or _launched_count() == 1:
         yield
         return
-    # gloo, with or without an accelerator: the ranks wait for each other and exchange small objects, no weights.
+    # gloo, even with an accelerator: ranks wait for each other and exchange small objects, but no weights.
     dist.init_process_group("gloo", timeout=_GROUP_TIMEOUT)
     try:
         yield
@@ -80,7 +80,7 @@ def _launched_count() -> int:
     """Return the number of ranks that a launcher started.
 
     Raises:
-        InputError: Only a part of the launcher's variables is set, as after another program.
+        InputError: Some of the launcher's variables are missing, for example if a different program set the rest.
     """
     names = ("WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT")
     size = os.environ.get("WORLD_SIZE", "1")
@@ -89,7 +89,7 @@ def _launched_count() -> int:
     missing = [name for name in names if name not in os.environ]
     if missing or not size.isdigit():
         raise InputError(
-            f"WORLD_SIZE={size} says that a launcher started several ranks, but "
+            f"WORLD_SIZE={size} means that a launcher started several ranks, but "
             f"{', '.join(missing) or 'a number'} is missing: start with torchrun, or unset WORLD_SIZE"
         )
     return int(size)
@@ -97,12 +97,12 @@ def _launched_count() -> int:
 
 @contextmanager
 def raise_on_all_ranks() -> Generator[None, None, None]:
-    """Run the body on all ranks, and raise on all ranks if the body fails on any.
+    """Raise on all ranks if the body fails on any rank.
 
     Raises:
-        AiloraError: The body failed on another rank. A rank whose own body failed raises the original error.
+        AiloraError: The body failed on another rank. The failed rank itself raises the original error.
     """
-    # Without this exchange the other ranks wait in their next collective until the timeout.
+    # Without this exchange of errors, all other ranks would wait for the failed rank until the timeout.
     failure: Exception | None = None
     try:
         yield
@@ -118,7 +118,7 @@ def raise_on_all_ranks() -> Generator[None, None, None]:
 
 @contextmanager
 def on_main(context: AbstractContextManager[T]) -> Generator[T, None, None]:
-    """Enter a context on the main process alone, and broadcast its value to all ranks.
+    """Enter a context on the main process only, and broadcast the context's value to all ranks.
 
     Yields:
         Value of the context.
@@ -155,19 +155,20 @@ def all_reduce_sum(numbers: Mapping[str, float]) -> dict[str, float]:
 
 
 def local_shard(items: Sequence[T]) -> list[T]:
-    """Return every n-th of the items for this rank, n being the number of ranks."""
-    # Round-robin instead of blocks: items sorted by cost are spread evenly.
+    """Return this rank's share of the items, split round-robin."""
+    # Round-robin instead of blocks, so that items sorted by cost are spread evenly.
     return list(items[process_index() :: process_count()])
 
 
 def split_between_processes(items: Sequence[T]) -> list[tuple[T, bool]]:
-    """Split items round-robin into equal numbers per rank, padded with the last item.
+    """Split items round-robin into equal numbers for all ranks, padded with the last item.
 
     Returns:
-        Items of this rank, each with whether the item counts. Padding does not count.
+        Items of this rank, each with a flag, which is False for padding.
     """
     rank, count = process_index(), process_count()
-    # Equal numbers, as the forward pass of a sharded model is collective: a rank without items would block the others.
+    # Numbers are equal because the forward pass of a sharded model is collective: all ranks would wait for a rank that
+    # has no items left.
     indices = [rank + k * count for k in range(-(-len(items) // count))]
     return [(items[min(index, len(items) - 1)], index < len(items)) for index in indices]
 
@@ -176,7 +177,7 @@ def gather(results: Sequence[T]) -> list[T]:
     """Gather the results of all ranks, in the order of the items before `split_between_processes`.
 
     Args:
-        results: Result of each item of this rank that counts.
+        results: Results of this rank, without those of padding.
 
     Returns:
         Results of all items, on every rank.
@@ -186,19 +187,19 @@ def gather(results: Sequence[T]) -> list[T]:
 
 
 def compute_on_rank0_and_broadcast(compute: Callable[[], T]) -> T:
-    """Compute a value on every rank, and return the value of rank 0, bit for bit equal on all ranks.
+    """Compute a value on every rank, and return the value of rank 0 on all ranks, bit for bit.
 
-    Every rank computes, as gathering a sharded weight is collective. Values and errors of other ranks are ignored: with
-    `cpu_ram_efficient_loading` only the first rank of a machine has read the weights.
+    Every rank computes, because gathering a sharded weight is collective. Values and errors of ranks other than 0 are
+    ignored: with `cpu_ram_efficient_loading`, only the first rank of a machine has read the weights.
 
     Args:
-        compute: Returns a picklable value. Other ranks receive its tensors on the CPU.
+        compute: Function that returns a picklable value. Ranks other than 0 receive tensors of the value on the CPU.
 
     Returns:
         Value of rank 0.
 
     Raises:
-        ModelError: The computation failed on rank 0. Rank 0 raises the original error.
+        ModelError: The computation failed on rank 0. Rank 0 itself raises the original error.
     """
     if process_count() == 1:
         return compute()
@@ -206,7 +207,7 @@ def compute_on_rank0_and_broadcast(compute: Callable[[], T]) -> T:
     failure: Exception | None = None
     try:
         value = compute()
-    except Exception as error:  # of any type, as the other ranks wait for the broadcast
+    except Exception as error:  # of any type, because all other ranks wait for the broadcast
         failure = error
     message = failure and f"{type(failure).__name__}: {failure}"
     content, message = broadcast((_to_bytes(value), message) if is_main() else None)
@@ -216,18 +217,18 @@ def compute_on_rank0_and_broadcast(compute: Callable[[], T]) -> T:
 
 
 def _to_bytes(value: object) -> bytes:
-    """Pickle a value with `torch.save`, so that the reader chooses the device of tensors."""
+    """Pickle a value with `torch.save`, whose reader chooses the device of tensors."""
     buffer = io.BytesIO()
     torch.save(value, buffer)
     return buffer.getvalue()
 
 
 def run_in_processes(run: Callable[[T], Result], tasks: Sequence[T], *, workers: int) -> Iterator[tuple[T, Result]]:
-    """Run tasks in worker processes that share the cores and end with this process.
+    """Run tasks in worker processes, which share the cores and end with this process.
 
     Args:
-        run: Function of a module, which workers import.
-        tasks: Arguments of `run`, picklable.
+        run: Function at the top level of a module, which workers import.
+        tasks: Picklable arguments, each for a call of `run`.
         workers: Number of processes.
 
     Yields:
@@ -238,9 +239,9 @@ def run_in_processes(run: Callable[[T], Result], tasks: Sequence[T], *, workers:
     """
     threads = max(1, torch.get_num_threads() // workers)
     with ExitStack() as stack:
-        # The pool starts its processes while tasks are submitted, and none later: the safe path may end here.
+        # The pool starts all processes while tasks are submitted, so that the safe path is not needed afterwards.
         with safe_import_path():
-            # Spawned, as torch's threads do not survive a fork.
+            # Processes are spawned, because torch's threads do not survive a fork.
             pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=_start_worker, initargs=(threads,))
             stack.enter_context(pool)
             pending = {pool.submit(run, task): task for task in tasks}
@@ -256,14 +257,15 @@ def run_in_processes(run: Callable[[T], Result], tasks: Sequence[T], *, workers:
 
 
 def _start_worker(threads: int) -> None:
-    # Both limits: scipy has a BLAS of its own, whose threads in several workers wait for each other spinning.
+    # The limit of torch is not enough: scipy has a separate BLAS, whose threads would spin while waiting for each
+    # other.
     torch.set_num_threads(threads)
     threadpool_limits(threads)
     threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 
 def _exit_with_parent() -> None:
-    # A killed parent cannot stop its workers, and a worker that computes for hours would go on alone.
+    # A killed parent cannot stop its workers, and these would continue for hours.
     parent = parent_process()
     if parent is not None:
         parent.join()

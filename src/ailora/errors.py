@@ -11,7 +11,7 @@ Choice = TypeVar("Choice", bound=StrEnum)
 
 
 class AiloraError(Exception):
-    """Base class of the errors that this package raises on purpose.
+    """Base class of the errors raised by this package on purpose.
 
     Examples:
         >>> import torch
@@ -39,7 +39,7 @@ class InputError(AiloraError, ValueError):
 
 
 class ModelError(AiloraError, ValueError):
-    """A model cannot be adapted as asked: its modules are unknown, or its weights unusable, or a name is taken.
+    """A model cannot be adapted: modules are unknown, weights are unusable, or the name of the adapter is taken.
 
     Examples:
         >>> import torch
@@ -57,7 +57,7 @@ class DivergenceError(AiloraError, ArithmeticError):
 
 
 class AnchorMismatchError(AiloraError, ValueError):
-    """An adapter file has another anchor than the adapted model that loads the file.
+    """The anchor in an adapter file differs from the anchor of the model that loads the file.
 
     Examples:
         >>> import ailora
@@ -72,8 +72,8 @@ class AnchorMismatchError(AiloraError, ValueError):
     """
 
 
-#: Beginnings and parts of torch's messages for a failed allocation that has no exception class of its own: those of the
-#: allocator on CPUs, and those of CUDA's libraries.
+#: Parts of torch's messages for allocation failures without an exception class, in the CPU allocator and in CUDA's
+#: libraries.
 _ALLOCATION_FAILURES = (
     "DefaultCPUAllocator",
     "unable to mmap",
@@ -85,16 +85,16 @@ _ALLOCATION_FAILURES = (
 
 
 def describe_out_of_memory(error: BaseException) -> str | None:
-    """Describe an error that means that memory did not suffice.
+    """Describe an exception that is due to a lack of memory.
 
     Args:
         error: Any exception.
 
     Returns:
-        One line with the error's own text and the way out; None if the error means something else.
+        Line with the message of the exception and the next step, or None for any other exception.
     """
     text = " ".join(str(error).split())
-    # The name stands for torch's class on every device; importing torch for it would cost seconds.
+    # Compared by name, because importing torch for the class would take seconds.
     is_named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
     if not is_named and not (isinstance(error, RuntimeError) and any(part in text for part in _ALLOCATION_FAILURES)):
         return None
@@ -102,12 +102,15 @@ def describe_out_of_memory(error: BaseException) -> str | None:
 
 
 def unknown_name(kind: str, name: object, allowed: Iterable[str]) -> InputError:
-    """Return the error for a name outside `allowed`, with the nearest allowed name if one is near.
+    """Build the error for a name outside `allowed`, with a similar allowed name as a hint.
 
     Args:
-        kind: Kind of thing that the name stands for, such as `policy`.
-        name: The unknown name.
+        kind: Kind of object with such names, for example `policy`.
+        name: Name outside `allowed`.
         allowed: All allowed names.
+
+    Returns:
+        Error to raise.
     """
     names = list(allowed)
     nearest = difflib.get_close_matches(str(name), names, n=1)
@@ -116,12 +119,15 @@ def unknown_name(kind: str, name: object, allowed: Iterable[str]) -> InputError:
 
 
 def parse_choice(kind: str, name: object, choices: type[Choice]) -> Choice:
-    """Return the member of an enumeration with a name.
+    """Parse the name of an enumeration's member.
 
     Args:
-        kind: Kind of thing that the enumeration lists, for the error.
+        kind: Kind of the members for the error, for example `policy`.
         name: Value of the member, or the member itself.
-        choices: The enumeration.
+        choices: Enumeration with the members.
+
+    Returns:
+        Member of the enumeration.
 
     Raises:
         InputError: No member has the name.

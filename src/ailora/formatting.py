@@ -1,6 +1,6 @@
 """Format values for readers: numbers, sizes, durations, intervals, counts, lists.
 
-No function fails on the content of a damaged file: a value that is no number is formatted as text.
+Values from damaged files do not raise errors: a value of an unexpected type is formatted as text.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TypeGuard, TypeVar
 
 T = TypeVar("T")
 
-#: All of C0 and C1 but tab and line feed; what reverses or isolates the direction of text; half characters.
+#: Control characters (C0 and C1, without tab and line feed), marks for the direction of text, and lone surrogates.
 _CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 _BYTE_UNITS = ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
 
@@ -24,10 +24,10 @@ def format_value(value: object, name: str = "") -> str:
 
     Args:
         value: Plain data.
-        name: Key of the value. `bytes`, `seconds` or `learning_rate` in the key decides the unit.
+        name: Key of the value. A key with `bytes`, `seconds` or `learning_rate` sets the unit.
 
     Returns:
-        Numbers with four digits, booleans as yes or no, collections as lists, and `-` for None and empty text.
+        Numbers with four digits, booleans as yes or no, collections as lists, and `-` for None and empty strings.
     """
     if is_finite(value):
         for unit, format_in_unit in _UNITS.items():
@@ -55,8 +55,11 @@ def format_number(value: float, sign: str = "") -> str:
     """Format a number with four digits, and an infinite number or NaN in words.
 
     Args:
-        value: The number.
-        sign: `+` writes the sign of positive numbers too.
+        value: Number to format.
+        sign: `+` to write the sign of positive numbers too.
+
+    Returns:
+        Formatted number.
     """
     if math.isnan(value):
         return "not a number"
@@ -66,10 +69,10 @@ def format_number(value: float, sign: str = "") -> str:
 
 
 def format_interval(value: float, low: float | None, high: float | None, sign: str = "") -> str:
-    """Format an estimate with its interval, `0.8012 [0.7903, 0.8121]`, or alone if the interval is unknown."""
+    """Format an estimate with its interval, `0.8012 [0.7903, 0.8121]`, or without an unknown interval."""
     if low is None or high is None or not all(map(math.isfinite, (value, low, high))):
         return format_number(value, sign)
-    # A common format for all three numbers, as readers compare them.
+    # Readers compare the three numbers, which therefore have a common format.
     spec = sign + _format_spec(value, low, high)
     return f"{value:{spec}} [{low:{spec}}, {high:{spec}}]"
 
@@ -87,7 +90,7 @@ def format_lr(value: object) -> str:
 
 
 def format_bytes(value: object) -> str:
-    """Format a size in its largest binary unit, `576.2 KiB`."""
+    """Format a size in the largest fitting binary unit, `576.2 KiB`."""
     if not is_finite(value):
         return format_value(value)
     for size, unit in _BYTE_UNITS:
@@ -110,12 +113,12 @@ _UNITS = {"bytes": format_bytes, "seconds": format_duration, "learning_rate": fo
 
 
 def is_real(value: object) -> TypeGuard[float]:
-    """Whether a value is a number, finite or not."""
+    """Return whether a value is a number, finite or not."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def is_finite(value: object) -> TypeGuard[float]:
-    """Whether a value is a finite number."""
+    """Return whether a value is a finite number."""
     return is_real(value) and math.isfinite(value)
 
 
@@ -125,29 +128,38 @@ def pluralize(number: int, singular: str, plural: str | None = None) -> str:
 
 
 def join_names(names: Iterable[str]) -> str:
-    """Join at least one name to `a, b and c`."""
-    *others, last = names
-    return f"{', '.join(others)} and {last}" if others else last
+    """Join names to `a, b and c`. There must be at least one name."""
+    *first, last = names
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 def limit_sentences(sentences: Sequence[str], table: str, limit: int = 6) -> list[str]:
-    """Keep the first sentences, and name the table that has the rest, such as `the table of scores`."""
+    """Keep the first `limit` sentences, and refer to a table for the rest.
+
+    Args:
+        sentences: All sentences.
+        table: Phrase for the table with the content of all sentences, such as `the table of scores`.
+        limit: Largest number of sentences before the reference.
+
+    Returns:
+        Sentences to show.
+    """
     more = len(sentences) - limit
     rest = [f"{pluralize(more, 'more is', 'more are')} in {table}."] if more > 0 else []
     return [*sentences[:limit], *rest]
 
 
 def escape_controls(text: str) -> str:
-    """Write the characters that command a terminal, or turn the direction of text, as escapes; lines stay lines."""
+    """Escape control characters, which could command a terminal, and marks for the direction of text."""
     return _CONTROLS.sub(lambda match: match[0].encode("unicode_escape", "surrogatepass").decode(), text)
 
 
 def quote_argument(argument: object) -> str:
-    """Quote a path or name for a command to paste into a shell."""
+    """Quote a path or a name for a command that users paste into a shell."""
     text = str(argument)
     if not _CONTROLS.search(text) and text.isprintable():
         return shlex.quote(text)
-    # The shell's own escapes: bytes, as nothing else stands for any character in all of bash, zsh and ksh.
+    # Escapes for bytes: bash, zsh and ksh have no other common escape for every character.
     return "$'" + "".join(map(_escape_byte, os.fsencode(text))) + "'"
 
 
@@ -156,17 +168,17 @@ def _escape_byte(byte: int) -> str:
 
 
 def shorten(text: str, limit: int) -> str:
-    """Cut a text to `limit` characters, with a note of how many more it had."""
+    """Shorten text to `limit` characters, and append the number of characters left out."""
     return text if len(text) <= limit else f"{text[:limit]}... ({len(text) - limit:,} more characters)"
 
 
 def truncate(text: str, limit: int) -> str:
-    """Cut a text to `limit` characters, the last three of them dots."""
+    """Shorten text to `limit` characters, including three dots at the end."""
     return text if len(text) <= limit else f"{text[: limit - 3]}..."
 
 
 def downsample(points: Sequence[T], limit: int) -> list[T]:
-    """Choose at most `limit` evenly spaced points, the first and the last among them."""
+    """Choose at most `limit` evenly spaced points, including the first and the last."""
     if len(points) <= limit:
         return list(points)
     return [points[round(i * (len(points) - 1) / (limit - 1))] for i in range(limit)]

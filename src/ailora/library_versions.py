@@ -8,5 +8,5 @@ _LIBRARIES = ("ailora", "torch", "peft", "transformers", "safetensors")
 
 
 def library_versions() -> dict[str, str]:
-    """Return the installed versions of the libraries that determine an adapter."""
+    """Return the installed versions: library -> version."""
     return {name: version(name) for name in _LIBRARIES}

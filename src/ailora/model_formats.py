@@ -1,4 +1,4 @@
-"""Formats of models that are not read, and the commands that write such a model as safetensors."""
+"""Unsupported formats of models, and commands that convert them to safetensors."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
 def refuse_gguf(path: Path) -> None:
-    """Refuse a GGUF file, or a folder that holds one.
+    """Refuse a GGUF file, or a folder with GGUF files.
 
     Raises:
-        InputError: how it is converted.
+        InputError: There is such a file. The message has the command for the conversion.
     """
     for file in _files(path, ("*.gguf",)):
         raise InputError(f"{file} is a GGUF file. {_gguf_conversion(file)}")
 
 
 def refuse_pickles(path: Path) -> None:
-    """Refuse a pickled checkpoint, or a folder that holds one: pickles run code when they are opened.
+    """Refuse a pickled checkpoint, or a folder with such files: pickles run code when they are opened.
 
     Raises:
-        InputError: how it is converted.
+        InputError: There is such a file. The message has the command for the conversion.
     """
     for file in _files(path, _PICKLES):
         folder = path if path.is_dir() else path.parent
@@ -32,7 +32,7 @@ def refuse_pickles(path: Path) -> None:
 
 
 def pickle_conversion(model: Path | str) -> str:
-    """Say that pickled checkpoints are refused, and which command writes one as safetensors."""
+    """Return a sentence for errors about pickled checkpoints, with the command for the conversion."""
     return "pickled checkpoints are never opened. Convert it once, if you trust it: " + _python(
         f"import transformers as t; m = {str(model)!r}; c = t.AutoConfig.from_pretrained(m); "
         "getattr(t, c.architectures[0]).from_pretrained(m, use_safetensors=False).save_pretrained('CONVERTED'); "
@@ -41,13 +41,13 @@ def pickle_conversion(model: Path | str) -> str:
 
 
 def _gguf_conversion(file: Path) -> str:
-    """Say that GGUF is not read, and which command writes it as safetensors.
+    """Return a sentence for errors about GGUF files, with the command for the conversion.
 
-    A model that transformers has read from GGUF refuses to be saved: a fresh one takes its tensors.
+    transformers cannot save a model loaded from GGUF, so that the command copies the tensors to a new model.
     """
     return (
-        "GGUF is not read: give the safetensors model that it was made from. Where that is gone, convert it; its "
-        "quantization stays lost (pip install gguf): "
+        "GGUF is not supported: give the safetensors model from which the file was made. If that model is gone, "
+        "convert the file, in which the loss by quantization remains (pip install gguf): "
     ) + _python(
         f"import transformers as t; a = ({str(file.parent)!r},); k = {{'gguf_file': {file.name!r}}}; "
         "n = t.AutoModelForCausalLM.from_config(t.AutoConfig.from_pretrained(*a, **k)); "
@@ -57,13 +57,13 @@ def _gguf_conversion(file: Path) -> str:
 
 
 def _files(path: Path, patterns: tuple[str, ...]) -> list[Path]:
-    """Return a file that has one of the patterns, or the files of a folder that have."""
+    """Return the files in a folder that match a pattern, or the file itself if it matches."""
     if path.is_dir():
         return [file for pattern in patterns for file in sorted(path.glob(pattern))]
     return [path] if any(path.match(pattern) for pattern in patterns) else []
 
 
 def _python(statements: str) -> str:
-    """Return a command to paste; in double quotes where nothing in it means something to a shell there."""
+    """Return a command for users to paste, in double quotes unless the shell would change its content there."""
     plain = statements.isprintable() and not set(statements) & set('"$`\\!')
     return f'python -c "{statements}"' if plain else f"python -c {shlex.quote(statements)}"

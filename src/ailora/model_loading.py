@@ -1,4 +1,4 @@
-"""Load models of transformers on the meta device, and validate that weights are in safetensors files."""
+"""Load models of transformers on the meta device, and validate the weight files and configurations of models."""
 
 from __future__ import annotations
 
@@ -30,10 +30,11 @@ from ailora.safetensors_io import Checkpoint
 
 #: Patterns of weight files in the folder of a model.
 _WEIGHT_FILES = ("model*.safetensors", "model.safetensors.index.json")
-#: Numbers of layers in configurations, and more than any model has: building a million of them takes hours.
+#: Keys of configurations for numbers of layers. The limit is far above any model: building a million layers takes
+#: hours.
 _LAYERS = re.compile(r"(^|_)(n_|num_)?layers?$")
 _MAX_LAYERS = 2_000
-#: The error of an auto class for a model that it has no class of.
+#: Error of an auto class of transformers that does not support a model type.
 _WRONG_CLASS = re.compile(
     r"Unrecognized configuration class <class '[\w.]*?(?P<config>\w+)'> for this kind of AutoModel: (?P<auto_class>\w+)"
 )
@@ -43,37 +44,38 @@ def auto_class(task_type: str) -> Any:
     """Get the auto class of transformers for a task type.
 
     Args:
-        task_type: name of one of PEFT's task types.
+        task_type: Name of a task type in PEFT.
 
     Returns:
-        A class such as `AutoModelForCausalLM`.
+        Auto class, such as `AutoModelForCausalLM`.
 
     Raises:
-        InputError: PEFT has no such task type.
+        InputError: The task type is unknown.
     """
     return getattr(transformers, TASKS[parse_task_type(task_type)].auto_class)
 
 
 def validate_weights(name: Path | str, *, download: bool = False, digests: bool = False) -> None:
-    """Validate that transformers would read the weights of a model from the model's own safetensors files only.
+    """Validate that transformers would load a model from safetensors files only.
 
-    transformers opens pickles if a folder has no safetensors file, or if the index or the configuration names them,
-    and loads an adapter from the folder of a model.
+    transformers opens pickles if a folder has no safetensors file, or if the index or the configuration names pickles.
+    It also loads an adapter in the folder of a model.
 
     Args:
-        name: hub id, local folder, or `builtin:minilm`.
-        download: whether to download the weights of a hub id first; otherwise, hub ids are not validated.
-        digests: whether to compare the tensors with the digests in their files, if any, which reads whole files.
+        name: Hub id, local folder, or `builtin:minilm`.
+        download: Whether to download the weights of a hub id. Without a download, hub ids are not validated.
+        digests: Whether to compare tensors with the digests in their files, if any. This reads whole files.
 
     Raises:
-        InputError: Names the file, and the command that converts it; or the weights are damaged.
+        InputError: A file is damaged or not safetensors, or the folder holds an adapter. For pickles, the message has
+            the command for the conversion.
     """
     folder = Path(resolve_model(name))
     if not folder.is_dir():
         if not download:
             return
         patterns = [*_WEIGHT_FILES, "config.json", ADAPTER_CONFIG_NAME]
-        # Files that are missing or cannot be reached are reported by the loader.
+        # The loader reports files that are missing or cannot be downloaded.
         with suppress(OSError, ValueError, HFValidationError):
             folder = Path(snapshot_download(str(name), allow_patterns=patterns))
         if not folder.is_dir():
@@ -96,28 +98,28 @@ def validate_weights(name: Path | str, *, download: bool = False, digests: bool 
 
 
 def refuse_adapter(folder: Path) -> None:
-    """Refuse a folder that holds an adapter as a model.
+    """Refuse the folder of an adapter where a model is expected.
 
     Raises:
         InputError: The folder holds an adapter.
     """
     if (folder / ADAPTER_CONFIG_NAME).exists():
         raise InputError(
-            f"{folder} holds an adapter ({ADAPTER_CONFIG_NAME}), expected a model: give the base model, or make one "
-            "model of both with `ailora merge`"
+            f"{folder} holds an adapter ({ADAPTER_CONFIG_NAME}), expected a model: give the base model, or merge the "
+            "adapter into the base model with `ailora merge`"
         )
 
 
 def load_on_meta(
     name: Path | str, task_type: str | None = None, *, num_labels: int | None = None, any_class: bool = False
 ) -> PreTrainedModel:
-    """Load a model on the meta device, from its configuration and without weights. Remote code never runs.
+    """Build a model on the meta device from its configuration, without weights. Remote code never runs.
 
     Args:
-        name: A hub id, a local folder, or `builtin:minilm`.
-        task_type: PEFT's task type, which decides the class. None: the class in the configuration.
-        num_labels: Number of outputs of a classification head. None: the number in the configuration.
-        any_class: Whether to take the class in the configuration if the model has no class for the task.
+        name: Hub id, local folder, or `builtin:minilm`.
+        task_type: Task type of PEFT, which selects the class. None selects the class in the configuration.
+        num_labels: Number of outputs of a classification head. None means the number in the configuration.
+        any_class: Whether to fall back to the class in the configuration if the model has no class for the task.
 
     Returns:
         Model with parameters on the meta device.
@@ -137,7 +139,7 @@ def load_on_meta(
         config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False, **labels)
     except InputError:
         raise
-    # A damaged file can make transformers raise any exception.
+    # For a damaged file, transformers may raise any exception.
     except Exception as error:
         raise InputError(f"cannot load the configuration of model {name!r}: {_short(error, name)}") from error
     try:
@@ -145,24 +147,24 @@ def load_on_meta(
             try:
                 return _class_of(config, task_type)(config)
             except ValueError:
-                # Users give multimodal models the task type of language models.
+                # Users combine multimodal models with the task type of language models.
                 if not any_class or task_type is None:
                     raise
                 return _class_of(config, None)(config)
     except Exception as error:
         if sentence := _describe_wrong_class(error, name):
             raise InputError(sentence) from error
-        wanted = f" for task type {task_type}" if task_type else ""
+        task = f" for task type {task_type}" if task_type else ""
         raise InputError(
-            f"the configuration of model {name!r} makes no model{wanted}: {_short(error, name)}"
+            f"cannot build a model{task} from the configuration of model {name!r}: {_short(error, name)}"
         ) from error
 
 
 def _validate_config(config: Mapping[str, Any], where: str) -> None:
-    """Refuse a configuration that names code of the hub, or asks for more layers than any model has.
+    """Validate a configuration for code from the hub and for the number of layers.
 
     Raises:
-        InputError: Names the key and its value.
+        InputError: The configuration names code on the hub, or has more layers than any model.
     """
     for key, value in config.items():
         if isinstance(value, Mapping):
@@ -170,7 +172,7 @@ def _validate_config(config: Mapping[str, Any], where: str) -> None:
         # transformers downloads such kernels from the hub, and imports their code.
         if str(key).endswith("_implementation") and "/" in str(value):
             raise InputError(
-                f"{where}: {key} names code of the hub, {str(value)[:80]!r}, which never runs: remove the key"
+                f"{where}: {key} names code on the hub, {str(value)[:80]!r}, and such code never runs: remove the key"
             )
         if _LAYERS.search(str(key)) and type(value) is int and value > _MAX_LAYERS:
             raise InputError(f"{where}: {key} is {str(value)[:80]}, expected at most {_MAX_LAYERS}")
@@ -180,19 +182,19 @@ def validate_device(device: str) -> None:
     """Validate that torch can compute on a device.
 
     Args:
-        device: name of a device, such as `cuda:0`.
+        device: Name of a device, such as `cuda:0`.
 
     Raises:
         InputError: The device is unknown to torch, or not available.
     """
     try:
-        here = torch.empty(1, device=device).device.type != "meta"
-        reason = "it holds no numbers"
-    # Each backend has exceptions of its own for a missing driver or package.
+        available = torch.empty(1, device=device).device.type != "meta"
+        reason = "tensors on it have no values"
+    # Each backend has different exceptions for a missing driver or package.
     except Exception as error:
-        here, reason = False, str(error)
-    if not here:
-        raise InputError(f"device {device!r} is not here: {reason}")
+        available, reason = False, str(error)
+    if not available:
+        raise InputError(f"device {device!r} is not available: {reason}")
 
 
 def _class_of(config: Any, task_type: str | None) -> Any:
@@ -213,22 +215,25 @@ def describe_load_error(error: BaseException, name: Path | str) -> str:
         name: Name of the model.
 
     Returns:
-        The exception's own text, or our own explanation if transformers asks for remote code, or has no class of the
-        model for the task.
+        Message of the exception. An explanation instead if the model needs remote code, or transformers has no class of
+        the model for the task.
     """
     if sentence := _describe_wrong_class(error, name):
         return sentence
     if "trust_remote_code" not in str(error):
         return str(error)
     return (
-        f"{name} needs Python code of its own (auto_map), and code of a model is never run here. Take a model whose "
-        "class is transformers' own; or read that code, load the model in Python with trust_remote_code=True, and give "
-        "it to ailora.adapt"
+        f"{name} needs Python code from its repository (auto_map), and such code is never run here. Take a model with "
+        "a class in transformers; or read the code, load the model in Python with trust_remote_code=True, and give "
+        "the model to ailora.adapt"
     )
 
 
 def _describe_wrong_class(error: BaseException, name: Path | str) -> str | None:
-    """Describe a model that transformers has no class of for a task; it lists all classes that it has for the task."""
+    """Describe the error of an auto class without a class for the model, or return None for any other error.
+
+    The message of transformers lists all supported classes, which fills the screen.
+    """
     match = _WRONG_CLASS.search(str(error))
     if match is None:
         return None
@@ -237,12 +242,12 @@ def _describe_wrong_class(error: BaseException, name: Path | str) -> str | None:
     recipes = [
         task.recipe
         for task in TASKS.values()
-        # The table of an auto class has no public name.
-        if task.recipe and config_class in getattr(transformers, task.auto_class)._model_mapping  # noqa: SLF001 (it has no public one)
+        # The mapping of an auto class has no public name.
+        if task.recipe and config_class in getattr(transformers, task.auto_class)._model_mapping  # noqa: SLF001
     ]
-    taken = f"recipes that take it: {', '.join(recipes)}" if recipes else "no recipe takes it"
+    supported = f"recipes for this type: {', '.join(recipes)}" if recipes else "no recipe supports this type"
     model_type = getattr(config_class, "model_type", match["config"])
-    return f"model {str(name)!r} is of the type {model_type}, which has no class for {title}; {taken}"
+    return f"model {str(name)!r} is of the type {model_type}, which has no class for {title}; {supported}"
 
 
 def _short(error: Exception, name: Path | str) -> str:

@@ -1,4 +1,4 @@
-"""Resolve the name of a model: a hub id, a local folder, or a model in an installed package."""
+"""Resolve names of models: hub ids, local folders, and models in installed packages."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ def resolve_model(name: Path | str) -> str:
     """Resolve the name of a model to an argument of `from_pretrained`.
 
     Args:
-        name: hub id, local folder, or `builtin:minilm`.
+        name: Hub id, local folder, or `builtin:minilm`.
 
     Returns:
-        The folder of a builtin model; other names unchanged, with `~` expanded.
+        Folder of a builtin model, local folder with `~` expanded, or the hub id.
 
     Raises:
-        InputError: The builtin model is unknown or its package missing, or the path is no folder or a GGUF file.
+        InputError: The builtin model is unknown or its package is missing, or the path is a GGUF file or not a folder.
 
     Examples:
         >>> resolve_model("meta-llama/Llama-3.2-1B")
         'meta-llama/Llama-3.2-1B'
     """
     if not isinstance(name, str | Path) or not str(name) or "\0" in str(name):
-        raise InputError(f"a model is a folder, a hub id, or builtin:minilm, not {name!r}")
+        raise InputError(f"expected a folder, a hub id or builtin:minilm as model, got {name!r}")
     name = str(name)
     try:
         name.encode()
     except UnicodeEncodeError:
-        raise InputError(f"the path of the model is not UTF-8, and cannot be recorded: {name!r}") from None
+        raise InputError(f"the path of the model is not UTF-8 and cannot be written to files: {name!r}") from None
     kind, _, builtin = name.partition(":")
     if kind == "builtin":
         if builtin not in _BUILTIN:
@@ -57,13 +57,13 @@ def resolve_model(name: Path | str) -> str:
 
 
 def model_folder(name: Path | str) -> Path:
-    """Find the folder of a model's files without a download.
+    """Find the folder with a model's files, without a download.
 
     Args:
-        name: hub id, local folder, or `builtin:minilm`.
+        name: Hub id, local folder, or `builtin:minilm`.
 
     Returns:
-        The local folder, or the snapshot of a hub id in the cache.
+        Local folder, or the snapshot of a hub id in the hub's cache.
 
     Raises:
         InputError: The name is invalid (see `resolve_model`), or the cache has no snapshot of the hub id.

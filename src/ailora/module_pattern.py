@@ -9,23 +9,23 @@ import regex
 
 from ailora.errors import InputError
 
-#: CPU time of all searches of a configuration beyond that of ordinary searches.
+#: CPU time for all searches together, in addition to the time granted to each search.
 _LIMIT_S = 1.0
-#: CPU time granted to each search; an ordinary search takes a tenth.
+#: CPU time granted to each search, ten times the time of an ordinary search.
 _SEARCH_S = 20e-6
 _MAX_LENGTH = 200_000
-#: Counted repetitions are unrolled when a pattern is compiled: nested ones fill the memory.
+#: Compiling a pattern unrolls counted repetitions, and nested ones could fill the memory.
 _MAX_REPETITIONS = 10_000
 _COUNTS = re.compile(r"\{\s*(\d*)\s*,?\s*(\d*)\s*\}")
 
 
 class ModulePatterns:
-    """Regular expressions of one configuration, whose searches together have a time limit.
+    """Regular expressions from a configuration, with a time limit for all searches together.
 
-    A pattern of an untrusted file must not search forever.
+    The limit stops patterns from untrusted files that would search forever.
 
     Args:
-        where: file or argument with the patterns, for messages.
+        where: File or argument with the patterns, for messages.
     """
 
     def __init__(self, where: str) -> None:
@@ -37,7 +37,7 @@ class ModulePatterns:
         """Return whether a pattern matches a part of a name.
 
         Raises:
-            InputError: The pattern is no regular expression, or takes too long.
+            InputError: The pattern is not a regular expression, or the searches take too long.
         """
         return self._run(pattern, "search", name)
 
@@ -45,15 +45,15 @@ class ModulePatterns:
         """Return whether a pattern matches a whole name.
 
         Raises:
-            InputError: The pattern is no regular expression, or takes too long.
+            InputError: The pattern is not a regular expression, or the searches take too long.
         """
         return self._run(pattern, "fullmatch", name)
 
     def validate(self, pattern: object) -> None:
-        """Validate a pattern by a search in an empty name.
+        """Validate a pattern by searching an empty name.
 
         Raises:
-            InputError: The pattern is no regular expression.
+            InputError: The pattern is not a regular expression.
         """
         self.search(pattern, "")
 
@@ -67,14 +67,14 @@ class ModulePatterns:
         self._left_s += _SEARCH_S - (time.thread_time() - started)
         if self._left_s <= _SEARCH_S:
             raise InputError(
-                f"{self._where}: {compiled.pattern[:80]!r} cannot be searched for in {_LIMIT_S:g} s, the limit of all "
-                "patterns together: write it without nested repetitions"
+                f"{self._where}: {compiled.pattern[:80]!r} exceeds the time limit of {_LIMIT_S:g} s for all patterns "
+                "together: write the pattern without nested repetitions"
             )
         return match is not None
 
     def _compile(self, pattern: object) -> regex.Pattern[str]:
         if not isinstance(pattern, str):
-            raise InputError(f"{self._where}: {pattern!r} is not a regular expression: expected a text")
+            raise InputError(f"{self._where}: {pattern!r} is not a regular expression: expected a string")
         if pattern not in self._compiled:
             try:
                 _validate_size(pattern)
@@ -86,9 +86,9 @@ class ModulePatterns:
 
 def _validate_size(pattern: str) -> None:
     if len(pattern) > _MAX_LENGTH:
-        raise ValueError(f"it has {len(pattern):,} characters, {_MAX_LENGTH:,} are allowed")
+        raise ValueError(f"{len(pattern):,} characters, at most {_MAX_LENGTH:,} are allowed")
     repetitions = 1
     for counts in _COUNTS.findall(pattern):
         repetitions *= max(1, *(int(count[:9]) for count in counts if count))
     if repetitions > _MAX_REPETITIONS:
-        raise ValueError(f"its counts multiply to {repetitions:,} repetitions, {_MAX_REPETITIONS:,} are allowed")
+        raise ValueError(f"counts multiply to {repetitions:,} repetitions, at most {_MAX_REPETITIONS:,} are allowed")

@@ -1,4 +1,4 @@
-"""Detect the kind of a folder by the names of its files, without reading any."""
+"""Detect the kind of a folder by the names of its files, without reading them."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class PathKind(StrEnum):
     RUN = "run"
 
 
-#: File -> kind. The first file that exists decides, and the order matters: PEFT may save an adapter beside the
-#: configuration of a model, and a folder of both is an adapter.
+#: File -> kind. The first existing file decides. Adapters come before models, because PEFT may save an adapter beside
+#: the configuration of a model.
 _MARKERS = {
     ADAPTER_CONFIG_NAME: PathKind.ADAPTER,
     "config.json": PathKind.MODEL,
@@ -36,29 +36,29 @@ def detect_path_kind(path: Path | str) -> PathKind | None:
     """Detect the kind of a folder.
 
     Returns:
-        Kind of the folder. None if the path is no folder (a hub id, `builtin:minilm`) or the content is unknown.
+        Kind of the folder. None for a path that is not a folder (a hub id, `builtin:minilm`), and for unknown content.
     """
     folder = expand_home(path)
     return next((kind for marker, kind in _MARKERS.items() if is_file(folder / marker)), None)
 
 
 def resolve_adapter_dir(path: Path | str) -> Path:
-    """Return the folder of an adapter's files, given this folder or the folder of a run.
+    """Find the folder with an adapter's files in `path`, which is this folder or the folder of a run.
 
     Raises:
         InputError: Neither the folder nor its subfolder `adapter` holds an adapter.
     """
     if not isinstance(path, str | Path):
-        raise InputError(f"an adapter is a folder, got {path!r}")
+        raise InputError(f"expected the folder of an adapter, got {path!r}")
     path = expand_home(path)
     for folder in (path, path / "adapter"):
         if is_file(folder / ADAPTER_CONFIG_NAME):
             return folder
-    raise InputError(f"{path} holds no adapter: no {ADAPTER_CONFIG_NAME} in it, nor in its folder adapter/")
+    raise InputError(f"{path} holds no adapter: neither {ADAPTER_CONFIG_NAME} nor adapter/{ADAPTER_CONFIG_NAME} exists")
 
 
 def expand_home(path: Path | str) -> Path:
-    """Expand `~`; the home of a user who is not known here stays as it is written, and names nothing."""
+    """Expand `~` and `~user`. A path with an unknown user is returned unchanged, and does not exist."""
     try:
         return Path(path).expanduser()
     except RuntimeError:
@@ -66,7 +66,7 @@ def expand_home(path: Path | str) -> Path:
 
 
 def is_folder(path: Path) -> bool:
-    """Return whether a folder is there; a name that no file can have names none."""
+    """Return whether a path is a folder. Invalid paths (too long, with a null byte) are not."""
     try:
         return path.is_dir()
     except (OSError, ValueError):
@@ -74,7 +74,7 @@ def is_folder(path: Path) -> bool:
 
 
 def is_file(path: Path) -> bool:
-    """Return whether a file is there; a name that no file can have (too long, with a null byte) names none."""
+    """Return whether a path is a file. Invalid paths (too long, with a null byte) are not."""
     try:
         return path.is_file()
     except (OSError, ValueError):
@@ -82,11 +82,11 @@ def is_file(path: Path) -> bool:
 
 
 def is_inside(file: Path, folder: Path) -> bool:
-    """Return whether a file, after links, lies in a folder, or among the blobs of the hub's cache beside it."""
-    home = folder.resolve()
-    allowed = [home]
-    # The hub's cache links from its snapshots to the blobs beside them.
-    snapshot = next((parent for parent in (home, *home.parents) if parent.parent.name == "snapshots"), None)
+    """Return whether a file, with links resolved, is in a folder or among the blobs of a snapshot in the cache."""
+    resolved = folder.resolve()
+    allowed = [resolved]
+    # Files of a snapshot in the hub's cache are links to a folder of blobs.
+    snapshot = next((parent for parent in (resolved, *resolved.parents) if parent.parent.name == "snapshots"), None)
     if snapshot is not None:
         allowed.append(snapshot.parent.parent / "blobs")
     return file.resolve().parent in allowed

@@ -1,4 +1,4 @@
-"""Read JSON of untrusted files strictly, and validate plain data of JSON and YAML."""
+"""Read JSON from untrusted files strictly, and validate plain data from JSON and YAML."""
 
 from __future__ import annotations
 
@@ -12,22 +12,23 @@ from typing import Any
 
 from ailora.errors import InputError
 
-#: Deeper data exhaust the stack of recursive functions that copy, validate or write them.
+#: Deeper nesting would exhaust the stack of recursive functions that copy, validate or write the data.
 _MAX_DEPTH = 100
+#: Floats are smaller than 2**1024.
 _MAX_BITS = 1024
 _LINE_END = re.compile(r"\r\n|\r|\n")
 _SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def read_text(file: Path, kind: str = "") -> str:
-    """Read a file of UTF-8 text, with or without a byte order mark.
+    """Read a UTF-8 file with or without a byte order mark.
 
     Args:
-        file: The file.
-        kind: Kind of file for messages, with a blank at its end.
+        file: Path of the file.
+        kind: Kind of the file for messages, with a space at the end.
 
     Returns:
-        The text, without the mark.
+        Text without the byte order mark.
 
     Raises:
         InputError: The file cannot be read, or is not UTF-8.
@@ -50,10 +51,10 @@ def read_json(file: Path, *, allow_nan: bool = False) -> Any:
 
 
 def read_json_object(file: Path, *, allow_nan: bool = False) -> dict[str, Any]:
-    """Read a JSON file that holds one object. See `parse_json`.
+    """Read a JSON file that holds an object. See `parse_json`.
 
     Raises:
-        InputError: The file cannot be read, is not JSON, or holds something else.
+        InputError: The file cannot be read, is not JSON, or does not hold an object.
     """
     value = read_json(file, allow_nan=allow_nan)
     if not isinstance(value, dict):
@@ -62,10 +63,10 @@ def read_json_object(file: Path, *, allow_nan: bool = False) -> dict[str, Any]:
 
 
 def split_json_lines(text: str, file: Path | str) -> Iterator[tuple[str, str]]:
-    """Split JSON Lines at line ends only, as texts may hold other separators such as U+2028.
+    """Split JSON Lines at ends of lines, but not at Unicode separators such as U+2028, which strings may hold.
 
     Yields:
-        `file:line` of every line that is not blank, and the line.
+        `file:line` and content of each line, without blank lines.
     """
     for number, line in enumerate(_LINE_END.split(text), start=1):
         if line.strip():
@@ -73,19 +74,20 @@ def split_json_lines(text: str, file: Path | str) -> Iterator[tuple[str, str]]:
 
 
 def parse_json(text: str, where: Path | str, *, allow_nan: bool = False) -> Any:
-    """Parse one JSON value strictly, so that the value can be copied, formatted and written again.
+    """Parse a JSON value strictly, so that the value can be copied, formatted and written again.
 
     Args:
-        text: The JSON.
-        where: The file, or `file:line` of a text of one line, for messages.
-        allow_nan: Whether to accept NaN and infinite numbers, which `json.dump` writes and JSON does not have.
+        text: JSON to parse.
+        where: File for messages, or `file:line` for a line of JSON Lines.
+        allow_nan: Whether to accept NaN and infinite numbers, which `json.dump` writes although JSON has no such
+            values.
 
     Returns:
-        Mappings, lists, texts, numbers, booleans, or None.
+        Mapping, list, string, number, boolean or None.
 
     Raises:
-        InputError: The text is not JSON, repeats a key, is nested too deeply, or has a number beyond floats or a text
-            that is not Unicode. The message names the line.
+        InputError: The text is not JSON, repeats a key, is nested too deeply, or has a number above all floats or a
+            string that is not valid Unicode. The message names the line of a syntax error.
     """
     hooks = _Hooks(str(where), allow_nan)
     try:
@@ -101,7 +103,7 @@ def parse_json(text: str, where: Path | str, *, allow_nan: bool = False) -> Any:
         raise InputError(f"{place}: not JSON: {error.msg}") from None
     except RecursionError:
         raise InputError(f"{where}: {_TOO_DEEP}") from None
-    # Validating every value takes longer than parsing; only texts with these features can be invalid.
+    # Validating every value takes longer than parsing, and only JSON with these features can be invalid.
     if text.count("[") + text.count("{") > _MAX_DEPTH or _SURROGATE_ESCAPE.search(text):
         validate_plain_data(value, str(where))
     return value
@@ -127,7 +129,7 @@ class _Hooks:
 
     def build_int(self, digits: str) -> int | float:
         number = self.build_float(digits)
-        # Python converts no more than 4,300 digits.
+        # `int` raises ValueError for more than 4,300 digits.
         return int(digits) if math.isfinite(number) else number
 
     def build_float(self, digits: str) -> float:
@@ -138,20 +140,20 @@ class _Hooks:
 
     def build_constant(self, name: str) -> float:
         if not self.allow_nan:
-            raise InputError(f"{self.where}: {name} is not JSON; write null where there is no value")
+            raise InputError(f"{self.where}: {name} is not JSON; write null for a missing value")
         return float(name)
 
 
 def validate_plain_data(value: object, where: str, *, max_values: int | None = None) -> None:
-    """Refuse mappings and lists that are nested too deeply, and values that JSON cannot hold.
+    """Validate the nesting of plain data, and that JSON can hold the values.
 
     Args:
-        value: Mappings, lists, texts, numbers, booleans, null.
-        where: Their origin, for messages.
-        max_values: Refuse more values than this; a value counts as often as it is referred to.
+        value: Mappings, lists, strings, numbers, booleans or None.
+        where: Origin of the data, for messages.
+        max_values: Largest number of values. Values behind YAML aliases count at each occurrence.
 
     Raises:
-        InputError: Names the key of the value.
+        InputError: The data are nested too deeply, or JSON cannot hold a value. The message names the key.
     """
     pending: list[tuple[object, tuple[object, ...]]] = [(value, ())]
     count = 0
@@ -163,16 +165,16 @@ def validate_plain_data(value: object, where: str, *, max_values: int | None = N
         if len(keys) > _MAX_DEPTH:
             raise InputError(f"{where}: {_TOO_DEEP}")
         if isinstance(item, dict):
-            for key, below in item.items():
-                pending += [(key, keys), (below, (*keys, key))]
+            for key, child in item.items():
+                pending += [(key, keys), (child, (*keys, key))]
         elif isinstance(item, list):
-            pending += [(below, (*keys, number)) for number, below in enumerate(item)]
+            pending += [(child, (*keys, index)) for index, child in enumerate(item)]
         elif reason := _refusal(item):
             raise InputError(f"{where}: {'.'.join(map(ascii, keys))}{': ' if keys else ''}{reason}")
 
 
 def _refusal(item: object) -> str | None:
-    """Return why a value is no text, number, boolean or null that can be written, or None."""
+    """Return the reason why JSON cannot hold a value, or None."""
     if isinstance(item, str):
         try:
             item.encode()
@@ -182,5 +184,5 @@ def _refusal(item: object) -> str | None:
     if isinstance(item, int) and item.bit_length() > _MAX_BITS:
         return f"a number of {item.bit_length()} bits is larger than any float"
     if not isinstance(item, int | float | None):
-        return f"a value of the kind {type(item).__name__}; expected texts, numbers, lists and mappings"
+        return f"a value of the type {type(item).__name__}; expected strings, numbers, lists and mappings"
     return None

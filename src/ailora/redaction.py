@@ -1,7 +1,7 @@
 """Keep secrets of configurations, such as tokens and passwords, out of files and output.
 
-Secrets are values below `training` with keys such as `hub_token`, and passwords in the URL of a `storage`. Elsewhere
-such keys have other meanings: `cross_key` below `adapter.rank` is a role.
+Secrets are values below `training` with keys such as `hub_token`, and passwords in the URL of a `storage`. Similar keys
+in further sections are no secrets: `cross_key` below `adapter.rank` is a role.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ _SECRET_KEY = re.compile(r"(token|password|passwd|passphrase|pwd|^pw|secret|cred
 _TEXT_TOKEN = re.compile(r"(^|_)(bos|eos|pad|unk|sep|cls|mask|image|audio|video)_token$", re.I)
 _SECTION, _URL = "training", "storage"
 _SCHEME = re.compile(r"[\w+.-]+")
-#: `user:password` without a host, which reads as a host with a port that is no number.
+#: `user:password` without a host, which looks like a host with a port, except that a port is a number.
 _PORT = re.compile(r"^([^:/?\[]*):(?!\d*($|[/?]))[^/?]*")
-#: `key=value` of a query, or of a connection string.
+#: `key=value` in the query of a URL, or in a connection string.
 _PARAMETER = re.compile(r"(?P<start>^|[?&;\s])(?P<key>\w+)=(?P<value>[^&;\s]*)")
 
 
 class Secret(str):
-    """Text that is pickled as None, as Trainers pickle their arguments into every checkpoint."""
+    """String that is pickled as None, because Trainers pickle their arguments into every checkpoint."""
 
     __slots__ = ()
 
@@ -42,7 +42,7 @@ class Secret(str):
 
 
 def is_secret(key: object) -> bool:
-    """Return whether a part of a dotted key names a token, an access key, a password or an environment."""
+    """Return whether any part of a dotted key names a token, an access key, a password or an environment."""
     names = str(key).replace("-", "_").split(".")
     return any(_SECRET_KEY.search(name) and not _TEXT_TOKEN.search(name) for name in names)
 
@@ -51,11 +51,11 @@ def without_secrets(config: Any, *, inside: bool = False) -> Any:
     """Copy the configuration of a run or a study without its secrets.
 
     Args:
-        config: plain data of the configuration, or of a part.
-        inside: whether the data are below `training`.
+        config: Plain data of the configuration, or of a part.
+        inside: Whether the data are below `training`.
 
     Returns:
-        The data without the keys of secrets, and with `***` in the place of the password of a storage.
+        Data without the keys of secrets, and with `***` for the password of a storage.
     """
     if isinstance(config, Mapping):
         public = {}
@@ -71,7 +71,7 @@ def without_secrets(config: Any, *, inside: bool = False) -> Any:
 
 
 def protect(training: Any) -> Any:
-    """Copy the content of `training` with its secrets as `Secret`."""
+    """Copy the content of `training`, with each secret converted to `Secret`."""
     if isinstance(training, Mapping):
         return {
             key: Secret(value) if is_secret(key) and isinstance(value, str) else protect(value)
@@ -81,20 +81,20 @@ def protect(training: Any) -> Any:
 
 
 def mask_value(key: object, value: object) -> str:
-    """Format a value for a message; one that is secret, or is to hold a secret, as `***`."""
+    """Format a value for a message, as `***` if the key is that of a secret or of a storage URL."""
     if is_secret(key) or str(key) == _URL:
         return MASK
     return repr(without_secrets(value, inside=str(key).partition(".")[0] == _SECTION))
 
 
 def mask_override(override: str) -> str:
-    """Format `key=value` for a message, or what was meant as such."""
+    """Format an override for a message, with `***` for a secret value, even if the override is malformed."""
     key = re.split(r"[=:\s]", override, maxsplit=1)[0]
     return repr(f"{key}={MASK}" if is_secret(key) or key == _URL else override)
 
 
 def mask_argument(argument: str) -> str:
-    """Return an argument of a command line without its secrets: an override, or the URL of a storage."""
+    """Return an argument of a command line (an override, or the URL of a storage) without secrets."""
     key, equals, _ = argument.partition("=")
     if equals and is_secret(key):
         return f"{key}={MASK}"
@@ -102,14 +102,14 @@ def mask_argument(argument: str) -> str:
 
 
 def mask_url(url: str) -> str:
-    """Return a database URL without its passwords, also one that is malformed: then rather too little is shown."""
+    """Return a database URL without passwords. Of a malformed URL, possibly more than the password is hidden."""
     scheme, separator, rest = url.partition("://")
     if not (separator and _SCHEME.fullmatch(scheme)):
         start = re.split("[:/@]", url, maxsplit=1)[0]
         return _PARAMETER.sub(_mask_parameter, url) if start == url else f"{start}:{MASK}"
     users, at, host = rest.rpartition("@")
     if scheme.startswith("sqlite") and rest.startswith("/"):
-        # A path, which has no user.
+        # A path has no user and no password.
         pass
     elif at and ":" in users:
         rest = f"{users.partition(':')[0]}:{MASK}@{host}"

@@ -295,7 +295,7 @@ def test_an_estimate_reads_nothing(tmp_path: Path) -> None:
         ({"rank": 40}, "rank must be .*, got 40 .model.layers.0.self_attn.q_proj"),
         ({"seed": "x"}, "seed must be a whole number, got 'x'"),
         ({"workers": 0}, "workers must be a whole number of at least 1, got 0"),
-        ({"device": "tpu"}, "device 'tpu' is not here"),
+        ({"device": "tpu"}, "device 'tpu' is not available"),
         ({"task_type": "SEQ_CLASS"}, "unknown task type 'SEQ_CLASS'"),
         ({"num_labels": 0}, "num_labels must be a whole number of at least 1, got 0"),
         ({"num_labels": True}, "num_labels must be a whole number of at least 1, got True"),
@@ -436,13 +436,13 @@ def test_odd_models_and_folders_are_refused(tmp_path: Path) -> None:
     base = Path(saved("llama", tmp_path / "base"))
     assert init(base, tmp_path / "adapter", rank=4).modules == 4  # a Path is a model too
     for model in (None, 0, b"x", [], "", "a\0b"):
-        with pytest.raises(ailora.InputError, match="a model is a folder"):
+        with pytest.raises(ailora.InputError, match="expected a folder, a hub id"):
             init(model, tmp_path / "none")  # type: ignore[arg-type]
     for out in (None, 0, "", "a\0b", "x" * 5000, "\ud83d", "~nobody-of-that-name/x"):
         with pytest.raises(ailora.InputError, match="expected a path to write to"):
             init(base, out, rank=4)  # type: ignore[arg-type]
     for adapter in (None, 0, b"x"):
-        with pytest.raises(ailora.InputError, match="an adapter is a folder"):
+        with pytest.raises(ailora.InputError, match="expected the folder of an adapter"):
             verify(adapter, base)  # type: ignore[arg-type]
     config = json.loads((base / "config.json").read_text())
     (base / "config.json").write_text(json.dumps({k: v for k, v in config.items() if k != "architectures"}))

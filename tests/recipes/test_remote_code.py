@@ -19,7 +19,7 @@ from ailora.recipes.dry_run import dry_run
 from ailora.recipes.evaluation.text_generation import build_generation_config
 from ailora.recipes.task_models import load_language_model, load_tokenizer
 
-REFUSED = "needs Python code of its own"
+REFUSED = "needs Python code from its repository"
 
 #: Leaves a file beside itself when it is imported.
 CODE = """

@@ -67,7 +67,7 @@ def test_the_loss_is_that_of_the_stock_model(seq2seq_config: dict[str, Any], tmp
 def test_a_causal_model_is_refused(seq2seq_config: dict[str, Any], tiny_llama: str, tmp_path: Path) -> None:
     with pytest.raises(
         ailora.InputError,
-        match=r"type llama, which has no class for .*generation; recipes that take it: classification, causal_lm$",
+        match=r"type llama, which has no class for .*generation; recipes for this type: classification, causal_lm$",
     ):
         run(seq2seq_config, f"model={tiny_llama}")
     assert not (tmp_path / "run").exists()

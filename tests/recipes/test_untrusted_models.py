@@ -138,10 +138,10 @@ def test_a_gguf_model_is_refused_with_the_command_that_converts_it(
     folder = tmp_path / "model"
     folder.mkdir()
     (folder / "model-q4.gguf").write_bytes(b"GGUF")
-    with pytest.raises(InputError, match=r"GGUF is not read.*gguf_file.*CONVERTED"):
+    with pytest.raises(InputError, match=r"GGUF is not supported.*gguf_file.*CONVERTED"):
         run(load_config({**language_config, "model": str(folder)}))
     for name in (folder, folder / "model-q4.gguf"):
-        with pytest.raises(InputError, match="GGUF is not read"):
+        with pytest.raises(InputError, match="GGUF is not supported"):
             init(str(name), tmp_path / "out")
 
 

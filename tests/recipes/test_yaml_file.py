@@ -79,9 +79,9 @@ def test_numbers_and_words_are_those_of_yaml_1_2() -> None:
         ("&a [*a]", "nested more than 100 levels deep"),
         ("\n".join(f"{n}: &{n} [{', '.join([f'*{n - 1}'] * 10) if n else 1}]" for n in range(9)), "100,000 values"),
         ('a: {b: "\\ud83d"}', r"'a'\.'b': '\\ud83d' is half a character"),
-        ("a: !!set {b, c}", "'a': a value of the kind set"),
-        ("a: !!binary aGk=", "'a': a value of the kind bytes"),
-        ("? [a, b]\n: 1", "a value of the kind tuple"),
+        ("a: !!set {b, c}", "'a': a value of the type set"),
+        ("a: !!binary aGk=", "'a': a value of the type bytes"),
+        ("? [a, b]\n: 1", "a value of the type tuple"),
     ],
 )
 def test_what_is_not_yaml_is_refused_with_its_line(text: str, message: str) -> None:
