@@ -169,7 +169,7 @@ def test_a_folder_is_replaced_only_when_told(models: Made, tmp_path: Path) -> No
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out"]
     for notes in (out / "notes.txt", out / "figures" / "mine.svg"):
         notes.write_text("mine")
-        with pytest.raises(InputError, match=rf"{notes} is no part of the analysis"):
+        with pytest.raises(InputError, match=rf"{notes} is not part of the analysis"):
             analyze_into(out, models("llama"), force=True)
         assert notes.read_text() == "mine"
         notes.unlink()
@@ -209,7 +209,7 @@ def test_a_damaged_analysis_is_named(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is damaged"):
         load_analysis(tmp_path)
     (tmp_path / "analysis.json").write_text('{"format": 2}')
-    with pytest.raises(InputError, match="not of format 1"):
+    with pytest.raises(InputError, match="format must be 1, got 2"):
         load_analysis(tmp_path)
     (tmp_path / "analysis.json").write_bytes((folder / "analysis.json").read_bytes())
     with pytest.raises(InputError, match=r"embedding\.parquet cannot be read"):

@@ -78,7 +78,7 @@ def test_random_directions_give_chance(models: Made) -> None:
     made = analyze(str(models("llama")), [models("llama-full")], rank=RANK, directions=True)
     table = made.directions
     assert set(table["update"]) == {"dW"}
-    assert any("no run" in note for note in made.info["notes"])
+    assert any("not a run" in note for note in made.info["notes"])
     for (role, side), rows in table.groupby(["role", "side"]):
         for _, layers in rows[rows["band"] != "outside"].groupby("start"):
             factor, _, _ = enrichment(layers)

@@ -69,7 +69,7 @@ def test_what_is_no_model(models: Made, tmp_path: Path) -> None:
     assert "neither a folder nor in the hub's cache" in refused(models, "nowhere/at-all")
     assert "is not a folder" in refused(models, tmp_path / "gone")
     (tmp_path / "empty").mkdir()
-    assert "is no model, adapter or run" in refused(models, tmp_path / "empty")
+    assert "is not a model, adapter or run" in refused(models, tmp_path / "empty")
 
 
 def test_a_model_of_other_shapes_names_the_tensor(models: Made, tmp_path: Path) -> None:
@@ -145,13 +145,13 @@ def test_a_stock_adapter_without_a_fingerprint_is_taken_and_said(models: Made, t
     shutil.copytree(models("llama-adapter"), tmp_path / "stock")
     (tmp_path / "stock" / "ailora.json").unlink()
     made = analyze(str(models("llama")), [tmp_path / "stock"])
-    assert any("does not say which weights" in note for note in made.info["notes"])
+    assert any("does not record its base weights" in note for note in made.info["notes"])
 
 
 def test_a_model_of_other_weights_is_shown_with_a_doubt(models: Made, tmp_path: Path) -> None:
     perturbed(llama(), 1.0).save_pretrained(tmp_path / "far")
     made = analyze(str(models("llama")), [tmp_path / "far"])
-    assert any("was it made of this base?" in note for note in made.info["notes"])
+    assert any("was it trained from this base?" in note for note in made.info["notes"])
 
 
 def test_names_are_unique_and_none_is_the_base(tmp_path: Path) -> None:

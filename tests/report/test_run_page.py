@@ -147,7 +147,7 @@ def test_predictions_are_a_matrix_of_classes(tmp_path: Path) -> None:
     (heat,) = (chart for block in blocks(chapter_of(folder), "Metrics", Charts) for chart in block.charts)
     assert isinstance(heat, Heatmap)
     assert heat.values == ((1.0, 1.0), (0.0, 1.0))
-    assert heat.caption.endswith("2 of 3 are predicted as they are labelled.")
+    assert heat.caption.endswith("2 of 3 predictions equal the label.")
     (folder / "predictions.parquet").write_text("no")
     assert not blocks(chapter_of(folder), "Metrics", Charts)
 

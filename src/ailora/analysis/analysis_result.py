@@ -1,4 +1,4 @@
-"""The result of an analysis, and its folder."""
+"""Results of an analysis, and the folder that holds them."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ class Analysis:
     """Tables of an analysis; `docs/analysis.md` describes their columns.
 
     Attributes:
-        info: content of `analysis.json`: models, settings, findings, and notes on weights left out.
-        embedding: a row for each point: model, layer, role, head, and coordinates in the plane.
-        deltas: a row for each update: model, layer, role, norms, ranks, energy shares in subspaces of `W`.
-        spectra: a row for each weight: model, layer, role, singular values, energy of the bands, intruders.
-        directions: a row for each update, side and bin of singular directions: energy share, and the share expected
-            by chance; empty unless requested.
+        info: Content of `analysis.json`: models, settings, findings, and notes on weights left out.
+        embedding: Row for each point: model, layer, role, head, and coordinates in the plane.
+        deltas: Row for each update: model, layer, role, norms, ranks, energy shares in subspaces of `W`.
+        spectra: Row for each weight: model, layer, role, singular values, energy of the bands, intruders.
+        directions: Row for each update, side and bin of singular directions: energy share, and the share expected by
+            chance. Empty unless requested.
     """
 
     info: Row
@@ -64,13 +64,13 @@ def load_analysis(path: Path | str) -> Analysis:
     """Load an analysis from its folder.
 
     Args:
-        path: the folder, as `write_analysis` wrote it.
+        path: Folder written by `write_analysis`.
 
     Returns:
-        The analysis; its table `directions` is empty if the folder is older than direction profiles.
+        Analysis. The table `directions` is empty if the folder was written before direction profiles existed.
 
     Raises:
-        InputError: The folder holds no analysis, or the analysis is damaged or of another format.
+        InputError: The folder holds no analysis, or the analysis is damaged or has an unknown format.
     """
     folder = Path(path).expanduser()
     info = _read_info(folder)
@@ -97,24 +97,24 @@ def _read_info(folder: Path) -> Row:
     except InputError as error:
         raise InputError(f"{file} is damaged: {error}") from None
     if info.get("format") != 1:
-        raise InputError(f"{file} is not of format 1, which this version reads")
+        raise InputError(f"{file}: format must be 1, got {info.get('format')!r}")
     return info
 
 
 def validate_output_dir(out: Path | str, reads: Iterable[Path], *, force: bool) -> Path:
-    """Validate the folder to write an analysis to.
+    """Validate the output folder of an analysis.
 
     Args:
-        out: the folder; missing, empty, or an analysis.
-        reads: files and folders that the analysis reads, which must lie outside of it.
-        force: whether an analysis may be replaced.
+        out: Output folder, which may be missing, empty, or an earlier analysis.
+        reads: Input files and folders, which must be outside `out`.
+        force: Whether to replace an earlier analysis.
 
     Returns:
-        The folder, with `~` expanded.
+        Output folder with `~` expanded.
 
     Raises:
-        InputError: The path is a file or a link, holds an input or a file of another kind, or holds an analysis
-            without `force`.
+        InputError: The path is a file or a link, or the folder contains an input, foreign files, or without `force` an
+            analysis.
     """
     out = resolve_output_path(out)
     if out.is_symlink():
@@ -132,16 +132,16 @@ def validate_output_dir(out: Path | str, reads: Iterable[Path], *, force: bool) 
 
 
 def _validate_nothing_else(out: Path) -> None:
-    """Validate that a folder to replace holds an analysis and nothing else."""
-    # Replacing a folder removes all of its content.
+    """Validate that a folder to replace holds an analysis and no foreign files."""
+    # Replacing a folder removes all content.
     written = {_INFO_NAME, "figures", *(f"{name}.parquet" for name in _TABLES)}
     figures = out / "figures"
-    others = [entry for entry in out.iterdir() if entry.name not in written or entry.is_symlink()]
-    others += (
+    foreign = [entry for entry in out.iterdir() if entry.name not in written or entry.is_symlink()]
+    foreign += (
         [entry for entry in figures.iterdir() if not entry.is_file() or not is_ours(entry)] if figures.is_dir() else []
     )
-    if others:
-        raise InputError(f"{min(others)} is no part of the analysis that --force would replace: move it away")
+    if foreign:
+        raise InputError(f"{min(foreign)} is not part of the analysis that --force would replace: move it away")
 
 
 @contextmanager
@@ -149,7 +149,7 @@ def replacing_analysis(out: Path) -> Generator[Path, None, None]:
     """Open a temporary folder, which replaces `out` atomically when the body ends.
 
     Yields:
-        The temporary folder, beside `out`.
+        Path of the temporary folder.
 
     Raises:
         InputError: The folder cannot be written, or another process is writing to it.
@@ -159,7 +159,7 @@ def replacing_analysis(out: Path) -> Generator[Path, None, None]:
 
 
 def to_plain_data(record: Row) -> Row:
-    """Return a record as JSON holds it: lists in place of tuples, None in place of non-finite numbers."""
+    """Convert a record for JSON: tuples to lists, non-finite numbers to None."""
     return {str(key): _to_plain(value) for key, value in record.items()}
 
 
@@ -168,5 +168,5 @@ def _to_plain(value: object) -> object:
         return to_plain_data(value)
     if isinstance(value, list | tuple):
         return [_to_plain(item) for item in value]
-    # JSON has no NaN: Python would write a word that other readers refuse.
+    # JSON has no NaN. Python would write a bare word, which strict parsers refuse.
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -14,10 +14,10 @@ PointKind = Literal["auto", "layers", "heads"]
 
 @dataclass(frozen=True)
 class AnalysisSettings:
-    """Settings of an analysis. See `ailora.analysis.analyze`, whose arguments they are.
+    """Settings of an analysis. See the arguments of `ailora.analysis.analyze`.
 
     Raises:
-        InputError: A setting is out of its range.
+        InputError: A setting is out of range.
     """
 
     roles: tuple[Role, ...]

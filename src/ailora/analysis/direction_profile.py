@@ -1,4 +1,4 @@
-"""Direction profiles: the energy of an update over all singular directions of the weight."""
+"""Direction profiles: the distribution of an update's energy over the singular directions of the weight."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from ailora.analysis.table_ops import Row, mean_interval
 from ailora.analysis.weight_update import WeightUpdate
 
-#: Bins of equal width between the principal and the minor directions: enough to see a trend, wide enough to be smooth.
+#: Number of equal bins between the principal and the minor directions: enough to show a trend, few enough to be smooth.
 _MIDDLE_BINS = 8
 
 
@@ -25,9 +25,9 @@ class SingularDirections:
     """Full singular value decomposition of a weight, in float64, with k = min(out, in).
 
     Attributes:
-        U: left singular vectors (out, k).
-        values: singular values (k,), descending.
-        Vh: right singular vectors (k, in).
+        U: Left singular vectors (out, k).
+        values: Singular values (k,), descending.
+        Vh: Right singular vectors (k, in).
     """
 
     U: Float[Tensor, "out k"]
@@ -43,18 +43,19 @@ class SingularDirections:
 def direction_profile(update: WeightUpdate, directions: SingularDirections, rank: int) -> Iterator[Row]:
     """Measure the distribution of an update's energy over the singular directions of the weight.
 
-    The directions are binned: the r principal, the middle in bins of equal width, the r minor, and the directions
-    outside of the spectrum, which a non-square weight maps to zero or does not reach.
+    The bins are the r principal directions, bins of equal width in the middle, the r minor directions, and the
+    directions outside the spectrum, which a non-square weight maps to zero or does not reach.
 
     Args:
         update: `dW` (out, in), or a gradient.
-        directions: singular directions of `W`, before the update.
-        rank: width r of the principal and the minor bin, at most half of the spectrum.
+        directions: Singular directions of `W`, before the update.
+        rank: Width r of the principal and of the minor bin, limited to half of the spectrum.
 
     Yields:
-        A row for each side and bin: `side`, `left` (output) or `right` (input); `band`, `principal`, `middle`, `minor`
-        or `outside`; `start` and `stop`, the range of singular indices; `share`, the energy in the bin over `|dW|^2`,
-        NaN for a zero update; `chance`, the share of an update in random directions, width / out or width / in.
+        Row for each side and bin. `side` is `left` (output) or `right` (input); `band` is `principal`, `middle`,
+        `minor` or `outside`; `start` and `stop` are the range of singular indices. `share` is the energy in the bin
+        relative to `|dW|^2`, NaN for a zero update. `chance` is the share for random directions, width / out or width /
+        in.
     """
     count = len(directions.values)
     bins = _cut_into_bins(count, min(rank, count // 2))
@@ -62,28 +63,28 @@ def direction_profile(update: WeightUpdate, directions: SingularDirections, rank
         "left": (update.left_energies(directions.U), directions.U.shape[0]),
         "right": (update.right_energies(directions.Vh), directions.Vh.shape[1]),
     }
-    # The vectors of the smaller dimension are a whole basis, and hold all energy of the update.
+    # On the side with the smaller dimension, the vectors are a complete basis, with all energy of the update.
     total = max(float(energies.sum()) for energies, _ in sides.values()) or float("nan")
     for side, (energies, dimension) in sides.items():
         for band, start, stop in bins:
             share = float(energies[start:stop].sum()) / total
             yield _bin_row(side, band, start, stop, share=share, dimension=dimension)
         if dimension > count:
-            # A difference, which rounding can take below zero. max(NaN, 0.0) is NaN, max(0.0, NaN) would be 0.
+            # Rounding can make the difference negative. max(NaN, 0.0) is NaN, but max(0.0, NaN) would be 0.
             share = max(1 - float(energies.sum()) / total, 0.0)
             yield _bin_row(side, "outside", count, dimension, share=share, dimension=dimension)
 
 
 def enrichment(rows: pd.DataFrame) -> tuple[float, float, float]:
-    """Compute the geometric mean of `share / chance` over layers; random directions give 1.
+    """Compute the geometric mean of `share / chance` over layers, which is 1 for random directions.
 
     Args:
-        rows: rows of `direction_profile` for the same bin of several layers; rows without energy are ignored.
+        rows: Rows of `direction_profile` for a bin in several layers. Rows without energy are ignored.
 
     Returns:
-        The mean and the ends of its 95 % t-interval. The ends are NaN for fewer than two layers, the mean for none.
+        Mean, and the ends of its 95 % t-interval. The ends are NaN for fewer than two layers, the mean is NaN for none.
     """
-    # Averaged as logarithms: a factor of 2 and a factor of 1/2 cancel.
+    # Logarithms are averaged, so that factors of 2 and 1/2 cancel.
     shares, chances = rows["share"].to_numpy(dtype=float), rows["chance"].to_numpy(dtype=float)
     logs = np.log(shares[shares > 0] / chances[shares > 0])
     low, high = mean_interval(logs)

@@ -1,4 +1,4 @@
-"""Distances between weights of the same role, across layers and across models, from their Gram matrices."""
+"""Distances between the weights of a role, across layers and across models, from Gram matrices."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from ailora.analysis.gram_matrix import Point, PointSet
 from ailora.analysis.table_ops import Row, mean_interval
 from ailora.analysis.weight_stats import layer_index
 
-#: Leaving a layer out must leave two: the dispersion of a single weight is undefined.
+#: The jackknife leaves out a layer, and the dispersion of the rest is defined for at least two weights.
 _MIN_LAYERS = 3
 
 
 @dataclass(frozen=True)
 class LayerGram:
-    """Gram matrix of the whole weights of a role.
+    """Gram matrix of a role's whole weights, summed over heads.
 
     Attributes:
-        name: name of the point set.
-        points: a point for each weight.
+        name: Name of the point set.
+        points: Point for each weight.
         products: Gram matrix (n, n) of the weights, float64.
     """
 
@@ -32,7 +32,7 @@ class LayerGram:
     products: np.ndarray
 
     def select_model(self, model: str) -> tuple[list[int], np.ndarray]:
-        """Return the layer indices of a model, and the Gram matrix of its weights."""
+        """Return the layer indices of a model's weights, and the Gram matrix of these weights."""
         rows = [i for i, point in enumerate(self.points) if point.model.name == model]
         layers = [layer_index(self.points[i].projection.module) for i in rows]
         return layers, self.products[np.ix_(rows, rows)]
@@ -42,12 +42,12 @@ def measure_dispersion(grams: Sequence[tuple[PointSet, np.ndarray]]) -> dict[str
     """Measure the distances within and between point sets.
 
     Args:
-        grams: point sets, each with its Gram matrix (n, n).
+        grams: Point sets, each with its Gram matrix (n, n).
 
     Returns:
-        Records of `analysis.json`. `layers`: See `layer_dispersions`. `between`: See `model_distances`.
-        `differences`: `model`, `roles` and the values of `compare_roles`, for each pair of point sets and each model
-        with the same layers in both.
+        Records of `analysis.json`: `layers` from `layer_dispersions`, and `between` from `model_distances`. For each
+        pair of point sets and each model with the same layers in both, `differences` holds `model`, `roles` and the
+        values of `compare_roles`.
     """
     layer_grams = [sum_over_heads(point_set, products) for point_set, products in grams]
     models = dict.fromkeys(point.model.name for gram in layer_grams for point in gram.points)
@@ -66,20 +66,20 @@ def measure_dispersion(grams: Sequence[tuple[PointSet, np.ndarray]]) -> dict[str
 
 
 def sum_over_heads(point_set: PointSet, products: np.ndarray) -> LayerGram:
-    """Compute the Gram matrix of whole weights from the products of their heads.
+    """Compute the Gram matrix of whole weights from the products of heads.
 
     Args:
-        point_set: points, the heads of a weight next to each other.
+        point_set: Points, in which the heads of a weight are adjacent.
         products: Gram matrix (n, n) of the points.
 
     Returns:
-        The Gram matrix with a point for each weight.
+        Gram matrix with a point for each weight.
     """
-    # In reverse order the first head of a weight overwrites the others.
+    # In reverse order, the first head of a weight comes last and stays in the dictionary.
     points = list({(point.model.name, point.projection.module): point for point in reversed(point_set.points)}.values())
     points.reverse()
     count, heads = len(points), len(point_set.points) // len(points)
-    # Heads are disjoint rows, so <W, W'> sums over equal heads: axes are [weight, head, weight', head'].
+    # Heads are disjoint rows, so that <W, W'> is a sum over equal heads. Axes are [weight, head, weight', head'].
     products = np.einsum("ihjh->ij", products.reshape(count, heads, count, heads))
     return LayerGram(point_set.name, points, products)
 
@@ -87,15 +87,15 @@ def sum_over_heads(point_set: PointSet, products: np.ndarray) -> LayerGram:
 def dispersion(products: np.ndarray) -> float:
     """Compute the dispersion of weights: 1 minus the mean cosine of all pairs.
 
-    Equals half the mean squared distance of the weights scaled to norm 1, in the space of all entries. The value is 0
-    if all weights have the same direction, 1 if they are orthogonal (nearly so for random weights), and larger only
-    if they oppose each other.
+    The dispersion is half the mean squared distance between the weights scaled to norm 1, in the space of all entries.
+    It is 0 if all weights have the same direction, 1 if the weights are orthogonal (as random weights nearly are), and
+    larger only if weights have opposite directions.
 
     Args:
         products: Gram matrix (n, n) of the weights of a role, n >= 2.
 
     Returns:
-        The dispersion, without a unit; NaN if a weight is zero.
+        Dispersion, without a unit. NaN if a weight is zero.
     """
     norms = np.sqrt(np.diag(products))
     with np.errstate(invalid="ignore"):  # 0 / 0: a weight of zeros has no direction
@@ -112,7 +112,7 @@ def spread(products: np.ndarray) -> float:
     """
     n = len(products)
     squares = 2 * (n * np.trace(products) - products.sum())
-    # Rounding can take the sum below zero where all weights are equal.
+    # If all weights are equal, rounding can make the sum negative.
     return float(np.sqrt(max(squares, 0.0) / (n * (n - 1))))
 
 
@@ -126,10 +126,10 @@ def layer_dispersions(gram: LayerGram) -> Iterator[Row]:
     """Measure the dispersion over the layers of each model, with a 95 % interval from the jackknife over layers.
 
     Args:
-        gram: whole weights of a role.
+        gram: Gram matrix of a role's weights.
 
     Yields:
-        A record for each model with at least three layers: `cloud` (the point set), `model`, `layers` (their number),
+        Record for each model with at least three layers: `cloud` (the point set), `model`, `layers` (their number),
         `dispersion` and its interval `low` and `high`, `spread`, `norm_variation`.
     """
     for model in dict.fromkeys(point.model.name for point in gram.points):
@@ -149,19 +149,19 @@ def compare_roles(first: np.ndarray, second: np.ndarray) -> dict[str, float]:
     """Compare the dispersion and the spread of two roles over the same layers.
 
     Args:
-        first: Gram matrix (n, n) of a role.
-        second: Gram matrix (n, n) of another role, with the same layers in the same order.
+        first: Gram matrix (n, n) of the first role.
+        second: Gram matrix (n, n) of the second role, for the same layers in the same order.
 
     Returns:
-        `difference`, dispersion of the first role minus dispersion of the second, with its interval `low` and `high`;
-        `ratio`, spread of the first role over spread of the second, with its interval `ratio_low` and `ratio_high`.
+        `difference`, the dispersion of the first role minus that of the second, with its interval `low` and `high`;
+        `ratio`, the spread of the first role over that of the second, with its interval `ratio_low` and `ratio_high`.
     """
 
     def log_ratio(a: np.ndarray, b: np.ndarray) -> float:
         spreads = spread(a), spread(b)
         return float(np.log(spreads[0] / spreads[1])) if min(spreads) > 0 else float("nan")
 
-    # Each sample leaves the same layer out of both roles: the layers are paired.
+    # Each sample leaves the same layer out of both roles, so that layers are paired.
     difference, low, high = jackknife(lambda a, b: dispersion(a) - dispersion(b), first, second)
     # A t-interval of the logarithm keeps both ends of the ratio positive.
     ratio, ratio_low, ratio_high = map(float, np.exp(jackknife(log_ratio, first, second)))
@@ -179,11 +179,11 @@ def model_distances(gram: LayerGram) -> Iterator[Row]:
     """Measure the distance of each pair of fine-tuned models, `|W_a - W_b| / |W|` with `W` of the base.
 
     Args:
-        gram: whole weights of a role.
+        gram: Gram matrix of a role's weights.
 
     Yields:
-        A record for each pair of models that share a fine-tuned module: `cloud` (the point set), `models`, `by_layer`
-        (a distance for each shared module), `distance` (their mean) and its t-interval `low` and `high`.
+        Record for each pair of models with shared fine-tuned modules: `cloud` (the point set), `models`, `by_layer`
+        (the distance in each shared module), `distance` (their mean) and its t-interval `low` and `high`.
     """
     index = {(point.model.name, point.projection.module): i for i, point in enumerate(gram.points)}
     models = [model for model in dict.fromkeys(model for model, _ in index) if model != "base"]
@@ -200,14 +200,14 @@ def model_distances(gram: LayerGram) -> Iterator[Row]:
 
 
 def jackknife(statistic: Callable[..., float], *grams: np.ndarray) -> tuple[float, float, float]:
-    """Estimate a statistic of Gram matrices and its 95 % t-interval, leaving out each element in turn (Tukey, 1958).
+    """Estimate a statistic of Gram matrices and its 95 % t-interval by the jackknife (Tukey, 1958).
 
     Args:
-        statistic: a function of the Gram matrices.
-        *grams: Gram matrices (n, n), all of the same n elements.
+        statistic: Function of the Gram matrices.
+        *grams: Gram matrices (n, n), all for the same n elements. Each sample leaves out one of these elements.
 
     Returns:
-        The statistic of all elements and the ends of its interval, which are NaN for fewer than three elements.
+        Statistic of all elements, and the ends of its interval. The ends are NaN for fewer than three elements.
     """
     count, value = len(grams[0]), statistic(*grams)
     if count < _MIN_LAYERS:

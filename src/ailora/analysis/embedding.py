@@ -1,4 +1,4 @@
-"""Embeddings in the plane: t-SNE, and PCA beside it, since t-SNE of few points shows clusters in noise."""
+"""Embeddings in the plane by t-SNE, and by PCA as a check: of few points, t-SNE shows clusters even in noise."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from ailora.analysis.gram_matrix import PointSet
 from ailora.analysis.table_ops import Row
 from ailora.analysis.weight_stats import projection_columns
 
-#: Points below which PCA stands alone.
+#: Fewer points have a PCA only.
 _MIN_TSNE_POINTS = 8
-#: Points from which on t-SNE approximates its gradient; the cost of the exact gradient is quadratic in them.
+#: For this number of points and more, t-SNE approximates the gradient, because the exact gradient has a quadratic cost.
 _MIN_BARNES_HUT_POINTS = 2000
 
 
 @dataclass(frozen=True)
 class Embedding:
-    """A point set in the plane.
+    """Point set, embedded in the plane.
 
     Attributes:
-        rows: a row of the table `embedding` for each point.
-        info: settings and quality of the embedding, a record of `analysis.json`.
+        rows: Row of the table `embedding` for each point.
+        info: Settings and quality of the embedding, a record of `analysis.json`.
     """
 
     rows: list[Row]
@@ -39,16 +39,16 @@ def embed(point_set: PointSet, products: np.ndarray, settings: AnalysisSettings)
     """Embed a point set in the plane by t-SNE and by PCA.
 
     Args:
-        point_set: the points.
-        products: their Gram matrix (n, n).
-        settings: perplexity and seeds.
+        point_set: Points to embed.
+        products: Gram matrix (n, n) of the points.
+        settings: Perplexity and seeds.
 
     Returns:
-        The embedding. Its rows hold `pca_x`, `pca_y` in the unit of the weights, and `tsne_x`, `tsne_y`, NaN for fewer
-        than eight points or points on a line. Its info holds `perplexity`; `explained`, the shares of the variance
-        along both axes of the PCA; the trustworthiness of the PCA, and of t-SNE by seed (Venna and Kaski, 2001: 1 if
-        all neighbours in the plane are neighbours in the space); `agreement`, the mean Spearman correlation of the
-        distances in the plane over all pairs of seeds; `seed`, the seed of the lowest divergence.
+        Embedding. Rows hold `pca_x`, `pca_y` in the unit of the weights, and `tsne_x`, `tsne_y`, which are NaN for
+        fewer than eight points and for points on a line. The info holds `perplexity`; `explained`, the shares of the
+        variance along both PCA axes; the trustworthiness of PCA, and of t-SNE by seed (Venna and Kaski, 2001), which is
+        1 if all neighbours in the plane are neighbours in the space; `agreement`, the mean Spearman correlation of
+        distances in the plane over all pairs of seeds; `seed`, the seed with the lowest divergence.
     """
     coordinates, variances = principal_coordinates(products)
     n, points = len(products), point_set.points
@@ -63,7 +63,7 @@ def embed(point_set: PointSet, products: np.ndarray, settings: AnalysisSettings)
     }
     if n >= _MIN_TSNE_POINTS and coordinates.shape[1] > 1:
         models = len({point.model.name for point in points})
-        # scikit-learn refuses half of the points and more as neighbours.
+        # scikit-learn requires fewer neighbours than half of the points.
         neighbours = min(max(5, 2 * models), (n - 1) // 2)
         tsne, tsne_info = _tsne(coordinates, settings, neighbours)
         trust = float(trustworthiness(coordinates, pca, n_neighbors=neighbours))
@@ -88,17 +88,17 @@ def principal_coordinates(products: np.ndarray) -> tuple[np.ndarray, np.ndarray]
         products: Gram matrix (n, n).
 
     Returns:
-        Coordinates (n, d) along the principal axes, d < n, and the variance (d,) along each axis. The coordinates
-        along an axis have a positive sum of cubes.
+        Coordinates (n, d) along the principal axes, d < n, and the variance (d,) along each axis. The cubes of the
+        coordinates along an axis have a positive sum.
     """
-    # Not scikit-learn's KernelPCA, which refuses the rounding of almost equal points.
+    # scikit-learn's KernelPCA is not used, because it raises for the rounding errors of almost equal points.
     centred = products - products.mean(axis=0) - products.mean(axis=1)[:, None] + products.mean()
     values, vectors = np.linalg.eigh((centred + centred.T) / 2)
     values, vectors = values[::-1], vectors[:, ::-1]
-    # Centring leaves an eigenvalue of zero, which rounding makes tiny or negative.
+    # Centring makes an eigenvalue zero, up to a rounding error of either sign.
     kept = values > max(values[0], 0.0) * 1e-12
     points = vectors[:, kept] * np.sqrt(values[kept])
-    # eigh leaves the sign of an axis open: without a rule the picture would flip from machine to machine.
+    # eigh returns axes with arbitrary signs, so that without this rule some machines would mirror the chart.
     points *= np.where((points**3).sum(axis=0) < 0, -1.0, 1.0)
     return points, values[kept] / len(products)
 
@@ -107,11 +107,11 @@ def choose_perplexity(points: int, perplexity: float | None) -> float:
     """Choose the perplexity of t-SNE.
 
     Args:
-        points: number of points.
-        perplexity: the requested perplexity, or None.
+        points: Number of points.
+        perplexity: Requested perplexity, or None for the default.
 
     Returns:
-        The requested perplexity, at most a third of the points; by default a quarter of the points, at most 30.
+        Requested perplexity, limited to a third of the points. The default is a quarter of the points, limited to 30.
     """
     return min(30.0, (points - 1) / 4) if perplexity is None else min(perplexity, (points - 1) / 3)
 
@@ -124,7 +124,7 @@ def _tsne(coordinates: np.ndarray, settings: AnalysisSettings, neighbours: int) 
     for seed in settings.seeds:
         tsne = TSNE(
             perplexity=perplexity,
-            # From a PCA start all seeds would give the same embedding, and their agreement would mean nothing.
+            # A start from PCA would give the same embedding for all seeds, and their agreement would mean nothing.
             init="random",
             random_state=seed,
             method="exact" if n < _MIN_BARNES_HUT_POINTS else "barnes_hut",
@@ -143,6 +143,6 @@ def _tsne(coordinates: np.ndarray, settings: AnalysisSettings, neighbours: int) 
 
 
 def _seed_agreement(embeddings: Sequence[np.ndarray]) -> float:
-    """Return the mean Spearman correlation of distances over all pairs of embeddings (n, 2); NaN if there is none."""
+    """Return the mean Spearman correlation of distances over all pairs of embeddings (n, 2), or NaN without a pair."""
     pairs = list(combinations([pdist(embedding) for embedding in embeddings], 2))
     return float(np.mean([float(np.asarray(spearmanr(a, b))[0]) for a, b in pairs])) if pairs else float("nan")

@@ -24,18 +24,18 @@ def summarize_findings(
 ) -> list[str]:
     """Write a sentence for each observation.
 
-    Compares query and value as the paper does if both were analysed, else the first two roles. A difference counts if
-    its 95 % interval excludes zero.
+    Sentences compare query and value, as the paper does, if both were analysed, and else the first two roles. A
+    difference counts if its 95 % interval excludes zero.
 
     Args:
-        dispersion: records of `measure_dispersion`.
-        deltas: the table of updates.
-        spectra: the table of spectra.
-        directions: the table of direction profiles; may be empty.
-        settings: roles, rank, top and epsilon of the analysis.
+        dispersion: Result of `measure_dispersion`.
+        deltas: Table of updates.
+        spectra: Table of spectra.
+        directions: Table of direction profiles, which may be empty.
+        settings: Roles, rank, top and epsilon of the analysis.
 
     Returns:
-        The sentences.
+        List of sentences.
     """
     roles = [role.value for role in settings.roles]
     compared = [role for role in roles if role in ("query", "value")] if {"query", "value"} <= set(roles) else roles
@@ -59,9 +59,9 @@ def _describe_dispersion(dispersion: Mapping[str, list[Row]], role: str, other: 
         yield (
             f"{model}: over its {a['layers']} layers {role} is {comparative} dispersed than {other}: "
             f"{_with_interval(a, 'dispersion')} against {_with_interval(b, 'dispersion')}, difference "
-            f"{_with_interval(record, 'difference')} (0: one direction, 1: nothing in common). In their own units, two "
-            f"layers lie {record['ratio']:.2f} [{record['ratio_low']:.2f}, {record['ratio_high']:.2f}] times as far "
-            "apart."
+            f"{_with_interval(record, 'difference')} (0: one direction, 1: nothing in common). In the unit of the "
+            f"weights, two layers of {role} are {record['ratio']:.2f} [{record['ratio_low']:.2f}, "
+            f"{record['ratio_high']:.2f}] times as far apart as two of {other}."
         )
 
 
@@ -70,21 +70,24 @@ def _describe_distances(dispersion: Mapping[str, list[Row]], role: str, other: s
     pairs = []
     for (first, second, cloud), a in distances.items():
         b = distances.get((first, second, other))
-        # Layers are paired: two roles of different layers have no difference by layer.
+        # Differences are paired by layer, which needs the same layers in both roles.
         if cloud != role or b is None or len(a["by_layer"]) != len(b["by_layer"]):
             continue
         differences = np.subtract(a["by_layer"], b["by_layer"])
-        comparative = _choose_comparative(mean_interval(differences), "farther", "less far")
+        comparative = _choose_comparative(mean_interval(differences), "farther", "closer")
         pairs.append(f"{first} and {second} {a['distance']:.3g} against {b['distance']:.3g} ({comparative})")
     if pairs:
-        yield f"How far {role} weights of a layer lie apart, in |W|, against {other} weights: {'; '.join(pairs)}."
+        yield (
+            f"Mean distance of two models' {role} weights in a layer, relative to |W|, against that of {other} "
+            f"weights: {'; '.join(pairs)}."
+        )
 
 
 def _describe_updates(deltas: pd.DataFrame, role: str, other: str) -> Iterator[str]:
     for model in deltas["model"].unique():
         rows = [filter_rows(deltas, model=model, role=name) for name in (role, other)]
         norms = pd.concat([mean_by(table, "layer", "norm") for table in rows], axis=1, join="inner").to_numpy()
-        # Weights that did not change have no ratio, nor its logarithm.
+        # The ratio of norms, or its logarithm, is undefined for unchanged weights.
         norms = norms[(norms > 0).all(axis=1)]
         if not len(norms):
             continue
@@ -106,7 +109,7 @@ def _describe_directions(directions: pd.DataFrame, settings: AnalysisSettings) -
         for band, side in product(("principal", "minor"), ("left", "right")):
             bins = filter_rows(rows, band=band, side=side)
             factor, low, high = enrichment(bins)
-            # NaN of a band without energy in any layer, such as of a zero update.
+            # The factor is NaN for a band without energy in any layer, as in a zero update.
             if math.isfinite(factor):
                 parts.append(f"{bins['share'].mean():.2%} {band} {side} ({factor:.2g} [{low:.2g}, {high:.2g}])")
         if parts:

@@ -1,9 +1,9 @@
 """Point sets of an embedding, and their Gram matrices, computed without holding the points.
 
 A point is a weight, or the rows of a single head, as a long vector. t-SNE, PCA and dispersion need only the products
-`<x_i, x_j>` of all pairs. These are sums over entries, gathered block by block: the same rows of all weights, as many
-as fit into a fixed number of bytes. Every byte is read once, and memory does not grow with the number of layers.
-(Computed pair by pair, each weight would be read n times; a random projection would be inexact.)
+`<x_i, x_j>` of all pairs. These are sums over entries, accumulated block by block. A block has the same rows of all
+weights, as many as fit into a fixed number of bytes. Every byte is read once, and memory does not grow with the number
+of layers. Computing pair by pair would read each weight n times, and a random projection would be inexact.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from ailora.analysis.model_weights import BaseWeights, ModelWeights
 from ailora.roles import Projection, Role
 from ailora.roles.fused_layout import Rows
 
-#: Bytes of a block of rows of all points, in float64.
+#: Size of a block, which has float64 rows of all points, in bytes.
 BLOCK_BYTES = 128 * 2**20
-#: Layers from which on `auto` embeds whole weights; fewer layers are too few points, and their heads are embedded.
+#: For fewer layers, `auto` embeds heads, because whole weights would be too few points.
 _MIN_LAYER_POINTS = 12
 
 
 @dataclass(frozen=True)
 class Point:
-    """A weight, or a head of it, as a vector.
+    """Weight, or head of a weight, as a vector.
 
     Attributes:
-        model: the model of the weight.
-        projection: the projection in the base.
-        head: index of the head, or None for the whole weight.
-        rows: ranges of rows in the module's weight (out, in).
+        model: Model with the weight.
+        projection: Projection in the base model.
+        head: Index of the head, or None for the whole weight.
+        rows: Ranges of rows in the module's weight (out, in).
     """
 
     model: ModelWeights
@@ -46,11 +46,11 @@ class Point:
 
 @dataclass(frozen=True)
 class PointSet:
-    """Points of the same role and shape.
+    """Points with a common role and shape.
 
     Attributes:
-        name: the role, with the shape if the role has several.
-        points: model by model, in the order of the base's modules and their heads.
+        name: Name of the role, followed by the shape if the role has several shapes.
+        points: Points by model, and for each model in the order of the base's modules and heads.
     """
 
     name: str
@@ -63,13 +63,13 @@ def build_point_sets(
     """Build the point sets of all roles, from the base and from every model that updates a projection.
 
     Args:
-        base: the base.
-        models: the fine-tuned models.
-        settings: whether layers or heads are points.
-        damaged: pairs (model, module) to leave out.
+        base: Base model.
+        models: Fine-tuned models.
+        settings: Settings with the roles and the kind of points.
+        damaged: Pairs (model, module) to leave out.
 
     Returns:
-        A point set for each role and shape, in the order of the roles in the settings.
+        Point set for each role and shape, in the order of the roles in the settings.
     """
     by_shape: dict[tuple[Role, int, int], list[Projection]] = {}
     for projection in sorted(base.projections, key=lambda p: settings.roles.index(p.role)):
@@ -92,7 +92,7 @@ def build_point_sets(
 
 
 def _num_heads(base: BaseWeights, projection: Projection, layers: int, settings: AnalysisSettings) -> int | None:
-    """Return the number of heads of a projection, or None if its whole weight is a point."""
+    """Return the number of heads in a projection, or None if the whole weight is a point."""
     if settings.points == "layers" or (settings.points == "auto" and layers >= _MIN_LAYER_POINTS):
         return None
     config = base.model.config
@@ -115,7 +115,7 @@ def _split_heads(projection: Projection, heads: int | None) -> Iterator[tuple[in
 
 
 def _slice_rows(rows: Rows, start: int, stop: int) -> Rows:
-    """Return the ranges that hold the rows `start` to `stop`, counted over all ranges."""
+    """Return the parts of row ranges from position `start` to `stop`, counted over all ranges."""
     ranges, offset = [], 0
     for first, last in rows:
         low, high = max(start - offset, 0), min(stop - offset, last - first)
@@ -129,15 +129,15 @@ def compute_gram(base: BaseWeights, point_set: PointSet) -> np.ndarray:
     """Compute the Gram matrix of a point set, block by block.
 
     Args:
-        base: the base, which knows how its modules are stored.
-        point_set: at least one point.
+        base: Base model, in whose files weights may be transposed.
+        point_set: Point set with at least one point.
 
     Returns:
-        The products `<x_i, x_j>` (n, n) of all pairs of points, in float64, exact up to rounding.
+        Products `<x_i, x_j>` (n, n) of all pairs of points, in float64, exact up to rounding.
     """
     points = point_set.points
     first = points[0]
-    # Blocks are rows as stored, which a file holds in one piece: columns (in) of a transposed weight.
+    # A block has rows as stored, which are contiguous in the file: the columns (in) of a transposed weight.
     transposed = base.is_transposed(first.projection.module)
     width, height = first.projection.in_features, sum(stop - start for start, stop in first.rows)
     steps, across = (width, height) if transposed else (height, width)
@@ -167,7 +167,7 @@ def _read_columns(points: Sequence[Point], start: int, stop: int) -> Iterator[Te
     block = torch.empty(0)
     for point in points:
         source = (point.model, point.projection.module)
-        # A stored row crosses all heads of its weight, whose points follow each other: it is read once for all.
+        # A stored row has entries of all heads. The points of these heads are adjacent, so that a block is read once.
         if source != block_source:
             block, block_source = point.model.read_stored_rows(point.projection.module, start, stop), source
         yield torch.cat([block[:, first:last] for first, last in point.rows], dim=1)

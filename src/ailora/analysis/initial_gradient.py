@@ -24,26 +24,26 @@ def initial_gradients(run: RunFolder, base: BaseWeights) -> dict[str, Tensor]:
     The gradient is the mean over the first batches of the run, in float32 and without dropout.
 
     Args:
-        run: a finished run.
-        base: the base model of the run.
+        run: Folder of a finished run.
+        base: Base model of the run.
 
     Returns:
-        Module of the base -> gradient (out, in), float32; without modules missing from the run's model.
+        Module of the base -> gradient (out, in), float32. Modules missing from the run's model are left out.
 
     Raises:
         InputError: The data or the model of the run no longer exist.
     """
     config = run.read_config()
-    # Quantized weights take no gradient.
+    # Quantized weights cannot have gradients.
     recipe = make_recipe(config.model_copy(update={"quantization": None}))
-    # A new head is drawn from the run's seed, as in the run itself.
+    # With the seed of the run, a new head has the same values as in the run.
     set_seed(config.training["seed"])
     model = recipe.load_model(resolve_model(config.model)).float().eval()
     keys = checkpoint_key_map(model, Checkpoint.open(model_folder(base.path)).tensors)
     weights = {
         module: model.get_parameter(keys[tensor.name]) for module, tensor in base.stored.items() if tensor.name in keys
     }
-    # Only the analysed weights: gradients of a whole model take as much memory as the model.
+    # Only analysed weights get gradients: those of a whole model take as much memory as the model.
     model.requires_grad_(False)
     for weight in weights.values():
         weight.requires_grad_(True)

@@ -1,4 +1,4 @@
-"""Open the models of an analysis, from headers alone, and validate them against the base."""
+"""Open the models of an analysis, reading only headers, and validate that they fit the base."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from ailora.adapter_io.adapter_checkpoint import AdapterCheckpoint
 from ailora.adapter_io.peft_config_file import validate_plain
 from ailora.analysis.model_weights import BASE_NAME, AdaptedModel, BaseWeights, FinetunedModel, FullModel
 from ailora.errors import InputError, ModelError
+from ailora.formatting import pluralize
 from ailora.model_loading import load_on_meta
 from ailora.model_path import model_folder
 from ailora.path_kind import ADAPTER_CONFIG_NAME, PathKind, detect_path_kind
@@ -26,16 +27,16 @@ def load_base(name: str, roles: Sequence[Role], role_names: Mapping[str, str] | 
     """Open the base model.
 
     Args:
-        name: a folder, a hub id in the cache, or `builtin:minilm`.
-        roles: the roles to analyse.
-        role_names: regular expression -> role, for modules without a naming rule.
+        name: Folder, hub id in the cache, or `builtin:minilm`.
+        roles: Roles to analyse.
+        role_names: Regular expression -> role, for modules without a naming rule.
 
     Returns:
-        The base, with its projections of these roles.
+        Base model with the projections of these roles.
 
     Raises:
         InputError: The model does not exist, or lacks a requested role.
-        ModelError: The roles of its modules are unknown, or its weights are quantized.
+        ModelError: The roles of the modules are unknown, or the weights are quantized.
     """
     folder = model_folder(name)
     model = load_on_meta(str(folder))
@@ -55,15 +56,15 @@ def load_finetuned(path: str, name: str, base: BaseWeights) -> FinetunedModel:
     """Open a fine-tuned model.
 
     Args:
-        path: the folder of an adapter, of a run of `ailora train`, or of a model; or a hub id in the cache.
-        name: the name of the model in tables and charts.
-        base: the base model.
+        path: Folder of an adapter, of a run of `ailora train`, or of a model; or a hub id in the cache.
+        name: Name of the model in tables and charts.
+        base: Base model.
 
     Returns:
-        An `AdaptedModel` if the path holds an adapter, else a `FullModel`.
+        `AdaptedModel` if the path holds an adapter, else `FullModel`.
 
     Raises:
-        InputError: The path holds no model, adapter or finished run, or does not fit the base.
+        InputError: The path holds no model, adapter or finished run, or the model does not fit the base.
         ModelError: The weights are quantized.
     """
     folder, kind = Path(path).expanduser(), detect_path_kind(path)
@@ -71,7 +72,7 @@ def load_finetuned(path: str, name: str, base: BaseWeights) -> FinetunedModel:
         return _load_adapter(AdapterCheckpoint.open(folder), name, base)
     if kind is PathKind.RUN:
         run = RunFolder(folder)
-        # Both raise for a run that has not finished, whose weights are missing or not final.
+        # Both calls raise for an unfinished run, whose weights are missing or not final.
         run.read_config()
         run.read_result()
         if run.model.is_dir():
@@ -79,7 +80,7 @@ def load_finetuned(path: str, name: str, base: BaseWeights) -> FinetunedModel:
         return _load_adapter(AdapterCheckpoint.open(run.adapter), name, base)
     if folder.is_dir() and kind is not PathKind.MODEL:
         raise InputError(
-            f"{path} is no model, adapter or run: it has no config.json, no {ADAPTER_CONFIG_NAME} and no config.yaml"
+            f"{path} is not a model, adapter or run: there is no config.json, {ADAPTER_CONFIG_NAME} or config.yaml"
         )
     return _load_full(path, name, base)
 
@@ -100,7 +101,7 @@ def _load_full(path: str, name: str, base: BaseWeights) -> FullModel:
 
 def _validate_same_architecture(model: nn.Module, path: str, base: BaseWeights) -> None:
     """Validate that the model has as many projections of each role as the base."""
-    # Tensor by tensor, a model with more layers than the base fits it.
+    # A model with more layers than the base has all tensors of the base.
     counts = Counter(p.role for p in find_projections(model))
     base_counts = Counter(p.role for p in base.projections)
     for role, count in base_counts.items():
@@ -117,11 +118,11 @@ def _load_adapter(adapter: AdapterCheckpoint, name: str, base: BaseWeights) -> A
     # DoRA rescales the rows of W + B A, so that its update has full rank.
     if adapter.dora:
         raise InputError(
-            f"{adapter.folder} is a DoRA, whose update is no product: analyse the merged model (`ailora merge`)"
+            f"{adapter.folder} is a DoRA, whose update is not low-rank: analyse the merged model (`ailora merge`)"
         )
     adapter.validate_untouched_base()
     folder = model_folder(base.path)
-    # The class of the adapter's task names modules otherwise than the base's class: both are matched by their tensors.
+    # The class for the adapter's task and the class of the base have different module names for the same tensors.
     model = load_on_meta(str(folder), adapter.task_type, any_class=True)
     tensors = Checkpoint.open(folder).tensors
     try:
@@ -133,26 +134,28 @@ def _load_adapter(adapter: AdapterCheckpoint, name: str, base: BaseWeights) -> A
     for module, lora in modules.items():
         expected = base.module_shape(module)
         if lora.shape != expected:
-            raise InputError(f"{mismatch}: it maps {lora.shape} at {lora.module}, whose weight is {expected}")
+            raise InputError(f"{mismatch}: shape must be {expected}, got {lora.shape} ({lora.module})")
     if not modules:
         roles = ", ".join(dict.fromkeys(p.role.value for p in base.projections))
         raise InputError(f"{adapter.folder} adapts no projection of the roles to analyse: {roles}")
     adapted = AdaptedModel(name, base, adapter, modules)
-    if others := len(adapter.modules) - len(modules):
-        adapted.notes.append(f"{name} adapts {others} more modules, of other roles")
+    if left_out := len(adapter.modules) - len(modules):
+        adapted.notes.append(
+            f"{name}: {pluralize(left_out, 'adapted module')} left out, with roles that are not analysed"
+        )
     if adapter.metadata is None:
-        adapted.notes.append(f"{name} does not say which weights it was made from: it is taken to be of this base")
+        adapted.notes.append(f"{name} does not record its base weights: this base is assumed")
     return adapted
 
 
 def unique_names(paths: Sequence[Path | str]) -> list[str]:
-    """Name each path by its last part, or by as many parts as make the name unique and different from the base's.
+    """Name each path by its last component, or by the fewest that make the name unique and different from `base`.
 
     Args:
-        paths: folders, hub ids or `builtin:` models.
+        paths: Folders, hub ids or `builtin:` models.
 
     Returns:
-        The names, in the order of the paths.
+        Names in the order of the paths.
 
     Raises:
         InputError: A path is given twice.

@@ -1,4 +1,4 @@
-"""Weights of the models of an analysis, read by matrix or by block of rows."""
+"""Weights of analysed models, read as whole matrices or in blocks of rows."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from ailora.weights.base_weight import READABLE, all_finite, base_layer, is_stor
 
 #: Name of the base in tables and charts.
 BASE_NAME = "base"
-#: Bytes of factors to keep between blocks of rows, for any number of layers.
+#: Bytes of factors to keep in memory between blocks of rows, whatever the number of layers.
 _FACTOR_CACHE_BYTES = 256 * 2**20
 
 
 class ModelWeights:
-    """Stored weights of a model, by module of the base.
+    """Stored weights of a model, by module name in the base.
 
     Attributes:
-        name: the name of the model in tables and charts; `base` for the base.
-        stored: module -> its weight in the checkpoint.
-        notes: sentences on parts of the model that are left out or unknown.
+        name: Name of the model in tables and charts, `base` for the base.
+        stored: Module -> weight in the checkpoint.
+        notes: Sentences on parts of the model that are left out or unknown.
     """
 
     def __init__(self, name: str, stored: dict[str, StoredTensor]) -> None:
@@ -44,11 +44,11 @@ class ModelWeights:
                 raise ModelError(f"{tensor} is quantized: analyse the unquantized checkpoint")
 
     def has_weight(self, module: str) -> bool:
-        """Return whether the model changes the weight of a module of the base."""
+        """Return whether the model has a weight for a module of the base."""
         return module in self.stored
 
     def read_stored_rows(self, module: str, start: int, stop: int) -> Tensor:
-        """Read rows `start` to `stop` of a weight as stored: of (out, in), or of (in, out) for transposed layers."""
+        """Read rows `start` to `stop` of a weight as stored, (out, in), or (in, out) for transposed layers."""
         return read_rows(self.stored[module], start, stop)
 
     def read(self, module: str) -> Tensor:
@@ -64,12 +64,12 @@ class ModelWeights:
 
 
 class BaseWeights(ModelWeights):
-    """The base model.
+    """Weights of the base model.
 
     Attributes:
-        path: the folder or hub id given by the user.
-        model: the model on the meta device.
-        projections: the projections to analyse.
+        path: Folder or hub id given by the user.
+        model: Model on the meta device.
+        projections: Projections to analyse.
     """
 
     def __init__(
@@ -81,9 +81,9 @@ class BaseWeights(ModelWeights):
         self.projections = projections
         for module, tensor in stored.items():
             shape = self.module_shape(module)
-            # Headers are read from the file, shapes from the configuration: they may contradict each other.
+            # The shape in the file may contradict the configuration, from which the shape of the module comes.
             if tensor.shape != (shape[::-1] if self.is_transposed(module) else shape):
-                raise ModelError(f"{tensor}: the module {module} maps {shape}")
+                raise ModelError(f"{tensor}: the configuration gives the module {module} the shape {shape}")
 
     @property
     def modules(self) -> tuple[str, ...]:
@@ -104,11 +104,11 @@ class BaseWeights(ModelWeights):
 
 
 class FinetunedModel(ModelWeights, ABC):
-    """A model fine-tuned from the base.
+    """Weights of a model fine-tuned from the base.
 
     Attributes:
         kind: `full` or `adapter`.
-        gradients: module -> gradient (out, in) of the training loss at the base; empty if unknown.
+        gradients: Module -> gradient (out, in) of the training loss at the base weights. Empty if unknown.
     """
 
     kind: ClassVar[str]
@@ -127,26 +127,26 @@ class FinetunedModel(ModelWeights, ABC):
         """Return the update of a projection.
 
         Args:
-            projection: a projection of the base.
-            weight: the whole weight (out, in) of its module in the base.
+            projection: Projection of the base.
+            weight: Whole weight (out, in) of the projection's module in the base.
 
         Raises:
             InputError: The fine-tuned weight has NaN or infinite entries.
         """
 
     def validate_base_weight(self, module: str, weight: Tensor) -> None:
-        """Validate a base weight, as stored, against its fingerprint in the model's metadata, if there is any.
+        """Validate a base weight, as stored, by the fingerprint in the model's metadata, if there is any.
 
         Raises:
-            ModelError: The fingerprint differs.
+            ModelError: The weight does not have the recorded fingerprint.
         """
 
     def anchored_factors(self, projection: Projection) -> ProjectionFactors | None:
-        """Return the factors of an anchored adapter, or None if there is no anchor."""
+        """Return the factors of an anchored adapter, or None for a model without an anchor."""
 
 
 class FullModel(FinetunedModel):
-    """A model trained by full fine-tuning: `dW = W_after - W_before`."""
+    """Weights of a fully fine-tuned model: `dW = W_after - W_before`."""
 
     kind: ClassVar[str] = "full"
 
@@ -155,7 +155,7 @@ class FullModel(FinetunedModel):
         self._base = base
         for module, tensor in stored.items():
             if tensor.shape != base.stored[module].shape:
-                raise InputError(f"{name} does not fit the base: {tensor}, where the base has {base.stored[module]}")
+                raise InputError(f"{name} does not fit the base: {tensor}, expected {base.stored[module]}")
 
     def update(self, projection: Projection, weight: Tensor, /) -> WeightUpdate:
         stored = self.read(projection.module)
@@ -164,7 +164,7 @@ class FullModel(FinetunedModel):
 
 
 class AdaptedModel(FinetunedModel):
-    """The base with an adapter: `dW = s B A`, exact since never merged."""
+    """Weights of the base with an adapter: `dW = s B A`, exact because the adapter is never merged."""
 
     kind: ClassVar[str] = "adapter"
 
@@ -175,7 +175,8 @@ class AdaptedModel(FinetunedModel):
         self.checkpoint = checkpoint
         self._base = base
         self._modules = modules
-        # Neighbouring blocks of rows need the same factors; a model of many layers has more than memory should hold.
+        # Successive blocks of rows need the same factors. The number of cached factors is limited, because the factors
+        # of all layers may need too much memory.
         largest = max((lora.A.nbytes + lora.B.nbytes for lora in modules.values()), default=1)
         self._factors = lru_cache(maxsize=max(1, _FACTOR_CACHE_BYTES // (2 * largest)))(self._read_factors)
 

@@ -14,7 +14,7 @@ Row = dict[str, Any]
 
 
 def filter_rows(table: pd.DataFrame, **values: object) -> pd.DataFrame:
-    """Return the rows whose columns equal these values, in the order of the table."""
+    """Return the rows with these values in the named columns, in the order of the table."""
     for column, value in values.items():
         table = table.loc[table[column] == value]
     return table
@@ -24,19 +24,19 @@ def mean_by(table: pd.DataFrame, key: str, column: str) -> pd.Series:
     """Average the finite values of a column for each value of `key`.
 
     Args:
-        table: any table.
-        key: the column to group by.
-        column: a numeric column.
+        table: Table with both columns.
+        key: Name of the column to group by.
+        column: Name of a numeric column.
 
     Returns:
-        The means, indexed and sorted by `key`, without keys of no finite value.
+        Means, indexed and sorted by `key`. Keys without a finite value are left out.
     """
     finite = np.isfinite(table[column].to_numpy(dtype=float))
     return table.loc[finite].groupby(key)[column].mean()
 
 
 def mean_interval(values: Sequence[float] | np.ndarray) -> tuple[float, float]:
-    """Return the ends of the 95 % t-interval of a mean; NaN for fewer than two values."""
+    """Return the ends of the 95 % t-interval of a mean, or NaN for fewer than two values."""
     if len(values) < 2:
         return float("nan"), float("nan")
     half = float(stats.t.ppf(0.975, len(values) - 1)) * float(stats.sem(values))

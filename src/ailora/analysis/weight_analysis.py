@@ -24,7 +24,7 @@ from ailora.path_kind import PathKind, detect_path_kind
 from ailora.recipes.run_folder import RunFolder
 from ailora.roles import Role, parse_role
 
-#: Median of `|dW| / |W|` above which a model may have another base: for independent weights it is 1.4.
+#: A model with a larger median of `|dW| / |W|` may have a different base. The median for independent weights is 1.4.
 _MIN_UNRELATED_UPDATE = 0.7
 
 
@@ -44,35 +44,35 @@ def analyze(
 ) -> Analysis:
     """Compare a base model with models fine-tuned from it.
 
-    Checkpoints and adapters are streamed: a single matrix, or a block of rows of all matrices, is in memory at a time.
-    The cost is a few decompositions of every analysed projection, for the base and for each model.
+    Checkpoints and adapters are streamed: memory holds a single matrix, or a block of rows of all matrices. The cost is
+    a few decompositions of every analysed projection, for the base and for each model.
     `ailora.plots.analysis_charts.write_analysis` writes the result to a folder, with figures.
 
     Args:
-        base: the base model: a folder, a hub id in the cache, or `builtin:minilm`.
-        models: the fine-tuned models: folders of adapters, of runs of `ailora train`, or of models; or hub ids in the
-            cache. Without models, the base is analysed alone.
-        roles: the roles to analyse.
-        role_names: regular expression -> role, for modules without a naming rule.
-        rank: number of singular directions of the principal and of the minor subspace.
-        points: whether a point of the embedding is a weight (`layers`) or a head of it (`heads`); `auto` takes heads
-            for roles of fewer than twelve layers.
-        perplexity: perplexity of t-SNE; None for a quarter of the points, at most 30.
-        seeds: seeds of t-SNE; the embedding of the lowest divergence is kept.
-        top: number of left singular vectors of a fine-tuned weight to test for intruders. The defaults of `top` and
+        base: Base model: a folder, a hub id in the cache, or `builtin:minilm`.
+        models: Fine-tuned models: folders of adapters, of runs of `ailora train`, or of models; or hub ids in the
+            cache. Without models, only the base is analysed.
+        roles: Roles to analyse.
+        role_names: Regular expression -> role, for modules without a naming rule.
+        rank: Number of singular directions in the principal and in the minor subspace.
+        points: Points of the embedding: weights (`layers`) or heads (`heads`). `auto` selects heads for roles in fewer
+            than twelve layers.
+        perplexity: Perplexity of t-SNE. None means a quarter of the points, limited to 30.
+        seeds: Seeds of t-SNE. The embedding with the lowest divergence is kept.
+        top: Number of left singular vectors to test for intruders in a fine-tuned weight. The defaults of `top` and
             `epsilon` are those of arXiv 2410.21228 and PEFT.
-        epsilon: cosine below which a singular vector is an intruder.
-        directions: whether to measure the energy of `dW`, and of the gradient before the first step, in all singular
-            directions of `W`. The gradient is that of runs of `ailora train`, whose data are read again.
+        epsilon: Cosine below which a singular vector is an intruder.
+        directions: Whether to measure the energy of `dW`, and of the gradient before the first step, in all singular
+            directions of `W`. Only runs of `ailora train` have gradients, computed from their data.
 
     Returns:
-        The tables, and the findings in sentences.
+        Tables, and findings in sentences.
 
     Raises:
         InputError: A model cannot be read, has not finished training or does not fit the base, or a role or a setting
             is not allowed.
-        ModelError: The roles of the base are unknown, its weights are quantized, or an adapter was made from another
-            weight.
+        ModelError: The roles of the base are unknown, the weights are quantized, or an adapter was made for different
+            weights.
     """
     settings = AnalysisSettings(
         roles=tuple(dict.fromkeys(parse_role(role) for role in roles)),
@@ -95,12 +95,12 @@ def analyze(
 
 def _add_gradients(model: FinetunedModel, path: str, base: BaseWeights) -> None:
     if detect_path_kind(path) is PathKind.RUN:
-        # Imports the trainers, which an analysis of weights alone does not need.
+        # The module imports the trainers, which an analysis without gradients does not need.
         from ailora.analysis.initial_gradient import initial_gradients
 
         model.gradients = initial_gradients(RunFolder(Path(path).expanduser()), base)
     else:
-        model.notes.append(f"{model.name} is no run: its gradient before training is unknown")
+        model.notes.append(f"{model.name} is not a run, so that the gradient before training is unknown")
 
 
 def _analyze(
@@ -111,7 +111,7 @@ def _analyze(
     if not tables.spectra:
         raise InputError(f"no weight of the base can be used: {'; '.join(tables.notes)}")
     point_sets = build_point_sets(base, models, settings, tables.damaged)
-    # A single point has neither distances nor a place relative to others.
+    # A single point has no distances, and cannot be embedded.
     grams = [(points, compute_gram(base, points)) for points in point_sets if len(points.points) > 1]
     embeddings = [embed(points, products, settings) for points, products in grams]
     dispersion = measure_dispersion(grams)
@@ -139,17 +139,17 @@ def _analyze(
 
 
 def _find_doubts(embeddings: Sequence[Embedding], deltas: pd.DataFrame) -> Iterator[str]:
-    """Iterate over notes on point sets without t-SNE, and on models that may have another base."""
+    """Iterate over notes on point sets without t-SNE, and on models that may have a different base."""
     for embedding in embeddings:
         if "perplexity" not in embedding.info:
             yield f"{embedding.info['cloud']}: too few different points for t-SNE ({embedding.info['points']})"
     sizes: Mapping[str, float] = deltas.groupby("model", sort=False)["relative"].median().to_dict()
     for model, size in sizes.items():
         if size > _MIN_UNRELATED_UPDATE:
-            yield f"{model} differs from the base by {size:.2g} of |W|: was it made of this base?"
+            yield f"{model} differs from the base by {size:.2g} of |W|: was it trained from this base?"
 
 
 def _to_frame(rows: list[Row], columns: Sequence[str]) -> pd.DataFrame:
-    """Convert rows to a table, which has its main columns even without rows."""
-    # Readers select by column, also in an analysis of the base alone.
+    """Convert rows to a table, which has the main columns even without rows."""
+    # Readers select rows by column, even in an analysis of the base only.
     return pd.DataFrame(rows) if rows else pd.DataFrame(columns=["model", "layer", "role", *columns])

@@ -23,7 +23,7 @@ from ailora.roles import Projection
 from ailora.spectral import Triplets, truncated_svd
 from ailora.weights.base_weight import select_rows
 
-#: Singular values of a spectrum to keep in the table.
+#: Largest number of singular values that the table keeps for a spectrum.
 _MAX_SPECTRUM_VALUES = 64
 
 
@@ -32,11 +32,11 @@ class WeightTables:
     """Rows of the tables of an analysis.
 
     Attributes:
-        deltas: a row for each update.
-        spectra: a row for each weight.
-        directions: a row for each update, side and bin of singular directions; empty unless requested.
-        damaged: pairs (model, module) without a usable weight.
-        notes: sentences on weights left out.
+        deltas: Row for each update.
+        spectra: Row for each weight.
+        directions: Row for each update, side and bin of singular directions. Empty unless requested.
+        damaged: Pairs (model, module) without a usable weight.
+        notes: Sentences on weights left out.
     """
 
     deltas: list[Row] = field(default_factory=list)
@@ -49,18 +49,19 @@ class WeightTables:
 def measure_weights(base: BaseWeights, models: Sequence[FinetunedModel], settings: AnalysisSettings) -> WeightTables:
     """Measure every projection of the base and every update, reading each weight once.
 
-    A weight with NaN or infinite entries is left out with a note, a weight of the base with all its updates.
+    A weight with NaN or infinite entries is left out, with a note. In the base, the updates of the weight are left out
+    too.
 
     Args:
-        base: the base.
-        models: the fine-tuned models.
-        settings: rank, top, epsilon, and whether to measure direction profiles.
+        base: Base model.
+        models: Fine-tuned models.
+        settings: Settings with rank, top, epsilon, and whether to measure direction profiles.
 
     Returns:
-        The rows of the tables.
+        Rows of the tables.
 
     Raises:
-        ModelError: An adapter was made from another weight.
+        ModelError: An adapter was made for a different weight.
     """
     tables = WeightTables()
     for module in tqdm(base.modules, "matrices", unit="matrix", leave=False, disable=None):
@@ -92,7 +93,7 @@ def _measure_projection(
     columns = projection_columns(projection)
     rank = min(settings.rank, projection.max_rank)
     bands = {band: truncated_svd(rows, rank, band) for band in ("principal", "minor")}
-    # Decomposed once for all models.
+    # The base weight is decomposed once for all models.
     base_vectors = LeftSingularVectors(rows, settings.top)
     directions = SingularDirections.from_weight(rows) if settings.directions else None
     values = torch.linalg.svdvals(rows.double()) if directions is None else directions.values
@@ -102,7 +103,7 @@ def _measure_projection(
         try:
             update = model.update(projection, weight)
         except InputError as error:
-            # A fused weight has several projections: it is noted once.
+            # A fused weight has several projections, but gets a single note.
             if (model.name, projection.module) not in tables.damaged:
                 tables.notes.append(f"{model.name}: left out: {error}")
             tables.damaged.add((model.name, projection.module))
@@ -151,14 +152,15 @@ def measure_update(
     Args:
         update: `dW` (out, in).
         weight_norm: `|W|`, the Frobenius norm.
-        bands: the principal and the minor triplets of `W`.
-        rank: number r of triplets in each band.
+        bands: Principal and minor triplets of `W`.
+        rank: Number r of triplets in each band.
 
     Returns:
         `norm`, `|dW|` (Frobenius); `relative`, `|dW| / |W|`; `effective_rank`; `stable_rank`; and shares of the energy
-        `|dW|^2`: `left_principal`, `|U' dW|^2 / |dW|^2`, and `right_principal`, `|dW V|^2 / |dW|^2`, for the r
-        principal left and right singular vectors of `W`; `left_minor` and `right_minor` likewise; `left_chance`,
-        r / out, and `right_chance`, r / in, for a random update. Ranks are 0 and shares NaN for a zero update.
+        `|dW|^2`. With the r principal singular vectors of `W`, `left_principal` is `|U' dW|^2 / |dW|^2` and
+        `right_principal` is `|dW V|^2 / |dW|^2`. With the r minor ones, these shares are `left_minor` and
+        `right_minor`. For a random update, they are `left_chance`, r / out, and `right_chance`, r / in. Ranks are 0 and
+        shares NaN for a zero update.
     """
     values = update.singular_values()
     norm = float(values.norm())
@@ -183,13 +185,13 @@ def measure_spectrum(values: Tensor, rank: int) -> Row:
     """Measure the spectrum of a weight.
 
     Args:
-        values: singular values (k,), descending.
-        rank: number r of values in the principal and in the minor band.
+        values: Singular values (k,), descending.
+        rank: Number r of values in the principal and in the minor band.
 
     Returns:
         `norm` (Frobenius); `largest`, `smallest`; `condition`, their ratio, infinite for a singular matrix;
-        `stable_rank`; `effective_rank`; `principal`, `middle` and `minor`, shares of the energy `sum s^2` in the first
-        r values, between, and in the last r; `indices` and `values`, up to 64 of the singular values.
+        `stable_rank`; `effective_rank`; `principal`, `middle` and `minor`, the shares of the energy `sum s^2` in the
+        first r values, in the values between, and in the last r; `indices` and `values` of up to 64 singular values.
     """
     squares = values.square()
     energy = float(squares.sum()) or float("nan")
@@ -212,23 +214,23 @@ def measure_spectrum(values: Tensor, rank: int) -> Row:
 
 
 def effective_rank(values: Tensor) -> float:
-    """Return `exp(-sum p log p)` with `p = s / sum s` (Roy and Vetterli, EUSIPCO 2007); 0 if all values are 0."""
+    """Return `exp(-sum p log p)` with `p = s / sum s` (Roy and Vetterli, EUSIPCO 2007), or 0 if all values are 0."""
     total = values.sum()
     shares = values[values > 0] / total if total > 0 else values[:0]
     return float(torch.exp(-(shares * shares.log()).sum())) if len(shares) else 0.0
 
 
 def stable_rank(values: Tensor) -> float:
-    """Return `sum s^2 / s_1^2` of descending singular values (k,); 0 if all values are 0."""
+    """Return `sum s^2 / s_1^2` of descending singular values (k,), or 0 if all values are 0."""
     return float(values.square().sum() / values[0].square()) if values[0] > 0 else 0.0
 
 
-#: Columns of fine-tuned models alone: NaN for the base, and for models without an anchor.
+#: Columns of fine-tuned models, NaN for the base. Columns of the anchor are also NaN for models without one.
 _NO_UPDATE: dict[str, float] = dict.fromkeys(("anchor", "moved_A", "moved_B", "intruders"), float("nan"))
 
 
 def _measure_anchor(model: FinetunedModel, projection: Projection) -> dict[str, float]:
-    """Measure the distance of an adapter from its anchor: `|s B0 A0|`, `|dA| / |A0|`, `|dB| / |B0|`."""
+    """Measure the anchor of an adapter, `|s B0 A0|`, and the distances from it, `|dA| / |A0|` and `|dB| / |B0|`."""
     factors = model.anchored_factors(projection)
     if factors is None:
         return _NO_UPDATE
@@ -241,6 +243,6 @@ def _log_spaced_indices(count: int) -> list[int]:
     """Choose indices below `count`, denser toward both ends."""
     if count <= _MAX_SPECTRUM_VALUES:
         return list(range(count))
-    # Evenly spaced in the logarithm of the index from either end: both bands stay visible.
+    # Evenly spaced in the logarithm of the distance from each end, so that both bands stay visible.
     ends = np.logspace(0, np.log10(count / 2), _MAX_SPECTRUM_VALUES // 2).round().astype(int) - 1
     return sorted({*ends.tolist(), *(count - 1 - ends).tolist()})

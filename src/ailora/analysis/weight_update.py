@@ -16,7 +16,7 @@ class WeightUpdate(Protocol):
     """Change of a projection by fine-tuning, in float64."""
 
     def singular_values(self) -> Float[Tensor, " k"]:
-        """Return the singular values, descending; k is min(out, in), or the rank of a product if smaller."""
+        """Return the singular values, descending. Their number k is min(out, in), or a smaller rank of the factors."""
         ...
 
     def left_energies(self, U: Float[Tensor, "out r"]) -> Float[Tensor, " r"]:
@@ -28,16 +28,16 @@ class WeightUpdate(Protocol):
         ...
 
     def dense(self) -> Float[Tensor, "out in_"]:
-        """Return the update as a matrix, which a product forms anew."""
+        """Return the update as a matrix. Products of factors are computed in each call."""
         ...
 
 
 @dataclass(frozen=True)
 class DenseUpdate:
-    """An update held as a matrix.
+    """Update stored as a matrix.
 
     Attributes:
-        matrix: `W_after - W_before` (out, in) of full fine-tuning, or a gradient, in float64.
+        matrix: `W_after - W_before` (out, in) by full fine-tuning, or a gradient, in float64.
     """
 
     matrix: Float[Tensor, "out in_"]
@@ -57,22 +57,22 @@ class DenseUpdate:
 
 @dataclass(frozen=True)
 class LowRankUpdate:
-    """The update of an adapter, `B A`, measured on its factors.
+    """Update `B A` by an adapter, measured from the factors.
 
     Attributes:
-        B: factor (out, r), multiplied by the scaling, in float64.
-        A: factor (r, in), in float64.
+        B: Factor (out, r), multiplied by the scaling, in float64.
+        A: Factor (r, in), in float64.
     """
 
     B: Float[Tensor, "out r"]
     A: Float[Tensor, "r in_"]
 
     def singular_values(self) -> Tensor:
-        # The factors may have a higher rank than the weight: further values are zero.
+        # The factors may have a larger rank than the weight, but further singular values are zero.
         return compute_singular_values(self.B, self.A)[: min(self.B.shape[0], self.A.shape[1])]
 
     def left_energies(self, U: Tensor) -> Tensor:
-        # |u' B A| = |u' B R'| with A' = Q R, since the columns of Q are orthonormal: the product is never formed.
+        # With A' = Q R, |u' B A| = |u' B R'|, because the columns of Q are orthonormal. This avoids the product B A.
         R = torch.linalg.qr(self.A.mT, mode="r").R
         return (U.double().mT @ self.B @ R.mT).square().sum(dim=1)
 

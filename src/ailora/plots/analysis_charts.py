@@ -13,7 +13,7 @@ from ailora.analysis.table_ops import filter_rows, mean_by
 from ailora.plots.chart_spec import Axis, Chart, Plot, Series
 from ailora.plots.matplotlib_backend import save_figure
 
-#: Distance of neighbouring points at the same category, which are 1 apart.
+#: Horizontal distance of points in a category. Categories are 1 apart.
 _POINT_OFFSET = 0.12
 
 
@@ -21,12 +21,12 @@ def write_analysis(analysis: Analysis, out: Path | str, *, force: bool = False) 
     """Write the tables and the figures of an analysis to a folder, atomically.
 
     Args:
-        analysis: the result of `analyze`.
-        out: the folder to write: `analysis.json`, a Parquet file for each table, and `figures/` with an SVG per chart.
-        force: whether to replace an analysis in `out`.
+        analysis: Result of `analyze`.
+        out: Folder for `analysis.json`, a Parquet file for each table, and `figures/` with an SVG for each chart.
+        force: Whether to replace an analysis in `out`.
 
     Raises:
-        InputError: The folder holds another kind of file, or an analysis without `force`, or cannot be written.
+        InputError: The folder holds foreign files or, without `force`, an analysis, or cannot be written.
     """
     folder = validate_output_dir(out, (), force=force)
     with replacing_analysis(folder) as partial:
@@ -39,10 +39,11 @@ def build_analysis_charts(analysis: Analysis) -> list[Chart]:
     """Build the charts of embeddings, updates and spectra.
 
     Args:
-        analysis: the result of `analyze`.
+        analysis: Result of `analyze`.
 
     Returns:
-        The charts with data. A model has the same style in all charts of models, 0 for the base; a role likewise.
+        Charts with data. Each model has the same style in all charts of models, 0 for the base, and each role in all
+        charts of roles.
     """
     charts = [
         *_embeddings(analysis),
@@ -75,7 +76,7 @@ def _embeddings(analysis: Analysis) -> Iterator[Plot]:
         across, up = info["explained"]
         caption = (
             f"A point is {point}, before and after fine-tuning. The axes hold {across:.1%} and {up:.1%} of the "
-            "variance; distances are in the weights' own units."
+            "variance; distances are in the unit of the weights."
         )
         axes = Axis("principal axis 1"), Axis("principal axis 2")
         yield Plot(f"pca-{name}", f"PCA {title}", "points", *axes, _points(analysis, rows, "pca"), caption)
@@ -117,13 +118,13 @@ def _dispersion(analysis: Analysis) -> Iterator[Plot]:
             for style, role in enumerate(roles)
             for rows in [filter_rows(records, cloud=role)]
         ),
-        "How little the weights of different layers have in common, in the space of all entries: 0 is one direction, 1 "
-        "nothing in common. Bars are 95 % jackknife intervals over layers.",
+        "How far the weights of different layers differ in direction, in the space of all entries: 0 is one direction, "
+        "1 nothing in common. Bars are 95 % jackknife intervals over layers.",
     )
 
 
 def _update_norms(analysis: Analysis) -> Iterator[Plot]:
-    """Chart the update norms of each model over its layers, roles on a shared axis (the paper's Figure 1c and 1d)."""
+    """Chart the update norms of each model over layers, with roles on a shared axis (the paper's Figure 1c and 1d)."""
     for number, model in enumerate(analysis.models, start=1):
         rows = filter_rows(analysis.deltas, model=model)
         for column, label in (("norm", "|dW|, Frobenius"), ("relative", "|dW| / |W|")):
@@ -133,7 +134,7 @@ def _update_norms(analysis: Analysis) -> Iterator[Plot]:
 
 
 def _update_shares(analysis: Analysis) -> Iterator[Plot]:
-    """Chart the energy of updates in the principal and minor subspace: mean and range over layers."""
+    """Chart the energy of updates in the principal and minor subspaces, as mean and range over layers."""
     rank, models = analysis.info["settings"]["rank"], analysis.models
     for role in analysis.roles:
         rows = filter_rows(analysis.deltas, role=role)
@@ -154,9 +155,9 @@ def _update_shares(analysis: Analysis) -> Iterator[Plot]:
             Axis("model", categories=tuple(models)),
             Axis("share of |dW|²", log=True),
             tuple(series),
-            f"The energy of the update inside the {rank} principal and the {rank} minor singular directions of the "
-            "weight, on the left (output) and the right (input) side: mean over layers, bars from the smallest to the "
-            "largest layer.",
+            f"Share of the update's energy in the {rank} principal and the {rank} minor singular directions of the "
+            "weight, on the left (output) and the right (input) side: mean over layers, with bars from the smallest to "
+            "the largest share.",
         )
 
 
@@ -179,14 +180,15 @@ def _direction_profiles(analysis: Analysis) -> Iterator[Plot]:
                 Axis("singular directions of W, from the largest (0) to the smallest (1)"),
                 Axis("share of energy / chance", log=True),
                 tuple(line for line in series if line.x),
-                f"Where the energy of the update, and of the gradient before the first step, lies on the {side} "
-                f"({space}) side: 1 is what random directions give. Geometric means over layers, 95 % t-intervals.",
+                "Energy of the update, and of the gradient before the first step, along the singular directions of W "
+                f"on the {side} ({space}) side; random directions give 1. Geometric means over layers, 95 % "
+                "t-intervals.",
             )
 
 
 def _direction_line(rows: pd.DataFrame, name: str, style: int) -> Series:
-    """Return the enrichment of each bin, drawn at the middle of the bin."""
-    # Directions outside of the spectrum have no place on an axis of singular values.
+    """Return the enrichment of each bin, placed at the middle of the bin."""
+    # Directions outside the spectrum have no place on an axis of singular values.
     inside = rows.loc[rows["band"] != "outside"]
     size = inside["stop"].max()
     bins = sorted({*zip(inside["start"].tolist(), inside["stop"].tolist(), strict=True)})
@@ -204,7 +206,7 @@ def _update_ranks(analysis: Analysis) -> Iterator[Plot]:
             for style, model in enumerate(analysis.models, start=1)
             for line in _line(filter_rows(rows, model=model), "effective_rank", name=model, style=style)
         ]
-        caption = "In how many directions an update goes: exp of the entropy of its singular values."
+        caption = "Effective number of directions in an update: exp of the entropy of its singular values."
         axis = Axis("effective rank", log=True)
         yield _over_layers(f"effective-rank-{role}", f"Effective rank of dW, {role}", axis, series, caption=caption)
 
@@ -213,12 +215,12 @@ def _spectra(analysis: Analysis) -> Iterator[Plot]:
     """Chart the singular values of the base in up to six layers, for each role."""
     for role in analysis.roles:
         rows = filter_rows(analysis.spectra, model="base", role=role).sort_values("layer", kind="stable")
-        # Evenly spaced, the first and the last layer among them; a set, since few layers are chosen repeatedly.
-        chosen = sorted({round(i * (len(rows) - 1) / 5) for i in range(6)}) if len(rows) else []
+        # Evenly spaced layers, including the first and the last. A set, because positions repeat with few layers.
+        positions = sorted({round(i * (len(rows) - 1) / 5) for i in range(6)}) if len(rows) else []
         series = tuple(
-            # Arrays if the table was read from Parquet, lists if it was computed.
+            # Indices and values are arrays in a table read from Parquet, and lists in a computed table.
             Series(f"layer {row['layer']}", [int(i) + 1 for i in row["indices"]], list(row["values"]), style=style)
-            for style, row in enumerate(rows.iloc[chosen].to_dict("records"))
+            for style, row in enumerate(rows.iloc[positions].to_dict("records"))
         )
         axes = Axis("index"), Axis("singular value", log=True)
         caption = f"The spectrum of the pretrained {role} weights, in up to six layers."
@@ -274,7 +276,7 @@ def _anchor_distances(analysis: Analysis) -> Iterator[Plot]:
                 filter_rows(rows, role=role), f"moved_{factor}", name=f"{factor}, {role}", style=2 * index + offset
             )
         ]
-        caption = f"How far the factors of {model} have moved from where they started, relative to the start."
+        caption = f"Distance of the factors of {model} from the anchor, relative to the norm of the anchor."
         axis = Axis("|dA| / |A0|, |dB| / |B0|")
         yield _over_layers(f"anchor-{number}", f"Distance from the anchor, {model}", axis, series, caption=caption)
 
@@ -289,7 +291,7 @@ def _lines_by_role(analysis: Analysis, rows: pd.DataFrame, column: str) -> list[
 
 def _line(rows: pd.DataFrame, column: str, *, name: str, style: int) -> list[Series]:
     """Return a line through the mean of each layer, or no line without finite values."""
-    # Encoder, decoder and cross attention share layer numbers: a layer may have several rows.
+    # A layer may have several rows, because encoder, decoder and cross attention share layer numbers.
     means = mean_by(rows, "layer", column)
     return [Series(name, means.index.tolist(), means.tolist(), style=style)] if len(means) else []
 

@@ -1,7 +1,7 @@
 """Charts as plain data: axes, series and styles, shared by both backends.
 
-Tables are computed first, charts are built from them, and two backends draw charts: `matplotlib_backend` for papers
-(SVG, PDF, PNG), `plotly_backend` for the browser. Tests check the numbers of a chart without looking at pixels.
+Charts are built from tables of numbers, and drawn by two backends: `matplotlib_backend` for papers (SVG, PDF, PNG) and
+`plotly_backend` for the browser. Tests check the numbers in a chart without looking at pixels.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from typing import Literal
 
 from ailora.formatting import format_number
 
-#: Okabe and Ito's palette for colour-blind readers, in an order of differing grey values.
+#: Okabe and Ito's palette for colour-blind readers, ordered so that the first colours also differ in grey.
 COLOURS = ("#000000", "#E69F00", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#F0E442")
-#: Plotly's names. Dashes are fewer than colours, so that styles with the same colour have different dashes.
+#: Dashes by Plotly's names. There are fewer dashes than colours, so that styles with equal colours differ in dash.
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 MARKERS = ("circle", "square", "diamond", "triangle-up", "x", "triangle-down", "star", "cross")
-#: Hatches of bars; a bar without a hatch differs from the others in grey as well.
+#: Hatches of bars, by which bars also differ in grey.
 HATCHES = ("", "/", "x", ".", "\\", "-", "|", "+")
-#: Cells of a heatmap above which cells have no text.
+#: A heatmap with more cells has no text in its cells.
 _MAX_LABELED_CELLS = 150
 
 
@@ -29,9 +29,9 @@ class Axis:
     """Axis of a plot.
 
     Attributes:
-        label: quantity and unit.
-        log: whether the axis is logarithmic.
-        categories: names in place of numbers, in order; coordinates are then indices into them.
+        label: Quantity and unit.
+        log: Whether the axis is logarithmic.
+        categories: Names of categories, in order, on an axis without numbers. Coordinates are then indices of names.
     """
 
     label: str
@@ -41,14 +41,14 @@ class Axis:
 
 @dataclass(frozen=True)
 class Series:
-    """Named points of a plot, drawn in the same style.
+    """Points of a plot, with a common name and style.
 
     Attributes:
-        name: name in the legend.
-        x, y: coordinates, of equal length; None or NaN in y is a gap.
-        low, high: ends of the interval around each y; empty for no intervals.
-        notes: text for each point, shown on hover; empty for no texts.
-        style: index of colour, dash and marker; a method or model has the same index in all charts of a page.
+        name: Name in the legend.
+        x, y: Coordinates, of equal length. None or NaN in y is a gap.
+        low, high: Ends of the interval around each y. Empty without intervals.
+        notes: Text for each point, shown on hover. Empty without notes.
+        style: Index of colour, dash and marker. A method or model has the same index in all charts of a page.
     """
 
     name: str
@@ -87,12 +87,12 @@ class Plot:
     """Lines, points or bars over x.
 
     Attributes:
-        name: short name, unique among the charts of an analysis, a study or runs; names the file of the figure.
-        title: title above the chart.
+        name: Short name for the file of the figure, unique among the charts of an analysis, a study or runs.
+        title: Title above the chart.
         kind: `lines`, `points` (not connected) or `bars` (grouped by category).
-        x, y: the axes.
-        series: the series to draw.
-        caption: quantity, intervals and reading of the chart in a sentence or two, also for readers who cannot see it.
+        x, y: Axes.
+        series: Series to draw.
+        caption: Sentence on quantity, intervals and meaning of the chart, also for readers who cannot see the chart.
     """
 
     name: str
@@ -105,8 +105,8 @@ class Plot:
 
     @property
     def has_legend(self) -> bool:
-        """Whether there are several series, not all named by the x-axis already."""
-        # Rounded: points that share a category are shifted beside each other.
+        """Whether there are several series, and the x-axis does not name all of them."""
+        # Coordinates are rounded, because points of a category are shifted beside each other.
         return len(self.series) > 1 and not all(
             self.x.categories and self.x.categories[round(x)] == series.name for series in self.series for x in series.x
         )
@@ -114,15 +114,15 @@ class Plot:
 
 @dataclass(frozen=True)
 class Heatmap:
-    """A matrix of numbers, drawn as colours.
+    """Matrix of numbers, shown as colours.
 
     Attributes:
         name, title, caption: See `Plot`.
-        rows, columns: names of the rows and columns.
-        values: values[i][j] of rows[i] and columns[j]; NaN for an empty cell.
-        row_label, column_label: labels of both axes.
-        unit: quantity and unit of the values.
-        notes: text of each cell below its value; empty for no texts.
+        rows, columns: Names of the rows and columns.
+        values: Value [i][j] for rows[i] and columns[j]. NaN for an empty cell.
+        row_label, column_label: Labels of both axes.
+        unit: Quantity and unit of the values.
+        notes: Text below the value of each cell. Empty without notes.
     """
 
     name: str
@@ -137,11 +137,15 @@ class Heatmap:
     notes: tuple[tuple[str, ...], ...] = ()
 
     def cell_text(self, i: int, j: int) -> str:
-        """Format the value and the note of a cell. Returns an empty text without a value, or among many cells."""
+        """Format the value and the note of a cell.
+
+        Returns:
+            Text of the cell, which is empty if the cell has no value or the heatmap has too many cells.
+        """
         value = self.values[i][j]
         if not math.isfinite(value) or len(self.rows) * len(self.columns) > _MAX_LABELED_CELLS:
             return ""
-        # One format for all cells: whole numbers stay whole only if all are, so that digits can be compared.
+        # All cells have a common format, so that readers can compare digits: decimals, unless all numbers are whole.
         is_whole = all(v == round(v) for row in self.values for v in row if math.isfinite(v))
         text = f"{value:,.0f}" if is_whole else format_number(value)
         return f"{text}\n{self.notes[i][j]}" if self.notes and self.notes[i][j] else text

@@ -1,7 +1,7 @@
 """Figures for papers: charts drawn by matplotlib as vector SVG and PDF, or as PNG.
 
-Figures are readable in grey and by the colour-blind: series differ in dash and marker as well, and colours in
-luminance. Equal charts give equal bytes: no date is written, and the ids inside an SVG come from a fixed salt.
+Figures are readable in grey and by colour-blind readers, because series also differ in dash and marker, and colours in
+luminance. Equal charts give equal bytes, because files have no date, and ids in an SVG come from a fixed salt.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ _MARKERS = {
 }
 #: Format -> metadata that removes the date, which matplotlib writes by default.
 _DATELESS: dict[str, dict[str, None]] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}
-#: `Any`: matplotlib types the keys as a literal of all its settings.
+#: Typed as `Any`, because matplotlib types the keys as a literal of all settings.
 _RC_PARAMS: Any = {
     "svg.hashsalt": "ailora",
-    "text.parse_math": False,  # names come from runs: a dollar sign in them is no formula
+    "text.parse_math": False,  # a dollar sign in the name of a run does not begin a formula
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.titlesize": 10,
@@ -62,13 +62,13 @@ def save_figure(charts: Sequence[Chart], file: Path, *, columns: int = 2, title:
     """Draw charts into a file, each in a panel.
 
     Args:
-        charts: the charts, at least one.
-        file: the file to write, whose suffix decides the format: .svg, .pdf or .png.
-        columns: number of panels side by side.
-        title: title above all panels.
+        charts: At least one chart.
+        file: File to write. The suffix selects the format: .svg, .pdf or .png.
+        columns: Largest number of panels side by side.
+        title: Title above all panels.
 
     Raises:
-        InputError: The file has another suffix, or there are no charts.
+        InputError: The suffix is unknown, or there are no charts.
     """
     suffix = file.suffix.removeprefix(".").lower()
     if suffix not in _DATELESS:
@@ -78,7 +78,7 @@ def save_figure(charts: Sequence[Chart], file: Path, *, columns: int = 2, title:
     columns = min(columns, len(charts))
     rows = -(-len(charts) // columns)
     with mpl.rc_context(_RC_PARAMS):
-        # Not through pyplot, which keeps every figure open and may choose a window system.
+        # Created without pyplot, which keeps all figures open and may start a window system.
         figure = Figure(figsize=(4.8 * columns, 3.5 * rows), layout="constrained")
         panels = figure.subplots(rows, columns, squeeze=False).ravel()
         for panel, chart in zip(panels, charts, strict=False):
@@ -108,7 +108,7 @@ def _draw_plot(panel: Axes, chart: Plot) -> None:
     panel.grid(alpha=0.3, linewidth=0.5)
     panel.set_axisbelow(True)
     if chart.has_legend and (chart.kind == "points" or len(chart.series) > 6):
-        # Clouds of points fill the panel: only beside it does the legend hide none.
+        # Points may fill the whole panel, so that a legend inside would hide some of them.
         panel.legend(loc="upper left", bbox_to_anchor=(1, 1))
     elif chart.has_legend:
         panel.legend()
@@ -120,10 +120,10 @@ def _set_axes(panel: Axes, chart: Plot) -> None:
     panel.set_ylabel(chart.y.label)
     for axis, panel_axis, name in ((chart.x, panel.xaxis, "x"), (chart.y, panel.yaxis, "y")):
         values = [value for series in chart.series for value in getattr(series, name) if value is not None]
-        # A logarithmic axis cannot show values that are all zero, as those of a zero update.
+        # A logarithmic axis needs a positive value, which a zero update does not have.
         if axis.log and any(value > 0 for value in values):
             panel.set(**{f"{name}scale": "log"})
-            # matplotlib writes powers as formulas, which are off and would show as dollar signs.
+            # By default, matplotlib writes powers as formulas, which would appear with dollar signs here.
             panel_axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=12))
             panel_axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
             panel_axis.set_minor_formatter(NullFormatter())
@@ -143,7 +143,7 @@ def _has_whole_x(chart: Plot) -> bool:
 
 
 def _draw_series(panel: Axes, chart: Plot, series: Series) -> None:
-    """Draw points, joined for lines; intervals as whiskers, or as a band around a line."""
+    """Draw points with intervals as whiskers, or a line with intervals as a band."""
     is_line = chart.kind == "lines"
     crowded = not is_line and any(len(series.x) > 40 for series in chart.series)
     panel.plot(
@@ -155,7 +155,7 @@ def _draw_series(panel: Axes, chart: Plot, series: Series) -> None:
         linewidth=1.4,
         marker=_MARKERS[series.marker],
         markersize=2.5 + 1.1 * (series.style % 8) if crowded else 4.5,
-        # Hollow markers do not hide those beneath. Among many points, each series is larger than the series before.
+        # Hollow markers do not hide markers below. In crowded charts, marker sizes also increase with the style.
         markerfacecolor=series.colour if series.style == 0 else "none",
         markeredgewidth=0.7 if crowded else 0.9,
         markevery=max(1, len(series.x) // 12) if is_line else 1,
@@ -176,7 +176,7 @@ def _draw_bars(panel: Axes, chart: Plot) -> None:
         panel.bar(x, heights, width * 0.92, label=series.name, color=series.colour, hatch=hatch, edgecolor="white")
         if len(series.low):
             panel.vlines(x, _with_gaps(series.low), _with_gaps(series.high), color="#444444", linewidth=1.1)
-    # Around bars that are all zero, matplotlib would centre the axis on zero.
+    # If all bars are zero, matplotlib would centre the axis on zero.
     if all(not value for series in chart.series for value in series.y):
         panel.set_ylim(0, 1)
 

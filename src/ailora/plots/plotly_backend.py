@@ -1,7 +1,7 @@
 """Figures for the browser: charts as traces and layout of Plotly, in plain data.
 
-Colours are those of the light page; `meta.style` is the index of a trace's colour, by which the page's script exchanges
-colours. Texts from outside are escaped, since Plotly reads its texts as a kind of HTML.
+Colours are those of a light page. For other pages, a script replaces the colours by the index in `meta.style`. Text
+from outside is escaped, because Plotly interprets text as a kind of HTML.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ class PlotlyFigure(TypedDict):
     layout: Json
 
 
-#: Points above which a line has no markers.
+#: A line with more points has no markers.
 _MAX_MARKERS = 40
-#: Distinct values up to which ticks of a logarithmic axis stand at the values, and not at round numbers.
+#: A logarithmic axis with more distinct values has ticks at round numbers instead of the values.
 _MAX_VALUE_TICKS = 9
-#: Characters of all category names above which they are written below each other.
+#: Category names with more characters in total are listed vertically.
 _MAX_CATEGORY_CHARS = 48
-#: Characters of a name at a tick and in the legend; hovering shows the whole name.
+#: Longest names at ticks and in the legend, in characters. Hovering shows the whole name.
 _MAX_TICK_CHARS, _MAX_LEGEND_CHARS = 26, 48
 _HEIGHT_PX, _ROW_PX, _MARGIN_PX, _LEGEND_ROW_PX = 340, 30, 90, 22
 
@@ -43,20 +43,20 @@ def plotly_figure(chart: Chart) -> PlotlyFigure:
 
 
 def count_missing(chart: Chart) -> int:
-    """Return the number of non-finite values of a chart; None is an intended gap, and not counted."""
+    """Return the number of non-finite values in a chart, without intended gaps, which are None."""
     if isinstance(chart, Heatmap):
         return 0
     return sum(isinstance(y, float) and not math.isfinite(y) for series in chart.series for y in series.y)
 
 
 def escape(text: str) -> str:
-    """Return a text that Plotly shows verbatim, without its markup and its templates `%{...}`."""
+    """Escape text, so that Plotly interprets no markup and no template `%{...}` in the text."""
     return html.escape(text, quote=False).replace("%{", "%&#123;").replace("\n", "<br>")
 
 
 def round_digits(value: float | None) -> float | None:
     """Return a value rounded to six significant digits, or None if the value is not finite."""
-    # No chart shows more digits, and a page holds every value of every chart.
+    # No chart shows more digits, and fewer digits keep pages small.
     return None if value is None or not math.isfinite(value) else float(f"{value:.6g}")
 
 
@@ -83,7 +83,7 @@ def _plot_figure(chart: Plot) -> PlotlyFigure:
         traces.append(trace | {"customdata": customdata, "hovertemplate": template})
     if horizontal:
         traces = [_swap_axes(trace) for trace in traces]
-    # A line at 0 divides gains from losses among values; in an embedding and among steps 0 means nothing.
+    # On the y-axis, a line at 0 separates gains from losses. In embeddings and on x-axes, 0 has no meaning.
     x = _axis_layout(chart.x, [x for series in chart.series for x in series.x]) | {"zeroline": False}
     y = _axis_layout(chart.y, []) | {"zeroline": chart.kind != "points" or bool(chart.x.categories)}
     height = _MARGIN_PX + _ROW_PX * len(chart.x.categories) * _rows_per_category(chart) if horizontal else _HEIGHT_PX
@@ -98,27 +98,27 @@ def _plot_figure(chart: Plot) -> PlotlyFigure:
 
 
 def _is_horizontal(chart: Plot) -> bool:
-    """Return whether category names are too long to stand beside each other."""
+    """Return whether category names are too long to be written side by side."""
     lengths = [len(name) for name in chart.x.categories]
     return bool(lengths) and (sum(lengths) > _MAX_CATEGORY_CHARS or max(lengths) > _MAX_CATEGORY_CHARS // 3)
 
 
 def _rows_per_category(chart: Plot) -> float:
-    """Return the height of a category in rows: a single row, or more if several series share it."""
+    """Return the height of a category in rows: a single row, or more if several series share the category."""
     return max(1.0, len(chart.series) * 0.6) if _share_categories(chart) else 1.0
 
 
 def _share_categories(chart: Plot) -> bool:
-    """Return whether several series have points at the same category."""
+    """Return whether any category has points of several series."""
     categories = [category for series in chart.series for category in {round(x) for x in series.x}]
     return len(set(categories)) < len(categories)
 
 
 def _category_shift(chart: Plot, number: int) -> float:
-    """Return the shift of a series beside other series of the same categories."""
+    """Return the shift that separates the points of a series from further points in the same categories."""
     if chart.kind != "points" or not chart.x.categories or not _share_categories(chart):
         return 0.0
-    # Some charts place their points beside each other themselves.
+    # Charts with fractional coordinates have shifted their points already.
     if any(x != round(x) for series in chart.series for x in series.x):
         return 0.0
     return (number - (len(chart.series) - 1) / 2) * 0.6 / len(chart.series)
@@ -130,7 +130,7 @@ def _series_trace(series: Series, x: Iterable[float | None], y: Iterable[float |
         "x": _round_all(x),
         "y": _round_all(y),
         "meta": {"style": series.style % len(COLOURS)},
-        # The band of a line is shown and hidden with the line.
+        # The legend shows and hides the band of a line together with the line.
         "legendgroup": escape(series.name),
     }
 
@@ -138,7 +138,7 @@ def _series_trace(series: Series, x: Iterable[float | None], y: Iterable[float |
 def _scatter_trace(chart: Plot, series: Series, shift: float) -> Json:
     is_line = chart.kind == "lines"
     has_markers = not is_line or len(series.x) <= _MAX_MARKERS
-    # In clouds of points, series above the first are open markers, through which points below are seen.
+    # In an embedding, only the first series has filled markers, so that no points are hidden.
     is_open = chart.kind == "points" and not chart.x.categories and series is not chart.series[0]
     trace = _series_trace(series, [x + shift for x in series.x], series.y) | {
         "type": "scatter",
@@ -151,7 +151,7 @@ def _scatter_trace(chart: Plot, series: Series, shift: float) -> Json:
         },
         "connectgaps": False,
     }
-    # A band has no width at a point whose neighbours have no interval: the point gets an error bar.
+    # If the neighbours of a point have no interval, the band has no width there, and the point gets an error bar.
     isolated = [run[0] for run in _interval_runs(series) if len(run) == 1]
     return trace | _error_bars(series, isolated if is_line else range(len(series.x)))
 
@@ -163,7 +163,7 @@ def _bar_trace(series: Series, number: int) -> Json:
 
 
 def _error_bars(series: Series, points: Iterable[int]) -> Json:
-    """Return error bars at those of the points (indices) that have intervals."""
+    """Return error bars for the points (indices) with intervals."""
     points = [i for i in points if series.has_interval(i)]
     if not points:
         return {}
@@ -181,7 +181,7 @@ def _interval_runs(series: Series) -> list[list[int]]:
 
 def _band_traces(series: Series) -> list[Json]:
     """Return the area of a line's intervals, or nothing without neighbouring intervals."""
-    # A None between two runs ends the area: a gap in the intervals is a gap in the band.
+    # A None between two runs ends the area, so that the band has a gap where intervals are missing.
     x: list[float | None] = []
     y: list[float | None] = []
     for run in (run for run in _interval_runs(series) if len(run) > 1):
@@ -208,7 +208,7 @@ def _category(chart: Plot, x: float) -> str:
 
 
 def _hover_note(series: Series, i: int) -> str:
-    """Return the text below a value on hover: its interval and its note."""
+    """Return the text below a value on hover: the interval and the note."""
     interval = ""
     if series.has_interval(i):
         interval = f"<br>from {format_number(series.low[i])} to {format_number(series.high[i])}"
@@ -223,13 +223,13 @@ def _hover_template(chart: Plot, series: Series, *, horizontal: bool) -> str:
 
 
 def _axis_layout(axis: Axis, values: Sequence[float]) -> Json:
-    """Return the layout of an axis; `values` are coordinates to put ticks at."""
+    """Return the layout of an axis, whose ticks may be at `values`."""
     layout: Json = {"title": {"text": escape(axis.label)}, "automargin": True}
     if axis.categories:
         names = [escape(_truncate(name, _MAX_TICK_CHARS)) for name in axis.categories]
         return layout | {"tickvals": list(range(len(names))), "ticktext": names, "range": [-0.5, len(names) - 0.5]}
     if axis.log:
-        # Between powers of ten Plotly would write the digit alone, a small 5 for 0.05.
+        # By default, Plotly writes only a digit between powers of ten: a small 5 for 0.05.
         layout |= {"type": "log", "tickformat": ".3~g"}
         distinct = sorted(set(values))
         if 0 < len(distinct) <= _MAX_VALUE_TICKS:
@@ -238,7 +238,7 @@ def _axis_layout(axis: Axis, values: Sequence[float]) -> Json:
 
 
 def _first_on_top(layout: Json, axis: Axis) -> Json:
-    """Reverse an axis of categories, so that the first stands at the top."""
+    """Reverse an axis of categories, so that the first category is at the top."""
     return layout | {"range": [len(axis.categories) - 0.5, -0.5]}
 
 

@@ -9,27 +9,27 @@ from ailora.formatting import downsample, is_real
 from ailora.plots.chart_spec import Axis, Heatmap, Plot, Series
 from ailora.plots.matplotlib_backend import save_figure
 
-#: Name of a run -> its evaluations or logged steps, as records with a `step`.
+#: Name of a run -> evaluations or logged steps, as records with a `step`.
 Histories = Mapping[str, Sequence[Mapping[str, object]]]
 
-#: Points above which a curve is thinned.
+#: Curves with more points are thinned.
 _MAX_POINTS = 400
-#: Classes above which a confusion matrix is not drawn.
+#: Confusion matrices with more classes are not drawn.
 _MAX_CLASSES = 20
-#: Keys of the Trainer's evaluations that are no metrics.
+#: Keys of the Trainer's evaluations that are not metrics.
 _TIMINGS = ("step", "epoch", "runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
 _LOGGED_LABELS = {"loss": "training loss", "learning_rate": "learning rate", "grad_norm": "norm of the gradient"}
 
 
 def validation_curves(histories: Histories, metrics: Sequence[str] | None = None) -> Iterator[Plot]:
-    """Chart the validation loss and metrics over steps, with a line per run.
+    """Chart the validation loss and metrics over steps, with a line for each run.
 
     Args:
-        histories: name of a run -> its evaluations.
-        metrics: keys of the evaluations to chart; None for all but timings.
+        histories: Name of a run -> evaluations.
+        metrics: Keys of the evaluations to chart. None means all keys except timings.
 
     Yields:
-        A chart for each metric with values.
+        Chart for each metric with values.
     """
     if metrics is None:
         keys = dict.fromkeys(key for history in histories.values() for record in history for key in record)
@@ -40,16 +40,16 @@ def validation_curves(histories: Histories, metrics: Sequence[str] | None = None
 
 
 def training_curves(logs: Histories) -> Iterator[Plot]:
-    """Chart the training loss, the learning rate and the gradient norm over steps, with a line per run.
+    """Chart the training loss, the learning rate and the gradient norm over steps, with a line for each run.
 
     Args:
-        logs: name of a run -> its logged steps.
+        logs: Name of a run -> logged steps.
 
     Yields:
-        A chart for each quantity with values.
+        Chart for each quantity with values.
     """
     for key, label in _LOGGED_LABELS.items():
-        caption = "Mean since the step before that was logged." if key == "loss" else "As logged in training."
+        caption = "Mean since the previous logged step." if key == "loss" else "As logged in training."
         yield from _over_steps(logs, key, name=f"training-{key}", label=label, caption=caption)
 
 
@@ -64,14 +64,14 @@ def confusion_chart(
     """Chart a confusion matrix.
 
     Args:
-        labels: names of the classes.
-        counts: counts[true][predicted] of rows.
-        split: the split of the counted rows.
-        name: name of the chart.
-        title: title of the chart.
+        labels: Names of the classes.
+        counts: Number of rows as counts[label][prediction].
+        split: Name of the split with the rows.
+        name: Name of the chart.
+        title: Title of the chart.
 
     Returns:
-        The chart, or None if there are fewer than two classes or more than a chart can show.
+        Chart, or None if there are fewer than two classes or too many for a chart.
     """
     if not 2 <= len(labels) <= _MAX_CLASSES:
         return None
@@ -85,15 +85,14 @@ def confusion_chart(
         row_label="label",
         column_label="prediction",
         unit="rows",
-        caption=f"Rows of the {split} split: {correct:,} of {sum(map(sum, counts)):,} are predicted as they are "
-        "labelled.",
+        caption=f"Rows of the {split} split: {correct:,} of {sum(map(sum, counts)):,} predictions equal the label.",
     )
 
 
 def _over_steps(histories: Histories, key: str, *, name: str, label: str, caption: str) -> Iterator[Plot]:
-    """Chart a quantity over steps; without a value in any run, there is no chart."""
+    """Chart a quantity over steps, unless no run has a value."""
     curves = {run: _points(records, key) for run, records in histories.items()}
-    # Numbered before runs without values are dropped: a run has the same style in all charts.
+    # Numbered before runs without values are dropped, so that a run has the same style in all charts.
     series = tuple(
         Series(run, [step for step, _ in points], [value for _, value in points], style=style)
         for style, (run, points) in enumerate(curves.items())

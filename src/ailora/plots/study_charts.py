@@ -15,11 +15,11 @@ from ailora.studies.statistics import Difference, Estimate
 from ailora.studies.trial import Condition, TrialResult, format_setting
 from ailora.studies.verdict_summary import describe_comparison
 
-#: Points above which a curve is thinned.
+#: Curves with more points are thinned.
 _MAX_POINTS = 60
-#: Bars above which costs are left to the table.
+#: Costs with more bars are only in the table.
 _MAX_BARS = 60
-#: Seeds from which on differences at shared rates have intervals: those of two are so wide that they hide the points.
+#: Fewest seeds for intervals at shared rates. Intervals from two seeds are so wide that the points are hard to see.
 _MIN_INTERVAL_SEEDS = 3
 
 
@@ -39,7 +39,8 @@ def score_charts(comparison: Comparison) -> Iterator[Plot]:
             y=Axis(metric),
             series=tuple(_score_series(comparison, c.method_label(base), {i: c}) for i, c in enumerate(scored)),
             caption=f"Mean over seeds at each method's best learning rate, with its 95 % t-interval; {better} is "
-            "better. Methods share seeds, so overlapping intervals do not make them equal: the differences tell.",
+            "better. Methods share seeds, so that overlapping intervals do not mean equal methods. Compare the "
+            "differences instead.",
         )
         differences = [
             _series(c.method_label(base), {i: difference.estimate}, [note], _style(comparison, c))
@@ -59,16 +60,16 @@ def score_charts(comparison: Comparison) -> Iterator[Plot]:
 
 
 def varied_charts(comparison: Comparison) -> Iterator[Plot]:
-    """Chart the scores over a numeric setting, such as the rank (the paper's Figure 5), for each other setting."""
+    """Chart the scores over a numeric setting, such as the rank (the paper's Figure 5), for all further settings."""
     key = varied_key(comparison)
     if key is None:
         return
     by_label: dict[str, list[Condition]] = {}
     for condition in comparison.results:
         if key in condition.values:
-            others = format_setting({k: v for k, v in condition.values.items() if k != key})
+            fixed = format_setting({k: v for k, v in condition.values.items() if k != key})
             task = Condition(condition.task, condition.method).label
-            by_label.setdefault(", ".join(part for part in (task, others) if part), []).append(condition)
+            by_label.setdefault(", ".join(part for part in (task, fixed) if part), []).append(condition)
     for label, conditions in by_label.items():
         metric = comparison.design.metric_label(conditions[0])
         setting = key.rpartition(".")[2]
@@ -88,7 +89,7 @@ def varied_charts(comparison: Comparison) -> Iterator[Plot]:
 
 
 def varied_key(comparison: Comparison) -> str | None:
-    """Return the key of the grid to chart over, or None: the rank, else the only key of several numbers."""
+    """Return the key of the grid to chart over: the rank, else the only key with several numbers, else None."""
     grid = comparison.design.config.grid
     numbers = [key for key, values in grid.items() if len(values) > 1 and all(map(is_real, values))]
     return "adapter.rank" if "adapter.rank" in numbers else numbers[0] if len(numbers) == 1 else None
@@ -120,12 +121,12 @@ def rate_charts(comparison: Comparison) -> Iterator[Plot]:
                 for result in results
             ),
             caption="Mean over seeds; the band is its 95 % t-interval where a rate has several seeds. Each method is "
-            "compared at its own peak.",
+            "compared at its best rate.",
         )
 
 
 def shared_rate_charts(comparison: Comparison) -> Iterator[Plot]:
-    """Chart the difference to the baseline at each shared rate, and at each method's own best, for each task."""
+    """Chart the difference to the baseline at each shared rate, and at the methods' best rates, for each task."""
     for base, others in comparison.by_baseline():
         shared = {c: against for c in others if (against := comparison.against_baseline[c]).shared_rates.differences}
         rates = sorted({rate for against in shared.values() for rate in against.shared_rates.differences})
@@ -147,14 +148,15 @@ def shared_rate_charts(comparison: Comparison) -> Iterator[Plot]:
                 )
                 for number, (condition, against) in enumerate(shared.items())
             ),
-            caption=f"At each learning rate that both ran, and last with each method at its own best rate, paired by "
-            f"seed; the 95 % t-interval where there are at least {_MIN_INTERVAL_SEEDS} seeds. Points {better} 0 are "
-            f"better than {base.method}: where they change sides, one shared rate decides who seems to win.",
+            caption="Differences at each learning rate run by both methods, and last at each method's own best rate, "
+            f"paired by seed; the 95 % t-interval where there are at least {_MIN_INTERVAL_SEEDS} seeds. Points "
+            f"{better} 0 are better than {base.method}. If points change sides, the shared rate decides which method "
+            "seems better.",
         )
 
 
 def _by_category(against: BaselineComparison, rates: Sequence[float], shift: float) -> dict[float, Estimate]:
-    """Return x -> difference: the index of each rate, and last that of the best rates, shifted beside each other."""
+    """Return x -> difference, where x is the shifted index of a shared rate, or for the best rates the last index."""
     differences = against.shared_rates.differences
     estimates = {i + shift: differences[rate].estimate for i, rate in enumerate(rates) if rate in differences}
     if against.difference is not None:
@@ -196,7 +198,7 @@ def convergence_charts(comparison: Comparison) -> Iterator[Plot]:
                 )
 
 
-#: Name of a chart -> its quantity and unit, and the value of a method.
+#: Name of a chart -> quantity and unit, and function for the value of a method.
 _COSTS: dict[str, tuple[str, Callable[[MethodResult], float | None]]] = {
     "step": ("milliseconds a step", lambda result: result.step_milliseconds),
     "init": ("seconds to load and adapt", lambda result: result.mean("init_seconds")),
@@ -206,7 +208,7 @@ _COSTS: dict[str, tuple[str, Callable[[MethodResult], float | None]]] = {
 
 
 def cost_charts(comparison: Comparison) -> Iterator[Plot]:
-    """Chart time, memory and file size at the best learning rate, with a bar per method and setting."""
+    """Chart time, memory and file size at the best learning rate, with a bar for each method and setting."""
     results = [result for result in comparison.results.values() if result.at_best]
     methods = list(dict.fromkeys(result.condition.method for result in results))
     labels = list(dict.fromkeys(result.condition.label for result in results))
@@ -238,7 +240,7 @@ def cost_charts(comparison: Comparison) -> Iterator[Plot]:
 def _differences(
     comparison: Comparison, conditions: Sequence[Condition]
 ) -> Iterator[tuple[Condition, Difference, str]]:
-    """Iterate over the conditions with a difference to the baseline, with the difference and a note."""
+    """Iterate over the conditions that have a difference to the baseline, with the difference and a note."""
     for condition in conditions:
         against = comparison.against_baseline[condition]
         if against.difference is not None:
@@ -258,7 +260,7 @@ def _score_series(comparison: Comparison, name: str, conditions: Mapping[float, 
 
 
 def _series(name: str, estimates: Mapping[float, Estimate], notes: Sequence[str], style: int) -> Series:
-    """Return estimates over x with their intervals; missing ends are NaN."""
+    """Return the series of estimates over x with intervals, whose missing ends are NaN."""
     return Series(
         name=name,
         x=list(estimates),
@@ -271,28 +273,28 @@ def _series(name: str, estimates: Mapping[float, Estimate], notes: Sequence[str]
 
 
 def _style(comparison: Comparison, condition: Condition) -> int:
-    """Return the style of a condition's method, the same in all charts; the baseline is black."""
+    """Return the style of a condition's method, which is the same in all charts and black for the baseline."""
     design = comparison.design
     return [design.baseline, *(name for name in design.methods if name != design.baseline)].index(condition.method)
 
 
 def _values_over_steps(results: Sequence[TrialResult], metric: str) -> list[tuple[int, list[float]]]:
-    """Return pairs of a step and the values of all seeds, thinned."""
+    """Return pairs of a step and the values of all seeds, for a limited number of steps."""
     histories = [history for result in results if (history := _by_step(result.history, metric))]
     if not histories:
         return []
-    # Steps of all seeds only: where a seed is missing, the mean would jump.
+    # Only steps with values of all seeds: at a step without some seed, the mean would jump.
     steps = sorted(set(histories[0]).intersection(*histories[1:]))
     return [(step, [history[step] for history in histories]) for step in downsample(steps, _MAX_POINTS)]
 
 
 def _by_step(history: Sequence[Mapping[str, float]], metric: str) -> dict[int, float]:
-    # Histories come from a database, perhaps of another version: a record may lack a key.
+    # Histories in a database may come from an earlier version, whose records lack a key.
     return {int(r["step"]): r[metric] for r in history if is_real(r.get(metric)) and is_real(r.get("step"))}
 
 
 def _finite_mean(values: Sequence[float]) -> float:
-    # fmean raises for infinite values of both signs.
+    # `fmean` raises for infinite values of both signs.
     return statistics.fmean(values) if all(map(math.isfinite, values)) else math.nan
 
 
@@ -301,12 +303,12 @@ def _divide(value: float | None, unit: int) -> float | None:
 
 
 def _suits_log_axis(values: Sequence[float]) -> bool:
-    """Return whether all values are positive and span three powers of two, as ranks do."""
+    """Return whether all values are positive and span at least a factor of eight, as ranks usually do."""
     return min(values) > 0 and max(values) / min(values) >= 8
 
 
 def _file_name(subject: str, label: str) -> str:
-    """Return a name for files: the subject, and the letters and digits of a condition's label."""
+    """Return a file name from the subject, and from letters and digits in a condition's label."""
     words = "".join(c if c.isascii() and c.isalnum() else " " for c in label).split()
     return "-".join([subject, *words])
 
