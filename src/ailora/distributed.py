@@ -44,7 +44,7 @@ def process_count() -> int:
 
 
 def is_main() -> bool:
-    """Return whether this process is rank 0, which claims folders and writes the results of all ranks."""
+    """Return whether this process is rank 0, which claims folders and writes results."""
     return process_index() == 0
 
 
@@ -174,7 +174,7 @@ def split_between_processes(items: Sequence[T]) -> list[tuple[T, bool]]:
 
 
 def gather(results: Sequence[T]) -> list[T]:
-    """Gather the results of all ranks, in the order of the items before `split_between_processes`.
+    """Gather the results of all ranks, in the order of the items given to `split_between_processes`.
 
     Args:
         results: Results of this rank, without those of padding.

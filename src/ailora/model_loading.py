@@ -161,7 +161,7 @@ def load_on_meta(
 
 
 def _validate_config(config: Mapping[str, Any], where: str) -> None:
-    """Validate a configuration for code from the hub and for the number of layers.
+    """Refuse a configuration that loads code from the hub or has too many layers.
 
     Raises:
         InputError: The configuration names code on the hub, or has more layers than any model.
@@ -230,7 +230,7 @@ def describe_load_error(error: BaseException, name: Path | str) -> str:
 
 
 def _describe_wrong_class(error: BaseException, name: Path | str) -> str | None:
-    """Describe the error of an auto class without a class for the model, or return None for any other error.
+    """Explain the error of an auto class that does not support the model, or return None for any other error.
 
     The message of transformers lists all supported classes, which fills the screen.
     """

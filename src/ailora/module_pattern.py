@@ -31,7 +31,7 @@ class ModulePatterns:
     def __init__(self, where: str) -> None:
         self._where = where
         self._compiled: dict[str, regex.Pattern[str]] = {}
-        self._left_s = _LIMIT_S
+        self._remaining_s = _LIMIT_S
 
     def search(self, pattern: object, name: str) -> bool:
         """Return whether a pattern matches a part of a name.
@@ -61,11 +61,11 @@ class ModulePatterns:
         started = time.thread_time()
         compiled = self._compile(pattern)
         try:
-            match = getattr(compiled, method)(name, timeout=self._left_s)
+            match = getattr(compiled, method)(name, timeout=self._remaining_s)
         except (TimeoutError, RecursionError, MemoryError):
-            match, self._left_s = None, 0.0
-        self._left_s += _SEARCH_S - (time.thread_time() - started)
-        if self._left_s <= _SEARCH_S:
+            match, self._remaining_s = None, 0.0
+        self._remaining_s += _SEARCH_S - (time.thread_time() - started)
+        if self._remaining_s <= _SEARCH_S:
             raise InputError(
                 f"{self._where}: {compiled.pattern[:80]!r} exceeds the time limit of {_LIMIT_S:g} s for all patterns "
                 "together: write the pattern without nested repetitions"

@@ -120,7 +120,7 @@ def test_the_task_type_follows_the_class() -> None:
         ({"rslora": 1}, "rslora must be True or False, got 1"),
         ({"modules_to_save": "classifier"}, "modules_to_save must be a list of names"),
         ({"modules_to_save": 5}, "modules_to_save must be a list of names"),
-        ({"role_names": ["query"]}, "role_names maps regular expressions to roles"),
+        ({"role_names": ["query"]}, "role_names must map regular expressions to roles"),
         ({"role_names": {5: "query"}}, "role_names: 5 is not a regular expression"),
         ({"modules": "("}, "modules: .*is not a regular expression"),
         ({"modules": "decoder"}, "modules: 'decoder' matches no projection; a name that would match: bert.encoder"),
@@ -139,7 +139,7 @@ def test_bad_options_are_refused(options: dict[str, Any], message: str) -> None:
 
 
 def test_what_is_no_model_is_refused() -> None:
-    with pytest.raises(ailora.InputError, match=r"a model is an nn\.Module, got 'bert'"):
+    with pytest.raises(ailora.InputError, match=r"expected an nn\.Module as model, got 'bert'"):
         make_plan("bert")
 
 

@@ -25,7 +25,7 @@ _MIN_SCALING, _MAX_SCALING = 2.0**-14, 65504.0
 
 
 class Form(StrEnum):
-    """Form in which an adapter trains: `docs/concepts.md` compares them. The saved file is the same for all."""
+    """Form in which an adapter trains, explained in `docs/concepts.md`. All forms are saved as the same file."""
 
     ANCHORED = "anchored"
     STOCK = "stock"

@@ -111,7 +111,7 @@ def _filter_by_module(projections: tuple[Projection, ...], modules: str | None) 
 
 
 def _validate_disjoint(targets: tuple[Projection, ...], saved: tuple[str, ...]) -> None:
-    """Refuse adapters inside modules to train in full."""
+    """Refuse adapters inside modules of `modules_to_save`, which are trained in full."""
     # PEFT wraps every module whose name ends with a saved name, together with its submodules.
     for projection in targets:
         parts = projection.module.split(".")

@@ -111,7 +111,7 @@ def infer_task_type(model: nn.Module) -> TaskType | None:
 
 
 def default_heads(model: nn.Module, task_type: str | None) -> tuple[str, ...]:
-    """Return the names of a model's new heads, if PEFT would keep them frozen."""
+    """Return the names of new heads that PEFT would keep frozen in a model."""
     heads = get_task(task_type).other_heads
     return tuple(name for name, _ in model.named_children() if name in heads)
 
@@ -126,7 +126,7 @@ def read_labels(model_config: object, task_type: str | None) -> tuple[str, ...] 
     names = getattr(model_config, "id2label", None)
     if not get_task(task_type).predicts_classes or not isinstance(names, Mapping):
         return None
-    # Keys with gaps are no positions in the head's outputs.
+    # If numbers are missing, the keys are not positions in the head's outputs.
     if set(names) != set(range(len(names))):
         return None
     labels = tuple(str(names[i]) for i in range(len(names)))

@@ -154,7 +154,7 @@ FAMILIES: dict[str, Rules] = {
     "seamless_m4t": naming_rules.SEAMLESS,
     "seamless_m4t_v2": naming_rules.SEAMLESS,
     "swin": naming_rules.SWIN,
-    # Only remote code: transformers has no modeling file for this family.
+    # The family has only remote code, and no modeling file in transformers.
     "chatglm": naming_rules.CHATGLM,
 }
 

@@ -57,7 +57,7 @@ def find_projections(model: nn.Module, *, role_names: Mapping[str, Role | str] |
         ['query', 'key', 'value', 'output', 'up', 'down']
     """
     if not isinstance(model, nn.Module):
-        raise InputError(f"a model is an nn.Module, got {model!r}")
+        raise InputError(f"expected an nn.Module as model, got {model!r}")
     linear = find_linear_modules(model)
     named = _name_roles(_parse_role_names(role_names or {}), linear)
     configs = _find_configs(model)
@@ -165,7 +165,7 @@ def _format_dtype(module: nn.Module) -> str:
 def _parse_role_names(role_names: Mapping[str, Role | str]) -> dict[str, Role]:
     if not isinstance(role_names, Mapping):
         raise InputError(
-            f"role_names maps regular expressions to roles, such as {{'wq$': 'query'}}, not {role_names!r}"
+            f"role_names must map regular expressions to roles, such as {{'wq$': 'query'}}, got {role_names!r}"
         )
     return {pattern: parse_role(role) for pattern, role in role_names.items()}
 

@@ -149,13 +149,14 @@ CODEGEN = (
     *TWO_LAYERS,
 )
 MPT = (*fused_attention("attn", "Wqkv", "out_proj"), *_mlp("ffn", up="up_proj", down="down_proj"))
-#: Only remote code: transformers has no modeling file for this family.
+#: The family has only remote code, and no modeling file in transformers.
 CHATGLM = (
     *fused_attention("self_attention", "query_key_value", "dense", grouped),
     Rule(r"mlp\.dense_h_to_4h", (Role.GATE, Role.UP), None),
     *_mlp("mlp", down="dense_4h_to_h"),
 )
-#: Transformers calls the halves of `Wi` input and gate, but the activation applies to the first, the gate in our sense.
+#: In transformers, the halves of `Wi` are input and gate. The activation applies to the first half: this is the gate
+#: here.
 _MODERNBERT_MLP = (Rule(r"mlp\.Wi", (Role.GATE, Role.UP), None), *_mlp("mlp", down="Wo"))
 MODERNBERT = (*fused_attention("attn", "Wqkv", "Wo"), *_MODERNBERT_MLP)
 MODERNBERT_DECODER = (*attention("attn", f"{_Q_K_V} Wo"), *_MODERNBERT_MLP)

@@ -175,7 +175,7 @@ class SpectralCache:
 
 
 def _truncate(triplets: Triplets, rank: int, band: Band) -> Triplets:
-    """Return the `rank` triplets at the band's end, with the certificate of all, which holds for a subset too."""
+    """Return the `rank` triplets at the band's end. The certificate of all triplets also covers this subset."""
     count = triplets.S.shape[-1]
     if rank == count:
         return triplets
