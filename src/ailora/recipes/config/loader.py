@@ -77,7 +77,14 @@ def _load(raw: dict[str, object], overrides: Sequence[str], *, to_run: bool) -> 
 
 
 def to_yaml(config: RunConfig) -> str:
-    """Format a complete configuration as YAML for `ailora train`."""
+    """Format a complete configuration as YAML for `ailora train`.
+
+    Args:
+        config: configuration returned by `load_config`.
+
+    Returns:
+        YAML with all defaults, without secrets and without `tune`.
+    """
     return format_yaml(config.model_dump())
 
 

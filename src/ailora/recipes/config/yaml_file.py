@@ -66,7 +66,14 @@ def parse_yaml(text: str, kind: str = "value") -> Any:
 
 
 def format_yaml(value: object) -> str:
-    """Format plain data as YAML, with keys in their order."""
+    """Format plain data as YAML.
+
+    Args:
+        value: plain data; the keys keep their order.
+
+    Returns:
+        YAML in block style.
+    """
     yaml = YAML(typ="safe", pure=True)
     yaml.default_flow_style = False
     # ruamel.yaml sorts the keys of a dict by default.
