@@ -68,8 +68,8 @@ def progress_table(storage: TrialStorage, keys: TrialKeys) -> Table:
         keys: Keys of the study's trials.
 
     Returns:
-        The table. The estimate is the mean duration of complete trials, times the open trials of the row, divided by
-        the number of running trials.
+        The table. An estimate is the number of open trials, times the mean duration of complete trials, divided by the
+        number of running trials.
     """
     trials = keys.matching_trials(storage.trials())
     table = Table("task", "method", "done", "running", "waiting", "failed", "left", title=storage.name)
@@ -113,9 +113,9 @@ def _format_remaining_time(seconds: float) -> str:
 
 
 def read_handover() -> tuple[str, dict[str, Any]]:
-    """Read the URL and the secrets of a storage from standard input, where `ailora study run` writes them in a line.
+    """Read the line that `ailora study run` writes to the standard input of a worker.
 
-    Other users could read secrets in the arguments of a process.
+    The line contains secrets, which other users could read in the arguments of a process.
 
     Returns:
         The URL of the storage, and the study file with its secrets.

@@ -109,7 +109,7 @@ def projection_table(projections: Iterable[Projection]) -> Table:
 def unmatched_table(modules: Iterable[UnmatchedModule]) -> Table:
     """List the linear modules without a role, with a single line for equal modules of several layers."""
     rows = ((collapse_layer_index(m.module), " x ".join(map(str, m.shape or ())), m.reason) for m in modules)
-    return make_table("left alone", ("module", "shape", "why", "modules"), _count_equal(rows))
+    return make_table("left alone", ("module", "shape", "reason", "modules"), _count_equal(rows))
 
 
 def _format_rows(projection: Projection) -> str:

@@ -23,7 +23,8 @@ from ailora.spectral.lanczos import orthonormalize
 #: below the largest eigenvalue.
 _MAX_RELATIVE_RESIDUAL = 0.25
 
-#: Function from key -> vector (n,) to key -> products (batches, n) of the vector with each batch's symmetric operator.
+#: Function that applies several symmetric operators at once, each with a matrix per batch: key -> vector (n,) becomes
+#: key -> products (batches, n).
 Products = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
 
 
@@ -32,9 +33,9 @@ class Curvature:
     """Largest eigenvalue of the loss Hessian in the factors of a role, averaged over batches.
 
     The eigenvalue is the algebraically largest: gradient descent is stable for learning rates below 2 / value, and
-    negative curvature bounds no learning rate. Whatever the initial factors, the Hessian's block between `A` and `B`
-    contains the scaled gradient with respect to W, whose largest singular value is a lower bound of the eigenvalue.
-    Plain LoRA and other small initial factors reach this bound.
+    negative curvature bounds no learning rate. The Hessian's block between `A` and `B` always contains the scaled
+    gradient with respect to W. The largest singular value of this gradient is a lower bound of the eigenvalue, which
+    plain LoRA and other small initial factors reach.
 
     Attributes:
         value: Rayleigh quotient of the last Ritz vector x, in units of loss / parameter^2.
@@ -74,10 +75,10 @@ class RateMultiple:
 def rate_multiple(curvature: Curvature, reference: Curvature) -> RateMultiple:
     """Estimate the good learning rate of an init under Adam, as a multiple of a reference init's rate.
 
-    The rule is `(reference / curvature)^1/2`. In proportion to the size t of the initial factors, the gradient with
-    respect to the factors grows like t and the Hessian like t^2. The best rate of gradient descent therefore falls like
-    1 / t^2, and the best rate of Adam, whose step size does not depend on the gradient's, like 1 / t. The result is
-    where to start a sweep, and does not replace the sweep: among six rules this was the closest to the sweep in
+    The rule is `(reference / curvature)^1/2`. If the initial factors are scaled by t, the gradient with respect to the
+    factors scales by t and the Hessian by t^2. The best rate of gradient descent therefore scales by 1 / t^2. The best
+    rate of Adam, whose step size does not depend on the size of the gradient, scales by 1 / t. The result is a starting
+    point for a sweep, not a replacement: among six rules, this rule was the closest to the sweep in
     `benchmarks/learning_rate_curvature.py`, for a single model and seed. The result is close to 1 wherever the lower
     bound described in `Curvature` hides the difference.
 
