@@ -145,7 +145,15 @@ def curvature_by_role(
 
 
 def start_vector(block: Block, seed: int) -> Float[Tensor, " n"]:
-    """Draw a normal random vector (n,) for a block."""
+    """Draw a random start vector for a block.
+
+    Args:
+        block: Block of n parameters.
+        seed: Seed of the vector.
+
+    Returns:
+        Vector (n,) of standard normal entries, on the device and in the dtype of the first parameter.
+    """
     # Each block has its own generator, so that the vector of a role does not depend on which roles are measured.
     vector = torch.randn(block.size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     return vector.to(block.parameters[0])
