@@ -14,13 +14,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from doc_pages import DOCS, replace_between
 from paper_claims import claims_table
 from study_records import read_record, record_study
 
 from ailora.formatting import join_names, pluralize
 from ailora.plots.chart_spec import Chart
 from ailora.plots.matplotlib_backend import save_figure
-from ailora.plots.study_charts import rate_charts, shared_rate_charts, varied_charts, varied_key
+from ailora.plots.study_charts import forest_charts, rate_charts, shared_rate_charts, varied_charts, varied_key
 from ailora.report.init_pair_heatmap import init_pair_heatmaps
 from ailora.studies.comparison import Comparison
 from ailora.studies.study_config import StudyConfig, load_study_config
@@ -28,7 +29,7 @@ from ailora.studies.study_design import StudyDesign
 from ailora.studies.summary import summarize
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCS = ROOT / "docs"
+_SCRIPT = Path(__file__).name
 #: Methods up to which a chart with a line for each can be read.
 _MAX_LINES = 8
 
@@ -103,20 +104,9 @@ def main() -> None:
     compared = {study: record.compare(design) for study, (design, record) in runs.items()}
     chapters = [chapter(study, comparison) for study, comparison in compared.items()]
     overview = "\n".join(_overview(compared))
-    replace_between(DOCS / "results.md", "studies", "\n\n".join([overview, *chapters]))
+    replace_between(DOCS / "results.md", "studies", _SCRIPT, "\n\n".join([overview, *chapters]))
     claims = claims_table([(study.name, study.model, study.link, runs.get(study)) for study in STUDIES])
-    replace_between(DOCS / "paper_map.md", "claims", claims)
-
-
-def replace_between(page: Path, name: str, content: str) -> None:
-    """Replace what stands between the two marks of a page."""
-    begin, end = f"<!-- {name}: made by benchmarks/paper_studies.py -->", f"<!-- end of {name} -->"
-    text = page.read_text(encoding="utf-8")
-    head, _, rest = text.partition(begin)
-    _, found, tail = rest.partition(end)
-    if not found:
-        raise SystemExit(f"{page} lacks {begin} or {end}")
-    page.write_text(f"{head}{begin}\n\n{content.strip()}\n\n{end}{tail}", encoding="utf-8")
+    replace_between(DOCS / "paper_map.md", "claims", _SCRIPT, claims)
 
 
 def _overview(compared: dict[PaperStudy, Comparison]) -> Iterator[str]:
@@ -166,7 +156,8 @@ def chapter(study: PaperStudy, comparison: Comparison) -> str:
 
 
 def _charts(comparison: Comparison) -> Iterator[Chart]:
-    """Return a figure's panels: ranks, pairs of inits, or the learning rates and the differences at shared ones."""
+    """Yield a figure's panels: verdicts; then ranks, pairs of inits, or scores at all rates and at shared ones."""
+    yield from forest_charts(comparison)
     if varied_key(comparison) is not None:
         yield from varied_charts(comparison)
     elif len(comparison.design.methods) > _MAX_LINES:

@@ -1,23 +1,27 @@
 """How often are verdicts wrong, and how many seeds do they take? Simulated studies, judged until decided.
 
-    python benchmarks/sequential_verdicts.py
+    python benchmarks/sequential_verdicts.py             # or with --page: only the table
 
 A study has a baseline, one method or four, and five learning rates. A run's score is the true mean of its method and
 rate, an effect of the seed that all methods share, and noise, of which half of the variance is common to its scores on
 validation and test. The rate is the best mean of three seeds on validation; verdicts are on the test scores at looks of
 3, 5, 8, 12 and 20 seeds. The truth of a comparison is the difference of the true means at the chosen rates. Figures go
-to `results/sequential_verdicts.json`.
+to `results/sequential_verdicts.json`, their table to `docs/studies.md`.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from machine import write_results
+from doc_pages import DOCS, replace_between
+from machine import RESULTS, write_results
 from scipy import stats
 
 from ailora.studies.sequential_tests import LookMoments, LookSchedule
@@ -153,11 +157,53 @@ def every_seed(differences: np.ndarray, truth: np.ndarray) -> dict[str, float]:
     return {"wrong": float(wrong.mean())}
 
 
+def scenario_table(scenarios: Sequence[Mapping[str, Any]]) -> str:
+    """Write the figures as a table, a row for each number of comparisons and true difference."""
+    lines = [
+        "| comparisons | true difference | wrong, at looks | wrong, 20 seeds | wrong, every seed "
+        + "".join(f"| seeds, sd {spread} " for spread in SPREADS)
+        + f"| undecided, sd {SPREADS[-1]} |",
+        "| --- | --- " + "| ---: " * (4 + len(SPREADS)) + "|",
+    ]
+    for family, name in itertools.product((1, 4), DIFFERENCES):
+        rows = [row for row in scenarios if (row["comparisons"], row["difference"]) == (family, name)]
+        seeds = [[row["seeds"] for row in rows if row["spread"] == spread] for spread in SPREADS]
+        wide = [row for row in rows if row["spread"] == SPREADS[-1]]
+        cells = [
+            str(family),
+            name,
+            _worst(rows),
+            _worst([row["fixed_20"] for row in rows]),
+            f"{100 * max(row['every_seed']['wrong'] for row in rows):.1f} %",
+            *(f"{np.mean(of_spread):.1f}" for of_spread in seeds),
+            " against ".join(
+                f"{100 * np.mean([row['undecided'] for row in of_plan]):.0f} %"
+                for of_plan in (wide, [row["fixed_20"] for row in wide])
+            ),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _worst(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Format the largest rate of wrong verdicts of a family, with its upper limit."""
+    rates = [
+        (row[f"wrong_{kind}"], row[f"wrong_{kind}_upper"]) for row in rows for kind in ("difference", "equivalence")
+    ]
+    rate, upper = max(rates)
+    return f"{100 * rate:.1f} % (at most {100 * upper:.1f} %)"
+
+
 def main() -> None:
     """Simulate every scenario and write the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--studies", type=int, default=10_000)
-    n_studies = parser.parse_args().studies
+    parser.add_argument("--page", action="store_true", help="only write the table of the recorded figures again")
+    arguments = parser.parse_args()
+    if arguments.page:
+        write_page()
+        return
+    n_studies = arguments.studies
     scenarios = []
     for number, (family, (curve, means), spread, (name, gain)) in enumerate(
         itertools.product((1, 4), CURVES.items(), SPREADS, DIFFERENCES.items())
@@ -174,6 +220,13 @@ def main() -> None:
         scenarios.append(scenario)
         print({key: round(value, 4) if isinstance(value, float) else value for key, value in scenario.items()})
     write_results("sequential_verdicts", {"studies": n_studies, "margin": MARGIN, "scenarios": scenarios})
+    write_page()
+
+
+def write_page() -> None:
+    """Write the table of the recorded figures to `docs/studies.md`."""
+    record = json.loads((RESULTS / "sequential_verdicts.json").read_text(encoding="utf-8"))
+    replace_between(DOCS / "studies.md", "simulation", Path(__file__).name, scenario_table(record["scenarios"]))
 
 
 if __name__ == "__main__":

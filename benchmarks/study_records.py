@@ -14,6 +14,7 @@ from machine import RESULTS, describe
 from ailora.report.inputs import open_studies
 from ailora.report.trial_selection import select_trials
 from ailora.studies.comparison import Comparison, compare
+from ailora.studies.rate_certainty import RateCertainty, Resampled
 from ailora.studies.statistics import Interval
 from ailora.studies.study_design import StudyDesign
 from ailora.studies.trial import Condition, Status, Trial, TrialResult, TrialSpec
@@ -32,18 +33,24 @@ class StudyRecord:
         trials: trials that ended, and those that were missing.
         bootstrap: condition -> interval of the difference to the baseline over seeds and examples, from predictions
             that only the folders of the runs hold.
+        rate_certainties: condition -> certainty of its best rate, from the same predictions.
     """
 
     machine: dict[str, Any]
     baseline: str
     trials: list[Trial]
     bootstrap: dict[Condition, Interval]
+    rate_certainties: dict[Condition, RateCertainty]
 
     def compare(self, design: StudyDesign) -> Comparison:
         """Compare the methods of a design, whose baseline may be another one than the recorded study's."""
         conditions = {*design.conditions}
         trials = [trial for trial in self.trials if trial.spec.condition in conditions]
         comparison = compare(trials, design, bootstrap=False)
+        certainties = comparison.rate_certainties | {
+            condition: certainty for condition, certainty in self.rate_certainties.items() if condition in conditions
+        }
+        comparison = dataclasses.replace(comparison, rate_certainties=certainties)
         if design.baseline != self.baseline:
             return comparison
         against = {
@@ -78,6 +85,10 @@ def record_study(folder: Path) -> str:
                 for condition, against in comparison.against_baseline.items()
                 if against.bootstrap is not None
             ],
+            "rate_certainties": [
+                _condition_to_dict(condition) | {"best": certainty.best} | certainty.to_dict()
+                for condition, certainty in comparison.rate_certainties.items()
+            ],
         }
     finally:
         storage.close()
@@ -110,7 +121,16 @@ def read_record(name: str) -> StudyRecord | None:
         )
         for item in data["bootstrap"]
     }
-    return StudyRecord(data["machine"], data["baseline"], trials, bootstrap)
+    certainties = {
+        Condition.from_values(item["task"], item["method"], item["setting"]): RateCertainty(
+            item["best"],
+            {float(rate): share for rate, share in item["shares"].items()},
+            item["resampled"] and Resampled(item["resampled"]),
+        )
+        # The first records lack them.
+        for item in data.get("rate_certainties", [])
+    }
+    return StudyRecord(data["machine"], data["baseline"], trials, bootstrap, certainties)
 
 
 def _trial_to_dict(trial: Trial) -> dict[str, Any]:

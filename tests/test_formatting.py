@@ -10,6 +10,7 @@ import pytest
 from ailora.formatting import (
     downsample,
     escape_controls,
+    format_alike,
     format_bytes,
     format_duration,
     format_interval,
@@ -81,6 +82,8 @@ def test_numbers_of_every_kind() -> None:
     assert format_interval(0.5, None, None) == "0.5000"
     assert format_interval(-0.0097, -0.0191, -0.0003) == "-0.0097 [-0.0191, -0.0003]"
     assert format_interval(math.nan, math.nan, math.nan) == "not a number"
+    assert format_alike([0.0123, 0.0005, math.nan], "+") == ["+0.0123", "+0.0005", "not a number"]
+    assert format_alike([]) == []
     assert (pluralize(1, "trial"), pluralize(1000, "trial")) == ("1 trial", "1,000 trials")
     assert (join_names(["a"]), join_names(["a", "b", "c"])) == ("a", "a, b and c")
     assert shorten("abcdef", 3) == "abc... (3 more characters)"

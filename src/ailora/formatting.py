@@ -72,9 +72,20 @@ def format_interval(value: float, low: float | None, high: float | None, sign: s
     """Format an estimate with its interval, `0.8012 [0.7903, 0.8121]`, or without an unknown interval."""
     if low is None or high is None or not all(map(math.isfinite, (value, low, high))):
         return format_number(value, sign)
-    # Readers compare the three numbers, which therefore have a common format.
-    spec = sign + _format_spec(value, low, high)
-    return f"{value:{spec}} [{low:{spec}}, {high:{spec}}]"
+    value_text, low_text, high_text = format_alike((value, low, high), sign)
+    return f"{value_text} [{low_text}, {high_text}]"
+
+
+def format_alike(values: Sequence[float], sign: str = "") -> list[str]:
+    """Format numbers that readers compare, with the digits that suit the largest.
+
+    Args:
+        values: The numbers.
+        sign: `+` writes the sign of positive numbers too.
+    """
+    finite = [value for value in values if math.isfinite(value)]
+    spec = sign + _format_spec(*finite) if finite else ""
+    return [f"{value:{spec}}" if math.isfinite(value) else format_number(value) for value in values]
 
 
 def _format_spec(*values: float) -> str:

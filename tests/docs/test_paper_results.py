@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +23,7 @@ def pages(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     import paper_studies
 
     yield paper_studies
-    for name in ("paper_studies", "paper_claims", "study_records", "machine"):
+    for name in ("paper_studies", "paper_claims", "doc_pages", "sequential_verdicts", "study_records", "machine"):
         sys.modules.pop(name, None)
 
 
@@ -78,7 +79,7 @@ def test_a_method_that_is_equivalent_refutes_a_gain_beyond_the_margin(
         lambda spec: outcome(0.5 + (spec.condition.method == "ailora") * (gain + 0.001 * (spec.seed - 2))),
     )
     claim = Claim("a table", "AILoRA scores higher than LoRA", "ailora", ("lora",), ("study",))
-    found, text = claim.judge(design, StudyRecord({}, "lora", trials, {}))
+    found, text = claim.judge(design, StudyRecord({}, "lora", trials, {}, {}))
     assert found.value == finding
     assert text.endswith(f" to lora{numbers}")
 
@@ -87,10 +88,45 @@ def test_only_what_stands_between_the_marks_is_replaced(pages: ModuleType, tmp_p
     page = tmp_path / "page.md"
     begin, end = "<!-- claims: made by benchmarks/paper_studies.py -->", "<!-- end of claims -->"
     page.write_text(f"before\n{begin}\nold\n{end}\nafter\n")
-    pages.replace_between(page, "claims", "new")
+    pages.replace_between(page, "claims", "paper_studies.py", "new")
     assert page.read_text() == f"before\n{begin}\n\nnew\n\n{end}\nafter\n"
     with pytest.raises(SystemExit, match="lacks"):
-        pages.replace_between(page, "studies", "new")
+        pages.replace_between(page, "studies", "paper_studies.py", "new")
+
+
+def test_a_record_keeps_how_certain_the_rates_are(
+    pages: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import study_records
+
+    from ailora.studies.study_design import StudyDesign
+    from tests.report.sample_studies import plausible, stored, study_file
+
+    file = study_file(tmp_path, methods=["lora", "ailora"], seeds=[0, 1], name="recorded")
+    storage, design = stored(file, lambda spec: plausible(spec, evaluations=1))
+    storage.close()
+    monkeypatch.setattr(study_records, "FOLDER", tmp_path / "records")
+    study_records.record_study(tmp_path / "study")
+    record = study_records.read_record("recorded")
+    rates = record.compare(design).rate_certainties
+    assert {condition.method: certainty.best for condition, certainty in rates.items()} == {
+        "lora": 1e-3,
+        "ailora": 1e-3,
+    }
+    assert rates == record.rate_certainties
+    alone = StudyDesign(design.config.model_copy(update={"methods": ["lora"]}), to_run=False)
+    assert [condition.method for condition in record.compare(alone).rate_certainties] == ["lora"]
+
+
+def test_the_table_of_simulated_verdicts_is_that_of_the_recorded_figures(pages: ModuleType) -> None:
+    import sequential_verdicts
+    from machine import RESULTS
+
+    record = json.loads((RESULTS / "sequential_verdicts.json").read_text(encoding="utf-8"))
+    assert sequential_verdicts.scenario_table(record["scenarios"]) in (ROOT / "docs/studies.md").read_text("utf-8")
+    # The goal for each family, within the error of the simulation.
+    limits = [row[f"wrong_{kind}_upper"] for row in record["scenarios"] for kind in ("difference", "equivalence")]
+    assert max(limits) <= 0.055
 
 
 def test_a_recorded_study_gives_its_verdicts_and_bootstrap_intervals(pages: ModuleType) -> None:

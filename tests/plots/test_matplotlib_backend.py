@@ -12,7 +12,7 @@ import pytest
 from matplotlib.image import imread
 
 from ailora.errors import InputError
-from ailora.plots.chart_spec import COLOURS, Axis, Chart, Heatmap, Plot, Series
+from ailora.plots.chart_spec import COLOURS, Axis, Chart, ForestPlot, ForestRow, Heatmap, Plot, Series
 from ailora.plots.matplotlib_backend import save_figure
 from ailora.plots.run_charts import save_validation_curves, validation_curves
 
@@ -43,6 +43,16 @@ ALL: list[Chart] = [
     plot("bars", x=Axis("model", categories=("one", "two", "three"))),
     plot(y=Axis("condition", log=True), x=Axis("index", log=True)),
     HEAT,
+    ForestPlot(
+        "f",
+        "verdicts",
+        "difference",
+        (
+            ForestRow("a", "one", 0.02, 0.01, 0.03, 0.01, "better and equivalent", True, "", 1),
+            ForestRow("b", "two", math.nan, None, None, None, "undecided", False, "", 2),
+        ),
+        "c",
+    ),
 ]
 
 

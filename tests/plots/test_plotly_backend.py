@@ -10,7 +10,7 @@ from typing import Any
 import plotly.graph_objects as go
 import pytest
 
-from ailora.plots.chart_spec import COLOURS, Axis, Chart, Heatmap, Plot, Series
+from ailora.plots.chart_spec import COLOURS, Axis, Chart, ForestPlot, ForestRow, Heatmap, Plot, Series
 from ailora.plots.plotly_backend import count_missing, escape, plotly_figure, round_digits
 from tests.report.sample_studies import HOSTILE, TEXTS
 
@@ -39,8 +39,20 @@ POINTS = Plot(
 BARS = replace(POINTS, kind="bars", series=(Series("a", [0, 1], [1, 2]), Series("b", [0, 1], [3, 4], style=1)))
 HEAT = Heatmap("heat", "Heatmap", ("r", "s"), ("c", "d"), ((1.0, NAN), (2.0, 3.0)), "row", "column", "unit", "Caption.")
 
+FOREST = ForestPlot(
+    "forest",
+    "Forest",
+    "difference",
+    (
+        ForestRow("a", "pissa", 0.02, 0.01, 0.03, 0.01, "better", True, "5 seeds", 1),
+        ForestRow("a", "milora", 0.0, None, None, None, "undecided", False, "1 seed", 2),
+        ForestRow("b", "pissa", NAN, None, None, 0.01, "undecided", False, "", 1),
+    ),
+    "Caption.",
+)
 
-@pytest.mark.parametrize("chart", [LINES, POINTS, BARS, HEAT], ids=lambda chart: chart.name)
+
+@pytest.mark.parametrize("chart", [LINES, POINTS, BARS, HEAT, FOREST], ids=lambda chart: chart.name)
 def test_plotly_knows_every_key_and_json_every_value(chart: Chart) -> None:
     made = plotly_figure(chart)
     json.dumps(made, allow_nan=False)
@@ -64,6 +76,43 @@ def test_a_line_has_its_values_gaps_and_interval() -> None:
     assert named(made, "b")["error_y"]["array"] == pytest.approx([0.0, 0.1, 0.0])
     assert made["layout"]["xaxis"]["ticktext"] == ["0.001", "0.01", "0.1"]
     assert count_missing(LINES) == 1
+
+
+def test_a_forest_has_margins_intervals_and_verdicts_at_the_lines_of_its_rows() -> None:
+    made = plotly_figure(FOREST)
+    layout: Any = made["layout"]
+    assert layout["yaxis"]["ticktext"] == ["<b>a</b>", "pissa", "milora", "<b>b</b>", "pissa"]
+    assert [(shape["x0"], shape["x1"], shape["y0"]) for shape in layout["shapes"]] == [
+        (-0.01, 0.01, 0.5),
+        (-0.01, 0.01, 3.5),
+    ]
+    assert [(note["text"], note["y"]) for note in layout["annotations"]] == [
+        ("better", 1),
+        ("undecided", 2),
+        ("undecided", 4),
+    ]
+    better = named(made, "a, pissa")
+    assert (better["x"], better["y"]) == ([0.02], [1])
+    assert (better["error_x"]["array"], better["error_x"]["arrayminus"]) == (
+        pytest.approx([0.01]),
+        pytest.approx([0.01]),
+    )
+    assert better["customdata"] == [["better", "<br>from 0.0100 to 0.0300<br>5 seeds"]]
+    undecided = named(made, "a, milora")
+    assert (better["marker"]["symbol"], undecided["marker"]["symbol"]) == ("square", "diamond-open")
+    assert "error_x" not in undecided
+    low, high = layout["xaxis"]["range"]
+    assert low < -0.01
+    assert high > 0.03
+    assert count_missing(FOREST) == 1
+
+
+def test_a_range_of_x_is_shaded_also_where_names_stand_below_each_other() -> None:
+    (shape,) = plotly_figure(replace(POINTS, shaded=(0.5, 1.5)))["layout"]["shapes"]  # type: ignore[misc]
+    assert (shape["x0"], shape["x1"], shape["y0"], shape["y1"], shape["yref"]) == (0.5, 1.5, 0, 1, "paper")
+    long = replace(POINTS, shaded=(0.5, 1.5), x=Axis("method", categories=("lora", "a method with a long name")))
+    (shape,) = plotly_figure(long)["layout"]["shapes"]  # type: ignore[misc]
+    assert (shape["y0"], shape["y1"], shape["x0"], shape["x1"], shape["xref"]) == (0.5, 1.5, 0, 1, "paper")
 
 
 def test_styles_differ_without_colours() -> None:

@@ -137,7 +137,7 @@ def test_numbers_that_are_none_are_said_so(tmp_path: Path) -> None:
 
 def test_other_versions_are_noted(tmp_path: Path) -> None:
     chapter = chapter_of(run_folder(tmp_path / "old", versions={"ailora": "0.0.1", "unknown": "1"}))
-    assert "made with other versions than are installed: ailora 0.0.1 (now " in notes(chapter)
+    assert "made with versions that differ from the installed: ailora 0.0.1 (now " in notes(chapter)
 
 
 def test_predictions_are_a_matrix_of_classes(tmp_path: Path) -> None:

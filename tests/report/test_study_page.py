@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from ailora.plots.chart_spec import Heatmap, Plot
+from ailora.plots.chart_spec import ForestPlot, Heatmap
 from ailora.recipes.config.yaml_file import parse_yaml
 from ailora.report.document import Chapter, Charts, Code, Note, Page, Paragraphs, ReportTable
 from ailora.report.html import render
@@ -65,14 +65,56 @@ def test_scores_and_differences_are_dots_with_intervals() -> None:
     gain = {"lora": 0.0, "ailora": 0.01}
     trials = ran(design, lambda spec: outcome(0.7 + 0.01 * spec.seed + gain[spec.condition.method]))
     chapter = chapter_of(design, trials)
-    scores, differences = charts(chapter, "Scores")
-    assert scores.x.categories == differences.x.categories == ("lora", "ailora")
+    (scores,) = charts(chapter, "Scores")
+    assert scores.x.categories == ("lora", "ailora")
     assert [one.y[0] for one in scores.series] == pytest.approx([0.72, 0.73])
     # t(4) = 2.776; sd of 0, 1, .. 4 hundredths is 0.0158.
     half = 2.7764 * 0.015811 / math.sqrt(5)
     assert scores.series[0].low[0] == pytest.approx(0.72 - half, abs=1e-5)
-    assert [one.y[0] for one in differences.series] == pytest.approx([0.0, 0.01])
     assert [one.style for one in scores.series] == [0, 1]
+
+
+def test_the_first_figure_has_the_verdicts_of_all_methods_and_tasks() -> None:
+    gain = {"lora": 0.0, "ailora": 0.001, "pissa": 0.05, "milora": 0.02}
+    design = make_design(methods=list(gain), tasks={"a": {}, "b": {}})
+
+    def result(spec: TrialSpec) -> Result:
+        spread = 0.02 if spec.condition.method == "milora" else 0.001
+        noise = spread * (spec.seed - 2) if spec.condition.method != "lora" else 0
+        return outcome(0.5 + gain[spec.condition.method] + noise)
+
+    chapter = chapter_of(design, ran(design, result))
+    page = Page("study", (chapter,))
+    forest = next(iter(page.charts))
+    assert isinstance(forest, ForestPlot)
+    assert [line if isinstance(line, str) else line.label for line in forest.lines][:5] == [
+        "a", "ailora", "pissa", "milora", "b",
+    ]  # fmt: skip
+    first = forest.rows[:3]
+    assert [row.verdict for row in first] == ["equivalent", "better", "undecided"]
+    assert [row.is_decided for row in first] == [True, True, False]
+    assert [row.value for row in first] == pytest.approx([0.001, 0.05, 0.02])
+    assert [row.margin for row in first] == [0.01] * 3
+    assert forest.limits[0] < min(row.low for row in first if row.low is not None)
+    assert "Verdicts against lora" in render(page)
+
+
+def test_rows_of_the_only_method_are_named_after_their_settings() -> None:
+    design = make_design(grid={"adapter.rank": [2, 8]}, seeds=[0])
+    (forest,) = charts(chapter_of(design, ran(design, lambda spec: outcome(0.5))), "Summary")
+    assert forest.title == "Verdicts: ailora against lora"
+    assert forest.lines == list(forest.rows)
+    assert [row.label for row in forest.rows] == ["rank 2", "rank 8"]
+
+
+def test_a_figure_of_verdicts_has_a_single_metric_and_at_most_sixty_rows() -> None:
+    scores = {split: {"accuracy": 0.5, "f1": 0.6, "loss": 0.5} for split in ("validation", "test")}
+    two = make_design(tasks={"a": {}, "b": {"metric": ["f1"]}})
+    found = charts(chapter_of(two, ran(two, lambda spec: outcome(0.5, metrics=scores))), "Summary")
+    assert [forest.x_label for forest in found] == ["difference of accuracy (test)", "difference of f1 (test)"]
+    assert len({forest.name for forest in found}) == 2
+    many = make_design(grid={"adapter.rank": list(range(1, 62))}, seeds=[0])
+    assert not charts(chapter_of(many, ran(many, lambda spec: outcome(0.5))), "Summary")
 
 
 def test_curves_are_means_and_ranges_of_the_seeds() -> None:
@@ -180,13 +222,15 @@ def test_trials_of_other_versions_are_left_out_or_told_of() -> None:
     now = ran(design, lambda spec: outcome(0.8))
     old = [dataclasses.replace(trial, key=f"old{trial.number}") for trial in ran(design, lambda spec: outcome(0.6))]
     both = chapter_of(design, [*old, *now])
-    assert "10 trials run with other versions" in blocks(both, "Summary", Note)[0].text
+    assert "10 trials of other versions or working folders are left out" in blocks(both, "Summary", Note)[0].text
     assert charts(both, "Scores")[0].series[0].y == [0.8]
     alone = chapter_of(design, old)
-    assert "No trial was run with what is installed now" in blocks(alone, "Summary", Note)[0].text
+    assert "No trial ran with the installed versions" in blocks(alone, "Summary", Note)[0].text
     assert charts(alone, "Scores")[0].series[0].y == [0.6]
     foreign = dataclasses.replace(now[0], spec=dataclasses.replace(now[0].spec, condition=Condition("x", "y")))
-    assert "1 trial of the storage belong" in blocks(chapter_of(design, [*now, foreign]), "Summary", Note)[0].text
+    assert (
+        "1 trial in the storage belongs to no" in blocks(chapter_of(design, [*now, foreign]), "Summary", Note)[0].text
+    )
 
 
 def test_what_is_lost_is_listed_with_its_whole_error() -> None:
@@ -197,7 +241,7 @@ def test_what_is_lost_is_listed_with_its_whole_error() -> None:
     assert [row[3:] for row in table.rows] == [("3", "failed", error)] * 2
     done = chapter_of(design, ran(design, lambda spec: outcome(0.8)))
     (words,) = blocks(done, "Failed, pruned and missing trials", Paragraphs)
-    assert words.sentences == ("Every trial that the study asks for is done.",)
+    assert words.sentences == ("All required trials are done.",)
 
 
 def test_every_trial_is_in_the_table() -> None:
@@ -257,4 +301,6 @@ def test_a_thousand_trials_are_below_seven_megabytes(tmp_path: Path) -> None:
     assert len(trials) >= 900
     page = render(Page("study", (study_chapter("study", storage.config, trials, design, bootstrap=False),)))
     assert len(page.encode()) < 7_000_000
-    assert isinstance(next(iter(Page("", (study_chapter("s", {}, trials, design, bootstrap=False),)).charts)), Plot)
+    assert isinstance(
+        next(iter(Page("", (study_chapter("s", {}, trials, design, bootstrap=False),)).charts)), ForestPlot
+    )

@@ -20,6 +20,8 @@ DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 MARKERS = ("circle", "square", "diamond", "triangle-up", "x", "triangle-down", "star", "cross")
 #: Hatches of bars, by which bars also differ in grey.
 HATCHES = ("", "/", "x", ".", "\\", "-", "|", "+")
+#: Shading of ranges, in a grey that is visible on the light and the dark page.
+SHADE_COLOUR, SHADE_ALPHA = "#808080", 0.22
 #: A heatmap with more cells has no text in its cells.
 _MAX_LABELED_CELLS = 150
 
@@ -93,6 +95,7 @@ class Plot:
         x, y: Axes.
         series: Series to draw.
         caption: Sentence on quantity, intervals and meaning of the chart, also for readers who cannot see the chart.
+        shaded: Range of x with a shaded background; None for none.
     """
 
     name: str
@@ -102,6 +105,7 @@ class Plot:
     y: Axis
     series: tuple[Series, ...]
     caption: str
+    shaded: tuple[float, float] | None = None
 
     @property
     def has_legend(self) -> bool:
@@ -151,4 +155,72 @@ class Heatmap:
         return f"{text}\n{self.notes[i][j]}" if self.notes and self.notes[i][j] else text
 
 
-Chart = Plot | Heatmap
+@dataclass(frozen=True)
+class ForestRow:
+    """Row of a forest plot: a difference with its interval.
+
+    Attributes:
+        group: Heading above the rows of the same group, which follow each other; empty for none.
+        label: Name at the left.
+        value: Difference.
+        low, high: Ends of its interval; None without one.
+        margin: Half the width of the shaded range around 0; None for none.
+        verdict: Words at the right.
+        is_decided: Whether the marker is filled.
+        note: Text shown on hover.
+        style: Index of colour and marker.
+    """
+
+    group: str
+    label: str
+    value: float
+    low: float | None
+    high: float | None
+    margin: float | None
+    verdict: str
+    is_decided: bool
+    note: str
+    style: int
+
+
+@dataclass(frozen=True)
+class ForestPlot:
+    """Differences below each other, with a line at 0.
+
+    Attributes:
+        name, title, caption: See `Plot`.
+        x_label: Quantity and unit of the differences.
+        rows: Rows, from top to bottom.
+    """
+
+    name: str
+    title: str
+    x_label: str
+    rows: tuple[ForestRow, ...]
+    caption: str
+
+    @property
+    def lines(self) -> list[str | ForestRow]:
+        """Headings of groups and rows, a line of the chart each, from top to bottom."""
+        lines: list[str | ForestRow] = []
+        group = ""
+        for row in self.rows:
+            if row.group != group:
+                lines.append(group := row.group)
+            lines.append(row)
+        return lines
+
+    @property
+    def limits(self) -> tuple[float, float]:
+        """Ends of the x-axis: all intervals and margins, and a little space; 0 is inside."""
+        ends = [0.0]
+        for row in self.rows:
+            margin = row.margin or 0.0
+            ends += [end for end in (row.value, row.low, row.high, -margin, margin) if end is not None]
+        finite = [end for end in ends if math.isfinite(end)]
+        low, high = min(finite), max(finite)
+        space = 0.06 * (high - low) or 1.0
+        return low - space, high + space
+
+
+Chart = Plot | Heatmap | ForestPlot

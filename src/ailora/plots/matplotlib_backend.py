@@ -20,7 +20,19 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 
 from ailora.atomic_io import replacing_file
 from ailora.errors import InputError
-from ailora.plots.chart_spec import HATCHES, Chart, Heatmap, Plot, Series
+from ailora.plots.chart_spec import (
+    COLOURS,
+    HATCHES,
+    MARKERS,
+    SHADE_ALPHA,
+    SHADE_COLOUR,
+    Chart,
+    ForestPlot,
+    ForestRow,
+    Heatmap,
+    Plot,
+    Series,
+)
 
 _DASHES = {
     "solid": "-",
@@ -42,7 +54,8 @@ _MARKERS = {
 }
 #: Format -> metadata that removes the date, which matplotlib writes by default.
 _DATELESS: dict[str, dict[str, None]] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}
-#: Typed as `Any`, because matplotlib types the keys as a literal of all settings.
+#: Typed as `Any`, because matplotlib types the keys of both as literals of all settings.
+_SHADE: Any = {"color": SHADE_COLOUR, "alpha": SHADE_ALPHA, "linewidth": 0}
 _RC_PARAMS: Any = {
     "svg.hashsalt": "ailora",
     "text.parse_math": False,  # a dollar sign in the name of a run does not begin a formula
@@ -78,11 +91,13 @@ def save_figure(charts: Sequence[Chart], file: Path, *, columns: int = 2, title:
     columns = min(columns, len(charts))
     rows = -(-len(charts) // columns)
     with mpl.rc_context(_RC_PARAMS):
+        # A line of a forest plot takes a fifth of an inch, title and axis an inch.
+        height = max(3.5, *(1 + 0.2 * len(chart.lines) for chart in charts if isinstance(chart, ForestPlot)), 0)
         # Created without pyplot, which keeps all figures open and may start a window system.
-        figure = Figure(figsize=(4.8 * columns, 3.5 * rows), layout="constrained")
+        figure = Figure(figsize=(4.8 * columns, height * rows), layout="constrained")
         panels = figure.subplots(rows, columns, squeeze=False).ravel()
         for panel, chart in zip(panels, charts, strict=False):
-            _draw_heatmap(panel, chart) if isinstance(chart, Heatmap) else _draw_plot(panel, chart)
+            _draw_chart(panel, chart)
             panel.set_title(chart.title, loc="left")
         for panel in panels[len(charts) :]:
             panel.set_axis_off()
@@ -98,6 +113,16 @@ def save_figure(charts: Sequence[Chart], file: Path, *, columns: int = 2, title:
             figure.savefig(stream, format=suffix, dpi=150, metadata={**metadata, **_DATELESS[suffix]})
 
 
+def _draw_chart(panel: Axes, chart: Chart) -> None:
+    match chart:
+        case Heatmap():
+            _draw_heatmap(panel, chart)
+        case ForestPlot():
+            _draw_forest(panel, chart)
+        case Plot():
+            _draw_plot(panel, chart)
+
+
 def _draw_plot(panel: Axes, chart: Plot) -> None:
     if chart.kind == "bars":
         _draw_bars(panel, chart)
@@ -105,6 +130,8 @@ def _draw_plot(panel: Axes, chart: Plot) -> None:
         for series in chart.series:
             _draw_series(panel, chart, series)
     _set_axes(panel, chart)
+    if chart.shaded is not None:
+        panel.axvspan(*chart.shaded, **_SHADE)
     panel.grid(alpha=0.3, linewidth=0.5)
     panel.set_axisbelow(True)
     if chart.has_legend and (chart.kind == "points" or len(chart.series) > 6):
@@ -183,6 +210,38 @@ def _draw_bars(panel: Axes, chart: Plot) -> None:
 
 def _with_gaps(values: Sequence[float | None]) -> np.ndarray:
     return np.array([math.nan if value is None else value for value in values], dtype=float)
+
+
+def _draw_forest(panel: Axes, chart: ForestPlot) -> None:
+    """Draw differences below each other, with shaded margins, and the verdicts at the right."""
+    lines = chart.lines
+    verdicts = [line.verdict if isinstance(line, ForestRow) else "" for line in lines]
+    for y, line in enumerate(lines):
+        if not isinstance(line, ForestRow):
+            continue
+        if line.margin is not None:
+            panel.fill_betweenx([y - 0.5, y + 0.5], -line.margin, line.margin, **_SHADE)
+        colour = COLOURS[line.style % len(COLOURS)]
+        if line.low is not None and line.high is not None:
+            panel.hlines(y, line.low, line.high, color=colour, linewidth=1.3)
+        fill = colour if line.is_decided else "white"
+        marker = _MARKERS[MARKERS[line.style % len(MARKERS)]]
+        panel.plot(line.value, y, marker=marker, color=colour, markerfacecolor=fill, markersize=5.5)
+    panel.axvline(0, color="#444444", linewidth=0.8, zorder=1)
+    panel.set_xlim(*chart.limits)
+    panel.set_ylim(len(lines) - 0.5, -0.5)
+    panel.set_xlabel(chart.x_label)
+    panel.set_yticks(range(len(lines)), [line.label if isinstance(line, ForestRow) else line for line in lines])
+    for label, line in zip(panel.get_yticklabels(), lines, strict=True):
+        label.set_fontweight("normal" if isinstance(line, ForestRow) else "bold")
+    panel.tick_params("y", length=0)
+    panel.grid(axis="x", alpha=0.3, linewidth=0.5)
+    panel.set_axisbelow(True)
+    # A second axis, which the layout makes room for.
+    right = panel.secondary_yaxis("right")
+    right.set_yticks(range(len(lines)), verdicts)
+    right.tick_params("y", length=0)
+    right.spines[:].set_visible(False)
 
 
 def _draw_heatmap(panel: Axes, chart: Heatmap) -> None:

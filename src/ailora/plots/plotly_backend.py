@@ -13,7 +13,19 @@ from itertools import groupby
 from typing import TypedDict
 
 from ailora.formatting import format_number
-from ailora.plots.chart_spec import COLOURS, HATCHES, Axis, Chart, Heatmap, Plot, Series
+from ailora.plots.chart_spec import (
+    COLOURS,
+    HATCHES,
+    SHADE_ALPHA,
+    SHADE_COLOUR,
+    Axis,
+    Chart,
+    ForestPlot,
+    ForestRow,
+    Heatmap,
+    Plot,
+    Series,
+)
 
 #: A trace, an axis or a layout of Plotly.
 Json = dict[str, object]
@@ -39,13 +51,21 @@ _HEIGHT_PX, _ROW_PX, _MARGIN_PX, _LEGEND_ROW_PX = 340, 30, 90, 22
 
 def plotly_figure(chart: Chart) -> PlotlyFigure:
     """Return the `data` and `layout` of a chart, plain data without NaN."""
-    return _heatmap_figure(chart) if isinstance(chart, Heatmap) else _plot_figure(chart)
+    match chart:
+        case Heatmap():
+            return _heatmap_figure(chart)
+        case ForestPlot():
+            return _forest_figure(chart)
+        case Plot():
+            return _plot_figure(chart)
 
 
 def count_missing(chart: Chart) -> int:
     """Return the number of non-finite values in a chart, without intended gaps, which are None."""
     if isinstance(chart, Heatmap):
         return 0
+    if isinstance(chart, ForestPlot):
+        return sum(not math.isfinite(row.value) for row in chart.rows)
     return sum(isinstance(y, float) and not math.isfinite(y) for series in chart.series for y in series.y)
 
 
@@ -94,6 +114,11 @@ def _plot_figure(chart: Plot) -> PlotlyFigure:
         "height": height + _LEGEND_ROW_PX * math.ceil(len(chart.series) / 4 if chart.has_legend else 0),
         "hovermode": "closest",
     }
+    if chart.shaded is not None:
+        whole = (0.0, 1.0)
+        layout["shapes"] = [
+            _shade(whole, chart.shaded, xref="paper") if horizontal else _shade(chart.shaded, whole, yref="paper")
+        ]
     return {"data": traces, "layout": layout | ({"barmode": "group"} if chart.kind == "bars" else {})}
 
 
@@ -248,6 +273,79 @@ _SWAPPED = {"x": "y", "y": "x", "error_y": "error_x"}
 def _swap_axes(trace: Json) -> Json:
     swapped = {_SWAPPED.get(key, key): value for key, value in trace.items()}
     return swapped | ({"orientation": "h"} if trace["type"] == "bar" else {})
+
+
+_VERDICT_CHAR_PX = 7.2
+
+
+def _forest_figure(chart: ForestPlot) -> PlotlyFigure:
+    lines = chart.lines
+    placed = [(y, line) for y, line in enumerate(lines) if isinstance(line, ForestRow)]
+    names = [
+        escape(_truncate(line.label, _MAX_TICK_CHARS)) if isinstance(line, ForestRow) else f"<b>{escape(line)}</b>"
+        for line in lines
+    ]
+    layout: Json = {
+        "xaxis": _axis_layout(Axis(chart.x_label), []) | {"range": _round_all(chart.limits), "nticks": 5},
+        "yaxis": {
+            "tickvals": list(range(len(lines))),
+            "ticktext": names,
+            "range": [len(lines) - 0.5, -0.5],
+            "automargin": True,
+            "showgrid": False,
+            "zeroline": False,
+            "title": {"text": ""},
+        },
+        "shapes": [
+            _shade((-row.margin, row.margin), (y - 0.5, y + 0.5)) for y, row in placed if row.margin is not None
+        ],
+        "annotations": [_verdict_annotation(y, row.verdict) for y, row in placed],
+        "margin": {"r": 16 + round(_VERDICT_CHAR_PX * max((len(row.verdict) for _, row in placed), default=0))},
+        "showlegend": False,
+        "height": _MARGIN_PX + _ROW_PX * len(lines),
+        "hovermode": "closest",
+    }
+    return {"data": [_forest_trace(chart, y, row) for y, row in placed], "layout": layout}
+
+
+def _forest_trace(chart: ForestPlot, y: int, row: ForestRow) -> Json:
+    name = ", ".join(part for part in (row.group, row.label) if part)
+    series = Series(
+        name,
+        [float(y)],
+        [row.value],
+        low=[math.nan if row.low is None else row.low],
+        high=[math.nan if row.high is None else row.high],
+        notes=[row.note],
+        style=row.style,
+    )
+    open_marker: Json = {} if row.is_decided else {"line": {"width": 2}}
+    trace: Json = {
+        "type": "scatter",
+        "mode": "markers",
+        "marker": {
+            "color": series.colour,
+            "size": 10,
+            "symbol": series.marker + ("" if row.is_decided else "-open"),
+            **open_marker,
+        },
+        "customdata": [[escape(row.verdict), _hover_note(series, 0)]],
+        "hovertemplate": f"<b>{escape(name)}</b>, %{{customdata[0]}}<br>"
+        f"{escape(chart.x_label)}: %{{x:.4~g}}%{{customdata[1]}}<extra></extra>",
+    }
+    return _swap_axes(_series_trace(series, series.x, series.y) | trace | _error_bars(series, [0]))
+
+
+def _shade(x: tuple[float, float], y: tuple[float, float], **refs: str) -> Json:
+    """Return a shaded rectangle; `yref="paper"` reads its y as shares of the height, likewise `xref`."""
+    ends = {"x0": round_digits(x[0]), "x1": round_digits(x[1]), "y0": y[0], "y1": y[1]}
+    fill = {"fillcolor": SHADE_COLOUR, "opacity": SHADE_ALPHA, "line": {"width": 0}}
+    return {"type": "rect", "layer": "below", **fill, **ends, **refs}
+
+
+def _verdict_annotation(y: int, verdict: str) -> Json:
+    place = {"xref": "paper", "x": 1, "xanchor": "left", "xshift": 8, "yref": "y", "y": y, "yanchor": "middle"}
+    return {"text": escape(verdict), "showarrow": False, "align": "left", **place}
 
 
 def _heatmap_figure(chart: Heatmap) -> PlotlyFigure:

@@ -1,4 +1,4 @@
-"""Charts of a study: scores, differences, learning rates, losses over steps, costs."""
+"""Charts of a study: verdicts, scores, learning rates, losses over steps, costs."""
 
 from __future__ import annotations
 
@@ -8,23 +8,28 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from ailora.formatting import downsample, format_lr, is_real, pluralize
-from ailora.plots.chart_spec import Axis, Plot, Series
+from ailora.plots.chart_spec import Axis, ForestPlot, ForestRow, Plot, Series
 from ailora.studies.comparison import BaselineComparison, Comparison
 from ailora.studies.method_results import MethodResult
-from ailora.studies.statistics import Difference, Estimate
+from ailora.studies.statistics import Estimate
 from ailora.studies.trial import Condition, TrialResult, format_setting
 from ailora.studies.verdict_summary import describe_comparison
+from ailora.studies.verdicts import StudyVerdict
 
 #: Curves with more points are thinned.
 _MAX_POINTS = 60
 #: Costs with more bars are only in the table.
 _MAX_BARS = 60
+#: A forest plot with more rows is only in the table of verdicts.
+_MAX_FOREST_ROWS = 60
+#: Width that points side by side take in a category, as a share of the category.
+_CLUSTER_WIDTH = 0.45
 #: Fewest seeds for intervals at shared rates. Intervals from two seeds are so wide that the points are hard to see.
 _MIN_INTERVAL_SEEDS = 3
 
 
 def score_charts(comparison: Comparison) -> Iterator[Plot]:
-    """Chart the scores with their intervals, and the differences to the baseline, for each task and setting."""
+    """Chart the scores with their intervals, for each task and setting."""
     design = comparison.design
     for base, others in comparison.by_baseline():
         metric, better = design.metric_label(base), "larger" if design.larger_is_better(base) else "smaller"
@@ -40,23 +45,54 @@ def score_charts(comparison: Comparison) -> Iterator[Plot]:
             series=tuple(_score_series(comparison, c.method_label(base), {i: c}) for i, c in enumerate(scored)),
             caption=f"Mean over seeds at each method's best learning rate, with its 95 % t-interval; {better} is "
             "better. Methods share seeds, so that overlapping intervals do not mean equal methods. Compare the "
-            "differences instead.",
+            "verdicts instead.",
         )
-        differences = [
-            _series(c.method_label(base), {i: difference.estimate}, [note], _style(comparison, c))
-            for i, (c, difference, note) in enumerate(_differences(comparison, others), start=1)
-        ]
-        if differences:
-            yield Plot(
-                name=_file_name("differences", base.label),
-                title=_title(f"Minus the baseline {base.method}", base.label),
-                kind="points",
-                x=Axis("method", categories=(base.method, *(series.name for series in differences))),
-                y=Axis("difference"),
-                series=(Series(base.method, [0], [0.0], notes=["the baseline"]), *differences),
-                caption=f"Differences of {metric}, paired by seed, with the 95 % interval of their mean; {better} is "
-                "better.",
-            )
+
+
+def forest_charts(comparison: Comparison) -> Iterator[ForestPlot]:
+    """Chart the differences to the baseline with their verdicts, all methods and tasks of a metric below each other."""
+    design = comparison.design
+    by_metric: dict[tuple[str, bool], list[Condition]] = {}
+    for condition, against in comparison.against_baseline.items():
+        if against.difference is not None:
+            key = design.metric_label(condition), design.larger_is_better(condition)
+            by_metric.setdefault(key, []).append(condition)
+    for (metric, larger_is_better), conditions in by_metric.items():
+        # Longer figures cannot be read; the table of verdicts has all rows.
+        if len(conditions) > _MAX_FOREST_ROWS:
+            continue
+        methods = {condition.method for condition in conditions}
+        subject = f"{next(iter(methods))} against {design.baseline}" if len(methods) == 1 else ""
+        rows = tuple(_forest_row(comparison, condition, only_method=bool(subject)) for condition in conditions)
+        shaded = "Shaded: the margin of equivalence. " if any(row.margin is not None for row in rows) else ""
+        better = "larger" if larger_is_better else "smaller"
+        yield ForestPlot(
+            name=_file_name("verdicts", metric if len(by_metric) > 1 else ""),
+            title=f"Verdicts: {subject}" if subject else f"Verdicts against {design.baseline}",
+            x_label=f"difference of {metric}",
+            rows=rows,
+            caption=f"Each method minus {design.baseline}, each at its own best learning rate, paired by seed, with "
+            f"the 95 % interval of the verdict; {better} is better. {shaded}Open markers: undecided.",
+        )
+
+
+def _forest_row(comparison: Comparison, condition: Condition, *, only_method: bool) -> ForestRow:
+    """Return the row of a condition; that of the only method is named after its task and setting."""
+    against, base = comparison.against_baseline[condition], comparison.design.baseline_for(condition)
+    assert against.difference is not None
+    estimate, verdict = against.difference.estimate, against.verdict or ""
+    return ForestRow(
+        group="" if only_method else base.label,
+        label=(only_method and base.label) or condition.method_label(base),
+        value=estimate.mean,
+        low=estimate.low,
+        high=estimate.high,
+        margin=against.judgement.margin if against.judgement else None,
+        verdict=verdict,
+        is_decided=verdict != StudyVerdict.UNDECIDED,
+        note=describe_comparison(against),
+        style=_style(comparison, condition),
+    )
 
 
 def varied_charts(comparison: Comparison) -> Iterator[Plot]:
@@ -132,26 +168,29 @@ def shared_rate_charts(comparison: Comparison) -> Iterator[Plot]:
         rates = sorted({rate for against in shared.values() for rate in against.shared_rates.differences})
         if not rates:
             continue
+        has_best = any(against.difference is not None for against in shared.values())
         better = "above" if comparison.design.larger_is_better(base) else "below"
         yield Plot(
             name=_file_name("shared-rates", base.label),
             title=_title(f"Minus {base.method} at shared rates", base.label),
             kind="points",
-            x=Axis("learning rate", categories=(*map(format_lr, rates), "own best")),
+            x=Axis("learning rate", categories=(*map(format_lr, rates), *["own best"] * has_best)),
             y=Axis(f"difference of {comparison.design.metric_label(base)}"),
             series=tuple(
                 _series(
                     condition.method_label(base),
-                    _by_category(against, rates, (number - (len(shared) - 1) / 2) * 0.6 / len(shared)),
+                    _by_category(against, rates, (number - (len(shared) - 1) / 2) * _CLUSTER_WIDTH / len(shared)),
                     _shared_rate_notes(against),
                     _style(comparison, condition),
                 )
                 for number, (condition, against) in enumerate(shared.items())
             ),
-            caption="Differences at each learning rate run by both methods, and last at each method's own best rate, "
-            f"paired by seed; the 95 % t-interval where there are at least {_MIN_INTERVAL_SEEDS} seeds. Points "
-            f"{better} 0 are better than {base.method}. If points change sides, the shared rate decides which method "
-            "seems better.",
+            caption="Differences at each learning rate run by both methods, paired by seed; the 95 % t-interval where "
+            f"there are at least {_MIN_INTERVAL_SEEDS} seeds. Points {better} 0 are better than {base.method}. If "
+            "points change sides, the shared rate decides which method seems better."
+            + " Shaded: each method at its own best rate."
+            * has_best,
+            shaded=(len(rates) - 0.5, len(rates) + 0.5) if has_best else None,
         )
 
 
@@ -235,16 +274,6 @@ def cost_charts(comparison: Comparison) -> Iterator[Plot]:
             ),
             caption="Means over seeds at each method's best learning rate, on the machine that ran the trials.",
         )
-
-
-def _differences(
-    comparison: Comparison, conditions: Sequence[Condition]
-) -> Iterator[tuple[Condition, Difference, str]]:
-    """Iterate over the conditions that have a difference to the baseline, with the difference and a note."""
-    for condition in conditions:
-        against = comparison.against_baseline[condition]
-        if against.difference is not None:
-            yield condition, against.difference, describe_comparison(against)
 
 
 def _score_series(comparison: Comparison, name: str, conditions: Mapping[float, Condition]) -> Series:

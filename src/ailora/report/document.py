@@ -1,6 +1,6 @@
-"""Content of a page, apart from its looks: chapters and sections of texts, tables and charts.
+"""Content of a page, without its appearance: chapters and sections of paragraphs, tables and charts.
 
-All texts are plain text. Markup is added in a single place, the template, which escapes every text.
+All strings are plain text. The template alone adds markup, and escapes every string.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from typing import ClassVar, Literal
 
 from ailora.plots.chart_spec import Chart
 
-#: A number at the start of a cell, perhaps with an interval behind, but neither version, date nor time.
+#: A number at the start of a cell, alone or with an interval, but no version, date or time.
 _NUMBER = re.compile(r"\[?[-+]?[0-9][0-9,]*\.?[0-9]*(e[-+]?[0-9]+)?(?![0-9A-Za-z.:-])", re.IGNORECASE)
-#: Texts of cells without a value.
+#: Cells without a value.
 MISSING = ("", "-")
-#: Texts in columns of numbers.
+#: Words in columns of numbers.
 _WORDS_AMONG_NUMBERS = (*MISSING, "baseline", "not reached", "not a number", "infinite", "minus infinite")
 
 
@@ -33,7 +33,7 @@ class Paragraphs:
     sentences: tuple[str, ...]
     listed: bool = False
     collapsed: str = ""
-    # The template tells blocks apart by their kind, as it cannot by class.
+    # The template distinguishes blocks by their kind: it has no `isinstance`.
     kind: ClassVar[str] = "paragraphs"
 
 
@@ -48,7 +48,7 @@ class Note:
 
 @dataclass(frozen=True)
 class KeyValues:
-    """Pairs of a name and a value, shown at a glance."""
+    """Names with their values, shown in large type."""
 
     pairs: tuple[tuple[str, str], ...]
     kind: ClassVar[str] = "key_values"
@@ -70,10 +70,10 @@ class ReportTable:
 
     Attributes:
         title: caption above the table.
-        columns: column heads.
-        rows: rows of cells, a text for each column.
+        columns: column names.
+        rows: rows of cells, a string for each column.
         notes: sentences below the table.
-        wrapped: whether long texts in cells are broken into lines.
+        wrapped: whether long cells are wrapped into lines.
         collapsed: whether the table is closed at first.
     """
 
@@ -120,7 +120,7 @@ class Chapter:
     Attributes:
         title: name of the study, the analysis or the run.
         kind: kind of its content.
-        sections: its sections, a summary first.
+        sections: its sections, the summary first.
     """
 
     title: str
@@ -135,7 +135,7 @@ class Page:
     Attributes:
         title: title in the browser's tab.
         chapters: the chapters, in order.
-        problems: arguments not shown, each with the reason.
+        problems: arguments that are not shown, each with the reason.
         created_by: version of this library, and time.
     """
 

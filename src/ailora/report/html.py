@@ -1,4 +1,4 @@
-"""Render a page as a single HTML file, without network, other files or foreign scripts."""
+"""Render a page as a self-contained HTML file, which loads nothing and runs its own scripts only."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def write_figures(page: Page, folder: Path, *, force: bool = False) -> int:
             for chart, name in zip(charts, unique_file_names(charts), strict=True)
             for suffix in _FIGURE_FORMATS
         }
-        # All before the first is drawn: a refusal leaves no half of the figures.
+        # All files are validated before the first is drawn: a refusal must leave no figure.
         for file in files:
             validate_output_file(file, force=force)
         for file, chart in files.items():
@@ -83,7 +83,7 @@ def render(page: Page) -> str:
     """Return the HTML of a page.
 
     Args:
-        page: the page, whose texts may come from anywhere.
+        page: the page, whose strings may come from untrusted files.
     """
     charts = list(page.charts)
     figures = {f"f{number}": plotly_figure(chart) for number, chart in enumerate(charts, start=1)}
@@ -93,7 +93,7 @@ def render(page: Page) -> str:
         id(chart): {"id": key, "name": name, "caption": _caption(chart), "height": figure["layout"]["height"]}
         for chart, name, (key, figure) in zip(charts, names, figures.items(), strict=True)
     }
-    # Plotly's script is most of a page: 4.8 of the 6 MB of a study of 1,000 trials.
+    # Plotly's script takes most of a page: 4.8 of 6 MB for a study of 1,000 trials.
     scripts = [*([_plotly_script()] if charts else []), _read_asset("page.js")]
     # StrictUndefined: a misspelt name in the template is an error, and not an empty text.
     environment = jinja2.Environment(
@@ -112,13 +112,13 @@ def render(page: Page) -> str:
 
 
 def code_spans(text: str) -> Markup:
-    """Return a text as HTML, with parts in backticks as code."""
+    """Return a string as HTML, with parts in backticks as code."""
     # Escaped before the markup is added: a name in backticks may hold markup itself.
     return Markup(_BACKTICKS.sub(r"<code>\1</code>", str(escape(text))))
 
 
 def json_text(data: object) -> str:
-    """Return JSON that is inert inside a script element, whatever its texts.
+    """Return JSON that is inert inside a script element, whatever strings it holds.
 
     Args:
         data: plain data.
@@ -131,11 +131,11 @@ def json_text(data: object) -> str:
 
 
 def unique_file_names(charts: Sequence[Chart]) -> list[str]:
-    """Return a file name for each chart, without suffix: its own name, numbered after the first chart of the name."""
+    """Return a file name without suffix for each chart: its name, numbered where earlier charts have the same name."""
     names: list[str] = []
     for chart in charts:
         name = _NOT_IN_FILE_NAMES.sub("-", chart.name).strip("-.") or "chart"
-        # No name holds a tilde by now: numbered names meet no others.
+        # Sanitized names have no tilde: a numbered name cannot equal the name of a different chart.
         same = sum(other == name or other.startswith(f"{name}~") for other in names)
         names.append(f"{name}~{same + 1}" if same else name)
     return names

@@ -14,12 +14,12 @@ from ailora.studies.comparison import Comparison
 from ailora.studies.trial import Condition
 
 _INIT_ORDER = ("frozen", "random", "principal", "minor")
-#: Pairs below which a list of methods says more than a heatmap.
+#: Number of pairs below which a list of methods is clearer than a heatmap.
 _MIN_PAIRS = 4
 
 
 def init_pair(adapter: AdapterConfig) -> tuple[str, str] | None:
-    """Return the names of the inits of query and value, or None if the adapter is no such pair.
+    """Return the names of the inits of query and value, or None if the adapter has no such pair.
 
     Args:
         adapter: the adapter section of a configuration.
@@ -50,7 +50,7 @@ def init_pair_heatmaps(comparison: Comparison) -> Iterator[Heatmap]:
         pairs = _pairs(comparison, base)
         rows = sorted({query for query, _ in pairs}, key=_sort_key)
         columns = sorted({value for _, value in pairs}, key=_sort_key)
-        # A single row is no matrix, and a mostly empty matrix says less than a list.
+        # A list is clearer than a single row, or a matrix with mostly empty cells.
         if min(len(rows), len(columns)) < 2 or len(pairs) < max(_MIN_PAIRS, len(rows) * len(columns) / 2):
             continue
         metric = comparison.design.metric_label(base)
@@ -72,7 +72,7 @@ def init_pair_heatmaps(comparison: Comparison) -> Iterator[Heatmap]:
 
 
 def _pairs(comparison: Comparison, base: Condition) -> dict[tuple[str, str], Condition]:
-    """Map each pair to the first method that has it and differs from the baseline in nothing else."""
+    """Map each pair to the first method with this pair, of those that differ from the baseline in the pair alone."""
     design = comparison.design
     baseline_options = _other_options(design.base_config(base).adapter)
     pairs: dict[tuple[str, str], Condition] = {}
@@ -87,7 +87,7 @@ def _pairs(comparison: Comparison, base: Condition) -> dict[tuple[str, str], Con
 
 def _other_options(adapter: AdapterConfig) -> dict[str, object]:
     """Return the options of an adapter other than its inits and its rank."""
-    # The rank may follow from an equal number of trainable parameters: a frozen role leaves the other more.
+    # Matched numbers of trainable parameters change the rank: a frozen role leaves more of them to the adapted role.
     return adapter.model_dump(exclude={"policy", "roles", "rank"})
 
 

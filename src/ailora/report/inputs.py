@@ -23,7 +23,7 @@ def detect_input(path: Path) -> PathKind:
         path: a folder, or a study file.
 
     Raises:
-        InputError: The argument is none of them.
+        InputError: The argument is none of the three.
     """
     if path.is_file():
         if path.suffix in _STUDY_SUFFIXES:

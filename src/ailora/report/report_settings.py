@@ -1,4 +1,4 @@
-"""Settings of several runs: differences as a table, shared settings once."""
+"""Settings of several runs: differing settings as a table, and shared settings as YAML."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ def settings_blocks(configs: Mapping[tuple[str, ...], Config], labels: tuple[str
 
     Args:
         configs: labels of a run -> its configuration.
-        labels: column heads of the labels.
+        labels: column names of the labels.
 
     Returns:
         A table of the differing settings if there are any, and the shared settings as YAML.
     """
     flat = {run: flatten_keys(config) for run, config in configs.items()}
     keys = dict.fromkeys(key for config in flat.values() for key in config)
-    # Compared as shown: values that look the same are no difference to the reader.
+    # Compared as formatted: a row of equal cells would puzzle the reader.
     differing = [key for key in keys if len({format_value(config.get(key)) for config in flat.values()}) > 1]
     blocks: list[Block] = []
     if differing:

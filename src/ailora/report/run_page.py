@@ -53,17 +53,17 @@ def run_chapter(runs: Sequence[Run]) -> Chapter:
     """Build the chapter of a run, or of several runs beside each other.
 
     Args:
-        runs: at least one run, all of different names.
+        runs: runs with distinct names, at least one.
 
     Returns:
-        The chapter, a summary first.
+        The chapter, with the summary first.
     """
     several = len(runs) > 1
     curves = (
         *validation_curves({run.name: run.history for run in runs}),
         *training_curves({run.name: run.log for run in runs}),
     )
-    # Every run has another output folder, which is no difference of settings.
+    # Every run has its own output folder: as a setting, it would differ in every table.
     configs = {(run.name,): {k: v for k, v in run.config.items() if k != "output"} for run in runs if run.config}
     versions = {run.name if several else "version": run.result.get("versions") for run in runs}
     return Chapter(
@@ -141,8 +141,8 @@ def _compare_losses(runs: Sequence[Run]) -> Iterator[str]:
         (lowest, best), (second_lowest, second) = losses[:2]
         yield (
             f"The lowest {split} loss is that of {best}, {format_number(lowest)}, before {second}, "
-            f"{format_number(second_lowest)}. One run each does not say which method is better: a study does, with the "
-            "learning rate tuned for each and several seeds."
+            f"{format_number(second_lowest)}. Single runs do not show which method is better: a study does, with the "
+            "learning rate tuned for each method, and several seeds."
         )
 
 
@@ -153,8 +153,8 @@ def _metric_table(runs: Sequence[Run]) -> ReportTable:
         for run in runs
         if run.metrics
     )
-    heads = tuple(f"{split} {metric.replace('_', ' ')}" for split, metric in columns)
-    return ReportTable("At the end of training", ("run", *heads), rows)
+    names = tuple(f"{split} {metric.replace('_', ' ')}" for split, metric in columns)
+    return ReportTable("At the end of training", ("run", *names), rows)
 
 
 def _confusion_charts(runs: Sequence[Run]) -> Iterator[Heatmap]:
@@ -205,7 +205,7 @@ def _instructions(runs: Sequence[Run]) -> list[Block]:
     ]
     if not configs:
         return []
-    text = "Every run's folder holds its whole configuration. With another output the run starts anew."
+    text = "The folder of a run contains its complete configuration. With a new output folder, the run starts again."
     commands = "\n".join(
         f"ailora train {quote_argument(run.folder / 'config.yaml')} output=out/again"
         + (f"-{number}" if len(runs) > 1 else "")

@@ -81,7 +81,7 @@ def read_run(folder: Path, name: str) -> Run:
     run = Run(
         name=name,
         folder=folder,
-        # Runs of earlier versions hold secrets.
+        # Configurations written by earlier versions may contain secrets.
         config=without_secrets(config) if isinstance(config, dict) else {},
         result=without_secrets(result or {}),
         history=[record for record in history if isinstance(record, dict)],
@@ -116,7 +116,7 @@ def count_predictions(run: Run) -> tuple[list[str], list[list[int]], str] | None
     reported = predictions.loc[predictions["split"] == split]
     names = [str(label) for label in labels]
     table = pd.crosstab(reported["label"].astype(str), reported["prediction"].astype(str))
-    # The crosstab lacks classes never seen or never predicted.
+    # The crosstab lacks classes without a label or without a prediction.
     table = table.reindex(index=names, columns=names, fill_value=0)
     return names, table.to_numpy().astype(int).tolist(), split
 
@@ -133,8 +133,8 @@ def _describe_unfinished(files: RunFolder) -> str:
     if files.failed.is_file():
         return f"This run failed: {files.failed.read_text(encoding='utf-8', errors='replace').strip()}"
     return (
-        f"This run has not finished: {files.path} has no result.json. What is shown is what it had written; "
-        f"`ailora train {quote_argument(files.config)}` goes on."
+        f"This run has not finished: {files.path} has no result.json. The page shows the files written so far. "
+        f"`ailora train {quote_argument(files.config)}` resumes the run."
     )
 
 
@@ -155,8 +155,8 @@ def _without_prefix(record: Mapping[str, object]) -> Record:
 
 
 def _read_json_lines(file: Path, notes: list[str]) -> list[Record]:
-    """Return the objects of a JSON Lines file, without damaged lines such as a killed run leaves."""
-    # A kill may have cut the last line within a character.
+    """Return the objects of a JSON Lines file, without damaged lines."""
+    # A kill may have cut the last line, also within a character.
     text = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
     values = [_parse_or_none(line, where) for where, line in split_json_lines(text, file)]
     records = [value for value in values if isinstance(value, dict)]

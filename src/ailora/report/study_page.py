@@ -8,7 +8,7 @@ from typing import Any
 from ailora.formatting import format_lr, format_value, is_finite, shorten
 from ailora.library_versions import library_versions
 from ailora.plots import study_charts
-from ailora.plots.chart_spec import Heatmap, Plot
+from ailora.plots.chart_spec import Chart
 from ailora.recipes.config.yaml_file import format_yaml
 from ailora.redaction import without_secrets
 from ailora.report.document import (
@@ -50,7 +50,7 @@ _MAX_CELL_CHARS = 160
 #: Sentences of a summary above which the list is closed at first.
 _MAX_OPEN_SENTENCES = 8
 #: Charts of scores above which they are left out in favour of charts over the varied setting.
-_MAX_SCORE_CHARTS = 4
+_MAX_SCORE_CHARTS = 2
 
 
 def study_chapter(
@@ -80,7 +80,7 @@ def study_chapter(
         title=name,
         kind="study",
         sections=sections(
-            section("Summary", *_summary(summary, design, selection)),
+            section("Summary", *_summary(summary, design, selection, _charts(study_charts.forest_charts(comparison)))),
             # Charts first: without charts of its own, the section of scores is a table.
             *([scores, varied] if score_section.charts else [varied, scores]),
             section("Which start for which matrix", _charts(init_pair_heatmaps(comparison))),
@@ -97,11 +97,11 @@ def study_chapter(
     )
 
 
-def _charts(charts: Iterable[Plot | Heatmap]) -> Charts:
+def _charts(charts: Iterable[Chart]) -> Charts:
     return Charts(tuple(charts))
 
 
-def _summary(summary: StudySummary, design: StudyDesign, selection: TrialSelection) -> list[Block]:
+def _summary(summary: StudySummary, design: StudyDesign, selection: TrialSelection, verdicts: Charts) -> list[Block]:
     blocks: list[Block] = [Note(note) for note in selection.notes]
     done = sum(trial.status is Status.COMPLETE for trial in selection.trials)
     if not done:
@@ -120,6 +120,7 @@ def _summary(summary: StudySummary, design: StudyDesign, selection: TrialSelecti
         *blocks,
         KeyValues(tuple(pairs.items())),
         Paragraphs(tuple(summary.overall)),
+        verdicts,
         Paragraphs((*summary.decided, *summary.undecided), listed=True),
         Paragraphs((*summary.uncertain_rates, *summary.shared_rates), listed=True),
         Paragraphs(details, listed=True, collapsed=collapsed),
@@ -158,9 +159,9 @@ def _trials_without_score(trials: Sequence[Trial], design: StudyDesign) -> list[
     ]
     rows += [(*_spec_cells(spec), "not run yet", "-") for spec in missing]
     if not rows:
-        return [Paragraphs(("Every trial that the study asks for is done.",))]
-    columns = ("on", "method", "learning rate", "seed", "what became of it", "why")
-    notes = ("A learning rate at which a trial failed is out for that method.",) if unscored else ()
+        return [Paragraphs(("All required trials are done.",))]
+    columns = ("on", "method", "learning rate", "seed", "status", "reason")
+    notes = ("A learning rate with a failed trial is excluded for that method.",) if unscored else ()
     return [ReportTable("Trials without a score", columns, tuple(rows), notes, wrapped=True)]
 
 
@@ -193,7 +194,7 @@ def _settings(design: StudyDesign) -> list[Block]:
     configs = {}
     for condition in design.conditions:
         config = design.base_config(condition).model_dump(exclude={"output"})
-        # Set by each trial, not by its condition.
+        # Each trial sets these keys: its condition has no value for them.
         for key in ("learning_rate", "seed"):
             config["training"].pop(key, None)
         configs[condition.task, condition.method, condition.setting_label] = config
@@ -202,9 +203,9 @@ def _settings(design: StudyDesign) -> list[Block]:
 
 
 def _instructions(study: Mapping[str, Any]) -> list[Block]:
-    # A report is sent to others.
+    # Reports are sent to other people: no secret may be in them.
     plain = {key: value for key, value in without_secrets(study).items() if value not in (None, {}, [])}
-    text = "Save the file as study.yaml. The command goes on where trials are missing and runs nothing twice."
+    text = "Save the file as study.yaml. The command runs the missing trials, and no finished trial again."
     return [
         Paragraphs((text,)),
         Code("Command", "ailora study run study.yaml --workers 2"),

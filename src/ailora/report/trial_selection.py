@@ -42,20 +42,18 @@ def select_trials(trials: Iterable[Trial], design: StudyDesign) -> TrialSelectio
     others = {trial.spec: trial for trial in candidates if not design.keys.matches(trial)}
     notes = []
     if num_foreign := len(stored) - len(candidates):
-        notes.append(
-            f"{pluralize(num_foreign, 'trial')} of the storage belong to no condition of the study as it is now."
-        )
+        trials_text = pluralize(num_foreign, "trial in the storage belongs", "trials in the storage belong")
+        notes.append(f"{trials_text} to no condition of the current study file.")
     if _any_complete(others.values()) and not _any_complete(selected):
         notes.append(
-            "No trial was run with what is installed now: what is shown was run with other versions, "
-            f"or from another working folder. `ailora study run` would run it again. Installed: {_installed()}."
+            "No trial ran with the installed versions in this working folder: the page shows the trials of earlier "
+            f"versions or folders, which `ailora study run` would run again. Installed: {_installed()}."
         )
         selected = list(others.values())
     elif others:
-        notes.append(
-            f"{pluralize(len(others), 'trial')} run with other versions, or from another working folder, "
-            f"are left out. Installed: {_installed()}."
-        )
+        of_others = "of other versions or working folders"
+        left_out = pluralize(len(others), f"trial {of_others} is", f"trials {of_others} are")
+        notes.append(f"{left_out} left out. Installed: {_installed()}.")
     damaged = [trial for trial in selected if trial.status is Status.COMPLETE and not _has_scores(trial, design)]
     if damaged:
         keys = ", ".join(trial.key for trial in damaged[:5])
@@ -69,7 +67,7 @@ def _any_complete(trials: Iterable[Trial]) -> bool:
 
 def _has_scores(trial: Trial, design: StudyDesign) -> bool:
     """Return whether a trial has the deciding score on all splits."""
-    # A database of another version may hold anything.
+    # Results come from a database, perhaps of an earlier version: any metric may be missing.
     condition, metrics = trial.spec.condition, trial.result.metrics if trial.result else {}
     splits = {"validation", design.report_split(condition)}
     return all(isinstance(metrics.get(split, {}).get(design.metric(condition)), int | float) for split in splits)

@@ -1,4 +1,4 @@
-"""Versions of libraries: of runs and analyses, compared with the installed versions."""
+"""Library versions of runs and analyses, compared with the installed versions."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def version_notes(kind: str, versions: object) -> list[str]:
         versions: library -> version, read from a file; anything else counts as unknown.
 
     Returns:
-        A sentence on the differing versions, or nothing.
+        A sentence on the differing versions; empty without differences.
     """
     if not isinstance(versions, Mapping):
         return []
@@ -42,4 +42,6 @@ def version_notes(kind: str, versions: object) -> list[str]:
         for name, installed in library_versions().items()
         if name in versions and versions[name] != installed
     ]
-    return [f"This {kind} was made with other versions than are installed: {', '.join(changed)}."] if changed else []
+    return (
+        [f"This {kind} was made with versions that differ from the installed: {', '.join(changed)}."] if changed else []
+    )

@@ -23,8 +23,7 @@ def bootstrap_predictions(ours: MethodResult, baseline: MethodResult, design: St
     """Bootstrap the difference of two methods at their best rates.
 
     Returns:
-        The difference with its interval; None if a run's predictions are not stored, or belong to other rows than
-        those of another run.
+        The difference with its interval; None if a run lacks stored predictions, or the runs predicted different rows.
     """
     split, metric = design.report_split(ours.condition), design.metric(ours.condition)
     seeds = sorted(ours.at_best.keys() & baseline.at_best.keys())
@@ -54,8 +53,7 @@ def score_resamples(runs: Sequence[TrialResult], split: str, metric: str, *, n_r
         n_resamples: number of resamples.
 
     Returns:
-        Scores, (resamples, runs); None if a run's predictions are not stored, or belong to other rows than those of
-        another run.
+        Scores, (resamples, runs); None if a run lacks stored predictions, or the runs predicted different rows.
     """
     split_predictions = _SplitPredictions.read(runs, split, metric)
     if split_predictions is None:
@@ -77,8 +75,8 @@ class _SplitPredictions:
     """Stored predictions of runs on the rows of a split.
 
     Attributes:
-        labels: ids of classes, or numbers, (examples,).
-        predictions: likewise, (runs, examples).
+        labels: class ids, or numbers for regression, (examples,).
+        predictions: class ids, or numbers for regression, (runs, examples).
         metric: name of the metric.
         n_classes: number of classes; 1 for regression.
     """
@@ -90,7 +88,10 @@ class _SplitPredictions:
 
     @classmethod
     def read(cls, runs: Sequence[TrialResult], split: str, metric: str) -> _SplitPredictions | None:
-        """Read the predictions of runs; None unless all are stored, for the same rows, and the metric compares them."""
+        """Read the predictions of runs.
+
+        Returns None if a run lacks them, the runs predicted different rows, or the metric compares no predictions.
+        """
         if metric not in METRICS or not runs:
             return None
         frames: list[pd.DataFrame] = []
@@ -110,9 +111,10 @@ class _SplitPredictions:
 
 
 def _encode(columns: Sequence[np.ndarray], metric: str) -> list[np.ndarray]:
-    """Encode labels and predictions as numbers, or as ids of classes in the order of `Labels`: F1 is of the second."""
+    """Encode columns of labels and predictions: as floats for regression, else as class ids."""
     if METRICS[metric].regression:
         return [column.astype(float) for column in columns]
+    # The order of `Labels`: F1 of two classes scores the second.
     names = {name for column in columns for name in column}
     try:
         ordered = sorted(names, key=int)
@@ -126,5 +128,5 @@ def _read_predictions(run: TrialResult, split: str) -> pd.DataFrame | None:
     if run.folder is None or not (file := Path(run.folder) / "predictions.parquet").is_file():
         return None
     frame = pd.read_parquet(file)
-    of_split = frame.loc[frame["split"] == split].reset_index(drop=True)
-    return None if of_split.empty else of_split
+    rows = frame.loc[frame["split"] == split].reset_index(drop=True)
+    return None if rows.empty else rows

@@ -32,12 +32,12 @@ class BaselineComparison:
     """Comparison of a method with the baseline, on a task at a setting.
 
     Attributes:
-        difference: of the reported scores, paired by seed, at the latest look with its sequential interval, before the
-            first look with a t-interval; None without a seed in common.
+        difference: difference of the reported scores, paired by seed. Its interval is sequential from the first look
+            on, a t-interval before. None without a seed in common.
         judgement: verdict at the latest look; None before the first look and without a seed in common.
-        bootstrap: of the difference, over seeds and examples, where predictions are kept.
-        time_to_loss: to the baseline's final validation loss.
-        shared_rates: differences at the rates that both ran, and the factor between their curves.
+        bootstrap: bootstrap interval of the difference, over seeds and examples; None without stored predictions.
+        time_to_loss: time until the method has the baseline's final validation loss; None without evaluations.
+        shared_rates: differences at the rates run by both, and the factor between their curves.
     """
 
     difference: Difference | None
@@ -70,12 +70,12 @@ class Comparison:
     """Results of a study.
 
     Attributes:
-        design: the study.
-        results: of every condition.
-        against_baseline: of every condition but the baseline's.
-        average_ranks: method -> average rank over tasks and settings; empty where there is only one.
-        n_pending: number of comparisons that have not reached their first look.
-        rate_certainties: of every condition with a best rate among several.
+        design: design of the study.
+        results: condition -> results of its trials.
+        against_baseline: condition -> its comparison with the baseline, without the baseline's conditions.
+        average_ranks: method -> average rank over tasks and settings; empty for a single task and setting.
+        n_pending: number of comparisons before their first look.
+        rate_certainties: condition -> certainty of its best rate, without those of a single rate.
     """
 
     design: StudyDesign
@@ -92,7 +92,7 @@ class Comparison:
 
     @property
     def family_size(self) -> int:
-        """Number of comparisons that Holm's procedure corrects for."""
+        """Number of comparisons in the family of Holm's procedure."""
         judgements = [against.judgement for against in self.against_baseline.values()]
         return self.n_pending + sum(j is not None and j.adjusted_p is not None for j in judgements)
 
@@ -115,7 +115,7 @@ class Comparison:
         return importances
 
     def to_dict(self) -> dict[str, object]:
-        """Convert to plain data, for files and pages. JSON has no NaN: a number that is not finite is None."""
+        """Convert to plain data for JSON, which has no NaN: numbers that are not finite become None."""
         return {
             "baseline": self.design.baseline,
             "family": self.family_size,
@@ -161,7 +161,7 @@ def compare(trials: Sequence[Trial], design: StudyDesign, *, bootstrap: bool = T
     """Compare every method with the baseline.
 
     Args:
-        trials: the study's, from `TrialKeys.matching_trials`.
+        trials: trials of the study, from `TrialKeys.matching_trials`.
         design: design of the study.
         bootstrap: whether to resample examples, from stored predictions, for intervals and the certainty of rates.
 
@@ -202,23 +202,21 @@ def _difference(ours: MethodResult, baseline: MethodResult, judgement: Judgement
 
 
 def _average_ranks(results: Mapping[Condition, MethodResult], design: StudyDesign) -> dict[str, float]:
-    """Rank methods over tasks and settings.
-
-    A method without a score ranks last; one that has no use for a key of the grid has the same score at all its values.
-    """
+    """Rank methods over tasks and settings; a method without a score ranks last."""
     settings = [
         dict(zip(design.config.grid, values, strict=True)) for values in itertools.product(*design.config.grid.values())
     ]
     rows: dict[tuple[Condition, ...], dict[str, float]] = {}
     for task, values in itertools.product(dict.fromkeys(c.task for c in results), settings):
         setting = {*Condition.from_values(task, "", values).setting}
-        here = tuple(c for c in results if c.task == task and setting.issuperset(c.setting))
-        rows[here] = {c.method: score.mean for c in here if (score := results[c].score)}
+        # A method that has no use for a key of the grid has a single condition, which counts at every value of the key.
+        conditions = tuple(c for c in results if c.task == task and setting.issuperset(c.setting))
+        rows[conditions] = {c.method: score.mean for c in conditions if (score := results[c].score)}
     if len(rows) < 2:
         return {}
     frame = pd.DataFrame(list(rows.values()), columns=list(design.methods))
-    better = {i: design.larger_is_better(here[0]) for i, here in enumerate(rows)}
-    return average_ranks(frame, larger_is_better=better).to_dict()
+    larger_is_better = {i: design.larger_is_better(conditions[0]) for i, conditions in enumerate(rows)}
+    return average_ranks(frame, larger_is_better=larger_is_better).to_dict()
 
 
 def _finite(value: object) -> object:

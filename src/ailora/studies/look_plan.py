@@ -1,4 +1,4 @@
-"""Looks of a study: which seeds each condition needs, and the verdicts at the latest look."""
+"""Looks of a study: the seeds that each condition needs, and the verdicts at the latest look."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ K = TypeVar("K", bound=Hashable)
 
 @dataclass(frozen=True)
 class PlannedComparison(Generic[K]):
-    """A method's condition and the baseline's.
+    """Settings by which a method's condition is compared with the baseline's.
 
     Attributes:
         baseline: the baseline's condition.
         margin: largest difference of equivalent methods, in the metric's unit or as a share of the baseline's mean at
             the first look; None if equivalence is not judged.
         margin_is_share: whether the margin is a share.
-        larger_is_better: whether a larger score is.
+        larger_is_better: whether larger scores are better.
     """
 
     baseline: K
@@ -40,6 +40,9 @@ class PlannedComparison(Generic[K]):
             baseline: seed -> score of the baseline; NaN of a failed run.
             seeds: seeds of the look.
             first_look: number of seeds at the first look.
+
+        Returns:
+            The paired scores, with the margin in the metric's unit.
         """
         margin = self.margin
         if margin is not None and self.margin_is_share:
@@ -56,9 +59,9 @@ class LookState(Generic[K]):
     """State of the looks.
 
     Attributes:
-        n_seeds: condition -> number of seeds known to be needed at its best rate.
-        judgements: condition of a method -> judgement at its latest look; without those before their first look and
-            those without a score.
+        n_seeds: condition -> number of seeds required so far at its best rate.
+        judgements: condition of a method -> judgement at its latest look. Conditions before their first look, and
+            those without a score, are left out.
         n_pending: number of comparisons before their first look.
     """
 
@@ -73,23 +76,23 @@ def plan_looks(
     seeds: Sequence[int],
     schedule: LookSchedule,
 ) -> LookState[K]:
-    """Judge the comparisons at every look, and plan the next look's seeds for those that are undecided.
+    """Judge the comparisons at every look, and plan the seeds of the next look for undecided comparisons.
 
-    The next look is planned when all comparisons have reached the last one, so that the plan does not depend on the
-    order in which runs end.
+    A look is planned once all undecided comparisons have reached the look before. The plan is then a function of the
+    ended runs, whatever the order in which they ended.
 
     Args:
         comparisons: condition of a method -> its comparison.
-        scores: condition -> seed -> score of an ended run at its best rate, NaN of a failed run; None while the best
-            rate is unknown, empty where every rate failed.
-        seeds: all seeds, in their order.
+        scores: condition -> seed -> score of an ended run at its best rate, NaN of a failed run. None while the best
+            rate is unknown, empty if every rate failed.
+        seeds: all seeds, in the order in which they run.
         schedule: numbers of seeds at the looks.
 
     Returns:
-        The seeds that are needed, and the judgements.
+        The required seeds, and the judgements.
     """
     n_seeds = dict.fromkeys(scores, schedule.counts[0])
-    # A comparison without any score is no part of the family.
+    # A comparison without any score is no part of the family: Holm's correction for it would cost power.
     active = [key for key, c in comparisons.items() if not any(scores[k] == {} for k in (key, c.baseline))]
     pairs: dict[K, PairedScores] = {}
     state = LookState(n_seeds)

@@ -1,4 +1,4 @@
-"""Results of a method on a task: its curve over learning rates, and its runs at the best rate."""
+"""Results of a method on a task: scores over learning rates, and the runs at the best rate."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ class MethodResult:
     Attributes:
         condition: the method, on a task at a setting.
         search: state of the search for its best rate.
-        curve: learning rate -> validation scores over seeds.
-        runs: learning rate, ascending -> seed -> result of the run; runs that confirm a time to loss are left out.
-        at_best: seed -> result of its run at the best rate.
-        scores: seed -> score on the reported split.
-        score: their mean; None without a run at the best rate.
+        curve: learning rate -> mean validation score over seeds.
+        runs: learning rate, ascending -> seed -> result of the run, without the runs that confirm a time to loss.
+        at_best: seed -> result of the run at the best rate.
+        scores: seed -> score of the run at the best rate, on the reported split.
+        score: mean of these scores; None without a run at the best rate.
         good_range: rates as good as the best; None without a best rate.
-        status_counts: numbers of trials, over all rates, trials that confirm a time to loss included.
-        errors: errors of the failed trials, each with its rate and seed.
+        status_counts: status -> number of trials, over all rates, including those that confirm a time to loss.
+        errors: errors of the failed trials, each with the rate and seed.
     """
 
     condition: Condition
@@ -85,10 +85,10 @@ def collect_method_result(
         trials: trials of the whole study.
         design: design of the study.
         scores: scores of the condition from `StudyDesign.scores`.
-        n_seeds: number of seeds that it needs at its best rate, from `StudyDesign.plan_looks`.
+        n_seeds: number of seeds required at its best rate, from `StudyDesign.plan_looks`.
 
     Returns:
-        The results.
+        The results of the condition.
     """
     of_condition = [trial for trial in trials if trial.spec.condition == condition]
     done = {
@@ -105,8 +105,8 @@ def collect_method_result(
     }
     at_best = {} if search.best is None else runs.get(search.best, {})
     reported = {seed: result.metrics[split][metric] for seed, result in at_best.items()}
-    # A rate is out where one of the seeds that choose the best failed: there, the good range has a gap.
-    out = [rate for (rate, seed), score in scores.items() if seed in design.selection_seeds and math.isnan(score)]
+    # A rate is excluded if a seed that chooses the best rate failed there: the good range then has a gap.
+    excluded = [rate for (rate, seed), score in scores.items() if seed in design.selection_seeds and math.isnan(score)]
     return MethodResult(
         condition=condition,
         search=search,
@@ -115,21 +115,21 @@ def collect_method_result(
         at_best=at_best,
         scores=reported,
         score=estimate(reported.values()) if reported else None,
-        good_range=_find_good_range(curve, out, design, condition) if search.best is not None else None,
+        good_range=_find_good_range(curve, excluded, design, condition) if search.best is not None else None,
         status_counts=Counter(trial.status for trial in of_condition),
         errors=[_describe_error(trial) for trial in of_condition if trial.status is Status.FAIL],
     )
 
 
 def metric_point(metric: str) -> float:
-    """One point in a metric's unit: a hundredth, or 1 where the metric goes to 100."""
+    """Return a point in a metric's unit: 0.01 for metrics up to 1, and 1 for metrics up to 100."""
     return 1.0 if metric in TEXT_METRICS else 0.01
 
 
 def _find_good_range(
-    curve: Mapping[float, Estimate], out: Iterable[float], design: StudyDesign, condition: Condition
+    curve: Mapping[float, Estimate], excluded: Iterable[float], design: StudyDesign, condition: Condition
 ) -> LrRange | None:
-    curve = {**curve, **dict.fromkeys(out, Estimate(math.nan, None, 0, None, None))}
+    curve = {**curve, **dict.fromkeys(excluded, Estimate(math.nan, None, 0, None, None))}
     if not any(math.isfinite(point.mean) for point in curve.values()):
         return None
     larger, tolerance = design.larger_is_better(condition), metric_point(design.metric(condition))

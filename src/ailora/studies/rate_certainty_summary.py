@@ -31,17 +31,18 @@ def describe_uncertain_rates(comparison: Comparison) -> list[str]:
 
 
 def rate_certainty_rows(comparison: Comparison) -> tuple[list[str], list[list[str]], list[str]]:
-    """Return the columns, rows and notes of the table; there are rows for methods that ran several rates only."""
+    """Return the columns, rows and notes of the table; there are rows where the certainty of a choice is known."""
     rows = [
         [
             condition.label,
             condition.method,
             format_lr(certainty.best),
-            "unknown" if certainty.share_of_best is None else _percent(certainty.share_of_best),
+            _percent(certainty.share_of_best),
             _other_rates(certainty),
-            certainty.resampled or "-",
+            str(certainty.resampled),
         ]
         for condition, certainty in comparison.rate_certainties.items()
+        if certainty.share_of_best is not None
     ]
     note = (
         "Share of the resamples in which the rate has the best validation score, among the rates that ran with all "

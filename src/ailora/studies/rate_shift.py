@@ -1,4 +1,4 @@
-"""Factor of the learning rate by which the curve of a baseline becomes that of a method."""
+"""Factor of the learning rate that turns the curve of a baseline into the curve of a method."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-#: Rates that two curves need in common.
+#: Number of rates that two curves need in common.
 MIN_SHARED_RATES = 3
-#: A step of the search is 2.3 %, a fiftieth of half a decade: rates are seldom closer than that half decade.
+#: A step of the search is then 2.3 %, a fiftieth of half a decade, the usual distance of tried rates.
 _STEPS_PER_DECADE = 100
-#: Share of the decades of the shorter curve that must overlap the other one.
+#: Smallest overlap of two curves, as a share of the decades of the shorter curve.
 _MIN_OVERLAP = 0.5
-#: Share of the range of scores of each curve that the overlap must have: plateaus alone fit each other anywhere.
+#: Smallest range of scores within the overlap, as a share of each curve's range: plateaus fit each other at any shift.
 _MIN_SCORE_RANGE = 0.25
 #: Bound on the rounding of logarithms and scores.
 _ROUNDING = 1e-9
@@ -28,17 +28,18 @@ _Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class RateShift:
-    """Factor `f` of the rate with `method(rate) = baseline(f * rate)`, as well as it fits.
+    """Factor `f` of the rate with the best fit of `method(rate) = baseline(f * rate)`.
 
     Attributes:
-        factor: the factor; None if the curves do not identify it.
-        low: lower end of its 95 % interval over seeds; None for one seed, or if the seeds but one do not identify it.
+        factor: the factor; None if the curves do not identify a factor.
+        low: lower end of its 95 % interval over seeds; None for a single seed, or if the curves without a seed do not
+            identify a factor.
         high: upper end of the interval.
-        seeds: seeds whose curves are fitted, ascending.
-        rms_before: root mean square of the difference of the curves at the same rate, in the metric's unit; None
-            without a factor, or if the curves hardly overlap there.
-        rms_after: the same after the shift.
-        reason: why the curves do not identify the factor; empty if they do.
+        seeds: seeds with a curve of both, ascending.
+        rms_before: root mean square difference of the curves at equal rates, in the metric's unit; None without a
+            factor, or if the curves hardly overlap there.
+        rms_after: root mean square difference of the curves after the shift.
+        reason: reason for an unknown factor; empty for a known factor.
     """
 
     factor: float | None
@@ -62,22 +63,22 @@ class RateShift:
 
 
 def fit_rate_shift(ours: Mapping[int, Curve], baseline: Mapping[int, Curve], *, tolerance: float) -> RateShift:
-    """Fit the factor of the rate by which the baseline's curve becomes that of a method.
+    """Fit the factor of the rate that turns the baseline's curve into the curve of a method.
 
-    A curve joins its scores by straight lines over log10 of the rate. The shift `d`, in decades, minimizes the mean of
-    the squared differences `method(x) - baseline(x + d)` over all seeds, taken at the rates of both curves within their
-    overlap. The overlap has at least half of the decades of the shorter curve, and a quarter of the range of scores of
-    each. The interval over seeds is the jackknife's, `d ± t(n - 1) se`.
+    A curve joins its scores by straight lines over log10 of the rate. The shift `d`, in decades, minimizes the mean
+    square of the differences `method(x) - baseline(x + d)` over all seeds, at the tried rates within the overlap. The
+    overlap has at least half of the decades of the shorter curve, and a quarter of each curve's range of scores. The
+    interval over seeds is the jackknife interval `d ± t(n - 1) se`.
 
     Source: B. Efron and C. Stein, "The jackknife estimate of variance", Annals of Statistics 9 (3), 1981.
 
     Args:
         ours: seed -> curve of the method.
-        baseline: seed -> curve of the baseline. Seeds with fewer than `MIN_SHARED_RATES` rates in both are left out.
+        baseline: seed -> curve of the baseline. Seeds with fewer than `MIN_SHARED_RATES` shared rates are left out.
         tolerance: range of scores, in the metric's unit, up to which a curve is flat.
 
     Returns:
-        The factor, or the reason why the curves do not identify it.
+        The factor, or the reason for an unknown factor.
     """
     ours, baseline = _finite(ours), _finite(baseline)
     n_shared = {seed: len(ours[seed].keys() & baseline[seed].keys()) for seed in ours.keys() & baseline.keys()}
@@ -108,7 +109,7 @@ class _ShiftFit:
 
     Attributes:
         shifts: decades, ascending, (shifts,).
-        squares: sums of squares, infinite without enough overlap, (seeds, shifts).
+        squares: sums of squared differences, infinite without enough overlap, (seeds, shifts).
         counts: number of differences in each sum, (seeds, shifts).
     """
 
@@ -120,7 +121,7 @@ class _ShiftFit:
     def from_curves(cls, pairs: list[tuple[Curve, Curve]]) -> _ShiftFit:
         """Compute the squared differences of each seed's pair of curves, the method's and the baseline's."""
         rates = [rate for pair in pairs for curve in pair for rate in curve]
-        # One step beyond the largest shift, so that the neighbours of every shift exist.
+        # A step beyond the largest shift, since `is_limit` reads both neighbours of a shift.
         most = math.ceil(math.log10(max(rates) / min(rates)) * _STEPS_PER_DECADE) + 1
         shifts = np.arange(-most, most + 1) / _STEPS_PER_DECADE
         sums = [_squared_differences(_points(ours), _points(base), shifts) for ours, base in pairs]
@@ -132,11 +133,11 @@ class _ShiftFit:
         return len(self.shifts) // 2
 
     def mean_squares(self, seeds: NDArray[np.bool_]) -> _Floats:
-        """Compute the mean over the differences of the selected seeds, infinite without enough overlap, (shifts,)."""
+        """Compute the mean square of the selected seeds, infinite without enough overlap, (shifts,)."""
         return self.squares[seeds].sum(0) / np.maximum(self.counts[seeds].sum(0), 1)
 
     def best_index(self, seeds: NDArray[np.bool_]) -> int | None:
-        """Find the shift that fits the selected seeds best; of equal ones the smallest. Returns None if none does."""
+        """Find the best shift for the selected seeds, of equal shifts the smallest; None without enough overlap."""
         means = self.mean_squares(seeds)
         least = means.min()
         if not math.isfinite(least):
@@ -145,7 +146,7 @@ class _ShiftFit:
         return int(equal[np.argmin(np.abs(self.shifts[equal]))])
 
     def is_limit(self, index: int) -> bool:
-        """Whether a shift next to this one leaves too little overlap: a larger one might fit better."""
+        """Return whether a neighbouring shift leaves too little overlap, so that a larger shift might fit better."""
         return not np.isfinite(self.squares[:, [index - 1, index + 1]]).all()
 
     def rms(self, seeds: NDArray[np.bool_], index: int) -> float | None:
@@ -154,10 +155,10 @@ class _ShiftFit:
         return math.sqrt(mean) if math.isfinite(mean) else None
 
     def interval(self, best: int) -> tuple[float, float] | tuple[None, None]:
-        """Compute the 95 % interval of the factor over seeds, around the best shift."""
+        """Compute the 95 % jackknife interval of the factor over seeds, around the best shift."""
         n = len(self.squares)
         partial = [self.best_index(np.arange(n) != left_out) for left_out in range(n)] if n > 1 else []
-        # At a limit the partial fit is not free to move, and the interval would be too narrow.
+        # A partial fit at a limit cannot move further: the interval would be too narrow.
         if n < 2 or any(index is None or self.is_limit(index) for index in partial):
             return None, None
         values = self.shifts[[index for index in partial if index is not None]]

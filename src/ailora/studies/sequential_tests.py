@@ -1,9 +1,9 @@
-"""Group sequential t-tests: a study is judged at planned numbers of seeds, with one error rate over all looks.
+"""Group sequential t-tests: a study is judged at planned numbers of seeds, with a single error rate over all looks.
 
-A boundary of O'Brien and Fleming rejects where sqrt(n_k / n_K) z_k is beyond a constant: z_k is the t-statistic of the
-first n_k seeds as a normal score of the same p-value, and n_K the number of seeds at the last look. Under the null
-hypothesis the sequence of t-statistics does not depend on the spread of the scores, so that the constant depends on the
-looks alone. Early looks spend almost nothing of the error rate. A single look is the ordinary t-test.
+A boundary of O'Brien and Fleming rejects if sqrt(n_k / n_K) z_k is beyond a constant. Here z_k is the normal score with
+the p-value of the t-statistic of the first n_k seeds, and n_K is the number of seeds at the last look. Under the null
+hypothesis, the sequence of t-statistics is independent of the spread of the scores, hence the constant depends on the
+looks only. Early looks spend almost nothing of the error rate. A single look is the ordinary t-test.
 
 Source: P. C. O'Brien, T. R. Fleming, "A multiple testing procedure for clinical trials", Biometrics 35, 1979;
 C. Jennison, B. W. Turnbull, "Group Sequential Methods with Applications to Clinical Trials", 2000.
@@ -21,9 +21,9 @@ from scipy import special
 
 from ailora.errors import InputError
 
-#: Numbers of seeds at which studies are judged; the ratio of neighbours is about 1.6.
+#: Numbers of seeds at which studies are judged. The ratio of neighbours is about 1.6: more looks cost power.
 PLANNED_LOOKS = (3, 5, 8, 12, 20, 32, 50)
-#: Of the simulated overlap of the looks, which is below 0.01 at a p of 0.05: its standard error is 0.0002.
+#: The standard error of the simulated overlap, which is below 0.01 at a p of 0.05, is then 0.0002.
 _N_SIMULATED = 200_000
 #: Values of the statistic at which p-values are tabulated; p at the last is 1e-18.
 _GRID = np.linspace(-4, 9, 1301)
@@ -34,17 +34,17 @@ class LookSchedule:
     """Planned looks of a study.
 
     Attributes:
-        counts: numbers of seeds at the looks, ascending.
+        counts: number of seeds at each look, ascending.
     """
 
     counts: tuple[int, ...]
 
     @classmethod
     def between(cls, first: int, last: int) -> LookSchedule:
-        """Build the schedule of the planned looks from a first to a last number of seeds, both included.
+        """Build the schedule with a first and a last look, and those of `PLANNED_LOOKS` between them.
 
         Raises:
-            InputError: The first is below 2, or not below the last.
+            InputError: The first look has fewer than 2 seeds, or as many as the last.
         """
         if not 2 <= first < last:
             raise InputError(f"expected 2 or more seeds at the first look, and more at the last, got {first} to {last}")
@@ -71,21 +71,24 @@ class NullDistribution:
     """Distribution of the largest statistic over the looks under the null hypothesis.
 
     Attributes:
-        log_p: logarithm of the probability of a value at or above each value of `_GRID`, descending.
+        log_p: log of the probability that the statistic is at or above each value of `_GRID`, descending.
     """
 
     log_p: np.ndarray
 
     def p_value(self, largest: ArrayLike) -> np.ndarray:
-        """Compute the sequential p-value: the smallest error rate at which the looks so far would have rejected.
+        """Compute the sequential p-value: the smallest error rate at which a look so far rejects.
 
-        Valid at any look, because boundaries at smaller error rates lie outside of those at larger ones.
+        The p-value is valid at every look, since boundaries widen as the error rate falls.
 
         Source: W. Liu, K. M. Anderson, "On adaptive extensions of group sequential trials for clinical investigations",
         JASA 103, 2008.
 
         Args:
             largest: largest statistic over the looks so far.
+
+        Returns:
+            P-values of the same shape.
         """
         return np.exp(np.interp(np.asarray(largest, float), _GRID, self.log_p))
 
@@ -98,10 +101,10 @@ class NullDistribution:
 def _simulate(schedule: LookSchedule) -> tuple[NullDistribution, NullDistribution]:
     """Compute the two-sided and the one-sided null distribution.
 
-    The probability that any look is beyond a value is the sum of the looks' exact probabilities minus their overlap:
-    the expected number of looks beyond it, less the first. Only the overlap is simulated. It vanishes in the tail, so
-    that small p-values are accurate, and for a single look.
+    The probability of any look beyond a value is the sum of the looks' exact probabilities, minus their overlap: the
+    expected number of looks beyond the value, without the first such look. Only the overlap is simulated.
     """
+    # The overlap vanishes in the tail and for a single look: small p-values and single looks are exact.
     weights = schedule.weights
     marginal = special.ndtr(-_GRID[:, None] / weights).sum(axis=1)
     two_sided = np.where(_GRID > 0, 2 * marginal, len(weights))
@@ -117,7 +120,8 @@ def _without_overlap(expected: np.ndarray, statistics: np.ndarray) -> NullDistri
 
 
 def _simulate_statistics(schedule: LookSchedule) -> np.ndarray:
-    """Simulate statistics under the null hypothesis, (simulations, looks): sums and sums of squares between looks."""
+    """Simulate statistics under the null hypothesis, (simulations, looks)."""
+    # Drawn between two looks at once: sums and sums of squares suffice, and need no array of all differences.
     rng = np.random.default_rng(0)
     total, squares, n_before = np.zeros(_N_SIMULATED), np.zeros(_N_SIMULATED), 0
     looks = []
@@ -132,13 +136,13 @@ def _simulate_statistics(schedule: LookSchedule) -> np.ndarray:
 
 
 def normal_scores(means: ArrayLike, sds: ArrayLike, counts: ArrayLike) -> np.ndarray:
-    """Compute t-statistics of means as normal scores with the same one-sided p-value.
+    """Convert the t-statistics of means to normal scores with the same one-sided p-values.
 
-    Equal differences, with a standard deviation of 0, tell more of the metric's resolution than of the spread over
-    seeds: they are judged by their signs, p = 2^-n.
+    Equal differences, with a standard deviation of 0, are judged by their signs, with p = 2^-n: their spread is hidden
+    by the resolution of the metric.
 
     Args:
-        means: means minus the null hypothesis.
+        means: means minus the mean of the null hypothesis.
         sds: standard deviations, divisor n - 1.
         counts: numbers of seeds.
 
@@ -160,7 +164,7 @@ class LookMoments:
         schedule: all planned looks.
         means: means of the differences, (..., looks so far).
         sds: standard deviations, divisor n - 1; 0 of equal differences.
-        counts: numbers of differences; smaller than planned where runs failed.
+        counts: numbers of differences, smaller than planned if runs failed.
     """
 
     schedule: LookSchedule
@@ -170,19 +174,22 @@ class LookMoments:
 
     @classmethod
     def from_differences(cls, differences: np.ndarray, schedule: LookSchedule, rounding: float = 0.0) -> LookMoments:
-        """Compute the moments of the first seeds at each look.
+        """Compute the moments at each look from the differences of its seeds.
 
         Args:
-            differences: differences in the order of the seeds, up to the latest look, (..., seeds); NaN where a run
-                failed.
+            differences: differences in the order of the seeds, up to the latest look, (..., seeds); NaN for failed
+                runs.
             schedule: all planned looks.
-            rounding: rounding error of a difference; standard deviations up to it are 0.
+            rounding: rounding error of a difference; a standard deviation up to this error counts as 0.
+
+        Returns:
+            The moments at the looks so far.
         """
         last = np.array([n - 1 for n in schedule.counts if n <= differences.shape[-1]])
         exists = ~np.isnan(differences)
         values = np.where(exists, differences, 0.0)
         counts = np.cumsum(exists, axis=-1)[..., last]
-        # Moments around a value among the differences: those around 0 cancel.
+        # Moments around the first difference: around 0, the sum of squares would cancel for a mean far from 0.
         shift = np.take_along_axis(values, np.argmax(exists, axis=-1)[..., None], axis=-1)
         centred = np.where(exists, values - shift, 0.0)
         first, second = (np.cumsum(centred**power, axis=-1)[..., last] for power in (1, 2))
@@ -191,7 +198,7 @@ class LookMoments:
         return cls(schedule, shift + first / n, np.where(sds > rounding, sds, 0.0), counts)
 
     def statistics(self, null: float = 0.0) -> np.ndarray:
-        """Compute the statistics of all looks for a mean difference under the null hypothesis."""
+        """Compute the statistics of all looks for the null hypothesis that the mean difference is `null`."""
         return self._weights * normal_scores(self.means - null, self.sds, self.counts)
 
     def difference_p(self) -> np.ndarray:
@@ -211,12 +218,12 @@ class LookMoments:
         return self.schedule.one_sided.p_value(sides)
 
     def bounds(self, critical_value: float) -> tuple[np.ndarray, np.ndarray]:
-        """Compute the sequential interval at each look: the means that no look so far rejects.
+        """Compute the sequential interval at each look: the means rejected by no look so far.
 
-        Where a later mean lies outside of the interval of an earlier look, the interval is that of its own look.
+        If the mean at a look is outside the intervals of earlier looks, its interval uses this look alone.
 
         Args:
-            critical_value: constant of the boundaries, two-sided for an interval, one-sided for a bound.
+            critical_value: constant of the boundaries, two-sided for an interval, and one-sided for a bound.
 
         Returns:
             Lower and upper ends, (..., looks so far); NaN below two seeds and for equal differences.

@@ -1,7 +1,7 @@
-"""Differences to the baseline at shared learning rates, and the factor of the rate that explains them.
+"""Differences to the baseline at shared learning rates, and the rate factor that explains them.
 
-An init with large factors trains like a larger learning rate: at rates below the best its method is ahead of the
-baseline, above it behind, and each at its own best rate they are the same. A comparison at a single rate cannot tell
+An init with large factors acts like a larger learning rate. Below the best rate its method is ahead of the baseline,
+above the best rate behind, and at their best rates the two are equal. A comparison at a single rate cannot tell
 such a factor from a better method.
 """
 
@@ -19,7 +19,7 @@ from ailora.studies.trial import TrialResult
 
 
 class Position(StrEnum):
-    """Position of a method beside the baseline by the mean difference alone, as in a table without intervals."""
+    """Position of a method beside the baseline, by the mean difference without its interval."""
 
     AHEAD = "ahead"
     BEHIND = "behind"
@@ -31,9 +31,10 @@ class Position(StrEnum):
 
         Args:
             mean: the difference.
-            larger_is_better: whether a larger score is better.
-            point: a point of the metric. Tables have a decimal: below half a tenth of a point, methods are level.
+            larger_is_better: whether larger scores are better.
+            point: a point in the metric's unit.
         """
+        # Published tables show tenths of a point: below half a tenth, two methods have the same entry.
         if not abs(mean) >= point / 20:
             return cls.LEVEL
         return cls.AHEAD if (mean > 0) is larger_is_better else cls.BEHIND
@@ -45,9 +46,9 @@ class SharedRates:
 
     Attributes:
         differences: rate -> difference of the scores on the reported split, paired by seed, rates ascending.
-        positions: rate -> position of the method by that difference.
-        at_best: position of the method, each at its own best rate; None without a seed in common there.
-        shift: factor of the rate by which the baseline's validation curve becomes the method's.
+        positions: rate -> position of the method by its difference there.
+        at_best: position of the method when both run at their best rates; None without a seed in common there.
+        shift: factor of the rate that turns the baseline's validation curve into the method's.
     """
 
     differences: dict[float, Difference]
@@ -57,14 +58,12 @@ class SharedRates:
 
     @property
     def misleads(self) -> bool:
-        """Whether the method is ahead or behind at a shared rate, and not at the own best rates."""
+        """Whether any shared rate is misleading, see `misleads_at`."""
         return any(self.misleads_at(rate) for rate in self.positions)
 
     def misleads_at(self, rate: float) -> bool:
-        """Return whether the method is ahead or behind at the rate, and not at the own best rates.
-
-        Methods that are level at a rate, such as one too small to learn, mislead nobody.
-        """
+        """Return whether the method is ahead or behind at a rate, but not when both run at their best rates."""
+        # Level methods are no finding: at rates too small to learn, all methods are level.
         return self.at_best is not None and self.positions[rate] not in (self.at_best, Position.LEVEL)
 
     def to_dict(self) -> dict[str, object]:
@@ -79,12 +78,12 @@ class SharedRates:
 def compare_shared_rates(
     ours: MethodResult, baseline: MethodResult, at_best: Difference | None, design: StudyDesign
 ) -> SharedRates:
-    """Compare a method with the baseline at every rate that both ran.
+    """Compare a method with the baseline at every shared rate.
 
     Args:
-        ours: the method.
-        baseline: the method that it is compared with.
-        at_best: difference of their scores, each at its own best rate.
+        ours: results of the method.
+        baseline: results of the baseline.
+        at_best: difference of their scores when both run at their best rates.
         design: design of the study.
 
     Returns:

@@ -1,10 +1,10 @@
-"""Shared learning rates in sentences and tables: conclusions from one rate, and the factor that explains them."""
+"""Shared learning rates in sentences and tables: misleading rates, and the rate factor that explains them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from ailora.formatting import format_interval, format_lr, format_number, join_names, limit_sentences
+from ailora.formatting import format_alike, format_interval, format_lr, join_names, limit_sentences
 from ailora.studies.comparison import BaselineComparison, Comparison
 from ailora.studies.rate_shift import RateShift
 from ailora.studies.shared_rate import Position, SharedRates
@@ -15,7 +15,7 @@ _WORDS = {Position.AHEAD: "ahead of", Position.BEHIND: "behind", Position.LEVEL:
 
 
 def shared_rate_sentences(comparison: Comparison) -> list[str]:
-    """Describe the methods that are ahead or behind at a shared rate, and not at the own best rates."""
+    """Describe the methods for which a shared rate is misleading."""
     sentences = [
         _sentence(base, condition, comparison.against_baseline[condition])
         for base, others in comparison.by_baseline()
@@ -33,15 +33,17 @@ def shared_rate_rows(
     Args:
         comparison: the comparison.
         base: condition of the baseline.
-        others: conditions compared with it. Without a rate that the baseline ran, a condition has no row.
+        others: conditions compared with the baseline. Those without a shared rate have no row.
+
+    Returns:
+        Columns, rows and notes.
     """
     compared = {c: against for c in others if (against := comparison.against_baseline[c]).shared_rates.differences}
     rates = sorted({rate for against in compared.values() for rate in against.shared_rates.differences})
     rows = [
         [
             condition.method_label(base),
-            *(_cell(against.shared_rates, rate) for rate in rates),
-            _at_best(against),
+            *_difference_cells(against, rates),
             format_factor(against.shared_rates.shift),
             _distances(against.shared_rates.shift),
         ]
@@ -90,39 +92,40 @@ def _sentence(base: Condition, condition: Condition, against: BaselineComparison
 
 def _groups(shared: SharedRates, baseline: str) -> Iterator[str]:
     """Describe the rates of each position, with the smallest and the largest difference."""
+    means = {rate: difference.estimate.mean for rate, difference in shared.differences.items()}
+    texts = dict(zip(means, format_alike([*means.values()], "+"), strict=True))
     for position, word in _WORDS.items():
         rates = [rate for rate, of_rate in shared.positions.items() if of_rate is position]
         if rates:
-            means = sorted((shared.differences[rate].estimate.mean for rate in rates), key=abs)
-            ends = dict.fromkeys(format_number(mean, "+") for mean in (means[0], means[-1]))
+            by_size = sorted(rates, key=lambda rate: abs(means[rate]))
+            ends = dict.fromkeys((texts[by_size[0]], texts[by_size[-1]]))
             yield f"{word} {baseline} at {join_names(map(format_lr, rates))} ({' to '.join(ends)})"
 
 
 def _shift_sentence(shift: RateShift, baseline: str, method: str) -> str:
-    # Why a factor is unknown stands below the table.
+    # The notes of the table give the reason for an unknown factor.
     if shift.factor is None:
         return ""
     nearest = f" The curve of {method} is nearest to that of {baseline} at {format_factor(shift)} times the rate"
     if shift.rms_before is None or shift.rms_after is None:
         return f"{nearest}."
-    before, after = map(format_number, (shift.rms_before, shift.rms_after))
+    before, after = format_alike((shift.rms_before, shift.rms_after))
     return f"{nearest}: {after} apart there, {before} at the same rate."
 
 
-def _cell(shared: SharedRates, rate: float) -> str:
-    if rate not in shared.differences:
-        return ""
-    difference = shared.differences[rate]
-    mark = " *" if shared.misleads_at(rate) else ""
-    return f"{format_number(difference.estimate.mean, '+')} ({len(difference.seeds)}){mark}"
-
-
-def _at_best(against: BaselineComparison) -> str:
-    if against.difference is None:
-        return "-"
-    return f"{format_number(against.difference.estimate.mean, '+')} ({against.verdict})"
+def _difference_cells(against: BaselineComparison, rates: Sequence[float]) -> list[str]:
+    """Format the differences at the rates, and last with each method at its own best rate."""
+    shared = against.shared_rates
+    means = [difference.estimate.mean for difference in shared.differences.values()]
+    at_best = [] if against.difference is None else [against.difference.estimate.mean]
+    texts = format_alike([*means, *at_best], "+")
+    cells = {
+        rate: f"{text} ({len(difference.seeds)}){' *' if shared.misleads_at(rate) else ''}"
+        for text, (rate, difference) in zip(texts, shared.differences.items(), strict=False)
+    }
+    return [*(cells.get(rate, "") for rate in rates), f"{texts[-1]} ({against.verdict})" if at_best else "-"]
 
 
 def _distances(shift: RateShift) -> str:
-    distances = [format_number(rms) for rms in (shift.rms_before, shift.rms_after) if rms is not None]
+    distances = format_alike([rms for rms in (shift.rms_before, shift.rms_after) if rms is not None])
     return ", then ".join(distances) or "-"

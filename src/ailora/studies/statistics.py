@@ -1,6 +1,6 @@
 """Statistics of scores: estimates over seeds, paired differences, adjusted p-values and ranks.
 
-A seed is one run of a method on a task at a learning rate. Scores are in the metric's own unit.
+A seed stands for a run of a method on a task at a learning rate. Scores are in the metric's unit.
 """
 
 from __future__ import annotations
@@ -24,12 +24,14 @@ K = TypeVar("K", bound=Hashable)
 class Estimate:
     """Mean over seeds, with its uncertainty.
 
+    All fields except `n` are NaN if a score is not finite.
+
     Attributes:
-        mean: mean; NaN, as the fields below, if a score is not finite.
-        sd: standard deviation over seeds, divisor n - 1; None for one seed.
+        mean: mean score.
+        sd: standard deviation over seeds, divisor n - 1; None for a single seed.
         n: number of seeds.
-        low: lower end of the two-sided t-interval; None for one seed.
-        high: its upper end.
+        low: lower end of the two-sided t-interval; None for a single seed.
+        high: upper end of the interval.
     """
 
     mean: float
@@ -40,29 +42,36 @@ class Estimate:
 
     @property
     def standard_error(self) -> float | None:
-        """Standard error of the mean, sd / sqrt(n); None for one seed."""
+        """Standard error of the mean, sd / sqrt(n); None for a single seed."""
         return None if self.sd is None else self.sd / math.sqrt(self.n)
 
 
 def estimate(values: Iterable[float], confidence: float = 0.95) -> Estimate:
-    """Estimate the mean of one score per seed, with Student's interval: mean ± t(n - 1) sd / sqrt(n).
+    """Estimate the mean score over seeds, with Student's interval mean ± t(n - 1) sd / sqrt(n).
 
-    A bootstrap of so few seeds is too narrow: of 3, no resample lies outside their smallest and largest score, between
-    which the mean of a symmetric distribution lies in 1 - 2 / 2^3 = 75 % of cases, and the linearly interpolated
-    percentiles of the 27 resamples of normal scores cover 67 %. The t-interval covers 95 % of normal scores at any n.
-    Equal scores have an interval of width 0. A score of a diverged run, which is not finite, makes all fields NaN.
+    Equal scores have an interval of width 0.
 
     Source: Student, "The probable error of a mean", Biometrika 6 (1), 1908.
+
+    Args:
+        values: score of each seed.
+        confidence: confidence of the interval, in (0, 1).
+
+    Returns:
+        The estimate. A score that is not finite, as of a diverged run, makes all fields except `n` NaN.
 
     Raises:
         InputError: There are no values, or the confidence is outside (0, 1).
     """
+    # Not a bootstrap, whose interval is too narrow for few seeds. Resamples of 3 seeds stay between the smallest and
+    # the largest score, which contain the mean of a symmetric distribution in 1 - 2 / 2^3 = 75 % of cases; percentiles
+    # of all 27 resamples cover 67 % for normal scores. The t-interval covers 95 % for normal scores at any n.
     scores = [float(value) for value in values]
     if not scores or not 0 < confidence < 1:
         raise InputError(f"expected at least one score and a confidence in (0, 1), got {scores}, {confidence}")
     n, finite = len(scores), all(map(math.isfinite, scores))
-    # `statistics` computes these in rationals and rounds once: equal scores have their own value and sd 0. scipy's
-    # t-tests sum floats instead: of equal differences they make a tiny sd, and warn of it.
+    # `statistics` computes in rationals and rounds once: equal scores have exactly their value as mean, and sd 0.
+    # scipy's t-tests sum floats: equal differences get a tiny sd, and a warning.
     mean = statistics.mean(scores) if finite else math.nan
     if n < 2:
         return Estimate(mean, None, n, None, None)
@@ -73,10 +82,10 @@ def estimate(values: Iterable[float], confidence: float = 0.95) -> Estimate:
 
 @dataclass(frozen=True)
 class Difference:
-    """Scores of a method minus those of a baseline, paired by seed.
+    """Scores of a method minus scores of a baseline, paired by seed.
 
     Attributes:
-        estimate: mean of the differences, a difference for each seed.
+        estimate: mean difference over the shared seeds.
         seeds: shared seeds, ascending.
     """
 
@@ -87,17 +96,17 @@ class Difference:
 def paired_difference(scores: Mapping[int, float], baseline: Mapping[int, float]) -> Difference:
     """Compute the difference of two methods over their shared seeds.
 
-    Pairing removes the effect of a seed on both (order of data, head); other seeds are left out.
+    Pairing removes the effects of a seed that both methods share: the order of the data, and the initial head.
 
     Args:
         scores: seed -> score of the method.
         baseline: seed -> score of the baseline.
 
     Returns:
-        The differences, score minus score of the baseline.
+        The difference, method minus baseline.
 
     Raises:
-        InputError: No seed is in both.
+        InputError: The methods share no seed.
     """
     seeds = tuple(sorted(scores.keys() & baseline.keys()))
     if not seeds:
@@ -125,12 +134,9 @@ def bootstrap_difference(
 ) -> Interval:
     """Bootstrap the difference of two methods' scores over examples and seeds.
 
-    A score is the metric's mean over seeds. Each resample draws seeds and, apart from them, examples, both with
-    replacement and the same for both methods; the interval is from the 2.5 % to the 97.5 % percentile. With few seeds
-    their part of the interval is too narrow (see `estimate`): verdicts follow from t-tests over seeds.
-    The time goes into up to 2 x seeds calls of the metric per resample (a seed drawn twice is measured once): a metric
-    in plain numpy takes a thirtieth of the time of scikit-learn's, most of which checks inputs.
-    `scipy.stats.bootstrap` resamples along one axis only.
+    A score is the mean of the metric over seeds. Each resample draws seeds and examples with replacement, the same for
+    both methods. The interval is from the 2.5 % to the 97.5 % percentile. With few seeds it is too narrow, hence
+    verdicts follow from t-tests over seeds.
 
     Source: A. B. Owen, "The pigeonhole bootstrap", Annals of Applied Statistics 1 (2), 2007.
 
@@ -153,12 +159,14 @@ def bootstrap_difference(
         raise InputError(f"expected predictions and baseline (seeds, examples), labels (examples,), got {shapes}")
     if not predictions.size or n_resamples < 1:
         raise InputError(f"expected a seed, an example, a resample, got {predictions.shape}, {n_resamples}")
+    # Not `scipy.stats.bootstrap`, which resamples along a single axis.
     seeds, examples = predictions.shape
     rng = np.random.default_rng(rng_seed)
 
     def difference(counts: np.ndarray, rows: np.ndarray) -> float:
         """Compute the difference for counts of each seed (seeds,) and indices of examples (examples,)."""
         truth = labels[rows]
+        # A seed drawn twice is measured once: the calls of the metric take nearly all of the time.
         by_seed = (
             counts[seed] * (metric(truth, predictions[seed, rows]) - metric(truth, baseline[seed, rows]))
             for seed in np.flatnonzero(counts)
@@ -174,16 +182,14 @@ def bootstrap_difference(
 
 
 def holm(p_values: Mapping[K, float], *, n_pending: int = 0) -> dict[K, float]:
-    """Adjust p-values for the size of their family by Holm's procedure.
-
-    See `holm_adjusted`.
+    """Adjust the p-values of a family by Holm's procedure, see `holm_adjusted`.
 
     Args:
-        p_values: comparison -> p.
-        n_pending: number of comparisons of the family whose p is not known yet; they count as 1.
+        p_values: comparison -> p-value.
+        n_pending: number of comparisons in the family without a p-value yet, which count with a p-value of 1.
 
     Returns:
-        Comparison -> adjusted p.
+        Comparison -> adjusted p-value.
 
     Raises:
         InputError: A p-value is outside [0, 1].
@@ -198,9 +204,7 @@ def holm(p_values: Mapping[K, float], *, n_pending: int = 0) -> dict[K, float]:
 def holm_adjusted(p_values: np.ndarray) -> np.ndarray:
     """Adjust the p-values of families by Holm's procedure.
 
-    In ascending order, each is multiplied by the number of p-values from it on; the products are made monotonic, and
-    limited to 1. statsmodels' implementation takes a family at a time and collects garbage, which takes a second beside
-    torch.
+    The k-th smallest of m p-values is multiplied by m - k + 1. The products are then made monotonic, and limited to 1.
 
     Source: S. Holm, "A simple sequentially rejective multiple test procedure", Scandinavian Journal of Statistics 6,
     1979.
@@ -211,6 +215,7 @@ def holm_adjusted(p_values: np.ndarray) -> np.ndarray:
     Returns:
         Adjusted p-values of the same shape.
     """
+    # Not statsmodels, which takes a single family, and collects garbage: with torch loaded, that takes a second.
     order = np.argsort(p_values, axis=-1)
     products = np.take_along_axis(p_values, order, axis=-1) * np.arange(p_values.shape[-1], 0, -1)
     adjusted = np.minimum(np.maximum.accumulate(products, axis=-1), 1)
@@ -220,17 +225,17 @@ def holm_adjusted(p_values: np.ndarray) -> np.ndarray:
 def average_ranks(scores: pd.DataFrame, *, larger_is_better: Mapping[K, bool]) -> pd.Series:
     """Compute the mean over tasks of each method's rank.
 
-    Rank 1 is the best of a task; equal scores share the mean of their ranks. A missing score (NaN) ranks last in its
-    task, and several share the mean of the last ranks.
+    The best method of a task has rank 1. Equal scores share the mean of their ranks, and missing scores (NaN) the mean
+    of the last ranks.
 
     Source: J. Demšar, "Statistical comparisons of classifiers over multiple data sets", JMLR 7, 2006.
 
     Args:
-        scores: (tasks, methods), named by its index and columns.
-        larger_is_better: task -> whether a larger score is.
+        scores: scores (tasks, methods), with tasks as index and methods as columns.
+        larger_is_better: task -> whether larger scores are better.
 
     Returns:
-        (methods,), in the order of the columns.
+        Average rank of each method (methods,), in the order of the columns.
 
     Raises:
         InputError: There is no task, or `larger_is_better` lacks a task.

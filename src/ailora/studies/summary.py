@@ -1,4 +1,4 @@
-"""Summary of a comparison in sentences and tables, rendered by terminal, Markdown and HTML."""
+"""Summary of a comparison in sentences and tables, for the terminal, Markdown and HTML."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ _MAX_ERROR_LENGTH = 200
 
 @dataclass(frozen=True)
 class SummaryTable:
-    """A table of texts.
+    """A table of strings.
 
     Attributes:
-        title: its subject.
-        columns: their heads.
-        rows: a text for each column.
-        notes: explanations below it.
+        title: subject of the table.
+        columns: column names.
+        rows: rows of cells, a string for each column.
+        notes: explanations below the table.
         topic: scores, ranks, rates, importance, shared rates, speed, cost or failures.
     """
 
@@ -66,15 +66,15 @@ class StudySummary:
 
     Attributes:
         overall: number of comparisons with each verdict.
-        decided: every decided comparison with its size and interval; of very many, the first ones.
-        undecided: what each undecided comparison lacks; of very many, the first ones.
+        decided: decided comparisons with their effect sizes and intervals; a long list is cut.
+        undecided: seeds that each undecided comparison lacks; a long list is cut.
         outcomes: verdicts of the methods, a sentence for each task and setting.
-        effect_sizes: by how much each method differs from the baseline, a sentence for each task and setting.
+        effect_sizes: difference of each method to the baseline, a sentence for each task and setting.
         rule: conditions of the verdicts.
-        uncertain_rates: learning rates that few resamples choose.
-        shared_rates: conclusions from one shared learning rate that the best rates do not confirm.
-        importances: how much of the differences each choice explains, a sentence for each task.
-        progress: how many trials are done, failed, pruned and open.
+        uncertain_rates: chosen learning rates that few resamples choose.
+        shared_rates: conclusions from a shared learning rate that the best rates do not confirm.
+        importances: share of the differences that each choice explains, a sentence for each task.
+        progress: number of done, failed, pruned and open trials.
         tables: scores, verdicts, ranks, learning rates and their certainty, importance of choices, shared rates, time
             to the baseline's loss, cost and failures; none of them is empty.
     """
@@ -93,12 +93,12 @@ class StudySummary:
 
     @property
     def sentences(self) -> list[str]:
-        """The short form: outcomes, what is undecided, uncertain and shared rates, importances, rule and progress."""
+        """Short form: outcomes, undecided comparisons, uncertain and shared rates, importances, rule and progress."""
         sentences = [*self.outcomes, *self.undecided, *self.uncertain_rates, *self.shared_rates, *self.importances]
         return [*sentences, self.rule, self.progress]
 
     def to_markdown(self, title: str) -> str:
-        """Render the short form and all tables as Markdown."""
+        """Render the short form and all tables as Markdown, below a title."""
         sentences = "\n".join(f"- {sentence}" for sentence in self.sentences)
         return "\n".join([f"## {title}", "", sentences, "", *(table.to_markdown() for table in self.tables)])
 

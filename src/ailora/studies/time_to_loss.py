@@ -1,4 +1,4 @@
-"""How soon a method reaches the baseline's final loss, and whether runs that end there confirm it."""
+"""Time until a method reaches the baseline's final loss, and its confirmation by runs scheduled to end there."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class FirstReached:
     """First evaluation of a run at or below a loss.
 
     Attributes:
-        step: step of the evaluation; None if the run is censored: it has not reached the loss by `last_step`.
+        step: step of the evaluation; None if the run has not reached the loss by `last_step`.
         last_step: step of the last evaluation.
     """
 
@@ -27,13 +27,14 @@ class FirstReached:
 
 @dataclass(frozen=True)
 class TimeToLoss:
-    """How soon a method has the final validation loss of the baseline's run with the same seed.
+    """Time until a method has the final validation loss of the baseline's run with the same seed.
 
     Attributes:
         reached: seed -> first evaluation at or below the loss.
-        seconds: median training time until then, in seconds, over the seeds that reached the loss; None if no seed did.
-        confirmed: whether runs scheduled to end there reached the loss, in the mean over seeds; failed runs did not.
-            None unless there are such runs and all of them have ended.
+        seconds: median training time until this evaluation, in seconds, over the seeds that reached the loss; None if
+            no seed did.
+        confirmed: whether runs scheduled to end at this evaluation reach the loss, in the mean over seeds. A failed run
+            has not reached it. None without such runs, and before all of them have ended.
     """
 
     reached: dict[int, FirstReached]
@@ -48,25 +49,25 @@ class TimeToLoss:
 
     @property
     def confirmation_steps(self) -> int | None:
-        """Length of the runs that test the claim, in steps: the median over seeds.
+        """Length of the runs that confirm the time, in steps: the median over seeds.
 
-        In the middle of a schedule the learning rate is high: only a schedule that ends there is comparable.
-        None unless all seeds reach the loss before the end.
+        None unless all seeds reach the loss before their last evaluation.
         """
+        # In the middle of a schedule the learning rate is still high: a schedule has to end there to be comparable.
         steps = [f.step for f in self.reached.values() if f.step is not None and f.step < f.last_step]
         return math.ceil(statistics.median(steps)) if len(steps) == len(self.reached) else None
 
 
 def measure_time_to_loss(ours: MethodResult, baseline: MethodResult, trials: Sequence[Trial]) -> TimeToLoss | None:
-    """Measure when a method had the baseline's final losses.
+    """Measure the time until a method reaches the baseline's final losses.
 
     Args:
-        ours: the method.
-        baseline: the method that it is compared with.
-        trials: of the whole study, those that confirm such claims among them.
+        ours: results of the method.
+        baseline: results of the baseline.
+        trials: trials of the whole study, including those that confirm a time to loss.
 
     Returns:
-        None if no seed of both has evaluations.
+        The time; None if no seed has evaluations of both methods.
     """
     finals = {seed: loss for seed, run in baseline.at_best.items() if math.isfinite(loss := _final_loss(run))}
     runs = {seed: run for seed, run in ours.at_best.items() if seed in finals and run.history}
@@ -82,13 +83,14 @@ def measure_time_to_loss(ours: MethodResult, baseline: MethodResult, trials: Seq
 
 
 def find_first_reached(history: Sequence[Mapping[str, float]], target: float) -> FirstReached:
-    """Find the first evaluation whose loss is at or below a target; a loss of NaN never is.
-
-    Only runs evaluated at the same steps are comparable.
+    """Find the first evaluation with a loss at or below a target, which excludes losses of NaN.
 
     Args:
         history: evaluations, each with `step` and `loss`, in any order.
         target: the loss to reach.
+
+    Returns:
+        The step of this evaluation, and the last step.
 
     Raises:
         InputError: There is no evaluation.
@@ -100,7 +102,7 @@ def find_first_reached(history: Sequence[Mapping[str, float]], target: float) ->
 
 
 def _is_confirmed(ours: MethodResult, finals: Mapping[int, float], trials: Sequence[Trial]) -> bool | None:
-    """Whether the runs that end early are at or below the baseline's losses, in the mean over their seeds."""
+    """Return whether the runs with shorter schedules reach the baseline's losses, in the mean over their seeds."""
     runs = [
         trial
         for trial in trials
@@ -111,10 +113,11 @@ def _is_confirmed(ours: MethodResult, finals: Mapping[int, float], trials: Seque
     ]
     if not runs or not all(trial.ended for trial in runs):
         return None
+    # A failed run must not confirm: its gap of infinity makes the mean infinite.
     gaps = [_final_loss(trial.result) - finals[trial.spec.seed] if trial.result else math.inf for trial in runs]
     return statistics.fmean(gaps) <= 0
 
 
 def _final_loss(result: TrialResult) -> float:
-    """Return the validation loss of the last evaluation, NaN if there was none."""
+    """Return the validation loss of the last evaluation; NaN without evaluations."""
     return result.history[-1]["loss"] if result.history else math.nan

@@ -1,4 +1,4 @@
-"""Verdicts of a comparison in sentences and rows: what is decided, by how much, and what undecided ones lack."""
+"""Verdicts of a comparison in sentences and rows, with effect sizes and the seeds that undecided comparisons lack."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ailora.studies.trial import Condition
 from ailora.studies.verdicts import ALPHA, StudyVerdict
 
 _TABLE = "the table of verdicts"
-#: Verdict -> what one method and several are beside the baseline; None where they are not paired.
+#: Verdict -> verb after a single method, and after several; None for methods without a seed in common.
 _VERBS = {
     "better": ("is better than", "are better than"),
     "better and equivalent": ("is better than and equivalent to", "are better than and equivalent to"),
@@ -46,7 +46,7 @@ def describe_overall(comparison: Comparison) -> list[str]:
 
 
 def describe_decided(comparison: Comparison) -> list[str]:
-    """Describe every decided comparison with its size, better ones first; of very many, the first ones."""
+    """Describe each decided comparison with its effect size, better methods first; a long list is cut."""
     decided = [
         condition
         for verdict in _VERBS
@@ -57,7 +57,7 @@ def describe_decided(comparison: Comparison) -> list[str]:
 
 
 def describe_undecided(comparison: Comparison) -> list[str]:
-    """Describe what each undecided comparison lacks; of very many, the first ones."""
+    """Describe the seeds that each undecided comparison lacks; a long list is cut."""
     undecided = [c for c, against in _paired(comparison).items() if against.verdict == StudyVerdict.UNDECIDED]
     return limit_sentences([_undecided_result(comparison, condition) for condition in undecided], _TABLE)
 
@@ -68,7 +68,7 @@ def describe_outcomes(comparison: Comparison) -> list[str]:
 
 
 def describe_effect_sizes(comparison: Comparison) -> list[str]:
-    """Describe by how much each method differs from the baseline, a sentence for each task and setting."""
+    """Describe the difference of each method to the baseline, a sentence for each task and setting."""
     sentences = []
     for base, others in comparison.by_baseline():
         effects = [
@@ -106,7 +106,7 @@ def describe_rule(comparison: Comparison) -> str:
 
 
 def verdict_rows(comparison: Comparison) -> tuple[list[str], list[list[str]], list[str]]:
-    """Return the columns, rows and notes of the table of verdicts; there are rows for judged comparisons only."""
+    """Return the columns, rows and notes of the table of verdicts, which lists judged comparisons only."""
     columns = ["on", "method", "seeds", "verdict", "p", "equivalence p", "margin", "equivalent within", "more seeds"]
     rows = [
         [
@@ -125,21 +125,21 @@ def verdict_rows(comparison: Comparison) -> tuple[list[str], list[list[str]], li
     ]
     note = (
         "p: for a difference, and for equivalence within the margin, both after Holm's correction. Equivalent within: "
-        "the smallest margin that is decided. More seeds: how many would show equivalence of equal methods with a "
-        "power of 80 %, from the 80 % interval of the spread over seeds."
+        "the smallest margin at which equivalence is shown. More seeds: the number that would show the equivalence of "
+        "equal methods with a power of 80 %, from the 80 % interval of the spread over seeds."
     )
     return columns, rows, [note]
 
 
 def describe_comparison(against: BaselineComparison) -> str:
-    """Describe a comparison with the baseline in a line: verdict, seeds and p."""
+    """Describe a comparison with the baseline by its verdict, number of seeds and p-value."""
     if against.difference is None:
         return "no seed in common with the baseline"
     return f"{against.verdict}; {pluralize(len(against.difference.seeds), 'seed')}{_evidence(against, '; ')}"
 
 
 def format_estimate(estimate: Estimate, sign: str = "") -> str:
-    """Format a mean with its 95 % interval, if any."""
+    """Format a mean with its 95 % interval, or alone without an interval."""
     return format_interval(estimate.mean, estimate.low, estimate.high, sign)
 
 
@@ -158,7 +158,7 @@ def _decided_result(comparison: Comparison, condition: Condition) -> str:
 
 
 def _undecided_result(comparison: Comparison, condition: Condition) -> str:
-    """Describe how many seeds are missing, and the margin that is decided."""
+    """Describe the number of missing seeds, and the smallest margin at which equivalence is shown."""
     against, design = comparison.against_baseline[condition], comparison.design
     assert against.difference is not None
     seeds = pluralize(len(against.difference.seeds), "seed")
@@ -213,7 +213,7 @@ def _outcome(comparison: Comparison, base: Condition, others: Sequence[Condition
 
 
 def _evidence(against: BaselineComparison, separator: str) -> str:
-    """Describe the p-values of the verdict: for equivalence alone that of equivalence, else that of the difference."""
+    """Describe the p-value of the verdict: of equivalence for `equivalent`, else of the difference."""
     judged = against.judgement
     if judged is None or judged.adjusted_p is None:
         return ""

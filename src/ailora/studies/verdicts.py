@@ -1,4 +1,4 @@
-"""Verdicts on comparisons with a baseline: better, worse, equivalent or undecided, with one error rate for a family."""
+"""Verdicts on comparisons with a baseline: better, worse, equivalent or undecided, with an error rate per family."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _MAX_MISSING_SEEDS = 10_000
 
 
 class StudyVerdict(StrEnum):
-    """Verdict on a method against a baseline; undecided means too few seeds, not equality."""
+    """Verdict on a method against a baseline. `UNDECIDED` means too few seeds, not equality."""
 
     BETTER = "better"
     WORSE = "worse"
@@ -36,14 +36,14 @@ class StudyVerdict(StrEnum):
 
 @dataclass(frozen=True)
 class PairedScores:
-    """Scores of a method minus those of the baseline, up to the latest look.
+    """Scores of a method minus scores of the baseline, up to the latest look.
 
     Attributes:
         seeds: seeds up to the latest look.
-        differences: their differences, (seeds,); NaN where a run failed.
+        differences: difference of each seed, (seeds,); NaN for a failed run.
         rounding: rounding error of a difference.
         margin: largest difference of equivalent methods; None if equivalence is not judged.
-        larger_is_better: whether a larger score is.
+        larger_is_better: whether larger scores are better.
     """
 
     seeds: tuple[int, ...]
@@ -62,7 +62,7 @@ class PairedScores:
         margin: float | None,
         larger_is_better: bool,
     ) -> PairedScores:
-        """Pair the scores of a method and of the baseline by seed; scores that are not finite count as missing."""
+        """Pair the scores of a method and of the baseline by seed, where both are finite."""
         ours, theirs = (np.array([by_seed.get(seed, math.nan) for seed in seeds]) for by_seed in (scores, baseline))
         exists = np.isfinite(ours) & np.isfinite(theirs)
         differences = np.subtract(ours, theirs, out=np.full(len(seeds), math.nan), where=exists)
@@ -75,16 +75,16 @@ class Judgement:
     """A verdict with its evidence.
 
     Attributes:
-        verdict: better and worse take precedence over equivalent.
-        equivalent: whether the difference is within the margin; None if equivalence is not judged.
+        verdict: verdict, in which better and worse take precedence over equivalent.
+        equivalent: whether the difference is shown to be within the margin; None if equivalence is not judged.
         seeds: seeds of the differences.
-        difference: mean difference with its sequential interval; no interval for equal differences.
-        p_value: sequential p for a difference; None below two seeds.
-        adjusted_p: this p as adjusted by Holm's procedure.
-        equivalence_p: sequential p for equivalence.
-        adjusted_equivalence_p: this p as adjusted by Holm's procedure.
-        margin: largest difference of equivalent methods.
-        smallest_margin: smallest margin within which the methods are shown to be equivalent; None without interval.
+        difference: mean difference with its sequential interval, which equal differences lack.
+        p_value: sequential p-value for a difference; None below two seeds.
+        adjusted_p: `p_value` adjusted by Holm's procedure.
+        equivalence_p: sequential p-value for equivalence; None below two seeds and without a margin.
+        adjusted_equivalence_p: `equivalence_p` adjusted by Holm's procedure.
+        margin: largest difference of equivalent methods, in the metric's unit; None if equivalence is not judged.
+        smallest_margin: smallest margin at which equivalence is shown; None without an interval.
         missing_seeds: numbers of further seeds whose last look would show equivalence of equal methods with a power of
             80 %, at the ends of the 80 % interval of the spread; None if decided or unknown. The second is None where
             it is above 10,000.
@@ -131,14 +131,14 @@ _DIFFERENT = (StudyVerdict.BETTER, StudyVerdict.WORSE)
 
 
 def judge(pairs: Mapping[K, PairedScores], schedule: LookSchedule, *, n_pending: int = 0) -> dict[K, Judgement]:
-    """Judge a family of comparisons, each at its latest look.
+    """Judge the comparisons of a study, each at its latest look.
 
-    Differences and equivalences are two families: Holm's procedure adjusts the sequential p-values of each.
+    Differences and equivalences are two families. Holm's procedure adjusts the sequential p-values of each family.
 
     Args:
         pairs: comparison -> paired scores up to its latest look.
         schedule: planned looks of the study.
-        n_pending: number of comparisons of the family that have not reached their first look.
+        n_pending: number of comparisons before their first look.
 
     Returns:
         Comparison -> judgement.
@@ -162,7 +162,7 @@ def judge(pairs: Mapping[K, PairedScores], schedule: LookSchedule, *, n_pending:
                 adjusted_p=adjusted.get(key),
                 equivalence_p=equivalence.get(key),
                 adjusted_equivalence_p=adjusted_equivalence.get(key),
-                # What Holm's procedure leaves to this comparison, after the other ones that are equivalent.
+                # Holm's procedure rejects the smallest p-values first: equivalent methods free their share for others.
                 level=ALPHA / max(len(equivalence) + n_pending - len(equivalent - {key}), 1),
             ),
         )
@@ -172,7 +172,7 @@ def judge(pairs: Mapping[K, PairedScores], schedule: LookSchedule, *, n_pending:
 
 @dataclass(frozen=True)
 class _Evidence:
-    """P-values of a comparison, and the error rate of its test of equivalence in the family."""
+    """P-values of a comparison, and the level that Holm's procedure gives to its test of equivalence."""
 
     p_value: float | None
     adjusted_p: float | None
@@ -196,7 +196,7 @@ def _judge(pair: PairedScores, moments: LookMoments | None, evidence: _Evidence)
     verdict = StudyVerdict.EQUIVALENT if equivalent else StudyVerdict.UNDECIDED
     if is_different and moments is not None:
         statistics = moments.statistics()
-        # The look that rejected decides: a later mean may have turned.
+        # The sign is that of the look that rejects: at later looks the mean may have changed its sign.
         largest = statistics[np.argmax(np.abs(statistics))]
         verdict = StudyVerdict.BETTER if bool(largest > 0) is pair.larger_is_better else StudyVerdict.WORSE
     undecided = verdict is StudyVerdict.UNDECIDED
@@ -227,21 +227,21 @@ def _estimate(pair: PairedScores, moments: LookMoments | None) -> Estimate:
 
 
 def _smallest_margin(moments: LookMoments, level: float) -> float | None:
-    """Compute the margin at which both one-sided tests reject at a level."""
+    """Compute the smallest margin at which both one-sided tests reject at a level."""
     low, high = moments.bounds(moments.schedule.one_sided.critical_value(level))
     margin = max(-float(low[-1]), float(high[-1]))
     return None if math.isnan(margin) else margin
 
 
 def _missing_seeds(moments: LookMoments, margin: float, level: float) -> tuple[int, int | None] | None:
-    """Compute how many more seeds would show equivalence, for both ends of the interval of the spread.
+    """Compute the number of further seeds that would show equivalence, for both ends of the interval of the spread.
 
-    The tests are those of the last planned look. Beyond it a new study needs a later last look, where the boundaries
-    are nearly the same: from 5 to 50 seeds at the last look, their constants differ by less than 2 %.
+    The tests use the boundary of the last planned look.
     """
     n, sd = int(moments.counts[-1]), float(moments.sds[-1])
     if sd == 0:
         return None
+    # Beyond the last planned look, a new study ends later: at 5 to 50 seeds, its constant differs by less than 2 %.
     nominal_level = float(special.ndtr(-moments.schedule.one_sided.critical_value(level)))
     tails = (1 - _SPREAD_CONFIDENCE) / 2, (1 + _SPREAD_CONFIDENCE) / 2
     small, large = (sd * math.sqrt((n - 1) / special.chdtri(n - 1, tail)) for tail in tails)
@@ -258,6 +258,9 @@ def equivalence_seeds(sd: float, margin: float, level: float) -> int:
         sd: standard deviation of the paired differences.
         margin: largest difference of equivalent methods.
         level: error rate of each one-sided test.
+
+    Returns:
+        The number of seeds.
     """
 
     def suffices(n: int) -> bool:

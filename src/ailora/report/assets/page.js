@@ -52,7 +52,7 @@
       ...layout, xaxis: axis(layout.xaxis), yaxis: axis(layout.yaxis), autosize: true,
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
       font: { family: getComputedStyle(document.body).fontFamily, size: 13, color: colours.ink },
-      margin: { l: 48, r: 14, t: 12, b: 44 }, bargap: 0.25, dragmode: "zoom",
+      margin: { l: 48, r: 14, t: 12, b: 44, ...layout.margin }, bargap: 0.25, dragmode: "zoom",
       legend: { orientation: "h", x: 0, xanchor: "left", y: 1.02, yanchor: "bottom", bgcolor: "rgba(0,0,0,0)" },
       hoverlabel: { bgcolor: colours.card, bordercolor: colours.line, align: "left", namelength: -1,
         font: { color: colours.ink, size: 13, family: getComputedStyle(document.body).fontFamily } },
