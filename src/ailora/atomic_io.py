@@ -31,7 +31,7 @@ _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 def replacing_file(file: Path) -> Generator[BinaryIO, None, None]:
     """Open a temporary file, which replaces `file` if the body succeeds and is removed if the body fails.
 
-    A lock keeps other processes from writing `file` meanwhile. A link at `file` is replaced, not followed.
+    Meanwhile, a lock prevents other processes from writing `file`. A link at `file` is replaced, not followed.
 
     Yields:
         Stream of the temporary file.
@@ -298,7 +298,7 @@ def grant_umask(files: Iterable[Path]) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Flush renames in a folder to the disk, so that they survive a power loss. Windows has no such call."""
+    """Flush renames in a folder to the disk, so that they survive a power loss. Does nothing on Windows."""
     if os.name == "posix":
         _sync(folder)
 

@@ -14,8 +14,8 @@ def safe_environment() -> dict[str, str]:
     """Build an environment for child processes, in which Python does not import from the current folder.
 
     Returns:
-        Environment of this process with `PYTHONSAFEPATH` set. Empty entries of `PYTHONPATH`, which stand for the
-        current folder, are removed; folders with functions of the user remain.
+        Environment of this process with `PYTHONSAFEPATH` set, and without empty entries in `PYTHONPATH`, which stand
+        for the current folder. Folders in `PYTHONPATH` remain, because they may hold functions of the user.
     """
     environment = {**os.environ, _SAFE_PATH: "1"}
     entries = [entry for entry in environment.pop(_PATH, "").split(os.pathsep) if entry]

@@ -105,7 +105,7 @@ def unknown_name(kind: str, name: object, allowed: Iterable[str]) -> InputError:
     """Build the error for a name outside `allowed`, with a similar allowed name as a hint.
 
     Args:
-        kind: Kind of object with such names, for example `policy`.
+        kind: Kind of the named object for the message, for example `policy`.
         name: Name outside `allowed`.
         allowed: All allowed names.
 

@@ -14,17 +14,17 @@ def refuse_gguf(path: Path) -> None:
     """Refuse a GGUF file, or a folder with GGUF files.
 
     Raises:
-        InputError: There is such a file. The message has the command for the conversion.
+        InputError: `path` is or contains a GGUF file. The message has the command for the conversion.
     """
     for file in _files(path, ("*.gguf",)):
         raise InputError(f"{file} is a GGUF file. {_gguf_conversion(file)}")
 
 
 def refuse_pickles(path: Path) -> None:
-    """Refuse a pickled checkpoint, or a folder with such files: pickles run code when they are opened.
+    """Refuse a pickled checkpoint, or a folder with pickles, which run code when they are opened.
 
     Raises:
-        InputError: There is such a file. The message has the command for the conversion.
+        InputError: `path` is or contains a pickle. The message has the command for the conversion.
     """
     for file in _files(path, _PICKLES):
         folder = path if path.is_dir() else path.parent

@@ -25,7 +25,7 @@ _TABLES = ("embedding", "deltas", "spectra", "directions")
 
 @dataclass(frozen=True)
 class Analysis:
-    """Tables of an analysis; `docs/analysis.md` describes their columns.
+    """Tables of an analysis, with the columns of `docs/analysis.md`.
 
     Attributes:
         info: Content of `analysis.json`: models, settings, findings, and notes on weights left out.

@@ -52,10 +52,13 @@ def direction_profile(update: WeightUpdate, directions: SingularDirections, rank
         rank: Width r of the principal and of the minor bin, limited to half of the spectrum.
 
     Yields:
-        Row for each side and bin. `side` is `left` (output) or `right` (input); `band` is `principal`, `middle`,
-        `minor` or `outside`; `start` and `stop` are the range of singular indices. `share` is the energy in the bin
-        relative to `|dW|^2`, NaN for a zero update. `chance` is the share for random directions, width / out or width /
-        in.
+        Row for each side and bin:
+
+        - `side`: `left` (output) or `right` (input).
+        - `band`: `principal`, `middle`, `minor` or `outside`.
+        - `start`, `stop`: range of singular indices in the bin.
+        - `share`: energy in the bin relative to `|dW|^2`, NaN for a zero update.
+        - `chance`: share of an update in random directions, width / out or width / in.
     """
     count = len(directions.values)
     bins = _cut_into_bins(count, min(rank, count // 2))

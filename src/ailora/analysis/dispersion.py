@@ -117,7 +117,7 @@ def spread(products: np.ndarray) -> float:
 
 
 def norm_variation(products: np.ndarray) -> float:
-    """Return the standard deviation of the weights' norms, relative to their mean; NaN if all weights are zero."""
+    """Return the standard deviation of the weights' norms, relative to their mean, or NaN if all weights are zero."""
     norms = np.sqrt(np.diag(products))
     return float(norms.std(ddof=1)) / (float(norms.mean()) or float("nan"))
 
@@ -153,8 +153,10 @@ def compare_roles(first: np.ndarray, second: np.ndarray) -> dict[str, float]:
         second: Gram matrix (n, n) of the second role, for the same layers in the same order.
 
     Returns:
-        `difference`, the dispersion of the first role minus that of the second, with its interval `low` and `high`;
-        `ratio`, the spread of the first role over that of the second, with its interval `ratio_low` and `ratio_high`.
+        Comparison of the first role with the second:
+
+        - `difference`, `low`, `high`: difference of the dispersions, with its interval.
+        - `ratio`, `ratio_low`, `ratio_high`: ratio of the spreads, with its interval.
     """
 
     def log_ratio(a: np.ndarray, b: np.ndarray) -> float:

@@ -45,10 +45,13 @@ def embed(point_set: PointSet, products: np.ndarray, settings: AnalysisSettings)
 
     Returns:
         Embedding. Rows hold `pca_x`, `pca_y` in the unit of the weights, and `tsne_x`, `tsne_y`, which are NaN for
-        fewer than eight points and for points on a line. The info holds `perplexity`; `explained`, the shares of the
-        variance along both PCA axes; the trustworthiness of PCA, and of t-SNE by seed (Venna and Kaski, 2001), which is
-        1 if all neighbours in the plane are neighbours in the space; `agreement`, the mean Spearman correlation of
-        distances in the plane over all pairs of seeds; `seed`, the seed with the lowest divergence.
+        fewer than eight points and for points on a line. The info holds, beside settings:
+
+        - `explained`: shares of the variance along both PCA axes.
+        - `pca_trustworthiness`, and `tsne_trustworthiness` by seed: 1 if all neighbours in the plane are neighbours in
+          the space (Venna and Kaski, 2001).
+        - `agreement`: mean Spearman correlation of distances in the plane over all pairs of seeds.
+        - `seed`: seed with the lowest divergence.
     """
     coordinates, variances = principal_coordinates(products)
     n, points = len(products), point_set.points

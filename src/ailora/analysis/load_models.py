@@ -56,7 +56,7 @@ def load_finetuned(path: str, name: str, base: BaseWeights) -> FinetunedModel:
     """Open a fine-tuned model.
 
     Args:
-        path: Folder of an adapter, of a run of `ailora train`, or of a model; or a hub id in the cache.
+        path: Folder of an adapter, a run of `ailora train` or a model, or a hub id in the cache.
         name: Name of the model in tables and charts.
         base: Base model.
 

@@ -91,7 +91,7 @@ class BaseWeights(ModelWeights):
         return tuple(self.stored)
 
     def module_projections(self, module: str) -> tuple[Projection, ...]:
-        """Return the projections of a module; a fused weight has several."""
+        """Return the projections of a module, several for a fused weight."""
         return tuple(p for p in self.projections if p.module == module)
 
     def module_shape(self, module: str) -> tuple[int, int]:

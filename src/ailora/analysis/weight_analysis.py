@@ -50,8 +50,8 @@ def analyze(
 
     Args:
         base: Base model: a folder, a hub id in the cache, or `builtin:minilm`.
-        models: Fine-tuned models: folders of adapters, of runs of `ailora train`, or of models; or hub ids in the
-            cache. Without models, only the base is analysed.
+        models: Fine-tuned models: folders of adapters, runs of `ailora train` or models, or hub ids in the cache.
+            Without models, only the base is analysed.
         roles: Roles to analyse.
         role_names: Regular expression -> role, for modules without a naming rule.
         rank: Number of singular directions in the principal and in the minor subspace.

@@ -156,11 +156,14 @@ def measure_update(
         rank: Number r of triplets in each band.
 
     Returns:
-        `norm`, `|dW|` (Frobenius); `relative`, `|dW| / |W|`; `effective_rank`; `stable_rank`; and shares of the energy
-        `|dW|^2`. With the r principal singular vectors of `W`, `left_principal` is `|U' dW|^2 / |dW|^2` and
-        `right_principal` is `|dW V|^2 / |dW|^2`. With the r minor ones, these shares are `left_minor` and
-        `right_minor`. For a random update, they are `left_chance`, r / out, and `right_chance`, r / in. Ranks are 0 and
-        shares NaN for a zero update.
+        Statistic -> value. For a zero update, ranks are 0 and shares are NaN.
+
+        - `norm`: `|dW|`, the Frobenius norm. `relative`: `|dW| / |W|`.
+        - `effective_rank`, `stable_rank`: See the functions with these names.
+        - `left_principal`, `right_principal`: shares of the energy in the r principal singular vectors of `W`,
+          `|U' dW|^2 / |dW|^2` and `|dW V|^2 / |dW|^2`.
+        - `left_minor`, `right_minor`: shares of the energy in the r minor singular vectors.
+        - `left_chance`, `right_chance`: shares for a random update, r / out and r / in.
     """
     values = update.singular_values()
     norm = float(values.norm())
@@ -189,9 +192,14 @@ def measure_spectrum(values: Tensor, rank: int) -> Row:
         rank: Number r of values in the principal and in the minor band.
 
     Returns:
-        `norm` (Frobenius); `largest`, `smallest`; `condition`, their ratio, infinite for a singular matrix;
-        `stable_rank`; `effective_rank`; `principal`, `middle` and `minor`, the shares of the energy `sum s^2` in the
-        first r values, in the values between, and in the last r; `indices` and `values` of up to 64 singular values.
+        Statistic -> value:
+
+        - `norm`: Frobenius norm. `largest`, `smallest`: singular values at both ends.
+        - `condition`: `largest / smallest`, infinite for a singular matrix.
+        - `effective_rank`, `stable_rank`: See the functions with these names.
+        - `principal`, `middle`, `minor`: shares of the energy `sum s^2` in the first r values, in the values between,
+          and in the last r.
+        - `indices`, `values`: up to 64 singular values.
     """
     squares = values.square()
     energy = float(squares.sum()) or float("nan")

@@ -1,6 +1,6 @@
 """Figures for the browser: charts as traces and layout of Plotly, in plain data.
 
-Colours are those of a light page. For other pages, a script replaces the colours by the index in `meta.style`. Text
+Colours are those of a light page. In the dark theme, a script chooses the colour with the index in `meta.style`. Text
 from outside is escaped, because Plotly interprets text as a kind of HTML.
 """
 

@@ -32,8 +32,8 @@ def find_projections(model: nn.Module, *, role_names: Mapping[str, Role | str] |
     """Find the projections of a model by the rules of the catalog and by `role_names`.
 
     A module at several places in the model (ALBERT's shared layers) is listed once. In a model with PEFT layers,
-    projections keep the names from before injection. Each part of a composite model (a tower of CLIP) follows the rules
-    of the configuration in the part.
+    projections keep the names from before injection. In a composite model, each part (such as a tower of CLIP) follows
+    the rules for its own model type.
 
     Args:
         model: A model of transformers, or any module if `role_names` is given. No weight is read: the model may be on

@@ -15,8 +15,8 @@ class FusedLayout:
     """Layout of a fused weight: its rows form equal groups, and each group has the same parts.
 
     Attributes:
-        groups: Number of groups: 1 if each role has a single block of rows, or the number of heads if the rows of each
-            head contain all roles.
+        groups: Number of groups: 1 if each role has a single block of rows, or the number of heads if each head has
+            rows for all roles.
         parts: Role and number of rows for each part of a group, in the order of the rows.
     """
 

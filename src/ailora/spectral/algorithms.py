@@ -1,8 +1,8 @@
 """Methods of `truncated_svd`: each computes uncertified triplets from a band, or raises NotConvergedError.
 
 Every method takes a weight (..., out, in) in float32 or float64, and returns at least `rank` triplets in float32 or
-float64. The requested triplets are at the band's end of the result; further ones show the gap at the cut.
-`docs/numerics.md` lists when each method is chosen, its cost, and methods that lost.
+float64. The requested triplets are the first for the principal band and the last for the minor band. Further triplets
+show the gap at the cut. `docs/numerics.md` lists when each method is chosen, its cost, and methods that lost.
 """
 
 from __future__ import annotations

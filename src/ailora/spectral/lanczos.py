@@ -1,9 +1,9 @@
 """Block Golub-Kahan-Lanczos: the leading singular triplets of a linear map and its adjoint.
 
-Golub, Luk, Overton (1981), "A block Lanczos method for computing the singular values and corresponding singular
-vectors of a matrix"; full reorthogonalization as in PROPACK. Each step adds a block of vectors to a left and to a right
-basis. The SVD of the small projected matrix gives Ritz triplets; its last block row gives their residuals, without a
-further product of the map.
+Golub, Luk, Overton (1981), "A block Lanczos method for computing the singular values and corresponding singular vectors
+of a matrix"; full reorthogonalization as in PROPACK. Each step adds a block of vectors to a left and to a right basis.
+The SVD of the small projected matrix gives Ritz triplets. The last block row of the matrix gives their residuals,
+without a further product of the map.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Cache of decompositions on disk, shared by runs.
 
-The key of an entry is a hash of the weight's bytes, shape and dtype, the band, the rank step and the version of the
-methods, so that a changed weight changes the key. Weights are decomposed at a few fixed rank steps and truncated to the
-requested rank. The result therefore does not depend on the content of the cache, or on its use.
+The key of an entry is a hash of the weight (bytes, shape and dtype), the band, the rank step and the version of the
+methods, so that a changed weight has a different key. Weights are decomposed at a few fixed rank steps and truncated to
+the requested rank. The result therefore does not depend on the content of the cache, or on its use.
 """
 
 from __future__ import annotations
