@@ -84,7 +84,7 @@ def test_a_scale_and_overrides_are_another_grid(file: Path) -> None:
             ["export", "{file}", "--out", "trials.xls"],
             "trials.xls: expected an output file that ends in one of .tsv, .csv",
         ),
-        (["run", "{file}", "scales.small=1"], "scales cannot be overridden; --scale selects one"),
+        (["run", "{file}", "scales.small=1"], "scales cannot be overridden; --scale selects"),
         (["work", "sqlite:////nowhere/study.db", "x"], "holds no study 'x'"),
         (["work", "sqlite:////tmp", "x"], "is a folder; expected a database file"),
     ],

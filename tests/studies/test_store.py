@@ -172,8 +172,8 @@ def test_a_storage_that_is_not_there_is_not_made_by_looking(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("url", "message"),
     [
-        ("no url", "no url is no database URL"),
-        ("nosuchdb://x/y", "storage nosuchdb://x/y is no database URL"),
+        ("no url", "no url is not a database URL"),
+        ("nosuchdb://x/y", "storage nosuchdb://x/y is not a database URL"),
         ("postgresql+psycopg://me:secret@127.0.0.1:9/none", r"me:\*\*\*@127.0.0.1:9/none cannot be reached"),
     ],
 )

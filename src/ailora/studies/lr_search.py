@@ -1,4 +1,4 @@
-"""Search for the best learning rate of a method, and for the rates that are as good."""
+"""Search for the best learning rate of a method, and for rates as good as the best."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ailora.errors import InputError
 from ailora.studies.statistics import Estimate
 from ailora.studies.study_config import RateConfig
 
-#: Decades by which a range is extended at most beyond each of its ends.
+#: Maximum extension of a range beyond each end.
 MAX_EXTENSION_DECADES = 2
 
 
@@ -24,7 +24,7 @@ class LrGrid:
 
     Attributes:
         initial: rates of the first runs, in ascending order.
-        per_decade: number of rates to a factor of ten; None for exact rates, which are never extended.
+        per_decade: number of rates per factor of ten; None for exact rates, which are never extended.
     """
 
     initial: tuple[float, ...]
@@ -36,13 +36,13 @@ class LrGrid:
         if config.values is not None:
             return cls(tuple(sorted(config.values)))
         assert config.from_ is not None
-        # A hundredth of a step: 1e-5 to 1e-2 has 13 rates, whatever the last digits of the logarithms are.
+        # The hundredth of a step absorbs rounding of the logarithms: 1e-5 to 1e-2 always has 13 rates.
         steps = math.floor(config.decades * config.per_decade + 0.01)
         return cls(tuple(_step(config.from_, k, config.per_decade) for k in range(steps + 1)), config.per_decade)
 
     @property
     def reachable(self) -> list[float]:
-        """Rates within reach: a range extends by `MAX_EXTENSION_DECADES` beyond each of its ends."""
+        """All rates that the search may try: a range extends by `MAX_EXTENSION_DECADES` beyond each end."""
         if self.per_decade is None:
             return list(self.initial)
         most = MAX_EXTENSION_DECADES * self.per_decade
@@ -51,7 +51,7 @@ class LrGrid:
         return [*below, *self.initial, *above]
 
     def neighbours(self, rate: float) -> list[float]:
-        """Return the next rates below and above a rate, within reach."""
+        """Return the next reachable rates below and above a rate."""
         rates = self.reachable
         place = rates.index(rate)
         return [*rates[max(0, place - 1) : place], *rates[place + 1 : place + 2]]
@@ -62,9 +62,9 @@ class SearchState:
     """State of the search for a method's best rate.
 
     Attributes:
-        required: (rate, seed) of all runs known to be needed, ended runs included.
-        best: the best rate; None while unknown, or where every run failed.
-        ended: whether nothing is left to run.
+        required: (rate, seed) of all required runs so far, ended runs included.
+        best: the best rate; None while unknown, or if every run failed.
+        ended: whether no run is left.
     """
 
     required: list[tuple[float, int]]
@@ -74,12 +74,12 @@ class SearchState:
 
 @dataclass(frozen=True)
 class LrSearch:
-    """Search for the best rate of a method, and runs of all seeds there.
+    """Search for the best rate of a method, with runs of all seeds at this rate.
 
     Attributes:
-        rates: the rates.
-        seeds: the first finds the best rate, all of them confirm the choice.
-        extra_seeds: run at the best rate alone.
+        rates: rates to search.
+        seeds: seeds that choose the best rate; the first seed searches for it.
+        extra_seeds: seeds that run only at the best rate.
         everywhere: whether all seeds run at all rates.
     """
 
@@ -89,7 +89,7 @@ class LrSearch:
     everywhere: bool = False
 
     def plan(self, scores: Mapping[tuple[float, int], float]) -> SearchState:
-        """Plan the runs known to be needed.
+        """Plan the runs that the scores so far require.
 
         Args:
             scores: (rate, seed) -> score of an ended run, larger is better; NaN for a failed run.
@@ -106,9 +106,9 @@ class LrSearch:
         while (best := self._promising(scores, tried)) is not None:
             near = self.rates.neighbours(best)
             tried |= {*near}
-            # One seed tells whether the range goes on in this direction, all of them which rate is the best.
+            # The first seed decides whether the range extends in this direction, all seeds decide which rate is best.
             for seeds in (first, self.seeds):
-                # A rate at which a run failed is out: its other seeds would only cost.
+                # A rate with a failed run cannot be the best: its other seeds need not run.
                 sound = [r for r in (best, *near) if not any(math.isnan(scores.get((r, s), 0.0)) for s in self.seeds)]
                 required |= _pairs(sound, seeds)
                 if not required.keys() <= scores.keys():
@@ -122,9 +122,9 @@ class LrSearch:
         return SearchState(list(required), best, ended=required.keys() <= scores.keys())
 
     def _promising(self, scores: Mapping[tuple[float, int], float], tried: Iterable[float]) -> float | None:
-        """Return the rate with the best mean over all seeds or, while no rate has them all, with the best first seed.
+        """Return the rate with the best mean over all seeds, or while no rate has all seeds, with the best first seed.
 
-        A rate with a failed run is out. Returns None if all are.
+        Returns None if every rate has a failed run.
         """
         by_rate = {rate: [scores[rate, seed] for seed in self.seeds if (rate, seed) in scores] for rate in tried}
         sound = {rate: values for rate, values in by_rate.items() if not any(map(math.isnan, values))}
@@ -138,9 +138,9 @@ class LrRange:
     """Learning rates as good as the best.
 
     Attributes:
-        low: the smallest; the range may be wider if no smaller rate was tried.
-        high: the largest; the range may be wider if no larger rate was tried.
-        best: the best.
+        low: smallest rate; the range may be wider if no smaller rate was tried.
+        high: largest rate; the range may be wider if no larger rate was tried.
+        best: best rate.
     """
 
     low: float
@@ -154,11 +154,11 @@ class LrRange:
 
 
 def best_rate(curve: Mapping[float, float], *, larger_is_better: bool) -> float:
-    """Return the learning rate with the best finite mean; of equal means, the smaller rate.
+    """Return the learning rate with the best finite mean; of rates with equal means, the smallest.
 
     Args:
         curve: learning rate -> mean score.
-        larger_is_better: whether a larger score is.
+        larger_is_better: whether a larger score is better.
 
     Raises:
         InputError: No learning rate has a finite mean.
@@ -171,14 +171,14 @@ def best_rate(curve: Mapping[float, float], *, larger_is_better: bool) -> float:
 
 
 def find_good_range(curve: Mapping[float, Estimate], *, larger_is_better: bool, tolerance: float) -> LrRange:
-    """Find the learning rates around the best, without a gap, whose mean is within a margin of the best mean.
+    """Find the contiguous range of learning rates around the best whose means are within a margin of the best mean.
 
     The margin is the larger of the tolerance and two standard errors of the best mean.
 
     Args:
-        curve: learning rate -> scores there.
-        larger_is_better: whether a larger score is.
-        tolerance: in the metric's unit: 0.01 for an accuracy in [0, 1].
+        curve: learning rate -> scores at this rate.
+        larger_is_better: whether a larger score is better.
+        tolerance: smallest margin, in the unit of the metric, such as 0.01 for an accuracy in [0, 1].
 
     Raises:
         InputError: No learning rate has a finite mean, a rate is not positive, or the tolerance is negative.
@@ -190,7 +190,7 @@ def find_good_range(curve: Mapping[float, Estimate], *, larger_is_better: bool, 
     margin = max(tolerance, 2 * (curve[best].standard_error or 0.0))
 
     def is_good(rate: float) -> bool:
-        # 0.91 - 0.90 > 0.01 in floats: scores and means are each rounded once, the margin once.
+        # In floats, 0.91 - 0.90 > 0.01: scores, means and the margin are each rounded once.
         rounding = 4 * np.finfo(float).eps * max(abs(means[rate]), abs(means[best]))
         return abs(means[rate] - means[best]) <= margin + rounding
 
@@ -205,5 +205,5 @@ def _pairs(rates: Iterable[float], seeds: Iterable[int]) -> dict[tuple[float, in
 
 
 def _step(rate: float, steps: int, per_decade: int) -> float:
-    """Return the rate a number of steps along a geometric range, rounded to six digits."""
+    """Return the rate after a number of steps along a geometric range, rounded to six digits."""
     return float(f"{rate * 10 ** (steps / per_decade):.6g}")

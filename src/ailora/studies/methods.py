@@ -1,4 +1,4 @@
-"""Methods of a study: a policy by name, or a label with overrides of a run's configuration."""
+"""Methods of a study: names of policies, or labels with overrides of a run's configuration."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class StudyMethod:
     Attributes:
         method: the training method.
         overrides: dotted key -> value.
-        learning_rate: rates of the method; None for the study's.
+        learning_rate: rates of the method; None for the rates of the study.
     """
 
     method: Method
@@ -31,7 +31,7 @@ class StudyMethod:
     learning_rate: RateConfig | None = None
 
     def applicable(self, setting: Mapping[str, object]) -> dict[str, object]:
-        """Select the values of a setting that the method uses and does not set itself."""
+        """Select the values of a setting that the method uses and does not override."""
         full = isinstance(self.method, FullFineTuning)
         unused = {key for key in setting if full and key.startswith("adapter.")} | self.overrides.keys()
         return {key: value for key, value in setting.items() if key not in unused}
@@ -62,7 +62,7 @@ def parse_methods(entries: Sequence[str | dict[str, dict[str, Any] | None]]) -> 
     for entry in entries:
         for label, changes in ({entry: None} if isinstance(entry, str) else entry).items():
             if label in methods:
-                raise InputError(f"methods: {label!r} is there twice")
+                raise InputError(f"methods: duplicate label {label!r}")
             methods[label] = _parse_method(label, dict(changes or {}))
     return methods
 

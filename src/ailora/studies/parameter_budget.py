@@ -1,4 +1,4 @@
-"""Match methods by trainable parameters: scale ranks to the baseline's number."""
+"""Match the trainable parameters of methods: scale ranks to the baseline's number of parameters."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from ailora.recipes.training.setup import plan_adapter
 def match_trainable_parameters(config: RunConfig, baseline: RunConfig) -> RunConfig:
     """Scale a configuration's rank to the baseline's number of trainable parameters.
 
-    Heads and other modules trained whole are the same in both and do not count.
+    Heads and other modules that are trained in full are the same for both methods, and do not count.
 
     Args:
         config: configuration of a method.
         baseline: configuration of the baseline.
 
     Returns:
-        The configuration with the scaled rank; full fine-tuning is unchanged.
+        The configuration with the scaled rank; of full fine-tuning, the unchanged configuration.
 
     Raises:
         InputError: The method's adapter is not planned, PEFT's init refuses the scaled rank, or the model has no
@@ -48,7 +48,7 @@ def match_trainable_parameters(config: RunConfig, baseline: RunConfig) -> RunCon
 
 
 def count_trainable(config: RunConfig) -> int:
-    """Count the parameters of a planned adapter.
+    """Count the trainable parameters of a planned adapter.
 
     Args:
         config: configuration of a run.
@@ -66,7 +66,7 @@ def count_trainable(config: RunConfig) -> int:
 
 @functools.lru_cache(maxsize=8)
 def meta_model(model: str, task_type: TaskType) -> PreTrainedModel:
-    """Load a model on the meta device, once for all methods.
+    """Load a model on the meta device, cached for all methods.
 
     Args:
         model: hub id, local folder, or `builtin:minilm`.

@@ -1,4 +1,4 @@
-"""Open databases of studies, with the transactions that SQLite needs."""
+"""Open databases of studies by URL, with transactions that are safe on SQLite."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _log = logging.getLogger(__name__)
 
 
 def sqlite_file(url: str) -> Path | None:
-    """Return the file of an SQLite URL, or None for another database."""
+    """Return the file of an SQLite URL, or None for other databases."""
     parsed = _parse(url)
     return Path(parsed.database) if parsed and parsed.get_backend_name() == "sqlite" and parsed.database else None
 
@@ -57,10 +57,10 @@ def _storage(url: str, *, read_only: bool) -> RDBStorage:
 
 
 def validate_url(url: str) -> None:
-    """Refuse a URL of no database, or one that Optuna or SQLite would misread.
+    """Validate a database URL, and refuse characters that Optuna or SQLite misread.
 
     Raises:
-        InputError: The URL is no database URL, names a database in memory, or has a character that Optuna or SQLite
+        InputError: The URL is not a database URL, names a database in memory, or has a character that Optuna or SQLite
             misreads.
     """
     if not url:
@@ -68,7 +68,7 @@ def validate_url(url: str) -> None:
     parsed = _parse(url)
     if parsed is None:
         raise InputError(
-            f"storage {shorten(mask_url(url), 500)} is no database URL; expected sqlite:///FILE or "
+            f"storage {shorten(mask_url(url), 500)} is not a database URL; expected sqlite:///FILE or "
             "postgresql+psycopg://USER:PASSWORD@HOST/NAME"
         )
     if parsed.get_backend_name() == "sqlite" and parsed.database in (None, "", ":memory:"):
@@ -97,17 +97,19 @@ def _validate_tables(file: Path, *, read_only: bool) -> None:
         entries = connection.execute("SELECT type, name FROM sqlite_master").fetchall()
         connection.execute("ROLLBACK")
     tables = [name for kind, name in entries if kind == "table"]
-    # Views and triggers run statements of the file's author: a view without a time limit, a trigger with our writes.
+    # Views and triggers execute statements of the file: a view can run forever, a trigger can change our writes.
     for kind, name in entries:
         if kind == "trigger" or (kind == "view" and name in BaseModel.metadata.tables):
-            raise InputError(f"{file} holds the {kind} {name!r}, which Optuna does not make: drop it, if you know it")
+            raise InputError(
+                f"{file} has the {kind} {name!r}, which Optuna never creates: drop it if you trust the file"
+            )
     if tables and not {*tables} & BaseModel.metadata.tables.keys():
         raise InputError(
-            f"{file} is the database of another program (its tables: {', '.join(tables[:5])}), which stays as it is: "
-            "choose another storage or output"
+            f"{file} is a database of a different program (tables: {', '.join(tables[:5])}), and was not changed: "
+            "choose a different storage or output"
         )
     if read_only and not {*tables} >= BaseModel.metadata.tables.keys():
-        raise InputError(f"{file} holds no studies: it lacks tables of Optuna {optuna.__version__}")
+        raise InputError(f"{file} holds no studies: tables of Optuna {optuna.__version__} are missing")
 
 
 def _with_tables(url: str, arguments: dict[str, Any], *, read_only: bool) -> RDBStorage:
@@ -125,12 +127,12 @@ def _with_tables(url: str, arguments: dict[str, Any], *, read_only: bool) -> RDB
 
 
 def _serialize(engine: sqlalchemy.Engine, file: Path, *, read_only: bool) -> None:
-    """Lock an SQLite file at the beginning of every transaction; read-only transactions lock out writers alone.
+    """Lock an SQLite file at the beginning of every transaction; read-only transactions block only writers.
 
     Follows "transactional locking" in SQLAlchemy's documentation of the SQLite dialect.
     """
-    # Optuna reads a trial's state and then writes it under a row lock, which SQLite lacks: two workers could claim the
-    # same trial.
+    # Optuna reads the state of a trial and then writes it, under a row lock. SQLite has no row locks: without a lock on
+    # the file, two workers could claim the same trial.
 
     @event.listens_for(engine, "begin")
     def lock(connection: sqlalchemy.Connection) -> None:
@@ -138,18 +140,18 @@ def _serialize(engine: sqlalchemy.Engine, file: Path, *, read_only: bool) -> Non
         try:
             _begin(raw, file, read_only=read_only)
         except sqlite3.Error as error:
-            # Optuna and the heartbeat thread handle SQLAlchemy's errors only.
+            # Optuna and the heartbeat thread only handle errors of SQLAlchemy.
             raise OperationalError("BEGIN", None, error) from error
 
 
 def _begin(connection: sqlite3.Connection, file: Path, *, read_only: bool) -> None:
-    """Begin a transaction with its lock, and log a message while another process has the lock."""
+    """Begin a transaction with a lock, and log a message while another process holds the lock."""
     deadline = time.monotonic() + _LOCK_TIMEOUT_S
     announced = False
     connection.execute(f"PRAGMA busy_timeout = {int(_LOCK_NOTICE_S * 1000)}")
     while True:
         try:
-            # A killed process loses no committed write; a power failure might lose the last ones.
+            # Faster than FULL. A kill loses no committed write; a power failure may lose the last ones.
             connection.execute("PRAGMA synchronous = NORMAL")
             connection.execute("BEGIN" if read_only else "BEGIN IMMEDIATE")
             # A read transaction takes its lock with the first row.
@@ -164,7 +166,7 @@ def _begin(connection: sqlite3.Connection, file: Path, *, read_only: bool) -> No
             if not announced:
                 _log.warning("%s is locked by another process: waiting up to %d s", file, _LOCK_TIMEOUT_S)
                 announced = True
-    # A commit waits for readers.
+    # The long timeout is for the commit, which waits for readers.
     connection.execute(f"PRAGMA busy_timeout = {_LOCK_TIMEOUT_S * 1000}")
 
 
@@ -184,11 +186,11 @@ def open_storage(url: str, *, read_only: bool = False) -> Generator[RDBStorage, 
     """Open a storage, and close it if the block raises.
 
     Args:
-        url: An Optuna database URL.
-        read_only: Create and change nothing in the storage.
+        url: Optuna database URL.
+        read_only: whether to change nothing in the storage.
 
     Raises:
-        InputError: The storage cannot be reached, or belongs to another program.
+        InputError: The storage cannot be reached, or belongs to a different program.
     """
     # Optuna logs a message for every study.
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -208,7 +210,7 @@ def open_storage(url: str, *, read_only: bool = False) -> Generator[RDBStorage, 
 
 @contextlib.contextmanager
 def storage_errors(url: str) -> Generator[None, None, None]:
-    """Convert errors of a database to InputError, without its password.
+    """Convert errors of a database to InputError, without the password in its URL.
 
     Raises:
         InputError: The database cannot be reached, read or written, or has values that Optuna never writes.
@@ -218,17 +220,17 @@ def storage_errors(url: str) -> Generator[None, None, None]:
     except AiloraError:
         raise
     except (ArgumentError, NoSuchModuleError) as error:
-        raise InputError(f"storage {mask_url(url)} is no database URL: {_reason(url, error)}") from None
+        raise InputError(f"storage {mask_url(url)} is not a database URL: {_reason(url, error)}") from None
     except (SQLAlchemyError, StorageInternalError, sqlite3.Error, ImportError, OSError) as error:
         raise InputError(f"storage {mask_url(url)} cannot be reached: {_reason(url, error)}") from None
-    # Errors of Optuna, its enumerations and the JSON reader for values that Optuna never writes.
+    # Raised by Optuna, its enumerations and the JSON parser for values that Optuna never writes.
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         reason = f"{type(error).__name__}: {_reason(url, error)}"
         raise InputError(f"storage {mask_url(url)} is damaged: {reason}") from None
 
 
 def _reason(url: str, error: Exception) -> str:
-    """Return the message of a driver as one line, without the passwords of the URL."""
+    """Format the message of a driver in a single line, without the passwords in the URL."""
     cause = getattr(error.__cause__ or error, "orig", None) or error.__cause__ or error
     reason = " ".join(str(cause).split()).replace(url, mask_url(url))
     parsed = _parse(url)
@@ -253,6 +255,6 @@ def study_names(url: str) -> list[str]:
 def _parse(url: str) -> sqlalchemy.URL | None:
     try:
         return sqlalchemy.make_url(url)
-    # A ValueError comes from a port that is no number.
+    # A port that is not a number raises a ValueError.
     except (ArgumentError, ValueError):
         return None

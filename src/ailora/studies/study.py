@@ -31,25 +31,25 @@ from ailora.studies.trial import Status
 from ailora.studies.trial_storage import TrialStorage
 from ailora.studies.worker import enqueue_missing_trials
 
-#: Keys of a study file that may not change while it is in its storage: its trials would not be comparable.
+#: Keys of a study file that must not change after its first trial: later trials would not be comparable.
 _FIXED_KEYS = ("base", "metric", "match_parameters", "pruning")
 #: Interval between checks of the workers.
 _POLL_INTERVAL_S = 0.5
-#: Exit code of a worker with wrong input, which no restart would change.
+#: Exit code of a worker with invalid input; a restart would fail again.
 _REFUSED = 2
-#: Number of consecutive deaths without progress of any trial, after which a worker is not replaced.
+#: Limit for consecutive deaths of workers without progress of any trial, per worker.
 _MAX_FRUITLESS_DEATHS = 5
 
 
 def create_or_load_study(config: StudyConfig) -> tuple[TrialStorage, StudyDesign]:
-    """Create the study of a file in its storage, or extend it by the trials that the file has gained.
+    """Create the study of a file in its storage, or add the trials of an extended file.
 
     Returns:
         The storage and the design of the study.
 
     Raises:
-        InputError: The file is wrong, contradicts its storage (the message names the keys), or the storage cannot be
-            reached. The storage is then unchanged.
+        InputError: The file is invalid or contradicts its storage, or the storage cannot be reached. The storage is
+            unchanged.
     """
     design = StudyDesign(config)
     assert config.storage is not None
@@ -71,13 +71,13 @@ def create_or_load_study(config: StudyConfig) -> tuple[TrialStorage, StudyDesign
 
 
 def load_study(config: StudyConfig) -> tuple[TrialStorage, StudyDesign]:
-    """Load the study of a file read-only; nothing is created or changed, and no method is imported.
+    """Load the study of a file read-only, without importing methods of the user.
 
     Returns:
         The storage and the design of the study.
 
     Raises:
-        InputError: The file is wrong or contradicts its storage, or there is no such study.
+        InputError: The file is invalid or contradicts its storage, or there is no such study.
     """
     design = StudyDesign(config, to_run=False)
     assert config.storage is not None
@@ -90,13 +90,14 @@ def load_study(config: StudyConfig) -> tuple[TrialStorage, StudyDesign]:
 def load_study_from_storage(
     url: str, name: str, *, secrets: Mapping[str, Any] | None = None, to_run: bool = True
 ) -> tuple[TrialStorage, StudyDesign]:
-    """Load a study from its storage alone, for workers on other machines and for reports.
+    """Load a study from its storage, without its file, for workers on any machine and for reports.
 
     Args:
-        url: An Optuna database URL.
-        name: Name of the study.
-        secrets: The study file with its secrets, which the storage lacks; None for a study without secrets.
-        to_run: Prepare to run trials; else the storage is opened read-only and no method is imported.
+        url: Optuna database URL.
+        name: name of the study.
+        secrets: study file with its secrets, which the storage lacks; None for a study without secrets.
+        to_run: whether to prepare to run trials; else the storage is opened read-only, and methods of the user are not
+            imported.
 
     Returns:
         The storage and the design of the study.
@@ -126,7 +127,7 @@ def trial_frame(storage: TrialStorage, design: StudyDesign) -> pd.DataFrame:
 
 
 class WorkerInput(Protocol):
-    """Settings that workers need: a study file, or the request of `ailora tune`."""
+    """Settings of workers: a study file, or the request of `ailora tune`."""
 
     @property
     def output(self) -> str:
@@ -139,17 +140,17 @@ class WorkerInput(Protocol):
 
 
 def run_workers(storage: TrialStorage, config: WorkerInput, count: int, on_poll: Callable[[], None]) -> None:
-    """Run workers on a study until no trial is left, and replace workers that die.
+    """Run workers on a study until all trials have ended, and replace workers that die.
 
     Args:
-        storage: The study's trials.
-        config: The study file, or the request of `ailora tune`.
-        count: Number of workers.
-        on_poll: Called regularly, to show the progress.
+        storage: trials of the study.
+        config: study file, or request of `ailora tune`.
+        count: number of workers.
+        on_poll: called regularly, to show the progress.
 
     Raises:
         InputError: A worker refuses to start, or workers keep dying while no trial advances.
-        KeyboardInterrupt: The user interrupted the study; running trials are back in the queue.
+        KeyboardInterrupt: The user interrupted the study; running trials return to the queue.
     """
     logs = Path(config.output) / "workers"
     with writing(logs):
@@ -181,10 +182,10 @@ def run_workers(storage: TrialStorage, config: WorkerInput, count: int, on_poll:
 
 
 def _start_worker(storage: TrialStorage, config: WorkerInput, log: Path, count: int) -> subprocess.Popen[bytes]:
-    """Start a worker that stops when its standard input ends, also after a kill of this process.
+    """Start a worker that stops at the end of its standard input, and therefore also after a kill of this process.
 
-    The first line of the input has the URL and the study file with their secrets, which neither a list of processes
-    nor the storage may show. See `ailora.cli.study_progress.read_handover`.
+    The first line of the input is the URL and the study file with their secrets, which must appear neither in the list
+    of processes nor in the storage. See `ailora.cli.study_progress.read_handover`.
     """
     threads = max(1, (os.cpu_count() or 1) // count)
     with writing(log), open(log, "ab", opener=refuse_link) as output:
@@ -195,12 +196,12 @@ def _start_worker(storage: TrialStorage, config: WorkerInput, log: Path, count: 
             stderr=output,
             # Each worker gets its share of the cores, unless the user has set a number of threads.
             env={"OMP_NUM_THREADS": str(threads), **safe_environment(), **_device_environment(int(log.stem), count)},
-            # In the same session, Ctrl-C would reach the workers a second time.
+            # In this session, Ctrl-C would also reach the workers, which end with their standard input.
             start_new_session=True,
         )
     assert worker.stdin is not None
     handover = {"storage": storage.url, "study": config.model_dump(by_alias=True, context={"secrets": True})}
-    # `run_workers` notices a worker that is already dead.
+    # A worker may be dead already: `run_workers` replaces it.
     with contextlib.suppress(BrokenPipeError):
         worker.stdin.write(format_json(handover).encode() + b"\n")
         worker.stdin.flush()
@@ -208,14 +209,14 @@ def _start_worker(storage: TrialStorage, config: WorkerInput, log: Path, count: 
 
 
 def _device_environment(number: int, count: int) -> dict[str, str]:
-    """Give each of several workers a GPU of its own; a single worker sees all of them, as a run does."""
+    """Assign a GPU to each of several workers; a single worker sees all GPUs, like a run."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     devices = [str(i) for i in range(torch.cuda.device_count())] if visible is None else visible.split(",")
     return {"CUDA_VISIBLE_DEVICES": devices[number % len(devices)]} if count > 1 and len(devices) > 1 else {}
 
 
 def _close(worker: subprocess.Popen[bytes]) -> None:
-    """Close a worker's standard input, which stops the worker."""
+    """Stop a worker by closing its standard input."""
     assert worker.stdin is not None
     with contextlib.suppress(BrokenPipeError):
         worker.stdin.close()
@@ -240,21 +241,21 @@ def _last_line(log: Path) -> str:
 
 
 def _validate_same_study(config: StudyConfig, storage: TrialStorage) -> None:
-    """Refuse a file that changes the meaning of a stored task, method or base."""
+    """Validate that a study file does not change the base, a task or a method of its stored study."""
     now, there = _fixed_parts(config.model_dump(by_alias=True)), _fixed_parts(storage.config)
     shared = now.keys() & there.keys()
     if changes := describe_differences({key: now[key] for key in shared}, {key: there[key] for key in shared}):
         raise InputError(
-            f"the study {storage.name!r} no longer fits its storage ({changes}): choose another output or name"
+            f"the study {storage.name!r} no longer fits its storage ({changes}): choose a different output or name"
         )
 
 
 def _fixed_parts(study: Mapping[str, Any]) -> dict[str, Any]:
-    """Select the parts of a study file that must not change: some keys, and the overrides of each task and method."""
+    """Select the parts of a study file that must not change: fixed keys, and overrides of tasks and methods."""
     methods = [entry if isinstance(entry, dict) else {entry: None} for entry in study["methods"]]
     parts = {key: study.get(key) for key in _FIXED_KEYS}
     if isinstance(study["seeds"], dict):
-        # Looks that are planned after looking have no error rate.
+        # The error rate holds only if the looks were planned before the first.
         parts |= {"seeds": study["seeds"], "margin": study.get("margin")}
     parts |= {f"tasks.{label}": changes for label, changes in (study["tasks"] or {}).items()}
     return parts | {f"methods.{label}": entry[label] for entry in methods for label in entry}

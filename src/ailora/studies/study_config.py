@@ -29,7 +29,7 @@ from ailora.redaction import is_secret
 Rate = Annotated[float, pydantic.Field(strict=True, gt=0, allow_inf_nan=False)]
 Seed = Annotated[int, pydantic.Field(strict=True, ge=0, lt=2**32)]
 Share = Annotated[str, pydantic.Field(strict=True, pattern=r"^\d+(\.\d+)? ?%$")]
-#: Rates of a method that are tried first, and decades of a range: more are a slip, and would only be counted for hours.
+#: Limits for the first rates of a method and for the decades of a range, which catch slips such as a wrong exponent.
 _MAX_RATES = 1_000
 _MAX_DECADES = 100
 _MARGIN = "a number above 0, or a share of the baseline's score such as 1%"
@@ -38,12 +38,12 @@ _RATES = "a mapping: values, or from, to and per_decade"
 
 
 class RateConfig(Section, frozen=True, populate_by_name=True):
-    """`learning_rate:`. Either exact values, or a geometric range that is extended where its best is at an edge.
+    """Value of `learning_rate:`: exact rates, or a geometric range that is extended while its best rate is at an end.
 
     Attributes:
-        values: the rates.
+        values: exact rates.
         from_, to: ends of the range.
-        per_decade: number of rates to a factor of ten.
+        per_decade: number of rates per factor of ten.
     """
 
     values: list[Rate] | None = field("a list of numbers above 0", None, min_length=1)
@@ -59,22 +59,25 @@ class RateConfig(Section, frozen=True, populate_by_name=True):
 
     @property
     def decades(self) -> float:
-        """Factors of ten from the least to the largest rate of a range."""
+        """Factors of ten from the smallest to the largest rate of a range."""
         return math.log10(self.to) - math.log10(self.from_) if self.from_ and self.to else 0.0
 
     def check(self, where: str) -> None:
-        """Refuse keys that do not go together.
+        """Validate the combination of keys.
+
+        Args:
+            where: key of the rates, for messages.
 
         Raises:
-            InputError: There are neither values nor a range, or both; the range is reversed or too wide; a rate is a
-                duplicate.
+            InputError: Values and a range are both given or both missing, the range is reversed or too wide, or a rate
+                is a duplicate.
         """
         given = self.model_fields_set
         if self.values is not None:
             if given != {"values"}:
                 raise InputError(f"{where}: give values, or from, to and per_decade, not both")
             if len(set(self.values)) < len(self.values):
-                raise InputError(f"{where}.values: the same rate is there twice")
+                raise InputError(f"{where}.values: duplicate rate")
         elif self.from_ is None or self.to is None:
             raise InputError(f"{where} needs values, or from and to")
         elif self.from_ > self.to:
@@ -89,11 +92,11 @@ class RateConfig(Section, frozen=True, populate_by_name=True):
 
 
 class SequentialSeeds(Section, frozen=True, populate_by_name=True):
-    """`seeds:` as a mapping. Seeds from 0 on are run until every comparison is decided.
+    """Value of `seeds:` as a mapping: seeds 0, 1, 2, ... run until every comparison is decided.
 
     Attributes:
-        from_: number of seeds at the first look, which also choose the learning rates.
-        until: the only rule to stop.
+        from_: number of seeds at the first look; these seeds also choose the learning rates.
+        until: rule to stop; only `decided`.
         to: number of seeds at the last look.
     """
 
@@ -107,31 +110,33 @@ class SequentialSeeds(Section, frozen=True, populate_by_name=True):
 
 
 class StudyConfig(StoredSection, frozen=True):
-    """A study file; `docs/studies.md` describes each key.
+    """Content of a study file; `docs/studies.md` describes each key.
 
     Attributes:
         base: configuration that every trial starts from: a file beside the study's, or its content.
         methods: policies by name, or `{label: overrides}`; an override `method` names the policy of a label.
         tasks: name -> overrides of the base.
         grid: dotted key of the base -> its values.
-        learning_rate: rates that every method is tried at; an override `learning_rate` of a method takes precedence.
-        seeds: the first finds the best rate; or numbers of seeds to run until every comparison is decided.
-        extra_seeds: run at the best rate alone, once the other seeds have chosen the rate.
-        seeds_at: whether the other seeds run at the best rate and its neighbours, or at all rates.
+        learning_rate: rates to try for every method; an override `learning_rate` of a method takes precedence.
+        seeds: seeds that choose the best rate, the first of which searches for it; or a mapping, to run seeds until
+            every comparison is decided.
+        extra_seeds: seeds that run only at the best rate.
+        seeds_at: whether all `seeds` but the first run at the best rate and its neighbours, or at all rates.
         baseline: method to compare with; None for the first.
-        metric: deciding metric on the validation split; None for the recipe's first metric, or the loss.
+        metric: reported metric, which also chooses the learning rate on the validation split; None for the first of the
+            recipe.
         margin: largest difference of equivalent methods, in the metric's unit or as a share such as `1%` of the
             baseline's mean; None for 0.01 where scores are at most 1.
         match_parameters: whether to scale each method's rank to the baseline's number of trainable parameters.
-        confirm_speed: whether to run a method that reaches the baseline's final loss earlier with a schedule that ends
-            there.
+        confirm_speed: whether to confirm by runs with a shorter schedule that a method reaches the baseline's final
+            loss earlier.
         pruning: whether to end runs early if they are worse than the median of their peers at the same evaluation.
         retries: number of restarts of a trial whose worker died.
         worker_timeout: seconds without a heartbeat after which a worker counts as dead.
-        keep: part of a trial's model to keep when the trial has finished.
-        storage: an Optuna database URL; None for SQLite in the output folder.
-        output: the study's folder.
-        name: the study's name in the storage; None for that of the output folder.
+        keep: part of the model to keep after each trial.
+        storage: Optuna database URL; None for SQLite in the output folder.
+        output: folder of the study.
+        name: name of the study in the storage; None for the name of the output folder.
     """
 
     base: Text | dict[str, Any] = field("a file or a mapping: the configuration of a run")
@@ -166,16 +171,16 @@ def load_study_config(
     """Read, complete and validate a study file.
 
     Args:
-        source: a YAML file, or its content.
-        overrides: `dotted.key=value` with a YAML value; the dots of `base.training.seed` lead into the base's file.
-        scale: name of a set of keys below `scales:`, which replace the file's own.
+        source: YAML file, or its content.
+        overrides: `dotted.key=value` with a YAML value; a key such as `base.training.seed` leads into the base.
+        scale: name of an entry of `scales:`, whose keys replace those of the file.
 
     Returns:
-        The study file with the base's content, an absolute output folder, a storage and a name.
+        The study file with the content of the base, an absolute output folder, a storage and a name.
 
     Raises:
-        InputError: The file is missing or no YAML, or a key, name or value is invalid; the message names the allowed
-            ones.
+        InputError: The file is missing or not YAML, or a key, name or value is invalid; the message names the allowed
+            values.
     """
     raw = copy.deepcopy(dict(source)) if isinstance(source, Mapping) else read_yaml(Path(source))
     where = "" if isinstance(source, Mapping) else f"{source}: "
@@ -199,9 +204,9 @@ def _load(raw: dict[str, Any], overrides: Sequence[str], scale: str | None, besi
     if isinstance(base := raw.get("base"), str):
         raw["base"] = _read_base(beside / base)
     for override in overrides:
-        # The entries have been read: without this, the key would be said to be unknown.
+        # `scales` was removed above: without this check, the message would call the key unknown.
         if override.partition("=")[0].split(".")[0] == "scales":
-            raise InputError(f"{override!r}: scales cannot be overridden; --scale selects one of the file")
+            raise InputError(f"{override!r}: scales cannot be overridden; --scale selects an entry of the file")
         apply_override(raw, override)
     try:
         config = StudyConfig.model_validate(raw)
@@ -219,7 +224,7 @@ def _read_base(file: Path) -> dict[str, Any]:
 
 
 def _validate_seeds(config: StudyConfig) -> None:
-    """Refuse repeated seeds, and numbers of seeds without a plan of looks."""
+    """Validate that seeds are unique, and that sequential seeds have a plan of looks."""
     if isinstance(config.seeds, SequentialSeeds):
         if config.seeds.from_ >= config.seeds.to:
             raise InputError(f"seeds: to must be above from, got from {config.seeds.from_} to {config.seeds.to}")
@@ -228,7 +233,7 @@ def _validate_seeds(config: StudyConfig) -> None:
         return
     seeds = [*config.seeds, *config.extra_seeds]
     if repeated := [seed for seed, count in Counter(seeds).items() if count > 1]:
-        raise InputError(f"seeds: {repeated[0]} is there twice")
+        raise InputError(f"seeds: duplicate seed {repeated[0]}")
 
 
 def _complete(config: StudyConfig) -> StudyConfig:

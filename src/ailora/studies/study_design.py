@@ -1,4 +1,4 @@
-"""The design of a study: its conditions, the trials of each, and the configuration that each trial runs."""
+"""Design of a study: its conditions, their trials, and the configuration of each trial."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from ailora.studies.study_config import SequentialSeeds, StudyConfig
 from ailora.studies.trial import ONLY_TASK, Condition, Status, Trial, TrialResult, TrialSpec
 from ailora.studies.trial_keys import TrialKeys, trial_identity
 
-#: Keys of a run's configuration that the study sets -> the key of the study file that decides them.
+#: Key of a run's configuration that the study sets -> key of the study file that determines it.
 _OWNED_KEYS = {"training.learning_rate": "learning_rate", "training.seed": "seeds", "output": "output"}
 
-#: Default of `margin` for scores that are at most 1.
+#: Default of `margin` for scores up to 1.
 _MARGIN = 0.01
 
-#: `ailora study status` takes a few seconds for half of them.
+#: Limit at which `ailora study status` still takes seconds.
 _MAX_TRIALS = 20_000
 
 
@@ -38,14 +38,14 @@ class StudyDesign:
     """Conditions of a study, with the configuration, metric and learning rates of each.
 
     Args:
-        config: The study file.
-        to_run: Prepare to run trials; else methods of the user are not imported.
+        config: study file.
+        to_run: whether to prepare to run trials; else methods of the user are not imported.
 
     Attributes:
-        methods: Methods by label.
-        baseline: Label of the method to compare with.
-        conditions: All conditions, the baseline's first in each task and setting.
-        keys: Keys of the trials, and the selection of stored trials with these keys.
+        methods: methods by label.
+        baseline: label of the method to compare with.
+        conditions: all conditions; for each task and setting, that of the baseline first.
+        keys: keys of the trials.
 
     Raises:
         InputError: A method, key, metric or baseline is unknown, the recipe refuses a value, or the grid is empty.
@@ -78,18 +78,18 @@ class StudyDesign:
     def baseline_for(self, condition: Condition) -> Condition:
         """Find the baseline's condition on the same task, at the same setting or the nearest one.
 
-        A method that sets the grid's keys itself, or has no use for them, as full fine-tuning, is compared with the
-        baseline's first setting that fits.
+        A method that overrides keys of the grid, or does not use them (full fine-tuning), is compared with the first
+        matching setting of the baseline.
         """
         setting = dict(condition.setting)
         baselines = [c for c in self.conditions if c.task == condition.task and c.method == self.baseline]
         return max(baselines, key=lambda c: sum(setting.get(key) == value for key, value in c.setting))
 
     def metric(self, condition: Condition) -> str:
-        """Name of the metric that decides, on the validation split.
+        """Return the metric that chooses the learning rate and is reported.
 
         Raises:
-            InputError: the recipe does not compute the study's metric.
+            InputError: The recipe does not compute the metric of the study.
         """
         scores = self.base_config(condition).scores
         name = self.config.metric or next(iter(scores))
@@ -98,21 +98,21 @@ class StudyDesign:
         return name
 
     def larger_is_better(self, condition: Condition) -> bool:
-        """Whether a larger value of the condition's metric is better."""
+        """Return whether a larger value of the condition's metric is better."""
         return self.base_config(condition).scores[self.metric(condition)]
 
     def report_split(self, condition: Condition) -> str:
-        """Name of the split whose scores are reported: the test split, where the task has one."""
+        """Return the split whose scores are reported: `test`, or `validation` if the task has no test split."""
         return "test" if self.base_config(condition).data.test else "validation"
 
     def metric_label(self, condition: Condition) -> str:
-        """Metric and split that are reported, as `accuracy (test)`."""
+        """Format the reported metric and split, such as `accuracy (test)`."""
         return f"{self.metric(condition)} ({self.report_split(condition)})"
 
     def margin(self, condition: Condition) -> float | None:
-        """Largest difference of equivalent methods, in the metric's unit or as a share of the baseline's mean.
+        """Return the largest difference of equivalent methods, in the unit of the metric or as a share of the baseline.
 
-        Returns None if neither the study nor the metric has a margin: equivalence is not judged.
+        Returns None if neither the study nor the metric has a margin; equivalence is then not tested.
         """
         margin = self.config.margin
         if isinstance(margin, str):
@@ -121,52 +121,52 @@ class StudyDesign:
 
     @property
     def selection_seeds(self) -> list[int]:
-        """Seeds that choose the best rates; the first searches for them."""
+        """Seeds that choose the best rates; the first seed searches for them."""
         seeds = self.config.seeds
         return list(range(seeds.from_)) if isinstance(seeds, SequentialSeeds) else seeds
 
     @property
     def seeds(self) -> list[int]:
-        """All seeds that a condition may run, in their order."""
+        """All seeds that a condition may run, in order."""
         seeds = self.config.seeds
         return list(range(seeds.to)) if isinstance(seeds, SequentialSeeds) else [*seeds, *self.config.extra_seeds]
 
     @functools.cached_property
     def looks(self) -> LookSchedule:
-        """Numbers of seeds at which the study is judged."""
+        """Numbers of seeds at which the methods are judged."""
         seeds = self.config.seeds
         if isinstance(seeds, SequentialSeeds):
             return LookSchedule.between(seeds.from_, seeds.to)
         return LookSchedule((len(self.seeds),))
 
     def lr_search(self, condition: Condition, n_seeds: int | None = None) -> LrSearch:
-        """Learning rates and seeds of a condition.
+        """Build the search for the learning rate of a condition.
 
         Args:
             condition: condition of the study.
-            n_seeds: number of seeds at the best rate; None for those of the first look.
+            n_seeds: number of seeds at the best rate; None for that of the first look.
         """
         selection = self.selection_seeds
         later = self.seeds[len(selection) : n_seeds or self.looks.counts[0]]
         return LrSearch(self._rates(condition.method), selection, later, self.config.seeds_at == "all")
 
     def run_config(self, spec: TrialSpec) -> RunConfig:
-        """Return the configuration of a trial; nothing else is written to its output folder."""
+        """Return the configuration of a trial, with an output folder of its own."""
         return self._configure(spec, str(Path(self.config.output) / "trials" / self.keys.key(spec)))
 
     def score(self, spec: TrialSpec, result: TrialResult) -> float:
-        """Score of a trial that is done, on the validation split; larger is better."""
+        """Return the score of a completed trial on the validation split; larger is better."""
         value = result.metrics["validation"][self.metric(spec.condition)]
         return value if self.larger_is_better(spec.condition) else -value
 
     def scores(self, trials: Iterable[Trial]) -> dict[Condition, dict[tuple[float, int], float]]:
-        """Collect the scores that the search for the best rates has seen; runs that confirm a time to loss are no part.
+        """Collect the scores for the search of the best rates, without runs that confirm a time to loss.
 
         Args:
             trials: from `TrialKeys.matching_trials`.
 
         Returns:
-            Condition -> (learning rate, seed) -> score of what has ended, larger is better; NaN where it failed.
+            Condition -> (learning rate, seed) -> score of the ended trial, larger is better; NaN if it failed.
         """
         scores: dict[Condition, dict[tuple[float, int], float]] = {condition: {} for condition in self.conditions}
         for trial in trials:
@@ -178,7 +178,7 @@ class StudyDesign:
         return scores
 
     def plan_looks(self, trials: Sequence[Trial]) -> LookState[Condition]:
-        """Judge the methods at their latest looks, and plan the seeds of the next.
+        """Judge the methods at their latest looks, and plan the seeds of their next looks.
 
         Args:
             trials: from `TrialKeys.matching_trials`.
@@ -197,7 +197,7 @@ class StudyDesign:
         return plan_looks(comparisons, reported, self.seeds, self.looks)
 
     def required_trials(self, trials: Sequence[Trial]) -> list[TrialSpec]:
-        """List the trials that are known to be needed, those that have ended included.
+        """List the trials that the results so far require, ended trials included.
 
         Args:
             trials: from `TrialKeys.matching_trials`.
@@ -210,7 +210,7 @@ class StudyDesign:
         ]
 
     def _reported_scores(self, trials: Sequence[Trial]) -> dict[Condition, dict[int, float] | None]:
-        """Collect the reported scores at the best rates, in the form that `plan_looks` of the looks takes."""
+        """Collect the reported scores at the best rates, as input of `plan_looks`."""
         reported: dict[Condition, dict[int, float] | None] = dict.fromkeys(self.conditions)
         best = {}
         for condition, scores in self.scores(trials).items():
@@ -223,7 +223,7 @@ class StudyDesign:
                 continue
             if spec.learning_rate == best[spec.condition]:
                 metric, split = self.metric(spec.condition), self.report_split(spec.condition)
-                # Results come from a database, perhaps of another version: one without the score counts as failed.
+                # The database may come from a different version: a result without the score counts as failed.
                 metrics = trial.result.metrics if trial.result else {}
                 of[spec.seed] = metrics.get(split, {}).get(metric, math.nan)
         return reported
@@ -240,21 +240,21 @@ class StudyDesign:
             raise InputError(f"method {condition.method!r}, task {condition.task!r}: {error}") from None
 
     def _validate_margin(self, condition: Condition) -> None:
-        """Refuse a metric that the recipe does not compute, and one without a margin that a verdict needs."""
+        """Validate that the recipe computes the metric, and that sequential seeds have a margin."""
         metric = self.metric(condition)
         if isinstance(self.config.seeds, SequentialSeeds) and self.margin(condition) is None:
             raise InputError(
-                f"margin is missing: seeds run until decided, which needs the largest difference of {metric} that does "
-                "not matter. Expected a number above 0 in the metric's unit, or a share of the baseline such as 1%"
+                f"margin is missing, and seeds that run until decided need it: the largest difference of {metric} that "
+                "does not matter. Expected a number above 0 in the metric's unit, or a share of the baseline such as 1%"
             )
 
     def _validate_size(self) -> None:
-        """Refuse more trials than a study can hold, before any of them is made."""
+        """Refuse a study with too many trials, before conditions are built."""
         config = self.config
         n_settings = len(self._tasks) * math.prod(map(len, config.grid.values()))
         n_seeds = len(self.selection_seeds)
         for_method = [
-            # At first all rates, then the best one with its two neighbours.
+            # All rates with the first seed, then the best rate and its two neighbours with all.
             max(n_rates * (n_seeds if config.seeds_at == "all" else 1), min(n_rates, 3) * n_seeds)
             for n_rates in (len(self._rates(label).initial) for label in self.methods)
         ]
@@ -263,7 +263,7 @@ class StudyDesign:
             raise InputError(
                 f"the study has about {n_trials:,} trials: {len(self._tasks):,} tasks x "
                 f"{n_settings // len(self._tasks):,} settings of the grid x {len(self.methods):,} methods x "
-                f"learning rates x seeds; expected at most {_MAX_TRIALS:,}. Leave some out, or make several studies"
+                f"learning rates x seeds; expected at most {_MAX_TRIALS:,}. Remove some, or split the study"
             )
 
     def _rates(self, method: str) -> LrGrid:

@@ -1,4 +1,4 @@
-"""Read how far a study is, without the packages that train: these take seconds to import."""
+"""Read the progress of a study without importing the packages for training, which takes seconds."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from ailora.studies.trial_storage import TrialStorage
 
 
 def load_trial_keys(config: StudyConfig) -> tuple[TrialStorage, TrialKeys]:
-    """Load the trials of a study and their keys from its storage, which is only read; no method is imported.
+    """Load the trials of a study and their keys, read-only, and without importing methods of the user.
 
-    The keys are those that `ailora study run` has stored, if the study file, the versions and the folders are still the
-    same, and else those of its design.
+    Keys come from the storage if the study file, the versions and the folders are those at the last `ailora study run`;
+    else they are computed from the study's design.
 
     Args:
         config: the study file.
 
     Returns:
-        The trials, and the keys that the study has for them now.
+        The storage, and the current keys of the study's trials.
 
     Raises:
-        InputError: The file is wrong, or no longer fits its storage; there is no such study.
+        InputError: The file is invalid or contradicts its storage, or there is no such study.
     """
     assert config.storage is not None
     assert config.name is not None

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from enum import StrEnum
 from typing import Any
 
-#: The task of a study that names none.
+#: Task of a study without `tasks:`.
 ONLY_TASK = "base"
 
 
@@ -19,7 +19,7 @@ class Condition:
     Attributes:
         task: label of the task.
         method: label of the method.
-        setting: (dotted key, value as JSON) of the grid. Text, so that conditions can be keys whatever the values are.
+        setting: (dotted key, value as JSON) for each key of the grid; JSON makes lists and mappings hashable.
     """
 
     task: str
@@ -38,12 +38,12 @@ class Condition:
 
     @property
     def label(self) -> str:
-        """Task and setting for a reader; empty if the study has a single task and setting."""
+        """Task and setting for a reader; empty in a study without tasks and grid."""
         return ", ".join(part for part in ("" if self.task == ONLY_TASK else self.task, self.setting_label) if part)
 
     @property
     def setting_label(self) -> str:
-        """Setting for a reader, as `rank 8`; empty where the study has no grid."""
+        """Setting for a reader, such as `rank 8`; empty in a study without a grid."""
         return format_setting(self.values)
 
     @property
@@ -52,7 +52,7 @@ class Condition:
         return f"On {self.label}, " if self.label else ""
 
     def method_label(self, baseline: Condition) -> str:
-        """Return the label of the method beside a baseline, with its setting if the baseline's differs."""
+        """Return the label of the method, with its setting if the baseline has a different setting."""
         same_setting = {*self.setting} <= {*baseline.setting}
         return self.method if same_setting else f"{self.method} ({self.setting_label})"
 
@@ -63,7 +63,7 @@ def setting_name(key: str) -> str:
 
 
 def format_setting(values: Mapping[str, object]) -> str:
-    """Format values of the grid's keys, as `rank 8, dropout 0.1`."""
+    """Format values of the grid's keys, such as `rank 8, dropout 0.1`."""
     return ", ".join(f"{setting_name(key)} {value}" for key, value in values.items())
 
 
@@ -72,11 +72,11 @@ class TrialSpec:
     """Specification of a trial.
 
     Attributes:
-        condition: the condition that it belongs to.
-        learning_rate: of the optimizer.
-        seed: of the data order, the new heads and the random factors.
-        max_steps: steps after which its schedule ends; None for the base's own number.
-        until_step: step at which the run stops, to be resumed by another trial; None for a whole run.
+        condition: condition of the trial.
+        learning_rate: learning rate of the optimizer.
+        seed: seed of the data order, the new heads and the random factors.
+        max_steps: number of steps of the schedule; None for that of the base configuration.
+        until_step: step at which the run stops, to be resumed by a later trial; None for a full run.
     """
 
     condition: Condition
@@ -87,12 +87,12 @@ class TrialSpec:
 
     @property
     def training_arguments(self) -> dict[str, Any]:
-        """Training arguments that the trial decides."""
+        """Training arguments that the trial sets."""
         steps = {} if self.max_steps is None else {"max_steps": self.max_steps}
         return {"learning_rate": self.learning_rate, "seed": self.seed, **steps}
 
     def to_dict(self) -> dict[str, object]:
-        """Convert to plain data, as the storage keeps it."""
+        """Convert to plain data for the storage."""
         condition: dict[str, object] = {
             "task": self.condition.task,
             "method": self.condition.method,
@@ -108,7 +108,7 @@ class TrialSpec:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> TrialSpec:
-        """Build a specification from plain data of `to_dict`."""
+        """Build a specification from the plain data of `to_dict`."""
         if "group" in data:
             # The first databases nest the condition, and hold the values of its setting as JSON text.
             group = data["group"]
@@ -120,13 +120,13 @@ class TrialSpec:
 
 @dataclass(frozen=True)
 class TrialResult:
-    """Result of a completed run, as stored: a study is read without the folders of its runs.
+    """Result of a completed run. It is stored, so that a study is read without the folders of its runs.
 
     Fields other than `metrics` and `history` are None if the run did not measure them.
 
     Attributes:
         metrics: split -> metric -> value at the end.
-        history: evaluations on the validation split, each with `step` and `loss`.
+        history: evaluations on the validation split during training, each with `step` and `loss`.
         forgetting: loss on general text before and after, and its `rise`, in nats per token.
         seconds: duration of the whole trial.
         init_seconds: time to load and adapt the model.
@@ -134,7 +134,7 @@ class TrialResult:
         steps: number of optimizer steps.
         trainable_parameters: number of trained parameters.
         total_parameters: number of all parameters.
-        adapter_bytes: size of the adapter's file.
+        adapter_bytes: size of the adapter file.
         peak_memory_bytes: largest memory use of the run.
         folder: folder of the run.
     """
@@ -153,12 +153,12 @@ class TrialResult:
     folder: str | None = None
 
     def to_dict(self) -> dict[str, object]:
-        """Convert to plain data, without the fields that were not measured."""
+        """Convert to plain data, without fields that were not measured."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> TrialResult:
-        """Build a result from plain data of `to_dict`, or from the results of a run; other keys are ignored."""
+        """Build a result from the plain data of `to_dict` or of `result.json`; unknown keys are ignored."""
         measured: dict[str, Any] = {field.name: data[field.name] for field in fields(cls) if field.name in data}
         history = [record for record in data.get("history") or () if {"step", "loss"} <= record.keys()]
         values: dict[str, Any] = {"metrics": {}, **measured, "history": history}
@@ -186,12 +186,12 @@ class Trial:
     """A trial of a study.
 
     Attributes:
-        number: Optuna's number of the attempt that counts.
-        key: hash of its configuration and of the versions that run it.
-        spec: its specification.
-        status: its status.
-        result: result of its run; None unless complete.
-        error: why the trial failed or was pruned.
+        number: Optuna's number of the counting attempt.
+        key: hash of the configuration and of the versions of libraries.
+        spec: specification of the trial.
+        status: status of the trial.
+        result: result of the run; None unless complete.
+        error: reason why the trial failed or was pruned; None otherwise.
         attempts: number of starts.
     """
 
@@ -205,7 +205,7 @@ class Trial:
 
     @property
     def ended(self) -> bool:
-        """Whether the trial will not run any more."""
+        """Whether the trial is complete, failed or pruned."""
         return self.status not in (Status.WAITING, Status.RUNNING)
 
     def to_row(self, grid_keys: Iterable[str]) -> dict[str, Any]:
@@ -215,8 +215,8 @@ class Trial:
             grid_keys: keys of the study's grid, a column each.
 
         Returns:
-            `key`, `task`, `method`, the grid's keys, `learning_rate`, `seed`, `max_steps`, `status`, `attempts`, every
-            metric as `split_metric`, `forgetting` where it was measured, the other facts of the result, `error`.
+            `key`, `task`, `method`, the grid's keys, `learning_rate`, `seed`, `max_steps`, `status`, `attempts`, each
+            metric as `split_metric`, `forgetting` if measured, the other fields of the result, `error`.
         """
         condition, result = self.spec.condition, self.result or TrialResult({})
         values = condition.values
@@ -230,7 +230,7 @@ class Trial:
             "max_steps": self.spec.max_steps,
             "status": self.status.value,
             "attempts": self.attempts,
-            **{f"{split}_{name}": value for split, of in result.metrics.items() for name, value in of.items()},
+            **{f"{split}_{name}": value for split, scores in result.metrics.items() for name, value in scores.items()},
             **({"forgetting": result.forgetting["rise"]} if result.forgetting else {}),
             **{name: getattr(result, name) for name in _RESULT_COLUMNS},
             "error": self.error,

@@ -1,4 +1,4 @@
-"""Keys of trials: hashes of what each runs, by which a study knows its trials in a storage."""
+"""Keys of trials: hashes of their configurations and versions, which identify the trials of a study in a storage."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 #: Characters of `to_text` above which nothing is stored: columns of MySQL hold 65,535 bytes.
 _MAX_STORED_CHARS = 60_000
-#: Bytes of a stored text's JSON: those of more come from a stranger.
+#: Maximum size of stored JSON when decompressed. A larger one was not written by `to_text`.
 _MAX_JSON_BYTES = 2**26
 
 
@@ -29,10 +29,10 @@ class TrialKeys:
     """Keys of a study's trials under the installed versions.
 
     Args:
-        identities: condition -> configuration of its runs, without the output, in the form that keys are hashes of.
+        identities: condition -> configuration of its runs from `trial_identity`.
 
     Attributes:
-        conditions: the conditions of the study, in its order.
+        conditions: conditions of the study, in the order of the study.
     """
 
     def __init__(self, identities: Mapping[Condition, dict[str, Any]]) -> None:
@@ -42,10 +42,10 @@ class TrialKeys:
         self._keys: dict[TrialSpec, str] = {}
 
     def key(self, spec: TrialSpec) -> str:
-        """Hash a trial's whole configuration but its folder, and the versions that run it."""
+        """Hash the configuration of a trial, without its output folder, and the versions of libraries."""
         if spec not in self._keys:
             identity = self._identities[spec.condition]
-            # A study of 10,000 trials has few conditions: what a trial changes is put into the dumped form.
+            # The trials of a condition differ in few arguments: dumping each configuration would be slow for 10,000.
             training = {**identity["training"], **spec.training_arguments}
             until = [] if spec.until_step is None else [spec.until_step]
             content = json.dumps(
@@ -55,15 +55,15 @@ class TrialKeys:
         return self._keys[spec]
 
     def matches(self, trial: Trial) -> bool:
-        """Whether a trial is what the study would run now, with the installed versions."""
+        """Return whether the study would run this trial, with the installed versions."""
         return trial.spec.condition in self._identities and self.key(trial.spec) == trial.key
 
     def matching_trials(self, trials: Iterable[Trial]) -> list[Trial]:
-        """Select the trials that the study would run now, with the installed versions."""
+        """Select the trials that the study would run, with the installed versions."""
         return [trial for trial in trials if self.matches(trial)]
 
     def to_text(self, config: StudyConfig) -> str | None:
-        """Format the keys for the storage, so that they are read without the packages that validate configurations.
+        """Format the keys for the storage, to be read without the packages that validate configurations.
 
         Args:
             config: the study file of these keys.
@@ -74,7 +74,7 @@ class TrialKeys:
         entries = [[c.task, c.method, c.values, identity] for c, identity in self._identities.items()]
         data = [_fingerprint(config), entries]
         content = json.dumps(data, sort_keys=True, default=str)
-        # Keys of mappings that are no texts become texts, which are sorted in another order.
+        # JSON turns other keys of mappings into strings, which are sorted in a different order.
         unchanged = json.dumps(json.loads(content), sort_keys=True) == content
         text = base64.b64encode(zlib.compress(content.encode())).decode()
         return text if unchanged and len(text) <= _MAX_STORED_CHARS else None
@@ -84,11 +84,11 @@ class TrialKeys:
         """Read keys from a storage.
 
         Args:
-            text: of `to_text`, from a database that may come from a stranger.
-            config: the study file as it is now.
+            text: text of `to_text`, from a database that is not trusted.
+            config: the current study file.
 
         Returns:
-            The keys, or None if the text is damaged or the study's file, the versions or the folder have changed.
+            The keys, or None if the text is damaged, or if the study file, the versions or the folders have changed.
         """
         if not isinstance(text, str):
             return None
@@ -103,11 +103,11 @@ class TrialKeys:
 
 
 def trial_identity(config: RunConfig) -> dict[str, Any]:
-    """Convert a configuration to the form that keys of trials are hashes of.
+    """Convert a configuration to the plain data that keys of trials are hashed from.
 
-    Keys are stored in databases: the form of a given configuration must never change, or trials that have finished
-    would run again. A field that leaves the configuration stays here with its default; one that comes is left out
-    where it has its default.
+    Databases contain keys: the plain data of a given configuration must never change, or finished trials would run
+    again. A field that is removed from the configuration stays here with its default. A field that is added is left out
+    if it has its default.
     """
     identity = config.model_copy(update={"output": ""}).model_dump()
     if "rank" in identity["adapter"]:
@@ -122,6 +122,6 @@ def _is_identity(value: object) -> bool:
 
 
 def _fingerprint(config: StudyConfig) -> str:
-    """Hash all that the identities of a study's conditions follow from: paths of its file start at the folders."""
+    """Hash all inputs of the identities of a study's conditions: the file, the versions, and folders in paths."""
     content = [config.model_dump(by_alias=True), library_versions(), os.getcwd(), str(Path.home())]
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()

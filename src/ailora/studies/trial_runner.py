@@ -1,4 +1,4 @@
-"""Run a trial, in a process of its own."""
+"""Run a trial in a separate process."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ from ailora.studies.trial import TrialResult
 
 
 class TrialError(Exception):
-    """Failure of a trial that another attempt would meet again."""
+    """Failure of a trial that would recur in another attempt."""
 
 
 class TrialPruned(Exception):
-    """End of a trial that was stopped early because others are better."""
+    """End of a trial that was stopped early because its peers are better."""
 
 
-#: (step, validation loss) -> whether the run continues
+#: (step, validation loss) -> whether the run continues.
 ShouldContinue = Callable[[int, float], bool]
 
 
@@ -48,7 +48,7 @@ class _PruningCallback(TrainerCallback):
     def __init__(self, should_continue: ShouldContinue | None) -> None:
         self.should_continue = should_continue
 
-    # The arguments are those with which transformers calls it, by name or place.
+    # transformers passes these arguments by name and by position.
     def on_evaluate(
         self,
         args: TrainingArguments,
@@ -69,13 +69,13 @@ class _PruningCallback(TrainerCallback):
 def run_trial(
     config: RunConfig, keep: str, should_continue: ShouldContinue | None = None, *, prefix: RunPrefix | None = None
 ) -> TrialResult:
-    """Run a recipe; the same call after a kill continues from the last checkpoint.
+    """Run a recipe. After a kill, the same call resumes from the last checkpoint.
 
     Args:
         config: configuration of the run.
-        keep: part of the model to keep: `nothing`, `adapter` or `all`; of a prefix, all is kept.
-        should_continue: called at every evaluation; None to continue always.
-        prefix: first steps of the run, if no more are to be trained; a longer prefix or the whole run resumes.
+        keep: part of the model to keep: `nothing`, `adapter` or `all`. All files of a prefix are kept.
+        should_continue: called at every evaluation; None to always continue.
+        prefix: first steps of the run, to train no further steps; a longer prefix or the full run resumes there.
 
     Returns:
         The result of the run.
@@ -88,7 +88,7 @@ def run_trial(
     folder = RunFolder(config.output)
     started = time.perf_counter()
     folder.path.parent.mkdir(parents=True, exist_ok=True)
-    # A worker that was taken for dead may still run it; then its result is used.
+    # A worker that counts as dead may still run this trial: wait, and use its result.
     callbacks = [_PruningCallback(should_continue)]
     with filelock.FileLock(folder.path.with_suffix(".lock")):
         if prefix is None:
@@ -101,7 +101,7 @@ def run_trial(
 
 
 def _summarize_prefix(history: list[dict[str, Any]]) -> dict[str, Any]:
-    """Convert the evaluations of a prefix to the form of `result.json`."""
+    """Summarize the evaluations of a prefix like `result.json`."""
     last = {name: value for name, value in history[-1].items() if name not in ("step", "epoch")}
     return {"metrics": {"validation": last}, "history": history, "steps": history[-1]["step"]}
 
@@ -116,13 +116,13 @@ def _remove_unkept(folder: RunFolder, keep: str) -> None:
 def run_in_subprocess(
     config: RunConfig, keep: str, should_continue: ShouldContinue | None = None, *, prefix: RunPrefix | None = None
 ) -> TrialResult:
-    """Call `run_trial` in a process of its own, which isolates crashes and memory.
+    """Call `run_trial` in a separate process, which isolates crashes and memory.
 
     Args:
         config: configuration of the run.
         keep: part of the model to keep: `nothing`, `adapter` or `all`.
-        should_continue: called here at every evaluation; None to continue always.
-        prefix: first steps of the run, if no more are to be trained.
+        should_continue: called in this process at every evaluation; None to always continue.
+        prefix: first steps of the run, to train no further steps.
 
     Returns:
         The result of the run.
@@ -164,7 +164,7 @@ def run_in_subprocess(
 
 
 def _multiprocessing_context() -> ForkServerContext | SpawnContext:
-    """Return a context whose processes start quickly: forks of a server with everything imported."""
+    """Return a multiprocessing context with a quick start: processes are forks of a server with imported packages."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
@@ -173,13 +173,13 @@ def _multiprocessing_context() -> ForkServerContext | SpawnContext:
 
 
 def _trial_main(worker: Connection, config: RunConfig, *, keep: str, asks: bool, prefix: RunPrefix | None) -> None:
-    """Run a trial in its process: send the worker the result or the error, or ask it whether to continue."""
+    """Run a trial in its process: send result or error to the worker, and ask the worker whether to continue."""
 
     def ask(step: int, loss: float) -> bool:
         worker.send((step, loss))
         return worker.recv()
 
-    # Ctrl-C is for the worker to answer; a worker that is killed takes its trial along.
+    # The worker handles Ctrl-C. The trial ends with a killed worker, or two attempts would write to one folder.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_exit_with_parent, daemon=True).start()
     output = Path(config.output)

@@ -36,13 +36,13 @@ _HEARTBEATS_PER_TIMEOUT = 6
 
 
 class TrialStorage:
-    """Trials of one study.
+    """Trials of a study or a search.
 
     Attributes:
         url: URL of the Optuna database.
-        name: Name of the study in the database.
-        config: Plain data of the study file, with `retries` and `worker_timeout`.
-        trial_keys: Stored text of `TrialKeys.to_text`, or None.
+        name: name of the study in the database.
+        config: plain data of the study file, with `retries` and `worker_timeout`.
+        trial_keys: stored text of `TrialKeys.to_text`, or None.
     """
 
     def __init__(self, url: str, study: optuna.Study, storage: RDBStorage, *, read_only: bool = False) -> None:
@@ -65,9 +65,9 @@ class TrialStorage:
         """Create a study in a storage.
 
         Args:
-            url: An Optuna database URL.
-            name: Name of the study.
-            config: Plain data of the study file.
+            url: Optuna database URL.
+            name: name of the study.
+            config: plain data of the study file.
 
         Returns:
             The storage of the new study.
@@ -87,15 +87,15 @@ class TrialStorage:
         """Load a study from a storage; nothing is created.
 
         Args:
-            url: An Optuna database URL.
-            name: Name of the study.
-            read_only: Open the storage read-only.
+            url: Optuna database URL.
+            name: name of the study.
+            read_only: whether to open the storage read-only.
 
         Returns:
             The storage of the study, or None if there is no such study.
 
         Raises:
-            InputError: The storage cannot be reached, or another program made the study of that name.
+            InputError: The storage cannot be reached, or a different program made the study of that name.
         """
         validate_url(url)
         if (file := sqlite_file(url)) is not None and not file.is_file():
@@ -118,9 +118,9 @@ class TrialStorage:
         """Load a study from a storage.
 
         Args:
-            url: An Optuna database URL.
-            name: Name of the study.
-            read_only: Open the storage read-only.
+            url: Optuna database URL.
+            name: name of the study.
+            read_only: whether to open the storage read-only.
 
         Returns:
             The storage of the study.
@@ -150,10 +150,10 @@ class TrialStorage:
             self.trial_keys = text
 
     def enqueue(self, specs: Mapping[str, TrialSpec]) -> int:
-        """Queue the trials that the storage does not have yet.
+        """Queue the trials that the storage does not have.
 
         Args:
-            specs: Specification of each trial by key.
+            specs: specification of each trial, by key.
 
         Returns:
             The number of newly queued trials.

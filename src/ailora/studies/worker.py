@@ -1,4 +1,4 @@
-"""Worker of a study: claims trials, runs them and records their results, until none is left."""
+"""Worker of a study: claims trials, runs them and records their results until all trials have ended."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from ailora.studies.trial import Trial, TrialResult, TrialSpec
 from ailora.studies.trial_runner import ShouldContinue, TrialError, TrialPruned, run_in_subprocess
 from ailora.studies.trial_storage import TrialStorage
 
-#: (configuration of a run, what to keep, whether to continue) -> result; as `run_in_subprocess`
+#: (configuration of a run, part of the model to keep, pruning rule) -> result; see `run_in_subprocess`.
 Execute = Callable[[RunConfig, str, ShouldContinue | None], TrialResult]
-#: Seconds between looks at a storage in which other workers still run something.
+#: Interval between checks of a storage while other workers run its last trials.
 _POLL_INTERVAL_S = 1.0
 
 
 def work(storage: TrialStorage, design: StudyDesign, execute: Execute = run_in_subprocess) -> int:
-    """Run trials until none is left, here or at another worker.
+    """Run trials of a study until all trials of all workers have ended.
 
     Args:
-        storage: the study's trials.
+        storage: trials of the study.
         design: design of the study.
         execute: function that runs a configuration.
 
     Returns:
-        Number of trials this worker ended.
+        Number of trials that this worker ended.
 
     Raises:
-        KeyboardInterrupt: The worker was asked to stop; its trial waits again.
+        KeyboardInterrupt: The worker was interrupted; its trial returns to the queue.
     """
 
     def run(trial: RunningTrial) -> tuple[TrialResult, float]:
@@ -49,18 +49,18 @@ def work(storage: TrialStorage, design: StudyDesign, execute: Execute = run_in_s
 def work_off(
     storage: TrialStorage, enqueue_missing: Callable[[], int], run: Callable[[RunningTrial], tuple[TrialResult, float]]
 ) -> int:
-    """Run the trials of a storage until none is left, here or at another worker.
+    """Run the trials of a storage until all trials of all workers have ended.
 
     Args:
-        storage: trials.
-        enqueue_missing: queues the trials required by the results so far, and returns their number.
-        run: runs a trial, and returns its result and its score, where larger is better.
+        storage: trials of a study or a search.
+        enqueue_missing: queues the trials that the results so far require, and returns their number.
+        run: runs a trial, and returns its result and its score; larger is better.
 
     Returns:
-        Number of trials this worker ended.
+        Number of trials that this worker ended.
 
     Raises:
-        KeyboardInterrupt: The worker was asked to stop; its trial waits again.
+        KeyboardInterrupt: The worker was interrupted; its trial returns to the queue.
     """
     count = 0
     while True:
@@ -71,14 +71,14 @@ def work_off(
         elif enqueue_missing():
             continue
         elif any(not other.ended for other in storage.trials()):
-            # Others run what is left: they may die, and what they find may ask for more.
+            # Other workers run the last trials. A worker may die, and a result may require further trials.
             time.sleep(_POLL_INTERVAL_S)
         else:
             return count
 
 
 def enqueue_missing_trials(storage: TrialStorage, design: StudyDesign) -> int:
-    """Queue the trials required by the results so far, and return their number."""
+    """Queue the trials that the results so far require, and return their number."""
     trials = design.keys.matching_trials(storage.trials())
     required = design.required_trials(trials)
     if design.config.confirm_speed and all(trial.ended for trial in trials) and len(trials) >= len(required):
@@ -87,14 +87,14 @@ def enqueue_missing_trials(storage: TrialStorage, design: StudyDesign) -> int:
 
 
 def time_to_loss_trials(trials: Sequence[Trial], design: StudyDesign) -> list[TrialSpec]:
-    """List the runs that test whether a method reaches the baseline's final loss sooner.
+    """List the runs that confirm a shorter time to the baseline's final loss.
 
     Args:
-        trials: trials of the study, all of them ended.
+        trials: trials of the study, all ended.
         design: design of the study.
 
     Returns:
-        Specifications of runs whose schedule ends where the method first reached the loss.
+        Specifications of runs whose schedule ends at the step at which the method first reached the loss.
     """
     comparison = compare(trials, design, bootstrap=False)
     return [
@@ -122,9 +122,9 @@ def _record(trial: RunningTrial, run: Callable[[RunningTrial], tuple[TrialResult
 
 
 def _pruning_rule(trial: RunningTrial, storage: TrialStorage, design: StudyDesign) -> ShouldContinue | None:
-    """Build the rule that compares a run with the runs of the same task and setting.
+    """Build the rule that compares a run with the runs on the same task at the same setting.
 
-    Returns None unless the run searches for the best rate, with the first seed.
+    Returns None for a run that does not search for the best rate.
     """
     spec = trial.spec
     if not design.config.pruning or spec.seed != design.selection_seeds[0] or spec.max_steps is not None:
