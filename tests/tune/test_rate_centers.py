@@ -66,7 +66,7 @@ def test_a_start_with_a_flatter_loss_is_tried_at_larger_rates(tuned: dict[str, A
     # The geometric mean over roles, times the rate of the file.
     assert centers.centers == pytest.approx([5e-3, 4 * 5e-3])
     assert 0 < centers.cost_runs < 0.25
-    assert centers.origin.startswith("Rates around 0.005, times the multiple for each init")
+    assert centers.origin.startswith("Learning rates around 0.005, shifted for each init")
 
 
 def test_the_rate_of_plain_lora_is_a_thousandth_without_one_in_the_file(

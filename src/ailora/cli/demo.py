@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Annotated
 
@@ -25,13 +24,14 @@ def demo(
     )
     from ailora.checkpoints.output_file import validate_output_file
     from ailora.checkpoints.output_path import resolve_output_path
+    from ailora.cli.quiet import hide_loading_messages
     from ailora.formatting import quote_argument
     from ailora.plots.run_charts import save_validation_curves
     from ailora.recipes import registry
     from ailora.recipes.config.loader import load_config
     from ailora.recipes.demo_task import write_verdicts
 
-    _hide_loading()
+    hide_loading_messages()
     output = resolve_output_path(output)
     paths = write_verdicts(output / "data", train=train_rows, held_out=400)
     picture = validate_output_file(output / "curves.png", force=False)
@@ -57,13 +57,3 @@ def demo(
     console.print(f"Curves: {picture}\nAdapters: " + ", ".join(str(output / policy / "adapter") for policy in POLICIES))
     console.print("One seed at one learning rate shows how runs look, not which init is better.")
     console.print(f"Next: ailora inspect {quote_argument(output / 'ailora')}")
-
-
-def _hide_loading() -> None:
-    """Hide the report of transformers on the missing classification head, which the demo trains from scratch."""
-    from transformers.utils.logging import disable_progress_bar
-
-    from ailora.cli.quiet import MessageFilter
-
-    disable_progress_bar()
-    logging.getLogger("transformers.modeling_utils").addFilter(MessageFilter("LOAD REPORT"))

@@ -29,6 +29,15 @@ _IMPORT_MESSAGES = {
 }
 
 
+def hide_loading_messages() -> None:
+    """Hide transformers' progress of loading, and its report of a missing head, which is trained from scratch."""
+    # Commands that load no model must not pay for transformers.
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    logging.getLogger("transformers.modeling_utils").addFilter(MessageFilter("LOAD REPORT"))
+
+
 def hide_library_messages() -> None:
     """Drop messages of libraries about their own code. Messages about the user's model stay."""
     for logger, text in _IMPORT_MESSAGES.items():

@@ -17,6 +17,7 @@ from ailora.formatting import (
     escape_controls,
     format_bytes,
     format_duration,
+    format_lr,
     format_number,
     format_value,
 )
@@ -236,16 +237,24 @@ def summary_table(summary: SummaryTable) -> Table:
 def tune_table(result: TuneResult) -> Table:
     """List the candidates of a search from best to worst, with the goal at the end of each reached rung."""
     steps = [step for step, _ in result.rungs]
+    failed = any(candidate.error for candidate in result.candidates)
     rows = (
         (
             c.policy,
             c.roles if isinstance(c.roles, str) else ", ".join(c.roles),
             str(c.rank),
-            f"{c.learning_rate:g}",
+            format_lr(c.learning_rate),
             *(format_number(c.values[step]) if step in c.values else "" for step in steps),
-            c.error or "",
+            *([c.error or ""] if failed else []),
         )
         for c in result.candidates
     )
-    columns = ("init", "roles", "rank", "learning rate", *(f"step {step:,}" for step in steps), "error")
+    columns = (
+        "init",
+        "roles",
+        "rank",
+        "learning rate",
+        *(f"step {step:,}" for step in steps),
+        *(["error"] if failed else []),
+    )
     return make_table(f"{result.goal} on the validation data", columns, rows)

@@ -55,7 +55,7 @@ def find_rate_centers(space: SearchSpace, *, rows_trained: int, spare_runs: floa
     lora_rate = space.run.training.get("learning_rate", DEFAULT_LORA_RATE)
     cost = _suggestion_cost(space) / (_PASS_COST * rows_trained)
     if cost > min(_MAX_COST_RUNS, spare_runs):
-        origin = f"Rates around {lora_rate:g} for all inits: the curvature of their losses would cost {cost:.2g} runs."
+        origin = f"Learning rates around {lora_rate:g} for all inits: `suggest-lr` would cost {cost:.2g} runs."
         return RateCenters([lora_rate] * len(space.conditions), 0.0, 0.0, origin)
     started = time.perf_counter()
     multiples: dict[tuple[str, str], float] = {}
@@ -66,7 +66,7 @@ def find_rate_centers(space: SearchSpace, *, rows_trained: int, spare_runs: floa
         if key not in multiples:
             multiples[key] = _suggest_multiple(config)
         centers.append(lora_rate * multiples[key])
-    origin = f"Rates around {lora_rate:g}, times the multiple for each init that the curvature of its loss suggests."
+    origin = f"Learning rates around {lora_rate:g}, shifted for each init by `suggest-lr`."
     return RateCenters(centers, cost, time.perf_counter() - started, origin)
 
 

@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from ailora.errors import AiloraError, InputError
+from ailora.formatting import format_lr
 from ailora.recipes.config.loader import load_config
 from ailora.recipes.config.method import parse_method
 from ailora.recipes.config.schema import RunConfig
@@ -101,6 +102,11 @@ def _parse_rates(rates: TuneRates) -> RateSpan | RateValues:
     assert rates.from_ is not None
     assert rates.to is not None
     return RateSpan(math.sqrt(rates.from_ * rates.to), math.log10(rates.to / rates.from_) / 2)
+
+
+def describe_settings(policy: str, roles: str | list[str], learning_rate: float) -> str:
+    """Format the settings of a candidate for a reader."""
+    return f"{policy} at {format_lr(learning_rate)} on {describe_roles(roles)}"
 
 
 def describe_roles(roles: str | list[str]) -> str:

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from ailora.formatting import format_lr, format_number, join_names, pluralize
+from ailora.formatting import format_number, join_names, pluralize
 from ailora.studies.choice_importance import Importance, describe_importance, measure_importance
 from ailora.tune.candidates import Candidate
 from ailora.tune.halving import Rung, SearchProgress
-from ailora.tune.search_space import RANK, ROLES, describe_roles
+from ailora.tune.search_space import RANK, ROLES, describe_roles, describe_settings
 from ailora.tune.tune_design import TuneDesign
 
 #: Maximum number of runners-up in the sentence on certainty.
@@ -46,7 +46,7 @@ class CandidateRecord:
     @property
     def label(self) -> str:
         """Policy, learning rate and roles, for a reader."""
-        return f"{self.policy} at {format_lr(self.learning_rate)} on {describe_roles(self.roles)}"
+        return describe_settings(self.policy, self.roles, self.learning_rate)
 
 
 @dataclass(frozen=True)

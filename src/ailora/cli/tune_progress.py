@@ -1,0 +1,89 @@
+"""Progress of a search by `ailora tune`: a line for the plan and for each rung, and a status of the running rung."""
+
+from __future__ import annotations
+
+import time
+
+from rich.status import Status
+
+from ailora.cli.tables import console
+from ailora.formatting import format_number, pluralize
+from ailora.studies.trial_storage import TrialStorage
+from ailora.tune.halving import Rung, find_progress
+from ailora.tune.rung_plan import RungPlan
+from ailora.tune.search_space import ROLES, describe_settings
+from ailora.tune.tune_design import TuneDesign
+
+#: Interval between checks of the storage.
+_POLL_INTERVAL_S = 2.0
+
+
+class TuneProgress:
+    """Lines on the progress of a search, and in a terminal the status of the running rung.
+
+    Args:
+        storage: trials of the search.
+        design: design of the search.
+        quiet: whether to print nothing.
+    """
+
+    def __init__(self, storage: TrialStorage, design: TuneDesign, *, quiet: bool) -> None:
+        self._storage, self._design, self._quiet = storage, design, quiet
+        self._status = Status("Starting", console=console)
+        self._polled = 0.0
+        self._n_printed = 0
+
+    def __enter__(self) -> TuneProgress:
+        if not self._quiet:
+            console.print(self._design.request.centers_origin)
+            # Status prints a line for each change where the output is not a terminal.
+            if console.is_terminal:
+                self._status.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._polled = 0.0
+        self.update(self._design)
+        self._status.stop()
+
+    def update(self, design: TuneDesign) -> None:
+        """Print the plan and the rungs that have ended since the last call, at most once in a poll interval.
+
+        Args:
+            design: current design; a budget in time changes it during the search.
+        """
+        if self._quiet or time.monotonic() - self._polled < _POLL_INTERVAL_S:
+            return
+        self._polled, self._design = time.monotonic(), design
+        progress = find_progress(self._storage.trials(), design)
+        lines = [_plan_line(design.plan)] if design.plan else []
+        lines += [_rung_line(rung, design) for rung in progress.rungs if rung.ended and design.plan]
+        for line in lines[self._n_printed :]:
+            console.print(line)
+        self._n_printed = len(lines)
+        self._status.update(
+            "Evaluating and saving the best run" if progress.ended else _status_line(progress.rungs[-1])
+        )
+
+
+def _plan_line(plan: RungPlan) -> str:
+    first, *later = zip(plan.counts, plan.steps, strict=True)
+    parts = [f"{pluralize(first[0], 'candidate')} to step {first[1]:,}"]
+    parts += [f"the best {f'{count} ' if count > 1 else ''}to step {step:,}" for count, step in later]
+    return f"Plan: {', '.join(parts)}, at the cost of {plan.cost_runs:.2g} runs."
+
+
+def _rung_line(rung: Rung, design: TuneDesign) -> str:
+    failed = len(rung.trials) - len(rung.scores)
+    line = f"Step {rung.step:,}: {pluralize(len(rung.trials), 'candidate')}" + (f", {failed} failed" if failed else "")
+    if rung.ranking:
+        best = rung.ranking[0]
+        value = rung.scores[best] if design.larger_is_better else -rung.scores[best]
+        settings = describe_settings(best.condition.method, best.condition.values[ROLES], best.learning_rate)
+        line += f"; best {settings}, {design.space.goal} {format_number(value)}"
+    return line + "."
+
+
+def _status_line(rung: Rung) -> str:
+    ended = sum(trial is not None and trial.ended for trial in rung.trials.values())
+    return f"Training to step {rung.step:,}: {ended} of {pluralize(len(rung.trials), 'candidate')} ended"
