@@ -234,10 +234,10 @@ def test_figure_4_has_nine_pairs_and_each_alone() -> None:
     ],
 )
 def test_what_is_too_large_is_refused_by_count(study: dict[str, Any], changes: dict[str, Any], message: str) -> None:
-    began = time.monotonic()
+    began = time.process_time()
     with pytest.raises(InputError, match=message):
         made(study, **changes)
-    assert time.monotonic() - began < 5
+    assert time.process_time() - began < 5
 
 
 def test_a_grid_of_thousands_is_a_study(study: dict[str, Any]) -> None:

@@ -133,7 +133,7 @@ def test_a_share_of_the_baseline_is_that_of_the_first_look() -> None:
         ({"seeds": {"from": 3, "to": 20}}, "seeds is .*until: decided"),
         ({"seeds": {"until": "tired"}}, "seeds is .*until: decided"),
         ({"extra_seeds": [7]}, "extra_seeds cannot be given"),
-        ({"metric": "loss"}, "margin is missing: .* largest difference of loss"),
+        ({"metric": "loss"}, "margin is missing.* largest difference of loss"),
         ({"margin": 0}, "margin is 0; expected a number above 0, or a share"),
         ({"margin": "0 %"}, "margin: expected a number above 0, or a share .* got '0 %'"),
         ({"margin": "1"}, "margin is '1'; expected"),

@@ -168,7 +168,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
     ),
     "a trigger": (
         _statement("CREATE TRIGGER late AFTER INSERT ON trials BEGIN DELETE FROM studies; END"),
-        "holds the trigger 'late'",
+        "has the trigger 'late'",
     ),
     "a trial that is none": (
         _statement("UPDATE trial_user_attributes SET value_json = '{}' WHERE key = 'cell'"),
@@ -199,7 +199,7 @@ def test_a_view_in_the_place_of_a_table_is_not_read(finished: dict[str, Any], *,
     numbers = "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n)"
     file = database(finished)
     change(file, "ALTER TABLE trials RENAME TO moved", f"CREATE VIEW trials AS {numbers} SELECT moved.* FROM moved, n")
-    with pytest.raises(InputError, match="holds the view 'trials'"):
+    with pytest.raises(InputError, match="has the view 'trials'"):
         TrialStorage.load(f"sqlite:///{file}", "study", read_only=read_only)
 
 
