@@ -72,7 +72,7 @@ def test_what_is_said_about_the_choice_follows_from_its_numbers(tuned: dict[str,
     values = [c.values[result.total_steps] for c in result.candidates if result.total_steps in c.values]
     assert result.winner.values[result.total_steps] == min(values)
     assert result.cost_runs <= 3
-    assert result.sentences[0].startswith(f"{result.winner.policy} at ")
+    assert result.sentences[0].startswith(f"Best: {result.winner.policy} at ")
     assert any("one seed" in sentence for sentence in result.sentences)
     assert any("share of the differences at step 3" in sentence for sentence in result.sentences)
     dropped = [candidate.dropped_at for candidate in result.candidates]

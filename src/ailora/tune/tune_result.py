@@ -87,7 +87,7 @@ class TuneResult:
         """The winner, the certainty of the result, the importance of each choice, and the cost."""
         best = self.winner.values[self.total_steps]
         return [
-            f"{self.winner.label} (rank {self.winner.rank}): validation {self.goal} {format_number(best)}.",
+            f"Best: {self.winner.label} (rank {self.winner.rank}), validation {self.goal} {format_number(best)}.",
             *self._describe_certainty(),
             *self._describe_importance(),
             f"{pluralize(len(self.candidates), 'candidate')}, {self.cost_runs:.2g} runs; the budget was {self.budget}.",
