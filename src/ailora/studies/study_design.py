@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 import functools
-import itertools
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 from ailora.errors import AiloraError, InputError, unknown_name
-from ailora.recipes.config.loader import load_config
-from ailora.recipes.config.overrides import set_dotted
 from ailora.recipes.config.schema import RunConfig
 from ailora.recipes.evaluation.classification_metrics import METRICS
 from ailora.studies.look_plan import LookState, PlannedComparison, plan_looks
@@ -20,12 +15,16 @@ from ailora.studies.lr_search import LrGrid, LrSearch
 from ailora.studies.methods import parse_methods
 from ailora.studies.parameter_budget import match_trainable_parameters
 from ailora.studies.sequential_tests import LookSchedule
+from ailora.studies.study_conditions import (
+    find_baseline,
+    list_conditions,
+    load_condition_config,
+    task_overrides,
+    validate_grid_keys,
+)
 from ailora.studies.study_config import SequentialSeeds, StudyConfig
-from ailora.studies.trial import ONLY_TASK, Condition, Status, Trial, TrialResult, TrialSpec
+from ailora.studies.trial import Condition, Status, Trial, TrialResult, TrialSpec
 from ailora.studies.trial_keys import TrialKeys, trial_identity
-
-#: Key of a run's configuration that the study sets -> key of the study file that determines it.
-_OWNED_KEYS = {"training.learning_rate": "learning_rate", "training.seed": "seeds", "output": "output"}
 
 #: Default of `margin` for scores up to 1.
 _MARGIN = 0.01
@@ -53,18 +52,18 @@ class StudyDesign:
 
     def __init__(self, config: StudyConfig, *, to_run: bool = True) -> None:
         self.config = config
-        self._to_run = to_run
         self.methods = parse_methods(config.methods)
         self.baseline = config.baseline or next(iter(self.methods))
         if self.baseline not in self.methods:
             raise unknown_name("baseline", self.baseline, self.methods)
-        for key, owner in _OWNED_KEYS.items():
-            if key in config.grid:
-                raise InputError(f"grid.{key} cannot be set: it follows from {owner}")
+        validate_grid_keys(config)
         self._validate_size()
-        self.conditions = list(dict.fromkeys(self._all_conditions()))
+        self.conditions = list_conditions(config, self.methods, baseline=self.baseline)
         # Validate every configuration before the first trial runs.
-        self._configs = {condition: self._load(condition) for condition in self.conditions}
+        self._configs = {
+            condition: load_condition_config(condition, config, self.methods[condition.method], to_run=to_run)
+            for condition in self.conditions
+        }
         if config.match_parameters:
             self._configs = {condition: self._match_budget(condition) for condition in self.conditions}
         for condition in self.conditions:
@@ -76,14 +75,8 @@ class StudyDesign:
         return self._configs[condition]
 
     def baseline_for(self, condition: Condition) -> Condition:
-        """Find the baseline's condition on the same task, at the same setting or the nearest one.
-
-        A method that overrides keys of the grid, or does not use them (full fine-tuning), is compared with the first
-        matching setting of the baseline.
-        """
-        setting = dict(condition.setting)
-        baselines = [c for c in self.conditions if c.task == condition.task and c.method == self.baseline]
-        return max(baselines, key=lambda c: sum(setting.get(key) == value for key, value in c.setting))
+        """Find the baseline's condition to compare a condition with; see `find_baseline`."""
+        return find_baseline(condition, self.conditions, baseline=self.baseline)
 
     def metric(self, condition: Condition) -> str:
         """Return the metric that chooses the learning rate and is reported.
@@ -251,7 +244,8 @@ class StudyDesign:
     def _validate_size(self) -> None:
         """Refuse a study with too many trials, before conditions are built."""
         config = self.config
-        n_settings = len(self._tasks) * math.prod(map(len, config.grid.values()))
+        n_tasks = len(task_overrides(config))
+        n_settings = n_tasks * math.prod(map(len, config.grid.values()))
         n_seeds = len(self.selection_seeds)
         for_method = [
             # All rates with the first seed, then the best rate and its two neighbours with all.
@@ -261,38 +255,10 @@ class StudyDesign:
         n_trials = n_settings * sum(n + len(self.seeds) - n_seeds for n in for_method)
         if n_trials > _MAX_TRIALS:
             raise InputError(
-                f"the study has about {n_trials:,} trials: {len(self._tasks):,} tasks x "
-                f"{n_settings // len(self._tasks):,} settings of the grid x {len(self.methods):,} methods x "
+                f"the study has about {n_trials:,} trials: {n_tasks:,} tasks x "
+                f"{n_settings // n_tasks:,} settings of the grid x {len(self.methods):,} methods x "
                 f"learning rates x seeds; expected at most {_MAX_TRIALS:,}. Remove some, or split the study"
             )
 
     def _rates(self, method: str) -> LrGrid:
         return LrGrid.from_config(self.methods[method].learning_rate or self.config.learning_rate)
-
-    def _all_conditions(self) -> Iterable[Condition]:
-        labels = [self.baseline, *(label for label in self.methods if label != self.baseline)]
-        for task in self._tasks:
-            for values in itertools.product(*self.config.grid.values()):
-                setting = dict(zip(self.config.grid, values, strict=True))
-                for label in labels:
-                    yield Condition.from_values(task, label, self.methods[label].applicable(setting))
-
-    @functools.cached_property
-    def _tasks(self) -> dict[str, dict[str, Any]]:
-        return {name: changes or {} for name, changes in (self.config.tasks or {ONLY_TASK: {}}).items()}
-
-    def _load(self, condition: Condition) -> RunConfig:
-        assert isinstance(self.config.base, dict)
-        raw = copy.deepcopy(self.config.base)
-        try:
-            for key, value in self._tasks[condition.task].items():
-                if key in _OWNED_KEYS:
-                    raise InputError(f"{key} cannot be set: it follows from {_OWNED_KEYS[key]}")
-                set_dotted(raw, key, value)
-            for key, value in condition.values.items():
-                set_dotted(raw, key, value)
-            self.methods[condition.method].apply(raw)
-            return load_config(raw | {"output": self.config.output}, to_run=self._to_run)
-        except InputError as error:
-            setting = "".join(f", {key} {value}" for key, value in condition.values.items())
-            raise InputError(f"method {condition.method!r}, task {condition.task!r}{setting}: {error}") from None

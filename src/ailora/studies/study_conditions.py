@@ -1,0 +1,107 @@
+"""Conditions of a study: methods x tasks x settings of the grid, and the configuration of the runs of each."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from ailora.errors import InputError
+from ailora.recipes.config.loader import load_config
+from ailora.recipes.config.overrides import set_dotted
+from ailora.recipes.config.schema import RunConfig
+from ailora.studies.methods import StudyMethod
+from ailora.studies.study_config import StudyConfig
+from ailora.studies.trial import ONLY_TASK, Condition
+
+#: Key of a run's configuration that the study sets -> key of the study file that determines it.
+_OWNED_KEYS = {"training.learning_rate": "learning_rate", "training.seed": "seeds", "output": "output"}
+
+
+def task_overrides(config: StudyConfig) -> dict[str, dict[str, Any]]:
+    """Return the overrides of each task; those of the only task if the study names none."""
+    return {name: changes or {} for name, changes in (config.tasks or {ONLY_TASK: {}}).items()}
+
+
+def list_conditions(config: StudyConfig, methods: Mapping[str, StudyMethod], *, baseline: str) -> list[Condition]:
+    """List the conditions of a study.
+
+    Args:
+        config: study file.
+        methods: methods by label.
+        baseline: label of the method to compare with.
+
+    Returns:
+        The conditions, without duplicates. For each task and setting, that of the baseline is first.
+    """
+    labels = [baseline, *(label for label in methods if label != baseline)]
+    settings = [dict(zip(config.grid, values, strict=True)) for values in itertools.product(*config.grid.values())]
+    # A method that does not use a key of the grid has one condition for all its values.
+    return list(
+        dict.fromkeys(
+            Condition.from_values(task, label, methods[label].applicable(setting))
+            for task, setting, label in itertools.product(task_overrides(config), settings, labels)
+        )
+    )
+
+
+def validate_grid_keys(config: StudyConfig) -> None:
+    """Refuse keys of the grid that the study sets itself.
+
+    Raises:
+        InputError: The grid has such a key.
+    """
+    for key, owner in _OWNED_KEYS.items():
+        if key in config.grid:
+            raise InputError(f"grid.{key} cannot be set: it follows from {owner}")
+
+
+def load_condition_config(condition: Condition, config: StudyConfig, method: StudyMethod, *, to_run: bool) -> RunConfig:
+    """Load the configuration of a condition's runs: the base, changed by the task, the setting and the method.
+
+    Args:
+        condition: condition of the study.
+        config: study file.
+        method: method of the condition.
+        to_run: whether to import functions of the user.
+
+    Returns:
+        The complete configuration. Learning rate, seed and output are those of the base.
+
+    Raises:
+        InputError: An override is invalid, or sets a key that the study sets itself.
+    """
+    assert isinstance(config.base, dict)
+    raw = copy.deepcopy(config.base)
+    try:
+        for key, value in task_overrides(config)[condition.task].items():
+            if key in _OWNED_KEYS:
+                raise InputError(f"{key} cannot be set: it follows from {_OWNED_KEYS[key]}")
+            set_dotted(raw, key, value)
+        for key, value in condition.values.items():
+            set_dotted(raw, key, value)
+        method.apply(raw)
+        return load_config(raw | {"output": config.output}, to_run=to_run)
+    except InputError as error:
+        setting = "".join(f", {key} {value}" for key, value in condition.values.items())
+        raise InputError(f"method {condition.method!r}, task {condition.task!r}{setting}: {error}") from None
+
+
+def find_baseline(condition: Condition, conditions: Iterable[Condition], *, baseline: str) -> Condition:
+    """Find the baseline's condition on the same task, at the same setting or the nearest one.
+
+    A method that overrides keys of the grid, or does not use them (full fine-tuning), is compared with the first
+    matching setting of the baseline.
+
+    Args:
+        condition: condition to compare.
+        conditions: conditions of the study.
+        baseline: label of the method to compare with.
+
+    Returns:
+        The condition of the baseline.
+    """
+    setting = dict(condition.setting)
+    candidates = [c for c in conditions if c.task == condition.task and c.method == baseline]
+    return max(candidates, key=lambda c: sum(setting.get(key) == value for key, value in c.setting))
