@@ -49,7 +49,7 @@ BUDGETS = (2, 5, 10)
 SEEDS = (0, 1, 2)
 #: Half decades over the range of `tune.learning_rate: auto`.
 RATES = tuple(float(f"{DEFAULT_LORA_RATE * 10 ** (number / 2):.3g}") for number in range(-3, 4))
-#: Scale -> rows of training and of validation. The 168 runs of `small` take an hour or two of a core for each task.
+#: Scale -> rows of training and of validation. The 168 runs of `small` take about an hour of a core for each task.
 SCALES = {"tiny": (80, 20), "small": (1000, 100)}
 
 
@@ -86,8 +86,8 @@ def tasks(shared: Path, scale: str) -> dict[str, dict[str, Any]]:
                 **files(e2e, "trainset.csv", "devset.csv"),
                 "prompt": "{mr} =>",
                 "completion": " {ref}",
-                "max_train_samples": train // 2,
-                "max_validation_samples": held_out // 2,
+                "max_train_samples": train // 4,
+                "max_validation_samples": held_out // 4,
             },
             "training": training | {"per_device_train_batch_size": 4},
         },
