@@ -83,26 +83,17 @@ def merge(
     trained = AdapterCheckpoint.open(adapter)
     validate_plain(trained.config, trained.folder)
     model, checkpoint, weights = open_adapted_base(base, trained)
-    validate_untied(model, trained.modules)
-    folder = checkpoint.folder
-    transforms = {
-        weights[module].tensor.name: _build_transform(lora, weights[module], trained)
-        for module, lora in trained.modules.items()
-    }
-    # Tied modules share an entry of `transforms`.
-    if len(transforms) < len(weights):
-        raise ModelError("two adapted modules share a weight, which cannot hold both updates")
+    transforms = _build_transforms(trained, model, weights)
     validate_complete(trained, model)
     # Later steps check only the merged weights, neither saved modules nor magnitudes.
     trained.validate_finite()
     saved = find_saved_tensors(trained, model, checkpoint)
-    stored_names = {name: tensor for tensor, name in checkpoint_key_map(model, checkpoint.tensors).items()}
-    replaced = {stored_names.get(name, name): stored for name, stored in saved.tensors.items()}
+    if target is not None:
+        _validate_convertible(checkpoint)
+    folder = checkpoint.folder
     reads = [folder / name for name in (*list_shard_names(checkpoint), "config.json")]
     # The result of the run has labels and a padding token for the configuration.
     reads += [*trained.files, *filter(None, [_find_result_file(trained)])]
-    if target and (fp8 := next((t for t in checkpoint.tensors.values() if t.dtype.startswith("F8")), None)):
-        raise ModelError(f"{fp8} belongs to a quantized checkpoint, which must keep its dtypes: leave out the dtype")
     request = {
         "command": "merge",
         "base": str(folder),
@@ -110,7 +101,7 @@ def merge(
         "versions": library_versions(),
         "dtype": dtype,
     }
-    config: dict[str, Any] = _adapted_config(folder, trained, saved, model) | {"architectures": [type(model).__name__]}
+    config = _adapted_config(folder, trained, saved, model) | {"architectures": [type(model).__name__]}
     if target is not None:
         name = str(target).removeprefix("torch.")
         config = _replace_dtype(config, name) | {"dtype": name}
@@ -120,10 +111,37 @@ def merge(
     ) as done:
         if not done:
             copy_auxiliary_files(folder, output, changed={"config.json": json_bytes(config)})
+            stored_names = {name: tensor for tensor, name in checkpoint_key_map(model, checkpoint.tensors).items()}
+            replaced = {stored_names.get(name, name): stored for name, stored in saved.tensors.items()}
             rewrite(checkpoint, output, transforms, dtype=target, replaced=replaced)
             output.finish()
     written = Checkpoint.open(output.folder)
     return MergeReport(str(out), len(transforms), tuple(sorted(trained.saved)), written.nbytes)
+
+
+def _build_transforms(
+    adapter: AdapterCheckpoint, model: PreTrainedModel, weights: dict[str, StoredWeight]
+) -> dict[str, TensorTransform]:
+    """Build the functions that merge the updates, by the name of the stored weight.
+
+    Raises:
+        ModelError: An adapted weight is tied, shared by two modules, or quantized.
+    """
+    validate_untied(model, adapter.modules)
+    transforms = {
+        weights[module].tensor.name: _build_transform(lora, weights[module], adapter)
+        for module, lora in adapter.modules.items()
+    }
+    # Tied modules share an entry of `transforms`.
+    if len(transforms) < len(weights):
+        raise ModelError("two adapted modules share a weight, which cannot hold both updates")
+    return transforms
+
+
+def _validate_convertible(checkpoint: Checkpoint) -> None:
+    """Refuse a new dtype for a quantized checkpoint."""
+    if fp8 := next((tensor for tensor in checkpoint.tensors.values() if tensor.dtype.startswith("F8")), None):
+        raise ModelError(f"{fp8} belongs to a quantized checkpoint, which must keep its dtypes: leave out the dtype")
 
 
 def _build_transform(lora: LoraWeights, stored: StoredWeight, adapter: AdapterCheckpoint) -> TensorTransform:
