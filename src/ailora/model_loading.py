@@ -145,12 +145,12 @@ def load_on_meta(
     try:
         with torch.device("meta"):
             try:
-                return _class_of(config, task_type)(config)
+                return _get_model_class(config, task_type)(config)
             except ValueError:
                 # Users combine multimodal models with the task type of language models.
                 if not any_class or task_type is None:
                     raise
-                return _class_of(config, None)(config)
+                return _get_model_class(config, None)(config)
     except Exception as error:
         if sentence := _describe_wrong_class(error, name):
             raise InputError(sentence) from error
@@ -197,13 +197,13 @@ def validate_device(device: str) -> None:
         raise InputError(f"device {device!r} is not available: {reason}")
 
 
-def _class_of(config: Any, task_type: str | None) -> Any:
+def _get_model_class(config: Any, task_type: str | None) -> Any:
     if task_type is not None:
         return partial(auto_class(task_type).from_config, trust_remote_code=False)
     architectures = getattr(config, "architectures", None)
-    named = getattr(transformers, str((architectures or [""])[0]), None)
-    if isinstance(named, type) and issubclass(named, PreTrainedModel):
-        return named
+    model_class = getattr(transformers, str((architectures or [""])[0]), None)
+    if isinstance(model_class, type) and issubclass(model_class, PreTrainedModel):
+        return model_class
     return partial(AutoModel.from_config, trust_remote_code=False)
 
 

@@ -47,12 +47,12 @@ def is_secret(key: object) -> bool:
     return any(_SECRET_KEY.search(name) and not _TEXT_TOKEN.search(name) for name in names)
 
 
-def without_secrets(config: Any, *, inside: bool = False) -> Any:
+def without_secrets(config: Any, *, in_training: bool = False) -> Any:
     """Copy the configuration of a run or a study without its secrets.
 
     Args:
         config: Plain data of the configuration, or of a part.
-        inside: Whether the data are below `training`.
+        in_training: Whether the data are below `training`.
 
     Returns:
         Data without the keys of secrets, and with `***` for the password of a storage.
@@ -60,13 +60,13 @@ def without_secrets(config: Any, *, inside: bool = False) -> Any:
     if isinstance(config, Mapping):
         public = {}
         for key, value in config.items():
-            below = inside or str(key).partition(".")[0] == _SECTION
-            if not (below and is_secret(key)):
+            is_below = in_training or str(key).partition(".")[0] == _SECTION
+            if not (is_below and is_secret(key)):
                 is_url = key == _URL and isinstance(value, str)
-                public[key] = mask_url(value) if is_url else without_secrets(value, inside=below)
+                public[key] = mask_url(value) if is_url else without_secrets(value, in_training=is_below)
         return public
     if isinstance(config, list | tuple):
-        return [without_secrets(item, inside=inside) for item in config]
+        return [without_secrets(item, in_training=in_training) for item in config]
     return config
 
 
@@ -84,7 +84,7 @@ def mask_value(key: object, value: object) -> str:
     """Format a value for a message, as `***` if the key is that of a secret or of a storage URL."""
     if is_secret(key) or str(key) == _URL:
         return MASK
-    return repr(without_secrets(value, inside=str(key).partition(".")[0] == _SECTION))
+    return repr(without_secrets(value, in_training=str(key).partition(".")[0] == _SECTION))
 
 
 def mask_override(override: str) -> str:

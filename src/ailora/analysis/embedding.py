@@ -16,9 +16,9 @@ from ailora.analysis.gram_matrix import PointSet
 from ailora.analysis.table_ops import Row
 from ailora.analysis.weight_stats import projection_columns
 
-#: Fewer points have a PCA only.
+#: Fewest points for t-SNE. Fewer points are embedded by PCA only.
 _MIN_TSNE_POINTS = 8
-#: For this number of points and more, t-SNE approximates the gradient, because the exact gradient has a quadratic cost.
+#: Fewest points for which t-SNE approximates the gradient. The exact gradient has a quadratic cost.
 _MIN_BARNES_HUT_POINTS = 2000
 
 
@@ -99,11 +99,11 @@ def principal_coordinates(products: np.ndarray) -> tuple[np.ndarray, np.ndarray]
     values, vectors = np.linalg.eigh((centred + centred.T) / 2)
     values, vectors = values[::-1], vectors[:, ::-1]
     # Centring makes an eigenvalue zero, up to a rounding error of either sign.
-    kept = values > max(values[0], 0.0) * 1e-12
-    points = vectors[:, kept] * np.sqrt(values[kept])
+    positive = values > max(values[0], 0.0) * 1e-12
+    points = vectors[:, positive] * np.sqrt(values[positive])
     # eigh returns axes with arbitrary signs, so that without this rule some machines would mirror the chart.
     points *= np.where((points**3).sum(axis=0) < 0, -1.0, 1.0)
-    return points, values[kept] / len(products)
+    return points, values[positive] / len(products)
 
 
 def choose_perplexity(points: int, perplexity: float | None) -> float:

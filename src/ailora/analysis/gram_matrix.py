@@ -21,9 +21,9 @@ from ailora.analysis.model_weights import BaseWeights, ModelWeights
 from ailora.roles import Projection, Role
 from ailora.roles.fused_layout import Rows
 
-#: Size of a block, which has float64 rows of all points, in bytes.
+#: Size in bytes of a block of float64 rows from all points.
 BLOCK_BYTES = 128 * 2**20
-#: For fewer layers, `auto` embeds heads, because whole weights would be too few points.
+#: Fewest layers for which `auto` embeds whole weights. With fewer layers, heads are embedded, which are more points.
 _MIN_LAYER_POINTS = 12
 
 

@@ -101,7 +101,7 @@ def _load_full(path: str, name: str, base: BaseWeights) -> FullModel:
 
 def _validate_same_architecture(model: nn.Module, path: str, base: BaseWeights) -> None:
     """Validate that the model has as many projections of each role as the base."""
-    # A model with more layers than the base has all tensors of the base.
+    # A model with more layers than the base has all tensors of the base, so that matching tensors does not suffice.
     counts = Counter(p.role for p in find_projections(model))
     base_counts = Counter(p.role for p in base.projections)
     for role, count in base_counts.items():

@@ -169,18 +169,18 @@ class Plan:
             InputError: A key is missing or unknown, or a value is invalid.
         """
         try:
-            rest = dict(data)
-            policy, form = parse_policy(rest.pop("policy")), parse_form(rest.pop("form"))
-            adapters = tuple(_adapter_from_dict(a) for a in rest.pop("adapters"))
-            couple_roles = bool(rest.pop("couple_roles", False))
-            rest["modules_to_save"] = tuple(rest["modules_to_save"])
+            fields = dict(data)
+            policy, form = parse_policy(fields.pop("policy")), parse_form(fields.pop("form"))
+            adapters = tuple(_adapter_from_dict(a) for a in fields.pop("adapters"))
+            couple_roles = bool(fields.pop("couple_roles", False))
+            fields["modules_to_save"] = tuple(fields["modules_to_save"])
             # Earlier versions wrote this key into every plan; null means that no layer was replicated.
-            if rest.pop("layer_replication", None) is not None:
+            if fields.pop("layer_replication", None) is not None:
                 raise ValueError("layer_replication is not supported")
-            missing = {"dropout", "rslora", "dora", "task_type"} - rest.keys()
+            missing = {"dropout", "rslora", "dora", "task_type"} - fields.keys()
             if missing:
                 raise KeyError(*sorted(missing))
-            plan = cls(policy, form, adapters, LoraOptions(**rest), couple_roles)
+            plan = cls(policy, form, adapters, LoraOptions(**fields), couple_roles)
             _validate_values(plan)
         except (AttributeError, KeyError, OverflowError, RecursionError, TypeError, ValueError) as error:
             raise InputError(f"not a plan: {type(error).__name__}: {str(error)[:500]}") from error

@@ -22,7 +22,7 @@ MARKERS = ("circle", "square", "diamond", "triangle-up", "x", "triangle-down", "
 HATCHES = ("", "/", "x", ".", "\\", "-", "|", "+")
 #: Shading of ranges, in a grey that is visible on the light and the dark page.
 SHADE_COLOUR, SHADE_ALPHA = "#808080", 0.22
-#: A heatmap with more cells has no text in its cells.
+#: Largest number of cells in a heatmap with text in the cells.
 _MAX_LABELED_CELLS = 150
 
 

@@ -38,11 +38,11 @@ class PlotlyFigure(TypedDict):
     layout: Json
 
 
-#: A line with more points has no markers.
+#: Largest number of points in a line with markers.
 _MAX_MARKERS = 40
-#: A logarithmic axis with more distinct values has ticks at round numbers instead of the values.
+#: Largest number of values for which a logarithmic axis has ticks at the values instead of round numbers.
 _MAX_VALUE_TICKS = 9
-#: Category names with more characters in total are listed vertically.
+#: Largest total number of characters for which category names are side by side. Longer names are listed vertically.
 _MAX_CATEGORY_CHARS = 48
 #: Longest names at ticks and in the legend, in characters. Hovering shows the whole name.
 _MAX_TICK_CHARS, _MAX_LEGEND_CHARS = 26, 48

@@ -12,9 +12,9 @@ from ailora.plots.matplotlib_backend import save_figure
 #: Name of a run -> evaluations or logged steps, as records with a `step`.
 Histories = Mapping[str, Sequence[Mapping[str, object]]]
 
-#: Curves with more points are thinned.
+#: Largest number of points in a curve. Longer curves are thinned.
 _MAX_POINTS = 400
-#: Confusion matrices with more classes are not drawn.
+#: Largest number of classes in a confusion matrix. Larger matrices are not drawn.
 _MAX_CLASSES = 20
 #: Keys of the Trainer's evaluations that are not metrics.
 _TIMINGS = ("step", "epoch", "runtime", "samples_per_second", "steps_per_second", "model_preparation_time")

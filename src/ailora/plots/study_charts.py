@@ -16,9 +16,9 @@ from ailora.studies.trial import Condition, TrialResult, format_setting
 from ailora.studies.verdict_summary import describe_comparison
 from ailora.studies.verdicts import StudyVerdict
 
-#: Curves with more points are thinned.
+#: Largest number of points in a curve. Longer curves are thinned.
 _MAX_POINTS = 60
-#: Costs with more bars are only in the table.
+#: Largest number of bars in a chart of costs. More costs are only in the table.
 _MAX_BARS = 60
 #: A forest plot with more rows is only in the table of verdicts.
 _MAX_FOREST_ROWS = 60

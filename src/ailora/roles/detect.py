@@ -59,12 +59,12 @@ def find_projections(model: nn.Module, *, role_names: Mapping[str, Role | str] |
     if not isinstance(model, nn.Module):
         raise InputError(f"expected an nn.Module as model, got {model!r}")
     linear = find_linear_modules(model)
-    named = _name_roles(_parse_role_names(role_names or {}), linear)
+    named_roles = _match_role_names(_parse_role_names(role_names or {}), linear)
     configs = _find_configs(model)
     projections: list[Projection] = []
     for name, module in linear.items():
-        if name in named:
-            pattern, role = named[name]
+        if name in named_roles:
+            pattern, role = named_roles[name]
             attends = role in (Role.QUERY, Role.KEY, Role.VALUE, Role.OUTPUT)
             rule = Rule(pattern, (role,), Attention.SELF if attends else None)
             projections += _build_projections(name, module, rule)
@@ -73,7 +73,7 @@ def find_projections(model: nn.Module, *, role_names: Mapping[str, Role | str] |
             if rule := find_rule(config.model_type, name):
                 projections += _build_projections(name, module, rule, config)
                 break
-    if not any(p.role in (Role.QUERY, Role.VALUE) for p in projections) and not named:
+    if not any(p.role in (Role.QUERY, Role.VALUE) for p in projections) and not named_roles:
         raise _unknown_model_error(model, linear)
     return tuple(projections)
 
@@ -170,14 +170,14 @@ def _parse_role_names(role_names: Mapping[str, Role | str]) -> dict[str, Role]:
     return {pattern: parse_role(role) for pattern, role in role_names.items()}
 
 
-def _name_roles(role_names: Mapping[str, Role], linear: Mapping[str, nn.Module]) -> dict[str, tuple[str, Role]]:
+def _match_role_names(role_names: Mapping[str, Role], linear: Mapping[str, nn.Module]) -> dict[str, tuple[str, Role]]:
     """Return the first matching pattern of each linear module, with the role.
 
     Raises:
         InputError: A pattern is not a regular expression, or matches no name.
     """
     patterns = ModulePatterns("role_names")
-    named: dict[str, tuple[str, Role]] = {}
+    named_roles: dict[str, tuple[str, Role]] = {}
     for pattern, role in role_names.items():
         matching = [module for module in linear if patterns.search(pattern, module)]
         if not matching:
@@ -186,8 +186,8 @@ def _name_roles(role_names: Mapping[str, Role], linear: Mapping[str, nn.Module])
                 f"role_names: {pattern!r} ({role}) matches no linear module; the model has:\n" + _format_modules(linear)
             )
         for module in matching:
-            named.setdefault(module, (pattern, role))
-    return named
+            named_roles.setdefault(module, (pattern, role))
+    return named_roles
 
 
 def _format_modules(linear: Mapping[str, nn.Module]) -> str:
@@ -197,8 +197,8 @@ def _format_modules(linear: Mapping[str, nn.Module]) -> str:
         collapsed = collapse_layer_index(name)
         shapes.setdefault(collapsed, f"  {collapsed}  ({' x '.join(map(str, weight_shape(module) or ()))})")
     lines = list(shapes.values())
-    more = [f"  ... and {len(lines) - _MAX_LISTED_MODULES} more"] if len(lines) > _MAX_LISTED_MODULES else []
-    return "\n".join(lines[:_MAX_LISTED_MODULES] + more) or "  (none)"
+    omitted = [f"  ... and {len(lines) - _MAX_LISTED_MODULES} more"] if len(lines) > _MAX_LISTED_MODULES else []
+    return "\n".join(lines[:_MAX_LISTED_MODULES] + omitted) or "  (none)"
 
 
 def _unknown_model_error(model: nn.Module, linear: Mapping[str, nn.Module]) -> ModelError:
@@ -208,10 +208,10 @@ def _unknown_model_error(model: nn.Module, linear: Mapping[str, nn.Module]) -> M
         subject += f" ({LEFT_OUT[model_type]})"
     for name, reason in list(find_bypassing_modules(model).items())[:1]:
         subject += f" ({name} is an {reason})"
-    near = difflib.get_close_matches(str(model_type), FAMILIES, n=3)
+    similar = difflib.get_close_matches(str(model_type), FAMILIES, n=3)
     return ModelError(
         f"no naming rule for the roles of {subject}. Its linear modules are:\n{_format_modules(linear)}\n"
         'Name their roles: role_names={"attn\\\\.wq$": "query", "attn\\\\.wv$": "value"} '
         '(in YAML: adapter: {role_names: {"attn\\\\.wq$": query, "attn\\\\.wv$": value}}). '
-        f"{len(FAMILIES)} model types have rules" + (f", such as {', '.join(near)}" if near else "")
+        f"{len(FAMILIES)} model types have rules" + (f", such as {', '.join(similar)}" if similar else "")
     )

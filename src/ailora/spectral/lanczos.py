@@ -135,9 +135,9 @@ def leading_triplets(
             projected_svd = _converged_svd(core[..., :size, :size], overflow, rank, tolerance=tolerance)
             if projected_svd is not None:
                 P, S, Qh = projected_svd
-                kept = min(rank + block, size)
+                k = min(rank + block, size)
                 basis = right.buffer[..., :size]
-                return Ritz(left.columns @ P[..., :kept].to(like), S[..., :kept], basis @ Qh[..., :kept, :].mT.to(like))
+                return Ritz(left.columns @ P[..., :k].to(like), S[..., :k], basis @ Qh[..., :k, :].mT.to(like))
     raise NotConvergedError(f"{rank} triplets of a map {tuple(linear_map.shape)} need a basis of over {max_basis}")
 
 

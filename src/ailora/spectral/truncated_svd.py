@@ -154,15 +154,15 @@ def _run_certified(weight: Tensor, rank: int, band: Band, *, method: str, norm: 
     Raises:
         NotConvergedError: The method does not converge, or the result misses the bound.
     """
-    computed = _METHODS[method](weight, rank, band)
-    count = computed.S.shape[-1]
+    result = _METHODS[method](weight, rank, band)
+    count = result.S.shape[-1]
     rows = slice(0, rank) if band is Band.PRINCIPAL else slice(count - rank, count)
     gap = None
     if count > rank:
         upper = rank if band is Band.PRINCIPAL else count - rank
-        distances = computed.S[..., upper - 1] - computed.S[..., upper]
+        distances = result.S[..., upper - 1] - result.S[..., upper]
         gap = float((distances / norm).min()) if (norm > 0).all() else 0.0
-    triplets = Triplets(computed.U[..., rows], computed.S[..., rows], computed.Vh[..., rows, :])
+    triplets = Triplets(result.U[..., rows], result.S[..., rows], result.Vh[..., rows, :])
     triplets = triplets.with_fixed_signs().to(weight.dtype)
     certificate = _certify(weight, triplets, norm, method=method, gap=gap)
     # `not ... <=` instead of `>`, so that NaN misses the bound.
