@@ -81,6 +81,7 @@ def measure_importance(settings: Sequence[Mapping[str, float | str]], values: Se
     distributions = {name: d for name, d in distributions.items() if not d.single()}
     shares = _explained(settings, values, distributions)
     resampled: list[dict[str, float]] = []
+    # With few results, a forest fits noise too: the spread over resamples shows how much.
     for _ in range(_RESAMPLES):
         rows = generator.integers(len(values), size=len(values))
         drawn = [values[i] for i in rows]
@@ -123,6 +124,7 @@ def _explained(
 ) -> dict[str, float]:
     """Return the share of the variance that each choice explains by itself."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    # Optuna evaluates studies only: this one is in memory.
     study = optuna.create_study()
     for setting, value in zip(settings, values, strict=True):
         params = {name: setting[name] for name in distributions}

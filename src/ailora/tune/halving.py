@@ -121,6 +121,7 @@ def enqueue_next(storage: TrialStorage, design: TuneDesign) -> int:
     specs = [design.spec(candidate, rungs[-1].step) for candidate in rungs[-1].trials]
     count = storage.enqueue({design.keys.key(spec): spec for spec in specs})
     if count:
+        # Checkpoints of all candidates would fill a disk before the search ends.
         dropped = {candidate for rung in rungs[:-1] for candidate in rung.trials} - rungs[-1].trials.keys()
         remove_checkpoints(design, dropped)
     return count

@@ -83,6 +83,7 @@ class SearchSpace:
             raise InputError(f"tune: {policy}, {describe_roles(roles)}, rank {rank}: {error}") from None
 
     def _load(self, policy: str, rank: Rank, roles: list[str]) -> RunConfig:
+        # A method changes nested sections in place.
         raw = copy.deepcopy({key: value for key, value in self._base.items() if key != "tune"})
         StudyMethod(parse_method(policy), {ROLES: roles, RANK: rank}).apply(raw)
         return load_config(raw)

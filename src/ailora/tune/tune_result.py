@@ -122,6 +122,7 @@ class TuneResult:
 
     def _describe_certainty(self) -> Iterator[str]:
         """Compare the winner with the runners-up, at the last step that several candidates reached."""
+        # On the last rung, the winner may be alone.
         reached = [step for step, _ in self.rungs if sum(step in c.values for c in self.candidates) > 1]
         if not reached:
             yield "It was the only candidate. A larger budget compares several."
