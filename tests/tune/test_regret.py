@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 
 from ailora.recipes.config.loader import load_config
-from ailora.studies.trial import Condition
+from ailora.recipes.training.run_prefix import RunPrefix
+from ailora.studies.trial import Condition, TrialResult
+from ailora.studies.trial_runner import TrialError
 from ailora.tune.halving import find_progress
 from ailora.tune.tune_run import open_search, run_search
 
@@ -82,3 +84,33 @@ def test_searches_beat_a_random_one_where_the_rate_decides(bench: ModuleType) ->
     regrets = bench.compare(table, goal="accuracy", name="accuracy", repetitions=50)
     assert regrets["tune 5x"]["mean"] <= regrets["random search 2x"]["mean"]
     assert regrets["all 6 settings"]["mean"] == pytest.approx(0)
+
+
+def test_a_run_that_diverges_keeps_the_rungs_before(bench: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A real search would have compared it there."""
+    tried: list[int] = []
+
+    def run_trial(config: object, keep: str, *, prefix: RunPrefix) -> TrialResult:
+        tried.append(prefix.step)
+        assert (keep, prefix.total_steps) == ("all", 100)
+        if prefix.step > diverges_after:
+            raise TrialError("diverged")
+        return TrialResult({"validation": {"loss": 1.0}})
+
+    monkeypatch.setattr(bench, "run_trial", run_trial)
+    diverges_after = 50
+    assert bench.train(None, range(10, 101, 10)).metrics == {"validation": {"loss": 1.0}}
+    assert tried == [100, 30]
+    diverges_after = 0
+    with pytest.raises(TrialError, match="diverged"):
+        bench.train(None, range(10, 101, 10))
+
+
+def test_regrets_are_a_table_in_markdown(bench: ModuleType) -> None:
+    regret = {"tune 5x": {"mean": 0.5, "quantile_90": 1.25}, "random search 5x": {"mean": 2.0, "quantile_90": 4.0}}
+    assert bench.format_table({"loss: 0.01 nats": regret, "accuracy: points of accuracy": regret}).splitlines() == [
+        "| choice by | loss: 0.01 nats | accuracy: points of accuracy |",
+        "| --- | --- | --- |",
+        "| tune 5x | 0.50 (1.25) | 0.50 (1.25) |",
+        "| random search 5x | 2.00 (4.00) | 2.00 (4.00) |",
+    ]
