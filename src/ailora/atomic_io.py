@@ -123,7 +123,7 @@ def refuse_link(path: str, flags: int) -> int:
 
 
 def link_error(path: Path) -> InputError:
-    """Return the error for an output path that is a link."""
+    """Build the error for a link in place of an output."""
     return InputError(f"{path} is a link, and nothing is written through links: remove the link or choose another path")
 
 
@@ -244,7 +244,7 @@ def replacing_folder(folder: Path) -> Generator[Path, None, None]:
 
 
 def _finish_exchange(folder: Path, old: Path) -> None:
-    """Undo an exchange that was killed between the renames, or remove the old folder after a complete exchange."""
+    """Undo an exchange killed between the renames, or remove the old folder after a complete exchange."""
     # Only a folder is restored: this module never leaves a link or a file with this name.
     if old.is_dir() and not old.is_symlink() and not folder.exists():
         old.rename(folder)

@@ -77,7 +77,7 @@ def init_process_group_if_launched() -> Generator[None, None, None]:
 
 
 def _launched_count() -> int:
-    """Return the number of ranks that a launcher started.
+    """Return the number of ranks started by a launcher.
 
     Raises:
         InputError: Some of the launcher's variables are missing, for example if a different program set the rest.

@@ -85,7 +85,7 @@ _ALLOCATION_FAILURES = (
 
 
 def describe_out_of_memory(error: BaseException) -> str | None:
-    """Describe an exception that is due to a lack of memory.
+    """Describe an exception caused by a lack of memory.
 
     Args:
         error: Any exception.

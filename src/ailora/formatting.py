@@ -166,7 +166,7 @@ def escape_controls(text: str) -> str:
 
 
 def quote_argument(argument: object) -> str:
-    """Quote a path or a name for a command that users paste into a shell."""
+    """Quote a path or a name for a command to paste into a shell."""
     text = str(argument)
     if not _CONTROLS.search(text) and text.isprintable():
         return shlex.quote(text)

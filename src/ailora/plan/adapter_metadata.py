@@ -26,7 +26,7 @@ class Exported(pydantic.BaseModel):
     Attributes:
         rank: Rank in every module.
         dtype: Dtype of the factors.
-        error: Frobenius norm of the difference between the exported and the trained update, relative to the trained.
+        error: Frobenius norm of the error in the exported update, relative to the trained update.
     """
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True)

@@ -45,7 +45,7 @@ def make_plan(
         rank: Rank r, or a mapping `{role or regex: rank}`, in which the first matching key counts.
         alpha: Alpha, or a mapping as for `rank`. None means alpha = rank: s = 1, or s = sqrt(r) with `rslora`.
         roles: Roles to adapt. None means the roles named by the policy, or query and value if it names none.
-        role_names: Mapping `{regex: role}` for modules without a naming rule.
+        role_names: Mapping `{regex: role}`, which takes precedence over the naming rules.
         modules: Regular expression. Only modules with a match in their names are adapted, for example those of the
             language model in a multimodal model.
         form: `anchored`, `stock` or `residual`.
