@@ -21,7 +21,8 @@ from study_records import read_record, record_study
 from ailora.formatting import join_names, pluralize
 from ailora.plots.chart_spec import Chart
 from ailora.plots.matplotlib_backend import save_figure
-from ailora.plots.study_charts import forest_charts, rate_charts, shared_rate_charts, varied_charts, varied_key
+from ailora.plots.study_charts import rate_charts, shared_rate_charts, varied_charts, varied_key
+from ailora.plots.verdict_charts import forest_charts
 from ailora.report.init_pair_heatmap import init_pair_heatmaps
 from ailora.studies.comparison import Comparison
 from ailora.studies.study_config import StudyConfig, load_study_config

@@ -11,7 +11,8 @@ import plotly.graph_objects as go
 import pytest
 
 from ailora.plots.chart_spec import COLOURS, Axis, Chart, ForestPlot, ForestRow, Heatmap, Plot, Series
-from ailora.plots.plotly_backend import count_missing, escape, plotly_figure, round_digits
+from ailora.plots.plotly_backend import count_missing, plotly_figure
+from ailora.plots.plotly_traces import escape, round_digits
 from tests.report.sample_studies import HOSTILE, TEXTS
 
 NAN = math.nan

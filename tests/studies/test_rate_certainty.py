@@ -124,7 +124,7 @@ def test_the_summary_names_an_uncertain_choice() -> None:
     assert sentence.startswith("The rate of lora is uncertain: 0.001 in ")
     assert " % of resamples and 0.003 in " in sentence
     assert sentence in summary.sentences
-    table = next(table for table in summary.tables if table.title == "How certain the rates are")
+    table = next(table for table in summary.tables if table.title == "Certainty of the rates")
     assert table.rows[1] == ["", "ailora", "0.003", "100 %", "-", "seeds"]
     of_tasks = summarize(compared(value, tasks={"a": {}, "b": {}})).uncertain_rates
     assert [text.partition(" is ")[0] for text in of_tasks] == ["On a, the rate of lora", "On b, the rate of lora"]
@@ -134,10 +134,10 @@ def test_one_seed_without_predictions_leaves_the_certainty_unknown() -> None:
     comparison = compared(lambda spec: outcome(0.5), seeds=[0])
     summary = summarize(comparison)
     assert summary.uncertain_rates == [
-        "How certain the choice of 2 learning rates is cannot be told: a single seed chose, and no validation "
-        "predictions are read."
+        "The certainty of 2 chosen learning rates is unknown: a single seed chose, and no validation predictions are "
+        "read."
     ]
-    assert not [table for table in summary.tables if table.title == "How certain the rates are"]
+    assert not [table for table in summary.tables if table.title == "Certainty of the rates"]
 
 
 def test_plain_data_has_the_shares() -> None:

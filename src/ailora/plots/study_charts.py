@@ -1,4 +1,4 @@
-"""Charts of a study: verdicts, scores, learning rates, losses over steps, costs."""
+"""Charts of a study: scores, learning rates, losses over steps, costs."""
 
 from __future__ import annotations
 
@@ -8,20 +8,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from ailora.formatting import downsample, format_lr, is_real, pluralize
-from ailora.plots.chart_spec import Axis, ForestPlot, ForestRow, Plot, Series
+from ailora.plots.chart_spec import Axis, Plot, Series
 from ailora.studies.comparison import BaselineComparison, Comparison
 from ailora.studies.method_results import MethodResult
 from ailora.studies.statistics import Estimate
 from ailora.studies.trial import Condition, TrialResult, format_setting
 from ailora.studies.verdict_summary import describe_comparison
-from ailora.studies.verdicts import StudyVerdict
 
 #: Largest number of points in a curve. Longer curves are thinned.
 _MAX_POINTS = 60
 #: Largest number of bars in a chart of costs. More costs are only in the table.
 _MAX_BARS = 60
-#: A forest plot with more rows is only in the table of verdicts.
-_MAX_FOREST_ROWS = 60
 #: Width that points side by side take in a category, as a share of the category.
 _CLUSTER_WIDTH = 0.45
 #: Fewest seeds for intervals at shared rates. Intervals from two seeds are so wide that the points are hard to see.
@@ -37,7 +34,7 @@ def score_charts(comparison: Comparison) -> Iterator[Plot]:
         if not scored:
             continue
         yield Plot(
-            name=_file_name("scores", base.label),
+            name=chart_name("scores", base.label),
             title=_title(f"Score: {metric}", base.label),
             kind="points",
             x=Axis("method", categories=tuple(c.method_label(base) for c in scored)),
@@ -47,52 +44,6 @@ def score_charts(comparison: Comparison) -> Iterator[Plot]:
             "better. Methods share seeds, so that overlapping intervals do not mean equal methods. Compare the "
             "verdicts instead.",
         )
-
-
-def forest_charts(comparison: Comparison) -> Iterator[ForestPlot]:
-    """Chart the differences to the baseline with their verdicts, all methods and tasks of a metric below each other."""
-    design = comparison.design
-    by_metric: dict[tuple[str, bool], list[Condition]] = {}
-    for condition, against in comparison.against_baseline.items():
-        if against.difference is not None:
-            key = design.metric_label(condition), design.larger_is_better(condition)
-            by_metric.setdefault(key, []).append(condition)
-    for (metric, larger_is_better), conditions in by_metric.items():
-        # Longer figures cannot be read; the table of verdicts has all rows.
-        if len(conditions) > _MAX_FOREST_ROWS:
-            continue
-        methods = {condition.method for condition in conditions}
-        subject = f"{next(iter(methods))} against {design.baseline}" if len(methods) == 1 else ""
-        rows = tuple(_forest_row(comparison, condition, only_method=bool(subject)) for condition in conditions)
-        shaded = "Shaded: the margin of equivalence. " if any(row.margin is not None for row in rows) else ""
-        better = "larger" if larger_is_better else "smaller"
-        yield ForestPlot(
-            name=_file_name("verdicts", metric if len(by_metric) > 1 else ""),
-            title=f"Verdicts: {subject}" if subject else f"Verdicts against {design.baseline}",
-            x_label=f"difference of {metric}",
-            rows=rows,
-            caption=f"Each method minus {design.baseline}, each at its own best learning rate, paired by seed, with "
-            f"the 95 % interval of the verdict; {better} is better. {shaded}Open markers: undecided.",
-        )
-
-
-def _forest_row(comparison: Comparison, condition: Condition, *, only_method: bool) -> ForestRow:
-    """Return the row of a condition; that of the only method is named after its task and setting."""
-    against, base = comparison.against_baseline[condition], comparison.design.baseline_for(condition)
-    assert against.difference is not None
-    estimate, verdict = against.difference.estimate, against.verdict or ""
-    return ForestRow(
-        group="" if only_method else base.label,
-        label=(only_method and base.label) or condition.method_label(base),
-        value=estimate.mean,
-        low=estimate.low,
-        high=estimate.high,
-        margin=against.judgement.margin if against.judgement else None,
-        verdict=verdict,
-        is_decided=verdict != StudyVerdict.UNDECIDED,
-        note=describe_comparison(against),
-        style=_style(comparison, condition),
-    )
 
 
 def varied_charts(comparison: Comparison) -> Iterator[Plot]:
@@ -110,7 +61,7 @@ def varied_charts(comparison: Comparison) -> Iterator[Plot]:
         metric = comparison.design.metric_label(conditions[0])
         setting = key.rpartition(".")[2]
         yield Plot(
-            name=_file_name(f"over-{setting}", label),
+            name=chart_name(f"over-{setting}", label),
             title=_title(f"{metric} over {setting}", label),
             kind="lines",
             x=Axis(setting, log=_suits_log_axis([condition.values[key] for condition in conditions])),
@@ -139,7 +90,7 @@ def rate_charts(comparison: Comparison) -> Iterator[Plot]:
         if not results:
             continue
         yield Plot(
-            name=_file_name("rates", base.label),
+            name=chart_name("rates", base.label),
             title=_title(f"Validation {metric} over learning rate", base.label),
             kind="lines",
             x=Axis("learning rate", log=True),
@@ -152,7 +103,7 @@ def rate_charts(comparison: Comparison) -> Iterator[Plot]:
                         pluralize(estimate.n, "seed") + ("; the best rate" if rate == result.search.best else "")
                         for rate, estimate in result.curve.items()
                     ],
-                    _style(comparison, result.condition),
+                    method_style(comparison, result.condition),
                 )
                 for result in results
             ),
@@ -171,7 +122,7 @@ def shared_rate_charts(comparison: Comparison) -> Iterator[Plot]:
         has_best = any(against.difference is not None for against in shared.values())
         better = "above" if comparison.design.larger_is_better(base) else "below"
         yield Plot(
-            name=_file_name("shared-rates", base.label),
+            name=chart_name("shared-rates", base.label),
             title=_title(f"Minus {base.method} at shared rates", base.label),
             kind="points",
             x=Axis("learning rate", categories=(*map(format_lr, rates), *["own best"] * has_best)),
@@ -181,7 +132,7 @@ def shared_rate_charts(comparison: Comparison) -> Iterator[Plot]:
                     condition.method_label(base),
                     _by_category(against, rates, (number - (len(shared) - 1) / 2) * _CLUSTER_WIDTH / len(shared)),
                     _shared_rate_notes(against),
-                    _style(comparison, condition),
+                    method_style(comparison, condition),
                 )
                 for number, (condition, against) in enumerate(shared.items())
             ),
@@ -219,14 +170,14 @@ def convergence_charts(comparison: Comparison) -> Iterator[Plot]:
                     y=[_finite_mean(values) for _, values in points],
                     low=[min(values) for _, values in points] if len(points[0][1]) > 1 else (),
                     high=[max(values) for _, values in points] if len(points[0][1]) > 1 else (),
-                    style=_style(comparison, condition),
+                    style=method_style(comparison, condition),
                 )
                 for condition in (base, *others)
                 if (points := _values_over_steps(list(comparison.results[condition].at_best.values()), metric))
             )
             if series:
                 yield Plot(
-                    name=_file_name(f"convergence-{metric}", base.label),
+                    name=chart_name(f"convergence-{metric}", base.label),
                     title=_title(f"Validation {metric} over steps", base.label),
                     kind="lines",
                     x=Axis("step"),
@@ -258,7 +209,7 @@ def cost_charts(comparison: Comparison) -> Iterator[Plot]:
         if not values:
             continue
         yield Plot(
-            name=_file_name(f"cost-{name}", ""),
+            name=chart_name(f"cost-{name}", ""),
             title=title[0].upper() + title[1:],
             kind="bars",
             x=Axis("method", categories=tuple(methods)),
@@ -285,7 +236,7 @@ def _score_series(comparison: Comparison, name: str, conditions: Mapping[float, 
         for r in results.values()
         if r.score
     ]
-    return _series(name, scores, notes, _style(comparison, next(iter(conditions.values()))))
+    return _series(name, scores, notes, method_style(comparison, next(iter(conditions.values()))))
 
 
 def _series(name: str, estimates: Mapping[float, Estimate], notes: Sequence[str], style: int) -> Series:
@@ -301,7 +252,7 @@ def _series(name: str, estimates: Mapping[float, Estimate], notes: Sequence[str]
     )
 
 
-def _style(comparison: Comparison, condition: Condition) -> int:
+def method_style(comparison: Comparison, condition: Condition) -> int:
     """Return the style of a condition's method, which is the same in all charts and black for the baseline."""
     design = comparison.design
     return [design.baseline, *(name for name in design.methods if name != design.baseline)].index(condition.method)
@@ -336,7 +287,7 @@ def _suits_log_axis(values: Sequence[float]) -> bool:
     return min(values) > 0 and max(values) / min(values) >= 8
 
 
-def _file_name(subject: str, label: str) -> str:
+def chart_name(subject: str, label: str) -> str:
     """Return a file name from the subject, and from letters and digits in a condition's label."""
     words = "".join(c if c.isascii() and c.isalnum() else " " for c in label).split()
     return "-".join([subject, *words])

@@ -9,6 +9,7 @@ from ailora.formatting import format_lr, format_value, is_finite, shorten
 from ailora.library_versions import library_versions
 from ailora.plots import study_charts
 from ailora.plots.chart_spec import Chart
+from ailora.plots.verdict_charts import forest_charts
 from ailora.recipes.config.yaml_file import format_yaml
 from ailora.redaction import without_secrets
 from ailora.report.document import (
@@ -80,7 +81,7 @@ def study_chapter(
         title=name,
         kind="study",
         sections=sections(
-            section("Summary", *_summary(summary, design, selection, _charts(study_charts.forest_charts(comparison)))),
+            section("Summary", *_summary(summary, design, selection, _charts(forest_charts(comparison)))),
             # Charts first: without charts of its own, the section of scores is a table.
             *([scores, varied] if score_section.charts else [varied, scores]),
             section("Which start for which matrix", _charts(init_pair_heatmaps(comparison))),

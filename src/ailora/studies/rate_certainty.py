@@ -1,4 +1,4 @@
-"""Certainty of the chosen learning rates: the share of bootstrap resamples that choose each rate."""
+"""Certainty of the chosen learning rates, as shares of bootstrap resamples."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _ROUNDING = 1e-12
 
 
 class Resampled(StrEnum):
-    """Units that a resample draws with replacement."""
+    """Units drawn with replacement by a resample."""
 
     SEEDS_AND_EXAMPLES = "seeds and validation examples"
     SEEDS = "seeds"
@@ -35,9 +35,9 @@ class RateCertainty:
 
     Attributes:
         best: the chosen rate.
-        shares: rate, ascending -> share of the resamples that choose it; rates without the seeds that choose are left
-            out. Empty if the certainty is unknown.
-        resampled: units that are resampled; None if there is a single seed, and no validation predictions are read.
+        shares: rate, ascending -> share of the resamples with their best score at this rate; empty if unknown. Rates
+            that lack a selection seed are left out.
+        resampled: resampled units; None if unknown, with a single selection seed and without predictions.
     """
 
     best: float
@@ -46,7 +46,7 @@ class RateCertainty:
 
     @property
     def share_of_best(self) -> float | None:
-        """Share of the resamples that choose the best rate; None if unknown."""
+        """Share of the resamples in favour of the chosen rate; None if unknown."""
         return self.shares.get(self.best)
 
     def to_dict(self) -> dict[str, object]:
@@ -60,18 +60,18 @@ class RateCertainty:
 def measure_rate_certainty(
     result: MethodResult, design: StudyDesign, *, read_predictions: bool
 ) -> RateCertainty | None:
-    """Measure how often resampled validation scores choose each rate of a method.
+    """Measure how often each rate of a method has the best resampled validation score.
 
-    A resample draws the seeds that choose the rate, and the validation examples if the predictions of all runs are
-    stored, both with replacement and the same for all rates.
+    A resample draws selection seeds with replacement, and validation examples if the predictions of all runs are
+    stored. All rates share its draws.
 
     Args:
-        result: the method.
+        result: results of the method.
         design: design of the study.
         read_predictions: whether to resample examples, from stored predictions.
 
     Returns:
-        The shares; None while the best rate is unknown, or if a single rate ran with the seeds that choose.
+        The shares; None while the best rate is unknown, or with selection seeds at a single rate.
     """
     seeds, metric = design.selection_seeds, design.metric(result.condition)
     runs = {
@@ -108,7 +108,7 @@ def _mean_over_seeds(scores: np.ndarray, draws: np.ndarray) -> np.ndarray:
 
     Args:
         scores: (resamples or 1, rates, seeds).
-        draws: number of times that a resample draws each seed, (resamples, seeds).
+        draws: number of draws of each seed, (resamples, seeds).
 
     Returns:
         Means, (resamples, rates).
@@ -123,6 +123,7 @@ def _choice_shares(means: np.ndarray, rates: Sequence[float]) -> dict[float, flo
         means: (resamples, rates).
         rates: the rates, ascending.
     """
+    # Sums of equal scores may round differently: the tolerance keeps the choice of the search.
     largest = means.max(axis=1, keepdims=True)
     chosen = np.argmax(means >= largest - _ROUNDING * np.abs(largest), axis=1)
     return {rate: float(np.mean(chosen == index)) for index, rate in enumerate(rates)}

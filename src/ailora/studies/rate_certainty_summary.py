@@ -11,11 +11,11 @@ from ailora.studies.trial import Condition
 _MIN_SHARE = 0.8
 #: Share below which a sentence leaves a rate out.
 _MIN_NAMED_SHARE = 0.05
-TABLE_TITLE = "How certain the rates are"
+TABLE_TITLE = "Certainty of the rates"
 
 
 def describe_uncertain_rates(comparison: Comparison) -> list[str]:
-    """Describe the chosen rates that fewer than 80 % of the resamples choose, and count those without resamples."""
+    """Describe chosen rates with a share of resamples below 80 %, and count the rates of unknown certainty."""
     certainties = comparison.rate_certainties
     sentences = [
         _uncertain_rate(condition, certainty)
@@ -24,8 +24,8 @@ def describe_uncertain_rates(comparison: Comparison) -> list[str]:
     ]
     n_unknown = sum(certainty.resampled is None for certainty in certainties.values())
     unknown = (
-        f"How certain the choice of {pluralize(n_unknown, 'learning rate')} is cannot be told: a single seed chose, "
-        "and no validation predictions are read."
+        f"The certainty of {pluralize(n_unknown, 'chosen learning rate')} is unknown: a single seed chose, and no "
+        "validation predictions are read."
     )
     return [*limit_sentences(sentences, f'the table "{TABLE_TITLE}"'), *([unknown] if n_unknown else [])]
 
@@ -45,11 +45,11 @@ def rate_certainty_rows(comparison: Comparison) -> tuple[list[str], list[list[st
         if certainty.share_of_best is not None
     ]
     note = (
-        "Share of the resamples in which the rate has the best validation score, among the rates that ran with all "
-        "seeds that choose. A resample draws seeds, and the validation examples where predictions are stored, with "
-        "replacement and the same for all rates. Of few seeds, shares are too near 0 and 100 %."
+        "Share of the resamples in which the rate has the best validation score, among the rates with runs of all "
+        "selection seeds. A resample draws seeds with replacement, and validation examples where predictions are "
+        "stored, the same for all rates. With few seeds, shares are too near 0 and 100 %."
     )
-    columns = ["on", "method", "chosen rate", "chosen in", "else", "resampled"]
+    columns = ["on", "method", "chosen rate", "share", "other rates", "resampled"]
     return columns, rows, [note]
 
 

@@ -1,0 +1,116 @@
+"""Traces, axes and text of Plotly figures, in plain data."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Iterable, Sequence
+from typing import TypedDict
+
+from ailora.formatting import format_number
+from ailora.plots.chart_spec import COLOURS, SHADE_ALPHA, SHADE_COLOUR, Axis, Series
+
+#: A trace, an axis or a layout of Plotly.
+Json = dict[str, object]
+
+#: Height of a row of a category, and of the margins above and below the rows.
+ROW_PX, MARGIN_PX = 30, 90
+#: Longest names at ticks and in the legend, in characters. Hovering shows the whole name.
+MAX_TICK_CHARS, _MAX_LEGEND_CHARS = 26, 48
+#: Largest number of values for which a logarithmic axis has ticks at the values instead of round numbers.
+_MAX_VALUE_TICKS = 9
+_SWAPPED = {"x": "y", "y": "x", "error_y": "error_x"}
+
+
+class PlotlyFigure(TypedDict):
+    """Arguments of `Plotly.newPlot`."""
+
+    data: list[Json]
+    layout: Json
+
+
+def escape(text: str) -> str:
+    """Escape text, so that Plotly interprets no markup and no template `%{...}` in the text."""
+    return html.escape(text, quote=False).replace("%{", "%&#123;").replace("\n", "<br>")
+
+
+def round_digits(value: float | None) -> float | None:
+    """Return a value rounded to six significant digits, or None if the value is not finite."""
+    # No chart shows more digits, and fewer digits keep pages small.
+    return None if value is None or not math.isfinite(value) else float(f"{value:.6g}")
+
+
+def round_all(values: Iterable[float | None]) -> list[float | None]:
+    """Return values rounded by `round_digits`."""
+    return [round_digits(value) for value in values]
+
+
+def truncate_name(text: str, limit: int) -> str:
+    """Cut a name to `limit` characters, with an ellipsis as the last character."""
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"
+
+
+def series_trace(series: Series, x: Iterable[float | None], y: Iterable[float | None]) -> Json:
+    """Return the keys that all traces of a series share."""
+    return {
+        "name": escape(truncate_name(series.name, _MAX_LEGEND_CHARS)),
+        "x": round_all(x),
+        "y": round_all(y),
+        "meta": {"style": series.style % len(COLOURS)},
+        # The legend shows and hides the band of a line together with the line.
+        "legendgroup": escape(series.name),
+    }
+
+
+def error_bars(series: Series, points: Iterable[int]) -> Json:
+    """Return error bars for the points (indices) with intervals."""
+    points = [i for i in points if series.has_interval(i)]
+    if not points:
+        return {}
+    up, down = ([0.0] * len(series.x) for _ in range(2))
+    for i in points:
+        up[i], down[i] = series.high[i] - series.y[i], series.y[i] - series.low[i]
+    bars = {"array": round_all(up), "arrayminus": round_all(down)}
+    return {"error_y": {"type": "data", "symmetric": False, **bars, "thickness": 1.6}}
+
+
+def hover_note(series: Series, i: int) -> str:
+    """Return the text below a value on hover: the interval and the note."""
+    interval = ""
+    if series.has_interval(i):
+        interval = f"<br>from {format_number(series.low[i])} to {format_number(series.high[i])}"
+    return interval + (f"<br>{escape(series.notes[i])}" if series.notes and series.notes[i] else "")
+
+
+def axis_layout(axis: Axis, values: Sequence[float]) -> Json:
+    """Return the layout of an axis, whose ticks may be at `values`."""
+    layout: Json = {"title": {"text": escape(axis.label)}, "automargin": True}
+    if axis.categories:
+        names = [escape(truncate_name(name, MAX_TICK_CHARS)) for name in axis.categories]
+        return layout | {"tickvals": list(range(len(names))), "ticktext": names, "range": [-0.5, len(names) - 0.5]}
+    if axis.log:
+        # By default, Plotly writes only a digit between powers of ten: a small 5 for 0.05.
+        layout |= {"type": "log", "tickformat": ".3~g"}
+        distinct = sorted(set(values))
+        if 0 < len(distinct) <= _MAX_VALUE_TICKS:
+            layout |= {"tickvals": distinct, "ticktext": [f"{value:.3g}" for value in distinct]}
+    return layout
+
+
+def swap_axes(trace: Json) -> Json:
+    """Return a trace with exchanged x and y, for names that are listed vertically."""
+    swapped = {_SWAPPED.get(key, key): value for key, value in trace.items()}
+    return swapped | ({"orientation": "h"} if trace["type"] == "bar" else {})
+
+
+def shaded_rectangle(x: tuple[float, float], y: tuple[float, float], **refs: str) -> Json:
+    """Return a shaded rectangle.
+
+    Args:
+        x: ends along the x-axis.
+        y: ends along the y-axis.
+        **refs: `xref="paper"` or `yref="paper"` if these ends are shares of the plot's width or height.
+    """
+    ends = {"x0": round_digits(x[0]), "x1": round_digits(x[1]), "y0": y[0], "y1": y[1]}
+    fill = {"fillcolor": SHADE_COLOUR, "opacity": SHADE_ALPHA, "line": {"width": 0}}
+    return {"type": "rect", "layer": "below", **fill, **ends, **refs}

@@ -1,0 +1,61 @@
+"""Charts of verdicts: forest plots of the differences to a study's baseline."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ailora.plots.chart_spec import ForestPlot, ForestRow
+from ailora.plots.study_charts import chart_name, method_style
+from ailora.studies.comparison import Comparison
+from ailora.studies.trial import Condition
+from ailora.studies.verdict_summary import describe_comparison
+from ailora.studies.verdicts import StudyVerdict
+
+#: Largest number of rows in a forest plot. More rows are only in the table of verdicts.
+_MAX_FOREST_ROWS = 60
+
+
+def forest_charts(comparison: Comparison) -> Iterator[ForestPlot]:
+    """Chart the differences to the baseline with their verdicts, all methods and tasks of a metric below each other."""
+    design = comparison.design
+    by_metric: dict[tuple[str, bool], list[Condition]] = {}
+    for condition, against in comparison.against_baseline.items():
+        if against.difference is not None:
+            key = design.metric_label(condition), design.larger_is_better(condition)
+            by_metric.setdefault(key, []).append(condition)
+    for (metric, larger_is_better), conditions in by_metric.items():
+        # Longer figures cannot be read; the table of verdicts has all rows.
+        if len(conditions) > _MAX_FOREST_ROWS:
+            continue
+        methods = {condition.method for condition in conditions}
+        subject = f"{next(iter(methods))} against {design.baseline}" if len(methods) == 1 else ""
+        rows = tuple(_forest_row(comparison, condition, only_method=bool(subject)) for condition in conditions)
+        shaded = "Shaded: the margin of equivalence. " if any(row.margin is not None for row in rows) else ""
+        better = "larger" if larger_is_better else "smaller"
+        yield ForestPlot(
+            name=chart_name("verdicts", metric if len(by_metric) > 1 else ""),
+            title=f"Verdicts: {subject}" if subject else f"Verdicts against {design.baseline}",
+            x_label=f"difference of {metric}",
+            rows=rows,
+            caption=f"Each method minus {design.baseline}, each at its own best learning rate, paired by seed, with "
+            f"the 95 % interval of the verdict; {better} is better. {shaded}Open markers: undecided.",
+        )
+
+
+def _forest_row(comparison: Comparison, condition: Condition, *, only_method: bool) -> ForestRow:
+    """Return the row of a condition; that of the only method is named after its task and setting."""
+    against, base = comparison.against_baseline[condition], comparison.design.baseline_for(condition)
+    assert against.difference is not None
+    estimate, verdict = against.difference.estimate, against.verdict or ""
+    return ForestRow(
+        group="" if only_method else base.label,
+        label=(only_method and base.label) or condition.method_label(base),
+        value=estimate.mean,
+        low=estimate.low,
+        high=estimate.high,
+        margin=against.judgement.margin if against.judgement else None,
+        verdict=verdict,
+        is_decided=verdict != StudyVerdict.UNDECIDED,
+        note=describe_comparison(against),
+        style=method_style(comparison, condition),
+    )
