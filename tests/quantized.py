@@ -14,14 +14,14 @@ import transformers as tf
 from torch import Tensor, nn
 
 from ailora.weights.base_weight import BaseWeight
-from ailora.weights.quantized import find_storage, keep_4bit_unpacked
+from ailora.weights.quantized import find_quantized_format, prevent_cpu_repacking
 
 POSITIONS = 6
 
 
 def read_weight(layer: nn.Module, module: str) -> torch.Tensor:
     """The weight of a layer as a plain matrix."""
-    return BaseWeight(module, layer, find_storage(layer)).read()
+    return BaseWeight(module, layer, find_quantized_format(layer)).read()
 
 
 @dataclass(frozen=True)
@@ -31,19 +31,19 @@ class Quantization:
     Attributes:
         name: of the test.
         quantize: a folder with a checkpoint -> the quantized model.
-        storage: what `weights.quantized` calls it.
+        format_name: name of the format in `weights.quantized`.
         error: a bound on the relative error of a weight, from its bits: half a step of a normal distribution's range.
     """
 
     name: str
     quantize: Callable[[Path], nn.Module]
-    storage: str
+    format_name: str
     error: float
 
     def model(self, folder: Path) -> nn.Module:
         """A fresh quantized model, in eval mode, that computes alike on every CPU."""
         model = self.quantize(folder).eval()
-        keep_4bit_unpacked(model)
+        prevent_cpu_repacking(model)
         return model
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import ailora
 from ailora.roles import Role
 from ailora.weights.base_weight import base_layer, select_rows
-from ailora.weights.quantized import find_storage
+from ailora.weights.quantized import find_quantized_format
 from tests.contracts.test_adapted_model import close
 from tests.quantized import PACKED, QUANTIZATIONS, PackedLinear, Quantization, original, read_weight, run, saved
 
@@ -73,9 +73,9 @@ def test_the_weight_is_read_as_the_layer_computes_with_it(quantization: Quantiza
     assert {p.role for p in projections} == set(Role)
     for p in projections:
         layer = base_layer(model, p.module)
-        storage = find_storage(layer)
-        assert storage is not None
-        assert storage.name == quantization.storage
+        quantized_format = find_quantized_format(layer)
+        assert quantized_format is not None
+        assert quantized_format.name == quantization.format_name
         weight = read_weight(layer, p.module)
         exact = original().get_submodule(p.module).weight
         assert (weight.float() - exact).norm() <= quantization.error * exact.norm()
@@ -226,7 +226,7 @@ def test_a_layer_that_is_quantized_after_adapting_starts_from_the_full_weight(fo
     from bitsandbytes.nn import Linear4bit
 
     layer = Linear4bit(64, 32, bias=False)
-    assert find_storage(layer) is None
+    assert find_quantized_format(layer) is None
     assert torch.equal(read_weight(layer, "layer"), layer.weight.data)
 
 

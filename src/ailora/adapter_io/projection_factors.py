@@ -78,5 +78,5 @@ def split_factors(
         all_rows = planned.projection.fused and (
             couple_roles or int(selected.count_nonzero()) < int(columns.count_nonzero())
         )
-        anchored = stacked and planned.init.anchored
+        anchored = stacked and planned.init.needs_anchor
         yield ProjectionFactors(planned, rows, columns if all_rows else selected, anchored, all_rows, eps)

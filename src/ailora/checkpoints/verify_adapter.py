@@ -201,7 +201,7 @@ def _check_anchors(weights: Mapping[str, StoredWeight], trained: AdapterCheckpoi
         trained.read_projection_factors(plan), "verifying", total, unit="matrix", leave=False, disable=None
     ):
         planned = role.planned
-        if planned.init.anchored:
+        if planned.init.needs_anchor:
             count += 1
             weight = weights[planned.projection.module]
             weight.validate_floating()

@@ -30,7 +30,7 @@ class Init(ABC):
     """Rule for the initial factors of a projection, given its weight."""
 
     #: Whether `B A` differs from zero at the start, so that the adapter needs an anchor.
-    anchored: ClassVar[bool]
+    needs_anchor: ClassVar[bool]
 
     @abstractmethod
     def factors(

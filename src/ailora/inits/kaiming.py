@@ -27,7 +27,7 @@ class Kaiming(Init):
         ((2, 4), 0.0)
     """
 
-    anchored: ClassVar[bool] = False
+    needs_anchor: ClassVar[bool] = False
 
     def factors(
         self, weight: Float[Tensor, "*batch out in_"], rank: int, *, scaling: float, generator: torch.Generator

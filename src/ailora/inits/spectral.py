@@ -54,7 +54,7 @@ class Spectral(Init):
 
     band: Band
     size: Size = Size.SINGULAR
-    anchored: ClassVar[bool] = True
+    needs_anchor: ClassVar[bool] = True
 
     def factors(
         self, weight: Float[Tensor, "*batch out in_"], rank: int, *, scaling: float, generator: torch.Generator

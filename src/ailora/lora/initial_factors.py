@@ -1,4 +1,4 @@
-"""Initial factors of all planned adapters, computed before the model changes."""
+"""Initial factors of all planned adapters, computed before the adapters are inserted."""
 
 from __future__ import annotations
 
@@ -39,15 +39,15 @@ class _Decomposition:
     """A decomposition to compute, shared by the planned adapters of tied layers."""
 
     weight: BaseWeight
-    sharing: list[PlannedAdapter]
+    adapters: list[PlannedAdapter]
 
     @property
     def planned(self) -> PlannedAdapter:
-        return self.sharing[0]
+        return self.adapters[0]
 
     @property
-    def kind(self) -> tuple[object, ...]:
-        """Properties of the decomposition. Decompositions of equal kind can be computed in a batch."""
+    def batch_key(self) -> tuple[object, ...]:
+        """Key of a batch: decompositions with the same key can be computed together."""
         p = self.planned
         shape = (p.projection.out_features, p.projection.in_features)
         return (shape, self.weight.dtype, self.weight.device, p.init, p.rank, p.scaling)
@@ -58,14 +58,14 @@ def compute_initial_factors(
 ) -> list[InitialFactors]:
     """Compute the initial factors of every planned adapter, with a progress bar on a terminal.
 
-    A GPU decomposes matrices of equal shape in batches, which take up to a quarter of the free memory. A CPU decomposes
-    matrix by matrix, on all cores. Quantized weights are dequantized batch by batch.
+    On a GPU, matrices of equal shape are decomposed in batches of up to a quarter of the free memory. On a CPU,
+    matrices are decomposed one at a time, on all cores. Quantized weights are dequantized batch by batch.
 
     Args:
         plan: Adapter settings of every projection.
-        weights: Base weights by module, which do not change.
-        source: Function from a base weight to the matrix to decompose.
-        generator: Generator of random factors, drawn in the plan's order.
+        weights: Base weight of each module; not modified.
+        source: Function that returns the matrix to decompose for a base weight.
+        generator: Random generator. Random inits draw from the generator in the plan's order.
 
     Returns:
         The initial factors, in the plan's order.
@@ -74,18 +74,18 @@ def compute_initial_factors(
         ModelError: The shape of a weight differs from the plan, or a weight cannot be decomposed.
     """
     decompositions = _share_decompositions(plan, weights, validate_readable=source is BaseWeight.read)
-    read = _validating_dora_rows(source) if plan.options.dora else source
+    read = _refusing_zero_rows(source) if plan.options.dora else source
     results: dict[Projection, InitialFactors] = {}
     with tqdm(total=len(decompositions), desc="decomposing", unit="matrix", leave=False, disable=None, delay=1) as bar:
         for batch in _batches(decompositions):
             bar.set_postfix_str(batch[0].planned.projection.name, refresh=False)
             for decomposition, factors in zip(batch, _compute_factors(batch, read, generator), strict=True):
-                results |= {p.projection: InitialFactors(p, factors) for p in decomposition.sharing}
+                results |= {p.projection: InitialFactors(p, factors) for p in decomposition.adapters}
             bar.update(len(batch))
     return [results[planned.projection] for planned in plan.adapters]
 
 
-def _validating_dora_rows(source: WeightSource) -> WeightSource:
+def _refusing_zero_rows(source: WeightSource) -> WeightSource:
     """Wrap a weight source to refuse weights with zero rows, which DoRA cannot adapt."""
 
     def read(weight: BaseWeight) -> Tensor:
@@ -109,12 +109,12 @@ def _share_decompositions(
         weight.validate_loaded()
         if validate_readable:
             weight.validate_readable()
-        # Tied layers share a decomposition: computed twice, their anchors could differ in rounding.
+        # Tied layers share a decomposition: in two computations, rounding could make their anchors differ.
         for planned in group:
             key = (weight.key, planned.projection.rows, planned.init, planned.rank, planned.scaling)
-            decompositions.setdefault(key, _Decomposition(weight, [])).sharing.append(planned)
-    anchored = [key[:2] for key, each in decompositions.items() if each.planned.init.anchored]
-    if plan.form is Form.RESIDUAL and len(set(anchored)) < len(anchored):
+            decompositions.setdefault(key, _Decomposition(weight, [])).adapters.append(planned)
+    spectral = [key[:2] for key, each in decompositions.items() if each.planned.init.needs_anchor]
+    if plan.form is Form.RESIDUAL and len(set(spectral)) < len(spectral):
         raise ModelError(
             "tied layers have different initial factors, but share a single residual weight: use form='anchored'"
         )
@@ -122,13 +122,13 @@ def _share_decompositions(
 
 
 def _batches(decompositions: Sequence[_Decomposition]) -> Iterator[list[_Decomposition]]:
-    """Yield batches of decompositions of equal kind, each as large as the memory allows."""
-    by_kind: dict[tuple[object, ...], list[_Decomposition]] = {}
+    """Yield batches of decompositions with the same key, each as large as the memory allows."""
+    by_key: dict[tuple[object, ...], list[_Decomposition]] = {}
     for number, decomposition in enumerate(decompositions):
-        # Random inits stay out of batches, to be drawn in the plan's order.
-        kind = decomposition.kind if decomposition.planned.init.anchored else (number,)
-        by_kind.setdefault(kind, []).append(decomposition)
-    for group in by_kind.values():
+        # Random inits are not batched, because they draw in the plan's order.
+        key = decomposition.batch_key if decomposition.planned.init.needs_anchor else (number,)
+        by_key.setdefault(key, []).append(decomposition)
+    for group in by_key.values():
         remaining = iter(group)
         while batch := list(islice(remaining, _batch_size(group[0]))):
             yield batch
@@ -136,12 +136,13 @@ def _batches(decompositions: Sequence[_Decomposition]) -> Iterator[list[_Decompo
 
 def _batch_size(decomposition: _Decomposition) -> int:
     device = decomposition.weight.device
-    # A single matrix keeps all cores busy, and only single matrices use the cache of decompositions.
+    # On a CPU, a single matrix keeps all cores busy, and the cache of decompositions (`spectral.cache`) is usable.
     if device.type != "cuda":
         return 1
+    bytes_per_entry = 4  # decompositions run in float32
     free, _ = torch.cuda.mem_get_info(device)
     out, in_ = decomposition.planned.projection.shape
-    return max(1, free // 4 // (4 * _PEAK_COPIES * out * in_))
+    return max(1, free // 4 // (bytes_per_entry * _PEAK_COPIES * out * in_))
 
 
 def _compute_factors(
@@ -155,5 +156,5 @@ def _compute_factors(
     factors = planned.init.factors(weight, planned.rank, scaling=planned.scaling, generator=generator)
     if len(batch) == 1:
         return [factors]
-    floored = factors.floored.tolist()
-    return [Factors(A, B, torch.tensor(n)) for A, B, n in zip(factors.A, factors.B, floored, strict=True)]
+    clamped = factors.floored.tolist()
+    return [Factors(A, B, torch.tensor(n)) for A, B, n in zip(factors.A, factors.B, clamped, strict=True)]

@@ -26,7 +26,7 @@ from ailora.plan.adapter_metadata import AdapterMetadata
 from ailora.plan.adapter_plan import Form, Plan
 from ailora.roles import weight_shape
 from ailora.weights.base_weight import BaseWeight, resolve_weights
-from ailora.weights.quantized import find_storage
+from ailora.weights.quantized import find_quantized_format
 
 #: Maximum length of a folder name in common file systems.
 _MAX_NAME_BYTES = 255
@@ -202,7 +202,7 @@ def _validate_modules_to_save(base: nn.Module, plan: Plan) -> None:
     """Refuse quantized modules in `modules_to_save`."""
     for name, module in base.named_modules() if plan.options.modules_to_save else ():
         saved = any(f".{saved}." in f".{name}." for saved in plan.options.modules_to_save)
-        if saved and weight_shape(module) is not None and find_storage(module) is not None:
+        if saved and weight_shape(module) is not None and find_quantized_format(module) is not None:
             raise ModelError(f"modules_to_save: {name} is quantized and cannot be fully fine-tuned")
 
 

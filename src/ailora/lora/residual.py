@@ -89,14 +89,14 @@ def validate_residual_form(base: nn.Module, plan: Plan, weights: Mapping[str, Ba
     subtracted: dict[int, dict[str, tuple[object, ...]]] = {}
     for module, group in plan.modules.items():
         weight = weights[module]
-        if not any(planned.init.anchored for planned in group):
+        if not any(planned.init.needs_anchor for planned in group):
             continue
-        if weight.layer._parameters.get("weight") is None and weight.storage is None:
+        if weight.layer._parameters.get("weight") is None and weight.quantized_format is None:
             raise ModelError(
                 f"{module}: the weight is computed from other tensors, and the residual form can only change stored "
                 "weights: use form='anchored'"
             )
-        if weight.storage is not None or weight.dtype not in (torch.float32, torch.float64):
+        if weight.quantized_format is not None or weight.dtype not in (torch.float32, torch.float64):
             raise ModelError(
                 f"{weight}: form='residual' needs float32 or float64 weights, because coarser rounding would change "
                 "the outputs of the model: use form='anchored'"
@@ -119,7 +119,7 @@ def _by_weight(
     """Group factors of anchored inits by base weight. Tied layers are in the same group."""
     groups: dict[int, tuple[BaseWeight, list[InitialFactors]]] = {}
     for initial in factors:
-        if initial.planned.init.anchored:
+        if initial.planned.init.needs_anchor:
             weight = weights[initial.planned.projection.module]
             groups.setdefault(weight.key, (weight, []))[1].append(initial)
     return groups.values()

@@ -83,6 +83,6 @@ def _build_pair(
 ) -> tuple[PackedFactor, PackedFactor]:
     A, B = initial.factors.A, initial.factors.B
     A, B = A if like_A is None else A.to(like_A), B if like_B is None else B.to(like_B)
-    if not initial.planned.init.anchored:
+    if not initial.planned.init.needs_anchor:
         return PlainFactor(A), PlainFactor(B)
     return (ResidualA(A), ResidualB(B)) if form is Form.RESIDUAL else (AnchoredA(A), AnchoredB(B))

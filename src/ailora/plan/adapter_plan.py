@@ -53,7 +53,7 @@ class PlannedAdapter:
     @property
     def file_rank(self) -> int:
         """Rank of the saved adapter: 2r if the init is anchored, else r."""
-        return 2 * self.rank if self.init.anchored else self.rank
+        return 2 * self.rank if self.init.needs_anchor else self.rank
 
     @property
     def trainable(self) -> int:

@@ -16,7 +16,7 @@ from ailora.model_path import resolve_model
 from ailora.plan.task_type import TASKS, TaskType
 from ailora.recipes.data.labels import Labels
 from ailora.weights.base_weight import all_finite
-from ailora.weights.quantized import keep_4bit_unpacked
+from ailora.weights.quantized import prevent_cpu_repacking
 
 ModelT = TypeVar("ModelT", bound=PreTrainedModel | PeftModel)
 
@@ -155,5 +155,5 @@ def _load(
         raise InputError(f"cannot load {path!r} for {TASKS[task_type].title}: {reason}") from error
     # On CPUs in eval mode, bitsandbytes repacks 4-bit weights, and gradients do not pass repacked weights.
     if quantization is not None:
-        keep_4bit_unpacked(model)
+        prevent_cpu_repacking(model)
     return model

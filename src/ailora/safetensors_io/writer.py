@@ -32,7 +32,7 @@ class TensorSpec:
 
     @classmethod
     def from_tensor(cls, name: str, tensor: Tensor | StoredTensor) -> TensorSpec:
-        """Build the spec to write a tensor with unchanged dtype and shape under a name."""
+        """Build the spec of a tensor that is written under `name`, with its own dtype and shape."""
         dtype = SAFETENSORS_DTYPES[tensor.dtype] if isinstance(tensor, Tensor) else tensor.dtype
         return cls(name, dtype, tuple(tensor.shape))
 
@@ -50,8 +50,9 @@ def write_tensors(
     Args:
         file: Path of the file.
         specs: Specs of the tensors, in file order.
-        tensors: Tensors in the order of `specs`, in any floating-point dtype. A generator keeps one tensor in memory.
-        metadata: Strings of the entry `__metadata__`. None means `{"format": "pt"}`, which transformers requires.
+        tensors: Tensors in the order of `specs`, in any floating-point dtype. With a generator, only
+            one tensor is in memory at a time.
+        metadata: Contents of the `__metadata__` entry. None means `{"format": "pt"}`, which transformers requires.
     """
     with replacing_file(file) as stream:
         stream.write(header_bytes(specs, metadata or {"format": "pt"}))
@@ -70,7 +71,7 @@ def header_bytes(tensors: Iterable[TensorSpec | StoredTensor], metadata: Mapping
 
     Args:
         tensors: Tensors of the file, in file order.
-        metadata: Strings of the entry `__metadata__`; transformers requires `{"format": "pt"}`.
+        metadata: Contents of the `__metadata__` entry; transformers requires `{"format": "pt"}`.
 
     Returns:
         The bytes; their number is a multiple of eight.
@@ -81,6 +82,6 @@ def header_bytes(tensors: Iterable[TensorSpec | StoredTensor], metadata: Mapping
         start, stop = stop, stop + tensor.nbytes
         entries[tensor.name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [start, stop]}
     text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
-    # The format recommends to align data to eight bytes.
+    # The format recommends aligning data to eight bytes.
     text += b" " * (-len(text) % 8)
     return struct.pack("<Q", len(text)) + text

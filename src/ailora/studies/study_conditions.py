@@ -54,7 +54,7 @@ def validate_grid_keys(config: StudyConfig) -> None:
     """
     for key, owner in _OWNED_KEYS.items():
         if key in config.grid:
-            raise InputError(f"grid.{key} cannot be set: it follows from {owner}")
+            raise InputError(f"grid.{key} cannot be set: it is set by `{owner}`")
 
 
 def load_condition_config(condition: Condition, config: StudyConfig, method: StudyMethod, *, to_run: bool) -> RunConfig:
@@ -77,7 +77,7 @@ def load_condition_config(condition: Condition, config: StudyConfig, method: Stu
     try:
         for key, value in task_overrides(config)[condition.task].items():
             if key in _OWNED_KEYS:
-                raise InputError(f"{key} cannot be set: it follows from {_OWNED_KEYS[key]}")
+                raise InputError(f"{key} cannot be set: it is set by `{_OWNED_KEYS[key]}`")
             set_dotted(raw, key, value)
         for key, value in condition.values.items():
             set_dotted(raw, key, value)

@@ -1,1 +1,1 @@
-"""Base weights as plain matrices (out, in), read from any storage."""
+"""Base weights as plain matrices (out, in), read from any format."""

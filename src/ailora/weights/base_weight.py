@@ -1,4 +1,4 @@
-"""Base weights: read as matrices (out, in) from any storage, select a role's rows, compute fingerprints."""
+"""Base weights: read as matrices (out, in) from any format, select a role's rows, compute fingerprints."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ailora.errors import ModelError
 from ailora.roles import Projection, weight_shape
 from ailora.safetensors_io import tensor_bytes
 from ailora.weights.dtensor import full_tensor
-from ailora.weights.quantized import Storage, dequantize, find_storage
+from ailora.weights.quantized import QuantizedFormat, dequantize, find_quantized_format
 
 #: Dtypes of plain weights that can be decomposed.
 READABLE = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -29,12 +29,12 @@ class BaseWeight:
     Attributes:
         module: Name of the module in the base model.
         layer: The layer with the weight, unwrapped from PEFT's layer.
-        storage: Storage of a quantized weight. None for a plain weight.
+        quantized_format: Format of a quantized weight. None for a plain weight.
     """
 
     module: str
     layer: nn.Module
-    storage: Storage | None
+    quantized_format: QuantizedFormat | None
 
     @classmethod
     def from_model(cls, model: nn.Module, module: str) -> BaseWeight:
@@ -44,7 +44,7 @@ class BaseWeight:
             ModelError: The module does not exist, or is not a linear map.
         """
         layer = base_layer(model, module)
-        return cls(module, layer, find_storage(layer))
+        return cls(module, layer, find_quantized_format(layer))
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -82,8 +82,8 @@ class BaseWeight:
         Raises:
             ModelError: The dtype cannot be decomposed, the packing is unknown, or entries are NaN or infinite.
         """
-        if self.storage is not None:
-            weight = dequantize(self.layer, self.storage, self.module)
+        if self.quantized_format is not None:
+            weight = dequantize(self.layer, self.quantized_format, self.module)
         else:
             stored = self.stored()
             weight = stored.T if self.transposed else stored
@@ -108,7 +108,7 @@ class BaseWeight:
         Returns:
             The digest as hex.
         """
-        if self.storage is None:
+        if self.quantized_format is None:
             return digest(self.stored())
         try:
             return digest(self.read())
@@ -131,7 +131,7 @@ class BaseWeight:
             ModelError: See `read`.
         """
         # Dequantizing twice would be slow; `read` checks quantized weights anyway.
-        if self.storage is None:
+        if self.quantized_format is None:
             self.read()
 
     def __str__(self) -> str:

@@ -1,6 +1,6 @@
-"""Storages of quantized weights: recognize a layer's storage, and dequantize the weight.
+"""Formats of quantized weights: recognize the format of a layer's weight, and dequantize the weight.
 
-A quantization library is imported only for models quantized with the library.
+A quantization library is imported only if a model is quantized with it.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from ailora.roles import weight_shape
 
 
 @dataclass(frozen=True)
-class Storage:
-    """A storage format for quantized weights.
+class QuantizedFormat:
+    """A format of quantized weights.
 
     Attributes:
         name: Name in messages.
-        matches: Function that returns whether a layer has this storage.
+        matches: Function that returns whether the weight of a layer has this format.
         read: Function that returns the weight of a layer as a floating-point matrix (out, in).
     """
 
@@ -34,12 +34,12 @@ class Storage:
     read: Callable[[nn.Module], Tensor]
 
 
-def find_storage(layer: nn.Module) -> Storage | None:
-    """Return the storage of a layer's quantized weight. None for a plain weight."""
-    return next((storage for storage in STORAGES if storage.matches(layer)), None)
+def find_quantized_format(layer: nn.Module) -> QuantizedFormat | None:
+    """Return the format of a layer's quantized weight. None for a plain weight."""
+    return next((each for each in QUANTIZED_FORMATS if each.matches(layer)), None)
 
 
-def dequantize(layer: nn.Module, storage: Storage, module: str) -> Float[Tensor, "out in_"]:
+def dequantize(layer: nn.Module, quantized_format: QuantizedFormat, module: str) -> Float[Tensor, "out in_"]:
     """Return the weight of a quantized layer as a floating-point matrix (out, in). The layer does not change.
 
     Raises:
@@ -47,49 +47,50 @@ def dequantize(layer: nn.Module, storage: Storage, module: str) -> Float[Tensor,
     """
     try:
         with torch.no_grad():
-            return storage.read(layer).detach()
+            return quantized_format.read(layer).detach()
     except Exception as error:
         raise ModelError(
-            f"{module}: the {storage.name} weight of {type(layer).__name__} {weight_shape(layer)} cannot be read here "
-            f"({type(error).__name__}: {error}). Load the model on a device that supports the format, or give the "
-            "unquantized checkpoint: weights_from=..."
+            f"{module}: the {quantized_format.name} weight of {type(layer).__name__} {weight_shape(layer)} cannot be "
+            f"read here ({type(error).__name__}: {error}). Load the model on a device that supports the format, or "
+            "give the unquantized checkpoint: weights_from=..."
         ) from error
 
 
 # --- the libraries -------------------------------------------------------------------------------------------------
 
 
-def _weight_is(name: str, ready: str) -> Callable[[nn.Module], bool]:
-    """Return a predicate for quantized weights of the bitsandbytes class `name`."""
+def _weight_is(name: str, quantized_attribute: str) -> Callable[[nn.Module], bool]:
+    """Return a predicate for layers with a quantized weight of the bitsandbytes class `name`."""
 
     def matches(layer: nn.Module) -> bool:
         weight: Any = getattr(layer, "weight", None)
         if type(weight).__name__ != name:
             return False
-        # Weights of the class are quantized only when moved to a device, which sets `ready` or the int8 dtype.
-        return getattr(weight, ready, None) is not None or weight.dtype is torch.int8
+        # A weight of this class is quantized when it is moved to a device. That sets the attribute, or changes the
+        # dtype to int8.
+        return getattr(weight, quantized_attribute, None) is not None or weight.dtype is torch.int8
 
     return matches
 
 
 def _weight_of(library: str) -> Callable[[nn.Module], bool]:
-    """Return a predicate for weights in a tensor subclass from a library."""
+    """Return a predicate for layers whose weight is a tensor subclass from `library`."""
     return lambda layer: type(getattr(layer, "weight", None)).__module__.startswith(f"{library}.")
 
 
 def _read_4bit(layer: Any) -> Tensor:
-    # On CPUs with AVX512-BF16, the first forward pass in eval mode repacks the weight. Unpacking (`state_dict()`) loses
-    # the order of the scales in bitsandbytes 0.50; evaluating the packed layer is correct.
+    # On CPUs with AVX512-BF16, the first forward pass in eval mode repacks the weight. `state_dict()` unpacks the
+    # weight, but bitsandbytes 0.50 then loses the order of the scales. Calling the layer gives correct results.
     if getattr(layer.weight.quant_state, "packing_format_for_cpu", False):
-        return _read_response(layer)
+        return _read_by_identity(layer)
     return import_module("bitsandbytes.functional").dequantize_4bit(layer.weight.data, layer.weight.quant_state)
 
 
-def keep_4bit_unpacked(model: nn.Module) -> None:
+def prevent_cpu_repacking(model: nn.Module) -> None:
     """Keep bitsandbytes from repacking 4-bit weights on CPUs with AVX512-BF16.
 
-    Repacking, by the first forward pass in eval mode, blocks gradients, and every later `state_dict()` corrupts the
-    weights. The function has no effect on other devices.
+    Otherwise, the first forward pass in eval mode repacks the weights. Repacked weights block gradients, and each later
+    `state_dict()` corrupts them. The function has no effect on other devices.
     """
     for layer in model.modules():
         if hasattr(layer, "support_avx512bf16_for_cpu"):
@@ -112,16 +113,16 @@ def _read_hqq(layer: Any) -> Tensor:
     return layer.dequantize()
 
 
-def _is_packed(layer: nn.Module) -> bool:
-    """Return whether a layer lacks a floating-point weight of 16 bits or more, as with GPTQ, AWQ and FP8."""
+def _lacks_plain_weight(layer: nn.Module) -> bool:
+    """Return whether a layer has no weight in 16-bit or wider floating point (GPTQ, AWQ, FP8)."""
     if type(layer) in (nn.Linear, Conv1D):
         return False
     weight = getattr(layer, "weight", None)
     return not isinstance(weight, Tensor) or not weight.dtype.is_floating_point or weight.dtype.itemsize == 1
 
 
-def _read_response(layer: Any) -> Tensor:
-    """Return the weight in any packing as the layer's response to the identity matrix."""
+def _read_by_identity(layer: Any) -> Tensor:
+    """Recover a weight in an unknown format by applying the layer to the identity matrix."""
     tensors = [*layer.parameters(), *layer.buffers()]
     floating = [t.dtype for t in tensors if t.dtype in (torch.float16, torch.bfloat16, torch.float32)]
     shape = weight_shape(layer)
@@ -129,7 +130,8 @@ def _read_response(layer: Any) -> Tensor:
     eye = torch.eye(shape[1], dtype=floating[0] if floating else torch.float32, device=tensors[0].device)
     bias = getattr(layer, "bias", None)
     try:
-        # Removed, not subtracted from the response: float16 sums with a large bias lose the small entries of a weight.
+        # Remove the bias before the call instead of subtracting it afterwards: in float16, a sum with a large bias
+        # loses the small entries of the weight.
         if bias is not None:
             layer.bias = None
         with torch.autocast(eye.device.type, enabled=False):
@@ -140,11 +142,11 @@ def _read_response(layer: Any) -> Tensor:
 
 
 #: In order of precedence: the last two would also match layers from the libraries above.
-STORAGES = (
-    Storage("bitsandbytes 4-bit", _weight_is("Params4bit", "quant_state"), _read_4bit),
-    Storage("bitsandbytes 8-bit", _weight_is("Int8Params", "SCB"), _read_8bit),
-    Storage("torchao", _weight_of("torchao"), _read_tensor),
-    Storage("quanto", _weight_of("optimum.quanto"), _read_tensor),
-    Storage("HQQ", lambda layer: hasattr(layer, "W_q"), _read_hqq),
-    Storage("packed", _is_packed, _read_response),
+QUANTIZED_FORMATS = (
+    QuantizedFormat("bitsandbytes 4-bit", _weight_is("Params4bit", "quant_state"), _read_4bit),
+    QuantizedFormat("bitsandbytes 8-bit", _weight_is("Int8Params", "SCB"), _read_8bit),
+    QuantizedFormat("torchao", _weight_of("torchao"), _read_tensor),
+    QuantizedFormat("quanto", _weight_of("optimum.quanto"), _read_tensor),
+    QuantizedFormat("HQQ", lambda layer: hasattr(layer, "W_q"), _read_hqq),
+    QuantizedFormat("packed", _lacks_plain_weight, _read_by_identity),
 )

@@ -1,6 +1,7 @@
 """Section `training:`: fields of `transformers.TrainingArguments`, validated before a model is loaded.
 
-Without this validation, some values would only fail during training, and some would silently mean a different value.
+Without this validation, some values would only fail during training, and others would silently be interpreted as
+something else.
 """
 
 from __future__ import annotations
@@ -40,31 +41,31 @@ TRAINING_DEFAULTS: dict[str, Any] = {
     "save_total_limit": 2,
 }
 #: Training arguments for distributed training and precision.
-_DISTRIBUTED_ARGS = (
-    *("fsdp", "fsdp_config", "deepspeed", "parallelism_config", "accelerator_config", "bf16", "fp16", "tf32"),
+_HARDWARE_ARGS = frozenset(
+    ("fsdp", "fsdp_config", "deepspeed", "parallelism_config", "accelerator_config", "bf16", "fp16", "tf32")
 )
-_RECIPE_METRICS = "it follows from the metrics of the recipe"
-_RECIPE_ROWS = "it follows from the preparation of rows in the recipe"
-#: Training arguments that the configuration or the recipe determines -> how.
-_DERIVED = {
-    "output_dir": "it follows from output",
+_RECIPE_METRICS = "the metrics of the recipe determine it"
+_RECIPE_DATA = "the recipe's data preparation determines it"
+#: Training arguments that cannot be set, with the reason.
+_NOT_SETTABLE = {
+    "output_dir": "it is set by `output`",
     "do_train": "`ailora train` always trains",
     "do_eval": "`ailora train` always evaluates",
-    "do_predict": "it follows from data.test",
-    "resume_from_checkpoint": "it follows from the checkpoints in the output folder",
+    "do_predict": "it is set by `data.test`",
+    "resume_from_checkpoint": "it is set by the checkpoints in the output folder",
     **dict.fromkeys(
         ("label_names", "prediction_loss_only", "include_for_metrics", "batch_eval_metrics", "eval_do_concat_batches"),
         _RECIPE_METRICS,
     ),
-    "model_init_kwargs": "it follows from model and quantization",
+    "model_init_kwargs": "it is set by `model` and `quantization`",
     "trust_remote_code": "code from model repositories is never run",
-    "chat_template_path": "it follows from data.chat_template",
-    "dataset_text_field": "it follows from data.text",
-    **dict.fromkeys(("dataset_kwargs", "dataset_num_proc", "truncation_mode"), _RECIPE_ROWS),
-    **dict.fromkeys(("eos_token", "pad_token"), "it follows from the tokenizer"),
+    "chat_template_path": "it is set by `data.chat_template`",
+    "dataset_text_field": "it is set by `data.text`",
+    **dict.fromkeys(("dataset_kwargs", "dataset_num_proc", "truncation_mode"), _RECIPE_DATA),
+    **dict.fromkeys(("eos_token", "pad_token"), "it is set by the tokenizer"),
     **dict.fromkeys(
         ("predict_with_generate", "generation_max_length", "generation_num_beams", "generation_config"),
-        "it follows from evaluation.generate",
+        "it is set by `evaluation.generate`",
     ),
 }
 #: Former names in transformers -> present names.
@@ -105,7 +106,7 @@ _FROM_1 = _Limit(lambda value: value >= 1, "at least 1")
 _BELOW_1 = _Limit(lambda value: 0 <= value < 1, "at least 0 and below 1")
 _STEPS = _Limit(
     lambda value: 0 < value < 1 or (value >= 1 and value == int(value)),
-    "a whole number of steps from 1, or a share of all steps between 0 and 1",
+    "a whole number of at least 1 (steps), or a fraction between 0 and 1 (of all steps)",
 )
 # NumPy's generators refuse larger seeds.
 _SEED = _Limit(lambda value: 0 <= value < 2**32, "a whole number from 0 to 4294967295")
@@ -115,7 +116,7 @@ _MAX_WORKERS = 256
 _PACKING_STRATEGIES = ("bfd", "bfd_split", "wrapped")
 _LOSS_TYPES = ("nll", "dft")
 _LIMITS = {
-    "max_steps": _Limit(lambda value: value == -1 or value >= 1, "at least 1, or -1 for num_train_epochs"),
+    "max_steps": _Limit(lambda value: value == -1 or value >= 1, "at least 1, or -1 to use num_train_epochs"),
     **dict.fromkeys(("eval_steps", "save_steps", "logging_steps"), _STEPS),
     **dict.fromkeys(("seed", "data_seed"), _SEED),
     **dict.fromkeys(("label_smoothing_factor", "adam_beta1", "adam_beta2"), _BELOW_1),
@@ -149,7 +150,8 @@ _LIMITS = {
     ),
     "dataloader_num_workers": _Limit(lambda value: 0 <= value <= _MAX_WORKERS, f"from 0 to {_MAX_WORKERS} processes"),
     "pad_to_multiple_of": _Limit(
-        lambda value: value == "auto" or (isinstance(value, int) and value >= 1), "auto or a whole number from 1"
+        lambda value: value == "auto" or (isinstance(value, int) and value >= 1),
+        "'auto' or a whole number of at least 1",
     ),
     "packing_strategy": _Limit(lambda value: value in _PACKING_STRATEGIES, f"one of {', '.join(_PACKING_STRATEGIES)}"),
     "loss_type": _Limit(lambda value: value in _LOSS_TYPES, f"one of {', '.join(_LOSS_TYPES)}"),
@@ -164,7 +166,7 @@ def build_arguments(config: RunConfig, output_dir: Path) -> TrainingArguments:
         output_dir: Folder for the checkpoints.
 
     Returns:
-        Arguments, as an instance of `config.arguments`, such as `trl.SFTConfig`.
+        Arguments, as an instance of the recipe's class `config.arguments`, such as `trl.SFTConfig`.
 
     Raises:
         InputError: transformers refuses a value, or FSDP would not train as configured.
@@ -178,7 +180,7 @@ def build_arguments(config: RunConfig, output_dir: Path) -> TrainingArguments:
         dataloader_pin_memory=accelerator,
         # Without `use_cpu`, processes that have no accelerator do not join a group, and each trains alone.
         use_cpu=not accelerator,
-        # The buffers are anchors, which never change: to broadcast them in every step would only cost time.
+        # The buffers are anchors, which never change: broadcasting them in every step would only waste time.
         ddp_broadcast_buffers=False,
         label_names=["labels"],
         # The filter would replace a NaN in the log by the mean of the previous losses.
@@ -199,17 +201,20 @@ def validate_arguments(config: RunConfig) -> None:
         InputError: transformers refuses a value, or the Trainer could not use a value.
     """
     validate_resumable(config.training)
-    # The arguments set up their device when they are constructed, and the ranks of a launcher would join a group.
-    offline = type(config.arguments.__name__, (config.arguments,), {"_setup_devices": torch.device("cpu")})
+    # Constructing the arguments initializes the device and, under a launcher, the process group. The override prevents
+    # both.
+    deviceless = type(config.arguments.__name__, (config.arguments,), {"_setup_devices": torch.device("cpu")})
     validate_usable(
-        config.training, _construct_arguments(offline, without_distributed_args(config), output_dir="", use_cpu=True)
+        config.training, _construct_arguments(deviceless, without_distributed_args(config), output_dir="", use_cpu=True)
     )
 
 
-def _construct_arguments(kind: type[TrainingArguments], config: RunConfig, **defaults: object) -> TrainingArguments:
+def _construct_arguments(
+    arguments_class: type[TrainingArguments], config: RunConfig, **defaults: object
+) -> TrainingArguments:
     derived: dict[str, Any] = {"data_seed": config.training["seed"], **defaults, **config.derived_training}
     try:
-        return kind(**derived | protect(config.training))
+        return arguments_class(**derived | protect(config.training))
     except (ValueError, TypeError) as error:
         raise InputError(f"training: {error}") from error
 
@@ -225,7 +230,7 @@ def without_distributed_args(config: ConfigT) -> ConfigT:
     Returns:
         The copy.
     """
-    training = {key: value for key, value in config.training.items() if key not in _DISTRIBUTED_ARGS}
+    training = {key: value for key, value in config.training.items() if key not in _HARDWARE_ARGS}
     return config.model_copy(update={"training": training})
 
 
@@ -236,14 +241,14 @@ def validate_sharding(arguments: TrainingArguments) -> None:
         arguments: Arguments with `fsdp`.
 
     Raises:
-        InputError: There is no accelerator or launcher, or `fsdp_config` enables activation checkpointing, with which
-            the adapters in checkpoints would be empty.
+        InputError: There is no accelerator or launcher, or `fsdp_config` enables activation checkpointing, which would
+            leave the adapters in checkpoints empty.
     """
     state = arguments.distributed_state
     if state is None or state.distributed_type in (DistributedType.NO, DistributedType.MULTI_CPU):
         raise InputError(
-            "training.fsdp needs an accelerator and a launcher such as torchrun, without which accelerate would "
-            "silently ignore it"
+            "training.fsdp needs an accelerator and a launcher such as torchrun: without them, accelerate silently "
+            "ignores the setting"
         )
     if isinstance(arguments.fsdp_config, dict) and arguments.fsdp_config.get("activation_checkpointing"):
         raise InputError(
@@ -255,17 +260,17 @@ def validate_sharding(arguments: TrainingArguments) -> None:
 def complete_training(
     given: dict[str, Any],
     metrics: Sequence[str],
-    arguments: type[TrainingArguments] = TrainingArguments,
+    arguments_class: type[TrainingArguments] = TrainingArguments,
     defaults: Mapping[str, Any] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """Validate each value in `training:`, and fill in defaults.
 
-    By default, checkpoints are saved at the steps of evaluations.
+    By default, a checkpoint is saved at each evaluation.
 
     Args:
         given: Section `training:` as configured.
         metrics: Names of the run's metrics. The best checkpoint may be selected by any of these, or by `loss`.
-        arguments: Class whose fields are allowed.
+        arguments_class: Class whose fields are allowed.
         defaults: Defaults of the recipe, which take precedence over `TRAINING_DEFAULTS`.
 
     Returns:
@@ -274,18 +279,18 @@ def complete_training(
     Raises:
         InputError: A key is unknown or cannot be set, or a value has a wrong type or is out of range.
     """
-    allowed = [field.name for field in dataclasses.fields(arguments) if field.init]
+    allowed = [field.name for field in dataclasses.fields(arguments_class) if field.init]
     given = {**{new: given[old] for old, new in _RENAMED.items() if old in given}, **given}
     given = {key: value for key, value in given.items() if key not in _RENAMED}
     for key in given:
-        if key in _DERIVED:
-            raise InputError(f"training.{key} cannot be set: {_DERIVED[key]}")
+        if key in _NOT_SETTABLE:
+            raise InputError(f"training.{key} cannot be set: {_NOT_SETTABLE[key]}")
         if key not in allowed:
             raise unknown_name("key in training", key, allowed)
     merged = {
         **TRAINING_DEFAULTS,
         **defaults,
-        **{key: _validate_value(key, value, arguments) for key, value in given.items()},
+        **{key: _validate_value(key, value, arguments_class) for key, value in given.items()},
     }
     if merged["eval_strategy"] != "steps" and "eval_steps" not in given:
         del merged["eval_steps"]
@@ -296,9 +301,9 @@ def complete_training(
     return merged
 
 
-def _validate_value(key: str, value: object, arguments: type[TrainingArguments]) -> object:
+def _validate_value(key: str, value: object, arguments_class: type[TrainingArguments]) -> object:
     """Convert a training argument to its declared type, and validate its limits."""
-    hint = _HINTS.get(key) or get_type_hints(arguments)[key]
+    hint = _HINTS.get(key) or get_type_hints(arguments_class)[key]
     typed = _convert(key, value, hint)
     if isinstance(typed, float) and not math.isfinite(typed):
         raise InputError(f"training.{key}: expected a finite number, got {mask_value(key, value)}")
@@ -311,7 +316,8 @@ def _validate_value(key: str, value: object, arguments: type[TrainingArguments])
 def _convert(key: str, value: object, hint: Any) -> object:
     types = get_args(hint) or (hint,)
     for kind in types:
-        # A hint such as `IntervalStrategy | str` accepts any string, which transformers refuses without naming the key.
+        # A hint such as `IntervalStrategy | str` accepts any string; transformers then refuses an invalid one without
+        # naming the key.
         if isinstance(kind, type) and issubclass(kind, Enum) and isinstance(value, str):
             choices = [str(member.value) for member in kind]
             if value not in choices:
@@ -328,14 +334,15 @@ def _convert(key: str, value: object, hint: Any) -> object:
 
 
 def _validate_combinations(training: dict[str, Any], metrics: Sequence[str]) -> None:
-    """Validate combinations of values, and that required packages are installed."""
+    """Validate combinations of values, and check that required packages are installed."""
     epochs = training.get("num_train_epochs", 1)
     if training.get("max_steps", -1) == -1 and epochs <= 0:
         raise InputError(f"training.num_train_epochs: expected more than 0, or max_steps to be set, got {epochs!r}")
-    # 'best' only saves when the metric has improved, which may be long before a kill or never.
+    # 'best' saves only when the metric improves, so that a killed run may have an old checkpoint or none.
     if training.get("save_strategy") == "best":
         raise InputError(
-            "training.save_strategy: expected no, steps or epoch, got 'best', with which a killed run could not resume"
+            "training.save_strategy: expected 'no', 'steps' or 'epoch', got 'best', which may leave a killed run "
+            "without a recent checkpoint"
         )
     best_metric = training.get("metric_for_best_model")
     allowed = [*metrics, "loss"]
@@ -351,7 +358,9 @@ def _validate_report_to(report_to: str | list[str] | None) -> None:
         try:
             get_reporting_integration_callbacks([name])
         except ValueError as error:
-            raise InputError(f"training.report_to: {str(error).rstrip('.')}; none and all are allowed too") from None
+            raise InputError(
+                f"training.report_to: {str(error).rstrip('.')}; 'none' and 'all' are also allowed"
+            ) from None
         # transformers omits flyte from this list even if flyte is installed.
         if name not in (*get_available_reporting_integrations(), "flyte"):
             raise InputError(f"training.report_to: {name!r} needs a package that is not installed")
