@@ -188,8 +188,8 @@ def test_an_unreadable_weight_is_decomposed_from_its_checkpoint(folder: Path, mo
     def unreadable(_: nn.Module) -> Tensor:
         raise RuntimeError("no kernel for this device")
 
-    nf4 = next(s for s in quantized.STORAGES if s.name == "bitsandbytes 4-bit")
-    monkeypatch.setattr(quantized, "STORAGES", (dataclasses.replace(nf4, read=unreadable),))
+    nf4 = next(s for s in quantized.QUANTIZED_FORMATS if s.name == "bitsandbytes 4-bit")
+    monkeypatch.setattr(quantized, "QUANTIZED_FORMATS", (dataclasses.replace(nf4, read=unreadable),))
     model = QUANTIZATIONS["bitsandbytes nf4"].model(folder)
     with pytest.raises(ailora.ModelError, match=r"no kernel for this device.*weights_from"):
         adapt(model)
