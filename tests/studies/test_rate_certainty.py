@@ -5,12 +5,15 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from ailora.recipes.evaluation.classification_metrics import METRICS
+from ailora.studies.bootstrap import score_resamples
 from ailora.studies.comparison import Comparison, compare
 from ailora.studies.rate_certainty import RateCertainty, Resampled
 from ailora.studies.summary import summarize
@@ -103,8 +106,8 @@ def test_validation_examples_are_drawn_where_predictions_are_kept(
     expected = np.mean(draws[:, 4:10].sum(axis=1) >= draws[:, :4].sum(axis=1))
     assert found.resampled is resampled
     assert 0.7 < expected < 0.85
-    # Four standard errors of 200 draws.
-    assert found.shares[1e-3] == pytest.approx(expected, abs=4 * math.sqrt(expected * (1 - expected) / 200))
+    # Four standard errors of 500 draws.
+    assert found.shares[1e-3] == pytest.approx(expected, abs=4 * math.sqrt(expected * (1 - expected) / 500))
 
 
 def test_a_metric_without_predictions_is_resampled_over_seeds(tmp_path: Path) -> None:
@@ -143,3 +146,31 @@ def test_one_seed_without_predictions_leaves_the_certainty_unknown() -> None:
 def test_plain_data_has_the_shares() -> None:
     data = json.loads(json.dumps(compared(lambda spec: outcome(spec.learning_rate)).to_dict()))
     assert data["groups"][0]["rate_certainty"] == {"shares": {"0.001": 0.0, "0.003": 1.0}, "resampled": "seeds"}
+
+
+@pytest.mark.parametrize("name", ["accuracy", "f1", "matthews_correlation"])
+@pytest.mark.parametrize("classes", [2, 3])
+def test_scores_of_counts_are_those_of_the_metric(name: str, classes: int) -> None:
+    """Also where a class is never seen, never predicted, or the only one."""
+    rng = np.random.default_rng(0)
+    metric = METRICS[name]
+    assert metric.score_counts is not None
+    for size, n_labels, n_predictions in itertools.product((1, 4, 40), (1, classes), (1, classes)):
+        labels, predictions = rng.integers(n_labels, size=size), rng.integers(n_predictions, size=size)
+        counts = np.bincount(labels * classes + predictions, minlength=classes**2).reshape(1, classes, classes)
+        with warnings.catch_warnings():
+            # scikit-learn warns of undefined scores, which are 0.
+            warnings.simplefilter("ignore")
+            expected = metric.score(labels, predictions, classes)
+        assert metric.score_counts(counts, classes) == pytest.approx([expected], abs=1e-12)
+
+
+def test_a_regression_is_resampled_by_its_own_metric(tmp_path: Path) -> None:
+    labels = [str(value) for value in range(6)]
+    for seed, guesses in enumerate((labels, labels[::-1])):
+        predicted(tmp_path / str(seed), "validation", labels, guesses, 1)
+    runs = [outcome(0.5, folder=str(tmp_path / str(seed))) for seed in (0, 1)]
+    scores = score_resamples(runs, "validation", "pearson", n_resamples=5)
+    assert scores is not None
+    assert scores.shape == (5, 2)
+    assert scores == pytest.approx(np.tile([1.0, -1.0], (5, 1)))

@@ -60,13 +60,13 @@ def score_resamples(runs: Sequence[TrialResult], split: str, metric: str, *, n_r
         return None
     n_examples = len(split_predictions.labels)
     draws = np.random.default_rng(0).integers(n_examples, size=(n_resamples, n_examples))
-    with warnings.catch_warnings():
-        # scikit-learn warns of every resample without a rare class.
-        warnings.simplefilter("ignore")
-        scores = [
-            [split_predictions.score(split_predictions.labels[rows], guesses[rows]) for rows in draws]
-            for guesses in split_predictions.predictions
-        ]
+    if (score_counts := METRICS[metric].score_counts) is not None:
+        counts = (split_predictions.count_pairs(run, draws) for run in range(len(runs)))
+        return np.stack([score_counts(of_run, split_predictions.n_classes) for of_run in counts], axis=1)
+    scores = [
+        [split_predictions.score(split_predictions.labels[rows], guesses[rows]) for rows in draws]
+        for guesses in split_predictions.predictions
+    ]
     return np.array(scores).T
 
 
@@ -104,6 +104,22 @@ class _SplitPredictions:
         labels, *predictions = _encode(columns, metric)
         n_classes = 1 if METRICS[metric].regression else len(frames[0]["scores"].iloc[0])
         return cls(labels, np.stack(predictions), metric, n_classes)
+
+    def count_pairs(self, run: int, draws: np.ndarray) -> np.ndarray:
+        """Count the pairs of label and prediction in resamples.
+
+        Args:
+            run: index of the run.
+            draws: indices of the drawn examples, (resamples, examples).
+
+        Returns:
+            Confusion matrices with labels in rows, (resamples, ids, ids).
+        """
+        predictions = self.predictions[run]
+        n_ids = max(self.n_classes, 1 + int(max(self.labels.max(), predictions.max())))
+        pairs = self.labels * n_ids + predictions
+        counts = [np.bincount(pairs[rows], minlength=n_ids**2) for rows in draws]
+        return np.stack(counts).reshape(-1, n_ids, n_ids)
 
     def score(self, labels: np.ndarray, predictions: np.ndarray) -> float:
         """Score predictions against labels, both (examples,)."""

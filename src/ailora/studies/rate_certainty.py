@@ -15,8 +15,8 @@ from ailora.studies.study_design import StudyDesign
 from ailora.studies.trial import TrialResult
 
 _N_SEED_RESAMPLES = 2000
-#: Each takes a call of the metric per run; the standard error of a share is at most 3.5 %.
-_N_EXAMPLE_RESAMPLES = 200
+#: Fewer, since correlations take a call of the metric per run and resample. Standard errors are at most 2.2 %.
+_N_EXAMPLE_RESAMPLES = 500
 #: Relative difference of mean scores that rounding explains.
 _ROUNDING = 1e-12
 
