@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from ailora.cli import tune_progress
 from ailora.cli.tune_progress import TuneProgress
 from ailora.recipes.config.schema import RunConfig
 from ailora.recipes.training.run_prefix import RunPrefix
@@ -18,12 +17,6 @@ def _train(config: RunConfig, prefix: RunPrefix) -> TrialResult:
     if config.adapter.policy == "ailora" and prefix.step < 24:
         raise TrialError("diverged")
     return TrialResult({"validation": {"loss": config.training["learning_rate"], "accuracy": 0.5}}, seconds=0.0)
-
-
-@pytest.fixture(autouse=True)
-def always(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Show every change at once."""
-    monkeypatch.setattr(tune_progress, "_POLL_INTERVAL_S", 0.0)
 
 
 def test_each_line_is_printed_once(search: Search, capsys: pytest.CaptureFixture[str]) -> None:

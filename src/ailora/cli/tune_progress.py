@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 from rich.status import Status
 
 from ailora.cli.tables import console
@@ -13,9 +11,6 @@ from ailora.tune.halving import Rung, find_progress
 from ailora.tune.rung_plan import RungPlan
 from ailora.tune.search_space import ROLES, describe_settings
 from ailora.tune.tune_design import TuneDesign
-
-#: Interval between checks of the storage.
-_POLL_INTERVAL_S = 2.0
 
 
 class TuneProgress:
@@ -30,7 +25,6 @@ class TuneProgress:
     def __init__(self, storage: TrialStorage, design: TuneDesign, *, quiet: bool) -> None:
         self._storage, self._design, self._quiet = storage, design, quiet
         self._status = Status("Starting", console=console)
-        self._polled = 0.0
         self._n_printed = 0
 
     def __enter__(self) -> TuneProgress:
@@ -42,28 +36,27 @@ class TuneProgress:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._polled = 0.0
-        self.update(self._design)
         self._status.stop()
 
     def update(self, design: TuneDesign) -> None:
-        """Print the plan and the rungs that have ended since the last call, at most once in a poll interval.
+        """Print the plan and the rungs that have ended since the last call.
 
         Args:
             design: current design; a budget in time changes it during the search.
         """
-        if self._quiet or time.monotonic() - self._polled < _POLL_INTERVAL_S:
+        if self._quiet:
             return
-        self._polled, self._design = time.monotonic(), design
         progress = find_progress(self._storage.trials(), design)
         lines = [_plan_line(design.plan)] if design.plan else []
         lines += [_rung_line(rung, design) for rung in progress.rungs if rung.ended and design.plan]
         for line in lines[self._n_printed :]:
             console.print(line)
         self._n_printed = len(lines)
-        self._status.update(
-            "Evaluating and saving the best run" if progress.ended else _status_line(progress.rungs[-1])
-        )
+        if progress.ended:
+            # The best run is then completed in this process, with progress bars of its own.
+            self._status.stop()
+        else:
+            self._status.update(_status_line(progress.rungs[-1]))
 
 
 def _plan_line(plan: RungPlan) -> str:
