@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
+import transformers as tf
 
 from ailora import InputError, ModelError
 from ailora.optim.curvature import Curvature, RateMultiple
@@ -73,7 +76,9 @@ def test_the_rate_of_plain_lora_is_a_thousandth_without_one_in_the_file(
     tuned: dict[str, Any], suggested: Suggestions
 ) -> None:
     del tuned["training"]["learning_rate"]
-    assert _find(_space(tuned, policy=["lora"])).centers == [1e-3]
+    centers = _find(_space(tuned, policy=["lora"]))
+    assert centers.centers == [1e-3]
+    assert centers.origin == "Learning rates around 0.001."
 
 
 def test_a_multiple_is_measured_once_for_all_ranks(tuned: dict[str, Any], suggested: Suggestions) -> None:
@@ -120,8 +125,16 @@ def test_what_costs_much_beside_the_budget_is_not_measured(
 
 
 @pytest.mark.ci
-def test_a_search_measures_the_curvature_and_pays_for_it(tuned: dict[str, Any]) -> None:
+def test_a_search_measures_the_curvature_and_pays_for_it(tuned: dict[str, Any], tmp_path: Path) -> None:
     """Real curvatures of a model, for a run that is long enough."""
+    model = tf.BertModel.from_pretrained(tuned["model"])
+    for name, parameter in model.named_parameters():
+        # The small random attention of the fixture is as curved at each init.
+        if name.endswith(("query.weight", "key.weight")):
+            parameter.data *= 30
+    shutil.copytree(tuned["model"], tmp_path / "sharp")
+    model.save_pretrained(tmp_path / "sharp")
+    tuned["model"] = str(tmp_path / "sharp")
     tuned["training"] |= {"num_train_epochs": 400, "eval_steps": 0.1}
     tuned["tune"] |= {"roles": [["query", "value"]]}
     storage, design = open_search(load_config(tuned))

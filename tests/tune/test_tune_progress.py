@@ -25,7 +25,7 @@ def test_each_line_is_printed_once(search: Search, capsys: pytest.CaptureFixture
         progress.update(design)
         assert capsys.readouterr().out.splitlines() == [
             "Learning rates of the file.",
-            "Plan: 4 candidates to step 3, the best to step 9, the best to step 24, at the cost of 1.4 runs.",
+            "Plan: 4 candidates to step 3, the best to step 9, the best to step 24, at 1.4x the cost of one run.",
         ]
         work_on_search(storage, design, _train)
         progress.update(design)

@@ -63,7 +63,7 @@ def _plan_line(plan: RungPlan) -> str:
     first, *later = zip(plan.counts, plan.steps, strict=True)
     parts = [f"{pluralize(first[0], 'candidate')} to step {first[1]:,}"]
     parts += [f"the best {f'{count} ' if count > 1 else ''}to step {step:,}" for count, step in later]
-    return f"Plan: {', '.join(parts)}, at the cost of {plan.cost_runs:.2g} runs."
+    return f"Plan: {', '.join(parts)}, at {plan.cost_runs:.2g}x the cost of one run."
 
 
 def _rung_line(rung: Rung, design: TuneDesign) -> str:

@@ -66,7 +66,7 @@ def find_rate_centers(space: SearchSpace, *, rows_trained: int, spare_runs: floa
         if key not in multiples:
             multiples[key] = _suggest_multiple(config)
         centers.append(lora_rate * multiples[key])
-    origin = f"Learning rates around {lora_rate:g}, shifted for each init by `suggest-lr`."
+    origin = f"Learning rates around {lora_rate:g}{', shifted for each init by `suggest-lr`' if cost else ''}."
     return RateCenters(centers, cost, time.perf_counter() - started, origin)
 
 

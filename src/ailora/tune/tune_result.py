@@ -90,7 +90,8 @@ class TuneResult:
             f"Best: {self.winner.label} (rank {self.winner.rank}), validation {self.goal} {format_number(best)}.",
             *self._describe_certainty(),
             *self._describe_importance(),
-            f"{pluralize(len(self.candidates), 'candidate')}, {self.cost_runs:.2g} runs; the budget was {self.budget}.",
+            f"{pluralize(len(self.candidates), 'candidate')} at {self.cost_runs:.2g}x the cost of one run; the "
+            f"budget was {self.budget}.",
         ]
 
     def to_dict(self) -> dict[str, Any]:
