@@ -185,7 +185,7 @@ def _validate_same_base(
             hint = format_resize_hint(base, module, weight.shape, planned)
             raise ModelError(f"{module} has the shape {weight.shape}, but the adapter was made for {planned}{hint}")
         expected = metadata.fingerprints.get(module)
-        if weight.storage is not None or expected is None:
+        if weight.quantized_format is not None or expected is None:
             continue
         weight.validate_loaded()
         # None means that the dtypes allow no comparison.
