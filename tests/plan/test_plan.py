@@ -128,7 +128,7 @@ def test_the_task_type_follows_the_class() -> None:
         ({"roles": ["querry"]}, "did you mean 'query'"),
         ({"form": "anchor"}, "did you mean 'anchored'"),
         ({"dropout": 1.0}, "dropout must be a probability below 1, got 1.0"),
-        ({"dora": True, "form": "residual"}, "dora does not go with form 'residual'"),
+        ({"dora": True, "form": "residual"}, "dora cannot be combined with form 'residual'"),
         ({"modules_to_save": ["head"]}, "the model has no module 'head'"),
         ({"task_type": "SEQ_CLASS"}, "did you mean 'SEQ_CLS'"),
     ],

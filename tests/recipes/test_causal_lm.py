@@ -223,11 +223,11 @@ def test_weight_decay_pulls_toward_the_start(language_config: dict[str, Any], tm
         (["adapter.learning_rates={query: {C: 2}}"], "unknown factor in adapter.learning_rates 'C'; allowed: A, B"),
         (["adapter.learning_rates={query: 0}"], "adapter.learning_rates is .*; expected multipliers"),
         (["adapter={policy: full, learning_rates: {query: 2}}"], "remove adapter.learning_rates"),
-        (["data.prompt='{question}'"], "names the column 'question', which is missing; the data have mr, ref"),
+        (["data.prompt='{question}'"], "names the column 'question', which is missing; the columns are mr, ref"),
         (["training.max_length=8"], "truncation to 8 tokens removes the completion"),
         (
             ["evaluation.group_by=name"],
-            "evaluation.group_by names the column 'name', which is missing; the data have mr, ref",
+            "evaluation.group_by names the column 'name', which is missing; the columns are mr, ref",
         ),
         (["evaluation.metrics=[blue]"], "unknown evaluation.metrics 'blue' .did you mean 'bleu'"),
         (["evaluation.generate=null"], "evaluation.metrics requires evaluation.generate"),
@@ -262,7 +262,7 @@ def test_a_missing_chat_template_is_named(
 ) -> None:
     messages = [{"role": "user", "content": "{mr}"}, {"role": "assistant", "content": "{ref}"}]
     language_config["data"] = {**facts, "messages": messages}
-    with pytest.raises(ailora.InputError, match=r"has no chat template, which data\.messages requires"):
+    with pytest.raises(ailora.InputError, match=r"has no chat template, but data\.messages requires"):
         run(language_config)
     assert not (tmp_path / "run").exists()
 
@@ -295,7 +295,7 @@ def test_a_finished_run_scores_writes_and_predicts(
 def test_what_cannot_write_says_why(language_config: dict[str, Any], tmp_path: Path) -> None:
     del language_config["evaluation"]
     run(language_config, "training.max_steps=1", "training.eval_steps=1")
-    with pytest.raises(ailora.InputError, match=r"cannot generate text: the run has no evaluation\.generate"):
+    with pytest.raises(ailora.InputError, match=r"cannot generate text: its config.yaml has no evaluation\.generate"):
         registry.load_run(tmp_path / "run").predict(language_config["data"]["validation"], tmp_path / "w.csv")
     generator = TextGenerator.load(tmp_path / "run")
     with pytest.raises(ailora.InputError, match="prompt 2 is empty"):

@@ -65,7 +65,7 @@ def test_damaged_files_are_named_with_the_way_out(tmp_path: Path, name: str, how
         newest_checkpoint(tmp_path)
     message = str(raised.value)
     assert message.startswith(f"{file} is damaged (")
-    assert message.endswith(f": delete the folder {newer} to resume from checkpoint-5, the checkpoint before")
+    assert message.endswith(f": delete the folder {newer} to resume from checkpoint-5, the previous checkpoint")
     assert file.exists() == (how != "gone")
 
 

@@ -146,7 +146,7 @@ def test_columns_of_parquet_that_are_there_twice_are_named(tmp_path: Path) -> No
 def test_a_folder_is_no_data_file(tmp_path: Path) -> None:
     for name in ("d.tsv", "data"):
         (tmp_path / name).mkdir()
-        with pytest.raises(ailora.InputError, match=rf"{name} is a folder; give a file"):
+        with pytest.raises(ailora.InputError, match=rf"{name} is a folder; expected a file"):
             read_tables(str(tmp_path / name))
 
 

@@ -35,7 +35,7 @@ def test_a_policy_names_a_method(policy: str | Mapping[str, object], method: Met
         ("ailra", "did you mean 'ailora'"),
         ("peft:pisa", "did you mean 'peft:pissa'"),
         ("peft:pissa_niter_0", "unknown policy"),
-        ("module.py:function:", "must be peft:NAME or package.module:function, got"),
+        ("module.py:function:", "must be .peft:NAME. or .package.module:function., got"),
         ("", "unknown policy ''"),
         ({}, "adapts no role"),
     ],

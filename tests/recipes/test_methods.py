@@ -385,8 +385,8 @@ def test_what_a_function_returns_is_trained_and_written(
     [
         ("nothing", "returned None; expected a PeftModel or a PreTrainedModel"),
         ("frozen", "without trainable parameters"),
-        ("other_name", "returned adapters named mine; expected one, named default"),
-        ("half_taken_out", r"changed the base parameter .*query.weight, but not to the residual"),
+        ("other_name", "returned adapters named mine; expected a single adapter, named .default."),
+        ("half_taken_out", r"changed the base parameter .*query.weight to a value other than the residual"),
     ],
 )
 def test_what_no_run_can_train_is_refused(short: dict[str, Any], tmp_path: Path, function: str, message: str) -> None:
@@ -401,16 +401,16 @@ def test_what_no_run_can_train_is_refused(short: dict[str, Any], tmp_path: Path,
         ({"policy": "peft:pisa"}, r"unknown policy 'peft:pisa' \(did you mean 'peft:pissa'\?\); allowed: peft:lora"),
         ({"policy": "peft:pissa_niter_0"}, "unknown policy"),
         ({"policy": "milor"}, r"did you mean 'milora'\?\); allowed: .*full, peft:lora.*package\.module:function"),
-        ({"policy": "peft:lora", "form": "residual"}, "adapter.form 'residual' does not go with peft:lora"),
-        ({"policy": "peft:eva", "couple_roles": True}, "adapter.couple_roles does not go with peft:eva"),
-        ({"policy": "peft:mica", "dora": True}, "adapter.dora does not go with peft:mica"),
+        ({"policy": "peft:lora", "form": "residual"}, "adapter.form 'residual' cannot be combined with peft:lora"),
+        ({"policy": "peft:eva", "couple_roles": True}, "adapter.couple_roles cannot be combined with peft:eva"),
+        ({"policy": "peft:mica", "dora": True}, "adapter.dora cannot be combined with peft:mica"),
         ({"policy": "peft:orthogonal", "rank": 3}, "adapter.rank must be even for peft:orthogonal, got 3"),
         ({"policy": "peft:eva", "rank": {"query": 4}}, "adapter.rank must be a single number for peft:eva"),
         ({"policy": "no_such_package.module:f"}, "the module no_such_package.module cannot be imported"),
         ({"policy": f"{OWN}:absent"}, "has no attribute 'absent'; expected a function"),
         ({"policy": f"{OWN}:NOT_CALLABLE"}, "'NOT_CALLABLE' is of type int"),
-        ({"policy": f"{OWN}:"}, "must be peft:NAME or package.module:function, got"),
-        ({"policy": "a/b.py:f"}, "must be peft:NAME or package.module:function, got"),
+        ({"policy": f"{OWN}:"}, "must be .peft:NAME. or .package.module:function., got"),
+        ({"policy": "a/b.py:f"}, "must be .peft:NAME. or .package.module:function., got"),
     ],
 )
 def test_bad_policies_are_refused_before_anything_is_loaded(
@@ -430,10 +430,10 @@ def test_what_needs_a_policy_of_ours_says_so(short: dict[str, Any], monkeypatch:
             suggest(load_config(short | {"adapter": {"policy": policy}}), 1e-3)
     with pytest.raises(ailora.InputError, match="a dry run cannot plan"):
         dry_run(load_config(short | {"adapter": {"policy": f"{OWN}:plain"}}))
-    with pytest.raises(ailora.InputError, match="learning_rates does not go with"):
+    with pytest.raises(ailora.InputError, match="learning_rates cannot be combined with"):
         run(short | {"adapter": {"policy": f"{OWN}:plain", "learning_rates": {"query": 2.0}}})
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    with pytest.raises(ailora.InputError, match="peft:lora does not go with FSDP"):
+    with pytest.raises(ailora.InputError, match="peft:lora cannot be combined with FSDP"):
         run(short | {"adapter": adapter("peft:lora")})
 
 

@@ -163,7 +163,7 @@ def test_rows_beyond_the_context_of_rotary_models_are_counted(
     with caplog.at_level(logging.WARNING, logger="ailora"):
         dry_run(load_config(language_config))
     assert "of 96 training rows are longer than the 16 tokens" in caplog.text
-    assert "training.max_length truncates the rows" in caplog.text
+    assert "set training.max_length to truncate the rows" in caplog.text
 
 
 def test_prompts_of_a_loaded_model(gpt2: str) -> None:

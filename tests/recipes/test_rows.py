@@ -139,7 +139,7 @@ def test_messages_are_made_from_columns() -> None:
         ([], SHAREGPT, "expected a list of messages"),
         ("hi", SHAREGPT, "expected a list of messages"),
         ([{"from": "gpt", "value": 3}], SHAREGPT, "has the content 3, expected text"),
-        (TALK, {"column": "chat"}, "names the column 'chat', which is missing; the data have conversations"),
+        (TALK, {"column": "chat"}, "names the column 'chat', which is missing; the columns are conversations"),
     ],
 )
 def test_conversations_of_another_kind_are_refused(talk: Any, source: Any, message: str) -> None:
@@ -352,7 +352,10 @@ def test_messages_of_parquet_have_no_keys_that_hold_nothing() -> None:
         ),
         ({"messages": MESSAGES, "chat_template_kwargs": 3}, "'chat_template_kwargs' holds 3, expected an object"),
         ({"messages": MESSAGES, "tools": "where"}, "column 'tools': not JSON"),
-        ({"messages": MESSAGES, "tools": {"a": 1}}, "'tools' holds .*expected a list of objects, or its JSON"),
+        (
+            {"messages": MESSAGES, "tools": {"a": 1}},
+            "'tools' holds .*expected a list of objects, or such a list as JSON",
+        ),
         ({"messages": [MESSAGES[0], {**MESSAGES[1], "weight": 0}]}, "has weight 0, but the loss includes"),
         ({"messages": [{**MESSAGES[0], "train": False}, MESSAGES[1]]}, "has train False, but the loss includes"),
         ({"messages": [MESSAGES[0], {**MESSAGES[1], "weight": 0.5}]}, "has weight 0.5"),
@@ -417,7 +420,7 @@ def test_a_prompt_ends_where_its_completion_begins(words: PreTrainedTokenizerFas
 
 def test_a_tokenizer_without_what_training_needs_is_refused(tmp_path: Path) -> None:
     made = tokenizer()
-    with pytest.raises(ailora.InputError, match=r"has no chat template, which data\.messages requires"):
+    with pytest.raises(ailora.InputError, match=r"has no chat template, but data\.messages requires"):
         prepare_tokenizer(made, name="m", chat_template=None, chat=True)
     with pytest.raises(ailora.InputError, match=r"no such file: nowhere\.jinja"):
         prepare_tokenizer(made, name="m", chat_template="nowhere.jinja", chat=True)

@@ -22,7 +22,7 @@ _COMMANDS = (
 )
 _GROUPS = ("study", "cache")
 
-#: Option for tracebacks. `main` removes it from any place in the command line; typer would only accept it before the
+#: Option for tracebacks. `main` removes the option from the command line, because typer would accept it only before the
 #: command.
 _DEBUG = "--debug"
 
@@ -80,7 +80,8 @@ def main() -> None:
         try:
             with safe_import_path():
                 app(args=arguments)
-        # If the reader of a pipe has gone, this raises an error for `exit_code`. Later, the interpreter would print it.
+        # If the reader of a pipe has ended, flushing raises an error, which `exit_code` handles. Without a flush here,
+        # the interpreter would print this error at exit.
         finally:
             sys.stdout.flush()
     except BaseException as error:

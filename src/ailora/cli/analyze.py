@@ -50,7 +50,7 @@ def analyze(
     from ailora.plots.analysis_charts import write_analysis
 
     models = after or []
-    # An analysis takes long. An output folder that cannot be written is refused before.
+    # An analysis takes long, so an output folder that cannot be written is refused first.
     out = validate_output_dir(out, [model_folder(base), *map(Path, models)], force=force)
     result = compare(
         base,
@@ -94,7 +94,7 @@ def _make_means_table(analysis: Analysis) -> Table:
         updates = filter_rows(analysis.deltas, model=model, role=role)
         if weights.empty:
             return ()
-        # Means of a frame with a single column, because the mean of a column has no useful type in pandas' stubs.
+        # Select frames even for a single column, because pandas' stubs give the mean of a series no useful type.
         means = [*weights[["norm"]].mean()]
         if len(updates):
             means += [*updates[["norm", "relative", "effective_rank"]].mean(), *weights[["intruders"]].mean()]

@@ -29,8 +29,8 @@ from ailora.formatting import escape_controls
 from ailora.redaction import mask_argument
 
 _REFUSED, _BUG, _INTERRUPTED, _CLOSED = 2, 70, 130, 141
-#: System errors caused by the machine. Any further one, such as a missing file, is a bug here, because commands report
-#: it themselves.
+#: Numbers of system errors that the machine causes. All other system errors, such as a missing file, are bugs at this
+#: point, because commands report them as invalid input.
 _MACHINE_ERRORS = frozenset(
     {
         *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO),
@@ -54,10 +54,10 @@ def open_closed_streams() -> None:
 
 
 def exit_code(error: BaseException, arguments: Sequence[str], *, debug: bool) -> int | str | None:
-    """Report an exception from a command in a single line, and return the exit code.
+    """Report the exception that ended a command in a single line, and return the exit code.
 
     Args:
-        error: Exception from the command; SystemExit if the command ended normally.
+        error: Exception that ended the command; SystemExit if the command ended normally.
         arguments: Command line, without the name of the program.
         debug: Whether to print the traceback.
 
@@ -88,7 +88,7 @@ def _describe_user_error(error: BaseException, arguments: Sequence[str]) -> str 
         return str(error)
     if isinstance(error, ModuleNotFoundError) and arguments:
         return missing_extra(error, command=arguments[0])
-    # For a missing model, transformers raises an OSError without errno, whose message is meant for users.
+    # For a missing model, transformers raises an OSError without errno, with a message for users.
     if isinstance(error, OSError) and (error.errno is None or error.errno in _MACHINE_ERRORS):
         return _join_lines(error)
     return describe_out_of_memory(error)
@@ -125,7 +125,7 @@ def _find_place_in_user_code(error: BaseException) -> str | None:
 
 
 def _is_caused_by(error: BaseException | None, kind: type[BaseException]) -> bool:
-    """Return whether an exception, or an exception in its chain of causes and contexts, is of a type."""
+    """Return whether an exception, or one of its causes and contexts, has the type `kind`."""
     while error is not None:
         if isinstance(error, kind):
             return True

@@ -33,7 +33,7 @@ def missing_extra(error: ModuleNotFoundError, *, command: str) -> str | None:
         A sentence with the command for installing the extra. None if a missing extra is not the cause.
     """
     package = (error.name or "").partition(".")[0]
-    # An installed package whose import fails lacks something else.
+    # If the package is installed, its import has failed for a reason other than a missing extra.
     if command not in EXTRAS or package not in OPTIONAL_PACKAGES or find_spec(package) is not None:
         return None
     extra = EXTRAS[command]

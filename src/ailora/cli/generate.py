@@ -30,5 +30,5 @@ def generate(
     for number, text in enumerate(generator.generate(prompt, fields, chat=chat)):
         if number:
             typer.echo("")
-        # Models can generate control characters, on which a terminal would act.
+        # Models can generate control characters, which a terminal would obey.
         typer.echo(escape_controls(text))

@@ -46,6 +46,6 @@ def init(
         print_report("estimates", InitPlan.from_model(model, **options).estimate(device=device), as_json=as_json)
         return
     report = write(model, out, device=device, workers=workers, cached=not no_cache, force=force, **options)
-    # A launcher runs this command in several processes.
+    # A launcher may run this command in several processes, but only the main process reports.
     if os.environ.get("RANK", "0") == "0":
         print_report(f"written to {out}", report.to_dict(), as_json=as_json)

@@ -1,4 +1,4 @@
-"""Hide messages from libraries on which users need not act."""
+"""Hide library messages that require no action from users."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class MessageFilter:
-    """Logging filter against messages with a certain text."""
+    """Logging filter that drops messages containing `text`."""
 
-    # A dataclass, because a logger adds equal filters only once.
+    # Dataclasses are compared by value, and a logger adds equal filters only once.
     text: str
 
     def filter(self, record: logging.LogRecord) -> bool:
         return self.text not in str(record.msg)
 
 
-#: Logger -> text in its messages while torch, transformers and PEFT import optional packages.
+#: Logger -> text of messages to hide, which appear when torch, transformers and PEFT import optional packages.
 _IMPORT_MESSAGES = {
     # Kernels for a different GPU or version of torch. torchao works without these kernels.
     "torchao": "Failed to load ",
@@ -30,8 +30,8 @@ _IMPORT_MESSAGES = {
 
 
 def hide_loading_messages() -> None:
-    """Hide transformers' progress of loading, and its report of a missing head, which is trained from scratch."""
-    # Commands that load no model must not pay for transformers.
+    """Hide transformers' loading progress, and its report of missing heads, which runs train from scratch."""
+    # Imported here, because commands that load no model must not pay for transformers.
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
@@ -39,8 +39,8 @@ def hide_loading_messages() -> None:
 
 
 def hide_library_messages() -> None:
-    """Drop messages of libraries about their own code. Messages about the user's model stay."""
+    """Hide messages in which libraries comment on their own code. Keep messages about the user's model."""
     for logger, text in _IMPORT_MESSAGES.items():
         logging.getLogger(logger).addFilter(MessageFilter(text))
-    # PEFT reads a property of models that transformers has renamed.
+    # PEFT reads a property of models by a name that transformers has deprecated.
     warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)

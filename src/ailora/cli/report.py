@@ -36,7 +36,7 @@ def report(
     console.print(f"written to {out}")
     if figures is not None:
         console.print(f"{write_figures(page, figures, force=force)} figures written to {figures}")
-    # The page is written all the same. Scripts learn from the exit code when parts are missing.
+    # The page is written even if parts are missing; the exit code tells scripts.
     for problem in page.problems:
         typer.echo(f"ailora: a part of the page is missing: {escape_controls(problem)}", err=True)
     if page.problems:

@@ -44,7 +44,7 @@ def work(
     name: Annotated[str, typer.Argument(help="Name of the study in the storage.")],
     tied: Annotated[bool, typer.Option("--tied", hidden=True, help="Stop when standard input ends.")] = False,
 ) -> None:
-    """Run trials of a study, or of a search by `ailora tune`, until none is left. Several machines can share them."""
+    """Run trials of a study, or of a search by `ailora tune`, until none is left. Several machines can take part."""
     import signal
     import sys
 
@@ -54,7 +54,7 @@ def work(
     from ailora.tune.halving import work_on_search
     from ailora.tune.tune_run import is_search, load_search
 
-    # Job schedulers stop a job with SIGTERM. As after Ctrl-C, the trial then returns to the queue.
+    # Job schedulers stop a job with SIGTERM. This handler returns the trial to the queue, as after Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     secrets = None
     if tied:
@@ -100,7 +100,7 @@ def report(
     from ailora.studies.study_config import load_study_config
     from ailora.studies.summary import summarize
 
-    # A comparison can take minutes. An output file that cannot be written is refused before.
+    # A comparison can take minutes, so an output file that cannot be written is refused first.
     if out is not None:
         out = validate_output_file(out, force=force, reads=[file])
     storage, design = load_study(load_study_config(file, overrides or [], scale=scale))
@@ -138,6 +138,6 @@ def export(
     out = validate_output_file(out, force=force, reads=[file])
     validate_output_suffix(out)
     rows = trial_frame(*load_study(load_study_config(file, overrides or [], scale=scale)))
-    # Users may open .csv and .tsv in a spreadsheet, which evaluates formulas. Other formats are read by programs only.
+    # Users may open .csv and .tsv files in a spreadsheet, which evaluates formulas. Only programs read other formats.
     write_frame(escape_formulas(rows) if out.suffix in (".csv", ".tsv") else rows, out)
     console.print(f"{len(rows)} trials written to {out}")

@@ -24,11 +24,11 @@ _POLL_INTERVAL_S = 2.0
 
 
 class Progress:
-    """Live `progress_table` while workers run. Without a terminal, a line for every ended trial."""
+    """Live display of `progress_table` while workers run. Without a terminal, print a line for every ended trial."""
 
     def __init__(self, storage: TrialStorage, keys: TrialKeys) -> None:
         self._storage, self._keys = storage, keys
-        # Between calls of `update`, a refresh would show the same state.
+        # No automatic refresh, because the content changes only in `update`.
         self._live = Live(progress_table(storage, keys), console=console, auto_refresh=False)
         self._polled = 0.0
         self._printed = {trial.key for trial in keys.matching_trials(storage.trials()) if trial.ended}
@@ -115,13 +115,13 @@ def _format_remaining_time(seconds: float) -> str:
 def read_handover() -> tuple[str, dict[str, Any]]:
     """Read the line that `ailora study run` writes to the standard input of a worker.
 
-    The line contains secrets, which other users could read in the arguments of a process.
+    The line contains secrets, which must not be process arguments, because other users can read these.
 
     Returns:
         The URL of the storage, and the study file with its secrets.
     """
     line = b""
-    # Unbuffered, because the thread of `stop_with_input` reads the rest of this input without a buffer.
+    # Read without a buffer, because `stop_with_input` reads the rest of the input from the file descriptor.
     while not line.endswith(b"\n"):
         if not (part := os.read(0, 2**16)):
             raise KeyboardInterrupt
@@ -131,11 +131,11 @@ def read_handover() -> tuple[str, dict[str, Any]]:
 
 
 def stop_with_input() -> None:
-    """Send SIGTERM to this process when its standard input ends, because the parent process has ended."""
-    # Not SIGINT, which is ignored by processes that a shell has started in the background.
+    """Send SIGTERM to this process when its standard input ends, which means that the parent process has ended."""
+    # SIGTERM instead of SIGINT, because processes that a shell starts in the background ignore SIGINT.
 
     def watch() -> None:
-        # Unbuffered, because the interpreter crashes at exit while a thread waits in a buffered reader.
+        # Read without a buffer, because the interpreter crashes at exit if a thread waits in a buffered reader.
         while os.read(0, 1):
             pass
         os.kill(os.getpid(), signal.SIGTERM)

@@ -22,7 +22,7 @@ from ailora.formatting import (
     format_value,
 )
 
-# Imported for types alone, so that a command does not load the packages of other commands.
+# Imported only for type checkers, because a command must not load packages that only other commands need.
 if TYPE_CHECKING:
     from ailora.checkpoints import Verdict
     from ailora.optim.curvature import Curvature, RateMultiple
@@ -35,14 +35,14 @@ if TYPE_CHECKING:
 
 
 class _EscapingConsole(Console):
-    """Console with escaped control characters, which may come from untrusted models, data and studies."""
+    """Console that escapes control characters, because text may come from untrusted models, data and studies."""
 
     def render_str(self, text: str, **options: Any) -> Text:
         return super().render_str(escape_controls(text), **options)
 
 
-#: Console of all commands. A pipe has no width, and 160 columns fit the names of modules. Markup is off, because roles
-#: of fused weights contain brackets.
+#: Console of all commands. A pipe has no width; 160 columns are enough for module names. Markup is off, because the
+#: names of roles in fused weights contain brackets.
 console = _EscapingConsole(width=None if sys.stdout.isatty() else 160, markup=False, emoji=False, highlight=False)
 
 
@@ -52,7 +52,7 @@ def print_json(value: object) -> None:
 
 
 def print_report(title: str, report: Mapping[str, object], *, as_json: bool) -> None:
-    """Print the figures of a command as JSON, or as a table with a line for each figure."""
+    """Print the results of a command as JSON, or as a table with a line for each result."""
     if as_json:
         print_json(report)
     else:
@@ -63,7 +63,7 @@ def make_table(title: str | None, columns: Iterable[str], rows: Iterable[Iterabl
     """Build a table with a left-aligned title.
 
     Args:
-        title: Title. None for a table without title.
+        title: Title of the table, or None.
         columns: Names of the columns.
         rows: Cells of each row.
         **options: Further arguments of `rich.table.Table`.
@@ -88,7 +88,7 @@ def _count_equal(rows: Iterable[tuple[str, ...]]) -> Iterator[tuple[str, ...]]:
 
 
 def projection_table(projections: Iterable[Projection]) -> Table:
-    """List projections, with a single line for equal projections of several layers."""
+    """Build a table of projections. Layers with equal projections share a line."""
 
     def row(p: Projection) -> tuple[str, ...]:
         attention = p.attention.value if p.attention else ""
@@ -108,13 +108,13 @@ def projection_table(projections: Iterable[Projection]) -> Table:
 
 
 def unmatched_table(modules: Iterable[UnmatchedModule]) -> Table:
-    """List the linear modules without a role, with a single line for equal modules of several layers."""
+    """Build a table of linear modules without a role. Layers with equal modules share a line."""
     rows = ((collapse_layer_index(m.module), " x ".join(map(str, m.shape or ())), m.reason) for m in modules)
-    return make_table("left alone", ("module", "shape", "reason", "modules"), _count_equal(rows))
+    return make_table("modules without a role", ("module", "shape", "reason", "modules"), _count_equal(rows))
 
 
 def _format_rows(projection: Projection) -> str:
-    """Format the rows of a projection in a fused weight, as ranges with their first and last row."""
+    """Format a projection's rows in a fused weight as ranges (first row-last row); "all" in a weight of its own."""
     ranges = [f"{start}-{stop - 1}" for start, stop in projection.rows]
     shown = ranges if len(ranges) <= 3 else [*ranges[:2], "...", ranges[-1]]
     return ", ".join(shown) if projection.fused else "all"
@@ -125,7 +125,7 @@ def _format_shape(projection: Projection) -> str:
 
 
 def plan_table(plan: Plan) -> Table:
-    """List the settings of adapted projections, with a single line for equal settings in several layers, and totals."""
+    """Build a table of adapter settings, with totals. Layers with equal settings share a line."""
 
     def row(a: PlannedAdapter) -> tuple[str, ...]:
         p, init = a.projection, ", ".join(a.init.to_dict().values())
@@ -150,12 +150,12 @@ def print_dry_run(dry_run: DryRun) -> None:
 
 
 def result_table(results: Mapping[str, dict[str, Any]]) -> Table:
-    """Compare runs: metrics on every split, trainable parameters, steps, time."""
+    """Build a table that compares runs: metrics on every split, trainable parameters, steps, time."""
     splits = next(iter(results.values()))["metrics"]
     scored = [(split, metric) for split, metrics in splits.items() for metric in metrics]
 
     def row(name: str, result: dict[str, Any]) -> tuple[str, ...]:
-        # The last entry is the main metric of the task, or the loss if there is none.
+        # The last entry of `best` is the main metric of the task, or the loss if the task has no metric.
         main_metric, best = list(result["best"].items())[-1]
         return (
             name,
@@ -171,7 +171,7 @@ def result_table(results: Mapping[str, dict[str, Any]]) -> Table:
 
 
 def suggestion_table(suggestion: Suggestion) -> Table:
-    """List the curvature of each role, and the suggested learning rate."""
+    """Build a table with the curvature and the suggested learning rate of each role."""
     columns = ("role", "curvature", "curvature of LoRA", "multiple of LoRA's rate", "rate", "caution")
     rows = (
         (role, *map(_format_with_error, (r.curvature, r.reference, r.multiple)), f"{r.rate:.2g}", r.caution)
@@ -185,7 +185,14 @@ def _format_with_error(estimate: Curvature | RateMultiple) -> str:
 
 
 def error_table(errors: Mapping[str, tuple[float, float]]) -> Table:
-    """List the errors of an export, with the largest relative error over the layers of each module."""
+    """Build a table of export errors, with the layer that has the largest relative error for each module name.
+
+    Args:
+        errors: Module -> norm of the error, norm of the exact update.
+
+    Returns:
+        The table.
+    """
     by_name: dict[str, list[tuple[float, float]]] = {}
     for module, pair in errors.items():
         by_name.setdefault(collapse_layer_index(module), []).append(pair)
@@ -199,7 +206,7 @@ def error_table(errors: Mapping[str, tuple[float, float]]) -> Table:
 
 
 def check_table(verdict: Verdict) -> Table:
-    """List the checks of an adapter with their results."""
+    """Build a table of the checks of an adapter, with their results."""
     words = {True: "passed", False: "FAILED", None: "not applicable"}
     rows = ((check.name, words[check.passed], check.detail) for check in verdict.checks)
     return make_table(f"{verdict.adapter} on {verdict.base}", ("check", "result", "details"), rows)
@@ -208,8 +215,8 @@ def check_table(verdict: Verdict) -> Table:
 def inspection_tables(figures: Mapping[str, Any]) -> Iterator[Table]:
     """Yield a table with the figures of `ailora inspect`, then a table with a line for each role."""
     roles = figures.get("lines") or figures["roles"]
-    tables = ("kind", "folder", "lines", "roles")
-    facts = {key: value for key, value in figures.items() if key not in tables and value not in (None, [], {})}
+    shown_elsewhere = ("kind", "folder", "lines", "roles")
+    facts = {key: value for key, value in figures.items() if key not in shown_elsewhere and value not in (None, [], {})}
     yield _make_figures_table(f"{figures['kind']} {figures['folder']}", facts)
     title = "by role" if "roles" in figures else "by role, root mean square over its modules"
     columns = [_COLUMN_NAMES.get(key, key) for key in map(str, roles[0])]
@@ -235,7 +242,7 @@ def summary_table(summary: SummaryTable) -> Table:
 
 
 def tune_table(result: TuneResult) -> Table:
-    """List the candidates of a search from best to worst, with the goal at the end of each reached rung."""
+    """Build a table of a search's candidates, from best to worst, with the goal after each rung that they reached."""
     steps = [step for step, _ in result.rungs]
     failed = any(candidate.error for candidate in result.candidates)
     rows = (

@@ -14,7 +14,7 @@ from ailora.tune.tune_design import TuneDesign
 
 
 class TuneProgress:
-    """Lines on the progress of a search, and in a terminal the status of the running rung.
+    """Print the plan and the ended rungs of a search. In a terminal, also show the status of the running rung.
 
     Args:
         storage: trials of the search.
@@ -30,7 +30,7 @@ class TuneProgress:
     def __enter__(self) -> TuneProgress:
         if not self._quiet:
             console.print(self._design.request.centers_origin)
-            # Status prints a line for each change where the output is not a terminal.
+            # Outside a terminal, Status would print a line for each change.
             if console.is_terminal:
                 self._status.start()
         return self

@@ -78,7 +78,9 @@ def make_plan(
         if not isinstance(flag, bool):
             raise InputError(f"{name} must be True or False, got {flag!r}")
     if dora and form is Form.RESIDUAL:
-        raise InputError("dora does not go with form 'residual': its magnitudes would start from the residual weight")
+        raise InputError(
+            "dora cannot be combined with form 'residual': its magnitudes would start from the residual weight"
+        )
     projections = _filter_by_module(find_projections(model, role_names=role_names), modules)
     targets = _select_roles(projections, policy, roles)
     ranks = _resolve_numbers("rank", rank, targets)

@@ -23,8 +23,8 @@ class _Trainer(AdapterTrainer, SFTTrainer):
     """`SFTTrainer` with learning rates by role."""
 
     def __init__(self, *, model: Model, **arguments: Any) -> None:
-        # TRL casts all trainable parameters of a quantized model to bfloat16. Modules trained in full get back the
-        # dtype of the base's activations: TRL's loss converts dtypes, but a plain forward pass does not.
+        # TRL casts all trainable parameters of a quantized model to bfloat16. Restore the dtype of modules trained in
+        # full: TRL's loss converts dtypes, but a plain forward pass needs the dtype of the base's activations.
         dtypes = {name: p.dtype for name, p in model.named_parameters() if ".modules_to_save." in name}
         super().__init__(model=model, **arguments)
         for name, dtype in dtypes.items():
@@ -39,7 +39,7 @@ class CausalLMRecipe(LanguageRecipe[CausalLMConfig]):
     length_key: ClassVar[str] = "training.max_length"
 
     def count_positions(self, dataset: Dataset) -> list[int]:
-        """Return the positions per row; packing truncates rows, and wrapped packing joins rows first."""
+        """Return the number of positions per row. Packing truncates rows, and wrapped packing first joins all rows."""
         lengths, arguments = count_tokens(dataset), self.arguments
         if not arguments.packing or arguments.max_length is None:
             return lengths
@@ -66,7 +66,7 @@ class CausalLMRecipe(LanguageRecipe[CausalLMConfig]):
     def tokenization(self) -> Tokenization:
         return Tokenization(
             self.tokenizer,
-            # Packing already truncates rows, to the length of a packed row.
+            # Packing itself truncates rows to the length of a packed row.
             max_length=None if self.arguments.packing else self.arguments.max_length,
             train_on_prompt=self.arguments.completion_only_loss is False,
             assistant_only_loss=self.config.training.get("assistant_only_loss", False),

@@ -137,7 +137,7 @@ class ClassificationRecipe(Recipe[ClassificationConfig]):
         )
 
     def _read_input(self, input_file: str) -> Table:
-        """Read a file for prediction; without a header line, expect all columns of the data or the text columns."""
+        """Read a file for prediction. A file without a header has all columns of the data, or only the text columns."""
         columns, texts = self.config.data.columns, self.config.data.text
         try:
             return read_tables(input_file, columns, named=texts)

@@ -24,13 +24,14 @@ from ailora.recipes.training.setup import plan_adapter
 from ailora.recipes.training.step_counts import count_steps, rows_per_step
 from ailora.spectral.flops import measure_matmul_speed
 
-#: Activations per layer, token and hidden unit for the backward pass, excluding attention scores. Korthikanti et al.
-#: 2022 (arXiv 2205.05198) count 17, with dropout masks as bytes and without temporary tensors; peaks measured with BERT
-#: and MiniLM correspond to 24. Checkpointing keeps only the input of each layer.
+#: Number of activations kept for the backward pass, per layer, token and hidden unit, without attention scores.
+#: Korthikanti et al. 2022 (arXiv 2205.05198) count 17, with dropout masks as bytes and without temporary tensors; peaks
+#: measured with BERT and MiniLM correspond to 24. With activation checkpointing, only the input of each layer is kept.
 _ACTIVATIONS_PER_UNIT, _CHECKPOINTED_ACTIVATIONS_PER_UNIT = 24, 1
-#: Activations per attention score: the softmax, the dropout mask, and the product.
+#: Number of activations kept per attention score: the softmax, the dropout mask, and their product.
 _ACTIVATIONS_PER_SCORE = 3
-#: Copies of the logits in evaluation and in training; TRL's causal loss computes only a few rows of logits at a time.
+#: Number of copies of the logits in evaluation and in training. In causal training, TRL computes only a few rows of
+#: logits at a time.
 _EVALUATED_LOGITS, _TRAINED_LOGITS = 2, 3
 
 
@@ -88,22 +89,22 @@ def _estimate_costs(
     token_count = sum(lengths) / len(lengths) * rows_per_step(arguments) * steps
     # FLOPs per parameter and token: 2 each for the forward pass, input gradients, weight gradients, and recomputation.
     passes = 2 + 2 + 2 * (plan is None) + 2 * bool(arguments.activation_checkpointing)
-    weights = sum(p.numel() * _bytes_per_entry(config, p.dtype.itemsize, p.ndim) for p in model.parameters())
-    # In float32, a value with gradient and Adam's two moments takes 16 bytes; its anchor takes 4 bytes.
-    state = trained * 16 + (plan.trainable * 4 if plan and not isinstance(method, PeftInit) else 0)
-    activations = _estimate_activation_bytes(config, arguments, model, max(lengths))
+    weight_bytes = sum(p.numel() * _bytes_per_entry(config, p.dtype.itemsize, p.ndim) for p in model.parameters())
+    # In float32, a parameter with its gradient and Adam's two moments takes 16 bytes; an entry of the anchor takes 4.
+    optimizer_bytes = trained * 16 + (plan.trainable * 4 if plan and not isinstance(method, PeftInit) else 0)
+    activation_bytes = _estimate_activation_bytes(config, arguments, model, max(lengths))
     # On a CPU, runs report the memory of the process; on a GPU, the memory allocated by torch.
-    process = 0 if torch.cuda.is_available() else resident_memory()
+    process_bytes = 0 if torch.cuda.is_available() else resident_memory()
     return {
         "steps": steps,
         "tokens_per_row": {"mean": sum(lengths) / len(lengths), "longest": max(lengths)},
         "trainable_parameters": trained,
         "total_parameters": total + added,
-        "memory_bytes": int(weights + state + activations + process),
-        "weight_bytes": int(weights),
-        "optimizer_bytes": int(state),
-        "activation_bytes": int(activations),
-        "process_bytes": process,
+        "memory_bytes": int(weight_bytes + optimizer_bytes + activation_bytes + process_bytes),
+        "weight_bytes": int(weight_bytes),
+        "optimizer_bytes": int(optimizer_bytes),
+        "activation_bytes": int(activation_bytes),
+        "process_bytes": process_bytes,
         "train_seconds": passes * total * token_count / measure_matmul_speed(arguments.device),
     }
 
@@ -111,22 +112,22 @@ def _estimate_costs(
 def _estimate_activation_bytes(
     config: RunConfig, arguments: TrainingArguments, model: PreTrainedModel, longest: int
 ) -> float:
-    """Estimate the bytes of activations for the largest batch, in training or in evaluation."""
+    """Estimate the bytes of activations in float32, for a batch of the longest rows in training or evaluation."""
     text: Any = model.config.get_text_config()
     layers, width = getattr(text, "num_hidden_layers", 0), getattr(text, "hidden_size", 0)
     heads = getattr(text, "num_attention_heads", 0)
     train_rows, eval_rows = arguments.per_device_train_batch_size, arguments.per_device_eval_batch_size
     per_unit = _CHECKPOINTED_ACTIVATIONS_PER_UNIT if arguments.activation_checkpointing else _ACTIVATIONS_PER_UNIT
     # Only attention with dropout keeps its scores; without dropout, the backward pass recomputes the scores.
-    drops = _has_attention_dropout(text) and not arguments.activation_checkpointing
-    scores = _ACTIVATIONS_PER_SCORE * heads * longest if drops else 0
-    trained = longest * layers * (width * per_unit + scores)
-    # Without gradients, only the tensors of a single layer exist at a time.
-    evaluated = longest * (width * _ACTIVATIONS_PER_UNIT + _ACTIVATIONS_PER_SCORE * heads * longest)
+    keeps_scores = _has_attention_dropout(text) and not arguments.activation_checkpointing
+    scores = _ACTIVATIONS_PER_SCORE * heads * longest if keeps_scores else 0
+    train_entries = longest * layers * (width * per_unit + scores)
+    # Without gradients, only the activations of a single layer exist at a time.
+    eval_entries = longest * (width * _ACTIVATIONS_PER_UNIT + _ACTIVATIONS_PER_SCORE * heads * longest)
     if isinstance(config, LanguageConfig):
-        evaluated += longest * text.vocab_size * _EVALUATED_LOGITS
-        trained += longest * text.vocab_size * (0 if isinstance(config, CausalLMConfig) else _TRAINED_LOGITS)
-    return 4 * max(train_rows * trained, eval_rows * evaluated)
+        eval_entries += longest * text.vocab_size * _EVALUATED_LOGITS
+        train_entries += longest * text.vocab_size * (0 if isinstance(config, CausalLMConfig) else _TRAINED_LOGITS)
+    return 4 * max(train_rows * train_entries, eval_rows * eval_entries)
 
 
 def _has_attention_dropout(text: object) -> bool:

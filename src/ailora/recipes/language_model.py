@@ -33,7 +33,7 @@ from ailora.recipes.task_models import load_language_model
 from ailora.recipes.training.role_trainers import AdapterTrainer
 
 _LOG = logging.getLogger("ailora")
-#: Column of completions in the output of `ailora predict`.
+#: Name of the column in which `ailora predict` writes completions.
 _OUTPUT = "output"
 
 LanguageConfigT_co = TypeVar("LanguageConfigT_co", bound=LanguageConfig, covariant=True)
@@ -63,7 +63,7 @@ class LanguageRecipe(Recipe[LanguageConfigT_co]):
         """Evaluator of the run.
 
         Raises:
-            InputError: transformers refuses the generation parameters.
+            InputError: A field of `evaluation.generate` is invalid.
         """
         fields = self.config.evaluation.generate
         generation = None if fields is None else build_generation_config(fields, self.tokenizer)
@@ -76,7 +76,7 @@ class LanguageRecipe(Recipe[LanguageConfigT_co]):
 
     @cached_property
     def rows(self) -> dict[str, Rows]:
-        """All rows of each split."""
+        """Rows of each split, before sampling."""
         groups = self.config.evaluation.groups
         return {split: load_rows(self.config.data, split, groups) for split in self.config.data.splits}
 
@@ -94,19 +94,20 @@ class LanguageRecipe(Recipe[LanguageConfigT_co]):
         return datasets
 
     def count_positions(self, dataset: Dataset) -> list[int]:
-        """Return the number of positions per row during training."""
+        """Return the number of positions that each row occupies during training."""
         return count_tokens(dataset)
 
-    def _tokenize(self, rows: Rows, lengths: Callable[[Dataset], list[int]] = count_tokens) -> Dataset:
-        """Tokenize rows, and validate their lengths against the positions of the model."""
+    def _tokenize(self, rows: Rows, count_lengths: Callable[[Dataset], list[int]] = count_tokens) -> Dataset:
+        """Tokenize rows, and validate that they fit into the positions of the model."""
         dataset = self.tokenization.tokenize(rows)
-        self.position_limits.validate(lengths(dataset), [row.origin for row in rows.rows], remedy=self.length_key)
+        origins = [row.origin for row in rows.rows]
+        self.position_limits.validate(count_lengths(dataset), origins, remedy=self.length_key)
         return dataset
 
     def _validate_prompts(self, rows: Sequence[Row]) -> None:
-        """Validate that prompts with their longest completions fit into the positions of the model."""
+        """Validate that each prompt, with the longest possible completion, fits into the positions of the model."""
         generation, limits = self.evaluator.generation, self.position_limits
-        # Tokenizing prompts takes time, and a model without limits accepts any length.
+        # Tokenizing prompts takes time, so it is skipped for models that accept any length.
         if generation is not None and (limits.reads, limits.writes) != (None, None):
             prompts = [self.tokenization.encode_prompt(row) for row in rows]
             limits.validate_generation(prompts, [row.origin for row in rows], generation)
@@ -150,7 +151,7 @@ class LanguageRecipe(Recipe[LanguageConfigT_co]):
 
     def before_training(self, model: Model) -> None:
         """Measure the likelihood of general text under the base model, if training overwrites the base."""
-        # If the base stays unchanged, disabling the adapter restores the base after training.
+        # If the base stays unchanged, it is measured after training, with the adapter disabled.
         if self.general is not None and get_adapter_origin(model).overwrites_base:
             self._base_likelihood = self.evaluator.compute_likelihood(model, self.general)
 
@@ -184,17 +185,17 @@ class LanguageRecipe(Recipe[LanguageConfigT_co]):
         """Generate a completion for each row of a file, in the column `output`."""
         if output_file.suffix == ".tsv":
             raise InputError(
-                f"{output_file}: generated texts may contain tabs and line breaks, which a .tsv file cannot hold; "
+                f"{output_file}: a .tsv file cannot hold the tabs and line breaks that generated texts may contain; "
                 "choose .csv, .jsonl or .parquet"
             )
         if self.evaluator.generation is None:
-            raise InputError(f"{self.config.output} cannot generate text: the run has no evaluation.generate")
+            raise InputError(f"{self.config.output} cannot generate text: its config.yaml has no evaluation.generate")
         rows = to_rows(read_tables(input_file, self.config.data.columns), self.config.data, complete=False).rows
         self._validate_prompts(rows)
         frame = pd.DataFrame([row.values for row in rows])
         if _OUTPUT in frame:
             _LOG.warning(
-                "%s omits the input column %r, because the column of completions has this name", output_file, _OUTPUT
+                "%s omits the input column %r, because completions are in a column of this name", output_file, _OUTPUT
             )
         # Fail before hours of generation if the format cannot hold a value.
         encode_frame(frame, output_file)

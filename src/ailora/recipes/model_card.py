@@ -31,9 +31,9 @@ from peft import {loader}
 model = {loader}.from_pretrained({arguments})
 ```
 """
-#: Longest list of label names in the code of a card; the text below the code names all labels.
+#: Largest number of labels that the code of a card names; the text below the code names all labels.
 _MAX_NAMED_LABELS = 20
-#: Note on inits that overwrite the base.
+#: Note for inits that overwrite base weights.
 _CONVERSION_NOTE = (
     " This init subtracts a part of the base weights. The file was converted for the unchanged base weights, which "
     "doubles the rank. If the base is not stored in float32, a rounding error remains."
@@ -81,7 +81,7 @@ def make_model_card(config: RunConfig, result: Mapping[str, Any], *, pad_token_i
 
 
 def _format_loader_arguments(result: Mapping[str, Any], pad_token_id: int | None) -> str:
-    """Format arguments of `from_pretrained`; a classifier needs the size of its head, labels and padding token."""
+    """Format the arguments of `from_pretrained`; classifiers need their number of labels and their padding token."""
     path = '"PATH/TO/THIS/FOLDER"'
     if "labels" not in result:
         return path

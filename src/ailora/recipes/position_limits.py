@@ -64,11 +64,11 @@ class PositionLimits:
         Args:
             lengths: number of tokens of each row.
             origins: `file:line` of each row.
-            remedy: setting for the maximum length, for the error message.
+            remedy: setting to decrease, for the error message.
             written: whether rows are outputs of the model instead of inputs.
 
         Raises:
-            InputError: A row is too long. The message names the first such row, and the number of such rows.
+            InputError: A row is too long. The message names the first long row, and the number of long rows.
         """
         limit = self.writes if written else self.reads
         longer = [number for number, length in enumerate(lengths) if limit is not None and length > limit]
@@ -84,12 +84,12 @@ class PositionLimits:
     def validate_generation(
         self, prompts: Sequence[Sequence[int]], origins: Sequence[str], generation: GenerationConfig
     ) -> None:
-        """Validate that prompts with their longest completions fit into the model's positions.
+        """Validate that each prompt, with the longest possible completion, fits into the model's positions.
 
         Args:
             prompts: token ids of each prompt.
             origins: `file:line` of each prompt.
-            generation: parameters, with the maximum length of a completion as `max_new_tokens`.
+            generation: generation configuration; `max_new_tokens` is the length of the longest completion.
 
         Raises:
             InputError: A completion, or a prompt with its completion, is too long.
@@ -114,19 +114,19 @@ class PositionLimits:
         if context is not None and (longer := sum(length > context for length in lengths)):
             _LOG.warning(
                 "%s of %d training rows are longer than the %d tokens of pretraining (longest: %d): the model can "
-                "compute further positions, but has not learned them; %s truncates the rows",
+                "compute further positions, but was not trained on them; set %s to truncate the rows",
                 *(longer, len(lengths), context, max(lengths), key),
             )
 
 
 def count_tokens(dataset: Dataset, column: str = "input_ids") -> list[int]:
     """Return the number of tokens in each tokenized row."""
-    # Arrow stores the lengths; building lists of all token ids in Python is 300 times as slow.
+    # Arrow stores the lengths. Counting in Python lists of all token ids is 300 times slower.
     return pc.call_function("list_value_length", [dataset.with_format("arrow")[:][column]]).to_pylist()
 
 
 def _find_table_lengths(model: PreTrainedModel) -> dict[str, int]:
-    """Return the number of positions in each table, by name of the module or buffer."""
+    """Return the number of positions in each table of position embeddings, by name of the module or buffer."""
     lengths: dict[str, int] = {}
     if length := getattr(model.config, _LENGTH_KEYS.get(model.config.model_type, ""), None):
         lengths[model.config.model_type] = length
@@ -142,7 +142,7 @@ def _find_table_lengths(model: PreTrainedModel) -> dict[str, int]:
 
 
 def _count_usable_rows(model: PreTrainedModel, table: object, rows: int) -> int:
-    """Return the number of usable rows in a table; some model families skip the first rows."""
+    """Return the number of usable rows in a table of position embeddings; some models skip the first rows."""
     padding = getattr(table, "padding_idx", None)
     # BART and OPT skip `offset` rows, and the positions of RoBERTa begin after the padding row.
     offset = getattr(table, "offset", 0 if padding is None else padding + 1)

@@ -37,7 +37,7 @@ class Evaluation:
 
     Attributes:
         result: entries of `result.json`, including `metrics` (split -> name -> score).
-        write: function to write scored predictions or samples to the run folder.
+        write: function that writes scored predictions or generated samples to the folder of the run.
     """
 
     result: dict[str, Any]
@@ -73,7 +73,7 @@ class Recipe(ABC, Generic[ConfigT_co]):
         """Tokenizer of the model.
 
         Raises:
-            InputError: The model is missing, or its tokenizer lacks a token or template.
+            InputError: The model is missing, or its tokenizer lacks a special token or a chat template.
         """
         return load_tokenizer(self.config.model)
 
@@ -110,7 +110,7 @@ class Recipe(ABC, Generic[ConfigT_co]):
 
     @property
     def num_labels(self) -> int | None:
-        """Outputs of the model's head; None for a language model."""
+        """Number of outputs of the model's head; None for a language model."""
         return None
 
     @abstractmethod
@@ -136,8 +136,8 @@ class Recipe(ABC, Generic[ConfigT_co]):
         """Build the trainer of a model."""
 
     def training_batches(self, model: Model) -> DataLoader[dict[str, Tensor]]:
-        """Return the data loader of training batches, before the run begins."""
-        # A trainer creates its folder and reports its arguments, which is too early before the run.
+        """Return the data loader of training batches, for use before the run begins."""
+        # A trainer creates its output folder and reports its arguments to trackers. Neither may happen before the run.
         arguments = copy.copy(self.arguments)
         arguments.report_to = []
         with tempfile.TemporaryDirectory() as folder:
@@ -156,7 +156,7 @@ class Recipe(ABC, Generic[ConfigT_co]):
         """Compute loss and metrics for the model of a finished run.
 
         Args:
-            load: loads the model; called after the data are validated.
+            load: function that loads the model; called after the data are validated.
             data_file: file with the columns of the run's data; None selects the validation data.
 
         Returns:
@@ -171,9 +171,9 @@ class Recipe(ABC, Generic[ConfigT_co]):
         """Predict each row of a file.
 
         Args:
-            load: loads the model; called after the data are validated.
+            load: function that loads the model; called after the data are validated.
             input_file: file with the input columns of the run's data.
-            output_file: file for the predictions, for validation only; the caller writes the file.
+            output_file: file to which the caller writes the predictions; only its format is validated here.
 
         Returns:
             Table of input columns and predictions.

@@ -50,7 +50,7 @@ def run(config: RunConfig, callbacks: Sequence[TrainerCallback] = ()) -> dict[st
         Content of `result.json`.
 
     Raises:
-        InputError: The data are invalid, the model does not fit the recipe, or the folder holds another run.
+        InputError: The data are invalid, the model does not fit the recipe, or the folder holds a different run.
         ModelError: The model cannot be adapted as configured.
     """
     folder = RunFolder(config.output)
@@ -64,7 +64,7 @@ def run(config: RunConfig, callbacks: Sequence[TrainerCallback] = ()) -> dict[st
     recipe.before_training(model)
     # Claim the folder late, so that invalid input leaves no folder behind.
     with folder.claimed(config):
-        # Another process may have finished the run while this one waited for the lock.
+        # A different process may have finished the run while this process waited for the lock.
         if finished := folder.finished(config):
             return finished
         trained = train(recipe, model, init_seconds=init_seconds, callbacks=callbacks)
@@ -85,7 +85,7 @@ def run(config: RunConfig, callbacks: Sequence[TrainerCallback] = ()) -> dict[st
 
 
 def run_prefix(config: RunConfig, prefix: RunPrefix, callbacks: Sequence[TrainerCallback] = ()) -> list[dict[str, Any]]:
-    """Train the first steps of a run; `run` continues later, as if the run had not stopped.
+    """Train the first steps of a run. A later call of `run` continues as if the run had not stopped.
 
     Args:
         config: configuration of the complete run.
@@ -96,7 +96,8 @@ def run_prefix(config: RunConfig, prefix: RunPrefix, callbacks: Sequence[Trainer
         The evaluations up to the end of the prefix, as in `result.json`.
 
     Raises:
-        InputError: See `run`; also if the run has a different number of steps, or no evaluation at the last step.
+        InputError: `run` refuses the input, the run has a different number of steps, or the run does not evaluate at
+            the last step of the prefix.
         ModelError: The model cannot be adapted as configured.
     """
     folder = RunFolder(config.output)

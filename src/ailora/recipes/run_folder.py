@@ -26,9 +26,9 @@ from ailora.recipes.training import trainer_checkpoints
 
 #: Keys of every `result.json`.
 _RESULT_KEYS = {"metrics", "best"}
-#: Keys of `result.json` with numbers; non-finite numbers are stored as strings.
+#: Keys of `result.json` whose values contain numbers; the file stores non-finite numbers as strings.
 _NUMERIC_KEYS = ("metrics", "best", "history", "forgetting")
-#: After a kill, the run holds the lock until its last process ends, such as a data loader.
+#: A killed run keeps its lock until its last child process has ended, for example a worker of the data loader.
 _LOCK_TIMEOUT_S = 10.0
 
 
@@ -62,15 +62,15 @@ class RunFolder:
     def claimed(self, config: RunConfig) -> Generator[None, None, None]:
         """Lock the folder for a run during training.
 
-        All processes of the run enter the context, and the main process holds the lock. An error before the first
-        checkpoint leaves `failed.txt`.
+        All processes of the run enter the context, but only the main process takes the lock. If an error ends the run
+        before its first checkpoint, `failed.txt` is written.
 
         Args:
             config: configuration of the run.
 
         Raises:
-            InputError: The folder holds another run (the message names the keys that differ) or unrelated files, or
-                another process trains in the folder.
+            InputError: The folder holds a different run (the message names the keys that differ) or unrelated files, or
+                a different process is training in the folder.
         """
         with on_main(self._locked(config)):
             yield
@@ -95,10 +95,10 @@ class RunFolder:
                 raise
 
     def validate_claimable(self, config: RunConfig) -> None:
-        """Validate that `claimed` would accept the folder, without writing.
+        """Check, without writing, that `claimed` would accept the folder.
 
         Raises:
-            InputError: See `claimed`; also if the folder cannot be created or written to.
+            InputError: `claimed` would refuse the folder, or the folder cannot be created or written to.
         """
         try:
             existing = next(path for path in (self.path, *self.path.parents) if os.path.lexists(path))
@@ -128,7 +128,7 @@ class RunFolder:
         if not self.config.exists() or self._has_failed_early(manifest):
             manifest.validate(*self._outputs)
             manifest.claim(self.config.name)
-            # Full fine-tuning writes no metadata, so that the file of an earlier adapter would remain.
+            # Full fine-tuning writes no `ailora.json`, so the file of an earlier adapter would remain.
             (self.path / METADATA_NAME).unlink(missing_ok=True)
             write_text(self.config, to_yaml(config))
         else:
@@ -138,7 +138,7 @@ class RunFolder:
                 manifest.adopt(self.config.name, *self._outputs)
             manifest.validate(*self._outputs)
         self._validate_checkpoints(manifest)
-        # The trainer creates the folder itself, and writes nothing but checkpoints into it.
+        # The trainer creates this folder, and writes only checkpoints into it.
         manifest.adopt(self.checkpoints.name)
         self.failed.unlink(missing_ok=True)
 
@@ -151,9 +151,9 @@ class RunFolder:
         """Validate that all checkpoints belong to this run.
 
         Raises:
-            InputError: A checkpoint is a link, or incomplete and not begun by this run.
+            InputError: A checkpoint is a link, or is incomplete and was not begun by this run.
         """
-        # Otherwise the trainer could overwrite or delete checkpoints of an unrelated trainer.
+        # The trainer overwrites and deletes checkpoints by their names, whoever has written them.
         checkpoints = trainer_checkpoints.numbered_checkpoints(self.checkpoints)
         validate_no_links(self.checkpoints, (checkpoint.name for checkpoint in checkpoints))
         for checkpoint in checkpoints:
@@ -201,7 +201,7 @@ class RunFolder:
         try:
             result = read_json_object(self.result, allow_nan=True)
             if not result.keys() >= _RESULT_KEYS:
-                raise InputError(f"expected an object with {', '.join(sorted(_RESULT_KEYS))}")
+                raise InputError(f"expected an object with the keys {', '.join(sorted(_RESULT_KEYS))}")
         except InputError as error:
             raise InputError(f"{self.result} is damaged ({error}): {self.rewrite_hint}") from None
         return result | {key: restore_non_finite(result[key]) for key in _NUMERIC_KEYS if key in result}
@@ -238,7 +238,7 @@ class RunFolder:
         )
 
     def claim(self, *paths: Path) -> None:
-        """Record paths in the manifest before writing them.
+        """Record files or folders of the run in the manifest, before they are written.
 
         Raises:
             InputError: A path is a link, or exists without an entry in the manifest.
@@ -246,16 +246,16 @@ class RunFolder:
         Manifest(self.path).claim(*map(self._to_key, paths))
 
     def begin_checkpoint(self, step: int, *, rotates: bool) -> None:
-        """Record a checkpoint in the manifest before writing.
+        """Record a checkpoint in the manifest, before the trainer writes the checkpoint.
 
         Args:
             step: step of the checkpoint.
             rotates: whether the trainer deletes older checkpoints.
 
         Raises:
-            InputError: An unrelated trainer has written a checkpoint into the folder.
+            InputError: The folder contains a checkpoint that this run has not written.
         """
-        # After a kill, the manifest tells an incomplete checkpoint of this run from that of an unrelated trainer.
+        # After a kill, the manifest shows which incomplete checkpoints belong to this run.
         self.claim(self.checkpoints / f"checkpoint-{step}")
         if rotates:
             self._validate_checkpoints(Manifest(self.path))
@@ -265,21 +265,21 @@ class RunFolder:
         trainer_checkpoints.mark_complete(self.checkpoints / f"checkpoint-{step}", train_seconds)
 
     def write_folder(self, target: Path, write: Callable[[Path], object]) -> None:
-        """Replace a folder of the run atomically; all processes take part in writing.
+        """Replace a folder of the run atomically. All processes must call this function together.
 
         Args:
             target: folder to replace.
-            write: function to write the content into a temporary folder.
+            write: function that writes the content into a temporary folder, given as its argument.
         """
         with on_main(self._replacing(target)) as partial:
             write(partial)
             wait_for_everyone()
 
     def adopt_training(self, source: RunFolder, config: RunConfig) -> None:
-        """Claim this folder for a run, and copy the training state from the previous folder of the run.
+        """Claim this folder for a run, and copy the training state from the folder in which the run began.
 
         Args:
-            source: previous folder of the run, left unchanged.
+            source: folder in which the run began; not modified.
             config: configuration of the run, with this folder as its output.
 
         Raises:

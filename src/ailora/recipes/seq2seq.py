@@ -23,14 +23,14 @@ class Seq2SeqTokenization(Tokenization):
     """Tokenizer of a sequence-to-sequence model: prompts for the encoder, completions for the decoder.
 
     Attributes:
-        max_completion_length: maximum tokens per completion, including the end-of-text token; longer completions are
-            truncated.
+        max_completion_length: maximum number of tokens per completion, including the end-of-text token; longer
+            completions are truncated.
     """
 
     max_completion_length: int = 128
 
     def tokenize(self, rows: Rows) -> Dataset:
-        """Tokenize rows: `input_ids` from the prompt, `labels` from the completion; plain text is used as both."""
+        """Tokenize prompts as `input_ids` and completions as `labels`. Plain text is both prompt and completion."""
         return to_dataset([self.encode(row) for row in rows.rows])
 
     def encode(self, row: Row) -> tuple[list[int], list[int]]:
@@ -42,7 +42,7 @@ class Seq2SeqTokenization(Tokenization):
     def encode_prompt(self, row: Row) -> list[int]:
         return self._tokenize_prompt(row.prompt)
 
-    def _tokenize_prompt(self, prompt: Any) -> list[int]:  # noqa: ANN401 (tokenizers declare no chats)
+    def _tokenize_prompt(self, prompt: Any) -> list[int]:  # noqa: ANN401 (the type of tokenizers excludes chats)
         return list(self.tokenizer(prompt, truncation=True, max_length=self.max_length)["input_ids"])
 
 
@@ -57,8 +57,8 @@ class Seq2SeqRecipe(LanguageRecipe[Seq2SeqConfig]):
 
     length_key: ClassVar[str] = "data.max_length"
 
-    def _tokenize(self, rows: Rows, lengths: Callable[[Dataset], list[int]] = count_tokens) -> Dataset:
-        dataset = super()._tokenize(rows, lengths)
+    def _tokenize(self, rows: Rows, count_lengths: Callable[[Dataset], list[int]] = count_tokens) -> Dataset:
+        dataset = super()._tokenize(rows, count_lengths)
         completions, origins = count_tokens(dataset, "labels"), [row.origin for row in rows.rows]
         self.position_limits.validate(completions, origins, remedy="data.max_completion_length", written=True)
         return dataset

@@ -46,7 +46,7 @@ class RoleRate:
 
     @property
     def caution(self) -> str:
-        """Reason to doubt the suggestion; empty without a reason."""
+        """Reason to doubt the suggestion; empty if there is none."""
         error = math.hypot(self.curvature.error, self.reference.error)
         if math.isinf(error):
             return "uncertain: measure on more batches"
@@ -80,7 +80,7 @@ def suggest(config: RunConfig, lora_rate: float, *, batches: int = 4, rows: int 
 
     Args:
         config: configuration of the run.
-        lora_rate: well-tuned learning rate for plain LoRA with equal ranks on the same task.
+        lora_rate: well-tuned learning rate of plain LoRA with the same ranks, on the same task.
         batches: number of batches for averaging the curvature, at least 2.
         rows: rows per batch.
 
@@ -115,11 +115,11 @@ def _measure_curvatures(
     recipe: Recipe[RunConfig], policy: Policy, sample: list[dict[str, Tensor]]
 ) -> dict[str, Curvature]:
     """Measure the curvature of each role at the init of a policy."""
-    # The model is local, so that the models of both policies are never in memory together.
+    # The model is a local variable, so it is freed before the model of the next policy is loaded.
     config: RunConfig = recipe.config
     # Both policies must get the same new head.
     set_seed(config.training["seed"])
-    # Dropout would add its noise to the curvature.
+    # Dropout would add noise to the curvature.
     options: dict[str, Any] = config.adapter.plan_options() | {"form": "anchored", "dropout": 0.0}
     base: Any = recipe.load_model(resolve_model(config.model))
     model = adapt(base.float(), policy, **options, task_type=config.task_type)

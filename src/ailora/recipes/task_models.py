@@ -34,7 +34,8 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
         InputError: The model is missing, has no tokenizer, or its weights are not in safetensors files.
     """
     path = resolve_model(name)
-    # First, because a model in an unsupported format often lacks a tokenizer too, and the error would name only that.
+    # Validate weights first: a model in an unsupported format often lacks a tokenizer too, and the error would then
+    # mention only the tokenizer.
     validate_weights(path)
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
@@ -45,7 +46,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         reason = describe_load_error(error, name)
-        # The messages of these errors need the type: a KeyError shows only the missing key.
+        # Other exceptions need their type in the message: a KeyError shows only the missing key.
         if not isinstance(error, OSError | ValueError):
             reason = f"{type(error).__name__}: {reason}"
         raise InputError(f"cannot load the tokenizer of model {name!r}: {reason}") from error
@@ -70,7 +71,7 @@ def load_classifier(
         quantization: quantization of the weights on loading.
 
     Returns:
-        The model; a new head is drawn from the global random state.
+        The model. A new head is initialized from the global random state.
 
     Raises:
         InputError: The model is missing, or its architecture has no head for classification.
@@ -123,7 +124,7 @@ def validate_finite(model: ModelT, folder: Path) -> ModelT:
 
     Args:
         model: fully fine-tuned or adapted model.
-        folder: source folder of the trained tensors.
+        folder: folder from which the trained tensors were loaded.
 
     Returns:
         The model.
@@ -131,7 +132,7 @@ def validate_finite(model: ModelT, folder: Path) -> ModelT:
     Raises:
         InputError: A tensor of the folder holds NaN or infinite entries.
     """
-    # The folder of an adapter does not contain the base.
+    # The folder of an adapter does not contain the base weights, so these are not checked.
     adapted = isinstance(model, PeftModel)
     trained = get_peft_model_state_dict(model, save_embedding_layers=False) if adapted else model.state_dict()
     for name, tensor in trained.items():
@@ -153,7 +154,7 @@ def _load(
     except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         reason = describe_load_error(error, path)
         raise InputError(f"cannot load {path!r} for {TASKS[task_type].title}: {reason}") from error
-    # On CPUs in eval mode, bitsandbytes repacks 4-bit weights, and gradients do not pass repacked weights.
+    # On CPUs in eval mode, bitsandbytes repacks 4-bit weights, and gradients do not flow through repacked weights.
     if quantization is not None:
         prevent_cpu_repacking(model)
     return model

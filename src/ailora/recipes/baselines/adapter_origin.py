@@ -1,4 +1,4 @@
-"""Store on a model the plan of its adapter, and whether the base weights were overwritten."""
+"""Store the plan of an adapter on its model, and whether the adapter's init has overwritten base weights."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def set_adapter_origin(model: PeftModel, origin: AdapterOrigin) -> None:
 
 
 def get_adapter_origin(model: nn.Module) -> AdapterOrigin:
-    """Return the origin of a model's adapter; a model without an adapter overwrites its base."""
-    # ailora.adapt leaves the plan on the model, even when a user's function calls it.
+    """Return the origin of a model's adapter. A fully fine-tuned model counts as overwriting the base weights."""
+    # ailora.adapt stores the plan on the model, also when a user's function calls ailora.adapt.
     if has_ailora_adapter(model):
         plan = get_plan(model)
         return AdapterOrigin(plan, plan.form is Form.RESIDUAL)

@@ -36,7 +36,7 @@ def write_initial_factors(model: PeftModel, folder: Path) -> None:
 
 
 def validate_same_anchor(model: PeftModel, folder: Path) -> None:
-    """Validate that a resumed run subtracts the same `s B0 A0` from the base as its first start did.
+    """Validate that a resumed run subtracts the same `s B0 A0` from the base weights as when it began.
 
     Args:
         model: adapted model before training.
@@ -53,7 +53,8 @@ def validate_same_anchor(model: PeftModel, folder: Path) -> None:
     initial, state = load_file(folder / WEIGHTS_NAME), _state_dict(model)
     for name_A in filter(lambda name: _A in name, initial):
         name_B = name_A.replace(_A, _B)
-        # A different thread count changes the product by rounding; different random numbers or batches replace it.
+        # A different number of threads changes the product only by rounding. Different random numbers or batches give
+        # an entirely different product.
         if compute_anchor_distance(initial[name_B] @ initial[name_A], state[name_B] @ state[name_A]) is not None:
             raise ModelError(
                 f"{name_A}: the initial factors differ from those that the run subtracted from the base when it began; "
@@ -70,8 +71,8 @@ def save_converted(model: PeftModel, folder: Path, initial: Path) -> None:
         folder: folder to write to.
         initial: folder written by `write_initial_factors`.
     """
-    # PEFT's own conversion (path_initial_model_for_weight_conversion) writes [A; A0] and [B, -B0]: rounding errors grow
-    # when the two large terms cancel. In PEFT 0.21, it also loses heads and DoRA magnitudes.
+    # PEFT's own conversion (path_initial_model_for_weight_conversion) writes [A; A0] and [B, -B0], so two large terms
+    # cancel, and rounding errors grow. In PEFT 0.21, this conversion also loses heads and DoRA magnitudes.
     model.save_pretrained(str(folder))
     state, anchors = _state_dict(model), load_file(initial / WEIGHTS_NAME)
     for name_A in filter(lambda name: _A in name, anchors):
@@ -89,7 +90,7 @@ def _double_rank(config: dict[str, Any]) -> dict[str, Any]:
     # The scaling is alpha / r, or alpha / sqrt(r) with rsLoRA.
     factor = math.sqrt(2) if config["use_rslora"] else 2
     return {
-        # If the init's name stayed here, PEFT would overwrite the base on every load.
+        # With the name of the init, PEFT would overwrite the base weights whenever the adapter is loaded.
         "init_lora_weights": True,
         "corda_config": None,
         "lora_ga_config": None,

@@ -12,10 +12,10 @@ from torch.utils.data import DataLoader
 class Batches:
     """Batches of the first epoch in the trainer's order, identical in every iteration.
 
-    A batch is a dict of tensors, labels included, on the training device. Each process iterates over its share.
+    A batch is a dict of tensors, including labels, on the training device. Each process iterates over its own batches.
 
     Args:
-        make_loader: builds the trainer's data loader; called on first use.
+        make_loader: function that builds the trainer's data loader; called on first use.
     """
 
     def __init__(self, make_loader: Callable[[], DataLoader[Any]]) -> None:
@@ -31,11 +31,11 @@ class Batches:
             for batch in loader:
                 yield dict(batch)
         finally:
-            # Without end(), accelerate takes a loader whose iteration stopped early for the active one.
+            # Without end(), accelerate would still treat a loader as active after its iteration stopped early.
             if loader in loader.gradient_state.dataloader_references:
                 loader.end()
 
     @cached_property
     def _loader(self) -> DataLoader[Any]:
-        # Built on first use: most methods read no batches, and building a loader needs a trainer.
+        # Build the loader on first use, because most methods read no batches, and building a loader needs a trainer.
         return self._make_loader()

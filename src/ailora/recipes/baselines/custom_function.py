@@ -24,7 +24,7 @@ from ailora.recipes.baselines.calibration_batches import Batches
 from ailora.recipes.config.method import CustomFunction
 from ailora.recipes.config.schema import RunConfig
 
-#: Largest norm of `W_res + s B0 A0 - W`, divided by the norms of `W` plus `s B0 A0`, in epsilons of the dtype.
+#: Largest accepted ratio of norms `|W_res + s B0 A0 - W| / (|W| + |s B0 A0|)`, in epsilons of the dtype.
 _MAX_ERROR_EPS = 8
 
 
@@ -58,7 +58,7 @@ def import_function(method: CustomFunction) -> Callable[[PreTrainedModel, Method
     where = f"adapter.policy '{method}'"
     try:
         module = import_module(method.module)
-    # The user's module may raise anything on import.
+    # A module written by the user may raise any exception on import.
     except Exception as error:
         raise InputError(
             f"{where}: the module {method.module} cannot be imported ({type(error).__name__}: {error}); add "
@@ -89,8 +89,8 @@ def apply_function(
         method: module and name of the function.
         config: configuration of the run.
         model: base model.
-        make_loader: builds the data loader of training batches for a model.
-        reload_base: loads a second copy of the base model, for a comparison if base weights changed.
+        make_loader: function that builds the data loader of training batches for a model.
+        reload_base: function that loads the base model again; called if base weights changed, to compare the weights.
 
     Returns:
         The model to train, as the function returned it.
@@ -99,12 +99,12 @@ def apply_function(
         ModelError: The function returned no model, or its model cannot be trained or saved.
         InputError: `adapter.learning_rates` is set, but the returned model has no roles.
     """
-    # Checksums instead of a copy of the base, which would double its memory.
-    before = {name: _compute_checksum(parameter) for name, parameter in model.named_parameters()}
+    # Store checksums, because a copy of the base model would double its memory.
+    checksums = {name: _compute_checksum(parameter) for name, parameter in model.named_parameters()}
     context = MethodContext(config, config.training["seed"], Batches(lambda: make_loader(model)))
     adapted = _validate_trainable(import_function(method)(model, context), method)
     if isinstance(adapted, PeftModel) and not has_ailora_adapter(adapted):
-        changed = _find_changed_parameters(adapted, before)
+        changed = _find_changed_parameters(adapted, checksums)
         if changed:
             _validate_convertible(adapted, changed, reload_base, method)
         set_adapter_origin(adapted, AdapterOrigin(None, bool(changed)))
@@ -120,7 +120,9 @@ def _validate_trainable(model: object, method: CustomFunction) -> PreTrainedMode
         )
     if isinstance(model, PeftModel) and list(model.peft_config) != ["default"]:
         names = ", ".join(model.peft_config)
-        raise ModelError(f"adapter.policy {method} returned adapters named {names}; expected one, named default")
+        raise ModelError(
+            f"adapter.policy {method} returned adapters named {names}; expected a single adapter, named 'default'"
+        )
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ModelError(f"adapter.policy {method} returned a model without trainable parameters (requires_grad)")
     return model
@@ -134,7 +136,7 @@ def _validate_learning_rates(config: RunConfig, model: PreTrainedModel | PeftMod
     plan = get_adapter_origin(model).plan
     if config.adapter.learning_rates and plan is None:
         raise InputError(
-            f"adapter.learning_rates does not go with {config.adapter.policy}: only models that "
+            f"adapter.learning_rates cannot be combined with {config.adapter.policy}: only models that "
             "ailora.adapt returns have parameters by role"
         )
     if plan is not None:
@@ -142,19 +144,19 @@ def _validate_learning_rates(config: RunConfig, model: PreTrainedModel | PeftMod
 
 
 def _compute_checksum(parameter: torch.Tensor) -> tuple[float, float]:
-    """Return sum and norm of a weight; every deliberate update changes the pair."""
-    # On the CPU: devices round sums differently, and building a loader moves the model to the accelerator.
+    """Return the sum and the norm of a weight; every deliberate update changes at least one of these numbers."""
+    # Compute on the CPU: devices round sums differently, and building a data loader moves the model to the accelerator.
     values = parameter.detach().cpu()
     values = values if values.is_floating_point() else values.float()
     return float(values.sum(dtype=torch.float64)), float(torch.linalg.vector_norm(values, dtype=torch.float64))
 
 
-def _find_changed_parameters(adapted: PeftModel, before: dict[str, tuple[float, float]]) -> dict[str, str]:
+def _find_changed_parameters(adapted: PeftModel, checksums: dict[str, tuple[float, float]]) -> dict[str, str]:
     """Find the base parameters whose values changed.
 
     Args:
         adapted: adapted model.
-        before: checksum of each parameter of the base model.
+        checksums: checksum of each parameter of the base model, before the model was adapted.
 
     Returns:
         Name in the base model -> name in the adapted model.
@@ -162,7 +164,7 @@ def _find_changed_parameters(adapted: PeftModel, before: dict[str, tuple[float, 
     changed = {}
     for name, parameter in adapted.get_base_model().named_parameters():
         base_name = name.replace(".base_layer", "").replace(".original_module", "")
-        if base_name in before and _compute_checksum(parameter) != before[base_name]:
+        if base_name in checksums and _compute_checksum(parameter) != checksums[base_name]:
             changed[base_name] = name
     return changed
 
@@ -171,7 +173,7 @@ def _validate_convertible(
     adapted: PeftModel, changed: dict[str, str], reload_base: Callable[[], PreTrainedModel], method: CustomFunction
 ) -> None:
     """Validate that each changed base weight is the residual of its adapter, `W_res = W - s B0 A0`."""
-    # Loading may draw random numbers for a new head, which must not shift the run's random state.
+    # Loading may draw random numbers for a new head, but must not change the random state of the run.
     with torch.random.fork_rng():
         base = dict(reload_base().named_parameters())
     for base_name, name in changed.items():
@@ -186,7 +188,7 @@ def _validate_convertible(
             if error <= _MAX_ERROR_EPS * torch.finfo(weight.dtype).eps * scale:
                 continue
         raise ModelError(
-            f"adapter.policy {method} changed the base parameter {base_name}, but not to the residual W - s B0 A0 of "
-            "its adapter: a saved adapter would not reproduce the trained model; leave the base unchanged, or return a "
-            "PreTrainedModel"
+            f"adapter.policy {method} changed the base parameter {base_name} to a value other than the residual weight "
+            "W - s B0 A0 of its adapter, so a saved adapter would not reproduce the trained model; leave the base "
+            "unchanged, or return a PreTrainedModel"
         )

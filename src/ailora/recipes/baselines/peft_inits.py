@@ -34,15 +34,16 @@ from ailora.recipes.config.method import PeftInit
 from ailora.recipes.config.schema import AdapterConfig, RunConfig
 from ailora.weights.base_weight import BaseWeight, resolve_weights
 
-#: First words of warnings that no user can act on: PEFT says that EVA could save memory, and torch that LoRA-GA
-#: computes gradients for weights but not for inputs.
+#: First words of warnings on which users cannot act. PEFT warns that EVA could use less memory, and torch warns that
+#: LoRA-GA computes gradients of weights but not of inputs.
 _IGNORED_WARNINGS = (
     "lora with eva initialization used with low_cpu_mem_usage",
     "Full backward hook is firing when gradients",
 )
-#: Training rows that CorDA and LoRA-GA read, as many as in CorDA's paper (arXiv 2406.05223); at most one epoch.
+#: Number of training rows that CorDA and LoRA-GA read, as in CorDA's paper (arXiv 2406.05223). Data sets with fewer
+#: rows are read once.
 _CALIBRATION_ROWS = 256
-#: Limit on the batches that EVA reads until its directions converge.
+#: Largest number of batches that EVA reads until its directions converge.
 _MAX_EVA_BATCHES = 1000
 
 
@@ -63,15 +64,17 @@ def validate_options(init: PeftInit, adapter: AdapterConfig) -> None:
             "install: pip install attrs"
         )
     if adapter.form != "anchored":
-        raise InputError(f"adapter.form {adapter.form!r} does not go with {init}: PEFT always trains the stock form")
+        raise InputError(
+            f"adapter.form {adapter.form!r} cannot be combined with {init}: PEFT always trains the stock form"
+        )
     if adapter.couple_roles:
-        raise InputError(f"adapter.couple_roles does not go with {init}: PEFT always trains all rows")
+        raise InputError(f"adapter.couple_roles cannot be combined with {init}: PEFT always trains all rows")
     if name == "mica" and adapter.dora:
-        raise InputError("adapter.dora does not go with peft:mica: PEFT does not support the combination")
+        raise InputError("adapter.dora cannot be combined with peft:mica: PEFT does not support the combination")
     if name == "eva" and isinstance(adapter.rank, dict):
         raise InputError(
-            "adapter.rank must be a single number for peft:eva, got a mapping: PEFT gives modules with the same input "
-            "the same rank"
+            "adapter.rank must be a single number for peft:eva, got a mapping: PEFT's EVA requires the same rank in "
+            "all modules with the same input"
         )
     if name == "orthogonal" and isinstance(adapter.rank, int) and adapter.rank % 2:
         raise InputError(f"adapter.rank must be even for peft:orthogonal, got {adapter.rank}")
@@ -92,13 +95,13 @@ def apply_peft_init(
         config: configuration of the run.
         model: base model.
         plan: projections with their ranks and scalings.
-        make_loader: builds the data loader of training batches for a model.
+        make_loader: function that builds the data loader of training batches for a model.
 
     Returns:
         The adapted model.
 
     Raises:
-        ModelError: The init cannot adapt the model; PEFT's exception, if any, is the cause.
+        ModelError: The init cannot adapt the model. If PEFT raised an exception, it is chained as the cause.
     """
     weights = resolve_weights(model, plan.modules)
     validate_parallelism(model, plan, weights)
@@ -147,35 +150,36 @@ def _adapt_by_peft(
     init: PeftInit,
     recipe: str,
     model: PreTrainedModel,
-    lora: LoraConfig,
+    lora_config: LoraConfig,
     *,
     make_loader: Callable[[PreTrainedModel | PeftModel], Any],
 ) -> PeftModel:
-    lora.init_lora_weights = True if init.name == "lora" else init.name  # type: ignore[assignment]
+    lora_config.init_lora_weights = True if init.name == "lora" else init.name  # type: ignore[assignment]
     if init.name == "corda":
-        lora.corda_config = CordaConfig()
-        # Imported here because the module needs attrs, which PEFT does not install.
+        lora_config.corda_config = CordaConfig()
+        # Imported only for CorDA, because the module needs attrs, which PEFT does not install.
         corda = import_module("peft.tuners.lora.corda")
         rows = _unpad_rows(_limit_rows(Batches(lambda: make_loader(model))))
-        corda.preprocess_corda(model, lora, run_model=lambda: _run_forward(model, rows))
+        corda.preprocess_corda(model, lora_config, run_model=lambda: _run_forward(model, rows))
     if init.name == "lora_ga":
-        lora.lora_ga_config = LoraGAConfig()
-        preprocess_loraga(
-            model, lora, train_step=lambda: _run_backward(model, _limit_rows(Batches(lambda: make_loader(model))))
-        )
+        lora_config.lora_ga_config = LoraGAConfig()
+        batches = Batches(lambda: make_loader(model))
+        preprocess_loraga(model, lora_config, train_step=lambda: _run_backward(model, _limit_rows(batches)))
     if init.name == "eva":
-        # rho=1 keeps the planned ranks: moving ranks between modules would compare parameter counts instead of inits.
-        lora.eva_config = EvaConfig(rho=1.0, use_label_mask=recipe == "causal_lm")
-    adapted = get_peft_model(model, lora)
+        # rho=1 keeps the planned ranks. If EVA moved ranks between modules, a comparison with other inits would also
+        # compare different numbers of parameters.
+        lora_config.eva_config = EvaConfig(rho=1.0, use_label_mask=recipe == "causal_lm")
+    adapted = get_peft_model(model, lora_config)
     assert isinstance(adapted, PeftModel)
     if init.name == "eva":
-        # PEFT masks inputs by labels, which align with a sequence-to-sequence decoder but not with its encoder.
-        masked = recipe != "seq2seq"
+        # PEFT masks the inputs of layers by labels. In an encoder-decoder, labels align with the tokens of the decoder,
+        # but not with those of the encoder.
+        masks_inputs = recipe != "seq2seq"
         initialize_lora_eva_weights(
             adapted,
             _RepeatedBatches(Batches(lambda: make_loader(adapted))),
-            prepare_model_inputs_fn=prepare_model_inputs_fn_language_modeling if masked else None,
-            prepare_layer_inputs_fn=prepare_layer_inputs_fn_language_modeling if masked else None,
+            prepare_model_inputs_fn=prepare_model_inputs_fn_language_modeling if masks_inputs else None,
+            prepare_layer_inputs_fn=prepare_layer_inputs_fn_language_modeling if masks_inputs else None,
             show_progress_bar=False,
         )
     return adapted
@@ -194,8 +198,8 @@ class _RepeatedBatches:
         # EVA reads batches until its directions converge, and convergence is not guaranteed.
         yield from islice(chain.from_iterable(repeat(self.batches)), _MAX_EVA_BATCHES)
         raise ModelError(
-            f"adapter.policy peft:eva: its directions did not converge in {_MAX_EVA_BATCHES} batches, or batches have "
-            "fewer tokens than the rank; use larger batches or a smaller rank"
+            f"adapter.policy peft:eva: EVA's directions did not converge in {_MAX_EVA_BATCHES} batches, or batches "
+            "have fewer tokens than the rank; use larger batches or a smaller rank"
         )
 
 
@@ -210,18 +214,18 @@ def _limit_rows(batches: Batches) -> Iterator[dict[str, Any]]:
 
 def _unpad_rows(batches: Iterator[dict[str, Any]]) -> Iterator[dict[str, Tensor]]:
     """Yield each row as a batch without padding."""
-    # PEFT computes CorDA's covariance from one row at a time, and would include padding.
+    # PEFT computes CorDA's covariance from single rows, and would count padding as data.
     for batch in batches:
         for row in range(len(batch["input_ids"])):
-            single = {key: value[row : row + 1] for key, value in batch.items() if isinstance(value, Tensor)}
-            mask = single.get("attention_mask")
+            row_batch = {key: value[row : row + 1] for key, value in batch.items() if isinstance(value, Tensor)}
+            mask = row_batch.get("attention_mask")
             if mask is not None:
                 kept, width = mask[0].bool(), mask.shape[1]
-                # Padding applies only to tensors as wide as the mask; class labels have shape (1,).
-                single = {
-                    key: value[:, kept] if value.shape[1:2] == (width,) else value for key, value in single.items()
+                # Only tensors as wide as the mask are padded; class labels have shape (1,).
+                row_batch = {
+                    key: value[:, kept] if value.shape[1:2] == (width,) else value for key, value in row_batch.items()
                 }
-            yield single
+            yield row_batch
 
 
 def _run_forward(model: PreTrainedModel, batches: Iterator[dict[str, Any]]) -> None:

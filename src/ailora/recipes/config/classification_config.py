@@ -20,12 +20,12 @@ class DataConfig(DataSource, frozen=True):
     Attributes:
         text: names of one or two text columns.
         label: name of the label column.
-        max_length: maximum tokens per row; longer rows are truncated.
+        max_length: maximum number of tokens per row; longer rows are truncated.
     """
 
     text: list[Text] = field("a list of one or two column names", min_length=1, max_length=2)
     label: Text = field("a column name", "label")
-    max_length: Count = field("a whole number from 1", 128)
+    max_length: Count = field("a whole number of at least 1", 128)
 
     @property
     def named_columns(self) -> set[str]:

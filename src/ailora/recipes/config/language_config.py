@@ -17,13 +17,13 @@ from ailora.recipes.evaluation.text_metrics import TEXT_METRICS, validate_metric
 
 #: Columns that TRL passes to the chat template along with the messages.
 TEMPLATE_COLUMNS = ("tools", "chat_template_kwargs")
-_TEMPLATE = "a template of columns such as '{question}', or a list of templates"
+_TEMPLATE = "a template with column names in braces, such as '{question}', or a list of templates"
 
 
 class MessageTemplate(Section, frozen=True):
     """Role of a message, and the template for its content."""
 
-    role: Text = field("system, user or assistant")
+    role: Text = field("a role such as 'system', 'user' or 'assistant'")
     content: Text | list[Text] = field(_TEMPLATE)
 
 
@@ -67,7 +67,7 @@ class PromptData(DataSource, frozen=True):
 
     @property
     def named_columns(self) -> set[str]:
-        # No key for error messages: check() has parsed the templates before.
+        # The key appears only in error messages, and check() has already refused invalid templates.
         templates = [template for template in (self.prompt, self.completion) if template is not None]
         return {name for template in templates for name in Template.parse(template, "").names}
 
@@ -76,9 +76,9 @@ class CausalData(PromptData, frozen=True):
     """Section `data:` of the causal_lm recipe: prompts with completions, plain text, or conversations.
 
     Attributes:
-        text: template for plain text; the loss counts all tokens.
+        text: template for plain text, whose tokens all count in the loss.
         messages: column of conversations, or a template for each message.
-        chat_template: Jinja file or template; None selects the tokenizer's chat template.
+        chat_template: path of a Jinja file, or a template; None selects the tokenizer's chat template.
     """
 
     text: Text | list[Text] | None = field(_TEMPLATE, None)
@@ -86,7 +86,7 @@ class CausalData(PromptData, frozen=True):
         "a column name, a mapping with column, role, content and names, or a list of mappings with role and content",
         None,
     )
-    chat_template: Text | None = field("a Jinja file or template", None)
+    chat_template: Text | None = field("the path of a Jinja file, or a template", None)
 
     def check(self) -> None:
         super().check()
@@ -120,25 +120,26 @@ class Seq2SeqData(PromptData, frozen=True):
     """Section `data:` of the seq2seq recipe.
 
     Attributes:
-        max_length: maximum tokens per prompt; longer prompts are truncated.
-        max_completion_length: maximum tokens per completion; longer completions are truncated.
+        max_length: maximum number of tokens per prompt; longer prompts are truncated.
+        max_completion_length: maximum number of tokens per completion; longer completions are truncated.
     """
 
     prompt: Text | list[Text] = field(_TEMPLATE)
     completion: Text | list[Text] = field(_TEMPLATE)
-    max_length: Count = field("a whole number from 1", 512)
-    max_completion_length: Count = field("a whole number from 1", 128)
+    max_length: Count = field("a whole number of at least 1", 512)
+    max_completion_length: Count = field("a whole number of at least 1", 128)
 
 
 class EvaluationConfig(Section, frozen=True):
-    """Section `evaluation:`, with generation and scoring after training.
+    """Section `evaluation:`: generation and scoring of texts after training.
 
     Attributes:
         generate: fields of `transformers.GenerationConfig`; None disables generation.
-        metrics: names of metrics for comparing generated texts with references.
-        group_by: columns that identify an input; rows with equal values in all columns are references for one input.
+        metrics: names of metrics that compare generated texts with references.
+        group_by: columns that identify an input. Rows with equal values in all these columns are references for the
+            same input.
         max_samples: number of inputs for generation, sampled with a fixed seed; None for all inputs.
-        general_text: files of general text for measuring forgetting, the increase of the loss over the base model's.
+        general_text: files of general text, for measuring forgetting: the increase of the loss by training.
         general_template: template for the rows of `general_text`.
         max_general_samples: number of rows to use from `general_text`.
     """
@@ -146,10 +147,10 @@ class EvaluationConfig(Section, frozen=True):
     generate: dict[str, Any] | None = field("fields of transformers.GenerationConfig such as max_new_tokens", None)
     metrics: list[str] = field("a list of metric names", [])
     group_by: Text | list[Text] | None = field("a column name or a list of column names", None)
-    max_samples: Count | None = field("a whole number from 1", None)
+    max_samples: Count | None = field("a whole number of at least 1", None)
     general_text: Text | list[Text] | None = field("a file or a list of files", None)
     general_template: Text | list[Text] = field(_TEMPLATE, "{text}")
-    max_general_samples: Count = field("a whole number from 1", 256)
+    max_general_samples: Count = field("a whole number of at least 1", 256)
 
     @property
     def groups(self) -> tuple[str, ...]:
@@ -178,7 +179,7 @@ class LanguageConfig(RunConfig, frozen=True):
         evaluation: generation and scoring after training.
     """
 
-    #: The logits of a batch, (rows, tokens, vocabulary), must fit in memory.
+    #: Small evaluation batches, because the logits (rows, tokens, vocabulary) of a batch must fit in memory.
     training_defaults: ClassVar[dict[str, Any]] = {"per_device_eval_batch_size": 8}
 
     data: PromptData
@@ -196,7 +197,7 @@ class LanguageConfig(RunConfig, frozen=True):
             raise InputError("training.assistant_only_loss requires data.messages, which is missing")
         if self.evaluation.generate is not None and getattr(self.data, "text", None) is not None:
             raise InputError(
-                "evaluation.generate requires prompts, which data.text does not have; use data.prompt or data.messages"
+                "evaluation.generate requires prompts, but data.text has none; use data.prompt or data.messages"
             )
 
 
@@ -212,7 +213,7 @@ class CausalLMConfig(LanguageConfig, frozen=True):
     @property
     def derived_training(self) -> dict[str, Any]:
         """Mixed precision and activation checkpointing, enabled on accelerators only."""
-        # TRL enables these on all devices, but on CPUs they only cost time.
+        # TRL enables both on all devices, but on a CPU they only slow training down.
         bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
         return {"bf16": bf16, "activation_checkpointing": torch.accelerator.is_available()}
 

@@ -37,8 +37,9 @@ def load_config(
 
     Args:
         source: YAML file, or its content. `task: NAME` fills in `data` and `metric` for a built-in task such as `cola`.
-        overrides: items `dotted.key=value` with YAML values; later items win.
-        to_run: whether to validate training arguments and import a custom function, as only a run needs.
+        overrides: items `dotted.key=value` with YAML values; later items take precedence.
+        to_run: whether the configuration is for training a run; only then, validate training arguments, and import a
+            custom function.
 
     Returns:
         The configuration, with all defaults and absolute paths.
@@ -48,7 +49,7 @@ def load_config(
             values.
     """
     if isinstance(source, Mapping):
-        # Overrides modify nested sections in place.
+        # Copy, because overrides modify nested sections in place.
         return _load(copy.deepcopy(dict(source)), overrides, to_run=to_run)
     raw = read_yaml(Path(source))
     if not isinstance(raw, dict):
@@ -63,7 +64,7 @@ def load_config(
 def _load(raw: dict[str, object], overrides: Sequence[str], *, to_run: bool) -> RunConfig:
     for override in overrides:
         apply_override(raw, override)
-    # YAML reads an empty section as None.
+    # In YAML, an empty section is null.
     raw = {key: value for key, value in raw.items() if value is not None}
     if (task := raw.pop("task", None)) is not None:
         raw = _merge_task(_read_task(task), raw)
@@ -101,11 +102,11 @@ def _read_task(name: object) -> dict[str, object]:
 
 
 def _merge_task(task: dict[str, object], given: dict[str, object]) -> dict[str, object]:
-    """Override the configuration of a task, section by section."""
+    """Update the configuration of a task with the given keys, section by section."""
     merged = {**task, **given}
     for key, section in given.items():
         if isinstance(section, dict) and isinstance(defaults := task.get(key), dict):
-            # The task's subset does not exist in a different data set.
+            # A different data set does not have the subset of the task's data set.
             dropped = {"subset"} if "dataset" in section else set()
             merged[key] = {k: v for k, v in defaults.items() if k not in dropped} | section
     return merged
@@ -119,7 +120,8 @@ def _complete(config: RunConfig) -> RunConfig:
     _validate_source(config.data)
     build_quantization_config(config)
     model = expand_home(config.model)
-    # Absolute paths, so a run resumes from any working directory. A name that is not a folder is a hub id.
+    # Make paths absolute, so that a run can resume from any working directory. A model name that is not a folder is a
+    # hub id.
     update: dict[str, object] = {
         "data": _resolve_data_paths(config.data),
         "model": str(model.absolute()) if is_folder(model) else config.model,
@@ -127,8 +129,8 @@ def _complete(config: RunConfig) -> RunConfig:
         "training": complete_training(config.training, config.metrics, config.arguments, config.training_defaults),
     }
     if isinstance(config, LanguageConfig):
-        general = _make_absolute(config.evaluation.general_text)
-        update["evaluation"] = config.evaluation.model_copy(update={"general_text": general})
+        general_text = _make_absolute(config.evaluation.general_text)
+        update["evaluation"] = config.evaluation.model_copy(update={"general_text": general_text})
     return config.model_copy(update=update)
 
 
@@ -157,10 +159,10 @@ def _validate_adapter(adapter: AdapterConfig) -> None:
 
 
 def _validate_scaling(adapter: AdapterConfig) -> None:
-    """Validate the scaling of each alpha, if the configuration has a single rank."""
+    """Validate the scaling that each alpha gives, if `adapter.rank` is a number."""
     alphas = adapter.alpha.values() if isinstance(adapter.alpha, dict) else [adapter.alpha]
     for alpha in alphas:
-        # The plan refuses larger ranks, and names the weight with its shape.
+        # Larger ranks are refused by the plan, whose message names the weight and its shape.
         if isinstance(adapter.rank, int) and adapter.rank < 2**31 and alpha is not None:
             compute_scaling(adapter.rank, alpha, rslora=adapter.rslora, where=" in adapter.alpha")
 

@@ -34,7 +34,7 @@ class Preset:
 
 @dataclass(frozen=True)
 class PeftInit:
-    """PEFT's own init, for the projections, ranks and scalings of a plan.
+    """Init of PEFT, applied to the projections of a plan with their ranks and scalings.
 
     Attributes:
         name: value of PEFT's `init_lora_weights`; `lora` selects PEFT's default.
@@ -47,7 +47,7 @@ class PeftInit:
 
     @property
     def policy(self) -> Policy:
-        """Policy for planning, with default roles query and value; PEFT initializes the factors."""
+        """Policy for the plan only, with the default roles query and value; PEFT computes the factors."""
         return Policy(str(self), default=Kaiming())
 
     @property
@@ -79,7 +79,7 @@ class CustomFunction:
 
 @dataclass(frozen=True)
 class FullFineTuning:
-    """Training of the whole model, without an adapter."""
+    """Full fine-tuning, without an adapter."""
 
     def __str__(self) -> str:
         return _FULL
@@ -127,5 +127,5 @@ def _list_peft_policies() -> list[str]:
 def _parse_function(policy: str) -> CustomFunction:
     module, _, name = policy.partition(":")
     if not all(part.isidentifier() for part in module.split(".")) or not name.isidentifier():
-        raise InputError(f"adapter.policy must be peft:NAME or package.module:function, got {policy!r}")
+        raise InputError(f"adapter.policy must be 'peft:NAME' or 'package.module:function', got {policy!r}")
     return CustomFunction(module, name)

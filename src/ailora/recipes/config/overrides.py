@@ -17,7 +17,7 @@ def apply_override(raw: dict[str, object], override: str) -> None:
         override: `dotted.key=value` with a YAML value.
 
     Raises:
-        InputError: The form is wrong, the value is not YAML, or a parent in the key is not a section.
+        InputError: The override has no `=` or no key, the value is not YAML, or a parent in the key is not a section.
     """
     key, equals, value = override.partition("=")
     shown_override = mask_override(override)

@@ -28,8 +28,8 @@ def build_quantization_config(config: RunConfig) -> QuantizationConfigMixin | No
         The argument; None without a section `quantization:`.
 
     Raises:
-        InputError: A field or class is unknown, the library refuses a value, a package is missing, or the method needs
-            to write to the base weights.
+        InputError: A field or class is unknown, a value is invalid, a package is missing, or the training method
+            changes base weights.
     """
     fields = config.quantization
     if fields is None:
@@ -37,7 +37,7 @@ def build_quantization_config(config: RunConfig) -> QuantizationConfigMixin | No
     match config.adapter.method:
         case FullFineTuning():
             raise InputError(
-                "quantization: quantized weights cannot be fully fine-tuned; choose a policy other than full"
+                "quantization: quantized weights cannot be fully fine-tuned; choose a policy other than 'full'"
             )
         case PeftInit(overwrites_base=True) as init:
             raise InputError(

@@ -15,7 +15,7 @@ from ailora.redaction import without_secrets
 
 _Alpha = Annotated[float, pydantic.Field(strict=True, gt=0, allow_inf_nan=False)]
 _Multiplier = _Alpha
-_PER_MODULE = ", or one per role or regular expression"
+_PER_MODULE = ", or a mapping from role or regular expression to such numbers"
 #: Keys of `adapter:` that do not apply to PEFT's inits.
 AILORA_ADAPTER_KEYS = frozenset({"form", "couple_roles"})
 _SOURCE = "a file or a list of files; with data.dataset, the name of a split"
@@ -29,21 +29,22 @@ class AdapterConfig(Section, frozen=True):
     """
 
     policy: str | dict[str, Any] = field(
-        "a preset's name, full, peft:NAME, package.module:function, or a mapping from role to init", "ailora"
+        "a preset's name, 'full', 'peft:NAME', 'package.module:function', or a mapping from role to init", "ailora"
     )
-    rank: Count | dict[str, Count] = field(f"a whole number from 1{_PER_MODULE}", 8)
+    rank: Count | dict[str, Count] = field(f"a whole number of at least 1{_PER_MODULE}", 8)
     alpha: _Alpha | dict[str, _Alpha] | None = field(f"a number above 0{_PER_MODULE}", None)
     roles: list[str] | None = field("a list of roles", None)
     role_names: dict[str, str] | None = field("a mapping from regular expression to role", None)
     modules: Text | None = field("a regular expression over module names", None)
-    form: str = field("anchored, stock or residual", "anchored")
-    dropout: float = field("a number from 0 and below 1", 0.0, strict=True, ge=0, lt=1)
+    form: str = field("'anchored', 'stock' or 'residual'", "anchored")
+    dropout: float = field("a number of at least 0 and below 1", 0.0, strict=True, ge=0, lt=1)
     rslora: bool = field("true or false", False, strict=True)
     dora: bool = field("true or false", False, strict=True)
     modules_to_save: list[str] | None = field("a list of module names", None)
     couple_roles: bool = field("true or false", False, strict=True)
     learning_rates: dict[str, _Multiplier | dict[str, _Multiplier]] | None = field(
-        "multipliers of training.learning_rate above 0, by role, by A or B, or by A and B below a role",
+        "multipliers above 0 of training.learning_rate: a mapping from role, A or B to a number, or from role to "
+        "a mapping from A or B to a number",
         None,
     )
 
@@ -65,14 +66,14 @@ class AdapterConfig(Section, frozen=True):
         return parse_method(self.policy)
 
     def plan_options(self) -> dict[str, Any]:
-        """Return keyword arguments for `ailora.make_plan`, except the policy."""
-        # PEFT trains all rows of a fused weight, and supports the stock form only.
+        """Return the keyword arguments of `ailora.make_plan`, except the policy."""
+        # PEFT's inits adapt all rows of a fused weight, and support only the stock form.
         options = self.model_dump(exclude={"policy", "learning_rates"})
         return options | ({"form": "stock", "couple_roles": True} if isinstance(self.method, PeftInit) else {})
 
     @pydantic.model_serializer(mode="wrap")
     def _serialize(self, fields: pydantic.SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Serialize the keys that the method uses."""
+        """Serialize only the keys that the method uses."""
         match self.method:
             case FullFineTuning():
                 return {"policy": self.policy}
@@ -99,8 +100,8 @@ class DataSource(Section, frozen=True):
     dataset: Text | None = field("a hub id or a folder", None)
     subset: Text | None = field("the name of a configuration of data.dataset", None)
     columns: list[Text] | None = field("a list of column names", None)
-    max_train_samples: Count | None = field("a whole number from 1", None)
-    max_validation_samples: Count | None = field("a whole number from 1", None)
+    max_train_samples: Count | None = field("a whole number of at least 1", None)
+    max_validation_samples: Count | None = field("a whole number of at least 1", None)
 
     @property
     def splits(self) -> list[str]:
@@ -124,7 +125,7 @@ class RunConfig(Section, frozen=True):
         data: source of training, validation and test rows.
         training: fields of the recipe's training arguments and their values.
         on_nonfinite: whether a non-finite loss or gradient stops the training.
-        tune: settings of `ailora tune`; absent from dumps, because a run does not depend on these settings.
+        tune: settings of `ailora tune`; left out of dumps, because a run does not depend on these settings.
         output: folder of the run.
     """
 
@@ -136,20 +137,20 @@ class RunConfig(Section, frozen=True):
     training_defaults: ClassVar[dict[str, Any]] = {}
 
     recipe: str = field("the name of a recipe")
-    model: Text = field("a hub id, a folder, or builtin:minilm")
+    model: Text = field("a hub id, a folder, or 'builtin:minilm'")
     quantization: dict[str, Any] | None = field(
         "a mapping with fields of transformers.BitsAndBytesConfig, or torchao: CLASS with fields of the class", None
     )
     adapter: AdapterConfig = AdapterConfig()
     data: DataSource
     training: dict[str, Any] = field("fields of the recipe's training arguments", {})
-    on_nonfinite: Literal["stop", "continue"] = field("stop or continue", "stop")
+    on_nonfinite: Literal["stop", "continue"] = field("'stop' or 'continue'", "stop")
     tune: TuneConfig = TuneConfig()
     output: Text = field("a folder")
 
     @pydantic.model_serializer(mode="wrap")
     def _serialize(self, fields: pydantic.SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Omit secrets, because dumps are written to files, and `tune`, because a run does not use the section."""
+        """Omit secrets, because dumps are written to files. Omit `tune`, because a run does not depend on it."""
         return without_secrets({key: value for key, value in fields(self).items() if key != "tune"})
 
     @property
@@ -159,12 +160,12 @@ class RunConfig(Section, frozen=True):
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """Names of metrics for evaluations during training; the first metric selects the best checkpoint."""
+        """Names of the metrics computed during training; the first metric selects the best checkpoint."""
         return ()
 
     @property
     def scores(self) -> dict[str, bool]:
-        """Names of scores after training -> whether larger is better; the first score ranks runs."""
+        """Name of each score after training -> whether larger values are better; the first score ranks runs."""
         return {"loss": False}
 
     def check(self) -> None:

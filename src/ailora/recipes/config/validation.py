@@ -10,7 +10,7 @@ from ailora.errors import InputError, unknown_name
 from ailora.formatting import truncate
 from ailora.redaction import mask_value, without_secrets
 
-# Strict, because pydantic would otherwise accept `true` as 1, and "no" as a boolean.
+# Numbers are strict, because pydantic would otherwise accept `true` as 1.
 Text = Annotated[str, pydantic.Field(min_length=1)]
 Count = Annotated[int, pydantic.Field(strict=True, ge=1)]
 
@@ -34,7 +34,7 @@ class Section(pydantic.BaseModel, extra="forbid", frozen=True):
 
 
 class StoredSection(Section, frozen=True):
-    """Section in the storage of a study; dumps omit secrets unless their context has `secrets: True`."""
+    """Section stored in the database of a study. Dumps omit secrets unless their context has `secrets: True`."""
 
     @pydantic.model_serializer(mode="wrap")
     def _serialize(

@@ -17,13 +17,13 @@ from ailora.formatting import shorten
 from ailora.plain_data import read_text, validate_plain_data
 
 _LINE_WIDTH = 110
-#: Limit on the values of a file: aliases can expand a short file to more values than memory holds.
+#: Limit on the number of values in a file: with aliases, a short file can expand to more values than fit in memory.
 _MAX_VALUES = 100_000
 _ZERO_PADDED = re.compile(r"[-+]?0[0-9o_].*")
 
 
 class _Constructor(SafeConstructor):
-    """Constructor for YAML 1.2; numbers with a leading zero stay strings."""
+    """Constructor for YAML 1.2 that reads numbers with a leading zero as strings."""
 
     def construct_yaml_int(self, node: ScalarNode) -> Any:
         # Earlier versions wrote run folders with PyYAML, which does not quote the string `08`.
@@ -54,7 +54,7 @@ def parse_yaml(text: str, kind: str = "value") -> Any:
 
     Args:
         text: YAML document or single value.
-        kind: noun for the text in error messages.
+        kind: noun that error messages use for the text.
 
     Returns:
         Plain data.

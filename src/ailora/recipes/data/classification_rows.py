@@ -80,7 +80,7 @@ def read_split(data: DataSource, split: str, columns: Sequence[str] = ()) -> Tab
         columns: columns to read in addition to those named by `data`.
 
     Returns:
-        The table; values of unnamed columns may be None.
+        The table. Columns that are named neither by `data` nor by `columns` may be filled with None.
 
     Raises:
         InputError: The data are missing or invalid.
@@ -99,7 +99,7 @@ def sample_indices(count: int, limit: int | None) -> list[int]:
         limit: size of the sample; None for all rows.
 
     Returns:
-        Ascending row numbers, the same in every run.
+        Row numbers in ascending order, the same in every run.
     """
     if limit is None or limit >= count:
         return list(range(count))
@@ -138,7 +138,7 @@ def _read_dataset(data: DataSource, split: str, named: Collection[str]) -> Table
     except (OSError, ValueError, RuntimeError, DatasetsError) as error:
         raise InputError(f"cannot load split {split!r} of data set {data.dataset!r}: {error}") from error
     columns = tuple(loaded.column_names)
-    # Unnamed columns stay unread, since reading may fail: images without Pillow, dates beyond the year 9999.
+    # Other columns are not read, because reading may fail: images without Pillow, dates beyond the year 9999.
     name = f"{data.dataset}/{split}"
     values = [
         _read_column(loaded, column, name) if column in named else repeat(None, len(loaded)) for column in columns

@@ -12,7 +12,8 @@ from ailora.formatting import shorten, truncate
 from ailora.recipes.evaluation.classification_metrics import METRICS
 
 _WHOLE = re.compile(r"-?[0-9]+")
-#: Python refuses to convert more than 4,300 digits to an int; a float has at most 309 digits before the point.
+#: Limit on the digits of a whole number. Python converts at most 4,300 digits to an int, and a float has at most 309
+#: digits before the point.
 _MAX_DIGITS = 300
 #: Limit for a label, and for a list of labels, in error messages.
 _MAX_SHOWN_CHARS = 500
@@ -39,10 +40,11 @@ class Labels:
             regression: whether labels are numbers instead of classes.
 
         Returns:
-            Labels with the distinct values as names, in numerical order if all are whole numbers, else in text order.
+            Labels with the distinct values as names: in numerical order if all are whole numbers, else alphabetically.
 
         Raises:
-            InputError: The data have a single class, a value cannot name a class, or two spellings mean the same class.
+            InputError: The data have a single class, a value cannot name a class, or two values are spellings of the
+                same number, such as 1 and 01.
         """
         if regression:
             return cls(None)
@@ -62,7 +64,7 @@ class Labels:
             _validate_not_decimal(first_origins)
             return cls(tuple(sorted(first_origins)))
         _validate_spellings(first_origins)
-        # In numerical order, since text order puts class 10 before class 2.
+        # Sort by number, because alphabetical order puts class 10 before class 2.
         return cls(tuple(sorted(first_origins, key=int)))
 
     @classmethod
@@ -86,7 +88,7 @@ class Labels:
 
     @property
     def num_labels(self) -> int:
-        """Outputs of the model's head: the number of classes, or 1 for regression."""
+        """Number of outputs of the model's head: the number of classes, or 1 for regression."""
         return len(self.names) if self.names else 1
 
     def encode(self, value: object, origin: str) -> int | float:
@@ -122,7 +124,7 @@ class Labels:
 
 
 def is_missing(value: object) -> bool:
-    """Return whether a cell holds no label: None, blank text, or NaN."""
+    """Return whether a cell is empty: None, blank text, or NaN."""
     if isinstance(value, str):
         return not value.strip()
     # pandas writes NaN for missing values.
@@ -152,7 +154,7 @@ def _validate_types(values: Sequence[object], origins: Sequence[str]) -> None:
 
 
 def _validate_not_decimal(origins: dict[str, str]) -> None:
-    """Refuse class names if all are numbers and some are decimal: such labels measure a quantity."""
+    """Refuse labels that are all numbers, some of them with decimals: such labels are quantities, not classes."""
     if all(_DECIMAL.fullmatch(name) for name in origins):
         name = next(name for name in origins if not _WHOLE.fullmatch(name))
         raise InputError(f"{origins[name]}: label {name!r} is a decimal number; {_describe_choices()}")

@@ -29,18 +29,18 @@ Message = dict[str, Any]
 _RESERVED_VARIABLES = inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters.keys() - {"documents"}
 #: Keys of a message that may replace `content`.
 _CALL_KEYS = ("tool_calls", "function_call")
-#: Function that reads prompt and completion, given the values of a row by column and the row's origin.
+#: Function (values of a row by column, origin of the row) -> (prompt, completion).
 _Reader = Callable[[Mapping[str, object], str], tuple[str | list[Message] | None, str | list[Message]]]
 
 
 @dataclass(frozen=True)
 class Row:
-    """Prompt with completion, or plain text.
+    """Row of a data split: a prompt with its completion, a conversation, or plain text.
 
     Attributes:
         origin: `file:line` of the row, for error messages.
-        prompt: text, or messages before the answer; None for plain text, with all tokens in the loss.
-        completion: expected text; for a conversation, all messages including the answer.
+        prompt: text, or the messages before the last answer; None for plain text, whose tokens all count in the loss.
+        completion: expected text; for a conversation, all messages up to and including the last answer.
         values: values of the row by column.
         variables: chat template variables, from the columns `tools` and `chat_template_kwargs`.
     """
@@ -59,7 +59,7 @@ class Rows:
     rows: list[Row]
 
     def sample(self, limit: int | None) -> Rows:
-        """Return a sample of at most `limit` rows, identical in every run; without a limit, all rows."""
+        """Return a sample of at most `limit` rows, the same in every run; all rows if `limit` is None."""
         return self if limit is None else Rows([self.rows[i] for i in sample_indices(len(self.rows), limit)])
 
     def group_by(self, columns: Sequence[str]) -> list[list[Row]]:
@@ -81,8 +81,8 @@ class Rows:
             for name in columns:
                 if name not in row.values:
                     raise InputError(
-                        f"{row.origin}: evaluation.group_by names the column {name!r}, which is missing; the data have "
-                        + ", ".join(row.values)
+                        f"{row.origin}: evaluation.group_by names the column {name!r}, which is missing; the columns "
+                        f"are {', '.join(row.values)}"
                     )
             values = [row.values[name] for name in columns]
             if nested := next((value for value in values if isinstance(value, list | dict)), None):
@@ -139,7 +139,9 @@ def _read_variables(row: Mapping[str, object], origin: str) -> dict[str, Any]:
     if isinstance(tools, str):
         tools = parse_json(tools, f"{origin}: column 'tools'") if tools.strip() else None
     if tools is not None and not (isinstance(tools, list) and all(isinstance(tool, Mapping) for tool in tools)):
-        raise InputError(f"{origin}: column 'tools' holds {short_repr(tools)}, expected a list of objects, or its JSON")
+        raise InputError(
+            f"{origin}: column 'tools' holds {short_repr(tools)}, expected a list of objects, or such a list as JSON"
+        )
     if variables is not None and not isinstance(variables, Mapping):
         raise InputError(f"{origin}: column 'chat_template_kwargs' holds {short_repr(variables)}, expected an object")
     if reserved := sorted(_RESERVED_VARIABLES & (variables or {}).keys()):
@@ -172,7 +174,7 @@ def _make_reader(data: PromptData, complete: bool) -> _Reader:
 def _make_messages_reader(
     source: str | MessageColumn | list[MessageTemplate], complete: bool
 ) -> Callable[[Mapping[str, object], str], list[Message]]:
-    """Build the function that reads the messages of a row, with the final answer only if `complete`."""
+    """Build the function that reads the messages of a row. Unless `complete`, a final answer is left out."""
     if isinstance(source, list):
         # Data for generation may lack the columns of the answer.
         drops_answer = not complete and source[-1].role == "assistant"
@@ -193,7 +195,7 @@ def _make_messages_reader(
 def _read_messages(row: Mapping[str, object], source: MessageColumn, origin: str) -> list[Message]:
     if source.column not in row:
         raise InputError(
-            f"{origin}: data.messages names the column {source.column!r}, which is missing; the data have "
+            f"{origin}: data.messages names the column {source.column!r}, which is missing; the columns are "
             + ", ".join(row)
         )
     messages = row[source.column]
@@ -205,7 +207,7 @@ def _read_messages(row: Mapping[str, object], source: MessageColumn, origin: str
 
 
 def _read_message(message: object, source: MessageColumn, origin: str) -> Message:
-    """Read a message, and keep keys beyond role and content."""
+    """Read the role and content of a message, and copy all further keys."""
     calls_tool = isinstance(message, Mapping) and any(message.get(key) for key in _CALL_KEYS)
     required = {source.role} if calls_tool else {source.role, source.content}
     if not isinstance(message, Mapping) or not required <= message.keys():

@@ -19,7 +19,8 @@ from ailora.formatting import shorten
 from ailora.path_kind import is_file, is_folder
 from ailora.plain_data import parse_json, read_text, split_json_lines
 
-#: Largest C `long` on every platform; long texts exceed Python's default of 131,072.
+#: Limit on the characters in a CSV field: the largest C `long` of all platforms. Long texts exceed Python's default
+#: limit of 131,072.
 _MAX_FIELD_CHARS = 2**31 - 1
 _FORMATS = (".tsv", ".csv", ".jsonl", ".json", ".parquet")
 _JSON_FORMATS = (".jsonl", ".json")
@@ -33,7 +34,8 @@ class Table:
     Attributes:
         columns: names of the columns.
         rows: values of each row, in the order of `columns`.
-        origins: `file:line` (text files), `file: record n` or `file: row n` of each row, for error messages.
+        origins: position of each row, for error messages: `file:line`, `file: record n` in a JSON list, or
+            `file: row n` in a Parquet file.
     """
 
     columns: tuple[str, ...]
@@ -69,20 +71,20 @@ def read_tables(
 ) -> Table:
     """Read files with equal columns into one table.
 
-    TSV files are read without quoting, like GLUE's files, and CSV files with quoting. JSONL files hold an object per
-    line. JSON files hold an object per line, a list of objects, or a single object.
+    Quotation marks are ordinary characters in TSV files, as in GLUE's files, and quote fields in CSV files. JSONL files
+    hold an object per line. JSON files hold an object per line, a list of objects, or a single object.
 
     Args:
         paths: files ending in .tsv, .csv, .jsonl, .json or .parquet.
         columns: column names for TSV and CSV files without a header line.
-        named: columns to read from Parquet files; all other columns hold None. None reads all columns.
+        named: columns to read from Parquet files; other columns are filled with None. If None, read all columns.
 
     Returns:
         The rows of all files, in the order of the files; None where a JSON object lacks a key.
 
     Raises:
-        InputError: A file is missing, empty or invalid (message names the line), or its columns differ from the
-            first file's.
+        InputError: A file is missing, empty or invalid (the message names the line), or its columns differ from those
+            of the first file.
     """
     names = [paths] if isinstance(paths, str) else list(paths)
     if not names:
@@ -91,13 +93,13 @@ def read_tables(
     for name, table in zip(names, tables, strict=True):
         if not table.rows:
             raise InputError(f"{name} holds no rows")
-    shared = tuple(dict.fromkeys(column for table in tables for column in table.columns))
+    all_columns = tuple(dict.fromkeys(column for table in tables for column in table.columns))
     for name, table in zip(names, tables, strict=True):
-        # JSON objects may omit keys.
-        if table.columns != tables[0].columns and Path(name).suffix not in _JSON_FORMATS and shared != table.columns:
+        # JSON objects may omit keys, so the columns of JSON files may differ.
+        if table.columns not in (tables[0].columns, all_columns) and Path(name).suffix not in _JSON_FORMATS:
             raise InputError(f"{name} has the columns {table.columns}, but {names[0]} has {tables[0].columns}")
-    rows = [row for table in tables for row in _align_columns(table, shared)]
-    return Table(shared, rows, [origin for table in tables for origin in table.origins])
+    rows = [row for table in tables for row in _align_columns(table, all_columns)]
+    return Table(all_columns, rows, [origin for table in tables for origin in table.origins])
 
 
 def _align_columns(table: Table, columns: tuple[str, ...]) -> list[tuple[object, ...]]:
@@ -108,7 +110,7 @@ def _align_columns(table: Table, columns: tuple[str, ...]) -> list[tuple[object,
 
 def _read(file: Path, columns: Sequence[str] | None, named: Collection[str] | None) -> Table:
     if is_folder(file):
-        raise InputError(f"{file} is a folder; give a file, a list of files, or a folder as data.dataset")
+        raise InputError(f"{file} is a folder; expected a file or a list of files, or a folder as data.dataset")
     if file.suffix not in _FORMATS:
         raise InputError(f"{file}: the name of a data file must end in one of {', '.join(_FORMATS)}")
     if not is_file(file):
@@ -143,7 +145,7 @@ def _validate_unique(columns: Sequence[str], origin: str) -> None:
 
 def _read_separated(file: Path, lines: Iterator[str], columns: Sequence[str] | None) -> Table:
     tabs = file.suffix == ".tsv"
-    # GLUE's TSV files contain unpaired quotation marks, which would join lines in a reader with quoting.
+    # GLUE's TSV files contain unpaired quotation marks; with quoting, the reader would join the following lines.
     reader = csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE) if tabs else csv.reader(lines, strict=True)
     header, rows, origins = tuple(columns) if columns else None, [], []
     try:
@@ -191,7 +193,7 @@ def _parse_json_values(file: Path, text: str) -> Iterator[tuple[str, object]]:
 
 
 def _is_json_lines(text: str) -> bool:
-    """Return whether a JSON file holds an object per line: further text follows the first object."""
+    """Return whether the text of a JSON file is an object per line: more text follows the first object."""
     text = text.lstrip()
     if not text.startswith("{"):
         return not text
@@ -225,7 +227,7 @@ def _read_parquet(file: Path, named: Collection[str] | None) -> Table:
 def _read_column(file: Path, name: str, column: pyarrow.ChunkedArray) -> list[object]:
     try:
         return column.to_pylist()
-    # Python cannot represent all Arrow values: dates beyond the year 9999, unknown time zones, nanoseconds.
+    # Python cannot represent all Arrow values, such as dates beyond the year 9999, unknown time zones and nanoseconds.
     except (OverflowError, ValueError, pyarrow.ArrowException) as error:
         raise InputError(
             f"{file}: column {name!r} ({column.type}) has a value that Python cannot hold ({error}): leave the column "

@@ -22,7 +22,7 @@ class Template:
     Attributes:
         key: configuration key of the template, for error messages.
         texts: alternatives in order of preference.
-        columns: columns named by each alternative.
+        columns: for each alternative, the columns that it names.
     """
 
     key: str
@@ -45,7 +45,7 @@ class Template:
         """
         texts = (value,) if isinstance(value, str) else tuple(value)
         if not texts:
-            raise InputError(f"{key} is empty")
+            raise InputError(f"{key} is empty; expected at least one template")
         return cls(key, texts, tuple(_parse_columns(text, key) for text in texts))
 
     @property
@@ -61,7 +61,7 @@ class Template:
             origin: `file:line` of the row, for error messages.
 
         Returns:
-            The text of the first alternative whose columns all hold text.
+            The first alternative without an empty column, filled in.
 
         Raises:
             InputError: The row lacks a column, or every alternative names an empty column.
@@ -69,7 +69,8 @@ class Template:
         for name in self.names:
             if name not in row:
                 raise InputError(
-                    f"{origin}: {self.key} names the column {name!r}, which is missing; the data have {', '.join(row)}"
+                    f"{origin}: {self.key} names the column {name!r}, which is missing; the columns are "
+                    + ", ".join(row)
                 )
         for text, columns in zip(self.texts, self.columns, strict=True):
             if all(_holds_text(row[name]) for name in columns):
@@ -86,7 +87,7 @@ def _parse_columns(text: str, key: str) -> tuple[str, ...]:
             f"{key}: {text!r} is not a template: {error}; write {{{{ and }}}} for literal braces"
         ) from None
     names = [(name, format_, conversion) for _, name, format_, conversion in parts if name is not None]
-    # Attributes, indexes and formats would give a configuration file access to more than the columns of a row.
+    # Attributes, indexes and formats would let a configuration file read more than the columns of a row.
     for name, format_, conversion in names:
         if not name or format_ or conversion or not name.replace(" ", "_").replace("-", "_").isidentifier():
             raise InputError(
@@ -98,8 +99,8 @@ def _parse_columns(text: str, key: str) -> tuple[str, ...]:
 
 
 def _holds_text(value: object) -> bool:
-    """Return whether a value is a number or text other than blanks."""
-    # pandas writes missing values to Parquet files as NaN.
+    """Return whether a value is a number, or text that is not blank."""
+    # pandas writes missing values to Parquet files as NaN, so NaN counts as empty.
     if isinstance(value, bool) or value is None:
         return False
     if isinstance(value, float):

@@ -1,7 +1,7 @@
 """Tokenize rows for language models, and label the tokens in the loss.
 
-Token ids and labels equal those of TRL's `SFTTrainer` (1.16). TRL tokenizes after the model is loaded, and silently
-drops rows without a completion; this module validates rows before a model is loaded.
+Token ids and labels are the same as from `SFTTrainer` in TRL 1.16. TRL tokenizes rows after loading the model, and
+silently drops rows without a completion. This module validates all rows before a model is loaded.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from ailora.recipes.data.language_rows import Message, Row, Rows
 
 IGNORE_INDEX = -100
 _WORD = re.compile(r"\w+")
-#: Keys for the reasoning in a message; transformers copies the value of one key to the others.
+#: Alternative keys for the reasoning in a message; transformers copies the value of one key to all of them.
 _REASONING_KEYS = frozenset({"reasoning_content", "reasoning", "thinking"})
-#: Keys of a message with content for the model, beside `content`.
+#: Keys of a message, in addition to `content`, whose values are content for the model.
 _CONTENT_KEYS = _REASONING_KEYS | {"tool_calls", "function_call"}
-#: Keys of OpenAI, Axolotl and ms-swift for the weight of a message in the loss; TRL ignores all these keys.
+#: Keys for the loss weight of a message in the formats of OpenAI, Axolotl and ms-swift. TRL ignores these keys.
 _LOSS_KEYS = frozenset({"weight", "train", "training", "loss"})
 
 
@@ -41,7 +41,7 @@ class Tokenization:
 
     Attributes:
         tokenizer: tokenizer of the model.
-        max_length: maximum tokens per row; longer rows are truncated. None disables truncation.
+        max_length: maximum number of tokens per row; longer rows are truncated. None disables truncation.
         train_on_prompt: whether the loss includes prompts.
         assistant_only_loss: whether the loss includes assistant messages only.
     """
@@ -58,24 +58,24 @@ class Tokenization:
             rows: texts, prompts with completions, or conversations.
 
         Returns:
-            `input_ids` and `labels` of each row, truncated to `max_length` and not padded.
+            Data set with the `input_ids` and `labels` of each row, truncated to `max_length` and not padded.
 
         Raises:
             InputError: Truncation leaves rows without a token in the loss. The message names files and lines.
         """
         encoded = [self._truncate(*self.encode(row)) for row in rows.rows]
-        if untrained := [
+        if masked_origins := [
             row.origin for row, (_, labels) in zip(rows.rows, encoded, strict=True) if not has_trainable_tokens(labels)
         ]:
-            more = f" and {len(untrained) - 3} more rows" if len(untrained) > 3 else ""
+            more = f" and {len(masked_origins) - 3} more rows" if len(masked_origins) > 3 else ""
             raise InputError(
-                f"{', '.join(untrained[:3])}{more}: truncation to {self.max_length} tokens removes the completion; "
-                "increase training.max_length, shorten the prompts, or remove these rows"
+                f"{', '.join(masked_origins[:3])}{more}: truncation to {self.max_length} tokens removes the "
+                "completion; increase training.max_length, shorten the prompts, or remove these rows"
             )
         return to_dataset(encoded)
 
     def encode(self, row: Row) -> tuple[list[int], list[int]]:
-        """Encode a row.
+        """Convert a row to token ids and labels.
 
         Args:
             row: text, prompt with completion, or conversation.
@@ -84,7 +84,7 @@ class Tokenization:
             Token ids and labels of equal length, not truncated; labels outside the loss are -100.
 
         Raises:
-            InputError: The chat template fails on the row, or ignores some content.
+            InputError: The chat template fails on the row, or ignores a part of its content.
         """
         if isinstance(row.completion, list):
             return self._encode_conversation(row, row.completion)
@@ -96,7 +96,7 @@ class Tokenization:
         return ids, self._make_labels(ids, self._encode_text(row.prompt))
 
     def encode_prompt(self, row: Row) -> list[int]:
-        """Return the token ids of a prompt for generation; `row.prompt` must not be None."""
+        """Return the token ids of a row's prompt, as input for generation. `row.prompt` must not be None."""
         assert row.prompt is not None
         return (
             self._encode_text(row.prompt)
@@ -105,15 +105,15 @@ class Tokenization:
         )
 
     def reference_text(self, row: Row) -> str:
-        """Return the expected completion as text; the chat template formats tool calls and reasoning."""
+        """Return the completion of a row as text; the chat template formats tool calls and reasoning."""
         if isinstance(row.completion, str):
             return row.completion
         answer = row.completion[-1]
         if not any(answer.get(key) for key in _CONTENT_KEYS):
             return answer["content"]
         assert isinstance(row.prompt, list)
-        ids, prompt = self._encode_messages(row, row.completion), self._encode_messages_prompt(row, row.prompt)
-        return str(self.tokenizer.decode(ids[_common_prefix_length(ids, prompt) :], skip_special_tokens=True))
+        ids, prompt_ids = self._encode_messages(row, row.completion), self._encode_messages_prompt(row, row.prompt)
+        return str(self.tokenizer.decode(ids[_common_prefix_length(ids, prompt_ids) :], skip_special_tokens=True))
 
     def _encode_conversation(self, row: Row, messages: list[Message]) -> tuple[list[int], list[int]]:
         self._validate_template(row, messages)
@@ -125,12 +125,13 @@ class Tokenization:
         ids, mask = list(encoded["input_ids"]), encoded["assistant_masks"]
         return ids, [token if counted else IGNORE_INDEX for token, counted in zip(ids, mask, strict=True)]
 
-    def _make_labels(self, ids: list[int], prompt: list[int]) -> list[int]:
-        """Return the labels of a row, given its token ids and those of the prompt."""
+    def _make_labels(self, ids: list[int], prompt_ids: list[int]) -> list[int]:
+        """Return the labels of a row: its token ids, with -100 for the prompt unless `train_on_prompt` is set."""
         if self.train_on_prompt:
             return list(ids)
-        # The last token of the prompt may merge with the completion, so labels begin at the first differing token.
-        prompt_length = _common_prefix_length(ids, prompt)
+        # Tokenizers may merge the end of the prompt with the start of the completion, so the loss begins at the first
+        # token that differs from the prompt.
+        prompt_length = _common_prefix_length(ids, prompt_ids)
         return [IGNORE_INDEX] * prompt_length + ids[prompt_length:]
 
     def _encode_text(self, text: str) -> list[int]:
@@ -165,29 +166,29 @@ class Tokenization:
             ) from None
 
     def _validate_template(self, row: Row, messages: list[Message]) -> None:
-        """Validate that the chat template uses all content of a row, and that loss weights agree with the run.
+        """Validate that the chat template uses all content of a row, and that the loss weights fit the configuration.
 
-        Identifiers (`id`, `name`, `tool_call_id`) are not content, and may be ignored.
+        Identifiers (`id`, `name`, `tool_call_id`) are not content, so a template may ignore them.
         """
-        names = _find_words(self.tokenizer.get_chat_template(tools=row.variables.get("tools")))
-        ignored = sorted(row.variables.keys() - names)
+        words = _find_words(self.tokenizer.get_chat_template(tools=row.variables.get("tools")))
+        ignored = sorted(row.variables.keys() - words)
         for key in sorted({key for message in messages for key, value in message.items() if value} & _CONTENT_KEYS):
-            if not names & (_REASONING_KEYS if key in _REASONING_KEYS else {key}):
+            if not words & (_REASONING_KEYS if key in _REASONING_KEYS else {key}):
                 # A template may write whole messages without naming keys: compare the tokens with and without the key.
-                without = [{name: value for name, value in message.items() if name != key} for message in messages]
-                ignored += [key] if self._encode_messages(row, messages) == self._encode_messages(row, without) else []
+                reduced = [{name: value for name, value in message.items() if name != key} for message in messages]
+                ignored += [key] if self._encode_messages(row, messages) == self._encode_messages(row, reduced) else []
         if ignored:
             raise InputError(
                 f"{row.origin}: the chat template ignores {ignored[0]}; use a data.chat_template with {ignored[0]}, or "
                 f"remove {ignored[0]} from the data"
             )
         for message in messages:
-            self._validate_loss(row, message, names)
+            self._validate_loss_weight(row, message, words)
 
-    def _validate_loss(self, row: Row, message: Message, names: frozenset[str]) -> None:
-        """Validate that a message's loss weight agrees with the run, unless the chat template reads the weight."""
+    def _validate_loss_weight(self, row: Row, message: Message, template_words: frozenset[str]) -> None:
+        """Validate that the loss weight in a message fits the configuration, unless the chat template reads it."""
         counted = message["role"] == "assistant" or not self.assistant_only_loss
-        for key in sorted((_LOSS_KEYS & message.keys()) - names):
+        for key in sorted((_LOSS_KEYS & message.keys()) - template_words):
             if message[key] not in (int(counted), counted):
                 raise InputError(
                     f"{row.origin}: a message with the role {message['role']} has {key} {short_repr(message[key])}, "
@@ -196,7 +197,7 @@ class Tokenization:
                 )
 
     def _load_marked_template(self) -> str:
-        """Return a chat template with `{% generation %}` marks around the tokens of the assistant."""
+        """Return the chat template with `{% generation %}` marks around the messages of the assistant."""
         template = str(self.tokenizer.chat_template)
         if has_generation_markers(template):
             return template
@@ -204,8 +205,8 @@ class Tokenization:
             return str(get_training_chat_template(self.tokenizer))
         except ValueError as error:
             raise InputError(
-                "training.assistant_only_loss requires a chat template with {% generation %} marks, which neither the "
-                f"tokenizer nor TRL has; give data.chat_template ({error})"
+                "training.assistant_only_loss requires a chat template with {% generation %} marks, but neither the "
+                f"tokenizer nor TRL has such a template; set data.chat_template ({error})"
             ) from None
 
     def _truncate(self, ids: list[int], labels: list[int]) -> tuple[list[int], list[int]]:
@@ -214,7 +215,7 @@ class Tokenization:
 
 @cache
 def _find_words(template: str) -> frozenset[str]:
-    """Return all words of a template, including the names of keys and variables."""
+    """Return all words in the source of a template, including the names of keys and variables."""
     return frozenset(_WORD.findall(template))
 
 
@@ -230,42 +231,42 @@ def to_dataset(encoded: Iterable[tuple[list[int], list[int]]]) -> Dataset:
 
 
 def has_trainable_tokens(labels: Sequence[int]) -> bool:
-    """Return whether the loss includes any token of a row."""
-    # The loss shifts the labels, because the first token is not predicted.
+    """Return whether the loss includes any token of a row with these labels."""
+    # The first token of a row is never predicted, so its label does not count.
     return any(label != IGNORE_INDEX for label in labels[1:])
 
 
 def prepare_tokenizer(
     tokenizer: PreTrainedTokenizerBase, *, name: str, chat_template: str | None = None, chat: bool = False
 ) -> None:
-    """Validate a tokenizer for training, and set the chat template of the configuration.
+    """Set the configured chat template of a tokenizer, and validate the tokenizer for training.
 
     Args:
         tokenizer: tokenizer of the model, modified in place.
         name: name of the model, for error messages.
-        chat_template: Jinja file or template; None keeps the tokenizer's chat template.
+        chat_template: path of a Jinja file, or a template; None keeps the tokenizer's chat template.
         chat: whether the data are conversations.
 
     Raises:
-        InputError: The tokenizer lacks an end-of-text token, a padding token or, with `chat`, a chat template, or the
-            file cannot be read.
+        InputError: The file cannot be read, or the tokenizer lacks an end-of-text token, a padding token or, for
+            conversations, a chat template.
     """
     if tokenizer.eos_token is None:
         raise InputError(
-            f"the tokenizer of {name!r} has no end-of-text token, which must end every text; set eos_token "
-            "in its tokenizer_config.json"
+            f"the tokenizer of {name!r} has no end-of-text token, but every text must end with such a token; set "
+            "eos_token in its tokenizer_config.json"
         )
     if tokenizer.pad_token is None:
         raise InputError(f"the tokenizer of {name!r} has no padding token; set pad_token in its tokenizer_config.json")
     if chat_template is not None:
         file = expand_home(chat_template)
-        # The operating system fails to look up very long names, and only templates are this long.
+        # Looking up a very long file name raises an error, and only templates are this long.
         is_path = len(chat_template) < 1000 and file.suffix in (".jinja", ".j2", ".txt")
         if is_path and not is_file(file):
             raise InputError(f"data.chat_template: no such file: {chat_template}")
         tokenizer.chat_template = read_text(file, kind="data.chat_template ") if is_path else chat_template
     if chat and not tokenizer.chat_template:
         raise InputError(
-            f"the tokenizer of {name!r} has no chat template, which data.messages requires; give data.chat_template, "
-            "or replace data.messages by data.prompt and data.completion"
+            f"the tokenizer of {name!r} has no chat template, but data.messages requires a chat template; set "
+            "data.chat_template, or replace data.messages by data.prompt and data.completion"
         )

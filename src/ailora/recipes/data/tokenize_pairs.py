@@ -14,7 +14,7 @@ def validate_max_length(tokenizer: PreTrainedTokenizerBase, max_length: int, *, 
 
     Args:
         tokenizer: tokenizer of the model.
-        max_length: maximum tokens per row; longer rows are truncated.
+        max_length: maximum number of tokens per row; longer rows are truncated.
         pairs: whether rows are text pairs.
 
     Raises:
@@ -24,8 +24,8 @@ def validate_max_length(tokenizer: PreTrainedTokenizerBase, max_length: int, *, 
     special, texts = tokenizer.num_special_tokens_to_add(pair=pairs), 1 + pairs
     if max_length < special + texts:
         raise InputError(
-            f"data.max_length must be at least {special + texts}, got {max_length}, which leaves no room for text: the "
-            f"tokenizer adds {special} special tokens"
+            f"data.max_length must be at least {special + texts}, got {max_length}: the tokenizer adds {special} "
+            "special tokens, and no room for text would be left"
         )
 
 
@@ -35,7 +35,7 @@ def tokenize(examples: Examples, tokenizer: PreTrainedTokenizerBase, max_length:
     Args:
         examples: rows with a text or a text pair.
         tokenizer: tokenizer of the model.
-        max_length: maximum tokens per row; longer rows are truncated.
+        max_length: maximum number of tokens per row; longer rows are truncated.
 
     Returns:
         The tokenizer's outputs (`input_ids`, `attention_mask`, ...) for each row, not padded.

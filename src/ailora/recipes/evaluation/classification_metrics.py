@@ -64,8 +64,8 @@ def _make_correlation_score(
     function: Callable[..., tuple[float, float]],
 ) -> Callable[[np.ndarray, np.ndarray, int], float]:
     def score(labels: np.ndarray, predictions: np.ndarray, _classes: int) -> float:
-        # The correlation is undefined for fewer than two rows and for constant predictions, which say nothing about
-        # the labels: the score is 0, as without correlation, so that a run with such predictions has a result.
+        # The correlation is undefined for fewer than two rows and for constant predictions. The score is then 0, as for
+        # uncorrelated predictions, so that the run still has a result.
         if len(labels) < 2:
             return 0.0
         with warnings.catch_warnings():

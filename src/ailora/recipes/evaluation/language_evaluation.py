@@ -28,7 +28,7 @@ class Evaluator:
 
     Attributes:
         config: Section `evaluation:` of the configuration.
-        tokenization: Tokenizer of the model, with the format of its prompts.
+        tokenization: Tokenizer of the model, with settings for truncation and loss.
         generation: Configuration of generation. None if no texts are generated.
         batch_size: Rows per batch.
     """
@@ -129,7 +129,7 @@ def measure_forgetting(
         evaluator: Evaluator of the run.
         model: Trained model.
         general: Tokenized general text.
-        base: Likelihood of the text under the base model. None to measure it with the adapter disabled.
+        base: Likelihood of the text under the base model. If None, measure it with the adapter disabled.
 
     Returns:
         `base_loss`, `loss` and the difference `rise` in nats per token, and the number of `tokens`.

@@ -45,10 +45,10 @@ class Likelihood:
 def compute_likelihood(
     model: nn.Module, dataset: Dataset, collate: Callable[[list[Any]], dict[str, Tensor]], *, batch_size: int
 ) -> Likelihood:
-    """Compute the likelihood of the labelled tokens in a data set. All processes of a run must call this together.
+    """Compute the likelihood of the labelled tokens in a data set. All processes must call this function together.
 
-    The Trainer's `eval_loss` is a mean over batches of their mean losses, which depends on the batch size. This result
-    does not.
+    The Trainer's `eval_loss` averages the mean losses of batches, so it depends on the batch size. This likelihood is a
+    sum over tokens, and does not.
 
     Args:
         model: Language model, possibly wrapped by PEFT.
@@ -76,7 +76,8 @@ def compute_likelihood(
             # because it derives the inputs of its decoder from them.
             labels = inputs.pop("labels") if not seq2seq else inputs["labels"]
             for row in range(len(labels)):
-                # Ranks with fewer rows repeat some, because collective operations of sharded models wait for all ranks.
+                # Ranks with fewer rows repeat some rows, because collective operations of sharded models wait for all
+                # ranks. Repeated rows do not count.
                 if not next(counts):
                     labels[row] = IGNORE_INDEX
             logits = model(**inputs).logits

@@ -33,7 +33,7 @@ class Predictions:
         """Run a trainer's model over a tokenized data set.
 
         Args:
-            trainer: Trainer whose model predicts.
+            trainer: Trainer of the model.
             dataset: Tokenized rows, with or without `labels`.
 
         Returns:
@@ -67,11 +67,11 @@ class Predictions:
 
         Args:
             labels: Labels of the task.
-            examples: Examples whose predictions these are.
+            examples: Examples in the order of the predictions.
 
         Returns:
-            Columns `row`, `label` (if the examples have labels), `prediction`, and `scores` (for classification): the
-            class probabilities in the order of `labels.names`.
+            Table with the columns `row`, `label` (if the examples have labels), `prediction`, and for classification
+            `scores`: the class probabilities in the order of `labels.names`.
         """
         predicted = [labels.decode(value) for value in predict_labels(self.logits, labels)]
         columns: dict[str, Any] = {"row": range(len(predicted))}
@@ -88,13 +88,13 @@ def order_by_length(dataset: Dataset) -> np.ndarray:
 
     Batches of rows with similar lengths need less padding: 26 instead of 46 tokens per row of SST-2 in batches of 32.
     """
-    # The first batch is the largest: if batches do not fit into memory, prediction fails at once.
+    # The longest rows come first, so if batches do not fit into memory, prediction fails at the first batch.
     return np.argsort(-np.asarray(count_tokens(dataset)), kind="stable")
 
 
 def logits_from_output(outputs: object) -> np.ndarray:
     """Extract the logits from a model's outputs."""
-    # Encoder-decoders such as BART return hidden states after the logits.
+    # Encoder-decoders such as BART return a tuple with hidden states after the logits.
     return np.asarray(outputs[0] if isinstance(outputs, tuple) else outputs)
 
 

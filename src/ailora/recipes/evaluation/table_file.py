@@ -1,4 +1,4 @@
-"""Write tables as TSV, CSV, JSONL or Parquet files. `ailora.recipes.data.readers` reads them back unchanged."""
+"""Write tables as TSV, CSV, JSONL or Parquet files. `ailora.recipes.data.readers` reads the same values back."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ailora.errors import InputError
 from ailora.formatting import pluralize
 
 _LOG = logging.getLogger("ailora")
-#: First characters of cells that a spreadsheet evaluates as a formula. A formula can start programs.
+#: First character of cells that a spreadsheet evaluates as formulas, which can start programs.
 _FORMULA = re.compile(r"[=+\-@\t\r]")
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 
@@ -37,11 +37,11 @@ def validate_output_suffix(file: Path) -> None:
 
 
 def encode_frame(frame: pd.DataFrame, file: Path) -> bytes:
-    """Encode a table in the format that the suffix of a file denotes.
+    """Encode a table in the format given by the suffix of a file.
 
     Args:
         frame: Table to encode.
-        file: File for the table. This function does not write it.
+        file: File in which the caller will store the table.
 
     Returns:
         Content of the file.
@@ -54,7 +54,7 @@ def encode_frame(frame: pd.DataFrame, file: Path) -> bytes:
 
 
 def write_frame(frame: pd.DataFrame, file: Path) -> None:
-    """Write a table atomically, in the format that the suffix of the file denotes.
+    """Write a table atomically, in the format given by the suffix of the file.
 
     Log a warning if a spreadsheet would evaluate cells of a TSV or CSV file as formulas.
 
@@ -85,7 +85,7 @@ def is_formula(value: object) -> bool:
 
 
 def _encode_tsv(frame: pd.DataFrame, file: Path) -> bytes:
-    # TSV has no quoting here, as in the files of GLUE, so that a tab within a cell cannot be escaped.
+    # TSV files are written without quoting, as in GLUE, so a tab in a cell cannot be escaped.
     lines = [[*map(_to_text, row)] for row in _iter_rows(frame)]
     for number, line in enumerate(lines):
         for column, cell in zip(frame.columns, line, strict=True):
@@ -100,7 +100,7 @@ def _encode_tsv(frame: pd.DataFrame, file: Path) -> bytes:
 
 def _encode_csv(frame: pd.DataFrame, _file: Path) -> bytes:
     lines = [[*map(_to_text, row)] for row in _iter_rows(frame)]
-    # Before Python 3.13, the csv module writes a lone carriage return unquoted, and reads it as a line break.
+    # Before Python 3.13, the csv module writes a lone carriage return without quotes, and reads it as a line break.
     carriage_return = any("\r" in cell for line in lines for cell in line)
     stream = io.StringIO(newline="")
     quoting = csv.QUOTE_ALL if carriage_return else csv.QUOTE_MINIMAL

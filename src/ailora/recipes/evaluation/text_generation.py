@@ -32,7 +32,7 @@ _REMOTE_CODE_MODES = (
     GenerationMode.CONSTRAINED_BEAM_SEARCH,
 )
 
-#: Hidden size assumed for models whose configuration does not contain it.
+#: Hidden size assumed for models whose configuration has no `hidden_size`.
 _DEFAULT_HIDDEN_SIZE = 64
 _TOY_LLAMA: dict[str, Any] = {
     "hidden_size": 16,
@@ -44,26 +44,26 @@ _TOY_T5: dict[str, Any] = {"d_model": 16, "d_kv": 16, "d_ff": 16, "num_layers": 
 
 
 def build_generation_config(fields: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
-    """Build and validate a configuration of generation. The default is greedy search, with at most 128 new tokens.
+    """Build and validate a generation configuration. The defaults are greedy search and at most 128 new tokens.
 
     Args:
         fields: Fields of `transformers.GenerationConfig`.
-        tokenizer: Tokenizer of the model, from which padding and end-of-text tokens are taken by default.
+        tokenizer: Tokenizer of the model; provides the default padding and end-of-text tokens.
 
     Returns:
         The configuration.
 
     Raises:
-        InputError: A field is unknown, transformers refuses a value, or the mode needs code from the hub.
+        InputError: A field is unknown, a value is invalid, or transformers would need code from the hub.
     """
     allowed = sorted(key for key in GenerationConfig().to_dict() if key != "transformers_version")
     for key in fields:
         if key not in allowed:
             raise unknown_name("key in evaluation.generate", key, allowed)
-    # GenerationConfig accepts 2.5 tokens and 0 beams; only generation itself would fail, after the training.
+    # GenerationConfig accepts 2.5 tokens and 0 beams, so the run would fail only after training, when it generates.
     for key in ("max_new_tokens", "num_beams"):
         if (value := fields.get(key, 1)) is not None and not (type(value) is int and value >= 1):
-            raise InputError(f"evaluation.generate: {key} must be a whole number from 1, got {value!r}")
+            raise InputError(f"evaluation.generate: {key} must be a whole number of at least 1, got {value!r}")
     # Memory grows with the number of beams: without a limit, a mistyped number can exhaust the memory of the machine.
     if (fields.get("num_beams") or 1) > len(tokenizer):
         raise InputError(
@@ -73,7 +73,7 @@ def build_generation_config(fields: Mapping[str, Any], tokenizer: PreTrainedToke
     # `_generate_batch` expects a tensor with a row of token ids per prompt.
     if fields.get("num_return_sequences") not in (None, 1):
         raise InputError(
-            "evaluation.generate: num_return_sequences must be 1, because a single completion per prompt is scored, "
+            "evaluation.generate: num_return_sequences must be 1, because only one completion per prompt is scored, "
             f"got {fields['num_return_sequences']}"
         )
     if fields.get("return_dict_in_generate"):
@@ -84,26 +84,26 @@ def build_generation_config(fields: Mapping[str, Any], tokenizer: PreTrainedToke
     special = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
     try:
         config = GenerationConfig(**{"do_sample": False, "max_new_tokens": 128, **special, **fields})
-        # Without `strict`, settings without effect, such as a temperature without sampling, only cause a warning.
+        # Without `strict`, settings that have no effect only cause a warning, such as a temperature without sampling.
         config.validate(strict=True)
     except (ValueError, TypeError) as error:
         raise InputError(f"evaluation.generate: {_format_contradictions(error)}") from error
     if (mode := config.get_generation_mode()) in _REMOTE_CODE_MODES:
         raise InputError(
-            f"evaluation.generate: {mode.value.replace('_', ' ')} needs code from the hub, which is never run; "
+            f"evaluation.generate: {mode.value.replace('_', ' ')} needs code from the hub, which ailora never runs; "
             "expected greedy search, beam search or sampling"
         )
     return config
 
 
 def _format_contradictions(error: Exception) -> str:
-    """Return the listed items of a message from `GenerationConfig.validate`, or a message without a list in full."""
+    """Return the list items in a message from `GenerationConfig.validate`, or the whole message if it has no list."""
     items = [line.removeprefix("- ") for line in str(error).splitlines() if line.startswith("- ")]
     return " ".join(items) or str(error)
 
 
 def get_cache_width(config: PreTrainedConfig) -> int:
-    """Return the number of values that a layer of a language model caches for the keys of a token."""
+    """Return the width of a token's keys in the cache of a layer: the number of key heads times their size."""
     text: Any = config.get_text_config(decoder=True)
     heads = getattr(text, "num_attention_heads", None) or 1
     head_dim = getattr(text, "head_dim", None) or getattr(text, "hidden_size", _DEFAULT_HIDDEN_SIZE) // heads
@@ -115,27 +115,27 @@ def try_generation(
 ) -> None:
     """Generate a token with a toy model, to find settings that transformers refuses only during generation.
 
-    A run generates after its training, which such an error would waste.
+    A run generates texts after training, so an error at that time would waste the training.
 
     Args:
         config: Configuration from `build_generation_config`.
         tokenizer: Tokenizer of the model.
         batch_size: Prompts per batch.
         seq2seq: Whether the model is an encoder-decoder.
-        cache_width: Cached values per token; see `get_cache_width`.
+        cache_width: Width of a token's keys in the cache of the real model; see `get_cache_width`.
 
     Raises:
         InputError: transformers cannot generate with the configuration.
     """
     short = copy.deepcopy(config)
-    # Lengths and compilation suit the size of the real model, not of the toy model.
+    # Lengths and compilation are chosen for the real model, and could fail or take long with the toy model.
     short.update(max_new_tokens=1, max_length=None, min_new_tokens=None, min_length=0)
     short.update(compile_config=None)
     sizes: dict[str, Any] = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
     prompts = [list(tokenizer("one two three")["input_ids"])] * min(2, batch_size)
     if short.cache_implementation == "quantized":
-        # A quantized cache is split into groups of equal size. Groups fit prompts of every length only if their size
-        # divides the number of values per token, so the trial has a single token of the model's width.
+        # A quantized cache is split into groups of equal size. Prompts of all lengths fit only if this size divides the
+        # width of a token's keys, so the toy model gets a single token, and keys as wide as the real model's.
         sizes["head_dim"], prompts = cache_width, [prompts[0][:1]]
     with torch.random.fork_rng(devices=[]):
         if seq2seq:
@@ -159,7 +159,7 @@ def generate_texts(
     config: GenerationConfig,
     batch_size: int,
 ) -> list[str]:
-    """Generate a completion of each prompt. All processes of a run must call this together.
+    """Generate a completion of each prompt. All processes of a run must call this function together.
 
     Args:
         model: Language model, possibly wrapped by PEFT.
@@ -192,7 +192,7 @@ def _generate_batch(
     language_model: Any = model
     device = next(model.parameters()).device
     seq2seq = bool(language_model.config.is_encoder_decoder)
-    # A decoder continues after the last position of a row, which therefore must not be padding.
+    # A causal model continues after the last position of a row, so this position must not be padding.
     padded = tokenizer.pad({"input_ids": prompts}, padding_side="right" if seq2seq else "left", return_tensors="pt")
     inputs = {key: padded[key].to(device) for key in ("input_ids", "attention_mask")}
     with torch.no_grad():

@@ -24,10 +24,10 @@ _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?|-?\.\d+")
 
 @dataclass(frozen=True)
 class TextMetric:
-    """Metric of texts, each of which has at least one reference.
+    """Metric of generated texts against references.
 
     Attributes:
-        score: Function of texts and their references (a sequence for each text).
+        score: Function (texts, references of each text) -> score. Each text has at least one reference.
         larger_is_better: Whether larger scores are better.
     """
 
@@ -39,8 +39,8 @@ def _make_corpus_score(metric: BLEU | CHRF | TER) -> Callable[[Texts, References
     """Return a function that scores a corpus by a metric of sacrebleu, in percent."""
 
     def score(texts: Texts, references: References) -> float:
-        # sacrebleu expects the first references of all texts, then the second ones, and so on, with None for a missing
-        # reference.
+        # sacrebleu expects the first references of all texts, then all second references, and so on. None marks a
+        # missing reference.
         count = max(len(refs) for refs in references)
         streams = [[refs[i] if i < len(refs) else None for refs in references] for i in range(count)]
         return metric.corpus_score(list(texts), streams).score  # type: ignore[arg-type]

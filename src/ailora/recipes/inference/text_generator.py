@@ -36,7 +36,7 @@ class TextGenerator:
 
     Attributes:
         model: Adapted or fully fine-tuned language model.
-        tokenization: Tokenizer of the model, with the format of its prompts.
+        tokenization: Tokenizer of the model, with settings for truncation.
     """
 
     model: Model
@@ -48,7 +48,7 @@ class TextGenerator:
 
         Args:
             folder: Folder of a finished run, or of an adapter.
-            base: Base model of the adapter. None for the base model that the adapter's configuration names.
+            base: Base model of the adapter. None selects the base model named in the adapter's configuration.
 
         Returns:
             The generator.
@@ -57,7 +57,7 @@ class TextGenerator:
             InputError: The folder holds neither a run nor an adapter, its files are damaged, or its model generates no
                 texts.
         """
-        # A given base replaces the base of the run, so that only the adapter of the run is used.
+        # With a different base model, only the adapter of a run can be used.
         if base is not None or detect_path_kind(folder) is not PathKind.RUN:
             return cls(*_load_adapter(resolve_adapter_dir(folder), base))
         run = load_run(folder)
@@ -69,7 +69,7 @@ class TextGenerator:
         """Generate a completion of each prompt.
 
         Args:
-            prompts: Prompts; not empty.
+            prompts: Non-empty prompts.
             fields: Fields of `transformers.GenerationConfig`.
             chat: Whether to format each prompt as a user's message with the chat template of the tokenizer.
 
@@ -82,11 +82,13 @@ class TextGenerator:
         """
         if empty := [number for number, prompt in enumerate(prompts, start=1) if not prompt]:
             raise InputError(f"prompt {empty[0]} is empty")
-        # Tokenizers crash on a lone surrogate, which stands for a byte of the command line that is not valid UTF-8.
+        # Tokenizers crash on lone surrogates, in which Python stores command-line bytes that are not valid UTF-8.
         validate_plain_data(list(prompts), "prompts")
         tokenizer = self.tokenization.tokenizer
         if chat and not tokenizer.chat_template:
-            raise InputError("the tokenizer has no chat template: without --chat, the prompt is completed as it is")
+            raise InputError(
+                "the tokenizer has no chat template; omit --chat to complete the prompt without a template"
+            )
         config = build_generation_config(fields, tokenizer)
         rows = [Row("prompt", [{"role": "user", "content": p}] if chat else p, "", {}) for p in prompts]
         ids = [self.tokenization.encode_prompt(row) for row in rows]
@@ -104,7 +106,7 @@ def _load_adapter(folder: Path, base: str | None) -> tuple[Model, Tokenization]:
     if task not in (TaskType.CAUSAL_LM, TaskType.SEQ_2_SEQ_LM, None):
         raise InputError(f"{folder} is an adapter for {task}, which generates no texts")
     if not base:
-        raise InputError(f"{folder} does not name its base model: give it with --base")
+        raise InputError(f"{folder} does not name its base model; set the base model with --base")
     tokenizer = load_tokenizer(base)
     prepare_tokenizer(tokenizer, name=base)
     # PEFT allows adapters without a task type.

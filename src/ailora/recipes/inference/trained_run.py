@@ -24,7 +24,7 @@ from ailora.recipes.task_models import validate_finite
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """Finished run. The loaders of transformers and PEFT load its model.
+    """Finished run. Its model is loaded with transformers and PEFT.
 
     Attributes:
         folder: Folder of the run.
@@ -63,7 +63,7 @@ class TrainedRun:
             InputError: The data are invalid, or the output file cannot be written, exists (unless `force`), or is the
                 input file or a part of the run.
         """
-        # Predictions can take hours. An output file that cannot be written is refused before they start.
+        # Predictions can take hours, so an output file that cannot be written is refused first.
         output = validate_output_file(output_file, force=force, reads=[input_file, self.folder.path])
         validate_output_suffix(output)
         frame = self.recipe.predict(self.load, input_file, output)
@@ -88,7 +88,7 @@ class TrainedRun:
     def _load(self) -> Model:
         config, folder = self.recipe.config, self.folder
         method = config.adapter.method
-        # A custom function returns an adapted model or a fully fine-tuned one. Only the files tell which.
+        # A custom function may return an adapted or a fully fine-tuned model. Only the saved files show which.
         full = isinstance(method, FullFineTuning) or (isinstance(method, CustomFunction) and folder.model.is_dir())
         saved = folder.model if full else folder.adapter
         _validate_saved_files(folder, saved, prefix="" if full else "adapter_")
@@ -102,7 +102,7 @@ class TrainedRun:
             adapted = load_peft_adapter(base, saved)
         except (SafetensorError, InputError) as error:
             raise InputError(f"cannot load the adapter {saved} ({error}): {folder.rewrite_hint}") from error
-        # Such an adapter is intact and does not fit its base model: `rewrite_hint` would not help.
+        # The adapter is intact, but does not fit its base model, so writing the adapter again would not help.
         except ModelError as error:
             raise InputError(f"cannot load the adapter {saved}: {error}") from error
         return validate_finite(adapted, saved)

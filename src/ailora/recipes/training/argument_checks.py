@@ -20,7 +20,7 @@ from ailora.plain_data import read_json_object
 
 
 class _Refusal(NamedTuple):
-    """Reason to refuse an option, and a hint for users who need its purpose."""
+    """Reason to refuse an option, and a hint for users who need its effect."""
 
     reason: str
     hint: str
@@ -31,22 +31,22 @@ _RESUMES_DIFFERENTLY = "a resumed run would differ from an uninterrupted run, be
 _REFUSED_OPTIONS = {
     "save_only_model": _Refusal(
         f"{_RESUMES_DIFFERENTLY} checkpoints would lack the optimizer's state",
-        "To save disk space, lower training.save_total_limit, or set training.save_strategy: no",
+        "To save disk space, lower training.save_total_limit, or set training.save_strategy to 'no'",
     ),
     "ignore_data_skip": _Refusal(
         f"{_RESUMES_DIFFERENTLY} training would repeat the first rows of the epoch",
-        "Skipping the rows before a checkpoint takes moments",
+        "Skipping the rows before a checkpoint takes little time",
     ),
     "auto_find_batch_size": _Refusal(
         "after running out of memory, training would start over from trained weights, with smaller batches",
         "`ailora train --dry-run` estimates the memory for training.per_device_train_batch_size",
     ),
     "dataloader_persistent_workers": _Refusal(
-        f"{_RESUMES_DIFFERENTLY} its workers would draw other random numbers",
+        f"{_RESUMES_DIFFERENTLY} its workers would draw different random numbers",
         "Starting workers in every epoch takes seconds",
     ),
     "dataloader_drop_last": _Refusal(
-        "evaluations would omit the last rows as well", "The last batch of an epoch may be smaller than the others"
+        "evaluations would also omit the last rows", "The last batch of an epoch may be smaller than the others"
     ),
     "enable_jit_checkpoint": _Refusal(
         "a run that receives SIGTERM would count as finished, with a half-trained model",
@@ -57,9 +57,9 @@ _REFUSED_OPTIONS = {
         "on_nonfinite decides whether training continues after such a loss",
     ),
 }
-#: Steps of the schedule for which a learning rate is computed on trial.
+#: Number of steps in the trial schedule, whose learning rates are all computed.
 _SCHEDULE_STEPS = 1000
-#: Arguments whose value is a mapping or the path of a JSON file.
+#: Training arguments whose value is a mapping or the path of a JSON file.
 _JSON_FILES = ("deepspeed", "fsdp_config", "accelerator_config")
 
 

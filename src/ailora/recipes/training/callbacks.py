@@ -50,8 +50,8 @@ class RunLog(TrainerCallback):
         if state.global_step >= state.max_steps:
             control.should_evaluate = control.should_evaluate or args.eval_strategy == "steps"
             control.should_save = control.should_save or args.save_strategy == "steps"
-        # Checkpoints do not contain the sum of losses since the last log entry. With a log entry at every checkpoint,
-        # the sum is empty, and a resumed run logs the same means as an uninterrupted run.
+        # A checkpoint does not contain the sum of losses since the last log entry. Logging at every checkpoint empties
+        # the sum, so a resumed run logs the same means as an uninterrupted run.
         if control.should_save:
             control.should_log = True
 

@@ -16,12 +16,12 @@ from ailora.recipes.run_folder import RunFolder
 from ailora.recipes.training.role_trainers import AdapterTrainer
 from ailora.recipes.training.trainer_checkpoints import complete_checkpoints
 
-#: fp16 training scales the loss by a large number, and halves the number at each overflow. Overflows at this low scale
-#: come from the model.
+#: Training in fp16 scales the loss by a large number, and halves this number after each overflow. At this scale or
+#: below, an overflow is caused by the model and not by the scale.
 _MIN_LOSS_SCALE = 1.0
 
 _MODEL_CAUSE = (
-    "This is the first step, so look at the model and the data first: weights may be not finite, or too large for fp16"
+    "This is the first step, so check the model and the data: weights may be NaN, infinite, or too large for fp16"
 )
 
 
@@ -52,7 +52,8 @@ class DivergenceCheck(TrainerCallback):
         largest = torch.zeros(()) if self._loss_scale_may_fall() else _max_abs(gradients)
         if self._is_finite_everywhere(loss, largest):
             return
-        # If both are finite on this rank, the loss or gradient of a different rank is not; the message names the loss.
+        # If both are finite on this rank, the loss or a gradient on a different rank is not; the message then names the
+        # loss.
         quantity = "loss" if not loss.isfinite() or largest.isfinite() else "gradient"
         cause = _format_rate_cause(args) if state.global_step else _MODEL_CAUSE
         raise DivergenceError(self._describe(state.global_step + 1, f"the {quantity} is not finite", cause))
@@ -71,7 +72,7 @@ class DivergenceCheck(TrainerCallback):
 
     def _validate_parameters(self, args: TrainingArguments, state: TrainerState) -> None:
         """Validate that the parameters are finite after the step."""
-        # The loss would show such parameters only in the next step, after they were saved.
+        # The loss shows non-finite parameters only in the next step, after the checkpoint has been saved.
         largest = _max_abs(parameter.detach() for parameter in self._trained_parameters())
         if not self._is_finite_everywhere(largest):
             symptom = "parameters are no longer finite"
@@ -88,14 +89,14 @@ class DivergenceCheck(TrainerCallback):
 
     def _is_finite_everywhere(self, *values: Tensor) -> bool:
         """Return whether values are finite on all ranks."""
-        # All ranks have to agree: ranks that train on would wait forever for those that stop.
+        # All ranks must agree, because ranks that continue would wait forever for ranks that stop.
         device = self.trainer.accelerator.device
-        bad = sum((~value.isfinite()).to(device, torch.float32) for value in values)
-        return not self.trainer.accelerator.reduce(bad, "sum").item()  # type: ignore[union-attr]
+        n_nonfinite = sum((~value.isfinite()).to(device, torch.float32) for value in values)
+        return not self.trainer.accelerator.reduce(n_nonfinite, "sum").item()  # type: ignore[union-attr]
 
     def _describe(self, step: int, symptom: str, cause: str) -> str:
         return (
-            f"training diverged at step {step}: {symptom}. {cause}. To train on regardless, set on_nonfinite=continue. "
+            f"training diverged at step {step}: {symptom}. {cause}. To continue regardless, set on_nonfinite=continue. "
             f"{self._describe_checkpoint()}"
         )
 
@@ -103,7 +104,7 @@ class DivergenceCheck(TrainerCallback):
         complete = complete_checkpoints(self.folder.checkpoints)
         if not complete:
             return "There is no checkpoint yet"
-        return f"The last checkpoint is kept: {complete[0]}. To train with other settings, set a different output"
+        return f"The last checkpoint is kept: {complete[0]}. To train with different settings, set a different output"
 
 
 def _format_rate_cause(args: TrainingArguments) -> str:
@@ -114,7 +115,7 @@ def _format_rate_cause(args: TrainingArguments) -> str:
 
 
 def _max_abs(tensors: Iterable[Tensor]) -> Tensor:
-    """Return the largest absolute value in this rank's floating-point tensors; NaN or infinite if any entry is."""
+    """Return the largest absolute entry of floating-point tensors on this rank: NaN or infinite if an entry is."""
     local = [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors]
     floating = [tensor for tensor in local if tensor.is_floating_point() and tensor.numel()]
     return get_total_norm(floating, norm_type=math.inf)

@@ -97,10 +97,10 @@ def write_result(folder: RunFolder, result: dict[str, Any]) -> None:
 
 
 def _read_peak_memory() -> int | None:
-    """Return the peak memory of this process in bytes, on the GPU or else resident. None if unknown."""
+    """Return the peak memory of this process in bytes: on the GPU, or resident if there is no GPU. None if unknown."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
-    # `resource` exists on Unix only. Type checkers recognize this test of the platform.
+    # `resource` exists only on Unix. Type checkers understand a comparison with `sys.platform`.
     if sys.platform == "win32":
         return None
     import resource
@@ -111,7 +111,7 @@ def _read_peak_memory() -> int | None:
 
 
 def resident_memory() -> int:
-    """Return the resident memory of this process in bytes; on systems other than Linux, the peak of this memory."""
+    """Return the resident memory of this process in bytes. On systems other than Linux, return the peak instead."""
     pages = Path("/proc/self/statm")
     if not pages.is_file():
         return _read_peak_memory() or 0

@@ -39,7 +39,7 @@ class AdapterTrainer(Trainer):
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         names = super().get_decay_parameter_names(model)
-        # In the residual form, the factors contain a part of the base weight, which weight decay would shrink.
+        # In the residual form, the factors contain a part of the base weight, and weight decay would shrink this part.
         residual = self.adapter.form == Form.RESIDUAL
         return [name for name in names if not (residual and "lora_" in name)]
 
@@ -56,12 +56,12 @@ class AdapterTrainer(Trainer):
 
     def _get_eval_sampler(self, eval_dataset: Dataset[Any]) -> Sampler[int]:
         """Evaluate in the order of the rows."""
-        # With `group_by_length`, the Trainer would shuffle evaluations too: predictions would belong to wrong rows.
+        # With `group_by_length`, the Trainer would also reorder the rows of evaluations, and mix up their predictions.
         return SequentialSampler(eval_dataset)  # type: ignore[arg-type]
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Record a checkpoint in the manifest of the run, then write the checkpoint."""
-        # After a kill, half-written checkpoints are removed, but only those in the manifest: others may be the user's.
+        # After a kill, only incomplete checkpoints in the manifest are removed, because others may belong to the user.
         with raise_on_all_ranks():
             if self.is_world_process_zero():
                 folder = RunFolder(Path(str(self.args.output_dir)).parent)
@@ -69,7 +69,7 @@ class AdapterTrainer(Trainer):
         super()._save_checkpoint(model, trial)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log the configured learning rate instead of the first parameter group's, which is a multiple."""
+        """Log the configured learning rate. The Trainer would log the rate of the first group, a multiple of it."""
         groups = getattr(self.optimizer, "param_groups", [{}])
         if "learning_rate" in logs:
             logs["learning_rate"] /= groups[0].get("multiplier", 1.0)

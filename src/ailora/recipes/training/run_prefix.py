@@ -19,7 +19,7 @@ class RunPrefix:
 
     Attributes:
         step: Last step of the prefix, after which the run evaluates.
-        total_steps: Number of steps in the full run, on which the learning rate of every step depends.
+        total_steps: Number of steps in the full run. The learning-rate schedule depends on this number.
     """
 
     step: int
@@ -48,7 +48,8 @@ class StopAtPrefix(TrainerCallback):
                 f"expected a schedule of {self.prefix.total_steps} steps, got {state.max_steps}: set training.max_steps"
             )
         if state.global_step == self.prefix.step:
-            # Evaluations by epoch come after this event, and must be in the checkpoint: `on_epoch_end` saves them.
+            # An evaluation by epoch comes after this event, and must be part of the checkpoint. For such runs,
+            # `on_epoch_end` requests the checkpoint.
             control.should_save = control.should_log = args.eval_strategy == "steps"
 
     def on_epoch_end(

@@ -23,7 +23,7 @@ from ailora.recipes.recipe import Model, Recipe
 
 
 def load_and_adapt(recipe: Recipe[RunConfig]) -> tuple[Model, float]:
-    """Load the base model of a run and adapt it. New heads are random, with the seed of the run.
+    """Load and adapt the base model of a run. New heads are initialized with the seed of the run.
 
     Args:
         recipe: Recipe of the run. Its training batches are built only for methods with calibration data.
@@ -58,10 +58,11 @@ def _adapt(recipe: Recipe[RunConfig], base: PreTrainedModel, load: Callable[[], 
 
 
 def _validate_no_sharding(config: RunConfig, method: Method) -> None:
-    # Only adapters from ailora are saved by code that gathers the shards of a model.
+    # Only ailora's own code for saving adapters gathers the shards of a model.
     if config.training.get("fsdp") or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":
         raise InputError(
-            f"adapter.policy {method} does not go with FSDP: use DDP, or one of the policies {', '.join(PRESETS)}"
+            f"adapter.policy {method} cannot be combined with FSDP; use DDP, or one of the policies "
+            + ", ".join(PRESETS)
         )
 
 

@@ -8,7 +8,7 @@ from transformers import TrainingArguments
 
 
 def count_steps(arguments: TrainingArguments, rows: int) -> int:
-    """Count the optimizer steps of a run in the way of the Trainer.
+    """Count the optimizer steps of a run, as the Trainer does.
 
     Args:
         arguments: Arguments of the Trainer.
@@ -36,7 +36,7 @@ def evaluation_steps(arguments: TrainingArguments, rows: int) -> list[int]:
     if arguments.eval_strategy == "epoch":
         interval, first = epoch, arguments.eval_delay * epoch
     elif arguments.eval_strategy == "steps" and arguments.eval_steps is not None:
-        # A number below 1 is a share of all steps.
+        # A value below 1 is a fraction of all steps.
         is_share = arguments.eval_steps < 1
         interval = math.ceil(total * arguments.eval_steps) if is_share else int(arguments.eval_steps)
         first = arguments.eval_delay

@@ -40,7 +40,7 @@ def train(
 
     Raises:
         InputError: The Trainer refuses an argument, or the checkpoint contains pickled weights or objects.
-        ModelError: The checkpoint was trained from initial factors other than those of the model.
+        ModelError: The run began with initial factors that differ from those of the model.
     """
     folder = RunFolder(recipe.config.output)
     checkpoint = _find_newest_checkpoint(folder)
@@ -55,14 +55,14 @@ def train(
     recipe.arguments.eval_on_start = recipe.arguments.eval_on_start and checkpoint is None
     try:
         trainer = recipe.make_trainer(model, recipe.arguments)
-    # The Trainer's constructor is the first to refuse some unsupported arguments and missing packages.
+    # Only the Trainer's constructor detects some unsupported arguments and missing packages.
     except (ValueError, TypeError, ImportError) as error:
         raise InputError(f"training: {error}") from error
     if not trainer.args.disable_tqdm:
         trainer.remove_callback(ProgressCallback)
         trainer.add_callback(ProgressBar)
     log = RunLog(folder, seconds_before)
-    # The check comes after the log, because `RunLog` decides at which steps checkpoints are saved.
+    # The divergence check comes after the log, because `RunLog` decides at which steps checkpoints are saved.
     checks = [DivergenceCheck(trainer, folder)] if recipe.config.on_nonfinite == "stop" else []
     for callback in (log, *checks, *callbacks):
         trainer.add_callback(callback)
@@ -72,7 +72,7 @@ def train(
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except UnpicklingError as error:
-        # The states of optimizer and random generators are pickles. torch refuses objects whose loading runs code.
+        # The states of the optimizer and the random generators are pickles. torch refuses pickles that would run code.
         raise InputError(
             f"{checkpoint} contains pickled objects other than tensors and plain values, which are never loaded: "
             f"delete the folder if this run is not yours ({error})"
@@ -81,7 +81,7 @@ def train(
 
 
 def _validate_no_pickled_weights(checkpoint: Path) -> None:
-    """Refuse pickled weights, which the Trainer would load instead of safetensors files."""
+    """Refuse a checkpoint with pickled weights, which the Trainer would load instead of the safetensors files."""
     for name in ("adapter_model.bin", "pytorch_model.bin", "pytorch_model.bin.index.json"):
         if (checkpoint / name).exists():
             raise InputError(
@@ -91,13 +91,13 @@ def _validate_no_pickled_weights(checkpoint: Path) -> None:
 
 
 def _write_initial_state(folder: RunFolder, model: Model, *, resumed: bool) -> None:
-    """Write the metadata of an adapter from ailora, or the initial factors from which other adapters are converted."""
+    """Write the metadata of an ailora adapter, or the initial factors that the conversion of other adapters needs."""
     if has_ailora_adapter(model):
         if is_main():
             folder.claim(folder.path / METADATA_NAME)
             get_metadata(model).write(folder.path)
     elif isinstance(model, PeftModel) and get_adapter_origin(model).overwrites_base:
-        # The other ranks start from the initial factors of the main rank, so only these are compared and written.
+        # All ranks start from the initial factors of the main rank, so only the main rank compares or writes them.
         if resumed and is_main():
             validate_same_anchor(model, folder.initial)
         elif not resumed:
@@ -105,16 +105,16 @@ def _write_initial_state(folder: RunFolder, model: Model, *, resumed: bool) -> N
 
 
 def _find_newest_checkpoint(folder: RunFolder) -> Path | None:
-    """Find the newest checkpoint, the same on every rank."""
-    # The main rank goes first and removes half-written checkpoints, which no rank may then see.
+    """Find the newest checkpoint, which must be the same on all ranks."""
+    # The main rank goes first, because it removes incomplete checkpoints, which no other rank may find.
     newest = folder.newest_checkpoint() if is_main() else None
     wait_for_everyone()
     return newest if is_main() else folder.newest_checkpoint()
 
 
 def _load_final_state(checkpoint: Path | None) -> TrainerState | None:
-    """Load the state of a checkpoint after the last step of training. None if there are steps left."""
-    # The Trainer cannot resume from such a checkpoint: it would train a further step.
+    """Load the trainer state of a checkpoint after the last step of the run. None if steps are left."""
+    # The Trainer cannot resume from such a checkpoint: it would train one step too many.
     if checkpoint is None:
         return None
     state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
@@ -125,7 +125,7 @@ def _find_best_checkpoint(recipe: Recipe[RunConfig], state: TrainerState) -> Pat
     """Find the checkpoint to load at the end of training. None without `load_best_model_at_end`."""
     if not recipe.arguments.load_best_model_at_end or state.best_model_checkpoint is None:
         return None
-    # The state contains a path, which is wrong if the run's folder was moved since.
+    # Use only the name in the stored path: the path is wrong if the folder of the run has been moved.
     best = RunFolder(recipe.config.output).checkpoints / Path(state.best_model_checkpoint).name
     return best if best.is_dir() else None
 

@@ -56,11 +56,11 @@ def complete_checkpoints(folder: Path) -> list[Path]:
 
 
 def newest_checkpoint(folder: Path, *, is_ours: Callable[[Path], bool]) -> Path | None:
-    """Find and validate the newest complete checkpoint, and remove newer, half-written checkpoints of this run.
+    """Find and validate the newest complete checkpoint. Remove newer, incomplete checkpoints of this run.
 
     Args:
         folder: Folder with the checkpoints.
-        is_ours: Function of a checkpoint's folder: whether this run has created the folder.
+        is_ours: Function (folder of a checkpoint) -> whether this run has written the checkpoint.
 
     Returns:
         The checkpoint. None if no checkpoint is complete.
@@ -92,7 +92,7 @@ def _list_files(checkpoint: Path) -> list[Path]:
 
 
 class _FileState(BaseModel):
-    """Size and SHA-256 of a file. Files from before version 0.1 have no digest."""
+    """Size and SHA-256 of a file in a checkpoint. Checkpoints from before version 0.1 have no digests."""
 
     bytes: int
     sha256: str | None = None
@@ -104,7 +104,7 @@ class _FileState(BaseModel):
 
 
 class _Mark(BaseModel):
-    """Content of `complete.json`. Before version 0.1, `files` was missing or contained sizes only."""
+    """Content of `complete.json`. Before version 0.1, `files` was missing or mapped names to sizes."""
 
     train_seconds: float = Field(ge=0, allow_inf_nan=False)
     files: dict[str, int | _FileState] = {}
@@ -150,8 +150,8 @@ def _validate_files(checkpoint: Path) -> None:
 
 
 def _validate_state(file: Path) -> None:
-    """Validate the step in a Trainer's state against the name of the checkpoint."""
-    # The Trainer would mistake an empty state for the end of training.
+    """Validate that `trainer_state.json` contains the step in the checkpoint's name."""
+    # The Trainer would mistake an empty state for a finished training.
     if not file.is_file():
         raise _damaged_error(file, "it is missing")
     state, step = _read_content(file, _State), int(file.parent.name.removeprefix("checkpoint-"))
@@ -182,5 +182,5 @@ def _damaged_error(file: Path, reason: str) -> InputError:
     checkpoint = next(folder for folder in file.parents if _NUMBERED.fullmatch(folder.name))
     complete = complete_checkpoints(checkpoint.parent)
     older = complete[complete.index(checkpoint) + 1 :]
-    next_step = f"resume from {older[0].name}, the checkpoint before" if older else "train from the start"
+    next_step = f"resume from {older[0].name}, the previous checkpoint" if older else "train from the start"
     return InputError(f"{file} is damaged ({reason}): delete the folder {checkpoint} to {next_step}")
