@@ -12,7 +12,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from ailora.cli.extras import EXTRAS, OPTIONAL_PACKAGES, missing_extra
+from ailora.cli.extras import EXTRAS, OPTIONAL_PACKAGES, describe_missing_extra
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -87,7 +87,7 @@ def test_every_package_of_an_extra_is_named() -> None:
 
 def test_only_a_missing_extra_is_explained() -> None:
     def explained(name: str | None, command: str = "train") -> str | None:
-        return missing_extra(ModuleNotFoundError("no", name=name), command=command)
+        return describe_missing_extra(ModuleNotFoundError("no", name=name), command=command)
 
     assert explained("ailora.nothing") is None
     assert explained("somebody_elses") is None

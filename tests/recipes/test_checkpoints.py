@@ -11,15 +11,15 @@ from safetensors.torch import save_file
 
 import ailora
 from ailora.recipes.training.trainer_checkpoints import (
-    complete_checkpoints,
+    find_newest_checkpoint,
+    list_complete_checkpoints,
     mark_complete,
-    train_seconds,
+    read_train_seconds,
 )
-from ailora.recipes.training.trainer_checkpoints import newest_checkpoint as newest_of
 
 
-def newest_checkpoint(folder: Path) -> Path | None:
-    return newest_of(folder, is_ours=lambda _: True)
+def find_newest(folder: Path) -> Path | None:
+    return find_newest_checkpoint(folder, is_ours=lambda _: True)
 
 
 def make(folder: Path, *steps: int) -> list[Path]:
@@ -40,12 +40,12 @@ def test_the_newest_complete_checkpoint_is_taken_and_half_written_ones_of_ours_g
     for begun in (half, foreign):
         (begun / "complete.json").unlink()
     (newer / "README.md").write_text("a card may be changed")
-    assert newest_of(tmp_path, is_ours=half.__eq__) == newer
+    assert find_newest_checkpoint(tmp_path, is_ours=half.__eq__) == newer
     assert not half.exists()
     assert len([*foreign.iterdir()]) == 6
-    assert complete_checkpoints(tmp_path) == [newer, older]
-    assert train_seconds(newer) == 2.5
-    assert newest_checkpoint(tmp_path / "none") is None
+    assert list_complete_checkpoints(tmp_path) == [newer, older]
+    assert read_train_seconds(newer) == 2.5
+    assert find_newest(tmp_path / "none") is None
 
 
 NAMES = ["trainer_state.json", "adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth"]
@@ -62,7 +62,7 @@ def test_damaged_files_are_named_with_the_way_out(tmp_path: Path, name: str, how
     else:
         file.write_bytes(content[:20] if how == "cut" else b"x" * len(content))
     with pytest.raises(ailora.InputError) as raised:
-        newest_checkpoint(tmp_path)
+        find_newest(tmp_path)
     message = str(raised.value)
     assert message.startswith(f"{file} is damaged (")
     assert message.endswith(f": delete the folder {newer} to resume from checkpoint-5, the previous checkpoint")
@@ -76,7 +76,7 @@ def test_one_changed_bit_is_seen(tmp_path: Path, name: str) -> None:
     content[-3] ^= 1
     (checkpoint / name).write_bytes(content)
     with pytest.raises(ailora.InputError, match=rf"{name} is damaged .* to train from the start$"):
-        newest_checkpoint(tmp_path)
+        find_newest(tmp_path)
 
 
 MARKS = ["", "{", "[]", "{}", "\udcff", "[" * 10_000, '{"train_seconds": NaN}', f'{{"train_seconds": {"1" * 5000}}}']
@@ -87,7 +87,7 @@ FILES = ["null", "[]", '{"a": null}', '{"a": {"bytes": "1"}}', '{"\\ud83d": 1}']
 def test_a_damaged_mark_is_named(tmp_path: Path, content: str) -> None:
     (checkpoint,) = make(tmp_path, 5)
     (checkpoint / "complete.json").write_text(content, errors="surrogateescape")
-    for look in (lambda: newest_checkpoint(tmp_path), lambda: train_seconds(checkpoint)):
+    for look in (lambda: find_newest(tmp_path), lambda: read_train_seconds(checkpoint)):
         with pytest.raises(ailora.InputError, match=r"complete\.json is damaged .* to train from the start$"):
             look()
 
@@ -97,8 +97,8 @@ def test_marks_of_earlier_versions_are_read(tmp_path: Path, with_sizes: bool) ->
     (checkpoint,) = make(tmp_path, 5)
     files = {"files": {name: (checkpoint / name).stat().st_size for name in NAMES}} if with_sizes else {}
     (checkpoint / "complete.json").write_text(json.dumps({"train_seconds": 1, **files}))
-    assert newest_checkpoint(tmp_path) == checkpoint
+    assert find_newest(tmp_path) == checkpoint
     for state in ("{}", '{"global_step": 100, "max_steps": 100}', '{"global_step": 5, "max_steps": 0}'):
         (checkpoint / "trainer_state.json").write_text(state)
         with pytest.raises(ailora.InputError, match=r"trainer_state\.json is damaged"):
-            newest_checkpoint(tmp_path)
+            find_newest(tmp_path)

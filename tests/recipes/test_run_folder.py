@@ -207,7 +207,7 @@ def test_checkpoints_of_another_trainer_are_never_removed(config: dict[str, Any]
     with pytest.raises(ailora.InputError, match="checkpoint-5 was not written by this run"):
         folder.begin_checkpoint(10, rotates=True)
     (folder.checkpoints / "checkpoint-9").mkdir()
-    assert folder.newest_checkpoint() is None
+    assert folder.find_newest_checkpoint() is None
     assert [path.name for path in folder.checkpoints.iterdir()] == ["checkpoint-5"]
     assert (theirs / "model.safetensors").read_text() == "theirs"
 

@@ -86,7 +86,7 @@ def test_a_run_uses_its_secret_and_writes_it_nowhere(
     # It is the same run with another token, and without one.
     for training in ({"hub_token": "another"}, {"hub_token": None}):
         again = load_config(config | {"training": config["training"] | training})
-        assert RunFolder(config["output"]).finished(again) is not None
+        assert RunFolder(config["output"]).read_finished_result(again) is not None
 
 
 def test_a_run_of_an_earlier_version_that_holds_a_secret_is_reported_without(tmp_path: Path) -> None:

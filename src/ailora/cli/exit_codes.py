@@ -23,7 +23,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import ailora
-from ailora.cli.extras import missing_extra
+from ailora.cli.extras import describe_missing_extra
 from ailora.errors import AiloraError, describe_out_of_memory
 from ailora.formatting import escape_controls
 from ailora.redaction import mask_argument
@@ -87,7 +87,7 @@ def _describe_user_error(error: BaseException, arguments: Sequence[str]) -> str 
     if isinstance(error, AiloraError):
         return str(error)
     if isinstance(error, ModuleNotFoundError) and arguments:
-        return missing_extra(error, command=arguments[0])
+        return describe_missing_extra(error, command=arguments[0])
     # For a missing model, transformers raises an OSError without errno, with a message for users.
     if isinstance(error, OSError) and (error.errno is None or error.errno in _MACHINE_ERRORS):
         return _join_lines(error)

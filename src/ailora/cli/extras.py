@@ -22,7 +22,7 @@ OPTIONAL_PACKAGES = frozenset(
 )
 
 
-def missing_extra(error: ModuleNotFoundError, *, command: str) -> str | None:
+def describe_missing_extra(error: ModuleNotFoundError, *, command: str) -> str | None:
     """Describe the missing extra behind a failed import.
 
     Args:

@@ -19,7 +19,7 @@ from ailora.recipes.data.tokenize_language import IGNORE_INDEX
 from ailora.recipes.position_limits import count_tokens
 from ailora.recipes.registry import make_recipe
 from ailora.recipes.run_folder import RunFolder
-from ailora.recipes.training.results import resident_memory
+from ailora.recipes.training.results import read_resident_memory
 from ailora.recipes.training.setup import plan_adapter
 from ailora.recipes.training.step_counts import count_steps, rows_per_step
 from ailora.spectral.flops import measure_matmul_speed
@@ -94,7 +94,7 @@ def _estimate_costs(
     optimizer_bytes = trained * 16 + (plan.trainable * 4 if plan and not isinstance(method, PeftInit) else 0)
     activation_bytes = _estimate_activation_bytes(config, arguments, model, max(lengths))
     # On a CPU, runs report the memory of the process; on a GPU, the memory allocated by torch.
-    process_bytes = 0 if torch.cuda.is_available() else resident_memory()
+    process_bytes = 0 if torch.cuda.is_available() else read_resident_memory()
     return {
         "steps": steps,
         "tokens_per_row": {"mean": sum(lengths) / len(lengths), "longest": max(lengths)},

@@ -54,7 +54,7 @@ def run(config: RunConfig, callbacks: Sequence[TrainerCallback] = ()) -> dict[st
         ModelError: The model cannot be adapted as configured.
     """
     folder = RunFolder(config.output)
-    if finished := folder.finished(config):
+    if finished := folder.read_finished_result(config):
         return finished
     recipe = RECIPES[config.recipe](config)
     if is_main():
@@ -65,7 +65,7 @@ def run(config: RunConfig, callbacks: Sequence[TrainerCallback] = ()) -> dict[st
     # Claim the folder late, so that invalid input leaves no folder behind.
     with folder.claimed(config):
         # A different process may have finished the run while this process waited for the lock.
-        if finished := folder.finished(config):
+        if finished := folder.read_finished_result(config):
             return finished
         trained = train(recipe, model, init_seconds=init_seconds, callbacks=callbacks)
         # Save before evaluating: a failed evaluation must not lose the trained model.

@@ -154,7 +154,7 @@ class RunFolder:
             InputError: A checkpoint is a link, or is incomplete and was not begun by this run.
         """
         # The trainer overwrites and deletes checkpoints by their names, whoever has written them.
-        checkpoints = trainer_checkpoints.numbered_checkpoints(self.checkpoints)
+        checkpoints = trainer_checkpoints.list_checkpoints(self.checkpoints)
         validate_no_links(self.checkpoints, (checkpoint.name for checkpoint in checkpoints))
         for checkpoint in checkpoints:
             if not trainer_checkpoints.is_complete(checkpoint) and self._to_key(checkpoint) not in manifest:
@@ -206,7 +206,7 @@ class RunFolder:
             raise InputError(f"{self.result} is damaged ({error}): {self.rewrite_hint}") from None
         return result | {key: restore_non_finite(result[key]) for key in _NUMERIC_KEYS if key in result}
 
-    def finished(self, config: RunConfig) -> dict[str, Any] | None:
+    def read_finished_result(self, config: RunConfig) -> dict[str, Any] | None:
         """Return the result if the run has finished, else None.
 
         Raises:
@@ -223,7 +223,7 @@ class RunFolder:
         command = f"ailora train {quote_argument(self.config)}"
         return f"delete {self.result} and run `{command}` to rewrite the file from the last checkpoint"
 
-    def newest_checkpoint(self) -> Path | None:
+    def find_newest_checkpoint(self) -> Path | None:
         """Find the newest complete checkpoint, and remove newer incomplete checkpoints of this run.
 
         Returns:
@@ -233,7 +233,7 @@ class RunFolder:
             InputError: A file of the checkpoint is missing or damaged.
         """
         manifest = Manifest(self.path)
-        return trainer_checkpoints.newest_checkpoint(
+        return trainer_checkpoints.find_newest_checkpoint(
             self.checkpoints, is_ours=lambda checkpoint: self._to_key(checkpoint) in manifest
         )
 
@@ -275,7 +275,7 @@ class RunFolder:
             write(partial)
             wait_for_everyone()
 
-    def adopt_training(self, source: RunFolder, config: RunConfig) -> None:
+    def copy_training_state(self, source: RunFolder, config: RunConfig) -> None:
         """Claim this folder for a run, and copy the training state from the folder in which the run began.
 
         Args:
@@ -291,7 +291,7 @@ class RunFolder:
             if source.log.is_file():
                 self.claim(self.log)
                 write_text(self.log, source.log.read_text(encoding="utf-8"))
-            for checkpoint in reversed(trainer_checkpoints.complete_checkpoints(source.checkpoints)):
+            for checkpoint in reversed(trainer_checkpoints.list_complete_checkpoints(source.checkpoints)):
                 target = self.checkpoints / checkpoint.name
                 if not trainer_checkpoints.is_complete(target):
                     self._copy_folder(checkpoint, target)
@@ -310,4 +310,4 @@ class RunFolder:
         return self._holds_checkpoints() or any(path.exists() for path in (self.adapter, self.model, self.result))
 
     def _holds_checkpoints(self) -> bool:
-        return bool(trainer_checkpoints.complete_checkpoints(self.checkpoints))
+        return bool(trainer_checkpoints.list_complete_checkpoints(self.checkpoints))

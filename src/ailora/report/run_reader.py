@@ -15,7 +15,7 @@ from ailora.formatting import pluralize, quote_argument
 from ailora.plain_data import parse_json, read_json_object, split_json_lines
 from ailora.recipes.config.yaml_file import read_yaml
 from ailora.recipes.run_folder import RunFolder
-from ailora.recipes.training.trainer_checkpoints import complete_checkpoints
+from ailora.recipes.training.trainer_checkpoints import list_complete_checkpoints
 from ailora.redaction import without_secrets
 from ailora.report.versions import version_notes
 
@@ -140,7 +140,7 @@ def _describe_unfinished(files: RunFolder) -> str:
 
 def _checkpointed_history(files: RunFolder, notes: list[str]) -> list[Record]:
     """Return the evaluations stored in the newest readable complete checkpoint."""
-    for checkpoint in complete_checkpoints(files.checkpoints):
+    for checkpoint in list_complete_checkpoints(files.checkpoints):
         file = checkpoint / "trainer_state.json"
         try:
             records = read_json_object(file, allow_nan=True)["log_history"]

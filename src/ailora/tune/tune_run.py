@@ -17,7 +17,7 @@ from ailora.recipes import registry
 from ailora.recipes.config.schema import RunConfig
 from ailora.recipes.run_folder import RunFolder
 from ailora.recipes.training.step_counts import evaluation_steps, rows_per_step
-from ailora.recipes.training.trainer_checkpoints import train_seconds
+from ailora.recipes.training.trainer_checkpoints import read_train_seconds
 from ailora.redaction import mask_url, without_secrets
 from ailora.studies.study import run_workers
 from ailora.studies.trial import Status
@@ -179,10 +179,10 @@ def _convert_budget(storage: TrialStorage, design: TuneDesign, workers: int) -> 
     trial = next(trial for trial in storage.trials() if trial.key == design.keys.key(spec))
     if trial.status is not Status.COMPLETE or trial.result is None:
         raise InputError(f"tune: the duration of a run is unknown, since the first candidate failed: {trial.error}")
-    checkpoint = RunFolder(design.run_config(spec).output).newest_checkpoint()
+    checkpoint = RunFolder(design.run_config(spec).output).find_newest_checkpoint()
     assert checkpoint is not None
     assert spec.until_step is not None
-    trained = train_seconds(checkpoint)
+    trained = read_train_seconds(checkpoint)
     run_seconds = trained * design.total_steps / spec.until_step
     # Workers share the processor: only workers with a GPU each add speed.
     parallel = min(workers, max(1, torch.accelerator.device_count()))
@@ -209,9 +209,9 @@ def _finish(design: TuneDesign, progress: SearchProgress) -> TuneResult:
     config = design.final_config(winner)
     folder = RunFolder(config.output)
     with filelock.FileLock(Path(design.request.output) / "lock"):
-        if not folder.finished(config):
+        if not folder.read_finished_result(config):
             trained = RunFolder(design.run_config(design.spec(winner, None)).output)
-            folder.adopt_training(trained, config)
+            folder.copy_training_state(trained, config)
             registry.run(config)
         result = build_result(design, progress, winner)
         folder.claim(folder.search)

@@ -42,7 +42,7 @@ class RunLog(TrainerCallback):
     ) -> None:
         if state.is_world_process_zero:
             self.folder.claim(self.folder.log)
-            write_text(self.folder.log, "".join(map(_format_line, logged_steps(state))))
+            write_text(self.folder.log, "".join(map(_format_line, list_logged_steps(state))))
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
@@ -112,7 +112,7 @@ class ProgressBar(ProgressCallback):
             self.training_bar.set_postfix(shown)
 
 
-def logged_steps(state: TrainerState) -> list[dict[str, float]]:
+def list_logged_steps(state: TrainerState) -> list[dict[str, float]]:
     """Return step, epoch, loss, learning rate and gradient norm for every logging step so far."""
     return [_select_logged_keys(record) for record in state.log_history if "loss" in record]
 

@@ -14,7 +14,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from ailora.errors import DivergenceError
 from ailora.recipes.run_folder import RunFolder
 from ailora.recipes.training.role_trainers import AdapterTrainer
-from ailora.recipes.training.trainer_checkpoints import complete_checkpoints
+from ailora.recipes.training.trainer_checkpoints import list_complete_checkpoints
 
 #: Training in fp16 scales the loss by a large number, and halves this number after each overflow. At this scale or
 #: below, an overflow is caused by the model and not by the scale.
@@ -101,7 +101,7 @@ class DivergenceCheck(TrainerCallback):
         )
 
     def _describe_checkpoint(self) -> str:
-        complete = complete_checkpoints(self.folder.checkpoints)
+        complete = list_complete_checkpoints(self.folder.checkpoints)
         if not complete:
             return "There is no checkpoint yet"
         return f"The last checkpoint is kept: {complete[0]}. To train with different settings, set a different output"

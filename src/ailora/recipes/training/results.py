@@ -46,7 +46,7 @@ def summarize_run(config: RunConfig, trained: TrainResult) -> dict[str, Any]:
         Entries of `result.json`; sizes in bytes, durations in seconds.
     """
     trainer = trained.trainer
-    history = evaluation_history(trainer.state, config.metrics)
+    history = list_evaluations(trainer.state, config.metrics)
     best = {"loss": _find_best(history, "loss", sign=1)}
     for main_metric in config.metrics[:1]:
         best[main_metric] = _find_best(history, main_metric, sign=-1)
@@ -68,7 +68,7 @@ def summarize_run(config: RunConfig, trained: TrainResult) -> dict[str, Any]:
     }
 
 
-def evaluation_history(state: TrainerState, metrics: Sequence[str]) -> list[dict[str, Any]]:
+def list_evaluations(state: TrainerState, metrics: Sequence[str]) -> list[dict[str, Any]]:
     """List the evaluations during training.
 
     Args:
@@ -110,7 +110,7 @@ def _read_peak_memory() -> int | None:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def resident_memory() -> int:
+def read_resident_memory() -> int:
     """Return the resident memory of this process in bytes. On systems other than Linux, return the peak instead."""
     pages = Path("/proc/self/statm")
     if not pages.is_file():

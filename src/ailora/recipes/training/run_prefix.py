@@ -10,7 +10,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from ailora.errors import InputError
 from ailora.recipes.run_folder import RunFolder
-from ailora.recipes.training.results import evaluation_history
+from ailora.recipes.training.results import list_evaluations
 
 
 @dataclass(frozen=True)
@@ -72,16 +72,16 @@ def read_prefix(folder: RunFolder, prefix: RunPrefix, metrics: Sequence[str]) ->
         metrics: Names of the run's metrics.
 
     Returns:
-        The evaluations up to the last step of the prefix, in the format of `evaluation_history`. None if the newest
+        The evaluations up to the last step of the prefix, in the format of `list_evaluations`. None if the newest
         checkpoint is from an earlier step, or if there is no checkpoint.
 
     Raises:
         InputError: A file of the newest checkpoint is missing or damaged.
     """
-    checkpoint = folder.newest_checkpoint()
+    checkpoint = folder.find_newest_checkpoint()
     if checkpoint is None:
         return None
     state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
     if state.global_step < prefix.step:
         return None
-    return [record for record in evaluation_history(state, metrics) if record["step"] <= prefix.step]
+    return [record for record in list_evaluations(state, metrics) if record["step"] <= prefix.step]

@@ -21,7 +21,7 @@ from ailora.recipes.run_folder import RunFolder
 from ailora.recipes.training.callbacks import ProgressBar, RunLog
 from ailora.recipes.training.divergence import DivergenceCheck
 from ailora.recipes.training.results import TrainResult
-from ailora.recipes.training.trainer_checkpoints import train_seconds
+from ailora.recipes.training.trainer_checkpoints import read_train_seconds
 
 
 def train(
@@ -47,7 +47,7 @@ def train(
     if checkpoint:
         _validate_no_pickled_weights(checkpoint)
     _write_initial_state(folder, model, resumed=checkpoint is not None)
-    seconds_before = train_seconds(checkpoint) if checkpoint else 0.0
+    seconds_before = read_train_seconds(checkpoint) if checkpoint else 0.0
     final_state = _load_final_state(checkpoint)
     if checkpoint and final_state:
         model = _load_weights(model, _find_best_checkpoint(recipe, final_state) or checkpoint)
@@ -107,9 +107,9 @@ def _write_initial_state(folder: RunFolder, model: Model, *, resumed: bool) -> N
 def _find_newest_checkpoint(folder: RunFolder) -> Path | None:
     """Find the newest checkpoint, which must be the same on all ranks."""
     # The main rank goes first, because it removes incomplete checkpoints, which no other rank may find.
-    newest = folder.newest_checkpoint() if is_main() else None
+    newest = folder.find_newest_checkpoint() if is_main() else None
     wait_for_everyone()
-    return newest if is_main() else folder.newest_checkpoint()
+    return newest if is_main() else folder.find_newest_checkpoint()
 
 
 def _load_final_state(checkpoint: Path | None) -> TrainerState | None:

@@ -38,7 +38,7 @@ def mark_complete(checkpoint: Path, train_seconds: float) -> None:
     write_json(checkpoint / _COMPLETE, {"train_seconds": train_seconds, "files": states})
 
 
-def numbered_checkpoints(folder: Path) -> list[Path]:
+def list_checkpoints(folder: Path) -> list[Path]:
     """List complete and incomplete checkpoints in a folder, from the newest to the oldest."""
     named = [_NUMBERED.fullmatch(path.name) for path in folder.glob("checkpoint-*")]
     matches = sorted((match for match in named if match), key=lambda match: int(match[1]), reverse=True)
@@ -50,12 +50,12 @@ def is_complete(checkpoint: Path) -> bool:
     return (checkpoint / _COMPLETE).is_file()
 
 
-def complete_checkpoints(folder: Path) -> list[Path]:
+def list_complete_checkpoints(folder: Path) -> list[Path]:
     """List the complete checkpoints in a folder, from the newest to the oldest."""
-    return [checkpoint for checkpoint in numbered_checkpoints(folder) if is_complete(checkpoint)]
+    return [checkpoint for checkpoint in list_checkpoints(folder) if is_complete(checkpoint)]
 
 
-def newest_checkpoint(folder: Path, *, is_ours: Callable[[Path], bool]) -> Path | None:
+def find_newest_checkpoint(folder: Path, *, is_ours: Callable[[Path], bool]) -> Path | None:
     """Find and validate the newest complete checkpoint. Remove newer, incomplete checkpoints of this run.
 
     Args:
@@ -68,7 +68,7 @@ def newest_checkpoint(folder: Path, *, is_ours: Callable[[Path], bool]) -> Path 
     Raises:
         InputError: A file of the checkpoint is missing or damaged.
     """
-    for checkpoint in numbered_checkpoints(folder):
+    for checkpoint in list_checkpoints(folder):
         if is_complete(checkpoint):
             _validate_files(checkpoint)
             return checkpoint
@@ -77,7 +77,7 @@ def newest_checkpoint(folder: Path, *, is_ours: Callable[[Path], bool]) -> Path 
     return None
 
 
-def train_seconds(checkpoint: Path) -> float:
+def read_train_seconds(checkpoint: Path) -> float:
     """Read the duration of training up to a checkpoint, in seconds.
 
     Raises:
@@ -180,7 +180,7 @@ def _describe_unreadable(file: Path) -> str | None:
 
 def _damaged_error(file: Path, reason: str) -> InputError:
     checkpoint = next(folder for folder in file.parents if _NUMBERED.fullmatch(folder.name))
-    complete = complete_checkpoints(checkpoint.parent)
+    complete = list_complete_checkpoints(checkpoint.parent)
     older = complete[complete.index(checkpoint) + 1 :]
     next_step = f"resume from {older[0].name}, the previous checkpoint" if older else "train from the start"
     return InputError(f"{file} is damaged ({reason}): delete the folder {checkpoint} to {next_step}")
