@@ -338,14 +338,14 @@ def test_messages_of_parquet_have_no_keys_that_hold_nothing() -> None:
     [
         (
             {"messages": TOOL_TALK},
-            "template ignores reasoning_content; use a data.chat_template with reasoning_content",
+            "template ignores 'reasoning_content'; set a data.chat_template that uses 'reasoning_content'",
         ),
         (
             {"messages": [MESSAGES[0], {"role": "assistant", "tool_calls": [CALL]}]},
-            "the chat template ignores tool_calls",
+            "the chat template ignores 'tool_calls'",
         ),
-        ({"messages": MESSAGES, "tools": TOOLS}, "the chat template ignores tools"),
-        ({"messages": MESSAGES, "chat_template_kwargs": {"quiet": True}}, "the chat template ignores quiet"),
+        ({"messages": MESSAGES, "tools": TOOLS}, "the chat template ignores 'tools'"),
+        ({"messages": MESSAGES, "chat_template_kwargs": {"quiet": True}}, "the chat template ignores 'quiet'"),
         (
             {"messages": MESSAGES, "chat_template_kwargs": {"tokenize": False}},
             "sets 'tokenize', which is not a variable",

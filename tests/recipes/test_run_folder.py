@@ -264,7 +264,10 @@ def full_disk(largest: int) -> Iterator[None]:
 
 
 def test_a_full_disk_is_one_sentence_and_loses_nothing(config: dict[str, Any], tmp_path: Path) -> None:
-    with full_disk(12_000), pytest.raises(ailora.InputError, match=rf"cannot go on writing to {tmp_path / 'run'} \("):
+    with (
+        full_disk(12_000),
+        pytest.raises(ailora.InputError, match=rf"cannot continue writing to {tmp_path / 'run'} \("),
+    ):
         run(config)
     before = os.umask(0o022)
     try:

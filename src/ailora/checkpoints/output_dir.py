@@ -77,8 +77,8 @@ class OutputDir:
                     raise
             except OSError as error:
                 raise InputError(
-                    f"cannot go on writing to {self.folder} ({error.strerror or error}): finished parts are kept, and "
-                    "the same command resumes from them"
+                    f"cannot continue writing to {self.folder} ({error.strerror or error}): finished parts are kept, "
+                    "and the same command resumes from them"
                 ) from error
 
     def finish(self) -> None:

@@ -14,12 +14,12 @@ def demo(
     output: Annotated[Path, typer.Option(help="Folder for data, runs, adapters and the picture.")] = Path("out/demo"),
     train_rows: Annotated[int, typer.Option(min=32, help="Number of training sentences.")] = 3600,
 ) -> None:
-    """Train four inits of LoRA on a small generated task, and compare them. Takes about four minutes on two cores."""
+    """Train LoRA with four inits on a small generated task, and compare the runs. Takes four minutes on two cores."""
     from ailora.cli.tables import console, result_table
 
-    # Printed before the imports, which take seconds.
+    # Print before the imports below, which take seconds.
     console.print(
-        f"Training a small BERT (MiniLM) on {train_rows:,} generated sentences, with {len(POLICIES)} inits of LoRA.\n"
+        f"Training a small BERT (MiniLM) with LoRA on {train_rows:,} generated sentences, with {len(POLICIES)} inits.\n"
         "This takes about four minutes on two cores. If you interrupt the demo, the same command resumes."
     )
     from ailora.checkpoints.output_file import validate_output_file

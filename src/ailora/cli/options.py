@@ -28,8 +28,8 @@ RoleNames = Annotated[
 ]
 Out = Annotated[Path, typer.Option(help="Folder to write.")]
 NoCache = Annotated[bool, typer.Option("--no-cache", help="Do not use the cache of decompositions.")]
-Scale = Annotated[str | None, typer.Option(help="Entry below `scales:` in the study file to apply.")]
-Bootstrap = Annotated[bool, typer.Option(help="Resample the examples of studies too, from saved predictions.")]
+Scale = Annotated[str | None, typer.Option(help="Name below `scales:` in the study file, whose settings apply.")]
+Bootstrap = Annotated[bool, typer.Option(help="Also resample the examples of each study, from saved predictions.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace the content of an existing folder.")]
 ForceFile = Annotated[

@@ -114,7 +114,7 @@ def unmatched_table(modules: Iterable[UnmatchedModule]) -> Table:
 
 
 def _format_rows(projection: Projection) -> str:
-    """Format a projection's rows in a fused weight as ranges (first row-last row); "all" in a weight of its own."""
+    """Format the rows of a projection as ranges of first and last rows, or as "all" if the weight is not fused."""
     ranges = [f"{start}-{stop - 1}" for start, stop in projection.rows]
     shown = ranges if len(ranges) <= 3 else [*ranges[:2], "...", ranges[-1]]
     return ", ".join(shown) if projection.fused else "all"

@@ -62,7 +62,7 @@ def write_verdicts(folder: Path, *, train: int, held_out: int, seed: int = 0) ->
         for file, text in texts.items():
             if not file.exists() and not file.is_symlink():
                 write_text(file, text)
-            # After a kill, the demo finds files from its previous attempt, with equal content.
+            # After a kill, files from the previous attempt have the same content.
             elif file.read_bytes() != text.encode():
                 raise InputError(f"{file} exists with different content; choose a different output folder")
     return {file.stem: file for file in texts}

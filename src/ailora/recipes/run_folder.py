@@ -33,7 +33,7 @@ _LOCK_TIMEOUT_S = 10.0
 
 
 class RunFolder:
-    """Paths and state of a run's folder.
+    """Paths in the folder of a run, with methods to claim the folder and to read and write its files.
 
     A run writes `config.yaml`, `ailora.json` (metadata of the adapter), `checkpoints/` and `log.jsonl`. After training,
     the run writes `adapter/` or `model/`, then `predictions.parquet` or `samples.jsonl`, and finally `result.json`.
@@ -89,7 +89,7 @@ class RunFolder:
                         write_text(self.failed, f"ended before the first checkpoint: {type(error).__name__}: {error}\n")
                 if reason := explain_failed_write(error, self.path):
                     raise InputError(
-                        f"cannot go on writing to {self.path} ({reason}); complete files are kept, and the same "
+                        f"cannot continue writing to {self.path} ({reason}); complete files are kept, and the same "
                         "command resumes from the last checkpoint"
                     ) from error
                 raise
@@ -138,7 +138,7 @@ class RunFolder:
                 manifest.adopt(self.config.name, *self._outputs)
             manifest.validate(*self._outputs)
         self._validate_checkpoints(manifest)
-        # The trainer creates this folder, and writes only checkpoints into it.
+        # The trainer itself creates the folder `checkpoints`, and writes only checkpoints there.
         manifest.adopt(self.checkpoints.name)
         self.failed.unlink(missing_ok=True)
 
@@ -153,14 +153,14 @@ class RunFolder:
         Raises:
             InputError: A checkpoint is a link, or is incomplete and was not begun by this run.
         """
-        # The trainer overwrites and deletes checkpoints by their names, whoever has written them.
+        # The trainer overwrites and deletes checkpoints by name, without knowing which run has written them.
         checkpoints = trainer_checkpoints.list_checkpoints(self.checkpoints)
         validate_no_links(self.checkpoints, (checkpoint.name for checkpoint in checkpoints))
         for checkpoint in checkpoints:
             if not trainer_checkpoints.is_complete(checkpoint) and self._to_key(checkpoint) not in manifest:
                 raise InputError(
                     f"{checkpoint} was not written by this run, or is an incomplete checkpoint of an earlier version; "
-                    "move the checkpoint, or choose another output"
+                    "move the checkpoint, or choose a different output"
                 )
 
     def _to_key(self, path: Path) -> str:
@@ -173,7 +173,9 @@ class RunFolder:
 
     def _validate_same_run(self, config: RunConfig) -> None:
         if changes := describe_differences(config.model_dump(), self.read_config().model_dump()):
-            raise InputError(f"{self.path} holds another run ({changes}): choose another output, or remove the folder")
+            raise InputError(
+                f"{self.path} holds another run ({changes}): choose a different output, or remove the folder"
+            )
 
     def read_config(self) -> RunConfig:
         """Read the configuration of the run.
@@ -210,7 +212,7 @@ class RunFolder:
         """Return the result if the run has finished, else None.
 
         Raises:
-            InputError: The folder holds another run, or the result is damaged.
+            InputError: The folder holds a different run, or the result is damaged.
         """
         if not self.result.exists():
             return None

@@ -67,7 +67,7 @@ def load_classifier(
     Args:
         path: folder or hub id.
         labels: labels of the task.
-        tokenizer: tokenizer of the model; its padding token becomes the model's, unless the model has a padding token.
+        tokenizer: tokenizer of the model. Its padding token is set on a model that has no padding token.
         quantization: quantization of the weights on loading.
 
     Returns:
@@ -100,7 +100,7 @@ def load_language_model(
 
     Args:
         path: folder or hub id.
-        tokenizer: tokenizer of the model; its padding token becomes the model's.
+        tokenizer: tokenizer of the model. Its padding token is set on the model.
         task_type: causal or sequence-to-sequence language modeling.
         quantization: quantization of the weights on loading.
 

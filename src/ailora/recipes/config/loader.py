@@ -38,8 +38,8 @@ def load_config(
     Args:
         source: YAML file, or its content. `task: NAME` fills in `data` and `metric` for a built-in task such as `cola`.
         overrides: items `dotted.key=value` with YAML values; later items take precedence.
-        to_run: whether the configuration is for training a run; only then, validate training arguments, and import a
-            custom function.
+        to_run: whether the configuration is for training. If False, training arguments are not validated, and a custom
+            function is not imported.
 
     Returns:
         The configuration, with all defaults and absolute paths.

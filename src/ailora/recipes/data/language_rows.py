@@ -23,7 +23,7 @@ from ailora.recipes.data.classification_rows import read_split, sample_indices
 from ailora.recipes.data.readers import Table
 from ailora.recipes.data.templates import Template
 
-#: Message for the chat template: `role`, `content`, and all further keys in the data.
+#: Message for the chat template, with the keys `role`, `content`, and all further keys in the data.
 Message = dict[str, Any]
 #: Parameters of `apply_chat_template`, which a row may not set through `chat_template_kwargs`.
 _RESERVED_VARIABLES = inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters.keys() - {"documents"}
@@ -214,7 +214,7 @@ def _read_message(message: object, source: MessageColumn, origin: str) -> Messag
         keys = f"{source.role} and {source.content}"
         raise InputError(
             f"{origin}: a message of {source.column!r} is {short_repr(message)}, expected an object with {keys}; "
-            "configure different keys with data.messages: {column, role, content, names}"
+            "to name different keys, set data.messages: {column: ..., role: ..., content: ...}"
         )
     role, content = message[source.role], message.get(source.content)
     if not isinstance(role, str) or not role.strip():

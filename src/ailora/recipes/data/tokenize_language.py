@@ -179,21 +179,21 @@ class Tokenization:
                 ignored += [key] if self._encode_messages(row, messages) == self._encode_messages(row, reduced) else []
         if ignored:
             raise InputError(
-                f"{row.origin}: the chat template ignores {ignored[0]}; use a data.chat_template with {ignored[0]}, or "
-                f"remove {ignored[0]} from the data"
+                f"{row.origin}: the chat template ignores {ignored[0]!r}; set a data.chat_template that uses "
+                f"{ignored[0]!r}, or remove {ignored[0]!r} from the data"
             )
         for message in messages:
             self._validate_loss_weight(row, message, words)
 
     def _validate_loss_weight(self, row: Row, message: Message, template_words: frozenset[str]) -> None:
-        """Validate that the loss weight in a message fits the configuration, unless the chat template reads it."""
+        """Validate that a message's loss weight fits the configuration, unless the chat template reads the weight."""
         counted = message["role"] == "assistant" or not self.assistant_only_loss
         for key in sorted((_LOSS_KEYS & message.keys()) - template_words):
             if message[key] not in (int(counted), counted):
                 raise InputError(
-                    f"{row.origin}: a message with the role {message['role']} has {key} {short_repr(message[key])}, "
+                    f"{row.origin}: a message with the role {message['role']!r} has {key} {short_repr(message[key])}, "
                     f"but the loss {'includes' if counted else 'excludes'} the message; change "
-                    f"training.assistant_only_loss, or remove {key} from the data"
+                    f"training.assistant_only_loss, or remove {key!r} from the data"
                 )
 
     def _load_marked_template(self) -> str:

@@ -33,12 +33,13 @@ def _compute_f1(labels: np.ndarray, predictions: np.ndarray, classes: int) -> fl
     return sk.f1_score(labels, predictions, average="binary" if classes == 2 else "macro")
 
 
-# Bootstraps score thousands of resamples. A call of scikit-learn takes 0.5 to 2 ms, most of it to check the inputs.
-def _accuracy_of_counts(counts: np.ndarray, _classes: int) -> np.ndarray:
+# A bootstrap scores thousands of resamples from their confusion matrices, because a call of scikit-learn takes 0.5 to
+# 2 ms, mostly for checking its inputs.
+def _score_accuracy(counts: np.ndarray, _classes: int) -> np.ndarray:
     return np.trace(counts, axis1=-2, axis2=-1) / counts.sum(axis=(-2, -1))
 
 
-def _f1_of_counts(counts: np.ndarray, classes: int) -> np.ndarray:
+def _score_f1(counts: np.ndarray, classes: int) -> np.ndarray:
     correct = np.diagonal(counts, axis1=-2, axis2=-1)
     occurrences = counts.sum(axis=-1) + counts.sum(axis=-2)
     scores = 2 * correct / np.maximum(occurrences, 1)
@@ -48,7 +49,7 @@ def _f1_of_counts(counts: np.ndarray, classes: int) -> np.ndarray:
     return scores.sum(axis=-1) / (occurrences > 0).sum(axis=-1)
 
 
-def _matthews_of_counts(counts: np.ndarray, _classes: int) -> np.ndarray:
+def _score_matthews(counts: np.ndarray, _classes: int) -> np.ndarray:
     n, correct = counts.sum(axis=(-2, -1)), np.trace(counts, axis1=-2, axis2=-1)
     labels, predictions = counts.sum(axis=-1), counts.sum(axis=-2)
     covariance = correct * n - (labels * predictions).sum(axis=-1)
@@ -78,9 +79,9 @@ def _make_correlation_score(
 
 
 METRICS: dict[str, Metric] = {
-    "accuracy": Metric(_ignore_num_classes(sk.accuracy_score), score_counts=_accuracy_of_counts),
-    "f1": Metric(_compute_f1, score_counts=_f1_of_counts),
-    "matthews_correlation": Metric(_ignore_num_classes(sk.matthews_corrcoef), score_counts=_matthews_of_counts),
+    "accuracy": Metric(_ignore_num_classes(sk.accuracy_score), score_counts=_score_accuracy),
+    "f1": Metric(_compute_f1, score_counts=_score_f1),
+    "matthews_correlation": Metric(_ignore_num_classes(sk.matthews_corrcoef), score_counts=_score_matthews),
     "pearson": Metric(_make_correlation_score(stats.pearsonr), regression=True),
     "spearman": Metric(_make_correlation_score(stats.spearmanr), regression=True),
 }

@@ -72,8 +72,8 @@ def compute_likelihood(
     with torch.no_grad():
         for batch in tqdm(batches, desc="likelihood", leave=False, disable=None):
             inputs = {key: value.to(device) for key, value in batch.items()}
-            # With labels, a causal model would compute the loss a second time. An encoder-decoder needs the labels,
-            # because it derives the inputs of its decoder from them.
+            # With labels, a causal model would compute the loss a second time. An encoder-decoder needs labels as the
+            # inputs of its decoder.
             labels = inputs.pop("labels") if not seq2seq else inputs["labels"]
             for row in range(len(labels)):
                 # Ranks with fewer rows repeat some rows, because collective operations of sharded models wait for all

@@ -1,4 +1,4 @@
-"""Metrics of generated texts against references, most of them from sacrebleu, rouge-score and NLTK."""
+"""Metrics that compare generated texts with references, mostly from sacrebleu, rouge-score and NLTK."""
 
 from __future__ import annotations
 

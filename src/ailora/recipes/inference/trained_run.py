@@ -80,7 +80,7 @@ class TrainedRun:
             InputError: A file of the run is missing or damaged.
         """
         model: Any = self._load()
-        # Quantization libraries choose the device of a quantized model themselves, and may refuse to move the model.
+        # Quantization libraries choose the device of a quantized model when loading, and may refuse to move the model.
         if self.recipe.config.quantization is not None:
             return model
         return model.to(torch.accelerator.current_accelerator() or "cpu")

@@ -83,7 +83,7 @@ def validate_resumable(training: Mapping[str, Any]) -> None:
 
 
 def validate_usable(training: Mapping[str, Any], arguments: TrainingArguments) -> None:
-    """Validate training arguments by building a small optimizer, schedule and data loader from them.
+    """Validate training arguments by building a small optimizer, a learning-rate schedule and a data loader.
 
     Args:
         training: Section `training:`, with the keys for distributed training and precision.
@@ -152,7 +152,7 @@ def _validate_optimizer(arguments: TrainingArguments) -> None:
 
 
 def _validate_loader(arguments: TrainingArguments) -> None:
-    # This starts no processes: a loader starts its workers for the first batch.
+    # Building a data loader starts no processes: workers start with the first batch.
     try:
         DataLoader(
             range(1),  # type: ignore[arg-type]

@@ -67,7 +67,7 @@ class RunLog(TrainerCallback):
             append_text(self.folder.log, _format_line(_select_logged_keys(record)))
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
-        # Each rank writes a part of the checkpoint, which is complete only when all ranks have arrived here.
+        # Each rank writes a part of the checkpoint. The checkpoint is complete only when all ranks have arrived here.
         wait_for_everyone()
         if state.is_world_process_zero:
             self.folder.mark_complete(state.global_step, self.train_seconds)
