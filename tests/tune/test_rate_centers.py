@@ -173,7 +173,7 @@ def test_inits_of_peft_are_space_on_every_set_of_roles(tuned: dict[str, Any]) ->
         (
             {"dora": True},
             {"policy": ["peft:mica"]},
-            "tune: peft:mica, query and value, rank 4: adapter.dora does not go",
+            "tune: peft:mica, query and value, rank 4: adapter.dora cannot be combined",
         ),
     ],
 )
