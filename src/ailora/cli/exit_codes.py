@@ -54,10 +54,10 @@ def open_closed_streams() -> None:
 
 
 def exit_code(error: BaseException, arguments: Sequence[str], *, debug: bool) -> int | str | None:
-    """Report the exception that ended a command in a single line, and return the exit code.
+    """Report the exception of a failed command in a single line, and return the exit code.
 
     Args:
-        error: Exception that ended the command; SystemExit if the command ended normally.
+        error: Exception raised by the command; SystemExit if the command ended normally.
         arguments: Command line, without the name of the program.
         debug: Whether to print the traceback.
 

@@ -185,7 +185,7 @@ def _format_with_error(estimate: Curvature | RateMultiple) -> str:
 
 
 def error_table(errors: Mapping[str, tuple[float, float]]) -> Table:
-    """Build a table of export errors, with the layer that has the largest relative error for each module name.
+    """Build a table of export errors: for each module name, the layer with the largest relative error.
 
     Args:
         errors: Module -> norm of the error, norm of the exact update.
@@ -242,7 +242,7 @@ def summary_table(summary: SummaryTable) -> Table:
 
 
 def tune_table(result: TuneResult) -> Table:
-    """Build a table of a search's candidates, from best to worst, with the goal after each rung that they reached."""
+    """Build a table of a search's candidates, from best to worst, with the goal at the end of each reached rung."""
     steps = [step for step, _ in result.rungs]
     failed = any(candidate.error for candidate in result.candidates)
     rows = (

@@ -10,8 +10,8 @@ from ailora.errors import InputError, unknown_name
 from ailora.formatting import truncate
 from ailora.redaction import mask_value, without_secrets
 
-# Numbers are strict, because pydantic would otherwise accept `true` as 1.
 Text = Annotated[str, pydantic.Field(min_length=1)]
+# Strict, because pydantic would otherwise accept `true` as 1.
 Count = Annotated[int, pydantic.Field(strict=True, ge=1)]
 
 
