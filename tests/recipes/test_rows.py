@@ -84,7 +84,7 @@ def test_broken_templates_are_refused(text: Any, message: str) -> None:
 
 def test_a_row_without_the_column_or_text_is_named() -> None:
     with pytest.raises(
-        ailora.InputError, match=r"rows\.csv:2: data\.prompt names the column 'question'.* have mr, ref"
+        ailora.InputError, match=r"rows\.csv:2: data\.prompt names the column 'question'.* the columns are mr, ref"
     ):
         select_rows({"mr": ["a"], "ref": ["b"]}, data(prompt="{question}", completion="{ref}"))
     with pytest.raises(
