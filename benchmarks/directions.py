@@ -67,7 +67,7 @@ def judge(analysis: Analysis) -> Iterator[tuple[str, Finding, str]]:
             for role, band in PREMISE.items():
                 rows = filter_rows(analysis.directions, model=model, update=update, role=role, band=band)
                 if len(rows):
-                    yield _judge_band(rows, f"{model}: {update} of {role} lies in {band} directions")
+                    yield _judge_band(rows, f"{_dataset(model)}: {update} of {role} lies in {band} directions")
 
 
 def _judge_dispersion(analysis: Analysis) -> tuple[str, Finding, str]:
@@ -91,7 +91,13 @@ def _judge_norms(analysis: Analysis, model: str) -> tuple[str, Finding, str]:
     numbers = (
         f"{_factor(ratios.mean(), low, high)} times as large, larger in {(ratios > 0).sum()} of {len(ratios)} layers"
     )
-    return f"{model}: the update of W^Q is larger than that of W^V", _of_interval(low, high), numbers
+    return f"{_dataset(model)}: the update of W^Q is larger than that of W^V", _of_interval(low, high), numbers
+
+
+def _dataset(model: str) -> str:
+    """Return the dataset's name of a model that is named after its run, such as `cola_full`."""
+    run = model.removesuffix("_full")
+    return {"cola": "CoLA", "sst2": "SST-2", "e2e": "E2E"}.get(run, run)
 
 
 def _judge_band(rows: pd.DataFrame, text: str) -> tuple[str, Finding, str]:

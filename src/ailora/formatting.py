@@ -95,6 +95,11 @@ def _format_spec(*values: float) -> str:
     return ",.0f" if 1000 <= largest < 1e5 else ".3g"
 
 
+def format_percent(share: float) -> str:
+    """Format a share as a whole percentage, such as `63 %`."""
+    return f"{100 * share:.0f} %"
+
+
 def format_lr(value: object) -> str:
     """Format a learning rate with three digits."""
     return f"{value:.3g}" if is_real(value) else format_value(value)

@@ -202,7 +202,7 @@ def test_a_run_that_tune_chose_shows_its_search(tmp_path: Path) -> None:
     chapter = chapter_of(folder)
     assert SEARCH["sentences"] == [*blocks(chapter, "Search", Paragraphs)[0].sentences]
     importances, candidates = blocks(chapter, "Search", ReportTable)
-    assert importances.rows == (("learning rate", "70%", "50%", "80%"),)
+    assert importances.rows == (("learning rate", "70 %", "50 %", "80 %"),)
     assert [row[-3:] for row in candidates.rows] == [("0.5000", "0.3000", "-"), ("0.6000", "-", "-")]
     (chart,) = blocks(chapter, "Search", Charts)[0].charts
     assert {series.name: (*series.x, *series.y) for series in chart.series} == {

@@ -12,7 +12,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.importance import FanovaImportanceEvaluator
 from optuna.trial import create_trial
 
-from ailora.formatting import is_finite
+from ailora.formatting import format_percent, is_finite
 
 #: Fewer results than this cannot tell the choices apart.
 _MIN_RESULTS = 8
@@ -101,13 +101,15 @@ def describe_importance(importances: Sequence[Importance], differences: str) -> 
         importances: from `measure_importance`, not empty.
         differences: the differences that are explained, such as `the differences at step 10`.
     """
-    shares = ", ".join(f"{i.name} {i.share:.0%} ({i.low:.0%} to {i.high:.0%})" for i in importances)
+    shares = ", ".join(
+        f"{i.name} {format_percent(i.share)} ({format_percent(i.low)} to {format_percent(i.high)})" for i in importances
+    )
     return f"Explained share of {differences}: {shares}."
 
 
 def importance_rows(importances: Sequence[Importance]) -> list[tuple[str, ...]]:
     """Format importances as rows with the columns of `IMPORTANCE_COLUMNS`."""
-    return [(i.name, *(f"{share:.0%}" for share in (i.share, i.low, i.high))) for i in importances]
+    return [(i.name, *(format_percent(share) for share in (i.share, i.low, i.high))) for i in importances]
 
 
 def _distribution(values: Sequence[float | str]) -> BaseDistribution:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ailora.formatting import format_lr, join_names, limit_sentences, pluralize
+from ailora.formatting import format_lr, format_percent, join_names, limit_sentences, pluralize
 from ailora.studies.comparison import Comparison
 from ailora.studies.rate_certainty import RateCertainty
 from ailora.studies.trial import Condition
@@ -37,7 +37,7 @@ def rate_certainty_rows(comparison: Comparison) -> tuple[list[str], list[list[st
             condition.label,
             condition.method,
             format_lr(certainty.best),
-            _percent(certainty.share_of_best),
+            format_percent(certainty.share_of_best),
             _other_rates(certainty),
             str(certainty.resampled),
         ]
@@ -55,7 +55,7 @@ def rate_certainty_rows(comparison: Comparison) -> tuple[list[str], list[list[st
 
 def _uncertain_rate(condition: Condition, certainty: RateCertainty) -> str:
     shares = sorted(certainty.shares.items(), key=lambda item: -item[1])
-    named = [f"{format_lr(rate)} in {_percent(share)}" for rate, share in shares if share >= _MIN_NAMED_SHARE]
+    named = [f"{format_lr(rate)} in {format_percent(share)}" for rate, share in shares if share >= _MIN_NAMED_SHARE]
     named[0] += " of resamples"
     sentence = f"{condition.sentence_prefix}the rate of {condition.method} is uncertain: {join_names(named)}"
     return f"{sentence[0].upper()}{sentence[1:]}."
@@ -63,9 +63,7 @@ def _uncertain_rate(condition: Condition, certainty: RateCertainty) -> str:
 
 def _other_rates(certainty: RateCertainty) -> str:
     shares = sorted(certainty.shares.items(), key=lambda item: -item[1])
-    parts = [f"{format_lr(rate)} {_percent(share)}" for rate, share in shares if rate != certainty.best and share > 0]
+    parts = [
+        f"{format_lr(rate)} {format_percent(share)}" for rate, share in shares if rate != certainty.best and share > 0
+    ]
     return ", ".join(parts) or "-"
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.0f} %"
