@@ -124,7 +124,7 @@ def test_a_dora_of_zero_rows_is_refused(tmp_path: Path) -> None:
     with torch.no_grad():
         model.get_parameter("model.layers.1.self_attn.v_proj.weight")[0] = 0
     model.save_pretrained(tmp_path / "base")
-    with pytest.raises(ailora.ModelError, match=r"layers\.1\.self_attn\.v_proj: 1 of .* rows are zero, which dora"):
+    with pytest.raises(ailora.ModelError, match=r"layers\.1\.self_attn\.v_proj: 1 of .* rows are zero, and dora"):
         init(tmp_path / "base", tmp_path / "adapter", rank=4, dora=True)
 
 

@@ -326,7 +326,7 @@ def test_a_disk_that_fails_in_the_background_is_heard(
 def test_one_of_two_tied_weights_cannot_be_merged(base: Path, tmp_path: Path) -> None:
     config = LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["embed_tokens"], task_type="CAUSAL_LM")
     get_peft_model(loaded(base), config).save_pretrained(tmp_path / "adapter")
-    with pytest.raises(ailora.ModelError, match="share one weight, and the adapter trained one of them"):
+    with pytest.raises(ailora.ModelError, match="share one weight, but the adapter trained only one of them"):
         merge(str(base), tmp_path / "adapter", tmp_path / "out")
 
 

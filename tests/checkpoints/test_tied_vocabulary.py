@@ -79,7 +79,7 @@ def test_a_tied_weight_that_is_trained_under_one_name_is_refused_with_both_ways_
     base: Path, tmp_path: Path, saved: str, vocabulary: int
 ) -> None:
     adapter = save_adapter(tmp_path / "adapter", vocabulary, modules_to_save=[saved])
-    ways_out = r"share one weight, .* trained one of them: train both with modules_to_save=\['\w+', '\w+'\], or untie"
+    ways_out = r"share one weight, .* only one of them: train both with modules_to_save=\['\w+', '\w+'\], or untie"
     with pytest.raises(ailora.ModelError, match=ways_out):
         merge(str(base), adapter, tmp_path / "merged")
     assert "untie the base model" in failures(base, adapter)

@@ -414,7 +414,7 @@ def test_restoring_an_untouched_base_leaves_it_untouched(family: Family, form: s
 def test_a_merged_residual_is_not_restored(family: Family) -> None:
     model = adapt(family, form="residual")
     model.merge_adapter()
-    with pytest.raises(ailora.ModelError, match="is merged into the base: unmerge_adapter"):
+    with pytest.raises(ailora.ModelError, match="is merged into the base weights: call unmerge_adapter"):
         ailora.restore_base(model)
     model.unmerge_adapter()
     restored = with_base_head(family, ailora.restore_base(model))

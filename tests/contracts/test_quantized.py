@@ -341,5 +341,5 @@ def test_folders_without_a_checkpoint_are_refused(folder: Path, tmp_path: Path) 
     with pytest.raises(ailora.InputError, match="weights_from must be a folder or a safetensors file, got 5"):
         adapt(model, weights_from=5)
     (tmp_path / "model.safetensors").write_bytes(b"no tensors")
-    with pytest.raises(ailora.InputError, match="is no safetensors file"):
+    with pytest.raises(ailora.InputError, match="is not a safetensors file"):
         adapt(model, weights_from=tmp_path)

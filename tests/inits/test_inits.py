@@ -82,7 +82,7 @@ def test_policies_read_back_what_they_describe(name: str) -> None:
         ({"query": {"init": "minor", "sise": "unit"}}, "unknown option of init 'minor' 'sise'"),
         ({"query": {"init": "minor", "size": "huge"}}, "unknown size 'huge'; allowed: singular, unit"),
         ({"query": "none"}, "adapts no role"),
-        (3, "a policy is a preset's name or a mapping"),
+        (3, "policy must be the name of a preset or a mapping"),
     ],
 )
 def test_bad_policies_are_refused(spec: object, message: str) -> None:

@@ -115,7 +115,7 @@ def test_a_plan_for_another_model_is_refused() -> None:
     plan = ailora.make_plan(FAMILY.model(), rank=4)
     other = FAMILIES["roberta"].model()
     before = snapshot(other)
-    with pytest.raises(ailora.ModelError, match=r"the plan names bert\.encoder.*which this Roberta"):
+    with pytest.raises(ailora.ModelError, match=r"the plan adapts bert\.encoder.*but this Roberta"):
         ailora.apply_plan(other, plan)
     assert_unchanged(other, before)
 
@@ -170,7 +170,7 @@ def test_target_names_do_not_reach_other_modules() -> None:
 def test_a_merged_adapter_is_unmerged_before_another_one_is_made() -> None:
     model = ailora.adapt(FAMILY.model(), rank=4)
     model.merge_adapter()
-    with pytest.raises(ailora.ModelError, match="merged into the base: unmerge_adapter"):
+    with pytest.raises(ailora.ModelError, match="merged into the base weights: call unmerge_adapter"):
         ailora.adapt(model, adapter_name="second")
 
 

@@ -18,7 +18,7 @@ FAMILY = FAMILIES["bert"]
 def test_the_residual_form_lives_alone(first: str, second: str) -> None:
     model = ailora.adapt(FAMILY.model(), form=first)
     output = FAMILY.output(model)
-    with pytest.raises(ailora.ModelError, match="cannot live beside another adapter"):
+    with pytest.raises(ailora.ModelError, match="excludes any second adapter"):
         ailora.adapt(model, adapter_name="second", form=second)
     assert torch.equal(FAMILY.output(model), output)
 
@@ -28,7 +28,7 @@ def test_a_dora_of_zero_rows_is_refused_and_a_lora_of_them_is_not() -> None:
     name, weight = next((n, p) for n, p in model.named_parameters() if n.endswith("query.weight"))
     with torch.no_grad():
         weight[[1, 3]] = 0
-    with pytest.raises(ailora.ModelError, match=f"{name.removesuffix('.weight')}: 2 of .* rows are zero, which dora"):
+    with pytest.raises(ailora.ModelError, match=f"{name.removesuffix('.weight')}: 2 of .* rows are zero, and dora"):
         ailora.adapt(model, dora=True)
     assert torch.isfinite(FAMILY.output(ailora.adapt(model))).all()
 

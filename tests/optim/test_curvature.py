@@ -251,7 +251,7 @@ def test_what_cannot_be_measured_is_refused() -> None:
 
 def test_a_parameter_of_several_roles_is_refused() -> None:
     model = ailora.adapt(tiny_model("gpt2"), rank=2, form="stock")
-    with pytest.raises(ailora.ModelError, match=r"single parameter for query, value: measure in the anchored form"):
+    with pytest.raises(ailora.ModelError, match=r"query, value share the parameter .*: measure with form='anchored'"):
         blocks_by_role(model)
 
 

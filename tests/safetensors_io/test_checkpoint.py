@@ -70,7 +70,7 @@ def test_an_adapter_beside_the_model_is_not_part_of_it(tmp_path: Path) -> None:
         ("..", "outside its folder"),
         ("", "outside its folder"),
         ("nul\0.safetensors", "outside its folder"),
-        ("config.json", "no safetensors file"),
+        ("config.json", "not a safetensors file"),
         ("three.safetensors", "cannot be found"),
         ("link.safetensors", "a link to .* outside its folder"),
         ("loop.safetensors", "cannot be found"),
@@ -98,7 +98,7 @@ def test_the_hubs_cache_links_to_its_blobs(tmp_path: Path) -> None:
 
 
 def test_an_index_that_does_not_fit_its_shards(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"tensor 'c' is in .*one\.safetensors, which does not hold it"):
+    with pytest.raises(InputError, match=r"tensor 'c' is in .*one\.safetensors, which does not contain it"):
         Checkpoint.open(sharded(tmp_path, c="one.safetensors"))
     sharded(tmp_path)
     save_file({"a": torch.ones(3), "b": torch.ones(1)}, tmp_path / "two.safetensors")

@@ -76,7 +76,7 @@ def test_signs_do_not_depend_on_those_of_lapack(band: Band) -> None:
         (torch.ones(4, 3), 1, "minor", "exakt", "did you mean 'exact'"),
         (torch.tensor([[1.0, torch.nan]]), 1, "minor", "auto", "NaN or infinite"),
         (torch.tensor([[1.0, torch.inf]]), 1, "minor", "auto", "NaN or infinite"),
-        (torch.ones(4, 3, dtype=torch.int8), 1, "minor", "auto", "expected a floating matrix"),
+        (torch.ones(4, 3, dtype=torch.int8), 1, "minor", "auto", "expected a floating-point matrix"),
     ],
 )
 def test_bad_input_is_refused(weight: torch.Tensor, rank: int, band: str, method: str, message: str) -> None:

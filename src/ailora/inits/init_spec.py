@@ -10,7 +10,7 @@ from ailora.inits.kaiming import Kaiming
 from ailora.inits.spectral import Size, Spectral
 from ailora.spectral import Band
 
-#: Name -> init. None keeps the projection frozen.
+#: Name -> init. None means that the projection gets no adapter.
 _INITS: dict[str, Init | None] = {
     "principal": Spectral(Band.PRINCIPAL),
     "minor": Spectral(Band.MINOR),
@@ -23,7 +23,7 @@ def parse_init(spec: object) -> Init | None:
     """Parse a name (`principal`, `minor`, `lora`, `none`), a mapping (`{init: minor, size: unit}`), or an `Init`.
 
     Returns:
-        The init. None for `none`, which keeps the projection frozen.
+        The init. None for `none`: the projection gets no adapter.
 
     Raises:
         InputError: The name, an option or the size is unknown.

@@ -32,11 +32,11 @@ class Kaiming(Init):
     def factors(
         self, weight: Float[Tensor, "*batch out in_"], rank: int, *, scaling: float, generator: torch.Generator
     ) -> Factors:
-        del scaling  # the start is zero whatever the scaling
+        del scaling  # B is zero, whatever the scaling
         out, in_ = weight.shape[-2:]
         dtype = torch.promote_types(weight.dtype, torch.float32)
-        # PEFT's distribution, Kaiming-uniform with a = sqrt(5). PEFT's own function draws from torch's global
-        # generator.
+        # This is PEFT's distribution, Kaiming-uniform with a = sqrt(5). PEFT's own function is not used, because it
+        # draws from torch's global generator.
         A = (torch.rand(rank, in_, generator=generator, dtype=dtype) * 2 - 1) / math.sqrt(in_)
         return Factors(A=A.to(weight.device), B=torch.zeros(out, rank, dtype=dtype, device=weight.device))
 

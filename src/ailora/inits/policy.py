@@ -21,7 +21,7 @@ class Policy:
     Attributes:
         name: Name in tables, files and errors.
         by_role: Role -> init, for the roles named by the policy.
-        default: Init of the roles missing in `by_role`. None keeps these roles frozen.
+        default: Init of the roles missing in `by_role`. None means no adapter for these roles.
 
     Examples:
         >>> from ailora import Kaiming, Role, Spectral
@@ -35,7 +35,7 @@ class Policy:
     default: Init | None = None
 
     def init_for(self, role: Role) -> Init | None:
-        """Return the init of a role's projections, or None if they stay frozen."""
+        """Return the init of a role's projections, or None if the projections get no adapter."""
         return self.by_role.get(role, self.default)
 
     @property
@@ -57,13 +57,13 @@ PolicySpec = Policy | str | Mapping[str, object]
 
 _PRINCIPAL, _MINOR = Spectral(Band.PRINCIPAL), Spectral(Band.MINOR)
 
-#: Named policies. The paper has no inits for roles besides query and value, so that `ailora` and `reversed` start these
-#: roles as plain LoRA, the neutral choice.
+#: Named policies. The paper has inits only for query and value. `ailora` and `reversed` start all other roles as plain
+#: LoRA, the neutral choice.
 PRESETS: dict[str, Policy] = {
     policy.name: policy
     for policy in (
-        # arXiv 2510.08034: fine-tuning changes W^Q much and W^V little, so that the query starts from the principal
-        # band and the value from the minor one.
+        # arXiv 2510.08034: fine-tuning changes W^Q much and W^V little, so the query starts from the principal band and
+        # the value from the minor band.
         Policy("ailora", {Role.QUERY: _PRINCIPAL, Role.VALUE: _MINOR}, default=Kaiming()),
         # The paper's control, with the bands exchanged.
         Policy("reversed", {Role.QUERY: _MINOR, Role.VALUE: _PRINCIPAL}, default=Kaiming()),
@@ -93,17 +93,17 @@ def parse_policy(spec: PolicySpec) -> Policy:
             raise unknown_name("policy", spec, PRESETS)
         return PRESETS[spec]
     if not isinstance(spec, Mapping):
-        raise InputError(f"a policy is a preset's name or a mapping from role to init, got {spec!r}")
+        raise InputError(f"policy must be the name of a preset or a mapping from roles to inits, got {spec!r}")
     if "by_role" in spec:
         return Policy(str(spec.get("name", "custom")), _parse_by_role(spec["by_role"]), parse_init(spec.get("default")))
     by_role = _parse_by_role(spec)
     if not by_role:
-        raise InputError(f"the policy {dict(spec)!r} adapts no role: give at least one an init other than none")
+        raise InputError(f"the policy {dict(spec)!r} adapts no role: give at least one role an init other than 'none'")
     return Policy("custom", by_role)
 
 
 def _parse_by_role(spec: object) -> dict[Role, Init]:
     if not isinstance(spec, Mapping):
-        raise InputError(f"by_role of a policy is a mapping from role to init, got {spec!r}")
+        raise InputError(f"by_role of a policy must be a mapping from roles to inits, got {spec!r}")
     inits = {parse_role(role): parse_init(init) for role, init in spec.items()}
     return {role: init for role, init in inits.items() if init is not None}

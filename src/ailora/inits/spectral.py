@@ -16,8 +16,8 @@ from ailora.inits.kaiming import KAIMING_ROW_NORM
 from ailora.spectral import Band, cached_svd
 
 #: Smallest singular value in factors, relative to the root mean square of the weight's singular values. Without this
-#: bound, a zero singular value makes its direction zero in `A` and in `B`; neither then has a gradient, and the
-#: direction never trains. In trained weights, only zeros and their rounding errors are below the bound.
+#: bound, the direction of a zero singular value would be zero in `A` and in `B`, have no gradient and never train. In
+#: trained weights, only zeros and their rounding errors are below the bound.
 _MIN_SINGULAR_VALUE_RATIO = 1e-4
 
 
@@ -25,7 +25,7 @@ class Size(StrEnum):
     """Size of the factors of a spectral init.
 
     `singular` splits each singular value evenly between `A` and `B` (the paper's equation). `unit` gives every
-    direction the row norm of plain LoRA's A, and then tolerates plain LoRA's learning rate.
+    direction the row norm of plain LoRA's A, so that plain LoRA's learning rate can be used.
     """
 
     SINGULAR = "singular"
@@ -42,7 +42,7 @@ class Spectral(Init):
 
     Attributes:
         band: Decomposed band, principal or minor.
-        size: Size of the factors, from the singular values or uniform.
+        size: Size of the factors, `singular` or `unit`; see `Size`.
 
     Examples:
         >>> import torch
@@ -65,7 +65,7 @@ class Spectral(Init):
             return Factors(A=triplets.Vh * KAIMING_ROW_NORM, B=triplets.U * KAIMING_ROW_NORM)
         norm = torch.linalg.vector_norm(weight.to(triplets.S.dtype), dim=(-2, -1), keepdim=True)[..., 0]
         min_value = _MIN_SINGULAR_VALUE_RATIO * norm / math.sqrt(min(weight.shape[-2:]))
-        # A zero weight has no scale, so that its factors get the scale of plain LoRA.
+        # A zero weight has no scale, so its factors get the scale of plain LoRA.
         min_value = torch.where(min_value > 0, min_value, KAIMING_ROW_NORM**2 * scaling)
         # Clamping does not change the initial output: the anchored form is exact for any factors, and the residual form
         # subtracts the product of the clamped ones.

@@ -45,11 +45,11 @@ def adapt(
 
     The result is an ordinary `peft.PeftModel`. Before training, it computes bit for bit the outputs of the base model.
     Base weights never change, and `save_pretrained` writes a stock PEFT adapter for the base model. There are two
-    exceptions: `form="residual"` changes the base weights, and needs `save_adapter` to write an adapter for the
-    original weights; `dora` in half precision rounds the outputs.
+    exceptions. `form="residual"` changes the base weights; use `save_adapter` to write an adapter for the original
+    weights. `dora` in half precision rounds the outputs.
 
-    `print(ailora.get_plan(model))` shows the number of adapted projections for each role, and so does the logger
-    `ailora`.
+    `print(ailora.get_plan(model))` shows the number of adapted projections for each role. The logger `ailora` reports
+    the same.
 
     Args:
         model: The base model, or a `PeftModel`, which gets an additional adapter.
@@ -57,17 +57,16 @@ def adapt(
         rank: The rank r, or `{role or regex: rank}`; the first matching key counts.
         alpha: The numerator of the scaling, or `{role or regex: alpha}`. None means alpha = rank, a scaling of 1, or of
             sqrt(r) with `rslora`.
-        roles: The roles to adapt. None means the roles named by the policy, or query and value if the policy names
-            none.
+        roles: The roles to adapt. None means the roles in the policy, or query and value if the policy names no role.
         role_names: `{regex: role}` for modules without a naming rule.
-        modules: A regular expression to search for in module names; only modules with a match are adapted.
+        modules: A regular expression to search for in module names. Only matching modules are adapted.
         form: Form of the adapter: `anchored`, `stock` or `residual`.
         dropout: Dropout probability of the adapter's input, in [0, 1).
         rslora: Scale by alpha / sqrt(r) instead of alpha / r.
         dora: Also train magnitudes (DoRA). Not available in the residual form.
-        modules_to_save: Names of modules to fine-tune fully. None means the usual heads of the task type.
+        modules_to_save: Names of modules to train in full. None means the new heads that PEFT would keep frozen.
         task_type: PEFT's task type, such as `SEQ_CLS` or `CAUSAL_LM`. None infers it from the model's class.
-        couple_roles: Let every role of a fused weight train all rows of the weight, not just the role's rows.
+        couple_roles: Let each adapter of a fused weight train all rows of the weight, not just the rows of its role.
         adapter_name: PEFT's name for the adapter.
         weights_from: See `apply_plan`.
 
@@ -109,8 +108,8 @@ def apply_plan(
 ) -> PeftModel:
     """Inject an adapter into every planned projection.
 
-    After an error the model is unchanged. The global random state never changes. Under torch.distributed, call this
-    function on every rank; rank 0 computes the initial factors for all ranks.
+    If an error is raised, the model is unchanged. The global random state never changes. Under torch.distributed, call
+    this function on every rank; rank 0 computes the initial factors for all ranks.
 
     Args:
         model: The base model of the plan, or its `PeftModel`, which gets an additional adapter.
@@ -137,13 +136,13 @@ def apply_plan(
     """
     weights = prepare(model, plan, adapter_name=adapter_name)
     base = get_base_model(model)
-    # A copy of the global generator: random factors depend on the caller's seed, but do not advance its state.
+    # With a copy of the global generator, random factors depend on the caller's seed, and the global state is kept.
     generator = torch.Generator()
     generator.set_state(torch.get_rng_state())
     source: WeightSource = BaseWeight.read
     if weights_from is not None:
         source = open_checkpoint_source(base, weights_from, weights)
-    # On each rank alone, decompositions would differ in rounding, and replicas would start from different anchors.
+    # Only rank 0 decomposes: rounding differs between machines, and replicas must start from equal anchors.
     factors = compute_on_rank0_and_broadcast(lambda: compute_initial_factors(plan, weights, source, generator))
     residuals = compute_residuals(weights, factors) if plan.form is Form.RESIDUAL else []
     metadata = compute_on_rank0_and_broadcast(
@@ -153,7 +152,7 @@ def apply_plan(
 
 
 def get_plan(model: nn.Module, adapter_name: str = "default") -> Plan:
-    """Return the plan of an adapter in a model adapted by this process.
+    """Return the plan of an adapter that ailora added to the model in this process.
 
     Args:
         model: A model returned by `adapt`, `apply_plan` or `resume`.
@@ -163,7 +162,7 @@ def get_plan(model: nn.Module, adapter_name: str = "default") -> Plan:
         The plan.
 
     Raises:
-        ModelError: The model has no adapter of that name made by ailora.
+        ModelError: ailora has added no adapter of this name to the model, or the adapter was removed.
 
     Examples:
         >>> from transformers import BertConfig, BertModel

@@ -2,7 +2,7 @@
 
 With `A = A0 + dA` and `B = B0 + dB`, the trained update equals an ordinary LoRA of rank 2r, which is the LoRA in the
 file: `B A - B0 A0 = [dB, B] [A0; dA]`. Before training, `dA = dB = 0`, and `[0, B0] [A0; 0]` is exactly zero in every
-dtype and kernel, because every summand has a zero block.
+dtype and kernel, because every product in the sum has a zero factor.
 
 Shapes: `A0`, `dA` (r, in); `B0`, `dB`, `B` (out, r).
 """
@@ -13,8 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-#: Largest relative distance between equal anchors, beyond the rounding of their dtype. Anchors from two machines differ
-#: by about 1e-5, anchors of different weights, ranks or policies by about 1.
+#: Largest relative distance, beyond the rounding of their dtype, at which two anchors count as equal. Anchors from two
+#: machines differ by about 1e-5, anchors of different weights, ranks or policies by about 1.
 _MAX_ANCHOR_DISTANCE = 1e-3
 #: The grid of `B0` has steps of 2^-19 to 2^-18 of the largest entry.
 _GRID_BITS = 19
@@ -60,7 +60,9 @@ def snap_to_grid(B: Tensor) -> Tensor:
 
 
 def is_off_grid(stacked: Float[Tensor, "out two_r"], eps: float) -> bool:
-    """Return whether `B - dB` in a file is off the grid of `B0`: training without ailora has changed the anchor.
+    """Return whether `B - dB` in a file is off the grid of `B0`.
+
+    If it is, training without ailora has changed the anchor.
 
     Args:
         stacked: `lora_B` from the file, `[dB, B]`.
@@ -79,16 +81,16 @@ def is_off_grid(stacked: Float[Tensor, "out two_r"], eps: float) -> bool:
 def compute_anchor_distance(
     anchor: Tensor, candidate: Tensor, *, delta: Tensor | None = None, eps: float = 0.0
 ) -> float | None:
-    """Compute the relative distance between two anchors. Returns None if they are equal up to rounding.
+    """Compute the relative distance between two anchors.
 
     Args:
         anchor: Reference anchor.
         candidate: Anchor to compare, with the shape of `anchor`.
-        delta: Difference subtracted to recover `candidate`; its norm bounds the rounding error.
+        delta: Trained difference that was subtracted to recover `candidate`. Its norm bounds the rounding error.
         eps: Machine precision of the coarser of the two dtypes.
 
     Returns:
-        The distance, relative to the norm of `anchor`, or None.
+        The distance, relative to the norm of `anchor`. None if the anchors are equal up to rounding.
     """
     norm = anchor.norm()
     distance = (candidate - anchor).norm()

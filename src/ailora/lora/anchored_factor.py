@@ -16,9 +16,10 @@ from ailora.weights.dtensor import distribute_like, full_tensor, validate_unshar
 
 
 class AnchoredFactor(PackedFactor):
-    """A factor with a frozen anchor as a buffer, and the trained difference from the anchor as a parameter, `delta`."""
+    """Factor of a frozen anchor (a buffer) and the trained difference from the anchor (the parameter `delta`)."""
 
-    # A frozen parameter would not stay frozen: PEFT calls `requires_grad_` on the parent module.
+    # The anchor is a buffer, because a frozen parameter would not stay frozen: PEFT calls `requires_grad_` on the
+    # parent module.
 
     anchor: Tensor
     delta: nn.Parameter
@@ -40,7 +41,7 @@ class AnchoredFactor(PackedFactor):
             "delta": distribute_like(delta, self.delta),
         }
 
-    def restart(self, weight: Tensor) -> None:  # noqa: ARG002 (the anchor is its start)
+    def restart(self, weight: Tensor) -> None:  # noqa: ARG002 (the factor starts from its anchor)
         nn.init.zeros_(self.delta)
 
     def validate_same_anchor(self, weight: Tensor, name: str) -> None:
@@ -89,7 +90,7 @@ class AnchoredA(AnchoredFactor):
 
 
 class AnchoredB(AnchoredFactor):
-    """`lora_B`: the difference `dB` (out, r) beside `B = B0 + dB` (out, r), with `B0` on the grid."""
+    """`lora_B`: the difference `dB` (out, r) beside `B = B0 + dB` (out, r), `B0` rounded by `snap_to_grid`."""
 
     def __init__(self, anchor: Float[Tensor, "out r"]) -> None:
         super().__init__(snap_to_grid(anchor))
@@ -104,8 +105,8 @@ class AnchoredB(AnchoredFactor):
 
     def unstack(self, weight: Float[Tensor, "out two_r"]) -> tuple[Tensor, Tensor]:
         delta, total = unstack_B(weight)
-        # If `dB` is much larger than `B0`, the sum in the file has lost digits of `B0`. An equal sum from this factor's
-        # anchor then proves the anchors equal.
+        # If `dB` is much larger than `B0`, the sum in the file has lost digits of `B0`. If this factor's anchor gives
+        # the same sum, the anchors count as equal.
         if not self.anchor.is_meta and torch.equal(self.anchor + delta, total):
             return self.anchor.clone(), delta
         return snap_to_grid(total - delta), delta

@@ -12,7 +12,7 @@ from ailora.plan.adapter_metadata import AdapterMetadata
 
 
 class AnchoredLoraModel(LoraModel):
-    """PEFT's `LoraModel`, with a start from existing anchors for adapters that share a configuration object.
+    """PEFT's `LoraModel`, in which adapters with the same configuration object start from the same anchors.
 
     TRL's trainers with a reference model (DPO, KTO, RLOO, GRPO) add an adapter `ref` with the configuration object of
     `default`, then copy every parameter of `default` by name. PEFT's own factors for `ref` would have no `delta`.

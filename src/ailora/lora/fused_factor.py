@@ -21,7 +21,7 @@ from ailora.roles.fused_layout import Rows
 
 
 class FusedFactor(PackedFactor):
-    """A factor of a fused projection, with a submodule for each role's factor, named after the role."""
+    """Factor of a fused projection. The factor of each role is a submodule named after the role."""
 
     def __init__(self, parts: Mapping[Role, PackedFactor]) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ class FusedFactor(PackedFactor):
         return self.join(part.from_file(split[role]) for role, part in self.parts.items())
 
     def unpack(self, weight: Tensor) -> dict[str, Tensor]:
-        # PyTorch calls the load hook of each part later, which unpacks the part's key.
+        # PyTorch later calls the load hook of each part, which unpacks the key `weight` of the part.
         return {f"{role}.weight": part for role, part in self.split(weight).items()}
 
     def restart(self, weight: Tensor) -> None:
@@ -133,7 +133,7 @@ class FusedB(FusedFactor):
     def split(
         self, weight: Float[Tensor, "out r"], shapes: Mapping[str, tuple[int, int]] | None = None
     ) -> dict[str, Tensor]:
-        # Row ranges, because an engine may keep the index buffers on the meta device while it loads.
+        # Slicing by row ranges needs no index buffers, which an engine may keep on the meta device while it loads.
         return {
             role: torch.cat([block[start:stop] for start, stop in self._ranges[role]], dim=0)
             for role, block in self._blocks(weight, shapes).items()
@@ -147,7 +147,7 @@ class FusedB(FusedFactor):
                 outside[start:stop] = 0
             if outside.any():
                 raise AnchorMismatchError(
-                    f"{name}: the factor of {role} has entries in rows of other roles, from training without ailora. "
+                    f"{name}: the factor of {role} is not zero in rows of other roles: it was trained without ailora. "
                     "Load the file under a new adapter name, or into the base model with PeftModel.from_pretrained"
                 )
 

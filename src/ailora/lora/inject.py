@@ -30,22 +30,23 @@ from ailora.weights.quantized import find_quantized_format
 
 #: Maximum length of a folder name in common file systems.
 _MAX_NAME_BYTES = 255
-#: PEFT removes the adapter name from tensor names of heads, and would also remove these endings.
+#: PEFT removes the adapter name from the tensor names of heads. With one of these adapter names, PEFT would also remove
+#: the name of the parameter.
 _RESERVED_NAMES = ("weight", "bias")
 _LOG = logging.getLogger("ailora")
 
 
 def prepare(model: nn.Module, plan: Plan, *, adapter_name: str) -> dict[str, BaseWeight]:
-    """Validate a model against a plan before the first decomposition, and look up the weights to adapt.
+    """Validate a model against a plan, and look up the base weights of the planned modules.
 
     Returns:
-        The base weights by module.
+        The base weight of each planned module, by module name.
 
     Raises:
         InputError, ModelError: See `apply_plan`.
     """
     validate_adapter_name(model, adapter_name)
-    _validate_untouched_base(model, plan)
+    _validate_existing_adapters(model, plan)
     base = get_base_model(model)
     weights = resolve_weights(base, plan.modules)
     validate_parallelism(base, plan, weights)
@@ -66,7 +67,7 @@ def inject(
     metadata: AdapterMetadata,
     residuals: Sequence[Residual] = (),
 ) -> PeftModel:
-    """Inject an adapter into every planned projection. After an error the model is unchanged.
+    """Inject an adapter into every planned projection. If an error is raised, the model is unchanged.
 
     Args:
         model: A model validated by `prepare`.
@@ -74,7 +75,7 @@ def inject(
         factors: Initial factors of every planned adapter.
         adapter_name: PEFT's name for the adapter.
         metadata: Metadata of the adapter, for `get_metadata`.
-        residuals: Replacements of the base weights in the residual form.
+        residuals: Residual weights, which replace base weights in the residual form. Empty in all other forms.
 
     Returns:
         The adapted model: `model` if already a `PeftModel`, else a new `PeftModel`.
@@ -83,19 +84,20 @@ def inject(
         ModelError: PEFT cannot adapt the model as planned.
     """
     base = get_base_model(model)
-    # PEFT draws random factors, which are replaced below; drawing must not change the caller's random state.
+    # PEFT draws random factors, which are replaced below. The fork keeps the caller's random state unchanged.
     with _unchanged_on_error(model, adapter_name), torch.random.fork_rng():
         adapted = _inject(model, build_training_config(plan, base), adapter_name)
         layers = _get_planned_layers(base, plan, adapter_name)
         for module, group in _group_by_module(factors).items():
             set_factors(layers[module], group, adapter_name, plan)
-        # An error on the way restores the weights overwritten before.
+        # If a residual cannot be written, `undo` restores the weights that are already overwritten.
         with ExitStack() as undo:
             for residual in residuals:
                 residual.write(undo)
             undo.pop_all()
     metadata_by_name = _get_all_metadata(adapted)
-    # A single hook checks the anchors of all adapters; without it, a refused file would be loaded up to the mismatch.
+    # This hook checks the anchors of all adapters before any tensor is loaded. The hooks of single factors would find
+    # a mismatch only after earlier factors have been loaded.
     if not metadata_by_name:
         adapted.register_load_state_dict_pre_hook(validate_same_anchors)
     _to_anchored(adapted).ailora_metadata = {**metadata_by_name, adapter_name: metadata}
@@ -104,10 +106,10 @@ def inject(
 
 
 def get_metadata(model: nn.Module, adapter_name: str = "default") -> AdapterMetadata:
-    """Return the metadata of an adapter in a model adapted by this process.
+    """Return the metadata of an adapter that ailora added to the model in this process.
 
     Raises:
-        ModelError: The model has no adapter of that name made by ailora, or the adapter was removed.
+        ModelError: ailora has added no adapter of this name to the model, or the adapter was removed.
     """
     metadata_by_name = _get_all_metadata(model)
     if adapter_name not in metadata_by_name:
@@ -116,31 +118,31 @@ def get_metadata(model: nn.Module, adapter_name: str = "default") -> AdapterMeta
     for module in metadata_by_name[adapter_name].parsed_plan.modules:
         layer = get_base_model(model).get_submodule(module)
         if not isinstance(layer, LoraLayer) or adapter_name not in layer.lora_A:
-            raise ModelError(f"the adapter {adapter_name!r} was removed from the model: {module} has no such adapter")
+            raise ModelError(f"the adapter {adapter_name!r} was removed from the model: it is missing in {module}")
     return metadata_by_name[adapter_name]
 
 
 def has_ailora_adapter(model: nn.Module, adapter_name: str = "default") -> bool:
-    """Return whether this process has injected an ailora adapter of that name into a model."""
+    """Return whether ailora has added an adapter of this name to the model in this process."""
     return adapter_name in _get_all_metadata(model)
 
 
 def get_base_model(model: nn.Module) -> nn.Module:
-    """Return the base model of a `PeftModel`, and any other model itself."""
+    """Return the base model of a `PeftModel`. Any other model is returned unchanged."""
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
 def validate_adapter_name(model: nn.Module, adapter_name: str) -> None:
-    """Refuse a taken or unusable adapter name, and a base model with adapters outside a `PeftModel`.
+    """Refuse a taken or unusable adapter name, and a model that has adapters but is not a `PeftModel`.
 
     Raises:
-        InputError: The name is unusable.
-        ModelError: The name is taken, or the model has adapters without being a `PeftModel`.
+        InputError: The name cannot be used for an adapter.
+        ModelError: The name is taken, or the model has adapters but is not a `PeftModel`.
     """
     if not isinstance(adapter_name, str) or not _is_usable_name(adapter_name):
         raise InputError(
-            f"adapter_name {adapter_name!r} cannot be used: expected a folder name without dots, neither part of "
-            "'lora_' nor an attribute of torch modules"
+            f"adapter_name {adapter_name!r} cannot be used: expected a folder name without dots, other than "
+            "'weight', 'bias', the parts of 'lora_' and the attributes of torch modules"
         )
     if isinstance(model, PeftModel):
         if adapter_name in model.peft_config:
@@ -152,7 +154,7 @@ def validate_adapter_name(model: nn.Module, adapter_name: str) -> None:
 
 
 def _is_usable_name(name: str) -> bool:
-    """Return whether a name works as a key of torch's `ModuleDict`, as part of tensor names, and as a folder name."""
+    """Return whether a name can be a key of torch's `ModuleDict`, a part of tensor names, and a folder name."""
     reserved = (
         any(hasattr(container(), name) for container in (nn.ModuleDict, nn.ParameterDict)) or name in _RESERVED_NAMES
     )
@@ -160,8 +162,8 @@ def _is_usable_name(name: str) -> bool:
     return not reserved and name not in "lora_" and not set(name) & set("./\\") and fits_folder
 
 
-def _validate_untouched_base(model: nn.Module, plan: Plan) -> None:
-    """Refuse a model with a merged adapter, and the residual form beside another adapter."""
+def _validate_existing_adapters(model: nn.Module, plan: Plan) -> None:
+    """Refuse merged adapters, adapters other than LoRA, and a second adapter beside one in the residual form."""
     if not isinstance(model, PeftModel):
         return
     if not isinstance(model.base_model, LoraModel) or not model.peft_config:
@@ -172,7 +174,7 @@ def _validate_untouched_base(model: nn.Module, plan: Plan) -> None:
     ]
     if residual_adapters or plan.form is Form.RESIDUAL:
         raise ModelError(
-            "an adapter in the residual form changes the base weights, and cannot live beside another adapter"
+            "an adapter in the residual form changes the base weights, and excludes any second adapter"
             + (f" (the model has {residual_adapters[0]!r})" if residual_adapters else "")
             + ": use form='anchored'"
         )
@@ -185,12 +187,13 @@ def validate_unmerged(model: nn.Module) -> None:
         ModelError: An adapter is merged.
     """
     if any(isinstance(module, LoraLayer) and module.merged for module in model.modules()):
-        raise ModelError("the adapter is merged into the base: unmerge_adapter() first")
+        raise ModelError("an adapter is merged into the base weights: call unmerge_adapter() first")
 
 
 def _validate_dora(weights: Mapping[str, BaseWeight]) -> None:
     """Refuse DoRA on 8-bit layers of bitsandbytes."""
-    # PEFT reads quantization scales from the weight; bitsandbytes moves the scales to the layer in the first forward.
+    # PEFT reads the quantization scales from the weight, but bitsandbytes moves them to the layer in the first forward
+    # pass.
     for module, weight in weights.items():
         if type(weight.layer._parameters.get("weight")).__name__ == "Int8Params":
             raise ModelError(
@@ -212,8 +215,9 @@ def _get_all_metadata(model: nn.Module) -> dict[str, AdapterMetadata]:
 
 
 def _to_anchored(model: PeftModel) -> AnchoredLoraModel:
-    """Change the class of PEFT's tuner to ours, in place."""
-    # In place, because trainers and wrappers may already refer to the tuner; the classes differ in one method.
+    """Change the class of the model's `LoraModel` to `AnchoredLoraModel`, in place."""
+    # Trainers and wrappers may already refer to the `LoraModel`, so a new object would not reach them. Changing the
+    # class is safe, because the two classes differ in one method only.
     assert isinstance(model.base_model, LoraModel)
     model.base_model.__class__ = AnchoredLoraModel
     return cast(AnchoredLoraModel, model.base_model)
@@ -221,7 +225,7 @@ def _to_anchored(model: PeftModel) -> AnchoredLoraModel:
 
 def _inject(model: nn.Module, config: LoraConfig, adapter_name: str) -> PeftModel:
     with warnings.catch_warnings():
-        # PEFT reads a renamed property of transformers; users can do nothing about the warning.
+        # PEFT reads a deprecated property of transformers. Users cannot avoid the warning.
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
         try:
             if not isinstance(model, PeftModel):
@@ -244,7 +248,7 @@ def _get_planned_layers(base: nn.Module, plan: Plan, adapter_name: str) -> dict[
     """Return PEFT's layers of the planned modules.
 
     Raises:
-        ModelError: PEFT adapted different modules, or uses different scalings, than planned.
+        ModelError: PEFT's modules or scalings differ from the plan.
     """
     layers = {
         name: layer
@@ -255,13 +259,14 @@ def _get_planned_layers(base: nn.Module, plan: Plan, adapter_name: str) -> dict[
     if missing := sorted(planned.keys() - layers.keys()):
         raise ModelError(
             f"PEFT did not adapt {missing[0]}{_and_more(missing)}. In mixture-of-experts models, PEFT treats all "
-            "modules named gate_proj, up_proj and down_proj as experts: leave out the roles gate, up and down"
+            "modules named gate_proj, up_proj and down_proj as experts: remove gate, up and down from `roles`"
         )
     if unplanned := sorted(layers.keys() - planned.keys()):
         raise ModelError(f"PEFT adapted {unplanned[0]}{_and_more(unplanned)}, which the plan does not contain")
     for module, scaling in planned.items():
         if abs(layers[module].scaling[adapter_name] - scaling) > 1e-12 * scaling:
-            raise ModelError(f"PEFT scales {module} by {layers[module].scaling[adapter_name]}, the plan by {scaling}")
+            peft_scaling = layers[module].scaling[adapter_name]
+            raise ModelError(f"PEFT scales {module} by {peft_scaling}, but the plan by {scaling}")
     return layers
 
 
@@ -271,7 +276,7 @@ def _and_more(modules: list[str]) -> str:
 
 @contextmanager
 def _unchanged_on_error(model: nn.Module, adapter_name: str) -> Generator[None, None, None]:
-    """Restore a model's modules, gradient flags and adapters if the body fails."""
+    """Restore a model's modules, gradient flags and adapters if the body of the `with` statement raises an error."""
     base = get_base_model(model)
     # `named_children()` would omit the second name of a module registered twice.
     children = [(parent, dict(parent._modules)) for parent in base.modules()]

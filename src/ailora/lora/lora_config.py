@@ -22,7 +22,7 @@ def build_lora_config(plan: Plan, model: nn.Module, *, for_file: bool = True) ->
     Args:
         plan: Adapter settings of every projection.
         model: The base model; its module names limit how far `target_modules` can be shortened.
-        for_file: Whether to use the ranks in the file, 2r for anchored inits, or the ranks in training.
+        for_file: Whether to use the ranks of the saved factors, 2r with an anchor, or the ranks r in training.
 
     Returns:
         The configuration.
@@ -52,7 +52,7 @@ def build_lora_config(plan: Plan, model: nn.Module, *, for_file: bool = True) ->
 
 def build_training_config(plan: Plan, model: nn.Module) -> LoraConfig:
     """Build the `LoraConfig` with which PEFT adapts the model for training."""
-    # Only the residual form trains factors of rank r. The others present PEFT with the factors of the file.
+    # Only the residual form trains factors of rank r. In the other forms, PEFT sees the factors of the file.
     return build_lora_config(plan, model, for_file=plan.form is not Form.RESIDUAL)
 
 
@@ -64,21 +64,22 @@ def _whole(alpha: float) -> int:
 
 def _target_modules(targets: Iterable[str], model: nn.Module) -> list[str] | str:
     """Return the shortest `target_modules` for exactly the targets."""
-    # PEFT matches list entries with full names and with ends after a dot, and a string as a regular expression.
+    # PEFT compares the entries of a list with full names and with ends after a dot. A string is a regular expression.
     modules = set(targets)
     names = [name for name, _ in model.named_modules()]
     for candidates in (sorted({name.rpartition(".")[2] for name in modules}), sorted(modules)):
         ends = tuple(f".{c}" for c in candidates)
         if {name for name in names if name in candidates or name.endswith(ends)} == modules:
             return candidates
-    # A list fails where the name of a target is also the end of another module's name.
+    # A list would also adapt any module whose name ends with the name of a target.
     return "|".join(sorted(name.replace(".", r"\.") for name in modules))
 
 
 def _default_and_exceptions(values: Mapping[str, Number]) -> tuple[Number, dict[str, Number]]:
     """Return the most common value, and a pattern with the values of all other modules.
 
-    Keys of the pattern are last components of module names where the value is unique, else full names.
+    The key of a module in the pattern is the last component of its name if all modules with the same last component
+    have the same value, else its full name.
     """
     default = Counter(values.values()).most_common(1)[0][0]
     by_leaf: dict[str, set[Number]] = {}

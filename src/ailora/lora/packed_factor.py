@@ -1,4 +1,4 @@
-"""LoRA factors with several tensors, packed into a single `weight` for PEFT, state dicts and files."""
+"""LoRA factors that consist of several tensors, packed into a single `weight` for PEFT and for files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ailora.weights.dtensor import full_tensor, replicate_on_mesh_of
 
 
 class PackedFactor(nn.Module):
-    """A LoRA factor with several tensors, its parts, in the place of PEFT's `nn.Linear`.
+    """LoRA factor that consists of several tensors, its parts, and replaces PEFT's `nn.Linear`.
 
     State dicts contain the packed factor under the key `weight`, and PEFT's merging code reads the property `weight`.
     Under FSDP2, reading `weight` and calling `state_dict` are collective operations, because the parts are DTensors
@@ -30,7 +30,7 @@ class PackedFactor(nn.Module):
         self.register_load_state_dict_pre_hook(_unpack)
 
     def _fqn_modifiers(self) -> dict[str, str]:
-        """Map the key `weight` to the submodule in which torch.distributed.checkpoint looks the key up."""
+        """Let torch.distributed.checkpoint look up the key `weight` in the submodule `key_stand_in`."""
         return {"weight": "key_stand_in"}
 
     @property
@@ -51,12 +51,12 @@ class PackedFactor(nn.Module):
         """Reset the trainable parts to their initial values.
 
         Args:
-            weight: A packed factor initialized by PEFT, the initial value of parts without an anchor.
+            weight: Packed factor initialized by PEFT. Parts without an anchor start from these values.
         """
 
     @abstractmethod
     def validate_same_anchor(self, weight: Tensor, name: str) -> None:
-        """Refuse a packed factor with an anchor that differs from this factor's.
+        """Refuse a packed factor whose anchor differs from the anchor of this factor.
 
         Raises:
             AnchorMismatchError: The shape or the anchor differs.
@@ -102,10 +102,10 @@ class PackedFactor(nn.Module):
 
 
 class _KeyStandIn(nn.Module):
-    """Stand-in for the key `weight` in loaders that list parameters and buffers.
+    """Buffer that adds the key `weight` to the parameters and buffers listed by loaders.
 
     `torch.distributed.checkpoint` loads a full state dict only into listed keys, but never writes into this buffer. The
-    buffer is a scalar, because the loader requires all tensors with dimensions on a single device.
+    buffer is a scalar, because the loader requires all other tensors to be on a single device.
     """
 
     def __init__(self) -> None:
@@ -131,7 +131,7 @@ def _unpack(
     state_dict.pop(prefix + "weight", None)
     if weight is None:
         return
-    # Checked again, because a submodule can be loaded directly, without the hook on the model.
+    # The anchor is checked here too, because a submodule can be loaded directly, without the hook of the model.
     module.validate_same_anchor(weight, prefix.removesuffix("."))
     state_dict.update({prefix + key: value for key, value in module.unpack(weight).items()})
     state_dict[prefix + "key_stand_in.weight"] = torch.zeros((), device=weight.device)
@@ -158,10 +158,10 @@ def _get_packed(state_dict: dict[str, Tensor], prefix: str) -> Tensor | None:
 
 
 class _PackedWeight(Tensor):
-    """A packed factor with an error for in-place operations; all other operations return ordinary tensors.
+    """Packed factor that refuses in-place operations. All other operations return ordinary tensors.
 
-    PEFT's hot-swap writes into `lora_A.weight.data`. The data of a packed factor are temporary, and the write would
-    silently be lost.
+    PEFT's hot-swap writes into `lora_A.weight.data`. The data of a packed factor are temporary, so the write
+    would silently be lost.
     """
 
     self_reference: weakref.ref[Tensor]
@@ -169,7 +169,7 @@ class _PackedWeight(Tensor):
     @classmethod
     def from_stack(cls, stack: Tensor) -> _PackedWeight:
         weight = stack.as_subclass(cls)
-        # The weak reference makes torch.utils.swap_tensors fail, which would swap nothing but the temporary tensor.
+        # torch.utils.swap_tensors refuses tensors with weak references. Here it would swap only the temporary tensor.
         weight.self_reference = weakref.ref(weight)
         return weight
 

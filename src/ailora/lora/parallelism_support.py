@@ -15,7 +15,7 @@ from ailora.weights.dtensor import any_dtensor
 
 
 def validate_parallelism(base: nn.Module, plan: Plan, weights: Mapping[str, BaseWeight]) -> None:
-    """Refuse a plan with a form that the partitioning of the weights does not support.
+    """Refuse a plan whose form does not work with the partitioning of the weights.
 
     Raises:
         ModelError: ZeRO-3 has partitioned the weights, or tensor parallelism or FSDP2 does not support the form.
@@ -23,13 +23,13 @@ def validate_parallelism(base: nn.Module, plan: Plan, weights: Mapping[str, Base
     for module, weight in weights.items():
         if any(hasattr(parameter, "ds_id") for parameter in weight.layer.parameters(recurse=False)):
             raise ModelError(
-                f"{module}: the weight is partitioned by ZeRO-3 of DeepSpeed, and cannot be decomposed. Write the "
+                f"{module}: the weight is partitioned by DeepSpeed ZeRO-3 and cannot be decomposed. Write the "
                 "initial adapter with `ailora init`, and load it for training: PeftModel.from_pretrained(model, "
                 "folder, is_trainable=True)"
             )
     if is_deepspeed_zero3_enabled() and plan.form is not Form.STOCK:
         raise ModelError(
-            "ZeRO-3 of DeepSpeed partitions the parameters of an adapter, and saves them without the anchor: use "
+            "DeepSpeed ZeRO-3 partitions the parameters of an adapter, and saves them without the anchor: use "
             "form='stock', which trains the factors of the file directly, or use ZeRO-2, DDP or FSDP2"
         )
     sharded = [module for module, weight in weights.items() if any_dtensor(weight.layer.parameters(recurse=False))]

@@ -15,7 +15,7 @@ class PlainFactor(PackedFactor):
 
     def __init__(self, weight: Tensor) -> None:
         super().__init__()
-        # Not read from the parameter: ZeRO-3 replaces its data by an empty tensor.
+        # The shape is stored, because ZeRO-3 replaces the data of the parameter by an empty tensor.
         self._shape = (weight.shape[0], weight.shape[1])
         self.value = nn.Parameter(weight.contiguous().clone())
 
@@ -49,7 +49,7 @@ class ResidualFactor(PlainFactor):
         super().__init__(weight)
         self.register_buffer("anchor", weight.detach().clone(), persistent=False)
 
-    def restart(self, weight: Tensor) -> None:  # noqa: ARG002 (the anchor is its start)
+    def restart(self, weight: Tensor) -> None:  # noqa: ARG002 (the factor starts from its anchor)
         super().restart(self.anchor)
 
 

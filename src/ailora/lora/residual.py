@@ -1,4 +1,4 @@
-"""Residual form, as in the paper: `W_res = W - s B0 A0` replaces every adapted weight, in float32 or float64."""
+"""Residual form of the paper: the residual weight `W_res = W - s B0 A0` replaces every adapted weight."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ailora.weights.base_weight import BaseWeight, weight_key, write_rows
 
 @dataclass(frozen=True)
 class Residual:
-    """The residual of a stored weight.
+    """Residual weight of a base weight.
 
     Attributes:
         weight: The base weight to overwrite.
@@ -30,7 +30,7 @@ class Residual:
 
     @torch.no_grad()
     def write(self, undo: ExitStack) -> None:
-        """Overwrite the weight in the layer, and register with `undo` how to restore the weight."""
+        """Overwrite the weight in the layer, and register a callback with `undo` that restores the weight."""
         stored = self.weight.stored()
         undo.callback(stored.copy_, stored.clone())
         stored.copy_(self.value.T if self.weight.transposed else self.value)
@@ -55,13 +55,13 @@ def compute_residuals(weights: Mapping[str, BaseWeight], factors: Sequence[Initi
 @torch.no_grad()
 def restore_weights(weights: Mapping[str, BaseWeight], factors: Sequence[InitialFactors]) -> None:
     """Add the products of the initial factors back to residual weights, in place: `W = W_res + s B0 A0`."""
-    # `read` returns a view of the weight, because `validate_residual_form` refuses all other storages.
+    # `read` returns a view of a plain weight, and `validate_residual_form` refuses all other weights.
     for weight, group in _by_weight(weights, factors):
         weight.read().add_(product_on_rows(group, weight.shape))
 
 
 def product_on_rows(factors: Iterable[InitialFactors], shape: tuple[int, int]) -> Float[Tensor, "out in_"]:
-    """Compute the products `s B0 A0` for the roles of a weight, placed in the roles' rows.
+    """Compute `s B0 A0` for every role of a weight, and place each product in the rows of the role.
 
     Args:
         factors: Initial factors `B0` (rows, r) and `A0` (r, in) for each role. Equal factors of tied layers count once.
@@ -83,8 +83,8 @@ def validate_residual_form(base: nn.Module, plan: Plan, weights: Mapping[str, Ba
     """Refuse weights that the residual form cannot overwrite.
 
     Raises:
-        ModelError: A weight is computed, quantized or in half precision, or is shared with a layer without an equal
-            adapter.
+        ModelError: A weight is computed from other tensors, quantized or in half precision, or is shared with a layer
+            that has no equal adapter.
     """
     subtracted: dict[int, dict[str, tuple[object, ...]]] = {}
     for module, group in plan.modules.items():
@@ -98,8 +98,8 @@ def validate_residual_form(base: nn.Module, plan: Plan, weights: Mapping[str, Ba
             )
         if weight.quantized_format is not None or weight.dtype not in (torch.float32, torch.float64):
             raise ModelError(
-                f"{weight}: form='residual' needs float32 or float64 weights, because coarser rounding would change "
-                "the outputs of the model: use form='anchored'"
+                f"{weight}: form='residual' needs float32 or float64 weights, because rounding in other formats would "
+                "change the outputs of the model: use form='anchored'"
             )
         parts = tuple((p.projection.rows, p.init, p.rank, p.scaling) for p in group)
         subtracted.setdefault(weight.key, {})[module] = parts

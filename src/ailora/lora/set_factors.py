@@ -1,4 +1,4 @@
-"""Set initial factors in PEFT's layers, as factors for training or for the file."""
+"""Set initial factors in PEFT's layers."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ def set_factors(layer: LoraLayer, factors: Sequence[InitialFactors], adapter_nam
     assert isinstance(stock_A, nn.Linear)
     assert isinstance(stock_B, nn.Linear)
     A, B = build_factors(factors, plan, like_A=stock_A.weight, like_B=stock_B.weight)
-    # PEFT's `nn.Linear` suffices without an anchor, and all engines and merging tools handle that layer.
+    # A factor without an anchor stays PEFT's `nn.Linear`, which all engines and merging tools support.
     if plan.form is Form.STOCK or type(A) is PlainFactor:
         with torch.no_grad():
-            # Under tensor parallelism, PEFT has sharded either factor.
+            # Under tensor parallelism, PEFT has sharded one of the factors.
             stock_A.weight.copy_(distribute_like(A.stack(), stock_A.weight))
             stock_B.weight.copy_(distribute_like(B.stack(), stock_B.weight))
         return
@@ -46,13 +46,13 @@ def set_factors(layer: LoraLayer, factors: Sequence[InitialFactors], adapter_nam
 def build_factors(
     factors: Sequence[InitialFactors], plan: Plan, *, like_A: Tensor | None = None, like_B: Tensor | None = None
 ) -> tuple[PackedFactor, PackedFactor]:
-    """Build the factors of a module for training; with the anchored and the stock form, also those of the file.
+    """Build the factors of a module for training. In the anchored and the stock form, they equal those of the file.
 
     Args:
         factors: Initial factors of the module: a single pair, or a pair for each adapted role of a fused weight.
         plan: The plan of the adapter.
-        like_A: A tensor with the dtype and device for `A`. None keeps dtype and device of the initial factor.
-        like_B: A tensor with the dtype and device for `B`. None keeps dtype and device of the initial factor.
+        like_A: Tensor with the dtype and device for `A`. None keeps the dtype and device of the initial factor.
+        like_B: Tensor with the dtype and device for `B`. None keeps the dtype and device of the initial factor.
 
     Returns:
         `lora_A` and `lora_B`.

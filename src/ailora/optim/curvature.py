@@ -1,4 +1,4 @@
-"""Curvature of the training loss in each role's factors before training, from which learning rates follow.
+"""Curvature of the loss in each role's factors before training, used to estimate learning rates.
 
 The best learning rate is inversely proportional to the largest Hessian eigenvalue at the initial factors
 (arXiv 2602.04998). `rate_multiple` adapts the rule to Adam.
@@ -23,8 +23,8 @@ from ailora.spectral.lanczos import orthonormalize
 #: below the largest eigenvalue.
 _MAX_RELATIVE_RESIDUAL = 0.25
 
-#: Function that applies several symmetric operators at once, each with a matrix per batch: key -> vector (n,) becomes
-#: key -> products (batches, n).
+#: Function that multiplies several symmetric operators with a vector each, separately on every batch. Maps
+#: key -> vector (n,) to key -> products (batches, n).
 Products = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
 
 
@@ -32,17 +32,17 @@ Products = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
 class Curvature:
     """Largest eigenvalue of the loss Hessian in the factors of a role, averaged over batches.
 
-    The eigenvalue is the algebraically largest: gradient descent is stable for learning rates below 2 / value, and
-    negative curvature bounds no learning rate. The Hessian's block between `A` and `B` always contains the scaled
-    gradient with respect to W. The largest singular value of this gradient is a lower bound of the eigenvalue, which
-    plain LoRA and other small initial factors reach.
+    The eigenvalue is the algebraically largest, because only positive curvature limits the learning rate: gradient
+    descent is stable for learning rates below 2 / value. The Hessian's block between `A` and `B` always contains the
+    scaled gradient with respect to W. The largest singular value of this scaled gradient is a lower bound of the
+    eigenvalue. For small initial factors, such as those of plain LoRA, the eigenvalue equals this lower bound.
 
     Attributes:
         value: Rayleigh quotient of the last Ritz vector x, in units of loss / parameter^2.
-        residual: `|H x - value x|`. Some eigenvalue is within this distance of `value`: almost surely the largest,
-            because the start vector is random, unless the residual is large relative to the value.
+        residual: `|H x - value x|`. An eigenvalue is within this distance of `value`. Because the start vector is
+            random, this is almost surely the largest eigenvalue if the residual is small relative to the value.
         spread: Standard error of `value` over the batches.
-        iterations: Number of Lanczos steps, each a product with the Hessian of every batch.
+        iterations: Number of Lanczos steps. Each step multiplies the Hessian of every batch with a vector.
         batches: Number of batches in the average.
     """
 
@@ -54,14 +54,14 @@ class Curvature:
 
     @property
     def error(self) -> float:
-        """Residual and spread, which are independent, added in quadrature. Infinite without convergence."""
+        """Error of `value`: residual and spread, added in quadrature. Infinite if the iteration has not converged."""
         converged = self.residual <= _MAX_RELATIVE_RESIDUAL * abs(self.value)
         return math.hypot(self.residual, self.spread) if converged else math.inf
 
 
 @dataclass(frozen=True)
 class RateMultiple:
-    """Ratio between the good learning rates of two inits.
+    """Ratio of the best learning rates of two inits.
 
     Attributes:
         value: The ratio.
@@ -73,25 +73,26 @@ class RateMultiple:
 
 
 def rate_multiple(curvature: Curvature, reference: Curvature) -> RateMultiple:
-    """Estimate the good learning rate of an init under Adam, as a multiple of a reference init's rate.
+    """Estimate the best learning rate of an init under Adam, as a multiple of the best rate of a reference init.
 
     The rule is `(reference / curvature)^1/2`. If the initial factors are scaled by t, the gradient with respect to the
     factors scales by t and the Hessian by t^2. The best rate of gradient descent therefore scales by 1 / t^2. The best
-    rate of Adam, whose step size does not depend on the size of the gradient, scales by 1 / t. The result is a starting
-    point for a sweep, not a replacement: among six rules, this rule was the closest to the sweep in
-    `benchmarks/learning_rate_curvature.py`, for a single model and seed. The result is close to 1 wherever the lower
-    bound described in `Curvature` hides the difference.
+    rate of Adam, whose step size does not depend on the size of the gradient, scales by 1 / t.
+
+    Use the result as the starting point of a sweep over learning rates, not as a replacement. In
+    `benchmarks/learning_rate_curvature.py`, with a single model and seed, this rule came closest to the sweep among six
+    rules. If both eigenvalues equal the lower bound described in `Curvature`, the result is close to 1 even where the
+    best rates differ.
 
     Args:
-        curvature: Curvature at the initial factors whose rate is to be estimated.
-        reference: Curvature at the initial factors whose good rate is known (plain LoRA), for the same role and
-            batches.
+        curvature: Curvature at the initial factors of the init.
+        reference: Curvature at the initial factors of the reference init (plain LoRA), for the same role and batches.
 
     Returns:
         The multiple, with its error.
 
     Raises:
-        ModelError: A curvature is not positive, so no rate follows.
+        ModelError: A curvature is not positive.
     """
     if not min(curvature.value, reference.value) > 0:
         raise ModelError(
@@ -114,12 +115,12 @@ def curvature_by_role(
 ) -> dict[str, Curvature]:
     """Measure the largest curvature of the mean loss in the factors of each role.
 
-    The roles share forward passes. The cost is at most `iterations + 1` passes over the batches, each a forward pass, a
-    backward pass, and a second backward pass for every role. The model does not change.
+    The cost is at most `iterations + 1` passes over the batches. For each batch, a pass runs the model forward and
+    backward once for all roles, and backward a second time for each role. The model does not change.
 
     Args:
         model: Model from `adapt`, with factors in float32 or float64.
-        losses: A function for each batch, which computes the mean loss; at least two.
+        losses: For each of at least two batches, a function that computes the mean loss.
         iterations: Maximum number of Lanczos steps.
         tolerance: Relative residual at which the iteration stops. The relative error of the eigenvalue is about the
             tolerance squared.
@@ -127,7 +128,8 @@ def curvature_by_role(
         adapter_name: PEFT's name for the adapter.
 
     Returns:
-        Role -> curvature. With several roles also `hessian.ALL` -> curvature in the factors of all roles together.
+        Role -> curvature. If there are several roles, the key `hessian.ALL` gives the curvature in all factors
+        together.
 
     Raises:
         InputError: There are fewer than two batches, `iterations` is below 1, or a loss is not a scalar with gradients.
@@ -181,12 +183,12 @@ def largest_eigenvalues(
         raise InputError(f"expected at least one iteration, got {iterations}")
     spaces = {key: _KrylovSpace(start) for key, start in starts.items()}
     for _ in range(iterations):
-        growing = {key: space.last for key, space in spaces.items() if not space.has_converged(tolerance)}
-        for key, images in products(growing).items() if growing else ():
+        unconverged = {key: space.last for key, space in spaces.items() if not space.has_converged(tolerance)}
+        for key, images in products(unconverged).items() if unconverged else ():
             spaces[key].extend(images.mean(dim=0))
     vectors = {key: space.ritz_vector for key, space in spaces.items()}
-    # The recurrence already gives the residual for the mean over batches. Only a product with the Ritz vector itself
-    # gives the spread between batches.
+    # The Lanczos recurrence already gives the residual for the mean over batches. The spread between batches needs a
+    # product with the Ritz vector itself.
     ritz_products = products(vectors)
     return {key: _measure(x, ritz_products[key], spaces[key].steps) for key, x in vectors.items()}
 
@@ -213,7 +215,7 @@ class _KrylovSpace:
 
     @property
     def last(self) -> Float[Tensor, " n"]:
-        """Last vector of the basis, with which the next product is computed."""
+        """Last vector of the basis. The next product multiplies the operator with this vector."""
         return self._basis[:, -1]
 
     def extend(self, product: Float[Tensor, " n"]) -> None:
@@ -227,17 +229,17 @@ class _KrylovSpace:
         if not self.steps:
             return False
         value, vector = self._largest_ritz_pair()
-        # The recurrence gives the residual without a further product, each of which costs a pass over the batches.
+        # The recurrence gives the residual without a further product, which would cost a pass over the batches.
         return bool(self._columns[-1][-1].abs() * vector[-1].abs() <= tolerance * value.abs())
 
     @property
     def ritz_vector(self) -> Float[Tensor, " n"]:
-        """Unit vector of the largest Ritz value."""
+        """Ritz vector of the largest Ritz value, with norm 1."""
         return self._basis[:, : self.steps] @ self._largest_ritz_pair()[1].to(self._basis)
 
     def _largest_ritz_pair(self) -> tuple[Tensor, Tensor]:
-        core = torch.zeros(self.steps, self.steps, dtype=torch.float64)
+        projected = torch.zeros(self.steps, self.steps, dtype=torch.float64)
         for step, column in enumerate(self._columns):
-            core[: step + 1, step] = column[: step + 1]
-        values, vectors = torch.linalg.eigh(core, UPLO="U")
+            projected[: step + 1, step] = column[: step + 1]
+        values, vectors = torch.linalg.eigh(projected, UPLO="U")
         return values[-1], vectors[:, -1]

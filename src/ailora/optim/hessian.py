@@ -1,8 +1,8 @@
 """Hessian-vector products of a loss with respect to an adapter's factors, role by role.
 
-Products come from differentiating twice (Pearlmutter 1994, "Fast exact multiplication by the Hessian"). All blocks
-share a single forward and backward pass per batch. The graph of a batch is freed before the next batch runs, so that
-memory holds a single graph.
+Each product is computed by differentiating twice (Pearlmutter 1994, "Fast exact multiplication by the Hessian"). All
+blocks share one forward pass and one backward pass per batch. The graph of a batch is freed before the next batch runs,
+so memory holds a single graph.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from ailora.errors import InputError, ModelError
 from ailora.optim.param_groups import role_factors
 
-#: Function that computes the model's mean loss on a batch: a scalar with gradients, equal at every call.
+#: Function that computes the model's mean loss on a batch, a scalar with gradients. Every call gives the same value.
 Loss = Callable[[], Tensor]
 
 #: Key of the block that contains the factors of all roles.
 ALL = "all"
 
-#: Attention implementations of transformers that have second derivatives. With others, second derivatives may lack
-#: terms silently: autograd does not differentiate a gradient that a kernel computes itself.
+#: Attention implementations of transformers that have second derivatives. With other implementations, second
+#: derivatives may silently lack terms, because autograd cannot differentiate gradients computed inside a kernel.
 _TWICE_DIFFERENTIABLE_ATTENTION = ("eager", "sdpa")
 
 
 @dataclass(frozen=True)
 class Block:
-    """Block on the diagonal of the Hessian: parameters as a vector (n,)."""
+    """Diagonal block of the Hessian, given by its parameters."""
 
     parameters: tuple[nn.Parameter, ...]
 
@@ -55,7 +55,7 @@ def blocks_by_role(model: PeftModel, adapter_name: str = "default") -> dict[str,
         adapter_name: PEFT's name for the adapter.
 
     Returns:
-        Role -> block. With several roles also `ALL` -> block with the factors of all roles.
+        Role -> block. If there are several roles, the key `ALL` gives the block with the factors of all roles.
 
     Raises:
         ModelError: The model has no adapter of this name from ailora, the adapter has no trainable factors, or a
@@ -65,11 +65,11 @@ def blocks_by_role(model: PeftModel, adapter_name: str = "default") -> dict[str,
     by_role: dict[str, list[nn.Parameter]] = {}
     for name, (roles, _) in role_factors(model, adapter_name).items():
         if len(roles) > 1:
-            raise ModelError(f"{name} is a single parameter for {', '.join(roles)}: measure in the anchored form")
+            raise ModelError(f"the roles {', '.join(roles)} share the parameter {name}: measure with form='anchored'")
         for role in roles:
             by_role.setdefault(role.value, []).append(parameters[name])
     if not by_role:
-        raise ModelError(f"the adapter {adapter_name!r} has no trainable factors: set_adapter() it first")
+        raise ModelError(f"the adapter {adapter_name!r} has no trainable factors: activate it with set_adapter() first")
     if len(by_role) > 1:
         by_role[ALL] = [parameter for group in by_role.values() for parameter in group]
     return {role: Block(tuple(group)) for role, group in by_role.items()}
@@ -80,11 +80,11 @@ def hessian_products(
 ) -> dict[str, Float[Tensor, "batches n"]]:
     """Multiply each block of the Hessian with a vector, batch by batch.
 
-    Meanwhile dropout is off, and attention in `torch.nn.functional` runs the math kernel.
+    During the computation, dropout is off, and the attention of `torch.nn.functional` uses the math kernel.
 
     Args:
         model: The adapted model.
-        losses: A function for each batch, which computes the mean loss.
+        losses: For each batch, a function that computes the mean loss.
         blocks: Key -> block of the Hessian.
         vectors: Key -> vector (n,) for the block.
 
@@ -115,22 +115,22 @@ def _multiply(block: Block, gradient: Mapping[nn.Parameter, Tensor], vector: Ten
 def _iter_gradients(
     model: PeftModel, losses: Sequence[Loss], blocks: Mapping[str, Block]
 ) -> Iterator[dict[nn.Parameter, Tensor]]:
-    """Yield parameter -> gradient with its graph for each batch; the dictionary is cleared before the next batch."""
+    """Yield the gradients of each batch by parameter, with graph. The dictionary is cleared before the next batch."""
     parameters = list(dict.fromkeys(parameter for block in blocks.values() for parameter in block.parameters))
     with _measuring(model):
         for loss in losses:
             value = loss()
             if value.ndim or not value.requires_grad:
-                raise InputError(f"expected a loss that is a scalar with gradients to the adapter, got {value}")
+                raise InputError(f"expected the loss to be a scalar with gradients for the adapter, got {value}")
             with _explaining_missing_derivatives():
                 parts = torch.autograd.grad(
                     value, parameters, create_graph=True, allow_unused=True, materialize_grads=True
                 )
             if not all(torch.isfinite(part).all() for part in parts):
-                raise ModelError(f"the gradient of the loss {value.item():.3g} is not finite")
+                raise ModelError(f"the loss is {value.item():.3g}, but its gradient is not finite")
             gradient = dict(zip(parameters, parts, strict=True))
-            # All references to the graph must be gone before the next batch runs. The caller's loop variable still
-            # refers to the dictionary, so only clearing the dictionary frees the tensors.
+            # All references to the graph must be gone before the next batch runs. The caller's loop variable keeps the
+            # dictionary alive, so clearing the dictionary is what frees the tensors.
             del value, parts
             yield gradient
             gradient.clear()
@@ -138,7 +138,7 @@ def _iter_gradients(
 
 @contextmanager
 def _measuring(model: nn.Module) -> Generator[None, None, None]:
-    """Use eval mode, enabled gradients and the math kernel of attention; restore all modes afterwards."""
+    """Set eval mode, enable gradients and select the math kernel of attention. Restore everything on exit."""
     flags = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

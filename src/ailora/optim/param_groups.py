@@ -1,4 +1,4 @@
-"""Parameter groups of the optimizer: learning rates by role and by factor."""
+"""Parameter groups for optimizers, with learning rates by role and factor."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class FactorRoles(NamedTuple):
     """Role and factor of a parameter.
 
     Attributes:
-        roles: A single role, except for a fused projection in the stock form, whose adapted roles share the parameter
-            and therefore the learning rate.
+        roles: Roles that share the parameter. A parameter has several roles only if a fused weight is adapted in the
+            stock form; the roles then share a learning rate.
         factor: `A` or `B`.
     """
 
@@ -37,18 +37,18 @@ class FactorRoles(NamedTuple):
 def role_factors(
     model: PeftModel, adapter_name: str = "default", *, plan: Plan | None = None
 ) -> dict[str, FactorRoles]:
-    """Map every trainable parameter of the factors to its role and factor, in all forms.
+    """Map the name of every trainable parameter in the factors to roles and factor.
 
-    Not included are fully trained modules (heads), DoRA's magnitudes, and frozen factors, such as those of
-    an inactive adapter.
+    Modules trained in full (heads), DoRA's magnitudes and frozen factors, such as those of inactive adapters, are not
+    included.
 
     Args:
         model: Model from `adapt` or `apply_plan`.
         adapter_name: PEFT's name for the adapter.
-        plan: Plan of an adapter initialized by PEFT. None for an adapter from ailora, which has its plan.
+        plan: Plan of an adapter that PEFT initialized. None means the plan that ailora stored with its adapter.
 
     Returns:
-        Name of the parameter -> role and factor, in the order of `model.named_parameters()`.
+        Name of the parameter -> roles and factor, in the order of `model.named_parameters()`.
 
     Raises:
         ModelError: `plan` is None, and the model has no adapter of this name from ailora.
@@ -71,24 +71,24 @@ def role_factors(
 
 @dataclass(frozen=True)
 class Multipliers:
-    """Multiples of the learning rate, by role and factor.
+    """Multipliers of the learning rate, by role and factor.
 
     Attributes:
-        by_role: (role, factor) -> multiple. A role of None stands for all roles, a factor of None for `A` and `B`.
+        by_role: (role, factor) -> multiplier. None as the role means all roles; None as the factor means both factors.
     """
 
     by_role: Mapping[tuple[Role | None, Factor | None], float]
 
     def multiplier(self, role: Role, factor: Factor) -> float:
-        """Return the multiple for a role's factor: the product of all matching entries."""
+        """Return the multiplier of a factor of a role: the product of all matching entries."""
         keys: list[tuple[Role | None, Factor | None]] = [(role, factor), (role, None), (None, factor)]
         return math.prod(self.by_role.get(key, 1.0) for key in keys)
 
     def validate_adapted(self, roles: Iterable[Role]) -> None:
-        """Validate that every role with a multiple has an adapter.
+        """Validate that every role with a multiplier has an adapter.
 
         Raises:
-            InputError: A role has a multiple, but no adapter.
+            InputError: A role has a multiplier, but no adapter.
         """
         adapted = set(roles)
         for role, _ in self.by_role:
@@ -100,13 +100,13 @@ class Multipliers:
 def parse_multipliers(given: Mapping[str, float | Mapping[str, float]] | None) -> Multipliers:
     """Parse `adapter.learning_rates`: `{query: 0.3, B: 16}`, or `{query: {A: 0.3, B: 5}}`.
 
-    A multiple for `B` alone is LoRA+ (arXiv 2402.12354).
+    A multiplier for `B` alone is LoRA+ (arXiv 2402.12354).
 
     Args:
-        given: Multiples by role, by factor for all roles, or by role and factor. None for 1 everywhere.
+        given: Multipliers by role, by factor for all roles, or by role and factor. None means no multipliers.
 
     Returns:
-        The multiples.
+        The multipliers.
 
     Raises:
         InputError: A key is neither a role nor a factor.
@@ -119,8 +119,8 @@ def parse_multipliers(given: Mapping[str, float | Mapping[str, float]] | None) -
             continue
         if role is None:
             raise InputError(f"adapter.learning_rates.{key}: expected a number, got {dict(value)!r}")
-        for factor, multiple in value.items():
-            by_role[role, _parse_factor(factor)] = float(multiple)
+        for factor, multiplier in value.items():
+            by_role[role, _parse_factor(factor)] = float(multiplier)
     return Multipliers(by_role)
 
 
@@ -133,19 +133,19 @@ def _parse_factor(name: str) -> Factor:
 def split_param_groups(
     groups: Sequence[dict[str, Any]], model: PeftModel, multipliers: Multipliers, *, plan: Plan | None = None
 ) -> list[dict[str, Any]]:
-    """Split an optimizer's parameter groups so that every factor has its learning rate.
+    """Split an optimizer's parameter groups, so that each factor gets its own learning rate.
 
     Args:
-        groups: `optimizer.param_groups`, before a scheduler is created, because its constructor reads `lr`.
+        groups: `optimizer.param_groups`. Split them before creating a scheduler, whose constructor reads `lr`.
         model: Model with the parameters.
-        multipliers: Multiples of the learning rate.
-        plan: Plan of an adapter initialized by PEFT. None for an adapter from ailora, which has its plan.
+        multipliers: Multipliers of the learning rate.
+        plan: Plan of an adapter that PEFT initialized. None means the plan that ailora stored with its adapter.
 
     Returns:
         Groups in a fixed order, each with an entry `multiplier`.
 
     Raises:
-        InputError: Roles that share a parameter have different multiples.
+        InputError: Roles that share a parameter have different multipliers.
     """
     factors = role_factors(model, plan=plan)
     by_parameter = {
@@ -155,7 +155,7 @@ def split_param_groups(
     }
     split = []
     for group in groups:
-        # Sorted by multiple, because a checkpoint stores optimizer states by position, and roles come in any order.
+        # Sorted, because a training checkpoint stores optimizer states by position, and users list roles in any order.
         for value in sorted({by_parameter.get(id(p), 1.0) for p in group["params"]}):
             members = [p for p in group["params"] if by_parameter.get(id(p), 1.0) == value]
             split.append({**group, "params": members, "lr": group["lr"] * value, "multiplier": value})

@@ -1,4 +1,4 @@
-"""Metadata of an adapter: the schema of `ailora.json`, the file beside PEFT's own."""
+"""Metadata of an adapter: the schema of `ailora.json`, which is saved beside PEFT's files."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Exported(pydantic.BaseModel):
     Attributes:
         rank: Rank in every module.
         dtype: Dtype of the factors.
-        error: Frobenius norm of the error in the exported update, relative to the trained update.
+        error: Frobenius norm of the exported minus the trained update, relative to the norm of the trained update.
     """
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
@@ -47,10 +47,10 @@ class AdapterMetadata(pydantic.BaseModel):
         base_model: Name or path of the base model, as PEFT records it.
         labels: Class names in the order of the head's outputs. None for numbered classes.
         pad_token_id: Id of the model's padding token. None for models without one.
-        weights_from: Unquantized checkpoint, decomposed in place of a quantized base model. None otherwise.
+        weights_from: Unquantized checkpoint whose weights were decomposed. None if those of the base model were.
         quantization_errors: Module -> relative error of the quantized weight before and after its residual was
             quantized. Only earlier versions, which quantized residuals, wrote this field.
-        exported: Properties of the export. None for adapters with their trained factors.
+        exported: Properties of the export. None if the adapter is not an export.
         versions: Library -> version at the time of writing.
     """
 
@@ -85,16 +85,16 @@ class AdapterMetadata(pydantic.BaseModel):
             plan: Plan of the adapter.
             fingerprints: Module -> SHA-256 of the decomposed base weight.
             base_model: Name or path of the base model.
-            model_config: Configuration of the model in transformers, which has the labels and the padding token.
+            model_config: The model's configuration in transformers, from which labels and padding token are read.
             floored: Module -> number of clamped singular values.
-            weights_from: Unquantized checkpoint, decomposed in place of a quantized base model.
+            weights_from: Unquantized checkpoint whose weights were decomposed. None if those of the base model were.
 
         Returns:
             Metadata with the versions of the installed libraries.
         """
         pad_token_id = getattr(model_config, "pad_token_id", None)
         return cls(
-            # Converted to JSON and back, so that new metadata equal the metadata in the file: tuples become lists.
+            # The round trip through JSON turns tuples into lists, so new metadata equal metadata read from a file.
             plan=json.loads(json.dumps(plan.to_dict())),
             fingerprints=fingerprints,
             floored=floored or {},
@@ -142,7 +142,7 @@ class AdapterMetadata(pydantic.BaseModel):
 def find_metadata(folder: Path | str) -> AdapterMetadata | None:
     """Read the `ailora.json` in a folder, or in its nearest parent with such a file.
 
-    Parents count because a run writes `ailora.json` once, above the checkpoints of transformers' Trainer.
+    Parents are searched, because a run writes `ailora.json` once, in the folder above the Trainer's checkpoints.
 
     Returns:
         Metadata, or None if there is no `ailora.json`.

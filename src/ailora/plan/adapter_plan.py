@@ -18,14 +18,14 @@ from ailora.roles.fused_layout import Rows
 
 # PEFT compiles the names of `modules_to_save` as regular expressions, in which these characters are operators.
 _REGEX_OPERATORS = frozenset(r"*+?{}()[]\^$|")
-# Normal numbers of float16. Spectral factors are proportional to 1 / sqrt(scaling), and their product to 1 / scaling:
-# beyond these limits they underflow or overflow in half-precision training, exports and servers. The limits also hold
-# for bfloat16 and float32, because an adapter may be saved in one dtype and loaded in another.
+# Range of normal float16 numbers. Spectral factors are proportional to 1 / sqrt(scaling), and their product to
+# 1 / scaling. Outside this range, they underflow or overflow in half-precision training, exports and servers. The range
+# also applies to bfloat16 and float32, because an adapter may be saved in one dtype and loaded in another.
 _MIN_SCALING, _MAX_SCALING = 2.0**-14, 65504.0
 
 
 class Form(StrEnum):
-    """Form in which an adapter trains, explained in `docs/concepts.md`. All forms are saved as the same file."""
+    """Representation of the update during training; see `docs/concepts.md`. All forms have one file format."""
 
     ANCHORED = "anchored"
     STOCK = "stock"
@@ -39,7 +39,7 @@ class PlannedAdapter:
     Attributes:
         projection: Adapted projection.
         init: Init of the factors.
-        rank: Rank `r` of the factors in training.
+        rank: Rank `r` of the adapter. `file_rank` is the rank of the saved factors.
         alpha: LoRA's alpha, the numerator of the scaling.
         scaling: Factor `s` in `dW = s (B A - B0 A0)`: alpha / r, or alpha / sqrt(r) for rank-stabilised LoRA.
     """
@@ -70,7 +70,7 @@ class LoraOptions:
         rslora: Whether the scaling is alpha / sqrt(r) (arXiv 2312.03732).
         dora: Whether the adapter also trains magnitudes, as DoRA does (arXiv 2402.09353).
         modules_to_save: Names of modules to train in full and to save with the adapter.
-        task_type: Task type of PEFT, which selects the class of the adapted model.
+        task_type: PEFT's task type, from which PEFT chooses the class of the adapted model.
     """
 
     dropout: float = 0.0
@@ -85,11 +85,11 @@ class Plan:
     """Adapter settings of a model, without tensors.
 
     Attributes:
-        policy: Policy by which the inits were chosen.
+        policy: Policy that chose the inits.
         form: Anchored, stock or residual.
         adapters: An entry for each adapted projection, in the order of the model's modules.
         options: Options of PEFT's `LoraConfig`.
-        couple_roles: Whether each adapter of a fused weight trains all rows. If not, it trains the rows of its role.
+        couple_roles: Whether each adapter of a fused weight trains all rows of the weight, not just those of its role.
 
     Examples:
         >>> from ailora import make_plan
@@ -108,14 +108,14 @@ class Plan:
 
     @property
     def modules(self) -> dict[str, tuple[PlannedAdapter, ...]]:
-        """Module -> its adapters: a single adapter, or an adapter for each adapted role of a fused weight."""
+        """Adapters of each module, by module name. A fused weight has an adapter for each adapted role."""
         by_module: dict[str, list[PlannedAdapter]] = {}
         for adapter in self.adapters:
             by_module.setdefault(adapter.projection.module, []).append(adapter)
         return {module: tuple(adapters) for module, adapters in by_module.items()}
 
     def trained_rows(self, projection: Projection) -> Rows:
-        """Return the rows of the module's weight that a projection's `B` trains."""
+        """Return the rows of the module's weight that the adapter of a projection trains."""
         return ((0, projection.shape[0]),) if self.couple_roles else projection.rows
 
     @property
@@ -124,7 +124,7 @@ class Plan:
         return sum(self._trainable(a) for a in self.adapters)
 
     def _trainable(self, adapter: PlannedAdapter) -> int:
-        # The stock form trains the rows and columns of the anchor too.
+        # The stock form trains all 2r rows of `A` and columns of `B`, including the anchor.
         if self.form is Form.STOCK:
             return adapter.file_rank * sum(adapter.projection.shape)
         return adapter.rank * sum(adapter.projection.shape) if self.couple_roles else adapter.trainable
@@ -141,7 +141,7 @@ class Plan:
 
     @property
     def file_bytes(self) -> int:
-        """Bytes of the adapters' tensors in a float32 file, without those of `modules_to_save`."""
+        """Size of the adapters' tensors in float32, in bytes, without the modules in `modules_to_save`."""
         shapes = [(a.projection.shape, a.file_rank) for a in self.adapters]
         return sum(4 * rank * (out + in_) for (out, in_), rank in shapes)
 
@@ -163,7 +163,7 @@ class Plan:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Plan:
-        """Parse the result of `to_dict`, which a file may hold.
+        """Parse the result of `to_dict`, possibly read from a file.
 
         Raises:
             InputError: A key is missing or unknown, or a value is invalid.
@@ -204,18 +204,18 @@ def _adapter_from_dict(data: Mapping[str, Any]) -> PlannedAdapter:
 
 
 def _validate_values(plan: Plan) -> None:
-    """Validate the values of a plan from a file, which may have been edited.
+    """Validate the values of a plan read from a file. Users may have edited the file.
 
     Raises:
-        ValueError: `make_plan` never produces such a value.
+        ValueError: A value is impossible in a plan built by `make_plan`.
     """
     options = plan.options
     flags = (options.rslora, options.dora, plan.couple_roles)
     if not plan.adapters or not all(isinstance(flag, bool) for flag in flags) or not 0 <= options.dropout < 1:
-        raise ValueError("expected at least one adapter, flags that are true or false, and a dropout in [0, 1)")
+        raise ValueError("adapters must not be empty, flags must be true or false, and dropout must be in [0, 1)")
     names = options.modules_to_save
     if not all(isinstance(name, str) and name and _REGEX_OPERATORS.isdisjoint(name) for name in names):
-        raise ValueError("modules_to_save must be names of modules")
+        raise ValueError("modules_to_save must be a list of module names")
     if options.task_type is not None and options.task_type not in TASKS:
         raise ValueError(f"task_type must be one of {', '.join(TASKS)}")
     seen: set[tuple[str, Role]] = set()
@@ -227,7 +227,7 @@ def _validate_values(plan: Plan) -> None:
         if not all(isinstance(string, str) for string in strings) or not projection.module:
             raise ValueError("module, dtype, rule and layout of an adapter must be strings")
         if key in seen or shapes.setdefault(projection.module, projection.shape) != projection.shape:
-            raise ValueError(f"{projection.module} occurs twice with one role, or with two shapes")
+            raise ValueError(f"{projection.module} occurs twice with the same role, or with different shapes")
         seen.add(key)
         _validate_numbers(planned)
 
@@ -240,7 +240,7 @@ def _validate_numbers(planned: PlannedAdapter) -> None:
     integers = (out, in_, planned.rank, *ends)
     # Not `isinstance`, for which true and false are integers.
     if not all(type(number) is int for number in integers) or not (0 < out < 2**31 and 0 < in_ < 2**31):
-        raise ValueError(f"expected integers as shape, rank and rows, and a shape above 0, got {integers} {where}")
+        raise ValueError(f"shape, rank and rows must be integers, and the shape positive, got {integers} {where}")
     if not ends or ends != sorted(ends) or ends[0] < 0 or ends[-1] > out or projection.out_features == 0:
         raise ValueError(f"rows must be ascending ranges within {out} rows, got {projection.rows} {where}")
     if not 1 <= planned.rank <= projection.max_rank:
@@ -263,11 +263,11 @@ def compute_scaling(rank: float, alpha: float, *, rslora: bool = False, where: s
         The scaling s.
 
     Raises:
-        InputError: `alpha` is not a number, or the scaling exceeds the range of float16.
+        InputError: `alpha` is not a number, or the scaling is outside the range of normal float16 numbers.
     """
     divisor = math.sqrt(rank) if rslora else rank
     lowest, highest = _MIN_SCALING * divisor, _MAX_SCALING * divisor
-    # Compare before dividing: a Python integer may be too large for a float, and the division would raise.
+    # Compare before dividing: for a Python integer beyond float64, the division would raise OverflowError.
     is_number = isinstance(alpha, int | float) and not isinstance(alpha, bool)
     if not is_number or not lowest <= alpha <= highest:
         raise InputError(

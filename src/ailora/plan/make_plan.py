@@ -14,7 +14,7 @@ from ailora.plan.adapter_plan import Form, LoraOptions, Plan, PlannedAdapter, co
 from ailora.plan.task_type import default_heads, infer_task_type, parse_task_type
 from ailora.roles import Projection, Role, find_projections, parse_role
 
-#: A number for all projections, or numbers by role or by regular expression for module names.
+#: A number for all projections, or a mapping from roles or regular expressions for module names to numbers.
 PerModule = float | Mapping[str, float]
 
 
@@ -37,25 +37,25 @@ def make_plan(
 ) -> Plan:
     """Choose the adapter settings of every projection of a model.
 
-    Reads no weight: the model may be on the meta device.
+    No weight is read, so the model may be on the meta device.
 
     Args:
         model: A model of transformers, or any module if `role_names` is given.
         policy: Name of a preset, a mapping `{role: init}`, or a `Policy`.
         rank: Rank r, or a mapping `{role or regex: rank}`, in which the first matching key counts.
         alpha: Alpha, or a mapping as for `rank`. None means alpha = rank: s = 1, or s = sqrt(r) with `rslora`.
-        roles: Roles to adapt. None means the roles named by the policy, or query and value if it names none.
+        roles: Roles to adapt. None means the roles in the policy, or query and value if the policy names no role.
         role_names: Mapping `{regex: role}`, which takes precedence over the naming rules.
-        modules: Regular expression. Only modules with a match in their names are adapted, for example those of the
-            language model in a multimodal model.
+        modules: Regular expression to search for in module names. Only matching modules are adapted, for example those
+            of the language model inside a multimodal model.
         form: `anchored`, `stock` or `residual`.
         dropout: Probability of dropping an entry of the adapter's input, in [0, 1).
         rslora: Scale by alpha / sqrt(r) instead of alpha / r.
-        dora: Train magnitudes too. The residual form refuses this option.
-        modules_to_save: Names of modules to train in full. None means new heads if PEFT would keep them frozen.
+        dora: Also train magnitudes (DoRA). Not available in the residual form.
+        modules_to_save: Names of modules to train in full. None means the new heads that PEFT would keep frozen.
         task_type: Task type of PEFT (`SEQ_CLS`, `CAUSAL_LM`, ...). None means the task type of the model's class.
-        couple_roles: Let each adapter of a fused weight train all rows. By default it trains the rows of its role, like
-            the adapter of a separate projection.
+        couple_roles: Let each adapter of a fused weight train all rows of the weight. By default, each adapter trains
+            only the rows of its role, as if the projections were separate.
 
     Returns:
         Plan of all adapters, plain data without tensors.
@@ -73,7 +73,7 @@ def make_plan(
     """
     policy, form = parse_policy(policy), parse_form(form)
     if not _is_number(dropout) or not 0 <= dropout < 1:
-        raise InputError(f"dropout must be a probability below 1, got {dropout!r}")
+        raise InputError(f"dropout must be at least 0 and below 1, got {dropout!r}")
     for name, flag in {"rslora": rslora, "dora": dora, "couple_roles": couple_roles}.items():
         if not isinstance(flag, bool):
             raise InputError(f"{name} must be True or False, got {flag!r}")
@@ -108,7 +108,7 @@ def _filter_by_module(projections: tuple[Projection, ...], modules: str | None) 
     matching = tuple(p for p in projections if patterns.search(modules, p.module))
     if not matching:
         example = projections[0].module
-        raise InputError(f"modules: {modules!r} matches no projection; a name that would match: {example}")
+        raise InputError(f"modules: {modules!r} matches no projection; the first projection is {example}")
     return matching
 
 
@@ -132,7 +132,7 @@ def _validate_one_scaling(plan: Plan) -> None:
         if len({a.scaling for a in adapters}) > 1:
             scalings = ", ".join(f"{a.projection.name} s = {a.scaling:g}" for a in adapters)
             raise InputError(
-                f"the roles of a fused weight share one scaling, but {scalings}: choose ranks and alphas that agree"
+                f"the roles of a fused weight share one scaling, but {scalings}: choose other ranks or alphas"
             )
 
 
@@ -154,7 +154,7 @@ def _select_roles(
     for role in selected:
         if policy.init_for(role) is None:
             raise InputError(
-                f"the policy {policy.name!r} has no init for the role {role}: add one, or leave the role out of roles"
+                f"the policy {policy.name!r} has no init for the role {role}: add one, or remove the role from `roles`"
             )
         if role not in present:
             roles_present = ", ".join(r.value for r in Role if r in present) or "none"
@@ -166,7 +166,7 @@ def _resolve_numbers(name: str, value: PerModule, projections: tuple[Projection,
     """Return the rank or alpha of each projection: `value`, or its entry with the first matching key.
 
     Raises:
-        InputError: A key matches no projection, or a projection no key.
+        InputError: A key matches no projection, or no key matches a projection.
     """
     if not isinstance(value, Mapping):
         return dict.fromkeys(projections, value)
@@ -224,7 +224,7 @@ def _parse_saved(model: nn.Module, modules_to_save: Iterable[str]) -> tuple[str,
     for module in saved:
         if not any(name == module or name.endswith(f".{module}") for name in names):
             raise ModelError(
-                f"modules_to_save: the model has no module {module!r}; its top modules are "
+                f"modules_to_save: the model has no module {module!r}; its top-level modules are "
                 + ", ".join(name for name, _ in model.named_children())
             )
     return saved

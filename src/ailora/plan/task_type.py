@@ -14,7 +14,7 @@ from ailora.errors import parse_choice
 class TaskType(StrEnum):
     """Task types of PEFT.
 
-    Repeated here because importing PEFT takes seconds, and plans need nothing else from it.
+    PEFT's own enum is not used, because importing PEFT takes seconds and plans need nothing else from PEFT.
     """
 
     SEQ_CLS = "SEQ_CLS"
@@ -30,12 +30,12 @@ class Task:
     """Model class and heads of a task type.
 
     Attributes:
-        title: Task in words.
-        auto_class: Name of the auto class in transformers for loading models.
+        title: Human-readable name of the task.
+        auto_class: Name of the auto class of transformers that loads models for the task.
         recipe: Name of the recipe for the task, or None.
-        class_suffixes: Endings of the class names of models for the task.
-        peft_heads: Names of the heads trained in full by PEFT's default.
-        other_heads: Names of new heads kept frozen by PEFT's default, as in BART and T5.
+        class_suffixes: Endings of the names of model classes for the task.
+        peft_heads: Names of heads that PEFT trains in full by default.
+        other_heads: Names of new heads that PEFT keeps frozen by default, as in BART and T5.
     """
 
     title: str
@@ -88,18 +88,18 @@ TASKS: Mapping[str, Task] = {
 
 
 def get_task(task_type: str | None) -> Task:
-    """Return the task of a task type: feature extraction for None, and for task types of later versions of PEFT."""
+    """Return the task of a task type: feature extraction for None and for task types added by later PEFT versions."""
     return TASKS.get(task_type or "", TASKS[TaskType.FEATURE_EXTRACTION])
 
 
 def infer_task_type(model: nn.Module) -> TaskType | None:
     """Infer the task type from a model's class.
 
-    Without a task type, PEFT would keep the new head of a classification model frozen. Models of images or sound get no
+    Without a task type, PEFT would keep the new head of a classification model frozen. Models of images or audio get no
     task type, because PEFT's model classes pass `input_ids` by name.
 
     Returns:
-        Task type, or None if PEFT has none for the class.
+        Task type. None if PEFT has no task type for the class.
     """
     if getattr(model, "main_input_name", None) != "input_ids":
         return None

@@ -1,7 +1,7 @@
 """Catalog of model families: the naming rules of each model type.
 
-To support a family, add a row to `FAMILIES` and prove the row as in `docs/howto/add_architecture.md`. If neither a
-model type nor a part of the model has a row, users have to name the roles: no role is guessed.
+To support a family, add a row to `FAMILIES`, with a test as described in `docs/howto/add_architecture.md`. If neither
+the model nor a part of the model has a row, users must name the roles, because roles are never guessed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def _assign(rules: Rules, model_types: str) -> dict[str, Rules]:
 
 
 #: config.model_type -> rules. A composite model (CLIP, a multimodal language model) has a row for each part with a
-#: separate configuration. Module names alone prove nothing, so that each row has a test of the family's behaviour.
+#: separate configuration. Module names do not prove a role, so each row has a test of the family's behaviour.
 FAMILIES: dict[str, Rules] = {
     **_assign(
         naming_rules.SEPARATE,
@@ -154,7 +154,7 @@ FAMILIES: dict[str, Rules] = {
     "seamless_m4t": naming_rules.SEAMLESS,
     "seamless_m4t_v2": naming_rules.SEAMLESS,
     "swin": naming_rules.SWIN,
-    # The family has only remote code, and no modeling file in transformers.
+    # transformers has no modeling file for this family, only remote code.
     "chatglm": naming_rules.CHATGLM,
 }
 

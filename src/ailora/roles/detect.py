@@ -19,7 +19,7 @@ from ailora.roles.projection import Attention, Projection, Role, parse_role
 
 _MAX_LISTED_MODULES = 12
 
-#: Modules of torch that read the weights of their submodules directly, so that adapters on these would have no effect.
+#: Modules of torch that read the weights of their submodules directly. Adapters on the submodules would have no effect.
 _BYPASSING_CLASSES: dict[type[nn.Module], str] = {
     nn.TransformerEncoderLayer: "nn.TransformerEncoderLayer: in eval mode torch reads the weights of its linear layers "
     "directly, past any adapter",
@@ -31,18 +31,18 @@ _BYPASSING_CLASSES: dict[type[nn.Module], str] = {
 def find_projections(model: nn.Module, *, role_names: Mapping[str, Role | str] | None = None) -> tuple[Projection, ...]:
     """Find the projections of a model by the rules of the catalog and by `role_names`.
 
-    A module at several places in the model (ALBERT's shared layers) is listed once. In a model with PEFT layers,
-    projections keep the names from before injection. In a composite model, each part (such as a tower of CLIP) follows
-    the rules for its own model type.
+    A module that occurs several times in the model (ALBERT's shared layers) is listed once. In a model with PEFT
+    layers, the module names are those before injection. In a composite model, each part (such as a tower of CLIP)
+    follows the rules for its own model type.
 
     Args:
         model: A model of transformers, or any module if `role_names` is given. No weight is read: the model may be on
             the meta device.
-        role_names: Regular expression -> role for linear modules with a match in their names. These roles take
+        role_names: Mapping from regular expressions to roles, for linear modules with a match in their names. It takes
             precedence over the catalog.
 
     Returns:
-        Projections in the order of the modules, and of the rows within a fused weight.
+        Projections in the order of the modules. The projections of a fused weight are in the order of their rows.
 
     Raises:
         InputError: `model` is not a module, a regular expression is invalid or matches no linear module, or a role is
@@ -80,7 +80,7 @@ def find_projections(model: nn.Module, *, role_names: Mapping[str, Role | str] |
 
 def weight_shape(module: nn.Module) -> tuple[int, int] | None:
     """Return the shape (out, in) of a linear map, or None for any other module."""
-    # GPT-2's Conv1D has names for its sizes that no other layer has.
+    # transformers' Conv1D (GPT-2) calls its sizes `nf` and `nx`.
     names = ("nf", "nx") if type(module).__name__ == "Conv1D" else ("out_features", "in_features")
     out, in_ = (getattr(module, name, None) for name in names)
     # A PEFT layer repeats the sizes of its base layer, which `named_modules()` lists separately.
@@ -93,8 +93,8 @@ def find_linear_modules(model: nn.Module) -> dict[str, nn.Module]:
     """Find the linear maps of a model: `nn.Linear`, transformers' `Conv1D`, and quantized layers.
 
     Returns:
-        Name of the module before injection by PEFT -> module, in the order of the model. Submodules of modules that
-        bypass adapters are left out.
+        Modules by their names before injection by PEFT, in the order of the model. Submodules of modules that bypass
+        adapters are excluded.
     """
     bypassed = tuple(f"{name}." for name in find_bypassing_modules(model))
     # PEFT moves a wrapped module to `NAME.base_layer`, and its factors are linear modules below `NAME.lora_A`.
@@ -109,7 +109,7 @@ def find_bypassing_modules(model: nn.Module) -> dict[str, str]:
     """Find the modules that bypass adapters on their submodules.
 
     Returns:
-        Name of the module -> class and explanation.
+        Class and explanation of each bypassing module, by module name.
     """
     return {
         name: reason
@@ -154,7 +154,7 @@ def _build_projections(name: str, module: nn.Module, rule: Rule, config: ModelCo
 
 
 def _format_dtype(module: nn.Module) -> str:
-    """Format the dtype of a weight, with the class of the tensor or of the layer if the weight is quantized."""
+    """Format the dtype of a weight. For a quantized weight, name the class of the tensor or of the layer too."""
     weight = getattr(module, "weight", None)
     if not isinstance(weight, torch.Tensor):
         return type(module).__name__
@@ -171,7 +171,7 @@ def _parse_role_names(role_names: Mapping[str, Role | str]) -> dict[str, Role]:
 
 
 def _match_role_names(role_names: Mapping[str, Role], linear: Mapping[str, nn.Module]) -> dict[str, tuple[str, Role]]:
-    """Return the first matching pattern of each linear module, with the role.
+    """Map each matching linear module to the first pattern that matches and its role.
 
     Raises:
         InputError: A pattern is not a regular expression, or matches no name.
@@ -191,7 +191,7 @@ def _match_role_names(role_names: Mapping[str, Role], linear: Mapping[str, nn.Mo
 
 
 def _format_modules(linear: Mapping[str, nn.Module]) -> str:
-    """List linear modules and their shapes for an error, with a single line for corresponding modules of all layers."""
+    """List linear modules and their shapes for an error. Corresponding modules of all layers share a line."""
     shapes: dict[str, str] = {}
     for name, module in linear.items():
         collapsed = collapse_layer_index(name)

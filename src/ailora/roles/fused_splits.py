@@ -48,7 +48,7 @@ def per_head(roles: tuple[Role, ...], config: ModelConfig, out_features: int) ->
 
 
 def per_key_value_head(roles: tuple[Role, ...], config: ModelConfig, out_features: int) -> FusedLayout:
-    """Split into groups of the query heads that share a key-value head, then that head: Falcon's new architecture."""
+    """Split into groups, each with query heads and the key and value that they share: Falcon's new architecture."""
     heads, key_value_heads = head_counts(config)
     if heads % key_value_heads:
         raise ModelError(f"{heads} heads cannot share {key_value_heads} key-value heads evenly")
@@ -107,7 +107,7 @@ def head_counts(config: ModelConfig) -> tuple[int, int]:
 
 
 def _first_positive(config: ModelConfig, names: tuple[str, ...]) -> int | None:
-    """Return the value of the first attribute with a positive number, or None."""
+    """Return the first positive number among the named attributes, or None."""
     # DBRX nests the configuration of its attention.
     configs = (config, getattr(config, "attn_config", None))
     values = (getattr(config, name, None) for config in configs for name in names)

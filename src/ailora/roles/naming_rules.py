@@ -1,8 +1,9 @@
-"""Naming rules: roles of modules by the ends of their names, in a tuple for each naming convention.
+"""Naming rules, which assign roles to modules by the ends of their names.
 
-A pattern is a regular expression for the *last* components of a module's name in the modeling files of transformers.
-The rule of a fused weight has several roles, in the order of their rows, and a split, which computes the layout.
-Conventions may be broad (`o_proj` or `out_proj`), because a test of behaviour proves each family.
+Each naming convention is a tuple of rules. A pattern is a regular expression for the *last* components of a module's
+name in the modeling files of transformers. The rule of a fused weight has several roles, in the order of their rows,
+and a split, which computes the layout. Patterns may be broad (`o_proj` or `out_proj`), because a test verifies the
+behaviour of each family.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ class Rule:
         pattern: Regular expression for the end of a module's name.
         roles: Roles in the order of their rows in the weight.
         attention: Self or cross. None for a feed-forward block.
-        split: Function for the layout of the weight's rows. The default also fits a single role.
+        split: Function that computes the layout of the weight's rows. The default also fits a single role.
     """
 
     pattern: str
@@ -31,7 +32,7 @@ class Rule:
 
 
 def attention(block: str, names: str, kind: Attention = Attention.SELF) -> tuple[Rule, ...]:
-    """Return the rules of an attention with separate weights.
+    """Return the rules of an attention block with a separate weight for each role.
 
     Args:
         block: Pattern for the name of the attention block.
@@ -43,13 +44,13 @@ def attention(block: str, names: str, kind: Attention = Attention.SELF) -> tuple
 
 
 def fused_attention(block: str, name: str, output: str, split: Split = equal) -> tuple[Rule, ...]:
-    """Return the rules of an attention with query, key and value in one weight.
+    """Return the rules of an attention block with query, key and value in one weight.
 
     Args:
         block: Pattern for the name of the attention block.
         name: Pattern for the name of the fused module inside the block.
         output: Pattern for the name of the output projection inside the block.
-        split: Function for the layout of the fused weight.
+        split: Function that computes the layout of the fused weight.
     """
     return (Rule(rf"{block}\.{name}", _QKV, split=split), Rule(rf"{block}\.{output}", (Role.OUTPUT,)))
 
@@ -62,7 +63,7 @@ _QKV = (Role.QUERY, Role.KEY, Role.VALUE)
 _KV = (Role.KEY, Role.VALUE)
 _CROSS = Attention.CROSS
 
-#: Feed-forward blocks. The names of experts differ, and experts have no roles.
+#: Feed-forward blocks. The patterns do not match experts, which have no roles.
 GATED = _mlp(r"(?:mlp|mlp_block|feed_forward|ffn)", gate="gate_proj", up="up_proj", down="down_proj")
 FUSED_GATED = (
     Rule(r"mlp\.gate_up_proj", (Role.GATE, Role.UP), None),
@@ -93,7 +94,7 @@ SEPARATE = (
     *TWO_LAYERS,
     *_W123,
 )
-#: `SEPARATE` without feed-forward blocks, for families in which their names differ.
+#: `SEPARATE` without feed-forward blocks, for families whose feed-forward blocks have other names.
 ATTENTION_ONLY = SEPARATE[:8]
 GLM = ATTENTION_ONLY + FUSED_GATED
 _INNER = "(?:self|attention)"
@@ -139,7 +140,8 @@ GPT2 = (
 )
 BIGCODE = (*fused_attention("attn", "c_attn", "c_proj", bigcode), *TWO_LAYERS)
 PHI3 = (*fused_attention("self_attn", "qkv_proj", "o_proj", grouped), *FUSED_GATED)
-#: The pattern includes the layer's index, because the audio and image towers use these names for different attentions.
+#: The pattern includes the layer's index, because the audio and vision towers use the same names for other kinds of
+#: attention.
 PHI4 = (*fused_attention(r"layers\.\d+\.self_attn", "qkv_proj", "o_proj", grouped), *FUSED_GATED)
 NEOX = (*fused_attention("(?:attention|self_attention|self_attn)", "query_key_value", "dense", per_head), *TWO_LAYERS)
 FALCON = (*fused_attention("self_attention", "query_key_value", "dense", falcon), *TWO_LAYERS)
@@ -149,14 +151,14 @@ CODEGEN = (
     *TWO_LAYERS,
 )
 MPT = (*fused_attention("attn", "Wqkv", "out_proj"), *_mlp("ffn", up="up_proj", down="down_proj"))
-#: The family has only remote code, and no modeling file in transformers.
+#: transformers has no modeling file for this family, only remote code.
 CHATGLM = (
     *fused_attention("self_attention", "query_key_value", "dense", grouped),
     Rule(r"mlp\.dense_h_to_4h", (Role.GATE, Role.UP), None),
     *_mlp("mlp", down="dense_4h_to_h"),
 )
-#: In transformers, the halves of `Wi` are input and gate. The activation applies to the first half: this is the gate
-#: here.
+#: transformers calls the two halves of `Wi` input and gate. The activation applies to the first half, so our gate is
+#: the half that transformers calls input.
 _MODERNBERT_MLP = (Rule(r"mlp\.Wi", (Role.GATE, Role.UP), None), *_mlp("mlp", down="Wo"))
 MODERNBERT = (*fused_attention("attn", "Wqkv", "Wo"), *_MODERNBERT_MLP)
 MODERNBERT_DECODER = (*attention("attn", f"{_Q_K_V} Wo"), *_MODERNBERT_MLP)
@@ -187,7 +189,7 @@ CONFORMER = (
     *_mlp(r"ffn[12]", up="intermediate_dense", down="output_dense"),
 )
 SEAMLESS = (*SEPARATE, *CONFORMER)
-#: As a backbone inside further families, Swin has the names of BERT.
+#: As the backbone of other families, Swin uses BERT's names.
 SWIN = (*SEPARATE, *BERT)
 LED = (
     *attention(
@@ -221,9 +223,9 @@ LATENT = (
     Rule(r"(?:self_attn|self_attn\.\d+)\.o_proj", (Role.OUTPUT,)),
     *GATED,
 )
-#: Without `q_proj`: in this family the name belongs to linear attention, which alternates with latent attention.
+#: `q_proj` is excluded, because linear attention, which alternates with latent attention in this family, uses the name.
 GLM5_NEXT = (Rule(r"self_attn\.q_b_proj", (Role.QUERY,)), *LATENT[1:])
-#: Without `out_proj`, the output of MiniMax's lightning attention.
+#: `out_proj` is excluded, because it is the output of MiniMax's lightning attention.
 MINIMAX = attention("self_attn", f"{_Q_K_V} o_proj")
-#: The query's weight also holds the gate for the output of attention, head by head.
+#: `q_proj` also holds the gate of the attention output: each head has rows for the query and for the gate.
 GATED_QUERY = (Rule(r"self_attn\.q_proj", (Role.QUERY, Role.GATE), split=per_head), *SEPARATE[1:])

@@ -11,8 +11,8 @@ from torch import nn
 from ailora.roles.detect import find_bypassing_modules, find_linear_modules, weight_shape
 from ailora.roles.projection import Projection
 
-#: Regular expression for a component of a module's name -> reason. The first match counts, so that the `gate` inside an
-#: expert is reported as an expert.
+#: Regular expression for a component of a module's name -> reason. The first match counts, so the `gate` of an expert
+#: is reported as an expert.
 _REASONS = {
     r"(shared_)?experts?(_\d+)?": "an expert, which gets no adapter unless role_names names it",
     r"mamba|linear_attn|lightning|conv|mixer\.(in|out)_proj": "linear attention, state space or convolution: no query",
@@ -29,8 +29,8 @@ class UnmatchedModule:
 
     Attributes:
         module: Name of the module.
-        shape: Shape (out, in) of a linear module, or None.
-        reason: Reason for the missing role.
+        shape: Shape (out, in) of a linear module. None for a module that bypasses adapters.
+        reason: Reason why the module has no role.
     """
 
     module: str

@@ -1,4 +1,4 @@
-"""Checkpoints on disk: a single safetensors file, or shards with an index."""
+"""Model checkpoints on disk: a single safetensors file, or shards with an index."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ _SHARD_NAME = re.compile(r"(.*)-\d{5}-of-(\d{5})\.safetensors")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint, opened by its headers; tensors are read on request.
+    """Model checkpoint with validated headers. Tensors are read on request.
 
     Attributes:
-        folder: Folder of the files.
+        folder: Folder that contains the files.
         tensors: Stored tensors of all shards, by name.
         headers: Header of each shard, by file name.
-        index: File of the index. None without an index.
+        index: Path of the index. None if the checkpoint has no index.
     """
 
     folder: Path
@@ -44,8 +44,8 @@ class Checkpoint:
         """Read the index and the headers of a checkpoint.
 
         Args:
-            path: Folder with `model.safetensors`, with `model.safetensors.index.json` and its shards, or with other
-                safetensors files; or a single file.
+            path: A safetensors file, or a folder that contains `model.safetensors`, `model.safetensors.index.json` with
+                its shards, or other safetensors files.
 
         Returns:
             The checkpoint, with consistent headers and index.
@@ -114,15 +114,15 @@ class Checkpoint:
         checkpoint = cls._from_files(folder, list(files.values()), index)
         for tensor, name in weight_map.items():
             if tensor not in checkpoint.headers[name].tensors:
-                raise InputError(f"{index} says that tensor {tensor!r} is in {files[name]}, which does not hold it")
+                raise InputError(f"{index} says that tensor {tensor!r} is in {files[name]}, which does not contain it")
         return checkpoint
 
 
 def _validate_all_shards(folder: Path, files: Sequence[Path]) -> None:
-    """Refuse an incomplete set of shards, such as an interrupted download leaves without an index.
+    """Refuse an incomplete set of shards in a folder without an index, for example after an interrupted download.
 
     Raises:
-        InputError: The file names count more shards than the folder has.
+        InputError: The folder contains fewer shards than their names declare.
     """
     matches = [match for file in files if (match := _SHARD_NAME.fullmatch(file.name))]
     for name, total in {(match[1], match[2]) for match in matches}:
@@ -134,7 +134,7 @@ def _validate_all_shards(folder: Path, files: Sequence[Path]) -> None:
 def _read_weight_map(index: Path) -> dict[str, str]:
     weight_map = read_json_object(index).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
-        raise InputError(f"{index} is no index: expected a weight_map from tensor names to file names")
+        raise InputError(f"{index} is not an index: expected a weight_map from tensor names to file names")
     if not weight_map:
         raise InputError(f"{index} is an index without tensors: weight_map is empty")
     return weight_map
@@ -146,11 +146,11 @@ def _resolve_shard(folder: Path, name: str, index: Path) -> Path:
     Raises:
         InputError: The name or a link leads outside the folder, or the file is missing or no safetensors file.
     """
-    # Indexes come from downloads: without these checks, an index could make us read any file of this machine.
+    # Indexes are often downloaded. Without these checks, an index could make ailora read any file on this machine.
     if name in ("", ".", "..") or any(sign in name for sign in ("/", "\\", "\0", ":")):
         raise InputError(f"{index} points to {name[:200]!r}, outside its folder")
     if not name.endswith(".safetensors"):
-        raise InputError(f"{index} points to {name[:200]!r}, which is no safetensors file")
+        raise InputError(f"{index} points to {name[:200]!r}, which is not a safetensors file")
     file = folder / name
     try:
         target = file.resolve(strict=True)

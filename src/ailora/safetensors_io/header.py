@@ -1,10 +1,11 @@
 """Headers of safetensors files, validated before any data is read.
 
-Format: eight bytes with the length of the header, the header as JSON, the data. Every tensor has a dtype, a shape and
-a range of bytes; the ranges cover the data without gap or overlap. Source: https://huggingface.co/docs/safetensors
+A file consists of eight bytes with the length of the header, the header as JSON, and the data. Every tensor has a
+dtype, a shape and a range of bytes. The ranges cover the data without gap or overlap.
+Source: https://huggingface.co/docs/safetensors
 
-The `safetensors` library is not used, because its errors do not name the tensor, and of duplicate names the library
-silently takes the last.
+This module does not use the `safetensors` library: the library's errors do not name the tensor, and if a name occurs
+twice, the library silently uses the last entry.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import torch
 
 from ailora.errors import InputError, unknown_name
 
-#: dtype in the file -> bits per entry. Tensors in a dtype unknown to torch can be copied, but not read.
+#: dtype in the file -> bits per entry. Tensors with a dtype that torch lacks can be copied, but not read.
 DTYPE_BITS: Mapping[str, int] = {
     **dict.fromkeys(("F64", "I64", "U64", "C64"), 64),
     **dict.fromkeys(("F32", "I32", "U32"), 32),
@@ -32,7 +33,7 @@ DTYPE_BITS: Mapping[str, int] = {
     "F4": 4,
 }
 
-#: dtype in the file -> dtype of torch, for all readable tensors.
+#: dtype in the file -> dtype of torch. Only tensors with these dtypes can be read.
 TORCH_DTYPES: Mapping[str, torch.dtype] = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -57,9 +58,9 @@ _REQUESTED_DTYPES: Mapping[str, torch.dtype] = {
     **{"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16},
 }
 
-#: Limit in the reference implementation.
+#: Largest header that the reference implementation accepts.
 _MAX_HEADER_BYTES = 100_000_000
-#: Limit in torch.
+#: Largest number of dimensions of a torch tensor.
 _MAX_DIMENSIONS = 64
 
 
@@ -73,7 +74,7 @@ class StoredTensor:
         shape: Shape of the tensor.
         file: Path of the file.
         start: Offset of the first byte, from the beginning of the file.
-        stop: Offset of the end, one byte after the last.
+        stop: Offset of the byte after the last, from the beginning of the file.
     """
 
     name: str
@@ -97,15 +98,15 @@ class StoredTensor:
         """
         if self.dtype not in TORCH_DTYPES:
             raise InputError(
-                f"{self.file}: tensor {self.name!r} has the dtype {self.dtype}, which cannot be read; "
-                f"readable: {', '.join(TORCH_DTYPES)}"
+                f"{self.file}: tensor {self.name!r} has the dtype {self.dtype}, which torch does not support; "
+                f"readable dtypes: {', '.join(TORCH_DTYPES)}"
             )
         return TORCH_DTYPES[self.dtype]
 
     @property
     def floating(self) -> bool:
         """Whether the dtype is a floating-point type of 16 bits or more."""
-        # float8 tensors are quantized weights.
+        # float8 is excluded, because float8 tensors are quantized weights.
         return self.dtype in ("F64", "F32", "F16", "BF16")
 
     def __str__(self) -> str:
@@ -118,7 +119,7 @@ class Header:
 
     Attributes:
         tensors: Stored tensors by name, in the order of their bytes.
-        metadata: Strings of the entry `__metadata__`, by key.
+        metadata: Entry `__metadata__` of the header, from strings to strings.
     """
 
     tensors: dict[str, StoredTensor]
@@ -143,8 +144,8 @@ def read_header(file: Path) -> Header:
         The header, with tensors in the order of their bytes.
 
     Raises:
-        InputError: The file is missing or no regular file, or the header is invalid. The message names the file and,
-            for an invalid entry, the tensor.
+        InputError: The file is missing or is not a regular file, or the header is invalid. The message names the file
+            and, for an invalid entry, the tensor.
     """
     try:
         status = os.stat(file)
@@ -153,25 +154,25 @@ def read_header(file: Path) -> Header:
             raise InputError(f"{file} is not a regular file")
         with file.open("rb") as stream:
             length = _parse_header_length(stream.read(8), status.st_size, file)
-            text = stream.read(length)
+            header_json = stream.read(length)
     except OSError as error:
         raise InputError(f"cannot read {file}: {error.strerror or error}") from None
-    if len(text) < length:
-        raise InputError(f"{file} is truncated: its header ends after {len(text)} of {length} bytes")
+    if len(header_json) < length:
+        raise InputError(f"{file} is truncated: its header ends after {len(header_json)} of {length} bytes")
     try:
-        entries = json.loads(text, object_pairs_hook=_unique_keys)
+        entries = json.loads(header_json, object_pairs_hook=_unique_keys)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{file}: the header is not JSON: {error}") from None
     if not isinstance(entries, dict):
         raise InputError(f"{file}: the header is not a JSON object")
     metadata = entries.pop("__metadata__", None) or {}
     if not isinstance(metadata, dict) or not all(
-        isinstance(value, str) and _is_text(key + value) for key, value in metadata.items()
+        isinstance(value, str) and _is_encodable(key + value) for key, value in metadata.items()
     ):
         raise InputError(f"{file}: __metadata__ in the header must map strings to strings")
     data_start = 8 + length
     tensors = [_parse_entry(name, entry, file, data_start) for name, entry in entries.items()]
-    # The JSON has any order. An empty tensor and the next tensor have equal starts; only the stop orders the two.
+    # Entries may come in any order. An empty tensor starts where the next tensor starts, so their stops decide.
     tensors.sort(key=lambda tensor: (tensor.start, tensor.stop))
     _validate_coverage(tensors, file, data_start, status.st_size)
     return Header({tensor.name: tensor for tensor in tensors}, metadata)
@@ -179,12 +180,12 @@ def read_header(file: Path) -> Header:
 
 def _parse_header_length(prefix: bytes, file_size: int, file: Path) -> int:
     if len(prefix) < 8:
-        raise InputError(f"{file} is no safetensors file: it has {len(prefix)} bytes")
+        raise InputError(f"{file} is not a safetensors file: it has only {len(prefix)} bytes")
     (length,) = struct.unpack("<Q", prefix)
-    # Checked before memory is allocated: a damaged file can declare 2^64 bytes.
+    # This check comes before memory is allocated, because a damaged file can declare up to 2^64 bytes.
     if length > min(_MAX_HEADER_BYTES, file_size - 8):
         raise InputError(
-            f"{file} is no safetensors file, or truncated: expected a header of {length} bytes, but the file has "
+            f"{file} is not a safetensors file, or is truncated: expected a header of {length} bytes, but the file has "
             f"{file_size} bytes"
         )
     return length
@@ -209,17 +210,17 @@ def _parse_entry(name: str, entry: object, file: Path, data_start: int) -> Store
     Raises:
         InputError: The entry is invalid.
     """
-    # Messages shorten strings from the file, which may have any length.
+    # Messages shorten strings from the file, because a string may have any length.
     where = f"{file}: tensor {name[:200]!r}"
-    if not _is_text(name):
+    if not _is_encodable(name):
         raise InputError(f"{where} has an invalid name: not encodable in UTF-8")
     if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= entry.keys():
         raise InputError(f"{where} has no dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
-        raise InputError(f"{where} has the unknown dtype {str(dtype)[:40]!r}; known: {', '.join(DTYPE_BITS)}")
+        raise InputError(f"{where} has the unknown dtype {str(dtype)[:40]!r}; expected one of {', '.join(DTYPE_BITS)}")
     if not isinstance(shape, list) or len(shape) > _MAX_DIMENSIONS or not all(_is_size(side) for side in shape):
-        raise InputError(f"{where} has the shape {str(shape)[:80]}; expected a list of whole numbers")
+        raise InputError(f"{where} has the shape {str(shape)[:80]}; expected a list of sizes of at least 0")
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(_is_size(offset) for offset in offsets):
         raise InputError(f"{where} has the offsets {str(offsets)[:80]}; expected [start, stop]")
     start, stop = offsets
@@ -231,7 +232,7 @@ def _parse_entry(name: str, entry: object, file: Path, data_start: int) -> Store
     return StoredTensor(name, dtype, tuple(shape), file, data_start + start, data_start + stop)
 
 
-def _is_text(name: str) -> bool:
+def _is_encodable(name: str) -> bool:
     # JSON can escape half of a surrogate pair, which UTF-8 cannot encode.
     try:
         name.encode()
@@ -246,7 +247,7 @@ def _is_size(value: object) -> bool:
 
 
 def _validate_coverage(tensors: list[StoredTensor], file: Path, data_start: int, file_size: int) -> None:
-    """Refuse gaps and overlaps between the bytes of sorted tensors.
+    """Validate that tensors, sorted by their offsets, cover the data without gap or overlap.
 
     Raises:
         InputError: Two tensors overlap, bytes belong to no tensor, or the file is truncated.

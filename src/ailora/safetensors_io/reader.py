@@ -1,7 +1,8 @@
 """Read single tensors from a safetensors file, without the bytes of other tensors.
 
-Files are not memory-mapped. For some tensors of a file, a map with readahead reads 1.4 times the requested bytes, and a
-map without readahead reads page by page, at a sixth of the speed. A map also kills the process if the file shrinks.
+Files are not memory-mapped. To read some tensors of a file, a map with readahead reads 1.4 times the requested bytes,
+and a map without readahead reads page by page, at a sixth of the speed. If the file shrinks, a map also kills the
+process.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ def read_rows(stored: StoredTensor, start: int, stop: int) -> Tensor:
     """Read some rows of a tensor.
 
     Args:
-        stored: The tensor, not a scalar.
+        stored: The tensor, with at least one dimension.
         start: First row, an index of the first dimension.
         stop: End of the rows, exclusive.
 
@@ -72,7 +73,7 @@ def _read_bytes(stored: StoredTensor, offset: int, count: int) -> Tensor:
     unread = buffer.numpy().data
     try:
         with stored.file.open("rb", buffering=0) as stream:
-            # Without readahead, the system reads 1.00 times the requested bytes, at equal speed.
+            # Without readahead, the system reads only the requested bytes, at the same speed.
             if hasattr(os, "posix_fadvise"):
                 os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
             stream.seek(stored.start + offset)

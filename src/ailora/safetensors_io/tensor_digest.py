@@ -1,7 +1,7 @@
 """SHA-256 digest of the tensors in a file, stored in the header of the file.
 
-Programs other than ailora replace the whole header when they rewrite a file, so that the digest never outlives the
-tensors.
+Programs other than ailora replace the whole header when they rewrite a file, so the digest disappears with the tensors
+for which it was computed.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""Methods of `truncated_svd`: each computes uncertified triplets from a band, or raises NotConvergedError.
+"""Methods of `truncated_svd`. Each computes the triplets of a band, uncertified, or raises NotConvergedError.
 
 Every method takes a weight (..., out, in) in float32 or float64, and returns at least `rank` triplets in float32 or
 float64. The requested triplets are the first for the principal band and the last for the minor band. Further triplets
-show the gap at the cut. `docs/numerics.md` lists when each method is chosen, its cost, and methods that lost.
+give the gap between the band and the next singular value. `docs/numerics.md` explains when each method is chosen, how
+much it costs, and which other methods were rejected.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from torch import Tensor
 from ailora.spectral.lanczos import LinearMap, NotConvergedError, leading_triplets, orthonormalize
 from ailora.spectral.singular_triplets import Band, Triplets
 
-#: Error of the subspaces at which an iteration stops. LAPACK's float32 SVD has about 1e-5 on trained weights.
+#: Error of the subspaces at which an iteration stops. For comparison, LAPACK's float32 SVD has an error of about 1e-5
+#: on trained weights.
 TOLERANCE = 1e-6
 #: Error of the subspaces at which refinements stop. Each refinement reduces the error about fourfold.
 _REFINED_TOLERANCE = 2e-5
@@ -30,8 +32,8 @@ Weight = Float[Tensor, "*batch out in_"]
 
 def exact(weight: Weight, _rank: int, _band: Band) -> Triplets:
     """Compute all triplets by LAPACK's divide and conquer, in float64."""
-    # In float32 the minor subspace is off by about 1e-4, because rounding errors are as large as the gaps between the
-    # smallest singular values.
+    # In float32, the minor subspace would have an error of about 1e-4, because rounding errors are as large as the gaps
+    # between the smallest singular values.
     U, S, Vh = torch.linalg.svd(weight.double(), full_matrices=False)
     return Triplets(U, S, Vh)
 
@@ -42,7 +44,8 @@ def gram(weight: Weight, rank: int, band: Band) -> Triplets:
         transposed = gram(weight.mT, rank, band)
         return Triplets(transposed.Vh.mT, transposed.S, transposed.U.mT)
     # The Gram matrix squares the condition number. Float64 still resolves singular values down to 1e-8 of the largest,
-    # below the rounding errors of a float32 weight. In float32 the smallest value would be 5 % off.
+    # below the rounding errors of a float32 weight. With a float32 Gram matrix, the smallest singular value would be
+    # off by 5 %.
     weight64 = weight.double()
     small = weight64.shape[-2]
     count = min(rank + 1, small)
@@ -53,7 +56,7 @@ def gram(weight: Weight, rank: int, band: Band) -> Triplets:
 
 
 def _eigenvectors(symmetric: Tensor, first: int, count: int) -> Tensor:
-    """Return `count` eigenvectors (..., n, count) by ascending eigenvalues, from index `first`."""
+    """Return `count` eigenvectors (..., n, count) in ascending order of eigenvalues, starting at index `first`."""
     if symmetric.is_cuda:
         return torch.linalg.eigh(symmetric)[1][..., first : first + count]
     # LAPACK's dsyevr, called by scipy, computes only the requested eigenvectors. torch computes all, which takes 2.5
@@ -68,7 +71,7 @@ def lanczos(weight: Weight, rank: int, band: Band) -> Triplets:
     """Compute principal triplets by block Lanczos on the weight.
 
     Raises:
-        NotConvergedError: The spectrum is too flat at the cut.
+        NotConvergedError: The gap after the first `rank` singular values is too small.
     """
     assert band is Band.PRINCIPAL
     weight_map = LinearMap(weight.shape, lambda X: weight @ X, lambda Y: _adjoint_product(weight, Y), weight)
@@ -82,14 +85,14 @@ def inverse(weight: Weight, rank: int, band: Band) -> Triplets:
     """Compute minor triplets of a square weight by block Lanczos on its inverse, from one LU factorization.
 
     Raises:
-        NotConvergedError: The spectrum is too flat at the cut, or the weight is zero.
+        NotConvergedError: The gap before the last `rank` singular values is too small, or the weight is zero.
     """
     assert band is Band.MINOR
     # A float32 weight is factorized in float32, at half the cost of float64. Refinements in float64 then remove the
     # error of about 1e-4 in the subspaces.
     factorization = _factorize(weight)
     inverse_map = LinearMap(weight.shape, factorization.solve, factorization.solve_adjoint, weight)
-    # The rounding errors of a float32 factorization are far larger than the gain from a tighter tolerance.
+    # In float32, a tighter tolerance would gain nothing, because rounding errors of the factorization dominate.
     tolerance = TOLERANCE if weight.dtype is torch.float64 else 1e-3
     ritz = leading_triplets(
         inverse_map, rank, generator=_generator(), tolerance=tolerance, max_basis=_max_basis_size(weight, rank)
@@ -100,7 +103,7 @@ def inverse(weight: Weight, rank: int, band: Band) -> Triplets:
 
 @dataclass(frozen=True)
 class _LUFactorization:
-    """LU factorization of a regular weight, or of a regular matrix near a singular weight."""
+    """LU factorization of a weight. For a singular weight, it is that of a regular matrix close to the weight."""
 
     LU: Tensor
     pivots: Tensor
@@ -113,7 +116,7 @@ class _LUFactorization:
 
 
 def _factorize(weight: Tensor) -> _LUFactorization:
-    """Factorize a weight, with pivots raised at least to the level of rounding errors.
+    """Factorize a weight, and raise pivots that are below the level of rounding errors.
 
     Raises:
         NotConvergedError: The weight is zero.
@@ -131,7 +134,12 @@ def _factorize(weight: Tensor) -> _LUFactorization:
 
 @dataclass(frozen=True)
 class _Subspace:
-    """Orthonormal vectors (..., n, k), left or right, and the weight's products with them (..., m, k)."""
+    """Subspace of left or right singular vectors.
+
+    Attributes:
+        vectors: Orthonormal basis (..., n, k) of the subspace.
+        images: Products (..., m, k) of the weight, or of its transpose, with the basis.
+    """
 
     vectors: Tensor
     images: Tensor
@@ -140,53 +148,53 @@ class _Subspace:
         return _Subspace(self.vectors @ Q, self.images @ Q)
 
     def distance(self, directions: Tensor, rank: int) -> float:
-        """Return the largest norm of the parts outside the subspace, over the last `rank` directions."""
+        """Return the largest distance of the last `rank` directions from the subspace."""
         outside = directions - self.vectors @ (self.vectors.mT @ directions)
         return float(outside[..., -rank:].norm(dim=-2).max())
 
     def extend(self, directions: Tensor, apply: Callable[[Tensor], Tensor]) -> _Subspace:
-        """Return the k vectors with the smallest images, in the span of the subspace and of `directions`."""
+        """Return the k-dimensional subspace with the smallest images in the span of this subspace and `directions`."""
         new, _ = orthonormalize(directions, self.vectors)
         both = _Subspace(torch.cat([self.vectors, new], -1), torch.cat([self.images, apply(new)], -1))
-        # Projecting from one side is safe, because no image is smaller than the smallest singular value. Projecting
-        # from both sides gives spurious small values, with which the error goes to 1.
+        # A one-sided projection is safe, because no image is smaller than the smallest singular value. A two-sided
+        # projection gives spurious small values, and the error grows to 1.
         Qh = torch.linalg.svd(torch.linalg.qr(both.images, mode="r").R)[2]
         return both.rotate(Qh[..., -self.vectors.shape[-1] :, :].mT)
 
 
 def _refine(weight: Tensor, rank: int, factorization: _LUFactorization, *, right: Tensor, left: Tensor) -> Triplets:
-    """Refine minor triplets in float64, through a factorization that may have a lower precision.
+    """Refine minor triplets in float64, with a factorization that may have a lower precision.
 
-    Each round solves for the residuals `W v - s u` and `W' u - s v` and adds the solutions to the subspaces. The number
-    of rounds is limited, so that callers have to certify the result.
+    Each round solves for the residuals `W v - s u` and `W' u - s v`, and adds the solutions to the subspaces. The
+    number of rounds is limited, so callers must certify the result.
     """
     weight64 = weight.double()
-    rights = _Subspace(right.double(), weight64 @ right.double())
-    lefts = _Subspace(left.double(), _adjoint_product(weight64, left.double()))
-    lefts, rights, S = _pair(lefts, rights)
+    right_space = _Subspace(right.double(), weight64 @ right.double())
+    left_space = _Subspace(left.double(), _adjoint_product(weight64, left.double()))
+    left_space, right_space, S = _pair(left_space, right_space)
     errors: list[float] = []
     for _ in range(_MAX_REFINEMENTS):
         scaled = S[..., None, :]
-        # The solution, which is the change by a step of inverse iteration, measures the error of the subspace. The
-        # residual divided by the gap overstates the error by the condition number: six rounds instead of two.
-        missing_right = factorization.solve(rights.images - lefts.vectors * scaled)
-        missing_left = factorization.solve_adjoint(lefts.images - rights.vectors * scaled)
-        errors.append(max(rights.distance(missing_right, rank), lefts.distance(missing_left, rank)))
-        rights = rights.extend(missing_right, lambda X: weight64 @ X)
-        lefts = lefts.extend(missing_left, lambda Y: _adjoint_product(weight64, Y))
-        lefts, rights, S = _pair(lefts, rights)
+        # The solution equals the change by a step of inverse iteration, and so measures the error of the subspace. The
+        # residual divided by the gap would overstate the error by the condition number: six rounds instead of two.
+        right_correction = factorization.solve(right_space.images - left_space.vectors * scaled)
+        left_correction = factorization.solve_adjoint(left_space.images - right_space.vectors * scaled)
+        errors.append(max(right_space.distance(right_correction, rank), left_space.distance(left_correction, rank)))
+        right_space = right_space.extend(right_correction, lambda X: weight64 @ X)
+        left_space = left_space.extend(left_correction, lambda Y: _adjoint_product(weight64, Y))
+        left_space, right_space, S = _pair(left_space, right_space)
         # Measuring the error after this round would cost a further solve. All rounds reduce the error by a similar
-        # factor, so that extrapolating is enough.
-        gain = errors[-1] / errors[-2] if len(errors) > 1 else 1.0
-        if errors[-1] * gain <= _REFINED_TOLERANCE:
+        # factor, so extrapolation is enough.
+        reduction = errors[-1] / errors[-2] if len(errors) > 1 else 1.0
+        if errors[-1] * reduction <= _REFINED_TOLERANCE:
             break
-    return Triplets(lefts.vectors, S, rights.vectors.mT)
+    return Triplets(left_space.vectors, S, right_space.vectors.mT)
 
 
-def _pair(lefts: _Subspace, rights: _Subspace) -> tuple[_Subspace, _Subspace, Tensor]:
-    """Rotate two subspaces to pairs of singular vectors, and compute the singular values (..., k), descending."""
-    P, S, Qh = torch.linalg.svd(lefts.vectors.mT @ rights.images)
-    return lefts.rotate(P), rights.rotate(Qh.mT), S
+def _pair(left: _Subspace, right: _Subspace) -> tuple[_Subspace, _Subspace, Tensor]:
+    """Rotate the bases to pairs of singular vectors, and return the singular values (..., k), descending."""
+    P, S, Qh = torch.linalg.svd(left.vectors.mT @ right.images)
+    return left.rotate(P), right.rotate(Qh.mT), S
 
 
 def _adjoint_product(weight: Tensor, Y: Tensor) -> Tensor:

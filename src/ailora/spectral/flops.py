@@ -11,7 +11,7 @@ from ailora.spectral.singular_triplets import Band
 from ailora.spectral.truncated_svd import choose_method
 
 #: Method -> its operations per second, relative to a large float32 matrix product on the same machine. Measured by
-#: `benchmarks/bench_checkpoints.py` on two cores. Memory limits thin products, and half of `gram` runs serially.
+#: `benchmarks/bench_checkpoints.py` on two cores. Memory limits thin products, and half of `gram` is serial.
 _EFFICIENCY = {"exact": 0.08, "gram": 0.25, "lanczos": 0.3, "inverse": 0.35}
 
 
@@ -62,6 +62,6 @@ def measure_matmul_speed(device: torch.device) -> float:
     for _ in range(5):
         start = time.perf_counter()
         product = matrix @ matrix
-        float(product[0, 0])  # waits for the product, since GPUs compute asynchronously
+        float(product[0, 0])  # waits for the product, because GPUs compute asynchronously
         times.append(time.perf_counter() - start)
     return 2 * 1024**3 / median(times)

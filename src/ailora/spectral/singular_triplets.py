@@ -25,13 +25,13 @@ class Band(StrEnum):
 
 @dataclass(frozen=True)
 class Certificate:
-    """Accuracy of computed triplets, measured by products of the weight with them.
+    """Accuracy of computed triplets, measured by multiplying the weight with the singular vectors.
 
     Attributes:
         method: Name of the method that computed the triplets.
         residual: Largest `|W v - s u|` or `|W' u - s v|` over the triplets, relative to W's Frobenius norm.
         orthogonality: Largest absolute entry of `U' U - I` and `Vh Vh' - I`.
-        bound: Upper bound of `residual` and `orthogonality` in certified triplets.
+        bound: Largest `residual` and `orthogonality` of certified triplets.
         gap: Distance from the band to the next singular value, relative to W's Frobenius norm. None if unknown.
     """
 
@@ -45,9 +45,9 @@ class Certificate:
     def subspace_error(self) -> float:
         """Estimated upper limit of the sine of the angle to the true subspaces: residual / gap (Wedin's theorem).
 
-        The estimate for minor triplets is far too large: their residuals point in directions of large singular values,
-        from which the gap is much wider. Inside a cluster of equal values, the estimate is infinite: the subspace is
-        not unique, and only the triplets are certified.
+        For minor triplets, the estimate is far too large: their residuals point in directions of large singular values,
+        which are much farther away than the gap. If the band ends inside a cluster of equal singular values, the
+        estimate is infinite: the subspace is not unique, and only the triplets are certified.
         """
         return self.residual / self.gap if self.gap else math.inf
 
@@ -77,8 +77,8 @@ class Triplets:
 
     def with_fixed_signs(self) -> Triplets:
         """Return the triplets with signs for which `sum(u**3) + sum(v**3) >= 0` in each pair `u, v`."""
-        # A singular pair is defined up to a common sign. Sums of cubes are symmetric in u and v, so that a matrix and
-        # its transpose get equal signs, and smooth, so that rounding does not flip a sign.
+        # A singular pair is defined up to a common sign. Sums of cubes are symmetric in u and v, so a matrix and its
+        # transpose get equal signs. They are also smooth, so rounding does not flip a sign.
         skewness = self.U.pow(3).sum(dim=-2) + self.Vh.pow(3).sum(dim=-1)
         sign = torch.where(skewness < 0, -1.0, 1.0).to(self.U.dtype)
         return replace(self, U=self.U * sign[..., None, :], Vh=self.Vh * sign[..., :, None])

@@ -1,8 +1,8 @@
 """Cache of decompositions on disk, shared by runs.
 
 The key of an entry is a hash of the weight (bytes, shape and dtype), the band, the rank step and the version of the
-methods, so that a changed weight has a different key. Weights are decomposed at a few fixed rank steps and truncated to
-the requested rank. The result therefore does not depend on the content of the cache, or on its use.
+methods, so a changed weight has a new key. Each weight is decomposed at one of a few fixed ranks, the rank steps, and
+then truncated to the requested rank. Results are therefore the same with and without the cache.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from ailora.errors import InputError
 from ailora.spectral.singular_triplets import Band, Certificate, Triplets
 from ailora.spectral.truncated_svd import parse_band, truncated_svd
 
-#: Part of every key. Increase it when the results of a method change: older entries then are unused and evicted.
+#: Part of every key. Increase it when the results of a method change; older entries are then unused until evicted.
 _ALGORITHM_VERSION = 1
-#: Ranks of the entries; a larger rank takes all triplets. Each requested rank uses the next larger step, never a larger
-#: entry that exists: truncated entries of different steps differ in the last digits, so that the initial factors would
-#: depend on the content of the cache.
+#: Numbers of triplets in an entry. If the requested rank exceeds the last step, the entry has all triplets. A request
+#: uses the smallest sufficient step, even if the cache has an entry for a larger step: truncated entries of different
+#: steps differ in the last digits, so the initial factors would depend on the content of the cache.
 _RANK_STEPS = (16, 64, 256)
 #: Smallest side of a cached weight. Decomposing a smaller weight costs about as much as reading an entry.
 _MIN_CACHED_SIDE = 512
@@ -46,15 +46,15 @@ def cached_svd(weight: Float[Tensor, "*batch out in_"], rank: int, band: Band | 
     """Compute `truncated_svd`, or read its result from the cache.
 
     Args:
-        weight: Floating matrix (out, in), or a batch (..., out, in), which bypasses the cache.
+        weight: Floating-point matrix (out, in), or a batch (..., out, in), which bypasses the cache.
         rank: Number of triplets, 1 <= rank <= min(out, in).
         band: `principal` (largest singular values) or `minor` (smallest).
 
     Returns:
-        Certified triplets on the weight's device, as `truncated_svd` returns them. The gap is unknown after truncation.
+        Certified triplets on the weight's device. The certificate's `gap` is None if they were truncated.
 
     Raises:
-        InputError: The band is unknown, the rank is out of range, or the weight is no finite floating matrix.
+        InputError: The band is unknown, the rank is out of range, or the weight is not a finite floating-point matrix.
     """
     band, small = parse_band(band), min(weight.shape[-2:])
     if not 1 <= rank <= small:
@@ -92,16 +92,16 @@ class SpectralCache:
     """Folder with a safetensors file for each entry, safe to share between processes.
 
     Attributes:
-        folder: Path of the folder. The default is `AILORA_CACHE`, or `ailora/spectral` in `XDG_CACHE_HOME`
-            (`~/.cache`).
-        limit_bytes: Total size of the entries, above which a write evicts the least recently used entries.
+        folder: Path of the folder. The default is the environment variable `AILORA_CACHE`, or `ailora/spectral` in
+            `XDG_CACHE_HOME` (`~/.cache` if unset).
+        limit_bytes: Largest total size of the entries. A write beyond this size evicts the least recently used ones.
     """
 
     folder: Path = field(default_factory=_default_folder)
     limit_bytes: int = 2 * 2**30
 
     def read(self, key: str) -> Triplets | None:
-        """Read an entry and update its time of use, or remove a damaged entry.
+        """Read an entry and update its time of last use. A damaged entry is removed.
 
         Returns:
             Triplets on the CPU, or None if the entry is missing or unreadable.
@@ -141,7 +141,7 @@ class SpectralCache:
         entries = []
         for file in self.folder.glob("*.safetensors"):
             if _ENTRY_NAME.fullmatch(file.name) is None:
-                continue  # no entry: the folder may also hold models
+                continue  # the folder may also contain models
             try:
                 status = file.stat()
             except FileNotFoundError:  # a second process evicted the entry
@@ -175,7 +175,7 @@ class SpectralCache:
 
 
 def _truncate(triplets: Triplets, rank: int, band: Band) -> Triplets:
-    """Return the `rank` triplets at the band's end. The certificate of all triplets also covers this subset."""
+    """Return the `rank` outermost triplets of a band. The certificate of all triplets also holds for these."""
     count = triplets.S.shape[-1]
     if rank == count:
         return triplets

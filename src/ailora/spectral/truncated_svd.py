@@ -23,8 +23,8 @@ _METHODS: dict[str, Callable[[Tensor, int, Band], Triplets]] = {
     "inverse": algorithms.inverse,
 }
 #: Bound of certificates, as a multiple of the machine precision of the result. Float32 results have errors of a few
-#: epsilon, as most are computed in float64. In float64, LAPACK's own errors need a larger bound: they grow with the
-#: size.
+#: machine epsilons, because most are computed in float64. Float64 results need a larger bound, because LAPACK's errors
+#: grow with the size of the matrix.
 _BOUND_IN_EPS = {torch.float32: 16.0, torch.float64: 1024.0}
 #: Up to this length of the smaller side, a few eigenvectors of the Gram matrix cost less than any iteration.
 _MAX_GRAM_SIDE = 1024
@@ -39,7 +39,7 @@ def truncated_svd(
     takes over. The result is deterministic, because iterations start from a seeded block.
 
     Args:
-        weight: Matrix (out, in) of any floating dtype, or a batch (..., out, in), which is decomposed together.
+        weight: Matrix (out, in) of any floating-point dtype, or a batch of matrices (..., out, in).
         rank: Number of triplets, 1 <= rank <= min(out, in).
         band: `principal` (largest singular values) or `minor` (smallest).
         method: `exact`, `gram`, `lanczos` (principal only), `inverse` (minor, square only), or `auto`: see
@@ -51,7 +51,7 @@ def truncated_svd(
 
     Raises:
         InputError: The band or the method is unknown, the method does not apply to the weight, the rank is out of
-            range, or the weight is not a finite floating matrix.
+            range, or the weight is not a finite floating-point matrix.
 
     Examples:
         >>> import torch
@@ -67,40 +67,40 @@ def truncated_svd(
     if type(rank) is not int or not 1 <= rank <= min(out, in_):
         raise InputError(f"rank must be between 1 and {min(out, in_)}, got {rank!r} (matrix {out} x {in_})")
     matrix = weight.detach().to(torch.promote_types(weight.dtype, torch.float32))
-    # The precision of the matrix is enough. A norm in float64 would take 0.05 s for a side of 4096.
+    # The norm needs no more precision than the matrix has. For a 4096 x 4096 matrix, float64 would take 0.05 s.
     norm = torch.linalg.vector_norm(matrix, dim=(-2, -1))
-    # The norm of finite entries can overflow, so that an infinite norm alone is no error.
+    # The norm of finite entries can overflow, so an infinite norm alone is no error.
     if not torch.isfinite(norm).all() and not torch.isfinite(matrix).all():
         raise InputError(f"matrix {out} x {in_} holds NaN or infinite entries and has no decomposition")
     if method == "auto":
         method = choose_method((out, in_), rank, band, dtype=matrix.dtype)
     _validate_method(method, (out, in_), band)
     try:
-        # Inside an autocast region of the caller, products would run in half precision.
+        # In a caller's autocast region, matrix products would run in half precision.
         with torch.autocast(matrix.device.type, enabled=False):
             return _decompose(matrix, rank, band, method=method, norm=norm)
     except NotConvergedError as error:
-        raise InputError(f"no decomposition of the {out} x {in_} matrix passes its certificate: {error}") from error
+        raise InputError(f"no method decomposes the {out} x {in_} matrix accurately enough: {error}") from error
 
 
 def _validate_matrix(weight: object) -> None:
     if not isinstance(weight, Tensor):
-        raise InputError(f"expected a floating matrix (out, in), got a {type(weight).__name__}")
+        raise InputError(f"expected a floating-point matrix (out, in), got a {type(weight).__name__}")
     if weight.layout is not torch.strided or weight.is_quantized:
         raise InputError(f"expected a dense matrix (out, in), got the layout {weight.layout}: call to_dense() first")
     if weight.device.type == "meta":
         raise InputError("expected a matrix with entries, got one on the meta device: load the model's weights first")
     if weight.ndim < 2 or not weight.is_floating_point():
-        raise InputError(f"expected a floating matrix (out, in), got {weight.dtype} {tuple(weight.shape)}")
+        raise InputError(f"expected a floating-point matrix (out, in), got {weight.dtype} {tuple(weight.shape)}")
     if 0 in weight.shape:
         raise InputError(f"expected a matrix with entries, got {tuple(weight.shape)}")
 
 
 def _decompose(weight: Tensor, rank: int, band: Band, *, method: str, norm: Tensor) -> Triplets:
-    """Run a method, or the exact method if the first fails.
+    """Run a method. If the method fails, run the exact method.
 
     Raises:
-        NotConvergedError: The result of the exact method also misses the bound.
+        NotConvergedError: The errors of the exact method also exceed the bound.
     """
     try:
         return _run_certified(weight, rank, band, method=method, norm=norm)
@@ -109,14 +109,15 @@ def _decompose(weight: Tensor, rank: int, band: Band, *, method: str, norm: Tens
 
 
 def choose_method(shape: tuple[int, int], rank: int, band: Band, *, dtype: torch.dtype) -> Method:
-    """Choose the method for `auto`. The first fitting line counts.
+    """Choose the method for `auto` by the first line that applies.
 
-    - More than a third of all triplets: `exact`.
-    - A float64 weight with a smaller side up to 1024, or minor triplets of a float64 weight that is not square:
-    `exact`.
-    - A smaller side up to 1024: `gram`.
-    - Principal triplets: `lanczos`.
-    - Minor triplets: `inverse` for square weights, `gram` for all others.
+    - `exact` for more than a third of all triplets.
+    - `exact` for a float64 weight with a smaller side up to 1024.
+    - `exact` for minor triplets of a float64 weight that is not square.
+    - `gram` for a weight with a smaller side up to 1024.
+    - `lanczos` for principal triplets.
+    - `inverse` for minor triplets of a square weight.
+    - `gram` in all other cases.
 
     Args:
         shape: Shape of the weight, (out, in).
@@ -131,7 +132,7 @@ def choose_method(shape: tuple[int, int], rank: int, band: Band, *, dtype: torch
     square = shape[0] == shape[1]
     if rank > small // 3:
         return "exact"
-    # The Gram matrix halves the number of correct digits, which is too few for a float64 result.
+    # The Gram matrix halves the number of correct digits. The rest is too few for a float64 result.
     if dtype is torch.float64 and (small <= _MAX_GRAM_SIDE or (band is Band.MINOR and not square)):
         return "exact"
     if small <= _MAX_GRAM_SIDE:
@@ -143,7 +144,7 @@ def choose_method(shape: tuple[int, int], rank: int, band: Band, *, dtype: torch
 
 def _validate_method(method: str, shape: tuple[int, int], band: Band) -> None:
     if method == "lanczos" and band is not Band.PRINCIPAL:
-        raise InputError("method 'lanczos' computes principal triplets only; minor ones: inverse, gram, exact or auto")
+        raise InputError("method 'lanczos' computes only principal triplets; for minor ones use 'inverse' or 'gram'")
     if method == "inverse" and (band is not Band.MINOR or shape[0] != shape[1]):
         raise InputError(f"method 'inverse' computes minor triplets of square matrices only, got {band}, {shape}")
 
@@ -152,20 +153,20 @@ def _run_certified(weight: Tensor, rank: int, band: Band, *, method: str, norm: 
     """Run a method, select the band, and certify the triplets with the weight.
 
     Raises:
-        NotConvergedError: The method does not converge, or the result misses the bound.
+        NotConvergedError: The method does not converge, or the errors of the result exceed the bound.
     """
     result = _METHODS[method](weight, rank, band)
     count = result.S.shape[-1]
-    rows = slice(0, rank) if band is Band.PRINCIPAL else slice(count - rank, count)
+    in_band = slice(0, rank) if band is Band.PRINCIPAL else slice(count - rank, count)
     gap = None
     if count > rank:
-        upper = rank if band is Band.PRINCIPAL else count - rank
-        distances = result.S[..., upper - 1] - result.S[..., upper]
+        boundary = rank if band is Band.PRINCIPAL else count - rank
+        distances = result.S[..., boundary - 1] - result.S[..., boundary]
         gap = float((distances / norm).min()) if (norm > 0).all() else 0.0
-    triplets = Triplets(result.U[..., rows], result.S[..., rows], result.Vh[..., rows, :])
+    triplets = Triplets(result.U[..., in_band], result.S[..., in_band], result.Vh[..., in_band, :])
     triplets = triplets.with_fixed_signs().to(weight.dtype)
     certificate = _certify(weight, triplets, norm, method=method, gap=gap)
-    # `not ... <=` instead of `>`, so that NaN misses the bound.
+    # `not ... <=` instead of `>`, so that NaN counts as above the bound.
     if not max(certificate.residual, certificate.orthogonality) <= certificate.bound:
         raise NotConvergedError(f"{method}: {certificate}")
     return replace(triplets, certificate=certificate)
@@ -173,7 +174,7 @@ def _run_certified(weight: Tensor, rank: int, band: Band, *, method: str, norm: 
 
 def _certify(weight: Tensor, triplets: Triplets, norm: Tensor, *, method: str, gap: float | None) -> Certificate:
     U, S, V = triplets.U, triplets.S[..., None, :], triplets.Vh.mT
-    if weight.is_cuda:  # where float32 products may be rounded to TF32
+    if weight.is_cuda:  # GPUs may round float32 products to TF32
         weight, U, S, V = weight.double(), U.double(), S.double(), V.double()
     residuals = [(weight @ V - U * S).norm(dim=-2), (weight.mT @ U - V * S).norm(dim=-2)]
     scale = torch.where(norm > 0, norm, 1.0)[..., None]

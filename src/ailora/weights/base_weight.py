@@ -28,7 +28,7 @@ class BaseWeight:
 
     Attributes:
         module: Name of the module in the base model.
-        layer: The layer with the weight, unwrapped from PEFT's layer.
+        layer: Layer that holds the weight, without PEFT's wrapper.
         quantized_format: Format of a quantized weight. None for a plain weight.
     """
 
@@ -60,7 +60,7 @@ class BaseWeight:
 
     @property
     def key(self) -> int:
-        """Identity of the stored weight, equal for tied layers."""
+        """Identifier of the stored weight, the same for tied layers."""
         return weight_key(self.layer)
 
     @property
@@ -77,10 +77,11 @@ class BaseWeight:
         """Return the weight as a detached floating-point matrix (out, in).
 
         A plain weight keeps its dtype and shares memory with the layer. A quantized weight is dequantized. A sharded
-        weight is gathered, a collective operation.
+        weight is gathered, so all processes must call this method.
 
         Raises:
-            ModelError: The dtype cannot be decomposed, the packing is unknown, or entries are NaN or infinite.
+            ModelError: The dtype cannot be decomposed, the weight cannot be dequantized, or entries are NaN or
+                infinite.
         """
         if self.quantized_format is not None:
             weight = dequantize(self.layer, self.quantized_format, self.module)
@@ -94,7 +95,7 @@ class BaseWeight:
         return weight
 
     def stored(self) -> Tensor:
-        """Return a plain weight as stored, (out, in) or (in, out), detached, and gathered if sharded."""
+        """Return a plain weight in its stored orientation, detached, and gathered if it is sharded."""
         stored = self.layer.weight
         assert isinstance(stored, Tensor)
         return full_tensor(stored.detach())
@@ -102,8 +103,8 @@ class BaseWeight:
     def fingerprint(self) -> str:
         """Hash dtype, shape and bytes of the stored weight with SHA-256.
 
-        For a quantized weight, the hash is that of the dequantized matrix, or of all tensors in the layer if this
-        machine cannot dequantize.
+        A quantized weight is dequantized before it is hashed. If this machine cannot dequantize it, all tensors of the
+        layer are hashed instead.
 
         Returns:
             The digest as hex.
@@ -130,7 +131,7 @@ class BaseWeight:
         Raises:
             ModelError: See `read`.
         """
-        # Dequantizing twice would be slow; `read` checks quantized weights anyway.
+        # Reading a quantized weight here would dequantize it twice, which is slow. The later `read` validates it.
         if self.quantized_format is None:
             self.read()
 
@@ -148,7 +149,7 @@ def resolve_weights(model: nn.Module, modules: Iterable[str]) -> dict[str, BaseW
     """Look up the weights of modules in a base model.
 
     Returns:
-        The weights by module.
+        The base weight of each module, by module name.
 
     Raises:
         ModelError: See `BaseWeight.from_model`.
@@ -157,7 +158,7 @@ def resolve_weights(model: nn.Module, modules: Iterable[str]) -> dict[str, BaseW
 
 
 def base_layer(model: nn.Module, module: str) -> nn.Module:
-    """Return the layer of a module, unwrapped from PEFT's layer.
+    """Return the layer of a module, without PEFT's wrapper.
 
     Raises:
         ModelError: The module does not exist, or is not a linear map.
@@ -165,7 +166,7 @@ def base_layer(model: nn.Module, module: str) -> nn.Module:
     try:
         layer = model.get_submodule(module)
     except AttributeError:
-        raise ModelError(f"the plan names {module}, which this {type(model).__name__} does not have") from None
+        raise ModelError(f"the plan adapts {module}, but this {type(model).__name__} has no such module") from None
     inner = getattr(layer, "base_layer", layer)
     if weight_shape(inner) is None:
         raise ModelError(f"{module} is a {type(inner).__name__}, not a linear map")
@@ -173,7 +174,7 @@ def base_layer(model: nn.Module, module: str) -> nn.Module:
 
 
 def weight_key(layer: nn.Module) -> int:
-    """Return the identity of a layer's stored weight, equal for tied layers."""
+    """Return an identifier of a layer's stored weight, the same for tied layers."""
     # Not `id(layer.weight)`: a parametrization computes a new tensor at each access.
     parameters = layer._parameters
     stored = next((parameters[name] for name in ("weight", "W_q") if parameters.get(name) is not None), None)
@@ -182,13 +183,13 @@ def weight_key(layer: nn.Module) -> int:
 
 def is_stored_transposed(layer: nn.Module) -> bool:
     """Return whether a layer stores its weight as (in, out)."""
-    # Only transformers' `Conv1D` does, in GPT-2 and its relatives.
+    # Only transformers' `Conv1D` does. GPT-2 and related models use this layer.
     return isinstance(layer, Conv1D)
 
 
 def tensors_by_name(model: nn.Module) -> dict[str, Tensor]:
-    """Return all parameters and buffers of a model by name, tied tensors under each name."""
-    # Not from the `state_dict`, for which bitsandbytes unpacks, and so changes, 4-bit weights.
+    """Return all parameters and buffers of a model by name. A tied tensor appears under each of its names."""
+    # Calling `state_dict()` would make bitsandbytes unpack 4-bit weights, which changes them.
     named = chain(model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False))
     return dict(named)
 
@@ -202,8 +203,8 @@ def validate_dora_rows(weight: Float[Tensor, "out in_"], name: str) -> None:
     zero = int((~weight.any(dim=1)).sum())
     if zero:
         raise ModelError(
-            f"{name}: {zero} of {len(weight)} rows are zero, which dora would divide by their norm: leave the module "
-            "out (modules, roles), or train without dora"
+            f"{name}: {zero} of {len(weight)} rows are zero, and dora divides each row by its norm: exclude the "
+            "module with `modules` or `roles`, or train without dora"
         )
 
 
@@ -215,8 +216,8 @@ def validate_matrix(weight: Tensor, shape: tuple[int, ...] | None, name: str) ->
     """
     if tuple(weight.shape) != shape:
         raise ModelError(
-            f"{name}: expected the shape {shape} of the layer, got {tuple(weight.shape)}. For a weight packed in an "
-            "unsupported format, give the unquantized checkpoint: weights_from=..."
+            f"{name}: expected the shape {shape} of the layer, got {tuple(weight.shape)}. If the weight is packed in "
+            "an unsupported format, pass the unquantized checkpoint as `weights_from`"
         )
     if not all_finite(weight):
         raise ModelError(f"{name} holds NaN or infinite entries")
@@ -229,7 +230,7 @@ def all_finite(tensor: Tensor) -> bool:
 
 
 def select_rows(weight: Float[Tensor, "out in_"], projection: Projection) -> Float[Tensor, "rows in_"]:
-    """Return the rows of a projection in the weight of its module. Without fusion, these are all rows."""
+    """Return the rows of a projection from the weight of its module: all rows if the weight is not fused."""
     if not projection.fused:
         return weight
     return torch.cat([weight[start:stop] for start, stop in projection.rows])
@@ -243,7 +244,7 @@ def write_rows(weight: Float[Tensor, "out in_"], projection: Projection, rows: F
 
 
 def matches_fingerprint(weight: Tensor, expected: str, original_dtype: str) -> bool | None:
-    """Return whether a plain weight, possibly loaded in a different dtype, has a fingerprint.
+    """Compare a plain weight, possibly loaded in a different dtype, with the fingerprint of the original weight.
 
     Args:
         weight: The stored weight.
@@ -251,13 +252,15 @@ def matches_fingerprint(weight: Tensor, expected: str, original_dtype: str) -> b
         original_dtype: Dtype of the original weight, as in `Projection.dtype`.
 
     Returns:
-        True or False. None if undecidable, because the original was quantized or had more bits than this weight.
+        Whether the fingerprints match. None if this cannot be decided, because the original weight was quantized or
+        loading may have rounded its entries.
     """
     dtype = getattr(torch, original_dtype, None)
     if dtype not in READABLE or weight.dtype not in READABLE:
         return None
     if torch.promote_types(weight.dtype, dtype) is not weight.dtype and weight.dtype is not dtype:
-        # Loading in a coarser dtype may have rounded entries: equality proves a match, a difference proves nothing.
+        # Loading in a coarser dtype may have rounded entries. Equality still proves a match, but a difference proves
+        # nothing.
         return True if digest(weight.to(dtype)) == expected else None
     return digest(weight.to(dtype)) == expected
 

@@ -21,9 +21,10 @@ def match_checkpoint_keys(
 ) -> dict[str, str]:
     """Find the tensor with the weight of each module in a checkpoint.
 
-    On loading, transformers renames tensors with older names or with the prefix of a different head. Without a match by
-    these rules, ends of the module name are tried, from the longest to the end that begins with the layer number. A
-    unique tensor with such an end matches, for example in a checkpoint with several towers.
+    When transformers loads a checkpoint, its rules rename tensors that have older names or the prefix of a different
+    head. If these rules give no match, the function tries the ends of the module's name, from the longest to the end
+    that begins with the layer number. An end matches if exactly one tensor has it, for example in a checkpoint with
+    several towers.
 
     Args:
         model: The model with the modules, possibly on the meta device.
@@ -43,7 +44,7 @@ def match_checkpoint_keys(
     ties = get_tied_weights(model)
     loaded |= {tied: loaded[source] for tied, source in ties.items() if tied not in loaded and source in loaded}
     ends = [] if by_name_only else stored
-    return {module: _stored_weight(f"{module}.weight", ends, loaded, converted) for module in modules}
+    return {module: _find_tensor(f"{module}.weight", ends, loaded, converted) for module in modules}
 
 
 def checkpoint_key_map(model: nn.Module, stored: Iterable[str]) -> dict[str, str]:
@@ -55,7 +56,7 @@ def _loaded_names(model: nn.Module, stored: list[str]) -> tuple[dict[str, str], 
     """Map tensor names in the model to stored names, and return the names of converted tensors separately."""
     if not isinstance(model, PreTrainedModel):
         return {name: name for name in stored}, set()
-    # Rules remember their matches: without a copy, a second checkpoint would be matched as the first.
+    # The rules store their matches. Without a copy, they would match a second checkpoint like the first.
     transforms = deepcopy(get_model_conversion_mapping(model))
     renamings: Any = [transform for transform in transforms if isinstance(transform, WeightRenaming)]
     converters: Any = [transform for transform in transforms if isinstance(transform, WeightConverter)]
@@ -74,7 +75,7 @@ def _loaded_names(model: nn.Module, stored: list[str]) -> tuple[dict[str, str], 
     return loaded, converted
 
 
-def _stored_weight(name: str, stored: list[str], loaded: dict[str, str], converted: set[str]) -> str:
+def _find_tensor(name: str, stored: list[str], loaded: dict[str, str], converted: set[str]) -> str:
     if name in loaded:
         return loaded[name]
     if name in converted:

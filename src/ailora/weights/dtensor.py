@@ -1,6 +1,6 @@
 """DTensors of FSDP2 and tensor parallelism: gather, distribute and replicate tensors.
 
-On DTensors, gathering and distributing are collective operations: all processes of the mesh must take part.
+Gathering and distributing DTensors are collective operations: all processes of the mesh must take part.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def any_dtensor(tensors: Iterable[Tensor]) -> bool:
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
-    """Gather a DTensor, differentiably. Returns a plain tensor unchanged."""
+    """Gather a DTensor; gradients flow through. A plain tensor is returned unchanged."""
     if not isinstance(tensor, DTensor):
         return tensor
     mesh_device = tensor.device_mesh.device_type
@@ -40,18 +40,19 @@ def validate_unsharded(tensor: Tensor, shape: Sequence[int]) -> Tensor:
     Raises:
         ModelError: The tensor is partitioned.
     """
-    # ZeRO-3 sets `ds_id`. It gathers the tensor for a forward pass, but would save the parts under their own names.
+    # ZeRO-3 marks partitioned parameters with `ds_id`. It gathers them for the forward pass, but saves the parts of a
+    # factor separately.
     if hasattr(tensor, "ds_id") or tensor.shape != torch.Size(shape):
         raise ModelError(
             f"a factor {tuple(shape)} of the adapter was partitioned by an engine that does not support the anchored "
-            "form (ZeRO-3 of DeepSpeed, FSDP1). Use FSDP2, DDP or ZeRO-2; or form='stock', which trains the factors of "
+            "form (DeepSpeed ZeRO-3, FSDP1). Use FSDP2, DDP or ZeRO-2; or form='stock', which trains the factors of "
             "the file directly"
         )
     return tensor
 
 
 def distribute_like(tensor: Tensor, like: Tensor) -> Tensor:
-    """Distribute a tensor over the mesh of `like`, from the mesh's first process. Unchanged if `like` is plain."""
+    """Distribute a tensor from the first process over the mesh of `like`, or return it if `like` is not a DTensor."""
     if not isinstance(like, DTensor):
         return tensor
     distributed = distribute_tensor(tensor.detach(), like.device_mesh, like.placements)
@@ -59,7 +60,7 @@ def distribute_like(tensor: Tensor, like: Tensor) -> Tensor:
 
 
 def replicate_on_mesh_of(tensor: Tensor, parts: Iterable[Tensor]) -> Tensor:
-    """Replicate a tensor over the mesh of its parts. Unchanged if no part is a DTensor."""
-    # Loaders of sharded state dicts expect a mesh from every tensor.
+    """Replicate a tensor over the mesh of its parts, or return it if no part is a DTensor."""
+    # Loaders of sharded state dicts expect every tensor to have a mesh.
     mesh = next((part.device_mesh for part in parts if isinstance(part, DTensor)), None)
     return tensor if mesh is None else DTensor.from_local(tensor, mesh, [Replicate()] * mesh.ndim, run_check=False)

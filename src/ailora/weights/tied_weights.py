@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from ailora.errors import ModelError
 
-_UNTYING = "copy the weight for either module, set config.tie_word_embeddings to False, and save the model"
+_UNTYING = "give each module a copy of the weight, set config.tie_word_embeddings to False, and save the model"
 
 
 def get_tied_weights(model: nn.Module) -> dict[str, str]:
@@ -21,15 +21,15 @@ def find_tied_partner(model: nn.Module, parameter: str) -> str | None:
     """Return the name of a parameter tied to `parameter`. None if the parameter is not tied."""
     ties = get_tied_weights(model)
     source = ties.get(parameter, parameter)
-    sharing = [source, *(tied for tied, shared in ties.items() if shared == source)]
-    return next((name for name in sharing if name != parameter), None)
+    tied_names = [source, *(tied for tied, shared in ties.items() if shared == source)]
+    return next((name for name in tied_names if name != parameter), None)
 
 
 def validate_untied(model: nn.Module, modules: Iterable[str]) -> None:
     """Refuse to merge an adapter into a tied weight, which would also change the tied module.
 
     Raises:
-        ModelError: A weight is tied. The message names both parameters and the way out.
+        ModelError: A weight is tied. The message names both parameters and a remedy.
     """
     for module in modules:
         if partner := find_tied_partner(model, f"{module}.weight"):
@@ -40,10 +40,10 @@ def validate_untied(model: nn.Module, modules: Iterable[str]) -> None:
 
 
 def format_lone_training(parameter: str, partner: str) -> str:
-    """Format the reason and the ways out if only one of two tied parameters was trained."""
+    """Format the end of an error message for an adapter that trained only one of two tied parameters."""
     modules = [name.removesuffix(".weight").rpartition(".")[2] for name in (parameter, partner)]
     return (
-        f"{parameter} and {partner} share one weight, and the adapter trained one of them: train both with "
+        f"{parameter} and {partner} share one weight, but the adapter trained only one of them: train both with "
         f"modules_to_save={modules}, or untie the base model before training ({_UNTYING})"
     )
 
@@ -65,4 +65,4 @@ def format_resize_hint(model: nn.Module, module: str, present: Sequence[int], ex
     embeddings = (model.get_input_embeddings(), model.get_output_embeddings())
     if not any(model.get_submodule(module) is embedding for embedding in embeddings):
         return ""
-    return f": the vocabulary was resized before training; model.resize_token_embeddings({expected[0]}) first"
+    return f": the vocabulary was resized before training; call model.resize_token_embeddings({expected[0]}) first"

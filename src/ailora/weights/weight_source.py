@@ -19,8 +19,8 @@ from ailora.weights.checkpoint_keys import match_checkpoint_keys
 #: `BaseWeight.read` takes the matrix from the model itself.
 WeightSource = Callable[[BaseWeight], Float[Tensor, "out in_"]]
 
-#: Largest relative distance between a quantized weight and its original. Quantization to two bits gives about 0.4, an
-#: unrelated matrix at least 1.
+#: Largest relative distance between a quantized weight and its original. Quantization to two bits gives about 0.4, and
+#: an unrelated matrix at least 1.
 _MAX_QUANTIZATION_ERROR = 0.8
 
 
@@ -48,7 +48,7 @@ def open_checkpoint_source(base: nn.Module, checkpoint: Path | str, weights: Map
         stored.validate_digests()
     except InputError as error:
         raise InputError(f"weights_from: {error}") from None
-    # A checkpoint stores the weight of tied modules under the name of the first.
+    # A checkpoint stores the weight of tied modules once, under the name of the first module.
     first_name = {weight_key(layer): name for name, layer in reversed(find_linear_modules(base).items())}
     names = {module: first_name.get(weight.key, module) for module, weight in weights.items()}
     try:
@@ -84,7 +84,7 @@ def _orient(tensor: Tensor, weight: BaseWeight, name: str) -> Float[Tensor, "out
     try:
         quantized = weight.read()
     except ModelError:
-        # The weight is packed for a different device. Without its values, the layer type tells the orientation.
+        # The weight is packed for a different device and cannot be read, so the layer type decides the orientation.
         return candidates[-1 if weight.transposed else 0].to(weight.device)
     distances = [relative_error(quantized, matrix.to(quantized.device)) for matrix in candidates]
     distance, matrix = min(zip(distances, candidates, strict=True), key=lambda pair: pair[0])
