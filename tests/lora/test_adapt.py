@@ -97,7 +97,7 @@ def test_a_failing_second_adapter_leaves_the_first(monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize(
     ("model", "name", "message"),
     [
-        ("adapted", "default", "already has an adapter named 'default'"),
+        ("adapted", "default", "already has an adapter 'default'"),
         ("inner", "second", "already has adapters: pass the PeftModel itself"),
         ("base", "a.b", "adapter_name 'a.b' cannot be used"),
         ("base", "", "adapter_name '' cannot be used"),

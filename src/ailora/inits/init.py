@@ -29,7 +29,7 @@ class Factors:
 class Init(ABC):
     """Rule for the initial factors of a projection, given its weight."""
 
-    #: Whether `B A` differs from zero at the start, so that the adapter needs an anchor.
+    #: Whether `B A` differs from zero at the start. If so, the adapter needs an anchor.
     needs_anchor: ClassVar[bool]
 
     @abstractmethod

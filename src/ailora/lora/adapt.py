@@ -52,7 +52,7 @@ def adapt(
     the same.
 
     Args:
-        model: The base model, or a `PeftModel`, which gets an additional adapter.
+        model: The base model, or a `PeftModel` to which an adapter is added.
         policy: A preset (`ailora`, `reversed`, `pissa`, `milora`, `lora`), `{role: init}`, or a `Policy`.
         rank: The rank r, or `{role or regex: rank}`; the first matching key counts.
         alpha: The numerator of the scaling, or `{role or regex: alpha}`. None means alpha = rank, a scaling of 1, or of
@@ -112,7 +112,7 @@ def apply_plan(
     this function on every rank; rank 0 computes the initial factors for all ranks.
 
     Args:
-        model: The base model of the plan, or its `PeftModel`, which gets an additional adapter.
+        model: The base model for which the plan was made, or its `PeftModel`, to which an adapter is added.
         plan: A plan returned by `make_plan` or `Plan.from_dict`.
         adapter_name: PEFT's name for the adapter.
         weights_from: Unquantized checkpoint to decompose, for a model with quantized weights: a folder of safetensors

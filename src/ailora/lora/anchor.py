@@ -45,7 +45,7 @@ def unstack_B(stacked: Float[Tensor, "out two_r"]) -> tuple[Tensor, Tensor]:
 def snap_to_grid(B: Tensor) -> Tensor:
     """Round `B` to multiples of a power of two, 2^-19 to 2^-18 of the largest entry.
 
-    Files hold `dB` and the float32 sum `B0 + dB`, from which a resumed run must recover `B0` bit for bit. For a `dB` up
+    Files contain `dB` and the float32 sum `B0 + dB`. A resumed run must recover `B0` from both bit for bit. For `dB` up
     to eight times as large as `B0`, rounding errors of the sum and of the difference stay below half a step, and
     rounding the difference to the grid removes them. The grid changes `B` by less than 1e-5 of its norm.
 

@@ -56,7 +56,7 @@ class AnchoredFactor(PackedFactor):
         if distance is not None:
             if not all_finite(stacked):
                 raise AnchorMismatchError(
-                    f"{name}: the file holds NaN or infinite entries, from which no anchor can be read: training has "
+                    f"{name}: the file holds NaN or infinite entries, so its anchor cannot be read: training has "
                     "diverged"
                 )
             raise AnchorMismatchError(

@@ -75,7 +75,7 @@ def inject(
         factors: Initial factors of every planned adapter.
         adapter_name: PEFT's name for the adapter.
         metadata: Metadata of the adapter, for `get_metadata`.
-        residuals: Residual weights, which replace base weights in the residual form. Empty in all other forms.
+        residuals: Residual weights that replace the base weights in the residual form. Empty in all other forms.
 
     Returns:
         The adapted model: `model` if already a `PeftModel`, else a new `PeftModel`.
@@ -146,7 +146,7 @@ def validate_adapter_name(model: nn.Module, adapter_name: str) -> None:
         )
     if isinstance(model, PeftModel):
         if adapter_name in model.peft_config:
-            raise ModelError(f"the model already has an adapter named {adapter_name!r}: choose another adapter_name")
+            raise ModelError(f"the model already has an adapter {adapter_name!r}: choose a different adapter_name")
     elif any(isinstance(module, BaseTunerLayer) for module in model.modules()):
         raise ModelError(
             "the model already has adapters: pass the PeftModel itself and a new adapter_name, or unload() first"

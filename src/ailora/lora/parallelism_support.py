@@ -42,8 +42,8 @@ def validate_parallelism(base: nn.Module, plan: Plan, weights: Mapping[str, Base
     fused = any(planned.projection.fused for planned in plan.adapters)
     if _is_tensor_parallel(base) and (plan.form is not Form.STOCK or fused):
         raise ModelError(
-            f"{sharded[0]}: the weight is split by tensor parallelism. PEFT then shards its own factors, which the "
-            f"{plan.form.value} form would replace: use form='stock', which trains the factors of the file directly"
+            f"{sharded[0]}: the weight is split by tensor parallelism. PEFT then shards its factors, but the "
+            f"{plan.form.value} form would replace them: use form='stock', which trains the saved factors directly"
         )
 
 

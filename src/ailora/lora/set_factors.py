@@ -24,7 +24,7 @@ def set_factors(layer: LoraLayer, factors: Sequence[InitialFactors], adapter_nam
 
     Args:
         layer: PEFT's layer of the module.
-        factors: Initial factors of the module: a single pair, or a pair for each adapted role of a fused weight.
+        factors: Initial factors of the module, with an entry for each adapted role if the weight is fused.
         adapter_name: PEFT's name for the adapter.
         plan: The plan of the adapter.
     """
@@ -49,7 +49,7 @@ def build_factors(
     """Build the factors of a module for training. In the anchored and the stock form, they equal those of the file.
 
     Args:
-        factors: Initial factors of the module: a single pair, or a pair for each adapted role of a fused weight.
+        factors: Initial factors of the module, with an entry for each adapted role if the weight is fused.
         plan: The plan of the adapter.
         like_A: Tensor with the dtype and device for `A`. None keeps the dtype and device of the initial factor.
         like_B: Tensor with the dtype and device for `B`. None keeps the dtype and device of the initial factor.

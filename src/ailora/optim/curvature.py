@@ -156,7 +156,7 @@ def start_vector(block: Block, seed: int) -> Float[Tensor, " n"]:
     Returns:
         Vector (n,) of standard normal entries, on the device and in the dtype of the first parameter.
     """
-    # Each block has its own generator, so that the vector of a role does not depend on which roles are measured.
+    # Each block has a separate generator, so the vector of a role does not depend on which roles are measured.
     vector = torch.randn(block.size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     return vector.to(block.parameters[0])
 
@@ -170,7 +170,7 @@ def largest_eigenvalues(
         products: Function that multiplies several operators with a vector each. A call contains only the operators
             that have not converged.
         starts: Start vector (n,) of each operator, not zero.
-        iterations: Maximum number of Lanczos steps. A further product gives the residual and the spread over batches.
+        iterations: Maximum number of Lanczos steps. An additional product gives the residual and the spread.
         tolerance: Relative residual at which the iteration of an operator stops.
 
     Returns:

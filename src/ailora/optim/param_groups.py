@@ -133,7 +133,7 @@ def _parse_factor(name: str) -> Factor:
 def split_param_groups(
     groups: Sequence[dict[str, Any]], model: PeftModel, multipliers: Multipliers, *, plan: Plan | None = None
 ) -> list[dict[str, Any]]:
-    """Split an optimizer's parameter groups, so that each factor gets its own learning rate.
+    """Split an optimizer's parameter groups to give each factor its learning rate.
 
     Args:
         groups: `optimizer.param_groups`. Split them before creating a scheduler, whose constructor reads `lr`.
@@ -167,7 +167,7 @@ def _shared_multiplier(owner: FactorRoles, name: str, multipliers: Multipliers) 
     if len(values) > 1:
         roles = " and ".join(owner.roles)
         raise InputError(
-            f"adapter.learning_rates: {roles} share the parameter {name} in the stock form: give them the same rate, "
-            "or set form: anchored"
+            f"adapter.learning_rates: {roles} share the parameter {name} in the stock form: give these roles the "
+            "same rate, or set form: anchored"
         )
     return values.pop()

@@ -47,7 +47,7 @@ class AdapterMetadata(pydantic.BaseModel):
         base_model: Name or path of the base model, as PEFT records it.
         labels: Class names in the order of the head's outputs. None for numbered classes.
         pad_token_id: Id of the model's padding token. None for models without one.
-        weights_from: Unquantized checkpoint whose weights were decomposed. None if those of the base model were.
+        weights_from: Unquantized checkpoint whose weights were decomposed. None if the base model's weights were.
         quantization_errors: Module -> relative error of the quantized weight before and after its residual was
             quantized. Only earlier versions, which quantized residuals, wrote this field.
         exported: Properties of the export. None if the adapter is not an export.
@@ -85,9 +85,9 @@ class AdapterMetadata(pydantic.BaseModel):
             plan: Plan of the adapter.
             fingerprints: Module -> SHA-256 of the decomposed base weight.
             base_model: Name or path of the base model.
-            model_config: The model's configuration in transformers, from which labels and padding token are read.
+            model_config: The model's configuration in transformers. Labels and padding token are read from it.
             floored: Module -> number of clamped singular values.
-            weights_from: Unquantized checkpoint whose weights were decomposed. None if those of the base model were.
+            weights_from: Unquantized checkpoint whose weights were decomposed. None if the base model's weights were.
 
         Returns:
             Metadata with the versions of the installed libraries.
@@ -110,13 +110,13 @@ class AdapterMetadata(pydantic.BaseModel):
         """Plan parsed from the field `plan`.
 
         Raises:
-            InputError: The field holds no valid plan.
+            InputError: The field does not contain a valid plan.
         """
         return Plan.from_dict(self.plan)
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of all module names and fingerprints, which identifies the adapted base weights."""
+        """SHA-256 of all module names and fingerprints, to identify the adapted base weights."""
         lines = "\n".join(f"{module} {digest}" for module, digest in sorted(self.fingerprints.items()))
         return hashlib.sha256(lines.encode()).hexdigest()
 

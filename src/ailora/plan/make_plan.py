@@ -61,7 +61,7 @@ def make_plan(
         Plan of all adapters, plain data without tensors.
 
     Raises:
-        InputError: An argument is out of range or unknown, or a role, key or pattern matches no module.
+        InputError: An argument is invalid, or a role, key or pattern matches no module.
         ModelError: No naming rule fits the model.
 
     Examples:
@@ -113,7 +113,7 @@ def _filter_by_module(projections: tuple[Projection, ...], modules: str | None) 
 
 
 def _validate_disjoint(targets: tuple[Projection, ...], saved: tuple[str, ...]) -> None:
-    """Refuse adapters inside modules of `modules_to_save`, which are trained in full."""
+    """Refuse adapters inside modules that `modules_to_save` trains in full."""
     # PEFT wraps every module whose name ends with a saved name, together with its submodules.
     for projection in targets:
         parts = projection.module.split(".")
@@ -127,7 +127,7 @@ def _validate_disjoint(targets: tuple[Projection, ...], saved: tuple[str, ...]) 
 
 
 def _validate_one_scaling(plan: Plan) -> None:
-    """Refuse different scalings for the roles of a fused weight, which share a LoRA module and its scaling."""
+    """Refuse different scalings for the roles of a fused weight, because the roles share a LoRA module."""
     for adapters in plan.modules.values():
         if len({a.scaling for a in adapters}) > 1:
             scalings = ", ".join(f"{a.projection.name} s = {a.scaling:g}" for a in adapters)
@@ -144,7 +144,7 @@ def _select_roles(
     Raises:
         InputError: A role has no init or no projection, or no role is given.
     """
-    # A string is iterable too, as a sequence of letters.
+    # A string is iterable too, but would be read letter by letter.
     if roles is not None and (isinstance(roles, str) or not isinstance(roles, Iterable)):
         raise InputError(f"roles must be a list of names, such as ['query', 'value'], got {roles!r}")
     selected = policy.default_roles if roles is None else tuple(dict.fromkeys(parse_role(r) for r in roles))

@@ -56,7 +56,7 @@ class Task:
         return "classifier" in self.peft_heads
 
 
-#: Task type -> task. The members of `TaskType` are strings, so that names from files are keys too.
+#: Task type -> task. The members of `TaskType` are strings, so strings from files can be used as keys.
 TASKS: Mapping[str, Task] = {
     TaskType.SEQ_CLS: Task(
         "sequence classification",

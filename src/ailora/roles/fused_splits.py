@@ -16,7 +16,7 @@ from ailora.roles.projection import Role
 
 
 class ModelConfig(Protocol):
-    """Configuration of transformers, whose fields depend on the family."""
+    """Configuration of a model in transformers. Its fields depend on the family."""
 
     model_type: str
 

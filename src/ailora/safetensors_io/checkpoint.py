@@ -78,7 +78,7 @@ class Checkpoint:
         """Read a tensor.
 
         Raises:
-            InputError: The file cannot be read, has shrunk since its header was read, or torch has no such dtype.
+            InputError: The file cannot be read or has shrunk since its header was read, or the dtype is not supported.
         """
         return read_tensor(self.tensors[name])
 

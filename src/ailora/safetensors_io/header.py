@@ -23,7 +23,7 @@ import torch
 
 from ailora.errors import InputError, unknown_name
 
-#: dtype in the file -> bits per entry. Tensors with a dtype that torch lacks can be copied, but not read.
+#: dtype in the file -> bits per entry. Tensors with a dtype missing in `TORCH_DTYPES` can be copied, but not read.
 DTYPE_BITS: Mapping[str, int] = {
     **dict.fromkeys(("F64", "I64", "U64", "C64"), 64),
     **dict.fromkeys(("F32", "I32", "U32"), 32),
@@ -94,11 +94,11 @@ class StoredTensor:
         """The dtype in torch.
 
         Raises:
-            InputError: torch has no such dtype.
+            InputError: The dtype is not in `TORCH_DTYPES`.
         """
         if self.dtype not in TORCH_DTYPES:
             raise InputError(
-                f"{self.file}: tensor {self.name!r} has the dtype {self.dtype}, which torch does not support; "
+                f"{self.file}: tensor {self.name!r} has the dtype {self.dtype}, which ailora cannot read; "
                 f"readable dtypes: {', '.join(TORCH_DTYPES)}"
             )
         return TORCH_DTYPES[self.dtype]

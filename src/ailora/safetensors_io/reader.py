@@ -21,7 +21,7 @@ def read_tensor(stored: StoredTensor) -> Tensor:
     """Read a tensor.
 
     Raises:
-        InputError: The file cannot be read, has shrunk since its header was read, or torch has no such dtype.
+        InputError: The file cannot be read or has shrunk since its header was read, or the dtype is not supported.
     """
     dtype = stored.torch_dtype
     return _read_bytes(stored, 0, stored.nbytes).view(dtype).reshape(stored.shape)
@@ -39,7 +39,7 @@ def read_rows(stored: StoredTensor, start: int, stop: int) -> Tensor:
         Rows (stop - start, ...).
 
     Raises:
-        InputError: The file cannot be read, has shrunk since its header was read, or torch has no such dtype.
+        InputError: The file cannot be read or has shrunk since its header was read, or the dtype is not supported.
     """
     dtype = stored.torch_dtype
     row_bytes = stored.nbytes // stored.shape[0]
@@ -58,7 +58,7 @@ def read_blocks(stored: StoredTensor, entries: int) -> Iterator[Tensor]:
         Blocks (entries,). The last may be shorter.
 
     Raises:
-        InputError: The file cannot be read, has shrunk since its header was read, or torch has no such dtype.
+        InputError: The file cannot be read or has shrunk since its header was read, or the dtype is not supported.
     """
     dtype = stored.torch_dtype
     block_bytes = entries * dtype.itemsize

@@ -46,7 +46,7 @@ def cached_svd(weight: Float[Tensor, "*batch out in_"], rank: int, band: Band | 
     """Compute `truncated_svd`, or read its result from the cache.
 
     Args:
-        weight: Floating-point matrix (out, in), or a batch (..., out, in), which bypasses the cache.
+        weight: Floating-point matrix (out, in), or a batch (..., out, in). Batches bypass the cache.
         rank: Number of triplets, 1 <= rank <= min(out, in).
         band: `principal` (largest singular values) or `minor` (smallest).
 

@@ -198,7 +198,7 @@ def validate_dora_rows(weight: Float[Tensor, "out in_"], name: str) -> None:
     """Refuse a weight with zero rows. DoRA divides each row by its norm, and would output NaN from the first step.
 
     Raises:
-        ModelError: Rows are zero. The message gives their number.
+        ModelError: At least one row is zero. The message gives the number of zero rows.
     """
     zero = int((~weight.any(dim=1)).sum())
     if zero:

@@ -1,4 +1,4 @@
-"""Sources of the weights to decompose: the model, or the checkpoint from which it was quantized."""
+"""Sources of the weights to decompose: the model itself, or its unquantized checkpoint."""
 
 from __future__ import annotations
 
