@@ -256,7 +256,7 @@ def test_files_of_several_formats_share_their_labels(tmp_path: Path) -> None:
     ("values", "message"),
     [
         (("a", "a"), "the single class 'a'"),
-        (("1", "0", "01"), r"f\.tsv:4: label '01' is the same number as label '1' \(f\.tsv:2\); use one"),
+        (("1", "0", "01"), r"f\.tsv:4: label '01' is the same number as label '1' \(f\.tsv:2\); use the same"),
         ((1, "1"), r"f\.tsv:3: label '1' and label 1 \(f\.tsv:2\) differ in type; write all labels"),
         ((1, 0, True), r"f\.tsv:4: label True and label 1 \(.* differ in type"),
         ((1, 1.5), r"f\.tsv:3: label 1\.5 is a decimal number; for regression, choose metric pearson or"),

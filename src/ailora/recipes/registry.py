@@ -54,8 +54,8 @@ def run(config: RunConfig, callbacks: Sequence[TrainerCallback] = ()) -> dict[st
         ModelError: The model cannot be adapted as configured.
     """
     folder = RunFolder(config.output)
-    if finished := folder.read_finished_result(config):
-        return finished
+    if existing_result := folder.read_finished_result(config):
+        return existing_result
     recipe = RECIPES[config.recipe](config)
     if is_main():
         folder.validate_claimable(config)
@@ -65,8 +65,8 @@ def run(config: RunConfig, callbacks: Sequence[TrainerCallback] = ()) -> dict[st
     # Claim the folder late, so that invalid input leaves no folder behind.
     with folder.claimed(config):
         # A different process may have finished the run while this process waited for the lock.
-        if finished := folder.read_finished_result(config):
-            return finished
+        if existing_result := folder.read_finished_result(config):
+            return existing_result
         trained = train(recipe, model, init_seconds=init_seconds, callbacks=callbacks)
         # Save before evaluating: a failed evaluation must not lose the trained model.
         saved = save_model(config, trained.trainer)

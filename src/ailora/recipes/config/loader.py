@@ -107,8 +107,8 @@ def _merge_task(task: dict[str, object], given: dict[str, object]) -> dict[str, 
     for key, section in given.items():
         if isinstance(section, dict) and isinstance(defaults := task.get(key), dict):
             # A different data set does not have the subset of the task's data set.
-            dropped = {"subset"} if "dataset" in section else set()
-            merged[key] = {k: v for k, v in defaults.items() if k not in dropped} | section
+            dropped_keys = {"subset"} if "dataset" in section else set()
+            merged[key] = {k: v for k, v in defaults.items() if k not in dropped_keys} | section
     return merged
 
 

@@ -55,10 +55,11 @@ class Labels:
         if len(first_origins) < 2:
             name = next(iter(first_origins))
             raise InputError(f"expected at least two classes in the training data, got the single class {name!r}")
-        if long := next((name for name in first_origins if len(name) > _MAX_DIGITS and _WHOLE.fullmatch(name)), None):
-            shown = truncate(repr(long), 80)
+        numbers = filter(_WHOLE.fullmatch, first_origins)
+        if too_long := next((name for name in numbers if len(name) > _MAX_DIGITS), None):
+            shown = truncate(repr(too_long), 80)
             raise InputError(
-                f"{first_origins[long]}: label {shown} has {len(long):,} digits; expected at most {_MAX_DIGITS}"
+                f"{first_origins[too_long]}: label {shown} has {len(too_long):,} digits; expected at most {_MAX_DIGITS}"
             )
         if not all(_WHOLE.fullmatch(name) for name in first_origins):
             _validate_not_decimal(first_origins)
@@ -124,7 +125,7 @@ class Labels:
 
 
 def is_missing(value: object) -> bool:
-    """Return whether a cell is empty: None, blank text, or NaN."""
+    """Return whether a label is missing: None, blank text, or NaN."""
     if isinstance(value, str):
         return not value.strip()
     # pandas writes NaN for missing values.
@@ -153,21 +154,21 @@ def _validate_types(values: Sequence[object], origins: Sequence[str]) -> None:
             )
 
 
-def _validate_not_decimal(origins: dict[str, str]) -> None:
+def _validate_not_decimal(first_origins: dict[str, str]) -> None:
     """Refuse labels that are all numbers, some of them with decimals: such labels are quantities, not classes."""
-    if all(_DECIMAL.fullmatch(name) for name in origins):
-        name = next(name for name in origins if not _WHOLE.fullmatch(name))
-        raise InputError(f"{origins[name]}: label {name!r} is a decimal number; {_describe_choices()}")
+    if all(_DECIMAL.fullmatch(name) for name in first_origins):
+        name = next(name for name in first_origins if not _WHOLE.fullmatch(name))
+        raise InputError(f"{first_origins[name]}: label {name!r} is a decimal number; {_describe_choices()}")
 
 
-def _validate_spellings(origins: dict[str, str]) -> None:
+def _validate_spellings(first_origins: dict[str, str]) -> None:
     """Validate that no two names mean the same number, such as 1 and 01."""
     spellings: dict[int, str] = {}
-    for name, origin in origins.items():
+    for name, origin in first_origins.items():
         if (first := spellings.setdefault(int(name), name)) != name:
             raise InputError(
-                f"{origin}: label {name!r} is the same number as label {first!r} ({origins[first]}); use one spelling "
-                "for each class"
+                f"{origin}: label {name!r} is the same number as label {first!r} ({first_origins[first]}); use the "
+                "same spelling in all rows"
             )
 
 

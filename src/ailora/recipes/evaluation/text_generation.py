@@ -34,6 +34,7 @@ _REMOTE_CODE_MODES = (
 
 #: Hidden size assumed for models whose configuration has no `hidden_size`.
 _DEFAULT_HIDDEN_SIZE = 64
+#: Sizes of the toy models in `try_generation`.
 _TOY_LLAMA: dict[str, Any] = {
     "hidden_size": 16,
     "intermediate_size": 16,
@@ -81,9 +82,9 @@ def build_generation_config(fields: Mapping[str, Any], tokenizer: PreTrainedToke
             "evaluation.generate: return_dict_in_generate must be false, because only generated texts are used, "
             f"got {fields['return_dict_in_generate']}"
         )
-    special = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
+    special_ids = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
     try:
-        config = GenerationConfig(**{"do_sample": False, "max_new_tokens": 128, **special, **fields})
+        config = GenerationConfig(**{"do_sample": False, "max_new_tokens": 128, **special_ids, **fields})
         # Without `strict`, settings that have no effect only cause a warning, such as a temperature without sampling.
         config.validate(strict=True)
     except (ValueError, TypeError) as error:
@@ -127,13 +128,13 @@ def try_generation(
     Raises:
         InputError: transformers cannot generate with the configuration.
     """
-    short = copy.deepcopy(config)
+    toy_config = copy.deepcopy(config)
     # Lengths and compilation are chosen for the real model, and could fail or take long with the toy model.
-    short.update(max_new_tokens=1, max_length=None, min_new_tokens=None, min_length=0)
-    short.update(compile_config=None)
+    toy_config.update(max_new_tokens=1, max_length=None, min_new_tokens=None, min_length=0)
+    toy_config.update(compile_config=None)
     sizes: dict[str, Any] = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
     prompts = [list(tokenizer("one two three")["input_ids"])] * min(2, batch_size)
-    if short.cache_implementation == "quantized":
+    if toy_config.cache_implementation == "quantized":
         # A quantized cache is split into groups of equal size. Prompts of all lengths fit only if this size divides the
         # width of a token's keys, so the toy model gets a single token, and keys as wide as the real model's.
         sizes["head_dim"], prompts = cache_width, [prompts[0][:1]]
@@ -144,7 +145,7 @@ def try_generation(
         else:
             model = LlamaForCausalLM(LlamaConfig(**sizes, **_TOY_LLAMA))
         try:
-            _generate_batch(model.eval(), tokenizer, prompts, short)
+            _generate_batch(model.eval(), tokenizer, prompts, toy_config)
         # The logits processors of transformers raise exceptions of many types.
         except Exception as error:
             reason = shorten(" ".join(str(error).split()), 300)
