@@ -136,7 +136,7 @@ def test_another_scaling_is_found(base: Path, adapter: Path, tmp_path: Path) -> 
     file.write_text(json.dumps({**config, "lora_alpha": 2 * config["lora_alpha"]}))
     verdict = verify(tmp_path / "scaled", str(base))
     assert results(verdict)["ranks and scalings"] is False
-    assert "is scaled by 2 in adapter_config.json, by 1 in the plan" in detail(verdict, "ranks and scalings")
+    assert "is scaled by 2 in adapter_config.json, but by 1 in the plan" in detail(verdict, "ranks and scalings")
 
 
 def test_a_file_that_was_trained_whole_has_another_anchor(base: Path, tmp_path: Path) -> None:
@@ -253,7 +253,7 @@ def test_a_sidecar_of_another_adapter_is_told_apart(base: Path, adapter: Path, t
     shutil.copytree(adapter, tmp_path / "mixed")
     shutil.copy(tmp_path / "small" / "ailora.json", tmp_path / "mixed")
     with pytest.raises(
-        ailora.InputError, match=r"does not belong to .* has rank 4 in ailora\.json, 8 in adapter_model"
+        ailora.InputError, match=r"does not belong to .* has rank 4 in ailora\.json, but 8 in adapter_model"
     ):
         verify(tmp_path / "mixed", str(base))
     # One that only lies above it says nothing of it.

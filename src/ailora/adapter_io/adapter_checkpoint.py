@@ -22,14 +22,14 @@ from ailora.weights.base_weight import all_finite
 
 @dataclass(frozen=True)
 class AdapterCheckpoint:
-    """Saved LoRA adapter, opened by its configuration and header; tensors are read on request.
+    """Saved LoRA adapter. Opening reads the configuration and the header; tensors are read on request.
 
     Attributes:
         folder: Folder of the adapter.
         config: PEFT's configuration, as plain data.
         modules: LoRA weights by module name in the base model.
         saved: Tensors of fully fine-tuned modules, by parameter name in the base model.
-        metadata: Content of `ailora.json`, from the folder or a parent folder. None without metadata for this adapter.
+        metadata: Content of `ailora.json` in the folder or a parent folder. None without metadata of this adapter.
     """
 
     folder: Path
@@ -80,7 +80,7 @@ class AdapterCheckpoint:
 
     @property
     def exported(self) -> bool:
-        """Whether the adapter is an export, without an anchor."""
+        """Whether `ailora export` wrote the adapter. Exports have no anchor."""
         return self.metadata is not None and self.metadata.exported is not None
 
     @property
@@ -110,7 +110,7 @@ class AdapterCheckpoint:
 
     @property
     def tensors(self) -> list[StoredTensor]:
-        """All stored tensors of the adapter, without duplicates that PEFT saves."""
+        """All stored tensors of the adapter, without the duplicates that PEFT saves."""
         factors = [t for module in self.modules.values() for t in (module.A, module.B, module.magnitude) if t]
         return factors + list(self.saved.values())
 
@@ -169,12 +169,12 @@ class AdapterCheckpoint:
         for module, group in planned.items():
             shape, weights = group[0].projection.shape, self.modules[module]
             if weights.shape != shape:
-                return f"{module} has the shape {shape} in {METADATA_NAME}, {weights.shape} in {WEIGHTS_NAME}"
+                return f"{module} has the shape {shape} in {METADATA_NAME}, but {weights.shape} in {WEIGHTS_NAME}"
             ranks = [sum(p.file_rank for p in group)]
             if plan.form is Form.RESIDUAL:
                 ranks.append(sum(p.rank for p in group))
             if metadata.exported is None and weights.rank not in ranks:
-                return f"{module} has rank {ranks[0]} in {METADATA_NAME}, {weights.rank} in {WEIGHTS_NAME}"
+                return f"{module} has rank {ranks[0]} in {METADATA_NAME}, but {weights.rank} in {WEIGHTS_NAME}"
         return None
 
     def _find_metadata(self) -> AdapterMetadata | None:

@@ -18,7 +18,7 @@ from ailora.safetensors_io.tensor_digest import (
 )
 
 _LOG = logging.getLogger("ailora")
-_DESCRIBED = (CONFIG_NAME, METADATA_NAME)
+_DIGESTED_FILES = (CONFIG_NAME, METADATA_NAME)
 
 
 def write_digests(folder: Path, pending: Mapping[str, bytes] | None = None) -> None:
@@ -26,14 +26,14 @@ def write_digests(folder: Path, pending: Mapping[str, bytes] | None = None) -> N
 
     Args:
         folder: Folder of the adapter. Without a weights file, nothing is written.
-        pending: Contents of files still to be written, by file name.
+        pending: File name -> content, for files that are written later.
     """
     file = folder / WEIGHTS_NAME
     if not file.is_file():
         return
-    contents = {name: (folder / name).read_bytes() for name in _DESCRIBED if (folder / name).is_file()}
+    contents = {name: (folder / name).read_bytes() for name in _DIGESTED_FILES if (folder / name).is_file()}
     contents |= pending or {}
-    # Sorted, because a resumed command has fewer pending files and must still write the same bytes.
+    # Sort the names: a resumed command may have fewer pending files, and must write the same bytes nevertheless.
     write_tensor_digest(file, {name: hashlib.sha256(contents[name]).hexdigest() for name in sorted(contents)})
 
 
@@ -57,18 +57,18 @@ def validate_digests(folder: Path, header: Header) -> None:
 
 
 def find_edited_files(folder: Path, header: Header) -> list[str] | None:
-    """Find edited files beside the weights by their digests.
+    """Find the files beside the weights that no longer have their digest.
 
     Args:
         folder: Folder of the adapter.
         header: Header of the weights file.
 
     Returns:
-        Names of the files. None if the weights file has no digests.
+        Names of the edited files. None if the weights file has no digests.
     """
     if not has_tensor_digest(header):
         return None
-    digests = {name: header.metadata.get(f"{DIGEST_PREFIX}{name}") for name in _DESCRIBED}
+    digests = {name: header.metadata.get(f"{DIGEST_PREFIX}{name}") for name in _DIGESTED_FILES}
     return [
         name
         for name, digest in digests.items()

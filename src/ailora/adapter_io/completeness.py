@@ -42,7 +42,7 @@ def validate_complete(adapter: AdapterCheckpoint, base: nn.Module) -> None:
     if missing := sorted(targets - adapter.modules.keys()):
         raise InputError(
             f"{file} has no factors for {pluralize(len(missing), 'module')} that {CONFIG_NAME} adapts, such as "
-            f"{missing[0]}: the file is incomplete, or {CONFIG_NAME} belongs to another adapter"
+            f"{missing[0]}: the file is incomplete, or {CONFIG_NAME} belongs to a different adapter"
         )
 
 
@@ -57,7 +57,7 @@ def validate_saved_modules(adapter: AdapterCheckpoint, base: nn.Module) -> None:
         InputError: A parameter is missing. The message names the first.
     """
     names = adapter.config.get("modules_to_save") or []
-    # PEFT compares the ends of names, not whole components between dots.
+    # PEFT compares the ends of names, even within a component between dots.
     ends = tuple([names] if isinstance(names, str) else names)
     for module, part in base.named_modules():
         if not module.endswith(ends):

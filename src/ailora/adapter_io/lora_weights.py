@@ -20,7 +20,7 @@ from ailora.weights.base_weight import all_finite
 
 #: Prefix that PEFT adds to the module names of the base model.
 PREFIX = "base_model.model."
-#: Suffixes of tensor names, each with the part of the LoRA in the tensor.
+#: Suffix of a tensor's name -> part of the LoRA in the tensor.
 _PARTS = {
     "lora_A.weight": "A",
     "lora_B.weight": "B",
@@ -29,7 +29,7 @@ _PARTS = {
 }
 #: Duplicates that PEFT saves: frozen weights of adapted embeddings and heads, and the originals of resized embeddings.
 _DUPLICATE = re.compile(r"\.base_layer\.(weight|bias)$|\.original_module\.")
-#: Largest entry for which products and their norms stay within float64.
+#: Largest accepted entry. Products of factors and their norms are then finite in float64.
 _MAX_FLOAT64_ENTRY = 1e100
 
 
@@ -40,7 +40,7 @@ def add_prefix(name: str) -> str:
 
 @dataclass(frozen=True)
 class LoraWeights:
-    """Stored LoRA of a module; tensors are read on request.
+    """Stored LoRA factors of a module. Tensors are read on request.
 
     Attributes:
         module: Name of the module in the base model.
@@ -106,19 +106,19 @@ def find_lora_weights(
     saved: dict[str, StoredTensor] = {}
     # PEFT saves fully fine-tuned embeddings under two names. Plain names sort first, and `setdefault` keeps the first.
     for name, stored in sorted(header.tensors.items(), key=lambda item: ".modules_to_save." in item[0]):
-        bare = name.removeprefix(PREFIX)
+        base_name = name.removeprefix(PREFIX)
         _validate_tensor(stored, header)
-        end = next((end for end in _PARTS if bare.endswith(f".{end}")), None)
-        if end is not None:
-            parts.setdefault(bare.removesuffix(f".{end}"), {})[_PARTS[end]] = stored
-        elif _DUPLICATE.search(bare):
+        suffix = next((suffix for suffix in _PARTS if base_name.endswith(f".{suffix}")), None)
+        if suffix is not None:
+            parts.setdefault(base_name.removesuffix(f".{suffix}"), {})[_PARTS[suffix]] = stored
+        elif _DUPLICATE.search(base_name):
             continue
-        elif re.search(r"(^|\.)lora_", bare):
+        elif re.search(r"(^|\.)lora_", base_name):
             raise InputError(
                 f"{stored.file}: {name!r} is not the factor of a linear module; other LoRA layers are not supported"
             )
         else:
-            saved.setdefault(bare.replace(".modules_to_save.", "."), stored)
+            saved.setdefault(base_name.replace(".modules_to_save.", "."), stored)
     if not parts:
         raise InputError(f"{folder / WEIGHTS_NAME} holds no LoRA factors")
     ranks, alphas = (ModulePatterns(f"{folder / CONFIG_NAME}: {name}") for name in ("rank_pattern", "alpha_pattern"))
@@ -131,14 +131,14 @@ def find_lora_weights(
 
 
 def _validate_tensor(stored: StoredTensor, header: Header) -> None:
-    """Refuse a tensor that is empty or not floating-point, and a name stored with and without PEFT's prefix."""
+    """Refuse a tensor that is empty or not floating-point, or whose name occurs with and without PEFT's prefix."""
     if not stored.floating:
         raise InputError(f"{stored}: the tensors of an adapter must be floating-point")
     if 0 in stored.shape:
         raise InputError(f"{stored} is empty: the file is damaged, or not from PEFT")
-    bare = stored.name.removeprefix(PREFIX)
-    if bare != stored.name and bare in header.tensors:
-        raise InputError(f"{stored.file} holds {bare!r} twice, with and without the prefix {PREFIX!r}")
+    base_name = stored.name.removeprefix(PREFIX)
+    if base_name != stored.name and base_name in header.tensors:
+        raise InputError(f"{stored.file} holds {base_name!r} twice, with and without the prefix {PREFIX!r}")
 
 
 def _build_lora_weights(
@@ -161,19 +161,19 @@ def _build_lora_weights(
     rank = find_pattern_value("rank_pattern", config, module, ranks)
     alpha = find_pattern_value("alpha_pattern", config, module, alphas)
     if rank != A.shape[0]:
-        raise InputError(f"{where} has rank {A.shape[0]}, {CONFIG_NAME} says {rank}")
+        raise InputError(f"{where} has rank {A.shape[0]}, but {CONFIG_NAME} says {rank}")
     return LoraWeights(module, A, B, magnitude, alpha / (math.sqrt(rank) if config.get("use_rslora") else rank))
 
 
 def _validate_agreement(
     folder: Path, config: Mapping[str, Any], modules: Mapping[str, LoraWeights], saved: Mapping[str, StoredTensor]
 ) -> None:
-    """Refuse magnitudes without DoRA, DoRA without magnitudes, and modules with both factors and a full weight."""
+    """Refuse magnitudes without DoRA, a DoRA without magnitudes, and a module with both factors and a full weight."""
     for weights in modules.values():
         if (weights.magnitude is not None) != bool(config.get("use_dora")):
-            has = "has no" if config.get("use_dora") else "has"
+            verb = "has no" if config.get("use_dora") else "has"
             raise InputError(
-                f"{folder}: use_dora is {bool(config.get('use_dora'))} in {CONFIG_NAME}, but {weights.module} {has} "
+                f"{folder}: use_dora is {bool(config.get('use_dora'))} in {CONFIG_NAME}, but {weights.module} {verb} "
                 f"magnitudes in {WEIGHTS_NAME}"
             )
     for name, stored in saved.items():

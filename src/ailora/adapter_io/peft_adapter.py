@@ -1,4 +1,4 @@
-"""Load saved adapters of all PEFT types with PEFT, from validated files."""
+"""Load saved adapters of any PEFT type with PEFT, after validating their files."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def load_peft_adapter(base: nn.Module, folder: Path) -> PeftModel:
         for key, value in resolved.items():
             setattr(config, key, value)
         with warnings.catch_warnings():
-            # `_validate_same_factors` raises an error with the name of the file instead.
+            # `_validate_same_factors` replaces this warning by an error with the name of the file.
             warnings.filterwarnings("ignore", message="Found missing adapter keys")
             adapted = PeftModel.from_pretrained(base, str(folder), config=config)  # type: ignore[arg-type]
         if config.peft_type == PeftType.LORA:
@@ -67,13 +67,13 @@ def load_peft_adapter(base: nn.Module, folder: Path) -> PeftModel:
 
 
 def _validate_same_factors(adapted: PeftModel, folder: Path) -> None:
-    """Refuse a file with missing or additional factors, about which `from_pretrained` warns at most."""
-    # `from_pretrained` does not return the mismatched keys; a second loading does.
+    """Refuse a file with missing or additional factors. For these, `from_pretrained` at most warns."""
+    # `from_pretrained` does not return the mismatched keys, so the file is loaded again by a method that does.
     keys = adapted.load_adapter(str(folder), "default")
     if keys.missing_keys:
         raise InputError(
             f"{folder / WEIGHTS_NAME} has no {keys.missing_keys[0]}, which {CONFIG_NAME} adapts: the file is "
-            f"incomplete, or {CONFIG_NAME} belongs to another adapter"
+            f"incomplete, or {CONFIG_NAME} belongs to a different adapter"
         )
     if ignored := [key for key in keys.unexpected_keys if ".lora_" in key]:
         raise InputError(

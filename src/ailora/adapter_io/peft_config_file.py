@@ -20,11 +20,12 @@ from ailora.plan.task_type import parse_task_type
 CONFIG_NAME = ADAPTER_CONFIG_NAME
 WEIGHTS_NAME = "adapter_model.safetensors"
 
-#: Inits that keep the base weights. PEFT records all other inits, and changes the weights again whenever it loads them.
-_HARMLESS_INITS = (True, False, None, "gaussian", "orthogonal", "eva")
-#: Keys that leave the update a product `s B A`. All other keys must be unset, also unknown keys from newer versions of
-#: PEFT.
-_HARMLESS = {
+#: Values of `init_lora_weights` that keep the base weights. For other values, PEFT changes the base weights again
+#: whenever it loads the adapter.
+_INITS_KEEPING_BASE = (True, False, None, "gaussian", "orthogonal", "eva")
+#: Keys with which the update is still the product `s B A`. All other keys must be unset, including unknown keys from
+#: newer versions of PEFT.
+_ALLOWED_KEYS = {
     *("alpha_pattern", "auto_mapping", "base_model_name_or_path", "bias", "ensure_weight_tying", "eva_config"),
     *("exclude_modules", "fan_in_fan_out", "inference_mode", "init_lora_weights", "layers_pattern"),
     *("layers_to_transform", "loftq_config", "lora_alpha", "lora_bias", "lora_dropout", "megatron_core"),
@@ -48,7 +49,7 @@ def read_config(file: Path) -> dict[str, Any]:
     """
     config = read_json_object(file)
     if config.get("peft_type") != "LORA":
-        raise InputError(f"{file}: only LoRA adapters are read, got {str(config.get('peft_type'))[:80]!r}")
+        raise InputError(f"{file}: expected an adapter of the type 'LORA', got {str(config.get('peft_type'))[:80]!r}")
     if not _is_positive(config.get("r")) or not _is_positive(config.get("lora_alpha", 8)):
         got = f"{_short(config.get('r'))} and {_short(config.get('lora_alpha', 8))}"
         raise InputError(f"{file}: r and lora_alpha must be positive numbers, got {got}")
@@ -64,7 +65,7 @@ def read_config(file: Path) -> dict[str, Any]:
     if config.get("layer_replication") is not None:
         raise InputError(f"{file}: layer_replication is not supported, because replicated layers share weights")
     if config.get("bias", "none") != "none" or config.get("lora_bias"):
-        raise InputError(f"{file}: adapters with trained biases are not read")
+        raise InputError(f"{file}: adapters with trained biases are not supported")
     return config
 
 
@@ -76,7 +77,7 @@ def _validate_types(config: Mapping[str, Any], file: Path) -> None:
         raise InputError(f"{file}: lora_dropout must be between 0 and 1, got {_short(dropout)}")
     for key in ("task_type", "base_model_name_or_path", "peft_version", "revision"):
         if not isinstance(config.get(key), str | None):
-            raise InputError(f"{file}: {key} must be a name, got {_short(config[key])}")
+            raise InputError(f"{file}: {key} must be a string, got {_short(config[key])}")
     if config.get("task_type") is not None:
         try:
             parse_task_type(config["task_type"])
@@ -138,19 +139,19 @@ def _is_positive(value: object) -> bool:
 
 
 def validate_plain(config: Mapping[str, Any], folder: Path) -> None:
-    """Refuse an adapter that is neither a plain LoRA, with the update `s B A`, nor a DoRA for an unchanged base.
+    """Refuse an adapter unless it is a plain LoRA, with the update `s B A`, or a DoRA, for an unchanged base.
 
     Raises:
         InputError: The init changed the base weights, or an unsupported option is set. The message names the option.
     """
     init = config.get("init_lora_weights", True)
-    if init not in _HARMLESS_INITS:
+    if init not in _INITS_KEEPING_BASE:
         raise InputError(
             f"{folder}: init_lora_weights {str(init)[:40]!r} changes the base weights whenever PEFT loads the adapter. "
             "Convert the adapter first, with save_pretrained(..., path_initial_model_for_weight_conversion=...)"
         )
     unsupported = [
-        key for key, value in config.items() if key not in _HARMLESS and value not in (None, False, {}, [], "")
+        key for key, value in config.items() if key not in _ALLOWED_KEYS and value not in (None, False, {}, [], "")
     ]
     if unsupported:
         raise InputError(f"{folder}: {unsupported[0]} is set: only plain LoRA, rsLoRA and DoRA are supported")
@@ -159,7 +160,7 @@ def validate_plain(config: Mapping[str, Any], folder: Path) -> None:
 def find_pattern_value(name: str, config: Mapping[str, Any], module: str, patterns: ModulePatterns) -> float:
     """Look up the rank or alpha of a module by PEFT's rule.
 
-    Keys are regular expressions. The first key matching the whole name, or an end of the name after a dot, counts.
+    Keys are regular expressions. The first key that matches the whole name, or its end after a dot, applies.
 
     Args:
         name: `rank_pattern` or `alpha_pattern`.
@@ -179,7 +180,7 @@ def find_pattern_value(name: str, config: Mapping[str, Any], module: str, patter
     return config["r"] if name == "rank_pattern" else config.get("lora_alpha", 8)
 
 
-#: Patterns without repetitions or groups; searching takes linear time in the length of the name.
+#: Patterns without repetitions or groups. A search for such a pattern takes time linear in the length of the name.
 _HARMLESS_PATTERN = re.compile(r"[^*+?{(\[]*")
 #: PEFT's value for all linear modules except the head.
 _ALL_LINEAR = "all-linear"
@@ -188,7 +189,7 @@ _ALL_LINEAR = "all-linear"
 def resolve_patterns(config: dict[str, Any], modules: Iterable[str], file: Path) -> dict[str, Any]:
     """Replace potentially slow patterns in a configuration by the names of the matching modules.
 
-    PEFT searches without a time limit. Patterns without repetitions or groups are fast and stay unchanged.
+    PEFT searches without a time limit. Patterns without repetitions or groups are fast, and stay unchanged.
 
     Args:
         config: PEFT's configuration, as plain data.
@@ -196,7 +197,7 @@ def resolve_patterns(config: dict[str, Any], modules: Iterable[str], file: Path)
         file: File of the configuration, for messages.
 
     Returns:
-        New values by key, for the changed keys only.
+        Key -> new value, only for changed keys.
 
     Raises:
         InputError: A value is not a regular expression, or its search exceeds the time limit.
@@ -214,8 +215,8 @@ def resolve_patterns(config: dict[str, Any], modules: Iterable[str], file: Path)
     for key in ("modules_to_save", "layers_pattern"):
         value = config.get(key) or []
         names = value if isinstance(value, list) else [value]
-        if patterns_found := [name for name in names if not _is_harmless(name)]:
-            raise InputError(f"{file}: {key} must hold names, got the regular expression {_short(patterns_found[0])}")
+        if expressions := [name for name in names if not _is_harmless(name)]:
+            raise InputError(f"{file}: {key} must hold names, got the regular expression {_short(expressions[0])}")
     for key in ("rank_pattern", "alpha_pattern"):
         if not all(map(_is_harmless, config.get(key) or {})):
             patterns = ModulePatterns(f"{file}: {key}")

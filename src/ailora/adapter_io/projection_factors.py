@@ -23,8 +23,8 @@ class ProjectionFactors:
         A: Rows of the module's `A`; `[A0; dA]` with an anchor.
         B: Columns of the module's `B`, restricted to the rows of the role; `[dB, B]` with an anchor.
         anchored: Whether `A` and `B` contain an anchor.
-        covers_all_rows: Whether `B` has all rows of a fused weight. True for coupled roles, and after training without
-            ailora, which fills the rows of all roles.
+        covers_all_rows: Whether `B` has all rows of a fused weight. This is the case with coupled roles, and after
+            training without ailora, which fills the rows of all roles.
         eps: Machine precision of the stored factors.
     """
 
@@ -74,7 +74,7 @@ def split_factors(
     ranks = [planned.file_rank if stacked else planned.rank for planned in adapters]
     for planned, rows, columns in zip(adapters, A.split(ranks, dim=0), B.split(ranks, dim=1), strict=True):
         selected = select_rows(columns, planned.projection)
-        # PEFT trains `B` without its structure of zero blocks, and so fills the rows of all roles.
+        # Training without ailora ignores the zero blocks of `B`, and so fills the rows of all roles.
         all_rows = planned.projection.fused and (
             couple_roles or int(selected.count_nonzero()) < int(columns.count_nonzero())
         )

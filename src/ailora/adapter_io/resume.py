@@ -31,8 +31,8 @@ def resume(
 ) -> PeftModel:
     """Load a saved adapter into its base model for further training, with a frozen anchor.
 
-    The anchor comes from the file, without a decomposition. Only a Trainer's checkpoint in the residual form has no
-    anchor: its initial factors are computed again.
+    The anchor is read from the file, so no weight is decomposed. Only a Trainer's checkpoint in the residual form lacks
+    the anchor. For such a checkpoint, the initial factors are computed again.
 
     Args:
         model: Base model of the adapter.
@@ -63,9 +63,9 @@ def resume(
     adapter_metadata = checkpoint.metadata if metadata is None else AdapterMetadata.read(_metadata_file(metadata))
     plan = _validate_resumable(checkpoint, adapter_metadata)
     assert adapter_metadata is not None
-    # All checks come before `inject`: a refused model stays unchanged.
+    # All checks come before `inject`, so that a refused model stays unchanged.
     checkpoint.validate_finite()
-    # PEFT renames the modules of an adapted model; only a plain model has the names of the file.
+    # Only in a plain model do modules have the names in the file: PEFT renames the modules of an adapted model.
     if not isinstance(model, PeftModel):
         validate_saved_modules(checkpoint, model)
     _validate_saved_shapes(model, checkpoint)
@@ -100,7 +100,7 @@ def _validate_resumable(checkpoint: AdapterCheckpoint, metadata: AdapterMetadata
     peft_hint = "continue without an anchor: PeftModel.from_pretrained(model, folder, is_trainable=True)"
     if metadata is None:
         raise InputError(
-            f"no {METADATA_NAME} of the adapter in {checkpoint.folder} or its parent folders: pass the file "
+            f"found no {METADATA_NAME} for the adapter in {checkpoint.folder} or its parent folders: pass the file "
             f"(metadata=...), or {peft_hint}"
         )
     if metadata.exported is not None:
@@ -114,8 +114,8 @@ def _validate_resumable(checkpoint: AdapterCheckpoint, metadata: AdapterMetadata
     if mismatch := checkpoint.find_scaling_mismatch(plan):
         module, scaling, planned = mismatch
         raise InputError(
-            f"{checkpoint.folder}: adapter_config.json gives {module} the scaling {scaling:g}, {METADATA_NAME} gives "
-            f"{planned:g}: one of the files was edited, or belongs to a different adapter"
+            f"{checkpoint.folder}: adapter_config.json gives {module} the scaling {scaling:g}, but {METADATA_NAME} "
+            f"gives {planned:g}: one of the files was edited, or belongs to a different adapter"
         )
     return plan
 
@@ -130,7 +130,7 @@ def _initial_factors(stored: ProjectionFactors, plan: Plan, folder: Path) -> Ini
     if not stored.anchored:
         return InitialFactors(stored.planned, Factors(stored.A, stored.B))
     A, B = stored.anchor
-    # With coupled roles, the stored `B0` has all rows of the fused weight; those of other roles are zero.
+    # With coupled roles, the stored `B0` has all rows of the fused weight, but only the rows of this role are nonzero.
     if stored.covers_all_rows:
         B = select_rows(B, stored.planned.projection)
     return InitialFactors(stored.planned, Factors(A.contiguous(), B.contiguous()))
@@ -159,7 +159,7 @@ def _metadata_file(path: Path | str) -> Path:
 
 
 def _validate_saved_shapes(model: nn.Module, checkpoint: AdapterCheckpoint) -> None:
-    """Refuse tensors of `modules_to_save` without a parameter of equal shape in the model."""
+    """Refuse tensors of `modules_to_save` if the model has no parameter of their name and shape."""
     base = get_base_model(model)
     tensors = tensors_by_name(base)
     for name, stored in checkpoint.saved.items():
@@ -167,15 +167,15 @@ def _validate_saved_shapes(model: nn.Module, checkpoint: AdapterCheckpoint) -> N
         module, _, parameter = name.rpartition(".")
         present = tensors.get(name, tensors.get(f"{module}.original_module.{parameter}"))
         if present is None or tuple(present.shape) != stored.shape:
-            has = "has no such parameter" if present is None else f"has a parameter of shape {tuple(present.shape)}"
+            problem = "has no such parameter" if present is None else f"has a parameter of shape {tuple(present.shape)}"
             hint = "" if present is None else format_resize_hint(base, module, present.shape, stored.shape)
-            raise ModelError(f"{stored}: the {type(base).__name__} {has}{hint}")
+            raise ModelError(f"{stored}: the {type(base).__name__} {problem}{hint}")
 
 
 def _validate_same_base(
     plan: Plan, weights: Mapping[str, BaseWeight], metadata: AdapterMetadata, *, base: nn.Module
 ) -> None:
-    """Refuse a model with weights that differ from the adapter's base by more than their dtype.
+    """Refuse a model if its weights differ from the adapter's base by more than the dtype.
 
     Quantized weights are not compared, because they have no comparable fingerprint.
     """

@@ -71,7 +71,7 @@ def save_adapter(model: PeftModel, folder: Path | str, *, adapter_name: str = "d
             config.save_pretrained(str(target))
             save_file(file_state, target / WEIGHTS_NAME, metadata={"format": "pt"})
         metadata.write(target)
-        # Last, because the digests cover all files written above.
+        # Write the digests last, because they cover all files written above.
         write_digests(target)
         grant_umask(target / name for name in (WEIGHTS_NAME, CONFIG_NAME))
     if sharded:
@@ -118,8 +118,8 @@ def _gather_state_dict(model: PeftModel, adapter_name: str) -> dict[str, torch.T
     """Gather the state dict of an adapter whose model is sharded over processes."""
     state = model.state_dict()
     names = [*state]
-    # PEFT selects and renames the entries. Indices in place of the shards spare it moving tensors, and the indices in
-    # its result identify the entries to gather.
+    # PEFT selects and renames the entries. With indices in place of the shards, PEFT moves no weights, and the indices
+    # in its result identify the entries to gather.
     indices = {name: torch.tensor(index) for index, name in enumerate(names)}
     selected = get_peft_model_state_dict(model, indices, adapter_name=adapter_name)
     if not selected:
@@ -146,7 +146,7 @@ def _file_state_dict(model: PeftModel, plan: Plan, adapter_name: str) -> dict[st
 
 
 def _read_anchors(base: nn.Module, plan: Plan, adapter_name: str) -> list[InitialFactors]:
-    """Return the initial factors of an adapter in the residual form, read from the anchors of its factors."""
+    """Read the initial factors of an adapter in the residual form from the anchors in the model."""
     anchors = []
     for planned in plan.adapters:
         projection = planned.projection
@@ -160,5 +160,5 @@ def _read_anchors(base: nn.Module, plan: Plan, adapter_name: str) -> list[Initia
 
 
 def _role_factor(factor: nn.Module, role: Role) -> nn.Module:
-    """Return the factor of a role: a part of a fused factor, or the factor itself without fusion."""
+    """Return the factor of a role: its part of a fused factor, or without fusion the factor itself."""
     return factor.parts[role.value] if isinstance(factor, FusedFactor) else factor

@@ -46,10 +46,10 @@ def compute_distance(this: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) 
 
 
 def approximate_product(B: Tensor, A: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """Compute factors with the product nearest to `B A` among all products of a given rank (Eckart, Young).
+    """Compute factors of a given rank with the product nearest to `B A` (Eckart and Young, 1936).
 
-    The result comes from QR decompositions of both factors and the SVD of an r x r matrix. Each new factor is scaled by
-    the square roots of the singular values.
+    The factors are computed by QR decompositions of `B` and `A`, and the SVD of an r x r matrix. Each new factor is
+    scaled by the square roots of the singular values.
 
     Args:
         B: Factor (out, r).
@@ -62,7 +62,7 @@ def approximate_product(B: Tensor, A: Tensor, rank: int) -> tuple[Tensor, Tensor
     left, right = torch.linalg.qr(B.double()), torch.linalg.qr(A.double().mT)
     U, S, Vh = torch.linalg.svd(left.R @ right.R.mT)
     count = min(rank, S.shape[0])
-    # With the values split evenly, no factor overflows in half precision unless the product does.
+    # If the singular values are split evenly, no factor overflows in half precision unless the product does.
     root = S[:count].sqrt()
     near_B = left.Q @ (U[:, :count] * root)
     near_A = (root[:, None] * Vh[:count]) @ right.Q.mT
@@ -76,7 +76,7 @@ def pad_factors(B: Tensor, A: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 
 
 def _reduce_product(B: Tensor, A: Tensor) -> Tensor:
-    """Return `R_B R_A'`, at most r x r, with the singular values of `B A`."""
+    """Return `R_B R_A'` of the QR decompositions of `B` and `A'`. Its singular values are those of `B A`."""
     # Forming `B A` would take 64 MiB for a 4096 x 4096 weight in float32.
     left = torch.linalg.qr(B.double(), mode="r").R
     right = torch.linalg.qr(A.double().mT, mode="r").R
@@ -85,7 +85,7 @@ def _reduce_product(B: Tensor, A: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class UpdateStats:
-    """Norms and singular values of the update by a planned adapter.
+    """Norms and singular values of a planned adapter's update.
 
     Attributes:
         norm: `|dW|`, Frobenius norm of the update `dW = s B A`.
@@ -125,6 +125,6 @@ def _relative_norm(delta: Tensor, anchor: Tensor) -> float | None:
 
 
 def root_mean_square(values: Iterable[float]) -> float:
-    """Return the root mean square of numbers; 0 for no numbers."""
+    """Return the root mean square of numbers, or 0 without numbers."""
     squares = [value**2 for value in values]
     return (sum(squares) / len(squares)) ** 0.5 if squares else 0.0

@@ -27,7 +27,7 @@ __all__ = [
     "verify",
 ]
 
-# Names are loaded on first use: every command imports `output_dir` from this package, and many need no torch.
+# Load names on first use: every command imports `output_dir` from this package, but many commands need no torch.
 _MODULES = {
     "export_adapter": ("ExportReport", "export"),
     "init_plan": ("InitPlan",),

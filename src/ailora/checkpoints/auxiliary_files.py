@@ -45,8 +45,8 @@ def copy_auxiliary_files(source: Path, output: OutputDir, *, changed: Mapping[st
         # Models are downloaded from strangers: a link could copy a private file of this machine into the output.
         if not is_inside(source / name, (source / name).parent):
             raise InputError(
-                f"{source / name} is a link to {(source / name).resolve()}, outside its folder, and is not copied: "
-                "replace the link by a copy of the file, or remove the link"
+                f"{source / name} is a link to {(source / name).resolve()}, outside its folder, and such links are "
+                "not copied: replace the link by a copy of the file, or remove the link"
             )
     for name in names:
         target = output.folder / name

@@ -1,4 +1,4 @@
-"""`ailora export`: convert a trained adapter to a plain LoRA for servers, exact or with a smaller rank."""
+"""`ailora export`: convert a trained adapter to a plain LoRA for servers, exactly or with a smaller rank."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from ailora.safetensors_io.header import SAFETENSORS_DTYPES
 from ailora.weights.base_weight import all_finite
 
 _LOG = logging.getLogger("ailora")
-#: Values that vLLM accepts for `max_lora_rank` (its `MaxLoRARanks`).
+#: Values of `max_lora_rank` that vLLM accepts (its type `MaxLoRARanks`).
 _VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
 
@@ -49,11 +49,11 @@ class ExportReport:
         folder: Folder of the export.
         rank: Common rank of all modules.
         dtype: Dtype of the factors.
-        errors: Frobenius norms of the error and of the update, by module.
-        error: Norm of the error over all modules, relative to the norm of the update; 0 for an exact export.
-        saved_modules: Exported tensors of fully fine-tuned modules, which most servers refuse.
+        errors: Module -> Frobenius norm of the error, and Frobenius norm of the update.
+        error: Frobenius norm of the error over all modules, relative to the norm of the update; 0 for an exact export.
+        saved_modules: Names of exported tensors from fully fine-tuned modules. Most servers refuse such tensors.
         completeness_checked: Whether the adapter was checked for missing and additional modules. False for a stock
-            adapter without an available base model.
+            adapter if its base model is not available.
     """
 
     folder: str
@@ -66,7 +66,7 @@ class ExportReport:
 
     @property
     def vllm_max_lora_rank(self) -> int | None:
-        """Smallest sufficient value of vLLM's `max_lora_rank`. None for ranks above 512."""
+        """Smallest value of vLLM's `max_lora_rank` that admits the adapter. None for ranks above 512."""
         return next((limit for limit in _VLLM_RANKS if limit >= self.rank), None)
 
     def to_dict(self) -> dict[str, object]:
@@ -85,18 +85,20 @@ def export(
 ) -> ExportReport:
     """Write an adapter as a plain LoRA for the untouched base, with a single rank and scaling for all modules.
 
-    Servers read a single rank and a single alpha. Zeros pad factors of smaller rank, and `B` absorbs scalings that
-    differ between modules. Without `rank` and `energy`, the export is exact up to rounding in the dtype. With either,
-    each update is replaced by the best approximation of the new rank, without forming `B A`.
+    Servers read a single rank and a single alpha. Therefore, factors of smaller rank are padded with zeros, and
+    scalings that differ between modules are multiplied into `B`. Without `rank` and `energy`, the export is exact up to
+    rounding in the dtype. With either, each update is replaced by its best approximation of the new rank, which is
+    computed from the factors without forming `B A`.
 
-    Only a stock adapter needs the base model, to check completeness. Without the model, a warning names the omitted
-    check.
+    For a stock adapter, the base model is needed to check that no module is missing. If the model is not available, a
+    warning says that this check was skipped.
 
     Args:
         adapter: Folder of an adapter, or of a run.
         out: Folder to write.
         rank: New rank of every module. None keeps the largest rank.
-        energy: Share of `|dW|^2` to keep in every module, 0 < energy <= 1, with the smallest sufficient rank.
+        energy: Share of `|dW|^2` to keep in every module, 0 < energy <= 1. The new rank is the smallest that keeps
+            this share in all modules.
         dtype: Dtype of the factors: fp32, bf16 or fp16. Fully fine-tuned modules keep their dtype.
         force: Whether to replace existing files in `out`.
 
@@ -104,8 +106,8 @@ def export(
         The report, with the rank and the errors.
 
     Raises:
-        InputError: The adapter is invalid, needs residual weights or overflows the dtype; `rank` or `energy` is out of
-            range, given for a DoRA, or given together with the other.
+        InputError: The adapter is invalid, needs residual weights, or has entries too large for the dtype; `rank` or
+            `energy` is out of range or given for a DoRA; or both are given.
     """
     torch_dtype = parse_dtype(dtype)
     checkpoint = AdapterCheckpoint.open(adapter)
@@ -127,7 +129,7 @@ def export(
     output = OutputDir(out)
     with output.acquire(request, reads=reads, writes=[WEIGHTS_NAME, CONFIG_NAME, METADATA_NAME], force=force) as done:
         if done:
-            # The report contains the errors of all modules, the files only the total.
+            # The files record only the total error, but the report needs the error of each module.
             conversion.measure()
         else:
             conversion.write(output.folder)
@@ -146,15 +148,16 @@ def export(
 
 @dataclass(frozen=True)
 class _Conversion:
-    """Conversion of the factors, module by module, with a record of the errors.
+    """Conversion of an adapter, one module at a time.
 
     Attributes:
         checkpoint: Adapter to export.
-        rank: Rank of all modules.
-        scaling: Scaling of all modules. None multiplies the scaling of each module into its `B`.
-        dtype: Dtype of the factors.
-        exact: Whether to pad factors with zeros. False recompresses factors to the new rank.
-        errors: Norms of the error and of the update, by module; filled during the conversion.
+        rank: Common rank of the exported modules.
+        scaling: Common scaling of the exported modules. If None, the scaling of each module is multiplied into its `B`.
+        dtype: Dtype of the exported factors.
+        exact: Whether to pad the factors with zeros, so that their product is unchanged. If False, factors of the new
+            rank approximate the product.
+        errors: Module -> norm of the error, and norm of the update. Filled by the conversion.
     """
 
     checkpoint: AdapterCheckpoint
@@ -166,7 +169,7 @@ class _Conversion:
 
     @property
     def dtype_name(self) -> str:
-        """Name of the dtype in torch."""
+        """Name of the dtype in torch, without `torch.`."""
         return str(self.dtype).removeprefix("torch.")
 
     @property
@@ -186,7 +189,7 @@ class _Conversion:
         if self.checkpoint.metadata:
             exported = Exported(rank=self.rank, dtype=self.dtype_name, error=self.error)
             self.checkpoint.metadata.model_copy(update={"exported": exported}).write(folder)
-        # The configuration comes last: loaders look for this file first, and so never find a half-written adapter.
+        # Write the configuration last: loaders look for this file first, so they never load a half-written adapter.
         config = json_bytes(self._config())
         write_digests(folder, pending={CONFIG_NAME: config})
         write_bytes(folder / CONFIG_NAME, config)
@@ -204,9 +207,9 @@ class _Conversion:
             new_B = new_B.double() * weights.scaling
         new_A, new_B = new_A.to(self.dtype), new_B.to(self.dtype)
         if not (all_finite(new_A) and all_finite(new_B)):
-            raise InputError(f"{weights.module}: factors of the export are not finite in {self.dtype}")
+            raise InputError(f"{weights.module}: exported factors are not finite in {self.dtype}: choose another dtype")
         error_norm = 0.0
-        # Padding alone is exact: computing an error would yield rounding of the computation.
+        # Padding alone is exact. A computed error would show only the rounding of its own computation.
         if not self.exact or self.dtype is not A.dtype or self.scaling is None:
             new_scaling = 1.0 if self.scaling is None else self.scaling
             error_norm = compute_distance((weights.scaling * B.double(), A), (new_scaling * new_B.double(), new_A))
@@ -252,7 +255,7 @@ def _check_complete(checkpoint: AdapterCheckpoint) -> bool:
     Raises:
         InputError: The adapter lacks a module, or has additional ones.
     """
-    # Opening the adapter has compared the file with `ailora.json`, which names all modules.
+    # `AdapterCheckpoint.open` has already compared the file with the list of modules in `ailora.json`.
     if checkpoint.metadata is not None:
         return True
     name = checkpoint.config.get("base_model_name_or_path")
@@ -262,8 +265,8 @@ def _check_complete(checkpoint: AdapterCheckpoint) -> bool:
         base = load_on_meta(str(model_folder(name)), checkpoint.task_type, any_class=True)
     except InputError as error:
         _LOG.warning(
-            "%s: not checked whether the file has factors for exactly the modules selected by %s, because the check "
-            "needs the base model: %s",
+            "%s: not checked whether the file has factors for exactly the modules selected by %s, because the base "
+            "model is not available: %s",
             checkpoint.folder,
             CONFIG_NAME,
             error,
@@ -282,7 +285,7 @@ def _validate_target(rank: int | None, energy: float | None, checkpoint: Adapter
     if energy is not None and not (isinstance(energy, int | float) and 0 < energy <= 1):
         raise InputError(f"energy must be a share, 0 < energy <= 1, got {energy!r}")
     if checkpoint.dora and (rank is not None or energy is not None):
-        raise InputError("a DoRA cannot be exported with a smaller rank: its magnitudes belong to the exact directions")
+        raise InputError("a DoRA cannot be exported with a smaller rank: its magnitudes fit only the exact update")
 
 
 def _choose_rank(checkpoint: AdapterCheckpoint, rank: int | None, energy: float | None) -> int:
@@ -295,7 +298,7 @@ def _choose_rank(checkpoint: AdapterCheckpoint, rank: int | None, energy: float 
 
 
 def _find_rank(values: Tensor, energy: float) -> int:
-    """Return the smallest number of singular values with a share `energy` of the squared norm; 1 for a zero update."""
+    """Return the smallest rank that keeps a share `energy` of the squared norm, or 1 for a zero update."""
     squares = values.square()
     total = squares.sum()
     if total == 0:
@@ -306,7 +309,7 @@ def _find_rank(values: Tensor, energy: float) -> int:
 
 
 def _find_shared_scaling(checkpoint: AdapterCheckpoint, rank: int) -> float | None:
-    """Return the common scaling of all modules. None if scalings differ, or if alpha would not be an integer."""
+    """Return the common scaling of all modules, or None if scalings differ or alpha would not be an integer."""
     scalings = {weights.scaling for weights in checkpoint.modules.values()}
     if len(scalings) == 1:
         (scaling,) = scalings

@@ -1,4 +1,4 @@
-"""Lock output folders: a single process writes, and only into a folder with the expected content."""
+"""Lock output folders, so that a single process writes, and only into a folder with the expected content."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ailora.plain_data import read_json_object
 
 #: Subfolder of every output folder, with the lock and the state of an unfinished command.
 OWN_NAME = ".ailora"
-_FORCE_HINT = ", or --force to write into it"
+_FORCE_HINT = ", or use --force to write into it"
 
 
 @contextmanager
@@ -22,7 +22,7 @@ def lock_folder(
     """Lock a folder for writing, and create a missing folder.
 
     Args:
-        folder: Folder to lock. It must have a mark, or no files except hidden ones.
+        folder: Folder to lock. It must hold a file in `marks`, or no visible file.
         content: Expected content of the folder, for the error message.
         marks: Names of files that identify the expected content.
         force: Whether to accept a folder with unexpected content. None for commands without this option.
@@ -47,7 +47,7 @@ def lock_folder(
 
 
 def validate_content(folder: Path, *, content: str, marks: Iterable[str], hint: str = "") -> None:
-    """Refuse a folder with unexpected content. Hidden files are allowed everywhere.
+    """Refuse a folder with unexpected content. Hidden files are always allowed.
 
     Args:
         folder: Existing folder.
@@ -56,7 +56,7 @@ def validate_content(folder: Path, *, content: str, marks: Iterable[str], hint: 
         hint: Text to append to the error message.
 
     Raises:
-        InputError: The folder has files but no mark. The message names a file.
+        InputError: The folder holds visible files, but no file in `marks`. The message names a file.
     """
     if any((folder / mark).is_file() for mark in marks):
         return

@@ -24,7 +24,7 @@ from ailora.roles import Role
 from ailora.safetensors_io import Checkpoint, StoredTensor
 from ailora.spectral import flops
 
-#: Memory bound of `ailora init`: working copies of the largest matrix, and a margin in bytes for all other memory.
+#: The memory bound of `ailora init` is that of several working copies of the largest matrix, plus a margin in bytes.
 _MATRIX_COPIES, _MARGIN_BYTES = 6, 128 * 2**20
 
 
@@ -33,7 +33,7 @@ class InitPlan:
     """The work of `ailora init`, determined before any weight is read.
 
     Attributes:
-        model: Name of the model, as given.
+        model: Name of the model as given by the user.
         base: Base model on the meta device, in the class selected by the task type.
         checkpoint: Checkpoint of the model.
         plan: Adapter settings of every projection.
@@ -122,7 +122,7 @@ class InitPlan:
 
     @property
     def memory_bound(self) -> int:
-        """Upper bound in bytes on the memory for a worker's decompositions, in addition to the process itself."""
+        """Upper bound in bytes on the memory of a worker's decompositions, without the memory of the process itself."""
         return max(_working_bytes(weight.tensor) for weight in self.weights.values()) * _MATRIX_COPIES + _MARGIN_BYTES
 
     def estimate(self, *, device: str = "cpu") -> dict[str, float]:
@@ -161,7 +161,7 @@ class InitPlan:
         Returns:
             The tasks.
         """
-        # Tasks are pickled for worker processes, and `adapters` already holds the adapters of the module.
+        # Tasks are pickled for worker processes, and a task needs only the adapters of its own module.
         plan_without_adapters = replace(self.plan, adapters=())
         return [
             ModuleTask(
@@ -211,8 +211,8 @@ def _load_base(model: Path | str, task_type: str | None, num_labels: int | None)
     base = load_on_meta(str(folder), task_type, num_labels=num_labels)
     if task_type is None and type(base).__name__ not in (base.config.architectures or []):
         raise InputError(
-            f"the configuration of {model} names no architecture of transformers, which determines the tensor names in "
-            "the adapter file: give the task type (--task-type), such as CAUSAL_LM"
+            f"the configuration of {model} names no architecture of transformers, but the tensor names in the adapter "
+            "file depend on the architecture: give the task type (--task-type), such as CAUSAL_LM"
         )
     return base
 
@@ -220,7 +220,7 @@ def _load_base(model: Path | str, task_type: str | None, num_labels: int | None)
 def _with_stored_dtypes(plan: Plan, weights: Mapping[str, StoredWeight]) -> Plan:
     """Return a plan with the dtypes of the checkpoint."""
     adapters = []
-    # A model on the meta device has the default dtype instead.
+    # The plan has the default dtype, because it was made from a model on the meta device.
     for planned in plan.adapters:
         dtype = str(weights[planned.projection.module].tensor.torch_dtype).removeprefix("torch.")
         adapters.append(replace(planned, projection=replace(planned.projection, dtype=dtype)))

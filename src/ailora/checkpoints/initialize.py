@@ -39,7 +39,7 @@ from ailora.plan.make_plan import PerModule
 from ailora.roles import Role
 from ailora.safetensors_io import Header, StoredTensor, TensorSpec, read_header, read_tensor, write_tensors
 
-#: Files of an adapter, in the order of writing. Loaders look for the configuration first, so that it comes last.
+#: Files of an adapter, in the order of writing. The configuration comes last, because loaders look for it first.
 _WRITTEN = (WEIGHTS_NAME, METADATA_NAME, CONFIG_NAME)
 
 
@@ -52,7 +52,8 @@ class InitReport:
         modules: Number of adapted modules.
         bytes_read: Total size in bytes of the weights read.
         floored: Number of directions with a clamped singular value, by projection.
-        seconds: Seconds for `read`, `decompose` and `write`, summed over all processes, and `total` for this process.
+        seconds: Seconds for `read`, `decompose` and `write`, each summed over all processes, and `total` seconds of
+            this process.
         resumed: Number of modules already finished by an interrupted run.
     """
 
@@ -94,8 +95,8 @@ def init(
 ) -> InitReport:
     """Write the initial adapter of a model to a folder, without loading the model.
 
-    `init` computes the same adapter as `adapt`, but reads only the adapted weights, matrix by matrix. The result is a
-    stock PEFT adapter for the untouched checkpoint, with an update of exactly zero.
+    `init` computes the same adapter as `adapt`, but reads only the adapted weights, one matrix at a time. The
+    result is a stock PEFT adapter for the untouched checkpoint, with an update of exactly zero.
 
     Repeating an interrupted call resumes; repeating a finished call does nothing. Under torchrun or `accelerate
     launch`, the ranks share the work and write to a common `out`.
@@ -104,24 +105,24 @@ def init(
         model: Local folder, hub id with a snapshot in the cache, or `builtin:minilm`.
         out: Folder to write.
         policy: Name of a preset, `{role: init}`, or a `Policy`.
-        rank: Rank r, or `{role or regex: rank}`; the first matching key counts.
-        alpha: The numerator of the scaling, or `{role or regex: alpha}`. None means alpha = rank, a scaling of 1, or of
-            sqrt(r) with `rslora`.
+        rank: Rank r, or `{role or regex: rank}`, in which the first matching key applies.
+        alpha: Numerator of the scaling, or `{role or regex: alpha}`. None sets alpha = rank, so that the scaling is 1,
+            or sqrt(r) with `rslora`.
         roles: Roles to adapt. None means the roles named by the policy, or query and value if the policy names none.
         role_names: `{regex: role}` for modules without a naming rule.
-        modules: A regular expression to search for in module names; only modules with a match are adapted.
+        modules: Regular expression. Only modules whose names contain a match are adapted.
         form: Form of the adapter: `anchored` or `stock`.
         dropout: Dropout probability of the adapter's input, in [0, 1).
         rslora: Whether to scale by alpha / sqrt(r) instead of alpha / r.
         dora: Whether to also train magnitudes (DoRA).
         modules_to_save: Names of modules to fine-tune fully. None means the usual heads of the task type.
-        task_type: PEFT's task type, which selects the class of the model, and with it the tensor names in the file.
-            None means the class in the configuration.
+        task_type: PEFT's task type. It selects the class of the model, and the class sets the tensor names in the file.
+            None selects the class in the configuration.
         couple_roles: Whether every role of a fused weight trains all rows of the weight, not just the role's rows.
         num_labels: Number of outputs of a classification head. None means the number in the configuration.
         seed: Seed for the factors of plain LoRA and for new heads.
         device: Device of the decompositions: `cpu` or `cuda`.
-        workers: Number of processes, which share the cores.
+        workers: Number of worker processes. They share the cores.
         cached: Whether to use the cache of decompositions.
         force: Whether to replace existing files in `out`.
 
@@ -162,18 +163,18 @@ def _execute(plan: InitPlan, output: OutputDir, *, device: str, workers: int, ca
         raise InputError(f"workers must be a whole number of at least 1, got {workers!r}")
     validate_device(device)
     acquired = output.acquire(plan.request, reads=plan.reads, writes=_WRITTEN, force=force)
-    # Ranks exchange results as files in the common folder, from which a killed command resumes.
+    # Ranks exchange results as files in the common folder. A killed command also resumes from these files.
     with init_process_group_if_launched(), on_main(acquired) as done:
         tasks = plan.build_tasks(output.parts, device=device, cached=cached)
         folder, count = str(output.folder), len(tasks)
         if done:
             floored = AdapterMetadata.read(output.folder / METADATA_NAME).floored
             return InitReport(folder, count, 0, floored, {}, count)
-        # All ranks divide the full list, because some tasks may finish before a rank looks which are left. Dealing in
-        # turn from a list sorted by cost balances the ranks.
+        # Ranks divide the list of all tasks. They would disagree on a list of the remaining tasks, because a rank may
+        # finish tasks before another rank looks. Dealing tasks out in the order of their cost balances the ranks.
         shard = local_shard(sorted(tasks, key=lambda task: -task.flops))
         remaining = [task for task in shard if not task.is_finished()]
-        # An error on a rank ends all ranks; otherwise, the remaining ranks would wait for missing results.
+        # An error on any rank ends all ranks. Otherwise, the remaining ranks would wait for missing results.
         with raise_on_all_ranks():
             timings = _run_tasks(remaining, workers=workers)
         floored: dict[str, int] = {}
@@ -211,8 +212,8 @@ def _assemble(plan: InitPlan, folder: Path, tasks: list[ModuleTask]) -> dict[str
     """
     results = {task.module: read_header(task.file) for task in tasks}
     floored = {name: n for h in results.values() for name, n in json.loads(h.metadata["floored"]).items()}
-    heads = collect_saved_tensors(plan.base, plan.plan.options, plan.checkpoint, plan.seed)
-    _write_weights(folder / WEIGHTS_NAME, results, heads)
+    saved_tensors = collect_saved_tensors(plan.base, plan.plan.options, plan.checkpoint, plan.seed)
+    _write_weights(folder / WEIGHTS_NAME, results, saved_tensors)
     fingerprints = {module: header.metadata["fingerprint"] for module, header in results.items()}
     AdapterMetadata.from_plan(plan.plan, fingerprints, floored=floored, base_model=plan.recorded_name).write(folder)
     config = _config_bytes(plan)
@@ -221,11 +222,13 @@ def _assemble(plan: InitPlan, folder: Path, tasks: list[ModuleTask]) -> dict[str
     return floored
 
 
-def _write_weights(file: Path, results: Mapping[str, Header], heads: Mapping[str, StoredTensor | Tensor]) -> None:
+def _write_weights(
+    file: Path, results: Mapping[str, Header], saved_tensors: Mapping[str, StoredTensor | Tensor]
+) -> None:
     tensors: dict[str, StoredTensor | Tensor] = {
-        f"{module}.{end}": stored for module, header in results.items() for end, stored in header.tensors.items()
+        f"{module}.{name}": stored for module, header in results.items() for name, stored in header.tensors.items()
     }
-    tensors |= heads
+    tensors |= saved_tensors
     specs = [TensorSpec.from_tensor(PREFIX + name, tensor) for name, tensor in tensors.items()]
     write_tensors(file, specs, (t if isinstance(t, Tensor) else read_tensor(t) for t in tensors.values()))
 
@@ -235,7 +238,7 @@ def _config_bytes(plan: InitPlan) -> bytes:
     config.base_model_name_or_path = plan.recorded_name
     config.modules_to_save = get_saved_module_names(plan.plan.options) or None
     config.inference_mode = True
-    # PEFT converts a configuration to JSON only in `save_pretrained`.
+    # PEFT converts a configuration to JSON only in `save_pretrained`, which writes a file.
     with tempfile.TemporaryDirectory() as folder:
         config.save_pretrained(folder)
         return (Path(folder) / CONFIG_NAME).read_bytes()

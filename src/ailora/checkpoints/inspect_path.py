@@ -23,7 +23,7 @@ from ailora.roles import find_projections
 from ailora.safetensors_io import Checkpoint
 from ailora.weights.checkpoint_keys import match_checkpoint_keys
 
-#: Number of singular values in a summary.
+#: Largest number of singular values in a summary.
 _MAX_VALUES = 4
 
 
@@ -35,8 +35,8 @@ class RoleSummary:
         role: Name of the role, such as query. For a stock adapter, the module name with a star for the layer number.
         start: Name of the init. Empty if unknown.
         modules: Number of modules.
-        rank: Ranks in the file, joined by commas.
-        scaling: Scalings of the factors, joined by commas.
+        rank: Ranks of the stored factors, joined by commas.
+        scaling: Scalings of the stored factors, joined by commas.
         anchor: Norm of the anchor, `|s B0 A0|`. None without an anchor.
         update: Norm of the update, `|dW|`.
         moved_A: Relative change of `A`, `|dA| / |A0|`. None without an anchor.
@@ -85,7 +85,7 @@ def inspect(path: str) -> dict[str, object]:
         )
         return {**facts, "kind": "run", **_read_metrics(folder / "result.json")}
     if kind in (PathKind.ANALYSIS, PathKind.STUDY):
-        raise InputError(f"{path} is no adapter, run or model, but a folder of {kind} files: `ailora report` shows it")
+        raise InputError(f"{path} holds {kind} files instead of an adapter, run or model: `ailora report` shows them")
     return {"kind": "model", **_inspect_model(path)}
 
 
@@ -128,7 +128,7 @@ def _inspect_adapter(adapter: AdapterCheckpoint) -> dict[str, object]:
 def _is_anchor_trained(adapter: AdapterCheckpoint, plan: Plan | None) -> bool | None:
     if plan is None or plan.form.value != "anchored" or adapter.exported:
         return None
-    return any(role.anchor_was_trained for role in adapter.read_projection_factors(plan))
+    return any(factors.anchor_was_trained for factors in adapter.read_projection_factors(plan))
 
 
 @dataclass(frozen=True)
@@ -137,8 +137,8 @@ class _ModuleStats:
 
     Attributes:
         update: Norms and singular values of the update.
-        rank: Rank in the file.
-        scaling: Scaling of the factors.
+        rank: Rank of the stored factors.
+        scaling: Scaling of the stored factors.
     """
 
     update: UpdateStats
@@ -149,11 +149,11 @@ class _ModuleStats:
 def _summarize_roles(adapter: AdapterCheckpoint, plan: Plan) -> Iterator[RoleSummary]:
     """Summarize an adapter made by ailora, by role and init."""
     groups: dict[tuple[str, str], list[_ModuleStats]] = {}
-    roles = adapter.read_projection_factors(plan)
-    for role in tqdm(roles, "measuring", len(plan.adapters), unit="matrix", leave=False, disable=None):
-        planned = role.planned
+    stored = adapter.read_projection_factors(plan)
+    for factors in tqdm(stored, "measuring", len(plan.adapters), unit="matrix", leave=False, disable=None):
+        planned = factors.planned
         key = (planned.projection.role.value, ", ".join(planned.init.to_dict().values()))
-        stats = _ModuleStats(compute_update_stats(role), role.A.shape[0], planned.scaling)
+        stats = _ModuleStats(compute_update_stats(factors), factors.A.shape[0], planned.scaling)
         groups.setdefault(key, []).append(stats)
     for (role, start), modules in groups.items():
         yield _summarize(role, start, modules)
@@ -175,11 +175,11 @@ def _summarize_modules(adapter: AdapterCheckpoint) -> Iterator[RoleSummary]:
 def _summarize(role: str, start: str, modules: list[_ModuleStats]) -> RoleSummary:
     updates = [module.update for module in modules]
 
-    def average(values: list[float | None]) -> float | None:
+    def mean_if_known(values: list[float | None]) -> float | None:
         numbers = [value for value in values if value is not None]
         return root_mean_square(numbers) if numbers else None
 
-    # Modules of different ranks have different numbers of singular values; the mean needs a value from each.
+    # Modules of different ranks have different numbers of singular values. The mean needs a value from every module.
     count = min(_MAX_VALUES, *(len(update.singular_values) for update in updates))
     return RoleSummary(
         role=role,
@@ -187,17 +187,17 @@ def _summarize(role: str, start: str, modules: list[_ModuleStats]) -> RoleSummar
         modules=len(modules),
         rank=", ".join(map(str, sorted({module.rank for module in modules}))),
         scaling=", ".join(f"{scaling:g}" for scaling in sorted({module.scaling for module in modules})),
-        anchor=average([update.anchor_norm for update in updates]),
+        anchor=mean_if_known([update.anchor_norm for update in updates]),
         update=root_mean_square(update.norm for update in updates),
-        moved_A=average([update.moved_A for update in updates]),
-        moved_B=average([update.moved_B for update in updates]),
+        moved_A=mean_if_known([update.moved_A for update in updates]),
+        moved_B=mean_if_known([update.moved_B for update in updates]),
         stable_rank=root_mean_square(update.stable_rank for update in updates),
         values=tuple(root_mean_square(update.singular_values[i] for update in updates) for i in range(count)),
     )
 
 
 def _read_metrics(file: Path) -> dict[str, object]:
-    # `exists` would also accept a named pipe, and reading that would wait forever for a writer.
+    # `exists` would also accept a named pipe, and reading a named pipe would wait forever for a writer.
     if not file.is_file():
         return {"metrics": None}
     try:

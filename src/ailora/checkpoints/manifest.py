@@ -54,7 +54,7 @@ class Manifest:
             InputError: A path or one of its parent folders is a link, or an unrecorded file exists.
         """
         self.validate(*names)
-        # Names come before files: a file that a kill has truncated must be recognized as ours.
+        # Record the names before writing the files, so that a file truncated by a kill is recognized as ours.
         self.adopt(*names)
 
     def adopt(self, *names: str) -> None:

@@ -59,20 +59,20 @@ class MergeReport:
 def merge(
     base: str, adapter: Path | str, out: Path | str, *, dtype: str | None = None, force: bool = False
 ) -> MergeReport:
-    """Write a checkpoint with `W + s B A` in the place of every adapted weight, without loading the model.
+    """Write a checkpoint with `W + s B A` in place of every adapted weight, without loading the model.
 
     Sums are computed in float32 and rounded once. All other tensors are copied byte for byte, together with the
     configuration and the tokenizer. The result loads with `from_pretrained`. Repeating an interrupted call resumes.
 
     Args:
         base: Base model: a folder, a hub id in the cache, or `builtin:minilm`.
-        adapter: Folder of an adapter, a LoRA of linear modules from any source, or folder of a run.
+        adapter: Folder of an adapter or of a run. The adapter may be any LoRA of linear modules.
         out: Folder to write.
         dtype: Dtype of all floating-point tensors: fp32, bf16 or fp16. None keeps the dtype of each tensor.
         force: Whether to replace existing files in `out`.
 
     Returns:
-        The report, with the numbers of weights and bytes.
+        The report, with the number of changed weights and the size of the model.
 
     Raises:
         InputError: The adapter, the base or the output folder is invalid, or the adapter is not a supported LoRA.
@@ -85,14 +85,14 @@ def merge(
     model, checkpoint, weights = open_adapted_base(base, trained)
     transforms = _build_transforms(trained, model, weights)
     validate_complete(trained, model)
-    # Later steps check only the merged weights, neither saved modules nor magnitudes.
+    # Merged weights are checked when they are written, but saved modules and magnitudes only here.
     trained.validate_finite()
     saved = find_saved_tensors(trained, model, checkpoint)
     if target is not None:
         _validate_convertible(checkpoint)
     folder = checkpoint.folder
     reads = [folder / name for name in (*list_shard_names(checkpoint), "config.json")]
-    # The result of the run has labels and a padding token for the configuration.
+    # `result.json` of the run holds the labels and the padding token for the merged configuration.
     reads += [*trained.files, *filter(None, [_find_result_file(trained)])]
     request = {
         "command": "merge",
@@ -122,7 +122,7 @@ def merge(
 def _build_transforms(
     adapter: AdapterCheckpoint, model: PreTrainedModel, weights: dict[str, StoredWeight]
 ) -> dict[str, TensorTransform]:
-    """Build the functions that merge the updates, by the name of the stored weight.
+    """Build a function for each adapted weight that merges its update, by tensor name in the checkpoint.
 
     Raises:
         ModelError: An adapted weight is tied, shared by two modules, or quantized.
@@ -132,9 +132,9 @@ def _build_transforms(
         weights[module].tensor.name: _build_transform(lora, weights[module], adapter)
         for module, lora in adapter.modules.items()
     }
-    # Tied modules share an entry of `transforms`.
+    # Two modules with the same stored tensor have a single entry in `transforms`.
     if len(transforms) < len(weights):
-        raise ModelError("two adapted modules share a weight, which cannot hold both updates")
+        raise ModelError("two adapted modules share a weight, and a single weight cannot hold both updates")
     return transforms
 
 
@@ -145,7 +145,7 @@ def _validate_convertible(checkpoint: Checkpoint) -> None:
 
 
 def _build_transform(lora: LoraWeights, stored: StoredWeight, adapter: AdapterCheckpoint) -> TensorTransform:
-    """Build the function that merges the update into a stored weight, a block of rows at a time."""
+    """Build the function that adds the update to a stored weight, a block of rows at a time."""
     stored.validate_floating()
     transposed = stored.transposed
 
@@ -154,7 +154,7 @@ def _build_transform(lora: LoraWeights, stored: StoredWeight, adapter: AdapterCh
         A, B = lora.read_factors()
         left, right = (A.mT, B.mT) if transposed else (B, A)
         magnitude = read_tensor(lora.magnitude) if lora.magnitude else None
-        # DoRA needs norms of whole output rows, which are columns of a transposed weight: take a single block.
+        # DoRA needs norms of whole output rows. In a transposed weight these are columns, so a single block has all.
         rows = len(weight) if transposed and magnitude is not None else max(1, _BLOCK_ENTRIES // weight.shape[1])
         for first in range(0, len(weight), rows):
             block = weight[first : first + rows].to(A.dtype)
@@ -174,23 +174,23 @@ def _apply_magnitude(block: Tensor, magnitude: Tensor, rows: slice, *, transpose
 
 
 def validate_base(adapter: AdapterCheckpoint, module: str, weight: Tensor) -> None:
-    """Refuse a weight with a fingerprint that differs from the adapter's metadata.
+    """Refuse a weight if its fingerprint differs from the fingerprint in the adapter's metadata.
 
     Args:
-        adapter: Adapter to merge. Without metadata, every weight passes.
+        adapter: Adapter to merge. An adapter without metadata accepts every weight.
         module: Name of the module.
         weight: Stored weight of the module.
 
     Raises:
         ModelError: The fingerprints differ.
-        InputError: The weight is untouched, but the adapter needs residual weights.
+        InputError: The weight is the original weight, but the adapter needs residual weights.
     """
     metadata, plan = adapter.metadata, adapter.plan
     if metadata is None or plan is None or module not in metadata.fingerprints:
         return
     dtype = plan.modules[module][0].projection.dtype
     same = matches_fingerprint(weight, metadata.fingerprints[module], dtype)
-    # Fingerprints are those of untouched weights. Factors for residual weights would add the anchor a second time.
+    # A matching weight is the original weight. Adding factors made for a residual weight would add the anchor twice.
     if same:
         adapter.validate_untouched_base()
     if same is False and not adapter.targets_residual_base:
@@ -224,14 +224,14 @@ def _adapted_config(
 
 @dataclass(frozen=True)
 class _TrainedTask:
-    """Labels and padding token from training; None if unknown."""
+    """Label names and padding token from training, each None if unknown."""
 
     labels: tuple[str, ...] | None
     pad_token_id: int | None
 
 
 def _read_trained_task(adapter: AdapterCheckpoint) -> _TrainedTask:
-    """Read labels and padding token from `ailora.json`, or else from `result.json` of the adapter's run.
+    """Read label names and padding token from `ailora.json`, or without this file from the run's `result.json`.
 
     Raises:
         InputError: The result of the run is damaged.
@@ -253,14 +253,16 @@ def _read_trained_task(adapter: AdapterCheckpoint) -> _TrainedTask:
 def _find_result_file(adapter: AdapterCheckpoint) -> Path | None:
     """Return `result.json` of the run that wrote an adapter without metadata. None without such a run."""
     file = adapter.folder.parent / "result.json"
-    # Runs with an init from PEFT or a function of the user write stock adapters, without `ailora.json`.
+    # Runs with an init by PEFT or by a user's function write stock adapters, which have no `ailora.json`.
     return file if adapter.metadata is None and adapter.folder.name == "adapter" and file.is_file() else None
 
 
 def _choose_labels(
     labels: tuple[str, ...] | None, *, outputs: int | None, trained_outputs: int | None
 ) -> tuple[str, ...] | None:
-    """Choose label names: the names from training if they match the head, else numbers for a head of new size.
+    """Choose label names for the merged configuration.
+
+    Names from training are taken if the head has as many outputs. Otherwise, a head of new size gets numbered names.
 
     Args:
         labels: Label names from training. None if unknown.
@@ -281,8 +283,8 @@ def _set_where_missing(config: dict[str, Any], key: str, value: object) -> None:
 
 
 def _replace_dtype(config: dict[str, Any], dtype: str) -> dict[str, Any]:
-    """Return a configuration with a new dtype, also in nested configurations."""
+    """Return a copy of a configuration with a new dtype, including nested configurations."""
     changed = {key: _replace_dtype(value, dtype) if isinstance(value, dict) else value for key, value in config.items()}
-    # An old value under `torch_dtype`, the key of earlier versions of transformers, would contradict `dtype`.
+    # Earlier versions of transformers named this key `torch_dtype`. Its old value would contradict `dtype`.
     without_old_key = {key: value for key, value in changed.items() if key != "torch_dtype"}
     return without_old_key | {"dtype": dtype} if "torch_dtype" in config or "dtype" in config else without_old_key

@@ -1,4 +1,4 @@
-"""Tasks of `ailora init`: read a module's weight, compute the initial factors, write them to a file."""
+"""Tasks of `ailora init`: read a module's weight, compute the initial factors, and write the factors to a file."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class ModuleTask:
         seed: Seed of random inits.
         device: Device of the decompositions.
         cached: Whether to use the cache of decompositions.
-        file: File for the factors until all modules are finished.
+        file: File for the factors. The adapter is assembled from these files when all modules are finished.
     """
 
     weight: StoredWeight
@@ -96,7 +96,7 @@ class ModuleResult:
 
     Attributes:
         module: Name of the module.
-        tensors: Tensors by the part of their names after the module: `lora_A.weight`, `lora_B.weight`, and with DoRA
+        tensors: Tensors by name without the module's name: `lora_A.weight`, `lora_B.weight`, and with DoRA
             `lora_magnitude_vector`.
         fingerprint: Fingerprint of the stored weight.
         floored: Number of directions with a clamped singular value, by projection.
@@ -118,9 +118,9 @@ class Timing:
     """Durations of the parts of a task.
 
     Attributes:
-        read: Seconds of waiting for the weight.
-        decompose: Seconds of decomposing.
-        write: Seconds of waiting for the write of a result.
+        read: Seconds spent waiting for the weight.
+        decompose: Seconds spent on decompositions.
+        write: Seconds spent waiting until an earlier result is written.
     """
 
     read: float
@@ -156,7 +156,7 @@ def run_in_turn(tasks: Sequence[ModuleTask]) -> Iterator[tuple[ModuleTask, Timin
     Raises:
         ModelError: A weight is not finite.
     """
-    # With the thread, decompositions take 99 % of the time on a large checkpoint; without, they took 84.5 %.
+    # On a large checkpoint, decompositions take 99 % of the time with this thread, and 84.5 % without it.
     with ThreadPoolExecutor(1) as io_thread:
         next_weight = io_thread.submit(_load, tasks[0]) if tasks else None
         pending_write: Future[None] | None = None
@@ -171,7 +171,7 @@ def run_in_turn(tasks: Sequence[ModuleTask]) -> Iterator[tuple[ModuleTask, Timin
             if pending_write is not None:
                 pending_write.result()
             pending_write = io_thread.submit(result.write, task.file)
-            # After the last task, no further loop pass waits for the write.
+            # After the last task, no further iteration waits for the write.
             if next_weight is None:
                 pending_write.result()
             yield task, Timing(loaded_at - started_at, decomposed_at - loaded_at, time.perf_counter() - decomposed_at)
@@ -189,7 +189,7 @@ def _decompose(task: ModuleTask, loaded: _LoadedWeight) -> ModuleResult:
         initial = [_initial_factors(task, planned, weight) for planned in task.adapters]
     A, B = (factor.stack() for factor in build_factors(initial, task.plan))
     tensors = {"lora_A.weight": A, "lora_B.weight": B}
-    # PEFT computes magnitudes only for new adapters, and expects saved adapters to have magnitudes in the file.
+    # PEFT computes magnitudes only for new adapters. The file of a saved adapter must contain them.
     if task.plan.options.dora:
         validate_dora_rows(weight, task.module)
         tensors["lora_magnitude_vector"] = weight.to(A.dtype).norm(dim=1).cpu()

@@ -1,4 +1,4 @@
-"""Fully fine-tuned modules, which PEFT saves with an adapter: heads, and `modules_to_save` of the plan."""
+"""Fully fine-tuned modules saved with an adapter: heads, and the modules in `modules_to_save` of the plan."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ailora.weights.tied_weights import format_lone_training, get_tied_weights
 
 def get_saved_module_names(options: LoraOptions) -> list[str]:
     """Return the names of modules to save: those in the plan, then the heads that PEFT adds for the task."""
-    # PEFT adds these heads itself, and its loader raises a KeyError for a head missing from the file.
+    # PEFT itself adds the heads of the task, and raises a KeyError on loading if the file lacks a head.
     return list(dict.fromkeys([*options.modules_to_save, *get_task(options.task_type).peft_heads]))
 
 
@@ -30,7 +30,7 @@ def count_saved_parameters(model: PreTrainedModel, options: LoraOptions) -> int:
     """Return the number of parameters in fully fine-tuned modules, including the heads added by PEFT."""
     names = get_saved_module_names(options)
     modules = [module for name, module in model.named_modules() if _matches(name, names)]
-    # PEFT copies every module, so that tied parameters train twice.
+    # PEFT copies every module. Parameters tied to each other are therefore trained separately, and counted twice.
     return sum(parameter.numel() for module in modules for parameter in module.parameters())
 
 
@@ -74,10 +74,10 @@ class SavedTensors:
     """Tensors of fully fine-tuned modules, and the resulting changes of the model's configuration.
 
     Attributes:
-        tensors: Tensors by parameter name; if `untied`, also the tied parameters of the base.
+        tensors: Tensors by parameter name. If `untied`, the tied parameters of the base are included.
         label_count: Number of outputs of the trained head. None if unchanged.
         vocabulary: Number of rows of the trained embeddings. None if unchanged.
-        untied: Whether tied parameters differ after training.
+        untied: Whether parameters that are tied in the base differ after training.
     """
 
     tensors: dict[str, StoredTensor]
@@ -122,7 +122,7 @@ def find_saved_tensors(adapter: AdapterCheckpoint, model: PreTrainedModel, check
         raise ModelError(f"the heads in {adapter.folder} disagree on the number of labels: {sorted(label_counts)}")
     if vocabularies:
         _validate_vocabulary(adapter, vocabularies, embedding_parameters - get_tied_weights(model).keys())
-    # Tied parameters share their rows; untied parameters each need the new rows.
+    # Tied parameters share a tensor with the new rows. Without ties, every parameter needs a tensor with these rows.
     tensors, untied = _resolve_ties(adapter, model, checkpoint)
     if vocabularies and untied:
         _validate_vocabulary(adapter, vocabularies, embedding_parameters)
@@ -155,9 +155,9 @@ def _validate_ties(adapter: AdapterCheckpoint, model: PreTrainedModel, name: str
     """Refuse a trained parameter if its tied partner was not trained."""
     ties, saved = get_tied_weights(model), adapter.saved
     source = ties.get(name, name)
-    sharing = [tied for tied, shared in ties.items() if shared == source]
-    if sharing and not (source in saved and any(tied in saved for tied in sharing)):
-        other = source if name != source else sharing[0]
+    tied_names = [tied for tied, shared in ties.items() if shared == source]
+    if tied_names and not (source in saved and any(tied in saved for tied in tied_names)):
+        other = source if name != source else tied_names[0]
         raise ModelError(f"{saved[name]}: {format_lone_training(name, other)}")
 
 
@@ -169,7 +169,7 @@ def _resolve_ties(
     Returns:
         The tensors to save, and whether parameters are untied. Untied parameters are included even if unchanged.
     """
-    # A configuration ties all parameters or none: a single differing pair unties all.
+    # The configuration ties either all parameters or none, so a single pair that differs unties all.
     saved, ties = adapter.saved, get_tied_weights(model)
     pairs = {tied: source for tied, source in ties.items() if tied in saved and source in saved}
     if all(torch.equal(read_tensor(saved[tied]), read_tensor(saved[source])) for tied, source in pairs.items()):
@@ -179,12 +179,12 @@ def _resolve_ties(
 
 
 def _matches(module: str, names: Iterable[str]) -> bool:
-    """Return whether a module name ends with any of the names, PEFT's rule."""
+    """Return whether a module name ends with any of the names. This is PEFT's rule."""
     return any(module.endswith(name) for name in names)
 
 
 def _map_stored_tensors(model: PreTrainedModel, checkpoint: Checkpoint) -> dict[str, StoredTensor]:
-    """Map parameter names to stored tensors, with an entry for each of several tied parameters."""
+    """Map parameter names to stored tensors. Each of several tied parameters has an entry."""
     stored = {name: checkpoint.tensors[key] for key, name in checkpoint_key_map(model, checkpoint.tensors).items()}
     for name, tied in get_tied_weights(model).items():
         if name not in stored and tied in stored:
@@ -194,7 +194,7 @@ def _map_stored_tensors(model: PreTrainedModel, checkpoint: Checkpoint) -> dict[
 
 def _initialize_module(model: PreTrainedModel, module: str, seed: int) -> Mapping[str, Tensor]:
     """Initialize a new module by the rule of transformers, and return its state dict."""
-    # A forked generator makes the head independent of the caller's random state, and leaves this state unchanged.
+    # With a forked generator, the head does not depend on the caller's random state, and does not change this state.
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(derive_seed(seed, module))
         new_module = copy.deepcopy(model.get_submodule(module)).to_empty(device="cpu")

@@ -18,11 +18,11 @@ from ailora.plain_data import read_json_object
 
 
 class OutputDir:
-    """Output folder of a command, which resumes after an interruption.
+    """Output folder from which an interrupted command resumes.
 
-    Unfinished files are in the subfolder `.ailora/`, all other files are complete. `.ailora/request.json` holds the
-    request until the command finishes. `.ailora/done.json`, written last, holds a digest of the request, and size and
-    modification time of every file.
+    Only files in the subfolder `.ailora/` may be incomplete. `.ailora/request.json` holds the request until the command
+    finishes. `.ailora/done.json` is written last. It holds a digest of the request, and the size and the modification
+    time of every output file.
 
     Attributes:
         folder: Path of the folder.
@@ -50,7 +50,7 @@ class OutputDir:
             request: Inputs of the command, as plain data.
             reads: Input files, which must not be in the folder.
             writes: Paths of the output files, relative to the folder.
-            force: Whether to remove existing files with these names, and the results of a different request.
+            force: Whether to remove existing files in `writes`, and the results of a different request.
 
         Yields:
             Whether the request is already finished.
@@ -72,7 +72,7 @@ class OutputDir:
                 try:
                     yield done
                 except (InputError, ModelError) as error:
-                    # Repeating the request would fail again: `_failed` lets a different request take over the folder.
+                    # The same request would fail again. `failed.txt` lets a different request take over the folder.
                     write_text(self._failed, f"{error}\n")
                     raise
             except OSError as error:
@@ -84,7 +84,7 @@ class OutputDir:
     def finish(self) -> None:
         """Record the request as finished, and remove the state for resuming."""
         files = {name: read_file_state(self.folder / name) for name in self._writes if (self.folder / name).is_file()}
-        # A digest, because the request contains paths of this machine and the folder may be published.
+        # Record only a digest: the request contains paths of this machine, and users may publish the folder.
         digest = digest_request(read_json_object(self._request))
         write_json(self._done, {"request": digest, "files": files})
         self._tidy()
@@ -98,14 +98,14 @@ class OutputDir:
             if not force:
                 raise InputError(
                     f"{self.folder} holds the finished result of a different request, or the files have changed since: "
-                    "choose another folder, or --force to replace them"
+                    "choose another folder, or use --force to replace them"
                 )
         recorded = read_state_file(self._request)
         if recorded is not None and recorded != request and not force and not self._failed.exists():
             raise InputError(
                 f"{self.folder} holds unfinished output of a different request "
                 f"({describe_differences(request, recorded)}): repeat the earlier command to complete the output, "
-                "choose another folder, or --force to replace the files"
+                "choose another folder, or use --force to replace the files"
             )
         if recorded != request or self._done.is_file() or force:
             self._claim(force=force)
@@ -131,7 +131,7 @@ class OutputDir:
         return all(path.is_file() and read_file_state(path) == state for path, state in paths.items())
 
     def _clear(self) -> None:
-        """Remove the output files of this request and those of the recorded request. All other files stay."""
+        """Remove the output files of this request and of the recorded request. All other files stay."""
         finished = (read_state_file(self._done) or {}).get("files")
         outputs = {*self._writes, *(str(name) for name in (finished if isinstance(finished, dict) else ()))}
         # Without an index, loaders read every safetensors file as a part of the model.
@@ -139,7 +139,8 @@ class OutputDir:
         for file in self.folder.glob("*.safetensors") if weights else ():
             if file.name not in outputs:
                 raise InputError(
-                    f"{file} was not written by this command, and loaders might read it with the model: move it away"
+                    f"{file} was not written by this command, and loaders might read it as a part of the model: move "
+                    "it away"
                 )
         for name in outputs:
             path = self.folder / name
@@ -155,7 +156,7 @@ class OutputDir:
         for folder in (self.parts, self.shards):
             shutil.rmtree(folder, ignore_errors=True)
         self._failed.unlink(missing_ok=True)
-        # From now on, `done.json` records our files.
+        # `done.json` records our files from now on, so the manifest is no longer needed.
         Manifest(self.folder).remove()
         self._request.unlink(missing_ok=True)
 

@@ -1,4 +1,4 @@
-"""Output files: files written by ailora may be replaced, all other files only with `--force`."""
+"""Output files: files written by ailora may be replaced, but all other files only with `--force`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ailora.atomic_io import link_error
 from ailora.checkpoints.output_path import resolve_output_path, writing
 from ailora.errors import InputError
 
-#: Marks of files written by ailora, by suffix. Tables and Markdown have no place for a mark.
+#: Suffix -> mark of files written by ailora. Tables and Markdown have no place for a mark.
 _MARKS: Mapping[str, re.Pattern[bytes]] = MappingProxyType(
     {
         ".html": re.compile(rb'<meta name="generator" content="ailora \d'),
@@ -49,7 +49,7 @@ def validate_output_file(file: Path | str, *, force: bool, reads: Iterable[Path 
             _validate_unread(output, reads)
             if not force:
                 raise InputError(
-                    f"{output} exists, and has no mark of ailora: choose another file, or --force to replace it"
+                    f"{output} exists, and has no mark of ailora: choose another file, or use --force to replace it"
                 )
     return output
 

@@ -13,7 +13,7 @@ from ailora.errors import InputError
 from ailora.formatting import truncate
 
 _MAX_PATH_CHARS = 60
-#: Format in which safetensors and tokenizers, both written in Rust, report an error of the operating system.
+#: Message in which safetensors and tokenizers, both written in Rust, report an error of the operating system.
 _RUST_OS_ERROR = re.compile(r"([^: ][^:]*) \(os error (\d+)\)")
 _REFUSED_WRITES = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
@@ -61,7 +61,7 @@ def explain_failed_write(error: BaseException, folder: Path) -> str | None:
         The reason. None if the exception has a cause other than writing.
     """
     if isinstance(error, OSError):
-        # A missing permission can also make reading or downloading fail.
+        # A permission may also be missing for reading or downloading, so it counts only for paths below the folder.
         is_output = str(error.filename).startswith(str(folder)) and error.errno in (errno.EACCES, errno.EPERM)
         return error.strerror if is_output or error.errno in _REFUSED_WRITES else None
     if (refusal := _RUST_OS_ERROR.search(str(error))) and int(refusal[2]) in _REFUSED_WRITES:

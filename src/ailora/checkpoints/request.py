@@ -1,4 +1,4 @@
-"""Requests: the inputs that determine the result of a command, as plain data."""
+"""Requests: all inputs that determine the result of a command, as plain data."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _MAX_VALUE_CHARS = 60
 
 
 def describe_differences(requested: Mapping[str, object], recorded: Mapping[str, object]) -> str:
-    """Format the differences between two requests: dotted keys, each with both values.
+    """Format the differences between two requests as dotted keys, each with both values.
 
     Args:
         requested: Request of the running command.

@@ -1,4 +1,4 @@
-"""Weights of modules as a checkpoint stores them."""
+"""Weights of modules in the form in which a checkpoint stores them."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def open_adapted_base(
     model = load_on_meta(str(folder), adapter.task_type, any_class=True)
     checkpoint = Checkpoint.open(folder)
     shapes = {module: lora.shape for module, lora in adapter.modules.items()}
-    # First, because its errors name the adapted module.
+    # Find the weights before validating the configuration, because these errors name the adapted module.
     weights = find_stored_weights(model, checkpoint, shapes)
     _validate_config(model, checkpoint)
     checkpoint.validate_digests()
@@ -91,7 +91,7 @@ def open_adapted_base(
 
 
 def _validate_config(model: PreTrainedModel, checkpoint: Checkpoint) -> None:
-    """Refuse a configuration that does not describe the weights, because loaders would refuse the merged model.
+    """Refuse a configuration that does not describe the weights. Loaders would refuse the merged model.
 
     Raises:
         ModelError: The shape of a tensor contradicts the configuration, or the configuration describes a quantization
@@ -110,7 +110,7 @@ def _validate_config(model: PreTrainedModel, checkpoint: Checkpoint) -> None:
                 )
         return
     settings = quantization if isinstance(quantization, dict) else quantization.to_dict()
-    # Some methods, such as BitNet's, quantize floating-point weights on loading.
+    # Some quantization methods, such as BitNet, quantize floating-point weights on loading.
     if settings.get("quantization_mode") == "online" or not all(t.floating for t in checkpoint.tensors.values()):
         return
     raise ModelError(
@@ -145,6 +145,6 @@ def find_stored_weights(
         if tensor.shape != expected:
             hint = format_resize_hint(model, module, tensor.shape, expected)
             reason = hint or "; the checkpoint may be quantized, damaged, or from a different model"
-            raise ModelError(f"{tensor}: expected {expected} for {module}{reason}")
+            raise ModelError(f"{tensor}: expected the shape {expected} for {module}{reason}")
         weights[module] = StoredWeight(module, tensor, shape, transposed)
     return weights

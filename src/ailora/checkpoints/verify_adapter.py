@@ -25,18 +25,19 @@ from ailora.plan.adapter_plan import Form, Plan
 from ailora.safetensors_io import Checkpoint, read_header, read_tensor
 from ailora.weights.base_weight import matches_fingerprint, select_rows
 
-#: Anchors from two machines differ by about 1e-5, anchors of different weights or bands by about 1.
+#: Largest relative difference of an anchor that passes. The anchors of equal weights computed on two machines differ
+#: by about 1e-5, and the anchors of different weights or bands by about 1.
 _ANCHOR_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True)
 class Check:
-    """Result of a check.
+    """Result of a single check.
 
     Attributes:
         name: Name of the check.
-        passed: Whether the check passed. None if the check does not apply or cannot decide.
-        detail: Figures, or the first module with a failure.
+        passed: Whether the check passed. None if the check does not apply or is inconclusive.
+        detail: Figures of the check, or the first module that fails.
     """
 
     name: str
@@ -51,7 +52,7 @@ class Verdict:
     Attributes:
         adapter: Folder of the adapter.
         base: Name of the base model.
-        checks: Checks in their order.
+        checks: Results in the order of the checks.
     """
 
     adapter: str
@@ -60,7 +61,7 @@ class Verdict:
 
     @property
     def passed(self) -> bool:
-        """Whether no check failed, and base weights or anchor prove the adapter's base."""
+        """Whether no check failed, and the check of the base weights or of the anchor passed."""
         results = {check.name: check.passed for check in self.checks}
         return False not in results.values() and (results["base weights"] or results.get("anchor")) is True
 
@@ -88,18 +89,19 @@ def verify(adapter: Path | str, base: str) -> Verdict:
     trained = AdapterCheckpoint.open(adapter)
     if trained.metadata is None or trained.plan is None:
         raise InputError(
-            f"no ailora.json of the adapter in {trained.folder} or its parent folders: the plan to verify is unknown"
+            f"found no ailora.json for the adapter in {trained.folder} or its parent folders: without this file, the "
+            "plan to verify is unknown"
         )
     checks = [_check_finite(trained), _check_digests(trained), _check_scalings(trained, trained.plan)]
     try:
         model, checkpoint, weights = open_adapted_base(base, trained)
-    # A base without an adapted weight fails the check; this is no error of the command.
+    # A base model that lacks an adapted weight fails this check, and the command succeeds.
     except ModelError as error:
         checks.append(Check("base weights", False, f"a different model: {error}"))
         return Verdict(str(trained.folder), base, tuple(checks))
     checks += [_check_targets(trained, model), _check_saved_modules(trained, model, checkpoint)]
     checks.append(_check_base_weights(weights, trained, trained.plan, trained.metadata))
-    # Factors with NaN entries cannot be read.
+    # Anchors can be read only if all entries are finite.
     if checks[0].passed:
         checks += _check_anchors(weights, trained, trained.plan)
     return Verdict(str(trained.folder), base, tuple(checks))
@@ -114,12 +116,12 @@ def _check_finite(trained: AdapterCheckpoint) -> Check:
 
 
 def _check_digests(trained: AdapterCheckpoint) -> Check:
-    """Compare the files beside the weights with their digests; opening has refused changed weights."""
+    """Compare configuration and metadata with their digests. Changed weights are refused on opening."""
     edited = find_edited_files(trained.folder, read_header(trained.folder / WEIGHTS_NAME))
     if edited is None:
         return Check("digests", None, "the file has none: saved by PEFT, or by an earlier version")
     if edited:
-        return Check("digests", None, f"the tensors are unchanged, {', '.join(edited)} was edited")
+        return Check("digests", None, f"the tensors are unchanged, but edited: {', '.join(edited)}")
     return Check("digests", True, "all files are unchanged")
 
 
@@ -128,7 +130,7 @@ def _check_scalings(trained: AdapterCheckpoint, plan: Plan) -> Check:
         return Check("ranks and scalings", None, f"an export of rank {trained.metadata.exported.rank}")
     if mismatch := trained.find_scaling_mismatch(plan):
         module, scaling, planned = mismatch
-        detail = f"{module} is scaled by {scaling:g} in {CONFIG_NAME}, by {planned:g} in the plan"
+        detail = f"{module} is scaled by {scaling:g} in {CONFIG_NAME}, but by {planned:g} in the plan"
         return Check("ranks and scalings", False, detail)
     ranks = sorted({weights.rank for weights in trained.modules.values()})
     return Check("ranks and scalings", True, f"{len(trained.modules)} modules, rank {', '.join(map(str, ranks))}")
@@ -139,11 +141,11 @@ def _check_targets(trained: AdapterCheckpoint, model: PreTrainedModel) -> Check:
         validate_complete(trained, model)
     except InputError as error:
         return Check("adapted modules", False, str(error))
-    return Check("adapted modules", True, f"{len(trained.modules)}, as in {CONFIG_NAME}")
+    return Check("adapted modules", True, f"{len(trained.modules)} modules, as in {CONFIG_NAME}")
 
 
 def _check_saved_modules(trained: AdapterCheckpoint, model: PreTrainedModel, checkpoint: Checkpoint) -> Check:
-    """Compare the shapes of fully fine-tuned modules with the model."""
+    """Compare the shapes of fully fine-tuned modules with those in the model."""
     name = "saved modules"
     if not trained.saved:
         return Check(name, None, "the adapter has none")
@@ -178,7 +180,7 @@ def _check_base_weights(
             return Check(name, None, "residual weights have no fingerprint")
         if same is False:
             return Check(name, False, f"{module} differs from the weight for which the adapter was made")
-        # A base in a narrower dtype lacks bits of the hashed weight.
+        # None: the base is stored in a narrower dtype, and lacks bits of the weight behind the fingerprint.
         unknown += same is None
     if unknown:
         return Check(
@@ -197,21 +199,21 @@ def _check_anchors(weights: Mapping[str, StoredWeight], trained: AdapterCheckpoi
         return
     largest_error, failure, is_trained, count = 0.0, "", False, 0
     total = len(plan.adapters)
-    for role in tqdm(
+    for stored in tqdm(
         trained.read_projection_factors(plan), "verifying", total, unit="matrix", leave=False, disable=None
     ):
-        planned = role.planned
+        planned = stored.planned
         if planned.init.needs_anchor:
             count += 1
             weight = weights[planned.projection.module]
             weight.validate_floating()
-            error = _compute_anchor_error(role, weight.to_matrix(read_tensor(weight.tensor)))
+            error = _compute_anchor_error(stored, weight.to_matrix(read_tensor(weight.tensor)))
             largest_error = max(largest_error, error)
             failure = failure or (f"{planned.projection.name}: {error:.1e} times the tolerance" if error > 1 else "")
-        update_factors = role.deltas if role.anchored else (role.B,)
+        update_factors = stored.deltas if stored.anchored else (stored.B,)
         is_trained = is_trained or any(bool(factor.any()) for factor in update_factors)
     detail = failure or f"{count} anchors, largest error {largest_error:.1e} times the tolerance"
-    # The stock form trains the anchor, and a changed anchor then proves nothing about the base.
+    # In the stock form, training changes the anchor. A different anchor then proves nothing about the base.
     if count and failure and is_trained and plan.form is Form.STOCK:
         yield Check("anchor", None, "changed by training, as usual in the stock form")
     else:
@@ -219,7 +221,7 @@ def _check_anchors(weights: Mapping[str, StoredWeight], trained: AdapterCheckpoi
     if is_trained:
         yield Check("start", None, "trained: the update is not zero")
     else:
-        yield Check("start", True, "untrained: the update is exactly zero, a product with zero blocks")
+        yield Check("start", True, "untrained: the trained factors are zero, so the update is exactly zero")
 
 
 def _compute_anchor_error(stored: ProjectionFactors, weight: Tensor) -> float:
@@ -230,7 +232,7 @@ def _compute_anchor_error(stored: ProjectionFactors, weight: Tensor) -> float:
         weight: Weight (out, in) of the module.
 
     Returns:
-        The larger of the errors in norms and in subspaces. Values up to 1 pass.
+        The larger of the error in the norms of directions and the error in their spans. Values up to 1 pass.
     """
     planned = stored.planned
     assert isinstance(planned.init, Spectral)
@@ -239,20 +241,20 @@ def _compute_anchor_error(stored: ProjectionFactors, weight: Tensor) -> float:
     if stored.covers_all_rows:
         B = select_rows(B, planned.projection)
     fresh = planned.init.factors(rows, planned.rank, scaling=planned.scaling, generator=torch.Generator())
-    # Half-precision files hold a rounded anchor.
+    # In a half-precision file, the anchor is rounded.
     tolerance = _ANCHOR_TOLERANCE + 8 * stored.eps
-    sizes = max(
+    norm_error = max(
         _compute_relative_error(A.norm(dim=1), fresh.A.norm(dim=1)),
         _compute_relative_error(B.norm(dim=0), fresh.B.norm(dim=0)),
     )
-    angles = max(_compute_angle(A.mT, fresh.A.mT), _compute_angle(B, fresh.B))
-    # With singular values close together, the subspace is not unique. The gains of the weight along the anchor must
-    # then equal the gains along the new decomposition.
-    gains = max(
+    angle_error = max(_compute_angle(A.mT, fresh.A.mT), _compute_angle(B, fresh.B))
+    # If singular values are close together, the span of the directions is not unique. The anchor then passes if the
+    # weight has the same singular values on the span of the anchor as on the span of the new directions.
+    gain_error = max(
         _compute_relative_error(_compute_gains(rows, A.mT), _compute_gains(rows, fresh.A.mT)),
         _compute_relative_error(_compute_gains(rows.mT, B), _compute_gains(rows.mT, fresh.B)),
     )
-    return max(sizes, min(angles, gains)) / tolerance
+    return max(norm_error, min(angle_error, gain_error)) / tolerance
 
 
 def _compute_relative_error(this: Tensor, other: Tensor) -> float:
