@@ -43,7 +43,7 @@ __all__ = [
     "truncated_svd",
 ]
 
-# Loaded on first use: torch, peft and transformers take seconds, and `ailora --help` needs none of them.
+# Load names on first use: importing torch, peft and transformers takes seconds, and `ailora --help` needs none of them.
 _PACKAGES = {
     "ailora.adapter_io": ("restore_base", "resume", "save_adapter"),
     "ailora.errors": ("AiloraError", "AnchorMismatchError", "InputError", "ModelError"),

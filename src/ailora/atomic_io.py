@@ -23,7 +23,7 @@ if sys.platform != "win32":
 
 T = TypeVar("T")
 
-#: Strings for numbers without a JSON syntax, as in JavaScript and protobuf.
+#: Strings that stand for numbers without a JSON syntax. JavaScript and protobuf use these strings too.
 _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
@@ -31,7 +31,7 @@ _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 def replacing_file(file: Path) -> Generator[BinaryIO, None, None]:
     """Open a temporary file, which replaces `file` if the body succeeds and is removed if the body fails.
 
-    Meanwhile, a lock prevents other processes from writing `file`. A link at `file` is replaced, not followed.
+    A lock prevents other processes from writing `file` until then. A link at `file` is replaced, not followed.
 
     Yields:
         Stream of the temporary file.
@@ -39,13 +39,13 @@ def replacing_file(file: Path) -> Generator[BinaryIO, None, None]:
     Raises:
         InputError: Another process is writing `file`.
     """
-    # A fixed name without the process id, so that the next attempt finds and removes the leftover of a killed process.
+    # The name does not contain the process id, so that the next attempt finds the leftover of a killed process.
     temporary = _temporary_path(file, "partial")
     with _create_locked(temporary, file) as stream:
         try:
             yield stream
             stream.flush()
-            # Synced before the rename: after a power loss, `file` could otherwise exist without content.
+            # Sync before the rename. Otherwise, `file` could exist without content after a power loss.
             os.fsync(stream.fileno())
             temporary.replace(file)
         except BaseException:
@@ -169,8 +169,8 @@ def format_json(data: object, *, indent: int | None = None, ascii_only: bool = T
     Returns:
         JSON in which the strings "NaN", "Infinity" and "-Infinity" stand for these numbers.
     """
-    # By default, `json` writes NaN and Infinity as bare words, and strict parsers then refuse the whole file. Data are
-    # copied, to replace such numbers by strings, only if there are any.
+    # By default, `json` writes NaN and Infinity as bare words, and strict parsers refuse files with such words. Data are
+    # copied, with strings for these numbers, only if there are any.
     try:
         return json.dumps(data, indent=indent, ensure_ascii=ascii_only, allow_nan=False)
     except ValueError:
@@ -204,7 +204,7 @@ def _replace_leaves(data: object, replace: Callable[[object], object]) -> object
 def replacing_folder(folder: Path) -> Generator[Path, None, None]:
     """Create a temporary folder, which replaces `folder` if the body succeeds and is removed if the body fails.
 
-    After a kill, `folder` has the old content, or the next attempt restores the old content.
+    If the process is killed, `folder` still has its old content, or the next attempt restores the old content.
 
     Yields:
         Path of the temporary folder, which is empty except for a lock.
@@ -245,7 +245,7 @@ def replacing_folder(folder: Path) -> Generator[Path, None, None]:
 
 def _finish_exchange(folder: Path, old: Path) -> None:
     """Undo an exchange killed between the renames, or remove the old folder after a complete exchange."""
-    # Only a folder is restored: this module never leaves a link or a file with this name.
+    # Restore only a folder: a link or a file with this name is not from this module.
     if old.is_dir() and not old.is_symlink() and not folder.exists():
         old.rename(folder)
     _remove(old)
@@ -284,9 +284,9 @@ def holding_lock(lock: Path, folder: Path, *, timeout_s: float = 0.0) -> Generat
 
 
 def grant_umask(files: Iterable[Path]) -> None:
-    """Add the read and write permissions allowed by the umask to files, since libraries write private files."""
-    # Python reads the umask only by setting a new one. The new umask is strict, so that files created by other threads
-    # in between are not too open.
+    """Add the read and write permissions allowed by the umask to files, because some libraries omit them."""
+    # Python can read the umask only by setting a new umask. The temporary umask is strict, so that files created by
+    # other threads in the meantime are not readable by everyone.
     umask = os.umask(0o077)
     os.umask(umask)
     for file in files:
@@ -304,7 +304,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def _temporary_path(path: Path, kind: str) -> Path:
-    # The name contains `ailora`, so that whatever has such a name may be removed as our leftover.
+    # The name contains `ailora`: a file with such a name is our leftover, and may be removed.
     return path.with_name(f".{path.name}.ailora-{kind}")
 
 

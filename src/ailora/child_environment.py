@@ -14,8 +14,8 @@ def safe_environment() -> dict[str, str]:
     """Build an environment for child processes, in which Python does not import from the current folder.
 
     Returns:
-        Environment of this process with `PYTHONSAFEPATH` set, and without empty entries in `PYTHONPATH`, which stand
-        for the current folder. Folders in `PYTHONPATH` remain, because they may hold functions of the user.
+        Environment of this process with `PYTHONSAFEPATH` set. `PYTHONPATH` has no empty entries, because these stand
+        for the current folder. Its folders remain, because they may hold functions of the user.
     """
     environment = {**os.environ, _SAFE_PATH: "1"}
     entries = [entry for entry in environment.pop(_PATH, "").split(os.pathsep) if entry]
@@ -24,7 +24,7 @@ def safe_environment() -> dict[str, str]:
 
 @contextmanager
 def safe_import_path() -> Generator[None, None, None]:
-    """Give the `safe_environment` to all child processes that start in the body, also to those of libraries.
+    """Set `safe_environment` for all child processes that start in the body, including those of libraries.
 
     multiprocessing has no argument for an environment. Its processes (spawned, fork server, resource tracker) first
     import multiprocessing, by default from the current folder, and only then copy `sys.path`.

@@ -2,8 +2,8 @@
 
 Ranks are those of `torch.distributed`. A Trainer, accelerate or `init_process_group_if_launched` initializes the
 process group. Without a process group, this process is the only rank, and collective operations return immediately.
-accelerate's `PartialState` is not used, because creating the state starts a process group, which fixes the device and
-the backend of a later Trainer.
+accelerate's `PartialState` is not used, because creating the state starts a process group. A later Trainer would then
+be bound to the device and the backend of this group.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def _is_initialized() -> bool:
 
 @contextmanager
 def init_process_group_if_launched() -> Generator[None, None, None]:
-    """Initialize a process group for the body, if a launcher started several ranks and there is no group yet.
+    """Initialize a process group for the body if a launcher started several ranks and no group exists yet.
 
     Raises:
         InputError: The environment variables of the launcher are incomplete.
@@ -68,7 +68,7 @@ def init_process_group_if_launched() -> Generator[None, None, None]:
     if _is_initialized() or _launched_count() == 1:
         yield
         return
-    # gloo, even with an accelerator: ranks wait for each other and exchange small objects, but no weights.
+    # Use gloo even with an accelerator: ranks only wait for each other and exchange small objects, never weights.
     dist.init_process_group("gloo", timeout=_GROUP_TIMEOUT)
     try:
         yield
@@ -80,7 +80,7 @@ def _launched_count() -> int:
     """Return the number of ranks started by a launcher.
 
     Raises:
-        InputError: Some of the launcher's variables are missing, for example if a different program set the rest.
+        InputError: Some of the launcher's variables are missing. This happens if a different program set `WORLD_SIZE`.
     """
     names = ("WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT")
     size = os.environ.get("WORLD_SIZE", "1")
@@ -156,7 +156,7 @@ def all_reduce_sum(numbers: Mapping[str, float]) -> dict[str, float]:
 
 def local_shard(items: Sequence[T]) -> list[T]:
     """Return this rank's share of the items, split round-robin."""
-    # Round-robin instead of blocks, so that items sorted by cost are spread evenly.
+    # Round-robin instead of contiguous blocks: items sorted by cost are then spread evenly.
     return list(items[process_index() :: process_count()])
 
 
@@ -164,11 +164,11 @@ def split_between_processes(items: Sequence[T]) -> list[tuple[T, bool]]:
     """Split items round-robin into equal numbers for all ranks, padded with the last item.
 
     Returns:
-        Items of this rank, each with a flag, which is False for padding.
+        Pairs of an item of this rank and a flag. The flag is False for padding.
     """
     rank, count = process_index(), process_count()
-    # Numbers are equal because the forward pass of a sharded model is collective: all ranks would wait for a rank that
-    # has no items left.
+    # All ranks get equally many items: the forward pass of a sharded model is collective, and would wait forever for a
+    # rank without items.
     indices = [rank + k * count for k in range(-(-len(items) // count))]
     return [(items[min(index, len(items) - 1)], index < len(items)) for index in indices]
 
@@ -217,18 +217,18 @@ def compute_on_rank0_and_broadcast(compute: Callable[[], T]) -> T:
 
 
 def _to_bytes(value: object) -> bytes:
-    """Pickle a value with `torch.save`, whose reader chooses the device of tensors."""
+    """Pickle a value with `torch.save`, so that `torch.load` can choose the device of tensors."""
     buffer = io.BytesIO()
     torch.save(value, buffer)
     return buffer.getvalue()
 
 
 def run_in_processes(run: Callable[[T], Result], tasks: Sequence[T], *, workers: int) -> Iterator[tuple[T, Result]]:
-    """Run tasks in worker processes, which share the cores and end with this process.
+    """Run tasks in worker processes. The workers share the cores, and end if this process ends.
 
     Args:
-        run: Function at the top level of a module, which workers import.
-        tasks: Picklable arguments, each for a call of `run`.
+        run: Function at the top level of a module, so that workers can import it.
+        tasks: Picklable arguments. Each is passed to a call of `run`.
         workers: Number of processes.
 
     Yields:
@@ -239,7 +239,7 @@ def run_in_processes(run: Callable[[T], Result], tasks: Sequence[T], *, workers:
     """
     threads = max(1, torch.get_num_threads() // workers)
     with ExitStack() as stack:
-        # The pool starts all processes while tasks are submitted, so that the safe path is not needed afterwards.
+        # The pool starts all processes while tasks are submitted, so the safe import path is needed only until then.
         with safe_import_path():
             # Processes are spawned, because torch's threads do not survive a fork.
             pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=_start_worker, initargs=(threads,))
@@ -257,15 +257,15 @@ def run_in_processes(run: Callable[[T], Result], tasks: Sequence[T], *, workers:
 
 
 def _start_worker(threads: int) -> None:
-    # The limit of torch is not enough: scipy has a separate BLAS, whose threads would spin while waiting for each
-    # other.
+    # Limiting the threads of torch is not enough: scipy has a separate BLAS, and its threads would spin while they wait
+    # for each other.
     torch.set_num_threads(threads)
     threadpool_limits(threads)
     threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 
 def _exit_with_parent() -> None:
-    # A killed parent cannot stop its workers, and these would continue for hours.
+    # A killed parent cannot stop its workers, so they would continue for hours.
     parent = parent_process()
     if parent is not None:
         parent.join()

@@ -39,7 +39,7 @@ class InputError(AiloraError, ValueError):
 
 
 class ModelError(AiloraError, ValueError):
-    """A model cannot be adapted: modules are unknown, weights are unusable, or the name of the adapter is taken.
+    """A model cannot be adapted: modules have no known role, weights are unusable, or the adapter name is taken.
 
     Examples:
         >>> import torch
@@ -72,8 +72,8 @@ class AnchorMismatchError(AiloraError, ValueError):
     """
 
 
-#: Parts of torch's messages for allocation failures without an exception class, in the CPU allocator and in CUDA's
-#: libraries.
+#: Parts of torch's messages for allocation failures that have no exception class: those of the CPU allocator and of
+#: CUDA's libraries.
 _ALLOCATION_FAILURES = (
     "DefaultCPUAllocator",
     "unable to mmap",
@@ -91,10 +91,10 @@ def describe_out_of_memory(error: BaseException) -> str | None:
         error: Any exception.
 
     Returns:
-        Line with the message of the exception and the next step, or None for any other exception.
+        Message of the exception in a single line, and the next step. None for any other exception.
     """
     text = " ".join(str(error).split())
-    # Compared by name, because importing torch for the class would take seconds.
+    # Compare the class by name, because importing torch would take seconds.
     is_named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
     if not is_named and not (isinstance(error, RuntimeError) and any(part in text for part in _ALLOCATION_FAILURES)):
         return None

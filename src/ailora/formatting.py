@@ -1,6 +1,6 @@
 """Format values for readers: numbers, sizes, durations, intervals, counts, lists.
 
-Values from damaged files do not raise errors: a value of an unexpected type is formatted as text.
+Values from damaged files raise no errors: a value of an unexpected type is formatted with `str`.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def format_number(value: float, sign: str = "") -> str:
 
 
 def format_interval(value: float, low: float | None, high: float | None, sign: str = "") -> str:
-    """Format an estimate with its interval, `0.8012 [0.7903, 0.8121]`, or without an unknown interval."""
+    """Format an estimate with its interval, `0.8012 [0.7903, 0.8121]`, or alone if the interval is unknown."""
     if low is None or high is None or not all(map(math.isfinite, (value, low, high))):
         return format_number(value, sign)
     value_text, low_text, high_text = format_alike((value, low, high), sign)
@@ -77,11 +77,14 @@ def format_interval(value: float, low: float | None, high: float | None, sign: s
 
 
 def format_alike(values: Sequence[float], sign: str = "") -> list[str]:
-    """Format numbers that readers compare, with the digits that suit the largest.
+    """Format numbers for comparison, all with the number of decimals that suits the largest.
 
     Args:
-        values: The numbers.
-        sign: `+` writes the sign of positive numbers too.
+        values: Numbers to format.
+        sign: `+` to write the sign of positive numbers too.
+
+    Returns:
+        Formatted numbers, in the order of `values`.
     """
     finite = [value for value in values if math.isfinite(value)]
     spec = sign + _format_spec(*finite) if finite else ""
@@ -155,7 +158,7 @@ def limit_sentences(sentences: Sequence[str], table: str, limit: int = 6) -> lis
     Args:
         sentences: All sentences.
         table: Phrase for the table with the content of all sentences, such as `the table of scores`.
-        limit: Largest number of sentences before the reference.
+        limit: Largest number of sentences to keep.
 
     Returns:
         Sentences to show.
@@ -175,7 +178,7 @@ def quote_argument(argument: object) -> str:
     text = str(argument)
     if not _CONTROLS.search(text) and text.isprintable():
         return shlex.quote(text)
-    # Escapes for bytes: bash, zsh and ksh have no other common escape for every character.
+    # Escape bytes, because bash, zsh and ksh have no other escape in common that works for every character.
     return "$'" + "".join(map(_escape_byte, os.fsencode(text))) + "'"
 
 
@@ -184,7 +187,7 @@ def _escape_byte(byte: int) -> str:
 
 
 def shorten(text: str, limit: int) -> str:
-    """Shorten text to `limit` characters, and append the number of characters left out."""
+    """Shorten text to its first `limit` characters, and append the number of characters left out."""
     return text if len(text) <= limit else f"{text[:limit]}... ({len(text) - limit:,} more characters)"
 
 

@@ -33,7 +33,7 @@ def refuse_pickles(path: Path) -> None:
 
 def pickle_conversion(model: Path | str) -> str:
     """Return a sentence for errors about pickled checkpoints, with the command for the conversion."""
-    return "pickled checkpoints are never opened. Convert it once, if you trust it: " + _python(
+    return "pickled checkpoints are never opened. If you trust the checkpoint, convert it once: " + _python(
         f"import transformers as t; m = {str(model)!r}; c = t.AutoConfig.from_pretrained(m); "
         "getattr(t, c.architectures[0]).from_pretrained(m, use_safetensors=False).save_pretrained('CONVERTED'); "
         "t.AutoTokenizer.from_pretrained(m).save_pretrained('CONVERTED')"
@@ -43,11 +43,11 @@ def pickle_conversion(model: Path | str) -> str:
 def _gguf_conversion(file: Path) -> str:
     """Return a sentence for errors about GGUF files, with the command for the conversion.
 
-    transformers cannot save a model loaded from GGUF, so that the command copies the tensors to a new model.
+    transformers cannot save a model loaded from GGUF, so the command copies the tensors to a new model.
     """
     return (
         "GGUF is not supported: give the safetensors model from which the file was made. If that model is gone, "
-        "convert the file, in which the loss by quantization remains (pip install gguf): "
+        "convert the file (pip install gguf; this does not undo the loss from quantization): "
     ) + _python(
         f"import transformers as t; a = ({str(file.parent)!r},); k = {{'gguf_file': {file.name!r}}}; "
         "n = t.AutoModelForCausalLM.from_config(t.AutoConfig.from_pretrained(*a, **k)); "
@@ -64,6 +64,6 @@ def _files(path: Path, patterns: tuple[str, ...]) -> list[Path]:
 
 
 def _python(statements: str) -> str:
-    """Return a command for users to paste, in double quotes unless the shell would change its content there."""
+    """Return a command to paste into a shell, in double quotes unless the shell would change quoted characters."""
     plain = statements.isprintable() and not set(statements) & set('"$`\\!')
     return f'python -c "{statements}"' if plain else f"python -c {shlex.quote(statements)}"

@@ -30,11 +30,11 @@ from ailora.safetensors_io import Checkpoint
 
 #: Patterns of weight files in the folder of a model.
 _WEIGHT_FILES = ("model*.safetensors", "model.safetensors.index.json")
-#: Keys of configurations for numbers of layers. The limit is far above any model: building a million layers takes
-#: hours.
+#: Configuration keys that hold a number of layers. The limit is far above that of any model, but prevents a damaged
+#: configuration from building a million layers, which takes hours.
 _LAYERS = re.compile(r"(^|_)(n_|num_)?layers?$")
 _MAX_LAYERS = 2_000
-#: Error of an auto class of transformers that does not support a model type.
+#: Message of transformers if an auto class does not support a model type.
 _WRONG_CLASS = re.compile(
     r"Unrecognized configuration class <class '[\w.]*?(?P<config>\w+)'> for this kind of AutoModel: (?P<auto_class>\w+)"
 )
@@ -59,12 +59,12 @@ def validate_weights(name: Path | str, *, download: bool = False, digests: bool 
     """Validate that transformers would load a model from safetensors files only.
 
     transformers opens pickles if a folder has no safetensors file, or if the index or the configuration names pickles.
-    It also loads an adapter in the folder of a model.
+    If the folder of a model also holds an adapter, transformers loads the adapter too.
 
     Args:
         name: Hub id, local folder, or `builtin:minilm`.
         download: Whether to download the weights of a hub id. Without a download, hub ids are not validated.
-        digests: Whether to compare tensors with the digests in their files, if any. This reads whole files.
+        digests: Whether to compare tensors with the digests in their files, if there are any. This reads whole files.
 
     Raises:
         InputError: A file is damaged or not safetensors, or the folder holds an adapter. For pickles, the message has
@@ -75,7 +75,7 @@ def validate_weights(name: Path | str, *, download: bool = False, digests: bool 
         if not download:
             return
         patterns = [*_WEIGHT_FILES, "config.json", ADAPTER_CONFIG_NAME]
-        # The loader reports files that are missing or cannot be downloaded.
+        # Ignore files that are missing or cannot be downloaded, because the loader reports them.
         with suppress(OSError, ValueError, HFValidationError):
             folder = Path(snapshot_download(str(name), allow_patterns=patterns))
         if not folder.is_dir():
@@ -117,7 +117,7 @@ def load_on_meta(
 
     Args:
         name: Hub id, local folder, or `builtin:minilm`.
-        task_type: Task type of PEFT, which selects the class. None selects the class in the configuration.
+        task_type: PEFT's task type, which selects the class. None selects the class in the configuration.
         num_labels: Number of outputs of a classification head. None means the number in the configuration.
         any_class: Whether to fall back to the class in the configuration if the model has no class for the task.
 
@@ -152,8 +152,8 @@ def load_on_meta(
                     raise
                 return _get_model_class(config, None)(config)
     except Exception as error:
-        if sentence := _describe_wrong_class(error, name):
-            raise InputError(sentence) from error
+        if explanation := _describe_wrong_class(error, name):
+            raise InputError(explanation) from error
         task = f" for task type {task_type}" if task_type else ""
         raise InputError(
             f"cannot build a model{task} from the configuration of model {name!r}: {_short(error, name)}"
@@ -215,11 +215,11 @@ def describe_load_error(error: BaseException, name: Path | str) -> str:
         name: Name of the model.
 
     Returns:
-        Message of the exception. An explanation instead if the model needs remote code, or transformers has no class of
-        the model for the task.
+        Message of the exception; or an explanation, if the model needs remote code or transformers has no class for
+        the model and the task.
     """
-    if sentence := _describe_wrong_class(error, name):
-        return sentence
+    if explanation := _describe_wrong_class(error, name):
+        return explanation
     if "trust_remote_code" not in str(error):
         return str(error)
     return (
@@ -232,7 +232,7 @@ def describe_load_error(error: BaseException, name: Path | str) -> str:
 def _describe_wrong_class(error: BaseException, name: Path | str) -> str | None:
     """Explain the error of an auto class that does not support the model, or return None for any other error.
 
-    The message of transformers lists all supported classes, which fills the screen.
+    transformers' own message lists all supported classes, and so fills the screen.
     """
     match = _WRONG_CLASS.search(str(error))
     if match is None:

@@ -1,4 +1,4 @@
-"""Resolve names of models: hub ids, local folders, and models in installed packages."""
+"""Resolve names of models: hub ids, local folders, and builtin models from installed packages."""
 
 from __future__ import annotations
 

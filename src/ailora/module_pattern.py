@@ -1,4 +1,4 @@
-"""Search module names for the regular expressions of configurations and adapter files, with a time limit."""
+"""Match module names with regular expressions from configurations and adapter files, with a time limit."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import regex
 
 from ailora.errors import InputError
 
-#: CPU time for all searches together, in addition to the time granted to each search.
+#: CPU time in seconds for all searches together, in addition to the time granted to each search.
 _LIMIT_S = 1.0
-#: CPU time granted to each search, ten times the time of an ordinary search.
+#: CPU time in seconds granted to each search: ten times that of an ordinary search.
 _SEARCH_S = 20e-6
 _MAX_LENGTH = 200_000
-#: Compiling a pattern unrolls counted repetitions, and nested ones could fill the memory.
+#: Compiling a pattern unrolls counted repetitions, and nested repetitions could fill the memory.
 _MAX_REPETITIONS = 10_000
 _COUNTS = re.compile(r"\{\s*(\d*)\s*,?\s*(\d*)\s*\}")
 
@@ -50,7 +50,7 @@ class ModulePatterns:
         return self._run(pattern, "fullmatch", name)
 
     def validate(self, pattern: object) -> None:
-        """Validate a pattern by searching an empty name.
+        """Refuse a pattern that is not a regular expression.
 
         Raises:
             InputError: The pattern is not a regular expression.

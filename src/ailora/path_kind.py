@@ -1,4 +1,4 @@
-"""Detect the kind of a folder by the names of its files, without reading them."""
+"""Detect the kind of a folder by the names of its files, without reading the files."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class PathKind(StrEnum):
     RUN = "run"
 
 
-#: File -> kind. The first existing file decides. Adapters come before models, because PEFT may save an adapter beside
-#: the configuration of a model.
+#: File -> kind of a folder with this file. The first existing file decides. Adapters come before models, because PEFT
+#: may save an adapter beside the configuration of a model.
 _MARKERS = {
     ADAPTER_CONFIG_NAME: PathKind.ADAPTER,
     "config.json": PathKind.MODEL,
@@ -43,7 +43,7 @@ def detect_path_kind(path: Path | str) -> PathKind | None:
 
 
 def resolve_adapter_dir(path: Path | str) -> Path:
-    """Find the folder with an adapter's files in `path`, which is this folder or the folder of a run.
+    """Find the folder with an adapter's files: `path` itself, or its subfolder `adapter` if `path` is a run.
 
     Raises:
         InputError: Neither the folder nor its subfolder `adapter` holds an adapter.
@@ -58,7 +58,7 @@ def resolve_adapter_dir(path: Path | str) -> Path:
 
 
 def expand_home(path: Path | str) -> Path:
-    """Expand `~` and `~user`. A path with an unknown user is returned unchanged, and does not exist."""
+    """Expand `~` and `~user`. If the user is unknown, return the path unchanged."""
     try:
         return Path(path).expanduser()
     except RuntimeError:
@@ -66,7 +66,7 @@ def expand_home(path: Path | str) -> Path:
 
 
 def is_folder(path: Path) -> bool:
-    """Return whether a path is a folder. Invalid paths (too long, with a null byte) are not."""
+    """Return whether a path is a folder. False for invalid paths (too long, with a null byte)."""
     try:
         return path.is_dir()
     except (OSError, ValueError):
@@ -74,7 +74,7 @@ def is_folder(path: Path) -> bool:
 
 
 def is_file(path: Path) -> bool:
-    """Return whether a path is a file. Invalid paths (too long, with a null byte) are not."""
+    """Return whether a path is a file. False for invalid paths (too long, with a null byte)."""
     try:
         return path.is_file()
     except (OSError, ValueError):
@@ -82,7 +82,7 @@ def is_file(path: Path) -> bool:
 
 
 def is_inside(file: Path, folder: Path) -> bool:
-    """Return whether a file, with links resolved, is in a folder or among the blobs of a snapshot in the cache."""
+    """Return whether a file, with links resolved, is in a folder or among the blobs of a hub snapshot."""
     resolved = folder.resolve()
     allowed = [resolved]
     # Files of a snapshot in the hub's cache are links to a folder of blobs.

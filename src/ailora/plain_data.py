@@ -14,7 +14,7 @@ from ailora.errors import InputError
 
 #: Deeper nesting would exhaust the stack of recursive functions that copy, validate or write the data.
 _MAX_DEPTH = 100
-#: Floats are smaller than 2**1024.
+#: Largest number of bits of an integer: floats are smaller than 2**1024.
 _MAX_BITS = 1024
 _LINE_END = re.compile(r"\r\n|\r|\n")
 _SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
@@ -63,7 +63,7 @@ def read_json_object(file: Path, *, allow_nan: bool = False) -> dict[str, Any]:
 
 
 def split_json_lines(text: str, file: Path | str) -> Iterator[tuple[str, str]]:
-    """Split JSON Lines at ends of lines, but not at Unicode separators such as U+2028, which strings may hold.
+    """Split JSON Lines at line ends. Strings may hold Unicode separators such as U+2028, which end no line.
 
     Yields:
         `file:line` and content of each line, without blank lines.
@@ -79,15 +79,14 @@ def parse_json(text: str, where: Path | str, *, allow_nan: bool = False) -> Any:
     Args:
         text: JSON to parse.
         where: File for messages, or `file:line` for a line of JSON Lines.
-        allow_nan: Whether to accept NaN and infinite numbers, which `json.dump` writes although JSON has no such
-            values.
+        allow_nan: Whether to accept NaN and infinite numbers. JSON has no such values, but `json.dump` writes them.
 
     Returns:
         Mapping, list, string, number, boolean or None.
 
     Raises:
-        InputError: The text is not JSON, repeats a key, is nested too deeply, or has a number above all floats or a
-            string that is not valid Unicode. The message names the line of a syntax error.
+        InputError: The text is not JSON, repeats a key, is nested too deeply, or holds a number too large for a float
+            or a string that is not valid Unicode. For a syntax error, the message names the line.
     """
     hooks = _Hooks(str(where), allow_nan)
     try:
@@ -103,7 +102,7 @@ def parse_json(text: str, where: Path | str, *, allow_nan: bool = False) -> Any:
         raise InputError(f"{place}: not JSON: {error.msg}") from None
     except RecursionError:
         raise InputError(f"{where}: {_TOO_DEEP}") from None
-    # Validating every value takes longer than parsing, and only JSON with these features can be invalid.
+    # Validating every value takes longer than parsing, and only JSON with many brackets or a surrogate can be invalid.
     if text.count("[") + text.count("{") > _MAX_DEPTH or _SURROGATE_ESCAPE.search(text):
         validate_plain_data(value, str(where))
     return value
@@ -145,12 +144,12 @@ class _Hooks:
 
 
 def validate_plain_data(value: object, where: str, *, max_values: int | None = None) -> None:
-    """Validate the nesting of plain data, and that JSON can hold the values.
+    """Refuse plain data that are nested too deeply, or hold a value that JSON cannot hold.
 
     Args:
         value: Mappings, lists, strings, numbers, booleans or None.
         where: Origin of the data, for messages.
-        max_values: Largest number of values. Values behind YAML aliases count at each occurrence.
+        max_values: Largest accepted number of values. Values behind YAML aliases count at each occurrence.
 
     Raises:
         InputError: The data are nested too deeply, or JSON cannot hold a value. The message names the key.

@@ -1,7 +1,7 @@
 """Keep secrets of configurations, such as tokens and passwords, out of files and output.
 
 Secrets are values below `training` with keys such as `hub_token`, and passwords in the URL of a `storage`. Similar keys
-in further sections are no secrets: `cross_key` below `adapter.rank` is a role.
+in other sections are not secrets. For example, `cross_key` below `adapter.rank` is a role.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from typing import Any
 MASK = "***"
 
 _SECRET_KEY = re.compile(r"(token|password|passwd|passphrase|pwd|^pw|secret|credentials?|_key|apikey|_env|^env)$", re.I)
-#: Special tokens of tokenizers, which are no secrets.
+#: Keys for special tokens of a tokenizer, such as `pad_token`. Their values are not secrets.
 _TEXT_TOKEN = re.compile(r"(^|_)(bos|eos|pad|unk|sep|cls|mask|image|audio|video)_token$", re.I)
 _SECTION, _URL = "training", "storage"
 _SCHEME = re.compile(r"[\w+.-]+")
-#: `user:password` without a host, which looks like a host with a port, except that a port is a number.
+#: `user:password` without a host. Unlike in `host:port`, the part after the colon is not a number.
 _PORT = re.compile(r"^([^:/?\[]*):(?!\d*($|[/?]))[^/?]*")
 #: `key=value` in the query of a URL, or in a connection string.
 _PARAMETER = re.compile(r"(?P<start>^|[?&;\s])(?P<key>\w+)=(?P<value>[^&;\s]*)")
 
 
 class Secret(str):
-    """String that is pickled as None, because Trainers pickle their arguments into every checkpoint."""
+    """String that is pickled as None, because the Trainer pickles its arguments into every checkpoint."""
 
     __slots__ = ()
 
@@ -55,7 +55,7 @@ def without_secrets(config: Any, *, in_training: bool = False) -> Any:
         in_training: Whether the data are below `training`.
 
     Returns:
-        Data without the keys of secrets, and with `***` for the password of a storage.
+        Copy without the keys of secrets, and with `***` in place of the password in a storage's URL.
     """
     if isinstance(config, Mapping):
         public = {}
@@ -81,14 +81,14 @@ def protect(training: Any) -> Any:
 
 
 def mask_value(key: object, value: object) -> str:
-    """Format a value for a message, as `***` if the key is that of a secret or of a storage URL."""
+    """Format a value for a message, or return `***` if the key belongs to a secret or a storage URL."""
     if is_secret(key) or str(key) == _URL:
         return MASK
     return repr(without_secrets(value, in_training=str(key).partition(".")[0] == _SECTION))
 
 
 def mask_override(override: str) -> str:
-    """Format an override for a message, with `***` for a secret value, even if the override is malformed."""
+    """Format an override for a message, with `***` for a secret value. The override may be malformed."""
     key = re.split(r"[=:\s]", override, maxsplit=1)[0]
     return repr(f"{key}={MASK}" if is_secret(key) or key == _URL else override)
 
@@ -102,7 +102,7 @@ def mask_argument(argument: str) -> str:
 
 
 def mask_url(url: str) -> str:
-    """Return a database URL without passwords. Of a malformed URL, possibly more than the password is hidden."""
+    """Return a database URL with `***` for passwords. In a malformed URL, more than the password may be hidden."""
     scheme, separator, rest = url.partition("://")
     if not (separator and _SCHEME.fullmatch(scheme)):
         start = re.split("[:/@]", url, maxsplit=1)[0]

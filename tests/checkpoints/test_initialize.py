@@ -320,7 +320,7 @@ def test_models_that_are_not_here(tmp_path: Path) -> None:
     with pytest.raises(ailora.InputError, match="holds no safetensors files"):
         init(str(base), tmp_path / "adapter")
     torch.save({}, base / "pytorch_model.bin")
-    with pytest.raises(ailora.InputError, match=r"never opened\. Convert it once.*save_pretrained"):
+    with pytest.raises(ailora.InputError, match=r"never opened\. If you trust .*, convert it once.*save_pretrained"):
         init(str(base), tmp_path / "adapter")
 
 

@@ -127,7 +127,7 @@ def test_pickles_are_never_opened(name: str, tmp_path: Path, monkeypatch: pytest
     monkeypatch.chdir(tmp_path)
     torch.save({"a": Bomb()}, tmp_path / name)
     for path in (tmp_path, tmp_path / name):
-        with pytest.raises(InputError, match=r"never opened\. Convert it once, if you trust it: python -c"):
+        with pytest.raises(InputError, match=r"never opened\. If you trust the checkpoint, convert it once: python -c"):
             Checkpoint.open(path)
     assert not (tmp_path / "exploded").exists()
 
