@@ -169,8 +169,8 @@ def format_json(data: object, *, indent: int | None = None, ascii_only: bool = T
     Returns:
         JSON in which the strings "NaN", "Infinity" and "-Infinity" stand for these numbers.
     """
-    # By default, `json` writes NaN and Infinity as bare words, and strict parsers refuse files with such words. Data are
-    # copied, with strings for these numbers, only if there are any.
+    # By default, `json` writes NaN and Infinity as bare words, and strict parsers refuse files with such words.
+    # Data are copied, with strings for these numbers, only if there are any.
     try:
         return json.dumps(data, indent=indent, ensure_ascii=ascii_only, allow_nan=False)
     except ValueError:

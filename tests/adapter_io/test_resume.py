@@ -282,5 +282,7 @@ def test_a_fused_weight_that_was_trained_whole_resumes_in_the_stock_form(tmp_pat
 def test_a_configuration_and_a_sidecar_that_disagree(tmp_path: Path) -> None:
     ailora.save_adapter(ailora.adapt(LLAMA.model(), rank=4), tmp_path / "one")
     ailora.save_adapter(ailora.adapt(LLAMA.model(), rank=4, alpha=64), tmp_path / "other")
-    with pytest.raises(ailora.InputError, match=r"adapter_config\.json gives .* the scaling 1, but ailora\.json gives 16"):
+    with pytest.raises(
+        ailora.InputError, match=r"adapter_config\.json gives .* the scaling 1, but ailora\.json gives 16"
+    ):
         ailora.resume(LLAMA.model(), tmp_path / "one", metadata=tmp_path / "other" / "ailora.json")

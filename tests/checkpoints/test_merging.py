@@ -195,7 +195,10 @@ def test_sums_that_overflow_are_refused(base: Path, tmp_path: Path) -> None:
     [
         (peft.LoraConfig(r=2, target_modules=["embed_tokens"], task_type="CAUSAL_LM"), "is not the factor of a linear"),
         (peft.LoraConfig(r=2, target_modules=["q_proj"], bias="lora_only", task_type="CAUSAL_LM"), "trained biases"),
-        (peft.LoHaConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM"), "expected an adapter of the type 'LORA', got 'LOHA'"),
+        (
+            peft.LoHaConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM"),
+            "expected an adapter of the type 'LORA', got 'LOHA'",
+        ),
     ],
 )
 @pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`:UserWarning")

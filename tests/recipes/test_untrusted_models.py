@@ -108,7 +108,9 @@ def test_every_reader_of_a_pickled_model_prints_the_command_that_converts_it(
         "weights_from": lambda: open_checkpoint_source(model, folder, {}),
     }
     for read in readers.values():
-        with pytest.raises(InputError, match=r"never opened\. If you trust the checkpoint, convert it once: python -c .*CONVERTED"):
+        with pytest.raises(
+            InputError, match=r"never opened\. If you trust the checkpoint, convert it once: python -c .*CONVERTED"
+        ):
             read()
     assert not exploded.exists()
 
