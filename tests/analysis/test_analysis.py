@@ -162,7 +162,7 @@ def test_the_base_alone(models: Made, tmp_path: Path) -> None:
 def test_a_folder_is_replaced_only_when_told(models: Made, tmp_path: Path) -> None:
     out = tmp_path / "out"
     analyze_into(out, models("llama"))
-    with pytest.raises(InputError, match="holds an analysis already"):
+    with pytest.raises(InputError, match="already holds an analysis"):
         analyze_into(out, models("llama"))
     analyze_into(out, models("llama"), [models("llama-full")], force=True)
     assert list(load_analysis(out).info["after"]) == ["llama-full"]

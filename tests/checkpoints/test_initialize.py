@@ -337,7 +337,7 @@ def test_weights_that_have_no_decomposition(tmp_path: Path) -> None:
     with pytest.raises(ailora.ModelError, match="is quantized: give the unquantized checkpoint"):
         init(str(base), tmp_path / "adapter", rank=4)
     save_file({**state, name: state[name][:, :8].clone()}, base / "model.safetensors", {"format": "pt"})
-    with pytest.raises(ailora.ModelError, match=r"expected \(16, 32\) for model\.layers\.1"):
+    with pytest.raises(ailora.ModelError, match=r"expected the shape \(16, 32\) for model\.layers\.1"):
         init(str(base), tmp_path / "adapter", rank=4, force=True)
 
 

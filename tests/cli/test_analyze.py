@@ -21,7 +21,7 @@ def test_a_table_findings_and_a_folder(models: Made, tmp_path: Path) -> None:
     assert load_analysis(out).info["settings"]["rank"] == 3
     again = ailora(*arguments, "--out", str(out))
     assert again.returncode == 2
-    assert "holds an analysis already" in again.stderr
+    assert "already holds an analysis" in again.stderr
     shown = json.loads(ailora(*arguments, "--out", str(out), "--force", "--json").stdout)
     assert shown["out"] == str(out)
     assert shown["findings"] == load_analysis(out).info["findings"]

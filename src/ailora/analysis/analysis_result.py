@@ -1,4 +1,4 @@
-"""Results of an analysis, and the folder that holds them."""
+"""Results of an analysis, and their folder."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Analysis:
     """Tables of an analysis, with the columns of `docs/analysis.md`.
 
     Attributes:
-        info: Content of `analysis.json`: models, settings, findings, and notes on weights left out.
+        info: Content of `analysis.json`: models, settings, findings, and notes about weights left out.
         embedding: Row for each point: model, layer, role, head, and coordinates in the plane.
         deltas: Row for each update: model, layer, role, norms, ranks, energy shares in subspaces of `W`.
         spectra: Row for each weight: model, layer, role, singular values, energy of the bands, intruders.
@@ -113,8 +113,8 @@ def validate_output_dir(out: Path | str, reads: Iterable[Path], *, force: bool) 
         Output folder with `~` expanded.
 
     Raises:
-        InputError: The path is a file or a link, or the folder contains an input, foreign files, or without `force` an
-            analysis.
+        InputError: The path is a file or a link; the folder contains an input or foreign files; or it contains an
+            analysis, and `force` is False.
     """
     out = resolve_output_path(out)
     if out.is_symlink():
@@ -126,14 +126,14 @@ def validate_output_dir(out: Path | str, reads: Iterable[Path], *, force: bool) 
         validate_content(out, content="analysis", marks=[_INFO_NAME])
     if (out / _INFO_NAME).is_file():
         if not force:
-            raise InputError(f"{out} holds an analysis already: choose another folder, or --force to replace it")
+            raise InputError(f"{out} already holds an analysis: choose another folder, or use --force to replace it")
         _validate_nothing_else(out)
     return out
 
 
 def _validate_nothing_else(out: Path) -> None:
-    """Validate that a folder to replace holds an analysis and no foreign files."""
-    # Replacing a folder removes all content.
+    """Refuse to replace a folder that holds files from other sources beside the analysis."""
+    # Replacing a folder removes all of its files.
     written = {_INFO_NAME, "figures", *(f"{name}.parquet" for name in _TABLES)}
     figures = out / "figures"
     foreign = [entry for entry in out.iterdir() if entry.name not in written or entry.is_symlink()]
@@ -168,5 +168,5 @@ def _to_plain(value: object) -> object:
         return to_plain_data(value)
     if isinstance(value, list | tuple):
         return [_to_plain(item) for item in value]
-    # JSON has no NaN. Python would write a bare word, which strict parsers refuse.
+    # JSON has no NaN: Python would write a bare word, and strict parsers would refuse the file.
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -34,10 +34,10 @@ class AnalysisSettings:
             raise unknown_name("kind of points", self.points, get_args(PointKind))
         for name, is_allowed, allowed in (
             ("roles", bool(self.roles), f"at least one of {', '.join(role.value for role in Role)}"),
-            ("rank", _is_whole(self.rank, 1), "a whole number from 1"),
-            ("top", _is_whole(self.top, 1), "a whole number from 1"),
+            ("rank", _is_whole(self.rank, 1), "a whole number of at least 1"),
+            ("top", _is_whole(self.top, 1), "a whole number of at least 1"),
             ("perplexity", self.perplexity is None or 0 < self.perplexity < math.inf, "above 0 and finite"),
-            ("seeds", bool(self.seeds) and all(_is_whole(seed, 0) for seed in self.seeds), "whole numbers from 0"),
+            ("seeds", bool(self.seeds) and all(_is_whole(seed, 0) for seed in self.seeds), "whole numbers, at least 0"),
             ("epsilon", 0 < self.epsilon <= 1, "above 0 and at most 1"),
         ):
             if not is_allowed:
@@ -45,5 +45,5 @@ class AnalysisSettings:
 
 
 def _is_whole(value: object, minimum: int) -> bool:
-    # True is an int, and would pass as rank 1.
+    # Python's `True` is an int, and would pass as rank 1.
     return isinstance(value, int) and not isinstance(value, bool) and value >= minimum

@@ -16,7 +16,7 @@ from torch import Tensor
 from ailora.analysis.table_ops import Row, mean_interval
 from ailora.analysis.weight_update import WeightUpdate
 
-#: Number of equal bins between the principal and the minor directions: enough to show a trend, few enough to be smooth.
+#: Number of bins of equal width between the principal and the minor directions. More bins would give a noisy curve.
 _MIDDLE_BINS = 8
 
 
@@ -43,13 +43,13 @@ class SingularDirections:
 def direction_profile(update: WeightUpdate, directions: SingularDirections, rank: int) -> Iterator[Row]:
     """Measure the distribution of an update's energy over the singular directions of the weight.
 
-    The bins are the r principal directions, bins of equal width in the middle, the r minor directions, and the
-    directions outside the spectrum, which a non-square weight maps to zero or does not reach.
+    The bins are the r principal directions, bins of equal width in the middle, the r minor directions, and for a
+    non-square weight the directions outside the spectrum: those that the weight maps to zero or cannot produce.
 
     Args:
         update: `dW` (out, in), or a gradient.
-        directions: Singular directions of `W`, before the update.
-        rank: Width r of the principal and of the minor bin, limited to half of the spectrum.
+        directions: Singular directions of the base weight `W`.
+        rank: Width r of the principal bin and of the minor bin, at most half of the spectrum.
 
     Yields:
         Row for each side and bin:
@@ -58,7 +58,7 @@ def direction_profile(update: WeightUpdate, directions: SingularDirections, rank
         - `band`: `principal`, `middle`, `minor` or `outside`.
         - `start`, `stop`: range of singular indices in the bin.
         - `share`: energy in the bin relative to `|dW|^2`, NaN for a zero update.
-        - `chance`: share of an update in random directions, width / out or width / in.
+        - `chance`: share expected for an update in random directions, width / out or width / in.
     """
     count = len(directions.values)
     bins = _cut_into_bins(count, min(rank, count // 2))
@@ -66,7 +66,7 @@ def direction_profile(update: WeightUpdate, directions: SingularDirections, rank
         "left": (update.left_energies(directions.U), directions.U.shape[0]),
         "right": (update.right_energies(directions.Vh), directions.Vh.shape[1]),
     }
-    # On the side with the smaller dimension, the vectors are a complete basis, with all energy of the update.
+    # On the side with the smaller dimension, the vectors are a complete basis, so their energies sum to the total.
     total = max(float(energies.sum()) for energies, _ in sides.values()) or float("nan")
     for side, (energies, dimension) in sides.items():
         for band, start, stop in bins:
@@ -82,12 +82,13 @@ def enrichment(rows: pd.DataFrame) -> tuple[float, float, float]:
     """Compute the geometric mean of `share / chance` over layers, which is 1 for random directions.
 
     Args:
-        rows: Rows of `direction_profile` for a bin in several layers. Rows without energy are ignored.
+        rows: Rows of `direction_profile` for the same bin in several layers. Rows without energy are ignored.
 
     Returns:
-        Mean, and the ends of its 95 % t-interval. The ends are NaN for fewer than two layers, the mean is NaN for none.
+        Mean, and the ends of its 95 % t-interval. The ends are NaN for fewer than two layers, and the mean without
+        layers.
     """
-    # Logarithms are averaged, so that factors of 2 and 1/2 cancel.
+    # Average logarithms, so that factors of 2 and 1/2 cancel.
     shares, chances = rows["share"].to_numpy(dtype=float), rows["chance"].to_numpy(dtype=float)
     logs = np.log(shares[shares > 0] / chances[shares > 0])
     low, high = mean_interval(logs)

@@ -1,4 +1,4 @@
-"""Distances between the weights of a role, across layers and across models, from Gram matrices."""
+"""Distances between the weights of a role, across layers and across models, computed from Gram matrices."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from ailora.analysis.gram_matrix import Point, PointSet
 from ailora.analysis.table_ops import Row, mean_interval
 from ailora.analysis.weight_stats import layer_index
 
-#: The jackknife leaves out a layer, and the dispersion of the rest is defined for at least two weights.
+#: Fewest layers for the jackknife. Each sample leaves out a layer, and the dispersion needs at least two weights.
 _MIN_LAYERS = 3
 
 
 @dataclass(frozen=True)
 class LayerGram:
-    """Gram matrix of a role's whole weights, summed over heads.
+    """Gram matrix of the whole weights of a role.
 
     Attributes:
         name: Name of the point set.
@@ -32,7 +32,7 @@ class LayerGram:
     products: np.ndarray
 
     def select_model(self, model: str) -> tuple[list[int], np.ndarray]:
-        """Return the layer indices of a model's weights, and the Gram matrix of these weights."""
+        """Return the layer index of each weight of a model, and the Gram matrix of these weights."""
         rows = [i for i, point in enumerate(self.points) if point.model.name == model]
         layers = [layer_index(self.points[i].projection.module) for i in rows]
         return layers, self.products[np.ix_(rows, rows)]
@@ -45,9 +45,12 @@ def measure_dispersion(grams: Sequence[tuple[PointSet, np.ndarray]]) -> dict[str
         grams: Point sets, each with its Gram matrix (n, n).
 
     Returns:
-        Records of `analysis.json`: `layers` from `layer_dispersions`, and `between` from `model_distances`. For each
-        pair of point sets and each model with the same layers in both, `differences` holds `model`, `roles` and the
-        values of `compare_roles`.
+        Records of `analysis.json`:
+
+        - `layers`: results of `layer_dispersions`.
+        - `differences`: `model`, `roles` and the values of `compare_roles`, for each pair of point sets and each model
+          with the same layers in both sets.
+        - `between`: results of `model_distances`.
     """
     layer_grams = [sum_over_heads(point_set, products) for point_set, products in grams]
     models = dict.fromkeys(point.model.name for gram in layer_grams for point in gram.points)
@@ -66,20 +69,20 @@ def measure_dispersion(grams: Sequence[tuple[PointSet, np.ndarray]]) -> dict[str
 
 
 def sum_over_heads(point_set: PointSet, products: np.ndarray) -> LayerGram:
-    """Compute the Gram matrix of whole weights from the products of heads.
+    """Compute the Gram matrix of whole weights from the Gram matrix of their heads.
 
     Args:
-        point_set: Points, in which the heads of a weight are adjacent.
+        point_set: Whole weights, or heads in an order in which the heads of a weight are adjacent.
         products: Gram matrix (n, n) of the points.
 
     Returns:
-        Gram matrix with a point for each weight.
+        Gram matrix with a single point for each weight.
     """
-    # In reverse order, the first head of a weight comes last and stays in the dictionary.
+    # A later entry replaces an earlier entry with the same key: in reverse order, the first head of a weight remains.
     points = list({(point.model.name, point.projection.module): point for point in reversed(point_set.points)}.values())
     points.reverse()
     count, heads = len(points), len(point_set.points) // len(points)
-    # Heads are disjoint rows, so that <W, W'> is a sum over equal heads. Axes are [weight, head, weight', head'].
+    # Heads are disjoint rows, so <W, W'> is the sum of <W_h, W'_h> over heads h. Axes: [weight, head, weight', head'].
     products = np.einsum("ihjh->ij", products.reshape(count, heads, count, heads))
     return LayerGram(point_set.name, points, products)
 
@@ -87,9 +90,9 @@ def sum_over_heads(point_set: PointSet, products: np.ndarray) -> LayerGram:
 def dispersion(products: np.ndarray) -> float:
     """Compute the dispersion of weights: 1 minus the mean cosine of all pairs.
 
-    The dispersion is half the mean squared distance between the weights scaled to norm 1, in the space of all entries.
-    It is 0 if all weights have the same direction, 1 if the weights are orthogonal (as random weights nearly are), and
-    larger only if weights have opposite directions.
+    The dispersion is half the mean squared distance between the weights after scaling each to norm 1. It is 0 if all
+    weights are positive multiples of each other, and 1 if all weights are orthogonal, as random weights nearly are.
+    Larger values require negative cosines.
 
     Args:
         products: Gram matrix (n, n) of the weights of a role, n >= 2.
@@ -98,17 +101,20 @@ def dispersion(products: np.ndarray) -> float:
         Dispersion, without a unit. NaN if a weight is zero.
     """
     norms = np.sqrt(np.diag(products))
-    with np.errstate(invalid="ignore"):  # 0 / 0: a weight of zeros has no direction
+    with np.errstate(invalid="ignore"):  # 0 / 0, because a weight of zeros has no direction
         cosines = products / np.outer(norms, norms)
     n = len(products)
     return float(1 - (cosines.sum() - np.trace(cosines)) / (n * (n - 1)))
 
 
 def spread(products: np.ndarray) -> float:
-    """Return the root mean square distance over all pairs of weights, in the unit of their entries.
+    """Compute the root mean square distance over all pairs of weights.
 
     Args:
         products: Gram matrix (n, n) of the weights of a role, n >= 2.
+
+    Returns:
+        Distance, in the unit of the weights.
     """
     n = len(products)
     squares = 2 * (n * np.trace(products) - products.sum())
@@ -117,20 +123,20 @@ def spread(products: np.ndarray) -> float:
 
 
 def norm_variation(products: np.ndarray) -> float:
-    """Return the standard deviation of the weights' norms, relative to their mean, or NaN if all weights are zero."""
+    """Return the standard deviation of the norms relative to the mean norm, or NaN if all weights are zero."""
     norms = np.sqrt(np.diag(products))
     return float(norms.std(ddof=1)) / (float(norms.mean()) or float("nan"))
 
 
 def layer_dispersions(gram: LayerGram) -> Iterator[Row]:
-    """Measure the dispersion over the layers of each model, with a 95 % interval from the jackknife over layers.
+    """Measure the dispersion over the layers of each model, with a 95 % jackknife interval.
 
     Args:
         gram: Gram matrix of a role's weights.
 
     Yields:
-        Record for each model with at least three layers: `cloud` (the point set), `model`, `layers` (their number),
-        `dispersion` and its interval `low` and `high`, `spread`, `norm_variation`.
+        Record for each model with at least three layers: `cloud` (name of the point set), `model`, `layers` (number of
+        layers), `dispersion` with its interval `low` and `high`, `spread`, and `norm_variation`.
     """
     for model in dict.fromkeys(point.model.name for point in gram.points):
         layers, products = gram.select_model(model)
@@ -163,9 +169,9 @@ def compare_roles(first: np.ndarray, second: np.ndarray) -> dict[str, float]:
         spreads = spread(a), spread(b)
         return float(np.log(spreads[0] / spreads[1])) if min(spreads) > 0 else float("nan")
 
-    # Each sample leaves the same layer out of both roles, so that layers are paired.
+    # The samples are paired: each leaves the same layer out of both roles.
     difference, low, high = jackknife(lambda a, b: dispersion(a) - dispersion(b), first, second)
-    # A t-interval of the logarithm keeps both ends of the ratio positive.
+    # The t-interval of the logarithm gives an interval of the ratio with positive ends.
     ratio, ratio_low, ratio_high = map(float, np.exp(jackknife(log_ratio, first, second)))
     return {
         "difference": difference,
@@ -178,14 +184,15 @@ def compare_roles(first: np.ndarray, second: np.ndarray) -> dict[str, float]:
 
 
 def model_distances(gram: LayerGram) -> Iterator[Row]:
-    """Measure the distance of each pair of fine-tuned models, `|W_a - W_b| / |W|` with `W` of the base.
+    """Measure the distance between fine-tuned models, `|W_a - W_b| / |W|` with the base weight `W`.
 
     Args:
         gram: Gram matrix of a role's weights.
 
     Yields:
-        Record for each pair of models with shared fine-tuned modules: `cloud` (the point set), `models`, `by_layer`
-        (the distance in each shared module), `distance` (their mean) and its t-interval `low` and `high`.
+        Record for each pair of models that both update some modules: `cloud` (name of the point set), `models`,
+        `by_layer` (distance in each of these modules), and `distance` (mean distance) with its t-interval `low` and
+        `high`.
     """
     index = {(point.model.name, point.projection.module): i for i, point in enumerate(gram.points)}
     models = [model for model in dict.fromkeys(model for model, _ in index) if model != "base"]
@@ -206,10 +213,10 @@ def jackknife(statistic: Callable[..., float], *grams: np.ndarray) -> tuple[floa
 
     Args:
         statistic: Function of the Gram matrices.
-        *grams: Gram matrices (n, n), all for the same n elements. Each sample leaves out one of these elements.
+        *grams: Gram matrices (n, n), all of the same n layers. Each sample leaves out a layer in all matrices.
 
     Returns:
-        Statistic of all elements, and the ends of its interval. The ends are NaN for fewer than three elements.
+        Statistic of all layers, and the ends of its interval. The ends are NaN for fewer than three layers.
     """
     count, value = len(grams[0]), statistic(*grams)
     if count < _MIN_LAYERS:

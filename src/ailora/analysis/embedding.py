@@ -1,4 +1,4 @@
-"""Embeddings in the plane by t-SNE, and by PCA as a check: of few points, t-SNE shows clusters even in noise."""
+"""Embeddings in the plane by t-SNE, and by PCA as a check: with few points, t-SNE shows clusters even in noise."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from ailora.analysis.weight_stats import projection_columns
 
 #: Fewest points for t-SNE. Fewer points are embedded by PCA only.
 _MIN_TSNE_POINTS = 8
-#: Fewest points for which t-SNE approximates the gradient. The exact gradient has a quadratic cost.
+#: Fewest points for which t-SNE approximates the gradient, because the exact gradient takes O(n^2) time.
 _MIN_BARNES_HUT_POINTS = 2000
 
 
 @dataclass(frozen=True)
 class Embedding:
-    """Point set, embedded in the plane.
+    """Embedding of a point set in the plane.
 
     Attributes:
         rows: Row of the table `embedding` for each point.
@@ -44,13 +44,14 @@ def embed(point_set: PointSet, products: np.ndarray, settings: AnalysisSettings)
         settings: Perplexity and seeds.
 
     Returns:
-        Embedding. Rows hold `pca_x`, `pca_y` in the unit of the weights, and `tsne_x`, `tsne_y`, which are NaN for
-        fewer than eight points and for points on a line. The info holds, beside settings:
+        Embedding. Rows hold `pca_x`, `pca_y` in the unit of the weights, and `tsne_x`, `tsne_y`. The latter are NaN for
+        fewer than eight points and for points on a line. In addition to settings, the info holds:
 
         - `explained`: shares of the variance along both PCA axes.
-        - `pca_trustworthiness`, and `tsne_trustworthiness` by seed: 1 if all neighbours in the plane are neighbours in
-          the space (Venna and Kaski, 2001).
-        - `agreement`: mean Spearman correlation of distances in the plane over all pairs of seeds.
+        - `pca_trustworthiness`, and `tsne_trustworthiness` by seed: 1 if all neighbours in the plane are also
+          neighbours in the original space (Venna and Kaski, 2001).
+        - `agreement`: Spearman correlation between the distances in the plane of two seeds, averaged over all pairs of
+          seeds.
         - `seed`: seed with the lowest divergence.
     """
     coordinates, variances = principal_coordinates(products)
@@ -66,7 +67,7 @@ def embed(point_set: PointSet, products: np.ndarray, settings: AnalysisSettings)
     }
     if n >= _MIN_TSNE_POINTS and coordinates.shape[1] > 1:
         models = len({point.model.name for point in points})
-        # scikit-learn requires fewer neighbours than half of the points.
+        # scikit-learn requires that the number of neighbours is below half the number of points.
         neighbours = min(max(5, 2 * models), (n - 1) // 2)
         tsne, tsne_info = _tsne(coordinates, settings, neighbours)
         trust = float(trustworthiness(coordinates, pca, n_neighbors=neighbours))
@@ -91,17 +92,17 @@ def principal_coordinates(products: np.ndarray) -> tuple[np.ndarray, np.ndarray]
         products: Gram matrix (n, n).
 
     Returns:
-        Coordinates (n, d) along the principal axes, d < n, and the variance (d,) along each axis. The cubes of the
-        coordinates along an axis have a positive sum.
+        Coordinates (n, d) along the principal axes, d < n, and the variance (d,) along each axis. Each axis points in
+        the direction in which the cubes of the coordinates have a positive sum.
     """
-    # scikit-learn's KernelPCA is not used, because it raises for the rounding errors of almost equal points.
+    # scikit-learn's KernelPCA is not used: for almost equal points, it raises an error because of rounding.
     centred = products - products.mean(axis=0) - products.mean(axis=1)[:, None] + products.mean()
     values, vectors = np.linalg.eigh((centred + centred.T) / 2)
     values, vectors = values[::-1], vectors[:, ::-1]
     # Centring makes an eigenvalue zero, up to a rounding error of either sign.
     positive = values > max(values[0], 0.0) * 1e-12
     points = vectors[:, positive] * np.sqrt(values[positive])
-    # eigh returns axes with arbitrary signs, so that without this rule some machines would mirror the chart.
+    # `eigh` returns axes with arbitrary signs. Without this rule, some machines would mirror the chart.
     points *= np.where((points**3).sum(axis=0) < 0, -1.0, 1.0)
     return points, values[positive] / len(products)
 
@@ -114,7 +115,8 @@ def choose_perplexity(points: int, perplexity: float | None) -> float:
         perplexity: Requested perplexity, or None for the default.
 
     Returns:
-        Requested perplexity, limited to a third of the points. The default is a quarter of the points, limited to 30.
+        Requested perplexity, at most a third of the number of points. The default is a quarter of the number of points,
+        at most 30.
     """
     return min(30.0, (points - 1) / 4) if perplexity is None else min(perplexity, (points - 1) / 3)
 
@@ -127,7 +129,7 @@ def _tsne(coordinates: np.ndarray, settings: AnalysisSettings, neighbours: int) 
     for seed in settings.seeds:
         tsne = TSNE(
             perplexity=perplexity,
-            # A start from PCA would give the same embedding for all seeds, and their agreement would mean nothing.
+            # With a start from PCA, all seeds would give the same embedding, and their agreement would mean nothing.
             init="random",
             random_state=seed,
             method="exact" if n < _MIN_BARNES_HUT_POINTS else "barnes_hut",
@@ -146,6 +148,6 @@ def _tsne(coordinates: np.ndarray, settings: AnalysisSettings, neighbours: int) 
 
 
 def _seed_agreement(embeddings: Sequence[np.ndarray]) -> float:
-    """Return the mean Spearman correlation of distances over all pairs of embeddings (n, 2), or NaN without a pair."""
+    """Return the mean Spearman correlation between the distances in two embeddings (n, 2), or NaN without a pair."""
     pairs = list(combinations([pdist(embedding) for embedding in embeddings], 2))
     return float(np.mean([float(np.asarray(spearmanr(a, b))[0]) for a, b in pairs])) if pairs else float("nan")

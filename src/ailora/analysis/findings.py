@@ -1,4 +1,4 @@
-"""Findings of an analysis in sentences: whether the paper's two observations hold for the analysed models."""
+"""Findings of an analysis as sentences: whether the paper's two observations hold for the analysed models."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def summarize_findings(
 ) -> list[str]:
     """Write a sentence for each observation.
 
-    Sentences compare query and value, as the paper does, if both were analysed, and else the first two roles. A
-    difference counts if its 95 % interval excludes zero.
+    If query and value were analysed, sentences compare these two roles, as the paper does. Otherwise, they compare the
+    first two roles. A difference counts if its 95 % interval excludes zero.
 
     Args:
         dispersion: Result of `measure_dispersion`.
@@ -70,7 +70,7 @@ def _describe_distances(dispersion: Mapping[str, list[Row]], role: str, other: s
     pairs = []
     for (first, second, cloud), a in distances.items():
         b = distances.get((first, second, other))
-        # Differences are paired by layer, which needs the same layers in both roles.
+        # Differences are paired by layer, so both roles need the same layers.
         if cloud != role or b is None or len(a["by_layer"]) != len(b["by_layer"]):
             continue
         differences = np.subtract(a["by_layer"], b["by_layer"])
@@ -87,7 +87,7 @@ def _describe_updates(deltas: pd.DataFrame, role: str, other: str) -> Iterator[s
     for model in deltas["model"].unique():
         rows = [filter_rows(deltas, model=model, role=name) for name in (role, other)]
         norms = pd.concat([mean_by(table, "layer", "norm") for table in rows], axis=1, join="inner").to_numpy()
-        # The ratio of norms, or its logarithm, is undefined for unchanged weights.
+        # For unchanged weights, the ratio of norms or its logarithm is undefined.
         norms = norms[(norms > 0).all(axis=1)]
         if not len(norms):
             continue
@@ -109,7 +109,7 @@ def _describe_directions(directions: pd.DataFrame, settings: AnalysisSettings) -
         for band, side in product(("principal", "minor"), ("left", "right")):
             bins = filter_rows(rows, band=band, side=side)
             factor, low, high = enrichment(bins)
-            # The factor is NaN for a band without energy in any layer, as in a zero update.
+            # The factor is NaN if no layer has energy in the band, as for a zero update.
             if math.isfinite(factor):
                 parts.append(f"{bins['share'].mean():.2%} {band} {side} ({factor:.2g} [{low:.2g}, {high:.2g}])")
         if parts:

@@ -1,9 +1,10 @@
-"""Point sets of an embedding, and their Gram matrices, computed without holding the points.
+"""Point sets of an embedding, and their Gram matrices, computed without holding all points in memory.
 
-A point is a weight, or the rows of a single head, as a long vector. t-SNE, PCA and dispersion need only the products
-`<x_i, x_j>` of all pairs. These are sums over entries, accumulated block by block. A block has the same rows of all
-weights, as many as fit into a fixed number of bytes. Every byte is read once, and memory does not grow with the number
-of layers. Computing pair by pair would read each weight n times, and a random projection would be inexact.
+A point is a weight, or the rows of a single head, as a vector of its entries. t-SNE, PCA and dispersion need only the
+products `<x_i, x_j>` of all pairs. The products are sums over entries, and are accumulated block by block. A block has
+the same rows of all weights, as many as fit into a fixed number of bytes. Every byte is read once, and memory does not
+grow with the number of layers. In contrast, computing pair by pair would read each weight n times, and a random
+projection would be inexact.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from ailora.roles.fused_layout import Rows
 
 #: Size in bytes of a block of float64 rows from all points.
 BLOCK_BYTES = 128 * 2**20
-#: Fewest layers for which `auto` embeds whole weights. With fewer layers, heads are embedded, which are more points.
+#: Fewest layers for which `auto` embeds whole weights. With fewer layers, heads are embedded to get more points.
 _MIN_LAYER_POINTS = 12
 
 
@@ -50,7 +51,7 @@ class PointSet:
 
     Attributes:
         name: Name of the role, followed by the shape if the role has several shapes.
-        points: Points by model, and for each model in the order of the base's modules and heads.
+        points: Points, ordered by model, then by module of the base, then by head.
     """
 
     name: str
@@ -60,7 +61,7 @@ class PointSet:
 def build_point_sets(
     base: BaseWeights, models: Sequence[ModelWeights], settings: AnalysisSettings, damaged: set[tuple[str, str]]
 ) -> list[PointSet]:
-    """Build the point sets of all roles, from the base and from every model that updates a projection.
+    """Build the point sets of all roles. Points are weights of the base, and weights updated by the models.
 
     Args:
         base: Base model.
@@ -115,7 +116,7 @@ def _split_heads(projection: Projection, heads: int | None) -> Iterator[tuple[in
 
 
 def _slice_rows(rows: Rows, start: int, stop: int) -> Rows:
-    """Return the parts of row ranges from position `start` to `stop`, counted over all ranges."""
+    """Return the row ranges at positions `start` to `stop`, where positions count the rows of all ranges."""
     ranges, offset = [], 0
     for first, last in rows:
         low, high = max(start - offset, 0), min(stop - offset, last - first)
@@ -129,7 +130,7 @@ def compute_gram(base: BaseWeights, point_set: PointSet) -> np.ndarray:
     """Compute the Gram matrix of a point set, block by block.
 
     Args:
-        base: Base model, in whose files weights may be transposed.
+        base: Base model. Its checkpoint may store weights transposed.
         point_set: Point set with at least one point.
 
     Returns:
@@ -137,7 +138,7 @@ def compute_gram(base: BaseWeights, point_set: PointSet) -> np.ndarray:
     """
     points = point_set.points
     first = points[0]
-    # A block has rows as stored, which are contiguous in the file: the columns (in) of a transposed weight.
+    # A block has stored rows, because these are contiguous in the file. For a transposed weight, they are columns (in).
     transposed = base.is_transposed(first.projection.module)
     width, height = first.projection.in_features, sum(stop - start for start, stop in first.rows)
     steps, across = (width, height) if transposed else (height, width)
@@ -167,7 +168,7 @@ def _read_columns(points: Sequence[Point], start: int, stop: int) -> Iterator[Te
     block = torch.empty(0)
     for point in points:
         source = (point.model, point.projection.module)
-        # A stored row has entries of all heads. The points of these heads are adjacent, so that a block is read once.
+        # A stored row has entries of all heads, and the points of these heads are adjacent: read their block once.
         if source != block_source:
             block, block_source = point.model.read_stored_rows(point.projection.module, start, stop), source
         yield torch.cat([block[:, first:last] for first, last in point.rows], dim=1)

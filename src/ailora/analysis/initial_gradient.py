@@ -14,7 +14,7 @@ from ailora.recipes.run_folder import RunFolder
 from ailora.safetensors_io import Checkpoint
 from ailora.weights.checkpoint_keys import checkpoint_key_map
 
-#: Training batches over which the gradient is averaged.
+#: Number of training batches over which the gradient is averaged.
 _NUM_BATCHES = 16
 
 
@@ -43,7 +43,7 @@ def initial_gradients(run: RunFolder, base: BaseWeights) -> dict[str, Tensor]:
     weights = {
         module: model.get_parameter(keys[tensor.name]) for module, tensor in base.stored.items() if tensor.name in keys
     }
-    # Only analysed weights get gradients: those of a whole model take as much memory as the model.
+    # Only analysed weights get gradients, because gradients of all weights would take as much memory as the model.
     model.requires_grad_(False)
     for weight in weights.values():
         weight.requires_grad_(True)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ailora.spectral import truncated_svd
 
-#: Number of principal vectors of the base for each tested vector. All vectors are computed only if these do not decide.
+#: Number of principal vectors of the base for each tested vector. If they are not enough, all vectors are computed.
 _CANDIDATES_PER_VECTOR = 4
 
 
@@ -28,7 +28,7 @@ class LeftSingularVectors:
 
     @cached_property
     def principal(self) -> Float[Tensor, "out k"]:
-        """Vectors (out, k) of the `4 top` largest singular values, or of all if there are fewer."""
+        """Vectors (out, k) of the k largest singular values, k = min(4 top, out, in)."""
         rank = min(_CANDIDATES_PER_VECTOR * self.top, *self._weight.shape)
         return truncated_svd(self._weight, rank, "principal").U.double()
 
@@ -52,15 +52,16 @@ def nearest_cosines(
         epsilon: Cosine below which a vector is an intruder.
 
     Returns:
-        Cosine of each vector, in the order of the singular values. A cosine is exact, or a lower bound on the same side
-        of `epsilon`.
+        Cosine of each vector, in the order of the singular values. Some cosines are lower bounds that are on the same
+        side of `epsilon` as the exact cosine.
     """
     U = truncated_svd(weight, base_vectors.top, "principal").U.double()
     cosines = (base_vectors.principal.mT @ U).abs()
     best = cosines.amax(dim=0)
-    outside = (1 - cosines.square().sum(dim=0)).clamp_min(0).sqrt()
-    # A vector is decided if it matches a principal vector, or if its part outside their span is too small for any
-    # match. The full decomposition costs about ten times as much, and is computed only if a vector is undecided.
-    if bool(((best >= epsilon) | (outside < epsilon)).all()):
+    residual_norms = (1 - cosines.square().sum(dim=0)).clamp_min(0).sqrt()
+    # A vector is decided if it matches a principal vector, or if its part outside the span of the principal vectors is
+    # too small to match any other vector. The full decomposition takes about ten times as long, and is computed only if
+    # a vector is undecided.
+    if bool(((best >= epsilon) | (residual_norms < epsilon)).all()):
         return best
     return (base_vectors.all.mT @ U).abs().amax(dim=0)

@@ -1,4 +1,4 @@
-"""Open the models of an analysis, reading only headers, and validate that they fit the base."""
+"""Open the models of an analysis by their headers, and validate that fine-tuned models fit the base."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def load_base(name: str, roles: Sequence[Role], role_names: Mapping[str, str] | 
         role_names: Regular expression -> role, for modules without a naming rule.
 
     Returns:
-        Base model with the projections of these roles.
+        Base model with the projections of `roles`.
 
     Raises:
         InputError: The model does not exist, or lacks a requested role.
@@ -72,7 +72,7 @@ def load_finetuned(path: str, name: str, base: BaseWeights) -> FinetunedModel:
         return _load_adapter(AdapterCheckpoint.open(folder), name, base)
     if kind is PathKind.RUN:
         run = RunFolder(folder)
-        # Both calls raise for an unfinished run, whose weights are missing or not final.
+        # These calls raise an error for an unfinished run. Its weights would be missing, or not final.
         run.read_config()
         run.read_result()
         if run.model.is_dir():
@@ -101,7 +101,7 @@ def _load_full(path: str, name: str, base: BaseWeights) -> FullModel:
 
 def _validate_same_architecture(model: nn.Module, path: str, base: BaseWeights) -> None:
     """Validate that the model has as many projections of each role as the base."""
-    # A model with more layers than the base has all tensors of the base, so that matching tensors does not suffice.
+    # Comparing tensors is not enough: a model with more layers than the base has all tensors of the base.
     counts = Counter(p.role for p in find_projections(model))
     base_counts = Counter(p.role for p in base.projections)
     for role, count in base_counts.items():
@@ -115,14 +115,14 @@ def _validate_same_architecture(model: nn.Module, path: str, base: BaseWeights) 
 def _load_adapter(adapter: AdapterCheckpoint, name: str, base: BaseWeights) -> AdaptedModel:
     validate_plain(adapter.config, adapter.folder)
     mismatch = f"{adapter.folder} does not fit the base {base.path}"
-    # DoRA rescales the rows of W + B A, so that its update has full rank.
+    # DoRA rescales the rows of W + B A, so its update has full rank.
     if adapter.dora:
         raise InputError(
             f"{adapter.folder} is a DoRA, whose update is not low-rank: analyse the merged model (`ailora merge`)"
         )
     adapter.validate_untouched_base()
     folder = model_folder(base.path)
-    # The class for the adapter's task and the class of the base have different module names for the same tensors.
+    # Match modules by tensor: the class for the adapter's task and the class of the base name modules differently.
     model = load_on_meta(str(folder), adapter.task_type, any_class=True)
     tensors = Checkpoint.open(folder).tensors
     try:
@@ -141,7 +141,7 @@ def _load_adapter(adapter: AdapterCheckpoint, name: str, base: BaseWeights) -> A
     adapted = AdaptedModel(name, base, adapter, modules)
     if left_out := len(adapter.modules) - len(modules):
         adapted.notes.append(
-            f"{name}: {pluralize(left_out, 'adapted module')} left out, with roles that are not analysed"
+            f"{name}: left out {pluralize(left_out, 'adapted module')} with roles that are not analysed"
         )
     if adapter.metadata is None:
         adapted.notes.append(f"{name} does not record its base weights: this base is assumed")
@@ -149,7 +149,7 @@ def _load_adapter(adapter: AdapterCheckpoint, name: str, base: BaseWeights) -> A
 
 
 def unique_names(paths: Sequence[Path | str]) -> list[str]:
-    """Name each path by its last component, or by the fewest that make the name unique and different from `base`.
+    """Name each path by its last components, as few as make the name unique and different from `base`.
 
     Args:
         paths: Folders, hub ids or `builtin:` models.

@@ -22,7 +22,7 @@ from ailora.weights.base_weight import READABLE, all_finite, base_layer, is_stor
 
 #: Name of the base in tables and charts.
 BASE_NAME = "base"
-#: Bytes of factors to keep in memory between blocks of rows, whatever the number of layers.
+#: Bytes of factors that are kept in memory between blocks of rows, for all layers together.
 _FACTOR_CACHE_BYTES = 256 * 2**20
 
 
@@ -32,7 +32,7 @@ class ModelWeights:
     Attributes:
         name: Name of the model in tables and charts, `base` for the base.
         stored: Module -> weight in the checkpoint.
-        notes: Sentences on parts of the model that are left out or unknown.
+        notes: Sentences for users about parts of the model that are left out or unknown.
     """
 
     def __init__(self, name: str, stored: dict[str, StoredTensor]) -> None:
@@ -48,11 +48,11 @@ class ModelWeights:
         return module in self.stored
 
     def read_stored_rows(self, module: str, start: int, stop: int) -> Tensor:
-        """Read rows `start` to `stop` of a weight as stored, (out, in), or (in, out) for transposed layers."""
+        """Read rows `start` to `stop` of a stored weight: (out, in), or (in, out) for transposed layers."""
         return read_rows(self.stored[module], start, stop)
 
     def read(self, module: str) -> Tensor:
-        """Read a whole weight as stored: (out, in), or (in, out) for transposed layers.
+        """Read a whole stored weight: (out, in), or (in, out) for transposed layers.
 
         Raises:
             InputError: The weight has NaN or infinite entries.
@@ -81,17 +81,17 @@ class BaseWeights(ModelWeights):
         self.projections = projections
         for module, tensor in stored.items():
             shape = self.module_shape(module)
-            # The shape in the file may contradict the configuration, from which the shape of the module comes.
+            # The module has the shape in the configuration, which may contradict the file.
             if tensor.shape != (shape[::-1] if self.is_transposed(module) else shape):
                 raise ModelError(f"{tensor}: the configuration gives the module {module} the shape {shape}")
 
     @property
     def modules(self) -> tuple[str, ...]:
-        """Modules of the projections, in the model's order."""
+        """Names of the modules with a projection, in the order of the model."""
         return tuple(self.stored)
 
     def module_projections(self, module: str) -> tuple[Projection, ...]:
-        """Return the projections of a module, several for a fused weight."""
+        """Return the projections of a module. A fused weight has several."""
         return tuple(p for p in self.projections if p.module == module)
 
     def module_shape(self, module: str) -> tuple[int, int]:
@@ -118,7 +118,7 @@ class FinetunedModel(ModelWeights, ABC):
         self.gradients: Mapping[str, Tensor] = {}
 
     def initial_gradient(self, projection: Projection) -> WeightUpdate | None:
-        """Return the gradient of a projection before training, or None if it is unknown."""
+        """Return the gradient of a projection before training, or None if the gradient is unknown."""
         gradient = self.gradients.get(projection.module)
         return None if gradient is None else DenseUpdate(select_rows(gradient, projection).double())
 
@@ -128,17 +128,22 @@ class FinetunedModel(ModelWeights, ABC):
 
         Args:
             projection: Projection of the base.
-            weight: Whole weight (out, in) of the projection's module in the base.
+            weight: Whole base weight (out, in) of the projection's module.
+
+        Returns:
+            Update `dW` of the projection's rows.
 
         Raises:
             InputError: The fine-tuned weight has NaN or infinite entries.
         """
 
     def validate_base_weight(self, module: str, weight: Tensor) -> None:
-        """Validate a base weight, as stored, by the fingerprint in the model's metadata, if there is any.
+        """Refuse a stored base weight if its fingerprint differs from the fingerprint in the model's metadata.
+
+        Models without metadata accept every weight.
 
         Raises:
-            ModelError: The weight does not have the recorded fingerprint.
+            ModelError: The fingerprints differ.
         """
 
     def anchored_factors(self, projection: Projection) -> ProjectionFactors | None:
@@ -155,7 +160,7 @@ class FullModel(FinetunedModel):
         self._base = base
         for module, tensor in stored.items():
             if tensor.shape != base.stored[module].shape:
-                raise InputError(f"{name} does not fit the base: {tensor}, expected {base.stored[module]}")
+                raise InputError(f"{name} does not fit the base: expected {base.stored[module]}, got {tensor}")
 
     def update(self, projection: Projection, weight: Tensor, /) -> WeightUpdate:
         stored = self.read(projection.module)
@@ -164,7 +169,7 @@ class FullModel(FinetunedModel):
 
 
 class AdaptedModel(FinetunedModel):
-    """Weights of the base with an adapter: `dW = s B A`, exact because the adapter is never merged."""
+    """Weights of the base with an adapter: `dW = s B A`. The update has no rounding from merging."""
 
     kind: ClassVar[str] = "adapter"
 
@@ -175,8 +180,8 @@ class AdaptedModel(FinetunedModel):
         self.checkpoint = checkpoint
         self._base = base
         self._modules = modules
-        # Successive blocks of rows need the same factors. The number of cached factors is limited, because the factors
-        # of all layers may need too much memory.
+        # Blocks of rows that follow each other need the same factors. The cache is limited, because the factors of all
+        # layers may not fit into memory.
         largest = max((lora.A.nbytes + lora.B.nbytes for lora in modules.values()), default=1)
         self._factors = lru_cache(maxsize=max(1, _FACTOR_CACHE_BYTES // (2 * largest)))(self._read_factors)
 

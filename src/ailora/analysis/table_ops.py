@@ -1,4 +1,4 @@
-"""Operations on analysis tables: selected rows, means and intervals of columns."""
+"""Operations on analysis tables: select rows, and compute means and intervals of columns."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Row = dict[str, Any]
 
 
 def filter_rows(table: pd.DataFrame, **values: object) -> pd.DataFrame:
-    """Return the rows with these values in the named columns, in the order of the table."""
+    """Return the rows that hold the given values in the named columns, in the order of the table."""
     for column, value in values.items():
         table = table.loc[table[column] == value]
     return table

@@ -24,7 +24,7 @@ from ailora.path_kind import PathKind, detect_path_kind
 from ailora.recipes.run_folder import RunFolder
 from ailora.roles import Role, parse_role
 
-#: A model with a larger median of `|dW| / |W|` may have a different base. The median for independent weights is 1.4.
+#: Models with a larger median of `|dW| / |W|` may have a different base. For independent weights, the median is 1.4.
 _MIN_UNRELATED_UPDATE = 0.7
 
 
@@ -44,29 +44,29 @@ def analyze(
 ) -> Analysis:
     """Compare a base model with models fine-tuned from it.
 
-    Checkpoints and adapters are streamed: memory holds a single matrix, or a block of rows of all matrices. The cost is
-    a few decompositions of every analysed projection, for the base and for each model.
-    `ailora.plots.analysis_charts.write_analysis` writes the result to a folder, with figures.
+    Checkpoints and adapters are streamed: memory holds a single matrix, or a block of rows of all matrices. In the base
+    and in each model, every analysed projection is decomposed a few times.
+    `ailora.plots.analysis_charts.write_analysis` writes the tables and figures of the result to a folder.
 
     Args:
         base: Base model: a folder, a hub id in the cache, or `builtin:minilm`.
-        models: Fine-tuned models: folders of adapters, runs of `ailora train` or models, or hub ids in the cache.
-            Without models, only the base is analysed.
+        models: Fine-tuned models: folders of adapters, of runs of `ailora train` or of models, or hub ids in the cache.
+            If empty, only the base is analysed.
         roles: Roles to analyse.
         role_names: Regular expression -> role, for modules without a naming rule.
         rank: Number of singular directions in the principal and in the minor subspace.
         points: Points of the embedding: weights (`layers`) or heads (`heads`). `auto` selects heads for roles in fewer
             than twelve layers.
-        perplexity: Perplexity of t-SNE. None means a quarter of the points, limited to 30.
-        seeds: Seeds of t-SNE. The embedding with the lowest divergence is kept.
-        top: Number of left singular vectors to test for intruders in a fine-tuned weight. The defaults of `top` and
-            `epsilon` are those of arXiv 2410.21228 and PEFT.
+        perplexity: Perplexity of t-SNE. None means a quarter of the number of points, at most 30.
+        seeds: Seeds of t-SNE. Only the embedding with the lowest divergence is kept.
+        top: Number of left singular vectors of a fine-tuned weight that are tested for intruders. The defaults of `top`
+            and `epsilon` are those of arXiv 2410.21228 and PEFT.
         epsilon: Cosine below which a singular vector is an intruder.
         directions: Whether to measure the energy of `dW`, and of the gradient before the first step, in all singular
-            directions of `W`. Only runs of `ailora train` have gradients, computed from their data.
+            directions of `W`. The gradient is computed from a run's data, so only runs of `ailora train` have one.
 
     Returns:
-        Tables, and findings in sentences.
+        Tables, and findings as sentences.
 
     Raises:
         InputError: A model cannot be read, has not finished training or does not fit the base, or a role or a setting
@@ -95,12 +95,12 @@ def analyze(
 
 def _add_gradients(model: FinetunedModel, path: str, base: BaseWeights) -> None:
     if detect_path_kind(path) is PathKind.RUN:
-        # The module imports the trainers, which an analysis without gradients does not need.
+        # Import here: the module imports the trainers, and an analysis without gradients does not need them.
         from ailora.analysis.initial_gradient import initial_gradients
 
         model.gradients = initial_gradients(RunFolder(Path(path).expanduser()), base)
     else:
-        model.notes.append(f"{model.name} is not a run, so that the gradient before training is unknown")
+        model.notes.append(f"{model.name} is not a run, so the gradient before training is unknown")
 
 
 def _analyze(
@@ -111,7 +111,7 @@ def _analyze(
     if not tables.spectra:
         raise InputError(f"no weight of the base can be used: {'; '.join(tables.notes)}")
     point_sets = build_point_sets(base, models, settings, tables.damaged)
-    # A single point has no distances, and cannot be embedded.
+    # A single point cannot be embedded, because it has no distances.
     grams = [(points, compute_gram(base, points)) for points in point_sets if len(points.points) > 1]
     embeddings = [embed(points, products, settings) for points, products in grams]
     dispersion = measure_dispersion(grams)
@@ -139,7 +139,7 @@ def _analyze(
 
 
 def _find_doubts(embeddings: Sequence[Embedding], deltas: pd.DataFrame) -> Iterator[str]:
-    """Iterate over notes on point sets without t-SNE, and on models that may have a different base."""
+    """Yield notes about point sets without t-SNE, and about models that may have a different base."""
     for embedding in embeddings:
         if "perplexity" not in embedding.info:
             yield f"{embedding.info['cloud']}: too few different points for t-SNE ({embedding.info['points']})"
@@ -150,6 +150,6 @@ def _find_doubts(embeddings: Sequence[Embedding], deltas: pd.DataFrame) -> Itera
 
 
 def _to_frame(rows: list[Row], columns: Sequence[str]) -> pd.DataFrame:
-    """Convert rows to a table, which has the main columns even without rows."""
-    # Readers select rows by column, even in an analysis of the base only.
+    """Convert rows to a table. Without rows, the table has the main columns."""
+    # Readers select rows by these columns, even if only the base was analysed.
     return pd.DataFrame(rows) if rows else pd.DataFrame(columns=["model", "layer", "role", *columns])

@@ -1,4 +1,4 @@
-"""Statistics of updates and spectra, from a single pass over the projections, matrix by matrix."""
+"""Statistics of updates and spectra, computed in a single pass over the projections."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class WeightTables:
         spectra: Row for each weight.
         directions: Row for each update, side and bin of singular directions. Empty unless requested.
         damaged: Pairs (model, module) without a usable weight.
-        notes: Sentences on weights left out.
+        notes: Sentences for users about weights left out.
     """
 
     deltas: list[Row] = field(default_factory=list)
@@ -49,13 +49,13 @@ class WeightTables:
 def measure_weights(base: BaseWeights, models: Sequence[FinetunedModel], settings: AnalysisSettings) -> WeightTables:
     """Measure every projection of the base and every update, reading each weight once.
 
-    A weight with NaN or infinite entries is left out, with a note. In the base, the updates of the weight are left out
-    too.
+    A weight with NaN or infinite entries is left out, with a note. If the weight belongs to the base, its updates are
+    left out too.
 
     Args:
         base: Base model.
         models: Fine-tuned models.
-        settings: Settings with rank, top, epsilon, and whether to measure direction profiles.
+        settings: Settings, of which `rank`, `top`, `epsilon` and `directions` are used.
 
     Returns:
         Rows of the tables.
@@ -88,12 +88,12 @@ def _measure_projection(
     *,
     settings: AnalysisSettings,
 ) -> None:
-    """Add the rows of a projection: for its module's weight (out, in) in the base, and for each model's update."""
+    """Add the rows of a projection: for the base weight (out, in) of its module, and for the update of each model."""
     rows = select_rows(weight, projection)
     columns = projection_columns(projection)
     rank = min(settings.rank, projection.max_rank)
     bands = {band: truncated_svd(rows, rank, band) for band in ("principal", "minor")}
-    # The base weight is decomposed once for all models.
+    # Decompose the base weight only once for all models.
     base_vectors = LeftSingularVectors(rows, settings.top)
     directions = SingularDirections.from_weight(rows) if settings.directions else None
     values = torch.linalg.svdvals(rows.double()) if directions is None else directions.values
@@ -103,7 +103,7 @@ def _measure_projection(
         try:
             update = model.update(projection, weight)
         except InputError as error:
-            # A fused weight has several projections, but gets a single note.
+            # A fused weight has several projections, but needs only a single note.
             if (model.name, projection.module) not in tables.damaged:
                 tables.notes.append(f"{model.name}: left out: {error}")
             tables.damaged.add((model.name, projection.module))
@@ -140,7 +140,7 @@ def projection_columns(projection: Projection) -> Row:
 
 
 def layer_index(module: str) -> int:
-    """Return the index of a module's layer: the first number in its name, or 0 without a number."""
+    """Return the layer index of a module: the first number in its name, or 0 without a number."""
     return next((int(part) for part in module.split(".") if part.isdigit()), 0)
 
 
@@ -233,12 +233,13 @@ def stable_rank(values: Tensor) -> float:
     return float(values.square().sum() / values[0].square()) if values[0] > 0 else 0.0
 
 
-#: Columns of fine-tuned models, NaN for the base. Columns of the anchor are also NaN for models without one.
+#: Values of the base in columns for fine-tuned models. Models without an anchor have the same values in all columns
+#: except `intruders`.
 _NO_UPDATE: dict[str, float] = dict.fromkeys(("anchor", "moved_A", "moved_B", "intruders"), float("nan"))
 
 
 def _measure_anchor(model: FinetunedModel, projection: Projection) -> dict[str, float]:
-    """Measure the anchor of an adapter, `|s B0 A0|`, and the distances from it, `|dA| / |A0|` and `|dB| / |B0|`."""
+    """Measure the anchor, `|s B0 A0|`, and the distance of each factor from it, `|dA| / |A0|` and `|dB| / |B0|`."""
     factors = model.anchored_factors(projection)
     if factors is None:
         return _NO_UPDATE
@@ -248,9 +249,9 @@ def _measure_anchor(model: FinetunedModel, projection: Projection) -> dict[str, 
 
 
 def _log_spaced_indices(count: int) -> list[int]:
-    """Choose indices below `count`, denser toward both ends."""
+    """Choose at most 64 indices below `count`, denser toward both ends."""
     if count <= _MAX_SPECTRUM_VALUES:
         return list(range(count))
-    # Evenly spaced in the logarithm of the distance from each end, so that both bands stay visible.
+    # Space indices evenly in the logarithm of the distance from each end, so that both bands stay visible.
     ends = np.logspace(0, np.log10(count / 2), _MAX_SPECTRUM_VALUES // 2).round().astype(int) - 1
     return sorted({*ends.tolist(), *(count - 1 - ends).tolist()})

@@ -16,7 +16,7 @@ class WeightUpdate(Protocol):
     """Change of a projection by fine-tuning, in float64."""
 
     def singular_values(self) -> Float[Tensor, " k"]:
-        """Return the singular values, descending. Their number k is min(out, in), or a smaller rank of the factors."""
+        """Return the singular values, descending: min(out, in), or as many as the rank of the factors if smaller."""
         ...
 
     def left_energies(self, U: Float[Tensor, "out r"]) -> Float[Tensor, " r"]:
@@ -28,7 +28,7 @@ class WeightUpdate(Protocol):
         ...
 
     def dense(self) -> Float[Tensor, "out in_"]:
-        """Return the update as a matrix. Products of factors are computed in each call."""
+        """Return the update as a matrix. For factors, every call computes the product."""
         ...
 
 
@@ -37,7 +37,7 @@ class DenseUpdate:
     """Update stored as a matrix.
 
     Attributes:
-        matrix: `W_after - W_before` (out, in) by full fine-tuning, or a gradient, in float64.
+        matrix: Update `W_after - W_before` (out, in) by full fine-tuning, or a gradient, in float64.
     """
 
     matrix: Float[Tensor, "out in_"]
@@ -57,7 +57,7 @@ class DenseUpdate:
 
 @dataclass(frozen=True)
 class LowRankUpdate:
-    """Update `B A` by an adapter, measured from the factors.
+    """Update `B A` by an adapter, stored as its factors.
 
     Attributes:
         B: Factor (out, r), multiplied by the scaling, in float64.
@@ -68,11 +68,11 @@ class LowRankUpdate:
     A: Float[Tensor, "r in_"]
 
     def singular_values(self) -> Tensor:
-        # The factors may have a larger rank than the weight, but further singular values are zero.
+        # Factors may have a larger rank than the weight allows. The additional singular values are zero.
         return compute_singular_values(self.B, self.A)[: min(self.B.shape[0], self.A.shape[1])]
 
     def left_energies(self, U: Tensor) -> Tensor:
-        # With A' = Q R, |u' B A| = |u' B R'|, because the columns of Q are orthonormal. This avoids the product B A.
+        # For A' = Q R, |u' B A| = |u' B R'|, because the columns of Q are orthonormal. This avoids the product B A.
         R = torch.linalg.qr(self.A.mT, mode="r").R
         return (U.double().mT @ self.B @ R.mT).square().sum(dim=1)
 
