@@ -22,7 +22,7 @@ class ProjectionFactors:
         planned: Settings of the adapter.
         A: Rows of the module's `A`; `[A0; dA]` with an anchor.
         B: Columns of the module's `B`, restricted to the rows of the role; `[dB, B]` with an anchor.
-        anchored: Whether `A` and `B` contain an anchor.
+        has_anchor: Whether `A` and `B` contain an anchor.
         covers_all_rows: Whether `B` has all rows of a fused weight. This is the case with coupled roles, and after
             training without ailora, which fills the rows of all roles.
         eps: Machine precision of the stored factors.
@@ -31,7 +31,7 @@ class ProjectionFactors:
     planned: PlannedAdapter
     A: Tensor
     B: Tensor
-    anchored: bool
+    has_anchor: bool
     covers_all_rows: bool
     eps: float
 
@@ -49,7 +49,7 @@ class ProjectionFactors:
     @property
     def anchor_was_trained(self) -> bool:
         """Whether training without ailora has changed the anchor too; see `anchor.is_off_grid`."""
-        return self.anchored and is_off_grid(self.B, self.eps)
+        return self.has_anchor and is_off_grid(self.B, self.eps)
 
 
 def split_factors(
@@ -78,5 +78,5 @@ def split_factors(
         all_rows = planned.projection.fused and (
             couple_roles or int(selected.count_nonzero()) < int(columns.count_nonzero())
         )
-        anchored = stacked and planned.init.needs_anchor
-        yield ProjectionFactors(planned, rows, columns if all_rows else selected, anchored, all_rows, eps)
+        has_anchor = stacked and planned.init.needs_anchor
+        yield ProjectionFactors(planned, rows, columns if all_rows else selected, has_anchor, all_rows, eps)

@@ -127,7 +127,7 @@ def _initial_factors(stored: ProjectionFactors, plan: Plan, folder: Path) -> Ini
             "without an anchor: PeftModel.from_pretrained(model, folder, is_trainable=True)"
         )
     # Factors without an anchor start where their training ended.
-    if not stored.anchored:
+    if not stored.has_anchor:
         return InitialFactors(stored.planned, Factors(stored.A, stored.B))
     A, B = stored.anchor
     # With coupled roles, the stored `B0` has all rows of the fused weight, but only the rows of this role are nonzero.

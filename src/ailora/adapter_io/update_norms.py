@@ -113,7 +113,7 @@ def compute_update_stats(factors: ProjectionFactors) -> UpdateStats:
     scaling = factors.planned.scaling
     values = (scaling * compute_singular_values(factors.B, factors.A)).tolist()
     norm = float(torch.tensor(values, dtype=torch.float64).norm())
-    if not factors.anchored:
+    if not factors.has_anchor:
         return UpdateStats(norm, None, None, None, tuple(values))
     (A0, B0), (dA, dB) = factors.anchor, factors.deltas
     anchor_norm = scaling * compute_norm(B0, A0)

@@ -204,7 +204,7 @@ class AdaptedModel(FinetunedModel):
             return None
         module = self._modules[projection.module].module
         factors = self.checkpoint.read_projection_factors(replace(plan, adapters=plan.modules[module]))
-        return next((f for f in factors if f.planned.projection.role is projection.role and f.anchored), None)
+        return next((f for f in factors if f.planned.projection.role is projection.role and f.has_anchor), None)
 
     def validate_base_weight(self, module: str, weight: Tensor) -> None:
         validate_base(self.checkpoint, self._modules[module].module, weight)

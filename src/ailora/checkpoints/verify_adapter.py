@@ -210,7 +210,7 @@ def _check_anchors(weights: Mapping[str, StoredWeight], trained: AdapterCheckpoi
             error = _compute_anchor_error(stored, weight.to_matrix(read_tensor(weight.tensor)))
             largest_error = max(largest_error, error)
             failure = failure or (f"{planned.projection.name}: {error:.1e} times the tolerance" if error > 1 else "")
-        update_factors = stored.deltas if stored.anchored else (stored.B,)
+        update_factors = stored.deltas if stored.has_anchor else (stored.B,)
         is_trained = is_trained or any(bool(factor.any()) for factor in update_factors)
     detail = failure or f"{count} anchors, largest error {largest_error:.1e} times the tolerance"
     # In the stock form, training changes the anchor. A different anchor then proves nothing about the base.
