@@ -214,7 +214,7 @@ def test_a_model_of_another_size_fails(adapter: Path, tmp_path: Path) -> None:
     )
     verdict = verify(adapter, str(tmp_path / "narrow"))
     assert results(verdict)["base weights"] is False
-    assert "expected (32, 32) for" in detail(verdict, "base weights")
+    assert "expected the shape (32, 32) for" in detail(verdict, "base weights")
 
 
 def test_the_stock_form_trains_its_anchor(base: Path, tmp_path: Path) -> None:
@@ -261,7 +261,9 @@ def test_a_sidecar_of_another_adapter_is_told_apart(base: Path, adapter: Path, t
     for name in (WEIGHTS, "adapter_config.json"):
         shutil.copy(adapter / name, tmp_path / "above" / "below")
     shutil.copy(tmp_path / "small" / "ailora.json", tmp_path / "above")
-    with pytest.raises(ailora.InputError, match="or its parent folders: the plan to verify is unknown"):
+    with pytest.raises(
+        ailora.InputError, match="or its parent folders: without this file, the plan to verify is unknown"
+    ):
         verify(tmp_path / "above" / "below", str(base))
 
 
