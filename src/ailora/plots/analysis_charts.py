@@ -13,7 +13,7 @@ from ailora.analysis.table_ops import filter_rows, mean_by
 from ailora.plots.chart_spec import Axis, Chart, Plot, Series
 from ailora.plots.matplotlib_backend import save_figure
 
-#: Horizontal distance of points in a category. Categories are 1 apart.
+#: Horizontal distance between points of the same category. The distance between categories is 1.
 _POINT_OFFSET = 0.12
 
 
@@ -26,7 +26,7 @@ def write_analysis(analysis: Analysis, out: Path | str, *, force: bool = False) 
         force: Whether to replace an analysis in `out`.
 
     Raises:
-        InputError: The folder holds foreign files or, without `force`, an analysis, or cannot be written.
+        InputError: The folder holds foreign files, holds an analysis and `force` is False, or cannot be written.
     """
     folder = validate_output_dir(out, (), force=force)
     with replacing_analysis(folder) as partial:
@@ -42,8 +42,8 @@ def build_analysis_charts(analysis: Analysis) -> list[Chart]:
         analysis: Result of `analyze`.
 
     Returns:
-        Charts with data. Each model has the same style in all charts of models, 0 for the base, and each role in all
-        charts of roles.
+        Charts with data. A model has the same style in all charts with a series for each model; the base has style 0. A
+        role has the same style in all charts with a series for each role.
     """
     charts = [
         *_embeddings(analysis),
@@ -118,13 +118,13 @@ def _dispersion(analysis: Analysis) -> Iterator[Plot]:
             for style, role in enumerate(roles)
             for rows in [filter_rows(records, cloud=role)]
         ),
-        "How far the weights of different layers differ in direction, in the space of all entries: 0 is one direction, "
-        "1 nothing in common. Bars are 95 % jackknife intervals over layers.",
+        "How much the directions of weights differ between layers: at 0, weights have the same direction; at 1, the "
+        "weights have nothing in common. Bars are 95 % jackknife intervals over layers.",
     )
 
 
 def _update_norms(analysis: Analysis) -> Iterator[Plot]:
-    """Chart the update norms of each model over layers, with roles on a shared axis (the paper's Figure 1c and 1d)."""
+    """Chart the update norms of each model over layers, with a line for each role (the paper's Figure 1c and 1d)."""
     for number, model in enumerate(analysis.models, start=1):
         rows = filter_rows(analysis.deltas, model=model)
         for column, label in (("norm", "|dW|, Frobenius"), ("relative", "|dW| / |W|")):
@@ -134,7 +134,7 @@ def _update_norms(analysis: Analysis) -> Iterator[Plot]:
 
 
 def _update_shares(analysis: Analysis) -> Iterator[Plot]:
-    """Chart the energy of updates in the principal and minor subspaces, as mean and range over layers."""
+    """Chart the energy shares of updates in the principal and minor subspaces: mean and range over layers."""
     rank, models = analysis.info["settings"]["rank"], analysis.models
     for role in analysis.roles:
         rows = filter_rows(analysis.deltas, role=role)
@@ -162,7 +162,7 @@ def _update_shares(analysis: Analysis) -> Iterator[Plot]:
 
 
 def _direction_profiles(analysis: Analysis) -> Iterator[Plot]:
-    """Chart the energy over the spectrum of W, in multiples of chance, for each model and side."""
+    """Chart the energy along the singular directions of W, relative to chance, for each model and side."""
     if analysis.directions.empty:
         return
     for number, model in enumerate(analysis.models, start=1):
@@ -187,8 +187,8 @@ def _direction_profiles(analysis: Analysis) -> Iterator[Plot]:
 
 
 def _direction_line(rows: pd.DataFrame, name: str, style: int) -> Series:
-    """Return the enrichment of each bin, placed at the middle of the bin."""
-    # Directions outside the spectrum have no place on an axis of singular values.
+    """Return a line through the enrichment of each bin, with x in the middle of the bin."""
+    # Directions outside the spectrum have no singular value, and so no place on the x-axis.
     inside = rows.loc[rows["band"] != "outside"]
     size = inside["stop"].max()
     bins = sorted({*zip(inside["start"].tolist(), inside["stop"].tolist(), strict=True)})
@@ -212,10 +212,10 @@ def _update_ranks(analysis: Analysis) -> Iterator[Plot]:
 
 
 def _spectra(analysis: Analysis) -> Iterator[Plot]:
-    """Chart the singular values of the base in up to six layers, for each role."""
+    """Chart the singular values of the base in at most six layers, for each role."""
     for role in analysis.roles:
         rows = filter_rows(analysis.spectra, model="base", role=role).sort_values("layer", kind="stable")
-        # Evenly spaced layers, including the first and the last. A set, because positions repeat with few layers.
+        # Layers are evenly spaced, and include the first and the last. With few layers, the set removes repetitions.
         positions = sorted({round(i * (len(rows) - 1) / 5) for i in range(6)}) if len(rows) else []
         series = tuple(
             # Indices and values are arrays in a table read from Parquet, and lists in a computed table.
@@ -223,12 +223,12 @@ def _spectra(analysis: Analysis) -> Iterator[Plot]:
             for style, row in enumerate(rows.iloc[positions].to_dict("records"))
         )
         axes = Axis("index"), Axis("singular value", log=True)
-        caption = f"The spectrum of the pretrained {role} weights, in up to six layers."
+        caption = f"Spectrum of the pretrained {role} weights in at most six layers."
         yield Plot(f"spectrum-{role}", f"Singular values of W, {role}", "lines", *axes, series, caption)
 
 
 def _base_spectra(analysis: Analysis) -> Iterator[Plot]:
-    """Chart the energy of the bands, the condition and the stable rank of the base's weights over layers."""
+    """Chart energy in both bands, condition and stable rank of the base weights over layers."""
     rank, rows = analysis.info["settings"]["rank"], filter_rows(analysis.spectra, model="base")
     for column, title, label, log, values in (
         ("principal", f"Energy in {rank} principal directions", "share of |W|²", False, "The largest"),
@@ -243,7 +243,7 @@ def _base_spectra(analysis: Analysis) -> Iterator[Plot]:
 
 
 def _intruders(analysis: Analysis) -> Iterator[Plot]:
-    """Chart the number of intruder dimensions of a weight, averaged over layers."""
+    """Chart the mean number of intruder dimensions in a weight over all layers."""
     settings, models = analysis.info["settings"], analysis.models
     series = []
     for style, role in enumerate(analysis.roles):
@@ -259,7 +259,7 @@ def _intruders(analysis: Analysis) -> Iterator[Plot]:
         Axis("model", categories=tuple(models)),
         Axis(f"of {settings['top']}, mean over layers"),
         tuple(series),
-        f"How many of the {settings['top']} largest left singular vectors of a fine-tuned weight have no "
+        f"How many of the {settings['top']} leading left singular vectors of a fine-tuned weight have no "
         f"counterpart in the base (cosine below {settings['epsilon']:g}; arXiv 2410.21228).",
     )
 
@@ -290,8 +290,8 @@ def _lines_by_role(analysis: Analysis, rows: pd.DataFrame, column: str) -> list[
 
 
 def _line(rows: pd.DataFrame, column: str, *, name: str, style: int) -> list[Series]:
-    """Return a line through the mean of each layer, or no line without finite values."""
-    # A layer may have several rows, because encoder, decoder and cross attention share layer numbers.
+    """Return a line through the mean of each layer, or an empty list without finite values."""
+    # A layer may have several rows, because encoder, decoder and cross attention all number their layers from 0.
     means = mean_by(rows, "layer", column)
     return [Series(name, means.index.tolist(), means.tolist(), style=style)] if len(means) else []
 

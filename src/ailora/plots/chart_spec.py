@@ -1,4 +1,4 @@
-"""Charts as plain data: axes, series and styles, shared by both backends.
+"""Charts as plain data for both backends: axes, series and styles.
 
 Charts are built from tables of numbers, and drawn by two backends: `matplotlib_backend` for papers (SVG, PDF, PNG) and
 `plotly_backend` for the browser. Tests check the numbers in a chart without looking at pixels.
@@ -13,14 +13,14 @@ from typing import Literal
 
 from ailora.formatting import format_number
 
-#: Okabe and Ito's palette for colour-blind readers, ordered so that the first colours also differ in grey.
+#: Okabe and Ito's palette for colour-blind readers. It is ordered so that the first colours also differ in grey.
 COLOURS = ("#000000", "#E69F00", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#F0E442")
-#: Dashes by Plotly's names. There are fewer dashes than colours, so that styles with equal colours differ in dash.
+#: Dashes, with Plotly's names. There are fewer dashes than colours, so two styles with the same colour differ in dash.
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 MARKERS = ("circle", "square", "diamond", "triangle-up", "x", "triangle-down", "star", "cross")
-#: Hatches of bars, by which bars also differ in grey.
+#: Hatches of bars. They distinguish bars in grey.
 HATCHES = ("", "/", "x", ".", "\\", "-", "|", "+")
-#: Shading of ranges, in a grey that is visible on the light and the dark page.
+#: Shading of ranges. The grey is visible both on the light and on the dark page.
 SHADE_COLOUR, SHADE_ALPHA = "#808080", 0.22
 #: Largest number of cells in a heatmap with text in the cells.
 _MAX_LABELED_CELLS = 150
@@ -33,7 +33,8 @@ class Axis:
     Attributes:
         label: Quantity and unit.
         log: Whether the axis is logarithmic.
-        categories: Names of categories, in order, on an axis without numbers. Coordinates are then indices of names.
+        categories: Names of categories, in order. Coordinates on the axis are then indices of these names. Empty for an
+            axis of numbers.
     """
 
     label: str
@@ -48,7 +49,7 @@ class Series:
     Attributes:
         name: Name in the legend.
         x, y: Coordinates, of equal length. None or NaN in y is a gap.
-        low, high: Ends of the interval around each y. Empty without intervals.
+        low, high: Ends of the interval around each y. Both are empty without intervals.
         notes: Text for each point, shown on hover. Empty without notes.
         style: Index of colour, dash and marker. A method or model has the same index in all charts of a page.
     """
@@ -79,14 +80,14 @@ class Series:
         return self.style >= len(COLOURS)
 
     def has_interval(self, i: int) -> bool:
-        """Return whether the i-th point has an interval of finite ends around a finite value."""
+        """Return whether the i-th point has a finite value and an interval with finite ends."""
         ends = (self.low[i], self.y[i], self.high[i]) if len(self.low) else (None,)
         return all(end is not None and math.isfinite(end) for end in ends)
 
 
 @dataclass(frozen=True)
 class Plot:
-    """Lines, points or bars over x.
+    """Chart of lines, points or bars over x.
 
     Attributes:
         name: Short name for the file of the figure, unique among the charts of an analysis, a study or runs.
@@ -94,8 +95,9 @@ class Plot:
         kind: `lines`, `points` (not connected) or `bars` (grouped by category).
         x, y: Axes.
         series: Series to draw.
-        caption: Sentence on quantity, intervals and meaning of the chart, also for readers who cannot see the chart.
-        shaded: Range of x with a shaded background; None for none.
+        caption: Sentences about quantity, intervals and meaning of the chart. They also serve readers who cannot see
+            the chart.
+        shaded: Range of x with a shaded background. None for no shading.
     """
 
     name: str
@@ -109,8 +111,8 @@ class Plot:
 
     @property
     def has_legend(self) -> bool:
-        """Whether there are several series, and the x-axis does not name all of them."""
-        # Coordinates are rounded, because points of a category are shifted beside each other.
+        """Whether there are several series, unless every point is in the category with the name of its series."""
+        # Coordinates are rounded, because points of the same category are shifted to lie side by side.
         return len(self.series) > 1 and not all(
             self.x.categories and self.x.categories[round(x)] == series.name for series in self.series for x in series.x
         )
@@ -122,7 +124,7 @@ class Heatmap:
 
     Attributes:
         name, title, caption: See `Plot`.
-        rows, columns: Names of the rows and columns.
+        rows, columns: Names of the rows and of the columns.
         values: Value [i][j] for rows[i] and columns[j]. NaN for an empty cell.
         row_label, column_label: Labels of both axes.
         unit: Quantity and unit of the values.
@@ -144,12 +146,12 @@ class Heatmap:
         """Format the value and the note of a cell.
 
         Returns:
-            Text of the cell, which is empty if the cell has no value or the heatmap has too many cells.
+            Text of the cell. Empty if the cell has no value, or if the heatmap has too many cells for text.
         """
         value = self.values[i][j]
         if not math.isfinite(value) or len(self.rows) * len(self.columns) > _MAX_LABELED_CELLS:
             return ""
-        # All cells have a common format, so that readers can compare digits: decimals, unless all numbers are whole.
+        # All cells have the same format, so that readers can compare digits: whole numbers only if all are whole.
         is_whole = all(v == round(v) for row in self.values for v in row if math.isfinite(v))
         text = f"{value:,.0f}" if is_whole else format_number(value)
         return f"{text}\n{self.notes[i][j]}" if self.notes and self.notes[i][j] else text
@@ -160,13 +162,13 @@ class ForestRow:
     """Row of a forest plot: a difference with its interval.
 
     Attributes:
-        group: Heading above the rows of the same group, which follow each other; empty for none.
+        group: Heading above the rows of a group, which are adjacent. Empty for no heading.
         label: Name at the left.
         value: Difference.
-        low, high: Ends of its interval; None without one.
-        margin: Half the width of the shaded range around 0; None for none.
-        verdict: Words at the right.
-        is_decided: Whether the marker is filled.
+        low, high: Ends of the interval of the difference. Both None without an interval.
+        margin: Half the width of the shaded range around 0. None for no shading.
+        verdict: Verdict, written at the right.
+        is_decided: Whether the verdict decides, shown by a filled marker.
         note: Text shown on hover.
         style: Index of colour and marker.
     """
@@ -185,7 +187,7 @@ class ForestRow:
 
 @dataclass(frozen=True)
 class ForestPlot:
-    """Differences below each other, with a line at 0.
+    """Chart of differences in rows, with a line at 0.
 
     Attributes:
         name, title, caption: See `Plot`.
@@ -201,7 +203,7 @@ class ForestPlot:
 
     @property
     def lines(self) -> list[str | ForestRow]:
-        """Headings of groups and rows, a line of the chart each, from top to bottom."""
+        """Lines of the chart from top to bottom: headings of groups, and rows."""
         lines: list[str | ForestRow] = []
         group = ""
         for row in self.rows:
@@ -212,7 +214,7 @@ class ForestPlot:
 
     @property
     def limits(self) -> tuple[float, float]:
-        """Ends of the x-axis: all intervals and margins, and a little space; 0 is inside."""
+        """Ends of the x-axis. They enclose 0, all intervals and all margins, with a little space."""
         ends = [0.0]
         for row in self.rows:
             margin = row.margin or 0.0

@@ -1,7 +1,7 @@
 """Figures for papers: charts drawn by matplotlib as vector SVG and PDF, or as PNG.
 
-Figures are readable in grey and by colour-blind readers, because series also differ in dash and marker, and colours in
-luminance. Equal charts give equal bytes, because files have no date, and ids in an SVG come from a fixed salt.
+Figures are readable in grey and for colour-blind readers: series also differ in dash and marker, and colours differ in
+luminance. Equal charts give equal files: the files hold no date, and ids in an SVG are computed with a fixed salt.
 """
 
 from __future__ import annotations
@@ -52,13 +52,13 @@ _MARKERS = {
     "star": "*",
     "cross": "P",
 }
-#: Format -> metadata that removes the date, which matplotlib writes by default.
+#: Format -> metadata that suppress the date. By default, matplotlib writes a date.
 _DATELESS: dict[str, dict[str, None]] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}
-#: Typed as `Any`, because matplotlib types the keys of both as literals of all settings.
+#: Both dictionaries have the type `Any`, because matplotlib's types list the name of every setting.
 _SHADE: Any = {"color": SHADE_COLOUR, "alpha": SHADE_ALPHA, "linewidth": 0}
 _RC_PARAMS: Any = {
     "svg.hashsalt": "ailora",
-    "text.parse_math": False,  # a dollar sign in the name of a run does not begin a formula
+    "text.parse_math": False,  # a dollar sign in the name of a run must not begin a formula
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.titlesize": 10,
@@ -85,15 +85,15 @@ def save_figure(charts: Sequence[Chart], file: Path, *, columns: int = 2, title:
     """
     suffix = file.suffix.removeprefix(".").lower()
     if suffix not in _DATELESS:
-        raise InputError(f"{file}: figures are written as .svg, .pdf or .png")
+        raise InputError(f"{file}: expected the suffix .svg, .pdf or .png, got {file.suffix!r}")
     if not charts:
         raise InputError(f"{file}: there is no chart to draw")
     columns = min(columns, len(charts))
     rows = -(-len(charts) // columns)
     with mpl.rc_context(_RC_PARAMS):
-        # A line of a forest plot takes a fifth of an inch, title and axis an inch.
+        # In inches: each line of a forest plot takes 0.2, and title and axis together take 1.
         height = max(3.5, *(1 + 0.2 * len(chart.lines) for chart in charts if isinstance(chart, ForestPlot)), 0)
-        # Created without pyplot, which keeps all figures open and may start a window system.
+        # Figures are created without pyplot, because pyplot keeps all figures open and may start a window system.
         figure = Figure(figsize=(4.8 * columns, height * rows), layout="constrained")
         panels = figure.subplots(rows, columns, squeeze=False).ravel()
         for panel, chart in zip(panels, charts, strict=False):
@@ -135,7 +135,7 @@ def _draw_plot(panel: Axes, chart: Plot) -> None:
     panel.grid(alpha=0.3, linewidth=0.5)
     panel.set_axisbelow(True)
     if chart.has_legend and (chart.kind == "points" or len(chart.series) > 6):
-        # Points may fill the whole panel, so that a legend inside would hide some of them.
+        # Points may fill the whole panel, and a legend inside would hide some points.
         panel.legend(loc="upper left", bbox_to_anchor=(1, 1))
     elif chart.has_legend:
         panel.legend()
@@ -147,10 +147,10 @@ def _set_axes(panel: Axes, chart: Plot) -> None:
     panel.set_ylabel(chart.y.label)
     for axis, panel_axis, name in ((chart.x, panel.xaxis, "x"), (chart.y, panel.yaxis, "y")):
         values = [value for series in chart.series for value in getattr(series, name) if value is not None]
-        # A logarithmic axis needs a positive value, which a zero update does not have.
+        # A logarithmic axis needs a positive value. All values of a zero update are 0.
         if axis.log and any(value > 0 for value in values):
             panel.set(**{f"{name}scale": "log"})
-            # By default, matplotlib writes powers as formulas, which would appear with dollar signs here.
+            # By default, matplotlib writes powers as formulas. Without `parse_math`, these would show dollar signs.
             panel_axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=12))
             panel_axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
             panel_axis.set_minor_formatter(NullFormatter())
@@ -165,7 +165,7 @@ def _set_axes(panel: Axes, chart: Plot) -> None:
 
 
 def _has_whole_x(chart: Plot) -> bool:
-    """Return whether all x are whole numbers, as layers and steps are."""
+    """Return whether all x are whole numbers, like layers and steps."""
     return all(float(x).is_integer() for series in chart.series for x in series.x)
 
 
@@ -182,7 +182,7 @@ def _draw_series(panel: Axes, chart: Plot, series: Series) -> None:
         linewidth=1.4,
         marker=_MARKERS[series.marker],
         markersize=2.5 + 1.1 * (series.style % 8) if crowded else 4.5,
-        # Hollow markers do not hide markers below. In crowded charts, marker sizes also increase with the style.
+        # Hollow markers do not hide the markers below them. In crowded charts, each style also has a different size.
         markerfacecolor=series.colour if series.style == 0 else "none",
         markeredgewidth=0.7 if crowded else 0.9,
         markevery=max(1, len(series.x) // 12) if is_line else 1,
@@ -203,7 +203,7 @@ def _draw_bars(panel: Axes, chart: Plot) -> None:
         panel.bar(x, heights, width * 0.92, label=series.name, color=series.colour, hatch=hatch, edgecolor="white")
         if len(series.low):
             panel.vlines(x, _with_gaps(series.low), _with_gaps(series.high), color="#444444", linewidth=1.1)
-    # If all bars are zero, matplotlib would centre the axis on zero.
+    # Without fixed limits, matplotlib centres the axis on zero if all bars are zero.
     if all(not value for series in chart.series for value in series.y):
         panel.set_ylim(0, 1)
 
@@ -213,7 +213,7 @@ def _with_gaps(values: Sequence[float | None]) -> np.ndarray:
 
 
 def _draw_forest(panel: Axes, chart: ForestPlot) -> None:
-    """Draw differences below each other, with shaded margins, and the verdicts at the right."""
+    """Draw each difference in a row of its own, over its shaded margin, with the verdict at the right."""
     lines = chart.lines
     verdicts = [line.verdict if isinstance(line, ForestRow) else "" for line in lines]
     for y, line in enumerate(lines):
@@ -237,7 +237,7 @@ def _draw_forest(panel: Axes, chart: ForestPlot) -> None:
     panel.tick_params("y", length=0)
     panel.grid(axis="x", alpha=0.3, linewidth=0.5)
     panel.set_axisbelow(True)
-    # A second axis, which the layout makes room for.
+    # Verdicts are ticks of a second axis, because the layout makes room for the ticks of an axis.
     right = panel.secondary_yaxis("right")
     right.set_yticks(range(len(lines)), verdicts)
     right.tick_params("y", length=0)

@@ -9,14 +9,14 @@ from ailora.formatting import downsample, is_real
 from ailora.plots.chart_spec import Axis, Heatmap, Plot, Series
 from ailora.plots.matplotlib_backend import save_figure
 
-#: Name of a run -> evaluations or logged steps, as records with a `step`.
+#: Name of a run -> records of evaluations or of logged steps, each with a `step`.
 Histories = Mapping[str, Sequence[Mapping[str, object]]]
 
 #: Largest number of points in a curve. Longer curves are thinned.
 _MAX_POINTS = 400
 #: Largest number of classes in a confusion matrix. Larger matrices are not drawn.
 _MAX_CLASSES = 20
-#: Keys of the Trainer's evaluations that are not metrics.
+#: Keys in the Trainer's evaluations that are not metrics.
 _TIMINGS = ("step", "epoch", "runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
 _LOGGED_LABELS = {"loss": "training loss", "learning_rate": "learning rate", "grad_norm": "norm of the gradient"}
 
@@ -29,7 +29,7 @@ def validation_curves(histories: Histories, metrics: Sequence[str] | None = None
         metrics: Keys of the evaluations to chart. None means all keys except timings.
 
     Yields:
-        Chart for each metric with values.
+        Chart of each metric that has values.
     """
     if metrics is None:
         keys = dict.fromkeys(key for history in histories.values() for record in history for key in record)
@@ -46,7 +46,7 @@ def training_curves(logs: Histories) -> Iterator[Plot]:
         logs: Name of a run -> logged steps.
 
     Yields:
-        Chart for each quantity with values.
+        Chart of each quantity that has values.
     """
     for key, label in _LOGGED_LABELS.items():
         caption = "Mean since the previous logged step." if key == "loss" else "As logged in training."
@@ -65,13 +65,13 @@ def confusion_chart(
 
     Args:
         labels: Names of the classes.
-        counts: Number of rows as counts[label][prediction].
-        split: Name of the split with the rows.
+        counts: Number of data rows by counts[label][prediction].
+        split: Name of the split with the data rows.
         name: Name of the chart.
         title: Title of the chart.
 
     Returns:
-        Chart, or None if there are fewer than two classes or too many for a chart.
+        Chart. None for fewer than two or more than 20 classes.
     """
     if not 2 <= len(labels) <= _MAX_CLASSES:
         return None
@@ -90,9 +90,9 @@ def confusion_chart(
 
 
 def _over_steps(histories: Histories, key: str, *, name: str, label: str, caption: str) -> Iterator[Plot]:
-    """Chart a quantity over steps, unless no run has a value."""
+    """Chart a quantity over steps if any run has values."""
     curves = {run: _points(records, key) for run, records in histories.items()}
-    # Numbered before runs without values are dropped, so that a run has the same style in all charts.
+    # Number the runs before dropping runs without values, so that a run has the same style in all charts.
     series = tuple(
         Series(run, [step for step, _ in points], [value for _, value in points], style=style)
         for style, (run, points) in enumerate(curves.items())
