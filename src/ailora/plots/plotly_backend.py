@@ -1,7 +1,7 @@
 """Figures for the browser: charts as traces and layout of Plotly, in plain data.
 
-Colours are those of a light page. In the dark theme, a script chooses the colour with the index in `meta.style`. Text
-from outside is escaped, because Plotly interprets text as a kind of HTML.
+Figures have the colours of the light theme. In the dark theme, a script replaces the colours by the index in
+`meta.style`. Names and notes are escaped, because Plotly interprets text as a kind of HTML.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from ailora.plots.plotly_traces import (
     swap_axes,
 )
 
-#: Largest number of points in a line with markers.
+#: Largest number of points for which a line has markers.
 _MAX_MARKERS = 40
-#: Largest total number of characters for which category names are side by side. Longer names are listed vertically.
+#: Largest total number of characters for which category names lie side by side. Longer names are listed vertically.
 _MAX_CATEGORY_CHARS = 48
 _HEIGHT_PX, _LEGEND_ROW_PX = 340, 22
 
 
 def plotly_figure(chart: Chart) -> PlotlyFigure:
-    """Return the `data` and `layout` of a chart, plain data without NaN."""
+    """Return the `data` and `layout` of a chart, as plain data without NaN."""
     match chart:
         case Heatmap():
             return _heatmap_figure(chart)
@@ -45,7 +45,7 @@ def plotly_figure(chart: Chart) -> PlotlyFigure:
 
 
 def count_missing(chart: Chart) -> int:
-    """Return the number of non-finite values in a chart, without intended gaps, which are None."""
+    """Return the number of non-finite values in a chart. None is an intended gap, and does not count."""
     if isinstance(chart, Heatmap):
         return 0
     if isinstance(chart, ForestPlot):
@@ -68,7 +68,7 @@ def _plot_figure(chart: Plot) -> PlotlyFigure:
         traces.append(trace | {"customdata": customdata, "hovertemplate": template})
     if horizontal:
         traces = [swap_axes(trace) for trace in traces]
-    # On the y-axis, a line at 0 separates gains from losses. In embeddings and on x-axes, 0 has no meaning.
+    # A line at 0 of the y-axis separates gains from losses. On x-axes and in embeddings, 0 has no meaning.
     x = axis_layout(chart.x, [x for series in chart.series for x in series.x]) | {"zeroline": False}
     y = axis_layout(chart.y, []) | {"zeroline": chart.kind != "points" or bool(chart.x.categories)}
     height = MARGIN_PX + ROW_PX * len(chart.x.categories) * _rows_per_category(chart) if horizontal else _HEIGHT_PX
@@ -96,7 +96,7 @@ def _is_horizontal(chart: Plot) -> bool:
 
 
 def _rows_per_category(chart: Plot) -> float:
-    """Return the height of a category in rows: a single row, or more if several series share the category."""
+    """Return the height of a category in rows: 1, or more if several series share categories."""
     return max(1.0, len(chart.series) * 0.6) if _share_categories(chart) else 1.0
 
 
@@ -107,7 +107,7 @@ def _share_categories(chart: Plot) -> bool:
 
 
 def _category_shift(chart: Plot, number: int) -> float:
-    """Return the shift that separates the points of a series from further points in the same categories."""
+    """Return the shift along x that separates a series from other series in the same categories."""
     if chart.kind != "points" or not chart.x.categories or not _share_categories(chart):
         return 0.0
     # Charts with fractional coordinates have shifted their points already.
@@ -132,7 +132,7 @@ def _scatter_trace(chart: Plot, series: Series, shift: float) -> Json:
         },
         "connectgaps": False,
     }
-    # If the neighbours of a point have no interval, the band has no width there, and the point gets an error bar.
+    # A band needs two neighbouring points with intervals. An isolated point gets an error bar instead.
     isolated = [run[0] for run in _interval_runs(series) if len(run) == 1]
     return trace | error_bars(series, isolated if is_line else range(len(series.x)))
 
@@ -144,13 +144,13 @@ def _bar_trace(series: Series, number: int) -> Json:
 
 
 def _interval_runs(series: Series) -> list[list[int]]:
-    """Return the runs of neighbouring points with intervals, as lists of indices."""
+    """Return all runs of consecutive points with intervals, each as a list of indices."""
     return [list(run) for has_interval, run in groupby(range(len(series.x)), series.has_interval) if has_interval]
 
 
 def _band_traces(series: Series) -> list[Json]:
-    """Return the area of a line's intervals, or nothing without neighbouring intervals."""
-    # A None between two runs ends the area, so that the band has a gap where intervals are missing.
+    """Return the band of a line's intervals, or an empty list if no two consecutive points have intervals."""
+    # A None between two runs ends the filled area, so that the band has a gap where intervals are missing.
     x: list[float | None] = []
     y: list[float | None] = []
     for run in (run for run in _interval_runs(series) if len(run) > 1):

@@ -22,14 +22,14 @@ from ailora.plots.plotly_traces import (
     truncate_name,
 )
 
-#: Plotly reserves no space for annotations: the right margin follows from the longest verdict.
+#: Width of a character in a verdict. Plotly reserves no space for annotations, so the longest verdict sets the margin.
 _VERDICT_CHAR_PX = 7.2
 
 
 def forest_figure(chart: ForestPlot) -> PlotlyFigure:
     """Return the `data` and `layout` of a forest plot, with a trace for each row."""
     lines = chart.lines
-    placed = [(y, line) for y, line in enumerate(lines) if isinstance(line, ForestRow)]
+    rows = [(y, line) for y, line in enumerate(lines) if isinstance(line, ForestRow)]
     names = [
         escape(truncate_name(line.label, MAX_TICK_CHARS)) if isinstance(line, ForestRow) else f"<b>{escape(line)}</b>"
         for line in lines
@@ -46,17 +46,15 @@ def forest_figure(chart: ForestPlot) -> PlotlyFigure:
             "title": {"text": ""},
         },
         "shapes": [
-            shaded_rectangle((-row.margin, row.margin), (y - 0.5, y + 0.5))
-            for y, row in placed
-            if row.margin is not None
+            shaded_rectangle((-row.margin, row.margin), (y - 0.5, y + 0.5)) for y, row in rows if row.margin is not None
         ],
-        "annotations": [_verdict_annotation(y, row.verdict) for y, row in placed],
-        "margin": {"r": 16 + round(_VERDICT_CHAR_PX * max((len(row.verdict) for _, row in placed), default=0))},
+        "annotations": [_verdict_annotation(y, row.verdict) for y, row in rows],
+        "margin": {"r": 16 + round(_VERDICT_CHAR_PX * max((len(row.verdict) for _, row in rows), default=0))},
         "showlegend": False,
         "height": MARGIN_PX + ROW_PX * len(lines),
         "hovermode": "closest",
     }
-    return {"data": [_forest_trace(chart, y, row) for y, row in placed], "layout": layout}
+    return {"data": [_forest_trace(chart, y, row) for y, row in rows], "layout": layout}
 
 
 def _forest_trace(chart: ForestPlot, y: int, row: ForestRow) -> Json:

@@ -13,11 +13,11 @@ from ailora.plots.chart_spec import COLOURS, SHADE_ALPHA, SHADE_COLOUR, Axis, Se
 #: A trace, an axis or a layout of Plotly.
 Json = dict[str, object]
 
-#: Height of a row of a category, and of the margins above and below the rows.
+#: Height of a row in a chart with vertically listed names, and of the margins above and below the rows together.
 ROW_PX, MARGIN_PX = 30, 90
 #: Longest names at ticks and in the legend, in characters. Hovering shows the whole name.
 MAX_TICK_CHARS, _MAX_LEGEND_CHARS = 26, 48
-#: Largest number of values for which a logarithmic axis has ticks at the values instead of round numbers.
+#: Largest number of distinct values for which a logarithmic axis has its ticks at the values, not at round numbers.
 _MAX_VALUE_TICKS = 9
 _SWAPPED = {"x": "y", "y": "x", "error_y": "error_x"}
 
@@ -30,7 +30,7 @@ class PlotlyFigure(TypedDict):
 
 
 def escape(text: str) -> str:
-    """Escape text, so that Plotly interprets no markup and no template `%{...}` in the text."""
+    """Escape text, so that Plotly does not interpret markup and templates `%{...}` in it."""
     return html.escape(text, quote=False).replace("%{", "%&#123;").replace("\n", "<br>")
 
 
@@ -51,7 +51,7 @@ def truncate_name(text: str, limit: int) -> str:
 
 
 def series_trace(series: Series, x: Iterable[float | None], y: Iterable[float | None]) -> Json:
-    """Return the keys that all traces of a series share."""
+    """Return the part of a trace that all kinds of charts share."""
     return {
         "name": escape(truncate_name(series.name, _MAX_LEGEND_CHARS)),
         "x": round_all(x),
@@ -83,13 +83,13 @@ def hover_note(series: Series, i: int) -> str:
 
 
 def axis_layout(axis: Axis, values: Sequence[float]) -> Json:
-    """Return the layout of an axis, whose ticks may be at `values`."""
+    """Return the layout of an axis. On a logarithmic axis with few `values`, ticks are at these values."""
     layout: Json = {"title": {"text": escape(axis.label)}, "automargin": True}
     if axis.categories:
         names = [escape(truncate_name(name, MAX_TICK_CHARS)) for name in axis.categories]
         return layout | {"tickvals": list(range(len(names))), "ticktext": names, "range": [-0.5, len(names) - 0.5]}
     if axis.log:
-        # By default, Plotly writes only a digit between powers of ten: a small 5 for 0.05.
+        # By default, Plotly labels ticks between powers of ten with a single digit: 0.05 is a small 5.
         layout |= {"type": "log", "tickformat": ".3~g"}
         distinct = sorted(set(values))
         if 0 < len(distinct) <= _MAX_VALUE_TICKS:
@@ -98,7 +98,7 @@ def axis_layout(axis: Axis, values: Sequence[float]) -> Json:
 
 
 def swap_axes(trace: Json) -> Json:
-    """Return a trace with exchanged x and y, for names that are listed vertically."""
+    """Return a trace with x and y exchanged, for charts with vertically listed names."""
     swapped = {_SWAPPED.get(key, key): value for key, value in trace.items()}
     return swapped | ({"orientation": "h"} if trace["type"] == "bar" else {})
 
@@ -107,9 +107,10 @@ def shaded_rectangle(x: tuple[float, float], y: tuple[float, float], **refs: str
     """Return a shaded rectangle.
 
     Args:
-        x: ends along the x-axis.
-        y: ends along the y-axis.
-        **refs: `xref="paper"` or `yref="paper"` if these ends are shares of the plot's width or height.
+        x: Ends along the x-axis.
+        y: Ends along the y-axis.
+        **refs: `xref="paper"` if `x` holds shares of the plot's width; `yref="paper"` if `y` holds shares of its
+            height.
     """
     ends = {"x0": round_digits(x[0]), "x1": round_digits(x[1]), "y0": y[0], "y1": y[1]}
     fill = {"fillcolor": SHADE_COLOUR, "opacity": SHADE_ALPHA, "line": {"width": 0}}

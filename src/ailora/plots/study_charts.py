@@ -19,9 +19,9 @@ from ailora.studies.verdict_summary import describe_comparison
 _MAX_POINTS = 60
 #: Largest number of bars in a chart of costs. More costs are only in the table.
 _MAX_BARS = 60
-#: Width that points side by side take in a category, as a share of the category.
+#: Width of the points that lie side by side in a category, as a share of the category's width.
 _CLUSTER_WIDTH = 0.45
-#: Fewest seeds for intervals at shared rates. Intervals from two seeds are so wide that the points are hard to see.
+#: Fewest seeds for intervals at shared rates. Intervals from two seeds are so wide that points are hard to see.
 _MIN_INTERVAL_SEEDS = 3
 
 
@@ -41,13 +41,16 @@ def score_charts(comparison: Comparison) -> Iterator[Plot]:
             y=Axis(metric),
             series=tuple(_score_series(comparison, c.method_label(base), {i: c}) for i, c in enumerate(scored)),
             caption=f"Mean over seeds at each method's best learning rate, with its 95 % t-interval; {better} is "
-            "better. Methods share seeds, so that overlapping intervals do not mean equal methods. Compare the "
+            "better. Methods share seeds, so overlapping intervals do not mean that methods are equal. Compare the "
             "verdicts instead.",
         )
 
 
 def varied_charts(comparison: Comparison) -> Iterator[Plot]:
-    """Chart the scores over a numeric setting, such as the rank (the paper's Figure 5), for all further settings."""
+    """Chart the scores over a numeric setting, such as the rank (the paper's Figure 5).
+
+    The grid's other settings are fixed in a chart, and each combination of their values has a chart.
+    """
     key = varied_key(comparison)
     if key is None:
         return
@@ -76,7 +79,7 @@ def varied_charts(comparison: Comparison) -> Iterator[Plot]:
 
 
 def varied_key(comparison: Comparison) -> str | None:
-    """Return the key of the grid to chart over: the rank, else the only key with several numbers, else None."""
+    """Return the grid's key for the x-axis: the rank, or the only key with several numbers, or None."""
     grid = comparison.design.config.grid
     numbers = [key for key, values in grid.items() if len(values) > 1 and all(map(is_real, values))]
     return "adapter.rank" if "adapter.rank" in numbers else numbers[0] if len(numbers) == 1 else None
@@ -113,7 +116,7 @@ def rate_charts(comparison: Comparison) -> Iterator[Plot]:
 
 
 def shared_rate_charts(comparison: Comparison) -> Iterator[Plot]:
-    """Chart the difference to the baseline at each shared rate, and at the methods' best rates, for each task."""
+    """Chart the difference to the baseline at each shared rate and at the methods' best rates, for each task."""
     for base, others in comparison.by_baseline():
         shared = {c: against for c in others if (against := comparison.against_baseline[c]).shared_rates.differences}
         rates = sorted({rate for against in shared.values() for rate in against.shared_rates.differences})
@@ -146,7 +149,7 @@ def shared_rate_charts(comparison: Comparison) -> Iterator[Plot]:
 
 
 def _by_category(against: BaselineComparison, rates: Sequence[float], shift: float) -> dict[float, Estimate]:
-    """Return x -> difference, where x is the shifted index of a shared rate, or for the best rates the last index."""
+    """Return x -> difference. The x of a shared rate is its index plus `shift`; the best rates come after the last."""
     differences = against.shared_rates.differences
     estimates = {i + shift: differences[rate].estimate for i, rate in enumerate(rates) if rate in differences}
     if against.difference is not None:
@@ -183,12 +186,12 @@ def convergence_charts(comparison: Comparison) -> Iterator[Plot]:
                     x=Axis("step"),
                     y=Axis(f"validation {metric}"),
                     series=series,
-                    caption="At each method's best learning rate: mean over its seeds, and the range from the lowest "
-                    "to the highest of them.",
+                    caption="At each method's best learning rate: mean over seeds, and range from the lowest to the "
+                    "highest seed.",
                 )
 
 
-#: Name of a chart -> quantity and unit, and function for the value of a method.
+#: Name of a chart -> label with quantity and unit, and function that returns a method's cost.
 _COSTS: dict[str, tuple[str, Callable[[MethodResult], float | None]]] = {
     "step": ("milliseconds a step", lambda result: result.step_milliseconds),
     "init": ("seconds to load and adapt", lambda result: result.mean("init_seconds")),
@@ -198,15 +201,15 @@ _COSTS: dict[str, tuple[str, Callable[[MethodResult], float | None]]] = {
 
 
 def cost_charts(comparison: Comparison) -> Iterator[Plot]:
-    """Chart time, memory and file size at the best learning rate, with a bar for each method and setting."""
+    """Chart time, memory and file size at the best learning rates, with a bar for each method and setting."""
     results = [result for result in comparison.results.values() if result.at_best]
     methods = list(dict.fromkeys(result.condition.method for result in results))
     labels = list(dict.fromkeys(result.condition.label for result in results))
     if not results or len(methods) * len(labels) > _MAX_BARS:
         return
-    for name, (title, value) in _COSTS.items():
-        values = {(r.condition.label, r.condition.method): cost for r in results if (cost := value(r)) is not None}
-        if not values:
+    for name, (title, get_cost) in _COSTS.items():
+        costs = {(r.condition.label, r.condition.method): cost for r in results if (cost := get_cost(r)) is not None}
+        if not costs:
             continue
         yield Plot(
             name=chart_name(f"cost-{name}", ""),
@@ -218,7 +221,7 @@ def cost_charts(comparison: Comparison) -> Iterator[Plot]:
                 Series(
                     name=label or title,
                     x=list(range(len(methods))),
-                    y=[values.get((label, method), math.nan) for method in methods],
+                    y=[costs.get((label, method), math.nan) for method in methods],
                     style=(number + 2) % 8,
                 )
                 for number, label in enumerate(labels)
@@ -228,7 +231,7 @@ def cost_charts(comparison: Comparison) -> Iterator[Plot]:
 
 
 def _score_series(comparison: Comparison, name: str, conditions: Mapping[float, Condition]) -> Series:
-    """Return the scores of a method's conditions over x."""
+    """Return a method's scores as a series, with the conditions at the given x."""
     results = {x: comparison.results[conditions[x]] for x in sorted(conditions)}
     scores = {x: result.score for x, result in results.items() if result.score is not None}
     notes = [
@@ -240,7 +243,7 @@ def _score_series(comparison: Comparison, name: str, conditions: Mapping[float, 
 
 
 def _series(name: str, estimates: Mapping[float, Estimate], notes: Sequence[str], style: int) -> Series:
-    """Return the series of estimates over x with intervals, whose missing ends are NaN."""
+    """Return estimates over x as a series with intervals. Unknown ends of an interval are NaN."""
     return Series(
         name=name,
         x=list(estimates),
@@ -253,28 +256,28 @@ def _series(name: str, estimates: Mapping[float, Estimate], notes: Sequence[str]
 
 
 def method_style(comparison: Comparison, condition: Condition) -> int:
-    """Return the style of a condition's method, which is the same in all charts and black for the baseline."""
+    """Return the style of a condition's method. A method has the same style in all charts; the baseline is black."""
     design = comparison.design
     return [design.baseline, *(name for name in design.methods if name != design.baseline)].index(condition.method)
 
 
 def _values_over_steps(results: Sequence[TrialResult], metric: str) -> list[tuple[int, list[float]]]:
-    """Return pairs of a step and the values of all seeds, for a limited number of steps."""
+    """Return at most 60 pairs of a step and the values of all seeds at this step."""
     histories = [history for result in results if (history := _by_step(result.history, metric))]
     if not histories:
         return []
-    # Only steps with values of all seeds: at a step without some seed, the mean would jump.
+    # Keep only steps with values of all seeds. At a step without the value of some seed, the mean would jump.
     steps = sorted(set(histories[0]).intersection(*histories[1:]))
     return [(step, [history[step] for history in histories]) for step in downsample(steps, _MAX_POINTS)]
 
 
 def _by_step(history: Sequence[Mapping[str, float]], metric: str) -> dict[int, float]:
-    # Histories in a database may come from an earlier version, whose records lack a key.
+    # Earlier versions stored records without some of these keys.
     return {int(r["step"]): r[metric] for r in history if is_real(r.get(metric)) and is_real(r.get("step"))}
 
 
 def _finite_mean(values: Sequence[float]) -> float:
-    # `fmean` raises for infinite values of both signs.
+    # `fmean` raises an error for infinite values of both signs.
     return statistics.fmean(values) if all(map(math.isfinite, values)) else math.nan
 
 
@@ -283,12 +286,12 @@ def _divide(value: float | None, unit: int) -> float | None:
 
 
 def _suits_log_axis(values: Sequence[float]) -> bool:
-    """Return whether all values are positive and span at least a factor of eight, as ranks usually do."""
+    """Return whether all values are positive and span at least a factor of eight, like most lists of ranks."""
     return min(values) > 0 and max(values) / min(values) >= 8
 
 
 def chart_name(subject: str, label: str) -> str:
-    """Return a file name from the subject, and from letters and digits in a condition's label."""
+    """Build a chart's name from a subject, and from the letters and digits in a condition's label."""
     words = "".join(c if c.isascii() and c.isalnum() else " " for c in label).split()
     return "-".join([subject, *words])
 

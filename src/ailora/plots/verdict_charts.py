@@ -16,7 +16,7 @@ _MAX_FOREST_ROWS = 60
 
 
 def forest_charts(comparison: Comparison) -> Iterator[ForestPlot]:
-    """Chart the differences to the baseline with their verdicts, all methods and tasks of a metric below each other."""
+    """Chart the differences to the baseline with their verdicts, in a chart for each metric."""
     design = comparison.design
     by_metric: dict[tuple[str, bool], list[Condition]] = {}
     for condition, against in comparison.against_baseline.items():
@@ -24,7 +24,7 @@ def forest_charts(comparison: Comparison) -> Iterator[ForestPlot]:
             key = design.metric_label(condition), design.larger_is_better(condition)
             by_metric.setdefault(key, []).append(condition)
     for (metric, larger_is_better), conditions in by_metric.items():
-        # Longer figures cannot be read; the table of verdicts has all rows.
+        # Longer charts would be unreadable. The table of verdicts has all rows.
         if len(conditions) > _MAX_FOREST_ROWS:
             continue
         methods = {condition.method for condition in conditions}
@@ -43,7 +43,7 @@ def forest_charts(comparison: Comparison) -> Iterator[ForestPlot]:
 
 
 def _forest_row(comparison: Comparison, condition: Condition, *, only_method: bool) -> ForestRow:
-    """Return the row of a condition; that of the only method is named after its task and setting."""
+    """Return the row of a condition. If the chart has a single method, rows are named after task and setting."""
     against, base = comparison.against_baseline[condition], comparison.design.baseline_for(condition)
     assert against.difference is not None
     estimate, verdict = against.difference.estimate, against.verdict or ""
