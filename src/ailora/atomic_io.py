@@ -207,7 +207,7 @@ def replacing_folder(folder: Path) -> Generator[Path, None, None]:
     If the process is killed, `folder` still has its old content, or the next attempt restores the old content.
 
     Yields:
-        Path of the temporary folder, which is empty except for a lock.
+        Path of the temporary folder. It is empty except for a lock.
 
     Raises:
         InputError: Another process is writing to the folder, or the folder is a link.

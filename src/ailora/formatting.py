@@ -169,7 +169,7 @@ def limit_sentences(sentences: Sequence[str], table: str, limit: int = 6) -> lis
 
 
 def escape_controls(text: str) -> str:
-    """Escape control characters, which could command a terminal, and marks for the direction of text."""
+    """Escape control characters, because they could control a terminal, and marks for the direction of text."""
     return _CONTROLS.sub(lambda match: match[0].encode("unicode_escape", "surrogatepass").decode(), text)
 
 

@@ -137,7 +137,7 @@ class AdapterCheckpoint:
         return None
 
     def contains_anchor(self, plan: Plan) -> bool:
-        """Return whether the file contains the anchor, which PEFT omits when saving the residual form."""
+        """Return whether the file contains the anchor. PEFT omits the anchor when saving the residual form."""
         return all(
             self.modules[module].rank == sum(planned.file_rank for planned in group)
             for module, group in plan.modules.items()

@@ -34,7 +34,7 @@ _MAX_FLOAT64_ENTRY = 1e100
 
 
 def add_prefix(name: str) -> str:
-    """Return a tensor name with PEFT's prefix, which some files omit."""
+    """Return a tensor name with PEFT's prefix. In some files, names lack the prefix."""
     return PREFIX + name.removeprefix(PREFIX)
 
 

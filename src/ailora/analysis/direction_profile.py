@@ -79,7 +79,7 @@ def direction_profile(update: WeightUpdate, directions: SingularDirections, rank
 
 
 def enrichment(rows: pd.DataFrame) -> tuple[float, float, float]:
-    """Compute the geometric mean of `share / chance` over layers, which is 1 for random directions.
+    """Compute the geometric mean of `share / chance` over layers. Random directions give 1.
 
     Args:
         rows: Rows of `direction_profile` for the same bin in several layers. Rows without energy are ignored.

@@ -42,7 +42,7 @@ class MergeReport:
     Attributes:
         folder: Folder of the merged model.
         merged: Number of weights changed by the adapter.
-        saved_modules: Tensors of fully fine-tuned modules, which replace tensors of the base.
+        saved_modules: Names of tensors from fully fine-tuned modules. They replace tensors of the base.
         bytes: Size of the merged tensors in bytes.
     """
 
