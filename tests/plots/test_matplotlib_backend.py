@@ -123,7 +123,7 @@ def test_powers_are_plain_numbers(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_drawn(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"written as \.svg, \.pdf or \.png"):
+    with pytest.raises(InputError, match=r"expected the suffix \.svg, \.pdf or \.png, got"):
         save_figure([plot()], tmp_path / "a.gif")
     with pytest.raises(InputError, match="no chart to draw"):
         save_figure([], tmp_path / "a.svg")
