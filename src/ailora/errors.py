@@ -72,8 +72,8 @@ class AnchorMismatchError(AiloraError, ValueError):
     """
 
 
-#: Parts of torch's messages for allocation failures that have no exception class: those of the CPU allocator and of
-#: CUDA's libraries.
+#: Parts of torch's messages if an allocation fails in the CPU allocator or in CUDA's libraries. These failures have no
+#: exception class.
 _ALLOCATION_FAILURES = (
     "DefaultCPUAllocator",
     "unable to mmap",

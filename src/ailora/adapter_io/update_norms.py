@@ -76,7 +76,7 @@ def pad_factors(B: Tensor, A: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 
 
 def _reduce_product(B: Tensor, A: Tensor) -> Tensor:
-    """Return `R_B R_A'` of the QR decompositions of `B` and `A'`. Its singular values are those of `B A`."""
+    """Return `R_B R_A'` from the QR decompositions of `B` and `A'`. It has the same singular values as `B A`."""
     # Forming `B A` would take 64 MiB for a 4096 x 4096 weight in float32.
     left = torch.linalg.qr(B.double(), mode="r").R
     right = torch.linalg.qr(A.double().mT, mode="r").R

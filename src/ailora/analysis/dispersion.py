@@ -32,7 +32,7 @@ class LayerGram:
     products: np.ndarray
 
     def select_model(self, model: str) -> tuple[list[int], np.ndarray]:
-        """Return the layer index of each weight of a model, and the Gram matrix of these weights."""
+        """Select the weights of a model, and return their layer indices and their Gram matrix."""
         rows = [i for i, point in enumerate(self.points) if point.model.name == model]
         layers = [layer_index(self.points[i].projection.module) for i in rows]
         return layers, self.products[np.ix_(rows, rows)]

@@ -115,7 +115,7 @@ def choose_perplexity(points: int, perplexity: float | None) -> float:
         perplexity: Requested perplexity, or None for the default.
 
     Returns:
-        Requested perplexity, at most a third of the number of points. The default is a quarter of the number of points,
+        Requested perplexity, limited to a third of the number of points. Without a request, a quarter of this number,
         at most 30.
     """
     return min(30.0, (points - 1) / 4) if perplexity is None else min(perplexity, (points - 1) / 3)

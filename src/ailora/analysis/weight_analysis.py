@@ -50,17 +50,17 @@ def analyze(
 
     Args:
         base: Base model: a folder, a hub id in the cache, or `builtin:minilm`.
-        models: Fine-tuned models: folders of adapters, of runs of `ailora train` or of models, or hub ids in the cache.
-            If empty, only the base is analysed.
+        models: Fine-tuned models. Each is a hub id in the cache, or a folder with an adapter, a model, or a run of
+            `ailora train`. If empty, only the base is analysed.
         roles: Roles to analyse.
         role_names: Regular expression -> role, for modules without a naming rule.
         rank: Number of singular directions in the principal and in the minor subspace.
         points: Points of the embedding: weights (`layers`) or heads (`heads`). `auto` selects heads for roles in fewer
             than twelve layers.
-        perplexity: Perplexity of t-SNE. None means a quarter of the number of points, at most 30.
+        perplexity: Perplexity for t-SNE. None means a quarter of the number of points, at most 30.
         seeds: Seeds of t-SNE. Only the embedding with the lowest divergence is kept.
-        top: Number of left singular vectors of a fine-tuned weight that are tested for intruders. The defaults of `top`
-            and `epsilon` are those of arXiv 2410.21228 and PEFT.
+        top: Number of left singular vectors to test for intruders in each fine-tuned weight. The defaults of `top` and
+            `epsilon` come from arXiv 2410.21228 and PEFT.
         epsilon: Cosine below which a singular vector is an intruder.
         directions: Whether to measure the energy of `dW`, and of the gradient before the first step, in all singular
             directions of `W`. The gradient is computed from a run's data, so only runs of `ailora train` have one.

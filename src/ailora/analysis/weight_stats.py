@@ -88,7 +88,7 @@ def _measure_projection(
     *,
     settings: AnalysisSettings,
 ) -> None:
-    """Add the rows of a projection: for the base weight (out, in) of its module, and for the update of each model."""
+    """Add the rows of a projection: for the base weight (out, in) in its module, and for each model's update."""
     rows = select_rows(weight, projection)
     columns = projection_columns(projection)
     rank = min(settings.rank, projection.max_rank)

@@ -245,7 +245,7 @@ def _copy(stored: StoredTensor, target: FileIO) -> None:
 
 def _copy_block(source: FileIO, target: FileIO, offset: int, count: int) -> int:
     """Append a block to a file, and return the number of bytes copied."""
-    # With copies in the kernel and flushes in a thread, `merge` has 70 to 79 % of the speed of `cp`, instead of 58 %.
+    # Relative to `cp`, copying in the kernel and flushing in a thread raise the speed of `merge` from 58 % to 70-79 %.
     if sys.platform == "linux":
         return os.sendfile(target.fileno(), source.fileno(), offset, min(count, _BLOCK_BYTES))
     source.seek(offset)

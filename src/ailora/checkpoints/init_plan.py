@@ -24,7 +24,7 @@ from ailora.roles import Role
 from ailora.safetensors_io import Checkpoint, StoredTensor
 from ailora.spectral import flops
 
-#: The memory bound of `ailora init` is that of several working copies of the largest matrix, plus a margin in bytes.
+#: `ailora init` needs at most this many working copies of the largest matrix, and this many bytes for everything else.
 _MATRIX_COPIES, _MARGIN_BYTES = 6, 128 * 2**20
 
 
