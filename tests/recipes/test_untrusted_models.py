@@ -250,7 +250,7 @@ def test_what_resume_reads_of_a_run_that_was_handed_on_runs_nothing(
     torch.save({"a": Bomb(exploded)}, checkpoint / name)
     (checkpoint / "complete.json").unlink()
     mark_complete(checkpoint, 1.0)
-    with pytest.raises(InputError, match=rf"{checkpoint}.* opened"):
+    with pytest.raises(InputError, match=rf"{checkpoint}.* loaded"):
         run(load_config(config))
     assert not exploded.exists()
 
