@@ -64,8 +64,8 @@ def progress_table(storage: TrialStorage, keys: TrialKeys) -> Table:
     """Build a table with counts of trials by task and method, and estimates of the remaining time.
 
     Args:
-        storage: Storage of the study.
-        keys: Keys of the study's trials.
+        storage: storage of the study.
+        keys: keys of the study's trials.
 
     Returns:
         The table. An estimate is the number of open trials, times the mean duration of complete trials, divided by the
@@ -89,7 +89,7 @@ def progress_table(storage: TrialStorage, keys: TrialKeys) -> Table:
 
 
 def _compute_mean_seconds(trials: Sequence[Trial]) -> float | None:
-    """Return the mean duration of complete trials in seconds. None without complete trials."""
+    """Return the mean duration of complete trials in seconds, or None without complete trials."""
     seconds = [trial.result.seconds for trial in trials if trial.result and trial.result.seconds is not None]
     return sum(seconds) / len(seconds) if seconds else None
 
@@ -115,7 +115,7 @@ def _format_remaining_time(seconds: float) -> str:
 def read_handover() -> tuple[str, dict[str, Any]]:
     """Read the line that `ailora study run` writes to the standard input of a worker.
 
-    The line contains secrets, which must not be process arguments, because other users can read these.
+    The line contains secrets. They must not be process arguments, because other users can read process arguments.
 
     Returns:
         The URL of the storage, and the study file with its secrets.
@@ -131,7 +131,7 @@ def read_handover() -> tuple[str, dict[str, Any]]:
 
 
 def stop_with_input() -> None:
-    """Send SIGTERM to this process when its standard input ends, which means that the parent process has ended."""
+    """Send SIGTERM to this process when its standard input ends, because the parent process has then ended."""
     # SIGTERM instead of SIGINT, because processes that a shell starts in the background ignore SIGINT.
 
     def watch() -> None:

@@ -14,7 +14,7 @@ def candidate_chart(candidates: Sequence[Mapping[str, object]], step: int, *, go
     Args:
         candidates: value of `candidates` in `tune.json`.
         step: last step of the rung.
-        goal: name of the goal.
+        goal: name of the goal, such as `loss`.
 
     Yields:
         The chart, if a candidate has a value.

@@ -32,7 +32,7 @@ _CHART_SECTIONS = {
     "What fine-tuning changed": ("update", "share", "directions", "effective", "intruders", "anchor"),
     "What the base's weights are": ("spectrum", "base"),
 }
-#: Rows of a table above which the rest is left to the files of the analysis.
+#: Maximum number of rows in a table; further rows are in the files of the analysis only.
 _MAX_TABLE_ROWS = 1000
 
 
@@ -44,7 +44,7 @@ def analysis_chapter(name: str, analysis: Analysis) -> Chapter:
         analysis: the result of `load_analysis`.
 
     Returns:
-        The chapter, a summary first.
+        The chapter, with the summary first.
     """
     charts: dict[str, list[Chart]] = {title: [] for title in (*_CHART_SECTIONS, "More charts")}
     for chart in build_analysis_charts(analysis):
@@ -86,7 +86,7 @@ def _numbers(analysis: Analysis) -> Iterator[ReportTable]:
         titles["directions"] = "Directions, a row for each update, side and bin"
     for name, title in titles.items():
         frame: pd.DataFrame = getattr(analysis, name)
-        # Cells of these columns hold whole spectra, which the charts show.
+        # A cell of these columns is a whole spectrum; the charts show the spectra.
         frame = frame.drop(columns=["indices", "values"], errors="ignore")
         rows = tuple(tuple(map(format_value, row)) for row in frame.head(_MAX_TABLE_ROWS).itertuples(index=False))
         rest = len(frame) - len(rows)

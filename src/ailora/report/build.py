@@ -38,6 +38,7 @@ def build_page(paths: Sequence[Path], *, scale: str | None = None, bootstrap: bo
     """
     problems: list[str] = []
     kinds: dict[Path, PathKind] = {}
+    # A path given twice makes a single chapter.
     for path in dict.fromkeys(paths):
         with _collecting(problems, path):
             kinds[path] = detect_input(path)

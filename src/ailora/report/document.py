@@ -1,6 +1,6 @@
 """Content of a page, without its appearance: chapters and sections of paragraphs, tables and charts.
 
-All strings are plain text. The template alone adds markup, and escapes every string.
+All strings are plain text. Only the template adds markup, and it escapes every string.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ailora.plots.chart_spec import Chart
 _NUMBER = re.compile(r"\[?[-+]?[0-9][0-9,]*\.?[0-9]*(e[-+]?[0-9]+)?(?![0-9A-Za-z.:-])", re.IGNORECASE)
 #: Cells without a value.
 MISSING = ("", "-")
-#: Words in columns of numbers.
+#: Words that may stand in a column of numbers.
 _WORDS_AMONG_NUMBERS = (*MISSING, "baseline", "not reached", "not a number", "infinite", "minus infinite")
 
 
@@ -33,7 +33,7 @@ class Paragraphs:
     sentences: tuple[str, ...]
     listed: bool = False
     collapsed: str = ""
-    # The template distinguishes blocks by their kind: it has no `isinstance`.
+    # The template distinguishes blocks by their kind, since it has no `isinstance`.
     kind: ClassVar[str] = "paragraphs"
 
 
@@ -115,12 +115,12 @@ class ChapterSection:
 
 @dataclass(frozen=True)
 class Chapter:
-    """A study, an analysis, or runs.
+    """Chapter of a page: a study, an analysis, or runs.
 
     Attributes:
         title: name of the study, the analysis or the run.
-        kind: kind of its content.
-        sections: its sections, the summary first.
+        kind: kind of the content.
+        sections: sections of the chapter, the summary first.
     """
 
     title: str

@@ -1,4 +1,4 @@
-"""Render a page as a self-contained HTML file, which loads nothing and runs its own scripts only."""
+"""Render a page as a self-contained HTML file: it loads nothing, and runs its own scripts only."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def write_page(page: Page, out: Path, *, force: bool = False) -> None:
 
     Args:
         page: the page.
-        out: the file to write; an earlier page of ours is replaced.
+        out: the file to write; an earlier page from ailora is replaced.
         force: whether to replace any other file too.
 
     Raises:
@@ -53,7 +53,7 @@ def write_figures(page: Page, folder: Path, *, force: bool = False) -> int:
 
     Args:
         page: the page.
-        folder: the folder, created if missing; earlier figures of ours are replaced.
+        folder: the folder, created if missing; earlier figures from ailora are replaced.
         force: whether to replace any other file too.
 
     Returns:
@@ -88,7 +88,7 @@ def render(page: Page) -> str:
     charts = list(page.charts)
     figures = {f"f{number}": plotly_figure(chart) for number, chart in enumerate(charts, start=1)}
     names = unique_file_names(charts)
-    # By identity: a chart holds lists, and has no hash.
+    # Charts are looked up by identity: they contain lists, and have no hash.
     figure_info = {
         id(chart): {"id": key, "name": name, "caption": _caption(chart), "height": figure["layout"]["height"]}
         for chart, name, (key, figure) in zip(charts, names, figures.items(), strict=True)
@@ -113,12 +113,12 @@ def render(page: Page) -> str:
 
 def code_spans(text: str) -> Markup:
     """Return a string as HTML, with parts in backticks as code."""
-    # Escaped before the markup is added: a name in backticks may hold markup itself.
+    # The string is escaped before markup is added, since a name in backticks may contain markup.
     return Markup(_BACKTICKS.sub(r"<code>\1</code>", str(escape(text))))
 
 
 def json_text(data: object) -> str:
-    """Return JSON that is inert inside a script element, whatever strings it holds.
+    """Return JSON that is inert inside a script element, for any strings in the data.
 
     Args:
         data: plain data.

@@ -1,4 +1,4 @@
-"""Heatmaps of scores over pairs of inits, of the query and of the value (the paper's Figure 4)."""
+"""Heatmaps of scores over pairs of query init and value init (the paper's Figure 4)."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def init_pair_heatmaps(comparison: Comparison) -> Iterator[Heatmap]:
 
 
 def _pairs(comparison: Comparison, base: Condition) -> dict[tuple[str, str], Condition]:
-    """Map each pair to the first method with this pair, of those that differ from the baseline in the pair alone."""
+    """Map each pair to its first method, among the methods that differ from the baseline in the pair only."""
     design = comparison.design
     baseline_options = _other_options(design.base_config(base).adapter)
     pairs: dict[tuple[str, str], Condition] = {}
@@ -87,7 +87,7 @@ def _pairs(comparison: Comparison, base: Condition) -> dict[tuple[str, str], Con
 
 def _other_options(adapter: AdapterConfig) -> dict[str, object]:
     """Return the options of an adapter other than its inits and its rank."""
-    # Matched numbers of trainable parameters change the rank: a frozen role leaves more of them to the adapted role.
+    # Matching trainable parameters changes the rank: a frozen role leaves more parameters to the adapted role.
     return adapter.model_dump(exclude={"policy", "roles", "rank"})
 
 
@@ -114,7 +114,7 @@ def _note(comparison: Comparison, condition: Condition | None) -> str:
 
 
 def _init_name(init: Init | None) -> str | None:
-    """Return the paper's name of an init, or None if the paper does not have the init."""
+    """Return the paper's name of an init, or None if the paper does not name the init."""
     match init:
         case None:
             return "frozen"

@@ -24,7 +24,7 @@ def settings_blocks(configs: Mapping[tuple[str, ...], Config], labels: tuple[str
     """
     flat = {run: flatten_keys(config) for run, config in configs.items()}
     keys = dict.fromkeys(key for config in flat.values() for key in config)
-    # Compared as formatted: a row of equal cells would puzzle the reader.
+    # Values are compared as formatted: a row of equal cells would puzzle the reader.
     differing = [key for key in keys if len({format_value(config.get(key)) for config in flat.values()}) > 1]
     blocks: list[Block] = []
     if differing:

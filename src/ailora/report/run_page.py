@@ -63,7 +63,7 @@ def run_chapter(runs: Sequence[Run]) -> Chapter:
         *validation_curves({run.name: run.history for run in runs}),
         *training_curves({run.name: run.log for run in runs}),
     )
-    # Every run has its own output folder: as a setting, it would differ in every table.
+    # Every run has its own output folder, so the folder would always be listed as a difference.
     configs = {(run.name,): {k: v for k, v in run.config.items() if k != "output"} for run in runs if run.config}
     versions = {run.name if several else "version": run.result.get("versions") for run in runs}
     return Chapter(
@@ -136,6 +136,7 @@ def _compare_losses(runs: Sequence[Run]) -> Iterator[str]:
     """Compare several runs by their loss, and warn that single runs do not rank methods."""
     finished = [run for run in runs if run.metrics]
     split = next((s for s in ("test", "validation") if all(s in run.metrics for run in finished)), "")
+    # Metrics come from files: a loss may be missing or not a number.
     losses = sorted((loss, run.name) for run in finished if is_finite(loss := run.metrics.get(split, {}).get("loss")))
     if len(losses) > 1:
         (lowest, best), (second_lowest, second) = losses[:2]

@@ -156,7 +156,7 @@ def _without_prefix(record: Mapping[str, object]) -> Record:
 
 def _read_json_lines(file: Path, notes: list[str]) -> list[Record]:
     """Return the objects of a JSON Lines file, without damaged lines."""
-    # A kill may have cut the last line, also within a character.
+    # If the run was killed, the last line may be cut, even within a character.
     text = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
     values = [_parse_or_none(line, where) for where, line in split_json_lines(text, file)]
     records = [value for value in values if isinstance(value, dict)]

@@ -1,4 +1,4 @@
-"""Section of a run that `ailora tune` made: candidates, certainty of the result, importance of each choice."""
+"""Section on the search behind a run of `ailora tune`: candidates, certainty, importance of each choice."""
 
 from __future__ import annotations
 
@@ -45,6 +45,7 @@ def _candidate_table(candidates: Sequence[Mapping[str, object]], steps: Sequence
         reached = values if isinstance(values, dict) else {}
         roles = format_value(candidate.get("roles"))
         settings = (format_value(candidate.get("policy")), roles, format_value(candidate.get("rank")))
+        # Keys of JSON are strings.
         at_steps = (format_value(reached.get(str(step))) for step in steps)
         parameters = format_value(candidate.get("trainable_parameters"))
         error = format_value(candidate.get("error"))

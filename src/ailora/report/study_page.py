@@ -35,7 +35,7 @@ from ailora.studies.study_design import StudyDesign
 from ailora.studies.summary import StudySummary, SummaryTable, summarize
 from ailora.studies.trial import Status, Trial, TrialSpec
 
-#: Columns of the table of trials to hide if all trials have the same value.
+#: Columns to hide in the table of trials if all trials have the same value.
 _HIDDEN_COLUMNS = (
     "task",
     "max_steps",
@@ -48,9 +48,9 @@ _HIDDEN_COLUMNS = (
 )
 _MAX_ERROR_CHARS = 2000
 _MAX_CELL_CHARS = 160
-#: Sentences of a summary above which the list is closed at first.
+#: Maximum length of a list of sentences to show open; a longer list is closed at first.
 _MAX_OPEN_SENTENCES = 8
-#: Charts of scores above which they are left out in favour of charts over the varied setting.
+#: Maximum number of score charts. If there are more, the charts over the varied setting replace them.
 _MAX_SCORE_CHARTS = 2
 
 
@@ -67,7 +67,7 @@ def study_chapter(
         bootstrap: whether to resample examples, from stored predictions.
 
     Returns:
-        The chapter, a summary first.
+        The chapter, with the summary first.
     """
     selection = select_trials(trials, design)
     comparison = compare(selection.trials, design, bootstrap=bootstrap)
@@ -174,13 +174,14 @@ def _spec_cells(spec: TrialSpec) -> tuple[str, ...]:
 
 def _trial_table(trials: Sequence[Trial], design: StudyDesign) -> ReportTable:
     rows = [trial.to_row(design.config.grid) for trial in trials]
+    # The key, a hash, is last: readers look for the settings and scores.
     columns = [key for key in dict.fromkeys(key for row in rows for key in row) if key != "key"] + ["key"]
     for column in _HIDDEN_COLUMNS:
         if len({format_value(row.get(column)) for row in rows}) <= 1 and column in columns:
             columns.remove(column)
     cells = tuple(tuple(_trial_cell(column, row.get(column)) for column in columns) for row in rows)
-    heads = tuple(column.replace("_", " ") for column in columns)
-    return ReportTable("Every trial", heads, cells, ("`ailora study export` writes this table to a file.",))
+    column_titles = tuple(column.replace("_", " ") for column in columns)
+    return ReportTable("Every trial", column_titles, cells, ("`ailora study export` writes this table to a file.",))
 
 
 def _trial_cell(column: str, value: object) -> str:

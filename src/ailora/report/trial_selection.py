@@ -39,6 +39,7 @@ def select_trials(trials: Iterable[Trial], design: StudyDesign) -> TrialSelectio
     # The study file may have lost a method or a task since the trials ran.
     candidates = [trial for trial in stored if trial.spec.condition in design.conditions]
     selected = design.keys.matching_trials(candidates)
+    # The trials are in the order of the queue: the newest of each specification replaces the earlier.
     others = {trial.spec: trial for trial in candidates if not design.keys.matches(trial)}
     notes = []
     if num_foreign := len(stored) - len(candidates):

@@ -30,10 +30,10 @@ def version_notes(kind: str, versions: object) -> list[str]:
 
     Args:
         kind: `run` or `analysis`.
-        versions: library -> version, read from a file; anything else counts as unknown.
+        versions: library -> version, read from a file; values of other types count as unknown.
 
     Returns:
-        A sentence on the differing versions; empty without differences.
+        A single sentence on the differing versions; an empty list without differences.
     """
     if not isinstance(versions, Mapping):
         return []

@@ -23,7 +23,8 @@ def bootstrap_predictions(ours: MethodResult, baseline: MethodResult, design: St
     """Bootstrap the difference of two methods at their best rates.
 
     Returns:
-        The difference with its interval; None if a run lacks stored predictions, or the runs predicted different rows.
+        The difference with its interval; None if a run lacks stored predictions, or if runs predicted different
+        examples.
     """
     split, metric = design.report_split(ours.condition), design.metric(ours.condition)
     seeds = sorted(ours.at_best.keys() & baseline.at_best.keys())
@@ -32,7 +33,7 @@ def bootstrap_predictions(ours: MethodResult, baseline: MethodResult, design: St
     if split_predictions is None:
         return None
     with warnings.catch_warnings():
-        # scikit-learn warns of every resample without a rare class.
+        # scikit-learn warns about every resample that lacks a rare class.
         warnings.simplefilter("ignore")
         return bootstrap_difference(
             split_predictions.predictions[: len(seeds)],
@@ -44,7 +45,7 @@ def bootstrap_predictions(ours: MethodResult, baseline: MethodResult, design: St
 
 
 def score_resamples(runs: Sequence[TrialResult], split: str, metric: str, *, n_resamples: int) -> np.ndarray | None:
-    """Score runs on bootstrap resamples of a split's examples, which all runs share.
+    """Score runs on bootstrap resamples of a split's examples. All runs share the resamples.
 
     Args:
         runs: runs with stored predictions.
@@ -53,16 +54,17 @@ def score_resamples(runs: Sequence[TrialResult], split: str, metric: str, *, n_r
         n_resamples: number of resamples.
 
     Returns:
-        Scores, (resamples, runs); None if a run lacks stored predictions, or the runs predicted different rows.
+        Scores, (resamples, runs); None if a run lacks stored predictions, or if runs predicted different examples.
     """
     split_predictions = _SplitPredictions.read(runs, split, metric)
     if split_predictions is None:
         return None
     n_examples = len(split_predictions.labels)
+    # The fixed seed makes reports of the same runs repeat their numbers.
     draws = np.random.default_rng(0).integers(n_examples, size=(n_resamples, n_examples))
     if (score_counts := METRICS[metric].score_counts) is not None:
         counts = (split_predictions.count_pairs(run, draws) for run in range(len(runs)))
-        return np.stack([score_counts(of_run, split_predictions.n_classes) for of_run in counts], axis=1)
+        return np.stack([score_counts(run_counts, split_predictions.n_classes) for run_counts in counts], axis=1)
     scores = [
         [split_predictions.score(split_predictions.labels[rows], guesses[rows]) for rows in draws]
         for guesses in split_predictions.predictions
@@ -72,7 +74,7 @@ def score_resamples(runs: Sequence[TrialResult], split: str, metric: str, *, n_r
 
 @dataclass(frozen=True)
 class _SplitPredictions:
-    """Stored predictions of runs on the rows of a split.
+    """Stored predictions of runs on the examples of a split.
 
     Attributes:
         labels: class ids, or numbers for regression, (examples,).
@@ -90,7 +92,8 @@ class _SplitPredictions:
     def read(cls, runs: Sequence[TrialResult], split: str, metric: str) -> _SplitPredictions | None:
         """Read the predictions of runs.
 
-        Returns None if a run lacks them, the runs predicted different rows, or the metric compares no predictions.
+        Returns None if a run has no stored predictions, if runs predicted different examples, or if the metric is not
+        computed from predictions.
         """
         if metric not in METRICS or not runs:
             return None
@@ -117,6 +120,7 @@ class _SplitPredictions:
         """
         predictions = self.predictions[run]
         n_ids = max(self.n_classes, 1 + int(max(self.labels.max(), predictions.max())))
+        # With a pair as a single number, `bincount` counts all cells of a matrix at once.
         pairs = self.labels * n_ids + predictions
         counts = [np.bincount(pairs[rows], minlength=n_ids**2) for rows in draws]
         return np.stack(counts).reshape(-1, n_ids, n_ids)
@@ -130,7 +134,7 @@ def _encode(columns: Sequence[np.ndarray], metric: str) -> list[np.ndarray]:
     """Encode columns of labels and predictions: as floats for regression, else as class ids."""
     if METRICS[metric].regression:
         return [column.astype(float) for column in columns]
-    # The order of `Labels`: F1 of two classes scores the second.
+    # Same order as in `Labels`: with two classes, F1 scores the second.
     names = {name for column in columns for name in column}
     try:
         ordered = sorted(names, key=int)

@@ -1,4 +1,4 @@
-"""Importance of each choice: the share of the differences between results that it explains."""
+"""Importance of choices: the share of the variance between results explained by each choice."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ailora.formatting import format_percent, is_finite
 
 #: Fewer results than this cannot tell the choices apart.
 _MIN_RESULTS = 8
-#: A forest of more results takes a second; shares of a sample of that size differ little from those of all.
+#: A forest on more results takes a second, and its shares differ little from those of a sample of this size.
 _MAX_RESULTS = 100
 _RESAMPLES = 20
 _TREES = 16
@@ -34,12 +34,12 @@ IMPORTANCE_NOTE = (
 
 @dataclass(frozen=True)
 class Importance:
-    """Share of the variance between results that a choice explains by itself.
+    """Share of the variance between results explained by a choice alone.
 
     Attributes:
         name: name of the choice.
         share: share of the variance, between 0 and 1.
-        low, high: 80 % interval over results that are resampled with replacement.
+        low, high: ends of the 80 % interval over results resampled with replacement.
     """
 
     name: str
@@ -53,7 +53,7 @@ class Importance:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, object]) -> Importance | None:
-        """Read plain data of `to_dict` from a file that may be damaged; None if a field is missing or no number."""
+        """Read plain data of `to_dict`, perhaps damaged; None if a field is missing or not a finite number."""
         numbers = [data.get(name) for name in ("share", "low", "high")]
         finite = [number for number in numbers if is_finite(number)]
         return cls(str(data.get("name")), *finite) if len(finite) == len(numbers) else None
@@ -64,11 +64,11 @@ def measure_importance(settings: Sequence[Mapping[str, float | str]], values: Se
 
     Args:
         settings: choices of each result by name; numbers are learning rates.
-        values: results, as many as settings; those that are not finite are left out.
+        values: results, a number for each of `settings`; values that are not finite are left out.
 
     Returns:
-        The choices with alternatives by importance, the largest first. Empty if there are fewer than eight results, or
-        if all are equal.
+        The choices with more than a single value, the most important first. Empty if there are fewer than eight
+        results, or if all are equal.
     """
     generator = np.random.default_rng(_SEED)
     finite = [i for i, value in enumerate(values) if math.isfinite(value)]
@@ -99,7 +99,7 @@ def describe_importance(importances: Sequence[Importance], differences: str) -> 
 
     Args:
         importances: from `measure_importance`, not empty.
-        differences: the differences that are explained, such as `the differences at step 10`.
+        differences: the explained differences, such as `the differences at step 10`.
     """
     shares = ", ".join(
         f"{i.name} {format_percent(i.share)} ({format_percent(i.low)} to {format_percent(i.high)})" for i in importances
@@ -115,6 +115,7 @@ def importance_rows(importances: Sequence[Importance]) -> list[tuple[str, ...]]:
 def _distribution(values: Sequence[float | str]) -> BaseDistribution:
     numbers = [value for value in values if not isinstance(value, str)]
     if len(numbers) == len(values):
+        # Numbers are learning rates, which differ by factors.
         return FloatDistribution(min(numbers), max(numbers), log=True)
     return CategoricalDistribution(sorted({str(value) for value in values}))
 
@@ -124,9 +125,9 @@ def _explained(
     values: Sequence[float],
     distributions: Mapping[str, BaseDistribution],
 ) -> dict[str, float]:
-    """Return the share of the variance that each choice explains by itself."""
+    """Return the share of the variance explained by each choice alone."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    # Optuna evaluates studies only: this one is in memory.
+    # Optuna's evaluator takes a study; this study stays in memory.
     study = optuna.create_study()
     for setting, value in zip(settings, values, strict=True):
         params = {name: setting[name] for name in distributions}

@@ -34,7 +34,7 @@ class BaselineComparison:
     Attributes:
         difference: difference of the reported scores, paired by seed. Its interval is sequential from the first look
             on, a t-interval before. None without a seed in common.
-        judgement: verdict at the latest look; None before the first look and without a seed in common.
+        judgement: verdict at the latest look; None before the first look, or without a seed in common.
         bootstrap: bootstrap interval of the difference, over seeds and examples; None without stored predictions.
         time_to_loss: time until the method has the baseline's final validation loss; None without evaluations.
         shared_rates: differences at the rates run by both, and the factor between their curves.
@@ -75,7 +75,7 @@ class Comparison:
         against_baseline: condition -> its comparison with the baseline, without the baseline's conditions.
         average_ranks: method -> average rank over tasks and settings; empty for a single task and setting.
         n_pending: number of comparisons before their first look.
-        rate_certainties: condition -> certainty of its best rate, without those of a single rate.
+        rate_certainties: condition -> certainty of its best rate; conditions with a single rate are left out.
     """
 
     design: StudyDesign
@@ -98,14 +98,14 @@ class Comparison:
 
     @functools.cached_property
     def importances(self) -> dict[str, list[Importance]]:
-        """Task -> importance of each choice for the validation score, the mean over the seeds of a setting and rate."""
+        """Task -> importance of each choice for the validation score, a mean over seeds at each setting and rate."""
         importances: dict[str, list[Importance]] = {}
         for task in dict.fromkeys(condition.task for condition in self.results):
             settings: list[dict[str, float | str]] = []
             scores: list[float] = []
             for condition in (c for c in self.results if c.task == task):
                 values = condition.values
-                # A method may have no use for a key of the grid.
+                # A method without use for a grid key has no value for the key.
                 grid = {setting_name(key): str(values.get(key, "none")) for key in self.design.config.grid}
                 for rate, point in self.results[condition].curve.items():
                     settings.append({"learning rate": rate, "method": condition.method, **grid})
@@ -209,7 +209,7 @@ def _average_ranks(results: Mapping[Condition, MethodResult], design: StudyDesig
     rows: dict[tuple[Condition, ...], dict[str, float]] = {}
     for task, values in itertools.product(dict.fromkeys(c.task for c in results), settings):
         setting = {*Condition.from_values(task, "", values).setting}
-        # A method that has no use for a key of the grid has a single condition, which counts at every value of the key.
+        # A method without use for a grid key has a single condition: it counts at every value of the key.
         conditions = tuple(c for c in results if c.task == task and setting.issuperset(c.setting))
         rows[conditions] = {c.method: score.mean for c in conditions if (score := results[c].score)}
     if len(rows) < 2:

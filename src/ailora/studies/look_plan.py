@@ -1,4 +1,4 @@
-"""Looks of a study: the seeds that each condition needs, and the verdicts at the latest look."""
+"""Looks of a study: the seeds needed by each condition, and the verdicts at the latest look."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ K = TypeVar("K", bound=Hashable)
 
 @dataclass(frozen=True)
 class PlannedComparison(Generic[K]):
-    """Settings by which a method's condition is compared with the baseline's.
+    """Settings for comparing a method's condition with the baseline's condition.
 
     Attributes:
         baseline: the baseline's condition.
@@ -36,8 +36,8 @@ class PlannedComparison(Generic[K]):
         """Pair the scores of a method and of the baseline at the seeds of a look.
 
         Args:
-            scores: seed -> score of the method; NaN of a failed run.
-            baseline: seed -> score of the baseline; NaN of a failed run.
+            scores: seed -> score of the method; NaN for a failed run.
+            baseline: seed -> score of the baseline; NaN for a failed run.
             seeds: seeds of the look.
             first_look: number of seeds at the first look.
 
@@ -78,13 +78,13 @@ def plan_looks(
 ) -> LookState[K]:
     """Judge the comparisons at every look, and plan the seeds of the next look for undecided comparisons.
 
-    A look is planned once all undecided comparisons have reached the look before. The plan is then a function of the
-    ended runs, whatever the order in which they ended.
+    A look is planned once all undecided comparisons have reached the previous look. The plan therefore depends on the
+    ended runs only, and not on the order in which they ended.
 
     Args:
         comparisons: condition of a method -> its comparison.
-        scores: condition -> seed -> score of an ended run at its best rate, NaN of a failed run. None while the best
-            rate is unknown, empty if every rate failed.
+        scores: condition -> seed -> score of an ended run at the condition's best rate, NaN for a failed run. A
+            condition has None while its best rate is unknown, and an empty mapping if every rate failed.
         seeds: all seeds, in the order in which they run.
         schedule: numbers of seeds at the looks.
 
@@ -92,7 +92,7 @@ def plan_looks(
         The required seeds, and the judgements.
     """
     n_seeds = dict.fromkeys(scores, schedule.counts[0])
-    # A comparison without any score is no part of the family: Holm's correction for it would cost power.
+    # A comparison without any score is left out of the family: correcting for it would only cost power.
     active = [key for key, c in comparisons.items() if not any(scores[k] == {} for k in (key, c.baseline))]
     pairs: dict[K, PairedScores] = {}
     state = LookState(n_seeds)

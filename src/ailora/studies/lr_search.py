@@ -36,13 +36,13 @@ class LrGrid:
         if config.values is not None:
             return cls(tuple(sorted(config.values)))
         assert config.from_ is not None
-        # The hundredth of a step absorbs rounding of the logarithms: 1e-5 to 1e-2 always has 13 rates.
+        # The hundredth of a step absorbs rounding of the logarithms: 1e-5 to 1e-2 at 4 per decade always has 13 rates.
         steps = math.floor(config.decades * config.per_decade + 0.01)
         return cls(tuple(_step(config.from_, k, config.per_decade) for k in range(steps + 1)), config.per_decade)
 
     @property
     def reachable(self) -> list[float]:
-        """All rates that the search may try: a range extends by `MAX_EXTENSION_DECADES` beyond each end."""
+        """All rates the search may try. A range may extend by `MAX_EXTENSION_DECADES` beyond each end."""
         if self.per_decade is None:
             return list(self.initial)
         most = MAX_EXTENSION_DECADES * self.per_decade
@@ -64,7 +64,7 @@ class SearchState:
     Attributes:
         required: (rate, seed) of all required runs so far, ended runs included.
         best: the best rate; None while unknown, or if every run failed.
-        ended: whether no run is left.
+        ended: whether all required runs have ended.
     """
 
     required: list[tuple[float, int]]
@@ -74,11 +74,11 @@ class SearchState:
 
 @dataclass(frozen=True)
 class LrSearch:
-    """Search for the best rate of a method, with runs of all seeds at this rate.
+    """Search for a method's best rate, followed by runs with all seeds at this rate.
 
     Attributes:
         rates: rates to search.
-        seeds: seeds that choose the best rate; the first seed searches for it.
+        seeds: seeds whose mean score chooses the best rate; the first seed runs at every tried rate.
         extra_seeds: seeds that run only at the best rate.
         everywhere: whether all seeds run at all rates.
     """
@@ -89,7 +89,7 @@ class LrSearch:
     everywhere: bool = False
 
     def plan(self, scores: Mapping[tuple[float, int], float]) -> SearchState:
-        """Plan the runs that the scores so far require.
+        """Plan the runs required by the scores so far.
 
         Args:
             scores: (rate, seed) -> score of an ended run, larger is better; NaN for a failed run.
@@ -106,9 +106,9 @@ class LrSearch:
         while (best := self._promising(scores, tried)) is not None:
             near = self.rates.neighbours(best)
             tried |= {*near}
-            # The first seed decides whether the range extends in this direction, all seeds decide which rate is best.
+            # First, the first seed decides whether the range extends; then all seeds decide which rate is best.
             for seeds in (first, self.seeds):
-                # A rate with a failed run cannot be the best: its other seeds need not run.
+                # A rate with a failed run cannot be the best, so its other seeds need not run.
                 sound = [r for r in (best, *near) if not any(math.isnan(scores.get((r, s), 0.0)) for s in self.seeds)]
                 required |= _pairs(sound, seeds)
                 if not required.keys() <= scores.keys():
@@ -122,7 +122,7 @@ class LrSearch:
         return SearchState(list(required), best, ended=required.keys() <= scores.keys())
 
     def _promising(self, scores: Mapping[tuple[float, int], float], tried: Iterable[float]) -> float | None:
-        """Return the rate with the best mean over all seeds, or while no rate has all seeds, with the best first seed.
+        """Return the rate with the best mean over all seeds; until a rate has all seeds, the first seed decides.
 
         Returns None if every rate has a failed run.
         """
@@ -154,7 +154,7 @@ class LrRange:
 
 
 def best_rate(curve: Mapping[float, float], *, larger_is_better: bool) -> float:
-    """Return the learning rate with the best finite mean; of rates with equal means, the smallest.
+    """Return the learning rate with the best finite mean; ties go to the smallest rate.
 
     Args:
         curve: learning rate -> mean score.
@@ -167,6 +167,7 @@ def best_rate(curve: Mapping[float, float], *, larger_is_better: bool) -> float:
     if not rates:
         raise InputError(f"no learning rate of {sorted(curve)} has a finite mean")
     sign = 1 if larger_is_better else -1
+    # `max` returns the first of equal rates: sorted, this is the smallest.
     return max(rates, key=lambda rate: sign * curve[rate])
 
 
@@ -179,6 +180,9 @@ def find_good_range(curve: Mapping[float, Estimate], *, larger_is_better: bool, 
         curve: learning rate -> scores at this rate.
         larger_is_better: whether a larger score is better.
         tolerance: smallest margin, in the unit of the metric, such as 0.01 for an accuracy in [0, 1].
+
+    Returns:
+        The range around the best rate.
 
     Raises:
         InputError: No learning rate has a finite mean, a rate is not positive, or the tolerance is negative.
@@ -206,4 +210,5 @@ def _pairs(rates: Iterable[float], seeds: Iterable[int]) -> dict[tuple[float, in
 
 def _step(rate: float, steps: int, per_decade: int) -> float:
     """Return the rate after a number of steps along a geometric range, rounded to six digits."""
+    # Rates identify trials: if a study file extends its range, the same rates must be computed from the new end.
     return float(f"{rate * 10 ** (steps / per_decade):.6g}")

@@ -23,15 +23,15 @@ class MethodResult:
     """Results of a condition's trials.
 
     Attributes:
-        condition: the method, on a task at a setting.
+        condition: method, task and setting.
         search: state of the search for its best rate.
         curve: learning rate -> mean validation score over seeds.
-        runs: learning rate, ascending -> seed -> result of the run, without the runs that confirm a time to loss.
+        runs: learning rate, ascending -> seed -> result of the run. Runs for confirming a time to loss are left out.
         at_best: seed -> result of the run at the best rate.
         scores: seed -> score of the run at the best rate, on the reported split.
-        score: mean of these scores; None without a run at the best rate.
+        score: mean of `scores`; None without a run at the best rate.
         good_range: rates as good as the best; None without a best rate.
-        status_counts: status -> number of trials, over all rates, including those that confirm a time to loss.
+        status_counts: status -> number of trials at all rates, including trials for confirming a time to loss.
         errors: errors of the failed trials, each with the rate and seed.
     """
 
@@ -85,14 +85,16 @@ def collect_method_result(
         trials: trials of the whole study.
         design: design of the study.
         scores: scores of the condition from `StudyDesign.scores`.
-        n_seeds: number of seeds required at its best rate, from `StudyDesign.plan_looks`.
+        n_seeds: number of seeds required at the condition's best rate, from `StudyDesign.plan_looks`.
 
     Returns:
         The results of the condition.
     """
-    of_condition = [trial for trial in trials if trial.spec.condition == condition]
+    condition_trials = [trial for trial in trials if trial.spec.condition == condition]
     done = {
-        t.spec: t.result for t in of_condition if t.result and t.status is Status.COMPLETE and t.spec.max_steps is None
+        t.spec: t.result
+        for t in condition_trials
+        if t.result and t.status is Status.COMPLETE and t.spec.max_steps is None
     }
     search = design.lr_search(condition, n_seeds).plan(scores)
     metric, split = design.metric(condition), design.report_split(condition)
@@ -105,7 +107,7 @@ def collect_method_result(
     }
     at_best = {} if search.best is None else runs.get(search.best, {})
     reported = {seed: result.metrics[split][metric] for seed, result in at_best.items()}
-    # A rate is excluded if a seed that chooses the best rate failed there: the good range then has a gap.
+    # A rate at which a selection seed failed is excluded: the good range ends before such a rate.
     excluded = [rate for (rate, seed), score in scores.items() if seed in design.selection_seeds and math.isnan(score)]
     return MethodResult(
         condition=condition,
@@ -116,13 +118,13 @@ def collect_method_result(
         scores=reported,
         score=estimate(reported.values()) if reported else None,
         good_range=_find_good_range(curve, excluded, design, condition) if search.best is not None else None,
-        status_counts=Counter(trial.status for trial in of_condition),
-        errors=[_describe_error(trial) for trial in of_condition if trial.status is Status.FAIL],
+        status_counts=Counter(trial.status for trial in condition_trials),
+        errors=[_describe_error(trial) for trial in condition_trials if trial.status is Status.FAIL],
     )
 
 
 def metric_point(metric: str) -> float:
-    """Return a point in a metric's unit: 0.01 for metrics up to 1, and 1 for metrics up to 100."""
+    """Return the size of a point in a metric's unit: 0.01 for metrics up to 1, and 1 for metrics up to 100."""
     return 1.0 if metric in TEXT_METRICS else 0.01
 
 

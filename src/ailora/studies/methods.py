@@ -18,7 +18,7 @@ from ailora.studies.study_config import RateConfig
 
 @dataclass(frozen=True)
 class StudyMethod:
-    """Changes that a method makes to a run's configuration.
+    """Changes to a run configuration for a method.
 
     Attributes:
         method: the training method.
@@ -32,6 +32,7 @@ class StudyMethod:
 
     def applicable(self, setting: Mapping[str, object]) -> dict[str, object]:
         """Select the values of a setting that the method uses and does not override."""
+        # Full fine-tuning has no adapter, hence no use for its settings.
         full = isinstance(self.method, FullFineTuning)
         unused = {key for key in setting if full and key.startswith("adapter.")} | self.overrides.keys()
         return {key: value for key, value in setting.items() if key not in unused}

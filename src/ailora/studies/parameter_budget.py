@@ -18,14 +18,14 @@ from ailora.recipes.training.setup import plan_adapter
 def match_trainable_parameters(config: RunConfig, baseline: RunConfig) -> RunConfig:
     """Scale a configuration's rank to the baseline's number of trainable parameters.
 
-    Heads and other modules that are trained in full are the same for both methods, and do not count.
+    Heads and other modules trained in full are the same in both methods, and are not counted.
 
     Args:
         config: configuration of a method.
         baseline: configuration of the baseline.
 
     Returns:
-        The configuration with the scaled rank; of full fine-tuning, the unchanged configuration.
+        The configuration with the scaled rank; unchanged if either method is full fine-tuning.
 
     Raises:
         InputError: The method's adapter is not planned, PEFT's init refuses the scaled rank, or the model has no
@@ -35,12 +35,13 @@ def match_trainable_parameters(config: RunConfig, baseline: RunConfig) -> RunCon
     if isinstance(config.adapter.method, FullFineTuning) or isinstance(baseline.adapter.method, FullFineTuning):
         return config
     rank, budget, trained = config.adapter.rank, count_trainable(baseline), count_trainable(config)
+    # A scaled rank below 0.5 would round to 0, which is no rank.
     if isinstance(rank, dict):
         scaled = {key: max(1, round(value * budget / trained)) for key, value in rank.items()}
     else:
         scaled = max(1, round(rank * budget / trained))
     matched = config.model_copy(update={"adapter": config.adapter.model_copy(update={"rank": scaled})})
-    # A rank beyond a weight's, or one that PEFT's init refuses, fails here and not in every trial.
+    # Validated here: a rank above a weight's, or refused by PEFT's init, would otherwise fail in every trial.
     if isinstance(method := matched.adapter.method, PeftInit):
         validate_options(method, matched.adapter)
     count_trainable(matched)
@@ -54,7 +55,7 @@ def count_trainable(config: RunConfig) -> int:
         config: configuration of a run.
 
     Raises:
-        InputError: The method is a function of the user, or the adapter is not planned.
+        InputError: The method is a user function, or the adapter is not planned.
         ModelError: The model cannot be adapted as configured.
     """
     if isinstance(config.adapter.method, CustomFunction):

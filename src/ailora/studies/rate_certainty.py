@@ -15,9 +15,9 @@ from ailora.studies.study_design import StudyDesign
 from ailora.studies.trial import TrialResult
 
 _N_SEED_RESAMPLES = 2000
-#: Fewer, since correlations take a call of the metric per run and resample. Standard errors are at most 2.2 %.
+#: Fewer, since correlation metrics need a call per run and resample. Standard errors of shares are at most 2.2 %.
 _N_EXAMPLE_RESAMPLES = 500
-#: Relative difference of mean scores that rounding explains.
+#: Largest relative difference between mean scores due to rounding.
 _ROUNDING = 1e-12
 
 
@@ -36,8 +36,8 @@ class RateCertainty:
     Attributes:
         best: the chosen rate.
         shares: rate, ascending -> share of the resamples with their best score at this rate; empty if unknown. Rates
-            that lack a selection seed are left out.
-        resampled: resampled units; None if unknown, with a single selection seed and without predictions.
+            without runs of all selection seeds are left out.
+        resampled: resampled units. None, for unknown certainty, with a single selection seed and without predictions.
     """
 
     best: float
@@ -71,7 +71,7 @@ def measure_rate_certainty(
         read_predictions: whether to resample examples, from stored predictions.
 
     Returns:
-        The shares; None while the best rate is unknown, or with selection seeds at a single rate.
+        The certainty; None while the best rate is unknown, or if a single rate has runs of all selection seeds.
     """
     seeds, metric = design.selection_seeds, design.metric(result.condition)
     runs = {
@@ -85,13 +85,13 @@ def measure_rate_certainty(
     draws = np.random.default_rng(0).multinomial(len(seeds), np.full(len(seeds), 1 / len(seeds)), _N_SEED_RESAMPLES)
     scores = None
     if read_predictions:
-        flat = [run for of_rate in runs.values() for run in of_rate]
+        flat = [run for rate_runs in runs.values() for run in rate_runs]
         scores = score_resamples(flat, "validation", metric, n_resamples=_N_EXAMPLE_RESAMPLES)
     if scores is not None:
         means = _mean_over_seeds(scores.reshape(-1, len(runs), len(seeds)), draws[:_N_EXAMPLE_RESAMPLES])
         resampled = Resampled.SEEDS_AND_EXAMPLES if len(seeds) > 1 else Resampled.EXAMPLES
     elif len(seeds) > 1:
-        stored = np.array([[run.metrics["validation"][metric] for run in of_rate] for of_rate in runs.values()])
+        stored = np.array([[run.metrics["validation"][metric] for run in rate_runs] for rate_runs in runs.values()])
         means, resampled = _mean_over_seeds(stored[None], draws), Resampled.SEEDS
     else:
         return RateCertainty(best, {}, None)
@@ -117,13 +117,13 @@ def _mean_over_seeds(scores: np.ndarray, draws: np.ndarray) -> np.ndarray:
 
 
 def _choice_shares(means: np.ndarray, rates: Sequence[float]) -> dict[float, float]:
-    """Compute the share of the resamples in which each rate has the largest mean; of equal means, the smaller rate.
+    """Compute the share of the resamples in which each rate has the largest mean; ties go to the smaller rate.
 
     Args:
         means: (resamples, rates).
         rates: the rates, ascending.
     """
-    # Sums of equal scores may round differently: the tolerance keeps the choice of the search.
+    # Sums of equal scores may round differently. With the tolerance, ties are broken as in the search.
     largest = means.max(axis=1, keepdims=True)
     chosen = np.argmax(means >= largest - _ROUNDING * np.abs(largest), axis=1)
     return {rate: float(np.mean(chosen == index)) for index, rate in enumerate(rates)}

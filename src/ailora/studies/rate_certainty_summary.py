@@ -1,4 +1,4 @@
-"""Certainty of the chosen learning rates in sentences and rows."""
+"""Certainty of the chosen learning rates, as sentences and table rows."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def describe_uncertain_rates(comparison: Comparison) -> list[str]:
 
 
 def rate_certainty_rows(comparison: Comparison) -> tuple[list[str], list[list[str]], list[str]]:
-    """Return the columns, rows and notes of the table; there are rows where the certainty of a choice is known."""
+    """Return the columns, rows and notes of the table. A rate of unknown certainty has no row."""
     rows = [
         [
             condition.label,

@@ -1,4 +1,4 @@
-"""Factor of the learning rate that turns the curve of a baseline into the curve of a method."""
+"""Learning rate factor between the score curves of a baseline and a method."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from scipy import stats
 
 #: Number of rates that two curves need in common.
 MIN_SHARED_RATES = 3
-#: A step of the search is then 2.3 %, a fiftieth of half a decade, the usual distance of tried rates.
+#: A search step is then 2.3 %: a fiftieth of half a decade, the usual distance between tried rates.
 _STEPS_PER_DECADE = 100
 #: Smallest overlap of two curves, as a share of the decades of the shorter curve.
 _MIN_OVERLAP = 0.5
-#: Smallest range of scores within the overlap, as a share of each curve's range: plateaus fit each other at any shift.
+#: Smallest range of scores within the overlap, as a share of each curve's range, since plateaus fit at any shift.
 _MIN_SCORE_RANGE = 0.25
 #: Bound on the rounding of logarithms and scores.
 _ROUNDING = 1e-9
@@ -32,12 +32,12 @@ class RateShift:
 
     Attributes:
         factor: the factor; None if the curves do not identify a factor.
-        low: lower end of its 95 % interval over seeds; None for a single seed, or if the curves without a seed do not
-            identify a factor.
+        low: lower end of the factor's 95 % interval over seeds; None for a single seed, or if the curves no longer
+            identify a factor when a seed is left out.
         high: upper end of the interval.
-        seeds: seeds with a curve of both, ascending.
+        seeds: seeds with curves of both the method and the baseline, ascending.
         rms_before: root mean square difference of the curves at equal rates, in the metric's unit; None without a
-            factor, or if the curves hardly overlap there.
+            factor, or if the curves hardly overlap without a shift.
         rms_after: root mean square difference of the curves after the shift.
         reason: reason for an unknown factor; empty for a known factor.
     """
@@ -63,11 +63,11 @@ class RateShift:
 
 
 def fit_rate_shift(ours: Mapping[int, Curve], baseline: Mapping[int, Curve], *, tolerance: float) -> RateShift:
-    """Fit the factor of the rate that turns the baseline's curve into the curve of a method.
+    """Fit the rate factor that turns the baseline's curve into the method's curve.
 
-    A curve joins its scores by straight lines over log10 of the rate. The shift `d`, in decades, minimizes the mean
+    A curve interpolates its scores linearly over log10 of the rate. The shift `d`, in decades, minimizes the mean
     square of the differences `method(x) - baseline(x + d)` over all seeds, at the tried rates within the overlap. The
-    overlap has at least half of the decades of the shorter curve, and a quarter of each curve's range of scores. The
+    overlap must cover half of the decades of the shorter curve, and a quarter of each curve's range of scores. The
     interval over seeds is the jackknife interval `d ± t(n - 1) se`.
 
     Source: B. Efron and C. Stein, "The jackknife estimate of variance", Annals of Statistics 9 (3), 1981.
@@ -121,7 +121,7 @@ class _ShiftFit:
     def from_curves(cls, pairs: list[tuple[Curve, Curve]]) -> _ShiftFit:
         """Compute the squared differences of each seed's pair of curves, the method's and the baseline's."""
         rates = [rate for pair in pairs for curve in pair for rate in curve]
-        # A step beyond the largest shift, since `is_limit` reads both neighbours of a shift.
+        # An extra step at each end, since `is_limit` reads both neighbours of a shift.
         most = math.ceil(math.log10(max(rates) / min(rates)) * _STEPS_PER_DECADE) + 1
         shifts = np.arange(-most, most + 1) / _STEPS_PER_DECADE
         sums = [_squared_differences(_points(ours), _points(base), shifts) for ours, base in pairs]
@@ -137,7 +137,7 @@ class _ShiftFit:
         return self.squares[seeds].sum(0) / np.maximum(self.counts[seeds].sum(0), 1)
 
     def best_index(self, seeds: NDArray[np.bool_]) -> int | None:
-        """Find the best shift for the selected seeds, of equal shifts the smallest; None without enough overlap."""
+        """Find the best shift for the selected seeds; ties go to the smallest. None without enough overlap."""
         means = self.mean_squares(seeds)
         least = means.min()
         if not math.isfinite(least):
@@ -158,7 +158,7 @@ class _ShiftFit:
         """Compute the 95 % jackknife interval of the factor over seeds, around the best shift."""
         n = len(self.squares)
         partial = [self.best_index(np.arange(n) != left_out) for left_out in range(n)] if n > 1 else []
-        # A partial fit at a limit cannot move further: the interval would be too narrow.
+        # A partial fit at the limit of the overlap cannot move further, and would make the interval too narrow.
         if n < 2 or any(index is None or self.is_limit(index) for index in partial):
             return None, None
         values = self.shifts[[index for index in partial if index is not None]]
@@ -180,7 +180,7 @@ def _points(curve: Curve) -> tuple[_Floats, _Floats]:
 def _squared_differences(
     ours: tuple[_Floats, _Floats], baseline: tuple[_Floats, _Floats], shifts: _Floats
 ) -> tuple[_Floats, _Floats]:
-    """Sum the squares of `method(x) - baseline(x + shift)` over the rates of both curves, with their number.
+    """Sum the squares of `method(x) - baseline(x + shift)` over the rates of both curves, and count the rates.
 
     Returns:
         Sums, infinite where the curves do not overlap enough, and numbers, both (shifts,).

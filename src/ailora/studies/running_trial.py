@@ -1,4 +1,4 @@
-"""A trial that this worker runs: heartbeats, and records of its result or its end."""
+"""A trial run by this worker: its heartbeats, and the record of its result or error."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _MIN_PEERS = 4
 
 
 class RunningTrial:
-    """A trial claimed by this worker; inside its `with` block the storage gets heartbeats.
+    """A trial claimed by this worker. Inside its `with` block, the storage gets heartbeats.
 
     Args:
         study: Optuna study of the trial.
@@ -60,8 +60,8 @@ class RunningTrial:
         """Record the result.
 
         Args:
-            result: Result of the run.
-            score: Score on the validation split; larger is better.
+            result: result of the run.
+            score: score on the validation split; larger is better.
         """
         self._end({RESULT: result.to_dict()}, TrialState.COMPLETE, [score])
 
@@ -86,16 +86,16 @@ class RunningTrial:
         """Return whether the last score is below the median of the peers' scores at that step.
 
         Args:
-            peers: Keys of the trials to compare with; finished ones count, and at least four are needed.
+            peers: keys of the trials to compare with. Only complete trials count, and pruning needs at least four.
         """
-        # Optuna's pruner compares with all trials of a study, so that it gets a study of the peers alone.
+        # Optuna's pruner compares a trial with all trials of its study, so it gets a study with the peers only.
         study = optuna.create_study(direction="maximize")
         done = self._study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
         study.add_trials(frozen for frozen in done if frozen.user_attrs.get(KEY) in peers)
         return MedianPruner(n_startup_trials=_MIN_PEERS).prune(study, self._storage.get_trial(self._id))
 
     def _end(self, attributes: Mapping[str, object], state: TrialState, values: list[float] | None = None) -> None:
-        # If another worker considered this one dead and started the trial again, that attempt counts.
+        # If another worker considered this worker dead and restarted the trial, the new attempt counts.
         with storage_errors(self._url), contextlib.suppress(UpdateFinishedTrialError):
             for name, value in attributes.items():
                 self._storage.set_trial_user_attr(self._id, name, value)

@@ -1,9 +1,9 @@
 """Group sequential t-tests: a study is judged at planned numbers of seeds, with a single error rate over all looks.
 
-A boundary of O'Brien and Fleming rejects if sqrt(n_k / n_K) z_k is beyond a constant. Here z_k is the normal score with
-the p-value of the t-statistic of the first n_k seeds, and n_K is the number of seeds at the last look. Under the null
-hypothesis, the sequence of t-statistics is independent of the spread of the scores, hence the constant depends on the
-looks only. Early looks spend almost nothing of the error rate. A single look is the ordinary t-test.
+A boundary of O'Brien and Fleming rejects if sqrt(n_k / n_K) z_k is beyond a constant. Here n_k is the number of seeds
+at look k, and n_K at the last look. The normal score z_k has the p-value of the t-statistic of the first n_k seeds. Under
+the null hypothesis, the sequence of t-statistics is independent of the spread of the scores, hence the constant depends
+on the looks only. Early looks use almost none of the error rate. With a single look, the test is the ordinary t-test.
 
 Source: P. C. O'Brien, T. R. Fleming, "A multiple testing procedure for clinical trials", Biometrics 35, 1979;
 C. Jennison, B. W. Turnbull, "Group Sequential Methods with Applications to Clinical Trials", 2000.
@@ -23,7 +23,7 @@ from ailora.errors import InputError
 
 #: Numbers of seeds at which studies are judged. The ratio of neighbours is about 1.6: more looks cost power.
 PLANNED_LOOKS = (3, 5, 8, 12, 20, 32, 50)
-#: The standard error of the simulated overlap, which is below 0.01 at a p of 0.05, is then 0.0002.
+#: Number of simulated studies. The overlap, below 0.01 at p = 0.05, then has a standard error of 0.0002.
 _N_SIMULATED = 200_000
 #: Values of the statistic at which p-values are tabulated; p at the last is 1e-18.
 _GRID = np.linspace(-4, 9, 1301)
@@ -94,6 +94,7 @@ class NullDistribution:
 
     def critical_value(self, level: float) -> float:
         """Compute the constant of the boundaries at an error rate."""
+        # `np.interp` needs ascending abscissas, and log p descends.
         return float(np.interp(-math.log(level), -self.log_p, _GRID))
 
 
@@ -101,10 +102,11 @@ class NullDistribution:
 def _simulate(schedule: LookSchedule) -> tuple[NullDistribution, NullDistribution]:
     """Compute the two-sided and the one-sided null distribution.
 
-    The probability of any look beyond a value is the sum of the looks' exact probabilities, minus their overlap: the
-    expected number of looks beyond the value, without the first such look. Only the overlap is simulated.
+    The probability that any look is beyond a value is the sum of the exact probabilities of all looks, minus their
+    overlap. The overlap is the expected number of looks beyond the value, not counting the most extreme look. Only the
+    overlap is simulated.
     """
-    # The overlap vanishes in the tail and for a single look: small p-values and single looks are exact.
+    # In the tail and for a single look the overlap vanishes, so these p-values are exact.
     weights = schedule.weights
     marginal = special.ndtr(-_GRID[:, None] / weights).sum(axis=1)
     two_sided = np.where(_GRID > 0, 2 * marginal, len(weights))
@@ -116,12 +118,13 @@ def _without_overlap(expected: np.ndarray, statistics: np.ndarray) -> NullDistri
     """Subtract the overlap from the expected number of looks beyond each value of the grid."""
     others = np.sort(np.sort(statistics, axis=1)[:, :-1].ravel())
     overlap = (others.size - np.searchsorted(others, _GRID)) / len(statistics)
+    # Clipping keeps the logarithm finite. The running minimum removes bumps of the simulation: p must not rise.
     return NullDistribution(np.log(np.minimum.accumulate(np.clip(expected - overlap, 1e-300, 1))))
 
 
 def _simulate_statistics(schedule: LookSchedule) -> np.ndarray:
     """Simulate statistics under the null hypothesis, (simulations, looks)."""
-    # Drawn between two looks at once: sums and sums of squares suffice, and need no array of all differences.
+    # Sums and sums of squares suffice: the seeds between two looks are drawn at once, without their differences.
     rng = np.random.default_rng(0)
     total, squares, n_before = np.zeros(_N_SIMULATED), np.zeros(_N_SIMULATED), 0
     looks = []
@@ -138,8 +141,8 @@ def _simulate_statistics(schedule: LookSchedule) -> np.ndarray:
 def normal_scores(means: ArrayLike, sds: ArrayLike, counts: ArrayLike) -> np.ndarray:
     """Convert the t-statistics of means to normal scores with the same one-sided p-values.
 
-    Equal differences, with a standard deviation of 0, are judged by their signs, with p = 2^-n: their spread is hidden
-    by the resolution of the metric.
+    The metric's resolution hides the spread of equal differences, whose standard deviation is 0. Their signs are tested
+    instead, with p = 2^-n.
 
     Args:
         means: means minus the mean of the null hypothesis.
@@ -163,7 +166,7 @@ class LookMoments:
     Attributes:
         schedule: all planned looks.
         means: means of the differences, (..., looks so far).
-        sds: standard deviations, divisor n - 1; 0 of equal differences.
+        sds: standard deviations, divisor n - 1; 0 for equal differences.
         counts: numbers of differences, smaller than planned if runs failed.
     """
 
@@ -189,7 +192,7 @@ class LookMoments:
         exists = ~np.isnan(differences)
         values = np.where(exists, differences, 0.0)
         counts = np.cumsum(exists, axis=-1)[..., last]
-        # Moments around the first difference: around 0, the sum of squares would cancel for a mean far from 0.
+        # Moments are taken around the first difference: around 0, they would cancel for a mean far from 0.
         shift = np.take_along_axis(values, np.argmax(exists, axis=-1)[..., None], axis=-1)
         centred = np.where(exists, values - shift, 0.0)
         first, second = (np.cumsum(centred**power, axis=-1)[..., last] for power in (1, 2))
@@ -198,7 +201,7 @@ class LookMoments:
         return cls(schedule, shift + first / n, np.where(sds > rounding, sds, 0.0), counts)
 
     def statistics(self, null: float = 0.0) -> np.ndarray:
-        """Compute the statistics of all looks for the null hypothesis that the mean difference is `null`."""
+        """Compute the statistics of all looks under the null hypothesis of a mean difference `null`."""
         return self._weights * normal_scores(self.means - null, self.sds, self.counts)
 
     def difference_p(self) -> np.ndarray:
@@ -218,7 +221,7 @@ class LookMoments:
         return self.schedule.one_sided.p_value(sides)
 
     def bounds(self, critical_value: float) -> tuple[np.ndarray, np.ndarray]:
-        """Compute the sequential interval at each look: the means rejected by no look so far.
+        """Compute the sequential interval at each look: the mean differences rejected by no look so far.
 
         If the mean at a look is outside the intervals of earlier looks, its interval uses this look alone.
 
@@ -233,6 +236,7 @@ class LookMoments:
         usable = (self.counts > 1) & (self.sds > 0)
         half = np.where(usable, quantile * self.sds / np.sqrt(np.maximum(self.counts, 1)), math.nan)
         low, high = self.means - half, self.means + half
+        # `fmax` and `fmin` ignore NaN: looks without an interval exclude no value.
         all_low, all_high = np.fmax.accumulate(low, axis=-1), np.fmin.accumulate(high, axis=-1)
         inside = usable & (all_low < self.means) & (self.means < all_high)
         return np.where(inside, all_low, low), np.where(inside, all_high, high)

@@ -1,8 +1,8 @@
-"""Differences to the baseline at shared learning rates, and the rate factor that explains them.
+"""Differences from the baseline at shared learning rates, and the rate factor behind them.
 
-An init with large factors acts like a larger learning rate. Below the best rate its method is ahead of the baseline,
-above the best rate behind, and at their best rates the two are equal. A comparison at a single rate cannot tell
-such a factor from a better method.
+An init with large factors acts like a larger learning rate. At small rates, its method is ahead of the baseline; at
+large rates, it is behind; with each method at its own best rate, the two are level. A comparison at a single rate
+cannot distinguish this effect from a better method.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ailora.studies.trial import TrialResult
 
 
 class Position(StrEnum):
-    """Position of a method beside the baseline, by the mean difference without its interval."""
+    """Position of a method relative to the baseline, by the mean difference alone."""
 
     AHEAD = "ahead"
     BEHIND = "behind"
@@ -32,7 +32,7 @@ class Position(StrEnum):
         Args:
             mean: the difference.
             larger_is_better: whether larger scores are better.
-            point: a point in the metric's unit.
+            point: size of a point in the metric's unit, from `metric_point`.
         """
         # Published tables show tenths of a point: below half a tenth, two methods have the same entry.
         if not abs(mean) >= point / 20:
@@ -63,7 +63,7 @@ class SharedRates:
 
     def misleads_at(self, rate: float) -> bool:
         """Return whether the method is ahead or behind at a rate, but not when both run at their best rates."""
-        # Level methods are no finding: at rates too small to learn, all methods are level.
+        # A level position does not mislead: at rates too small for learning, all methods are level.
         return self.at_best is not None and self.positions[rate] not in (self.at_best, Position.LEVEL)
 
     def to_dict(self) -> dict[str, object]:
@@ -83,7 +83,7 @@ def compare_shared_rates(
     Args:
         ours: results of the method.
         baseline: results of the baseline.
-        at_best: difference of their scores when both run at their best rates.
+        at_best: difference of their scores when both run at their best rates; None without a seed in common.
         design: design of the study.
 
     Returns:

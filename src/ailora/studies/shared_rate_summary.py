@@ -1,4 +1,4 @@
-"""Shared learning rates in sentences and tables: misleading rates, and the rate factor that explains them."""
+"""Sentences and tables about shared learning rates: misleading rates, and the rate factor behind them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def shared_rate_sentences(comparison: Comparison) -> list[str]:
 def shared_rate_rows(
     comparison: Comparison, base: Condition, others: Sequence[Condition]
 ) -> tuple[list[str], list[list[str]], list[str]]:
-    """Return the columns, rows and notes of the table of a task and setting, a row for each method.
+    """Return the columns, rows and notes of the table for a task and setting, with a row for each method.
 
     Args:
         comparison: the comparison.
@@ -95,7 +95,7 @@ def _groups(shared: SharedRates, baseline: str) -> Iterator[str]:
     means = {rate: difference.estimate.mean for rate, difference in shared.differences.items()}
     texts = dict(zip(means, format_alike([*means.values()], "+"), strict=True))
     for position, word in _WORDS.items():
-        rates = [rate for rate, of_rate in shared.positions.items() if of_rate is position]
+        rates = [rate for rate, rate_position in shared.positions.items() if rate_position is position]
         if rates:
             by_size = sorted(rates, key=lambda rate: abs(means[rate]))
             ends = dict.fromkeys((texts[by_size[0]], texts[by_size[-1]]))
@@ -114,7 +114,7 @@ def _shift_sentence(shift: RateShift, baseline: str, method: str) -> str:
 
 
 def _difference_cells(against: BaselineComparison, rates: Sequence[float]) -> list[str]:
-    """Format the differences at the rates, and last with each method at its own best rate."""
+    """Format the differences at the shared rates, followed by the difference at the best rates."""
     shared = against.shared_rates
     means = [difference.estimate.mean for difference in shared.differences.values()]
     at_best = [] if against.difference is None else [against.difference.estimate.mean]

@@ -1,6 +1,6 @@
 """Statistics of scores: estimates over seeds, paired differences, adjusted p-values and ranks.
 
-A seed stands for a run of a method on a task at a learning rate. Scores are in the metric's unit.
+Each seed is a run of a method on a task at a learning rate. Scores are in the metric's unit.
 """
 
 from __future__ import annotations
@@ -58,20 +58,20 @@ def estimate(values: Iterable[float], confidence: float = 0.95) -> Estimate:
         confidence: confidence of the interval, in (0, 1).
 
     Returns:
-        The estimate. A score that is not finite, as of a diverged run, makes all fields except `n` NaN.
+        The estimate. A score that is not finite, as in a diverged run, makes all fields except `n` NaN.
 
     Raises:
         InputError: There are no values, or the confidence is outside (0, 1).
     """
-    # Not a bootstrap, whose interval is too narrow for few seeds. Resamples of 3 seeds stay between the smallest and
-    # the largest score, which contain the mean of a symmetric distribution in 1 - 2 / 2^3 = 75 % of cases; percentiles
+    # A bootstrap interval would be too narrow for few seeds. Resamples of 3 seeds stay between the smallest and the
+    # largest score. These contain the mean of a symmetric distribution in 1 - 2 / 2^3 = 75 % of cases, and percentiles
     # of all 27 resamples cover 67 % for normal scores. The t-interval covers 95 % for normal scores at any n.
     scores = [float(value) for value in values]
     if not scores or not 0 < confidence < 1:
         raise InputError(f"expected at least one score and a confidence in (0, 1), got {scores}, {confidence}")
     n, finite = len(scores), all(map(math.isfinite, scores))
-    # `statistics` computes in rationals and rounds once: equal scores have exactly their value as mean, and sd 0.
-    # scipy's t-tests sum floats: equal differences get a tiny sd, and a warning.
+    # `statistics` computes with fractions and rounds once: the mean of equal scores is exactly their value, and their
+    # sd is 0. scipy's t-tests sum floats: for equal differences they compute a tiny sd, and warn.
     mean = statistics.mean(scores) if finite else math.nan
     if n < 2:
         return Estimate(mean, None, n, None, None)
@@ -94,9 +94,9 @@ class Difference:
 
 
 def paired_difference(scores: Mapping[int, float], baseline: Mapping[int, float]) -> Difference:
-    """Compute the difference of two methods over their shared seeds.
+    """Compute the score difference of two methods over their shared seeds.
 
-    Pairing removes the effects of a seed that both methods share: the order of the data, and the initial head.
+    Pairing removes seed effects common to both methods: the data order and the initial head.
 
     Args:
         scores: seed -> score of the method.
@@ -135,8 +135,8 @@ def bootstrap_difference(
     """Bootstrap the difference of two methods' scores over examples and seeds.
 
     A score is the mean of the metric over seeds. Each resample draws seeds and examples with replacement, the same for
-    both methods. The interval is from the 2.5 % to the 97.5 % percentile. With few seeds it is too narrow, hence
-    verdicts follow from t-tests over seeds.
+    both methods. The interval is from the 2.5 % to the 97.5 % percentile. With few seeds it is too narrow;
+    verdicts therefore use t-tests over seeds.
 
     Source: A. B. Owen, "The pigeonhole bootstrap", Annals of Applied Statistics 1 (2), 2007.
 
@@ -159,14 +159,14 @@ def bootstrap_difference(
         raise InputError(f"expected predictions and baseline (seeds, examples), labels (examples,), got {shapes}")
     if not predictions.size or n_resamples < 1:
         raise InputError(f"expected a seed, an example, a resample, got {predictions.shape}, {n_resamples}")
-    # Not `scipy.stats.bootstrap`, which resamples along a single axis.
+    # `scipy.stats.bootstrap` resamples along a single axis only.
     seeds, examples = predictions.shape
     rng = np.random.default_rng(rng_seed)
 
     def difference(counts: np.ndarray, rows: np.ndarray) -> float:
         """Compute the difference for counts of each seed (seeds,) and indices of examples (examples,)."""
         truth = labels[rows]
-        # A seed drawn twice is measured once: the calls of the metric take nearly all of the time.
+        # A seed drawn twice is scored once, since calls of the metric take nearly all the time.
         by_seed = (
             counts[seed] * (metric(truth, predictions[seed, rows]) - metric(truth, baseline[seed, rows]))
             for seed in np.flatnonzero(counts)
@@ -186,7 +186,7 @@ def holm(p_values: Mapping[K, float], *, n_pending: int = 0) -> dict[K, float]:
 
     Args:
         p_values: comparison -> p-value.
-        n_pending: number of comparisons in the family without a p-value yet, which count with a p-value of 1.
+        n_pending: number of comparisons in the family without a p-value yet; each counts with a p-value of 1.
 
     Returns:
         Comparison -> adjusted p-value.
@@ -215,7 +215,7 @@ def holm_adjusted(p_values: np.ndarray) -> np.ndarray:
     Returns:
         Adjusted p-values of the same shape.
     """
-    # Not statsmodels, which takes a single family, and collects garbage: with torch loaded, that takes a second.
+    # statsmodels adjusts a single family per call, and collects garbage: with torch loaded, each call takes a second.
     order = np.argsort(p_values, axis=-1)
     products = np.take_along_axis(p_values, order, axis=-1) * np.arange(p_values.shape[-1], 0, -1)
     adjusted = np.minimum(np.maximum.accumulate(products, axis=-1), 1)
@@ -223,7 +223,7 @@ def holm_adjusted(p_values: np.ndarray) -> np.ndarray:
 
 
 def average_ranks(scores: pd.DataFrame, *, larger_is_better: Mapping[K, bool]) -> pd.Series:
-    """Compute the mean over tasks of each method's rank.
+    """Compute each method's mean rank over tasks.
 
     The best method of a task has rank 1. Equal scores share the mean of their ranks, and missing scores (NaN) the mean
     of the last ranks.

@@ -27,7 +27,7 @@ from ailora.redaction import MASK, is_secret, mask_url
 #: Delay between attempts while another process creates the tables.
 _RETRY_DELAY_S = 0.2
 _MAX_RETRIES = 50
-#: Longest wait for another process's write to an SQLite file, and the time before a message about it.
+#: Longest wait for a lock on an SQLite file, and the wait before a message is logged.
 _LOCK_TIMEOUT_S = 120
 _LOCK_NOTICE_S = 5
 _log = logging.getLogger(__name__)
@@ -43,6 +43,7 @@ def _storage(url: str, *, read_only: bool) -> RDBStorage:
     validate_url(url)
     file = sqlite_file(url)
     if file is None:
+        # During a long trial, a server may close idle connections.
         options: dict[str, Any] = {"pool_pre_ping": True}
         if read_only and url.startswith("postgresql"):
             options["execution_options"] = {"postgresql_readonly": True}
@@ -81,6 +82,7 @@ def validate_url(url: str) -> None:
 
 
 def _connect(file: Path, *, read_only: bool) -> sqlite3.Connection:
+    # `_begin` starts the transactions, hence sqlite3 must not. The heartbeat thread uses the same connections.
     return sqlite3.connect(
         f"file:{quote(str(file.absolute()))}?mode={'ro' if read_only else 'rwc'}",
         uri=True,
@@ -154,7 +156,7 @@ def _begin(connection: sqlite3.Connection, file: Path, *, read_only: bool) -> No
             # Faster than FULL. A kill loses no committed write; a power failure may lose the last ones.
             connection.execute("PRAGMA synchronous = NORMAL")
             connection.execute("BEGIN" if read_only else "BEGIN IMMEDIATE")
-            # A read transaction takes its lock with the first row.
+            # A read-only transaction takes its lock with the first read.
             connection.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone()
             break
         except sqlite3.OperationalError as error:
@@ -166,7 +168,7 @@ def _begin(connection: sqlite3.Connection, file: Path, *, read_only: bool) -> No
             if not announced:
                 _log.warning("%s is locked by another process: waiting up to %d s", file, _LOCK_TIMEOUT_S)
                 announced = True
-    # The long timeout is for the commit, which waits for readers.
+    # The commit waits for readers, and needs the long timeout.
     connection.execute(f"PRAGMA busy_timeout = {_LOCK_TIMEOUT_S * 1000}")
 
 
@@ -187,7 +189,7 @@ def open_storage(url: str, *, read_only: bool = False) -> Generator[RDBStorage, 
 
     Args:
         url: Optuna database URL.
-        read_only: whether to change nothing in the storage.
+        read_only: whether to open the storage read-only.
 
     Raises:
         InputError: The storage cannot be reached, or belongs to a different program.

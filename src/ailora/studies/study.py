@@ -31,25 +31,25 @@ from ailora.studies.trial import Status
 from ailora.studies.trial_storage import TrialStorage
 from ailora.studies.worker import enqueue_missing_trials
 
-#: Keys of a study file that must not change after its first trial: later trials would not be comparable.
+#: Keys of a study file fixed after its first trial: with other values, later trials would not be comparable.
 _FIXED_KEYS = ("base", "metric", "match_parameters", "pruning")
 #: Interval between checks of the workers.
 _POLL_INTERVAL_S = 0.5
 #: Exit code of a worker with invalid input; a restart would fail again.
 _REFUSED = 2
-#: Limit for consecutive deaths of workers without progress of any trial, per worker.
+#: Limit for worker deaths in a row while no trial advances, per worker.
 _MAX_FRUITLESS_DEATHS = 5
 
 
 def create_or_load_study(config: StudyConfig) -> tuple[TrialStorage, StudyDesign]:
-    """Create the study of a file in its storage, or add the trials of an extended file.
+    """Create the study of a file in its storage, or load it and add the trials of an extended file.
 
     Returns:
         The storage and the design of the study.
 
     Raises:
-        InputError: The file is invalid or contradicts its storage, or the storage cannot be reached. The storage is
-            unchanged.
+        InputError: The file is invalid or does not fit the stored study, or the storage cannot be reached. Nothing is
+            written to the storage.
     """
     design = StudyDesign(config)
     assert config.storage is not None
@@ -71,13 +71,13 @@ def create_or_load_study(config: StudyConfig) -> tuple[TrialStorage, StudyDesign
 
 
 def load_study(config: StudyConfig) -> tuple[TrialStorage, StudyDesign]:
-    """Load the study of a file read-only, without importing methods of the user.
+    """Load the study of a file read-only, without importing user-defined methods.
 
     Returns:
         The storage and the design of the study.
 
     Raises:
-        InputError: The file is invalid or contradicts its storage, or there is no such study.
+        InputError: The file is invalid or does not fit the stored study, or there is no such study.
     """
     design = StudyDesign(config, to_run=False)
     assert config.storage is not None
@@ -96,7 +96,7 @@ def load_study_from_storage(
         url: Optuna database URL.
         name: name of the study.
         secrets: study file with its secrets, which the storage lacks; None for a study without secrets.
-        to_run: whether to prepare to run trials; else the storage is opened read-only, and methods of the user are not
+        to_run: whether trials are to run. Otherwise the storage is opened read-only, and user-defined methods are not
             imported.
 
     Returns:
@@ -175,6 +175,7 @@ def run_workers(storage: TrialStorage, config: WorkerInput, count: int, on_poll:
                     raise InputError(f"a worker ended with {_exit_text(code)}{_last_line(log)}: see {log}")
                 workers[log] = _start_worker(storage, config, log, count)
     finally:
+        # All inputs are closed before the first wait, so the workers stop at the same time.
         for worker in workers.values():
             _close(worker)
         for worker in workers.values():
@@ -182,10 +183,10 @@ def run_workers(storage: TrialStorage, config: WorkerInput, count: int, on_poll:
 
 
 def _start_worker(storage: TrialStorage, config: WorkerInput, log: Path, count: int) -> subprocess.Popen[bytes]:
-    """Start a worker that stops at the end of its standard input, and therefore also after a kill of this process.
+    """Start a worker. It stops when its standard input ends, hence also if this process is killed.
 
-    The first line of the input is the URL and the study file with their secrets, which must appear neither in the list
-    of processes nor in the storage. See `ailora.cli.study_progress.read_handover`.
+    The first line of the input contains the URL and the study file with their secrets. Secrets must appear neither in
+    the process list nor in the storage. See `ailora.cli.study_progress.read_handover`.
     """
     threads = max(1, (os.cpu_count() or 1) // count)
     with writing(log), open(log, "ab", opener=refuse_link) as output:
@@ -196,12 +197,12 @@ def _start_worker(storage: TrialStorage, config: WorkerInput, log: Path, count: 
             stderr=output,
             # Each worker gets its share of the cores, unless the user has set a number of threads.
             env={"OMP_NUM_THREADS": str(threads), **safe_environment(), **_device_environment(int(log.stem), count)},
-            # In this session, Ctrl-C would also reach the workers, which end with their standard input.
+            # In the session of this process, Ctrl-C would also interrupt the workers. Closing their input stops them.
             start_new_session=True,
         )
     assert worker.stdin is not None
     handover = {"storage": storage.url, "study": config.model_dump(by_alias=True, context={"secrets": True})}
-    # A worker may be dead already: `run_workers` replaces it.
+    # The worker may be dead already; `run_workers` then replaces it.
     with contextlib.suppress(BrokenPipeError):
         worker.stdin.write(format_json(handover).encode() + b"\n")
         worker.stdin.flush()
@@ -241,7 +242,7 @@ def _last_line(log: Path) -> str:
 
 
 def _validate_same_study(config: StudyConfig, storage: TrialStorage) -> None:
-    """Validate that a study file does not change the base, a task or a method of its stored study."""
+    """Refuse a study file that changes a fixed part of its stored study."""
     now, there = _fixed_parts(config.model_dump(by_alias=True)), _fixed_parts(storage.config)
     shared = now.keys() & there.keys()
     if changes := describe_differences({key: now[key] for key in shared}, {key: there[key] for key in shared}):
@@ -255,7 +256,7 @@ def _fixed_parts(study: Mapping[str, Any]) -> dict[str, Any]:
     methods = [entry if isinstance(entry, dict) else {entry: None} for entry in study["methods"]]
     parts = {key: study.get(key) for key in _FIXED_KEYS}
     if isinstance(study["seeds"], dict):
-        # The error rate holds only if the looks were planned before the first.
+        # The error rate holds only if all looks were planned before the first look.
         parts |= {"seeds": study["seeds"], "margin": study.get("margin")}
     parts |= {f"tasks.{label}": changes for label, changes in (study["tasks"] or {}).items()}
     return parts | {f"methods.{label}": entry[label] for entry in methods for label in entry}

@@ -1,4 +1,4 @@
-"""Conditions of a study: methods x tasks x settings of the grid, and the configuration of the runs of each."""
+"""Conditions of a study (methods x tasks x grid settings), and the run configuration of each."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from ailora.studies.methods import StudyMethod
 from ailora.studies.study_config import StudyConfig
 from ailora.studies.trial import ONLY_TASK, Condition
 
-#: Key of a run's configuration that the study sets -> key of the study file that determines it.
+#: Key of a run configuration set by the study -> key of the study file with its value.
 _OWNED_KEYS = {"training.learning_rate": "learning_rate", "training.seed": "seeds", "output": "output"}
 
 
 def task_overrides(config: StudyConfig) -> dict[str, dict[str, Any]]:
-    """Return the overrides of each task; those of the only task if the study names none."""
+    """Return the overrides of each task. A study without `tasks:` has a single task without overrides."""
     return {name: changes or {} for name, changes in (config.tasks or {ONLY_TASK: {}}).items()}
 
 
@@ -33,11 +33,11 @@ def list_conditions(config: StudyConfig, methods: Mapping[str, StudyMethod], *, 
         baseline: label of the method to compare with.
 
     Returns:
-        The conditions, without duplicates. For each task and setting, that of the baseline is first.
+        The conditions, without duplicates. For each task and setting, the baseline comes first.
     """
     labels = [baseline, *(label for label in methods if label != baseline)]
     settings = [dict(zip(config.grid, values, strict=True)) for values in itertools.product(*config.grid.values())]
-    # A method that does not use a key of the grid has one condition for all its values.
+    # A method without use for a grid key has a single condition for all values of the key.
     return list(
         dict.fromkeys(
             Condition.from_values(task, label, methods[label].applicable(setting))
@@ -47,7 +47,7 @@ def list_conditions(config: StudyConfig, methods: Mapping[str, StudyMethod], *, 
 
 
 def validate_grid_keys(config: StudyConfig) -> None:
-    """Refuse keys of the grid that the study sets itself.
+    """Refuse grid keys whose values other keys of the study file set.
 
     Raises:
         InputError: The grid has such a key.
@@ -64,15 +64,16 @@ def load_condition_config(condition: Condition, config: StudyConfig, method: Stu
         condition: condition of the study.
         config: study file.
         method: method of the condition.
-        to_run: whether to import functions of the user.
+        to_run: whether to import user functions.
 
     Returns:
-        The complete configuration. Learning rate, seed and output are those of the base.
+        The complete configuration. Each trial replaces its learning rate, seed and output.
 
     Raises:
-        InputError: An override is invalid, or sets a key that the study sets itself.
+        InputError: An override is invalid, or sets a key owned by the study.
     """
     assert isinstance(config.base, dict)
+    # Overrides change nested sections in place.
     raw = copy.deepcopy(config.base)
     try:
         for key, value in task_overrides(config)[condition.task].items():

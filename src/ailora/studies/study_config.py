@@ -29,7 +29,7 @@ from ailora.redaction import is_secret
 Rate = Annotated[float, pydantic.Field(strict=True, gt=0, allow_inf_nan=False)]
 Seed = Annotated[int, pydantic.Field(strict=True, ge=0, lt=2**32)]
 Share = Annotated[str, pydantic.Field(strict=True, pattern=r"^\d+(\.\d+)? ?%$")]
-#: Limits for the first rates of a method and for the decades of a range, which catch slips such as a wrong exponent.
+#: Limits for a method's initial rates and a range's decades. They catch slips such as a wrong exponent.
 _MAX_RATES = 1_000
 _MAX_DECADES = 100
 _MARGIN = "a number above 0, or a share of the baseline's score such as 1%"
@@ -38,7 +38,7 @@ _RATES = "a mapping: values, or from, to and per_decade"
 
 
 class RateConfig(Section, frozen=True, populate_by_name=True):
-    """Value of `learning_rate:`: exact rates, or a geometric range that is extended while its best rate is at an end.
+    """Value of `learning_rate:`: exact rates, or a geometric range, extended while the best rate is at an end.
 
     Attributes:
         values: exact rates.
@@ -96,7 +96,7 @@ class SequentialSeeds(Section, frozen=True, populate_by_name=True):
 
     Attributes:
         from_: number of seeds at the first look; these seeds also choose the learning rates.
-        until: rule to stop; only `decided`.
+        until: stopping rule; `decided` is the only value.
         to: number of seeds at the last look.
     """
 
@@ -113,23 +113,23 @@ class StudyConfig(StoredSection, frozen=True):
     """Content of a study file; `docs/studies.md` describes each key.
 
     Attributes:
-        base: configuration that every trial starts from: a file beside the study's, or its content.
-        methods: policies by name, or `{label: overrides}`; an override `method` names the policy of a label.
+        base: run configuration before changes by tasks, grid and methods: a file beside the study file, or a mapping.
+        methods: names of policies, or `{label: overrides}`. The override `method` names the policy; without it, the
+            label is the policy's name.
         tasks: name -> overrides of the base.
         grid: dotted key of the base -> its values.
         learning_rate: rates to try for every method; an override `learning_rate` of a method takes precedence.
-        seeds: seeds that choose the best rate, the first of which searches for it; or a mapping, to run seeds until
-            every comparison is decided.
+        seeds: seeds that choose the best rate, or a mapping to add seeds until every comparison is decided. The first
+            seed runs at every tried rate.
         extra_seeds: seeds that run only at the best rate.
-        seeds_at: whether all `seeds` but the first run at the best rate and its neighbours, or at all rates.
-        baseline: method to compare with; None for the first.
-        metric: reported metric, which also chooses the learning rate on the validation split; None for the first of the
-            recipe.
+        seeds_at: rates at which `seeds` after the first run: `best` for the best rate and its neighbours, or `all`.
+        baseline: label of the method to compare with; None for the first method.
+        metric: metric to report, and to choose the learning rate on the validation split; None for the recipe's first
+            metric.
         margin: largest difference of equivalent methods, in the metric's unit or as a share such as `1%` of the
-            baseline's mean; None for 0.01 where scores are at most 1.
+            baseline's mean; None for 0.01 if scores are at most 1.
         match_parameters: whether to scale each method's rank to the baseline's number of trainable parameters.
-        confirm_speed: whether to confirm by runs with a shorter schedule that a method reaches the baseline's final
-            loss earlier.
+        confirm_speed: whether to check with shorter schedules if a method reaches the baseline's final loss earlier.
         pruning: whether to end runs early if they are worse than the median of their peers at the same evaluation.
         retries: number of restarts of a trial whose worker died.
         worker_timeout: seconds without a heartbeat after which a worker counts as dead.
@@ -172,7 +172,7 @@ def load_study_config(
 
     Args:
         source: YAML file, or its content.
-        overrides: `dotted.key=value` with a YAML value; a key such as `base.training.seed` leads into the base.
+        overrides: `dotted.key=value` with a YAML value; a key such as `base.training.seed` changes the base.
         scale: name of an entry of `scales:`, whose keys replace those of the file.
 
     Returns:
@@ -224,7 +224,7 @@ def _read_base(file: Path) -> dict[str, Any]:
 
 
 def _validate_seeds(config: StudyConfig) -> None:
-    """Validate that seeds are unique, and that sequential seeds have a plan of looks."""
+    """Check seeds for duplicates, and sequential seeds for a valid plan of looks."""
     if isinstance(config.seeds, SequentialSeeds):
         if config.seeds.from_ >= config.seeds.to:
             raise InputError(f"seeds: to must be above from, got from {config.seeds.from_} to {config.seeds.to}")

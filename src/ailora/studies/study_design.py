@@ -29,7 +29,7 @@ from ailora.studies.trial_keys import TrialKeys, trial_identity
 #: Default of `margin` for scores up to 1.
 _MARGIN = 0.01
 
-#: Limit at which `ailora study status` still takes seconds.
+#: Maximum number of trials: with more, `ailora study status` would take longer than seconds.
 _MAX_TRIALS = 20_000
 
 
@@ -38,12 +38,12 @@ class StudyDesign:
 
     Args:
         config: study file.
-        to_run: whether to prepare to run trials; else methods of the user are not imported.
+        to_run: whether trials are to run; otherwise user-defined methods are not imported.
 
     Attributes:
         methods: methods by label.
         baseline: label of the method to compare with.
-        conditions: all conditions; for each task and setting, that of the baseline first.
+        conditions: all conditions; for each task and setting, the baseline comes first.
         keys: keys of the trials.
 
     Raises:
@@ -114,13 +114,13 @@ class StudyDesign:
 
     @property
     def selection_seeds(self) -> list[int]:
-        """Seeds that choose the best rates; the first seed searches for them."""
+        """Seeds that choose the best rates; the first seed runs at every tried rate."""
         seeds = self.config.seeds
         return list(range(seeds.from_)) if isinstance(seeds, SequentialSeeds) else seeds
 
     @property
     def seeds(self) -> list[int]:
-        """All seeds that a condition may run, in order."""
+        """All seeds of a condition, in the order of their runs."""
         seeds = self.config.seeds
         return list(range(seeds.to)) if isinstance(seeds, SequentialSeeds) else [*seeds, *self.config.extra_seeds]
 
@@ -137,7 +137,7 @@ class StudyDesign:
 
         Args:
             condition: condition of the study.
-            n_seeds: number of seeds at the best rate; None for that of the first look.
+            n_seeds: number of seeds at the best rate; None for the number at the first look.
         """
         selection = self.selection_seeds
         later = self.seeds[len(selection) : n_seeds or self.looks.counts[0]]
@@ -153,7 +153,7 @@ class StudyDesign:
         return value if self.larger_is_better(spec.condition) else -value
 
     def scores(self, trials: Iterable[Trial]) -> dict[Condition, dict[tuple[float, int], float]]:
-        """Collect the scores for the search of the best rates, without runs that confirm a time to loss.
+        """Collect the scores for the search of the best rates, without runs for confirming a time to loss.
 
         Args:
             trials: from `TrialKeys.matching_trials`.
@@ -190,7 +190,7 @@ class StudyDesign:
         return plan_looks(comparisons, reported, self.seeds, self.looks)
 
     def required_trials(self, trials: Sequence[Trial]) -> list[TrialSpec]:
-        """List the trials that the results so far require, ended trials included.
+        """List the trials required by the results so far, including ended trials.
 
         Args:
             trials: from `TrialKeys.matching_trials`.
@@ -212,13 +212,13 @@ class StudyDesign:
                 best[condition], reported[condition] = search.best, {}
         for trial in trials:
             spec = trial.spec
-            if (of := reported[spec.condition]) is None or spec.max_steps is not None or not trial.ended:
+            if (seed_scores := reported[spec.condition]) is None or spec.max_steps is not None or not trial.ended:
                 continue
             if spec.learning_rate == best[spec.condition]:
                 metric, split = self.metric(spec.condition), self.report_split(spec.condition)
-                # The database may come from a different version: a result without the score counts as failed.
+                # A different version may have written the result: without the score, it counts as failed.
                 metrics = trial.result.metrics if trial.result else {}
-                of[spec.seed] = metrics.get(split, {}).get(metric, math.nan)
+                seed_scores[spec.seed] = metrics.get(split, {}).get(metric, math.nan)
         return reported
 
     def _configure(self, spec: TrialSpec, output: str) -> RunConfig:
@@ -233,7 +233,7 @@ class StudyDesign:
             raise InputError(f"method {condition.method!r}, task {condition.task!r}: {error}") from None
 
     def _validate_margin(self, condition: Condition) -> None:
-        """Validate that the recipe computes the metric, and that sequential seeds have a margin."""
+        """Validate the metric of a condition, and the margin needed by sequential seeds."""
         metric = self.metric(condition)
         if isinstance(self.config.seeds, SequentialSeeds) and self.margin(condition) is None:
             raise InputError(
@@ -248,7 +248,7 @@ class StudyDesign:
         n_settings = n_tasks * math.prod(map(len, config.grid.values()))
         n_seeds = len(self.selection_seeds)
         for_method = [
-            # All rates with the first seed, then the best rate and its two neighbours with all.
+            # All rates with the first seed, then the best rate and its two neighbours with all seeds.
             max(n_rates * (n_seeds if config.seeds_at == "all" else 1), min(n_rates, 3) * n_seeds)
             for n_rates in (len(self._rates(label).initial) for label in self.methods)
         ]

@@ -1,4 +1,4 @@
-"""Read the progress of a study without importing the packages for training, which takes seconds."""
+"""Read the progress of a study without the slow import of the training packages."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from ailora.studies.trial_storage import TrialStorage
 
 
 def load_trial_keys(config: StudyConfig) -> tuple[TrialStorage, TrialKeys]:
-    """Load the trials of a study and their keys, read-only, and without importing methods of the user.
+    """Load a study's trials and their keys, read-only, without importing user-defined methods.
 
-    Keys come from the storage if the study file, the versions and the folders are those at the last `ailora study run`;
-    else they are computed from the study's design.
+    Keys are read from the storage if the study file, the library versions and the folders have not changed since the
+    last `ailora study run`. Otherwise they are computed from the study's design.
 
     Args:
         config: the study file.
@@ -20,7 +20,7 @@ def load_trial_keys(config: StudyConfig) -> tuple[TrialStorage, TrialKeys]:
         The storage, and the current keys of the study's trials.
 
     Raises:
-        InputError: The file is invalid or contradicts its storage, or there is no such study.
+        InputError: The file is invalid or does not fit the stored study, or there is no such study.
     """
     assert config.storage is not None
     assert config.name is not None
@@ -29,7 +29,7 @@ def load_trial_keys(config: StudyConfig) -> tuple[TrialStorage, TrialKeys]:
         if (keys := TrialKeys.from_text(storage.trial_keys, config)) is not None:
             return storage, keys
         storage.close()
-    # Validating the configurations of runs imports transformers and TRL.
+    # Imported late: validating run configurations imports transformers and TRL.
     from ailora.studies.study import load_study
 
     storage, design = load_study(config)

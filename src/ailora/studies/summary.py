@@ -45,7 +45,7 @@ class SummaryTable:
         columns: column names.
         rows: rows of cells, a string for each column.
         notes: explanations below the table.
-        topic: scores, ranks, rates, importance, shared rates, speed, cost or failures.
+        topic: group of the table: scores, ranks, rates, importance, shared rates, speed, cost or failures.
     """
 
     title: str
@@ -66,17 +66,17 @@ class StudySummary:
 
     Attributes:
         overall: number of comparisons with each verdict.
-        decided: decided comparisons with their effect sizes and intervals; a long list is cut.
-        undecided: seeds that each undecided comparison lacks; a long list is cut.
+        decided: decided comparisons with their effect sizes and intervals; long lists are shortened.
+        undecided: number of seeds still needed by each undecided comparison; long lists are shortened.
         outcomes: verdicts of the methods, a sentence for each task and setting.
-        effect_sizes: difference of each method to the baseline, a sentence for each task and setting.
-        rule: conditions of the verdicts.
-        uncertain_rates: chosen learning rates that few resamples choose.
+        effect_sizes: difference of each method from the baseline, a sentence for each task and setting.
+        rule: statistical rule behind the verdicts.
+        uncertain_rates: chosen learning rates with a small share of the resamples.
         shared_rates: conclusions from a shared learning rate that the best rates do not confirm.
-        importances: share of the differences that each choice explains, a sentence for each task.
+        importances: share of the differences explained by each choice, a sentence for each task.
         progress: number of done, failed, pruned and open trials.
         tables: scores, verdicts, ranks, learning rates and their certainty, importance of choices, shared rates, time
-            to the baseline's loss, cost and failures; none of them is empty.
+            to the baseline's loss, cost and failures; empty tables are left out.
     """
 
     overall: list[str]
@@ -302,4 +302,5 @@ def _format(value: T | None, text: Callable[[T], str]) -> str:
 
 
 def _markdown_line(cells: Sequence[str]) -> str:
+    # An unescaped pipe would end a cell.
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

@@ -27,14 +27,14 @@ class FirstReached:
 
 @dataclass(frozen=True)
 class TimeToLoss:
-    """Time until a method has the final validation loss of the baseline's run with the same seed.
+    """Time until a method reaches the final validation loss of the baseline's run with the same seed.
 
     Attributes:
         reached: seed -> first evaluation at or below the loss.
         seconds: median training time until this evaluation, in seconds, over the seeds that reached the loss; None if
             no seed did.
-        confirmed: whether runs scheduled to end at this evaluation reach the loss, in the mean over seeds. A failed run
-            has not reached it. None without such runs, and before all of them have ended.
+        confirmed: whether runs scheduled to end at this evaluation reach the loss, on average over seeds. A failed run
+            counts as not reaching the loss. None without such runs, or until all of them have ended.
     """
 
     reached: dict[int, FirstReached]
@@ -53,7 +53,7 @@ class TimeToLoss:
 
         None unless all seeds reach the loss before their last evaluation.
         """
-        # In the middle of a schedule the learning rate is still high: a schedule has to end there to be comparable.
+        # In the middle of a schedule the learning rate is still high: only a schedule ending there is comparable.
         steps = [f.step for f in self.reached.values() if f.step is not None and f.step < f.last_step]
         return math.ceil(statistics.median(steps)) if len(steps) == len(self.reached) else None
 
@@ -75,15 +75,15 @@ def measure_time_to_loss(ours: MethodResult, baseline: MethodResult, trials: Seq
         return None
     reached = {seed: find_first_reached(run.history, finals[seed]) for seed, run in runs.items()}
     seconds = [
-        whole * first.step / first.last_step
+        train_seconds * first.step / first.last_step
         for seed, first in reached.items()
-        if first.step is not None and (whole := runs[seed].train_seconds) is not None
+        if first.step is not None and (train_seconds := runs[seed].train_seconds) is not None
     ]
     return TimeToLoss(reached, statistics.median(seconds) if seconds else None, _is_confirmed(ours, finals, trials))
 
 
 def find_first_reached(history: Sequence[Mapping[str, float]], target: float) -> FirstReached:
-    """Find the first evaluation with a loss at or below a target, which excludes losses of NaN.
+    """Find the first evaluation with a loss at or below a target; a loss of NaN does not count.
 
     Args:
         history: evaluations, each with `step` and `loss`, in any order.
@@ -102,7 +102,7 @@ def find_first_reached(history: Sequence[Mapping[str, float]], target: float) ->
 
 
 def _is_confirmed(ours: MethodResult, finals: Mapping[int, float], trials: Sequence[Trial]) -> bool | None:
-    """Return whether the runs with shorter schedules reach the baseline's losses, in the mean over their seeds."""
+    """Return whether the runs with shorter schedules reach the baseline's losses, on average over their seeds."""
     runs = [
         trial
         for trial in trials
@@ -113,7 +113,7 @@ def _is_confirmed(ours: MethodResult, finals: Mapping[int, float], trials: Seque
     ]
     if not runs or not all(trial.ended for trial in runs):
         return None
-    # A failed run must not confirm: its gap of infinity makes the mean infinite.
+    # A failed run must not confirm the time: its infinite gap makes the mean infinite.
     gaps = [_final_loss(trial.result) - finals[trial.spec.seed] if trial.result else math.inf for trial in runs]
     return statistics.fmean(gaps) <= 0
 

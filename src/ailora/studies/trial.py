@@ -14,7 +14,7 @@ ONLY_TASK = "base"
 
 @dataclass(frozen=True)
 class Condition:
-    """A method on a task at a setting of the grid: a curve of score over learning rate.
+    """A method on a task at a grid setting. Its trials form a curve of the score over the learning rate.
 
     Attributes:
         task: label of the task.
@@ -48,7 +48,7 @@ class Condition:
 
     @property
     def sentence_prefix(self) -> str:
-        """Start of a sentence about the condition, as `On sst2, rank 8, `; empty where the label is."""
+        """Start of a sentence about the condition, such as `On sst2, rank 8, `; empty if `label` is empty."""
         return f"On {self.label}, " if self.label else ""
 
     def method_label(self, baseline: Condition) -> str:
@@ -110,7 +110,7 @@ class TrialSpec:
     def from_dict(cls, data: Mapping[str, Any]) -> TrialSpec:
         """Build a specification from the plain data of `to_dict`."""
         if "group" in data:
-            # The first databases nest the condition, and hold the values of its setting as JSON text.
+            # Databases of the first versions nest the condition, and store the values of its setting as JSON text.
             group = data["group"]
             condition = Condition(group["task"], group["method"], tuple((key, value) for key, value in group["point"]))
         else:
@@ -120,7 +120,7 @@ class TrialSpec:
 
 @dataclass(frozen=True)
 class TrialResult:
-    """Result of a completed run. It is stored, so that a study is read without the folders of its runs.
+    """Result of a completed run. The storage contains results, so a study is readable without its run folders.
 
     Fields other than `metrics` and `history` are None if the run did not measure them.
 
@@ -212,7 +212,7 @@ class Trial:
         """Convert to a row of the table of trials.
 
         Args:
-            grid_keys: keys of the study's grid, a column each.
+            grid_keys: keys of the study's grid; each key becomes a column.
 
         Returns:
             `key`, `task`, `method`, the grid's keys, `learning_rate`, `seed`, `max_steps`, `status`, `attempts`, each

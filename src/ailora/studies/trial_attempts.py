@@ -1,8 +1,7 @@
 """Attempts of trials in an Optuna study: their attributes, and which attempt counts.
 
-The key identifies a trial, which may have several attempts. The first attempt, by number, that was not lost counts.
-Therefore two workers may add the same trial at once, and a worker may die while adding one: the rule selects an
-attempt, and a missing one is added again.
+A key identifies a trial. A trial may have several attempts, and the first attempt, by number, that was not lost counts.
+Two workers may therefore add the same trial at once. If a worker dies while it adds a trial, the trial is added again.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from sqlalchemy import select
 
 from ailora.studies.trial import Status, Trial, TrialResult, TrialSpec
 
-# Attributes of a trial in databases: `key` and `cell` when it is queued, then one of the others.
+# Attributes of an attempt in databases: `key` and `cell` from the start, a single further attribute at the end.
 KEY, SPEC, RESULT, ERROR, INTERRUPTED = "key", "cell", "outcome", "error", "interrupted"
 #: Fields of Optuna's trials that ailora does not read.
 _UNREAD: dict[str, Any] = {
@@ -30,7 +29,7 @@ _UNREAD: dict[str, Any] = {
 
 
 def group_attempts(frozen_trials: Iterable[FrozenTrial]) -> dict[str, list[FrozenTrial]]:
-    """Group Optuna's trials by key; trials of other programs are left out.
+    """Group Optuna's trials by key, without trials of other programs.
 
     Args:
         frozen_trials: trials of an Optuna study, by number.
@@ -56,14 +55,14 @@ def counting_attempt(attempts: Sequence[FrozenTrial]) -> FrozenTrial:
 
 
 def parse_trial(attempts: Sequence[FrozenTrial], *, retries: int) -> Trial:
-    """Parse the trial of its attempts.
+    """Parse a trial from its attempts.
 
     Args:
         attempts: all attempts of a trial, by number.
         retries: number of restarts of a trial whose worker died.
 
     Returns:
-        The trial; it waits if its last attempt was lost, and has failed if it was lost too often.
+        The trial. If all attempts were lost, it waits, or has failed if workers died in more than `retries` attempts.
 
     Raises:
         KeyError, TypeError, ValueError, AttributeError: An attribute is missing or damaged.

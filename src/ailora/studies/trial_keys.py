@@ -1,4 +1,4 @@
-"""Keys of trials: hashes of their configurations and versions, which identify the trials of a study in a storage."""
+"""Keys that identify trials in a storage: hashes of run configurations and library versions."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from ailora.library_versions import library_versions
 from ailora.studies.study_config import StudyConfig
 from ailora.studies.trial import Condition, Trial, TrialSpec
 
-# Imported for types alone: the status of a study must not pay for the packages that validate configurations.
+# For type annotations only: `ailora study status` must not import the packages for validating configurations.
 if TYPE_CHECKING:
     from ailora.recipes.config.schema import RunConfig
 
-#: Characters of `to_text` above which nothing is stored: columns of MySQL hold 65,535 bytes.
+#: Maximum length of a stored text: a column of MySQL holds 65,535 bytes.
 _MAX_STORED_CHARS = 60_000
-#: Maximum size of stored JSON when decompressed. A larger one was not written by `to_text`.
+#: Maximum size of the stored JSON after decompression; `to_text` does not write larger JSON.
 _MAX_JSON_BYTES = 2**26
 
 
 class TrialKeys:
-    """Keys of a study's trials under the installed versions.
+    """Keys of a study's trials with the installed library versions.
 
     Args:
-        identities: condition -> configuration of its runs from `trial_identity`.
+        identities: condition -> plain data of its run configuration, from `trial_identity`.
 
     Attributes:
         conditions: conditions of the study, in the order of the study.
@@ -42,39 +42,40 @@ class TrialKeys:
         self._keys: dict[TrialSpec, str] = {}
 
     def key(self, spec: TrialSpec) -> str:
-        """Hash the configuration of a trial, without its output folder, and the versions of libraries."""
+        """Hash a trial's configuration without its output folder, together with the library versions."""
         if spec not in self._keys:
             identity = self._identities[spec.condition]
-            # The trials of a condition differ in few arguments: dumping each configuration would be slow for 10,000.
+            # The trials of a condition differ in few arguments: dumping 10,000 whole configurations would be slow.
             training = {**identity["training"], **spec.training_arguments}
             until = [] if spec.until_step is None else [spec.until_step]
             content = json.dumps(
                 [identity | {"training": training}, self._versions, *until], sort_keys=True, default=str
             )
+            # 80 bits identify a trial, and are short enough to name its folder.
             self._keys[spec] = hashlib.sha256(content.encode()).hexdigest()[:20]
         return self._keys[spec]
 
     def matches(self, trial: Trial) -> bool:
-        """Return whether the study would run this trial, with the installed versions."""
+        """Return whether the study, with the installed versions, contains this trial."""
         return trial.spec.condition in self._identities and self.key(trial.spec) == trial.key
 
     def matching_trials(self, trials: Iterable[Trial]) -> list[Trial]:
-        """Select the trials that the study would run, with the installed versions."""
+        """Select the trials for which `matches` is true."""
         return [trial for trial in trials if self.matches(trial)]
 
     def to_text(self, config: StudyConfig) -> str | None:
-        """Format the keys for the storage, to be read without the packages that validate configurations.
+        """Format the keys for the storage; reading them needs no packages for validating configurations.
 
         Args:
             config: the study file of these keys.
 
         Returns:
-            Compressed JSON, or None if the text is too long or JSON would change the keys.
+            Compressed JSON, or None if the text is too long or if JSON cannot represent the data exactly.
         """
         entries = [[c.task, c.method, c.values, identity] for c, identity in self._identities.items()]
         data = [_fingerprint(config), entries]
         content = json.dumps(data, sort_keys=True, default=str)
-        # JSON turns other keys of mappings into strings, which are sorted in a different order.
+        # JSON converts keys such as numbers to strings. These sort in a different order, and the hashes would change.
         unchanged = json.dumps(json.loads(content), sort_keys=True) == content
         text = base64.b64encode(zlib.compress(content.encode())).decode()
         return text if unchanged and len(text) <= _MAX_STORED_CHARS else None
@@ -84,11 +85,11 @@ class TrialKeys:
         """Read keys from a storage.
 
         Args:
-            text: text of `to_text`, from a database that is not trusted.
+            text: text from `to_text`; the database is not trusted.
             config: the current study file.
 
         Returns:
-            The keys, or None if the text is damaged, or if the study file, the versions or the folders have changed.
+            The keys, or None if the text is damaged, or if the study file, library versions or folders have changed.
         """
         if not isinstance(text, str):
             return None
@@ -103,12 +104,13 @@ class TrialKeys:
 
 
 def trial_identity(config: RunConfig) -> dict[str, Any]:
-    """Convert a configuration to the plain data that keys of trials are hashed from.
+    """Convert a configuration to the plain data from which trial keys are hashed.
 
-    Databases contain keys: the plain data of a given configuration must never change, or finished trials would run
-    again. A field that is removed from the configuration stays here with its default. A field that is added is left out
-    if it has its default.
+    Databases contain the keys. If the plain data of a configuration changed, its finished trials would run again.
+    Therefore a field removed from the configuration stays here with its default, and a new field is left out at its
+    default.
     """
+    # The output folder does not influence the result of a run.
     identity = config.model_copy(update={"output": ""}).model_dump()
     if "rank" in identity["adapter"]:
         identity["adapter"]["layer_replication"] = None
@@ -122,6 +124,6 @@ def _is_identity(value: object) -> bool:
 
 
 def _fingerprint(config: StudyConfig) -> str:
-    """Hash all inputs of the identities of a study's conditions: the file, the versions, and folders in paths."""
+    """Hash all inputs of the identities: study file, library versions, working folder and home folder."""
     content = [config.model_dump(by_alias=True), library_versions(), os.getcwd(), str(Path.home())]
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()

@@ -75,7 +75,8 @@ def run_trial(
         config: configuration of the run.
         keep: part of the model to keep: `nothing`, `adapter` or `all`. All files of a prefix are kept.
         should_continue: called at every evaluation; None to always continue.
-        prefix: first steps of the run, to train no further steps; a longer prefix or the full run resumes there.
+        prefix: part of the run to train, its first steps; None for the full run. A longer prefix or the full run
+            resumes there.
 
     Returns:
         The result of the run.
@@ -88,8 +89,8 @@ def run_trial(
     folder = RunFolder(config.output)
     started = time.perf_counter()
     folder.path.parent.mkdir(parents=True, exist_ok=True)
-    # A worker that counts as dead may still run this trial: wait, and use its result.
     callbacks = [_PruningCallback(should_continue)]
+    # A worker that counts as dead may still run this trial: wait for it, and use its result.
     with filelock.FileLock(folder.path.with_suffix(".lock")):
         if prefix is None:
             results = registry.run(config, callbacks)
@@ -122,7 +123,7 @@ def run_in_subprocess(
         config: configuration of the run.
         keep: part of the model to keep: `nothing`, `adapter` or `all`.
         should_continue: called in this process at every evaluation; None to always continue.
-        prefix: first steps of the run, to train no further steps.
+        prefix: part of the run to train, its first steps; None for the full run.
 
     Returns:
         The result of the run.
@@ -140,6 +141,7 @@ def run_in_subprocess(
     )
     with safe_import_path():
         process.start()
+    # As long as this process has their end open, `recv` would wait forever for a killed process.
     theirs.close()
     try:
         while True:
@@ -156,6 +158,7 @@ def run_in_subprocess(
         process.join()
         raise TrialError(_exit_reason(process.exitcode)) from None
     finally:
+        # A process that sent its result ends by itself. After any exception, it may still train, and is killed.
         if process.is_alive():
             process.join(timeout=None if sys.exc_info()[0] is None else 0)
         if process.is_alive():
@@ -164,7 +167,7 @@ def run_in_subprocess(
 
 
 def _multiprocessing_context() -> ForkServerContext | SpawnContext:
-    """Return a multiprocessing context with a quick start: processes are forks of a server with imported packages."""
+    """Return a context whose processes start quickly: forks of a server that has already imported the packages."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
@@ -179,7 +182,8 @@ def _trial_main(worker: Connection, config: RunConfig, *, keep: str, asks: bool,
         worker.send((step, loss))
         return worker.recv()
 
-    # The worker handles Ctrl-C. The trial ends with a killed worker, or two attempts would write to one folder.
+    # Only the worker handles Ctrl-C. If the worker is killed, the trial must end too, or two attempts would write to
+    # the same folder.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_exit_with_parent, daemon=True).start()
     output = Path(config.output)
@@ -203,7 +207,7 @@ def _exit_with_parent() -> None:
 
 
 def _redirect_output(log: Path) -> None:
-    """Redirect standard output and standard error to a file, as several trials run at once."""
+    """Redirect standard output and standard error to the trial's log, since several trials run at once."""
     descriptor = refuse_link(str(log), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for stream in (1, 2):
         os.dup2(descriptor, stream)

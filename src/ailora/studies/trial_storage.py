@@ -32,6 +32,7 @@ from ailora.studies.trial_attempts import (
 
 #: Attributes of an Optuna study: the study file, and the text of its `TrialKeys`.
 _CONFIG, _TRIAL_KEYS = "study", "trial_keys"
+#: Several, so that a late heartbeat does not make a living worker count as dead.
 _HEARTBEATS_PER_TIMEOUT = 6
 
 
@@ -48,7 +49,7 @@ class TrialStorage:
     def __init__(self, url: str, study: optuna.Study, storage: RDBStorage, *, read_only: bool = False) -> None:
         self.url = url
         self.name = study.study_name
-        # Databases of the first versions contain secrets.
+        # Databases written by the first versions contain secrets.
         attributes = study.user_attrs
         self.config: dict[str, Any] = without_secrets(attributes[_CONFIG])
         self.trial_keys: object = attributes.get(_TRIAL_KEYS)
@@ -76,6 +77,7 @@ class TrialStorage:
             InputError: The storage cannot be reached, or already has a study of that name.
         """
         with open_storage(url) as storage:
+            # A study without a file may exist already: its creation was interrupted, see `_is_incomplete`.
             study = optuna.create_study(storage=storage, study_name=name, direction="maximize", load_if_exists=True)
             if not _is_incomplete(study):
                 raise InputError(f"{mask_url(url)} already has a study {name!r}")
@@ -84,7 +86,7 @@ class TrialStorage:
 
     @classmethod
     def load_or_none(cls, url: str, name: str, *, read_only: bool = False) -> TrialStorage | None:
-        """Load a study from a storage; nothing is created.
+        """Load a study from a storage, without creating either.
 
         Args:
             url: Optuna database URL.
@@ -126,7 +128,7 @@ class TrialStorage:
             The storage of the study.
 
         Raises:
-            InputError: See `load_or_none`; or the storage has no such study.
+            InputError: The storage cannot be reached or has no such study, or a different program made the study.
         """
         if (storage := cls.load_or_none(url, name, read_only=read_only)) is None:
             raise InputError(f"{mask_url(url)} holds no study {name!r}: `ailora study run` creates it")
@@ -150,7 +152,7 @@ class TrialStorage:
             self.trial_keys = text
 
     def enqueue(self, specs: Mapping[str, TrialSpec]) -> int:
-        """Queue the trials that the storage does not have.
+        """Queue the trials missing in the storage.
 
         Args:
             specs: specification of each trial, by key.
@@ -177,8 +179,8 @@ class TrialStorage:
 
     def claim_next(self) -> RunningTrial | None:
         """Claim the next waiting trial for this worker, or return None if no trial is waiting."""
-        # Not Optuna's `ask`, which creates a trial if none is waiting. The queue is refreshed after each timeout, so
-        # that trials of dead workers return before a long queue ends.
+        # Optuna's `ask` would create a trial if none is waiting. The queue is refreshed after each timeout, so that
+        # trials of dead workers return before a long queue ends.
         with storage_errors(self.url):
             if not self._waiting or time.monotonic() - self._refreshed > self.config["worker_timeout"]:
                 self._refresh_queue()
@@ -186,14 +188,15 @@ class TrialStorage:
                 frozen = self._waiting.popleft()
                 trial_id = self._trial_id(frozen.number)
                 with contextlib.suppress(UpdateFinishedTrialError):
+                    # False if another worker claimed the trial first.
                     if self._storage.set_trial_state_values(trial_id, TrialState.RUNNING):
                         return RunningTrial(self._study, self._storage, frozen, trial_id=trial_id, url=self.url)
             return None
 
     def _refresh_queue(self) -> None:
         """Find the waiting trials, and queue the trials of dead workers again."""
-        # Not by Optuna's RetryHeartbeatStaleTrialCallback: it queues the trial after marking it as failed, in the
-        # process that noticed the death. If that process is killed in between, the trial is lost.
+        # Optuna's RetryHeartbeatStaleTrialCallback marks a trial as failed, and then queues it again. If its process is
+        # killed in between, the trial is lost.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
             fail_stale_trials(self._study)
@@ -209,7 +212,7 @@ class TrialStorage:
         """Read all attempts by key, each list by number."""
         with storage_errors(self.url):
             if self._read_only:
-                # Optuna reads five more tables, which takes five times as long; workers use its cache.
+                # Optuna reads five more tables, and takes five times as long. Workers benefit from its cache.
                 return group_attempts(read_frozen_trials(self._storage, self.name))
             return group_attempts(self._study.get_trials(deepcopy=False))
 
@@ -233,6 +236,6 @@ def _is_incomplete(study: optuna.Study) -> bool:
 
 
 def _is_config(plain: object) -> bool:
-    """Return whether plain data have the keys of a study file that a storage reads."""
+    """Return whether plain data have the keys that a storage needs: `retries` and `worker_timeout`."""
     numbers = [plain.get(key) for key in ("retries", "worker_timeout")] if isinstance(plain, dict) else [None]
     return all(isinstance(number, int) and number >= 0 for number in numbers)

@@ -1,4 +1,4 @@
-"""Verdicts of a comparison in sentences and rows, with effect sizes and the seeds that undecided comparisons lack."""
+"""Verdicts of a comparison as sentences and table rows, with effect sizes and numbers of missing seeds."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ailora.studies.trial import Condition
 from ailora.studies.verdicts import ALPHA, StudyVerdict
 
 _TABLE = "the table of verdicts"
-#: Verdict -> verb after a single method, and after several; None for methods without a seed in common.
+#: Verdict -> verb after a single method, and after several. The key None stands for methods without a seed in common.
 _VERBS = {
     "better": ("is better than", "are better than"),
     "better and equivalent": ("is better than and equivalent to", "are better than and equivalent to"),
@@ -46,7 +46,7 @@ def describe_overall(comparison: Comparison) -> list[str]:
 
 
 def describe_decided(comparison: Comparison) -> list[str]:
-    """Describe each decided comparison with its effect size, better methods first; a long list is cut."""
+    """Describe each decided comparison with its effect size, better methods first. Long lists are shortened."""
     decided = [
         condition
         for verdict in _VERBS
@@ -57,7 +57,7 @@ def describe_decided(comparison: Comparison) -> list[str]:
 
 
 def describe_undecided(comparison: Comparison) -> list[str]:
-    """Describe the seeds that each undecided comparison lacks; a long list is cut."""
+    """Describe how many seeds each undecided comparison still needs. Long lists are shortened."""
     undecided = [c for c, against in _paired(comparison).items() if against.verdict == StudyVerdict.UNDECIDED]
     return limit_sentences([_undecided_result(comparison, condition) for condition in undecided], _TABLE)
 
@@ -68,7 +68,7 @@ def describe_outcomes(comparison: Comparison) -> list[str]:
 
 
 def describe_effect_sizes(comparison: Comparison) -> list[str]:
-    """Describe the difference of each method to the baseline, a sentence for each task and setting."""
+    """Describe the difference of each method from the baseline, a sentence for each task and setting."""
     sentences = []
     for base, others in comparison.by_baseline():
         effects = [
@@ -84,7 +84,7 @@ def describe_effect_sizes(comparison: Comparison) -> list[str]:
 
 
 def describe_rule(comparison: Comparison) -> str:
-    """Describe the conditions of the verdicts."""
+    """Describe the statistical rule behind the verdicts."""
     design, looks = comparison.design, comparison.design.looks.counts
     unjudged = sorted({design.metric(c) for c in comparison.against_baseline if design.margin(c) is None})
     equivalence = (
@@ -106,7 +106,7 @@ def describe_rule(comparison: Comparison) -> str:
 
 
 def verdict_rows(comparison: Comparison) -> tuple[list[str], list[list[str]], list[str]]:
-    """Return the columns, rows and notes of the table of verdicts, which lists judged comparisons only."""
+    """Return the columns, rows and notes of the verdict table; only judged comparisons have a row."""
     columns = ["on", "method", "seeds", "verdict", "p", "equivalence p", "margin", "equivalent within", "more seeds"]
     rows = [
         [
@@ -139,7 +139,7 @@ def describe_comparison(against: BaselineComparison) -> str:
 
 
 def format_estimate(estimate: Estimate, sign: str = "") -> str:
-    """Format a mean with its 95 % interval, or alone without an interval."""
+    """Format a mean with its 95 % interval; the mean alone if there is no interval."""
     return format_interval(estimate.mean, estimate.low, estimate.high, sign)
 
 
@@ -200,11 +200,11 @@ def _range(numbers: tuple[int, int | None], *, between: bool = False) -> str:
 
 
 def _outcome(comparison: Comparison, base: Condition, others: Sequence[Condition]) -> str:
-    verdicts = {c.method_label(base): comparison.against_baseline[c].verdict for c in others}
+    method_verdicts = {c.method_label(base): comparison.against_baseline[c].verdict for c in others}
     parts = [
         f"{join_names(labels)} {verb if len(labels) == 1 else verb_plural}"
         for verdict, (verb, verb_plural) in _VERBS.items()
-        if (labels := [label for label, of_method in verdicts.items() if of_method == verdict])
+        if (labels := [label for label, other in method_verdicts.items() if other == verdict])
     ]
     score, design = comparison.results[base].score, comparison.design
     at = f" ({design.metric(base)} {format_estimate(score)} on the {design.report_split(base)} split)" if score else ""
@@ -213,7 +213,7 @@ def _outcome(comparison: Comparison, base: Condition, others: Sequence[Condition
 
 
 def _evidence(against: BaselineComparison, separator: str) -> str:
-    """Describe the p-value of the verdict: of equivalence for `equivalent`, else of the difference."""
+    """Describe the p-value behind the verdict: for equivalence if it is `equivalent`, else for a difference."""
     judged = against.judgement
     if judged is None or judged.adjusted_p is None:
         return ""

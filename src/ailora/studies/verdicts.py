@@ -17,10 +17,10 @@ from ailora.studies.statistics import Estimate, holm
 
 K = TypeVar("K", bound=Hashable)
 
-#: Error rate of each family, of differences and of equivalences.
+#: Error rate of each of the two families of tests: for differences, and for equivalence.
 ALPHA = 0.05
 _POWER = 0.8
-#: Interval of the standard deviation from which the number of missing seeds is computed.
+#: Confidence of the interval for the standard deviation; its ends give the numbers of missing seeds.
 _SPREAD_CONFIDENCE = 0.8
 _MAX_MISSING_SEEDS = 10_000
 
@@ -62,11 +62,12 @@ class PairedScores:
         margin: float | None,
         larger_is_better: bool,
     ) -> PairedScores:
-        """Pair the scores of a method and of the baseline by seed, where both are finite."""
+        """Pair the finite scores of a method and the baseline by seed."""
         ours, theirs = (np.array([by_seed.get(seed, math.nan) for seed in seeds]) for by_seed in (scores, baseline))
         exists = np.isfinite(ours) & np.isfinite(theirs)
         differences = np.subtract(ours, theirs, out=np.full(len(seeds), math.nan), where=exists)
         largest = max((float(np.abs(s[exists]).max()) for s in (ours, theirs)), default=0.0) if exists.any() else 0.0
+        # 8 units in the last place bound the rounding of two scores and of their difference.
         return cls(tuple(seeds), differences, 8 * float(np.finfo(float).eps) * largest, margin, larger_is_better)
 
 
@@ -75,19 +76,19 @@ class Judgement:
     """A verdict with its evidence.
 
     Attributes:
-        verdict: verdict, in which better and worse take precedence over equivalent.
+        verdict: the verdict; better and worse take precedence over equivalent.
         equivalent: whether the difference is shown to be within the margin; None if equivalence is not judged.
         seeds: seeds of the differences.
-        difference: mean difference with its sequential interval, which equal differences lack.
+        difference: mean difference with its sequential interval; without an interval if all differences are equal.
         p_value: sequential p-value for a difference; None below two seeds.
         adjusted_p: `p_value` adjusted by Holm's procedure.
         equivalence_p: sequential p-value for equivalence; None below two seeds and without a margin.
         adjusted_equivalence_p: `equivalence_p` adjusted by Holm's procedure.
         margin: largest difference of equivalent methods, in the metric's unit; None if equivalence is not judged.
         smallest_margin: smallest margin at which equivalence is shown; None without an interval.
-        missing_seeds: numbers of further seeds whose last look would show equivalence of equal methods with a power of
-            80 %, at the ends of the 80 % interval of the spread; None if decided or unknown. The second is None where
-            it is above 10,000.
+        missing_seeds: smallest and largest number of further seeds needed to show the equivalence of equal methods with
+            a power of 80 %. They belong to the ends of the 80 % interval for the standard deviation. None if decided or
+            unknown; the largest number is None if it is above 10,000.
     """
 
     verdict: StudyVerdict
@@ -104,11 +105,11 @@ class Judgement:
 
     @property
     def is_decided(self) -> bool:
-        """Whether the verdict is not undecided."""
+        """Whether the verdict is better, worse or equivalent."""
         return self.verdict is not StudyVerdict.UNDECIDED
 
     def __str__(self) -> str:
-        """Return the verdict in words, as `better and equivalent`."""
+        """Return the verdict in words, such as `better and equivalent`."""
         return f"{self.verdict} and equivalent" if self.equivalent and self.verdict in _DIFFERENT else self.verdict
 
     def to_dict(self) -> dict[str, object]:
@@ -133,7 +134,8 @@ _DIFFERENT = (StudyVerdict.BETTER, StudyVerdict.WORSE)
 def judge(pairs: Mapping[K, PairedScores], schedule: LookSchedule, *, n_pending: int = 0) -> dict[K, Judgement]:
     """Judge the comparisons of a study, each at its latest look.
 
-    Differences and equivalences are two families. Holm's procedure adjusts the sequential p-values of each family.
+    Tests for differences and tests for equivalence are two families. Holm's procedure adjusts the sequential p-values
+    within each family.
 
     Args:
         pairs: comparison -> paired scores up to its latest look.
@@ -162,7 +164,7 @@ def judge(pairs: Mapping[K, PairedScores], schedule: LookSchedule, *, n_pending:
                 adjusted_p=adjusted.get(key),
                 equivalence_p=equivalence.get(key),
                 adjusted_equivalence_p=adjusted_equivalence.get(key),
-                # Holm's procedure rejects the smallest p-values first: equivalent methods free their share for others.
+                # Holm's procedure rejects the smallest p-values first: each equivalence shown raises this level.
                 level=ALPHA / max(len(equivalence) + n_pending - len(equivalent - {key}), 1),
             ),
         )
@@ -172,7 +174,7 @@ def judge(pairs: Mapping[K, PairedScores], schedule: LookSchedule, *, n_pending:
 
 @dataclass(frozen=True)
 class _Evidence:
-    """P-values of a comparison, and the level that Holm's procedure gives to its test of equivalence."""
+    """P-values of a comparison, and the level of its equivalence test by Holm's procedure."""
 
     p_value: float | None
     adjusted_p: float | None
@@ -185,9 +187,9 @@ def _judge(pair: PairedScores, moments: LookMoments | None, evidence: _Evidence)
     """Judge a comparison by its p-values.
 
     Args:
-        pair: the comparison.
-        moments: moments at its looks; None below two seeds.
-        evidence: its p-values.
+        pair: paired scores of the comparison.
+        moments: moments of the differences at each look; None below two seeds.
+        evidence: p-values of the comparison, and the level of its equivalence test.
     """
     is_different = evidence.adjusted_p is not None and evidence.adjusted_p < ALPHA
     equivalent = None
@@ -196,7 +198,7 @@ def _judge(pair: PairedScores, moments: LookMoments | None, evidence: _Evidence)
     verdict = StudyVerdict.EQUIVALENT if equivalent else StudyVerdict.UNDECIDED
     if is_different and moments is not None:
         statistics = moments.statistics()
-        # The sign is that of the look that rejects: at later looks the mean may have changed its sign.
+        # The most extreme look decides the sign: at later looks the mean may have changed its sign.
         largest = statistics[np.argmax(np.abs(statistics))]
         verdict = StudyVerdict.BETTER if bool(largest > 0) is pair.larger_is_better else StudyVerdict.WORSE
     undecided = verdict is StudyVerdict.UNDECIDED
@@ -234,14 +236,14 @@ def _smallest_margin(moments: LookMoments, level: float) -> float | None:
 
 
 def _missing_seeds(moments: LookMoments, margin: float, level: float) -> tuple[int, int | None] | None:
-    """Compute the number of further seeds that would show equivalence, for both ends of the interval of the spread.
+    """Compute the further seeds needed to show equivalence, for both ends of the interval for the standard deviation.
 
     The tests use the boundary of the last planned look.
     """
     n, sd = int(moments.counts[-1]), float(moments.sds[-1])
     if sd == 0:
         return None
-    # Beyond the last planned look, a new study ends later: at 5 to 50 seeds, its constant differs by less than 2 %.
+    # A study with more seeds would have a later last look. For 5 to 50 seeds, its constant differs by less than 2 %.
     nominal_level = float(special.ndtr(-moments.schedule.one_sided.critical_value(level)))
     tails = (1 - _SPREAD_CONFIDENCE) / 2, (1 + _SPREAD_CONFIDENCE) / 2
     small, large = (sd * math.sqrt((n - 1) / special.chdtri(n - 1, tail)) for tail in tails)

@@ -29,7 +29,7 @@ def work(storage: TrialStorage, design: StudyDesign, execute: Execute = run_in_s
         execute: function that runs a configuration.
 
     Returns:
-        Number of trials that this worker ended.
+        Number of trials ended by this worker.
 
     Raises:
         KeyboardInterrupt: The worker was interrupted; its trial returns to the queue.
@@ -53,11 +53,11 @@ def work_off(
 
     Args:
         storage: trials of a study or a search.
-        enqueue_missing: queues the trials that the results so far require, and returns their number.
-        run: runs a trial, and returns its result and its score; larger is better.
+        enqueue_missing: queues the trials required by the results so far, and returns their number.
+        run: runs a trial, and returns its result and its score; a larger score is better.
 
     Returns:
-        Number of trials that this worker ended.
+        Number of trials ended by this worker.
 
     Raises:
         KeyboardInterrupt: The worker was interrupted; its trial returns to the queue.
@@ -71,14 +71,14 @@ def work_off(
         elif enqueue_missing():
             continue
         elif any(not other.ended for other in storage.trials()):
-            # Other workers run the last trials. A worker may die, and a result may require further trials.
+            # Other workers run the last trials. Wait for them: a worker may die, and a result may require more trials.
             time.sleep(_POLL_INTERVAL_S)
         else:
             return count
 
 
 def enqueue_missing_trials(storage: TrialStorage, design: StudyDesign) -> int:
-    """Queue the trials that the results so far require, and return their number."""
+    """Queue the trials required by the results so far, and return their number."""
     trials = design.keys.matching_trials(storage.trials())
     required = design.required_trials(trials)
     if design.config.confirm_speed and all(trial.ended for trial in trials) and len(trials) >= len(required):
@@ -94,7 +94,7 @@ def time_to_loss_trials(trials: Sequence[Trial], design: StudyDesign) -> list[Tr
         design: design of the study.
 
     Returns:
-        Specifications of runs whose schedule ends at the step at which the method first reached the loss.
+        Specifications of runs with a schedule that ends where the method first reached the loss.
     """
     comparison = compare(trials, design, bootstrap=False)
     return [
@@ -122,9 +122,9 @@ def _record(trial: RunningTrial, run: Callable[[RunningTrial], tuple[TrialResult
 
 
 def _pruning_rule(trial: RunningTrial, storage: TrialStorage, design: StudyDesign) -> ShouldContinue | None:
-    """Build the rule that compares a run with the runs on the same task at the same setting.
+    """Build the pruning rule, which compares a run with the other runs of its task, setting and seed.
 
-    Returns None for a run that does not search for the best rate.
+    Returns None if pruning is off, or for a run outside the search for the best rate.
     """
     spec = trial.spec
     if not design.config.pruning or spec.seed != design.selection_seeds[0] or spec.max_steps is not None:
@@ -137,6 +137,7 @@ def _pruning_rule(trial: RunningTrial, storage: TrialStorage, design: StudyDesig
     peers = {other.key for other in design.keys.matching_trials(storage.trials()) if is_peer(other.spec)}
 
     def should_continue(step: int, loss: float) -> bool:
+        # Optuna's study maximizes the score.
         trial.report(step, -loss)
         return not trial.should_prune(peers)
 

@@ -33,7 +33,7 @@ class RateSpan:
         Returns:
             The rate, or None if it is taken.
         """
-        # Rounded first: readers type rates again, and rates that look equal are equal candidates.
+        # Rounded before the comparison: users retype rates, and rates that look equal must be the same candidate.
         rate = float(f"{self.center * 10 ** (self.decades * (2 * place - 1)):.3g}")
         return None if rate in taken else rate
 

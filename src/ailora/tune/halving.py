@@ -73,6 +73,9 @@ def find_progress(trials: Sequence[Trial], design: TuneDesign) -> SearchProgress
     Args:
         trials: stored trials.
         design: design of the search.
+
+    Returns:
+        The progress, computed by `halve`.
     """
     by_key = {trial.key: trial for trial in trials}
     return halve(
@@ -90,13 +93,16 @@ def halve(
     find_trial: Callable[[Candidate, int], Trial | None],
     score: Callable[[TrialResult], float],
 ) -> SearchProgress:
-    """Apply successive halving to results.
+    """Apply successive halving to the results so far.
 
     Args:
         candidates: candidates on the first rung.
         rungs: last step and number of candidates of each rung.
         find_trial: returns the trial that trains a candidate to a step, or None if it is not queued.
         score: returns the score of a result; larger is better.
+
+    Returns:
+        The rungs that have begun. The search has ended after the last rung, or after a rung without any score.
     """
     begun: list[Rung] = []
     for step, count in rungs:
@@ -112,7 +118,7 @@ def halve(
 
 
 def enqueue_next(storage: TrialStorage, design: TuneDesign) -> int:
-    """Queue the trials that the results so far require.
+    """Queue the trials required by the results so far.
 
     Returns:
         The number of newly queued trials.
@@ -149,7 +155,7 @@ def work_on_search(storage: TrialStorage, design: TuneDesign, execute: ExecutePr
         execute: function that trains a prefix of a run.
 
     Returns:
-        Number of trials that this worker ended.
+        Number of trials ended by this worker.
 
     Raises:
         KeyboardInterrupt: The worker was interrupted; its trial returns to the queue.

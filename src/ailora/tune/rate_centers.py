@@ -16,11 +16,11 @@ from ailora.tune.search_space import ROLES, SearchSpace
 #: Center for plain LoRA with alpha = rank if the file has no `training.learning_rate`.
 DEFAULT_LORA_RATE = 1e-3
 _BATCHES, _ROWS, _PASSES = 2, 8, 13
-#: Cost in forward passes, per row: 3 for a training step, 3 for a pass over the Hessian and another 3 for each role.
+#: Cost per row in forward passes: 3 for a training step; 3 for a pass over the Hessian, and 3 more for each role.
 _PASS_COST = 3
-#: Largest cost of all suggestions.
+#: Maximum cost of all suggestions together, in full runs.
 _MAX_COST_RUNS = 0.25
-#: The rule is tested for multiples up to 10, in either direction.
+#: `suggest-lr` is tested for multiples up to 10, in either direction.
 _MAX_MULTIPLE = 10.0
 
 
@@ -42,11 +42,11 @@ class RateCenters:
 
 
 def find_rate_centers(space: SearchSpace, *, rows_trained: int, spare_runs: float) -> RateCenters:
-    """Find the centers of the ranges of learning rates, by `suggest-lr` if its cost is small beside a run's.
+    """Find the centers of the ranges of learning rates, by `suggest-lr` if it costs little compared with a run.
 
     Args:
         space: search space.
-        rows_trained: number of rows that a run trains on; a row counts once per epoch.
+        rows_trained: number of data rows in a full run; a row counts once per epoch.
         spare_runs: budget beyond one run, in full runs.
 
     Returns:
@@ -74,7 +74,7 @@ def _suggestion_cost(space: SearchSpace) -> float:
     """Estimate the cost of all suggestions, in forward passes of a row."""
     measured = {(c.method, str(c.values[ROLES])): config for c, config in space.configs.items() if _is_measured(config)}
     blocks = [len(config.adapter.roles or ()) + 1 for config in measured.values()]
-    # Twice: each suggestion also measures the curvature at plain LoRA's init.
+    # Factor 2: each suggestion also measures the curvature at plain LoRA's init.
     return sum(2 * _PASSES * _BATCHES * _ROWS * _PASS_COST * (1 + n) for n in blocks)
 
 
@@ -84,7 +84,7 @@ def _is_measured(config: RunConfig) -> bool:
 
 
 def _suggest_multiple(config: RunConfig) -> float:
-    """Suggest a multiple of plain LoRA's rate; 1 if the curvature gives none."""
+    """Suggest a multiple of plain LoRA's rate; 1 if the curvature gives no multiple."""
     if not _is_measured(config):
         return 1.0
     try:

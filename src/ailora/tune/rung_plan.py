@@ -8,9 +8,9 @@ from itertools import pairwise
 
 from ailora.errors import InputError
 
-#: One in three candidates goes on to the next rung, as in Hyperband (arXiv 1603.06560).
+#: A third of the candidates advances to the next rung, as in Hyperband (arXiv 1603.06560).
 REDUCTION = 3
-#: The first of five rungs would judge a run by 1 / 81 of its schedule.
+#: With five rungs, the first would judge a run after 1 / 81 of its schedule.
 _MAX_RUNGS = 4
 
 
@@ -61,7 +61,8 @@ class RungPlan:
                 f"the budget is {budget_runs:.2g} of a run, and one candidate costs {plans[0].cost_runs:.2g}: give at "
                 "least the cost of one run"
             )
-        # The cost never falls with the number of candidates. The tolerance covers rounding in sums of shares.
+        # The cost never falls with more candidates, so the first plan above the budget ends the loop. The tolerance
+        # covers rounding in sums of shares.
         for count in range(2, max_candidates + 1):
             plan = cls(steps, _counts(count, len(steps)), overhead_runs)
             if plan.cost_runs > budget_runs * (1 + 1e-9):
@@ -71,7 +72,7 @@ class RungPlan:
 
 
 def rung_steps(evaluation_steps: Sequence[int]) -> tuple[int, ...]:
-    """Choose the evaluations nearest to a 27th, a ninth and a third of a run, and its last.
+    """Choose the evaluations nearest to a 27th, a ninth and a third of a run, and the last evaluation.
 
     Args:
         evaluation_steps: steps after which a run evaluates, ascending.

@@ -48,6 +48,7 @@ class SearchSpace:
         tune = self.run.tune
         self.goal = tune.goal
         ranks = tune.rank or [self.run.adapter.rank]
+        # Storages depend on this order: `TuneRequest.centers` follows it.
         combinations = itertools.product(ranks, tune.roles, tune.policy)
         self.configs = dict(self._configure(rank, roles, policy) for rank, roles, policy in combinations)
 
@@ -65,8 +66,8 @@ class SearchSpace:
         """Return the learning rates to choose from under each condition.
 
         Args:
-            centers: center of the automatic range of each condition, in the order of `conditions`; unused if the file
-                has its own rates.
+            centers: center of the automatic range of each condition, in the order of `conditions`; ignored if
+                `tune.learning_rate` gives rates.
         """
         rates = self.run.tune.learning_rate
         if isinstance(rates, TuneRates):

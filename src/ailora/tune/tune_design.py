@@ -28,7 +28,7 @@ class TuneDesign:
         request: request of the search.
         space: search space.
         keys: keys of the trials.
-        plan: rungs of the search; None while a budget in time is not converted into runs.
+        plan: rungs of the search; None until a budget in time is converted into runs.
 
     Raises:
         InputError: A condition cannot be trained, or the budget is below one run.
@@ -72,7 +72,7 @@ class TuneDesign:
         return self.space.goal != "loss"
 
     def spec(self, candidate: Candidate, step: int | None) -> TrialSpec:
-        """Return the trial that trains a candidate to a step; None for the whole run."""
+        """Return the trial that trains a candidate up to a step; without a step, the trial of the whole run."""
         seed = self.space.run.training["seed"]
         return TrialSpec(candidate.condition, candidate.learning_rate, seed, until_step=step)
 
@@ -83,6 +83,7 @@ class TuneDesign:
 
     def run_config(self, spec: TrialSpec) -> RunConfig:
         """Return the configuration of a trial. All trials of a candidate share a folder."""
+        # In a shared folder, the trial of a later rung resumes from the checkpoint of the earlier rung.
         whole = TrialSpec(spec.condition, spec.learning_rate, spec.seed)
         return self._with_output(spec, Path(self.request.output) / "trials" / self.keys.key(whole))
 

@@ -21,11 +21,11 @@ class TuneRequest(StoredSection, frozen=True):
     """Request of a search.
 
     Attributes:
-        kind: marks the data of a search in a storage; a study has none.
+        kind: distinguishes a search from a study in a storage; a study has no `kind`.
         base: complete configuration of the run, with the section `tune`.
-        evaluation_steps: steps after which a run evaluates, ascending; the last is that of the whole run.
+        evaluation_steps: steps after which a run evaluates, ascending; the last is the final step of the run.
         centers: center of the rates for each condition, in the order of `SearchSpace.conditions`.
-        budget_runs: budget of all trials, in full runs; None while a budget in time is not converted into runs.
+        budget_runs: budget of all trials, in full runs; None until a budget in time is converted into runs.
         overhead_runs: cost of starting a process, in full runs.
         centers_origin: sentence on the origin of the centers.
         suggestion_runs: cost of `suggest-lr` for the centers, in full runs.

@@ -25,7 +25,7 @@ class CandidateRecord:
         number: position in the order of the search.
         policy: value of `adapter.policy`.
         roles: entry of `tune.roles`.
-        rank: value of `adapter.rank`, scaled so that all entries of `tune.roles` train as many parameters.
+        rank: value of `adapter.rank`, scaled so that all entries of `tune.roles` train the same number of parameters.
         learning_rate: learning rate of the optimizer.
         trainable_parameters: number of trainable parameters of the adapter.
         values: last step of a rung -> value of the goal at this step.
@@ -61,7 +61,7 @@ class TuneResult:
         total_steps: number of steps of a full run.
         rungs: last step and number of candidates of each rung.
         centers_origin: sentence on the origin of the learning rates.
-        candidates: all candidates: the winner, then by the last rung they reached and their rank on this rung.
+        candidates: all candidates, the winner first, then ordered by their last rung and their place on it.
         importances: importance of each choice at the end of the first rung.
         output: folder of the finished run.
     """
@@ -153,7 +153,7 @@ class TuneResult:
 def build_result(design: TuneDesign, progress: SearchProgress, winner: Candidate) -> TuneResult:
     """Build the result of a search that has ended."""
     rungs = progress.rungs
-    # Candidates that reached a later rung precede all others.
+    # Candidates with a later last rung come first, ordered by their place on it.
     order = dict.fromkeys(design.candidates, (0, 0))
     for number, rung in enumerate(rungs, start=1):
         order |= {candidate: (-number, place) for place, candidate in enumerate(rung.ranking)}
@@ -194,7 +194,7 @@ def _record(candidate: Candidate, design: TuneDesign, rungs: tuple[Rung, ...], w
 
 
 def _choices(candidate: Candidate) -> dict[str, float | str]:
-    """Return the value of each choice, by its name for a reader."""
+    """Return the value of each choice, by display name."""
     values = candidate.condition.values
     return {
         "learning rate": candidate.learning_rate,
@@ -205,6 +205,6 @@ def _choices(candidate: Candidate) -> dict[str, float | str]:
 
 
 def _trained_steps(record: CandidateRecord, rungs: tuple[Rung, ...]) -> int:
-    """Return the number of steps of a candidate; a failed rung counts in full."""
+    """Return the number of steps trained for a candidate; a failed rung counts in full."""
     last = record.dropped_at
     return rungs[-1].step if last is None else last

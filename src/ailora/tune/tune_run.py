@@ -41,7 +41,7 @@ def open_search(config: RunConfig) -> tuple[TrialStorage, TuneDesign]:
 
     Raises:
         InputError: A condition, the goal or the data are invalid, the budget is below one run, or the output folder
-            holds a different search, or a run. Nothing is written.
+            contains a run or a different search. Nothing is written.
         ModelError: The model cannot be adapted under a condition.
     """
     base = plain_config(config)
@@ -54,7 +54,7 @@ def open_search(config: RunConfig) -> tuple[TrialStorage, TuneDesign]:
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     with writing(folder), filelock.FileLock(folder / "lock"):
-        # The same command on a second machine may have created it meanwhile.
+        # The same command on a second machine may have created the search meanwhile.
         if (storage := TrialStorage.load_or_none(url, name)) is not None:
             return storage, _continue(storage, base)
         return TrialStorage.create(url, name, request.model_dump(by_alias=True)), design
@@ -109,7 +109,7 @@ def run_search(
     if design.plan is None:
         run_workers(storage, design.request, 1, lambda: on_poll(design))
         design = _convert_budget(storage, design, workers)
-    # Starting a worker takes seconds, also if no trial is left.
+    # Starting a worker takes seconds, even if no trial is left.
     if not find_progress(storage.trials(), design).ended:
         run_workers(storage, design.request, workers, lambda: on_poll(design))
     on_poll(design)
@@ -184,7 +184,7 @@ def _convert_budget(storage: TrialStorage, design: TuneDesign, workers: int) -> 
     assert spec.until_step is not None
     trained = read_train_seconds(checkpoint)
     run_seconds = trained * design.total_steps / spec.until_step
-    # Workers share the processor: only workers with a GPU each add speed.
+    # Workers on a CPU share its cores: more workers are faster only if each has its own GPU.
     parallel = min(workers, max(1, torch.accelerator.device_count()))
     request = design.request.model_copy(
         update={
@@ -208,10 +208,12 @@ def _finish(design: TuneDesign, progress: SearchProgress) -> TuneResult:
         raise InputError(f"tune: no candidate reached the end of rung {len(progress.rungs)}: {errors[0]}")
     config = design.final_config(winner)
     folder = RunFolder(config.output)
+    # The same command on a second machine may complete the run at the same time.
     with filelock.FileLock(Path(design.request.output) / "lock"):
         if not folder.read_finished_result(config):
             trained = RunFolder(design.run_config(design.spec(winner, None)).output)
             folder.copy_training_state(trained, config)
+            # The copied state is at the last step, so the run only evaluates and saves.
             registry.run(config)
         result = build_result(design, progress, winner)
         folder.claim(folder.search)

@@ -53,7 +53,7 @@ class TuneRates(Section, frozen=True, populate_by_name=True):
 
 
 class TuneConfig(Section, frozen=True):
-    """Section `tune:`, which `ailora tune` reads and other commands ignore.
+    """Section `tune:`, read by `ailora tune` and ignored by other commands.
 
     Attributes:
         budget: cost of the search, in full runs (`5x`) or time (`90s`, `30m`, `2h`).
@@ -89,7 +89,7 @@ class TuneConfig(Section, frozen=True):
         return None if unit == "x" else number * _SECONDS_PER_UNIT[unit]
 
     def check(self, metrics: Sequence[str]) -> None:
-        """Validate names, and values beyond their types.
+        """Validate names, and values beyond the types of the fields.
 
         Args:
             metrics: metrics of the run's evaluations during training.
