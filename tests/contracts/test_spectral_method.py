@@ -241,7 +241,7 @@ def test_a_broken_factorization_ends_in_the_exact_result(monkeypatch: pytest.Mon
     [("lanczos", "minor", (8, 8)), ("inverse", "principal", (8, 8)), ("inverse", "minor", (8, 9))],
 )
 def test_a_method_that_cannot_serve_is_refused(method: str, band: str, shape: tuple[int, int]) -> None:
-    with pytest.raises(InputError, match=f"method '{method}' gives"):
+    with pytest.raises(InputError, match=f"method '{method}' computes"):
         truncated_svd(torch.ones(shape), 2, band, method=method)
 
 

@@ -244,7 +244,7 @@ def test_the_choice_that_makes_the_differences_is_named_for_each_task() -> None:
     }
     assert comparison.to_dict()["importances"]["second"][0]["share"] > 0.9
     made = summarize(comparison)
-    assert [re.split(r" \d+%", sentence)[0] for sentence in made.importances] == [
+    assert [re.split(r" \d+ %", sentence)[0] for sentence in made.importances] == [
         f"Explained share of the differences between validation scores on {task}: {choice}"
         for task, choice in (("first", "learning rate"), ("second", "rank"))
     ]

@@ -1,9 +1,10 @@
 """Group sequential t-tests: a study is judged at planned numbers of seeds, with a single error rate over all looks.
 
 A boundary of O'Brien and Fleming rejects if sqrt(n_k / n_K) z_k is beyond a constant. Here n_k is the number of seeds
-at look k, and n_K at the last look. The normal score z_k has the p-value of the t-statistic of the first n_k seeds. Under
-the null hypothesis, the sequence of t-statistics is independent of the spread of the scores, hence the constant depends
-on the looks only. Early looks use almost none of the error rate. With a single look, the test is the ordinary t-test.
+at look k, and n_K at the last look. The normal score z_k has the p-value of the t-statistic of the first n_k seeds.
+Under the null hypothesis, the sequence of t-statistics is independent of the spread of the scores. The constant
+therefore depends on the looks only. Early looks use almost none of the error rate. A single look is the ordinary
+t-test.
 
 Source: P. C. O'Brien, T. R. Fleming, "A multiple testing procedure for clinical trials", Biometrics 35, 1979;
 C. Jennison, B. W. Turnbull, "Group Sequential Methods with Applications to Clinical Trials", 2000.
