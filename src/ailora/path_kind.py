@@ -66,7 +66,7 @@ def expand_home(path: Path | str) -> Path:
 
 
 def is_folder(path: Path) -> bool:
-    """Return whether a path is a folder. False for invalid paths (too long, with a null byte)."""
+    """Return whether a path is a folder. False for invalid paths (too long, or with a null byte)."""
     try:
         return path.is_dir()
     except (OSError, ValueError):
@@ -74,15 +74,18 @@ def is_folder(path: Path) -> bool:
 
 
 def is_file(path: Path) -> bool:
-    """Return whether a path is a file. False for invalid paths (too long, with a null byte)."""
+    """Return whether a path is a file. False for invalid paths (too long, or with a null byte)."""
     try:
         return path.is_file()
     except (OSError, ValueError):
         return False
 
 
-def is_inside(file: Path, folder: Path) -> bool:
-    """Return whether a file, with links resolved, is in a folder or among the blobs of a hub snapshot."""
+def is_directly_in(file: Path, folder: Path) -> bool:
+    """Return whether a file, with links resolved, is directly in a folder.
+
+    For a folder in a snapshot of the hub's cache, the blobs of the same repository count as well.
+    """
     resolved = folder.resolve()
     allowed = [resolved]
     # Files of a snapshot in the hub's cache are links to a folder of blobs.

@@ -14,7 +14,7 @@ from ailora.errors import InputError
 
 #: Deeper nesting would exhaust the stack of recursive functions that copy, validate or write the data.
 _MAX_DEPTH = 100
-#: Largest number of bits of an integer: floats are smaller than 2**1024.
+#: Largest accepted size of an integer in bits. A larger integer could not be converted to a float.
 _MAX_BITS = 1024
 _LINE_END = re.compile(r"\r\n|\r|\n")
 _SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
@@ -25,7 +25,7 @@ def read_text(file: Path, kind: str = "") -> str:
 
     Args:
         file: Path of the file.
-        kind: Kind of the file for messages, with a space at the end.
+        kind: Prefix of the path in messages, such as `configuration `, with the trailing space.
 
     Returns:
         Text without the byte order mark.
@@ -78,7 +78,7 @@ def parse_json(text: str, where: Path | str, *, allow_nan: bool = False) -> Any:
 
     Args:
         text: JSON to parse.
-        where: File for messages, or `file:line` for a line of JSON Lines.
+        where: Origin of the text as named in messages: the file, or `file:line` for a line of JSON Lines.
         allow_nan: Whether to accept NaN and infinite numbers. JSON has no such values, but `json.dump` writes them.
 
     Returns:
@@ -102,7 +102,8 @@ def parse_json(text: str, where: Path | str, *, allow_nan: bool = False) -> Any:
         raise InputError(f"{place}: not JSON: {error.msg}") from None
     except RecursionError:
         raise InputError(f"{where}: {_TOO_DEEP}") from None
-    # Validating every value takes longer than parsing, and only JSON with many brackets or a surrogate can be invalid.
+    # The hooks have validated numbers and keys. Only deep nesting and lone surrogates remain. Validating every value
+    # takes longer than parsing, hence only text that may contain either is validated.
     if text.count("[") + text.count("{") > _MAX_DEPTH or _SURROGATE_ESCAPE.search(text):
         validate_plain_data(value, str(where))
     return value
@@ -128,7 +129,7 @@ class _Hooks:
 
     def build_int(self, digits: str) -> int | float:
         number = self.build_float(digits)
-        # `int` raises ValueError for more than 4,300 digits.
+        # An integer larger than any float becomes infinite; `int` would raise ValueError beyond 4,300 digits.
         return int(digits) if math.isfinite(number) else number
 
     def build_float(self, digits: str) -> float:

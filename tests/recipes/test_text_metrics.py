@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from decimal import Decimal
 
 import pytest
 import sacrebleu
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 import ailora
 from ailora.recipes.evaluation import text_metrics
-from ailora.recipes.evaluation.text_metrics import TEXT_METRICS, find_final_number, score_texts, validate_metric
+from ailora.recipes.evaluation.text_metrics import TEXT_METRICS, find_numeric_answer, score_texts, validate_metric
 
 TEXTS = ["the red car is in the garden", "a cup stands here"]
 REFERENCES = [["the red car is in the garden", "a red car"], ["there is a cup"]]
@@ -54,8 +55,7 @@ def test_every_score_is_a_finite_number(pairs: list[tuple[str, list[str]]]) -> N
     ],
 )
 def test_the_final_number_of_a_solution(text: str, number: str | None) -> None:
-    found = find_final_number(text)
-    assert (str(found) if found is not None else None) == number
+    assert find_numeric_answer(text) == (None if number is None else Decimal(number))
 
 
 def test_numeric_match_compares_numbers() -> None:

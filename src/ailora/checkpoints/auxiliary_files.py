@@ -10,7 +10,7 @@ from pathlib import Path
 from ailora.atomic_io import replacing_file, write_bytes
 from ailora.checkpoints.output_dir import OutputDir
 from ailora.errors import InputError
-from ailora.path_kind import is_inside
+from ailora.path_kind import is_directly_in
 
 _BLOCK_BYTES = 16 * 2**20
 #: Files in a model's folder that are not copied: weights, training states, adapters, code, documentation.
@@ -43,7 +43,7 @@ def copy_auxiliary_files(source: Path, output: OutputDir, *, changed: Mapping[st
     names = list_auxiliary_files(source)
     for name in names:
         # Models are downloaded from strangers: a link could copy a private file of this machine into the output.
-        if not is_inside(source / name, (source / name).parent):
+        if not is_directly_in(source / name, (source / name).parent):
             raise InputError(
                 f"{source / name} is a link to {(source / name).resolve()}, outside its folder, and such links are "
                 "not copied: replace the link by a copy of the file, or remove the link"

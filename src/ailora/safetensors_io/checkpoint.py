@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ailora.errors import InputError
 from ailora.model_formats import refuse_gguf, refuse_pickles
-from ailora.path_kind import is_inside
+from ailora.path_kind import is_directly_in
 from ailora.plain_data import read_json_object
 from ailora.safetensors_io.header import Header, StoredTensor, read_header
 from ailora.safetensors_io.reader import read_tensor
@@ -156,6 +156,6 @@ def _resolve_shard(folder: Path, name: str, index: Path) -> Path:
         target = file.resolve(strict=True)
     except (OSError, RuntimeError, ValueError) as error:
         raise InputError(f"{index} points to {name[:200]!r}, which cannot be found ({error})") from None
-    if not is_inside(file, folder):
+    if not is_directly_in(file, folder):
         raise InputError(f"{index} points to {name!r}, a link to {target}, outside its folder")
     return file

@@ -65,10 +65,13 @@ def validate_options(init: PeftInit, adapter: AdapterConfig) -> None:
         )
     if adapter.form != "anchored":
         raise InputError(
-            f"adapter.form {adapter.form!r} cannot be combined with {init}: PEFT always trains the stock form"
+            f"adapter.form {adapter.form!r} cannot be combined with {init}, whose adapters PEFT always trains in the "
+            "stock form: leave out adapter.form"
         )
     if adapter.couple_roles:
-        raise InputError(f"adapter.couple_roles cannot be combined with {init}: PEFT always trains all rows")
+        raise InputError(
+            f"adapter.couple_roles cannot be combined with {init}: PEFT always trains all rows of a fused weight"
+        )
     if name == "mica" and adapter.dora:
         raise InputError("adapter.dora cannot be combined with peft:mica: PEFT does not support the combination")
     if name == "eva" and isinstance(adapter.rank, dict):
@@ -108,7 +111,7 @@ def apply_peft_init(
     if init.overwrites_base:
         _validate_untied(weights, init)
     if init.name == "olora":
-        _validate_linear(weights)
+        _validate_not_transposed(weights)
     try:
         with warnings.catch_warnings():
             for message in _IGNORED_WARNINGS:
@@ -137,7 +140,7 @@ def _validate_untied(weights: Mapping[str, BaseWeight], init: PeftInit) -> None:
             )
 
 
-def _validate_linear(weights: Mapping[str, BaseWeight]) -> None:
+def _validate_not_transposed(weights: Mapping[str, BaseWeight]) -> None:
     for module, weight in weights.items():
         if weight.transposed:
             raise ModelError(
@@ -172,8 +175,8 @@ def _adapt_by_peft(
     adapted = get_peft_model(model, lora_config)
     assert isinstance(adapted, PeftModel)
     if init.name == "eva":
-        # PEFT masks the inputs of layers by labels. In an encoder-decoder, labels align with the tokens of the decoder,
-        # but not with those of the encoder.
+        # PEFT drops masked tokens from the inputs of layers, with the same mask for all layers. In an encoder-decoder,
+        # the mask fits the tokens of the encoder, but not those of the decoder.
         masks_inputs = recipe != "seq2seq"
         initialize_lora_eva_weights(
             adapted,
@@ -198,8 +201,8 @@ class _RepeatedBatches:
         # EVA reads batches until its directions converge, and convergence is not guaranteed.
         yield from islice(chain.from_iterable(repeat(self.batches)), _MAX_EVA_BATCHES)
         raise ModelError(
-            f"adapter.policy peft:eva: EVA's directions did not converge in {_MAX_EVA_BATCHES} batches, or batches "
-            "have fewer tokens than the rank; use larger batches or a smaller rank"
+            f"adapter.policy peft:eva: EVA's directions did not converge in {_MAX_EVA_BATCHES} batches, perhaps "
+            "because batches have fewer tokens than the rank; use larger batches or a smaller rank"
         )
 
 

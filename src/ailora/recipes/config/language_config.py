@@ -67,7 +67,7 @@ class PromptData(DataSource, frozen=True):
 
     @property
     def named_columns(self) -> set[str]:
-        # The key appears only in error messages, and check() has already refused invalid templates.
+        # `Template.parse` needs a key only for its errors, and check() has already refused invalid templates.
         templates = [template for template in (self.prompt, self.completion) if template is not None]
         return {name for template in templates for name in Template.parse(template, "").names}
 
@@ -139,7 +139,7 @@ class EvaluationConfig(Section, frozen=True):
         group_by: columns that identify an input. Rows with equal values in all these columns are references for the
             same input.
         max_samples: number of inputs for generation, sampled with a fixed seed; None for all inputs.
-        general_text: files of general text, for measuring forgetting: the increase of the loss by training.
+        general_text: files of general text. Forgetting is the increase of the loss on this text caused by training.
         general_template: template for the rows of `general_text`.
         max_general_samples: number of rows to use from `general_text`.
     """
@@ -161,7 +161,8 @@ class EvaluationConfig(Section, frozen=True):
         """Validate metrics and templates.
 
         Raises:
-            InputError: A metric is unknown or lacks generated texts, or the template is invalid.
+            InputError: A metric is unknown, its data are not installed, or `generate` is missing; or the template is
+                invalid.
         """
         for name in self.metrics:
             if name not in TEXT_METRICS:

@@ -64,9 +64,9 @@ def _compute_meteor(texts: Texts, references: References) -> float:
 
 
 def _compute_numeric_match(texts: Texts, references: References) -> float:
-    """Return the percentage of texts whose final number equals that of a reference, the score of GSM8K."""
+    """Return the percentage of texts whose numeric answer equals that of a reference, as GSM8K is scored."""
     hits = [
-        (answer := find_final_number(text)) is not None and answer in [find_final_number(ref) for ref in refs]
+        (answer := find_numeric_answer(text)) is not None and answer in [find_numeric_answer(ref) for ref in refs]
         for text, refs in zip(texts, references, strict=True)
     ]
     return 100 * sum(hits) / len(hits)
@@ -78,7 +78,7 @@ def _compute_exact_match(texts: Texts, references: References) -> float:
     return 100 * sum(hits) / len(hits)
 
 
-def find_final_number(text: str) -> Decimal | None:
+def find_numeric_answer(text: str) -> Decimal | None:
     """Find the numeric answer in a worked solution.
 
     Returns:
@@ -90,8 +90,8 @@ def find_final_number(text: str) -> Decimal | None:
     if not numbers:
         return None
     try:
-        # Unlike a float, a Decimal keeps all digits of a long number; normalized, 0.1 equals 0.10.
-        return Decimal(numbers[0 if mark else -1].replace(",", "")).normalize()
+        # Unlike a float, a Decimal keeps all digits of a long number.
+        return Decimal(numbers[0 if mark else -1].replace(",", ""))
     except InvalidOperation:
         return None
 
