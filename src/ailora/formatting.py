@@ -191,9 +191,14 @@ def shorten(text: str, limit: int) -> str:
     return text if len(text) <= limit else f"{text[:limit]}... ({len(text) - limit:,} more characters)"
 
 
-def truncate(text: str, limit: int) -> str:
-    """Shorten text to `limit` characters, including three dots at the end."""
-    return text if len(text) <= limit else f"{text[: limit - 3]}..."
+def truncate(text: str, limit: int, *, mark: str = "...") -> str:
+    """Shorten text to `limit` characters, including the mark at the end."""
+    return text if len(text) <= limit else f"{text[: limit - len(mark)]}{mark}"
+
+
+def capitalize(text: str) -> str:
+    """Return text with its first letter in upper case. Unlike `str.capitalize`, keep the case of the rest."""
+    return text[:1].upper() + text[1:]
 
 
 def downsample(points: Sequence[T], limit: int) -> list[T]:

@@ -7,19 +7,18 @@ import math
 from ailora.plots.chart_spec import Axis, ForestPlot, ForestRow, Series
 from ailora.plots.plotly_traces import (
     MARGIN_PX,
-    MAX_TICK_CHARS,
     ROW_PX,
     Json,
     PlotlyFigure,
     axis_layout,
     error_bars,
     escape,
+    escape_name,
     hover_note,
     round_all,
     series_trace,
     shaded_rectangle,
     swap_axes,
-    truncate_name,
 )
 
 #: Width of a character in a verdict. Plotly reserves no space for annotations, so the longest verdict sets the margin.
@@ -30,10 +29,7 @@ def forest_figure(chart: ForestPlot) -> PlotlyFigure:
     """Return the `data` and `layout` of a forest plot, with a trace for each row."""
     lines = chart.lines
     rows = [(y, line) for y, line in enumerate(lines) if isinstance(line, ForestRow)]
-    names = [
-        escape(truncate_name(line.label, MAX_TICK_CHARS)) if isinstance(line, ForestRow) else f"<b>{escape(line)}</b>"
-        for line in lines
-    ]
+    names = [escape_name(line.label) if isinstance(line, ForestRow) else f"<b>{escape(line)}</b>" for line in lines]
     layout: Json = {
         "xaxis": axis_layout(Axis(chart.x_label), []) | {"range": round_all(chart.limits), "nticks": 5},
         "yaxis": {

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import TypedDict
 
-from ailora.formatting import format_number
+from ailora.formatting import format_number, truncate
 from ailora.plots.chart_spec import COLOURS, SHADE_ALPHA, SHADE_COLOUR, Axis, Series
 
 #: A trace, an axis or a layout of Plotly.
@@ -16,7 +16,7 @@ Json = dict[str, object]
 #: Height of a row in a chart with vertically listed names, and of the margins above and below the rows together.
 ROW_PX, MARGIN_PX = 30, 90
 #: Longest names at ticks and in the legend, in characters. Hovering shows the whole name.
-MAX_TICK_CHARS, _MAX_LEGEND_CHARS = 26, 48
+_MAX_TICK_CHARS, _MAX_LEGEND_CHARS = 26, 48
 #: Largest number of distinct values for which a logarithmic axis has its ticks at the values, not at round numbers.
 _MAX_VALUE_TICKS = 9
 _SWAPPED = {"x": "y", "y": "x", "error_y": "error_x"}
@@ -45,15 +45,15 @@ def round_all(values: Iterable[float | None]) -> list[float | None]:
     return [round_digits(value) for value in values]
 
 
-def truncate_name(text: str, limit: int) -> str:
-    """Cut a name to `limit` characters, with an ellipsis as the last character."""
-    return text if len(text) <= limit else f"{text[: limit - 1]}…"
+def escape_name(name: str, limit: int = _MAX_TICK_CHARS) -> str:
+    """Escape a name cut to `limit` characters, with an ellipsis as the last character."""
+    return escape(truncate(name, limit, mark="…"))
 
 
 def series_trace(series: Series, x: Iterable[float | None], y: Iterable[float | None]) -> Json:
     """Return the part of a trace that all kinds of charts share."""
     return {
-        "name": escape(truncate_name(series.name, _MAX_LEGEND_CHARS)),
+        "name": escape_name(series.name, _MAX_LEGEND_CHARS),
         "x": round_all(x),
         "y": round_all(y),
         "meta": {"style": series.style % len(COLOURS)},
@@ -86,7 +86,7 @@ def axis_layout(axis: Axis, values: Sequence[float]) -> Json:
     """Return the layout of an axis. On a logarithmic axis with few `values`, ticks are at these values."""
     layout: Json = {"title": {"text": escape(axis.label)}, "automargin": True}
     if axis.categories:
-        names = [escape(truncate_name(name, MAX_TICK_CHARS)) for name in axis.categories]
+        names = [escape_name(name) for name in axis.categories]
         return layout | {"tickvals": list(range(len(names))), "ticktext": names, "range": [-0.5, len(names) - 0.5]}
     if axis.log:
         # By default, Plotly labels ticks between powers of ten with a single digit: 0.05 is a small 5.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from ailora.formatting import downsample, is_real
+from ailora.formatting import capitalize, downsample, is_real
 from ailora.plots.chart_spec import Axis, Heatmap, Plot, Series
 from ailora.plots.matplotlib_backend import save_figure
 
@@ -99,7 +99,7 @@ def _over_steps(histories: Histories, key: str, *, name: str, label: str, captio
         if points
     )
     if series:
-        title = label[0].upper() + label[1:]
+        title = capitalize(label)
         yield Plot(name.replace("_", "-"), title, "lines", Axis("step"), Axis(label), series, caption)
 
 

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from ailora.formatting import downsample, format_lr, is_real, pluralize
+from ailora.formatting import capitalize, downsample, format_lr, is_real, pluralize
 from ailora.plots.chart_spec import Axis, Plot, Series
 from ailora.studies.comparison import BaselineComparison, Comparison
 from ailora.studies.method_results import MethodResult
@@ -213,7 +213,7 @@ def cost_charts(comparison: Comparison) -> Iterator[Plot]:
             continue
         yield Plot(
             name=chart_name(f"cost-{name}", ""),
-            title=title[0].upper() + title[1:],
+            title=capitalize(title),
             kind="bars",
             x=Axis("method", categories=tuple(methods)),
             y=Axis(title),

@@ -15,6 +15,7 @@ from pathlib import Path
 from ailora.atomic_io import write_text
 from ailora.checkpoints.output_path import writing
 from ailora.errors import InputError
+from ailora.formatting import capitalize
 
 _GOOD = "wonderful delicious brilliant charming superb delightful excellent gorgeous pleasant marvelous lovely splendid"
 _BAD = "awful terrible dreadful horrible boring disgusting miserable ugly lousy annoying nasty dismal"
@@ -74,4 +75,4 @@ def _make_sentence(rng: random.Random, good: Sequence[str], bad: Sequence[str]) 
     judgement = f"the {subject} was {rng.choice(good if praises_subject else bad)}"
     clause = rng.choice(_DENYING if denies else _AFFIRMING).format(who=rng.choice(_SPEAKERS), what=judgement)
     aside = rng.choice(_ASIDES).format(thing=distractor, tone=rng.choice(good if praises_distractor else bad))
-    return f"{clause[0].upper()}{clause[1:]}, {aside}.", "blame" if praises_subject == denies else "praise"
+    return f"{capitalize(clause)}, {aside}.", "blame" if praises_subject == denies else "praise"

@@ -49,6 +49,11 @@ class RateCertainty:
         """Share of the resamples in favour of the chosen rate; None if unknown."""
         return self.shares.get(self.best)
 
+    @property
+    def ranked_shares(self) -> list[tuple[float, float]]:
+        """Rates with their shares, the most frequent choice first."""
+        return sorted(self.shares.items(), key=lambda item: -item[1])
+
     def to_dict(self) -> dict[str, object]:
         """Convert to plain data."""
         return {

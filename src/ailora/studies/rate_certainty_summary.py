@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ailora.formatting import format_lr, format_percent, join_names, limit_sentences, pluralize
+from ailora.formatting import capitalize, format_lr, format_percent, join_names, limit_sentences, pluralize
 from ailora.studies.comparison import Comparison
 from ailora.studies.rate_certainty import RateCertainty
 from ailora.studies.trial import Condition
@@ -54,16 +54,20 @@ def rate_certainty_rows(comparison: Comparison) -> tuple[list[str], list[list[st
 
 
 def _uncertain_rate(condition: Condition, certainty: RateCertainty) -> str:
-    shares = sorted(certainty.shares.items(), key=lambda item: -item[1])
-    named = [f"{format_lr(rate)} in {format_percent(share)}" for rate, share in shares if share >= _MIN_NAMED_SHARE]
+    named = [
+        f"{format_lr(rate)} in {format_percent(share)}"
+        for rate, share in certainty.ranked_shares
+        if share >= _MIN_NAMED_SHARE
+    ]
     named[0] += " of resamples"
     sentence = f"{condition.sentence_prefix}the rate of {condition.method} is uncertain: {join_names(named)}"
-    return f"{sentence[0].upper()}{sentence[1:]}."
+    return f"{capitalize(sentence)}."
 
 
 def _other_rates(certainty: RateCertainty) -> str:
-    shares = sorted(certainty.shares.items(), key=lambda item: -item[1])
     parts = [
-        f"{format_lr(rate)} {format_percent(share)}" for rate, share in shares if rate != certainty.best and share > 0
+        f"{format_lr(rate)} {format_percent(share)}"
+        for rate, share in certainty.ranked_shares
+        if rate != certainty.best and share > 0
     ]
     return ", ".join(parts) or "-"
