@@ -52,12 +52,12 @@ class Setting:
 
     Attributes:
         model: `minilm`, `pico-llama` or a name in `SHAPES`.
-        device: device of torch.
-        dtype: of the weights of a model from a configuration; the others are float32.
-        layers: number of layers instead of the shape's own; the cost of a form is the same in every layer.
-        compile: whether the adapted model is compiled.
-        steps: measured steps, after two that warm up.
-        shared: folder with the small Llama.
+        device: Device of torch.
+        dtype: Of the weights of a model from a configuration; the others are float32.
+        layers: Number of layers instead of the shape's own; the cost of a form is the same in every layer.
+        compile: Whether the adapted model is compiled.
+        steps: Measured steps, after two that warm up.
+        shared: Folder with the small Llama.
     """
 
     model: str

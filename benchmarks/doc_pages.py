@@ -11,10 +11,10 @@ def replace_between(page: Path, name: str, script: str, content: str) -> None:
     """Replace what stands between the two marks of a page.
 
     Args:
-        page: the page.
-        name: name of the part.
-        script: script that makes the part, named in the first mark.
-        content: new content.
+        page: The page.
+        name: Name of the part.
+        script: Script that makes the part, named in the first mark.
+        content: New content.
     """
     begin, end = f"<!-- {name}: made by benchmarks/{script} -->", f"<!-- end of {name} -->"
     text = page.read_text(encoding="utf-8")

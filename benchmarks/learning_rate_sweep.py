@@ -34,9 +34,9 @@ class Task:
     """A base model and data for it, both seeded.
 
     Attributes:
-        make: a fresh base model, fp32, with attention that can be differentiated twice.
-        train: batches in a fixed order, the first of which curvatures are measured on.
-        held_out: batches that the sweeps' runs are judged by.
+        make: A fresh base model, fp32, with attention that can be differentiated twice.
+        train: Batches in a fixed order, the first of which curvatures are measured on.
+        held_out: Batches that the sweeps' runs are judged by.
     """
 
     make: Callable[[], Any]

@@ -50,12 +50,12 @@ class Claim:
     """A claim that a method is better than others.
 
     Attributes:
-        place: figure or table of the paper.
-        text: the claim.
-        method: label of the method in the studies.
-        others: labels of the methods that it is said to be better than.
-        studies: names of the studies that test it, `FILE` or `FILE-SCALE`.
-        by_speed: whether it is faster to the same loss, and not better in score.
+        place: Figure or table of the paper.
+        text: The claim.
+        method: Label of the method in the studies.
+        others: Labels of the methods that it is said to be better than.
+        studies: Names of the studies that test it, `FILE` or `FILE-SCALE`.
+        by_speed: Whether it is faster to the same loss, and not better in score.
     """
 
     place: str
@@ -144,7 +144,7 @@ def claims_table(studies: Sequence[tuple[str, str, str, tuple[StudyDesign, Study
     """Write the table of all claims, a row for each study or analysis that tests it.
 
     Args:
-        studies: name, model and link of each study, with its design and record, or None if it was not run.
+        studies: Name, model and link of each study, with its design and record, or None if it was not run.
     """
     by_name = {name: study for name, *study in studies}
     rows = [*_analysis_rows()]

@@ -40,10 +40,10 @@ class PaperStudy:
     """A study of `examples/paper`.
 
     Attributes:
-        file: name of the study file.
-        scale: set of keys of the study file; None for the paper's size.
-        model: model, for readers.
-        title: subject, and the heading on the page.
+        file: Name of the study file.
+        scale: Set of keys of the study file; None for the paper's size.
+        model: Model, for readers.
+        title: Subject, and the heading on the page.
     """
 
     file: str

@@ -45,8 +45,8 @@ class Decisions:
 
     Attributes:
         sign: 1 for a larger score, -1 for a smaller one, 0 for no difference shown, (studies, methods).
-        equivalent: whether equivalence is shown, (studies, methods).
-        look: index of the last look, (studies, methods).
+        equivalent: Whether equivalence is shown, (studies, methods).
+        look: Index of the last look, (studies, methods).
     """
 
     sign: np.ndarray
@@ -63,9 +63,9 @@ def decide(differences: np.ndarray, schedule: LookSchedule = LOOKS, margin: floa
     """Judge studies at every look, as `plan_looks` does with one of them.
 
     Args:
-        differences: differences to the baseline by seed, (studies, methods, seeds).
-        schedule: the looks.
-        margin: largest difference of equivalent methods.
+        differences: Differences to the baseline by seed, (studies, methods, seeds).
+        schedule: The looks.
+        margin: Largest difference of equivalent methods.
     """
     moments = LookMoments.from_differences(differences, schedule)
     p_values = np.stack([moments.difference_p(), moments.equivalence_p(margin)])
@@ -88,11 +88,11 @@ def simulate(
     """Simulate studies with the selection of rates.
 
     Args:
-        rng: source of the noise.
-        n_studies: number of studies.
-        gains: true differences to the baseline, (methods,).
-        curve: true means over the rates, (rates,).
-        spread: standard deviation of paired differences at a rate.
+        rng: Source of the noise.
+        n_studies: Number of studies.
+        gains: True differences to the baseline, (methods,).
+        curve: True means over the rates, (rates,).
+        spread: Standard deviation of paired differences at a rate.
 
     Returns:
         Differences on test by seed, (studies, methods, seeds), and true differences, (studies, methods).

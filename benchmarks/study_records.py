@@ -28,12 +28,12 @@ class StudyRecord:
     """Trials of a study, as recorded.
 
     Attributes:
-        machine: what they ran on.
-        baseline: label of the method that `bootstrap` compares with.
-        trials: trials that ended, and those that were missing.
-        bootstrap: condition -> interval of the difference to the baseline over seeds and examples, from predictions
+        machine: What they ran on.
+        baseline: Label of the method that `bootstrap` compares with.
+        trials: Trials that ended, and those that were missing.
+        bootstrap: Condition -> interval of the difference to the baseline over seeds and examples, from predictions
             that only the folders of the runs hold.
-        rate_certainties: condition -> certainty of its best rate, from the same predictions.
+        rate_certainties: Condition -> certainty of its best rate, from the same predictions.
     """
 
     machine: dict[str, Any]
@@ -64,7 +64,7 @@ def record_study(folder: Path) -> str:
     """Write the trials of a study's folder, finished or not, to `results/studies`.
 
     Args:
-        folder: output of the study, as `ailora report` takes it.
+        folder: Output of the study, as `ailora report` takes it.
 
     Returns:
         Name of the study, which names the file.

@@ -99,8 +99,8 @@ class Table:
     """Recorded evaluations of full runs.
 
     Attributes:
-        evaluations: steps after which every run evaluates, ascending.
-        larger_is_better: name of each score -> whether a larger value is better.
+        evaluations: Steps after which every run evaluates, ascending.
+        larger_is_better: Name of each score -> whether a larger value is better.
         values: (choice, learning rate, seed) -> step -> scores; of a run that failed, up to the last rung before.
     """
 

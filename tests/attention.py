@@ -220,9 +220,9 @@ def without_queries(site: Site, *, biased: bool, scaled: bool) -> str | None:
     """Zero queries: attention is uniform over the mask, and the keys have no say.
 
     Args:
-        site: the attention.
-        biased: another term than `q k'` decides too, by positions: then the weights need not be uniform.
-        scaled: the weights need not add up to one: a gate follows, or a sink takes a share.
+        site: The attention.
+        biased: Another term than `q k'` decides too, by positions: then the weights need not be uniform.
+        scaled: The weights need not add up to one: a gate follows, or a sink takes a share.
     """
     plain = site.result(query=torch.zeros_like)
     other = site.result(query=torch.zeros_like, key=turned)

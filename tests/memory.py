@@ -30,10 +30,10 @@ def peak(before: str, measured: str, request: Any, *, environment: Mapping[str, 
     """Bytes by which the memory of a process grew at most.
 
     Args:
-        before: code that runs before anything is measured: imports.
-        measured: code that is measured; `request` is its input.
-        request: plain data.
-        environment: variables of the process, beside this one's.
+        before: Code that runs before anything is measured: imports.
+        measured: Code that is measured; `request` is its input.
+        request: Plain data.
+        environment: Variables of the process, beside this one's.
     """
     command = [sys.executable, "-c", _SCRIPT.format(before=before, measured=measured), json.dumps(request)]
     alone = {**os.environ, **(environment or {})}

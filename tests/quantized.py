@@ -29,10 +29,10 @@ class Quantization:
     """One way to quantize a model.
 
     Attributes:
-        name: of the test.
-        quantize: a folder with a checkpoint -> the quantized model.
-        format_name: name of the format in `weights.quantized`.
-        error: a bound on the relative error of a weight, from its bits: half a step of a normal distribution's range.
+        name: Of the test.
+        quantize: A folder with a checkpoint -> the quantized model.
+        format_name: Name of the format in `weights.quantized`.
+        error: A bound on the relative error of a weight, from its bits: half a step of a normal distribution's range.
     """
 
     name: str

@@ -117,7 +117,7 @@ class OutcomeRecorder:
     """Plugin of pytest that records every failure at once, and the counts at the end.
 
     Args:
-        recorder: for the results.
+        recorder: For the results.
     """
 
     def __init__(self, recorder: Recorder) -> None:

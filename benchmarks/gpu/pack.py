@@ -110,9 +110,9 @@ def copy_model(source: Path, target: Path, *, used_tokens: set[int] | None = Non
     The files stay float32: transformers loads a model in the dtype of its file.
 
     Args:
-        source: folder with `model.safetensors`.
-        target: folder to write.
-        used_tokens: ids whose word embeddings are kept; None for all.
+        source: Folder with `model.safetensors`.
+        target: Folder to write.
+        used_tokens: Ids whose word embeddings are kept; None for all.
     """
     shutil.copytree(source, target, ignore=shutil.ignore_patterns("model.safetensors", "__pycache__", "*.onnx"))
     tensors = load_file(source / "model.safetensors")
@@ -215,8 +215,8 @@ def validate_size(sizes: dict[str, int], checkout: int) -> None:
     """Refuse a pack that is too large for a transfer.
 
     Args:
-        sizes: bytes of every archive.
-        checkout: bytes of the files that travel with them.
+        sizes: Bytes of every archive.
+        checkout: Bytes of the files that travel with them.
 
     Raises:
         PackError: the total, and which archive to leave out.

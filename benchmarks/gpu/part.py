@@ -17,9 +17,9 @@ class Recorder:
     """Appends the results of one part to the common file.
 
     Attributes:
-        part: name of the part.
+        part: Name of the part.
         file: JSON lines, one per result.
-        device: name of the device, as its driver gives it.
+        device: Name of the device, as its driver gives it.
     """
 
     part: str
@@ -30,9 +30,9 @@ class Recorder:
         """Append a result and print its line of the log.
 
         Args:
-            name: name of the result, unique within the part.
-            figures: plain data.
-            line: the result in words.
+            name: Name of the result, unique within the part.
+            figures: Plain data.
+            line: The result in words.
         """
         append_record(self.file, {"part": self.part, "name": name, "device": self.device} | figures)
         print(line, flush=True)
@@ -43,10 +43,10 @@ class PartArguments:
     """Arguments of a part.
 
     Attributes:
-        device: device of torch.
-        tiny: small shapes and few repetitions, for a rehearsal.
-        deadline: time of day (Unix seconds) at which the part is stopped.
-        recorder: for the results.
+        device: Device of torch.
+        tiny: Small shapes and few repetitions, for a rehearsal.
+        deadline: Time of day (Unix seconds) at which the part is stopped.
+        recorder: For the results.
     """
 
     device: str

@@ -45,8 +45,8 @@ class Part:
     """A part of the measurements.
 
     Attributes:
-        name: of its script beside this file.
-        seconds: what it needs; its share of the time, beside those of the parts after it.
+        name: Of its script beside this file.
+        seconds: What it needs; its share of the time, beside those of the parts after it.
     """
 
     name: str
@@ -70,8 +70,8 @@ def share_time(seconds_left: float, parts: Sequence[Part]) -> float:
     it.
 
     Args:
-        seconds_left: for all of the parts.
-        parts: those that have not run.
+        seconds_left: For all of the parts.
+        parts: Those that have not run.
 
     Returns:
         Seconds, 0 if they are too few to start a part.

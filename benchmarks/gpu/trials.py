@@ -42,8 +42,8 @@ class StudyRun:
     """A study that runs.
 
     Attributes:
-        name: file in examples/paper, without its suffix, and the scale.
-        output: folder of its trials.
+        name: File in examples/paper, without its suffix, and the scale.
+        output: Folder of its trials.
         process: `ailora study run`.
     """
 
@@ -57,9 +57,9 @@ class Study:
     """A study to run.
 
     Attributes:
-        file: in examples/paper, without its suffix.
-        scale: set of keys of the file.
-        core_share: share of the processor's cores that work on it.
+        file: In examples/paper, without its suffix.
+        scale: Set of keys of the file.
+        core_share: Share of the processor's cores that work on it.
     """
 
     file: str

@@ -33,10 +33,10 @@ def run(command: Command, out: Path, *, at: int | None = None, largest: int | No
     """Run a command to its end, or to the step `at`; its exit code, and how many steps it took where it ended.
 
     Args:
-        command: a function of `ailora.checkpoints`, what stands before `out`, and keywords.
-        out: the folder to write.
-        at: kill it there.
-        largest: bytes that a file may have: a full disk.
+        command: A function of `ailora.checkpoints`, what stands before `out`, and keywords.
+        out: The folder to write.
+        at: Kill it there.
+        largest: Bytes that a file may have: a full disk.
     """
     steps = _CONTEXT.Value("i", 0)
     process = _CONTEXT.Process(target=_command, args=(command, str(out), at, largest, steps))

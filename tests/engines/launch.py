@@ -16,10 +16,10 @@ def launch(module: str, argument: str, *, log: Path, seconds: float = 300) -> in
     """Run `python -m module argument` in two processes.
 
     Args:
-        module: a module of the tests.
-        argument: its one argument.
-        log: takes what the processes print.
-        seconds: after that long all of them are killed.
+        module: A module of the tests.
+        argument: Its one argument.
+        log: Takes what the processes print.
+        seconds: After that long all of them are killed.
 
     Returns:
         The exit code of the launcher: not 0 where a process failed or was killed.

@@ -33,14 +33,14 @@ class Job:
     """What a run does; the same numbers are trained whatever the engine.
 
     Attributes:
-        out: folder of the checkpoints, and of the adapter in `out/adapter`.
-        engine: alone, ddp or fsdp.
-        killed: whether all processes are killed a little after the checkpoint.
-        resumed: whether the run goes on from the checkpoint.
-        fsdp: entries of `fsdp_config`.
-        adapter: options of `ailora.adapt`.
-        training: entries of the TrainingArguments.
-        trainer: a class of transformers, or `SFTTrainer`.
+        out: Folder of the checkpoints, and of the adapter in `out/adapter`.
+        engine: Alone, ddp or fsdp.
+        killed: Whether all processes are killed a little after the checkpoint.
+        resumed: Whether the run goes on from the checkpoint.
+        fsdp: Entries of `fsdp_config`.
+        adapter: Options of `ailora.adapt`.
+        training: Entries of the TrainingArguments.
+        trainer: A class of transformers, or `SFTTrainer`.
     """
 
     out: str

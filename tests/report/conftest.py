@@ -18,8 +18,8 @@ class Opened:
 
     Attributes:
         page: Playwright's.
-        said: what the console, errors and dialogs said.
-        asked: addresses outside the disk that were asked for.
+        said: What the console, errors and dialogs said.
+        asked: Addresses outside the disk that were asked for.
     """
 
     def __init__(self, context: BrowserContext, file: Path) -> None:

@@ -49,8 +49,8 @@ def stored(file: Path, result: Callable[[TrialSpec], Result]) -> tuple[TrialStor
     """The study of a file with all its trials in a storage, as workers would have left it.
 
     Args:
-        file: from `study_file`.
-        result: what becomes of a spec.
+        file: From `study_file`.
+        result: What becomes of a spec.
     """
     config = load_study_config(file)
     design = StudyDesign(config)
@@ -97,8 +97,8 @@ def run_folder(folder: Path, **changes: Any) -> Path:
     """The folder of a finished run.
 
     Args:
-        folder: to make.
-        **changes: of `result.json`; `samples` are written beside it.
+        folder: To make.
+        **changes: Of `result.json`; `samples` are written beside it.
     """
     folder.mkdir(parents=True)
     config = {

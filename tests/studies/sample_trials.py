@@ -50,10 +50,10 @@ def outcome(value: float, *, test: float | None = None, losses: Sequence[float] 
     """Result of a run with one evaluation every ten steps.
 
     Args:
-        value: the accuracy on the validation split.
-        test: on the test split; None: the same.
-        losses: of the evaluations on the validation split.
-        **facts: other facts than usual.
+        value: The accuracy on the validation split.
+        test: On the test split; None: the same.
+        losses: Of the evaluations on the validation split.
+        **facts: Other facts than usual.
     """
     history = [{"step": EVERY * (i + 1), "loss": loss, "accuracy": value} for i, loss in enumerate(losses)]
     last = losses[-1] if losses else 0.5

@@ -64,8 +64,8 @@ def progress_table(storage: TrialStorage, keys: TrialKeys) -> Table:
     """Build a table with counts of trials by task and method, and estimates of the remaining time.
 
     Args:
-        storage: storage of the study.
-        keys: keys of the study's trials.
+        storage: Storage of the study.
+        keys: Keys of the study's trials.
 
     Returns:
         The table. An estimate is the number of open trials, times the mean duration of complete trials, divided by the

@@ -17,9 +17,9 @@ class TuneProgress:
     """Print the plan and the ended rungs of a search. In a terminal, also show the status of the running rung.
 
     Args:
-        storage: trials of the search.
-        design: design of the search.
-        quiet: whether to print nothing.
+        storage: Trials of the search.
+        design: Design of the search.
+        quiet: Whether to print nothing.
     """
 
     def __init__(self, storage: TrialStorage, design: TuneDesign, *, quiet: bool) -> None:
@@ -42,7 +42,7 @@ class TuneProgress:
         """Print the plan and the rungs that have ended since the last call.
 
         Args:
-            design: current design; a budget in time changes it during the search.
+            design: Current design; a budget in time changes it during the search.
         """
         if self._quiet:
             return

@@ -12,9 +12,9 @@ def candidate_chart(candidates: Sequence[Mapping[str, object]], step: int, *, go
     """Plot the goal at the end of a rung over the learning rate, with a series for each init.
 
     Args:
-        candidates: value of `candidates` in `tune.json`.
-        step: last step of the rung.
-        goal: name of the goal, such as `loss`.
+        candidates: Value of `candidates` in `tune.json`.
+        step: Last step of the rung.
+        goal: Name of the goal, such as `loss`.
 
     Yields:
         The chart, if a candidate has a value.

@@ -40,10 +40,10 @@ def write_verdicts(folder: Path, *, train: int, held_out: int, seed: int = 0) ->
     """Write `train.tsv`, `validation.tsv` and `test.tsv` with columns `sentence` and `label`.
 
     Args:
-        folder: folder to write to, created if missing.
-        train: number of training rows.
-        held_out: number of rows in the validation split, and in the test split.
-        seed: seed of the rows.
+        folder: Folder to write to, created if missing.
+        train: Number of training rows.
+        held_out: Number of rows in the validation split, and in the test split.
+        seed: Seed of the rows.
 
     Returns:
         Mapping from split to file.

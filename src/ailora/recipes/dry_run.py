@@ -40,9 +40,9 @@ class DryRun:
     """Plan, estimated cost and examples of a run.
 
     Attributes:
-        plan: adapter plan; None for full fine-tuning.
-        facts: counts and estimates by name; memory in bytes, time in seconds.
-        examples: first two rows of the training data as text, with marks around the tokens in the loss.
+        plan: Adapter plan; None for full fine-tuning.
+        facts: Counts and estimates by name; memory in bytes, time in seconds.
+        examples: First two rows of the training data as text, with marks around the tokens in the loss.
     """
 
     plan: Plan | None
@@ -54,7 +54,7 @@ def dry_run(config: RunConfig) -> DryRun:
     """Validate a configuration, its data and its plan, and estimate the cost of training.
 
     Args:
-        config: configuration of the run.
+        config: Configuration of the run.
 
     Returns:
         Plan, estimates and examples.

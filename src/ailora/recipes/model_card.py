@@ -44,9 +44,9 @@ def make_model_card(config: RunConfig, result: Mapping[str, Any], *, pad_token_i
     """Build the model card of an adapter, with its init, its scores, and code to load the adapter.
 
     Args:
-        config: configuration of the run.
-        result: content of `result.json`.
-        pad_token_id: id of the padding token in training; None if the model has no padding token.
+        config: Configuration of the run.
+        result: Content of `result.json`.
+        pad_token_id: Id of the padding token in training; None if the model has no padding token.
 
     Returns:
         The model card.

@@ -27,10 +27,10 @@ class PositionLimits:
     """Maximum sequence lengths of a model in tokens; None means unlimited.
 
     Attributes:
-        reads: positions for the input: a text, or the prompt of an encoder.
-        writes: positions for the output; without an encoder, equal to `reads`.
-        encodes: whether the model has an encoder, with separate positions for input and output.
-        context: sequence length in pretraining, for computed positions (RoPE); None for embedded positions.
+        reads: Positions for the input: a text, or the prompt of an encoder.
+        writes: Positions for the output; without an encoder, equal to `reads`.
+        encodes: Whether the model has an encoder, with separate positions for input and output.
+        context: Sequence length in pretraining, for computed positions (RoPE); None for embedded positions.
     """
 
     reads: int | None = None
@@ -43,7 +43,7 @@ class PositionLimits:
         """Read the limits from the modules and configuration of a model.
 
         Args:
-            model: model, possibly on the meta device.
+            model: Model, possibly on the meta device.
 
         Returns:
             The limits.
@@ -62,10 +62,10 @@ class PositionLimits:
         """Validate that all rows fit into the model's positions.
 
         Args:
-            lengths: number of tokens of each row.
+            lengths: Number of tokens of each row.
             origins: `file:line` of each row.
-            remedy: setting to decrease, for the error message.
-            written: whether rows are outputs of the model instead of inputs.
+            remedy: Setting to decrease, for the error message.
+            written: Whether rows are outputs of the model instead of inputs.
 
         Raises:
             InputError: A row is too long. The message names the first long row, and the number of long rows.
@@ -87,9 +87,9 @@ class PositionLimits:
         """Validate that each prompt, with the longest possible completion, fits into the model's positions.
 
         Args:
-            prompts: token ids of each prompt.
+            prompts: Token ids of each prompt.
             origins: `file:line` of each prompt.
-            generation: generation configuration; `max_new_tokens` is the length of the longest completion.
+            generation: Generation configuration; `max_new_tokens` is the length of the longest completion.
 
         Raises:
             InputError: A completion, or a prompt with its completion, is too long.
@@ -107,8 +107,8 @@ class PositionLimits:
         """Warn about rows that are longer than the sequences in pretraining.
 
         Args:
-            lengths: number of tokens of each row.
-            key: configuration key with the maximum length of rows.
+            lengths: Number of tokens of each row.
+            key: Configuration key with the maximum length of rows.
         """
         context = self.context
         if context is not None and (longer := sum(length > context for length in lengths)):

@@ -36,8 +36,8 @@ class Evaluation:
     """Measurements of a trained model.
 
     Attributes:
-        result: entries of `result.json`, including `metrics` (split -> name -> score).
-        write: function that writes scored predictions or generated samples to the folder of the run.
+        result: Entries of `result.json`, including `metrics` (split -> name -> score).
+        write: Function that writes scored predictions or generated samples to the folder of the run.
     """
 
     result: dict[str, Any]
@@ -48,8 +48,8 @@ class Recipe(ABC, Generic[ConfigT_co]):
     """Recipe of a run; data and tokenizer are read on first use.
 
     Args:
-        config: configuration of the run.
-        result: content of a finished run's `result.json`; None for training.
+        config: Configuration of the run.
+        result: Content of a finished run's `result.json`; None for training.
     """
 
     #: Key required in `result.json` of a finished run -> function to parse the value.
@@ -122,7 +122,7 @@ class Recipe(ABC, Generic[ConfigT_co]):
         """Load a pretrained model, quantized as configured.
 
         Args:
-            path: folder or hub id.
+            path: Folder or hub id.
 
         Returns:
             The model.
@@ -156,8 +156,8 @@ class Recipe(ABC, Generic[ConfigT_co]):
         """Compute loss and metrics for the model of a finished run.
 
         Args:
-            load: function that loads the model; called after the data are validated.
-            data_file: file with the columns of the run's data; None selects the validation data.
+            load: Function that loads the model; called after the data are validated.
+            data_file: File with the columns of the run's data; None selects the validation data.
 
         Returns:
             Loss and metrics by name.
@@ -171,9 +171,9 @@ class Recipe(ABC, Generic[ConfigT_co]):
         """Predict each row of a file.
 
         Args:
-            load: function that loads the model; called after the data are validated.
-            input_file: file with the input columns of the run's data.
-            output_file: file to which the caller writes the predictions; only its format is validated here.
+            load: Function that loads the model; called after the data are validated.
+            input_file: File with the input columns of the run's data.
+            output_file: File to which the caller writes the predictions; only its format is validated here.
 
         Returns:
             Table of input columns and predictions.

@@ -43,8 +43,8 @@ def run(config: RunConfig, callbacks: Sequence[TrainerCallback] = ()) -> dict[st
     """Train, save and evaluate; resume a killed run, and return the result of a finished run.
 
     Args:
-        config: configuration returned by `load_config`.
-        callbacks: additional callbacks for the trainer.
+        config: Configuration returned by `load_config`.
+        callbacks: Additional callbacks for the trainer.
 
     Returns:
         Content of `result.json`.
@@ -88,9 +88,9 @@ def run_prefix(config: RunConfig, prefix: RunPrefix, callbacks: Sequence[Trainer
     """Train the first steps of a run. A later call of `run` continues as if the run had not stopped.
 
     Args:
-        config: configuration of the complete run.
-        prefix: steps to train, up to an evaluation of the run.
-        callbacks: additional callbacks for the trainer.
+        config: Configuration of the complete run.
+        prefix: Steps to train, up to an evaluation of the run.
+        callbacks: Additional callbacks for the trainer.
 
     Returns:
         The evaluations up to the end of the prefix, as in `result.json`.
@@ -122,7 +122,7 @@ def load_run(folder: Path | str) -> TrainedRun:
     """Load a finished run, without its model.
 
     Args:
-        folder: folder of the run.
+        folder: Folder of the run.
 
     Returns:
         The run, for evaluation and prediction.

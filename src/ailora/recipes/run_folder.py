@@ -41,7 +41,7 @@ class RunFolder:
     before the first checkpoint; a different run may take over such a folder. `ailora tune` adds `tune.json`.
 
     Args:
-        path: path of the folder.
+        path: Path of the folder.
     """
 
     def __init__(self, path: Path | str) -> None:
@@ -66,7 +66,7 @@ class RunFolder:
         before its first checkpoint, `failed.txt` is written.
 
         Args:
-            config: configuration of the run.
+            config: Configuration of the run.
 
         Raises:
             InputError: The folder holds a different run (the message names the keys that differ) or unrelated files, or
@@ -251,8 +251,8 @@ class RunFolder:
         """Record a checkpoint in the manifest, before the trainer writes the checkpoint.
 
         Args:
-            step: step of the checkpoint.
-            rotates: whether the trainer deletes older checkpoints.
+            step: Step of the checkpoint.
+            rotates: Whether the trainer deletes older checkpoints.
 
         Raises:
             InputError: The folder contains a checkpoint that this run has not written.
@@ -270,8 +270,8 @@ class RunFolder:
         """Replace a folder of the run atomically. All processes must call this function together.
 
         Args:
-            target: folder to replace.
-            write: function that writes the content into a temporary folder, given as its argument.
+            target: Folder to replace.
+            write: Function that writes the content into a temporary folder, given as its argument.
         """
         with on_main(self._replacing(target)) as partial:
             write(partial)
@@ -281,8 +281,8 @@ class RunFolder:
         """Claim this folder for a run, and copy the training state from the folder in which the run began.
 
         Args:
-            source: folder in which the run began; not modified.
-            config: configuration of the run, with this folder as its output.
+            source: Folder in which the run began; not modified.
+            config: Configuration of the run, with this folder as its output.
 
         Raises:
             InputError: See `claimed`.

@@ -23,7 +23,7 @@ class Seq2SeqTokenization(Tokenization):
     """Tokenizer of a sequence-to-sequence model: prompts for the encoder, completions for the decoder.
 
     Attributes:
-        max_completion_length: maximum number of tokens per completion, including the end-of-text token; longer
+        max_completion_length: Maximum number of tokens per completion, including the end-of-text token; longer
             completions are truncated.
     """
 

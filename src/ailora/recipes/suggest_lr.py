@@ -33,10 +33,10 @@ class RoleRate:
     """Suggested learning rate of a role.
 
     Attributes:
-        curvature: loss curvature in the role's factors at the policy's init.
-        reference: loss curvature in these factors at plain LoRA's init, on the same batches.
-        multiple: suggested multiple of LoRA's learning rate.
-        rate: suggested learning rate.
+        curvature: Loss curvature in the role's factors at the policy's init.
+        reference: Loss curvature in these factors at plain LoRA's init, on the same batches.
+        multiple: Suggested multiple of LoRA's learning rate.
+        rate: Suggested learning rate.
     """
 
     curvature: Curvature
@@ -60,9 +60,9 @@ class Suggestion:
     """Suggested learning rates of a run.
 
     Attributes:
-        learning_rate: value for `training.learning_rate`, the largest rate of all roles.
-        roles: suggestion for each role.
-        seconds: duration of the measurement.
+        learning_rate: Value for `training.learning_rate`, the largest rate of all roles.
+        roles: Suggestion for each role.
+        seconds: Duration of the measurement.
     """
 
     learning_rate: float
@@ -79,10 +79,10 @@ def suggest(config: RunConfig, lora_rate: float, *, batches: int = 4, rows: int 
     """Suggest learning rates for the policy of a configuration.
 
     Args:
-        config: configuration of the run.
-        lora_rate: well-tuned learning rate of plain LoRA with the same ranks, on the same task.
-        batches: number of batches for averaging the curvature, at least 2.
-        rows: rows per batch.
+        config: Configuration of the run.
+        lora_rate: Well-tuned learning rate of plain LoRA with the same ranks, on the same task.
+        batches: Number of batches for averaging the curvature, at least 2.
+        rows: Rows per batch.
 
     Returns:
         The suggestion.

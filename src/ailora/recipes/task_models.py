@@ -25,7 +25,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a model.
 
     Args:
-        name: hub id, local folder, or `builtin:minilm`.
+        name: Hub id, local folder, or `builtin:minilm`.
 
     Returns:
         The tokenizer; the end-of-text token replaces a missing padding token.
@@ -65,10 +65,10 @@ def load_classifier(
     """Load a pretrained model for classification or regression.
 
     Args:
-        path: folder or hub id.
-        labels: labels of the task.
-        tokenizer: tokenizer of the model. Its padding token is set on a model that has no padding token.
-        quantization: quantization of the weights on loading.
+        path: Folder or hub id.
+        labels: Labels of the task.
+        tokenizer: Tokenizer of the model. Its padding token is set on a model that has no padding token.
+        quantization: Quantization of the weights on loading.
 
     Returns:
         The model. A new head is initialized from the global random state.
@@ -99,10 +99,10 @@ def load_language_model(
     """Load a pretrained language model, in the dtype of its configuration.
 
     Args:
-        path: folder or hub id.
-        tokenizer: tokenizer of the model. Its padding token is set on the model.
-        task_type: causal or sequence-to-sequence language modeling.
-        quantization: quantization of the weights on loading.
+        path: Folder or hub id.
+        tokenizer: Tokenizer of the model. Its padding token is set on the model.
+        task_type: Causal or sequence-to-sequence language modeling.
+        quantization: Quantization of the weights on loading.
 
     Returns:
         The model.
@@ -123,8 +123,8 @@ def validate_finite(model: ModelT, folder: Path) -> ModelT:
     """Validate that the trained tensors of a model are finite.
 
     Args:
-        model: fully fine-tuned or adapted model.
-        folder: folder from which the trained tensors were loaded.
+        model: Fully fine-tuned or adapted model.
+        folder: Folder from which the trained tensors were loaded.
 
     Returns:
         The model.

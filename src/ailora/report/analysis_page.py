@@ -40,8 +40,8 @@ def analysis_chapter(name: str, analysis: Analysis) -> Chapter:
     """Build the chapter of an analysis.
 
     Args:
-        name: title of the chapter.
-        analysis: the result of `load_analysis`.
+        name: Title of the chapter.
+        analysis: The result of `load_analysis`.
 
     Returns:
         The chapter, with the summary first.

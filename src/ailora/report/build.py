@@ -25,9 +25,9 @@ def build_page(paths: Sequence[Path], *, scale: str | None = None, bootstrap: bo
     """Build the page of runs, studies and analyses.
 
     Args:
-        paths: folders of runs, studies and analyses, and study files.
-        scale: name of a set of keys below `scales:` of study files.
-        bootstrap: whether to resample the examples of studies, from stored predictions.
+        paths: Folders of runs, studies and analyses, and study files.
+        scale: Name of a set of keys below `scales:` of study files.
+        bootstrap: Whether to resample the examples of studies, from stored predictions.
 
     Returns:
         The page as plain data, to be written by `write_page`: a chapter of all runs, then studies and analyses in the

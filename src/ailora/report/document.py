@@ -25,9 +25,9 @@ class Paragraphs:
     """Sentences, as paragraphs or as a list.
 
     Attributes:
-        sentences: the sentences, in order.
-        listed: whether the sentences are items of a list, and not paragraphs.
-        collapsed: heading of a list that is closed at first; empty for an open list.
+        sentences: The sentences, in order.
+        listed: Whether the sentences are items of a list, and not paragraphs.
+        collapsed: Heading of a list that is closed at first; empty for an open list.
     """
 
     sentences: tuple[str, ...]
@@ -69,12 +69,12 @@ class ReportTable:
     """A sortable table.
 
     Attributes:
-        title: caption above the table.
-        columns: column names.
-        rows: rows of cells, a string for each column.
-        notes: sentences below the table.
-        wrapped: whether long cells are wrapped into lines.
-        collapsed: whether the table is closed at first.
+        title: Caption above the table.
+        columns: Column names.
+        rows: Rows of cells, a string for each column.
+        notes: Sentences below the table.
+        wrapped: Whether long cells are wrapped into lines.
+        collapsed: Whether the table is closed at first.
     """
 
     title: str
@@ -118,9 +118,9 @@ class Chapter:
     """Chapter of a page: a study, an analysis, or runs.
 
     Attributes:
-        title: name of the study, the analysis or the run.
-        kind: kind of the content.
-        sections: sections of the chapter, the summary first.
+        title: Name of the study, the analysis or the run.
+        kind: Kind of the content.
+        sections: Sections of the chapter, the summary first.
     """
 
     title: str
@@ -133,10 +133,10 @@ class Page:
     """A whole page.
 
     Attributes:
-        title: title in the browser's tab.
-        chapters: the chapters, in order.
-        problems: arguments that are not shown, each with the reason.
-        created_by: version of this library, and time.
+        title: Title in the browser's tab.
+        chapters: The chapters, in order.
+        problems: Arguments that are not shown, each with the reason.
+        created_by: Version of this library, and time.
     """
 
     title: str

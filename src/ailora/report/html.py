@@ -36,9 +36,9 @@ def write_page(page: Page, out: Path, *, force: bool = False) -> None:
     """Write a page atomically.
 
     Args:
-        page: the page.
-        out: the file to write; an earlier page from ailora is replaced.
-        force: whether to replace any other file too.
+        page: The page.
+        out: The file to write; an earlier page from ailora is replaced.
+        force: Whether to replace any other file too.
 
     Raises:
         InputError: The folder is missing, another file is at `out`, or the file cannot be written.
@@ -52,9 +52,9 @@ def write_figures(page: Page, folder: Path, *, force: bool = False) -> int:
     """Write every chart as SVG, PDF and PNG.
 
     Args:
-        page: the page.
-        folder: the folder, created if missing; earlier figures from ailora are replaced.
-        force: whether to replace any other file too.
+        page: The page.
+        folder: The folder, created if missing; earlier figures from ailora are replaced.
+        force: Whether to replace any other file too.
 
     Returns:
         The number of charts.
@@ -83,7 +83,7 @@ def render(page: Page) -> str:
     """Return the HTML of a page.
 
     Args:
-        page: the page, whose strings may come from untrusted files.
+        page: The page, whose strings may come from untrusted files.
     """
     charts = list(page.charts)
     figures = {f"f{number}": plotly_figure(chart) for number, chart in enumerate(charts, start=1)}
@@ -121,7 +121,7 @@ def json_text(data: object) -> str:
     """Return JSON that is inert inside a script element, for any strings in the data.
 
     Args:
-        data: plain data.
+        data: Plain data.
 
     Raises:
         ValueError: A number is not finite, and has no form in JSON.

@@ -22,7 +22,7 @@ def init_pair(adapter: AdapterConfig) -> tuple[str, str] | None:
     """Return the names of the inits of query and value, or None if the adapter has no such pair.
 
     Args:
-        adapter: the adapter section of a configuration.
+        adapter: The adapter section of a configuration.
     """
     method = adapter.method
     if not isinstance(method, Preset):
@@ -41,7 +41,7 @@ def init_pair_heatmaps(comparison: Comparison) -> Iterator[Heatmap]:
     """Chart the scores of pairs of inits, for each task and setting with enough pairs.
 
     Args:
-        comparison: the results of a study.
+        comparison: The results of a study.
 
     Yields:
         Heatmaps of query inits (rows) by value inits (columns).

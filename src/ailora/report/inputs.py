@@ -20,7 +20,7 @@ def detect_input(path: Path) -> PathKind:
     """Return whether an argument is a run, a study or an analysis.
 
     Args:
-        path: a folder, or a study file.
+        path: A folder, or a study file.
 
     Raises:
         InputError: The argument is none of the three.
@@ -45,8 +45,8 @@ def open_studies(path: Path, scale: str | None) -> list[tuple[TrialStorage, Stud
     """Open the study of a study file, or all studies of the database in a study's folder.
 
     Args:
-        path: a study file, or a folder with `study.db`.
-        scale: name of a set of keys below `scales:` of the study file.
+        path: A study file, or a folder with `study.db`.
+        scale: Name of a set of keys below `scales:` of the study file.
 
     Returns:
         Each study's storage, to be closed by the caller, and its design.

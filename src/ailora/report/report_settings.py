@@ -16,8 +16,8 @@ def settings_blocks(configs: Mapping[tuple[str, ...], Config], labels: tuple[str
     """Build the blocks of the settings of runs.
 
     Args:
-        configs: labels of a run -> its configuration.
-        labels: column names of the labels.
+        configs: Labels of a run -> its configuration.
+        labels: Column names of the labels.
 
     Returns:
         A table of the differing settings if there are any, and the shared settings as YAML.
@@ -41,8 +41,8 @@ def flatten_keys(config: Config, prefix: str = "") -> dict[str, object]:
     """Return dotted keys with their values.
 
     Args:
-        config: a nested configuration; empty mappings in it are values.
-        prefix: prefix of all keys.
+        config: A nested configuration; empty mappings in it are values.
+        prefix: Prefix of all keys.
     """
     flat: dict[str, object] = {}
     for key, value in config.items():

@@ -53,7 +53,7 @@ def run_chapter(runs: Sequence[Run]) -> Chapter:
     """Build the chapter of a run, or of several runs beside each other.
 
     Args:
-        runs: runs with distinct names, at least one.
+        runs: Runs with distinct names, at least one.
 
     Returns:
         The chapter, with the summary first.

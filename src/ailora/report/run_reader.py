@@ -29,15 +29,15 @@ class Run:
     """A run, finished or not.
 
     Attributes:
-        name: name of the run on the page.
-        folder: folder of the run.
-        config: content of `config.yaml`; empty if unreadable.
-        result: content of `result.json`; empty if unreadable or not written yet.
-        history: evaluations so far.
-        log: logged steps so far.
-        samples: generated texts.
-        search: content of `tune.json`; empty for a run without a search.
-        notes: sentences on missing and damaged parts.
+        name: Name of the run on the page.
+        folder: Folder of the run.
+        config: Content of `config.yaml`; empty if unreadable.
+        result: Content of `result.json`; empty if unreadable or not written yet.
+        history: Evaluations so far.
+        log: Logged steps so far.
+        samples: Generated texts.
+        search: Content of `tune.json`; empty for a run without a search.
+        notes: Sentences on missing and damaged parts.
     """
 
     name: str
@@ -63,8 +63,8 @@ def read_run(folder: Path, name: str) -> Run:
     """Read the readable parts of a run's folder.
 
     Args:
-        folder: folder with a `config.yaml`.
-        name: name of the run on the page.
+        folder: Folder with a `config.yaml`.
+        name: Name of the run on the page.
 
     Returns:
         The run, with a note for each missing or damaged part.
@@ -98,7 +98,7 @@ def count_predictions(run: Run) -> tuple[list[str], list[list[int]], str] | None
     """Count the pairs of true and predicted class on the reported split.
 
     Args:
-        run: the run, which gets a note if its predictions cannot be read.
+        run: The run, which gets a note if its predictions cannot be read.
 
     Returns:
         The names of the classes, counts[true][predicted], and the split; None if the run predicts no classes.

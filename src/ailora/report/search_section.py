@@ -20,7 +20,7 @@ def search_blocks(search: Mapping[str, object]) -> Iterator[Block]:
     """Build the blocks of a search, without missing or damaged parts.
 
     Args:
-        search: content of `tune.json`; empty for a run without a search.
+        search: Content of `tune.json`; empty for a run without a search.
 
     Yields:
         The sentences, the chart and the tables of the search.

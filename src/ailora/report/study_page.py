@@ -60,11 +60,11 @@ def study_chapter(
     """Build the chapter of a study.
 
     Args:
-        name: name of the study.
-        study: content of the study file, as stored with the trials.
-        trials: all trials of the storage.
-        design: the design of the study.
-        bootstrap: whether to resample examples, from stored predictions.
+        name: Name of the study.
+        study: Content of the study file, as stored with the trials.
+        trials: All trials of the storage.
+        design: The design of the study.
+        bootstrap: Whether to resample examples, from stored predictions.
 
     Returns:
         The chapter, with the summary first.

@@ -17,8 +17,8 @@ class TrialSelection:
     """Trials to report.
 
     Attributes:
-        trials: a trial for each specification.
-        notes: sentences on trials left out.
+        trials: A trial for each specification.
+        notes: Sentences on trials left out.
     """
 
     trials: list[Trial]
@@ -29,8 +29,8 @@ def select_trials(trials: Iterable[Trial], design: StudyDesign) -> TrialSelectio
     """Select the trials that match the study and the installed versions.
 
     Args:
-        trials: all trials of the storage.
-        design: the design of the study.
+        trials: All trials of the storage.
+        design: The design of the study.
 
     Returns:
         The selected trials; if none of them is complete, the newest trials of other versions.

@@ -13,8 +13,8 @@ def version_table(title: str, versions: Mapping[str, object]) -> ReportTable:
     """Build a table of versions.
 
     Args:
-        title: title of the table.
-        versions: column -> library -> version, read from files; columns without a mapping of libraries are left out.
+        title: Title of the table.
+        versions: Column -> library -> version, read from files; columns without a mapping of libraries are left out.
 
     Returns:
         The table, with a row for each library.
@@ -30,7 +30,7 @@ def version_notes(kind: str, versions: object) -> list[str]:
 
     Args:
         kind: `run` or `analysis`.
-        versions: library -> version, read from a file; values of other types count as unknown.
+        versions: Library -> version, read from a file; values of other types count as unknown.
 
     Returns:
         A single sentence on the differing versions; an empty list without differences.

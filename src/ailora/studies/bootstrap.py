@@ -48,10 +48,10 @@ def score_resamples(runs: Sequence[TrialResult], split: str, metric: str, *, n_r
     """Score runs on bootstrap resamples of a split's examples. All runs share the resamples.
 
     Args:
-        runs: runs with stored predictions.
-        split: name of the split.
-        metric: name of the metric.
-        n_resamples: number of resamples.
+        runs: Runs with stored predictions.
+        split: Name of the split.
+        metric: Name of the metric.
+        n_resamples: Number of resamples.
 
     Returns:
         Scores, (resamples, runs); None if a run lacks stored predictions, or if runs predicted different examples.
@@ -77,10 +77,10 @@ class _SplitPredictions:
     """Stored predictions of runs on the examples of a split.
 
     Attributes:
-        labels: class ids, or numbers for regression, (examples,).
-        predictions: class ids, or numbers for regression, (runs, examples).
-        metric: name of the metric.
-        n_classes: number of classes; 1 for regression.
+        labels: Class ids, or numbers for regression, (examples,).
+        predictions: Class ids, or numbers for regression, (runs, examples).
+        metric: Name of the metric.
+        n_classes: Number of classes; 1 for regression.
     """
 
     labels: np.ndarray
@@ -112,8 +112,8 @@ class _SplitPredictions:
         """Count the pairs of label and prediction in resamples.
 
         Args:
-            run: index of the run.
-            draws: indices of the drawn examples, (resamples, examples).
+            run: Index of the run.
+            draws: Indices of the drawn examples, (resamples, examples).
 
         Returns:
             Confusion matrices with labels in rows, (resamples, ids, ids).

@@ -37,9 +37,9 @@ class Importance:
     """Share of the variance between results explained by a choice alone.
 
     Attributes:
-        name: name of the choice.
-        share: share of the variance, between 0 and 1.
-        low, high: ends of the 80 % interval over results resampled with replacement.
+        name: Name of the choice.
+        share: Share of the variance, between 0 and 1.
+        low, high: Ends of the 80 % interval over results resampled with replacement.
     """
 
     name: str
@@ -63,8 +63,8 @@ def measure_importance(settings: Sequence[Mapping[str, float | str]], values: Se
     """Measure the importance of each choice by functional ANOVA of a random forest (Hutter et al. 2014).
 
     Args:
-        settings: choices of each result by name; numbers are learning rates.
-        values: results, a number for each of `settings`; values that are not finite are left out.
+        settings: Choices of each result by name; numbers are learning rates.
+        values: Results, a number for each of `settings`; values that are not finite are left out.
 
     Returns:
         The choices with more than a single value, the most important first. Empty if there are fewer than eight
@@ -98,8 +98,8 @@ def describe_importance(importances: Sequence[Importance], differences: str) -> 
     """Describe the importance of each choice in a sentence.
 
     Args:
-        importances: from `measure_importance`, not empty.
-        differences: the explained differences, such as `the differences at step 10`.
+        importances: From `measure_importance`, not empty.
+        differences: The explained differences, such as `the differences at step 10`.
     """
     shares = ", ".join(
         f"{i.name} {format_percent(i.share)} ({format_percent(i.low)} to {format_percent(i.high)})" for i in importances

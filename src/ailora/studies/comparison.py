@@ -32,12 +32,12 @@ class BaselineComparison:
     """Comparison of a method with the baseline, on a task at a setting.
 
     Attributes:
-        difference: difference of the reported scores, paired by seed. Its interval is sequential from the first look
+        difference: Difference of the reported scores, paired by seed. Its interval is sequential from the first look
             on, a t-interval before. None without a seed in common.
-        judgement: verdict at the latest look; None before the first look, or without a seed in common.
-        bootstrap: bootstrap interval of the difference, over seeds and examples; None without stored predictions.
-        time_to_loss: time until the method has the baseline's final validation loss; None without evaluations.
-        shared_rates: differences at the rates run by both, and the factor between their curves.
+        judgement: Verdict at the latest look; None before the first look, or without a seed in common.
+        bootstrap: Bootstrap interval of the difference, over seeds and examples; None without stored predictions.
+        time_to_loss: Time until the method has the baseline's final validation loss; None without evaluations.
+        shared_rates: Differences at the rates run by both, and the factor between their curves.
     """
 
     difference: Difference | None
@@ -70,12 +70,12 @@ class Comparison:
     """Results of a study.
 
     Attributes:
-        design: design of the study.
-        results: condition -> results of its trials.
-        against_baseline: condition -> its comparison with the baseline, without the baseline's conditions.
-        average_ranks: method -> average rank over tasks and settings; empty for a single task and setting.
-        n_pending: number of comparisons before their first look.
-        rate_certainties: condition -> certainty of its best rate; conditions with a single rate are left out.
+        design: Design of the study.
+        results: Condition -> results of its trials.
+        against_baseline: Condition -> its comparison with the baseline, without the baseline's conditions.
+        average_ranks: Method -> average rank over tasks and settings; empty for a single task and setting.
+        n_pending: Number of comparisons before their first look.
+        rate_certainties: Condition -> certainty of its best rate; conditions with a single rate are left out.
     """
 
     design: StudyDesign
@@ -161,9 +161,9 @@ def compare(trials: Sequence[Trial], design: StudyDesign, *, bootstrap: bool = T
     """Compare every method with the baseline.
 
     Args:
-        trials: trials of the study, from `TrialKeys.matching_trials`.
-        design: design of the study.
-        bootstrap: whether to resample examples, from stored predictions, for intervals and the certainty of rates.
+        trials: Trials of the study, from `TrialKeys.matching_trials`.
+        design: Design of the study.
+        bootstrap: Whether to resample examples, from stored predictions, for intervals and the certainty of rates.
 
     Returns:
         Results of every condition, and their comparisons with the baseline.

@@ -18,11 +18,11 @@ class PlannedComparison(Generic[K]):
     """Settings for comparing a method's condition with the baseline's condition.
 
     Attributes:
-        baseline: the baseline's condition.
-        margin: largest difference of equivalent methods, in the metric's unit or as a share of the baseline's mean at
+        baseline: The baseline's condition.
+        margin: Largest difference of equivalent methods, in the metric's unit or as a share of the baseline's mean at
             the first look; None if equivalence is not judged.
-        margin_is_share: whether the margin is a share.
-        larger_is_better: whether larger scores are better.
+        margin_is_share: Whether the margin is a share.
+        larger_is_better: Whether larger scores are better.
     """
 
     baseline: K
@@ -36,10 +36,10 @@ class PlannedComparison(Generic[K]):
         """Pair the scores of a method and of the baseline at the seeds of a look.
 
         Args:
-            scores: seed -> score of the method; NaN for a failed run.
-            baseline: seed -> score of the baseline; NaN for a failed run.
-            seeds: seeds of the look.
-            first_look: number of seeds at the first look.
+            scores: Seed -> score of the method; NaN for a failed run.
+            baseline: Seed -> score of the baseline; NaN for a failed run.
+            seeds: Seeds of the look.
+            first_look: Number of seeds at the first look.
 
         Returns:
             The paired scores, with the margin in the metric's unit.
@@ -59,10 +59,10 @@ class LookState(Generic[K]):
     """State of the looks.
 
     Attributes:
-        n_seeds: condition -> number of seeds required so far at its best rate.
-        judgements: condition of a method -> judgement at its latest look. Conditions before their first look, and
+        n_seeds: Condition -> number of seeds required so far at its best rate.
+        judgements: Condition of a method -> judgement at its latest look. Conditions before their first look, and
             those without a score, are left out.
-        n_pending: number of comparisons before their first look.
+        n_pending: Number of comparisons before their first look.
     """
 
     n_seeds: dict[K, int] = field(default_factory=dict)
@@ -82,11 +82,11 @@ def plan_looks(
     ended runs only, and not on the order in which they ended.
 
     Args:
-        comparisons: condition of a method -> its comparison.
-        scores: condition -> seed -> score of an ended run at the condition's best rate, NaN for a failed run. A
+        comparisons: Condition of a method -> its comparison.
+        scores: Condition -> seed -> score of an ended run at the condition's best rate, NaN for a failed run. A
             condition has None while its best rate is unknown, and an empty mapping if every rate failed.
-        seeds: all seeds, in the order in which they run.
-        schedule: numbers of seeds at the looks.
+        seeds: All seeds, in the order in which they run.
+        schedule: Numbers of seeds at the looks.
 
     Returns:
         The required seeds, and the judgements.

@@ -23,8 +23,8 @@ class LrGrid:
     """Learning rates of a search.
 
     Attributes:
-        initial: rates of the first runs, in ascending order.
-        per_decade: number of rates per factor of ten; None for exact rates, which are never extended.
+        initial: Rates of the first runs, in ascending order.
+        per_decade: Number of rates per factor of ten; None for exact rates, which are never extended.
     """
 
     initial: tuple[float, ...]
@@ -63,8 +63,8 @@ class SearchState:
 
     Attributes:
         required: (rate, seed) of all required runs so far, ended runs included.
-        best: the best rate; None while unknown, or if every run failed.
-        ended: whether all required runs have ended.
+        best: The best rate; None while unknown, or if every run failed.
+        ended: Whether all required runs have ended.
     """
 
     required: list[tuple[float, int]]
@@ -77,10 +77,10 @@ class LrSearch:
     """Search for a method's best rate, followed by runs with all seeds at this rate.
 
     Attributes:
-        rates: rates to search.
-        seeds: seeds whose mean score chooses the best rate; the first seed runs at every tried rate.
-        extra_seeds: seeds that run only at the best rate.
-        everywhere: whether all seeds run at all rates.
+        rates: Rates to search.
+        seeds: Seeds whose mean score chooses the best rate; the first seed runs at every tried rate.
+        extra_seeds: Seeds that run only at the best rate.
+        everywhere: Whether all seeds run at all rates.
     """
 
     rates: LrGrid
@@ -138,9 +138,9 @@ class LrRange:
     """Learning rates as good as the best.
 
     Attributes:
-        low: smallest rate; the range may be wider if no smaller rate was tried.
-        high: largest rate; the range may be wider if no larger rate was tried.
-        best: best rate.
+        low: Smallest rate; the range may be wider if no smaller rate was tried.
+        high: Largest rate; the range may be wider if no larger rate was tried.
+        best: Best rate.
     """
 
     low: float
@@ -157,8 +157,8 @@ def best_rate(curve: Mapping[float, float], *, larger_is_better: bool) -> float:
     """Return the learning rate with the best finite mean; ties go to the smallest rate.
 
     Args:
-        curve: learning rate -> mean score.
-        larger_is_better: whether a larger score is better.
+        curve: Learning rate -> mean score.
+        larger_is_better: Whether a larger score is better.
 
     Raises:
         InputError: No learning rate has a finite mean.
@@ -177,9 +177,9 @@ def find_good_range(curve: Mapping[float, Estimate], *, larger_is_better: bool, 
     The margin is the larger of the tolerance and two standard errors of the best mean.
 
     Args:
-        curve: learning rate -> scores at this rate.
-        larger_is_better: whether a larger score is better.
-        tolerance: smallest margin, in the unit of the metric, such as 0.01 for an accuracy in [0, 1].
+        curve: Learning rate -> scores at this rate.
+        larger_is_better: Whether a larger score is better.
+        tolerance: Smallest margin, in the unit of the metric, such as 0.01 for an accuracy in [0, 1].
 
     Returns:
         The range around the best rate.

@@ -23,16 +23,16 @@ class MethodResult:
     """Results of a condition's trials.
 
     Attributes:
-        condition: method, task and setting.
-        search: state of the search for its best rate.
-        curve: learning rate -> mean validation score over seeds.
-        runs: learning rate, ascending -> seed -> result of the run. Runs for confirming a time to loss are left out.
-        at_best: seed -> result of the run at the best rate.
-        scores: seed -> score of the run at the best rate, on the reported split.
-        score: mean of `scores`; None without a run at the best rate.
-        good_range: rates as good as the best; None without a best rate.
-        status_counts: status -> number of trials at all rates, including trials for confirming a time to loss.
-        errors: errors of the failed trials, each with the rate and seed.
+        condition: Method, task and setting.
+        search: State of the search for its best rate.
+        curve: Learning rate -> mean validation score over seeds.
+        runs: Learning rate, ascending -> seed -> result of the run. Runs for confirming a time to loss are left out.
+        at_best: Seed -> result of the run at the best rate.
+        scores: Seed -> score of the run at the best rate, on the reported split.
+        score: Mean of `scores`; None without a run at the best rate.
+        good_range: Rates as good as the best; None without a best rate.
+        status_counts: Status -> number of trials at all rates, including trials for confirming a time to loss.
+        errors: Errors of the failed trials, each with the rate and seed.
     """
 
     condition: Condition
@@ -81,11 +81,11 @@ def collect_method_result(
     """Collect the results of a condition's trials.
 
     Args:
-        condition: condition of the study.
-        trials: trials of the whole study.
-        design: design of the study.
-        scores: scores of the condition from `StudyDesign.scores`.
-        n_seeds: number of seeds required at the condition's best rate, from `StudyDesign.plan_looks`.
+        condition: Condition of the study.
+        trials: Trials of the whole study.
+        design: Design of the study.
+        scores: Scores of the condition from `StudyDesign.scores`.
+        n_seeds: Number of seeds required at the condition's best rate, from `StudyDesign.plan_looks`.
 
     Returns:
         The results of the condition.

@@ -21,9 +21,9 @@ class StudyMethod:
     """Changes to a run configuration for a method.
 
     Attributes:
-        method: the training method.
-        overrides: dotted key -> value.
-        learning_rate: rates of the method; None for the rates of the study.
+        method: The training method.
+        overrides: Dotted key -> value.
+        learning_rate: Rates of the method; None for the rates of the study.
     """
 
     method: Method
@@ -51,7 +51,7 @@ def parse_methods(entries: Sequence[str | dict[str, dict[str, Any] | None]]) -> 
     """Parse the methods of a study file by label.
 
     Args:
-        entries: names of policies, and mappings from a label to overrides.
+        entries: Names of policies, and mappings from a label to overrides.
 
     Returns:
         Label -> method, in the order of the file.

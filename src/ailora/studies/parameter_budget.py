@@ -21,8 +21,8 @@ def match_trainable_parameters(config: RunConfig, baseline: RunConfig) -> RunCon
     Heads and other modules trained in full are the same in both methods, and are not counted.
 
     Args:
-        config: configuration of a method.
-        baseline: configuration of the baseline.
+        config: Configuration of a method.
+        baseline: Configuration of the baseline.
 
     Returns:
         The configuration with the scaled rank; unchanged if either method is full fine-tuning.
@@ -52,7 +52,7 @@ def count_trainable(config: RunConfig) -> int:
     """Count the trainable parameters of a planned adapter.
 
     Args:
-        config: configuration of a run.
+        config: Configuration of a run.
 
     Raises:
         InputError: The method is a user function, or the adapter is not planned.
@@ -70,7 +70,7 @@ def meta_model(model: str, task_type: TaskType) -> PreTrainedModel:
     """Load a model on the meta device, cached for all methods.
 
     Args:
-        model: hub id, local folder, or `builtin:minilm`.
-        task_type: task type of the recipe.
+        model: Hub id, local folder, or `builtin:minilm`.
+        task_type: Task type of the recipe.
     """
     return load_on_meta(model, task_type)

@@ -34,10 +34,10 @@ class RateCertainty:
     """Certainty of a method's best rate.
 
     Attributes:
-        best: the chosen rate.
-        shares: rate, ascending -> share of the resamples with their best score at this rate; empty if unknown. Rates
+        best: The chosen rate.
+        shares: Rate, ascending -> share of the resamples with their best score at this rate; empty if unknown. Rates
             without runs of all selection seeds are left out.
-        resampled: resampled units. None, for unknown certainty, with a single selection seed and without predictions.
+        resampled: Resampled units. None, for unknown certainty, with a single selection seed and without predictions.
     """
 
     best: float
@@ -71,9 +71,9 @@ def measure_rate_certainty(
     stored. All rates share its draws.
 
     Args:
-        result: results of the method.
-        design: design of the study.
-        read_predictions: whether to resample examples, from stored predictions.
+        result: Results of the method.
+        design: Design of the study.
+        read_predictions: Whether to resample examples, from stored predictions.
 
     Returns:
         The certainty; None while the best rate is unknown, or if a single rate has runs of all selection seeds.
@@ -113,7 +113,7 @@ def _mean_over_seeds(scores: np.ndarray, draws: np.ndarray) -> np.ndarray:
 
     Args:
         scores: (resamples or 1, rates, seeds).
-        draws: number of draws of each seed, (resamples, seeds).
+        draws: Number of draws of each seed, (resamples, seeds).
 
     Returns:
         Means, (resamples, rates).
@@ -126,7 +126,7 @@ def _choice_shares(means: np.ndarray, rates: Sequence[float]) -> dict[float, flo
 
     Args:
         means: (resamples, rates).
-        rates: the rates, ascending.
+        rates: The rates, ascending.
     """
     # Sums of equal scores may round differently. With the tolerance, ties are broken as in the search.
     largest = means.max(axis=1, keepdims=True)

@@ -31,15 +31,15 @@ class RateShift:
     """Factor `f` of the rate with the best fit of `method(rate) = baseline(f * rate)`.
 
     Attributes:
-        factor: the factor; None if the curves do not identify a factor.
-        low: lower end of the factor's 95 % interval over seeds; None for a single seed, or if the curves no longer
+        factor: The factor; None if the curves do not identify a factor.
+        low: Lower end of the factor's 95 % interval over seeds; None for a single seed, or if the curves no longer
             identify a factor when a seed is left out.
-        high: upper end of the interval.
-        seeds: seeds with curves of both the method and the baseline, ascending.
-        rms_before: root mean square difference of the curves at equal rates, in the metric's unit; None without a
+        high: Upper end of the interval.
+        seeds: Seeds with curves of both the method and the baseline, ascending.
+        rms_before: Root mean square difference of the curves at equal rates, in the metric's unit; None without a
             factor, or if the curves hardly overlap without a shift.
-        rms_after: root mean square difference of the curves after the shift.
-        reason: reason for an unknown factor; empty for a known factor.
+        rms_after: Root mean square difference of the curves after the shift.
+        reason: Reason for an unknown factor; empty for a known factor.
     """
 
     factor: float | None
@@ -73,9 +73,9 @@ def fit_rate_shift(ours: Mapping[int, Curve], baseline: Mapping[int, Curve], *, 
     Source: B. Efron and C. Stein, "The jackknife estimate of variance", Annals of Statistics 9 (3), 1981.
 
     Args:
-        ours: seed -> curve of the method.
-        baseline: seed -> curve of the baseline. Seeds with fewer than `MIN_SHARED_RATES` shared rates are left out.
-        tolerance: range of scores, in the metric's unit, up to which a curve is flat.
+        ours: Seed -> curve of the method.
+        baseline: Seed -> curve of the baseline. Seeds with fewer than `MIN_SHARED_RATES` shared rates are left out.
+        tolerance: Range of scores, in the metric's unit, up to which a curve is flat.
 
     Returns:
         The factor, or the reason for an unknown factor.
@@ -108,9 +108,9 @@ class _ShiftFit:
     """Squared differences of the curves of every seed, at every shift.
 
     Attributes:
-        shifts: decades, ascending, (shifts,).
-        squares: sums of squared differences, infinite without enough overlap, (seeds, shifts).
-        counts: number of differences in each sum, (seeds, shifts).
+        shifts: Decades, ascending, (shifts,).
+        squares: Sums of squared differences, infinite without enough overlap, (seeds, shifts).
+        counts: Number of differences in each sum, (seeds, shifts).
     """
 
     shifts: _Floats

@@ -26,14 +26,14 @@ class RunningTrial:
 
     Args:
         study: Optuna study of the trial.
-        storage: storage of the Optuna study.
-        frozen: the claimed attempt.
+        storage: Storage of the Optuna study.
+        frozen: The claimed attempt.
         trial_id: Optuna's id of the attempt.
         url: URL of the storage, for error messages.
 
     Attributes:
-        key: key of the trial.
-        spec: specification of the trial.
+        key: Key of the trial.
+        spec: Specification of the trial.
     """
 
     def __init__(
@@ -60,8 +60,8 @@ class RunningTrial:
         """Record the result.
 
         Args:
-            result: result of the run.
-            score: score on the validation split; larger is better.
+            result: Result of the run.
+            score: Score on the validation split; larger is better.
         """
         self._end({RESULT: result.to_dict()}, TrialState.COMPLETE, [score])
 
@@ -86,7 +86,7 @@ class RunningTrial:
         """Return whether the last score is below the median of the peers' scores at that step.
 
         Args:
-            peers: keys of the trials to compare with. Only complete trials count, and pruning needs at least four.
+            peers: Keys of the trials to compare with. Only complete trials count, and pruning needs at least four.
         """
         # Optuna's pruner compares a trial with all trials of its study, so it gets a study with the peers only.
         study = optuna.create_study(direction="maximize")

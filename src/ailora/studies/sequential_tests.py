@@ -35,7 +35,7 @@ class LookSchedule:
     """Planned looks of a study.
 
     Attributes:
-        counts: number of seeds at each look, ascending.
+        counts: Number of seeds at each look, ascending.
     """
 
     counts: tuple[int, ...]
@@ -72,7 +72,7 @@ class NullDistribution:
     """Distribution of the largest statistic over the looks under the null hypothesis.
 
     Attributes:
-        log_p: log of the probability that the statistic is at or above each value of `_GRID`, descending.
+        log_p: Log of the probability that the statistic is at or above each value of `_GRID`, descending.
     """
 
     log_p: np.ndarray
@@ -86,7 +86,7 @@ class NullDistribution:
         JASA 103, 2008.
 
         Args:
-            largest: largest statistic over the looks so far.
+            largest: Largest statistic over the looks so far.
 
         Returns:
             P-values of the same shape.
@@ -146,9 +146,9 @@ def normal_scores(means: ArrayLike, sds: ArrayLike, counts: ArrayLike) -> np.nda
     instead, with p = 2^-n.
 
     Args:
-        means: means minus the mean of the null hypothesis.
-        sds: standard deviations, divisor n - 1.
-        counts: numbers of seeds.
+        means: Means minus the mean of the null hypothesis.
+        sds: Standard deviations, divisor n - 1.
+        counts: Numbers of seeds.
 
     Returns:
         Normal scores of the common shape, positive for positive means; 0 below two seeds.
@@ -165,10 +165,10 @@ class LookMoments:
     """Moments of paired differences at the looks so far.
 
     Attributes:
-        schedule: all planned looks.
-        means: means of the differences, (..., looks so far).
-        sds: standard deviations, divisor n - 1; 0 for equal differences.
-        counts: numbers of differences, smaller than planned if runs failed.
+        schedule: All planned looks.
+        means: Means of the differences, (..., looks so far).
+        sds: Standard deviations, divisor n - 1; 0 for equal differences.
+        counts: Numbers of differences, smaller than planned if runs failed.
     """
 
     schedule: LookSchedule
@@ -181,10 +181,10 @@ class LookMoments:
         """Compute the moments at each look from the differences of its seeds.
 
         Args:
-            differences: differences in the order of the seeds, up to the latest look, (..., seeds); NaN for failed
+            differences: Differences in the order of the seeds, up to the latest look, (..., seeds); NaN for failed
                 runs.
-            schedule: all planned looks.
-            rounding: rounding error of a difference; a standard deviation up to this error counts as 0.
+            schedule: All planned looks.
+            rounding: Rounding error of a difference; a standard deviation up to this error counts as 0.
 
         Returns:
             The moments at the looks so far.
@@ -227,7 +227,7 @@ class LookMoments:
         If the mean at a look is outside the intervals of earlier looks, its interval uses this look alone.
 
         Args:
-            critical_value: constant of the boundaries, two-sided for an interval, and one-sided for a bound.
+            critical_value: Constant of the boundaries, two-sided for an interval, and one-sided for a bound.
 
         Returns:
             Lower and upper ends, (..., looks so far); NaN below two seeds and for equal differences.

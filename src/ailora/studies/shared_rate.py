@@ -30,9 +30,9 @@ class Position(StrEnum):
         """Return the position of a mean difference, method minus baseline.
 
         Args:
-            mean: the difference.
-            larger_is_better: whether larger scores are better.
-            point: size of a point in the metric's unit, from `metric_point`.
+            mean: The difference.
+            larger_is_better: Whether larger scores are better.
+            point: Size of a point in the metric's unit, from `metric_point`.
         """
         # Published tables show tenths of a point: below half a tenth, two methods have the same entry.
         if not abs(mean) >= point / 20:
@@ -45,10 +45,10 @@ class SharedRates:
     """A method and the baseline at their shared rates.
 
     Attributes:
-        differences: rate -> difference of the scores on the reported split, paired by seed, rates ascending.
-        positions: rate -> position of the method by its difference there.
-        at_best: position of the method when both run at their best rates; None without a seed in common there.
-        shift: factor of the rate that turns the baseline's validation curve into the method's.
+        differences: Rate -> difference of the scores on the reported split, paired by seed, rates ascending.
+        positions: Rate -> position of the method by its difference there.
+        at_best: Position of the method when both run at their best rates; None without a seed in common there.
+        shift: Factor of the rate that turns the baseline's validation curve into the method's.
     """
 
     differences: dict[float, Difference]
@@ -81,10 +81,10 @@ def compare_shared_rates(
     """Compare a method with the baseline at every shared rate.
 
     Args:
-        ours: results of the method.
-        baseline: results of the baseline.
-        at_best: difference of their scores when both run at their best rates; None without a seed in common.
-        design: design of the study.
+        ours: Results of the method.
+        baseline: Results of the baseline.
+        at_best: Difference of their scores when both run at their best rates; None without a seed in common.
+        design: Design of the study.
 
     Returns:
         The differences at the shared rates, and the factor between the curves.

@@ -31,9 +31,9 @@ def shared_rate_rows(
     """Return the columns, rows and notes of the table for a task and setting, with a row for each method.
 
     Args:
-        comparison: the comparison.
-        base: condition of the baseline.
-        others: conditions compared with the baseline. Those without a shared rate have no row.
+        comparison: The comparison.
+        base: Condition of the baseline.
+        others: Conditions compared with the baseline. Those without a shared rate have no row.
 
     Returns:
         Columns, rows and notes.

@@ -27,11 +27,11 @@ class Estimate:
     All fields except `n` are NaN if a score is not finite.
 
     Attributes:
-        mean: mean score.
-        sd: standard deviation over seeds, divisor n - 1; None for a single seed.
-        n: number of seeds.
-        low: lower end of the two-sided t-interval; None for a single seed.
-        high: upper end of the interval.
+        mean: Mean score.
+        sd: Standard deviation over seeds, divisor n - 1; None for a single seed.
+        n: Number of seeds.
+        low: Lower end of the two-sided t-interval; None for a single seed.
+        high: Upper end of the interval.
     """
 
     mean: float
@@ -54,8 +54,8 @@ def estimate(values: Iterable[float], confidence: float = 0.95) -> Estimate:
     Source: Student, "The probable error of a mean", Biometrika 6 (1), 1908.
 
     Args:
-        values: score of each seed.
-        confidence: confidence of the interval, in (0, 1).
+        values: Score of each seed.
+        confidence: Confidence of the interval, in (0, 1).
 
     Returns:
         The estimate. A score that is not finite, as in a diverged run, makes all fields except `n` NaN.
@@ -85,8 +85,8 @@ class Difference:
     """Scores of a method minus scores of a baseline, paired by seed.
 
     Attributes:
-        estimate: mean difference over the shared seeds.
-        seeds: shared seeds, ascending.
+        estimate: Mean difference over the shared seeds.
+        seeds: Shared seeds, ascending.
     """
 
     estimate: Estimate
@@ -99,8 +99,8 @@ def paired_difference(scores: Mapping[int, float], baseline: Mapping[int, float]
     Pairing removes seed effects common to both methods: the data order and the initial head.
 
     Args:
-        scores: seed -> score of the method.
-        baseline: seed -> score of the baseline.
+        scores: Seed -> score of the method.
+        baseline: Seed -> score of the baseline.
 
     Returns:
         The difference, method minus baseline.
@@ -141,12 +141,12 @@ def bootstrap_difference(
     Source: A. B. Owen, "The pigeonhole bootstrap", Annals of Applied Statistics 1 (2), 2007.
 
     Args:
-        predictions: predictions of the method, (seeds, examples).
-        baseline: predictions of the baseline for the same seeds and examples, (seeds, examples).
-        labels: true labels, (examples,).
+        predictions: Predictions of the method, (seeds, examples).
+        baseline: Predictions of the baseline for the same seeds and examples, (seeds, examples).
+        labels: True labels, (examples,).
         metric: (labels, predictions), both (examples,), -> score.
-        rng_seed: seed of the draws.
-        n_resamples: number of draws.
+        rng_seed: Seed of the draws.
+        n_resamples: Number of draws.
 
     Returns:
         The difference of the scores without resampling, and the percentiles of the resampled differences.
@@ -185,8 +185,8 @@ def holm(p_values: Mapping[K, float], *, n_pending: int = 0) -> dict[K, float]:
     """Adjust the p-values of a family by Holm's procedure, see `holm_adjusted`.
 
     Args:
-        p_values: comparison -> p-value.
-        n_pending: number of comparisons in the family without a p-value yet; each counts with a p-value of 1.
+        p_values: Comparison -> p-value.
+        n_pending: Number of comparisons in the family without a p-value yet; each counts with a p-value of 1.
 
     Returns:
         Comparison -> adjusted p-value.
@@ -210,7 +210,7 @@ def holm_adjusted(p_values: np.ndarray) -> np.ndarray:
     1979.
 
     Args:
-        p_values: p-values, a family in the last axis, (..., comparisons).
+        p_values: P-values, a family in the last axis, (..., comparisons).
 
     Returns:
         Adjusted p-values of the same shape.
@@ -231,8 +231,8 @@ def average_ranks(scores: pd.DataFrame, *, larger_is_better: Mapping[K, bool]) -
     Source: J. Demšar, "Statistical comparisons of classifiers over multiple data sets", JMLR 7, 2006.
 
     Args:
-        scores: scores (tasks, methods), with tasks as index and methods as columns.
-        larger_is_better: task -> whether larger scores are better.
+        scores: Scores (tasks, methods), with tasks as index and methods as columns.
+        larger_is_better: Task -> whether larger scores are better.
 
     Returns:
         Average rank of each method (methods,), in the order of the columns.

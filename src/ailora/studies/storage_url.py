@@ -189,7 +189,7 @@ def open_storage(url: str, *, read_only: bool = False) -> Generator[RDBStorage, 
 
     Args:
         url: Optuna database URL.
-        read_only: whether to open the storage read-only.
+        read_only: Whether to open the storage read-only.
 
     Raises:
         InputError: The storage cannot be reached, or belongs to a different program.

@@ -94,9 +94,9 @@ def load_study_from_storage(
 
     Args:
         url: Optuna database URL.
-        name: name of the study.
-        secrets: study file with its secrets, which the storage lacks; None for a study without secrets.
-        to_run: whether trials are to run. Otherwise the storage is opened read-only, and user-defined methods are not
+        name: Name of the study.
+        secrets: Study file with its secrets, which the storage lacks; None for a study without secrets.
+        to_run: Whether trials are to run. Otherwise the storage is opened read-only, and user-defined methods are not
             imported.
 
     Returns:
@@ -143,10 +143,10 @@ def run_workers(storage: TrialStorage, config: WorkerInput, count: int, on_poll:
     """Run workers on a study until all trials have ended, and replace workers that die.
 
     Args:
-        storage: trials of the study.
-        config: study file, or request of `ailora tune`.
-        count: number of workers.
-        on_poll: called regularly, to show the progress.
+        storage: Trials of the study.
+        config: Study file, or request of `ailora tune`.
+        count: Number of workers.
+        on_poll: Called regularly, to show the progress.
 
     Raises:
         InputError: A worker refuses to start, or workers keep dying while no trial advances.

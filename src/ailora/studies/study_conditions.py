@@ -28,9 +28,9 @@ def list_conditions(config: StudyConfig, methods: Mapping[str, StudyMethod], *, 
     """List the conditions of a study.
 
     Args:
-        config: study file.
-        methods: methods by label.
-        baseline: label of the method to compare with.
+        config: Study file.
+        methods: Methods by label.
+        baseline: Label of the method to compare with.
 
     Returns:
         The conditions, without duplicates. For each task and setting, the baseline comes first.
@@ -61,10 +61,10 @@ def load_condition_config(condition: Condition, config: StudyConfig, method: Stu
     """Load the configuration of a condition's runs: the base, changed by the task, the setting and the method.
 
     Args:
-        condition: condition of the study.
-        config: study file.
-        method: method of the condition.
-        to_run: whether to import user functions.
+        condition: Condition of the study.
+        config: Study file.
+        method: Method of the condition.
+        to_run: Whether to import user functions.
 
     Returns:
         The complete configuration. Each trial replaces its learning rate, seed and output.
@@ -96,9 +96,9 @@ def find_baseline(condition: Condition, conditions: Iterable[Condition], *, base
     matching setting of the baseline.
 
     Args:
-        condition: condition to compare.
-        conditions: conditions of the study.
-        baseline: label of the method to compare with.
+        condition: Condition to compare.
+        conditions: Conditions of the study.
+        baseline: Label of the method to compare with.
 
     Returns:
         The condition of the baseline.

@@ -41,15 +41,15 @@ class RateConfig(Section, frozen=True, populate_by_name=True):
     """Value of `learning_rate:`: exact rates, or a geometric range, extended while the best rate is at an end.
 
     Attributes:
-        values: exact rates.
-        from_, to: ends of the range.
-        per_decade: number of rates per factor of ten.
+        values: Exact rates.
+        from_, to: Ends of the range.
+        per_decade: Number of rates per factor of ten.
     """
 
     values: list[Rate] | None = field("a list of numbers above 0", None, min_length=1)
     from_: Rate | None = field("a number above 0", None, alias="from")
     to: Rate | None = field("a number above 0", None)
-    per_decade: Count = field("a whole number from 1", 2)
+    per_decade: Count = field("a whole number of at least 1", 2)
 
     @pydantic.model_serializer(mode="wrap")
     def _as_given(self, _fields: pydantic.SerializerFunctionWrapHandler) -> dict[str, object]:
@@ -66,7 +66,7 @@ class RateConfig(Section, frozen=True, populate_by_name=True):
         """Validate the combination of keys.
 
         Args:
-            where: key of the rates, for messages.
+            where: Key of the rates, for messages.
 
         Raises:
             InputError: Values and a range are both given or both missing, the range is reversed or too wide, or a rate
@@ -95,9 +95,9 @@ class SequentialSeeds(Section, frozen=True, populate_by_name=True):
     """Value of `seeds:` as a mapping: seeds 0, 1, 2, ... run until every comparison is decided.
 
     Attributes:
-        from_: number of seeds at the first look; these seeds also choose the learning rates.
-        until: stopping rule; `decided` is the only value.
-        to: number of seeds at the last look.
+        from_: Number of seeds at the first look; these seeds also choose the learning rates.
+        until: Stopping rule; `decided` is the only value.
+        to: Number of seeds at the last look.
     """
 
     from_: Annotated[int, pydantic.Field(strict=True, ge=2)] = field("a whole number from 2", 3, alias="from")
@@ -113,30 +113,30 @@ class StudyConfig(StoredSection, frozen=True):
     """Content of a study file; `docs/studies.md` describes each key.
 
     Attributes:
-        base: run configuration before changes by tasks, grid and methods: a file beside the study file, or a mapping.
-        methods: names of policies, or `{label: overrides}`. The override `method` names the policy; without it, the
+        base: Run configuration before changes by tasks, grid and methods: a file beside the study file, or a mapping.
+        methods: Names of policies, or `{label: overrides}`. The override `method` names the policy; without it, the
             label is the policy's name.
-        tasks: name -> overrides of the base.
-        grid: dotted key of the base -> its values.
-        learning_rate: rates to try for every method; an override `learning_rate` of a method takes precedence.
-        seeds: seeds that choose the best rate, or a mapping to add seeds until every comparison is decided. The first
+        tasks: Name -> overrides of the base.
+        grid: Dotted key of the base -> its values.
+        learning_rate: Rates to try for every method; an override `learning_rate` of a method takes precedence.
+        seeds: Seeds that choose the best rate, or a mapping to add seeds until every comparison is decided. The first
             seed runs at every tried rate.
-        extra_seeds: seeds that run only at the best rate.
-        seeds_at: rates at which `seeds` after the first run: `best` for the best rate and its neighbours, or `all`.
-        baseline: label of the method to compare with; None for the first method.
-        metric: metric to report, and to choose the learning rate on the validation split; None for the recipe's first
+        extra_seeds: Seeds that run only at the best rate.
+        seeds_at: Rates at which `seeds` after the first run: `best` for the best rate and its neighbours, or `all`.
+        baseline: Label of the method to compare with; None for the first method.
+        metric: Metric to report, and to choose the learning rate on the validation split; None for the recipe's first
             metric.
-        margin: largest difference of equivalent methods, in the metric's unit or as a share such as `1%` of the
+        margin: Largest difference of equivalent methods, in the metric's unit or as a share such as `1%` of the
             baseline's mean; None for 0.01 if scores are at most 1.
-        match_parameters: whether to scale each method's rank to the baseline's number of trainable parameters.
-        confirm_speed: whether to check with shorter schedules if a method reaches the baseline's final loss earlier.
-        pruning: whether to end runs early if they are worse than the median of their peers at the same evaluation.
-        retries: number of restarts of a trial whose worker died.
-        worker_timeout: seconds without a heartbeat after which a worker counts as dead.
-        keep: part of the model to keep after each trial.
+        match_parameters: Whether to scale each method's rank to the baseline's number of trainable parameters.
+        confirm_speed: Whether to check with shorter schedules if a method reaches the baseline's final loss earlier.
+        pruning: Whether to end runs early if they are worse than the median of their peers at the same evaluation.
+        retries: Number of restarts of a trial whose worker died.
+        worker_timeout: Seconds without a heartbeat after which a worker counts as dead.
+        keep: Part of the model to keep after each trial.
         storage: Optuna database URL; None for SQLite in the output folder.
-        output: folder of the study.
-        name: name of the study in the storage; None for the name of the output folder.
+        output: Folder of the study.
+        name: Name of the study in the storage; None for the name of the output folder.
     """
 
     base: Text | dict[str, Any] = field("a file or a mapping: the configuration of a run")
@@ -173,7 +173,7 @@ def load_study_config(
     Args:
         source: YAML file, or its content.
         overrides: `dotted.key=value` with a YAML value; a key such as `base.training.seed` changes the base.
-        scale: name of an entry of `scales:`, whose keys replace those of the file.
+        scale: Name of an entry of `scales:`, whose keys replace those of the file.
 
     Returns:
         The study file with the content of the base, an absolute output folder, a storage and a name.

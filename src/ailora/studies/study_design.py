@@ -37,14 +37,14 @@ class StudyDesign:
     """Conditions of a study, with the configuration, metric and learning rates of each.
 
     Args:
-        config: study file.
-        to_run: whether trials are to run; otherwise user-defined methods are not imported.
+        config: Study file.
+        to_run: Whether trials are to run; otherwise user-defined methods are not imported.
 
     Attributes:
-        methods: methods by label.
-        baseline: label of the method to compare with.
-        conditions: all conditions; for each task and setting, the baseline comes first.
-        keys: keys of the trials.
+        methods: Methods by label.
+        baseline: Label of the method to compare with.
+        conditions: All conditions; for each task and setting, the baseline comes first.
+        keys: Keys of the trials.
 
     Raises:
         InputError: A method, key, metric or baseline is unknown, the recipe refuses a value, or the grid is empty.
@@ -136,8 +136,8 @@ class StudyDesign:
         """Build the search for the learning rate of a condition.
 
         Args:
-            condition: condition of the study.
-            n_seeds: number of seeds at the best rate; None for the number at the first look.
+            condition: Condition of the study.
+            n_seeds: Number of seeds at the best rate; None for the number at the first look.
         """
         selection = self.selection_seeds
         later = self.seeds[len(selection) : n_seeds or self.looks.counts[0]]
@@ -156,7 +156,7 @@ class StudyDesign:
         """Collect the scores for the search of the best rates, without runs for confirming a time to loss.
 
         Args:
-            trials: from `TrialKeys.matching_trials`.
+            trials: From `TrialKeys.matching_trials`.
 
         Returns:
             Condition -> (learning rate, seed) -> score of the ended trial, larger is better; NaN if it failed.
@@ -174,7 +174,7 @@ class StudyDesign:
         """Judge the methods at their latest looks, and plan the seeds of their next looks.
 
         Args:
-            trials: from `TrialKeys.matching_trials`.
+            trials: From `TrialKeys.matching_trials`.
         """
         reported = self._reported_scores(trials)
         comparisons = {
@@ -193,7 +193,7 @@ class StudyDesign:
         """List the trials required by the results so far, including ended trials.
 
         Args:
-            trials: from `TrialKeys.matching_trials`.
+            trials: From `TrialKeys.matching_trials`.
         """
         n_seeds = self.plan_looks(trials).n_seeds
         return [

@@ -14,7 +14,7 @@ def load_trial_keys(config: StudyConfig) -> tuple[TrialStorage, TrialKeys]:
     last `ailora study run`. Otherwise they are computed from the study's design.
 
     Args:
-        config: the study file.
+        config: The study file.
 
     Returns:
         The storage, and the current keys of the study's trials.

@@ -41,11 +41,11 @@ class SummaryTable:
     """A table of strings.
 
     Attributes:
-        title: subject of the table.
-        columns: column names.
-        rows: rows of cells, a string for each column.
-        notes: explanations below the table.
-        topic: group of the table: scores, ranks, rates, importance, shared rates, speed, cost or failures.
+        title: Subject of the table.
+        columns: Column names.
+        rows: Rows of cells, a string for each column.
+        notes: Explanations below the table.
+        topic: Group of the table: scores, ranks, rates, importance, shared rates, speed, cost or failures.
     """
 
     title: str
@@ -65,17 +65,17 @@ class StudySummary:
     """Results of a study in sentences and tables.
 
     Attributes:
-        overall: number of comparisons with each verdict.
-        decided: decided comparisons with their effect sizes and intervals; long lists are shortened.
-        undecided: number of seeds still needed by each undecided comparison; long lists are shortened.
-        outcomes: verdicts of the methods, a sentence for each task and setting.
-        effect_sizes: difference of each method from the baseline, a sentence for each task and setting.
-        rule: statistical rule behind the verdicts.
-        uncertain_rates: chosen learning rates with a small share of the resamples.
-        shared_rates: conclusions from a shared learning rate that the best rates do not confirm.
-        importances: share of the differences explained by each choice, a sentence for each task.
-        progress: number of done, failed, pruned and open trials.
-        tables: scores, verdicts, ranks, learning rates and their certainty, importance of choices, shared rates, time
+        overall: Number of comparisons with each verdict.
+        decided: Decided comparisons with their effect sizes and intervals; long lists are shortened.
+        undecided: Number of seeds still needed by each undecided comparison; long lists are shortened.
+        outcomes: Verdicts of the methods, a sentence for each task and setting.
+        effect_sizes: Difference of each method from the baseline, a sentence for each task and setting.
+        rule: Statistical rule behind the verdicts.
+        uncertain_rates: Chosen learning rates with a small share of the resamples.
+        shared_rates: Conclusions from a shared learning rate that the best rates do not confirm.
+        importances: Share of the differences explained by each choice, a sentence for each task.
+        progress: Number of done, failed, pruned and open trials.
+        tables: Scores, verdicts, ranks, learning rates and their certainty, importance of choices, shared rates, time
             to the baseline's loss, cost and failures; empty tables are left out.
     """
 

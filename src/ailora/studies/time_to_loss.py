@@ -17,8 +17,8 @@ class FirstReached:
     """First evaluation of a run at or below a loss.
 
     Attributes:
-        step: step of the evaluation; None if the run has not reached the loss by `last_step`.
-        last_step: step of the last evaluation.
+        step: Step of the evaluation; None if the run has not reached the loss by `last_step`.
+        last_step: Step of the last evaluation.
     """
 
     step: int | None
@@ -30,10 +30,10 @@ class TimeToLoss:
     """Time until a method reaches the final validation loss of the baseline's run with the same seed.
 
     Attributes:
-        reached: seed -> first evaluation at or below the loss.
-        seconds: median training time until this evaluation, in seconds, over the seeds that reached the loss; None if
+        reached: Seed -> first evaluation at or below the loss.
+        seconds: Median training time until this evaluation, in seconds, over the seeds that reached the loss; None if
             no seed did.
-        confirmed: whether runs scheduled to end at this evaluation reach the loss, on average over seeds. A failed run
+        confirmed: Whether runs scheduled to end at this evaluation reach the loss, on average over seeds. A failed run
             counts as not reaching the loss. None without such runs, or until all of them have ended.
     """
 
@@ -62,9 +62,9 @@ def measure_time_to_loss(ours: MethodResult, baseline: MethodResult, trials: Seq
     """Measure the time until a method reaches the baseline's final losses.
 
     Args:
-        ours: results of the method.
-        baseline: results of the baseline.
-        trials: trials of the whole study, including those that confirm a time to loss.
+        ours: Results of the method.
+        baseline: Results of the baseline.
+        trials: Trials of the whole study, including those that confirm a time to loss.
 
     Returns:
         The time; None if no seed has evaluations of both methods.
@@ -86,8 +86,8 @@ def find_first_reached(history: Sequence[Mapping[str, float]], target: float) ->
     """Find the first evaluation with a loss at or below a target; a loss of NaN does not count.
 
     Args:
-        history: evaluations, each with `step` and `loss`, in any order.
-        target: the loss to reach.
+        history: Evaluations, each with `step` and `loss`, in any order.
+        target: The loss to reach.
 
     Returns:
         The step of this evaluation, and the last step.

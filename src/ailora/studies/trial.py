@@ -17,8 +17,8 @@ class Condition:
     """A method on a task at a grid setting. Its trials form a curve of the score over the learning rate.
 
     Attributes:
-        task: label of the task.
-        method: label of the method.
+        task: Label of the task.
+        method: Label of the method.
         setting: (dotted key, value as JSON) for each key of the grid; JSON makes lists and mappings hashable.
     """
 
@@ -72,11 +72,11 @@ class TrialSpec:
     """Specification of a trial.
 
     Attributes:
-        condition: condition of the trial.
-        learning_rate: learning rate of the optimizer.
-        seed: seed of the data order, the new heads and the random factors.
-        max_steps: number of steps of the schedule; None for that of the base configuration.
-        until_step: step at which the run stops, to be resumed by a later trial; None for a full run.
+        condition: Condition of the trial.
+        learning_rate: Learning rate of the optimizer.
+        seed: Seed of the data order, the new heads and the random factors.
+        max_steps: Number of steps of the schedule; None for that of the base configuration.
+        until_step: Step at which the run stops, to be resumed by a later trial; None for a full run.
     """
 
     condition: Condition
@@ -125,18 +125,18 @@ class TrialResult:
     Fields other than `metrics` and `history` are None if the run did not measure them.
 
     Attributes:
-        metrics: split -> metric -> value at the end.
-        history: evaluations on the validation split during training, each with `step` and `loss`.
-        forgetting: loss on general text before and after, and its `rise`, in nats per token.
-        seconds: duration of the whole trial.
-        init_seconds: time to load and adapt the model.
-        train_seconds: duration of the training.
-        steps: number of optimizer steps.
-        trainable_parameters: number of trained parameters.
-        total_parameters: number of all parameters.
-        adapter_bytes: size of the adapter file.
-        peak_memory_bytes: largest memory use of the run.
-        folder: folder of the run.
+        metrics: Split -> metric -> value at the end.
+        history: Evaluations on the validation split during training, each with `step` and `loss`.
+        forgetting: Loss on general text before and after, and its `rise`, in nats per token.
+        seconds: Duration of the whole trial.
+        init_seconds: Time to load and adapt the model.
+        train_seconds: Duration of the training.
+        steps: Number of optimizer steps.
+        trainable_parameters: Number of trained parameters.
+        total_parameters: Number of all parameters.
+        adapter_bytes: Size of the adapter file.
+        peak_memory_bytes: Largest memory use of the run.
+        folder: Folder of the run.
     """
 
     metrics: Mapping[str, Mapping[str, float]]
@@ -187,12 +187,12 @@ class Trial:
 
     Attributes:
         number: Optuna's number of the counting attempt.
-        key: hash of the configuration and of the versions of libraries.
-        spec: specification of the trial.
-        status: status of the trial.
-        result: result of the run; None unless complete.
-        error: reason why the trial failed or was pruned; None otherwise.
-        attempts: number of starts.
+        key: Hash of the configuration and of the versions of libraries.
+        spec: Specification of the trial.
+        status: Status of the trial.
+        result: Result of the run; None unless complete.
+        error: Reason why the trial failed or was pruned; None otherwise.
+        attempts: Number of starts.
     """
 
     number: int
@@ -212,7 +212,7 @@ class Trial:
         """Convert to a row of the table of trials.
 
         Args:
-            grid_keys: keys of the study's grid; each key becomes a column.
+            grid_keys: Keys of the study's grid; each key becomes a column.
 
         Returns:
             `key`, `task`, `method`, the grid's keys, `learning_rate`, `seed`, `max_steps`, `status`, `attempts`, each

@@ -32,7 +32,7 @@ def group_attempts(frozen_trials: Iterable[FrozenTrial]) -> dict[str, list[Froze
     """Group Optuna's trials by key, without trials of other programs.
 
     Args:
-        frozen_trials: trials of an Optuna study, by number.
+        frozen_trials: Trials of an Optuna study, by number.
 
     Returns:
         Key -> attempts, by number.
@@ -58,8 +58,8 @@ def parse_trial(attempts: Sequence[FrozenTrial], *, retries: int) -> Trial:
     """Parse a trial from its attempts.
 
     Args:
-        attempts: all attempts of a trial, by number.
-        retries: number of restarts of a trial whose worker died.
+        attempts: All attempts of a trial, by number.
+        retries: Number of restarts of a trial whose worker died.
 
     Returns:
         The trial. If all attempts were lost, it waits, or has failed if workers died in more than `retries` attempts.

@@ -29,10 +29,10 @@ class TrialKeys:
     """Keys of a study's trials with the installed library versions.
 
     Args:
-        identities: condition -> plain data of its run configuration, from `trial_identity`.
+        identities: Condition -> plain data of its run configuration, from `trial_identity`.
 
     Attributes:
-        conditions: conditions of the study, in the order of the study.
+        conditions: Conditions of the study, in the order of the study.
     """
 
     def __init__(self, identities: Mapping[Condition, dict[str, Any]]) -> None:
@@ -67,7 +67,7 @@ class TrialKeys:
         """Format the keys for the storage; reading them needs no packages for validating configurations.
 
         Args:
-            config: the study file of these keys.
+            config: The study file of these keys.
 
         Returns:
             Compressed JSON, or None if the text is too long or if JSON cannot represent the data exactly.
@@ -85,8 +85,8 @@ class TrialKeys:
         """Read keys from a storage.
 
         Args:
-            text: text from `to_text`; the database is not trusted.
-            config: the current study file.
+            text: Text from `to_text`; the database is not trusted.
+            config: The current study file.
 
         Returns:
             The keys, or None if the text is damaged, or if the study file, library versions or folders have changed.

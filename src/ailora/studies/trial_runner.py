@@ -72,10 +72,10 @@ def run_trial(
     """Run a recipe. After a kill, the same call resumes from the last checkpoint.
 
     Args:
-        config: configuration of the run.
-        keep: part of the model to keep: `nothing`, `adapter` or `all`. All files of a prefix are kept.
-        should_continue: called at every evaluation; None to always continue.
-        prefix: part of the run to train, its first steps; None for the full run. A longer prefix or the full run
+        config: Configuration of the run.
+        keep: Part of the model to keep: `nothing`, `adapter` or `all`. All files of a prefix are kept.
+        should_continue: Called at every evaluation; None to always continue.
+        prefix: Part of the run to train, its first steps; None for the full run. A longer prefix or the full run
             resumes there.
 
     Returns:
@@ -120,10 +120,10 @@ def run_in_subprocess(
     """Call `run_trial` in a separate process, which isolates crashes and memory.
 
     Args:
-        config: configuration of the run.
-        keep: part of the model to keep: `nothing`, `adapter` or `all`.
-        should_continue: called in this process at every evaluation; None to always continue.
-        prefix: part of the run to train, its first steps; None for the full run.
+        config: Configuration of the run.
+        keep: Part of the model to keep: `nothing`, `adapter` or `all`.
+        should_continue: Called in this process at every evaluation; None to always continue.
+        prefix: Part of the run to train, its first steps; None for the full run.
 
     Returns:
         The result of the run.

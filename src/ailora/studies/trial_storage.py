@@ -41,9 +41,9 @@ class TrialStorage:
 
     Attributes:
         url: URL of the Optuna database.
-        name: name of the study in the database.
-        config: plain data of the study file, with `retries` and `worker_timeout`.
-        trial_keys: stored text of `TrialKeys.to_text`, or None.
+        name: Name of the study in the database.
+        config: Plain data of the study file, with `retries` and `worker_timeout`.
+        trial_keys: Stored text of `TrialKeys.to_text`, or None.
     """
 
     def __init__(self, url: str, study: optuna.Study, storage: RDBStorage, *, read_only: bool = False) -> None:
@@ -67,8 +67,8 @@ class TrialStorage:
 
         Args:
             url: Optuna database URL.
-            name: name of the study.
-            config: plain data of the study file.
+            name: Name of the study.
+            config: Plain data of the study file.
 
         Returns:
             The storage of the new study.
@@ -90,8 +90,8 @@ class TrialStorage:
 
         Args:
             url: Optuna database URL.
-            name: name of the study.
-            read_only: whether to open the storage read-only.
+            name: Name of the study.
+            read_only: Whether to open the storage read-only.
 
         Returns:
             The storage of the study, or None if there is no such study.
@@ -121,8 +121,8 @@ class TrialStorage:
 
         Args:
             url: Optuna database URL.
-            name: name of the study.
-            read_only: whether to open the storage read-only.
+            name: Name of the study.
+            read_only: Whether to open the storage read-only.
 
         Returns:
             The storage of the study.
@@ -155,7 +155,7 @@ class TrialStorage:
         """Queue the trials missing in the storage.
 
         Args:
-            specs: specification of each trial, by key.
+            specs: Specification of each trial, by key.
 
         Returns:
             The number of newly queued trials.

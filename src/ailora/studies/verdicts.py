@@ -39,11 +39,11 @@ class PairedScores:
     """Scores of a method minus scores of the baseline, up to the latest look.
 
     Attributes:
-        seeds: seeds up to the latest look.
-        differences: difference of each seed, (seeds,); NaN for a failed run.
-        rounding: rounding error of a difference.
-        margin: largest difference of equivalent methods; None if equivalence is not judged.
-        larger_is_better: whether larger scores are better.
+        seeds: Seeds up to the latest look.
+        differences: Difference of each seed, (seeds,); NaN for a failed run.
+        rounding: Rounding error of a difference.
+        margin: Largest difference of equivalent methods; None if equivalence is not judged.
+        larger_is_better: Whether larger scores are better.
     """
 
     seeds: tuple[int, ...]
@@ -76,17 +76,17 @@ class Judgement:
     """A verdict with its evidence.
 
     Attributes:
-        verdict: the verdict; better and worse take precedence over equivalent.
-        equivalent: whether the difference is shown to be within the margin; None if equivalence is not judged.
-        seeds: seeds of the differences.
-        difference: mean difference with its sequential interval; without an interval if all differences are equal.
-        p_value: sequential p-value for a difference; None below two seeds.
+        verdict: The verdict; better and worse take precedence over equivalent.
+        equivalent: Whether the difference is shown to be within the margin; None if equivalence is not judged.
+        seeds: Seeds of the differences.
+        difference: Mean difference with its sequential interval; without an interval if all differences are equal.
+        p_value: Sequential p-value for a difference; None below two seeds.
         adjusted_p: `p_value` adjusted by Holm's procedure.
-        equivalence_p: sequential p-value for equivalence; None below two seeds and without a margin.
+        equivalence_p: Sequential p-value for equivalence; None below two seeds and without a margin.
         adjusted_equivalence_p: `equivalence_p` adjusted by Holm's procedure.
-        margin: largest difference of equivalent methods, in the metric's unit; None if equivalence is not judged.
-        smallest_margin: smallest margin at which equivalence is shown; None without an interval.
-        missing_seeds: smallest and largest number of further seeds needed to show the equivalence of equal methods with
+        margin: Largest difference of equivalent methods, in the metric's unit; None if equivalence is not judged.
+        smallest_margin: Smallest margin at which equivalence is shown; None without an interval.
+        missing_seeds: Smallest and largest number of further seeds needed to show the equivalence of equal methods with
             a power of 80 %. They belong to the ends of the 80 % interval for the standard deviation. None if decided or
             unknown; the largest number is None if it is above 10,000.
     """
@@ -138,9 +138,9 @@ def judge(pairs: Mapping[K, PairedScores], schedule: LookSchedule, *, n_pending:
     within each family.
 
     Args:
-        pairs: comparison -> paired scores up to its latest look.
-        schedule: planned looks of the study.
-        n_pending: number of comparisons before their first look.
+        pairs: Comparison -> paired scores up to its latest look.
+        schedule: Planned looks of the study.
+        n_pending: Number of comparisons before their first look.
 
     Returns:
         Comparison -> judgement.
@@ -187,9 +187,9 @@ def _judge(pair: PairedScores, moments: LookMoments | None, evidence: _Evidence)
     """Judge a comparison by its p-values.
 
     Args:
-        pair: paired scores of the comparison.
-        moments: moments of the differences at each look; None below two seeds.
-        evidence: p-values of the comparison, and the level of its equivalence test.
+        pair: Paired scores of the comparison.
+        moments: Moments of the differences at each look; None below two seeds.
+        evidence: P-values of the comparison, and the level of its equivalence test.
     """
     is_different = evidence.adjusted_p is not None and evidence.adjusted_p < ALPHA
     equivalent = None
@@ -257,9 +257,9 @@ def equivalence_seeds(sd: float, margin: float, level: float) -> int:
     Source: S.-C. Chow, J. Shao, H. Wang, "Sample Size Calculations in Clinical Research", 2008, section 3.1.
 
     Args:
-        sd: standard deviation of the paired differences.
-        margin: largest difference of equivalent methods.
-        level: error rate of each one-sided test.
+        sd: Standard deviation of the paired differences.
+        margin: Largest difference of equivalent methods.
+        level: Error rate of each one-sided test.
 
     Returns:
         The number of seeds.

@@ -24,9 +24,9 @@ def work(storage: TrialStorage, design: StudyDesign, execute: Execute = run_in_s
     """Run trials of a study until all trials of all workers have ended.
 
     Args:
-        storage: trials of the study.
-        design: design of the study.
-        execute: function that runs a configuration.
+        storage: Trials of the study.
+        design: Design of the study.
+        execute: Function that runs a configuration.
 
     Returns:
         Number of trials ended by this worker.
@@ -52,9 +52,9 @@ def work_off(
     """Run the trials of a storage until all trials of all workers have ended.
 
     Args:
-        storage: trials of a study or a search.
-        enqueue_missing: queues the trials required by the results so far, and returns their number.
-        run: runs a trial, and returns its result and its score; a larger score is better.
+        storage: Trials of a study or a search.
+        enqueue_missing: Queues the trials required by the results so far, and returns their number.
+        run: Runs a trial, and returns its result and its score; a larger score is better.
 
     Returns:
         Number of trials ended by this worker.
@@ -90,8 +90,8 @@ def time_to_loss_trials(trials: Sequence[Trial], design: StudyDesign) -> list[Tr
     """List the runs that confirm a shorter time to the baseline's final loss.
 
     Args:
-        trials: trials of the study, all ended.
-        design: design of the study.
+        trials: Trials of the study, all ended.
+        design: Design of the study.
 
     Returns:
         Specifications of runs with a schedule that ends where the method first reached the loss.

@@ -16,8 +16,8 @@ class RateSpan:
     """Range of learning rates on a logarithmic axis.
 
     Attributes:
-        center: geometric mean of the ends.
-        decades: factors of ten from the center to each end.
+        center: Geometric mean of the ends.
+        decades: Factors of ten from the center to each end.
     """
 
     center: float
@@ -27,8 +27,8 @@ class RateSpan:
         """Choose the rate at a position, rounded to three digits.
 
         Args:
-            place: position in the range, from 0 (the low end) to 1 (the high end).
-            taken: rates that were chosen before.
+            place: Position in the range, from 0 (the low end) to 1 (the high end).
+            taken: Rates that were chosen before.
 
         Returns:
             The rate, or None if it is taken.
@@ -43,7 +43,7 @@ class RateValues:
     """Exact learning rates.
 
     Attributes:
-        values: the rates, ascending.
+        values: The rates, ascending.
     """
 
     values: tuple[float, ...]
@@ -52,8 +52,8 @@ class RateValues:
         """Choose the rate nearest to a position.
 
         Args:
-            place: position in the list of rates, from 0 (the smallest) to 1 (the largest).
-            taken: rates that were chosen before.
+            place: Position in the list of rates, from 0 (the smallest) to 1 (the largest).
+            taken: Rates that were chosen before.
 
         Returns:
             The nearest rate that is not taken, or None if all are taken.
@@ -68,9 +68,9 @@ class Candidate:
     """Condition and learning rate that a search tries.
 
     Attributes:
-        number: position in the order of the search, which breaks ties.
-        condition: policy, roles and rank.
-        learning_rate: learning rate of the optimizer.
+        number: Position in the order of the search, which breaks ties.
+        condition: Policy, roles and rank.
+        learning_rate: Learning rate of the optimizer.
     """
 
     number: int
@@ -86,8 +86,8 @@ def spread_candidates(rates: Mapping[Condition, RateSpan | RateValues], count: i
     A larger count appends candidates to those of a smaller count.
 
     Args:
-        rates: condition -> its rates.
-        count: number of candidates.
+        rates: Condition -> its rates.
+        count: Number of candidates.
 
     Returns:
         The candidates by number, without duplicates; fewer than `count` if the rates are exact and run out.

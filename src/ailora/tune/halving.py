@@ -26,9 +26,9 @@ class Rung:
     """State of a rung.
 
     Attributes:
-        step: last step of the rung.
-        trials: candidate -> its trial; None until the trial is queued.
-        scores: candidate -> score of its completed trial; larger is better.
+        step: Last step of the rung.
+        trials: Candidate -> its trial; None until the trial is queued.
+        scores: Candidate -> score of its completed trial; larger is better.
     """
 
     step: int
@@ -51,8 +51,8 @@ class SearchProgress:
     """Progress of a search.
 
     Attributes:
-        rungs: rungs that have begun.
-        ended: whether no trial is left to run.
+        rungs: Rungs that have begun.
+        ended: Whether no trial is left to run.
     """
 
     rungs: tuple[Rung, ...]
@@ -71,8 +71,8 @@ def find_progress(trials: Sequence[Trial], design: TuneDesign) -> SearchProgress
     not change the candidates.
 
     Args:
-        trials: stored trials.
-        design: design of the search.
+        trials: Stored trials.
+        design: Design of the search.
 
     Returns:
         The progress, computed by `halve`.
@@ -96,10 +96,10 @@ def halve(
     """Apply successive halving to the results so far.
 
     Args:
-        candidates: candidates on the first rung.
-        rungs: last step and number of candidates of each rung.
-        find_trial: returns the trial that trains a candidate to a step, or None if it is not queued.
-        score: returns the score of a result; larger is better.
+        candidates: Candidates on the first rung.
+        rungs: Last step and number of candidates of each rung.
+        find_trial: Returns the trial that trains a candidate to a step, or None if it is not queued.
+        score: Returns the score of a result; larger is better.
 
     Returns:
         The rungs that have begun. The search has ended after the last rung, or after a rung without any score.
@@ -150,9 +150,9 @@ def work_on_search(storage: TrialStorage, design: TuneDesign, execute: ExecutePr
     """Run trials of a search until all trials of all workers have ended.
 
     Args:
-        storage: trials of the search.
-        design: design of the search.
-        execute: function that trains a prefix of a run.
+        storage: Trials of the search.
+        design: Design of the search.
+        execute: Function that trains a prefix of a run.
 
     Returns:
         Number of trials ended by this worker.

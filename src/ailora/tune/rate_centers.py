@@ -29,10 +29,10 @@ class RateCenters:
     """Centers of the ranges of learning rates.
 
     Attributes:
-        centers: center for each condition, in the order of `SearchSpace.conditions`.
-        cost_runs: cost of the measurement, in full runs.
-        seconds: duration of the measurement.
-        origin: sentence on the origin of the centers.
+        centers: Center for each condition, in the order of `SearchSpace.conditions`.
+        cost_runs: Cost of the measurement, in full runs.
+        seconds: Duration of the measurement.
+        origin: Sentence on the origin of the centers.
     """
 
     centers: list[float]
@@ -45,9 +45,9 @@ def find_rate_centers(space: SearchSpace, *, rows_trained: int, spare_runs: floa
     """Find the centers of the ranges of learning rates, by `suggest-lr` if it costs little compared with a run.
 
     Args:
-        space: search space.
-        rows_trained: number of data rows in a full run; a row counts once per epoch.
-        spare_runs: budget beyond one run, in full runs.
+        space: Search space.
+        rows_trained: Number of data rows in a full run; a row counts once per epoch.
+        spare_runs: Budget beyond one run, in full runs.
 
     Returns:
         The centers.

@@ -19,9 +19,9 @@ class RungPlan:
     """Rungs of a search: prefixes of the schedule, with fewer candidates on each.
 
     Attributes:
-        steps: last step of each rung, ascending; the last rung ends with the run.
-        counts: number of candidates that train to the end of each rung.
-        overhead_runs: cost of starting a process, in full runs.
+        steps: Last step of each rung, ascending; the last rung ends with the run.
+        counts: Number of candidates that train to the end of each rung.
+        overhead_runs: Cost of starting a process, in full runs.
     """
 
     steps: tuple[int, ...]
@@ -43,10 +43,10 @@ class RungPlan:
         """Plan the search with the most candidates within a budget.
 
         Args:
-            evaluation_steps: steps after which a run evaluates, ascending; the last is the run's last step.
-            budget_runs: budget in full runs.
-            max_candidates: upper limit for the number of candidates.
-            overhead_runs: cost of starting a process, in full runs.
+            evaluation_steps: Steps after which a run evaluates, ascending; the last is the run's last step.
+            budget_runs: Budget in full runs.
+            max_candidates: Upper limit for the number of candidates.
+            overhead_runs: Cost of starting a process, in full runs.
 
         Returns:
             The plan, with at least one candidate.
@@ -75,7 +75,7 @@ def rung_steps(evaluation_steps: Sequence[int]) -> tuple[int, ...]:
     """Choose the evaluations nearest to a 27th, a ninth and a third of a run, and the last evaluation.
 
     Args:
-        evaluation_steps: steps after which a run evaluates, ascending.
+        evaluation_steps: Steps after which a run evaluates, ascending.
 
     Returns:
         The last step of each rung, ascending.

@@ -30,12 +30,12 @@ class SearchSpace:
     """Conditions of a search, and the configuration of each.
 
     Args:
-        base: complete configuration of the run, with the section `tune`.
+        base: Complete configuration of the run, with the section `tune`.
 
     Attributes:
-        run: configuration of the run.
-        configs: condition -> configuration of its runs, without the learning rate.
-        goal: score on the validation split by which candidates are compared.
+        run: Configuration of the run.
+        configs: Condition -> configuration of its runs, without the learning rate.
+        goal: Score on the validation split by which candidates are compared.
 
     Raises:
         InputError: A condition cannot be trained.
@@ -66,7 +66,7 @@ class SearchSpace:
         """Return the learning rates to choose from under each condition.
 
         Args:
-            centers: center of the automatic range of each condition, in the order of `conditions`; ignored if
+            centers: Center of the automatic range of each condition, in the order of `conditions`; ignored if
                 `tune.learning_rate` gives rates.
         """
         rates = self.run.tune.learning_rate

@@ -22,13 +22,13 @@ class TuneDesign:
     """Design of a search.
 
     Args:
-        request: request of the search.
+        request: Request of the search.
 
     Attributes:
-        request: request of the search.
-        space: search space.
-        keys: keys of the trials.
-        plan: rungs of the search; None until a budget in time is converted into runs.
+        request: Request of the search.
+        space: Search space.
+        keys: Keys of the trials.
+        plan: Rungs of the search; None until a budget in time is converted into runs.
 
     Raises:
         InputError: A condition cannot be trained, or the budget is below one run.

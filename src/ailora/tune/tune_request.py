@@ -21,20 +21,20 @@ class TuneRequest(StoredSection, frozen=True):
     """Request of a search.
 
     Attributes:
-        kind: distinguishes a search from a study in a storage; a study has no `kind`.
-        base: complete configuration of the run, with the section `tune`.
-        evaluation_steps: steps after which a run evaluates, ascending; the last is the final step of the run.
-        centers: center of the rates for each condition, in the order of `SearchSpace.conditions`.
-        budget_runs: budget of all trials, in full runs; None until a budget in time is converted into runs.
-        overhead_runs: cost of starting a process, in full runs.
-        centers_origin: sentence on the origin of the centers.
-        suggestion_runs: cost of `suggest-lr` for the centers, in full runs.
-        suggestion_seconds: duration of `suggest-lr` for the centers.
-        output: folder of the search.
-        storage: an Optuna database URL.
-        name: name of the search in the storage.
-        retries: number of restarts of a trial whose worker died.
-        worker_timeout: seconds without a heartbeat after which a worker counts as dead.
+        kind: Distinguishes a search from a study in a storage; a study has no `kind`.
+        base: Complete configuration of the run, with the section `tune`.
+        evaluation_steps: Steps after which a run evaluates, ascending; the last is the final step of the run.
+        centers: Center of the rates for each condition, in the order of `SearchSpace.conditions`.
+        budget_runs: Budget of all trials, in full runs; None until a budget in time is converted into runs.
+        overhead_runs: Cost of starting a process, in full runs.
+        centers_origin: Sentence on the origin of the centers.
+        suggestion_runs: Cost of `suggest-lr` for the centers, in full runs.
+        suggestion_seconds: Duration of `suggest-lr` for the centers.
+        output: Folder of the search.
+        storage: An Optuna database URL.
+        name: Name of the search in the storage.
+        retries: Number of restarts of a trial whose worker died.
+        worker_timeout: Seconds without a heartbeat after which a worker counts as dead.
     """
 
     kind: Literal["tune"] = "tune"

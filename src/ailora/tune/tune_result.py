@@ -22,15 +22,15 @@ class CandidateRecord:
     """Record of a candidate.
 
     Attributes:
-        number: position in the order of the search.
-        policy: value of `adapter.policy`.
-        roles: entry of `tune.roles`.
-        rank: value of `adapter.rank`, scaled so that all entries of `tune.roles` train the same number of parameters.
-        learning_rate: learning rate of the optimizer.
-        trainable_parameters: number of trainable parameters of the adapter.
-        values: last step of a rung -> value of the goal at this step.
-        dropped_at: step after which the candidate was dropped; None for the winner.
-        error: error of the failed training; None without an error.
+        number: Position in the order of the search.
+        policy: Value of `adapter.policy`.
+        roles: Entry of `tune.roles`.
+        rank: Value of `adapter.rank`, scaled so that all entries of `tune.roles` train the same number of parameters.
+        learning_rate: Learning rate of the optimizer.
+        trainable_parameters: Number of trainable parameters of the adapter.
+        values: Last step of a rung -> value of the goal at this step.
+        dropped_at: Step after which the candidate was dropped; None for the winner.
+        error: Error of the failed training; None without an error.
     """
 
     number: int
@@ -54,16 +54,16 @@ class TuneResult:
     """Result of a search.
 
     Attributes:
-        goal: score on the validation split by which candidates were compared.
-        larger_is_better: whether a larger value of the goal is better.
-        budget: budget in the configuration.
-        cost_runs: cost of the search in full runs: training, evaluations and `suggest-lr`.
-        total_steps: number of steps of a full run.
-        rungs: last step and number of candidates of each rung.
-        centers_origin: sentence on the origin of the learning rates.
-        candidates: all candidates, the winner first, then ordered by their last rung and their place on it.
-        importances: importance of each choice at the end of the first rung.
-        output: folder of the finished run.
+        goal: Score on the validation split by which candidates were compared.
+        larger_is_better: Whether a larger value of the goal is better.
+        budget: Budget in the configuration.
+        cost_runs: Cost of the search in full runs: training, evaluations and `suggest-lr`.
+        total_steps: Number of steps of a full run.
+        rungs: Last step and number of candidates of each rung.
+        centers_origin: Sentence on the origin of the learning rates.
+        candidates: All candidates, the winner first, then ordered by their last rung and their place on it.
+        importances: Importance of each choice at the end of the first rung.
+        output: Folder of the finished run.
     """
 
     goal: str

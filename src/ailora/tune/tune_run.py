@@ -34,7 +34,7 @@ def open_search(config: RunConfig) -> tuple[TrialStorage, TuneDesign]:
     """Create the search of a configuration, or load it from its output folder.
 
     Args:
-        config: configuration of the run, with its section `tune`.
+        config: Configuration of the run, with its section `tune`.
 
     Returns:
         Storage and design of the search.
@@ -75,9 +75,9 @@ def load_search(url: str, name: str, *, secrets: Mapping[str, Any] | None = None
     """Load a search for a worker.
 
     Args:
-        url: an Optuna database URL.
-        name: name of the search in the storage.
-        secrets: request with the secrets, which the storage lacks; None for a search without secrets.
+        url: An Optuna database URL.
+        name: Name of the search in the storage.
+        secrets: Request with the secrets, which the storage lacks; None for a search without secrets.
 
     Returns:
         Storage and design of the search.
@@ -95,10 +95,10 @@ def run_search(
     """Run the remaining trials of a search, and complete the winner's run in the output folder.
 
     Args:
-        storage: trials of the search.
-        design: design of the search.
-        workers: number of concurrent trials on this machine.
-        on_poll: called regularly with the current design, to show the progress.
+        storage: Trials of the search.
+        design: Design of the search.
+        workers: Number of concurrent trials on this machine.
+        on_poll: Called regularly with the current design, to show the progress.
 
     Returns:
         The result.

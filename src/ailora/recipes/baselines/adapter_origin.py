@@ -19,9 +19,9 @@ class AdapterOrigin:
     """Plan of an adapter, and its effect on the base weights.
 
     Attributes:
-        plan: plan of the adapter; None for full fine-tuning, or if a user's function built the adapter without
+        plan: Plan of the adapter; None for full fine-tuning, or if a user's function built the adapter without
             `ailora.adapt`.
-        overwrites_base: whether base weights in the model differ from the pretrained weights.
+        overwrites_base: Whether base weights in the model differ from the pretrained weights.
     """
 
     plan: Plan | None

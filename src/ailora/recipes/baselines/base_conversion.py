@@ -27,8 +27,8 @@ def write_initial_factors(model: PeftModel, folder: Path) -> None:
     """Write the initial factors `A0, B0` of a model before training.
 
     Args:
-        model: adapted model.
-        folder: folder to write to, created if missing.
+        model: Adapted model.
+        folder: Folder to write to, created if missing.
     """
     folder.mkdir(parents=True, exist_ok=True)
     factors = {name: tensor for name, tensor in _state_dict(model).items() if _A in name or _B in name}
@@ -39,8 +39,8 @@ def validate_same_anchor(model: PeftModel, folder: Path) -> None:
     """Validate that a resumed run subtracts the same `s B0 A0` from the base weights as when it began.
 
     Args:
-        model: adapted model before training.
-        folder: folder written by `write_initial_factors`.
+        model: Adapted model before training.
+        folder: Folder written by `write_initial_factors`.
 
     Raises:
         ModelError: The products of the initial factors differ, or the folder holds no factors.
@@ -67,9 +67,9 @@ def save_converted(model: PeftModel, folder: Path, initial: Path) -> None:
     """Save a trained adapter as a stock LoRA of twice the rank for the pretrained base.
 
     Args:
-        model: trained model.
-        folder: folder to write to.
-        initial: folder written by `write_initial_factors`.
+        model: Trained model.
+        folder: Folder to write to.
+        initial: Folder written by `write_initial_factors`.
     """
     # PEFT's own conversion (path_initial_model_for_weight_conversion) writes [A; A0] and [B, -B0], so two large terms
     # cancel, and rounding errors grow. In PEFT 0.21, this conversion also loses heads and DoRA magnitudes.

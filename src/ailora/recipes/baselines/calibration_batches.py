@@ -15,7 +15,7 @@ class Batches:
     A batch is a dict of tensors, including labels, on the training device. Each process iterates over its own batches.
 
     Args:
-        make_loader: function that builds the trainer's data loader; called on first use.
+        make_loader: Function that builds the trainer's data loader; called on first use.
     """
 
     def __init__(self, make_loader: Callable[[], DataLoader[Any]]) -> None:

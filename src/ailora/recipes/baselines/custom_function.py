@@ -33,9 +33,9 @@ class MethodContext:
     """Second argument of a user's function, after the base model.
 
     Attributes:
-        config: configuration of the run.
-        seed: seed of the run, set globally before the base model is loaded.
-        batches: training batches of the first epoch.
+        config: Configuration of the run.
+        seed: Seed of the run, set globally before the base model is loaded.
+        batches: Training batches of the first epoch.
     """
 
     config: RunConfig
@@ -47,7 +47,7 @@ def import_function(method: CustomFunction) -> Callable[[PreTrainedModel, Method
     """Import the function of a method.
 
     Args:
-        method: module and name of the function.
+        method: Module and name of the function.
 
     Returns:
         The function `(model, context) -> model`.
@@ -86,11 +86,11 @@ def apply_function(
     """Adapt the base model with the user's function.
 
     Args:
-        method: module and name of the function.
-        config: configuration of the run.
-        model: base model.
-        make_loader: function that builds the data loader of training batches for a model.
-        reload_base: function that loads the base model again; called if base weights changed, to compare the weights.
+        method: Module and name of the function.
+        config: Configuration of the run.
+        model: Base model.
+        make_loader: Function that builds the data loader of training batches for a model.
+        reload_base: Function that loads the base model again; called if base weights changed, to compare the weights.
 
     Returns:
         The model to train, as the function returned it.
@@ -155,8 +155,8 @@ def _find_changed_parameters(adapted: PeftModel, checksums: dict[str, tuple[floa
     """Find the base parameters whose values changed.
 
     Args:
-        adapted: adapted model.
-        checksums: checksum of each parameter of the base model, before the model was adapted.
+        adapted: Adapted model.
+        checksums: Checksum of each parameter of the base model, before the model was adapted.
 
     Returns:
         Name in the base model -> name in the adapted model.

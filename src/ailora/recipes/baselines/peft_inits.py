@@ -51,8 +51,8 @@ def validate_options(init: PeftInit, adapter: AdapterConfig) -> None:
     """Validate the keys of `adapter:` against the requirements of a PEFT init.
 
     Args:
-        init: the PEFT init.
-        adapter: section `adapter:` of the configuration.
+        init: The PEFT init.
+        adapter: Section `adapter:` of the configuration.
 
     Raises:
         InputError: A key does not apply to the init, PEFT refuses the rank, or a package is missing.
@@ -94,11 +94,11 @@ def apply_peft_init(
     """Adapt every planned projection with a PEFT init.
 
     Args:
-        init: the PEFT init.
-        config: configuration of the run.
-        model: base model.
-        plan: projections with their ranks and scalings.
-        make_loader: function that builds the data loader of training batches for a model.
+        init: The PEFT init.
+        config: Configuration of the run.
+        model: Base model.
+        plan: Projections with their ranks and scalings.
+        make_loader: Function that builds the data loader of training batches for a model.
 
     Returns:
         The adapted model.

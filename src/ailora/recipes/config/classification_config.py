@@ -18,9 +18,9 @@ class DataConfig(DataSource, frozen=True):
     """Section `data:` of the classification recipe.
 
     Attributes:
-        text: names of one or two text columns.
-        label: name of the label column.
-        max_length: maximum number of tokens per row; longer rows are truncated.
+        text: Names of one or two text columns.
+        label: Name of the label column.
+        max_length: Maximum number of tokens per row; longer rows are truncated.
     """
 
     text: list[Text] = field("a list of one or two column names", min_length=1, max_length=2)
@@ -36,7 +36,7 @@ class ClassificationConfig(RunConfig, frozen=True):
     """Configuration of the classification recipe; `training` holds fields of `transformers.TrainingArguments`.
 
     Attributes:
-        metric: name or names of metrics. The first metric selects the best checkpoint. `pearson` and `spearman` make
+        metric: Name or names of metrics. The first metric selects the best checkpoint. `pearson` and `spearman` make
             the task a regression.
     """
 

@@ -31,9 +31,9 @@ class MessageColumn(Section, frozen=True):
     """Column of conversations, and the keys in each message.
 
     Attributes:
-        column: name of the column.
-        role, content: keys for the role and the text of a message.
-        names: mapping from roles in the data to roles in the chat template.
+        column: Name of the column.
+        role, content: Keys for the role and the text of a message.
+        names: Mapping from roles in the data to roles in the chat template.
     """
 
     column: Text = field("a column name")
@@ -46,7 +46,7 @@ class PromptData(DataSource, frozen=True):
     """Section `data:` with prompts and completions.
 
     Attributes:
-        prompt, completion: templates; see `ailora.recipes.data.templates.Template`.
+        prompt, completion: Templates; see `ailora.recipes.data.templates.Template`.
     """
 
     prompt: Text | list[Text] | None = field(_TEMPLATE, None)
@@ -76,9 +76,9 @@ class CausalData(PromptData, frozen=True):
     """Section `data:` of the causal_lm recipe: prompts with completions, plain text, or conversations.
 
     Attributes:
-        text: template for plain text, whose tokens all count in the loss.
-        messages: column of conversations, or a template for each message.
-        chat_template: path of a Jinja file, or a template; None selects the tokenizer's chat template.
+        text: Template for plain text, whose tokens all count in the loss.
+        messages: Column of conversations, or a template for each message.
+        chat_template: Path of a Jinja file, or a template; None selects the tokenizer's chat template.
     """
 
     text: Text | list[Text] | None = field(_TEMPLATE, None)
@@ -120,8 +120,8 @@ class Seq2SeqData(PromptData, frozen=True):
     """Section `data:` of the seq2seq recipe.
 
     Attributes:
-        max_length: maximum number of tokens per prompt; longer prompts are truncated.
-        max_completion_length: maximum number of tokens per completion; longer completions are truncated.
+        max_length: Maximum number of tokens per prompt; longer prompts are truncated.
+        max_completion_length: Maximum number of tokens per completion; longer completions are truncated.
     """
 
     prompt: Text | list[Text] = field(_TEMPLATE)
@@ -134,14 +134,14 @@ class EvaluationConfig(Section, frozen=True):
     """Section `evaluation:`: generation and scoring of texts after training.
 
     Attributes:
-        generate: fields of `transformers.GenerationConfig`; None disables generation.
-        metrics: names of metrics that compare generated texts with references.
-        group_by: columns that identify an input. Rows with equal values in all these columns are references for the
+        generate: Fields of `transformers.GenerationConfig`; None disables generation.
+        metrics: Names of metrics that compare generated texts with references.
+        group_by: Columns that identify an input. Rows with equal values in all these columns are references for the
             same input.
-        max_samples: number of inputs for generation, sampled with a fixed seed; None for all inputs.
-        general_text: files of general text. Forgetting is the increase of the loss on this text caused by training.
-        general_template: template for the rows of `general_text`.
-        max_general_samples: number of rows to use from `general_text`.
+        max_samples: Number of inputs for generation, sampled with a fixed seed; None for all inputs.
+        general_text: Files of general text. Forgetting is the increase of the loss on this text caused by training.
+        general_template: Template for the rows of `general_text`.
+        max_general_samples: Number of rows to use from `general_text`.
     """
 
     generate: dict[str, Any] | None = field("fields of transformers.GenerationConfig such as max_new_tokens", None)
@@ -177,7 +177,7 @@ class LanguageConfig(RunConfig, frozen=True):
     """Configuration of a recipe for language models.
 
     Attributes:
-        evaluation: generation and scoring after training.
+        evaluation: Generation and scoring after training.
     """
 
     #: Small evaluation batches, because the logits (rows, tokens, vocabulary) of a batch must fit in memory.

@@ -37,8 +37,8 @@ def load_config(
 
     Args:
         source: YAML file, or its content. `task: NAME` fills in `data` and `metric` for a built-in task such as `cola`.
-        overrides: items `dotted.key=value` with YAML values; later items take precedence.
-        to_run: whether the configuration is for training. If False, training arguments are not validated, and a custom
+        overrides: Items `dotted.key=value` with YAML values; later items take precedence.
+        to_run: Whether the configuration is for training. If False, training arguments are not validated, and a custom
             function is not imported.
 
     Returns:
@@ -81,7 +81,7 @@ def to_yaml(config: RunConfig) -> str:
     """Format a complete configuration as YAML for `ailora train`.
 
     Args:
-        config: configuration returned by `load_config`.
+        config: Configuration returned by `load_config`.
 
     Returns:
         YAML with all defaults, without secrets and without `tune`.

@@ -23,7 +23,7 @@ class Preset:
     """Policy of ailora: a preset, or a mapping from role to init.
 
     Attributes:
-        policy: init of each role.
+        policy: Init of each role.
     """
 
     policy: Policy
@@ -37,7 +37,7 @@ class PeftInit:
     """Init of PEFT, applied to the projections of a plan with their ranks and scalings.
 
     Attributes:
-        name: value of PEFT's `init_lora_weights`; `lora` selects PEFT's default.
+        name: Value of PEFT's `init_lora_weights`; `lora` selects PEFT's default.
     """
 
     name: str
@@ -66,8 +66,8 @@ class CustomFunction:
     """Function `(model, context) -> model` written by the user.
 
     Attributes:
-        module: dotted name of the module.
-        name: name of the function in the module.
+        module: Dotted name of the module.
+        name: Name of the function in the module.
     """
 
     module: str
@@ -92,7 +92,7 @@ def parse_method(policy: str | Mapping[str, Any]) -> Method:
     """Parse the value of `adapter.policy`.
 
     Args:
-        policy: name of a preset, `full`, `peft:NAME`, `package.module:function`, or a mapping from role to init.
+        policy: Name of a preset, `full`, `peft:NAME`, `package.module:function`, or a mapping from role to init.
 
     Returns:
         The method.

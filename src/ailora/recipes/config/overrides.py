@@ -13,7 +13,7 @@ def apply_override(raw: dict[str, object], override: str) -> None:
     """Apply an override to plain data, in place.
 
     Args:
-        raw: content of a configuration.
+        raw: Content of a configuration.
         override: `dotted.key=value` with a YAML value.
 
     Raises:
@@ -38,9 +38,9 @@ def set_dotted(raw: dict[str, object], key: str, value: object) -> None:
     """Set a dotted key of plain data, in place.
 
     Args:
-        raw: content of a configuration; missing sections are added.
-        key: section names and a key, separated by dots.
-        value: value to set.
+        raw: Content of a configuration; missing sections are added.
+        key: Section names and a key, separated by dots.
+        value: Value to set.
 
     Raises:
         InputError: A parent in the key is not a section.

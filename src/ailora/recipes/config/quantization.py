@@ -22,7 +22,7 @@ def build_quantization_config(config: RunConfig) -> QuantizationConfigMixin | No
     a class in `torchao.quantization` with its fields, such as `torchao: Int8WeightOnlyConfig`.
 
     Args:
-        config: configuration of the run.
+        config: Configuration of the run.
 
     Returns:
         The argument; None without a section `quantization:`.

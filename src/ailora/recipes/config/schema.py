@@ -38,7 +38,7 @@ def validate_config(raw: dict[str, Any]) -> RunConfig:
     """Validate keys and types of a configuration against the schema of its recipe.
 
     Args:
-        raw: content of a configuration.
+        raw: Content of a configuration.
 
     Returns:
         The configuration, without derived values.

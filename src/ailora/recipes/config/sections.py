@@ -87,11 +87,11 @@ class DataSource(Section, frozen=True):
     """Source of a run's rows: files, or splits of a data set from `datasets.load_dataset`.
 
     Attributes:
-        train, validation, test: path or list of paths (TSV, CSV, JSONL, JSON, Parquet), or name of a split.
-        dataset: hub id or local folder of a data set; None for files.
-        subset: configuration name of the data set.
-        columns: column names for files without a header.
-        max_train_samples, max_validation_samples: number of rows to sample with a fixed seed; None for all.
+        train, validation, test: Path or list of paths (TSV, CSV, JSONL, JSON, Parquet), or name of a split.
+        dataset: Hub id or local folder of a data set; None for files.
+        subset: Configuration name of the data set.
+        columns: Column names for files without a header.
+        max_train_samples, max_validation_samples: Number of rows to sample with a fixed seed; None for all.
     """
 
     train: Text | list[Text] = field(_SOURCE)
@@ -118,15 +118,15 @@ class RunConfig(Section, frozen=True):
     """Configuration of a run, with the keys shared by all recipes.
 
     Attributes:
-        recipe: name of the recipe.
-        model: hub id, local folder, or `builtin:minilm`.
-        quantization: quantization of the base model on loading; None loads the weights as stored.
-        adapter: training method and adapter options.
-        data: source of training, validation and test rows.
-        training: fields of the recipe's training arguments and their values.
-        on_nonfinite: whether a non-finite loss or gradient stops the training.
-        tune: settings of `ailora tune`; left out of dumps, because a run does not depend on these settings.
-        output: folder of the run.
+        recipe: Name of the recipe.
+        model: Hub id, local folder, or `builtin:minilm`.
+        quantization: Quantization of the base model on loading; None loads the weights as stored.
+        adapter: Training method and adapter options.
+        data: Source of training, validation and test rows.
+        training: Fields of the recipe's training arguments and their values.
+        on_nonfinite: Whether a non-finite loss or gradient stops the training.
+        tune: Settings of `ailora tune`; left out of dumps, because a run does not depend on these settings.
+        output: Folder of the run.
     """
 
     #: Task type of the recipe's models.

@@ -26,8 +26,8 @@ class TuneRates(Section, frozen=True, populate_by_name=True):
     """Value of `learning_rate:` as a mapping: a range, or exact rates.
 
     Attributes:
-        from_, to: ends of the range.
-        values: exact rates.
+        from_, to: Ends of the range.
+        values: Exact rates.
     """
 
     from_: _Rate | None = field("a number above 0", None, alias="from")
@@ -56,13 +56,13 @@ class TuneConfig(Section, frozen=True):
     """Section `tune:`, read by `ailora tune` and ignored by other commands.
 
     Attributes:
-        budget: cost of the search, in full runs (`5x`) or time (`90s`, `30m`, `2h`).
-        policy: values of `adapter.policy` to choose from.
-        roles: values of `adapter.roles` to choose from; `all` stands for all roles of the model. Ranks of later entries
+        budget: Cost of the search, in full runs (`5x`) or time (`90s`, `30m`, `2h`).
+        policy: Values of `adapter.policy` to choose from.
+        roles: Values of `adapter.roles` to choose from; `all` stands for all roles of the model. Ranks of later entries
             are scaled so that all entries train as many parameters as the first.
-        learning_rate: rates to try; `auto` for a range around the rate of plain LoRA, shifted by `suggest-lr`.
-        rank: values of `adapter.rank` to choose from, for the first entry of `roles`; None for the rank of the run.
-        goal: loss or metric on the validation split by which candidates are compared.
+        learning_rate: Rates to try; `auto` for a range around the rate of plain LoRA, shifted by `suggest-lr`.
+        rank: Values of `adapter.rank` to choose from, for the first entry of `roles`; None for the rank of the run.
+        goal: Loss or metric on the validation split by which candidates are compared.
         storage: Optuna database URL; None for SQLite in the output folder.
     """
 
@@ -92,7 +92,7 @@ class TuneConfig(Section, frozen=True):
         """Validate names, and values beyond the types of the fields.
 
         Args:
-            metrics: metrics of the run's evaluations during training.
+            metrics: Metrics of the run's evaluations during training.
 
         Raises:
             InputError: The budget is below one run, a name is unknown or a duplicate, or the range is reversed.

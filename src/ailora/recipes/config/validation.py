@@ -19,9 +19,9 @@ def field(allowed: str, default: object = ..., **limits: Any) -> Any:
     """Define a key of a section.
 
     Args:
-        allowed: description of the allowed values, for error messages.
-        default: value of an absent key; `...` makes the key mandatory.
-        limits: constraints of `pydantic.Field`.
+        allowed: Description of the allowed values, for error messages.
+        default: Value of an absent key; `...` makes the key mandatory.
+        limits: Constraints of `pydantic.Field`.
 
     Returns:
         The pydantic field.
@@ -51,9 +51,9 @@ def format_validation_error(
     """Format the first validation error with its key, value and allowed values.
 
     Args:
-        error: error raised by pydantic.
-        raw: validated data.
-        section: schema of the data.
+        error: Error raised by pydantic.
+        raw: Validated data.
+        section: Schema of the data.
 
     Returns:
         The error to raise.
@@ -83,8 +83,8 @@ def short_repr(value: object, key: str = "") -> str:
     """Return the `repr` of a value for error messages, in at most 80 characters and without secrets.
 
     Args:
-        value: value to show.
-        key: configuration key of the value; keys such as `token` mark secrets.
+        value: Value to show.
+        key: Configuration key of the value; keys such as `token` mark secrets.
 
     Returns:
         The shortened `repr`.

@@ -54,7 +54,7 @@ def parse_yaml(text: str, kind: str = "value") -> Any:
 
     Args:
         text: YAML document or single value.
-        kind: noun that error messages use for the text.
+        kind: Noun that error messages use for the text.
 
     Returns:
         Plain data.
@@ -69,7 +69,7 @@ def format_yaml(value: object) -> str:
     """Format plain data as YAML.
 
     Args:
-        value: plain data; the keys keep their order.
+        value: Plain data; the keys keep their order.
 
     Returns:
         YAML in block style.

@@ -26,8 +26,8 @@ class Examples:
     """Texts of a split, with their labels.
 
     Attributes:
-        texts: one or two texts per row.
-        labels: labels as stored in the file; None for unlabelled rows.
+        texts: One or two texts per row.
+        labels: Labels as stored in the file; None for unlabelled rows.
         origins: `file:line` of each row, for error messages.
     """
 
@@ -39,7 +39,7 @@ class Examples:
         """Encode the labels as class ids, or as numbers for regression.
 
         Args:
-            labels: labels of the task.
+            labels: Labels of the task.
 
         Returns:
             The encoded label of each row.
@@ -56,7 +56,7 @@ def load_examples(data: DataConfig, split: str) -> Examples:
     """Load the examples of a split.
 
     Args:
-        data: files or data set, and the columns of texts and labels.
+        data: Files or data set, and the columns of texts and labels.
         split: `train`, `validation` or `test`.
 
     Returns:
@@ -75,9 +75,9 @@ def read_split(data: DataSource, split: str, columns: Sequence[str] = ()) -> Tab
     """Read the table of a split.
 
     Args:
-        data: files or data set.
+        data: Files or data set.
         split: `train`, `validation` or `test`.
-        columns: columns to read in addition to those named by `data`.
+        columns: Columns to read in addition to those named by `data`.
 
     Returns:
         The table. Columns that are named neither by `data` nor by `columns` may be filled with None.
@@ -95,8 +95,8 @@ def sample_indices(count: int, limit: int | None) -> list[int]:
     """Choose the rows of a sample.
 
     Args:
-        count: number of rows.
-        limit: size of the sample; None for all rows.
+        count: Number of rows.
+        limit: Size of the sample; None for all rows.
 
     Returns:
         Row numbers in ascending order, the same in every run.
@@ -110,9 +110,9 @@ def to_examples(table: Table, data: DataConfig, *, labelled: bool = True) -> Exa
     """Extract texts and labels from a table.
 
     Args:
-        table: table with the text columns of `data`.
-        data: names of the columns.
-        labelled: whether to extract the label column.
+        table: Table with the text columns of `data`.
+        data: Names of the columns.
+        labelled: Whether to extract the label column.
 
     Returns:
         The examples.

@@ -25,7 +25,7 @@ class Labels:
     """Labels of a task, with the names of its classes.
 
     Attributes:
-        names: class names in the order of the class ids; None for regression.
+        names: Class names in the order of the class ids; None for regression.
     """
 
     names: tuple[str, ...] | None
@@ -35,9 +35,9 @@ class Labels:
         """Collect the classes of a training set.
 
         Args:
-            values: label of each row.
+            values: Label of each row.
             origins: `file:line` of each row, for error messages.
-            regression: whether labels are numbers instead of classes.
+            regression: Whether labels are numbers instead of classes.
 
         Returns:
             Labels with the distinct values as names: in numerical order if all are whole numbers, else alphabetically.
@@ -73,7 +73,7 @@ class Labels:
         """Restore the labels stored in the `result.json` of a run.
 
         Args:
-            names: value of `labels` in the file.
+            names: Value of `labels` in the file.
 
         Returns:
             The labels.
@@ -96,7 +96,7 @@ class Labels:
         """Encode a label for training.
 
         Args:
-            value: label as stored in the file.
+            value: Label as stored in the file.
             origin: `file:line` of the row, for error messages.
 
         Returns:

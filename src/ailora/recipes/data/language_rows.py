@@ -39,10 +39,10 @@ class Row:
 
     Attributes:
         origin: `file:line` of the row, for error messages.
-        prompt: text, or the messages before the last answer; None for plain text, whose tokens all count in the loss.
-        completion: expected text; for a conversation, all messages up to and including the last answer.
-        values: values of the row by column.
-        variables: chat template variables, from the columns `tools` and `chat_template_kwargs`.
+        prompt: Text, or the messages before the last answer; None for plain text, whose tokens all count in the loss.
+        completion: Expected text; for a conversation, all messages up to and including the last answer.
+        values: Values of the row by column.
+        variables: Chat template variables, from the columns `tools` and `chat_template_kwargs`.
     """
 
     origin: str
@@ -66,7 +66,7 @@ class Rows:
         """Group rows with equal values in all given columns.
 
         Args:
-            columns: column names; if empty, each row is a group.
+            columns: Column names; if empty, each row is a group.
 
         Returns:
             The groups, in the order of their first rows.
@@ -97,9 +97,9 @@ def load_rows(data: PromptData, split: str, columns: Sequence[str] = ()) -> Rows
     """Load the rows of a split.
 
     Args:
-        data: files or data set, and templates.
+        data: Files or data set, and templates.
         split: `train`, `validation` or `test`.
-        columns: columns to read in addition to those named by `data`.
+        columns: Columns to read in addition to those named by `data`.
 
     Returns:
         All rows of the split.
@@ -114,9 +114,9 @@ def to_rows(table: Table, data: PromptData, *, complete: bool = True) -> Rows:
     """Convert all rows of a table by filling in templates or reading conversations.
 
     Args:
-        table: table with the columns named by `data`.
-        data: templates, or the column of conversations.
-        complete: whether to read completions; False leaves completions empty for generation.
+        table: Table with the columns named by `data`.
+        data: Templates, or the column of conversations.
+        complete: Whether to read completions; False leaves completions empty for generation.
 
     Returns:
         The rows.

@@ -32,9 +32,9 @@ class Table:
     """Rows with named columns.
 
     Attributes:
-        columns: names of the columns.
-        rows: values of each row, in the order of `columns`.
-        origins: position of each row, for error messages: `file:line`, `file: record n` in a JSON list, or
+        columns: Names of the columns.
+        rows: Values of each row, in the order of `columns`.
+        origins: Position of each row, for error messages: `file:line`, `file: record n` in a JSON list, or
             `file: row n` in a Parquet file.
     """
 
@@ -46,7 +46,7 @@ class Table:
         """Return the values of a column.
 
         Args:
-            name: name of the column.
+            name: Name of the column.
 
         Returns:
             The value in each row.
@@ -75,9 +75,9 @@ def read_tables(
     hold an object per line. JSON files hold an object per line, a list of objects, or a single object.
 
     Args:
-        paths: files ending in .tsv, .csv, .jsonl, .json or .parquet.
-        columns: column names for TSV and CSV files without a header line.
-        named: columns to read from Parquet files; other columns are filled with None. If None, read all columns.
+        paths: Files ending in .tsv, .csv, .jsonl, .json or .parquet.
+        columns: Column names for TSV and CSV files without a header line.
+        named: Columns to read from Parquet files; other columns are filled with None. If None, read all columns.
 
     Returns:
         The rows of all files, in the order of the files; None where a JSON object lacks a key.

@@ -20,9 +20,9 @@ class Template:
     omits an empty input. `{{` and `}}` write literal braces.
 
     Attributes:
-        key: configuration key of the template, for error messages.
-        texts: alternatives in order of preference.
-        columns: for each alternative, the columns that it names.
+        key: Configuration key of the template, for error messages.
+        texts: Alternatives in order of preference.
+        columns: For each alternative, the columns that it names.
     """
 
     key: str
@@ -34,8 +34,8 @@ class Template:
         """Parse the template of a configuration.
 
         Args:
-            value: text, or list of alternatives.
-            key: configuration key of the template, for error messages.
+            value: Text, or list of alternatives.
+            key: Configuration key of the template, for error messages.
 
         Returns:
             The template.
@@ -57,7 +57,7 @@ class Template:
         """Fill in the columns of a row.
 
         Args:
-            row: values by column.
+            row: Values by column.
             origin: `file:line` of the row, for error messages.
 
         Returns:

@@ -40,10 +40,10 @@ class Tokenization:
     """Tokenizer of a language model, with settings for truncation and loss.
 
     Attributes:
-        tokenizer: tokenizer of the model.
-        max_length: maximum number of tokens per row; longer rows are truncated. None disables truncation.
-        train_on_prompt: whether the loss includes prompts.
-        assistant_only_loss: whether the loss includes assistant messages only.
+        tokenizer: Tokenizer of the model.
+        max_length: Maximum number of tokens per row; longer rows are truncated. None disables truncation.
+        train_on_prompt: Whether the loss includes prompts.
+        assistant_only_loss: Whether the loss includes assistant messages only.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -55,7 +55,7 @@ class Tokenization:
         """Tokenize rows.
 
         Args:
-            rows: texts, prompts with completions, or conversations.
+            rows: Texts, prompts with completions, or conversations.
 
         Returns:
             Data set with the `input_ids` and `labels` of each row, truncated to `max_length` and not padded.
@@ -78,7 +78,7 @@ class Tokenization:
         """Convert a row to token ids and labels.
 
         Args:
-            row: text, prompt with completion, or conversation.
+            row: Text, prompt with completion, or conversation.
 
         Returns:
             Token ids and labels of equal length, not truncated; labels outside the loss are -100.
@@ -242,10 +242,10 @@ def prepare_tokenizer(
     """Set the configured chat template of a tokenizer, and validate the tokenizer for training.
 
     Args:
-        tokenizer: tokenizer of the model, modified in place.
-        name: name of the model, for error messages.
-        chat_template: path of a Jinja file, or a template; None keeps the tokenizer's chat template.
-        chat: whether the data are conversations.
+        tokenizer: Tokenizer of the model, modified in place.
+        name: Name of the model, for error messages.
+        chat_template: Path of a Jinja file, or a template; None keeps the tokenizer's chat template.
+        chat: Whether the data are conversations.
 
     Raises:
         InputError: The file cannot be read, or the tokenizer lacks an end-of-text token, a padding token or, for

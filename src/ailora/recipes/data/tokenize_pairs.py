@@ -13,9 +13,9 @@ def validate_max_length(tokenizer: PreTrainedTokenizerBase, max_length: int, *, 
     """Validate that a row of `max_length` tokens has room for text.
 
     Args:
-        tokenizer: tokenizer of the model.
-        max_length: maximum number of tokens per row; longer rows are truncated.
-        pairs: whether rows are text pairs.
+        tokenizer: Tokenizer of the model.
+        max_length: Maximum number of tokens per row; longer rows are truncated.
+        pairs: Whether rows are text pairs.
 
     Raises:
         InputError: The special tokens leave less than one token for each text.
@@ -33,9 +33,9 @@ def tokenize(examples: Examples, tokenizer: PreTrainedTokenizerBase, max_length:
     """Tokenize texts or text pairs.
 
     Args:
-        examples: rows with a text or a text pair.
-        tokenizer: tokenizer of the model.
-        max_length: maximum number of tokens per row; longer rows are truncated.
+        examples: Rows with a text or a text pair.
+        tokenizer: Tokenizer of the model.
+        max_length: Maximum number of tokens per row; longer rows are truncated.
 
     Returns:
         The tokenizer's outputs (`input_ids`, `attention_mask`, ...) for each row, not padded.
