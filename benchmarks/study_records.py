@@ -11,7 +11,7 @@ from typing import Any
 
 from machine import RESULTS, describe
 
-from ailora.report.inputs import open_studies
+from ailora.report.inputs import find_studies
 from ailora.report.trial_selection import select_trials
 from ailora.studies.comparison import Comparison, compare
 from ailora.studies.rate_certainty import RateCertainty, Resampled
@@ -69,7 +69,8 @@ def record_study(folder: Path) -> str:
     Returns:
         Name of the study, which names the file.
     """
-    ((storage, design),) = open_studies(folder, None)
+    (load,) = find_studies(folder, None)
+    storage, design = load()
     try:
         selection = select_trials(storage.trials(), design)
         done = {trial.spec: trial for trial in selection.trials if trial.ended}

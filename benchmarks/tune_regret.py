@@ -36,7 +36,7 @@ from ailora.studies.trial import Condition, Status, Trial, TrialResult, TrialSpe
 from ailora.studies.trial_keys import TrialKeys, trial_identity
 from ailora.studies.trial_runner import TrialError, run_trial
 from ailora.studies.trial_storage import TrialStorage
-from ailora.studies.worker import work_off
+from ailora.studies.worker import run_until_all_ended
 from ailora.tune.candidates import Candidate, RateValues, spread_candidates
 from ailora.tune.halving import halve
 from ailora.tune.rate_centers import DEFAULT_LORA_RATE
@@ -174,7 +174,7 @@ def record(config: RunConfig, folder: Path, *, rates: Sequence[float], seeds: Se
         print(f"seed {trial.spec.seed}, {described}: loss {loss:.4f}, {result.seconds:.1f} s", flush=True)
         return result, -loss
 
-    work_off(storage, lambda: storage.enqueue({keys.key(spec): spec for spec in specs}), run)
+    run_until_all_ended(storage, lambda: storage.enqueue({keys.key(spec): spec for spec in specs}), run)
     done = {trial.spec: trial.result for trial in storage.trials()}
     storage.close()
     values = {(s.condition, s.learning_rate, s.seed): _evaluations(done[s]) for s in specs}

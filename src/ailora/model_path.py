@@ -27,7 +27,8 @@ def resolve_model(name: Path | str) -> str:
         Folder of a builtin model, local folder with `~` expanded, or the hub id.
 
     Raises:
-        InputError: The builtin model is unknown or its package is missing, or the path is a GGUF file or not a folder.
+        InputError: The name is empty or not UTF-8, the builtin model is unknown or not installed, the file is GGUF, or
+            a path that starts with `.`, `/` or `~` is not a folder.
 
     Examples:
         >>> resolve_model("meta-llama/Llama-3.2-1B")
@@ -39,16 +40,16 @@ def resolve_model(name: Path | str) -> str:
     try:
         name.encode()
     except UnicodeEncodeError:
-        raise InputError(f"the path of the model is not UTF-8 and cannot be written to files: {name!r}") from None
-    kind, _, builtin = name.partition(":")
-    if kind == "builtin":
+        raise InputError(f"the path of the model is not UTF-8, so that no file can store it: {name!r}") from None
+    prefix, _, builtin = name.partition(":")
+    if prefix == "builtin":
         if builtin not in _BUILTIN:
             raise unknown_name("builtin model", name, [f"builtin:{model}" for model in _BUILTIN])
         package, folder, install = _BUILTIN[builtin]
         spec = find_spec(package)
-        if spec is None or spec.origin is None:
-            raise InputError(f"{name} comes with the package {package}: pip install '{install}'")
-        return str(Path(spec.origin).parent / folder)
+        if spec is None or spec.origin is None or not is_folder(path := Path(spec.origin).parent / folder):
+            raise InputError(f"{name} needs the package {package}, which is not installed: pip install '{install}'")
+        return str(path)
     if name.endswith(".gguf"):
         refuse_gguf(expand_home(name))
     if name.startswith((".", "/", "~")) and not is_folder(expand_home(name)):
@@ -75,6 +76,6 @@ def model_folder(name: Path | str) -> Path:
         return Path(snapshot_download(str(name), local_files_only=True))
     except (LocalEntryNotFoundError, HFValidationError, OSError, ValueError):
         raise InputError(
-            f"model {name!r} is neither a folder nor in the hub's cache; if it is a hub id: "
+            f"model {str(name)!r} is neither a folder nor in the hub's cache; if it is a hub id: "
             f"hf download {quote_argument(name)}"
         ) from None

@@ -8,6 +8,7 @@ import json
 import re
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,6 +19,7 @@ from ailora.report.build import build_page
 from ailora.report.document import Chapter, ChapterSection, Charts, Page
 from ailora.report.html import code_spans, json_text, render, unique_file_names, write_page
 from ailora.report.inputs import detect_input
+from ailora.studies.trial_storage import TrialStorage
 from tests.report.sample_studies import HOSTILE, TEXTS, plausible, run_folder, stored, study_file
 
 
@@ -107,6 +109,34 @@ def test_a_broken_argument_does_not_take_the_others_along(tmp_path: Path) -> Non
     made = render(page)
     assert "Left out" in made
     assert "nowhere" in made
+
+
+def test_a_broken_study_does_not_take_the_others_of_its_database_along(tmp_path: Path) -> None:
+    store, _ = stored(study_file(tmp_path, methods=["lora", "ailora"], seeds=[0]), plausible)
+    damaged = {"retries": 1, "worker_timeout": 60}
+    for name in ("before", "zz"):
+        TrialStorage.create(store.url, name, damaged).close()
+    store.close()
+    page = build_page([tmp_path / "study"], bootstrap=False)
+    assert [chapter.title for chapter in page.chapters] == ["study"]
+    assert len(page.problems) == 2
+
+
+def test_a_run_that_cannot_be_read_does_not_take_the_others_along(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = [run_folder(tmp_path / name) for name in ("run", "other")]
+    read_text = Path.read_text
+
+    def fail_in_other(path: Path, *args: Any, **kwargs: Any) -> str:
+        if path.parent == runs[1]:
+            raise PermissionError(13, "Permission denied", str(path))
+        return read_text(path, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "read_text", fail_in_other)
+    page = build_page(runs)
+    assert [chapter.title for chapter in page.chapters] == ["run"]
+    assert "Permission denied" in page.problems[0]
 
 
 def test_several_kinds_share_a_page(tmp_path: Path) -> None:

@@ -154,7 +154,7 @@ def test_scores_of_counts_are_those_of_the_metric(name: str, classes: int) -> No
     """Also where a class is never seen, never predicted, or the only one."""
     rng = np.random.default_rng(0)
     metric = METRICS[name]
-    assert metric.score_counts is not None
+    assert metric.score_confusion is not None
     for size, n_labels, n_predictions in itertools.product((1, 4, 40), (1, classes), (1, classes)):
         labels, predictions = rng.integers(n_labels, size=size), rng.integers(n_predictions, size=size)
         counts = np.bincount(labels * classes + predictions, minlength=classes**2).reshape(1, classes, classes)
@@ -162,7 +162,7 @@ def test_scores_of_counts_are_those_of_the_metric(name: str, classes: int) -> No
             # scikit-learn warns of undefined scores, which are 0.
             warnings.simplefilter("ignore")
             expected = metric.score(labels, predictions, classes)
-        assert metric.score_counts(counts, classes) == pytest.approx([expected], abs=1e-12)
+        assert metric.score_confusion(counts, classes) == pytest.approx([expected], abs=1e-12)
 
 
 def test_a_regression_is_resampled_by_its_own_metric(tmp_path: Path) -> None:

@@ -121,6 +121,15 @@ def test_a_score_that_is_no_number_is_a_failure(study: dict[str, Any]) -> None:
     assert {trial.error for trial in storage.trials()} == {"accuracy on the validation split is nan"}
 
 
+def test_a_failed_loss_is_shown_with_its_own_sign(study: dict[str, Any]) -> None:
+    def execute(config: RunConfig, keep: str, should_continue: ShouldContinue | None) -> TrialResult:
+        return TrialResult({"validation": {"loss": math.inf}}, seconds=0.0)
+
+    storage, design = opened(study, seeds=[0], metric="loss")
+    work(storage, design, execute)
+    assert {trial.error for trial in storage.trials()} == {"loss on the validation split is inf"}
+
+
 def test_an_interrupted_worker_gives_its_trial_back(study: dict[str, Any]) -> None:
     calls: list[int] = []
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator, Iterator, Sequence
+import re
+from collections.abc import Generator, Sequence
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -15,9 +16,9 @@ from ailora.formatting import join_names
 from ailora.path_kind import PathKind
 from ailora.report.analysis_page import analysis_chapter
 from ailora.report.document import Chapter, Page
-from ailora.report.inputs import detect_input, open_studies
+from ailora.report.inputs import StudyLoader, detect_input, find_studies
 from ailora.report.run_page import run_chapter
-from ailora.report.run_reader import read_run
+from ailora.report.run_reader import Run, read_run
 from ailora.report.study_page import study_chapter
 
 
@@ -26,12 +27,12 @@ def build_page(paths: Sequence[Path], *, scale: str | None = None, bootstrap: bo
 
     Args:
         paths: Folders of runs, studies and analyses, and study files.
-        scale: Name of a set of keys below `scales:` of study files.
-        bootstrap: Whether to resample the examples of studies, from stored predictions.
+        scale: Name of an entry below `scales:` of the study files.
+        bootstrap: Whether to compute bootstrap intervals for studies from their stored predictions.
 
     Returns:
         The page as plain data, to be written by `write_page`: a chapter of all runs, then studies and analyses in the
-        order of the arguments. Its `problems` are the arguments not shown.
+        order of the arguments. Its `problems` hold a message for each run, study or analysis that cannot be shown.
 
     Raises:
         InputError: No argument can be shown; the message has the reason for each.
@@ -45,18 +46,25 @@ def build_page(paths: Sequence[Path], *, scale: str | None = None, bootstrap: bo
     chapters: list[Chapter] = []
     if folders := [path for path, kind in kinds.items() if kind is PathKind.RUN]:
         names = unique_names(folders)
-        chapters.append(run_chapter([read_run(folder, name) for folder, name in zip(folders, names, strict=True)]))
+        runs: list[Run] = []
+        for folder, name in zip(folders, names, strict=True):
+            with _collecting(problems, folder):
+                runs.append(read_run(folder, name))
+        if runs:
+            chapters.append(run_chapter(runs))
     for path, kind in kinds.items():
         with _collecting(problems, path):
             if kind is PathKind.ANALYSIS:
                 chapters.append(analysis_chapter(path.absolute().name, load_analysis(path)))
             elif kind is PathKind.STUDY:
-                chapters += _study_chapters(path, scale, bootstrap=bootstrap)
+                for load in find_studies(path, scale):
+                    with _collecting(problems, path):
+                        chapters.append(_load_study_chapter(load, bootstrap=bootstrap))
     if not chapters:
         raise InputError("; ".join(problems) or "nothing to report: give runs, a study or an analysis")
     titles = dict.fromkeys(chapter.title for chapter in chapters)
-    created_by = (f"ailora {version('ailora')}", datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"))
-    return Page(join_names(titles), tuple(chapters), tuple(problems), created_by)
+    provenance = (f"ailora {version('ailora')}", datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"))
+    return Page(join_names(titles), tuple(chapters), tuple(problems), provenance)
 
 
 @contextlib.contextmanager
@@ -66,12 +74,11 @@ def _collecting(problems: list[str], path: Path) -> Generator[None, None, None]:
         yield
     except (AiloraError, OSError) as error:
         # Most messages name the path already.
-        problems.append(str(error) if str(path) in str(error) else f"{path}: {error}")
+        words = re.split(r"[\s'\",;:()]+", str(error))
+        problems.append(str(error) if str(path) in words else f"{path}: {error}")
 
 
-def _study_chapters(path: Path, scale: str | None, *, bootstrap: bool) -> Iterator[Chapter]:
-    for storage, design in open_studies(path, scale):
-        try:
-            yield study_chapter(storage.name, storage.config, storage.trials(), design, bootstrap=bootstrap)
-        finally:
-            storage.close()
+def _load_study_chapter(load: StudyLoader, *, bootstrap: bool) -> Chapter:
+    storage, design = load()
+    with contextlib.closing(storage):
+        return study_chapter(storage.name, storage.config, storage.trials(), design, bootstrap=bootstrap)

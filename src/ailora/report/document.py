@@ -136,13 +136,13 @@ class Page:
         title: Title in the browser's tab.
         chapters: The chapters, in order.
         problems: Arguments that are not shown, each with the reason.
-        created_by: Version of this library, and time.
+        provenance: Version of this library, and the time of writing.
     """
 
     title: str
     chapters: tuple[Chapter, ...]
     problems: tuple[str, ...] = ()
-    created_by: tuple[str, ...] = ()
+    provenance: tuple[str, ...] = ()
 
     @property
     def charts(self) -> Iterator[Chart]:

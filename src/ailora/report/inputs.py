@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from ailora.errors import InputError
@@ -12,6 +14,9 @@ from ailora.studies.study import load_study, load_study_from_storage
 from ailora.studies.study_config import load_study_config
 from ailora.studies.study_design import StudyDesign
 from ailora.studies.trial_storage import TrialStorage
+
+#: Loads a study: its storage, to be closed by the caller, and its design.
+StudyLoader = Callable[[], tuple[TrialStorage, StudyDesign]]
 
 _STUDY_SUFFIXES = (".yaml", ".yml")
 
@@ -41,26 +46,27 @@ def detect_input(path: Path) -> PathKind:
     )
 
 
-def open_studies(path: Path, scale: str | None) -> list[tuple[TrialStorage, StudyDesign]]:
-    """Open the study of a study file, or all studies of the database in a study's folder.
+def find_studies(path: Path, scale: str | None) -> list[StudyLoader]:
+    """Find the study of a study file, or all studies of the database in a study's folder.
 
     Args:
         path: A study file, or a folder with `study.db`.
-        scale: Name of a set of keys below `scales:` of the study file.
+        scale: Name of an entry below `scales:` of the study file.
 
     Returns:
-        Each study's storage, to be closed by the caller, and its design.
+        For each study a function that returns its storage, to be closed by the caller, and its design. The function
+        raises `InputError` if the study file is invalid, or if the storage does not hold the study.
 
     Raises:
-        InputError: The study file is invalid, or the storage does not hold the study.
+        InputError: The database holds no study, or cannot be read.
     """
     if path.is_file():
-        return [load_study(load_study_config(path, scale=scale))]
+        return [lambda: load_study(load_study_config(path, scale=scale))]
     url = f"sqlite:///{(path / 'study.db').absolute()}"
     names = study_names(url)
     if not names:
         raise InputError(f"{path / 'study.db'} holds no study")
-    return [load_study_from_storage(url, name, to_run=False) for name in names]
+    return [partial(load_study_from_storage, url, name, to_run=False) for name in names]
 
 
 def _validate_study_file(file: Path) -> PathKind:

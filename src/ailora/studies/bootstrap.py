@@ -19,16 +19,16 @@ from ailora.studies.trial import TrialResult
 _N_RESAMPLES = 500
 
 
-def bootstrap_predictions(ours: MethodResult, baseline: MethodResult, design: StudyDesign) -> Interval | None:
-    """Bootstrap the difference of two methods at their best rates.
+def bootstrap_score_difference(method: MethodResult, baseline: MethodResult, design: StudyDesign) -> Interval | None:
+    """Bootstrap the difference in score, method minus baseline, at the best learning rate of each.
 
     Returns:
-        The difference with its interval; None if a run lacks stored predictions, or if runs predicted different
-        examples.
+        The difference with its interval; None if the methods share no seed, if a run has no stored predictions, if
+        runs were evaluated on different examples, or if the metric is not computed from predictions.
     """
-    split, metric = design.report_split(ours.condition), design.metric(ours.condition)
-    seeds = sorted(ours.at_best.keys() & baseline.at_best.keys())
-    runs = [result.at_best[seed] for result in (ours, baseline) for seed in seeds]
+    split, metric = design.report_split(method.condition), design.metric(method.condition)
+    seeds = sorted(method.at_best.keys() & baseline.at_best.keys())
+    runs = [result.at_best[seed] for result in (method, baseline) for seed in seeds]
     split_predictions = _SplitPredictions.read(runs, split, metric)
     if split_predictions is None:
         return None
@@ -54,17 +54,18 @@ def score_resamples(runs: Sequence[TrialResult], split: str, metric: str, *, n_r
         n_resamples: Number of resamples.
 
     Returns:
-        Scores, (resamples, runs); None if a run lacks stored predictions, or if runs predicted different examples.
+        Scores, (resamples, runs); None if there is no run, if a run has no stored predictions, if runs were evaluated
+        on different examples, or if the metric is not computed from predictions.
     """
     split_predictions = _SplitPredictions.read(runs, split, metric)
     if split_predictions is None:
         return None
     n_examples = len(split_predictions.labels)
-    # The fixed seed makes reports of the same runs repeat their numbers.
+    # With a fixed seed, all reports of the same runs show the same numbers.
     draws = np.random.default_rng(0).integers(n_examples, size=(n_resamples, n_examples))
-    if (score_counts := METRICS[metric].score_counts) is not None:
+    if (score_confusion := METRICS[metric].score_confusion) is not None:
         counts = (split_predictions.count_pairs(run, draws) for run in range(len(runs)))
-        return np.stack([score_counts(run_counts, split_predictions.n_classes) for run_counts in counts], axis=1)
+        return np.stack([score_confusion(confusion, split_predictions.n_classes) for confusion in counts], axis=1)
     scores = [
         [split_predictions.score(split_predictions.labels[rows], guesses[rows]) for rows in draws]
         for guesses in split_predictions.predictions
@@ -92,8 +93,8 @@ class _SplitPredictions:
     def read(cls, runs: Sequence[TrialResult], split: str, metric: str) -> _SplitPredictions | None:
         """Read the predictions of runs.
 
-        Returns None if a run has no stored predictions, if runs predicted different examples, or if the metric is not
-        computed from predictions.
+        Returns None if there is no run, if a run has no stored predictions, if runs were evaluated on different
+        examples, or if the metric is not computed from predictions.
         """
         if metric not in METRICS or not runs:
             return None
@@ -116,11 +117,12 @@ class _SplitPredictions:
             draws: Indices of the drawn examples, (resamples, examples).
 
         Returns:
-            Confusion matrices with labels in rows, (resamples, ids, ids).
+            Confusion matrices with labels in rows, (resamples, class ids, class ids).
         """
         predictions = self.predictions[run]
+        # Labels may contain classes unknown to the head of the model.
         n_ids = max(self.n_classes, 1 + int(max(self.labels.max(), predictions.max())))
-        # With a pair as a single number, `bincount` counts all cells of a matrix at once.
+        # Encoding each pair as one number lets `bincount` fill a whole matrix in one call.
         pairs = self.labels * n_ids + predictions
         counts = [np.bincount(pairs[rows], minlength=n_ids**2) for rows in draws]
         return np.stack(counts).reshape(-1, n_ids, n_ids)
@@ -134,7 +136,7 @@ def _encode(columns: Sequence[np.ndarray], metric: str) -> list[np.ndarray]:
     """Encode columns of labels and predictions: as floats for regression, else as class ids."""
     if METRICS[metric].regression:
         return [column.astype(float) for column in columns]
-    # Same order as in `Labels`: with two classes, F1 scores the second.
+    # Same order as in `ailora.recipes.data.labels.Labels`: of two classes, the second is the positive class of F1.
     names = {name for column in columns for name in column}
     try:
         ordered = sorted(names, key=int)

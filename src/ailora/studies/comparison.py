@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 
 import pandas as pd
 
-from ailora.studies.bootstrap import bootstrap_predictions
+from ailora.studies.bootstrap import bootstrap_score_difference
 from ailora.studies.choice_importance import Importance, measure_importance
 from ailora.studies.method_results import COSTS, MethodResult, collect_method_result
 from ailora.studies.rate_certainty import RateCertainty, measure_rate_certainty
@@ -177,7 +177,7 @@ def compare(trials: Sequence[Trial], design: StudyDesign, *, bootstrap: bool = T
         condition: BaselineComparison(
             difference=(difference := _difference(results[condition], results[base], looks.judgements.get(condition))),
             judgement=looks.judgements.get(condition),
-            bootstrap=bootstrap_predictions(results[condition], results[base], design) if bootstrap else None,
+            bootstrap=bootstrap_score_difference(results[condition], results[base], design) if bootstrap else None,
             time_to_loss=measure_time_to_loss(results[condition], results[base], trials),
             shared_rates=compare_shared_rates(results[condition], results[base], difference, design),
         )

@@ -40,20 +40,21 @@ def work(storage: TrialStorage, design: StudyDesign, execute: Execute = run_in_s
         result = execute(design.run_config(trial.spec), design.config.keep, rule)
         score = design.score(trial.spec, result)
         if not math.isfinite(score):
-            raise TrialError(f"{design.metric(trial.spec.condition)} on the validation split is {score}")
+            metric = design.metric(trial.spec.condition)
+            raise TrialError(f"{metric} on the validation split is {result.metrics['validation'][metric]}")
         return result, score
 
-    return work_off(storage, lambda: enqueue_missing_trials(storage, design), run)
+    return run_until_all_ended(storage, lambda: enqueue_missing_trials(storage, design), run)
 
 
-def work_off(
+def run_until_all_ended(
     storage: TrialStorage, enqueue_missing: Callable[[], int], run: Callable[[RunningTrial], tuple[TrialResult, float]]
 ) -> int:
     """Run the trials of a storage until all trials of all workers have ended.
 
     Args:
         storage: Trials of a study or a search.
-        enqueue_missing: Queues the trials required by the results so far, and returns their number.
+        enqueue_missing: Queues the trials that the results so far require and the storage lacks; returns their number.
         run: Runs a trial, and returns its result and its score; a larger score is better.
 
     Returns:
@@ -78,23 +79,25 @@ def work_off(
 
 
 def enqueue_missing_trials(storage: TrialStorage, design: StudyDesign) -> int:
-    """Queue the trials required by the results so far, and return their number."""
+    """Queue the trials that the results so far require and the storage lacks; return the number of queued trials."""
     trials = design.keys.matching_trials(storage.trials())
     required = design.required_trials(trials)
-    if design.config.confirm_speed and all(trial.ended for trial in trials) and len(trials) >= len(required):
+    ended = {trial.key for trial in trials if trial.ended}
+    if design.config.confirm_speed and ended.issuperset(map(design.keys.key, required)):
         required += time_to_loss_trials(trials, design)
     return storage.enqueue({design.keys.key(spec): spec for spec in required})
 
 
 def time_to_loss_trials(trials: Sequence[Trial], design: StudyDesign) -> list[TrialSpec]:
-    """List the runs that confirm a shorter time to the baseline's final loss.
+    """List the runs that check whether methods really reach the baseline's final loss in fewer steps.
 
     Args:
         trials: Trials of the study, all ended.
         design: Design of the study.
 
     Returns:
-        Specifications of runs with a schedule that ends where the method first reached the loss.
+        Specifications of runs whose schedule ends at the step where the method first reached the loss, the median over
+        seeds.
     """
     comparison = compare(trials, design, bootstrap=False)
     return [
@@ -122,22 +125,22 @@ def _record(trial: RunningTrial, run: Callable[[RunningTrial], tuple[TrialResult
 
 
 def _pruning_rule(trial: RunningTrial, storage: TrialStorage, design: StudyDesign) -> ShouldContinue | None:
-    """Build the pruning rule, which compares a run with the other runs of its task, setting and seed.
+    """Build the pruning rule, which compares a run with those of other methods and rates on the same task and seed.
 
-    Returns None if pruning is off, or for a run outside the search for the best rate.
+    Returns None if pruning is off, and for all runs except those with the first seed and the full schedule.
     """
     spec = trial.spec
     if not design.config.pruning or spec.seed != design.selection_seeds[0] or spec.max_steps is not None:
         return None
 
     def is_peer(other: TrialSpec) -> bool:
-        same_place = (other.condition.task, other.condition.setting) == (spec.condition.task, spec.condition.setting)
-        return same_place and other.seed == spec.seed
+        same_task = other.condition.task == spec.condition.task and other.condition.setting == spec.condition.setting
+        return same_task and other.seed == spec.seed
 
     peers = {other.key for other in design.keys.matching_trials(storage.trials()) if is_peer(other.spec)}
 
     def should_continue(step: int, loss: float) -> bool:
-        # Optuna's study maximizes the score.
+        # The Optuna study maximizes its values, so that the loss is negated.
         trial.report(step, -loss)
         return not trial.should_prune(peers)
 

@@ -13,7 +13,7 @@ from ailora.studies.running_trial import RunningTrial
 from ailora.studies.trial import Status, Trial, TrialResult
 from ailora.studies.trial_runner import run_in_subprocess
 from ailora.studies.trial_storage import TrialStorage
-from ailora.studies.worker import work_off
+from ailora.studies.worker import run_until_all_ended
 from ailora.tune.candidates import Candidate
 from ailora.tune.tune_design import TuneDesign
 
@@ -165,4 +165,4 @@ def work_on_search(storage: TrialStorage, design: TuneDesign, execute: ExecutePr
         result = execute(design.run_config(trial.spec), design.prefix(trial.spec))
         return result, design.score(result)
 
-    return work_off(storage, lambda: enqueue_next(storage, design), run)
+    return run_until_all_ended(storage, lambda: enqueue_next(storage, design), run)

@@ -18,7 +18,7 @@ DEFAULT_LORA_RATE = 1e-3
 _BATCHES, _ROWS, _PASSES = 2, 8, 13
 #: Cost per row in forward passes: 3 for a training step; 3 for a pass over the Hessian, and 3 more for each role.
 _PASS_COST = 3
-#: Maximum cost of all suggestions together, in full runs.
+#: Maximum cost of all suggestions together, in complete runs.
 _MAX_COST_RUNS = 0.25
 #: `suggest-lr` is tested for multiples up to 10, in either direction.
 _MAX_MULTIPLE = 10.0
@@ -30,7 +30,7 @@ class RateCenters:
 
     Attributes:
         centers: Center for each condition, in the order of `SearchSpace.conditions`.
-        cost_runs: Cost of the measurement, in full runs.
+        cost_runs: Cost of the measurement, in complete runs.
         seconds: Duration of the measurement.
         origin: Sentence on the origin of the centers.
     """
@@ -47,7 +47,7 @@ def find_rate_centers(space: SearchSpace, *, rows_trained: int, spare_runs: floa
     Args:
         space: Search space.
         rows_trained: Number of data rows in a full run; a row counts once per epoch.
-        spare_runs: Budget beyond one run, in full runs.
+        spare_runs: Budget beyond one run, in complete runs.
 
     Returns:
         The centers.

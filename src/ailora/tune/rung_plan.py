@@ -21,7 +21,7 @@ class RungPlan:
     Attributes:
         steps: Last step of each rung, ascending; the last rung ends with the run.
         counts: Number of candidates that train to the end of each rung.
-        overhead_runs: Cost of starting a process, in full runs.
+        overhead_runs: Cost of starting a process, in complete runs.
     """
 
     steps: tuple[int, ...]
@@ -30,7 +30,7 @@ class RungPlan:
 
     @property
     def cost_runs(self) -> float:
-        """Cost in full runs. A part of a run costs its share of the steps; evaluations are included."""
+        """Cost in complete runs. A part of a run costs its share of the steps; evaluations are included."""
         total = self.steps[-1]
         parts = [stop - start for start, stop in pairwise((0, *self.steps))]
         pairs = zip(self.counts, parts, strict=True)
@@ -44,9 +44,9 @@ class RungPlan:
 
         Args:
             evaluation_steps: Steps after which a run evaluates, ascending; the last is the run's last step.
-            budget_runs: Budget in full runs.
+            budget_runs: Budget in complete runs.
             max_candidates: Upper limit for the number of candidates.
-            overhead_runs: Cost of starting a process, in full runs.
+            overhead_runs: Cost of starting a process, in complete runs.
 
         Returns:
             The plan, with at least one candidate.

@@ -1,4 +1,4 @@
-"""Request of a search: plain data in its storage, from which every worker builds the same design."""
+"""Request for a search: the plain data in the storage from which each worker builds an equal `TuneDesign`."""
 
 from __future__ import annotations
 
@@ -13,22 +13,25 @@ from ailora.errors import InputError
 from ailora.recipes.config.schema import RunConfig
 from ailora.recipes.config.validation import StoredSection, format_validation_error
 
-#: Folder of a search in the output folder of its run. Hidden, since a run refuses a folder with visible foreign files.
+#: Folder of a search, in the output folder of its run. The name starts with a dot because a run refuses an output
+#: folder that holds unrelated files, unless they are hidden.
 TUNE_FOLDER = ".tune"
 
 
 class TuneRequest(StoredSection, frozen=True):
-    """Request of a search.
+    """Request for a search.
 
     Attributes:
         kind: Distinguishes a search from a study in a storage; a study has no `kind`.
         base: Complete configuration of the run, with the section `tune`.
         evaluation_steps: Steps after which a run evaluates, ascending; the last is the final step of the run.
-        centers: Center of the rates for each condition, in the order of `SearchSpace.conditions`.
-        budget_runs: Budget of all trials, in full runs; None until a budget in time is converted into runs.
-        overhead_runs: Cost of starting a process, in full runs.
+        centers: Middle of the range of learning rates for each of `SearchSpace.conditions`; unused if the file sets the
+            rates.
+        budget_runs: Budget of all trials, as a multiple of the cost of a complete run; None until a budget in time is
+            converted.
+        overhead_runs: Cost of starting a process, as a multiple of the cost of a complete run.
         centers_origin: Sentence on the origin of the centers.
-        suggestion_runs: Cost of `suggest-lr` for the centers, in full runs.
+        suggestion_runs: Cost of `suggest-lr` for the centers, as a multiple of the cost of a complete run.
         suggestion_seconds: Duration of `suggest-lr` for the centers.
         output: Folder of the search.
         storage: An Optuna database URL.
@@ -59,9 +62,9 @@ class TuneRequest(StoredSection, frozen=True):
 
 
 def plain_config(config: RunConfig) -> dict[str, Any]:
-    """Convert a configuration to plain data for `load_config`, with its secrets and its section `tune`."""
-    secret = {"training": config.training, "quantization": config.quantization}
-    return config.model_dump() | copy.deepcopy(secret) | {"tune": config.tune.model_dump(by_alias=True)}
+    """Convert a configuration to plain data for `load_config`, including the secrets that `model_dump` leaves out."""
+    may_hold_secrets = {"training": config.training, "quantization": config.quantization}
+    return config.model_dump() | copy.deepcopy(may_hold_secrets) | {"tune": config.tune.model_dump(by_alias=True)}
 
 
 def parse_request(plain: Mapping[str, Any]) -> TuneRequest:
@@ -71,7 +74,7 @@ def parse_request(plain: Mapping[str, Any]) -> TuneRequest:
         InputError: The data belong to a study, or are damaged.
     """
     if plain.get("kind") != "tune":
-        raise InputError("expected the request of `ailora tune`, got a study")
+        raise InputError("expected a search of `ailora tune` in the storage, got a study")
     try:
         return TuneRequest.model_validate(dict(plain))
     except pydantic.ValidationError as error:

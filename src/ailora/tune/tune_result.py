@@ -57,7 +57,7 @@ class TuneResult:
         goal: Score on the validation split by which candidates were compared.
         larger_is_better: Whether a larger value of the goal is better.
         budget: Budget in the configuration.
-        cost_runs: Cost of the search in full runs: training, evaluations and `suggest-lr`.
+        cost_runs: Cost of the search in complete runs: training, evaluations and `suggest-lr`.
         total_steps: Number of steps of a full run.
         rungs: Last step and number of candidates of each rung.
         centers_origin: Sentence on the origin of the learning rates.

@@ -56,7 +56,7 @@ class TuneConfig(Section, frozen=True):
     """Section `tune:`, read by `ailora tune` and ignored by other commands.
 
     Attributes:
-        budget: Cost of the search, in full runs (`5x`) or time (`90s`, `30m`, `2h`).
+        budget: Cost of the search, in complete runs (`5x`) or time (`90s`, `30m`, `2h`).
         policy: Values of `adapter.policy` to choose from.
         roles: Values of `adapter.roles` to choose from; `all` stands for all roles of the model. Ranks of later entries
             are scaled so that all entries train as many parameters as the first.
@@ -78,7 +78,7 @@ class TuneConfig(Section, frozen=True):
 
     @property
     def budget_runs(self) -> float | None:
-        """Budget in full runs; None for a budget in time."""
+        """Budget in complete runs; None for a budget in time."""
         number, unit = _parse_budget(self.budget)
         return number if unit == "x" else None
 

@@ -19,13 +19,13 @@ class Metric:
         score: Function of labels (rows,), predictions (rows,) and the number of classes. Labels and predictions are
             class ids, or real numbers for a regression metric.
         regression: Whether labels and predictions are real numbers.
-        score_counts: The same score from confusion matrices (..., ids, ids) of counts, labels in rows, and the number
-            of classes, for many resamples at once; None for a regression metric.
+        score_confusion: The same score from confusion matrices of counts, (..., class ids, class ids) with labels in
+            rows, and the number of classes, for many resamples at once; None for a regression metric.
     """
 
     score: Callable[[np.ndarray, np.ndarray, int], float]
     regression: bool = False
-    score_counts: Callable[[np.ndarray, int], np.ndarray] | None = None
+    score_confusion: Callable[[np.ndarray, int], np.ndarray] | None = None
 
 
 def _compute_f1(labels: np.ndarray, predictions: np.ndarray, classes: int) -> float:
@@ -79,9 +79,9 @@ def _make_correlation_score(
 
 
 METRICS: dict[str, Metric] = {
-    "accuracy": Metric(_ignore_num_classes(sk.accuracy_score), score_counts=_score_accuracy),
-    "f1": Metric(_compute_f1, score_counts=_score_f1),
-    "matthews_correlation": Metric(_ignore_num_classes(sk.matthews_corrcoef), score_counts=_score_matthews),
+    "accuracy": Metric(_ignore_num_classes(sk.accuracy_score), score_confusion=_score_accuracy),
+    "f1": Metric(_compute_f1, score_confusion=_score_f1),
+    "matthews_correlation": Metric(_ignore_num_classes(sk.matthews_corrcoef), score_confusion=_score_matthews),
     "pearson": Metric(_make_correlation_score(stats.pearsonr), regression=True),
     "spearman": Metric(_make_correlation_score(stats.spearmanr), regression=True),
 }
