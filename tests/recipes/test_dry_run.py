@@ -87,6 +87,19 @@ def measure(config: dict[str, Any], how: str) -> int:
     return int(subprocess.run(command, capture_output=True, check=True).stdout.split()[-1])
 
 
+@pytest.mark.ci
+@pytest.mark.skipif(torch.cuda.is_available() or sys.platform != "linux", reason="of a process on a CPU")
+def test_the_peak_of_a_process_is_its_own_and_not_its_parent_s() -> None:
+    read = (
+        "from ailora.recipes.training.results import _read_peak_memory, read_resident_memory; "
+        "print(_read_peak_memory() - read_resident_memory())"
+    )
+    parent = f"import subprocess, sys; held = b'x' * 2**30; subprocess.run([sys.executable, '-c', {read!r}])"
+    output = subprocess.run([sys.executable, "-c", parent], capture_output=True, check=True, text=True).stdout
+    # Imports hold little more at their peak than at their end, and less than the parent's GiB.
+    assert 0 <= int(output.split()[-1]) < 2**28
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available() or sys.platform != "linux", reason="of a process on a CPU")
 def test_memory_is_as_estimated(config: dict[str, Any], verdicts: dict[str, Path], tmp_path: Path) -> None:

@@ -100,14 +100,18 @@ def _read_peak_memory() -> int | None:
     """Return the peak memory of this process in bytes: on the GPU, or resident if there is no GPU. None if unknown."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
+    status = Path("/proc/self/status")
+    if status.is_file():
+        # On Linux, `ru_maxrss` starts at the peak of the process that started this one.
+        lines = status.read_text(encoding="ascii", errors="replace").splitlines()
+        return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), None)
     # `resource` exists only on Unix. Type checkers understand a comparison with `sys.platform`.
     if sys.platform == "win32":
         return None
     import resource
 
-    # Linux counts KiB, macOS bytes.
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    # In bytes on macOS.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def read_resident_memory() -> int:
