@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import signal
 import sqlite3
+import subprocess
 import sys
 import threading
 from collections.abc import Callable
@@ -19,6 +21,7 @@ from ailora.report.build import build_page
 from ailora.studies import storage_url
 from ailora.studies.study import create_or_load_study, load_study, load_study_from_storage, trial_frame
 from ailora.studies.study_config import load_study_config
+from ailora.studies.study_design import StudyDesign
 from ailora.studies.trial_storage import TrialStorage
 from ailora.studies.worker import work
 from tests.studies.test_worker import Runs
@@ -83,6 +86,50 @@ def test_reading_changes_nothing(finished: dict[str, Any]) -> None:
     storage, _ = load_study(load_study_config(finished))
     with pytest.raises(InputError, match="readonly database"):
         storage.enqueue({"x": storage.trials()[0].spec})
+
+
+def kill_while_writing(file: Path) -> None:
+    """A process is killed after SQLite has written pages of a transaction to the file."""
+    script = f"""
+import os, signal, sqlite3
+connection = sqlite3.connect({str(file)!r}, isolation_level=None)
+connection.execute("PRAGMA cache_size = 1")
+connection.execute("BEGIN IMMEDIATE")
+connection.execute("UPDATE studies SET study_name = 'half'")
+connection.execute("CREATE TABLE half (x)")
+connection.executemany("INSERT INTO half VALUES (?)", [("x" * 4000,)] * 20)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == -signal.SIGKILL
+    reader = sqlite3.connect(f"file:{file}?mode=ro", uri=True)
+    with closing(reader), pytest.raises(sqlite3.OperationalError, match="readonly database"):
+        reader.execute("SELECT * FROM studies")
+
+
+@pytest.mark.parametrize("read_only", [True, False])
+def test_a_write_cut_off_by_a_kill_is_undone_by_the_next_reader(finished: dict[str, Any], *, read_only: bool) -> None:
+    before = trial_frame(*load_study(load_study_config(finished)))
+    kill_while_writing(database(finished))
+    storage = TrialStorage.load(f"sqlite:///{database(finished)}", "study", read_only=read_only)
+    assert trial_frame(storage, StudyDesign(load_study_config(finished))).equals(before)
+
+
+def test_a_reader_that_is_open_survives_the_kill_of_a_writer(finished: dict[str, Any]) -> None:
+    storage, _ = load_study(load_study_config(finished))
+    before = storage.trials()
+    kill_while_writing(database(finished))
+    assert storage.trials() == before
+
+
+def test_a_write_that_cannot_be_undone_is_one_message(
+    finished: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kill_while_writing(database(finished))
+    connect = storage_url._connect
+    # As on a file system that is mounted without permission to write.
+    monkeypatch.setattr(storage_url, "_connect", lambda file, read_only: connect(file, read_only=True))
+    with pytest.raises(InputError, match="open the study once with permission to write"):
+        load_study(load_study_config(finished))
 
 
 def test_a_reader_knows_all_that_a_worker_knows(study: dict[str, Any]) -> None:

@@ -162,6 +162,9 @@ def _begin(connection: sqlite3.Connection, file: Path, *, read_only: bool) -> No
         except sqlite3.OperationalError as error:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
+            if error.sqlite_errorcode == sqlite3.SQLITE_READONLY_ROLLBACK:
+                _undo_write_of_killed_process(file)
+                continue
             # The last byte of an extended error code is the primary code.
             if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
                 raise
@@ -170,6 +173,21 @@ def _begin(connection: sqlite3.Connection, file: Path, *, read_only: bool) -> No
                 announced = True
     # The commit waits for readers, and needs the long timeout.
     connection.execute(f"PRAGMA busy_timeout = {_LOCK_TIMEOUT_S * 1000}")
+
+
+def _undo_write_of_killed_process(file: Path) -> None:
+    """Restore the last committed state after a process was killed during a write.
+
+    SQLite does this by itself at the first read, but only if the connection may write.
+    """
+    try:
+        with contextlib.closing(_connect(file, read_only=False)) as connection:
+            connection.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone()
+    except sqlite3.OperationalError as error:
+        raise InputError(
+            f"{file} has an unfinished write of a killed process, which cannot be undone here ({error}): "
+            "open the study once with permission to write to the file and its folder"
+        ) from None
 
 
 @contextlib.contextmanager
