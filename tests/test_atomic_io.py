@@ -7,14 +7,17 @@ import json
 import math
 import os
 import stat
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 import torch
 
+from ailora import atomic_io
 from ailora.atomic_io import (
     append_text,
     format_json,
+    grant_umask,
     replacing_file,
     replacing_folder,
     restore_non_finite,
@@ -85,6 +88,20 @@ def test_one_process_at_a_time_fills_a_folder(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=r"another process is writing to .*out"):
             fill(tmp_path / "out", "second")
     assert (tmp_path / "out" / "a.txt").read_text() == "first"
+
+
+def test_no_other_process_empties_a_complete_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def compete(files: Iterable[Path]) -> None:
+        monkeypatch.undo()
+        with pytest.raises(InputError, match=r"another process is writing to .*out"):
+            fill(tmp_path / "out", "second")
+        grant_umask(files)
+
+    # The first writer grants permissions and flushes its files to the disk after the body.
+    monkeypatch.setattr(atomic_io, "grant_umask", compete)
+    fill(tmp_path / "out", "first")
+    assert [(p.name, p.read_text()) for p in (tmp_path / "out").iterdir()] == [("a.txt", "first")]
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
 def test_one_process_at_a_time_writes_a_file(tmp_path: Path) -> None:

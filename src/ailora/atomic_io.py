@@ -31,7 +31,7 @@ _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 def replacing_file(file: Path) -> Generator[BinaryIO, None, None]:
     """Open a temporary file, which replaces `file` if the body succeeds and is removed if the body fails.
 
-    A lock prevents other processes from writing `file` until then. A link at `file` is replaced, not followed.
+    During the body, a lock prevents other processes from writing `file`. A link at `file` is replaced, not followed.
 
     Yields:
         Stream of the temporary file.
@@ -67,10 +67,11 @@ def _create_locked(temporary: Path, file: Path) -> BinaryIO:
             raise _busy_error(file)
         if _is_at(stream, temporary):
             return stream
-        stream.close()  # before the lock, another process removed the file as a leftover
+        stream.close()  # Between `open` and the lock, another process removed the file as a leftover.
 
 
 def _remove_leftover(temporary: Path, file: Path) -> None:
+    """Remove the temporary file of a killed process, or raise if its process is still writing `file`."""
     if temporary.is_symlink():
         temporary.unlink(missing_ok=True)
         return
@@ -83,6 +84,7 @@ def _remove_leftover(temporary: Path, file: Path) -> None:
 
 
 def _is_at(stream: BinaryIO, path: Path) -> bool:
+    """Return whether an open file still has this path: it was neither renamed, removed nor replaced."""
     try:
         return os.path.samestat(os.fstat(stream.fileno()), path.lstat())
     except FileNotFoundError:
@@ -90,7 +92,10 @@ def _is_at(stream: BinaryIO, path: Path) -> bool:
 
 
 def _try_lock(stream: BinaryIO) -> bool:
-    """Lock a file until the stream closes, and return False if another process holds the lock."""
+    """Lock a file until the stream closes, and return False if another process holds the lock.
+
+    Without support for locks, on Windows and on some file systems, return True.
+    """
     if sys.platform != "win32":
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -170,7 +175,7 @@ def format_json(data: object, *, indent: int | None = None, ascii_only: bool = T
         JSON in which the strings "NaN", "Infinity" and "-Infinity" stand for these numbers.
     """
     # By default, `json` writes NaN and Infinity as bare words, and strict parsers refuse files with such words.
-    # Data are copied, with strings for these numbers, only if there are any.
+    # Most data have no such numbers, so the data are copied, with strings for these numbers, only after a failure.
     try:
         return json.dumps(data, indent=indent, ensure_ascii=ascii_only, allow_nan=False)
     except ValueError:
@@ -178,12 +183,13 @@ def format_json(data: object, *, indent: int | None = None, ascii_only: bool = T
 
 
 def restore_non_finite(data: T) -> T:
-    """Replace the strings "NaN", "Infinity" and "-Infinity" from `format_json` by the numbers."""
+    """Replace the strings "NaN", "Infinity" and "-Infinity", which `format_json` writes, by the numbers they name."""
     restored = _replace_leaves(data, lambda leaf: _NON_FINITE.get(leaf, leaf) if isinstance(leaf, str) else leaf)
     return cast("T", restored)
 
 
 def _name_non_finite(data: object) -> object:
+    """Replace NaN and infinite numbers by the strings that stand for them."""
     return _replace_leaves(data, lambda leaf: json.dumps(leaf) if _is_non_finite(leaf) else leaf)
 
 
@@ -192,7 +198,7 @@ def _is_non_finite(leaf: object) -> bool:
 
 
 def _replace_leaves(data: object, replace: Callable[[object], object]) -> object:
-    """Copy nested mappings and lists, with replaced values and unchanged keys."""
+    """Copy nested mappings and lists, with `replace` applied to every other value. Keys are unchanged."""
     if isinstance(data, Mapping):
         return {key: _replace_leaves(value, replace) for key, value in data.items()}
     if isinstance(data, list | tuple):
@@ -207,7 +213,7 @@ def replacing_folder(folder: Path) -> Generator[Path, None, None]:
     If the process is killed, `folder` still has its old content, or the next attempt restores the old content.
 
     Yields:
-        Path of the temporary folder. It is empty except for a lock.
+        Path of the temporary folder, which is empty.
 
     Raises:
         InputError: Another process is writing to the folder, or the folder is a link.
@@ -215,36 +221,36 @@ def replacing_folder(folder: Path) -> Generator[Path, None, None]:
     if folder.is_symlink():
         raise link_error(folder)
     partial, old = _temporary_path(folder, "partial"), _temporary_path(folder, "old")
-    if partial.is_symlink():
-        partial.unlink()
-    partial.mkdir(parents=True, exist_ok=True)
-    lock = partial / ".lock"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # The lock is outside the temporary folder. Inside, it would have to be removed before the rename, and another
+    # process could then lock and empty the complete folder.
+    lock = _temporary_path(folder, "lock")
     with holding_lock(lock, folder):
-        _finish_exchange(folder, old)
-        for leftover in partial.iterdir():
-            if leftover != lock:
-                _remove(leftover)
         try:
-            yield partial
-            lock.unlink()
-            grant_umask(partial.rglob("*"))
-            for file in partial.rglob("*"):
-                if file.is_file():
-                    _sync(file)
-            # After a kill between these two renames, the next attempt undoes the first.
-            if folder.exists():
-                folder.rename(old)
-            partial.rename(folder)
-        except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
             _finish_exchange(folder, old)
-            raise
-        sync_folder(folder.parent)
-        _remove(old)
+            _remove(partial)
+            partial.mkdir()
+            try:
+                yield partial
+                grant_umask(partial.rglob("*"))
+                _sync_tree(partial)
+                # After a kill between these two renames, the next attempt undoes the first.
+                if folder.exists():
+                    folder.rename(old)
+                partial.rename(folder)
+            except BaseException:
+                shutil.rmtree(partial, ignore_errors=True)
+                _finish_exchange(folder, old)
+                raise
+            sync_folder(folder.parent)
+            _remove(old)
+        finally:
+            # Another process that has already opened this file notices the removal, and creates a new lock.
+            lock.unlink(missing_ok=True)
 
 
 def _finish_exchange(folder: Path, old: Path) -> None:
-    """Undo an exchange killed between the renames, or remove the old folder after a complete exchange."""
+    """Undo an exchange killed between its two renames, or remove the old folder left by a complete exchange."""
     # Restore only a folder: a link or a file with this name is not from this module.
     if old.is_dir() and not old.is_symlink() and not folder.exists():
         old.rename(folder)
@@ -298,14 +304,23 @@ def grant_umask(files: Iterable[Path]) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Flush renames in a folder to the disk, so that they survive a power loss. Does nothing on Windows."""
+    """Flush the entries of a folder, such as renamed files, to the disk. Does nothing on Windows."""
     if os.name == "posix":
         _sync(folder)
 
 
 def _temporary_path(path: Path, kind: str) -> Path:
-    # The name contains `ailora`: a file with such a name is our leftover, and may be removed.
+    # The name contains `ailora`, so that a file with such a name is known to be a leftover that may be removed.
     return path.with_name(f".{path.name}.ailora-{kind}")
+
+
+def _sync_tree(folder: Path) -> None:
+    """Flush the files of a folder and its subfolders to the disk, and the entries of the folders themselves."""
+    for path in (folder, *folder.rglob("*")):
+        if path.is_dir():
+            sync_folder(path)
+        elif path.is_file():
+            _sync(path)
 
 
 def _sync(path: Path) -> None:
