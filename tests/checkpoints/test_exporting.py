@@ -134,7 +134,7 @@ def test_a_changed_configuration_is_another_request(adapter: Path, tmp_path: Pat
     export(tmp_path / "adapter", tmp_path / "out")
     config = config_of(tmp_path / "adapter")
     (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps({**config, "lora_alpha": 4}, indent=2))
-    with pytest.raises(ailora.InputError, match="finished result of a different request"):
+    with pytest.raises(ailora.InputError, match="finished result of a command with different inputs or options"):
         export(tmp_path / "adapter", tmp_path / "out")
     export(tmp_path / "adapter", tmp_path / "out", force=True)
     assert config_of(tmp_path / "out")["lora_alpha"] == 4

@@ -147,6 +147,24 @@ def test_an_untrained_adapter_changes_nothing(base: Path, tmp_path: Path) -> Non
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
+def test_weights_in_double_precision_are_not_rounded_to_single(tmp_path: Path) -> None:
+    LLAMA.model().double().save_pretrained(tmp_path / "base")
+    init(str(tmp_path / "base"), tmp_path / "adapter", rank=4)
+    file = tmp_path / "adapter" / "adapter_model.safetensors"
+    save_file({name: tensor.float() for name, tensor in load_file(file).items()}, file, metadata={"format": "pt"})
+    report = merge(str(tmp_path / "base"), tmp_path / "adapter", tmp_path / "out")
+    before, after = weights(tmp_path / "base"), weights(Path(report.folder))
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_infinite_numbers_of_a_configuration_stay_numbers(adapter: Path, base: Path, tmp_path: Path) -> None:
+    shutil.copytree(base, tmp_path / "base")
+    config = json.loads((base / "config.json").read_text())
+    (tmp_path / "base" / "config.json").write_text(json.dumps(config | {"limits": [0.0, float("inf")]}))
+    merge(str(tmp_path / "base"), adapter, tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["limits"] == [0.0, float("inf")]
+
+
 def test_exports_merge_too(base: Path, adapter: Path, tmp_path: Path) -> None:
     export(adapter, tmp_path / "export", rank=8)
     merge(str(base), tmp_path / "export", tmp_path / "out")
@@ -356,7 +374,7 @@ def test_the_same_folder_for_another_base_is_another_request(base: Path, adapter
         shutil.copy(adapter / name, tmp_path / "adapter")
     shutil.copytree(base, tmp_path / "copy")  # sizes and times are the same
     merge(str(base), tmp_path / "adapter", tmp_path / "out")
-    with pytest.raises(ailora.InputError, match="finished result of a different request"):
+    with pytest.raises(ailora.InputError, match="finished result of a command with different inputs or options"):
         merge(str(tmp_path / "copy"), tmp_path / "adapter", tmp_path / "out")
 
 

@@ -96,7 +96,8 @@ def export(
     Args:
         adapter: Folder of an adapter, or of a run.
         out: Folder to write.
-        rank: New rank of every module. None keeps the largest rank.
+        rank: New rank of every module. None means the rank for `energy`, or without `energy` the largest rank of the
+            adapter.
         energy: Share of `|dW|^2` to keep in every module, 0 < energy <= 1. The new rank is the smallest that keeps
             this share in all modules.
         dtype: Dtype of the factors: fp32, bf16 or fp16. Fully fine-tuned modules keep their dtype.
@@ -107,7 +108,8 @@ def export(
 
     Raises:
         InputError: The adapter is invalid, needs residual weights, or has entries too large for the dtype; `rank` or
-            `energy` is out of range or given for a DoRA; or both are given.
+            `energy` is out of range or given for a DoRA, or both are given; the dtype is unknown; or `out` cannot be
+            used (see `OutputDir.acquire`).
     """
     torch_dtype = parse_dtype(dtype)
     checkpoint = AdapterCheckpoint.open(adapter)
@@ -136,7 +138,7 @@ def export(
             output.finish()
     saved = tuple(sorted(checkpoint.saved))
     return ExportReport(
-        folder=str(out),
+        folder=str(output.folder),
         rank=target,
         dtype=conversion.dtype_name,
         errors=conversion.errors,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,6 @@ from ailora.adapter_io.adapter_checkpoint import AdapterCheckpoint
 from ailora.adapter_io.completeness import validate_complete
 from ailora.adapter_io.lora_weights import LoraWeights
 from ailora.adapter_io.peft_config_file import validate_plain
-from ailora.atomic_io import json_bytes
 from ailora.checkpoints.auxiliary_files import copy_auxiliary_files, list_auxiliary_files
 from ailora.checkpoints.checkpoint_writer import TensorTransform, list_shard_names, rewrite
 from ailora.checkpoints.modules_to_save import SavedTensors, find_saved_tensors
@@ -43,7 +43,7 @@ class MergeReport:
         folder: Folder of the merged model.
         merged: Number of weights changed by the adapter.
         saved_modules: Names of tensors from fully fine-tuned modules. They replace tensors of the base.
-        bytes: Size of the merged tensors in bytes.
+        bytes: Size of all tensors in the merged model, in bytes.
     """
 
     folder: str
@@ -61,8 +61,9 @@ def merge(
 ) -> MergeReport:
     """Write a checkpoint with `W + s B A` in place of every adapted weight, without loading the model.
 
-    Sums are computed in float32 and rounded once. All other tensors are copied byte for byte, together with the
-    configuration and the tokenizer. The result loads with `from_pretrained`. Repeating an interrupted call resumes.
+    Sums are computed in float32, or in float64 if the weight or a factor has this dtype, and rounded once. All other
+    tensors are copied byte for byte, together with the tokenizer. The result loads with `from_pretrained`. Repeating an
+    interrupted call resumes.
 
     Args:
         base: Base model: a folder, a hub id in the cache, or `builtin:minilm`.
@@ -79,7 +80,7 @@ def merge(
         ModelError: The adapter was made for a different base; a weight is quantized, missing, of unexpected shape, or
             not finite after merging; or a head does not fit the model.
     """
-    target = None if dtype is None else parse_dtype(dtype)
+    torch_dtype = None if dtype is None else parse_dtype(dtype)
     trained = AdapterCheckpoint.open(adapter)
     validate_plain(trained.config, trained.folder)
     model, checkpoint, weights = open_adapted_base(base, trained)
@@ -88,7 +89,7 @@ def merge(
     # Merged weights are checked when they are written, but saved modules and magnitudes only here.
     trained.validate_finite()
     saved = find_saved_tensors(trained, model, checkpoint)
-    if target is not None:
+    if torch_dtype is not None:
         _validate_convertible(checkpoint)
     folder = checkpoint.folder
     reads = [folder / name for name in (*list_shard_names(checkpoint), "config.json")]
@@ -102,21 +103,21 @@ def merge(
         "dtype": dtype,
     }
     config = _adapted_config(folder, trained, saved, model) | {"architectures": [type(model).__name__]}
-    if target is not None:
-        name = str(target).removeprefix("torch.")
+    if torch_dtype is not None:
+        name = str(torch_dtype).removeprefix("torch.")
         config = _replace_dtype(config, name) | {"dtype": name}
     output = OutputDir(out)
     with output.acquire(
         request, reads=reads, writes=[*list_auxiliary_files(folder), *list_shard_names(checkpoint)], force=force
     ) as done:
         if not done:
-            copy_auxiliary_files(folder, output, changed={"config.json": json_bytes(config)})
+            copy_auxiliary_files(folder, output, changed={"config.json": _format_config(config)})
             stored_names = {name: tensor for tensor, name in checkpoint_key_map(model, checkpoint.tensors).items()}
             replaced = {stored_names.get(name, name): stored for name, stored in saved.tensors.items()}
-            rewrite(checkpoint, output, transforms, dtype=target, replaced=replaced)
+            rewrite(checkpoint, output, transforms, dtype=torch_dtype, replaced=replaced)
             output.finish()
     written = Checkpoint.open(output.folder)
-    return MergeReport(str(out), len(transforms), tuple(sorted(trained.saved)), written.nbytes)
+    return MergeReport(str(output.folder), len(transforms), tuple(sorted(trained.saved)), written.nbytes)
 
 
 def _build_transforms(
@@ -152,12 +153,15 @@ def _build_transform(lora: LoraWeights, stored: StoredWeight, adapter: AdapterCh
     def merged(weight: Tensor) -> Iterator[Tensor]:
         validate_base(adapter, lora.module, weight)
         A, B = lora.read_factors()
+        # Factors in float32 must not round a weight in float64.
+        dtype = torch.promote_types(A.dtype, weight.dtype)
+        A, B = A.to(dtype), B.to(dtype)
         left, right = (A.mT, B.mT) if transposed else (B, A)
         magnitude = read_tensor(lora.magnitude) if lora.magnitude else None
         # DoRA needs norms of whole output rows. In a transposed weight these are columns, so a single block has all.
         rows = len(weight) if transposed and magnitude is not None else max(1, _BLOCK_ENTRIES // weight.shape[1])
         for first in range(0, len(weight), rows):
-            block = weight[first : first + rows].to(A.dtype)
+            block = weight[first : first + rows].to(dtype)
             block = torch.addmm(block, left[first : first + rows], right, alpha=lora.scaling)
             if magnitude is not None:
                 block = _apply_magnitude(block, magnitude, slice(first, first + rows), transposed=transposed)
@@ -275,6 +279,12 @@ def _choose_labels(
     if labels is not None and len(labels) == (trained_outputs or outputs):
         return labels
     return None if trained_outputs is None else tuple(f"LABEL_{i}" for i in range(trained_outputs))
+
+
+def _format_config(config: Mapping[str, Any]) -> bytes:
+    # Like Python's `json`, with which transformers reads configurations, write NaN and infinite numbers as bare words.
+    # transformers would take the strings that `json_bytes` writes instead for text.
+    return (json.dumps(config, indent=2) + "\n").encode()
 
 
 def _set_where_missing(config: dict[str, Any], key: str, value: object) -> None:
