@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForCausalLM
 
@@ -286,3 +287,23 @@ def test_a_configuration_and_a_sidecar_that_disagree(tmp_path: Path) -> None:
         ailora.InputError, match=r"adapter_config\.json gives .* the scaling 1, but ailora\.json gives 16"
     ):
         ailora.resume(LLAMA.model(), tmp_path / "one", metadata=tmp_path / "other" / "ailora.json")
+
+
+@pytest.mark.parametrize("form", ["anchored", "residual", "stock"])
+def test_a_file_without_pefts_prefix_resumes(form: str, tmp_path: Path) -> None:
+    model = ailora.adapt(LLAMA.model(), rank=4, form=form)
+    train(model, LLAMA, steps=3)
+    folder = ailora.save_adapter(model, tmp_path)
+    file = folder / "adapter_model.safetensors"
+    expected = ailora.resume(LLAMA.model(), folder)
+    tensors = {name.removeprefix("base_model.model."): tensor for name, tensor in load_file(file).items()}
+    save_file(tensors, file, metadata={"format": "pt"})
+    same_state(ailora.resume(LLAMA.model(), folder), expected)
+
+
+def test_a_folder_below_the_users_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    model = ailora.adapt(LLAMA.model(), rank=4)
+    assert ailora.save_adapter(model, "~/adapter") == tmp_path / "adapter"
+    same_state(ailora.resume(LLAMA.model(), "~/adapter"), model)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ailora.adapter_io.adapter_checkpoint import AdapterCheckpoint
 from ailora.adapter_io.completeness import validate_saved_modules
+from ailora.adapter_io.lora_weights import add_prefix
 from ailora.adapter_io.projection_factors import ProjectionFactors
 from ailora.errors import AnchorMismatchError, InputError, ModelError
 from ailora.inits import Factors
@@ -19,6 +20,7 @@ from ailora.lora.initial_factors import InitialFactors
 from ailora.lora.inject import get_base_model, inject, prepare
 from ailora.lora.packed_factor import PackedFactor
 from ailora.lora.residual import compute_residuals
+from ailora.path_kind import expand_home
 from ailora.plan.adapter_metadata import METADATA_NAME, AdapterMetadata
 from ailora.plan.adapter_plan import Form, Plan
 from ailora.safetensors_io import read_tensor
@@ -71,7 +73,8 @@ def resume(
     _validate_saved_shapes(model, checkpoint)
     weights = prepare(model, plan, adapter_name=adapter_name)
     _validate_same_base(plan, weights, adapter_metadata, base=get_base_model(model))
-    state = {tensor.name: read_tensor(tensor) for tensor in checkpoint.tensors}
+    # PEFT silently ignores a tensor whose name lacks the prefix.
+    state = {add_prefix(tensor.name): read_tensor(tensor) for tensor in checkpoint.tensors}
     if not checkpoint.contains_anchor(plan):
         adapted = apply_plan(model, plan, adapter_name=adapter_name)
     else:
@@ -139,7 +142,11 @@ def _initial_factors(stored: ProjectionFactors, plan: Plan, folder: Path) -> Ini
 def _residual_factors(
     model: PeftModel, checkpoint: AdapterCheckpoint, state: Mapping[str, Tensor], adapter_name: str
 ) -> dict[str, Tensor]:
-    """Convert stored factors to the residual form, `A = A0 + dA` and `B = B0 + dB`; keys are the names in the file."""
+    """Convert stored factors to the residual form, `A = A0 + dA` and `B = B0 + dB`.
+
+    Returns:
+        Converted factors, by tensor name with PEFT's prefix.
+    """
     factors = {}
     for module, pair in checkpoint.modules.items():
         layer = model.get_base_model().get_submodule(module)
@@ -147,14 +154,15 @@ def _residual_factors(
         for stored, lora_factors in ((pair.A, layer.lora_A), (pair.B, layer.lora_B)):
             factor = lora_factors[adapter_name]
             if isinstance(factor, PackedFactor):
-                factors[stored.name] = factor.from_file(state[stored.name])
+                name = add_prefix(stored.name)
+                factors[name] = factor.from_file(state[name])
     return factors
 
 
 def _metadata_file(path: Path | str) -> Path:
     if not isinstance(path, str | Path):
         raise InputError(f"metadata must be the path of an {METADATA_NAME} or a folder with this file, got {path!r}")
-    path = Path(path).expanduser()
+    path = expand_home(path)
     return path if path.is_file() else path / METADATA_NAME
 
 

@@ -24,6 +24,7 @@ from ailora.lora.lora_config import build_lora_config
 from ailora.lora.packed_factor import PackedFactor
 from ailora.lora.plain_factor import ResidualFactor
 from ailora.lora.residual import restore_weights
+from ailora.path_kind import expand_home
 from ailora.plan.adapter_plan import Form, Plan
 from ailora.roles import Role
 from ailora.weights.base_weight import resolve_weights, select_rows
@@ -57,7 +58,7 @@ def save_adapter(model: PeftModel, folder: Path | str, *, adapter_name: str = "d
         ['adapter_config.json', 'adapter_model.safetensors', 'ailora.json']
     """
     plan, metadata = get_plan(model, adapter_name), get_metadata(model, adapter_name)
-    folder = Path(folder)
+    folder = expand_home(folder)
     target = folder if adapter_name == "default" else folder / adapter_name
     sharded = any_dtensor(model.parameters())
     state = _gather_state_dict(model, adapter_name) if sharded else None
