@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ailora.adapter_io.lora_weights import _MAX_FLOAT64_ENTRY
 from ailora.adapter_io.update_norms import (
     UpdateStats,
+    _relative_norm,
     approximate_product,
     compute_distance,
     compute_norm,
@@ -78,3 +82,16 @@ def test_stable_rank() -> None:
     assert UpdateStats(3.0**0.5, None, None, None, (1.0, 1.0, 1.0)).stable_rank == pytest.approx(3)
     assert UpdateStats(0.0, None, None, None, (0.0,)).stable_rank == 0
     assert (root_mean_square([3.0, 4.0]), root_mean_square([])) == (pytest.approx(12.5**0.5), 0)
+
+
+def test_tiny_and_huge_numbers_neither_vanish_nor_overflow() -> None:
+    assert UpdateStats(1e-200, None, None, None, (1e-200,)).stable_rank == 1.0
+    for size in (1e-30, 1e30):
+        assert _relative_norm(torch.full((2, 2), size), torch.full((2, 2), 2 * size)) == pytest.approx(0.5)
+
+
+def test_norms_of_the_largest_accepted_factors_are_finite() -> None:
+    B, A = (torch.full(shape, _MAX_FLOAT64_ENTRY, dtype=torch.float64) for shape in ((64, 4), (4, 64)))
+    # The largest scaling: alpha of 1e12.
+    norms = [1e12 * compute_norm(B, A), *(1e12 * compute_singular_values(B, A)).tolist()]
+    assert math.isfinite(root_mean_square(norms))

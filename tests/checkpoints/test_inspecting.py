@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
 import ailora
+from ailora.atomic_io import write_json
 from ailora.checkpoints import export, init, inspect
 from tests.checkpoints.conftest import loaded, on_residual_weights, trained
 from tests.tiny_models import tiny_model
@@ -145,3 +147,10 @@ def test_unfinished_and_empty_folders_say_what_they_are(base: Path, adapter: Pat
     ):
         with pytest.raises(ailora.InputError, match=message):
             inspect(str(tmp_path / name))
+
+
+def test_scores_of_a_run_that_are_no_numbers(adapter: Path, tmp_path: Path) -> None:
+    shutil.copytree(adapter, tmp_path / "adapter")
+    (tmp_path / "config.yaml").touch()
+    write_json(tmp_path / "result.json", {"metrics": {"perplexity": math.inf}})
+    assert inspect(str(tmp_path))["metrics"] == {"perplexity": math.inf}

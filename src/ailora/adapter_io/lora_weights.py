@@ -29,8 +29,9 @@ _PARTS = {
 }
 #: Duplicates that PEFT saves: frozen weights of adapted embeddings and heads, and the originals of resized embeddings.
 _DUPLICATE = re.compile(r"\.base_layer\.(weight|bias)$|\.original_module\.")
-#: Largest accepted entry. Products of factors and their norms are then finite in float64.
-_MAX_FLOAT64_ENTRY = 1e100
+#: Largest accepted entry of a factor in float64. The squares of entries in a product of two such factors, and sums of
+#: these squares, are then finite in float64.
+_MAX_FLOAT64_ENTRY = 1e60
 
 
 def add_prefix(name: str) -> str:
@@ -121,9 +122,13 @@ def find_lora_weights(
             saved.setdefault(base_name.replace(".modules_to_save.", "."), stored)
     if not parts:
         raise InputError(f"{folder / WEIGHTS_NAME} holds no LoRA factors")
-    ranks, alphas = (ModulePatterns(f"{folder / CONFIG_NAME}: {name}") for name in ("rank_pattern", "alpha_pattern"))
+    rank_patterns, alpha_patterns = (
+        ModulePatterns(f"{folder / CONFIG_NAME}: {name}") for name in ("rank_pattern", "alpha_pattern")
+    )
     modules = {
-        module: _build_lora_weights(module, part, folder, config, ranks=ranks, alphas=alphas)
+        module: _build_lora_weights(
+            module, part, folder, config, rank_patterns=rank_patterns, alpha_patterns=alpha_patterns
+        )
         for module, part in parts.items()
     }
     _validate_agreement(folder, config, modules, saved)
@@ -147,8 +152,8 @@ def _build_lora_weights(
     folder: Path,
     config: Mapping[str, Any],
     *,
-    ranks: ModulePatterns,
-    alphas: ModulePatterns,
+    rank_patterns: ModulePatterns,
+    alpha_patterns: ModulePatterns,
 ) -> LoraWeights:
     where = f"{folder / WEIGHTS_NAME}: {module}"
     if "A" not in parts or "B" not in parts:
@@ -158,8 +163,8 @@ def _build_lora_weights(
         raise InputError(f"{where}: lora_A {A.shape} and lora_B {B.shape} are not (r, in) and (out, r)")
     if magnitude is not None and magnitude.shape != B.shape[:1]:
         raise InputError(f"{where}: expected magnitudes of shape {B.shape[:1]}, got {magnitude.shape}")
-    rank = find_pattern_value("rank_pattern", config, module, ranks)
-    alpha = find_pattern_value("alpha_pattern", config, module, alphas)
+    rank = find_pattern_value("rank_pattern", config, module, rank_patterns)
+    alpha = find_pattern_value("alpha_pattern", config, module, alpha_patterns)
     if rank != A.shape[0]:
         raise InputError(f"{where} has rank {A.shape[0]}, but {CONFIG_NAME} says {rank}")
     return LoraWeights(module, A, B, magnitude, alpha / (math.sqrt(rank) if config.get("use_rslora") else rank))

@@ -105,7 +105,7 @@ class UpdateStats:
     def stable_rank(self) -> float:
         """Stable rank `|dW|^2 / |dW|_2^2`, which estimates the number of dominant directions; 0 for a zero update."""
         largest = max(self.singular_values, default=0.0)
-        return self.norm**2 / largest**2 if largest > 0 else 0.0
+        return (self.norm / largest) ** 2 if largest > 0 else 0.0
 
 
 def compute_update_stats(factors: ProjectionFactors) -> UpdateStats:
@@ -121,7 +121,8 @@ def compute_update_stats(factors: ProjectionFactors) -> UpdateStats:
 
 
 def _relative_norm(delta: Tensor, anchor: Tensor) -> float | None:
-    return float(delta.norm() / anchor.norm()) if anchor.any() else None
+    # The squares of large entries would overflow in float32, and those of small entries would be zero.
+    return float(delta.double().norm() / anchor.double().norm()) if anchor.any() else None
 
 
 def root_mean_square(values: Iterable[float]) -> float:

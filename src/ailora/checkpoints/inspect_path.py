@@ -11,14 +11,15 @@ from tqdm.auto import tqdm
 
 from ailora.adapter_io.adapter_checkpoint import AdapterCheckpoint
 from ailora.adapter_io.update_norms import UpdateStats, compute_singular_values, compute_update_stats, root_mean_square
+from ailora.atomic_io import restore_non_finite
 from ailora.checkpoints.output_dir import validate_finished
 from ailora.errors import InputError
 from ailora.formatting import collapse_layer_index
 from ailora.model_loading import load_on_meta
 from ailora.model_path import model_folder
-from ailora.path_kind import PathKind, detect_path_kind, is_folder
+from ailora.path_kind import PathKind, detect_path_kind, expand_home, is_folder
 from ailora.plain_data import read_json_object
-from ailora.plan.adapter_plan import Plan
+from ailora.plan.adapter_plan import Form, Plan
 from ailora.roles import find_projections
 from ailora.safetensors_io import Checkpoint
 from ailora.weights.checkpoint_keys import match_checkpoint_keys
@@ -68,10 +69,10 @@ def inspect(path: str) -> dict[str, object]:
         Plain data; `kind` is `adapter`, `run` or `model`.
 
     Raises:
-        InputError: The path is no adapter, run or model, or a file is damaged.
+        InputError: The path is no adapter, run or model, or is unfinished, or a file is damaged.
         ModelError: The model has no naming rule, or its weights are missing.
     """
-    folder, kind = Path(path).expanduser(), detect_path_kind(path)
+    folder, kind = expand_home(path), detect_path_kind(path)
     _validate_finished(folder, kind)
     if kind is PathKind.ADAPTER:
         return {"kind": "adapter", **_inspect_adapter(AdapterCheckpoint.open(folder))}
@@ -91,7 +92,7 @@ def inspect(path: str) -> dict[str, object]:
 
 def _validate_finished(folder: Path, kind: PathKind | None) -> None:
     """Refuse an unfinished folder, and a folder without an adapter, run or model."""
-    # Hub ids and `builtin:minilm` are no folders.
+    # Hub ids and `builtin:minilm` are not folders.
     if not is_folder(folder):
         return
     validate_finished(folder)
@@ -126,7 +127,8 @@ def _inspect_adapter(adapter: AdapterCheckpoint) -> dict[str, object]:
 
 
 def _is_anchor_trained(adapter: AdapterCheckpoint, plan: Plan | None) -> bool | None:
-    if plan is None or plan.form.value != "anchored" or adapter.exported:
+    """Return whether training without ailora has changed an anchor. None for an adapter without a frozen anchor."""
+    if plan is None or plan.form is not Form.ANCHORED or adapter.exported:
         return None
     return any(factors.anchor_was_trained for factors in adapter.read_projection_factors(plan))
 
@@ -201,7 +203,7 @@ def _read_metrics(file: Path) -> dict[str, object]:
     if not file.is_file():
         return {"metrics": None}
     try:
-        return {"metrics": read_json_object(file, allow_nan=True).get("metrics")}
+        return {"metrics": restore_non_finite(read_json_object(file, allow_nan=True).get("metrics"))}
     except InputError as error:
         raise InputError(f"{file} is damaged: {error}") from None
 
