@@ -11,7 +11,16 @@ from transformers import Seq2SeqTrainingArguments
 from trl import SFTConfig
 
 from ailora.recipes.config.schema import SCHEMAS
-from ailora.redaction import Secret, is_secret, mask_override, mask_url, mask_value, protect, without_secrets
+from ailora.redaction import (
+    Secret,
+    is_secret,
+    mask_argument,
+    mask_override,
+    mask_url,
+    mask_value,
+    without_secrets,
+    wrap_secrets,
+)
 
 KNOWN = "s3cr3t"
 
@@ -80,7 +89,7 @@ def test_passwords_of_urls_whole_or_malformed(url: str, shown: str) -> None:
 
 
 def test_a_protected_secret_is_used_and_not_pickled() -> None:
-    training = protect({"hub_token": KNOWN, "deepspeed": {"comet": {"api_key": KNOWN}}, "run_name": "a"})
+    training = wrap_secrets({"hub_token": KNOWN, "deepspeed": {"comet": {"api_key": KNOWN}}, "run_name": "a"})
     token = training["hub_token"]
     assert isinstance(token, Secret)
     assert f"Bearer {token}" == f"Bearer {KNOWN}"
@@ -89,3 +98,14 @@ def test_a_protected_secret_is_used_and_not_pickled() -> None:
     content = pickle.dumps(training)
     assert KNOWN.encode() not in content
     assert pickle.loads(content)["hub_token"] is None
+
+
+@pytest.mark.parametrize("value", [f"{{hub_token: {KNOWN}}}", f"{{hub_token: {KNOWN}", f"{{a: {{api_key: {KNOWN}}}}}"])
+def test_a_mapping_in_an_override_may_hold_secrets(value: str) -> None:
+    assert mask_argument(f"training={value}") == "training=***"
+    assert mask_override(f"training={value}") == "'training=***'"
+
+
+def test_other_overrides_are_shown() -> None:
+    for override in ("training={seed: 3}", "training.seed=3", "adapter.rank={cross_key: 4}"):
+        assert (mask_argument(override), mask_override(override)) == (override, repr(override))

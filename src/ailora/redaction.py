@@ -14,11 +14,12 @@ MASK = "***"
 
 _SECRET_KEY = re.compile(r"(token|password|passwd|passphrase|pwd|^pw|secret|credentials?|_key|apikey|_env|^env)$", re.I)
 #: Keys for special tokens of a tokenizer, such as `pad_token`. Their values are not secrets.
-_TEXT_TOKEN = re.compile(r"(^|_)(bos|eos|pad|unk|sep|cls|mask|image|audio|video)_token$", re.I)
-_SECTION, _URL = "training", "storage"
+_SPECIAL_TOKEN_KEY = re.compile(r"(^|_)(bos|eos|pad|unk|sep|cls|mask|image|audio|video)_token$", re.I)
+#: Section whose values may be secrets, and key whose value is a database URL.
+_SECRETS_SECTION, _URL_KEY = "training", "storage"
 _SCHEME = re.compile(r"[\w+.-]+")
 #: `user:password` without a host. Unlike in `host:port`, the part after the colon is not a number.
-_PORT = re.compile(r"^([^:/?\[]*):(?!\d*($|[/?]))[^/?]*")
+_PASSWORD_WITHOUT_HOST = re.compile(r"^([^:/?\[]*):(?!\d*($|[/?]))[^/?]*")
 #: `key=value` in the query of a URL, or in a connection string.
 _PARAMETER = re.compile(r"(?P<start>^|[?&;\s])(?P<key>\w+)=(?P<value>[^&;\s]*)")
 
@@ -44,7 +45,7 @@ class Secret(str):
 def is_secret(key: object) -> bool:
     """Return whether any part of a dotted key names a token, an access key, a password or an environment."""
     names = str(key).replace("-", "_").split(".")
-    return any(_SECRET_KEY.search(name) and not _TEXT_TOKEN.search(name) for name in names)
+    return any(_SECRET_KEY.search(name) and not _SPECIAL_TOKEN_KEY.search(name) for name in names)
 
 
 def without_secrets(config: Any, *, in_training: bool = False) -> Any:
@@ -60,9 +61,9 @@ def without_secrets(config: Any, *, in_training: bool = False) -> Any:
     if isinstance(config, Mapping):
         public = {}
         for key, value in config.items():
-            is_below = in_training or str(key).partition(".")[0] == _SECTION
+            is_below = in_training or str(key).partition(".")[0] == _SECRETS_SECTION
             if not (is_below and is_secret(key)):
-                is_url = key == _URL and isinstance(value, str)
+                is_url = key == _URL_KEY and isinstance(value, str)
                 public[key] = mask_url(value) if is_url else without_secrets(value, in_training=is_below)
         return public
     if isinstance(config, list | tuple):
@@ -70,11 +71,11 @@ def without_secrets(config: Any, *, in_training: bool = False) -> Any:
     return config
 
 
-def protect(training: Any) -> Any:
+def wrap_secrets(training: Any) -> Any:
     """Copy the content of `training`, with each secret converted to `Secret`."""
     if isinstance(training, Mapping):
         return {
-            key: Secret(value) if is_secret(key) and isinstance(value, str) else protect(value)
+            key: Secret(value) if is_secret(key) and isinstance(value, str) else wrap_secrets(value)
             for key, value in training.items()
         }
     return training
@@ -82,23 +83,33 @@ def protect(training: Any) -> Any:
 
 def mask_value(key: object, value: object) -> str:
     """Format a value for a message, or return `***` if the key belongs to a secret or a storage URL."""
-    if is_secret(key) or str(key) == _URL:
+    if is_secret(key) or str(key) == _URL_KEY:
         return MASK
-    return repr(without_secrets(value, in_training=str(key).partition(".")[0] == _SECTION))
+    return repr(without_secrets(value, in_training=str(key).partition(".")[0] == _SECRETS_SECTION))
 
 
 def mask_override(override: str) -> str:
-    """Format an override for a message, with `***` for a secret value. The override may be malformed."""
+    """Format an override for a message, with `***` for a value that may contain secrets.
+
+    The override may be malformed.
+    """
     key = re.split(r"[=:\s]", override, maxsplit=1)[0]
-    return repr(f"{key}={MASK}" if is_secret(key) or key == _URL else override)
+    is_masked = key == _URL_KEY or _may_hold_secret(key, override.removeprefix(key))
+    return repr(f"{key}={MASK}" if is_masked else override)
 
 
 def mask_argument(argument: str) -> str:
     """Return an argument of a command line (an override, or the URL of a storage) without secrets."""
-    key, equals, _ = argument.partition("=")
-    if equals and is_secret(key):
+    key, equals, value = argument.partition("=")
+    if equals and _may_hold_secret(key, value):
         return f"{key}={MASK}"
     return mask_url(argument) if "://" in argument else argument
+
+
+def _may_hold_secret(key: str, value: str) -> bool:
+    """Return whether a key names a secret, or a value below `training` contains such a key: `{hub_token: ...}`."""
+    is_below = key.partition(".")[0] == _SECRETS_SECTION
+    return is_secret(key) or (is_below and any(map(is_secret, re.findall(r"[\w.-]+", value))))
 
 
 def mask_url(url: str) -> str:
@@ -114,7 +125,7 @@ def mask_url(url: str) -> str:
     elif at and ":" in users:
         rest = f"{users.partition(':')[0]}:{MASK}@{host}"
     elif not at:
-        rest = _PORT.sub(rf"\1:{MASK}", rest)
+        rest = _PASSWORD_WITHOUT_HOST.sub(rf"\1:{MASK}", rest)
     return _PARAMETER.sub(_mask_parameter, f"{scheme}://{rest}")
 
 

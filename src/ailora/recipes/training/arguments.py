@@ -26,7 +26,7 @@ from transformers.integrations.integration_utils import (
 from ailora.errors import InputError, unknown_name
 from ailora.recipes.config.sections import RunConfig
 from ailora.recipes.training.argument_checks import validate_resumable, validate_usable
-from ailora.redaction import mask_value, protect
+from ailora.redaction import mask_value, wrap_secrets
 
 ConfigT = TypeVar("ConfigT", bound=RunConfig)
 
@@ -214,7 +214,7 @@ def _construct_arguments(
 ) -> TrainingArguments:
     derived: dict[str, Any] = {"data_seed": config.training["seed"], **defaults, **config.derived_training}
     try:
-        return arguments_class(**derived | protect(config.training))
+        return arguments_class(**derived | wrap_secrets(config.training))
     except (ValueError, TypeError) as error:
         raise InputError(f"training: {error}") from error
 
