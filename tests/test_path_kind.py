@@ -5,9 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 import ailora
+from ailora.analysis.analysis_result import load_analysis
+from ailora.checkpoints import inspect
 from ailora.path_kind import PathKind, detect_path_kind, resolve_adapter_dir
+from ailora.safetensors_io import Checkpoint
+from ailora.weights.weight_source import open_checkpoint_source
 
 
 @pytest.mark.parametrize(
@@ -43,3 +48,11 @@ def test_a_run_is_asked_for_its_adapter(tmp_path: Path) -> None:
         resolve_adapter_dir(tmp_path)
     (tmp_path / "adapter" / "adapter_config.json").touch()
     assert resolve_adapter_dir(tmp_path) == resolve_adapter_dir(tmp_path / "adapter") == tmp_path / "adapter"
+
+
+def test_a_home_of_nobody_is_a_missing_path() -> None:
+    path = "~no-such-user/model"
+    base = torch.nn.Linear(2, 2)
+    for read in (inspect, Checkpoint.open, load_analysis, lambda path: open_checkpoint_source(base, path, {})):
+        with pytest.raises(ailora.InputError, match="no-such-user"):
+            read(path)

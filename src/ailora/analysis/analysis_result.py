@@ -17,6 +17,7 @@ from ailora.checkpoints.folder_lock import validate_content
 from ailora.checkpoints.output_file import is_ours
 from ailora.checkpoints.output_path import resolve_output_path, validate_inputs_outside, writing
 from ailora.errors import InputError
+from ailora.path_kind import expand_home
 from ailora.plain_data import read_json_object
 
 _INFO_NAME = "analysis.json"
@@ -72,7 +73,7 @@ def load_analysis(path: Path | str) -> Analysis:
     Raises:
         InputError: The folder holds no analysis, or the analysis is damaged or has an unknown format.
     """
-    folder = Path(path).expanduser()
+    folder = expand_home(path)
     info = _read_info(folder)
     tables = {}
     for name in _TABLES:

@@ -16,7 +16,7 @@ from ailora.errors import InputError, ModelError
 from ailora.formatting import pluralize
 from ailora.model_loading import load_on_meta
 from ailora.model_path import model_folder
-from ailora.path_kind import ADAPTER_CONFIG_NAME, PathKind, detect_path_kind
+from ailora.path_kind import ADAPTER_CONFIG_NAME, PathKind, detect_path_kind, expand_home
 from ailora.recipes.run_folder import RunFolder
 from ailora.roles import Role, find_projections
 from ailora.safetensors_io import Checkpoint
@@ -67,7 +67,7 @@ def load_finetuned(path: str, name: str, base: BaseWeights) -> FinetunedModel:
         InputError: The path holds no model, adapter or finished run, or the model does not fit the base.
         ModelError: The weights are quantized.
     """
-    folder, kind = Path(path).expanduser(), detect_path_kind(path)
+    folder, kind = expand_home(path), detect_path_kind(path)
     if kind is PathKind.ADAPTER:
         return _load_adapter(AdapterCheckpoint.open(folder), name, base)
     if kind is PathKind.RUN:
@@ -178,4 +178,4 @@ def unique_names(paths: Sequence[Path | str]) -> list[str]:
 def _path_parts(path: str) -> tuple[str, ...]:
     if path.startswith("builtin:"):
         return ("builtin", path.removeprefix("builtin:"))
-    return tuple(part for part in Path(os.path.abspath(Path(path).expanduser())).parts if part not in ("/", ""))
+    return tuple(part for part in Path(os.path.abspath(expand_home(path))).parts if part not in ("/", ""))

@@ -20,7 +20,7 @@ from ailora.analysis.table_ops import Row
 from ailora.analysis.weight_stats import measure_weights
 from ailora.errors import InputError
 from ailora.library_versions import library_versions
-from ailora.path_kind import PathKind, detect_path_kind
+from ailora.path_kind import PathKind, detect_path_kind, expand_home
 from ailora.recipes.run_folder import RunFolder
 from ailora.roles import Role, parse_role
 
@@ -98,7 +98,7 @@ def _add_gradients(model: FinetunedModel, path: str, base: BaseWeights) -> None:
         # Import here: the module imports the trainers, and an analysis without gradients does not need them.
         from ailora.analysis.initial_gradient import initial_gradients
 
-        model.gradients = initial_gradients(RunFolder(Path(path).expanduser()), base)
+        model.gradients = initial_gradients(RunFolder(expand_home(path)), base)
     else:
         model.notes.append(f"{model.name} is not a run, so the gradient before training is unknown")
 

@@ -18,6 +18,7 @@ from ailora.inits import Policy
 from ailora.library_versions import library_versions
 from ailora.model_loading import load_on_meta, validate_device
 from ailora.model_path import model_folder
+from ailora.path_kind import expand_home, is_folder
 from ailora.plan.adapter_plan import Form, Plan
 from ailora.plan.make_plan import PerModule, make_plan
 from ailora.roles import Role
@@ -179,7 +180,7 @@ class InitPlan:
     @property
     def recorded_name(self) -> str:
         """Name of the base model for the adapter's configuration: the absolute path of a folder, or the hub id."""
-        local = self.model.startswith("builtin:") or Path(self.model).expanduser().is_dir()
+        local = self.model.startswith("builtin:") or is_folder(expand_home(self.model))
         return str(model_folder(self.model)) if local else self.model
 
     @property

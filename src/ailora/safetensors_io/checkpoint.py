@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ailora.errors import InputError
 from ailora.model_formats import refuse_gguf, refuse_pickles
-from ailora.path_kind import is_directly_in
+from ailora.path_kind import expand_home, is_directly_in
 from ailora.plain_data import read_json_object
 from ailora.safetensors_io.header import Header, StoredTensor, read_header
 from ailora.safetensors_io.reader import read_tensor
@@ -51,10 +51,10 @@ class Checkpoint:
             The checkpoint, with consistent headers and index.
 
         Raises:
-            InputError: The checkpoint is missing or in a pickle format, a header or the index is invalid, or the index
-                points outside its folder.
+            InputError: The checkpoint is missing or incomplete, or is a GGUF file or a pickle; a header or the index is
+                invalid; two files hold the same tensor; or the index points outside its folder.
         """
-        path = Path(path).expanduser()
+        path = expand_home(path)
         if not path.exists():
             raise InputError(f"{path} does not exist")
         if path.is_file():
@@ -65,7 +65,7 @@ class Checkpoint:
             return cls._from_files(path, [path / _SINGLE_FILE_NAME])
         if (path / _INDEX_NAME).is_file():
             return cls._from_index(path, path / _INDEX_NAME)
-        # Adapters may be saved in the folder of their model.
+        # An adapter saved in the folder of its model is not a part of the model.
         files = [file for file in sorted(path.glob("*.safetensors")) if not file.name.startswith("adapter_")]
         if not files:
             refuse_gguf(path)
@@ -144,7 +144,8 @@ def _resolve_shard(folder: Path, name: str, index: Path) -> Path:
     """Return the path of a shard.
 
     Raises:
-        InputError: The name or a link leads outside the folder, or the file is missing or no safetensors file.
+        InputError: The name or a link leads outside the folder, the name does not end with `.safetensors`, or the file
+            is missing.
     """
     # Indexes are often downloaded. Without these checks, an index could make ailora read any file on this machine.
     if name in ("", ".", "..") or any(sign in name for sign in ("/", "\\", "\0", ":")):

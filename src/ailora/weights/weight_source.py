@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ailora.errors import InputError, ModelError
 from ailora.model_path import model_folder
+from ailora.path_kind import expand_home
 from ailora.roles import find_linear_modules
 from ailora.safetensors_io import Checkpoint, read_tensor
 from ailora.weights.base_weight import BaseWeight, validate_matrix, weight_key
@@ -42,7 +43,7 @@ def open_checkpoint_source(base: nn.Module, checkpoint: Path | str, weights: Map
     if not isinstance(checkpoint, str | Path):
         raise InputError(f"weights_from must be a folder or a safetensors file, got {checkpoint!r}")
     try:
-        path = Path(checkpoint).expanduser()
+        path = expand_home(checkpoint)
         is_path = isinstance(checkpoint, Path) or checkpoint.startswith((".", "/", "~")) or path.exists()
         stored = Checkpoint.open(path if is_path else model_folder(checkpoint))
         stored.validate_digests()
