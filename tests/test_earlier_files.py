@@ -258,7 +258,7 @@ def test_an_unfinished_init_is_completed(root: Path) -> None:
     unfinished = root / "adapters" / "init-unfinished"
     other = ailora_command(*EXPECTED["adapters"]["init"]["request"], "--seed", "6", "--out", str(unfinished))
     assert other.returncode == 2
-    assert "unfinished output of a different request (seed: 5 there, 6 now)" in other.stderr
+    assert "unfinished output of a command with different inputs or options (seed: 5 there, 6 now)" in other.stderr
     pieces = {}
     for piece in (unfinished / ".ailora" / "pieces").iterdir():
         with safe_open(piece, "pt") as stream:

@@ -31,14 +31,14 @@ def safe_import_path() -> Generator[None, None, None]:
     """
     previous = {name: os.environ.get(name) for name in (_SAFE_PATH, _PATH)}
     # An interactive interpreter has an empty entry for the current folder.
-    interactive = "" in sys.path
+    has_current_folder = "" in sys.path
     sys.path[:] = [entry for entry in sys.path if entry]
     _set_environment({name: safe_environment().get(name) for name in previous})
     try:
         yield
     finally:
         _set_environment(previous)
-        if interactive:
+        if has_current_folder:
             sys.path.insert(0, "")
 
 

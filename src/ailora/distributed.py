@@ -80,7 +80,8 @@ def _launched_count() -> int:
     """Return the number of ranks started by a launcher.
 
     Raises:
-        InputError: Some of the launcher's variables are missing. This happens if a different program set `WORLD_SIZE`.
+        InputError: `WORLD_SIZE` is not a number, or another variable of the launcher is missing, for example because a
+            different program set `WORLD_SIZE`.
     """
     names = ("WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT")
     size = os.environ.get("WORLD_SIZE", "1")
@@ -88,19 +89,20 @@ def _launched_count() -> int:
         return 1
     missing = [name for name in names if name not in os.environ]
     if missing or not size.isdigit():
+        problem = f"the launcher did not set {', '.join(missing)}" if missing else "it is not a number"
         raise InputError(
-            f"WORLD_SIZE={size} means that a launcher started several ranks, but "
-            f"{', '.join(missing) or 'a number'} is missing: start with torchrun, or unset WORLD_SIZE"
+            f"WORLD_SIZE={size} means that a launcher started several ranks, but {problem}: start with torchrun, or "
+            "unset WORLD_SIZE"
         )
     return int(size)
 
 
 @contextmanager
 def raise_on_all_ranks() -> Generator[None, None, None]:
-    """Raise on all ranks if the body fails on any rank.
+    """Raise on all ranks if the body raises an `AiloraError` or an `OSError` on any rank.
 
     Raises:
-        AiloraError: The body failed on another rank. The failed rank itself raises the original error.
+        AiloraError: The body raised such an error on another rank. The failed rank itself raises the original error.
     """
     # Without this exchange of errors, all other ranks would wait for the failed rank until the timeout.
     failure: Exception | None = None
@@ -235,7 +237,7 @@ def run_in_processes(run: Callable[[T], Result], tasks: Sequence[T], *, workers:
         Tasks and results in the order of completion.
 
     Raises:
-        AiloraError: A worker was killed.
+        AiloraError: A worker was killed. Errors of `run` itself are raised unchanged.
     """
     threads = max(1, torch.get_num_threads() // workers)
     with ExitStack() as stack:

@@ -39,7 +39,7 @@ class InputError(AiloraError, ValueError):
 
 
 class ModelError(AiloraError, ValueError):
-    """A model cannot be adapted: modules have no known role, weights are unusable, or the adapter name is taken.
+    """A model cannot be adapted, for example because its modules have no known role, or does not fit an adapter.
 
     Examples:
         >>> import torch
@@ -57,7 +57,7 @@ class DivergenceError(AiloraError, ArithmeticError):
 
 
 class AnchorMismatchError(AiloraError, ValueError):
-    """The anchor in an adapter file differs from the anchor of the model that loads the file.
+    """The anchor in an adapter file differs from the anchor of the model, or was changed by training without ailora.
 
     Examples:
         >>> import ailora
@@ -119,7 +119,7 @@ def unknown_name(kind: str, name: object, allowed: Iterable[str]) -> InputError:
 
 
 def parse_choice(kind: str, name: object, choices: type[Choice]) -> Choice:
-    """Parse the name of an enumeration's member.
+    """Convert the value of an enumeration's member to the member.
 
     Args:
         kind: Kind of the members for the error, for example `policy`.
@@ -130,7 +130,7 @@ def parse_choice(kind: str, name: object, choices: type[Choice]) -> Choice:
         Member of the enumeration.
 
     Raises:
-        InputError: No member has the name.
+        InputError: No member has the value.
     """
     try:
         return choices(name)

@@ -145,7 +145,7 @@ class _Hooks:
 
 
 def validate_plain_data(value: object, where: str, *, max_values: int | None = None) -> None:
-    """Refuse plain data that are nested too deeply, or hold a value that JSON cannot hold.
+    """Refuse plain data that are nested too deeply, hold too many values, or hold a value that JSON cannot hold.
 
     Args:
         value: Mappings, lists, strings, numbers, booleans or None.
@@ -153,7 +153,8 @@ def validate_plain_data(value: object, where: str, *, max_values: int | None = N
         max_values: Largest accepted number of values. Values behind YAML aliases count at each occurrence.
 
     Raises:
-        InputError: The data are nested too deeply, or JSON cannot hold a value. The message names the key.
+        InputError: The data are nested too deeply or hold too many values, or JSON cannot hold a value (the message
+            names its key).
     """
     pending: list[tuple[object, tuple[object, ...]]] = [(value, ())]
     count = 0
@@ -169,11 +170,11 @@ def validate_plain_data(value: object, where: str, *, max_values: int | None = N
                 pending += [(key, keys), (child, (*keys, key))]
         elif isinstance(item, list):
             pending += [(child, (*keys, index)) for index, child in enumerate(item)]
-        elif reason := _refusal(item):
+        elif reason := _explain_refusal(item):
             raise InputError(f"{where}: {'.'.join(map(ascii, keys))}{': ' if keys else ''}{reason}")
 
 
-def _refusal(item: object) -> str | None:
+def _explain_refusal(item: object) -> str | None:
     """Return the reason why JSON cannot hold a value, or None."""
     if isinstance(item, str):
         try:

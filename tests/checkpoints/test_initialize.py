@@ -246,7 +246,9 @@ def test_other_work_in_the_folder_is_not_overwritten(tmp_path: Path) -> None:
     assert [f.name for f in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
     init(base, tmp_path / "mine", rank=4, force=True)
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "years"
-    with pytest.raises(ailora.InputError, match="holds the finished result of a different request"):
+    with pytest.raises(
+        ailora.InputError, match="holds the finished result of a command with different inputs or options"
+    ):
         init(base, tmp_path / "mine", rank=2)
     init(base, tmp_path / "mine", rank=2, force=True)
     same = init(base, tmp_path / "other", rank=2)

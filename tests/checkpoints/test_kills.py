@@ -160,7 +160,10 @@ def test_a_base_that_has_changed_since_is_noticed(tmp_path: Path) -> None:
     LLAMA.model().save_pretrained(tmp_path / "base")
     from ailora.checkpoints import init
 
-    with pytest.raises(ailora.InputError, match=r"unfinished output of a different request \(files\.config\.json: "):
+    with pytest.raises(
+        ailora.InputError,
+        match=r"unfinished output of a command with different inputs or options \(files\.config\.json: ",
+    ):
         init(str(tmp_path / "base"), tmp_path / "out", rank=4)
     init(str(tmp_path / "base"), tmp_path / "out", rank=4, force=True)
 

@@ -110,7 +110,7 @@ class AdapterCheckpoint:
 
     @property
     def tensors(self) -> list[StoredTensor]:
-        """All stored tensors of the adapter, without the duplicates that PEFT saves."""
+        """Stored factors, magnitudes and tensors of fully fine-tuned modules."""
         factors = [t for module in self.modules.values() for t in (module.A, module.B, module.magnitude) if t]
         return factors + list(self.saved.values())
 
@@ -137,7 +137,10 @@ class AdapterCheckpoint:
         return None
 
     def contains_anchor(self, plan: Plan) -> bool:
-        """Return whether the file contains the anchor. PEFT omits the anchor when saving the residual form."""
+        """Return whether the file contains all anchors of the plan. True for a plan without anchors.
+
+        PEFT omits the anchors when it saves an adapter in the residual form.
+        """
         return all(
             self.modules[module].rank == sum(planned.file_rank for planned in group)
             for module, group in plan.modules.items()
@@ -186,14 +189,14 @@ class AdapterCheckpoint:
         Raises:
             InputError: The metadata in the adapter's folder are invalid, or do not fit the weights file.
         """
-        inside = (self.folder / METADATA_NAME).is_file()
+        is_in_folder = (self.folder / METADATA_NAME).is_file()
         try:
             metadata = find_metadata(self.folder)
         except InputError:
-            if inside:
+            if is_in_folder:
                 raise
             return None
         reason = self.find_mismatch(metadata) if metadata else None
-        if reason and inside:
+        if reason and is_in_folder:
             raise InputError(f"{self.folder / METADATA_NAME} does not belong to {WEIGHTS_NAME}: {reason}")
         return None if reason else metadata

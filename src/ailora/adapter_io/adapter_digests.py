@@ -1,4 +1,4 @@
-"""SHA-256 digests of an adapter's files, stored in the header of its weights file and checked by every reader."""
+"""SHA-256 digests of an adapter's files, stored in the header of its weights file and validated on opening."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def validate_digests(folder: Path, header: Header) -> None:
 
 
 def find_edited_files(folder: Path, header: Header) -> list[str] | None:
-    """Find the files beside the weights that no longer have their digest.
+    """Find the files beside the weights whose content no longer has its digest. Missing files are not reported.
 
     Args:
         folder: Folder of the adapter.

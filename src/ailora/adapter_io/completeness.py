@@ -14,14 +14,16 @@ from ailora.roles import find_linear_modules
 def validate_complete(adapter: AdapterCheckpoint, base: nn.Module) -> None:
     """Refuse a weights file with missing or additional modules, compared with the configuration.
 
-    PEFT would load the file with a warning, or silently ignore some factors.
+    PEFT would load the file with a warning, or silently ignore some factors. For `all-linear` and for a configuration
+    without `target_modules`, factors are compared only with the modules of the base model.
 
     Args:
         adapter: Adapter to validate.
         base: Base model; its parameters may be on the meta device.
 
     Raises:
-        InputError: The file lacks a module, or has an additional one. The message names the first.
+        InputError: The file lacks a module, or has a module that the configuration does not select or the base model
+            does not have. The message names the first.
     """
     file = adapter.folder / WEIGHTS_NAME
     linear = find_linear_modules(base)
@@ -57,7 +59,7 @@ def validate_saved_modules(adapter: AdapterCheckpoint, base: nn.Module) -> None:
         InputError: A parameter is missing. The message names the first.
     """
     names = adapter.config.get("modules_to_save") or []
-    # PEFT compares the ends of names, even within a component between dots.
+    # PEFT compares only the ends of names: `head` also selects `lm_head`.
     ends = tuple([names] if isinstance(names, str) else names)
     for module, part in base.named_modules():
         if not module.endswith(ends):

@@ -67,7 +67,7 @@ def load_peft_adapter(base: nn.Module, folder: Path) -> PeftModel:
 
 
 def _validate_same_factors(adapted: PeftModel, folder: Path) -> None:
-    """Refuse a file with missing or additional factors. For these, `from_pretrained` at most warns."""
+    """Refuse a file with missing or additional factors. PEFT's `from_pretrained` at most warns about them."""
     # `from_pretrained` does not return the mismatched keys, so the file is loaded again by a method that does.
     keys = adapted.load_adapter(str(folder), "default")
     if keys.missing_keys:

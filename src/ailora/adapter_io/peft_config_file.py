@@ -23,8 +23,8 @@ WEIGHTS_NAME = "adapter_model.safetensors"
 #: Values of `init_lora_weights` that keep the base weights. For other values, PEFT changes the base weights again
 #: whenever it loads the adapter.
 _INITS_KEEPING_BASE = (True, False, None, "gaussian", "orthogonal", "eva")
-#: Keys with which the update is still the product `s B A`. All other keys must be unset, including unknown keys from
-#: newer versions of PEFT.
+#: Keys that may be set, because the update remains `s B A`, or a DoRA. All other keys must be unset, including unknown
+#: keys from newer versions of PEFT.
 _ALLOWED_KEYS = {
     *("alpha_pattern", "auto_mapping", "base_model_name_or_path", "bias", "ensure_weight_tying", "eva_config"),
     *("exclude_modules", "fan_in_fan_out", "inference_mode", "init_lora_weights", "layers_pattern"),
@@ -90,7 +90,7 @@ def _validate_types(config: Mapping[str, Any], file: Path) -> None:
 
 
 def validate_target_types(config: Mapping[str, Any], file: Path) -> None:
-    """Refuse unexpected types in the keys that select modules.
+    """Refuse unexpected types in the keys that select modules or set the rank or alpha of modules.
 
     Raises:
         InputError: A value has an unexpected type. The message names the key.

@@ -35,7 +35,7 @@ def copy_auxiliary_files(source: Path, output: OutputDir, *, changed: Mapping[st
     Args:
         source: Folder of the model.
         output: Acquired folder.
-        changed: New content by file name.
+        changed: File name -> content to write in place of a copy.
 
     Raises:
         InputError: A file is a link out of its folder.

@@ -85,7 +85,7 @@ def list_shard_names(checkpoint: Checkpoint) -> list[str]:
 
 @dataclass(frozen=True)
 class _Entry:
-    """A tensor in a new shard, and the stored tensor with its content."""
+    """A tensor in a new shard, and the stored tensor that is transformed, converted or copied to write it."""
 
     spec: TensorSpec
     source: StoredTensor
@@ -164,7 +164,7 @@ class _ShardWriter:
         if self._target.exists():
             self._bar.update(total)
             return
-        finished = self._finished_tensors()
+        finished = self._count_finished_tensors()
         mode = "r+b" if finished else "wb"
         with open(self._file, mode, buffering=0, opener=refuse_link) as stream, ThreadPoolExecutor(1) as flusher:
             offset = self._offset(finished)
@@ -213,7 +213,7 @@ class _ShardWriter:
         os.fsync(stream.fileno())
         write_bytes(self._journal, str(count).encode())
 
-    def _finished_tensors(self) -> int:
+    def _count_finished_tensors(self) -> int:
         """Return the number of complete tensors that an interrupted command left on disk."""
         try:
             done = int(self._journal.read_bytes())

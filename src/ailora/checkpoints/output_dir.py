@@ -97,13 +97,13 @@ class OutputDir:
                 return True
             if not force:
                 raise InputError(
-                    f"{self.folder} holds the finished result of a different request, or the files have changed since: "
-                    "choose another folder, or use --force to replace them"
+                    f"{self.folder} holds the finished result of a command with different inputs or options, or its "
+                    "files have changed since: choose another folder, or use --force to replace them"
                 )
         recorded = read_state_file(self._request)
         if recorded is not None and recorded != request and not force and not self._failed.exists():
             raise InputError(
-                f"{self.folder} holds unfinished output of a different request "
+                f"{self.folder} holds unfinished output of a command with different inputs or options "
                 f"({describe_differences(request, recorded)}): repeat the earlier command to complete the output, "
                 "choose another folder, or use --force to replace the files"
             )

@@ -29,18 +29,18 @@ def is_ours(file: Path) -> bool:
 
 
 def validate_output_file(file: Path | str, *, force: bool, reads: Iterable[Path | str] = ()) -> Path:
-    """Refuse an output file that is not writable, or would replace an input or a file without our mark.
+    """Refuse an output path that is no file, or whose file is an input or has no mark of ailora.
 
     Args:
         file: File to write.
-        force: Whether to replace files without our mark.
-        reads: Input files and folders, which are never replaced.
+        force: Whether to accept a file without the mark.
+        reads: Input files and folders. A file without the mark in them is refused even with `force`.
 
     Returns:
         Path of the file, with `~` expanded.
 
     Raises:
-        InputError: The path is a folder, a link, an input, or a file without our mark; or the parent folder is missing.
+        InputError: The path is a folder, a link, an input, or a file without the mark; or the parent folder is missing.
     """
     output = resolve_output_path(file)
     with writing(output):

@@ -22,9 +22,12 @@ def describe_differences(requested: Mapping[str, object], recorded: Mapping[str,
     Returns:
         The differences. Empty if the requests are equal.
     """
-    now, there = _flatten(requested), _flatten(recorded)
-    keys = [key for key in sorted(now.keys() | there.keys()) if now.get(key) != there.get(key)]
-    return "; ".join(f"{key}: {_shorten(there.get(key))} there, {_shorten(now.get(key))} now" for key in keys)
+    requested_values, recorded_values = _flatten(requested), _flatten(recorded)
+    names = sorted(requested_values.keys() | recorded_values.keys())
+    pairs = [(name, recorded_values.get(name), requested_values.get(name)) for name in names]
+    return "; ".join(
+        f"{name}: {_shorten(there)} there, {_shorten(now)} now" for name, there, now in pairs if there != now
+    )
 
 
 def _flatten(value: object, prefix: str = "") -> dict[str, object]:

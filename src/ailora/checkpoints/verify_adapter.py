@@ -73,7 +73,7 @@ class Verdict:
 def verify(adapter: Path | str, base: str) -> Verdict:
     """Check files, ranks, base weights, anchor and initial update of an adapter against a base model.
 
-    Verification reads only the adapted weights of the base.
+    Of the base, only the adapted weights are read, and all tensors of files that contain a digest of their tensors.
 
     Args:
         adapter: Folder of an adapter, or of a run.
@@ -95,7 +95,7 @@ def verify(adapter: Path | str, base: str) -> Verdict:
     checks = [_check_finite(trained), _check_digests(trained), _check_scalings(trained, trained.plan)]
     try:
         model, checkpoint, weights = open_adapted_base(base, trained)
-    # A base model that lacks an adapted weight fails this check, and the command succeeds.
+    # For a base model that lacks an adapted weight, the verdict is negative, and no error is raised.
     except ModelError as error:
         checks.append(Check("base weights", False, f"a different model: {error}"))
         return Verdict(str(trained.folder), base, tuple(checks))

@@ -162,7 +162,7 @@ def read_header(file: Path) -> Header:
     try:
         entries = json.loads(header_json, object_pairs_hook=_unique_keys)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{file}: the header is not JSON: {error}") from None
+        raise InputError(f"{file}: the header is not valid JSON: {error}") from None
     if not isinstance(entries, dict):
         raise InputError(f"{file}: the header is not a JSON object")
     metadata = entries.pop("__metadata__", None) or {}
@@ -172,7 +172,8 @@ def read_header(file: Path) -> Header:
         raise InputError(f"{file}: __metadata__ in the header must map strings to strings")
     data_start = 8 + length
     tensors = [_parse_entry(name, entry, file, data_start) for name, entry in entries.items()]
-    # Entries may come in any order. An empty tensor starts where the next tensor starts, so their stops decide.
+    # Entries may come in any order. An empty tensor starts where the next tensor starts, so tensors with equal starts
+    # are sorted by their stops.
     tensors.sort(key=lambda tensor: (tensor.start, tensor.stop))
     _validate_coverage(tensors, file, data_start, status.st_size)
     return Header({tensor.name: tensor for tensor in tensors}, metadata)
@@ -185,8 +186,8 @@ def _parse_header_length(prefix: bytes, file_size: int, file: Path) -> int:
     # This check comes before memory is allocated, because a damaged file can declare up to 2^64 bytes.
     if length > min(_MAX_HEADER_BYTES, file_size - 8):
         raise InputError(
-            f"{file} is not a safetensors file, or is truncated: expected a header of {length} bytes, but the file has "
-            f"{file_size} bytes"
+            f"{file} is not a safetensors file, or is truncated: expected a header of {length} bytes, but a header has "
+            f"at most {_MAX_HEADER_BYTES} bytes, and the file has {file_size} bytes"
         )
     return length
 
