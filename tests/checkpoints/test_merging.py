@@ -140,6 +140,18 @@ def test_heads_take_the_place_of_the_base_models(tmp_path: Path) -> None:
         close(merged(**family.inputs()).logits, adapted.eval()(**family.inputs()).logits)
 
 
+def test_a_head_without_dimensions_is_refused(tmp_path: Path) -> None:
+    family = FAMILIES["bert"]
+    model = AutoModelForSequenceClassification.from_config(family.model().config)
+    model.save_pretrained(tmp_path / "base")
+    file = ailora.save_adapter(ailora.adapt(model, rank=4), tmp_path / "adapter") / "adapter_model.safetensors"
+    tensors = load_file(file)
+    tensors["base_model.model.classifier.bias"] = torch.tensor(0.0)
+    save_file(tensors, file, metadata={"format": "pt"})
+    with pytest.raises(ailora.ModelError, match=r"classifier\.bias .* has the shape \(2,\)"):
+        merge(str(tmp_path / "base"), tmp_path / "adapter", tmp_path / "out")
+
+
 def test_an_untrained_adapter_changes_nothing(base: Path, tmp_path: Path) -> None:
     init(str(base), tmp_path / "adapter", rank=4)
     merge(str(base), tmp_path / "adapter", tmp_path / "out")
@@ -148,7 +160,11 @@ def test_an_untrained_adapter_changes_nothing(base: Path, tmp_path: Path) -> Non
 
 
 def test_weights_in_double_precision_are_not_rounded_to_single(tmp_path: Path) -> None:
-    LLAMA.model().double().save_pretrained(tmp_path / "base")
+    model = LLAMA.model().double()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.rand_like(parameter), alpha=1e-10)
+    model.save_pretrained(tmp_path / "base")
     init(str(tmp_path / "base"), tmp_path / "adapter", rank=4)
     file = tmp_path / "adapter" / "adapter_model.safetensors"
     save_file({name: tensor.float() for name, tensor in load_file(file).items()}, file, metadata={"format": "pt"})

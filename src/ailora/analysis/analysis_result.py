@@ -14,7 +14,7 @@ import pyarrow
 from ailora.analysis.table_ops import Row
 from ailora.atomic_io import link_error, replacing_folder, write_json
 from ailora.checkpoints.folder_lock import validate_content
-from ailora.checkpoints.output_file import is_ours
+from ailora.checkpoints.output_file import has_ailora_mark
 from ailora.checkpoints.output_path import resolve_output_path, validate_inputs_outside, writing
 from ailora.errors import InputError
 from ailora.path_kind import expand_home
@@ -139,7 +139,9 @@ def _validate_nothing_else(out: Path) -> None:
     figures = out / "figures"
     foreign = [entry for entry in out.iterdir() if entry.name not in written or entry.is_symlink()]
     foreign += (
-        [entry for entry in figures.iterdir() if not entry.is_file() or not is_ours(entry)] if figures.is_dir() else []
+        [entry for entry in figures.iterdir() if not entry.is_file() or not has_ailora_mark(entry)]
+        if figures.is_dir()
+        else []
     )
     if foreign:
         raise InputError(f"{min(foreign)} is not part of the analysis that --force would replace: move it away")

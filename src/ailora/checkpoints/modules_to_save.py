@@ -115,7 +115,8 @@ def find_saved_tensors(adapter: AdapterCheckpoint, model: PreTrainedModel, check
         if stored.shape == shape:
             continue
         is_head = get_task(adapter.task_type).predicts_classes and shape[:1] == (model.config.num_labels,)
-        if stored.shape[1:] != shape[1:] or not (is_head or name in embedding_parameters):
+        differs_in_rows = bool(stored.shape) and (*shape[:1], *stored.shape[1:]) == shape
+        if not differs_in_rows or not (is_head or name in embedding_parameters):
             raise ModelError(f"{stored}: the parameter {name} of {type(model).__name__} has the shape {shape}")
         (vocabularies if name in embedding_parameters else label_counts).add(stored.shape[0])
     if len(label_counts) > 1:
@@ -143,7 +144,7 @@ def _validate_vocabulary(adapter: AdapterCheckpoint, vocabularies: set[int], emb
     if len(vocabularies) > 1:
         raise ModelError(f"the embeddings in {adapter.folder} disagree on the vocabulary: {sorted(vocabularies)} rows")
     (rows,) = vocabularies
-    saved = {name for name, stored in adapter.saved.items() if stored.shape[0] == rows}
+    saved = {name for name, stored in adapter.saved.items() if stored.shape[:1] == (rows,)}
     if others := sorted(embedding_parameters - saved):
         raise ModelError(
             f"the vocabulary in {adapter.folder} was resized to {rows} rows, but {others[0]} was not saved: save input "

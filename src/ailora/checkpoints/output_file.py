@@ -22,7 +22,7 @@ _MARKS: Mapping[str, re.Pattern[bytes]] = MappingProxyType(
 )
 
 
-def is_ours(file: Path) -> bool:
+def has_ailora_mark(file: Path) -> bool:
     """Return whether a file has the mark of ailora."""
     mark = _MARKS.get(file.suffix)
     return mark is not None and mark.search(file.read_bytes()) is not None
@@ -45,7 +45,7 @@ def validate_output_file(file: Path | str, *, force: bool, reads: Iterable[Path 
     output = resolve_output_path(file)
     with writing(output):
         _validate_place(output)
-        if output.exists() and not is_ours(output):
+        if output.exists() and not has_ailora_mark(output):
             _validate_unread(output, reads)
             if not force:
                 raise InputError(
