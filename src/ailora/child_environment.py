@@ -1,4 +1,4 @@
-"""Environment of child processes, in which Python does not import from the current folder."""
+"""Environment in which child processes do not import from the current folder."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _SAFE_PATH, _PATH = "PYTHONSAFEPATH", "PYTHONPATH"
 
 
 def safe_environment() -> dict[str, str]:
-    """Build an environment for child processes, in which Python does not import from the current folder.
+    """Build an environment in which child processes do not import from the current folder.
 
     Returns:
         Environment of this process with `PYTHONSAFEPATH` set. `PYTHONPATH` has no empty entries, because these stand

@@ -20,7 +20,7 @@ from ailora.weights.base_weight import all_finite
 
 #: Prefix that PEFT adds to the module names of the base model.
 PREFIX = "base_model.model."
-#: Suffix of a tensor's name -> part of the LoRA in the tensor.
+#: Suffix of a tensor's name -> field of `LoraWeights` for the tensor.
 _PARTS = {
     "lora_A.weight": "A",
     "lora_B.weight": "B",
