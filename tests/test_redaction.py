@@ -77,6 +77,7 @@ def test_secrets_of_a_study_go_wherever_a_run_is_described() -> None:
         (f"me:{KNOWN}@host/db", "me:***"),
         (f"host=host password={KNOWN}", "host=host password=***"),
         (f"sqlite+pysqlcipher://:{KNOWN}@/study.db", "sqlite+pysqlcipher://:***@/study.db"),
+        (f"mssql+pyodbc:///?odbc_connect=UID%3Dme%3BPWD%3D{KNOWN}", "mssql+pyodbc:///?odbc_connect=***"),
         ("sqlite:////home/a:b@c/study.db", "sqlite:////home/a:b@c/study.db"),
         ("postgresql://me@/studies?host=/run", "postgresql://me@/studies?host=/run"),
         ("postgresql://[::1]:5432/db", "postgresql://[::1]:5432/db"),

@@ -14,8 +14,6 @@ from ailora.errors import InputError
 
 #: Deeper nesting would exhaust the stack of recursive functions that copy, validate or write the data.
 _MAX_DEPTH = 100
-#: Largest accepted size of an integer in bits. A larger integer could not be converted to a float.
-_MAX_BITS = 1024
 _LINE_END = re.compile(r"\r\n|\r|\n")
 _SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
 
@@ -182,8 +180,12 @@ def _explain_refusal(item: object) -> str | None:
         except UnicodeEncodeError as error:
             return f"{item[error.start]!a} is half a character (a lone surrogate), which no file can hold"
         return None
-    if isinstance(item, int) and item.bit_length() > _MAX_BITS:
-        return f"a number of {item.bit_length()} bits is larger than any float"
-    if not isinstance(item, int | float | None):
+    if isinstance(item, int):
+        try:
+            float(item)
+        except OverflowError:
+            return f"a number of {item.bit_length()} bits is larger than any float"
+        return None
+    if not isinstance(item, float | None):
         return f"a value of the type {type(item).__name__}; expected strings, numbers, lists and mappings"
     return None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import unquote_plus
 
 MASK = "***"
 
@@ -130,5 +131,7 @@ def mask_url(url: str) -> str:
 
 
 def _mask_parameter(match: re.Match[str]) -> str:
-    value = MASK if is_secret(match["key"]) else match["value"]
+    # The value may be a whole connection string with a password: `odbc_connect=Driver%3D...%3BPWD%3D...`.
+    nested_keys = [nested["key"] for nested in _PARAMETER.finditer(unquote_plus(match["value"]))]
+    value = MASK if any(map(is_secret, [match["key"], *nested_keys])) else match["value"]
     return f"{match['start']}{match['key']}={value}"

@@ -75,6 +75,7 @@ def test_numbers_and_words_are_those_of_yaml_1_2() -> None:
         ("- " * 2000 + "x", "the nesting is too deep"),
         ("9" * 5000, "Exceeds the limit"),
         ("0x" + "f" * 5000, "a number of 20000 bits is larger than any float"),
+        ("0x" + "f" * 256, "a number of 1024 bits is larger than any float"),
         ("a: " + "[" * 150 + "]" * 150, "nested more than 100 levels deep"),
         ("&a [*a]", "nested more than 100 levels deep"),
         ("\n".join(f"{n}: &{n} [{', '.join([f'*{n - 1}'] * 10) if n else 1}]" for n in range(9)), "100,000 values"),
