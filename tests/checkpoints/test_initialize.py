@@ -518,7 +518,7 @@ def test_a_piece_that_is_damaged_or_of_another_module_is_made_again(tmp_path: Pa
 
 def test_variables_that_a_launcher_left_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base = saved("llama", tmp_path / "base")
-    for size, message in (("2", "RANK, MASTER_ADDR, MASTER_PORT is missing"), ("x", "is missing")):
+    for size, message in (("2", "did not set RANK, MASTER_ADDR, MASTER_PORT"), ("x", "did not set")):
         monkeypatch.setenv("WORLD_SIZE", size)
         with pytest.raises(ailora.InputError, match=message):
             init(base, tmp_path / "out", rank=4)

@@ -148,7 +148,7 @@ def test_a_head_without_dimensions_is_refused(tmp_path: Path) -> None:
     tensors = load_file(file)
     tensors["base_model.model.classifier.bias"] = torch.tensor(0.0)
     save_file(tensors, file, metadata={"format": "pt"})
-    with pytest.raises(ailora.ModelError, match=r"classifier\.bias .* has the shape \(2,\)"):
+    with pytest.raises(ailora.ModelError, match=r"classifier\.bias .* has the shape \(\d,\)"):
         merge(str(tmp_path / "base"), tmp_path / "adapter", tmp_path / "out")
 
 
