@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -155,6 +156,23 @@ def test_the_base_alone(models: Made, tmp_path: Path) -> None:
     assert {"pca-value", "spectrum-value"} <= {
         chart.name for chart in build_analysis_charts(load_analysis(tmp_path / "out"))
     }
+
+
+@pytest.mark.parametrize("out", [".", "..", "/", "a/.."])
+def test_a_folder_without_a_name_is_refused(out: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="expected the name of a folder"):
+        validate_output_dir(out, (), force=True)
+
+
+def test_many_roles_stay_in_the_category_of_their_model(made: Analysis) -> None:
+    """Seven roles with weights of two shapes are 14 sets of points."""
+    layers = [record | {"cloud": f"{i}"} for record in made.info["dispersion"]["layers"][:2] for i in range(14)]
+    crowded = replace(made, info=made.info | {"dispersion": {"layers": layers}})
+    chart = next(chart for chart in build_analysis_charts(crowded) if chart.name == "dispersion")
+    assert isinstance(chart, Plot)
+    assert {round(x) for series in chart.series for x in series.x} == {0, 1}
+    assert chart.has_legend
 
 
 @pytest.mark.ci

@@ -68,6 +68,8 @@ def test_a_run_that_has_not_finished(models: Made, run: Path) -> None:
 def test_what_is_no_model(models: Made, tmp_path: Path) -> None:
     assert "neither a folder nor in the hub's cache" in refused(models, "nowhere/at-all")
     assert "is not a folder" in refused(models, tmp_path / "gone")
+    shutil.copytree(models("llama-adapter"), tmp_path / "a\udcff")
+    assert "the path of the model is not UTF-8" in refused(models, tmp_path / "a\udcff")
     (tmp_path / "empty").mkdir()
     assert "is not a model, adapter or run" in refused(models, tmp_path / "empty")
 
@@ -113,6 +115,19 @@ def test_roles_and_options(models: Made) -> None:
     assert "roles must be at least one" in refused(models, roles=[])
     for option in ({"rank": 0}, {"points": "dots"}, {"perplexity": 0}, {"seeds": ()}, {"epsilon": 2.0}, {"top": 0}):
         assert next(iter(option)).removesuffix("s") in refused(models, **option)
+    for seeds in ((0, 0), (2**32,), (-1,), (True,)):
+        assert "seeds must be different whole numbers from 0 to 4294967295" in refused(models, seeds=seeds)
+
+
+def test_roles_given_by_name_hold_for_a_full_model_too(models: Made) -> None:
+    made = analyze(
+        models("llama"), [models("llama-full")], roles=["output"], role_names={r"mlp\.down_proj$": "output"}, seeds=(0,)
+    )
+    assert made.deltas["kind"].value_counts().to_dict() == {
+        "model.layers.*.self_attn.o_proj": 4,
+        "model.layers.*.mlp.down_proj": 4,
+    }
+    assert made.info["base"] == str(models("llama"))
 
 
 def test_nan_is_named_and_the_rest_still_shown(models: Made, tmp_path: Path) -> None:
@@ -157,6 +172,7 @@ def test_a_model_of_other_weights_is_shown_with_a_doubt(models: Made, tmp_path: 
 def test_names_are_unique_and_none_is_the_base(tmp_path: Path) -> None:
     assert unique_names(["a/x", "b/x", "c/y", "builtin:minilm"]) == ["a/x", "b/x", "y", "minilm"]
     assert unique_names(["out/base"]) == ["out/base"]
+    assert unique_names(["/base", "a/x"]) == ["/base", "x"]
     assert unique_names([]) == []
     with pytest.raises(InputError, match="given twice"):
         unique_names(["a/x", "./a/x"])

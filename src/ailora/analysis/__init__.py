@@ -1,4 +1,4 @@
-"""Weights before and after fine-tuning, as tables."""
+"""Analysis of weights before and after fine-tuning."""
 
 from ailora.analysis.analysis_result import Analysis, load_analysis
 from ailora.analysis.weight_analysis import analyze

@@ -114,10 +114,13 @@ def validate_output_dir(out: Path | str, reads: Iterable[Path], *, force: bool) 
         Output folder with `~` expanded.
 
     Raises:
-        InputError: The path is a file or a link; the folder contains an input or foreign files; or it contains an
-            analysis, and `force` is False.
+        InputError: The path has no last name (`.`, `..`, `/`), is a file or is a link; the folder contains an input, or
+            files of another origin; or it contains an analysis, and `force` is False.
     """
     out = resolve_output_path(out)
+    # The folder is replaced by renaming a new folder beside it.
+    if out.name in ("", ".."):
+        raise InputError(f"expected the name of a folder to write, got {str(out)!r}")
     if out.is_symlink():
         raise link_error(out)
     if out.exists() and not out.is_dir():
@@ -133,7 +136,7 @@ def validate_output_dir(out: Path | str, reads: Iterable[Path], *, force: bool) 
 
 
 def _validate_nothing_else(out: Path) -> None:
-    """Refuse to replace a folder that holds files from other sources beside the analysis."""
+    """Refuse to replace a folder that holds files beside those of an analysis."""
     # Replacing a folder removes all of its files.
     written = {_INFO_NAME, "figures", *(f"{name}.parquet" for name in _TABLES)}
     figures = out / "figures"
@@ -149,7 +152,7 @@ def _validate_nothing_else(out: Path) -> None:
 
 @contextmanager
 def replacing_analysis(out: Path) -> Generator[Path, None, None]:
-    """Open a temporary folder, which replaces `out` atomically when the body ends.
+    """Open a temporary folder, which replaces `out` atomically if the body succeeds.
 
     Yields:
         Path of the temporary folder.

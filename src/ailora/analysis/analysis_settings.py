@@ -9,6 +9,9 @@ from typing import Literal, get_args
 from ailora.errors import InputError, unknown_name
 from ailora.roles import Role
 
+#: Largest seed that scikit-learn accepts.
+_MAX_SEED = 2**32 - 1
+
 PointKind = Literal["auto", "layers", "heads"]
 
 
@@ -37,13 +40,18 @@ class AnalysisSettings:
             ("rank", _is_whole(self.rank, 1), "a whole number of at least 1"),
             ("top", _is_whole(self.top, 1), "a whole number of at least 1"),
             ("perplexity", self.perplexity is None or 0 < self.perplexity < math.inf, "above 0 and finite"),
-            ("seeds", bool(self.seeds) and all(_is_whole(seed, 0) for seed in self.seeds), "whole numbers, at least 0"),
+            ("seeds", _are_seeds(self.seeds), f"different whole numbers from 0 to {_MAX_SEED}"),
             ("epsilon", 0 < self.epsilon <= 1, "above 0 and at most 1"),
         ):
             if not is_allowed:
                 raise InputError(f"{name} must be {allowed}, got {getattr(self, name)!r}")
 
 
-def _is_whole(value: object, minimum: int) -> bool:
+def _are_seeds(seeds: tuple[object, ...]) -> bool:
+    # t-SNE gives the same embedding for equal seeds, so their agreement would be 1.
+    return bool(seeds) and all(_is_whole(seed, 0, _MAX_SEED) for seed in seeds) and len(set(seeds)) == len(seeds)
+
+
+def _is_whole(value: object, minimum: int, maximum: float = math.inf) -> bool:
     # Python's `True` is an int, and would pass as rank 1.
-    return isinstance(value, int) and not isinstance(value, bool) and value >= minimum
+    return isinstance(value, int) and not isinstance(value, bool) and minimum <= value <= maximum

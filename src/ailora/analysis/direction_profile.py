@@ -82,11 +82,11 @@ def enrichment(rows: pd.DataFrame) -> tuple[float, float, float]:
     """Compute the geometric mean of `share / chance` over layers. Random directions give 1.
 
     Args:
-        rows: Rows of `direction_profile` for the same bin in several layers. Rows without energy are ignored.
+        rows: Rows of `direction_profile` for the same bin in several layers. Rows with a zero share are ignored.
 
     Returns:
-        Mean, and the ends of its 95 % t-interval. The ends are NaN for fewer than two layers, and the mean without
-        layers.
+        Mean, and the ends of its 95 % t-interval. For fewer than two layers with energy, the ends are NaN; without any,
+        the mean is NaN too.
     """
     # Average logarithms, so that factors of 2 and 1/2 cancel.
     shares, chances = rows["share"].to_numpy(dtype=float), rows["chance"].to_numpy(dtype=float)

@@ -47,10 +47,10 @@ def measure_dispersion(grams: Sequence[tuple[PointSet, np.ndarray]]) -> dict[str
     Returns:
         Records of `analysis.json`:
 
-        - `layers`: results of `layer_dispersions`.
+        - `layers`: records of `layer_dispersions`.
         - `differences`: `model`, `roles` and the values of `compare_roles`, for each pair of point sets and each model
           with the same layers in both sets.
-        - `between`: results of `model_distances`.
+        - `between`: records of `model_distances`.
     """
     layer_grams = [sum_over_heads(point_set, products) for point_set, products in grams]
     models = dict.fromkeys(point.model.name for gram in layer_grams for point in gram.points)
@@ -191,21 +191,22 @@ def model_distances(gram: LayerGram) -> Iterator[Row]:
 
     Yields:
         Record for each pair of models that both update some modules: `cloud` (name of the point set), `models`,
-        `by_layer` (distance in each of these modules), and `distance` (mean distance) with its t-interval `low` and
-        `high`.
+        `layer_indices` (layer of each of these modules), `by_layer` (distance in each of these modules), and `distance`
+        (mean distance) with its t-interval `low` and `high`.
     """
     index = {(point.model.name, point.projection.module): i for i, point in enumerate(gram.points)}
     models = [model for model in dict.fromkeys(model for model, _ in index) if model != "base"]
     for first, second in combinations(models, 2):
+        modules = [module for model, module in index if model == first and (second, module) in index]
         distances = []
-        for module in (module for model, module in index if model == first and (second, module) in index):
+        for module in modules:
             i, j, base = index[first, module], index[second, module], index["base", module]
             square = max(gram.products[i, i] + gram.products[j, j] - 2 * gram.products[i, j], 0.0)
             distances.append((float(square) / (float(gram.products[base, base]) or float("nan"))) ** 0.5)
         if distances:
             low, high = mean_interval(distances)
-            record = {"cloud": gram.name, "models": [first, second], "by_layer": distances}
-            yield record | {"distance": float(np.mean(distances)), "low": low, "high": high}
+            record = {"cloud": gram.name, "models": [first, second], "layer_indices": [*map(layer_index, modules)]}
+            yield record | {"by_layer": distances, "distance": float(np.mean(distances)), "low": low, "high": high}
 
 
 def jackknife(statistic: Callable[..., float], *grams: np.ndarray) -> tuple[float, float, float]:

@@ -45,13 +45,15 @@ def embed(point_set: PointSet, products: np.ndarray, settings: AnalysisSettings)
 
     Returns:
         Embedding. Rows hold `pca_x`, `pca_y` in the unit of the weights, and `tsne_x`, `tsne_y`. The latter are NaN for
-        fewer than eight points and for points on a line. In addition to settings, the info holds:
+        fewer than eight points and for points on a line. For such points, the info lacks all keys below except
+        `explained`:
 
         - `explained`: shares of the variance along both PCA axes.
         - `pca_trustworthiness`, and `tsne_trustworthiness` by seed: 1 if all neighbours in the plane are also
           neighbours in the original space (Venna and Kaski, 2001).
+        - `neighbours`: number of nearest neighbours that trustworthiness compares.
         - `agreement`: Spearman correlation between the distances in the plane of two seeds, averaged over all pairs of
-          seeds.
+          seeds. NaN for a single seed.
         - `seed`: seed with the lowest divergence.
     """
     coordinates, variances = principal_coordinates(products)

@@ -71,7 +71,7 @@ def _describe_distances(dispersion: Mapping[str, list[Row]], role: str, other: s
     for (first, second, cloud), a in distances.items():
         b = distances.get((first, second, other))
         # Differences are paired by layer, so both roles need the same layers.
-        if cloud != role or b is None or len(a["by_layer"]) != len(b["by_layer"]):
+        if cloud != role or b is None or a["layer_indices"] != b["layer_indices"]:
             continue
         differences = np.subtract(a["by_layer"], b["by_layer"])
         comparative = _choose_comparative(mean_interval(differences), "farther", "closer")
@@ -86,14 +86,15 @@ def _describe_distances(dispersion: Mapping[str, list[Row]], role: str, other: s
 def _describe_updates(deltas: pd.DataFrame, role: str, other: str) -> Iterator[str]:
     for model in deltas["model"].unique():
         rows = [filter_rows(deltas, model=model, role=name) for name in (role, other)]
-        norms = pd.concat([mean_by(table, "layer", "norm") for table in rows], axis=1, join="inner").to_numpy()
+        norms = pd.concat([mean_by(table, "layer", "norm") for table in rows], axis=1, join="inner")
         # For unchanged weights, the ratio of norms or its logarithm is undefined.
-        norms = norms[(norms > 0).all(axis=1)]
-        if not len(norms):
+        norms = norms.loc[(norms > 0).all(axis=1)]
+        if norms.empty:
             continue
-        a, b = norms.T
+        a, b = norms.to_numpy().T
         comparative = _choose_comparative(mean_interval(np.log(a / b)), "larger", "smaller")
-        relative = [table["relative"].mean(skipna=False) for table in rows]
+        # All numbers of the sentence are about the same layers.
+        relative = [table.loc[table["layer"].isin(norms.index), "relative"].mean(skipna=False) for table in rows]
         yield (
             f"{model}: |dW| of {role} is {comparative} than that of {other}: {a.mean():.3g} against {b.mean():.3g} "
             f"on average, larger in {(a > b).sum()} of {len(norms)} layers; relative to |W|, {relative[0]:.3g} against "

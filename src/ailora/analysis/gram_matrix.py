@@ -2,9 +2,9 @@
 
 A point is a weight, or the rows of a single head, as a vector of its entries. t-SNE, PCA and dispersion need only the
 products `<x_i, x_j>` of all pairs. The products are sums over entries, and are accumulated block by block. A block has
-the same rows of all weights, as many as fit into a fixed number of bytes. Every byte is read once, and memory does not
-grow with the number of layers. In contrast, computing pair by pair would read each weight n times, and a random
-projection would be inexact.
+the same rows of all weights, as many as fit into a fixed number of bytes. So the memory for weights does not grow with
+the number of layers, and each point is read only once. In contrast, computing pair by pair would read each point n
+times, and a random projection would be inexact.
 """
 
 from __future__ import annotations

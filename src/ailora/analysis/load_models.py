@@ -1,4 +1,4 @@
-"""Open the models of an analysis by their headers, and validate that fine-tuned models fit the base."""
+"""Open the base and the fine-tuned models of an analysis, and validate that the fine-tuned models fit the base."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import nn
 from ailora.adapter_io.adapter_checkpoint import AdapterCheckpoint
 from ailora.adapter_io.peft_config_file import validate_plain
 from ailora.analysis.model_weights import BASE_NAME, AdaptedModel, BaseWeights, FinetunedModel, FullModel
-from ailora.errors import InputError, ModelError
+from ailora.errors import AiloraError, InputError, ModelError
 from ailora.formatting import pluralize
 from ailora.model_loading import load_on_meta
 from ailora.model_path import model_folder
@@ -23,11 +23,11 @@ from ailora.safetensors_io import Checkpoint
 from ailora.weights.checkpoint_keys import match_checkpoint_keys
 
 
-def load_base(name: str, roles: Sequence[Role], role_names: Mapping[str, str] | None = None) -> BaseWeights:
+def load_base(path: Path | str, roles: Sequence[Role], role_names: Mapping[str, str] | None = None) -> BaseWeights:
     """Open the base model.
 
     Args:
-        name: Folder, hub id in the cache, or `builtin:minilm`.
+        path: Folder, hub id in the cache, or `builtin:minilm`.
         roles: Roles to analyse.
         role_names: Regular expression -> role, for modules without a naming rule.
 
@@ -38,18 +38,19 @@ def load_base(name: str, roles: Sequence[Role], role_names: Mapping[str, str] | 
         InputError: The model does not exist, or lacks a requested role.
         ModelError: The roles of the modules are unknown, or the weights are quantized.
     """
-    folder = model_folder(name)
+    folder = model_folder(path)
     model = load_on_meta(str(folder))
     checkpoint = Checkpoint.open(folder)
     checkpoint.validate_digests()
     projections = find_projections(model, role_names=role_names)
     present = dict.fromkeys(p.role.value for p in projections)
     if missing := [role.value for role in roles if role.value not in present]:
-        raise InputError(f"{name} has no projection of the role {missing[0]}; it has {', '.join(present)}")
+        raise InputError(f"{path} has no projection of the role {missing[0]}; it has {', '.join(present)}")
     projections = tuple(p for p in projections if p.role in roles)
     modules = dict.fromkeys(p.module for p in projections)
     keys = match_checkpoint_keys(model, modules, checkpoint.tensors, by_name_only=True)
-    return BaseWeights(name, model, projections, {module: checkpoint.tensors[key] for module, key in keys.items()})
+    stored = {module: checkpoint.tensors[key] for module, key in keys.items()}
+    return BaseWeights(str(path), model, projections, stored, role_names=role_names)
 
 
 def load_finetuned(path: str, name: str, base: BaseWeights) -> FinetunedModel:
@@ -64,9 +65,14 @@ def load_finetuned(path: str, name: str, base: BaseWeights) -> FinetunedModel:
         `AdaptedModel` if the path holds an adapter, else `FullModel`.
 
     Raises:
-        InputError: The path holds no model, adapter or finished run, or the model does not fit the base.
+        InputError: The path is not UTF-8, or holds no model, adapter or finished run; or the model does not fit the
+            base.
         ModelError: The weights are quantized.
     """
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        raise InputError(f"the path of the model is not UTF-8, so no table can store it: {path!r}") from None
     folder, kind = expand_home(path), detect_path_kind(path)
     if kind is PathKind.ADAPTER:
         return _load_adapter(AdapterCheckpoint.open(folder), name, base)
@@ -100,9 +106,13 @@ def _load_full(path: str, name: str, base: BaseWeights) -> FullModel:
 
 
 def _validate_same_architecture(model: nn.Module, path: str, base: BaseWeights) -> None:
-    """Validate that the model has as many projections of each role as the base."""
+    """Validate that the model has as many projections of each analysed role as the base."""
     # Comparing tensors is not enough: a model with more layers than the base has all tensors of the base.
-    counts = Counter(p.role for p in find_projections(model))
+    try:
+        projections = find_projections(model, role_names=base.role_names)
+    except AiloraError as error:
+        raise InputError(f"{path} does not fit the base {base.path}: {error}") from None
+    counts = Counter(p.role for p in projections)
     base_counts = Counter(p.role for p in base.projections)
     for role, count in base_counts.items():
         if role in counts and counts[role] != count:
@@ -149,7 +159,7 @@ def _load_adapter(adapter: AdapterCheckpoint, name: str, base: BaseWeights) -> A
 
 
 def unique_names(paths: Sequence[Path | str]) -> list[str]:
-    """Name each path by its last components, as few as make the name unique and different from `base`.
+    """Name each path by the fewest last components that make the name unique and different from `base`.
 
     Args:
         paths: Folders, hub ids or `builtin:` models.
@@ -170,7 +180,8 @@ def unique_names(paths: Sequence[Path | str]) -> list[str]:
         ambiguous = [i for i, name in enumerate(names) if names.count(name) > 1 or name == BASE_NAME]
         extensible = [i for i in ambiguous if lengths[i] < len(parts[i])]
         if not extensible:
-            return names
+            # Only the path `/base` has no further component.
+            return [f"/{name}" if name == BASE_NAME else name for name in names]
         for i in extensible:
             lengths[i] += 1
 

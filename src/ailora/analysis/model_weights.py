@@ -70,15 +70,23 @@ class BaseWeights(ModelWeights):
         path: Folder or hub id given by the user.
         model: Model on the meta device.
         projections: Projections to analyse.
+        role_names: Regular expression -> role, for modules without a naming rule. None without such modules.
     """
 
     def __init__(
-        self, path: str, model: nn.Module, projections: tuple[Projection, ...], stored: dict[str, StoredTensor]
+        self,
+        path: str,
+        model: nn.Module,
+        projections: tuple[Projection, ...],
+        stored: dict[str, StoredTensor],
+        *,
+        role_names: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(BASE_NAME, stored)
         self.path = path
         self.model = model
         self.projections = projections
+        self.role_names = role_names
         for module, tensor in stored.items():
             shape = self.module_shape(module)
             # The module has the shape in the configuration, which may contradict the file.
@@ -118,7 +126,7 @@ class FinetunedModel(ModelWeights, ABC):
         self.gradients: Mapping[str, Tensor] = {}
 
     def initial_gradient(self, projection: Projection) -> WeightUpdate | None:
-        """Return the gradient of a projection before training, or None if the gradient is unknown."""
+        """Return the gradient of the training loss for a projection before training, or None if it is unknown."""
         gradient = self.gradients.get(projection.module)
         return None if gradient is None else DenseUpdate(select_rows(gradient, projection).double())
 
@@ -180,8 +188,8 @@ class AdaptedModel(FinetunedModel):
         self.checkpoint = checkpoint
         self._base = base
         self._modules = modules
-        # Blocks of rows that follow each other need the same factors. The cache is limited, because the factors of all
-        # layers may not fit into memory.
+        # Consecutive blocks of rows need the same factors. The cache is limited, because the factors of all layers may
+        # not fit into memory. Factors stored in 16 bits take twice as many bytes in memory.
         largest = max((lora.A.nbytes + lora.B.nbytes for lora in modules.values()), default=1)
         self._factors = lru_cache(maxsize=max(1, _FACTOR_CACHE_BYTES // (2 * largest)))(self._read_factors)
 

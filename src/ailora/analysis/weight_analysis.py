@@ -19,6 +19,7 @@ from ailora.analysis.model_weights import BaseWeights, FinetunedModel
 from ailora.analysis.table_ops import Row
 from ailora.analysis.weight_stats import measure_weights
 from ailora.errors import InputError
+from ailora.formatting import pluralize
 from ailora.library_versions import library_versions
 from ailora.path_kind import PathKind, detect_path_kind, expand_home
 from ailora.recipes.run_folder import RunFolder
@@ -29,7 +30,7 @@ _MIN_UNRELATED_UPDATE = 0.7
 
 
 def analyze(
-    base: str,
+    base: Path | str,
     models: Sequence[Path | str] = (),
     *,
     roles: Iterable[Role | str] = (Role.QUERY, Role.VALUE),
@@ -50,15 +51,15 @@ def analyze(
 
     Args:
         base: Base model: a folder, a hub id in the cache, or `builtin:minilm`.
-        models: Fine-tuned models. Each is a hub id in the cache, or a folder with an adapter, a model, or a run of
-            `ailora train`. If empty, only the base is analysed.
+        models: Fine-tuned models. Each is a hub id in the cache, or the folder of an adapter, of a model, or of a run
+            of `ailora train`. If empty, only the base is analysed.
         roles: Roles to analyse.
         role_names: Regular expression -> role, for modules without a naming rule.
         rank: Number of singular directions in the principal and in the minor subspace.
         points: Points of the embedding: weights (`layers`) or heads (`heads`). `auto` selects heads for roles in fewer
             than twelve layers.
         perplexity: Perplexity for t-SNE. None means a quarter of the number of points, at most 30.
-        seeds: Seeds of t-SNE. Only the embedding with the lowest divergence is kept.
+        seeds: Different seeds of t-SNE. Only the embedding with the lowest divergence is kept.
         top: Number of left singular vectors to test for intruders in each fine-tuned weight. The defaults of `top` and
             `epsilon` come from arXiv 2410.21228 and PEFT.
         epsilon: Cosine below which a singular vector is an intruder.
@@ -131,18 +132,19 @@ def _analyze(
         "notes": [
             *(note for model in models for note in model.notes),
             *tables.notes,
-            *_find_doubts(embeddings, deltas),
+            *_describe_doubts(embeddings, deltas),
         ],
     }
     frame = _to_frame(embedding_rows, ("cloud", "pca_x", "tsne_x"))
     return Analysis(to_plain_data(info), frame, deltas, spectra, directions)
 
 
-def _find_doubts(embeddings: Sequence[Embedding], deltas: pd.DataFrame) -> Iterator[str]:
+def _describe_doubts(embeddings: Sequence[Embedding], deltas: pd.DataFrame) -> Iterator[str]:
     """Yield notes about point sets without t-SNE, and about models that may have a different base."""
     for embedding in embeddings:
         if "perplexity" not in embedding.info:
-            yield f"{embedding.info['cloud']}: too few different points for t-SNE ({embedding.info['points']})"
+            points = pluralize(embedding.info["points"], "point")
+            yield f"{embedding.info['cloud']}: no t-SNE, because {points} are too few, or lie on a line"
     sizes: Mapping[str, float] = deltas.groupby("model", sort=False)["relative"].median().to_dict()
     for model, size in sizes.items():
         if size > _MIN_UNRELATED_UPDATE:

@@ -32,10 +32,10 @@ class WeightTables:
     """Rows of the tables of an analysis.
 
     Attributes:
-        deltas: Row for each update.
-        spectra: Row for each weight.
+        deltas: Row for each update of a projection.
+        spectra: Row for each projection, of the base and of the models that update it.
         directions: Row for each update, side and bin of singular directions. Empty unless requested.
-        damaged: Pairs (model, module) without a usable weight.
+        damaged: Pairs (model, module) whose weight has NaN or infinite entries.
         notes: Sentences for users about weights left out.
     """
 
@@ -98,7 +98,9 @@ def _measure_projection(
     directions = SingularDirections.from_weight(rows) if settings.directions else None
     values = torch.linalg.svdvals(rows.double()) if directions is None else directions.values
     norm = float(values.norm())
-    tables.spectra.append({"model": "base", **columns, **measure_spectrum(values, rank), **_NO_UPDATE})
+    tables.spectra.append(
+        {"model": "base", **columns, **measure_spectrum(values, rank), **_NO_ANCHOR, "intruders": float("nan")}
+    )
     for model in models:
         try:
             update = model.update(projection, weight)
@@ -112,7 +114,7 @@ def _measure_projection(
         if directions is not None:
             gradient = model.initial_gradient(projection)
             for name, change in (("dW", update), ("gradient", gradient)):
-                profile = direction_profile(change, directions, rank) if change else ()
+                profile = () if change is None else direction_profile(change, directions, rank)
                 tables.directions += [{"model": model.name, **columns, "update": name, **row} for row in profile]
         changed = rows.double() + update.dense()
         cosines = nearest_cosines(base_vectors, changed, settings.epsilon)
@@ -233,23 +235,22 @@ def stable_rank(values: Tensor) -> float:
     return float(values.square().sum() / values[0].square()) if values[0] > 0 else 0.0
 
 
-#: Values of the base in columns for fine-tuned models. Models without an anchor have the same values in all columns
-#: except `intruders`.
-_NO_UPDATE: dict[str, float] = dict.fromkeys(("anchor", "moved_A", "moved_B", "intruders"), float("nan"))
+#: Columns about the anchor, for the base and for models without an anchor.
+_NO_ANCHOR: dict[str, float] = dict.fromkeys(("anchor", "moved_A", "moved_B"), float("nan"))
 
 
 def _measure_anchor(model: FinetunedModel, projection: Projection) -> dict[str, float]:
     """Measure the anchor, `|s B0 A0|`, and the distance of each factor from it, `|dA| / |A0|` and `|dB| / |B0|`."""
     factors = model.anchored_factors(projection)
     if factors is None:
-        return _NO_UPDATE
+        return _NO_ANCHOR
     stats = compute_update_stats(factors)
     numbers = {"anchor": stats.anchor_norm, "moved_A": stats.moved_A, "moved_B": stats.moved_B}
     return {name: float("nan") if value is None else value for name, value in numbers.items()}
 
 
 def _log_spaced_indices(count: int) -> list[int]:
-    """Choose at most 64 indices below `count`, denser toward both ends."""
+    """Choose at most 64 indices below `count`, closer together toward both ends."""
     if count <= _MAX_SPECTRUM_VALUES:
         return list(range(count))
     # Space indices evenly in the logarithm of the distance from each end, so that both bands stay visible.

@@ -16,7 +16,7 @@ class WeightUpdate(Protocol):
     """Change of a projection by fine-tuning, in float64."""
 
     def singular_values(self) -> Float[Tensor, " k"]:
-        """Return the singular values, descending: min(out, in), or as many as the rank of the factors if smaller."""
+        """Return the singular values in descending order: min(out, in), or fewer for factors of a smaller rank."""
         ...
 
     def left_energies(self, U: Float[Tensor, "out r"]) -> Float[Tensor, " r"]:
@@ -68,11 +68,10 @@ class LowRankUpdate:
     A: Float[Tensor, "r in_"]
 
     def singular_values(self) -> Tensor:
-        # Factors may have a larger rank than the weight allows. The additional singular values are zero.
-        return compute_singular_values(self.B, self.A)[: min(self.B.shape[0], self.A.shape[1])]
+        return compute_singular_values(self.B, self.A)
 
     def left_energies(self, U: Tensor) -> Tensor:
-        # For A' = Q R, |u' B A| = |u' B R'|, because the columns of Q are orthonormal. This avoids the product B A.
+        # With A' = Q R, |u' B A| = |u' B R'|, because the columns of Q are orthonormal. So B A need not be computed.
         R = torch.linalg.qr(self.A.mT, mode="r").R
         return (U.double().mT @ self.B @ R.mT).square().sum(dim=1)
 
