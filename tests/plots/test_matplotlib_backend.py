@@ -94,6 +94,17 @@ def test_cells_of_a_heat_map_show_as_many_digits(tmp_path: Path) -> None:
     assert "<!-- 0.6712 -->" in text
 
 
+def test_a_line_shows_an_interval_without_neighbours(tmp_path: Path) -> None:
+    """Between points without intervals there is no band, and a whisker shows the interval."""
+    nan, files = math.nan, []
+    for name, low, high in (("some", [nan, 0.5, nan], [nan, 1.5, nan]), ("none", [nan] * 3, [nan] * 3)):
+        line = Series("run", [0, 1, 2], [1.0, 1.0, 1.0], low, high)
+        files.append(tmp_path / f"{name}.svg")
+        save_figure([Plot("p", "p", "lines", Axis("step"), Axis("loss"), (line,), "c")], files[-1])
+    paths = [file.read_text().count("LineCollection") for file in files]
+    assert paths[0] > paths[1]
+
+
 def test_panels_are_not_blank_and_as_many_as_asked(tmp_path: Path) -> None:
     save_figure(ALL[:4], tmp_path / "a.png", columns=2)
     image = imread(tmp_path / "a.png")[..., :3]

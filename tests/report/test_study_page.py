@@ -107,6 +107,14 @@ def test_rows_of_the_only_method_are_named_after_their_settings() -> None:
     assert [row.label for row in forest.rows] == ["rank 2", "rank 8"]
 
 
+def test_ranks_are_charted_only_where_a_run_has_a_score() -> None:
+    design = make_design(grid={"adapter.rank": [2, 8]}, seeds=[0])
+    assert not charts(chapter_of(design, []), "Ranks and other settings")
+    trials = [trial for trial in ran(design, lambda spec: outcome(0.5)) if trial.spec.condition.method == "lora"]
+    (chart,) = charts(chapter_of(design, trials), "Ranks and other settings")
+    assert [series.name for series in chart.series] == ["lora"]
+
+
 def test_a_figure_of_verdicts_has_a_single_metric_and_at_most_sixty_rows() -> None:
     scores = {split: {"accuracy": 0.5, "f1": 0.6, "loss": 0.5} for split in ("validation", "test")}
     two = make_design(tasks={"a": {}, "b": {"metric": ["f1"]}})

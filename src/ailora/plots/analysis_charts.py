@@ -13,8 +13,9 @@ from ailora.analysis.table_ops import filter_rows, mean_by
 from ailora.plots.chart_spec import Axis, Chart, Plot, Series
 from ailora.plots.matplotlib_backend import save_figure
 
-#: Horizontal distance between points of the same category. The distance between categories is 1.
-_POINT_OFFSET = 0.12
+#: Horizontal distance between points of the same category, and largest width of all points together. The distance
+#: between categories is 1.
+_POINT_OFFSET, _MAX_POINTS_WIDTH = 0.12, 0.9
 
 
 def write_analysis(analysis: Analysis, out: Path | str, *, force: bool = False) -> None:
@@ -26,7 +27,8 @@ def write_analysis(analysis: Analysis, out: Path | str, *, force: bool = False) 
         force: Whether to replace an analysis in `out`.
 
     Raises:
-        InputError: The folder holds foreign files, holds an analysis and `force` is False, or cannot be written.
+        InputError: The folder holds files of another origin, holds an analysis and `force` is False, or cannot be
+            written.
     """
     folder = validate_output_dir(out, (), force=force)
     with replacing_analysis(folder) as partial:
@@ -100,6 +102,8 @@ def _dispersion(analysis: Analysis) -> Iterator[Plot]:
     records = pd.DataFrame(analysis.info["dispersion"]["layers"], columns=columns)
     models = [model for model in ("base", *analysis.models) if model in set(records["model"])]
     roles = records["cloud"].unique()
+    # A role with weights of several shapes has several sets of points, so there may be many sets.
+    offset = min(_POINT_OFFSET, _MAX_POINTS_WIDTH / max(1, len(roles)))
     yield Plot(
         "dispersion",
         "Dispersion over the layers",
@@ -109,7 +113,7 @@ def _dispersion(analysis: Analysis) -> Iterator[Plot]:
         tuple(
             Series(
                 role,
-                [models.index(model) + (style - (len(roles) - 1) / 2) * _POINT_OFFSET for model in rows["model"]],
+                [models.index(model) + (style - (len(roles) - 1) / 2) * offset for model in rows["model"]],
                 rows["dispersion"].tolist(),
                 rows["low"].tolist(),
                 rows["high"].tolist(),
@@ -217,9 +221,16 @@ def _spectra(analysis: Analysis) -> Iterator[Plot]:
         rows = filter_rows(analysis.spectra, model="base", role=role).sort_values("layer", kind="stable")
         # Layers are evenly spaced, and include the first and the last. With few layers, the set removes repetitions.
         positions = sorted({round(i * (len(rows) - 1) / 5) for i in range(6)}) if len(rows) else []
+        # Encoder, decoder and cross attention all number their layers from 0.
+        is_ambiguous = rows["layer"].duplicated().any()
         series = tuple(
             # Indices and values are arrays in a table read from Parquet, and lists in a computed table.
-            Series(f"layer {row['layer']}", [int(i) + 1 for i in row["indices"]], list(row["values"]), style=style)
+            Series(
+                row["module"] if is_ambiguous else f"layer {row['layer']}",
+                [int(i) + 1 for i in row["indices"]],
+                list(row["values"]),
+                style=style,
+            )
             for style, row in enumerate(rows.iloc[positions].to_dict("records"))
         )
         axes = Axis("index"), Axis("singular value", log=True)
@@ -290,7 +301,7 @@ def _lines_by_role(analysis: Analysis, rows: pd.DataFrame, column: str) -> list[
 
 
 def _line(rows: pd.DataFrame, column: str, *, name: str, style: int) -> list[Series]:
-    """Return a line through the mean of each layer, or an empty list without finite values."""
+    """Return a list with a line through the mean of each layer, or an empty list without finite values."""
     # A layer may have several rows, because encoder, decoder and cross attention all number their layers from 0.
     means = mean_by(rows, "layer", column)
     return [Series(name, means.index.tolist(), means.tolist(), style=style)] if len(means) else []

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Literal
 
 from ailora.formatting import format_number
@@ -31,7 +32,7 @@ class Axis:
     """Axis of a plot.
 
     Attributes:
-        label: Quantity and unit.
+        label: Quantity and unit of the coordinates.
         log: Whether the axis is logarithmic.
         categories: Names of categories, in order. Coordinates on the axis are then indices of these names. Empty for an
             axis of numbers.
@@ -84,6 +85,13 @@ class Series:
         ends = (self.low[i], self.y[i], self.high[i]) if len(self.low) else (None,)
         return all(end is not None and math.isfinite(end) for end in ends)
 
+    def interval_runs(self) -> list[list[int]]:
+        """Return all runs of consecutive points with intervals, each as a list of indices.
+
+        A line has a band along each run. A run of a single point has no band, and gets a whisker instead.
+        """
+        return [list(run) for has_interval, run in groupby(range(len(self.x)), self.has_interval) if has_interval]
+
 
 @dataclass(frozen=True)
 class Plot:
@@ -111,7 +119,7 @@ class Plot:
 
     @property
     def has_legend(self) -> bool:
-        """Whether there are several series, unless every point is in the category with the name of its series."""
+        """Whether the plot needs a legend: not for a single series, nor if categories are named after their series."""
         # Coordinates are rounded, because points of the same category are shifted to lie side by side.
         return len(self.series) > 1 and not all(
             self.x.categories and self.x.categories[round(x)] == series.name for series in self.series for x in series.x
@@ -162,7 +170,7 @@ class ForestRow:
     """Row of a forest plot: a difference with its interval.
 
     Attributes:
-        group: Heading above the rows of a group, which are adjacent. Empty for no heading.
+        group: Heading above adjacent rows with the same group. Empty for no heading.
         label: Name at the left.
         value: Difference.
         low, high: Ends of the interval of the difference. Both None without an interval.

@@ -54,7 +54,7 @@ _MARKERS = {
 }
 #: Format -> metadata that suppress the date. By default, matplotlib writes a date.
 _DATELESS: dict[str, dict[str, None]] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}
-#: Both dictionaries have the type `Any`, because matplotlib's types list the name of every setting.
+#: These two dictionaries have the type `Any`, because matplotlib's types list the name of every setting.
 _SHADE: Any = {"color": SHADE_COLOUR, "alpha": SHADE_ALPHA, "linewidth": 0}
 _RC_PARAMS: Any = {
     "svg.hashsalt": "ailora",
@@ -170,7 +170,7 @@ def _has_whole_x(chart: Plot) -> bool:
 
 
 def _draw_series(panel: Axes, chart: Plot, series: Series) -> None:
-    """Draw points with intervals as whiskers, or a line with intervals as a band."""
+    """Draw points with intervals as whiskers, or a line with intervals as a band where neighbours have intervals."""
     is_line = chart.kind == "lines"
     crowded = not is_line and any(len(series.x) > 40 for series in chart.series)
     panel.plot(
@@ -187,11 +187,15 @@ def _draw_series(panel: Axes, chart: Plot, series: Series) -> None:
         markeredgewidth=0.7 if crowded else 0.9,
         markevery=max(1, len(series.x) // 12) if is_line else 1,
     )
-    if len(series.low) and is_line:
-        low, high = _with_gaps(series.low), _with_gaps(series.high)
-        panel.fill_between(series.x, low, high, color=series.colour, alpha=0.15, linewidth=0)
-    elif len(series.low):
-        panel.vlines(series.x, _with_gaps(series.low), _with_gaps(series.high), color=series.colour, linewidth=1.1)
+    if not len(series.low):
+        return
+    x, low, high = np.asarray(series.x, dtype=float), _with_gaps(series.low), _with_gaps(series.high)
+    whiskers = np.arange(len(x))
+    if is_line:
+        panel.fill_between(x, low, high, color=series.colour, alpha=0.15, linewidth=0)
+        whiskers = np.array([run[0] for run in series.interval_runs() if len(run) == 1], dtype=int)
+    if len(whiskers):
+        panel.vlines(x[whiskers], low[whiskers], high[whiskers], color=series.colour, linewidth=1.1)
 
 
 def _draw_bars(panel: Axes, chart: Plot) -> None:

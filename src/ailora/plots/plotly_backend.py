@@ -1,13 +1,12 @@
 """Figures for the browser: charts as traces and layout of Plotly, in plain data.
 
-Figures have the colours of the light theme. In the dark theme, a script replaces the colours by the index in
+Figures have the colours of the light theme. In the dark theme, a script looks up other colours by the index in
 `meta.style`. Names and notes are escaped, because Plotly interprets text as a kind of HTML.
 """
 
 from __future__ import annotations
 
 import math
-from itertools import groupby
 
 from ailora.plots.chart_spec import COLOURS, HATCHES, Axis, Chart, ForestPlot, Heatmap, Plot, Series
 from ailora.plots.plotly_forest import forest_figure
@@ -132,8 +131,7 @@ def _scatter_trace(chart: Plot, series: Series, shift: float) -> Json:
         },
         "connectgaps": False,
     }
-    # A band needs two neighbouring points with intervals. An isolated point gets an error bar instead.
-    isolated = [run[0] for run in _interval_runs(series) if len(run) == 1]
+    isolated = [run[0] for run in series.interval_runs() if len(run) == 1]
     return trace | error_bars(series, isolated if is_line else range(len(series.x)))
 
 
@@ -143,17 +141,12 @@ def _bar_trace(series: Series, number: int) -> Json:
     return series_trace(series, series.x, series.y) | trace | error_bars(series, range(len(series.x)))
 
 
-def _interval_runs(series: Series) -> list[list[int]]:
-    """Return all runs of consecutive points with intervals, each as a list of indices."""
-    return [list(run) for has_interval, run in groupby(range(len(series.x)), series.has_interval) if has_interval]
-
-
 def _band_traces(series: Series) -> list[Json]:
     """Return the band of a line's intervals, or an empty list if no two consecutive points have intervals."""
     # A None between two runs ends the filled area, so that the band has a gap where intervals are missing.
     x: list[float | None] = []
     y: list[float | None] = []
-    for run in (run for run in _interval_runs(series) if len(run) > 1):
+    for run in (run for run in series.interval_runs() if len(run) > 1):
         x += [*(series.x[i] for i in (*run, *run[::-1])), None]
         y += [*(series.high[i] for i in run), *(series.low[i] for i in run[::-1]), None]
     if not x:

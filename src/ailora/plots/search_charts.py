@@ -9,11 +9,11 @@ from ailora.plots.chart_spec import Axis, Plot, Series
 
 
 def candidate_chart(candidates: Sequence[Mapping[str, object]], step: int, *, goal: str) -> Iterator[Plot]:
-    """Plot the goal at the end of a rung over the learning rate, with a series for each init.
+    """Chart the goal at the end of the first rung over the learning rate, with a series for each init.
 
     Args:
         candidates: Value of `candidates` in `tune.json`.
-        step: Last step of the rung.
+        step: Last step of the first rung.
         goal: Name of the goal, such as `loss`.
 
     Yields:

@@ -47,9 +47,9 @@ def score_charts(comparison: Comparison) -> Iterator[Plot]:
 
 
 def varied_charts(comparison: Comparison) -> Iterator[Plot]:
-    """Chart the scores over a numeric setting, such as the rank (the paper's Figure 5).
+    """Chart the scores over the numeric setting of `varied_key`, such as the rank (the paper's Figure 5).
 
-    The grid's other settings are fixed in a chart, and each combination of their values has a chart.
+    The grid's other settings are fixed in a chart, and each combination of their values has a chart of its own.
     """
     key = varied_key(comparison)
     if key is None:
@@ -63,23 +63,30 @@ def varied_charts(comparison: Comparison) -> Iterator[Plot]:
     for label, conditions in by_label.items():
         metric = comparison.design.metric_label(conditions[0])
         setting = key.rpartition(".")[2]
+        series = (
+            _score_series(comparison, method, {c.values[key]: c for c in conditions if c.method == method})
+            for method in dict.fromkeys(condition.method for condition in conditions)
+        )
+        scored = tuple(line for line in series if line.x)
+        if not scored:
+            continue
         yield Plot(
             name=chart_name(f"over-{setting}", label),
             title=_title(f"{metric} over {setting}", label),
             kind="lines",
             x=Axis(setting, log=_suits_log_axis([condition.values[key] for condition in conditions])),
             y=Axis(metric),
-            series=tuple(
-                _score_series(comparison, method, {c.values[key]: c for c in conditions if c.method == method})
-                for method in dict.fromkeys(condition.method for condition in conditions)
-            ),
+            series=scored,
             caption=f"Mean over seeds at the best learning rate of each method and {setting}, with its 95 % "
             "t-interval.",
         )
 
 
 def varied_key(comparison: Comparison) -> str | None:
-    """Return the grid's key for the x-axis: the rank, or the only key with several numbers, or None."""
+    """Return the grid's key for the x-axis: the rank if it has several values, else the only key with several numbers.
+
+    Returns None if there is no such key.
+    """
     grid = comparison.design.config.grid
     numbers = [key for key, values in grid.items() if len(values) > 1 and all(map(is_real, values))]
     return "adapter.rank" if "adapter.rank" in numbers else numbers[0] if len(numbers) == 1 else None
@@ -149,7 +156,10 @@ def shared_rate_charts(comparison: Comparison) -> Iterator[Plot]:
 
 
 def _by_category(against: BaselineComparison, rates: Sequence[float], shift: float) -> dict[float, Estimate]:
-    """Return x -> difference. The x of a shared rate is its index plus `shift`; the best rates come after the last."""
+    """Return x -> difference to the baseline.
+
+    The x of a shared rate is its index in `rates` plus `shift`. The difference at the methods' best rates comes last.
+    """
     differences = against.shared_rates.differences
     estimates = {i + shift: differences[rate].estimate for i, rate in enumerate(rates) if rate in differences}
     if against.difference is not None:
