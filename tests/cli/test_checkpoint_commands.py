@@ -77,6 +77,14 @@ def test_ranks_of_a_launcher_share_the_work(base: Path, tmp_path: Path) -> None:
     assert (out / "adapter_model.safetensors").read_bytes() == (alone / "adapter_model.safetensors").read_bytes()
 
 
+def test_paths_are_printed_in_a_single_line(capsys: pytest.CaptureFixture[str]) -> None:
+    from ailora.cli.tables import print_line
+
+    path = "/a folder" * 50
+    print_line(f"written to {path}\x1b")
+    assert capsys.readouterr().out == f"written to {path}\\x1b\n"
+
+
 def test_brackets_are_text(capsys: pytest.CaptureFixture[str]) -> None:
     """The role of a fused weight stands in brackets, which a terminal library takes for markup."""
     from ailora.cli.tables import print_report

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from ailora import cli
+from ailora.errors import InputError
 from tests.cli.test_cli import ailora
 
 SECRET = "s3cr3t"
@@ -48,6 +49,13 @@ def test_a_bug_is_one_line_with_its_traceback_in_a_file(raising: Callable[[BaseE
     assert "Traceback (most recent call last)" in content
     assert SECRET not in content
     assert stat.S_IMODE(Path(file.strip()).stat().st_mode) == 0o600
+
+
+def test_the_file_of_a_bug_holds_names_that_are_not_utf8(raising: Callable[[BaseException], None]) -> None:
+    raising(KeyError("\udcff"))
+    made = ailora("inspect", "a\udcff")
+    assert made.returncode == 70
+    assert "\\udcff" in Path(made.stderr.partition("; traceback: ")[2].strip()).read_text()
 
 
 @pytest.mark.parametrize("arguments", [("--debug", "roles"), ("roles", "--debug")])
@@ -103,6 +111,15 @@ def test_what_is_no_bug_is_not_called_one(
     assert made.stderr.endswith(message)
     assert "bug" not in made.stderr
     assert len(made.stderr.splitlines()) == bool(message)
+
+
+def test_a_lost_connection_is_an_error(raising: Callable[[BaseException], None]) -> None:
+    """The pipe that broke was not the output of the command."""
+    lost = InputError("the storage is lost")
+    lost.__cause__ = BrokenPipeError(errno.EPIPE, "Broken pipe")
+    raising(lost)
+    made = ailora("train")
+    assert (made.returncode, made.stderr) == (2, "ailora: error: the storage is lost\n")
 
 
 def test_an_output_that_nobody_reads_ends_quietly() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sqlite3
 from pathlib import Path
@@ -9,7 +10,9 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from rich.console import Console
 
+from ailora.cli import study_progress
 from ailora.recipes.config.yaml_file import format_yaml
 from tests.cli.test_cli import ailora
 from tests.recipes.conftest import config, tiny_bert, verdicts
@@ -26,6 +29,29 @@ def file(study: dict[str, Any], tmp_path: Path) -> Path:
     changes = {"methods": ["lora", "ailora"], "learning_rate": {"values": [5e-3]}, "seeds": [0, 1]}
     made.write_text(format_yaml(study | changes | {"scales": {"tiny": {"seeds": [0]}}}))
     return made
+
+
+def test_the_cursor_is_shown_again_if_the_storage_fails_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Storage:
+        name, lost = "study", False
+
+        def trials(self) -> list[object]:
+            if self.lost:
+                raise OSError("the disk is gone")
+            return []
+
+    class Keys:
+        conditions = ()
+
+        def matching_trials(self, trials: list[object]) -> list[object]:
+            return trials
+
+    terminal, storage = io.StringIO(), Storage()
+    monkeypatch.setattr(study_progress, "console", Console(file=terminal, force_terminal=True))
+    progress = study_progress.Progress(storage, Keys())  # pyright: ignore[reportArgumentType]
+    with pytest.raises(OSError, match="the disk is gone"), progress:
+        storage.lost = True
+    assert terminal.getvalue().rindex("\x1b[?25h") > terminal.getvalue().rindex("\x1b[?25l")
 
 
 @pytest.mark.ci
@@ -48,6 +74,10 @@ def test_a_study_from_its_file_to_its_report(file: Path, tmp_path: Path) -> None
     written = ailora("study", "report", str(file), "--out", str(tmp_path / "report.md"))
     assert written.returncode == 0
     assert (tmp_path / "report.md").read_text().startswith("## study\n")
+
+    both = ailora("study", "report", str(file), "--out", str(tmp_path / "both.md"), "--json")
+    assert json.loads(both.stdout) == numbers
+    assert (tmp_path / "both.md").read_text() == (tmp_path / "report.md").read_text()
 
     for name in ("trials.csv", "trials.parquet"):
         assert ailora("study", "export", str(file), "--out", str(tmp_path / name)).returncode == 0

@@ -30,7 +30,7 @@ def analyze(
         str, typer.Option(help="Points of the embedding: layers, heads, or auto (heads if there are few layers).")
     ] = "auto",
     perplexity: Annotated[
-        float | None, typer.Option(help="Perplexity of t-SNE; default: a quarter of the number of points.")
+        float | None, typer.Option(help="Perplexity of t-SNE; default: a quarter of the number of points, at most 30.")
     ] = None,
     top: Annotated[int, typer.Option(help="Number of leading directions to test for intruders.")] = 10,
     epsilon: Annotated[float, typer.Option(help="Cosine below which a direction is an intruder.")] = 0.5,
@@ -45,7 +45,7 @@ def analyze(
     """Compare weights before and after fine-tuning: embeddings, updates, spectra."""
     from ailora.analysis import analyze as compare
     from ailora.analysis.analysis_result import validate_output_dir
-    from ailora.cli.tables import console, print_json
+    from ailora.cli.tables import print_json, print_line
     from ailora.model_path import model_folder
     from ailora.plots.analysis_charts import write_analysis
 
@@ -70,7 +70,7 @@ def analyze(
         print_json({"out": str(out), **result.info})
     else:
         _print_analysis(result)
-        console.print(f"Tables and figures: {out}")
+        print_line(f"Tables and figures: {out}")
 
 
 def _print_analysis(analysis: Analysis) -> None:

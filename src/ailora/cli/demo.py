@@ -15,7 +15,7 @@ def demo(
     train_rows: Annotated[int, typer.Option(min=32, help="Number of training sentences.")] = 3600,
 ) -> None:
     """Train LoRA with four inits on a small generated task, and compare the runs. Takes four minutes on two cores."""
-    from ailora.cli.tables import console, result_table
+    from ailora.cli.tables import console, print_line, result_table
 
     # Print before the imports below, which take seconds.
     console.print(
@@ -54,6 +54,6 @@ def demo(
         title="MiniLM on generated verdicts: equal heads, batches and learning rates",
     )
     console.print(result_table(results))
-    console.print(f"Curves: {picture}\nAdapters: " + ", ".join(str(output / policy / "adapter") for policy in POLICIES))
+    print_line(f"Curves: {picture}\nAdapters: " + ", ".join(str(output / policy / "adapter") for policy in POLICIES))
     console.print("One seed at one learning rate shows how runs look, not which init is better.")
-    console.print(f"Next: ailora inspect {quote_argument(output / 'ailora')}")
+    print_line(f"Next: ailora inspect {quote_argument(output / 'ailora')}")

@@ -64,7 +64,7 @@ def exit_code(error: BaseException, arguments: Sequence[str], *, debug: bool) ->
     Returns:
         The exit code; see the table at the top of this module.
     """
-    if _is_caused_by(error, BrokenPipeError):
+    if _is_output_closed(error):
         _discard_output()
         return _CLOSED
     # typer turns Ctrl-C into SystemExit(130).
@@ -106,8 +106,9 @@ def _describe_bug(error: BaseException, arguments: Sequence[str], *, debug: bool
     content += "".join(traceback.format_exception(error))
     try:
         # `tempfile` creates files with mode 0600, so that no other user can read the traceback.
-        with tempfile.NamedTemporaryFile("w", prefix="ailora-", suffix=".txt", delete=False, encoding="utf-8") as file:
-            file.write(content)
+        with tempfile.NamedTemporaryFile("wb", prefix="ailora-", suffix=".txt", delete=False) as file:
+            # Arguments and messages may contain paths that are not UTF-8.
+            file.write(content.encode(errors="backslashreplace"))
     except OSError:
         return f"{summary}: {advice}; --debug prints the traceback"
     return f"{summary}: {advice}; traceback: {file.name}"
@@ -124,13 +125,13 @@ def _find_place_in_user_code(error: BaseException) -> str | None:
     return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else None
 
 
-def _is_caused_by(error: BaseException | None, kind: type[BaseException]) -> bool:
-    """Return whether an exception, or one of its causes and contexts, has the type `kind`."""
-    while error is not None:
-        if isinstance(error, kind):
-            return True
+def _is_output_closed(error: BaseException | None) -> bool:
+    """Return whether printing failed because the reader of the output has ended."""
+    # typer and rich turn a BrokenPipeError into SystemExit. Any other exception after a BrokenPipeError, such as that
+    # of a lost connection to a database, has a message for users.
+    while isinstance(error, SystemExit):
         error = error.__cause__ or error.__context__
-    return False
+    return isinstance(error, BrokenPipeError)
 
 
 def _discard_output() -> None:

@@ -24,11 +24,11 @@ Roles = Annotated[
 ]
 RoleNames = Annotated[
     list[str] | None,
-    typer.Option("--role-name", help="REGEX=ROLE: role of modules with unknown names; may be repeated."),
+    typer.Option("--role-name", help="REGEX=ROLE: role of the modules whose names match REGEX; may be repeated."),
 ]
 Out = Annotated[Path, typer.Option(help="Folder to write.")]
 NoCache = Annotated[bool, typer.Option("--no-cache", help="Do not use the cache of decompositions.")]
-Scale = Annotated[str | None, typer.Option(help="Name below `scales:` in the study file, whose settings apply.")]
+Scale = Annotated[str | None, typer.Option(help="Entry of `scales:` in the study file to apply.")]
 Bootstrap = Annotated[bool, typer.Option(help="Also resample the examples of each study, from saved predictions.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace the content of an existing folder.")]

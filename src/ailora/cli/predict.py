@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ailora.cli.options import ForceFile, Run
-from ailora.formatting import escape_controls
+from ailora.formatting import escape_controls, pluralize
 
 
 def predict(
@@ -21,4 +21,4 @@ def predict(
     from ailora.recipes.registry import load_run
 
     rows = load_run(run).predict(input, output, force=force)
-    typer.echo(f"{rows} predictions written to {escape_controls(str(output))}")
+    typer.echo(f"{pluralize(rows, 'prediction')} written to {escape_controls(str(output))}")

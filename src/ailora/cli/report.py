@@ -17,7 +17,7 @@ def report(
     ],
     out: Annotated[Path, typer.Option(help="HTML file to write.")] = Path("report.html"),
     figures: Annotated[
-        Path | None, typer.Option(help="Folder to which every figure is also written, as SVG, PDF and PNG.")
+        Path | None, typer.Option(help="Folder to which every chart is also written, as SVG, PDF and PNG.")
     ] = None,
     scale: Scale = None,
     bootstrap: Bootstrap = True,
@@ -25,17 +25,18 @@ def report(
 ) -> None:
     """Write a self-contained HTML page about runs, studies and analyses. Exit with code 1 if parts are missing."""
     from ailora.checkpoints.output_file import validate_output_file
-    from ailora.cli.tables import console
-    from ailora.formatting import escape_controls
+    from ailora.cli.tables import print_line
+    from ailora.formatting import escape_controls, pluralize
     from ailora.report.build import build_page
     from ailora.report.html import write_figures, write_page
 
     out = validate_output_file(out, force=force, reads=sources)
     page = build_page(sources, scale=scale, bootstrap=bootstrap)
     write_page(page, out, force=force)
-    console.print(f"written to {out}")
+    print_line(f"written to {out}")
     if figures is not None:
-        console.print(f"{write_figures(page, figures, force=force)} figures written to {figures}")
+        count = write_figures(page, figures, force=force)
+        print_line(f"{pluralize(count, 'chart')} written to {figures}")
     # The page is written even if parts are missing; the exit code tells scripts.
     for problem in page.problems:
         typer.echo(f"ailora: a part of the page is missing: {escape_controls(problem)}", err=True)

@@ -26,7 +26,7 @@ def run(
 ) -> None:
     """Run the remaining trials of a study. If interrupted or killed, the same command resumes."""
     from ailora.cli.study_progress import Progress
-    from ailora.cli.tables import console
+    from ailora.cli.tables import print_line
     from ailora.formatting import quote_argument
     from ailora.studies.study import create_or_load_study, run_workers
     from ailora.studies.study_config import load_study_config
@@ -34,8 +34,8 @@ def run(
     storage, design = create_or_load_study(load_study_config(file, overrides or [], scale=scale))
     with Progress(storage, design.keys) as progress:
         run_workers(storage, design.config, workers, progress.update)
-    console.print(f"written to {design.config.output}")
-    console.print(f"Next: ailora study report {quote_argument(file)}")
+    print_line(f"written to {design.config.output}")
+    print_line(f"Next: ailora study report {quote_argument(file)}")
 
 
 @study.command()
@@ -94,7 +94,7 @@ def report(
     from ailora.atomic_io import write_text
     from ailora.checkpoints.output_file import validate_output_file
     from ailora.checkpoints.output_path import writing
-    from ailora.cli.tables import console, print_json, summary_table
+    from ailora.cli.tables import console, print_json, print_line, summary_table
     from ailora.studies.comparison import compare
     from ailora.studies.study import load_study
     from ailora.studies.study_config import load_study_config
@@ -105,15 +105,16 @@ def report(
         out = validate_output_file(out, force=force, reads=[file])
     storage, design = load_study(load_study_config(file, overrides or [], scale=scale))
     comparison = compare(design.keys.matching_trials(storage.trials()), design, bootstrap=bootstrap)
+    if out is not None:
+        with writing(out):
+            write_text(out, summarize(comparison).to_markdown(storage.name))
     if as_json:
         print_json(comparison.to_dict())
         return
-    summary = summarize(comparison)
     if out is not None:
-        with writing(out):
-            write_text(out, summary.to_markdown(storage.name))
-        console.print(f"written to {out}")
+        print_line(f"written to {out}")
         return
+    summary = summarize(comparison)
     for sentence in summary.sentences:
         console.print(sentence)
     for table in summary.tables:
@@ -130,7 +131,8 @@ def export(
 ) -> None:
     """Write a table with a row for each trial."""
     from ailora.checkpoints.output_file import validate_output_file
-    from ailora.cli.tables import console
+    from ailora.cli.tables import print_line
+    from ailora.formatting import pluralize
     from ailora.recipes.evaluation.table_file import escape_formulas, validate_output_suffix, write_frame
     from ailora.studies.study import load_study, trial_frame
     from ailora.studies.study_config import load_study_config
@@ -140,4 +142,4 @@ def export(
     rows = trial_frame(*load_study(load_study_config(file, overrides or [], scale=scale)))
     # Users may open .csv and .tsv files in a spreadsheet, which evaluates formulas. Only programs read other formats.
     write_frame(escape_formulas(rows) if out.suffix in (".csv", ".tsv") else rows, out)
-    console.print(f"{len(rows)} trials written to {out}")
+    print_line(f"{pluralize(len(rows), 'trial')} written to {out}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import threading
@@ -30,7 +31,7 @@ class Progress:
         self._storage, self._keys = storage, keys
         # No automatic refresh, because the content changes only in `update`.
         self._live = Live(progress_table(storage, keys), console=console, auto_refresh=False)
-        self._polled = 0.0
+        self._polled = -math.inf
         self._printed = {trial.key for trial in keys.matching_trials(storage.trials()) if trial.ended}
 
     def __enter__(self) -> Progress:
@@ -39,11 +40,14 @@ class Progress:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._polled = 0.0
-        self.update()
-        if console.is_terminal:
-            self._live.stop()
-        else:
+        self._polled = -math.inf
+        try:
+            self.update()
+        finally:
+            # The live display hides the cursor, so it must stop even if the storage cannot be read.
+            if console.is_terminal:
+                self._live.stop()
+        if not console.is_terminal:
             console.print(progress_table(self._storage, self._keys))
 
     def update(self) -> None:

@@ -20,7 +20,7 @@ def suggest_lr(
     """Suggest a learning rate for each role: compare the loss curvature at the initial factors with plain LoRA's."""
     from dataclasses import asdict
 
-    from ailora.cli.tables import console, print_json, suggestion_table
+    from ailora.cli.tables import console, print_json, print_line, suggestion_table
     from ailora.recipes.config.loader import load_config
     from ailora.recipes.suggest_lr import suggest
 
@@ -30,8 +30,6 @@ def suggest_lr(
         print_json(asdict(suggestion) | {"multipliers": suggestion.multipliers})
         return
     console.print(suggestion_table(suggestion))
-    console.print(
-        f"training.learning_rate={suggestion.learning_rate:.2g}",
-        f"'adapter.learning_rates={{{', '.join(f'{role}: {m:g}' for role, m in suggestion.multipliers.items())}}}'",
-    )
+    multipliers = ", ".join(f"{role}: {multiplier:g}" for role, multiplier in suggestion.multipliers.items())
+    print_line(f"training.learning_rate={suggestion.learning_rate:.2g} 'adapter.learning_rates={{{multipliers}}}'")
     console.print("A rule of thumb from the curvature before training: also try a third, half and twice the rate.")

@@ -51,6 +51,11 @@ def print_json(value: object) -> None:
     print(format_json(value))
 
 
+def print_line(text: str) -> None:
+    """Print text without line breaks at the width of the terminal, so that paths and commands can be copied."""
+    console.print(text, soft_wrap=True)
+
+
 def print_report(title: str, report: Mapping[str, object], *, as_json: bool) -> None:
     """Print the results of a command as JSON, or as a table with a line for each result."""
     if as_json:

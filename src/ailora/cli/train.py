@@ -21,7 +21,7 @@ def train(
     import sys
     from contextlib import nullcontext
 
-    from ailora.cli.tables import console, print_dry_run, result_table
+    from ailora.cli.tables import console, print_dry_run, print_line, result_table
     from ailora.distributed import is_main
     from ailora.recipes import registry
     from ailora.recipes.config.loader import load_config
@@ -38,4 +38,4 @@ def train(
         result = registry.run(resolved)
     if is_main():
         console.print(result_table({resolved.output: result}))
-        console.print(f"written to {resolved.output}")
+        print_line(f"written to {resolved.output}")

@@ -17,7 +17,7 @@ def tune(
 ) -> None:
     """Search for learning rate, roles, rank and init within a budget, and keep the best run. A rerun resumes."""
     from ailora.cli.quiet import hide_loading_messages
-    from ailora.cli.tables import console, print_json, tune_table
+    from ailora.cli.tables import console, print_json, print_line, tune_table
     from ailora.cli.tune_progress import TuneProgress
     from ailora.recipes.config.loader import load_config
     from ailora.tune.tune_run import open_search, run_search
@@ -32,4 +32,4 @@ def tune(
     console.print(tune_table(result))
     for sentence in result.sentences:
         console.print(sentence)
-    console.print(f"written to {result.output}")
+    print_line(f"written to {result.output}")
