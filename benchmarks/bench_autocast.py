@@ -1,4 +1,4 @@
-"""CPU time of a training step with bf16 autocast and without, in turns, on a single thread.
+"""Compare the CPU time of a training step with and without bf16 autocast, alternately, on a single thread.
 
     python benchmarks/bench_autocast.py [MODEL] [--pairs 7]
 
@@ -25,7 +25,7 @@ ROWS, TOKENS = 32, 26
 
 
 def step(model: Any, inputs: dict[str, torch.Tensor], *, autocast: bool) -> float:
-    """CPU seconds of a forward and backward pass; unlike wall time, they do not grow when other programs run."""
+    """Return the CPU seconds of a forward and backward pass. Unlike wall time, other programs hardly change them."""
     started = time.process_time()
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
         loss = model(**inputs).loss

@@ -1,11 +1,11 @@
-"""Adapters for checkpoints that are never loaded: time, memory and bytes of init and merge.
+"""Measure time, memory and bytes read of `init` and `merge`, which never load the whole checkpoint.
 
     python benchmarks/bench_checkpoints.py [--folder DIR] [--quick]
 
-Writes two checkpoints of a Llama layout (4096 wide, grouped-query, bf16, shards of 2 GiB) of about 2 and 8 GiB into a
-folder, whose attention weights have the spectra of trained ones. Measures in processes of their own: `init`, peft's
-`pissa` and `pissa_niter_16` on the loaded model, `merge` beside copying the files. The page cache is dropped each time.
-Memory is the peak of the resident size beyond that of the process right after its imports. Writes
+Writes two Llama checkpoints (4096 wide, grouped-query, bf16, shards of 2 GiB) of about 2 and 8 GiB into a folder. Their
+attention weights have spectra like those of trained weights. Measures each of these in a new process: `init`; peft's
+`pissa` and `pissa_niter_16` on the loaded model; and `merge`, compared with copying the files. Each starts without the
+page cache. Memory is the peak resident size minus the resident size right after the imports. Writes
 `results/checkpoints.json`.
 """
 
@@ -38,7 +38,7 @@ MIB = 2**20
 
 
 def shapes(layers: int) -> dict[str, tuple[int, ...]]:
-    """The tensors of the model, in the order of its modules."""
+    """Return the shapes of the model's tensors, in the order of its modules."""
     found: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (VOCABULARY, WIDTH)}
     for layer in range(layers):
         prefix = f"model.layers.{layer}"
@@ -57,7 +57,7 @@ def shapes(layers: int) -> dict[str, tuple[int, ...]]:
 
 
 def generate(folder: Path, layers: int) -> None:
-    """A checkpoint and its configuration; a layer's weights are those of the first, rows and columns reordered."""
+    """Write a checkpoint and its configuration. The layers' attention weights differ only in the order of entries."""
     folder.mkdir(parents=True)
     kinds = {shape: trained_like(*shape, seed=sum(shape), device="cpu") for shape in ((WIDTH, WIDTH), (KEYS, WIDTH))}
     generator = torch.Generator().manual_seed(0)
@@ -105,7 +105,7 @@ def _weight(
     return (torch.empty(shape, dtype=torch.bfloat16).uniform_(-0.03, 0.03, generator=generator)).contiguous()
 
 
-def forget(folder: Path) -> None:
+def drop_page_cache(folder: Path) -> None:
     """Drop a folder's files from the page cache."""
     os.sync()
     for file in folder.iterdir():
@@ -114,8 +114,8 @@ def forget(folder: Path) -> None:
         os.close(descriptor)
 
 
-def measured(statement: str, *, threads: int | None = None) -> dict[str, Any]:
-    """Run a statement in a process that has imported what it needs: seconds, peak memory beyond that, bytes read."""
+def measure_in_process(statement: str, *, threads: int | None = None) -> dict[str, Any]:
+    """Run a statement in a new process after its imports, and return its seconds, memory and bytes read."""
     script = f"import bench_checkpoints as bench; bench.measure_here({statement!r}, {threads!r})"
     made = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=HERE, check=False)
     if made.returncode:
@@ -124,7 +124,7 @@ def measured(statement: str, *, threads: int | None = None) -> dict[str, Any]:
 
 
 def measure_here(statement: str, threads: int | None) -> None:
-    """What runs in that process."""
+    """Run a statement in this process, and print its figures as JSON."""
     import peft  # noqa: F401
     import transformers
 
@@ -135,7 +135,7 @@ def measure_here(statement: str, threads: int | None) -> None:
         torch.set_num_threads(threads)
     scope = {"checkpoints": checkpoints, "torch": torch, "pissa": _pissa}
     resident = _status("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew from here
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     read = _bytes_read()
     started = time.perf_counter()
     report = eval(statement, scope)
@@ -163,7 +163,7 @@ def _bytes_read() -> int:
 
 
 def _pissa(folder: str, how: str) -> None:
-    """What a user of peft runs: load the model, let peft decompose."""
+    """Load the model and let peft decompose it, as a user of peft does."""
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
@@ -175,10 +175,10 @@ def _pissa(folder: str, how: str) -> None:
 
 
 def init_case(folder: Path, out: Path, *, workers: int = 1, threads: int | None = None) -> dict[str, Any]:
-    """`init` on a checkpoint that is not in the page cache."""
-    forget(folder)
+    """Measure `init` on a checkpoint that is not in the page cache."""
+    drop_page_cache(folder)
     call = f"checkpoints.init({str(folder)!r}, {str(out)!r}, rank={RANK}, cached=False, force=True, workers={workers})"
-    made = measured(call, threads=threads)
+    made = measure_in_process(call, threads=threads)
     work = InitPlan.from_model(str(folder), rank=RANK)
     estimate = work.estimate()
     parts = made["report"]["seconds"]
@@ -198,8 +198,8 @@ def init_case(folder: Path, out: Path, *, workers: int = 1, threads: int | None 
 
 
 def ranks_case(folder: Path, out: Path, *, ranks: int) -> dict[str, Any]:
-    """`ailora init` under torchrun, one thread each; the seconds are those of `init`, after the imports."""
-    forget(folder)
+    """Measure `ailora init` under torchrun, with one thread for each rank. The seconds exclude the imports."""
+    drop_page_cache(folder)
     with tempfile.NamedTemporaryFile("w", suffix=".py") as script:
         script.write("from ailora.cli import main\nmain()\n")
         script.flush()
@@ -219,14 +219,14 @@ def ranks_case(folder: Path, out: Path, *, ranks: int) -> dict[str, Any]:
 
 
 def merge_case(folder: Path, adapter: Path, out: Path) -> dict[str, Any]:
-    """`merge` beside a copy of the same files, in turn; both end when the bytes are on the disk."""
+    """Measure `merge` and copying the same files, alternately. Both include flushing to the disk."""
     merged, copied = [], []
     for _ in range(3):
-        forget(folder)
+        drop_page_cache(folder)
         call = f"checkpoints.merge({str(folder)!r}, {str(adapter)!r}, {str(out)!r}, force=True)"
-        merged.append(measured(call))
+        merged.append(measure_in_process(call))
         shutil.rmtree(out)
-        forget(folder)
+        drop_page_cache(folder)
         started = time.perf_counter()
         shutil.copytree(folder, out)
         for file in out.iterdir():
@@ -249,11 +249,11 @@ def merge_case(folder: Path, adapter: Path, out: Path) -> dict[str, Any]:
 
 
 def pissa_case(folder: Path) -> dict[str, Any]:
-    """peft on the loaded model."""
+    """Measure the inits of peft on the loaded model."""
     figures = {}
     for how in ("pissa", "pissa_niter_16"):
-        forget(folder)
-        made = measured(f"pissa({str(folder)!r}, {how!r})")
+        drop_page_cache(folder)
+        made = measure_in_process(f"pissa({str(folder)!r}, {how!r})")
         figures[how] = {"seconds": made["seconds"], "peak_mib": made["peak_mib"]}
         print(f"{how} {folder.name}: {json.dumps(figures[how])}", flush=True)
     return figures
@@ -261,15 +261,15 @@ def pissa_case(folder: Path) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, help="where the checkpoints go; default: a temporary folder")
-    parser.add_argument("--quick", action="store_true", help="two small checkpoints, to see that it runs")
+    parser.add_argument("--folder", type=Path, help="parent of the temporary folder with the checkpoints")
+    parser.add_argument("--quick", action="store_true", help="small checkpoints, to test this script")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder) as made:
         run(Path(made), (1, 2) if options.quick else (5, 20), write=not options.quick)
 
 
 def run(work: Path, layers: tuple[int, int], *, write: bool) -> None:
-    """Every case, on a small and a large checkpoint."""
+    """Measure all cases on a small and a large checkpoint."""
     small, large = work / "small", work / "large"
     for folder, count in zip((small, large), layers, strict=True):
         generate(folder, count)
@@ -286,7 +286,7 @@ def run(work: Path, layers: tuple[int, int], *, write: bool) -> None:
         "two workers, one thread each": init_case(large, work / "e", workers=2)["seconds"],
     }
     figures["peft"] = pissa_case(small)
-    # The machine is noisy: ours before and after.
+    # The machine is noisy, so `init` is measure_in_process before and after peft.
     again = init_case(small, work / "f")
     ours = {key: (figures["init"]["small"][key] + again[key]) / 2 for key in ("seconds", "peak_mib")}
     figures["peft_over_init"] = {

@@ -1,9 +1,9 @@
-"""How large the report of a study is, and how soon its first picture is seen.
+"""Measure the size of a study's report, and the time until its first figure is drawn.
 
     python benchmarks/bench_report.py [--trials 1000] [--repeats 5]
 
-A made-up study of about so many trials with 100 evaluations each, in a real SQLite storage; the page is opened from
-disk by Chromium without a cache. Times are the browser's own performance entries, in milliseconds from the start of
+The study has about `--trials` simulated trials with 100 evaluations each, in a real SQLite storage. Chromium opens the
+page from disk, without a cache. Times are the browser's own performance entries, in milliseconds from the start of
 loading.
 """
 
@@ -26,8 +26,8 @@ from ailora.report.build import build_page
 from ailora.report.html import write_page
 
 ROOT = Path(__file__).resolve().parents[1]
-#: Trials of one task at one rank: five methods, four rates, and seeds at three of them.
-_EACH = 80
+#: Number of trials of a task at a rank.
+_TRIALS_PER_TASK_AND_RANK = 80
 _ENTRIES = """() => {
     const paint = Object.fromEntries(performance.getEntriesByType("paint").map((one) => [one.name, one.startTime]));
     return {
@@ -38,12 +38,15 @@ _ENTRIES = """() => {
 }"""
 
 
-def made_up(folder: Path, trials: int) -> int:
-    """A study's storage with about so many trials; how many."""
+def write_study(folder: Path, trials: int) -> int:
+    """Write the storage of a study with about `trials` trials, and return their exact number."""
     sys.path.insert(0, str(ROOT))
     from tests.report.sample_studies import plausible, stored, study_file
 
-    tasks = {f"task-{i}": {"data.max_train_samples": i} for i in range(1, max(1, round(trials / _EACH / 2)) + 1)}
+    tasks = {
+        f"task-{i}": {"data.max_train_samples": i}
+        for i in range(1, max(1, round(trials / _TRIALS_PER_TASK_AND_RANK / 2)) + 1)
+    }
     grid = {"adapter.rank": [4, 16]}
     rates = {"values": [3e-4, 1e-3, 3e-3, 1e-2]}
     file = study_file(folder, tasks=tasks, grid=grid, learning_rate=rates)
@@ -54,10 +57,10 @@ def made_up(folder: Path, trials: int) -> int:
         store.close()
 
 
-def opened(browser: Browser, file: Path) -> dict[str, float]:
-    """Milliseconds until the first paint, the first figure, and the end of loading; of the processor until then.
+def open_page(browser: Browser, file: Path) -> dict[str, float]:
+    """Return milliseconds until the first paint, the first figure and the end of loading, and of processor time.
 
-    The last does not grow with what else the machine does.
+    Unlike the others, processor time hardly depends on other programs.
     """
     context = browser.new_context(viewport={"width": 1280, "height": 900})
     page = context.new_page()
@@ -82,7 +85,7 @@ def main() -> None:
     figures: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as made, sync_playwright() as playwright:
         folder = Path(made)
-        figures["trials"] = made_up(folder, arguments.trials)
+        figures["trials"] = write_study(folder, arguments.trials)
         started = time.perf_counter()
         page = build_page([folder / "study"], bootstrap=False)
         figures["charts"] = len(list(page.charts))
@@ -90,7 +93,7 @@ def main() -> None:
         figures["seconds_to_write"] = round(time.perf_counter() - started, 2)
         figures["bytes"] = (folder / "report.html").stat().st_size
         browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
-        runs = [opened(browser, folder / "report.html") for _ in range(arguments.repeats)]
+        runs = [open_page(browser, folder / "report.html") for _ in range(arguments.repeats)]
         figures |= {"browser": browser.version, "load_average": round(os.getloadavg()[0], 1)}
         browser.close()
     for name in runs[0]:

@@ -1,12 +1,12 @@
-"""Truncated decompositions against full SVDs: time, error, scaling, a whole model.
+"""Compare truncated decompositions with full SVDs: time, error, scaling, and a whole model.
 
     python benchmarks/bench_spectral.py [--device cpu] [--quick]
 
-Every case is timed in one run with its reference, `torch.linalg.svd` in the weight's float32 (what peft's `pissa` and
-`mica` run) and `torch.svd_lowrank` with 16 iterations (`pissa_niter_16`). Medians, ratios, and the error of the
-subspaces against the SVD in float64. Spectra are those of trained attention weights: a power-law head and a bulk that
-goes down to nearly zero. The real weights of MiniLM come after. Writes `results/spectral-DEVICE.json` and a plot in
-docs/images.
+Each case is timed in the same run as its references: `torch.linalg.svd` in float32, as in peft's `pissa` and `mica`,
+and `torch.svd_lowrank` with 16 iterations (`pissa_niter_16`). Results are medians, ratios, and the error of the
+subspaces relative to the SVD in float64. Weights have spectra like those of trained attention weights: first a power
+law, then a decrease to nearly zero. The weights of MiniLM are measured too. Writes `results/spectral-DEVICE.json` and a
+plot to `docs/images`.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ Timed = tuple[float, Any]
 
 
 def spectrum(size: int) -> torch.Tensor:
-    """Singular values (size,): 10 i^-1/2 for the first eighth, then a straight line down to nearly zero."""
+    """Return singular values (size,): 10 i^-1/2 for the first eighth, then a straight line down to nearly zero."""
     values = 10 * torch.arange(1, size + 1, dtype=torch.float64) ** -0.5
     heads = size // 8
     rest = size - heads
@@ -49,17 +49,17 @@ def spectrum(size: int) -> torch.Tensor:
 
 
 def trained_like(out: int, in_: int, *, seed: int, device: str) -> torch.Tensor:
-    """A float32 weight (out, in) with that spectrum and random singular vectors."""
+    """Return a float32 weight (out, in) with the singular values of `spectrum` and random singular vectors."""
     generator = torch.Generator().manual_seed(seed)
     small = min(out, in_)
     normal = [torch.randn(n, small, generator=generator, dtype=torch.float64) for n in (out, in_)]
-    # On the device: two QRs of 8192 columns take longer on a CPU than all decompositions on a GPU.
+    # QR runs on the device: on a CPU, two QRs of 8192 columns take longer than all decompositions on a GPU.
     U, V = (torch.linalg.qr(matrix.to(device)).Q for matrix in normal)
     return ((U * spectrum(small).to(device)) @ V.T).float()
 
 
 def timed(call: Callable[[], Any], repeats: int) -> Timed:
-    """Median seconds and the result."""
+    """Call a function several times, and return the median of the seconds and the last result."""
     seconds, result = [], None
     for _ in range(repeats):
         if torch.cuda.is_available():
@@ -73,18 +73,30 @@ def timed(call: Callable[[], Any], repeats: int) -> Timed:
 
 
 def distance(reference: torch.Tensor, basis: torch.Tensor) -> float:
-    """Sine of the largest angle between two subspaces, given by orthonormal columns."""
+    """Return the sine of the largest angle between two subspaces.
+
+    Args:
+        reference: Orthonormal basis, as columns.
+        basis: Any basis, as columns.
+    """
     basis = torch.linalg.qr(basis.double()).Q
     return float(torch.linalg.matrix_norm(basis - reference @ (reference.mT @ basis), 2))
 
 
 def worst(reference: tuple[torch.Tensor, ...], rows: slice, U: torch.Tensor, Vh: torch.Tensor) -> float:
-    """The larger of the left and the right subspace error."""
+    """Return the larger of the errors of the left and of the right subspace."""
     return max(distance(reference[0][:, rows], U), distance(reference[2][rows].mT, Vh.mT))
 
 
 def case(weight: torch.Tensor, band: str, repeats: int, *, full: Timed) -> dict[str, Any]:
-    """One weight and band: ours, the full SVD in float32, and for principal `svd_lowrank(niter=16)`."""
+    """Time a band of a weight by `truncated_svd`, and the principal band also by `svd_lowrank(niter=16)`.
+
+    Args:
+        weight: Weight (out, in).
+        band: `principal` or `minor`.
+        repeats: Number of repetitions.
+        full: Seconds and result of the full SVD in float32.
+    """
     reference = torch.linalg.svd(weight.double(), full_matrices=False)
     small = min(weight.shape)
     rows = slice(0, RANK) if band == "principal" else slice(small - RANK, small)
@@ -133,7 +145,7 @@ def grouped_value(device: str) -> dict[str, Any]:
 
 
 def minilm(device: str) -> dict[str, Any]:
-    """All query and value weights of MiniLM, both bands: total times and the worst error."""
+    """Time both bands of all query and value weights of MiniLM, and return total times and the largest error."""
     weights = load_file(f"{resolve_model('builtin:minilm')}/model.safetensors")
     chosen = [w.to(device) for n, w in weights.items() if n.endswith(("self.query.weight", "self.value.weight"))]
     ours, full, errors = 0.0, 0.0, []
@@ -149,9 +161,9 @@ def minilm(device: str) -> dict[str, Any]:
 
 
 def floor(weight: torch.Tensor, seconds: float) -> dict[str, float]:
-    """Minor triplets as a multiple of the flops that they use, at the rate of a product measured in this run.
+    """Compare the time of the minor triplets with the time of their flops at the rate of a matrix product.
 
-    Counted: one LU, 2/3 n^3; every column that goes through a product or through the factorization, 2 n^2.
+    Counted flops are 2/3 n^3 for the LU factorization, and 2 n^2 for each column in a product or a solve.
     """
     n = weight.shape[0]
     product, _ = timed(lambda: weight @ weight, 3)
@@ -192,9 +204,9 @@ def scaling(sizes: tuple[int, ...], ranks: tuple[int, ...], device: str) -> list
 
 
 def whole_model(layers: int, device: str) -> dict[str, Any]:
-    """Query (principal) and value (minor) of a 7B-shaped model, one matrix at a time, in a process of its own.
+    """Decompose query (principal) and value (minor) of a 7B-shaped model, one matrix at a time, in a new process.
 
-    Every layer's weight is one matrix with its rows permuted: new work for every method, the same spectrum.
+    All layers have the same weight with permuted rows: the spectrum is the same, but no method can reuse results.
     """
     script = f"from bench_spectral import measure_model; measure_model({layers}, {device!r})"
     made = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=HERE)
@@ -207,7 +219,7 @@ def whole_model(layers: int, device: str) -> dict[str, Any]:
 
 
 def measure_model(layers: int, device: str) -> None:
-    """The body of `whole_model`; prints its figures as JSON."""
+    """Run the body of `whole_model`, and print its figures as JSON."""
     weight = trained_like(4096, 4096, seed=0, device=device)
     torch.save(weight, file := Path(tempfile.mkdtemp()) / "weight.pt")
     del weight
@@ -218,13 +230,13 @@ def measure_model(layers: int, device: str) -> None:
 
 
 def peak_mib() -> float:
-    """Peak resident memory of this program; `ru_maxrss` would count what ran before `exec`."""
+    """Return the peak resident memory of this program. `ru_maxrss` would include the program before `exec`."""
     status = Path("/proc/self/status").read_text()
     return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) / 2**10
 
 
 def decompose_model(layers: int, file: str) -> None:
-    """The decompositions alone, so that the peak memory is theirs."""
+    """Decompose the weights, and print the figures as JSON. Nothing else runs here, so the peak memory is theirs."""
     start = peak_mib()
     weight, seconds = torch.load(file), 0.0
     for layer in range(layers):
@@ -240,7 +252,7 @@ def decompose_model(layers: int, file: str) -> None:
 
 
 def peers(size: int, device: str) -> dict[str, float]:
-    """Seconds in which peft initialises one layer with each of its SVD inits, and ours for both bands of it."""
+    """Time the SVD inits of peft and both bands of `truncated_svd` on a layer."""
     weight = trained_like(size, size, seed=0, device=device)
     seconds = {}
     for init in ("pissa", "pissa_niter_16", "mica"):
@@ -256,7 +268,7 @@ def peers(size: int, device: str) -> dict[str, float]:
 
 
 def plot(rows: list[dict[str, Any]], file: Path) -> None:
-    """Seconds over size at rank 16, and over rank at 4096."""
+    """Plot seconds over size at rank 16, and over rank at size 4096."""
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
     for band, mark in (("principal", "o-"), ("minor", "s--")):
@@ -278,7 +290,7 @@ def plot(rows: list[dict[str, Any]], file: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--quick", action="store_true", help="the cases of the table only")
+    parser.add_argument("--quick", action="store_true", help="only the cases of the table")
     arguments = parser.parse_args()
     device = arguments.device
     cases = square_cases((384, 768, 4096), device)

@@ -1,11 +1,11 @@
-"""What a command costs before it does anything: processor time and peak memory on a model of two layers.
+"""Measure the overhead of each command: processor time and peak memory for a model of two layers.
 
     python benchmarks/bench_start.py [--rounds N] [--without PYTHON]
 
-Each line runs in a process of its own, the lines in turn, `--rounds` times; figures are medians. References are
-importing transformers alone (it imports torch only when a model is asked for), building the model on the meta device
-with transformers, and importing peft and transformers. `--without` names the Python of a second environment, in which
-ailora is installed and the quantization libraries are not. Writes `results/start.json`.
+In each round, every command runs once in a new process; figures are medians over rounds. The references are: importing
+transformers alone (which imports torch only when a model is requested), building the model on the meta device with
+transformers, and importing peft and transformers. `--without` names the Python of a second environment, with ailora and
+without the quantization libraries. Writes `results/start.json`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _PEFT = "import peft, transformers; from transformers import AutoConfig"
 
 
 def lines(folder: Path) -> dict[str, list[str]]:
-    """The arguments of Python for each reference and command; later ones read what earlier ones wrote."""
+    """Return Python's arguments for each reference and command. Later commands read the outputs of earlier ones."""
     model, adapter, exported, merged = (str(folder / name) for name in ("model", "adapter", "exported", "merged"))
     commands = {
         "--help": ["--help"],
@@ -54,7 +54,7 @@ def lines(folder: Path) -> dict[str, list[str]]:
 
 
 def measure(command: list[str]) -> tuple[float, float]:
-    """Run a command: seconds of processor time, peak resident memory in MiB."""
+    """Run a command, and return its processor time in seconds and its peak resident memory in MiB."""
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment)
     assert process.stderr is not None
@@ -66,13 +66,13 @@ def measure(command: list[str]) -> tuple[float, float]:
 
 
 def compare(python: str, rounds: int) -> dict[str, dict[str, float]]:
-    """The medians of all lines in one environment, and each command's share of importing peft and transformers."""
+    """Return the medians of all commands in an environment, also relative to importing peft and transformers."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         subprocess.run([python, "-c", _MODEL.format(folder=str(folder / "model"))], check=True, capture_output=True)
         commands = lines(folder)
         for arguments in commands.values():
-            measure([python, *arguments])  # reads the files into the page cache, writes byte code
+            measure([python, *arguments])  # fills the page cache, and writes byte code
         samples = {name: [] for name in commands}
         for _ in range(rounds):
             for name, arguments in commands.items():
@@ -88,7 +88,7 @@ def compare(python: str, rounds: int) -> dict[str, dict[str, float]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--without", help="the Python of an environment without the quantization libraries")
+    parser.add_argument("--without", help="Python of an environment without the quantization libraries")
     arguments = parser.parse_args()
     pythons = {"with quantization libraries": sys.executable} | (
         {"without": arguments.without} if arguments.without else {}
@@ -98,7 +98,7 @@ def main() -> None:
         print(environment)
         for name, row in figures.items():
             print(f"  {name:30} {row['seconds']:6.2f} s {row['peak_mib']:7.1f} MiB {row['of_peft']:6.2f}")
-    # It imports torch: a process that holds it would lend its memory to the peaks of those it starts.
+    # Import late, because the module imports torch: the peak memory of a child includes that of its parent at the fork.
     from machine import write_results
 
     write_results("start", {"rounds": arguments.rounds, "environments": results})

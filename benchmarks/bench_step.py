@@ -1,11 +1,11 @@
-"""What a training step costs in each form, against stock PEFT LoRA of rank r and of rank 2r, and PEFT's DoRA.
+"""Compare the cost of a training step in each form with PEFT's LoRA of rank r, LoRA of rank 2r, and DoRA.
 
     python benchmarks/bench_step.py [--steps 15] [--models minilm pico-llama] [--shared ../shared]
     python benchmarks/bench_step.py --models llama-1b llama-7b --device cuda --compile
 
-All forms of a model live side by side and take turns, so that the machine's noise falls on all of them; medians and
-their ratios. They share the frozen weights of the base, so that five forms of a 7B-shaped model fit on one GPU. Memory
-is the peak of a process of its own beyond what it had loaded, or what CUDA allocated at most.
+All forms of a model are in memory and take turns, so that the machine's noise affects all of them. Figures are medians
+and their ratios. The forms share the frozen weights of the base, so that five forms of a 7B-shaped model fit on a GPU.
+Memory is the peak of a new process minus its memory after loading, or the largest allocation of CUDA.
 """
 
 from __future__ import annotations
@@ -53,11 +53,11 @@ class Setting:
     Attributes:
         model: `minilm`, `pico-llama` or a name in `SHAPES`.
         device: Device of torch.
-        dtype: Of the weights of a model from a configuration; the others are float32.
-        layers: Number of layers instead of the shape's own; the cost of a form is the same in every layer.
+        dtype: Dtype of the weights of a model in `SHAPES`; other models are float32.
+        layers: Number of layers. None means the number in `SHAPES`.
         compile: Whether the adapted model is compiled.
-        steps: Measured steps, after two that warm up.
-        shared: Folder with the small Llama.
+        steps: Number of measured steps, after two warm-up steps.
+        shared: Folder that contains pico-llama.
     """
 
     model: str
@@ -70,13 +70,13 @@ class Setting:
 
     @property
     def forms(self) -> tuple[str, ...]:
-        """The forms that this model can have: the residual form needs float32 weights."""
+        """Forms that this model can have. The residual form needs float32 weights."""
         half = self.model in SHAPES and self.dtype is not torch.float32
         return tuple(form for form in FORMS if not (half and form == RESIDUAL))
 
 
 def base(setting: Setting) -> Any:
-    """A base model, the same each time."""
+    """Load or build the base model. Every call returns the same weights."""
     torch.manual_seed(0)
     if setting.model == "minilm":
         return AutoModelForSequenceClassification.from_pretrained(resolve_model("builtin:minilm"), num_labels=2)
@@ -99,9 +99,9 @@ def base(setting: Setting) -> Any:
 
 @torch.no_grad()
 def set_trained_spectra(model: Any, device: str) -> None:
-    """Overwrite every query and value weight with a matrix of a trained spectrum, its rows in another order each.
+    """Overwrite all query and value weights with a matrix from `trained_like`, with rows in a different order for each.
 
-    The singular values of a random matrix lie so close together that decomposing it tells nothing of a real model.
+    The singular values of random matrices are so close together that their decomposition is not typical of real models.
     """
     generator = torch.Generator().manual_seed(0)
     originals: dict[tuple[int, int], torch.Tensor] = {}
@@ -115,7 +115,7 @@ def set_trained_spectra(model: Any, device: str) -> None:
 
 
 def batch(setting: Setting) -> dict[str, torch.Tensor]:
-    """Random tokens of a usual size."""
+    """Draw a batch of random tokens, of a typical size."""
     generator = torch.Generator().manual_seed(0)
     if setting.model == "minilm":
         ids = torch.randint(1000, 30000, (32, 32), generator=generator)
@@ -128,7 +128,7 @@ def batch(setting: Setting) -> dict[str, torch.Tensor]:
 
 
 def adapted(original: Any, form: str, setting: Setting) -> Any:
-    """The adapter of a form on the weights of a base model, ready to train."""
+    """Build the adapter of a form on the weights of a base model, ready to train."""
     # The residual form overwrites the weights that it adapts.
     kept = [] if form == RESIDUAL else list(original.parameters())
     model = copy.deepcopy(original, {id(parameter): parameter for parameter in kept})
@@ -148,7 +148,7 @@ def optimizer_of(model: Any) -> torch.optim.Optimizer:
 
 
 def step(model: Any, optimizer: torch.optim.Optimizer, inputs: dict[str, torch.Tensor]) -> float:
-    """Seconds of one forward, backward and AdamW step."""
+    """Run a forward, backward and AdamW step, and return its seconds."""
     started = time.perf_counter()
     model(**inputs).loss.backward()
     optimizer.step()
@@ -159,7 +159,7 @@ def step(model: Any, optimizer: torch.optim.Optimizer, inputs: dict[str, torch.T
 
 
 def times(setting: Setting, forms: Sequence[str]) -> dict[str, dict[str, float]]:
-    """Median seconds of each form, and the median of its ratios to the first form, round by round."""
+    """Return the median seconds of each form, and the median over rounds of its ratio to the first form."""
     inputs, original = batch(setting), base(setting)
     models = {form: adapted(original, form, setting) for form in forms}
     optimizers = {form: optimizer_of(model) for form, model in models.items()}
@@ -188,7 +188,7 @@ def times(setting: Setting, forms: Sequence[str]) -> dict[str, dict[str, float]]
 
 
 def _reset_cuda_peak(setting: Setting) -> int:
-    """Forget CUDA's peak and return the bytes in use: beyond them lie activations, gradients and temporaries."""
+    """Reset CUDA's peak, and return the bytes in use, without activations, gradients and temporary tensors."""
     if setting.device != "cuda":
         return 0
     torch.cuda.reset_peak_memory_stats()
@@ -200,7 +200,7 @@ def _cuda_peak(setting: Setting) -> int:
 
 
 def peak_memory(form: str, setting: Setting) -> int:
-    """Peak bytes of three steps beyond the adapted model, in this process."""
+    """Return the peak bytes of three steps in this process, beyond the adapted model."""
     model, inputs = adapted(base(setting), form, setting), batch(setting)
     optimizer = optimizer_of(model)
     _reset_cuda_peak(setting)
@@ -213,13 +213,13 @@ def peak_memory(form: str, setting: Setting) -> int:
 def _peak(setting: Setting) -> int:
     if setting.device == "cuda":
         return _cuda_peak(setting)
-    # Of this program alone: `ru_maxrss` begins with what its parent had.
+    # `ru_maxrss` would start at the peak of the parent process.
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
     return int(line.split()[1]) * 1024
 
 
 def memory(name: str, form: str) -> int:
-    """`peak_memory` in a process of its own."""
+    """Return `peak_memory` of a new process."""
     made = subprocess.run(
         [sys.executable, __file__, *sys.argv[1:], "--memory", name, form], capture_output=True, check=True, text=True
     )

@@ -1,8 +1,8 @@
-"""What a study costs beside its runs: adding a trial, taking and ending one, and `ailora study status`.
+"""Measure the overhead of a study: adding a trial, starting and ending a trial, and `ailora study status`.
 
     python benchmarks/bench_study.py [--trials 100 300 1000] [--workers 2] [--status 1000 10000]
 
-The runs do nothing, so that all of the time is the study's own. Workers are processes on one SQLite file.
+The runs do nothing, so all time is overhead. Workers are processes that share a SQLite file.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ TABLE = "text\tlabel\ngood\t1\nbad\t0\n"
 
 
 def study_of(folder: Path, trials: int) -> dict[str, Any]:
-    """A study file of one method and as many seeds as trials."""
+    """Return the content of a study file with a single method and a seed for each trial."""
     for split in ("train", "validation"):
         (folder / f"{split}.tsv").write_text(TABLE)
     data = {"train": f"{folder}/train.tsv", "validation": f"{folder}/validation.tsv", "text": ["text"]}
@@ -44,7 +44,7 @@ def study_of(folder: Path, trials: int) -> dict[str, Any]:
 
 
 def measure(trials: int, workers: int) -> dict[str, Any]:
-    """Milliseconds a trial: to add, and to run, in the first and the last tenth too."""
+    """Return the milliseconds for adding and for running a trial: over all trials, the first and the last tenth."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         begun = time.perf_counter()
@@ -73,7 +73,7 @@ def measure(trials: int, workers: int) -> dict[str, Any]:
 
 
 def measure_status(trials: int) -> dict[str, Any]:
-    """Seconds of `ailora study status` from its start to its end, of a study whose trials have ended."""
+    """Return the seconds of the command `ailora study status` for a study whose trials have ended."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         file = folder / "study.yaml"

@@ -2,7 +2,7 @@
 
     python benchmarks/classification_runs.py [--data ../shared/data] [--out out/classification_runs]
 
-Runs that have finished are not run again. Writes `benchmarks/results/classification_runs.json` and, for each task, a
+Finished runs are not trained again. Writes `benchmarks/results/classification_runs.json` and, for each task, a
 picture of the curves to `docs/images/`.
 """
 
@@ -24,7 +24,7 @@ TRAINING = {"num_train_epochs": 1, "per_device_train_batch_size": 32, "eval_step
 
 
 def tasks(data: Path) -> dict[str, dict[str, Any]]:
-    """The data and the metric of each task."""
+    """Return the data and the metric of each task."""
     sst2, cola = data / "sst2", data / "cola"
     return {
         "sst2": {

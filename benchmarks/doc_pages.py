@@ -1,4 +1,4 @@
-"""Parts of pages in `docs` that benchmarks write, each between two marks."""
+"""Parts of pages in `docs` that benchmarks write. Each part is between two marks."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ DOCS = Path(__file__).resolve().parents[1] / "docs"
 
 
 def replace_between(page: Path, name: str, script: str, content: str) -> None:
-    """Replace what stands between the two marks of a page.
+    """Replace the text between two marks of a page.
 
     Args:
         page: The page.
         name: Name of the part.
-        script: Script that makes the part, named in the first mark.
+        script: Script that writes the part. The first mark names it.
         content: New content.
     """
     begin, end = f"<!-- {name}: made by benchmarks/{script} -->", f"<!-- end of {name} -->"

@@ -2,7 +2,8 @@
 
     python benchmarks/e2e_runs.py [--shared ../shared] [--out out/e2e_runs]
 
-Runs that have finished are not run again: several processes may share the policies (`--only`) before one reports.
+Finished runs are not trained again. So several processes may each train some policies (`--only`) before the last one
+reports all.
 Writes `benchmarks/results/e2e_runs.json` and the curves to `docs/images/`.
 """
 
@@ -36,7 +37,7 @@ KEPT = ("metrics", "forgetting", "best", "history", "steps", "trainable_paramete
 
 
 def fixed(shared: Path) -> dict[str, Any]:
-    """What all runs have in common."""
+    """Return the settings that all runs share."""
     data = shared / "data"
     return {
         "recipe": "causal_lm",
@@ -62,7 +63,7 @@ def fixed(shared: Path) -> dict[str, Any]:
 
 
 def one(policy: str, rate: float, arguments: argparse.Namespace) -> dict[str, Any]:
-    """The result of one run."""
+    """Train a run, print its scores, and return its row of the results."""
     adapter = {"policy": policy} if policy == "full" else {"policy": policy, "rank": 8}
     config = load_config(
         {

@@ -2,7 +2,7 @@
 
     python benchmarks/figure1.py [--data ../shared/data] [--out out/figure1]
 
-Runs that have finished are not run again. Writes `benchmarks/results/figure1.json`, and the pictures of
+Finished runs are not train_all again. Writes `benchmarks/results/figure1.json`, and the pictures of
 `docs/analysis.md` to `docs/images/`.
 """
 
@@ -32,7 +32,7 @@ SENTENCES = 3200
 
 
 def tasks(data: Path) -> dict[str, dict[str, Any]]:
-    """The data and the metric of each task."""
+    """Return the data and the metric of each task."""
     common = {"text": ["sentence"], "max_length": 32, "max_train_samples": SENTENCES, "max_validation_samples": 1000}
     sst2, cola = data / "sst2", data / "cola"
     return {
@@ -52,8 +52,8 @@ def tasks(data: Path) -> dict[str, dict[str, Any]]:
     }
 
 
-def trained(data: Path, out: Path) -> dict[str, dict[str, Any]]:
-    """The results of the four runs, those that are missing trained."""
+def train_all(data: Path, out: Path) -> dict[str, dict[str, Any]]:
+    """Train the four runs, and return their results. Finished runs are not train_all again."""
     results = {}
     for task, fixed in tasks(data).items():
         for policy, rate in RATES.items():
@@ -69,10 +69,10 @@ def trained(data: Path, out: Path) -> dict[str, dict[str, Any]]:
     return results
 
 
-def pictures(made: Analysis) -> None:
-    """The four panels of the figure, the same for the adapters, and what the figure does not show."""
-    charts = {chart.name: chart for chart in build_analysis_charts(made)}
-    number = {name: i for i, name in enumerate(made.info["after"], start=1)}
+def draw(analysis: Analysis) -> None:
+    """Draw the four panels of the figure, the same panels for the adapters, and charts beyond the figure."""
+    charts = {chart.name: chart for chart in build_analysis_charts(analysis)}
+    number = {name: i for i, name in enumerate(analysis.info["after"], start=1)}
 
     def panels(*names: str) -> list[Chart]:
         return [charts[name] for name in names]
@@ -91,20 +91,20 @@ def pictures(made: Analysis) -> None:
     save_figure(panels("spectrum-query", "spectrum-value"), IMAGES / "analysis-spectra.svg")
 
 
-def numbers(analysis: Analysis) -> list[dict[str, Any]]:
-    """A row for each model and role, the means over layers."""
-    found = []
+def mean_rows(analysis: Analysis) -> list[dict[str, Any]]:
+    """Return a row for each model and role, with means over layers."""
+    rows = []
     for model in analysis.models:
         for role in analysis.roles:
             deltas = filter_rows(analysis.deltas, model=model, role=role)
             spectra = filter_rows(analysis.spectra, model=model, role=role)
-            found.append(
+            rows.append(
                 {"model": model, "role": role, "by_layer": deltas["norm"].tolist()}
                 | deltas.select_dtypes("float").mean().to_dict()
                 | {"intruders": float(spectra["intruders"].sum())}
                 | spectra[["moved_A", "moved_B"]].mean().dropna().to_dict()
             )
-    return found
+    return rows
 
 
 def main() -> None:
@@ -112,27 +112,27 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
     parser.add_argument("--out", type=Path, default=ROOT / "out" / "figure1")
     arguments = parser.parse_args()
-    results = trained(arguments.data, arguments.out)
+    results = train_all(arguments.data, arguments.out)
     start = time.process_time()
-    made = analyze("builtin:minilm", [arguments.out / name for name in results])
-    write_analysis(made, arguments.out / "analysis", force=True)
+    analysis = analyze("builtin:minilm", [arguments.out / name for name in results])
+    write_analysis(analysis, arguments.out / "analysis", force=True)
     seconds = time.process_time() - start
-    pictures(made)
+    draw(analysis)
     kept = ("metrics", "best", "steps")
     write_results(
         "figure1",
         {
             "training": TRAINING | {"sentences": SENTENCES, "rates": RATES},
             "runs": {name: {key: result[key] for key in kept} for name, result in results.items()},
-            "updates": numbers(made),
-            "embedding": made.info["embedding"],
-            "dispersion": made.info["dispersion"],
-            "findings": made.info["findings"],
+            "updates": mean_rows(analysis),
+            "embedding": analysis.info["embedding"],
+            "dispersion": analysis.info["dispersion"],
+            "findings": analysis.info["findings"],
             "analysis_processor_seconds": seconds,
             "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         },
     )
-    for line in made.info["findings"]:
+    for line in analysis.info["findings"]:
         print(line)
 
 

@@ -1,4 +1,4 @@
-"""Does curvature at step 0 predict each policy's best learning rate? Several rules, and the sweeps they must meet.
+"""Test whether the curvature at step 0 predicts each policy's best learning rate, by several rules and sweeps.
 
     python benchmarks/learning_rate_curvature.py --task e2e --policies lora pissa milora ailora reversed
     python benchmarks/learning_rate_sweep.py --task e2e
@@ -30,7 +30,7 @@ from ailora.optim.param_groups import role_factors
 
 
 def curvature(arguments: argparse.Namespace) -> None:
-    """Measure every policy on the same four batches: the first one, cut."""
+    """Measure every policy on the same four batches, the quarters of the first training batch."""
     OUT.mkdir(parents=True, exist_ok=True)
     task = TASKS[arguments.task](arguments)
     first = task.train[0]
@@ -55,12 +55,12 @@ def _loss(model: Any, batch: Batch) -> Tensor:
 
 
 def plain(model: Any, losses: Sequence[Loss]) -> dict[str, dict[str, float]]:
-    """The largest eigenvalue of the Hessian."""
+    """Compute the largest eigenvalue of the Hessian."""
     return {key: vars(found) for key, found in curvature_by_role(model, losses).items()}
 
 
 def adam(model: Any, losses: Sequence[Loss]) -> dict[str, dict[str, float]]:
-    """The largest eigenvalue in Adam's metric, `D^-1/2 H D^-1/2`, where Adam moves anything at all."""
+    """Compute the largest eigenvalue of `D^-1/2 H D^-1/2` with Adam's metric D, over parameters that Adam moves."""
     blocks = blocks_by_role(model)
     scales = {key: adam_scale(g).sqrt() for key, g in gradients(model, losses).items()}
 
@@ -74,7 +74,7 @@ def adam(model: Any, losses: Sequence[Loss]) -> dict[str, dict[str, float]]:
 
 
 def step(model: Any, losses: Sequence[Loss]) -> dict[str, dict[str, float]]:
-    """The parabola along Adam's direction u: slope `<g, u>`, bend `<u, H u>`, and the error of their ratio."""
+    """Compute the parabola along Adam's direction u: slope `<g, u>`, bend `<u, H u>`, and the error of their ratio."""
     slopes = gradients(model, losses)
     directions = {key: g.mean(dim=0) * adam_scale(g) for key, g in slopes.items()}
     bends = hessian_products(model, losses, blocks_by_role(model), directions)
@@ -88,9 +88,9 @@ def step(model: Any, losses: Sequence[Loss]) -> dict[str, dict[str, float]]:
 
 
 def apart(model: Any, losses: Sequence[Loss]) -> dict[str, dict[str, float]]:
-    """The larger of the eigenvalues of the blocks of `A` alone and of `B` alone.
+    """Compute the larger of the largest eigenvalues of the block of `A` and of the block of `B`.
 
-    The block between them is left out: it holds the gradient in W, the same for every start.
+    The block of mixed derivatives is left out. It depends on the gradient in W, which is the same for all inits.
     """
     parameters = dict(model.named_parameters())
     groups: dict[str, list[Any]] = {}
@@ -119,7 +119,7 @@ MEASURES: dict[str, Callable[[Any, Sequence[Loss]], dict[str, dict[str, float]]]
 
 
 def gradients(model: Any, losses: Sequence[Loss]) -> dict[str, Tensor]:
-    """The gradients of the batches (batches, n) in every role's factors."""
+    """Compute the gradient of each batch with respect to the factors of each role, (batches, n)."""
     blocks = blocks_by_role(model)
     every = list(dict.fromkeys(p for block in blocks.values() for p in block.parameters))
     made = [dict(zip(every, torch.autograd.grad(loss(), every), strict=True)) for loss in losses]
@@ -127,13 +127,13 @@ def gradients(model: Any, losses: Sequence[Loss]) -> dict[str, Tensor]:
 
 
 def adam_scale(gradient: Tensor) -> Tensor:
-    """What Adam multiplies a mean gradient by, with both moments settled (n,); 0 where it does not move anything."""
+    """Compute the factors (n,) that Adam multiplies a mean gradient by, after many steps. 0 for a zero gradient."""
     size = gradient.square().mean(dim=0).sqrt()
     return torch.where(size > 0, 1 / (size + 1e-8), 0)
 
 
 def movement(model: Any) -> dict[str, float]:
-    """How far W moves by a step of random signs, `(out |A0|^2 + in |B0|^2)^1/2` in total: a measure without data."""
+    """Compute `(out |A0|^2 + in |B0|^2)^1/2`, how far W moves by a step of random signs. This needs no data."""
     squares: dict[str, float] = {}
     for module, group in ailora.get_plan(model).modules.items():
         layer = model.get_base_model().get_submodule(module)
@@ -145,7 +145,7 @@ def movement(model: Any) -> dict[str, float]:
 
 
 def predicted(own: dict[str, Any], lora: dict[str, Any], key: str) -> dict[str, float | None]:
-    """What each rule multiplies LoRA's rate by; None where it says nothing."""
+    """Return the factor by which each rule multiplies LoRA's rate, or None if the rule does not apply."""
 
     def eigenvalues(name: str) -> float | None:
         ours, theirs = own.get(name, {}).get(key), lora.get(name, {}).get(key)
@@ -167,10 +167,10 @@ def predicted(own: dict[str, Any], lora: dict[str, Any], key: str) -> dict[str, 
 
 
 def measured(runs: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """By policy: the best rate of the sweep, and the multiple of LoRA's rates at which half of the way is as far.
+    """Return the best rate and loss of each policy in the sweep, and the factor between its curve and LoRA's.
 
-    The second compares whole curves: `same loss` is the mean, over the policy's rates up to its best one, of that rate
-    over LoRA's rate of the same loss, interpolated in the logarithm; above 1 a policy needs more rate than LoRA.
+    The factor `same loss` is the geometric mean, over the policy's rates up to the best, of the rate divided by LoRA's
+    rate with the same loss, interpolated in the logarithm. Above 1, the policy needs larger rates than LoRA.
     """
     policies = dict.fromkeys(run["policy"] for run in runs)
     curves = {p: sorted((run["query"], run["held_out"]) for run in runs if run["policy"] == p) for p in policies}
@@ -185,7 +185,7 @@ def measured(runs: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
 
 
 def _rate_at(falling: list[tuple[float, float]], loss: float) -> float | None:
-    """The rate at which a curve that falls with the rate has some loss; None beyond its ends."""
+    """Return the rate at which a curve that falls with the rate reaches a loss, or None beyond its ends."""
     for (rate, high), (next_rate, low) in pairwise(falling):
         if low <= loss <= high:
             return math.exp(math.log(rate) + (high - loss) / (high - low) * math.log(next_rate / rate))
@@ -197,7 +197,7 @@ def _lines(name: str) -> list[dict[str, Any]]:
 
 
 def summary() -> None:
-    """Compare the rules with the sweeps, and write all of it to `results/`."""
+    """Compare the rules with the sweeps, and write the results."""
     curvatures, runs = _lines("curvature"), _lines("sweep")
     tasks = {}
     for task in dict.fromkeys(found["task"] for found in curvatures):

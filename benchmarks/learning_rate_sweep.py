@@ -1,8 +1,8 @@
-"""Best learning rates of MiniLM and pico-llama under several policies, by short runs on the same batches.
+"""Find the best learning rates of MiniLM and pico-llama for several policies, by short runs on the same batches.
 
     python benchmarks/learning_rate_sweep.py --task e2e --policies lora pissa ailora --rates 1e-3 3e-3 1e-2 3e-2 1e-1
 
-Every run is a line of `out/learning_rate_curvature/sweep.jsonl` and is not run again.
+Each run adds a line to `out/learning_rate_curvature/sweep.jsonl`. Runs with a line are not repeated.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ Batch = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Task:
-    """A base model and data for it, both seeded.
+    """Base model and its data, both reproducible.
 
     Attributes:
-        make: A fresh base model, fp32, with attention that can be differentiated twice.
-        train: Batches in a fixed order, the first of which curvatures are measured on.
-        held_out: Batches that the sweeps' runs are judged by.
+        make: Builds a new base model in fp32, with attention that can be differentiated twice.
+        train: Batches in a fixed order. Curvatures are measured on the first batch.
+        held_out: Batches that the runs of the sweep are evaluated on.
     """
 
     make: Callable[[], Any]
@@ -45,7 +45,7 @@ class Task:
 
 
 def e2e(arguments: argparse.Namespace) -> Task:
-    """pico-llama writes a description of a restaurant; the loss is that of the completion's tokens."""
+    """Return the task E2E for pico-llama: describe a restaurant. Only tokens of the completion count in the loss."""
     tokenizer = AutoTokenizer.from_pretrained(arguments.lm)
 
     def batch(rows: Sequence[Sequence[str]]) -> Batch:
@@ -69,7 +69,7 @@ def e2e(arguments: argparse.Namespace) -> Task:
 
 
 def classification(arguments: argparse.Namespace, train: Path, held_out: Path) -> Task:
-    """MiniLM with a fresh head of two classes, on a file whose rows end in a sentence after its label."""
+    """Return a task for MiniLM with a new head of two classes, from TSV files."""
     path = resolve_model("builtin:minilm")
     tokenizer = AutoTokenizer.from_pretrained(path)
 
@@ -120,7 +120,7 @@ def adapted(task: Task, policy: str) -> Any:
 
 
 def train(task: Task, policy: str, rates: dict[str, float]) -> dict[str, Any]:
-    """AdamW with linear decay over `STEPS` batches; the head of a classifier stays as drawn."""
+    """Train by AdamW with linear decay over `STEPS` batches. The head of a classifier is not trained."""
     model = adapted(task, policy).train()
     named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
     groups = [{"params": [p for n, p in named if role in n], "lr": rate} for role, rate in rates.items()]
@@ -164,7 +164,7 @@ def sweep(arguments: argparse.Namespace) -> None:
 
 
 def parser(about: str | None) -> argparse.ArgumentParser:
-    """The options that sweeps and curvatures share."""
+    """Build the parser of the options that sweeps and curvatures share."""
     made = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
     made.add_argument("--lm", default=str(ROOT.parent / "shared" / "lm" / "pico-llama"))
@@ -176,7 +176,7 @@ def parser(about: str | None) -> argparse.ArgumentParser:
 def main() -> None:
     options = parser(__doc__)
     options.add_argument("--rates", nargs="+", type=float, default=[1e-3, 3e-3, 1e-2, 3e-2, 1e-1])
-    options.add_argument("--value-ratio", type=float, default=1.0, help="value's rate over query's")
+    options.add_argument("--value-ratio", type=float, default=1.0, help="rate of value divided by the rate of query")
     torch.set_num_threads(1)
     sweep(options.parse_args())
 

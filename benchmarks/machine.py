@@ -1,4 +1,4 @@
-"""What a benchmark ran on, for the JSON beside its figures."""
+"""Description of the machine that ran a benchmark, for the JSON file with its figures."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ RESULTS = Path(__file__).resolve().parent / "results"
 
 
 def describe() -> dict[str, Any]:
-    """Processor, threads, accelerator and library versions."""
+    """Return processor, threads, accelerator and library versions."""
     model = next(
         (line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")), platform.processor()
     )

@@ -16,7 +16,7 @@ from ailora.studies.study_design import StudyDesign
 
 
 class Finding(StrEnum):
-    """What the measurements say of a claim."""
+    """Result of testing a claim by measurements."""
 
     CONFIRMED = "confirmed"
     REFUTED = "refuted"
@@ -25,14 +25,14 @@ class Finding(StrEnum):
 
     @classmethod
     def all_of(cls, findings: Iterable[Finding]) -> Finding:
-        """Combine the findings on the parts of a claim: one refuted part refutes it, and all must be confirmed."""
+        """Combine the findings on a claim's parts: refuted if any part is, else undecided unless all parts agree."""
         parts = {*findings}
         if cls.REFUTED in parts:
             return cls.REFUTED
         return next(iter(parts)) if len(parts) == 1 else cls.UNDECIDED if parts else cls.NOT_RUN
 
 
-#: A verdict on the method that a claim praises -> the finding on the claim.
+#: Verdict on the method that a claim calls better -> finding on the claim.
 _OF_VERDICT = {
     "better": Finding.CONFIRMED,
     "better and equivalent": Finding.CONFIRMED,
@@ -53,9 +53,9 @@ class Claim:
         place: Figure or table of the paper.
         text: The claim.
         method: Label of the method in the studies.
-        others: Labels of the methods that it is said to be better than.
-        studies: Names of the studies that test it, `FILE` or `FILE-SCALE`.
-        by_speed: Whether it is faster to the same loss, and not better in score.
+        others: Labels of the methods that the claimed method should beat.
+        studies: Names of the studies that test the claim, `FILE` or `FILE-SCALE`.
+        by_speed: Whether the claim is about steps to the same loss instead of scores.
     """
 
     place: str
@@ -69,7 +69,7 @@ class Claim:
         """Judge the claim by a study, on every task and setting.
 
         Returns:
-            The finding, and the numbers that it rests on.
+            The finding, and the numbers behind it as text.
         """
         parts = list(self._parts(design, record))
         return Finding.all_of(finding for finding, _ in parts), "; ".join(text for _, text in parts if text)
@@ -171,6 +171,6 @@ def _analysis_rows() -> Iterator[list[str]]:
 
 
 def _shorten(numbers: str) -> str:
-    """Keep the first numbers of many; the linked page has all."""
+    """Keep the first three of the numbers. The linked page has all."""
     parts = numbers.split("; ")
     return "; ".join(parts[:3]) + (f"; {len(parts) - 3} more" if len(parts) > 3 else "")

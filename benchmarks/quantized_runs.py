@@ -1,8 +1,8 @@
-"""MiniLM quantized four ways: adapted, trained on CoLA for 100 steps, reloaded on the quantized and the full base.
+"""Quantize MiniLM in four ways, train an adapter on CoLA, and reload it on the quantized and on the full base.
 
     python benchmarks/quantized_runs.py [--data ../shared/data/cola] [--steps 100]
 
-Every line has the same head, batches and rate. Writes `benchmarks/results/quantized_runs.json`.
+All runs have the same head, batches and rate. Writes `benchmarks/results/quantized_runs.json`.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ RANK, BATCH, RATE, SEED = 8, 32, 6e-3, 0
 
 
 def quantizations() -> dict[str, Callable[[], Any]]:
-    """Name -> transformers' configuration; the head, which the checkpoint does not hold, stays as it is."""
+    """Return functions that build transformers' configurations, by name. The head, which is new, is not quantized."""
     from torchao.quantization import Int8WeightOnlyConfig
 
     head = ["classifier"]
@@ -53,7 +53,7 @@ def quantizations() -> dict[str, Callable[[], Any]]:
 
 
 def load(config: Any = None) -> nn.Module:
-    """MiniLM with a head drawn from the seed."""
+    """Load MiniLM with a head drawn from the seed."""
     torch.manual_seed(SEED)
     options = {"quantization_config": config} if config else {}
     return tf.AutoModelForSequenceClassification.from_pretrained(
@@ -62,7 +62,7 @@ def load(config: Any = None) -> nn.Module:
 
 
 class Cola:
-    """CoLA as batches: the training set in one fixed order, the whole validation set."""
+    """CoLA in batches: the training set in a fixed random order, and the whole validation set."""
 
     def __init__(self, folder: Path) -> None:
         columns = {"columns": ["source", "label", "mark", "sentence"], "text": ["sentence"]}
@@ -81,7 +81,7 @@ class Cola:
         return iter(DataLoader(self.rows[split], BATCH, shuffle=shuffle, collate_fn=self.collate, generator=order))
 
     def score(self, model: nn.Module) -> dict[str, Any]:
-        """Loss and Matthews correlation on the validation set, and the logits."""
+        """Return loss and Matthews correlation on the validation set, and the logits."""
         model.eval()
         with torch.no_grad():
             pairs = [(model(**batch).logits, batch["labels"]) for batch in self.batches("validation", shuffle=False)]
@@ -91,7 +91,7 @@ class Cola:
 
 
 def train(model: nn.Module, data: Cola, steps: int) -> dict[str, Any]:
-    """AdamW with linear decay; losses and the median seconds of a step."""
+    """Train by AdamW with linear decay, and return losses and the median seconds of a step."""
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=RATE, weight_decay=0.01)
     schedule = tf.get_linear_schedule_with_warmup(optimizer, 0, steps)
     model.train()
@@ -110,7 +110,7 @@ def train(model: nn.Module, data: Cola, steps: int) -> dict[str, Any]:
 
 
 def one_run(name: str, config: Callable[[], Any], data: Cola, steps: int) -> dict[str, Any]:
-    """Adapt, train, save, reload twice."""
+    """Adapt and train a quantized model, and reload the adapter on the quantized and on the full base."""
     base = load(config())
     full = load()
     modules = {p.module for p in ailora.find_projections(base) if p.role in ("query", "value")}

@@ -198,7 +198,7 @@ def main() -> None:
     """Simulate every scenario and write the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--studies", type=int, default=10_000)
-    parser.add_argument("--page", action="store_true", help="only write the table of the recorded figures again")
+    parser.add_argument("--page", action="store_true", help="only write the table, from the recorded figures")
     arguments = parser.parse_args()
     if arguments.page:
         write_page()
@@ -214,7 +214,7 @@ def main() -> None:
         scenario |= figures(decide(differences), truth)
         scenario["fixed_20"] = figures(decide(differences, LookSchedule((20,))), truth)
         scenario["every_seed"] = every_seed(differences, truth)
-        # The figure is that of a single look at twenty seeds.
+        # With a single look at 20 seeds, these numbers are constant.
         for key in ("seeds", "seeds_of_baseline"):
             del scenario["fixed_20"][key]
         scenarios.append(scenario)

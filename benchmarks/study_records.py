@@ -1,4 +1,4 @@
-"""Trials of the paper's studies as JSON in `results/studies`: what a page needs, without the folders of the runs."""
+"""Trials of the paper's studies as JSON in `results/studies`, so that pages can be written without the run folders."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ class StudyRecord:
     """Trials of a study, as recorded.
 
     Attributes:
-        machine: What they ran on.
-        baseline: Label of the method that `bootstrap` compares with.
-        trials: Trials that ended, and those that were missing.
-        bootstrap: Condition -> interval of the difference to the baseline over seeds and examples, from predictions
-            that only the folders of the runs hold.
+        machine: Description of the machine that recorded the study.
+        baseline: Label of the baseline of `bootstrap`.
+        trials: Ended trials, and missing trials with the status waiting.
+        bootstrap: Condition -> interval of the difference to the baseline over seeds and examples. It is computed from
+            predictions, which only the run folders hold.
         rate_certainties: Condition -> certainty of its best rate, from the same predictions.
     """
 
@@ -43,7 +43,7 @@ class StudyRecord:
     rate_certainties: dict[Condition, RateCertainty]
 
     def compare(self, design: StudyDesign) -> Comparison:
-        """Compare the methods of a design, whose baseline may be another one than the recorded study's."""
+        """Compare the methods of a design. Its baseline may differ from the baseline of the recorded study."""
         conditions = {*design.conditions}
         trials = [trial for trial in self.trials if trial.spec.condition in conditions]
         comparison = compare(trials, design, bootstrap=False)
@@ -64,10 +64,10 @@ def record_study(folder: Path) -> str:
     """Write the trials of a study's folder, finished or not, to `results/studies`.
 
     Args:
-        folder: Output of the study, as `ailora report` takes it.
+        folder: Output folder of the study.
 
     Returns:
-        Name of the study, which names the file.
+        Name of the study, and of the file without its suffix.
     """
     (load,) = find_studies(folder, None)
     storage, design = load()
@@ -100,7 +100,7 @@ def record_study(folder: Path) -> str:
 
 
 def read_record(name: str) -> StudyRecord | None:
-    """Read the record of a study; None if there is none."""
+    """Read the record of a study. Returns None without a record."""
     file = FOLDER / f"{name}.json"
     if not file.exists():
         return None
@@ -128,7 +128,7 @@ def read_record(name: str) -> StudyRecord | None:
             {float(rate): share for rate, share in item["shares"].items()},
             item["resampled"] and Resampled(item["resampled"]),
         )
-        # The first records lack them.
+        # Records of earlier versions lack certainties.
         for item in data.get("rate_certainties", [])
     }
     return StudyRecord(data["machine"], data["baseline"], trials, bootstrap, certainties)
@@ -137,7 +137,7 @@ def read_record(name: str) -> StudyRecord | None:
 def _trial_to_dict(trial: Trial) -> dict[str, Any]:
     data: dict[str, Any] = {"spec": trial.spec.to_dict(), "status": trial.status.value}
     if trial.result:
-        # The folder is one of this machine, and holds what is not recorded.
+        # The folder exists only on this machine.
         data["result"] = {name: value for name, value in trial.result.to_dict().items() if name != "folder"}
     if trial.error:
         data["error"] = trial.error

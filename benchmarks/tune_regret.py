@@ -4,13 +4,13 @@
     python benchmarks/tune_regret.py replay sst2 [--scale small] [--repetitions 2000]
 
 `record` trains every policy x roles x learning rate, seed after seed, and writes the evaluations after each seed to
-`out/tune_regret/TASK-SCALE.json`. Runs that have finished are not run again, and the same command in several terminals
-shares the runs. A rung of `ailora tune` is a prefix of a full run that ends at one of its evaluations, so that `replay`
+`out/tune_regret/TASK-SCALE.json`. Finished runs are not repeated, and several processes with the same command share the
+runs. A rung of `ailora tune` is a prefix of a full run that ends at one of its evaluations, so that `replay`
 applies the package's own rule to recorded values exactly; a test compares a replay with a real search. `replay` writes
 `benchmarks/results/tune_regret_TASK-SCALE.json`, and prints its numbers as a table in Markdown.
 
-Regret is the best mean over seeds, among all settings, minus the mean of the chosen setting, both without the seed that
-chose: in points of the metric, or in 0.01 nats of the loss.
+Regret is the largest mean score of any setting minus the mean score of the chosen setting. Both means leave out
+the seed that was used for choosing. The unit is a point of the metric, or 0.01 nats of the loss.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ SCALES = {"tiny": (80, 20), "small": (1000, 100)}
 
 
 def tasks(shared: Path, scale: str) -> dict[str, dict[str, Any]]:
-    """Configurations of the tasks; CoLA on all-mpnet-base-v2 is the one that `tune` was not developed on."""
+    """Return the configurations of the tasks. `tune` was not developed on CoLA with all-mpnet-base-v2."""
     train, held_out = SCALES[scale]
     training = {"num_train_epochs": 1, "eval_steps": 0.1, "per_device_eval_batch_size": 50, "disable_tqdm": True}
     classification = {"per_device_train_batch_size": 16}
@@ -101,7 +101,7 @@ class Table:
     Attributes:
         evaluations: Steps after which every run evaluates, ascending.
         larger_is_better: Name of each score -> whether a larger value is better.
-        values: (choice, learning rate, seed) -> step -> scores; of a run that failed, up to the last rung before.
+        values: (choice, learning rate, seed) -> step -> scores. A failed run has scores up to its last complete rung.
     """
 
     evaluations: Sequence[int]
@@ -121,7 +121,7 @@ class Table:
         return {condition: RateValues(tuple(sorted(values))) for condition, values in rates.items()}
 
     def score(self, choice: tuple[Condition, float], seeds: Iterable[int], name: str) -> float:
-        """Mean of a score at the end, larger is better; minus infinity if a run failed."""
+        """Return the mean of a final score, negated if smaller is better, or minus infinity if a run failed."""
         finals = [self.values[*choice, seed].get(self.evaluations[-1]) for seed in seeds]
         if any(final is None for final in finals):
             return -math.inf
@@ -153,7 +153,7 @@ class Table:
 
 
 def record(config: RunConfig, folder: Path, *, rates: Sequence[float], seeds: Sequence[int]) -> Table:
-    """Train all settings with all seeds; the same call after a kill, or beside another, runs what is left."""
+    """Train all settings with all seeds. Repeated calls, also in parallel, train only the remaining runs."""
     space = SearchSpace(plain_config(config))
     recipe = registry.make_recipe(config)
     evaluations = evaluation_steps(recipe.arguments, len(recipe.datasets["train"]))
@@ -182,7 +182,7 @@ def record(config: RunConfig, folder: Path, *, rates: Sequence[float], seeds: Se
 
 
 def train(config: RunConfig, evaluations: Sequence[int]) -> TrialResult:
-    """Train a run in this process, without what follows its last evaluation; one that diverges, to the rung before."""
+    """Train a run in this process up to its last evaluation. A run that diverges is trained to the previous rung."""
     for step in reversed(rung_steps(evaluations)):
         try:
             return run_trial(config, "all", prefix=RunPrefix(step, evaluations[-1]))
@@ -197,7 +197,7 @@ def _evaluations(result: TrialResult | None) -> dict[int, dict[str, float]]:
 
 
 def replay(table: Table, budget: float, *, seed: int, goal: str, order: Sequence[Condition]) -> Candidate | None:
-    """The candidate that `ailora tune` would choose with a seed, with its choices in an order."""
+    """Return the candidate that `ailora tune` would choose with a seed and an order of choices, or None."""
     rates = {condition: table.rates[condition] for condition in order}
     size = len(spread_candidates(rates, len(table.values)))
     plan = RungPlan.within(table.evaluations, budget, max_candidates=size)
@@ -217,7 +217,7 @@ def replay(table: Table, budget: float, *, seed: int, goal: str, order: Sequence
 
 
 def regret(table: Table, chosen: tuple[Condition, float] | None, *, seed: int, name: str) -> float:
-    """Best mean over the other seeds minus that of the chosen setting."""
+    """Return the regret of a setting chosen with a seed, in units of the score. Infinite without a setting."""
     others = [other for other in table.seeds if other != seed] or [seed]
     settings = dict.fromkeys((condition, rate) for condition, rate, _ in table.values)
     best = max(table.score(setting, others, name) for setting in settings)
@@ -225,7 +225,7 @@ def regret(table: Table, chosen: tuple[Condition, float] | None, *, seed: int, n
 
 
 def compare(table: Table, *, goal: str, name: str, repetitions: int) -> dict[str, dict[str, float]]:
-    """Mean and 90 % quantile of the regret of every way to choose, over seeds and orders."""
+    """Return the mean and the 90 % quantile of the regret of each way to choose, over seeds and orders."""
     chance = random.Random(0)
     settings = list(dict.fromkeys((condition, rate) for condition, rate, _ in table.values))
     roles = {condition for condition, _ in settings if condition.method == "lora"}

@@ -21,7 +21,7 @@ GOAL_S = 2.0
 
 
 def measure(model: Any, device: str) -> tuple[float, int]:
-    """Seconds of one call, and the bytes allocated at most beyond those before it. The model is as before then."""
+    """Return the seconds and the peak bytes of `adapt`, and remove the adapter again."""
     before = 0
     if device == "cuda":
         torch.cuda.synchronize()
