@@ -89,6 +89,11 @@ def test_passwords_of_urls_whole_or_malformed(url: str, shown: str) -> None:
     assert mask_url(url) == shown
 
 
+def test_an_override_of_a_storage_is_masked_in_every_section() -> None:
+    for key in ("storage", "tune.storage"):
+        assert mask_override(f"{key}=postgresql://me:{KNOWN}@host/db: [") == f"'{key}=***'"
+
+
 def test_a_protected_secret_is_used_and_not_pickled() -> None:
     training = wrap_secrets({"hub_token": KNOWN, "deepspeed": {"comet": {"api_key": KNOWN}}, "run_name": "a"})
     token = training["hub_token"]

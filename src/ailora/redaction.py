@@ -95,7 +95,8 @@ def mask_override(override: str) -> str:
     The override may be malformed.
     """
     key = re.split(r"[=:\s]", override, maxsplit=1)[0]
-    is_masked = key == _URL_KEY or _may_hold_secret(key, override.removeprefix(key))
+    is_url = key.rpartition(".")[2] == _URL_KEY
+    is_masked = is_url or _may_hold_secret(key, override.removeprefix(key))
     return repr(f"{key}={MASK}" if is_masked else override)
 
 
