@@ -48,7 +48,9 @@ def test_values_of_earlier_run_folders_are_read_as_they_were(text: str, value: o
     assert type(read) is type(value)
 
 
-@pytest.mark.parametrize("value", [*WRITTEN_BEFORE.values(), 1e-3, "1e-3", "1e5", "-.5", "Off", "~", "=", " x", "# x"])
+@pytest.mark.parametrize(
+    "value", [*WRITTEN_BEFORE.values(), 1e-3, "1e-3", "1e5", "-.5", "Off", "~", "=", " x", "# x", "a\x85b", "\u2028"]
+)
 def test_what_is_written_is_read_again(value: object) -> None:
     text = format_yaml({"b": value, "a": [value, {"c": value}]})
     assert parse_yaml(text) == {"b": value, "a": [value, {"c": value}]}

@@ -11,6 +11,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.constructor import SafeConstructor
 from ruamel.yaml.error import MarkedYAMLError
 from ruamel.yaml.nodes import ScalarNode
+from ruamel.yaml.representer import SafeRepresenter
 
 from ailora.errors import InputError
 from ailora.formatting import shorten
@@ -35,6 +36,16 @@ class _Constructor(SafeConstructor):
 _Constructor.add_constructor("tag:yaml.org,2002:int", _Constructor.construct_yaml_int)
 # YAML 1.2 has no dates, and no configuration key takes a date.
 _Constructor.add_constructor("tag:yaml.org,2002:timestamp", _Constructor.construct_yaml_str)
+
+
+class _Representer(SafeRepresenter):
+    """Representer that double-quotes strings with U+0085, which ruamel.yaml would write as a line break."""
+
+    def represent_str(self, data: str) -> ScalarNode:
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style='"' if "\x85" in data else None)
+
+
+_Representer.add_representer(str, _Representer.represent_str)
 
 
 def read_yaml(file: Path) -> Any:
@@ -75,6 +86,7 @@ def format_yaml(value: object) -> str:
         YAML in block style.
     """
     yaml = YAML(typ="safe", pure=True)
+    yaml.Representer = _Representer
     yaml.default_flow_style = False
     # ruamel.yaml sorts the keys of a dict by default.
     yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
