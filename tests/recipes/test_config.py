@@ -54,6 +54,29 @@ def test_overrides_are_yaml_values_under_dotted_keys(tmp_path: Path) -> None:
     assert (config.data.max_train_samples, config.training["seed"]) == (500, 1)
 
 
+def test_an_override_changes_one_of_two_sections_that_share_an_alias(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    rates = "adapter:\n  learning_rates: {query: &rates {A: 1.0, B: 2.0}, value: *rates}\n"
+    file.write_text(format_yaml(minimal()) + rates)
+    config = load_config(file, ["adapter.learning_rates.query.A=3.0"])
+    assert config.adapter.learning_rates == {"query": {"A": 3.0, "B": 2.0}, "value": {"A": 1.0, "B": 2.0}}
+
+
+def test_folders_and_templates_beside_a_data_set_become_absolute(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run resumes and predicts from any working directory."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "chat.html").write_text("{{ messages }}")
+    data = {"train": "train", "validation": "test", "messages": "m", "chat_template": "chat.html"}
+    raw = {"recipe": "causal_lm", "model": "m", "output": "o"}
+    local = load_config({**raw, "data": {**data, "dataset": "rows"}}).data
+    assert (local.dataset, local.train) == (str(tmp_path / "rows"), "train")
+    assert local.model_dump()["chat_template"] == str(tmp_path / "chat.html")
+    assert load_config({**raw, "data": {**data, "dataset": "owner/rows"}}).data.dataset == "owner/rows"
+
+
 @pytest.mark.parametrize("task", task_names())
 def test_tasks_fill_in_data_and_metric(task: str) -> None:
     config = load_config({"recipe": "classification", "task": task, "model": "m", "output": "o"})
@@ -138,6 +161,10 @@ def test_what_is_given_wins_over_the_task() -> None:
         (
             "data={dataset: d, columns: [a], train: t, validation: v, text: [a]}",
             "data.columns .* not to data.dataset",
+        ),
+        (
+            "data={dataset: d, train: [a, b], validation: v, text: [a]}",
+            r"data\.train must be the name of one split of data\.dataset, .* got \['a', 'b'\]$",
         ),
         ("data.text=[a, a]", "data.text names 'a' twice"),
         ("data.columns=[a, label, a]", "data.columns names 'a' twice"),
@@ -271,6 +298,15 @@ def test_what_training_could_not_use_is_refused_before_it(overrides: list[str], 
 
 
 @pytest.mark.skipif(find_spec("liger_kernel") is not None, reason="it is installed")
+def test_paths_are_checked_as_transformers_opens_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the expansion of `~`."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "settings.json").write_text("{}")
+    load_config(minimal(), [f"training.accelerator_config={tmp_path}/settings.json"])
+    with pytest.raises(ailora.InputError, match=r"training\.accelerator_config: .* JSON file: cannot read ~/settings"):
+        load_config(minimal(), ["training.accelerator_config=~/settings.json"])
+
+
 def test_packages_that_are_not_installed_are_named() -> None:
     with pytest.raises(ailora.InputError, match=r"training\.use_liger_kernel needs the package liger_kernel"):
         load_config(minimal(), ["training.use_liger_kernel=true"])

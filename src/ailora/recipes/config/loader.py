@@ -38,8 +38,8 @@ def load_config(
     Args:
         source: YAML file, or its content. `task: NAME` fills in `data` and `metric` for a built-in task such as `cola`.
         overrides: Items `dotted.key=value` with YAML values; later items take precedence.
-        to_run: Whether the configuration is for training. If False, training arguments are not validated, and a custom
-            function is not imported.
+        to_run: Whether the configuration is for training. If False, the combination of training arguments is not
+            validated, and a custom function is not imported.
 
     Returns:
         The configuration, with all defaults and absolute paths.
@@ -49,7 +49,7 @@ def load_config(
             values.
     """
     if isinstance(source, Mapping):
-        # Copy, because overrides modify nested sections in place.
+        # Copy, so that the configuration shares no list or mapping with the caller.
         return _load(copy.deepcopy(dict(source)), overrides, to_run=to_run)
     raw = read_yaml(Path(source))
     if not isinstance(raw, dict):
@@ -119,12 +119,10 @@ def _complete(config: RunConfig) -> RunConfig:
     _validate_adapter(config.adapter)
     _validate_source(config.data)
     build_quantization_config(config)
-    model = expand_home(config.model)
-    # Make paths absolute, so that a run can resume from any working directory. A model name that is not a folder is a
-    # hub id.
+    # Make paths absolute, so that a run can resume from any working directory.
     update: dict[str, object] = {
         "data": _resolve_data_paths(config.data),
-        "model": str(model.absolute()) if is_folder(model) else config.model,
+        "model": _resolve_folder(config.model),
         "output": str(_resolve_output(config.output)),
         "training": complete_training(config.training, config.metrics, config.arguments, config.training_defaults),
     }
@@ -132,6 +130,12 @@ def _complete(config: RunConfig) -> RunConfig:
         general_text = _make_absolute(config.evaluation.general_text)
         update["evaluation"] = config.evaluation.model_copy(update={"general_text": general_text})
     return config.model_copy(update=update)
+
+
+def _resolve_folder(name: str) -> str:
+    """Return the absolute path of a folder, or the name itself if there is no such folder, as for a hub id."""
+    folder = expand_home(name)
+    return str(folder.absolute()) if is_folder(folder) else name
 
 
 def _resolve_output(output: str) -> Path:
@@ -175,14 +179,22 @@ def _validate_source(data: DataSource) -> None:
         raise InputError("data.columns applies to files without a header, not to data.dataset; remove data.columns")
     if data.dataset is None and data.subset is not None:
         raise InputError(f"data.subset {data.subset!r} requires data.dataset, which is missing")
+    for split in data.splits:
+        if data.dataset is not None and not isinstance(source := getattr(data, split), str):
+            raise InputError(
+                f"data.{split} must be the name of one split of data.dataset, such as 'train' or 'train+test', got "
+                f"{short_repr(source)}"
+            )
 
 
 def _resolve_data_paths(data: DataSource) -> DataSource:
     """Return a data section with absolute paths."""
-    # The splits of a data set are names, not paths.
+    update: dict[str, object] = {}
     if data.dataset is not None:
-        return data
-    update = {split: _make_absolute(getattr(data, split)) for split in ("train", "validation", "test")}
+        # The splits of a data set are names, not paths.
+        update["dataset"] = _resolve_folder(data.dataset)
+    else:
+        update |= {split: _make_absolute(getattr(data, split)) for split in ("train", "validation", "test")}
     if (template := getattr(data, "chat_template", None)) and is_file(expand_home(template)):
         update["chat_template"] = _make_absolute(template)
     return data.model_copy(update=update)

@@ -10,10 +10,10 @@ from ailora.redaction import mask_override
 
 
 def apply_override(raw: dict[str, object], override: str) -> None:
-    """Apply an override to plain data, in place.
+    """Apply an override to the content of a configuration.
 
     Args:
-        raw: Content of a configuration.
+        raw: Content of a configuration; changed in place, except for its sections, which are replaced by copies.
         override: `dotted.key=value` with a YAML value.
 
     Raises:
@@ -35,10 +35,11 @@ def apply_override(raw: dict[str, object], override: str) -> None:
 
 
 def set_dotted(raw: dict[str, object], key: str, value: object) -> None:
-    """Set a dotted key of plain data, in place.
+    """Set a dotted key in the content of a configuration.
 
     Args:
-        raw: Content of a configuration; missing sections are added.
+        raw: Content of a configuration; changed in place, except for its sections, which are replaced by copies.
+            Missing sections are added.
         key: Section names and a key, separated by dots.
         value: Value to set.
 
@@ -48,10 +49,11 @@ def set_dotted(raw: dict[str, object], key: str, value: object) -> None:
     section = raw
     *parents, leaf = key.split(".")
     for parent in parents:
-        if section.get(parent) is None:
-            section[parent] = {}
-        child = section[parent]
-        if not isinstance(child, dict):
+        child = section.get(parent)
+        if not isinstance(child, dict | None):
             raise InputError(f"{parent!r} is not a section")
+        # Copy the section, because a YAML alias makes several keys share one dict.
+        child = dict(child or {})
+        section[parent] = child
         section = child
     section[leaf] = value

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -15,7 +16,6 @@ from transformers.trainer_utils import SchedulerType
 from transformers.training_args import OptimizerNames
 
 from ailora.errors import InputError
-from ailora.path_kind import expand_home
 from ailora.plain_data import read_json_object
 
 
@@ -105,7 +105,8 @@ def validate_usable(training: Mapping[str, Any], arguments: TrainingArguments) -
 def _validate_json_file(key: str, value: object) -> None:
     if isinstance(value, str) and not value.startswith("{"):
         try:
-            read_json_object(expand_home(value))
+            # transformers opens the path as it is, without expanding `~`.
+            read_json_object(Path(value))
         except InputError as error:
             raise InputError(f"training.{key}: expected a mapping or the path of a JSON file: {error}") from None
 
