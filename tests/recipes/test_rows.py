@@ -88,7 +88,8 @@ def test_a_row_without_the_column_or_text_is_named() -> None:
     ):
         select_rows({"mr": ["a"], "ref": ["b"]}, data(prompt="{question}", completion="{ref}"))
     with pytest.raises(
-        ailora.InputError, match=r"rows\.csv:3: data\.completion cannot be filled in; empty columns: ref"
+        ailora.InputError,
+        match=r"rows\.csv:3: data\.completion cannot be filled in; columns without text or a number: ref",
     ):
         select_rows({"mr": ["a", "b"], "ref": ["b", ""]}, data(prompt="{mr}", completion="{ref}"))
 
@@ -183,6 +184,8 @@ def test_rows_are_grouped_by_texts_and_numbers_only() -> None:
         ailora.InputError, match=r"rows\.csv:3: evaluation\.group_by requires columns of text or numbers, got \[2\]"
     ):
         rows.group_by(["b"])
+    with pytest.raises(ailora.InputError, match=r"rows\.csv:2: evaluation\.group_by requires .*, got \[\]"):
+        select_rows({"a": ["x"], "b": [[]]}, data(text="{a}")).group_by(["b"])
 
 
 # --- tokens --------------------------------------------------------------------------------------------------------
@@ -408,6 +411,12 @@ def test_rows_of_which_nothing_is_left_are_named(words: PreTrainedTokenizerFast)
         Tokenization(words, max_length=16).tokenize(rows)
 
 
+def test_rows_without_a_token_in_the_loss_are_not_blamed_on_truncation(words: PreTrainedTokenizerFast) -> None:
+    rows = select_rows({"a": ["car", "</s>"]}, data(text="{a}"))
+    with pytest.raises(ailora.InputError, match=r"^rows\.csv:3: the loss would include no token"):
+        Tokenization(words, max_length=16).tokenize(rows)
+
+
 def test_a_prompt_ends_where_its_completion_begins(words: PreTrainedTokenizerFast) -> None:
     (row,) = select_rows({"m": [MESSAGES]}, data(messages="m")).rows
     tokens = Tokenization(words, assistant_only_loss=True)
@@ -427,6 +436,12 @@ def test_a_tokenizer_without_what_training_needs_is_refused(tmp_path: Path) -> N
     (tmp_path / "chat.jinja").write_text(CHAT_TEMPLATE)
     prepare_tokenizer(made, name="m", chat_template=str(tmp_path / "chat.jinja"), chat=True)
     assert made.chat_template == CHAT_TEMPLATE
+    # A file is read whatever its suffix, and its path never becomes the template.
+    (tmp_path / "chat").write_text("{{ messages }}")
+    prepare_tokenizer(made, name="m", chat_template=str(tmp_path / "chat"), chat=True)
+    assert made.chat_template == "{{ messages }}"
+    with pytest.raises(ailora.InputError, match=r"no such file: chats/llama\.html"):
+        prepare_tokenizer(made, name="m", chat_template="chats/llama.html", chat=True)
     made.pad_token = None
     with pytest.raises(ailora.InputError, match="has no padding token; set pad_token in its tokenizer_config"):
         prepare_tokenizer(made, name="m", chat_template=None, chat=False)

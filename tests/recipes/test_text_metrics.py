@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from decimal import Decimal
+from pathlib import Path
 
 import pytest
 import sacrebleu
@@ -70,3 +71,9 @@ def test_meteor_without_its_data_says_how_to_get_them(monkeypatch: pytest.Monkey
     monkeypatch.setattr(text_metrics.nltk.data, "find", missing)
     with pytest.raises(ailora.InputError, match=r"needs WordNet.*nltk\.downloader wordnet"):
         validate_metric("meteor")
+
+
+def test_meteor_finds_its_data_extracted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "corpora" / "wordnet").mkdir(parents=True)
+    monkeypatch.setattr(text_metrics.nltk.data, "path", [str(tmp_path)])
+    validate_metric("meteor")

@@ -13,6 +13,7 @@ from datasets import Dataset
 from datasets.exceptions import DatasetsError
 
 from ailora.errors import InputError
+from ailora.formatting import shorten
 from ailora.recipes.config.schema import DataConfig, DataSource
 from ailora.recipes.data.labels import Labels, is_missing
 from ailora.recipes.data.readers import Table, read_tables
@@ -123,7 +124,7 @@ def to_examples(table: Table, data: DataConfig, *, labelled: bool = True) -> Exa
     texts = list(zip(*(table.column(name) for name in data.text), strict=True))
     for row, origin in zip(texts, table.origins, strict=True):
         if not all(isinstance(text, str) for text in row):
-            raise InputError(f"{origin}: the text columns {data.text} hold {row!r}, expected text")
+            raise InputError(f"{origin}: the text columns {data.text} hold {shorten(repr(row), 500)}, expected text")
     labels = table.column(data.label) if labelled else None
     for value, origin in zip(labels or [], table.origins, strict=False):
         if is_missing(value):

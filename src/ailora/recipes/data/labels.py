@@ -116,7 +116,8 @@ class Labels:
         except (ValueError, OverflowError):
             number = math.nan
         if not math.isfinite(number):
-            raise InputError(f"{origin}: label must be a finite number for regression, got {value!r}")
+            shown = shorten(repr(value), _MAX_SHOWN_CHARS)
+            raise InputError(f"{origin}: label must be a finite number for regression, got {shown}")
         return number
 
     def decode(self, prediction: float) -> str | float:
@@ -145,7 +146,8 @@ def _validate_types(values: Sequence[object], origins: Sequence[str]) -> None:
             raise InputError(f"{origin}: label {value!r} is a decimal number; {_describe_choices()}")
         if not isinstance(value, (str, int)):
             kind = type(value).__name__
-            raise InputError(f"{origin}: label must be text or a whole number, got a {kind} ({value!r})")
+            shown = shorten(repr(value), _MAX_SHOWN_CHARS)
+            raise InputError(f"{origin}: label must be text or a whole number, got a {kind} ({shown})")
         first, first_origin = first_of_file.setdefault(origin.rpartition(":")[0], (value, origin))
         if type(first) is not type(value):
             raise InputError(

@@ -85,10 +85,12 @@ class Rows:
                         f"are {', '.join(row.values)}"
                     )
             values = [row.values[name] for name in columns]
-            if nested := next((value for value in values if isinstance(value, list | dict)), None):
-                raise InputError(
-                    f"{row.origin}: evaluation.group_by requires columns of text or numbers, got {short_repr(nested)}"
-                )
+            for value in values:
+                if isinstance(value, list | dict):
+                    raise InputError(
+                        f"{row.origin}: evaluation.group_by requires columns of text or numbers, got "
+                        + short_repr(value)
+                    )
             groups.setdefault(tuple(values), []).append(row)
         return list(groups.values())
 

@@ -16,8 +16,8 @@ _FORMATTER = string.Formatter()
 class Template:
     """Text with column names in braces, or a list of alternative texts.
 
-    Each row uses the first alternative without an empty column: `["{instruction} {input}", "{instruction}"]`
-    omits an empty input. `{{` and `}}` write literal braces.
+    Each row uses the first alternative whose columns all hold text or a number:
+    `["{instruction} {input}", "{instruction}"]` omits an empty input. `{{` and `}}` write literal braces.
 
     Attributes:
         key: Configuration key of the template, for error messages.
@@ -41,7 +41,8 @@ class Template:
             The template.
 
         Raises:
-            InputError: Braces do not match, contain more than a column name, or are missing.
+            InputError: There is no alternative, or the braces of one do not match, hold something other than a column
+                name, or are missing.
         """
         texts = (value,) if isinstance(value, str) else tuple(value)
         if not texts:
@@ -61,10 +62,10 @@ class Template:
             origin: `file:line` of the row, for error messages.
 
         Returns:
-            The first alternative without an empty column, filled in.
+            The first alternative whose columns all hold text or a number, filled in.
 
         Raises:
-            InputError: The row lacks a column, or every alternative names an empty column.
+            InputError: The row lacks a column, or every alternative names a column without text or a number.
         """
         for name in self.names:
             if name not in row:
@@ -75,8 +76,8 @@ class Template:
         for text, columns in zip(self.texts, self.columns, strict=True):
             if all(_holds_text(row[name]) for name in columns):
                 return text.format_map({name: row[name] for name in columns})
-        empty = ", ".join(name for name in self.names if not _holds_text(row[name]))
-        raise InputError(f"{origin}: {self.key} cannot be filled in; empty columns: {empty}")
+        unusable = ", ".join(name for name in self.names if not _holds_text(row[name]))
+        raise InputError(f"{origin}: {self.key} cannot be filled in; columns without text or a number: {unusable}")
 
 
 def _parse_columns(text: str, key: str) -> tuple[str, ...]:

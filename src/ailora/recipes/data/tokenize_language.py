@@ -33,6 +33,7 @@ _REASONING_KEYS = frozenset({"reasoning_content", "reasoning", "thinking"})
 _CONTENT_KEYS = _REASONING_KEYS | {"tool_calls", "function_call"}
 #: Keys for the loss weight of a message in the formats of OpenAI, Axolotl and ms-swift. TRL ignores these keys.
 _LOSS_KEYS = frozenset({"weight", "train", "training", "loss"})
+_TEMPLATE_SUFFIXES = (".jinja", ".jinja2", ".j2", ".txt")
 
 
 @dataclass(frozen=True)
@@ -61,18 +62,21 @@ class Tokenization:
             Data set with the `input_ids` and `labels` of each row, truncated to `max_length` and not padded.
 
         Raises:
-            InputError: Truncation leaves rows without a token in the loss. The message names files and lines.
+            InputError: A row has no token in the loss, before or after truncation. The message names files and lines.
         """
-        encoded = [self._truncate(*self.encode(row)) for row in rows.rows]
-        if masked_origins := [
-            row.origin for row, (_, labels) in zip(rows.rows, encoded, strict=True) if not has_trainable_tokens(labels)
-        ]:
-            more = f" and {len(masked_origins) - 3} more rows" if len(masked_origins) > 3 else ""
+        encoded = [self.encode(row) for row in rows.rows]
+        if masked := _format_masked_origins(rows, encoded):
             raise InputError(
-                f"{', '.join(masked_origins[:3])}{more}: truncation to {self.max_length} tokens removes the "
-                "completion; increase training.max_length, shorten the prompts, or remove these rows"
+                f"{masked}: the loss would include no token; remove these rows, or lengthen their texts. With "
+                "training.assistant_only_loss, the chat template must mark answers with {% generation %}"
             )
-        return to_dataset(encoded)
+        truncated = [self._truncate(ids, labels) for ids, labels in encoded]
+        if masked := _format_masked_origins(rows, truncated):
+            raise InputError(
+                f"{masked}: truncation to {self.max_length} tokens removes the completion; increase "
+                "training.max_length, shorten the prompts, or remove these rows"
+            )
+        return to_dataset(truncated)
 
     def encode(self, row: Row) -> tuple[list[int], list[int]]:
         """Convert a row to token ids and labels.
@@ -224,6 +228,14 @@ def _common_prefix_length(ids: list[int], others: list[int]) -> int:
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(ids, others, strict=False)))
 
 
+def _format_masked_origins(rows: Rows, encoded: Sequence[tuple[list[int], list[int]]]) -> str:
+    """Format the origins of rows without a token in the loss; empty if there are none."""
+    origins = [
+        row.origin for row, (_, labels) in zip(rows.rows, encoded, strict=True) if not has_trainable_tokens(labels)
+    ]
+    return ", ".join(origins[:3]) + (f" and {len(origins) - 3} more rows" if len(origins) > 3 else "")
+
+
 def to_dataset(encoded: Iterable[tuple[list[int], list[int]]]) -> Dataset:
     """Build a data set with the columns `input_ids` and `labels`."""
     ids, labels = zip(*encoded, strict=True)
@@ -239,7 +251,7 @@ def has_trainable_tokens(labels: Sequence[int]) -> bool:
 def prepare_tokenizer(
     tokenizer: PreTrainedTokenizerBase, *, name: str, chat_template: str | None = None, chat: bool = False
 ) -> None:
-    """Set the configured chat template of a tokenizer, and validate the tokenizer for training.
+    """Set the chat template and the side of padding of a tokenizer, and validate the tokenizer for training.
 
     Args:
         tokenizer: Tokenizer of the model, modified in place.
@@ -258,13 +270,16 @@ def prepare_tokenizer(
         )
     if tokenizer.pad_token is None:
         raise InputError(f"the tokenizer of {name!r} has no padding token; set pad_token in its tokenizer_config.json")
+    # With padding on the left, models with position embeddings would read a row at other positions in each batch.
+    # Generation itself pads its prompts on the left.
+    tokenizer.padding_side = "right"
     if chat_template is not None:
         file = expand_home(chat_template)
-        # Looking up a very long file name raises an error, and only templates are this long.
-        is_path = len(chat_template) < 1000 and file.suffix in (".jinja", ".j2", ".txt")
-        if is_path and not is_file(file):
-            raise InputError(f"data.chat_template: no such file: {chat_template}")
-        tokenizer.chat_template = read_text(file, kind="data.chat_template ") if is_path else chat_template
+        exists = is_file(file)
+        # A template without braces would format every conversation as the same text.
+        if not exists and ("{" not in chat_template or file.suffix in _TEMPLATE_SUFFIXES):
+            raise InputError(f"data.chat_template: no such file: {shorten(chat_template, 500)}")
+        tokenizer.chat_template = read_text(file, kind="data.chat_template ") if exists else chat_template
     if chat and not tokenizer.chat_template:
         raise InputError(
             f"the tokenizer of {name!r} has no chat template, but data.messages requires a chat template; set "

@@ -113,14 +113,18 @@ def validate_metric(name: str) -> None:
     Raises:
         InputError: The metric is METEOR, and WordNet is not installed.
     """
-    if name != "meteor":
-        return
+    # NLTK downloads an archive and reads it as it is, but also reads the folder if the archive was extracted.
+    if name == "meteor" and not any(map(_is_installed, ("corpora/wordnet.zip", "corpora/wordnet"))):
+        raise InputError("metric meteor needs WordNet, which is not installed; run: python -m nltk.downloader wordnet")
+
+
+def _is_installed(resource: str) -> bool:
+    """Return whether NLTK finds a resource."""
     try:
-        nltk.data.find("corpora/wordnet.zip")
+        nltk.data.find(resource)
     except LookupError:
-        raise InputError(
-            "metric meteor needs WordNet, which is not installed; run: python -m nltk.downloader wordnet"
-        ) from None
+        return False
+    return True
 
 
 def score_texts(names: Sequence[str], texts: Texts, references: References) -> dict[str, float]:
