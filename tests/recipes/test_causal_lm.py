@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +16,21 @@ import torch
 from peft import AutoPeftModelForCausalLM, PeftModel
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 import ailora
 from ailora.recipes import registry
+from ailora.recipes.config.language_config import EvaluationConfig
 from ailora.recipes.config.loader import load_config
 from ailora.recipes.config.yaml_file import format_yaml
+from ailora.recipes.data.language_rows import Row, Rows
+from ailora.recipes.data.readers import read_tables
+from ailora.recipes.data.tokenize_language import Tokenization, prepare_tokenizer
+from ailora.recipes.evaluation.language_evaluation import Evaluator
 from ailora.recipes.evaluation.perplexity import Likelihood
 from ailora.recipes.inference.text_generator import TextGenerator
 from ailora.recipes.run_folder import RunFolder
-from tests.recipes.language import CHAT_TEMPLATE, THINGS
+from tests.recipes.language import CHAT_TEMPLATE, THINGS, tokenizer
 from tests.recipes.run_kills import run_process
 
 pytestmark = pytest.mark.filterwarnings("ignore:`gradient_checkpointing` is deprecated:FutureWarning")
@@ -127,9 +133,25 @@ def test_forgetting_is_the_rise_over_the_untouched_base(language_config: dict[st
     assert bases[0] == pytest.approx(sum(nll) / sum(ids.shape[1] - 1 for ids in batch), rel=1e-4)
 
 
+def test_the_likelihood_is_the_same_in_any_batch_and_for_any_tokenizer() -> None:
+    """Padding on the left would move the rows of a model with position embeddings."""
+    words = tokenizer()
+    words.padding_side = "left"
+    prepare_tokenizer(words, name="m")
+    config = GPT2Config(n_embd=32, n_layer=1, n_head=4, n_positions=64, vocab_size=len(words), initializer_range=0.5)
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(config)
+    rows = Rows([Row("a", None, "The red car", {}), Row("b", None, "There is a blue cup in the garden of the car", {})])
+    evaluator = Evaluator(EvaluationConfig(), Tokenization(words), None, 1)
+    dataset = evaluator.tokenization.tokenize(rows)
+    alone = evaluator.compute_likelihood(model, dataset).loss
+    assert replace(evaluator, batch_size=2).compute_likelihood(model, dataset).loss == pytest.approx(alone, rel=1e-5)
+
+
 def test_the_loss_is_infinite_only_beyond_numbers() -> None:
     assert Likelihood(2.0, 4).perplexity == math.exp(0.5)
     assert Likelihood(4e3, 4).perplexity == math.inf
+    assert math.isnan(Likelihood(math.nan, 4).perplexity)
 
 
 @pytest.mark.ci
@@ -286,6 +308,11 @@ def test_a_finished_run_scores_writes_and_predicts(
     with caplog.at_level(logging.WARNING, logger="ailora"):
         finished.predict(str(tmp_path / "alpaca.jsonl"), tmp_path / "alpaca.csv")
     assert "omits the input column 'output'" in caplog.text
+    # An integer stays exact beside a missing value, which pandas would turn into a float.
+    (tmp_path / "ids.jsonl").write_text('{"mr": "thing[cup]", "id": 9007199254740993}\n{"mr": "thing[car]"}\n')
+    for suffix in (".jsonl", ".parquet"):
+        finished.predict(str(tmp_path / "ids.jsonl"), tmp_path / f"ids-out{suffix}")
+        assert read_tables(str(tmp_path / f"ids-out{suffix}")).column("id") == [9007199254740993, None]
     prompts = [sample["prompt"] for sample in samples]
     for folder in (tmp_path / "run", tmp_path / "run" / "adapter"):
         texts = TextGenerator.load(folder).generate(prompts, {"max_new_tokens": 12})

@@ -17,8 +17,12 @@ from safetensors.torch import load_file
 import ailora
 from ailora.plan import find_metadata
 from ailora.recipes import registry
+from ailora.recipes.classification import ClassificationRecipe
 from ailora.recipes.config.loader import load_config
 from ailora.recipes.config.yaml_file import format_yaml, parse_yaml
+from ailora.recipes.data.classification_rows import Examples
+from ailora.recipes.data.labels import Labels
+from ailora.recipes.evaluation.predictions import Predictions
 from ailora.recipes.registry import load_run
 from tests.recipes.run_kills import run_process
 
@@ -162,17 +166,35 @@ def test_weight_decay_spares_the_factors_of_the_residual_form(config: dict[str, 
 def test_predict_and_evaluate_use_a_load_run(config: dict[str, Any], tmp_path: Path, verdicts: Any) -> None:
     result = run(config)
     finished = load_run(tmp_path / "run")
-    assert finished.evaluate(str(verdicts["test"])) == pytest.approx(result["metrics"]["test"], abs=1e-6)
+    assert finished.evaluate(verdicts["test"]) == pytest.approx(result["metrics"]["test"], abs=1e-6)
     made = pd.read_parquet(tmp_path / "run" / "predictions.parquet")
     sentences = pd.read_csv(verdicts["test"], sep="\t")[["sentence"]]
     sentences.to_csv(tmp_path / "in.csv", index=False)
     for kind in ("tsv", "csv", "jsonl", "parquet"):
-        assert finished.predict(str(tmp_path / "in.csv"), tmp_path / f"out.{kind}") == 24
+        assert finished.predict(tmp_path / "in.csv", tmp_path / f"out.{kind}") == 24
     frame = pd.read_parquet(tmp_path / "out.parquet")
     assert list(frame.columns) == ["row", "sentence", "prediction", "scores"]
     assert list(frame.prediction) == list(made[made.split == "test"].prediction)
     with pytest.raises(ailora.InputError, match=r"ends in one of \.tsv"):
         finished.predict(str(tmp_path / "in.csv"), tmp_path / "out.txt")
+    # A run that was moved writes nothing at its former place.
+    moved = (tmp_path / "run").rename(tmp_path / "moved")
+    assert load_run(moved).evaluate() == pytest.approx(result["metrics"]["validation"], abs=1e-6)
+    assert not (tmp_path / "run").exists()
+
+
+def test_texts_of_a_file_without_a_header_keep_the_order_of_the_columns(config: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "in.tsv").write_text("first\tsecond\n")
+    config["data"] |= {"columns": ["a", "b", "label"], "text": ["b", "a"]}
+    table = ClassificationRecipe(load_config(config))._read_input(str(tmp_path / "in.tsv"))
+    assert (table.column("a"), table.column("b")) == (["first"], ["second"])
+
+
+def test_scores_of_a_model_in_half_precision_are_probabilities() -> None:
+    logits = np.linspace(0, 4, 2000, dtype=np.float16)[None]
+    labels = Labels(tuple(f"{i:04}" for i in range(2000)))
+    (scores,) = Predictions(logits, None).to_frame(labels, Examples([("a",)], None, ["f:2"])).scores
+    assert sum(scores) == pytest.approx(1, abs=1e-12)
 
 
 def test_a_finished_run_is_not_run_again(config: dict[str, Any], tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -15,9 +16,10 @@ import torch
 import ailora
 from ailora.recipes import registry
 from ailora.recipes.config.loader import load_config, to_yaml
-from ailora.recipes.dry_run import dry_run
+from ailora.recipes.dry_run import _format_example, dry_run
 from ailora.recipes.registry import make_recipe
 from ailora.recipes.training.setup import load_and_adapt
+from tests.recipes.language import tokenizer
 
 QUANTIZED_CACHE = "cache_implementation: quantized, cache_config"
 
@@ -35,6 +37,14 @@ def test_counts_are_those_of_the_run(language_config: dict[str, Any], tmp_path: 
     assert 0 < facts["train_seconds"] < 60
 
 
+def test_packed_rows_count_for_steps(language_config: dict[str, Any]) -> None:
+    language_config["training"] |= {"packing": True, "packing_strategy": "wrapped", "max_length": 100}
+    facts = dry_run(load_config(language_config | {"evaluation": {}})).facts
+    packed_rows = math.ceil(round(facts["tokens_per_row"]["mean"] * 96) / 100)
+    assert facts["train_rows"] == 96
+    assert facts["steps"] == 2 * math.ceil(packed_rows / 8)
+
+
 def test_what_the_loss_counts_is_marked(language_config: dict[str, Any]) -> None:
     made = dry_run(load_config(language_config))
     assert len(made.examples) == 2
@@ -44,6 +54,14 @@ def test_what_the_loss_counts_is_marked(language_config: dict[str, Any]) -> None
         assert rest.endswith("</s>]]")
     assert made.plan is not None
     assert "2 query" in str(made.plan)
+
+
+def test_completions_are_shown_apart_from_prompts_of_equal_length() -> None:
+    """An encoder-decoder's labels are a text of their own, whatever their number."""
+    words = tokenizer()
+    row = {"input_ids": words("red car")["input_ids"], "labels": words("red cup")["input_ids"]}
+    assert len(row["input_ids"]) == len(row["labels"])
+    assert _format_example(row, words, encodes=True) == "red car  ->  [[red cup]]"
 
 
 def test_classified_rows_show_their_label(config: dict[str, Any]) -> None:

@@ -16,6 +16,7 @@ from ailora.recipes.data.tokenize_language import Tokenization
 from ailora.recipes.dry_run import dry_run
 from ailora.recipes.inference.text_generator import TextGenerator
 from ailora.recipes.position_limits import PositionLimits
+from ailora.recipes.registry import make_recipe
 from ailora.recipes.suggest_lr import suggest
 from tests.recipes.language import tokenizer
 from tests.tiny_models import tiny_model
@@ -46,7 +47,7 @@ def takes(model: Any, read: int, written: int = 4) -> bool:
 def test_limits_are_where_models_fail(model_type: str) -> None:
     model: Any = tiny_model(model_type)
     limits, limit = PositionLimits.from_model(model), LIMITED[model_type]
-    assert (limits.reads, limits.writes, limits.context) == (limit, limit, None)
+    assert (limits.max_input, limits.max_output, limits.context) == (limit, limit, None)
     assert takes(model, limit)
     assert not takes(model, limit + 1)
     if model.config.is_encoder_decoder:
@@ -58,7 +59,7 @@ def test_limits_are_where_models_fail(model_type: str) -> None:
 def test_models_without_a_table_have_no_limit(model_type: str) -> None:
     model: Any = tiny_model(model_type)
     limits = PositionLimits.from_model(model)
-    assert (limits.reads, limits.writes) == (None, None)
+    assert (limits.max_input, limits.max_output) == (None, None)
     assert limits.context == (64 if model_type == "llama" else None)
     assert takes(model, 200, 200)
 
@@ -103,6 +104,15 @@ def test_prompts_leave_room_for_what_is_generated(language_config: dict[str, Any
     with pytest.raises(ailora.InputError, match=message):
         dry_run(load_config(language_config, ["evaluation.generate.max_new_tokens=48"]))
     dry_run(load_config(language_config))
+
+
+def test_prompts_of_a_scored_file_leave_room_too(language_config: dict[str, Any], tmp_path: Path) -> None:
+    """They are refused before the model is loaded."""
+    config = tf.GPT2Config(n_embd=32, n_layer=1, n_head=4, n_positions=50)
+    language_config["model"] = save(config, tmp_path / "longer")
+    recipe = make_recipe(load_config(language_config, ["evaluation.generate.max_new_tokens=48"]))
+    with pytest.raises(ailora.InputError, match=r"validation\.csv:\d+ with its completion: \d+ tokens exceed the 50 "):
+        recipe.score(lambda: pytest.fail("loaded"), language_config["data"]["validation"])
 
 
 @pytest.mark.parametrize(("strategy", "refused"), [("bfd", False), ("wrapped", True)])

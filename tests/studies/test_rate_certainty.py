@@ -165,6 +165,14 @@ def test_scores_of_counts_are_those_of_the_metric(name: str, classes: int) -> No
         assert metric.score_confusion(counts, classes) == pytest.approx([expected], abs=1e-12)
 
 
+def test_the_correlation_of_many_rows_does_not_overflow() -> None:
+    """The product of the variances exceeds 64 bits."""
+    counts = np.array([[[49_990, 10], [10, 49_990]]])
+    score = METRICS["matthews_correlation"].score_confusion
+    assert score is not None
+    assert score(counts, 2) == pytest.approx([0.9996])
+
+
 def test_a_regression_is_resampled_by_its_own_metric(tmp_path: Path) -> None:
     labels = [str(value) for value in range(6)]
     for seed, guesses in enumerate((labels, labels[::-1])):

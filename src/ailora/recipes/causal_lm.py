@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
+from trl.data_utils import pack_dataset
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
@@ -45,6 +46,13 @@ class CausalLMRecipe(LanguageRecipe[CausalLMConfig]):
             return lengths
         joined = sum(lengths) if arguments.packing_strategy == "wrapped" else 0
         return [min(max(length, joined), arguments.max_length) for length in lengths]
+
+    def pack(self, dataset: Dataset) -> Dataset:
+        """Return the rows of an epoch: tokenized rows, packed as TRL packs them if `training.packing` is set."""
+        arguments = self.arguments
+        if not arguments.packing or arguments.max_length is None:
+            return dataset
+        return pack_dataset(dataset, arguments.max_length, arguments.packing_strategy)
 
     @cached_property
     def arguments(self) -> SFTConfig:

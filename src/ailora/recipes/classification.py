@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +23,7 @@ from ailora.recipes.data.labels import Labels
 from ailora.recipes.data.readers import Table, read_tables
 from ailora.recipes.data.tokenize_pairs import tokenize, validate_max_length
 from ailora.recipes.evaluation.classification_metrics import compute_metrics
-from ailora.recipes.evaluation.predictions import Predictions, logits_from_output, order_by_length, predict_labels
+from ailora.recipes.evaluation.predictions import Predictions, extract_logits, order_by_length, predict_labels
 from ailora.recipes.evaluation.table_file import encode_frame, write_frame
 from ailora.recipes.position_limits import count_tokens
 from ailora.recipes.recipe import Evaluation, Model, Recipe
@@ -131,7 +132,7 @@ class ClassificationRecipe(Recipe[ClassificationConfig]):
         return dataset if encoded is None else dataset.add_column("labels", encoded)
 
     def _compute_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
-        predicted = predict_labels(logits_from_output(prediction.predictions), self.labels)
+        predicted = predict_labels(extract_logits(prediction.predictions), self.labels)
         return compute_metrics(
             self.config.metrics, np.asarray(prediction.label_ids), predicted, classes=self.labels.num_labels
         )
@@ -144,16 +145,19 @@ class ClassificationRecipe(Recipe[ClassificationConfig]):
         except InputError:
             if columns is None:
                 raise
-            return read_tables(input_file, texts, named=texts)
+            # Without the other columns, the text columns keep their order in the file, which `data.text` may change.
+            return read_tables(input_file, [name for name in columns if name in texts], named=texts)
 
     def _predict_dataset(self, load: Callable[[], Model], dataset: Dataset) -> Predictions:
         training = self.config.training
-        arguments = TrainingArguments(
-            output_dir=str(RunFolder(self.config.output).checkpoints),
-            per_device_eval_batch_size=training["per_device_eval_batch_size"],
-            dataloader_pin_memory=torch.accelerator.is_available(),
-            report_to="none",
-            disable_tqdm=training.get("disable_tqdm", False),
-        )
-        trainer = Trainer(model=load(), args=arguments, data_collator=DataCollatorWithPadding(self.tokenizer))
-        return Predictions.from_trainer(trainer, dataset)
+        # A trainer creates its output folder, but prediction must not write to the run or to its former place.
+        with tempfile.TemporaryDirectory() as folder:
+            arguments = TrainingArguments(
+                output_dir=folder,
+                per_device_eval_batch_size=training["per_device_eval_batch_size"],
+                dataloader_pin_memory=torch.accelerator.is_available(),
+                report_to="none",
+                disable_tqdm=training.get("disable_tqdm", False),
+            )
+            trainer = Trainer(model=load(), args=arguments, data_collator=DataCollatorWithPadding(self.tokenizer))
+            return Predictions.from_trainer(trainer, dataset)

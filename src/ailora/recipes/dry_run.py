@@ -7,12 +7,12 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
 from ailora.checkpoints.modules_to_save import count_saved_parameters
 from ailora.errors import InputError
 from ailora.plan import Plan
+from ailora.recipes.causal_lm import CausalLMRecipe
 from ailora.recipes.config.method import CustomFunction, FullFineTuning, Method, PeftInit
 from ailora.recipes.config.schema import CausalLMConfig, LanguageConfig, RunConfig
 from ailora.recipes.data.tokenize_language import IGNORE_INDEX
@@ -73,26 +73,49 @@ def dry_run(config: RunConfig) -> DryRun:
     plan = None if isinstance(method, FullFineTuning) else plan_adapter(config, model)
     data, tokenizer = recipe.datasets, recipe.tokenizer
     train = data["train"]
-    examples = [_format_example(train[i], tokenizer) for i in range(min(2, len(train)))]
+    encodes = bool(getattr(model.config, "is_encoder_decoder", False))
+    examples = [_format_example(train[i], tokenizer, encodes=encodes) for i in range(min(2, len(train)))]
     rows = {f"{split}_rows": len(dataset) for split, dataset in data.items()}
-    return DryRun(plan, rows | _estimate_costs(config, recipe.arguments, model, plan=plan, train=train), examples)
+    epoch = recipe.pack(train) if isinstance(recipe, CausalLMRecipe) else train
+    costs = _estimate_costs(
+        config, recipe.arguments, model, plan=plan, lengths=count_tokens(train), epoch=count_tokens(epoch)
+    )
+    return DryRun(plan, rows | costs, examples)
 
 
 def _estimate_costs(
-    config: RunConfig, arguments: TrainingArguments, model: PreTrainedModel, *, plan: Plan | None, train: Dataset
+    config: RunConfig,
+    arguments: TrainingArguments,
+    model: PreTrainedModel,
+    *,
+    plan: Plan | None,
+    lengths: list[int],
+    epoch: list[int],
 ) -> dict[str, Any]:
-    lengths = count_tokens(train)
-    steps = count_steps(arguments, len(lengths))
+    """Estimate the cost of training.
+
+    Args:
+        config: Configuration of the run.
+        arguments: Arguments of the Trainer.
+        model: Base model on the meta device.
+        plan: Adapter plan; None for full fine-tuning.
+        lengths: Number of tokens of each training row.
+        epoch: Number of tokens of each row in an epoch; with packing, of each packed row.
+
+    Returns:
+        Counts and estimates by name; see `DryRun.facts`.
+    """
+    steps = count_steps(arguments, len(epoch))
     total = sum(parameter.numel() for parameter in model.parameters())
     method = config.adapter.method
     added, trained = (0, total) if plan is None else _count_added_parameters(method, plan, model)
-    token_count = sum(lengths) / len(lengths) * rows_per_step(arguments) * steps
+    token_count = sum(epoch) / len(epoch) * rows_per_step(arguments) * steps
     # FLOPs per parameter and token: 2 each for the forward pass, input gradients, weight gradients, and recomputation.
     passes = 2 + 2 + 2 * (plan is None) + 2 * bool(arguments.activation_checkpointing)
     weight_bytes = sum(p.numel() * _bytes_per_entry(config, p.dtype.itemsize, p.ndim) for p in model.parameters())
     # In float32, a parameter with its gradient and Adam's two moments takes 16 bytes; an entry of the anchor takes 4.
     optimizer_bytes = trained * 16 + (plan.trainable * 4 if plan and not isinstance(method, PeftInit) else 0)
-    activation_bytes = _estimate_activation_bytes(config, arguments, model, max(lengths))
+    activation_bytes = _estimate_activation_bytes(config, arguments, model, max(epoch))
     # On a CPU, runs report the memory of the process; on a GPU, the memory allocated by torch.
     process_bytes = 0 if torch.cuda.is_available() else read_resident_memory()
     return {
@@ -155,12 +178,21 @@ def _bytes_per_entry(config: RunConfig, stored_bytes: int, dimensions: int) -> f
     return 0.5 if fields.get("load_in_4bit") or "Int4" in str(fields.get("torchao")) else 1
 
 
-def _format_example(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> str:
-    """Format a tokenized row as text, with `[[ ]]` around tokens in the loss, or with the row's label."""
+def _format_example(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase, *, encodes: bool) -> str:
+    """Format a tokenized row as text, with `[[ ]]` around tokens in the loss, or with the row's label.
+
+    Args:
+        row: Columns `input_ids` and `labels` of the row.
+        tokenizer: Tokenizer of the model.
+        encodes: Whether the model has an encoder, so that `labels` are a text of their own.
+
+    Returns:
+        The formatted row.
+    """
     ids, labels = row["input_ids"], row["labels"]
     if not isinstance(labels, list):
         return f"{tokenizer.decode(ids)}  ->  {labels}"
-    if len(labels) != len(ids):
+    if encodes:
         return f"{tokenizer.decode(ids)}  ->  [[{tokenizer.decode(labels)}]]"
     text = ""
     for start, stop in _find_runs([label != IGNORE_INDEX for label in labels]):

@@ -77,8 +77,8 @@ class LanguageRecipe(Recipe[LanguageConfigT_co]):
     @cached_property
     def rows(self) -> dict[str, Rows]:
         """Rows of each split, before sampling."""
-        groups = self.config.evaluation.groups
-        return {split: load_rows(self.config.data, split, groups) for split in self.config.data.splits}
+        group_columns = self.config.evaluation.group_columns
+        return {split: load_rows(self.config.data, split, group_columns) for split in self.config.data.splits}
 
     @cached_property
     def datasets(self) -> dict[str, Dataset]:
@@ -108,7 +108,7 @@ class LanguageRecipe(Recipe[LanguageConfigT_co]):
         """Validate that each prompt, with the longest possible completion, fits into the positions of the model."""
         generation, limits = self.evaluator.generation, self.position_limits
         # Tokenizing prompts takes time, so it is skipped for models that accept any length.
-        if generation is not None and (limits.reads, limits.writes) != (None, None):
+        if generation is not None and (limits.max_input, limits.max_output) != (None, None):
             prompts = [self.tokenization.encode_prompt(row) for row in rows]
             limits.validate_generation(prompts, [row.origin for row in rows], generation)
 
@@ -169,15 +169,16 @@ class LanguageRecipe(Recipe[LanguageConfigT_co]):
         return Evaluation(result, lambda folder: write_samples(folder.samples, samples) if write else None)
 
     def score(self, load: Callable[[], Model], data_file: str | None) -> dict[str, float]:
-        data = self.config.data
+        data, group_columns = self.config.data, self.config.evaluation.group_columns
         if data_file is None:
-            rows = load_rows(data, "validation", self.config.evaluation.groups)
+            rows = load_rows(data, "validation", group_columns)
             sample = rows.sample(data.max_validation_samples)
         else:
-            rows = sample = to_rows(
-                read_tables(data_file, data.columns, named={*data.named_columns, *self.config.evaluation.groups}), data
-            )
+            table = read_tables(data_file, data.columns, named={*data.named_columns, *group_columns})
+            rows = sample = to_rows(table, data)
         dataset = self._tokenize(sample)
+        if self.evaluator.generation is not None:
+            self._validate_prompts([group[0] for group in self.evaluator.group_inputs(rows)])
         scores, _ = self.evaluator.measure(load(), dataset, rows)
         return scores
 
@@ -192,7 +193,8 @@ class LanguageRecipe(Recipe[LanguageConfigT_co]):
             raise InputError(f"{self.config.output} cannot generate text: its config.yaml has no evaluation.generate")
         rows = to_rows(read_tables(input_file, self.config.data.columns), self.config.data, complete=False).rows
         self._validate_prompts(rows)
-        frame = pd.DataFrame([row.values for row in rows])
+        # Without the dtype, pandas would convert a column of integers with missing values to floats.
+        frame = pd.DataFrame([row.values for row in rows], dtype=object)
         if _OUTPUT in frame:
             _LOG.warning(
                 "%s omits the input column %r, because completions are in a column of this name", output_file, _OUTPUT

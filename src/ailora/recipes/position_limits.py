@@ -27,15 +27,15 @@ class PositionLimits:
     """Maximum sequence lengths of a model in tokens; None means unlimited.
 
     Attributes:
-        reads: Positions for the input: a text, or the prompt of an encoder.
-        writes: Positions for the output; without an encoder, equal to `reads`.
-        encodes: Whether the model has an encoder, with separate positions for input and output.
+        max_input: Largest number of tokens in an input: a text, or the prompt of an encoder.
+        max_output: Largest number of tokens in an output; without an encoder, equal to `max_input`.
+        has_encoder: Whether the model has an encoder, with separate positions for input and output.
         context: Sequence length in pretraining, for computed positions (RoPE); None for embedded positions.
     """
 
-    reads: int | None = None
-    writes: int | None = None
-    encodes: bool = False
+    max_input: int | None = None
+    max_output: int | None = None
+    has_encoder: bool = False
     context: int | None = None
 
     @classmethod
@@ -51,26 +51,26 @@ class PositionLimits:
         lengths = _find_table_lengths(model)
         text: Any = model.config.get_text_config()
         if not getattr(model.config, "is_encoder_decoder", False):
-            reads = min(lengths.values(), default=None)
-            rotary = reads is None and getattr(text, "rope_parameters", None)
-            return cls(reads, reads, context=getattr(text, "max_position_embeddings", None) if rotary else None)
+            longest = min(lengths.values(), default=None)
+            rotary = longest is None and getattr(text, "rope_parameters", None)
+            return cls(longest, longest, context=getattr(text, "max_position_embeddings", None) if rotary else None)
         decoder = [length for name, length in lengths.items() if "decoder" in name]
         encoder = [length for name, length in lengths.items() if "decoder" not in name]
-        return cls(min(encoder, default=None), min(decoder, default=None), encodes=True)
+        return cls(min(encoder, default=None), min(decoder, default=None), has_encoder=True)
 
-    def validate(self, lengths: Sequence[int], origins: Sequence[str], *, remedy: str, written: bool = False) -> None:
+    def validate(self, lengths: Sequence[int], origins: Sequence[str], *, remedy: str, is_output: bool = False) -> None:
         """Validate that all rows fit into the model's positions.
 
         Args:
             lengths: Number of tokens of each row.
             origins: `file:line` of each row.
             remedy: Setting to decrease, for the error message.
-            written: Whether rows are outputs of the model instead of inputs.
+            is_output: Whether rows are outputs of the model instead of inputs.
 
         Raises:
             InputError: A row is too long. The message names the first long row, and the number of long rows.
         """
-        limit = self.writes if written else self.reads
+        limit = self.max_output if is_output else self.max_input
         longer = [number for number, length in enumerate(lengths) if limit is not None and length > limit]
         if not longer:
             return
@@ -97,8 +97,8 @@ class PositionLimits:
         # The last generated token is never an input.
         new = max((generation.max_new_tokens or 1) - 1, 0)
         remedy = f"max_new_tokens from {new + 1}"
-        if self.encodes:
-            self.validate([new + 1], ["evaluation.generate"], remedy=remedy, written=True)
+        if self.has_encoder:
+            self.validate([new + 1], ["evaluation.generate"], remedy=remedy, is_output=True)
             new = 0
         places = [f"{place} with its completion" for place in origins] if new else origins
         self.validate([len(prompt) + new for prompt in prompts], places, remedy=remedy)

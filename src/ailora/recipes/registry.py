@@ -105,7 +105,7 @@ def run_prefix(config: RunConfig, prefix: RunPrefix, callbacks: Sequence[Trainer
         with suppress(PrefixEnd):
             run(config, [*callbacks, StopAtPrefix(prefix)])
         history = read_prefix(folder, prefix, config.metrics)
-    if history is None or history[-1]["step"] != prefix.step:
+    if not history or history[-1]["step"] != prefix.step:
         raise InputError(f"{config.output}: the run does not evaluate at step {prefix.step}")
     return history
 

@@ -60,7 +60,7 @@ class Seq2SeqRecipe(LanguageRecipe[Seq2SeqConfig]):
     def _tokenize(self, rows: Rows, count_lengths: Callable[[Dataset], list[int]] = count_tokens) -> Dataset:
         dataset = super()._tokenize(rows, count_lengths)
         completions, origins = count_tokens(dataset, "labels"), [row.origin for row in rows.rows]
-        self.position_limits.validate(completions, origins, remedy="data.max_completion_length", written=True)
+        self.position_limits.validate(completions, origins, remedy="data.max_completion_length", is_output=True)
         return dataset
 
     @cached_property

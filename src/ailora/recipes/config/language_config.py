@@ -153,7 +153,7 @@ class EvaluationConfig(Section, frozen=True):
     max_general_samples: Count = field("a whole number of at least 1", 256)
 
     @property
-    def groups(self) -> tuple[str, ...]:
+    def group_columns(self) -> tuple[str, ...]:
         """Names of the columns in `group_by`."""
         return (self.group_by,) if isinstance(self.group_by, str) else tuple(self.group_by or ())
 

@@ -19,8 +19,9 @@ class Metric:
         score: Function of labels (rows,), predictions (rows,) and the number of classes. Labels and predictions are
             class ids, or real numbers for a regression metric.
         regression: Whether labels and predictions are real numbers.
-        score_confusion: The same score from confusion matrices of counts, (..., class ids, class ids) with labels in
-            rows, and the number of classes, for many resamples at once; None for a regression metric.
+        score_confusion: Function of confusion matrices, (..., class ids, class ids) with labels in rows, and the number
+            of classes. Returns the same score for each matrix, in one call for many resamples. None for a regression
+            metric.
     """
 
     score: Callable[[np.ndarray, np.ndarray, int], float]
@@ -50,6 +51,8 @@ def _score_f1(counts: np.ndarray, classes: int) -> np.ndarray:
 
 
 def _score_matthews(counts: np.ndarray, _classes: int) -> np.ndarray:
+    # The product of variances grows with the fourth power of the rows: int64 overflows at about 78,000 rows.
+    counts = counts.astype(np.float64)
     n, correct = counts.sum(axis=(-2, -1)), np.trace(counts, axis1=-2, axis2=-1)
     labels, predictions = counts.sum(axis=-1), counts.sum(axis=-2)
     covariance = correct * n - (labels * predictions).sum(axis=-1)

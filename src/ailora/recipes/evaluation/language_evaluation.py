@@ -72,9 +72,9 @@ class Evaluator:
             All groups, or a sample of `max_samples` groups.
 
         Raises:
-            InputError: A column named by `group_by` is missing, or contains lists or objects.
+            InputError: A column named by `group_by` is missing, or holds lists or objects.
         """
-        groups = rows.group_by(self.config.groups)
+        groups = rows.group_by(self.config.group_columns)
         return [groups[i] for i in sample_indices(len(groups), self.config.max_samples)]
 
     def generate_samples(self, model: nn.Module, rows: Rows) -> list[dict[str, Any]]:

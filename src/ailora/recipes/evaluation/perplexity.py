@@ -37,9 +37,9 @@ class Likelihood:
 
     @property
     def perplexity(self) -> float:
-        """Perplexity, `exp(loss)`; infinite if the exponential overflows."""
+        """Perplexity, `exp(loss)`; infinite if the exponential overflows, and NaN for a loss of NaN."""
         # math.exp raises OverflowError for arguments of about 710 and more.
-        return math.exp(self.loss) if self.loss < 700 else math.inf
+        return math.inf if self.loss >= 700 else math.exp(self.loss)
 
 
 def compute_likelihood(
@@ -66,7 +66,7 @@ def compute_likelihood(
     lengths = count_tokens(dataset)
     shard = split_between_processes(sorted(range(len(lengths)), key=lengths.__getitem__))
     batches = DataLoader(dataset.select([i for i, _ in shard]), batch_size=batch_size, collate_fn=collate)  # type: ignore[arg-type]
-    counts = iter([counts for _, counts in shard])
+    is_counted = iter([counts for _, counts in shard])
     training = model.training
     model.eval()
     with torch.no_grad():
@@ -78,7 +78,7 @@ def compute_likelihood(
             for row in range(len(labels)):
                 # Ranks with fewer rows repeat some rows, because collective operations of sharded models wait for all
                 # ranks. Repeated rows do not count.
-                if not next(counts):
+                if not next(is_counted):
                     labels[row] = IGNORE_INDEX
             logits = model(**inputs).logits
             if not seq2seq:

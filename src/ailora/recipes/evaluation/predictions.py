@@ -41,7 +41,7 @@ class Predictions:
         """
         order = order_by_length(dataset)
         output = trainer.predict(dataset.select(order))  # type: ignore[arg-type]
-        sorted_logits = logits_from_output(output.predictions)
+        sorted_logits = extract_logits(output.predictions)
         logits = np.empty_like(sorted_logits)
         logits[order] = sorted_logits
         return cls(logits, (output.metrics or {}).get("test_loss"))
@@ -79,7 +79,7 @@ class Predictions:
             columns["label"] = [labels.decode(value) for value in examples.encode_labels(labels)]
         columns["prediction"] = predicted
         if labels.names is not None:
-            columns["scores"] = list(_softmax(self.logits).astype(np.float64))
+            columns["scores"] = list(_softmax(self.logits))
         return pd.DataFrame(columns)
 
 
@@ -92,7 +92,7 @@ def order_by_length(dataset: Dataset) -> np.ndarray:
     return np.argsort(-np.asarray(count_tokens(dataset)), kind="stable")
 
 
-def logits_from_output(outputs: object) -> np.ndarray:
+def extract_logits(outputs: object) -> np.ndarray:
     """Extract the logits from a model's outputs."""
     # Encoder-decoders such as BART return a tuple with hidden states after the logits.
     return np.asarray(outputs[0] if isinstance(outputs, tuple) else outputs)
@@ -104,6 +104,8 @@ def predict_labels(logits: np.ndarray, labels: Labels) -> np.ndarray:
 
 
 def _softmax(logits: np.ndarray) -> np.ndarray:
+    # In float16, probabilities would have three digits, and rows of many classes would not sum to 1.
+    logits = logits.astype(np.float64)
     # Subtracting the maximum changes no probability and prevents an overflow in exp.
     shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
     return shifted / shifted.sum(axis=1, keepdims=True)

@@ -90,10 +90,13 @@ class TextGenerator:
                 "the tokenizer has no chat template; omit --chat to complete the prompt without a template"
             )
         config = build_generation_config(fields, tokenizer)
-        rows = [Row("prompt", [{"role": "user", "content": p}] if chat else p, "", {}) for p in prompts]
+        origins = [f"prompt {number}" for number in range(1, len(prompts) + 1)]
+        rows = [
+            Row(origin, [{"role": "user", "content": prompt}] if chat else prompt, "", {})
+            for origin, prompt in zip(origins, prompts, strict=True)
+        ]
         ids = [self.tokenization.encode_prompt(row) for row in rows]
         base: Any = get_base_model(self.model)
-        origins = [f"prompt {number}" for number in range(1, len(ids) + 1)]
         PositionLimits.from_model(base).validate_generation(ids, origins, config)
         return [
             text.strip() for text in generate_texts(self.model, tokenizer, ids, config=config, batch_size=_BATCH_SIZE)

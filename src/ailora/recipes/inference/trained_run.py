@@ -34,7 +34,7 @@ class TrainedRun:
     folder: RunFolder
     recipe: Recipe[RunConfig]
 
-    def evaluate(self, data_file: str | None = None) -> dict[str, float]:
+    def evaluate(self, data_file: Path | str | None = None) -> dict[str, float]:
         """Compute loss and metrics.
 
         Args:
@@ -46,9 +46,9 @@ class TrainedRun:
         Raises:
             InputError: The data or the files of the model are missing or invalid.
         """
-        return self.recipe.score(self.load, data_file)
+        return self.recipe.score(self.load, None if data_file is None else str(data_file))
 
-    def predict(self, input_file: str, output_file: Path | str, *, force: bool = False) -> int:
+    def predict(self, input_file: Path | str, output_file: Path | str, *, force: bool = False) -> int:
         """Write a prediction for each row of a file.
 
         Args:
@@ -66,7 +66,7 @@ class TrainedRun:
         # Predictions can take hours, so an output file that cannot be written is refused first.
         output = validate_output_file(output_file, force=force, reads=[input_file, self.folder.path])
         validate_output_suffix(output)
-        frame = self.recipe.predict(self.load, input_file, output)
+        frame = self.recipe.predict(self.load, str(input_file), output)
         write_frame(frame, output)
         return len(frame)
 

@@ -12,7 +12,7 @@ def count_steps(arguments: TrainingArguments, rows: int) -> int:
 
     Args:
         arguments: Arguments of the Trainer.
-        rows: Number of training rows, without packing.
+        rows: Number of rows in an epoch; with packing, of packed rows.
 
     Returns:
         The number of steps.
@@ -27,7 +27,7 @@ def evaluation_steps(arguments: TrainingArguments, rows: int) -> list[int]:
 
     Args:
         arguments: Arguments of the Trainer.
-        rows: Number of training rows, without packing.
+        rows: Number of rows in an epoch; with packing, of packed rows.
 
     Returns:
         The steps in ascending order, including the last step of the run. Empty without evaluations.
