@@ -19,7 +19,7 @@ from ailora.recipes.training.trainer_checkpoints import (
 
 
 def find_newest(folder: Path) -> Path | None:
-    return find_newest_checkpoint(folder, is_ours=lambda _: True)
+    return find_newest_checkpoint(folder, is_of_run=lambda _: True)
 
 
 def make(folder: Path, *steps: int) -> list[Path]:
@@ -40,7 +40,7 @@ def test_the_newest_complete_checkpoint_is_taken_and_half_written_ones_of_ours_g
     for begun in (half, foreign):
         (begun / "complete.json").unlink()
     (newer / "README.md").write_text("a card may be changed")
-    assert find_newest_checkpoint(tmp_path, is_ours=half.__eq__) == newer
+    assert find_newest_checkpoint(tmp_path, is_of_run=half.__eq__) == newer
     assert not half.exists()
     assert len([*foreign.iterdir()]) == 6
     assert list_complete_checkpoints(tmp_path) == [newer, older]

@@ -8,7 +8,7 @@ import pytest
 
 import ailora
 from ailora.inits import PRESETS, Policy, Spectral
-from ailora.recipes.config.method import CustomFunction, FullFineTuning, Method, PeftInit, Preset, parse_method
+from ailora.recipes.config.method import AiloraPolicy, CustomFunction, FullFineTuning, Method, PeftInit, parse_method
 from ailora.roles import Role
 from ailora.spectral import Band
 
@@ -16,8 +16,8 @@ from ailora.spectral import Band
 @pytest.mark.parametrize(
     ("policy", "method"),
     [
-        ("ailora", Preset(PRESETS["ailora"])),
-        ({"query": "minor"}, Preset(Policy("custom", {Role.QUERY: Spectral(Band.MINOR)}))),
+        ("ailora", AiloraPolicy(PRESETS["ailora"])),
+        ({"query": "minor"}, AiloraPolicy(Policy("custom", {Role.QUERY: Spectral(Band.MINOR)}))),
         ("full", FullFineTuning()),
         ("peft:pissa_niter_4", PeftInit("pissa_niter_4")),
         ("package.module:function", CustomFunction("package.module", "function")),

@@ -25,10 +25,10 @@ def plan(
     from ailora.inits import PRESETS
     from ailora.model_loading import load_on_meta
     from ailora.plan import make_plan
-    from ailora.recipes.config.method import Preset, parse_method
+    from ailora.recipes.config.method import AiloraPolicy, parse_method
 
     method = parse_method(policy)
-    if not isinstance(method, Preset):
+    if not isinstance(method, AiloraPolicy):
         raise InputError(f"policy '{method}' has no plan; policies that have a plan: {', '.join(PRESETS)}")
     result = make_plan(
         load_on_meta(model),

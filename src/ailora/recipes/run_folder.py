@@ -144,8 +144,8 @@ class RunFolder:
 
     def _has_failed_early(self, manifest: Manifest) -> bool:
         """Return whether the folder's run failed before its first checkpoint."""
-        is_ours = self.config.name in manifest and self.failed.name in manifest
-        return is_ours and self.failed.is_file() and not self._holds_work()
+        wrote_both = self.config.name in manifest and self.failed.name in manifest
+        return wrote_both and self.failed.is_file() and not self._holds_work()
 
     def _validate_checkpoints(self, manifest: Manifest) -> None:
         """Validate that all checkpoints belong to this run.
@@ -236,7 +236,7 @@ class RunFolder:
         """
         manifest = Manifest(self.path)
         return trainer_checkpoints.find_newest_checkpoint(
-            self.checkpoints, is_ours=lambda checkpoint: self._to_key(checkpoint) in manifest
+            self.checkpoints, is_of_run=lambda checkpoint: self._to_key(checkpoint) in manifest
         )
 
     def claim(self, *paths: Path) -> None:

@@ -19,7 +19,7 @@ from ailora.lora import adapt
 from ailora.model_path import resolve_model
 from ailora.optim.curvature import Curvature, RateMultiple, curvature_by_role, rate_multiple
 from ailora.optim.hessian import ALL
-from ailora.recipes.config.method import Preset
+from ailora.recipes.config.method import AiloraPolicy
 from ailora.recipes.config.sections import RunConfig
 from ailora.recipes.recipe import Recipe
 from ailora.recipes.registry import make_recipe
@@ -92,11 +92,12 @@ def suggest(config: RunConfig, lora_rate: float, *, batches: int = 4, rows: int 
         ModelError: The model cannot be adapted as configured, or has no second derivatives.
     """
     method = config.adapter.method
-    if not isinstance(method, Preset):
+    if not isinstance(method, AiloraPolicy):
         raise InputError(f"suggested rates require a policy of ailora, got adapter.policy {method}")
-    if not lora_rate > 0 or batches < 2 or rows < 1:
+    if not 0 < lora_rate < math.inf or batches < 2 or rows < 1:
         raise InputError(
-            f"expected a rate above 0, at least 2 batches and at least 1 row, got {lora_rate}, {batches} and {rows}"
+            f"expected a finite rate above 0, at least 2 batches and at least 1 row, got {lora_rate}, {batches} and "
+            f"{rows}"
         )
     started = time.perf_counter()
     # Quantized weights have no second derivatives.

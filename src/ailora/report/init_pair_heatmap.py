@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from ailora.formatting import format_number
 from ailora.inits import Init, Kaiming, Size, Spectral
 from ailora.plots.chart_spec import Heatmap
-from ailora.recipes.config.method import Preset
+from ailora.recipes.config.method import AiloraPolicy
 from ailora.recipes.config.schema import AdapterConfig
 from ailora.roles import Role, parse_role
 from ailora.studies.comparison import Comparison
@@ -25,7 +25,7 @@ def init_pair(adapter: AdapterConfig) -> tuple[str, str] | None:
         adapter: The adapter section of a configuration.
     """
     method = adapter.method
-    if not isinstance(method, Preset):
+    if not isinstance(method, AiloraPolicy):
         return None
     policy = method.policy
     roles = set(policy.default_roles if adapter.roles is None else map(parse_role, adapter.roles))

@@ -9,7 +9,7 @@ from typing import Any
 import pydantic
 
 from ailora.errors import InputError
-from ailora.recipes.config.method import FullFineTuning, Method, Preset, parse_method
+from ailora.recipes.config.method import AiloraPolicy, FullFineTuning, Method, parse_method
 from ailora.recipes.config.overrides import set_dotted
 from ailora.recipes.config.sections import AILORA_ADAPTER_KEYS
 from ailora.recipes.config.validation import format_validation_error
@@ -41,7 +41,7 @@ class StudyMethod:
         """Change the plain data of a run's configuration, in place."""
         if isinstance(self.method, FullFineTuning):
             raw["adapter"] = {}
-        elif not isinstance(self.method, Preset) and isinstance(raw.get("adapter"), dict):
+        elif not isinstance(self.method, AiloraPolicy) and isinstance(raw.get("adapter"), dict):
             raw["adapter"] = {key: value for key, value in raw["adapter"].items() if key not in AILORA_ADAPTER_KEYS}
         for key, value in {"adapter.policy": str(self.method), **self.overrides}.items():
             set_dotted(raw, key, value)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from ailora.errors import AiloraError
 from ailora.inits import PRESETS
-from ailora.recipes.config.method import Preset
+from ailora.recipes.config.method import AiloraPolicy
 from ailora.recipes.config.schema import RunConfig
 from ailora.recipes.suggest_lr import suggest
 from ailora.tune.search_space import ROLES, SearchSpace
@@ -80,7 +80,7 @@ def _suggestion_cost(space: SearchSpace) -> float:
 
 def _is_measured(config: RunConfig) -> bool:
     method = config.adapter.method
-    return isinstance(method, Preset) and method.policy != PRESETS["lora"]
+    return isinstance(method, AiloraPolicy) and method.policy != PRESETS["lora"]
 
 
 def _suggest_multiple(config: RunConfig) -> float:

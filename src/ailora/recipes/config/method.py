@@ -19,8 +19,8 @@ _PISSA_NITER = re.compile(r"pissa_niter_[1-9]\d*")
 
 
 @dataclass(frozen=True)
-class Preset:
-    """Policy of ailora: a preset, or a mapping from role to init.
+class AiloraPolicy:
+    """Training of the factors that a policy of ailora initializes: a preset, or a mapping from role to init.
 
     Attributes:
         policy: Init of each role.
@@ -85,7 +85,7 @@ class FullFineTuning:
         return _FULL
 
 
-Method = Preset | PeftInit | CustomFunction | FullFineTuning
+Method = AiloraPolicy | PeftInit | CustomFunction | FullFineTuning
 
 
 def parse_method(policy: str | Mapping[str, Any]) -> Method:
@@ -101,7 +101,7 @@ def parse_method(policy: str | Mapping[str, Any]) -> Method:
         InputError: The name is unknown, or the function's path is malformed.
     """
     if not isinstance(policy, str):
-        return Preset(parse_policy(policy))
+        return AiloraPolicy(parse_policy(policy))
     if policy == _FULL:
         return FullFineTuning()
     if policy.startswith(_PEFT):
@@ -110,7 +110,7 @@ def parse_method(policy: str | Mapping[str, Any]) -> Method:
         return _parse_function(policy)
     if policy not in PRESETS:
         raise unknown_name("policy", policy, [*PRESETS, _FULL, *_list_peft_policies(), "package.module:function"])
-    return Preset(PRESETS[policy])
+    return AiloraPolicy(PRESETS[policy])
 
 
 def _parse_peft_init(policy: str) -> PeftInit:

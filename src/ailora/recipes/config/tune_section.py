@@ -38,11 +38,11 @@ class TuneRates(Section, frozen=True, populate_by_name=True):
         """Validate the combination of keys.
 
         Raises:
-            InputError: Values and a range are both given or both missing, the range is reversed, or a value is a
-                duplicate.
+            InputError: Values and a range are both given or both missing, an end of the range is missing, the range is
+                reversed, or a value is a duplicate.
         """
         if (self.values is None) == (self.from_ is None and self.to is None):
-            raise InputError("tune.learning_rate: expected auto, or from and to, or values")
+            raise InputError("tune.learning_rate: expected either from and to, or values")
         if self.values is not None:
             if len(set(self.values)) < len(self.values):
                 raise InputError("tune.learning_rate.values names a rate twice")
@@ -66,14 +66,16 @@ class TuneConfig(Section, frozen=True):
         storage: Optuna database URL; None for SQLite in the output folder.
     """
 
-    budget: Text = field("a number of runs such as 5x, or a time such as 30m or 2h", "5x")
+    budget: Text = field("a number of runs such as '5x', or a time such as '30m' or '2h'", "5x")
     policy: list[Text] = field("a list of policies", ["lora", "ailora", "pissa", "milora"], min_length=1)
     roles: list[Literal["all"] | list[Text]] = field(
-        "a list of lists of roles, or of the word all", [["query", "value"], ALL_ROLES], min_length=1
+        "a list whose items are lists of roles, or 'all'", [["query", "value"], ALL_ROLES], min_length=1
     )
-    learning_rate: Literal["auto"] | TuneRates = field("auto, or a mapping: from and to, or values", "auto")
-    rank: list[Count] | None = field("a list of whole numbers from 1", None, min_length=1)
-    goal: Text = field("loss, or a metric of evaluations during training", "loss")
+    learning_rate: Literal["auto"] | TuneRates = field(
+        "'auto', or a mapping with either from and to, or values", "auto"
+    )
+    rank: list[Count] | None = field("a list of whole numbers of at least 1", None, min_length=1)
+    goal: Text = field("'loss', or a metric of evaluations during training", "loss")
     storage: Text | None = field("an Optuna database URL such as sqlite:///tune.db", None)
 
     @property
@@ -101,7 +103,7 @@ class TuneConfig(Section, frozen=True):
         if unit == "x" and number < 1:
             raise InputError(f"tune.budget must be at least 1x, the cost of one run, got {self.budget}")
         if unit != "x" and number <= 0:
-            raise InputError(f"tune.budget must be more than no time, got {self.budget}")
+            raise InputError(f"tune.budget must be more than 0, got {self.budget}")
         for policy in self.policy:
             _validate_policy(policy)
         for role in (role for roles in self.roles if roles != ALL_ROLES for role in roles):
@@ -119,7 +121,9 @@ def _parse_budget(budget: str) -> tuple[float, str]:
     """Parse a budget into a number and its unit: x, s, m or h."""
     match = _BUDGET.fullmatch(budget.strip())
     if match is None or not math.isfinite(float(match[1])):
-        raise InputError(f"tune.budget: expected a number of runs such as 5x, or a time such as 30m, got {budget!r}")
+        raise InputError(
+            f"tune.budget: expected a number of runs such as '5x', or a time such as '30m', got {budget!r}"
+        )
     return float(match[1]), match[2]
 
 
@@ -130,5 +134,6 @@ def _validate_policy(policy: str) -> None:
         raise InputError(f"tune.policy: {error}") from None
     if isinstance(method, FullFineTuning | CustomFunction):
         raise InputError(
-            f"tune.policy: expected policies of adapters, got {policy}, whose trainable parameters no rank determines"
+            f"tune.policy: expected policies of adapters, got {policy}, for which no rank sets the number of trainable "
+            "parameters"
         )

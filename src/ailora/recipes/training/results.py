@@ -47,9 +47,9 @@ def summarize_run(config: RunConfig, trained: TrainResult) -> dict[str, Any]:
     """
     trainer = trained.trainer
     history = list_evaluations(trainer.state, config.metrics)
-    best = {"loss": _find_best(history, "loss", sign=1)}
+    best = {"loss": _find_best(history, "loss", larger_is_better=False)}
     for main_metric in config.metrics[:1]:
-        best[main_metric] = _find_best(history, main_metric, sign=-1)
+        best[main_metric] = _find_best(history, main_metric, larger_is_better=True)
     parameters = list(trainer.model.parameters()) if trainer.model else []
     plan = get_adapter_origin(trainer.model).plan if trainer.model else None
     return {
@@ -86,8 +86,9 @@ def list_evaluations(state: TrainerState, metrics: Sequence[str]) -> list[dict[s
     ]
 
 
-def _find_best(history: Sequence[dict[str, Any]], name: str, *, sign: int) -> dict[str, Any] | None:
-    """Return the evaluation with the smallest `sign * value`. NaN counts as larger than all numbers."""
+def _find_best(history: Sequence[dict[str, Any]], name: str, *, larger_is_better: bool) -> dict[str, Any] | None:
+    """Return the evaluation with the best value; NaN is worse than all numbers. None without evaluations."""
+    sign = -1 if larger_is_better else 1
     return min(history, key=lambda record: (math.isnan(record[name]), sign * record[name]), default=None)
 
 
@@ -97,7 +98,7 @@ def write_result(folder: RunFolder, result: dict[str, Any]) -> None:
 
 
 def _read_peak_memory() -> int | None:
-    """Return the peak memory of this process in bytes: on the GPU, or resident if there is no GPU. None if unknown."""
+    """Return the peak memory of this process in bytes: on the GPU, else in RAM. None if unknown."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     status = Path("/proc/self/status")
@@ -115,7 +116,7 @@ def _read_peak_memory() -> int | None:
 
 
 def read_resident_memory() -> int:
-    """Return the resident memory of this process in bytes. On systems other than Linux, return the peak instead."""
+    """Return the resident memory of this process in bytes. Outside Linux, return the peak, or 0 if it is unknown."""
     pages = Path("/proc/self/statm")
     if not pages.is_file():
         return _read_peak_memory() or 0

@@ -17,7 +17,7 @@ from ailora.optim.param_groups import parse_multipliers
 from ailora.plan import Plan, make_plan
 from ailora.recipes.baselines.custom_function import apply_function
 from ailora.recipes.baselines.peft_inits import apply_peft_init
-from ailora.recipes.config.method import CustomFunction, FullFineTuning, Method, PeftInit, Preset
+from ailora.recipes.config.method import AiloraPolicy, CustomFunction, FullFineTuning, Method, PeftInit
 from ailora.recipes.config.schema import RunConfig
 from ailora.recipes.recipe import Model, Recipe
 
@@ -47,7 +47,7 @@ def _adapt(recipe: Recipe[RunConfig], base: PreTrainedModel, load: Callable[[], 
     match config.adapter.method:
         case FullFineTuning():
             return base
-        case Preset():
+        case AiloraPolicy():
             return apply_plan(base, plan_adapter(config, base))
         case PeftInit() as init:
             _validate_no_sharding(config, init)
@@ -82,7 +82,7 @@ def plan_adapter(config: RunConfig, model: PreTrainedModel) -> Plan:
     """
     adapter = config.adapter
     method = adapter.method
-    if not isinstance(method, Preset | PeftInit):
+    if not isinstance(method, AiloraPolicy | PeftInit):
         raise InputError(f"adapter.policy {method} has no plan, because the method itself chooses what to train")
     plan = make_plan(model, method.policy, **adapter.plan_options(), task_type=config.task_type)
     parse_multipliers(adapter.learning_rates).validate_adapted(plan.counts)

@@ -34,7 +34,7 @@ def mark_complete(checkpoint: Path, train_seconds: float) -> None:
     """
     files = _list_files(checkpoint)
     grant_umask(files)
-    states = {file.relative_to(checkpoint).as_posix(): _FileState.of(file).model_dump() for file in files}
+    states = {file.relative_to(checkpoint).as_posix(): _FileState.from_file(file).model_dump() for file in files}
     write_json(checkpoint / _COMPLETE, {"train_seconds": train_seconds, "files": states})
 
 
@@ -55,12 +55,12 @@ def list_complete_checkpoints(folder: Path) -> list[Path]:
     return [checkpoint for checkpoint in list_checkpoints(folder) if is_complete(checkpoint)]
 
 
-def find_newest_checkpoint(folder: Path, *, is_ours: Callable[[Path], bool]) -> Path | None:
+def find_newest_checkpoint(folder: Path, *, is_of_run: Callable[[Path], bool]) -> Path | None:
     """Find and validate the newest complete checkpoint. Remove newer, incomplete checkpoints of this run.
 
     Args:
         folder: Folder with the checkpoints.
-        is_ours: Function (folder of a checkpoint) -> whether this run has written the checkpoint.
+        is_of_run: Function (folder of a checkpoint) -> whether this run has written the checkpoint.
 
     Returns:
         The checkpoint. None if no checkpoint is complete.
@@ -72,7 +72,7 @@ def find_newest_checkpoint(folder: Path, *, is_ours: Callable[[Path], bool]) -> 
         if is_complete(checkpoint):
             _validate_files(checkpoint)
             return checkpoint
-        if is_ours(checkpoint):
+        if is_of_run(checkpoint):
             shutil.rmtree(checkpoint)
     return None
 
@@ -98,7 +98,7 @@ class _FileState(BaseModel):
     sha256: str | None = None
 
     @classmethod
-    def of(cls, file: Path) -> _FileState:
+    def from_file(cls, file: Path) -> _FileState:
         with file.open("rb") as stream:
             return cls(bytes=file.stat().st_size, sha256=hashlib.file_digest(stream, "sha256").hexdigest())
 
@@ -141,7 +141,7 @@ def _validate_files(checkpoint: Path) -> None:
         recorded = state if isinstance(state, _FileState) else _FileState(bytes=state)
         if (size := file.stat().st_size) != recorded.bytes:
             raise _damaged_error(file, f"expected {recorded.bytes} bytes, got {size}")
-        if recorded.sha256 is not None and _FileState.of(file).sha256 != recorded.sha256:
+        if recorded.sha256 is not None and _FileState.from_file(file).sha256 != recorded.sha256:
             raise _damaged_error(file, "its content has changed since it was written")
     for file in _list_files(checkpoint):
         if reason := _describe_unreadable(file):
