@@ -95,3 +95,11 @@ def test_labels_and_padding_of_a_classifier_are_kept(tmp_path: Path) -> None:
     ailora.save_adapter(ailora.adapt(model, rank=4, task_type="SEQ_CLS"), tmp_path)
     metadata = AdapterMetadata.read(tmp_path / METADATA_NAME)
     assert (metadata.labels, metadata.pad_token_id) == (tuple(labels.values()), 3)
+
+
+def test_a_file_of_a_later_format_is_named_in_one_line(tmp_path: Path) -> None:
+    saved(tmp_path)
+    data = json.loads((tmp_path / METADATA_NAME).read_text())
+    (tmp_path / METADATA_NAME).write_text(json.dumps(data | {"format_version": 2}))
+    with pytest.raises(ailora.InputError, match=r"format 1: format_version: Input should be 1$"):
+        AdapterMetadata.read(tmp_path / METADATA_NAME)

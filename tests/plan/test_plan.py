@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from peft import TaskType
+from peft import TaskType, get_peft_model_state_dict
 
 import ailora
 from ailora.lora.lora_config import build_lora_config
@@ -168,3 +168,49 @@ def test_a_plan_from_before_an_option_is_read_without_it() -> None:
 
 def test_the_task_types_are_pefts() -> None:
     assert set(TASKS) == {task.value for task in TaskType}
+
+
+@pytest.mark.parametrize("form", ["anchored", "stock"])
+def test_magnitudes_of_a_dora_count(form: str) -> None:
+    model = ailora.adapt(FAMILIES["bert"].model(), rank=2, dora=True, form=form)
+    plan = ailora.get_plan(model)
+    trained = [p.numel() for name, p in model.named_parameters() if "lora_" in name and p.requires_grad]
+    assert plan.trainable == sum(trained)
+    assert f"{plan.trainable:,} trainable parameters" in str(plan)
+    state = get_peft_model_state_dict(model)
+    assert plan.file_bytes == sum(4 * tensor.numel() for name, tensor in state.items() if "lora_" in name)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"couple_roles": "false"}, "flags must be true or false"),
+        ({"modules_to_save": "head"}, "modules_to_save must be a list of module names, got 'head'"),
+        ({"modules_to_save": None}, "modules_to_save must be a list of module names, got None"),
+        ({"nonsense": 1}, "not a plan: unknown: nonsense"),
+    ],
+)
+def test_a_plan_with_a_wrong_key_or_value_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ailora.InputError, match=message):
+        Plan.from_dict(make_plan(BERT).to_dict() | changes)
+
+
+def test_a_missing_key_is_named() -> None:
+    data: dict[str, Any] = make_plan(BERT).to_dict()
+    del data["adapters"][0]["rank"]
+    with pytest.raises(ailora.InputError, match="not a plan: key 'rank' is missing"):
+        Plan.from_dict(data)
+    del data["form"]
+    with pytest.raises(ailora.InputError, match="not a plan: missing: form"):
+        Plan.from_dict(data)
+
+
+def test_a_saved_module_whose_name_peft_would_read_as_an_expression_is_refused() -> None:
+    model = torch.nn.ModuleDict({"wq": torch.nn.Linear(8, 8), "head+1": torch.nn.Linear(8, 2)})
+    with pytest.raises(ailora.InputError, match=r"modules_to_save: 'head\+1' has characters"):
+        make_plan(model, "pissa", rank=2, roles=["query"], role_names={"wq": "query"}, modules_to_save=["head+1"])
+
+
+def test_a_rank_of_null_is_named() -> None:
+    with pytest.raises(ailora.InputError, match=r"rank must be a whole number from 1 to 32, got None"):
+        make_plan(BERT, rank={"query": None, "value": 2})  # type: ignore[dict-item]

@@ -14,7 +14,7 @@ from ailora.recipes.config.loader import load_config
 from ailora.recipes.config.method import FullFineTuning
 from ailora.recipes.config.schema import RunConfig
 from ailora.recipes.training.setup import plan_adapter
-from ailora.studies.parameter_budget import match_trainable_parameters
+from ailora.studies.parameter_budget import count_trainable, match_trainable_parameters
 from ailora.studies.trial import Condition
 from tests.studies.sample_trials import make_design
 
@@ -105,3 +105,20 @@ def test_a_study_matches_at_every_setting_of_its_grid() -> None:
     ranks = {c.setting: design.base_config(c).adapter.rank for c in design.conditions if c.method == "narrow"}
     assert ranks == {(("adapter.rank", "2"),): 4, (("adapter.rank", "4"),): 8}
     assert design.base_config(Condition("base", "full")).adapter.method == FullFineTuning()
+
+
+def test_frozen_factors_do_not_count() -> None:
+    """MiCA trains only A, half of the parameters of a plain LoRA on square weights."""
+    made = match_trainable_parameters(run(policy="peft:mica", rank=4), run(rank=4))
+    assert made.adapter.rank == 8
+    assert count_trainable(made) == count_trainable(run(rank=4))
+
+
+def test_magnitudes_do_not_scale_with_the_rank() -> None:
+    dora, lora = run(rank=8, dora=True), run(rank=8)
+    made = match_trainable_parameters(dora, lora)
+    assert isinstance(made.adapter.rank, int)
+    off = abs(count_trainable(made) - count_trainable(lora))
+    for near in (made.adapter.rank - 1, made.adapter.rank + 1):
+        assert off <= abs(count_trainable(run(rank=near, dora=True)) - count_trainable(lora))
+    assert match_trainable_parameters(run(rank=3, dora=True), dora).adapter.rank == 8

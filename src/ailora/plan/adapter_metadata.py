@@ -134,8 +134,12 @@ class AdapterMetadata(pydantic.BaseModel):
         try:
             metadata = cls.model_validate(read_json_object(file))
             _ = metadata.parsed_plan  # raises if the plan is invalid
-        except (InputError, pydantic.ValidationError) as error:
+        except InputError as error:
             raise InputError(f"{file}: not an ailora.json of format 1: {error}") from error
+        except pydantic.ValidationError as error:
+            # pydantic's own message has several lines and a link.
+            reasons = (f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()[:3])
+            raise InputError(f"{file}: not an ailora.json of format 1: {'; '.join(reasons)}") from error
         return metadata
 
 

@@ -17,7 +17,7 @@ from ailora.roles import Attention, Projection, Role, parse_role
 from ailora.roles.fused_layout import Rows
 
 # PEFT compiles the names of `modules_to_save` as regular expressions, in which these characters are operators.
-_REGEX_OPERATORS = frozenset(r"*+?{}()[]\^$|")
+REGEX_OPERATORS = frozenset(r"*+?{}()[]\^$|")
 # Range of normal float16 numbers. Spectral factors are proportional to 1 / sqrt(scaling), and their product to
 # 1 / scaling. Outside this range, they underflow or overflow in half-precision training, exports and servers. The range
 # also applies to bfloat16 and float32, because an adapter may be saved in one dtype and loaded in another.
@@ -121,7 +121,12 @@ class Plan:
     @property
     def trainable(self) -> int:
         """Number of trainable parameters in the adapters, without those in `modules_to_save`."""
-        return sum(self._trainable(a) for a in self.adapters)
+        return sum(self._trainable(a) for a in self.adapters) + self.magnitudes
+
+    @property
+    def magnitudes(self) -> int:
+        """Number of magnitudes that DoRA trains, an entry for each row of an adapted weight. Zero without DoRA."""
+        return sum(group[0].projection.shape[0] for group in self.modules.values()) if self.options.dora else 0
 
     def _trainable(self, adapter: PlannedAdapter) -> int:
         # The stock form trains all 2r rows of `A` and columns of `B`, including the anchor.
@@ -143,7 +148,7 @@ class Plan:
     def file_bytes(self) -> int:
         """Size of the adapters' tensors in float32, in bytes, without the modules in `modules_to_save`."""
         shapes = [(a.projection.shape, a.file_rank) for a in self.adapters]
-        return sum(4 * rank * (out + in_) for (out, in_), rank in shapes)
+        return 4 * (sum(rank * (out + in_) for (out, in_), rank in shapes) + self.magnitudes)
 
     def to_dict(self) -> dict[str, object]:
         """Return the plan as plain data for JSON, the input of `from_dict`."""
@@ -166,25 +171,39 @@ class Plan:
         """Parse the result of `to_dict`, possibly read from a file.
 
         Raises:
-            InputError: A key is missing or unknown, or a value is invalid.
+            InputError: A key is missing, a key is unknown (except in `adapters`), or a value is invalid.
         """
         try:
             fields = dict(data)
-            policy, form = parse_policy(fields.pop("policy")), parse_form(fields.pop("form"))
-            adapters = tuple(_adapter_from_dict(a) for a in fields.pop("adapters"))
-            couple_roles = bool(fields.pop("couple_roles", False))
-            fields["modules_to_save"] = tuple(fields["modules_to_save"])
             # Earlier versions wrote this key into every plan; null means that no layer was replicated.
             if fields.pop("layer_replication", None) is not None:
                 raise ValueError("layer_replication is not supported")
-            missing = {"dropout", "rslora", "dora", "task_type"} - fields.keys()
-            if missing:
-                raise KeyError(*sorted(missing))
+            _validate_keys(fields)
+            policy, form = parse_policy(fields.pop("policy")), parse_form(fields.pop("form"))
+            adapters = tuple(_adapter_from_dict(a) for a in fields.pop("adapters"))
+            couple_roles = fields.pop("couple_roles", False)
+            if not isinstance(saved := fields["modules_to_save"], list):
+                raise TypeError(f"modules_to_save must be a list of module names, got {saved!r}")
+            fields["modules_to_save"] = tuple(saved)
             plan = cls(policy, form, adapters, LoraOptions(**fields), couple_roles)
             _validate_values(plan)
         except (AttributeError, KeyError, OverflowError, RecursionError, TypeError, ValueError) as error:
-            raise InputError(f"not a plan: {type(error).__name__}: {str(error)[:500]}") from error
+            reason = f"key {error} is missing" if isinstance(error, KeyError) else str(error)
+            raise InputError(f"not a plan: {reason[:500]}") from error
         return plan
+
+
+def _validate_keys(fields: Mapping[str, object]) -> None:
+    """Validate the keys of a plan read from a file.
+
+    Raises:
+        ValueError: A key is missing or unknown.
+    """
+    required = {"policy", "form", "adapters", *(f.name for f in dataclasses.fields(LoraOptions))}
+    if missing := sorted(required - fields.keys()):
+        raise ValueError(f"missing: {', '.join(missing)}")
+    if unknown := sorted(fields.keys() - required - {"couple_roles"}):
+        raise ValueError(f"unknown: {', '.join(unknown)}")
 
 
 def _adapter_from_dict(data: Mapping[str, Any]) -> PlannedAdapter:
@@ -199,7 +218,7 @@ def _adapter_from_dict(data: Mapping[str, Any]) -> PlannedAdapter:
     }
     init = parse_init(data["init"])
     if init is None:
-        raise InputError(f"not a plan: {data['module']} has no init")
+        raise ValueError(f"{data['module']} has no init")
     return PlannedAdapter(Projection(**projection), init, data["rank"], data["alpha"], data["scaling"])
 
 
@@ -214,7 +233,7 @@ def _validate_values(plan: Plan) -> None:
     if not plan.adapters or not all(isinstance(flag, bool) for flag in flags) or not 0 <= options.dropout < 1:
         raise ValueError("adapters must not be empty, flags must be true or false, and dropout must be in [0, 1)")
     names = options.modules_to_save
-    if not all(isinstance(name, str) and name and _REGEX_OPERATORS.isdisjoint(name) for name in names):
+    if not all(isinstance(name, str) and name and REGEX_OPERATORS.isdisjoint(name) for name in names):
         raise ValueError("modules_to_save must be a list of module names")
     if options.task_type is not None and options.task_type not in TASKS:
         raise ValueError(f"task_type must be one of {', '.join(TASKS)}")

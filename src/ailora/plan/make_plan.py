@@ -10,8 +10,16 @@ from torch import nn
 from ailora.errors import InputError, ModelError
 from ailora.inits import Policy, PolicySpec, parse_policy
 from ailora.module_pattern import ModulePatterns
-from ailora.plan.adapter_plan import Form, LoraOptions, Plan, PlannedAdapter, compute_scaling, parse_form
-from ailora.plan.task_type import default_heads, infer_task_type, parse_task_type
+from ailora.plan.adapter_plan import (
+    REGEX_OPERATORS,
+    Form,
+    LoraOptions,
+    Plan,
+    PlannedAdapter,
+    compute_scaling,
+    parse_form,
+)
+from ailora.plan.task_type import find_frozen_heads, infer_task_type, parse_task_type
 from ailora.roles import Projection, Role, find_projections, parse_role
 
 #: A number for all projections, or a mapping from roles or regular expressions for module names to numbers.
@@ -86,7 +94,11 @@ def make_plan(
     ranks = _resolve_numbers("rank", rank, targets)
     alphas = _resolve_numbers("alpha", alpha, targets) if alpha is not None else ranks
     task_type = infer_task_type(model) if task_type is None else parse_task_type(task_type)
-    saved = default_heads(model, task_type) if modules_to_save is None else _parse_saved(model, modules_to_save)
+    saved = (
+        find_frozen_heads(model, task_type)
+        if modules_to_save is None
+        else _parse_modules_to_save(model, modules_to_save)
+    )
     _validate_disjoint(targets, saved)
     plan = Plan(
         policy=policy,
@@ -175,13 +187,15 @@ def _resolve_numbers(name: str, value: PerModule, projections: tuple[Projection,
     for key, matching in matches.items():
         if not matching:
             raise InputError(f"{name}: {key!r} matches neither the role nor the name of an adapted projection")
-    numbers = {p: next((value[key] for key in value if p in matches[key]), None) for p in projections}
-    for projection, number in numbers.items():
-        if number is None:
+    numbers: dict[Projection, float] = {}
+    for projection in projections:
+        key = next((key for key in value if projection in matches[key]), None)
+        if key is None:
             raise InputError(
                 f"{name}: no key of {dict(value)!r} matches {projection.name}; add a key ('' matches every module)"
             )
-    return {projection: number for projection, number in numbers.items() if number is not None}
+        numbers[projection] = value[key]
+    return numbers
 
 
 def _match_key(patterns: ModulePatterns, key: str, projections: tuple[Projection, ...]) -> set[Projection]:
@@ -214,12 +228,15 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _parse_saved(model: nn.Module, modules_to_save: Iterable[str]) -> tuple[str, ...]:
+def _parse_modules_to_save(model: nn.Module, modules_to_save: Iterable[str]) -> tuple[str, ...]:
     if isinstance(modules_to_save, str) or not isinstance(modules_to_save, Iterable):
         raise InputError(f"modules_to_save must be a list of names, such as ['classifier'], got {modules_to_save!r}")
     saved = tuple(modules_to_save)
     if not all(isinstance(name, str) and name for name in saved):
         raise InputError(f"modules_to_save must be a list of names, such as ['classifier'], got {modules_to_save!r}")
+    for name in saved:
+        if not REGEX_OPERATORS.isdisjoint(name):
+            raise InputError(f"modules_to_save: {name!r} has characters that PEFT reads as a regular expression")
     names = [name for name, _ in model.named_modules() if name]
     for module in saved:
         if not any(name == module or name.endswith(f".{module}") for name in names):

@@ -110,8 +110,8 @@ def infer_task_type(model: nn.Module) -> TaskType | None:
     return next((TaskType(key) for key, task in TASKS.items() if name.endswith(task.class_suffixes)), None)
 
 
-def default_heads(model: nn.Module, task_type: str | None) -> tuple[str, ...]:
-    """Return the names of new heads that PEFT would keep frozen in a model."""
+def find_frozen_heads(model: nn.Module, task_type: str | None) -> tuple[str, ...]:
+    """Return the names of a model's new heads that PEFT would keep frozen by default."""
     heads = get_task(task_type).other_heads
     return tuple(name for name, _ in model.named_children() if name in heads)
 

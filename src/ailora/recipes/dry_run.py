@@ -20,7 +20,7 @@ from ailora.recipes.position_limits import count_tokens
 from ailora.recipes.registry import make_recipe
 from ailora.recipes.run_folder import RunFolder
 from ailora.recipes.training.results import read_resident_memory
-from ailora.recipes.training.setup import plan_adapter
+from ailora.recipes.training.setup import count_trainable_parameters, plan_adapter
 from ailora.recipes.training.step_counts import count_steps, rows_per_step
 from ailora.spectral.flops import measure_matmul_speed
 
@@ -114,7 +114,8 @@ def _estimate_costs(
     passes = 2 + 2 + 2 * (plan is None) + 2 * bool(arguments.activation_checkpointing)
     weight_bytes = sum(p.numel() * _bytes_per_entry(config, p.dtype.itemsize, p.ndim) for p in model.parameters())
     # In float32, a parameter with its gradient and Adam's two moments takes 16 bytes; an entry of the anchor takes 4.
-    optimizer_bytes = trained * 16 + (plan.trainable * 4 if plan and not isinstance(method, PeftInit) else 0)
+    anchored = plan.trainable - plan.magnitudes if plan and not isinstance(method, PeftInit) else 0
+    optimizer_bytes = trained * 16 + anchored * 4
     activation_bytes = _estimate_activation_bytes(config, arguments, model, max(epoch))
     # On a CPU, runs report the memory of the process; on a GPU, the memory allocated by torch.
     process_bytes = 0 if torch.cuda.is_available() else read_resident_memory()
@@ -164,10 +165,8 @@ def _count_added_parameters(method: Method, plan: Plan, model: PreTrainedModel) 
     Returns:
         The number of all parameters, and the number of trainable parameters.
     """
-    magnitudes = sum(group[0].projection.shape[0] for group in plan.modules.values()) if plan.options.dora else 0
-    added = plan.trainable + magnitudes + count_saved_parameters(model, plan.options)
-    freezes_B = isinstance(method, PeftInit) and method.freezes_B
-    return added, added - (sum(a.rank * a.projection.out_features for a in plan.adapters) if freezes_B else 0)
+    saved = count_saved_parameters(model, plan.options)
+    return plan.trainable + saved, count_trainable_parameters(method, plan) + saved
 
 
 def _bytes_per_entry(config: RunConfig, stored_bytes: int, dimensions: int) -> float:

@@ -8,11 +8,12 @@ from transformers import PreTrainedModel
 
 from ailora.errors import InputError
 from ailora.model_loading import load_on_meta
+from ailora.plan.adapter_plan import Plan
 from ailora.plan.task_type import TaskType
 from ailora.recipes.baselines.peft_inits import validate_options
 from ailora.recipes.config.method import CustomFunction, FullFineTuning, PeftInit
 from ailora.recipes.config.schema import RunConfig
-from ailora.recipes.training.setup import plan_adapter
+from ailora.recipes.training.setup import count_trainable_parameters, plan_adapter
 
 
 def match_trainable_parameters(config: RunConfig, baseline: RunConfig) -> RunConfig:
@@ -34,7 +35,10 @@ def match_trainable_parameters(config: RunConfig, baseline: RunConfig) -> RunCon
     """
     if isinstance(config.adapter.method, FullFineTuning) or isinstance(baseline.adapter.method, FullFineTuning):
         return config
-    rank, budget, trained = config.adapter.rank, count_trainable(baseline), count_trainable(config)
+    rank, plan = config.adapter.rank, _plan(config)
+    # The number of DoRA's magnitudes does not depend on the rank.
+    budget = count_trainable(baseline) - plan.magnitudes
+    trained = count_trainable_parameters(config.adapter.method, plan) - plan.magnitudes
     # A scaled rank below 0.5 would round to 0, which is no rank.
     if isinstance(rank, dict):
         scaled = {key: max(1, round(value * budget / trained)) for key, value in rank.items()}
@@ -58,11 +62,20 @@ def count_trainable(config: RunConfig) -> int:
         InputError: The method is a user function, or the adapter is not planned.
         ModelError: The model cannot be adapted as configured.
     """
+    return count_trainable_parameters(config.adapter.method, _plan(config))
+
+
+def _plan(config: RunConfig) -> Plan:
+    """Plan the adapter of a run on the meta device.
+
+    Raises:
+        InputError, ModelError: See `count_trainable`.
+    """
     if isinstance(config.adapter.method, CustomFunction):
         raise InputError(
             f"match_parameters: the number of parameters that the function {config.adapter.policy} trains is unknown"
         )
-    return plan_adapter(config, meta_model(config.model, config.task_type)).trainable
+    return plan_adapter(config, meta_model(config.model, config.task_type))
 
 
 @functools.lru_cache(maxsize=8)

@@ -87,3 +87,14 @@ def plan_adapter(config: RunConfig, model: PreTrainedModel) -> Plan:
     plan = make_plan(model, method.policy, **adapter.plan_options(), task_type=config.task_type)
     parse_multipliers(adapter.learning_rates).validate_adapted(plan.counts)
     return plan
+
+
+def count_trainable_parameters(method: Method, plan: Plan) -> int:
+    """Count the trainable parameters of a planned adapter, without heads and other modules trained in full.
+
+    Args:
+        method: Method that initializes the adapter. `peft:mica` freezes `B`.
+        plan: Plan of the adapter.
+    """
+    freezes_B = isinstance(method, PeftInit) and method.freezes_B
+    return plan.trainable - (sum(a.rank * a.projection.out_features for a in plan.adapters) if freezes_B else 0)
