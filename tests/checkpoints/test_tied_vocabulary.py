@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, Wav2Vec2Config, Wav2Vec2Model
 
 import ailora
 from ailora.checkpoints import merge, verify
 from ailora.safetensors_io import Checkpoint
+from ailora.weights.tied_weights import format_resize_hint
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`:UserWarning"),
@@ -88,3 +89,10 @@ def test_a_tied_weight_that_is_trained_under_one_name_is_refused_with_both_ways_
 def test_a_head_that_is_adapted_and_saved_is_refused_with_the_choice() -> None:
     with pytest.raises(ailora.InputError, match=r"'lm_head' is or contains lm_head, .*: remove 'lm_head' from"):
         ailora.adapt(tied_llama(RESIZED), rank=2, modules_to_save=["lm_head"], **HEAD)
+
+
+def test_a_model_without_a_vocabulary_gets_no_hint_to_resize_one() -> None:
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 48}
+    with torch.device("meta"):
+        model = Wav2Vec2Model(Wav2Vec2Config(**sizes))
+    assert not format_resize_hint(model, "encoder.layers.0.attention.q_proj", (32, 32), (48, 32))

@@ -338,7 +338,7 @@ def test_folders_without_a_checkpoint_are_refused(folder: Path, tmp_path: Path) 
         adapt(model, weights_from=tmp_path)
     with pytest.raises(ailora.InputError, match=r"nowhere does not exist"):
         adapt(model, weights_from=tmp_path / "nowhere")
-    with pytest.raises(ailora.InputError, match="weights_from must be a folder or a safetensors file, got 5"):
+    with pytest.raises(ailora.InputError, match="weights_from must be a folder, a safetensors file or a hub id, got 5"):
         adapt(model, weights_from=5)
     (tmp_path / "model.safetensors").write_bytes(b"no tensors")
     with pytest.raises(ailora.InputError, match="is not a safetensors file"):

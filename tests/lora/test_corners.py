@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import math
+from pathlib import Path
+
 import pytest
 import torch
 import transformers as tf
+from peft import LoraConfig, PeftModel
 from torch import nn
 
 import ailora
 from ailora.lora import inject as inject_module
+from ailora.lora import parallelism_support
+from ailora.lora import residual as residual_module
+from ailora.lora.initial_factors import InitialFactors, compute_initial_factors
+from ailora.lora.residual import compute_residuals
+from ailora.model_loading import load_on_meta
+from ailora.weights.base_weight import BaseWeight, resolve_weights
 from tests.families import FAMILIES
+from tests.tiny_models import tiny_model
 
 FAMILY = FAMILIES["bert"]
 
@@ -102,3 +113,105 @@ def test_a_name_that_no_adapter_can_have_leaves_the_model_as_it_was(name: object
         ailora.adapt(model, rank=2, adapter_name=name)  # type: ignore[arg-type]
     assert torch.equal(FAMILY.output(model), output)
     assert not any("lora" in key for key in model.state_dict())
+
+
+def test_the_residual_form_starts_exact_inside_autocast() -> None:
+    inside, outside = FAMILY.model(), FAMILY.model()
+    with torch.autocast("cpu", torch.bfloat16):
+        ailora.adapt(inside, rank=4, form="residual")
+    ailora.adapt(outside, rank=4, form="residual")
+    for name, tensor in outside.state_dict().items():
+        assert torch.allclose(inside.state_dict()[name], tensor, atol=1e-6), name
+
+
+def test_a_residual_is_computed_where_its_weight_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ranks other than 0 receive the factors on the CPU, while their weights are on a GPU."""
+    model = FAMILY.model()
+    plan = ailora.make_plan(model, rank=2)
+    weights = resolve_weights(model, plan.modules)
+    factors = compute_initial_factors(plan, weights, BaseWeight.read, torch.Generator())
+    monkeypatch.setattr(BaseWeight, "read", lambda self: torch.empty(self.shape, device="meta"))
+    devices = set()
+
+    def product_on_rows(factors: list[InitialFactors], shape: tuple[int, int]) -> torch.Tensor:
+        devices.update(tensor.device.type for each in factors for tensor in (each.factors.A, each.factors.B))
+        return torch.empty(shape, device="meta")
+
+    monkeypatch.setattr(residual_module, "product_on_rows", product_on_rows)
+    compute_residuals(weights, factors)
+    assert devices == {"meta"}
+
+
+def test_a_failure_keeps_the_active_adapter(monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder) -> None:
+    model = ailora.adapt(ailora.adapt(FAMILY.model(), rank=2, adapter_name="first"), rank=2, adapter_name="second")
+    monkeypatch.setattr(inject_module, "_get_planned_layers", lambda *_: (_ for _ in ()).throw(RuntimeError("no")))
+    recwarn.clear()
+    with pytest.raises(RuntimeError, match="no"):
+        ailora.adapt(model, rank=2, adapter_name="third")
+    assert model.active_adapter == "second"
+    assert model.active_adapters == ["second"]
+    assert [*model.peft_config] == ["first", "second"]
+    assert not [warning for warning in recwarn if "active" in str(warning.message)]
+
+
+class _OperatorsInNames(nn.Module):
+    """A parent whose children have operators of regular expressions in their names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maps = nn.ModuleDict({"q+v": nn.Linear(8, 8), "q": nn.Linear(8, 8), "v(1)": nn.Linear(8, 8)})
+
+
+def test_names_with_operators_keep_their_ranks(tmp_path: Path) -> None:
+    roles = {r"q\+v": "query", r"v\(1\)": "value"}
+    model = ailora.adapt(_OperatorsInNames(), "pissa", rank={"query": 2, "value": 3}, role_names=roles)
+    assert [model.get_submodule(f"base_model.model.maps.{name}").r for name in ("q+v", "v(1)")] == [
+        {"default": 4},
+        {"default": 6},
+    ]
+    ailora.save_adapter(model, tmp_path)
+    loaded = PeftModel.from_pretrained(_OperatorsInNames(), tmp_path)
+    assert loaded.get_submodule("base_model.model.maps.q+v").r == {"default": 4}
+
+
+def test_an_adapter_of_pefts_with_the_name_of_a_deleted_one_has_no_plan() -> None:
+    model = ailora.adapt(ailora.adapt(FAMILY.model(), rank=2, adapter_name="kept"), rank=2, adapter_name="again")
+    model.set_adapter("kept")
+    model.delete_adapter("again")
+    model.add_adapter("again", LoraConfig(r=3, target_modules=["query", "value"]))
+    with pytest.raises(ailora.ModelError, match="no adapter 'again' made by ailora"):
+        ailora.get_plan(model, "again")
+    assert ailora.get_plan(model, "kept").adapters
+
+
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+@pytest.mark.parametrize("factor", ["lora_A", "lora_B"])
+def test_a_state_that_is_not_finite_is_refused(factor: str, value: float) -> None:
+    model = ailora.adapt(FAMILY.model(), rank=2)
+    state = model.state_dict()
+    key = next(key for key in state if factor in key)
+    state[key] = state[key].clone()
+    state[key].view(-1)[-1] = value
+    with pytest.raises(ailora.AnchorMismatchError, match="training has diverged"):
+        model.load_state_dict(state)
+
+
+def test_fused_weights_under_tensor_parallelism_are_refused_with_what_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parallelism_support, "any_dtensor", lambda _: True)
+    for form in ("stock", "anchored"):
+        with pytest.raises(ailora.ModelError, match="fused weight do not work with tensor parallelism: use DDP"):
+            ailora.adapt(tiny_model("gpt2"), rank=2, form=form)
+    with pytest.raises(ailora.ModelError, match="anchored form would replace them: use form='stock'"):
+        ailora.adapt(FAMILY.model(), rank=2)
+
+
+def test_an_empty_name_is_no_checkpoint_to_decompose() -> None:
+    with pytest.raises(
+        ailora.InputError, match="weights_from must be a folder, a safetensors file or a hub id, got ''"
+    ):
+        ailora.adapt(FAMILY.model(), rank=2, weights_from="")
+
+
+def test_a_path_is_named_like_a_string(tmp_path: Path) -> None:
+    with pytest.raises(ailora.InputError, match=f"^model '{tmp_path}' has no config.json$"):
+        load_on_meta(tmp_path)

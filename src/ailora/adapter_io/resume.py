@@ -17,7 +17,7 @@ from ailora.errors import AnchorMismatchError, InputError, ModelError
 from ailora.inits import Factors
 from ailora.lora.adapt import apply_plan
 from ailora.lora.initial_factors import InitialFactors
-from ailora.lora.inject import get_base_model, inject, prepare
+from ailora.lora.inject import get_base_model, inject, resolve_planned_weights
 from ailora.lora.packed_factor import PackedFactor
 from ailora.lora.residual import compute_residuals
 from ailora.path_kind import expand_home
@@ -71,7 +71,7 @@ def resume(
     if not isinstance(model, PeftModel):
         validate_saved_modules(checkpoint, model)
     _validate_saved_shapes(model, checkpoint)
-    weights = prepare(model, plan, adapter_name=adapter_name)
+    weights = resolve_planned_weights(model, plan, adapter_name=adapter_name)
     _validate_same_base(plan, weights, adapter_metadata, base=get_base_model(model))
     # PEFT silently ignores a tensor whose name lacks the prefix.
     state = {add_prefix(tensor.name): read_tensor(tensor) for tensor in checkpoint.tensors}

@@ -17,7 +17,7 @@ from ailora.plan.adapter_plan import LoraOptions
 from ailora.plan.task_type import get_task
 from ailora.safetensors_io import Checkpoint, StoredTensor, read_tensor
 from ailora.weights.checkpoint_keys import checkpoint_key_map
-from ailora.weights.tied_weights import format_lone_training, get_tied_weights
+from ailora.weights.tied_weights import format_partly_trained_tie, get_tied_weights
 
 
 def get_saved_module_names(options: LoraOptions) -> list[str]:
@@ -159,7 +159,7 @@ def _validate_ties(adapter: AdapterCheckpoint, model: PreTrainedModel, name: str
     tied_names = [tied for tied, shared in ties.items() if shared == source]
     if tied_names and not (source in saved and any(tied in saved for tied in tied_names)):
         other = source if name != source else tied_names[0]
-        raise ModelError(f"{saved[name]}: {format_lone_training(name, other)}")
+        raise ModelError(f"{saved[name]}: {format_partly_trained_tie(name, other)}")
 
 
 def _resolve_ties(

@@ -12,7 +12,13 @@ from torch import nn
 from ailora.distributed import compute_on_rank0_and_broadcast
 from ailora.inits import PolicySpec
 from ailora.lora.initial_factors import InitialFactors, compute_initial_factors
-from ailora.lora.inject import get_base_model, get_metadata, inject, prepare, validate_adapter_name
+from ailora.lora.inject import (
+    get_base_model,
+    get_metadata,
+    inject,
+    resolve_planned_weights,
+    validate_adapter_name,
+)
 from ailora.lora.residual import compute_residuals
 from ailora.plan.adapter_metadata import AdapterMetadata
 from ailora.plan.adapter_plan import Form, Plan
@@ -109,7 +115,7 @@ def apply_plan(
     """Inject an adapter into every planned projection.
 
     If an error is raised, the model is unchanged. The global random state never changes. Under torch.distributed, call
-    this function on every rank; rank 0 computes the initial factors for all ranks.
+    this function on every rank; all ranks start from the initial factors of rank 0.
 
     Args:
         model: The base model for which the plan was made, or its `PeftModel`, to which an adapter is added.
@@ -122,9 +128,10 @@ def apply_plan(
         The adapted model.
 
     Raises:
-        ModelError: The name is taken, a planned module is missing or has an unexpected shape, or a weight cannot be
-            decomposed.
-        InputError: The adapter name cannot be used.
+        ModelError: The name is taken, a planned module is missing or has an unexpected shape, a weight cannot be
+            decomposed, the model is adapted, quantized or distributed in a way that excludes the plan, or PEFT cannot
+            adapt the model as planned.
+        InputError: The adapter name cannot be used, or the checkpoint `weights_from` cannot be read.
 
     Examples:
         >>> from ailora import make_plan
@@ -134,7 +141,7 @@ def apply_plan(
         >>> sum(p.numel() for p in adapted.parameters() if p.requires_grad)
         512
     """
-    weights = prepare(model, plan, adapter_name=adapter_name)
+    weights = resolve_planned_weights(model, plan, adapter_name=adapter_name)
     base = get_base_model(model)
     # With a copy of the global generator, random factors depend on the caller's seed, and the global state is kept.
     generator = torch.Generator()
@@ -142,7 +149,7 @@ def apply_plan(
     source: WeightSource = BaseWeight.read
     if weights_from is not None:
         source = open_checkpoint_source(base, weights_from, weights)
-    # Only rank 0 decomposes: rounding differs between machines, and replicas must start from equal anchors.
+    # All ranks use the factors of rank 0: rounding differs between machines, but replicas must have equal anchors.
     factors = compute_on_rank0_and_broadcast(lambda: compute_initial_factors(plan, weights, source, generator))
     residuals = compute_residuals(weights, factors) if plan.form is Form.RESIDUAL else []
     metadata = compute_on_rank0_and_broadcast(

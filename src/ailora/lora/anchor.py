@@ -43,7 +43,7 @@ def unstack_B(stacked: Float[Tensor, "out two_r"]) -> tuple[Tensor, Tensor]:
 
 
 def snap_to_grid(B: Tensor) -> Tensor:
-    """Round `B` to multiples of a power of two, 2^-19 to 2^-18 of the largest entry.
+    """Round `B` to multiples of a step: a power of two between 2^-19 and 2^-18 times the largest entry.
 
     Files contain `dB` and the float32 sum `B0 + dB`. A resumed run must recover `B0` from both bit for bit. For `dB` up
     to eight times as large as `B0`, rounding errors of the sum and of the difference stay below half a step, and
@@ -53,7 +53,7 @@ def snap_to_grid(B: Tensor) -> Tensor:
         B: Factor (out, r).
 
     Returns:
-        The rounded factor, `B0` of the anchored form.
+        The rounded factor, `B0` of the anchored form. A factor that is zero or not finite is returned unchanged.
     """
     step = _grid_step(B)
     return B if step is None else ((B.double() / step).round() * step).to(B.dtype)
@@ -66,8 +66,8 @@ def is_off_grid(stacked: Float[Tensor, "out two_r"], eps: float) -> bool:
 
     Args:
         stacked: `lora_B` from the file, `[dB, B]`.
-        eps: Machine precision of the stored factors. In half precision, which is coarser than the grid, the result is
-            always False.
+        eps: Machine precision of the stored factors. The rounding errors of half precision exceed the step of the grid,
+            and hide most changes.
     """
     delta, total = unstack_B(stacked)
     anchor = total - delta

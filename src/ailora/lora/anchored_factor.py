@@ -16,7 +16,7 @@ from ailora.weights.dtensor import distribute_like, full_tensor, validate_unshar
 
 
 class AnchoredFactor(PackedFactor):
-    """Factor of a frozen anchor (a buffer) and the trained difference from the anchor (the parameter `delta`)."""
+    """Sum of a frozen anchor (a buffer) and the trained difference from the anchor (the parameter `delta`)."""
 
     # The anchor is a buffer, because a frozen parameter would not stay frozen: PEFT calls `requires_grad_` on the
     # parent module.
@@ -50,15 +50,15 @@ class AnchoredFactor(PackedFactor):
             # An engine has moved the model to the meta device, and will broadcast the state of the first process.
             return
         stacked = self._as_anchor(weight)
+        # An infinite difference would make any distance between anchors count as rounding.
+        if not all_finite(stacked):
+            raise AnchorMismatchError(
+                f"{name}: the file holds NaN or infinite entries, so its anchor cannot be read: training has diverged"
+            )
         anchor, delta = self.unstack(stacked)
         eps = max(torch.finfo(dtype).eps for dtype in (weight.dtype, self.anchor.dtype))
         distance = compute_anchor_distance(self.anchor, anchor, delta=delta, eps=eps)
         if distance is not None:
-            if not all_finite(stacked):
-                raise AnchorMismatchError(
-                    f"{name}: the file holds NaN or infinite entries, so its anchor cannot be read: training has "
-                    "diverged"
-                )
             raise AnchorMismatchError(
                 f"{name}: the anchor in the file differs from the anchor of this adapter (relative distance "
                 f"{distance:.1e}). The base model, policy or rank differs, or the file is an ordinary LoRA: load the "
@@ -90,7 +90,7 @@ class AnchoredA(AnchoredFactor):
 
 
 class AnchoredB(AnchoredFactor):
-    """`lora_B`: the difference `dB` (out, r) beside `B = B0 + dB` (out, r), `B0` rounded by `snap_to_grid`."""
+    """`lora_B`: the difference `dB` (out, r) beside `B = B0 + dB` (out, r). `snap_to_grid` rounds `B0`."""
 
     def __init__(self, anchor: Float[Tensor, "out r"]) -> None:
         super().__init__(snap_to_grid(anchor))

@@ -30,6 +30,8 @@ class AnchoredLoraModel(LoraModel):
         state_dict: dict[str, Tensor] | None = None,
     ) -> None:
         super().inject_adapter(model, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage, state_dict)
+        # The new adapter may have the name of a deleted one, whose metadata do not describe it.
+        self.ailora_metadata = {name: data for name, data in self.ailora_metadata.items() if name != adapter_name}
         source = self._find_source(adapter_name)
         # PEFT sets `low_cpu_mem_usage` when it loads the factors from a file afterwards.
         if source is None or low_cpu_mem_usage:
@@ -37,7 +39,7 @@ class AnchoredLoraModel(LoraModel):
         for layer in model.modules():
             if isinstance(layer, LoraLayer) and source in layer.lora_A:
                 for factors in (layer.lora_A, layer.lora_B):
-                    _start_from(factors, source, adapter_name)
+                    _restart_from(factors, source, adapter_name)
         self.ailora_metadata = {**self.ailora_metadata, adapter_name: self.ailora_metadata[source]}
 
     def _find_source(self, adapter_name: str) -> str | None:
@@ -47,7 +49,7 @@ class AnchoredLoraModel(LoraModel):
         return next((name for name in shared if name != adapter_name), None)
 
 
-def _start_from(factors: nn.ModuleDict, source: str, adapter_name: str) -> None:
+def _restart_from(factors: nn.ModuleDict, source: str, adapter_name: str) -> None:
     """Replace PEFT's factor of a new adapter by a copy of the source's factor, reset to the initial values."""
     factor, stock = factors[source], factors[adapter_name]
     if not isinstance(factor, PackedFactor):

@@ -1,7 +1,8 @@
 """Stock LoRA factors of a fused projection, joined from a factor for each role.
 
 `A = [A_q; A_v]` and `B = [B_q, B_v]` contain the factors of all roles. A block of `B` is zero outside the rows of its
-role. A fused projection trains exactly like separate projections.
+role, so a fused projection trains exactly like separate projections. With `couple_roles`, a block has entries in all
+rows.
 """
 
 from __future__ import annotations
@@ -106,11 +107,11 @@ class FusedA(FusedFactor):
 
 
 class FusedB(FusedFactor):
-    """`lora_B` of a fused projection: the roles' factors side by side, each zero outside the role's rows.
+    """`lora_B` of a fused projection: the roles' factors side by side, each zero outside the rows that it trains.
 
     Args:
         parts: Factor of each role, (rows, r) for the role's rows, or (out, r) for coupled roles.
-        rows: Row ranges of each role in the weight.
+        rows: Rows of the weight that each role's factor trains, as ranges.
         out_features: Number of rows of the weight.
     """
 

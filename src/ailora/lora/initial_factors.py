@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 import torch
@@ -23,15 +23,20 @@ _PEAK_COPIES = 6
 
 @dataclass(frozen=True)
 class InitialFactors:
-    """The initial factors of a planned adapter, on the device of the adapted layer.
+    """The initial factors of a planned adapter.
 
     Attributes:
         planned: Settings of the adapter in the plan.
-        factors: Initial factors `A0` (r, in) and `B0` (out, r).
+        factors: Initial factors `A0` (r, in) and `B0` (out, r), on the device of the base weight. Ranks that receive
+            the factors from rank 0 have them on the CPU.
     """
 
     planned: PlannedAdapter
     factors: Factors
+
+    def to(self, device: torch.device) -> InitialFactors:
+        """Return the factors on a device."""
+        return replace(self, factors=replace(self.factors, A=self.factors.A.to(device), B=self.factors.B.to(device)))
 
 
 @dataclass(frozen=True)
@@ -71,7 +76,8 @@ def compute_initial_factors(
         The initial factors, in the plan's order.
 
     Raises:
-        ModelError: The shape of a weight differs from the plan, or a weight cannot be decomposed.
+        ModelError: The shape of a weight differs from the plan, a weight cannot be decomposed, DoRA cannot adapt a
+            weight, or tied layers would need different residual weights.
     """
     decompositions = _share_decompositions(plan, weights, validate_readable=source is BaseWeight.read)
     read = _refusing_zero_rows(source) if plan.options.dora else source
@@ -99,6 +105,12 @@ def _refusing_zero_rows(source: WeightSource) -> WeightSource:
 def _share_decompositions(
     plan: Plan, weights: Mapping[str, BaseWeight], *, validate_readable: bool
 ) -> list[_Decomposition]:
+    """Validate the weights, and list the decompositions to compute. Planned adapters of tied layers share one.
+
+    Raises:
+        ModelError: The shape of a weight differs from the plan, a weight is on the meta device or cannot be decomposed,
+            or tied layers would need different residual weights.
+    """
     decompositions: dict[tuple[object, ...], _Decomposition] = {}
     for module, group in plan.modules.items():
         weight = weights[module]
@@ -139,7 +151,7 @@ def _batch_size(decomposition: _Decomposition) -> int:
     # On a CPU, a single matrix keeps all cores busy, and the cache of decompositions (`spectral.cache`) is usable.
     if device.type != "cuda":
         return 1
-    bytes_per_entry = 4  # decompositions run in float32
+    bytes_per_entry = 4  # the size of a float32, in which `_PEAK_COPIES` is counted
     free, _ = torch.cuda.mem_get_info(device)
     out, in_ = decomposition.planned.projection.shape
     return max(1, free // 4 // (bytes_per_entry * _PEAK_COPIES * out * in_))
@@ -157,4 +169,4 @@ def _compute_factors(
     if len(batch) == 1:
         return [factors]
     clamped = factors.floored.tolist()
-    return [Factors(A, B, torch.tensor(n)) for A, B, n in zip(factors.A, factors.B, clamped, strict=True)]
+    return [Factors(A, B, torch.tensor(n, device="cpu")) for A, B, n in zip(factors.A, factors.B, clamped, strict=True)]

@@ -36,7 +36,7 @@ _RESERVED_NAMES = ("weight", "bias")
 _LOG = logging.getLogger("ailora")
 
 
-def prepare(model: nn.Module, plan: Plan, *, adapter_name: str) -> dict[str, BaseWeight]:
+def resolve_planned_weights(model: nn.Module, plan: Plan, *, adapter_name: str) -> dict[str, BaseWeight]:
     """Validate a model against a plan, and look up the base weights of the planned modules.
 
     Returns:
@@ -70,7 +70,7 @@ def inject(
     """Inject an adapter into every planned projection. If an error is raised, the model is unchanged.
 
     Args:
-        model: A model validated by `prepare`.
+        model: A model validated by `resolve_planned_weights`.
         plan: Adapter settings of every projection.
         factors: Initial factors of every planned adapter.
         adapter_name: PEFT's name for the adapter.
@@ -141,8 +141,8 @@ def validate_adapter_name(model: nn.Module, adapter_name: str) -> None:
     """
     if not isinstance(adapter_name, str) or not _is_usable_name(adapter_name):
         raise InputError(
-            f"adapter_name {adapter_name!r} cannot be used: expected a folder name without dots, other than "
-            "'weight', 'bias', the parts of 'lora_' and the attributes of torch modules"
+            f"adapter_name {adapter_name!r} cannot be used: expected a folder name without dots that is not 'weight', "
+            "'bias', a part of 'lora_' or an attribute of torch modules"
         )
     if isinstance(model, PeftModel):
         if adapter_name in model.peft_config:
@@ -217,7 +217,7 @@ def _get_all_metadata(model: nn.Module) -> dict[str, AdapterMetadata]:
 def _to_anchored(model: PeftModel) -> AnchoredLoraModel:
     """Change the class of the model's `LoraModel` to `AnchoredLoraModel`, in place."""
     # Trainers and wrappers may already refer to the `LoraModel`, so a new object would not reach them. Changing the
-    # class is safe, because the two classes differ in one method only.
+    # class is safe, because the subclass overrides methods only.
     assert isinstance(model.base_model, LoraModel)
     model.base_model.__class__ = AnchoredLoraModel
     return cast(AnchoredLoraModel, model.base_model)
@@ -281,15 +281,19 @@ def _unchanged_on_error(model: nn.Module, adapter_name: str) -> Generator[None, 
     # `named_children()` would omit the second name of a module registered twice.
     children = [(parent, dict(parent._modules)) for parent in base.modules()]
     flags = [(parameter, parameter.requires_grad) for parameter in base.parameters()]
-    active = list(model.active_adapters) if isinstance(model, PeftModel) else []
+    # PEFT stores the active adapter twice: in the `PeftModel`, and in the `LoraModel` with its layers.
+    active = (model.active_adapter, list(model.active_adapters)) if isinstance(model, PeftModel) else None
     try:
         yield
     except BaseException:
         if isinstance(model, PeftModel):
+            assert isinstance(model.base_model, LoraModel)
+            assert active is not None
+            # Deleting the active adapter would activate a different one, with a warning.
+            model.base_model.set_adapter(active[1])
             if adapter_name in model.peft_config:
                 model.delete_adapter(adapter_name)
-            assert isinstance(model.base_model, LoraModel)
-            model.base_model.set_adapter(active)
+            model.active_adapter = active[0]
         elif hasattr(base, "peft_config"):
             delattr(base, "peft_config")
         for parent, before in children:

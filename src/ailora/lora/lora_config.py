@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import TypeVar, cast
@@ -14,6 +15,9 @@ from ailora.plan.adapter_plan import Form, Plan
 from ailora.weights.base_weight import base_layer, is_stored_transposed
 
 Number = TypeVar("Number", int, float)
+
+#: Operators of regular expressions other than the dot, which is in every name and matches itself.
+_OPERATORS = re.compile(r"[*+?{}()\[\]\\^$|]")
 
 
 def build_lora_config(plan: Plan, model: nn.Module, *, for_file: bool = True) -> LoraConfig:
@@ -72,7 +76,12 @@ def _target_modules(targets: Iterable[str], model: nn.Module) -> list[str] | str
         if {name for name in names if name in candidates or name.endswith(ends)} == modules:
             return candidates
     # A list would also adapt any module whose name ends with the name of a target.
-    return "|".join(sorted(name.replace(".", r"\.") for name in modules))
+    return "|".join(sorted(_escape(name).replace(".", r"\.") for name in modules))
+
+
+def _escape(name: str) -> str:
+    """Escape operators in a module's name. Ordinary names stay readable for loaders that do not expect expressions."""
+    return _OPERATORS.sub(r"\\\g<0>", name)
 
 
 def _default_and_exceptions(values: Mapping[str, Number]) -> tuple[Number, dict[str, Number]]:
@@ -89,5 +98,5 @@ def _default_and_exceptions(values: Mapping[str, Number]) -> tuple[Number, dict[
     for module, value in values.items():
         leaf = module.rpartition(".")[2]
         if value != default:
-            exceptions[leaf if len(by_leaf[leaf]) == 1 else f"^{module}"] = value
+            exceptions[_escape(leaf) if len(by_leaf[leaf]) == 1 else f"^{_escape(module)}"] = value
     return default, exceptions

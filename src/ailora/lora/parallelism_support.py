@@ -39,8 +39,14 @@ def validate_parallelism(base: nn.Module, plan: Plan, weights: Mapping[str, Base
         raise ModelError(
             f"{sharded[0]}: the weight is sharded over processes and cannot be overwritten: use form='anchored'"
         )
-    fused = any(planned.projection.fused for planned in plan.adapters)
-    if _is_tensor_parallel(base) and (plan.form is not Form.STOCK or fused):
+    if not _is_tensor_parallel(base):
+        return
+    if fused := [planned.projection.module for planned in plan.adapters if planned.projection.fused]:
+        raise ModelError(
+            f"{fused[0]}: adapters of a fused weight do not work with tensor parallelism: use DDP or FSDP2, or adapt "
+            "other roles"
+        )
+    if plan.form is not Form.STOCK:
         raise ModelError(
             f"{sharded[0]}: the weight is split by tensor parallelism. PEFT then shards its factors, but the "
             f"{plan.form.value} form would replace them: use form='stock', which trains the saved factors directly"

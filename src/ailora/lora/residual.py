@@ -46,10 +46,12 @@ def compute_residuals(weights: Mapping[str, BaseWeight], factors: Sequence[Initi
     Returns:
         A residual for every stored weight. Tied layers share a residual.
     """
-    return [
-        Residual(weight, weight.read() - product_on_rows(group, weight.shape))
-        for weight, group in _by_weight(weights, factors)
-    ]
+    residuals = []
+    for weight, group in _by_weight(weights, factors):
+        stored = weight.read()
+        # Ranks other than 0 have received their factors on the CPU.
+        residuals.append(Residual(weight, stored - product_on_rows([f.to(stored.device) for f in group], weight.shape)))
+    return residuals
 
 
 @torch.no_grad()
@@ -73,9 +75,11 @@ def product_on_rows(factors: Iterable[InitialFactors], shape: tuple[int, int]) -
     by_rows = {initial.planned.projection.rows: initial for initial in factors}
     first = next(iter(by_rows.values())).factors.A
     product = first.new_zeros(shape)
-    for initial in by_rows.values():
-        part = initial.planned.scaling * (initial.factors.B @ initial.factors.A)
-        write_rows(product, initial.planned.projection, part)
+    # In a caller's autocast region, the product would be computed in half precision.
+    with torch.autocast(first.device.type, enabled=False):
+        for initial in by_rows.values():
+            part = initial.planned.scaling * (initial.factors.B @ initial.factors.A)
+            write_rows(product, initial.planned.projection, part)
     return product
 
 

@@ -65,7 +65,7 @@ class BaseWeight:
 
     @property
     def device(self) -> torch.device:
-        """Device of the stored weight."""
+        """Device of the stored weight, or the CPU if the layer has no tensors."""
         return next((t.device for t in self._tensors()), torch.device("cpu"))
 
     @property
@@ -208,7 +208,7 @@ def validate_dora_rows(weight: Float[Tensor, "out in_"], name: str) -> None:
         )
 
 
-def validate_matrix(weight: Tensor, shape: tuple[int, ...] | None, name: str) -> None:
+def validate_matrix(weight: Tensor, shape: tuple[int, ...], name: str) -> None:
     """Refuse a tensor of unexpected shape or with NaN or infinite entries.
 
     Raises:

@@ -23,8 +23,8 @@ def match_checkpoint_keys(
 
     When transformers loads a checkpoint, its rules rename tensors that have older names or the prefix of a different
     head. If these rules give no match, the function tries the ends of the module's name, from the longest to the end
-    that begins with the layer number. An end matches if exactly one tensor has it, for example in a checkpoint with
-    several towers.
+    that begins with the layer number. An end matches if exactly one tensor name ends with it. In this way, the layers
+    of a text model match those of the language tower in a multimodal checkpoint.
 
     Args:
         model: The model with the modules, possibly on the meta device.
@@ -39,20 +39,29 @@ def match_checkpoint_keys(
         ModelError: The checkpoint has no tensor for a module, or transformers computes the weight from other tensors.
     """
     stored = list(stored)
-    loaded, converted = _loaded_names(model, stored)
+    loaded, converted = _map_loaded_names(model, stored)
     # A checkpoint stores tied weights once, under the name of the source.
     ties = get_tied_weights(model)
     loaded |= {tied: loaded[source] for tied, source in ties.items() if tied not in loaded and source in loaded}
-    ends = [] if by_name_only else stored
-    return {module: _find_tensor(f"{module}.weight", ends, loaded, converted) for module in modules}
+    matched_by_end = [] if by_name_only else stored
+    tensors = {}
+    for module in modules:
+        tensor = _find_tensor(f"{module}.weight", matched_by_end, loaded, converted)
+        if tensor is None:
+            raise ModelError(
+                f"no tensor of the checkpoint is named {module}.weight, with or without a prefix; the checkpoint has "
+                f"{len(stored)} tensors: {', '.join(sorted(stored)[:3])}{', ...' if len(stored) > 3 else ''}"
+            )
+        tensors[module] = tensor
+    return tensors
 
 
 def checkpoint_key_map(model: nn.Module, stored: Iterable[str]) -> dict[str, str]:
     """Map tensor names in a checkpoint to names in the model, except tensors converted by transformers."""
-    return {tensor: name for name, tensor in _loaded_names(model, list(stored))[0].items()}
+    return {tensor: name for name, tensor in _map_loaded_names(model, list(stored))[0].items()}
 
 
-def _loaded_names(model: nn.Module, stored: list[str]) -> tuple[dict[str, str], set[str]]:
+def _map_loaded_names(model: nn.Module, stored: list[str]) -> tuple[dict[str, str], set[str]]:
     """Map tensor names in the model to stored names, and return the names of converted tensors separately."""
     if not isinstance(model, PreTrainedModel):
         return {name: name for name in stored}, set()
@@ -75,7 +84,12 @@ def _loaded_names(model: nn.Module, stored: list[str]) -> tuple[dict[str, str], 
     return loaded, converted
 
 
-def _find_tensor(name: str, stored: list[str], loaded: dict[str, str], converted: set[str]) -> str:
+def _find_tensor(name: str, stored: list[str], loaded: dict[str, str], converted: set[str]) -> str | None:
+    """Return the stored name of a parameter, matched by its full name or by an end, or None if nothing matches.
+
+    Raises:
+        ModelError: transformers computes the parameter from several tensors.
+    """
     if name in loaded:
         return loaded[name]
     if name in converted:
@@ -90,7 +104,4 @@ def _find_tensor(name: str, stored: list[str], loaded: dict[str, str], converted
         matches = [tensor for tensor in stored if f".{tensor}".endswith(end)]
         if len(matches) == 1:
             return matches[0]
-    raise ModelError(
-        f"no tensor of the checkpoint is named {name}, with or without a prefix; the checkpoint has {len(loaded)} "
-        "tensors, such as " + ", ".join(sorted(loaded.values())[:3])
-    )
+    return None

@@ -39,7 +39,7 @@ def validate_untied(model: nn.Module, modules: Iterable[str]) -> None:
             )
 
 
-def format_lone_training(parameter: str, partner: str) -> str:
+def format_partly_trained_tie(parameter: str, partner: str) -> str:
     """Format the end of an error message for an adapter that trained only one of two tied parameters."""
     modules = [name.removesuffix(".weight").rpartition(".")[2] for name in (parameter, partner)]
     return (
@@ -58,11 +58,14 @@ def format_resize_hint(model: nn.Module, module: str, present: Sequence[int], ex
         expected: Shape of the weight during training of the adapter.
 
     Returns:
-        The hint. Empty if the module is no embedding, or if the shapes differ in more than their rows.
+        The hint. Empty if the module is no embedding, or if the shapes differ in more than the number of rows.
     """
     if not isinstance(model, PreTrainedModel) or tuple(present)[1:] != tuple(expected)[1:]:
         return ""
-    embeddings = (model.get_input_embeddings(), model.get_output_embeddings())
+    try:
+        embeddings = (model.get_input_embeddings(), model.get_output_embeddings())
+    except NotImplementedError:  # models of audio or images have no vocabulary
+        return ""
     if not any(model.get_submodule(module) is embedding for embedding in embeddings):
         return ""
     return f": the vocabulary was resized before training; call model.resize_token_embeddings({expected[0]}) first"

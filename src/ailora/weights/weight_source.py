@@ -37,11 +37,12 @@ def open_checkpoint_source(base: nn.Module, checkpoint: Path | str, weights: Map
         The source.
 
     Raises:
-        InputError: The files do not exist.
+        InputError: The checkpoint is missing, damaged or not in safetensors format.
         ModelError: The checkpoint lacks a module's weight.
     """
-    if not isinstance(checkpoint, str | Path):
-        raise InputError(f"weights_from must be a folder or a safetensors file, got {checkpoint!r}")
+    # `Path("")` would be the current folder.
+    if not isinstance(checkpoint, str | Path) or not checkpoint:
+        raise InputError(f"weights_from must be a folder, a safetensors file or a hub id, got {checkpoint!r}")
     try:
         path = expand_home(checkpoint)
         is_path = isinstance(checkpoint, Path) or checkpoint.startswith((".", "/", "~")) or path.exists()
@@ -85,9 +86,9 @@ def _orient(tensor: Tensor, weight: BaseWeight, name: str) -> Float[Tensor, "out
     try:
         quantized = weight.read()
     except ModelError:
-        # The weight is packed for a different device and cannot be read, so the layer type decides the orientation.
+        # This machine cannot read the packed weight, so the type of the layer decides the orientation.
         return candidates[-1 if weight.transposed else 0].to(weight.device)
-    distances = [relative_error(quantized, matrix.to(quantized.device)) for matrix in candidates]
+    distances = [relative_error(matrix.to(quantized.device), quantized) for matrix in candidates]
     distance, matrix = min(zip(distances, candidates, strict=True), key=lambda pair: pair[0])
     if distance > _MAX_QUANTIZATION_ERROR:
         raise ModelError(f"{name} is not the weight of {weight.module}: the relative distance is {distance:.2f}")
