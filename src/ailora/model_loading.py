@@ -30,9 +30,9 @@ from ailora.safetensors_io import Checkpoint
 
 #: Patterns of weight files in the folder of a model.
 _WEIGHT_FILES = ("model*.safetensors", "model.safetensors.index.json")
-#: Configuration keys that hold a number of layers. The limit is far above that of any model, but prevents a damaged
-#: configuration from building a million layers, which takes hours.
-_LAYERS = re.compile(r"(^|_)(n_|num_)?layers?$")
+#: Configuration keys that hold a number of layers. The limit is far above that of any model. Without a limit, a damaged
+#: configuration could build a million layers, which would take hours.
+_LAYER_COUNT_KEY = re.compile(r"(^|_)(n_|num_)?layers?$")
 _MAX_LAYERS = 2_000
 #: Message of transformers if an auto class does not support a model type.
 _WRONG_CLASS = re.compile(
@@ -64,24 +64,26 @@ def validate_weights(name: Path | str, *, download: bool = False, digests: bool 
     Args:
         name: Hub id, local folder, or `builtin:minilm`.
         download: Whether to download the weights of a hub id. Without a download, hub ids are not validated.
-        digests: Whether to compare tensors with the digests in their files, if there are any. This reads whole files.
+        digests: Whether to compare the tensors with the digests stored in the files. This reads whole files. Files
+            without digests are not compared.
 
     Raises:
-        InputError: A file is damaged or not safetensors, or the folder holds an adapter. For pickles, the message has
-            the command for the conversion.
+        InputError: A file is damaged or not safetensors, the folder holds an adapter, or the configuration names a
+            pickle or code on the hub, or has too many layers. For pickles, the message has the command for the
+            conversion.
     """
     folder = Path(resolve_model(name))
     if not folder.is_dir():
         if not download:
             return
         patterns = [*_WEIGHT_FILES, "config.json", ADAPTER_CONFIG_NAME]
-        # Ignore files that are missing or cannot be downloaded, because the loader reports them.
+        # Ignore files that are missing or cannot be downloaded: transformers reports them when it loads the model.
         with suppress(OSError, ValueError, HFValidationError):
             folder = Path(snapshot_download(str(name), allow_patterns=patterns))
         if not folder.is_dir():
             return
         if not any(file for pattern in _WEIGHT_FILES for file in folder.glob(pattern)):
-            raise InputError(f"model {name!r} has no safetensors file, and {pickle_conversion(name)}")
+            raise InputError(f"model {str(name)!r} has no safetensors file, and {pickle_conversion(name)}")
     refuse_adapter(folder)
     if (folder / "config.json").is_file():
         config = read_json_object(folder / "config.json", allow_nan=True)
@@ -133,15 +135,17 @@ def load_on_meta(
         refuse_gguf(folder)
         if folder.is_dir():
             refuse_adapter(folder)
-            raise InputError(f"model {name!r} has no config.json")
+            raise InputError(f"model {str(name)!r} has no config.json")
     try:
-        _validate_config(PreTrainedConfig.get_config_dict(str(folder))[0], f"the configuration of model {name!r}")
+        _validate_config(PreTrainedConfig.get_config_dict(str(folder))[0], f"the configuration of model {str(name)!r}")
         config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False, **labels)
     except InputError:
         raise
     # For a damaged file, transformers may raise any exception.
     except Exception as error:
-        raise InputError(f"cannot load the configuration of model {name!r}: {_short(error, name)}") from error
+        raise InputError(
+            f"cannot load the configuration of model {str(name)!r}: {_format_error(error, name)}"
+        ) from error
     try:
         with torch.device("meta"):
             try:
@@ -156,7 +160,7 @@ def load_on_meta(
             raise InputError(explanation) from error
         task = f" for task type {task_type}" if task_type else ""
         raise InputError(
-            f"cannot build a model{task} from the configuration of model {name!r}: {_short(error, name)}"
+            f"cannot build a model{task} from the configuration of model {str(name)!r}: {_format_error(error, name)}"
         ) from error
 
 
@@ -169,12 +173,12 @@ def _validate_config(config: Mapping[str, Any], where: str) -> None:
     for key, value in config.items():
         if isinstance(value, Mapping):
             _validate_config(value, where)
-        # transformers downloads such kernels from the hub, and imports their code.
+        # transformers downloads an implementation with a slash in its name from the hub, and imports its code.
         if str(key).endswith("_implementation") and "/" in str(value):
             raise InputError(
                 f"{where}: {key} names code on the hub, {str(value)[:80]!r}, and such code never runs: remove the key"
             )
-        if _LAYERS.search(str(key)) and type(value) is int and value > _MAX_LAYERS:
+        if _LAYER_COUNT_KEY.search(str(key)) and type(value) is int and value > _MAX_LAYERS:
             raise InputError(f"{where}: {key} is {str(value)[:80]}, expected at most {_MAX_LAYERS}")
 
 
@@ -250,5 +254,5 @@ def _describe_wrong_class(error: BaseException, name: Path | str) -> str | None:
     return f"model {str(name)!r} is of the type {model_type}, which has no class for {title}; {supported}"
 
 
-def _short(error: Exception, name: Path | str) -> str:
+def _format_error(error: Exception, name: Path | str) -> str:
     return f"{type(error).__name__}: {describe_load_error(error, name)}"[:2000]

@@ -93,3 +93,23 @@ def test_bad_policies_are_refused(spec: object, message: str) -> None:
 def test_an_init_passes_through() -> None:
     assert parse_init(ailora.Kaiming()) == ailora.Kaiming()
     assert parse_init("none") is None
+
+
+@pytest.mark.parametrize("init", [ailora.Kaiming(), ailora.Spectral(ailora.Band.MINOR)])
+def test_the_default_device_does_not_matter(init: ailora.Init) -> None:
+    W = weight()
+    made = init.factors(W, 4, scaling=1.0, generator=torch.Generator().manual_seed(1))
+    with torch.device("meta"):
+        again = init.factors(W, 4, scaling=1.0, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(made.A, again.A)
+    assert int(again.floored) == 0
+
+
+@pytest.mark.parametrize("exponent", [70, -86])
+def test_weights_whose_norm_leaves_float32_have_factors_of_their_size(exponent: int) -> None:
+    """Squares of the entries overflow or underflow."""
+    init = ailora.Spectral(ailora.Band.PRINCIPAL)
+    made = init.factors(weight() * 2.0**exponent, 3, scaling=1.0, generator=torch.Generator())
+    expected = init.factors(weight(), 3, scaling=1.0, generator=torch.Generator())
+    assert torch.allclose(made.B / 2.0 ** (exponent // 2), expected.B, atol=1e-5)
+    assert int(made.floored) == 0

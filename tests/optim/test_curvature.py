@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import ailora
 from ailora.optim import hessian
-from ailora.optim.curvature import Curvature, curvature_by_role, rate_multiple
+from ailora.optim.curvature import Curvature, curvature_by_role, rate_multiple, start_vector
 from ailora.optim.hessian import ALL, blocks_by_role
 from tests.families import FAMILIES
 from tests.tiny_models import tiny_inputs, tiny_model
@@ -281,3 +281,26 @@ def test_factors_twice_as_long_bend_four_times_as_much() -> None:
                 parameter.mul_(2)
     after = curvature_by_role(model, losses, iterations=40, tolerance=1e-6)
     assert rate_multiple(after["value"], before["value"]).value == pytest.approx(0.5)
+
+
+def test_curvatures_without_a_number_give_no_rate() -> None:
+    good, bad = (Curvature(value, 0.1, 0.0, iterations=4, batches=2) for value in (1.0, math.nan))
+    for pair in ((good, bad), (bad, good)):
+        with pytest.raises(ailora.ModelError, match="expected positive curvatures"):
+            rate_multiple(*pair)
+
+
+def test_a_second_derivative_that_is_not_finite_is_named() -> None:
+    model, losses = adapted()
+    deltas = [p for p in model.parameters() if p.requires_grad]
+    # At zero, |x|^1.5 has the derivative 0 and an infinite second derivative.
+    bent = [lambda loss=loss: loss() + sum(d.abs().pow(1.5).sum() for d in deltas) for loss in losses]
+    with pytest.raises(ailora.ModelError, match="second derivative of the loss is not finite"):
+        curvature_by_role(model, bent)
+
+
+def test_the_start_vector_does_not_depend_on_the_default_device() -> None:
+    block = hessian.Block((nn.Parameter(torch.zeros(3, device="cpu")),))
+    expected = start_vector(block, 0)
+    with torch.device("meta"):
+        assert torch.equal(start_vector(block, 0), expected)

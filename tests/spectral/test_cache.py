@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import ailora
 from ailora import Band, Triplets
 from ailora.spectral import SpectralCache, cached_svd, without_cache
 from ailora.spectral import svd_cache as cache_module
@@ -159,3 +160,22 @@ def test_small_weights_are_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("AILORA_CACHE", str(tmp_path))
     cached_svd(weight(), 4, "minor")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("home", ["known", "unknown"])
+def test_a_tilde_in_the_folder_is_the_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, home: str) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    if home == "unknown":
+        monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    monkeypatch.setenv("AILORA_CACHE", "~/cache")
+    assert SpectralCache().folder == (tmp_path / "cache" if home == "known" else Path("~/cache"))
+    monkeypatch.delenv("AILORA_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    root = tmp_path if home == "known" else Path("~")
+    assert SpectralCache().folder == root / ".cache" / "ailora" / "spectral"
+
+
+def test_what_is_no_matrix_is_refused_before_its_key_is_computed(cache: SpectralCache) -> None:
+    for wrong in (torch.ones(8, 6, device="meta"), torch.ones(8), [[1.0]]):
+        with pytest.raises(ailora.InputError, match="expected a"):
+            cached_svd(wrong, 2, "minor")  # type: ignore[arg-type]

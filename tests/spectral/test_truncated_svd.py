@@ -107,3 +107,35 @@ def test_what_is_no_matrix(weight: Any, message: str) -> None:
 def test_what_is_no_rank(rank: Any) -> None:
     with pytest.raises(InputError, match=r"rank must be between 1 and 6, got .* \(matrix 8 x 6\)"):
         truncated_svd(torch.ones(8, 6), rank, "minor")
+
+
+def test_float8_weights_are_decomposed_like_their_float32_values() -> None:
+    weight = torch.randn(12, 9, generator=torch.Generator().manual_seed(0)).to(torch.float8_e4m3fn)
+    made, expected = truncated_svd(weight, 3, "minor"), truncated_svd(weight.float(), 3, "minor")
+    assert torch.equal(made.S, expected.S)
+
+
+@pytest.mark.parametrize("band", Band)
+def test_weights_whose_norm_overflows_float32_are_certified(band: Band) -> None:
+    weight = torch.randn(12, 9, generator=torch.Generator().manual_seed(0))
+    made, expected = truncated_svd(weight * 2.0**70, 3, band), truncated_svd(weight, 3, band)
+    assert torch.allclose(made.S / 2.0**70, expected.S)
+    assert made.certificate is not None
+    assert made.certificate.residual > 0
+
+
+@pytest.mark.parametrize(("method", "band"), [("lanczos", "principal"), ("inverse", "minor"), ("gram", "minor")])
+def test_the_default_device_does_not_matter(method: Any, band: str) -> None:
+    weight = torch.randn(60, 60, generator=torch.Generator().manual_seed(0))
+    expected = truncated_svd(weight, 3, band, method=method)
+    # Like `torch.set_default_device("cuda")`, the meta device is not the device of the weight.
+    with torch.device("meta"):
+        made = truncated_svd(weight, 3, band, method=method)
+    assert torch.equal(made.U, expected.U)
+
+
+@pytest.mark.parametrize("method", ["auto", "gram"])
+def test_float64_weights_whose_squares_overflow_are_refused(method: Any) -> None:
+    weight = torch.randn(12, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 1e200
+    with pytest.raises(InputError, match="no method decomposes the 12 x 9 matrix accurately enough"):
+        truncated_svd(weight, 3, "principal", method=method)

@@ -23,7 +23,7 @@ class Factors:
 
     A: Float[Tensor, "*batch rank in_"]
     B: Float[Tensor, "*batch out rank"]
-    floored: Int[Tensor, "*batch"] = field(default_factory=lambda: torch.tensor(0))
+    floored: Int[Tensor, "*batch"] = field(default_factory=lambda: torch.tensor(0, device="cpu"))
 
 
 class Init(ABC):
@@ -48,7 +48,8 @@ class Init(ABC):
             Factors on the weight's device, in float64 for a float64 weight and in float32 for all others.
 
         Raises:
-            InputError: The weight has NaN or infinite entries, or the rank is out of range.
+            InputError: The init decomposes the weight, and the weight has NaN or infinite entries or too small a side
+                for the rank.
         """
 
     @abstractmethod

@@ -37,7 +37,7 @@ class Kaiming(Init):
         dtype = torch.promote_types(weight.dtype, torch.float32)
         # This is PEFT's distribution, Kaiming-uniform with a = sqrt(5). PEFT's own function is not used, because it
         # draws from torch's global generator.
-        A = (torch.rand(rank, in_, generator=generator, dtype=dtype) * 2 - 1) / math.sqrt(in_)
+        A = (torch.rand(rank, in_, generator=generator, dtype=dtype, device="cpu") * 2 - 1) / math.sqrt(in_)
         return Factors(A=A.to(weight.device), B=torch.zeros(out, rank, dtype=dtype, device=weight.device))
 
     def to_dict(self) -> dict[str, str]:

@@ -84,7 +84,8 @@ def parse_policy(spec: PolicySpec) -> Policy:
         The policy, named `custom` if it comes from a mapping `{role: init}`.
 
     Raises:
-        InputError: A preset, a role or an init is unknown, or the mapping adapts no role.
+        InputError: The policy is neither a name nor a mapping, a preset, a role or an init is unknown, or the mapping
+            adapts no role.
     """
     if isinstance(spec, Policy):
         return spec

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ailora.inits.init import Factors, Init
 from ailora.inits.kaiming import KAIMING_ROW_NORM
-from ailora.spectral import Band, cached_svd
+from ailora.spectral import Band, cached_svd, frobenius_norm
 
 #: Smallest singular value in factors, relative to the root mean square of the weight's singular values. Without this
 #: bound, the direction of a zero singular value would be zero in `A` and in `B`, have no gradient and never train. In
@@ -63,8 +63,8 @@ class Spectral(Init):
         triplets = cached_svd(weight, rank, self.band)
         if self.size is Size.UNIT:
             return Factors(A=triplets.Vh * KAIMING_ROW_NORM, B=triplets.U * KAIMING_ROW_NORM)
-        norm = torch.linalg.vector_norm(weight.to(triplets.S.dtype), dim=(-2, -1), keepdim=True)[..., 0]
-        min_value = _MIN_SINGULAR_VALUE_RATIO * norm / math.sqrt(min(weight.shape[-2:]))
+        norm = frobenius_norm(weight.to(triplets.S.dtype))[..., None]
+        min_value = (_MIN_SINGULAR_VALUE_RATIO * norm / math.sqrt(min(weight.shape[-2:]))).to(triplets.S.dtype)
         # A zero weight has no scale, so its factors get the scale of plain LoRA.
         min_value = torch.where(min_value > 0, min_value, KAIMING_ROW_NORM**2 * scaling)
         # Clamping does not change the initial output: the anchored form is exact for any factors, and the residual form

@@ -94,7 +94,8 @@ def rate_multiple(curvature: Curvature, reference: Curvature) -> RateMultiple:
     Raises:
         ModelError: A curvature is not positive.
     """
-    if not min(curvature.value, reference.value) > 0:
+    # `not ... > 0` instead of `<= 0`, so that NaN is refused too.
+    if not curvature.value > 0 or not reference.value > 0:
         raise ModelError(
             f"expected positive curvatures to derive a learning rate, got {curvature.value:.3g} and "
             f"{reference.value:.3g}"
@@ -157,7 +158,8 @@ def start_vector(block: Block, seed: int) -> Float[Tensor, " n"]:
         Vector (n,) of standard normal entries, on the device and in the dtype of the first parameter.
     """
     # Each block has a separate generator, so the vector of a role does not depend on which roles are measured.
-    vector = torch.randn(block.size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    generator = torch.Generator().manual_seed(seed)
+    vector = torch.randn(block.size, generator=generator, dtype=torch.float64, device="cpu")
     return vector.to(block.parameters[0])
 
 
@@ -238,7 +240,7 @@ class _KrylovSpace:
         return self._basis[:, : self.steps] @ self._largest_ritz_pair()[1].to(self._basis)
 
     def _largest_ritz_pair(self) -> tuple[Tensor, Tensor]:
-        projected = torch.zeros(self.steps, self.steps, dtype=torch.float64)
+        projected = torch.zeros(self.steps, self.steps, dtype=torch.float64, device="cpu")
         for step, column in enumerate(self._columns):
             projected[: step + 1, step] = column[: step + 1]
         values, vectors = torch.linalg.eigh(projected, UPLO="U")

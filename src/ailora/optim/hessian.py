@@ -93,13 +93,15 @@ def hessian_products(
 
     Raises:
         InputError: A loss is not a scalar with gradients.
-        ModelError: A gradient is not finite, or the model cannot be differentiated twice.
+        ModelError: A gradient or a product is not finite, or the model cannot be differentiated twice.
     """
     _validate_attention(model)
     products = []
     for gradient in _iter_gradients(model, losses, blocks):
         with _explaining_missing_derivatives():
             products.append({key: _multiply(block, gradient, vectors[key]) for key, block in blocks.items()})
+        if not all(torch.isfinite(product).all() for product in products[-1].values()):
+            raise ModelError("a second derivative of the loss is not finite")
     return {key: torch.stack([batch[key] for batch in products]) for key in blocks}
 
 

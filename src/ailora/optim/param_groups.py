@@ -109,7 +109,7 @@ def parse_multipliers(given: Mapping[str, float | Mapping[str, float]] | None) -
         The multipliers.
 
     Raises:
-        InputError: A key is neither a role nor a factor.
+        InputError: A key is neither a role nor a factor, or a factor has multipliers by role.
     """
     by_role: dict[tuple[Role | None, Factor | None], float] = {}
     for key, value in (given or {}).items():
@@ -146,6 +146,7 @@ def split_param_groups(
 
     Raises:
         InputError: Roles that share a parameter have different multipliers.
+        ModelError: `plan` is None, and the model has no adapter `default` from ailora.
     """
     factors = role_factors(model, plan=plan)
     by_parameter = {

@@ -114,8 +114,8 @@ def find_bypassing_modules(model: nn.Module) -> dict[str, str]:
     return {
         name: reason
         for name, module in model.named_modules()
-        for kind, reason in _BYPASSING_CLASSES.items()
-        if isinstance(module, kind)
+        for bypassing_class, reason in _BYPASSING_CLASSES.items()
+        if isinstance(module, bypassing_class)
     }
 
 

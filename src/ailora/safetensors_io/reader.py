@@ -69,7 +69,7 @@ def read_blocks(stored: StoredTensor, entries: int) -> Iterator[Tensor]:
 def _read_bytes(stored: StoredTensor, offset: int, count: int) -> Tensor:
     """Read `count` bytes of a tensor, from an offset within the tensor."""
     # Memory from torch is aligned for all dtypes; offsets in a file need not be.
-    buffer = torch.empty(count, dtype=torch.uint8)
+    buffer = torch.empty(count, dtype=torch.uint8, device="cpu")
     unread = buffer.numpy().data
     try:
         with stored.file.open("rb", buffering=0) as stream:

@@ -43,7 +43,7 @@ class LinearMap:
 
 @dataclass(frozen=True)
 class RitzTriplets:
-    """Approximate leading triplets, at least the requested number: orthonormal bases, values descending."""
+    """Approximate leading triplets, at least as many as requested. Vectors are orthonormal, and values descend."""
 
     U: Float[Tensor, "*batch out k"]
     S: Float[Tensor, "*batch k"]
@@ -119,7 +119,7 @@ def leading_triplets(
     right = _Basis(like.new_empty(*batch, in_, steps * block))
     projected = like.new_zeros(*batch, steps * block, steps * block)
     # Drawn in float64 on the CPU, so that every device and dtype starts from the same block.
-    start = torch.randn(in_, block, generator=generator, dtype=torch.float64).to(like)
+    start = torch.randn(in_, block, generator=generator, dtype=torch.float64, device="cpu").to(like)
     V = right.extend(start.expand(*batch, in_, block))[0]
     for step in range(steps):
         Q, coefficients = left.extend(linear_map.apply(V))
@@ -153,8 +153,8 @@ def _converged_svd(
 ) -> tuple[Tensor, Tensor, Tensor] | None:
     """Return the SVD of the projected matrix, or None if any of the first `rank` triplets has not converged."""
     P, S, Qh = torch.linalg.svd(projected.double())
-    # The adjoint maps all blocks of the left basis but the last into the right basis. What the last block maps outside
-    # it is the residual.
+    # The adjoint maps all blocks of the left basis but the last into the right basis. The image of the last block also
+    # has a part outside the right basis, and this part gives the residuals.
     residuals = (outside.double() @ P[..., -outside.shape[-1] :, :rank]).norm(dim=-2).amax(dim=-1)
     gap = S[..., rank - 1] - S[..., rank]
     rounding = _ROUNDING_IN_EPS * torch.finfo(projected.dtype).eps * S[..., 0]

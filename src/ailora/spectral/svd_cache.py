@@ -25,8 +25,9 @@ from torch import Tensor
 
 from ailora.atomic_io import write_bytes
 from ailora.errors import InputError
+from ailora.path_kind import expand_home
 from ailora.spectral.singular_triplets import Band, Certificate, Triplets
-from ailora.spectral.truncated_svd import parse_band, truncated_svd
+from ailora.spectral.truncated_svd import parse_band, truncated_svd, validate_decomposable
 
 #: Part of every key. Increase it when the results of a method change; older entries are then unused until evicted.
 _ALGORITHM_VERSION = 1
@@ -54,8 +55,10 @@ def cached_svd(weight: Float[Tensor, "*batch out in_"], rank: int, band: Band | 
         Certified triplets on the weight's device. The certificate's `gap` is None if they were truncated.
 
     Raises:
-        InputError: The band is unknown, the rank is out of range, or the weight is not a finite floating-point matrix.
+        InputError: The band is unknown, the rank is out of range, the weight is not a finite floating-point matrix, or
+            no method is accurate enough.
     """
+    validate_decomposable(weight)
     band, small = parse_band(band), min(weight.shape[-2:])
     if not 1 <= rank <= small:
         return truncated_svd(weight, rank, band)  # raises InputError
@@ -83,8 +86,8 @@ def without_cache() -> Generator[None, None, None]:
 
 def _default_folder() -> Path:
     if folder := os.environ.get("AILORA_CACHE"):
-        return Path(folder)
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "ailora" / "spectral"
+        return expand_home(folder)
+    return expand_home(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "ailora" / "spectral"
 
 
 @dataclass(frozen=True)
