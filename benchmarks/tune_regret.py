@@ -174,8 +174,8 @@ def record(config: RunConfig, folder: Path, *, rates: Sequence[float], seeds: Se
         print(f"seed {trial.spec.seed}, {described}: loss {loss:.4f}, {result.seconds:.1f} s", flush=True)
         return result, -loss
 
-    run_until_all_ended(storage, lambda: storage.enqueue({keys.key(spec): spec for spec in specs}), run)
-    done = {trial.spec: trial.result for trial in storage.trials()}
+    run_until_all_ended(storage, keys, lambda: storage.enqueue({keys.key(spec): spec for spec in specs}), run)
+    done = {trial.spec: trial.result for trial in keys.matching_trials(storage.trials())}
     storage.close()
     values = {(s.condition, s.learning_rate, s.seed): _evaluations(done[s]) for s in specs}
     return Table(evaluations, {**dict.fromkeys(config.metrics, True), "loss": False}, values)

@@ -16,7 +16,7 @@ from ailora import InputError
 from ailora.path_kind import PathKind
 from ailora.plots.chart_spec import Axis, Plot, Series
 from ailora.report.build import build_page
-from ailora.report.document import Chapter, ChapterSection, Charts, Page
+from ailora.report.document import Chapter, ChapterSection, Charts, Note, Page
 from ailora.report.html import code_spans, json_text, render, unique_file_names, write_page
 from ailora.report.inputs import detect_input
 from ailora.studies.trial_storage import TrialStorage
@@ -85,7 +85,7 @@ def test_arguments_are_recognised(tmp_path: Path) -> None:
         ("folder", "", r"none of a run \(it would hold config.yaml\), a study .* it holds nothing"),
         ("x.txt", "x", "x.txt is a file: give the folder of a run"),
         ("run.yaml", "recipe: classification", "is the configuration of a run: give the run's folder"),
-        ("list.yaml", "[1]", "is no study file: it has no key `methods`"),
+        ("list.yaml", "[1]", "is not a study file: it has no key `methods`"),
         ("broken.yaml", "a: [", "is not YAML"),
     ],
 )
@@ -180,3 +180,9 @@ def test_a_hostile_title_is_text() -> None:
 def test_the_package_carries_its_assets() -> None:
     names = {file.name for file in (files("ailora.report") / "assets").iterdir()}
     assert {"page.html", "page.js", "style.css"} <= names
+
+
+def test_a_name_that_is_not_utf8_is_escaped(tmp_path: Path) -> None:
+    out = tmp_path / "page.html"
+    write_page(Page("run-\udcff", (Chapter("run-\udcff", "run", (ChapterSection("A", (Note("run-\udcff"),)),)),)), out)
+    assert "run-\\udcff" in out.read_text(encoding="utf-8")

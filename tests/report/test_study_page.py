@@ -235,7 +235,8 @@ def test_trials_of_other_versions_are_left_out_or_told_of() -> None:
     alone = chapter_of(design, old)
     assert "No trial ran with the installed versions" in blocks(alone, "Summary", Note)[0].text
     assert charts(alone, "Scores")[0].series[0].y == [0.6]
-    foreign = dataclasses.replace(now[0], spec=dataclasses.replace(now[0].spec, condition=Condition("x", "y")))
+    removed = dataclasses.replace(now[0].spec, condition=Condition("x", "y"))
+    foreign = dataclasses.replace(now[0], key="other configuration", spec=removed)
     assert (
         "1 trial in the storage belongs to no" in blocks(chapter_of(design, [*now, foreign]), "Summary", Note)[0].text
     )

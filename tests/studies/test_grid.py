@@ -137,6 +137,16 @@ def test_the_base_may_be_a_file_beside_the_study(study: dict[str, Any], tmp_path
     assert loaded.seeds == [5]
 
 
+def test_an_override_may_name_another_file_for_the_base(study: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text(format_yaml(study["base"]))
+    (tmp_path / "other.yaml").write_text(format_yaml({**study["base"], "adapter": {"rank": 2}}))
+    file = tmp_path / "study.yaml"
+    file.write_text(format_yaml(study | {"base": "base.yaml"}))
+    config = load_study_config(file, ["base=other.yaml", "base.adapter.alpha=8"])
+    assert StudyDesign(config).base_config(Condition("base", "lora")).adapter.rank == 2
+    assert StudyDesign(config).base_config(Condition("base", "lora")).adapter.alpha == 8
+
+
 def test_a_scale_replaces_keys(study: dict[str, Any], tmp_path: Path) -> None:
     file = tmp_path / "study.yaml"
     file.write_text(format_yaml(study | {"scales": {"small": {"seeds": [9], "methods": ["milora"]}}}))
@@ -170,6 +180,12 @@ def test_storage_and_name_follow_from_the_output(study: dict[str, Any]) -> None:
         ({"tasks": {"t": {"output": "x"}}}, "output cannot be set: it is set by `output`"),
         ({"grid": {"adapter.rank": []}}, "grid.adapter.rank has no values: the grid has no cells"),
         ({"grid": {"adapter.rank": [0]}}, "adapter.rank 0: configuration key adapter.rank is 0"),
+        ({"grid": {"adapter.policy": ["lora"]}}, "grid.adapter.policy cannot be set: it is set by `methods`"),
+        ({"tasks": {"t": {"adapter.policy": "lora"}}}, "adapter.policy cannot be set: it is set by `methods`"),
+        (
+            {"methods": [{"x": {"method": "lora", "training.learning_rate": 0.1}}]},
+            "method 'x', task 'base': training.learning_rate cannot be set: it is set by `learning_rate`",
+        ),
         ({"grid": {"training.seed": [1]}}, "grid.training.seed cannot be set: it is set by `seeds`"),
         ({"grid": {"training.lerning_rate": [1]}}, "unknown key in training 'lerning_rate'"),
         ({"learning_rate": {"from": 1e-2, "to": 1e-3}}, "learning_rate: from 0.01 is more than to 0.001"),
@@ -180,7 +196,7 @@ def test_storage_and_name_follow_from_the_output(study: dict[str, Any]) -> None:
         ({"learning_rate": {"frm": 1.0}}, r"unknown key in learning_rate 'frm' \(did you mean 'from'\?\)"),
         ({"seeds": []}, "configuration key seeds is "),
         ({"seeds": [0, 1], "extra_seeds": [1]}, "seeds: duplicate seed 1"),
-        ({"seeds_at": "bst"}, "configuration key seeds_at is 'bst'; expected best or all"),
+        ({"seeds_at": "bst"}, "configuration key seeds_at is 'bst'; expected 'best' or 'all'"),
         ({"baseline": "pissa"}, "unknown baseline 'pissa'; allowed: lora, ailora"),
         ({"metric": "acuracy"}, r"unknown metric of task 'base' 'acuracy' \(did you mean 'accuracy'\?\)"),
         ({"base": "nowhere.yaml"}, "cannot read the configuration nowhere.yaml"),

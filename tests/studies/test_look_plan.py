@@ -169,3 +169,16 @@ def test_the_simulation_of_the_benchmark_decides_as_studies_do(monkeypatch: pyte
                 decisions.equivalent[study, method],
             )
             assert state.n_seeds[method] == simulation.LOOKS.counts[decisions.look[study, method]]
+
+
+def test_a_failed_run_at_the_last_look_leaves_no_look_to_come() -> None:
+    design = make_design(seeds={"from": 3, "until": "decided", "to": 5})
+    gains = [0.03, -0.02, 0.01, -0.03]
+
+    def result(spec: TrialSpec) -> Result:
+        if spec.condition.method == "lora":
+            return outcome(0.5)
+        return "out of memory" if spec.seed == 4 else outcome(0.5 + gains[spec.seed])
+
+    (sentence,) = summarize(compare(ran(design, result), design)).undecided
+    assert sentence.startswith("ailora is undecided after 4 seeds, the last look: ")

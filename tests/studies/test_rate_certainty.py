@@ -8,6 +8,8 @@ import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from ailora.recipes.evaluation.classification_metrics import METRICS
 from ailora.studies.bootstrap import score_resamples
 from ailora.studies.comparison import Comparison, compare
 from ailora.studies.rate_certainty import RateCertainty, Resampled
+from ailora.studies.rate_certainty_summary import describe_uncertain_rates
 from ailora.studies.summary import summarize
 from ailora.studies.trial import Condition, TrialSpec
 from tests.studies.sample_trials import Result, make_design, outcome, predicted, ran
@@ -182,3 +185,16 @@ def test_a_regression_is_resampled_by_its_own_metric(tmp_path: Path) -> None:
     assert scores is not None
     assert scores.shape == (5, 2)
     assert scores == pytest.approx(np.tile([1.0, -1.0], (5, 1)))
+
+
+def test_a_run_with_damaged_predictions_is_not_resampled(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "predictions.parquet").write_text("no")
+    assert score_resamples([outcome(0.5, folder=str(tmp_path))], "validation", "accuracy", n_resamples=5) is None
+    assert "predictions.parquet cannot be read" in caplog.text
+
+
+def test_a_choice_among_very_many_rates_names_the_most_frequent() -> None:
+    rates = [1e-3 * (i + 1) for i in range(40)]
+    certainty = RateCertainty(rates[0], dict.fromkeys(rates, 1 / 40), Resampled.SEEDS)
+    comparison = cast(Comparison, SimpleNamespace(rate_certainties={Condition("base", "lora"): certainty}))
+    assert describe_uncertain_rates(comparison) == ["The rate of lora is uncertain: 0.001 in 2 % of resamples."]

@@ -173,7 +173,7 @@ def test_undecided_says_what_is_missing() -> None:
     assert summarize(
         compare(ran(design, lambda spec: outcome(0.5 + 0.02 * (spec.condition == OURS))), design)
     ).undecided == [
-        "ailora is undecided after 5 seeds: its differences are all equal, which leaves the spread over seeds unknown."
+        "ailora is undecided after 5 seeds: its differences are all equal, so the spread over seeds is unknown."
     ]
 
 

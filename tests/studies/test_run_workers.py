@@ -76,7 +76,7 @@ def test_a_death_after_an_advance_is_the_first_one_again(
 ) -> None:
     """Every worker takes a trial and dies with it."""
     ran = started(chain(repeat(KILLED, 20), [DONE]))
-    monkeypatch.setattr(studies, "_progress", lambda _: len(ran))
+    monkeypatch.setattr(studies, "_count_attempts", lambda _: len(ran))
     run_workers(storage, loaded, 1, lambda: None)
     assert len(ran) == 21
 

@@ -154,3 +154,22 @@ def test_confirmations_of_a_confirmed_study_are_the_same() -> None:
     more = [trial(design, spec, outcome(0.9, losses=(0.6, 0.4))) for spec in specs]
     assert time_to_loss_trials([*trials, *more], design) == specs
     assert speed(design, [*trials, *more]).confirmed is True
+
+
+def test_an_evaluation_before_training_is_no_speed() -> None:
+    """With `eval_on_start`, a baseline that gets worse is reached at step 0."""
+    design = make_design(seeds=[0])
+    start = {"step": 0, "loss": 0.5}
+    trials = ran(design, lambda spec: outcome(0.8, history=[start, {"step": 10, "loss": 0.7}]))
+    assert speed(design, trials).share == 0.0
+    assert time_to_loss_trials(trials, design) == []
+    only = speed(design, ran(design, lambda spec: outcome(0.8, history=[start])))
+    assert (only.share, only.seconds, only.confirmation_steps) == (0.0, 0.0, None)
+
+
+def test_runs_of_an_earlier_length_confirm_nothing() -> None:
+    design, trials = study(FAST)
+    earlier = trial(design, TrialSpec(OURS, 1e-3, 0, 10), outcome(0.8, losses=(0.9,)))
+    assert speed(design, [*trials, earlier]).confirmed is None
+    now = trial(design, TrialSpec(OURS, 1e-3, 0, 20), outcome(0.8, losses=(0.9, 0.5)))
+    assert speed(design, [*trials, earlier, now]).confirmed is True

@@ -281,3 +281,16 @@ def test_a_reader_sees_all_and_writes_nothing(storage: TrialStorage, url: str) -
         taken.complete(TrialResult({}), 1.0)
     assert [trial.status for trial in reader.trials()] == [Status.COMPLETE, Status.WAITING]
     reader.close()
+
+
+def test_a_worker_that_is_killed_before_its_first_heartbeat_is_taken_over(storage: TrialStorage, url: str) -> None:
+    storage.enqueue(specs("a"))
+    other = TrialStorage.load(url, storage.name)
+    # Claimed by a worker that does not get as far as its `with` block.
+    assert other.claim_next() is not None
+    other.close()
+    deadline = time.monotonic() + 60
+    while (taken := storage.claim_next()) is None and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert taken is not None
+    assert taken.key == "a"

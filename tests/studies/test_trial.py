@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -105,6 +106,17 @@ def test_a_run_is_asked_whether_it_goes_on(config: dict[str, Any]) -> None:
     with pytest.raises(TrialPruned, match="pruned at step 10"):
         run_in_subprocess(load_config(config), "adapter", should_continue)
     assert asked == [5, 10]
+
+
+def test_a_run_that_is_killed_while_it_waits_for_an_answer_is_one_error(config: dict[str, Any]) -> None:
+    def should_continue(step: int, loss: float) -> bool:
+        for process in multiprocessing.active_children():
+            process.kill()
+            process.join()
+        return True
+
+    with pytest.raises(TrialError, match="ended by SIGKILL"):
+        run_in_subprocess(load_config(config), "adapter", should_continue)
 
 
 _WORKER = """

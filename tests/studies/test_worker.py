@@ -109,7 +109,8 @@ def test_a_run_that_fails_is_recorded_and_the_study_goes_on(study: dict[str, Any
 
 def best_rates(storage: TrialStorage, design: StudyDesign) -> list[float | None]:
     """Of every condition."""
-    return [design.lr_search(c).plan(scores).best for c, scores in design.scores(storage.trials()).items()]
+    trials = design.keys.matching_trials(storage.trials())
+    return [design.lr_search(c).plan(scores).best for c, scores in design.scores(trials).items()]
 
 
 def test_a_score_that_is_no_number_is_a_failure(study: dict[str, Any]) -> None:
@@ -210,3 +211,78 @@ def test_a_worker_elsewhere_needs_only_the_storage(study: dict[str, Any]) -> Non
     elsewhere = load_study_from_storage(storage.url, storage.name)
     assert work(*elsewhere, Runs()) == 18
     assert trial_frame(*elsewhere).equals(trial_frame(storage, design))
+
+
+@pytest.mark.parametrize(
+    ("changes", "column", "values"),
+    [
+        ({"methods": ["lora", {"same": {"method": "lora"}}]}, "method", {"lora", "same"}),
+        # A stock method leaves out the form of the adapter.
+        ({"methods": ["peft:pissa"], "grid": {"adapter.form": ["anchored", "stock"]}}, "adapter.form", None),
+    ],
+    ids=["labels", "grid"],
+)
+def test_conditions_of_equal_configuration_share_their_trials(
+    study: dict[str, Any], changes: dict[str, Any], column: str, values: set[str] | None
+) -> None:
+    runs = Runs()
+    storage, design = opened(study, seeds=[0], **changes)
+    assert work(storage, design, runs) == 3
+    rows = trial_frame(storage, design)
+    assert set(rows[column]) == (values or {"anchored", "stock"})
+    assert set(rows.groupby(column).size()) == {3}
+    assert best_rates(storage, design) == best_rates(storage, design)[:1] * 2
+
+
+def test_a_renamed_method_keeps_its_trials(study: dict[str, Any]) -> None:
+    work(*opened(study, methods=["lora", {"mine": {"method": "ailora"}}], seeds=[0]), Runs())
+    storage, design = opened(study, methods=["lora", {"ours": {"method": "ailora"}}], seeds=[0])
+    assert work(storage, design, Runs()) == 0
+    assert trial_frame(storage, design)["method"].value_counts().to_dict() == {"lora": 3, "ours": 3}
+    assert None not in best_rates(storage, design)
+
+
+def test_a_grid_that_gains_or_reorders_keys_keeps_its_trials(study: dict[str, Any]) -> None:
+    work(*opened(study, methods=["lora"], seeds=[0]), Runs())
+    # The base has rank 4.
+    storage, design = opened(study, methods=["lora"], seeds=[0], grid={"adapter.rank": [4, 8]})
+    assert work(storage, design, Runs()) == 3
+    assert trial_frame(storage, design)["adapter.rank"].value_counts().to_dict() == {4: 3, 8: 3}
+    grid = {"adapter.rank": [4, 8], "adapter.alpha": [4]}
+    assert work(*opened(study, methods=["lora"], seeds=[0], grid=grid), Runs()) == 6
+    storage, design = opened(study, methods=["lora"], seeds=[0], grid=dict(reversed(grid.items())))
+    assert work(storage, design, Runs()) == 0
+    assert trial_frame(storage, design)["adapter.rank"].value_counts().to_dict() == {4: 3, 8: 3}
+
+
+def test_waiting_trials_of_a_removed_method_stay_in_the_queue(study: dict[str, Any]) -> None:
+    opened(study, seeds=[0])[0].close()
+    storage, design = opened(study, methods=["lora"], seeds=[0])
+    assert work(storage, design, Runs()) == 3
+    assert [trial.status for trial in storage.trials()].count(Status.WAITING) == 3
+    # A study file that has the method again has its trials again.
+    assert work(*opened(study, seeds=[0]), Runs()) == 3
+
+
+def test_a_waiting_trial_of_a_renamed_method_runs_under_the_new_name(study: dict[str, Any]) -> None:
+    opened(study, methods=[{"mine": {"method": "ailora"}}], seeds=[0])[0].close()
+    storage, design = opened(study, methods=[{"ours": {"method": "ailora"}}], seeds=[0])
+    assert work(storage, design, Runs()) == 3
+    assert set(trial_frame(storage, design)["method"]) == {"ours"}
+
+
+def test_a_study_does_not_replace_a_search_of_the_same_name(study: dict[str, Any], tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'shared.db'}"
+    TrialStorage.create(url, "both", {"kind": "tune", "base": {}, "retries": 20, "worker_timeout": 60}).close()
+    with pytest.raises(InputError, match=r"holds a search of `ailora tune` with the name 'both'"):
+        opened(study, storage=url, name="both")
+
+
+@pytest.mark.parametrize("name", ["what?", "50%20", "{a}", "a b#é"])
+def test_a_folder_of_any_name_holds_its_own_database(study: dict[str, Any], tmp_path: Path, name: str) -> None:
+    storage, _ = opened(study, output=str(tmp_path / name), seeds=[0])
+    storage.close()
+    assert {file.parent for file in tmp_path.rglob("*.db")} == {tmp_path / name}
+    storage, _ = load_study(load_study_config(study | {"output": str(tmp_path / name), "seeds": [0]}))
+    assert len(storage.trials()) == 6
+    storage.close()

@@ -9,7 +9,7 @@ from pathlib import Path
 from ailora.errors import InputError
 from ailora.path_kind import PathKind, detect_path_kind
 from ailora.recipes.config.yaml_file import read_yaml
-from ailora.studies.storage_url import study_names
+from ailora.studies.storage_url import sqlite_url, study_names
 from ailora.studies.study import load_study, load_study_from_storage
 from ailora.studies.study_config import load_study_config
 from ailora.studies.study_design import StudyDesign
@@ -62,7 +62,7 @@ def find_studies(path: Path, scale: str | None) -> list[StudyLoader]:
     """
     if path.is_file():
         return [lambda: load_study(load_study_config(path, scale=scale))]
-    url = f"sqlite:///{(path / 'study.db').absolute()}"
+    url = sqlite_url((path / "study.db").absolute())
     names = study_names(url)
     if not names:
         raise InputError(f"{path / 'study.db'} holds no study")
@@ -75,4 +75,4 @@ def _validate_study_file(file: Path) -> PathKind:
         return PathKind.STUDY
     if isinstance(raw, dict) and "recipe" in raw:
         raise InputError(f"{file} is the configuration of a run: give the run's folder, which is its `output`")
-    raise InputError(f"{file} is no study file: it has no key `methods`")
+    raise InputError(f"{file} is not a study file: it has no key `methods`")

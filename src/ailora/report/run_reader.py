@@ -98,7 +98,7 @@ def count_predictions(run: Run) -> tuple[list[str], list[list[int]], str] | None
     """Count the pairs of true and predicted class on the reported split.
 
     Args:
-        run: The run, which gets a note if its predictions cannot be read.
+        run: The run. If its predictions cannot be read, a note is added to it.
 
     Returns:
         The names of the classes, counts[true][predicted], and the split; None if the run predicts no classes.

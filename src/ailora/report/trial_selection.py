@@ -36,14 +36,15 @@ def select_trials(trials: Iterable[Trial], design: StudyDesign) -> TrialSelectio
         The selected trials; if none of them is complete, the newest trials of other versions.
     """
     stored = list(trials)
-    # The study file may have lost a method or a task since the trials ran.
-    candidates = [trial for trial in stored if trial.spec.condition in design.conditions]
-    selected = design.keys.matching_trials(candidates)
+    selected = design.keys.matching_trials(stored)
+    selected_keys, conditions = {trial.key for trial in selected}, {*design.conditions}
+    rest = [trial for trial in stored if trial.key not in selected_keys]
     # The trials are in the order of the queue: the newest of each specification replaces the earlier.
-    others = {trial.spec: trial for trial in candidates if not design.keys.matches(trial)}
+    others = {trial.spec: trial for trial in rest if trial.spec.condition in conditions}
     notes = []
-    if num_foreign := len(stored) - len(candidates):
-        trials_text = pluralize(num_foreign, "trial in the storage belongs", "trials in the storage belong")
+    # The study file may have lost a method or a task since the trials ran.
+    if n_removed := sum(trial.spec.condition not in conditions for trial in rest):
+        trials_text = pluralize(n_removed, "trial in the storage belongs", "trials in the storage belong")
         notes.append(f"{trials_text} to no condition of the current study file.")
     if _any_complete(others.values()) and not _any_complete(selected):
         notes.append(
@@ -58,7 +59,7 @@ def select_trials(trials: Iterable[Trial], design: StudyDesign) -> TrialSelectio
     damaged = [trial for trial in selected if trial.status is Status.COMPLETE and not _has_scores(trial, design)]
     if damaged:
         keys = ", ".join(trial.key for trial in damaged[:5])
-        notes.append(f"{pluralize(len(damaged), 'trial')} left out, as the score that decides is missing: {keys}.")
+        notes.append(f"{pluralize(len(damaged), 'trial')} left out, because the deciding score is missing: {keys}.")
     return TrialSelection([trial for trial in selected if trial not in damaged], notes)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from ailora.studies.study_design import StudyDesign
 from ailora.studies.trial import TrialResult
 
 _N_RESAMPLES = 500
+_log = logging.getLogger(__name__)
 
 
 def bootstrap_score_difference(method: MethodResult, baseline: MethodResult, design: StudyDesign) -> Interval | None:
@@ -149,6 +151,11 @@ def _encode(columns: Sequence[np.ndarray], metric: str) -> list[np.ndarray]:
 def _read_predictions(run: TrialResult, split: str) -> pd.DataFrame | None:
     if run.folder is None or not (file := Path(run.folder) / "predictions.parquet").is_file():
         return None
-    frame = pd.read_parquet(file)
-    rows = frame.loc[frame["split"] == split].reset_index(drop=True)
+    try:
+        frame = pd.read_parquet(file)
+        rows = frame.loc[frame["split"] == split].reset_index(drop=True)
+    except (OSError, ValueError, KeyError) as error:
+        # The results do not depend on predictions: a damaged file must not hide them.
+        _log.warning("%s cannot be read, and its predictions are not resampled: %s", file, error)
+        return None
     return None if rows.empty else rows

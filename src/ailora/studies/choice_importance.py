@@ -20,7 +20,7 @@ _MIN_RESULTS = 8
 _MAX_RESULTS = 100
 _RESAMPLES = 20
 _TREES = 16
-#: Ends of the intervals over resamples, which cover 80 %.
+#: Quantiles over resamples at the ends of the 80 % intervals.
 _QUANTILES = (0.1, 0.9)
 _SEED = 0
 
@@ -115,7 +115,7 @@ def importance_rows(importances: Sequence[Importance]) -> list[tuple[str, ...]]:
 def _distribution(values: Sequence[float | str]) -> BaseDistribution:
     numbers = [value for value in values if not isinstance(value, str)]
     if len(numbers) == len(values):
-        # Numbers are learning rates, which differ by factors.
+        # Numbers are learning rates, and these differ by factors.
         return FloatDistribution(min(numbers), max(numbers), log=True)
     return CategoricalDistribution(sorted({str(value) for value in values}))
 

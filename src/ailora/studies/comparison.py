@@ -192,10 +192,10 @@ def compare(trials: Sequence[Trial], design: StudyDesign, *, bootstrap: bool = T
     return Comparison(design, results, against_baseline, ranks, looks.n_pending, certainties)
 
 
-def _difference(ours: MethodResult, baseline: MethodResult, judgement: Judgement | None) -> Difference | None:
-    if not ours.scores.keys() & baseline.scores.keys():
+def _difference(method: MethodResult, baseline: MethodResult, judgement: Judgement | None) -> Difference | None:
+    if not method.scores.keys() & baseline.scores.keys():
         return None
-    difference = paired_difference(ours.scores, baseline.scores)
+    difference = paired_difference(method.scores, baseline.scores)
     if judgement is None or judgement.difference.n < 2:
         return difference
     return Difference(judgement.difference, judgement.seeds)

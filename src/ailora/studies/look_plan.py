@@ -103,8 +103,8 @@ def plan_looks(
             key for key in active if all(_has_ended(scores[k], seeds[:n]) for k in (key, comparisons[key].baseline))
         ]
         for key in reached:
-            ours, baseline = (scores[k] or {} for k in (key, comparisons[key].baseline))
-            pairs[key] = comparisons[key].pair(ours, baseline, seeds[:n], first_look=schedule.counts[0])
+            method, baseline = (scores[k] or {} for k in (key, comparisons[key].baseline))
+            pairs[key] = comparisons[key].pair(method, baseline, seeds[:n], first_look=schedule.counts[0])
         n_pending = sum(key not in pairs for key in active)
         state = LookState(n_seeds, judge(pairs, schedule, n_pending=n_pending), n_pending)
         if len(reached) < len(active):

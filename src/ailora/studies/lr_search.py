@@ -38,7 +38,7 @@ class LrGrid:
         assert config.from_ is not None
         # The hundredth of a step absorbs rounding of the logarithms: 1e-5 to 1e-2 at 4 per decade always has 13 rates.
         steps = math.floor(config.decades * config.per_decade + 0.01)
-        return cls(tuple(_step(config.from_, k, config.per_decade) for k in range(steps + 1)), config.per_decade)
+        return cls(tuple(_rate_after(config.from_, k, config.per_decade) for k in range(steps + 1)), config.per_decade)
 
     @property
     def reachable(self) -> list[float]:
@@ -46,15 +46,15 @@ class LrGrid:
         if self.per_decade is None:
             return list(self.initial)
         most = MAX_EXTENSION_DECADES * self.per_decade
-        below = [_step(self.initial[0], -k, self.per_decade) for k in range(most, 0, -1)]
-        above = [_step(self.initial[-1], k, self.per_decade) for k in range(1, most + 1)]
+        below = [_rate_after(self.initial[0], -k, self.per_decade) for k in range(most, 0, -1)]
+        above = [_rate_after(self.initial[-1], k, self.per_decade) for k in range(1, most + 1)]
         return [*below, *self.initial, *above]
 
     def neighbours(self, rate: float) -> list[float]:
         """Return the next reachable rates below and above a rate."""
         rates = self.reachable
-        place = rates.index(rate)
-        return [*rates[max(0, place - 1) : place], *rates[place + 1 : place + 2]]
+        index = rates.index(rate)
+        return [*rates[max(0, index - 1) : index], *rates[index + 1 : index + 2]]
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class SearchState:
 
     Attributes:
         required: (rate, seed) of all required runs so far, ended runs included.
-        best: The best rate; None while unknown, or if every run failed.
+        best: The best rate; None while unknown, or if every rate has a failed run.
         ended: Whether all required runs have ended.
     """
 
@@ -103,17 +103,19 @@ class LrSearch:
         required = _pairs(sorted(tried), first) | _pairs(initial, self.seeds if self.everywhere else [])
         if not required.keys() <= scores.keys():
             return SearchState(list(required))
-        while (best := self._promising(scores, tried)) is not None:
+        while (best := self._find_promising_rate(scores, tried)) is not None:
             near = self.rates.neighbours(best)
             tried |= {*near}
             # First, the first seed decides whether the range extends; then all seeds decide which rate is best.
             for seeds in (first, self.seeds):
                 # A rate with a failed run cannot be the best, so its other seeds need not run.
-                sound = [r for r in (best, *near) if not any(math.isnan(scores.get((r, s), 0.0)) for s in self.seeds)]
-                required |= _pairs(sound, seeds)
+                without_failure = [
+                    r for r in (best, *near) if not any(math.isnan(scores.get((r, s), 0.0)) for s in self.seeds)
+                ]
+                required |= _pairs(without_failure, seeds)
                 if not required.keys() <= scores.keys():
                     return SearchState(list(required))
-                if self._promising(scores, tried) != best:
+                if self._find_promising_rate(scores, tried) != best:
                     break
             else:
                 break
@@ -121,15 +123,15 @@ class LrSearch:
             required |= _pairs([best], self.extra_seeds)
         return SearchState(list(required), best, ended=required.keys() <= scores.keys())
 
-    def _promising(self, scores: Mapping[tuple[float, int], float], tried: Iterable[float]) -> float | None:
+    def _find_promising_rate(self, scores: Mapping[tuple[float, int], float], tried: Iterable[float]) -> float | None:
         """Return the rate with the best mean over all seeds; until a rate has all seeds, the first seed decides.
 
         Returns None if every rate has a failed run.
         """
         by_rate = {rate: [scores[rate, seed] for seed in self.seeds if (rate, seed) in scores] for rate in tried}
-        sound = {rate: values for rate, values in by_rate.items() if not any(map(math.isnan, values))}
-        complete = {rate: values for rate, values in sound.items() if len(values) == len(self.seeds)}
-        means = {rate: math.fsum(v) / len(v) for rate, v in complete.items()} or {r: v[0] for r, v in sound.items()}
+        by_rate = {rate: values for rate, values in by_rate.items() if not any(map(math.isnan, values))}
+        complete = {rate: values for rate, values in by_rate.items() if len(values) == len(self.seeds)}
+        means = {rate: math.fsum(v) / len(v) for rate, v in complete.items()} or {r: v[0] for r, v in by_rate.items()}
         return best_rate(means, larger_is_better=True) if means else None
 
 
@@ -208,7 +210,7 @@ def _pairs(rates: Iterable[float], seeds: Iterable[int]) -> dict[tuple[float, in
     return dict.fromkeys(itertools.product(rates, list(seeds)))
 
 
-def _step(rate: float, steps: int, per_decade: int) -> float:
+def _rate_after(rate: float, steps: int, per_decade: int) -> float:
     """Return the rate after a number of steps along a geometric range, rounded to six digits."""
     # Rates identify trials: if a study file extends its range, the same rates must be computed from the new end.
     return float(f"{rate * 10 ** (steps / per_decade):.6g}")

@@ -51,12 +51,12 @@ class MethodResult:
         """Number of waiting and running trials."""
         return self.status_counts[Status.WAITING] + self.status_counts[Status.RUNNING]
 
-    def mean(self, fact: str) -> float | None:
+    def mean(self, field: str) -> float | None:
         """Compute the mean of a field of `COSTS` over the seeds at the best rate.
 
         Returns None if no run measured the field.
         """
-        return _mean(getattr(result, fact) for result in self.at_best.values())
+        return _mean(getattr(result, field) for result in self.at_best.values())
 
     @property
     def step_milliseconds(self) -> float | None:

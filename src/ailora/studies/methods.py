@@ -30,7 +30,7 @@ class StudyMethod:
     overrides: Mapping[str, object]
     learning_rate: RateConfig | None = None
 
-    def applicable(self, setting: Mapping[str, object]) -> dict[str, object]:
+    def select_used(self, setting: Mapping[str, object]) -> dict[str, object]:
         """Select the values of a setting that the method uses and does not override."""
         # Full fine-tuning has no adapter, hence no use for its settings.
         full = isinstance(self.method, FullFineTuning)
@@ -38,7 +38,7 @@ class StudyMethod:
         return {key: value for key, value in setting.items() if key not in unused}
 
     def apply(self, raw: dict[str, Any]) -> None:
-        """Change the plain data of a run's configuration, in place."""
+        """Apply the method and its overrides to the plain data of a run's configuration, in place."""
         if isinstance(self.method, FullFineTuning):
             raw["adapter"] = {}
         elif not isinstance(self.method, AiloraPolicy) and isinstance(raw.get("adapter"), dict):
@@ -88,5 +88,5 @@ def _parse_rates(raw: object, where: str) -> RateConfig:
         if not isinstance(raw, dict):
             raise InputError(f"{where}: expected values, or from, to and per_decade, got {raw!r}") from None
         raise InputError(f"{where}: {format_validation_error(error, raw, RateConfig)}") from None
-    rates.check(where)
+    rates.validate_keys(where)
     return rates

@@ -39,7 +39,7 @@ def match_trainable_parameters(config: RunConfig, baseline: RunConfig) -> RunCon
     # The number of DoRA's magnitudes does not depend on the rank.
     budget = count_trainable(baseline) - plan.magnitudes
     trained = count_trainable_parameters(config.adapter.method, plan) - plan.magnitudes
-    # A scaled rank below 0.5 would round to 0, which is no rank.
+    # A scaled rank below 0.5 would round to 0, but a rank is at least 1.
     if isinstance(rank, dict):
         scaled = {key: max(1, round(value * budget / trained)) for key, value in rank.items()}
     else:

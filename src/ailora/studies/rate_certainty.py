@@ -15,7 +15,8 @@ from ailora.studies.study_design import StudyDesign
 from ailora.studies.trial import TrialResult
 
 _N_SEED_RESAMPLES = 2000
-#: Fewer, since correlation metrics need a call per run and resample. Standard errors of shares are at most 2.2 %.
+#: Smaller than `_N_SEED_RESAMPLES`, because correlation metrics need a call for each run and resample. The standard
+#: errors of shares are at most 2.2 %.
 _N_EXAMPLE_RESAMPLES = 500
 #: Largest relative difference between mean scores due to rounding.
 _ROUNDING = 1e-12
@@ -37,7 +38,8 @@ class RateCertainty:
         best: The chosen rate.
         shares: Rate, ascending -> share of the resamples with their best score at this rate; empty if unknown. Rates
             without runs of all selection seeds are left out.
-        resampled: Resampled units. None, for unknown certainty, with a single selection seed and without predictions.
+        resampled: Resampled units. None if the certainty is unknown: there is a single selection seed, and no
+            predictions are read.
     """
 
     best: float
@@ -76,7 +78,8 @@ def measure_rate_certainty(
         read_predictions: Whether to resample examples, from stored predictions.
 
     Returns:
-        The certainty; None while the best rate is unknown, or if a single rate has runs of all selection seeds.
+        The certainty; None while the best rate is unknown, or if fewer than two rates have a finite score for each
+        selection seed.
     """
     seeds, metric = design.selection_seeds, design.metric(result.condition)
     runs = {

@@ -54,11 +54,10 @@ def rate_certainty_rows(comparison: Comparison) -> tuple[list[str], list[list[st
 
 
 def _uncertain_rate(condition: Condition, certainty: RateCertainty) -> str:
-    named = [
-        f"{format_lr(rate)} in {format_percent(share)}"
-        for rate, share in certainty.ranked_shares
-        if share >= _MIN_NAMED_SHARE
-    ]
+    ranked = certainty.ranked_shares
+    # Of many rates, even the most frequent choice may have a smaller share.
+    likely = [item for item in ranked if item[1] >= _MIN_NAMED_SHARE] or ranked[:1]
+    named = [f"{format_lr(rate)} in {format_percent(share)}" for rate, share in likely]
     named[0] += " of resamples"
     sentence = f"{condition.sentence_prefix}the rate of {condition.method} is uncertain: {join_names(named)}"
     return f"{capitalize(sentence)}."

@@ -16,7 +16,7 @@ MIN_SHARED_RATES = 3
 _STEPS_PER_DECADE = 100
 #: Smallest overlap of two curves, as a share of the decades of the shorter curve.
 _MIN_OVERLAP = 0.5
-#: Smallest range of scores within the overlap, as a share of each curve's range, since plateaus fit at any shift.
+#: Smallest range of scores within the overlap, as a share of each curve's range; plateaus fit at any shift.
 _MIN_SCORE_RANGE = 0.25
 #: Bound on the rounding of logarithms and scores.
 _ROUNDING = 1e-9
@@ -62,7 +62,7 @@ class RateShift:
         }
 
 
-def fit_rate_shift(ours: Mapping[int, Curve], baseline: Mapping[int, Curve], *, tolerance: float) -> RateShift:
+def fit_rate_shift(method: Mapping[int, Curve], baseline: Mapping[int, Curve], *, tolerance: float) -> RateShift:
     """Fit the rate factor that turns the baseline's curve into the method's curve.
 
     A curve interpolates its scores linearly over log10 of the rate. The shift `d`, in decades, minimizes the mean
@@ -73,23 +73,23 @@ def fit_rate_shift(ours: Mapping[int, Curve], baseline: Mapping[int, Curve], *, 
     Source: B. Efron and C. Stein, "The jackknife estimate of variance", Annals of Statistics 9 (3), 1981.
 
     Args:
-        ours: Seed -> curve of the method.
+        method: Seed -> curve of the method.
         baseline: Seed -> curve of the baseline. Seeds with fewer than `MIN_SHARED_RATES` shared rates are left out.
         tolerance: Range of scores, in the metric's unit, up to which a curve is flat.
 
     Returns:
         The factor, or the reason for an unknown factor.
     """
-    ours, baseline = _finite(ours), _finite(baseline)
-    n_shared = {seed: len(ours[seed].keys() & baseline[seed].keys()) for seed in ours.keys() & baseline.keys()}
+    method, baseline = _finite(method), _finite(baseline)
+    n_shared = {seed: len(method[seed].keys() & baseline[seed].keys()) for seed in method.keys() & baseline.keys()}
     seeds = tuple(sorted(seed for seed, number in n_shared.items() if number >= MIN_SHARED_RATES))
     if not seeds:
         most = max(n_shared.values(), default=0)
         return RateShift(None, reason=f"{most} shared rates with one seed, of {MIN_SHARED_RATES} needed")
-    for name, curves in (("method", ours), ("baseline", baseline)):
+    for name, curves in (("method", method), ("baseline", baseline)):
         if np.mean([np.ptp([*curves[seed].values()]) for seed in seeds]) <= tolerance + _ROUNDING:
             return RateShift(None, seeds=seeds, reason=f"the {name}'s curve is flat, within {tolerance:g}")
-    fit = _ShiftFit.from_curves([(ours[seed], baseline[seed]) for seed in seeds])
+    fit = _ShiftFit.from_curves([(method[seed], baseline[seed]) for seed in seeds])
     every = np.ones(len(seeds), bool)
     best = fit.best_index(every)
     if best is None:
@@ -121,10 +121,10 @@ class _ShiftFit:
     def from_curves(cls, pairs: list[tuple[Curve, Curve]]) -> _ShiftFit:
         """Compute the squared differences of each seed's pair of curves, the method's and the baseline's."""
         rates = [rate for pair in pairs for curve in pair for rate in curve]
-        # An extra step at each end, since `is_limit` reads both neighbours of a shift.
+        # There is an extra step at each end, because `is_limit` reads both neighbours of a shift.
         most = math.ceil(math.log10(max(rates) / min(rates)) * _STEPS_PER_DECADE) + 1
         shifts = np.arange(-most, most + 1) / _STEPS_PER_DECADE
-        sums = [_squared_differences(_points(ours), _points(base), shifts) for ours, base in pairs]
+        sums = [_squared_differences(_points(method), _points(base), shifts) for method, base in pairs]
         return cls(shifts, np.array([square for square, _ in sums]), np.array([count for _, count in sums]))
 
     @property
@@ -178,17 +178,17 @@ def _points(curve: Curve) -> tuple[_Floats, _Floats]:
 
 
 def _squared_differences(
-    ours: tuple[_Floats, _Floats], baseline: tuple[_Floats, _Floats], shifts: _Floats
+    method: tuple[_Floats, _Floats], baseline: tuple[_Floats, _Floats], shifts: _Floats
 ) -> tuple[_Floats, _Floats]:
     """Sum the squares of `method(x) - baseline(x + shift)` over the rates of both curves, and count the rates.
 
     Returns:
         Sums, infinite where the curves do not overlap enough, and numbers, both (shifts,).
     """
-    x, u = ours[0], baseline[0]
+    x, u = method[0], baseline[0]
     low, high = np.maximum(x[0], u[0] - shifts), np.minimum(x[-1], u[-1] - shifts)
-    sums = _sums_at_rates(ours, baseline, shifts, (low, high))
-    sums_back = _sums_at_rates(baseline, ours, -shifts, (low + shifts, high + shifts))
+    sums = _sums_at_rates(method, baseline, shifts, (low, high))
+    sums_back = _sums_at_rates(baseline, method, -shifts, (low + shifts, high + shifts))
     enough = (high - low >= _MIN_OVERLAP * min(np.ptp(x), np.ptp(u)) - _ROUNDING) & sums[2] & sums_back[2]
     return np.where(enough, sums[0] + sums_back[0], np.inf), sums[1] + sums_back[1]
 

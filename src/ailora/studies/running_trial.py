@@ -10,25 +10,26 @@ import optuna
 from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.pruners import MedianPruner
 from optuna.storages import RDBStorage
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from ailora.studies.storage_url import storage_errors
 from ailora.studies.trial import TrialResult, TrialSpec
-from ailora.studies.trial_attempts import ERROR, INTERRUPTED, KEY, RESULT, SPEC
+from ailora.studies.trial_attempts import ERROR, INTERRUPTED, KEY, RESULT
 
-#: Number of finished peers that pruning needs.
+#: Number of complete peers that pruning needs.
 _MIN_PEERS = 4
 
 
 class RunningTrial:
-    """A trial claimed by this worker. Inside its `with` block, the storage gets heartbeats.
+    """A trial claimed by this worker. Inside its `with` block, a thread sends heartbeats to the storage.
 
     Args:
         study: Optuna study of the trial.
         storage: Storage of the Optuna study.
-        frozen: The claimed attempt.
-        trial_id: Optuna's id of the attempt.
+        key: Key of the trial.
+        spec: Specification of the trial.
+        trial_id: Optuna's id of the claimed attempt.
         url: URL of the storage, for error messages.
 
     Attributes:
@@ -37,24 +38,24 @@ class RunningTrial:
     """
 
     def __init__(
-        self, study: optuna.Study, storage: RDBStorage, frozen: FrozenTrial, *, trial_id: int, url: str
+        self, study: optuna.Study, storage: RDBStorage, *, key: str, spec: TrialSpec, trial_id: int, url: str
     ) -> None:
-        self.key: str = frozen.user_attrs[KEY]
-        self.spec = TrialSpec.from_dict(frozen.user_attrs[SPEC])
+        self.key = key
+        self.spec = spec
         self._url = url
         self._study = study
         self._storage = storage
         self._id = trial_id
         self._stop = threading.Event()
-        self._heart = threading.Thread(target=self._beat, daemon=True)
+        self._heartbeat_thread = threading.Thread(target=self._send_heartbeats, daemon=True)
 
     def __enter__(self) -> RunningTrial:
-        self._heart.start()
+        self._heartbeat_thread.start()
         return self
 
     def __exit__(self, *exception: object) -> None:
         self._stop.set()
-        self._heart.join()
+        self._heartbeat_thread.join()
 
     def complete(self, result: TrialResult, score: float) -> None:
         """Record the result.
@@ -78,12 +79,12 @@ class RunningTrial:
         self._end({INTERRUPTED: True}, TrialState.FAIL)
 
     def report(self, step: int, score: float) -> None:
-        """Record a score in the middle of the run."""
+        """Record a score of an evaluation during the run; larger is better."""
         with contextlib.suppress(UpdateFinishedTrialError):
             self._storage.set_trial_intermediate_value(self._id, step, score)
 
     def should_prune(self, peers: Collection[str]) -> bool:
-        """Return whether the last score is below the median of the peers' scores at that step.
+        """Return whether the best score so far is below the median of the peers' scores at the last reported step.
 
         Args:
             peers: Keys of the trials to compare with. Only complete trials count, and pruning needs at least four.
@@ -101,12 +102,11 @@ class RunningTrial:
                 self._storage.set_trial_user_attr(self._id, name, value)
             self._storage.set_trial_state_values(self._id, state, values)
 
-    def _beat(self) -> None:
+    def _send_heartbeats(self) -> None:
         interval = self._storage.get_heartbeat_interval()
         assert interval is not None
-        while True:
+        # `TrialStorage.claim_next` records the first heartbeat.
+        while not self._stop.wait(interval):
             # Unlike Optuna's own thread, this one continues after an error of the storage.
             with contextlib.suppress(StorageInternalError, SQLAlchemyError):
                 self._storage.record_heartbeat(self._id)
-            if self._stop.wait(interval):
-                return

@@ -142,8 +142,8 @@ def _simulate_statistics(schedule: LookSchedule) -> np.ndarray:
 def normal_scores(means: ArrayLike, sds: ArrayLike, counts: ArrayLike) -> np.ndarray:
     """Convert the t-statistics of means to normal scores with the same one-sided p-values.
 
-    The metric's resolution hides the spread of equal differences, whose standard deviation is 0. Their signs are tested
-    instead, with p = 2^-n.
+    If all differences are equal, the metric's resolution hides their spread, and the standard deviation is 0. Their
+    signs are then tested instead, with p = 2^-n.
 
     Args:
         means: Means minus the mean of the null hypothesis.

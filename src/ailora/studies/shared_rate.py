@@ -76,12 +76,12 @@ class SharedRates:
 
 
 def compare_shared_rates(
-    ours: MethodResult, baseline: MethodResult, at_best: Difference | None, design: StudyDesign
+    method: MethodResult, baseline: MethodResult, at_best: Difference | None, design: StudyDesign
 ) -> SharedRates:
     """Compare a method with the baseline at every shared rate.
 
     Args:
-        ours: Results of the method.
+        method: Results of the method.
         baseline: Results of the baseline.
         at_best: Difference of their scores when both run at their best rates; None without a seed in common.
         design: Design of the study.
@@ -89,13 +89,13 @@ def compare_shared_rates(
     Returns:
         The differences at the shared rates, and the factor between the curves.
     """
-    condition = ours.condition
+    condition = method.condition
     metric, split = design.metric(condition), design.report_split(condition)
     larger_is_better = design.larger_is_better(condition)
     differences = {
-        rate: paired_difference(_scores(ours.runs[rate], split, metric), _scores(baseline.runs[rate], split, metric))
-        for rate in ours.runs
-        if rate in baseline.runs and ours.runs[rate].keys() & baseline.runs[rate].keys()
+        rate: paired_difference(_scores(method.runs[rate], split, metric), _scores(baseline.runs[rate], split, metric))
+        for rate in method.runs
+        if rate in baseline.runs and method.runs[rate].keys() & baseline.runs[rate].keys()
     }
 
     def position(difference: Difference) -> Position:
@@ -108,7 +108,7 @@ def compare_shared_rates(
         positions={rate: position(difference) for rate, difference in differences.items()},
         at_best=at_best and position(at_best),
         shift=fit_rate_shift(
-            _validation_curves(ours, metric), _validation_curves(baseline, metric), tolerance=metric_point(metric)
+            _validation_curves(method, metric), _validation_curves(baseline, metric), tolerance=metric_point(metric)
         ),
     )
 

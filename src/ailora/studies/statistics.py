@@ -158,7 +158,9 @@ def bootstrap_difference(
         shapes = f"{predictions.shape}, {baseline.shape}, {labels.shape}"
         raise InputError(f"expected predictions and baseline (seeds, examples), labels (examples,), got {shapes}")
     if not predictions.size or n_resamples < 1:
-        raise InputError(f"expected a seed, an example, a resample, got {predictions.shape}, {n_resamples}")
+        raise InputError(
+            f"expected at least one seed, one example and one resample, got {predictions.shape}, {n_resamples}"
+        )
     # `scipy.stats.bootstrap` resamples along a single axis only.
     seeds, examples = predictions.shape
     rng = np.random.default_rng(rng_seed)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 import sqlite3
 import threading
 import time
@@ -37,6 +38,24 @@ def sqlite_file(url: str) -> Path | None:
     """Return the file of an SQLite URL, or None for other databases."""
     parsed = _parse(url)
     return Path(parsed.database) if parsed and parsed.get_backend_name() == "sqlite" and parsed.database else None
+
+
+def sqlite_url(file: Path) -> str:
+    """Return the URL of an SQLite file, with escapes for characters that have a meaning in URLs.
+
+    Raises:
+        InputError: The installed SQLAlchemy has no URL for the path.
+    """
+    path = str(file)
+    escaped = re.sub("[%?{}]", lambda match: f"%{ord(match[0]):02X}", path)
+    # SQLAlchemy 2.0 reads escapes in paths literally. Braces are refused by `validate_url`.
+    for url in (f"sqlite:///{path}", f"sqlite:///{escaped}"):
+        if sqlite_file(url) == file and not {"{", "}"} & {*url}:
+            return url
+    raise InputError(
+        f"the database {path} has one of the characters % ? {{ }} in its path, which SQLAlchemy "
+        f"{sqlalchemy.__version__} does not support: choose a different output"
+    )
 
 
 def _storage(url: str, *, read_only: bool) -> RDBStorage:

@@ -36,7 +36,7 @@ _FIXED_KEYS = ("base", "metric", "match_parameters", "pruning")
 #: Interval between checks of the workers.
 _POLL_INTERVAL_S = 0.5
 #: Exit code of a worker with invalid input; a restart would fail again.
-_REFUSED = 2
+_INVALID_INPUT_EXIT_CODE = 2
 #: Limit for worker deaths in a row while no trial advances, per worker.
 _MAX_FRUITLESS_DEATHS = 5
 
@@ -95,7 +95,7 @@ def load_study_from_storage(
     Args:
         url: Optuna database URL.
         name: Name of the study.
-        secrets: Study file with its secrets, which the storage lacks; None for a study without secrets.
+        secrets: Study file with its secrets, because the storage has none; None for a study without secrets.
         to_run: Whether trials are to run. Otherwise the storage is opened read-only, and user-defined methods are not
             imported.
 
@@ -103,7 +103,7 @@ def load_study_from_storage(
         The storage and the design of the study.
 
     Raises:
-        InputError: The storage cannot be reached, or has no such study.
+        InputError: The storage cannot be reached, has no such study, or has a study with an invalid file.
     """
     storage = TrialStorage.load(url, name, read_only=not to_run)
     try:
@@ -127,11 +127,11 @@ def trial_frame(storage: TrialStorage, design: StudyDesign) -> pd.DataFrame:
 
 
 class WorkerInput(Protocol):
-    """Settings of workers: a study file, or the request of `ailora tune`."""
+    """Input of workers: a study file, or the request of `ailora tune`."""
 
     @property
     def output(self) -> str:
-        """Folder of the workers' logs."""
+        """Folder of the study or search; the logs of workers are in its folder `workers`."""
         ...
 
     def model_dump(self, *, by_alias: bool, context: Mapping[str, Any]) -> dict[str, Any]:
@@ -157,7 +157,7 @@ def run_workers(storage: TrialStorage, config: WorkerInput, count: int, on_poll:
         logs.mkdir(parents=True, exist_ok=True)
     files = [logs / f"{number}.log" for number in range(count)]
     workers = {log: _start_worker(storage, config, log, count) for log in files}
-    deaths, progress = 0, _progress(storage)
+    deaths, progress = 0, _count_attempts(storage)
     try:
         while workers:
             time.sleep(_POLL_INTERVAL_S)
@@ -169,10 +169,10 @@ def run_workers(storage: TrialStorage, config: WorkerInput, count: int, on_poll:
                 _close(workers.pop(log))
                 if code == 0:
                     continue
-                deaths = deaths + 1 if _progress(storage) == progress else 1
-                progress = _progress(storage)
-                if code == _REFUSED or deaths > count * _MAX_FRUITLESS_DEATHS:
-                    raise InputError(f"a worker ended with {_exit_text(code)}{_last_line(log)}: see {log}")
+                deaths = deaths + 1 if _count_attempts(storage) == progress else 1
+                progress = _count_attempts(storage)
+                if code == _INVALID_INPUT_EXIT_CODE or deaths > count * _MAX_FRUITLESS_DEATHS:
+                    raise InputError(f"a worker ended with {_describe_exit(code)}{_last_line(log)}: see {log}")
                 workers[log] = _start_worker(storage, config, log, count)
     finally:
         # All inputs are closed before the first wait, so the workers stop at the same time.
@@ -223,15 +223,15 @@ def _close(worker: subprocess.Popen[bytes]) -> None:
         worker.stdin.close()
 
 
-def _progress(storage: TrialStorage) -> Counter[Status]:
-    """Count attempts by status; equal counts at two deaths mean no progress between them."""
-    progress: Counter[Status] = Counter()
+def _count_attempts(storage: TrialStorage) -> Counter[Status]:
+    """Count attempts by status of their trial; equal counts at two deaths mean no progress between them."""
+    counts: Counter[Status] = Counter()
     for trial in storage.trials():
-        progress[trial.status] += trial.attempts
-    return progress
+        counts[trial.status] += trial.attempts
+    return counts
 
 
-def _exit_text(code: int) -> str:
+def _describe_exit(code: int) -> str:
     return f"code {code}" if code > 0 else f"signal {signal.Signals(-code).name}"
 
 
@@ -243,6 +243,11 @@ def _last_line(log: Path) -> str:
 
 def _validate_same_study(config: StudyConfig, storage: TrialStorage) -> None:
     """Refuse a study file that changes a fixed part of its stored study."""
+    if storage.config.get("kind") == "tune":
+        raise InputError(
+            f"{mask_url(storage.url)} holds a search of `ailora tune` with the name {storage.name!r}: choose a "
+            "different storage or name"
+        )
     now, there = _fixed_parts(config.model_dump(by_alias=True)), _fixed_parts(storage.config)
     shared = now.keys() & there.keys()
     if changes := describe_differences({key: now[key] for key in shared}, {key: there[key] for key in shared}):

@@ -17,6 +17,8 @@ from ailora.studies.trial import ONLY_TASK, Condition
 
 #: Key of a run configuration set by the study -> key of the study file with its value.
 _OWNED_KEYS = {"training.learning_rate": "learning_rate", "training.seed": "seeds", "output": "output"}
+#: Keys that tasks and the grid cannot set. The overrides of a method may replace its policy.
+_KEYS_OF_METHODS = {**_OWNED_KEYS, "adapter.policy": "methods"}
 
 
 def task_overrides(config: StudyConfig) -> dict[str, dict[str, Any]]:
@@ -40,7 +42,7 @@ def list_conditions(config: StudyConfig, methods: Mapping[str, StudyMethod], *, 
     # A method without use for a grid key has a single condition for all values of the key.
     return list(
         dict.fromkeys(
-            Condition.from_values(task, label, methods[label].applicable(setting))
+            Condition.from_values(task, label, methods[label].select_used(setting))
             for task, setting, label in itertools.product(task_overrides(config), settings, labels)
         )
     )
@@ -52,7 +54,7 @@ def validate_grid_keys(config: StudyConfig) -> None:
     Raises:
         InputError: The grid has such a key.
     """
-    for key, owner in _OWNED_KEYS.items():
+    for key, owner in _KEYS_OF_METHODS.items():
         if key in config.grid:
             raise InputError(f"grid.{key} cannot be set: it is set by `{owner}`")
 
@@ -76,9 +78,14 @@ def load_condition_config(condition: Condition, config: StudyConfig, method: Stu
     # Overrides change nested sections in place.
     raw = copy.deepcopy(config.base)
     try:
+        # Without this check, values of the trials and methods would silently replace those of the overrides.
+        for overrides, owners in (
+            (task_overrides(config)[condition.task], _KEYS_OF_METHODS),
+            (method.overrides, _OWNED_KEYS),
+        ):
+            for key in overrides.keys() & owners.keys():
+                raise InputError(f"{key} cannot be set: it is set by `{owners[key]}`")
         for key, value in task_overrides(config)[condition.task].items():
-            if key in _OWNED_KEYS:
-                raise InputError(f"{key} cannot be set: it is set by `{_OWNED_KEYS[key]}`")
             set_dotted(raw, key, value)
         for key, value in condition.values.items():
             set_dotted(raw, key, value)

@@ -25,6 +25,7 @@ from ailora.recipes.config.validation import (
 )
 from ailora.recipes.config.yaml_file import read_yaml
 from ailora.redaction import is_secret
+from ailora.studies.storage_url import sqlite_url
 
 Rate = Annotated[float, pydantic.Field(strict=True, gt=0, allow_inf_nan=False)]
 Seed = Annotated[int, pydantic.Field(strict=True, ge=0, lt=2**32)]
@@ -33,7 +34,7 @@ Share = Annotated[str, pydantic.Field(strict=True, pattern=r"^\d+(\.\d+)? ?%$")]
 _MAX_RATES = 1_000
 _MAX_DECADES = 100
 _MARGIN = "a number above 0, or a share of the baseline's score such as 1%"
-_SEEDS = "a list of whole numbers from 0, or a mapping such as {from: 3, until: decided, to: 20}"
+_SEEDS = "a list of whole numbers of at least 0, or a mapping such as {from: 3, until: decided, to: 20}"
 _RATES = "a mapping: values, or from, to and per_decade"
 
 
@@ -62,15 +63,15 @@ class RateConfig(Section, frozen=True, populate_by_name=True):
         """Factors of ten from the smallest to the largest rate of a range."""
         return math.log10(self.to) - math.log10(self.from_) if self.from_ and self.to else 0.0
 
-    def check(self, where: str) -> None:
-        """Validate the combination of keys.
+    def validate_keys(self, where: str) -> None:
+        """Validate the combination of keys, and the number of rates.
 
         Args:
             where: Key of the rates, for messages.
 
         Raises:
-            InputError: Values and a range are both given or both missing, the range is reversed or too wide, or a rate
-                is a duplicate.
+            InputError: Values and a range are both given or both missing, the range is reversed or too wide, a rate is
+                a duplicate, or there are too many rates.
         """
         given = self.model_fields_set
         if self.values is not None:
@@ -100,9 +101,9 @@ class SequentialSeeds(Section, frozen=True, populate_by_name=True):
         to: Number of seeds at the last look.
     """
 
-    from_: Annotated[int, pydantic.Field(strict=True, ge=2)] = field("a whole number from 2", 3, alias="from")
+    from_: Annotated[int, pydantic.Field(strict=True, ge=2)] = field("a whole number of at least 2", 3, alias="from")
     until: Literal["decided"] = field("decided")
-    to: Annotated[int, pydantic.Field(strict=True, ge=3)] = field("a whole number above from", 20)
+    to: Annotated[int, pydantic.Field(strict=True, ge=3)] = field("a whole number above `from`", 20)
 
     @pydantic.model_serializer
     def _as_given(self) -> dict[str, object]:
@@ -122,7 +123,7 @@ class StudyConfig(StoredSection, frozen=True):
         seeds: Seeds that choose the best rate, or a mapping to add seeds until every comparison is decided. The first
             seed runs at every tried rate.
         extra_seeds: Seeds that run only at the best rate.
-        seeds_at: Rates at which `seeds` after the first run: `best` for the best rate and its neighbours, or `all`.
+        seeds_at: Rates for the `seeds` after the first seed: `best` for the best rate and its neighbours, or `all`.
         baseline: Label of the method to compare with; None for the first method.
         metric: Metric to report, and to choose the learning rate on the validation split; None for the recipe's first
             metric.
@@ -132,7 +133,7 @@ class StudyConfig(StoredSection, frozen=True):
         confirm_speed: Whether to check with shorter schedules if a method reaches the baseline's final loss earlier.
         pruning: Whether to end runs early if they are worse than the median of their peers at the same evaluation.
         retries: Number of restarts of a trial whose worker died.
-        worker_timeout: Seconds without a heartbeat after which a worker counts as dead.
+        worker_timeout: Number of seconds without a heartbeat after which a worker counts as dead.
         keep: Part of the model to keep after each trial.
         storage: Optuna database URL; None for SQLite in the output folder.
         output: Folder of the study.
@@ -147,8 +148,8 @@ class StudyConfig(StoredSection, frozen=True):
     grid: dict[str, list[Any]] = field("a mapping from dotted keys of the base to lists of values", {})
     learning_rate: RateConfig = field(_RATES)
     seeds: Annotated[list[Seed], pydantic.Field(min_length=1)] | SequentialSeeds = field(_SEEDS, [0])
-    extra_seeds: list[Seed] = field("a list of whole numbers from 0", [])
-    seeds_at: Literal["best", "all"] = field("best or all", "best")
+    extra_seeds: list[Seed] = field("a list of whole numbers of at least 0", [])
+    seeds_at: Literal["best", "all"] = field("'best' or 'all'", "best")
     baseline: Text | None = field("the label of a method", None)
     metric: Text | None = field("the name of a metric", None)
     margin: Annotated[float, pydantic.Field(strict=True, gt=0, allow_inf_nan=False)] | Share | None = field(
@@ -157,9 +158,11 @@ class StudyConfig(StoredSection, frozen=True):
     match_parameters: bool = field("true or false", False, strict=True)
     confirm_speed: bool = field("true or false", False, strict=True)
     pruning: bool = field("true or false", False, strict=True)
-    retries: Annotated[int, pydantic.Field(strict=True, ge=0)] = field("a whole number from 0", 2)
-    worker_timeout: Annotated[int, pydantic.Field(strict=True, ge=2)] = field("a whole number of seconds from 2", 60)
-    keep: Literal["nothing", "adapter", "all"] = field("nothing, adapter or all", "adapter")
+    retries: Annotated[int, pydantic.Field(strict=True, ge=0)] = field("a whole number of at least 0", 2)
+    worker_timeout: Annotated[int, pydantic.Field(strict=True, ge=2)] = field(
+        "a whole number of at least 2, in seconds", 60
+    )
+    keep: Literal["nothing", "adapter", "all"] = field("'nothing', 'adapter' or 'all'", "adapter")
     storage: Text | None = field("an Optuna database URL such as sqlite:///study.db", None)
     output: Text = field("a folder")
     name: Text | None = field("a text", None)
@@ -173,7 +176,7 @@ def load_study_config(
     Args:
         source: YAML file, or its content.
         overrides: `dotted.key=value` with a YAML value; a key such as `base.training.seed` changes the base.
-        scale: Name of an entry of `scales:`, whose keys replace those of the file.
+        scale: Name of an entry of `scales:`. The keys of the entry replace those of the file.
 
     Returns:
         The study file with the content of the base, an absolute output folder, a storage and a name.
@@ -186,7 +189,7 @@ def load_study_config(
     where = "" if isinstance(source, Mapping) else f"{source}: "
     beside = Path() if isinstance(source, Mapping) else Path(source).parent
     if not isinstance(raw, dict):
-        raise InputError(f"{where}expected keys such as base, methods, learning_rate")
+        raise InputError(f"{where}expected keys such as base, methods, learning_rate; got {short_repr(raw)}")
     try:
         return _load(raw, overrides, scale, beside)
     except InputError as error:
@@ -201,13 +204,14 @@ def _load(raw: dict[str, Any], overrides: Sequence[str], scale: str | None, besi
         if scale not in scales:
             raise unknown_name("scale", scale, scales)
         raw |= scales[scale]
-    if isinstance(base := raw.get("base"), str):
-        raw["base"] = _read_base(beside / base)
+    _read_base(raw, beside)
     for override in overrides:
         # `scales` was removed above: without this check, the message would call the key unknown.
         if override.partition("=")[0].split(".")[0] == "scales":
             raise InputError(f"{override!r}: scales cannot be overridden; --scale selects an entry of the file")
         apply_override(raw, override)
+        # An override may name a different file for the base.
+        _read_base(raw, beside)
     try:
         config = StudyConfig.model_validate(raw)
     except pydantic.ValidationError as error:
@@ -215,12 +219,16 @@ def _load(raw: dict[str, Any], overrides: Sequence[str], scale: str | None, besi
     return _complete(config)
 
 
-def _read_base(file: Path) -> dict[str, Any]:
+def _read_base(raw: dict[str, Any], beside: Path) -> None:
+    """Replace the name of the base's file by the content of the file, in place."""
+    if not isinstance(raw.get("base"), str):
+        return
+    file = beside / raw["base"]
     base = read_yaml(file)
     if not isinstance(base, dict):
         content = "nothing" if base is None else short_repr(base)
         raise InputError(f"base: {file}: expected keys such as recipe, model, data; got {content}")
-    return base
+    raw["base"] = base
 
 
 def _validate_seeds(config: StudyConfig) -> None:
@@ -237,15 +245,16 @@ def _validate_seeds(config: StudyConfig) -> None:
 
 
 def _complete(config: StudyConfig) -> StudyConfig:
-    config.learning_rate.check("learning_rate")
+    """Validate the combinations of keys, and set the absolute output folder, the storage and the name."""
+    config.learning_rate.validate_keys("learning_rate")
     _validate_seeds(config)
     if isinstance(config.margin, str) and not float(config.margin.rstrip(" %")):
         raise InputError(f"margin: expected {_MARGIN}, got {config.margin!r}")
     for key, values in config.grid.items():
         if is_secret(key):
-            raise InputError(f"grid.{key} cannot be varied: its values are secret, and trials are known by theirs")
+            raise InputError(f"grid.{key} cannot be varied: its values are secret, and the storage shows settings")
         if not values:
             raise InputError(f"grid.{key} has no values: the grid has no cells")
     output = resolve_output_path(config.output).absolute()
-    storage = config.storage or f"sqlite:///{output / 'study.db'}"
+    storage = config.storage or sqlite_url(output / "study.db")
     return config.model_copy(update={"output": str(output), "storage": storage, "name": config.name or output.name})

@@ -71,7 +71,7 @@ class StudyDesign:
         self.keys = TrialKeys({condition: trial_identity(config) for condition, config in self._configs.items()})
 
     def base_config(self, condition: Condition) -> RunConfig:
-        """Return the configuration of a condition's runs, without learning rate, seed and output."""
+        """Return the configuration of a condition's runs; each trial replaces learning rate, seed and output."""
         return self._configs[condition]
 
     def baseline_for(self, condition: Condition) -> Condition:
@@ -203,7 +203,7 @@ class StudyDesign:
         ]
 
     def _reported_scores(self, trials: Sequence[Trial]) -> dict[Condition, dict[int, float] | None]:
-        """Collect the reported scores at the best rates, as input of `plan_looks`."""
+        """Collect the reported scores at the best rates for `ailora.studies.look_plan.plan_looks`."""
         reported: dict[Condition, dict[int, float] | None] = dict.fromkeys(self.conditions)
         best = {}
         for condition, scores in self.scores(trials).items():
@@ -247,12 +247,12 @@ class StudyDesign:
         n_tasks = len(task_overrides(config))
         n_settings = n_tasks * math.prod(map(len, config.grid.values()))
         n_seeds = len(self.selection_seeds)
-        for_method = [
+        n_trials_by_method = [
             # All rates with the first seed, then the best rate and its two neighbours with all seeds.
             max(n_rates * (n_seeds if config.seeds_at == "all" else 1), min(n_rates, 3) * n_seeds)
             for n_rates in (len(self._rates(label).initial) for label in self.methods)
         ]
-        n_trials = n_settings * sum(n + len(self.seeds) - n_seeds for n in for_method)
+        n_trials = n_settings * sum(n + len(self.seeds) - n_seeds for n in n_trials_by_method)
         if n_trials > _MAX_TRIALS:
             raise InputError(
                 f"the study has about {n_trials:,} trials: {n_tasks:,} tasks x "

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from ailora.formatting import format_lr, format_number
+from ailora.formatting import format_lr, format_number, truncate
 from ailora.studies.choice_importance import (
     IMPORTANCE_COLUMNS,
     IMPORTANCE_NOTE,
@@ -33,7 +33,7 @@ from ailora.studies.verdict_summary import (
 T = TypeVar("T")
 
 _MISSING = "-"
-_MAX_ERROR_LENGTH = 200
+_MAX_ERROR_CHARS = 200
 
 
 @dataclass(frozen=True)
@@ -286,7 +286,7 @@ def _cost_table(comparison: Comparison) -> SummaryTable:
 
 def _failure_table(comparison: Comparison) -> SummaryTable:
     rows = [
-        [*_place(condition), " ".join(error.split())[:_MAX_ERROR_LENGTH]]
+        [*_place(condition), truncate(" ".join(error.split()), _MAX_ERROR_CHARS)]
         for condition, result in comparison.results.items()
         for error in result.errors
     ]
@@ -297,8 +297,8 @@ def _place(condition: Condition) -> tuple[str, str]:
     return condition.label, condition.method
 
 
-def _format(value: T | None, text: Callable[[T], str]) -> str:
-    return _MISSING if value is None else text(value)
+def _format(value: T | None, format_value: Callable[[T], str]) -> str:
+    return _MISSING if value is None else format_value(value)
 
 
 def _markdown_line(cells: Sequence[str]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ailora.errors import InputError
 from ailora.studies.method_results import MethodResult
@@ -44,25 +44,26 @@ class TimeToLoss:
     @property
     def share(self) -> float | None:
         """Median share of the steps, over the seeds that reached the loss; None if no seed did."""
-        shares = [first.step / first.last_step for first in self.reached.values() if first.step is not None]
+        # With `eval_on_start` and no other evaluation, the last step is 0.
+        shares = [first.step / max(first.last_step, 1) for first in self.reached.values() if first.step is not None]
         return statistics.median(shares) if shares else None
 
     @property
     def confirmation_steps(self) -> int | None:
         """Length of the runs that confirm the time, in steps: the median over seeds.
 
-        None unless all seeds reach the loss before their last evaluation.
+        None unless all seeds reach the loss after the start and before their last evaluation.
         """
         # In the middle of a schedule the learning rate is still high: only a schedule ending there is comparable.
-        steps = [f.step for f in self.reached.values() if f.step is not None and f.step < f.last_step]
+        steps = [f.step for f in self.reached.values() if f.step is not None and 0 < f.step < f.last_step]
         return math.ceil(statistics.median(steps)) if len(steps) == len(self.reached) else None
 
 
-def measure_time_to_loss(ours: MethodResult, baseline: MethodResult, trials: Sequence[Trial]) -> TimeToLoss | None:
+def measure_time_to_loss(method: MethodResult, baseline: MethodResult, trials: Sequence[Trial]) -> TimeToLoss | None:
     """Measure the time until a method reaches the baseline's final losses.
 
     Args:
-        ours: Results of the method.
+        method: Results of the method.
         baseline: Results of the baseline.
         trials: Trials of the whole study, including those that confirm a time to loss.
 
@@ -70,16 +71,17 @@ def measure_time_to_loss(ours: MethodResult, baseline: MethodResult, trials: Seq
         The time; None if no seed has evaluations of both methods.
     """
     finals = {seed: loss for seed, run in baseline.at_best.items() if math.isfinite(loss := _final_loss(run))}
-    runs = {seed: run for seed, run in ours.at_best.items() if seed in finals and run.history}
+    runs = {seed: run for seed, run in method.at_best.items() if seed in finals and run.history}
     if not runs:
         return None
     reached = {seed: find_first_reached(run.history, finals[seed]) for seed, run in runs.items()}
     seconds = [
-        train_seconds * first.step / first.last_step
+        train_seconds * first.step / max(first.last_step, 1)
         for seed, first in reached.items()
         if first.step is not None and (train_seconds := runs[seed].train_seconds) is not None
     ]
-    return TimeToLoss(reached, statistics.median(seconds) if seconds else None, _is_confirmed(ours, finals, trials))
+    time = TimeToLoss(reached, statistics.median(seconds) if seconds else None)
+    return replace(time, confirmed=_is_confirmed(method, finals, trials, steps=time.confirmation_steps))
 
 
 def find_first_reached(history: Sequence[Mapping[str, float]], target: float) -> FirstReached:
@@ -101,14 +103,25 @@ def find_first_reached(history: Sequence[Mapping[str, float]], target: float) ->
     return FirstReached(min(steps, default=None), max(int(record["step"]) for record in history))
 
 
-def _is_confirmed(ours: MethodResult, finals: Mapping[int, float], trials: Sequence[Trial]) -> bool | None:
-    """Return whether the runs with shorter schedules reach the baseline's losses, on average over their seeds."""
+def _is_confirmed(
+    method: MethodResult, finals: Mapping[int, float], trials: Sequence[Trial], *, steps: int | None
+) -> bool | None:
+    """Return whether runs with shorter schedules reach the baseline's losses, on average over their seeds.
+
+    Args:
+        method: Results of the method.
+        finals: Seed -> final loss of the baseline.
+        trials: Trials of the whole study.
+        steps: Length of the schedules; None for any length.
+    """
+    # With further seeds, the median may move: runs with the earlier length say nothing about the new length.
     runs = [
         trial
         for trial in trials
-        if (spec := trial.spec).condition == ours.condition
+        if (spec := trial.spec).condition == method.condition
         and spec.max_steps is not None
-        and spec.learning_rate == ours.search.best
+        and steps in (None, spec.max_steps)
+        and spec.learning_rate == method.search.best
         and spec.seed in finals
     ]
     if not runs or not all(trial.ended for trial in runs):

@@ -186,13 +186,13 @@ class Trial:
     """A trial of a study.
 
     Attributes:
-        number: Optuna's number of the counting attempt.
+        number: Optuna's number of the attempt that counts, see `ailora.studies.trial_attempts`.
         key: Hash of the configuration and of the versions of libraries.
         spec: Specification of the trial.
         status: Status of the trial.
         result: Result of the run; None unless complete.
         error: Reason why the trial failed or was pruned; None otherwise.
-        attempts: Number of starts.
+        attempts: Number of starts, without those that a user interrupted; at least 1.
     """
 
     number: int

@@ -49,8 +49,8 @@ def is_lost(frozen: FrozenTrial) -> bool:
     return frozen.state is TrialState.FAIL and ERROR not in frozen.user_attrs
 
 
-def counting_attempt(attempts: Sequence[FrozenTrial]) -> FrozenTrial:
-    """Return the counting attempt: the first that was not lost, else the last."""
+def find_counted_attempt(attempts: Sequence[FrozenTrial]) -> FrozenTrial:
+    """Return the attempt that counts: the first that was not lost, or the last if all were lost."""
     return next((frozen for frozen in attempts if not is_lost(frozen)), attempts[-1])
 
 
@@ -62,12 +62,13 @@ def parse_trial(attempts: Sequence[FrozenTrial], *, retries: int) -> Trial:
         retries: Number of restarts of a trial whose worker died.
 
     Returns:
-        The trial. If all attempts were lost, it waits, or has failed if workers died in more than `retries` attempts.
+        The trial. If all attempts were lost, the trial waits; if workers died in more than `retries` attempts, it has
+        failed.
 
     Raises:
         KeyError, TypeError, ValueError, AttributeError: An attribute is missing or damaged.
     """
-    frozen = counting_attempt(attempts)
+    frozen = find_counted_attempt(attempts)
     attributes = frozen.user_attrs
     status, error = Status[frozen.state.name], attributes.get(ERROR)
     started = sum(a.datetime_start is not None and INTERRUPTED not in a.user_attrs for a in attempts)
@@ -97,9 +98,11 @@ def read_frozen_trials(storage: RDBStorage, name: str) -> list[FrozenTrial]:
     )
     attributes: defaultdict[int, dict[str, Any]] = defaultdict(dict)
     with storage.engine.connect() as connection:
+        # States are read before attributes: PostgreSQL shows commits between two statements, and a trial that ends
+        # between them must not appear as complete without its result.
+        rows = connection.execute(select(*columns).where(in_study).order_by(TrialModel.number)).all()
         for trial_id, key, value in connection.execute(select(*attribute_columns).join(TrialModel).where(in_study)):
             attributes[trial_id][key] = json.loads(value)
-        rows = connection.execute(select(*columns).where(in_study).order_by(TrialModel.number)).all()
     return [
         FrozenTrial(
             number=number,

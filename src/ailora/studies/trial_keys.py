@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import json
 import os
 import zlib
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 _MAX_STORED_CHARS = 60_000
 #: Maximum size of the stored JSON after decompression; `to_text` does not write larger JSON.
 _MAX_JSON_BYTES = 2**26
+_NO_CONDITION = Condition("", "")
 
 
 class TrialKeys:
@@ -40,6 +43,8 @@ class TrialKeys:
         self._identities = identities
         self._versions = library_versions()
         self._keys: dict[TrialSpec, str] = {}
+        #: Specification without its condition -> key -> conditions.
+        self._conditions_by_key: dict[TrialSpec, dict[str, list[Condition]]] = {}
 
     def key(self, spec: TrialSpec) -> str:
         """Hash a trial's configuration without its output folder, together with the library versions."""
@@ -55,13 +60,57 @@ class TrialKeys:
             self._keys[spec] = hashlib.sha256(content.encode()).hexdigest()[:20]
         return self._keys[spec]
 
-    def matches(self, trial: Trial) -> bool:
-        """Return whether the study, with the installed versions, contains this trial."""
-        return trial.spec.condition in self._identities and self.key(trial.spec) == trial.key
+    def matching_specs(self, key: str, stored: TrialSpec) -> list[TrialSpec]:
+        """List the specifications of the study, with the installed versions, to which a stored trial belongs.
+
+        The key decides, because a storage has a single trial for each key. The stored condition is outdated if the
+        study file has renamed a method or a task, or has changed the keys of the grid. A trial belongs to several
+        conditions if these have equal configurations.
+
+        Args:
+            key: Key of the trial.
+            stored: Specification in the storage.
+
+        Returns:
+            The stored specification with each of these conditions; empty if the trial is not part of the study.
+        """
+        if stored.condition in self._equal_conditions and self.key(stored) == key:
+            conditions = self._equal_conditions[stored.condition]
+        else:
+            conditions = self._find_conditions(stored).get(key, [])
+        return [replace(stored, condition=condition) for condition in conditions]
 
     def matching_trials(self, trials: Iterable[Trial]) -> list[Trial]:
-        """Select the trials for which `matches` is true."""
-        return [trial for trial in trials if self.matches(trial)]
+        """Select the trials of the study with the installed versions.
+
+        Args:
+            trials: Trials of the storage.
+
+        Returns:
+            The trials with the specifications of `matching_specs`: a trial for each condition to which it belongs.
+        """
+        return [replace(trial, spec=spec) for trial in trials for spec in self.matching_specs(trial.key, trial.spec)]
+
+    @functools.cached_property
+    def _equal_conditions(self) -> dict[Condition, list[Condition]]:
+        """Condition -> conditions with an equal configuration, itself included."""
+        groups: dict[str, list[Condition]] = {}
+        by_condition: dict[Condition, list[Condition]] = {}
+        for condition, identity in self._identities.items():
+            group = groups.setdefault(json.dumps(identity, sort_keys=True, default=str), [])
+            group.append(condition)
+            by_condition[condition] = group
+        return by_condition
+
+    def _find_conditions(self, spec: TrialSpec) -> dict[str, list[Condition]]:
+        """Map the keys of a specification under all conditions to these conditions."""
+        unplaced = replace(spec, condition=_NO_CONDITION)
+        if unplaced not in self._conditions_by_key:
+            by_key: dict[str, list[Condition]] = {}
+            for condition in self.conditions:
+                by_key.setdefault(self.key(replace(spec, condition=condition)), []).append(condition)
+            self._conditions_by_key[unplaced] = by_key
+        return self._conditions_by_key[unplaced]
 
     def to_text(self, config: StudyConfig) -> str | None:
         """Format the keys for the storage; reading them needs no packages for validating configurations.

@@ -133,28 +133,29 @@ def run_in_subprocess(
         TrialPruned: The trial was pruned.
     """
     context = _multiprocessing_context()
-    ours, theirs = context.Pipe()
+    connection, child_connection = context.Pipe()
     process = context.Process(
         target=_trial_main,
-        args=(theirs, config),
+        args=(child_connection, config),
         kwargs={"keep": keep, "asks": should_continue is not None, "prefix": prefix},
     )
     with safe_import_path():
         process.start()
-    # As long as this process has their end open, `recv` would wait forever for a killed process.
-    theirs.close()
+    # While this process has the child's end open, `recv` would wait forever for a killed child.
+    child_connection.close()
     try:
         while True:
-            match ours.recv():
+            match connection.recv():
                 case TrialResult() as result:
                     return result
                 case Exception() as error:
                     raise error
                 case step, loss:
-                    ours.send(should_continue is None or should_continue(step, loss))
+                    connection.send(should_continue is None or should_continue(step, loss))
                 case message:
                     raise AssertionError(f"unexpected message of a trial: {message!r}")
-    except EOFError:
+    # A process killed while it waits for an answer breaks the connection.
+    except (EOFError, ConnectionError):
         process.join()
         raise TrialError(_exit_reason(process.exitcode)) from None
     finally:
@@ -207,7 +208,7 @@ def _exit_with_parent() -> None:
 
 
 def _redirect_output(log: Path) -> None:
-    """Redirect standard output and standard error to the trial's log, since several trials run at once."""
+    """Redirect standard output and standard error to the trial's log, because several trials run at once."""
     descriptor = refuse_link(str(log), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for stream in (1, 2):
         os.dup2(descriptor, stream)

@@ -23,16 +23,17 @@ from ailora.studies.trial import Status, Trial, TrialSpec
 from ailora.studies.trial_attempts import (
     KEY,
     SPEC,
-    counting_attempt,
+    find_counted_attempt,
     group_attempts,
     is_lost,
     parse_trial,
     read_frozen_trials,
 )
+from ailora.studies.trial_keys import TrialKeys
 
 #: Attributes of an Optuna study: the study file, and the text of its `TrialKeys`.
 _CONFIG, _TRIAL_KEYS = "study", "trial_keys"
-#: Several, so that a late heartbeat does not make a living worker count as dead.
+#: With several heartbeats, a late one does not make a living worker count as dead.
 _HEARTBEATS_PER_TIMEOUT = 6
 
 
@@ -86,7 +87,7 @@ class TrialStorage:
 
     @classmethod
     def load_or_none(cls, url: str, name: str, *, read_only: bool = False) -> TrialStorage | None:
-        """Load a study from a storage, without creating either.
+        """Load a study if it exists; neither the study nor the storage is created.
 
         Args:
             url: Optuna database URL.
@@ -177,8 +178,17 @@ class TrialStorage:
         """
         return [self._to_trial(attempts) for attempts in self._attempts().values()]
 
-    def claim_next(self) -> RunningTrial | None:
-        """Claim the next waiting trial for this worker, or return None if no trial is waiting."""
+    def claim_next(self, keys: TrialKeys | None = None) -> RunningTrial | None:
+        """Claim the next waiting trial for this worker.
+
+        Args:
+            keys: Keys of the study. Trials that are not part of it stay in the queue: their method may have been
+                removed from the study file, or a worker with different library versions may have queued them. None
+                claims any trial.
+
+        Returns:
+            The trial, or None if no trial is waiting.
+        """
         # Optuna's `ask` would create a trial if none is waiting. The queue is refreshed after each timeout, so that
         # trials of dead workers return before a long queue ends.
         with storage_errors(self.url):
@@ -186,11 +196,20 @@ class TrialStorage:
                 self._refresh_queue()
             while self._waiting:
                 frozen = self._waiting.popleft()
+                key, stored = frozen.user_attrs[KEY], TrialSpec.from_dict(frozen.user_attrs[SPEC])
+                specs = [stored] if keys is None else keys.matching_specs(key, stored)
+                if not specs:
+                    continue
                 trial_id = self._trial_id(frozen.number)
+                # Optuna never considers a running trial without a heartbeat dead. If this worker were killed between
+                # its claim and its first heartbeat, all workers would wait for the trial forever.
+                self._storage.record_heartbeat(trial_id)
                 with contextlib.suppress(UpdateFinishedTrialError):
                     # False if another worker claimed the trial first.
                     if self._storage.set_trial_state_values(trial_id, TrialState.RUNNING):
-                        return RunningTrial(self._study, self._storage, frozen, trial_id=trial_id, url=self.url)
+                        return RunningTrial(
+                            self._study, self._storage, key=key, spec=specs[0], trial_id=trial_id, url=self.url
+                        )
             return None
 
     def _refresh_queue(self) -> None:
@@ -204,8 +223,8 @@ class TrialStorage:
             if self._to_trial(attempts).status is Status.WAITING and all(map(is_lost, attempts)):
                 attributes = {name: attempts[0].user_attrs[name] for name in (KEY, SPEC)}
                 self._study.enqueue_trial({}, user_attrs=attributes)
-        counting = map(counting_attempt, self._attempts().values())
-        self._waiting = deque(frozen for frozen in counting if frozen.state is TrialState.WAITING)
+        counted = map(find_counted_attempt, self._attempts().values())
+        self._waiting = deque(frozen for frozen in counted if frozen.state is TrialState.WAITING)
         self._refreshed = time.monotonic()
 
     def _attempts(self) -> dict[str, list[FrozenTrial]]:
@@ -231,7 +250,7 @@ class TrialStorage:
 
 
 def _is_incomplete(study: optuna.Study) -> bool:
-    """Return whether a study has only a name: another process is in `create`, or was killed there."""
+    """Return whether a study has only a name: a process is still in `TrialStorage.create`, or was killed there."""
     return not study.user_attrs and not study.get_trials(deepcopy=False) and study.direction == StudyDirection.MAXIMIZE
 
 

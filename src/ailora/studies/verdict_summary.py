@@ -118,7 +118,7 @@ def verdict_rows(comparison: Comparison) -> tuple[list[str], list[list[str]], li
             _p_value(judged.adjusted_equivalence_p),
             "-" if judged.margin is None else f"{judged.margin:.3g}",
             "-" if judged.smallest_margin is None else f"{judged.smallest_margin:.3g}",
-            "-" if judged.missing_seeds is None else _range(judged.missing_seeds),
+            "-" if judged.missing_seeds is None else _format_missing_seeds(judged.missing_seeds),
         ]
         for condition, against in comparison.against_baseline.items()
         if (judged := against.judgement) is not None and judged.p_value is not None
@@ -167,7 +167,7 @@ def _undecided_result(comparison: Comparison, condition: Condition) -> str:
     if judged is None:
         return f"{text}: it is judged at {join_names(map(str, design.looks.counts))} seeds of both methods."
     looks = design.looks.counts
-    later = [look for look in looks if look > len(judged.seeds)]
+    later = [look for look in looks if look > judged.look]
     if len(looks) > 1:
         text += f" (the next look is at {later[0]})" if later else ", the last look"
     parts = []
@@ -175,22 +175,22 @@ def _undecided_result(comparison: Comparison, condition: Condition) -> str:
         parts.append("a test needs at least two seeds")
     if judged.missing_seeds is not None and judged.margin is not None:
         parts.append(
-            f"{_range(judged.missing_seeds, between=True)} more seeds would show equivalence within "
-            f"{_margin(comparison, judged.margin)} if the methods are equal"
+            f"{_format_missing_seeds(judged.missing_seeds, between=True)} more seeds would show equivalence within "
+            f"{_format_margin(comparison, judged.margin)} if the methods are equal"
         )
     if judged.smallest_margin is not None:
         parts.append(f"so far it is equivalent within {judged.smallest_margin:.3g}")
     if judged.p_value is not None and judged.difference.low is None:
-        parts.append("its differences are all equal, which leaves the spread over seeds unknown")
+        parts.append("its differences are all equal, so the spread over seeds is unknown")
     return f"{text}: {'; '.join(parts)}."
 
 
-def _margin(comparison: Comparison, margin: float) -> str:
+def _format_margin(comparison: Comparison, margin: float) -> str:
     share = comparison.design.config.margin
     return f"{margin:.3g}" + (f" ({share} of the baseline)" if isinstance(share, str) else "")
 
 
-def _range(numbers: tuple[int, int | None], *, between: bool = False) -> str:
+def _format_missing_seeds(numbers: tuple[int, int | None], *, between: bool = False) -> str:
     low, high = numbers
     if high is None:
         return f"more than {low:,}"

@@ -79,6 +79,7 @@ class Judgement:
         verdict: The verdict; better and worse take precedence over equivalent.
         equivalent: Whether the difference is shown to be within the margin; None if equivalence is not judged.
         seeds: Seeds of the differences.
+        look: Number of seeds at the latest look, including seeds with a failed run.
         difference: Mean difference with its sequential interval; without an interval if all differences are equal.
         p_value: Sequential p-value for a difference; None below two seeds.
         adjusted_p: `p_value` adjusted by Holm's procedure.
@@ -94,6 +95,7 @@ class Judgement:
     verdict: StudyVerdict
     equivalent: bool | None
     seeds: tuple[int, ...]
+    look: int
     difference: Estimate
     p_value: float | None
     adjusted_p: float | None
@@ -206,6 +208,7 @@ def _judge(pair: PairedScores, moments: LookMoments | None, evidence: _Evidence)
         verdict=verdict,
         equivalent=equivalent,
         seeds=tuple(seed for seed, d in zip(pair.seeds, pair.differences, strict=True) if not math.isnan(d)),
+        look=len(pair.seeds),
         difference=_estimate(pair, moments),
         p_value=evidence.p_value,
         adjusted_p=evidence.adjusted_p,

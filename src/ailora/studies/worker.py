@@ -11,6 +11,7 @@ from ailora.studies.comparison import compare
 from ailora.studies.running_trial import RunningTrial
 from ailora.studies.study_design import StudyDesign
 from ailora.studies.trial import Trial, TrialResult, TrialSpec
+from ailora.studies.trial_keys import TrialKeys
 from ailora.studies.trial_runner import ShouldContinue, TrialError, TrialPruned, run_in_subprocess
 from ailora.studies.trial_storage import TrialStorage
 
@@ -44,16 +45,20 @@ def work(storage: TrialStorage, design: StudyDesign, execute: Execute = run_in_s
             raise TrialError(f"{metric} on the validation split is {result.metrics['validation'][metric]}")
         return result, score
 
-    return run_until_all_ended(storage, lambda: enqueue_missing_trials(storage, design), run)
+    return run_until_all_ended(storage, design.keys, lambda: enqueue_missing_trials(storage, design), run)
 
 
 def run_until_all_ended(
-    storage: TrialStorage, enqueue_missing: Callable[[], int], run: Callable[[RunningTrial], tuple[TrialResult, float]]
+    storage: TrialStorage,
+    keys: TrialKeys,
+    enqueue_missing: Callable[[], int],
+    run: Callable[[RunningTrial], tuple[TrialResult, float]],
 ) -> int:
-    """Run the trials of a storage until all trials of all workers have ended.
+    """Run the trials of a study or a search until its trials of all workers have ended.
 
     Args:
         storage: Trials of a study or a search.
+        keys: Keys of the study or search; other trials in the storage are not run.
         enqueue_missing: Queues the trials that the results so far require and the storage lacks; returns their number.
         run: Runs a trial, and returns its result and its score; a larger score is better.
 
@@ -65,13 +70,13 @@ def run_until_all_ended(
     """
     count = 0
     while True:
-        trial = storage.claim_next()
+        trial = storage.claim_next(keys)
         if trial is not None:
             _record(trial, run)
             count += 1
         elif enqueue_missing():
             continue
-        elif any(not other.ended for other in storage.trials()):
+        elif any(not other.ended for other in keys.matching_trials(storage.trials())):
             # Other workers run the last trials. Wait for them: a worker may die, and a result may require more trials.
             time.sleep(_POLL_INTERVAL_S)
         else:

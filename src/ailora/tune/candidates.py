@@ -68,7 +68,7 @@ class Candidate:
     """Condition and learning rate that a search tries.
 
     Attributes:
-        number: Position in the order of the search, which breaks ties.
+        number: Position in the order of the search; of candidates with equal scores, the smaller number is better.
         condition: Policy, roles and rank.
         learning_rate: Learning rate of the optimizer.
     """

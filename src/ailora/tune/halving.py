@@ -165,4 +165,4 @@ def work_on_search(storage: TrialStorage, design: TuneDesign, execute: ExecutePr
         result = execute(design.run_config(trial.spec), design.prefix(trial.spec))
         return result, design.score(result)
 
-    return run_until_all_ended(storage, lambda: enqueue_next(storage, design), run)
+    return run_until_all_ended(storage, design.keys, lambda: enqueue_next(storage, design), run)

@@ -58,8 +58,8 @@ class RungPlan:
         plans = [cls(steps, _counts(1, len(steps)), overhead_runs)]
         if plans[0].cost_runs > budget_runs * (1 + 1e-9):
             raise InputError(
-                f"the budget is {budget_runs:.2g} of a run, and one candidate costs {plans[0].cost_runs:.2g}: give at "
-                "least the cost of one run"
+                f"the budget is {budget_runs:.2g} of a run, and one candidate costs {plans[0].cost_runs:.2g}: raise "
+                "the budget to the cost of a candidate"
             )
         # The cost never falls with more candidates, so the first plan above the budget ends the loop. The tolerance
         # covers rounding in sums of shares.

@@ -19,6 +19,7 @@ from ailora.recipes.run_folder import RunFolder
 from ailora.recipes.training.step_counts import evaluation_steps, rows_per_step
 from ailora.recipes.training.trainer_checkpoints import read_train_seconds
 from ailora.redaction import mask_url, without_secrets
+from ailora.studies.storage_url import sqlite_url
 from ailora.studies.study import run_workers
 from ailora.studies.trial import Status
 from ailora.studies.trial_storage import TrialStorage
@@ -46,7 +47,7 @@ def open_search(config: RunConfig) -> tuple[TrialStorage, TuneDesign]:
     """
     base = plain_config(config)
     folder = Path(config.output) / TUNE_FOLDER
-    url, name = config.tune.storage or f"sqlite:///{folder / 'tune.db'}", Path(config.output).name
+    url, name = config.tune.storage or sqlite_url(folder / "tune.db"), Path(config.output).name
     if (storage := TrialStorage.load_or_none(url, name)) is not None:
         return storage, _continue(storage, base)
     request = _plan_request(config, base).model_copy(update={"output": str(folder), "storage": url, "name": name})
@@ -77,13 +78,13 @@ def load_search(url: str, name: str, *, secrets: Mapping[str, Any] | None = None
     Args:
         url: An Optuna database URL.
         name: Name of the search in the storage.
-        secrets: Request with the secrets, which the storage lacks; None for a search without secrets.
+        secrets: Request with the secrets, because the storage has none; None for a search without secrets.
 
     Returns:
         Storage and design of the search.
 
     Raises:
-        InputError: The storage cannot be reached, or has no such search.
+        InputError: The storage cannot be reached, has no such search, or has an invalid request.
     """
     storage = TrialStorage.load(url, name)
     return storage, TuneDesign(parse_request(secrets or storage.config))
@@ -165,8 +166,8 @@ def _find_steps(config: RunConfig) -> tuple[list[int], int]:
     steps = evaluation_steps(recipe.arguments, len(recipe.datasets["train"]))
     if not steps:
         raise InputError(
-            "tune compares runs by their evaluations during training, and training.eval_strategy is no: set it to "
-            "steps or epoch"
+            "tune compares runs by their evaluations during training, and training.eval_strategy is 'no': set it to "
+            "'steps' or 'epoch'"
         )
     return steps, steps[-1] * rows_per_step(recipe.arguments)
 
@@ -178,7 +179,7 @@ def _convert_budget(storage: TrialStorage, design: TuneDesign, workers: int) -> 
     spec = design.spec(design.candidates[0], design.rungs[0][0])
     trial = next(trial for trial in storage.trials() if trial.key == design.keys.key(spec))
     if trial.status is not Status.COMPLETE or trial.result is None:
-        raise InputError(f"tune: the duration of a run is unknown, since the first candidate failed: {trial.error}")
+        raise InputError(f"tune: the duration of a run is unknown, because the first candidate failed: {trial.error}")
     checkpoint = RunFolder(design.run_config(spec).output).find_newest_checkpoint()
     assert checkpoint is not None
     assert spec.until_step is not None
