@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
+from ailora.analysis import Analysis
+from ailora.report import analysis_page
 from ailora.report.build import build_page
 from ailora.report.document import Chapter, ChapterSection, Charts, Note, Page, Paragraphs, ReportTable
 from ailora.report.html import render, write_figures
@@ -81,3 +85,17 @@ def test_figures_for_papers_are_written(analysis: Path, tmp_path: Path) -> None:
     files = sorted(file.name for file in (tmp_path / "deep" / "figures").iterdir())
     assert files == [f"{first.name}.{ending}" for ending in ("pdf", "png", "svg")]
     assert b"<svg" in (tmp_path / "deep" / "figures" / files[2]).read_bytes()[:2000]
+
+
+def test_the_command_has_all_settings() -> None:
+    settings = {"roles": ["query"], "rank": 4, "points": "heads", "perplexity": 3.5, "top": 20, "epsilon": 0.3}
+    info = {"base": "a model", "after": {"x": "b"}, "settings": settings | {"directions": True}}
+    command = analysis_page._command(cast(Analysis, SimpleNamespace(info=info)))
+    assert command.startswith(
+        "ailora analyze 'a model' b --roles query --rank 4 --points heads --perplexity 3.5 --top 20"
+    )
+    assert " --epsilon 0.3 --directions " in command
+    # Earlier versions stored fewer settings.
+    info["settings"] = {"roles": ["query"], "rank": 4, "perplexity": None}
+    command = analysis_page._command(cast(Analysis, SimpleNamespace(info=info)))
+    assert command == "ailora analyze 'a model' b --roles query --rank 4 --out out/analysis"

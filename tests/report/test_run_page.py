@@ -149,7 +149,9 @@ def test_predictions_are_a_matrix_of_classes(tmp_path: Path) -> None:
     assert heat.values == ((1.0, 1.0), (0.0, 1.0))
     assert heat.caption.endswith("2 of 3 predictions equal the label.")
     (folder / "predictions.parquet").write_text("no")
-    assert not blocks(chapter_of(folder), "Metrics", Charts)
+    chapter = chapter_of(folder)
+    assert not blocks(chapter, "Metrics", Charts)
+    assert "predictions.parquet cannot be read" in notes(chapter)
 
 
 def test_samples_are_text_and_few(tmp_path: Path) -> None:

@@ -34,6 +34,8 @@ _CHART_SECTIONS = {
 }
 #: Maximum number of rows in a table; further rows are in the files of the analysis only.
 _MAX_TABLE_ROWS = 1000
+#: Settings that are options of `ailora analyze` with a value.
+_OPTIONS = ("rank", "points", "perplexity", "top", "epsilon")
 
 
 def analysis_chapter(name: str, analysis: Analysis) -> Chapter:
@@ -98,6 +100,10 @@ def _command(analysis: Analysis) -> str:
     info = analysis.info
     settings = info.get("settings", {})
     models = [str(info.get("base", "BASE")), *map(str, info.get("after", {}).values())]
-    options = ["--roles", ",".join(settings.get("roles", [])), "--rank", str(settings.get("rank", 8))]
+    options = ["--roles", ",".join(settings.get("roles", []))]
+    for name in _OPTIONS:
+        # Analyses of earlier versions lack some settings; a setting of None is the default of its option.
+        if settings.get(name) is not None:
+            options += [f"--{name}", str(settings[name])]
     flags = ["--directions"] if settings.get("directions") else []
     return shlex.join(["ailora", "analyze", *models, *options, *flags, "--out", "out/analysis"])

@@ -100,7 +100,7 @@ def render(page: Page) -> str:
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
     environment.filters["code_spans"] = code_spans
-    return environment.from_string(_read_asset("page.html")).render(
+    html = environment.from_string(_read_asset("page.html")).render(
         page=page,
         version=version("ailora"),
         figure_info=lambda chart: figure_info[id(chart)],
@@ -109,6 +109,8 @@ def render(page: Page) -> str:
         data=Markup(json_text(figures)),
         scripts=[Markup(script) for script in scripts],
     )
+    # Python reads a file name that is not UTF-8 as text with lone surrogates, which no UTF-8 file can hold.
+    return html.encode(errors="backslashreplace").decode()
 
 
 def code_spans(text: str) -> Markup:

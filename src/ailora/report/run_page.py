@@ -59,6 +59,8 @@ def run_chapter(runs: Sequence[Run]) -> Chapter:
         The chapter, with the summary first.
     """
     several = len(runs) > 1
+    # Before the summary: predictions that cannot be read add a note to it.
+    confusion = Charts(tuple(_confusion_charts(runs)))
     curves = (
         *validation_curves({run.name: run.history for run in runs}),
         *training_curves({run.name: run.log for run in runs}),
@@ -73,7 +75,7 @@ def run_chapter(runs: Sequence[Run]) -> Chapter:
             section("Summary", *_summary(runs)),
             section("Search", *(() if several else search_blocks(runs[0].search))),
             section("Curves", Charts(curves)),
-            section("Metrics", _metric_table(runs), Charts(tuple(_confusion_charts(runs)))),
+            section("Metrics", _metric_table(runs), confusion),
             section("Samples", *map(_sample_table, runs)),
             section("Cost", _cost_table(runs)),
             section("Settings", *settings_blocks(configs, ("run",))),

@@ -168,8 +168,7 @@ def _trials_without_score(trials: Sequence[Trial], design: StudyDesign) -> list[
 
 def _spec_cells(spec: TrialSpec) -> tuple[str, ...]:
     condition = spec.condition
-    label = ", ".join(part for part in (condition.task, condition.setting_label) if part)
-    return (label, condition.method, format_lr(spec.learning_rate), str(spec.seed))
+    return (condition.label, condition.method, format_lr(spec.learning_rate), str(spec.seed))
 
 
 def _trial_table(trials: Sequence[Trial], design: StudyDesign) -> ReportTable:
