@@ -62,7 +62,7 @@ def test_an_override_changes_one_of_two_sections_that_share_an_alias(tmp_path: P
     assert config.adapter.learning_rates == {"query": {"A": 3.0, "B": 2.0}, "value": {"A": 1.0, "B": 2.0}}
 
 
-def test_folders_and_templates_beside_a_data_set_become_absolute(
+def test_templates_beside_a_data_set_become_absolute_and_its_name_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A run resumes and predicts from any working directory."""
@@ -72,7 +72,7 @@ def test_folders_and_templates_beside_a_data_set_become_absolute(
     data = {"train": "train", "validation": "test", "messages": "m", "chat_template": "chat.html"}
     raw = {"recipe": "causal_lm", "model": "m", "output": "o"}
     local = load_config({**raw, "data": {**data, "dataset": "rows"}}).data
-    assert (local.dataset, local.train) == (str(tmp_path / "rows"), "train")
+    assert (local.dataset, local.train) == ("rows", "train")
     assert local.model_dump()["chat_template"] == str(tmp_path / "chat.html")
     assert load_config({**raw, "data": {**data, "dataset": "owner/rows"}}).data.dataset == "owner/rows"
 

@@ -190,10 +190,8 @@ def _validate_source(data: DataSource) -> None:
 def _resolve_data_paths(data: DataSource) -> DataSource:
     """Return a data section with absolute paths."""
     update: dict[str, object] = {}
-    if data.dataset is not None:
-        # The splits of a data set are names, not paths.
-        update["dataset"] = _resolve_folder(data.dataset)
-    else:
+    # The splits of a data set are names, not paths. The data set keeps its name, which identifies trials of studies.
+    if data.dataset is None:
         update |= {split: _make_absolute(getattr(data, split)) for split in ("train", "validation", "test")}
     if (template := getattr(data, "chat_template", None)) and is_file(expand_home(template)):
         update["chat_template"] = _make_absolute(template)
