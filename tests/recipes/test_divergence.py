@@ -168,5 +168,5 @@ def test_parameters_that_are_not_finite_are_not_saved(tmp_path: Path, method: st
 
 def test_an_evaluation_that_is_not_a_number_is_not_the_best() -> None:
     history = [{"loss": value} for value in (math.nan, 2.0, 1.0, math.nan)]
-    assert _find_best(history, "loss", sign=1) == {"loss": 1.0}
-    assert _find_best(history, "loss", sign=-1) == {"loss": 2.0}
+    assert _find_best(history, "loss", larger_is_better=False) == {"loss": 1.0}
+    assert _find_best(history, "loss", larger_is_better=True) == {"loss": 2.0}

@@ -40,7 +40,7 @@ def test_classification_is_measured_too(config: dict[str, Any]) -> None:
     ("overrides", "numbers", "message"),
     [
         (["adapter={policy: full}"], (1e-3, 2, 8), "got adapter.policy full"),
-        ([], (0.0, 2, 8), "a rate above 0"),
+        ([], (0.0, 2, 8), "a finite rate above 0"),
         ([], (1e-3, 1, 8), "at least 2 batches"),
         ([], (1e-3, 50, 8), "expected at least 400 training rows .*got 96"),
     ],
