@@ -105,25 +105,29 @@ def test_a_sentence_says_who_is_better_worse_equivalent_and_undecided() -> None:
 
     design = make_design(methods=list(values))
     assert said(design, value) == (
-        "Here, ailora and pissa are better than; milora is worse than; peft:orthogonal is equivalent to; full is "
-        "undecided against; reversed has no seed in common with the baseline lora (accuracy 0.5000 [0.5000, 0.5000] on "
-        "the test split)."
+        "Against the baseline lora (accuracy 0.5000 [0.5000, 0.5000] on the test split): ailora and pissa are better; "
+        "milora is worse; peft:orthogonal is equivalent; full is undecided; reversed has no seed in common."
     )
+
+
+def test_a_method_whose_name_has_a_comma_stays_one_method_in_a_list() -> None:
+    design = make_design(methods=["lora", {"ailora, unit size": {"method": "ailora"}}, "pissa"], seeds=[0])
+    assert said(design, lambda spec: 0.5).endswith(': "ailora, unit size" and pissa are undecided.')
 
 
 def test_the_baseline_alone_is_compared_with_nothing() -> None:
     design = make_design(methods=["lora"], seeds=[0])
     assert said(design, lambda spec: 0.5) == (
-        "Here, nothing is compared with the baseline lora (accuracy 0.5000 on the test split)."
+        "Against the baseline lora (accuracy 0.5000 on the test split): no method is compared."
     )
-    assert said(design, lambda spec: "broken") == "Here, nothing is compared with the baseline lora."
+    assert said(design, lambda spec: "broken") == "Against the baseline lora: no method is compared."
 
 
 def test_there_is_a_sentence_for_each_task_and_setting() -> None:
     design = make_design(tasks={"a": {}, "b": {}}, grid={"adapter.rank": [2, 8]}, seeds=[0])
     found = summarize(compare(ran(design, lambda spec: outcome(0.5)), design)).outcomes
-    where = [sentence.split(" is")[0] for sentence in found]
-    assert where == [f"On {task}, rank {rank}, ailora" for task in "ab" for rank in (2, 8)]
+    where = [sentence.split(" against")[0] for sentence in found]
+    assert where == [f"On {task}, rank {rank}," for task in "ab" for rank in (2, 8)]
 
 
 def test_methods_are_told_apart_where_the_baseline_has_no_setting() -> None:
@@ -131,9 +135,7 @@ def test_methods_are_told_apart_where_the_baseline_has_no_setting() -> None:
     results = lambda spec: (  # noqa: E731
         0.5 if spec.condition.method == "full" else 0.1 * spec.condition.values["adapter.rank"] + 0.001 * spec.seed
     )
-    assert said(design, results).startswith(
-        "Here, lora (rank 8) is better than; lora (rank 2) is worse than the baseline full ("
-    )
+    assert said(design, results).endswith(": lora (rank 8) is better; lora (rank 2) is worse.")
     found = compare(ran(design, lambda spec: outcome(results(spec))), design)
     curves = table(summarize(found), "Validation accuracy over learning rate")
     assert curves.columns == ["learning rate", "full", "lora (rank 2)", "lora (rank 8)"]

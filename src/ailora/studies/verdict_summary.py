@@ -5,22 +5,20 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from ailora.formatting import format_interval, join_names, limit_sentences, pluralize
+from ailora.formatting import capitalize, format_interval, join_names, limit_sentences, pluralize
 from ailora.studies.comparison import BaselineComparison, Comparison
 from ailora.studies.statistics import Estimate
 from ailora.studies.trial import Condition
 from ailora.studies.verdicts import ALPHA, StudyVerdict
 
 _TABLE = "the table of verdicts"
-#: Verdict -> verb after a single method, and after several. The key None stands for methods without a seed in common.
-_VERBS = {
-    "better": ("is better than", "are better than"),
-    "better and equivalent": ("is better than and equivalent to", "are better than and equivalent to"),
-    "worse": ("is worse than", "are worse than"),
-    "worse and equivalent": ("is worse than and equivalent to", "are worse than and equivalent to"),
-    "equivalent": ("is equivalent to", "are equivalent to"),
-    "undecided": ("is undecided against", "are undecided against"),
-    None: ("has no seed in common with", "have no seed in common with"),
+#: Decided verdict -> relation to the baseline, from best to worst.
+_RELATIONS = {
+    "better": "better than",
+    "better and equivalent": "better than and equivalent to",
+    "worse": "worse than",
+    "worse and equivalent": "worse than and equivalent to",
+    "equivalent": "equivalent to",
 }
 
 
@@ -40,7 +38,9 @@ def describe_overall(comparison: Comparison) -> list[str]:
             else [f"All {comparisons} are {verdict}."]
         )
     parts = [
-        f"{number} {'is' if number == 1 else 'are'} {verdict}" for verdict in _VERBS if (number := counts[verdict])
+        f"{number} {'is' if number == 1 else 'are'} {verdict}"
+        for verdict in (*_RELATIONS, StudyVerdict.UNDECIDED)
+        if (number := counts[verdict])
     ]
     return [f"Of {comparisons}, {join_names(parts)}."]
 
@@ -49,9 +49,9 @@ def describe_decided(comparison: Comparison) -> list[str]:
     """Describe each decided comparison with its effect size, better methods first. Long lists are shortened."""
     decided = [
         condition
-        for verdict in _VERBS
+        for verdict in _RELATIONS
         for condition, against in _paired(comparison).items()
-        if against.verdict == verdict and verdict != StudyVerdict.UNDECIDED
+        if against.verdict == verdict
     ]
     return limit_sentences([_decided_result(comparison, condition) for condition in decided], _TABLE)
 
@@ -150,9 +150,10 @@ def _paired(comparison: Comparison) -> dict[Condition, BaselineComparison]:
 def _decided_result(comparison: Comparison, condition: Condition) -> str:
     against, design = comparison.against_baseline[condition], comparison.design
     assert against.difference is not None
+    relation = _RELATIONS[str(against.verdict)]
     seeds = f"{pluralize(len(against.difference.seeds), 'seed')}{_evidence(against, ', ')}"
     return (
-        f"{condition.sentence_prefix}{condition.method} {_VERBS[against.verdict][0]} the baseline {design.baseline}: "
+        f"{condition.sentence_prefix}{condition.method} is {relation} the baseline {design.baseline}: "
         f"{format_estimate(against.difference.estimate, '+')} {design.metric(condition)} (95 % interval over {seeds})."
     )
 
@@ -200,16 +201,26 @@ def _format_missing_seeds(numbers: tuple[int, int | None], *, between: bool = Fa
 
 
 def _outcome(comparison: Comparison, base: Condition, others: Sequence[Condition]) -> str:
-    method_verdicts = {c.method_label(base): comparison.against_baseline[c].verdict for c in others}
+    methods_by_verdict: dict[str | None, list[str]] = {}
+    for condition in others:
+        label = _quote_commas(condition.method_label(base))
+        methods_by_verdict.setdefault(comparison.against_baseline[condition].verdict, []).append(label)
     parts = [
-        f"{join_names(labels)} {verb if len(labels) == 1 else verb_plural}"
-        for verdict, (verb, verb_plural) in _VERBS.items()
-        if (labels := [label for label, other in method_verdicts.items() if other == verdict])
+        f"{join_names(labels)} {'is' if len(labels) == 1 else 'are'} {verdict}"
+        for verdict in (*_RELATIONS, StudyVerdict.UNDECIDED)
+        if (labels := methods_by_verdict.get(verdict))
     ]
+    if unpaired := methods_by_verdict.get(None):
+        parts.append(f"{join_names(unpaired)} {'has' if len(unpaired) == 1 else 'have'} no seed in common")
     score, design = comparison.results[base].score, comparison.design
     at = f" ({design.metric(base)} {format_estimate(score)} on the {design.report_split(base)} split)" if score else ""
-    outcomes = "; ".join(parts) or "nothing is compared with"
-    return f"{base.sentence_prefix or 'Here, '}{outcomes} the baseline {base.method}{at}."
+    outcomes = "; ".join(parts) or "no method is compared"
+    return capitalize(f"{base.sentence_prefix}against the baseline {_quote_commas(base.method)}{at}: {outcomes}.")
+
+
+def _quote_commas(label: str) -> str:
+    """Quote a label with a comma, which would look like several methods in a sentence."""
+    return f'"{label}"' if "," in label else label
 
 
 def _evidence(against: BaselineComparison, separator: str) -> str:
