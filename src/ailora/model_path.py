@@ -37,10 +37,7 @@ def resolve_model(name: Path | str) -> str:
     if not isinstance(name, str | Path) or not str(name) or "\0" in str(name):
         raise InputError(f"expected a folder, a hub id or builtin:minilm as model, got {name!r}")
     name = str(name)
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        raise InputError(f"the path of the model is not UTF-8, so that no file can store it: {name!r}") from None
+    validate_utf8(name)
     prefix, _, builtin = name.partition(":")
     if prefix == "builtin":
         if builtin not in _BUILTIN:
@@ -55,6 +52,18 @@ def resolve_model(name: Path | str) -> str:
     if name.startswith((".", "/", "~")) and not is_folder(expand_home(name)):
         raise InputError(f"model {shorten(name, 500)!r} is not a folder; give a folder, a hub id, or builtin:minilm")
     return str(expand_home(name)) if name.startswith("~") else name
+
+
+def validate_utf8(path: str) -> None:
+    """Refuse a model's path with bytes that are not UTF-8, which Python reads as lone surrogates.
+
+    Raises:
+        InputError: The path is not UTF-8.
+    """
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        raise InputError(f"the path of the model is not UTF-8, so that no file can store it: {path!r}") from None
 
 
 def model_folder(name: Path | str) -> Path:

@@ -61,7 +61,7 @@ def test_completions_are_shown_apart_from_prompts_of_equal_length() -> None:
     words = tokenizer()
     row = {"input_ids": words("red car")["input_ids"], "labels": words("red cup")["input_ids"]}
     assert len(row["input_ids"]) == len(row["labels"])
-    assert _format_example(row, words, encodes=True) == "red car  ->  [[red cup]]"
+    assert _format_example(row, words, has_encoder=True) == "red car  ->  [[red cup]]"
 
 
 def test_classified_rows_show_their_label(config: dict[str, Any]) -> None:

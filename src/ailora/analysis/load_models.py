@@ -15,7 +15,7 @@ from ailora.analysis.model_weights import BASE_NAME, AdaptedModel, BaseWeights, 
 from ailora.errors import AiloraError, InputError, ModelError
 from ailora.formatting import pluralize
 from ailora.model_loading import load_on_meta
-from ailora.model_path import model_folder
+from ailora.model_path import model_folder, validate_utf8
 from ailora.path_kind import ADAPTER_CONFIG_NAME, PathKind, detect_path_kind, expand_home
 from ailora.recipes.run_folder import RunFolder
 from ailora.roles import Role, find_projections
@@ -69,10 +69,7 @@ def load_finetuned(path: str, name: str, base: BaseWeights) -> FinetunedModel:
             base.
         ModelError: The weights are quantized.
     """
-    try:
-        path.encode()
-    except UnicodeEncodeError:
-        raise InputError(f"the path of the model is not UTF-8, so no table can store it: {path!r}") from None
+    validate_utf8(path)
     folder, kind = expand_home(path), detect_path_kind(path)
     if kind is PathKind.ADAPTER:
         return _load_adapter(AdapterCheckpoint.open(folder), name, base)

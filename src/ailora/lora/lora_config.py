@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import TypeVar, cast
@@ -11,13 +10,10 @@ from typing import TypeVar, cast
 from peft import LoraConfig
 from torch import nn
 
-from ailora.plan.adapter_plan import Form, Plan
+from ailora.plan.adapter_plan import REGEX_OPERATORS, Form, Plan
 from ailora.weights.base_weight import base_layer, is_stored_transposed
 
 Number = TypeVar("Number", int, float)
-
-#: Operators of regular expressions other than the dot, which is in every name and matches itself.
-_OPERATORS = re.compile(r"[*+?{}()\[\]\\^$|]")
 
 
 def build_lora_config(plan: Plan, model: nn.Module, *, for_file: bool = True) -> LoraConfig:
@@ -81,7 +77,7 @@ def _target_modules(targets: Iterable[str], model: nn.Module) -> list[str] | str
 
 def _escape(name: str) -> str:
     """Escape operators in a module's name. Ordinary names stay readable for loaders that do not expect expressions."""
-    return _OPERATORS.sub(r"\\\g<0>", name)
+    return "".join(f"\\{char}" if char in REGEX_OPERATORS else char for char in name)
 
 
 def _default_and_exceptions(values: Mapping[str, Number]) -> tuple[Number, dict[str, Number]]:

@@ -12,7 +12,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArgum
 from ailora.checkpoints.modules_to_save import count_saved_parameters
 from ailora.errors import InputError
 from ailora.plan import Plan
-from ailora.recipes.causal_lm import CausalLMRecipe
 from ailora.recipes.config.method import CustomFunction, FullFineTuning, Method, PeftInit
 from ailora.recipes.config.schema import CausalLMConfig, LanguageConfig, RunConfig
 from ailora.recipes.data.tokenize_language import IGNORE_INDEX
@@ -73,10 +72,10 @@ def dry_run(config: RunConfig) -> DryRun:
     plan = None if isinstance(method, FullFineTuning) else plan_adapter(config, model)
     data, tokenizer = recipe.datasets, recipe.tokenizer
     train = data["train"]
-    encodes = bool(getattr(model.config, "is_encoder_decoder", False))
-    examples = [_format_example(train[i], tokenizer, encodes=encodes) for i in range(min(2, len(train)))]
+    has_encoder = bool(getattr(model.config, "is_encoder_decoder", False))
+    examples = [_format_example(train[i], tokenizer, has_encoder=has_encoder) for i in range(min(2, len(train)))]
     rows = {f"{split}_rows": len(dataset) for split, dataset in data.items()}
-    epoch = recipe.pack(train) if isinstance(recipe, CausalLMRecipe) else train
+    epoch = recipe.pack(train)
     costs = _estimate_costs(
         config, recipe.arguments, model, plan=plan, lengths=count_tokens(train), epoch=count_tokens(epoch)
     )
@@ -177,13 +176,13 @@ def _bytes_per_entry(config: RunConfig, stored_bytes: int, dimensions: int) -> f
     return 0.5 if fields.get("load_in_4bit") or "Int4" in str(fields.get("torchao")) else 1
 
 
-def _format_example(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase, *, encodes: bool) -> str:
+def _format_example(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase, *, has_encoder: bool) -> str:
     """Format a tokenized row as text, with `[[ ]]` around tokens in the loss, or with the row's label.
 
     Args:
         row: Columns `input_ids` and `labels` of the row.
         tokenizer: Tokenizer of the model.
-        encodes: Whether the model has an encoder, so that `labels` are a text of their own.
+        has_encoder: Whether the model has an encoder, so that `labels` are a text of their own.
 
     Returns:
         The formatted row.
@@ -191,7 +190,7 @@ def _format_example(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase, *, 
     ids, labels = row["input_ids"], row["labels"]
     if not isinstance(labels, list):
         return f"{tokenizer.decode(ids)}  ->  {labels}"
-    if encodes:
+    if has_encoder:
         return f"{tokenizer.decode(ids)}  ->  [[{tokenizer.decode(labels)}]]"
     text = ""
     for start, stop in _find_runs([label != IGNORE_INDEX for label in labels]):

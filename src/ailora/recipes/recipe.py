@@ -108,6 +108,10 @@ class Recipe(ABC, Generic[ConfigT_co]):
             InputError: The data are missing or invalid.
         """
 
+    def pack(self, dataset: Dataset) -> Dataset:
+        """Return the rows of an epoch: the tokenized rows themselves, unless the recipe packs them."""
+        return dataset
+
     @property
     def num_labels(self) -> int | None:
         """Number of outputs of the model's head; None for a language model."""

@@ -243,7 +243,7 @@ def _last_line(log: Path) -> str:
 
 def _validate_same_study(config: StudyConfig, storage: TrialStorage) -> None:
     """Refuse a study file that changes a fixed part of its stored study."""
-    if storage.config.get("kind") == "tune":
+    if storage.is_search:
         raise InputError(
             f"{mask_url(storage.url)} holds a search of `ailora tune` with the name {storage.name!r}: choose a "
             "different storage or name"

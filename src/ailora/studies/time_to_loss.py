@@ -24,6 +24,12 @@ class FirstReached:
     step: int | None
     last_step: int
 
+    @property
+    def share(self) -> float | None:
+        """Share of the run's steps until this evaluation; None if the run has not reached the loss."""
+        # With `eval_on_start` and no other evaluation, the last step is 0.
+        return None if self.step is None else self.step / max(self.last_step, 1)
+
 
 @dataclass(frozen=True)
 class TimeToLoss:
@@ -44,8 +50,7 @@ class TimeToLoss:
     @property
     def share(self) -> float | None:
         """Median share of the steps, over the seeds that reached the loss; None if no seed did."""
-        # With `eval_on_start` and no other evaluation, the last step is 0.
-        shares = [first.step / max(first.last_step, 1) for first in self.reached.values() if first.step is not None]
+        shares = [share for first in self.reached.values() if (share := first.share) is not None]
         return statistics.median(shares) if shares else None
 
     @property
@@ -76,9 +81,9 @@ def measure_time_to_loss(method: MethodResult, baseline: MethodResult, trials: S
         return None
     reached = {seed: find_first_reached(run.history, finals[seed]) for seed, run in runs.items()}
     seconds = [
-        train_seconds * first.step / max(first.last_step, 1)
+        train_seconds * share
         for seed, first in reached.items()
-        if first.step is not None and (train_seconds := runs[seed].train_seconds) is not None
+        if (share := first.share) is not None and (train_seconds := runs[seed].train_seconds) is not None
     ]
     time = TimeToLoss(reached, statistics.median(seconds) if seconds else None)
     return replace(time, confirmed=_is_confirmed(method, finals, trials, steps=time.confirmation_steps))

@@ -85,6 +85,11 @@ class TrialStorage:
             study.set_user_attr(_CONFIG, without_secrets(config))
             return cls(url, study, storage)
 
+    @property
+    def is_search(self) -> bool:
+        """Whether the storage holds the trials of a search by `ailora tune`, not of a study."""
+        return self.config.get("kind") == "tune"
+
     @classmethod
     def load_or_none(cls, url: str, name: str, *, read_only: bool = False) -> TrialStorage | None:
         """Load a study if it exists; neither the study nor the storage is created.

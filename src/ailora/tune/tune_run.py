@@ -69,7 +69,7 @@ def is_search(url: str, name: str) -> bool:
     """
     storage = TrialStorage.load(url, name, read_only=True)
     storage.close()
-    return storage.config.get("kind") == "tune"
+    return storage.is_search
 
 
 def load_search(url: str, name: str, *, secrets: Mapping[str, Any] | None = None) -> tuple[TrialStorage, TuneDesign]:
