@@ -36,6 +36,6 @@ def test_notebooks_run(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
         for cell in notebook.cells
         for output in cell.get("outputs", [])
     )
-    expected = {"quickstart": "equal to the base: True", "compare": "undecided against the baseline lora"}
+    expected = {"quickstart": "equal to the base: True", "compare": "Against the baseline lora"}
     assert expected[path.stem] in said
     assert path.stem != "compare" or "image/png" in said
