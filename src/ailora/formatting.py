@@ -6,6 +6,7 @@ Values from damaged files raise no errors: a value of an unexpected type is form
 from __future__ import annotations
 
 import math
+import numbers
 import os
 import re
 import shlex
@@ -132,8 +133,8 @@ _UNITS = {"bytes": format_bytes, "seconds": format_duration, "learning_rate": fo
 
 
 def is_real(value: object) -> TypeGuard[float]:
-    """Return whether a value is a number, finite or not."""
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    """Return whether a value is a real number of Python or NumPy, finite or not, and no bool."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 def is_finite(value: object) -> TypeGuard[float]:

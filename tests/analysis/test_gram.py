@@ -11,6 +11,8 @@ import pytest
 from ailora.analysis import gram_matrix as module
 from ailora.analysis.gram_matrix import PointSet, build_point_sets, compute_gram
 from ailora.checkpoints import merge
+from ailora.errors import InputError
+from ailora.roles import Role
 from tests.analysis.conftest import HEADS, KEY_HEADS, Made, load_all, make_settings
 from tests.analysis.test_matrices import weights
 
@@ -77,3 +79,10 @@ def test_heads_are_points_only_where_layers_are_few(models: Made) -> None:
     assert (len(query.points), len(value.points)) == (4 * HEADS, 4 * KEY_HEADS)
     _, (query, _) = made(models, "llama", "layers")
     assert len(query.points) == 4
+
+
+def test_heads_are_refused_for_roles_without_heads(models: Made) -> None:
+    settings = make_settings(points="heads", roles=(Role.QUERY, Role.OUTPUT))
+    opened, _ = load_all(models, "llama", settings)
+    with pytest.raises(InputError, match=r"'heads' needs projections .* \(role output\) has none"):
+        build_point_sets(opened, [], settings, set())

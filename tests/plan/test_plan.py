@@ -7,6 +7,7 @@ import math
 import re
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -214,3 +215,9 @@ def test_a_saved_module_whose_name_peft_would_read_as_an_expression_is_refused()
 def test_a_rank_of_null_is_named() -> None:
     with pytest.raises(ailora.InputError, match=r"rank must be a whole number from 1 to 32, got None"):
         make_plan(BERT, rank={"query": None, "value": 2})  # type: ignore[dict-item]
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    plan = make_plan(BERT, rank=np.int64(4), alpha=np.float32(8), dropout=np.float64(0.5))  # type: ignore[arg-type]
+    assert plan == make_plan(BERT, rank=4, alpha=8, dropout=0.5)
+    assert Plan.from_dict(json.loads(json.dumps(plan.to_dict()))) == plan

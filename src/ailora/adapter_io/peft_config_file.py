@@ -12,6 +12,7 @@ from typing import Any
 from peft.tuners.tuners_utils import check_target_module_exists
 
 from ailora.errors import InputError
+from ailora.formatting import is_real
 from ailora.module_pattern import ModulePatterns
 from ailora.path_kind import ADAPTER_CONFIG_NAME
 from ailora.plain_data import read_json_object
@@ -71,9 +72,7 @@ def read_config(file: Path) -> dict[str, Any]:
 
 def _validate_types(config: Mapping[str, Any], file: Path) -> None:
     dropout = config.get("lora_dropout")
-    if dropout is not None and (
-        isinstance(dropout, bool) or not isinstance(dropout, int | float) or not 0 <= dropout <= 1
-    ):
+    if dropout is not None and not (is_real(dropout) and 0 <= dropout <= 1):
         raise InputError(f"{file}: lora_dropout must be between 0 and 1, got {_short(dropout)}")
     for key in ("task_type", "base_model_name_or_path", "peft_version", "revision"):
         if not isinstance(config.get(key), str | None):
@@ -135,7 +134,7 @@ def validate_weights_file(folder: Path) -> None:
 
 
 def _is_positive(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 1e-30 < value < 1e12
+    return is_real(value) and 1e-30 < value < 1e12
 
 
 def validate_plain(config: Mapping[str, Any], folder: Path) -> None:

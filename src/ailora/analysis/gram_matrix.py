@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 
 from ailora.analysis.analysis_settings import AnalysisSettings
 from ailora.analysis.model_weights import BaseWeights, ModelWeights
+from ailora.errors import InputError
 from ailora.roles import Projection, Role
 from ailora.roles.fused_layout import Rows
 
@@ -93,7 +94,11 @@ def build_point_sets(
 
 
 def _num_heads(base: BaseWeights, projection: Projection, layers: int, settings: AnalysisSettings) -> int | None:
-    """Return the number of heads in a projection, or None if the whole weight is a point."""
+    """Return the number of heads in a projection, or None if the whole weight is a point.
+
+    Raises:
+        InputError: Heads are requested, and the projection is not divided into heads.
+    """
     if settings.points == "layers" or (settings.points == "auto" and layers >= _MIN_LAYER_POINTS):
         return None
     config = base.model.config
@@ -102,8 +107,15 @@ def _num_heads(base: BaseWeights, projection: Projection, layers: int, settings:
     if projection.role in (Role.KEY, Role.VALUE):
         heads = getattr(config, "num_key_value_heads", None) or heads
     elif projection.role is not Role.QUERY:
-        return None
-    return heads if isinstance(heads, int) and heads > 0 and projection.out_features % heads == 0 else None
+        heads = None
+    if isinstance(heads, int) and heads > 0 and projection.out_features % heads == 0:
+        return heads
+    if settings.points == "heads":
+        raise InputError(
+            f"points: 'heads' needs projections whose rows are divided into heads, and {projection.name} (role "
+            f"{projection.role}) has none; choose 'layers' or 'auto', or other roles"
+        )
+    return None
 
 
 def _split_heads(projection: Projection, heads: int | None) -> Iterator[tuple[int | None, Rows]]:

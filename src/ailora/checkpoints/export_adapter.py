@@ -28,6 +28,7 @@ from ailora.atomic_io import json_bytes, write_bytes
 from ailora.checkpoints.output_dir import OutputDir
 from ailora.checkpoints.request import read_file_state
 from ailora.errors import InputError
+from ailora.formatting import is_real
 from ailora.library_versions import library_versions
 from ailora.model_loading import load_on_meta
 from ailora.model_path import model_folder
@@ -284,7 +285,7 @@ def _validate_target(rank: int | None, energy: float | None, checkpoint: Adapter
     largest = max(min(weights.shape) for weights in checkpoint.modules.values())
     if rank is not None and (type(rank) is not int or not 1 <= rank <= largest):
         raise InputError(f"rank must be a whole number between 1 and {largest}, got {rank!r}")
-    if energy is not None and not (isinstance(energy, int | float) and 0 < energy <= 1):
+    if energy is not None and not (is_real(energy) and 0 < energy <= 1):
         raise InputError(f"energy must be a share, 0 < energy <= 1, got {energy!r}")
     if checkpoint.dora and (rank is not None or energy is not None):
         raise InputError("a DoRA cannot be exported with a smaller rank: its magnitudes fit only the exact update")

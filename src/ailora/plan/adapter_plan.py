@@ -11,6 +11,7 @@ from enum import StrEnum
 from typing import Any
 
 from ailora.errors import InputError, parse_choice
+from ailora.formatting import is_real
 from ailora.inits import Init, Policy, parse_init, parse_policy
 from ailora.plan.task_type import TASKS
 from ailora.roles import Attention, Projection, Role, parse_role
@@ -287,8 +288,7 @@ def compute_scaling(rank: float, alpha: float, *, rslora: bool = False, where: s
     divisor = math.sqrt(rank) if rslora else rank
     lowest, highest = _MIN_SCALING * divisor, _MAX_SCALING * divisor
     # Compare before dividing: for a Python integer beyond float64, the division would raise OverflowError.
-    is_number = isinstance(alpha, int | float) and not isinstance(alpha, bool)
-    if not is_number or not lowest <= alpha <= highest:
+    if not is_real(alpha) or not lowest <= alpha <= highest:
         raise InputError(
             f"alpha must be a number between {lowest:.3g} and {highest:.6g}{where}, got {_format_alpha(alpha)} (the "
             f"scaling alpha / {'sqrt(rank)' if rslora else 'rank'}, here with rank {rank}, must be between "

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 
 from torch import nn
 
 from ailora.errors import InputError, ModelError
+from ailora.formatting import is_finite, is_real
 from ailora.inits import Policy, PolicySpec, parse_policy
 from ailora.module_pattern import ModulePatterns
 from ailora.plan.adapter_plan import (
@@ -80,7 +80,7 @@ def make_plan(
         [('encoder.layer.0.attention.self.query', 4), ('encoder.layer.0.attention.self.value', 2)]
     """
     policy, form = parse_policy(policy), parse_form(form)
-    if not _is_number(dropout) or not 0 <= dropout < 1:
+    if not is_real(dropout) or not 0 <= dropout < 1:
         raise InputError(f"dropout must be at least 0 and below 1, got {dropout!r}")
     for name, flag in {"rslora": rslora, "dora": dora, "couple_roles": couple_roles}.items():
         if not isinstance(flag, bool):
@@ -209,23 +209,13 @@ def _plan_projection(
 ) -> PlannedAdapter:
     rank, alpha = rank_and_alpha
     where = f"{projection.name} ({projection.out_features} x {projection.in_features})"
-    if (
-        isinstance(rank, bool)  # `True` is an `int`
-        or not isinstance(rank, int | float)
-        or not math.isfinite(rank)
-        or rank != int(rank)
-        or not 1 <= rank <= projection.max_rank
-    ):
+    if not is_finite(rank) or rank != int(rank) or not 1 <= rank <= projection.max_rank:
         raise InputError(f"rank must be a whole number from 1 to {projection.max_rank}, got {rank!r} ({where})")
     init = policy.init_for(projection.role)
     if init is None:
         raise InputError(f"the policy {policy.name!r} has no init for {where}, role {projection.role}")
     scaling = compute_scaling(rank, alpha, rslora=rslora, where=f" for {where}")
     return PlannedAdapter(projection, init, int(rank), float(alpha), scaling)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _parse_modules_to_save(model: nn.Module, modules_to_save: Iterable[str]) -> tuple[str, ...]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+import pandas as pd
 
 from ailora.atomic_io import replacing_folder, restore_non_finite, write_text
 from ailora.checkpoints.folder_lock import lock_folder, validate_content
@@ -16,7 +18,7 @@ from ailora.checkpoints.output_path import explain_failed_write, validate_no_lin
 from ailora.checkpoints.request import describe_differences
 from ailora.distributed import on_main, wait_for_everyone
 from ailora.errors import InputError
-from ailora.formatting import quote_argument
+from ailora.formatting import quote_argument, shorten
 from ailora.path_kind import is_file
 from ailora.plain_data import read_json_object
 from ailora.plan import METADATA_NAME
@@ -218,6 +220,26 @@ class RunFolder:
             return None
         self._validate_same_run(config)
         return self.read_result()
+
+    def read_predictions(self, columns: Sequence[str]) -> pd.DataFrame | None:
+        """Read columns of `predictions.parquet`.
+
+        Args:
+            columns: Names of columns. `Predictions.to_frame` describes them; `split` names the split of each row.
+
+        Returns:
+            The columns, or None if the run has not written predictions.
+
+        Raises:
+            InputError: The file is damaged or lacks a column.
+        """
+        if not self.predictions.is_file():
+            return None
+        try:
+            return pd.read_parquet(self.predictions, columns=list(columns))
+        except (OSError, ValueError, KeyError) as error:
+            reason = shorten(" ".join(str(error).split()), 200)
+            raise InputError(f"{self.predictions} cannot be read: {reason}") from None
 
     @property
     def rewrite_hint(self) -> str:

@@ -103,14 +103,12 @@ def count_predictions(run: Run) -> tuple[list[str], list[list[int]], str] | None
     Returns:
         The names of the classes, counts[true][predicted], and the split; None if the run predicts no classes.
     """
-    file = RunFolder(run.folder).predictions
     labels = run.result.get("labels")
-    if not file.is_file() or not isinstance(labels, list):
+    if not isinstance(labels, list):
         return None
-    try:
-        predictions = pd.read_parquet(file, columns=["label", "prediction", "split"])
-    except (OSError, ValueError, KeyError) as error:
-        run.notes.append(f"{file} cannot be read: {' '.join(str(error).split())[:200]}")
+    folder = RunFolder(run.folder)
+    predictions = _read_or_note(lambda: folder.read_predictions(["label", "prediction", "split"]), run.notes)
+    if predictions is None:
         return None
     split = "test" if "test" in set(predictions["split"]) else "validation"
     reported = predictions.loc[predictions["split"] == split]

@@ -6,12 +6,13 @@ import logging
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from ailora.errors import InputError
 from ailora.recipes.evaluation.classification_metrics import METRICS
+from ailora.recipes.run_folder import RunFolder
 from ailora.studies.method_results import MethodResult
 from ailora.studies.statistics import Interval, bootstrap_difference
 from ailora.studies.study_design import StudyDesign
@@ -101,13 +102,14 @@ class _SplitPredictions:
         if metric not in METRICS or not runs:
             return None
         frames: list[pd.DataFrame] = []
+        columns = ["split", "label", "prediction", *([] if METRICS[metric].regression else ["scores"])]
         for run in runs:
-            frame = _read_predictions(run, split)
+            frame = _read_predictions(run, split, columns)
             if frame is None or (frames and not frame["label"].equals(frames[0]["label"])):
                 return None
             frames.append(frame)
-        columns = [frames[0]["label"].to_numpy(), *(frame["prediction"].to_numpy() for frame in frames)]
-        labels, *predictions = _encode(columns, metric)
+        values = [frames[0]["label"].to_numpy(), *(frame["prediction"].to_numpy() for frame in frames)]
+        labels, *predictions = _encode(values, metric)
         n_classes = 1 if METRICS[metric].regression else len(frames[0]["scores"].iloc[0])
         return cls(labels, np.stack(predictions), metric, n_classes)
 
@@ -148,14 +150,15 @@ def _encode(columns: Sequence[np.ndarray], metric: str) -> list[np.ndarray]:
     return [np.array([ids[name] for name in column], dtype=int) for column in columns]
 
 
-def _read_predictions(run: TrialResult, split: str) -> pd.DataFrame | None:
-    if run.folder is None or not (file := Path(run.folder) / "predictions.parquet").is_file():
+def _read_predictions(run: TrialResult, split: str, columns: Sequence[str]) -> pd.DataFrame | None:
+    if run.folder is None:
         return None
     try:
-        frame = pd.read_parquet(file)
-        rows = frame.loc[frame["split"] == split].reset_index(drop=True)
-    except (OSError, ValueError, KeyError) as error:
+        frame = RunFolder(run.folder).read_predictions(columns)
+    except InputError as error:
         # The results do not depend on predictions: a damaged file must not hide them.
-        _log.warning("%s cannot be read, and its predictions are not resampled: %s", file, error)
+        _log.warning("%s; these predictions are not resampled", error)
         return None
-    return None if rows.empty else rows
+    if frame is None or (rows := frame.loc[frame["split"] == split].reset_index(drop=True)).empty:
+        return None
+    return rows

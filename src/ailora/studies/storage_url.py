@@ -31,6 +31,8 @@ _MAX_RETRIES = 50
 #: Longest wait for a lock on an SQLite file, and the wait before a message is logged.
 _LOCK_TIMEOUT_S = 120
 _LOCK_NOTICE_S = 5
+#: Characters that Optuna, which formats URLs, reads as placeholders.
+_BRACES = frozenset("{}")
 _log = logging.getLogger(__name__)
 
 
@@ -50,7 +52,7 @@ def sqlite_url(file: Path) -> str:
     escaped = re.sub("[%?{}]", lambda match: f"%{ord(match[0]):02X}", path)
     # SQLAlchemy 2.0 reads escapes in paths literally. Braces are refused by `validate_url`.
     for url in (f"sqlite:///{path}", f"sqlite:///{escaped}"):
-        if sqlite_file(url) == file and not {"{", "}"} & {*url}:
+        if sqlite_file(url) == file and _BRACES.isdisjoint(url):
             return url
     raise InputError(
         f"the database {path} has one of the characters % ? {{ }} in its path, which SQLAlchemy "
@@ -96,7 +98,7 @@ def validate_url(url: str) -> None:
     # SQLite would truncate the name of the file at such a character.
     if not url.isprintable():
         raise InputError(f"storage {mask_url(url)!r} holds a character that is not printable")
-    if {"{", "}"} & {*url}:
+    if not _BRACES.isdisjoint(url):
         raise InputError(f"storage {mask_url(url)}: Optuna takes no braces; write them as %7B and %7D")
 
 
