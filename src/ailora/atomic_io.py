@@ -249,6 +249,40 @@ def replacing_folder(folder: Path) -> Generator[Path, None, None]:
             lock.unlink(missing_ok=True)
 
 
+@contextmanager
+def replacing_files(folder: Path) -> Generator[Path, None, None]:
+    """Create a temporary folder, whose files replace those of the same names in `folder` if the body succeeds.
+
+    Other files in `folder` stay. If the body fails or the process is killed, no file of `folder` has changed. Only a
+    kill between two of the final renames leaves new beside old files.
+
+    Yields:
+        Path of the temporary folder, which is empty.
+
+    Raises:
+        InputError: Another process is writing to the folder, or `folder` is a file.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"cannot write to {folder}: expected a folder, and it is a file")
+    folder.mkdir(parents=True, exist_ok=True)
+    partial, lock = (_temporary_path(folder / "files", kind) for kind in ("partial", "lock"))
+    with holding_lock(lock, folder):
+        try:
+            _remove(partial)
+            partial.mkdir()
+            yield partial
+            grant_umask(partial.rglob("*"))
+            _sync_tree(partial)
+            for file in sorted(path for path in partial.rglob("*") if path.is_file()):
+                target = folder / file.relative_to(partial)
+                target.parent.mkdir(exist_ok=True)
+                file.replace(target)
+                sync_folder(target.parent)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+            lock.unlink(missing_ok=True)
+
+
 def _finish_exchange(folder: Path, old: Path) -> None:
     """Undo an exchange killed between its two renames, or remove the old folder left by a complete exchange."""
     # Restore only a folder: a link or a file with this name is not from this module.

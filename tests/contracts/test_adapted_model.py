@@ -411,8 +411,10 @@ def test_restoring_an_untouched_base_leaves_it_untouched(family: Family, form: s
     assert torch.equal(family.output(with_base_head(family, ailora.restore_base(model))), expected)
 
 
-def test_a_merged_residual_is_not_restored(family: Family) -> None:
-    model = adapt(family, form="residual")
+@pytest.mark.parametrize("form", ["anchored", "stock", "residual"])
+def test_a_base_with_a_merged_adapter_is_not_restored(family: Family, form: str) -> None:
+    model = adapt(family, form=form)
+    train(model, family)
     model.merge_adapter()
     with pytest.raises(ailora.ModelError, match="is merged into the base weights: call unmerge_adapter"):
         ailora.restore_base(model)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,14 @@ import pytest
 
 from ailora.plots.chart_spec import ForestPlot, Heatmap
 from ailora.recipes.config.yaml_file import parse_yaml
-from ailora.report.document import Chapter, Charts, Code, Note, Page, Paragraphs, ReportTable
+from ailora.report.document import Chapter, Charts, Code, KeyValues, Note, Page, Paragraphs, ReportTable
 from ailora.report.html import render
 from ailora.report.study_page import study_chapter
 from ailora.studies.study_config import load_study_config
 from ailora.studies.study_design import StudyDesign
 from ailora.studies.trial import Condition, Status, Trial, TrialResult, TrialSpec
 from tests.report.sample_studies import HOSTILE, TEXTS, plausible, stored, study_file
-from tests.studies.sample_trials import Result, make_design, outcome, quickly, ran
+from tests.studies.sample_trials import Result, make_design, outcome, quickly, ran, trial
 
 __all__ = ["quickly"]
 
@@ -165,7 +166,7 @@ def test_pairs_of_starts_are_a_matrix_whatever_their_names() -> None:
     methods = [{f"m{i}": next(iter(entry.values()))} for i, entry in enumerate(paper["methods"])]
     design = make_design(methods=methods, seeds=[0], base=_two_roles())
     chapter = chapter_of(design, ran(design, lambda spec: outcome(0.5 + 0.01 * int(spec.condition.method[1:]))))
-    (heat,) = charts(chapter, "Which start for which matrix")
+    (heat,) = charts(chapter, "Which init for which role")
     assert isinstance(heat, Heatmap)
     assert heat.rows == heat.columns == ("frozen", "random", "principal", "minor")
     assert math.isnan(heat.values[0][0])
@@ -174,7 +175,7 @@ def test_pairs_of_starts_are_a_matrix_whatever_their_names() -> None:
     assert heat.notes[1][1] == "baseline"
     # Methods that are no pairs make no matrix.
     few = make_design(methods=["lora", "full", "peft:olora", {"wide": {"method": "lora", "adapter.rank": 16}}])
-    assert not charts(chapter_of(few, ran(few, lambda spec: outcome(0.5))), "Which start for which matrix")
+    assert not charts(chapter_of(few, ran(few, lambda spec: outcome(0.5))), "Which init for which role")
 
 
 def _two_roles() -> dict[str, Any]:
@@ -189,7 +190,7 @@ FATES: dict[str, tuple[Callable[[TrialSpec], Result], str]] = {
     "everything fails": (lambda spec: "ValueError: broken\ntwice", "ValueError: broken\ntwice"),
     "the baseline fails": (lambda c: "broken" if c.condition.method == "lora" else outcome(0.8), "no seed in common"),
     "pruned": (lambda spec: Status.PRUNED if spec.seed else outcome(0.8), "pruned at step 10"),
-    "running": (lambda spec: Status.RUNNING if spec.seed else outcome(0.8), "not run yet"),
+    "running": (lambda spec: Status.RUNNING if spec.seed else outcome(0.8), "running"),
     "no evaluations": (
         lambda spec: outcome(0.8, losses=()),
         "The only comparison with the baseline lora is equivalent",
@@ -202,6 +203,20 @@ FATES: dict[str, tuple[Callable[[TrialSpec], Result], str]] = {
     ),
     "no metrics": (lambda spec: outcome(0.8), "10 trials left out"),
 }
+
+
+def test_trials_that_run_or_wait_are_told_from_those_not_begun() -> None:
+    design = make_design(methods=FIVE, seeds=[0, 1])
+    statuses = [outcome(0.8), Status.RUNNING, Status.WAITING]
+    first, running, waiting, *not_begun = design.required_trials([])
+    trials = [trial(design, spec, status) for spec, status in zip((first, running, waiting), statuses, strict=True)]
+    chapter = chapter_of(design, trials)
+    (table,) = blocks(chapter, "Failed, pruned and missing trials", ReportTable)
+    told = Counter(row[4] for row in table.rows)
+    assert told["running"] == told["waiting"] == 1
+    assert told["not run yet"] >= len(not_begun)
+    (facts,) = blocks(chapter, "Summary", KeyValues)
+    assert dict(facts.pairs)["trials done"] == f"1 of {1 + told.total()}"
 
 
 @pytest.mark.parametrize("fate", FATES)

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
-from peft import PeftModel, get_peft_model_state_dict
+from peft import LoraConfig, PeftModel, get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ailora.adapter_io.adapter_digests import write_digests
-from ailora.adapter_io.peft_config_file import CONFIG_NAME, WEIGHTS_NAME
-from ailora.atomic_io import grant_umask
-from ailora.distributed import is_main, wait_for_everyone
+from ailora.adapter_io.peft_config_file import WEIGHTS_NAME
+from ailora.atomic_io import replacing_files
+from ailora.distributed import is_main, raise_on_all_ranks
 from ailora.errors import ModelError
 from ailora.inits import Factors
 from ailora.lora.adapt import get_plan
@@ -34,18 +37,21 @@ from ailora.weights.dtensor import any_dtensor, full_tensor
 def save_adapter(model: PeftModel, folder: Path | str, *, adapter_name: str = "default") -> Path:
     """Save an adapter made by ailora as a stock PEFT adapter for the untouched base, with `ailora.json`.
 
-    The residual form is saved as the anchored form, `[dB, B] [A0; dA]` with `dA = A - A0`, `dB = B - B0`. For a model
-    sharded by FSDP2, call this function in every process; the main process writes.
+    The files are written beside the folder's files, and replace them when all are complete. The residual form is saved
+    as the anchored form, whose factors `[dB, B]` and `[A0; dA]`, with `dA = A - A0` and `dB = B - B0`, have the product
+    `B A - B0 A0`: the update of the untouched base. For a model sharded by FSDP2, call this function in every process;
+    the main process writes. For any other model, call it in one process.
 
     Args:
-        model: Model returned by `adapt` or `apply_plan`.
-        folder: Folder to write, created if missing.
+        model: Model returned by `adapt`, `apply_plan` or `resume`.
+        folder: Folder to write, created if missing. Its other files stay.
         adapter_name: PEFT's name for the adapter.
 
     Returns:
         Folder of the files: `folder` for the adapter name `default`, else a subfolder named after the adapter.
 
     Raises:
+        InputError: The folder is a file, or another process is writing to it.
         ModelError: The model has no adapter of that name made by ailora, or PEFT does not find the adapter because
             layers were renamed.
 
@@ -59,42 +65,39 @@ def save_adapter(model: PeftModel, folder: Path | str, *, adapter_name: str = "d
     """
     plan, metadata = get_plan(model, adapter_name), get_metadata(model, adapter_name)
     folder = expand_home(folder)
-    target = folder if adapter_name == "default" else folder / adapter_name
+    subfolder = "" if adapter_name == "default" else adapter_name
     sharded = any_dtensor(model.parameters())
-    state = _gather_state_dict(model, adapter_name) if sharded else None
-    file_state = _file_state_dict(model, plan, adapter_name) if plan.form is Form.RESIDUAL else None
-    if not sharded or is_main():
-        model.save_pretrained(str(folder), selected_adapters=[adapter_name], state_dict=state)
-        if file_state is not None:
-            config = build_lora_config(plan, model.get_base_model())
-            config.base_model_name_or_path = model.peft_config[adapter_name].base_model_name_or_path
-            config.inference_mode = True
-            config.save_pretrained(str(target))
-            save_file(file_state, target / WEIGHTS_NAME, metadata={"format": "pt"})
-        metadata.write(target)
-        # Write the digests last, because they cover all files written above.
-        write_digests(target)
-        grant_umask(target / name for name in (WEIGHTS_NAME, CONFIG_NAME))
-    if sharded:
-        wait_for_everyone()
-    return target
+    gathered = _gather_state_dict(model, adapter_name) if sharded else None
+    anchored = _anchored_state_dict(model, plan, adapter_name) if plan.form is Form.RESIDUAL else None
+    with raise_on_all_ranks() if sharded else nullcontext():
+        if not sharded or is_main():
+            with replacing_files(folder) as partial:
+                if (card := folder / "README.md").is_file():
+                    shutil.copy(card, partial)  # PEFT updates the user's model card
+                model.save_pretrained(str(partial), selected_adapters=[adapter_name], state_dict=gathered)
+                if anchored is not None:
+                    _replace_by_anchored(partial / subfolder, anchored, build_lora_config(plan, model.get_base_model()))
+                metadata.write(partial / subfolder)
+                # Write the digests last, because they cover all files written above.
+                write_digests(partial / subfolder)
+    return folder / subfolder
 
 
 def restore_base(model: PeftModel, *, adapter_name: str = "default") -> nn.Module:
-    """Unload an adapter, and restore the base weights of the residual form, `W = W_res + s B0 A0`.
+    """Remove all adapters, and restore the base weights of the residual form, `W = W_res + s B0 A0`.
 
     Restored weights equal the original weights up to rounding. The anchored and the stock form never change the base.
 
     Args:
-        model: Model returned by `adapt` or `apply_plan`.
-        adapter_name: PEFT's name for the adapter.
+        model: Model returned by `adapt`, `apply_plan` or `resume`.
+        adapter_name: PEFT's name for an adapter made by ailora; in the residual form, the only adapter.
 
     Returns:
         The base model.
 
     Raises:
-        ModelError: The model has no adapter of that name made by ailora, or the adapter is merged or sharded over
-            processes.
+        ModelError: The model has no adapter of that name made by ailora, an adapter is merged, or a base changed by the
+            residual form is sharded over processes.
 
     Examples:
         >>> from ailora import adapt
@@ -105,8 +108,9 @@ def restore_base(model: PeftModel, *, adapter_name: str = "default") -> nn.Modul
     """
     plan = get_plan(model, adapter_name)
     base = model.get_base_model()
+    # PEFT's `unload` would leave the product of a merged adapter in the base weights.
+    validate_unmerged(base)
     if plan.form is Form.RESIDUAL:
-        validate_unmerged(base)
         if any_dtensor(base.parameters()):
             raise ModelError(
                 "the base model is sharded over processes, and its weights cannot be overwritten: load the model again"
@@ -116,11 +120,15 @@ def restore_base(model: PeftModel, *, adapter_name: str = "default") -> nn.Modul
 
 
 def _gather_state_dict(model: PeftModel, adapter_name: str) -> dict[str, torch.Tensor]:
-    """Gather the state dict of an adapter whose model is sharded over processes."""
+    """Gather the state dict of an adapter whose model is sharded over processes.
+
+    Returns:
+        The adapter's entries of `model.state_dict()`, under the same names: `save_pretrained` selects and renames them.
+    """
     state = model.state_dict()
     names = [*state]
-    # PEFT selects and renames the entries. With indices in place of the shards, PEFT moves no weights, and the indices
-    # in its result identify the entries to gather.
+    # Only PEFT knows which entries belong to an adapter. It selects among indices here, because it would load every
+    # shard of the model; the indices that it returns are those of the entries to gather.
     indices = {name: torch.tensor(index) for index, name in enumerate(names)}
     selected = get_peft_model_state_dict(model, indices, adapter_name=adapter_name)
     if not selected:
@@ -132,8 +140,8 @@ def _gather_state_dict(model: PeftModel, adapter_name: str) -> dict[str, torch.T
     return {names[int(index)]: full_tensor(state[names[int(index)]]) for index in selected.values()}
 
 
-def _file_state_dict(model: PeftModel, plan: Plan, adapter_name: str) -> dict[str, Tensor]:
-    """Return the state dict of an adapter in the residual form, with factors converted for the file."""
+def _anchored_state_dict(model: PeftModel, plan: Plan, adapter_name: str) -> dict[str, Tensor]:
+    """Return the state dict of an adapter in the residual form, with its factors converted to the anchored form."""
     state = get_peft_model_state_dict(model, adapter_name=adapter_name)
     names = {layer: name for name, layer in model.named_modules() if isinstance(layer, LoraLayer)}
     for module in plan.modules:
@@ -146,8 +154,25 @@ def _file_state_dict(model: PeftModel, plan: Plan, adapter_name: str) -> dict[st
     return {key: full_tensor(value).contiguous() for key, value in state.items()}
 
 
+def _replace_by_anchored(folder: Path, state: Mapping[str, Tensor], config: LoraConfig) -> None:
+    """Replace PEFT's files of an adapter in the residual form, for `W_res`, by those of the anchored form, for `W`.
+
+    Args:
+        folder: Folder with the files that PEFT has written.
+        state: State dict of the anchored form.
+        config: Configuration of the anchored form, whose ranks are those of `state`.
+    """
+    written = LoraConfig.from_pretrained(str(folder))
+    # The forms differ only in ranks. All else, such as the base model and its class, is as PEFT has written it.
+    for key in ("r", "lora_alpha", "rank_pattern", "alpha_pattern"):
+        setattr(written, key, getattr(config, key))
+    written.save_pretrained(str(folder), auto_mapping_dict=written.auto_mapping)
+    # Saved modules may share memory, which safetensors refuses.
+    save_file({key: value.clone() for key, value in state.items()}, folder / WEIGHTS_NAME, metadata={"format": "pt"})
+
+
 def _read_anchors(base: nn.Module, plan: Plan, adapter_name: str) -> list[InitialFactors]:
-    """Read the initial factors of an adapter in the residual form from the anchors in the model."""
+    """Read the initial factors of an adapter in the residual form, which its factors keep as anchors."""
     anchors = []
     for planned in plan.adapters:
         projection = planned.projection
@@ -155,6 +180,7 @@ def _read_anchors(base: nn.Module, plan: Plan, adapter_name: str) -> list[Initia
         assert isinstance(layer, LoraLayer)
         A, B = (_role_factor(factors[adapter_name], projection.role) for factors in (layer.lora_A, layer.lora_B))
         if isinstance(A, ResidualFactor) and isinstance(B, ResidualFactor):
+            # With `couple_roles`, each B has all rows of the fused weight; those of other roles are zero in the anchor.
             B0 = select_rows(B.anchor, projection) if plan.couple_roles else B.anchor
             anchors.append(InitialFactors(planned, Factors(A.anchor, B0)))
     return anchors

@@ -1,8 +1,8 @@
 """Hessian-vector products of a loss with respect to an adapter's factors, role by role.
 
-Each product is computed by differentiating twice (Pearlmutter 1994, "Fast exact multiplication by the Hessian"). All
-blocks share one forward pass and one backward pass per batch. The graph of a batch is freed before the next batch runs,
-so memory holds a single graph.
+Each product is computed by differentiating twice (Pearlmutter 1994, "Fast exact multiplication by the Hessian"). For
+each batch, the diagonal blocks of all roles share the forward pass and the first backward pass; each block has a second
+backward pass of its own. The graph of a batch is freed before the next batch runs, so memory holds a single graph.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from ailora.errors import InputError, ModelError
 from ailora.optim.param_groups import role_factors
 
-#: Function that computes the model's mean loss on a batch, a scalar with gradients. Every call gives the same value.
+#: Function that computes the model's mean loss on a batch, a scalar with gradients. Repeated calls must return the same
+#: value, because callers multiply with one Hessian several times.
 Loss = Callable[[], Tensor]
 
 #: Key of the block that contains the factors of all roles.
@@ -29,6 +30,9 @@ ALL = "all"
 #: Attention implementations of transformers that have second derivatives. With other implementations, second
 #: derivatives may silently lack terms, because autograd cannot differentiate gradients computed inside a kernel.
 _TWICE_DIFFERENTIABLE_ATTENTION = ("eager", "sdpa")
+
+#: Phrases in torch's errors for functions without a second derivative: kernels, compiled models, custom functions.
+_MISSING_DERIVATIVE = ("is not implemented", "double backward", "differentiate twice")
 
 
 @dataclass(frozen=True)
@@ -92,9 +96,11 @@ def hessian_products(
         Key -> products (batches, n).
 
     Raises:
-        InputError: A loss is not a scalar with gradients.
+        InputError: There is no batch, or a loss is not a scalar with gradients.
         ModelError: A gradient or a product is not finite, or the model cannot be differentiated twice.
     """
+    if not losses:
+        raise InputError("expected the loss of at least one batch, got none")
     _validate_attention(model)
     products = []
     for gradient in _iter_gradients(model, losses, blocks):
@@ -129,7 +135,7 @@ def _iter_gradients(
                     value, parameters, create_graph=True, allow_unused=True, materialize_grads=True
                 )
             if not all(torch.isfinite(part).all() for part in parts):
-                raise ModelError(f"the loss is {value.item():.3g}, but its gradient is not finite")
+                raise ModelError(f"the gradient of a loss of {value.item():.3g} is not finite")
             gradient = dict(zip(parameters, parts, strict=True))
             # All references to the graph must be gone before the next batch runs. The caller's loop variable keeps the
             # dictionary alive, so clearing the dictionary is what frees the tensors.
@@ -154,11 +160,13 @@ def _measuring(model: nn.Module) -> Generator[None, None, None]:
 
 
 def _validate_attention(model: PeftModel) -> None:
-    kernel = getattr(getattr(model, "config", None), "_attn_implementation", None)
-    if kernel not in (None, *_TWICE_DIFFERENTIABLE_ATTENTION):
-        raise ModelError(
-            f"{kernel} attention has no second derivatives: load the model with attn_implementation='eager'"
-        )
+    # The parts of a composite model, such as a vision tower, may have attention implementations of their own.
+    for module in model.modules():
+        kernel = getattr(getattr(module, "config", None), "_attn_implementation", None)
+        if kernel not in (None, *_TWICE_DIFFERENTIABLE_ATTENTION):
+            raise ModelError(
+                f"{kernel} attention has no second derivatives: load the model with attn_implementation='eager'"
+            )
 
 
 @contextmanager
@@ -166,8 +174,9 @@ def _explaining_missing_derivatives() -> Generator[None, None, None]:
     try:
         yield
     except RuntimeError as error:
-        if "is not implemented" not in str(error):
+        if not any(phrase in str(error) for phrase in _MISSING_DERIVATIVE):
             raise
         raise ModelError(
-            f"the model cannot be differentiated twice ({error}): load it with attn_implementation='eager'"
+            f"the model cannot be differentiated twice ({error}): load it with attn_implementation='eager', and do not "
+            "compile it"
         ) from error

@@ -13,7 +13,7 @@ from ailora.plots.chart_spec import COLOURS, SHADE_ALPHA, SHADE_COLOUR, Axis, Se
 #: A trace, an axis or a layout of Plotly.
 Json = dict[str, object]
 
-#: Height of a row in a chart with vertically listed names, and of the margins above and below the rows together.
+#: Height of a row in a chart with vertically listed names, and the total height of the margins above and below them.
 ROW_PX, MARGIN_PX = 30, 90
 #: Longest names at ticks and in the legend, in characters. Hovering shows the whole name.
 _MAX_TICK_CHARS, _MAX_LEGEND_CHARS = 26, 48
@@ -46,7 +46,7 @@ def round_all(values: Iterable[float | None]) -> list[float | None]:
 
 
 def escape_name(name: str, limit: int = _MAX_TICK_CHARS) -> str:
-    """Escape a name cut to `limit` characters, with an ellipsis as the last character."""
+    """Escape a name, and cut a name longer than `limit` characters, with an ellipsis as its last character."""
     return escape(truncate(name, limit, mark="…"))
 
 
@@ -56,6 +56,7 @@ def series_trace(series: Series, x: Iterable[float | None], y: Iterable[float | 
         "name": escape_name(series.name, _MAX_LEGEND_CHARS),
         "x": round_all(x),
         "y": round_all(y),
+        # The page's script colours the trace by this index, in the colours of the light or the dark theme.
         "meta": {"style": series.style % len(COLOURS)},
         # The legend shows and hides the band of a line together with the line.
         "legendgroup": escape(series.name),
@@ -89,7 +90,7 @@ def axis_layout(axis: Axis, values: Sequence[float]) -> Json:
         names = [escape_name(name) for name in axis.categories]
         return layout | {"tickvals": list(range(len(names))), "ticktext": names, "range": [-0.5, len(names) - 0.5]}
     if axis.log:
-        # By default, Plotly labels ticks between powers of ten with a single digit: 0.05 is a small 5.
+        # By default, Plotly labels ticks between powers of ten with a single digit: 0.05 would be labelled "5".
         layout |= {"type": "log", "tickformat": ".3~g"}
         distinct = sorted(set(values))
         if 0 < len(distinct) <= _MAX_VALUE_TICKS:
@@ -112,6 +113,6 @@ def shaded_rectangle(x: tuple[float, float], y: tuple[float, float], **refs: str
         **refs: `xref="paper"` if `x` holds shares of the plot's width; `yref="paper"` if `y` holds shares of its
             height.
     """
-    ends = {"x0": round_digits(x[0]), "x1": round_digits(x[1]), "y0": y[0], "y1": y[1]}
+    ends = dict(zip(("x0", "x1", "y0", "y1"), round_all((*x, *y)), strict=True))
     fill = {"fillcolor": SHADE_COLOUR, "opacity": SHADE_ALPHA, "line": {"width": 0}}
     return {"type": "rect", "layer": "below", **fill, **ends, **refs}

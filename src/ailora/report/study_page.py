@@ -46,11 +46,15 @@ _HIDDEN_COLUMNS = (
     "total_parameters",
     "folder",
 )
+_EXCLUDED_NOTE = (
+    "On its task and setting, a method's learning rate with a failed or pruned trial cannot become the best rate."
+)
 _MAX_ERROR_CHARS = 2000
 _MAX_CELL_CHARS = 160
 #: Maximum length of a list of sentences to show open; a longer list is closed at first.
 _MAX_OPEN_SENTENCES = 8
-#: Maximum number of score charts. If there are more, the charts over the varied setting replace them.
+#: Maximum number of score charts. If there are more, and the grid varies a number such as the rank, charts of the
+#: score over this number replace them.
 _MAX_SCORE_CHARTS = 2
 
 
@@ -72,9 +76,9 @@ def study_chapter(
     selection = select_trials(trials, design)
     comparison = compare(selection.trials, design, bootstrap=bootstrap)
     summary = summarize(comparison)
-    score_section = _score_charts(comparison)
+    score_charts = _score_charts(comparison)
     varied = section("Ranks and other settings", _charts(study_charts.varied_charts(comparison)))
-    scores = section("Scores", score_section, *_tables(summary, "scores", "ranks"))
+    scores = section("Scores", score_charts, *_tables(summary, "scores", "ranks"))
     rates, curves = study_charts.rate_charts(comparison), study_charts.convergence_charts(comparison)
     shared = study_charts.shared_rate_charts(comparison)
     return Chapter(
@@ -83,8 +87,8 @@ def study_chapter(
         sections=sections(
             section("Summary", *_summary(summary, design, selection, _charts(forest_charts(comparison)))),
             # Charts first: without charts of its own, the section of scores is a table.
-            *([scores, varied] if score_section.charts else [varied, scores]),
-            section("Which start for which matrix", _charts(init_pair_heatmaps(comparison))),
+            *([scores, varied] if score_charts.charts else [varied, scores]),
+            section("Which init for which role", _charts(init_pair_heatmaps(comparison))),
             section("Learning rates", _charts(rates), *_tables(summary, "rates", collapsed=True)),
             section(IMPORTANCE_TITLE, Paragraphs(tuple(summary.importances)), *_tables(summary, "importance")),
             section("At one shared rate", _charts(shared), *_tables(summary, "shared rates")),
@@ -105,6 +109,8 @@ def _charts(charts: Iterable[Chart]) -> Charts:
 def _summary(summary: StudySummary, design: StudyDesign, selection: TrialSelection, verdicts: Charts) -> list[Block]:
     blocks: list[Block] = [Note(note) for note in selection.notes]
     done = sum(trial.status is Status.COMPLETE for trial in selection.trials)
+    # Trials enter the storage in steps: only the results of the first seed tell which trials the next seeds require.
+    specs = {trial.spec for trial in selection.trials} | {*design.required_trials(selection.trials)}
     if not done:
         blocks.append(Note("No trial of this study has finished: there is nothing to compare yet.", "error"))
     pairs = {
@@ -113,10 +119,10 @@ def _summary(summary: StudySummary, design: StudyDesign, selection: TrialSelecti
         "tasks": str(len({condition.task for condition in design.conditions})),
         "decided by": ", ".join(sorted({design.metric(condition) for condition in design.conditions})),
         "seeds": str(len(design.seeds)),
-        "trials done": f"{done:,} of {len(selection.trials):,}",
+        "trials done": f"{done:,} of {len(specs):,}",
     }
     details = (*summary.outcomes, *summary.effect_sizes)
-    collapsed = f"Place by place: {len(details)} sentences" if len(details) > _MAX_OPEN_SENTENCES else ""
+    heading = f"Task by task: {len(details)} sentences" if len(details) > _MAX_OPEN_SENTENCES else ""
     return [
         *blocks,
         KeyValues(tuple(pairs.items())),
@@ -124,17 +130,16 @@ def _summary(summary: StudySummary, design: StudyDesign, selection: TrialSelecti
         verdicts,
         Paragraphs((*summary.decided, *summary.undecided), listed=True),
         Paragraphs((*summary.uncertain_rates, *summary.shared_rates), listed=True),
-        Paragraphs(details, listed=True, collapsed=collapsed),
+        Paragraphs(details, listed=True, collapsed=heading),
         Paragraphs((summary.rule, summary.progress)),
     ]
 
 
 def _score_charts(comparison: Comparison) -> Charts:
-    """Return the charts of scores, or none if they are many and a setting is varied."""
+    """Return the charts of scores, or none if they are many and charts over a varied number show the same scores."""
     charts = tuple(study_charts.score_charts(comparison))
-    # The charts over the varied setting then show the same scores in fewer charts.
-    are_few = study_charts.varied_key(comparison) is None or len(charts) <= _MAX_SCORE_CHARTS
-    return Charts(charts if are_few else ())
+    are_replaced = len(charts) > _MAX_SCORE_CHARTS and study_charts.varied_key(comparison) is not None
+    return Charts(() if are_replaced else charts)
 
 
 def _tables(summary: StudySummary, *topics: str, collapsed: bool = False) -> list[ReportTable]:
@@ -152,17 +157,21 @@ def _table(table: SummaryTable, *, collapsed: bool) -> ReportTable:
 
 def _trials_without_score(trials: Sequence[Trial], design: StudyDesign) -> list[Block]:
     unscored = [trial for trial in trials if trial.status in (Status.FAIL, Status.PRUNED)]
-    ended = {trial.spec for trial in trials if trial.ended}
-    missing = [spec for spec in design.required_trials(trials) if spec not in ended]
+    by_spec = {trial.spec: trial for trial in trials}
+    required = [(spec, by_spec.get(spec)) for spec in design.required_trials(trials)]
     rows = [
         (*_spec_cells(trial.spec), trial.status.value, shorten(trial.error or "-", _MAX_ERROR_CHARS))
         for trial in unscored
     ]
-    rows += [(*_spec_cells(spec), "not run yet", "-") for spec in missing]
+    rows += [
+        (*_spec_cells(spec), trial.status.value if trial else "not run yet", "-")
+        for spec, trial in required
+        if trial is None or not trial.ended
+    ]
     if not rows:
         return [Paragraphs(("All required trials are done.",))]
     columns = ("on", "method", "learning rate", "seed", "status", "reason")
-    notes = ("A learning rate with a failed trial is excluded for that method.",) if unscored else ()
+    notes = (_EXCLUDED_NOTE,) if unscored else ()
     return [ReportTable("Trials without a score", columns, tuple(rows), notes, wrapped=True)]
 
 
@@ -195,7 +204,7 @@ def _settings(design: StudyDesign) -> list[Block]:
     configs = {}
     for condition in design.conditions:
         config = design.base_config(condition).model_dump(exclude={"output"})
-        # Each trial sets these keys: its condition has no value for them.
+        # Each trial replaces these keys, so no trial uses the values of the base configuration.
         for key in ("learning_rate", "seed"):
             config["training"].pop(key, None)
         configs[condition.task, condition.method, condition.setting_label] = config

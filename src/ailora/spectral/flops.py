@@ -11,12 +11,15 @@ from ailora.spectral.singular_triplets import Band
 from ailora.spectral.truncated_svd import choose_method
 
 #: Method -> its operations per second, relative to a large float32 matrix product on the same machine. Measured by
-#: `benchmarks/bench_checkpoints.py` on two cores. Memory limits thin products, and half of `gram` is serial.
+#: `benchmarks/bench_checkpoints.py` on two cores. All are far below 1: memory bandwidth limits products with few
+#: columns (`lanczos`, `inverse`), and the symmetric eigensolver (half the time of `gram`) runs on one core.
 _EFFICIENCY = {"exact": 0.08, "gram": 0.25, "lanczos": 0.3, "inverse": 0.35}
 
 
 def estimate_flops(shape: tuple[int, int], rank: int, band: Band, *, dtype: torch.dtype = torch.float32) -> float:
-    """Estimate the floating-point operations of `truncated_svd`, from textbook counts (Golub, Van Loan, 4th edition).
+    """Estimate the floating-point operations of `truncated_svd` with `method="auto"`.
+
+    The counts of the direct methods come from Golub and Van Loan, Matrix Computations, 4th edition.
 
     Args:
         shape: Shape of the weight, (out, in).
@@ -25,7 +28,7 @@ def estimate_flops(shape: tuple[int, int], rank: int, band: Band, *, dtype: torc
         dtype: float32, or float64 for float64 weights.
 
     Returns:
-        Number of operations by the method that `auto` chooses.
+        Number of operations of the method that `choose_method` returns.
     """
     large, small = max(shape), min(shape)
     method = choose_method(shape, rank, band, dtype=dtype)
@@ -33,9 +36,12 @@ def estimate_flops(shape: tuple[int, int], rank: int, band: Band, *, dtype: torc
         return 6.0 * large * small**2 + 20.0 * small**3
     if method == "gram":
         return 2.0 * large * small**2 + 4 / 3 * small**3 + 4.0 * large * small * rank
-    # Lanczos takes about ten vectors for each triplet, and two products with the weight for each vector.
+    # As measured, Lanczos takes about ten vectors for each triplet and eighty more, and two products for each vector.
     products = 4.0 * large * small * 10 * (rank + 8)
-    return products if method == "lanczos" else products + 2 / 3 * small**3
+    if method == "lanczos":
+        return products
+    # `inverse` factorizes the square weight, and then solves two triangular systems instead of each product.
+    return products + 2 / 3 * small**3
 
 
 def estimate_seconds(shape: tuple[int, int], rank: int, band: Band, *, dtype: torch.dtype, speed: float) -> float:
