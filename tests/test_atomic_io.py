@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ast
+import errno
 import json
 import math
 import os
 import stat
 from collections.abc import Iterable
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -185,3 +187,22 @@ def test_json_is_written_in_one_place() -> None:
         if isinstance(node, ast.Attribute) and node.attr in ("dump", "dumps") and ast.unparse(node.value) == "json"
     }
     assert writers - _OTHER_JSON == {"atomic_io.py"}
+
+
+@pytest.mark.parametrize(("code", "fatal"), [(errno.EINVAL, False), (errno.EACCES, False), (errno.EIO, True)])
+def test_file_systems_that_cannot_flush_folders_are_written_to(
+    code: int, fatal: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flush = os.fsync
+
+    def refuse_folders(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(code, os.strerror(code))
+        flush(descriptor)
+
+    monkeypatch.setattr(os, "fsync", refuse_folders)
+    with pytest.raises(OSError, match=os.strerror(code)) if fatal else nullcontext():
+        write_text(tmp_path / "a.txt", "new")
+    with pytest.raises(OSError, match=os.strerror(code)) if fatal else nullcontext():
+        fill(tmp_path / "folder", "new")
+    assert fatal or (tmp_path / "a.txt").read_text() == "new"

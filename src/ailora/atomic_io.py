@@ -23,6 +23,9 @@ if sys.platform != "win32":
 
 T = TypeVar("T")
 
+#: Errors of file systems that cannot flush a folder, such as some network and FUSE file systems, and of folders that
+#: may be written to but not read.
+_NO_FOLDER_SYNC = (errno.EINVAL, errno.EBADF, errno.ENOTSUP, errno.EACCES, errno.EPERM)
 #: Strings that stand for numbers without a JSON syntax. JavaScript and protobuf use these strings too.
 _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
@@ -260,7 +263,7 @@ def replacing_files(folder: Path) -> Generator[Path, None, None]:
         Path of the temporary folder, which is empty.
 
     Raises:
-        InputError: Another process is writing to the folder, or `folder` is a file.
+        InputError: Another process is writing to the folder, `folder` is a file, or a folder has the name of a file.
     """
     if folder.exists() and not folder.is_dir():
         raise InputError(f"cannot write to {folder}: expected a folder, and it is a file")
@@ -273,14 +276,24 @@ def replacing_files(folder: Path) -> Generator[Path, None, None]:
             yield partial
             grant_umask(partial.rglob("*"))
             _sync_tree(partial)
-            for file in sorted(path for path in partial.rglob("*") if path.is_file()):
-                target = folder / file.relative_to(partial)
+            files = sorted(path for path in partial.rglob("*") if path.is_file())
+            targets = [folder / file.relative_to(partial) for file in files]
+            for target in targets:
+                _validate_replaceable(target)
+            for file, target in zip(files, targets, strict=True):
                 target.parent.mkdir(exist_ok=True)
                 file.replace(target)
                 sync_folder(target.parent)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
             lock.unlink(missing_ok=True)
+
+
+def _validate_replaceable(file: Path) -> None:
+    if file.is_dir() and not file.is_symlink():
+        raise InputError(f"cannot write {file}: it is a folder, and a file is expected")
+    if file.parent.exists() and not file.parent.is_dir():
+        raise InputError(f"cannot write {file}: {file.parent} is a file, and a folder is expected")
 
 
 def _finish_exchange(folder: Path, old: Path) -> None:
@@ -338,9 +351,14 @@ def grant_umask(files: Iterable[Path]) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Flush the entries of a folder, such as renamed files, to the disk. Does nothing on Windows."""
-    if os.name == "posix":
+    """Flush the entries of a folder, such as renamed files, to the disk, where the system and the file system can."""
+    if os.name != "posix":
+        return
+    try:
         _sync(folder)
+    except OSError as error:
+        if error.errno not in _NO_FOLDER_SYNC:
+            raise
 
 
 def _temporary_path(path: Path, kind: str) -> Path:

@@ -110,3 +110,31 @@ def test_a_file_in_place_of_the_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ailora.InputError, match="expected a folder, and it is a file"):
         ailora.save_adapter(ailora.adapt(LLAMA.model(), rank=2), tmp_path / "adapter")
     assert (tmp_path / "adapter").read_text() == "mine"
+
+
+def test_a_folder_in_place_of_a_file_is_refused_before_a_file_is_replaced(tmp_path: Path) -> None:
+    model = ailora.adapt(LLAMA.model(), rank=2)
+    ailora.save_adapter(model, tmp_path)
+    (tmp_path / "ailora.json").unlink()
+    (tmp_path / "ailora.json").mkdir()
+    before = contents(tmp_path)
+    with pytest.raises(ailora.InputError, match="it is a folder, and a file is expected"):
+        ailora.save_adapter(ailora.adapt(LLAMA.model(), rank=4), tmp_path)
+    assert contents(tmp_path) == before
+    (tmp_path / "other").write_text("mine")
+    with pytest.raises(ailora.InputError, match="other is a file, and a folder is expected"):
+        ailora.save_adapter(ailora.adapt(LLAMA.model(), rank=4, adapter_name="other"), tmp_path, adapter_name="other")
+
+
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`:UserWarning")
+@pytest.mark.parametrize("name", ["embed_tokens", "lm_head"])
+def test_a_restored_base_keeps_its_tied_weights(name: str) -> None:
+    model = LLAMA.model()
+    model.config.tie_word_embeddings = True
+    model.tie_weights()
+    expected = LLAMA.output(model)
+    adapted = ailora.adapt(model, rank=2, modules_to_save=[name])
+    train(adapted, LLAMA)
+    restored = ailora.restore_base(adapted)
+    assert torch.equal(LLAMA.output(restored), expected)
+    assert restored.get_submodule("lm_head").weight is restored.get_submodule("model.embed_tokens").weight

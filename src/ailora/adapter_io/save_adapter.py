@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
+from peft.utils import ModulesToSaveWrapper
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -84,9 +85,11 @@ def save_adapter(model: PeftModel, folder: Path | str, *, adapter_name: str = "d
 
 
 def restore_base(model: PeftModel, *, adapter_name: str = "default") -> nn.Module:
-    """Remove all adapters, and restore the base weights of the residual form, `W = W_res + s B0 A0`.
+    """Remove all adapters, and return the base model with its own heads and weights.
 
-    Restored weights equal the original weights up to rounding. The anchored and the stock form never change the base.
+    The anchored and the stock form never change the weights. Those of the residual form are restored as
+    `W = W_res + s B0 A0`, up to rounding. Unlike PEFT's `unload`, which keeps the trained heads and embeddings of
+    `modules_to_save`, this function puts the original modules back. All parameters stay frozen.
 
     Args:
         model: Model returned by `adapt`, `apply_plan` or `resume`.
@@ -116,6 +119,9 @@ def restore_base(model: PeftModel, *, adapter_name: str = "default") -> nn.Modul
                 "the base model is sharded over processes, and its weights cannot be overwritten: load the model again"
             )
         restore_weights(resolve_weights(base, plan.modules), _read_anchors(base, plan, adapter_name))
+    saved = {name: module for name, module in base.named_modules() if isinstance(module, ModulesToSaveWrapper)}
+    for name, wrapper in saved.items():
+        base.set_submodule(name, wrapper.original_module)
     return model.unload()
 
 
