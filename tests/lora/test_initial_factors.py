@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
+from peft import get_peft_model
 from torch import nn
 
 import ailora
+from ailora.inits import Factors
 from ailora.lora import initial_factors
+from ailora.lora.initial_factors import InitialFactors
 from ailora.lora.inject import get_metadata
+from ailora.lora.lora_config import build_training_config
+from ailora.lora.set_factors import set_factors
 from tests.families import FAMILIES, train
 
 FAMILY = FAMILIES["bert"]
@@ -89,3 +94,17 @@ def test_batches_give_what_one_by_one_gives(monkeypatch: pytest.MonkeyPatch, pol
     assert batched.keys() == one_by_one.keys()
     for name, tensor in one_by_one.items():
         assert torch.allclose(batched[name], tensor, atol=1e-6), name
+
+
+def test_all_tensors_of_a_factor_are_on_the_device_of_the_layer() -> None:
+    """DDP broadcasts buffers on the device of the model. Here the device `meta` stands for an accelerator."""
+    model = FAMILY.model()
+    plan = ailora.make_plan(model, rank=2, form="residual")
+    peft_model = get_peft_model(model, build_training_config(plan, model)).to("meta")
+    for planned in plan.adapters:
+        out, in_ = planned.projection.shape
+        initial = InitialFactors(planned, Factors(torch.ones(2, in_), torch.ones(out, 2)))
+        layer = peft_model.get_base_model().get_submodule(planned.projection.module)
+        set_factors(layer, [initial], "default", plan)
+    tensors = [*peft_model.named_parameters(), *peft_model.named_buffers()]
+    assert {name: str(tensor.device) for name, tensor in tensors if not tensor.is_meta} == {}

@@ -74,7 +74,7 @@ def save_adapter(model: PeftModel, folder: Path | str, *, adapter_name: str = "d
         if not sharded or is_main():
             with replacing_files(folder) as partial:
                 if (card := folder / "README.md").is_file():
-                    shutil.copy(card, partial)  # PEFT updates the user's model card
+                    shutil.copyfile(card, partial / card.name)  # PEFT updates the user's model card
                 model.save_pretrained(str(partial), selected_adapters=[adapter_name], state_dict=gathered)
                 if anchored is not None:
                     _replace_by_anchored(partial / subfolder, anchored, build_lora_config(plan, model.get_base_model()))

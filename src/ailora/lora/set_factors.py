@@ -39,8 +39,9 @@ def set_factors(layer: LoraLayer, factors: Sequence[InitialFactors], adapter_nam
             stock_A.weight.copy_(distribute_like(A.stack(), stock_A.weight))
             stock_B.weight.copy_(distribute_like(B.stack(), stock_B.weight))
         return
-    layer.lora_A[adapter_name] = A.requires_grad_(stock_A.weight.requires_grad)
-    layer.lora_B[adapter_name] = B.requires_grad_(stock_B.weight.requires_grad)
+    # The factors are on the device already, but their buffers are not: DDP broadcasts buffers on the model's device.
+    layer.lora_A[adapter_name] = A.to(stock_A.weight.device).requires_grad_(stock_A.weight.requires_grad)
+    layer.lora_B[adapter_name] = B.to(stock_B.weight.device).requires_grad_(stock_B.weight.requires_grad)
 
 
 def build_factors(
