@@ -307,3 +307,59 @@ def test_a_folder_below_the_users_home(tmp_path: Path, monkeypatch: pytest.Monke
     model = ailora.adapt(LLAMA.model(), rank=4)
     assert ailora.save_adapter(model, "~/adapter") == tmp_path / "adapter"
     same_state(ailora.resume(LLAMA.model(), "~/adapter"), model)
+
+
+def test_names_that_transformers_renames_are_not_lost(tmp_path: Path) -> None:
+    """Transformers renames the Swin backbone's modules of old checkpoints, and PEFT would rename the current ones."""
+    from tests.tiny_models import tiny_model
+
+    base = tiny_model("maskformer")
+    model = ailora.adapt(copy.deepcopy(base), rank=2, roles=["query", "value"])
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.01 * torch.randn_like(parameter)
+    ailora.save_adapter(model, tmp_path)
+    same_state(ailora.resume(base, tmp_path), model)
+
+
+@pytest.mark.parametrize("dora", [False, True])
+def test_a_head_with_layers_inside_resumes_beside_another(dora: bool, tmp_path: Path) -> None:
+    roberta = FAMILIES["roberta"]
+    model = ailora.adapt(roberta.model(), rank=4, form="stock", dora=dora)
+    train(model, roberta, steps=3)
+    folder = ailora.save_adapter(model, tmp_path)
+    expected = roberta.output(model)
+    resumed = ailora.resume(ailora.adapt(roberta.model(), rank=2), folder, adapter_name="b")
+    assert torch.equal(roberta.output(resumed), expected)
+
+
+def test_a_file_without_its_head_leaves_an_adapted_model_alone(tmp_path: Path) -> None:
+    model = ailora.adapt(BERT.model(), rank=4)
+    file = ailora.save_adapter(model, tmp_path) / "adapter_model.safetensors"
+    tensors = {name: tensor for name, tensor in load_file(file).items() if "classifier" not in name}
+    save_file(tensors, file, metadata={"format": "pt"})
+    before = state(model)
+    with pytest.raises(ailora.InputError, match=r"has no classifier\.weight.*incomplete"):
+        ailora.resume(model, tmp_path, adapter_name="b")
+    assert state(model).keys() == before.keys()
+    assert list(model.peft_config) == ["default"]
+    assert model.active_adapters == ["default"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "match"),
+    [
+        ("dora", True, "use_dora is False in .* but dora is True"),
+        ("modules_to_save", ["pooler"], "lists 'pooler' in modules_to_save"),
+    ],
+)
+def test_options_that_the_configuration_contradicts(key: str, value: object, match: str, tmp_path: Path) -> None:
+    ailora.save_adapter(ailora.adapt(BERT.model(), rank=4, form="stock"), tmp_path)
+    sidecar = json.loads((tmp_path / "ailora.json").read_text())
+    assert key in sidecar["plan"]
+    sidecar["plan"][key] = value
+    (tmp_path / "ailora.json").write_text(json.dumps(sidecar))
+    model = BERT.model()
+    with pytest.raises(ailora.InputError, match=match):
+        ailora.resume(model, tmp_path)
+    assert "lora" not in str(model)

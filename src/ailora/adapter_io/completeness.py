@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from peft.utils import ModulesToSaveWrapper
 from torch import nn
 
 from ailora.adapter_io.adapter_checkpoint import AdapterCheckpoint
@@ -53,7 +54,7 @@ def validate_saved_modules(adapter: AdapterCheckpoint, base: nn.Module) -> None:
 
     Args:
         adapter: Adapter to validate.
-        base: Base model without an adapter; its parameters may be on the meta device.
+        base: Base model, with or without other adapters; its parameters may be on the meta device.
 
     Raises:
         InputError: A parameter is missing. The message names the first.
@@ -61,8 +62,10 @@ def validate_saved_modules(adapter: AdapterCheckpoint, base: nn.Module) -> None:
     names = adapter.config.get("modules_to_save") or []
     # PEFT compares only the ends of names: `head` also selects `lm_head`.
     ends = tuple([names] if isinstance(names, str) else names)
-    for module, part in base.named_modules():
-        if not module.endswith(ends):
+    for name, part in base.named_modules():
+        module = original_name(name)
+        # A wrapper stands for its original module, which is listed too.
+        if not module.endswith(ends) or ".modules_to_save" in name or isinstance(part, ModulesToSaveWrapper):
             continue
         for parameter in part.state_dict():
             if f"{module}.{parameter}" not in adapter.saved:
@@ -70,3 +73,8 @@ def validate_saved_modules(adapter: AdapterCheckpoint, base: nn.Module) -> None:
                     f"{adapter.folder / WEIGHTS_NAME} has no {module}.{parameter}, which {CONFIG_NAME} lists in "
                     "modules_to_save: the file is incomplete"
                 )
+
+
+def original_name(name: str) -> str:
+    """Return the name that a module or tensor had before PEFT moved it below a wrapper, for `modules_to_save`."""
+    return name.replace(".original_module", "")

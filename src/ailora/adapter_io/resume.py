@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from peft import PeftModel, set_peft_model_state_dict
+from peft import PeftModel
 from peft.tuners.lora import LoraLayer
-from torch import Tensor, nn
+from peft.utils import ModulesToSaveWrapper
+from torch import nn
 
 from ailora.adapter_io.adapter_checkpoint import AdapterCheckpoint
-from ailora.adapter_io.completeness import validate_saved_modules
-from ailora.adapter_io.lora_weights import add_prefix
+from ailora.adapter_io.completeness import original_name, validate_saved_modules
+from ailora.adapter_io.lora_weights import PREFIX
+from ailora.adapter_io.peft_config_file import CONFIG_NAME
 from ailora.adapter_io.projection_factors import ProjectionFactors
 from ailora.errors import AnchorMismatchError, InputError, ModelError
 from ailora.inits import Factors
@@ -25,6 +27,7 @@ from ailora.plan.adapter_metadata import METADATA_NAME, AdapterMetadata
 from ailora.plan.adapter_plan import Form, Plan
 from ailora.safetensors_io import read_tensor
 from ailora.weights.base_weight import BaseWeight, matches_fingerprint, select_rows, tensors_by_name
+from ailora.weights.dtensor import distribute_like
 from ailora.weights.tied_weights import format_resize_hint
 
 
@@ -48,7 +51,7 @@ def resume(
 
     Raises:
         InputError: The folder holds no valid adapter, or its metadata are missing or belong to a different adapter.
-        ModelError: The model is not the base of the adapter.
+        ModelError: The model is not the base of the adapter, or lacks a parameter that the file holds.
         AnchorMismatchError: Training without ailora has changed the anchor.
 
     Examples:
@@ -67,14 +70,10 @@ def resume(
     assert adapter_metadata is not None
     # All checks come before `inject`, so that a refused model stays unchanged.
     checkpoint.validate_finite()
-    # Only in a plain model do modules have the names in the file: PEFT renames the modules of an adapted model.
-    if not isinstance(model, PeftModel):
-        validate_saved_modules(checkpoint, model)
+    validate_saved_modules(checkpoint, get_base_model(model))
     _validate_saved_shapes(model, checkpoint)
     weights = resolve_planned_weights(model, plan, adapter_name=adapter_name)
     _validate_same_base(plan, weights, adapter_metadata, base=get_base_model(model))
-    # PEFT silently ignores a tensor whose name lacks the prefix.
-    state = {add_prefix(tensor.name): read_tensor(tensor) for tensor in checkpoint.tensors}
     if not checkpoint.contains_anchor(plan):
         adapted = apply_plan(model, plan, adapter_name=adapter_name)
     else:
@@ -85,9 +84,7 @@ def resume(
         adapted = inject(
             model, plan, factors, adapter_name=adapter_name, metadata=adapter_metadata, residuals=residuals
         )
-        if plan.form is Form.RESIDUAL:
-            state |= _residual_factors(adapted, checkpoint, state, adapter_name)
-    set_peft_model_state_dict(adapted, state, adapter_name=adapter_name)
+    _load_tensors(adapted, checkpoint, plan, adapter_name)
     return adapted
 
 
@@ -114,6 +111,18 @@ def _validate_resumable(checkpoint: AdapterCheckpoint, metadata: AdapterMetadata
     if reason := checkpoint.find_mismatch(metadata):
         raise InputError(f"the {METADATA_NAME} does not belong to the adapter in {checkpoint.folder}: {reason}")
     plan = metadata.parsed_plan
+    config = checkpoint.config
+    # PEFT adds heads to `modules_to_save` in its configuration, so that only the other direction is a contradiction.
+    if config_lacks := set(plan.options.modules_to_save) - set(config.get("modules_to_save") or []):
+        raise InputError(
+            f"{checkpoint.folder}: {METADATA_NAME} lists {min(config_lacks)!r} in modules_to_save, but {CONFIG_NAME} "
+            "does not: one of the files was edited, or belongs to a different adapter"
+        )
+    if checkpoint.dora != plan.options.dora:
+        raise InputError(
+            f"{checkpoint.folder}: use_dora is {checkpoint.dora} in {CONFIG_NAME}, but dora is {plan.options.dora} in "
+            f"{METADATA_NAME}: one of the files was edited, or belongs to a different adapter"
+        )
     if mismatch := checkpoint.find_scaling_mismatch(plan):
         module, scaling, planned = mismatch
         raise InputError(
@@ -139,24 +148,47 @@ def _initial_factors(stored: ProjectionFactors, plan: Plan, folder: Path) -> Ini
     return InitialFactors(stored.planned, Factors(A.contiguous(), B.contiguous()))
 
 
-def _residual_factors(
-    model: PeftModel, checkpoint: AdapterCheckpoint, state: Mapping[str, Tensor], adapter_name: str
-) -> dict[str, Tensor]:
-    """Convert stored factors to the residual form, `A = A0 + dA` and `B = B0 + dB`.
+def _load_tensors(model: PeftModel, checkpoint: AdapterCheckpoint, plan: Plan, adapter_name: str) -> None:
+    """Copy the tensors of a file into an adapter with the modules of the file.
 
-    Returns:
-        Converted factors, by tensor name with PEFT's prefix.
+    Raises:
+        ModelError: The model has no place for a tensor of the file.
     """
-    factors = {}
-    for module, pair in checkpoint.modules.items():
-        layer = model.get_base_model().get_submodule(module)
+    # PEFT's `set_peft_model_state_dict` first renames tensors as transformers does for old checkpoints. In some models,
+    # this also renames current modules (MaskFormer's Swin backbone), and PEFT silently drops their tensors.
+    base = model.get_base_model()
+    state = {}
+    converts = plan.form is Form.RESIDUAL and checkpoint.contains_anchor(plan)
+    for module, weights in checkpoint.modules.items():
+        layer = base.get_submodule(module)
         assert isinstance(layer, LoraLayer)
-        for stored, lora_factors in ((pair.A, layer.lora_A), (pair.B, layer.lora_B)):
-            factor = lora_factors[adapter_name]
-            if isinstance(factor, PackedFactor):
-                name = add_prefix(stored.name)
-                factors[name] = factor.from_file(state[name])
-    return factors
+        for part, stored in {
+            "lora_A": weights.A,
+            "lora_B": weights.B,
+            "lora_magnitude_vector": weights.magnitude,
+        }.items():
+            if stored is not None:
+                tensor, factor = read_tensor(stored), getattr(layer, part)[adapter_name]
+                # The residual form trains `A = A0 + dA` and `B = B0 + dB`.
+                converted = factor.from_file(tensor) if converts and isinstance(factor, PackedFactor) else tensor
+                state[f"{PREFIX}{module}.{part}.{adapter_name}.weight"] = converted
+    heads = {
+        f"{original_name(name)}.{key}": f"{name}.modules_to_save.{adapter_name}.{key}"
+        for name, wrapper in base.named_modules(remove_duplicate=False)
+        if isinstance(wrapper, ModulesToSaveWrapper) and adapter_name in wrapper.modules_to_save
+        for key in wrapper.modules_to_save[adapter_name].state_dict()
+    }
+    # PEFT saves a resized vocabulary without `modules_to_save`: such a tensor belongs to the base model.
+    state |= {PREFIX + heads.get(name, name): read_tensor(stored) for name, stored in checkpoint.saved.items()}
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    # A packed factor is no parameter, and takes a plain tensor.
+    for name in state.keys() & parameters.keys():
+        state[name] = distribute_like(state[name], parameters[name])
+    if unexpected := model.load_state_dict(state, strict=False).unexpected_keys:
+        raise ModelError(
+            f"the {type(base).__name__} has no place for {unexpected[0].removeprefix(PREFIX)} of {checkpoint.folder}: "
+            "resume the adapter in a freshly loaded base model"
+        )
 
 
 def _metadata_file(path: Path | str) -> Path:
@@ -169,11 +201,10 @@ def _metadata_file(path: Path | str) -> Path:
 def _validate_saved_shapes(model: nn.Module, checkpoint: AdapterCheckpoint) -> None:
     """Refuse tensors of `modules_to_save` if the model has no parameter of their name and shape."""
     base = get_base_model(model)
-    tensors = tensors_by_name(base)
+    tensors = {original_name(name): tensor for name, tensor in tensors_by_name(base).items()}
     for name, stored in checkpoint.saved.items():
-        # In a model with adapters, PEFT has moved the original parameter to `original_module`.
-        module, _, parameter = name.rpartition(".")
-        present = tensors.get(name, tensors.get(f"{module}.original_module.{parameter}"))
+        module = name.rpartition(".")[0]
+        present = tensors.get(name)
         if present is None or tuple(present.shape) != stored.shape:
             problem = "has no such parameter" if present is None else f"has a parameter of shape {tuple(present.shape)}"
             hint = "" if present is None else format_resize_hint(base, module, present.shape, stored.shape)
