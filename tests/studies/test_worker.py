@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+from optuna.trial import TrialState
 
 from ailora import InputError
 from ailora.recipes.config.schema import RunConfig
@@ -74,13 +76,24 @@ def test_an_extended_grid_runs_only_the_new_trials(study: dict[str, Any]) -> Non
 
 
 def test_the_looks_of_a_study_that_has_begun_stay(study: dict[str, Any]) -> None:
-    """Its seeds and its margin; a list of seeds may become looks."""
+    """Its seeds, margin, rates and baseline; a list of seeds may become looks."""
     work(*opened(study, methods=["lora"], seeds=[0]), Runs())
     seeds = {"from": 3, "until": "decided", "to": 5}
     assert work(*opened(study, methods=["lora"], seeds=seeds), Runs()) == 6
-    for changes in ({"seeds": seeds | {"to": 8}}, {"seeds": seeds, "margin": 0.02}):
-        with pytest.raises(InputError, match=f"no longer fits its storage .*{[*changes][-1]}"):
-            opened(study, methods=["lora"], **changes)
+    for changes in (
+        {"seeds": seeds | {"to": 8}},
+        {"seeds": seeds | {"to": 4}},
+        {"seeds": [0, 1, 2, 3, 4]},
+        {"margin": 0.02},
+        {"seeds_at": "all"},
+        {"learning_rate": {"values": [1e-3, 3e-3]}},
+        {"methods": ["lora", "ailora"], "baseline": "ailora"},
+        {"methods": ["ailora", "lora"]},
+    ):
+        changed = "baseline" if "methods" in changes else next(iter(changes))
+        with pytest.raises(InputError, match=rf"no longer fits its storage \({changed}"):
+            opened(study, **{"methods": ["lora"], "seeds": seeds} | changes)
+    opened(study, methods=["lora", "ailora"], seeds=seeds, baseline="lora")[0].close()
 
 
 def test_what_a_smaller_grid_leaves_out_is_kept_but_not_shown(study: dict[str, Any]) -> None:
@@ -200,6 +213,56 @@ def test_bad_input_leaves_no_storage(study: dict[str, Any]) -> None:
     assert not Path(study["output"]).exists()
 
 
+@pytest.mark.parametrize("key", ["data.train", "model"])
+def test_what_cannot_be_read_is_refused_before_a_trial_is_queued(
+    study: dict[str, Any], tmp_path: Path, key: str
+) -> None:
+    tasks = {"good": {}, "bad": {key: str(tmp_path / "absent.tsv")}}
+    with pytest.raises(InputError, match=r"^bad: .*absent\.tsv"):
+        opened(study, tasks=tasks)
+    with pytest.raises(InputError, match="holds no study"):
+        load_study(load_study_config(study))
+    work(*opened(study, tasks={"good": {}}), Runs())
+    storage, _ = opened(study, tasks={"good": {}})
+    with pytest.raises(InputError, match=r"^bad: .*absent\.tsv"):
+        opened(study, tasks=tasks)
+    assert (len(storage.trials()), list(storage.config["tasks"])) == (18, ["good"])
+
+
+def test_a_finished_study_needs_its_data_no_longer(study: dict[str, Any], tmp_path: Path) -> None:
+    data = study["base"]["data"]
+    data["train"] = shutil.copy(data["train"], tmp_path)
+    work(*opened(study), Runs())
+    Path(data["train"]).unlink()
+    assert work(*opened(study), Runs()) == 0
+
+
+def test_a_trial_that_failed_by_its_input_runs_again_with_the_next_command(study: dict[str, Any]) -> None:
+    """One that diverged does not; nor does either within a command, whose worker may die meanwhile."""
+
+    def execute(config: RunConfig, keep: str, should_continue: ShouldContinue | None) -> TrialResult:
+        rate = config.training["learning_rate"]
+        if rate == 1e-3:
+            raise TrialError("InputError: train.tsv: no such file")
+        if rate == 1e-2:
+            raise TrialError("DivergenceError: the loss is not finite")
+        return outcome_of(config)
+
+    study |= {"methods": ["lora"], "seeds": [0]}
+    storage, design = opened(study)
+    assert work(storage, design, execute) == 3
+    assert work(storage, design, Runs()) == 0
+    storage, design = opened(study)
+    died = storage.claim_next(design.keys)
+    assert died is not None
+    storage._storage.set_trial_state_values(died._id, TrialState.FAIL)
+    runs = Runs()
+    assert work(storage, design, runs) == 1
+    assert [config.training["learning_rate"] for config in runs.configs] == [1e-3]
+    assert [trial.status for trial in storage.trials()].count(Status.FAIL) == 1
+    assert work(*opened(study), runs) == 0
+
+
 def test_looking_makes_nothing(study: dict[str, Any]) -> None:
     with pytest.raises(InputError, match="holds no study 'study'"):
         load_study(load_study_config(study))
@@ -211,6 +274,29 @@ def test_a_worker_elsewhere_needs_only_the_storage(study: dict[str, Any]) -> Non
     elsewhere = load_study_from_storage(storage.url, storage.name)
     assert work(*elsewhere, Runs()) == 18
     assert trial_frame(*elsewhere).equals(trial_frame(storage, design))
+
+
+def test_a_worker_in_another_folder_runs_the_same_trials(
+    study: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Storages of the first versions do not tell the folder of relative paths; it is then that of the worker."""
+    here, elsewhere = tmp_path / "here", tmp_path / "elsewhere"
+    here.mkdir()
+    elsewhere.mkdir()
+    base = study["base"]
+    shutil.copytree(base["model"], here / "model")
+    data = {split: Path(shutil.copy(base["data"][split], here)).name for split in ("train", "validation")}
+    study |= {"base": base | {"model": "model", "data": base["data"] | data}, "seeds": [0]}
+    monkeypatch.chdir(here)
+    storage, _ = opened(study)
+    monkeypatch.chdir(elsewhere)
+    runs = Runs()
+    assert work(*load_study_from_storage(storage.url, storage.name), runs) == 6
+    assert all(trial.status is Status.COMPLETE for trial in storage.trials())
+    assert {(c.data.train, c.model) for c in runs.configs} == {(str(here / data["train"]), str(here / "model"))}
+    storage._study.set_user_attr("folder", None)
+    other, design = load_study_from_storage(storage.url, storage.name)
+    assert not design.keys.matching_trials(other.trials())
 
 
 @pytest.mark.parametrize(

@@ -63,6 +63,9 @@ class ClassificationRecipe(Recipe[ClassificationConfig]):
         self.position_limits.warn_beyond_context(count_tokens(datasets["train"]), key="data.max_length")
         return datasets
 
+    def read_rows(self) -> None:
+        _ = self.encoded_labels
+
     @property
     def num_labels(self) -> int:
         return self.labels.num_labels

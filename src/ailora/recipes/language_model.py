@@ -127,6 +127,9 @@ class LanguageRecipe(Recipe[LanguageConfigT_co]):
         super().prepare()
         _ = self.general
 
+    def read_rows(self) -> None:
+        _ = self.rows, self.general
+
     def collate(self, rows: list[Any]) -> dict[str, Tensor]:
         return self.evaluator.collate(rows)
 

@@ -99,6 +99,14 @@ class Recipe(ABC, Generic[ConfigT_co]):
         """
         _ = self.arguments, self.datasets
 
+    @abstractmethod
+    def read_rows(self) -> None:
+        """Read and validate the rows of all splits, without tokenizing them: a small part of the work of `prepare`.
+
+        Raises:
+            InputError: Data are missing or invalid.
+        """
+
     @cached_property
     @abstractmethod
     def datasets(self) -> Mapping[str, Dataset]:

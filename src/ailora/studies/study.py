@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -24,6 +25,7 @@ from ailora.child_environment import safe_environment
 from ailora.errors import InputError
 from ailora.formatting import shorten
 from ailora.recipes.config.validation import short_repr
+from ailora.recipes.registry import make_recipe
 from ailora.redaction import mask_url
 from ailora.studies.study_config import StudyConfig, load_study_config
 from ailora.studies.study_design import StudyDesign
@@ -44,12 +46,14 @@ _MAX_FRUITLESS_DEATHS = 5
 def create_or_load_study(config: StudyConfig) -> tuple[TrialStorage, StudyDesign]:
     """Create the study of a file in its storage, or load it and add the trials of an extended file.
 
+    Trials that failed by invalid input, such as a missing data file, return to the queue.
+
     Returns:
         The storage and the design of the study.
 
     Raises:
-        InputError: The file is invalid or does not fit the stored study, or the storage cannot be reached. Nothing is
-            written to the storage.
+        InputError: The file is invalid or does not fit the stored study, data files or the model of trials to run are
+            missing or invalid, or the storage cannot be reached. Nothing is written to the storage.
     """
     design = StudyDesign(config)
     assert config.storage is not None
@@ -61,11 +65,16 @@ def create_or_load_study(config: StudyConfig) -> tuple[TrialStorage, StudyDesign
         plain = config.model_dump(by_alias=True)
         storage = TrialStorage.load_or_none(config.storage, config.name)
         if storage is None:
+            _validate_inputs(design)
             storage = TrialStorage.create(config.storage, config.name, plain)
         else:
             _validate_same_study(config, storage)
+            if _has_trials_to_run(storage, design):
+                _validate_inputs(design)
             storage.update_config(plain)
+        storage.save_folder(Path.cwd())
         storage.save_trial_keys(design.keys.to_text(config))
+        storage.retry_refused(design.keys)
         enqueue_missing_trials(storage, design)
     return storage, design
 
@@ -92,6 +101,8 @@ def load_study_from_storage(
 ) -> tuple[TrialStorage, StudyDesign]:
     """Load a study from its storage, without its file, for workers on any machine and for reports.
 
+    Relative paths to data and model are those in the working folder of the last `ailora study run`.
+
     Args:
         url: Optuna database URL.
         name: Name of the study.
@@ -111,7 +122,7 @@ def load_study_from_storage(
         if not isinstance(plain.get("base"), dict):
             raise InputError(f"base: expected a mapping, got {short_repr(plain.get('base'))}")
         config = load_study_config(plain)
-        return storage, StudyDesign(config, to_run=to_run)
+        return storage, StudyDesign(config, to_run=to_run, folder=storage.folder)
     except InputError as error:
         storage.close()
         raise InputError(f"{mask_url(url)}: the study {name!r} cannot be read: {error}") from None
@@ -241,6 +252,36 @@ def _last_line(log: Path) -> str:
     return f" ({shorten(last, 300)})" if last else ""
 
 
+def _validate_inputs(design: StudyDesign) -> None:
+    """Read the data files and the tokenizer of each condition; those of several conditions are read once.
+
+    Raises:
+        InputError: A model is missing, or data files are missing or invalid. Without this check, all trials would fail.
+    """
+    validated: set[str] = set()
+    for condition in design.conditions:
+        config = design.base_config(condition)
+        inputs = json.dumps(config.model_dump(exclude={"adapter", "training", "output"}), sort_keys=True, default=str)
+        if inputs in validated:
+            continue
+        validated.add(inputs)
+        try:
+            recipe = make_recipe(config)
+            _ = recipe.tokenizer
+            # Reading the splits of a data set may download them, and takes much longer.
+            if config.data.dataset is None:
+                recipe.read_rows()
+        except InputError as error:
+            raise InputError(f"{condition.label}: {error}" if condition.label else str(error)) from None
+
+
+def _has_trials_to_run(storage: TrialStorage, design: StudyDesign) -> bool:
+    """Return whether a required trial is missing, waits, or failed by invalid input."""
+    trials = design.keys.matching_trials(storage.trials())
+    ended = {trial.key for trial in trials if trial.ended and not trial.refused}
+    return not ended.issuperset(map(design.keys.key, design.required_trials(trials)))
+
+
 def _validate_same_study(config: StudyConfig, storage: TrialStorage) -> None:
     """Refuse a study file that changes a fixed part of its stored study."""
     if storage.is_search:
@@ -248,7 +289,12 @@ def _validate_same_study(config: StudyConfig, storage: TrialStorage) -> None:
             f"{mask_url(storage.url)} holds a search of `ailora tune` with the name {storage.name!r}: choose a "
             "different storage or name"
         )
-    now, there = _fixed_parts(config.model_dump(by_alias=True)), _fixed_parts(storage.config)
+    plain = config.model_dump(by_alias=True)
+    now, there = _fixed_parts(plain), _fixed_parts(storage.config)
+    if isinstance(storage.config["seeds"], dict):
+        # The error rate holds only if looks, comparisons and rates were planned before the first look.
+        now |= _sequential_parts(plain)
+        there |= _sequential_parts(storage.config)
     shared = now.keys() & there.keys()
     if changes := describe_differences({key: now[key] for key in shared}, {key: there[key] for key in shared}):
         raise InputError(
@@ -260,8 +306,13 @@ def _fixed_parts(study: Mapping[str, Any]) -> dict[str, Any]:
     """Select the parts of a study file that must not change: fixed keys, and overrides of tasks and methods."""
     methods = [entry if isinstance(entry, dict) else {entry: None} for entry in study["methods"]]
     parts = {key: study.get(key) for key in _FIXED_KEYS}
-    if isinstance(study["seeds"], dict):
-        # The error rate holds only if all looks were planned before the first look.
-        parts |= {"seeds": study["seeds"], "margin": study.get("margin")}
     parts |= {f"tasks.{label}": changes for label, changes in (study["tasks"] or {}).items()}
     return parts | {f"methods.{label}": entry[label] for entry in methods for label in entry}
+
+
+def _sequential_parts(study: Mapping[str, Any]) -> dict[str, Any]:
+    """Select the parts of a study file that must not change once its seeds run until every comparison is decided."""
+    first = study["methods"][0]
+    label = next(iter(first)) if isinstance(first, dict) else first
+    parts = {key: study.get(key) for key in ("seeds", "seeds_at", "margin", "learning_rate")}
+    return parts | {"baseline": study.get("baseline") or label}

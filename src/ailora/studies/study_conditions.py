@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from ailora.errors import InputError
@@ -59,7 +60,9 @@ def validate_grid_keys(config: StudyConfig) -> None:
             raise InputError(f"grid.{key} cannot be set: it is set by `{owner}`")
 
 
-def load_condition_config(condition: Condition, config: StudyConfig, method: StudyMethod, *, to_run: bool) -> RunConfig:
+def load_condition_config(
+    condition: Condition, config: StudyConfig, method: StudyMethod, *, to_run: bool, folder: Path | None = None
+) -> RunConfig:
     """Load the configuration of a condition's runs: the base, changed by the task, the setting and the method.
 
     Args:
@@ -67,6 +70,7 @@ def load_condition_config(condition: Condition, config: StudyConfig, method: Stu
         config: Study file.
         method: Method of the condition.
         to_run: Whether to import user functions.
+        folder: Absolute folder of relative paths to data and model; None for the working folder.
 
     Returns:
         The complete configuration. Each trial replaces its learning rate, seed and output.
@@ -90,7 +94,7 @@ def load_condition_config(condition: Condition, config: StudyConfig, method: Stu
         for key, value in condition.values.items():
             set_dotted(raw, key, value)
         method.apply(raw)
-        return load_config(raw | {"output": config.output}, to_run=to_run)
+        return load_config(raw | {"output": config.output}, to_run=to_run, folder=folder)
     except InputError as error:
         setting = "".join(f", {key} {value}" for key, value in condition.values.items())
         raise InputError(f"method {condition.method!r}, task {condition.task!r}{setting}: {error}") from None

@@ -39,6 +39,7 @@ class StudyDesign:
     Args:
         config: Study file.
         to_run: Whether trials are to run; otherwise user-defined methods are not imported.
+        folder: Absolute folder of relative paths to data and model; None for the working folder.
 
     Attributes:
         methods: Methods by label.
@@ -50,7 +51,7 @@ class StudyDesign:
         InputError: A method, key, metric or baseline is unknown, the recipe refuses a value, or the grid is empty.
     """
 
-    def __init__(self, config: StudyConfig, *, to_run: bool = True) -> None:
+    def __init__(self, config: StudyConfig, *, to_run: bool = True, folder: Path | None = None) -> None:
         self.config = config
         self.methods = parse_methods(config.methods)
         self.baseline = config.baseline or next(iter(self.methods))
@@ -61,7 +62,9 @@ class StudyDesign:
         self.conditions = list_conditions(config, self.methods, baseline=self.baseline)
         # Validate every configuration before the first trial runs.
         self._configs = {
-            condition: load_condition_config(condition, config, self.methods[condition.method], to_run=to_run)
+            condition: load_condition_config(
+                condition, config, self.methods[condition.method], to_run=to_run, folder=folder
+            )
             for condition in self.conditions
         }
         if config.match_parameters:

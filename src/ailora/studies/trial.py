@@ -10,6 +10,8 @@ from typing import Any
 
 #: Task of a study without `tasks:`.
 ONLY_TASK = "base"
+#: Start of the error of a trial that failed by invalid input; see `ailora.studies.trial_runner`.
+REFUSED = "InputError: "
 
 
 @dataclass(frozen=True)
@@ -207,6 +209,11 @@ class Trial:
     def ended(self) -> bool:
         """Whether the trial is complete, failed or pruned."""
         return self.status not in (Status.WAITING, Status.RUNNING)
+
+    @property
+    def refused(self) -> bool:
+        """Whether the trial failed by invalid input, which the user can correct, such as a missing data file."""
+        return self.status is Status.FAIL and (self.error or "").startswith(REFUSED)
 
     def to_row(self, grid_keys: Iterable[str]) -> dict[str, Any]:
         """Convert to a row of the table of trials.

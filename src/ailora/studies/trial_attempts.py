@@ -1,7 +1,8 @@
 """Attempts of trials in an Optuna study: their attributes, and which attempt counts.
 
-A key identifies a trial. A trial may have several attempts, and the first attempt, by number, that was not lost counts.
-Two workers may therefore add the same trial at once. If a worker dies while it adds a trial, the trial is added again.
+A key identifies a trial. A trial may have several attempts, and the first attempt, by number, that was neither lost nor
+refused counts. Two workers may therefore add the same trial at once. If a worker dies while it adds a trial, the trial
+is added again.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from optuna.storages._rdb.models import TrialModel, TrialUserAttributeModel
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import select
 
-from ailora.studies.trial import Status, Trial, TrialResult, TrialSpec
+from ailora.studies.trial import REFUSED, Status, Trial, TrialResult, TrialSpec
 
 # Attributes of an attempt in databases: `key` and `cell` from the start, a single further attribute at the end.
 KEY, SPEC, RESULT, ERROR, INTERRUPTED = "key", "cell", "outcome", "error", "interrupted"
@@ -49,9 +50,14 @@ def is_lost(frozen: FrozenTrial) -> bool:
     return frozen.state is TrialState.FAIL and ERROR not in frozen.user_attrs
 
 
+def is_refused(frozen: FrozenTrial) -> bool:
+    """Return whether an attempt failed by invalid input, which the user can correct, such as a missing data file."""
+    return frozen.state is TrialState.FAIL and str(frozen.user_attrs.get(ERROR, "")).startswith(REFUSED)
+
+
 def find_counted_attempt(attempts: Sequence[FrozenTrial]) -> FrozenTrial:
-    """Return the attempt that counts: the first that was not lost, or the last if all were lost."""
-    return next((frozen for frozen in attempts if not is_lost(frozen)), attempts[-1])
+    """Return the attempt that counts: the first that was neither lost nor refused, or else the last."""
+    return next((frozen for frozen in attempts if not is_lost(frozen) and not is_refused(frozen)), attempts[-1])
 
 
 def parse_trial(attempts: Sequence[FrozenTrial], *, retries: int) -> Trial:
@@ -62,8 +68,8 @@ def parse_trial(attempts: Sequence[FrozenTrial], *, retries: int) -> Trial:
         retries: Number of restarts of a trial whose worker died.
 
     Returns:
-        The trial. If all attempts were lost, the trial waits; if workers died in more than `retries` attempts, it has
-        failed.
+        The trial. If its last attempt was lost and none counts, the trial waits; if workers died in more than `retries`
+        attempts, it has failed.
 
     Raises:
         KeyError, TypeError, ValueError, AttributeError: An attribute is missing or damaged.
@@ -71,7 +77,9 @@ def parse_trial(attempts: Sequence[FrozenTrial], *, retries: int) -> Trial:
     frozen = find_counted_attempt(attempts)
     attributes = frozen.user_attrs
     status, error = Status[frozen.state.name], attributes.get(ERROR)
-    started = sum(a.datetime_start is not None and INTERRUPTED not in a.user_attrs for a in attempts)
+    started = sum(
+        a.datetime_start is not None and INTERRUPTED not in a.user_attrs and not is_refused(a) for a in attempts
+    )
     if is_lost(frozen):
         exhausted = started > retries
         status = Status.FAIL if exhausted else Status.WAITING

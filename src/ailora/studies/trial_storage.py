@@ -7,6 +7,7 @@ import time
 import warnings
 from collections import deque
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -31,8 +32,8 @@ from ailora.studies.trial_attempts import (
 )
 from ailora.studies.trial_keys import TrialKeys
 
-#: Attributes of an Optuna study: the study file, and the text of its `TrialKeys`.
-_CONFIG, _TRIAL_KEYS = "study", "trial_keys"
+#: Attributes of an Optuna study: the study file, the text of its `TrialKeys`, and the folder of its relative paths.
+_CONFIG, _TRIAL_KEYS, _FOLDER = "study", "trial_keys", "folder"
 #: With several heartbeats, a late one does not make a living worker count as dead.
 _HEARTBEATS_PER_TIMEOUT = 6
 
@@ -45,6 +46,7 @@ class TrialStorage:
         name: Name of the study in the database.
         config: Plain data of the study file, with `retries` and `worker_timeout`.
         trial_keys: Stored text of `TrialKeys.to_text`, or None.
+        folder: Absolute folder of the relative paths in the study file; None in storages of the first versions.
     """
 
     def __init__(self, url: str, study: optuna.Study, storage: RDBStorage, *, read_only: bool = False) -> None:
@@ -54,6 +56,8 @@ class TrialStorage:
         attributes = study.user_attrs
         self.config: dict[str, Any] = without_secrets(attributes[_CONFIG])
         self.trial_keys: object = attributes.get(_TRIAL_KEYS)
+        folder = attributes.get(_FOLDER)
+        self.folder = Path(folder) if isinstance(folder, str) and Path(folder).is_absolute() else None
         self._study = study
         self._storage = storage
         self._read_only = read_only
@@ -157,6 +161,13 @@ class TrialStorage:
                 self._study.set_user_attr(_TRIAL_KEYS, text)
             self.trial_keys = text
 
+    def save_folder(self, folder: Path) -> None:
+        """Store the folder of the relative paths in the study file."""
+        if folder != self.folder:
+            with storage_errors(self.url):
+                self._study.set_user_attr(_FOLDER, str(folder))
+            self.folder = folder
+
     def enqueue(self, specs: Mapping[str, TrialSpec]) -> int:
         """Queue the trials missing in the storage.
 
@@ -174,6 +185,19 @@ class TrialStorage:
         if new:
             self._refreshed = -float("inf")
         return len(new)
+
+    def retry_refused(self, keys: TrialKeys) -> None:
+        """Queue the trials again that failed by invalid input.
+
+        Args:
+            keys: Keys of the study; other trials are not queued.
+        """
+        with storage_errors(self.url):
+            for attempts in self._attempts().values():
+                trial = self._to_trial(attempts)
+                if trial.refused and keys.matching_specs(trial.key, trial.spec):
+                    self._enqueue_again(attempts[0])
+        self._refreshed = -float("inf")
 
     def trials(self) -> list[Trial]:
         """Read all trials in the order of the queue.
@@ -225,12 +249,14 @@ class TrialStorage:
             warnings.simplefilter("ignore", ExperimentalWarning)
             fail_stale_trials(self._study)
         for attempts in self._attempts().values():
-            if self._to_trial(attempts).status is Status.WAITING and all(map(is_lost, attempts)):
-                attributes = {name: attempts[0].user_attrs[name] for name in (KEY, SPEC)}
-                self._study.enqueue_trial({}, user_attrs=attributes)
+            if self._to_trial(attempts).status is Status.WAITING and is_lost(find_counted_attempt(attempts)):
+                self._enqueue_again(attempts[0])
         counted = map(find_counted_attempt, self._attempts().values())
         self._waiting = deque(frozen for frozen in counted if frozen.state is TrialState.WAITING)
         self._refreshed = time.monotonic()
+
+    def _enqueue_again(self, attempt: FrozenTrial) -> None:
+        self._study.enqueue_trial({}, user_attrs={name: attempt.user_attrs[name] for name in (KEY, SPEC)})
 
     def _attempts(self) -> dict[str, list[FrozenTrial]]:
         """Read all attempts by key, each list by number."""

@@ -31,7 +31,11 @@ from ailora.roles import parse_role
 
 
 def load_config(
-    source: Path | str | Mapping[str, object], overrides: Sequence[str] = (), *, to_run: bool = True
+    source: Path | str | Mapping[str, object],
+    overrides: Sequence[str] = (),
+    *,
+    to_run: bool = True,
+    folder: Path | None = None,
 ) -> RunConfig:
     """Read, complete and validate a configuration.
 
@@ -40,6 +44,7 @@ def load_config(
         overrides: Items `dotted.key=value` with YAML values; later items take precedence.
         to_run: Whether the configuration is for training. If False, the combination of training arguments is not
             validated, and a custom function is not imported.
+        folder: Absolute folder of relative paths to data and model; None for the working folder.
 
     Returns:
         The configuration, with all defaults and absolute paths.
@@ -50,25 +55,25 @@ def load_config(
     """
     if isinstance(source, Mapping):
         # Copy, so that the configuration shares no list or mapping with the caller.
-        return _load(copy.deepcopy(dict(source)), overrides, to_run=to_run)
+        return _load(copy.deepcopy(dict(source)), overrides, to_run=to_run, folder=folder)
     raw = read_yaml(Path(source))
     if not isinstance(raw, dict):
         content = "nothing" if raw is None else short_repr(raw)
         raise InputError(f"{source}: expected keys such as recipe, model, data; got {content}")
     try:
-        return _load(raw, overrides, to_run=to_run)
+        return _load(raw, overrides, to_run=to_run, folder=folder)
     except InputError as error:
         raise InputError(f"{source}{' with overrides' if overrides else ''}: {error}") from None
 
 
-def _load(raw: dict[str, object], overrides: Sequence[str], *, to_run: bool) -> RunConfig:
+def _load(raw: dict[str, object], overrides: Sequence[str], *, to_run: bool, folder: Path | None) -> RunConfig:
     for override in overrides:
         apply_override(raw, override)
     # In YAML, an empty section is null.
     raw = {key: value for key, value in raw.items() if value is not None}
     if (task := raw.pop("task", None)) is not None:
         raw = _merge_task(_read_task(task), raw)
-    config = _complete(validate_config(raw))
+    config = _complete(validate_config(raw), folder or Path())
     # A finished run stays readable without the libraries and functions that trained its model.
     if to_run:
         validate_arguments(config)
@@ -112,7 +117,7 @@ def _merge_task(task: dict[str, object], given: dict[str, object]) -> dict[str, 
     return merged
 
 
-def _complete(config: RunConfig) -> RunConfig:
+def _complete(config: RunConfig, folder: Path) -> RunConfig:
     """Validate names, and fill in training defaults and absolute paths."""
     config.check()
     config.tune.check(config.metrics)
@@ -121,21 +126,21 @@ def _complete(config: RunConfig) -> RunConfig:
     build_quantization_config(config)
     # Make paths absolute, so that a run can resume from any working directory.
     update: dict[str, object] = {
-        "data": _resolve_data_paths(config.data),
-        "model": _resolve_folder(config.model),
+        "data": _resolve_data_paths(config.data, folder),
+        "model": _resolve_folder(config.model, folder),
         "output": str(_resolve_output(config.output)),
         "training": complete_training(config.training, config.metrics, config.arguments, config.training_defaults),
     }
     if isinstance(config, LanguageConfig):
-        general_text = _make_absolute(config.evaluation.general_text)
+        general_text = _make_absolute(config.evaluation.general_text, folder)
         update["evaluation"] = config.evaluation.model_copy(update={"general_text": general_text})
     return config.model_copy(update=update)
 
 
-def _resolve_folder(name: str) -> str:
+def _resolve_folder(name: str, folder: Path) -> str:
     """Return the absolute path of a folder, or the name itself if there is no such folder, as for a hub id."""
-    folder = expand_home(name)
-    return str(folder.absolute()) if is_folder(folder) else name
+    path = folder / expand_home(name)
+    return str(path.absolute()) if is_folder(path) else name
 
 
 def _resolve_output(output: str) -> Path:
@@ -187,18 +192,18 @@ def _validate_source(data: DataSource) -> None:
             )
 
 
-def _resolve_data_paths(data: DataSource) -> DataSource:
+def _resolve_data_paths(data: DataSource, folder: Path) -> DataSource:
     """Return a data section with absolute paths."""
     update: dict[str, object] = {}
     # The splits of a data set are names, not paths. The data set keeps its name, which identifies trials of studies.
     if data.dataset is None:
-        update |= {split: _make_absolute(getattr(data, split)) for split in ("train", "validation", "test")}
-    if (template := getattr(data, "chat_template", None)) and is_file(expand_home(template)):
-        update["chat_template"] = _make_absolute(template)
+        update |= {split: _make_absolute(getattr(data, split), folder) for split in ("train", "validation", "test")}
+    if (template := getattr(data, "chat_template", None)) and is_file(folder / expand_home(template)):
+        update["chat_template"] = _make_absolute(template, folder)
     return data.model_copy(update=update)
 
 
-def _make_absolute(paths: str | list[str] | None) -> str | list[str] | None:
+def _make_absolute(paths: str | list[str] | None, folder: Path) -> str | list[str] | None:
     if paths is None or isinstance(paths, str):
-        return paths and str(expand_home(paths).absolute())
-    return [str(expand_home(path).absolute()) for path in paths]
+        return paths and str((folder / expand_home(paths)).absolute())
+    return [str((folder / expand_home(path)).absolute()) for path in paths]
