@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import random
+import re
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +15,7 @@ from ailora.recipes.training.run_prefix import RunPrefix
 from ailora.studies.trial import Status, TrialResult
 from ailora.studies.trial_runner import TrialError
 from ailora.tune.halving import enqueue_next, find_progress, work_on_search
+from ailora.tune.tune_result import build_result
 from tests.tune.conftest import Search
 
 
@@ -53,6 +56,33 @@ def test_ties_go_to_the_first_candidates(search: Search) -> None:
     assert [[candidate.number for candidate in rung.ranking] for rung in progress.rungs] == [
         list(range(count)) for _, count in design.rungs
     ]
+
+
+def test_ranks_that_scaling_makes_equal_are_tried_once(search: Search) -> None:
+    """Equal runs would take places of each other, and share a folder that one survivor needs."""
+    storage, design = search(
+        budget="5x", rank=[1, 2], learning_rate={"values": [1e-4, 1e-3, 1e-2]}, roles=[["query"], "all"]
+    )
+    ranks = {str(c.values): config.adapter.rank for c, config in design.space.configs.items()}
+    assert len(ranks) == 4
+    assert list(ranks.values()).count(1) == 3
+    keys = [design.keys.key(design.spec(candidate, 3)) for candidate in design.candidates]
+    assert len(set(keys)) == len(keys)
+    checkpoints: list[tuple[int, bool]] = []
+
+    def execute(config: RunConfig, prefix: RunPrefix) -> TrialResult:
+        folder = Path(config.output) / "checkpoints"
+        checkpoints.append((prefix.step, folder.is_dir()))
+        folder.mkdir(parents=True, exist_ok=True)
+        return _result(config, prefix)
+
+    work_on_search(storage, design, execute)
+    assert all(resumes == (step > 3) for step, resumes in checkpoints)
+    progress = find_progress(storage.trials(), design)
+    assert progress.winner is not None
+    best, certainty, *_ = build_result(design, progress, progress.winner).sentences
+    assert re.search(r"on (query|all linear layers) with rank [12], validation", best)
+    assert "with rank" in certainty
 
 
 def test_the_order_in_which_trials_end_does_not_matter(search: Search) -> None:

@@ -14,6 +14,7 @@ from ailora import InputError
 from ailora.recipes import registry
 from ailora.recipes.config.loader import load_config
 from ailora.recipes.run_folder import RunFolder
+from ailora.tune.tune_design import TuneDesign
 from ailora.tune.tune_result import TuneResult
 from ailora.tune.tune_run import open_search, run_search
 
@@ -110,6 +111,20 @@ def test_another_search_or_run_in_the_folder_is_refused(tuned: dict[str, Any]) -
     with pytest.raises(InputError, match="holds a run that `ailora tune` did not make"):
         open_search(load_config(tuned))
     assert sorted(path.name for path in output.iterdir()) == ["config.yaml", "notes.txt"]
+
+
+def test_a_budget_in_time_may_be_raised_before_the_search_is_planned(tuned: dict[str, Any]) -> None:
+    """As the message on a time below one run advises."""
+
+    def open_with(budget: str) -> TuneDesign:
+        storage, design = open_search(load_config(tuned | {"tune": tuned["tune"] | {"budget": budget}}))
+        storage.close()
+        return design
+
+    open_with("1s")
+    assert open_with("2h").space.run.tune.budget == "2h"
+    with pytest.raises(InputError, match="a different search"):
+        open_with("4x")
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,9 @@ def _rung_line(rung: Rung, design: TuneDesign) -> str:
     if rung.ranking:
         best = rung.ranking[0]
         value = rung.scores[best] if design.larger_is_better else -rung.scores[best]
-        settings = describe_settings(best.condition.method, best.condition.values[ROLES], best.learning_rate)
+        space, condition = design.space, best.condition
+        rank = space.configs[condition].adapter.rank if space.has_several_ranks else None
+        settings = describe_settings(condition.method, condition.values[ROLES], best.learning_rate, rank)
         line += f"; best {settings}, {design.space.goal} {format_number(value)}"
     return line + "."
 

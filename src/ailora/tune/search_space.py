@@ -62,6 +62,11 @@ class SearchSpace:
         """Number of trainable parameters of the adapter under each condition."""
         return {condition: count_trainable(config) for condition, config in self.configs.items()}
 
+    @property
+    def has_several_ranks(self) -> bool:
+        """Whether the file gives several ranks to choose from."""
+        return len(self.run.tune.rank or ()) > 1
+
     def rates(self, centers: list[float]) -> dict[Condition, RateSpan | RateValues]:
         """Return the learning rates to choose from under each condition.
 
@@ -106,9 +111,10 @@ def _parse_rates(rates: TuneRates) -> RateSpan | RateValues:
     return RateSpan(math.sqrt(rates.from_ * rates.to), math.log10(rates.to / rates.from_) / 2)
 
 
-def describe_settings(policy: str, roles: str | list[str], learning_rate: float) -> str:
-    """Format the settings of a candidate for a reader."""
-    return f"{policy} at {format_lr(learning_rate)} on {describe_roles(roles)}"
+def describe_settings(policy: str, roles: str | list[str], learning_rate: float, rank: Rank | None = None) -> str:
+    """Format the settings of a candidate for a reader, with the rank unless it is None."""
+    with_rank = "" if rank is None else f" with rank {rank}"
+    return f"{policy} at {format_lr(learning_rate)} on {describe_roles(roles)}{with_rank}"
 
 
 def describe_roles(roles: str | list[str]) -> str:

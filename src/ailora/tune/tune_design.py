@@ -7,9 +7,9 @@ from pathlib import Path
 
 from ailora.recipes.config.schema import RunConfig
 from ailora.recipes.training.run_prefix import RunPrefix
-from ailora.studies.trial import TrialResult, TrialSpec
+from ailora.studies.trial import Condition, TrialResult, TrialSpec
 from ailora.studies.trial_keys import TrialKeys, trial_identity
-from ailora.tune.candidates import Candidate, spread_candidates
+from ailora.tune.candidates import Candidate, RateSpan, RateValues, spread_candidates
 from ailora.tune.rung_plan import RungPlan, rung_steps
 from ailora.tune.search_space import SearchSpace
 from ailora.tune.tune_request import TuneRequest
@@ -39,7 +39,7 @@ class TuneDesign:
         self.request = request
         self.space = SearchSpace(request.base)
         self.keys = TrialKeys({c: trial_identity(config) for c, config in self.space.configs.items()})
-        self._rates = self.space.rates(request.centers)
+        self._rates = self._drop_equal_conditions(self.space.rates(request.centers))
         self.plan: RungPlan | None = None
         if request.budget_runs is not None:
             self.plan = RungPlan.within(
@@ -48,6 +48,18 @@ class TuneDesign:
                 max_candidates=len(spread_candidates(self._rates, _MAX_CANDIDATES)),
                 overhead_runs=request.overhead_runs,
             )
+
+    def _drop_equal_conditions(
+        self, rates: dict[Condition, RateSpan | RateValues]
+    ) -> dict[Condition, RateSpan | RateValues]:
+        """Keep the first of conditions whose runs are equal.
+
+        For later sets of roles, ranks are scaled, and different ranks may become the same small rank.
+        """
+        first: dict[str, Condition] = {}
+        for condition in rates:
+            first.setdefault(self.keys.key(TrialSpec(condition, learning_rate=1.0, seed=0)), condition)
+        return {condition: rates[condition] for condition in first.values()}
 
     @property
     def total_steps(self) -> int:

@@ -31,6 +31,7 @@ class CandidateRecord:
         values: Last step of a rung -> value of the goal at this step.
         dropped_at: Step after which the candidate was dropped; None for the winner.
         error: Error of the failed training; None without an error.
+        has_rank_label: Whether `label` names the rank.
     """
 
     number: int
@@ -42,11 +43,14 @@ class CandidateRecord:
     values: dict[int, float]
     dropped_at: int | None
     error: str | None
+    has_rank_label: bool = False
 
     @property
     def label(self) -> str:
-        """Policy, learning rate and roles, for a reader."""
-        return describe_settings(self.policy, self.roles, self.learning_rate)
+        """Policy, learning rate and roles, for a reader; also the rank if several ranks are searched."""
+        return describe_settings(
+            self.policy, self.roles, self.learning_rate, self.rank if self.has_rank_label else None
+        )
 
 
 @dataclass(frozen=True)
@@ -86,8 +90,9 @@ class TuneResult:
     def sentences(self) -> list[str]:
         """The winner, the certainty of the result, the importance of each choice, and the cost."""
         best = self.winner.values[self.total_steps]
+        rank = "" if self.winner.has_rank_label else f" (rank {self.winner.rank})"
         return [
-            f"Best: {self.winner.label} (rank {self.winner.rank}), validation {self.goal} {format_number(best)}.",
+            f"Best: {self.winner.label}{rank}, validation {self.goal} {format_number(best)}.",
             *self._describe_certainty(),
             *self._describe_importance(),
             f"{pluralize(len(self.candidates), 'candidate')} at {self.cost_runs:.2g}x the cost of one run; the "
@@ -126,7 +131,7 @@ class TuneResult:
         # On the last rung, the winner may be alone.
         reached = [step for step, _ in self.rungs if sum(step in c.values for c in self.candidates) > 1]
         if not reached:
-            yield "It was the only candidate. A larger budget compares several."
+            yield "It was the only candidate. A larger budget, with a different output, compares several."
             return
         step = reached[-1]
         runners_up = [c for c in self.candidates[1:] if step in c.values][:_MAX_RUNNERS_UP]
@@ -190,6 +195,7 @@ def _record(candidate: Candidate, design: TuneDesign, rungs: tuple[Rung, ...], w
         values={step: design.value(result) for step, result in results.items()},
         dropped_at=None if candidate == winner else max(trials),
         error=next((trial.error for trial in trials.values() if trial and trial.error), None),
+        has_rank_label=design.space.has_several_ranks,
     )
 
 

@@ -49,7 +49,7 @@ def open_search(config: RunConfig) -> tuple[TrialStorage, TuneDesign]:
     folder = Path(config.output) / TUNE_FOLDER
     url, name = config.tune.storage or sqlite_url(folder / "tune.db"), Path(config.output).name
     if (storage := TrialStorage.load_or_none(url, name)) is not None:
-        return storage, _continue(storage, base)
+        return storage, _continue(storage, config)
     request = _plan_request(config, base).model_copy(update={"output": str(folder), "storage": url, "name": name})
     design = TuneDesign(request)
     with writing(folder):
@@ -57,7 +57,7 @@ def open_search(config: RunConfig) -> tuple[TrialStorage, TuneDesign]:
     with writing(folder), filelock.FileLock(folder / "lock"):
         # The same command on a second machine may have created the search meanwhile.
         if (storage := TrialStorage.load_or_none(url, name)) is not None:
-            return storage, _continue(storage, base)
+            return storage, _continue(storage, config)
         return TrialStorage.create(url, name, request.model_dump(by_alias=True)), design
 
 
@@ -117,10 +117,15 @@ def run_search(
     return _finish(design, find_progress(storage.trials(), design))
 
 
-def _continue(storage: TrialStorage, base: dict[str, Any]) -> TuneDesign:
+def _continue(storage: TrialStorage, config: RunConfig) -> TuneDesign:
+    base = plain_config(config)
     try:
         request = parse_request(storage.config)
-        changes = describe_differences(without_secrets(base), request.base)
+        stored = request.base
+        if request.budget_runs is None and config.tune.budget_seconds is not None:
+            # A budget in time may change until it is converted into runs: no rung depends on it yet.
+            stored = stored | {"tune": stored["tune"] | {"budget": config.tune.budget}}
+        changes = describe_differences(without_secrets(base), stored)
         if changes:
             raise InputError(f"it holds a different search ({changes}): choose a different output")
         return TuneDesign(request.model_copy(update={"base": base}))
