@@ -257,6 +257,18 @@ def test_trials_of_other_versions_are_left_out_or_told_of() -> None:
     )
 
 
+def test_seeds_that_ran_are_told_from_those_planned() -> None:
+    def seeds_of(**seeds: Any) -> str:
+        design = make_design(**seeds)
+        trials = ran(design, lambda spec: outcome(0.8) if spec.seed < 3 else Status.WAITING)
+        (facts,) = blocks(chapter_of(design, trials), "Summary", KeyValues)
+        return dict(facts.pairs)["seeds"]
+
+    assert seeds_of(seeds={"from": 3, "until": "decided", "to": 20}) == "3 so far, up to 20"
+    assert seeds_of(seeds={"from": 2, "until": "decided", "to": 3}) == "3"
+    assert seeds_of(seeds=[0, 1, 2, 3]) == "4"
+
+
 def test_what_is_lost_is_listed_with_its_whole_error() -> None:
     design = make_design()
     error = "ValueError: " + "x" * 900

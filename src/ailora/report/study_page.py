@@ -31,6 +31,7 @@ from ailora.report.trial_selection import TrialSelection, select_trials
 from ailora.report.versions import version_table
 from ailora.studies.choice_importance import IMPORTANCE_TITLE
 from ailora.studies.comparison import Comparison, compare
+from ailora.studies.study_config import SequentialSeeds
 from ailora.studies.study_design import StudyDesign
 from ailora.studies.summary import StudySummary, SummaryTable, summarize
 from ailora.studies.trial import Status, Trial, TrialSpec
@@ -47,7 +48,8 @@ _HIDDEN_COLUMNS = (
     "folder",
 )
 _EXCLUDED_NOTE = (
-    "On its task and setting, a method's learning rate with a failed or pruned trial cannot become the best rate."
+    "On its task and setting, a method's learning rate cannot become the best rate if a trial failed or was pruned "
+    "whose seed is one of those that choose the rates. Trials with later or extra seeds do not exclude a rate."
 )
 _MAX_ERROR_CHARS = 2000
 _MAX_CELL_CHARS = 160
@@ -118,7 +120,7 @@ def _summary(summary: StudySummary, design: StudyDesign, selection: TrialSelecti
         "methods": str(len(design.methods)),
         "tasks": str(len({condition.task for condition in design.conditions})),
         "decided by": ", ".join(sorted({design.metric(condition) for condition in design.conditions})),
-        "seeds": str(len(design.seeds)),
+        "seeds": _describe_seeds(design, selection.trials),
         "trials done": f"{done:,} of {len(specs):,}",
     }
     details = (*summary.outcomes, *summary.effect_sizes)
@@ -133,6 +135,15 @@ def _summary(summary: StudySummary, design: StudyDesign, selection: TrialSelecti
         Paragraphs(details, listed=True, collapsed=heading),
         Paragraphs((summary.rule, summary.progress)),
     ]
+
+
+def _describe_seeds(design: StudyDesign, trials: Sequence[Trial]) -> str:
+    """Return the number of seeds; while it may grow until every comparison is decided, also the number that ran."""
+    planned = len(design.seeds)
+    done = len({trial.spec.seed for trial in trials if trial.status is Status.COMPLETE})
+    if not isinstance(design.config.seeds, SequentialSeeds) or done >= planned:
+        return str(planned)
+    return f"{done} so far, up to {planned}"
 
 
 def _score_charts(comparison: Comparison) -> Charts:

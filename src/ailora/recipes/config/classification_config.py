@@ -36,8 +36,8 @@ class ClassificationConfig(RunConfig, frozen=True):
     """Configuration of the classification recipe; `training` holds fields of `transformers.TrainingArguments`.
 
     Attributes:
-        metric: Name or names of metrics. The first metric selects the best checkpoint. `pearson` and `spearman` make
-            the task a regression.
+        metric: Name or names of metrics. The first metric selects the best learning rate of a study. `pearson` and
+            `spearman` make the task a regression.
     """
 
     task_type: ClassVar[TaskType] = TaskType.SEQ_CLS

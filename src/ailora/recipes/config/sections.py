@@ -160,7 +160,11 @@ class RunConfig(Section, frozen=True):
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """Names of the metrics computed during training; the first metric selects the best checkpoint."""
+        """Names of the metrics computed during training.
+
+        With `load_best_model_at_end`, `training.metric_for_best_model` selects the best checkpoint; its default is the
+        loss.
+        """
         return ()
 
     @property
