@@ -82,6 +82,16 @@ def test_an_energy_gives_the_least_rank_that_keeps_it(adapter: Path, tmp_path: P
     assert export(adapter, tmp_path / "all", energy=1).error < 1e-6
 
 
+def test_an_export_of_an_export_records_the_error_of_both(adapter: Path, tmp_path: Path) -> None:
+    recorded = []
+    for source, out, rank in ((adapter, "two", 2), (tmp_path / "two", "one", 1), (tmp_path / "one", "padded", None)):
+        export(source, tmp_path / out, rank=rank)
+        recorded.append(json.loads((tmp_path / out / "ailora.json").read_text())["exported"]["error"])
+    direct = export(adapter, tmp_path / "direct", rank=1).error
+    assert recorded[0] < recorded[1] == recorded[2]
+    assert recorded[1] == pytest.approx(direct, rel=1e-5)
+
+
 @pytest.mark.parametrize(("dtype", "eps"), [("bf16", 2**-8), ("fp16", 2**-11)])
 def test_half_precision_costs_a_fraction_of_the_update(dtype: str, eps: float, adapter: Path, tmp_path: Path) -> None:
     report = export(adapter, tmp_path / "out", dtype=dtype)

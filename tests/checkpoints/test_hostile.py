@@ -231,6 +231,18 @@ def test_a_link_in_a_model_does_not_bring_a_file_of_the_machine_into_what_is_mer
     assert "hunter2" not in "".join(p.read_text(errors="replace") for p in tmp_path.glob("out/**/*") if p.is_file())
 
 
+@pytest.mark.parametrize("subfolder", ["chat_templates", "1_Pooling"])
+def test_a_linked_subfolder_of_a_model_is_not_copied(subfolder: str, base: Path, adapter: Path, tmp_path: Path) -> None:
+    model = Path(shutil.copytree(base, tmp_path / "model"))
+    (tmp_path / "private").mkdir()
+    (tmp_path / "private" / "secret").write_text("hunter2")
+    (model / "modules.json").write_text('[{"path": "1_Pooling"}]')
+    (model / subfolder).symlink_to(tmp_path / "private")
+    with pytest.raises(ailora.InputError, match=rf"{subfolder}/secret is a link to .*secret, outside its folder"):
+        merge(str(model), adapter, tmp_path / "out")
+    assert not list((tmp_path / "out").rglob("secret"))
+
+
 def test_files_of_the_hubs_cache_are_copied(base: Path, adapter: Path, tmp_path: Path) -> None:
     """Its snapshots hold links to blobs beside them."""
     (tmp_path / "blobs").mkdir()

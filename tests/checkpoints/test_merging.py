@@ -307,6 +307,50 @@ def test_a_head_with_two_layers_keeps_its_labels(tmp_path: Path) -> None:
         close(merged(**inputs).logits, adapted.eval()(**inputs).logits)
 
 
+def test_the_modules_of_sentence_transformers_travel(base: Path, adapter: Path, tmp_path: Path) -> None:
+    source = Path(shutil.copytree(base, tmp_path / "base"))
+    paths = ["", "1_Pooling", "2_Dense", "3_Normalize", "../outside", "0_Transformer", 7]
+    (source / "modules.json").write_text(json.dumps([{"idx": i, "path": path} for i, path in enumerate(paths)]))
+    kept = ("1_Pooling/config.json", "2_Dense/config.json", "2_Dense/model.safetensors")
+    left = (
+        "0_Transformer/model.safetensors",
+        "../outside/config.json",
+        "4_Other/config.json",
+        "1_Pooling/deep/file",
+        "2_Dense/x.py",
+    )
+    for name in (*kept, *left, "0_Transformer/config.json"):
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        (source / name).write_text('{"model_type": "llama"}' if name == "0_Transformer/config.json" else "{}")
+    merge(str(source), adapter, tmp_path / "x" / "out")
+    for name in (*kept, "modules.json"):
+        assert (tmp_path / "x" / "out" / name).read_bytes() == (source / name).read_bytes(), name
+    for name in left:
+        assert not (tmp_path / "x" / "out" / name).exists(), name
+
+
+def test_a_merged_embedder_pools_as_its_base(tmp_path: Path) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    init("builtin:minilm", tmp_path / "start", "lora", rank=2)
+    merge("builtin:minilm", tmp_path / "start", tmp_path / "out")
+    assert len(SentenceTransformer(str(tmp_path / "out"), device="cpu")) == 3
+
+
+def test_a_refusal_below_a_path_that_is_not_utf8_keeps_its_reason(base: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "d\udcff"
+    folder.mkdir()
+    trained(base, folder / "adapter")
+    other = Path(shutil.copytree(base, tmp_path / "other"))
+    for file in other.glob("*.safetensors"):
+        save_file({name: tensor + 1 for name, tensor in load_file(file).items()}, file, metadata={"format": "pt"})
+    with pytest.raises(ailora.ModelError, match="the weight differs") as refused:
+        merge(str(other), folder / "adapter", tmp_path / "out")
+    reason = str(refused.value).encode(errors="backslashreplace").decode()
+    assert (tmp_path / "out" / ".ailora" / "failed.txt").read_text() == f"{reason}\n"
+    merge(str(base), folder / "adapter", tmp_path / "out")
+
+
 def test_files_of_tokenizers_travel_and_others_do_not(base: Path, adapter: Path, tmp_path: Path) -> None:
     shutil.copytree(base, tmp_path / "base")
     kept = ("source.spm", "bpe.codes", "tokenizer.model.v3", "vocab.txt", "chat_templates/tool.jinja", "LICENSE")

@@ -62,6 +62,12 @@ def test_an_error_before_the_first_checkpoint_leaves_the_folder_to_the_next_atte
     assert not {"failed.txt", "ailora.json", "adapter"} & {path.name for path in (tmp_path / "run").iterdir()}
 
 
+def test_an_error_with_a_path_that_is_not_utf8_is_recorded(config: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="no room"), RunFolder(tmp_path / "run").claimed(load_config(config)):
+        raise RuntimeError("no room in d\udcff")
+    assert (tmp_path / "run" / "failed.txt").read_text().endswith("RuntimeError: no room in d\\udcff\n")
+
+
 def test_an_error_after_a_checkpoint_keeps_the_folder(config: dict[str, Any], tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         fail_at_step(patch, 7)

@@ -52,6 +52,7 @@ class ExportReport:
         dtype: Dtype of the factors.
         errors: Module -> Frobenius norm of the error, and Frobenius norm of the update.
         error: Frobenius norm of the error over all modules, relative to the norm of the update; 0 for an exact export.
+            For the export of an export, the update is that of the first export; `ailora.json` records the total error.
         saved_modules: Names of exported tensors from fully fine-tuned modules. Most servers refuse such tensors.
         completeness_checked: Whether the adapter was checked for missing and additional modules. False for a stock
             adapter if its base model is not available.
@@ -181,6 +182,15 @@ class _Conversion:
         error_norm, update_norm = (math.sqrt(sum(pair[i] ** 2 for pair in self.errors.values())) for i in (0, 1))
         return error_norm / update_norm if update_norm > 0 else 0.0
 
+    def _error_of_trained(self) -> float:
+        """Return the error relative to the norm of the trained update, with the error of an earlier export."""
+        earlier = self.checkpoint.metadata and self.checkpoint.metadata.exported
+        if not earlier:
+            return self.error
+        # The best approximation of smaller rank is orthogonal to its error. The errors of two exports are orthogonal
+        # too, up to rounding.
+        return math.sqrt(earlier.error**2 + max(0.0, 1 - earlier.error**2) * self.error**2)
+
     def measure(self) -> None:
         """Compute the errors of a finished export without writing files."""
         for _ in self._factors():
@@ -190,7 +200,7 @@ class _Conversion:
         """Write the files of the export."""
         write_tensors(folder / WEIGHTS_NAME, list(self._specs()), self._tensors())
         if self.checkpoint.metadata:
-            exported = Exported(rank=self.rank, dtype=self.dtype_name, error=self.error)
+            exported = Exported(rank=self.rank, dtype=self.dtype_name, error=self._error_of_trained())
             self.checkpoint.metadata.model_copy(update={"exported": exported}).write(folder)
         # Write the configuration last: loaders look for this file first, so they never load a half-written adapter.
         config = json_bytes(self._config())
