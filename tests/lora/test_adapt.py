@@ -111,6 +111,17 @@ def test_names_that_cannot_be_used(model: str, name: str, message: str) -> None:
         ailora.adapt(target.get_base_model() if model == "inner" else target, adapter_name=name)
 
 
+@pytest.mark.parametrize("adapted", [False, True])
+@pytest.mark.parametrize("name", ["1", "query", "self", "encoder", "bert", "model", "base_layer", "lora_A", "weight"])
+def test_a_name_within_the_names_of_tensors_is_refused(name: str, adapted: bool) -> None:
+    """PEFT would leave these tensors out of the file of every other adapter, silently."""
+    model = ailora.adapt(FAMILY.model()) if adapted else FAMILY.model()
+    before = snapshot(model)
+    with pytest.raises(ailora.InputError, match=f"'{name}' cannot be used: names of the model's tensors contain"):
+        ailora.adapt(model, adapter_name=name)
+    assert_unchanged(model, before)
+
+
 def test_a_plan_for_another_model_is_refused() -> None:
     plan = ailora.make_plan(FAMILY.model(), rank=4)
     other = FAMILIES["roberta"].model()

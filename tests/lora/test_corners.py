@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import transformers as tf
-from peft import LoraConfig, PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
 import ailora
@@ -19,7 +20,7 @@ from ailora.lora.initial_factors import InitialFactors, compute_initial_factors
 from ailora.lora.residual import compute_residuals
 from ailora.model_loading import load_on_meta
 from ailora.weights.base_weight import BaseWeight, resolve_weights
-from tests.families import FAMILIES
+from tests.families import FAMILIES, train
 from tests.tiny_models import tiny_model
 
 FAMILY = FAMILIES["bert"]
@@ -32,6 +33,80 @@ def test_the_residual_form_lives_alone(first: str, second: str) -> None:
     with pytest.raises(ailora.ModelError, match="excludes any second adapter"):
         ailora.adapt(model, adapter_name="second", form=second)
     assert torch.equal(FAMILY.output(model), output)
+
+
+def test_nothing_of_pefts_separates_residual_weights_from_their_adapter(tmp_path: Path) -> None:
+    """An adapter for the original weights would compute other outputs; without the adapter, these weights are lost."""
+    base = FAMILY.model()
+    original = {name: weight.clone() for name, weight in base.state_dict().items()}
+    model = ailora.adapt(base, rank=4, form="residual")
+    train(model, FAMILY, steps=2)
+    folder = ailora.save_adapter(model, tmp_path)
+    output = FAMILY.output(model.eval())
+    with pytest.raises(ailora.AnchorMismatchError, match=r"a newly loaded base model with ailora\.resume"):
+        model.load_adapter(str(folder), "default")
+    for refused in (
+        lambda: model.load_adapter(str(folder), "new"),
+        lambda: model.add_adapter("new", LoraConfig(r=2, target_modules=["query"])),
+        lambda: model.delete_adapter("default"),
+        model.unload,
+    ):
+        with pytest.raises(ailora.ModelError, match=r"'default' in the residual form .* ailora\.restore_base"):
+            refused()
+    assert [*model.peft_config] == ["default"]
+    assert torch.equal(FAMILY.output(model), output)
+    restored = ailora.restore_base(model)
+    for name, weight in original.items():
+        assert torch.allclose(restored.state_dict()[name], weight, atol=1e-6), name
+
+
+def test_one_of_two_residual_adapters_can_be_deleted() -> None:
+    model = ailora.adapt(FAMILY.model(), rank=4, form="residual", task_type="FEATURE_EXTRACTION")
+    model.add_adapter("ref", model.peft_config["default"])
+    model.delete_adapter("ref")
+    with pytest.raises(ailora.ModelError, match="cannot be deleted"):
+        model.delete_adapter("default")
+
+
+def test_a_base_that_merging_has_changed_gets_no_second_adapter() -> None:
+    """`W + d - d` differs from `W`: the adapter would be refused by `resume` and `merge`, after its training."""
+    model = ailora.adapt(FAMILY.model(), rank=4)
+    train(model, FAMILY, steps=3)
+    assert ailora.get_plan(ailora.adapt(model, "reversed", rank=2, adapter_name="before"), "before").adapters
+    model.set_adapter("default")
+    model.merge_adapter()
+    model.unmerge_adapter()
+    with pytest.raises(ailora.ModelError, match=r"query: .* changed since the adapter 'default' was added"):
+        ailora.adapt(model, "reversed", rank=4, adapter_name="after")
+    assert [*model.peft_config] == ["default", "before"]
+
+
+def test_an_adapter_beside_trained_tokens_is_refused() -> None:
+    """PEFT cannot save it."""
+    llama = FAMILIES["llama"].model()
+    model = get_peft_model(llama, LoraConfig(r=2, target_modules=["q_proj"], trainable_token_indices=[1, 2]))
+    with pytest.raises(ailora.ModelError, match="trainable_token_indices"):
+        ailora.adapt(model, rank=2, adapter_name="second")
+    assert [*model.peft_config] == ["default"]
+
+
+def test_without_its_only_adapter_a_model_is_to_be_unloaded() -> None:
+    model = ailora.adapt(FAMILIES["llama"].model(), rank=2)
+    model.delete_adapter("default")
+    for refused in (ailora.adapt, ailora.get_plan, ailora.restore_base):
+        with pytest.raises(ailora.ModelError, match=r"all adapters .* were deleted: .* unload\(\)"):
+            refused(model)
+    assert ailora.adapt(model.unload(), rank=2).active_adapter == "default"
+
+
+@pytest.mark.parametrize(("wrap", "attribute"), [(torch.compile, "_orig_mod"), (nn.DataParallel, "module")])
+def test_a_wrapped_model_is_refused_with_the_way_to_its_model(wrap: Any, attribute: str, tmp_path: Path) -> None:
+    model = wrap(ailora.adapt(FAMILIES["llama"].model(), rank=2))
+    with pytest.raises(ailora.ModelError, match=rf"pass the PeftModel itself, model\.{attribute}$"):
+        ailora.get_plan(model)
+    with pytest.raises(ailora.ModelError, match=rf"pass the PeftModel itself, model\.{attribute}$"):
+        ailora.save_adapter(model, tmp_path)
+    ailora.save_adapter(getattr(model, attribute), tmp_path)
 
 
 def test_a_dora_of_zero_rows_is_refused_and_a_lora_of_them_is_not() -> None:

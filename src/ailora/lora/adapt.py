@@ -129,8 +129,8 @@ def apply_plan(
 
     Raises:
         ModelError: The name is taken, a planned module is missing or has an unexpected shape, a weight cannot be
-            decomposed, the model is adapted, quantized or distributed in a way that excludes the plan, or PEFT cannot
-            adapt the model as planned.
+            decomposed or has changed since an earlier adapter was added, the model is adapted, quantized or distributed
+            in a way that excludes the plan, or PEFT cannot adapt the model as planned.
         InputError: The adapter name cannot be used, or the checkpoint `weights_from` cannot be read.
 
     Examples:
@@ -169,7 +169,8 @@ def get_plan(model: nn.Module, adapter_name: str = "default") -> Plan:
         The plan.
 
     Raises:
-        ModelError: ailora has added no adapter of this name to the model, or the adapter was removed.
+        ModelError: ailora has added no adapter of this name to the model, the adapter was removed, or the model is the
+            wrapper of a `PeftModel`, such as a compiled model.
 
     Examples:
         >>> from transformers import BertConfig, BertModel

@@ -1,4 +1,4 @@
-"""Subclass of PEFT's `LoraModel` for reference adapters, which start from the anchors of a trained adapter."""
+"""Subclass of PEFT's `LoraModel` for reference adapters, and for a base model with residual weights."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ import copy
 from peft.tuners.lora import LoraLayer, LoraModel
 from torch import Tensor, nn
 
+from ailora.errors import ModelError
 from ailora.lora.packed_factor import PackedFactor
+from ailora.lora.residual import holds_residual
 from ailora.plan.adapter_metadata import AdapterMetadata
+from ailora.plan.adapter_plan import Form
 
 
 class AnchoredLoraModel(LoraModel):
@@ -17,6 +20,9 @@ class AnchoredLoraModel(LoraModel):
     TRL's trainers with a reference model (DPO, KTO, RLOO, GRPO) add an adapter `ref` with the configuration object of
     `default`, then copy every parameter of `default` by name. PEFT's own factors for `ref` would have no `delta`.
     Adapters with a separate configuration object, for example from `load_adapter`, keep PEFT's factors.
+
+    While the base model has residual weights, these adapters would run on weights for which they were not made, and
+    without an adapter in the residual form, the original weights would be lost: all of this is refused.
     """
 
     ailora_metadata: dict[str, AdapterMetadata]
@@ -29,6 +35,8 @@ class AnchoredLoraModel(LoraModel):
         low_cpu_mem_usage: bool = False,
         state_dict: dict[str, Tensor] | None = None,
     ) -> None:
+        if self._find_source(adapter_name) is None:
+            self._validate_no_residual("another adapter cannot be added")
         super().inject_adapter(model, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage, state_dict)
         # The new adapter may have the name of a deleted one, whose metadata do not describe it.
         self.ailora_metadata = {name: data for name, data in self.ailora_metadata.items() if name != adapter_name}
@@ -41,6 +49,32 @@ class AnchoredLoraModel(LoraModel):
                 for factors in (layer.lora_A, layer.lora_B):
                     _restart_from(factors, source, adapter_name)
         self.ailora_metadata = {**self.ailora_metadata, adapter_name: self.ailora_metadata[source]}
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        if self._find_residual_adapters() == [adapter_name]:
+            self._validate_no_residual("the adapter cannot be deleted")
+        super().delete_adapter(adapter_name)
+
+    def unload(self) -> nn.Module:
+        self._validate_no_residual("the adapter cannot be unloaded")
+        return super().unload()
+
+    def _validate_no_residual(self, problem: str) -> None:
+        """Refuse a base model with residual weights.
+
+        Raises:
+            ModelError: An adapter in the residual form has changed the weights.
+        """
+        names = self._find_residual_adapters()
+        if names and any(map(holds_residual, self.model.modules())):
+            raise ModelError(
+                f"{problem}: the adapter {names[0]!r} in the residual form has changed the base weights. Call "
+                "ailora.restore_base for the original base model, or load the base model again"
+            )
+
+    def _find_residual_adapters(self) -> list[str]:
+        residual = (name for name, data in self.ailora_metadata.items() if data.parsed_plan.form is Form.RESIDUAL)
+        return [name for name in residual if name in self.peft_config]
 
     def _find_source(self, adapter_name: str) -> str | None:
         """Return the ailora adapter that shares the configuration object of a new adapter. None if there is none."""

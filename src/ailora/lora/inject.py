@@ -12,6 +12,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer, LoraModel
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import TrainableTokensWrapper
 from torch import nn
 
 from ailora.errors import InputError, ModelError
@@ -25,14 +26,18 @@ from ailora.lora.set_factors import set_factors
 from ailora.plan.adapter_metadata import AdapterMetadata
 from ailora.plan.adapter_plan import Form, Plan
 from ailora.roles import weight_shape
-from ailora.weights.base_weight import BaseWeight, resolve_weights
+from ailora.weights.base_weight import BaseWeight, matches_fingerprint, resolve_weights
 from ailora.weights.quantized import find_quantized_format
 
 #: Maximum length of a folder name in common file systems.
 _MAX_NAME_BYTES = 255
-#: PEFT removes the adapter name from the tensor names of heads. With one of these adapter names, PEFT would also remove
-#: the name of the parameter.
-_RESERVED_NAMES = ("weight", "bias")
+#: Components of tensor names that PEFT adds to those of the base model, and the names of most parameters.
+_PEFT_COMPONENTS = frozenset(
+    {
+        *("base_model", "model", "base_layer", "modules_to_save", "original_module", "token_adapter"),
+        *("lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector", "weight", "bias"),
+    }
+)
 _LOG = logging.getLogger("ailora")
 
 
@@ -55,6 +60,7 @@ def resolve_planned_weights(model: nn.Module, plan: Plan, *, adapter_name: str) 
     _validate_modules_to_save(base, plan)
     if plan.form is Form.RESIDUAL:
         validate_residual_form(base, plan, weights)
+    _validate_unchanged_base(model, weights)
     return weights
 
 
@@ -109,8 +115,10 @@ def get_metadata(model: nn.Module, adapter_name: str = "default") -> AdapterMeta
     """Return the metadata of an adapter that ailora added to the model in this process.
 
     Raises:
-        ModelError: ailora has added no adapter of this name to the model, or the adapter was removed.
+        ModelError: ailora has added no adapter of this name to the model, the adapter was removed, or the model is the
+            wrapper of a `PeftModel`, such as a compiled model.
     """
+    _validate_unwrapped(model)
     metadata_by_name = _get_all_metadata(model)
     if adapter_name not in metadata_by_name:
         names = ", ".join(metadata_by_name) or "none"
@@ -122,14 +130,32 @@ def get_metadata(model: nn.Module, adapter_name: str = "default") -> AdapterMeta
     return metadata_by_name[adapter_name]
 
 
+def _validate_unwrapped(model: nn.Module) -> None:
+    """Refuse the wrappers of torch.compile, DataParallel, DDP and FSDP."""
+    for attribute in () if isinstance(model, PeftModel) else ("_orig_mod", "module"):
+        if isinstance(getattr(model, attribute, None), PeftModel):
+            raise ModelError(
+                f"expected a PeftModel, got its {type(model).__name__}: pass the PeftModel itself, model.{attribute}"
+            )
+
+
 def has_ailora_adapter(model: nn.Module, adapter_name: str = "default") -> bool:
     """Return whether ailora has added an adapter of this name to the model in this process."""
     return adapter_name in _get_all_metadata(model)
 
 
 def get_base_model(model: nn.Module) -> nn.Module:
-    """Return the base model of a `PeftModel`. Any other model is returned unchanged."""
-    return model.get_base_model() if isinstance(model, PeftModel) else model
+    """Return the base model of a `PeftModel`. Any other model is returned unchanged.
+
+    Raises:
+        ModelError: All adapters of the `PeftModel` were deleted.
+    """
+    if not isinstance(model, PeftModel):
+        return model
+    # PEFT would look up the configuration of the deleted active adapter.
+    if not model.peft_config:
+        raise ModelError("all adapters of the PeftModel were deleted: pass the base model, which its unload() returns")
+    return model.get_base_model()
 
 
 def validate_adapter_name(model: nn.Module, adapter_name: str) -> None:
@@ -141,8 +167,8 @@ def validate_adapter_name(model: nn.Module, adapter_name: str) -> None:
     """
     if not isinstance(adapter_name, str) or not _is_usable_name(adapter_name):
         raise InputError(
-            f"adapter_name {adapter_name!r} cannot be used: expected a folder name without dots that is not 'weight', "
-            "'bias', a part of 'lora_' or an attribute of torch modules"
+            f"adapter_name {adapter_name!r} cannot be used: expected a folder name without dots that is not a part of "
+            "'lora_' or an attribute of torch modules"
         )
     if isinstance(model, PeftModel):
         if adapter_name in model.peft_config:
@@ -151,24 +177,39 @@ def validate_adapter_name(model: nn.Module, adapter_name: str) -> None:
         raise ModelError(
             "the model already has adapters: pass the PeftModel itself and a new adapter_name, or unload() first"
         )
+    # PEFT leaves every tensor whose name contains the name of another adapter out of an adapter's file.
+    if adapter_name in _get_name_components(get_base_model(model)):
+        raise InputError(
+            f"adapter_name {adapter_name!r} cannot be used: names of the model's tensors contain {adapter_name!r}, and "
+            "PEFT would leave these tensors out of the files of other adapters. Choose a different name"
+        )
+
+
+def _get_name_components(base: nn.Module) -> frozenset[str]:
+    """Return the components, between dots, of all tensor names of a base model with adapters."""
+    names = (name for named in (base.named_modules, base.named_parameters) for name, _ in named(remove_duplicate=False))
+    return _PEFT_COMPONENTS.union(*(name.split(".") for name in names))
 
 
 def _is_usable_name(name: str) -> bool:
     """Return whether a name can be a key of torch's `ModuleDict`, a part of tensor names, and a folder name."""
-    reserved = (
-        any(hasattr(container(), name) for container in (nn.ModuleDict, nn.ParameterDict)) or name in _RESERVED_NAMES
-    )
+    reserved = any(hasattr(container(), name) for container in (nn.ModuleDict, nn.ParameterDict))
     fits_folder = name.isprintable() and len(name.encode(errors="replace")) <= _MAX_NAME_BYTES
     return not reserved and name not in "lora_" and not set(name) & set("./\\") and fits_folder
 
 
 def _validate_existing_adapters(model: nn.Module, plan: Plan) -> None:
-    """Refuse merged adapters, adapters other than LoRA, and a second adapter beside one in the residual form."""
+    """Refuse merged adapters, adapters other than LoRA, trained tokens, and a second adapter beside a residual form."""
     if not isinstance(model, PeftModel):
         return
     if not isinstance(model.base_model, LoraModel) or not model.peft_config:
         raise ModelError("the PeftModel has adapters other than LoRA: pass its base model instead")
     validate_unmerged(model)
+    if any(isinstance(module, TrainableTokensWrapper) for module in model.modules()):
+        raise ModelError(
+            "the PeftModel has an adapter with trainable_token_indices, beside which PEFT cannot save another one: "
+            "pass a newly loaded base model"
+        )
     residual_adapters = [
         name for name, metadata in _get_all_metadata(model).items() if metadata.parsed_plan.form is Form.RESIDUAL
     ]
@@ -178,6 +219,28 @@ def _validate_existing_adapters(model: nn.Module, plan: Plan) -> None:
             + (f" (the model has {residual_adapters[0]!r})" if residual_adapters else "")
             + ": use form='anchored'"
         )
+
+
+def _validate_unchanged_base(model: nn.Module, weights: Mapping[str, BaseWeight]) -> None:
+    """Refuse base weights that differ from those of an existing adapter made by ailora.
+
+    Merging and unmerging an adapter changes base weights by rounding. A second adapter would then belong to a base
+    model that exists only in this process.
+    """
+    for adapter_name, metadata in _get_all_metadata(model).items():
+        planned = metadata.parsed_plan.modules
+        for module in [module for module in weights if module in planned and module in metadata.fingerprints]:
+            weight = weights[module]
+            if weight.quantized_format is not None:
+                continue
+            weight.validate_loaded()
+            dtype = planned[module][0].projection.dtype
+            if matches_fingerprint(weight.stored(), metadata.fingerprints[module], dtype) is False:
+                raise ModelError(
+                    f"{module}: the base weight has changed since the adapter {adapter_name!r} was added, as merging "
+                    "and unmerging it does by rounding. An adapter for this weight would fit no saved model: load the "
+                    "base model again"
+                )
 
 
 def validate_unmerged(model: nn.Module) -> None:

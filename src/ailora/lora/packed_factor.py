@@ -97,7 +97,8 @@ class PackedFactor(nn.Module):
         if tuple(weight.shape) != self.shape:
             raise AnchorMismatchError(
                 f"{name}: expected a factor of shape {self.shape}, got {tuple(weight.shape)}. The rank or the form of "
-                "the file differs from this adapter: load the file under a new adapter name"
+                "the file differs from this adapter: load the file under a new adapter name, or, if this adapter has "
+                "the residual form, into a newly loaded base model with ailora.resume"
             )
 
 
