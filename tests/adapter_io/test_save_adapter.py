@@ -138,3 +138,13 @@ def test_a_restored_base_keeps_its_tied_weights(name: str) -> None:
     restored = ailora.restore_base(adapted)
     assert torch.equal(LLAMA.output(restored), expected)
     assert restored.get_submodule("lm_head").weight is restored.get_submodule("model.embed_tokens").weight
+
+
+def test_labels_named_after_adapt_are_saved(tmp_path: Path) -> None:
+    model = ailora.adapt(BERT.model(), rank=2)
+    config = model.get_base_model().config
+    config.id2label = {index: f"class {index}" for index in range(config.num_labels)}
+    config.pad_token_id = 3
+    metadata = AdapterMetadata.read(ailora.save_adapter(model, tmp_path) / "ailora.json")
+    assert metadata.labels == tuple(config.id2label.values())
+    assert metadata.pad_token_id == 3

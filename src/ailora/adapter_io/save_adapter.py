@@ -64,7 +64,9 @@ def save_adapter(model: PeftModel, folder: Path | str, *, adapter_name: str = "d
         >>> sorted(file.name for file in folder.iterdir() if file.suffix != ".md")
         ['adapter_config.json', 'adapter_model.safetensors', 'ailora.json']
     """
-    plan, metadata = get_plan(model, adapter_name), get_metadata(model, adapter_name)
+    plan, base = get_plan(model, adapter_name), model.get_base_model()
+    # Users may have named the classes after `adapt`.
+    metadata = get_metadata(model, adapter_name).with_model_config(getattr(base, "config", None))
     folder = expand_home(folder)
     subfolder = "" if adapter_name == "default" else adapter_name
     sharded = any_dtensor(model.parameters())
@@ -77,7 +79,7 @@ def save_adapter(model: PeftModel, folder: Path | str, *, adapter_name: str = "d
                     shutil.copyfile(card, partial / card.name)  # PEFT updates the user's model card
                 model.save_pretrained(str(partial), selected_adapters=[adapter_name], state_dict=gathered)
                 if anchored is not None:
-                    _replace_by_anchored(partial / subfolder, anchored, build_lora_config(plan, model.get_base_model()))
+                    _replace_by_anchored(partial / subfolder, anchored, build_lora_config(plan, base))
                 metadata.write(partial / subfolder)
                 # Write the digests last, because they cover all files written above.
                 write_digests(partial / subfolder)

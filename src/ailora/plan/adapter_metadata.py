@@ -92,18 +92,28 @@ class AdapterMetadata(pydantic.BaseModel):
         Returns:
             Metadata with the versions of the installed libraries.
         """
-        pad_token_id = getattr(model_config, "pad_token_id", None)
-        return cls(
+        metadata = cls(
             # The round trip through JSON turns tuples into lists, so new metadata equal metadata read from a file.
             plan=json.loads(json.dumps(plan.to_dict())),
             fingerprints=fingerprints,
             floored=floored or {},
             base_model=base_model,
-            labels=read_labels(model_config, plan.options.task_type),
-            pad_token_id=pad_token_id if isinstance(pad_token_id, int) else None,
             weights_from=weights_from,
             versions=library_versions(),
         )
+        return metadata.with_model_config(model_config)
+
+    def with_model_config(self, model_config: object) -> AdapterMetadata:
+        """Copy with the labels and the padding token of a model's configuration in transformers.
+
+        What the configuration lacks is kept: the configuration of a base model has numbered classes.
+        """
+        pad_token_id = getattr(model_config, "pad_token_id", None)
+        read = {
+            "labels": read_labels(model_config, self.parsed_plan.options.task_type),
+            "pad_token_id": pad_token_id if isinstance(pad_token_id, int) else None,
+        }
+        return self.model_copy(update={key: value for key, value in read.items() if value is not None})
 
     @cached_property
     def parsed_plan(self) -> Plan:
